@@ -1,0 +1,167 @@
+//! What programs the packet path, behind one trait. Imports the model and the plan, nothing else of
+//! ours; aya's types stay inside `ebpf`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{BackendKey, ServiceKey},
+    plan::Change,
+};
+
+pub mod memory;
+
+/// A packet path that can be brought to any desired state by changes.
+///
+/// Every method is synchronous and quick (map system calls, no waiting on others), and is called from
+/// one place at a time.
+pub trait Datapath: Send {
+    /// Makes the changes true, in order. Each is idempotent. A change that fails does not keep the
+    /// later ones from being tried; what failed is reported, and the caller tries again later.
+    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError>;
+
+    /// Reads the traffic counters. Totals never go down while the datapath lives; a service's include
+    /// those of backends that are gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a map.
+    fn counters(&mut self) -> Result<Counters, DatapathError>;
+
+    /// Which data path runs on each interface, and why.
+    fn modes(&self) -> Vec<InterfaceMode>;
+
+    /// Periodic upkeep, about once a second: the flows' clock, removal of flows that are over.
+    ///
+    /// # Errors
+    /// When the kernel refuses to write or walk a map.
+    fn maintain(&mut self) -> Result<(), DatapathError>;
+
+    /// Takes everything out of the kernel: programs, links, maps, pins.
+    ///
+    /// # Errors
+    /// When something could not be removed; the rest is removed all the same.
+    fn detach(&mut self) -> Result<(), DatapathError>;
+}
+
+/// An operation on the kernel failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}")]
+pub struct DatapathError {
+    /// What was tried, on what, e.g. `attach mesh_uplink to tc ingress of eth0`.
+    pub operation: String,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A change could not be made true.
+#[derive(Debug, thiserror::Error)]
+#[error("could not apply {change:?}")]
+pub struct ChangeError {
+    /// The change.
+    pub change: Change,
+    /// Why.
+    #[source]
+    pub source: DatapathError,
+}
+
+/// Counters of all traffic since the datapath was first loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Per backend that is in the desired state now.
+    pub backends: BTreeMap<BackendKey, Traffic>,
+    /// Per service that is in the desired state now, backends that are gone included.
+    pub services: BTreeMap<ServiceKey, Traffic>,
+    /// Packets dropped, by hook and reason; every pair is listed, zero included.
+    pub drops: Vec<DropCount>,
+    /// Entries and capacity of each map.
+    pub maps: Vec<MapUsage>,
+    /// Flows that the LRU evicted or that found no room; `None` where it cannot be told.
+    pub flow_evictions: u64,
+}
+
+/// Traffic seen at this node as the entry node, L3 bytes (IP header included, no encapsulation).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Flows sent to the backend since the start.
+    pub connections_total: u64,
+    /// Flows now open: TCP neither closed nor reset, UDP seen in the last 30 s.
+    pub connections_active: u64,
+    /// Packets from clients.
+    pub packets_in: u64,
+    /// Packets to clients (unseen in `dsr` mode for remote backends).
+    pub packets_out: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Bytes to clients (unseen in `dsr` mode for remote backends).
+    pub bytes_out: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.connections_total += other.connections_total;
+        self.connections_active += other.connections_active;
+        self.packets_in += other.packets_in;
+        self.packets_out += other.packets_out;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+    }
+}
+
+/// Packets dropped for one reason at one hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropCount {
+    /// `xdp`, `tc_uplink`, `tc_container`, `tc_bridge` or `tc_mesh0`.
+    pub hook: String,
+    /// The reason's name, e.g. `unknown_peer`.
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapUsage {
+    /// The map's name.
+    pub map: String,
+    /// Entries in use.
+    pub entries: u64,
+    /// Its capacity.
+    pub max_entries: u64,
+}
+
+/// The data path of one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceMode {
+    /// Interface name.
+    pub interface: String,
+    /// The fastest path that runs on it.
+    pub mode: Mode,
+    /// Why this one and not a faster one; empty where it is the fastest.
+    pub reason: String,
+}
+
+/// A kind of data path, fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// XDP in the driver, and tc.
+    XdpNative,
+    /// XDP on the generic hook, and tc.
+    XdpGeneric,
+    /// tc alone (tcx, or clsact on kernels without it).
+    Tc,
+}
+
+impl Mode {
+    /// The name in metrics, columns and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::XdpNative => "xdp-native",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Tc => "tc",
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! What a node finds out about itself: its containers (from the engine and from their network
+//! namespaces) and its network (from netlink). Imports the model only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use crate::model::{HostInterface, NextHop};
+
+/// The node's network, as published on a `tokio::sync::watch` channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkState {
+    /// Every IPv4 address of the host's namespace except 127.0.0.0/8.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// The interfaces traffic from outside arrives on.
+    pub uplinks: BTreeMap<String, HostInterface>,
+    /// Docker's bridges.
+    pub bridges: BTreeMap<String, HostInterface>,
+    /// The resolved way to each peer that was asked for.
+    pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
+}

@@ -1,0 +1,10 @@
+//! The mesh's node agent as a library. `ARCHITECTURE.md` has the map and the invariants.
+//!
+//! Dependency direction, an arrow may import: binaries → `agent` → {`source`, `discovery`, `datapath`,
+//! `metrics`, `admin`} → `plan` → `model`.
+
+pub mod datapath;
+pub mod discovery;
+pub mod model;
+pub mod plan;
+pub mod source;

@@ -1,0 +1,146 @@
+//! What a node finds on itself: addresses, interfaces, containers, and the way to each peer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{NextHop, NodeId, TaskId};
+
+/// Everything node-local that shapes the data path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// This node's id in the cluster; empty until Docker has told.
+    pub node: NodeId,
+    /// Every IPv4 address of the host's network namespace except 127.0.0.0/8.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Running containers of Swarm tasks, by task.
+    pub containers: BTreeMap<TaskId, Container>,
+    /// Interfaces that traffic from outside arrives on, by name.
+    pub uplinks: BTreeMap<String, HostInterface>,
+    /// Docker's bridges on this node (docker_gwbridge, docker0, br-…): containers that dial a
+    /// published port of their own node arrive here.
+    pub bridges: BTreeMap<String, HostInterface>,
+    /// The way to each peer node's address, resolved from routes and neighbours.
+    pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    /// How replies of remote backends travel.
+    pub return_mode: ReturnMode,
+}
+
+/// A network interface of the host's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInterface {
+    /// Kernel interface index.
+    pub index: u32,
+    /// Its own MAC address.
+    pub mac: MacAddress,
+    /// MTU in bytes, L3.
+    pub mtu: u32,
+}
+
+/// How to reach a running container of this node without the overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The task's address on the ingress network, as the managers know it.
+    pub ingress_address: Ipv4Addr,
+    /// Its address on the interface that leads to the host (docker_gwbridge).
+    pub address: Ipv4Addr,
+    /// MAC address of that interface, inside the container.
+    pub mac: MacAddress,
+    /// Interface index of the host end of that veth.
+    pub host_interface: u32,
+    /// MAC address frames to the container come from: its gateway's (the bridge's).
+    pub gateway_mac: MacAddress,
+}
+
+/// How a remote backend's reply reaches the client; a choice for the whole node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ReturnMode {
+    /// Back through the entry node, encapsulated: works on every network.
+    #[default]
+    Tunnel,
+    /// Straight from the backend's node to the client (direct server return).
+    Dsr,
+}
+
+/// A 48-bit IEEE 802 address, in transmission order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// The text was not six colon-separated pairs of hexadecimal digits.
+#[derive(Debug, thiserror::Error)]
+#[error("'{0}' is not a MAC address (expected aa:bb:cc:dd:ee:ff)")]
+pub struct MacAddressError(String);
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || MacAddressError(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
+        }
+        if parts.next().is_some() {
+            return Err(error());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for MacAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_address_survives_its_own_text() {
+        let mac = MacAddress([0x02, 0x42, 0xac, 0x12, 0x00, 0xff]);
+        assert_eq!(mac.to_string().parse::<MacAddress>().unwrap(), mac);
+    }
+
+    #[test]
+    fn mac_address_refuses_what_is_none() {
+        for text in [
+            "",
+            "02:42:ac:12:00",
+            "02:42:ac:12:00:ff:00",
+            "02:42:ac:12:00:+f",
+            "2:42:ac:12:00:ff",
+        ] {
+            assert!(text.parse::<MacAddress>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Types and pure packet logic shared by kernel and agent.
+#![no_std]
