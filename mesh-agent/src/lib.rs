@@ -3,6 +3,7 @@
 //! Dependency direction, an arrow may import: binaries → `agent` → {`source`, `discovery`, `datapath`,
 //! `metrics`, `admin`} → `plan` → `model`.
 
+pub mod admin;
 pub mod datapath;
 pub mod discovery;
 pub mod model;
