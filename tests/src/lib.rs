@@ -2,5 +2,7 @@
 //! static and depend on nothing of the mesh, so that a container without any files can run them.
 
 pub mod client;
+pub mod inject;
 pub mod pattern;
 pub mod server;
+pub mod stranger;

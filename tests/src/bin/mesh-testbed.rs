@@ -1,13 +1,13 @@
 //! The server that the lab's services run, and the client that asks it.
 
-use std::{io::Write, net::SocketAddr, time::Duration};
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Uri;
 use mesh_tests::{
     client::{self, Manner},
-    server,
+    inject, server, stranger,
 };
 
 /// A small server for tests of load balancers, and its client.
@@ -70,6 +70,21 @@ enum Action {
         #[command(flatten)]
         manner: MannerArguments,
     },
+    /// Send raw frames, read from standard input as hexadecimal digits, one a line.
+    Inject {
+        #[arg(long, default_value = "eth0")]
+        interface: String,
+    },
+    /// Dial a TLS port and tell whether the server keeps or refuses this client.
+    Tls {
+        address: SocketAddr,
+        /// PEM certificate to show; none is shown without it.
+        #[arg(long, requires = "key")]
+        certificate: Option<PathBuf>,
+        /// Its PEM key.
+        #[arg(long)]
+        key: Option<PathBuf>,
+    },
 }
 
 #[derive(Args)]
@@ -128,6 +143,20 @@ async fn main() -> Result<()> {
             size,
             manner,
         } => client::udp(address, count, size, manner.manner()).await,
+        Action::Inject { interface } => {
+            let count = inject::from_lines(&interface, std::io::stdin().lock())?;
+            println!("{count}");
+            Ok(())
+        }
+        Action::Tls {
+            address,
+            certificate,
+            key,
+        } => {
+            let pair = certificate.as_deref().zip(key.as_deref());
+            println!("{}", stranger::dial(address, pair)?);
+            Ok(())
+        }
         Action::Connect { address, manner } => client::connect(address, manner.manner()).await,
     }
 }

@@ -132,7 +132,6 @@ impl State {
     pub fn forget(&self) -> Result<()> {
         remove_folder(&folder(&self.name))?;
         // Fails while another lab is registered, as it should.
-        let _ = fs::remove_file(Path::new(REGISTRY).join("lock"));
         let _ = fs::remove_dir(REGISTRY);
         Ok(())
     }
@@ -194,11 +193,11 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn lock() -> Result<Flock<fs::File>> {
-    let path = Path::new(REGISTRY).join("lock");
-    let file = fs::File::create(&path).with_context(|| format!("could not open {}", path.display()))?;
+    // The folder itself is what is locked: no file is left over.
+    let file = fs::File::open(REGISTRY).with_context(|| format!("could not open {REGISTRY}"))?;
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
-        .with_context(|| format!("could not lock {}", path.display()))
+        .with_context(|| format!("could not lock {REGISTRY}"))
 }
 
 #[cfg(test)]
