@@ -6,6 +6,8 @@
 pub mod admin;
 pub mod datapath;
 pub mod discovery;
+pub mod doctor;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod source;
