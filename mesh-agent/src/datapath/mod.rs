@@ -142,6 +142,35 @@ pub struct InterfaceMode {
     pub reason: String,
 }
 
+/// Which XDP hook to use on the uplinks; `--xdp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpChoice {
+    /// The driver's hook, else the generic one, else none. None on a veth: its peer hands over packets
+    /// whose checksums are not finished, and XDP would forward them so.
+    #[default]
+    Auto,
+    /// The driver's hook only.
+    Native,
+    /// The generic hook only.
+    Generic,
+    /// No XDP; tc does everything.
+    Off,
+}
+
+/// Which kind of tc hook to use; `--tc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TcChoice {
+    /// tcx where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// tcx links only.
+    Tcx,
+    /// A clsact queueing discipline and its filters only.
+    Clsact,
+}
+
 /// A kind of data path, fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -45,6 +45,8 @@ pub struct Settings {
     pub vni: u32,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
+    /// The device whose egress carries local processes' connections; `None` until it is made.
+    pub mesh0: Option<HostInterface>,
 }
 
 /// One answered (address, port, protocol).
@@ -165,6 +167,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             node_address: cluster.nodes.get(&local.node).map(|node| node.address),
             vni: vni(&cluster.cluster_id),
             return_mode: local.return_mode,
+            mesh0: local.mesh0,
         },
         ..Desired::default()
     };

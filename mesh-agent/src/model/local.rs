@@ -25,6 +25,9 @@ pub struct Local {
     /// Docker's bridges on this node (docker_gwbridge, docker0, br-…): containers that dial a
     /// published port of their own node arrive here.
     pub bridges: BTreeMap<String, HostInterface>,
+    /// The device that local processes' connections to the service address leave by; `None` until it is
+    /// made.
+    pub mesh0: Option<HostInterface>,
     /// The way to each peer node's address, resolved from routes and neighbours.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// How replies of remote backends travel.
