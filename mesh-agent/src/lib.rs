@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod datapath;
 pub mod discovery;
+pub mod mesh0;
 pub mod model;
 pub mod plan;
 pub mod source;
