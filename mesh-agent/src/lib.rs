@@ -4,6 +4,8 @@
 //! `metrics`, `admin`} → `plan` → `model`.
 
 pub mod admin;
+pub mod agent;
+pub mod config;
 pub mod datapath;
 pub mod discovery;
 pub mod mesh0;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{BackendKey, ServiceKey},
+    model::{BackendKey, Desired, ServiceKey},
     plan::Change,
 };
 
@@ -36,6 +36,16 @@ pub trait Datapath: Send {
     /// # Errors
     /// When the kernel refuses to write or walk a map.
     fn maintain(&mut self) -> Result<(), DatapathError>;
+
+    /// Removes from the kernel whatever is there and not in `desired`: what an earlier agent has left.
+    /// Called once, when the first state has been applied.
+    ///
+    /// # Errors
+    /// When something could not be removed; the rest is removed all the same, and it is tried again.
+    fn prune(&mut self, desired: &Desired) -> Result<(), DatapathError> {
+        let _ = desired;
+        Ok(())
+    }
 
     /// Takes everything out of the kernel: programs, links, maps, pins.
     ///
