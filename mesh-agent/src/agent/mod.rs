@@ -21,6 +21,7 @@ pub use reconcile::Reconciler;
 pub use run::run;
 
 use crate::{
+    admin::error_chain,
     config::RunOptions,
     datapath::{Datapath, DatapathError},
 };
@@ -52,6 +53,15 @@ pub enum AgentError {
     /// No netlink for mesh0.
     #[error("cannot prepare the device of local processes")]
     Mesh0(#[from] crate::mesh0::Mesh0Error),
+    /// The metrics could not be put together.
+    #[error("cannot prepare the metrics")]
+    Metrics(#[from] crate::metrics::MetricsError),
+    /// The admin socket could not be opened.
+    #[error("cannot open the admin socket")]
+    Admin(#[from] crate::admin::ServerError),
+    /// The metrics' port could not be opened.
+    #[error("cannot open the metrics' port")]
+    MetricsPort(#[from] crate::metrics::MetricsServerError),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] std::io::Error),
@@ -70,16 +80,4 @@ pub enum AgentError {
 
 fn panicked(panicked: bool) -> &'static str {
     if panicked { " by a panic" } else { "" }
-}
-
-/// An error and what it comes from, in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
