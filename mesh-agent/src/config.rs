@@ -33,12 +33,7 @@ pub struct RunOptions {
 
     /// Docker's data root as this process sees it; Swarm's node certificates are found below it
     /// [default: what `docker info` says].
-    #[arg(
-        long,
-        env = "MESH_DOCKER_ROOT",
-        value_name = "PATH",
-        help_heading = "Docker"
-    )]
+    #[arg(long, env = "MESH_DOCKER_ROOT", value_name = "PATH", help_heading = "Docker")]
     pub docker_root: Option<PathBuf>,
 
     /// An interface that traffic from outside arrives on; may be given more than once, or as a list with
@@ -125,12 +120,7 @@ pub struct RunOptions {
 
     /// The cgroup2 hierarchy whose processes reach published ports on this node's own addresses
     /// [default: the first cgroup2 in the mount table].
-    #[arg(
-        long,
-        env = "MESH_CGROUP",
-        value_name = "PATH",
-        help_heading = "Data path"
-    )]
+    #[arg(long, env = "MESH_CGROUP", value_name = "PATH", help_heading = "Data path")]
     pub cgroup: Option<PathBuf>,
 
     /// What becomes of the data path when the agent is told to stop.

@@ -92,7 +92,11 @@ pub(super) async fn follow(
             let known = membership.borrow();
             known.trouble.is_none() && known.info.as_ref().is_some_and(|info| info.active)
         };
-        let interval = if settled { SETTLED_INTERVAL } else { WAITING_INTERVAL };
+        let interval = if settled {
+            SETTLED_INTERVAL
+        } else {
+            WAITING_INTERVAL
+        };
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = hint.hinted() => {}
@@ -106,7 +110,10 @@ fn answered(known: &mut Membership, engine: EngineInfo) -> bool {
     if recovered {
         info!("Docker answers again");
     }
-    let before = known.info.as_ref().map(|info| (info.state.as_str(), info.manager));
+    let before = known
+        .info
+        .as_ref()
+        .map(|info| (info.state.as_str(), info.manager));
     if before != Some((engine.state.as_str(), engine.manager)) {
         match (engine.active, engine.manager) {
             (true, manager) => info!(
@@ -163,7 +170,11 @@ mod tests {
     fn a_node_that_is_about_to_find_out_is_not_taken_for_one_that_has_left() {
         assert_eq!(standing(None, None), Standing::Unknown);
         for state in ["pending", "error", "locked"] {
-            assert_eq!(standing(Some(engine(state, false)), None), Standing::Unknown, "{state}");
+            assert_eq!(
+                standing(Some(engine(state, false)), None),
+                Standing::Unknown,
+                "{state}"
+            );
         }
         assert_eq!(standing(Some(engine("inactive", false)), None), Standing::Away);
     }
@@ -190,7 +201,10 @@ mod tests {
         assert!(failed(&mut known, "gone".into()));
         assert!(!failed(&mut known, "gone".into()), "said once");
         assert!(matches!(known.standing(None), Standing::Member(_)));
-        assert!(answered(&mut known, engine("active", false)), "the recovery is news");
+        assert!(
+            answered(&mut known, engine("active", false)),
+            "the recovery is news"
+        );
         assert!(!answered(&mut known, engine("active", false)));
         assert_eq!(known.trouble, None);
     }

@@ -66,7 +66,7 @@ pub enum AgentError {
     #[error("cannot catch signals")]
     Signals(#[source] std::io::Error),
     /// A part of the agent that never ends has ended.
-    #[error("the agent's {task} ended unexpectedly{}; the data path stays as it is, restart the agent", panicked(*.panicked))]
+    #[error("the agent's {task} ended unexpectedly{}; the data path stays as it is, restart the agent", how(*panicked))]
     TaskEnded {
         /// Which part.
         task: &'static str,
@@ -78,6 +78,6 @@ pub enum AgentError {
     Detach(#[source] DatapathError),
 }
 
-fn panicked(panicked: bool) -> &'static str {
+fn how(panicked: bool) -> &'static str {
     if panicked { " by a panic" } else { "" }
 }

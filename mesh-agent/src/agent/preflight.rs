@@ -128,6 +128,9 @@ mod tests {
 
     #[test]
     fn a_table_without_cgroup2_has_none() {
-        assert_eq!(cgroup2_mount("22 1 0:21 / /proc rw - proc proc rw\nnonsense\n - cgroup2"), None);
+        assert_eq!(
+            cgroup2_mount("22 1 0:21 / /proc rw - proc proc rw\nnonsense\n - cgroup2"),
+            None
+        );
     }
 }

@@ -56,7 +56,10 @@ mod tests {
         std::thread::spawn(|| {
             reduce_privileges().unwrap();
             let left = caps::read(None, CapSet::Effective).unwrap();
-            assert!(left.iter().all(|capability| KEPT.contains(capability)), "{left:?}");
+            assert!(
+                left.iter().all(|capability| KEPT.contains(capability)),
+                "{left:?}"
+            );
             assert!(left.contains(&Capability::CAP_NET_ADMIN), "this test needs root");
             assert!(!caps::has_cap(None, CapSet::Permitted, Capability::CAP_SYS_MODULE).unwrap());
         })

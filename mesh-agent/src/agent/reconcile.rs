@@ -175,20 +175,35 @@ mod tests {
         let start = Instant::now();
         assert_eq!(
             reconciler.reconcile(&state(), &mut datapath, start),
-            Round { applied: 1, failed: 1 }
+            Round {
+                applied: 1,
+                failed: 1
+            }
         );
         assert_eq!(reconciler.retry_at(), Some(start + FIRST_RETRY));
         let line = &reconciler.failures()[0];
-        assert!(line.ends_with("attach mesh_uplink to eth0: device or resource busy"), "{line}");
+        assert!(
+            line.ends_with("attach mesh_uplink to eth0: device or resource busy"),
+            "{line}"
+        );
         assert_eq!(
             reconciler.reconcile(&state(), &mut datapath, start),
-            Round { applied: 0, failed: 1 }
+            Round {
+                applied: 0,
+                failed: 1
+            }
         );
         assert_eq!(reconciler.retry_at(), Some(start + 2 * FIRST_RETRY));
-        assert_eq!(datapath.prunings, 0, "nothing is removed before everything stands");
+        assert_eq!(
+            datapath.prunings, 0,
+            "nothing is removed before everything stands"
+        );
         assert_eq!(
             reconciler.reconcile(&state(), &mut datapath, start),
-            Round { applied: 1, failed: 0 }
+            Round {
+                applied: 1,
+                failed: 0
+            }
         );
         assert_eq!(reconciler.retry_at(), None);
         assert_eq!(datapath.memory.state, state());

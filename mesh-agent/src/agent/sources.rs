@@ -70,31 +70,16 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Runs until cancelled.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+    pub(super) async fn run(self, shutdown: CancellationToken) {
         let mut membership = self.membership.clone();
         let mut standing = Standing::Unknown;
         while !shutdown.is_cancelled() {
             let stop = shutdown.child_token();
-            let changed = async {
-                loop {
-                    let now = membership
-                        .borrow_and_update()
-                        .standing(self.options.docker_root.as_ref());
-                    // "Unknown" after something was known is Docker's trouble, not a change of place.
-                    if now != standing && now != Standing::Unknown {
-                        return now;
-                    }
-                    if membership.changed().await.is_err() {
-                        shutdown.cancelled().await;
-                    }
-                }
-            };
-            tokio::pin!(changed);
             let serving = self.serve(standing.clone(), stop.clone());
             tokio::pin!(serving);
             let next = tokio::select! {
                 () = &mut serving => return,
-                next = &mut changed => next,
+                next = self.next_standing(&mut membership, &standing) => next,
             };
             stop.cancel();
             serving.await;
@@ -106,7 +91,26 @@ impl Sources {
                 });
             }
         }
-        self.workers.send_replace(FeedServerStatus::default());
+    }
+
+    /// Waits until the node stands elsewhere.
+    async fn next_standing(
+        &self,
+        membership: &mut watch::Receiver<Membership>,
+        standing: &Standing,
+    ) -> Standing {
+        loop {
+            let now = membership
+                .borrow_and_update()
+                .standing(self.options.docker_root.as_ref());
+            // "Unknown" after something was known is Docker's trouble, not a change of place.
+            if now != *standing && now != Standing::Unknown {
+                return now;
+            }
+            if membership.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Runs what the standing asks for, until stopped.

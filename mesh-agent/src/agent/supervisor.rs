@@ -21,7 +21,7 @@ impl Supervisor {
     }
 
     /// Runs a part that may fail; its error is logged before it counts as ended.
-    pub(super) fn spawn_fallible<E: std::error::Error + Send>(
+    pub(super) fn spawn_fallible<E: std::error::Error + Send + 'static>(
         &mut self,
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
@@ -70,6 +70,10 @@ mod tests {
                 panicked: true
             }
         ));
-        assert!(error.to_string().contains("culprit ended unexpectedly by a panic"));
+        assert!(
+            error
+                .to_string()
+                .contains("culprit ended unexpectedly by a panic")
+        );
     }
 }

@@ -5,9 +5,13 @@ mod facts;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
-use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut};
+use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut, stream::BoxStream};
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -74,9 +78,9 @@ pub struct Interest {
 }
 
 /// Follows the network of the namespace it was made in.
-pub struct NetworkWatcher<M> {
+pub struct NetworkWatcher {
     handle: Handle,
-    messages: M,
+    messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
     options: NetworkOptions,
     interest: watch::Receiver<Interest>,
     facts: Facts,
@@ -93,13 +97,7 @@ pub struct NetworkWatcher<M> {
 pub fn watch_network(
     options: NetworkOptions,
     interest: watch::Receiver<Interest>,
-) -> Result<
-    (
-        NetworkWatcher<impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin>,
-        watch::Receiver<Option<NetworkState>>,
-    ),
-    NetworkError,
-> {
+) -> Result<(NetworkWatcher, watch::Receiver<Option<NetworkState>>), NetworkError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -119,7 +117,7 @@ pub fn watch_network(
     let (state, receiver) = watch::channel(None);
     let watcher = NetworkWatcher {
         handle,
-        messages: messages.map(|(message, _)| message),
+        messages: messages.map(|(message, _)| message).boxed(),
         options,
         interest,
         facts: Facts::default(),
@@ -129,7 +127,7 @@ pub fn watch_network(
     Ok((watcher, receiver))
 }
 
-impl<M: Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin> NetworkWatcher<M> {
+impl NetworkWatcher {
     /// Follows the network until whoever states the interest is gone.
     ///
     /// # Errors
@@ -236,7 +234,7 @@ impl<M: Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin> NetworkWatch
     /// Asks the kernel how each peer is reached.
     async fn find_paths(&mut self) {
         let interest = self.interest.borrow_and_update().clone();
-        let mut paths = std::collections::BTreeMap::new();
+        let mut paths = BTreeMap::new();
         for peer in interest.peers {
             let request = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(peer, 32)
@@ -334,11 +332,9 @@ async fn each<T>(
     Ok(())
 }
 
-fn first<T>(
+async fn first<T>(
     answers: impl Stream<Item = Result<T, rtnetlink::Error>>,
-) -> impl Future<Output = Result<Option<T>, rtnetlink::Error>> {
-    async {
-        pin_mut!(answers);
-        answers.try_next().await
-    }
+) -> Result<Option<T>, rtnetlink::Error> {
+    pin_mut!(answers);
+    answers.try_next().await
 }
