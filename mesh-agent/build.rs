@@ -10,7 +10,10 @@ fn main() {
         Some(object) => {
             println!("cargo::rerun-if-changed={}", object.display());
             fs::copy(&object, &out).unwrap_or_else(|error| {
-                panic!("cannot copy the eBPF object MESH_EBPF_OBJECT={}: {error}", object.display())
+                panic!(
+                    "cannot copy the eBPF object MESH_EBPF_OBJECT={}: {error}",
+                    object.display()
+                )
             });
         }
         None => fs::write(&out, []).expect("OUT_DIR is writable"),

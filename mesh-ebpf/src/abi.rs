@@ -465,7 +465,18 @@ mod agent {
             unsafe impl aya::Pod for $name {}
         )* };
     }
-    pod!(Backend, BackendCounters, BackendKey, Config, Dialled, Flow, FlowKey, FrontendKey, NextHop, Service);
+    pod!(
+        Backend,
+        BackendCounters,
+        BackendKey,
+        Config,
+        Dialled,
+        Flow,
+        FlowKey,
+        FrontendKey,
+        NextHop,
+        Service
+    );
     // SAFETY: transparent over u32.
     unsafe impl aya::Pod for crate::bytes::Be32 {}
 }

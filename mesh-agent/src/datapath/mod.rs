@@ -10,6 +10,7 @@ use crate::{
     plan::Change,
 };
 
+pub mod ebpf;
 pub mod memory;
 
 /// A packet path that can be brought to any desired state by changes.

@@ -8,13 +8,16 @@ use aya::{
 };
 use mesh_ebpf::{
     abi::{
-        Backend, BackendCounters, BackendKey, Config, DropReason, EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey,
-        Hook, NextHop, Service, drop_index,
+        Backend, BackendCounters, BackendKey, Config, DropReason, EVENT_FLOW_INSERTED, Flow, FlowKey,
+        FrontendKey, Hook, NextHop, Service, drop_index,
     },
     bytes::Be32,
 };
 
-use super::{super::{DatapathError, DropCount}, failed};
+use super::{
+    super::{DatapathError, DropCount},
+    failed,
+};
 
 /// Handles on every map the agent reads or writes.
 pub(super) struct Handles {
@@ -59,12 +62,16 @@ impl Handles {
 
     /// The settings in force.
     pub(super) fn config(&self) -> Result<Config, DatapathError> {
-        self.config.get(&0, 0).map_err(|error| failed("read CONFIG", error))
+        self.config
+            .get(&0, 0)
+            .map_err(|error| failed("read CONFIG", error))
     }
 
     /// Puts settings in force.
     pub(super) fn set_config(&mut self, config: &Config) -> Result<(), DatapathError> {
-        self.config.set(0, config, 0).map_err(|error| failed("write CONFIG", error))
+        self.config
+            .set(0, config, 0)
+            .map_err(|error| failed("write CONFIG", error))
     }
 
     /// A backend's traffic, all CPUs together.
@@ -73,13 +80,15 @@ impl Handles {
             .backend_counters
             .get(&index, 0)
             .map_err(|error| failed(format!("read BACKEND_COUNTERS[{index}]"), error))?;
-        Ok(values.iter().fold(BackendCounters::default(), |sum, one| BackendCounters {
-            connections: sum.connections + one.connections,
-            packets_in: sum.packets_in + one.packets_in,
-            bytes_in: sum.bytes_in + one.bytes_in,
-            packets_out: sum.packets_out + one.packets_out,
-            bytes_out: sum.bytes_out + one.bytes_out,
-        }))
+        Ok(values
+            .iter()
+            .fold(BackendCounters::default(), |sum, one| BackendCounters {
+                connections: sum.connections + one.connections,
+                packets_in: sum.packets_in + one.packets_in,
+                bytes_in: sum.bytes_in + one.bytes_in,
+                packets_out: sum.packets_out + one.packets_out,
+                bytes_out: sum.bytes_out + one.bytes_out,
+            }))
     }
 
     /// Sets a backend's traffic to nothing, before its place gets a new tenant.
@@ -101,7 +110,11 @@ impl Handles {
                     .map_err(|error| failed("read DROPS", error))?
                     .iter()
                     .sum();
-                drops.push(DropCount { hook: hook.name().to_owned(), reason: reason.name().to_owned(), packets });
+                drops.push(DropCount {
+                    hook: hook.name().to_owned(),
+                    reason: reason.name().to_owned(),
+                    packets,
+                });
             }
         }
         Ok(drops)
@@ -109,8 +122,10 @@ impl Handles {
 
     /// Flow entries inserted since the maps were made.
     pub(super) fn flows_inserted(&self) -> Result<u64, DatapathError> {
-        let values =
-            self.events.get(&EVENT_FLOW_INSERTED, 0).map_err(|error| failed("read EVENTS", error))?;
+        let values = self
+            .events
+            .get(&EVENT_FLOW_INSERTED, 0)
+            .map_err(|error| failed("read EVENTS", error))?;
         Ok(values.iter().sum())
     }
 }
@@ -127,5 +142,9 @@ where
 
 /// Capacity of a pinned map; `None` if there is none.
 pub(super) fn pinned_capacity(path: &Path) -> Option<u32> {
-    MapData::from_pin(path).ok()?.info().ok().map(|info| info.max_entries())
+    MapData::from_pin(path)
+        .ok()?
+        .info()
+        .ok()
+        .map(|info| info.max_entries())
 }

@@ -6,8 +6,10 @@
 
 mod attach;
 mod batch;
+mod driver;
 mod flows;
 mod handles;
+mod places;
 mod tables;
 
 use std::{
@@ -26,7 +28,7 @@ use tracing::{debug, info};
 
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, TcChoice, XdpChoice};
-use crate::{model::desired::Settings, model::ReturnMode, plan::Change};
+use crate::{model::ReturnMode, model::desired::Settings, plan::Change};
 
 /// The programs, or nothing when the agent was built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh.o"));
@@ -102,7 +104,11 @@ impl EbpfDatapath {
         if let Some(entries) = handles::pinned_capacity(&flows_pin)
             && entries != options.flow_capacity
         {
-            info!(entries, wanted = options.flow_capacity, "the flow table's size has changed: beginning anew");
+            info!(
+                entries,
+                wanted = options.flow_capacity,
+                "the flow table's size has changed: beginning anew"
+            );
             std::fs::remove_file(&flows_pin)
                 .map_err(|error| failed(format!("remove {}", flows_pin.display()), error))?;
         }
@@ -123,9 +129,12 @@ impl EbpfDatapath {
             ..old
         };
         let tables = Tables::adopt(&maps)?;
-        let attachments = Attachments::adopt(&mut programs, pins, &options)?;
+        let attachments = Attachments::adopt(&pins, &options)?;
         debug!(backends = tables.backend_count(), "data path loaded");
-        let clock = Clock { base: old.now, since: Instant::now() };
+        let clock = Clock {
+            base: old.now,
+            since: Instant::now(),
+        };
         Ok(Self {
             programs,
             maps,
@@ -158,11 +167,12 @@ impl EbpfDatapath {
                 self.config.inner_mtu = inner_mtu(self.uplink_mtu);
                 self.write_config()
             }
-            Change::DetachUplink(name) => self.attachments.remove_uplink(&mut self.programs, name),
+            Change::AttachBridge(..) | Change::DetachBridge(_) => Ok(()),
+            Change::DetachUplink(name) => self.attachments.remove_uplink(name),
             Change::RemoveFrontend(frontend) => self.tables.remove_frontend(&mut self.maps, *frontend),
             Change::RemoveService(key) => self.tables.remove_service(&mut self.maps, *key),
             Change::RemoveBackend(key) => self.tables.remove_backend(&mut self.maps, *key),
-            Change::DetachContainer(index) => self.attachments.remove_container(&mut self.programs, *index),
+            Change::DetachContainer(index) => self.attachments.remove_container(*index),
             Change::RemovePeer(address) => self.tables.remove_peer(&mut self.maps, *address),
         }
     }
@@ -171,7 +181,9 @@ impl EbpfDatapath {
         self.config.node_address = settings.node_address.map_or(Be32::default(), Into::into);
         self.config.vni = Be32::new(settings.vni << 8);
         self.config.direct_return = u32::from(settings.return_mode == ReturnMode::Dsr);
-        let (index, mac) = settings.mesh0.map_or((0, [0; 6]), |mesh0| (mesh0.index, mesh0.mac.0));
+        let (index, mac) = settings
+            .mesh0
+            .map_or((0, [0; 6]), |mesh0| (mesh0.index, mesh0.mac.0));
         self.config.mesh0 = index;
         self.config.mesh0_mac = mac;
         if index != 0 {
@@ -192,22 +204,31 @@ impl Datapath for EbpfDatapath {
         let mut errors = Vec::new();
         for change in changes {
             if let Err(source) = self.apply_one(change) {
-                errors.push(ChangeError { change: change.clone(), source });
+                errors.push(ChangeError {
+                    change: change.clone(),
+                    source,
+                });
             }
         }
         // Rings first, then the backends that no ring names any more: no packet finds a hole.
         if let Err(source) = self.tables.settle(&mut self.maps)
             && let Some(change) = changes.last()
         {
-            errors.push(ChangeError { change: change.clone(), source });
+            errors.push(ChangeError {
+                change: change.clone(),
+                source,
+            });
         }
+        self.attachments.remove_unclaimed();
         errors
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         let mut counters = self.tables.counters(&mut self.maps, self.sweep.active())?;
         counters.drops = self.maps.drops()?;
-        counters.maps = self.tables.usage(self.sweep.entries(), self.options.flow_capacity);
+        counters.maps = self
+            .tables
+            .usage(self.sweep.entries(), self.options.flow_capacity);
         counters.flow_evictions = self.sweep.evictions();
         Ok(counters)
     }
@@ -219,12 +240,12 @@ impl Datapath for EbpfDatapath {
     fn maintain(&mut self) -> Result<(), DatapathError> {
         self.write_config()?;
         let now = self.config.now;
-        let tables = &self.tables;
-        self.sweep.run(&mut self.maps, now, |index, generation| tables.is_current(index, generation))
+        self.sweep
+            .run(&mut self.maps, now, &self.tables.current_generations())
     }
 
     fn detach(&mut self) -> Result<(), DatapathError> {
-        self.attachments.detach(&mut self.programs)?;
+        self.attachments.detach()?;
         attach::remove_pins(&versioned(&self.options.pins))?;
         // The folder itself goes too if nothing else is in it.
         let _ = std::fs::remove_dir(&self.options.pins);
@@ -255,5 +276,8 @@ fn failed(
     operation: impl Into<String>,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> DatapathError {
-    DatapathError { operation: operation.into(), source: source.into() }
+    DatapathError {
+        operation: operation.into(),
+        source: source.into(),
+    }
 }

@@ -1,0 +1,613 @@
+//! Places of services, backends and peers in the maps, and the writes that change them safely.
+//!
+//! Invariants: a place is never rewritten while packets may read it as somebody else's. A backend is
+//! written whole before its generation makes it valid, and its place waits at the back of the queue
+//! after it is gone; a service's new ring is written where no ring is, and then named in one atomic
+//! write; what a ring still names is not retired.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use aya::maps::{HashMap, MapData, MapError};
+use mesh_ebpf::abi::{
+    self, BACKEND_LOCAL, BACKEND_REMOTE, FrontendKey, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS, MAX_RING,
+    MAX_SERVICES, Service, port_filter_place,
+};
+use mesh_ebpf::bytes::{Be16, Be32};
+
+use super::{
+    super::{Counters, DatapathError, MapUsage, Traffic},
+    failed,
+    handles::Handles,
+    places::{Places, Ranges},
+};
+use crate::model::{
+    Backend, BackendKey, Frontend, Location, NextHop, Protocol, ServiceEntry, ServiceKey, desired::task_tag,
+};
+
+/// What is where.
+pub(super) struct Tables {
+    services: BTreeMap<ServiceKey, PlacedService>,
+    backends: BTreeMap<BackendKey, PlacedBackend>,
+    peers: BTreeMap<Ipv4Addr, PlacedPeer>,
+    frontends: BTreeMap<Frontend, Adopted>,
+    service_places: Places,
+    backend_places: Places,
+    peer_places: Places,
+    ring: Ranges,
+    /// Services whose ring must be written anew.
+    dirty: BTreeSet<ServiceKey>,
+    /// Backends that no ring will name once the dirty ones are written.
+    retiring: Vec<(ServiceKey, u32)>,
+    /// Ring ranges that packets may still be reading.
+    stale_ranges: Vec<(u32, u32)>,
+    adopting: bool,
+}
+
+/// Whether something was found at start and not yet asked for.
+type Adopted = bool;
+
+struct PlacedService {
+    index: u32,
+    offset: u32,
+    places: Vec<u32>,
+    active: Vec<BackendKey>,
+    retired: Traffic,
+    adopted: Adopted,
+}
+
+struct PlacedBackend {
+    index: u32,
+    value: abi::Backend,
+    adopted: Adopted,
+}
+
+struct PlacedPeer {
+    index: u32,
+    adopted: Adopted,
+}
+
+impl Tables {
+    /// Reads what an agent before has left in the maps (nothing, when they are new).
+    pub(super) fn adopt(maps: &Handles) -> Result<Self, DatapathError> {
+        let mut tables = Self {
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            service_places: Places::new(MAX_SERVICES),
+            backend_places: Places::new(MAX_BACKENDS),
+            peer_places: Places::new(MAX_PEERS),
+            ring: Ranges::new(MAX_RING),
+            dirty: BTreeSet::new(),
+            retiring: Vec::new(),
+            stale_ranges: Vec::new(),
+            adopting: true,
+        };
+        let reading =
+            |map: &'static str| move |error: MapError| failed(format!("read the pinned map {map}"), error);
+        for entry in maps.services.iter() {
+            let (index, service) = entry.map_err(reading("SERVICES"))?;
+            let Some(key) = service_key(service.protocol, service.port) else {
+                continue;
+            };
+            let mut places = Vec::new();
+            for place in service.ring_offset
+                ..service
+                    .ring_offset
+                    .saturating_add(service.ring_length)
+                    .min(MAX_RING)
+            {
+                places.push(maps.ring.get(&place, 0).map_err(reading("RING"))?);
+            }
+            tables.service_places.take(index);
+            tables.ring.take(service.ring_offset, service.ring_length);
+            tables.services.insert(
+                key,
+                PlacedService {
+                    index,
+                    offset: service.ring_offset,
+                    places,
+                    active: Vec::new(),
+                    retired: Traffic::default(),
+                    adopted: true,
+                },
+            );
+        }
+        for entry in maps.backend_index.iter() {
+            let (key, index) = entry.map_err(reading("BACKEND_INDEX"))?;
+            let Some(service) = service_key(key.protocol, key.port) else {
+                continue;
+            };
+            let value = maps.backends.get(&index, 0).map_err(reading("BACKENDS"))?;
+            tables.backend_places.take(index);
+            let key = BackendKey {
+                service,
+                address: key.address.into(),
+            };
+            tables.backends.insert(
+                key,
+                PlacedBackend {
+                    index,
+                    value,
+                    adopted: true,
+                },
+            );
+        }
+        for entry in maps.peer_index.iter() {
+            let (address, index) = entry.map_err(reading("PEER_INDEX"))?;
+            tables.peer_places.take(index);
+            tables
+                .peers
+                .insert(address.into(), PlacedPeer { index, adopted: true });
+        }
+        for entry in maps.frontends.iter() {
+            let (key, _) = entry.map_err(reading("FRONTENDS"))?;
+            if let Some(service) = service_key(key.protocol, key.port) {
+                tables.frontends.insert(
+                    Frontend {
+                        address: key.address.into(),
+                        service,
+                    },
+                    true,
+                );
+            }
+        }
+        Ok(tables)
+    }
+
+    pub(super) fn backend_count(&self) -> usize {
+        self.backends.len()
+    }
+
+    pub(super) fn upsert_peer(
+        &mut self,
+        maps: &mut Handles,
+        address: Ipv4Addr,
+        hop: Option<NextHop>,
+    ) -> Result<(), DatapathError> {
+        let doing = || format!("write the way to peer {address}");
+        let index = match self.peers.get_mut(&address) {
+            Some(peer) => {
+                peer.adopted = false;
+                peer.index
+            }
+            None => self
+                .peer_places
+                .allocate()
+                .ok_or_else(|| failed(doing(), "the table of peers is full"))?,
+        };
+        let mut value = abi::NextHop {
+            address: address.into(),
+            ..abi::NextHop::default()
+        };
+        if let Some(hop) = hop {
+            value.interface = hop.interface;
+            value.source_mac = hop.source_mac.0;
+            value.destination_mac = hop.destination_mac.0;
+        }
+        maps.next_hops
+            .set(index, value, 0)
+            .map_err(|error| failed(doing(), error))?;
+        maps.peer_index
+            .insert(Be32::from(address), index, 0)
+            .map_err(|error| failed(doing(), error))?;
+        self.peers.insert(
+            address,
+            PlacedPeer {
+                index,
+                adopted: false,
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn remove_peer(&mut self, maps: &mut Handles, address: Ipv4Addr) -> Result<(), DatapathError> {
+        let Some(peer) = self.peers.remove(&address) else {
+            return Ok(());
+        };
+        remove(&mut maps.peer_index, &Be32::from(address), "PEER_INDEX")?;
+        maps.next_hops
+            .set(peer.index, abi::NextHop::default(), 0)
+            .map_err(|error| failed(format!("forget the way to peer {address}"), error))?;
+        self.peer_places.release(peer.index);
+        Ok(())
+    }
+
+    /// Writes a backend. What packets could notice (place, port, task) makes it a new one in a new place.
+    pub(super) fn upsert_backend(
+        &mut self,
+        maps: &mut Handles,
+        key: BackendKey,
+        backend: &Backend,
+    ) -> Result<(), DatapathError> {
+        let doing = || format!("write backend {} of port {}", key.address, key.service.port);
+        let service = self
+            .service_index(key.service)
+            .ok_or_else(|| failed(doing(), "too many services"))?;
+        let mut value = self
+            .backend_value(key, backend, service)
+            .ok_or_else(|| failed(doing(), "its node is no known peer"))?;
+        if let Some(placed) = self.backends.get_mut(&key) {
+            value.generation = placed.value.generation;
+            if placed.value == value {
+                placed.adopted = false;
+                return Ok(());
+            }
+        }
+        let index = self
+            .backend_places
+            .allocate()
+            .ok_or_else(|| failed(doing(), "the table of backends is full"))?;
+        let write = |maps: &mut Handles, value: &abi::Backend| {
+            maps.backends
+                .set(index, value, 0)
+                .map_err(|error| failed(doing(), error))
+        };
+        maps.clear_backend_traffic(index)?;
+        value.generation = 0;
+        write(maps, &value)?;
+        value.generation = self.backend_places.next_generation();
+        write(maps, &value)?;
+        maps.backend_index
+            .insert(abi_key(key), index, 0)
+            .map_err(|error| failed(doing(), error))?;
+        if let Some(old) = self.backends.insert(
+            key,
+            PlacedBackend {
+                index,
+                value,
+                adopted: false,
+            },
+        ) {
+            self.retiring.push((key.service, old.index));
+        }
+        self.dirty.insert(key.service);
+        Ok(())
+    }
+
+    pub(super) fn remove_backend(
+        &mut self,
+        maps: &mut Handles,
+        key: BackendKey,
+    ) -> Result<(), DatapathError> {
+        let Some(placed) = self.backends.remove(&key) else {
+            return Ok(());
+        };
+        remove(&mut maps.backend_index, &abi_key(key), "BACKEND_INDEX")?;
+        self.retiring.push((key.service, placed.index));
+        self.dirty.insert(key.service);
+        Ok(())
+    }
+
+    pub(super) fn upsert_service(
+        &mut self,
+        maps: &mut Handles,
+        key: ServiceKey,
+        entry: &ServiceEntry,
+    ) -> Result<(), DatapathError> {
+        self.service_index(key).ok_or_else(|| {
+            failed(
+                format!("write the service on port {}", key.port),
+                "the table of services is full",
+            )
+        })?;
+        if let Some(service) = self.services.get_mut(&key) {
+            service.active.clone_from(&entry.active);
+            service.adopted = false;
+        }
+        self.dirty.insert(key);
+        publish(maps, key, true)
+    }
+
+    pub(super) fn remove_service(
+        &mut self,
+        maps: &mut Handles,
+        key: ServiceKey,
+    ) -> Result<(), DatapathError> {
+        publish(maps, key, false)?;
+        let Some(service) = self.services.remove(&key) else {
+            return Ok(());
+        };
+        remove(&mut maps.services, &service.index, "SERVICES")?;
+        self.stale_ranges
+            .push((service.offset, service.places.len() as u32));
+        self.service_places.release(service.index);
+        self.dirty.remove(&key);
+        Ok(())
+    }
+
+    pub(super) fn add_frontend(
+        &mut self,
+        maps: &mut Handles,
+        frontend: Frontend,
+    ) -> Result<(), DatapathError> {
+        let doing = || format!("answer at {} port {}", frontend.address, frontend.service.port);
+        let index = self
+            .service_index(frontend.service)
+            .ok_or_else(|| failed(doing(), "the table of services is full"))?;
+        // The service must be there before anybody is led to it.
+        self.write_ring(maps, frontend.service)?;
+        maps.frontends
+            .insert(abi_frontend(frontend), index, 0)
+            .map_err(|error| failed(doing(), error))?;
+        self.frontends.insert(frontend, false);
+        Ok(())
+    }
+
+    pub(super) fn remove_frontend(
+        &mut self,
+        maps: &mut Handles,
+        frontend: Frontend,
+    ) -> Result<(), DatapathError> {
+        self.frontends.remove(&frontend);
+        remove(&mut maps.frontends, &abi_frontend(frontend), "FRONTENDS")
+    }
+
+    /// Ends a round of changes: writes the rings that changed, retires the backends that none names any
+    /// more, and after the first round removes what was adopted and not asked for.
+    pub(super) fn settle(&mut self, maps: &mut Handles) -> Result<(), DatapathError> {
+        if std::mem::take(&mut self.adopting) {
+            self.remove_unclaimed(maps)?;
+        }
+        // Ranges left in the round before: no packet that read their service is still under way.
+        for (offset, length) in std::mem::take(&mut self.stale_ranges) {
+            self.ring.release(offset, length);
+        }
+        for key in std::mem::take(&mut self.dirty) {
+            self.write_ring(maps, key)?;
+        }
+        for (service, index) in std::mem::take(&mut self.retiring) {
+            let traffic = traffic_of(maps, index, 0)?;
+            maps.backends
+                .set(index, abi::Backend::default(), 0)
+                .map_err(|error| failed(format!("retire BACKENDS[{index}]"), error))?;
+            if let Some(service) = self.services.get_mut(&service) {
+                service.retired += traffic;
+            }
+            self.backend_places.release(index);
+        }
+        Ok(())
+    }
+
+    fn remove_unclaimed(&mut self, maps: &mut Handles) -> Result<(), DatapathError> {
+        let frontends: Vec<_> = self
+            .frontends
+            .iter()
+            .filter(|(_, adopted)| **adopted)
+            .map(|(key, _)| *key)
+            .collect();
+        let services: Vec<_> = self
+            .services
+            .iter()
+            .filter(|(_, placed)| placed.adopted)
+            .map(|(key, _)| *key)
+            .collect();
+        let backends: Vec<_> = self
+            .backends
+            .iter()
+            .filter(|(_, placed)| placed.adopted)
+            .map(|(key, _)| *key)
+            .collect();
+        let peers: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, placed)| placed.adopted)
+            .map(|(key, _)| *key)
+            .collect();
+        frontends
+            .into_iter()
+            .try_for_each(|key| self.remove_frontend(maps, key))?;
+        services
+            .into_iter()
+            .try_for_each(|key| self.remove_service(maps, key))?;
+        backends
+            .into_iter()
+            .try_for_each(|key| self.remove_backend(maps, key))?;
+        peers.into_iter().try_for_each(|key| self.remove_peer(maps, key))
+    }
+
+    /// Writes a service's ring to a fresh range and names it, if it differs from what is in force.
+    fn write_ring(&mut self, maps: &mut Handles, key: ServiceKey) -> Result<(), DatapathError> {
+        let Some(service) = self.services.get_mut(&key) else {
+            return Ok(());
+        };
+        let places: Vec<u32> = service
+            .active
+            .iter()
+            .filter_map(|key| self.backends.get(key))
+            .map(|placed| placed.index)
+            .collect();
+        let doing = || format!("write the rotation of port {}", key.port);
+        let known = maps.services.get(&service.index, 0).is_ok();
+        if known && places == service.places {
+            return Ok(());
+        }
+        let length = places.len() as u32;
+        let offset = self
+            .ring
+            .allocate(length)
+            .ok_or_else(|| failed(doing(), "the ring table is full"))?;
+        for (place, index) in (offset..).zip(&places) {
+            maps.ring
+                .set(place, *index, 0)
+                .map_err(|error| failed(doing(), error))?;
+        }
+        let value = Service {
+            ring_offset: offset,
+            ring_length: length,
+            port: Be16::new(key.port),
+            protocol: u16::from(key.protocol.number()),
+        };
+        maps.services
+            .insert(service.index, value, 0)
+            .map_err(|error| failed(doing(), error))?;
+        self.stale_ranges
+            .push((service.offset, service.places.len() as u32));
+        service.offset = offset;
+        service.places = places;
+        Ok(())
+    }
+
+    fn service_index(&mut self, key: ServiceKey) -> Option<u32> {
+        if let Some(service) = self.services.get(&key) {
+            return Some(service.index);
+        }
+        let index = self.service_places.allocate()?;
+        self.services.insert(
+            key,
+            PlacedService {
+                index,
+                offset: 0,
+                places: Vec::new(),
+                active: Vec::new(),
+                retired: Traffic::default(),
+                adopted: false,
+            },
+        );
+        Some(index)
+    }
+
+    fn backend_value(&self, key: BackendKey, backend: &Backend, service: u32) -> Option<abi::Backend> {
+        let mut value = abi::Backend {
+            service,
+            key: abi_key(key),
+            target_port: Be16::new(backend.target_port),
+            tag: Be16::new(task_tag(&backend.task)),
+            ..abi::Backend::default()
+        };
+        match backend.location {
+            Location::Local(container) => {
+                value.place = BACKEND_LOCAL;
+                value.address = container.address.into();
+                value.interface = container.host_interface;
+                value.mac = container.mac.0;
+                value.gateway_mac = container.gateway_mac.0;
+            }
+            Location::Remote(address) => {
+                value.place = BACKEND_REMOTE;
+                value.peer = self.peers.get(&address)?.index;
+            }
+        }
+        Some(value)
+    }
+
+    /// The generation of each backend by index: a flow with another one is to a backend that is gone.
+    pub(super) fn current_generations(&self) -> BTreeMap<u32, u32> {
+        self.backends
+            .values()
+            .map(|placed| (placed.index, placed.value.generation))
+            .collect()
+    }
+
+    /// Traffic by backend and service; `active` counts open flows by backend index.
+    pub(super) fn counters(
+        &mut self,
+        maps: &mut Handles,
+        active: &BTreeMap<u32, u64>,
+    ) -> Result<Counters, DatapathError> {
+        let mut counters = Counters::default();
+        for (key, service) in &self.services {
+            counters.services.insert(*key, service.retired);
+        }
+        for (key, placed) in &self.backends {
+            let traffic = traffic_of(
+                maps,
+                placed.index,
+                active.get(&placed.index).copied().unwrap_or(0),
+            )?;
+            if let Some(service) = counters.services.get_mut(&key.service) {
+                *service += traffic;
+            }
+            counters.backends.insert(*key, traffic);
+        }
+        Ok(counters)
+    }
+
+    /// Entries and capacity of each map whose fill the agent knows.
+    pub(super) fn usage(&self, flows: u64, flow_capacity: u32) -> Vec<MapUsage> {
+        let usage = |map: &str, entries: u64, max_entries: u32| MapUsage {
+            map: map.to_owned(),
+            entries,
+            max_entries: u64::from(max_entries),
+        };
+        vec![
+            usage("backends", self.backends.len() as u64, MAX_BACKENDS),
+            usage("flows", flows, flow_capacity),
+            usage("frontends", self.frontends.len() as u64, MAX_FRONTENDS),
+            usage("peers", self.peers.len() as u64, MAX_PEERS),
+            usage("ring", u64::from(self.ring.used()), MAX_RING),
+            usage("services", self.services.len() as u64, MAX_SERVICES),
+        ]
+    }
+}
+
+fn traffic_of(maps: &Handles, index: u32, active: u64) -> Result<Traffic, DatapathError> {
+    let counters = maps.backend_traffic(index)?;
+    Ok(Traffic {
+        connections_total: counters.connections,
+        connections_active: active,
+        packets_in: counters.packets_in,
+        packets_out: counters.packets_out,
+        bytes_in: counters.bytes_in,
+        bytes_out: counters.bytes_out,
+    })
+}
+
+/// Sets or clears a port's bit in the filter.
+fn publish(maps: &mut Handles, key: ServiceKey, published: bool) -> Result<(), DatapathError> {
+    let doing = |error: MapError| failed(format!("write port {} to the port filter", key.port), error);
+    let (word, bit) = port_filter_place(key.protocol.number(), key.port);
+    let old = maps.port_filter.get(&word, 0).map_err(doing)?;
+    let new = if published {
+        old | 1 << bit
+    } else {
+        old & !(1 << bit)
+    };
+    if new == old {
+        Ok(())
+    } else {
+        maps.port_filter.set(word, new, 0).map_err(doing)
+    }
+}
+
+/// Removes an entry, or finds it gone.
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    name: &str,
+) -> Result<(), DatapathError> {
+    match map.remove(key) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(format!("remove an entry of {name}"), error)),
+    }
+}
+
+fn abi_key(key: BackendKey) -> abi::BackendKey {
+    abi::BackendKey {
+        address: key.address.into(),
+        port: Be16::new(key.service.port),
+        protocol: u16::from(key.service.protocol.number()),
+    }
+}
+
+fn abi_frontend(frontend: Frontend) -> FrontendKey {
+    FrontendKey {
+        address: frontend.address.into(),
+        port: Be16::new(frontend.service.port),
+        protocol: u16::from(frontend.service.protocol.number()),
+    }
+}
+
+fn service_key(protocol: u16, port: Be16) -> Option<ServiceKey> {
+    let protocol = [Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .find(|known| u16::from(known.number()) == protocol)?;
+    Some(ServiceKey {
+        protocol,
+        port: port.get(),
+    })
+}
