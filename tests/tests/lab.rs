@@ -11,13 +11,16 @@ use nix::{
 use xtask::{
     build::cargo,
     command::{command, run},
-    lab::{Lab, LabOptions, process::Process, space::cgroup2, state::State, take_down, wait_until},
+    lab::{Lab, LabOptions, process::Process, space::cgroup2, state::State, wait_until},
 };
+
+/// One story: its name and what it does.
+type Story = (&'static str, fn() -> Result<()>);
 
 fn main() -> ExitCode {
     let mut given = Arguments::from_args();
     given.test_threads = Some(1);
-    let stories: [(&str, fn() -> Result<()>); 3] = [
+    let stories: [Story; 3] = [
         ("two_labs_run_side_by_side_and_leave_nothing", side_by_side),
         ("an_interrupted_lab_leaves_nothing", interrupted),
         ("a_killed_lab_is_cleaned_up_by_the_next_command", killed),
@@ -79,21 +82,36 @@ fn killed() -> Result<()> {
     let state = until_started("killed")?;
     child.kill().context("could not kill")?;
     child.wait().context("could not wait")?;
-    // What it was starting just then may still register inside the namespaces; they end together.
-    let state = State::load("killed")?.unwrap_or(state);
-    take_down(&state)?;
+    run(&mut command([
+        xtask()?.as_str(),
+        "lab",
+        "down",
+        "--name",
+        "killed",
+    ]))?;
+    ensure!(
+        state.spaces.iter().all(|space| !space.init.is_alive()),
+        "a namespace is left"
+    );
     expect_nothing_of("killed")
 }
 
 /// The command as a user runs it, built by the run of this test's `cargo xtask test` or here.
 fn start(name: &str) -> Result<std::process::Child> {
     run(&mut cargo(["build", "--quiet", "--package", "xtask"]))?;
-    let program = xtask::paths::target().join("debug/xtask");
-    command([program.to_str().context("no UTF-8")?, "lab", "up", "--name", name])
+    command([xtask()?.as_str(), "lab", "up", "--name", name])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
         .context("could not start `xtask lab up`")
+}
+
+fn xtask() -> Result<String> {
+    let program = xtask::paths::target().join("debug/xtask");
+    Ok(program
+        .to_str()
+        .context("the target folder's path is not UTF-8")?
+        .to_owned())
 }
 
 /// Waits until the lab is half up: some namespaces are there, and an engine.

@@ -104,7 +104,7 @@ fn until_refused(stage: &Stage, node: &str) -> Result<()> {
 fn nothing_left(stage: &Stage) -> Result<()> {
     let node = "node2";
     stage.lab.stop_agent(node)?;
-    let before = network(stage, node)?;
+    let before = stage.network(node)?;
     stage.lab.start_agent(node, stage.arguments)?;
     stage.until_all_know("web", Duration::from_secs(15))?;
     let objects = bpf_objects(stage, node)?;
@@ -129,7 +129,7 @@ fn nothing_left(stage: &Stage) -> Result<()> {
             Ok(())
         },
     )?;
-    let after = network(stage, node)?;
+    let after = stage.network(node)?;
     ensure!(
         before == after,
         "the node's network was\n{before}\nand is\n{after}"
@@ -137,29 +137,6 @@ fn nothing_left(stage: &Stage) -> Result<()> {
     let pins = stage.lab.run(node, ["find", "/sys/fs/bpf", "-mindepth", "1"])?;
     ensure!(pins.is_empty(), "pins are left: {pins}");
     Ok(())
-}
-
-/// All of a node's network that an agent could change.
-fn network(stage: &Stage, node: &str) -> Result<String> {
-    let mut text = String::new();
-    // Names and kinds only: counters and states change by themselves.
-    for words in [
-        "ip -oneline link show | sed 's/ state [A-Z]*//; s/@.*: </: </' | grep -v ': veth'",
-        "ip -oneline address show scope global | grep -v ': veth'",
-        "ip route show table all | grep -v 'dev veth' | grep -v fe80 | grep -v ff00",
-        "ip rule show",
-        "ip neighbour show nud permanent",
-        "tc qdisc show | grep -v 'dev veth'",
-        "bpftool net show",
-        "bpftool cgroup show /run/cgroup2",
-        "sysctl -a --pattern 'net.ipv4.(conf.(all|eth0|docker_gwbridge)|ip_forward)' 2>/dev/null",
-        "iptables-save | grep -v -e '^#' | sed 's/\\[[0-9:]*\\]//' | sort",
-    ] {
-        // Some print nothing, and then grep fails.
-        let output = stage.lab.run(node, ["sh", "-c", &format!("{words}; true")])?;
-        text += &format!("$ {words}\n{output}\n");
-    }
-    Ok(text)
 }
 
 /// The BPF objects of the agent on a node: what its file descriptors hold, and its programs' maps.

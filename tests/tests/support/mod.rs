@@ -135,6 +135,29 @@ impl Stage {
         Ok(())
     }
 
+    /// All of a node's network that an agent could change.
+    pub(crate) fn network(&self, node: &str) -> Result<String> {
+        let mut text = String::new();
+        // Names and kinds only: counters and states change by themselves.
+        for words in [
+            "ip -oneline link show | sed 's/ state [A-Z]*//; s/@.*: </: </' | grep -v ': veth'",
+            "ip -oneline address show scope global | grep -v ': veth'",
+            "ip route show table all | grep -v 'dev veth' | grep -v fe80 | grep -v ff00",
+            "ip rule show",
+            "ip neighbour show nud permanent",
+            "tc qdisc show | grep -v 'dev veth'",
+            "bpftool net show",
+            "bpftool cgroup show /run/cgroup2",
+            "sysctl -a --pattern 'net.ipv4.(conf.(all|eth0|docker_gwbridge)|ip_forward)' 2>/dev/null",
+            "iptables-save | grep -v -e '^#' | sed 's/\\[[0-9:]*\\]//' | sort",
+        ] {
+            // Some print nothing, and then grep fails.
+            let output = self.lab.run(node, ["sh", "-c", &format!("{words}; true")])?;
+            text += &format!("$ {words}\n{output}\n");
+        }
+        Ok(text)
+    }
+
     /// The names of a service's running tasks.
     pub(crate) fn names(&self, service: &str) -> Result<BTreeSet<String>> {
         Ok(self

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    space::{enter, join},
+    space::{NODE_DOCKER_ROOT, enter, join},
     state::{State, folder},
     wait::wait_until,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// The image the lab's services run.
 pub const SERVER_IMAGE: &str = "mesh-lab/server:latest";
 
-/// Where a node's engine keeps its data, as host and node see it.
+/// Where a node's engine keeps its data, as the host sees it.
 #[must_use]
 pub fn data_root(state: &State, node: &str) -> PathBuf {
     state.data.join(node).join("docker")
@@ -48,10 +48,9 @@ pub fn start(state: &State, node: &str) -> Result<()> {
         .open(&log_path)
         .with_context(|| format!("could not open {}", log_path.display()))?;
     let errors = log.try_clone().context("could not share the log")?;
-    let root = data_root(state, node);
     let cgroup = format!("/mesh-lab/{}/{node}/docker", state.name);
-    let mut daemon = join(space, ["dockerd", "--data-root"]);
-    daemon.arg(&root).arg("--config-file").arg(&configuration);
+    let mut daemon = join(space, ["dockerd", "--data-root", NODE_DOCKER_ROOT]);
+    daemon.arg("--config-file").arg(&configuration);
     daemon.args([
         "--exec-root",
         "/run/docker",

@@ -22,6 +22,13 @@ use crate::command::{command, run};
 /// each gets a part of it: what its agent attaches there sees this node's processes only.
 pub const NODE_CGROUP: &str = "/run/cgroup2";
 
+/// Where a node finds its engine's data: the same path on every node, so that one stack file fits all.
+pub const NODE_DOCKER_ROOT: &str = "/run/docker-root";
+
+/// The variable by which a space's holder is known should its lab be killed before it has written the
+/// state.
+const MARK: &str = "MESH_LAB";
+
 /// Held while a space is started, so that an interruption never misses one; true once the labs of this
 /// process are being taken down.
 pub(super) static CLOSING: Mutex<bool> = Mutex::new(false);
@@ -63,6 +70,7 @@ pub fn start(state: &mut State, name: &str) -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .current_dir("/")
+        .env(MARK, mark(state))
         .spawn()
         .context("could not start `unshare` (package util-linux)")?;
     let pid = i32::try_from(child.id()).context("the pid is out of range")?;
@@ -94,17 +102,21 @@ pub fn furnish(state: &State, name: &str) -> Result<()> {
     let cgroup = cgroup2()?.join("mesh-lab").join(&state.name).join(name);
     fs::create_dir_all(cgroup.join("init"))
         .with_context(|| format!("could not create {}", cgroup.display()))?;
+    let data = state.data.join(name).join("docker");
+    fs::create_dir_all(&data).with_context(|| format!("could not create {}", data.display()))?;
     // A systemd host shares its mounts between peers, and stack files rely on that. `/var/run` is a
     // link to `/run` on any system of the last ten years; where it is not, it becomes a second view.
     let script = format!(
         "mount --make-rshared / && mount -t tmpfs -o mode=755 mesh-lab /run && \
          if [ ! -L /var/run ]; then mount --bind /run /var/run; fi && \
-         mkdir -p {NODE_CGROUP} && mount --bind {} {NODE_CGROUP} && \
+         mkdir -p {NODE_CGROUP} {NODE_DOCKER_ROOT} && mount --bind \"$1\" {NODE_CGROUP} && \
+         mount --bind \"$2\" {NODE_DOCKER_ROOT} && \
          mkdir -p /sys/fs/bpf && mount -t bpf bpf /sys/fs/bpf && \
-         hostname {name} && ip link set lo up",
-        cgroup.display()
+         hostname {name} && ip link set lo up"
     );
-    run(&mut enter(state.space(name)?, ["sh", "-euc", &script]))?;
+    run(enter(state.space(name)?, ["sh", "-euc", &script, "sh"])
+        .arg(cgroup)
+        .arg(data))?;
     Ok(())
 }
 
@@ -147,7 +159,35 @@ pub fn end_all(state: &State) -> Result<()> {
         space.init.end()?;
         space.holder.end()?;
     }
+    for stray in marked(&mark(state)) {
+        stray.end()?;
+    }
     Ok(())
+}
+
+/// What marks the holders of this lab and of no other, not even of one of the same name.
+fn mark(state: &State) -> String {
+    format!("{}-{}-{}", state.name, state.owner.pid, state.owner.started)
+}
+
+/// The holders that were started for this lab and have not ended.
+fn marked(mark: &str) -> Vec<Process> {
+    let needle = format!("{MARK}={mark}");
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let process = Process::of(pid).ok()?;
+            let variables = fs::read(entry.path().join("environ")).ok()?;
+            variables
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == needle.as_bytes())
+                .then_some(process)
+        })
+        .collect()
 }
 
 /// Removes the lab's control groups from every hierarchy.
