@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use bollard::{
     models::{ContainerInspectResponse, EventMessage},
-    query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder},
+    query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder},
 };
 use futures_util::StreamExt;
 use tokio::{
@@ -33,7 +34,6 @@ use crate::{
 };
 
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
-const INGRESS_NETWORK: &str = "ingress";
 /// The containers are listed again this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(15);
 /// A container that could not be looked into is tried again after this time, …
@@ -58,8 +58,10 @@ pub struct ContainerWatcher {
     hint: Arc<dyn Fn() + Send + Sync>,
     state: watch::Sender<ContainerState>,
     known: BTreeMap<ContainerId, Knowledge>,
+    ingress: Arc<ArcSwapOption<NetworkId>>,
 }
 
+type NetworkId = String;
 type ContainerId = String;
 
 /// What is known of one running container of a task.
@@ -127,6 +129,7 @@ impl ContainerWatcher {
             hint: Arc::new(hint),
             state,
             known: BTreeMap::new(),
+            ingress: Arc::default(),
         };
         (watcher, receiver)
     }
@@ -140,12 +143,14 @@ impl ContainerWatcher {
             };
             self.docker.reset();
             let trouble = describe(&interruption);
-            warn!(
-                trouble,
-                "local containers cannot be followed; the last list stays in force"
-            );
             self.state.send_if_modified(|state| {
                 let news = state.trouble.as_ref() != Some(&trouble);
+                if news {
+                    warn!(
+                        trouble,
+                        "local containers cannot be followed; the last list stays in force"
+                    );
+                }
                 state.trouble = Some(trouble);
                 news
             });
@@ -258,8 +263,9 @@ impl ContainerWatcher {
     fn look(&mut self, id: ContainerId, failures: u32, looks: &mut JoinSet<Looked>) {
         self.known.insert(id.clone(), Knowledge::Pending { failures });
         let docker = self.docker.clone();
+        let ingress = Arc::clone(&self.ingress);
         looks.spawn(async move {
-            let looked = look_into(&docker, &id).await;
+            let looked = look_into(&docker, &ingress, &id).await;
             (id, looked)
         });
     }
@@ -334,7 +340,11 @@ impl ContainerWatcher {
     }
 }
 
-async fn look_into(docker: &Docker, id: &str) -> Result<Option<(TaskId, Container)>, LookUpError> {
+async fn look_into(
+    docker: &Docker,
+    ingress: &ArcSwapOption<NetworkId>,
+    id: &str,
+) -> Result<Option<(TaskId, Container)>, LookUpError> {
     let connection = docker.connection().await?;
     let inspected = connection
         .bollard
@@ -344,7 +354,13 @@ async fn look_into(docker: &Docker, id: &str) -> Result<Option<(TaskId, Containe
             request: "container inspect",
             source,
         })?;
-    let Some(described) = describe_container(&inspected) else {
+    let mut described = describe_container(&inspected, ingress.load().as_deref());
+    if described.is_none() && is_of_task(&inspected) {
+        // The ingress network is made with the Swarm, and can be replaced by one of another name.
+        ingress.store(ingress_network(&connection.bollard).await?.map(Arc::new));
+        described = describe_container(&inspected, ingress.load().as_deref());
+    }
+    let Some(described) = described else {
         return Ok(None);
     };
     let found = sandbox::look_up(described.sandbox).await?;
@@ -366,15 +382,89 @@ async fn look_into(docker: &Docker, id: &str) -> Result<Option<(TaskId, Containe
     }))
 }
 
+async fn ingress_network(docker: &bollard::Docker) -> Result<Option<NetworkId>, DockerError> {
+    let filters = [("scope".to_owned(), vec!["swarm".to_owned()])].into();
+    let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
+    let networks = docker
+        .list_networks(Some(options))
+        .await
+        .map_err(|source| DockerError::Request {
+            request: "network ls",
+            source,
+        })?;
+    let ingress = networks.into_iter().find(|network| network.ingress == Some(true));
+    Ok(ingress.and_then(|network| network.id))
+}
+
+fn is_of_task(inspected: &ContainerInspectResponse) -> bool {
+    let config = inspected.config.as_ref();
+    config
+        .and_then(|config| config.labels.as_ref())
+        .is_some_and(|labels| labels.contains_key(TASK_LABEL))
+}
+
 /// `None` for a container that is not of a task, or not on the ingress network.
-fn describe_container(inspected: &ContainerInspectResponse) -> Option<Described> {
+fn describe_container(
+    inspected: &ContainerInspectResponse,
+    ingress: Option<&NetworkId>,
+) -> Option<Described> {
     let task = inspected.config.as_ref()?.labels.as_ref()?.get(TASK_LABEL)?;
     let settings = inspected.network_settings.as_ref()?;
-    let ingress = settings.networks.as_ref()?.get(INGRESS_NETWORK)?;
+    let mut networks = settings.networks.as_ref()?.values();
+    let endpoint =
+        networks.find(|endpoint| endpoint.network_id.is_some() && endpoint.network_id.as_ref() == ingress)?;
     let sandbox = settings.sandbox_key.as_ref().filter(|key| !key.is_empty())?;
     Some(Described {
         task: task.clone(),
-        ingress_address: ingress.ip_address.as_ref()?.parse().ok()?,
+        ingress_address: endpoint.ip_address.as_ref()?.parse().ok()?,
         sandbox: PathBuf::from(sandbox),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `docker inspect` says of a task's container, trimmed.
+    fn inspected(networks: &str) -> ContainerInspectResponse {
+        let text = format!(
+            r#"{{"Config": {{"Labels": {{"com.docker.swarm.task.id": "z7x45pt9rdzcawjpoqmclxvnp"}}}},
+                "NetworkSettings": {{"SandboxKey": "/var/run/docker/netns/90c6843d4230",
+                                     "Networks": {networks}}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn task_on_the_ingress_network_is_found_whatever_the_network_is_called() {
+        let inspected = inspected(
+            r#"{"back": {"NetworkID": "n1", "IPAddress": "10.0.1.3"},
+                "front": {"NetworkID": "n2", "IPAddress": "10.0.0.6"}}"#,
+        );
+        let described = describe_container(&inspected, Some(&"n2".to_owned())).unwrap();
+        assert_eq!(described.task, "z7x45pt9rdzcawjpoqmclxvnp");
+        assert_eq!(described.ingress_address, Ipv4Addr::new(10, 0, 0, 6));
+    }
+
+    #[test]
+    fn task_on_the_host_network_takes_no_part() {
+        let inspected = inspected(r#"{"host": {"NetworkID": "n3", "IPAddress": ""}}"#);
+        assert_eq!(describe_container(&inspected, Some(&"n2".to_owned())), None);
+        assert_eq!(describe_container(&inspected, None), None);
+    }
+
+    #[tokio::test]
+    async fn absent_engine_is_told_as_trouble() {
+        let (watcher, mut state) = ContainerWatcher::new(Docker::new("/nonexistent/docker.sock"), || {});
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(watcher.run(shutdown.clone()));
+        let trouble = state
+            .wait_for(|state| state.trouble.is_some())
+            .await
+            .unwrap()
+            .clone();
+        assert!(!trouble.listed && trouble.containers.is_empty());
+        shutdown.cancel();
+        running.await.unwrap();
+    }
 }

@@ -14,14 +14,14 @@ use bollard::{
     query_parameters::EventsOptionsBuilder,
 };
 use futures_util::{Stream, TryStreamExt};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::model::NodeId;
 
 /// No answer of the engine may be larger than this; ten thousand tasks take about 30 MiB.
 const MAX_BODY_BYTES: usize = 128 << 20;
 /// How much of the engine's words an error repeats.
-const MAX_MESSAGE_BYTES: usize = 512;
+const MAX_MESSAGE_CHARS: usize = 512;
 /// Events this old are read again when a stream begins, so that none is lost between two streams.
 const EVENT_OVERLAP_SECONDS: u64 = 3;
 /// How long the engine may take to answer one request.
@@ -290,6 +290,12 @@ impl Docker {
     }
 }
 
+/// How the engine words a refusal.
+#[derive(Deserialize)]
+struct Refusal {
+    message: String,
+}
+
 async fn read_bounded(http: &reqwest::Client, url: &str, path: &'static str) -> Result<Vec<u8>, DockerError> {
     let failed = |source| DockerError::Get { path, source };
     let mut response = http.get(url).send().await.map_err(failed)?;
@@ -302,11 +308,14 @@ async fn read_bounded(http: &reqwest::Client, url: &str, path: &'static str) -> 
         body.extend_from_slice(&chunk);
     }
     if !status.is_success() {
-        body.truncate(MAX_MESSAGE_BYTES);
+        let message = serde_json::from_slice::<Refusal>(&body).map_or_else(
+            |_| String::from_utf8_lossy(&body).into_owned(),
+            |refusal| refusal.message,
+        );
         return Err(DockerError::Refused {
             path,
             status: status.as_u16(),
-            message: String::from_utf8_lossy(&body).trim().to_owned(),
+            message: message.trim().chars().take(MAX_MESSAGE_CHARS).collect(),
         });
     }
     Ok(body)

@@ -121,7 +121,6 @@ impl FeedClient {
                     info!(%manager, "connecting again with the renewed node certificate");
                 } else {
                     let trouble = describe(&interruption);
-                    warn!(%manager, trouble, "manager left; the last picture stays in force");
                     self.set_trouble(format!("manager {manager}: {trouble}"));
                 }
                 backoff.next()
@@ -136,6 +135,9 @@ impl FeedClient {
     fn set_trouble(&self, trouble: String) {
         self.state.send_if_modified(|state| {
             let news = state.trouble.as_ref() != Some(&trouble);
+            if news {
+                warn!(trouble, "no manager is followed; the last picture stays in force");
+            }
             state.trouble = Some(trouble);
             news
         });

@@ -274,8 +274,10 @@ fn is_converging(service: &ListedService, tasks: &[&ListedTask], away: &BTreeSet
     updating || moving || replicas.is_some_and(|replicas| replicas != running)
 }
 
+/// After a change of leader Swarm calls every node `unknown` until it has reported again, which takes
+/// seconds; its containers run on meanwhile, so only a node that is known to be gone is not ready.
 fn is_ready(listed: &ListedNode) -> bool {
-    listed.status.state.as_deref() == Some("ready")
+    matches!(listed.status.state.as_deref(), Some("ready" | "unknown"))
 }
 
 /// `None` while the node has no address: nothing can be sent to it.

@@ -24,6 +24,9 @@ use super::{Backoff, Docker, DockerError, HintHandle, SourceState, describe};
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);
 
+/// A change that comes later than this after an event is not the event's.
+const NOTICED: Duration = Duration::from_secs(1);
+
 /// Follows the Swarm through the local engine; for managers only.
 pub struct SwarmSource {
     docker: Docker,
@@ -73,6 +76,7 @@ impl SwarmSource {
                 return;
             };
             self.docker.reset();
+            self.noticed = None;
             let trouble = describe(&interruption);
             warn!(
                 trouble,
@@ -169,10 +173,7 @@ impl SwarmSource {
                 "the cluster has changed"
             );
             self.noticed = None;
-        } else if noticed.is_some_and(|noticed| {
-            seen.duration_since(noticed)
-                .is_ok_and(|age| age > Duration::from_secs(5))
-        }) {
+        } else if noticed.is_some_and(|noticed| seen.duration_since(noticed).is_ok_and(|age| age > NOTICED)) {
             // That event changed nothing here: a later change must not be dated back to it.
             self.noticed = None;
         }
