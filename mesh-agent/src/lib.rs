@@ -4,8 +4,13 @@
 //! `metrics`, `admin`} → `plan` → `model`.
 
 pub mod admin;
+pub mod agent;
+pub mod config;
 pub mod datapath;
 pub mod discovery;
+pub mod doctor;
+pub mod mesh0;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod source;

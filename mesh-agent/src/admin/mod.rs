@@ -1,6 +1,29 @@
 //! The agent's window: the admin socket's API, its server and client. Reads the agent through
 //! [`Introspect`] and changes nothing.
 
+pub mod api;
+pub mod client;
+pub mod routes;
+pub mod server;
+pub mod status;
 pub mod view;
 
+pub use client::{Client, ClientError};
+pub use server::{AdminServer, ServerError};
 pub use view::{Introspect, View};
+
+/// Where the agent listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/mesh/admin.sock";
+
+/// An error and everything that led to it, in one line.
+#[must_use]
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -44,3 +44,160 @@ pub trait Introspect: Send + Sync {
     /// When the kernel refuses to read a map.
     fn counters(&self) -> Result<Counters, DatapathError>;
 }
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    //! A small cluster as its first node sees it, for the tests of everything that reads a [`View`].
+
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        net::Ipv4Addr,
+        time::{Duration, SystemTime},
+    };
+
+    use super::*;
+    use crate::{
+        datapath::{DropCount, MapUsage, Mode, Traffic},
+        model::{
+            Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service, Task,
+            TaskState, desired::desired,
+        },
+    };
+
+    /// `web` (tcp 9200) with a local, a remote, a draining and an unreachable replica; `dns` (udp 53)
+    /// with none.
+    pub(crate) fn two_nodes() -> (View, Counters) {
+        let node = |hostname: &str, last, role, ready| Node {
+            hostname: hostname.to_owned(),
+            address: Ipv4Addr::new(192, 168, 0, last),
+            role,
+            ready,
+        };
+        let service = |name: &str, protocol, published, target| Service {
+            name: name.to_owned(),
+            ports: vec![PublishedPort {
+                protocol,
+                published,
+                target,
+            }],
+        };
+        let task = |slot, node: &str, last, state| Task {
+            service: "web-id".to_owned(),
+            name: format!("web.{slot}"),
+            slot: Some(slot),
+            node: node.to_owned(),
+            address: Ipv4Addr::new(10, 0, 0, last),
+            state,
+        };
+        let cluster = Cluster {
+            cluster_id: "cluster".to_owned(),
+            nodes: BTreeMap::from([
+                ("id1".to_owned(), node("n1", 1, NodeRole::Manager, true)),
+                ("id2".to_owned(), node("n2", 2, NodeRole::Worker, true)),
+                ("id3".to_owned(), node("n3", 3, NodeRole::Worker, false)),
+            ]),
+            services: BTreeMap::from([
+                ("web-id".to_owned(), service("web", Protocol::Tcp, 9200, 80)),
+                ("dns-id".to_owned(), service("dns", Protocol::Udp, 53, 5353)),
+            ]),
+            tasks: BTreeMap::from([
+                ("t1".to_owned(), task(1, "id1", 5, TaskState::Active)),
+                ("t2".to_owned(), task(2, "id2", 6, TaskState::Active)),
+                ("t3".to_owned(), task(3, "id2", 7, TaskState::Draining)),
+                ("t4".to_owned(), task(10, "id3", 8, TaskState::Active)),
+            ]),
+        };
+        let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+        let local = Local {
+            node: "id1".to_owned(),
+            addresses: BTreeSet::from([Ipv4Addr::new(192, 168, 0, 1)]),
+            containers: BTreeMap::from([(
+                "t1".to_owned(),
+                Container {
+                    ingress_address: Ipv4Addr::new(10, 0, 0, 5),
+                    address: Ipv4Addr::new(172, 18, 0, 3),
+                    mac,
+                    host_interface: 9,
+                    gateway_mac: mac,
+                },
+            )]),
+            next_hops: BTreeMap::from([(
+                Ipv4Addr::new(192, 168, 0, 3),
+                NextHop {
+                    interface: 2,
+                    source_mac: mac,
+                    destination_mac: mac,
+                },
+            )]),
+            ..Local::default()
+        };
+        let desired = desired(&cluster, &local, Ipv4Addr::new(169, 254, 96, 1));
+        let traffic = Traffic {
+            connections_total: 7,
+            connections_active: 2,
+            packets_in: 40,
+            packets_out: 30,
+            bytes_in: 4_000,
+            bytes_out: 300_000,
+        };
+        let counters = Counters {
+            backends: desired.backends.keys().map(|key| (*key, traffic)).collect(),
+            services: desired.services.keys().map(|key| (*key, traffic)).collect(),
+            drops: vec![DropCount {
+                hook: "xdp".to_owned(),
+                reason: "unknown_peer".to_owned(),
+                packets: 3,
+            }],
+            maps: vec![MapUsage {
+                map: "flows".to_owned(),
+                entries: 14,
+                max_entries: 262_144,
+            }],
+            flow_evictions: 0,
+        };
+        let started = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let view = View {
+            node: "id1".to_owned(),
+            role: Some(NodeRole::Manager),
+            source: SourceState {
+                cluster: Arc::new(cluster),
+                revision: 5,
+                confirmed: Some(started + Duration::from_secs(2)),
+                changed: Some(started),
+                origin: "this manager's engine".to_owned(),
+                trouble: None,
+            },
+            desired: Arc::new(desired),
+            applied_revision: 4,
+            modes: vec![InterfaceMode {
+                interface: "eth0".to_owned(),
+                mode: Mode::Tc,
+                reason: "veth: \"generic\" XDP is off\\ here".to_owned(),
+            }],
+            datapath_errors: Vec::new(),
+            return_mode: ReturnMode::Tunnel,
+            docker_trouble: None,
+            started,
+        };
+        (view, counters)
+    }
+
+    /// An agent that stands still.
+    pub(crate) struct Still(pub(crate) Arc<View>, pub(crate) Counters);
+
+    impl Introspect for Still {
+        fn view(&self) -> Arc<View> {
+            Arc::clone(&self.0)
+        }
+
+        fn counters(&self) -> Result<Counters, DatapathError> {
+            Ok(self.1.clone())
+        }
+    }
+
+    /// The fixture as an agent.
+    pub(crate) fn still() -> Arc<dyn Introspect> {
+        let (view, counters) = two_nodes();
+        Arc::new(Still(Arc::new(view), counters))
+    }
+}

@@ -2,6 +2,7 @@
 //! namespaces) and its network (from netlink). Imports the model, and `source::docker` to ask the engine.
 
 pub mod containers;
+pub mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

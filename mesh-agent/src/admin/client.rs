@@ -1,0 +1,178 @@
+//! Asks the agent of this machine through its admin socket. Used by `meshctl` and by tests.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+
+use super::api::{self, Failure, Routes, Status};
+use crate::doctor::Report;
+
+/// The agent answers from memory; only the doctor waits for others, and less than this.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "the mesh agent is not running (nothing answers on {socket}): start it with \
+         `systemctl start mesh-agent`, `docker stack deploy -c deploy/stack.yml mesh` or \
+         `mesh-agent run`; if it runs with another --admin-socket, pass that as --socket"
+    )]
+    NotRunning {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket is another user's.
+    #[error("no permission to open {socket}: the admin socket is its owner's only, try again as root")]
+    Forbidden {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection or the answer broke.
+    #[error("asking the agent for {path} through {socket} failed: see the agent's log")]
+    Request {
+        /// The socket.
+        socket: PathBuf,
+        /// What was asked for.
+        path: String,
+        /// Why it failed.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The agent said no.
+    #[error("the agent could not answer {path}: {message}")]
+    Agent {
+        /// What was asked for.
+        path: String,
+        /// The agent's own words.
+        message: String,
+    },
+}
+
+/// A client of one agent.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client for the agent that listens on `socket`; connects only when asked something.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be built.
+    pub fn new(socket: &Path) -> Result<Self, ClientError> {
+        let http = reqwest::Client::builder()
+            .unix_socket(socket)
+            .no_proxy()
+            .timeout(TIMEOUT)
+            .build()
+            .map_err(|source| ClientError::Request {
+                socket: socket.to_owned(),
+                path: "a client".to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            socket: socket.to_owned(),
+            http,
+        })
+    }
+
+    /// Where every published port goes.
+    ///
+    /// # Errors
+    /// When the agent does not run, or cannot read its counters.
+    pub async fn routes(&self) -> Result<Routes, ClientError> {
+        self.get("routes").await
+    }
+
+    /// How the agent is.
+    ///
+    /// # Errors
+    /// When the agent does not run.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("status").await
+    }
+
+    /// What the agent finds when it examines its machine with its own permissions.
+    ///
+    /// # Errors
+    /// When the agent does not run.
+    pub async fn doctor(&self) -> Result<Report, ClientError> {
+        self.get("doctor").await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<T, ClientError> {
+        let path = format!("/v{}/{what}", api::VERSION);
+        let fail = |source| ClientError::Request {
+            socket: self.socket.clone(),
+            path: path.clone(),
+            source,
+        };
+        // The host is never looked up: the connection is the socket's.
+        let answer = self.http.get(format!("http://mesh-agent{path}")).send().await;
+        let answer = answer.map_err(|error| match connect_error(&error) {
+            Some(source) if source.kind() == io::ErrorKind::PermissionDenied => ClientError::Forbidden {
+                socket: self.socket.clone(),
+                source,
+            },
+            Some(source) => ClientError::NotRunning {
+                socket: self.socket.clone(),
+                source,
+            },
+            None => fail(error),
+        })?;
+        if answer.status().is_success() {
+            return answer.json().await.map_err(fail);
+        }
+        let status = answer.status();
+        let message = match answer.json::<Failure>().await {
+            Ok(failure) => failure.error,
+            Err(_) => status.to_string(),
+        };
+        Err(ClientError::Agent { path, message })
+    }
+}
+
+/// The operating system's reason why no connection came about.
+fn connect_error(error: &reqwest::Error) -> Option<io::Error> {
+    if !error.is_connect() {
+        return None;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref::<io::Error>() {
+            return Some(match cause.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::new(cause.kind(), cause.to_string()),
+            });
+        }
+        source = cause.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_run_is_named_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let client = Client::new(&folder.path().join("admin.sock")).unwrap();
+        let error = client.status().await.unwrap_err();
+        assert!(matches!(error, ClientError::NotRunning { .. }), "{error:?}");
+        assert!(error.to_string().contains("systemctl start mesh-agent"));
+    }
+}

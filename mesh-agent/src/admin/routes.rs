@@ -1,0 +1,236 @@
+//! From the agent's snapshot and counters to the table of routes: a pure function.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use super::{
+    View,
+    api::{self, Route, RouteBackend, RouteState, Routes},
+};
+use crate::{
+    datapath::{Counters, Traffic},
+    model::{Backend, BackendKey, BackendState, Location, ServiceEntry, ServiceKey, TaskState},
+};
+
+/// One route for each published port and replica; a published port without any gets one that says so.
+///
+/// Replicas that the cluster calls running but that nothing can be sent to are listed too, with the
+/// reason: that is what an operator looks for when a replica gets no traffic.
+#[must_use]
+pub fn routes(view: &View, counters: &Counters) -> Routes {
+    let mut addresses = BTreeMap::<ServiceKey, Vec<Ipv4Addr>>::new();
+    for frontend in &view.desired.frontends {
+        addresses
+            .entry(frontend.service)
+            .or_default()
+            .push(frontend.address);
+    }
+    let mut routes = Vec::new();
+    for (key, service) in &view.desired.services {
+        let row = |backend, state, reason: String, traffic| Route {
+            service: service.name.clone(),
+            service_id: service.id.clone(),
+            protocol: key.protocol,
+            port: key.port,
+            frontends: addresses.get(key).cloned().unwrap_or_default(),
+            backend,
+            state,
+            reason,
+            traffic,
+        };
+        let mut rows: Vec<Route> = view
+            .desired
+            .backends
+            .iter()
+            .filter(|(backend_key, _)| backend_key.service == *key)
+            .map(|(backend_key, backend)| {
+                let traffic = counters.backends.get(backend_key).copied().unwrap_or_default();
+                let state = match backend.state {
+                    BackendState::Active => RouteState::Active,
+                    BackendState::Draining => RouteState::Draining,
+                };
+                let reason = unreachable_reason(view, backend).unwrap_or_default();
+                row(
+                    Some(route_backend(view, backend_key, backend)),
+                    state,
+                    reason,
+                    traffic,
+                )
+            })
+            .collect();
+        rows.extend(
+            excluded(view, *key, service).map(|(backend, reason)| {
+                row(Some(backend), RouteState::Excluded, reason, Traffic::default())
+            }),
+        );
+        rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
+        if rows.is_empty() {
+            let reason = "no task of the service is running".to_owned();
+            // What went to replicas that are gone is the service's alone.
+            let traffic = counters.services.get(key).copied().unwrap_or_default();
+            rows.push(row(None, RouteState::NoBackend, reason, traffic));
+        }
+        routes.append(&mut rows);
+    }
+    Routes {
+        version: api::VERSION,
+        node: view.node.clone(),
+        routes,
+    }
+}
+
+/// `ip:port` of a backend, as columns and metrics show it.
+#[must_use]
+pub fn backend_address(key: &BackendKey, backend: &Backend) -> String {
+    format!("{}:{}", key.address, backend.target_port)
+}
+
+/// By slot first, so that `web.10` follows `web.9`.
+fn sort_key(route: &Route) -> Option<(u64, &str)> {
+    let backend = route.backend.as_ref()?;
+    Some((backend.slot.unwrap_or(0), backend.task.as_str()))
+}
+
+fn route_backend(view: &View, key: &BackendKey, backend: &Backend) -> RouteBackend {
+    RouteBackend {
+        task: backend.task_name.clone(),
+        task_id: backend.task.clone(),
+        slot: backend.slot,
+        node: backend.node_name.clone(),
+        node_id: backend.node.clone(),
+        local: backend.node == view.node,
+        address: backend_address(key, backend),
+        weight: backend.weight,
+    }
+}
+
+fn unreachable_reason(view: &View, backend: &Backend) -> Option<String> {
+    let Location::Remote(address) = backend.location else {
+        return None;
+    };
+    match view.desired.peers.get(&address) {
+        Some(Some(_)) => None,
+        Some(None) => Some(format!("the way to {address} is not resolved yet")),
+        None => Some(format!("{address} is no peer of this node")),
+    }
+}
+
+/// Tasks of the service that run by the cluster's word but are no backends here, and why.
+fn excluded(
+    view: &View,
+    key: ServiceKey,
+    service: &ServiceEntry,
+) -> impl Iterator<Item = (RouteBackend, String)> {
+    let cluster = &view.source.cluster;
+    let target = cluster
+        .services
+        .get(&service.id)
+        .and_then(|service| {
+            service
+                .ports
+                .iter()
+                .find(|port| port.protocol == key.protocol && port.published == key.port)
+        })
+        .map(|port| port.target);
+    cluster.tasks.iter().filter_map(move |(id, task)| {
+        let target = target.filter(|_| task.service == service.id && task.state == TaskState::Active)?;
+        let known = BackendKey {
+            service: key,
+            address: task.address,
+        };
+        if view.desired.backends.contains_key(&known) {
+            return None;
+        }
+        let node = cluster.nodes.get(&task.node);
+        let reason = match node {
+            None => "its node is not in the cluster".to_owned(),
+            Some(_) if task.node == view.node => {
+                "its container has not been found on this node (yet)".to_owned()
+            }
+            Some(node) if !node.ready => format!("node {} is not ready", node.hostname),
+            Some(_) => "not programmed yet".to_owned(),
+        };
+        let backend = RouteBackend {
+            task: task.name.clone(),
+            task_id: id.clone(),
+            slot: task.slot,
+            node: node.map_or_else(|| task.node.clone(), |node| node.hostname.clone()),
+            node_id: task.node.clone(),
+            local: task.node == view.node,
+            address: format!("{}:{target}", task.address),
+            weight: 0,
+        };
+        Some((backend, reason))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::view::fixture;
+
+    #[test]
+    fn a_replica_gets_one_row_per_published_port_with_its_traffic() {
+        let (view, counters) = fixture::two_nodes();
+        let table = routes(&view, &counters);
+        let web: Vec<_> = table
+            .routes
+            .iter()
+            .filter(|route| route.service == "web")
+            .collect();
+        assert_eq!(web.len(), 4, "{web:#?}");
+        let first = web[0];
+        let backend = first.backend.as_ref().unwrap();
+        assert_eq!(
+            (backend.task.as_str(), backend.address.as_str()),
+            ("web.1", "10.0.0.5:80")
+        );
+        assert!(backend.local);
+        assert_eq!(first.traffic.connections_total, 7);
+        assert_eq!(first.frontends.len(), 2);
+        assert_eq!(first.reason, "");
+    }
+
+    #[test]
+    fn rows_follow_slots_not_letters() {
+        let (view, counters) = fixture::two_nodes();
+        let tasks: Vec<_> = routes(&view, &counters)
+            .routes
+            .into_iter()
+            .filter_map(|route| route.backend)
+            .map(|backend| backend.task)
+            .collect();
+        assert_eq!(tasks, ["web.1", "web.2", "web.3", "web.10"]);
+    }
+
+    #[test]
+    fn a_service_without_replicas_says_so() {
+        let (view, counters) = fixture::two_nodes();
+        let table = routes(&view, &counters);
+        let route = table.routes.iter().find(|route| route.service == "dns").unwrap();
+        assert_eq!(route.state, RouteState::NoBackend);
+        assert!(route.backend.is_none());
+        assert!(!route.reason.is_empty());
+    }
+
+    #[test]
+    fn a_running_task_that_gets_nothing_says_why() {
+        let (view, counters) = fixture::two_nodes();
+        let table = routes(&view, &counters);
+        let find = |task: &str| {
+            let of_task = |route: &&Route| route.backend.as_ref().is_some_and(|backend| backend.task == task);
+            table.routes.iter().find(of_task).unwrap()
+        };
+        assert_eq!(find("web.10").state, RouteState::Excluded);
+        assert_eq!(find("web.10").reason, "node n3 is not ready");
+        assert_eq!(find("web.2").reason, "the way to 192.168.0.2 is not resolved yet");
+        assert_eq!(find("web.3").state, RouteState::Draining);
+    }
+
+    #[test]
+    fn routes_survive_their_own_json() {
+        let (view, counters) = fixture::two_nodes();
+        let table = routes(&view, &counters);
+        let text = serde_json::to_string(&table).unwrap();
+        assert_eq!(serde_json::from_str::<Routes>(&text).unwrap(), table);
+    }
+}

@@ -1,0 +1,259 @@
+//! Serves the admin API on a Unix socket that only the agent's own user may open. Answers are computed
+//! from the agent's snapshot; nothing here can change the agent.
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Introspect,
+    api::{Failure, Routes, Status},
+    routes::routes,
+    status::status,
+};
+use crate::doctor::{self, Report};
+
+/// How long requests under way may take to finish once the agent stops.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The admin socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another agent answers on it.
+    #[error(
+        "another agent is already listening on {0}: stop it first, or give this one its own --admin-socket"
+    )]
+    InUse(PathBuf),
+    /// Something that is no socket is in the way.
+    #[error("{0} exists and is not a socket: remove it, or choose another --admin-socket")]
+    NotASocket(PathBuf),
+    /// The file system refused.
+    #[error("{operation} {path} for the admin socket failed: check that its folder is writable")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A bound admin socket; [`AdminServer::run`] answers on it.
+#[derive(Debug)]
+pub struct AdminServer {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+    router: Router,
+}
+
+#[derive(Clone)]
+struct Window {
+    agent: Arc<dyn Introspect>,
+    doctor: Arc<doctor::Options>,
+}
+
+impl AdminServer {
+    /// Opens the socket (mode 0600, its folder made with mode 0755 when missing). The socket that an
+    /// agent which was killed has left behind is replaced. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When another agent answers on the socket, or the file system refuses.
+    pub async fn bind(
+        path: &Path,
+        agent: Arc<dyn Introspect>,
+        doctor: doctor::Options,
+    ) -> Result<Self, ServerError> {
+        let fail = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| ServerError::Io {
+                operation,
+                path,
+                source,
+            }
+        };
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(ServerError::NotASocket(path.to_owned()));
+            }
+            Ok(_) if UnixStream::connect(path).await.is_ok() => {
+                return Err(ServerError::InUse(path.to_owned()));
+            }
+            _ => {}
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
+            && !folder.exists()
+        {
+            std::fs::create_dir_all(folder).map_err(fail("create", folder))?;
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(folder, mode).map_err(fail("set the mode of", folder))?;
+        }
+        // Bound under another name and renamed, so that the socket never appears with a wider mode and
+        // one that an agent left behind is replaced in one step.
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(format!(".{}", std::process::id()));
+        let fresh = PathBuf::from(fresh);
+        // Left by a process that had our id; when there is none, there is nothing to remove.
+        let _ = std::fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh).map_err(fail("bind", &fresh))?;
+        let publish = || {
+            std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+            std::fs::rename(&fresh, path)?;
+            Ok(std::fs::symlink_metadata(path)?.ino())
+        };
+        let inode = publish()
+            .inspect_err(|_| drop(std::fs::remove_file(&fresh)))
+            .map_err(fail("create", path))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            inode,
+            router: router(Window {
+                agent,
+                doctor: Arc::new(doctor),
+            }),
+        })
+    }
+
+    /// Answers until `stop` is cancelled, then removes the socket.
+    pub async fn run(self, stop: CancellationToken) {
+        let stopped = stop.clone();
+        let serve = axum::serve(self.listener, self.router)
+            .with_graceful_shutdown(async move { stopped.cancelled().await });
+        let give_up = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            // axum's accept loop retries by itself: it ends only by the shutdown signal.
+            _ = serve => {}
+            () = give_up => {}
+        }
+        // A successor may already have put its own socket here.
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn router(window: Window) -> Router {
+    Router::new()
+        .route("/v1/routes", get(get_routes))
+        .route("/v1/status", get(get_status))
+        .route("/v1/doctor", get(get_doctor))
+        .fallback(|| async {
+            failure(
+                StatusCode::NOT_FOUND,
+                "no such path in this agent's API".to_owned(),
+            )
+        })
+        .with_state(window)
+}
+
+async fn get_routes(State(window): State<Window>) -> Result<Json<Routes>, Response> {
+    // Walking the maps takes a while when there are many flows; the runtime's threads must not wait.
+    let agent = window.agent;
+    let answer = tokio::task::spawn_blocking(move || {
+        let counters = agent.counters()?;
+        Ok::<_, crate::datapath::DatapathError>(routes(&agent.view(), &counters))
+    });
+    match answer.await {
+        Ok(Ok(table)) => Ok(Json(table)),
+        Ok(Err(error)) => Err(failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            crate::admin::error_chain(&error),
+        )),
+        Err(error) => Err(failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("reading the counters was cut short: {error}"),
+        )),
+    }
+}
+
+async fn get_status(State(window): State<Window>) -> Json<Status> {
+    Json(status(&window.agent.view(), SystemTime::now()))
+}
+
+async fn get_doctor(State(window): State<Window>) -> Json<Report> {
+    let modes = window.agent.view().modes.clone();
+    Json(doctor::examine(&window.doctor, doctor::Examiner::Agent, modes).await)
+}
+
+fn failure(status: StatusCode, error: String) -> Response {
+    (status, Json(Failure { error })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{Client, view::fixture};
+
+    async fn bind(path: &Path) -> Result<AdminServer, ServerError> {
+        AdminServer::bind(path, fixture::still(), doctor::Options::default()).await
+    }
+
+    #[tokio::test]
+    async fn a_client_reads_routes_and_status_through_the_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mesh/admin.sock");
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(bind(&path).await.unwrap().run(stop.clone()));
+
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o755);
+
+        let client = Client::new(&path).unwrap();
+        assert_eq!(client.routes().await.unwrap().routes.len(), 5);
+        assert_eq!(client.status().await.unwrap().hostname, "n1");
+
+        stop.cancel();
+        server.await.unwrap();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_live_agents_socket_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let _live = bind(&path).await.unwrap();
+        assert!(matches!(bind(&path).await, Err(ServerError::InUse(_))));
+    }
+
+    #[tokio::test]
+    async fn a_dead_agents_socket_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        drop(bind(&path).await.unwrap());
+        assert!(
+            path.exists(),
+            "a dropped listener leaves its file, like a killed agent"
+        );
+        bind(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(bind(&path).await, Err(ServerError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,142 @@
+//! From the agent's snapshot to its status: a pure function of it and the clock.
+
+use std::time::SystemTime;
+
+use super::{
+    View,
+    api::{self, Counts, ModelStatus, Peer, Status},
+};
+use crate::model::BackendState;
+
+/// The node's status at `now`.
+#[must_use]
+pub fn status(view: &View, now: SystemTime) -> Status {
+    let cluster = &view.source.cluster;
+    let peers = cluster
+        .nodes
+        .iter()
+        .filter(|(id, _)| **id != view.node)
+        .map(|(id, node)| Peer {
+            hostname: node.hostname.clone(),
+            node: id.clone(),
+            address: node.address,
+            role: node.role,
+            ready: node.ready,
+            resolved: view.desired.peers.get(&node.address).is_some_and(Option::is_some),
+        })
+        .collect();
+    let in_state = |state| {
+        let backends = view.desired.backends.values();
+        backends.filter(|backend| backend.state == state).count()
+    };
+    Status {
+        version: api::VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: seconds_between(view.started, now),
+        node: view.node.clone(),
+        hostname: cluster
+            .nodes
+            .get(&view.node)
+            .map(|node| node.hostname.clone())
+            .unwrap_or_default(),
+        node_address: view.desired.settings.node_address,
+        role: view.role,
+        return_mode: view.return_mode,
+        interfaces: view.modes.clone(),
+        peers,
+        model: ModelStatus {
+            origin: view.source.origin.clone(),
+            revision_applied: view.applied_revision,
+            revision_seen: view.source.revision,
+            lag_seconds: view
+                .source
+                .confirmed
+                .map(|confirmed| seconds_between(confirmed, now)),
+        },
+        counts: Counts {
+            services: view.desired.services.len(),
+            frontends: view.desired.frontends.len(),
+            backends_active: in_state(BackendState::Active),
+            backends_draining: in_state(BackendState::Draining),
+        },
+        errors: errors(view),
+    }
+}
+
+/// Seconds from `earlier` to `later`; zero when the wall clock was set back in between.
+#[must_use]
+pub fn seconds_between(earlier: SystemTime, later: SystemTime) -> f64 {
+    later.duration_since(earlier).unwrap_or_default().as_secs_f64()
+}
+
+fn errors(view: &View) -> Vec<String> {
+    let docker = view
+        .docker_trouble
+        .iter()
+        .map(|trouble| format!("docker: {trouble}"));
+    let source = view
+        .source
+        .trouble
+        .iter()
+        .map(|trouble| format!("source: {trouble}"));
+    let datapath = view
+        .datapath_errors
+        .iter()
+        .map(|error| format!("data path: {error}"));
+    docker.chain(source).chain(datapath).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::admin::view::fixture;
+
+    #[test]
+    fn status_tells_lag_peers_and_counts() {
+        let (view, _) = fixture::two_nodes();
+        let status = status(&view, view.started + Duration::from_secs(10));
+        assert_eq!(status.uptime_seconds, 10.0);
+        assert_eq!(status.model.lag_seconds, Some(8.0));
+        assert_eq!(
+            (status.model.revision_applied, status.model.revision_seen),
+            (4, 5)
+        );
+        assert_eq!(status.hostname, "n1");
+        let peers: Vec<_> = status
+            .peers
+            .iter()
+            .map(|peer| (peer.hostname.as_str(), peer.ready, peer.resolved))
+            .collect();
+        assert_eq!(peers, [("n2", true, false), ("n3", false, true)]);
+        assert_eq!(
+            (status.counts.backends_active, status.counts.backends_draining),
+            (2, 1)
+        );
+    }
+
+    #[test]
+    fn every_trouble_is_listed_with_where_it_is() {
+        let (mut view, _) = fixture::two_nodes();
+        view.docker_trouble = Some("connection refused".to_owned());
+        view.source.trouble = Some("no manager answers".to_owned());
+        view.datapath_errors = vec!["attach to eth0".to_owned()];
+        let status = status(&view, view.started);
+        assert_eq!(
+            status.errors,
+            [
+                "docker: connection refused",
+                "source: no manager answers",
+                "data path: attach to eth0"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_clock_set_back_gives_zero_not_a_panic() {
+        let (view, _) = fixture::two_nodes();
+        let status = status(&view, SystemTime::UNIX_EPOCH);
+        assert_eq!(status.uptime_seconds, 0.0);
+    }
+}

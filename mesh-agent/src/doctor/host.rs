@@ -1,0 +1,292 @@
+//! Checks of the process and of Docker: capabilities, the engine's socket, Swarm membership and
+//! certificates, and the containers' network namespaces.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use caps::{CapSet, Capability};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{Check, Options};
+
+/// The engine answers these questions from memory.
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(3);
+/// No certificate or key is longer.
+const CERTIFICATE_LIMIT: u64 = 256 * 1024;
+
+/// What the agent may do, whatever the kernel could.
+pub(super) fn capability_checks() -> Vec<Check> {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let admin = has(Capability::CAP_SYS_ADMIN);
+    let grant = |name: &str| {
+        format!("run as root; in a stack file add {name} to cap_add, in a unit to CapabilityBoundingSet")
+    };
+    let check = |granted: bool, name: &str, purpose: &str| {
+        if granted {
+            Check::ok(name, purpose)
+        } else {
+            Check::fail(name, format!("missing: needed to {purpose}"), grant(name))
+        }
+    };
+    vec![
+        check(
+            has(Capability::CAP_BPF) || admin,
+            "CAP_BPF",
+            "load programs and make maps",
+        ),
+        check(
+            has(Capability::CAP_PERFMON) || admin,
+            "CAP_PERFMON",
+            "load programs that compute with packet pointers",
+        ),
+        check(
+            has(Capability::CAP_NET_ADMIN),
+            "CAP_NET_ADMIN",
+            "attach programs, make the device mesh0, add its route",
+        ),
+        check(
+            admin,
+            "CAP_SYS_ADMIN",
+            "enter containers' network namespaces and read their addresses",
+        ),
+    ]
+}
+
+/// What Docker lets the agent see.
+pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
+    let socket = options.docker_socket.display();
+    let info: Info = match get(&options.docker_socket, "/info").await {
+        Ok(info) => info,
+        Err(error) => {
+            return vec![Check::fail(
+                "Docker socket",
+                format!("{socket} does not answer: {}", crate::admin::error_chain(&error)),
+                "start Docker, or name its socket by --docker-socket; in a container, bind-mount it",
+            )];
+        }
+    };
+    let mut checks = vec![Check::ok(
+        "Docker socket",
+        format!("{socket}, Docker {}", info.server_version),
+    )];
+    let swarm = &info.swarm.local_node_state;
+    if swarm != "active" {
+        checks.push(Check::fail(
+            "Swarm membership",
+            format!("this node's Swarm state is '{swarm}'"),
+            "docker swarm init, or docker swarm join",
+        ));
+        return checks;
+    }
+    let role = if info.swarm.control_available {
+        "manager"
+    } else {
+        "worker"
+    };
+    checks.push(Check::ok("Swarm membership", format!("active {role}")));
+    let root = options.docker_root.clone().unwrap_or(info.docker_root_dir);
+    checks.push(certificates(&root.join("swarm/certificates")));
+    checks.push(namespaces(&options.docker_socket).await);
+    checks
+}
+
+fn certificates(folder: &Path) -> Check {
+    let name = "node certificates";
+    let remedy = "name Docker's data root by --docker-root; in a container, bind-mount its \
+                  swarm/certificates folder read-only";
+    for file in ["swarm-node.crt", "swarm-root-ca.crt"] {
+        let path = folder.join(file);
+        let text = match read_bounded(&path) {
+            Ok(text) => text,
+            Err(error) => return Check::fail(name, format!("{}: {error}", path.display()), remedy),
+        };
+        if let Err(trouble) = valid_certificate(&text) {
+            return Check::fail(
+                name,
+                format!("{}: {trouble}", path.display()),
+                "docker swarm ca --rotate on a manager renews them; check this machine's clock",
+            );
+        }
+    }
+    let path = folder.join("swarm-node.key");
+    match read_bounded(&path) {
+        Err(error) => Check::fail(name, format!("{}: {error}", path.display()), remedy),
+        // Autolock: dockerd holds the key's key in memory.
+        Ok(key) if String::from_utf8_lossy(&key).contains("ENCRYPTED") => Check::fail(
+            name,
+            "the node's key is encrypted, because the Swarm's managers are locked (autolock)",
+            "docker swarm update --autolock=false",
+        ),
+        Ok(_) => Check::ok(name, folder.display().to_string()),
+    }
+}
+
+/// The first certificate of the file is in force now.
+fn valid_certificate(text: &[u8]) -> Result<(), String> {
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(text).map_err(|error| format!("is not in PEM form: {error}"))?;
+    let certificate = pem
+        .parse_x509()
+        .map_err(|error| format!("is no certificate: {error}"))?;
+    let validity = certificate.validity();
+    if validity.is_valid() {
+        Ok(())
+    } else {
+        Err(format!(
+            "is valid only from {} to {}",
+            validity.not_before, validity.not_after
+        ))
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    fs::File::open(path)?
+        .take(CERTIFICATE_LIMIT)
+        .read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Tries a running container's namespace, as only that tells whether the mount reaches this process.
+async fn namespaces(socket: &Path) -> Check {
+    let name = "network namespaces";
+    let remedy = "in a container, bind-mount Docker's netns folder with propagation rslave at the same path";
+    match sandbox_keys(socket).await {
+        Err(error) => Check::warn(
+            name,
+            format!(
+                "containers cannot be listed: {}",
+                crate::admin::error_chain(&error)
+            ),
+            "see Docker's log",
+        ),
+        Ok(keys) if keys.is_empty() => Check::ok(name, "no container is running to try it on"),
+        Ok(keys) => {
+            let opens = |key: &&PathBuf| {
+                statfs(key.as_path()).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+            };
+            // One container may have stopped since it was listed.
+            match keys.iter().find(opens) {
+                Some(key) => Check::ok(name, key.display().to_string()),
+                None => Check::fail(
+                    name,
+                    format!("{} is no network namespace here", keys[0].display()),
+                    remedy,
+                ),
+            }
+        }
+    }
+}
+
+async fn sandbox_keys(socket: &Path) -> reqwest::Result<Vec<PathBuf>> {
+    /// Enough to survive one that stops just now.
+    const TRIES: usize = 3;
+    let containers: Vec<ContainerSummary> = get(socket, "/containers/json").await?;
+    let mut keys = Vec::new();
+    for container in containers.iter().take(TRIES) {
+        let found = get::<ContainerDetail>(socket, &format!("/containers/{}/json", container.id)).await;
+        let Ok(detail) = found else { continue };
+        let key = detail.network_settings.sandbox_key;
+        // Containers on the host's network have none of their own.
+        if !key.as_os_str().is_empty() && !key.ends_with("default") {
+            keys.push(key);
+        }
+    }
+    Ok(keys)
+}
+
+async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> reqwest::Result<T> {
+    // Without a version in the path the engine answers in its own.
+    let http = reqwest::Client::builder()
+        .unix_socket(socket)
+        .no_proxy()
+        .timeout(DOCKER_TIMEOUT)
+        .build()?;
+    http.get(format!("http://docker{path}"))
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    server_version: String,
+    docker_root_dir: PathBuf,
+    swarm: Swarm,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Swarm {
+    local_node_state: String,
+    #[serde(default)]
+    control_available: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerSummary {
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerDetail {
+    network_settings: NetworkSettings,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    sandbox_key: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Outcome;
+
+    fn write(folder: &Path, key: &str) {
+        let pair = rcgen::generate_simple_self_signed(vec!["swarm-worker".to_owned()]).unwrap();
+        let certificate = pair.cert.pem();
+        for file in ["swarm-node.crt", "swarm-root-ca.crt"] {
+            fs::write(folder.join(file), &certificate).unwrap();
+        }
+        fs::write(folder.join("swarm-node.key"), key).unwrap();
+    }
+
+    #[test]
+    fn readable_certificates_in_force_pass() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "-----BEGIN EC PRIVATE KEY-----");
+        let check = certificates(folder.path());
+        assert_eq!(check.outcome, Outcome::Ok, "{check:?}");
+    }
+
+    #[test]
+    fn a_locked_key_is_named_as_such_and_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n");
+        let check = certificates(folder.path());
+        assert_eq!(check.outcome, Outcome::Fail);
+        assert!(check.remedy.contains("autolock=false"));
+        assert!(!check.detail.contains("c2VjcmV0"));
+    }
+
+    #[test]
+    fn missing_certificates_name_the_file_and_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = certificates(folder.path());
+        assert_eq!(check.outcome, Outcome::Fail);
+        assert!(check.detail.contains("swarm-node.crt"), "{}", check.detail);
+        assert!(check.remedy.contains("--docker-root"));
+    }
+}

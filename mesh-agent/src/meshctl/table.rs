@@ -1,0 +1,341 @@
+//! The agent's answers as text for people: columns that `awk` can read too, one row on one line when the
+//! output is no terminal.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal},
+};
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use mesh_agent::{
+    admin::api::{Route, Routes, Status},
+    datapath::InterfaceMode,
+    doctor::{Examiner, Outcome, Report},
+    model::{NodeRole, ReturnMode},
+};
+
+/// The table of routes; `*` stands for all of the node's addresses unless `all_frontends`.
+pub(super) fn routes(answer: &Routes, all_frontends: bool) -> String {
+    if answer.routes.is_empty() {
+        return "no routes".to_owned();
+    }
+    let reasons = answer.routes.iter().any(|route| !route.reason.is_empty());
+    let mut header = vec![
+        "SERVICE", "FRONTEND", "PROTO", "NODE", "TASK", "BACKEND", "STATE", "WEIGHT", "ACTIVE", "TOTAL",
+        "PKTS IN", "PKTS OUT", "IN", "OUT",
+    ];
+    if reasons {
+        header.push("REASON");
+    }
+    let mut table = new_table(&header);
+    for route in &answer.routes {
+        let mut row = route_cells(route, all_frontends);
+        if reasons {
+            row.push(Cell::new(&route.reason));
+        }
+        table.add_row(row);
+    }
+    text(&table)
+}
+
+fn route_cells(route: &Route, all_frontends: bool) -> Vec<Cell> {
+    let frontend = if all_frontends {
+        let addresses = route.frontends.iter();
+        let all: Vec<_> = addresses
+            .map(|address| format!("{address}:{}", route.port))
+            .collect();
+        all.join(",")
+    } else {
+        format!("*:{}", route.port)
+    };
+    let of_backend = |text: Option<&str>| Cell::new(text.unwrap_or("-"));
+    let backend = route.backend.as_ref();
+    let traffic = &route.traffic;
+    vec![
+        Cell::new(&route.service),
+        Cell::new(frontend),
+        Cell::new(route.protocol),
+        of_backend(backend.map(|backend| backend.node.as_str())),
+        of_backend(backend.map(|backend| backend.task.as_str())),
+        of_backend(backend.map(|backend| backend.address.as_str())),
+        Cell::new(route.state.name()),
+        number(backend.map_or_else(|| "-".to_owned(), |backend| backend.weight.to_string())),
+        number(traffic.connections_active),
+        number(traffic.connections_total),
+        number(traffic.packets_in),
+        number(traffic.packets_out),
+        number(bytes(traffic.bytes_in)),
+        number(bytes(traffic.bytes_out)),
+    ]
+}
+
+/// The agent's status: facts, interfaces, peers, troubles.
+pub(super) fn status(status: &Status) -> String {
+    let role = match status.role {
+        Some(NodeRole::Manager) => "manager",
+        Some(NodeRole::Worker) => "worker",
+        None => "not known (yet): Docker has not answered, or this node is in no Swarm",
+    };
+    let address = status
+        .node_address
+        .map_or_else(|| "-".to_owned(), |address| address.to_string());
+    let return_mode = match status.return_mode {
+        ReturnMode::Tunnel => "tunnel (replies travel back through the entry node)",
+        ReturnMode::Dsr => "dsr (replies go straight to the client)",
+    };
+    let lag = status
+        .model
+        .lag_seconds
+        .map_or_else(|| "never confirmed".to_owned(), |lag| format!("{lag:.1} s"));
+    let counts = &status.counts;
+    let facts = [
+        (
+            "node",
+            format!("{} ({})", or_dash(&status.hostname), or_dash(&status.node)),
+        ),
+        ("role", role.to_owned()),
+        ("address", address),
+        (
+            "agent",
+            format!("{}, up {:.0} s", status.agent_version, status.uptime_seconds),
+        ),
+        ("return mode", return_mode.to_owned()),
+        ("source", or_dash(&status.model.origin).to_owned()),
+        (
+            "revision",
+            format!(
+                "applied {}, seen {}",
+                status.model.revision_applied, status.model.revision_seen
+            ),
+        ),
+        ("lag", lag),
+        (
+            "programmed",
+            format!(
+                "{} ports, {} frontends, {} active and {} draining backends",
+                counts.services, counts.frontends, counts.backends_active, counts.backends_draining
+            ),
+        ),
+    ];
+    let mut output = String::new();
+    for (name, value) in facts {
+        // Writing to a string does not fail.
+        let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
+    }
+    let _ = write!(output, "\n{}\n", interfaces(&status.interfaces));
+    let mut peers = new_table(&["PEER", "ADDRESS", "ROLE", "READY", "NEXT HOP"]);
+    for peer in &status.peers {
+        peers.add_row(vec![
+            Cell::new(&peer.hostname),
+            Cell::new(peer.address),
+            Cell::new(match peer.role {
+                NodeRole::Manager => "manager",
+                NodeRole::Worker => "worker",
+            }),
+            Cell::new(if peer.ready { "yes" } else { "no" }),
+            Cell::new(if peer.resolved { "resolved" } else { "not resolved" }),
+        ]);
+    }
+    let peers = if status.peers.is_empty() {
+        "no peers".to_owned()
+    } else {
+        text(&peers)
+    };
+    let _ = write!(output, "\n{peers}\n");
+    for error in &status.errors {
+        let _ = write!(output, "\ntrouble: {error}");
+    }
+    output
+}
+
+/// The doctor's report: checks with remedies, and what follows.
+pub(super) fn report(report: &Report) -> String {
+    let mut table = new_table(&["CHECK", "RESULT", "FOUND"]);
+    for check in &report.checks {
+        table.add_row([check.name.as_str(), check.outcome.name(), check.detail.as_str()]);
+    }
+    let examiner = match report.examiner {
+        Examiner::Agent => "Examined by the running agent, with its permissions.",
+        Examiner::Meshctl => {
+            "The agent is not running: examined by meshctl itself, with the permissions of this shell."
+        }
+    };
+    let mut output = format!("{examiner}\n\n{}\n", text(&table));
+    let troubles = report.checks.iter().filter(|check| check.outcome != Outcome::Ok);
+    for (index, check) in troubles.enumerate() {
+        let gap = if index == 0 { "\n" } else { "" };
+        let _ = writeln!(output, "{gap}{}: {}", check.name, check.remedy);
+    }
+    if !report.interfaces.is_empty() {
+        let _ = write!(output, "\n{}\n", interfaces(&report.interfaces));
+    }
+    let _ = write!(output, "\n{}", report.conclusion.join("\n"));
+    output
+}
+
+fn interfaces(modes: &[InterfaceMode]) -> String {
+    if modes.is_empty() {
+        return "no interface is attached".to_owned();
+    }
+    let mut table = new_table(&["INTERFACE", "DATA PATH", "REASON"]);
+    for mode in modes {
+        table.add_row([mode.interface.as_str(), mode.mode.name(), mode.reason.as_str()]);
+    }
+    text(&table)
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    table.set_content_arrangement(if io::stdout().is_terminal() {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Without the blanks that padding leaves at the ends of lines.
+fn text(table: &Table) -> String {
+    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn number(value: impl ToString) -> Cell {
+    Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// Binary units; no blank before the unit, so that columns stay columns.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count}B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1}{}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_agent::{
+        admin::api::{RouteBackend, RouteState},
+        datapath::Traffic,
+        doctor::Check,
+        model::Protocol,
+    };
+
+    use super::*;
+
+    fn answer() -> Routes {
+        let route = |service: &str, backend, state, reason: &str| Route {
+            service: service.to_owned(),
+            service_id: String::new(),
+            protocol: Protocol::Tcp,
+            port: 9200,
+            frontends: vec![[192, 168, 0, 1].into(), [169, 254, 96, 1].into()],
+            backend,
+            state,
+            reason: reason.to_owned(),
+            traffic: Traffic {
+                bytes_in: 5_000_000,
+                ..Traffic::default()
+            },
+        };
+        let backend = RouteBackend {
+            task: "web.1".to_owned(),
+            task_id: String::new(),
+            slot: Some(1),
+            node: "n1".to_owned(),
+            node_id: String::new(),
+            local: true,
+            address: "10.0.0.5:80".to_owned(),
+            weight: 1,
+        };
+        Routes {
+            version: 1,
+            node: "n1".to_owned(),
+            routes: vec![
+                route("web", Some(backend), RouteState::Active, ""),
+                route("idle", None, RouteState::NoBackend, "no task runs"),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_route_is_one_line_with_its_frontend_folded() {
+        let text = routes(&answer(), false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        let cells: Vec<_> = lines[1].split_whitespace().collect();
+        assert_eq!(
+            cells,
+            [
+                "web",
+                "*:9200",
+                "tcp",
+                "n1",
+                "web.1",
+                "10.0.0.5:80",
+                "active",
+                "1",
+                "0",
+                "0",
+                "0",
+                "0",
+                "4.8MiB",
+                "0B"
+            ]
+        );
+        assert!(lines[2].ends_with("no task runs"), "{text}");
+    }
+
+    #[test]
+    fn all_frontends_are_listed_when_asked_for() {
+        assert!(routes(&answer(), true).contains("192.168.0.1:9200,169.254.96.1:9200"));
+    }
+
+    #[test]
+    fn bytes_have_binary_units() {
+        assert_eq!(
+            [0, 1023, 1024, 1_572_864, u64::MAX].map(bytes),
+            ["0B", "1023B", "1.0KiB", "1.5MiB", "16.0EiB"]
+        );
+    }
+
+    #[test]
+    fn a_report_tells_the_remedy_of_what_is_wrong_only() {
+        let check = |name: &str, outcome, remedy: &str| Check {
+            name: name.to_owned(),
+            outcome,
+            detail: "found".to_owned(),
+            remedy: remedy.to_owned(),
+        };
+        let text = report(&Report {
+            version: 1,
+            examiner: Examiner::Meshctl,
+            checks: vec![
+                check("BTF", Outcome::Ok, ""),
+                check("BPF JIT", Outcome::Warn, "switch it on"),
+            ],
+            works: true,
+            conclusion: vec!["It works.".to_owned()],
+            interfaces: Vec::new(),
+        });
+        assert!(text.starts_with("The agent is not running"), "{text}");
+        assert!(text.contains("BPF JIT: switch it on"), "{text}");
+        assert!(!text.contains("BTF: "), "{text}");
+        assert!(text.ends_with("It works."), "{text}");
+    }
+}

@@ -1,0 +1,303 @@
+//! From the agent's snapshot and counters to metric families: a pure function. Base units, no rates.
+
+use std::time::SystemTime;
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+use crate::{
+    admin::{View, routes::backend_address, status::seconds_between},
+    datapath::{Counters, Traffic},
+    model::{BackendState, ServiceKey},
+};
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Every family that has a sample; Prometheus' text format has no place for an empty one.
+pub(super) fn families(
+    view: &View,
+    counters: &Counters,
+    backend_series: bool,
+    now: SystemTime,
+) -> Vec<MetricFamily> {
+    let mut families = services(view, counters);
+    if backend_series {
+        families.extend(backends(view, counters));
+    }
+    families.extend(datapath(view, counters));
+    families.extend(model(view, now));
+    families.retain(|family| !family.get_metric().is_empty());
+    families
+}
+
+/// The families of traffic, which services and backends share.
+struct TrafficFamilies {
+    connections_total: MetricFamily,
+    connections_active: MetricFamily,
+    packets: MetricFamily,
+    bytes: MetricFamily,
+    weight: MetricFamily,
+}
+
+impl TrafficFamilies {
+    fn new(subject: &str) -> Self {
+        let unseen = "Replies of backends on other nodes are not seen in dsr mode, so direction=\"out\" then \
+                      counts those of this node's backends only.";
+        let entered = "Counts traffic that entered the mesh at this node.";
+        Self {
+            connections_total: counter(
+                &format!("mesh_{subject}_connections_total"),
+                &format!("Flows (TCP connections, UDP associations) sent to the {subject}. {entered}"),
+            ),
+            connections_active: gauge(
+                &format!("mesh_{subject}_connections_active"),
+                &format!(
+                    "Flows to the {subject} that are open: TCP neither closed nor reset, UDP seen in the last \
+                     30 s. {entered} In dsr mode a close by a backend on another node is not seen."
+                ),
+            ),
+            packets: counter(
+                &format!("mesh_{subject}_packets_total"),
+                &format!(
+                    "Packets from clients (direction=\"in\") to the {subject} and back to them (\"out\"). \
+                     {entered} {unseen}"
+                ),
+            ),
+            bytes: counter(
+                &format!("mesh_{subject}_bytes_total"),
+                &format!(
+                    "L3 bytes (IP header included, encapsulation and Ethernet header not) from clients \
+                     (direction=\"in\") to the {subject} and back to them (\"out\"). {entered} {unseen}"
+                ),
+            ),
+            weight: gauge(
+                &format!("mesh_{subject}_weight"),
+                match subject {
+                    "backend" => {
+                        "Share of new flows relative to the service's other backends; 0 while draining."
+                    }
+                    _ => "Sum of the weights of the service's backends.",
+                },
+            ),
+        }
+    }
+
+    fn add(&mut self, labels: &Labels, traffic: &Traffic, weight: u64) {
+        sample(
+            &mut self.connections_total,
+            labels.clone(),
+            traffic.connections_total,
+        );
+        sample(
+            &mut self.connections_active,
+            labels.clone(),
+            traffic.connections_active,
+        );
+        let directions = [
+            ("in", traffic.packets_in, traffic.bytes_in),
+            ("out", traffic.packets_out, traffic.bytes_out),
+        ];
+        for (direction, packets, bytes) in directions {
+            sample(&mut self.packets, with(labels, "direction", direction), packets);
+            sample(&mut self.bytes, with(labels, "direction", direction), bytes);
+        }
+        sample(&mut self.weight, labels.clone(), weight);
+    }
+
+    fn into_families(self) -> [MetricFamily; 5] {
+        [
+            self.connections_total,
+            self.connections_active,
+            self.packets,
+            self.bytes,
+            self.weight,
+        ]
+    }
+}
+
+fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
+    let mut traffic = TrafficFamilies::new("service");
+    let mut in_state = gauge(
+        "mesh_service_backends",
+        "Backends of the service that this node knows, by state.",
+    );
+    for (key, service) in &view.desired.services {
+        let labels = service_labels(*key, &service.name);
+        let backends = || {
+            let of_service = view.desired.backends.iter();
+            of_service.filter(|(backend, _)| backend.service == *key)
+        };
+        let weight = backends().map(|(_, backend)| u64::from(backend.weight)).sum();
+        let counted = counters.services.get(key).copied().unwrap_or_default();
+        traffic.add(&labels, &counted, weight);
+        for state in BackendState::ALL {
+            let count = backends().filter(|(_, backend)| backend.state == state).count();
+            sample(&mut in_state, with(&labels, "state", state.name()), count as u64);
+        }
+    }
+    let mut families = Vec::from(traffic.into_families());
+    families.push(in_state);
+    families
+}
+
+fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
+    let mut traffic = TrafficFamilies::new("backend");
+    let mut in_state = gauge(
+        "mesh_backend_state",
+        "1 for the state the backend is in, 0 for the others.",
+    );
+    let mut info = gauge(
+        "mesh_backend_info",
+        "Always 1: the task behind a backend, the host name of its node, and its slot (empty for a global \
+         service's).",
+    );
+    for (key, backend) in &view.desired.backends {
+        let Some(service) = view.desired.services.get(&key.service) else {
+            continue;
+        };
+        let mut labels = service_labels(key.service, &service.name);
+        labels.push(("backend", backend_address(key, backend)));
+        let counted = counters.backends.get(key).copied().unwrap_or_default();
+        traffic.add(&labels, &counted, u64::from(backend.weight));
+        for state in BackendState::ALL {
+            let value = u64::from(state == backend.state);
+            sample(&mut in_state, with(&labels, "state", state.name()), value);
+        }
+        labels.push(("task", backend.task_name.clone()));
+        labels.push(("node", backend.node_name.clone()));
+        let slot = backend.slot.map(|slot| slot.to_string()).unwrap_or_default();
+        labels.push(("slot", slot));
+        sample(&mut info, labels, 1);
+    }
+    let mut families = Vec::from(traffic.into_families());
+    families.extend([in_state, info]);
+    families
+}
+
+fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
+    let mut drops = counter(
+        "mesh_drops_total",
+        "Packets that the mesh dropped, by the hook that dropped them and why.",
+    );
+    for drop in &counters.drops {
+        let labels = vec![("reason", drop.reason.clone()), ("hook", drop.hook.clone())];
+        sample(&mut drops, labels, drop.packets);
+    }
+    let mut entries = gauge("mesh_map_entries", "Entries in use in a BPF map.");
+    let mut capacity = gauge("mesh_map_max_entries", "Capacity of a BPF map in entries.");
+    for usage in &counters.maps {
+        let labels = vec![("map", usage.map.clone())];
+        sample(&mut entries, labels.clone(), usage.entries);
+        sample(&mut capacity, labels, usage.max_entries);
+    }
+    let mut evictions = counter(
+        "mesh_flow_evictions_total",
+        "Flows that lost their place in the flow table because it was full. Established connections may \
+         have broken: raise --flow-capacity.",
+    );
+    sample(&mut evictions, Vec::new(), counters.flow_evictions);
+    let mut modes = gauge(
+        "mesh_datapath_mode",
+        "Always 1: the data path of an interface (xdp-native, xdp-generic or tc), and why it is not a \
+         faster one.",
+    );
+    for mode in &view.modes {
+        let labels = vec![
+            ("interface", mode.interface.clone()),
+            ("mode", mode.mode.name().to_owned()),
+            ("reason", mode.reason.clone()),
+        ];
+        sample(&mut modes, labels, 1);
+    }
+    vec![drops, entries, capacity, evictions, modes]
+}
+
+fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {
+    let mut revision = gauge(
+        "mesh_model_revision",
+        "Revision of the cluster's picture that this node's data path was last brought to; it counts up \
+         at its origin, a manager.",
+    );
+    sample(&mut revision, Vec::new(), view.applied_revision);
+    let mut age = gauge(
+        "mesh_model_age_seconds",
+        "Time since the cluster's picture was last confirmed to be current.",
+    );
+    if let Some(confirmed) = view.source.confirmed {
+        age.mut_metric()
+            .push(gauge_metric(Vec::new(), seconds_between(confirmed, now)));
+    }
+    let mut peers = gauge("mesh_peers", "Other nodes of the cluster.");
+    sample(&mut peers, Vec::new(), view.desired.peers.len() as u64);
+    let mut build = gauge("mesh_build_info", "Always 1: the agent's release.");
+    sample(
+        &mut build,
+        vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
+        1,
+    );
+    vec![revision, age, peers, build]
+}
+
+fn service_labels(key: ServiceKey, name: &str) -> Labels {
+    vec![
+        ("service", name.to_owned()),
+        ("port", key.port.to_string()),
+        ("protocol", key.protocol.to_string()),
+    ]
+}
+
+fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
+    let mut labels = labels.clone();
+    labels.push((name, value.to_owned()));
+    labels
+}
+
+fn counter(name: &str, help: &str) -> MetricFamily {
+    family(name, help, MetricType::COUNTER)
+}
+
+fn gauge(name: &str, help: &str) -> MetricFamily {
+    family(name, help, MetricType::GAUGE)
+}
+
+fn family(name: &str, help: &str, kind: MetricType) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family
+}
+
+/// Prometheus' values are `f64`: totals past 2^53 lose their last digits, rates do not suffer.
+fn sample(family: &mut MetricFamily, labels: Labels, value: u64) {
+    let value = value as f64;
+    let metric = if family.get_field_type() == MetricType::COUNTER {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        let mut metric = Metric::from_label(pairs(labels));
+        metric.set_counter(counter);
+        metric
+    } else {
+        gauge_metric(labels, value)
+    };
+    family.mut_metric().push(metric);
+}
+
+fn gauge_metric(labels: Labels, value: f64) -> Metric {
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    let mut metric = Metric::from_label(pairs(labels));
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn pairs(labels: Labels) -> Vec<LabelPair> {
+    labels
+        .into_iter()
+        .map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.to_owned());
+            pair.set_value(value);
+            pair
+        })
+        .collect()
+}

@@ -1,0 +1,189 @@
+//! The agent's Prometheus metrics: the handles it observes into, and the text of one scrape. Reads the
+//! agent through [`Introspect`], like the admin API.
+
+use std::time::{Duration, SystemTime};
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, Registry, TextEncoder};
+
+use crate::{admin::Introspect, datapath::DatapathError};
+
+mod families;
+pub mod server;
+
+pub use server::{MetricsServer, MetricsServerError};
+
+/// From 1 ms, about what a map update and a list over a Unix socket take, to past a slow poll.
+const PROGRAMMING_BUCKETS: [f64; 13] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// The metrics could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// The counters could not be read.
+    #[error("reading the traffic counters for the metrics failed; `meshctl doctor` tells what is missing")]
+    Counters(#[source] DatapathError),
+    /// A name or value is not valid in Prometheus' data model.
+    #[error("writing the metrics failed: this is a defect, please report it")]
+    Encode(#[source] prometheus::Error),
+}
+
+/// What the agent observes itself, and the switch for the many series.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    programming: Histogram,
+    feed_refused: IntCounter,
+    backend_series: bool,
+}
+
+impl Metrics {
+    /// Metrics with nothing observed yet. `backend_series` says whether there is a set of series for
+    /// each backend beside those of each service.
+    ///
+    /// # Errors
+    /// Never with the names in this file; the registry's signature wants it said.
+    pub fn new(backend_series: bool) -> Result<Self, MetricsError> {
+        let programming = Histogram::with_opts(
+            HistogramOpts::new(
+                "mesh_programming_duration_seconds",
+                "Time from the first sight of a change (Docker's event, or a poll) by its origin to the \
+                 data path of this node being brought to it.",
+            )
+            .buckets(PROGRAMMING_BUCKETS.to_vec()),
+        )
+        .map_err(MetricsError::Encode)?;
+        let feed_refused = IntCounter::new(
+            "mesh_feed_refused_total",
+            "Connections to this node's feed that were refused, because the peer showed no valid node \
+             certificate of this cluster.",
+        )
+        .map_err(MetricsError::Encode)?;
+        let registry = Registry::new();
+        registry
+            .register(Box::new(programming.clone()))
+            .map_err(MetricsError::Encode)?;
+        registry
+            .register(Box::new(feed_refused.clone()))
+            .map_err(MetricsError::Encode)?;
+        Ok(Self {
+            registry,
+            programming,
+            feed_refused,
+            backend_series,
+        })
+    }
+
+    /// Notes that the data path was brought to a change that its origin first saw `duration` ago.
+    pub fn observe_programming(&self, duration: Duration) {
+        self.programming.observe(duration.as_secs_f64());
+    }
+
+    /// The counter of refused feed connections; clones count together.
+    #[must_use]
+    pub fn feed_refused(&self) -> IntCounter {
+        self.feed_refused.clone()
+    }
+
+    /// The text of one scrape, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When the counters cannot be read from the kernel.
+    pub fn render(&self, agent: &dyn Introspect, now: SystemTime) -> Result<String, MetricsError> {
+        let counters = agent.counters().map_err(MetricsError::Counters)?;
+        let mut families = families::families(&agent.view(), &counters, self.backend_series, now);
+        families.extend(self.registry.gather());
+        families.sort_by(|left, right| left.name().cmp(right.name()));
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .map_err(MetricsError::Encode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+    use crate::admin::view::fixture;
+
+    fn render(backend_series: bool) -> String {
+        let metrics = Metrics::new(backend_series).unwrap();
+        metrics.observe_programming(Duration::from_millis(3));
+        metrics.feed_refused().inc();
+        let agent = fixture::still();
+        let now = agent.view().started + Duration::from_secs(10);
+        metrics.render(agent.as_ref(), now).unwrap()
+    }
+
+    /// Needs promtool, from Debian's package prometheus.
+    #[test]
+    fn promtool_finds_nothing_to_say() {
+        let mut child = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("promtool must be installed: apt-get install prometheus");
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(render(true).as_bytes()).unwrap();
+        drop(input);
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(output.status.success() && said.concat().is_empty(), "{said:?}");
+    }
+
+    #[test]
+    fn every_promised_series_is_there() {
+        let text = render(true);
+        let backend = r#"backend="10.0.0.5:80",port="9200",protocol="tcp",service="web""#;
+        for line in [
+            format!("mesh_backend_connections_total{{{backend}}} 7"),
+            format!("mesh_backend_connections_active{{{backend}}} 2"),
+            format!(r#"mesh_backend_bytes_total{{direction="out",{backend}}} 300000"#),
+            format!(r#"mesh_backend_packets_total{{direction="in",{backend}}} 40"#),
+            format!("mesh_backend_weight{{{backend}}} 1"),
+            format!(r#"mesh_backend_state{{state="active",{backend}}} 1"#),
+            format!(r#"mesh_backend_state{{state="draining",{backend}}} 0"#),
+            format!(r#"mesh_backend_info{{node="n1",slot="1",task="web.1",{backend}}} 1"#),
+            r#"mesh_service_connections_total{port="53",protocol="udp",service="dns"} 7"#.to_owned(),
+            r#"mesh_service_backends{port="53",protocol="udp",service="dns",state="active"} 0"#.to_owned(),
+            r#"mesh_drops_total{hook="xdp",reason="unknown_peer"} 3"#.to_owned(),
+            r#"mesh_map_entries{map="flows"} 14"#.to_owned(),
+            r#"mesh_map_max_entries{map="flows"} 262144"#.to_owned(),
+            "mesh_flow_evictions_total 0".to_owned(),
+            "mesh_model_revision 4".to_owned(),
+            "mesh_model_age_seconds 8".to_owned(),
+            "mesh_peers 2".to_owned(),
+            "mesh_feed_refused_total 1".to_owned(),
+            "mesh_programming_duration_seconds_count 1".to_owned(),
+            r#"mesh_programming_duration_seconds_bucket{le="0.005"} 1"#.to_owned(),
+        ] {
+            let wanted = normal(&line);
+            assert!(
+                text.lines().any(|found| normal(found) == wanted),
+                "{line}\n{text}"
+            );
+        }
+        assert!(text.contains("mesh_build_info{"));
+        assert!(text.contains(r#"reason="veth: \"generic\" XDP is off\\ here""#));
+    }
+
+    /// Labels in one order, since their order carries no meaning.
+    fn normal(line: &str) -> Vec<String> {
+        let mut parts: Vec<_> = line.split(['{', '}', ',']).map(str::to_owned).collect();
+        parts.sort();
+        parts
+    }
+
+    #[test]
+    fn backend_series_can_be_switched_off_and_service_series_stay() {
+        let text = render(false);
+        assert!(!text.contains("mesh_backend_"), "{text}");
+        assert!(text.contains("mesh_service_connections_total{"));
+    }
+}

@@ -1,0 +1,221 @@
+//! Serves `/metrics` over HTTP. What a network may ask of it is bounded: connections, idle time, and one
+//! walk over the maps at a time.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Metrics;
+use crate::admin::{Introspect, error_chain};
+
+/// A handful of Prometheus servers and a person with curl.
+const MAX_CONNECTIONS: usize = 32;
+/// Longer than the scrape interval of nearly everybody, so that a scraper keeps its connection.
+const IDLE_LIMIT: Duration = Duration::from_secs(150);
+
+/// The metrics' port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "listening on {address} for the metrics failed: choose another address by --metrics-listen, or `off`"
+)]
+pub struct MetricsServerError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+/// An open port; [`MetricsServer::run`] answers on it.
+#[derive(Debug)]
+pub struct MetricsServer {
+    listener: BoundedListener,
+    address: SocketAddr,
+}
+
+#[derive(Clone)]
+struct Scrape {
+    agent: Arc<dyn Introspect>,
+    metrics: Metrics,
+    one_at_a_time: Arc<Mutex<()>>,
+}
+
+impl MetricsServer {
+    /// Opens the port.
+    ///
+    /// # Errors
+    /// When the address is in use or is not this machine's.
+    pub async fn bind(address: SocketAddr) -> Result<Self, MetricsServerError> {
+        let fail = |source| MetricsServerError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        Ok(Self {
+            listener: BoundedListener {
+                listener,
+                free: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            },
+            address,
+        })
+    }
+
+    /// Where it listens, with the port the kernel chose when none was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `stop` is cancelled.
+    pub async fn run(self, agent: Arc<dyn Introspect>, metrics: Metrics, stop: CancellationToken) {
+        let router = Router::new()
+            .route("/metrics", get(scrape))
+            .route(
+                "/",
+                get(|| async { "The metrics of the mesh agent are at /metrics.\n" }),
+            )
+            .with_state(Scrape {
+                agent,
+                metrics,
+                one_at_a_time: Arc::default(),
+            });
+        tokio::select! {
+            // Scrapes have nothing to lose: connections are dropped at once when the agent stops.
+            _ = axum::serve(self.listener, router).into_future() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn scrape(State(scrape): State<Scrape>) -> Response {
+    let _turn = scrape.one_at_a_time.lock().await;
+    // Walking the maps takes a while when there are many flows; the runtime's threads must not wait.
+    let (agent, metrics) = (scrape.agent, scrape.metrics);
+    let text = tokio::task::spawn_blocking(move || metrics.render(agent.as_ref(), SystemTime::now()));
+    match text.await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error_chain(&error)).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Accepts no more than [`MAX_CONNECTIONS`] at a time; further ones wait in the kernel's queue.
+#[derive(Debug)]
+struct BoundedListener {
+    listener: TcpListener,
+    free: Arc<Semaphore>,
+}
+
+impl axum::serve::Listener for BoundedListener {
+    type Io = BoundedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        // The semaphore is never closed; should it be, nothing is accepted any more.
+        let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
+            return std::future::pending().await;
+        };
+        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
+        let stream = BoundedStream {
+            stream,
+            idle: Box::pin(sleep(IDLE_LIMIT)),
+            _permit: permit,
+        };
+        (stream, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that ends when nothing comes in for [`IDLE_LIMIT`].
+struct BoundedStream {
+    stream: TcpStream,
+    idle: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for BoundedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(result) => {
+                self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                ready!(self.idle.as_mut().poll(context));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for BoundedStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::view::fixture;
+
+    #[tokio::test]
+    async fn a_scrape_over_http_gets_the_text_format() {
+        let server = MetricsServer::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let url = format!("http://{}/metrics", server.address());
+        let stop = CancellationToken::new();
+        let metrics = Metrics::new(true).unwrap();
+        let running = tokio::spawn(server.run(fixture::still(), metrics, stop.clone()));
+
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = http.get(&url).send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], prometheus::TEXT_FORMAT);
+        assert!(answer.text().await.unwrap().contains("mesh_peers 2"));
+
+        stop.cancel();
+        running.await.unwrap();
+        assert!(http.get(&url).send().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_an_error_that_names_it() {
+        let first = MetricsServer::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let error = MetricsServer::bind(first.address()).await.unwrap_err();
+        assert!(error.to_string().contains(&first.address().to_string()));
+    }
+}
