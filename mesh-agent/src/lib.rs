@@ -4,9 +4,12 @@
 //! `metrics`, `admin`} → `plan` → `model`.
 
 pub mod admin;
+pub mod agent;
+pub mod config;
 pub mod datapath;
 pub mod discovery;
 pub mod doctor;
+pub mod mesh0;
 pub mod metrics;
 pub mod model;
 pub mod plan;

@@ -1,2 +1,121 @@
-//! The node agent.
-fn main() {}
+//! The node agent: reads the command line, gives up what it does not need, and runs the library's agent.
+
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use mesh_agent::{
+    admin::{Client, DEFAULT_SOCKET, error_chain},
+    agent::{self, MakeDatapath},
+    config::RunOptions,
+    datapath::memory::MemoryDatapath,
+    doctor::{self, Examiner},
+};
+
+#[path = "../meshctl/table.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with meshctl, which also prints routes and status"
+)]
+mod table;
+
+/// How long the agent may take to answer that it is well.
+const HEALTH_LIMIT: Duration = Duration::from_secs(3);
+
+/// The node agent of an in-kernel L4 load balancer and routing mesh for Docker Swarm.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the agent on this node until it is told to stop.
+    ///
+    /// SIGTERM and SIGINT take the mesh out of the kernel (see --on-stop) and end it, a second one ends
+    /// it at once. SIGHUP reads certificates, cluster and network anew.
+    Run(Box<RunOptions>),
+    /// Examines kernel, permissions and Docker; says which data path results and what to do.
+    ///
+    /// Exits with 1 when the mesh cannot work on this machine.
+    Doctor {
+        /// Docker's Unix socket
+        #[arg(
+            long,
+            env = "MESH_DOCKER_SOCKET",
+            value_name = "PATH",
+            default_value = "/var/run/docker.sock"
+        )]
+        docker_socket: PathBuf,
+        /// Where the bpf file system is mounted
+        #[arg(long, env = "MESH_BPFFS", value_name = "PATH", default_value = "/sys/fs/bpf")]
+        bpffs: PathBuf,
+    },
+    /// Exits with 0 if the agent of this node answers on its admin socket.
+    Health {
+        /// The agent's admin socket
+        #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+        admin_socket: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(options) => run(*options),
+        Command::Doctor { docker_socket, bpffs } => doctor(docker_socket, bpffs),
+        Command::Health { admin_socket } => health(&admin_socket),
+    };
+    result.unwrap_or_else(|error| {
+        // One line: what failed, and what it came from.
+        let _ = writeln!(std::io::stderr(), "mesh-agent: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+    agent::start_logging(&options);
+    agent::reduce_privileges()?;
+    let make_datapath: MakeDatapath = Box::new(|_| {
+        tracing::warn!("this build has no data path: the agent carries no traffic");
+        Ok(Box::new(MemoryDatapath::default()))
+    });
+    match runtime()?.block_on(agent::run(options, make_datapath)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!("{}", error_chain(&error));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn doctor(docker_socket: PathBuf, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
+    let options = doctor::Options {
+        docker_socket,
+        bpffs,
+        ..doctor::Options::default()
+    };
+    let report = runtime()?.block_on(doctor::examine(&options, Examiner::Agent, Vec::new()));
+    write!(std::io::stdout(), "{}", table::report(&report)).context("printing the report failed")?;
+    Ok(if report.works {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn health(admin_socket: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let answer = async {
+        let client = Client::new(admin_socket)?;
+        tokio::time::timeout(HEALTH_LIMIT, client.status())
+            .await
+            .with_context(|| format!("the agent at {} does not answer", admin_socket.display()))??;
+        Ok(ExitCode::SUCCESS)
+    };
+    runtime()?.block_on(answer)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new().context("starting the runtime failed")
+}

@@ -2,7 +2,10 @@
 //! is tested against, and the oracle that the kernels' datapaths are compared with.
 
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode};
-use crate::{model::Desired, plan::Change};
+use crate::{
+    model::Desired,
+    plan::{Change, fold},
+};
 
 /// Desired state as the sum of the changes applied so far.
 #[derive(Debug, Default)]
@@ -14,24 +17,7 @@ pub struct MemoryDatapath {
 impl Datapath for MemoryDatapath {
     fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
         for change in changes.iter().cloned() {
-            let state = &mut self.state;
-            match change {
-                Change::Configure(settings) => state.settings = settings,
-                Change::UpsertPeer(address, hop) => drop(state.peers.insert(address, hop)),
-                Change::UpsertBackend(key, backend) => drop(state.backends.insert(key, backend)),
-                Change::UpsertService(key, service) => drop(state.services.insert(key, service)),
-                Change::AddFrontend(frontend) => drop(state.frontends.insert(frontend)),
-                Change::AttachContainer(index) => drop(state.container_interfaces.insert(index)),
-                Change::AttachBridge(name, bridge) => drop(state.bridges.insert(name, bridge)),
-                Change::AttachUplink(name, uplink) => drop(state.uplinks.insert(name, uplink)),
-                Change::DetachUplink(name) => drop(state.uplinks.remove(&name)),
-                Change::DetachBridge(name) => drop(state.bridges.remove(&name)),
-                Change::RemoveFrontend(frontend) => drop(state.frontends.remove(&frontend)),
-                Change::RemoveService(key) => drop(state.services.remove(&key)),
-                Change::RemoveBackend(key) => drop(state.backends.remove(&key)),
-                Change::DetachContainer(index) => drop(state.container_interfaces.remove(&index)),
-                Change::RemovePeer(address) => drop(state.peers.remove(&address)),
-            }
+            fold(&mut self.state, change);
         }
         Vec::new()
     }

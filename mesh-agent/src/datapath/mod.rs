@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{BackendKey, ServiceKey},
+    model::{BackendKey, Desired, ServiceKey},
     plan::Change,
 };
 
@@ -36,6 +36,16 @@ pub trait Datapath: Send {
     /// # Errors
     /// When the kernel refuses to write or walk a map.
     fn maintain(&mut self) -> Result<(), DatapathError>;
+
+    /// Removes from the kernel whatever is there and not in `desired`: what an earlier agent has left.
+    /// Called once, when the first state has been applied.
+    ///
+    /// # Errors
+    /// When something could not be removed; the rest is removed all the same, and it is tried again.
+    fn prune(&mut self, desired: &Desired) -> Result<(), DatapathError> {
+        let _ = desired;
+        Ok(())
+    }
 
     /// Takes everything out of the kernel: programs, links, maps, pins.
     ///
@@ -140,6 +150,35 @@ pub struct InterfaceMode {
     pub mode: Mode,
     /// Why this one and not a faster one; empty where it is the fastest.
     pub reason: String,
+}
+
+/// Which XDP hook to use on the uplinks; `--xdp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpChoice {
+    /// The driver's hook, else the generic one, else none. None on a veth: its peer hands over packets
+    /// whose checksums are not finished, and XDP would forward them so.
+    #[default]
+    Auto,
+    /// The driver's hook only.
+    Native,
+    /// The generic hook only.
+    Generic,
+    /// No XDP; tc does everything.
+    Off,
+}
+
+/// Which kind of tc hook to use; `--tc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TcChoice {
+    /// tcx where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// tcx links only.
+    Tcx,
+    /// A clsact queueing discipline and its filters only.
+    Clsact,
 }
 
 /// A kind of data path, fastest first.

@@ -1,5 +1,8 @@
 //! What a node finds out about itself: its containers (from the engine and from their network
-//! namespaces) and its network (from netlink). Imports the model only.
+//! namespaces) and its network (from netlink). Imports the model, and `source::docker` to ask the engine.
+
+pub mod containers;
+pub mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,6 +10,8 @@ use std::{
 };
 
 use crate::model::{HostInterface, NextHop};
+
+pub use containers::{ContainerState, ContainerWatcher};
 
 /// The node's network, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

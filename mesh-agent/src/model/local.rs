@@ -25,6 +25,9 @@ pub struct Local {
     /// Docker's bridges on this node (docker_gwbridge, docker0, br-…): containers that dial a
     /// published port of their own node arrive here.
     pub bridges: BTreeMap<String, HostInterface>,
+    /// The device that local processes' connections to the service address leave by; `None` until it is
+    /// made.
+    pub mesh0: Option<HostInterface>,
     /// The way to each peer node's address, resolved from routes and neighbours.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// How replies of remote backends travel.
@@ -98,7 +101,10 @@ impl FromStr for MacAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
+                .ok_or_else(error)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
         if parts.next().is_some() {

@@ -1,9 +1,21 @@
 //! Where the cluster's picture comes from: Swarm itself on managers, a manager's feed on workers.
 //! Imports the model only; whoever reads the picture cannot tell the sources apart.
 
+pub mod certificates;
+pub mod docker;
+pub mod feed;
+pub mod hint;
+pub mod swarm;
+
 use std::{sync::Arc, time::SystemTime};
 
 use crate::model::Cluster;
+
+pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity};
+pub use docker::{Docker, DockerError, EngineInfo};
+pub use feed::{FeedClient, FeedClientOptions, FeedError, FeedServer, FeedServerOptions, FeedServerStatus};
+pub use hint::HintHandle;
+pub use swarm::SwarmSource;
 
 /// The latest picture of the cluster, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default)]

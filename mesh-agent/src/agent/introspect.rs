@@ -1,0 +1,55 @@
+//! What the agent lets its windows see: the last snapshot, and the data path's counters.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    admin::{Introspect, View},
+    datapath::{Counters, Datapath, DatapathError},
+};
+
+/// The data path, programmed by the agent's loop and read by its windows.
+#[derive(Clone)]
+pub(super) struct SharedDatapath(Arc<Mutex<Box<dyn Datapath>>>);
+
+impl SharedDatapath {
+    pub(super) fn new(datapath: Box<dyn Datapath>) -> Self {
+        Self(Arc::new(Mutex::new(datapath)))
+    }
+
+    /// Its calls are short; nobody holds this over an await.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Box<dyn Datapath>> {
+        // A panic elsewhere ends the agent anyway; until then the kernel's maps are as good as before.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The running agent as the admin socket and the metrics see it.
+pub(super) struct Window {
+    view: ArcSwap<View>,
+    datapath: SharedDatapath,
+}
+
+impl Window {
+    pub(super) fn new(view: View, datapath: SharedDatapath) -> Self {
+        Self {
+            view: ArcSwap::from_pointee(view),
+            datapath,
+        }
+    }
+
+    pub(super) fn publish(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+}
+
+impl Introspect for Window {
+    fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    fn counters(&self) -> Result<Counters, DatapathError> {
+        self.datapath.lock().counters()
+    }
+}

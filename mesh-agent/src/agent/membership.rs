@@ -1,0 +1,211 @@
+//! This node's place in the Swarm, as the local engine tells it: polled, for the engine has no event
+//! for a join, a promotion or a demotion of its own node.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    model::NodeId,
+    source::{Docker, EngineInfo, HintHandle},
+};
+
+/// A member's role rarely changes.
+const SETTLED_INTERVAL: Duration = Duration::from_secs(5);
+/// Somebody waits for the engine to come back, or for the node to join.
+const WAITING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the engine last said of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Membership {
+    /// The last answer; `None` before the first.
+    pub(super) info: Option<EngineInfo>,
+    /// Why the engine does not answer just now.
+    pub(super) trouble: Option<String>,
+}
+
+/// Where this node stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The engine has not told, or is itself about to find out.
+    Unknown,
+    /// In no Swarm.
+    Away,
+    /// A member.
+    Member(Member),
+}
+
+/// A member of the Swarm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) node: NodeId,
+    pub(super) manager: bool,
+    pub(super) address: std::net::Ipv4Addr,
+    /// Folder of the node's certificate.
+    pub(super) certificates: PathBuf,
+}
+
+impl Membership {
+    pub(super) fn standing(&self, docker_root: Option<&PathBuf>) -> Standing {
+        let Some(info) = &self.info else {
+            return Standing::Unknown;
+        };
+        if info.state == "inactive" {
+            return Standing::Away;
+        }
+        let (true, Some(address)) = (info.active && !info.node.is_empty(), info.node_address) else {
+            return Standing::Unknown;
+        };
+        let certificates = match docker_root {
+            Some(root) => root.join("swarm/certificates"),
+            None => info.certificates(),
+        };
+        Standing::Member(Member {
+            node: info.node.clone(),
+            manager: info.manager,
+            address,
+            certificates,
+        })
+    }
+}
+
+/// Asks the engine until cancelled, at once when hinted. Says once when it does not answer, and once
+/// when it does again.
+pub(super) async fn follow(
+    docker: Docker,
+    membership: watch::Sender<Membership>,
+    hint: HintHandle,
+    shutdown: CancellationToken,
+) {
+    loop {
+        match docker.info().await {
+            Ok(engine) => membership.send_if_modified(|known| answered(known, engine)),
+            Err(error) => {
+                docker.reset();
+                let trouble = super::error_chain(&error);
+                membership.send_if_modified(|known| failed(known, trouble))
+            }
+        };
+        let settled = {
+            let known = membership.borrow();
+            known.trouble.is_none() && known.info.as_ref().is_some_and(|info| info.active)
+        };
+        let interval = if settled {
+            SETTLED_INTERVAL
+        } else {
+            WAITING_INTERVAL
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = hint.hinted() => {}
+            () = sleep(interval) => {}
+        }
+    }
+}
+
+fn answered(known: &mut Membership, engine: EngineInfo) -> bool {
+    let recovered = known.trouble.take().is_some();
+    if recovered {
+        info!("Docker answers again");
+    }
+    let before = known
+        .info
+        .as_ref()
+        .map(|info| (info.state.as_str(), info.manager));
+    if before != Some((engine.state.as_str(), engine.manager)) {
+        match (engine.active, engine.manager) {
+            (true, manager) => info!(
+                node = engine.node,
+                role = if manager { "manager" } else { "worker" },
+                docker = engine.version,
+                "this node is a member of the Swarm"
+            ),
+            (false, _) => warn!(
+                state = engine.state,
+                docker = engine.version,
+                "this node is in no active Swarm; waiting for 'docker swarm init' or 'docker swarm join'"
+            ),
+        }
+    }
+    let changed = recovered || known.info.as_ref() != Some(&engine);
+    known.info = Some(engine);
+    changed
+}
+
+fn failed(known: &mut Membership, trouble: String) -> bool {
+    if known.trouble.is_none() {
+        warn!("{trouble}; trying again until it answers");
+    }
+    let changed = known.trouble.as_ref() != Some(&trouble);
+    known.trouble = Some(trouble);
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(state: &str, manager: bool) -> EngineInfo {
+        let active = state == "active";
+        EngineInfo {
+            node: if active { "node".into() } else { String::new() },
+            active,
+            state: state.into(),
+            manager,
+            node_address: active.then_some(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+            remote_managers: Vec::new(),
+            cluster_id: None,
+            root: "/var/lib/docker".into(),
+            version: "20.10.24".into(),
+        }
+    }
+
+    fn standing(info: Option<EngineInfo>, root: Option<&PathBuf>) -> Standing {
+        Membership { info, trouble: None }.standing(root)
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_find_out_is_not_taken_for_one_that_has_left() {
+        assert_eq!(standing(None, None), Standing::Unknown);
+        for state in ["pending", "error", "locked"] {
+            assert_eq!(
+                standing(Some(engine(state, false)), None),
+                Standing::Unknown,
+                "{state}"
+            );
+        }
+        assert_eq!(standing(Some(engine("inactive", false)), None), Standing::Away);
+    }
+
+    #[test]
+    fn certificates_are_below_the_given_root_or_the_engines() {
+        let root = PathBuf::from("/host/docker");
+        for (root, expected) in [
+            (None, "/var/lib/docker/swarm/certificates"),
+            (Some(&root), "/host/docker/swarm/certificates"),
+        ] {
+            let Standing::Member(member) = standing(Some(engine("active", true)), root) else {
+                panic!("an active node is a member");
+            };
+            assert_eq!(member.certificates, PathBuf::from(expected));
+            assert!(member.manager);
+        }
+    }
+
+    #[test]
+    fn trouble_keeps_what_the_engine_last_said() {
+        let mut known = Membership::default();
+        assert!(answered(&mut known, engine("active", false)));
+        assert!(failed(&mut known, "gone".into()));
+        assert!(!failed(&mut known, "gone".into()), "said once");
+        assert!(matches!(known.standing(None), Standing::Member(_)));
+        assert!(
+            answered(&mut known, engine("active", false)),
+            "the recovery is news"
+        );
+        assert!(!answered(&mut known, engine("active", false)));
+        assert_eq!(known.trouble, None);
+    }
+}

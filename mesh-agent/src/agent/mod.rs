@@ -1,0 +1,83 @@
+//! The running agent: puts sources, discovery, the data path and the windows on them together. The only
+//! module that imports all the others; only binaries import it.
+
+mod introspect;
+mod logging;
+mod membership;
+mod preflight;
+mod privileges;
+mod reconcile;
+mod run;
+mod signals;
+mod sources;
+mod supervisor;
+
+use std::path::PathBuf;
+
+pub use logging::start_logging;
+pub use preflight::{PreflightError, cgroup2_mount};
+pub use privileges::{PrivilegesError, reduce_privileges};
+pub use reconcile::Reconciler;
+pub use run::run;
+
+use crate::{
+    admin::error_chain,
+    config::RunOptions,
+    datapath::{Datapath, DatapathError},
+};
+
+/// Makes the data path once everything that it needs has been found.
+pub type MakeDatapath = Box<dyn FnOnce(&Prepared) -> Result<Box<dyn Datapath>, DatapathError> + Send>;
+
+/// What the data path is made from.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The command line.
+    pub options: RunOptions,
+    /// The cgroup2 hierarchy to attach to.
+    pub cgroup: PathBuf,
+}
+
+/// The agent could not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Something that the agent needs is missing.
+    #[error("this node is not ready for the mesh")]
+    Preflight(#[from] PreflightError),
+    /// The data path could not be loaded.
+    #[error("cannot load the data path; 'mesh-agent doctor' says what this kernel lacks")]
+    Load(#[source] DatapathError),
+    /// The network cannot be followed.
+    #[error("cannot follow the node's network")]
+    Network(#[from] crate::discovery::network::NetworkError),
+    /// No netlink for mesh0.
+    #[error("cannot prepare the device of local processes")]
+    Mesh0(#[from] crate::mesh0::Mesh0Error),
+    /// The metrics could not be put together.
+    #[error("cannot prepare the metrics")]
+    Metrics(#[from] crate::metrics::MetricsError),
+    /// The admin socket could not be opened.
+    #[error("cannot open the admin socket")]
+    Admin(#[from] crate::admin::ServerError),
+    /// The metrics' port could not be opened.
+    #[error("cannot open the metrics' port")]
+    MetricsPort(#[from] crate::metrics::MetricsServerError),
+    /// Signals cannot be caught.
+    #[error("cannot catch signals")]
+    Signals(#[source] std::io::Error),
+    /// A part of the agent that never ends has ended.
+    #[error("the agent's {task} ended unexpectedly{}; the data path stays as it is, restart the agent", how(*panicked))]
+    TaskEnded {
+        /// Which part.
+        task: &'static str,
+        /// Whether by a panic; the log has its message.
+        panicked: bool,
+    },
+    /// The kernel kept something when the agent took the data path out.
+    #[error("cannot take the data path out of the kernel")]
+    Detach(#[source] DatapathError),
+}
+
+fn how(panicked: bool) -> &'static str {
+    if panicked { " by a panic" } else { "" }
+}

@@ -1,0 +1,136 @@
+//! What must be there before anything is started, each thing missing named in one line with its remedy.
+//! Reads only. The full examination is the doctor's.
+
+use std::path::{Path, PathBuf};
+
+use caps::{CapSet, Capability};
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+
+use super::Prepared;
+use crate::config::RunOptions;
+
+/// Something that the agent cannot do without is missing.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// A capability is missing.
+    #[error(
+        "the agent lacks {0}: run it as root, or give it the capability (cap_add in the stack file, \
+         AmbientCapabilities= in the unit)"
+    )]
+    Capability(&'static str),
+    /// The process's capabilities cannot be read.
+    #[error("cannot read the agent's own capabilities; is /proc mounted?")]
+    ReadCapabilities(#[source] caps::errors::CapsError),
+    /// No bpf file system.
+    #[error(
+        "there is no bpf file system at {} (--bpffs): 'mount -t bpf bpf {}' on the host makes one",
+        .0.display(), .0.display()
+    )]
+    Bpffs(PathBuf),
+    /// The given cgroup is none of version 2.
+    #[error(
+        "{} is no cgroup2 hierarchy (--cgroup): name one, or 'mount -t cgroup2 none PATH'",
+        .0.display()
+    )]
+    Cgroup(PathBuf),
+    /// No cgroup2 anywhere.
+    #[error(
+        "no cgroup2 hierarchy is mounted: 'mount -t cgroup2 none /sys/fs/cgroup/unified' on the host makes \
+         one, --cgroup names one that the mount table does not show"
+    )]
+    NoCgroup,
+    /// The mount table cannot be read.
+    #[error("cannot read the mount table /proc/self/mountinfo; is /proc mounted?")]
+    MountTable(#[source] std::io::Error),
+}
+
+/// Checks the node and finds what the options leave open.
+///
+/// # Errors
+/// The first thing that is missing.
+pub(super) fn preflight(options: RunOptions) -> Result<Prepared, PreflightError> {
+    let has = |capability| {
+        caps::has_cap(None, CapSet::Effective, capability).map_err(PreflightError::ReadCapabilities)
+    };
+    if !has(Capability::CAP_NET_ADMIN)? {
+        return Err(PreflightError::Capability("CAP_NET_ADMIN"));
+    }
+    // Before Linux 5.8 there is no CAP_BPF, and CAP_SYS_ADMIN stands for it.
+    let admin = has(Capability::CAP_SYS_ADMIN)?;
+    if !admin && !has(Capability::CAP_BPF)? {
+        return Err(PreflightError::Capability("CAP_BPF"));
+    }
+    if !admin {
+        // To enter containers' network namespaces.
+        return Err(PreflightError::Capability("CAP_SYS_ADMIN"));
+    }
+    let is_bpffs = statfs(&options.bpffs).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if !is_bpffs {
+        return Err(PreflightError::Bpffs(options.bpffs));
+    }
+    let cgroup = match &options.cgroup {
+        Some(path) if is_cgroup2(path) => path.clone(),
+        Some(path) => return Err(PreflightError::Cgroup(path.clone())),
+        None => {
+            let table =
+                std::fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::MountTable)?;
+            cgroup2_mount(&table).ok_or(PreflightError::NoCgroup)?
+        }
+    };
+    Ok(Prepared { options, cgroup })
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// The mount point of the first whole cgroup2 hierarchy in the text of a `mountinfo` file; one whose
+/// root is not the hierarchy's (a container's own) only where there is no other.
+#[must_use]
+pub fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    let mut partial = None;
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        if right.split(' ').next() != Some("cgroup2") {
+            continue;
+        }
+        let mut fields = left.split(' ').skip(3);
+        let (Some(root), Some(point)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        // Blanks in paths are written in octal; such mount points are not worth more.
+        let point = PathBuf::from(point.replace("\\040", " "));
+        if root == "/" {
+            return Some(point);
+        }
+        partial.get_or_insert(point);
+    }
+    partial
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_hierarchy_is_preferred_to_a_part_of_it() {
+        let table = "\
+30 25 0:26 /docker/abc /sys/fs/cgroup/part rw - cgroup2 cgroup2 rw
+31 25 0:27 / /sys/fs/cgroup/memory rw,nosuid shared:9 - cgroup cgroup rw,memory
+32 25 0:26 / /sys/fs/cgroup/uni\\040fied rw,nosuid shared:10 master:1 - cgroup2 cgroup2 rw,nsdelegate
+";
+        assert_eq!(cgroup2_mount(table), Some("/sys/fs/cgroup/uni fied".into()));
+        let part = table.lines().next().unwrap();
+        assert_eq!(cgroup2_mount(part), Some("/sys/fs/cgroup/part".into()));
+    }
+
+    #[test]
+    fn a_table_without_cgroup2_has_none() {
+        assert_eq!(
+            cgroup2_mount("22 1 0:21 / /proc rw - proc proc rw\nnonsense\n - cgroup2"),
+            None
+        );
+    }
+}

@@ -1,0 +1,326 @@
+//! The source that fits the node's role: Swarm itself and the feed for workers on a manager, a
+//! manager's feed on a worker. Switches over when the role changes; the last picture stays in force
+//! until the new source has one.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    error_chain,
+    membership::{Member, Membership, Standing},
+};
+use crate::{
+    config::RunOptions,
+    source::{
+        CertificateWatcher, Docker, FeedClient, FeedClientOptions, FeedServer, FeedServerOptions,
+        FeedServerStatus, HintHandle, NodeIdentity, SourceState, SwarmSource,
+    },
+};
+
+/// Between attempts at what a fault of the node prevents: certificates, the feed's port.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Passes hints on to whichever source is running.
+#[derive(Clone, Default)]
+pub(super) struct SourceHints(Arc<Mutex<Handles>>);
+
+#[derive(Default)]
+struct Handles {
+    source: HintHandle,
+    certificates: HintHandle,
+}
+
+impl SourceHints {
+    /// Something has happened that foretells a change. Never blocks for long.
+    pub(super) fn hint(&self) {
+        self.with(|handles| handles.source.hint());
+    }
+
+    /// Reads certificates and cluster anew.
+    pub(super) fn reload(&self) {
+        self.with(|handles| {
+            handles.certificates.hint();
+            handles.source.hint();
+        });
+    }
+
+    fn with(&self, act: impl FnOnce(&mut Handles)) {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Runs the source of the node's role.
+pub(super) struct Sources {
+    pub(super) docker: Docker,
+    pub(super) options: RunOptions,
+    pub(super) membership: watch::Receiver<Membership>,
+    /// The picture, whatever its source.
+    pub(super) state: watch::Sender<SourceState>,
+    /// Who is connected to this manager's feed; empty on workers.
+    pub(super) workers: watch::Sender<FeedServerStatus>,
+    pub(super) hints: SourceHints,
+}
+
+impl Sources {
+    /// Runs until cancelled.
+    pub(super) async fn run(self, shutdown: CancellationToken) {
+        let mut membership = self.membership.clone();
+        let mut standing = Standing::Unknown;
+        while !shutdown.is_cancelled() {
+            let stop = shutdown.child_token();
+            let serving = self.serve(standing.clone(), stop.clone());
+            tokio::pin!(serving);
+            let next = tokio::select! {
+                () = &mut serving => return,
+                next = self.next_standing(&mut membership, &standing) => next,
+            };
+            stop.cancel();
+            serving.await;
+            standing = next;
+            if standing == Standing::Away {
+                self.state.send_replace(SourceState {
+                    trouble: Some("this node is in no Swarm".to_owned()),
+                    ..SourceState::default()
+                });
+            }
+        }
+    }
+
+    /// Waits until the node stands elsewhere.
+    async fn next_standing(
+        &self,
+        membership: &mut watch::Receiver<Membership>,
+        standing: &Standing,
+    ) -> Standing {
+        loop {
+            let now = membership
+                .borrow_and_update()
+                .standing(self.options.docker_root.as_ref());
+            // "Unknown" after something was known is Docker's trouble, not a change of place.
+            if now != *standing && now != Standing::Unknown {
+                return now;
+            }
+            if membership.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Runs what the standing asks for, until stopped.
+    async fn serve(&self, standing: Standing, stop: CancellationToken) {
+        match standing {
+            Standing::Unknown | Standing::Away => stop.cancelled().await,
+            Standing::Member(member) if member.manager => self.manager(member, stop).await,
+            Standing::Member(member) => self.worker(member, stop).await,
+        }
+        self.workers.send_replace(FeedServerStatus::default());
+    }
+
+    async fn manager(&self, member: Member, stop: CancellationToken) {
+        let (source, picture, hint) = SwarmSource::new(self.docker.clone());
+        self.hints.with(|handles| handles.source = hint.clone());
+        let feed = async {
+            let Some((certificates, identity)) = self.identity(&member, &stop).await else {
+                return;
+            };
+            let listen = SocketAddr::new(IpAddr::V4(member.address), self.options.feed_port);
+            let serve = self.serve_workers(listen, identity, picture.clone(), hint.clone(), &stop);
+            tokio::join!(certificates.run(stop.clone()), serve);
+        };
+        tokio::join!(
+            source.run(stop.clone()),
+            relay(picture.clone(), &self.state, &stop),
+            feed
+        );
+    }
+
+    async fn serve_workers(
+        &self,
+        listen: SocketAddr,
+        identity: watch::Receiver<Arc<NodeIdentity>>,
+        state: watch::Receiver<SourceState>,
+        hint: HintHandle,
+        stop: &CancellationToken,
+    ) {
+        let attempt = || {
+            FeedServer::bind(FeedServerOptions {
+                listen,
+                identity: identity.clone(),
+                state: state.clone(),
+                hint: hint.clone(),
+            })
+        };
+        let Some((server, status)) = until_done(attempt, stop).await else {
+            return;
+        };
+        info!(%listen, "serving the cluster's picture to the other nodes");
+        tokio::join!(server.run(stop.clone()), relay(status, &self.workers, stop));
+    }
+
+    async fn worker(&self, member: Member, stop: CancellationToken) {
+        let Some((certificates, identity)) = self.identity(&member, &stop).await else {
+            return;
+        };
+        let mut membership = self.membership.clone();
+        let port = self.options.feed_port;
+        let list = move |membership: &Membership| managers(membership, &member, port);
+        let (sender, managers) = watch::channel(list(&membership.borrow_and_update()));
+        let (client, picture, hint) = FeedClient::new(FeedClientOptions { managers, identity });
+        self.hints.with(|handles| handles.source = hint);
+        let refresh = async {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = membership.changed() => if changed.is_err() {
+                        return stop.cancelled().await;
+                    },
+                }
+                let new = list(&membership.borrow_and_update());
+                sender.send_if_modified(|known| {
+                    // An engine without its Swarm lists nobody; the last list is better than none.
+                    let changed = !new.is_empty() && *known != new;
+                    if changed {
+                        *known = new;
+                    }
+                    changed
+                });
+            }
+        };
+        tokio::join!(
+            certificates.run(stop.clone()),
+            client.run(stop.clone()),
+            relay(picture, &self.state, &stop),
+            refresh
+        );
+    }
+
+    /// Waits until the node's certificate can be loaded.
+    async fn identity(
+        &self,
+        member: &Member,
+        stop: &CancellationToken,
+    ) -> Option<(CertificateWatcher, watch::Receiver<Arc<NodeIdentity>>)> {
+        let attempt = || async { CertificateWatcher::new(member.certificates.clone()) };
+        let (watcher, identity, reload) = until_done(attempt, stop).await?;
+        self.hints.with(|handles| handles.certificates = reload);
+        Some((watcher, identity))
+    }
+}
+
+/// The feed addresses of the managers the engine knows, this node's own left out.
+fn managers(membership: &Membership, member: &Member, port: u16) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = membership
+        .info
+        .iter()
+        .flat_map(|info| &info.remote_managers)
+        .filter(|manager| manager.node != member.node)
+        .map(|manager| SocketAddr::new(IpAddr::V4(manager.address), port))
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Tries until it succeeds; says so when the reason of the failure is another. `None` when stopped.
+async fn until_done<T, E, F>(attempt: impl Fn() -> F, stop: &CancellationToken) -> Option<T>
+where
+    E: std::error::Error + 'static,
+    F: Future<Output = Result<T, E>>,
+{
+    let mut said = String::new();
+    loop {
+        let failure = tokio::select! {
+            () = stop.cancelled() => return None,
+            result = attempt() => match result {
+                Ok(done) => return Some(done),
+                Err(error) => error_chain(&error),
+            },
+        };
+        if failure != said {
+            warn!("{failure}; trying again every {} s", RETRY_INTERVAL.as_secs());
+            said = failure;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = sleep(RETRY_INTERVAL) => {}
+        }
+    }
+}
+
+/// What can take another's place on the agent's own channel.
+trait Relayed: Clone {
+    /// Takes over what `self` says; a source that has never had a picture does not wipe the last one.
+    fn into_place_of(self, last: &mut Self);
+}
+
+impl Relayed for FeedServerStatus {
+    fn into_place_of(self, last: &mut Self) {
+        *last = self;
+    }
+}
+
+impl Relayed for SourceState {
+    fn into_place_of(self, last: &mut Self) {
+        if self.confirmed.is_some() {
+            *last = self;
+        } else {
+            last.trouble = self.trouble;
+        }
+    }
+}
+
+async fn relay<T: Relayed>(mut from: watch::Receiver<T>, to: &watch::Sender<T>, stop: &CancellationToken) {
+    loop {
+        let new = from.borrow_and_update().clone();
+        to.send_modify(|last| new.into_place_of(last));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = from.changed() => if changed.is_err() {
+                return stop.cancelled().await;
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::model::Cluster;
+
+    #[test]
+    fn a_source_that_has_never_spoken_does_not_wipe_the_last_picture() {
+        let cluster = Arc::new(Cluster {
+            cluster_id: "cluster".into(),
+            ..Cluster::default()
+        });
+        let mut last = SourceState {
+            cluster: Arc::clone(&cluster),
+            revision: 7,
+            confirmed: Some(SystemTime::UNIX_EPOCH),
+            ..SourceState::default()
+        };
+        let silent = SourceState {
+            trouble: Some("no manager answers".into()),
+            ..SourceState::default()
+        };
+        silent.into_place_of(&mut last);
+        assert_eq!((last.cluster.as_ref(), last.revision), (cluster.as_ref(), 7));
+        assert_eq!(last.trouble.as_deref(), Some("no manager answers"));
+        let spoken = SourceState {
+            revision: 1,
+            confirmed: Some(SystemTime::UNIX_EPOCH),
+            ..SourceState::default()
+        };
+        spoken.into_place_of(&mut last);
+        assert_eq!(last.revision, 1);
+    }
+}

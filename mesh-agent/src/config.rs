@@ -1,0 +1,348 @@
+//! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports
+//! the model and the datapath's choices; binds no port and reads no file.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    datapath::{TcChoice, XdpChoice},
+    model::ReturnMode,
+};
+
+/// The narrowest flow table that makes sense, and the widest the kernel's memory should be asked for.
+const FLOW_CAPACITY: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
+/// What the kernel takes for an interface name.
+const INTERFACE_NAME_BYTES: usize = 15;
+
+/// How the agent runs on this node.
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    /// Docker's Unix socket.
+    #[arg(
+        long,
+        env = "MESH_DOCKER_SOCKET",
+        value_name = "PATH",
+        default_value = "/var/run/docker.sock",
+        help_heading = "Docker"
+    )]
+    pub docker_socket: PathBuf,
+
+    /// Docker's data root as this process sees it; Swarm's node certificates are found below it
+    /// [default: what `docker info` says].
+    #[arg(long, env = "MESH_DOCKER_ROOT", value_name = "PATH", help_heading = "Docker")]
+    pub docker_root: Option<PathBuf>,
+
+    /// An interface that traffic from outside arrives on; may be given more than once, or as a list with
+    /// commas [default: the interfaces of the default routes, or else the one with the node's Swarm
+    /// address].
+    #[arg(
+        long = "uplink",
+        env = "MESH_UPLINK",
+        value_name = "INTERFACE",
+        value_delimiter = ',',
+        value_parser = interface_name,
+        help_heading = "Data path"
+    )]
+    pub uplinks: Vec<String>,
+
+    /// How replies of a replica on another node reach the client: back through the node it asked, or
+    /// straight from the replica's node.
+    #[arg(
+        long,
+        env = "MESH_RETURN_MODE",
+        value_name = "MODE",
+        default_value = "tunnel",
+        help_heading = "Data path"
+    )]
+    pub return_mode: ReturnMode,
+
+    /// Which XDP hook to use on the uplinks.
+    #[arg(
+        long,
+        env = "MESH_XDP",
+        value_name = "HOOK",
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub xdp: XdpChoice,
+
+    /// Which kind of tc hook to use.
+    #[arg(
+        long,
+        env = "MESH_TC",
+        value_name = "HOOK",
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub tc: TcChoice,
+
+    /// UDP port of encapsulated packets between the nodes; the same on every node.
+    #[arg(long, env = "MESH_GENEVE_PORT", value_name = "PORT", default_value_t = 6081,
+          value_parser = clap::value_parser!(u16).range(1..), help_heading = "Data path")]
+    pub geneve_port: u16,
+
+    /// Address that local processes' connections to published ports are turned to; must be used by
+    /// nothing else.
+    #[arg(
+        long,
+        env = "MESH_SERVICE_ADDRESS",
+        value_name = "IPV4",
+        default_value = "169.254.96.1",
+        value_parser = service_address,
+        help_heading = "Data path"
+    )]
+    pub service_address: Ipv4Addr,
+
+    /// How many connections the flow table holds; the least recently used make room.
+    #[arg(
+        long,
+        env = "MESH_FLOW_CAPACITY",
+        value_name = "FLOWS",
+        default_value_t = 262_144,
+        value_parser = flow_capacity,
+        help_heading = "Data path"
+    )]
+    pub flow_capacity: u32,
+
+    /// Where the bpf file system is mounted; what outlives the agent is pinned in `mesh` below it.
+    #[arg(
+        long,
+        env = "MESH_BPFFS",
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf",
+        help_heading = "Data path"
+    )]
+    pub bpffs: PathBuf,
+
+    /// The cgroup2 hierarchy whose processes reach published ports on this node's own addresses
+    /// [default: the first cgroup2 in the mount table].
+    #[arg(long, env = "MESH_CGROUP", value_name = "PATH", help_heading = "Data path")]
+    pub cgroup: Option<PathBuf>,
+
+    /// What becomes of the data path when the agent is told to stop.
+    #[arg(
+        long,
+        env = "MESH_ON_STOP",
+        value_name = "WHAT",
+        default_value = "detach",
+        help_heading = "Data path"
+    )]
+    pub on_stop: OnStop,
+
+    /// TCP port on which managers' agents serve workers' agents; the same on every node.
+    #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = 9468,
+          value_parser = clap::value_parser!(u16).range(1..), help_heading = "Control plane")]
+    pub feed_port: u16,
+
+    /// The Unix socket that meshctl talks to; made with mode 0600.
+    #[arg(
+        long,
+        env = "MESH_ADMIN_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/mesh/admin.sock",
+        help_heading = "Observation"
+    )]
+    pub admin_socket: PathBuf,
+
+    /// Address and port of the Prometheus metrics, or `off`.
+    #[arg(
+        long,
+        env = "MESH_METRICS_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:9469",
+        value_parser = metrics_listen,
+        help_heading = "Observation"
+    )]
+    pub metrics_listen: MetricsListen,
+
+    /// Whether metrics have a series for each backend beside those for each service.
+    #[arg(long, env = "MESH_BACKEND_METRICS", value_name = "BOOL", default_value_t = true,
+          action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true",
+          help_heading = "Observation")]
+    pub backend_metrics: bool,
+
+    /// How log lines look.
+    #[arg(
+        long,
+        env = "MESH_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Observation"
+    )]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug or trace, or a list of module=level.
+    #[arg(
+        long,
+        env = "MESH_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info",
+        value_parser = log_level,
+        help_heading = "Observation"
+    )]
+    pub log_level: String,
+}
+
+/// What becomes of the data path when the agent is told to stop; `--on-stop`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnStop {
+    /// Everything of the mesh leaves the kernel, and Docker's own mesh is in charge again.
+    #[default]
+    Detach,
+    /// Traffic flows on; the next agent adopts it.
+    Keep,
+}
+
+/// How log lines look; `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where metrics are served; `--metrics-listen`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsListen {
+    /// Nowhere.
+    Off,
+    /// Over plain HTTP at this address.
+    At(SocketAddr),
+}
+
+fn metrics_listen(text: &str) -> Result<MetricsListen, String> {
+    if text == "off" {
+        return Ok(MetricsListen::Off);
+    }
+    text.parse()
+        .map(MetricsListen::At)
+        .map_err(|_| "expected an address and port such as 127.0.0.1:9469, or off".to_owned())
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
+    if (1..=INTERFACE_NAME_BYTES).contains(&text.len())
+        && text.bytes().all(allowed)
+        && text != "."
+        && text != ".."
+    {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "an interface name has 1 to {INTERFACE_NAME_BYTES} characters, none of them a blank, '/' or ':'"
+        ))
+    }
+}
+
+fn service_address(text: &str) -> Result<Ipv4Addr, String> {
+    let address: Ipv4Addr = text
+        .parse()
+        .map_err(|_| "expected an IPv4 address such as 169.254.96.1".to_owned())?;
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast() {
+        return Err("must be an ordinary unicast address, none of 127.0.0.0/8".to_owned());
+    }
+    Ok(address)
+}
+
+fn flow_capacity(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|flows| FLOW_CAPACITY.contains(flows))
+        .ok_or_else(|| {
+            format!(
+                "expected a number from {} to {}",
+                FLOW_CAPACITY.start(),
+                FLOW_CAPACITY.end()
+            )
+        })
+}
+
+fn log_level(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::EnvFilter>() {
+        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err(
+            "expected error, warn, info, debug or trace, or a list such as info,mesh_agent::source=debug"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Parser, error::ErrorKind};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        options: RunOptions,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<RunOptions, clap::Error> {
+        let words = std::iter::once("mesh-agent").chain(arguments.iter().copied());
+        CommandLine::try_parse_from(words).map(|line| line.options)
+    }
+
+    #[test]
+    fn defaults_are_those_that_the_help_names() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(options.docker_socket, PathBuf::from("/var/run/docker.sock"));
+        assert_eq!(options.service_address, Ipv4Addr::new(169, 254, 96, 1));
+        assert_eq!(
+            options.metrics_listen,
+            MetricsListen::At("127.0.0.1:9469".parse().unwrap())
+        );
+        assert_eq!((options.geneve_port, options.feed_port), (6081, 9468));
+        assert_eq!(options.on_stop, OnStop::Detach);
+        assert!(options.backend_metrics && options.uplinks.is_empty());
+    }
+
+    #[test]
+    fn lists_and_switches_are_understood() {
+        let options = parse(&[
+            "--uplink=eth0,eth1",
+            "--uplink",
+            "eth2",
+            "--backend-metrics",
+            "false",
+            "--metrics-listen=off",
+            "--xdp=generic",
+        ])
+        .unwrap();
+        assert_eq!(options.uplinks, ["eth0", "eth1", "eth2"]);
+        assert!(!options.backend_metrics);
+        assert_eq!(options.metrics_listen, MetricsListen::Off);
+        assert_eq!(options.xdp, XdpChoice::Generic);
+    }
+
+    #[test]
+    fn a_refusal_names_the_flag_and_the_value_and_what_is_allowed() {
+        for (flag, value, allowed) in [
+            ("--metrics-listen", "9469", "127.0.0.1:9469"),
+            ("--uplink", "an-interface-too-long", "15 characters"),
+            ("--service-address", "127.0.0.9", "unicast"),
+            ("--flow-capacity", "12", "1024"),
+            ("--geneve-port", "0", "1..=65535"),
+            ("--log-level", "a=b=c", "debug"),
+            ("--xdp", "fast", "native"),
+            ("--return-mode", "nat", "tunnel"),
+        ] {
+            let error = parse(&[flag, value]).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue),
+                "{text}"
+            );
+            for part in [flag, value, allowed] {
+                assert!(text.contains(part), "'{part}' is missing in: {text}");
+            }
+        }
+    }
+}

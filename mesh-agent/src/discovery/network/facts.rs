@@ -1,0 +1,331 @@
+//! What netlink has told so far, and the network state that follows from it. No I/O.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType},
+};
+
+use super::{NetworkOptions, NetworkState};
+use crate::{
+    mesh0,
+    model::{HostInterface, MacAddress, NextHop},
+};
+
+/// What a message asks for beyond having been remembered, least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Effect {
+    /// Nothing: it does not matter, or changed nothing.
+    None,
+    /// The state has to be computed anew.
+    State,
+    /// Routes may have changed; the kernel says so of few of the routes it drops, so they are read anew.
+    Routes,
+    /// Messages were lost: everything has to be read anew.
+    Overrun,
+}
+
+/// One hop towards a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Path {
+    /// Interface the route leaves by.
+    pub(super) interface: u32,
+    /// The peer itself, or the gateway.
+    pub(super) next: Ipv4Addr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link {
+    name: String,
+    /// `None` on links that are not Ethernet.
+    mac: Option<MacAddress>,
+    mtu: u32,
+    bridge: bool,
+}
+
+/// Everything heard, by what it is about.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    links: BTreeMap<u32, Link>,
+    /// Interface, address and prefix length: one address may be there with two lengths.
+    addresses: BTreeSet<(u32, Ipv4Addr, u8)>,
+    /// Usable neighbours only.
+    neighbours: BTreeMap<(u32, Ipv4Addr), MacAddress>,
+    pub(super) default_interfaces: BTreeSet<u32>,
+    pub(super) paths: BTreeMap<Ipv4Addr, Path>,
+}
+
+impl Facts {
+    /// Remembers what a multicast message says.
+    pub(super) fn absorb(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Effect {
+        let message = match message.payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            NetlinkPayload::Overrun(_) => return Effect::Overrun,
+            _ => return Effect::None,
+        };
+        match message {
+            RouteNetlinkMessage::NewLink(link) => self.add_link(&link),
+            RouteNetlinkMessage::DelLink(link) => self.remove_link(&link),
+            RouteNetlinkMessage::NewAddress(address) => self.add_address(&address),
+            RouteNetlinkMessage::DelAddress(address) => self.remove_address(&address),
+            RouteNetlinkMessage::NewNeighbour(neighbour) => self.add_neighbour(&neighbour),
+            RouteNetlinkMessage::DelNeighbour(neighbour) => self.remove_neighbour(&neighbour),
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                if route.header.address_family == AddressFamily::Inet {
+                    Effect::Routes
+                } else {
+                    Effect::None
+                }
+            }
+            _ => Effect::None,
+        }
+    }
+
+    pub(super) fn add_link(&mut self, message: &LinkMessage) -> Effect {
+        // Bridges announce their ports under their own family, leaving included.
+        if message.header.interface_family != AddressFamily::Unspec {
+            return Effect::None;
+        }
+        let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        let mut link = Link {
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            bridge: false,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
+                LinkAttribute::LinkInfo(infos) => {
+                    link.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                }
+                _ => {}
+            }
+        }
+        // Up and down without any change here still moves routes.
+        self.links.insert(message.header.index, link);
+        Effect::Routes
+    }
+
+    fn remove_link(&mut self, message: &LinkMessage) -> Effect {
+        if message.header.interface_family != AddressFamily::Unspec {
+            return Effect::None;
+        }
+        let index = message.header.index;
+        self.links.remove(&index);
+        self.addresses.retain(|(interface, ..)| *interface != index);
+        self.neighbours.retain(|(interface, _), _| *interface != index);
+        Effect::Routes
+    }
+
+    pub(super) fn add_address(&mut self, message: &AddressMessage) -> Effect {
+        match address(message) {
+            Some(key) if self.addresses.insert(key) => Effect::Routes,
+            _ => Effect::None,
+        }
+    }
+
+    fn remove_address(&mut self, message: &AddressMessage) -> Effect {
+        match address(message) {
+            Some(key) if self.addresses.remove(&key) => Effect::Routes,
+            _ => Effect::None,
+        }
+    }
+
+    pub(super) fn add_neighbour(&mut self, message: &NeighbourMessage) -> Effect {
+        let Some(key) = neighbour(message) else {
+            return Effect::None;
+        };
+        let usable = match message.header.state {
+            NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent => message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
+                _ => None,
+            }),
+            _ => None,
+        };
+        let before = match usable {
+            Some(mac) => self.neighbours.insert(key, mac),
+            None => self.neighbours.remove(&key),
+        };
+        self.neighbour_effect(key, before != usable)
+    }
+
+    fn remove_neighbour(&mut self, message: &NeighbourMessage) -> Effect {
+        match neighbour(message) {
+            Some(key) => {
+                let removed = self.neighbours.remove(&key).is_some();
+                self.neighbour_effect(key, removed)
+            }
+            None => Effect::None,
+        }
+    }
+
+    fn neighbour_effect(&self, (interface, next): (u32, Ipv4Addr), changed: bool) -> Effect {
+        let path = Path { interface, next };
+        if changed && self.paths.values().any(|known| *known == path) {
+            Effect::State
+        } else {
+            Effect::None
+        }
+    }
+
+    /// The neighbours on the way to peers that the kernel should resolve; with `verify` also those that
+    /// are known.
+    pub(super) fn neighbours_wanted(&self, verify: bool) -> BTreeSet<(u32, Ipv4Addr)> {
+        self.paths
+            .values()
+            .map(|path| (path.interface, path.next))
+            .filter(|(interface, _)| self.mac_of(*interface).is_some())
+            .filter(|key| verify || !self.neighbours.contains_key(key))
+            .collect()
+    }
+
+    fn mac_of(&self, interface: u32) -> Option<MacAddress> {
+        self.links.get(&interface)?.mac
+    }
+
+    /// The network as the rest of the agent sees it.
+    pub(super) fn state(&self, options: &NetworkOptions, node_address: Option<Ipv4Addr>) -> NetworkState {
+        let mut state = NetworkState::default();
+        for (interface, address, _) in &self.addresses {
+            let ours = self
+                .links
+                .get(interface)
+                .is_some_and(|link| mesh0::is_ours(&link.name));
+            if !ours && !address.is_loopback() && *address != options.service_address {
+                state.addresses.insert(*address);
+            }
+        }
+        let uplinks = self.uplink_indexes(options, node_address);
+        for (index, link) in &self.links {
+            let Some(mac) = link.mac.filter(|_| !mesh0::is_ours(&link.name)) else {
+                continue;
+            };
+            let interface = HostInterface {
+                index: *index,
+                mac,
+                mtu: link.mtu,
+            };
+            if uplinks.contains(index) {
+                state.uplinks.insert(link.name.clone(), interface);
+            }
+            if link.bridge && is_dockers(&link.name) {
+                state.bridges.insert(link.name.clone(), interface);
+            }
+        }
+        for (peer, path) in &self.paths {
+            if let Some(source_mac) = self.mac_of(path.interface)
+                && let Some(destination_mac) = self.neighbours.get(&(path.interface, path.next))
+            {
+                state.next_hops.insert(
+                    *peer,
+                    NextHop {
+                        interface: path.interface,
+                        source_mac,
+                        destination_mac: *destination_mac,
+                    },
+                );
+            }
+        }
+        state
+    }
+
+    fn uplink_indexes(&self, options: &NetworkOptions, node_address: Option<Ipv4Addr>) -> BTreeSet<u32> {
+        if !options.uplinks.is_empty() {
+            return self
+                .links
+                .iter()
+                .filter(|(_, link)| options.uplinks.contains(&link.name))
+                .map(|(index, _)| *index)
+                .collect();
+        }
+        if !self.default_interfaces.is_empty() {
+            return self.default_interfaces.clone();
+        }
+        self.addresses
+            .iter()
+            .filter(|(_, address, _)| Some(*address) == node_address)
+            .map(|(interface, ..)| *interface)
+            .collect()
+    }
+}
+
+/// The interfaces of a default route of the main table; none if it is another route.
+pub(super) fn default_route_interfaces(route: &RouteMessage) -> Vec<u32> {
+    let mut table = u32::from(route.header.table);
+    let mut interfaces = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Oif(index) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => interfaces.extend(
+                hops.iter()
+                    .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
+                    .map(|hop| hop.interface_index),
+            ),
+            _ => {}
+        }
+    }
+    let wanted = route.header.address_family == AddressFamily::Inet
+        && route.header.destination_prefix_length == 0
+        && route.header.kind == RouteType::Unicast
+        && table == u32::from(RouteHeader::RT_TABLE_MAIN);
+    if wanted { interfaces } else { Vec::new() }
+}
+
+pub(super) fn ipv4(address: &RouteAddress) -> Option<Ipv4Addr> {
+    match address {
+        RouteAddress::Inet(address) => Some(*address),
+        _ => None,
+    }
+}
+
+fn address(message: &AddressMessage) -> Option<(u32, Ipv4Addr, u8)> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // The node's own end; on links without a peer address both attributes say the same.
+            AddressAttribute::Local(IpAddr::V4(address)) => found = Some(*address),
+            AddressAttribute::Address(IpAddr::V4(address)) => found = found.or(Some(*address)),
+            _ => {}
+        }
+    }
+    Some((message.header.index, found?, message.header.prefix_len))
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some((message.header.ifindex, *address))
+        }
+        _ => None,
+    })
+}
+
+fn mac(bytes: &[u8]) -> Option<MacAddress> {
+    bytes.try_into().ok().map(MacAddress)
+}
+
+/// Docker names a bridge `br-` and the first 12 hexadecimal digits of its network's id, unless told.
+fn is_dockers(name: &str) -> bool {
+    let generated = |name: &str| {
+        name.strip_prefix("br-").is_some_and(|id| {
+            id.len() == 12 && id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    };
+    name == "docker0" || name == "docker_gwbridge" || generated(name)
+}

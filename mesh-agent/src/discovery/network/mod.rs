@@ -1,0 +1,340 @@
+//! The node's network, followed by netlink: addresses, uplinks, Docker's bridges, and the way to each
+//! peer. Imports the model only; what netlink's messages mean is decided in [`facts`], without I/O.
+
+mod facts;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut, stream::BoxStream};
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::LinkExtentMask,
+    neighbour::{NeighbourFlags, NeighbourState},
+    route::{RouteAttribute, RouteHeader, RouteMessage},
+};
+use netlink_sys::AsyncSocket;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
+};
+use tracing::{debug, warn};
+
+use self::facts::{Effect, Facts, Path};
+use super::NetworkState;
+
+/// The kernel tells of a new container's veth in a dozen messages: they are taken together.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+/// How often neighbours that are not resolved are asked for again.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Every so many resolve intervals, resolved neighbours are verified too: packets that XDP sends do not
+/// count as use in the kernel's eyes.
+const VERIFY_EVERY: u32 = 10;
+/// Room for bursts between two reads; the kernel caps it at net.core.rmem_max.
+const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
+
+/// The node's network cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket; the agent needs the host's network and AF_NETLINK allowed")]
+    Open(#[source] std::io::Error),
+    /// The kernel refused to list something.
+    #[error("cannot list the node's {what} by netlink; see the kernel's reason")]
+    List {
+        /// What was listed, e.g. `links`.
+        what: &'static str,
+        /// What netlink said.
+        source: rtnetlink::Error,
+    },
+    /// The netlink connection is gone.
+    #[error("the netlink connection was closed by the kernel; restart the agent")]
+    Closed,
+}
+
+/// What does not change while the watcher runs.
+#[derive(Clone, Debug)]
+pub struct NetworkOptions {
+    /// Names of the uplinks; empty to choose them by the default routes.
+    pub uplinks: Vec<String>,
+    /// The mesh's service address, which is none of the node's own.
+    pub service_address: Ipv4Addr,
+}
+
+/// What the watcher is to find out beside the node's own interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// The node's Swarm address: its interface is the uplink where there is no default route.
+    pub node_address: Option<Ipv4Addr>,
+    /// Peers to which the way is wanted.
+    pub peers: BTreeSet<Ipv4Addr>,
+}
+
+/// Follows the network of the namespace it was made in.
+pub struct NetworkWatcher {
+    handle: Handle,
+    messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
+    options: NetworkOptions,
+    interest: watch::Receiver<Interest>,
+    facts: Facts,
+    state: watch::Sender<Option<NetworkState>>,
+    missing_uplinks: BTreeSet<String>,
+}
+
+/// Opens netlink in the calling thread's network namespace. The receiver holds `None` until everything
+/// has been read once. Must be called inside a tokio runtime; nothing is read before
+/// [`NetworkWatcher::run`].
+///
+/// # Errors
+/// When the kernel gives no netlink socket.
+pub fn watch_network(
+    options: NetworkOptions,
+    interest: watch::Receiver<Interest>,
+) -> Result<(NetworkWatcher, watch::Receiver<Option<NetworkState>>), NetworkError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Route,
+    ];
+    let (mut connection, handle, messages) =
+        rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
+    if let Err(error) = connection
+        .socket_mut()
+        .socket_mut()
+        .set_rx_buf_sz(RECEIVE_BUFFER_BYTES)
+    {
+        debug!(%error, "netlink's receive buffer stays at its default size");
+    }
+    tokio::spawn(connection);
+    let (state, receiver) = watch::channel(None);
+    let watcher = NetworkWatcher {
+        handle,
+        messages: messages.map(|(message, _)| message).boxed(),
+        options,
+        interest,
+        facts: Facts::default(),
+        state,
+        missing_uplinks: BTreeSet::new(),
+    };
+    Ok((watcher, receiver))
+}
+
+impl NetworkWatcher {
+    /// Follows the network until whoever states the interest is gone.
+    ///
+    /// # Errors
+    /// When netlink cannot be read (any more).
+    pub async fn run(mut self) -> Result<(), NetworkError> {
+        self.list().await?;
+        self.publish();
+        let mut tick = interval(RESOLVE_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = 0_u32;
+        loop {
+            tokio::select! {
+                message = self.messages.next() => {
+                    let effect = self.absorb_burst(message.ok_or(NetworkError::Closed)?).await?;
+                    match effect {
+                        Effect::None => continue,
+                        Effect::State => {}
+                        Effect::Routes => {
+                            self.list_default_routes().await?;
+                            self.find_paths().await;
+                        }
+                        Effect::Overrun => {
+                            warn!("the kernel dropped netlink messages; listing the network anew");
+                            self.list().await?;
+                        }
+                    }
+                }
+                changed = self.interest.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.find_paths().await;
+                }
+                _ = tick.tick() => {
+                    self.solicit(ticks.is_multiple_of(VERIFY_EVERY)).await;
+                    ticks = ticks.wrapping_add(1);
+                    continue;
+                }
+            }
+            self.publish();
+        }
+    }
+
+    async fn absorb_burst(
+        &mut self,
+        first: NetlinkMessage<RouteNetlinkMessage>,
+    ) -> Result<Effect, NetworkError> {
+        let mut effect = self.facts.absorb(first);
+        if effect == Effect::None {
+            return Ok(effect);
+        }
+        let deadline = Instant::now() + DEBOUNCE;
+        while let Ok(message) = timeout_at(deadline, self.messages.next()).await {
+            effect = effect.max(self.facts.absorb(message.ok_or(NetworkError::Closed)?));
+        }
+        Ok(effect)
+    }
+
+    /// Reads everything anew: at the start, and after the kernel has dropped messages.
+    async fn list(&mut self) -> Result<(), NetworkError> {
+        let mut facts = Facts::default();
+        let links = self.handle.link().get().set_filter_mask(
+            AddressFamily::Unspec,
+            // Statistics of every link would be most of the answer.
+            vec![LinkExtentMask::SkipStats],
+        );
+        each("links", links.execute(), |link| {
+            facts.add_link(&link);
+        })
+        .await?;
+        let addresses = self.handle.address().get().execute();
+        each("addresses", addresses, |address| {
+            facts.add_address(&address);
+        })
+        .await?;
+        let neighbours = self
+            .handle
+            .neighbours()
+            .get()
+            .set_address_family(AddressFamily::Inet);
+        each("neighbours", neighbours.execute(), |neighbour| {
+            facts.add_neighbour(&neighbour);
+        })
+        .await?;
+        self.facts = facts;
+        self.list_default_routes().await?;
+        self.find_paths().await;
+        Ok(())
+    }
+
+    async fn list_default_routes(&mut self) -> Result<(), NetworkError> {
+        let mut interfaces = BTreeSet::new();
+        let request = RouteMessageBuilder::<Ipv4Addr>::new()
+            .table_id(u32::from(RouteHeader::RT_TABLE_MAIN))
+            .build();
+        each("routes", self.handle.route().get(request).execute(), |route| {
+            interfaces.extend(facts::default_route_interfaces(&route));
+        })
+        .await?;
+        self.facts.default_interfaces = interfaces;
+        Ok(())
+    }
+
+    /// Asks the kernel how each peer is reached.
+    async fn find_paths(&mut self) {
+        let interest = self.interest.borrow_and_update().clone();
+        let mut paths = BTreeMap::new();
+        for peer in interest.peers {
+            let request = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(peer, 32)
+                .build();
+            match first(self.handle.route().get(request).execute()).await {
+                Ok(Some(route)) => {
+                    if let Some(path) = path_of(peer, &route) {
+                        paths.insert(peer, path);
+                    }
+                }
+                Ok(None) => {}
+                // "Network is unreachable" is an answer: there is no way for now.
+                Err(error) => debug!(%peer, %error, "no route to peer"),
+            }
+        }
+        let known = std::mem::replace(&mut self.facts.paths, paths);
+        if known != self.facts.paths {
+            self.solicit(false).await;
+        }
+    }
+
+    /// Asks the kernel to resolve the neighbours on the way that are not resolved, or with `verify` to
+    /// check all of them.
+    async fn solicit(&mut self, verify: bool) {
+        for (interface, address) in self.facts.neighbours_wanted(verify) {
+            let request = self
+                .handle
+                .neighbours()
+                .add(interface, address.into())
+                .state(NeighbourState::None)
+                .flags(NeighbourFlags::Use)
+                .replace();
+            if let Err(error) = request.execute().await {
+                debug!(%address, interface, %error, "the kernel would not resolve a neighbour");
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let node_address = self.interest.borrow().node_address;
+        let new = self.facts.state(&self.options, node_address);
+        let missing: BTreeSet<String> = self
+            .options
+            .uplinks
+            .iter()
+            .filter(|name| !new.uplinks.contains_key(*name))
+            .cloned()
+            .collect();
+        for name in missing.difference(&self.missing_uplinks) {
+            warn!(
+                uplink = name,
+                "there is no Ethernet interface of that name (--uplink); waiting for it"
+            );
+        }
+        self.missing_uplinks = missing;
+        self.state.send_if_modified(|state| {
+            let changed = state.as_ref() != Some(&new);
+            *state = Some(new);
+            changed
+        });
+    }
+}
+
+fn path_of(peer: Ipv4Addr, route: &RouteMessage) -> Option<Path> {
+    let mut interface = None;
+    let mut next = Some(peer);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(address) => next = facts::ipv4(address),
+            // A gateway of another family: not resolved by IPv4's neighbour table.
+            RouteAttribute::Via(_) => next = None,
+            _ => {}
+        }
+    }
+    Some(Path {
+        interface: interface?,
+        next: next?,
+    })
+}
+
+async fn each<T>(
+    what: &'static str,
+    answers: impl Stream<Item = Result<T, rtnetlink::Error>>,
+    mut take: impl FnMut(T),
+) -> Result<(), NetworkError> {
+    pin_mut!(answers);
+    while let Some(answer) = answers
+        .try_next()
+        .await
+        .map_err(|source| NetworkError::List { what, source })?
+    {
+        take(answer);
+    }
+    Ok(())
+}
+
+async fn first<T>(
+    answers: impl Stream<Item = Result<T, rtnetlink::Error>>,
+) -> Result<Option<T>, rtnetlink::Error> {
+    pin_mut!(answers);
+    answers.try_next().await
+}

@@ -1,0 +1,244 @@
+//! The watcher against a real kernel, in a network namespace of its own. Needs root.
+
+use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, process::Command, time::Duration};
+
+use nix::sched::{CloneFlags, unshare};
+use tokio::{sync::watch, time::timeout};
+
+use super::{Interest, NetworkOptions, watch_network};
+use crate::{discovery::NetworkState, model::MacAddress};
+
+const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
+
+/// Runs a test on a thread with a network namespace of its own, which ends with the thread.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test());
+    })
+    .join()
+    .unwrap();
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {error}");
+}
+
+struct Watched {
+    interest: watch::Sender<Interest>,
+    state: watch::Receiver<Option<NetworkState>>,
+}
+
+impl Watched {
+    fn start(uplinks: &[&str]) -> Self {
+        let (interest, receiver) = watch::channel(Interest::default());
+        let options = NetworkOptions {
+            uplinks: uplinks.iter().map(ToString::to_string).collect(),
+            service_address: SERVICE_ADDRESS,
+        };
+        let (watcher, state) = watch_network(options, receiver).unwrap();
+        tokio::spawn(watcher.run());
+        Self { interest, state }
+    }
+
+    async fn until(&mut self, what: &str, condition: impl Fn(&NetworkState) -> bool) -> NetworkState {
+        let wait = self
+            .state
+            .wait_for(|state| state.as_ref().is_some_and(&condition));
+        let found = timeout(Duration::from_secs(5), wait)
+            .await
+            .map(|found| found.unwrap().clone());
+        match found {
+            Ok(state) => state.unwrap(),
+            Err(_) => panic!("waited in vain until {what}; last: {:?}", self.state.borrow()),
+        }
+    }
+}
+
+fn address(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+/// Two ends of a wire; the far one in the same namespace, so that nobody answers unless told.
+fn wire() {
+    ip("link add wire0 address 02:00:00:00:00:01 type veth peer name wire1");
+    ip("link set wire0 up");
+    ip("link set wire1 up");
+    ip("address add 192.0.2.1/24 dev wire0");
+}
+
+#[test]
+fn addresses_come_and_go() {
+    in_namespace(|| async {
+        wire();
+        ip("link set lo up");
+        let mut watched = Watched::start(&[]);
+        let state = watched.until("it has listed", |_| true).await;
+        assert_eq!(state.addresses, BTreeSet::from([address("192.0.2.1")]));
+        ip("address add 198.51.100.7/32 dev lo");
+        ip("address add 169.254.96.1/32 dev lo");
+        watched
+            .until("the floating address is there", |state| {
+                state.addresses == BTreeSet::from([address("192.0.2.1"), address("198.51.100.7")])
+            })
+            .await;
+        ip("address del 198.51.100.7/32 dev lo");
+        watched
+            .until("it is gone", |state| {
+                state.addresses == BTreeSet::from([address("192.0.2.1")])
+            })
+            .await;
+    });
+}
+
+#[test]
+fn the_uplink_is_named_or_has_the_default_route_or_the_node_address() {
+    in_namespace(|| async {
+        wire();
+        ip("link add spare0 type veth peer name spare1");
+        let names = |state: &NetworkState| state.uplinks.keys().cloned().collect::<Vec<_>>();
+        let mut named = Watched::start(&["spare0"]);
+        let state = named
+            .until("the uplink is there", |state| !state.uplinks.is_empty())
+            .await;
+        assert_eq!(names(&state), ["spare0"]);
+        ip("link set spare0 mtu 9000");
+        named
+            .until("its MTU has changed", |state| state.uplinks["spare0"].mtu == 9000)
+            .await;
+
+        let mut chosen = Watched::start(&[]);
+        let state = chosen.until("it has listed", |_| true).await;
+        assert_eq!(names(&state), Vec::<String>::new());
+        chosen
+            .interest
+            .send_modify(|interest| interest.node_address = Some(address("192.0.2.1")));
+        chosen
+            .until("the node's interface is it", |state| names(state) == ["wire0"])
+            .await;
+
+        ip("link set spare0 up");
+        ip("link set spare1 up");
+        ip("address add 203.0.113.1/24 dev spare0");
+        ip("route add default via 203.0.113.254");
+        chosen
+            .until("the default route's is it", |state| names(state) == ["spare0"])
+            .await;
+        ip("link del spare0");
+        chosen
+            .until("the route is gone with it", |state| names(state) == ["wire0"])
+            .await;
+    });
+}
+
+#[test]
+fn a_peer_has_a_next_hop_as_soon_as_its_neighbour_is_known() {
+    in_namespace(|| async {
+        wire();
+        let mut watched = Watched::start(&[]);
+        let peer = address("192.0.2.2");
+        let beyond = address("198.51.100.2");
+        watched
+            .interest
+            .send_modify(|interest| interest.peers = BTreeSet::from([peer, beyond]));
+        watched
+            .until("it has listed", |state| state.next_hops.is_empty())
+            .await;
+        ip("neighbour replace 192.0.2.2 lladdr 02:00:00:00:00:22 dev wire0 nud reachable");
+        let state = watched
+            .until("the neighbour is known", |state| {
+                state.next_hops.contains_key(&peer)
+            })
+            .await;
+        let hop = state.next_hops[&peer];
+        assert_eq!(hop.source_mac, MacAddress([2, 0, 0, 0, 0, 1]));
+        assert_eq!(hop.destination_mac, MacAddress([2, 0, 0, 0, 0, 0x22]));
+
+        ip("neighbour replace 192.0.2.2 lladdr 02:00:00:00:00:23 dev wire0 nud reachable");
+        watched
+            .until("its address has changed", |state| {
+                state.next_hops[&peer].destination_mac == MacAddress([2, 0, 0, 0, 0, 0x23])
+            })
+            .await;
+
+        ip("route add 198.51.100.0/24 via 192.0.2.2");
+        let state = watched
+            .until("the peer behind it is reached", |state| {
+                state.next_hops.contains_key(&beyond)
+            })
+            .await;
+        assert_eq!(state.next_hops[&beyond], state.next_hops[&peer]);
+
+        ip("link set wire0 down");
+        watched
+            .until("there is no way", |state| state.next_hops.is_empty())
+            .await;
+    });
+}
+
+#[test]
+fn the_kernel_is_asked_to_resolve_a_peer_that_answers() {
+    in_namespace(|| async {
+        wire();
+        // The far end lives in another namespace, so that it answers for its address.
+        let name = format!("mesh-test-{}", std::process::id());
+        ip(&format!("netns add {name}"));
+        let far = FarNamespace(name);
+        ip(&format!("link set wire1 netns {}", far.0));
+        ip(&format!("-n {} link set wire1 up", far.0));
+        ip(&format!("-n {} address add 192.0.2.2/24 dev wire1", far.0));
+        let mut watched = Watched::start(&[]);
+        let peer = address("192.0.2.2");
+        watched
+            .interest
+            .send_modify(|interest| interest.peers = BTreeSet::from([peer]));
+        watched
+            .until("the peer is resolved", |state| {
+                state.next_hops.contains_key(&peer)
+            })
+            .await;
+    });
+}
+
+#[test]
+fn only_dockers_bridges_are_listed() {
+    in_namespace(|| async {
+        let mut watched = Watched::start(&[]);
+        for name in [
+            "docker0",
+            "docker_gwbridge",
+            "br-0123456789ab",
+            "br-lan",
+            "virbr0",
+        ] {
+            ip(&format!("link add {name} type bridge"));
+        }
+        let state = watched
+            .until("all three are there", |state| state.bridges.len() == 3)
+            .await;
+        let names: Vec<_> = state.bridges.keys().map(String::as_str).collect();
+        assert_eq!(names, ["br-0123456789ab", "docker0", "docker_gwbridge"]);
+        ip("link del docker0");
+        watched
+            .until("one is gone", |state| state.bridges.len() == 2)
+            .await;
+    });
+}
+
+/// A named namespace that is removed at the end of the test, however it ends.
+struct FarNamespace(String);
+
+impl Drop for FarNamespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}

@@ -1,0 +1,355 @@
+//! The device that local processes' connections leave by: `mesh0`, one end of a veth pair, with a route
+//! to the service address. Imports the model only; the data path's program sits on its egress.
+//!
+//! Nothing that slips past the program goes anywhere: without ARP the kernel addresses frames on `mesh0`
+//! to `mesh0`'s own MAC address, so `mesh1` takes them for another host's and drops them.
+
+use std::net::Ipv4Addr;
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::{
+    AddressFamily,
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
+    route::{RouteMessage, RouteScope},
+};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::model::{HostInterface, MacAddress};
+
+/// The device with the route and the program.
+pub const DEVICE: &str = "mesh0";
+/// Its other end, which drops whatever reaches it.
+pub const OTHER_END: &str = "mesh1";
+/// Bytes that encapsulation adds to a packet; the device's MTU leaves room for them.
+pub const ENCAPSULATION_BYTES: u32 = 48;
+
+/// What the device should be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The /32 that is routed to it.
+    pub service_address: Ipv4Addr,
+    /// Source address of connections that leave by it: this node's address as its peers know it.
+    pub node_address: Ipv4Addr,
+    /// MTU of the uplink, bytes.
+    pub uplink_mtu: u32,
+}
+
+/// The device could not be made what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Mesh0Error {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket to make {DEVICE}; is AF_NETLINK allowed?")]
+    Open(#[source] std::io::Error),
+    /// Something else has the name.
+    #[error("an interface {0} that the mesh has not made is in the way; rename or remove it")]
+    NameTaken(&'static str),
+    /// The kernel made the device, but does not list it.
+    #[error("the kernel does not list {0} that was just made; is something else removing interfaces?")]
+    Vanished(&'static str),
+    /// The kernel refused an operation.
+    #[error("cannot {operation}; the agent needs CAP_NET_ADMIN in the host's network namespace")]
+    Netlink {
+        /// What was tried, on what.
+        operation: String,
+        /// What netlink said.
+        source: rtnetlink::Error,
+    },
+}
+
+/// Whether an interface name is one of the mesh's own.
+#[must_use]
+pub fn is_ours(name: &str) -> bool {
+    name == DEVICE || name == OTHER_END
+}
+
+/// Makes and removes the device in one network namespace.
+pub struct Mesh0 {
+    handle: Handle,
+}
+
+impl Mesh0 {
+    /// Opens netlink in the calling thread's network namespace. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn new() -> Result<Self, Mesh0Error> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Mesh0Error::Open)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Makes the device and its route what they should be, whatever an earlier agent has left.
+    ///
+    /// # Errors
+    /// When the name is taken, or the kernel refuses a step; calling it again is safe.
+    pub async fn ensure(&self, settings: Settings) -> Result<HostInterface, Mesh0Error> {
+        if self.find(DEVICE).await?.is_none() {
+            if self.find(OTHER_END).await?.is_some() {
+                return Err(Mesh0Error::NameTaken(OTHER_END));
+            }
+            self.handle
+                .link()
+                .add(LinkVeth::new(DEVICE, OTHER_END).build())
+                .execute()
+                .await
+                .map_err(failed(format!("make the veth pair {DEVICE} and {OTHER_END}")))?;
+        }
+        let mtu = settings.uplink_mtu.saturating_sub(ENCAPSULATION_BYTES);
+        for name in [DEVICE, OTHER_END] {
+            let link = self.find(name).await?.ok_or(Mesh0Error::Vanished(name))?;
+            if !is_veth(&link) {
+                return Err(Mesh0Error::NameTaken(name));
+            }
+            self.configure(name, link.header.index, mtu).await?;
+        }
+        let link = self.find(DEVICE).await?.ok_or(Mesh0Error::Vanished(DEVICE))?;
+        let interface = host_interface(&link).ok_or(Mesh0Error::NameTaken(DEVICE))?;
+        self.handle
+            .route()
+            .add(route(interface.index, settings))
+            .replace()
+            .execute()
+            .await
+            .map_err(failed(format!(
+                "route {}/32 to {DEVICE} with source {}",
+                settings.service_address, settings.node_address
+            )))?;
+        Ok(interface)
+    }
+
+    /// Removes the device, its other end and the route with it; nothing to do where there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the name belongs to somebody else.
+    pub async fn remove(&self) -> Result<(), Mesh0Error> {
+        let Some(link) = self.find(DEVICE).await? else {
+            return Ok(());
+        };
+        if !is_veth(&link) {
+            return Err(Mesh0Error::NameTaken(DEVICE));
+        }
+        self.handle
+            .link()
+            .del(link.header.index)
+            .execute()
+            .await
+            .map_err(failed(format!("remove {DEVICE}")))
+    }
+
+    async fn configure(&self, name: &str, index: u32, mtu: u32) -> Result<(), Mesh0Error> {
+        // No link-local address, no router solicitations; refused where IPv6 is off, which is as good.
+        let without_ipv6 = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+                AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+            ])]))
+            .build();
+        if let Err(error) = self.handle.link().set(without_ipv6).execute().await {
+            tracing::debug!(device = name, %error, "IPv6 address generation stays as it is");
+        }
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .mtu(mtu)
+            .arp(false)
+            .up()
+            .build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(failed(format!("set {name} up with MTU {mtu}")))
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<LinkMessage>, Mesh0Error> {
+        let request = self.handle.link().get().match_name(name.to_owned()).execute();
+        futures_util::pin_mut!(request);
+        match request.try_next().await {
+            Ok(link) => Ok(link),
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::ENODEV => Ok(None),
+            Err(source) => Err(failed(format!("look {name} up"))(source)),
+        }
+    }
+}
+
+fn failed(operation: String) -> impl FnOnce(rtnetlink::Error) -> Mesh0Error {
+    move |source| Mesh0Error::Netlink { operation, source }
+}
+
+fn route(interface: u32, settings: Settings) -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(settings.service_address, 32)
+        .output_interface(interface)
+        .pref_source(settings.node_address)
+        .scope(RouteScope::Link)
+        .build()
+}
+
+fn is_veth(link: &LinkMessage) -> bool {
+    link.header.interface_family == AddressFamily::Unspec
+        && link.header.flags.contains(LinkFlags::Broadcast)
+        && link.attributes.iter().any(|attribute| {
+            matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
+        })
+}
+
+fn host_interface(link: &LinkMessage) -> Option<HostInterface> {
+    let mut mac = None;
+    let mut mtu = None;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok().map(MacAddress),
+            LinkAttribute::Mtu(bytes) => mtu = Some(*bytes),
+            _ => {}
+        }
+    }
+    Some(HostInterface {
+        index: link.header.index,
+        mac: mac?,
+        mtu: mtu?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::UdpSocket,
+        process::{Command, Output},
+    };
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    const SETTINGS: Settings = Settings {
+        service_address: Ipv4Addr::new(169, 254, 96, 1),
+        node_address: Ipv4Addr::new(192, 0, 2, 1),
+        uplink_mtu: 1500,
+    };
+
+    fn in_namespace(test: impl AsyncFnOnce() + Send + 'static) {
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(test());
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn ip(arguments: &str) -> String {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = Command::new("ip")
+            .args(arguments.split_whitespace())
+            .output()
+            .unwrap();
+        assert!(
+            status.success(),
+            "ip {arguments}: {}",
+            String::from_utf8_lossy(&stderr)
+        );
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// A node with its address on one end of a wire.
+    fn node() {
+        ip("link set lo up");
+        ip("link add wire0 type veth peer name wire1");
+        ip("link set wire0 up");
+        ip("link set wire1 up");
+        ip("address add 192.0.2.1/24 dev wire0");
+        ip("address add 192.0.2.9/24 dev wire0");
+    }
+
+    #[test]
+    fn the_device_routes_the_service_address_with_the_nodes_source() {
+        in_namespace(async || {
+            node();
+            let mesh0 = Mesh0::new().unwrap();
+            let interface = mesh0.ensure(SETTINGS).await.unwrap();
+            assert_eq!(interface.mtu, 1452);
+            let route = ip("route get 169.254.96.1");
+            assert!(route.contains("dev mesh0 src 192.0.2.1"), "{route}");
+            let links = ip("-o link show");
+            for name in ["mesh0@mesh1", "mesh1@mesh0"] {
+                let line = links.lines().find(|line| line.contains(name)).unwrap();
+                assert!(
+                    line.contains("NOARP") && line.contains(",UP") && line.contains("mtu 1452"),
+                    "{line}"
+                );
+            }
+            assert_eq!(ip("-6 -o address show dev mesh0"), "");
+
+            let moved = Settings {
+                node_address: Ipv4Addr::new(192, 0, 2, 9),
+                ..SETTINGS
+            };
+            assert_eq!(
+                mesh0.ensure(moved).await.unwrap(),
+                interface,
+                "adopted, not made anew"
+            );
+            let routes = ip("route show 169.254.96.1");
+            assert_eq!(routes.lines().count(), 1, "{routes}");
+            assert!(routes.contains("src 192.0.2.9"), "{routes}");
+        });
+    }
+
+    #[test]
+    fn removal_leaves_nothing_and_may_be_repeated() {
+        in_namespace(async || {
+            node();
+            let mesh0 = Mesh0::new().unwrap();
+            mesh0.ensure(SETTINGS).await.unwrap();
+            mesh0.remove().await.unwrap();
+            mesh0.remove().await.unwrap();
+            let links = ip("-o link show");
+            assert!(!links.contains("mesh"), "{links}");
+            assert_eq!(ip("route show 169.254.96.1"), "");
+        });
+    }
+
+    #[test]
+    fn an_interface_of_somebody_else_is_left_alone() {
+        in_namespace(async || {
+            node();
+            ip("link add mesh0 type bridge");
+            let mesh0 = Mesh0::new().unwrap();
+            assert!(matches!(
+                mesh0.ensure(SETTINGS).await,
+                Err(Mesh0Error::NameTaken(_))
+            ));
+            assert!(matches!(mesh0.remove().await, Err(Mesh0Error::NameTaken(_))));
+            assert!(ip("-o link show").contains("mesh0"));
+        });
+    }
+
+    #[test]
+    fn what_no_program_takes_is_not_forwarded() {
+        in_namespace(async || {
+            node();
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
+            let mesh0 = Mesh0::new().unwrap();
+            mesh0.ensure(SETTINGS).await.unwrap();
+            for name in [DEVICE, OTHER_END] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/accept_local"), "1").unwrap();
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "0").unwrap();
+            }
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"nobody takes this", "169.254.96.1:9").unwrap();
+            let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            let mesh0_line = devices.lines().find(|line| line.contains("mesh0:")).unwrap();
+            let transmitted: u64 = mesh0_line.split_whitespace().nth(10).unwrap().parse().unwrap();
+            assert_eq!(transmitted, 1, "the packet went round: {mesh0_line}");
+        });
+    }
+}
