@@ -15,7 +15,6 @@ pub(super) mod name {
     pub(crate) const TC: &str = "tc programs";
     pub(crate) const TCX: &str = "tcx attachment";
     pub(crate) const CGROUP_HOOKS: &str = "cgroup hooks";
-    pub(crate) const CGROUP2: &str = "cgroup2 mount";
 }
 
 const BPF_PERMISSION: &str =
@@ -153,6 +152,7 @@ fn cgroup_hooks() -> Check {
 }
 
 fn cgroup2(options: &Options) -> Check {
+    let name = "cgroup2 mount";
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let found = options
         .cgroup
@@ -161,11 +161,11 @@ fn cgroup2(options: &Options) -> Check {
     let remedy = "mount -t cgroup2 none /sys/fs/cgroup/unified, or name it by --cgroup; in a container, \
                   bind-mount the host's cgroup2";
     match found {
-        None => Check::warn(name::CGROUP2, "not in the mount table", remedy),
+        None => Check::fail(name, "not in the mount table", remedy),
         Some(path) if is_filesystem(&path, CGROUP2_SUPER_MAGIC) => {
-            Check::ok(name::CGROUP2, path.display().to_string())
+            Check::ok(name, path.display().to_string())
         }
-        Some(path) => Check::warn(name::CGROUP2, format!("{} is no cgroup2", path.display()), remedy),
+        Some(path) => Check::fail(name, format!("{} is no cgroup2", path.display()), remedy),
     }
 }
 

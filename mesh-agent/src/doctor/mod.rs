@@ -169,7 +169,7 @@ fn conclude(checks: &[Check]) -> Vec<String> {
     } else {
         format!("Uplinks: tc by {tc} alone, because XDP programs do not load.")
     };
-    let local = if ok(kernel::name::CGROUP_HOOKS) && ok(kernel::name::CGROUP2) {
+    let local = if ok(kernel::name::CGROUP_HOOKS) {
         "Local processes: balanced by the cgroup hooks."
     } else {
         "Local processes: not balanced by the mesh (localhost and the node's own addresses), because the \
@@ -183,8 +183,8 @@ mod tests {
     use super::*;
 
     fn all_ok() -> Vec<Check> {
-        use kernel::name::{CGROUP_HOOKS, CGROUP2, TC, TCX, XDP};
-        [XDP, TC, TCX, CGROUP_HOOKS, CGROUP2]
+        use kernel::name::{CGROUP_HOOKS, TC, TCX, XDP};
+        [XDP, TC, TCX, CGROUP_HOOKS]
             .map(|name| Check::ok(name, ""))
             .into()
     }
@@ -208,7 +208,7 @@ mod tests {
     fn what_is_missing_changes_the_conclusion() {
         assert!(with(kernel::name::TCX, Outcome::Warn).contains("clsact"));
         assert!(with(kernel::name::XDP, Outcome::Warn).contains("tc by tcx alone"));
-        assert!(with(kernel::name::CGROUP2, Outcome::Warn).contains("not balanced"));
+        assert!(with(kernel::name::CGROUP_HOOKS, Outcome::Warn).contains("not balanced"));
         assert!(with(kernel::name::TC, Outcome::Fail).contains("cannot work on this node: tc programs"),);
     }
 

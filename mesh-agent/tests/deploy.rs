@@ -1,0 +1,51 @@
+//! The files in `deploy/` agree with the programs they deploy.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use clap::Args as _;
+use mesh_agent::config::RunOptions;
+
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
+}
+
+/// Needs promtool, from Debian's package prometheus.
+#[test]
+fn prometheus_takes_the_scrape_example() {
+    let output = Command::new("promtool")
+        .args(["check", "config"])
+        .arg(deploy("prometheus.yml"))
+        .output()
+        .expect("promtool must be installed: apt-get install prometheus");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn the_stack_sets_only_what_the_agent_knows() {
+    let command = RunOptions::augment_args(clap::Command::new("run"));
+    let known: BTreeSet<_> = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect();
+    let stack = fs::read_to_string(deploy("stack.yml")).unwrap();
+    let set: Vec<_> = stack
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("MESH_"))
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(set.len() > 10, "the environment of the stack was found: {set:?}");
+    for name in set {
+        assert!(
+            known.contains(name),
+            "{name} is no flag of `mesh-agent run`: {known:?}"
+        );
+    }
+}

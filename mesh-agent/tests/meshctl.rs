@@ -1,0 +1,167 @@
+//! `meshctl` as an operator meets it: its exit codes and words, with and without an agent to talk to.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use mesh_agent::{
+    admin::{AdminServer, Introspect, View, api::Routes},
+    datapath::{Counters, DatapathError},
+    doctor,
+    model::{Desired, ReturnMode, ServiceEntry, ServiceKey},
+    source::SourceState,
+};
+use tokio_util::sync::CancellationToken;
+
+/// An agent of a node whose only service has no replica, and whose counters fail on demand.
+struct Idle {
+    broken: bool,
+}
+
+impl Introspect for Idle {
+    fn view(&self) -> Arc<View> {
+        let key = ServiceKey {
+            protocol: mesh_agent::model::Protocol::Tcp,
+            port: 9200,
+        };
+        let mut desired = Desired::default();
+        desired.services.insert(
+            key,
+            ServiceEntry {
+                id: "web-id".to_owned(),
+                name: "web".to_owned(),
+                active: Vec::new(),
+            },
+        );
+        Arc::new(View {
+            node: "id1".to_owned(),
+            role: None,
+            source: SourceState::default(),
+            desired: Arc::new(desired),
+            applied_revision: 0,
+            modes: Vec::new(),
+            datapath_errors: vec!["attach to eth0 failed".to_owned()],
+            return_mode: ReturnMode::Tunnel,
+            docker_trouble: None,
+            started: SystemTime::now(),
+        })
+    }
+
+    fn counters(&self) -> Result<Counters, DatapathError> {
+        if self.broken {
+            return Err(DatapathError {
+                operation: "read map flows".to_owned(),
+                source: "no such map".into(),
+            });
+        }
+        Ok(Counters::default())
+    }
+}
+
+fn meshctl(socket: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_meshctl"))
+        .arg("--socket")
+        .arg(socket)
+        .args(arguments)
+        .output()
+        .expect("meshctl is built for this test")
+}
+
+/// Runs `meshctl` beside an agent; what it wrote to both outputs, and its exit code.
+async fn beside(agent: Idle, arguments: &'static [&'static str]) -> (String, Option<i32>) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let options = doctor::Options {
+        docker_socket: folder.path().join("docker.sock"),
+        ..doctor::Options::default()
+    };
+    let server = AdminServer::bind(&socket, Arc::new(agent), options)
+        .await
+        .unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(server.run(stop.clone()));
+    let output = tokio::task::spawn_blocking(move || meshctl(&socket, arguments));
+    let output = output.await.unwrap();
+    stop.cancel();
+    running.await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (String::from_utf8(text).unwrap(), output.status.code())
+}
+
+#[test]
+fn without_an_agent_it_says_how_to_start_one_and_exits_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = meshctl(&folder.path().join("admin.sock"), &["routes"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("the mesh agent is not running"), "{text}");
+    assert!(text.contains("systemctl start mesh-agent"), "{text}");
+}
+
+#[test]
+fn wrong_arguments_exit_with_2() {
+    let output = meshctl(Path::new("/nonexistent"), &["routes", "--port", "99999"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn without_an_agent_the_doctor_examines_with_its_own_permissions() {
+    let folder = tempfile::tempdir().unwrap();
+    let docker = folder.path().join("docker.sock");
+    let arguments = ["doctor", "--docker-socket", docker.to_str().unwrap()];
+    let output = meshctl(&folder.path().join("admin.sock"), &arguments);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "there is no Docker there");
+    assert!(
+        text.contains("The agent is not running: examined by meshctl itself"),
+        "{text}"
+    );
+    assert!(text.contains("Docker socket: start Docker"), "{text}");
+}
+
+#[tokio::test]
+async fn routes_are_a_table_or_json() {
+    let (text, code) = beside(Idle { broken: false }, &["routes"]).await;
+    assert_eq!(code, Some(0));
+    let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().take(3).collect();
+    assert_eq!(row, ["web", "*:9200", "tcp"]);
+
+    let (text, _) = beside(Idle { broken: false }, &["routes", "--format", "json"]).await;
+    let table: Routes = serde_json::from_str(&text).unwrap();
+    assert_eq!(table.routes[0].service, "web");
+}
+
+#[tokio::test]
+async fn routes_can_be_filtered() {
+    let (text, code) = beside(Idle { broken: false }, &["routes", "--service", "other"]).await;
+    assert_eq!((text.trim(), code), ("no routes", Some(0)));
+    let (text, _) = beside(Idle { broken: false }, &["routes", "--port", "9200"]).await;
+    assert!(text.contains("web"), "{text}");
+}
+
+#[tokio::test]
+async fn status_lists_what_is_wrong() {
+    let (text, code) = beside(Idle { broken: false }, &["status"]).await;
+    assert_eq!(code, Some(0));
+    assert!(
+        text.contains("trouble: data path: attach to eth0 failed"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn the_doctor_asks_the_running_agent() {
+    let (text, code) = beside(Idle { broken: false }, &["doctor"]).await;
+    assert!(text.starts_with("Examined by the running agent"), "{text}");
+    assert_eq!(code, Some(1), "there is no Docker behind the agent's socket");
+}
+
+#[tokio::test]
+async fn counters_that_cannot_be_read_are_an_error_with_its_cause() {
+    let (text, code) = beside(Idle { broken: true }, &["routes"]).await;
+    assert_eq!(code, Some(1));
+    assert!(text.contains("read map flows: no such map"), "{text}");
+}
