@@ -1,2 +1,24 @@
-//! Types and pure packet logic shared by kernel and agent.
-#![no_std]
+//! The packet path of the mesh: types that kernel and agent share, and the pure packet logic.
+//!
+//! `no_std`, no I/O. The logic is generic over the packet it works on ([`frame::Frame`]) and over the
+//! maps it consults ([`tables::Tables`]), so the same functions run in XDP, in tc and in a host's unit
+//! tests. Imports nothing of ours; the programs in `programs/` (built for BPF only) and the agent's
+//! data path import it.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod bytes;
+pub mod checksum;
+pub mod encapsulation;
+pub mod entry;
+pub mod errors;
+pub mod execute;
+pub mod frame;
+pub mod headers;
+pub mod mss;
+pub mod open;
+pub mod parse;
+pub mod reply;
+pub mod tables;
+pub mod tunnel;
+pub mod verdict;

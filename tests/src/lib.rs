@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The small server that the lab's services run, and the client that speaks to it. Its programs are
+//! static and depend on nothing of the mesh, so that a container without any files can run them.
+
+pub mod client;
+pub mod inject;
+pub mod pattern;
+pub mod server;
+pub mod stranger;

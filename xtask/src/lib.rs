@@ -1,1 +1,10 @@
-//! Placeholder.
+//! What `cargo xtask` does, as a library, so that the end-to-end tests drive the same lab. Imports
+//! nothing of the mesh: it builds and runs the agent like any user would.
+
+pub mod build;
+pub mod command;
+pub mod demo;
+pub mod lab;
+pub mod paths;
+pub mod setup;
+pub mod suite;

@@ -1,1 +1,49 @@
-fn main() {}
+//! `cargo xtask`: set-up, build, lab, demo and tests of the mesh.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::{build, demo, lab, setup, suite};
+
+/// Set-up, build, lab, demo and tests of the mesh.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the build and the lab need, and only what is missing.
+    Setup,
+    /// Build the eBPF programs and the static programs.
+    Build,
+    /// See it work: a Swarm of three nodes, a service, and who answers.
+    Demo(demo::Arguments),
+    /// Run every test: format, lints, unit, property, load and end-to-end tests.
+    Test(suite::Arguments),
+    Lab(lab::cli::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    match Arguments::parse().task {
+        Task::Setup => setup::run()?,
+        Task::Build => build::run()?,
+        Task::Demo(arguments) => return demo::run(&arguments),
+        Task::Test(arguments) => suite::run(&arguments)?,
+        Task::Lab(arguments) => return lab::cli::run(arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,3 +1,22 @@
-//! The eBPF programs.
+//! The eBPF programs: each hook asks the packet logic what to do, and does it the hook's way.
+//!
+//! Built for `bpfel-unknown-none` by `cargo xtask build`. All logic is in the library; here are the
+//! hooks ([`xdp`], [`tc`], [`socket`]), the maps and the pointer casts they need.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod maps;
+mod socket;
+mod tc;
+mod xdp;
+
+/// Nothing in here panics; the linker removes this.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

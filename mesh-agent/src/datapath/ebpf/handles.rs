@@ -1,0 +1,131 @@
+//! The maps by name and type. Used by this folder only.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+};
+use mesh_ebpf::{
+    abi::{
+        Backend, BackendCounters, BackendKey, Config, DropReason, EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey,
+        Hook, NextHop, Service, drop_index,
+    },
+    bytes::Be32,
+};
+
+use super::{super::{DatapathError, DropCount}, failed};
+
+/// Handles on every map the agent reads or writes.
+pub(super) struct Handles {
+    config: Array<MapData, Config>,
+    pub(super) port_filter: Array<MapData, u64>,
+    pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
+    pub(super) services: HashMap<MapData, u32, Service>,
+    pub(super) ring: Array<MapData, u32>,
+    pub(super) backends: Array<MapData, Backend>,
+    pub(super) backend_index: HashMap<MapData, BackendKey, u32>,
+    pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
+    pub(super) peer_index: HashMap<MapData, Be32, u32>,
+    pub(super) next_hops: Array<MapData, NextHop>,
+    pub(super) flows: HashMap<MapData, FlowKey, Flow>,
+    drops: PerCpuArray<MapData, u64>,
+    events: PerCpuArray<MapData, u64>,
+    cpus: usize,
+}
+
+impl Handles {
+    /// Takes the maps out of the loaded object.
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DatapathError> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(file, error)| failed(format!("count the possible CPUs in {file}"), error))?;
+        Ok(Self {
+            config: take(programs, "CONFIG")?,
+            port_filter: take(programs, "PORT_FILTER")?,
+            frontends: take(programs, "FRONTENDS")?,
+            services: take(programs, "SERVICES")?,
+            ring: take(programs, "RING")?,
+            backends: take(programs, "BACKENDS")?,
+            backend_index: take(programs, "BACKEND_INDEX")?,
+            backend_counters: take(programs, "BACKEND_COUNTERS")?,
+            peer_index: take(programs, "PEER_INDEX")?,
+            next_hops: take(programs, "NEXT_HOPS")?,
+            flows: take(programs, "FLOWS")?,
+            drops: take(programs, "DROPS")?,
+            events: take(programs, "EVENTS")?,
+            cpus,
+        })
+    }
+
+    /// The settings in force.
+    pub(super) fn config(&self) -> Result<Config, DatapathError> {
+        self.config.get(&0, 0).map_err(|error| failed("read CONFIG", error))
+    }
+
+    /// Puts settings in force.
+    pub(super) fn set_config(&mut self, config: &Config) -> Result<(), DatapathError> {
+        self.config.set(0, config, 0).map_err(|error| failed("write CONFIG", error))
+    }
+
+    /// A backend's traffic, all CPUs together.
+    pub(super) fn backend_traffic(&self, index: u32) -> Result<BackendCounters, DatapathError> {
+        let values = self
+            .backend_counters
+            .get(&index, 0)
+            .map_err(|error| failed(format!("read BACKEND_COUNTERS[{index}]"), error))?;
+        Ok(values.iter().fold(BackendCounters::default(), |sum, one| BackendCounters {
+            connections: sum.connections + one.connections,
+            packets_in: sum.packets_in + one.packets_in,
+            bytes_in: sum.bytes_in + one.bytes_in,
+            packets_out: sum.packets_out + one.packets_out,
+            bytes_out: sum.bytes_out + one.bytes_out,
+        }))
+    }
+
+    /// Sets a backend's traffic to nothing, before its place gets a new tenant.
+    pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), DatapathError> {
+        PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])
+            .map_err(MapError::from)
+            .and_then(|values| self.backend_counters.set(index, values, 0))
+            .map_err(|error| failed(format!("clear BACKEND_COUNTERS[{index}]"), error))
+    }
+
+    /// Drops by hook and reason, every pair.
+    pub(super) fn drops(&self) -> Result<Vec<DropCount>, DatapathError> {
+        let mut drops = Vec::new();
+        for hook in Hook::ALL {
+            for reason in DropReason::ALL {
+                let packets = self
+                    .drops
+                    .get(&drop_index(hook, reason), 0)
+                    .map_err(|error| failed("read DROPS", error))?
+                    .iter()
+                    .sum();
+                drops.push(DropCount { hook: hook.name().to_owned(), reason: reason.name().to_owned(), packets });
+            }
+        }
+        Ok(drops)
+    }
+
+    /// Flow entries inserted since the maps were made.
+    pub(super) fn flows_inserted(&self) -> Result<u64, DatapathError> {
+        let values =
+            self.events.get(&EVENT_FLOW_INSERTED, 0).map_err(|error| failed("read EVENTS", error))?;
+        Ok(values.iter().sum())
+    }
+}
+
+fn take<T>(programs: &mut Ebpf, name: &str) -> Result<T, DatapathError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = programs
+        .take_map(name)
+        .ok_or_else(|| failed(format!("find the map {name}"), "the eBPF object does not have it"))?;
+    T::try_from(map).map_err(|error| failed(format!("open the map {name}"), error))
+}
+
+/// Capacity of a pinned map; `None` if there is none.
+pub(super) fn pinned_capacity(path: &Path) -> Option<u32> {
+    MapData::from_pin(path).ok()?.info().ok().map(|info| info.max_entries())
+}

@@ -1,0 +1,259 @@
+//! The eBPF data path: loads the programs, keeps their maps equal to the desired state, attaches them.
+//! aya's types appear in this folder only.
+//!
+//! Maps and links are pinned below the pin directory: traffic flows on when the agent dies, and the
+//! next agent adopts what it finds (see `tables`).
+
+mod attach;
+mod batch;
+mod flows;
+mod handles;
+mod tables;
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use mesh_ebpf::{
+    abi::{Config, VERSION},
+    bytes::{Be16, Be32},
+    headers::OUTER_LENGTH,
+};
+use tracing::{debug, info};
+
+use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
+use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, TcChoice, XdpChoice};
+use crate::{model::desired::Settings, model::ReturnMode, plan::Change};
+
+/// The programs, or nothing when the agent was built without them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh.o"));
+
+/// MTU assumed until an uplink is known: Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
+
+/// How to load the data path.
+#[derive(Clone, Debug)]
+pub struct EbpfOptions {
+    /// Folder on a bpffs for pins; made if it is missing. Everything in it is ours.
+    pub pins: PathBuf,
+    /// A mounted cgroup2 hierarchy's root.
+    pub cgroup: PathBuf,
+    /// Which XDP mode to use.
+    pub xdp: XdpChoice,
+    /// Which way to attach to tc.
+    pub tc: TcChoice,
+    /// Entries of the flow table; a flow takes one or two.
+    pub flow_capacity: u32,
+    /// UDP port of the tunnel.
+    pub geneve_port: u16,
+    /// What local processes' connections are turned to.
+    pub service_address: Ipv4Addr,
+    /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+    pub netns_cookie: u64,
+}
+
+/// The loaded data path.
+pub struct EbpfDatapath {
+    programs: Ebpf,
+    maps: Handles,
+    tables: Tables,
+    attachments: Attachments,
+    sweep: FlowSweep,
+    config: Config,
+    uplink_mtu: u32,
+    clock: Clock,
+    options: EbpfOptions,
+}
+
+/// The flows' clock: goes on from where the last agent left it.
+struct Clock {
+    base: u32,
+    since: Instant,
+}
+
+impl EbpfDatapath {
+    /// Loads the programs into the kernel and adopts the maps and links of an agent before.
+    ///
+    /// # Errors
+    /// Names the step that failed: no object, a map, or a program with the verifier's last words.
+    pub fn load(options: EbpfOptions) -> Result<Self, DatapathError> {
+        if OBJECT.is_empty() {
+            return Err(failed(
+                "load the eBPF programs",
+                "this agent was built without them; build it with `cargo xtask build`",
+            ));
+        }
+        Self::load_object(OBJECT, options)
+    }
+
+    /// Loads a given object; for tests of other builds.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_object(object: &[u8], options: EbpfOptions) -> Result<Self, DatapathError> {
+        let pins = versioned(&options.pins);
+        attach::remove_other_versions(&options.pins, &pins)?;
+        std::fs::create_dir_all(&pins)
+            .map_err(|error| failed(format!("create the pin directory {}", pins.display()), error))?;
+        let flows_pin = pins.join("FLOWS");
+        if let Some(entries) = handles::pinned_capacity(&flows_pin)
+            && entries != options.flow_capacity
+        {
+            info!(entries, wanted = options.flow_capacity, "the flow table's size has changed: beginning anew");
+            std::fs::remove_file(&flows_pin)
+                .map_err(|error| failed(format!("remove {}", flows_pin.display()), error))?;
+        }
+        let mut programs = EbpfLoader::new()
+            .default_map_pin_directory(&pins)
+            .map_max_entries("FLOWS", options.flow_capacity)
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .load(object)
+            .map_err(|error| failed("load the eBPF maps", error))?;
+        attach::load_programs(&mut programs)?;
+        let maps = Handles::take(&mut programs)?;
+        let old = maps.config()?;
+        let config = Config {
+            service_address: options.service_address.into(),
+            geneve_port: Be16::new(options.geneve_port),
+            netns_cookie: options.netns_cookie,
+            inner_mtu: inner_mtu(DEFAULT_MTU),
+            ..old
+        };
+        let tables = Tables::adopt(&maps)?;
+        let attachments = Attachments::adopt(&mut programs, pins, &options)?;
+        debug!(backends = tables.backend_count(), "data path loaded");
+        let clock = Clock { base: old.now, since: Instant::now() };
+        Ok(Self {
+            programs,
+            maps,
+            tables,
+            attachments,
+            sweep: FlowSweep::default(),
+            config,
+            uplink_mtu: DEFAULT_MTU,
+            clock,
+            options,
+        })
+    }
+
+    /// The programs, for tests that run them on frames.
+    pub fn programs(&mut self) -> &mut Ebpf {
+        &mut self.programs
+    }
+
+    fn apply_one(&mut self, change: &Change) -> Result<(), DatapathError> {
+        match change {
+            Change::Configure(settings) => self.configure(settings),
+            Change::UpsertPeer(address, hop) => self.tables.upsert_peer(&mut self.maps, *address, *hop),
+            Change::UpsertBackend(key, backend) => self.tables.upsert_backend(&mut self.maps, *key, backend),
+            Change::UpsertService(key, service) => self.tables.upsert_service(&mut self.maps, *key, service),
+            Change::AddFrontend(frontend) => self.tables.add_frontend(&mut self.maps, *frontend),
+            Change::AttachContainer(index) => self.attachments.container(&mut self.programs, *index),
+            Change::AttachUplink(name, uplink) => {
+                self.attachments.uplink(&mut self.programs, name, uplink)?;
+                self.uplink_mtu = self.attachments.smallest_uplink_mtu().unwrap_or(DEFAULT_MTU);
+                self.config.inner_mtu = inner_mtu(self.uplink_mtu);
+                self.write_config()
+            }
+            Change::DetachUplink(name) => self.attachments.remove_uplink(&mut self.programs, name),
+            Change::RemoveFrontend(frontend) => self.tables.remove_frontend(&mut self.maps, *frontend),
+            Change::RemoveService(key) => self.tables.remove_service(&mut self.maps, *key),
+            Change::RemoveBackend(key) => self.tables.remove_backend(&mut self.maps, *key),
+            Change::DetachContainer(index) => self.attachments.remove_container(&mut self.programs, *index),
+            Change::RemovePeer(address) => self.tables.remove_peer(&mut self.maps, *address),
+        }
+    }
+
+    fn configure(&mut self, settings: &Settings) -> Result<(), DatapathError> {
+        self.config.node_address = settings.node_address.map_or(Be32::default(), Into::into);
+        self.config.vni = Be32::new(settings.vni << 8);
+        self.config.direct_return = u32::from(settings.return_mode == ReturnMode::Dsr);
+        let (index, mac) = settings.mesh0.map_or((0, [0; 6]), |mesh0| (mesh0.index, mesh0.mac.0));
+        self.config.mesh0 = index;
+        self.config.mesh0_mac = mac;
+        if index != 0 {
+            self.attachments.mesh0(&mut self.programs, index)?;
+        }
+        self.write_config()?;
+        self.attachments.sockets(&mut self.programs, &self.options.cgroup)
+    }
+
+    fn write_config(&mut self) -> Result<(), DatapathError> {
+        self.config.now = self.clock.now();
+        self.maps.set_config(&self.config)
+    }
+}
+
+impl Datapath for EbpfDatapath {
+    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+        let mut errors = Vec::new();
+        for change in changes {
+            if let Err(source) = self.apply_one(change) {
+                errors.push(ChangeError { change: change.clone(), source });
+            }
+        }
+        // Rings first, then the backends that no ring names any more: no packet finds a hole.
+        if let Err(source) = self.tables.settle(&mut self.maps)
+            && let Some(change) = changes.last()
+        {
+            errors.push(ChangeError { change: change.clone(), source });
+        }
+        errors
+    }
+
+    fn counters(&mut self) -> Result<Counters, DatapathError> {
+        let mut counters = self.tables.counters(&mut self.maps, self.sweep.active())?;
+        counters.drops = self.maps.drops()?;
+        counters.maps = self.tables.usage(self.sweep.entries(), self.options.flow_capacity);
+        counters.flow_evictions = self.sweep.evictions();
+        Ok(counters)
+    }
+
+    fn modes(&self) -> Vec<InterfaceMode> {
+        self.attachments.modes()
+    }
+
+    fn maintain(&mut self) -> Result<(), DatapathError> {
+        self.write_config()?;
+        let now = self.config.now;
+        let tables = &self.tables;
+        self.sweep.run(&mut self.maps, now, |index, generation| tables.is_current(index, generation))
+    }
+
+    fn detach(&mut self) -> Result<(), DatapathError> {
+        self.attachments.detach(&mut self.programs)?;
+        attach::remove_pins(&versioned(&self.options.pins))?;
+        // The folder itself goes too if nothing else is in it.
+        let _ = std::fs::remove_dir(&self.options.pins);
+        Ok(())
+    }
+}
+
+impl Clock {
+    fn now(&self) -> u32 {
+        // Never 0, so that a zeroed entry is always old.
+        let elapsed = u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX);
+        self.base.saturating_add(elapsed).max(1)
+    }
+}
+
+/// Where pins of this version of the map types live.
+fn versioned(pins: &Path) -> PathBuf {
+    pins.join(format!("v{VERSION}"))
+}
+
+/// What fits into the tunnel on an uplink of a given MTU.
+fn inner_mtu(mtu: u32) -> u16 {
+    u16::try_from(mtu.saturating_sub(OUTER_LENGTH as u32)).unwrap_or(u16::MAX)
+}
+
+/// An error of an operation.
+fn failed(
+    operation: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> DatapathError {
+    DatapathError { operation: operation.into(), source: source.into() }
+}

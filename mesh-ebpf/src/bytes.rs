@@ -1,0 +1,112 @@
+//! Integers in network byte order, as types, so that no other order can be stored in a header or a
+//! map by mistake. Imports nothing.
+
+use core::fmt;
+
+/// A type that any bytes are a valid value of, and that has no padding.
+///
+/// # Safety
+/// The implementor must be `repr(C)` or `repr(transparent)`, have alignment 1 or be read and written
+/// unaligned only, contain no padding and accept every bit pattern.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: bytes have neither padding nor invalid patterns.
+unsafe impl<const N: usize> Plain for [u8; N] {}
+
+/// A 16-bit integer in network byte order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Be16(u16);
+
+impl Be16 {
+    /// From host byte order.
+    #[inline(always)]
+    pub const fn new(value: u16) -> Self {
+        Self(value.to_be())
+    }
+
+    /// To host byte order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// The 16 bits as they lie in memory, for one's-complement sums, which do not depend on order.
+    #[inline(always)]
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+
+    /// From the 16 bits as they lie in memory.
+    #[inline(always)]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw)
+    }
+}
+
+// SAFETY: transparent over u16; packet access is unaligned.
+unsafe impl Plain for Be16 {}
+
+impl fmt::Debug for Be16 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.get(), formatter)
+    }
+}
+
+/// A 32-bit integer, or an IPv4 address, in network byte order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Be32(u32);
+
+impl Be32 {
+    /// From host byte order.
+    #[inline(always)]
+    pub const fn new(value: u32) -> Self {
+        Self(value.to_be())
+    }
+
+    /// To host byte order.
+    #[inline(always)]
+    pub const fn get(self) -> u32 {
+        u32::from_be(self.0)
+    }
+
+    /// The 32 bits as they lie in memory.
+    #[inline(always)]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+
+    /// From the 32 bits as they lie in memory.
+    #[inline(always)]
+    pub const fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// Whether it is all zeros (the unspecified address).
+    #[inline(always)]
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+}
+
+// SAFETY: transparent over u32; packet access is unaligned.
+unsafe impl Plain for Be32 {}
+
+impl From<core::net::Ipv4Addr> for Be32 {
+    fn from(address: core::net::Ipv4Addr) -> Self {
+        Self(u32::from_ne_bytes(address.octets()))
+    }
+}
+
+impl From<Be32> for core::net::Ipv4Addr {
+    fn from(address: Be32) -> Self {
+        Self::from(address.0.to_ne_bytes())
+    }
+}
+
+impl fmt::Debug for Be32 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&core::net::Ipv4Addr::from(*self), formatter)
+    }
+}

@@ -1,0 +1,116 @@
+//! Making the headers between nodes. Imports `abi`, `checksum`, `frame` and `headers`.
+
+use crate::{
+    abi::{Backend, Config, FlowKey, NextHop},
+    bytes::{Be16, Be32},
+    checksum,
+    frame::{Frame, Refused},
+    headers::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
+        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, OUTER_LENGTH,
+        Outer, PROTOCOL_UDP, UDP_LENGTH, Udp,
+    },
+};
+
+/// Hops an encapsulated packet may take; Linux's default.
+const TIME_TO_LIVE: u8 = 64;
+
+/// Puts a packet into a Geneve packet to a peer. `l3_length` is the inner packet's.
+///
+/// The UDP checksum is left out, as RFC 8926 (3.4) allows over IPv4: the inner packet has its own.
+///
+/// # Errors
+/// [`Refused`] when there is no room in front of the packet.
+#[inline(always)]
+pub fn encapsulate<F: Frame>(
+    frame: &mut F,
+    config: &Config,
+    next_hop: &NextHop,
+    backend: &Backend,
+    kind: GeneveKind,
+    inner: &FlowKey,
+    l3_length: u16,
+) -> Result<(), Refused> {
+    let mut ip = Ipv4 {
+        version_and_length: 0x45,
+        service_type: 0,
+        total_length: Be16::new(l3_length.wrapping_add(OUTER_LENGTH as u16)),
+        identification: Be16::new(0),
+        fragment: IPV4_DONT_FRAGMENT,
+        time_to_live: TIME_TO_LIVE,
+        protocol: PROTOCOL_UDP,
+        checksum: Be16::new(0),
+        source: config.node_address,
+        destination: next_hop.address,
+    };
+    ip.checksum = checksum::ipv4(&ip);
+    let outer = Outer {
+        ip,
+        udp: Udp {
+            source: entropy_port(inner),
+            destination: config.geneve_port,
+            length: Be16::new(l3_length.wrapping_add((OUTER_LENGTH - IPV4_LENGTH) as u16)),
+            checksum: Be16::new(0),
+        },
+        geneve: Geneve {
+            version_and_length: GENEVE_VERSION_AND_LENGTH,
+            flags: GENEVE_FLAGS,
+            protocol: ETHERTYPE_IPV4,
+            vni: config.vni,
+            option_class: GENEVE_CLASS,
+            option_kind: kind as u8,
+            option_length: GENEVE_OPTION_LENGTH,
+            backend_address: backend.key.address,
+            backend_port: backend.target_port,
+            backend_tag: backend.tag,
+        },
+    };
+    frame.insert_outer()?;
+    *frame.at_mut::<Ethernet>(0).ok_or(Refused)? = Ethernet {
+        destination: next_hop.destination_mac,
+        source: next_hop.source_mac,
+        ethertype: ETHERTYPE_IPV4,
+    };
+    *frame.at_mut::<Outer>(ETHERNET_LENGTH).ok_or(Refused)? = outer;
+    Ok(())
+}
+
+/// A source port that differs between flows and stays within one, both directions the same, so that
+/// routers and receive queues spread flows but keep their packets in order (RFC 8926, 3.3).
+#[inline(always)]
+fn entropy_port(inner: &FlowKey) -> Be16 {
+    let mixed = (inner.source.raw() ^ inner.destination.raw())
+        ^ (u32::from(inner.source_port.raw()) ^ u32::from(inner.destination_port.raw()))
+            .wrapping_mul(0x9e37_79b1);
+    let folded = mixed.wrapping_mul(0x85eb_ca6b) >> 16;
+    Be16::new(0xc000 | (folded as u16 & 0x3fff))
+}
+
+const _: () = assert!(UDP_LENGTH + size_of::<Geneve>() + IPV4_LENGTH == OUTER_LENGTH);
+
+/// Rewrites the Ethernet header.
+///
+/// # Errors
+/// [`Refused`] when there is none.
+#[inline(always)]
+pub fn address_frame<F: Frame>(frame: &mut F, source: [u8; 6], destination: [u8; 6]) -> Result<(), Refused> {
+    *frame.at_mut::<Ethernet>(0).ok_or(Refused)? = Ethernet {
+        destination,
+        source,
+        ethertype: ETHERTYPE_IPV4,
+    };
+    Ok(())
+}
+
+/// The source address and port, or the destination's, of a packet's translation.
+#[derive(Clone, Copy, Debug)]
+pub struct Translation {
+    /// New source address.
+    pub source: Be32,
+    /// New source port.
+    pub source_port: Be16,
+    /// New destination address.
+    pub destination: Be32,
+    /// New destination port.
+    pub destination_port: Be16,
+}

@@ -1,0 +1,178 @@
+//! Answers to a sender whose packet can't be served: TCP RST, ICMP errors. Imports `checksum`, `frame`
+//! and `headers`.
+
+use crate::{
+    bytes::{Be16, Be32, Plain},
+    checksum,
+    frame::{Frame, Refused},
+    headers::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET,
+        PROTOCOL_ICMP, PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
+    },
+};
+
+const TIME_TO_LIVE: u8 = 64;
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_PORT_UNREACHABLE: u8 = 3;
+const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
+/// What an ICMP error quotes: the IP header and 8 bytes (RFC 792).
+const QUOTE_LENGTH: usize = IPV4_LENGTH + 8;
+const RESET_LENGTH: usize = IPV4_LENGTH + TCP_LENGTH;
+const ERROR_LENGTH: usize = IPV4_LENGTH + size_of::<Icmp>() + QUOTE_LENGTH;
+
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Quote {
+    ip: Ipv4,
+    rest: [u8; 8],
+}
+
+// SAFETY: packed, no padding, integers only.
+unsafe impl Plain for Quote {}
+
+/// Turns the packet into its refusal, ready to go back where it came from: RST for TCP (RFC 9293,
+/// 3.10.7.1), "port unreachable" for UDP.
+///
+/// # Errors
+/// [`Refused`] when the packet must not be answered (a RST itself) or could not be resized.
+#[inline(always)]
+pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    if ip.protocol == PROTOCOL_TCP {
+        reset(frame, &ip)
+    } else {
+        icmp(frame, ICMP_PORT_UNREACHABLE, 0)
+    }
+}
+
+/// Turns the packet into "fragmentation needed" with the MTU that would have fitted.
+///
+/// # Errors
+/// [`Refused`] when it could not be resized.
+#[inline(always)]
+pub fn too_big<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
+    icmp(frame, ICMP_FRAGMENTATION_NEEDED, mtu)
+}
+
+#[inline(always)]
+fn reset<F: Frame>(frame: &mut F, ip: &Ipv4) -> Result<(), Refused> {
+    let tcp = *frame.at::<Tcp>(L4_OFFSET).ok_or(Refused)?;
+    if tcp.flags & TCP_RST != 0 {
+        return Err(Refused);
+    }
+    let ethernet = *frame.at::<Ethernet>(0).ok_or(Refused)?;
+    let (sequence, acknowledgement, flags) = if tcp.flags & TCP_ACK != 0 {
+        (tcp.acknowledgement, Be32::new(0), TCP_RST)
+    } else {
+        let header = u16::from(tcp.data_offset >> 4) * 4;
+        let payload = ip
+            .total_length
+            .get()
+            .wrapping_sub(IPV4_LENGTH as u16)
+            .wrapping_sub(header);
+        let controls = u32::from(tcp.flags & TCP_SYN != 0) + u32::from(tcp.flags & TCP_FIN != 0);
+        let next = tcp
+            .sequence
+            .get()
+            .wrapping_add(u32::from(payload))
+            .wrapping_add(controls);
+        (Be32::new(0), Be32::new(next), TCP_RST | TCP_ACK)
+    };
+    let mut answer = Tcp {
+        source: tcp.destination,
+        destination: tcp.source,
+        sequence,
+        acknowledgement,
+        data_offset: (TCP_LENGTH as u8 / 4) << 4,
+        flags,
+        window: Be16::new(0),
+        checksum: Be16::new(0),
+        urgent: Be16::new(0),
+    };
+    let control = u16::from_ne_bytes([answer.data_offset, answer.flags]);
+    answer.checksum = checksum::finish(
+        checksum::pseudo_header(ip.destination, ip.source, PROTOCOL_TCP, TCP_LENGTH as u16)
+            + u32::from(tcp.source.raw())
+            + u32::from(tcp.destination.raw())
+            + checksum::sum32(sequence)
+            + checksum::sum32(acknowledgement)
+            + u32::from(control),
+    );
+    frame.renew::<RESET_LENGTH>()?;
+    write_back(
+        frame,
+        &ethernet,
+        ip.destination,
+        ip.source,
+        PROTOCOL_TCP,
+        RESET_LENGTH as u16,
+    )?;
+    *frame.at_mut::<Tcp>(L4_OFFSET).ok_or(Refused)? = answer;
+    Ok(())
+}
+
+#[inline(always)]
+fn icmp<F: Frame>(frame: &mut F, code: u8, mtu: u16) -> Result<(), Refused> {
+    let ethernet = *frame.at::<Ethernet>(0).ok_or(Refused)?;
+    let quote = *frame.at::<Quote>(ETHERNET_LENGTH).ok_or(Refused)?;
+    let mut answer = Icmp {
+        kind: ICMP_UNREACHABLE,
+        code,
+        checksum: Be16::new(0),
+        unused: Be16::new(0),
+        next_hop_mtu: Be16::new(mtu),
+    };
+    // The quoted header's own checksum makes its words sum to all ones, that is, to nothing.
+    let ip = quote.ip;
+    let quoted = (!checksum::ipv4(&ip).raw()) as u32 + u32::from(ip.checksum.raw());
+    let kind = u16::from_ne_bytes([answer.kind, answer.code]);
+    answer.checksum = checksum::finish(
+        u32::from(kind) + u32::from(answer.next_hop_mtu.raw()) + quoted + checksum::sum_bytes(&quote.rest),
+    );
+    frame.renew::<ERROR_LENGTH>()?;
+    write_back(
+        frame,
+        &ethernet,
+        ip.destination,
+        ip.source,
+        PROTOCOL_ICMP,
+        ERROR_LENGTH as u16,
+    )?;
+    *frame.at_mut::<Icmp>(L4_OFFSET).ok_or(Refused)? = answer;
+    *frame
+        .at_mut::<Quote>(L4_OFFSET + size_of::<Icmp>())
+        .ok_or(Refused)? = quote;
+    Ok(())
+}
+
+/// Writes Ethernet and IP header of an answer.
+#[inline(always)]
+fn write_back<F: Frame>(
+    frame: &mut F,
+    ethernet: &Ethernet,
+    source: Be32,
+    destination: Be32,
+    protocol: u8,
+    length: u16,
+) -> Result<(), Refused> {
+    *frame.at_mut::<Ethernet>(0).ok_or(Refused)? = Ethernet {
+        destination: ethernet.source,
+        source: ethernet.destination,
+        ethertype: ETHERTYPE_IPV4,
+    };
+    let mut ip = Ipv4 {
+        version_and_length: 0x45,
+        service_type: 0,
+        total_length: Be16::new(length),
+        identification: Be16::new(0),
+        fragment: IPV4_DONT_FRAGMENT,
+        time_to_live: TIME_TO_LIVE,
+        protocol,
+        checksum: Be16::new(0),
+        source,
+        destination,
+    };
+    ip.checksum = checksum::ipv4(&ip);
+    *frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)? = ip;
+    Ok(())
+}

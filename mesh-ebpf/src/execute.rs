@@ -1,0 +1,357 @@
+//! Doing what was decided: rewriting the packet, and saying where it goes. Imports the modules that
+//! rewrite.
+
+use crate::{
+    abi::{Backend, Config, DropReason, FlowKey, Hook, NextHop, Origin, Role},
+    bytes::{Be16, Be32},
+    checksum::{self, Difference},
+    encapsulation::{Translation, address_frame, encapsulate},
+    errors,
+    frame::{ChecksumChange, Frame, Refused, Route},
+    headers::{
+        ETHERNET_LENGTH, GeneveKind, IPV4_LENGTH, Ipv4, L4_OFFSET, OUTER_LENGTH, PROTOCOL_TCP, Ports,
+        TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
+    },
+    mss,
+    tables::{FlowEntry, Tables},
+    verdict::{Action, Decision},
+};
+
+/// Carries a decision out. The packet is as decided about; no packet is half rewritten and passed on:
+/// what fails is dropped and counted.
+#[inline(always)]
+pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decision: Decision<'_>) -> Action {
+    let Some(config) = tables.config() else {
+        return Action::Pass;
+    };
+    let done = match decision {
+        Decision::Pass => return Action::Pass,
+        Decision::Drop(reason) => Err(reason),
+        Decision::Refuse(reason) => {
+            tables.count_drop(hook, reason);
+            return if errors::refuse(frame).is_ok() {
+                Action::Answer
+            } else {
+                Action::Drop
+            };
+        }
+        Decision::TooBig => {
+            tables.count_drop(hook, DropReason::TooBig);
+            return if errors::too_big(frame, config.inner_mtu).is_ok() {
+                Action::Answer
+            } else {
+                Action::Drop
+            };
+        }
+        Decision::Deliver {
+            flow,
+            backend,
+            decapsulate,
+        } => deliver(frame, tables, hook, flow, backend, decapsulate),
+        Decision::Forward { flow, backend } => forward(frame, tables, config, flow, backend),
+        Decision::Reply { flow } => reply(frame, tables, config, flow),
+        Decision::Return { flow } => returned(frame, tables, config, hook, flow),
+    };
+    match done {
+        Ok(action) => action,
+        Err(reason) => {
+            tables.count_drop(hook, reason);
+            Action::Drop
+        }
+    }
+}
+
+impl From<Refused> for DropReason {
+    #[inline(always)]
+    fn from(_: Refused) -> Self {
+        Self::RewriteFailed
+    }
+}
+
+#[inline(always)]
+fn deliver<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    hook: Hook,
+    flow: FlowEntry,
+    backend: &Backend,
+    decapsulate: bool,
+) -> Result<Action, DropReason> {
+    if decapsulate {
+        frame.remove_outer()?;
+    } else {
+        tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
+    }
+    let presented = flow.presented();
+    translate(
+        frame,
+        &Translation {
+            source: presented.address,
+            source_port: presented.port,
+            destination: backend.address,
+            destination_port: backend.target_port,
+        },
+    )?;
+    address_frame(frame, backend.gateway_mac, backend.mac)?;
+    Ok(match hook {
+        // Into the container without its host's queue; possible from an ingress hook only.
+        Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Action::IntoContainer {
+            interface: backend.interface,
+        },
+        Hook::TcMesh0 => Action::Transmit {
+            interface: backend.interface,
+        },
+    })
+}
+
+#[inline(always)]
+fn forward<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    flow: FlowEntry,
+    backend: &Backend,
+) -> Result<Action, DropReason> {
+    let next_hop = tables.next_hop(backend.peer).ok_or(DropReason::NoRoute)?;
+    tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
+    let (presented, frontend) = (flow.presented(), flow.frontend());
+    let source_translated = presented != flow.client();
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
+    if source_translated {
+        translate(
+            frame,
+            &Translation {
+                source: presented.address,
+                source_port: presented.port,
+                destination: frontend.address,
+                destination_port: frontend.port,
+            },
+        )?;
+    }
+    clamp_syn(frame, &ip, config)?;
+    let kind = if config.direct_return != 0 && flow.origin() == Origin::UPLINK {
+        GeneveKind::ForwardDirect
+    } else {
+        GeneveKind::Forward
+    };
+    let inner = FlowKey {
+        source: presented.address,
+        destination: frontend.address,
+        source_port: presented.port,
+        destination_port: frontend.port,
+        protocol: 0,
+    };
+    encapsulate(
+        frame,
+        config,
+        next_hop,
+        backend,
+        kind,
+        &inner,
+        ip.total_length.get(),
+    )?;
+    to_peer(frame, config, next_hop)
+}
+
+#[inline(always)]
+fn reply<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    flow: FlowEntry,
+) -> Result<Action, DropReason> {
+    let (frontend, origin) = (flow.frontend(), flow.origin());
+    if !origin.is_tunnel() {
+        tables.count_out(flow.backend(), frame.segments(), l3_bytes(frame));
+    }
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
+    // The entry node knows the client behind what it presented; only here-made changes are undone here.
+    let client = flow.client();
+    translate(
+        frame,
+        &Translation {
+            source: frontend.address,
+            source_port: frontend.port,
+            destination: client.address,
+            destination_port: client.port,
+        },
+    )?;
+    if origin.is_tunnel() {
+        clamp_syn(frame, &ip, config)?;
+    }
+    if origin == Origin::TUNNEL {
+        let next_hop = tables
+            .next_hop(flow.peer())
+            .filter(|next_hop| next_hop.address == flow.peer_address())
+            .ok_or(DropReason::NoRoute)?;
+        let backend = tables.backend(flow.backend()).ok_or(DropReason::UnknownBackend)?;
+        let inner = FlowKey {
+            source: frontend.address,
+            destination: client.address,
+            source_port: frontend.port,
+            destination_port: client.port,
+            protocol: 0,
+        };
+        encapsulate(
+            frame,
+            config,
+            next_hop,
+            backend,
+            GeneveKind::Reply,
+            &inner,
+            ip.total_length.get(),
+        )?;
+        return to_peer(frame, config, next_hop);
+    }
+    let way = way_to_client(frame, origin, frontend.address, client.address, ip.total_length);
+    to_client(frame, config, origin, way)
+}
+
+#[inline(always)]
+fn returned<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    hook: Hook,
+    flow: FlowEntry,
+) -> Result<Action, DropReason> {
+    let inner = frame
+        .at::<Ipv4>(ETHERNET_LENGTH + OUTER_LENGTH)
+        .ok_or(DropReason::Truncated)?;
+    let length = inner.total_length;
+    let (frontend, client, origin) = (flow.frontend(), flow.client(), flow.origin());
+    let way = way_to_client(frame, origin, frontend.address, client.address, length);
+    if matches!(hook, Hook::Xdp) && !matches!(way, Route::Resolved(_)) {
+        // Nothing is written yet: tc has the kernel resolve the way.
+        return Ok(Action::Pass);
+    }
+    tables.count_out(
+        flow.backend(),
+        frame.segments(),
+        l3_bytes(frame).wrapping_sub(OUTER_LENGTH as u32),
+    );
+    frame.remove_outer()?;
+    if flow.role() == Role::ALIAS {
+        translate(
+            frame,
+            &Translation {
+                source: frontend.address,
+                source_port: frontend.port,
+                destination: client.address,
+                destination_port: client.port,
+            },
+        )?;
+    }
+    to_client(frame, config, origin, way)
+}
+
+/// The way to a client of the network or of a bridge; a local process needs none.
+#[inline(always)]
+fn way_to_client<F: Frame>(
+    frame: &F,
+    origin: Origin,
+    source: Be32,
+    destination: Be32,
+    length: Be16,
+) -> Route {
+    if origin == Origin::MESH0 {
+        Route::None
+    } else {
+        frame.route(source, destination, length.get())
+    }
+}
+
+/// The last step to a client of this node, or of the network.
+#[inline(always)]
+fn to_client<F: Frame>(
+    frame: &mut F,
+    config: &Config,
+    origin: Origin,
+    way: Route,
+) -> Result<Action, DropReason> {
+    if origin == Origin::MESH0 {
+        address_frame(frame, config.mesh0_mac, config.mesh0_mac)?;
+        return Ok(Action::IntoHost {
+            interface: config.mesh0,
+        });
+    }
+    match way {
+        Route::Resolved(next_hop) => {
+            address_frame(frame, next_hop.source_mac, next_hop.destination_mac)?;
+            Ok(Action::Transmit {
+                interface: next_hop.interface,
+            })
+        }
+        Route::Unresolved { interface } => Ok(Action::Route { interface }),
+        Route::None => Err(DropReason::NoRoute),
+    }
+}
+
+/// The last step to a peer. Its way is kept in a map; before the agent has resolved it, the kernel does.
+#[inline(always)]
+fn to_peer<F: Frame>(frame: &F, config: &Config, next_hop: &NextHop) -> Result<Action, DropReason> {
+    if next_hop.interface != 0 {
+        return Ok(Action::Transmit {
+            interface: next_hop.interface,
+        });
+    }
+    match frame.route(config.node_address, next_hop.address, 0) {
+        Route::Resolved(NextHop { interface, .. }) | Route::Unresolved { interface } => {
+            Ok(Action::Route { interface })
+        }
+        Route::None => Err(DropReason::NoRoute),
+    }
+}
+
+#[inline(always)]
+fn l3_bytes<F: Frame>(frame: &F) -> u32 {
+    frame.length().wrapping_sub(ETHERNET_LENGTH as u32)
+}
+
+#[inline(always)]
+fn clamp_syn<F: Frame>(frame: &mut F, ip: &Ipv4, config: &Config) -> Result<(), Refused> {
+    if ip.protocol == PROTOCOL_TCP {
+        let tcp = frame.at::<Tcp>(L4_OFFSET).ok_or(Refused)?;
+        if tcp.flags & TCP_SYN != 0 {
+            return mss::clamp(frame, config.inner_mtu);
+        }
+    }
+    Ok(())
+}
+
+/// Rewrites addresses and ports, and the checksums with them.
+#[inline(always)]
+pub fn translate<F: Frame>(frame: &mut F, to: &Translation) -> Result<(), Refused> {
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    let ports = *frame.at::<Ports>(L4_OFFSET).ok_or(Refused)?;
+    let pseudo = Difference::NONE
+        .replace32(ip.source, to.source)
+        .replace32(ip.destination, to.destination);
+    let body = Difference::NONE
+        .replace16(ports.source, to.source_port)
+        .replace16(ports.destination, to.destination_port);
+    let udp = ip.protocol != PROTOCOL_TCP;
+    let field = if udp {
+        UDP_CHECKSUM_OFFSET
+    } else {
+        TCP_CHECKSUM_OFFSET
+    };
+    let same_ports = { ports.source } == to.source_port && { ports.destination } == to.destination_port;
+    frame.change_checksum(ChecksumChange {
+        offset: L4_OFFSET + field,
+        udp,
+        pseudo,
+        body: if same_ports { Difference::NONE } else { body },
+    })?;
+    let header = frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    header.source = to.source;
+    header.destination = to.destination;
+    header.checksum = checksum::updated(ip.checksum, pseudo);
+    *frame.at_mut::<Ports>(L4_OFFSET).ok_or(Refused)? = Ports {
+        source: to.source_port,
+        destination: to.destination_port,
+    };
+    Ok(())
+}
+
+const _: () = assert!(L4_OFFSET == ETHERNET_LENGTH + IPV4_LENGTH);

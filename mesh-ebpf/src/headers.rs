@@ -1,0 +1,244 @@
+//! Protocol headers as they lie on the wire: Ethernet II, IPv4 (RFC 791), TCP (RFC 9293), UDP
+//! (RFC 768), ICMP (RFC 792) and Geneve (RFC 8926). Imports `bytes` only.
+//!
+//! All are packed: a frame gives no alignment. Sizes are asserted below.
+
+use crate::bytes::{Be16, Be32, Plain};
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
+/// IP protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// TCP's FIN flag.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP's SYN flag.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP's RST flag.
+pub const TCP_RST: u8 = 0x04;
+/// TCP's ACK flag.
+pub const TCP_ACK: u8 = 0x10;
+
+/// "Don't fragment" in [`Ipv4::fragment`].
+pub const IPV4_DONT_FRAGMENT: Be16 = Be16::new(0x4000);
+/// "More fragments" and the offset in [`Ipv4::fragment`]: not zero in every fragment.
+pub const IPV4_FRAGMENT_MASK: Be16 = Be16::new(0x3fff);
+/// The offset alone: not zero in every fragment but the first.
+pub const IPV4_FRAGMENT_OFFSET_MASK: Be16 = Be16::new(0x1fff);
+
+/// Bytes before the IP header.
+pub const ETHERNET_LENGTH: usize = size_of::<Ethernet>();
+/// Bytes of an IPv4 header without options.
+pub const IPV4_LENGTH: usize = size_of::<Ipv4>();
+/// Bytes of a TCP header without options.
+pub const TCP_LENGTH: usize = size_of::<Tcp>();
+/// Bytes of a UDP header.
+pub const UDP_LENGTH: usize = size_of::<Udp>();
+/// Offset of the L4 header in a frame whose IPv4 header has no options.
+pub const L4_OFFSET: usize = ETHERNET_LENGTH + IPV4_LENGTH;
+/// Offset of a TCP header's checksum field within the header.
+pub const TCP_CHECKSUM_OFFSET: usize = 16;
+/// Offset of a UDP header's checksum field within the header.
+pub const UDP_CHECKSUM_OFFSET: usize = 6;
+
+/// An Ethernet II header.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Ethernet {
+    /// Receiver's MAC address.
+    pub destination: [u8; 6],
+    /// Sender's MAC address.
+    pub source: [u8; 6],
+    /// What follows.
+    pub ethertype: Be16,
+}
+
+/// An IPv4 header without its options.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Ipv4 {
+    /// Version (high 4 bits, 4) and header length in 32-bit words (low 4 bits).
+    pub version_and_length: u8,
+    /// DSCP and ECN.
+    pub service_type: u8,
+    /// Bytes of header and payload.
+    pub total_length: Be16,
+    /// Identifies the fragments of one packet.
+    pub identification: Be16,
+    /// Flags and fragment offset.
+    pub fragment: Be16,
+    /// Hops left.
+    pub time_to_live: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// One's-complement checksum of the header.
+    pub checksum: Be16,
+    /// Sender.
+    pub source: Be32,
+    /// Receiver.
+    pub destination: Be32,
+}
+
+/// A TCP header without its options.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Tcp {
+    /// Sender's port.
+    pub source: Be16,
+    /// Receiver's port.
+    pub destination: Be16,
+    /// Sequence number.
+    pub sequence: Be32,
+    /// Acknowledgement number.
+    pub acknowledgement: Be32,
+    /// Header length in 32-bit words (high 4 bits).
+    pub data_offset: u8,
+    /// CWR, ECE, URG, ACK, PSH, RST, SYN, FIN, from the highest bit.
+    pub flags: u8,
+    /// Receive window.
+    pub window: Be16,
+    /// Checksum over pseudo header, header and payload.
+    pub checksum: Be16,
+    /// Urgent pointer.
+    pub urgent: Be16,
+}
+
+/// A UDP header.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Udp {
+    /// Sender's port.
+    pub source: Be16,
+    /// Receiver's port.
+    pub destination: Be16,
+    /// Bytes of header and payload.
+    pub length: Be16,
+    /// Checksum over pseudo header, header and payload; 0 when there is none.
+    pub checksum: Be16,
+}
+
+/// The ports that TCP and UDP headers both begin with.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Ports {
+    /// Sender's port.
+    pub source: Be16,
+    /// Receiver's port.
+    pub destination: Be16,
+}
+
+/// An ICMP error's header.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum over header and payload.
+    pub checksum: Be16,
+    /// Unused.
+    pub unused: Be16,
+    /// MTU of the next hop, for "fragmentation needed" (RFC 1191).
+    pub next_hop_mtu: Be16,
+}
+
+/// A Geneve header with the mesh's one option, and nothing else.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Geneve {
+    /// Version (high 2 bits, 0) and length of the options in 32-bit words (low 6 bits, 3).
+    pub version_and_length: u8,
+    /// Control and critical-option bits (the two highest).
+    pub flags: u8,
+    /// EtherType of the payload: IPv4.
+    pub protocol: Be16,
+    /// Virtual network identifier (the 24 high bits); the low 8 are reserved, 0.
+    pub vni: Be32,
+    /// Option class; 0xFF5A is in the range for experiments.
+    pub option_class: Be16,
+    /// Option type: a [`GeneveKind`] with the critical bit set.
+    pub option_kind: u8,
+    /// Option length in 32-bit words (low 5 bits, 2).
+    pub option_length: u8,
+    /// The backend's address on Docker's ingress network, unique in the cluster.
+    pub backend_address: Be32,
+    /// The backend's port inside the container.
+    pub backend_port: Be16,
+    /// A fingerprint of the task's id, against an address that has since been given to another task.
+    pub backend_tag: Be16,
+}
+
+/// Option class of the mesh in Geneve packets.
+pub const GENEVE_CLASS: Be16 = Be16::new(0xff5a);
+/// Critical bit of an option's type: whoever does not know it must drop the packet.
+pub const GENEVE_CRITICAL_OPTION: u8 = 0x80;
+/// `version_and_length`, `flags` and `option_length` of every packet the mesh makes.
+pub const GENEVE_VERSION_AND_LENGTH: u8 = 3;
+/// The "critical options present" flag.
+pub const GENEVE_FLAGS: u8 = 0x40;
+/// Words of option data.
+pub const GENEVE_OPTION_LENGTH: u8 = 2;
+
+/// What a Geneve packet between nodes carries, as the option's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum GeneveKind {
+    /// A client's packet for a backend; replies come back through the tunnel.
+    Forward = GENEVE_CRITICAL_OPTION | 1,
+    /// A client's packet for a backend whose node answers the client directly.
+    ForwardDirect = GENEVE_CRITICAL_OPTION | 2,
+    /// A backend's reply on its way to the entry node.
+    Reply = GENEVE_CRITICAL_OPTION | 3,
+}
+
+impl GeneveKind {
+    /// The kind an option type stands for, if any.
+    #[inline(always)]
+    pub fn from_option(kind: u8) -> Option<Self> {
+        const FORWARD: u8 = GeneveKind::Forward as u8;
+        const FORWARD_DIRECT: u8 = GeneveKind::ForwardDirect as u8;
+        const REPLY: u8 = GeneveKind::Reply as u8;
+        match kind {
+            FORWARD => Some(Self::Forward),
+            FORWARD_DIRECT => Some(Self::ForwardDirect),
+            REPLY => Some(Self::Reply),
+            _ => None,
+        }
+    }
+}
+
+/// Everything the mesh puts between the Ethernet header and the client's packet.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Outer {
+    /// From node to node.
+    pub ip: Ipv4,
+    /// To the Geneve port; the source port spreads flows over paths and queues.
+    pub udp: Udp,
+    /// Which backend.
+    pub geneve: Geneve,
+}
+
+/// Bytes of [`Outer`]: what the tunnel takes from the MTU.
+pub const OUTER_LENGTH: usize = size_of::<Outer>();
+
+const _: () = assert!(size_of::<Ethernet>() == 14);
+const _: () = assert!(size_of::<Ipv4>() == 20);
+const _: () = assert!(size_of::<Tcp>() == 20);
+const _: () = assert!(size_of::<Udp>() == 8);
+const _: () = assert!(size_of::<Icmp>() == 8);
+const _: () = assert!(size_of::<Geneve>() == 20);
+const _: () = assert!(OUTER_LENGTH == 48);
+
+macro_rules! plain {
+    ($($name:ty),*) => { $(
+        // SAFETY: packed (alignment 1), no padding, integer fields only.
+        unsafe impl Plain for $name {}
+    )* };
+}
+plain!(Ethernet, Ipv4, Tcp, Udp, Ports, Icmp, Geneve, Outer);

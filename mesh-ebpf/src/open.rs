@@ -1,0 +1,230 @@
+//! Opening a flow: choice of the backend, and the entries that pin it. Imports `abi`, `parse` and
+//! `tables`.
+
+use crate::{
+    abi::{BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Flow, FlowKey, Origin, Role},
+    bytes::{Be16, Be32},
+    headers::Geneve,
+    parse::Packet,
+    tables::{FlowEntry, InsertError, Tables},
+};
+
+/// Source ports tried for a flow whose own would make it one with another.
+const PORT_ATTEMPTS: u32 = 8;
+
+/// Opens a flow at its entry node.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn at_entry<'a, T: Tables>(
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+    service: u32,
+    origin: Origin,
+) -> Result<(FlowEntry, &'a Backend), DropReason> {
+    let (index, backend) = select(tables, service).ok_or(DropReason::NoBackend)?;
+    let client = Endpoint::new(packet.key.source, packet.key.source_port);
+    let mut flow = Flow {
+        frontend: Endpoint::new(packet.key.destination, packet.key.destination_port),
+        client,
+        presented: client,
+        backend: index,
+        generation: backend.generation,
+        seen: config.now,
+        origin,
+        role: Role::FORWARD,
+        ..Flow::default()
+    };
+    if origin == Origin::CONTAINER {
+        // No other machine could answer a container's own address, and a container not even itself:
+        // as for everything containers send out of the node, the node's address stands for theirs.
+        flow.presented.address = config.node_address;
+    }
+    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    tables.count_connection(index);
+    Ok((entry, backend))
+}
+
+/// Opens a flow at the node of the backend that the entry node chose.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn at_backend<'a, T: Tables>(
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+    geneve: &Geneve,
+    origin: Origin,
+    peer: (u32, Be32),
+) -> Result<(FlowEntry, &'a Backend), DropReason> {
+    let key = BackendKey {
+        address: geneve.backend_address,
+        port: packet.key.destination_port,
+        protocol: packet.key.protocol as u16,
+    };
+    let index = tables.backend_index(&key).ok_or(DropReason::UnknownBackend)?;
+    let backend = tables.backend(index).ok_or(DropReason::UnknownBackend)?;
+    if !is_named(backend, geneve) || backend.place != BACKEND_LOCAL || backend.generation == 0 {
+        return Err(DropReason::UnknownBackend);
+    }
+    let client = Endpoint::new(packet.key.source, packet.key.source_port);
+    let mut flow = Flow {
+        frontend: Endpoint::new(packet.key.destination, packet.key.destination_port),
+        client,
+        presented: client,
+        backend: index,
+        generation: backend.generation,
+        peer: peer.0,
+        peer_address: peer.1,
+        seen: config.now,
+        origin,
+        role: Role::FORWARD,
+        ..Flow::default()
+    };
+    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    Ok((entry, backend))
+}
+
+/// Whether a Geneve packet names this backend, and not one that had its address before.
+#[inline(always)]
+pub fn is_named(backend: &Backend, geneve: &Geneve) -> bool {
+    backend.key.address == { geneve.backend_address }
+        && backend.target_port == { geneve.backend_port }
+        && backend.tag == { geneve.backend_tag }
+}
+
+/// The next backend in the service's rotation.
+#[inline(always)]
+fn select<T: Tables>(tables: &T, index: u32) -> Option<(u32, &Backend)> {
+    let service = tables.service(index)?;
+    if service.ring_length == 0 {
+        return None;
+    }
+    let place = service.ring_offset + tables.rotate(index) % service.ring_length;
+    let chosen = tables.ring(place)?;
+    let backend = tables.backend(chosen)?;
+    // The ring may have been rewritten since the service was read.
+    (backend.generation != 0 && backend.service == index).then_some((chosen, backend))
+}
+
+/// Inserts the flow's entries: the one for the way back first, so that a reply always finds it.
+#[inline(always)]
+fn insert<T: Tables>(
+    tables: &T,
+    key: &FlowKey,
+    flow: &mut Flow,
+    backend: &Backend,
+) -> Result<FlowEntry, DropReason> {
+    if backend.place == BACKEND_LOCAL {
+        claim(
+            tables,
+            flow,
+            Role::REPLY,
+            backend.address,
+            backend.target_port,
+            key.protocol,
+        )?;
+    } else if flow.presented != flow.client {
+        claim(
+            tables,
+            flow,
+            Role::ALIAS,
+            flow.frontend.address,
+            flow.frontend.port,
+            key.protocol,
+        )?;
+    }
+    flow.role = Role::FORWARD;
+    tables
+        .put_flow(key, flow)
+        .map_err(|_| DropReason::FlowTableFull)?;
+    tables.flow(key).ok_or(DropReason::FlowTableFull)
+}
+
+/// Claims the tuple that tells this flow's packets on the far side from all others: with the client's
+/// own port if nobody else has it, with another if somebody does.
+#[inline(always)]
+fn claim<T: Tables>(
+    tables: &T,
+    flow: &mut Flow,
+    role: Role,
+    address: Be32,
+    port: Be16,
+    protocol: u32,
+) -> Result<(), DropReason> {
+    flow.role = role;
+    let mut attempt = 0;
+    while attempt < PORT_ATTEMPTS {
+        let backend_side = FlowKey {
+            source: address,
+            destination: flow.presented.address,
+            source_port: port,
+            destination_port: flow.presented.port,
+            protocol,
+        };
+        let key = if role == Role::REPLY {
+            backend_side
+        } else {
+            backend_side.reversed()
+        };
+        match tables.add_flow(&key, flow) {
+            Ok(()) => return Ok(()),
+            Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
+            Err(InsertError::Exists) => {
+                let held = match tables.flow(&key) {
+                    Some(other) => other.role() == role && is_held(tables, other, flow, protocol),
+                    None => false,
+                };
+                if !held {
+                    return tables.put_flow(&key, flow).map_err(|_| DropReason::FlowTableFull);
+                }
+            }
+        }
+        attempt += 1;
+        flow.presented.port = candidate(flow.client.port, attempt);
+    }
+    Err(DropReason::NoFreePort)
+}
+
+/// Whether an entry belongs to another flow that still lives.
+#[inline(always)]
+fn is_held<T: Tables>(tables: &T, other: FlowEntry, flow: &Flow, protocol: u32) -> bool {
+    if other.client() == flow.client && other.frontend() == flow.frontend {
+        return false;
+    }
+    // The forward entry knows both directions' state, and which backend the flow has now.
+    let Some(forward) = tables.flow(&forward_key(other, protocol)) else {
+        return false;
+    };
+    !forward.is_closed()
+        && forward.presented() == flow.presented
+        && forward.backend() == other.backend()
+        && tables
+            .backend(other.backend())
+            .is_some_and(|backend| backend.generation == other.generation())
+}
+
+/// The key of a flow's forward entry, from any of its entries.
+#[inline(always)]
+pub fn forward_key(entry: FlowEntry, protocol: u32) -> FlowKey {
+    let (client, frontend) = (entry.client(), entry.frontend());
+    FlowKey {
+        source: client.address,
+        destination: frontend.address,
+        source_port: client.port,
+        destination_port: frontend.port,
+        protocol,
+    }
+}
+
+/// The n-th other port to try: spread over 1024 and up, different for each n.
+#[inline(always)]
+fn candidate(port: Be16, attempt: u32) -> Be16 {
+    let spread = u32::from(port.get())
+        .wrapping_mul(0x9e37)
+        .wrapping_add(attempt.wrapping_mul(0x3d4d));
+    Be16::new(1024 + ((spread & 0xffff) % 64_512) as u16)
+}

@@ -1,0 +1,211 @@
+//! The maps, and [`Tables`] over them. Used by every hook.
+
+use core::{arch::asm, ptr::NonNull};
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use mesh_ebpf::{
+    abi::{
+        Backend, BackendCounters, BackendKey, Config, DROP_COUNTERS, Dialled, DropReason, EVENT_COUNTERS,
+        EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey, Hook, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
+        MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_place,
+    },
+    bytes::Be32,
+    tables::{FlowEntry, InsertError, Tables},
+};
+
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+
+/// Node-wide settings, one entry.
+#[map]
+pub(crate) static CONFIG: Array<Config> = Array::pinned(1, 0);
+/// One bit per published port.
+#[map]
+static PORT_FILTER: Array<u64> = Array::pinned(PORT_FILTER_WORDS, 0);
+/// Which service answers at an address and port.
+#[map]
+static FRONTENDS: HashMap<FrontendKey, u32> = HashMap::pinned(MAX_FRONTENDS, 0);
+/// Services by index; a hash, not an array, because its updates are atomic.
+#[map]
+static SERVICES: HashMap<u32, Service> = HashMap::pinned(MAX_SERVICES, 0);
+/// Rotation of each service: how many flows it has had.
+#[map]
+static ROTATION: Array<u64> = Array::pinned(MAX_SERVICES, 0);
+/// Backend indexes; each service has a range.
+#[map]
+static RING: Array<u32> = Array::pinned(MAX_RING, 0);
+/// Backends by index.
+#[map]
+static BACKENDS: Array<Backend> = Array::pinned(MAX_BACKENDS, 0);
+/// Backends by cluster-wide name.
+#[map]
+static BACKEND_INDEX: HashMap<BackendKey, u32> = HashMap::pinned(MAX_BACKENDS, 0);
+/// Traffic of each backend.
+#[map]
+static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::pinned(MAX_BACKENDS, 0);
+/// Peers by address.
+#[map]
+static PEER_INDEX: HashMap<Be32, u32> = HashMap::pinned(MAX_PEERS, 0);
+/// The way to each peer, by index.
+#[map]
+static NEXT_HOPS: Array<NextHop> = Array::pinned(MAX_PEERS, 0);
+/// Flows, both directions. The agent sets its size.
+#[map]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(262_144, 0);
+/// Drops by hook and reason.
+#[map]
+static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DROP_COUNTERS, 0);
+/// Node-wide event counts.
+#[map]
+static EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(EVENT_COUNTERS, 0);
+/// What local processes dialled, by socket cookie.
+#[map]
+pub(crate) static DIALLED: LruHashMap<u64, Dialled> = LruHashMap::pinned(65_536, 0);
+
+/// The kernel's maps.
+pub(crate) struct KernelTables;
+
+#[inline(always)]
+fn add(map: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = map.get_ptr_mut(index) {
+        // SAFETY: a per-CPU array's value is this CPU's own, and the pointer was checked.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+fn insert_result(result: Result<(), i32>) -> Result<(), InsertError> {
+    result.map_err(|error| {
+        if error == EEXIST {
+            InsertError::Exists
+        } else {
+            InsertError::Full
+        }
+    })
+}
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn is_published(&self, protocol: u8, port: u16) -> bool {
+        let (word, bit) = port_filter_place(protocol, port);
+        PORT_FILTER.get(word).is_some_and(|word| word >> bit & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        let pointer = NonNull::new(FLOWS.get_ptr_mut(key)?)?;
+        // SAFETY: a map value stays readable until the program ends (RCU), even when evicted.
+        Some(unsafe { FlowEntry::new(pointer) })
+    }
+
+    #[inline(always)]
+    fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        // Counted even where it replaces: the agent's estimate of evictions allows for that.
+        add(&EVENTS, EVENT_FLOW_INSERTED);
+        insert_result(FLOWS.insert(key, flow, 0))
+    }
+
+    #[inline(always)]
+    fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        insert_result(FLOWS.insert(key, flow, BPF_NOEXIST)).inspect(|()| add(&EVENTS, EVENT_FLOW_INSERTED))
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+        // SAFETY: the value is read at once; the agent replaces it whole.
+        unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, index: u32) -> Option<Service> {
+        // SAFETY: the value is copied at once; the agent replaces it whole.
+        unsafe { SERVICES.get(index) }.copied()
+    }
+
+    #[inline(always)]
+    fn ring(&self, place: u32) -> Option<u32> {
+        RING.get(place).copied()
+    }
+
+    #[inline(always)]
+    fn rotate(&self, service: u32) -> u32 {
+        match ROTATION.get_ptr_mut(service) {
+            Some(counter) => {
+                // BPF has the instruction (5.12), core's atomics for this target do not.
+                let mut value = 1_u64;
+                // SAFETY: an aligned u64 in a map value, which lives as long as the program runs.
+                unsafe {
+                    asm!("{value} = atomic_fetch_add((u64 *)({counter} + 0), {value})",
+                        value = inout(reg) value, counter = in(reg) counter);
+                }
+                value as u32
+            }
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        BACKENDS.get(index)
+    }
+
+    #[inline(always)]
+    fn backend_index(&self, key: &BackendKey) -> Option<u32> {
+        // SAFETY: the value is copied at once.
+        unsafe { BACKEND_INDEX.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn peer_index(&self, address: Be32) -> Option<u32> {
+        // SAFETY: the value is copied at once.
+        unsafe { PEER_INDEX.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, peer: u32) -> Option<&NextHop> {
+        NEXT_HOPS.get(peer)
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, backend: u32) {
+        if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own value, checked.
+            unsafe { (*counters).connections += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_in(&self, backend: u32, packets: u32, bytes: u32) {
+        if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own value, checked.
+            unsafe {
+                (*counters).packets_in += u64::from(packets);
+                (*counters).bytes_in += u64::from(bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_out(&self, backend: u32, packets: u32, bytes: u32) {
+        if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own value, checked.
+            unsafe {
+                (*counters).packets_out += u64::from(packets);
+                (*counters).bytes_out += u64::from(bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, hook: Hook, reason: DropReason) {
+        add(&DROPS, drop_index(hook, reason));
+    }
+}

@@ -1,0 +1,201 @@
+//! The socket hooks: a local process that dials a frontend is turned to the service address, and told
+//! nothing of it.
+//!
+//! `connect` and `sendmsg` rewrite the destination, `recvmsg` and `getpeername` put back what was
+//! dialled. Sockets of other network namespaces (containers) are left alone.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use mesh_ebpf::{
+    abi::{Config, Dialled, FrontendKey},
+    bytes::{Be16, Be32},
+    headers::{PROTOCOL_TCP, PROTOCOL_UDP},
+    tables::Tables,
+};
+
+use crate::maps::{CONFIG, DIALLED, KernelTables};
+
+/// Let the system call go on.
+const PROCEED: i32 = 1;
+/// `::ffff:0:0/96`, the third word.
+const MAPPED_WORD: u32 = u32::from_be(0x0000_ffff);
+/// The last word of `::1`.
+const LOOPBACK_WORD: u32 = u32::from_be(1);
+
+/// `connect` of IPv4 sockets.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn mesh_connect4(context: SockAddrContext) -> i32 {
+    dial4(context.sock_addr)
+}
+
+/// `sendto` of unconnected IPv4 sockets.
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn mesh_sendmsg4(context: SockAddrContext) -> i32 {
+    dial4(context.sock_addr)
+}
+
+/// `connect` of IPv6 sockets, which reach IPv4 by mapped addresses.
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn mesh_connect6(context: SockAddrContext) -> i32 {
+    dial6(context.sock_addr)
+}
+
+/// `sendto` of unconnected IPv6 sockets.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn mesh_sendmsg6(context: SockAddrContext) -> i32 {
+    dial6(context.sock_addr)
+}
+
+/// `recvfrom` of IPv4 sockets.
+#[cgroup_sock_addr(recvmsg4)]
+pub(crate) fn mesh_recvmsg4(context: SockAddrContext) -> i32 {
+    restore4(context.sock_addr)
+}
+
+/// `getpeername` of IPv4 sockets.
+#[cgroup_sock_addr(getpeername4)]
+pub(crate) fn mesh_getpeername4(context: SockAddrContext) -> i32 {
+    restore4(context.sock_addr)
+}
+
+/// `recvfrom` of IPv6 sockets.
+#[cgroup_sock_addr(recvmsg6)]
+pub(crate) fn mesh_recvmsg6(context: SockAddrContext) -> i32 {
+    restore6(context.sock_addr)
+}
+
+/// `getpeername` of IPv6 sockets.
+#[cgroup_sock_addr(getpeername6)]
+pub(crate) fn mesh_getpeername6(context: SockAddrContext) -> i32 {
+    restore6(context.sock_addr)
+}
+
+#[inline(always)]
+fn dial4(context: *mut bpf_sock_addr) -> i32 {
+    // SAFETY: the context is the program's; the verifier checks which fields a hook may touch.
+    unsafe {
+        let address = Be32::from_raw((*context).user_ip4);
+        if let Some(config) = turned(context, address, false) {
+            (*context).user_ip4 = config.service_address.raw();
+        }
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn dial6(context: *mut bpf_sock_addr) -> i32 {
+    // SAFETY: as in `dial4`.
+    unsafe {
+        let [first, second, third, fourth] = [
+            (*context).user_ip6[0],
+            (*context).user_ip6[1],
+            (*context).user_ip6[2],
+            (*context).user_ip6[3],
+        ];
+        if first != 0 || second != 0 {
+            return PROCEED;
+        }
+        let (address, loopback) = match third {
+            MAPPED_WORD => (Be32::from_raw(fourth), false),
+            // `::1` and `::`, which connects to it.
+            0 if fourth == LOOPBACK_WORD || fourth == 0 => (Be32::new(0x7f00_0001), true),
+            _ => return PROCEED,
+        };
+        if let Some(config) = turned(context, address, loopback) {
+            (*context).user_ip6[2] = MAPPED_WORD;
+            (*context).user_ip6[3] = config.service_address.raw();
+        }
+    }
+    PROCEED
+}
+
+/// The settings, if the socket dials a frontend of this node; notes what it dialled.
+#[inline(always)]
+fn turned(context: *mut bpf_sock_addr, address: Be32, ipv6_loopback: bool) -> Option<&'static Config> {
+    let config = own_namespace(context)?;
+    // SAFETY: the context is the program's.
+    let (protocol, port) = unsafe {
+        (
+            (*context).protocol as u8,
+            Be16::from_raw((*context).user_port as u16),
+        )
+    };
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
+        return None;
+    }
+    if !KernelTables.is_published(protocol, port.get()) || config.mesh0 == 0 {
+        return None;
+    }
+    let loopback = address.get() >> 24 == 127 || address.is_zero();
+    let dialled = if loopback { config.service_address } else { address };
+    let key = FrontendKey {
+        address: dialled,
+        port,
+        protocol: u16::from(protocol),
+    };
+    KernelTables.frontend(&key)?;
+    // SAFETY: the context is the program's.
+    let cookie = unsafe { bpf_get_socket_cookie(context.cast()) };
+    let note = Dialled {
+        address,
+        ipv6_loopback: u32::from(ipv6_loopback),
+    };
+    DIALLED.insert(cookie, note, 0).ok()?;
+    Some(config)
+}
+
+#[inline(always)]
+fn restore4(context: *mut bpf_sock_addr) -> i32 {
+    // SAFETY: as in `dial4`.
+    unsafe {
+        if let Some(dialled) = original(context, Be32::from_raw((*context).user_ip4)) {
+            (*context).user_ip4 = dialled.address.raw();
+        }
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn restore6(context: *mut bpf_sock_addr) -> i32 {
+    // SAFETY: as in `dial4`.
+    unsafe {
+        if (*context).user_ip6[2] != MAPPED_WORD {
+            return PROCEED;
+        }
+        if let Some(dialled) = original(context, Be32::from_raw((*context).user_ip6[3])) {
+            if dialled.ipv6_loopback != 0 {
+                (*context).user_ip6[2] = 0;
+                (*context).user_ip6[3] = LOOPBACK_WORD;
+            } else {
+                (*context).user_ip6[3] = dialled.address.raw();
+            }
+        }
+    }
+    PROCEED
+}
+
+/// What the socket dialled, if its peer is the service address.
+#[inline(always)]
+fn original(context: *mut bpf_sock_addr, address: Be32) -> Option<Dialled> {
+    let config = own_namespace(context)?;
+    if address != config.service_address {
+        return None;
+    }
+    // SAFETY: the context is the program's; the value is copied at once.
+    unsafe {
+        let cookie = bpf_get_socket_cookie(context.cast());
+        DIALLED.get(cookie).copied()
+    }
+}
+
+#[inline(always)]
+fn own_namespace(context: *mut bpf_sock_addr) -> Option<&'static Config> {
+    let config = CONFIG.get(0)?;
+    // SAFETY: the context is the program's.
+    let cookie = unsafe { bpf_get_netns_cookie(context.cast()) };
+    (cookie == config.netns_cookie).then_some(config)
+}

@@ -1,0 +1,246 @@
+//! The tc mouths: uplinks' ingress, containers' veths' ingress, mesh0's egress.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::{
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_pull_data,
+    },
+    macros::classifier,
+    programs::TcContext,
+};
+use mesh_ebpf::{
+    abi::Hook,
+    bytes::{Be32, Plain},
+    entry,
+    execute::execute,
+    frame::{ChecksumChange, Frame, Refused, Route},
+    headers::{ETHERNET_LENGTH, L4_OFFSET, OUTER_LENGTH, TCP_LENGTH},
+    tables::Tables,
+    verdict::{Action, Decision},
+};
+
+use crate::{maps::KernelTables, xdp::route};
+
+/// Let the next program, or the kernel, go on.
+const TC_ACT_UNSPEC: i32 = -1;
+/// Headers of a plain and of an encapsulated packet, TCP options left out.
+const PLAIN_HEADERS: usize = L4_OFFSET + TCP_LENGTH;
+const ALL_HEADERS: usize = PLAIN_HEADERS + OUTER_LENGTH + 40;
+/// Taken off the front again to be rid of unfinished checksums; see [`Skb::renew`].
+const RENEWAL: usize = 40;
+
+/// Balances what arrives on an uplink.
+#[classifier]
+pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
+    run(&context, Hook::TcUplink)
+}
+
+/// Catches replies, and containers' own connections to the node, at a container's veth.
+#[classifier]
+pub(crate) fn mesh_container(context: TcContext) -> i32 {
+    run(&context, Hook::TcContainer)
+}
+
+/// Balances what local processes send.
+#[classifier]
+pub(crate) fn mesh_local(context: TcContext) -> i32 {
+    run(&context, Hook::TcMesh0)
+}
+
+#[inline(always)]
+fn run(context: &TcContext, hook: Hook) -> i32 {
+    let mut skb = Skb {
+        context: context.skb.skb,
+        egress: matches!(hook, Hook::TcMesh0),
+    };
+    skb.pull_headers();
+    let tables = KernelTables;
+    let decision = entry::decide(&skb, &tables, hook);
+    if matches!(decision, Decision::Pass) {
+        return TC_ACT_UNSPEC;
+    }
+    let action = execute(&mut skb, &tables, hook, decision);
+    // SAFETY: helper calls on values; the null parameters of `bpf_redirect_neigh` ask for a look-up.
+    let verdict = unsafe {
+        match action {
+            Action::Pass => return TC_ACT_UNSPEC,
+            Action::Drop => return TC_ACT_SHOT as i32,
+            Action::Transmit { interface } => bpf_redirect(interface, 0),
+            Action::Answer => {
+                let back = if skb.egress { u64::from(BPF_F_INGRESS) } else { 0 };
+                if skb.egress
+                    && let Some(config) = tables.config()
+                {
+                    skb.address_host(config.mesh0_mac);
+                }
+                bpf_redirect((*skb.context).ifindex, back)
+            }
+            Action::IntoContainer { interface } => bpf_redirect_peer(interface, 0),
+            Action::IntoHost { interface } => bpf_redirect(interface, u64::from(BPF_F_INGRESS)),
+            Action::Route { interface } => bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0),
+        }
+    };
+    verdict as i32
+}
+
+/// A socket buffer: perhaps aggregated, perhaps with a checksum that the hardware is to finish.
+struct Skb {
+    context: *mut __sk_buff,
+    egress: bool,
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.context).len }
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        // SAFETY: as above.
+        match unsafe { (*self.context).gso_segs } {
+            0 => 1,
+            segments => segments,
+        }
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.context).gso_size }
+    }
+
+    #[inline(always)]
+    fn at<T: Plain>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: within the linear part, as `address` checks; T takes any bytes at any alignment.
+        self.address::<T>(offset)
+            .map(|address| unsafe { &*(address as *const T) })
+    }
+
+    #[inline(always)]
+    fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as above, and `self` is borrowed for as long.
+        self.address::<T>(offset)
+            .map(|address| unsafe { &mut *(address as *mut T) })
+    }
+
+    #[inline(always)]
+    fn change_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused> {
+        let offset = change.offset as u32;
+        let mangled = if change.udp {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        if !change.pseudo.is_none() {
+            let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+            // SAFETY: the context is the program's; size 0 makes `to` a difference.
+            if unsafe { bpf_l4_csum_replace(self.context, offset, 0, u64::from(change.pseudo.raw()), flags) }
+                != 0
+            {
+                return Err(Refused);
+            }
+        }
+        if !change.body.is_none() {
+            // SAFETY: as above.
+            if unsafe { bpf_l4_csum_replace(self.context, offset, 0, u64::from(change.body.raw()), mangled) }
+                != 0
+            {
+                return Err(Refused);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn insert_outer(&mut self) -> Result<(), Refused> {
+        let flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+        self.adjust_room(OUTER_LENGTH as i32, u64::from(flags))
+    }
+
+    #[inline(always)]
+    fn remove_outer(&mut self) -> Result<(), Refused> {
+        self.adjust_room(-(OUTER_LENGTH as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+        // What was the payload of a datagram may have come with its headers outside the linear part.
+        self.pull(PLAIN_HEADERS)
+    }
+
+    /// A checksum that the hardware is to finish would spoil the new packet. The kernel forgets about it
+    /// when the bytes it begins at are taken off the front, so some are, after as many were added behind.
+    #[inline(always)]
+    fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
+        // SAFETY: the context is the program's.
+        if unsafe { bpf_skb_change_tail(self.context, (ETHERNET_LENGTH + L3 + RENEWAL) as u32, 0) } != 0 {
+            return Err(Refused);
+        }
+        self.adjust_room(-(RENEWAL as i32), 0)?;
+        self.pull(ETHERNET_LENGTH + L3)
+    }
+
+    #[inline(always)]
+    fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
+        // What is aggregated is cut to size on its way out: 0 leaves the check of its size to that.
+        let length = if self.segment_size() == 0 { l3_length } else { 0 };
+        // SAFETY: the context is the program's.
+        let interface = unsafe { (*self.context).ifindex };
+        route(self.context.cast(), interface, source, destination, length)
+    }
+}
+
+impl Skb {
+    #[inline(always)]
+    fn address<T>(&self, offset: usize) -> Option<usize> {
+        // SAFETY: the context is the program's.
+        let (data, end) = unsafe { ((*self.context).data as usize, (*self.context).data_end as usize) };
+        (data + offset + size_of::<T>() <= end).then_some(data + offset)
+    }
+
+    /// Makes the headers part of the linear data, where drivers or GRO left them in pages.
+    #[inline(always)]
+    fn pull_headers(&mut self) {
+        let wanted = self.length().min(ALL_HEADERS as u32);
+        // SAFETY: the context is the program's.
+        unsafe {
+            let linear = (*self.context).data_end.wrapping_sub((*self.context).data);
+            if linear < wanted {
+                // A refusal shows as headers that cannot be read.
+                bpf_skb_pull_data(self.context, wanted);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, length: usize) -> Result<(), Refused> {
+        if self.address::<u8>(length - 1).is_some() {
+            return Ok(());
+        }
+        // SAFETY: the context is the program's.
+        match unsafe { bpf_skb_pull_data(self.context, self.length().min(length as u32)) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    #[inline(always)]
+    fn adjust_room(&mut self, change: i32, flags: u64) -> Result<(), Refused> {
+        // SAFETY: the context is the program's; pointers into the packet are fetched anew afterwards.
+        match unsafe { bpf_skb_adjust_room(self.context, change, BPF_ADJ_ROOM_MAC, flags) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    /// Addresses an answer to a local process: the stack takes only frames to its own interface.
+    #[inline(always)]
+    fn address_host(&mut self, mac: [u8; 6]) {
+        if let Some(destination) = self.at_mut::<[u8; 6]>(0) {
+            *destination = mac;
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The XDP mouth: what leaves the node again is sent on here, what stays is passed up to tc.
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action, xdp_md},
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    macros::xdp,
+    programs::XdpContext,
+};
+use mesh_ebpf::{
+    abi::{Hook, NextHop, Origin, Role},
+    bytes::Be16,
+    bytes::{Be32, Plain},
+    checksum, entry,
+    execute::execute,
+    frame::{ChecksumChange, Frame, Refused, Route},
+    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+    tables::Tables,
+    verdict::{Action, Decision},
+};
+
+use crate::maps::KernelTables;
+
+const AF_INET: u8 = 2;
+
+/// Balances what arrives on an uplink.
+#[xdp]
+pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
+    let mut frame = XdpFrame { context: context.ctx };
+    let tables = KernelTables;
+    let decision = entry::decide(&frame, &tables, Hook::Xdp);
+    if stays(&decision, &tables) {
+        return xdp_action::XDP_PASS;
+    }
+    match execute(&mut frame, &tables, Hook::Xdp, decision) {
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Answer => xdp_action::XDP_TX,
+        Action::Transmit { interface } => {
+            // SAFETY: the context is the one the program was called with.
+            if interface == unsafe { (*context.ctx).ingress_ifindex } {
+                xdp_action::XDP_TX
+            } else {
+                // SAFETY: a plain helper call on values.
+                unsafe { bpf_redirect(interface, 0) as u32 }
+            }
+        }
+        Action::Drop | Action::IntoContainer { .. } | Action::IntoHost { .. } | Action::Route { .. } => {
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Whether tc must see the packet: it stays on this node, or the way out is not resolved.
+#[inline(always)]
+fn stays(decision: &Decision<'_>, tables: &KernelTables) -> bool {
+    match decision {
+        Decision::Pass | Decision::Deliver { .. } | Decision::Reply { .. } => true,
+        Decision::Forward { backend, .. } => tables
+            .next_hop(backend.peer)
+            .is_none_or(|next_hop| next_hop.interface == 0),
+        Decision::Return { flow } => flow.origin() != Origin::UPLINK || flow.role() != Role::FORWARD,
+        Decision::Drop(_) | Decision::Refuse(_) | Decision::TooBig => false,
+    }
+}
+
+/// An XDP frame: linear, never aggregated.
+struct XdpFrame {
+    context: *mut xdp_md,
+}
+
+impl Frame for XdpFrame {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.context).data_end.wrapping_sub((*self.context).data) }
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn at<T: Plain>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: within the packet, as `address` checks; T takes any bytes at any alignment.
+        self.address::<T>(offset)
+            .map(|address| unsafe { &*(address as *const T) })
+    }
+
+    #[inline(always)]
+    fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as above, and `self` is borrowed for as long.
+        self.address::<T>(offset)
+            .map(|address| unsafe { &mut *(address as *mut T) })
+    }
+
+    #[inline(always)]
+    fn change_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused> {
+        let field = self.at_mut::<Be16>(change.offset).ok_or(Refused)?;
+        if change.udp && field.raw() == 0 {
+            return Ok(());
+        }
+        let updated = checksum::updated(*field, change.pseudo.and(change.body));
+        *field = if change.udp && updated.raw() == 0 {
+            Be16::from_raw(0xffff)
+        } else {
+            updated
+        };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn insert_outer(&mut self) -> Result<(), Refused> {
+        // SAFETY: the context is the program's; pointers into the packet are fetched anew afterwards.
+        match unsafe { bpf_xdp_adjust_head(self.context, -(OUTER_LENGTH as i32)) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    #[inline(always)]
+    fn remove_outer(&mut self) -> Result<(), Refused> {
+        // SAFETY: as above.
+        match unsafe { bpf_xdp_adjust_head(self.context, OUTER_LENGTH as i32) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    #[inline(always)]
+    fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
+        let change = (ETHERNET_LENGTH + L3) as i32 - self.length() as i32;
+        // SAFETY: as above.
+        match unsafe { bpf_xdp_adjust_tail(self.context, change) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
+        // SAFETY: the context is the program's.
+        let interface = unsafe { (*self.context).ingress_ifindex };
+        route(self.context.cast(), interface, source, destination, l3_length)
+    }
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    fn address<T>(&self, offset: usize) -> Option<usize> {
+        // SAFETY: the context is the program's.
+        let (data, end) = unsafe { ((*self.context).data as usize, (*self.context).data_end as usize) };
+        (data + offset + size_of::<T>() <= end).then_some(data + offset)
+    }
+}
+
+/// The way to an address by the kernel's routes and neighbours.
+#[inline(always)]
+pub(crate) fn route(
+    context: *mut core::ffi::c_void,
+    interface: u32,
+    source: Be32,
+    destination: Be32,
+    l3_length: u16,
+) -> Route {
+    // SAFETY: integers and arrays of them: all zero is a value.
+    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    parameters.family = AF_INET;
+    parameters.ifindex = interface;
+    parameters.__bindgen_anon_1.tot_len = l3_length;
+    parameters.__bindgen_anon_3.ipv4_src = source.raw();
+    parameters.__bindgen_anon_4.ipv4_dst = destination.raw();
+    // SAFETY: the parameters live on this stack, with their size.
+    let result = unsafe { fib_lookup(context, &mut parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
+    match result as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Route::Resolved(NextHop {
+            address: destination,
+            interface: parameters.ifindex,
+            source_mac: parameters.smac,
+            destination_mac: parameters.dmac,
+        }),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
+            interface: parameters.ifindex,
+        },
+        _ => Route::None,
+    }
+}

@@ -1,0 +1,161 @@
+//! The maps that the packet logic consults. Imports `abi` only.
+
+use core::ptr::NonNull;
+
+use crate::abi::{
+    Backend, BackendKey, Config, DropReason, Endpoint, Flow, FlowKey, FrontendKey, Hook, NextHop, Origin,
+    Progress, Role, Service,
+};
+
+/// A flow's entry, in memory that other CPUs change at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowEntry(NonNull<Flow>);
+
+macro_rules! read {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty),* $(,)?) => { $(
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(self) -> $kind {
+            // SAFETY: `new`'s contract; every field is an aligned integer, and `Flow` accepts any bits.
+            unsafe { (&raw const (*self.0.as_ptr()).$name).read() }
+        }
+    )* };
+}
+
+impl FlowEntry {
+    /// An entry behind a pointer.
+    ///
+    /// # Safety
+    /// `pointer` must point to a `Flow` that stays readable and writable while the entry is used. (In
+    /// the kernel: a map value, valid until the program ends even when it is deleted meanwhile.)
+    #[inline(always)]
+    pub unsafe fn new(pointer: NonNull<Flow>) -> Self {
+        Self(pointer)
+    }
+
+    read! {
+        /// What the client dialled.
+        frontend: Endpoint,
+        /// The client.
+        client: Endpoint,
+        /// The source the backend sees.
+        presented: Endpoint,
+        /// Index of the backend.
+        backend: u32,
+        /// The backend's generation.
+        generation: u32,
+        /// The entry node's index.
+        peer: u32,
+        /// The entry node's address.
+        peer_address: crate::bytes::Be32,
+        /// The client's direction.
+        from_client: Progress,
+        /// The backend's direction.
+        from_backend: Progress,
+        /// When a packet was last seen, on the agent's clock.
+        seen: u32,
+        /// Where client packets come from.
+        origin: Origin,
+        /// Which entry this is.
+        role: Role,
+    }
+
+    /// Notes that a packet was seen. Writes only when the second has changed, so that a busy flow's
+    /// cache line is not passed between CPUs for every packet.
+    #[inline(always)]
+    pub fn touch(self, now: u32) {
+        if self.seen() != now {
+            // SAFETY: as in `read!`; the field is aligned.
+            unsafe { (&raw mut (*self.0.as_ptr()).seen).write(now) };
+        }
+    }
+
+    /// Whether either side has begun to close.
+    #[inline(always)]
+    pub fn is_closing(self) -> bool {
+        self.from_client() != Progress::OPEN || self.from_backend() != Progress::OPEN
+    }
+
+    /// Whether both sides are done, or one has reset.
+    #[inline(always)]
+    pub fn is_closed(self) -> bool {
+        let (client, backend) = (self.from_client(), self.from_backend());
+        client == Progress::RESET
+            || backend == Progress::RESET
+            || (client == Progress::FINISHED && backend == Progress::FINISHED)
+    }
+
+    /// Notes how far the client's direction has come.
+    #[inline(always)]
+    pub fn client_is(self, progress: Progress) {
+        // SAFETY: as in `read!`; the field is aligned.
+        unsafe { (&raw mut (*self.0.as_ptr()).from_client).write(progress) };
+    }
+
+    /// Notes how far the backend's direction has come.
+    #[inline(always)]
+    pub fn backend_is(self, progress: Progress) {
+        // SAFETY: as in `read!`; the field is aligned.
+        unsafe { (&raw mut (*self.0.as_ptr()).from_backend).write(progress) };
+    }
+
+    /// A copy of the whole entry.
+    #[inline(always)]
+    pub fn copy(self) -> Flow {
+        // SAFETY: as in `read!`; a torn copy is still a valid `Flow`.
+        unsafe { self.0.as_ptr().read() }
+    }
+}
+
+/// The table had no room, or the key was there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key was there already.
+    Exists,
+    /// The kernel refused.
+    Full,
+}
+
+/// The maps. Every method is one look-up at most.
+pub trait Tables {
+    /// Node-wide settings.
+    fn config(&self) -> Option<&Config>;
+    /// Whether any service publishes the port.
+    fn is_published(&self, protocol: u8, port: u16) -> bool;
+    /// The flow a packet belongs to.
+    fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
+    /// Adds or replaces a flow's entry.
+    ///
+    /// # Errors
+    /// [`InsertError::Full`] when the table refuses.
+    fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+    /// Adds a flow's entry under a key that must be new.
+    ///
+    /// # Errors
+    /// [`InsertError::Exists`] when it is not.
+    fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+    /// Index of the service that answers at a frontend.
+    fn frontend(&self, key: &FrontendKey) -> Option<u32>;
+    /// A service by index.
+    fn service(&self, index: u32) -> Option<Service>;
+    /// Index of the backend at a place of the ring table.
+    fn ring(&self, place: u32) -> Option<u32>;
+    /// Counts a service's new flow, and tells how many there were before.
+    fn rotate(&self, service: u32) -> u32;
+    /// A backend by index.
+    fn backend(&self, index: u32) -> Option<&Backend>;
+    /// Index of the backend a Geneve packet names.
+    fn backend_index(&self, key: &BackendKey) -> Option<u32>;
+    /// Index of the peer with an address.
+    fn peer_index(&self, address: crate::bytes::Be32) -> Option<u32>;
+    /// The way to a peer.
+    fn next_hop(&self, peer: u32) -> Option<&NextHop>;
+    /// Counts a new flow of a backend.
+    fn count_connection(&self, backend: u32);
+    /// Counts packets from clients.
+    fn count_in(&self, backend: u32, packets: u32, bytes: u32);
+    /// Counts packets to clients.
+    fn count_out(&self, backend: u32, packets: u32, bytes: u32);
+    /// Counts a drop.
+    fn count_drop(&self, hook: Hook, reason: DropReason);
+}

@@ -1,0 +1,162 @@
+//! The server that the lab's services run, and the client that asks it.
+
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use hyper::Uri;
+use mesh_tests::{
+    client::{self, Manner},
+    inject, server, stranger,
+};
+
+/// A small server for tests of load balancers, and its client.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Answer HTTP (who answers, who asked; uploads; downloads) and echo UDP.
+    Serve {
+        #[arg(long, default_value_t = 80)]
+        port: u16,
+        #[arg(long, default_value_t = 81)]
+        udp_port: u16,
+    },
+    /// Request an address, each time on a new connection; a line of JSON for each.
+    Get {
+        url: Uri,
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+        /// Print the body of one answer as it is.
+        #[arg(long)]
+        raw: bool,
+        #[command(flatten)]
+        manner: MannerArguments,
+    },
+    /// Upload bytes and compare what arrived.
+    Upload {
+        url: Uri,
+        #[arg(long)]
+        bytes: u64,
+        #[command(flatten)]
+        manner: MannerArguments,
+    },
+    /// Download bytes and compare every one.
+    Download {
+        url: Uri,
+        #[arg(long)]
+        bytes: u64,
+        #[command(flatten)]
+        manner: MannerArguments,
+    },
+    /// Send datagrams, each from a new socket; a line of JSON for each.
+    Udp {
+        address: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+        /// Bytes of each datagram.
+        #[arg(long, default_value_t = 5)]
+        size: usize,
+        #[command(flatten)]
+        manner: MannerArguments,
+    },
+    /// Connect once and tell how that went.
+    Connect {
+        address: SocketAddr,
+        #[command(flatten)]
+        manner: MannerArguments,
+    },
+    /// Send raw frames, read from standard input as hexadecimal digits, one a line.
+    Inject {
+        #[arg(long, default_value = "eth0")]
+        interface: String,
+    },
+    /// Dial a TLS port and tell whether the server keeps or refuses this client.
+    Tls {
+        address: SocketAddr,
+        /// PEM certificate to show; none is shown without it.
+        #[arg(long, requires = "key")]
+        certificate: Option<PathBuf>,
+        /// Its PEM key.
+        #[arg(long)]
+        key: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct MannerArguments {
+    /// How long one request may take, in milliseconds.
+    #[arg(long, default_value_t = 2000)]
+    timeout: u64,
+    /// The first source port; 0 for any.
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// The rest between two requests, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+}
+
+impl MannerArguments {
+    fn manner(&self) -> Manner {
+        Manner {
+            timeout: Duration::from_millis(self.timeout),
+            source_port: self.source_port,
+            pause: Duration::from_millis(self.pause),
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Arguments::parse().action {
+        Action::Serve { port, udp_port } => server::serve(port, udp_port).await,
+        Action::Get {
+            url,
+            raw: true,
+            manner,
+            ..
+        } => {
+            let body = client::get_raw(&url, manner.manner()).await?;
+            std::io::stdout()
+                .write_all(&body)
+                .context("could not write the answer")
+        }
+        Action::Get {
+            url, count, manner, ..
+        } => client::get(&url, count, manner.manner()).await,
+        Action::Upload { url, bytes, manner } => {
+            let received = client::upload(&url, bytes, manner.manner()).await?;
+            println!("{}", serde_json::to_string(&received).context("no JSON")?);
+            Ok(())
+        }
+        Action::Download { url, bytes, manner } => {
+            println!("{}", client::download(&url, bytes, manner.manner()).await?);
+            Ok(())
+        }
+        Action::Udp {
+            address,
+            count,
+            size,
+            manner,
+        } => client::udp(address, count, size, manner.manner()).await,
+        Action::Inject { interface } => {
+            let count = inject::from_lines(&interface, std::io::stdin().lock())?;
+            println!("{count}");
+            Ok(())
+        }
+        Action::Tls {
+            address,
+            certificate,
+            key,
+        } => {
+            let pair = certificate.as_deref().zip(key.as_deref());
+            println!("{}", stranger::dial(address, pair)?);
+            Ok(())
+        }
+        Action::Connect { address, manner } => client::connect(address, manner.manner()).await,
+    }
+}

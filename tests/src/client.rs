@@ -1,0 +1,349 @@
+//! The client: each request on a new connection, and one line of JSON for what came of it. Depends on
+//! `pattern` and `server`'s answers.
+
+use std::{
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{Request, Response, Uri, body::Frame, body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::{
+    net::{TcpSocket, TcpStream, UdpSocket},
+    time::timeout,
+};
+
+use crate::{
+    pattern,
+    server::{Hello, Received, hexadecimal},
+};
+
+/// What came of one request, as one line of JSON.
+#[derive(Debug, Default, Serialize)]
+pub struct Reply {
+    /// The task that answered; empty when none did.
+    pub task: String,
+    /// The client as the replica saw it.
+    pub peer: String,
+    /// The client as it sees itself.
+    pub local: String,
+    /// How long it took, in milliseconds.
+    pub millis: f64,
+    /// `answered`, `refused`, `timeout` or `error`.
+    pub outcome: &'static str,
+    /// What went wrong; empty when nothing did.
+    pub error: String,
+}
+
+/// How requests are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How long one may take in all.
+    pub timeout: Duration,
+    /// The first request's source port; the next ones count up. 0: any.
+    pub source_port: u16,
+    /// The rest between two requests.
+    pub pause: Duration,
+}
+
+/// `GET`s the address `count` times and prints one line for each.
+///
+/// # Errors
+/// When a reply cannot be written.
+pub async fn get(url: &Uri, count: u32, manner: Manner) -> Result<()> {
+    for index in 0..count {
+        let port = if manner.source_port == 0 {
+            0
+        } else {
+            manner.source_port.wrapping_add(index as u16)
+        };
+        let begin = Instant::now();
+        let mut reply = Reply::default();
+        let outcome = timeout(manner.timeout, hello(url, port, &mut reply)).await;
+        finish(reply, begin, outcome)?;
+        tokio::time::sleep(manner.pause).await;
+    }
+    Ok(())
+}
+
+async fn hello(url: &Uri, source_port: u16, reply: &mut Reply) -> Result<()> {
+    let stream = dial(target(url)?, source_port).await?;
+    reply.local = stream
+        .local_addr()
+        .context("the socket has no address")?
+        .to_string();
+    let response = send(stream, request("GET", url, empty())?).await?;
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .context("the answer broke off")?
+        .to_bytes();
+    let hello: Hello = serde_json::from_slice(&body).context("the answer is not the test server's")?;
+    (reply.task, reply.peer) = (hello.task, hello.peer);
+    Ok(())
+}
+
+/// `GET`s the address once and returns the body as it is.
+///
+/// # Errors
+/// When that fails.
+pub async fn get_raw(url: &Uri, manner: Manner) -> Result<Bytes> {
+    let fetch = async {
+        let stream = dial(target(url)?, manner.source_port).await?;
+        let response = send(stream, request("GET", url, empty())?).await?;
+        Ok(response
+            .into_body()
+            .collect()
+            .await
+            .context("the answer broke off")?
+            .to_bytes())
+    };
+    timeout(manner.timeout, fetch).await.context("timed out")?
+}
+
+/// Connects once and prints one line.
+///
+/// # Errors
+/// When the reply cannot be written.
+pub async fn connect(address: SocketAddr, manner: Manner) -> Result<()> {
+    let begin = Instant::now();
+    let mut reply = Reply::default();
+    let attempt = async {
+        let stream = dial(address, manner.source_port).await?;
+        reply.local = stream
+            .local_addr()
+            .context("the socket has no address")?
+            .to_string();
+        Ok(())
+    };
+    let outcome = timeout(manner.timeout, attempt).await;
+    finish(reply, begin, outcome)
+}
+
+/// Sends `count` datagrams, each from a socket of its own, and prints one line for each.
+///
+/// # Errors
+/// When a reply cannot be written.
+pub async fn udp(address: SocketAddr, count: u32, size: usize, manner: Manner) -> Result<()> {
+    for _ in 0..count {
+        let begin = Instant::now();
+        let mut reply = Reply::default();
+        let exchange = async {
+            let socket = UdpSocket::bind((unspecified(address), manner.source_port))
+                .await
+                .context("could not bind")?;
+            socket.connect(address).await.context("could not connect")?;
+            reply.local = socket
+                .local_addr()
+                .context("the socket has no address")?
+                .to_string();
+            socket.send(&vec![b'x'; size]).await.context("could not send")?;
+            let mut buffer = vec![0; 65_536];
+            let count = socket.recv(&mut buffer).await.context("could not receive")?;
+            let hello: Hello =
+                serde_json::from_slice(&buffer[..count]).context("not the test server's answer")?;
+            (reply.task, reply.peer) = (hello.task, hello.peer);
+            Ok(())
+        };
+        let outcome = timeout(manner.timeout, exchange).await;
+        finish(reply, begin, outcome)?;
+        tokio::time::sleep(manner.pause).await;
+    }
+    Ok(())
+}
+
+fn unspecified(like: SocketAddr) -> &'static str {
+    if like.is_ipv4() { "0.0.0.0" } else { "::" }
+}
+
+/// Uploads the pattern and compares what arrived by its hash.
+///
+/// # Errors
+/// When it fails, or something else arrived.
+pub async fn upload(url: &Uri, bytes: u64, manner: Manner) -> Result<Received> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut offset = 0;
+    while offset < bytes {
+        let count = (bytes - offset).min(buffer.len() as u64) as usize;
+        pattern::fill(&mut buffer[..count], offset);
+        hash.update(&buffer[..count]);
+        offset += count as u64;
+    }
+    let pieces = stream::unfold(0, move |offset: u64| async move {
+        let count = (bytes - offset).min(64 * 1024);
+        if count == 0 {
+            return None;
+        }
+        let mut piece = vec![0; count as usize];
+        pattern::fill(&mut piece, offset);
+        Some((
+            Ok::<_, io::Error>(Frame::data(Bytes::from(piece))),
+            offset + count,
+        ))
+    });
+    let transfer = async {
+        let stream = dial(target(url)?, manner.source_port).await?;
+        let response = send(
+            stream,
+            request("POST", url, BodyExt::boxed(StreamBody::new(pieces)))?,
+        )
+        .await?;
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .context("the answer broke off")?
+            .to_bytes();
+        serde_json::from_slice::<Received>(&body).context("the answer is not the test server's")
+    };
+    let received = timeout(manner.timeout, transfer)
+        .await
+        .context("the upload timed out")??;
+    let sent = hexadecimal(&hash.finalize());
+    if received.bytes != bytes || received.sha256 != sent {
+        bail!(
+            "{bytes} bytes with hash {sent} were sent, {} with {} arrived",
+            received.bytes,
+            received.sha256
+        );
+    }
+    Ok(received)
+}
+
+/// Downloads and compares every byte.
+///
+/// # Errors
+/// When it fails, or a byte is wrong or missing. Returns the task that answered.
+pub async fn download(url: &Uri, bytes: u64, manner: Manner) -> Result<String> {
+    let transfer = async {
+        let stream = dial(target(url)?, manner.source_port).await?;
+        let response = send(stream, request("GET", url, empty())?).await?;
+        let task = response
+            .headers()
+            .get("x-task")
+            .and_then(|task| task.to_str().ok())
+            .unwrap_or("?")
+            .to_owned();
+        let mut body = response.into_body();
+        let mut offset = 0;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.with_context(|| format!("the download broke off after {offset} bytes"))?;
+            if let Some(data) = frame.data_ref() {
+                if let Some(wrong) = pattern::first_difference(data, offset) {
+                    bail!("the byte at offset {wrong} is wrong");
+                }
+                offset += data.len() as u64;
+            }
+        }
+        if offset != bytes {
+            bail!("{offset} bytes came instead of {bytes}");
+        }
+        Ok(task)
+    };
+    timeout(manner.timeout, transfer)
+        .await
+        .context("the download timed out")?
+}
+
+fn finish(
+    mut reply: Reply,
+    begin: Instant,
+    outcome: Result<Result<()>, tokio::time::error::Elapsed>,
+) -> Result<()> {
+    reply.millis = begin.elapsed().as_secs_f64() * 1000.0;
+    match outcome {
+        Ok(Ok(())) => reply.outcome = "answered",
+        Ok(Err(error)) => {
+            reply.outcome = match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+                Some(ErrorKind::ConnectionRefused) => "refused",
+                Some(ErrorKind::TimedOut) => "timeout",
+                _ => "error",
+            };
+            reply.error = format!("{error:#}");
+        }
+        Err(_) => reply.outcome = "timeout",
+    }
+    println!(
+        "{}",
+        serde_json::to_string(&reply).context("the reply is no JSON")?
+    );
+    Ok(())
+}
+
+fn target(url: &Uri) -> Result<SocketAddr> {
+    let host = url.host().context("the address names no host")?;
+    let host = if host == "localhost" {
+        "127.0.0.1"
+    } else {
+        host.trim_matches(['[', ']'])
+    };
+    let address = host
+        .parse()
+        .with_context(|| format!("`{host}` is no IP address"))?;
+    Ok(SocketAddr::new(address, url.port_u16().unwrap_or(80)))
+}
+
+async fn dial(address: SocketAddr, source_port: u16) -> Result<TcpStream> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }
+    .context("no socket")?;
+    if source_port != 0 {
+        socket
+            .set_reuseaddr(true)
+            .context("could not share the source port")?;
+        let local = if address.is_ipv4() {
+            [0, 0, 0, 0].into()
+        } else {
+            std::net::Ipv6Addr::UNSPECIFIED.into()
+        };
+        socket
+            .bind(SocketAddr::new(local, source_port))
+            .context("could not bind the source port")?;
+    }
+    socket
+        .connect(address)
+        .await
+        .with_context(|| format!("could not connect to {address}"))
+}
+
+type RequestBody = BoxBody<Bytes, io::Error>;
+
+fn empty() -> RequestBody {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+}
+
+fn request(method: &str, url: &Uri, body: RequestBody) -> Result<Request<RequestBody>> {
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", url.authority().map_or("", |authority| authority.as_str()))
+        .header("connection", "close")
+        .body(body)
+        .context("the request is malformed")
+}
+
+async fn send(stream: TcpStream, request: Request<RequestBody>) -> Result<Response<Incoming>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
+    tokio::spawn(connection);
+    let response = sender
+        .send_request(request)
+        .await
+        .context("the request was not answered")?;
+    if !response.status().is_success() {
+        bail!("the server answered {}", response.status());
+    }
+    Ok(response)
+}

@@ -1,0 +1,148 @@
+//! The server: HTTP that tells who answers and who asked, bulk data in both directions, and UDP echo.
+//! Depends on `pattern`.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use anyhow::{Context, Result};
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{ConnectInfo, Query, State},
+    response::IntoResponse,
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::pattern;
+
+/// Bytes of a download are made in pieces of this size.
+const PIECE: u64 = 64 * 1024;
+
+/// The answer of `GET /`, and of a UDP datagram.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// The task's name from `$TASK`, or the host's name.
+    pub task: String,
+    /// The client as this server sees it, `address:port`.
+    pub peer: String,
+}
+
+/// The answer of `POST /upload`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Received {
+    /// The task's name.
+    pub task: String,
+    /// How many bytes came.
+    pub bytes: u64,
+    /// Their SHA-256 in hexadecimal digits.
+    pub sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    bytes: u64,
+}
+
+/// Serves until it is ended.
+///
+/// # Errors
+/// When a port is taken.
+pub async fn serve(http_port: u16, udp_port: u16) -> Result<()> {
+    let task: Arc<str> = task_name().into();
+    let udp = UdpSocket::bind(("0.0.0.0", udp_port))
+        .await
+        .with_context(|| format!("could not listen on UDP port {udp_port}"))?;
+    let tcp = TcpListener::bind(("0.0.0.0", http_port))
+        .await
+        .with_context(|| format!("could not listen on TCP port {http_port}"))?;
+    tokio::spawn(echo(udp, Arc::clone(&task)));
+    let router = Router::new()
+        .route("/", get(hello))
+        .route("/upload", post(upload))
+        .route("/download", get(download));
+    let service = router
+        .with_state(task)
+        .into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(tcp, service)
+        .with_graceful_shutdown(stopped())
+        .await
+        .context("the HTTP server failed")
+}
+
+/// As PID 1 of a container nothing ends this process unless it listens for the signal.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn task_name() -> String {
+    std::env::var("TASK")
+        .or_else(|_| std::env::var("HOSTNAME"))
+        .unwrap_or_else(|_| "nameless".into())
+}
+
+async fn hello(State(task): State<Arc<str>>, ConnectInfo(peer): ConnectInfo<SocketAddr>) -> Json<Hello> {
+    Json(Hello {
+        task: task.to_string(),
+        peer: peer.to_string(),
+    })
+}
+
+async fn upload(State(task): State<Arc<str>>, body: Body) -> impl IntoResponse {
+    let mut stream = body.into_data_stream();
+    let (mut bytes, mut hash) = (0, Sha256::new());
+    while let Some(piece) = stream.next().await {
+        let Ok(piece) = piece else {
+            return Err(axum::http::StatusCode::BAD_REQUEST);
+        };
+        bytes += piece.len() as u64;
+        hash.update(&piece);
+    }
+    Ok(Json(Received {
+        task: task.to_string(),
+        bytes,
+        sha256: hexadecimal(&hash.finalize()),
+    }))
+}
+
+async fn download(State(task): State<Arc<str>>, Query(wanted): Query<Wanted>) -> impl IntoResponse {
+    let pieces = stream::unfold(0, move |offset| async move {
+        let count = PIECE.min(wanted.bytes.saturating_sub(offset));
+        if count == 0 {
+            return None;
+        }
+        let mut piece = vec![0; usize::try_from(count).ok()?];
+        pattern::fill(&mut piece, offset);
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), offset + count))
+    });
+    ([("x-task", task.to_string())], Body::from_stream(pieces))
+}
+
+async fn echo(socket: UdpSocket, task: Arc<str>) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
+        let hello = Hello {
+            task: task.to_string(),
+            peer: peer.to_string(),
+        };
+        if let Ok(answer) = serde_json::to_vec(&hello) {
+            // A datagram that cannot be sent is lost, as datagrams are.
+            let _ = socket.send_to(&answer, peer).await;
+        }
+    }
+}
+
+/// Bytes as hexadecimal digits.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,161 @@
+//! The stories that hold in every variant of the data path.
+
+use anyhow::{Context, Result, ensure};
+
+use super::support::{HTTP, Stage, Story, UDP, expect_answers, expect_client_address, expect_rotation};
+
+/// Bytes of the big transfers.
+const MIB: u64 = 1 << 20;
+
+/// All of them.
+pub(crate) const STORIES: &[Story] = &[
+    (
+        "requests_to_every_node_are_spread_in_rotation",
+        rotation_from_the_client,
+    ),
+    (
+        "requests_to_localhost_are_spread_in_rotation",
+        rotation_from_the_node,
+    ),
+    ("the_replica_sees_the_clients_address", client_address),
+    ("a_container_reaches_its_own_nodes_port", hairpin),
+    ("localhost_by_ipv6_does_not_hang", localhost_by_ipv6),
+    ("big_transfers_through_a_remote_replica_arrive_whole", transfers),
+    ("udp_is_echoed_by_local_and_remote_replicas", udp),
+];
+
+fn rotation_from_the_client(stage: &Stage) -> Result<()> {
+    for node in stage.lab.nodes() {
+        let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 10)?;
+        expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
+    }
+    Ok(())
+}
+
+fn rotation_from_the_node(stage: &Stage) -> Result<()> {
+    for node in stage.lab.nodes() {
+        for url in [format!("http://localhost:{HTTP}/"), stage.url(node, HTTP)?] {
+            let replies = stage.lab.fetch(node, &url, 10)?;
+            expect_rotation(&replies, 5).with_context(|| format!("on {node} to {url}"))?;
+        }
+        // Another node's address is served by that node, like for any client.
+        let other = if node == "node1" { "node2" } else { "node1" };
+        let replies = stage.lab.fetch(node, &stage.url(other, HTTP)?, 10)?;
+        expect_rotation(&replies, 5).with_context(|| format!("on {node} to {other}"))?;
+    }
+    Ok(())
+}
+
+fn client_address(stage: &Stage) -> Result<()> {
+    let client = stage.lab.address("client")?;
+    for node in stage.lab.nodes() {
+        let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 5)?;
+        expect_client_address(&replies, &client).with_context(|| format!("behind {node}"))?;
+    }
+    let replies = stage.lab.fetch("node2", &stage.url("node1", HTTP)?, 5)?;
+    expect_client_address(&replies, &stage.lab.address("node2")?).context("from one node to another")
+}
+
+fn hairpin(stage: &Stage) -> Result<()> {
+    for node in stage.lab.nodes() {
+        let filter = "label=com.docker.swarm.service.name=web";
+        let list = stage.lab.docker(node, ["ps", "--quiet", "--filter", filter])?;
+        let container = list
+            .lines()
+            .next()
+            .with_context(|| format!("no replica runs on {node}"))?;
+        let url = stage.url(node, HTTP)?;
+        let program = "/bin/mesh-testbed";
+        let text = stage
+            .lab
+            .docker(node, ["exec", container, program, "get", &url, "--count", "10"])?;
+        let replies = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<Vec<_>, _>>()
+            .context("no JSON came")?;
+        expect_answers(&replies).with_context(|| format!("from a container on {node} to {url}"))?;
+        expect_rotation(&replies, 5).with_context(|| format!("from a container on {node} to {url}"))?;
+    }
+    Ok(())
+}
+
+fn localhost_by_ipv6(stage: &Stage) -> Result<()> {
+    let reply = stage.lab.connect("node2", &format!("[::1]:{HTTP}"))?;
+    ensure!(
+        matches!(reply.outcome.as_str(), "answered" | "refused"),
+        "::1 gave {}: {}",
+        reply.outcome,
+        reply.error
+    );
+    Ok(())
+}
+
+fn transfers(stage: &Stage) -> Result<()> {
+    // The only replica is on node3; the client enters at node1, and once at node3 itself.
+    let place = ["--constraint", "node.hostname==node3"];
+    stage.lab.create_service("far", 1, &["9300:80"], &place)?;
+    let outcome = (|| {
+        wait_for_port(stage, "node1", 9300)?;
+        wait_for_port(stage, "node3", 9300)?;
+        for (node, size) in [("node1", 256 * MIB), ("node3", 32 * MIB)] {
+            let bytes = size.to_string();
+            let more = ["--bytes", &bytes, "--timeout", "120000"];
+            let base = stage.url(node, 9300)?;
+            let upload = format!("{base}upload");
+            let mut words = vec!["upload", &upload];
+            words.extend(more);
+            stage
+                .lab
+                .testbed("client", &words)
+                .with_context(|| format!("upload of {bytes} bytes by {node}"))?;
+            let download = format!("{base}download?bytes={bytes}");
+            let mut words = vec!["download", &download];
+            words.extend(more);
+            stage
+                .lab
+                .testbed("client", &words)
+                .with_context(|| format!("download of {bytes} bytes by {node}"))?;
+        }
+        // And from a process of a node without the replica.
+        let url = format!("http://localhost:9300/download?bytes={}", 32 * MIB);
+        let bytes = (32 * MIB).to_string();
+        stage.lab.testbed(
+            "node2",
+            &["download", &url, "--bytes", &bytes, "--timeout", "60000"],
+        )?;
+        Ok(())
+    })();
+    stage.lab.remove_service("far")?;
+    outcome
+}
+
+fn udp(stage: &Stage) -> Result<()> {
+    let client = stage.lab.address("client")?;
+    for node in stage.lab.nodes() {
+        let replies = stage.lab.datagrams("client", &stage.at(node, UDP)?, 10)?;
+        expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
+        for reply in &replies {
+            let port = reply.local.rsplit(':').next().unwrap_or_default();
+            ensure!(
+                reply.peer == format!("{client}:{port}"),
+                "{} saw {}",
+                reply.task,
+                reply.peer
+            );
+        }
+        let replies = stage.lab.datagrams(node, &format!("127.0.0.1:{UDP}"), 10)?;
+        expect_rotation(&replies, 5).with_context(|| format!("on {node} to localhost"))?;
+    }
+    Ok(())
+}
+
+/// Waits until a port answers at a node.
+pub(crate) fn wait_for_port(stage: &Stage, node: &str, port: u16) -> Result<()> {
+    let url = stage.url(node, port)?;
+    xtask::lab::wait_until(
+        &format!("port {port} of {node}"),
+        std::time::Duration::from_secs(10),
+        || expect_answers(&stage.lab.fetch_with("client", &url, 1, &["--timeout", "500"])?),
+    )
+}

@@ -1,0 +1,290 @@
+//! The stories of what changes: scaling, removal, and agents and engines that stop and come back.
+
+use std::{collections::BTreeSet, thread, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use xtask::lab::{Reply, traffic::spread, wait_until};
+
+use super::support::{HTTP, SOON, Stage, Story, UDP, expect_all_of, expect_answers};
+
+/// All of them.
+pub(crate) const STORIES: &[Story] = &[
+    ("scaling_is_followed_within_a_second", scaling),
+    ("scaling_down_loses_no_request", scaling_down_under_traffic),
+    ("a_removed_service_is_refused_within_a_second", removal),
+    ("a_stopped_agent_leaves_nothing_behind", nothing_left),
+    ("a_kept_data_path_carries_on_without_its_agent", kept),
+    ("a_workers_agent_may_restart_or_crash", worker_restart),
+    ("the_managers_agent_may_restart", manager_restart),
+    ("dockerd_may_restart", engine_restart),
+];
+
+fn scaling(stage: &Stage) -> Result<()> {
+    for replicas in [8, 2, 0, 3] {
+        let before = stage.names("web")?;
+        stage.lab.scale("web", replicas)?;
+        if replicas < before.len() {
+            // Tasks leave the list of those that shall run at once: that is the moment that counts.
+            wait_until("the tasks to be taken out", Duration::from_secs(10), || {
+                let left = stage.lab.running_tasks("web")?.len();
+                ensure!(left == replicas, "{left} tasks shall run");
+                Ok(())
+            })?;
+        } else {
+            stage.lab.wait_for_tasks("web", replicas)?;
+        }
+        if replicas == 0 {
+            for node in stage.lab.nodes() {
+                until_refused(stage, node).context("scaled to none")?;
+            }
+            continue;
+        }
+        let tasks = stage.names("web")?;
+        for node in stage.lab.nodes() {
+            // The node that is asked last had longer; each must be right by now or within the second.
+            let url = stage.url(node, HTTP)?;
+            let count = tasks.len() * 2;
+            wait_until(&format!("{node} to follow to {replicas}"), SOON, || {
+                expect_all_of(
+                    &stage
+                        .lab
+                        .fetch_with("client", &url, count, &["--timeout", "500"])?,
+                    &tasks,
+                )
+            })?;
+            // And it stays so: nothing goes to a task that was taken out.
+            expect_all_of(&stage.lab.fetch("client", &url, count * 2)?, &tasks)
+                .with_context(|| node.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+fn scaling_down_under_traffic(stage: &Stage) -> Result<()> {
+    let url = stage.url("node1", HTTP)?;
+    let replies = during(stage, &url, 400, || {
+        thread::sleep(Duration::from_millis(300));
+        stage.lab.scale("web", 2)?;
+        wait_until("two tasks", Duration::from_secs(10), || {
+            ensure!(stage.lab.running_tasks("web")?.len() == 2, "not yet");
+            Ok(())
+        })
+    })?;
+    expect_answers(&replies).context("while five replicas became two")
+}
+
+fn removal(stage: &Stage) -> Result<()> {
+    stage.lab.docker("node1", ["service", "rm", "web"])?;
+    for node in stage.lab.nodes() {
+        until_refused(stage, node).context("service removed")?;
+    }
+    // The next story's service of this name must not meet this one's containers.
+    stage.lab.remove_service("web")
+}
+
+fn until_refused(stage: &Stage, node: &str) -> Result<()> {
+    let target = stage.at(node, HTTP)?;
+    for (from, target) in [("client", target), (node, format!("127.0.0.1:{HTTP}"))] {
+        wait_until(&format!("{node} to refuse connections from {from}"), SOON, || {
+            let reply = stage.lab.connect(from, &target)?;
+            ensure!(
+                reply.outcome == "refused",
+                "{}: {} {}",
+                target,
+                reply.outcome,
+                reply.error
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn nothing_left(stage: &Stage) -> Result<()> {
+    let node = "node2";
+    stage.lab.stop_agent(node)?;
+    let before = network(stage, node)?;
+    stage.lab.start_agent(node, stage.arguments)?;
+    stage.until_all_know("web", Duration::from_secs(15))?;
+    let objects = bpf_objects(stage, node)?;
+    ensure!(
+        !objects.is_empty(),
+        "a running agent holds no BPF object that bpftool sees"
+    );
+    let status = stage
+        .lab
+        .stop_agent(node)?
+        .context("the agent's exit status is not known")?;
+    ensure!(status.success(), "on SIGTERM the agent ended with {status}");
+    wait_until(
+        "the kernel to free what the agent loaded",
+        Duration::from_secs(5),
+        || {
+            let left: BTreeSet<_> = all_bpf_objects(stage, node)?
+                .intersection(&objects)
+                .cloned()
+                .collect();
+            ensure!(left.is_empty(), "left are {left:?}");
+            Ok(())
+        },
+    )?;
+    let after = network(stage, node)?;
+    ensure!(
+        before == after,
+        "the node's network was\n{before}\nand is\n{after}"
+    );
+    let pins = stage.lab.run(node, ["find", "/sys/fs/bpf", "-mindepth", "1"])?;
+    ensure!(pins.is_empty(), "pins are left: {pins}");
+    Ok(())
+}
+
+/// All of a node's network that an agent could change.
+fn network(stage: &Stage, node: &str) -> Result<String> {
+    let mut text = String::new();
+    // Names and kinds only: counters and states change by themselves.
+    for words in [
+        "ip -oneline link show | sed 's/ state [A-Z]*//; s/@.*: </: </' | grep -v ': veth'",
+        "ip -oneline address show scope global | grep -v ': veth'",
+        "ip route show table all | grep -v 'dev veth' | grep -v fe80 | grep -v ff00",
+        "ip rule show",
+        "ip neighbour show nud permanent",
+        "tc qdisc show | grep -v 'dev veth'",
+        "bpftool net show",
+        "bpftool cgroup show /run/cgroup2",
+        "sysctl -a --pattern 'net.ipv4.(conf.(all|eth0|docker_gwbridge)|ip_forward)' 2>/dev/null",
+        "iptables-save | grep -v -e '^#' | sed 's/\\[[0-9:]*\\]//' | sort",
+    ] {
+        // Some print nothing, and then grep fails.
+        let output = stage.lab.run(node, ["sh", "-c", &format!("{words}; true")])?;
+        text += &format!("$ {words}\n{output}\n");
+    }
+    Ok(text)
+}
+
+/// The BPF objects of the agent on a node: what its file descriptors hold, and its programs' maps.
+fn bpf_objects(stage: &Stage, node: &str) -> Result<BTreeSet<(String, u64)>> {
+    let script = "cat /proc/$(cat /run/mesh-agent.pid)/fdinfo/* 2>/dev/null | grep -E '^(prog_id|map_id|link_id):'; true";
+    let held = stage.lab.run(node, ["sh", "-c", script])?;
+    let mut objects = BTreeSet::new();
+    for line in held.lines() {
+        let (kind, id) = line.split_once(':').context("fdinfo has no colon")?;
+        let id = id.trim().parse().with_context(|| format!("`{line}` has no id"))?;
+        objects.insert((kind.trim_end_matches("_id").to_owned(), id));
+    }
+    Ok(objects)
+}
+
+/// Every BPF object in the kernel.
+fn all_bpf_objects(stage: &Stage, node: &str) -> Result<BTreeSet<(String, u64)>> {
+    let mut objects = BTreeSet::new();
+    for kind in ["prog", "map", "link"] {
+        let text = stage.lab.run(node, ["bpftool", "--json", kind, "show"])?;
+        let list: Vec<Value> =
+            serde_json::from_str(&text).with_context(|| format!("bpftool {kind} said {text}"))?;
+        objects.extend(
+            list.iter()
+                .filter_map(|one| Some((kind.to_owned(), one.get("id")?.as_u64()?))),
+        );
+    }
+    Ok(objects)
+}
+
+fn kept(stage: &Stage) -> Result<()> {
+    let node = "node2";
+    stage.lab.stop_agent(node)?;
+    let keep = [stage.arguments, &["--on-stop", "keep"]].concat();
+    stage.lab.start_agent(node, &keep)?;
+    stage.until_all_know("web", Duration::from_secs(15))?;
+    let tasks = stage.names("web")?;
+    let url = stage.url(node, HTTP)?;
+    let replies = during(stage, &url, 150, || stage.lab.stop_agent(node).map(drop))?;
+    expect_answers(&replies).context("while the agent stopped")?;
+    expect_all_of(&replies, &tasks)?;
+    expect_all_of(
+        &stage.lab.fetch(node, &format!("http://localhost:{HTTP}/"), 10)?,
+        &tasks,
+    )?;
+    // The next agent takes over what it finds, and takes it out when it is told to.
+    let replies = during(stage, &url, 150, || stage.lab.start_agent(node, stage.arguments))?;
+    expect_answers(&replies).context("while the next agent took over")?;
+    stage.lab.stop_agent(node)?;
+    let pins = stage.lab.run(node, ["find", "/sys/fs/bpf", "-mindepth", "1"])?;
+    ensure!(pins.is_empty(), "pins are left: {pins}");
+    Ok(())
+}
+
+fn worker_restart(stage: &Stage) -> Result<()> {
+    let node = "node2";
+    // Another node's traffic does not care, also not where this node's replicas serve it.
+    let url = stage.url("node1", HTTP)?;
+    let replies = during(stage, &url, 200, || {
+        stage.lab.kill_agent(node)?;
+        stage.lab.start_agent(node, stage.arguments)
+    })?;
+    expect_answers(&replies).context("while the agent of node2 crashed and came back")?;
+    stage.lab.stop_agent(node)?;
+    stage.lab.scale("web", 7)?;
+    stage.lab.wait_for_tasks("web", 7)?;
+    stage.lab.start_agent(node, stage.arguments)?;
+    stage
+        .until_all_know("web", Duration::from_secs(10))
+        .context("scaled while the agent of node2 was stopped")
+}
+
+fn manager_restart(stage: &Stage) -> Result<()> {
+    let url = stage.url("node2", HTTP)?;
+    // node1 has replicas of its own, which need its agent: a crash keeps the data path.
+    let replies = during(stage, &url, 200, || {
+        stage.lab.kill_agent("node1")?;
+        stage.lab.start_agent("node1", stage.arguments)
+    })?;
+    expect_answers(&replies).context("while the manager's agent crashed and came back")?;
+    stage.lab.scale("web", 6)?;
+    stage.lab.wait_for_tasks("web", 6)?;
+    stage
+        .until_all_know("web", Duration::from_secs(10))
+        .context("scaled after the manager's agent came back")
+}
+
+fn engine_restart(stage: &Stage) -> Result<()> {
+    let node = "node2";
+    stage.lab.stop_engine(node)?;
+    // Swarm notices after a while and starts the node's tasks elsewhere; the others go on meanwhile.
+    stage.lab.start_engine(node)?;
+    stage.lab.wait_for_tasks("web", 5)?;
+    stage
+        .until_all_know("web", Duration::from_secs(20))
+        .context("after dockerd of node2 restarted")?;
+    stage.lab.stop_engine("node1")?;
+    // The manager is away, and with it every change; what runs on the workers is still served there.
+    let reply = stage.lab.fetch("client", &stage.url("node3", HTTP)?, 10)?;
+    ensure!(
+        spread(&reply).keys().any(|task| task.starts_with("web.")),
+        "without the manager's engine node3 answers nothing: {:?}",
+        spread(&reply)
+    );
+    stage.lab.start_engine("node1")?;
+    wait_until("Swarm to have its manager again", Duration::from_secs(30), || {
+        stage.lab.docker("node1", ["node", "ls"]).map(drop)
+    })?;
+    stage.lab.wait_for_tasks("web", 5)?;
+    stage
+        .until_all_know("web", Duration::from_secs(20))
+        .context("after dockerd of node1 restarted")?;
+    let udp = stage.lab.datagrams("client", &stage.at(node, UDP)?, 5)?;
+    expect_answers(&udp).context("UDP after the restarts")
+}
+
+/// Sends requests, one each 10 ms, while something happens; returns what came of each.
+fn during(stage: &Stage, url: &str, count: usize, work: impl FnOnce() -> Result<()>) -> Result<Vec<Reply>> {
+    thread::scope(|scope| {
+        let requests = scope.spawn(|| stage.lab.fetch_with("client", url, count, &["--pause", "10"]));
+        let outcome = work();
+        let Ok(replies) = requests.join() else {
+            bail!("the thread that sent requests panicked")
+        };
+        outcome?;
+        replies
+    })
+}

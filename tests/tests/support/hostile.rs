@@ -1,0 +1,276 @@
+//! The stories of those who mean no good: garbage frames, and peers without a certificate.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use xtask::{
+    command::run_with_input,
+    lab::{agent::metric_sum, engine, wait_until},
+    paths,
+};
+
+use super::support::{HTTP, Stage, Story, UDP, expect_answers, expect_rotation};
+
+/// All of them.
+pub(crate) const STORIES: &[Story] = &[
+    ("garbage_frames_are_counted_and_hurt_nobody", garbage),
+    ("a_peer_without_a_nodes_certificate_is_refused", foreign_peers),
+];
+
+fn garbage(stage: &Stage) -> Result<()> {
+    let node = "node2";
+    let target = Target::of(stage, node)?;
+    let drops = |reason: &str| -> Result<f64> {
+        let label = format!("reason=\"{reason}\"");
+        let labels: &[&str] = if reason.is_empty() { &[] } else { &[&label] };
+        Ok(metric_sum(&stage.lab.metrics(node)?, "mesh_drops_total", labels))
+    };
+    let before = drops("")?;
+    let frames = target.garbage();
+    let lines: String = frames
+        .iter()
+        .map(|(_, frame)| hexadecimal(frame) + "\n")
+        .collect();
+    let program = paths::program("mesh-testbed");
+    let program = program
+        .to_str()
+        .context("the target folder's path is not UTF-8")?;
+    let mut inject: Command = stage.lab.command("client", [program, "inject"])?;
+    for _ in 0..20 {
+        let sent = run_with_input(&mut inject, lines.as_bytes())?;
+        ensure!(
+            sent == frames.len().to_string(),
+            "{sent} frames were sent of {}",
+            frames.len()
+        );
+        inject = stage.lab.command("client", [program, "inject"])?;
+    }
+    wait_until("the drops to be counted", Duration::from_secs(5), || {
+        let after = drops("")?;
+        // Not every kind is dropped by the mesh: what is not for it goes on to the kernel.
+        ensure!(
+            after - before >= 20.0 * 4.0,
+            "mesh_drops_total went from {before} to {after}"
+        );
+        Ok(())
+    })?;
+    let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 10)?;
+    expect_rotation(&replies, 5).context("after the garbage")?;
+    expect_answers(&stage.lab.datagrams("client", &stage.at(node, UDP)?, 5)?)
+        .context("UDP after the garbage")?;
+    ensure!(stage.lab.agent_is_running(node)?, "the agent has ended");
+    Ok(())
+}
+
+/// Who the frames are for and from.
+struct Target {
+    to_mac: [u8; 6],
+    from_mac: [u8; 6],
+    to: [u8; 4],
+    from: [u8; 4],
+}
+
+impl Target {
+    fn of(stage: &Stage, node: &str) -> Result<Self> {
+        let address = |name: &str| -> Result<[u8; 4]> {
+            Ok(stage
+                .lab
+                .address(name)?
+                .parse::<std::net::Ipv4Addr>()
+                .context("no address")?
+                .octets())
+        };
+        let mac = |name: &str| -> Result<[u8; 6]> {
+            let text = stage
+                .lab
+                .run(name, ["cat", "/proc/self/net/../../self/net/dev"])
+                .and_then(|_| {
+                    stage.lab.run(
+                        name,
+                        [
+                            "sh",
+                            "-c",
+                            "ip -oneline link show eth0 | sed 's/.*ether //; s/ .*//'",
+                        ],
+                    )
+                })?;
+            let bytes: Vec<u8> = text
+                .trim()
+                .split(':')
+                .map(|byte| u8::from_str_radix(byte, 16))
+                .collect::<Result<_, _>>()?;
+            bytes
+                .try_into()
+                .map_err(|_| anyhow::anyhow!("`{text}` is no MAC address"))
+        };
+        Ok(Self {
+            to_mac: mac(node)?,
+            from_mac: mac("client")?,
+            to: address(node)?,
+            from: address("client")?,
+        })
+    }
+
+    fn frame(&self, ip: &[u8]) -> Vec<u8> {
+        [self.to_mac.as_slice(), &self.from_mac, &[0x08, 0x00], ip].concat()
+    }
+
+    /// An IPv4 header with a right checksum; `words` are its options, `total` its claimed length.
+    fn ip(&self, protocol: u8, fragment: u16, options: &[u8], total: u16) -> Vec<u8> {
+        let words = 5 + options.len() / 4;
+        let mut header = vec![0x40 | words as u8, 0];
+        header.extend(total.to_be_bytes());
+        header.extend([0x12, 0x34]);
+        header.extend(fragment.to_be_bytes());
+        header.extend([64, protocol, 0, 0]);
+        header.extend(self.from);
+        header.extend(self.to);
+        header.extend(options);
+        let sum = checksum(&header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        header
+    }
+
+    /// Each with what is wrong with it.
+    fn garbage(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let tcp = |flags: u8, offset: u8| {
+            let mut header = 40_000_u16.to_be_bytes().to_vec();
+            header.extend(HTTP.to_be_bytes());
+            header.extend([0, 0, 0, 1, 0, 0, 0, 0, offset << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+            header
+        };
+        let udp = |port: u16, length: u16| {
+            let mut header = 40_001_u16.to_be_bytes().to_vec();
+            header.extend(port.to_be_bytes());
+            header.extend(length.to_be_bytes());
+            header.extend([0, 0]);
+            header
+        };
+        let join = |header: Vec<u8>, body: &[u8]| self.frame(&[header.as_slice(), body].concat());
+        let mut version_six = join(self.ip(6, 0, &[], 40), &tcp(2, 5));
+        version_six[14] = 0x65;
+        let mut short_header = join(self.ip(6, 0, &[], 40), &tcp(2, 5));
+        short_header[14] = 0x43;
+        let geneve = |body: &[u8]| {
+            let length = 8 + body.len() as u16;
+            join(
+                self.ip(17, 0, &[], 20 + length),
+                &[udp(6081, length).as_slice(), body].concat(),
+            )
+        };
+        vec![
+            ("an Ethernet header alone", self.frame(&[])),
+            (
+                "an IPv4 header cut short",
+                self.frame(&self.ip(6, 0, &[], 40)[..12]),
+            ),
+            (
+                "a TCP header cut short",
+                join(self.ip(6, 0, &[], 40), &tcp(2, 5)[..7]),
+            ),
+            (
+                "a UDP header cut short",
+                join(self.ip(17, 0, &[], 28), &udp(UDP, 8)[..3]),
+            ),
+            ("version 6 in an IPv4 frame", version_six),
+            ("a header length below the least", short_header),
+            (
+                "a total length beyond the frame",
+                join(self.ip(6, 0, &[], 1400), &tcp(2, 5)),
+            ),
+            (
+                "a total length below the header",
+                join(self.ip(6, 0, &[], 10), &tcp(2, 5)),
+            ),
+            (
+                "a TCP offset below the least",
+                join(self.ip(6, 0, &[], 40), &tcp(2, 2)),
+            ),
+            (
+                "a TCP offset beyond the packet",
+                join(self.ip(6, 0, &[], 40), &tcp(2, 15)),
+            ),
+            ("no TCP flags", join(self.ip(6, 0, &[], 40), &tcp(0, 5))),
+            ("all TCP flags", join(self.ip(6, 0, &[], 40), &tcp(0xff, 5))),
+            ("IP options", join(self.ip(6, 0, &[1, 1, 1, 0], 44), &tcp(2, 5))),
+            (
+                "an IP option longer than the header",
+                join(self.ip(6, 0, &[7, 200, 0, 0], 44), &tcp(2, 5)),
+            ),
+            (
+                "the first fragment",
+                join(
+                    self.ip(17, 0x2000, &[], 44),
+                    &[udp(UDP, 100), vec![0; 16]].concat(),
+                ),
+            ),
+            ("a later fragment", join(self.ip(17, 0x0005, &[], 44), &[0; 24])),
+            (
+                "a UDP length beyond the packet",
+                join(self.ip(17, 0, &[], 28), &udp(UDP, 1000)),
+            ),
+            (
+                "a UDP length below the header",
+                join(self.ip(17, 0, &[], 28), &udp(UDP, 2)),
+            ),
+            ("Geneve from who is no peer", geneve(&[0, 0, 0x08, 0, 0, 0, 0, 0])),
+            (
+                "Geneve of a wrong version",
+                geneve(&[0xc0, 0, 0x08, 0, 0, 0, 0, 0]),
+            ),
+            (
+                "Geneve with options beyond the packet",
+                geneve(&[0x3f, 0, 0x08, 0, 0, 0, 0, 0]),
+            ),
+            ("Geneve cut short", geneve(&[0, 0])),
+        ]
+    }
+}
+
+fn checksum(header: &[u8]) -> u16 {
+    let sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn foreign_peers(stage: &Stage) -> Result<()> {
+    let feed = stage.at("node1", 9468)?;
+    let dial = |more: &[&str]| {
+        stage
+            .lab
+            .testbed("client", &[&["tls", feed.as_str()], more].concat())
+    };
+    // A node's own certificate is let in: the story would prove nothing otherwise.
+    let certificates = engine::data_root(stage.lab.state(), "node2").join("swarm/certificates");
+    let path = |name: &str| certificates.join(name).display().to_string();
+    let (certificate, key) = (path("swarm-node.crt"), path("swarm-node.key"));
+    let node = dial(&["--certificate", &certificate, "--key", &key])?;
+    ensure!(node == "kept", "a node's certificate: {node}");
+
+    let none = dial(&[])?;
+    ensure!(none.starts_with("refused"), "without a certificate: {none}");
+
+    let folder = stage.lab.state().data.join("stranger");
+    fs::create_dir_all(&folder).with_context(|| format!("could not create {}", folder.display()))?;
+    for (name, subject) in [
+        ("a foreign one", "a-node-of-another-cluster"),
+        ("a copied name", "swarm-worker"),
+    ] {
+        let pair = rcgen::generate_simple_self_signed(vec![subject.to_owned()]).context("no certificate")?;
+        let (certificate, key) = (folder.join("crt"), folder.join("key"));
+        fs::write(&certificate, pair.cert.pem()).context("could not write the certificate")?;
+        fs::write(&key, pair.signing_key.serialize_pem()).context("could not write the key")?;
+        let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+        let outcome = dial(&["--certificate", &certificate, "--key", &key])?;
+        ensure!(outcome.starts_with("refused"), "{name}: {outcome}");
+    }
+    // The workers' own connections go on.
+    stage.until_all_know("web", Duration::from_secs(5))
+}

@@ -1,0 +1,135 @@
+//! `cargo xtask build`: the eBPF programs, then the static programs that carry them. Depends on `setup`
+//! for the tool chain.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{command, progress},
+    paths,
+    setup::{EbpfToolchain, cargo_home, clean},
+};
+
+/// How the eBPF programs are compiled and linked.
+const EBPF_FLAGS: &[&str] = &[
+    "-C",
+    "linker=bpf-linker",
+    "-C",
+    "target-cpu=v3",
+    "-C",
+    "target-feature=+allows-misaligned-mem-access",
+    "-C",
+    "link-arg=--btf",
+    "-C",
+    "debuginfo=2",
+    "--cfg",
+    "bpf_target_arch=\"x86_64\"",
+];
+
+/// Where the static programs run: anywhere, an empty container included.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds everything.
+///
+/// # Errors
+/// When a build fails; with the end of its output.
+pub fn run() -> Result<()> {
+    ebpf()?;
+    static_programs()
+}
+
+/// Builds the eBPF programs; the result is [`paths::ebpf_object`].
+///
+/// # Errors
+/// When the build fails.
+pub fn ebpf() -> Result<()> {
+    let toolchain = EbpfToolchain::find();
+    let target = paths::target().join("ebpf");
+    let mut build = match toolchain {
+        EbpfToolchain::Debian => {
+            let mut build = clean(command(["/usr/bin/cargo"]));
+            build.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+            build
+        }
+        EbpfToolchain::RustupNightly => clean(command(["rustup", "run", "nightly", "cargo"])),
+    };
+    build
+        .args([
+            "build",
+            "--package",
+            "mesh-ebpf",
+            "--bin",
+            "mesh",
+            "--features",
+            "programs",
+            "--release",
+        ])
+        .args([
+            "--target",
+            "bpfel-unknown-none",
+            "-Z",
+            "build-std=core",
+            "--target-dir",
+        ])
+        .arg(&target)
+        .env("CARGO_ENCODED_RUSTFLAGS", EBPF_FLAGS.join("\u{1f}"))
+        .env("PATH", path_with_cargo_bin()?)
+        .current_dir(paths::workspace());
+    progress(
+        &format!("eBPF programs, by {}", toolchain.describe()),
+        "ebpf",
+        &mut build,
+    )?;
+    let built = target.join("bpfel-unknown-none/release/mesh");
+    let object = paths::ebpf_object();
+    // Only a changed object makes the agent's build begin anew.
+    let bytes = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
+    if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
+        fs::write(&object, bytes).with_context(|| format!("could not write {}", object.display()))?;
+    }
+    Ok(())
+}
+
+/// Builds `mesh-agent`, `meshctl` and the test server, linked statically.
+///
+/// # Errors
+/// When the build fails.
+pub fn static_programs() -> Result<()> {
+    let mut build = cargo(["build", "--release", "--target", STATIC_TARGET]);
+    build.args([
+        "--package",
+        "mesh-agent",
+        "--package",
+        "mesh-tests",
+        "--bins",
+        "--target-dir",
+    ]);
+    build
+        .arg(paths::target().join("static"))
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    progress(
+        "mesh-agent, meshctl and the test server, static",
+        "static",
+        &mut build,
+    )
+}
+
+/// The workspace's own cargo, told where the eBPF programs are.
+pub fn cargo<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut cargo = clean(command(["cargo"]));
+    cargo
+        .args(words)
+        .env("MESH_EBPF_OBJECT", paths::ebpf_object())
+        .current_dir(paths::workspace());
+    if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
+        cargo.env("CARGO_TARGET_DIR", target);
+    }
+    cargo
+}
+
+fn path_with_cargo_bin() -> Result<std::ffi::OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(std::iter::once(cargo_home().join("bin")).chain(std::env::split_paths(&path)))
+        .context("the PATH cannot be extended")
+}

@@ -1,0 +1,61 @@
+//! Waiting for a condition with a deadline. Depends on nothing else here.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+/// How long to rest between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet".
+///
+/// # Errors
+/// When the deadline passes: the last observation, and how long was waited for what.
+pub fn wait_until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let begin = Instant::now();
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(error) if begin.elapsed() >= timeout => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "waited {:.1} s in vain for {what}; last seen",
+                        begin.elapsed().as_secs_f64()
+                    )
+                });
+            }
+            Err(_) => sleep(PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    #[test]
+    fn returns_what_the_probe_saw() -> Result<()> {
+        let mut looks = 0;
+        let seen = wait_until("the third look", Duration::from_secs(5), || {
+            looks += 1;
+            if looks < 3 {
+                bail!("too early");
+            }
+            Ok(looks)
+        })?;
+        assert_eq!(seen, 3);
+        Ok(())
+    }
+
+    #[test]
+    fn failure_tells_what_was_seen_last() {
+        let outcome: Result<()> = wait_until("rain", Duration::ZERO, || bail!("only sun"));
+        let text = format!("{:#}", outcome.unwrap_err());
+        assert!(text.contains("rain") && text.contains("only sun"), "{text}");
+    }
+}

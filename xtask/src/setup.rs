@@ -1,0 +1,221 @@
+//! `cargo xtask setup`: installs what the build and the lab need, and only what is missing. Depends on
+//! `command`.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{self, command, exists};
+
+/// Debian packages, each with a file that tells whether what it brings is there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("docker.io", "dockerd"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("iptables", "iptables"),
+    ("iproute2", "ip"),
+    ("busybox-static", "busybox"),
+    ("ethtool", "ethtool"),
+    ("tcpdump", "tcpdump"),
+    ("bpftool", "bpftool"),
+    ("nftables", "nft"),
+    ("prometheus", "promtool"),
+    ("procps", "ps"),
+    ("util-linux", "nsenter"),
+];
+
+/// Debian's Rust for eBPF, where rustup has no nightly with the standard library's source.
+const EBPF_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
+
+/// What bpf-linker is built with.
+const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libzstd-dev", "libpolly-22-dev"];
+
+/// Which Rust builds the eBPF programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EbpfToolchain {
+    /// rustup's nightly with `rust-src`.
+    RustupNightly,
+    /// Debian's `/usr/bin/cargo` and `/usr/bin/rustc` with `rust-web-src`.
+    Debian,
+}
+
+impl EbpfToolchain {
+    /// Finds the tool chain: rustup's nightly where it has the source, Debian's otherwise.
+    #[must_use]
+    pub fn find() -> Self {
+        let sysroot = command::run(&mut clean(command([
+            "rustup", "run", "nightly", "rustc", "--print", "sysroot",
+        ])));
+        match sysroot {
+            Ok(path)
+                if Path::new(&path)
+                    .join("lib/rustlib/src/rust/library/core")
+                    .is_dir() =>
+            {
+                Self::RustupNightly
+            }
+            _ => Self::Debian,
+        }
+    }
+
+    /// What it is, for people.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::RustupNightly => "rustup's nightly with rust-src",
+            Self::Debian => "Debian's cargo and rustc (/usr/bin) with rust-web-src",
+        }
+    }
+}
+
+/// Takes away what `cargo run` and rustup tell their children, which would lead another cargo astray.
+#[must_use]
+pub fn clean(mut command: std::process::Command) -> std::process::Command {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let misleads = [
+            "CARGO",
+            "RUSTUP_TOOLCHAIN",
+            "RUSTC",
+            "RUSTFLAGS",
+            "RUST_RECURSION_COUNT",
+            "RUSTDOC",
+        ];
+        let belongs_to_person = matches!(&*text, "CARGO_HOME" | "CARGO_NET_OFFLINE" | "CARGO_HTTP_CAINFO")
+            || text.starts_with("CARGO_REGISTR")
+            || text.starts_with("CARGO_SOURCE")
+            || text.starts_with("CARGO_HTTP");
+        if misleads.iter().any(|prefix| text.starts_with(prefix)) && !belongs_to_person {
+            command.env_remove(&name);
+        }
+    }
+    // rustup puts its tool chain's library folder first; another rustc would load the wrong compiler.
+    command.env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+/// When something is missing and cannot be installed.
+pub fn run() -> Result<()> {
+    let toolchain = EbpfToolchain::find();
+    let packages = missing_packages(toolchain);
+    let linker = !exists("bpf-linker") && !cargo_bin("bpf-linker");
+    if packages.is_empty() && !linker {
+        println!(
+            "  nothing to install; eBPF programs are built by {}",
+            toolchain.describe()
+        );
+        return Ok(());
+    }
+    if !packages.is_empty() {
+        println!("  will install Debian packages: {}", packages.join(" "));
+    }
+    if linker {
+        println!("  will install by cargo: bpf-linker");
+    }
+    println!("  eBPF programs are built by {}", toolchain.describe());
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    }
+    if linker {
+        install_linker()?;
+    }
+    Ok(())
+}
+
+fn missing_packages(toolchain: EbpfToolchain) -> Vec<&'static str> {
+    let mut missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(_, program)| !exists(program))
+        .map(|(package, _)| *package)
+        .collect();
+    if toolchain == EbpfToolchain::Debian {
+        missing.extend(EBPF_PACKAGES.iter().filter(|package| !is_installed(package)));
+    }
+    if !exists("bpf-linker") && !cargo_bin("bpf-linker") {
+        missing.extend(LINKER_PACKAGES.iter().filter(|package| !is_installed(package)));
+    }
+    missing
+}
+
+fn is_installed(package: &str) -> bool {
+    command::run(&mut command([
+        "dpkg-query",
+        "--show",
+        "--showformat=${Status}",
+        package,
+    ]))
+    .is_ok_and(|status| status.ends_with("ok installed"))
+}
+
+fn cargo_bin(program: &str) -> bool {
+    cargo_home().join("bin").join(program).is_file()
+}
+
+/// Where cargo keeps what it installs.
+#[must_use]
+pub fn cargo_home() -> std::path::PathBuf {
+    std::env::var_os("CARGO_HOME").map_or_else(
+        || Path::new(&std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cargo"),
+        Into::into,
+    )
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if !nix::unistd::Uid::effective().is_root() {
+        bail!(
+            "installing packages needs root; run `apt-get install {}` yourself, or this as root",
+            packages.join(" ")
+        );
+    }
+    let _guard = NoServices::new()?;
+    let mut update = command(["apt-get", "update"]);
+    command::progress(
+        "package lists",
+        "apt-update",
+        update.env("DEBIAN_FRONTEND", "noninteractive"),
+    )?;
+    let mut install = command(["apt-get", "install", "--yes", "--no-install-recommends"]);
+    install.args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    command::progress("Debian packages", "apt-install", &mut install)
+}
+
+fn install_linker() -> Result<()> {
+    let prefix = command::run(&mut command(["llvm-config-22", "--prefix"]))?;
+    let mut install = clean(command(["cargo", "install", "bpf-linker", "--locked"]));
+    install
+        .args(["--no-default-features", "--features", "llvm-22"])
+        .env("LLVM_PREFIX", prefix);
+    command::progress("bpf-linker", "bpf-linker", &mut install)
+}
+
+/// Keeps packages from starting their services (an engine or a Prometheus on the host) while it lives.
+struct NoServices {
+    path: &'static Path,
+    ours: bool,
+}
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        if path.exists() {
+            // Somebody else's policy; it stays.
+            return Ok(Self { path, ours: false });
+        }
+        fs::write(path, "#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("could not write {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("could not make {} executable", path.display()))?;
+        Ok(Self { path, ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}

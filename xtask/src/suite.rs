@@ -1,0 +1,96 @@
+//! `cargo xtask test`: everything that can be tested, phase by phase. Depends on `setup` and `build`.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{build, build::cargo, command::stream, lab::check_root, paths, setup};
+
+/// What of the suite to run.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Stop before the end-to-end tests.
+    #[arg(long)]
+    no_end_to_end: bool,
+}
+
+/// Sets up, builds, and runs everything; the runners' output is shown as it comes.
+///
+/// # Errors
+/// The first phase that fails.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    check_root().context("the tests load eBPF programs and run a lab")?;
+    let mut phases = Phases::default();
+    phases.run("set-up", setup::run)?;
+    phases.run("build", build::run)?;
+    phases.stream("format", &mut cargo(["fmt", "--all", "--", "--check"]))?;
+    let mut lints = cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    phases.stream("lints", &mut lints)?;
+    phases.stream(
+        "unit and property tests",
+        &mut cargo([
+            "test",
+            "--workspace",
+            "--exclude",
+            "mesh-tests",
+            "--lib",
+            "--bins",
+        ]),
+    )?;
+    phases.stream(
+        "unit tests of the test server",
+        &mut cargo(["test", "--package", "mesh-tests", "--lib", "--bins"]),
+    )?;
+    if paths::workspace().join("mesh-agent/tests").is_dir() {
+        phases.stream(
+            "verifier and load tests",
+            &mut cargo(["test", "--package", "mesh-agent", "--test", "*"]),
+        )?;
+    }
+    if !arguments.no_end_to_end {
+        let mut stories = cargo([
+            "test",
+            "--package",
+            "mesh-tests",
+            "--test",
+            "*",
+            "--",
+            "--test-threads=1",
+        ]);
+        phases.stream("end-to-end tests", &mut stories)?;
+    }
+    phases.report();
+    Ok(())
+}
+
+#[derive(Default)]
+struct Phases {
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn run(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("== {name}");
+        let begin = Instant::now();
+        work().with_context(|| format!("{name} failed"))?;
+        let took = begin.elapsed();
+        println!("== {name}: passed in {:.1} s", took.as_secs_f64());
+        self.done.push((name, took));
+        Ok(())
+    }
+
+    fn stream(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
+        self.run(name, || stream(command))
+    }
+
+    fn report(&self) {
+        for (name, took) in &self.done {
+            println!("{:>8.1} s  {name}", took.as_secs_f64());
+        }
+        let total: Duration = self.done.iter().map(|(_, took)| *took).sum();
+        println!("all passed in {:.0} s", total.as_secs_f64());
+    }
+}
