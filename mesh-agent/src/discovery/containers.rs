@@ -1,14 +1,45 @@
-//! The containers of this node's Swarm tasks, and how each is reached without the overlay.
+//! The containers of this node's Swarm tasks, and how each is reached without the overlay: follows the
+//! local engine's events and looks once into the network of each container that appears. Depends on
+//! the model and on `source::docker`.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod sandbox;
 
-use tokio::sync::watch;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use bollard::{
+    models::{ContainerInspectResponse, EventMessage},
+    query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder},
+};
+use futures_util::StreamExt;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
 
+use self::sandbox::{Sandbox, SandboxError};
 use crate::{
     model::{Container, TaskId},
-    source::Docker,
+    source::{Backoff, Docker, DockerError, describe},
 };
+
+const TASK_LABEL: &str = "com.docker.swarm.task.id";
+const INGRESS_NETWORK: &str = "ingress";
+/// The containers are listed again this often, whatever the events say.
+const RELIST: Duration = Duration::from_secs(15);
+/// A container that could not be looked into is tried again after this time, …
+const RETRY: Duration = Duration::from_millis(200);
+/// … and each time this much later, but no later than this.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// The node's containers, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +57,60 @@ pub struct ContainerWatcher {
     docker: Docker,
     hint: Arc<dyn Fn() + Send + Sync>,
     state: watch::Sender<ContainerState>,
+    known: BTreeMap<ContainerId, Knowledge>,
+}
+
+type ContainerId = String;
+
+/// What is known of one running container of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Knowledge {
+    /// It is being looked into; so many times that has failed.
+    Pending { failures: u32 },
+    /// It will be looked into again.
+    Failed { failures: u32, retry: Instant },
+    /// It is reached so.
+    Reached(TaskId, Container),
+    /// It takes no part in the mesh: host network, not on the ingress network, no way to the host.
+    Apart,
+}
+
+/// Why following the engine ended.
+#[derive(Debug, thiserror::Error)]
+enum Interruption {
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error("Docker closed its stream of events; it is restarting")]
+    EventsEnded,
+}
+
+/// Why a container could not be looked into.
+#[derive(Debug, thiserror::Error)]
+enum LookUpError {
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// What the engine says of a task's container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Described {
+    task: TaskId,
+    ingress_address: Ipv4Addr,
+    sandbox: PathBuf,
+}
+
+type Looked = (ContainerId, Result<Option<(TaskId, Container)>, LookUpError>);
+
+impl fmt::Debug for ContainerWatcher {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ContainerWatcher")
+            .field("socket", &self.docker.socket())
+            .field("known", &self.known)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ContainerWatcher {
@@ -37,19 +122,259 @@ impl ContainerWatcher {
         hint: impl Fn() + Send + Sync + 'static,
     ) -> (Self, watch::Receiver<ContainerState>) {
         let (state, receiver) = watch::channel(ContainerState::default());
-        (
-            Self {
-                docker,
-                hint: Arc::new(hint),
-                state,
-            },
-            receiver,
-        )
+        let watcher = Self {
+            docker,
+            hint: Arc::new(hint),
+            state,
+            known: BTreeMap::new(),
+        };
+        (watcher, receiver)
     }
 
     /// Follows the engine until cancelled; survives every failure of it.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let _ = (&self.docker, &self.hint, &self.state);
-        shutdown.cancelled().await;
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::default();
+        loop {
+            let Some(interruption) = shutdown.run_until_cancelled(self.follow(&mut backoff)).await else {
+                return;
+            };
+            self.docker.reset();
+            let trouble = describe(&interruption);
+            warn!(
+                trouble,
+                "local containers cannot be followed; the last list stays in force"
+            );
+            self.state.send_if_modified(|state| {
+                let news = state.trouble.as_ref() != Some(&trouble);
+                state.trouble = Some(trouble);
+                news
+            });
+            if shutdown
+                .run_until_cancelled(sleep(backoff.next()))
+                .await
+                .is_none()
+            {
+                return;
+            }
+        }
     }
+
+    async fn follow(&mut self, backoff: &mut Backoff) -> Interruption {
+        match self.try_follow(backoff).await {
+            Ok(never) => match never {},
+            Err(interruption) => interruption,
+        }
+    }
+
+    async fn try_follow(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
+        // Subscribe first, list afterwards: what changes in between is then seen twice, not never.
+        let mut events = self.docker.events(&["container"]).await?;
+        let mut looks: JoinSet<Looked> = JoinSet::new();
+        // Looks that were under way when the last stream ended went with it.
+        self.known
+            .retain(|_, knowledge| !matches!(knowledge, Knowledge::Pending { .. }));
+        let mut listed = self.relist(&mut looks).await?;
+        backoff.reset();
+        loop {
+            let retry = self.known.values().filter_map(|knowledge| match knowledge {
+                Knowledge::Failed { retry, .. } => Some(*retry),
+                Knowledge::Pending { .. } | Knowledge::Reached(..) | Knowledge::Apart => None,
+            });
+            let retry = retry.min();
+            tokio::select! {
+                event = events.next() => {
+                    let event = event.ok_or(Interruption::EventsEnded)??;
+                    self.event(&event, &mut looks);
+                }
+                Some(Ok((id, looked))) = looks.join_next() => self.looked(id, looked),
+                () = sleep_until(retry.unwrap_or(listed)), if retry.is_some() => self.retry(&mut looks),
+                () = sleep_until(listed + RELIST) => listed = self.relist(&mut looks).await?,
+            }
+        }
+    }
+
+    /// Lists the running containers of tasks, forgets the others, looks into the new ones.
+    async fn relist(&mut self, looks: &mut JoinSet<Looked>) -> Result<Instant, DockerError> {
+        let connection = self.docker.connection().await?;
+        let filters = [
+            ("label".to_owned(), vec![TASK_LABEL.to_owned()]),
+            ("status".to_owned(), vec!["running".to_owned()]),
+        ]
+        .into();
+        let options = ListContainersOptionsBuilder::new().filters(&filters).build();
+        let result = connection.bollard.list_containers(Some(options)).await;
+        let running: BTreeSet<ContainerId> = self
+            .docker
+            .check(result, "container ls")?
+            .into_iter()
+            .filter_map(|container| container.id)
+            .collect();
+        self.known.retain(|id, _| running.contains(id));
+        for id in running {
+            if !self.known.contains_key(&id) {
+                self.look(id, 0, looks);
+            }
+        }
+        if self.state.borrow().trouble.is_some() {
+            info!("local containers are followed again");
+        }
+        self.state.send_if_modified(|state| {
+            let news = !state.listed || state.trouble.is_some();
+            state.listed = true;
+            state.trouble = None;
+            news
+        });
+        self.publish();
+        Ok(Instant::now())
+    }
+
+    fn event(&mut self, event: &EventMessage, looks: &mut JoinSet<Looked>) {
+        let Some(actor) = &event.actor else { return };
+        let task = actor
+            .attributes
+            .as_ref()
+            .and_then(|labels| labels.get(TASK_LABEL));
+        let (Some(id), Some(_)) = (&actor.id, task) else {
+            return;
+        };
+        match event.action.as_deref().unwrap_or_default() {
+            "start" => {
+                if !self.known.contains_key(id) {
+                    self.look(id.clone(), 0, looks);
+                }
+            }
+            "die" | "destroy" => {
+                if self.known.remove(id).is_some() {
+                    self.publish();
+                }
+            }
+            "kill" => {}
+            action if action.starts_with("health_status") => {}
+            _ => return,
+        }
+        (self.hint)();
+    }
+
+    fn look(&mut self, id: ContainerId, failures: u32, looks: &mut JoinSet<Looked>) {
+        self.known.insert(id.clone(), Knowledge::Pending { failures });
+        let docker = self.docker.clone();
+        looks.spawn(async move {
+            let looked = look_into(&docker, &id).await;
+            (id, looked)
+        });
+    }
+
+    fn retry(&mut self, looks: &mut JoinSet<Looked>) {
+        let now = Instant::now();
+        let due: Vec<_> = self
+            .known
+            .iter()
+            .filter_map(|(id, knowledge)| match knowledge {
+                Knowledge::Failed { failures, retry } if *retry <= now => Some((id.clone(), *failures)),
+                _ => None,
+            })
+            .collect();
+        for (id, failures) in due {
+            self.look(id, failures, looks);
+        }
+    }
+
+    fn looked(&mut self, id: ContainerId, looked: Result<Option<(TaskId, Container)>, LookUpError>) {
+        // A container that has died while it was looked into is not known any more.
+        let Some(knowledge) = self.known.get_mut(&id) else {
+            return;
+        };
+        let Knowledge::Pending { failures } = *knowledge else {
+            return;
+        };
+        *knowledge = match looked {
+            Ok(Some((task, container))) => {
+                debug!(task, ?container, "container found");
+                Knowledge::Reached(task, container)
+            }
+            Ok(None) => {
+                debug!(container = id, "container takes no part in the mesh");
+                Knowledge::Apart
+            }
+            Err(error) => {
+                let error = describe(&error);
+                // The first failures are most often a container that is just being stopped.
+                if failures == 3 {
+                    warn!(
+                        container = id,
+                        error, "cannot look into a container's network; trying on"
+                    );
+                } else {
+                    debug!(container = id, error, "cannot look into a container's network");
+                }
+                let wait = RETRY.saturating_mul(1 << failures.min(8)).min(LONGEST_RETRY);
+                Knowledge::Failed {
+                    failures: failures.saturating_add(1),
+                    retry: Instant::now() + wait,
+                }
+            }
+        };
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let containers: BTreeMap<_, _> = self
+            .known
+            .values()
+            .filter_map(|knowledge| match knowledge {
+                Knowledge::Reached(task, container) => Some((task.clone(), *container)),
+                Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
+            })
+            .collect();
+        self.state.send_if_modified(|state| {
+            let news = state.containers != containers;
+            state.containers = containers;
+            news
+        });
+    }
+}
+
+async fn look_into(docker: &Docker, id: &str) -> Result<Option<(TaskId, Container)>, LookUpError> {
+    let connection = docker.connection().await?;
+    let inspected = connection
+        .bollard
+        .inspect_container(id, None::<InspectContainerOptions>)
+        .await
+        .map_err(|source| DockerError::Request {
+            request: "container inspect",
+            source,
+        })?;
+    let Some(described) = describe_container(&inspected) else {
+        return Ok(None);
+    };
+    let found = sandbox::look_up(described.sandbox).await?;
+    Ok(found.map(|sandbox| {
+        let Sandbox {
+            address,
+            mac,
+            host_interface,
+            gateway_mac,
+        } = sandbox;
+        let container = Container {
+            ingress_address: described.ingress_address,
+            address,
+            mac,
+            host_interface,
+            gateway_mac,
+        };
+        (described.task, container)
+    }))
+}
+
+/// `None` for a container that is not of a task, or not on the ingress network.
+fn describe_container(inspected: &ContainerInspectResponse) -> Option<Described> {
+    let task = inspected.config.as_ref()?.labels.as_ref()?.get(TASK_LABEL)?;
+    let settings = inspected.network_settings.as_ref()?;
+    let ingress = settings.networks.as_ref()?.get(INGRESS_NETWORK)?;
+    let sandbox = settings.sandbox_key.as_ref().filter(|key| !key.is_empty())?;
+    Some(Described {
+        task: task.clone(),
+        ingress_address: ingress.ip_address.as_ref()?.parse().ok()?,
+        sandbox: PathBuf::from(sandbox),
+    })
 }

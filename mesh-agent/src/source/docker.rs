@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwapOption;
@@ -20,6 +20,10 @@ use crate::model::NodeId;
 
 /// No answer of the engine may be larger than this; ten thousand tasks take about 30 MiB.
 const MAX_BODY_BYTES: usize = 128 << 20;
+/// How much of the engine's words an error repeats.
+const MAX_MESSAGE_BYTES: usize = 512;
+/// Events this old are read again when a stream begins, so that none is lost between two streams.
+const EVENT_OVERLAP_SECONDS: u64 = 3;
 /// How long the engine may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -52,6 +56,16 @@ pub enum DockerError {
         path: &'static str,
         /// What the HTTP client said.
         source: reqwest::Error,
+    },
+    /// The engine answered with an error.
+    #[error("Docker refused 'GET {path}' with status {status}: {message}")]
+    Refused {
+        /// What was asked.
+        path: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// The engine's own words, shortened.
+        message: String,
     },
     /// The engine answered something else than the list that was asked for.
     #[error("Docker's answer to 'GET {path}' is not understood; a newer agent may be needed for this engine")]
@@ -232,8 +246,8 @@ impl Docker {
         serde_json::from_slice(&result?).map_err(|source| DockerError::Decode { path, source })
     }
 
-    /// The engine's events of the given types (`service`, `node`, `container`, …), from now on. The
-    /// stream ends with an error when the engine goes away.
+    /// The engine's events of the given types (`service`, `node`, `container`, …), from a few seconds
+    /// ago on. The stream ends when the engine goes away, with an error or without.
     ///
     /// # Errors
     /// When the engine cannot be asked.
@@ -248,7 +262,13 @@ impl Docker {
             types.iter().map(|&name| name.to_owned()).collect(),
         )]
         .into();
-        let options = EventsOptionsBuilder::new().filters(&filters).build();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs().saturating_sub(EVENT_OVERLAP_SECONDS));
+        let options = EventsOptionsBuilder::new()
+            .filters(&filters)
+            .since(&since.to_string())
+            .build();
         Ok(Box::pin(connection.bollard.events(Some(options)).map_err(
             |source| DockerError::Request {
                 request: "events",
@@ -272,18 +292,22 @@ impl Docker {
 
 async fn read_bounded(http: &reqwest::Client, url: &str, path: &'static str) -> Result<Vec<u8>, DockerError> {
     let failed = |source| DockerError::Get { path, source };
-    let mut response = http
-        .get(url)
-        .send()
-        .await
-        .and_then(reqwest::Response::error_for_status)
-        .map_err(failed)?;
+    let mut response = http.get(url).send().await.map_err(failed)?;
+    let status = response.status();
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         if body.len() + chunk.len() > MAX_BODY_BYTES {
             return Err(DockerError::TooLarge { path });
         }
         body.extend_from_slice(&chunk);
+    }
+    if !status.is_success() {
+        body.truncate(MAX_MESSAGE_BYTES);
+        return Err(DockerError::Refused {
+            path,
+            status: status.as_u16(),
+            message: String::from_utf8_lossy(&body).trim().to_owned(),
+        });
     }
     Ok(body)
 }

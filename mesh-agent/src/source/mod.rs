@@ -1,23 +1,30 @@
 //! Where the cluster's picture comes from: Swarm itself on managers, a manager's feed on workers.
 //! Imports the model only; whoever reads the picture cannot tell the sources apart.
 
+mod backoff;
 pub mod certificates;
 pub mod docker;
 pub mod feed;
 pub mod hint;
 pub mod swarm;
+#[cfg(test)]
+pub(crate) mod test_authority;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{error::Error, fmt::Write as _, sync::Arc, time::SystemTime};
 
 use crate::model::Cluster;
 
-pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity};
+pub(crate) use backoff::Backoff;
+pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError};
 pub use docker::{Docker, DockerError, EngineInfo};
 pub use feed::{FeedClient, FeedClientOptions, FeedError, FeedServer, FeedServerOptions, FeedServerStatus};
 pub use hint::HintHandle;
 pub use swarm::SwarmSource;
 
 /// The latest picture of the cluster, as published on a `tokio::sync::watch` channel.
+///
+/// Receivers are woken when the picture, its origin or its trouble changes. `confirmed` moves on
+/// several times a second without waking anybody: borrow the channel's value to read it.
 #[derive(Clone, Debug, Default)]
 pub struct SourceState {
     /// The picture; empty until the first one arrives.
@@ -33,4 +40,16 @@ pub struct SourceState {
     pub origin: String,
     /// What is wrong with the source just now; `None` while it works. The last picture stays in force.
     pub trouble: Option<String>,
+}
+
+/// An error and all its causes in one line, for the log and for [`SourceState::trouble`].
+pub(crate) fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -1,8 +1,17 @@
-//! The peer feed: managers' agents stream the cluster's picture to workers' agents over mutual TLS on
-//! Swarm's node certificates. Depends on the model and on [`super::NodeIdentity`].
+//! The peer feed: managers' agents stream the cluster's picture to the other nodes' agents, by mutual
+//! TLS on Swarm's node certificates. Depends on the model and on [`super::NodeIdentity`].
+//!
+//! Invariant: nothing is said to, or believed of, a node that TLS has not shown to belong to the cluster.
 
 pub mod client;
+mod delta;
 pub mod server;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod wire;
+
+use std::{io, net::SocketAddr};
 
 pub use client::{FeedClient, FeedClientOptions};
 pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
@@ -11,11 +20,11 @@ pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
     /// The feed's address is taken or not the node's.
-    #[error("cannot listen for workers on {address}; is another agent running (--feed-port)?")]
+    #[error("cannot listen for other nodes' agents on {address}; is another agent running (--feed-port)?")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }

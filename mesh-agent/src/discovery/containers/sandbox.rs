@@ -1,0 +1,208 @@
+//! How a container is reached without the overlay: asks the kernel, inside the container's network
+//! namespace, for the interface of its default route, and outside for that veth's host end.
+//!
+//! Invariant: only a thread that ends right afterwards ever enters a container's namespace; no thread
+//! of the agent's runtimes does.
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::{
+    address::AddressAttribute,
+    link::{LinkAttribute, LinkMessage},
+    route::{RouteAttribute, RouteType},
+};
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
+use tokio::sync::oneshot;
+
+use crate::model::MacAddress;
+
+/// The kernel answers at once; if not, the container is asked about again later.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// The container's end of the way, and the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sandbox {
+    /// The container's address on the interface that leads to the host.
+    pub(super) address: Ipv4Addr,
+    /// That interface's MAC address.
+    pub(super) mac: MacAddress,
+    /// Interface index of the host's end.
+    pub(super) host_interface: u32,
+    /// MAC address of the bridge that the host's end is in.
+    pub(super) gateway_mac: MacAddress,
+}
+
+/// A container's network could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SandboxError {
+    #[error("cannot start a thread to look into a container's network")]
+    Thread(#[source] io::Error),
+    #[error(
+        "cannot open the network namespace {}; is Docker's netns folder mounted here (bind mount, with \
+         propagation)?", path.display()
+    )]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot enter the network namespace {}; the agent needs CAP_SYS_ADMIN", path.display())]
+    Enter { path: PathBuf, source: nix::Error },
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] io::Error),
+    #[error("the kernel did not list the {0} of a container's network")]
+    Netlink(&'static str, #[source] rtnetlink::Error),
+    #[error("the kernel did not answer within {LIMIT:?}")]
+    Timeout,
+}
+
+/// Looks into the network namespace at `path` (Docker's `SandboxKey`). `None` when it has no default
+/// route, or one that does not lead to a bridge of this host.
+pub(super) async fn look_up(path: PathBuf) -> Result<Option<Sandbox>, SandboxError> {
+    let (sender, receiver) = oneshot::channel();
+    thread::Builder::new()
+        .name("mesh-sandbox".to_owned())
+        // Nobody waits any more if the agent is being stopped.
+        .spawn(move || drop(sender.send(look_up_here(&path))))
+        .map_err(SandboxError::Thread)?;
+    receiver.await.unwrap_or(Err(SandboxError::Timeout))
+}
+
+fn look_up_here(path: &Path) -> Result<Option<Sandbox>, SandboxError> {
+    let namespace = File::open(path).map_err(|source| SandboxError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(SandboxError::Thread)?
+        .block_on(async {
+            // A socket stays in the namespace it was opened in: this one is the host's, the next one the
+            // container's.
+            let host = connection()?;
+            setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|source| SandboxError::Enter {
+                path: path.to_owned(),
+                source,
+            })?;
+            let inside = connection()?;
+            tokio::time::timeout(LIMIT, read(&host, &inside))
+                .await
+                .unwrap_or(Err(SandboxError::Timeout))
+        })
+}
+
+fn connection() -> Result<Handle, SandboxError> {
+    let (connection, handle, _) = new_connection().map_err(SandboxError::Socket)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn read(host: &Handle, inside: &Handle) -> Result<Option<Sandbox>, SandboxError> {
+    let Some(index) = default_route_interface(inside).await? else {
+        return Ok(None);
+    };
+    let Some(address) = address(inside, index).await? else {
+        return Ok(None);
+    };
+    let Some(link) = link(inside, index).await? else {
+        return Ok(None);
+    };
+    let (Some(mac), Some(peer)) = (mac(&link), peer(&link)) else {
+        return Ok(None);
+    };
+    // The index means something on the host only if the interface there says the same of ours.
+    let Some(host_end) = self::link(host, peer)
+        .await?
+        .filter(|end| self::peer(end) == Some(index))
+    else {
+        return Ok(None);
+    };
+    let master = host_end.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(master) => Some(*master),
+        _ => None,
+    });
+    let Some(master) = master else {
+        return Ok(None);
+    };
+    let bridge = self::link(host, master).await?;
+    Ok(bridge.as_ref().and_then(self::mac).map(|gateway_mac| Sandbox {
+        address,
+        mac,
+        host_interface: peer,
+        gateway_mac,
+    }))
+}
+
+/// The interface of the IPv4 default route with the lowest metric.
+async fn default_route_interface(handle: &Handle) -> Result<Option<u32>, SandboxError> {
+    let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let routes: Vec<_> = handle
+        .route()
+        .get(request)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|source| SandboxError::Netlink("routes", source))?;
+    let defaults = routes.iter().filter(|route| {
+        route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+    });
+    let best = defaults.filter_map(|route| {
+        let mut interface = None;
+        let mut metric = 0;
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => interface = Some(*index),
+                RouteAttribute::Priority(priority) => metric = *priority,
+                _ => {}
+            }
+        }
+        Some((metric, interface?))
+    });
+    Ok(best.min().map(|(_, interface)| interface))
+}
+
+async fn address(handle: &Handle, index: u32) -> Result<Option<Ipv4Addr>, SandboxError> {
+    let addresses: Vec<_> = handle
+        .address()
+        .get()
+        .set_link_index_filter(index)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|source| SandboxError::Netlink("addresses", source))?;
+    let mut attributes = addresses.iter().flat_map(|address| &address.attributes);
+    Ok(attributes.find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    }))
+}
+
+async fn link(handle: &Handle, index: u32) -> Result<Option<LinkMessage>, SandboxError> {
+    let mut links = std::pin::pin!(handle.link().get().match_index(index).execute());
+    match links.try_next().await {
+        Ok(link) => Ok(link),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => Ok(None),
+        Err(source) => Err(SandboxError::Netlink("interfaces", source)),
+    }
+}
+
+fn mac(link: &LinkMessage) -> Option<MacAddress> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => Some(MacAddress(bytes.as_slice().try_into().ok()?)),
+        _ => None,
+    })
+}
+
+/// The index of a veth's other end, in that end's namespace.
+fn peer(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    })
+}

@@ -1,0 +1,375 @@
+//! The engine's lists of services, tasks and nodes, and the cluster's picture they make. Pure: plain
+//! data in, the model out. Only the fields the mesh needs are read, so that new ones cannot hurt.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use serde::Deserialize;
+
+use crate::{
+    model::{
+        Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
+    },
+    source::docker::host,
+};
+
+/// One service of `GET /services`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListedService {
+    #[serde(rename = "ID")]
+    id: ServiceId,
+    spec: ListedServiceSpec,
+    #[serde(default)]
+    endpoint: Endpoint,
+    update_status: Option<UpdateStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedServiceSpec {
+    name: String,
+    #[serde(default)]
+    mode: Mode,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mode {
+    replicated: Option<Replicated>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Replicated {
+    replicas: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Endpoint {
+    ports: Option<Vec<EndpointPort>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct EndpointPort {
+    protocol: Option<String>,
+    target_port: Option<u16>,
+    published_port: Option<u16>,
+    publish_mode: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct UpdateStatus {
+    state: Option<String>,
+}
+
+/// One task of `GET /tasks`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListedTask {
+    #[serde(rename = "ID")]
+    id: TaskId,
+    #[serde(rename = "ServiceID", default)]
+    service: ServiceId,
+    slot: Option<u64>,
+    #[serde(rename = "NodeID", default)]
+    node: NodeId,
+    status: ListedTaskStatus,
+    #[serde(default)]
+    desired_state: Progress,
+    networks_attachments: Option<Vec<Attachment>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedTaskStatus {
+    #[serde(default)]
+    state: Progress,
+}
+
+/// A task's way through life as far as the mesh tells its stations apart; in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(from = "String")]
+enum Progress {
+    /// On its way: `new`, `pending`, `assigned`, `accepted`, `preparing`, `ready`, `starting`.
+    Before,
+    /// `running`; healthy too, where there is a health check.
+    Running,
+    /// `complete`, `shutdown`, `failed`, `rejected`, `remove`, `orphaned`, and what is not known yet:
+    /// nothing is sent to a task that the mesh does not understand.
+    #[default]
+    After,
+}
+
+impl From<String> for Progress {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "new" | "allocated" | "pending" | "assigned" | "accepted" | "preparing" | "ready"
+            | "starting" => Self::Before,
+            "running" => Self::Running,
+            _ => Self::After,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attachment {
+    network: Option<AttachedNetwork>,
+    addresses: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AttachedNetwork {
+    #[serde(default)]
+    spec: AttachedNetworkSpec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AttachedNetworkSpec {
+    #[serde(default)]
+    ingress: bool,
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// One node of `GET /nodes`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListedNode {
+    #[serde(rename = "ID")]
+    id: NodeId,
+    spec: ListedNodeSpec,
+    #[serde(default)]
+    description: Description,
+    #[serde(default)]
+    status: ListedNodeStatus,
+    manager_status: Option<ManagerStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedNodeSpec {
+    role: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Description {
+    #[serde(default)]
+    hostname: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedNodeStatus {
+    state: Option<String>,
+    addr: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ManagerStatus {
+    addr: Option<String>,
+}
+
+/// The engine's three lists, as last read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lists {
+    pub(crate) services: Vec<ListedService>,
+    pub(crate) tasks: Vec<ListedTask>,
+    pub(crate) nodes: Vec<ListedNode>,
+}
+
+impl Lists {
+    /// The cluster as the three lists describe it.
+    pub(crate) fn cluster(&self, cluster_id: &str) -> Cluster {
+        let nodes: BTreeMap<_, _> = self
+            .nodes
+            .iter()
+            .filter_map(|listed| Some((listed.id.clone(), node(listed)?)))
+            .collect();
+        let services: BTreeMap<_, _> = self
+            .services
+            .iter()
+            .map(|listed| (listed.id.clone(), service(listed)))
+            .filter(|(_, service)| !service.ports.is_empty())
+            .collect();
+        let tasks = self
+            .tasks
+            .iter()
+            .filter(|listed| nodes.contains_key(&listed.node))
+            .filter_map(|listed| {
+                let service = services.get(&listed.service)?;
+                Some((listed.id.clone(), task(listed, service)?))
+            })
+            .collect();
+        Cluster {
+            cluster_id: cluster_id.to_owned(),
+            nodes,
+            services,
+            tasks,
+        }
+    }
+
+    /// Whether a published service is on its way from one state to another, so that its tasks will
+    /// change soon without any event. What waits on a node that is away is not counted: it can wait
+    /// for a day.
+    pub(crate) fn converging(&self) -> bool {
+        let away: BTreeSet<_> = self
+            .nodes
+            .iter()
+            .filter(|node| !is_ready(node))
+            .map(|node| &node.id)
+            .collect();
+        let mut tasks: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for task in &self.tasks {
+            tasks.entry(&task.service).or_default().push(task);
+        }
+        self.services
+            .iter()
+            .filter(|listed| !service(listed).ports.is_empty())
+            .any(|service| is_converging(service, tasks.get(&service.id).map_or(&[], Vec::as_slice), &away))
+    }
+
+    /// Whether a task belongs to a service that is not in the list of services (yet).
+    pub(crate) fn names_unknown_service(&self) -> bool {
+        let known: BTreeSet<_> = self.services.iter().map(|service| &service.id).collect();
+        self.tasks
+            .iter()
+            .filter(|task| task.desired_state <= Progress::Running && !task.service.is_empty())
+            .any(|task| !known.contains(&task.service))
+    }
+}
+
+fn is_converging(service: &ListedService, tasks: &[&ListedTask], away: &BTreeSet<&NodeId>) -> bool {
+    let updating = service
+        .update_status
+        .as_ref()
+        .is_some_and(|status| matches!(status.state.as_deref(), Some("updating" | "rollback_started")));
+    let mut running = 0;
+    let mut moving = false;
+    for task in tasks {
+        if task.desired_state <= Progress::Running {
+            running += u64::from(task.status.state == Progress::Running);
+            // A task that has failed is replaced in a moment.
+            moving |= task.status.state != Progress::Running;
+        } else {
+            moving |= task.status.state <= Progress::Running && !away.contains(&task.node);
+        }
+    }
+    let replicas = service
+        .spec
+        .mode
+        .replicated
+        .as_ref()
+        .and_then(|mode| mode.replicas);
+    updating || moving || replicas.is_some_and(|replicas| replicas != running)
+}
+
+fn is_ready(listed: &ListedNode) -> bool {
+    listed.status.state.as_deref() == Some("ready")
+}
+
+/// `None` while the node has no address: nothing can be sent to it.
+fn node(listed: &ListedNode) -> Option<Node> {
+    // Some managers list themselves at 0.0.0.0; the address they advertise is right then.
+    let advertised = listed
+        .manager_status
+        .as_ref()
+        .and_then(|status| status.addr.as_deref());
+    let address = [listed.status.addr.as_deref(), advertised]
+        .into_iter()
+        .flatten()
+        .find_map(host)?;
+    let manager = listed.spec.role.as_deref() == Some("manager") || listed.manager_status.is_some();
+    Some(Node {
+        hostname: listed.description.hostname.clone(),
+        address,
+        role: if manager {
+            NodeRole::Manager
+        } else {
+            NodeRole::Worker
+        },
+        ready: is_ready(listed),
+    })
+}
+
+fn service(listed: &ListedService) -> Service {
+    let mut ports: Vec<_> = listed
+        .endpoint
+        .ports
+        .iter()
+        .flatten()
+        .filter_map(published_port)
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    Service {
+        name: listed.spec.name.clone(),
+        ports,
+    }
+}
+
+fn published_port(port: &EndpointPort) -> Option<PublishedPort> {
+    if port.publish_mode.as_deref().is_some_and(|mode| mode != "ingress") {
+        return None;
+    }
+    let protocol = match port.protocol.as_deref() {
+        None | Some("tcp") => Protocol::Tcp,
+        Some("udp") => Protocol::Udp,
+        Some(_) => return None,
+    };
+    Some(PublishedPort {
+        protocol,
+        published: port.published_port.filter(|&port| port != 0)?,
+        target: port.target_port.filter(|&port| port != 0)?,
+    })
+}
+
+/// `None` when the task does not run (yet, or any more) or has no address on the ingress network.
+fn task(listed: &ListedTask, service: &Service) -> Option<Task> {
+    let state = match (listed.status.state, listed.desired_state) {
+        (Progress::Running, Progress::Running) => TaskState::Active,
+        (Progress::Running, Progress::After) => TaskState::Draining,
+        (Progress::Running, Progress::Before) | (Progress::Before | Progress::After, _) => return None,
+    };
+    let name = match listed.slot.filter(|&slot| slot != 0) {
+        Some(slot) => format!("{}.{slot}", service.name),
+        None => format!("{}.{}", service.name, listed.node),
+    };
+    Some(Task {
+        service: listed.service.clone(),
+        name,
+        slot: listed.slot.filter(|&slot| slot != 0),
+        node: listed.node.clone(),
+        address: ingress_address(listed)?,
+        state,
+    })
+}
+
+fn ingress_address(listed: &ListedTask) -> Option<Ipv4Addr> {
+    listed
+        .networks_attachments
+        .iter()
+        .flatten()
+        .filter(|attachment| {
+            attachment.network.as_ref().is_some_and(|network| {
+                let labels = network.spec.labels.iter().flatten();
+                // Networks made before Docker 17.05 say it by a label.
+                network.spec.ingress
+                    || labels
+                        .into_iter()
+                        .any(|(name, _)| name == "com.docker.swarm.internal")
+            })
+        })
+        .flat_map(|attachment| attachment.addresses.iter().flatten())
+        .find_map(|address| address.split('/').next()?.parse().ok())
+}
