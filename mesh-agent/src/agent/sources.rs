@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     error_chain,
@@ -160,7 +160,6 @@ impl Sources {
         let Some((server, status)) = until_done(attempt, stop).await else {
             return;
         };
-        info!(%listen, "serving the cluster's picture to the other nodes");
         tokio::join!(server.run(stop.clone()), relay(status, &self.workers, stop));
     }
 
