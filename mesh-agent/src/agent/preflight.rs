@@ -12,6 +12,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
+use tracing::warn;
 
 use super::Prepared;
 use crate::config::RunOptions;
@@ -102,7 +103,21 @@ pub(super) fn preflight(options: RunOptions) -> Result<(Prepared, Lock), Preflig
         }
     };
     let lock = lock(&options.bpffs)?;
-    Ok((Prepared { options, cgroup }, lock))
+    let netns_cookie = crate::doctor::own_netns_cookie()
+        .inspect_err(|error| {
+            warn!(
+                %error,
+                "the kernel does not tell its network namespace's cookie (Linux 5.14 does): processes of \
+                 this node do not reach published ports on its own addresses"
+            );
+        })
+        .ok();
+    let prepared = Prepared {
+        options,
+        cgroup,
+        netns_cookie,
+    };
+    Ok((prepared, lock))
 }
 
 fn lock(bpffs: &Path) -> Result<Lock, PreflightError> {

@@ -131,7 +131,12 @@ impl Agent {
         let options = prepared.options;
         let started = SystemTime::now();
         let shutdown = CancellationToken::new();
-        let window = Arc::new(Window::new(empty_view(&options, started), datapath.clone()));
+        let (state, source) = watch::channel(SourceState::default());
+        let window = Arc::new(Window::new(
+            empty_view(&options, started),
+            datapath.clone(),
+            source.clone(),
+        ));
         let metrics = Metrics::new(options.backend_metrics)?;
 
         let doctor = doctor::Options {
@@ -175,7 +180,6 @@ impl Agent {
         let (watcher, containers) = ContainerWatcher::new(docker.clone(), on_event);
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
 
-        let (state, source) = watch::channel(SourceState::default());
         let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
         let sources = Sources {
             docker,
