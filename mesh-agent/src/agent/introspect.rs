@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::{
     admin::{Introspect, View},
     datapath::{Counters, Datapath, DatapathError},
+    source::SourceState,
 };
 
 /// The data path, programmed by the agent's loop and read by its windows.
@@ -29,13 +31,15 @@ impl SharedDatapath {
 pub(super) struct Window {
     view: ArcSwap<View>,
     datapath: SharedDatapath,
+    source: watch::Receiver<SourceState>,
 }
 
 impl Window {
-    pub(super) fn new(view: View, datapath: SharedDatapath) -> Self {
+    pub(super) fn new(view: View, datapath: SharedDatapath, source: watch::Receiver<SourceState>) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             datapath,
+            source,
         }
     }
 
@@ -46,7 +50,15 @@ impl Window {
 
 impl Introspect for Window {
     fn view(&self) -> Arc<View> {
-        self.view.load_full()
+        let view = self.view.load_full();
+        // Confirmations wake nobody, so the snapshot may have an old one.
+        let confirmed = self.source.borrow().confirmed;
+        if view.source.confirmed == confirmed {
+            return view;
+        }
+        let mut fresh = View::clone(&view);
+        fresh.source.confirmed = confirmed;
+        Arc::new(fresh)
     }
 
     fn counters(&self) -> Result<Counters, DatapathError> {

@@ -2,14 +2,15 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::config::{LogFormat, RunOptions};
 
 /// Starts logging as the options say; the first call in a process wins.
 pub fn start_logging(options: &RunOptions) {
     // Validated when the command line was read.
-    let filter = EnvFilter::try_new(&options.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_new(directives(&options.log_level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -22,5 +23,26 @@ pub fn start_logging(options: &RunOptions) {
     };
     if let Err(error) = started {
         tracing::debug!(%error, "logging was already started");
+    }
+}
+
+/// A plain level is the mesh's own: what libraries say at finer levels drowns it, and may quote whole
+/// answers of the engine.
+fn directives(level: &str) -> String {
+    match level.parse::<LevelFilter>() {
+        Ok(plain) => format!("{},mesh_agent={plain}", plain.min(LevelFilter::WARN)),
+        Err(_) => level.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_level_is_for_the_mesh_and_a_list_is_taken_as_it_is() {
+        assert_eq!(directives("debug"), "warn,mesh_agent=debug");
+        assert_eq!(directives("error"), "error,mesh_agent=error");
+        assert_eq!(directives("info,hyper=trace"), "info,hyper=trace");
     }
 }

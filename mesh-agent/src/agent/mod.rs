@@ -36,6 +36,9 @@ pub struct Prepared {
     pub options: RunOptions,
     /// The cgroup2 hierarchy to attach to.
     pub cgroup: PathBuf,
+    /// Cookie of the network namespace the agent runs in; `None` before Linux 5.14, where local
+    /// processes cannot be told from containers' and are not served.
+    pub netns_cookie: Option<u64>,
 }
 
 /// The agent could not start, or could not go on.

@@ -1,10 +1,18 @@
 //! What must be there before anything is started, each thing missing named in one line with its remedy.
 //! Reads only. The full examination is the doctor's.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use caps::{CapSet, Capability};
-use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+};
+use tracing::warn;
 
 use super::Prepared;
 use crate::config::RunOptions;
@@ -27,6 +35,20 @@ pub enum PreflightError {
         .0.display(), .0.display()
     )]
     Bpffs(PathBuf),
+    /// Two agents would program the same maps.
+    #[error(
+        "another agent is running on this node (it holds {}): stop it first, or give this one a bpf file \
+         system of its own (--bpffs)", .0.display()
+    )]
+    AlreadyRunning(PathBuf),
+    /// The lock cannot be taken.
+    #[error("cannot lock {} (--bpffs)", path.display())]
+    Lock {
+        /// The bpf file system.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The given cgroup is none of version 2.
     #[error(
         "{} is no cgroup2 hierarchy (--cgroup): name one, or 'mount -t cgroup2 none PATH'",
@@ -44,11 +66,14 @@ pub enum PreflightError {
     MountTable(#[source] std::io::Error),
 }
 
-/// Checks the node and finds what the options leave open.
+/// Held while an agent runs; the kernel lets go of it however the agent ends.
+pub(super) type Lock = Flock<File>;
+
+/// Checks the node, finds what the options leave open, and makes sure that this is the only agent.
 ///
 /// # Errors
 /// The first thing that is missing.
-pub(super) fn preflight(options: RunOptions) -> Result<Prepared, PreflightError> {
+pub(super) fn preflight(options: RunOptions) -> Result<(Prepared, Lock), PreflightError> {
     let has = |capability| {
         caps::has_cap(None, CapSet::Effective, capability).map_err(PreflightError::ReadCapabilities)
     };
@@ -77,7 +102,34 @@ pub(super) fn preflight(options: RunOptions) -> Result<Prepared, PreflightError>
             cgroup2_mount(&table).ok_or(PreflightError::NoCgroup)?
         }
     };
-    Ok(Prepared { options, cgroup })
+    let lock = lock(&options.bpffs)?;
+    let netns_cookie = crate::doctor::own_netns_cookie()
+        .inspect_err(|error| {
+            warn!(
+                %error,
+                "the kernel does not tell its network namespace's cookie (Linux 5.14 does): processes of \
+                 this node do not reach published ports on its own addresses"
+            );
+        })
+        .ok();
+    let prepared = Prepared {
+        options,
+        cgroup,
+        netns_cookie,
+    };
+    Ok((prepared, lock))
+}
+
+fn lock(bpffs: &Path) -> Result<Lock, PreflightError> {
+    let failed = |source| PreflightError::Lock {
+        path: bpffs.to_owned(),
+        source,
+    };
+    let folder = File::open(bpffs).map_err(failed)?;
+    Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => PreflightError::AlreadyRunning(bpffs.to_owned()),
+        error => failed(error.into()),
+    })
 }
 
 fn is_cgroup2(path: &Path) -> bool {
@@ -124,6 +176,18 @@ mod tests {
         assert_eq!(cgroup2_mount(table), Some("/sys/fs/cgroup/uni fied".into()));
         let part = table.lines().next().unwrap();
         assert_eq!(cgroup2_mount(part), Some("/sys/fs/cgroup/part".into()));
+    }
+
+    #[test]
+    fn there_is_one_agent_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).unwrap();
+        assert!(matches!(
+            lock(folder.path()),
+            Err(PreflightError::AlreadyRunning(_))
+        ));
+        drop(first);
+        lock(folder.path()).unwrap();
     }
 
     #[test]

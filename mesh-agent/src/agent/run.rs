@@ -49,7 +49,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// data path is left in place), or the data path cannot be taken out at the end.
 pub async fn run(options: RunOptions, make_datapath: MakeDatapath) -> Result<(), AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
-    let prepared = preflight(options)?;
+    let (prepared, _lock) = preflight(options)?;
     let datapath = SharedDatapath::new(make_datapath(&prepared).map_err(AgentError::Load)?);
     let mut supervisor = Supervisor::default();
     let mut agent = Agent::start(prepared, datapath, &mut supervisor).await?;
@@ -109,7 +109,7 @@ struct Agent {
     mesh0_trouble: Option<String>,
     datapath: SharedDatapath,
     reconciler: Reconciler,
-    desired: Option<Desired>,
+    desired: Option<Arc<Desired>>,
     applied_revision: u64,
     said_waiting: Option<&'static str>,
     said_failures: Vec<String>,
@@ -131,7 +131,12 @@ impl Agent {
         let options = prepared.options;
         let started = SystemTime::now();
         let shutdown = CancellationToken::new();
-        let window = Arc::new(Window::new(empty_view(&options, started), datapath.clone()));
+        let (state, source) = watch::channel(SourceState::default());
+        let window = Arc::new(Window::new(
+            empty_view(&options, started),
+            datapath.clone(),
+            source.clone(),
+        ));
         let metrics = Metrics::new(options.backend_metrics)?;
 
         let doctor = doctor::Options {
@@ -175,7 +180,6 @@ impl Agent {
         let (watcher, containers) = ContainerWatcher::new(docker.clone(), on_event);
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
 
-        let (state, source) = watch::channel(SourceState::default());
         let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
         let sources = Sources {
             docker,
@@ -261,6 +265,9 @@ impl Agent {
     fn maintain(&mut self) -> bool {
         if let Err(error) = self.datapath.lock().maintain() {
             warn!(error = error_chain(&error), "the data path's upkeep failed");
+        }
+        if sd_notify::watchdog_enabled().is_some() {
+            notify(&[sd_notify::NotifyState::Watchdog]);
         }
         self.maintenances = self.maintenances.wrapping_add(1);
         let due = self.maintenances.is_multiple_of(MESH0_EVERY);
@@ -392,7 +399,7 @@ impl Agent {
             }
             self.applied_revision = source.revision;
         }
-        self.desired = Some(desired);
+        self.desired = Some(Arc::new(desired));
     }
 
     /// What the data path should be, or what is still missing to tell.
@@ -467,7 +474,7 @@ impl Agent {
             node,
             role,
             source: self.source.borrow().clone(),
-            desired: Arc::new(self.desired.clone().unwrap_or_default()),
+            desired: self.desired.clone().unwrap_or_default(),
             applied_revision: self.applied_revision,
             modes: self.datapath.lock().modes(),
             datapath_errors,

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     error_chain,
@@ -26,6 +26,9 @@ use crate::{
 
 /// Between attempts at what a fault of the node prevents: certificates, the feed's port.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the time of the last confirmation is taken over, for which a source wakes nobody.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Passes hints on to whichever source is running.
 #[derive(Clone, Default)]
@@ -160,7 +163,6 @@ impl Sources {
         let Some((server, status)) = until_done(attempt, stop).await else {
             return;
         };
-        info!(%listen, "serving the cluster's picture to the other nodes");
         tokio::join!(server.run(stop.clone()), relay(status, &self.workers, stop));
     }
 
@@ -258,6 +260,11 @@ where
 trait Relayed: Clone {
     /// Takes over what `self` says; a source that has never had a picture does not wipe the last one.
     fn into_place_of(self, last: &mut Self);
+
+    /// Takes over what moves on without anybody being woken; true if somebody is to be woken for once.
+    fn follow(&self, _last: &mut Self) -> bool {
+        false
+    }
 }
 
 impl Relayed for FeedServerStatus {
@@ -274,18 +281,36 @@ impl Relayed for SourceState {
             last.trouble = self.trouble;
         }
     }
+
+    fn follow(&self, last: &mut Self) -> bool {
+        if self.confirmed.is_none() {
+            return false;
+        }
+        if last.confirmed.is_none() {
+            *last = self.clone();
+            return true;
+        }
+        last.confirmed = self.confirmed;
+        false
+    }
 }
 
 async fn relay<T: Relayed>(mut from: watch::Receiver<T>, to: &watch::Sender<T>, stop: &CancellationToken) {
+    let mut tick = tokio::time::interval(FOLLOW_INTERVAL);
     loop {
-        let new = from.borrow_and_update().clone();
-        to.send_modify(|last| new.into_place_of(last));
         tokio::select! {
             () = stop.cancelled() => return,
+            _ = tick.tick() => {
+                let now = from.borrow();
+                to.send_if_modified(|last| now.follow(last));
+                continue;
+            }
             changed = from.changed() => if changed.is_err() {
                 return stop.cancelled().await;
             },
         }
+        let new = from.borrow_and_update().clone();
+        to.send_modify(|last| new.into_place_of(last));
     }
 }
 
@@ -320,7 +345,13 @@ mod tests {
             confirmed: Some(SystemTime::UNIX_EPOCH),
             ..SourceState::default()
         };
-        spoken.into_place_of(&mut last);
+        spoken.clone().into_place_of(&mut last);
         assert_eq!(last.revision, 1);
+        let confirmed = SourceState {
+            confirmed: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),
+            ..spoken
+        };
+        assert!(!confirmed.follow(&mut last), "nobody is woken for a heartbeat");
+        assert_eq!(last.confirmed, confirmed.confirmed);
     }
 }

@@ -217,7 +217,11 @@ fn refused(name: &'static str, error: &io::Error, remedy: &str) -> Check {
     Check::fail(name, format!("the kernel refuses: {error}"), remedy)
 }
 
-fn own_netns_cookie() -> io::Result<u64> {
+/// The cookie of this thread's network namespace.
+///
+/// # Errors
+/// When the kernel has none to tell (before Linux 5.14).
+pub fn own_netns_cookie() -> io::Result<u64> {
     use std::os::fd::AsRawFd;
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     let mut cookie = 0u64;

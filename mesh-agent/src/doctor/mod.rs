@@ -11,6 +11,8 @@ mod bpf;
 mod host;
 mod kernel;
 
+pub use kernel::own_netns_cookie;
+
 /// Where to look; the agent passes its own settings, `meshctl` the defaults.
 #[derive(Clone, Debug)]
 pub struct Options {
