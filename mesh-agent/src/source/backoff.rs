@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The first waiting time, before jitter.
 const FIRST: Duration = Duration::from_millis(100);
 /// The longest waiting time, before jitter.
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// How long to wait before the next attempt.
 #[derive(Clone, Copy, Debug, Default)]

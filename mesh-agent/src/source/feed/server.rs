@@ -359,12 +359,13 @@ where
                 if !now.cluster.nodes.contains_key(node) {
                     return Err(Refusal::UnknownNode(node.clone()));
                 }
-                if now.revision == sent.revision {
-                    send(writer, &heartbeat_message(&now)).await?;
-                } else {
+                if now.revision != sent.revision {
                     send(writer, &delta(&sent, &now)).await?;
-                    sent = now;
                 }
+                if now.revision == sent.revision || now.trouble != sent.trouble {
+                    send(writer, &heartbeat_message(&now)).await?;
+                }
+                sent = now;
             }
             _ = heartbeat.tick() => {
                 let message = heartbeat_message(&SourceState { revision: sent.revision, ..state.borrow().clone() });

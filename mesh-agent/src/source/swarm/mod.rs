@@ -78,12 +78,14 @@ impl SwarmSource {
             self.docker.reset();
             self.noticed = None;
             let trouble = describe(&interruption);
-            warn!(
-                trouble,
-                "the Swarm cannot be followed; the last picture stays in force"
-            );
             self.state.send_if_modified(|state| {
                 let news = state.trouble.as_ref() != Some(&trouble);
+                if news {
+                    warn!(
+                        trouble,
+                        "the Swarm cannot be followed; the last picture stays in force"
+                    );
+                }
                 state.trouble = Some(trouble);
                 news
             });
