@@ -6,9 +6,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mesh_agent::{
     admin::{Client, DEFAULT_SOCKET, error_chain},
-    agent::{self, MakeDatapath},
+    agent::{self, MakeDatapath, Prepared},
     config::RunOptions,
-    datapath::memory::MemoryDatapath,
+    datapath::ebpf::{EbpfDatapath, EbpfOptions},
     doctor::{self, Examiner},
 };
 
@@ -77,16 +77,29 @@ fn main() -> ExitCode {
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     agent::start_logging(&options);
     agent::reduce_privileges()?;
-    let make_datapath: MakeDatapath = Box::new(|_| {
-        tracing::warn!("this build has no data path: the agent carries no traffic");
-        Ok(Box::new(MemoryDatapath::default()))
-    });
+    let make_datapath: MakeDatapath =
+        Box::new(|prepared| Ok(Box::new(EbpfDatapath::load(ebpf_options(prepared))?)));
     match runtime()?.block_on(agent::run(options, make_datapath)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             tracing::error!("{}", error_chain(&error));
             Ok(ExitCode::FAILURE)
         }
+    }
+}
+
+fn ebpf_options(prepared: &Prepared) -> EbpfOptions {
+    let options = &prepared.options;
+    EbpfOptions {
+        pins: options.bpffs.join("mesh"),
+        cgroup: prepared.cgroup.clone(),
+        xdp: options.xdp,
+        tc: options.tc,
+        flow_capacity: options.flow_capacity,
+        geneve_port: options.geneve_port,
+        service_address: options.service_address,
+        // No namespace has the cookie 0: nobody is served rather than everybody.
+        netns_cookie: prepared.netns_cookie.unwrap_or(0),
     }
 }
 
