@@ -63,7 +63,8 @@ pub fn ebpf() -> Result<()> {
             "mesh",
             "--features",
             "programs",
-            "--release",
+            "--profile",
+            "ebpf",
         ])
         .args([
             "--target",
@@ -81,7 +82,7 @@ pub fn ebpf() -> Result<()> {
         "ebpf",
         &mut build,
     )?;
-    let built = target.join("bpfel-unknown-none/release/mesh");
+    let built = target.join("bpfel-unknown-none/ebpf/mesh");
     let object = paths::ebpf_object();
     // Only a changed object makes the agent's build begin anew.
     let bytes = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
