@@ -56,7 +56,7 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
             }
             client(frame, tables, config, &packet, hook, Origin::UPLINK)
         }
-        Hook::TcContainer => match reply::decide(tables, config, &packet) {
+        Hook::TcContainer => match reply::decide(frame, tables, config, &packet) {
             Some(decision) => decision,
             None => client(frame, tables, config, &packet, hook, Origin::CONTAINER),
         },
