@@ -88,3 +88,6 @@ fn lower<F: Frame>(frame: &mut F, offset: usize, old: Be16, new: Be16) -> Result
         body: Difference::NONE.replace16(old, new),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,3 +128,6 @@ fn fragment_of<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
         None => Unparsed::Invalid(DropReason::Truncated),
     }
 }
+
+#[cfg(test)]
+mod tests;
