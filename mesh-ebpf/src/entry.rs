@@ -189,3 +189,6 @@ pub(crate) fn exceeds<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
     // 12 bytes of TCP options (timestamps) are on nearly every segment.
     size == 0 || size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 > u32::from(mtu)
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,3 +39,6 @@ pub fn decide<'a, F: Frame, T: Tables>(
     flow.touch(config.now);
     Some(Decision::Reply { flow })
 }
+
+#[cfg(test)]
+mod tests;
