@@ -43,12 +43,16 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
                 Action::Drop
             };
         }
+        // What stays on the node is tc's, which keeps aggregated packets whole.
+        Decision::Deliver { .. } | Decision::Reply { .. } if matches!(hook, Hook::Xdp) => {
+            return Action::Pass;
+        }
         Decision::Deliver {
             flow,
             backend,
             decapsulate,
         } => deliver(frame, tables, hook, flow, backend, decapsulate),
-        Decision::Forward { flow, backend } => forward(frame, tables, config, flow, backend),
+        Decision::Forward { flow, backend } => forward(frame, tables, config, hook, flow, backend),
         Decision::Reply { flow } => reply(frame, tables, config, flow),
         Decision::Return { flow } => returned(frame, tables, config, hook, flow),
     };
@@ -109,10 +113,15 @@ fn forward<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
+    hook: Hook,
     flow: FlowEntry,
     backend: &Backend,
 ) -> Result<Action, DropReason> {
     let next_hop = tables.next_hop(backend.peer).ok_or(DropReason::NoRoute)?;
+    if matches!(hook, Hook::Xdp) && next_hop.interface == 0 {
+        // Nothing is written yet: tc has the kernel resolve the way.
+        return Ok(Action::Pass);
+    }
     tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
     let (presented, frontend) = (flow.presented(), flow.frontend());
     let source_translated = presented != flow.client();
@@ -220,6 +229,10 @@ fn returned<F: Frame, T: Tables>(
         .ok_or(DropReason::Truncated)?;
     let length = inner.total_length;
     let (frontend, client, origin) = (flow.frontend(), flow.client(), flow.origin());
+    if matches!(hook, Hook::Xdp) && (origin != Origin::UPLINK || flow.role() != Role::FORWARD) {
+        // For a client on this node.
+        return Ok(Action::Pass);
+    }
     let way = way_to_client(frame, origin, frontend.address, client.address, length);
     if matches!(hook, Hook::Xdp) && !matches!(way, Route::Resolved(_)) {
         // Nothing is written yet: tc has the kernel resolve the way.

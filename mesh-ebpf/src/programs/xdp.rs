@@ -7,15 +7,14 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use mesh_ebpf::{
-    abi::{Hook, NextHop, Origin, Role},
+    abi::{Hook, NextHop},
     bytes::Be16,
     bytes::{Be32, Plain},
     checksum, entry,
     execute::execute,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{ETHERNET_LENGTH, OUTER_LENGTH},
-    tables::Tables,
-    verdict::{Action, Decision},
+    verdict::Action,
 };
 
 use crate::maps::KernelTables;
@@ -28,9 +27,6 @@ pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };
     let tables = KernelTables;
     let decision = entry::decide(&frame, &tables, Hook::Xdp);
-    if stays(&decision, &tables) {
-        return xdp_action::XDP_PASS;
-    }
     match execute(&mut frame, &tables, Hook::Xdp, decision) {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Answer => xdp_action::XDP_TX,
@@ -46,19 +42,6 @@ pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
         Action::Drop | Action::IntoContainer { .. } | Action::IntoHost { .. } | Action::Route { .. } => {
             xdp_action::XDP_DROP
         }
-    }
-}
-
-/// Whether tc must see the packet: it stays on this node, or the way out is not resolved.
-#[inline(always)]
-fn stays(decision: &Decision<'_>, tables: &KernelTables) -> bool {
-    match decision {
-        Decision::Pass | Decision::Deliver { .. } | Decision::Reply { .. } => true,
-        Decision::Forward { backend, .. } => tables
-            .next_hop(backend.peer)
-            .is_none_or(|next_hop| next_hop.interface == 0),
-        Decision::Return { flow } => flow.origin() != Origin::UPLINK || flow.role() != Role::FORWARD,
-        Decision::Drop(_) | Decision::Refuse(_) | Decision::TooBig => false,
     }
 }
 
