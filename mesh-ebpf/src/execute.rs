@@ -371,3 +371,6 @@ pub fn translate<F: Frame>(frame: &mut F, to: &Translation) -> Result<(), Refuse
 }
 
 const _: () = assert!(L4_OFFSET == ETHERNET_LENGTH + IPV4_LENGTH);
+
+#[cfg(test)]
+mod tests;
