@@ -56,7 +56,7 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
             }
             client(frame, tables, config, &packet, hook, Origin::UPLINK)
         }
-        Hook::TcContainer => match reply::decide(tables, config, &packet) {
+        Hook::TcContainer => match reply::decide(frame, tables, config, &packet) {
             Some(decision) => decision,
             None => client(frame, tables, config, &packet, hook, Origin::CONTAINER),
         },
@@ -189,3 +189,6 @@ pub(crate) fn exceeds<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
     // 12 bytes of TCP options (timestamps) are on nearly every segment.
     size == 0 || size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 > u32::from(mtu)
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,7 +117,10 @@ fn forward<F: Frame, T: Tables>(
     flow: FlowEntry,
     backend: &Backend,
 ) -> Result<Action, DropReason> {
-    let next_hop = tables.next_hop(backend.peer).ok_or(DropReason::NoRoute)?;
+    let next_hop = tables
+        .next_hop(backend.peer)
+        .filter(|next_hop| !next_hop.address.is_zero())
+        .ok_or(DropReason::NoRoute)?;
     if matches!(hook, Hook::Xdp) && next_hop.interface == 0 {
         // Nothing is written yet: tc has the kernel resolve the way.
         return Ok(Action::Pass);
@@ -368,3 +371,6 @@ pub fn translate<F: Frame>(frame: &mut F, to: &Translation) -> Result<(), Refuse
 }
 
 const _: () = assert!(L4_OFFSET == ETHERNET_LENGTH + IPV4_LENGTH);
+
+#[cfg(test)]
+mod tests;

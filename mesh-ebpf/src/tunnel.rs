@@ -119,3 +119,6 @@ fn returned<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> D
     flow.touch(config.now);
     Decision::Return { flow }
 }
+
+#[cfg(test)]
+mod tests;
