@@ -29,7 +29,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
         return None;
     }
     if flow.origin() == Origin::TUNNEL && exceeds(frame, packet, config.inner_mtu) {
-        return Some(Decision::TooBig);
+        return Some(Decision::TOO_BIG);
     }
     if let Some(progress) = progress(packet)
         && let Some(forward) = tables.flow(&forward_key(flow, packet.key.protocol))
@@ -37,7 +37,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
         forward.backend_is(progress);
     }
     flow.touch(config.now);
-    Some(Decision::Reply { flow })
+    Some(Decision::reply(flow))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::net::SocketAddrV4;
 
 use super::*;
+use crate::verdict::Verdict;
 use crate::{
     abi::Role,
     testing::{
@@ -31,37 +32,37 @@ fn from(port: u16, flags: u8) -> TestFrame {
 
 /// The backend a packet is handed over to.
 fn chosen(tables: &TestTables, hook: Hook, frame: &TestFrame) -> u32 {
-    match decide(frame, tables, hook) {
-        Decision::Deliver {
+    match decide(frame, tables, hook).verdict() {
+        Verdict::Deliver {
             flow,
             decapsulate: false,
             ..
         }
-        | Decision::Forward { flow, .. } => flow.backend(),
+        | Verdict::Forward { flow, .. } => flow.backend(),
         other => panic!("not handed over: {other:?}"),
     }
 }
 
 #[track_caller]
 fn check_passes(tables: &TestTables, hook: Hook, frame: &TestFrame) {
-    let decision = decide(frame, tables, hook);
-    assert!(matches!(decision, Decision::Pass), "at {hook:?}: {decision:?}");
+    let decision = decide(frame, tables, hook).verdict();
+    assert!(matches!(decision, Verdict::Pass), "at {hook:?}: {decision:?}");
 }
 
 #[track_caller]
 fn check_dropped(tables: &TestTables, hook: Hook, frame: &TestFrame, expect: DropReason) {
-    let decision = decide(frame, tables, hook);
+    let decision = decide(frame, tables, hook).verdict();
     assert!(
-        matches!(decision, Decision::Drop(reason) if reason == expect),
+        matches!(decision, Verdict::Drop(reason) if reason == expect),
         "at {hook:?}: {decision:?}"
     );
 }
 
 #[track_caller]
 fn check_refused(tables: &TestTables, hook: Hook, frame: &TestFrame, expect: DropReason) {
-    let decision = decide(frame, tables, hook);
+    let decision = decide(frame, tables, hook).verdict();
     assert!(
-        matches!(decision, Decision::Refuse(reason) if reason == expect),
+        matches!(decision, Verdict::Refuse(reason) if reason == expect),
         "at {hook:?}: {decision:?}"
     );
 }
@@ -190,8 +191,8 @@ fn a_syn_after_the_backend_has_finished_gets_the_next_backend() {
     let tables = node_with(&locals(5));
     assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
     let reply = tcp(at("172.18.0.1:80"), client(40000), FIN | ACK);
-    let decision = decide(&reply, &tables, Hook::TcContainer);
-    assert!(matches!(decision, Decision::Reply { .. }), "{decision:?}");
+    let decision = decide(&reply, &tables, Hook::TcContainer).verdict();
+    assert!(matches!(decision, Verdict::Reply { .. }), "{decision:?}");
     assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 1);
 }
 
@@ -315,8 +316,8 @@ fn a_packet_larger_than_the_tunnel_is_too_big_for_a_remote_backend_only() {
     let mtu = usize::from(INNER_MTU);
     let tables = node_with(&[Replica::on(2, 1)]);
     chosen(&tables, Hook::Xdp, &data(mtu));
-    let decision = decide(&data(mtu + 1), &tables, Hook::Xdp);
-    assert!(matches!(decision, Decision::TooBig), "{decision:?}");
+    let decision = decide(&data(mtu + 1), &tables, Hook::Xdp).verdict();
+    assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
     chosen(&node_with(&locals(1)), Hook::TcUplink, &data(mtu + 1));
 }
 
@@ -329,8 +330,8 @@ fn an_aggregated_packet_is_too_big_when_its_segments_are() {
     frame.segment_size = u32::from(INNER_MTU) - 52;
     chosen(&tables, Hook::TcUplink, &frame);
     frame.segment_size += 1;
-    let decision = decide(&frame, &tables, Hook::TcUplink);
-    assert!(matches!(decision, Decision::TooBig), "{decision:?}");
+    let decision = decide(&frame, &tables, Hook::TcUplink).verdict();
+    assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
 }
 
 #[test]

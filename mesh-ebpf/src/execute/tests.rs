@@ -218,7 +218,7 @@ fn without_settings_everything_passes() {
         &mut frame,
         &tables,
         Hook::Xdp,
-        Decision::Drop(DropReason::NoRoute),
+        Decision::drop(DropReason::NoRoute),
     );
     assert_eq!(action, Action::Pass);
 }

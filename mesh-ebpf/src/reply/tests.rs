@@ -3,6 +3,7 @@
 use std::net::SocketAddrV4;
 
 use super::*;
+use crate::verdict::Verdict;
 use crate::{
     abi::{Hook, Progress},
     entry,
@@ -27,10 +28,10 @@ fn open() -> TestTables {
 }
 
 fn check(tables: &TestTables, frame: &TestFrame, is_reply: bool) {
-    let decision = entry::decide(frame, tables, Hook::TcContainer);
-    let found = matches!(decision, Decision::Reply { .. });
+    let decision = entry::decide(frame, tables, Hook::TcContainer).verdict();
+    let found = matches!(decision, Verdict::Reply { .. });
     assert!(
-        found == is_reply && (found || matches!(decision, Decision::Pass)),
+        found == is_reply && (found || matches!(decision, Verdict::Pass)),
         "{decision:?}"
     );
 }
@@ -58,7 +59,10 @@ fn a_containers_own_traffic_passes() {
 fn a_reply_is_one_at_its_containers_veth_only() {
     for hook in [Hook::Xdp, Hook::TcUplink] {
         let frame = tcp(at(CONTAINER), at(CLIENT), ACK);
-        assert!(matches!(entry::decide(&frame, &open(), hook), Decision::Pass));
+        assert!(matches!(
+            entry::decide(&frame, &open(), hook).verdict(),
+            Verdict::Pass
+        ));
     }
 }
 
@@ -123,8 +127,8 @@ fn a_reply_larger_than_the_tunnel_is_too_big() {
     let mtu = usize::from(INNER_MTU);
     let tables = behind_the_tunnel(false);
     check(&tables, &datagram(mtu), true);
-    let decision = entry::decide(&datagram(mtu + 1), &tables, Hook::TcContainer);
-    assert!(matches!(decision, Decision::TooBig), "{decision:?}");
+    let decision = entry::decide(&datagram(mtu + 1), &tables, Hook::TcContainer).verdict();
+    assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
     // Its segments are what is sent.
     let mut aggregated = datagram(4000);
     (aggregated.segments, aggregated.segment_size) = (3, 1400);

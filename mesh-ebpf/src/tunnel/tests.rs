@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
+use crate::verdict::Verdict;
 use crate::{
     abi::{BackendKey, Progress},
     bytes::Be16,
@@ -49,9 +50,9 @@ fn returned_by(backend_node: &TestTables, flags: u8) -> TestFrame {
 #[track_caller]
 fn check_dropped(tables: &TestTables, frame: &TestFrame, expect: DropReason) {
     for hook in [Hook::Xdp, Hook::TcUplink] {
-        let decision = entry::decide(frame, tables, hook);
+        let decision = entry::decide(frame, tables, hook).verdict();
         assert!(
-            matches!(decision, Decision::Drop(reason) if reason == expect),
+            matches!(decision, Verdict::Drop(reason) if reason == expect),
             "at {hook:?}: {decision:?}"
         );
     }
@@ -60,16 +61,16 @@ fn check_dropped(tables: &TestTables, frame: &TestFrame, expect: DropReason) {
 #[track_caller]
 fn check_passes(tables: &TestTables, frame: &TestFrame) {
     for hook in [Hook::Xdp, Hook::TcUplink] {
-        let decision = entry::decide(frame, tables, hook);
-        assert!(matches!(decision, Decision::Pass), "at {hook:?}: {decision:?}");
+        let decision = entry::decide(frame, tables, hook).verdict();
+        assert!(matches!(decision, Verdict::Pass), "at {hook:?}: {decision:?}");
     }
 }
 
 /// The replica that node 2 delivers to, by its number.
 #[track_caller]
 fn delivered_to(tables: &TestTables, frame: &TestFrame) -> u32 {
-    match entry::decide(frame, tables, Hook::TcUplink) {
-        Decision::Deliver {
+    match entry::decide(frame, tables, Hook::TcUplink).verdict() {
+        Verdict::Deliver {
             backend,
             flow,
             decapsulate: true,
@@ -96,8 +97,8 @@ fn a_clients_packet_is_delivered_to_the_backend_it_names() {
 #[test]
 fn what_stays_on_the_node_is_left_to_tc() {
     let tables = node(2);
-    let decision = entry::decide(&encapsulated(&node(1), SYN), &tables, Hook::Xdp);
-    assert!(matches!(decision, Decision::Pass), "{decision:?}");
+    let decision = entry::decide(&encapsulated(&node(1), SYN), &tables, Hook::Xdp).verdict();
+    assert!(matches!(decision, Verdict::Pass), "{decision:?}");
     assert_eq!(tables.flow_count(), 0);
 }
 
@@ -168,9 +169,9 @@ fn a_frame_cut_anywhere_is_dropped() {
         let mut frame = whole.clone();
         frame.bytes.truncate(length);
         for hook in [Hook::Xdp, Hook::TcUplink] {
-            let decision = entry::decide(&frame, &tables, hook);
+            let decision = entry::decide(&frame, &tables, hook).verdict();
             assert!(
-                matches!(decision, Decision::Drop(_)),
+                matches!(decision, Verdict::Drop(_)),
                 "cut at {length}: {decision:?}"
             );
         }
@@ -216,9 +217,9 @@ fn a_packet_inside_that_is_none_is_bad() {
 fn a_backend_that_is_not_here_is_unknown() {
     let frame = encapsulated(&node(1), SYN);
     let unknown = |tables: &TestTables, frame: &TestFrame| {
-        let decision = entry::decide(frame, tables, Hook::TcUplink);
+        let decision = entry::decide(frame, tables, Hook::TcUplink).verdict();
         assert!(
-            matches!(decision, Decision::Drop(DropReason::UnknownBackend)),
+            matches!(decision, Verdict::Drop(DropReason::UnknownBackend)),
             "{decision:?}"
         );
         assert_eq!(tables.flow_count(), 0);
@@ -248,9 +249,9 @@ fn a_backend_gone_in_the_middle_of_a_flow_is_unknown() {
     // Its address has been given to another task.
     tables.backends[0].generation += 1;
     tables.backends[0].tag = Be16::new(0x1111);
-    let decision = entry::decide(&encapsulated(&entry_node, ACK), &tables, Hook::TcUplink);
+    let decision = entry::decide(&encapsulated(&entry_node, ACK), &tables, Hook::TcUplink).verdict();
     assert!(
-        matches!(decision, Decision::Drop(DropReason::UnknownBackend)),
+        matches!(decision, Verdict::Drop(DropReason::UnknownBackend)),
         "{decision:?}"
     );
 }
@@ -282,8 +283,8 @@ fn another_entry_node_is_followed() {
     delivered_to(&tables, &frame);
     let mut other = with(frame, OUTER + 12, &node_address(3).octets());
     fix_ip_checksum(&mut other.bytes, OUTER);
-    match entry::decide(&other, &tables, Hook::TcUplink) {
-        Decision::Deliver { flow, .. } => {
+    match entry::decide(&other, &tables, Hook::TcUplink).verdict() {
+        Verdict::Deliver { flow, .. } => {
             assert_eq!((flow.peer(), flow.peer_address()), (3, node_address(3).into()));
         }
         decision => panic!("{decision:?}"),
@@ -295,8 +296,8 @@ fn the_way_back_is_as_the_entry_node_says() {
     let tables = node(2);
     let direct = node(1).direct();
     for (entry_node, origin) in [(&node(1), Origin::TUNNEL), (&direct, Origin::TUNNEL_DIRECT)] {
-        match entry::decide(&encapsulated(entry_node, SYN), &tables, Hook::TcUplink) {
-            Decision::Deliver { flow, .. } => assert_eq!(flow.origin(), origin),
+        match entry::decide(&encapsulated(entry_node, SYN), &tables, Hook::TcUplink).verdict() {
+            Verdict::Deliver { flow, .. } => assert_eq!(flow.origin(), origin),
             decision => panic!("{decision:?}"),
         }
     }
@@ -313,8 +314,8 @@ fn a_reply_finds_its_flow_and_notes_the_backends_progress() {
         run(&tables, Hook::Xdp, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
         let frame = returned_by(&node(2), flags);
         for hook in [Hook::Xdp, Hook::TcUplink] {
-            match entry::decide(&frame, &tables, hook) {
-                Decision::Return { flow } => {
+            match entry::decide(&frame, &tables, hook).verdict() {
+                Verdict::Return { flow } => {
                     assert_eq!(
                         (flow.from_backend(), flow.from_client()),
                         (progress, Progress::OPEN)
@@ -390,8 +391,8 @@ fn backends_are_named_by_address_published_port_and_protocol() {
         port: Be16::new(9200),
         protocol: u16::from(PROTOCOL_TCP),
     };
-    match entry::decide(&encapsulated(&node(1), SYN), &tables, Hook::TcUplink) {
-        Decision::Deliver { flow, .. } => {
+    match entry::decide(&encapsulated(&node(1), SYN), &tables, Hook::TcUplink).verdict() {
+        Verdict::Deliver { flow, .. } => {
             assert_eq!(Some(flow.backend()), tables.backend_index(&key));
         }
         decision => panic!("{decision:?}"),
