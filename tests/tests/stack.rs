@@ -68,9 +68,7 @@ fn story() -> Result<()> {
                 before == after,
                 "the network of {node} was\n{before}\nand is\n{after}"
             );
-            let pins = lab.run(node, ["find", "/sys/fs/bpf", "-mindepth", "1"])?;
-            ensure!(pins.is_empty(), "pins are left: {pins}");
-            Ok(())
+            stage.no_pins_left(node)
         })?;
     }
     Ok(())

@@ -55,6 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "test",
             "--package",
             "mesh-tests",
+            "--no-fail-fast",
             "--test",
             "*",
             "--",

@@ -83,6 +83,23 @@ fn tell(
 }
 
 impl Stage {
+    /// Nothing of the mesh may be pinned on a node.
+    pub(crate) fn no_pins_left(&self, node: &str) -> Result<()> {
+        // The kernel itself puts `maps.debug` and `progs.debug` into each bpf file system.
+        let words = [
+            "find",
+            "/sys/fs/bpf",
+            "-mindepth",
+            "1",
+            "-not",
+            "-name",
+            "*.debug",
+        ];
+        let pins = self.lab.run(node, words)?;
+        ensure!(pins.is_empty(), "pins are left: {pins}");
+        Ok(())
+    }
+
     /// What every story finds: all engines and agents run, and `web` has five replicas that all nodes
     /// know.
     fn reset(&self) -> Result<()> {

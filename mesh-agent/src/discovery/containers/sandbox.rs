@@ -73,8 +73,21 @@ pub(super) async fn look_up(path: PathBuf) -> Result<Option<Sandbox>, SandboxErr
     receiver.await.unwrap_or(Err(SandboxError::Timeout))
 }
 
+/// Opens what the engine names by `/run` or by `/var/run`. On a host these are one folder; in the agent's
+/// own container only the one that was mounted is there.
+fn open(path: &Path) -> io::Result<File> {
+    let other = match path.strip_prefix("/var/run") {
+        Ok(rest) => Path::new("/run").join(rest),
+        Err(_) => match path.strip_prefix("/run") {
+            Ok(rest) => Path::new("/var/run").join(rest),
+            Err(_) => return File::open(path),
+        },
+    };
+    File::open(path).or_else(|error| File::open(other).map_err(|_| error))
+}
+
 fn look_up_here(path: &Path) -> Result<Option<Sandbox>, SandboxError> {
-    let namespace = File::open(path).map_err(|source| SandboxError::Open {
+    let namespace = open(path).map_err(|source| SandboxError::Open {
         path: path.to_owned(),
         source,
     })?;
