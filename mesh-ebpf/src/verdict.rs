@@ -224,3 +224,36 @@ pub enum Action {
         interface: u32,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use core::ptr::NonNull;
+
+    use super::*;
+    use crate::abi::Flow;
+
+    #[test]
+    fn a_decision_spells_out_as_what_it_was_made() {
+        let mut flow = Flow::default();
+        // SAFETY: the flow outlives the entry, and nobody else uses it meanwhile.
+        let entry = unsafe { FlowEntry::new(NonNull::from(&mut flow)) };
+        let backend = Backend::default();
+        let reason = DropReason::Fragment;
+        assert!(matches!(Decision::PASS.verdict(), Verdict::Pass));
+        assert!(matches!(Decision::drop(reason).verdict(), Verdict::Drop(found) if found == reason));
+        assert!(matches!(Decision::refuse(reason).verdict(), Verdict::Refuse(found) if found == reason));
+        assert!(matches!(Decision::TOO_BIG.verdict(), Verdict::TooBig));
+        for expected in [false, true] {
+            let verdict = Decision::deliver(entry, &backend, expected).verdict();
+            assert!(matches!(verdict, Verdict::Deliver { decapsulate, .. } if decapsulate == expected));
+        }
+        let forward = Decision::forward(entry, &backend);
+        assert!(matches!(forward.verdict(), Verdict::Forward { .. }));
+        assert!(matches!(Decision::reply(entry).verdict(), Verdict::Reply { .. }));
+        assert!(matches!(
+            Decision::returned(entry).verdict(),
+            Verdict::Return { .. }
+        ));
+        assert!(Decision::PASS.is_pass() && !forward.is_pass());
+    }
+}

@@ -3,12 +3,12 @@
 use std::net::SocketAddrV4;
 
 use super::*;
-use crate::verdict::Verdict;
 use crate::{
     abi::Role,
     testing::{
         ACK, FIN, INNER_MTU, RST, Replica, SERVICE_ADDRESS, SYN, Segment, TestFrame, TestTables, at, tcp, udp,
     },
+    verdict::Verdict,
 };
 
 const UPLINKS: [Hook; 2] = [Hook::Xdp, Hook::TcUplink];

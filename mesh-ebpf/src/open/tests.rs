@@ -248,3 +248,79 @@ fn a_flow_keeps_what_its_opening_said() {
         (Origin::UPLINK, Role::FORWARD, [0; 2])
     );
 }
+
+/// Opens the client's flow to the floating address, and checks whether it keeps the client's port.
+fn check_floating_port(tables: &TestTables, is_free: bool) {
+    let found = presented(tables, Hook::TcUplink, CLIENT, FLOATING);
+    assert_eq!(found == at(CLIENT), is_free, "presented as {found}");
+    check_back(tables, found, CLIENT, FLOATING);
+}
+
+fn reply_key() -> FlowKey {
+    let reply = tcp(at("172.18.0.1:80"), at(CLIENT), ACK);
+    parse(&reply, ETHERNET_LENGTH).expect("a packet").key
+}
+
+fn change_entry(tables: &TestTables, key: &FlowKey, change: impl FnOnce(&mut Flow)) {
+    let mut flow = tables.flow(key).expect("an entry").copy();
+    change(&mut flow);
+    tables.put_flow(key, &flow).expect("room");
+}
+
+fn forward_key_of_the_first() -> FlowKey {
+    let frame = tcp(at(CLIENT), at(FRONTEND), ACK);
+    parse(&frame, ETHERNET_LENGTH).expect("a packet").key
+}
+
+#[test]
+fn a_live_flows_port_is_held() {
+    let tables = node(Replica::on(1, 1));
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    check_floating_port(&tables, false);
+}
+
+#[test]
+fn a_port_that_its_flow_has_given_up_is_free() {
+    let tables = node(Replica::on(1, 1));
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    change_entry(&tables, &forward_key_of_the_first(), |flow| {
+        flow.presented.port = Be16::new(1025);
+    });
+    check_floating_port(&tables, true);
+}
+
+#[test]
+fn a_port_towards_a_backend_that_its_flow_has_left_is_free() {
+    let tables = node(Replica::on(1, 1));
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    change_entry(&tables, &forward_key_of_the_first(), |flow| flow.backend = 7);
+    check_floating_port(&tables, true);
+}
+
+#[test]
+fn a_port_towards_a_backend_that_is_gone_is_free() {
+    let mut tables = node(Replica::on(1, 1));
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    tables.backends[0].generation += 1;
+    check_floating_port(&tables, true);
+}
+
+#[test]
+fn an_entry_of_another_role_does_not_hold_a_port() {
+    let tables = node(Replica::on(1, 1));
+    // What would hold it by all but its role: an entry that is its own forward entry.
+    let container = Endpoint::new(Ipv4Addr::new(172, 18, 0, 1).into(), Be16::new(80));
+    let client = Endpoint::new((*at(CLIENT).ip()).into(), Be16::new(at(CLIENT).port()));
+    let flow = Flow {
+        client: container,
+        frontend: client,
+        presented: client,
+        generation: 1,
+        origin: Origin::CONTAINER,
+        role: Role::FORWARD,
+        ..Flow::default()
+    };
+    tables.put_flow(&reply_key(), &flow).expect("room");
+    check_floating_port(&tables, true);
+    assert_eq!(tables.flow(&reply_key()).expect("an entry").role(), Role::REPLY);
+}

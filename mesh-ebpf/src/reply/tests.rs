@@ -3,7 +3,6 @@
 use std::net::SocketAddrV4;
 
 use super::*;
-use crate::verdict::Verdict;
 use crate::{
     abi::{Hook, Progress},
     entry,
@@ -11,6 +10,7 @@ use crate::{
     headers::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP},
     parse::parse,
     testing::{ACK, FIN, INNER_MTU, RST, Replica, SYN, TestFrame, TestTables, at, run, tcp, udp, view_inner},
+    verdict::Verdict,
 };
 
 const CLIENT: &str = "192.0.2.7:40000";

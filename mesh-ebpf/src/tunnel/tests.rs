@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::verdict::Verdict;
 use crate::{
     abi::{BackendKey, Progress},
     bytes::Be16,
@@ -13,7 +12,7 @@ use crate::{
         ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, TestFrame, TestTables, at, fix_ip_checksum, node_address,
         reply_to, run, tcp, view, view_inner,
     },
-    verdict::Action,
+    verdict::{Action, Verdict},
 };
 
 const CLIENT: &str = "192.0.2.7:40000";
@@ -397,4 +396,47 @@ fn backends_are_named_by_address_published_port_and_protocol() {
         }
         decision => panic!("{decision:?}"),
     }
+}
+
+#[test]
+fn a_backend_that_has_changed_under_its_name_is_delivered_to_as_it_is() {
+    let (entry_node, mut tables) = (node(1), node(2));
+    delivered_to(&tables, &encapsulated(&entry_node, SYN));
+    tables.backends[0].generation += 1;
+    // `delivered_to` compares the generations.
+    assert_eq!(delivered_to(&tables, &encapsulated(&entry_node, ACK)), 1);
+}
+
+#[test]
+fn a_flow_follows_its_entry_nodes_place_and_address() {
+    let (entry_node, mut tables) = (node(1), node(2));
+    let frame = encapsulated(&entry_node, SYN);
+    delivered_to(&tables, &frame);
+    let check = |tables: &TestTables, frame: &TestFrame, peer: u32, address: Ipv4Addr| {
+        delivered_to(tables, frame);
+        let key = parse(frame, INNER).expect("a packet").key;
+        let flow = tables.flow(&key).expect("a flow");
+        assert_eq!((flow.peer(), flow.peer_address()), (peer, address.into()));
+    };
+    check(&tables, &frame, 1, node_address(1));
+    // The same address at another place.
+    tables.peers.insert(node_address(1).into(), 3);
+    check(&tables, &frame, 3, node_address(1));
+    // Another address at the same place.
+    let mut moved = with(frame, OUTER + 12, &node_address(3).octets());
+    fix_ip_checksum(&mut moved.bytes, OUTER);
+    check(&tables, &moved, 3, node_address(3));
+}
+
+#[test]
+fn a_returned_reply_is_seen() {
+    let mut tables = node(1);
+    run(&tables, Hook::Xdp, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
+    tables.config_mut().now = 2000;
+    let frame = returned_by(&node(2), ACK);
+    run(&tables, Hook::Xdp, &mut frame.routed(CLIENT_ROUTE));
+    let key = parse(&tcp(at(CLIENT), at(FRONTEND), ACK), ETHERNET_LENGTH)
+        .expect("a packet")
+        .key;
+    assert_eq!(tables.flow(&key).expect("a flow").seen(), 2000);
 }
