@@ -191,7 +191,14 @@ fn reply<F: Frame, T: Tables>(
     if origin.is_tunnel() {
         clamp_syn(frame, &ip, config)?;
     }
-    if origin == Origin::TUNNEL {
+    let way = if origin == Origin::TUNNEL {
+        Route::None
+    } else {
+        way_to_client(frame, origin, frontend.address, client.address, ip.total_length)
+    };
+    // Also where a direct return was asked for and there is none: a client that is this very node is not
+    // reached by routing, but its entry node can send to it.
+    if origin.is_tunnel() && matches!(way, Route::None) {
         let next_hop = tables
             .next_hop(flow.peer())
             .filter(|next_hop| next_hop.address == flow.peer_address())
@@ -215,7 +222,6 @@ fn reply<F: Frame, T: Tables>(
         )?;
         return to_peer(frame, config, next_hop);
     }
-    let way = way_to_client(frame, origin, frontend.address, client.address, ip.total_length);
     to_client(frame, config, origin, way)
 }
 

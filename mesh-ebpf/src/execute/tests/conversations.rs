@@ -260,6 +260,25 @@ fn a_remote_backend_answers_a_client_directly() {
     check(REMOTE, CLIENT, at(FRONTEND), CLIENT, Hook::Xdp, TO_CLIENT, true);
 }
 
+/// A process of the very node that its replica runs on dialled another node.
+#[test]
+fn a_direct_answer_without_a_way_goes_back_by_the_entry_node() {
+    let (entry_node, backend_node) = (node(1, REMOTE).direct(), node(2, REMOTE));
+    let mut request = tcp(at(CLIENT), at(FRONTEND), SYN);
+    assert_eq!(run(&entry_node, Hook::Xdp, &mut request), TO_PEER);
+    let mut request = request.received();
+    let action = run(&backend_node, Hook::TcUplink, &mut request);
+    assert!(matches!(action, Action::IntoContainer { .. }), "{action:?}");
+    let mut reply = reply_to(&view(&request), SYN | ACK, &[]).routed(Route::None);
+    assert_eq!(run(&backend_node, Hook::TcContainer, &mut reply), TO_PEER);
+    let mut reply = reply.received().routed(CLIENT_ROUTE);
+    assert_eq!(run(&entry_node, Hook::TcUplink, &mut reply), TO_CLIENT);
+    assert_eq!(
+        (view(&reply).source, view(&reply).destination),
+        (at(FRONTEND), at(CLIENT))
+    );
+}
+
 #[test]
 fn a_local_process_talks_to_a_local_backend() {
     check(LOCAL, PROCESS, service(), PROCESS, Hook::TcMesh0, HOME, false);
