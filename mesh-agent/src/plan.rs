@@ -24,16 +24,12 @@ pub enum Change {
     UpsertService(ServiceKey, ServiceEntry),
     /// An address begins to answer.
     AddFrontend(Frontend),
-    /// Catch replies at the host end of a container's veth.
+    /// Catch what a container sends at the host end of its veth: replies, and connections to the node.
     AttachContainer(u32),
-    /// Catch what containers send to the node's published ports.
-    AttachBridge(String, HostInterface),
     /// Balance what arrives on an interface.
     AttachUplink(String, HostInterface),
     /// An interface is no uplink any more.
     DetachUplink(String),
-    /// A bridge is gone.
-    DetachBridge(String),
     /// An address no longer answers.
     RemoveFrontend(Frontend),
     /// A service is gone.
@@ -76,10 +72,8 @@ pub fn fold(state: &mut Desired, change: Change) {
         Change::UpsertService(key, service) => drop(state.services.insert(key, service)),
         Change::AddFrontend(frontend) => drop(state.frontends.insert(frontend)),
         Change::AttachContainer(index) => drop(state.container_interfaces.insert(index)),
-        Change::AttachBridge(name, bridge) => drop(state.bridges.insert(name, bridge)),
         Change::AttachUplink(name, uplink) => drop(state.uplinks.insert(name, uplink)),
         Change::DetachUplink(name) => drop(state.uplinks.remove(&name)),
-        Change::DetachBridge(name) => drop(state.bridges.remove(&name)),
         Change::RemoveFrontend(frontend) => drop(state.frontends.remove(&frontend)),
         Change::RemoveService(key) => drop(state.services.remove(&key)),
         Change::RemoveBackend(key) => drop(state.backends.remove(&key)),
@@ -113,7 +107,6 @@ fn retire(old: &Desired, new: &Desired) -> Vec<Change> {
         }
     }
     changes.extend(replaced.into_iter().map(Change::RemoveBackend));
-    changes.extend(remade(&old.bridges, &new.bridges).map(|name| Change::DetachBridge(name.clone())));
     changes.extend(remade(&old.uplinks, &new.uplinks).map(|name| Change::DetachUplink(name.clone())));
     changes
 }
@@ -155,14 +148,10 @@ fn difference(old: &Desired, new: &Desired) -> Vec<Change> {
             .map(|frontend| Change::AddFrontend(*frontend)),
     );
     changes.extend(
-        upserts(&old.bridges, &new.bridges).map(|(name, bridge)| Change::AttachBridge(name.clone(), *bridge)),
-    );
-    changes.extend(
         upserts(&old.uplinks, &new.uplinks).map(|(name, uplink)| Change::AttachUplink(name.clone(), *uplink)),
     );
 
     changes.extend(removals(&old.uplinks, &new.uplinks).map(|name| Change::DetachUplink(name.clone())));
-    changes.extend(removals(&old.bridges, &new.bridges).map(|name| Change::DetachBridge(name.clone())));
     changes.extend(
         old.frontends
             .difference(&new.frontends)
@@ -256,10 +245,9 @@ mod tests {
             addresses in prop::collection::btree_set(address(), 0..3),
             peers in prop::collection::btree_map(address(), any::<bool>(), 0..4),
             uplinks in prop::collection::btree_map("eth[0-2]", host_interface(), 0..3),
-            bridges in prop::collection::btree_map("docker[0-2]", host_interface(), 0..3),
             dsr in any::<bool>(),
         ) -> Desired {
-            let mut state = Desired { uplinks, bridges, ..Desired::default() };
+            let mut state = Desired { uplinks, ..Desired::default() };
             if dsr {
                 state.settings.return_mode = ReturnMode::Dsr;
             }
@@ -387,26 +375,16 @@ mod tests {
         let named = |index| BTreeMap::from([("eth0".to_owned(), HostInterface { index, ..INTERFACE })]);
         let old = Desired {
             uplinks: named(2),
-            bridges: named(7),
             ..Desired::default()
         };
         let new = Desired {
             uplinks: named(3),
-            bridges: named(8),
             ..Desired::default()
         };
         assert_eq!(
             plan(&old, &new),
             [
-                Change::DetachBridge("eth0".into()),
                 Change::DetachUplink("eth0".into()),
-                Change::AttachBridge(
-                    "eth0".into(),
-                    HostInterface {
-                        index: 8,
-                        ..INTERFACE
-                    }
-                ),
                 Change::AttachUplink(
                     "eth0".into(),
                     HostInterface {

@@ -425,7 +425,7 @@ impl Agent {
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
-            bridges: network.bridges.clone(),
+            container_interfaces: network.container_interfaces.clone(),
             mesh0: self.mesh0_is.map(|(_, interface)| interface),
             next_hops: network.next_hops.clone(),
             return_mode: self.options.return_mode,

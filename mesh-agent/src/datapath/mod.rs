@@ -123,7 +123,7 @@ impl std::ops::AddAssign for Traffic {
 /// Packets dropped for one reason at one hook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropCount {
-    /// `xdp`, `tc_uplink`, `tc_container`, `tc_bridge` or `tc_mesh0`.
+    /// `xdp`, `tc_uplink`, `tc_container` or `tc_mesh0`.
     pub hook: String,
     /// The reason's name, e.g. `unknown_peer`.
     pub reason: String,

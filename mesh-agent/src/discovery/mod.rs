@@ -20,8 +20,8 @@ pub struct NetworkState {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// The interfaces traffic from outside arrives on.
     pub uplinks: BTreeMap<String, HostInterface>,
-    /// Docker's bridges.
-    pub bridges: BTreeMap<String, HostInterface>,
+    /// Ports of Docker's bridges: the host ends of containers' veths.
+    pub container_interfaces: BTreeSet<u32>,
     /// The resolved way to each peer that was asked for.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
 }

@@ -28,9 +28,8 @@ pub struct Desired {
     pub peers: BTreeMap<Ipv4Addr, Option<NextHop>>,
     /// Interfaces on which traffic from outside arrives.
     pub uplinks: BTreeMap<String, HostInterface>,
-    /// Bridges on which containers' traffic to the node arrives.
-    pub bridges: BTreeMap<String, HostInterface>,
-    /// Host ends of the veths of local backends, on which replies are caught.
+    /// Host ends of containers' veths: local backends' replies are caught there, and what containers send
+    /// to the node's published ports.
     pub container_interfaces: BTreeSet<u32>,
     /// Node-wide settings.
     pub settings: Settings,
@@ -162,7 +161,7 @@ pub struct NextHop {
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {
         uplinks: local.uplinks.clone(),
-        bridges: local.bridges.clone(),
+        container_interfaces: local.container_interfaces.clone(),
         settings: Settings {
             node_address: cluster.nodes.get(&local.node).map(|node| node.address),
             vni: vni(&cluster.cluster_id),

@@ -22,9 +22,10 @@ pub struct Local {
     pub containers: BTreeMap<TaskId, Container>,
     /// Interfaces that traffic from outside arrives on, by name.
     pub uplinks: BTreeMap<String, HostInterface>,
-    /// Docker's bridges on this node (docker_gwbridge, docker0, br-…): containers that dial a
-    /// published port of their own node arrive here.
-    pub bridges: BTreeMap<String, HostInterface>,
+    /// Ports of Docker's bridges on this node: the host ends of containers' veths. What containers send
+    /// to a published port of their own node is caught there; on the bridge itself, netfilter (which
+    /// Docker has look at bridged packets) would be first.
+    pub container_interfaces: BTreeSet<u32>,
     /// The device that local processes' connections to the service address leave by; `None` until it is
     /// made.
     pub mesh0: Option<HostInterface>,

@@ -28,7 +28,10 @@ use tracing::{debug, info};
 
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, TcChoice, XdpChoice};
-use crate::{model::ReturnMode, model::desired::Settings, plan::Change};
+use crate::{
+    model::{Desired, ReturnMode, desired::Settings},
+    plan::Change,
+};
 
 /// The programs, or nothing when the agent was built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh.o"));
@@ -167,7 +170,6 @@ impl EbpfDatapath {
                 self.config.inner_mtu = inner_mtu(self.uplink_mtu);
                 self.write_config()
             }
-            Change::AttachBridge(..) | Change::DetachBridge(_) => Ok(()),
             Change::DetachUplink(name) => self.attachments.remove_uplink(name),
             Change::RemoveFrontend(frontend) => self.tables.remove_frontend(&mut self.maps, *frontend),
             Change::RemoveService(key) => self.tables.remove_service(&mut self.maps, *key),
@@ -219,8 +221,15 @@ impl Datapath for EbpfDatapath {
                 source,
             });
         }
-        self.attachments.remove_unclaimed();
         errors
+    }
+
+    fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
+        // What is desired has been claimed by the changes that led there.
+        self.tables.remove_unclaimed(&mut self.maps)?;
+        self.tables.settle(&mut self.maps)?;
+        self.attachments.remove_unclaimed();
+        Ok(())
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {

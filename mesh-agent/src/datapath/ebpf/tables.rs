@@ -43,7 +43,6 @@ pub(super) struct Tables {
     retiring: Vec<(ServiceKey, u32)>,
     /// Ring ranges that packets may still be reading.
     stale_ranges: Vec<(u32, u32)>,
-    adopting: bool,
 }
 
 /// Whether something was found at start and not yet asked for.
@@ -84,7 +83,6 @@ impl Tables {
             dirty: BTreeSet::new(),
             retiring: Vec::new(),
             stale_ranges: Vec::new(),
-            adopting: true,
         };
         let reading =
             |map: &'static str| move |error: MapError| failed(format!("read the pinned map {map}"), error);
@@ -347,11 +345,8 @@ impl Tables {
     }
 
     /// Ends a round of changes: writes the rings that changed, retires the backends that none names any
-    /// more, and after the first round removes what was adopted and not asked for.
+    /// more.
     pub(super) fn settle(&mut self, maps: &mut Handles) -> Result<(), DatapathError> {
-        if std::mem::take(&mut self.adopting) {
-            self.remove_unclaimed(maps)?;
-        }
         // Ranges left in the round before: no packet that read their service is still under way.
         for (offset, length) in std::mem::take(&mut self.stale_ranges) {
             self.ring.release(offset, length);
@@ -372,7 +367,8 @@ impl Tables {
         Ok(())
     }
 
-    fn remove_unclaimed(&mut self, maps: &mut Handles) -> Result<(), DatapathError> {
+    /// Removes what was adopted and has not been asked for since.
+    pub(super) fn remove_unclaimed(&mut self, maps: &mut Handles) -> Result<(), DatapathError> {
         let frontends: Vec<_> = self
             .frontends
             .iter()

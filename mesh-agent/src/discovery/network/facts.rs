@@ -49,6 +49,8 @@ struct Link {
     mac: Option<MacAddress>,
     mtu: u32,
     bridge: bool,
+    /// The bridge it is a port of.
+    bridge_index: Option<u32>,
 }
 
 /// Everything heard, by what it is about.
@@ -100,12 +102,14 @@ impl Facts {
             mac: None,
             mtu: 0,
             bridge: false,
+            bridge_index: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
+                LinkAttribute::Controller(index) => link.bridge_index = Some(*index),
                 LinkAttribute::LinkInfo(infos) => {
                     link.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                 }
@@ -223,8 +227,9 @@ impl Facts {
             if uplinks.contains(index) {
                 state.uplinks.insert(link.name.clone(), interface);
             }
-            if link.bridge && is_dockers(&link.name) {
-                state.bridges.insert(link.name.clone(), interface);
+            let bridge = link.bridge_index.and_then(|bridge| self.links.get(&bridge));
+            if bridge.is_some_and(|bridge| bridge.bridge && is_dockers(&bridge.name)) {
+                state.container_interfaces.insert(*index);
             }
         }
         for (peer, path) in &self.paths {

@@ -1,4 +1,4 @@
-//! The node's network, followed by netlink: addresses, uplinks, Docker's bridges, and the way to each
+//! The node's network, followed by netlink: addresses, uplinks, Docker's containers' interfaces, and the way to each
 //! peer. Imports the model only; what netlink's messages mean is decided in [`facts`], without I/O.
 
 mod facts;

@@ -210,26 +210,33 @@ fn the_kernel_is_asked_to_resolve_a_peer_that_answers() {
 }
 
 #[test]
-fn only_dockers_bridges_are_listed() {
+fn only_ports_of_dockers_bridges_are_containers_interfaces() {
     in_namespace(|| async {
         let mut watched = Watched::start(&[]);
-        for name in [
+        let names = [
             "docker0",
             "docker_gwbridge",
             "br-0123456789ab",
             "br-lan",
             "virbr0",
-        ] {
+        ];
+        for (port, name) in names.iter().enumerate() {
             ip(&format!("link add {name} type bridge"));
+            ip(&format!("link add port{port} type veth peer name peer{port}"));
+            ip(&format!("link set port{port} master {name}"));
         }
-        let state = watched
-            .until("all three are there", |state| state.bridges.len() == 3)
+        watched
+            .until("three ports are there", |state| {
+                state.container_interfaces.len() == 3
+            })
             .await;
-        let names: Vec<_> = state.bridges.keys().map(String::as_str).collect();
-        assert_eq!(names, ["br-0123456789ab", "docker0", "docker_gwbridge"]);
         ip("link del docker0");
         watched
-            .until("one is gone", |state| state.bridges.len() == 2)
+            .until("one is free", |state| state.container_interfaces.len() == 2)
+            .await;
+        ip("link set port1 nomaster");
+        watched
+            .until("another is free", |state| state.container_interfaces.len() == 1)
             .await;
     });
 }
