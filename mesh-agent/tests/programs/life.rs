@@ -120,6 +120,10 @@ fn the_next_agent_adopts_what_a_crashed_one_has_left() {
         let backends: Vec<_> = (1..=5).map(|number| (number, Location::Remote(PEER))).collect();
         serve(&mut state, WEB, &backends);
         space.apply(&state);
+        space
+            .datapath()
+            .prune(&state)
+            .expect("what is stale can be removed");
 
         let kept: BTreeMap<_, _> = indexes
             .into_iter()
@@ -143,7 +147,7 @@ fn the_next_agent_adopts_what_a_crashed_one_has_left() {
 }
 
 #[test]
-fn traffic_flows_on_while_there_is_no_agent() {
+fn programs_stay_attached_while_there_is_no_agent() {
     in_space(|space| {
         two_services(space);
         let pins = space.pins().join(format!("v{VERSION}/links"));
