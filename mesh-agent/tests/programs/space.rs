@@ -128,9 +128,10 @@ impl Space {
             std::process::id(),
             NUMBER.fetch_add(1, Ordering::Relaxed)
         );
-        ip(LINKS);
-        // Of this thread's network namespace.
+        // Of this thread's network namespace. IPv6 would send packets of its own, which are counted too.
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("IPv6 can be turned off");
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding can be turned on");
+        ip(LINKS);
         let cgroup = cgroup2().join(&name);
         fs::create_dir(&cgroup).expect("a cgroup of the test's own");
         let options = EbpfOptions {
