@@ -87,6 +87,12 @@ route add unreachable 203.0.113.0/24
 /// Gives a test its own world, in a thread of its own, which takes the network namespace with it.
 #[track_caller]
 pub(crate) fn in_space(test: impl FnOnce(&mut Space) + Send) {
+    in_space_with(None, 4096, test);
+}
+
+/// The same with another eBPF object than the agent's, and a flow table of another size.
+#[track_caller]
+pub(crate) fn in_space_with(object: Option<&[u8]>, flow_capacity: u32, test: impl FnOnce(&mut Space) + Send) {
     assert!(
         nix::unistd::geteuid().is_root(),
         "this test loads eBPF programs into network namespaces: run it as root"
@@ -94,7 +100,7 @@ pub(crate) fn in_space(test: impl FnOnce(&mut Space) + Send) {
     let result = std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
-            test(&mut Space::new());
+            test(&mut Space::new(object, flow_capacity));
         });
         worker.join()
     });
@@ -111,6 +117,8 @@ pub(crate) struct Output {
 
 /// A node, its data path loaded.
 pub(crate) struct Space {
+    /// `None`: the agent's own.
+    object: Option<Vec<u8>>,
     /// `None` only between a crash and the next load.
     datapath: Option<EbpfDatapath>,
     state: Desired,
@@ -121,7 +129,7 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    fn new() -> Self {
+    fn new(object: Option<&[u8]>, flow_capacity: u32) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "mesh-test-{}-{}",
@@ -139,12 +147,13 @@ impl Space {
             cgroup,
             xdp: XdpChoice::Native,
             tc: TcChoice::Auto,
-            flow_capacity: 4096,
+            flow_capacity,
             geneve_port: 6081,
             service_address: SERVICE_ADDRESS,
             netns_cookie: 0,
         };
         let mut space = Self {
+            object: object.map(<[u8]>::to_vec),
             datapath: None,
             state: Desired::default(),
             options,
@@ -159,7 +168,12 @@ impl Space {
     /// Loads the data path, as an agent that starts.
     pub(crate) fn load(&mut self) {
         self.state = Desired::default();
-        match EbpfDatapath::load(self.options.clone()) {
+        let options = self.options.clone();
+        let loaded = match &self.object {
+            Some(object) => EbpfDatapath::load_object(object, options),
+            None => EbpfDatapath::load(options),
+        };
+        match loaded {
             Ok(datapath) => self.datapath = Some(datapath),
             Err(error) => panic!("{}", chain(&error)),
         }
@@ -191,40 +205,54 @@ impl Space {
 
     /// Feeds a frame to the XDP program, as if received on the uplink.
     pub(crate) fn xdp(&mut self, frame: &[u8]) -> Output {
+        self.run_xdp("mesh_xdp", frame, 1).0
+    }
+
+    /// Runs an XDP program many times; returns the last output, and the nanoseconds each took on average.
+    pub(crate) fn run_xdp(&mut self, name: &str, frame: &[u8], repeat: u32) -> (Output, u64) {
+        // `struct xdp_md`: data_end, ingress_ifindex.
         let mut context = [0_u8; 24];
         context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
         context[12..16].copy_from_slice(&self.uplink.to_ne_bytes());
         let program: &mut Xdp = self
             .datapath()
             .programs()
-            .program_mut("mesh_xdp")
+            .program_mut(name)
             .expect("the object has it")
             .try_into()
             .expect("an XDP program");
-        run(program, frame, &context)
+        run(program, frame, &context, repeat)
     }
 
     /// Feeds a frame to the uplink's tc program.
     pub(crate) fn tc_uplink(&mut self, frame: &[u8]) -> Output {
-        self.tc("mesh_uplink", self.uplink, frame, 0)
+        self.run_tc("mesh_uplink", self.uplink, frame, 0, 1).0
     }
 
     /// Feeds what GRO would make of some segments to the uplink's tc program.
     pub(crate) fn tc_uplink_aggregated(&mut self, frame: &[u8], segments: u32) -> Output {
-        self.tc("mesh_uplink", self.uplink, frame, segments)
+        self.run_tc("mesh_uplink", self.uplink, frame, segments, 1).0
     }
 
     /// Feeds what the container sends to the tc program at the host end of its veth.
     pub(crate) fn tc_container(&mut self, frame: &[u8]) -> Output {
-        self.tc("mesh_container", self.container, frame, 0)
+        self.run_tc("mesh_container", self.container, frame, 0, 1).0
     }
 
     /// Feeds what a local process sends to the tc program of mesh0.
     pub(crate) fn tc_mesh0(&mut self, frame: &[u8]) -> Output {
-        self.tc("mesh_local", self.mesh0, frame, 0)
+        self.run_tc("mesh_local", self.mesh0, frame, 0, 1).0
     }
 
-    fn tc(&mut self, name: &str, interface: u32, frame: &[u8], segments: u32) -> Output {
+    /// Runs a tc program many times; see [`Self::run_xdp`].
+    pub(crate) fn run_tc(
+        &mut self,
+        name: &str,
+        interface: u32,
+        frame: &[u8],
+        segments: u32,
+        repeat: u32,
+    ) -> (Output, u64) {
         // `struct __sk_buff`: ifindex, gso_segs, gso_size.
         let mut context = [0_u8; 192];
         context[40..44].copy_from_slice(&interface.to_ne_bytes());
@@ -238,7 +266,7 @@ impl Space {
             .expect("the object has it")
             .try_into()
             .expect("a tc program");
-        run(program, frame, &context)
+        run(program, frame, &context, repeat)
     }
 
     /// Drops by hook and reason, those that are not zero.
@@ -435,7 +463,7 @@ fn task(number: u8) -> String {
     format!("task{number}")
 }
 
-fn run<P>(program: &P, frame: &[u8], context: &[u8]) -> Output
+fn run<P>(program: &P, frame: &[u8], context: &[u8], repeat: u32) -> (Output, u64)
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,
 {
@@ -445,14 +473,16 @@ where
             data_in: Some(frame),
             data_out: Some(&mut out),
             ctx_in: Some(context),
+            repeat,
             ..TestRunOptions::default()
         })
         .unwrap_or_else(|error| panic!("the kernel refused a test run: {}", chain(&error)));
     out.truncate(result.data_size_out as usize);
-    Output {
+    let output = Output {
         verdict: result.return_value,
         frame: out,
-    }
+    };
+    (output, result.duration.as_nanos() as u64)
 }
 
 /// Runs commands of `ip` in the calling thread's network namespace.
