@@ -482,3 +482,84 @@ mod agent {
     // SAFETY: transparent over u32.
     unsafe impl aya::Pod for crate::bytes::Be32 {}
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
+
+    #[test]
+    fn names_in_metrics_are_unique() {
+        let hooks: BTreeSet<_> = Hook::ALL.iter().map(|hook| hook.name()).collect();
+        assert_eq!(hooks.len(), Hook::ALL.len());
+        let reasons: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(reasons.len(), DropReason::ALL.len());
+    }
+
+    #[test]
+    fn all_hooks_and_reasons_stand_at_their_numbers() {
+        for (number, hook) in Hook::ALL.into_iter().enumerate() {
+            assert_eq!(hook as usize, number);
+        }
+        for (number, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, number);
+        }
+    }
+
+    #[test]
+    fn every_hook_and_reason_has_a_drop_counter_of_its_own() {
+        let mut places: Vec<u32> = Hook::ALL
+            .into_iter()
+            .flat_map(|hook| DropReason::ALL.map(|reason| drop_index(hook, reason)))
+            .collect();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..DROP_COUNTERS));
+    }
+
+    #[test]
+    fn every_published_port_has_a_bit_of_its_own() {
+        let mut bits: Vec<u32> = [PROTOCOL_TCP, PROTOCOL_UDP]
+            .into_iter()
+            .flat_map(|protocol| {
+                (0..=u16::MAX).map(move |port| {
+                    let (word, bit) = port_filter_place(protocol, port);
+                    assert!(bit < 64);
+                    word * 64 + bit
+                })
+            })
+            .collect();
+        bits.sort_unstable();
+        assert!(bits.into_iter().eq(0..PORT_FILTER_WORDS * 64));
+    }
+
+    #[test]
+    fn a_key_reversed_twice_is_itself() {
+        let key = FlowKey {
+            source: Be32::new(1),
+            destination: Be32::new(2),
+            source_port: Be16::new(3),
+            destination_port: Be16::new(4),
+            protocol: 6,
+        };
+        assert_eq!(key.reversed().reversed(), key);
+        assert_eq!(
+            (key.reversed().source, key.reversed().source_port),
+            (Be32::new(2), Be16::new(4))
+        );
+    }
+
+    #[test]
+    fn only_flows_of_peers_are_tunnelled() {
+        for (origin, tunnel) in [
+            (Origin::UPLINK, false),
+            (Origin::MESH0, false),
+            (Origin::CONTAINER, false),
+            (Origin::TUNNEL, true),
+            (Origin::TUNNEL_DIRECT, true),
+        ] {
+            assert_eq!(origin.is_tunnel(), tunnel, "{origin:?}");
+        }
+    }
+}

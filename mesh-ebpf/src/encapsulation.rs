@@ -114,3 +114,6 @@ pub struct Translation {
     /// New destination port.
     pub destination_port: Be16,
 }
+
+#[cfg(test)]
+mod tests;

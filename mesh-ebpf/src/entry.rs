@@ -29,7 +29,7 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
     let packet = match parse(frame, ETHERNET_LENGTH) {
         Ok(packet) => packet,
         Err(Unparsed::Other) => return leave(hook),
-        Err(Unparsed::Invalid(reason)) => return Decision::Drop(reason),
+        Err(Unparsed::Invalid(reason)) => return Decision::drop(reason),
         Err(Unparsed::Unsupported(reason, key)) => {
             let protocol = key.protocol as u8;
             if !tables.is_published(protocol, key.destination_port.get()) {
@@ -41,7 +41,7 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
                 protocol: u16::from(protocol),
             };
             return match tables.frontend(&frontend) {
-                Some(_) => Decision::Drop(reason),
+                Some(_) => Decision::drop(reason),
                 None => leave(hook),
             };
         }
@@ -56,7 +56,7 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
             }
             client(frame, tables, config, &packet, hook, Origin::UPLINK)
         }
-        Hook::TcContainer => match reply::decide(tables, config, &packet) {
+        Hook::TcContainer => match reply::decide(frame, tables, config, &packet) {
             Some(decision) => decision,
             None => client(frame, tables, config, &packet, hook, Origin::CONTAINER),
         },
@@ -69,8 +69,8 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
 #[inline(always)]
 fn leave<'a>(hook: Hook) -> Decision<'a> {
     match hook {
-        Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::Pass,
-        Hook::TcMesh0 => Decision::Drop(DropReason::NotAFrontend),
+        Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::PASS,
+        Hook::TcMesh0 => Decision::drop(DropReason::NotAFrontend),
     }
 }
 
@@ -111,15 +111,15 @@ fn client<'a, F: Frame, T: Tables>(
                     return hand_over(frame, config, packet, flow, backend);
                 }
                 Some(_) => {}
-                None if !opens => return Decision::Refuse(DropReason::BackendGone),
+                None if !opens => return Decision::refuse(DropReason::BackendGone),
                 None => {}
             }
         }
     } else if !opens {
         // Not ours to judge: a connection older than the mesh, or none. The kernel answers.
         return match hook {
-            Hook::TcMesh0 => Decision::Refuse(DropReason::UnknownFlow),
-            Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::Pass,
+            Hook::TcMesh0 => Decision::refuse(DropReason::UnknownFlow),
+            Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::PASS,
         };
     }
     let frontend = FrontendKey {
@@ -132,8 +132,8 @@ fn client<'a, F: Frame, T: Tables>(
     };
     match open::at_entry(tables, config, packet, service, origin) {
         Ok((flow, backend)) => hand_over(frame, config, packet, flow, backend),
-        Err(DropReason::NoBackend) => Decision::Refuse(DropReason::NoBackend),
-        Err(reason) => Decision::Drop(reason),
+        Err(DropReason::NoBackend) => Decision::refuse(DropReason::NoBackend),
+        Err(reason) => Decision::drop(reason),
     }
 }
 
@@ -167,16 +167,12 @@ fn hand_over<'a, F: Frame>(
     backend: &'a Backend,
 ) -> Decision<'a> {
     if backend.place == BACKEND_LOCAL {
-        return Decision::Deliver {
-            flow,
-            backend,
-            decapsulate: false,
-        };
+        return Decision::deliver(flow, backend, false);
     }
     if exceeds(frame, packet, config.inner_mtu) {
-        return Decision::TooBig;
+        return Decision::TOO_BIG;
     }
-    Decision::Forward { flow, backend }
+    Decision::forward(flow, backend)
 }
 
 /// Whether a packet, or each segment of what GRO put together, is larger than `mtu`.
@@ -189,3 +185,6 @@ pub(crate) fn exceeds<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
     // 12 bytes of TCP options (timestamps) are on nearly every segment.
     size == 0 || size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 > u32::from(mtu)
 }
+
+#[cfg(test)]
+mod tests;

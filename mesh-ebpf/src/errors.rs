@@ -176,3 +176,6 @@ fn write_back<F: Frame>(
     *frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)? = ip;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::{
     },
     mss,
     tables::{FlowEntry, Tables},
-    verdict::{Action, Decision},
+    verdict::{Action, Decision, Verdict},
 };
 
 /// Carries a decision out. The packet is as decided about; no packet is half rewritten and passed on:
@@ -24,10 +24,10 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
     let Some(config) = tables.config() else {
         return Action::Pass;
     };
-    let done = match decision {
-        Decision::Pass => return Action::Pass,
-        Decision::Drop(reason) => Err(reason),
-        Decision::Refuse(reason) => {
+    let done = match decision.verdict() {
+        Verdict::Pass => return Action::Pass,
+        Verdict::Drop(reason) => Err(reason),
+        Verdict::Refuse(reason) => {
             tables.count_drop(hook, reason);
             return if errors::refuse(frame).is_ok() {
                 Action::Answer
@@ -35,7 +35,7 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
                 Action::Drop
             };
         }
-        Decision::TooBig => {
+        Verdict::TooBig => {
             tables.count_drop(hook, DropReason::TooBig);
             return if errors::too_big(frame, config.inner_mtu).is_ok() {
                 Action::Answer
@@ -44,17 +44,17 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
             };
         }
         // What stays on the node is tc's, which keeps aggregated packets whole.
-        Decision::Deliver { .. } | Decision::Reply { .. } if matches!(hook, Hook::Xdp) => {
+        Verdict::Deliver { .. } | Verdict::Reply { .. } if matches!(hook, Hook::Xdp) => {
             return Action::Pass;
         }
-        Decision::Deliver {
+        Verdict::Deliver {
             flow,
             backend,
             decapsulate,
         } => deliver(frame, tables, hook, flow, backend, decapsulate),
-        Decision::Forward { flow, backend } => forward(frame, tables, config, hook, flow, backend),
-        Decision::Reply { flow } => reply(frame, tables, config, flow),
-        Decision::Return { flow } => returned(frame, tables, config, hook, flow),
+        Verdict::Forward { flow, backend } => forward(frame, tables, config, hook, flow, backend),
+        Verdict::Reply { flow } => reply(frame, tables, config, flow),
+        Verdict::Return { flow } => returned(frame, tables, config, hook, flow),
     };
     match done {
         Ok(action) => action,
@@ -117,7 +117,10 @@ fn forward<F: Frame, T: Tables>(
     flow: FlowEntry,
     backend: &Backend,
 ) -> Result<Action, DropReason> {
-    let next_hop = tables.next_hop(backend.peer).ok_or(DropReason::NoRoute)?;
+    let next_hop = tables
+        .next_hop(backend.peer)
+        .filter(|next_hop| !next_hop.address.is_zero())
+        .ok_or(DropReason::NoRoute)?;
     if matches!(hook, Hook::Xdp) && next_hop.interface == 0 {
         // Nothing is written yet: tc has the kernel resolve the way.
         return Ok(Action::Pass);
@@ -368,3 +371,6 @@ pub fn translate<F: Frame>(frame: &mut F, to: &Translation) -> Result<(), Refuse
 }
 
 const _: () = assert!(L4_OFFSET == ETHERNET_LENGTH + IPV4_LENGTH);
+
+#[cfg(test)]
+mod tests;

@@ -20,5 +20,7 @@ pub mod open;
 pub mod parse;
 pub mod reply;
 pub mod tables;
+#[cfg(test)]
+mod testing;
 pub mod tunnel;
 pub mod verdict;

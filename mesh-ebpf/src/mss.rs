@@ -14,6 +14,8 @@ const OPTION_MSS: u8 = 2;
 const OPTION_MSS_LENGTH: u8 = 4;
 /// Options looked at before giving up; real SYNs have at most eight, MSS nearly always first.
 const MAX_OPTIONS: usize = 10;
+/// Bytes that all options of a TCP header can have together.
+const MAX_OPTIONS_LENGTH: u8 = 40;
 
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
@@ -57,7 +59,8 @@ pub fn clamp<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
                 }
                 return lower(frame, offset, old, Be16::new(limit));
             }
-            _ if length < 2 => return Ok(()),
+            // No option is shorter or longer: what follows cannot be told.
+            _ if !(2..=MAX_OPTIONS_LENGTH).contains(&length) => return Ok(()),
             _ => offset += usize::from(length & 0x3f),
         }
         seen += 1;
@@ -85,3 +88,6 @@ fn lower<F: Frame>(frame: &mut F, offset: usize, old: Be16, new: Be16) -> Result
         body: Difference::NONE.replace16(old, new),
     })
 }
+
+#[cfg(test)]
+mod tests;

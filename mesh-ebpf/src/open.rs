@@ -228,3 +228,6 @@ fn candidate(port: Be16, attempt: u32) -> Be16 {
         .wrapping_add(attempt.wrapping_mul(0x3d4d));
     Be16::new(1024 + ((spread & 0xffff) % 64_512) as u16)
 }
+
+#[cfg(test)]
+mod tests;

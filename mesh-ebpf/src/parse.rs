@@ -60,7 +60,8 @@ pub fn parse<F: Frame>(frame: &F, offset: usize) -> Result<Packet, Unparsed> {
             return Err(truncated);
         }
         let tcp = frame.at::<Tcp>(ports_offset).ok_or(truncated)?;
-        if tcp.data_offset >> 4 < 5 {
+        let header = usize::from(tcp.data_offset >> 4) * 4;
+        if header < TCP_LENGTH || IPV4_LENGTH + header > usize::from(total_length) {
             return Err(Unparsed::Invalid(DropReason::BadLength));
         }
         (
@@ -127,3 +128,6 @@ fn fragment_of<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
         None => Unparsed::Invalid(DropReason::Truncated),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,12 +25,12 @@ pub fn decide<'a, F: Frame, T: Tables>(
     outer_packet: &Packet,
 ) -> Decision<'a> {
     let Some(outer) = frame.at::<Outer>(ETHERNET_LENGTH) else {
-        return Decision::Drop(DropReason::Truncated);
+        return Decision::drop(DropReason::Truncated);
     };
     let geneve = outer.geneve;
     if { geneve.vni } != config.vni {
         // Somebody else's Geneve on the same port.
-        return Decision::Pass;
+        return Decision::PASS;
     }
     if geneve.version_and_length != GENEVE_VERSION_AND_LENGTH
         || geneve.flags != GENEVE_FLAGS
@@ -38,25 +38,25 @@ pub fn decide<'a, F: Frame, T: Tables>(
         || { geneve.option_class } != GENEVE_CLASS
         || geneve.option_length != GENEVE_OPTION_LENGTH
     {
-        return Decision::Drop(DropReason::BadGeneve);
+        return Decision::drop(DropReason::BadGeneve);
     }
     let Some(kind) = GeneveKind::from_option(geneve.option_kind) else {
-        return Decision::Drop(DropReason::BadGeneve);
+        return Decision::drop(DropReason::BadGeneve);
     };
     let Some(peer) = tables.peer_index(outer_packet.key.source) else {
-        return Decision::Drop(DropReason::UnknownPeer);
+        return Decision::drop(DropReason::UnknownPeer);
     };
     if usize::from(outer_packet.total_length) < OUTER_LENGTH {
-        return Decision::Drop(DropReason::Truncated);
+        return Decision::drop(DropReason::Truncated);
     }
     let Ok(packet) = parse(frame, ETHERNET_LENGTH + OUTER_LENGTH) else {
-        return Decision::Drop(DropReason::BadGeneve);
+        return Decision::drop(DropReason::BadGeneve);
     };
     let peer = (peer, outer_packet.key.source);
     match kind {
         GeneveKind::Reply => returned(tables, config, &packet),
         // What stays on this node is tc's: leave the flow to it as well.
-        GeneveKind::Forward | GeneveKind::ForwardDirect if matches!(hook, Hook::Xdp) => Decision::Pass,
+        GeneveKind::Forward | GeneveKind::ForwardDirect if matches!(hook, Hook::Xdp) => Decision::PASS,
         GeneveKind::Forward => delivered(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
         GeneveKind::ForwardDirect => delivered(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
     }
@@ -82,20 +82,12 @@ fn delivered<'a, T: Tables>(
         && flow.peer_address() == peer.1
     {
         seen(flow, config, packet);
-        return Decision::Deliver {
-            flow,
-            backend,
-            decapsulate: true,
-        };
+        return Decision::deliver(flow, backend, true);
     }
     // No flow, or its entry node has chosen anew, or another node has become its entry: do as it says.
     match open::at_backend(tables, config, packet, geneve, origin, peer) {
-        Ok((flow, backend)) => Decision::Deliver {
-            flow,
-            backend,
-            decapsulate: true,
-        },
-        Err(reason) => Decision::Drop(reason),
+        Ok((flow, backend)) => Decision::deliver(flow, backend, true),
+        Err(reason) => Decision::drop(reason),
     }
 }
 
@@ -103,10 +95,10 @@ fn delivered<'a, T: Tables>(
 #[inline(always)]
 fn returned<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Decision<'a> {
     let Some(flow) = tables.flow(&packet.key.reversed()) else {
-        return Decision::Drop(DropReason::UnknownFlow);
+        return Decision::drop(DropReason::UnknownFlow);
     };
     if flow.role() == Role::REPLY || flow.origin().is_tunnel() {
-        return Decision::Drop(DropReason::UnknownFlow);
+        return Decision::drop(DropReason::UnknownFlow);
     }
     if let Some(progress) = progress(packet) {
         flow.backend_is(progress);
@@ -117,5 +109,8 @@ fn returned<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> D
         }
     }
     flow.touch(config.now);
-    Decision::Return { flow }
+    Decision::returned(flow)
 }
+
+#[cfg(test)]
+mod tests;

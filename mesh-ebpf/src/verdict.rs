@@ -7,8 +7,157 @@ use crate::{
 };
 
 /// What shall become of a packet. Deciding may open a flow; it does not touch the packet.
+///
+/// A struct, not the [`Verdict`] it stands for: whichever way the decision was reached, every field is
+/// written. An enum leaves the payload of other variants undefined, the compiler is free to copy it
+/// about, and the kernel's verifier refuses a program that copies what was never written.
 #[derive(Clone, Copy, Debug)]
-pub enum Decision<'a> {
+pub struct Decision<'a> {
+    kind: Kind,
+    reason: DropReason,
+    flow: Option<FlowEntry>,
+    backend: Option<&'a Backend>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Pass,
+    Drop,
+    Refuse,
+    TooBig,
+    Deliver,
+    DeliverDecapsulated,
+    Forward,
+    Reply,
+    Return,
+}
+
+impl<'a> Decision<'a> {
+    /// [`Verdict::Pass`].
+    pub const PASS: Self = Self {
+        kind: Kind::Pass,
+        reason: DropReason::RewriteFailed,
+        flow: None,
+        backend: None,
+    };
+
+    /// [`Verdict::TooBig`].
+    pub const TOO_BIG: Self = Self {
+        kind: Kind::TooBig,
+        reason: DropReason::TooBig,
+        ..Self::PASS
+    };
+
+    /// [`Verdict::Drop`].
+    #[inline(always)]
+    pub const fn drop(reason: DropReason) -> Self {
+        Self {
+            kind: Kind::Drop,
+            reason,
+            ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::Refuse`].
+    #[inline(always)]
+    pub const fn refuse(reason: DropReason) -> Self {
+        Self {
+            kind: Kind::Refuse,
+            reason,
+            ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::Deliver`].
+    #[inline(always)]
+    pub const fn deliver(flow: FlowEntry, backend: &'a Backend, decapsulate: bool) -> Self {
+        let kind = if decapsulate {
+            Kind::DeliverDecapsulated
+        } else {
+            Kind::Deliver
+        };
+        Self {
+            kind,
+            flow: Some(flow),
+            backend: Some(backend),
+            ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::Forward`].
+    #[inline(always)]
+    pub const fn forward(flow: FlowEntry, backend: &'a Backend) -> Self {
+        Self {
+            kind: Kind::Forward,
+            flow: Some(flow),
+            backend: Some(backend),
+            ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::Reply`].
+    #[inline(always)]
+    pub const fn reply(flow: FlowEntry) -> Self {
+        Self {
+            kind: Kind::Reply,
+            flow: Some(flow),
+            ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::Return`].
+    #[inline(always)]
+    pub const fn returned(flow: FlowEntry) -> Self {
+        Self {
+            kind: Kind::Return,
+            flow: Some(flow),
+            ..Self::PASS
+        }
+    }
+
+    /// Whether the packet is not the mesh's.
+    #[inline(always)]
+    pub fn is_pass(&self) -> bool {
+        self.kind == Kind::Pass
+    }
+
+    /// The decision, to match on.
+    #[inline(always)]
+    pub fn verdict(self) -> Verdict<'a> {
+        match (self.kind, self.flow, self.backend) {
+            (Kind::Drop, ..) => Verdict::Drop(self.reason),
+            (Kind::Refuse, ..) => Verdict::Refuse(self.reason),
+            (Kind::TooBig, ..) => Verdict::TooBig,
+            (Kind::Deliver, Some(flow), Some(backend)) => Verdict::Deliver {
+                flow,
+                backend,
+                decapsulate: false,
+            },
+            (Kind::DeliverDecapsulated, Some(flow), Some(backend)) => Verdict::Deliver {
+                flow,
+                backend,
+                decapsulate: true,
+            },
+            (Kind::Forward, Some(flow), Some(backend)) => Verdict::Forward { flow, backend },
+            (Kind::Reply, Some(flow), _) => Verdict::Reply { flow },
+            (Kind::Return, Some(flow), _) => Verdict::Return { flow },
+            // The constructors leave no other combination than a pass.
+            (
+                Kind::Pass
+                | Kind::Deliver
+                | Kind::DeliverDecapsulated
+                | Kind::Forward
+                | Kind::Reply
+                | Kind::Return,
+                ..,
+            ) => Verdict::Pass,
+        }
+    }
+}
+
+/// A [`Decision`], spelt out.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict<'a> {
     /// Not the mesh's: the kernel goes on with it.
     Pass,
     /// Drop and count.

@@ -21,7 +21,7 @@ use mesh_ebpf::{
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{ETHERNET_LENGTH, L4_OFFSET, OUTER_LENGTH, TCP_LENGTH},
     tables::Tables,
-    verdict::{Action, Decision},
+    verdict::Action,
 };
 
 use crate::{maps::KernelTables, xdp::route};
@@ -61,7 +61,7 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     skb.pull_headers();
     let tables = KernelTables;
     let decision = entry::decide(&skb, &tables, hook);
-    if matches!(decision, Decision::Pass) {
+    if decision.is_pass() {
         return TC_ACT_UNSPEC;
     }
     let action = execute(&mut skb, &tables, hook, decision);

@@ -21,6 +21,7 @@ use signal_hook::{
 pub mod agent;
 pub mod cli;
 pub mod engine;
+mod poll;
 pub mod process;
 pub mod service;
 pub mod space;

@@ -106,11 +106,14 @@ pub fn furnish(state: &State, name: &str) -> Result<()> {
     fs::create_dir_all(&data).with_context(|| format!("could not create {}", data.display()))?;
     // A systemd host shares its mounts between peers, and stack files rely on that. `/var/run` is a
     // link to `/run` on any system of the last ten years; where it is not, it becomes a second view.
+    // No name server answers in the lab: dockerd's image look-ups should be refused, not time out.
     let script = format!(
         "mount --make-rshared / && mount -t tmpfs -o mode=755 mesh-lab /run && \
          if [ ! -L /var/run ]; then mount --bind /run /var/run; fi && \
          mkdir -p {NODE_CGROUP} {NODE_DOCKER_ROOT} && mount --bind \"$1\" {NODE_CGROUP} && \
          mount --bind \"$2\" {NODE_DOCKER_ROOT} && \
+         echo nameserver 127.0.0.1 > /run/resolv.conf && \
+         if [ -e /etc/resolv.conf ]; then mount --bind /run/resolv.conf /etc/resolv.conf; fi && \
          mkdir -p /sys/fs/bpf && mount -t bpf bpf /sys/fs/bpf && \
          hostname {name} && ip link set lo up"
     );

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::{
-    Offloads,
+    Offloads, poll,
     space::{enter_network, start},
     state::State,
 };
@@ -60,14 +60,11 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
         inside.as_bytes(),
     )?;
     if offloads == Offloads::Off {
-        // A real wire carries finished checksums. GRO makes the veth poll, which native XDP needs of
-        // the end that receives what it sends.
+        // A real wire carries finished checksums, and takes what XDP sends at once.
         for (space, device) in [(wire, name), (space, "eth0")] {
-            run(&mut enter_network(
-                space,
-                ["ethtool", "-K", device, "tx", "off", "gro", "on"],
-            ))?;
+            run(&mut enter_network(space, ["ethtool", "-K", device, "tx", "off"]))?;
         }
+        poll::pass_all(wire, &[name])?;
     }
     Ok(())
 }

@@ -207,8 +207,9 @@ impl Attachments {
         for name in SOCKET_PROGRAMS {
             let doing = || format!("attach {name} to the cgroup {}", cgroup.display());
             let program: &mut CgroupSockAddr = program(programs, name)?;
+            // A link stands beside others whatever the mode; the kernel takes no flags with it.
             let link = program
-                .attach(&root, CgroupAttachMode::AllowMultiple)
+                .attach(&root, CgroupAttachMode::Single)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| failed(doing(), error))?;
             let link = FdLink::try_from(link).map_err(|error| failed(doing(), error))?;

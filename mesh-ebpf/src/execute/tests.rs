@@ -1,0 +1,258 @@
+//! What is done with a packet where there is one node: delivery, answers, failures. The conversations
+//! between nodes are in `conversations`, what is nobody's idea of a packet in `arbitrary`.
+
+use std::net::SocketAddrV4;
+
+use super::*;
+use crate::{
+    abi::BackendCounters,
+    headers::{PROTOCOL_UDP, TCP_FIN},
+    testing::{
+        ACK, CLIENT_ROUTE, INNER_MTU, MESH0, RST, Replica, SERVICE_ADDRESS, SYN, Segment, TestFrame,
+        TestTables, at, node_address, reply_to, run, tcp, udp, view, view_inner,
+    },
+};
+
+mod arbitrary;
+mod conversations;
+
+const CLIENT: &str = "192.0.2.7:40000";
+const FRONTEND: &str = "10.0.0.1:9200";
+const LOCAL: Replica = Replica::on(1, 1);
+const REMOTE: Replica = Replica::on(2, 1);
+/// As the way to peers is in the test tables.
+const TO_PEER: Action = Action::Transmit { interface: 2 };
+/// As [`CLIENT_ROUTE`] is.
+const TO_CLIENT: Action = Action::Transmit { interface: 3 };
+
+/// A node that publishes port 9200 for both protocols: backend 0 is TCP's, 1 is UDP's.
+fn node(number: u8, replica: Replica) -> TestTables {
+    TestTables::node(number)
+        .publish(PROTOCOL_TCP, 9200, &[replica])
+        .publish(PROTOCOL_UDP, 9200, &[replica])
+}
+
+fn syn() -> TestFrame {
+    tcp(at(CLIENT), at(FRONTEND), SYN)
+}
+
+#[track_caller]
+fn check_dropped(tables: &TestTables, hook: Hook, frame: &mut TestFrame, reason: DropReason) {
+    assert_eq!(run(tables, hook, frame), Action::Drop);
+    assert_eq!(tables.drops(hook, reason), 1);
+    assert_eq!(tables.all_drops(), 1);
+}
+
+/// What is passed on must be as it came.
+#[track_caller]
+fn check_passed_whole(tables: &TestTables, hook: Hook, frame: &TestFrame) {
+    let mut after = frame.clone();
+    assert_eq!(run(tables, hook, &mut after), Action::Pass);
+    assert_eq!(after.bytes, frame.bytes);
+    assert_eq!(tables.all_drops(), 0);
+}
+
+#[test]
+fn a_packet_for_a_container_is_addressed_to_it() {
+    for hook in [Hook::TcUplink, Hook::TcMesh0] {
+        let tables = node(1, LOCAL);
+        let frontend = match hook {
+            Hook::TcMesh0 => SocketAddrV4::new(SERVICE_ADDRESS, 9200),
+            _ => at(FRONTEND),
+        };
+        let mut frame = tcp(at(CLIENT), frontend, SYN);
+        let interface = LOCAL.interface();
+        let expected = match hook {
+            Hook::TcMesh0 => Action::Transmit { interface },
+            _ => Action::IntoContainer { interface },
+        };
+        assert_eq!(run(&tables, hook, &mut frame), expected);
+        assert_eq!(frame.bytes[..6], [2, 8, 0, 0, 0, 1]);
+        assert_eq!(frame.bytes[6..14], [2, 8, 0, 0, 0, 254, 8, 0]);
+    }
+}
+
+#[test]
+fn what_stays_on_the_node_passes_xdp_whole() {
+    check_passed_whole(&node(1, LOCAL), Hook::Xdp, &syn());
+}
+
+#[test]
+fn a_reply_is_sent_by_the_way_to_the_client() {
+    let tables = node(1, LOCAL);
+    let mut frame = syn();
+    run(&tables, Hook::TcUplink, &mut frame);
+    let reply = reply_to(&view(&frame), SYN | ACK, b"");
+    let mut sent = reply.clone().routed(CLIENT_ROUTE);
+    assert_eq!(run(&tables, Hook::TcContainer, &mut sent), TO_CLIENT);
+    let asked = (node_address(1).into(), (*at(CLIENT).ip()).into(), 40);
+    assert_eq!(sent.asked.get(), Some(asked));
+    assert_eq!(sent.bytes[..6], [2, 3, 0, 0, 0, 2]);
+    assert_eq!(sent.bytes[6..14], [2, 3, 0, 0, 0, 1, 8, 0]);
+    let mut unresolved = reply.clone().routed(Route::Unresolved { interface: 4 });
+    let action = run(&tables, Hook::TcContainer, &mut unresolved);
+    assert_eq!(action, Action::Route { interface: 4 });
+    assert_eq!(view(&unresolved), view(&sent));
+    check_dropped(
+        &tables,
+        Hook::TcContainer,
+        &mut reply.clone(),
+        DropReason::NoRoute,
+    );
+}
+
+#[test]
+fn a_reply_to_a_local_process_enters_by_mesh0() {
+    let tables = node(1, LOCAL);
+    let mut frame = tcp(
+        at("10.0.0.1:40000"),
+        SocketAddrV4::new(SERVICE_ADDRESS, 9200),
+        SYN,
+    );
+    run(&tables, Hook::TcMesh0, &mut frame);
+    let mut reply = reply_to(&view(&frame), SYN | ACK, b"");
+    let action = run(&tables, Hook::TcContainer, &mut reply);
+    assert_eq!(action, Action::IntoHost { interface: MESH0 });
+    assert_eq!(reply.bytes[..14], [2, 7, 0, 0, 0, 1, 2, 7, 0, 0, 0, 1, 8, 0]);
+    assert_eq!(reply.asked.get(), None, "no route leads to oneself");
+}
+
+#[test]
+fn a_way_to_a_peer_that_is_not_known_yet_is_the_kernels() {
+    let mut tables = node(1, REMOTE);
+    tables.next_hops[2].interface = 0;
+    check_passed_whole(&tables, Hook::Xdp, &syn());
+    assert_eq!(tables.counters(0).packets_in, 0, "counted where it is sent");
+    for way in [CLIENT_ROUTE, Route::Unresolved { interface: 3 }] {
+        let mut frame = syn().routed(way);
+        let action = run(&tables, Hook::TcUplink, &mut frame);
+        assert_eq!(action, Action::Route { interface: 3 });
+        let asked = (node_address(1).into(), node_address(2).into(), 0);
+        assert_eq!(frame.asked.get(), Some(asked));
+        assert_eq!(view_inner(&frame), view(&syn()));
+    }
+    check_dropped(&tables, Hook::TcUplink, &mut syn(), DropReason::NoRoute);
+}
+
+#[test]
+fn a_peer_that_has_left_is_sent_nothing() {
+    for gone in [false, true] {
+        let mut tables = node(1, REMOTE);
+        if gone {
+            tables.next_hops.clear();
+        } else {
+            tables.next_hops[2] = NextHop::default();
+        }
+        let mut frame = syn().routed(CLIENT_ROUTE);
+        check_dropped(&tables, Hook::TcUplink, &mut frame, DropReason::NoRoute);
+        assert_eq!(tables.counters(0).packets_in, 0);
+    }
+}
+
+#[test]
+fn what_cannot_be_resized_is_dropped() {
+    let mut frame = syn();
+    frame.elastic = false;
+    check_dropped(&node(1, REMOTE), Hook::Xdp, &mut frame, DropReason::RewriteFailed);
+}
+
+#[test]
+fn a_refusal_is_counted_once_and_answered() {
+    let tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[]);
+    for hook in [Hook::Xdp, Hook::TcUplink, Hook::TcContainer] {
+        let mut frame = syn();
+        assert_eq!(run(&tables, hook, &mut frame), Action::Answer);
+        assert_eq!(view(&frame).flags, RST | ACK);
+        assert_eq!(tables.drops(hook, DropReason::NoBackend), 1);
+    }
+    assert_eq!(tables.all_drops(), 3);
+}
+
+#[test]
+fn a_reset_that_nobody_awaits_is_dropped_in_silence() {
+    let tables = node(1, LOCAL);
+    let mut frame = tcp(at("10.0.0.1:1"), SocketAddrV4::new(SERVICE_ADDRESS, 9200), RST);
+    check_dropped(&tables, Hook::TcMesh0, &mut frame, DropReason::UnknownFlow);
+}
+
+#[test]
+fn a_packet_too_big_is_counted_once_and_answered() {
+    let tables = node(1, REMOTE);
+    let mut frame = udp(at(CLIENT), at(FRONTEND), &[0; INNER_MTU as usize]);
+    assert_eq!(run(&tables, Hook::Xdp, &mut frame), Action::Answer);
+    assert_eq!(tables.drops(Hook::Xdp, DropReason::TooBig), 1);
+    // ICMP 3/4, with the MTU.
+    assert_eq!(frame.bytes[L4_OFFSET..L4_OFFSET + 2], [3, 4]);
+    assert_eq!(frame.bytes[L4_OFFSET + 6..L4_OFFSET + 8], INNER_MTU.to_be_bytes());
+    assert_eq!(tables.counters(1).packets_in, 0);
+}
+
+#[test]
+fn an_aggregated_packet_counts_as_its_segments() {
+    let tables = node(1, LOCAL);
+    run(&tables, Hook::TcUplink, &mut syn());
+    let segment = Segment {
+        flags: ACK,
+        payload: &[1; 4000],
+        ..Segment::default()
+    };
+    let mut frame = tcp(at(CLIENT), at(FRONTEND), segment);
+    (frame.segments, frame.segment_size) = (3, 1400);
+    run(&tables, Hook::TcUplink, &mut frame);
+    let expected = BackendCounters {
+        connections: 1,
+        packets_in: 4,
+        bytes_in: 4080,
+        ..BackendCounters::default()
+    };
+    assert_eq!(tables.counters(0), expected);
+}
+
+#[test]
+fn without_settings_everything_passes() {
+    let mut tables = node(1, LOCAL);
+    tables.config = None;
+    check_passed_whole(&tables, Hook::TcUplink, &syn());
+    let mut frame = syn();
+    let action = execute(
+        &mut frame,
+        &tables,
+        Hook::Xdp,
+        Decision::drop(DropReason::NoRoute),
+    );
+    assert_eq!(action, Action::Pass);
+}
+
+#[test]
+fn the_size_of_segments_is_lowered_for_remote_backends_only() {
+    for (replica, expected) in [(LOCAL, 1460_u16), (REMOTE, INNER_MTU - 40)] {
+        let segment = Segment {
+            flags: SYN,
+            options: &[2, 4, 0x05, 0xb4],
+            ..Segment::default()
+        };
+        let mut frame = tcp(at(CLIENT), at(FRONTEND), segment);
+        run(&node(1, replica), Hook::TcUplink, &mut frame);
+        let seen = match replica.node {
+            1 => view(&frame),
+            _ => view_inner(&frame),
+        };
+        assert_eq!(seen.options[2..], expected.to_be_bytes());
+    }
+}
+
+#[test]
+fn a_segment_that_is_no_syn_keeps_its_options() {
+    let tables = node(1, REMOTE);
+    run(&tables, Hook::TcUplink, &mut syn());
+    for flags in [ACK, ACK | TCP_FIN] {
+        let segment = Segment {
+            flags,
+            options: &[2, 4, 0x05, 0xb4],
+            ..Segment::default()
+        };
+        let mut frame = tcp(at(CLIENT), at(FRONTEND), segment);
+        run(&tables, Hook::TcUplink, &mut frame);
+        assert_eq!(view_inner(&frame).options, [2, 4, 0x05, 0xb4]);
+    }
+}

@@ -1,0 +1,429 @@
+//! Whole conversations: what the client sends is what the container gets, the addresses translated and
+//! nothing else, and the other way round; every checksum on every hop computed anew.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::View;
+
+/// One kind of packet, each way.
+#[derive(Clone, Debug)]
+struct Talk {
+    protocol: u8,
+    payload: Vec<u8>,
+    /// Whether checksums are left to hardware.
+    unfinished: bool,
+    /// Whether UDP has checksums.
+    summed: bool,
+}
+
+impl Talk {
+    fn prepared(&self, frame: TestFrame) -> TestFrame {
+        if self.protocol == PROTOCOL_UDP && !self.summed {
+            frame.without_checksum()
+        } else if self.unfinished {
+            frame.unfinished()
+        } else {
+            frame
+        }
+    }
+
+    /// The client's packets: what opens the flow, and what follows.
+    fn sent(&self, client: SocketAddrV4, frontend: SocketAddrV4) -> [TestFrame; 2] {
+        let payload = &self.payload;
+        let frames = if self.protocol == PROTOCOL_TCP {
+            [SYN, ACK].map(|flags| {
+                let segment = Segment {
+                    flags,
+                    sequence: 0xffff_0001,
+                    acknowledgement: 7,
+                    options: if flags == SYN {
+                        &[1, 1, 1, 2, 4, 0x05, 0xb4, 0]
+                    } else {
+                        &[]
+                    },
+                    payload: if flags == SYN { b"" } else { payload },
+                };
+                tcp(client, frontend, segment)
+            })
+        } else {
+            [b"first", payload.as_slice()].map(|payload| udp(client, frontend, payload))
+        };
+        frames.map(|frame| self.prepared(frame))
+    }
+}
+
+fn talks() -> Vec<Talk> {
+    let mut talks = Vec::new();
+    for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+        for payload in [vec![], b"odd".to_vec(), vec![0xff; 1000], vec![0; 401]] {
+            for (unfinished, summed) in [(false, true), (true, true), (false, false)] {
+                talks.push(Talk {
+                    protocol,
+                    payload: payload.clone(),
+                    unfinished,
+                    summed,
+                });
+            }
+        }
+    }
+    talks
+}
+
+/// Who talks to whom by which nodes.
+struct Path<'a> {
+    client: SocketAddrV4,
+    frontend: SocketAddrV4,
+    /// What the container is to see as its client, where the port is not taken.
+    presented: SocketAddrV4,
+    /// Where the client's packets enter.
+    hook: Hook,
+    /// What becomes of a reply in the end.
+    home: Action,
+    entry_node: &'a TestTables,
+    /// Where the container runs, if not there.
+    backend_node: Option<&'a TestTables>,
+    /// Whether replies go to the client from there.
+    direct: bool,
+}
+
+impl Path<'_> {
+    /// A client's packet as the container gets it.
+    fn there(&self, mut frame: TestFrame) -> TestFrame {
+        let action = run(self.entry_node, self.hook, &mut frame);
+        if let Some(backend_node) = self.backend_node {
+            assert_eq!(action, TO_PEER);
+            let inner = view_inner(&frame);
+            assert_eq!((inner.source, inner.destination), (self.presented, self.frontend));
+            frame = frame.received();
+            let action = run(backend_node, Hook::TcUplink, &mut frame);
+            assert!(matches!(action, Action::IntoContainer { .. }), "{action:?}");
+        } else {
+            let into = matches!(action, Action::IntoContainer { .. });
+            assert!(into != (self.hook == Hook::TcMesh0), "{action:?}");
+        }
+        frame
+    }
+
+    /// A container's packet as the client gets it; `hook` is where it comes back from the tunnel.
+    fn back(&self, frame: TestFrame, hook: Hook) -> TestFrame {
+        let mut frame = frame.routed(CLIENT_ROUTE);
+        let Some(backend_node) = self.backend_node else {
+            assert_eq!(run(self.entry_node, Hook::TcContainer, &mut frame), self.home);
+            return frame;
+        };
+        let action = run(backend_node, Hook::TcContainer, &mut frame);
+        if self.direct {
+            assert_eq!(action, self.home);
+            return frame;
+        }
+        assert_eq!(action, TO_PEER);
+        let inner = view_inner(&frame);
+        assert_eq!((inner.source, inner.destination), (self.frontend, self.presented));
+        let mut frame = frame.received().routed(CLIENT_ROUTE);
+        let client_is_here = matches!(self.hook, Hook::TcContainer | Hook::TcMesh0);
+        let hook = if client_is_here && hook == Hook::Xdp {
+            check_passed_whole(self.entry_node, hook, &frame);
+            Hook::TcUplink
+        } else {
+            hook
+        };
+        assert_eq!(run(self.entry_node, hook, &mut frame), self.home);
+        frame
+    }
+
+    fn hold(&self, talk: &Talk) {
+        let mut expected_counters = BackendCounters {
+            connections: 1,
+            ..BackendCounters::default()
+        };
+        for sent in talk.sent(self.client, self.frontend) {
+            let asked = view(&sent);
+            expected_counters.packets_in += 1;
+            expected_counters.bytes_in += sent.bytes.len() as u64 - 14;
+            let got = self.there(sent);
+            let seen = view(&got);
+            let expected = View {
+                source: self.presented,
+                destination: at("172.18.0.1:80"),
+                ..self.clamped(asked)
+            };
+            assert_eq!(seen, expected, "of {talk:?}");
+            for hook in [Hook::Xdp, Hook::TcUplink] {
+                let reply = talk.prepared(reply_to(&seen, ACK, &talk.payload));
+                expected_counters.packets_out += 1;
+                expected_counters.bytes_out += reply.bytes.len() as u64 - 14;
+                let expected = View {
+                    source: self.frontend,
+                    destination: self.client,
+                    ..view(&reply)
+                };
+                assert_eq!(view(&self.back(reply, hook)), expected, "of {talk:?}");
+            }
+        }
+        let backend = u32::from(talk.protocol == PROTOCOL_UDP);
+        if self.direct {
+            // The entry node does not see them.
+            (expected_counters.packets_out, expected_counters.bytes_out) = (0, 0);
+        }
+        assert_eq!(self.entry_node.counters(backend), expected_counters);
+        assert_eq!(self.entry_node.all_drops(), 0);
+        if let Some(backend_node) = self.backend_node {
+            let counters = backend_node.counters(backend);
+            assert_eq!(
+                counters,
+                BackendCounters::default(),
+                "counted at the entry node only"
+            );
+            assert_eq!(backend_node.all_drops(), 0);
+        }
+    }
+
+    /// What the tunnel makes of a packet.
+    fn clamped(&self, mut view: View) -> View {
+        if self.backend_node.is_some() && view.flags & SYN != 0 {
+            view.options[5..7].copy_from_slice(&(INNER_MTU - 40).to_be_bytes());
+        }
+        view
+    }
+}
+
+/// Holds every kind of conversation between nodes that are new each time.
+fn check(
+    replica: Replica,
+    client: &str,
+    frontend: SocketAddrV4,
+    presented: &str,
+    hook: Hook,
+    home: Action,
+    direct: bool,
+) {
+    for talk in talks() {
+        let entry_node = node(1, replica);
+        let entry_node = if direct { entry_node.direct() } else { entry_node };
+        let backend_node = (replica.node != 1).then(|| node(replica.node, replica));
+        let path = Path {
+            client: at(client),
+            frontend,
+            presented: at(presented),
+            hook,
+            home,
+            entry_node: &entry_node,
+            backend_node: backend_node.as_ref(),
+            direct,
+        };
+        path.hold(&talk);
+    }
+}
+
+const PROCESS: &str = "10.0.0.1:40000";
+const CONTAINER: &str = "172.18.0.9:40000";
+const HOME: Action = Action::IntoHost { interface: MESH0 };
+
+fn service() -> SocketAddrV4 {
+    SocketAddrV4::new(SERVICE_ADDRESS, 9200)
+}
+
+#[test]
+fn a_client_talks_to_a_local_backend() {
+    check(
+        LOCAL,
+        CLIENT,
+        at(FRONTEND),
+        CLIENT,
+        Hook::TcUplink,
+        TO_CLIENT,
+        false,
+    );
+}
+
+#[test]
+fn a_client_talks_to_a_remote_backend_through_xdp() {
+    check(REMOTE, CLIENT, at(FRONTEND), CLIENT, Hook::Xdp, TO_CLIENT, false);
+}
+
+#[test]
+fn a_client_talks_to_a_remote_backend_through_tc() {
+    check(
+        REMOTE,
+        CLIENT,
+        at(FRONTEND),
+        CLIENT,
+        Hook::TcUplink,
+        TO_CLIENT,
+        false,
+    );
+}
+
+#[test]
+fn a_remote_backend_answers_a_client_directly() {
+    check(REMOTE, CLIENT, at(FRONTEND), CLIENT, Hook::Xdp, TO_CLIENT, true);
+}
+
+#[test]
+fn a_local_process_talks_to_a_local_backend() {
+    check(LOCAL, PROCESS, service(), PROCESS, Hook::TcMesh0, HOME, false);
+}
+
+#[test]
+fn a_local_process_talks_to_a_remote_backend() {
+    check(REMOTE, PROCESS, service(), PROCESS, Hook::TcMesh0, HOME, false);
+}
+
+#[test]
+fn a_container_talks_to_another_as_its_node() {
+    check(
+        LOCAL,
+        CONTAINER,
+        at(FRONTEND),
+        PROCESS,
+        Hook::TcContainer,
+        TO_CLIENT,
+        false,
+    );
+}
+
+#[test]
+fn a_container_talks_to_itself_as_its_node() {
+    let itself = "172.18.0.1:40000";
+    assert_eq!(*at(itself).ip(), LOCAL.address());
+    check(
+        LOCAL,
+        itself,
+        at(FRONTEND),
+        PROCESS,
+        Hook::TcContainer,
+        TO_CLIENT,
+        false,
+    );
+}
+
+#[test]
+fn a_container_talks_to_a_remote_backend_as_its_node() {
+    check(
+        REMOTE,
+        CONTAINER,
+        at(FRONTEND),
+        PROCESS,
+        Hook::TcContainer,
+        TO_CLIENT,
+        false,
+    );
+}
+
+#[test]
+fn local_processes_and_containers_are_answered_by_the_tunnel_where_clients_are_not() {
+    for (client, frontend, hook) in [
+        (PROCESS, service(), Hook::TcMesh0),
+        (CONTAINER, at(FRONTEND), Hook::TcContainer),
+    ] {
+        let (entry_node, backend_node) = (node(1, REMOTE).direct(), node(2, REMOTE));
+        let mut frame = tcp(at(client), frontend, SYN);
+        run(&entry_node, hook, &mut frame);
+        let mut frame = frame.received();
+        run(&backend_node, Hook::TcUplink, &mut frame);
+        let mut reply = reply_to(&view(&frame), SYN | ACK, b"").routed(CLIENT_ROUTE);
+        assert_eq!(run(&backend_node, Hook::TcContainer, &mut reply), TO_PEER);
+    }
+}
+
+/// A remote backend's answer to the client's SYN, at its node's veth, and that node.
+fn answer(options: &[u8]) -> (TestTables, TestTables, TestFrame) {
+    let (entry_node, backend_node) = (node(1, REMOTE), node(2, REMOTE));
+    let mut frame = syn();
+    run(&entry_node, Hook::Xdp, &mut frame);
+    let mut frame = frame.received();
+    run(&backend_node, Hook::TcUplink, &mut frame);
+    let seen = view(&frame);
+    let segment = Segment {
+        flags: SYN | ACK,
+        options,
+        ..Segment::default()
+    };
+    let reply = tcp(seen.destination, seen.source, segment);
+    (entry_node, backend_node, reply)
+}
+
+#[test]
+fn the_size_of_segments_is_lowered_in_the_answer_too() {
+    let (_, backend_node, mut reply) = answer(&[2, 4, 0x05, 0xb4]);
+    run(&backend_node, Hook::TcContainer, &mut reply);
+    assert_eq!(view_inner(&reply).options[2..], (INNER_MTU - 40).to_be_bytes());
+}
+
+#[test]
+fn a_reply_for_a_peer_that_has_left_is_dropped() {
+    let (_, mut backend_node, reply) = answer(&[]);
+    backend_node.next_hops[1] = NextHop::default();
+    check_dropped(
+        &backend_node,
+        Hook::TcContainer,
+        &mut reply.clone(),
+        DropReason::NoRoute,
+    );
+    let (_, mut backend_node, mut reply) = answer(&[]);
+    // Its place has been given to another.
+    backend_node.next_hops[1].address = node_address(3).into();
+    check_dropped(&backend_node, Hook::TcContainer, &mut reply, DropReason::NoRoute);
+}
+
+#[test]
+fn a_returned_reply_whose_way_is_not_known_is_tcs() {
+    let (entry_node, backend_node, mut reply) = answer(&[]);
+    run(&backend_node, Hook::TcContainer, &mut reply);
+    for way in [Route::None, Route::Unresolved { interface: 4 }] {
+        check_passed_whole(&entry_node, Hook::Xdp, &reply.received().routed(way));
+    }
+    assert_eq!(entry_node.counters(0).packets_out, 0, "counted where it is sent");
+    let mut unresolved = reply.received().routed(Route::Unresolved { interface: 4 });
+    let action = run(&entry_node, Hook::TcUplink, &mut unresolved);
+    assert_eq!(action, Action::Route { interface: 4 });
+    assert_eq!(view(&unresolved).destination, at(CLIENT));
+    check_dropped(
+        &entry_node,
+        Hook::TcUplink,
+        &mut reply.received(),
+        DropReason::NoRoute,
+    );
+}
+
+#[test]
+fn an_encapsulated_packet_that_cannot_be_resized_is_dropped() {
+    let (entry_node, backend_node, mut reply) = answer(&[]);
+    run(&backend_node, Hook::TcContainer, &mut reply);
+    let mut frame = reply.received().routed(CLIENT_ROUTE);
+    frame.elastic = false;
+    check_dropped(&entry_node, Hook::Xdp, &mut frame, DropReason::RewriteFailed);
+}
+
+proptest! {
+    #[test]
+    fn any_client_is_served_by_any_path(
+        address in any::<u32>(),
+        port in any::<u16>(),
+        payload in proptest::collection::vec(any::<u8>(), 0..200),
+        is_tcp in any::<bool>(),
+        unfinished in any::<bool>(),
+        summed in any::<bool>(),
+        remote in any::<bool>(),
+        direct in any::<bool>(),
+    ) {
+        let protocol = if is_tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
+        let talk = Talk { protocol, payload, unfinished, summed };
+        let replica = if remote { REMOTE } else { LOCAL };
+        let entry_node = if direct { node(1, replica).direct() } else { node(1, replica) };
+        let backend_node = remote.then(|| node(2, replica));
+        let client = SocketAddrV4::new(address.into(), port);
+        let path = Path {
+            client,
+            frontend: at(FRONTEND),
+            presented: client,
+            hook: if remote { Hook::Xdp } else { Hook::TcUplink },
+            home: TO_CLIENT,
+            entry_node: &entry_node,
+            backend_node: backend_node.as_ref(),
+            direct: direct && remote,
+        };
+        path.hold(&talk);
+    }
+}

@@ -1,0 +1,250 @@
+//! Flows that would be one on the far side, and the entries that tell them apart.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use super::*;
+use crate::{
+    abi::{FrontendKey, Hook},
+    headers::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP},
+    parse::parse,
+    testing::{
+        ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, TestFrame, TestTables, at, node_address, reply_to, run,
+        tcp, view, view_inner,
+    },
+    verdict::Action,
+};
+
+const CLIENT: &str = "192.0.2.7:40000";
+const FRONTEND: &str = "10.0.0.1:9200";
+/// Another address of node 1.
+const FLOATING: &str = "10.0.0.100:9200";
+
+fn node(replica: Replica) -> TestTables {
+    let mut tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[replica]);
+    let floating = FrontendKey {
+        address: (*at(FLOATING).ip()).into(),
+        port: Be16::new(9200),
+        protocol: u16::from(PROTOCOL_TCP),
+    };
+    tables.frontends.insert(floating, 0);
+    tables
+}
+
+/// The tuple as it reaches the container of a node.
+fn delivered(tables: &TestTables, hook: Hook, source: &str, destination: &str, flags: u8) -> TestFrame {
+    let mut frame = tcp(at(source), at(destination), flags);
+    let action = run(tables, hook, &mut frame);
+    assert!(matches!(action, Action::IntoContainer { .. }), "{action:?}");
+    frame
+}
+
+fn presented(tables: &TestTables, hook: Hook, source: &str, destination: &str) -> SocketAddrV4 {
+    view(&delivered(tables, hook, source, destination, SYN)).source
+}
+
+/// Checks that the container's answer comes back from what was dialled.
+fn check_back(tables: &TestTables, presented: SocketAddrV4, source: &str, destination: &str) {
+    let mut reply = tcp(at("172.18.0.1:80"), presented, SYN | ACK).routed(CLIENT_ROUTE);
+    let action = run(tables, Hook::TcContainer, &mut reply);
+    assert!(matches!(action, Action::Transmit { .. }), "{action:?}");
+    let reply = view(&reply);
+    assert_eq!((reply.source, reply.destination), (at(destination), at(source)));
+}
+
+fn entry_of(tables: &TestTables, source: &str, destination: &str) -> Flow {
+    let frame = tcp(at(source), at(destination), ACK);
+    let key = parse(&frame, ETHERNET_LENGTH).expect("a packet").key;
+    tables.flow(&key).expect("a flow").copy()
+}
+
+#[test]
+fn one_port_to_two_frontends_of_one_container_is_told_apart() {
+    let tables = node(Replica::on(1, 1));
+    let first = presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    let second = presented(&tables, Hook::TcUplink, CLIENT, FLOATING);
+    assert_eq!(first, at(CLIENT));
+    assert_eq!(
+        second.ip(),
+        at(CLIENT).ip(),
+        "the client's address is never translated"
+    );
+    assert_ne!(first.port(), second.port());
+    check_back(&tables, first, CLIENT, FRONTEND);
+    check_back(&tables, second, CLIENT, FLOATING);
+    // And stays so for what follows.
+    assert_eq!(presented(&tables, Hook::TcUplink, CLIENT, FLOATING), second);
+    let data = view(&delivered(&tables, Hook::TcUplink, CLIENT, FLOATING, ACK));
+    assert_eq!(data.source, second);
+}
+
+#[test]
+fn two_containers_with_one_port_are_told_apart() {
+    let tables = node(Replica::on(1, 1));
+    let (one, other) = ("172.18.0.8:40000", "172.18.0.9:40000");
+    let first = presented(&tables, Hook::TcContainer, one, FRONTEND);
+    let second = presented(&tables, Hook::TcContainer, other, FRONTEND);
+    assert_eq!((*first.ip(), first.port()), (node_address(1), 40000));
+    assert_eq!(*second.ip(), node_address(1));
+    assert_ne!(first, second);
+    check_back(&tables, first, one, FRONTEND);
+    check_back(&tables, second, other, FRONTEND);
+}
+
+#[test]
+fn two_containers_with_one_port_are_told_apart_by_a_remote_backend() {
+    let tables = node(Replica::on(2, 1));
+    let containers = ["172.18.0.8:40000", "172.18.0.9:40000"];
+    let remote = TestTables::node(2).publish(PROTOCOL_TCP, 9200, &[Replica::on(2, 1)]);
+    let mut sources = BTreeSet::new();
+    for container in containers {
+        let mut frame = tcp(at(container), at(FRONTEND), SYN);
+        run(&tables, Hook::TcContainer, &mut frame);
+        let inner = view_inner(&frame);
+        assert_eq!(
+            (*inner.source.ip(), inner.destination),
+            (node_address(1), at(FRONTEND))
+        );
+        sources.insert(inner.source);
+        let mut frame = frame.received();
+        run(&remote, Hook::TcUplink, &mut frame);
+        let mut reply = reply_to(&view(&frame), SYN | ACK, b"");
+        run(&remote, Hook::TcContainer, &mut reply);
+        let mut reply = reply.received().routed(CLIENT_ROUTE);
+        run(&tables, Hook::TcUplink, &mut reply);
+        let reply = view(&reply);
+        assert_eq!((reply.source, reply.destination), (at(FRONTEND), at(container)));
+    }
+    assert_eq!(sources.len(), 2);
+}
+
+#[test]
+fn a_network_client_of_a_remote_backend_needs_one_entry_and_a_container_an_alias() {
+    let tables = node(Replica::on(2, 1));
+    run(&tables, Hook::TcUplink, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
+    assert_eq!(tables.flow_count(), 1);
+    let container = "172.18.0.8:40000";
+    run(
+        &tables,
+        Hook::TcContainer,
+        &mut tcp(at(container), at(FRONTEND), SYN),
+    );
+    assert_eq!(tables.flow_count(), 3);
+    let alias = entry_of(&tables, "10.0.0.1:40000", FRONTEND);
+    assert_eq!(alias.role, Role::ALIAS);
+    assert_eq!(alias.client.address, Be32::from(*at(container).ip()));
+}
+
+#[test]
+fn a_local_backends_flow_has_an_entry_for_replies() {
+    let tables = node(Replica::on(1, 1));
+    run(&tables, Hook::TcUplink, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
+    assert_eq!(tables.flow_count(), 2);
+    assert_eq!(entry_of(&tables, CLIENT, FRONTEND).role, Role::FORWARD);
+    assert_eq!(entry_of(&tables, "172.18.0.1:80", CLIENT).role, Role::REPLY);
+}
+
+#[test]
+fn eight_flows_find_a_port_and_the_ninth_is_told_that_there_is_none() {
+    let tables = node(Replica::on(1, 1));
+    let mut ports = BTreeSet::new();
+    for container in 10..18 {
+        let source = format!("172.18.0.{container}:40000");
+        ports.insert(presented(&tables, Hook::TcContainer, &source, FRONTEND).port());
+    }
+    assert_eq!(ports.len(), 8);
+    let mut frame = tcp(at("172.18.0.18:40000"), at(FRONTEND), SYN);
+    assert_eq!(run(&tables, Hook::TcContainer, &mut frame), Action::Drop);
+    assert_eq!(tables.drops(Hook::TcContainer, DropReason::NoFreePort), 1);
+    assert_eq!(tables.counters(0).connections, 8);
+}
+
+#[test]
+fn the_port_of_a_closed_flow_is_free() {
+    for ends in [&[RST][..], &[FIN | ACK]] {
+        let tables = node(Replica::on(1, 1));
+        let first = presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+        for flags in ends {
+            delivered(&tables, Hook::TcUplink, CLIENT, FRONTEND, *flags);
+        }
+        // A FIN of one side alone leaves the flow half open.
+        if ends[0] & FIN != 0 {
+            let mut reply = tcp(at("172.18.0.1:80"), first, FIN | ACK).routed(CLIENT_ROUTE);
+            run(&tables, Hook::TcContainer, &mut reply);
+        }
+        assert_eq!(presented(&tables, Hook::TcUplink, CLIENT, FLOATING), at(CLIENT));
+    }
+}
+
+#[test]
+fn the_port_of_a_half_closed_flow_is_held() {
+    let tables = node(Replica::on(1, 1));
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    delivered(&tables, Hook::TcUplink, CLIENT, FRONTEND, FIN | ACK);
+    assert_ne!(presented(&tables, Hook::TcUplink, CLIENT, FLOATING), at(CLIENT));
+}
+
+#[test]
+fn the_port_of_a_flow_that_was_evicted_is_free() {
+    let tables = node(Replica::on(1, 1));
+    delivered(&tables, Hook::TcUplink, CLIENT, FRONTEND, SYN);
+    let reply_key = parse(&tcp(at("172.18.0.1:80"), at(CLIENT), ACK), ETHERNET_LENGTH)
+        .expect("a packet")
+        .key;
+    let orphan = tables.flow(&reply_key).expect("an entry").copy();
+    tables.forget_flows();
+    tables.put_flow(&reply_key, &orphan).expect("room");
+    assert_eq!(presented(&tables, Hook::TcUplink, CLIENT, FLOATING), at(CLIENT));
+    check_back(&tables, at(CLIENT), CLIENT, FLOATING);
+}
+
+#[test]
+fn a_flow_opened_anew_takes_its_own_port_again() {
+    let tables = node(Replica::on(1, 1));
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    delivered(&tables, Hook::TcUplink, CLIENT, FRONTEND, RST);
+    assert_eq!(presented(&tables, Hook::TcUplink, CLIENT, FRONTEND), at(CLIENT));
+    assert_eq!(tables.counters(0).connections, 2);
+    assert_eq!(tables.flow_count(), 2);
+}
+
+#[test]
+fn protocols_do_not_collide() {
+    let tables = node(Replica::on(1, 1)).publish(PROTOCOL_UDP, 9200, &[Replica::on(1, 1)]);
+    presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    let mut frame = crate::testing::udp(at(CLIENT), at(FRONTEND), b"x");
+    run(&tables, Hook::TcUplink, &mut frame);
+    assert_eq!(view(&frame).source, at(CLIENT));
+}
+
+#[test]
+fn candidates_are_no_system_ports_and_differ() {
+    for port in [0, 1, 1023, 1024, 40000, 65535] {
+        let candidates: BTreeSet<u16> = (1..PORT_ATTEMPTS)
+            .map(|attempt| candidate(Be16::new(port), attempt).get())
+            .collect();
+        assert_eq!(candidates.len() as u32, PORT_ATTEMPTS - 1, "of port {port}");
+        assert!(candidates.iter().all(|candidate| *candidate >= 1024));
+    }
+}
+
+#[test]
+fn a_flow_keeps_what_its_opening_said() {
+    let tables = node(Replica::on(1, 1));
+    run(&tables, Hook::TcUplink, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
+    let flow = entry_of(&tables, CLIENT, FRONTEND);
+    let client = Endpoint::new(Ipv4Addr::new(192, 0, 2, 7).into(), Be16::new(40000));
+    assert_eq!(flow.client, client);
+    assert_eq!(flow.presented, client);
+    assert_eq!(
+        flow.frontend,
+        Endpoint::new(node_address(1).into(), Be16::new(9200))
+    );
+    assert_eq!((flow.backend, flow.generation, flow.seen), (0, 1, 1000));
+    assert_eq!(
+        (flow.origin, flow.role, flow.padding),
+        (Origin::UPLINK, Role::FORWARD, [0; 2])
+    );
+}

@@ -1,0 +1,141 @@
+//! A frame in a vector. It keeps the promises of [`Frame`] and no more: what is undefined there is
+//! filled with junk here, so that a test shows whoever relies on it.
+
+use std::cell::Cell;
+
+use crate::{
+    bytes::{Be16, Be32, Plain},
+    checksum,
+    frame::{ChecksumChange, Frame, Refused, Route},
+    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+};
+
+const JUNK: u8 = 0xaa;
+
+/// An Ethernet frame.
+#[derive(Clone, Debug)]
+pub(crate) struct TestFrame {
+    /// All of it.
+    pub(crate) bytes: Vec<u8>,
+    /// What [`Frame::segments`] says.
+    pub(crate) segments: u32,
+    /// What [`Frame::segment_size`] says.
+    pub(crate) segment_size: u32,
+    /// Whether the TCP or UDP checksum field holds the folded sum of the pseudo header only, for the
+    /// hardware to finish, like an skb's with CHECKSUM_PARTIAL.
+    pub(crate) partial: bool,
+    /// Whether the frame can be resized.
+    pub(crate) elastic: bool,
+    /// What [`Frame::route`] answers.
+    pub(crate) way: Route,
+    /// What [`Frame::route`] was last asked: source, destination, length.
+    pub(crate) asked: Cell<Option<(Be32, Be32, u16)>>,
+}
+
+impl TestFrame {
+    /// A frame that stands for itself, with a finished checksum and no way anywhere.
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            segments: 1,
+            segment_size: 0,
+            partial: false,
+            elastic: true,
+            way: Route::None,
+            asked: Cell::new(None),
+        }
+    }
+
+    /// The same frame with another answer of [`Frame::route`].
+    pub(crate) fn routed(mut self, way: Route) -> Self {
+        self.way = way;
+        self
+    }
+
+    /// What the receiving node sees of a frame that was sent: the bytes, and whatever the sender's
+    /// hardware would have finished.
+    pub(crate) fn received(&self) -> Self {
+        let mut frame = Self::new(self.bytes.clone());
+        frame.partial = self.partial;
+        frame
+    }
+}
+
+impl Frame for TestFrame {
+    fn length(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    fn segment_size(&self) -> u32 {
+        self.segment_size
+    }
+
+    fn at<T: Plain>(&self, offset: usize) -> Option<&T> {
+        assert_eq!(align_of::<T>(), 1, "a frame gives no alignment");
+        let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: `bytes` has T's size, T's alignment is 1 and every bit pattern is a T (`Plain`).
+        Some(unsafe { &*bytes.as_ptr().cast::<T>() })
+    }
+
+    fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T> {
+        assert_eq!(align_of::<T>(), 1, "a frame gives no alignment");
+        let bytes = self.bytes.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: as above, borrowed mutably for as long.
+        Some(unsafe { &mut *bytes.as_mut_ptr().cast::<T>() })
+    }
+
+    fn change_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused> {
+        let partial = self.partial;
+        let field = self.at_mut::<[u8; 2]>(change.offset).ok_or(Refused)?;
+        let old = u16::from_ne_bytes(*field);
+        if change.udp && old == 0 {
+            return Ok(());
+        }
+        let mut new = if partial {
+            checksum::fold(u32::from(old) + u32::from(checksum::fold(change.pseudo.raw())))
+        } else {
+            checksum::updated(Be16::from_raw(old), change.pseudo.and(change.body)).raw()
+        };
+        if change.udp && new == 0 {
+            new = 0xffff;
+        }
+        *field = new.to_ne_bytes();
+        Ok(())
+    }
+
+    fn insert_outer(&mut self) -> Result<(), Refused> {
+        if !self.elastic || self.bytes.len() < ETHERNET_LENGTH {
+            return Err(Refused);
+        }
+        self.bytes
+            .splice(..ETHERNET_LENGTH, [JUNK; ETHERNET_LENGTH + OUTER_LENGTH]);
+        Ok(())
+    }
+
+    fn remove_outer(&mut self) -> Result<(), Refused> {
+        if !self.elastic || self.bytes.len() < ETHERNET_LENGTH + OUTER_LENGTH {
+            return Err(Refused);
+        }
+        self.bytes
+            .splice(..ETHERNET_LENGTH + OUTER_LENGTH, [JUNK; ETHERNET_LENGTH]);
+        Ok(())
+    }
+
+    fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
+        if !self.elastic {
+            return Err(Refused);
+        }
+        self.bytes = vec![JUNK; ETHERNET_LENGTH + L3];
+        (self.partial, self.segments, self.segment_size) = (false, 1, 0);
+        Ok(())
+    }
+
+    fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
+        self.asked.set(Some((source, destination, l3_length)));
+        self.way
+    }
+}

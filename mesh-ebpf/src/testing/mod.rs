@@ -1,0 +1,23 @@
+//! What the tests of the packet path stand on: a frame, the tables of a node, packets made and checked
+//! by etherparse. Built for tests only; any test module may use it.
+
+mod frame;
+mod packets;
+mod tables;
+
+pub(crate) use frame::TestFrame;
+pub(crate) use packets::{
+    ACK, FIN, PSH, RST, SYN, Segment, View, at, fix_ip_checksum, ip_at, ip_checksum_is_right, reply_to, tcp,
+    udp, view, view_inner,
+};
+pub(crate) use tables::{
+    CLIENT_ROUTE, GENEVE_PORT, INNER_MTU, MESH0, Replica, SERVICE_ADDRESS, TestTables, VNI, node_address,
+};
+
+use crate::{abi::Hook, entry, execute::execute, verdict::Action};
+
+/// Does with a frame what a hook does: decide, then execute.
+pub(crate) fn run(tables: &TestTables, hook: Hook, frame: &mut TestFrame) -> Action {
+    let decision = entry::decide(frame, tables, hook);
+    execute(frame, tables, hook, decision)
+}

@@ -1,0 +1,341 @@
+//! The tables of a node, in ordinary collections, and the small cluster that the tests live in: nodes
+//! 1 and up at 10.0.0.0/24, each with the others as peers.
+
+use core::ptr::NonNull;
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use crate::{
+    abi::{
+        BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendCounters, BackendKey, Config, DropReason, Flow,
+        FlowKey, FrontendKey, Hook, NextHop, Service, drop_index,
+    },
+    bytes::{Be16, Be32},
+    frame::Route,
+    tables::{FlowEntry, InsertError, Tables},
+};
+
+pub(crate) const GENEVE_PORT: u16 = 6081;
+pub(crate) const INNER_MTU: u16 = 1452;
+/// As in the header: the identifier in the 24 high bits.
+pub(crate) const VNI: u32 = 0x00d0_c500;
+pub(crate) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
+/// Interface index of mesh0.
+pub(crate) const MESH0: u32 = 9;
+/// The interface towards peers.
+const UPLINK: u32 = 2;
+/// Nodes of the cluster, which know each other as peers.
+const NODES: u8 = 3;
+
+/// A way to the clients.
+pub(crate) const CLIENT_ROUTE: Route = Route::Resolved(NextHop {
+    address: Be32::new(0xc000_0201),
+    interface: 3,
+    source_mac: [2, 3, 0, 0, 0, 1],
+    destination_mac: [2, 3, 0, 0, 0, 2],
+});
+
+/// The address of a node.
+pub(crate) fn node_address(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, node)
+}
+
+/// A replica of a service: a number unique in the cluster, and the node it runs on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replica {
+    pub(crate) number: u8,
+    pub(crate) node: u8,
+}
+
+impl Replica {
+    /// A replica on a node.
+    pub(crate) const fn on(node: u8, number: u8) -> Self {
+        Self { number, node }
+    }
+
+    /// Its container's address on its node's bridge.
+    pub(crate) fn address(self) -> Ipv4Addr {
+        Ipv4Addr::new(172, 18, 0, self.number)
+    }
+
+    /// The host end of its container's veth.
+    pub(crate) fn interface(self) -> u32 {
+        100 + u32::from(self.number)
+    }
+
+    fn backend(self, at_node: u8, service: u32, protocol: u8, port: u16) -> Backend {
+        let local = self.node == at_node;
+        Backend {
+            generation: 1,
+            service,
+            key: BackendKey {
+                address: Ipv4Addr::new(10, 200, 0, self.number).into(),
+                port: Be16::new(port),
+                protocol: u16::from(protocol),
+            },
+            target_port: Be16::new(80),
+            tag: Be16::new(0x7a00 + u16::from(self.number)),
+            place: if local { BACKEND_LOCAL } else { BACKEND_REMOTE },
+            address: self.address().into(),
+            interface: self.interface(),
+            mac: [2, 8, 0, 0, 0, self.number],
+            gateway_mac: [2, 8, 0, 0, 0, 254],
+            peer: u32::from(self.node),
+            ..Backend::default()
+        }
+    }
+}
+
+/// What a node's maps hold.
+#[derive(Default)]
+pub(crate) struct TestTables {
+    pub(crate) config: Option<Config>,
+    pub(crate) published: BTreeSet<(u8, u16)>,
+    pub(crate) frontends: BTreeMap<FrontendKey, u32>,
+    pub(crate) services: BTreeMap<u32, Service>,
+    pub(crate) ring: Vec<u32>,
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) backend_index: BTreeMap<BackendKey, u32>,
+    pub(crate) peers: BTreeMap<Be32, u32>,
+    pub(crate) next_hops: Vec<NextHop>,
+    /// Whether the flow table refuses new entries.
+    pub(crate) full: Cell<bool>,
+    node: u8,
+    rotation: RefCell<BTreeMap<u32, u32>>,
+    flows: Flows,
+    counters: RefCell<BTreeMap<u32, BackendCounters>>,
+    drops: RefCell<BTreeMap<u32, u32>>,
+}
+
+impl TestTables {
+    /// A node of the cluster that publishes nothing yet.
+    pub(crate) fn node(node: u8) -> Self {
+        let mut tables = Self {
+            node,
+            next_hops: vec![NextHop::default(); usize::from(NODES) + 1],
+            config: Some(Config {
+                now: 1000,
+                node_address: node_address(node).into(),
+                service_address: SERVICE_ADDRESS.into(),
+                vni: Be32::new(VNI),
+                geneve_port: Be16::new(GENEVE_PORT),
+                inner_mtu: INNER_MTU,
+                mesh0: MESH0,
+                mesh0_mac: [2, 7, 0, 0, 0, node],
+                ..Config::default()
+            }),
+            ..Self::default()
+        };
+        for peer in (1..=NODES).filter(|peer| *peer != node) {
+            let address = Be32::from(node_address(peer));
+            tables.peers.insert(address, u32::from(peer));
+            tables.next_hops[usize::from(peer)] = NextHop {
+                address,
+                interface: UPLINK,
+                source_mac: [2, 1, 0, 0, 0, node],
+                destination_mac: [2, 1, 0, 0, 0, peer],
+            };
+        }
+        tables
+    }
+
+    /// Publishes a service at the node's address and at the service address; its containers listen on
+    /// port 80.
+    pub(crate) fn publish(mut self, protocol: u8, port: u16, replicas: &[Replica]) -> Self {
+        let service = self.services.len() as u32;
+        self.services.insert(
+            service,
+            Service {
+                ring_offset: self.ring.len() as u32,
+                ring_length: replicas.len() as u32,
+                port: Be16::new(port),
+                protocol: u16::from(protocol),
+            },
+        );
+        for replica in replicas {
+            let index = self.backends.len() as u32;
+            let backend = replica.backend(self.node, service, protocol, port);
+            self.ring.push(index);
+            self.backend_index.insert(backend.key, index);
+            self.backends.push(backend);
+        }
+        self.published.insert((protocol, port));
+        for address in [node_address(self.node), SERVICE_ADDRESS] {
+            let key = FrontendKey {
+                address: address.into(),
+                port: Be16::new(port),
+                protocol: u16::from(protocol),
+            };
+            self.frontends.insert(key, service);
+        }
+        self
+    }
+
+    /// The same node with replies that go to the client directly.
+    pub(crate) fn direct(mut self) -> Self {
+        self.config_mut().direct_return = 1;
+        self
+    }
+
+    /// The settings, to change.
+    pub(crate) fn config_mut(&mut self) -> &mut Config {
+        self.config.as_mut().expect("settings")
+    }
+
+    /// How often a hook has dropped for a reason.
+    pub(crate) fn drops(&self, hook: Hook, reason: DropReason) -> u32 {
+        self.drops
+            .borrow()
+            .get(&drop_index(hook, reason))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Drops of all hooks and reasons.
+    pub(crate) fn all_drops(&self) -> u32 {
+        self.drops.borrow().values().sum()
+    }
+
+    /// What was counted for a backend.
+    pub(crate) fn counters(&self, backend: u32) -> BackendCounters {
+        self.counters.borrow().get(&backend).copied().unwrap_or_default()
+    }
+
+    /// Flow entries, of all roles.
+    pub(crate) fn flow_count(&self) -> usize {
+        self.flows.entries.borrow().len()
+    }
+
+    /// Forgets all flows, as an LRU map may.
+    pub(crate) fn forget_flows(&self) {
+        self.flows.forget();
+    }
+}
+
+/// The flow table. What is replaced or forgotten stays readable as long as the table, as in the kernel
+/// it does until the program ends.
+#[derive(Default)]
+struct Flows {
+    entries: RefCell<BTreeMap<FlowKey, NonNull<Flow>>>,
+    replaced: RefCell<Vec<NonNull<Flow>>>,
+}
+
+impl Flows {
+    fn store(&self, key: &FlowKey, flow: &Flow) {
+        let entry = NonNull::from(Box::leak(Box::new(*flow)));
+        if let Some(old) = self.entries.borrow_mut().insert(*key, entry) {
+            self.replaced.borrow_mut().push(old);
+        }
+    }
+
+    fn forget(&self) {
+        let entries = std::mem::take(&mut *self.entries.borrow_mut());
+        self.replaced.borrow_mut().extend(entries.into_values());
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        self.forget();
+        for entry in self.replaced.borrow_mut().drain(..) {
+            // SAFETY: leaked by `store`, held in exactly one collection; the tests keep no entry longer
+            // than its tables, by the contract of `FlowEntry::new`.
+            drop(unsafe { Box::from_raw(entry.as_ptr()) });
+        }
+    }
+}
+
+impl Tables for TestTables {
+    fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    fn is_published(&self, protocol: u8, port: u16) -> bool {
+        self.published.contains(&(protocol, port))
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        let entry = *self.flows.entries.borrow().get(key)?;
+        // SAFETY: freed with the tables only, which the tests keep longer than any entry.
+        Some(unsafe { FlowEntry::new(entry) })
+    }
+
+    fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if self.full.get() {
+            return Err(InsertError::Full);
+        }
+        self.flows.store(key, flow);
+        Ok(())
+    }
+
+    fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if self.flows.entries.borrow().contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        self.put_flow(key, flow)
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service(&self, index: u32) -> Option<Service> {
+        self.services.get(&index).copied()
+    }
+
+    fn ring(&self, place: u32) -> Option<u32> {
+        self.ring.get(place as usize).copied()
+    }
+
+    fn rotate(&self, service: u32) -> u32 {
+        let mut rotation = self.rotation.borrow_mut();
+        let count = rotation.entry(service).or_default();
+        *count = count.wrapping_add(1);
+        count.wrapping_sub(1)
+    }
+
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        self.backends.get(index as usize)
+    }
+
+    fn backend_index(&self, key: &BackendKey) -> Option<u32> {
+        self.backend_index.get(key).copied()
+    }
+
+    fn peer_index(&self, address: Be32) -> Option<u32> {
+        self.peers.get(&address).copied()
+    }
+
+    fn next_hop(&self, peer: u32) -> Option<&NextHop> {
+        self.next_hops.get(peer as usize)
+    }
+
+    fn count_connection(&self, backend: u32) {
+        self.counters.borrow_mut().entry(backend).or_default().connections += 1;
+    }
+
+    fn count_in(&self, backend: u32, packets: u32, bytes: u32) {
+        let mut counters = self.counters.borrow_mut();
+        let counters = counters.entry(backend).or_default();
+        counters.packets_in += u64::from(packets);
+        counters.bytes_in += u64::from(bytes);
+    }
+
+    fn count_out(&self, backend: u32, packets: u32, bytes: u32) {
+        let mut counters = self.counters.borrow_mut();
+        let counters = counters.entry(backend).or_default();
+        counters.packets_out += u64::from(packets);
+        counters.bytes_out += u64::from(bytes);
+    }
+
+    fn count_drop(&self, hook: Hook, reason: DropReason) {
+        *self
+            .drops
+            .borrow_mut()
+            .entry(drop_index(hook, reason))
+            .or_default() += 1;
+    }
+}
