@@ -66,6 +66,8 @@ fn malformed_packets_are_dropped_and_counted() {
         // An IP header shorter than one, a TCP header shorter than one.
         check(space, "bad_length", &changed(web(), |frame| frame[14] = 0x44));
         check(space, "bad_length", &changed(web(), |frame| frame[46] = 0x40));
+        // A TCP header longer than the packet.
+        check(space, "bad_length", &changed(web(), |frame| frame[46] = 0xf0));
         // The lengths leave no room for a TCP header.
         check(
             space,

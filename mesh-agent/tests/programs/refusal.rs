@@ -1,15 +1,15 @@
 //! What the mesh answers itself: RST, "port unreachable", "fragmentation needed".
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::SocketAddrV4};
 
 use etherparse::{IpNumber, Ipv4Header};
 use mesh_agent::model::Location;
 
 use crate::{
-    frames::{ACK, Macs, Packet, RST, SYN, Transport, check_frame},
+    frames::{ACK, FORWARD, Macs, Packet, RST, SYN, Transport, check_frame},
     space::{
-        CLIENT, DNS, NODE, PEER, Space, TC_REDIRECT, TC_SHOT, WEB, XDP_DROP, XDP_TX, arriving, frontend,
-        in_space, serve,
+        CLIENT, DNS, PEER, Space, TC_REDIRECT, TC_SHOT, WEB, XDP_DROP, XDP_TX, arriving, from_peer, frontend,
+        in_space, out_of_container, serve, target,
     },
 };
 
@@ -61,18 +61,19 @@ fn unreachable(code: u8, mtu: u16, about: &[u8]) -> Vec<u8> {
     let folded = (sum & 0xffff) + (sum >> 16);
     let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let (quoted, _) = Ipv4Header::from_slice(&about[14..]).expect("an IPv4 header");
     let mut ip = Ipv4Header::new(
         message.len() as u16,
         64,
         IpNumber::ICMP,
-        NODE.octets(),
-        CLIENT.ip().octets(),
+        quoted.destination,
+        quoted.source,
     )
     .expect("a payload that fits");
     ip.dont_fragment = true;
     ip.header_checksum = ip.calc_header_checksum();
-    let mut frame = back().destination.to_vec();
-    frame.extend(back().source);
+    let mut frame = about[6..12].to_vec();
+    frame.extend(&about[..6]);
     frame.extend([8, 0]);
     frame.extend(ip.to_bytes());
     frame.extend(message);
@@ -142,6 +143,27 @@ fn a_connection_whose_backend_is_gone_is_reset_but_a_reset_is_not_answered() {
 }
 
 #[test]
+fn a_container_whose_answer_does_not_fit_into_the_tunnel_is_told() {
+    in_space(|space| {
+        let state = space.serving(space.local());
+        space.apply(&state);
+        let inner = Packet::udp(arriving(), CLIENT, SocketAddrV4::new(PEER, DNS.port));
+        space.tc_uplink(&from_peer(DNS, FORWARD).around(&inner));
+        let answer = |payload| {
+            Packet::udp(out_of_container(), target(DNS), CLIENT)
+                .with_payload(payload)
+                .frame()
+        };
+        assert_eq!(space.tc_container(&answer(1452 - 28)).frame.len(), 14 + 1500);
+        let large = answer(1452 - 27);
+        let output = space.tc_container(&large);
+        assert_eq!(output.verdict, TC_REDIRECT);
+        check_frame(&output.frame, &unreachable(4, 1452, &large));
+        assert_eq!(space.drops(), counted(&[("tc_container", "too_big", 1)]));
+    });
+}
+
+#[test]
 fn what_does_not_fit_into_the_tunnel_is_said_so() {
     in_space(|space| {
         let state = space.serving(Location::Remote(PEER));
@@ -164,7 +186,5 @@ fn what_does_not_fit_into_the_tunnel_is_said_so() {
             space.drops(),
             counted(&[("xdp", "too_big", 1), ("tc_uplink", "too_big", 1)])
         );
-        let quoted = Ipv4Addr::new(expected[58], expected[59], expected[60], expected[61]);
-        assert_eq!(quoted, NODE, "the quoted packet's destination");
     });
 }
