@@ -1,7 +1,9 @@
 //! Keys and values of the maps that kernel and agent share. Imports `bytes` only.
 //!
-//! Invariants: no implicit padding, every size asserted, addresses and ports big-endian by type. A
-//! change to a type here changes [`VERSION`], so that an agent does not adopt maps it would misread.
+//! Invariants: no implicit padding, every size asserted, addresses and ports big-endian by type. What
+//! programs build on their stack is aligned to 8 bytes: the compiler writes it in words of 8, which the
+//! verifier refuses elsewhere. A change to a type here changes [`VERSION`], so that an agent does not
+//! adopt maps it would misread.
 
 use crate::bytes::{Be16, Be32};
 
@@ -23,7 +25,7 @@ pub const PORT_FILTER_WORDS: u32 = 2 * 65_536 / 64;
 
 /// The five-tuple of a packet as it arrives, and so the key of the flow it belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FlowKey {
     /// Sender's address.
     pub source: Be32,
@@ -129,7 +131,7 @@ impl Progress {
 
 /// One flow: which backend it is pinned to, and how addresses are translated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Flow {
     /// What the client dialled.
     pub frontend: Endpoint,
@@ -162,7 +164,7 @@ pub struct Flow {
 
 /// Names a frontend: one answered (address, port, protocol).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FrontendKey {
     /// An address of the node, or the service address.
     pub address: Be32,
@@ -188,7 +190,7 @@ pub struct Service {
 
 /// Names a backend by what a Geneve packet says of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct BackendKey {
     /// The task's address on the ingress network.
     pub address: Be32,
@@ -293,7 +295,7 @@ pub struct BackendCounters {
 
 /// What a local process dialled before its connection was turned to the service address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Dialled {
     /// Address, IPv4.
     pub address: Be32,

@@ -1,7 +1,7 @@
 //! `cargo xtask build`: the eBPF programs, then the static programs that carry them. Depends on `setup`
 //! for the tool chain.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -44,6 +44,23 @@ pub fn run() -> Result<()> {
 /// # Errors
 /// When the build fails.
 pub fn ebpf() -> Result<()> {
+    ebpf_object("mesh", "programs", "eBPF programs", &paths::ebpf_object())
+}
+
+/// Builds the eBPF programs with what measures them; the result is [`paths::bench_object`].
+///
+/// # Errors
+/// When the build fails.
+pub fn ebpf_bench() -> Result<()> {
+    ebpf_object(
+        "mesh-bench",
+        "bench",
+        "eBPF programs to measure",
+        &paths::bench_object(),
+    )
+}
+
+fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Result<()> {
     let toolchain = EbpfToolchain::find();
     let target = paths::target().join("ebpf");
     let mut build = match toolchain {
@@ -60,9 +77,9 @@ pub fn ebpf() -> Result<()> {
             "--package",
             "mesh-ebpf",
             "--bin",
-            "mesh",
+            program,
             "--features",
-            "programs",
+            feature,
             "--profile",
             "ebpf",
         ])
@@ -78,16 +95,15 @@ pub fn ebpf() -> Result<()> {
         .env("PATH", path_with_cargo_bin()?)
         .current_dir(paths::workspace());
     progress(
-        &format!("eBPF programs, by {}", toolchain.describe()),
+        &format!("{title}, by {}", toolchain.describe()),
         "ebpf",
         &mut build,
     )?;
-    let built = target.join("bpfel-unknown-none/ebpf/mesh");
-    let object = paths::ebpf_object();
+    let built = target.join("bpfel-unknown-none/ebpf").join(program);
     // Only a changed object makes the agent's build begin anew.
     let bytes = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
-    if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
-        fs::write(&object, bytes).with_context(|| format!("could not write {}", object.display()))?;
+    if fs::read(object).ok().as_deref() != Some(bytes.as_slice()) {
+        fs::write(object, bytes).with_context(|| format!("could not write {}", object.display()))?;
     }
     Ok(())
 }

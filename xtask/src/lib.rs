@@ -1,6 +1,7 @@
 //! What `cargo xtask` does, as a library, so that the end-to-end tests drive the same lab. Imports
 //! nothing of the mesh: it builds and runs the agent like any user would.
 
+pub mod bench;
 pub mod build;
 pub mod command;
 pub mod demo;

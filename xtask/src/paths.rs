@@ -24,6 +24,12 @@ pub fn ebpf_object() -> PathBuf {
     target().join("ebpf/mesh.o")
 }
 
+/// The linked eBPF programs with what measures them.
+#[must_use]
+pub fn bench_object() -> PathBuf {
+    target().join("ebpf/mesh-bench.o")
+}
+
 /// The folder of the statically linked programs.
 #[must_use]
 pub fn static_programs() -> PathBuf {

@@ -89,9 +89,9 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
 }
 
 /// A socket buffer: perhaps aggregated, perhaps with a checksum that the hardware is to finish.
-struct Skb {
-    context: *mut __sk_buff,
-    egress: bool,
+pub(crate) struct Skb {
+    pub(crate) context: *mut __sk_buff,
+    pub(crate) egress: bool,
 }
 
 impl Frame for Skb {

@@ -46,8 +46,8 @@ pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
 }
 
 /// An XDP frame: linear, never aggregated.
-struct XdpFrame {
-    context: *mut xdp_md,
+pub(crate) struct XdpFrame {
+    pub(crate) context: *mut xdp_md,
 }
 
 impl Frame for XdpFrame {

@@ -1,0 +1,244 @@
+//! Frames that no program must trust: each kind is dropped, and counted once under its reason.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use mesh_agent::model::{Frontend, Location};
+
+use crate::{
+    frames::{ACK, FORWARD, Macs, Packet, REPLY, SYN},
+    space::{
+        CLIENT, DNS, MESH0_MAC, Output, PEER, STRANGER, Space, TC_SHOT, WEB, XDP_DROP, arriving, from_peer,
+        frontend, in_space,
+    },
+};
+
+fn web() -> Vec<u8> {
+    Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame()
+}
+
+/// A frame with bytes changed.
+fn changed(mut frame: Vec<u8>, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    change(&mut frame);
+    frame
+}
+
+/// Feeds a frame to both of an uplink's programs, and checks that each drops it for the reason.
+#[track_caller]
+fn check(space: &mut Space, reason: &str, frame: &[u8]) {
+    check_at(space, "xdp", reason, XDP_DROP, |space| space.xdp(frame));
+    check_at(space, "tc_uplink", reason, TC_SHOT, |space| {
+        space.tc_uplink(frame)
+    });
+}
+
+#[track_caller]
+fn check_at(
+    space: &mut Space,
+    hook: &str,
+    reason: &str,
+    dropped: u32,
+    feed: impl FnOnce(&mut Space) -> Output,
+) {
+    let before = space.drops();
+    let output = feed(space);
+    assert_eq!(
+        output.verdict, dropped,
+        "the verdict of {hook} on what is {reason}"
+    );
+    let mut expected: BTreeMap<_, _> = before;
+    *expected.entry((hook.to_owned(), reason.to_owned())).or_default() += 1;
+    assert_eq!(space.drops(), expected, "drops of {hook} for {reason}");
+}
+
+#[test]
+fn malformed_packets_are_dropped_and_counted() {
+    in_space(|space| {
+        let state = space.serving(Location::Remote(PEER));
+        space.apply(&state);
+        check(space, "bad_version", &changed(web(), |frame| frame[14] = 0x65));
+        check(
+            space,
+            "bad_length",
+            &changed(web(), |frame| {
+                frame[16..18].copy_from_slice(&2000_u16.to_be_bytes());
+            }),
+        );
+        // An IP header shorter than one, a TCP header shorter than one.
+        check(space, "bad_length", &changed(web(), |frame| frame[14] = 0x44));
+        check(space, "bad_length", &changed(web(), |frame| frame[46] = 0x40));
+        // A TCP header longer than the packet.
+        check(space, "bad_length", &changed(web(), |frame| frame[46] = 0xf0));
+        // The lengths leave no room for a TCP header.
+        check(
+            space,
+            "truncated",
+            &changed(web(), |frame| {
+                frame[16..18].copy_from_slice(&30_u16.to_be_bytes());
+            }),
+        );
+        check(
+            space,
+            "ip_options",
+            &changed(web(), |frame| {
+                frame[14] = 0x46;
+                let length = frame.len() as u16 - 14 + 4;
+                frame[16..18].copy_from_slice(&length.to_be_bytes());
+                frame.splice(34..34, [1, 1, 1, 0]);
+            }),
+        );
+        // The first fragment; later ones have no ports and are left to the kernel.
+        check(space, "fragment", &changed(web(), |frame| frame[20] = 0x20));
+    });
+}
+
+#[test]
+fn frames_that_end_early_are_dropped_and_counted() {
+    in_space(|space| {
+        let state = space.serving(Location::Remote(PEER));
+        space.apply(&state);
+        for length in [14, 15, 33] {
+            check_at(space, "xdp", "truncated", XDP_DROP, |space| {
+                space.xdp(&web()[..length])
+            });
+        }
+        // Within the TCP header, the length in the IP header being right for it.
+        let cut = changed(web(), |frame| {
+            frame.truncate(14 + 20 + 12);
+            frame[16..18].copy_from_slice(&32_u16.to_be_bytes());
+        });
+        check(space, "truncated", &cut);
+    });
+}
+
+#[test]
+fn bad_encapsulation_is_dropped_and_counted() {
+    in_space(|space| {
+        let state = space.serving(space.local());
+        space.apply(&state);
+        let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+        let good = || from_peer(WEB, FORWARD).around(&inner);
+        for (place, value) in [
+            (42, 0xc3), // version
+            (42, 2),    // length of the options
+            (43, 0),    // no critical option said to be there
+            (44, 0x65), // no IPv4 inside
+            (50, 0),    // option class
+            (52, 0x01), // not critical
+            (52, 0x84), // no kind we know
+            (53, 1),    // option length
+        ] {
+            let frame = changed(good(), |frame| frame[place] = value);
+            check(space, "bad_geneve", &frame);
+        }
+        check(
+            space,
+            "bad_geneve",
+            &from_peer(WEB, FORWARD).around_ip(&[0x45; 19]),
+        );
+        let icmp = changed(good(), |frame| frame[62 + 9] = 1);
+        check(space, "bad_geneve", &icmp);
+        let cut = changed(good(), |frame| frame.truncate(50));
+        let cut = changed(cut, |frame| {
+            frame[16..18].copy_from_slice(&36_u16.to_be_bytes());
+        });
+        check(space, "truncated", &cut);
+    });
+}
+
+#[test]
+fn only_peers_are_believed() {
+    in_space(|space| {
+        let state = space.serving(space.local());
+        space.apply(&state);
+        let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+        for kind in [FORWARD, REPLY] {
+            let mut tunnel = from_peer(WEB, kind);
+            tunnel.from = STRANGER;
+            check(space, "unknown_peer", &tunnel.around(&inner));
+        }
+    });
+}
+
+#[test]
+fn a_peer_is_not_believed_about_what_this_node_does_not_have() {
+    in_space(|space| {
+        let state = space.serving(space.local());
+        space.apply(&state);
+        let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+        let mut other_task = from_peer(WEB, FORWARD);
+        other_task.tag ^= 1;
+        let mut other_port = from_peer(WEB, FORWARD);
+        other_port.backend.set_port(81);
+        let mut other_address = from_peer(WEB, FORWARD);
+        other_address.backend.set_ip(Ipv4Addr::new(10, 255, 0, 77));
+        for tunnel in [other_task, other_port, other_address] {
+            let frame = tunnel.around(&inner);
+            check_at(space, "tc_uplink", "unknown_backend", TC_SHOT, |space| {
+                space.tc_uplink(&frame)
+            });
+        }
+        let answer = Packet::tcp(arriving(), frontend(WEB), CLIENT, ACK);
+        check(space, "unknown_flow", &from_peer(WEB, REPLY).around(&answer));
+    });
+}
+
+#[test]
+fn a_peer_without_a_route_is_no_way() {
+    in_space(|space| {
+        let nowhere = Ipv4Addr::new(203, 0, 113, 9);
+        let mut state = space.serving(Location::Remote(nowhere));
+        state.peers.insert(nowhere, None);
+        space.apply(&state);
+        let packet = Packet::udp(arriving(), CLIENT, frontend(DNS)).frame();
+        check_at(space, "tc_uplink", "no_route", TC_SHOT, |space| {
+            space.tc_uplink(&packet)
+        });
+    });
+}
+
+#[test]
+fn nothing_but_frontends_is_reached_by_mesh0() {
+    in_space(|space| {
+        let state = space.serving(space.local());
+        space.apply(&state);
+        let own = Macs {
+            source: MESH0_MAC,
+            destination: MESH0_MAC,
+        };
+        let mut unpublished = frontend(WEB);
+        unpublished.set_port(22);
+        for destination in [unpublished, frontend(WEB)] {
+            let frame = Packet::tcp(own, CLIENT, destination, SYN).frame();
+            check_at(space, "tc_mesh0", "not_a_frontend", TC_SHOT, |space| {
+                space.tc_mesh0(&frame)
+            });
+        }
+    });
+}
+
+#[test]
+fn a_client_that_uses_one_port_for_too_many_flows_is_told_apart_no_more() {
+    in_space(|space| {
+        let mut state = space.serving(space.local());
+        let addresses: Vec<Ipv4Addr> = (11..20).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+        for address in &addresses {
+            state.frontends.insert(Frontend {
+                address: *address,
+                service: WEB,
+            });
+        }
+        space.apply(&state);
+        let dial = |address: Ipv4Addr| {
+            let mut packet = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+            packet.destination.set_ip(address);
+            packet.frame()
+        };
+        for address in &addresses[..8] {
+            space.tc_uplink(&dial(*address));
+        }
+        assert!(space.drops().is_empty());
+        check_at(space, "tc_uplink", "no_free_port", TC_SHOT, |space| {
+            space.tc_uplink(&dial(addresses[8]))
+        });
+    });
+}

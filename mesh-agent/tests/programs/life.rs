@@ -1,0 +1,202 @@
+//! The data path's own life: loading, adoption by the next agent, leaving.
+
+use std::{collections::BTreeMap, net::SocketAddrV4, path::Path};
+
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::Program,
+};
+use mesh_agent::{
+    datapath::Datapath,
+    model::{BackendKey, Location},
+};
+use mesh_ebpf::abi::{self, VERSION};
+
+use crate::{
+    frames::{ACK, Packet, SYN, check_frame},
+    space::{CLIENT, DNS, PEER, Space, WEB, XDP_TX, arriving, backend_key, frontend, in_space, serve},
+};
+
+/// Five remote replicas of one service, and another service beside it.
+fn two_services(space: &mut Space) {
+    let mut state = space.node();
+    let backends: Vec<_> = (1..=5).map(|number| (number, Location::Remote(PEER))).collect();
+    serve(&mut state, WEB, &backends);
+    serve(&mut state, DNS, &[(5, Location::Remote(PEER))]);
+    space.apply(&state);
+}
+
+fn pinned<K: aya::Pod + Ord, V: aya::Pod>(space: &Space, name: &str) -> BTreeMap<K, V> {
+    let path = space.pins().join(format!("v{VERSION}")).join(name);
+    let map = Map::HashMap(MapData::from_pin(&path).expect("the map is pinned"));
+    let map: HashMap<MapData, K, V> = map.try_into().expect("a map of these types");
+    map.iter().map(|entry| entry.expect("an entry")).collect()
+}
+
+fn backend_indexes(space: &Space) -> BTreeMap<abi::BackendKey, u32> {
+    pinned(space, "BACKEND_INDEX")
+}
+
+/// Which replica a frame to a peer names.
+fn named(frame: &[u8]) -> u8 {
+    frame[57]
+}
+
+fn syn(port: u16) -> Vec<u8> {
+    Packet::tcp(
+        arriving(),
+        SocketAddrV4::new(*CLIENT.ip(), port),
+        frontend(WEB),
+        SYN,
+    )
+    .frame()
+}
+
+fn data(port: u16) -> Vec<u8> {
+    Packet::tcp(
+        arriving(),
+        SocketAddrV4::new(*CLIENT.ip(), port),
+        frontend(WEB),
+        ACK,
+    )
+    .frame()
+}
+
+#[test]
+fn every_program_passes_the_verifier() {
+    in_space(|space| {
+        let mut names = Vec::new();
+        println!("{:<20} {:>12} {:>12}", "program", "instructions", "verified");
+        for (name, program) in space.datapath().programs().programs() {
+            let known = matches!(
+                program,
+                Program::Xdp(_) | Program::SchedClassifier(_) | Program::CgroupSockAddr(_)
+            );
+            assert!(known, "{name} is of a kind that the agent does not load");
+            let info = program.info().expect("it is loaded");
+            let instructions = info.size_translated().expect("root sees the program") / 8;
+            let verified = info.verified_instruction_count().expect("Linux 5.16");
+            println!("{name:<20} {instructions:>12} {verified:>12}");
+            names.push(name.to_owned());
+        }
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "mesh_connect4",
+                "mesh_connect6",
+                "mesh_container",
+                "mesh_getpeername4",
+                "mesh_getpeername6",
+                "mesh_local",
+                "mesh_recvmsg4",
+                "mesh_recvmsg6",
+                "mesh_sendmsg4",
+                "mesh_sendmsg6",
+                "mesh_uplink",
+                "mesh_xdp",
+            ]
+        );
+    });
+}
+
+#[test]
+fn the_next_agent_adopts_what_a_crashed_one_has_left() {
+    in_space(|space| {
+        two_services(space);
+        let before: Vec<Vec<u8>> = (50_000..50_005)
+            .map(|port| {
+                space.xdp(&syn(port));
+                space.xdp(&data(port)).frame
+            })
+            .collect();
+        let replicas: Vec<u8> = before.iter().map(|frame| named(frame)).collect();
+        let indexes = backend_indexes(space);
+        assert_eq!(indexes.len(), 6);
+
+        space.crash();
+        space.load();
+        let mut state = space.node();
+        let backends: Vec<_> = (1..=5).map(|number| (number, Location::Remote(PEER))).collect();
+        serve(&mut state, WEB, &backends);
+        space.apply(&state);
+        space
+            .datapath()
+            .prune(&state)
+            .expect("what is stale can be removed");
+
+        let kept: BTreeMap<_, _> = indexes
+            .into_iter()
+            .filter(|(key, _)| key.port.get() == WEB.port)
+            .collect();
+        assert_eq!(backend_indexes(space), kept);
+        for (port, frame) in (50_000..50_005).zip(&before) {
+            check_frame(&space.xdp(&data(port)).frame, frame);
+        }
+        let services: BTreeMap<u32, abi::Service> = pinned(space, "SERVICES");
+        assert_eq!(services.len(), 1, "the other service is gone");
+        let frontends: BTreeMap<abi::FrontendKey, u32> = pinned(space, "FRONTENDS");
+        assert!(frontends.keys().all(|key| key.port.get() == WEB.port));
+        // Counters go on, and so does the rotation.
+        let total: u64 = (1..=5)
+            .map(|number| space.traffic(backend_key(WEB, number)).packets_in)
+            .sum();
+        assert_eq!(total, 15);
+        assert_eq!(named(&space.xdp(&syn(50_005)).frame), replicas[0]);
+    });
+}
+
+#[test]
+fn programs_stay_attached_while_there_is_no_agent() {
+    in_space(|space| {
+        two_services(space);
+        let pins = space.pins().join(format!("v{VERSION}/links"));
+        space.crash();
+        let links: Vec<_> = std::fs::read_dir(&pins)
+            .expect("the folder of links")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("ASCII"))
+            .collect();
+        for (hook, interface) in [
+            ("mesh_xdp_native", space.uplink),
+            ("mesh_uplink_ingress", space.uplink),
+            ("mesh_container_ingress", space.container),
+            ("mesh_local_egress", space.mesh0),
+        ] {
+            let pin = format!("{hook}_{interface}");
+            assert!(links.contains(&pin), "{pin} is not among {links:?}");
+        }
+    });
+}
+
+#[test]
+fn a_flow_of_a_removed_backend_is_given_another_with_its_next_syn() {
+    in_space(|space| {
+        two_services(space);
+        let first = named(&space.xdp(&syn(50_000)).frame);
+        let mut state = space.node();
+        let others: Vec<_> = (1..=5)
+            .filter(|number| *number != first)
+            .map(|number| (number, Location::Remote(PEER)))
+            .collect();
+        serve(&mut state, WEB, &others);
+        space.apply(&state);
+        let output = space.xdp(&syn(50_000));
+        assert_eq!(output.verdict, XDP_TX);
+        let second = named(&output.frame);
+        assert_ne!(second, first);
+        assert_eq!(named(&space.xdp(&data(50_000)).frame), second);
+        let key: BackendKey = backend_key(WEB, second);
+        assert_eq!(space.traffic(key).connections_total, 1);
+    });
+}
+
+#[test]
+fn detaching_leaves_nothing_pinned() {
+    in_space(|space| {
+        two_services(space);
+        let pins = space.pins().to_owned();
+        assert!(pins.exists());
+        space.datapath().detach().expect("it can be detached");
+        assert!(!Path::new(&pins).exists());
+    });
+}

@@ -1,0 +1,160 @@
+//! What `cargo xtask bench packet` measures the programs through. Not part of the product's object.
+//!
+//! `BPF_PROG_TEST_RUN` does not restore the packet between repetitions. So a wrapper gives the packet its
+//! size, its headers and the next flow's client, and then jumps into the program to measure: the product's
+//! own, as the verifier has passed it, or one of the floors here. The wrapper around [`bench_empty`] is
+//! what is subtracted.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+#[path = "../programs/maps.rs"]
+mod maps;
+mod restore;
+#[path = "../programs/socket.rs"]
+mod socket;
+#[path = "../programs/tc.rs"]
+mod tc;
+#[path = "../programs/xdp.rs"]
+mod xdp;
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_ABORTED, XDP_PASS},
+    macros::{classifier, map, xdp},
+    maps::{LruHashMap, ProgramArray},
+    programs::{TcContext, XdpContext},
+};
+use mesh_ebpf::{
+    abi::{Flow, FlowKey},
+    frame::Frame,
+    headers::ETHERNET_LENGTH,
+    parse::parse,
+    tables::Tables,
+};
+
+use crate::{
+    maps::KernelTables,
+    restore::{INNER, PLAIN, restore},
+    tc::Skb,
+    xdp::XdpFrame,
+};
+
+const TC_FAILED: i32 = 2;
+
+/// The XDP program to measure.
+#[map]
+static BENCH_XDP: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// The tc program to measure.
+#[map]
+static BENCH_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// As large as the table of flows, for the cost of an insertion alone.
+#[map]
+static BENCH_INSERTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(262_144, 0);
+
+/// Puts a plain packet back and jumps.
+#[xdp]
+pub(crate) fn bench_plain(context: XdpContext) -> u32 {
+    wrap::<PLAIN>(&context)
+}
+
+/// Puts an encapsulated packet back and jumps.
+#[xdp]
+pub(crate) fn bench_inner(context: XdpContext) -> u32 {
+    wrap::<INNER>(&context)
+}
+
+/// Puts a plain packet back and jumps, in tc.
+#[classifier]
+pub(crate) fn bench_tc(context: TcContext) -> i32 {
+    let mut skb = Skb {
+        context: context.skb.skb,
+        egress: false,
+    };
+    if restore::<PLAIN, _>(&mut skb).is_some() {
+        // SAFETY: the map holds programs of this type.
+        let _ = unsafe { BENCH_TC.tail_call(&context, 0) };
+    }
+    TC_FAILED
+}
+
+/// Nothing at all.
+#[xdp]
+pub(crate) fn bench_empty(_: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+/// Nothing at all, in tc.
+#[classifier]
+pub(crate) fn bench_tc_empty(_: TcContext) -> i32 {
+    0
+}
+
+/// Makes the packet larger and smaller: half of this is what the wrapper takes where its size has changed.
+#[xdp]
+pub(crate) fn bench_resize(context: XdpContext) -> u32 {
+    let mut frame = XdpFrame { context: context.ctx };
+    if frame.insert_outer().is_err() || frame.remove_outer().is_err() {
+        return XDP_ABORTED;
+    }
+    XDP_PASS
+}
+
+/// Parses.
+#[xdp]
+pub(crate) fn bench_parse(context: XdpContext) -> u32 {
+    match key(&context) {
+        Some(key) if key.source_port == key.destination_port => XDP_ABORTED,
+        Some(_) => XDP_PASS,
+        None => XDP_ABORTED,
+    }
+}
+
+/// Parses, and looks the flow up.
+#[xdp]
+pub(crate) fn bench_look_up(context: XdpContext) -> u32 {
+    match key(&context).and_then(|key| KernelTables.flow(&key)) {
+        Some(_) => XDP_PASS,
+        None => XDP_ABORTED,
+    }
+}
+
+/// Parses, and inserts a flow.
+#[xdp]
+pub(crate) fn bench_insert(context: XdpContext) -> u32 {
+    let Some(key) = key(&context) else {
+        return XDP_ABORTED;
+    };
+    match BENCH_INSERTS.insert(key, Flow::default(), 0) {
+        Ok(()) => XDP_PASS,
+        Err(_) => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn wrap<const CLIENT: usize>(context: &XdpContext) -> u32 {
+    let mut frame = XdpFrame { context: context.ctx };
+    if restore::<CLIENT, _>(&mut frame).is_some() {
+        // SAFETY: the map holds programs of this type.
+        let _ = unsafe { BENCH_XDP.tail_call(context, 0) };
+    }
+    XDP_ABORTED
+}
+
+#[inline(always)]
+fn key(context: &XdpContext) -> Option<FlowKey> {
+    let frame = XdpFrame { context: context.ctx };
+    match parse(&frame, ETHERNET_LENGTH) {
+        Ok(packet) => Some(packet.key),
+        Err(_) => None,
+    }
+}
+
+/// Nothing in here panics; the linker removes this.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

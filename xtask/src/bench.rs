@@ -1,0 +1,70 @@
+//! `cargo xtask bench`: sets up, builds what is to be measured, and runs the measurement. Depends on
+//! `setup` and `build`.
+
+use anyhow::{Context, Result};
+
+use crate::{
+    build::{self, cargo},
+    command::stream,
+    lab::check_root,
+    paths, setup,
+};
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Subject {
+    /// Nanoseconds per packet of each path of the eBPF programs, beside the floors they cannot go below.
+    Packet {
+        /// How to print the rows.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        /// Runs that the medians are over.
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    Table,
+    /// Nothing else is printed to standard output once everything is set up and built.
+    Json,
+}
+
+/// Sets up, builds and measures.
+///
+/// # Errors
+/// When a step fails, or a path has not done what it was measured for.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    check_root().context("the measurement loads eBPF programs into network namespaces")?;
+    let Subject::Packet { format, runs } = &arguments.subject;
+    setup::run()?;
+    build::ebpf()?;
+    build::ebpf_bench()?;
+    // The kernel takes the time: an optimised agent would only take longer to build.
+    let mut bench = cargo([
+        "bench",
+        "--quiet",
+        "--profile",
+        "dev",
+        "--package",
+        "mesh-agent",
+        "--bench",
+        "packet",
+        "--",
+    ]);
+    let format = match format {
+        Format::Table => "table",
+        Format::Json => "json",
+    };
+    bench
+        .args(["--format", format, "--runs", &runs.to_string()])
+        .env("MESH_BENCH_OBJECT", paths::bench_object());
+    stream(&mut bench)
+}
