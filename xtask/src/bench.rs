@@ -33,20 +33,23 @@ enum Subject {
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Format {
     Table,
-    /// Nothing else is printed to standard output once everything is set up and built.
     Json,
 }
 
-/// Sets up, builds and measures.
+/// Sets up, builds and measures. Standard output gets the rows and nothing else.
 ///
 /// # Errors
 /// When a step fails, or a path has not done what it was measured for.
 pub fn run(arguments: &Arguments) -> Result<()> {
     check_root().context("the measurement loads eBPF programs into network namespaces")?;
     let Subject::Packet { format, runs } = &arguments.subject;
+    let rows_to =
+        nix::unistd::dup(std::io::stdout()).context("standard output cannot be kept for the rows")?;
+    nix::unistd::dup2_stdout(std::io::stderr()).context("progress cannot go to standard error")?;
     setup::run()?;
     build::ebpf()?;
     build::ebpf_bench()?;
+    nix::unistd::dup2_stdout(rows_to).context("standard output cannot be put back")?;
     // The kernel takes the time: an optimised agent would only take longer to build.
     let mut bench = cargo([
         "bench",

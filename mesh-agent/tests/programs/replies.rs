@@ -1,6 +1,6 @@
 //! Containers' answers on their way to the client: directly, into the tunnel, out of the tunnel.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::model::Location;
 
@@ -70,6 +70,23 @@ fn with_direct_return_it_goes_to_the_client() {
         assert_eq!(output.verdict, TC_REDIRECT);
         let expected = answer.rewritten(leaving_to(ROUTER_MAC), SocketAddrV4::new(PEER, DNS.port), CLIENT);
         check_frame(&output.frame, &expected.frame());
+    });
+}
+
+#[test]
+fn where_there_is_no_direct_way_it_goes_back_through_the_tunnel() {
+    in_space(|space| {
+        local(space);
+        let unreachable = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), 40_000);
+        let entry = SocketAddrV4::new(PEER, DNS.port);
+        let inner = Packet::udp(arriving(), unreachable, entry);
+        space.tc_uplink(&from_peer(DNS, FORWARD_DIRECT).around(&inner));
+        let answer = Packet::udp(out_of_container(), target(DNS), unreachable);
+        let output = space.tc_container(&answer.frame());
+        assert_eq!(output.verdict, TC_REDIRECT);
+        let port = outer_port(&output.frame);
+        let restored = answer.rewritten(arriving(), entry, unreachable);
+        check_frame(&output.frame, &to_peer(DNS, REPLY, port).around(&restored));
     });
 }
 
