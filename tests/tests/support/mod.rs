@@ -123,8 +123,16 @@ impl Stage {
         let mut text = String::from("the story failed; what the agents say:");
         for node in self.lab.nodes() {
             text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 12));
+            text += &format!("\ndrops: {:?}", self.drops(node).unwrap_or_default());
         }
         text
+    }
+
+    /// The drop counters of a node that are not zero.
+    fn drops(&self, node: &str) -> Result<Vec<String>> {
+        let text = self.lab.metrics(node)?;
+        let counted = |line: &&str| line.starts_with("mesh_drops_total") && !line.ends_with(" 0");
+        Ok(text.lines().filter(counted).map(str::to_owned).collect())
     }
 
     /// `http://…/` of a published port at a node's address.
