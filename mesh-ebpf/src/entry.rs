@@ -94,7 +94,8 @@ fn client<'a, F: Frame, T: Tables>(
         return leave(hook);
     }
     let tcp = protocol == PROTOCOL_TCP;
-    let opens = !tcp || packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    // A SYN that also closes is nobody's way to begin.
+    let opens = !tcp || packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN;
     if let Some(flow) = tables.flow(key) {
         if flow.role() != Role::FORWARD || flow.origin().is_tunnel() {
             if !opens {

@@ -147,6 +147,20 @@ pub struct Icmp {
     pub next_hop_mtu: Be16,
 }
 
+/// A Geneve header without its options.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct GeneveBase {
+    /// Version (high 2 bits) and length of the options in 32-bit words (low 6 bits).
+    pub version_and_length: u8,
+    /// Control and critical-option bits (the two highest).
+    pub flags: u8,
+    /// EtherType of the payload.
+    pub protocol: Be16,
+    /// Virtual network identifier (the 24 high bits).
+    pub vni: Be32,
+}
+
 /// A Geneve header with the mesh's one option, and nothing else.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
@@ -241,4 +255,4 @@ macro_rules! plain {
         unsafe impl Plain for $name {}
     )* };
 }
-plain!(Ethernet, Ipv4, Tcp, Udp, Ports, Icmp, Geneve, Outer);
+plain!(Ethernet, Ipv4, Tcp, Udp, Ports, Icmp, GeneveBase, Geneve, Outer);

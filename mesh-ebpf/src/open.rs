@@ -138,9 +138,11 @@ fn insert<T: Tables>(
         )?;
     }
     flow.role = Role::FORWARD;
-    tables
-        .put_flow(key, flow)
-        .map_err(|_| DropReason::FlowTableFull)?;
+    match tables.add_flow(key, flow) {
+        Err(InsertError::Exists) => tables.put_flow(key, flow),
+        added => added,
+    }
+    .map_err(|_| DropReason::FlowTableFull)?;
     tables.flow(key).ok_or(DropReason::FlowTableFull)
 }
 

@@ -124,7 +124,7 @@ pub trait Tables {
     fn is_published(&self, protocol: u8, port: u16) -> bool;
     /// The flow a packet belongs to.
     fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
-    /// Adds or replaces a flow's entry.
+    /// Replaces a flow's entry, which is not counted as a new one.
     ///
     /// # Errors
     /// [`InsertError::Full`] when the table refuses.

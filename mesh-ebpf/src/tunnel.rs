@@ -7,7 +7,7 @@ use crate::{
     frame::Frame,
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
-        GENEVE_VERSION_AND_LENGTH, GeneveKind, OUTER_LENGTH, Outer,
+        GENEVE_VERSION_AND_LENGTH, GeneveBase, GeneveKind, L4_OFFSET, OUTER_LENGTH, Outer, UDP_LENGTH,
     },
     open,
     parse::{Packet, parse},
@@ -24,14 +24,16 @@ pub fn decide<'a, F: Frame, T: Tables>(
     hook: Hook,
     outer_packet: &Packet,
 ) -> Decision<'a> {
+    match frame.at::<GeneveBase>(L4_OFFSET + UDP_LENGTH) {
+        // Somebody else's Geneve on the same port.
+        Some(base) if { base.vni } != config.vni => return Decision::PASS,
+        Some(_) => {}
+        None => return Decision::drop(DropReason::Truncated),
+    }
     let Some(outer) = frame.at::<Outer>(ETHERNET_LENGTH) else {
         return Decision::drop(DropReason::Truncated);
     };
     let geneve = outer.geneve;
-    if { geneve.vni } != config.vni {
-        // Somebody else's Geneve on the same port.
-        return Decision::PASS;
-    }
     if geneve.version_and_length != GENEVE_VERSION_AND_LENGTH
         || geneve.flags != GENEVE_FLAGS
         || { geneve.protocol } != ETHERTYPE_IPV4

@@ -168,6 +168,15 @@ fn a_datagram_flow_stays_with_its_backend() {
 }
 
 #[test]
+fn a_syn_that_also_closes_opens_nothing() {
+    let tables = node_with(&locals(1));
+    for flags in [SYN | FIN, SYN | RST] {
+        check_passes(&tables, Hook::TcUplink, &from(1, flags));
+    }
+    assert_eq!(tables.flow_count(), 0);
+}
+
+#[test]
 fn a_syn_sent_again_stays() {
     let tables = node_with(&locals(5));
     let first = chosen(&tables, Hook::Xdp, &from(40000, SYN));

@@ -108,8 +108,6 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        // Counted even where it replaces: the agent's estimate of evictions allows for that.
-        add(&EVENTS, EVENT_FLOW_INSERTED);
         insert_result(FLOWS.insert(key, flow, 0))
     }
 

@@ -1,6 +1,6 @@
 //! Packets between nodes, as they should be and as they should not.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
 use crate::{
@@ -9,8 +9,8 @@ use crate::{
     entry,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     testing::{
-        ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, TestFrame, TestTables, at, fix_ip_checksum, node_address,
-        reply_to, run, tcp, view, view_inner,
+        ACK, CLIENT_ROUTE, FIN, GENEVE_PORT, RST, Replica, SYN, TestFrame, TestTables, at, fix_ip_checksum,
+        node_address, reply_to, run, tcp, udp, view, view_inner,
     },
     verdict::{Action, Verdict},
 };
@@ -91,6 +91,23 @@ fn a_clients_packet_is_delivered_to_the_backend_it_names() {
     let entry_node = node(1);
     let frame = encapsulated(&entry_node, SYN);
     assert_eq!(delivered_to(&node(2), &frame), 1);
+}
+
+#[test]
+fn a_short_packet_of_somebody_elses_network_passes() {
+    let node_two = SocketAddrV4::new(node_address(2), GENEVE_PORT);
+    let theirs = udp(at("10.0.0.1:50000"), node_two, &[0, 0, 0x65, 0x58, 0, 0, 1, 0]);
+    let tables = node(2);
+    let cut = udp(at("10.0.0.1:50000"), node_two, &[0; 7]);
+    for hook in [Hook::Xdp, Hook::TcUplink] {
+        let decision = entry::decide(&theirs, &tables, hook).verdict();
+        assert!(matches!(decision, Verdict::Pass), "{decision:?}");
+        let decision = entry::decide(&cut, &tables, hook).verdict();
+        assert!(
+            matches!(decision, Verdict::Drop(DropReason::Truncated)),
+            "{decision:?}"
+        );
+    }
 }
 
 #[test]

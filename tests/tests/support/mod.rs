@@ -122,7 +122,7 @@ impl Stage {
     fn evidence(&self) -> String {
         let mut text = String::from("the story failed; what the agents say:");
         for node in self.lab.nodes() {
-            text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 12));
+            text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 30));
             text += &format!("\ndrops: {:?}", self.drops(node).unwrap_or_default());
         }
         text

@@ -76,6 +76,10 @@ impl Lab {
             self.state.space(node)?,
             ["sh", "-euc", &script, "sh", program, "run"],
         );
+        if !arguments.contains(&"--log-level") {
+            // What a story that failed is looked at with.
+            agent.args(["--log-level", "debug"]);
+        }
         if !arguments.contains(&"--cgroup") {
             agent.args(["--cgroup", NODE_CGROUP]);
         }

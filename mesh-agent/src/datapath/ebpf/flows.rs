@@ -87,14 +87,15 @@ impl FlowSweep {
                 match fate(key, flow, now, current) {
                     Fate::Active => *active.entry(flow.backend).or_default() += 1,
                     Fate::Kept => {}
-                    Fate::Over => over.push(*key),
+                    Fate::Over => over.push((*key, *flow)),
                 }
             },
         )
         .map_err(|error| failed("walk the flow table", error))?;
-        for key in &over {
-            // Gone by itself is as good.
-            if maps.flows.remove(key).is_ok() {
+        for (key, flow) in &over {
+            // Opened anew since it was read, it is not over; gone by itself is as good.
+            let unchanged = maps.flows.get(key, 0).is_ok_and(|now| now == *flow);
+            if unchanged && maps.flows.remove(key).is_ok() {
                 self.removed += 1;
                 entries -= 1;
             }
