@@ -9,6 +9,8 @@ use crate::command::{self, command, exists};
 
 /// Debian packages, each with a file that tells whether what it brings is there.
 const PACKAGES: &[(&str, &str)] = &[
+    ("gcc", "cc"),
+    ("g++", "c++"),
     ("docker.io", "dockerd"),
     ("containerd", "containerd"),
     ("runc", "runc"),

@@ -24,7 +24,11 @@ use mesh_agent::{
     },
     plan::plan,
 };
-use nix::{net::if_::if_nametoindex, sched::CloneFlags};
+use nix::{
+    mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
+    sched::CloneFlags,
+};
 
 use crate::frames::{Macs, Tunnel};
 
@@ -84,7 +88,9 @@ route add default via 10.0.0.254
 route add unreachable 203.0.113.0/24
 ";
 
-/// Gives a test its own world, in a thread of its own, which takes the network namespace with it.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Gives a test its own world, in a thread of its own, which takes its namespaces with it.
 #[track_caller]
 pub(crate) fn in_space(test: impl FnOnce(&mut Space) + Send) {
     in_space_with(None, 4096, test);
@@ -99,7 +105,8 @@ pub(crate) fn in_space_with(object: Option<&[u8]>, flow_capacity: u32, test: imp
     );
     let result = std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
+            mount_bpffs();
             test(&mut Space::new(object, flow_capacity));
         });
         worker.join()
@@ -107,6 +114,13 @@ pub(crate) fn in_space_with(object: Option<&[u8]>, flow_capacity: u32, test: imp
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Mounts a bpf file system for this thread alone: not every machine has one.
+fn mount_bpffs() {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("mounts of our own");
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).expect("a bpf file system");
 }
 
 /// What a program has made of a frame.
@@ -143,7 +157,7 @@ impl Space {
         let cgroup = cgroup2().join(&name);
         fs::create_dir(&cgroup).expect("a cgroup of the test's own");
         let options = EbpfOptions {
-            pins: Path::new("/sys/fs/bpf").join(&name),
+            pins: Path::new(BPFFS).join(&name),
             cgroup,
             xdp: XdpChoice::Native,
             tc: TcChoice::Auto,
