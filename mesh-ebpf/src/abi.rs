@@ -40,6 +40,18 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// The tuple of a packet from one endpoint to another.
+    #[inline(always)]
+    pub fn between(source: Endpoint, destination: Endpoint, protocol: u32) -> Self {
+        Self {
+            source: source.address,
+            destination: destination.address,
+            source_port: source.port,
+            destination_port: destination.port,
+            protocol,
+        }
+    }
+
     /// The tuple of a packet in the opposite direction.
     #[inline(always)]
     pub fn reversed(&self) -> Self {
@@ -127,6 +139,20 @@ impl Progress {
     pub const FINISHED: Self = Self(1);
     /// A RST was seen.
     pub const RESET: Self = Self(2);
+
+    /// Whether either side of a flow has begun to close.
+    #[inline(always)]
+    pub fn is_closing(client: Self, backend: Self) -> bool {
+        client != Self::OPEN || backend != Self::OPEN
+    }
+
+    /// Whether both sides of a flow are done, or one has reset.
+    #[inline(always)]
+    pub fn is_closed(client: Self, backend: Self) -> bool {
+        client == Self::RESET
+            || backend == Self::RESET
+            || (client == Self::FINISHED && backend == Self::FINISHED)
+    }
 }
 
 /// One flow: which backend it is pinned to, and how addresses are translated.

@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{Backend, Config, FlowKey, NextHop},
-    bytes::{Be16, Be32},
+    bytes::Be16,
     checksum,
     frame::{Frame, Refused},
     headers::{
@@ -100,19 +100,6 @@ pub fn address_frame<F: Frame>(frame: &mut F, source: [u8; 6], destination: [u8;
         ethertype: ETHERTYPE_IPV4,
     };
     Ok(())
-}
-
-/// The source address and port, or the destination's, of a packet's translation.
-#[derive(Clone, Copy, Debug)]
-pub struct Translation {
-    /// New source address.
-    pub source: Be32,
-    /// New source port.
-    pub source_port: Be16,
-    /// New destination address.
-    pub destination: Be32,
-    /// New destination port.
-    pub destination_port: Be16,
 }
 
 #[cfg(test)]

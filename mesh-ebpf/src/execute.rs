@@ -2,10 +2,10 @@
 //! rewrite.
 
 use crate::{
-    abi::{Backend, Config, DropReason, FlowKey, Hook, NextHop, Origin, Role},
+    abi::{Backend, Config, DropReason, Endpoint, FlowKey, Hook, NextHop, Origin, Role},
     bytes::{Be16, Be32},
     checksum::{self, Difference},
-    encapsulation::{Translation, address_frame, encapsulate},
+    encapsulation::{address_frame, encapsulate},
     errors,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{
@@ -89,12 +89,8 @@ fn deliver<F: Frame, T: Tables>(
     let presented = flow.presented();
     translate(
         frame,
-        &Translation {
-            source: presented.address,
-            source_port: presented.port,
-            destination: backend.address,
-            destination_port: backend.target_port,
-        },
+        presented,
+        Endpoint::new(backend.address, backend.target_port),
     )?;
     address_frame(frame, backend.gateway_mac, backend.mac)?;
     Ok(match hook {
@@ -130,15 +126,7 @@ fn forward<F: Frame, T: Tables>(
     let source_translated = presented != flow.client();
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
     if source_translated {
-        translate(
-            frame,
-            &Translation {
-                source: presented.address,
-                source_port: presented.port,
-                destination: frontend.address,
-                destination_port: frontend.port,
-            },
-        )?;
+        translate(frame, presented, frontend)?;
     }
     clamp_syn(frame, &ip, config)?;
     let kind = if config.direct_return != 0 && flow.origin() == Origin::UPLINK {
@@ -146,13 +134,7 @@ fn forward<F: Frame, T: Tables>(
     } else {
         GeneveKind::Forward
     };
-    let inner = FlowKey {
-        source: presented.address,
-        destination: frontend.address,
-        source_port: presented.port,
-        destination_port: frontend.port,
-        protocol: 0,
-    };
+    let inner = FlowKey::between(presented, frontend, u32::from(ip.protocol));
     encapsulate(
         frame,
         config,
@@ -179,15 +161,7 @@ fn reply<F: Frame, T: Tables>(
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
     // The entry node knows the client behind what it presented; only here-made changes are undone here.
     let client = flow.client();
-    translate(
-        frame,
-        &Translation {
-            source: frontend.address,
-            source_port: frontend.port,
-            destination: client.address,
-            destination_port: client.port,
-        },
-    )?;
+    translate(frame, frontend, client)?;
     if origin.is_tunnel() {
         clamp_syn(frame, &ip, config)?;
     }
@@ -204,13 +178,7 @@ fn reply<F: Frame, T: Tables>(
             .filter(|next_hop| next_hop.address == flow.peer_address())
             .ok_or(DropReason::NoRoute)?;
         let backend = tables.backend(flow.backend()).ok_or(DropReason::UnknownBackend)?;
-        let inner = FlowKey {
-            source: frontend.address,
-            destination: client.address,
-            source_port: frontend.port,
-            destination_port: client.port,
-            protocol: 0,
-        };
+        let inner = FlowKey::between(frontend, client, u32::from(ip.protocol));
         encapsulate(
             frame,
             config,
@@ -254,15 +222,7 @@ fn returned<F: Frame, T: Tables>(
     );
     frame.remove_outer()?;
     if flow.role() == Role::ALIAS {
-        translate(
-            frame,
-            &Translation {
-                source: frontend.address,
-                source_port: frontend.port,
-                destination: client.address,
-                destination_port: client.port,
-            },
-        )?;
+        translate(frame, frontend, client)?;
     }
     to_client(frame, config, origin, way)
 }
@@ -343,22 +303,22 @@ fn clamp_syn<F: Frame>(frame: &mut F, ip: &Ipv4, config: &Config) -> Result<(), 
 
 /// Rewrites addresses and ports, and the checksums with them.
 #[inline(always)]
-pub fn translate<F: Frame>(frame: &mut F, to: &Translation) -> Result<(), Refused> {
+pub fn translate<F: Frame>(frame: &mut F, source: Endpoint, destination: Endpoint) -> Result<(), Refused> {
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
     let ports = *frame.at::<Ports>(L4_OFFSET).ok_or(Refused)?;
     let pseudo = Difference::NONE
-        .replace32(ip.source, to.source)
-        .replace32(ip.destination, to.destination);
+        .replace32(ip.source, source.address)
+        .replace32(ip.destination, destination.address);
     let body = Difference::NONE
-        .replace16(ports.source, to.source_port)
-        .replace16(ports.destination, to.destination_port);
+        .replace16(ports.source, source.port)
+        .replace16(ports.destination, destination.port);
     let udp = ip.protocol != PROTOCOL_TCP;
     let field = if udp {
         UDP_CHECKSUM_OFFSET
     } else {
         TCP_CHECKSUM_OFFSET
     };
-    let same_ports = { ports.source } == to.source_port && { ports.destination } == to.destination_port;
+    let same_ports = { ports.source } == source.port && { ports.destination } == destination.port;
     frame.change_checksum(ChecksumChange {
         offset: L4_OFFSET + field,
         udp,
@@ -366,12 +326,12 @@ pub fn translate<F: Frame>(frame: &mut F, to: &Translation) -> Result<(), Refuse
         body: if same_ports { Difference::NONE } else { body },
     })?;
     let header = frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
-    header.source = to.source;
-    header.destination = to.destination;
+    header.source = source.address;
+    header.destination = destination.address;
     header.checksum = checksum::updated(ip.checksum, pseudo);
     *frame.at_mut::<Ports>(L4_OFFSET).ok_or(Refused)? = Ports {
-        source: to.source_port,
-        destination: to.destination_port,
+        source: source.port,
+        destination: destination.port,
     };
     Ok(())
 }

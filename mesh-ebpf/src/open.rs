@@ -25,18 +25,7 @@ pub fn at_entry<'a, T: Tables>(
     origin: Origin,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
     let (index, backend) = select(tables, service).ok_or(DropReason::NoBackend)?;
-    let client = Endpoint::new(packet.key.source, packet.key.source_port);
-    let mut flow = Flow {
-        frontend: Endpoint::new(packet.key.destination, packet.key.destination_port),
-        client,
-        presented: client,
-        backend: index,
-        generation: backend.generation,
-        seen: config.now,
-        origin,
-        role: Role::FORWARD,
-        ..Flow::default()
-    };
+    let mut flow = new_flow(config, packet, index, backend, origin);
     if origin == Origin::CONTAINER {
         // No other machine could answer a container's own address, and a container not even itself:
         // as for everything containers send out of the node, the node's address stands for theirs.
@@ -70,22 +59,30 @@ pub fn at_backend<'a, T: Tables>(
     if !is_named(backend, geneve) || backend.place != BACKEND_LOCAL || backend.generation == 0 {
         return Err(DropReason::UnknownBackend);
     }
-    let client = Endpoint::new(packet.key.source, packet.key.source_port);
     let mut flow = Flow {
+        peer: peer.0,
+        peer_address: peer.1,
+        ..new_flow(config, packet, index, backend, origin)
+    };
+    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    Ok((entry, backend))
+}
+
+/// A flow of a packet's sender to a backend, nothing translated on the sender's side.
+#[inline(always)]
+fn new_flow(config: &Config, packet: &Packet, index: u32, backend: &Backend, origin: Origin) -> Flow {
+    let client = Endpoint::new(packet.key.source, packet.key.source_port);
+    Flow {
         frontend: Endpoint::new(packet.key.destination, packet.key.destination_port),
         client,
         presented: client,
         backend: index,
         generation: backend.generation,
-        peer: peer.0,
-        peer_address: peer.1,
         seen: config.now,
         origin,
         role: Role::FORWARD,
         ..Flow::default()
-    };
-    let entry = insert(tables, &packet.key, &mut flow, backend)?;
-    Ok((entry, backend))
+    }
 }
 
 /// Whether a Geneve packet names this backend, and not one that had its address before.
@@ -123,19 +120,11 @@ fn insert<T: Tables>(
             tables,
             flow,
             Role::REPLY,
-            backend.address,
-            backend.target_port,
+            Endpoint::new(backend.address, backend.target_port),
             key.protocol,
         )?;
     } else if flow.presented != flow.client {
-        claim(
-            tables,
-            flow,
-            Role::ALIAS,
-            flow.frontend.address,
-            flow.frontend.port,
-            key.protocol,
-        )?;
+        claim(tables, flow, Role::ALIAS, flow.frontend, key.protocol)?;
     }
     flow.role = Role::FORWARD;
     match tables.add_flow(key, flow) {
@@ -153,20 +142,13 @@ fn claim<T: Tables>(
     tables: &T,
     flow: &mut Flow,
     role: Role,
-    address: Be32,
-    port: Be16,
+    far_side: Endpoint,
     protocol: u32,
 ) -> Result<(), DropReason> {
     flow.role = role;
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
-        let backend_side = FlowKey {
-            source: address,
-            destination: flow.presented.address,
-            source_port: port,
-            destination_port: flow.presented.port,
-            protocol,
-        };
+        let backend_side = FlowKey::between(far_side, flow.presented, protocol);
         let key = if role == Role::REPLY {
             backend_side
         } else {
@@ -212,14 +194,7 @@ fn is_held<T: Tables>(tables: &T, other: FlowEntry, flow: &Flow, protocol: u32) 
 /// The key of a flow's forward entry, from any of its entries.
 #[inline(always)]
 pub fn forward_key(entry: FlowEntry, protocol: u32) -> FlowKey {
-    let (client, frontend) = (entry.client(), entry.frontend());
-    FlowKey {
-        source: client.address,
-        destination: frontend.address,
-        source_port: client.port,
-        destination_port: frontend.port,
-        protocol,
-    }
+    FlowKey::between(entry.client(), entry.frontend(), protocol)
 }
 
 /// The n-th other port to try: spread over 1024 and up, different for each n.

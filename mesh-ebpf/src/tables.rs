@@ -73,16 +73,13 @@ impl FlowEntry {
     /// Whether either side has begun to close.
     #[inline(always)]
     pub fn is_closing(self) -> bool {
-        self.from_client() != Progress::OPEN || self.from_backend() != Progress::OPEN
+        Progress::is_closing(self.from_client(), self.from_backend())
     }
 
     /// Whether both sides are done, or one has reset.
     #[inline(always)]
     pub fn is_closed(self) -> bool {
-        let (client, backend) = (self.from_client(), self.from_backend());
-        client == Progress::RESET
-            || backend == Progress::RESET
-            || (client == Progress::FINISHED && backend == Progress::FINISHED)
+        Progress::is_closed(self.from_client(), self.from_backend())
     }
 
     /// Notes how far the client's direction has come.
@@ -100,6 +97,7 @@ impl FlowEntry {
     }
 
     /// A copy of the whole entry.
+    #[cfg(test)]
     #[inline(always)]
     pub fn copy(self) -> Flow {
         // SAFETY: as in `read!`; a torn copy is still a valid `Flow`.

@@ -132,11 +132,8 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
             _ => Fate::Kept,
         };
     }
-    let (client, backend) = (flow.from_client, flow.from_backend);
-    let closed = client == Progress::RESET
-        || backend == Progress::RESET
-        || (client == Progress::FINISHED && backend == Progress::FINISHED);
-    let half_closed = client != Progress::OPEN || backend != Progress::OPEN;
+    let closed = Progress::is_closed(flow.from_client, flow.from_backend);
+    let half_closed = Progress::is_closing(flow.from_client, flow.from_backend);
     match idle {
         idle if closed && idle > CLOSED_LINGER => Fate::Over,
         idle if half_closed && idle > HALF_CLOSED_IDLE => Fate::Over,
