@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use crate::{
         datapath::{Datapath, memory::MemoryDatapath},
-        model::{BackendState, Container, Location, MacAddress, Protocol, ReturnMode},
+        model::{BackendState, Balance, Container, Location, MacAddress, Protocol, ReturnMode},
     };
 
     const INTERFACE: HostInterface = HostInterface {
@@ -260,7 +260,7 @@ mod tests {
                 state.peers.insert(peer, resolved.then_some(hop));
             }
             for (key, (id, backends)) in services {
-                let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), active: vec![] };
+                let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![] };
                 for (address, location, active, task) in backends {
                     let backend_key = BackendKey { service: key, address };
                     let state_of = if active { BackendState::Active } else { BackendState::Draining };

@@ -11,7 +11,7 @@ use mesh_agent::{
     admin::{AdminServer, Introspect, View, api::Routes},
     datapath::{Counters, DatapathError},
     doctor,
-    model::{Desired, ReturnMode, ServiceEntry, ServiceKey},
+    model::{Balance, Desired, ReturnMode, ServiceEntry, ServiceKey},
     source::SourceState,
 };
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ impl Introspect for Idle {
             ServiceEntry {
                 id: "web-id".to_owned(),
                 name: "web".to_owned(),
+                balance: Balance::default(),
                 active: Vec::new(),
             },
         );

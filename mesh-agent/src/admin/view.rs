@@ -59,8 +59,8 @@ pub(crate) mod fixture {
     use crate::{
         datapath::{DropCount, MapUsage, Mode, Traffic},
         model::{
-            Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service, Task,
-            TaskState, desired::desired,
+            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, NodeDatapath, Protocol,
+            PublishedPort, Service, Task, TaskState, desired::desired,
         },
     };
 
@@ -72,6 +72,8 @@ pub(crate) mod fixture {
             address: Ipv4Addr::new(192, 168, 0, last),
             role,
             ready,
+            weight: 1,
+            datapath: NodeDatapath::Ebpf,
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),
@@ -80,6 +82,7 @@ pub(crate) mod fixture {
                 published,
                 target,
             }],
+            balance: Balance::default(),
         };
         let task = |slot, node: &str, last, state| Task {
             service: "web-id".to_owned(),

@@ -192,6 +192,8 @@ pub enum Mode {
     XdpGeneric,
     /// tc alone (tcx, or clsact on kernels without it).
     Tc,
+    /// No eBPF: the kernel's IPVS.
+    Ipvs,
 }
 
 impl Mode {
@@ -202,6 +204,7 @@ impl Mode {
             Self::XdpNative => "xdp-native",
             Self::XdpGeneric => "xdp-generic",
             Self::Tc => "tc",
+            Self::Ipvs => "ipvs",
         }
     }
 }

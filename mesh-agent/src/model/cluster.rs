@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use super::{Balance, NodeDatapath};
+
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
 /// Swarm's service id.
@@ -37,6 +39,16 @@ pub struct Node {
     /// Whether the managers see it as ready. Tasks of a node that is not are no backends, although
     /// Swarm shows them as `running` for up to 24 h.
     pub ready: bool,
+    /// Share of new connections that each of its tasks gets, relative to other nodes' (label `mesh.weight`).
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// What balances there, as its agent announced it.
+    #[serde(default)]
+    pub datapath: NodeDatapath,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A node's role in Swarm.
@@ -56,6 +68,9 @@ pub struct Service {
     pub name: String,
     /// Ports published in ingress mode (host-mode ports are the engine's own business).
     pub ports: Vec<PublishedPort>,
+    /// How new connections are spread (labels `mesh.scheduler` and `mesh.affinity`).
+    #[serde(default)]
+    pub balance: Balance,
 }
 
 /// One published port: `-p published:target/protocol`.

@@ -11,8 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cluster, Container, HostInterface, Local, MacAddress, NodeId, Protocol, ReturnMode, ServiceId, TaskId,
-    TaskState,
+    Balance, Cluster, Container, HostInterface, Local, MacAddress, NodeId, Protocol, ReturnMode, ServiceId,
+    TaskId, TaskState,
 };
 
 /// Everything a datapath must make true.
@@ -73,6 +73,8 @@ pub struct ServiceEntry {
     pub id: ServiceId,
     /// The service's name.
     pub name: String,
+    /// How new flows are spread over them.
+    pub balance: Balance,
     /// Backends that new flows may go to, in the order of rotation.
     pub active: Vec<BackendKey>,
 }
@@ -195,6 +197,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                 ServiceEntry {
                     id: id.clone(),
                     name: service.name.clone(),
+                    balance: service.balance,
                     active: Vec::new(),
                 }
             });
@@ -223,7 +226,7 @@ fn add_backends(desired: &mut Desired, cluster: &Cluster, local: &Local, id: &Ta
         return;
     };
     let (state, weight) = match task.state {
-        TaskState::Active => (BackendState::Active, 1),
+        TaskState::Active => (BackendState::Active, node.weight),
         TaskState::Draining => (BackendState::Draining, 0),
     };
     for port in &service.ports {
@@ -296,7 +299,7 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{MacAddress, Node, NodeRole, PublishedPort, Service, Task};
+    use crate::model::{MacAddress, Node, NodeDatapath, NodeRole, PublishedPort, Service, Task};
 
     const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
     const WEB: ServiceKey = ServiceKey {
@@ -310,6 +313,8 @@ mod tests {
             address: Ipv4Addr::new(192, 168, 0, last),
             role: NodeRole::Worker,
             ready: true,
+            weight: 1,
+            datapath: NodeDatapath::Ebpf,
         }
     }
 
@@ -321,6 +326,7 @@ mod tests {
                 published,
                 target: 80,
             }],
+            balance: Balance::default(),
         }
     }
 

@@ -18,8 +18,8 @@ use mesh_agent::{
         ebpf::{EbpfDatapath, EbpfOptions},
     },
     model::{
-        Backend, BackendKey, BackendState, Container, Desired, Frontend, HostInterface, Location, MacAddress,
-        NextHop, Protocol, ReturnMode, ServiceEntry, ServiceKey,
+        Backend, BackendKey, BackendState, Balance, Container, Desired, Frontend, HostInterface, Location,
+        MacAddress, NextHop, Protocol, ReturnMode, ServiceEntry, ServiceKey,
         desired::{Settings, task_tag},
     },
     plan::plan,
@@ -367,6 +367,7 @@ pub(crate) fn serve(state: &mut Desired, key: ServiceKey, backends: &[(u8, Locat
     let mut entry = ServiceEntry {
         id: format!("service-{}", key.port),
         name: "web".to_owned(),
+        balance: Balance::default(),
         active: Vec::new(),
     };
     for (number, location) in backends {

@@ -91,7 +91,7 @@ pub(super) mod tests {
     use proptest::{collection, option, prelude::*};
 
     use super::*;
-    use crate::model::{NodeRole, Protocol, PublishedPort, TaskState};
+    use crate::model::{Balance, NodeDatapath, NodeRole, Protocol, PublishedPort, TaskState};
 
     /// Any picture, over few ids so that two pictures have much in common.
     pub(crate) fn any_cluster() -> impl Strategy<Value = Cluster> {
@@ -104,6 +104,8 @@ pub(super) mod tests {
                 NodeRole::Worker
             },
             ready,
+            weight: 1,
+            datapath: NodeDatapath::Unknown,
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
@@ -113,6 +115,7 @@ pub(super) mod tests {
         let service = collection::vec(port, 1..3).prop_map(|ports| Service {
             name: "web".to_owned(),
             ports,
+            balance: Balance::default(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(
             |(service, node, slot, active)| Task {

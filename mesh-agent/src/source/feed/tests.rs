@@ -15,7 +15,7 @@ use super::{
     wire::{self, FromManager, FromWorker, Reader, VERSION, Writer},
 };
 use crate::{
-    model::{Cluster, Node, NodeRole, Protocol, PublishedPort, Service},
+    model::{Balance, Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service},
     source::{HintHandle, NodeIdentity, SourceState, test_authority::Authority},
 };
 
@@ -40,6 +40,8 @@ fn picture(nodes: &[&str], services: u16) -> Cluster {
             address: Ipv4Addr::new(192, 0, 2, 1),
             role: NodeRole::Worker,
             ready: true,
+            weight: 1,
+            datapath: NodeDatapath::Ebpf,
         };
         ((*name).to_owned(), node)
     };
@@ -52,6 +54,7 @@ fn picture(nodes: &[&str], services: u16) -> Cluster {
         let service = Service {
             name: format!("web{number}"),
             ports: vec![port],
+            balance: Balance::default(),
         };
         (format!("service-{number}"), service)
     };

@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use crate::{
     model::{
-        Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
+        Balance, Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId,
+        Task, TaskId, TaskState,
     },
     source::docker::host,
 };
@@ -301,6 +302,8 @@ fn node(listed: &ListedNode) -> Option<Node> {
             NodeRole::Worker
         },
         ready: is_ready(listed),
+        weight: 1,
+        datapath: NodeDatapath::Unknown,
     })
 }
 
@@ -317,6 +320,7 @@ fn service(listed: &ListedService) -> Service {
     Service {
         name: listed.spec.name.clone(),
         ports,
+        balance: Balance::default(),
     }
 }
 

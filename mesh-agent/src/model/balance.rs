@@ -1,0 +1,74 @@
+//! How a service spreads new connections, and what a node balances with. Plain data; imports nothing.
+
+use serde::{Deserialize, Serialize};
+
+/// How a service chooses a backend for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balance {
+    /// The order of choice.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// Seconds for which a client address keeps its backend after its last connection; `None` lets each
+    /// connection choose anew.
+    #[serde(default)]
+    pub affinity: Option<u32>,
+}
+
+/// The order in which backends are chosen, by IPVS's names for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Scheduler {
+    /// One after the other.
+    #[default]
+    #[serde(rename = "rr")]
+    RoundRobin,
+    /// One after the other, each as often as its weight says.
+    #[serde(rename = "wrr")]
+    WeightedRoundRobin,
+    /// By a consistent hash of the client's address and port (Maglev, NSDI 2016).
+    #[serde(rename = "mh")]
+    Maglev,
+    /// The one with the fewest connections.
+    #[serde(rename = "lc")]
+    LeastConnection,
+    /// The one with the fewest connections for its weight.
+    #[serde(rename = "wlc")]
+    WeightedLeastConnection,
+}
+
+impl Scheduler {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::RoundRobin,
+        Self::WeightedRoundRobin,
+        Self::Maglev,
+        Self::LeastConnection,
+        Self::WeightedLeastConnection,
+    ];
+
+    /// The name in labels, columns and JSON, which is IPVS's own.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "rr",
+            Self::WeightedRoundRobin => "wrr",
+            Self::Maglev => "mh",
+            Self::LeastConnection => "lc",
+            Self::WeightedLeastConnection => "wlc",
+        }
+    }
+}
+
+/// What balances on a node, as far as the managers know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeDatapath {
+    /// Its agent has not been heard of yet.
+    #[default]
+    Unknown,
+    /// Its agent has taken the data path out of the kernel.
+    None,
+    /// eBPF programs.
+    Ebpf,
+    /// The kernel's IPVS.
+    Ipvs,
+}
