@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use crate::{
     datapath::{Counters, DatapathError, InterfaceMode},
-    model::{Desired, NodeRole, ReturnMode},
+    model::{Desired, NodeDatapath, NodeRole, ReturnMode},
     source::SourceState,
 };
 
@@ -21,6 +21,8 @@ pub struct View {
     pub desired: Arc<Desired>,
     /// The revision of the picture that `desired` was computed from.
     pub applied_revision: u64,
+    /// What balances on this node.
+    pub datapath: NodeDatapath,
     /// The data path of each interface.
     pub modes: Vec<InterfaceMode>,
     /// Changes the kernel refused, each in one line; they are tried again.
@@ -59,8 +61,8 @@ pub(crate) mod fixture {
     use crate::{
         datapath::{DropCount, MapUsage, Mode, Traffic},
         model::{
-            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, NodeDatapath, Protocol,
-            PublishedPort, Service, Task, TaskState, desired::desired,
+            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
+            Task, TaskState, desired::desired,
         },
     };
 
@@ -113,6 +115,7 @@ pub(crate) mod fixture {
         let mac = MacAddress([2, 0, 0, 0, 0, 1]);
         let local = Local {
             node: "id1".to_owned(),
+            datapath: NodeDatapath::Ebpf,
             addresses: BTreeSet::from([Ipv4Addr::new(192, 168, 0, 1)]),
             containers: BTreeMap::from([(
                 "t1".to_owned(),
@@ -172,6 +175,7 @@ pub(crate) mod fixture {
             },
             desired: Arc::new(desired),
             applied_revision: 4,
+            datapath: NodeDatapath::Ebpf,
             modes: vec![InterfaceMode {
                 interface: "eth0".to_owned(),
                 mode: Mode::Tc,

@@ -5,6 +5,7 @@ mod introspect;
 mod logging;
 mod membership;
 mod preflight;
+mod presence;
 mod privileges;
 mod reconcile;
 mod run;

@@ -100,6 +100,7 @@ mod tests {
     use super::*;
     use crate::{
         datapath::{ChangeError, Counters, InterfaceMode, memory::MemoryDatapath},
+        model::NodeDatapath,
         plan::Change,
     };
 
@@ -133,6 +134,10 @@ mod tests {
 
         fn counters(&mut self) -> Result<Counters, DatapathError> {
             self.memory.counters()
+        }
+
+        fn kind(&self) -> NodeDatapath {
+            self.memory.kind()
         }
 
         fn modes(&self) -> Vec<InterfaceMode> {

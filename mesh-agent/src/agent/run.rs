@@ -17,6 +17,7 @@ use super::{
     introspect::{SharedDatapath, Window},
     membership::{self, Membership, Standing},
     preflight::preflight,
+    presence::Presence,
     signals::{Request, Signals},
     sources::{SourceHints, Sources},
     supervisor::Supervisor,
@@ -31,8 +32,8 @@ use crate::{
     doctor,
     mesh0::{self, Mesh0},
     metrics::{Metrics, MetricsServer},
-    model::{Desired, HostInterface, Local, NodeRole, desired::desired},
-    source::{Docker, FeedServerStatus, HintHandle, SourceState},
+    model::{Desired, HostInterface, Local, NodeDatapath, NodeRole, desired::desired},
+    source::{Docker, FeedServerStatus, HintHandle, SourceState, Told},
 };
 
 /// The data path's upkeep, and a look at whether mesh0 is still what it should be.
@@ -69,6 +70,7 @@ pub async fn run(options: RunOptions, make_datapath: MakeDatapath) -> Result<(),
     ended?;
     notify(&[sd_notify::NotifyState::Stopping]);
     signals.exit_at_the_next_stop();
+    agent.take_leave(&mut supervisor).await?;
     agent.stop(supervisor).await
 }
 
@@ -104,6 +106,7 @@ struct Agent {
     ask_docker: HintHandle,
 
     standing: Standing,
+    presence: Presence,
     mesh0: Mesh0,
     mesh0_is: Option<(mesh0::Settings, HostInterface)>,
     mesh0_trouble: Option<String>,
@@ -181,6 +184,12 @@ impl Agent {
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
 
         let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
+        let (told_sender, told) = watch::channel(Told::default());
+        let adopted = {
+            let datapath = datapath.lock();
+            datapath.adopted().then(|| datapath.kind())
+        };
+        let presence = Presence::new(adopted, told);
         let sources = Sources {
             docker,
             options: options.clone(),
@@ -188,6 +197,8 @@ impl Agent {
             state,
             workers: workers_sender,
             hints: hints.clone(),
+            word: presence.word(),
+            told: told_sender,
         };
         supervisor.spawn("source", sources.run(shutdown.clone()));
 
@@ -207,6 +218,7 @@ impl Agent {
             hints,
             ask_docker,
             standing: Standing::Unknown,
+            presence,
             mesh0_is: None,
             mesh0_trouble: None,
             datapath,
@@ -225,10 +237,11 @@ impl Agent {
 
     /// Waits for the next reason to act. Cancel safe.
     async fn reason(&mut self) -> Reason {
-        let retry_at = self.reconciler.retry_at();
+        let retry_at = self.reconciler.retry_at().map(tokio::time::Instant::from);
+        let retry_at = retry_at.into_iter().chain(self.presence.ask_again_at()).min();
         let retry = async {
             match retry_at {
-                Some(at) => sleep_until(at.into()).await,
+                Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
@@ -399,11 +412,17 @@ impl Agent {
             }
             self.applied_revision = source.revision;
         }
+        if round.failed == 0 {
+            self.presence.announce(match self.standing {
+                Standing::Member(_) => self.datapath.lock().kind(),
+                Standing::Unknown | Standing::Away => NodeDatapath::None,
+            });
+        }
         self.desired = Some(Arc::new(desired));
     }
 
     /// What the data path should be, or what is still missing to tell.
-    fn desired(&self, source: &SourceState) -> Result<Desired, &'static str> {
+    fn desired(&mut self, source: &SourceState) -> Result<Desired, &'static str> {
         let member = match &self.standing {
             Standing::Unknown => return Err("Docker to tell this node's place in the Swarm"),
             Standing::Away => return Ok(Desired::default()),
@@ -420,8 +439,12 @@ impl Agent {
         let Some(network) = network.as_ref() else {
             return Err("the first look at this node's network");
         };
+        if !self.presence.may_plan(&source.cluster, &member.node) {
+            return Err("the agents of the other nodes to say what balances there");
+        }
         let local = Local {
             node: member.node.clone(),
+            datapath: self.datapath.lock().kind(),
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
@@ -476,6 +499,7 @@ impl Agent {
             source: self.source.borrow().clone(),
             desired: self.desired.clone().unwrap_or_default(),
             applied_revision: self.applied_revision,
+            datapath: self.datapath.lock().kind(),
             modes: self.datapath.lock().modes(),
             datapath_errors,
             return_mode: self.options.return_mode,
@@ -499,6 +523,28 @@ impl Agent {
         // Asked anew, routes and neighbours are read anew.
         self.interest.send_modify(|_| {});
         notify(&[sd_notify::NotifyState::Ready]);
+    }
+
+    /// Tells the others before the data path goes, so that nobody sends here any more when it does. The
+    /// mesh works on meanwhile.
+    async fn take_leave(&mut self, supervisor: &mut Supervisor) -> Result<(), AgentError> {
+        if self.options.on_stop == OnStop::Keep {
+            return Ok(());
+        }
+        let own = match &self.standing {
+            Standing::Member(member) => member.node.clone(),
+            Standing::Unknown | Standing::Away => return Ok(()),
+        };
+        let cluster = Arc::clone(&self.source.borrow().cluster);
+        let left = self.presence.leave(&cluster, &own);
+        tokio::pin!(left);
+        loop {
+            tokio::select! {
+                () = &mut left => return Ok(()),
+                error = supervisor.ended() => return Err(error),
+                reason = self.reason() => self.act(reason).await,
+            }
+        }
     }
 
     /// Stops every part, then takes the data path out of the kernel unless it is to stay.
@@ -529,6 +575,7 @@ fn empty_view(options: &RunOptions, started: SystemTime) -> View {
         source: SourceState::default(),
         desired: Arc::default(),
         applied_revision: 0,
+        datapath: NodeDatapath::Unknown,
         modes: Vec::new(),
         datapath_errors: Vec::new(),
         return_mode: options.return_mode,

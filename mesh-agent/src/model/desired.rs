@@ -11,8 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Balance, Cluster, Container, HostInterface, Local, MacAddress, NodeId, Protocol, ReturnMode, ServiceId,
-    TaskId, TaskState,
+    Balance, Cluster, Container, HostInterface, Local, MacAddress, NodeDatapath, NodeId, Protocol,
+    ReturnMode, ServiceId, Task, TaskId, TaskState,
 };
 
 /// Everything a datapath must make true.
@@ -159,6 +159,10 @@ pub struct NextHop {
 ///
 /// `service_address` is the address that local processes' connections are turned to (see
 /// ARCHITECTURE.md, "local processes"); it answers like an address of the node.
+///
+/// A service of whose active tasks this node can reach none (they run where no data path stands, or one
+/// of the other kind) is left out: whatever else answers its ports goes on answering. One without any
+/// active task is the mesh's, which refuses connections.
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {
@@ -179,6 +183,13 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                 .insert(node.address, local.next_hops.get(&node.address).copied());
         }
     }
+    let placed: BTreeMap<&TaskId, Place> = cluster
+        .tasks
+        .iter()
+        .filter_map(|(id, task)| Some((id, place(cluster, local, id, task)?)))
+        .collect();
+    let left_out = left_out(cluster, &placed);
+    let mut claimed = BTreeSet::new();
     for (id, service) in &cluster.services {
         for port in &service.ports {
             let key = ServiceKey {
@@ -187,47 +198,89 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             };
             // Swarm refuses a second service on a published port; should a source offer one all the
             // same, the first by id keeps it, whatever order they came in.
-            desired.services.entry(key).or_insert_with(|| {
-                for address in local.addresses.iter().copied().chain([service_address]) {
-                    desired.frontends.insert(Frontend {
-                        address,
-                        service: key,
-                    });
-                }
-                ServiceEntry {
-                    id: id.clone(),
-                    name: service.name.clone(),
-                    balance: service.balance,
-                    active: Vec::new(),
-                }
-            });
+            if !claimed.insert(key) || left_out.contains(id) {
+                continue;
+            }
+            for address in local.addresses.iter().copied().chain([service_address]) {
+                desired.frontends.insert(Frontend {
+                    address,
+                    service: key,
+                });
+            }
+            let entry = ServiceEntry {
+                id: id.clone(),
+                name: service.name.clone(),
+                balance: service.balance,
+                active: Vec::new(),
+            };
+            desired.services.insert(key, entry);
         }
     }
-    for (id, task) in &cluster.tasks {
-        add_backends(&mut desired, cluster, local, id, task);
+    for (id, place) in placed {
+        add_backends(&mut desired, cluster, id, place);
     }
     desired
 }
 
-fn add_backends(desired: &mut Desired, cluster: &Cluster, local: &Local, id: &TaskId, task: &super::Task) {
+/// Where this node would send a task's packets, and whether new flows may go there.
+#[derive(Clone, Copy)]
+struct Place {
+    location: Location,
+    state: BackendState,
+}
+
+/// `None` where this node cannot send to the task.
+fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Place> {
+    let state = match task.state {
+        TaskState::Active => BackendState::Active,
+        TaskState::Draining => BackendState::Draining,
+    };
+    if task.node == local.node {
+        // The manager's word came before the engine's: the container follows within moments.
+        let location = Location::Local(*local.containers.get(id)?);
+        return Some(Place { location, state });
+    }
+    let node = cluster.nodes.get(&task.node).filter(|node| node.ready)?;
+    let location = Location::Remote(node.address);
+    match node.datapath {
+        kind if kind.takes_from(local.datapath) => Some(Place { location, state }),
+        NodeDatapath::Leaving => Some(Place {
+            location,
+            state: BackendState::Draining,
+        }),
+        NodeDatapath::Unknown | NodeDatapath::None | NodeDatapath::Ebpf | NodeDatapath::Ipvs => None,
+    }
+}
+
+/// The services that have active tasks, and none to which this node can send new flows.
+fn left_out<'a>(cluster: &'a Cluster, placed: &BTreeMap<&TaskId, Place>) -> BTreeSet<&'a ServiceId> {
+    let mut unreached = BTreeSet::new();
+    let mut reached = BTreeSet::new();
+    for (id, task) in &cluster.tasks {
+        if placed
+            .get(id)
+            .is_some_and(|place| place.state == BackendState::Active)
+        {
+            reached.insert(&task.service);
+        } else if task.state == TaskState::Active {
+            unreached.insert(&task.service);
+        }
+    }
+    unreached.difference(&reached).copied().collect()
+}
+
+fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, place: Place) {
+    let Some(task) = cluster.tasks.get(id) else {
+        return;
+    };
     let (Some(service), Some(node)) = (cluster.services.get(&task.service), cluster.nodes.get(&task.node))
     else {
         return;
     };
-    let location = if task.node == local.node {
-        match local.containers.get(id) {
-            Some(container) => Location::Local(*container),
-            // The manager's word came before the engine's: the container follows within moments.
-            None => return,
-        }
-    } else if node.ready {
-        Location::Remote(node.address)
-    } else {
-        return;
-    };
-    let (state, weight) = match task.state {
-        TaskState::Active => (BackendState::Active, node.weight),
-        TaskState::Draining => (BackendState::Draining, 0),
+    let Place { location, state } = place;
+    let weight = match state {
+        BackendState::Active => node.weight,
+        BackendState::Draining => 0,
     };
     for port in &service.ports {
         let key = ServiceKey {
@@ -365,6 +418,7 @@ mod tests {
         };
         let local = Local {
             node: "here".into(),
+            datapath: NodeDatapath::Ebpf,
             addresses: [Ipv4Addr::new(192, 168, 0, 1)].into(),
             containers: [("t1".into(), container(11))].into(),
             ..Local::default()

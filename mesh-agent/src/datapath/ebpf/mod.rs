@@ -29,7 +29,7 @@ use tracing::{debug, info};
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, TcChoice, XdpChoice};
 use crate::{
-    model::{Desired, ReturnMode, desired::Settings},
+    model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
     plan::Change,
 };
 
@@ -71,6 +71,7 @@ pub struct EbpfDatapath {
     uplink_mtu: u32,
     clock: Clock,
     options: EbpfOptions,
+    adopted: bool,
 }
 
 /// The flows' clock: goes on from where the last agent left it.
@@ -148,6 +149,8 @@ impl EbpfDatapath {
             uplink_mtu: DEFAULT_MTU,
             clock,
             options,
+            // Each agent writes its clock, and it is never 0.
+            adopted: old.now != 0,
         })
     }
 
@@ -240,6 +243,14 @@ impl Datapath for EbpfDatapath {
             .usage(self.sweep.entries(), self.options.flow_capacity);
         counters.flow_evictions = self.sweep.evictions();
         Ok(counters)
+    }
+
+    fn kind(&self) -> NodeDatapath {
+        NodeDatapath::Ebpf
+    }
+
+    fn adopted(&self) -> bool {
+        self.adopted
     }
 
     fn modes(&self) -> Vec<InterfaceMode> {
