@@ -234,6 +234,8 @@ fn datapath_reason(view: &View, node: &Node) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::admin::view::fixture;
 
@@ -293,6 +295,32 @@ mod tests {
         assert_eq!(find("web.10").reason, "node n3 is not ready");
         assert_eq!(find("web.2").reason, "the way to 192.168.0.2 is not resolved yet");
         assert_eq!(find("web.3").state, RouteState::Draining);
+    }
+
+    #[test]
+    fn a_replica_that_is_left_out_for_its_nodes_data_path_says_so() {
+        for (kind, reason) in [
+            (NodeDatapath::Unknown, "no agent has been heard of on n2"),
+            (NodeDatapath::None, "no data path stands on n2"),
+            (NodeDatapath::Ipvs, "n2 runs IPVS"),
+            (NodeDatapath::Leaving, "the agent on n2 is stopping"),
+        ] {
+            let (mut view, counters) = fixture::with_peer_of_kind(kind);
+            let find = |view: &View, task: &str| {
+                let rows = routes(view, &counters).routes;
+                let of_task =
+                    |route: &Route| route.backend.as_ref().is_some_and(|backend| backend.task == task);
+                rows.into_iter().find(of_task).unwrap()
+            };
+            let row = find(&view, "web.2");
+            assert!(row.reason.starts_with(reason), "{kind:?}: {}", row.reason);
+            assert!(!row.frontends.is_empty(), "the local replica is answered for");
+            // Nothing is left that this node could send to: the whole service is left out, and listed.
+            view.desired = Arc::default();
+            let row = find(&view, "web.2");
+            assert_eq!((row.state, row.frontends.len()), (RouteState::Excluded, 0));
+            assert!(row.reason.starts_with(reason), "{kind:?}: {}", row.reason);
+        }
     }
 
     #[test]

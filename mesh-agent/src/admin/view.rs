@@ -69,13 +69,18 @@ pub(crate) mod fixture {
     /// `web` (tcp 9200) with a local, a remote, a draining and an unreachable replica; `dns` (udp 53)
     /// with none.
     pub(crate) fn two_nodes() -> (View, Counters) {
+        with_peer_of_kind(NodeDatapath::Ebpf)
+    }
+
+    /// The same, where the first node's ready peer balances with something else.
+    pub(crate) fn with_peer_of_kind(datapath: NodeDatapath) -> (View, Counters) {
         let node = |hostname: &str, last, role, ready| Node {
             hostname: hostname.to_owned(),
             address: Ipv4Addr::new(192, 168, 0, last),
             role,
             ready,
             weight: 1,
-            datapath: NodeDatapath::Ebpf,
+            datapath: if last == 2 { datapath } else { NodeDatapath::Ebpf },
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),

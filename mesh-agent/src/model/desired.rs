@@ -351,9 +351,18 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection, prelude::*, sample::select};
+
     use super::*;
     use crate::model::{MacAddress, Node, NodeDatapath, NodeRole, PublishedPort, Service, Task};
 
+    const KINDS: [NodeDatapath; 5] = [
+        NodeDatapath::Unknown,
+        NodeDatapath::None,
+        NodeDatapath::Leaving,
+        NodeDatapath::Ebpf,
+        NodeDatapath::Ipvs,
+    ];
     const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
     const WEB: ServiceKey = ServiceKey {
         protocol: Protocol::Tcp,
@@ -471,6 +480,146 @@ mod tests {
         assert_eq!(desired.services[&WEB].active, [key(11)]);
         assert!(!desired.backends.contains_key(&key(12)));
         assert_eq!(desired.peers.len(), 1, "its replies in flight are still accepted");
+    }
+
+    #[test]
+    fn tasks_where_no_data_path_of_this_kind_stands_are_no_backends() {
+        for kind in [NodeDatapath::Unknown, NodeDatapath::None, NodeDatapath::Ipvs] {
+            let (mut cluster, local) = pair();
+            cluster.nodes.get_mut("there").unwrap().datapath = kind;
+            let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+            assert_eq!(desired.services[&WEB].active, [key(11)], "{kind:?}");
+            assert!(!desired.backends.contains_key(&key(12)), "{kind:?}");
+            assert_eq!(
+                desired.peers.len(),
+                1,
+                "{kind:?}: what it still sends is accepted"
+            );
+        }
+    }
+
+    #[test]
+    fn nodes_of_the_other_kind_send_to_each_other_as_well() {
+        let (mut cluster, mut local) = pair();
+        cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Ipvs;
+        local.datapath = NodeDatapath::Ipvs;
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+    }
+
+    #[test]
+    fn tasks_of_a_leaving_node_keep_their_flows_and_get_no_new_ones() {
+        let (mut cluster, local) = pair();
+        cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Leaving;
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(11)]);
+        let backend = &desired.backends[&key(12)];
+        assert_eq!((backend.state, backend.weight), (BackendState::Draining, 0));
+    }
+
+    #[test]
+    fn a_leaving_node_goes_on_with_its_own_replicas() {
+        let (mut cluster, local) = pair();
+        cluster.nodes.get_mut("here").unwrap().datapath = NodeDatapath::Leaving;
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+    }
+
+    #[test]
+    fn a_service_that_cannot_be_reached_from_here_is_left_to_whatever_else_answers() {
+        for kind in [
+            NodeDatapath::Unknown,
+            NodeDatapath::None,
+            NodeDatapath::Leaving,
+            NodeDatapath::Ipvs,
+        ] {
+            let (mut cluster, local) = pair();
+            cluster.tasks.remove("t1");
+            cluster.nodes.get_mut("there").unwrap().datapath = kind;
+            let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+            assert!(
+                desired.services.is_empty() && desired.backends.is_empty(),
+                "{kind:?}"
+            );
+            assert!(desired.frontends.is_empty(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_whose_only_task_has_no_container_yet_waits_for_it() {
+        let (mut cluster, mut local) = pair();
+        cluster.tasks.remove("t2");
+        local.containers.clear();
+        assert!(desired(&cluster, &local, SERVICE_ADDRESS).frontends.is_empty());
+    }
+
+    #[test]
+    fn a_port_of_a_service_that_is_left_out_goes_to_no_other_service() {
+        let (mut cluster, local) = pair();
+        cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::None;
+        cluster.tasks.remove("t1");
+        cluster.services.insert("s2".into(), service("intruder", 9200));
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert!(desired.services.is_empty());
+    }
+
+    proptest! {
+        /// Whatever the nodes run and the tasks do: new flows go only where they are understood, and a
+        /// port is answered only if somebody can be sent to, or nobody is meant to answer.
+        #[test]
+        fn new_flows_go_only_where_they_are_understood(
+            own in select([NodeDatapath::Ebpf, NodeDatapath::Ipvs].as_slice()),
+            kinds in collection::vec((select(KINDS.as_slice()), any::<bool>()), 3),
+            tasks in collection::vec((0..4_usize, 0..2_usize, any::<bool>(), any::<bool>()), 0..8),
+        ) {
+            let names = ["here", "n1", "n2", "n3"];
+            let mut cluster = Cluster {
+                services: [("s0".into(), service("a", 9200)), ("s1".into(), service("b", 9300))].into(),
+                ..Cluster::default()
+            };
+            cluster.nodes.insert("here".into(), node(1));
+            for (index, (datapath, ready)) in kinds.into_iter().enumerate() {
+                let node = Node { datapath, ready, ..node(2 + index as u8) };
+                cluster.nodes.insert(names[index + 1].into(), node);
+            }
+            let mut local = Local { node: "here".into(), datapath: own, ..Local::default() };
+            local.addresses.insert(Ipv4Addr::new(192, 168, 0, 1));
+            for (index, (node, service, active, found)) in tasks.into_iter().enumerate() {
+                let last = 10 + index as u8;
+                let mut task = task(["s0", "s1"][service], None, names[node], last);
+                if !active {
+                    task.state = TaskState::Draining;
+                }
+                let id = format!("t{index}");
+                if node == 0 && found {
+                    local.containers.insert(id.clone(), container(last));
+                }
+                cluster.tasks.insert(id, task);
+            }
+            let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+            for backend in desired.backends.values() {
+                let node = &cluster.nodes[&backend.node];
+                if backend.node != "here" && backend.state == BackendState::Active {
+                    prop_assert!(node.ready && node.datapath == own, "{backend:?} on {node:?}");
+                }
+            }
+            for (id, port) in [("s0", 9200), ("s1", 9300)] {
+                let key = ServiceKey { protocol: Protocol::Tcp, port };
+                let meant = cluster.tasks.values().any(|task| task.service == id && task.state == TaskState::Active);
+                let answered = desired.frontends.iter().filter(|frontend| frontend.service == key).count();
+                match desired.services.get(&key) {
+                    Some(entry) => {
+                        prop_assert_eq!(answered, 2);
+                        prop_assert!(!entry.active.is_empty() || !meant, "{} is refused", id);
+                    }
+                    None => {
+                        prop_assert_eq!(answered, 0);
+                        prop_assert!(meant, "{} is left out", id);
+                        prop_assert!(desired.backends.keys().all(|backend| backend.service != key));
+                    }
+                }
+            }
+        }
     }
 
     #[test]
