@@ -10,6 +10,7 @@ mod driver;
 mod flows;
 mod handles;
 mod places;
+mod rings;
 mod tables;
 
 use std::{
@@ -260,8 +261,13 @@ impl Datapath for EbpfDatapath {
     fn maintain(&mut self) -> Result<(), DatapathError> {
         self.write_config()?;
         let now = self.config.now;
-        self.sweep
-            .run(&mut self.maps, now, &self.tables.current_generations())
+        let swept = self
+            .sweep
+            .run(&mut self.maps, now, &self.tables.current_generations())?;
+        if swept {
+            self.tables.write_loads(&mut self.maps, self.sweep.active())?;
+        }
+        Ok(())
     }
 
     fn detach(&mut self) -> Result<(), DatapathError> {
