@@ -17,7 +17,7 @@ use mesh_agent::{
         Counters, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung, RungState, RungStatus,
     },
     doctor,
-    model::{Balance, Desired, ReturnMode, ServiceEntry, ServiceKey},
+    model::{Balance, Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey},
     source::SourceState,
 };
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,7 @@ impl Introspect for Idle {
             source: SourceState::default(),
             desired: Arc::new(desired),
             applied_revision: 0,
+            datapath: NodeDatapath::Ebpf,
             datapath_status: on_tc(),
             modes: Vec::new(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],

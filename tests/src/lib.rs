@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod inject;
+pub mod load;
 pub mod pattern;
 pub mod server;
 pub mod stranger;

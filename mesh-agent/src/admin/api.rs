@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic},
-    model::{NodeRole, Protocol, ReturnMode},
+    model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
 /// The version in every path and answer.
@@ -112,6 +112,9 @@ pub struct Status {
     pub node_address: Option<Ipv4Addr>,
     /// This node's role; `None` until Docker has told, or when it is in no Swarm.
     pub role: Option<NodeRole>,
+    /// What balances on this node; `unknown` until the agent has found its place.
+    #[serde(default)]
+    pub datapath: NodeDatapath,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The data path of the node, and why it is not a better one.
@@ -142,6 +145,9 @@ pub struct Peer {
     pub role: NodeRole,
     /// Whether the managers see it as ready.
     pub ready: bool,
+    /// What balances there, as far as this node has heard; nothing is sent to another kind than its own.
+    #[serde(default)]
+    pub datapath: NodeDatapath,
     /// Whether the way to it (interface and next hop's MAC address) is known.
     pub resolved: bool,
 }

@@ -18,7 +18,7 @@ use crate::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Footing,
         InterfaceMode, Rung, RungState, RungStatus, Traffic,
     },
-    model::{BackendKey, Desired, ServiceKey},
+    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
 };
 
 /// How often in a row a data path may refuse what clients depend on before it is given up. With the
@@ -125,23 +125,29 @@ impl Ladder {
         self.kind
     }
 
+    /// What an earlier agent left that still carries traffic, if it is what is used now.
+    pub(super) fn adopted(&self) -> Option<NodeDatapath> {
+        self.datapath.adopted().then(|| self.kind.into())
+    }
+
     /// Brings the data path to what is desired. One that keeps refusing what clients depend on is given
     /// up for the next that works, if the choice allows one.
-    pub(super) fn reconcile(&mut self, desired: DesiredFor<'_>, now: Instant) -> Round {
-        let round = self
-            .reconciler
-            .reconcile(&desired(self.kind), self.datapath.as_mut(), now);
+    /// Returns what is desired of the one in use then.
+    pub(super) fn reconcile(&mut self, desired: DesiredFor<'_>, now: Instant) -> (Round, Desired) {
+        let mut wanted = desired(self.kind);
+        let mut round = self.reconciler.reconcile(&wanted, self.datapath.as_mut(), now);
         self.strikes = if round.crippled { self.strikes + 1 } else { 0 };
-        let round = if self.strikes >= STRIKES {
-            self.step_down(desired, now).unwrap_or(round)
-        } else {
-            round
-        };
+        if self.strikes >= STRIKES
+            && let Some(lower) = self.step_down(desired, now)
+        {
+            round = lower;
+            wanted = desired(self.kind);
+        }
         if round.failed == 0 && self.retiring.is_none() {
             self.clear();
         }
         self.tell();
-        round
+        (round, wanted)
     }
 
     fn step_down(&mut self, desired: DesiredFor<'_>, now: Instant) -> Option<Round> {

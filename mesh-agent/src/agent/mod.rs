@@ -8,6 +8,7 @@ mod logging;
 mod membership;
 mod parts;
 mod preflight;
+mod presence;
 mod privileges;
 mod reconcile;
 mod run;

@@ -23,7 +23,8 @@ use crate::{
     },
     doctor,
     metrics::{Metrics, MetricsServer},
-    source::{Docker, FeedServerStatus, HintHandle, SourceState},
+    model::NodeDatapath,
+    source::{Docker, FeedServerStatus, HintHandle, SourceState, Told},
 };
 
 /// The ends of the parts' channels that the loop holds.
@@ -45,6 +46,7 @@ impl Parts {
         options: &RunOptions,
         window: Arc<Window>,
         source: (watch::Sender<SourceState>, watch::Receiver<SourceState>),
+        presence: (watch::Receiver<NodeDatapath>, watch::Sender<Told>),
         metrics: &Metrics,
         shutdown: &CancellationToken,
         supervisor: &mut Supervisor,
@@ -87,6 +89,8 @@ impl Parts {
             state,
             workers: workers_sender,
             hints: hints.clone(),
+            word: presence.0,
+            told: presence.1,
         };
         supervisor.spawn("source", sources.run(shutdown.clone()));
         Ok(Self {

@@ -124,7 +124,10 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::datapath::{ChangeError, Counters, InterfaceMode, memory::MemoryDatapath};
+    use crate::{
+        datapath::{ChangeError, Counters, InterfaceMode, memory::MemoryDatapath},
+        model::NodeDatapath,
+    };
 
     /// A data path that refuses uplinks for a while.
     #[derive(Default)]
@@ -156,6 +159,10 @@ mod tests {
 
         fn counters(&mut self) -> Result<Counters, DatapathError> {
             self.memory.counters()
+        }
+
+        fn kind(&self) -> NodeDatapath {
+            self.memory.kind()
         }
 
         fn modes(&self) -> Vec<InterfaceMode> {

@@ -21,6 +21,7 @@ use super::{
     membership::Standing,
     parts::Parts,
     preflight::preflight,
+    presence::Presence,
     signals::{Request, Signals},
     supervisor::Supervisor,
     workshop::NodeWorkshop,
@@ -32,14 +33,17 @@ use crate::{
     discovery::network::Interest,
     mesh0,
     metrics::Metrics,
-    model::{Cluster, Desired, Local, NodeRole, desired::desired},
-    source::SourceState,
+    model::{Cluster, Desired, Local, NodeDatapath, NodeRole, desired::desired},
+    source::{SourceState, Told},
 };
 
 /// The data path's upkeep, and a look at whether mesh0 is still what it should be.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How many maintenance intervals lie between two looks at mesh0.
 const MESH0_EVERY: u32 = 10;
+/// How long the other nodes may take to learn that this one has changed its kind of data path, for which
+/// both are in the kernel: managers tell the others within some 10 ms when they have been told.
+const FOLLOWING_LIMIT: Duration = Duration::from_secs(1);
 /// How long the agent's parts may take to stop before the data path is taken out all the same.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -71,6 +75,7 @@ pub async fn run(options: RunOptions) -> Result<(), AgentError> {
     ended?;
     notify(&[sd_notify::NotifyState::Stopping]);
     signals.exit_at_the_next_stop();
+    agent.take_leave(&mut supervisor).await?;
     agent.stop(supervisor).await
 }
 
@@ -100,8 +105,11 @@ struct Agent {
 
     parts: Parts,
     standing: Standing,
+    presence: Presence,
     device: LocalDevice,
     ladder: SharedLadder,
+    /// When a data path that has been replaced may go.
+    retire_at: Option<Instant>,
     desired: Option<Arc<Desired>>,
     applied_revision: u64,
     said_waiting: Option<&'static str>,
@@ -129,10 +137,13 @@ impl Agent {
             source.1.clone(),
         ));
         let metrics = Metrics::new(options.backend_metrics)?;
+        let (told, heard) = watch::channel(Told::default());
+        let presence = Presence::new(ladder.lock().adopted(), heard);
         let parts = Parts::start(
             &options,
             Arc::clone(&window),
             source,
+            (presence.word(), told),
             &metrics,
             &shutdown,
             supervisor,
@@ -147,7 +158,9 @@ impl Agent {
             shutdown,
             parts,
             standing: Standing::Unknown,
+            presence,
             ladder,
+            retire_at: None,
             desired: None,
             applied_revision: 0,
             said_waiting: None,
@@ -165,9 +178,12 @@ impl Agent {
     /// Waits for the next reason to act. Cancel safe.
     async fn reason(&mut self) -> Reason {
         let retry_at = self.ladder.lock().retry_at();
+        let retry_at = retry_at.into_iter().chain(self.retire_at);
+        let retry_at = retry_at.map(tokio::time::Instant::from);
+        let retry_at = retry_at.chain(self.presence.ask_again_at()).min();
         let retry = async {
             match retry_at {
-                Some(at) => sleep_until(at.into()).await,
+                Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
@@ -223,17 +239,22 @@ impl Agent {
             .obey(request, &|kind| plan.desired(kind), Instant::now())
     }
 
-    /// Ends a change from one data path to another: the new one is whole, so the old one can go.
+    /// Ends a change from one data path to another: the new one is whole, and the old one goes when the
+    /// other nodes have had the time to follow.
     async fn change_over(&mut self) {
-        let kind = {
+        let (kind, retiring) = {
             let mut ladder = self.ladder.lock();
-            if ladder.is_retiring() {
+            let now = Instant::now();
+            if !ladder.is_retiring() {
+                self.retire_at = None;
+            } else if *self.retire_at.get_or_insert(now + FOLLOWING_LIMIT) <= now {
                 ladder.retire();
+                self.retire_at = None;
             }
-            ladder.kind()
+            (ladder.kind(), ladder.is_retiring())
         };
         // Before the first state stands, an earlier agent's eBPF may still be carrying traffic.
-        if kind != DatapathKind::Ebpf && self.desired.is_some() {
+        if kind != DatapathKind::Ebpf && !retiring && self.desired.is_some() {
             self.device.release().await;
         }
     }
@@ -328,12 +349,11 @@ impl Agent {
         };
         self.said_waiting = None;
         let first = self.desired.is_none();
-        let (round, kind) = {
+        let (round, desired, kind) = {
             let mut ladder = self.ladder.lock();
-            let round = ladder.reconcile(&|kind| picture.desired(kind), Instant::now());
-            (round, ladder.kind())
+            let (round, desired) = ladder.reconcile(&|kind| picture.desired(kind), Instant::now());
+            (round, desired, ladder.kind())
         };
-        let desired = picture.desired(kind);
         if round.applied > 0 {
             debug!(
                 changes = round.applied,
@@ -363,11 +383,17 @@ impl Agent {
             }
             self.applied_revision = source.revision;
         }
+        if round.failed == 0 {
+            self.presence.announce(match self.standing {
+                Standing::Member(_) => kind.into(),
+                Standing::Unknown | Standing::Away => NodeDatapath::None,
+            });
+        }
         self.desired = Some(Arc::new(desired));
     }
 
     /// What the data path follows from, or what is still missing to tell.
-    fn picture(&self, source: &SourceState) -> Result<Picture, &'static str> {
+    fn picture(&mut self, source: &SourceState) -> Result<Picture, &'static str> {
         let member = match &self.standing {
             Standing::Unknown => return Err("Docker to tell this node's place in the Swarm"),
             Standing::Away => return Ok(Picture::Away),
@@ -384,8 +410,13 @@ impl Agent {
         let Some(network) = network.as_ref() else {
             return Err("the first look at this node's network");
         };
+        if !self.presence.may_plan(&source.cluster, &member.node) {
+            return Err("the agents of the other nodes to say what balances there");
+        }
         let local = Local {
             node: member.node.clone(),
+            // Each kind of data path is its own: see `Picture::desired`.
+            datapath: NodeDatapath::Unknown,
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
@@ -436,9 +467,9 @@ impl Agent {
             ),
             Standing::Unknown | Standing::Away => (String::new(), None),
         };
-        let (status, modes, mut datapath_errors) = {
+        let (kind, status, modes, mut datapath_errors) = {
             let ladder = self.ladder.lock();
-            (ladder.status(), ladder.modes(), ladder.failures())
+            (ladder.kind(), ladder.status(), ladder.modes(), ladder.failures())
         };
         datapath_errors.extend(self.device.trouble());
         self.window.publish(View {
@@ -447,6 +478,7 @@ impl Agent {
             source: self.parts.source.borrow().clone(),
             desired: self.desired.clone().unwrap_or_default(),
             applied_revision: self.applied_revision,
+            datapath: kind.into(),
             datapath_status: status,
             modes,
             datapath_errors,
@@ -471,6 +503,28 @@ impl Agent {
         // Asked anew, routes and neighbours are read anew.
         self.parts.interest.send_modify(|_| {});
         notify(&[sd_notify::NotifyState::Ready]);
+    }
+
+    /// Tells the others before the data path goes, so that nobody sends here any more when it does. The
+    /// mesh works on meanwhile.
+    async fn take_leave(&mut self, supervisor: &mut Supervisor) -> Result<(), AgentError> {
+        if self.options.on_stop == OnStop::Keep {
+            return Ok(());
+        }
+        let own = match &self.standing {
+            Standing::Member(member) => member.node.clone(),
+            Standing::Unknown | Standing::Away => return Ok(()),
+        };
+        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+        let left = self.presence.leave(&cluster, &own);
+        tokio::pin!(left);
+        loop {
+            tokio::select! {
+                () = &mut left => return Ok(()),
+                error = supervisor.ended() => return Err(error),
+                reason = self.reason() => self.act(reason).await,
+            }
+        }
     }
 
     /// Stops every part, then takes the data path out of the kernel unless it is to stay.
@@ -517,6 +571,7 @@ impl Picture {
                 service_address,
             } => {
                 let mut local = Local::clone(local);
+                local.datapath = kind.into();
                 if kind != DatapathKind::Ebpf {
                     local.mesh0 = None;
                 }
@@ -541,6 +596,7 @@ fn empty_view(options: &RunOptions, started: SystemTime) -> View {
         source: SourceState::default(),
         desired: Arc::default(),
         applied_revision: 0,
+        datapath: NodeDatapath::Unknown,
         datapath_status: Default::default(),
         modes: Vec::new(),
         datapath_errors: Vec::new(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{BackendKey, Desired, ServiceKey},
+    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
     plan::Change,
 };
 
@@ -31,6 +31,14 @@ pub trait Datapath: Send {
     /// # Errors
     /// When the kernel refuses to read a map.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
+
+    /// What this is to other nodes, which send only to what reads their packets.
+    fn kind(&self) -> NodeDatapath;
+
+    /// Whether it was found in the kernel, as an earlier agent has left it, and carries traffic already.
+    fn adopted(&self) -> bool {
+        false
+    }
 
     /// Which data path runs on each interface, and why.
     fn modes(&self) -> Vec<InterfaceMode>;

@@ -124,7 +124,7 @@ pub(super) fn status(status: &Status) -> String {
         let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
     }
     let _ = write!(output, "\n{}\n", interfaces(&status.interfaces));
-    let mut peers = new_table(&["PEER", "ADDRESS", "ROLE", "READY", "NEXT HOP"]);
+    let mut peers = new_table(&["PEER", "ADDRESS", "ROLE", "READY", "DATA PATH", "NEXT HOP"]);
     for peer in &status.peers {
         peers.add_row(vec![
             Cell::new(&peer.hostname),
@@ -134,6 +134,7 @@ pub(super) fn status(status: &Status) -> String {
                 NodeRole::Worker => "worker",
             }),
             Cell::new(if peer.ready { "yes" } else { "no" }),
+            Cell::new(peer.datapath.name()),
             Cell::new(if peer.resolved { "resolved" } else { "not resolved" }),
         ]);
     }

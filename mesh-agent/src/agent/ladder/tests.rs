@@ -89,6 +89,10 @@ impl Datapath for Fake {
         Ok(counters)
     }
 
+    fn kind(&self) -> NodeDatapath {
+        self.kind.into()
+    }
+
     fn modes(&self) -> Vec<InterfaceMode> {
         self.memory.modes()
     }

@@ -12,6 +12,7 @@ mod footing;
 mod handles;
 mod hooks;
 mod places;
+mod rings;
 mod tables;
 
 use std::{
@@ -31,7 +32,7 @@ use tracing::{debug, info};
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
 use super::{ChangeError, Counters, Datapath, DatapathError, Footing, InterfaceMode, TcChoice, XdpChoice};
 use crate::{
-    model::{Desired, ReturnMode, desired::Settings},
+    model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
     plan::Change,
 };
 
@@ -73,6 +74,7 @@ pub struct EbpfDatapath {
     uplink_mtu: u32,
     clock: Clock,
     options: EbpfOptions,
+    adopted: bool,
 }
 
 /// The flows' clock: goes on from where the last agent left it.
@@ -160,6 +162,8 @@ impl EbpfDatapath {
             uplink_mtu: DEFAULT_MTU,
             clock,
             options,
+            // Each agent writes its clock, and it is never 0.
+            adopted: old.now != 0,
         })
     }
 
@@ -253,6 +257,14 @@ impl Datapath for EbpfDatapath {
         Ok(counters)
     }
 
+    fn kind(&self) -> NodeDatapath {
+        NodeDatapath::Ebpf
+    }
+
+    fn adopted(&self) -> bool {
+        self.adopted
+    }
+
     fn modes(&self) -> Vec<InterfaceMode> {
         self.attachments.modes()
     }
@@ -268,8 +280,13 @@ impl Datapath for EbpfDatapath {
     fn maintain(&mut self) -> Result<(), DatapathError> {
         self.write_config()?;
         let now = self.config.now;
-        self.sweep
-            .run(&mut self.maps, now, &self.tables.current_generations())
+        let swept = self
+            .sweep
+            .run(&mut self.maps, now, &self.tables.current_generations())?;
+        if swept {
+            self.tables.write_loads(&mut self.maps, self.sweep.active())?;
+        }
+        Ok(())
     }
 
     fn detach(&mut self) -> Result<(), DatapathError> {
