@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod ebpf;
+pub mod ipvs;
 pub mod memory;
 
 /// A packet path that can be brought to any desired state by changes.

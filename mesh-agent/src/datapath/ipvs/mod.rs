@@ -1,0 +1,3 @@
+//! The data path without eBPF: the kernel's IPVS, programmed over netlink.
+
+pub mod netlink;
