@@ -11,16 +11,21 @@ use tracing::{debug, warn};
 pub mod address;
 pub mod kernel;
 pub mod netlink;
+pub mod rules;
+pub mod tunnel;
 
 mod accounts;
+mod beside;
 mod difference;
 mod services;
 mod sysctls;
 mod wanted;
 
 use self::{
+    rules::{Rules, RulesError, Table},
     services::{Failure, Services},
     sysctls::{SysctlError, Sysctls},
+    tunnel::{Tunnel, TunnelError, TunnelPlan},
 };
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode};
 use crate::{
@@ -65,7 +70,13 @@ pub struct IpvsDatapath {
     options: IpvsOptions,
     state: Desired,
     services: Services,
+    rules: Table,
+    tunnel: Tunnel,
+    /// What was last asked of the tunnel.
+    tunnel_plan: Option<TunnelPlan>,
     sysctls: Sysctls,
+    /// Whether anything has been asked for since the start or since it was all removed.
+    engaged: bool,
     /// Whether the kernel is not yet what the state asks for.
     unsettled: bool,
     rounds: u32,
@@ -79,6 +90,8 @@ impl IpvsDatapath {
     pub fn new(options: IpvsOptions) -> Result<Self, DatapathError> {
         let services = Services::adopt()?;
         let memory = options.run_directory.join(SYSCTL_MEMORY);
+        let rules = Table::open().map_err(|error| failed("open nftables", error))?;
+        let tunnel = Tunnel::new().map_err(|error| failed("open rtnetlink", error))?;
         let sysctls = Sysctls::open(&options.sysctls, &memory)
             .map_err(|error| failed("read what kernel settings were before", error))?;
         debug!("IPVS opened");
@@ -86,51 +99,122 @@ impl IpvsDatapath {
             options,
             state: Desired::default(),
             services,
+            rules,
+            tunnel,
+            tunnel_plan: None,
             sysctls,
+            engaged: false,
             unsettled: false,
             rounds: 0,
         })
     }
 
-    /// Brings the kernel to what the state asks for.
+    /// Brings the kernel to what the state asks for: first what leads to new destinations, then these, then
+    /// the rules that send packets there; and all that is no longer wanted in the opposite order.
     fn reconcile(&mut self) -> Vec<Failure> {
-        let mut failures = Vec::new();
         let wanted = wanted::table(&self.state, self.options.service_address);
-        if let Err(error) = self.set_sysctls() {
-            failures.push(general(failed("change kernel settings", error)));
+        let plan = beside::tunnel(&self.state, &self.options);
+        let mut steps = Steps::default();
+        steps.tried("change kernel settings", self.set_ipvs_sysctls());
+        if let Some(plan) = &plan {
+            let wide = match &self.tunnel_plan {
+                Some(old) => beside::widened(old, plan),
+                None => plan.clone(),
+            };
+            steps.tried("make the tunnel", self.make_tunnel(wide));
         }
-        failures.extend(self.services.grow(&wanted));
-        failures.extend(self.services.shrink(&wanted));
-        self.unsettled = !failures.is_empty();
-        failures
+        steps.failures.extend(self.services.grow(&wanted));
+        let rules = beside::rules(&self.state, &self.options, &wanted, |name| {
+            self.services.has(name)
+        });
+        // What is about to go is counted first.
+        match self.rules.counters() {
+            Ok(connections) => self.services.read_local(&connections),
+            Err(error) => steps.tried("read the nftables counters", Err(error)),
+        }
+        steps.tried("write the nftables rules", self.rules.apply(&rules));
+        steps.tried("change kernel settings", self.set_bridge_sysctls(&rules));
+        steps.failures.extend(self.services.shrink(&wanted));
+        match plan {
+            Some(plan) if self.tunnel_plan.as_ref() == Some(&plan) => {}
+            Some(plan) => steps.tried("change the tunnel", self.make_tunnel(plan)),
+            None => {
+                self.tunnel_plan = None;
+                steps.tried("remove the tunnel", self.tunnel.remove());
+            }
+        }
+        self.unsettled = !steps.failures.is_empty();
+        steps.failures
     }
 
-    /// Settings without which connections would not find their way (see ARCHITECTURE.md).
-    fn set_sysctls(&mut self) -> Result<(), SysctlError> {
+    /// Takes the frontends out of the rules, if there are any rules.
+    fn empty_rules(&mut self) -> Result<(), RulesError> {
+        if self.rules.read()?.is_none() {
+            return Ok(());
+        }
+        self.rules.apply(&Rules {
+            bridge: self.options.bridge.clone(),
+            tunnel_port: self.options.tunnel_port,
+            ..Rules::default()
+        })
+    }
+
+    fn make_tunnel(&mut self, plan: TunnelPlan) -> Result<(), TunnelError> {
+        let idle = plan.remote.is_empty() && plan.local.is_empty();
+        let result = self.tunnel.apply(&plan);
+        self.tunnel_plan = Some(plan);
+        match result {
+            // Docker makes the bridge when the node joins a Swarm; until then there is nothing to connect.
+            Err(TunnelError::NoBridge(_)) if idle => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Settings without which connections would not find their way.
+    fn set_ipvs_sysctls(&mut self) -> Result<(), SysctlError> {
         // Docker's firewall rules judge by conntrack, which IPVS must therefore keep informed.
         self.sysctls.set("net/ipv4/vs/conntrack", "1")?;
         // A connection whose destination is gone ends at its next packet.
         self.sysctls.set("net/ipv4/vs/expire_nodest_conn", "1")?;
         // A client does not keep to a destination that drains.
         self.sysctls.set("net/ipv4/vs/expire_quiescent_template", "1")?;
-        let bridge = format!("net/ipv4/conf/{}", self.options.bridge);
-        // Local processes' connections to 127.0.0.1 are sent to containers.
-        self.sysctls.set(&format!("{bridge}/route_localnet"), "1")?;
-        let strict = |value: Option<String>| value.as_deref() == Some("1");
-        let loose = |value: Option<String>| value.as_deref() == Some("2");
-        let all = self.sysctls.read("net/ipv4/conf/all/rp_filter")?;
-        let own = self.sysctls.read(&format!("{bridge}/rp_filter"))?;
-        if (strict(all.clone()) || strict(own.clone())) && !loose(all) && !loose(own) {
-            // What peers send comes from the bridge; the mark tells the filter that this is the way.
-            self.sysctls.set(&format!("{bridge}/src_valid_mark"), "1")?;
+        // What a replica answers to a peer is routed by the mesh address that IPVS puts into it.
+        self.sysctls.set("net/ipv4/vs/snat_reroute", "1")
+    }
+
+    /// Local processes' connections to 127.0.0.1 are sent to containers; the rules keep containers from doing
+    /// the same in the other direction, and are there first.
+    fn set_bridge_sysctls(&mut self, rules: &Rules) -> Result<(), SysctlError> {
+        let bridge = &rules.bridge;
+        self.sysctls
+            .set(&format!("net/ipv4/conf/{bridge}/route_localnet"), "1")
+    }
+}
+
+/// The failures of a series of steps, each of which is tried whatever became of the others.
+#[derive(Default)]
+struct Steps {
+    failures: Vec<Failure>,
+}
+
+impl Steps {
+    fn tried<E>(&mut self, operation: &str, result: Result<(), E>)
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        if let Err(error) = result {
+            self.failures.push(Failure {
+                service: None,
+                error: failed(operation, error),
+            });
         }
-        Ok(())
     }
 }
 
 impl Datapath for IpvsDatapath {
     fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
         let before = self.state.clone();
+        self.engaged |= !changes.is_empty();
         let mut failures = Vec::new();
         let mut removed = BTreeSet::<BackendKey>::new();
         for change in changes {
@@ -168,7 +252,11 @@ impl Datapath for IpvsDatapath {
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
-        self.services.counters(&self.state, &Default::default())
+        let local = self
+            .rules
+            .counters()
+            .map_err(|error| failed("read the nftables counters", error))?;
+        self.services.counters(&self.state, &local)
     }
 
     fn modes(&self) -> Vec<InterfaceMode> {
@@ -185,10 +273,12 @@ impl Datapath for IpvsDatapath {
 
     fn maintain(&mut self) -> Result<(), DatapathError> {
         self.rounds = self.rounds.wrapping_add(1);
-        if self.rounds.is_multiple_of(VERIFY_EVERY) {
-            self.unsettled |= self.services.verify()?;
+        let verify = self.rounds.is_multiple_of(VERIFY_EVERY) && self.engaged;
+        if verify {
+            // Others may have removed something, or Docker made its bridge anew.
+            self.services.verify()?;
         }
-        if !self.unsettled {
+        if !self.unsettled && !verify {
             return Ok(());
         }
         self.reconcile()
@@ -208,13 +298,18 @@ impl Datapath for IpvsDatapath {
 
     fn detach(&mut self) -> Result<(), DatapathError> {
         self.state = Desired::default();
+        self.tunnel_plan = None;
         self.unsettled = false;
+        self.engaged = false;
+        let mut steps = Steps::default();
+        // Docker's own rules are asked again before IPVS stops answering; what guards 127.0.0.0/8 goes last.
+        steps.tried("empty the nftables rules", self.empty_rules());
         let services = self.services.clear();
-        let sysctls = self
-            .sysctls
-            .restore()
-            .map_err(|error| failed("put kernel settings back", error));
-        services.and(sysctls)
+        steps.tried("remove the tunnel", self.tunnel.remove());
+        steps.tried("put kernel settings back", self.sysctls.restore());
+        steps.tried("remove the nftables rules", self.rules.remove());
+        let beside = steps.failures.into_iter().next();
+        services.and(beside.map_or(Ok(()), |failure| Err(failure.error)))
     }
 }
 
@@ -270,10 +365,6 @@ fn restore(state: &mut Desired, before: &Desired, change: &Change) {
         },
     };
     fold(state, back);
-}
-
-fn general(error: DatapathError) -> Failure {
-    Failure { service: None, error }
 }
 
 /// An error of an operation.

@@ -81,8 +81,8 @@ impl Services {
         Ok(())
     }
 
-    /// Notices services that somebody else has removed; says whether there were any.
-    pub(super) fn verify(&mut self) -> Result<bool, DatapathError> {
+    /// Notices services that somebody else has removed.
+    pub(super) fn verify(&mut self) -> Result<(), DatapathError> {
         let there: BTreeSet<VirtualService> = self
             .ipvs
             .services()
@@ -91,9 +91,8 @@ impl Services {
             .filter(|(_, settings)| is_ours(settings))
             .map(|(name, _)| name)
             .collect();
-        let before = self.present.len();
         self.present.retain(|name, _| there.contains(name));
-        Ok(self.present.len() != before)
+        Ok(())
     }
 
     /// Whether a virtual service of the mesh's is there.

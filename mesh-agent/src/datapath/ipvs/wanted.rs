@@ -1,9 +1,6 @@
 //! The IPVS table that a desired state asks for. Pure; imports the model.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
     address::mesh_address,
@@ -156,28 +153,6 @@ fn settings(balance: Balance) -> Settings {
     }
 }
 
-/// The addresses behind which the state has a replica of this node.
-pub(super) fn local_mesh_addresses(state: &Desired) -> BTreeSet<Ipv4Addr> {
-    state
-        .backends
-        .iter()
-        .filter(|(_, backend)| matches!(backend.location, Location::Local(_)))
-        .map(|(key, _)| mesh_address(key.address))
-        .collect()
-}
-
-/// The mesh addresses of other nodes' replicas, with their nodes.
-pub(super) fn remote_mesh_addresses(state: &Desired) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
-    state
-        .backends
-        .iter()
-        .filter_map(|(key, backend)| match backend.location {
-            Location::Remote(peer) => Some((mesh_address(key.address), peer)),
-            Location::Local(_) => None,
-        })
-        .collect()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -209,7 +184,7 @@ pub(super) mod tests {
         }
     }
 
-    fn container(last: u8) -> Location {
+    pub(in crate::datapath::ipvs) fn container(last: u8) -> Location {
         Location::Local(Container {
             ingress_address: Ipv4Addr::new(10, 0, 0, last),
             address: Ipv4Addr::new(172, 18, 0, last),
@@ -220,7 +195,7 @@ pub(super) mod tests {
     }
 
     /// A state with one service: its backends are named by the last byte of their ingress address.
-    pub(in super::super) fn state(balance: Balance, backends: &[(u8, Location, u32)]) -> Desired {
+    pub(in crate::datapath::ipvs) fn state(balance: Balance, backends: &[(u8, Location, u32)]) -> Desired {
         let mut state = Desired::default();
         let mut entry = ServiceEntry {
             id: "s1".into(),
