@@ -42,6 +42,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         node_address: view.desired.settings.node_address,
         role: view.role,
         return_mode: view.return_mode,
+        datapath_status: view.datapath_status.clone(),
         interfaces: view.modes.clone(),
         peers,
         model: ModelStatus {

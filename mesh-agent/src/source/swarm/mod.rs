@@ -2,12 +2,14 @@
 //! event, a hint or the pace says so, and publishes what has changed. I/O only; what the lists mean is
 //! decided in `lists`, when to read them in `pace`.
 
+mod labels;
 mod lists;
 mod pace;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +20,7 @@ use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::{lists::Lists, pace::Pace};
+use self::{labels::LabelError, lists::Lists, pace::Pace};
 use super::{Backoff, Docker, DockerError, HintHandle, SourceState, describe};
 
 /// Services and nodes are listed at least this often, whatever the events say.
@@ -35,6 +37,8 @@ pub struct SwarmSource {
     lists: Lists,
     /// The first event or hint since the picture last changed.
     noticed: Option<SystemTime>,
+    /// What of the labels is not understood, and has been said.
+    said: BTreeSet<LabelError>,
 }
 
 /// Why following the engine ended.
@@ -64,6 +68,7 @@ impl SwarmSource {
             hint: hint.clone(),
             lists: Lists::default(),
             noticed: None,
+            said: BTreeSet::new(),
         };
         (source, receiver, hint)
     }
@@ -121,6 +126,7 @@ impl SwarmSource {
                 (self.lists.services, self.lists.nodes) =
                     tokio::try_join!(self.docker.get("/services"), self.docker.get("/nodes"))?;
                 relist = false;
+                self.say_label_errors();
                 relisted = started;
             }
             self.lists.tasks = self.docker.get("/tasks").await?;
@@ -144,6 +150,15 @@ impl SwarmSource {
                 next = next.min(pace.next_hinted());
             }
         }
+    }
+
+    /// Each label that is not understood once.
+    fn say_label_errors(&mut self) {
+        let errors = self.lists.label_errors();
+        for error in errors.difference(&self.said) {
+            warn!("{error}");
+        }
+        self.said = errors;
     }
 
     /// Publishes the lists if they make another picture than before; says whether they do.
