@@ -1,6 +1,6 @@
 //! The server that the lab's services run, and the client that asks it.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -9,7 +9,7 @@ use mesh_tests::{
     client::{self, Manner},
     inject,
     load::{self, Load},
-    server, stranger,
+    server, shield, stranger,
 };
 
 /// A small server for tests of load balancers, and its client.
@@ -98,6 +98,12 @@ enum Action {
     Inject {
         #[arg(long, default_value = "eth0")]
         interface: String,
+    },
+    /// Run a command that is refused the bpf system call.
+    #[command(hide = true)]
+    WithoutBpf {
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
     },
     /// Dial a TLS port and tell whether the server keeps or refuses this client.
     Tls {
@@ -201,6 +207,7 @@ async fn main() -> Result<()> {
             println!("{}", stranger::dial(address, pair)?);
             Ok(())
         }
+        Action::WithoutBpf { command } => match shield::without_bpf(&command)? {},
         Action::Connect { address, manner } => client::connect(address, manner.manner()).await,
     }
 }
