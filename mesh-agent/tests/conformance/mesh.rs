@@ -418,17 +418,21 @@ fn with_mesh0<T>(work: impl AsyncFnOnce(&Mesh0) -> Result<T, mesh0::Mesh0Error>)
     runtime.block_on(async { Ok(work(&Mesh0::new()?).await?) })
 }
 
-/// Waits until counters no longer move, and returns them.
-pub(crate) fn settled<T: PartialEq>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until counters have not moved for a while (`quiet`, at least a moment), and returns them.
+pub(crate) fn settled<T: PartialEq>(quiet: Duration, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + PATIENCE + quiet;
     let mut last = read()?;
+    let mut since = Instant::now();
     loop {
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(PAUSE);
         let now = read()?;
-        if now == last {
+        if now != last {
+            last = now;
+            since = Instant::now();
+        } else if since.elapsed() >= quiet {
             return Ok(now);
         }
         ensure!(Instant::now() < deadline, "the counters never come to rest");
-        last = now;
     }
 }

@@ -1,13 +1,14 @@
 //! The rungs of the ladder of data paths, and what each of them can do. The only place that tells one
 //! data path from another.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use mesh_agent::{
     datapath::{
         Datapath, Mode, TcChoice, XdpChoice,
         ebpf::{EbpfDatapath, EbpfOptions},
+        ipvs::{IpvsDatapath, IpvsOptions},
     },
     model::{NodeDatapath, Scheduler},
 };
@@ -23,8 +24,8 @@ pub(crate) struct Rung {
     /// Its name on the command line, in `MESH_DATAPATHS` and before its stories.
     pub(crate) name: &'static str,
     kind: Kind,
-    /// The first kernel that has it.
-    since: (u32, u32),
+    /// The first kernel that has it; `None` where no version says so: then it is tried when asked for.
+    since: Option<(u32, u32)>,
     /// What it can do.
     pub(crate) can: Capabilities,
 }
@@ -36,6 +37,7 @@ enum Kind {
         tc: TcChoice,
         shown: Mode,
     },
+    Ipvs,
 }
 
 /// Where data paths may differ. Whatever is not in this table must be the same on all of them.
@@ -47,12 +49,23 @@ pub(crate) struct Capabilities {
     pub(crate) schedulers: &'static [Scheduler],
     /// Whether clients can be kept at their replica.
     pub(crate) affinity: bool,
+    /// How long what is counted may stay unseen.
+    pub(crate) counts_after: Duration,
 }
 
 const EBPF: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: true,
-    schedulers: &[Scheduler::RoundRobin],
-    affinity: false,
+    schedulers: &Scheduler::ALL,
+    affinity: true,
+    counts_after: Duration::ZERO,
+};
+
+const IPVS: Capabilities = Capabilities {
+    shows_clients_to_remote_replicas: false,
+    schedulers: &Scheduler::ALL,
+    affinity: true,
+    // The kernel sums its statistics up every two seconds.
+    counts_after: Duration::from_millis(2500),
 };
 
 /// All of them, best first.
@@ -64,7 +77,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Tcx,
             shown: Mode::XdpNative,
         },
-        since: (6, 6),
+        since: Some((6, 6)),
         can: EBPF,
     },
     Rung {
@@ -74,7 +87,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Clsact,
             shown: Mode::XdpNative,
         },
-        since: (5, 15),
+        since: Some((5, 15)),
         can: EBPF,
     },
     Rung {
@@ -84,7 +97,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Clsact,
             shown: Mode::XdpGeneric,
         },
-        since: (5, 15),
+        since: Some((5, 15)),
         can: EBPF,
     },
     Rung {
@@ -94,8 +107,14 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Auto,
             shown: Mode::Tc,
         },
-        since: (5, 15),
+        since: Some((5, 15)),
         can: EBPF,
+    },
+    Rung {
+        name: "ipvs",
+        kind: Kind::Ipvs,
+        since: None,
+        can: IPVS,
     },
 ];
 
@@ -104,6 +123,7 @@ impl Rung {
     pub(crate) fn node_datapath(&self) -> NodeDatapath {
         match self.kind {
             Kind::Ebpf { .. } => NodeDatapath::Ebpf,
+            Kind::Ipvs => NodeDatapath::Ipvs,
         }
     }
 
@@ -111,6 +131,7 @@ impl Rung {
     pub(crate) fn needs_mesh0(&self) -> bool {
         match self.kind {
             Kind::Ebpf { .. } => true,
+            Kind::Ipvs => false,
         }
     }
 
@@ -118,6 +139,7 @@ impl Rung {
     pub(crate) fn has_virtual_services(&self) -> bool {
         match self.kind {
             Kind::Ebpf { .. } => false,
+            Kind::Ipvs => true,
         }
     }
 
@@ -125,6 +147,7 @@ impl Rung {
     pub(crate) fn mode(&self) -> Mode {
         match self.kind {
             Kind::Ebpf { shown, .. } => shown,
+            Kind::Ipvs => Mode::Ipvs,
         }
     }
 
@@ -145,6 +168,11 @@ impl Rung {
                 };
                 Ok(Box::new(EbpfDatapath::load(options)?))
             }
+            Kind::Ipvs => Ok(Box::new(IpvsDatapath::new(IpvsOptions {
+                tunnel_port: TUNNEL_PORT,
+                service_address: SERVICE_ADDRESS,
+                ..IpvsOptions::default()
+            })?)),
         }
     }
 }
@@ -159,7 +187,10 @@ pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
         return Ok(vec![rung]);
     }
     let kernel = kernel_version()?;
-    Ok(LADDER.iter().filter(|rung| kernel >= rung.since).collect())
+    Ok(LADDER
+        .iter()
+        .filter(|rung| rung.since.is_some_and(|since| kernel >= since))
+        .collect())
 }
 
 fn by_name(name: &str) -> Result<&'static Rung> {

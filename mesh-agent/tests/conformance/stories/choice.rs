@@ -159,7 +159,8 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
         for conversation in kept.remove("a1").unwrap_or_default() {
             drop(conversation);
         }
-        settled(|| mesh.traffic(1, WEB, "a1"))?;
+        let quiet = mesh.rung.can.counts_after;
+        settled(quiet, || mesh.traffic(1, WEB, "a1"))?;
         let mut conversation = Conversation::open(&mesh.world.client, mesh.frontend(1, WEB))?;
         let replica = conversation.ask()?.replica;
         ensure!(

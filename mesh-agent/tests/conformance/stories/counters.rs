@@ -1,6 +1,6 @@
 //! What is counted, against what the client's own kernel counts.
 
-use std::net::SocketAddrV4;
+use std::{net::SocketAddrV4, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use mesh_agent::{
@@ -96,6 +96,7 @@ pub(super) fn exact(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 fn tcp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
+    let quiet = mesh.rung.can.counts_after;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
     let meter = Meter::start(world, WEB)?;
@@ -103,8 +104,8 @@ fn tcp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
     open.ask()?;
     ask(&world.client, target)?;
     ask(&world.client, target)?;
-    let counted = settled(|| mesh.traffic(1, WEB, replica))?;
-    let expected = settled(|| meter.read())?;
+    let counted = settled(quiet, || mesh.traffic(1, WEB, replica))?;
+    let expected = settled(Duration::ZERO, || meter.read())?;
     ensure!(
         shown(counted) == expected,
         "counted {counted:?}, but the client {expected:?}"
@@ -112,20 +113,24 @@ fn tcp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
     ensure!(counted.connections_total == 3, "{counted:?}");
     ensure!(counted.connections_active == 1, "one is open: {counted:?}");
     drop(open);
-    let counted = settled(|| mesh.traffic(1, WEB, replica))?;
+    let counted = settled(quiet, || mesh.traffic(1, WEB, replica))?;
     ensure!(counted.connections_active == 0, "none is open: {counted:?}");
-    ensure!(shown(counted) == settled(|| meter.read())?, "{counted:?}");
+    ensure!(
+        shown(counted) == settled(Duration::ZERO, || meter.read())?,
+        "{counted:?}"
+    );
     Ok(())
 }
 
 fn udp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
+    let quiet = mesh.rung.can.counts_after;
     let world = mesh.world;
     let target = mesh.frontend(1, ECHO);
     let meter = Meter::start(world, ECHO)?;
     for _ in 0..4 {
         ask_by_datagram(&world.client, target)?;
     }
-    let counted = settled(|| mesh.traffic(1, ECHO, replica))?;
+    let counted = settled(quiet, || mesh.traffic(1, ECHO, replica))?;
     let expected = meter.read()?;
     ensure!(
         shown(counted) == expected && counted.packets_in == 4 && counted.packets_out == 4,
@@ -137,6 +142,7 @@ fn udp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
 }
 
 pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
+    let quiet = mesh.rung.can.counts_after;
     let replicas = ["a1", "a2"];
     mesh.publish_web(Balance::default(), &replicas);
     mesh.start()?;
@@ -147,7 +153,7 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
         ask_by_datagram(&world.client, mesh.frontend(1, ECHO))?;
     }
     for replica in replicas {
-        let here = settled(|| mesh.traffic(1, WEB, replica))?;
+        let here = settled(quiet, || mesh.traffic(1, WEB, replica))?;
         ensure!(here.connections_total == 1, "{replica}: {here:?}");
         for service in [WEB, ECHO] {
             let there = mesh.traffic(2, service, replica)?;
@@ -171,7 +177,7 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
         let before = connections(mesh)?;
         ask(space, target)?;
         ask(space, target)?;
-        let after = settled(|| connections(mesh))?;
+        let after = settled(quiet, || connections(mesh))?;
         ensure!(
             after
                 .iter()
