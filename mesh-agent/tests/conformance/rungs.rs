@@ -1,7 +1,7 @@
 //! The rungs of the ladder of data paths, and what each of them can do. The only place that tells one
 //! data path from another.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use mesh_agent::{
@@ -24,8 +24,8 @@ pub(crate) struct Rung {
     /// Its name on the command line, in `MESH_DATAPATHS` and before its stories.
     pub(crate) name: &'static str,
     kind: Kind,
-    /// The first kernel that has it; `None` where no version says so: then it is tried when asked for.
-    since: Option<(u32, u32)>,
+    /// The kernels it is meant for.
+    meant: Meant,
     /// What it can do.
     pub(crate) can: Capabilities,
 }
@@ -40,6 +40,15 @@ enum Kind {
     Ipvs,
 }
 
+/// Which kernels must run a rung when nobody says which to try.
+#[derive(Debug)]
+enum Meant {
+    /// All from this version on.
+    Since(u32, u32),
+    /// Those that were built with a module.
+    WithModule(&'static str),
+}
+
 /// Where data paths may differ. Whatever is not in this table must be the same on all of them.
 #[derive(Debug)]
 pub(crate) struct Capabilities {
@@ -49,23 +58,18 @@ pub(crate) struct Capabilities {
     pub(crate) schedulers: &'static [Scheduler],
     /// Whether clients can be kept at their replica.
     pub(crate) affinity: bool,
-    /// How long what is counted may stay unseen.
-    pub(crate) counts_after: Duration,
 }
 
 const EBPF: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: true,
     schedulers: &Scheduler::ALL,
     affinity: true,
-    counts_after: Duration::ZERO,
 };
 
 const IPVS: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: false,
     schedulers: &Scheduler::ALL,
     affinity: true,
-    // The kernel sums its statistics up every two seconds.
-    counts_after: Duration::from_millis(2500),
 };
 
 /// All of them, best first.
@@ -77,7 +81,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Tcx,
             shown: Mode::XdpNative,
         },
-        since: Some((6, 6)),
+        meant: Meant::Since(6, 6),
         can: EBPF,
     },
     Rung {
@@ -87,7 +91,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Clsact,
             shown: Mode::XdpNative,
         },
-        since: Some((5, 15)),
+        meant: Meant::Since(5, 15),
         can: EBPF,
     },
     Rung {
@@ -97,7 +101,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Clsact,
             shown: Mode::XdpGeneric,
         },
-        since: Some((5, 15)),
+        meant: Meant::Since(5, 15),
         can: EBPF,
     },
     Rung {
@@ -107,13 +111,13 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Auto,
             shown: Mode::Tc,
         },
-        since: Some((5, 15)),
+        meant: Meant::Since(5, 15),
         can: EBPF,
     },
     Rung {
         name: "ipvs",
         kind: Kind::Ipvs,
-        since: None,
+        meant: Meant::WithModule("ip_vs"),
         can: IPVS,
     },
 ];
@@ -186,11 +190,14 @@ pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
     if let Some(rung) = LADDER.iter().find(|rung| filter == Some(rung.name)) {
         return Ok(vec![rung]);
     }
-    let kernel = kernel_version()?;
-    Ok(LADDER
-        .iter()
-        .filter(|rung| rung.since.is_some_and(|since| kernel >= since))
-        .collect())
+    let names = nix::sys::utsname::uname()?;
+    let release = names.release().to_string_lossy();
+    let kernel = version(&release)?;
+    let is_meant = |rung: &&Rung| match rung.meant {
+        Meant::Since(major, minor) => kernel >= (major, minor),
+        Meant::WithModule(name) => has_module(&release, name),
+    };
+    Ok(LADDER.iter().filter(is_meant).collect())
 }
 
 fn by_name(name: &str) -> Result<&'static Rung> {
@@ -204,12 +211,18 @@ fn by_name(name: &str) -> Result<&'static Rung> {
     Ok(rung)
 }
 
-fn kernel_version() -> Result<(u32, u32)> {
-    let names = nix::sys::utsname::uname()?;
-    let release = names.release().to_string_lossy();
+fn version(release: &str) -> Result<(u32, u32)> {
     let mut parts = release.split(|letter: char| !letter.is_ascii_digit());
     let mut number = || parts.next().and_then(|part| part.parse().ok());
     number()
         .zip(number())
         .with_context(|| format!("the kernel's release is `{release}`"))
+}
+
+/// Whether a module is part of the kernel, or can be loaded into it.
+fn has_module(release: &str, name: &str) -> bool {
+    let file = format!("/{name}.ko");
+    ["modules.builtin", "modules.dep"].iter().any(|list| {
+        fs::read_to_string(format!("/lib/modules/{release}/{list}")).is_ok_and(|list| list.contains(&file))
+    })
 }
