@@ -3,9 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write,
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,7 +22,7 @@ use mesh_agent::{
 
 use crate::{
     rungs::Rung,
-    talk::{PATIENCE, TCP_PORT, UDP_PORT},
+    talk::{TCP_PORT, UDP_PORT},
     world::{CLAIMED_TCP, CLAIMED_UDP, GATEWAY, MTU, Node, World},
 };
 
@@ -315,17 +315,29 @@ impl<'a> Mesh<'a> {
     pub(crate) fn evidence(&mut self) -> String {
         let mut evidence = String::new();
         for number in 1..=self.agents.len() {
-            let counters = self.counters(number).map(|mut counters| {
-                counters.drops.retain(|drop| drop.packets > 0);
-                counters
-            });
-            evidence.push_str(&match counters {
-                Ok(counters) => format!(
-                    "node{number} counts {:?}, drops {:?}\n",
-                    counters.backends, counters.drops
-                ),
-                Err(error) => format!("node{number} counts nothing: {error:#}\n"),
-            });
+            match self.counters(number) {
+                Ok(counters) => {
+                    for (key, traffic) in &counters.backends {
+                        if traffic.connections_total > 0 {
+                            let _ = writeln!(
+                                evidence,
+                                "node{number}, {} {}: {traffic:?}",
+                                key.service.protocol, key.address
+                            );
+                        }
+                    }
+                    for drop in counters.drops.iter().filter(|drop| drop.packets > 0) {
+                        let _ = writeln!(
+                            evidence,
+                            "node{number} dropped {} at {}: {}",
+                            drop.packets, drop.hook, drop.reason
+                        );
+                    }
+                }
+                Err(error) => {
+                    let _ = writeln!(evidence, "node{number}: {error:#}");
+                }
+            }
         }
         evidence
     }
@@ -416,19 +428,4 @@ fn with_mesh0<T>(work: impl AsyncFnOnce(&Mesh0) -> Result<T, mesh0::Mesh0Error>)
         .enable_all()
         .build()?;
     runtime.block_on(async { Ok(work(&Mesh0::new()?).await?) })
-}
-
-/// Waits until counters no longer move, and returns them.
-pub(crate) fn settled<T: PartialEq>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut last = read()?;
-    loop {
-        std::thread::sleep(Duration::from_millis(50));
-        let now = read()?;
-        if now == last {
-            return Ok(now);
-        }
-        ensure!(Instant::now() < deadline, "the counters never come to rest");
-        last = now;
-    }
 }
