@@ -445,6 +445,7 @@ impl Agent {
         let local = Local {
             node: member.node.clone(),
             datapath: self.datapath.lock().kind(),
+            leaving: self.presence.is_leaving(),
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
@@ -538,6 +539,8 @@ impl Agent {
         let cluster = Arc::clone(&self.source.borrow().cluster);
         let left = self.presence.leave(&cluster, &own);
         tokio::pin!(left);
+        // New connections are left to whatever answers next, while those that are open go on.
+        self.act(Reason::News).await;
         loop {
             tokio::select! {
                 () = &mut left => return Ok(()),
