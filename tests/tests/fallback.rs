@@ -48,7 +48,7 @@ impl Place {
              echo $! > {folder}/pid
              wait $!
              status=$?
-             find /sys/fs/bpf -mindepth 1
+             ls -d /sys/fs/bpf/mesh 2>/dev/null || true
              ip -o link | grep -o ' mesh[^:@]*' || true
              exit $status",
             agent.display()

@@ -1,0 +1,20 @@
+//! Agents that come, go and die while requests do not stop: two managers and a worker.
+
+use std::process::ExitCode;
+
+use xtask::lab::{LabOptions, agent::DEFAULT_ARGUMENTS};
+
+#[path = "support/mod.rs"]
+mod support;
+
+#[path = "support/handover.rs"]
+mod handover;
+
+fn main() -> ExitCode {
+    let options = LabOptions {
+        name: "handover".into(),
+        managers: 2,
+        ..LabOptions::default()
+    };
+    support::run(&options, DEFAULT_ARGUMENTS, handover::STORIES)
+}
