@@ -208,7 +208,7 @@ fn all_stop(stage: &Stage) -> Result<()> {
 }
 
 /// New connections to these nodes in turn, and one kept to each, while something happens.
-fn under_load(
+pub(crate) fn under_load(
     stage: &Stage,
     nodes: &[&str],
     seconds: usize,
@@ -247,7 +247,7 @@ fn under_load(
     Ok(report)
 }
 
-fn expect_no_failures(report: &Report) -> Result<()> {
+pub(crate) fn expect_no_failures(report: &Report) -> Result<()> {
     ensure!(
         report.failures() == 0,
         "{} of {} requests failed: {:?}",
