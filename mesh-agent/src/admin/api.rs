@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{InterfaceMode, Traffic},
+    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic},
     model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
@@ -117,6 +117,9 @@ pub struct Status {
     pub datapath: NodeDatapath,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
+    /// The data path of the node, and why it is not a better one.
+    #[serde(default)]
+    pub datapath_status: DatapathStatus,
     /// The data path of each interface.
     pub interfaces: Vec<InterfaceMode>,
     /// The other nodes.
@@ -173,6 +176,22 @@ pub struct Counts {
     pub backends_active: usize,
     /// Backends that only keep their connections.
     pub backends_draining: usize,
+}
+
+/// The answer of `GET /v1/datapath`, `POST /v1/datapath/retry` and `POST /v1/datapath/use`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathAnswer {
+    /// [`VERSION`].
+    pub version: u32,
+    /// How the data path stands, after what was asked has been done.
+    pub datapath: DatapathStatus,
+}
+
+/// The body of `POST /v1/datapath/use`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UseDatapath {
+    /// What to use until the agent ends or is asked again.
+    pub choice: DatapathChoice,
 }
 
 /// The body of every answer that is not a success.

@@ -44,6 +44,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         role: view.role,
         datapath: view.datapath,
         return_mode: view.return_mode,
+        datapath_status: view.datapath_status.clone(),
         interfaces: view.modes.clone(),
         peers,
         model: ModelStatus {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    datapath::{Counters, DatapathError, InterfaceMode},
+    datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode},
     model::{Desired, NodeDatapath, NodeRole, ReturnMode},
     source::SourceState,
 };
@@ -21,6 +21,8 @@ pub struct View {
     pub desired: Arc<Desired>,
     /// The revision of the picture that `desired` was computed from.
     pub applied_revision: u64,
+    /// The data path of the node, and why it is not a better one.
+    pub datapath_status: DatapathStatus,
     /// What balances on this node.
     pub datapath: NodeDatapath,
     /// The data path of each interface.
@@ -59,7 +61,7 @@ pub(crate) mod fixture {
 
     use super::*;
     use crate::{
-        datapath::{DropCount, MapUsage, Mode, Traffic},
+        datapath::{DropCount, MapUsage, Mode, Rung, Traffic},
         model::{
             Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
             Task, TaskState, desired::desired,
@@ -180,6 +182,12 @@ pub(crate) mod fixture {
             },
             desired: Arc::new(desired),
             applied_revision: 4,
+            datapath_status: DatapathStatus {
+                rung: Some(Rung::Tc),
+                reason: "eth0: XDP is off".to_owned(),
+                steps_down: 2,
+                ..DatapathStatus::default()
+            },
             datapath: NodeDatapath::Ebpf,
             modes: vec![InterfaceMode {
                 interface: "eth0".to_owned(),
