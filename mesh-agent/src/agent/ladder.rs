@@ -4,6 +4,9 @@
 //! Between two data paths the new one is whole before the old one goes. The old one's going is a step of
 //! its own ([`Ladder::retire`]), so that other nodes can be told in between.
 
+mod carried;
+mod words;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Instant,
@@ -11,22 +14,23 @@ use std::{
 
 use tracing::{error, info, warn};
 
+use self::{
+    carried::Carried,
+    words::{shortened, words},
+};
 use super::{Reconciler, error_chain, reconcile::Round};
 use crate::{
     admin::control::Request,
     datapath::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Footing,
-        InterfaceMode, Rung, RungState, RungStatus, Traffic,
+        InterfaceMode, Rung, RungState, RungStatus,
     },
-    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
+    model::{Desired, NodeDatapath},
 };
 
 /// How often in a row a data path may refuse what clients depend on before it is given up. With the
 /// reconciler's waits these are some 300 ms, enough for what is only passing.
 const STRIKES: u32 = 3;
-/// The longest reason that is kept, in characters: a verifier has much to say.
-const REASON_CHARACTERS: usize = 400;
-
 /// What each kind of data path is to be, as a node of that kind.
 pub(super) type DesiredFor<'a> = &'a dyn Fn(DatapathKind) -> Desired;
 
@@ -71,13 +75,6 @@ pub(super) struct Ladder {
     said: (Option<Rung>, BTreeSet<Rung>),
     /// What data paths that are gone have counted.
     before: Carried,
-}
-
-/// Totals to which those of the data path in use are added.
-#[derive(Default)]
-struct Carried {
-    backends: BTreeMap<BackendKey, Traffic>,
-    services: BTreeMap<ServiceKey, Traffic>,
 }
 
 impl Ladder {
@@ -440,66 +437,11 @@ impl Ladder {
     }
 }
 
-impl Carried {
-    fn add(&mut self, counters: &Counters) {
-        for (key, traffic) in &counters.backends {
-            *self.backends.entry(*key).or_default() += closed(*traffic);
-        }
-        for (key, traffic) in &counters.services {
-            *self.services.entry(*key).or_default() += closed(*traffic);
-        }
-    }
-
-    /// Only what is still desired is shown, and kept.
-    fn add_to(&mut self, counters: &mut Counters) {
-        self.backends.retain(|key, _| counters.backends.contains_key(key));
-        self.services.retain(|key, _| counters.services.contains_key(key));
-        for (key, traffic) in &mut counters.backends {
-            *traffic += self.backends.get(key).copied().unwrap_or_default();
-        }
-        for (key, traffic) in &mut counters.services {
-            *traffic += self.services.get(key).copied().unwrap_or_default();
-        }
-    }
-}
-
-/// Connections of a data path that is gone are no longer open in it.
-fn closed(traffic: Traffic) -> Traffic {
-    Traffic {
-        connections_active: 0,
-        ..traffic
-    }
-}
-
 fn others(kind: DatapathKind) -> BTreeSet<DatapathKind> {
     BTreeSet::from(match kind {
         DatapathKind::Ebpf => [DatapathKind::Ipvs],
         DatapathKind::Ipvs => [DatapathKind::Ebpf],
     })
-}
-
-/// An error in one line of bearable length.
-fn words(error: &DatapathError) -> String {
-    shortened(&error_chain(error))
-}
-
-/// The first line, and the last that says something: where a verifier gives its reason.
-fn shortened(text: &str) -> String {
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or_default();
-    let last = lines.rfind(|line| !line.starts_with("processed ") && !line.starts_with("verification time"));
-    // Some errors repeat their causes.
-    let mut parts: Vec<&str> = first.split(": ").collect();
-    parts.dedup();
-    let first = parts.join(": ");
-    let line = match last {
-        Some(last) => format!("{first} … {last}"),
-        None => first,
-    };
-    match line.char_indices().nth(REASON_CHARACTERS) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod local_device;
 mod logging;
 mod membership;
 mod parts;
+mod picture;
 mod preflight;
 mod presence;
 mod privileges;

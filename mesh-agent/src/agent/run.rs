@@ -1,7 +1,6 @@
 //! The agent's life: start-up, the loop that keeps the data path what it should be, and the end.
 
 use std::{
-    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -20,6 +19,7 @@ use super::{
     local_device::LocalDevice,
     membership::Standing,
     parts::Parts,
+    picture::Picture,
     preflight::preflight,
     presence::Presence,
     signals::{Request, Signals},
@@ -33,7 +33,7 @@ use crate::{
     discovery::network::Interest,
     mesh0,
     metrics::Metrics,
-    model::{Cluster, Desired, Local, NodeDatapath, NodeRole, desired::desired},
+    model::{Desired, Local, NodeDatapath, NodeRole},
     source::{SourceState, Told},
 };
 
@@ -548,39 +548,6 @@ impl Agent {
         removed?;
         info!("the data path is out of the kernel");
         Ok(())
-    }
-}
-
-/// What the data path follows from: the cluster, and what the node finds on itself.
-enum Picture {
-    /// In no Swarm: nothing is balanced.
-    Away,
-    /// A node of a cluster.
-    Member {
-        cluster: Arc<Cluster>,
-        local: Box<Local>,
-        service_address: Ipv4Addr,
-    },
-}
-
-impl Picture {
-    /// What a data path of a kind is to be.
-    fn desired(&self, kind: DatapathKind) -> Desired {
-        match self {
-            Self::Away => Desired::default(),
-            Self::Member {
-                cluster,
-                local,
-                service_address,
-            } => {
-                let mut local = Local::clone(local);
-                local.datapath = kind.into();
-                if kind != DatapathKind::Ebpf {
-                    local.mesh0 = None;
-                }
-                desired(cluster, &local, *service_address)
-            }
-        }
     }
 }
 
