@@ -3,7 +3,8 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::{
         Arc,
@@ -110,12 +111,22 @@ impl Machine {
             .arg("--")
             .arg(format!("sh {0}/guest.sh {0}", folder.path.display()))
             .env("PATH", path_with_venv()?)
+            // Where virtme-ng leaves small files should it be ended.
+            .env("TMPDIR", &folder.path)
             .current_dir(paths::workspace())
-            .stdin(Stdio::null());
-        let child = machine
+            .stdin(Stdio::null())
+            // Pipes, as qemu opens what it finds there anew, and a file would be cut to nothing by that.
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = machine
             .spawn()
             .with_context(|| format!("could not start `{}`", line(&machine)))?;
-        self.wait(child)
+        let (output, errors) = (child.stdout.take(), child.stderr.take());
+        thread::scope(|scope| {
+            scope.spawn(|| pass_on(output, io::stdout()));
+            scope.spawn(|| pass_on(errors, io::stderr()));
+            self.wait(child)
+        })
     }
 
     fn wait(&self, child: Child) -> Result<i32> {
@@ -165,6 +176,17 @@ impl Machine {
     }
 }
 
+/// Copies what comes as it comes. A reader of ours that is gone does not end the machine.
+fn pass_on(from: Option<impl Read>, mut to: impl Write) {
+    let Some(mut from) = from else {
+        return;
+    };
+    let mut buffer = [0; 8192];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
+    }
+}
+
 /// The small files of one run, removed with it. They are in the target folder, as the guest's `/tmp` is its
 /// own.
 struct RunFolder {
@@ -173,6 +195,7 @@ struct RunFolder {
 
 impl RunFolder {
     fn new() -> Result<Self> {
+        remove_stale_runs();
         let path = paths::vm().join(format!("run-{}", std::process::id()));
         remove_folder(&path)?;
         fs::create_dir_all(&path).with_context(|| format!("could not create {}", path.display()))?;
@@ -184,6 +207,17 @@ impl RunFolder {
 impl Drop for RunFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes what killed processes have left.
+fn remove_stale_runs() {
+    for entry in fs::read_dir(paths::vm()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("run-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
