@@ -1,11 +1,18 @@
 //! The server that the lab's services run, and the client that asks it.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Uri;
 use mesh_tests::{
+    bench,
+    bench::client::{Load, Measure},
     client::{self, Manner},
     inject, server, stranger,
 };
@@ -25,6 +32,23 @@ enum Action {
         port: u16,
         #[arg(long, default_value_t = 81)]
         udp_port: u16,
+        /// The port of the lean server that `bench` measures with.
+        #[arg(long, default_value_t = 82)]
+        bench_port: u16,
+    },
+    /// Load a server, or what stands before it, with as much as it takes; one line of JSON.
+    Bench {
+        measure: Measure,
+        target: SocketAddr,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        /// How many connections at once.
+        #[arg(long, default_value_t = 16)]
+        concurrency: usize,
+        /// Addresses of this machine that connections come from, in turn.
+        #[arg(long = "source", value_delimiter = ',')]
+        sources: Vec<Ipv4Addr>,
     },
     /// Request an address, each time on a new connection; a line of JSON for each.
     Get {
@@ -113,7 +137,29 @@ impl MannerArguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     match Arguments::parse().action {
-        Action::Serve { port, udp_port } => server::serve(port, udp_port).await,
+        Action::Serve {
+            port,
+            udp_port,
+            bench_port,
+        } => server::serve(port, udp_port, bench_port).await,
+        Action::Bench {
+            measure,
+            target,
+            seconds,
+            concurrency,
+            sources,
+        } => {
+            let load = Load {
+                measure,
+                target,
+                sources,
+                concurrency,
+                seconds,
+            };
+            let outcome = bench::client::run(&load).await?;
+            println!("{}", serde_json::to_string(&outcome).context("no JSON")?);
+            Ok(())
+        }
         Action::Get {
             url,
             raw: true,
