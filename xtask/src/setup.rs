@@ -186,6 +186,18 @@ pub fn vm(with_kernel: bool) -> Result<()> {
     Ok(())
 }
 
+/// Installs HAProxy, which is measured beside the mesh, where it is missing.
+///
+/// # Errors
+/// When it cannot be installed.
+pub fn haproxy() -> Result<()> {
+    if exists("haproxy") {
+        return Ok(());
+    }
+    println!("  will install Debian packages: haproxy");
+    install_packages(&["haproxy"])
+}
+
 fn install_virtme(environment: &Path) -> Result<()> {
     command::run(command(["python3", "-m", "venv", "--clear"]).arg(environment))?;
     let mut install = command([environment.join("bin/pip")]);

@@ -68,15 +68,12 @@ pub fn run_built(arguments: &Arguments) -> Result<()> {
         script.step(name, "mesh-agent", &words.join(" "));
     }
     if !arguments.without_swarm {
-        let target = fs::canonicalize(paths::target()).context("there is no target folder")?;
         script.step(
             "three-node Swarm",
             "tests",
             &format!(
-                "sh {} {} && export PATH=/run/swarm:\"$PATH\" MESH_LAB_PATIENCE={PATIENCE} \
-                 MESH_VARIANTS={VARIANTS} && {}",
-                quote(&paths::workspace().join("xtask/src/vm/swarm.sh").to_string_lossy()),
-                quote(&target.to_string_lossy()),
+                "{} && export MESH_VARIANTS={VARIANTS} && {}",
+                swarm_preparation()?,
                 binary("variants")?
             ),
         );
@@ -85,6 +82,19 @@ pub fn run_built(arguments: &Arguments) -> Result<()> {
         0 => Ok(()),
         code => bail!("tests failed in the virtual machine (exit code {code})"),
     }
+}
+
+/// Shell words that prepare a virtual machine for a lab.
+///
+/// # Errors
+/// When there is no target folder.
+pub fn swarm_preparation() -> Result<String> {
+    let target = fs::canonicalize(paths::target()).context("there is no target folder")?;
+    Ok(format!(
+        "sh {} {} && export PATH=/run/swarm:\"$PATH\" MESH_LAB_PATIENCE={PATIENCE}",
+        quote(&paths::workspace().join("xtask/src/vm/swarm.sh").to_string_lossy()),
+        quote(&target.to_string_lossy()),
+    ))
 }
 
 /// A shell script of steps: all are run, and it fails if one has.
