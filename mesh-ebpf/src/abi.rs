@@ -8,14 +8,14 @@
 use crate::bytes::{Be16, Be32};
 
 /// Version of everything in this file; part of the pins' path.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;
 /// Services (published ports) a node can hold.
 pub const MAX_SERVICES: u32 = 4_096;
 /// Places in the rings of all services together.
-pub const MAX_RING: u32 = 65_536;
+pub const MAX_RING: u32 = 262_144;
 /// Frontends (addresses times published ports) a node can hold.
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// Peer nodes.
@@ -200,6 +200,32 @@ pub struct FrontendKey {
     pub protocol: u16,
 }
 
+/// How a place of a service's ring is chosen for a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Choice(u32);
+
+impl Choice {
+    /// One place after the other.
+    pub const ROTATE: Self = Self(0);
+    /// By a hash of the client's address and port.
+    pub const HASH_ENDPOINT: Self = Self(1);
+    /// By a hash of the client's address.
+    pub const HASH_ADDRESS: Self = Self(2);
+    /// The less loaded of two places.
+    pub const LEAST: Self = Self(3);
+}
+
+/// A backend's load, as far as its service chooses by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Load {
+    /// Open flows times [`Self::step`]; written by the agent, counted up by the programs in between.
+    pub value: u64,
+    /// What one flow weighs: the smaller, the more the backend can take.
+    pub step: u64,
+}
+
 /// A service's place in the ring table, replaced as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -208,6 +234,8 @@ pub struct Service {
     pub ring_offset: u32,
     /// Places; 0 when the service has no active backend.
     pub ring_length: u32,
+    /// How a place is chosen.
+    pub choice: Choice,
     /// Published port and protocol, so that an agent can adopt what it finds.
     pub port: Be16,
     /// IP protocol number.
@@ -473,7 +501,8 @@ const _: () = assert!(size_of::<FlowKey>() == 16);
 const _: () = assert!(size_of::<Endpoint>() == 8);
 const _: () = assert!(size_of::<Flow>() == 56);
 const _: () = assert!(size_of::<FrontendKey>() == 8);
-const _: () = assert!(size_of::<Service>() == 12);
+const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<Load>() == 16);
 const _: () = assert!(size_of::<BackendKey>() == 8);
 const _: () = assert!(size_of::<Backend>() == 48);
 const _: () = assert!(size_of::<NextHop>() == 20);
@@ -484,7 +513,8 @@ const _: () = assert!(size_of::<Dialled>() == 8);
 #[cfg(feature = "agent")]
 mod agent {
     use super::{
-        Backend, BackendCounters, BackendKey, Config, Dialled, Flow, FlowKey, FrontendKey, NextHop, Service,
+        Backend, BackendCounters, BackendKey, Config, Dialled, Flow, FlowKey, FrontendKey, Load, NextHop,
+        Service,
     };
 
     macro_rules! pod {
@@ -502,6 +532,7 @@ mod agent {
         Flow,
         FlowKey,
         FrontendKey,
+        Load,
         NextHop,
         Service
     );

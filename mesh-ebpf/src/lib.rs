@@ -19,6 +19,7 @@ pub mod mss;
 pub mod open;
 pub mod parse;
 pub mod reply;
+pub mod select;
 pub mod tables;
 #[cfg(test)]
 mod testing;

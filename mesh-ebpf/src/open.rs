@@ -1,4 +1,4 @@
-//! Opening a flow: choice of the backend, and the entries that pin it. Imports `abi`, `parse` and
+//! Opening a flow: the entries that pin it to the backend chosen. Imports `abi`, `parse`, `select` and
 //! `tables`.
 
 use crate::{
@@ -6,6 +6,7 @@ use crate::{
     bytes::{Be16, Be32},
     headers::Geneve,
     parse::Packet,
+    select::select,
     tables::{FlowEntry, InsertError, Tables},
 };
 
@@ -24,7 +25,7 @@ pub fn at_entry<'a, T: Tables>(
     service: u32,
     origin: Origin,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let (index, backend) = select(tables, service).ok_or(DropReason::NoBackend)?;
+    let (index, backend) = select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
     let mut flow = new_flow(config, packet, index, backend, origin);
     if origin == Origin::CONTAINER {
         // No other machine could answer a container's own address, and a container not even itself:
@@ -91,20 +92,6 @@ pub fn is_named(backend: &Backend, geneve: &Geneve) -> bool {
     backend.key.address == { geneve.backend_address }
         && backend.target_port == { geneve.backend_port }
         && backend.tag == { geneve.backend_tag }
-}
-
-/// The next backend in the service's rotation.
-#[inline(always)]
-fn select<T: Tables>(tables: &T, index: u32) -> Option<(u32, &Backend)> {
-    let service = tables.service(index)?;
-    if service.ring_length == 0 {
-        return None;
-    }
-    let place = service.ring_offset + tables.rotate(index) % service.ring_length;
-    let chosen = tables.ring(place)?;
-    let backend = tables.backend(chosen)?;
-    // The ring may have been rewritten since the service was read.
-    (backend.generation != 0 && backend.service == index).then_some((chosen, backend))
 }
 
 /// Inserts the flow's entries: the one for the way back first, so that a reply always finds it.

@@ -140,6 +140,10 @@ pub trait Tables {
     fn ring(&self, place: u32) -> Option<u32>;
     /// Counts a service's new flow, and tells how many there were before.
     fn rotate(&self, service: u32) -> u32;
+    /// How loaded a backend is, in its service's measure.
+    fn load(&self, backend: u32) -> u64;
+    /// Adds a flow to a backend's load.
+    fn add_load(&self, backend: u32);
     /// A backend by index.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Index of the backend a Geneve packet names.

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod client;
 pub mod inject;
+pub mod load;
 pub mod pattern;
 pub mod server;
 pub mod stranger;

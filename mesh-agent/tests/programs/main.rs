@@ -5,6 +5,7 @@
 //! through [`mesh_agent::datapath::Datapath`] as the agent does, and opens its flows by packets. Needs
 //! root, a mounted bpffs and cgroup2, iproute2, and an agent built with its eBPF object.
 
+mod balance;
 mod delivery;
 mod forwarding;
 mod frames;

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Config, DROP_COUNTERS, Dialled, DropReason, EVENT_COUNTERS,
-        EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey, Hook, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
+        EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
         MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_place,
     },
     bytes::Be32,
@@ -34,6 +34,9 @@ static SERVICES: HashMap<u32, Service> = HashMap::pinned(MAX_SERVICES, 0);
 /// Rotation of each service: how many flows it has had.
 #[map]
 static ROTATION: Array<u64> = Array::pinned(MAX_SERVICES, 0);
+/// Load of each backend whose service chooses by it.
+#[map]
+static LOADS: Array<Load> = Array::pinned(MAX_BACKENDS, 0);
 /// Backend indexes; each service has a range.
 #[map]
 static RING: Array<u32> = Array::pinned(MAX_RING, 0);
@@ -74,6 +77,21 @@ fn add(map: &PerCpuArray<u64>, index: u32) {
         // SAFETY: a per-CPU array's value is this CPU's own, and the pointer was checked.
         unsafe { *counter += 1 };
     }
+}
+
+/// Adds to a word that other CPUs change at the same time; the sum before. BPF has the instruction
+/// (5.12), core's atomics for this target do not.
+///
+/// # Safety
+/// `word` must point to an aligned u64 that stays writable.
+#[inline(always)]
+unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
+    // SAFETY: this function's contract.
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+            value = inout(reg) value, word = in(reg) word);
+    }
+    value
 }
 
 #[inline(always)]
@@ -136,17 +154,26 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn rotate(&self, service: u32) -> u32 {
         match ROTATION.get_ptr_mut(service) {
-            Some(counter) => {
-                // BPF has the instruction (5.12), core's atomics for this target do not.
-                let mut value = 1_u64;
-                // SAFETY: an aligned u64 in a map value, which lives as long as the program runs.
-                unsafe {
-                    asm!("{value} = atomic_fetch_add((u64 *)({counter} + 0), {value})",
-                        value = inout(reg) value, counter = in(reg) counter);
-                }
-                value as u32
-            }
+            // SAFETY: an aligned u64 in a map value, which lives as long as the program runs.
+            Some(counter) => unsafe { fetch_add(counter, 1) as u32 },
             None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn load(&self, backend: u32) -> u64 {
+        LOADS.get(backend).map_or(0, |load| load.value)
+    }
+
+    #[inline(always)]
+    fn add_load(&self, backend: u32) {
+        if let Some(load) = LOADS.get_ptr_mut(backend) {
+            // SAFETY: checked; `value` is an aligned u64 in a map value, which lives as long as the
+            // program runs, and the agent alone writes `step`.
+            unsafe {
+                let step = (&raw const (*load).step).read();
+                fetch_add(&raw mut (*load).value, step);
+            }
         }
     }
 

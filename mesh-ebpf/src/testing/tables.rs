@@ -10,8 +10,8 @@ use std::{
 
 use crate::{
     abi::{
-        BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendCounters, BackendKey, Config, DropReason, Flow,
-        FlowKey, FrontendKey, Hook, NextHop, Service, drop_index,
+        BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendCounters, BackendKey, Choice, Config, DropReason,
+        Flow, FlowKey, FrontendKey, Hook, Load, NextHop, Service, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -105,6 +105,7 @@ pub(crate) struct TestTables {
     pub(crate) full: Cell<bool>,
     node: u8,
     rotation: RefCell<BTreeMap<u32, u32>>,
+    loads: RefCell<BTreeMap<u32, Load>>,
     flows: Flows,
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
     drops: RefCell<BTreeMap<u32, u32>>,
@@ -151,6 +152,7 @@ impl TestTables {
             Service {
                 ring_offset: self.ring.len() as u32,
                 ring_length: replicas.len() as u32,
+                choice: Choice::ROTATE,
                 port: Be16::new(port),
                 protocol: u16::from(protocol),
             },
@@ -197,6 +199,11 @@ impl TestTables {
     /// Drops of all hooks and reasons.
     pub(crate) fn all_drops(&self) -> u32 {
         self.drops.borrow().values().sum()
+    }
+
+    /// Sets a backend's load.
+    pub(crate) fn set_load(&self, backend: u32, value: u64, step: u64) {
+        self.loads.borrow_mut().insert(backend, Load { value, step });
     }
 
     /// What was counted for a backend.
@@ -295,6 +302,16 @@ impl Tables for TestTables {
         let count = rotation.entry(service).or_default();
         *count = count.wrapping_add(1);
         count.wrapping_sub(1)
+    }
+
+    fn load(&self, backend: u32) -> u64 {
+        self.loads.borrow().get(&backend).map_or(0, |load| load.value)
+    }
+
+    fn add_load(&self, backend: u32) {
+        let mut loads = self.loads.borrow_mut();
+        let load = loads.entry(backend).or_default();
+        load.value += load.step;
     }
 
     fn backend(&self, index: u32) -> Option<&Backend> {

@@ -14,7 +14,9 @@ use mesh_tests::{
     bench,
     bench::client::{Load, Measure},
     client::{self, Manner},
-    inject, server, stranger,
+    inject,
+    load::{self, Load},
+    server, stranger,
 };
 
 /// A small server for tests of load balancers, and its client.
@@ -60,6 +62,28 @@ enum Action {
         raw: bool,
         #[command(flatten)]
         manner: MannerArguments,
+    },
+    /// Request addresses in turn at a steady rate, whatever becomes of the requests, and tell in one line
+    /// of JSON what failed, how and when.
+    Load {
+        #[arg(required = true)]
+        urls: Vec<Uri>,
+        /// New connections each second, in all.
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        /// For how long, in seconds.
+        #[arg(long, default_value_t = 10.0)]
+        duration: f64,
+        /// How long one request may take, in milliseconds; more than the second after which TCP repeats
+        /// itself, so that what is lost and healed is slow rather than failed.
+        #[arg(long, default_value_t = 5000)]
+        timeout: u64,
+        /// Connections to keep meanwhile, over the addresses in turn.
+        #[arg(long, default_value_t = 0)]
+        keep_alive: usize,
+        /// The rest between two requests on each of them, in milliseconds.
+        #[arg(long, default_value_t = 100)]
+        pause: u64,
     },
     /// Upload bytes and compare what arrived.
     Upload {
@@ -174,6 +198,26 @@ async fn main() -> Result<()> {
         Action::Get {
             url, count, manner, ..
         } => client::get(&url, count, manner.manner()).await,
+        Action::Load {
+            urls,
+            rate,
+            duration,
+            timeout,
+            keep_alive,
+            pause,
+        } => {
+            let load = Load {
+                urls,
+                rate,
+                duration: Duration::try_from_secs_f64(duration).context("that is no duration")?,
+                timeout: Duration::from_millis(timeout),
+                keep_alive,
+                pause: Duration::from_millis(pause),
+            };
+            let report = load::run(&load).await?;
+            println!("{}", serde_json::to_string(&report).context("no JSON")?);
+            Ok(())
+        }
         Action::Upload { url, bytes, manner } => {
             let received = client::upload(&url, bytes, manner.manner()).await?;
             println!("{}", serde_json::to_string(&received).context("no JSON")?);

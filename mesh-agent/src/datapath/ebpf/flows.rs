@@ -64,15 +64,15 @@ impl FlowSweep {
         self.evictions
     }
 
-    /// Walks the table, if it is time. `generations` has each backend's current one.
+    /// Walks the table, if it is time; says whether it was. `generations` has each backend's current one.
     pub(super) fn run(
         &mut self,
         maps: &mut Handles,
         now: u32,
         generations: &BTreeMap<u32, u32>,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<bool, DatapathError> {
         if now < self.next {
-            return Ok(());
+            return Ok(false);
         }
         let inserted = maps.flows_inserted()?;
         let mut active: BTreeMap<u32, u64> = BTreeMap::new();
@@ -110,7 +110,7 @@ impl FlowSweep {
         self.active = active;
         self.entries = entries;
         self.next = now + if entries > LARGE { LARGE_INTERVAL } else { 1 };
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -9,7 +9,7 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Config, DropReason, EVENT_FLOW_INSERTED, Flow, FlowKey,
-        FrontendKey, Hook, NextHop, Service, drop_index,
+        FrontendKey, Hook, Load, NextHop, Service, drop_index,
     },
     bytes::Be32,
 };
@@ -26,6 +26,7 @@ pub(super) struct Handles {
     pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
     pub(super) services: HashMap<MapData, u32, Service>,
     pub(super) ring: Array<MapData, u32>,
+    pub(super) loads: Array<MapData, Load>,
     pub(super) backends: Array<MapData, Backend>,
     pub(super) backend_index: HashMap<MapData, BackendKey, u32>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
@@ -48,6 +49,7 @@ impl Handles {
             frontends: take(programs, "FRONTENDS")?,
             services: take(programs, "SERVICES")?,
             ring: take(programs, "RING")?,
+            loads: take(programs, "LOADS")?,
             backends: take(programs, "BACKENDS")?,
             backend_index: take(programs, "BACKEND_INDEX")?,
             backend_counters: take(programs, "BACKEND_COUNTERS")?,

@@ -12,8 +12,8 @@ use std::{
 
 use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{
-    self, BACKEND_LOCAL, BACKEND_REMOTE, FrontendKey, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS, MAX_RING,
-    MAX_SERVICES, Service, port_filter_place,
+    self, BACKEND_LOCAL, BACKEND_REMOTE, Choice, FrontendKey, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
+    MAX_RING, MAX_SERVICES, Service, port_filter_place,
 };
 use mesh_ebpf::bytes::{Be16, Be32};
 
@@ -22,9 +22,11 @@ use super::{
     failed,
     handles::Handles,
     places::{Places, Ranges},
+    rings::{Candidate, load_step, ring},
 };
 use crate::model::{
-    Backend, BackendKey, Frontend, Location, NextHop, Protocol, ServiceEntry, ServiceKey, desired::task_tag,
+    Backend, BackendKey, Balance, Frontend, Location, NextHop, Protocol, ServiceEntry, ServiceKey,
+    desired::task_tag,
 };
 
 /// What is where.
@@ -52,13 +54,17 @@ struct PlacedService {
     index: u32,
     offset: u32,
     places: Vec<u32>,
+    /// How it is balanced; unknown until it has been asked for.
+    balance: Balance,
     active: Vec<BackendKey>,
+    choice: Choice,
     retired: Traffic,
     adopted: Adopted,
 }
 
 struct PlacedBackend {
     index: u32,
+    weight: u32,
     value: abi::Backend,
     adopted: Adopted,
 }
@@ -108,7 +114,9 @@ impl Tables {
                     index,
                     offset: service.ring_offset,
                     places,
+                    balance: Balance::default(),
                     active: Vec::new(),
+                    choice: service.choice,
                     retired: Traffic::default(),
                     adopted: true,
                 },
@@ -129,6 +137,7 @@ impl Tables {
                 key,
                 PlacedBackend {
                     index,
+                    weight: 1,
                     value,
                     adopted: true,
                 },
@@ -232,6 +241,10 @@ impl Tables {
             value.generation = placed.value.generation;
             if placed.value == value {
                 placed.adopted = false;
+                if placed.weight != backend.weight {
+                    placed.weight = backend.weight;
+                    self.dirty.insert(key.service);
+                }
                 return Ok(());
             }
         }
@@ -256,6 +269,7 @@ impl Tables {
             key,
             PlacedBackend {
                 index,
+                weight: backend.weight,
                 value,
                 adopted: false,
             },
@@ -293,6 +307,7 @@ impl Tables {
             )
         })?;
         if let Some(service) = self.services.get_mut(&key) {
+            service.balance = entry.balance;
             service.active.clone_from(&entry.active);
             service.adopted = false;
         }
@@ -410,15 +425,37 @@ impl Tables {
         let Some(service) = self.services.get_mut(&key) else {
             return Ok(());
         };
-        let places: Vec<u32> = service
+        let candidates: Vec<Candidate> = service
             .active
             .iter()
-            .filter_map(|key| self.backends.get(key))
-            .map(|placed| placed.index)
+            .filter_map(|key| {
+                let placed = self.backends.get(key)?;
+                Some(Candidate {
+                    key: *key,
+                    index: placed.index,
+                    weight: placed.weight,
+                })
+            })
             .collect();
+        let (choice, places) = ring(service.balance, &candidates);
         let doing = || format!("write the rotation of port {}", key.port);
+        if choice == Choice::LEAST {
+            for candidate in &candidates {
+                let step = load_step(service.balance, candidate.weight);
+                let mut load = maps
+                    .loads
+                    .get(&candidate.index, 0)
+                    .map_err(|error| failed(doing(), error))?;
+                if load.step != step {
+                    load = Load { value: 0, step };
+                    maps.loads
+                        .set(candidate.index, load, 0)
+                        .map_err(|error| failed(doing(), error))?;
+                }
+            }
+        }
         let known = maps.services.get(&service.index, 0).is_ok();
-        if known && places == service.places {
+        if known && places == service.places && choice == service.choice {
             return Ok(());
         }
         let length = places.len() as u32;
@@ -434,6 +471,7 @@ impl Tables {
         let value = Service {
             ring_offset: offset,
             ring_length: length,
+            choice,
             port: Be16::new(key.port),
             protocol: u16::from(key.protocol.number()),
         };
@@ -444,6 +482,7 @@ impl Tables {
             .push((service.offset, service.places.len() as u32));
         service.offset = offset;
         service.places = places;
+        service.choice = choice;
         Ok(())
     }
 
@@ -458,7 +497,9 @@ impl Tables {
                 index,
                 offset: 0,
                 places: Vec::new(),
+                balance: Balance::default(),
                 active: Vec::new(),
+                choice: Choice::ROTATE,
                 retired: Traffic::default(),
                 adopted: false,
             },
@@ -496,6 +537,32 @@ impl Tables {
             .values()
             .map(|placed| (placed.index, placed.value.generation))
             .collect()
+    }
+
+    /// Tells the services that choose by load how many flows their backends have now.
+    pub(super) fn write_loads(
+        &self,
+        maps: &mut Handles,
+        active: &BTreeMap<u32, u64>,
+    ) -> Result<(), DatapathError> {
+        for service in self
+            .services
+            .values()
+            .filter(|service| service.choice == Choice::LEAST)
+        {
+            for placed in service.active.iter().filter_map(|key| self.backends.get(key)) {
+                let step = load_step(service.balance, placed.weight);
+                let flows = active.get(&placed.index).copied().unwrap_or(0);
+                let load = Load {
+                    value: flows.saturating_mul(step),
+                    step,
+                };
+                maps.loads
+                    .set(placed.index, load, 0)
+                    .map_err(|error| failed(format!("write LOADS[{}]", placed.index), error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Traffic by backend and service; `active` counts open flows by backend index.

@@ -16,6 +16,8 @@ use crate::{
     source::docker::host,
 };
 
+use super::labels::{self, LabelError, Labels};
+
 /// One service of `GET /services`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -32,6 +34,7 @@ pub(crate) struct ListedService {
 #[serde(rename_all = "PascalCase")]
 struct ListedServiceSpec {
     name: String,
+    labels: Option<Labels>,
     #[serde(default)]
     mode: Mode,
 }
@@ -159,6 +162,7 @@ pub(crate) struct ListedNode {
 #[serde(rename_all = "PascalCase")]
 struct ListedNodeSpec {
     role: Option<String>,
+    labels: Option<Labels>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -218,6 +222,13 @@ impl Lists {
             services,
             tasks,
         }
+    }
+
+    /// What labels ask of the mesh and it does not understand.
+    pub(crate) fn label_errors(&self) -> BTreeSet<LabelError> {
+        let services = self.services.iter().flat_map(|listed| service_balance(listed).1);
+        let nodes = self.nodes.iter().filter_map(|listed| node_weight(listed).1);
+        services.chain(nodes).collect()
     }
 
     /// Whether a published service is on its way from one state to another, so that its tasks will
@@ -302,7 +313,7 @@ fn node(listed: &ListedNode) -> Option<Node> {
             NodeRole::Worker
         },
         ready: is_ready(listed),
-        weight: 1,
+        weight: node_weight(listed).0,
         datapath: NodeDatapath::Unknown,
     })
 }
@@ -320,7 +331,21 @@ fn service(listed: &ListedService) -> Service {
     Service {
         name: listed.spec.name.clone(),
         ports,
-        balance: Balance::default(),
+        balance: service_balance(listed).0,
+    }
+}
+
+fn service_balance(listed: &ListedService) -> (Balance, Vec<LabelError>) {
+    match &listed.spec.labels {
+        Some(labels) => labels::balance(&listed.spec.name, labels),
+        None => (Balance::default(), Vec::new()),
+    }
+}
+
+fn node_weight(listed: &ListedNode) -> (u32, Option<LabelError>) {
+    match &listed.spec.labels {
+        Some(labels) => labels::weight(&listed.description.hostname, labels),
+        None => (1, None),
     }
 }
 

@@ -2,12 +2,14 @@
 //! event, a hint or the pace says so, and publishes what has changed. I/O only; what the lists mean is
 //! decided in `lists`, when to read them in `pace`.
 
+mod labels;
 mod lists;
 mod pace;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -18,8 +20,8 @@ use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::{lists::Lists, pace::Pace};
-use super::{Backoff, Docker, DockerError, HintHandle, SourceState, describe};
+use self::{labels::LabelError, lists::Lists, pace::Pace};
+use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState, describe};
 
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);
@@ -32,9 +34,12 @@ pub struct SwarmSource {
     docker: Docker,
     state: watch::Sender<SourceState>,
     hint: HintHandle,
+    presence: Presence,
     lists: Lists,
     /// The first event or hint since the picture last changed.
     noticed: Option<SystemTime>,
+    /// What of the labels is not understood, and has been said.
+    said: BTreeSet<LabelError>,
 }
 
 /// Why following the engine ended.
@@ -49,10 +54,10 @@ enum Interruption {
 }
 
 impl SwarmSource {
-    /// A source that reads from `docker`; nothing happens before [`SwarmSource::run`]. The handle asks
-    /// for a fresh list at once.
+    /// A source that reads from `docker`, and from `presence` what the nodes balance with; nothing
+    /// happens before [`SwarmSource::run`]. The handle asks for a fresh list at once.
     #[must_use]
-    pub fn new(docker: Docker) -> (Self, watch::Receiver<SourceState>, HintHandle) {
+    pub fn new(docker: Docker, presence: Presence) -> (Self, watch::Receiver<SourceState>, HintHandle) {
         let (state, receiver) = watch::channel(SourceState {
             origin: "this manager's engine".to_owned(),
             ..SourceState::default()
@@ -62,14 +67,24 @@ impl SwarmSource {
             docker,
             state,
             hint: hint.clone(),
+            presence,
             lists: Lists::default(),
             noticed: None,
+            said: BTreeSet::new(),
         };
         (source, receiver, hint)
     }
 
     /// Follows the Swarm until cancelled; survives every failure of the engine.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) {
+        let (presence, state) = (self.presence.clone(), self.state.clone());
+        tokio::select! {
+            () = self.follow_swarm(shutdown) => {}
+            () = presence.publish_to(&state) => {}
+        }
+    }
+
+    async fn follow_swarm(mut self, shutdown: CancellationToken) {
         let mut backoff = Backoff::default();
         loop {
             let Some(interruption) = shutdown.run_until_cancelled(self.follow(&mut backoff)).await else {
@@ -121,6 +136,7 @@ impl SwarmSource {
                 (self.lists.services, self.lists.nodes) =
                     tokio::try_join!(self.docker.get("/services"), self.docker.get("/nodes"))?;
                 relist = false;
+                self.say_label_errors();
                 relisted = started;
             }
             self.lists.tasks = self.docker.get("/tasks").await?;
@@ -146,14 +162,24 @@ impl SwarmSource {
         }
     }
 
+    /// Each label that is not understood once.
+    fn say_label_errors(&mut self) {
+        let errors = self.lists.label_errors();
+        for error in errors.difference(&self.said) {
+            warn!("{error}");
+        }
+        self.said = errors;
+    }
+
     /// Publishes the lists if they make another picture than before; says whether they do.
     fn publish(&mut self, cluster_id: &str, seen: SystemTime) -> bool {
-        let cluster = self.lists.cluster(cluster_id);
+        let mut cluster = self.lists.cluster(cluster_id);
         let noticed = self.noticed;
         let mut changed = false;
         self.state.send_if_modified(|state| {
             let recovered = state.trouble.take().is_some();
             state.confirmed = Some(seen);
+            self.presence.put_into(&mut cluster);
             changed = state.revision == 0 || *state.cluster != cluster;
             if changed {
                 state.cluster = Arc::new(cluster);

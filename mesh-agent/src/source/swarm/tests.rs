@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{lists::Lists, next_revision};
-use crate::model::{Cluster, NodeRole, Protocol, PublishedPort, TaskState};
+use crate::model::{Balance, Cluster, NodeRole, Protocol, PublishedPort, Scheduler, TaskState};
 
 const WEB: &str = "ebgqnbfxhz24xy4az6eh2zyt3";
 const MANAGER: &str = "5edh6jqu57q0yxj0whueeglrr";
@@ -233,4 +233,30 @@ fn revisions_go_on_growing_when_the_agent_restarts() {
     // A thousand changes within a second, then a restart.
     let last = (0..999).fold(first, |revision, _| next_revision(revision, start));
     assert!(next_revision(0, start + Duration::from_secs(1)) > last);
+}
+
+#[test]
+fn labels_say_how_a_service_is_balanced_and_what_a_node_can_take() {
+    let mut recorded = recorded();
+    find(&mut recorded.services, WEB)["Spec"]["Labels"] =
+        json!({"mesh.scheduler": "wrr", "mesh.affinity": "60", "other": "x"});
+    recorded.node(WORKER)["Spec"]["Labels"] = json!({"mesh.weight": "7"});
+    let cluster = recorded.cluster();
+    let expected = Balance {
+        scheduler: Scheduler::WeightedRoundRobin,
+        affinity: Some(60),
+    };
+    assert_eq!(cluster.services[WEB].balance, expected);
+    assert_eq!(cluster.nodes[WORKER].weight, 7);
+    assert!(recorded.lists().label_errors().is_empty());
+}
+
+#[test]
+fn a_label_that_is_not_understood_is_told_and_changes_nothing() {
+    let mut recorded = recorded();
+    let before = recorded.cluster();
+    find(&mut recorded.services, WEB)["Spec"]["Labels"] = json!({"mesh.scheduler": "best"});
+    recorded.node(WORKER)["Spec"]["Labels"] = json!({"mesh.weight": "lots"});
+    assert_eq!(recorded.cluster(), before);
+    assert_eq!(recorded.lists().label_errors().len(), 2);
 }

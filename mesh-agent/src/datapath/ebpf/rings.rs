@@ -1,0 +1,285 @@
+//! The ring of places that a service's new flows choose from, for each way of balancing. Pure; imports
+//! the model.
+
+use mesh_ebpf::abi::Choice;
+
+use crate::model::{BackendKey, Balance, Scheduler};
+
+/// Sizes of hash tables: primes, as Maglev's permutations need.
+const TABLE_SIZES: [usize; 4] = [251, 1021, 4093, 16_381];
+/// A hash table has this many places for each backend at least, up to the largest size, so that shares
+/// differ by about 1 % (Maglev, NSDI 2016, section 5.3).
+const PLACES_EACH: usize = 100;
+/// What one flow of a backend of weight 1 weighs, where the least loaded is chosen.
+const LOAD_STEP: u64 = 1 << 16;
+
+/// An active backend as the ring sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    /// Its cluster-wide name.
+    pub(super) key: BackendKey,
+    /// Its index in the maps.
+    pub(super) index: u32,
+    /// Its weight; 0 gets no new flows.
+    pub(super) weight: u32,
+}
+
+/// How a place is chosen, and which backend each place names.
+pub(super) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
+    let candidates: Vec<Candidate> = candidates
+        .iter()
+        .copied()
+        .filter(|candidate| candidate.weight > 0)
+        .collect();
+    if balance.affinity.is_some() {
+        return (Choice::HASH_ADDRESS, hash_table(&candidates));
+    }
+    let plain = || candidates.iter().map(|candidate| candidate.index).collect();
+    match balance.scheduler {
+        Scheduler::RoundRobin => (Choice::ROTATE, plain()),
+        Scheduler::WeightedRoundRobin => (Choice::ROTATE, weighted(&candidates)),
+        Scheduler::Maglev => (Choice::HASH_ENDPOINT, hash_table(&candidates)),
+        Scheduler::LeastConnection | Scheduler::WeightedLeastConnection => (Choice::LEAST, plain()),
+    }
+}
+
+/// What one flow of a backend adds to its load.
+pub(super) fn load_step(balance: Balance, weight: u32) -> u64 {
+    match balance.scheduler {
+        Scheduler::WeightedLeastConnection => LOAD_STEP / u64::from(weight.max(1)),
+        _ => LOAD_STEP,
+    }
+}
+
+/// Each backend as often as its weight says, spread evenly over the turns: at each turn the one that is
+/// furthest behind its share (the "smooth" weighted round robin).
+fn weighted(candidates: &[Candidate]) -> Vec<u32> {
+    let divisor = candidates
+        .iter()
+        .fold(0, |divisor, candidate| gcd(divisor, candidate.weight))
+        .max(1);
+    let weights: Vec<i64> = candidates
+        .iter()
+        .map(|candidate| i64::from(candidate.weight / divisor))
+        .collect();
+    let total: i64 = weights.iter().sum();
+    let mut credit = vec![0; candidates.len()];
+    let mut places = Vec::new();
+    for _ in 0..total {
+        for (credit, weight) in credit.iter_mut().zip(&weights) {
+            *credit += weight;
+        }
+        // The first of equals.
+        let next = (0..credit.len()).rev().max_by_key(|place| credit[*place]);
+        if let Some(next) = next {
+            credit[next] -= total;
+            places.push(candidates[next].index);
+        }
+    }
+    places
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Maglev's table: each backend has a permutation of all places, of its own name alone, and they take
+/// turns (as many in a row as they have weight) to claim the next that is free. So every node makes the
+/// same table, and a backend that comes or goes moves little but its own share.
+fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
+    let mut candidates = candidates.to_vec();
+    candidates.sort_unstable_by_key(|candidate| candidate.key);
+    let Some(heaviest) = candidates.iter().map(|candidate| candidate.weight).max() else {
+        return Vec::new();
+    };
+    let wanted = candidates.len() * PLACES_EACH;
+    let size = TABLE_SIZES
+        .into_iter()
+        .find(|size| *size >= wanted)
+        .unwrap_or(TABLE_SIZES[TABLE_SIZES.len() - 1]);
+    let mut table: Vec<Option<u32>> = vec![None; size];
+    let mut walks: Vec<Walk> = candidates
+        .iter()
+        .map(|candidate| Walk::new(candidate.key, size))
+        .collect();
+    let mut credit = vec![0; candidates.len()];
+    let mut free = size;
+    while free > 0 {
+        for (number, candidate) in candidates.iter().enumerate() {
+            // A lighter one sits out rounds in proportion.
+            credit[number] += candidate.weight;
+            if credit[number] < heaviest {
+                continue;
+            }
+            credit[number] -= heaviest;
+            while table[walks[number].place].is_some() {
+                walks[number].advance(size);
+            }
+            table[walks[number].place] = Some(candidate.index);
+            free -= 1;
+            if free == 0 {
+                break;
+            }
+        }
+    }
+    table.into_iter().flatten().collect()
+}
+
+/// A backend's way through the places.
+struct Walk {
+    place: usize,
+    stride: usize,
+}
+
+impl Walk {
+    fn new(key: BackendKey, size: usize) -> Self {
+        let name = key
+            .address
+            .octets()
+            .into_iter()
+            .chain(key.service.port.to_be_bytes());
+        let hash = fnv1a(name.chain([key.service.protocol.number()]));
+        // Of a prime size, any stride but 0 visits every place.
+        Self {
+            place: (hash as u32) as usize % size,
+            stride: 1 + (hash >> 32) as usize % (size - 1),
+        }
+    }
+
+    fn advance(&mut self, size: usize) {
+        self.place = (self.place + self.stride) % size;
+    }
+}
+
+/// FNV-1a, 64 bits, with a last mix: names differ in their last bytes only.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let mixed = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed ^ mixed >> 33
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{Protocol, ServiceKey};
+
+    fn candidates(weights: &[u32]) -> Vec<Candidate> {
+        (0..)
+            .zip(weights)
+            .map(|(index, weight)| Candidate {
+                key: BackendKey {
+                    service: ServiceKey {
+                        protocol: Protocol::Tcp,
+                        port: 9200,
+                    },
+                    address: Ipv4Addr::from(0x0a00_0002 + index),
+                },
+                index: 100 + index,
+                weight: *weight,
+            })
+            .collect()
+    }
+
+    fn by(scheduler: Scheduler) -> Balance {
+        Balance {
+            scheduler,
+            affinity: None,
+        }
+    }
+
+    fn count(places: &[u32]) -> BTreeMap<u32, usize> {
+        let mut counts = BTreeMap::new();
+        for place in places {
+            *counts.entry(*place).or_default() += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn round_robin_ignores_weights() {
+        let (choice, places) = ring(by(Scheduler::RoundRobin), &candidates(&[1, 5, 2]));
+        assert_eq!((choice, places), (Choice::ROTATE, vec![100, 101, 102]));
+    }
+
+    #[test]
+    fn weighted_round_robin_spreads_its_turns() {
+        let (choice, places) = ring(by(Scheduler::WeightedRoundRobin), &candidates(&[10, 30, 10]));
+        assert_eq!((choice, places), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
+    }
+
+    #[test]
+    fn affinity_goes_by_the_address_whatever_the_scheduler() {
+        for scheduler in Scheduler::ALL {
+            let balance = Balance {
+                scheduler,
+                affinity: Some(300),
+            };
+            assert_eq!(ring(balance, &candidates(&[1, 1])).0, Choice::HASH_ADDRESS);
+        }
+    }
+
+    #[test]
+    fn a_load_counts_for_less_where_the_weight_is_larger() {
+        let weighted = by(Scheduler::WeightedLeastConnection);
+        assert_eq!(load_step(weighted, 4) * 4, load_step(weighted, 1));
+        let plain = by(Scheduler::LeastConnection);
+        assert_eq!(load_step(plain, 4), load_step(plain, 1));
+    }
+
+    #[test]
+    fn a_hash_table_gives_each_its_share() {
+        let (choice, places) = ring(by(Scheduler::Maglev), &candidates(&[1, 1, 2]));
+        assert_eq!((choice, places.len()), (Choice::HASH_ENDPOINT, 1021));
+        let counts = count(&places);
+        assert!(counts[&102].abs_diff(2 * counts[&100]) <= 4, "{counts:?}");
+        assert!(counts[&100].abs_diff(counts[&101]) <= 2, "{counts:?}");
+    }
+
+    #[test]
+    fn a_backend_that_goes_moves_little_but_its_own_share() {
+        let before = candidates(&[1; 10]);
+        let mut after = before.clone();
+        after.remove(3);
+        let (before, after) = (hash_table(&before), hash_table(&after));
+        assert_eq!(before.len(), after.len());
+        let moved = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| **before != 103 && before != after)
+            .count();
+        assert!(moved < before.len() / 10, "{moved} of {} moved", before.len());
+    }
+
+    #[test]
+    fn every_node_makes_the_same_table() {
+        let mut there = candidates(&[1, 2, 3]);
+        let here = hash_table(&there);
+        there.reverse();
+        assert_eq!(hash_table(&there), here);
+    }
+
+    proptest! {
+        #[test]
+        fn every_ring_names_every_candidate_and_no_other(
+            weights in prop::collection::vec(0_u32..5, 0..30),
+            scheduler in prop::sample::select(Scheduler::ALL.to_vec()),
+            affinity in prop::option::of(1_u32..100),
+        ) {
+            let candidates = candidates(&weights);
+            let (_, places) = ring(Balance { scheduler, affinity }, &candidates);
+            let named: Vec<u32> = count(&places).into_keys().collect();
+            let active: Vec<u32> = candidates
+                .iter()
+                .filter(|candidate| candidate.weight > 0)
+                .map(|candidate| candidate.index)
+                .collect();
+            prop_assert_eq!(named, active);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What users ask of the mesh by labels on their services and nodes. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Balance, Scheduler};
+
+/// On a service: the order in which new connections are spread.
+const SCHEDULER: &str = "mesh.scheduler";
+/// On a service: for how many seconds a client keeps its replica.
+const AFFINITY: &str = "mesh.affinity";
+/// On a node: the share of new connections that each of its tasks gets.
+const WEIGHT: &str = "mesh.weight";
+/// The longest affinity, seconds: a day.
+const MAX_AFFINITY: u32 = 24 * 60 * 60;
+/// The largest weight.
+const MAX_WEIGHT: u32 = 100;
+
+/// Labels as the engine lists them.
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// A label says something that the mesh does not understand; the default holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("label {label}={value} of {whose}: expected {expected}; going on with {instead}")]
+pub(crate) struct LabelError {
+    /// Whose label, e.g. `service web`.
+    whose: String,
+    label: &'static str,
+    value: String,
+    expected: String,
+    instead: &'static str,
+}
+
+/// How a service is balanced, and what of its labels is not understood.
+pub(super) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
+    let mut errors = Vec::new();
+    let whose = || format!("service {name}");
+    let mut balance = Balance::default();
+    if let Some(value) = labels.get(SCHEDULER) {
+        match Scheduler::ALL
+            .into_iter()
+            .find(|known| known.name() == value.trim())
+        {
+            Some(scheduler) => balance.scheduler = scheduler,
+            None => errors.push(LabelError {
+                whose: whose(),
+                label: SCHEDULER,
+                value: shown(value),
+                expected: format!("one of {}", Scheduler::ALL.map(Scheduler::name).join(", ")),
+                instead: "rr",
+            }),
+        }
+    }
+    if let Some(value) = labels.get(AFFINITY) {
+        match within(value, MAX_AFFINITY) {
+            Some(seconds) => balance.affinity = Some(seconds),
+            None => errors.push(LabelError {
+                whose: whose(),
+                label: AFFINITY,
+                value: shown(value),
+                expected: format!("seconds from 1 to {MAX_AFFINITY}"),
+                instead: "no affinity",
+            }),
+        }
+    }
+    (balance, errors)
+}
+
+/// The weight of a node's tasks.
+pub(super) fn weight(name: &str, labels: &Labels) -> (u32, Option<LabelError>) {
+    let Some(value) = labels.get(WEIGHT) else {
+        return (1, None);
+    };
+    match within(value, MAX_WEIGHT) {
+        Some(weight) => (weight, None),
+        None => {
+            let error = LabelError {
+                whose: format!("node {name}"),
+                label: WEIGHT,
+                value: shown(value),
+                expected: format!("a number from 1 to {MAX_WEIGHT}"),
+                instead: "1",
+            };
+            (1, Some(error))
+        }
+    }
+}
+
+fn within(value: &str, largest: u32) -> Option<u32> {
+    let value = value.trim().parse().ok()?;
+    (1..=largest).contains(&value).then_some(value)
+}
+
+/// The beginning of a value, for a message.
+fn shown(value: &str) -> String {
+    value.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_service_without_labels_is_balanced_by_rotation() {
+        assert_eq!(balance("web", &Labels::new()), (Balance::default(), vec![]));
+    }
+
+    #[test]
+    fn every_scheduler_is_known_by_its_name() {
+        for scheduler in Scheduler::ALL {
+            let (balance, errors) = balance("web", &labels(&[("mesh.scheduler", scheduler.name())]));
+            assert_eq!((balance.scheduler, errors), (scheduler, vec![]));
+        }
+    }
+
+    #[test]
+    fn affinity_is_in_seconds() {
+        let (balance, errors) = balance("web", &labels(&[("mesh.affinity", "300")]));
+        assert_eq!((balance.affinity, errors), (Some(300), vec![]));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named_and_the_default_holds() {
+        let (balance, errors) = balance(
+            "web",
+            &labels(&[("mesh.scheduler", "random"), ("mesh.affinity", "0")]),
+        );
+        assert_eq!(balance, Balance::default());
+        assert_eq!(
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "label mesh.scheduler=random of service web: expected one of rr, wrr, mh, lc, wlc; going on \
+                 with rr",
+                "label mesh.affinity=0 of service web: expected seconds from 1 to 86400; going on with no \
+                 affinity",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_nodes_weight_is_bounded() {
+        assert_eq!(weight("n", &labels(&[("mesh.weight", "3")])), (3, None));
+        for value in ["0", "101", "-1", "many", ""] {
+            let (weight, error) = weight("n", &labels(&[("mesh.weight", value)]));
+            assert_eq!(weight, 1, "{value}");
+            assert!(error.is_some(), "{value}");
+        }
+    }
+}

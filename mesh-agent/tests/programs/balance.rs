@@ -1,0 +1,165 @@
+//! Which replica a new connection goes to, for each way of balancing.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use mesh_agent::{
+    datapath::Datapath,
+    model::{BackendState, Balance, Desired, Location, Scheduler},
+};
+
+use crate::{
+    frames::{Packet, RST, SYN},
+    space::{PEER, Space, WEB, XDP_TX, arriving, backend_key, frontend, in_space, serve},
+};
+
+fn by(scheduler: Scheduler) -> Balance {
+    Balance {
+        scheduler,
+        affinity: None,
+    }
+}
+
+/// Remote replicas 1 and up with these weights.
+fn replicas(space: &Space, balance: Balance, weights: &[u32]) -> Desired {
+    let mut state = space.node();
+    let backends: Vec<_> = (1..)
+        .zip(weights)
+        .map(|(number, _)| (number, Location::Remote(PEER)))
+        .collect();
+    serve(&mut state, WEB, &backends);
+    if let Some(service) = state.services.get_mut(&WEB) {
+        service.balance = balance;
+    }
+    for (number, weight) in (1..).zip(weights) {
+        if let Some(backend) = state.backends.get_mut(&backend_key(WEB, number)) {
+            backend.weight = *weight;
+        }
+    }
+    state
+}
+
+/// The replica that a client's SYN is sent to.
+fn chosen(space: &mut Space, client: SocketAddrV4) -> u8 {
+    let sent = space.xdp(&Packet::tcp(arriving(), client, frontend(WEB), SYN).frame());
+    assert_eq!(sent.verdict, XDP_TX);
+    // The last byte of the backend's ingress address in the Geneve option.
+    sent.frame[57]
+}
+
+fn client(address: u8, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, address), port)
+}
+
+fn spread(space: &mut Space, clients: impl Iterator<Item = SocketAddrV4>) -> BTreeMap<u8, usize> {
+    let mut spread = BTreeMap::new();
+    for client in clients {
+        *spread.entry(chosen(space, client)).or_default() += 1;
+    }
+    spread
+}
+
+#[test]
+fn weighted_round_robin_follows_the_weights_exactly() {
+    in_space(|space| {
+        let state = replicas(space, by(Scheduler::WeightedRoundRobin), &[1, 3]);
+        space.apply(&state);
+        let spread = spread(space, (0..40).map(|number| client(7, 40_000 + number)));
+        assert_eq!(spread, [(1, 10), (2, 30)].into());
+    });
+}
+
+#[test]
+fn another_weight_moves_new_connections_and_no_open_one() {
+    in_space(|space| {
+        let before = replicas(space, by(Scheduler::WeightedRoundRobin), &[1, 1]);
+        space.apply(&before);
+        let home = chosen(space, client(7, 40_000));
+        let after = replicas(space, by(Scheduler::WeightedRoundRobin), &[1, 9]);
+        let changes = mesh_agent::plan::plan(&before, &after);
+        assert!(space.datapath().apply(&changes).is_empty());
+        assert_eq!(chosen(space, client(7, 40_000)), home);
+        let spread = spread(space, (0..20).map(|number| client(8, 40_000 + number)));
+        assert_eq!(spread, [(1, 2), (2, 18)].into());
+    });
+}
+
+#[test]
+fn maglev_sends_one_endpoint_to_one_replica_when_it_comes_again() {
+    in_space(|space| {
+        let state = replicas(space, by(Scheduler::Maglev), &[1, 1, 1]);
+        space.apply(&state);
+        for number in 0..50 {
+            let client = client(7, 40_000 + number);
+            let home = chosen(space, client);
+            space.xdp(&Packet::tcp(arriving(), client, frontend(WEB), RST).frame());
+            assert_eq!(chosen(space, client), home, "{client}");
+        }
+        let spread = spread(space, (0..300).map(|number| client(8, 40_000 + number)));
+        assert!(
+            spread.values().all(|count| (60..140).contains(count)),
+            "{spread:?}"
+        );
+    });
+}
+
+#[test]
+fn affinity_keeps_an_address_until_its_replica_drains() {
+    in_space(|space| {
+        let balance = Balance {
+            affinity: Some(60),
+            ..Balance::default()
+        };
+        let before = replicas(space, balance, &[1, 1, 1]);
+        space.apply(&before);
+        let home = chosen(space, client(7, 40_000));
+        let again = spread(space, (1..50).map(|number| client(7, 40_000 + number)));
+        assert_eq!(again, [(home, 49)].into());
+
+        let mut after = before.clone();
+        let drained = backend_key(WEB, home);
+        if let Some(backend) = after.backends.get_mut(&drained) {
+            (backend.state, backend.weight) = (BackendState::Draining, 0);
+        }
+        if let Some(service) = after.services.get_mut(&WEB) {
+            service.active.retain(|key| *key != drained);
+        }
+        let changes = mesh_agent::plan::plan(&before, &after);
+        assert!(space.datapath().apply(&changes).is_empty());
+        assert_eq!(chosen(space, client(7, 40_000)), home, "an open connection stays");
+        let moved = spread(space, (100..150).map(|number| client(7, 40_000 + number)));
+        assert_eq!(moved.len(), 1, "the address has one new home: {moved:?}");
+        assert!(!moved.contains_key(&home));
+    });
+}
+
+#[test]
+fn least_connection_prefers_the_replica_with_fewer_open_ones() {
+    in_space(|space| {
+        let state = replicas(space, by(Scheduler::LeastConnection), &[1, 1]);
+        space.apply(&state);
+        let first: Vec<_> = (0..20).map(|number| client(7, 40_000 + number)).collect();
+        let homes: Vec<u8> = first.iter().map(|client| chosen(space, *client)).collect();
+        // All of one replica's connections end; the data path's upkeep notices.
+        for (client, home) in first.iter().zip(&homes) {
+            if *home == 1 {
+                space.xdp(&Packet::tcp(arriving(), *client, frontend(WEB), RST).frame());
+            }
+        }
+        space.datapath().maintain().expect("the flows can be walked");
+        let spread = spread(space, (0..10).map(|number| client(8, 40_000 + number)));
+        assert_eq!(spread, [(1, 10)].into());
+    });
+}
+
+#[test]
+fn weighted_least_connection_gives_the_heavier_more() {
+    in_space(|space| {
+        let state = replicas(space, by(Scheduler::WeightedLeastConnection), &[1, 3]);
+        space.apply(&state);
+        let spread = spread(space, (0..80).map(|number| client(7, 40_000 + number)));
+        assert!((18..=22).contains(&spread[&1]), "{spread:?}");
+    });
+}

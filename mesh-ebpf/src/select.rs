@@ -1,0 +1,205 @@
+//! Choosing a backend for a new flow. Imports `abi` and `tables`.
+
+use crate::{
+    abi::{Backend, Choice, FlowKey, Service},
+    tables::Tables,
+};
+
+/// Chooses a place of the service's ring, and the backend it names, for a flow whose first packet has
+/// the tuple `key`. `None` when the service has no active backend.
+#[inline(always)]
+pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option<(u32, &'a Backend)> {
+    let service = tables.service(index)?;
+    if service.ring_length == 0 {
+        return None;
+    }
+    let chosen = match service.choice {
+        Choice::HASH_ENDPOINT => {
+            let port = u32::from(key.source_port.get());
+            hashed(
+                tables,
+                &service,
+                mix(key.source.get() ^ mix(port | key.protocol << 16)),
+            )?
+        }
+        Choice::HASH_ADDRESS => hashed(tables, &service, mix(key.source.get()))?,
+        Choice::LEAST => least(tables, &service, index)?,
+        _ => at(tables, &service, tables.rotate(index) % service.ring_length)?,
+    };
+    let backend = tables.backend(chosen)?;
+    // The ring may have been rewritten since the service was read.
+    (backend.generation != 0 && backend.service == index).then_some((chosen, backend))
+}
+
+/// The backend at a place of a service's ring.
+#[inline(always)]
+fn at<T: Tables>(tables: &T, service: &Service, place: u32) -> Option<u32> {
+    tables.ring(service.ring_offset + place)
+}
+
+/// The backend at the place that a hash leads to; the same on every node, as their rings are.
+#[inline(always)]
+fn hashed<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<u32> {
+    at(tables, service, hash % service.ring_length)
+}
+
+/// The less loaded of two backends: the next in rotation and another one (the power of two choices,
+/// Mitzenmacher 2001). It needs no walk over all of them, and the loads may be a second old.
+#[inline(always)]
+fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
+    let turn = tables.rotate(index);
+    let place = turn % service.ring_length;
+    let mut chosen = at(tables, service, place)?;
+    if service.ring_length > 1 {
+        let step = 1 + mix(turn) % (service.ring_length - 1);
+        let other = at(tables, service, (place + step) % service.ring_length)?;
+        if tables.load(other) < tables.load(chosen) {
+            chosen = other;
+        }
+    }
+    tables.add_load(chosen);
+    Some(chosen)
+}
+
+/// Spreads a word's bits over all others (MurmurHash3's finalizer).
+#[inline(always)]
+pub fn mix(mut word: u32) -> u32 {
+    word ^= word >> 16;
+    word = word.wrapping_mul(0x85eb_ca6b);
+    word ^= word >> 13;
+    word = word.wrapping_mul(0xc2b2_ae35);
+    word ^ word >> 16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::Ipv4Addr};
+
+    use super::*;
+    use crate::{
+        bytes::Be16,
+        headers::PROTOCOL_TCP,
+        testing::{Replica, TestTables},
+    };
+
+    const REPLICAS: [Replica; 3] = [Replica::on(1, 1), Replica::on(1, 2), Replica::on(2, 3)];
+
+    fn service(choice: Choice) -> TestTables {
+        let mut tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &REPLICAS);
+        tables
+            .services
+            .entry(0)
+            .and_modify(|service| service.choice = choice);
+        tables
+    }
+
+    fn key(address: u8, port: u16) -> FlowKey {
+        FlowKey {
+            source: Ipv4Addr::new(192, 0, 2, address).into(),
+            source_port: Be16::new(port),
+            protocol: u32::from(PROTOCOL_TCP),
+            ..FlowKey::default()
+        }
+    }
+
+    fn chosen(tables: &TestTables, key: FlowKey) -> u32 {
+        select(tables, &key, 0).expect("a backend").0
+    }
+
+    fn spread(tables: &TestTables, keys: impl Iterator<Item = FlowKey>) -> BTreeMap<u32, usize> {
+        let mut spread = BTreeMap::new();
+        for key in keys {
+            *spread.entry(chosen(tables, key)).or_default() += 1;
+        }
+        spread
+    }
+
+    #[test]
+    fn rotation_takes_each_in_its_turn() {
+        let tables = service(Choice::ROTATE);
+        let turns: Vec<_> = (0..6).map(|_| chosen(&tables, key(1, 1))).collect();
+        assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn a_hashed_endpoint_stays_and_endpoints_spread() {
+        let tables = service(Choice::HASH_ENDPOINT);
+        for port in 1000..1100 {
+            assert_eq!(chosen(&tables, key(7, port)), chosen(&tables, key(7, port)));
+        }
+        let spread = spread(&tables, (1000..4000).map(|port| key(7, port)));
+        assert!(
+            spread.values().all(|count| (900..1100).contains(count)),
+            "{spread:?}"
+        );
+    }
+
+    #[test]
+    fn a_hashed_address_stays_whatever_its_port_and_addresses_spread() {
+        let tables = service(Choice::HASH_ADDRESS);
+        let home = chosen(&tables, key(7, 1));
+        assert!((1..1000).all(|port| chosen(&tables, key(7, port)) == home));
+        let spread = spread(&tables, (0..=255).map(|address| key(address, 1)));
+        assert!(spread.values().all(|count| *count > 60), "{spread:?}");
+    }
+
+    #[test]
+    fn the_less_loaded_of_two_is_chosen() {
+        let tables = service(Choice::LEAST);
+        tables.set_load(0, 1000, 10);
+        tables.set_load(1, 1000, 10);
+        tables.set_load(2, 0, 10);
+        let spread = spread(&tables, (0..60).map(|port| key(7, port)));
+        // A third of the turns do not look at it.
+        assert!(spread[&2] >= 30, "{spread:?}");
+    }
+
+    #[test]
+    fn equal_loads_are_kept_equal() {
+        let tables = service(Choice::LEAST);
+        for backend in 0..3 {
+            tables.set_load(backend, 0, 1);
+        }
+        let spread = spread(&tables, (0..300).map(|port| key(7, port)));
+        assert!(
+            spread.values().all(|count| (97..=103).contains(count)),
+            "{spread:?}"
+        );
+    }
+
+    #[test]
+    fn a_backend_that_takes_more_gets_more() {
+        let tables = service(Choice::LEAST);
+        for (backend, step) in [(0, 4), (1, 4), (2, 1)] {
+            tables.set_load(backend, 0, step);
+        }
+        let spread = spread(&tables, (0..600).map(|port| key(7, port)));
+        assert!(
+            spread[&2] > 2 * spread[&0] && spread[&2] > 2 * spread[&1],
+            "{spread:?}"
+        );
+    }
+
+    #[test]
+    fn one_backend_is_every_choice() {
+        for choice in [
+            Choice::ROTATE,
+            Choice::HASH_ENDPOINT,
+            Choice::HASH_ADDRESS,
+            Choice::LEAST,
+        ] {
+            let mut tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[Replica::on(1, 1)]);
+            tables
+                .services
+                .entry(0)
+                .and_modify(|service| service.choice = choice);
+            assert_eq!(chosen(&tables, key(7, 7)), 0, "{choice:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_without_backends_has_no_choice() {
+        let tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[]);
+        assert!(select(&tables, &key(7, 7), 0).is_none());
+    }
+}
