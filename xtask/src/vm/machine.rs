@@ -102,7 +102,8 @@ impl Machine {
             .arg("--rwdir")
             .arg(&target);
         if !self.kvm {
-            machine.arg("--disable-kvm");
+            // What guards against other users of a real processor costs an emulated one dearly.
+            machine.args(["--disable-kvm", "--append", "mitigations=off"]);
         }
         if self.console {
             machine.arg("--verbose");
