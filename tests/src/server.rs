@@ -1,5 +1,5 @@
-//! The server: HTTP that tells who answers and who asked, bulk data in both directions, and UDP echo; the lean server
-//! for measurements beside it. Depends on `pattern` and `bench`.
+//! The server: HTTP that tells who answers and who asked, bulk data in both directions, and UDP echo.
+//! Depends on `pattern`.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, UdpSocket};
 
-use crate::{bench, pattern};
+use crate::pattern;
 
 /// Bytes of a download are made in pieces of this size.
 const PIECE: u64 = 64 * 1024;
@@ -51,7 +51,7 @@ struct Wanted {
 ///
 /// # Errors
 /// When a port is taken.
-pub async fn serve(http_port: u16, udp_port: u16, bench_port: u16) -> Result<()> {
+pub async fn serve(http_port: u16, udp_port: u16) -> Result<()> {
     let task: Arc<str> = task_name().into();
     let udp = UdpSocket::bind(("0.0.0.0", udp_port))
         .await
@@ -59,7 +59,6 @@ pub async fn serve(http_port: u16, udp_port: u16, bench_port: u16) -> Result<()>
     let tcp = TcpListener::bind(("0.0.0.0", http_port))
         .await
         .with_context(|| format!("could not listen on TCP port {http_port}"))?;
-    tokio::spawn(bench::server::serve(bench::server::listen(bench_port)?));
     tokio::spawn(echo(udp, Arc::clone(&task)));
     let router = Router::new()
         .route("/", get(hello))

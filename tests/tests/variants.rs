@@ -17,6 +17,9 @@ type Variant = (&'static str, &'static [&'static str], Offloads);
 /// What the other test binary tells all stories of on this kernel: only where it is named.
 const NATIVE: Variant = ("native", &["--xdp", "native"], Offloads::Off);
 
+/// Needs a kernel with IPVS: only where it is named.
+const IPVS: Variant = ("ipvs", &["--datapath", "ipvs"], Offloads::On);
+
 const VARIANTS: &[Variant] = &[
     ("dsr", &["--xdp", "native", "--return-mode", "dsr"], Offloads::Off),
     ("tc", &["--xdp", "off"], Offloads::On),
@@ -58,7 +61,7 @@ fn chosen(names: Option<&str>) -> Result<Vec<Variant>, &str> {
     names
         .split(',')
         .map(|name| {
-            let all = VARIANTS.iter().chain([&NATIVE]);
+            let all = VARIANTS.iter().chain([&NATIVE, &IPVS]);
             all.copied().find(|variant| variant.0 == name).ok_or(name)
         })
         .collect()

@@ -20,6 +20,12 @@ static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
         .clamp(1, 1000)
 });
 
+/// How much slower than others this machine is said to be, at least 1.
+#[must_use]
+pub fn patience() -> u32 {
+    *PATIENCE
+}
+
 /// Looks until `probe` succeeds and returns what it saw. Every error means "not yet". Where `$MESH_LAB_PATIENCE` is
 /// set, that many times the timeout.
 ///
@@ -27,7 +33,7 @@ static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
 /// When the deadline passes: the last observation, and how long was waited for what.
 pub fn wait_until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let begin = Instant::now();
-    let timeout = timeout * *PATIENCE;
+    let timeout = timeout * patience();
     loop {
         match probe() {
             Ok(value) => return Ok(value),

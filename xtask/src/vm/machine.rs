@@ -100,7 +100,9 @@ impl Machine {
             .args(["--memory", &self.memory, "--run"])
             .arg(&self.kernel)
             .arg("--rwdir")
-            .arg(&target);
+            .arg(&target)
+            // Once more, for the guest to read programs from with a cache.
+            .args(["--rodir", "/run/usr=/usr"]);
         if !self.kvm {
             // What guards against other users of a real processor costs an emulated one dearly.
             machine.args(["--disable-kvm", "--append", "mitigations=off"]);
@@ -110,7 +112,11 @@ impl Machine {
         }
         machine
             .arg("--")
-            .arg(format!("sh {0}/guest.sh {0}", folder.path.display()))
+            .arg(format!(
+                "sh {0}/guest.sh {0} {1}",
+                folder.path.display(),
+                target.display()
+            ))
             .env("PATH", path_with_venv()?)
             // Where virtme-ng leaves small files should it be ended.
             .env("TMPDIR", &folder.path)

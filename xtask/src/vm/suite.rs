@@ -41,7 +41,7 @@ const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 const PATIENCE: u32 = 8;
 
 /// The variants of the data path that the Swarm is tried with: of those in `tests/tests/variants.rs`.
-const VARIANTS: &str = "native";
+const VARIANTS: &str = "native,ipvs";
 
 /// Sets up, builds, and runs the tests in a virtual machine.
 ///
