@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod mesh;
+mod pass;
 mod rungs;
 mod space;
 mod state;

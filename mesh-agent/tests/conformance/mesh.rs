@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write,
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
     time::{Duration, Instant},
@@ -315,17 +316,29 @@ impl<'a> Mesh<'a> {
     pub(crate) fn evidence(&mut self) -> String {
         let mut evidence = String::new();
         for number in 1..=self.agents.len() {
-            let counters = self.counters(number).map(|mut counters| {
-                counters.drops.retain(|drop| drop.packets > 0);
-                counters
-            });
-            evidence.push_str(&match counters {
-                Ok(counters) => format!(
-                    "node{number} counts {:?}, drops {:?}\n",
-                    counters.backends, counters.drops
-                ),
-                Err(error) => format!("node{number} counts nothing: {error:#}\n"),
-            });
+            match self.counters(number) {
+                Ok(counters) => {
+                    for (key, traffic) in &counters.backends {
+                        if traffic.connections_total > 0 {
+                            let _ = writeln!(
+                                evidence,
+                                "node{number}, {} {}: {traffic:?}",
+                                key.service.protocol, key.address
+                            );
+                        }
+                    }
+                    for drop in counters.drops.iter().filter(|drop| drop.packets > 0) {
+                        let _ = writeln!(
+                            evidence,
+                            "node{number} dropped {} at {}: {}",
+                            drop.packets, drop.hook, drop.reason
+                        );
+                    }
+                }
+                Err(error) => {
+                    let _ = writeln!(evidence, "node{number}: {error:#}");
+                }
+            }
         }
         evidence
     }

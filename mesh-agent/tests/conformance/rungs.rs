@@ -51,8 +51,8 @@ pub(crate) struct Capabilities {
 
 const EBPF: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: true,
-    schedulers: &[Scheduler::RoundRobin],
-    affinity: false,
+    schedulers: &Scheduler::ALL,
+    affinity: true,
 };
 
 /// All of them, best first.

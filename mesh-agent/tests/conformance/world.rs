@@ -5,6 +5,7 @@
 use std::{
     fmt::Write,
     net::{Ipv4Addr, SocketAddrV4},
+    os::fd::OwnedFd,
     path::Path,
 };
 
@@ -13,6 +14,7 @@ use mesh_agent::model::{HostInterface, MacAddress};
 use nix::net::if_::if_nametoindex;
 
 use crate::{
+    pass::pass_all,
     space::Space,
     talk::{PATIENCE, Server, TCP_PORT, UDP_PORT, ask},
 };
@@ -40,6 +42,7 @@ pub(crate) struct World {
     _wire: Space,
     pub(crate) client: Space,
     pub(crate) nodes: Vec<Node>,
+    _client_end: OwnedFd,
     _client_server: Server,
 }
 
@@ -50,6 +53,7 @@ pub(crate) struct Node {
     pub(crate) uplink: HostInterface,
     pub(crate) gateway_mac: MacAddress,
     pub(crate) containers: Vec<Container>,
+    _end: OwnedFd,
     _server: Server,
 }
 
@@ -76,12 +80,13 @@ impl World {
              address add 10.99.0.254/24 dev br0\nlink set br0 up\n",
         )?;
         let client = Space::new("client")?;
-        plug(&wire, &client, &[CLIENT, OTHER_CLIENT])?;
+        let client_end = plug(&wire, &client, &[CLIENT, OTHER_CLIENT])?;
         let nodes = (1..=2_u8)
             .zip(CONTAINERS)
             .map(|(number, names)| Node::new(&wire, number, names))
             .collect::<Result<_>>()?;
         let world = Self {
+            _client_end: client_end,
             _client_server: Server::start(&client, "client")?,
             _wire: wire,
             client,
@@ -120,7 +125,7 @@ impl Node {
     fn new(wire: &Space, number: u8, names: &[&'static str]) -> Result<Self> {
         let space = Space::new(&format!("node{number}"))?;
         let address = Ipv4Addr::new(10, 99, 0, number);
-        plug(wire, &space, &[address])?;
+        let end = plug(wire, &space, &[address])?;
         let mac = MacAddress([2, 0x99, 0, 0, 0, number]);
         let gateway_mac = MacAddress([2, 0x42, 0, 0, 0, number]);
         space.feed(
@@ -142,6 +147,7 @@ impl Node {
             .collect::<Result<_>>()?;
         let index = space.enter(|| if_nametoindex("eth0"))?;
         Ok(Self {
+            _end: end,
             _server: Server::start(&space, &format!("node{number}"))?,
             space,
             address,
@@ -185,8 +191,8 @@ impl Container {
     }
 }
 
-/// Plugs a namespace into the wire by its `eth0`.
-fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<()> {
+/// Plugs a namespace into the wire by its `eth0`; what is returned keeps the wire's end awake.
+fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<OwnedFd> {
     let name = &space.name;
     wire.feed(
         "ip",
@@ -202,14 +208,12 @@ fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<()> {
     }
     script.push_str("link set eth0 up\nroute add default via 10.99.0.254\n");
     space.feed("ip", &["-batch", "-"], &script)?;
-    // A real wire carries finished checksums. With GRO the wire's end polls, without which what XDP sends
-    // would lie in a ring (`veth_xdp_flush`, drivers/net/veth.c).
+    // A real wire carries finished checksums, and takes what XDP sends at once.
     for (space, device) in [(wire, name.as_str()), (space, "eth0")] {
         space.run("ethtool", &["-K", device, "tx", "off"])?;
     }
-    wire.run("ethtool", &["-K", name, "gro", "on"])
-        .context("the wire's end of a veth cannot poll")?;
-    Ok(())
+    wire.enter(|| pass_all(if_nametoindex(name.as_str())?))
+        .with_context(|| format!("could not put an XDP program on the wire's end to {name}"))
 }
 
 /// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): nothing is forwarded that

@@ -30,7 +30,7 @@ impl<'a> Meter<'a> {
             "nft",
             &["-f", "-"],
             &format!(
-                "table ip meter {{\n\
+                "table ip measure {{\n\
                  chain sent {{ type filter hook output priority 0; ip daddr {address} {protocol} dport {port} counter; }}\n\
                  chain received {{ type filter hook input priority 0; ip saddr {address} {protocol} sport {port} counter; }}\n\
                  }}\n"
@@ -41,7 +41,7 @@ impl<'a> Meter<'a> {
 
     /// Packets and bytes sent, packets and bytes received.
     fn read(&self) -> Result<[u64; 4]> {
-        let text = self.client.say("nft list table ip meter")?;
+        let text = self.client.say("nft list table ip measure")?;
         let numbers: Vec<u64> = text
             .lines()
             .filter(|line| line.contains("counter packets"))
@@ -60,7 +60,7 @@ impl<'a> Meter<'a> {
 
 impl Drop for Meter<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.client.say("nft delete table ip meter") {
+        if let Err(error) = self.client.say("nft delete table ip measure") {
             eprintln!("{error:#}");
         }
     }

@@ -109,8 +109,8 @@ fn make_foreign(mesh: &Mesh<'_>) -> Result<()> {
     for device in ["eth0", "vetha1"] {
         script.push_str(&format!(
             "qdisc add dev {device} clsact\n\
-             filter add dev {device} ingress protocol ip pref 7 u32 match ip src 192.0.2.7/32 action drop\n\
-             filter add dev {device} egress protocol ip pref 7 u32 match ip dst 192.0.2.7/32 action drop\n"
+             filter add dev {device} ingress protocol ip pref 7 u32 match ip src 192.0.2.7/32 classid 1:7\n\
+             filter add dev {device} egress protocol ip pref 7 u32 match ip dst 192.0.2.7/32 classid 1:7\n"
         ));
     }
     node.space.feed("tc", &["-batch", "-"], &script)?;
