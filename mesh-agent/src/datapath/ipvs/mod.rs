@@ -29,9 +29,24 @@ use self::{
 };
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode};
 use crate::{
-    model::{BackendKey, Desired, ServiceKey},
+    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
     plan::{Change, fold},
 };
+
+/// Removes what an agent before has left in this network namespace. Looks first, so that no module is
+/// loaded where there is nothing; says whether there was anything to look at.
+///
+/// # Errors
+/// When something could not be removed.
+pub fn remove_leftovers(options: IpvsOptions) -> Result<bool, DatapathError> {
+    let remembered = options.run_directory.join(SYSCTL_MEMORY).exists();
+    let joined = nix::net::if_::if_nametoindex(tunnel::DEVICE).is_ok();
+    if !(remembered || joined) {
+        return Ok(false);
+    }
+    IpvsDatapath::new(options)?.detach()?;
+    Ok(true)
+}
 
 /// File in the run folder that says what kernel settings were before.
 const SYSCTL_MEMORY: &str = "ipvs-sysctls.json";
@@ -80,6 +95,8 @@ pub struct IpvsDatapath {
     /// Whether the kernel is not yet what the state asks for.
     unsettled: bool,
     rounds: u32,
+    /// Whether an earlier agent's virtual services were found.
+    adopted: bool,
 }
 
 impl IpvsDatapath {
@@ -98,6 +115,7 @@ impl IpvsDatapath {
         Ok(Self {
             options,
             state: Desired::default(),
+            adopted: services.found_any(),
             services,
             rules,
             tunnel,
@@ -212,6 +230,14 @@ impl Steps {
 }
 
 impl Datapath for IpvsDatapath {
+    fn kind(&self) -> NodeDatapath {
+        NodeDatapath::Ipvs
+    }
+
+    fn adopted(&self) -> bool {
+        self.adopted
+    }
+
     fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
         let before = self.state.clone();
         self.engaged |= !changes.is_empty();

@@ -95,6 +95,11 @@ impl Services {
         Ok(())
     }
 
+    /// Whether an earlier agent has left any that nobody has asked for yet.
+    pub(super) fn found_any(&self) -> bool {
+        !self.unclaimed.is_empty()
+    }
+
     /// Whether a virtual service of the mesh's is there.
     pub(super) fn has(&self, name: &VirtualService) -> bool {
         self.present.contains_key(name)
