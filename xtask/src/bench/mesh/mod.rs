@@ -1,6 +1,8 @@
 //! `cargo xtask bench mesh`: the mesh beside Docker's own and other load balancers, in the lab, under this kernel or
 //! in a virtual machine under Debian's. Depends on `lab`, `setup`, `build` and `vm`.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use self::{
@@ -12,6 +14,7 @@ use super::Format;
 use crate::{
     build,
     command::{self, command},
+    lab::wait_until,
     setup,
     vm::{MachineArguments, machine::quote},
 };
@@ -174,12 +177,7 @@ fn rounds(arguments: &Arguments, contenders: &[Contender], stage: &Stage) -> Res
                 let (figures, connections) = one(arguments, contender, stage, place, &mut turn)
                     .with_context(|| format!("{contender}, {place} replica"))?;
                 if let Some(before) = before {
-                    let counted = contender.counted(stage, place)?.unwrap_or_default() - before;
-                    ensure!(
-                        counted >= connections,
-                        "{contender} has counted {counted} of {connections} connections to its {place} replica: \
-                         somebody else answered"
-                    );
+                    until_counted(contender, stage, place, before + connections)?;
                 }
                 samples.extend(figures.into_iter().map(|(metric, value)| Sample {
                     place,
@@ -195,6 +193,19 @@ fn rounds(arguments: &Arguments, contenders: &[Contender], stage: &Stage) -> Res
         }
     }
     Ok(samples)
+}
+
+/// Waits until the mesh has counted what it should have balanced; IPVS sums its counters up every two seconds.
+fn until_counted(contender: Contender, stage: &Stage, place: Place, expected: f64) -> Result<()> {
+    let what = format!("{contender} to have balanced what was measured to its {place} replica");
+    wait_until(&what, Duration::from_secs(10), || {
+        let counted = contender.counted(stage, place)?.unwrap_or_default();
+        ensure!(
+            counted >= expected,
+            "{counted} of {expected} connections are counted: somebody else has answered"
+        );
+        Ok(())
+    })
 }
 
 /// All figures of one contender for one place, and how many connections were made for them at least.
