@@ -135,7 +135,10 @@ fn until_counted(
             [counted.connections_total, counted.connections_active] == connections,
             "not {connections:?}, but {counted:?}"
         );
-        ensure!(shown(counted) == expected, "the client {expected:?}, the node {counted:?}");
+        ensure!(
+            shown(counted) == expected,
+            "the client {expected:?}, the node {counted:?}"
+        );
         Ok(())
     })
 }
