@@ -61,7 +61,8 @@ fn shown(stage: &Stage) -> Result<()> {
 fn changed(stage: &Stage) -> Result<()> {
     let nodes = stage.lab.nodes();
     let node = "node3";
-    let report = under_load(stage, &nodes, 12, || {
+    // Connections that are open may break where eBPF and IPVS take each other's place: none is kept.
+    let report = under_load(stage, &nodes, 12, 0, || {
         stage.lab.meshctl(node, &["datapath", "retry"])?;
         match stage.lab.meshctl(node, &["datapath", "use", "ipvs"]) {
             Ok(_) => {
