@@ -133,6 +133,17 @@ pub struct RunOptions {
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH", help_heading = "Data path")]
     pub cgroup: Option<PathBuf>,
 
+    /// Where the kernel's settings are; IPVS needs some of them changed while it is used. In a container
+    /// /proc/sys can only be read: name a mount of the host's.
+    #[arg(
+        long,
+        env = "MESH_SYSCTLS",
+        value_name = "PATH",
+        default_value = "/proc/sys",
+        help_heading = "Data path"
+    )]
+    pub sysctls: PathBuf,
+
     /// What becomes of the data path when the agent is told to stop.
     #[arg(
         long,

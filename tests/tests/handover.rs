@@ -10,11 +10,15 @@ mod support;
 #[path = "support/handover.rs"]
 mod handover;
 
+#[path = "support/rungs.rs"]
+mod rungs;
+
 fn main() -> ExitCode {
     let options = LabOptions {
         name: "handover".into(),
         managers: 2,
         ..LabOptions::default()
     };
-    support::run(&options, DEFAULT_ARGUMENTS, handover::STORIES)
+    let stories = [handover::STORIES, rungs::STORIES].concat();
+    support::run(&options, DEFAULT_ARGUMENTS, &stories)
 }

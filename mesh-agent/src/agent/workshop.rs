@@ -1,6 +1,8 @@
 //! Makes the data paths of this node from the command line. The only file of the agent that names them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use tracing::info;
 
 use super::{
     Workshop,
@@ -11,6 +13,7 @@ use crate::{
     datapath::{
         Datapath, DatapathError, DatapathKind,
         ebpf::{self, EbpfDatapath, EbpfOptions},
+        ipvs::{self, IpvsDatapath, IpvsOptions},
     },
 };
 
@@ -31,6 +34,23 @@ impl NodeWorkshop {
 
     fn pins(&self) -> PathBuf {
         self.options.bpffs.join(PINS)
+    }
+
+    fn ipvs_options(&self) -> IpvsOptions {
+        IpvsOptions {
+            tunnel_port: self.options.geneve_port,
+            service_address: self.options.service_address,
+            // Where the admin socket is, which outlives the agent's own file system in a container.
+            run_directory: self
+                .options
+                .admin_socket
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."))
+                .to_owned(),
+            sysctls: self.options.sysctls.clone(),
+            ..IpvsOptions::default()
+        }
     }
 
     fn ebpf(&mut self) -> Result<EbpfDatapath, DatapathError> {
@@ -63,10 +83,7 @@ impl Workshop for NodeWorkshop {
     fn make(&mut self, kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
         match kind {
             DatapathKind::Ebpf => Ok(Box::new(self.ebpf()?)),
-            DatapathKind::Ipvs => Err(DatapathError {
-                operation: "IPVS".to_owned(),
-                source: "comes with branch ipvs".into(),
-            }),
+            DatapathKind::Ipvs => Ok(Box::new(IpvsDatapath::new(self.ipvs_options())?)),
         }
     }
 
@@ -74,10 +91,14 @@ impl Workshop for NodeWorkshop {
         match kind {
             DatapathKind::Ebpf => {
                 if ebpf::remove_leftovers(&self.pins())? {
-                    tracing::info!("removed what an earlier agent left of eBPF");
+                    info!("removed what an earlier agent left of eBPF");
                 }
             }
-            DatapathKind::Ipvs => {}
+            DatapathKind::Ipvs => {
+                if ipvs::remove_leftovers(self.ipvs_options())? {
+                    info!("removed what an earlier agent left of IPVS");
+                }
+            }
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod ebpf;
+pub mod ipvs;
 pub mod memory;
 mod rung;
 

@@ -211,7 +211,7 @@ fn all_stop(stage: &Stage) -> Result<()> {
 }
 
 /// New connections to these nodes in turn, and some that are kept, while something happens.
-fn under_load(
+pub(crate) fn under_load(
     stage: &Stage,
     nodes: &[&str],
     seconds: usize,
@@ -252,7 +252,7 @@ fn under_load(
     Ok(report)
 }
 
-fn expect_no_failures(report: &Report) -> Result<()> {
+pub(crate) fn expect_no_failures(report: &Report) -> Result<()> {
     ensure!(
         report.failures() == 0,
         "{} of {} requests failed: {:?}",
