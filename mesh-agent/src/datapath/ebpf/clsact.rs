@@ -28,41 +28,31 @@ const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 
 /// Remembers that the agent has made the discipline of an interface.
 pub(super) fn remember(links: &Path, index: u32) -> Result<(), DatapathError> {
-    let mark = mark(links, index);
-    match std::fs::create_dir_all(&mark) {
-        Ok(()) => Ok(()),
-        Err(error) => Err(failed(format!("make the folder {}", mark.display()), error)),
-    }
+    let mark = folder(links).join(index.to_string());
+    std::fs::create_dir_all(&mark)
+        .map_err(|error| failed(format!("make the folder {}", mark.display()), error))
 }
 
-/// Takes the discipline of an interface away if an agent has made it and no filter is left on it.
-pub(super) fn release(links: &Path, index: u32) -> Result<(), DatapathError> {
-    let mark = mark(links, index);
-    if !mark.is_dir() {
-        return Ok(());
-    }
-    remove_if_empty(index).map_err(|error| {
-        failed(
-            format!("remove the clsact queueing discipline of interface {index}"),
-            error,
-        )
-    })?;
-    match std::fs::remove_dir(&mark) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed(format!("remove the folder {}", mark.display()), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The same for every interface that one was made on.
-pub(super) fn release_all(links: &Path) -> Result<(), DatapathError> {
+/// Takes the disciplines away that agents have made and that no filter is left on, ours or anybody's.
+pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
     let Ok(entries) = std::fs::read_dir(folder(links)) else {
         return Ok(());
     };
     for entry in entries.flatten() {
-        if let Some(index) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-            release(links, index)?;
+        let Some(index) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let operation = || format!("remove the clsact queueing discipline of interface {index}");
+        if remove_if_empty(index).map_err(|error| failed(operation(), error))? {
+            match std::fs::remove_dir(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(
+                        format!("remove the folder {}", entry.path().display()),
+                        error,
+                    ));
+                }
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -73,11 +63,8 @@ fn folder(links: &Path) -> PathBuf {
     links.with_file_name("clsact")
 }
 
-fn mark(links: &Path, index: u32) -> PathBuf {
-    folder(links).join(index.to_string())
-}
-
-fn remove_if_empty(index: u32) -> Result<(), NetlinkError> {
+/// Whether it is gone now.
+fn remove_if_empty(index: u32) -> Result<bool, NetlinkError> {
     let mut connection = Connection::open(NETLINK_ROUTE)?;
     for hook in HOOKS {
         let request = message(index, hook);
@@ -86,9 +73,8 @@ fn remove_if_empty(index: u32) -> Result<(), NetlinkError> {
             0,
         )) {
             Ok(filters) if filters.is_empty() => {}
-            // Somebody else's.
-            Ok(_) => return Ok(()),
-            Err(error) if is_gone(&error) => return Ok(()),
+            Ok(_) => return Ok(false),
+            Err(error) if is_gone(&error) => return Ok(true),
             Err(error) => return Err(error),
         }
     }
@@ -100,7 +86,7 @@ fn remove_if_empty(index: u32) -> Result<(), NetlinkError> {
     let removal = Message::encode(&RouteNetlinkMessage::DelQueueDiscipline(request), NLM_F_ACK);
     match connection.request(&removal) {
         Err(error) if !is_gone(&error) => Err(error),
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }
 
