@@ -7,4 +7,5 @@ pub mod inject;
 pub mod load;
 pub mod pattern;
 pub mod server;
+pub mod shield;
 pub mod stranger;

@@ -63,6 +63,8 @@ pub struct Report {
     pub tasks: BTreeMap<String, u64>,
     /// TCP segments that were sent again in this network namespace meanwhile: what was lost and healed.
     pub retransmitted: u64,
+    /// Those of them that open a connection: requests whose first packet nobody answered for a second.
+    pub syn_retransmitted: u64,
     /// The kept connections.
     pub kept: Kept,
 }
@@ -133,7 +135,7 @@ pub async fn run(load: &Load) -> Result<Report> {
         "the rate is 1 to {HIGHEST_RATE} a second, not {}",
         load.rate
     );
-    let retransmitted = retransmitted()?;
+    let (retransmitted, syn_retransmitted) = retransmitted()?;
     let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let begin = Instant::now();
     let mut kept = JoinSet::new();
@@ -167,7 +169,9 @@ pub async fn run(load: &Load) -> Result<Report> {
     let mut report = report(ended);
     report.began = u64::try_from(began.as_millis()).unwrap_or(u64::MAX);
     report.kept = kept_report(kept.join_all().await);
-    report.retransmitted = self::retransmitted()?.saturating_sub(retransmitted);
+    let now = self::retransmitted()?;
+    report.retransmitted = now.0.saturating_sub(retransmitted);
+    report.syn_retransmitted = now.1.saturating_sub(syn_retransmitted);
     Ok(report)
 }
 
@@ -309,10 +313,16 @@ fn latency(ended: &[Ended]) -> Latency {
     }
 }
 
-/// TCP segments that were sent again in this network namespace since it was made.
-fn retransmitted() -> Result<u64> {
-    let text = fs::read_to_string("/proc/self/net/snmp").context("could not read /proc/self/net/snmp")?;
-    counter(&text, "Tcp:", "RetransSegs").context("/proc/self/net/snmp does not count TCP's retransmissions")
+/// TCP segments, and SYNs among them, that were sent again in this network namespace since it was made.
+fn retransmitted() -> Result<(u64, u64)> {
+    let read = |file: &str, table, name| {
+        let text = fs::read_to_string(file).with_context(|| format!("could not read {file}"))?;
+        counter(&text, table, name).with_context(|| format!("{file} does not count {name}"))
+    };
+    Ok((
+        read("/proc/self/net/snmp", "Tcp:", "RetransSegs")?,
+        read("/proc/self/net/netstat", "TcpExt:", "TCPSynRetrans")?,
+    ))
 }
 
 /// A counter of the kernel's two-line tables: names first, then numbers.

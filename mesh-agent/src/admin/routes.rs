@@ -31,25 +31,6 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
         let frontends = addresses.get(key).cloned().unwrap_or_default();
         routes.extend(service_routes(view, counters, *key, service, &frontends));
     }
-    // Services that this node leaves to whatever else answers their ports.
-    for (id, service) in &view.source.cluster.services {
-        let entry = ServiceEntry {
-            id: id.clone(),
-            name: service.name.clone(),
-            balance: service.balance,
-            active: Vec::new(),
-        };
-        for port in &service.ports {
-            let key = ServiceKey {
-                protocol: port.protocol,
-                port: port.published,
-            };
-            if !view.desired.services.contains_key(&key) {
-                routes.extend(excluded_routes(view, key, &entry, &[]));
-            }
-        }
-    }
-    routes.sort_by_cached_key(|route| (route.protocol, route.port));
     Routes {
         version: api::VERSION,
         node: view.node.clone(),
@@ -234,8 +215,6 @@ fn datapath_reason(view: &View, node: &Node) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::admin::view::fixture;
 
@@ -305,7 +284,7 @@ mod tests {
             (NodeDatapath::Ipvs, "n2 runs IPVS"),
             (NodeDatapath::Leaving, "the agent on n2 is stopping"),
         ] {
-            let (mut view, counters) = fixture::with_peer_of_kind(kind);
+            let (view, counters) = fixture::with_peer_of_kind(kind);
             let find = |view: &View, task: &str| {
                 let rows = routes(view, &counters).routes;
                 let of_task =
@@ -315,11 +294,6 @@ mod tests {
             let row = find(&view, "web.2");
             assert!(row.reason.starts_with(reason), "{kind:?}: {}", row.reason);
             assert!(!row.frontends.is_empty(), "the local replica is answered for");
-            // Nothing is left that this node could send to: the whole service is left out, and listed.
-            view.desired = Arc::default();
-            let row = find(&view, "web.2");
-            assert_eq!((row.state, row.frontends.len()), (RouteState::Excluded, 0));
-            assert!(row.reason.starts_with(reason), "{kind:?}: {}", row.reason);
         }
     }
 

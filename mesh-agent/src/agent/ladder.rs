@@ -488,9 +488,13 @@ fn shortened(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
     let last = lines.rfind(|line| !line.starts_with("processed ") && !line.starts_with("verification time"));
+    // Some errors repeat their causes.
+    let mut parts: Vec<&str> = first.split(": ").collect();
+    parts.dedup();
+    let first = parts.join(": ");
     let line = match last {
         Some(last) => format!("{first} … {last}"),
-        None => first.to_owned(),
+        None => first,
     };
     match line.char_indices().nth(REASON_CHARACTERS) {
         Some((end, _)) => format!("{}…", &line[..end]),

@@ -90,6 +90,11 @@ impl Presence {
         !self.adopted
     }
 
+    /// Whether everybody is being told that this node's data path is about to go.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
     /// When to ask [`Self::may_plan`] again though nothing has changed.
     pub(super) fn ask_again_at(&self) -> Option<Instant> {
         self.waiting_until
@@ -105,9 +110,11 @@ impl Presence {
         let here = *self.word.borrow() != NodeDatapath::None;
         let (word, told) = (self.word.clone(), self.told.clone());
         async move {
-            if !(anybody && here) {
-                word.send_replace(NodeDatapath::None);
+            if !here {
                 return;
+            }
+            if !anybody {
+                return sleep(SETTLE).await;
             }
             info!("telling the other nodes that this one is leaving");
             tell(NodeDatapath::Leaving, &word, told.clone()).await;

@@ -417,6 +417,7 @@ impl Agent {
             node: member.node.clone(),
             // Each kind of data path is its own: see `Picture::desired`.
             datapath: NodeDatapath::Unknown,
+            leaving: self.presence.is_leaving(),
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
@@ -518,6 +519,8 @@ impl Agent {
         let cluster = Arc::clone(&self.parts.source.borrow().cluster);
         let left = self.presence.leave(&cluster, &own);
         tokio::pin!(left);
+        // New connections are left to whatever answers next, while those that are open go on.
+        self.act(Reason::News).await;
         loop {
             tokio::select! {
                 () = &mut left => return Ok(()),

@@ -161,8 +161,9 @@ pub struct NextHop {
 /// ARCHITECTURE.md, "local processes"); it answers like an address of the node.
 ///
 /// A service of whose active tasks this node can reach none (they run where no data path stands, or one
-/// of the other kind) is left out: whatever else answers its ports goes on answering. One without any
-/// active task is the mesh's, which refuses connections.
+/// of the other kind) is yielded: it has no frontends, so that whatever else answers its ports does, while
+/// the flows that the mesh has already go on. One without any active task is the mesh's, which refuses
+/// connections. A node that is leaving yields every service.
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {
@@ -188,8 +189,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         .iter()
         .filter_map(|(id, task)| Some((id, place(cluster, local, id, task)?)))
         .collect();
-    let left_out = left_out(cluster, &placed);
-    let mut claimed = BTreeSet::new();
+    let unreached = unreached(cluster, &placed);
     for (id, service) in &cluster.services {
         for port in &service.ports {
             let key = ServiceKey {
@@ -198,22 +198,22 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             };
             // Swarm refuses a second service on a published port; should a source offer one all the
             // same, the first by id keeps it, whatever order they came in.
-            if !claimed.insert(key) || left_out.contains(id) {
-                continue;
-            }
-            for address in local.addresses.iter().copied().chain([service_address]) {
-                desired.frontends.insert(Frontend {
-                    address,
-                    service: key,
-                });
-            }
-            let entry = ServiceEntry {
-                id: id.clone(),
-                name: service.name.clone(),
-                balance: service.balance,
-                active: Vec::new(),
-            };
-            desired.services.insert(key, entry);
+            desired.services.entry(key).or_insert_with(|| {
+                if !local.leaving && !unreached.contains(id) {
+                    for address in local.addresses.iter().copied().chain([service_address]) {
+                        desired.frontends.insert(Frontend {
+                            address,
+                            service: key,
+                        });
+                    }
+                }
+                ServiceEntry {
+                    id: id.clone(),
+                    name: service.name.clone(),
+                    balance: service.balance,
+                    active: Vec::new(),
+                }
+            });
         }
     }
     for (id, place) in placed {
@@ -253,7 +253,7 @@ fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<P
 }
 
 /// The services that have active tasks, and none to which this node can send new flows.
-fn left_out<'a>(cluster: &'a Cluster, placed: &BTreeMap<&TaskId, Place>) -> BTreeSet<&'a ServiceId> {
+fn unreached<'a>(cluster: &'a Cluster, placed: &BTreeMap<&TaskId, Place>) -> BTreeSet<&'a ServiceId> {
     let mut unreached = BTreeSet::new();
     let mut reached = BTreeSet::new();
     for (id, task) in &cluster.tasks {
@@ -537,11 +537,14 @@ mod tests {
             cluster.tasks.remove("t1");
             cluster.nodes.get_mut("there").unwrap().datapath = kind;
             let desired = desired(&cluster, &local, SERVICE_ADDRESS);
-            assert!(
-                desired.services.is_empty() && desired.backends.is_empty(),
-                "{kind:?}"
-            );
             assert!(desired.frontends.is_empty(), "{kind:?}");
+            assert!(desired.services[&WEB].active.is_empty(), "{kind:?}");
+            let kept = usize::from(kind == NodeDatapath::Leaving);
+            assert_eq!(
+                desired.backends.len(),
+                kept,
+                "{kind:?}: flows end with the node's data path"
+            );
         }
     }
 
@@ -554,13 +557,25 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_a_service_that_is_left_out_goes_to_no_other_service() {
+    fn a_port_of_a_service_that_is_yielded_goes_to_no_other_service() {
         let (mut cluster, local) = pair();
         cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::None;
         cluster.tasks.remove("t1");
         cluster.services.insert("s2".into(), service("intruder", 9200));
         let desired = desired(&cluster, &local, SERVICE_ADDRESS);
-        assert!(desired.services.is_empty());
+        assert_eq!(desired.services[&WEB].name, "web");
+        assert!(desired.frontends.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_leaving_keeps_its_flows_and_opens_no_new_ones() {
+        let (cluster, mut local) = pair();
+        let before = desired(&cluster, &local, SERVICE_ADDRESS);
+        local.leaving = true;
+        let after = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert!(after.frontends.is_empty());
+        let frontends = before.frontends.clone();
+        assert_eq!(Desired { frontends, ..after }, before);
     }
 
     proptest! {
@@ -607,17 +622,8 @@ mod tests {
                 let key = ServiceKey { protocol: Protocol::Tcp, port };
                 let meant = cluster.tasks.values().any(|task| task.service == id && task.state == TaskState::Active);
                 let answered = desired.frontends.iter().filter(|frontend| frontend.service == key).count();
-                match desired.services.get(&key) {
-                    Some(entry) => {
-                        prop_assert_eq!(answered, 2);
-                        prop_assert!(!entry.active.is_empty() || !meant, "{} is refused", id);
-                    }
-                    None => {
-                        prop_assert_eq!(answered, 0);
-                        prop_assert!(meant, "{} is left out", id);
-                        prop_assert!(desired.backends.keys().all(|backend| backend.service != key));
-                    }
-                }
+                let reached = !desired.services[&key].active.is_empty();
+                prop_assert_eq!(answered, if reached || !meant { 2 } else { 0 }, "{}", id);
             }
         }
     }

@@ -18,6 +18,9 @@ pub struct Local {
     pub node: NodeId,
     /// What this node balances with; it can send only to nodes that do the same.
     pub datapath: NodeDatapath,
+    /// Whether its data path is about to be taken out: known flows go on, new ones are left to whatever
+    /// answers afterwards.
+    pub leaving: bool,
     /// Every IPv4 address of the host's network namespace except 127.0.0.0/8.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Running containers of Swarm tasks, by task.

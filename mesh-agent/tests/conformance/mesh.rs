@@ -6,7 +6,6 @@ use std::{
     fmt::Write,
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,7 +22,7 @@ use mesh_agent::{
 
 use crate::{
     rungs::Rung,
-    talk::{PATIENCE, TCP_PORT, UDP_PORT},
+    talk::{TCP_PORT, UDP_PORT},
     world::{CLAIMED_TCP, CLAIMED_UDP, GATEWAY, MTU, Node, World},
 };
 
@@ -429,19 +428,4 @@ fn with_mesh0<T>(work: impl AsyncFnOnce(&Mesh0) -> Result<T, mesh0::Mesh0Error>)
         .enable_all()
         .build()?;
     runtime.block_on(async { Ok(work(&Mesh0::new()?).await?) })
-}
-
-/// Waits until counters no longer move, and returns them.
-pub(crate) fn settled<T: PartialEq>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut last = read()?;
-    loop {
-        std::thread::sleep(Duration::from_millis(50));
-        let now = read()?;
-        if now == last {
-            return Ok(now);
-        }
-        ensure!(Instant::now() < deadline, "the counters never come to rest");
-        last = now;
-    }
 }

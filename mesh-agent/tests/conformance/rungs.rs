@@ -1,13 +1,14 @@
 //! The rungs of the ladder of data paths, and what each of them can do. The only place that tells one
 //! data path from another.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use mesh_agent::{
     datapath::{
         Datapath, Mode, TcChoice, XdpChoice,
         ebpf::{EbpfDatapath, EbpfOptions},
+        ipvs::{IpvsDatapath, IpvsOptions},
     },
     model::{NodeDatapath, Scheduler},
 };
@@ -23,8 +24,8 @@ pub(crate) struct Rung {
     /// Its name on the command line, in `MESH_DATAPATHS` and before its stories.
     pub(crate) name: &'static str,
     kind: Kind,
-    /// The first kernel that has it.
-    since: (u32, u32),
+    /// The kernels it is meant for.
+    meant: Meant,
     /// What it can do.
     pub(crate) can: Capabilities,
 }
@@ -36,6 +37,16 @@ enum Kind {
         tc: TcChoice,
         shown: Mode,
     },
+    Ipvs,
+}
+
+/// Which kernels must run a rung when nobody says which to try.
+#[derive(Debug)]
+enum Meant {
+    /// All from this version on.
+    Since(u32, u32),
+    /// Those that were built with a module.
+    WithModule(&'static str),
 }
 
 /// Where data paths may differ. Whatever is not in this table must be the same on all of them.
@@ -55,6 +66,12 @@ const EBPF: Capabilities = Capabilities {
     affinity: true,
 };
 
+const IPVS: Capabilities = Capabilities {
+    shows_clients_to_remote_replicas: false,
+    schedulers: &Scheduler::ALL,
+    affinity: true,
+};
+
 /// All of them, best first.
 pub(crate) const LADDER: &[Rung] = &[
     Rung {
@@ -64,7 +81,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Tcx,
             shown: Mode::XdpNative,
         },
-        since: (6, 6),
+        meant: Meant::Since(6, 6),
         can: EBPF,
     },
     Rung {
@@ -74,7 +91,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Clsact,
             shown: Mode::XdpNative,
         },
-        since: (5, 15),
+        meant: Meant::Since(5, 15),
         can: EBPF,
     },
     Rung {
@@ -84,7 +101,7 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Clsact,
             shown: Mode::XdpGeneric,
         },
-        since: (5, 15),
+        meant: Meant::Since(5, 15),
         can: EBPF,
     },
     Rung {
@@ -94,8 +111,14 @@ pub(crate) const LADDER: &[Rung] = &[
             tc: TcChoice::Auto,
             shown: Mode::Tc,
         },
-        since: (5, 15),
+        meant: Meant::Since(5, 15),
         can: EBPF,
+    },
+    Rung {
+        name: "ipvs",
+        kind: Kind::Ipvs,
+        meant: Meant::WithModule("ip_vs"),
+        can: IPVS,
     },
 ];
 
@@ -104,6 +127,7 @@ impl Rung {
     pub(crate) fn node_datapath(&self) -> NodeDatapath {
         match self.kind {
             Kind::Ebpf { .. } => NodeDatapath::Ebpf,
+            Kind::Ipvs => NodeDatapath::Ipvs,
         }
     }
 
@@ -111,6 +135,7 @@ impl Rung {
     pub(crate) fn needs_mesh0(&self) -> bool {
         match self.kind {
             Kind::Ebpf { .. } => true,
+            Kind::Ipvs => false,
         }
     }
 
@@ -118,6 +143,7 @@ impl Rung {
     pub(crate) fn has_virtual_services(&self) -> bool {
         match self.kind {
             Kind::Ebpf { .. } => false,
+            Kind::Ipvs => true,
         }
     }
 
@@ -125,6 +151,7 @@ impl Rung {
     pub(crate) fn mode(&self) -> Mode {
         match self.kind {
             Kind::Ebpf { shown, .. } => shown,
+            Kind::Ipvs => Mode::Ipvs,
         }
     }
 
@@ -145,6 +172,11 @@ impl Rung {
                 };
                 Ok(Box::new(EbpfDatapath::load(options)?))
             }
+            Kind::Ipvs => Ok(Box::new(IpvsDatapath::new(IpvsOptions {
+                tunnel_port: TUNNEL_PORT,
+                service_address: SERVICE_ADDRESS,
+                ..IpvsOptions::default()
+            })?)),
         }
     }
 }
@@ -158,8 +190,14 @@ pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
     if let Some(rung) = LADDER.iter().find(|rung| filter == Some(rung.name)) {
         return Ok(vec![rung]);
     }
-    let kernel = kernel_version()?;
-    Ok(LADDER.iter().filter(|rung| kernel >= rung.since).collect())
+    let names = nix::sys::utsname::uname()?;
+    let release = names.release().to_string_lossy();
+    let kernel = version(&release)?;
+    let is_meant = |rung: &&Rung| match rung.meant {
+        Meant::Since(major, minor) => kernel >= (major, minor),
+        Meant::WithModule(name) => has_module(&release, name),
+    };
+    Ok(LADDER.iter().filter(is_meant).collect())
 }
 
 fn by_name(name: &str) -> Result<&'static Rung> {
@@ -173,12 +211,18 @@ fn by_name(name: &str) -> Result<&'static Rung> {
     Ok(rung)
 }
 
-fn kernel_version() -> Result<(u32, u32)> {
-    let names = nix::sys::utsname::uname()?;
-    let release = names.release().to_string_lossy();
+fn version(release: &str) -> Result<(u32, u32)> {
     let mut parts = release.split(|letter: char| !letter.is_ascii_digit());
     let mut number = || parts.next().and_then(|part| part.parse().ok());
     number()
         .zip(number())
         .with_context(|| format!("the kernel's release is `{release}`"))
+}
+
+/// Whether a module is part of the kernel, or can be loaded into it.
+fn has_module(release: &str, name: &str) -> bool {
+    let file = format!("/{name}.ko");
+    ["modules.builtin", "modules.dep"].iter().any(|list| {
+        fs::read_to_string(format!("/lib/modules/{release}/{list}")).is_ok_and(|list| list.contains(&file))
+    })
 }

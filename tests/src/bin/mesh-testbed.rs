@@ -1,6 +1,7 @@
 //! The server that the lab's services run, and the client that asks it.
 
 use std::{
+    ffi::OsString,
     io::Write,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -16,7 +17,7 @@ use mesh_tests::{
     client::{self, Manner},
     inject,
     load::{self, Load},
-    server, stranger,
+    server, shield, stranger,
 };
 
 /// A small server for tests of load balancers, and its client.
@@ -122,6 +123,12 @@ enum Action {
     Inject {
         #[arg(long, default_value = "eth0")]
         interface: String,
+    },
+    /// Run a command that is refused the bpf system call.
+    #[command(hide = true)]
+    WithoutBpf {
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
     },
     /// Dial a TLS port and tell whether the server keeps or refuses this client.
     Tls {
@@ -256,6 +263,7 @@ async fn main() -> Result<()> {
             println!("{}", stranger::dial(address, pair)?);
             Ok(())
         }
+        Action::WithoutBpf { command } => match shield::without_bpf(&command)? {},
         Action::Connect { address, manner } => client::connect(address, manner.manner()).await,
     }
 }

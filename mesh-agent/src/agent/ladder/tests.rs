@@ -426,5 +426,6 @@ fn a_verifiers_long_answer_becomes_one_line() {
         "load mesh_xdp: refused. Verifier output: 0: R1=ctx() … R5 !read_ok"
     );
     assert_eq!(shortened("plain"), "plain");
+    assert_eq!(shortened("load it: make it: make it: no"), "load it: make it: no");
     assert!(shortened(&"ä".repeat(5_000)).chars().count() <= REASON_CHARACTERS + 1);
 }

@@ -11,7 +11,10 @@ use netlink_packet_core::{
     NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
 };
 use netlink_sys::{Socket, SocketAddr};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt::SndBufForce},
+};
 
 /// Flag of an error message whose attributes say more (`NLM_F_ACK_TLVS`).
 const ACK_ATTRIBUTES: u16 = 0x200;
@@ -22,6 +25,8 @@ const HEADER_BYTES: usize = 16;
 const ERROR_CODE_BYTES: usize = 4;
 /// Room for one datagram from the kernel; the largest it makes for a dump is 32 KiB.
 const RECEIVE_BYTES: usize = 1 << 16;
+/// What a datagram to the kernel may have without asking for room.
+const ORDINARY_BYTES: usize = 1 << 16;
 /// Requests sent at once, so that their acknowledgements fit into the socket's receive buffer.
 const REQUESTS_AT_ONCE: usize = 64;
 /// How often a dump is begun again because what it lists has changed meanwhile.
@@ -299,6 +304,11 @@ impl Connection {
                 message.flags | flags | NLM_F_REQUEST,
                 self.sequence,
             );
+        }
+        // The send buffer must hold the datagram whole. Its usual size is enough but for large transactions.
+        if datagram.len() > ORDINARY_BYTES {
+            setsockopt(&self.socket, SndBufForce, &datagram.len().saturating_mul(2))
+                .map_err(|errno| NetlinkError::Send(errno.into()))?;
         }
         self.socket.send(&datagram, 0).map_err(NetlinkError::Send)?;
         Ok(first)

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 use mesh_agent::model::{Balance, Scheduler};
 
 use crate::{
-    mesh::{Mesh, WEB, settled},
-    talk::{Answer, Conversation, spread},
+    mesh::{Mesh, WEB},
+    talk::{Answer, Conversation, PATIENCE, spread},
+    until,
     world::{CLIENT, OTHER_CLIENT},
 };
 
@@ -159,7 +160,11 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
         for conversation in kept.remove("a1").unwrap_or_default() {
             drop(conversation);
         }
-        settled(|| mesh.traffic(1, WEB, "a1"))?;
+        until("a1 is idle", PATIENCE, || {
+            let traffic = mesh.traffic(1, WEB, "a1")?;
+            ensure!(traffic.connections_active == 0, "{traffic:?}");
+            Ok(())
+        })?;
         let mut conversation = Conversation::open(&mesh.world.client, mesh.frontend(1, WEB))?;
         let replica = conversation.ask()?.replica;
         ensure!(

@@ -1,6 +1,6 @@
 //! What is counted, against what the client's own kernel counts.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
 use mesh_agent::{
@@ -10,9 +10,10 @@ use mesh_agent::{
 
 use super::changes::conversations;
 use crate::{
-    mesh::{ECHO, Mesh, WEB, settled},
+    mesh::{ECHO, Mesh, WEB},
     space::Space,
-    talk::{Conversation, ask, ask_by_datagram},
+    talk::{Conversation, PATIENCE, ask, ask_by_datagram},
+    until,
     world::World,
 };
 
@@ -103,19 +104,9 @@ fn tcp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
     open.ask()?;
     ask(&world.client, target)?;
     ask(&world.client, target)?;
-    let counted = settled(|| mesh.traffic(1, WEB, replica))?;
-    let expected = settled(|| meter.read())?;
-    ensure!(
-        shown(counted) == expected,
-        "counted {counted:?}, but the client {expected:?}"
-    );
-    ensure!(counted.connections_total == 3, "{counted:?}");
-    ensure!(counted.connections_active == 1, "one is open: {counted:?}");
+    until_counted(mesh, WEB, replica, &meter, [3, 1])?;
     drop(open);
-    let counted = settled(|| mesh.traffic(1, WEB, replica))?;
-    ensure!(counted.connections_active == 0, "none is open: {counted:?}");
-    ensure!(shown(counted) == settled(|| meter.read())?, "{counted:?}");
-    Ok(())
+    until_counted(mesh, WEB, replica, &meter, [3, 0])
 }
 
 fn udp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
@@ -125,15 +116,31 @@ fn udp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
     for _ in 0..4 {
         ask_by_datagram(&world.client, target)?;
     }
-    let counted = settled(|| mesh.traffic(1, ECHO, replica))?;
-    let expected = meter.read()?;
-    ensure!(
-        shown(counted) == expected && counted.packets_in == 4 && counted.packets_out == 4,
-        "counted {counted:?}, but the client {expected:?}"
-    );
-    ensure!(counted.connections_total == 4, "{counted:?}");
-    ensure!(counted.connections_active == 4, "{counted:?}");
-    Ok(())
+    until_counted(mesh, ECHO, replica, &meter, [4, 4])
+}
+
+/// Waits until node 1 counts what the client has counted, and as many connections, in all and open. Counters
+/// may lag, but they never show what was not.
+fn until_counted(
+    mesh: &mut Mesh<'_>,
+    service: ServiceKey,
+    replica: &str,
+    meter: &Meter<'_>,
+    connections: [u64; 2],
+) -> Result<()> {
+    until("the counters are right", PATIENCE, || {
+        let counted = mesh.traffic(1, service, replica)?;
+        let expected = meter.read()?;
+        ensure!(
+            [counted.connections_total, counted.connections_active] == connections,
+            "not {connections:?}, but {counted:?}"
+        );
+        ensure!(
+            shown(counted) == expected,
+            "the client {expected:?}, the node {counted:?}"
+        );
+        Ok(())
+    })
 }
 
 pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
@@ -146,9 +153,8 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
     for _ in 0..2 {
         ask_by_datagram(&world.client, mesh.frontend(1, ECHO))?;
     }
+    until_connections(mesh, [1, 1])?;
     for replica in replicas {
-        let here = settled(|| mesh.traffic(1, WEB, replica))?;
-        ensure!(here.connections_total == 1, "{replica}: {here:?}");
         for service in [WEB, ECHO] {
             let there = mesh.traffic(2, service, replica)?;
             ensure!(
@@ -160,27 +166,24 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
     drop(kept);
     // Local processes and containers enter here too, each once.
     let node = world.node(1);
-    for (space, target) in [
-        (&node.space, target),
-        (
-            &node.space,
-            SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, WEB.port),
-        ),
-        (&world.container("x1").space, target),
+    for (number, space, target) in [
+        (2, &node.space, target),
+        (3, &node.space, SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port)),
+        (4, &world.container("x1").space, target),
     ] {
-        let before = connections(mesh)?;
         ask(space, target)?;
         ask(space, target)?;
-        let after = settled(|| connections(mesh))?;
-        ensure!(
-            after
-                .iter()
-                .zip(before)
-                .all(|(after, before)| *after == before + 1),
-            "{before:?} became {after:?}"
-        );
+        until_connections(mesh, [number; 2])?;
     }
     Ok(())
+}
+
+fn until_connections(mesh: &mut Mesh<'_>, expected: [u64; 2]) -> Result<()> {
+    until("every connection is counted once", PATIENCE, || {
+        let counted = connections(mesh)?;
+        ensure!(counted == expected, "{counted:?}, not {expected:?}");
+        Ok(())
+    })
 }
 
 /// Connections so far to the replicas on both nodes.

@@ -420,8 +420,8 @@ fn postrouting(rules: &Rules) -> Chain {
         rule(
             "a container to a replica beside it, as this node",
             [
-                towards_bridge,
                 on(Meta::InputInterfaceName, &rules.bridge),
+                towards_bridge,
                 vec![
                     destination(),
                     Expression::In(names::LOCAL_REPLICAS),

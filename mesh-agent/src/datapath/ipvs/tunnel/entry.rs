@@ -259,18 +259,26 @@ impl fmt::Display for Entry {
     }
 }
 
-/// A permanent forwarding entry.
+/// A forwarding entry that does not age, of the tunnel or of the bridge whose port the device is.
 fn hardware(device: u32, mac: MacAddress, owner: NeighbourFlags) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = device;
-    // Not `Permanent`, which on a bridge's port means an address of the bridge itself.
-    message.header.state = NeighbourState::Noarp;
+    message.header.state = lasting(owner);
     message.header.flags = owner;
     message
         .attributes
         .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     message
+}
+
+/// The state of an entry that does not age. On a bridge's port, `Permanent` means an address of the bridge
+/// itself.
+fn lasting(owner: NeighbourFlags) -> NeighbourState {
+    match owner.contains(NeighbourFlags::Own) {
+        true => NeighbourState::Permanent,
+        false => NeighbourState::Noarp,
+    }
 }
 
 fn route_to(address: Ipv4Addr, interface: u32, table: u32, gateway: Option<Ipv4Addr>) -> RouteMessage {
@@ -320,7 +328,7 @@ fn protocol() -> RouteProtocol {
 
 fn forwarding(message: &NeighbourMessage, interfaces: Interfaces) -> Option<Entry> {
     let device = message.header.ifindex;
-    if device != interfaces.device || message.header.state != NeighbourState::Noarp {
+    if device != interfaces.device || message.header.state != lasting(message.header.flags) {
         return None;
     }
     let mac = mac(message)?;
