@@ -31,6 +31,7 @@ pub const TABLE: u32 = 0x004d_5348;
 /// Where the rule that leads to it stands: before any that others are likely to have.
 pub const RULE_PRIORITY: u32 = 77;
 
+const MESH_PREFIX: Ipv4Addr = Ipv4Addr::new(MESH_NETWORK, 0, 0, 0);
 const TABLE_MAIN: u32 = 254;
 const TABLE_LOCAL: u32 = 255;
 const LOOPBACK: &str = "lo";
@@ -69,6 +70,8 @@ pub(super) enum Entry {
     },
     /// The way back to a peer, for what has a mesh address.
     Back { bridge: u32, peer: Ipv4Addr },
+    /// Mesh addresses that nobody answers at are unreachable, rather than sent out of an uplink.
+    Sink,
     /// What this node sends with a mesh address takes the ways back.
     ///
     /// The rule holds for packets that the node itself routes as their sender: replies of its replicas are,
@@ -112,7 +115,11 @@ pub(super) fn wanted(plan: &TunnelPlan, interfaces: Interfaces) -> BTreeSet<Entr
             address: *address,
             peer: *peer,
         });
-    peers.chain(local).chain(remote).chain([Entry::Rule]).collect()
+    peers
+        .chain(local)
+        .chain(remote)
+        .chain([Entry::Sink, Entry::Rule])
+        .collect()
 }
 
 /// The requests whose answers list the mesh's entries; without the interfaces, those that outlive the device.
@@ -191,6 +198,7 @@ impl Entry {
             Self::Local { address, .. } => Place::Route(TABLE_LOCAL, address),
             Self::Remote { address, .. } => Place::Route(TABLE_MAIN, address),
             Self::Back { peer, .. } => Place::Route(TABLE, peer),
+            Self::Sink => Place::Route(TABLE_MAIN, MESH_PREFIX),
             Self::Rule => Place::Rule,
         }
     }
@@ -234,6 +242,18 @@ impl Entry {
                 peer,
             } => route(route_to(address, bridge, TABLE_MAIN, Some(peer))),
             Self::Back { bridge, peer } => route(route_to(peer, bridge, TABLE, Some(peer))),
+            Self::Sink => {
+                let mut message = RouteMessage::default();
+                message.header = RouteHeader {
+                    destination_prefix_length: MESH_PREFIX_BITS,
+                    kind: RouteType::Unreachable,
+                    ..route_header(TABLE_MAIN)
+                };
+                message
+                    .attributes
+                    .push(RouteAttribute::Destination(RouteAddress::Inet(MESH_PREFIX)));
+                route(message)
+            }
             Self::Rule => rule(the_rule()),
         }
     }
@@ -254,6 +274,7 @@ impl fmt::Display for Entry {
             Self::Local { address, .. } => write!(formatter, "the local route to {address}"),
             Self::Remote { address, peer, .. } => write!(formatter, "the route to {address} via {peer}"),
             Self::Back { peer, .. } => write!(formatter, "the route to {peer} in table {TABLE}"),
+            Self::Sink => write!(formatter, "the route that leads mesh addresses nowhere"),
             Self::Rule => write!(formatter, "the routing rule that leads to table {TABLE}"),
         }
     }
@@ -284,13 +305,9 @@ fn lasting(owner: NeighbourFlags) -> NeighbourState {
 fn route_to(address: Ipv4Addr, interface: u32, table: u32, gateway: Option<Ipv4Addr>) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
         destination_prefix_length: 32,
-        table: u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
-        protocol: protocol(),
-        scope: RouteScope::Universe,
         kind: RouteType::Unicast,
-        ..RouteHeader::default()
+        ..route_header(table)
     };
     message.attributes = vec![
         RouteAttribute::Table(table),
@@ -307,13 +324,23 @@ fn route_to(address: Ipv4Addr, interface: u32, table: u32, gateway: Option<Ipv4A
     message
 }
 
+fn route_header(table: u32) -> RouteHeader {
+    RouteHeader {
+        address_family: AddressFamily::Inet,
+        table: u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
+        protocol: protocol(),
+        scope: RouteScope::Universe,
+        ..RouteHeader::default()
+    }
+}
+
 fn the_rule() -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.src_len = MESH_PREFIX_BITS;
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
-        RuleAttribute::Source(Ipv4Addr::new(MESH_NETWORK, 0, 0, 0).into()),
+        RuleAttribute::Source(MESH_PREFIX.into()),
         RuleAttribute::Iifname(LOOPBACK.to_owned()),
         RuleAttribute::Priority(RULE_PRIORITY),
         RuleAttribute::Table(TABLE),
@@ -386,7 +413,11 @@ fn route(message: &RouteMessage) -> Option<Entry> {
             _ => {}
         }
     }
-    let (to, bridge) = (to?, bridge?);
+    let to = to?;
+    if (message.header.kind, to) == (RouteType::Unreachable, MESH_PREFIX) {
+        return Some(Entry::Sink);
+    }
+    let bridge = bridge?;
     match (table, gateway) {
         (TABLE_LOCAL, None) if is_mesh_address(to) => Some(Entry::Local { bridge, address: to }),
         (TABLE_MAIN, Some(peer)) if is_mesh_address(to) => Some(Entry::Remote {
