@@ -45,7 +45,7 @@ impl Arguments {
 const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 
 /// How much longer than on this machine the Swarm may take: the guest's processors are emulated.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 12;
 
 /// The variants of the data path that the Swarm is tried with: of those in `tests/tests/variants.rs`.
 const VARIANTS: &str = "native,ipvs";
