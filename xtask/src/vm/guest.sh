@@ -25,10 +25,10 @@ exec </dev/null >"$(port virtme.stdout)" 2>"$(port virtme.stderr)"
 # files meanwhile.
 cached() {
     tag=$(findmnt --noheadings --output SOURCE "$1")
-    umount "$1" && mount -t 9p -o "version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose" "$tag" "$1"
+    umount "$1" && mount -t 9p -o "version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose,$2" "$tag" "$1"
 }
-cached "$target"
-cached /run/usr
+cached "$target" rw
+cached /run/usr ro
 for folder in bin sbin libexec lib/x86_64-linux-gnu; do
     mount --bind "/run/usr/$folder" "/usr/$folder"
 done

@@ -23,14 +23,21 @@ pub struct Arguments {
     without_swarm: bool,
 }
 
+/// The suite is not held up longer than this by a machine that hangs, in seconds.
+const SUITE_LIMIT: u64 = 1200;
+
 impl Arguments {
     /// What `cargo xtask test` runs: under Debian's kernel, the Swarm only if it is asked for.
     #[must_use]
     pub fn of_the_suite(swarm: bool) -> Self {
-        Self {
+        let mut arguments = Self {
             without_swarm: !swarm,
             ..Self::default()
+        };
+        if !swarm {
+            arguments.machine.limit = SUITE_LIMIT;
         }
+        arguments
     }
 }
 
@@ -38,7 +45,7 @@ impl Arguments {
 const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 
 /// How much longer than on this machine the Swarm may take: the guest's processors are emulated.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 12;
 
 /// The variants of the data path that the Swarm is tried with: of those in `tests/tests/variants.rs`.
 const VARIANTS: &str = "native,ipvs";

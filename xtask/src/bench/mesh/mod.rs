@@ -89,7 +89,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Format::Table => {
             let kernel = command::run(&mut command(["uname", "-r"]))?;
             println!(
-                "Linux {kernel}; medians of {} rounds of {} s; ratios to {reference} and their spread",
+                "Linux {kernel}; medians of {} rounds of {} s; ratios to {reference} and their spread; CPU is the whole \
+                 machine's",
                 arguments.rounds, arguments.seconds
             );
             println!("{}", report::table(&rows, &contenders));
