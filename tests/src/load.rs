@@ -63,7 +63,8 @@ pub struct Report {
     pub tasks: BTreeMap<String, u64>,
     /// TCP segments that were sent again in this network namespace meanwhile: what was lost and healed.
     pub retransmitted: u64,
-    /// Those of them that open a connection: requests whose first packet nobody answered for a second.
+    /// Those of them that open a connection: lost ones after a second, and at once those whose port meets
+    /// the end of an earlier connection at the replica.
     pub syn_retransmitted: u64,
     /// The kept connections.
     pub kept: Kept,

@@ -135,3 +135,100 @@ async fn tell(word: NodeDatapath, sender: &watch::Sender<NodeDatapath>, mut told
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::model::{Node, NodeRole};
+
+    fn cluster(others: &[(&str, NodeDatapath)]) -> Cluster {
+        let node = |datapath| Node {
+            hostname: "host".to_owned(),
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            role: NodeRole::Worker,
+            ready: true,
+            weight: 1,
+            datapath,
+        };
+        let own = ("own".to_owned(), node(NodeDatapath::Unknown));
+        let others = others
+            .iter()
+            .map(|(id, datapath)| ((*id).to_owned(), node(*datapath)));
+        Cluster {
+            nodes: std::iter::once(own).chain(others).collect(),
+            ..Cluster::default()
+        }
+    }
+
+    /// One whose managers' words come by the returned sender.
+    fn standing(adopted: Option<NodeDatapath>) -> (Presence, watch::Sender<Told>) {
+        let (told, receiver) = watch::channel(Told::default());
+        (Presence::new(adopted, receiver), told)
+    }
+
+    #[tokio::test]
+    async fn a_new_data_path_is_planned_at_once_and_announced_when_it_stands() {
+        let (mut presence, _told) = standing(None);
+        let word = presence.word();
+        assert_eq!(*word.borrow(), NodeDatapath::None);
+        assert!(presence.may_plan(&cluster(&[("a", NodeDatapath::Unknown)]), "own"));
+        presence.announce(NodeDatapath::Ebpf);
+        assert_eq!(*word.borrow(), NodeDatapath::Ebpf);
+    }
+
+    #[tokio::test]
+    async fn an_adopted_data_path_is_announced_at_once_and_kept_until_the_others_have_spoken() {
+        let (mut presence, _told) = standing(Some(NodeDatapath::Ebpf));
+        assert_eq!(*presence.word().borrow(), NodeDatapath::Ebpf);
+        let silent = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::Unknown)]);
+        assert!(!presence.may_plan(&silent, "own"));
+        assert!(presence.ask_again_at().is_some());
+        let spoken = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::None)]);
+        assert!(presence.may_plan(&spoken, "own"));
+        assert!(presence.ask_again_at().is_none());
+        assert!(presence.may_plan(&silent, "own"), "it is asked once");
+    }
+
+    #[tokio::test]
+    async fn whoever_stays_silent_is_waited_for_no_longer_than_the_limit() {
+        let (mut presence, _told) = standing(Some(NodeDatapath::Ebpf));
+        let silent = cluster(&[("a", NodeDatapath::Unknown)]);
+        assert!(!presence.may_plan(&silent, "own"));
+        presence.waiting_until = Some(Instant::now());
+        assert!(presence.may_plan(&silent, "own"));
+    }
+
+    #[tokio::test]
+    async fn leaving_is_told_before_none_and_nothing_is_announced_afterwards() {
+        let (mut presence, _told) = standing(Some(NodeDatapath::Ebpf));
+        let mut word = presence.word();
+        let left = presence.leave(&cluster(&[("a", NodeDatapath::Ebpf)]), "own");
+        assert!(presence.is_leaving());
+        let begin = Instant::now();
+        let listen = async {
+            let mut words = Vec::new();
+            while words.last() != Some(&NodeDatapath::None) {
+                word.changed().await.unwrap();
+                words.push(*word.borrow_and_update());
+            }
+            words
+        };
+        let ((), words) = tokio::join!(left, listen);
+        assert_eq!(words, [NodeDatapath::Leaving, NodeDatapath::None]);
+        assert!(begin.elapsed() >= SETTLE, "nobody was given time to follow");
+        presence.announce(NodeDatapath::Ebpf);
+        assert_eq!(*word.borrow(), NodeDatapath::None);
+    }
+
+    #[tokio::test]
+    async fn a_data_path_that_does_not_stand_leaves_without_a_word() {
+        let (mut presence, _told) = standing(None);
+        let begin = Instant::now();
+        presence
+            .leave(&cluster(&[("a", NodeDatapath::Ebpf)]), "own")
+            .await;
+        assert!(begin.elapsed() < SETTLE);
+    }
+}

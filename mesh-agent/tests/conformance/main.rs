@@ -81,7 +81,7 @@ fn main() -> ExitCode {
 
 fn tell(stage: &mut Stage, rung: &'static Rung, story: &Story) -> Result<()> {
     // Taken out while the story is told: a failure throws it away, with all that is left in it.
-    let world = match stage.world.take() {
+    let world = match stage.world.take().filter(|_| !story.untouched) {
         Some(world) => world,
         None => World::new().context("could not make the nodes")?,
     };

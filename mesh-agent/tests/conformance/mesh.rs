@@ -366,6 +366,7 @@ impl<'a> Mesh<'a> {
             .collect();
         Local {
             node: node.space.name.clone(),
+            datapath: self.rung.node_datapath(),
             addresses: BTreeSet::from([node.address, GATEWAY]),
             containers,
             uplinks: BTreeMap::from([("eth0".to_owned(), node.uplink)]),

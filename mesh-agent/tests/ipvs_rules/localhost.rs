@@ -146,16 +146,51 @@ fn connections_to_loopback_go_round_by_weight_and_are_counted() {
 
 #[test]
 fn a_service_without_a_replica_is_refused_at_once() {
-    let (node, ..) = node();
-    node.run(|| {
-        apply(&mut open(), &two(0, 0));
-        // As Docker's engine does, to keep the port.
-        let _placeholder = TcpListener::bind("0.0.0.0:9200").unwrap();
-        let error = ask_tcp("127.0.0.1:9200").unwrap_err();
+    let (node, outside, five, _six) = node();
+    // As Docker's engine does, to keep the ports.
+    let _placeholders = node.run(|| {
+        let mut rules = two(0, 0);
+        rules.frontends = [WEB, DNS]
+            .map(|service| (NODE, service.protocol, service.port))
+            .into();
+        apply(&mut open(), &rules);
+        (
+            TcpListener::bind("0.0.0.0:9200").unwrap(),
+            UdpSocket::bind("0.0.0.0:5300").unwrap(),
+        )
+    });
+    for (space, address) in [
+        (&node, "127.0.0.1"),
+        (&node, "192.0.2.1"),
+        (&five, "192.0.2.1"),
+        (&outside, "192.0.2.1"),
+    ] {
+        // More often than the kernel sends ICMP messages to one address.
+        for _ in 0..20 {
+            let error = space.run(|| ask_tcp(&format!("{address}:9200")).unwrap_err());
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+        let error = space.run(|| ask_udp(&format!("{address}:5300")).unwrap_err());
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-        // A datagram is already refused to its sender, before the answer is there.
-        let error = ask_udp("127.0.0.1:5300").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    }
+}
+
+#[test]
+fn a_draining_replica_keeps_its_connections() {
+    let (node, _outside, five, _six) = node();
+    let listener = five.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
+    node.run(|| {
+        let mut table = open();
+        apply(&mut table, &two(1, 0));
+        let mut stream = TcpStream::connect("127.0.0.1:9200").unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        apply(&mut table, &two(0, 0));
+        assert!(ask_tcp("127.0.0.1:9200").is_err());
+        stream.write_all(b"still there").unwrap();
+        let mut received = [0; 11];
+        accepted.set_read_timeout(Some(PATIENCE)).unwrap();
+        accepted.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"still there");
     });
 }
 
@@ -201,7 +236,6 @@ fn containers_cannot_reach_or_speak_for_loopback() {
     let (node, _outside, five, six) = node();
     let (sender, receiver) = std::sync::mpsc::channel();
     let socket = node.run(|| UdpSocket::bind("0.0.0.0:7777").unwrap());
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((length, _)) = socket.recv_from(&mut buffer) {

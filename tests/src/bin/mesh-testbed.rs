@@ -1,11 +1,19 @@
 //! The server that the lab's services run, and the client that asks it.
 
-use std::{ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Uri;
 use mesh_tests::{
+    bench,
+    bench::client::Measure,
     client::{self, Manner},
     inject,
     load::{self, Load},
@@ -27,6 +35,23 @@ enum Action {
         port: u16,
         #[arg(long, default_value_t = 81)]
         udp_port: u16,
+        /// The port of the lean server that `bench` measures with.
+        #[arg(long, default_value_t = 82)]
+        bench_port: u16,
+    },
+    /// Load a server, or what stands before it, with as much as it takes; one line of JSON.
+    Bench {
+        measure: Measure,
+        target: SocketAddr,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        /// How many connections at once.
+        #[arg(long, default_value_t = 16)]
+        concurrency: usize,
+        /// Addresses of this machine that connections come from, in turn.
+        #[arg(long = "source", value_delimiter = ',')]
+        sources: Vec<Ipv4Addr>,
     },
     /// Request an address, each time on a new connection; a line of JSON for each.
     Get {
@@ -130,10 +155,16 @@ struct MannerArguments {
     pause: u64,
 }
 
+/// How much slower than others this machine is said to be: `$MESH_LAB_PATIENCE`, as the lab has it.
+fn patience() -> u32 {
+    let text = std::env::var("MESH_LAB_PATIENCE").unwrap_or_default();
+    text.parse::<u32>().unwrap_or(1).clamp(1, 1000)
+}
+
 impl MannerArguments {
     fn manner(&self) -> Manner {
         Manner {
-            timeout: Duration::from_millis(self.timeout),
+            timeout: Duration::from_millis(self.timeout) * patience(),
             source_port: self.source_port,
             pause: Duration::from_millis(self.pause),
         }
@@ -143,7 +174,32 @@ impl MannerArguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     match Arguments::parse().action {
-        Action::Serve { port, udp_port } => server::serve(port, udp_port).await,
+        Action::Serve {
+            port,
+            udp_port,
+            bench_port,
+        } => {
+            tokio::spawn(bench::server::serve(bench::server::listen(bench_port)?));
+            server::serve(port, udp_port).await
+        }
+        Action::Bench {
+            measure,
+            target,
+            seconds,
+            concurrency,
+            sources,
+        } => {
+            let load = bench::client::Load {
+                measure,
+                target,
+                sources,
+                concurrency,
+                seconds,
+            };
+            let outcome = bench::client::run(&load).await?;
+            println!("{}", serde_json::to_string(&outcome).context("no JSON")?);
+            Ok(())
+        }
         Action::Get {
             url,
             raw: true,

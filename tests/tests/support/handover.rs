@@ -7,7 +7,7 @@ use mesh_tests::load::Report;
 use serde_json::Value;
 use xtask::lab::wait_until;
 
-use super::support::{HTTP, SOON, Stage, Story, expect_all_of};
+use super::support::{HTTP, Stage, Story, expect_all_of};
 
 /// All of them.
 pub(crate) const STORIES: &[Story] = &[
@@ -170,7 +170,7 @@ fn left_to_others(stage: &Stage) -> Result<()> {
             "node1 says {row}"
         );
         stage.lab.start_agent("node3", stage.arguments)?;
-        wait_until("node1 to answer again", SOON, || {
+        wait_until("node1 to answer again", Duration::from_secs(10), || {
             expect_all_of(
                 &stage.lab.fetch_with("client", &url, 2, &["--timeout", "500"])?,
                 &stage.names("lonely")?,
@@ -268,9 +268,9 @@ pub(crate) fn expect_no_failures(report: &Report) -> Result<()> {
     );
     // TCP sends again after a second what was sent to where nobody took it.
     ensure!(
-        report.syn_retransmitted == 0,
-        "{} first packets were lost: {report:?}",
-        report.syn_retransmitted
+        report.latency.max < 1000.0,
+        "the slowest request took {} ms: {report:?}",
+        report.latency.max
     );
     Ok(())
 }

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::{
     super::{DatapathError, Footing, InterfaceMode, Mode, TcChoice, XdpChoice},
-    EbpfOptions,
+    EbpfOptions, clsact,
     driver::driver_name,
     failed,
     footing::{Outcome, Standing, footing},
@@ -43,6 +43,9 @@ const SOCKET_PROGRAMS: [&str; 8] = [
     "mesh_sendmsg4",
     "mesh_sendmsg6",
 ];
+
+/// The folder of the pinned links, among a version's pins.
+pub(super) const LINKS: &str = "links";
 
 /// What is attached where.
 pub(super) struct Attachments {
@@ -88,7 +91,7 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
 impl Attachments {
     /// Looks at what an agent before has left.
     pub(super) fn adopt(pins: &Path, options: &EbpfOptions) -> Result<Self, DatapathError> {
-        let links = pins.join("links");
+        let links = pins.join(LINKS);
         std::fs::create_dir_all(&links)
             .map_err(|error| failed(format!("create the pin directory {}", links.display()), error))?;
         let unclaimed = std::fs::read_dir(&links)
@@ -125,7 +128,7 @@ impl Attachments {
         if found > 0 {
             debug!(found, "removed tc filters that nothing needs any more");
         }
-        Ok(())
+        clsact::release(&self.links)
     }
 
     /// MTU of the smallest uplink, bytes.
@@ -171,6 +174,7 @@ impl Attachments {
                     hooks::detach_clsact(program, index, hook)?;
                 }
             }
+            clsact::release(&self.links)?;
         }
         let names: Vec<String> = self.uplinks.keys().cloned().collect();
         for name in names {
@@ -285,6 +289,7 @@ impl Attachments {
         for (index, hook) in std::mem::take(&mut self.clsact) {
             hooks::detach_clsact(self.program_in_clsact(index, hook), index, hook)?;
         }
+        clsact::release(&self.links)?;
         self.uplinks.clear();
         self.containers.clear();
         self.mesh0 = None;
@@ -330,6 +335,9 @@ impl Attachments {
                 }
             }
         }
+        if hooks::make_clsact(&interface) {
+            clsact::remember(&self.links, index)?;
+        }
         hooks::attach_clsact(program, &interface, hook).map_err(|error| failed(doing(), error))?;
         self.clsact.insert((index, hook));
         Ok(())
@@ -339,6 +347,7 @@ impl Attachments {
         remove_pin(&self.tc_pin(name, index, hook))?;
         if self.clsact.remove(&(index, hook)) {
             hooks::detach_clsact(name, index, hook)?;
+            clsact::release(&self.links)?;
         }
         Ok(())
     }

@@ -99,6 +99,11 @@ fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), ProgramEr
         .map_err(|error| ProgramError::IOError(io::Error::other(error)))
 }
 
+/// Makes the discipline that filters hang on; false where there is one already, which serves as well.
+pub(super) fn make_clsact(interface: &str) -> bool {
+    tc::qdisc_add_clsact(interface).is_ok()
+}
+
 /// Puts the program into our filter, which stays when nobody holds it.
 pub(super) fn attach_clsact(
     program: &mut SchedClassifier,
@@ -106,8 +111,6 @@ pub(super) fn attach_clsact(
     hook: &str,
 ) -> Result<(), ProgramError> {
     let attach_type = attach_type(hook);
-    // Refused when there is one already, which serves as well.
-    let _ = tc::qdisc_add_clsact(interface);
     let handle = TcHandle::new(0, CLSACT_HANDLE);
     let options = NlOptions {
         priority: CLSACT_PRIORITY,

@@ -6,6 +6,7 @@
 
 mod attach;
 mod batch;
+mod clsact;
 mod driver;
 mod flows;
 mod footing;
@@ -313,6 +314,7 @@ pub fn remove_leftovers(pins: &Path) -> Result<bool, DatapathError> {
     let filters = attach::sweep(|_, _| false)?;
     let pinned = pins.exists();
     if pinned {
+        clsact::release(&versioned(pins).join(attach::LINKS))?;
         hooks::remove_other_versions(pins, Path::new(""))?;
         remove_all_pins(pins)?;
     }

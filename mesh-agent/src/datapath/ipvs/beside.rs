@@ -18,8 +18,8 @@ use crate::model::{Desired, Location};
 /// MTU assumed until an uplink is known: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
 
-/// The rules for a state, whose frontends are those of the wanted virtual services that `stand`: for a port
-/// that IPVS could not be given, Docker's rules stay in charge.
+/// The rules for a state, whose frontends are those of the wanted virtual services that `stand`, or have no
+/// destination and are refused: for a port that IPVS could not be given, Docker's rules stay in charge.
 pub(super) fn rules(
     state: &Desired,
     options: &IpvsOptions,

@@ -131,6 +131,9 @@ impl IpvsDatapath {
     /// the rules that send packets there; and all that is no longer wanted in the opposite order.
     fn reconcile(&mut self) -> Vec<Failure> {
         let wanted = wanted::table(&self.state, self.options.service_address);
+        // IPVS would drop what has no replica without a word to local processes; the rules refuse it.
+        let mut served = wanted.clone();
+        served.retain(|_, service| !service.destinations.is_empty());
         let plan = beside::tunnel(&self.state, &self.options);
         let mut steps = Steps::default();
         steps.tried("change kernel settings", self.set_ipvs_sysctls());
@@ -141,9 +144,9 @@ impl IpvsDatapath {
             };
             steps.tried("make the tunnel", self.make_tunnel(wide));
         }
-        steps.failures.extend(self.services.grow(&wanted));
+        steps.failures.extend(self.services.grow(&served));
         let rules = beside::rules(&self.state, &self.options, &wanted, |name| {
-            self.services.has(name)
+            !served.contains_key(name) || self.services.has(name)
         });
         // What is about to go is counted first.
         match self.rules.counters() {
@@ -152,7 +155,7 @@ impl IpvsDatapath {
         }
         steps.tried("write the nftables rules", self.rules.apply(&rules));
         steps.tried("change kernel settings", self.set_bridge_sysctls(&rules));
-        steps.failures.extend(self.services.shrink(&wanted));
+        steps.failures.extend(self.services.shrink(&served));
         match plan {
             Some(plan) if self.tunnel_plan.as_ref() == Some(&plan) => {}
             Some(plan) => steps.tried("change the tunnel", self.make_tunnel(plan)),

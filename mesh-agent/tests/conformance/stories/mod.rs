@@ -14,6 +14,8 @@ mod reach;
 pub(crate) struct Story {
     /// What is claimed.
     pub(crate) name: &'static str,
+    /// Whether it needs nodes that no data path has ever touched.
+    pub(crate) untouched: bool,
     /// Proves it. Agents run only where the story starts them; they are stopped after it.
     pub(crate) tell: fn(&mut Mesh<'_>) -> Result<()>,
 }
@@ -47,11 +49,21 @@ pub(crate) const STORIES: &[Story] = &[
     story("many_services_are_applied_in_reasonable_time", changes::scale),
     story("counters_are_exact", counters::exact),
     story("only_the_entry_node_counts", counters::entry_node),
-    story("detaching_leaves_no_trace", life::no_trace),
-    story("what_others_have_made_is_not_touched", life::others),
+    Story {
+        untouched: true,
+        ..story("detaching_leaves_no_trace", life::no_trace)
+    },
+    Story {
+        untouched: true,
+        ..story("what_others_have_made_is_not_touched", life::others)
+    },
     story("a_killed_agents_data_path_is_adopted", life::adoption),
 ];
 
 const fn story(name: &'static str, tell: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
-    Story { name, tell }
+    Story {
+        name,
+        untouched: false,
+        tell,
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! The order within one transaction: what others refer to is made before and removed after them.
 
+use std::fmt;
+
 use super::ruleset::{Chain, Content, Family, Rule, Ruleset, Set};
 
 /// One step of a transaction.
@@ -26,6 +28,30 @@ pub(super) enum Operation<'a> {
     AddRule(Family, &'a str, &'a Rule),
     /// Removes all rules of a chain.
     Flush(Family, &'a str),
+}
+
+impl fmt::Display for Operation<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddTable(family, _) => write!(formatter, "add table {family}"),
+            Self::DeleteTable(family) => write!(formatter, "delete table {family}"),
+            Self::AddCounter(_, name) => write!(formatter, "add counter {name}"),
+            Self::DeleteCounter(_, name) => write!(formatter, "delete counter {name}"),
+            Self::AddSet(family, name, _) => write!(formatter, "add set {name} to table {family}"),
+            Self::AddElements(_, name, list) => {
+                write!(formatter, "add {} elements to set {name}", list.len())
+            }
+            Self::DeleteElements(_, name, list) => {
+                write!(formatter, "delete {} elements of set {name}", list.len())
+            }
+            Self::AddChain(family, name, _) => write!(formatter, "add chain {name} to table {family}"),
+            Self::DeleteChain(_, name) => write!(formatter, "delete chain {name}"),
+            Self::AddRule(_, name, rule) => {
+                write!(formatter, "add rule `{}` to chain {name}", rule.comment)
+            }
+            Self::Flush(_, name) => write!(formatter, "flush chain {name}"),
+        }
+    }
 }
 
 /// Keys, with the chain to go to in maps.

@@ -13,6 +13,10 @@ pub(super) const ANONYMOUS_MAP: &str = "__map%d";
 const VERDICT_REGISTER: u32 = 0;
 const DROP: i32 = 0;
 const ACCEPT: i32 = 1;
+pub(super) const VERDICT_GOTO: i32 = -4;
+/// `NFT_CT_STATE`, and the bit that it has for `IP_CT_NEW`.
+const CONNECTION_STATE: u32 = 0;
+const STATE_NEW: u32 = 1 << 3;
 const LOOKUP_INVERTED: u32 = 1;
 const NAT_SOURCE: u32 = 0;
 const NAT_DESTINATION: u32 = 1;
@@ -116,8 +120,24 @@ pub(super) fn encode(family: Family, expression: &Expression, map: Option<u32>) 
                 .number(6, OPTION_OF_TCP)
                 .number(7, first),
         ),
-        Expression::Drop => verdict(DROP),
-        Expression::Accept => verdict(ACCEPT),
+        Expression::Drop => verdict(DROP, None),
+        Expression::Accept => verdict(ACCEPT, None),
+        Expression::Goto(chain) => verdict(VERDICT_GOTO, Some(chain)),
+        Expression::ConnectionIsNew => {
+            let state = new().number(1, first).number(2, CONNECTION_STATE);
+            // A word of the machine's byte order.
+            let mask = new()
+                .number(1, first)
+                .number(2, first)
+                .number(3, 4)
+                .nested(4, new().bytes(1, &STATE_NEW.to_ne_bytes()))
+                .nested(5, new().bytes(1, &[0; 4]));
+            return vec![
+                named("ct", state),
+                named("bitwise", mask),
+                compare(Register::First, 1, &[0; 4]),
+            ];
+        }
         Expression::Reset => named("reject", new().number(1, REJECT_RESET).byte(2, 0)),
         Expression::PortUnreachable => {
             named("reject", new().number(1, REJECT_ICMP).byte(2, PORT_UNREACHABLE))
@@ -145,8 +165,11 @@ fn nat(family: Family, kind: u32) -> Attributes {
     Attributes::new().number(1, kind).number(2, number as u32)
 }
 
-fn verdict(code: i32) -> Attributes {
-    let verdict = Attributes::new().bytes(1, &code.to_be_bytes());
+fn verdict(code: i32, chain: Option<&str>) -> Attributes {
+    let mut verdict = Attributes::new().bytes(1, &code.to_be_bytes());
+    if let Some(chain) = chain {
+        verdict = verdict.text(2, chain);
+    }
     let data = Attributes::new()
         .number(1, VERDICT_REGISTER)
         .nested(2, Attributes::new().nested(2, verdict));

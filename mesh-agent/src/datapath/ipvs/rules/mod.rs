@@ -4,8 +4,10 @@
 
 mod attributes;
 mod build;
+mod chains;
 mod difference;
 mod expression;
+mod phrase;
 mod ruleset;
 mod target;
 mod wire;
@@ -18,7 +20,7 @@ use std::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
-pub use self::{build::TUNNEL_MARK, target::Target};
+pub use self::{chains::TUNNEL_MARK, target::Target};
 use self::{
     difference::{Operation, difference},
     ruleset::{Family, Ruleset},
@@ -42,8 +44,8 @@ pub struct Rules {
     pub uplink_mtu: u32,
     /// What IPVS answers: address, protocol and port (host byte order).
     pub frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
-    /// Where local processes' connections to a service at 127.0.0.0/8 go. One that is listed without a
-    /// replica of some weight is refused.
+    /// Where local processes' connections to a service at 127.0.0.0/8 go. New connections to a service that
+    /// is listed without a replica of some weight are refused, there and at its frontends.
     pub localhost: BTreeMap<ServiceKey, Vec<Target>>,
     /// Addresses of this node's own replicas on the bridge.
     pub local_replicas: BTreeSet<Ipv4Addr>,
@@ -201,10 +203,11 @@ impl Table {
         }
         let messages = wire::transaction(steps, |name| counters.get(name).copied().unwrap_or_default());
         self.connection.transaction(&messages).map_err(|source| {
-            let step = match &source {
-                NetlinkError::TransactionRefused { index, .. } => format!("message {index}"),
-                _ => "the transaction".to_owned(),
+            let culprit = match &source {
+                NetlinkError::TransactionRefused { index, .. } => wire::culprit(steps, *index),
+                _ => None,
             };
+            let step = culprit.map_or_else(|| format!("{} steps", steps.len()), ToString::to_string);
             RulesError::Write { step, source }
         })
     }

@@ -1,7 +1,10 @@
 //! An nftables table as plain data: what is wanted and what is there are compared in this form. Knows the
 //! kernel's vocabulary, not what the mesh says with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,6 +13,15 @@ pub(super) enum Family {
     Ip,
     /// Frames on bridges.
     Bridge,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Ip => "ip",
+            Self::Bridge => "bridge",
+        })
+    }
 }
 
 /// One table, whole.
@@ -123,8 +135,12 @@ pub(super) enum Expression {
     NotIn(&'static str),
     /// Goes to the chain that a map has for the first register; goes on if it has none.
     GotoBy(&'static str),
+    /// Goes to a chain.
+    Goto(&'static str),
     /// Goes to these chains in turn.
     Rotate(Vec<String>),
+    /// Matches the first packet of a connection, and those after it until one has been answered.
+    ConnectionIsNew,
     /// Writes a constant into a register.
     Constant(Register, Vec<u8>),
     /// Makes the first register the packet's mark.

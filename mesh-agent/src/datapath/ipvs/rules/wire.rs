@@ -48,7 +48,6 @@ const SET_IS_ANONYMOUS: u32 = 0x1;
 const SET_IS_CONSTANT: u32 = 0x2;
 const SET_IS_MAP: u32 = 0x8;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
-const VERDICT_GOTO: i32 = -4;
 /// `nft`'s number for a type that is a plain integer.
 const INTEGER_TYPE: u32 = 4;
 /// `nft`'s note that a map's keys are in the machine's byte order.
@@ -56,60 +55,60 @@ const HOST_BYTE_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
 
 /// Encodes a transaction; `initial` gives the value that a new counter starts with.
 pub(super) fn transaction(operations: &[Operation<'_>], initial: impl Fn(&str) -> u64) -> Vec<Message> {
-    let mut messages = vec![batch(BATCH_BEGIN)];
     // Sets are referred to by number until they have been given their place.
     let mut next_set = 1;
+    let mut messages = vec![batch(BATCH_BEGIN)];
     for operation in operations {
-        match operation {
-            Operation::AddTable(family, comment) => {
-                let attributes = Attributes::new()
-                    .text(1, TABLE)
-                    .number(2, 0)
-                    .bytes(6, &comment_data(0, comment));
-                messages.push(message(*family, NEW_TABLE, CREATE, attributes));
-            }
-            Operation::DeleteTable(family) => {
-                messages.push(message(
-                    *family,
-                    DELETE_TABLE,
-                    0,
-                    Attributes::new().text(1, TABLE),
-                ));
-            }
-            Operation::AddCounter(family, name) => {
-                let values = Attributes::new().long(1, 0).long(2, initial(name));
-                let attributes = object(name).nested(4, values);
-                messages.push(message(*family, NEW_OBJECT, CREATE, attributes));
-            }
-            Operation::DeleteCounter(family, name) => {
-                messages.push(message(*family, DELETE_OBJECT, 0, object(name)));
-            }
-            Operation::AddSet(family, name, set) => {
-                messages.push(message(*family, NEW_SET, CREATE, named_set(name, set, next_set)));
-                next_set += 1;
-            }
-            Operation::AddElements(family, name, list) => {
-                messages.extend(elements(*family, NEW_ELEMENTS, CREATE, name, list));
-            }
-            Operation::DeleteElements(family, name, list) => {
-                messages.extend(elements(*family, DELETE_ELEMENTS, 0, name, list));
-            }
-            Operation::AddChain(family, name, new) => {
-                messages.push(message(*family, NEW_CHAIN, CREATE, hooked(chain(3, name), new)));
-            }
-            Operation::DeleteChain(family, name) => {
-                messages.push(message(*family, DELETE_CHAIN, 0, chain(3, name)));
-            }
-            Operation::AddRule(family, name, new) => {
-                messages.extend(rule(*family, name, new, &mut next_set));
-            }
-            Operation::Flush(family, name) => {
-                messages.push(message(*family, DELETE_RULE, 0, chain(2, name)));
-            }
-        }
+        messages.extend(encode(operation, &initial, &mut next_set));
     }
     messages.push(batch(BATCH_END));
     messages
+}
+
+/// The operation that a message of its transaction is for.
+pub(super) fn culprit<'a>(operations: &'a [Operation<'a>], message: usize) -> Option<&'a Operation<'a>> {
+    let mut next_set = 1;
+    let mut before = 1;
+    operations.iter().find(|operation| {
+        before += encode(operation, &|_| 0, &mut next_set).len();
+        message < before
+    })
+}
+
+fn encode(operation: &Operation<'_>, initial: &impl Fn(&str) -> u64, next_set: &mut u32) -> Vec<Message> {
+    let one = match operation {
+        Operation::AddTable(family, comment) => {
+            let attributes = Attributes::new()
+                .text(1, TABLE)
+                .number(2, 0)
+                .bytes(6, &comment_data(0, comment));
+            message(*family, NEW_TABLE, CREATE, attributes)
+        }
+        Operation::DeleteTable(family) => message(*family, DELETE_TABLE, 0, Attributes::new().text(1, TABLE)),
+        Operation::AddCounter(family, name) => {
+            let values = Attributes::new().long(1, 0).long(2, initial(name));
+            message(*family, NEW_OBJECT, CREATE, object(name).nested(4, values))
+        }
+        Operation::DeleteCounter(family, name) => message(*family, DELETE_OBJECT, 0, object(name)),
+        Operation::AddSet(family, name, set) => {
+            let number = *next_set;
+            *next_set += 1;
+            message(*family, NEW_SET, CREATE, named_set(name, set, number))
+        }
+        Operation::AddElements(family, name, list) => {
+            return elements(*family, NEW_ELEMENTS, CREATE, name, list).collect();
+        }
+        Operation::DeleteElements(family, name, list) => {
+            return elements(*family, DELETE_ELEMENTS, 0, name, list).collect();
+        }
+        Operation::AddChain(family, name, new) => {
+            message(*family, NEW_CHAIN, CREATE, hooked(chain(3, name), new))
+        }
+        Operation::DeleteChain(family, name) => message(*family, DELETE_CHAIN, 0, chain(3, name)),
+        Operation::AddRule(family, name, new) => return rule(*family, name, new, next_set),
+        Operation::Flush(family, name) => message(*family, DELETE_RULE, 0, chain(2, name)),
+    };
+    vec![one]
 }
 
 /// Asks for a table by its name.
@@ -296,7 +295,7 @@ fn element(key: &[u8], chain: Option<&str>) -> Attributes {
         None => element,
         Some(chain) => {
             let verdict = Attributes::new()
-                .bytes(1, &VERDICT_GOTO.to_be_bytes())
+                .bytes(1, &expression::VERDICT_GOTO.to_be_bytes())
                 .text(2, chain);
             element.nested(2, Attributes::new().nested(2, verdict))
         }

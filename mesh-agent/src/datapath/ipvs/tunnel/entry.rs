@@ -1,5 +1,5 @@
 //! What leads packets into the tunnel and out of it: forwarding entries, neighbours, routes and a rule, as
-//! plain values that are compared, made and removed. Pure.
+//! plain values with the messages that make and remove them. Pure.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
@@ -17,7 +17,7 @@ use netlink_packet_route::{
 use super::TunnelPlan;
 use crate::{
     datapath::ipvs::{
-        address::{MESH_NETWORK, MESH_PREFIX_BITS, is_mesh_address, peer_mac},
+        address::{MESH_NETWORK, MESH_PREFIX_BITS, peer_mac},
         netlink::Message,
         tunnel::DEVICE,
     },
@@ -31,8 +31,9 @@ pub const TABLE: u32 = 0x004d_5348;
 /// Where the rule that leads to it stands: before any that others are likely to have.
 pub const RULE_PRIORITY: u32 = 77;
 
-const TABLE_MAIN: u32 = 254;
-const TABLE_LOCAL: u32 = 255;
+pub(super) const MESH_PREFIX: Ipv4Addr = Ipv4Addr::new(MESH_NETWORK, 0, 0, 0);
+pub(super) const TABLE_MAIN: u32 = 254;
+pub(super) const TABLE_LOCAL: u32 = 255;
 const LOOPBACK: &str = "lo";
 
 /// The interfaces that entries belong to, by their kernel indexes.
@@ -69,6 +70,8 @@ pub(super) enum Entry {
     },
     /// The way back to a peer, for what has a mesh address.
     Back { bridge: u32, peer: Ipv4Addr },
+    /// Mesh addresses that nobody answers at are unreachable, rather than sent out of an uplink.
+    Sink,
     /// What this node sends with a mesh address takes the ways back.
     ///
     /// The rule holds for packets that the node itself routes as their sender: replies of its replicas are,
@@ -112,45 +115,11 @@ pub(super) fn wanted(plan: &TunnelPlan, interfaces: Interfaces) -> BTreeSet<Entr
             address: *address,
             peer: *peer,
         });
-    peers.chain(local).chain(remote).chain([Entry::Rule]).collect()
-}
-
-/// The requests whose answers list the mesh's entries; without the interfaces, those that outlive the device.
-pub(super) fn lists(interfaces: Option<Interfaces>) -> Vec<(&'static str, RouteNetlinkMessage)> {
-    let neighbours = |family| {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family;
-        RouteNetlinkMessage::GetNeighbour(message)
-    };
-    let mut routes = RouteMessage::default();
-    routes.header.address_family = AddressFamily::Inet;
-    let mut rules = RuleMessage::default();
-    rules.header.family = AddressFamily::Inet;
-    let mut lists = vec![
-        ("the neighbours", neighbours(AddressFamily::Inet)),
-        ("the routes", RouteNetlinkMessage::GetRoute(routes)),
-        ("the routing rules", RouteNetlinkMessage::GetRule(rules)),
-    ];
-    if interfaces.is_some() {
-        lists.push(("the forwarding entries", neighbours(AddressFamily::Bridge)));
-    }
-    lists
-}
-
-/// The entry that the kernel has listed, if the mesh has made it.
-pub(super) fn ours(message: &RouteNetlinkMessage, interfaces: Option<Interfaces>) -> Option<Entry> {
-    match message {
-        RouteNetlinkMessage::NewNeighbour(message) if message.header.family == AddressFamily::Bridge => {
-            forwarding(message, interfaces?)
-        }
-        RouteNetlinkMessage::NewNeighbour(message) => neighbour(message),
-        RouteNetlinkMessage::NewRoute(message) => route(message),
-        RouteNetlinkMessage::NewRule(message) => message
-            .attributes
-            .contains(&RuleAttribute::Protocol(protocol()))
-            .then_some(Entry::Rule),
-        _ => None,
-    }
+    peers
+        .chain(local)
+        .chain(remote)
+        .chain([Entry::Sink, Entry::Rule])
+        .collect()
 }
 
 impl Entry {
@@ -191,6 +160,7 @@ impl Entry {
             Self::Local { address, .. } => Place::Route(TABLE_LOCAL, address),
             Self::Remote { address, .. } => Place::Route(TABLE_MAIN, address),
             Self::Back { peer, .. } => Place::Route(TABLE, peer),
+            Self::Sink => Place::Route(TABLE_MAIN, MESH_PREFIX),
             Self::Rule => Place::Rule,
         }
     }
@@ -234,6 +204,18 @@ impl Entry {
                 peer,
             } => route(route_to(address, bridge, TABLE_MAIN, Some(peer))),
             Self::Back { bridge, peer } => route(route_to(peer, bridge, TABLE, Some(peer))),
+            Self::Sink => {
+                let mut message = RouteMessage::default();
+                message.header = RouteHeader {
+                    destination_prefix_length: MESH_PREFIX_BITS,
+                    kind: RouteType::Unreachable,
+                    ..route_header(TABLE_MAIN)
+                };
+                message
+                    .attributes
+                    .push(RouteAttribute::Destination(RouteAddress::Inet(MESH_PREFIX)));
+                route(message)
+            }
             Self::Rule => rule(the_rule()),
         }
     }
@@ -254,13 +236,14 @@ impl fmt::Display for Entry {
             Self::Local { address, .. } => write!(formatter, "the local route to {address}"),
             Self::Remote { address, peer, .. } => write!(formatter, "the route to {address} via {peer}"),
             Self::Back { peer, .. } => write!(formatter, "the route to {peer} in table {TABLE}"),
+            Self::Sink => write!(formatter, "the route that leads mesh addresses nowhere"),
             Self::Rule => write!(formatter, "the routing rule that leads to table {TABLE}"),
         }
     }
 }
 
 /// A forwarding entry that does not age, of the tunnel or of the bridge whose port the device is.
-fn hardware(device: u32, mac: MacAddress, owner: NeighbourFlags) -> NeighbourMessage {
+pub(super) fn hardware(device: u32, mac: MacAddress, owner: NeighbourFlags) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = device;
@@ -274,23 +257,24 @@ fn hardware(device: u32, mac: MacAddress, owner: NeighbourFlags) -> NeighbourMes
 
 /// The state of an entry that does not age. On a bridge's port, `Permanent` means an address of the bridge
 /// itself.
-fn lasting(owner: NeighbourFlags) -> NeighbourState {
+pub(super) fn lasting(owner: NeighbourFlags) -> NeighbourState {
     match owner.contains(NeighbourFlags::Own) {
         true => NeighbourState::Permanent,
         false => NeighbourState::Noarp,
     }
 }
 
-fn route_to(address: Ipv4Addr, interface: u32, table: u32, gateway: Option<Ipv4Addr>) -> RouteMessage {
+pub(super) fn route_to(
+    address: Ipv4Addr,
+    interface: u32,
+    table: u32,
+    gateway: Option<Ipv4Addr>,
+) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
         destination_prefix_length: 32,
-        table: u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
-        protocol: protocol(),
-        scope: RouteScope::Universe,
         kind: RouteType::Unicast,
-        ..RouteHeader::default()
+        ..route_header(table)
     };
     message.attributes = vec![
         RouteAttribute::Table(table),
@@ -307,13 +291,23 @@ fn route_to(address: Ipv4Addr, interface: u32, table: u32, gateway: Option<Ipv4A
     message
 }
 
+fn route_header(table: u32) -> RouteHeader {
+    RouteHeader {
+        address_family: AddressFamily::Inet,
+        table: u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
+        protocol: protocol(),
+        scope: RouteScope::Universe,
+        ..RouteHeader::default()
+    }
+}
+
 fn the_rule() -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.src_len = MESH_PREFIX_BITS;
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
-        RuleAttribute::Source(Ipv4Addr::new(MESH_NETWORK, 0, 0, 0).into()),
+        RuleAttribute::Source(MESH_PREFIX.into()),
         RuleAttribute::Iifname(LOOPBACK.to_owned()),
         RuleAttribute::Priority(RULE_PRIORITY),
         RuleAttribute::Table(TABLE),
@@ -322,90 +316,17 @@ fn the_rule() -> RuleMessage {
     message
 }
 
-fn protocol() -> RouteProtocol {
+pub(super) fn protocol() -> RouteProtocol {
     RouteProtocol::from(PROTOCOL)
 }
 
-fn forwarding(message: &NeighbourMessage, interfaces: Interfaces) -> Option<Entry> {
-    let device = message.header.ifindex;
-    if device != interfaces.device || message.header.state != lasting(message.header.flags) {
-        return None;
-    }
-    let mac = mac(message)?;
-    if message.header.flags.contains(NeighbourFlags::Own) {
-        // The kernel lists the destination of this family as bytes.
-        let peer = message.attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
-            }
-            _ => None,
-        })?;
-        return Some(Entry::Forward { device, mac, peer });
-    }
-    Some(Entry::Port { device, mac })
-}
-
-fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
-    if !message
-        .attributes
-        .contains(&NeighbourAttribute::Protocol(protocol()))
-    {
-        return None;
-    }
-    let peer = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
-        _ => None,
-    })?;
-    Some(Entry::Neighbour {
-        bridge: message.header.ifindex,
-        peer,
-        mac: mac(message)?,
-    })
-}
-
-fn mac(message: &NeighbourMessage) -> Option<MacAddress> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(MacAddress),
-        _ => None,
-    })
-}
-
-fn route(message: &RouteMessage) -> Option<Entry> {
-    if message.header.protocol != protocol() {
-        return None;
-    }
-    let mut table = u32::from(message.header.table);
-    let (mut to, mut gateway, mut bridge) = (None, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = Some(*address),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-            RouteAttribute::Oif(index) => bridge = Some(*index),
-            _ => {}
-        }
-    }
-    let (to, bridge) = (to?, bridge?);
-    match (table, gateway) {
-        (TABLE_LOCAL, None) if is_mesh_address(to) => Some(Entry::Local { bridge, address: to }),
-        (TABLE_MAIN, Some(peer)) if is_mesh_address(to) => Some(Entry::Remote {
-            bridge,
-            address: to,
-            peer,
-        }),
-        (TABLE, Some(peer)) if peer == to => Some(Entry::Back { bridge, peer }),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const INTERFACES: Interfaces = Interfaces { bridge: 7, device: 8 };
+    pub(in super::super) const INTERFACES: Interfaces = Interfaces { bridge: 7, device: 8 };
 
-    fn plan() -> TunnelPlan {
+    pub(in super::super) fn plan() -> TunnelPlan {
         TunnelPlan {
             bridge: "docker_gwbridge".to_owned(),
             vni: 77,
@@ -433,37 +354,5 @@ mod tests {
             peer: Ipv4Addr::new(192, 0, 2, 2),
         };
         assert_eq!(remote, [expected]);
-    }
-
-    #[test]
-    fn an_entry_is_recognised_in_its_own_message() {
-        for entry in wanted(&plan(), INTERFACES) {
-            let message: RouteNetlinkMessage = entry.add().decode().unwrap();
-            assert_eq!(ours(&message, Some(INTERFACES)), Some(entry));
-        }
-    }
-
-    #[test]
-    fn what_others_have_made_is_not_ours() {
-        let mut route = route_to(
-            Ipv4Addr::new(250, 0, 0, 5),
-            7,
-            TABLE_MAIN,
-            Some(Ipv4Addr::new(192, 0, 2, 2)),
-        );
-        route.header.protocol = RouteProtocol::Static;
-        assert_eq!(
-            ours(&RouteNetlinkMessage::NewRoute(route), Some(INTERFACES)),
-            None
-        );
-        let port = hardware(
-            9,
-            peer_mac(Ipv4Addr::new(192, 0, 2, 2)),
-            NeighbourFlags::Controller,
-        );
-        assert_eq!(
-            ours(&RouteNetlinkMessage::NewNeighbour(port), Some(INTERFACES)),
-            None
-        );
     }
 }

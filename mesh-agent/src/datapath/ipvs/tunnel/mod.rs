@@ -6,6 +6,7 @@
 
 mod device;
 mod entry;
+mod listing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -143,7 +144,7 @@ impl Tunnel {
     /// The mesh's entries. Those that belong to the device go with it, and are listed only if it is named.
     fn entries(&mut self, interfaces: Option<Interfaces>) -> Result<BTreeSet<Entry>, TunnelError> {
         let mut found = BTreeSet::new();
-        for (what, request) in entry::lists(interfaces) {
+        for (what, request) in listing::lists(interfaces) {
             let list = self
                 .connection
                 .dump(&Message::encode(&request, 0))
@@ -151,7 +152,7 @@ impl Tunnel {
             for message in list {
                 // Messages that the crate cannot read are not ours: ours have nothing unusual.
                 if let Ok(message) = message.decode::<RouteNetlinkMessage>() {
-                    found.extend(entry::ours(&message, interfaces));
+                    found.extend(listing::ours(&message, interfaces));
                 }
             }
         }
