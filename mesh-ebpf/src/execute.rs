@@ -28,16 +28,12 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
         Verdict::Pass => return Action::Pass,
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
-            if errors::refuse(frame).is_ok() {
-                tables.count_drop(hook, reason);
-                return Action::Answer;
-            }
-            // A driver may have left XDP no room for an answer that is longer than the packet: tc has it.
-            if matches!(hook, Hook::Xdp) && errors::is_answered_by_more(frame) {
-                return Action::Pass;
-            }
             tables.count_drop(hook, reason);
-            return Action::Drop;
+            return if errors::refuse(frame).is_ok() {
+                Action::Answer
+            } else {
+                Action::Drop
+            };
         }
         Verdict::TooBig => {
             tables.count_drop(hook, DropReason::TooBig);

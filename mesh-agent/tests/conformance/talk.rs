@@ -78,7 +78,7 @@ fn accept(listener: &TcpListener, name: &str) {
 /// how many of them were as they should be.
 fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
     // Should the client vanish, this thread does so too.
-    stream.set_read_timeout(Some(PATIENCE * 6))?;
+    stream.set_read_timeout(Some(PATIENCE * 90))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     let mut line = String::new();
