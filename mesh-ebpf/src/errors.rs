@@ -45,14 +45,6 @@ pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
     }
 }
 
-/// Whether the refusal of a packet may be longer than the packet: an ICMP error may, a RST never is.
-#[inline(always)]
-pub fn is_answered_by_more<F: Frame>(frame: &F) -> bool {
-    frame
-        .at::<Ipv4>(ETHERNET_LENGTH)
-        .is_some_and(|ip| ip.protocol != PROTOCOL_TCP)
-}
-
 /// Turns the packet into "fragmentation needed" with the MTU that would have fitted.
 ///
 /// # Errors

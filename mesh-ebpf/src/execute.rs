@@ -28,14 +28,12 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
         Verdict::Pass => return Action::Pass,
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
-            let longer = errors::is_answered_by_more(frame);
-            let answered = errors::refuse(frame).is_ok();
-            // A driver may have left XDP no room for an answer that is longer than the packet: tc has it.
-            if !answered && longer && matches!(hook, Hook::Xdp) {
-                return Action::Pass;
-            }
             tables.count_drop(hook, reason);
-            return if answered { Action::Answer } else { Action::Drop };
+            return if errors::refuse(frame).is_ok() {
+                Action::Answer
+            } else {
+                Action::Drop
+            };
         }
         Verdict::TooBig => {
             tables.count_drop(hook, DropReason::TooBig);

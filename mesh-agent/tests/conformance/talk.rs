@@ -78,7 +78,7 @@ fn accept(listener: &TcpListener, name: &str) {
 /// how many of them were as they should be.
 fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
     // Should the client vanish, this thread does so too.
-    stream.set_read_timeout(Some(PATIENCE * 6))?;
+    stream.set_read_timeout(Some(PATIENCE * 90))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     let mut line = String::new();
@@ -235,13 +235,14 @@ pub(crate) fn ask_by_datagram(space: &Space, target: SocketAddrV4) -> io::Result
     })
 }
 
-/// The same by a connected socket, which is told of refusals.
+/// The same by a connected socket, which is told of refusals. The question is no shorter than what an ICMP
+/// error quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
 pub(crate) fn ask_by_connected_datagram(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
     space.enter(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(target)?;
-        socket.send(b"who")?;
+        socket.send(b"who is it that answers here?")?;
         let mut buffer = [0; 128];
         let length = socket.recv(&mut buffer)?;
         Answer::parse(&String::from_utf8_lossy(&buffer[..length]))

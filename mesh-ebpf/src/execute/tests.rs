@@ -169,17 +169,6 @@ fn a_refusal_is_counted_once_and_answered() {
 }
 
 #[test]
-fn what_xdp_has_no_room_to_refuse_is_left_to_tc() {
-    let tables = TestTables::node(1).publish(PROTOCOL_UDP, 9200, &[]);
-    for (hook, expect, drops) in [(Hook::Xdp, Action::Pass, 0), (Hook::TcUplink, Action::Drop, 1)] {
-        let mut frame = udp(at(CLIENT), at(FRONTEND), b"?");
-        frame.elastic = false;
-        assert_eq!(run(&tables, hook, &mut frame), expect);
-        assert_eq!(tables.drops(hook, DropReason::NoBackend), drops);
-    }
-}
-
-#[test]
 fn a_reset_that_nobody_awaits_is_dropped_in_silence() {
     let tables = node(1, LOCAL);
     let mut frame = tcp(at("10.0.0.1:1"), SocketAddrV4::new(SERVICE_ADDRESS, 9200), RST);
