@@ -84,7 +84,7 @@ fn foreign(mesh: &Mesh<'_>) -> Result<Vec<(&'static str, String)>> {
     ];
     if mesh.rung.has_virtual_services() {
         seen.push((
-            "ipvsadm --save --numeric --tcp-service 10.99.0.1:7777",
+            "ipvsadm --list --numeric --tcp-service 10.99.0.1:7777",
             String::new(),
         ));
     }
