@@ -100,8 +100,15 @@ fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Resu
         &mut build,
     )?;
     let built = target.join("bpfel-unknown-none/ebpf").join(program);
+    // BTF is made from the debug information, which nobody reads afterwards; it is three quarters of the
+    // object, and the agent carries that.
+    let stripped = built.with_extension("stripped");
+    let mut strip = command(["llvm-objcopy", "--strip-debug"]);
+    strip.arg(&built).arg(&stripped);
+    crate::command::run(&mut strip)
+        .context("the debug information cannot be taken out; `cargo xtask setup` installs what does it")?;
     // Only a changed object makes the agent's build begin anew.
-    let bytes = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
+    let bytes = fs::read(&stripped).with_context(|| format!("could not read {}", stripped.display()))?;
     if fs::read(object).ok().as_deref() != Some(bytes.as_slice()) {
         fs::write(object, bytes).with_context(|| format!("could not write {}", object.display()))?;
     }

@@ -24,6 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
+    ("llvm", "llvm-objcopy"),
     ("nftables", "nft"),
     ("prometheus", "promtool"),
     ("procps", "ps"),
