@@ -1,0 +1,1 @@
+//! What the cluster knows: services, tasks and nodes, with their indexes. Imports only `spec`.

@@ -1,0 +1,1 @@
+//! Encryption at rest of secrets, configs and registry credentials.
