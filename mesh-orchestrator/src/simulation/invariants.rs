@@ -280,7 +280,11 @@ impl Watcher {
         let round = Round { now, seed: 0 };
         for (service, _, tasks) in state.unplaced() {
             let plan = scheduler::schedule(&round, state, tasks);
-            if !plan.changes.is_empty() {
+            if plan
+                .changes
+                .iter()
+                .any(|change| matches!(change, Change::Assign { .. }))
+            {
                 return Err(format!("tasks of {service} could be placed: {:?}", plan.changes));
             }
         }
@@ -354,14 +358,16 @@ fn at_rest(state: &State, service: &Service) -> Result<(), String> {
             .is_some_and(|status| !status.state.is_active());
     if service.is_updating() && !paused && !stuck {
         return Err(format!(
-            "the update of {name} does not end: {:?}",
-            service.update_status
+            "the update of {name} does not end: {:?}{}",
+            service.update_status,
+            describe(state, service)
         ));
     }
     if running_old && !service.is_updating() && !service.spec.mode.is_job() {
         return Err(format!(
-            "{name} still runs old tasks: {slots:#?} {:?}",
-            service.update_status
+            "{name} still runs old tasks: {:?}{}",
+            service.update_status,
+            describe(state, service)
         ));
     }
     if service.rebalance.is_some() && !stuck && !service.is_updating() {

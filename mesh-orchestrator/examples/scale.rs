@@ -1,0 +1,159 @@
+//! Measures the loops at the size they are meant for: `cargo run --release -p mesh-orchestrator --example scale`.
+//! 1,000 nodes and 50,000 tasks scheduled from nothing, then one service added, scaled, updated and a node lost.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use mesh_orchestrator::{
+    commands,
+    loops::Controller,
+    objects::{
+        Availability, Change, Node, NodeId, NodeRole, NodeStatus, ServiceId, State, TaskState, TaskStatus,
+        Timestamp,
+    },
+    spec::{Platform, Resources, ServiceSpec},
+};
+
+const NODES: u32 = 1_000;
+const SERVICES: u32 = 1_000;
+const REPLICAS: u32 = 50;
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+fn main() -> Result<()> {
+    for (services, replicas) in [
+        (SERVICES, REPLICAS),
+        (10, SERVICES * REPLICAS / 10),
+        (SERVICES * REPLICAS, 1),
+    ] {
+        println!("{NODES} nodes, {services} services of {replicas} replicas");
+        measure(services, replicas)?;
+    }
+    Ok(())
+}
+
+fn measure(services: u32, replicas: u32) -> Result<()> {
+    let mut state = State::default();
+    for number in 0..NODES {
+        state.apply(&Change::PutNode(Box::new(node(number))))?;
+    }
+    for number in 0..services {
+        for change in create(&state, &format!("service{number}"), replicas)? {
+            state.apply(&change)?;
+        }
+    }
+    let mut controller = Controller::new(state);
+    let mut seed = 0;
+    let mut step = |controller: &mut Controller, what: &str| -> Result<()> {
+        seed += 1;
+        let start = Instant::now();
+        let changes = controller.step(NOW, seed)?;
+        report(what, start.elapsed(), changes.len());
+        Ok(())
+    };
+    step(&mut controller, "schedule all from nothing")?;
+    run_all(&mut controller)?;
+    step(&mut controller, "take in that all of them run")?;
+
+    for change in create(controller.state(), "one-more", 50)? {
+        controller.apply(&change)?;
+    }
+    step(&mut controller, "add a service of 50 replicas")?;
+    run_all(&mut controller)?;
+    step(&mut controller, "take in that they run")?;
+
+    let id = controller
+        .state()
+        .service_named("one-more")
+        .context("the new service is there")?
+        .id
+        .clone();
+    for change in commands::scale_service(controller.state(), &id, 60, NOW)? {
+        controller.apply(&change)?;
+    }
+    step(&mut controller, "scale it by 10")?;
+
+    let task = controller
+        .state()
+        .tasks()
+        .keys()
+        .next()
+        .context("there are tasks")?
+        .clone();
+    let status = TaskStatus::new(TaskState::Failed, NOW, "crashed");
+    controller.apply(&Change::Observe { task, status })?;
+    step(&mut controller, "answer a task that crashed")?;
+
+    for change in
+        commands::set_node_status(controller.state(), &NodeId::from("node7"), NodeStatus::Down, NOW)?
+    {
+        controller.apply(&change)?;
+    }
+    step(&mut controller, "replace the tasks of a lost node")?;
+    Ok(())
+}
+
+fn report(what: &str, time: Duration, changes: usize) {
+    println!(
+        "  {what:<34} {:>9.2} ms {changes:>8} changes",
+        time.as_secs_f64() * 1e3
+    );
+}
+
+fn run_all(controller: &mut Controller) -> Result<()> {
+    let assigned = |state: TaskState| state == TaskState::Assigned;
+    let tasks: Vec<_> = controller
+        .state()
+        .tasks()
+        .values()
+        .filter(|task| assigned(task.status.state))
+        .map(|task| task.id.clone())
+        .collect();
+    for task in tasks {
+        controller.apply(&Change::Observe {
+            task,
+            status: TaskStatus::new(TaskState::Running, NOW, "runs"),
+        })?;
+    }
+    Ok(())
+}
+
+fn create(state: &State, name: &str, replicas: u32) -> Result<Vec<Change>> {
+    let spec = serde_json::json!({
+        "name": name,
+        "mode": { "replicated": { "replicas": replicas } },
+        "task_template": {
+            "container_spec": { "image": "nginx" },
+            "resources": { "reservations": { "nano_cpus": 100_000_000, "memory_bytes": 64 << 20 } },
+            "placement": { "constraints": ["node.labels.disk==ssd"] },
+        },
+    });
+    let spec = ServiceSpec::from_json(spec.to_string().as_bytes())?;
+    Ok(commands::create_service(state, ServiceId::from(name), spec, NOW)?)
+}
+
+fn node(number: u32) -> Node {
+    Node {
+        id: NodeId::from(format!("node{number}").as_str()),
+        hostname: format!("host{number}"),
+        address: String::new(),
+        role: NodeRole::Worker,
+        labels: [(
+            "disk".to_owned(),
+            if number % 10 == 0 { "hdd" } else { "ssd" }.to_owned(),
+        )]
+        .into(),
+        engine_labels: [].into(),
+        platform: Platform {
+            os: "linux".into(),
+            architecture: "x86_64".into(),
+        },
+        resources: Resources {
+            nano_cpus: 32_000_000_000,
+            memory_bytes: 64 << 30,
+        },
+        availability: Availability::Active,
+        status: NodeStatus::Ready,
+        status_since: NOW,
+        returned_at: None,
+    }
+}
