@@ -396,7 +396,13 @@ fn at_rest(state: &State, service: &Service) -> Result<(), String> {
             ));
         }
     };
-    if taken != expected {
+    // A job that was done on a node stays done there, whatever becomes of the node.
+    let is_right = if service.spec.mode.is_job() {
+        taken >= expected
+    } else {
+        taken == expected
+    };
+    if !is_right {
         return Err(format!(
             "{name} has {taken} slots, {expected} were asked for: {}",
             describe(state, service)
