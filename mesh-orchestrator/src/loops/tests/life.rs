@@ -361,7 +361,7 @@ fn rebalancing_moves_tasks_to_a_node_that_has_joined() {
         cluster.step();
         cluster.settle();
         cluster.put_node(node(2));
-        cluster.step();
+        cluster.pass(1);
         cluster.settle();
         assert_eq!(running_on(&cluster).len(), 1, "nobody asked for it");
         let id = cluster.service("web").id.clone();
@@ -483,6 +483,7 @@ proptest! {
         let mut cluster = Cluster::of(4);
         cluster.create(spec("agent", |json| json["mode"] = serde_json::json!({ "global": {} })));
         cluster.step();
+        cluster.settle();
         for (number, availability) in moves {
             let availability = [Availability::Active, Availability::Pause, Availability::Drain][usize::from(availability)];
             cluster.set_availability(&format!("node{number}"), availability);
