@@ -189,7 +189,7 @@ fn node(number: u32) -> Node {
         role: NodeRole::Worker,
         labels: [(
             "disk".to_owned(),
-            if number % 10 == 0 { "hdd" } else { "ssd" }.to_owned(),
+            if number.is_multiple_of(10) { "hdd" } else { "ssd" }.to_owned(),
         )]
         .into(),
         engine_labels: [].into(),

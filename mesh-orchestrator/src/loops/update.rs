@@ -175,7 +175,7 @@ fn progress(
     let wanted = |task: &Task| task.desired.is_wanted();
     let is_empty = !state.slot(&service.id, slot).any(wanted);
     let counts = |task: &&Task| wanted(task) || (is_empty && is_taken(task));
-    let Some(newest) = current().filter(counts).next_back() else {
+    let Some(newest) = current().rfind(counts) else {
         let runs = state.slot(&service.id, slot).any(Task::is_running);
         return Progress::Outdated { runs };
     };

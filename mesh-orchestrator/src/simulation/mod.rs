@@ -168,7 +168,7 @@ impl Simulation {
     }
 
     fn decide(&mut self) -> Result<(), String> {
-        let seed = u128::from(self.random.next()) << 64 | u128::from(self.random.next());
+        let seed = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
         let made = self
             .controller
             .step(self.now, seed)

@@ -161,9 +161,9 @@ fn change(random: &mut Random, service: &Service) -> Result<ServiceSpec, String>
         0 => spec["task_template"]["force_update"] = random.between(1, 1_000_000).into(),
         1 => spec["task_template"]["placement"] = placement(random),
         2 => spec["update_config"] = policy(random, &["pause", "continue", "rollback"]),
-        3 => spec["labels"] = serde_json::json!({ "changed": random.next().to_string() }),
+        3 => spec["labels"] = serde_json::json!({ "changed": random.number().to_string() }),
         _ if service.spec.mode.is_job() => {
-            spec["task_template"]["force_update"] = random.between(1, 1_000_000).into()
+            spec["task_template"]["force_update"] = random.between(1, 1_000_000).into();
         }
         _ => spec["task_template"]["container_spec"]["image"] = image(random).into(),
     }
