@@ -28,16 +28,18 @@ impl ServiceSpec {
 
 /// Serde's message for an unknown field quotes that field, then the known ones.
 fn explain(path: &str, message: &str) -> SpecError {
-    let path = if path == "." { "specification" } else { path };
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.starts_with("unknown field"), quoted.next()) {
         (true, Some(field)) => SpecError::UnknownField {
-            path: path.strip_suffix(&format!(".{field}")).unwrap_or(path).into(),
+            path: path
+                .strip_suffix(&format!(".{field}"))
+                .unwrap_or("specification")
+                .into(),
             field: field.into(),
             nearest: nearest(field, quoted),
         },
         _ => SpecError::Malformed {
-            path: path.into(),
+            path: if path == "." { "specification" } else { path }.into(),
             message: message.into(),
         },
     }

@@ -13,7 +13,7 @@ pub mod policy;
 pub mod port;
 mod validate;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub mode: ServiceMode,
     /// What each task runs. A change of it rolls the service.
-    pub task_template: TaskSpec,
+    pub task_template: Arc<TaskSpec>,
     /// How tasks are replaced after a change.
     #[serde(default)]
     pub update_config: UpdateConfig,

@@ -1,6 +1,6 @@
 //! What the types alone cannot refuse: every field of a specification is checked once, at the edge.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     ContainerSpec, FileReference, Mount, MountKind, Probe, PublishMode, RestartCondition, ServiceMode,
@@ -25,7 +25,7 @@ impl ServiceSpec {
         check_name("name", &self.name)?;
         check_labels("labels", self.labels.keys())?;
         check_mode(self.mode)?;
-        let container = &mut self.task_template.container_spec;
+        let container = &mut Arc::make_mut(&mut self.task_template).container_spec;
         container.image = normalise_image("task_template.container_spec.image", &container.image)?;
         check_task(&self.task_template, self.mode)?;
         check_update("update_config", &self.update_config, false)?;
