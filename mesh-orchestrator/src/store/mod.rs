@@ -15,6 +15,7 @@ pub mod membership;
 pub mod redb;
 pub mod revisions;
 
+mod diff;
 mod error;
 mod key;
 mod lease;
@@ -26,6 +27,7 @@ use std::fmt;
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 
+pub use diff::{Difference, diff};
 pub use error::{Source, StoreError};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES, Prefix};
 pub use lease::{EPHEMERAL, Heartbeat, Lease, is_ephemeral};

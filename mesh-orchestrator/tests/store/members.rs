@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use mesh_orchestrator::store::{
-    Heartbeat, Store, Transaction,
+    Heartbeat, Transaction,
     membership::{Registration, campaign, leader, node_key, nodes},
 };
 

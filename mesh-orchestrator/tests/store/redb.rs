@@ -397,7 +397,6 @@ fn full() -> Result<()> {
 /// A child's work: may not write files beyond 3 MB.
 pub(crate) fn write_to_a_full_disk(path: &Path) -> Result<()> {
     // SAFETY: ignoring a signal installs no handler.
-    #[expect(unsafe_code, reason = "the limit's signal would end the process")]
     unsafe {
         signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
     }
