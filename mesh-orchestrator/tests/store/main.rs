@@ -4,6 +4,7 @@
 mod conformance;
 mod etcd;
 mod members;
+mod objects;
 mod oracle;
 mod redb;
 mod subject;
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
     // Running it costs a second, so it is not even started for `--list` or a filter without etcd.
     let cluster = etcd::cluster::Shared::default();
     let mut trials = Vec::new();
-    for (name, story) in conformance::stories().into_iter().chain(members::stories()) {
+    let stories = [conformance::stories(), members::stories(), objects::stories()];
+    for (name, story) in stories.concat() {
         trials.push(trial(format!("redb::{name}"), move || story(&Subject::Redb)));
         let cluster = Arc::clone(&cluster);
         trials.push(trial(format!("etcd::{name}"), move || {
