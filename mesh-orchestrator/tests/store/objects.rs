@@ -25,7 +25,10 @@ pub(crate) fn stories() -> Vec<Story> {
         ("old_revisions_are_kept_compared_and_rolled_back_to", history),
         ("an_object_as_large_as_may_be_keeps_its_history", large),
         ("concurrent_updates_make_one_history", race),
-        ("a_removed_object_leaves_nothing_and_its_revisions_are_not_reused", removal),
+        (
+            "a_removed_object_leaves_nothing_and_its_revisions_are_not_reused",
+            removal,
+        ),
         ("secrets_are_stored_encrypted_and_revealed_by_name", secrets),
         ("keys_are_rotated_without_losing_a_secret", rotation),
         ("a_lost_key_file_is_no_new_beginning", lost_key),
@@ -66,7 +69,9 @@ fn updates(subject: &Subject) -> Result<()> {
         let first = things.create("web", &thing(1), author(1, "create")).await?;
         let again = things.create("web", &thing(1), author(1, "create")).await;
         ensure!(matches!(again, Err(RevisionError::Exists { .. })), "{again:?}");
-        let second = things.update("web", first, &thing(2), author(2, "update")).await?;
+        let second = things
+            .update("web", first, &thing(2), author(2, "update"))
+            .await?;
         match things.update("web", first, &thing(3), author(3, "update")).await {
             Err(RevisionError::Stale { given, current, .. }) => ensure!((given, current) == (first, second)),
             other => bail!("{other:?}"),
@@ -77,7 +82,10 @@ fn updates(subject: &Subject) -> Result<()> {
         let tag: RevisionId = second.to_string().parse()?;
         things.update("web", tag, &thing(4), author(4, "update")).await?;
         let unknown = things.update("api", first, &thing(3), author(3, "update")).await;
-        ensure!(matches!(unknown, Err(RevisionError::Missing { .. })), "{unknown:?}");
+        ensure!(
+            matches!(unknown, Err(RevisionError::Missing { .. })),
+            "{unknown:?}"
+        );
         let name = things.create("no/name", &thing(1), author(1, "create")).await;
         ensure!(matches!(name, Err(RevisionError::Name(_))), "{name:?}");
         Ok(())
@@ -90,25 +98,43 @@ fn history(subject: &Subject) -> Result<()> {
         let things: Revisions<Thing> = Revisions::new(Arc::clone(store), "things");
         let mut revision = things.create("web", &thing(1), author(1, "create")).await?;
         for number in 2..=15 {
-            revision = things.update("web", revision, &thing(number), author(number, "update")).await?;
+            revision = things
+                .update("web", revision, &thing(number), author(number, "update"))
+                .await?;
         }
-        let numbers: Vec<u64> = things.history("web").await?.iter().map(|old| old.revision.number).collect();
+        let numbers: Vec<u64> = things
+            .history("web")
+            .await?
+            .iter()
+            .map(|old| old.revision.number)
+            .collect();
         let kept: Vec<u64> = (15 - KEPT..=15).rev().collect();
         ensure!(numbers == kept, "{numbers:?}");
         let old = things.at("web", 8).await?;
         ensure!(old.value == thing(8) && old.author == author(8, "update"));
         match things.at("web", 2).await {
-            Err(RevisionError::NotKept { number: 2, kept: told, .. }) => ensure!(told == kept),
+            Err(RevisionError::NotKept {
+                number: 2,
+                kept: told,
+                ..
+            }) => ensure!(told == kept),
             other => bail!("{other:?}"),
         }
         let differences = things.diff("web", 8, 15).await?;
         let paths: Vec<&str> = differences.iter().map(|one| one.path.as_str()).collect();
         ensure!(paths == ["image"], "{paths:?}");
-        let back = things.roll_back("web", revision, 8, author(16, "rollback to 8")).await?;
+        let back = things
+            .roll_back("web", revision, 8, author(16, "rollback to 8"))
+            .await?;
         let now = things.get("web").await?.context("it is gone")?;
         ensure!(now.revision == back && back.number == 16 && now.value == thing(8));
-        ensure!(things.at("web", 15).await?.value == thing(15), "what was rolled back is kept, too");
-        let stale = things.roll_back("web", revision, 9, author(17, "rollback to 9")).await;
+        ensure!(
+            things.at("web", 15).await?.value == thing(15),
+            "what was rolled back is kept, too"
+        );
+        let stale = things
+            .roll_back("web", revision, 9, author(17, "rollback to 9"))
+            .await;
         ensure!(matches!(stale, Err(RevisionError::Stale { .. })), "{stale:?}");
         Ok(())
     })
@@ -124,10 +150,15 @@ fn large(subject: &Subject) -> Result<()> {
         };
         let mut revision = things.create("web", &of("a"), author(1, "create")).await?;
         for letter in ["b", "c", "d"] {
-            revision = things.update("web", revision, &of(letter), author(2, "update")).await?;
+            revision = things
+                .update("web", revision, &of(letter), author(2, "update"))
+                .await?;
         }
         for (number, letter) in [(1, "a"), (2, "b"), (3, "c"), (4, "d")] {
-            ensure!(things.at("web", number).await?.value == of(letter), "revision {number}");
+            ensure!(
+                things.at("web", number).await?.value == of(letter),
+                "revision {number}"
+            );
         }
         things.remove("web", revision).await?;
         ensure!(store.snapshot().await?.entries().await?.is_empty());
@@ -139,7 +170,10 @@ fn race(subject: &Subject) -> Result<()> {
     run(async {
         let Fresh { store, .. } = &subject.fresh().await?;
         let things: Revisions<Thing> = Revisions::new(Arc::clone(store), "things");
-        let first = Thing { image: "web".to_owned(), replicas: 0 };
+        let first = Thing {
+            image: "web".to_owned(),
+            replicas: 0,
+        };
         things.create("web", &first, author(0, "create")).await?;
         let mut tasks = tokio::task::JoinSet::new();
         for writer in 0..4 {
@@ -148,8 +182,14 @@ fn race(subject: &Subject) -> Result<()> {
                 let mut done = 0;
                 while done < 5 {
                     let read = things.get("web").await?.context("it is gone")?;
-                    let next = Thing { replicas: read.value.replicas + 1, ..read.value };
-                    match things.update("web", read.revision, &next, author(writer, "scale")).await {
+                    let next = Thing {
+                        replicas: read.value.replicas + 1,
+                        ..read.value
+                    };
+                    match things
+                        .update("web", read.revision, &next, author(writer, "scale"))
+                        .await
+                    {
                         Ok(_) => done += 1,
                         Err(RevisionError::Stale { .. }) => {}
                         Err(error) => return Err(error.into()),
@@ -173,15 +213,23 @@ fn removal(subject: &Subject) -> Result<()> {
         let Fresh { store, .. } = &subject.fresh().await?;
         let things: Revisions<Thing> = Revisions::new(Arc::clone(store), "things");
         let first = things.create("web", &thing(1), author(1, "create")).await?;
-        let second = things.update("web", first, &thing(2), author(2, "update")).await?;
+        let second = things
+            .update("web", first, &thing(2), author(2, "update"))
+            .await?;
         let stale = things.remove("web", first).await;
         ensure!(matches!(stale, Err(RevisionError::Stale { .. })), "{stale:?}");
         things.remove("web", second).await?;
-        ensure!(store.snapshot().await?.entries().await?.is_empty(), "something is left");
+        ensure!(
+            store.snapshot().await?.entries().await?.is_empty(),
+            "something is left"
+        );
         let anew = things.create("web", &thing(3), author(3, "create")).await?;
         ensure!(anew.number == 1 && anew != first);
         let mistaken = things.update("web", first, &thing(4), author(4, "update")).await;
-        ensure!(matches!(mistaken, Err(RevisionError::Stale { .. })), "{mistaken:?}");
+        ensure!(
+            matches!(mistaken, Err(RevisionError::Stale { .. })),
+            "{mistaken:?}"
+        );
         Ok(())
     })
 }
@@ -196,34 +244,90 @@ fn secrets(subject: &Subject) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let vault = Vault::open(Arc::clone(store), &folder.path().join("keys.json"), Timestamp(1)).await?;
         let labels = BTreeMap::from([("tier".to_owned(), "db".to_owned())]);
-        vault.create(Kind::Secret, "password", labels.clone(), &secret("hunter2"), Timestamp(2)).await?;
-        vault.create(Kind::Config, "password", labels.clone(), &secret("not so secret"), Timestamp(3)).await?;
-        let again = vault.create(Kind::Secret, "password", labels.clone(), &secret("x"), Timestamp(2)).await;
+        vault
+            .create(
+                Kind::Secret,
+                "password",
+                labels.clone(),
+                &secret("hunter2"),
+                Timestamp(2),
+            )
+            .await?;
+        vault
+            .create(
+                Kind::Config,
+                "password",
+                labels.clone(),
+                &secret("not so secret"),
+                Timestamp(3),
+            )
+            .await?;
+        let again = vault
+            .create(
+                Kind::Secret,
+                "password",
+                labels.clone(),
+                &secret("x"),
+                Timestamp(2),
+            )
+            .await;
         ensure!(matches!(again, Err(VaultError::Exists { .. })), "{again:?}");
         ensure!(vault.reveal(Kind::Secret, "password").await? == secret("hunter2"));
         ensure!(vault.reveal(Kind::Config, "password").await? == secret("not so secret"));
         let record = vault.inspect(Kind::Secret, "password").await?;
         ensure!((record.labels, record.size, record.created_at) == (labels, 7, Timestamp(2)));
-        vault.replace(Kind::RegistryCredential, "registry:5000", &secret("a"), Timestamp(4)).await?;
-        vault.replace(Kind::RegistryCredential, "registry:5000", &secret("b"), Timestamp(5)).await?;
+        vault
+            .replace(
+                Kind::RegistryCredential,
+                "registry:5000",
+                &secret("a"),
+                Timestamp(4),
+            )
+            .await?;
+        vault
+            .replace(
+                Kind::RegistryCredential,
+                "registry:5000",
+                &secret("b"),
+                Timestamp(5),
+            )
+            .await?;
         ensure!(vault.reveal(Kind::RegistryCredential, "registry:5000").await? == secret("b"));
         let too_large = Plaintext::new(vec![0; Kind::Secret.max_bytes() + 1]);
-        let refused = vault.create(Kind::Secret, "large", BTreeMap::new(), &too_large, Timestamp(6)).await;
+        let refused = vault
+            .create(Kind::Secret, "large", BTreeMap::new(), &too_large, Timestamp(6))
+            .await;
         ensure!(matches!(refused, Err(VaultError::TooLarge { .. })), "{refused:?}");
         let largest = Plaintext::new(vec![7; Kind::Config.max_bytes()]);
-        vault.create(Kind::Config, "largest", BTreeMap::new(), &largest, Timestamp(6)).await?;
+        vault
+            .create(Kind::Config, "largest", BTreeMap::new(), &largest, Timestamp(6))
+            .await?;
         ensure!(vault.reveal(Kind::Config, "largest").await? == largest);
-        let names: Vec<String> = vault.list(Kind::Config).await?.into_iter().map(|record| record.name).collect();
+        let names: Vec<String> = vault
+            .list(Kind::Config)
+            .await?
+            .into_iter()
+            .map(|record| record.name)
+            .collect();
         ensure!(names == ["largest", "password"], "{names:?}");
         // Nothing of it is in the store, or in what a log would show.
         for entry in store.snapshot().await?.entries().await? {
             let value = String::from_utf8_lossy(&entry.value);
-            ensure!(!value.contains("hunter2") && !value.contains("aHVudGVyM"), "{}", entry.key);
+            ensure!(
+                !value.contains("hunter2") && !value.contains("aHVudGVyM"),
+                "{}",
+                entry.key
+            );
         }
         ensure!(!format!("{vault:?}").contains("hunter2"));
         // Moved from one name to another, it is worthless.
-        let stolen = store.get(&"/secrets/password".parse()?).await?.context("it is gone")?;
-        store.commit(Transaction::new().put("/secrets/mine".parse()?, stolen.value)).await?;
+        let stolen = store
+            .get(&"/secrets/password".parse()?)
+            .await?
+            .context("it is gone")?;
+        store
+            .commit(Transaction::new().put("/secrets/mine".parse()?, stolen.value))
+            .await?;
         let refused = vault.reveal(Kind::Secret, "mine").await;
         ensure!(matches!(refused, Err(VaultError::KeyFile(_))), "{refused:?}");
         vault.remove(Kind::Secret, "password").await?;
@@ -240,21 +344,30 @@ fn rotation(subject: &Subject) -> Result<()> {
         let (path, copy) = (folder.path().join("keys.json"), folder.path().join("copy.json"));
         let vault = Vault::open(Arc::clone(store), &path, Timestamp(1)).await?;
         for name in ["a", "b", "c"] {
-            vault.create(Kind::Secret, name, BTreeMap::new(), &secret(name), Timestamp(2)).await?;
+            vault
+                .create(Kind::Secret, name, BTreeMap::new(), &secret(name), Timestamp(2))
+                .await?;
         }
         fs::copy(&path, &copy)?;
         let other = Vault::open(Arc::clone(store), &copy, Timestamp(3)).await?;
         vault.add_key(Timestamp(4))?;
-        vault.create(Kind::Secret, "d", BTreeMap::new(), &secret("d"), Timestamp(5)).await?;
+        vault
+            .create(Kind::Secret, "d", BTreeMap::new(), &secret("d"), Timestamp(5))
+            .await?;
         ensure!(vault.encrypt_anew().await? == 3);
         ensure!(vault.encrypt_anew().await? == 0);
         for name in ["a", "b", "c", "d"] {
             ensure!(vault.reveal(Kind::Secret, name).await? == secret(name));
         }
-        ensure!(KeyRing::load(&path)?.context("no key file")?.key_ids().len() == 1, "the old key is still there");
+        ensure!(
+            KeyRing::load(&path)?.context("no key file")?.key_ids().len() == 1,
+            "the old key is still there"
+        );
         // A node that was forgotten says which key it lacks, until it has the file.
         let refused = other.reveal(Kind::Secret, "a").await;
-        ensure!(refused.is_err_and(|error| format!("{:#}", anyhow::Error::from(error)).contains("copy the file")));
+        ensure!(
+            refused.is_err_and(|error| format!("{:#}", anyhow::Error::from(error)).contains("copy the file"))
+        );
         fs::copy(&path, &copy)?;
         other.reload()?;
         ensure!(other.reveal(Kind::Secret, "a").await? == secret("a"));
@@ -268,7 +381,9 @@ fn lost_key(subject: &Subject) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("keys.json");
         let vault = Vault::open(Arc::clone(store), &path, Timestamp(1)).await?;
-        vault.create(Kind::Secret, "a", BTreeMap::new(), &secret("a"), Timestamp(2)).await?;
+        vault
+            .create(Kind::Secret, "a", BTreeMap::new(), &secret("a"), Timestamp(2))
+            .await?;
         drop(vault);
         let elsewhere = folder.path().join("elsewhere.json");
         let refused = Vault::open(Arc::clone(store), &elsewhere, Timestamp(3)).await;
@@ -292,20 +407,29 @@ const NAME: SnapshotName = SnapshotName {
 async fn fill(store: &dyn Store) -> Result<()> {
     for name in 0..700 {
         if name % 100 == 0 {
-            let batch = (name..name + 100).fold(Transaction::new(), |all, name| all.put(key("many", name), format!("{name}")));
+            let batch = (name..name + 100).fold(Transaction::new(), |all, name| {
+                all.put(key("many", name), format!("{name}"))
+            });
             store.commit(batch).await?;
         }
     }
     for name in 0..3 {
-        store.commit(Transaction::new().put(key("large", name), vec![0xfe; 1_400_000])).await?;
+        store
+            .commit(Transaction::new().put(key("large", name), vec![0xfe; 1_400_000]))
+            .await?;
     }
-    store.commit(Transaction::new().put("/ephemeral/nodes/a".parse()?, "x")).await?;
+    store
+        .commit(Transaction::new().put("/ephemeral/nodes/a".parse()?, "x"))
+        .await?;
     Ok(())
 }
 
 async fn contents(store: &dyn Store) -> Result<Vec<(String, Vec<u8>)>> {
     let entries = store.snapshot().await?.entries().await?;
-    Ok(entries.into_iter().map(|entry| (entry.key.to_string(), entry.value)).collect())
+    Ok(entries
+        .into_iter()
+        .map(|entry| (entry.key.to_string(), entry.value))
+        .collect())
 }
 
 fn snapshot(subject: &Subject) -> Result<()> {
@@ -329,7 +453,9 @@ fn snapshot(subject: &Subject) -> Result<()> {
         snapshots::restore(empty.store.as_ref(), &info.path, RestoreInto::Empty).await?;
         ensure!(contents(empty.store.as_ref()).await? == expected);
         // Over what has changed since.
-        store.commit(Transaction::new().delete(key("many", 1)).put(key("new", 1), "x")).await?;
+        store
+            .commit(Transaction::new().delete(key("many", 1)).put(key("new", 1), "x"))
+            .await?;
         snapshots::restore(store, &info.path, RestoreInto::Replace).await?;
         let mut found = contents(store).await?;
         found.retain(|(key, _)| !key.starts_with("/ephemeral/"));
@@ -348,7 +474,9 @@ fn damaged(subject: &Subject) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let fresh = subject.fresh().await?;
         let store = fresh.store.as_ref();
-        store.commit((0..20).fold(Transaction::new(), |all, name| all.put(key("a", name), "value"))).await?;
+        store
+            .commit((0..20).fold(Transaction::new(), |all, name| all.put(key("a", name), "value")))
+            .await?;
         let info = snapshots::create(store, folder.path(), NAME).await?;
         let whole = fs::read_to_string(&info.path)?;
         let lines: Vec<&str> = whole.split_inclusive('\n').collect();
@@ -361,22 +489,39 @@ fn damaged(subject: &Subject) -> Result<()> {
             ("cut between two lines", lines[..5].concat()),
             ("without its last line", lines[..lines.len() - 1].concat()),
             ("without an entry", [&lines[..3], &lines[4..]].concat().concat()),
-            ("with two entries exchanged", [&lines[..3], &[lines[4], lines[3]], &lines[5..]].concat().concat()),
+            (
+                "with two entries exchanged",
+                [&lines[..3], &[lines[4], lines[3]], &lines[5..]]
+                    .concat()
+                    .concat(),
+            ),
             ("with an entry changed", whole.replacen("/a/00003", "/a/99999", 1)),
-            ("with its header changed", whole.replacen(&NAME.at.0.to_string(), "1", 1)),
+            (
+                "with its header changed",
+                whole.replacen(&NAME.at.0.to_string(), "1", 1),
+            ),
             ("with more at its end", whole.clone() + "more\n"),
         ] {
             fs::write(&path, text)?;
             let refused = snapshots::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
             ensure!(
-                matches!(refused, Err(SnapshotError::Damaged { .. } | SnapshotError::NoSnapshot(_))),
+                matches!(
+                    refused,
+                    Err(SnapshotError::Damaged { .. } | SnapshotError::NoSnapshot(_))
+                ),
                 "{what}: {refused:?}"
             );
         }
         fs::write(&path, whole.replacen("\"schema\":1", "\"schema\":2", 1))?;
         let refused = snapshots::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
-        ensure!(matches!(refused, Err(SnapshotError::TooNew { .. })), "{refused:?}");
-        ensure!(contents(empty.store.as_ref()).await?.is_empty(), "something was changed");
+        ensure!(
+            matches!(refused, Err(SnapshotError::TooNew { .. })),
+            "{refused:?}"
+        );
+        ensure!(
+            contents(empty.store.as_ref()).await?.is_empty(),
+            "something was changed"
+        );
         Ok(())
     })
 }
@@ -398,17 +543,17 @@ impl Store for Failing {
         self.store.get(key).await
     }
 
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        page: usize,
-    ) -> Result<Listing, StoreError> {
+    async fn list(&self, prefix: &Prefix, page: usize) -> Result<Listing, StoreError> {
         self.store.list(prefix, page).await
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
         use std::sync::atomic::Ordering::Relaxed;
-        if self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err() {
+        if self
+            .left
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+            .is_err()
+        {
             return Err(StoreError::Unavailable {
                 operation: "commit",
                 store: self.describe(),
@@ -423,19 +568,11 @@ impl Store for Failing {
         self.store.lease(heartbeat).await
     }
 
-    async fn commit_under(
-        &self,
-        lease: &Lease,
-        transaction: Transaction,
-    ) -> Result<Revision, StoreError> {
+    async fn commit_under(&self, lease: &Lease, transaction: Transaction) -> Result<Revision, StoreError> {
         self.store.commit_under(lease, transaction).await
     }
 
-    async fn watch(
-        &self,
-        prefix: &Prefix,
-        after: Revision,
-    ) -> Result<Watch, StoreError> {
+    async fn watch(&self, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError> {
         self.store.watch(prefix, after).await
     }
 }

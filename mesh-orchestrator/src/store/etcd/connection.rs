@@ -26,8 +26,8 @@ const PROBE: Duration = Duration::from_secs(2);
 /// How long to wait when no member answered, before they are asked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The largest answer accepted, in bytes.
-pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// The largest answer accepted, in bytes: comes in well within the time that a call may take.
+pub(super) const MAX_ANSWER_BYTES: usize = 8 << 20;
 
 /// Where the cluster is, and how to speak to it.
 #[derive(Clone, Debug)]

@@ -170,7 +170,7 @@ impl Inner {
             let mut answer = match answer {
                 Ok(answer) => answer,
                 Err(error) if is_too_large(&error) && position.page > 1 => {
-                    position.page /= 2;
+                    position.page = (position.page / 8).max(1);
                     continue;
                 }
                 Err(StoreError::Compacted { .. }) => {

@@ -5,7 +5,10 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use redb::{Database, Error, ReadTransaction, ReadableDatabase};
@@ -31,11 +34,14 @@ pub(super) struct Shared {
     /// Tells watches that there is something new; the revision is a hint, the file decides.
     pub(super) newest: watch::Sender<Revision>,
     history: History,
+    /// How many times the file was opened anew; changed under the lock of `state`.
+    openings: AtomicU64,
     state: RwLock<State>,
 }
 
 enum State {
-    Open(Database),
+    /// With how many times it was opened before.
+    Open(Database, u64),
     /// The disk failed; to be opened anew.
     Failed,
     Closed,
@@ -43,6 +49,8 @@ enum State {
 
 /// Why a group was not committed.
 enum GroupFailure {
+    /// The file is not open, and cannot be opened.
+    NotOpen(StoreError),
     /// Before the commit began: nothing of it is in the file.
     Before(Failure),
     /// In the commit. If it made it to the file all the same, these are the answers, and this the revision.
@@ -71,7 +79,8 @@ impl Shared {
             path,
             newest: watch::Sender::new(Revision(0)),
             history,
-            state: RwLock::new(State::Open(database)),
+            openings: AtomicU64::new(0),
+            state: RwLock::new(State::Open(database, 0)),
         };
         let revision = shared.read("open the store", tables::revision)?;
         shared.newest.send_replace(revision);
@@ -124,8 +133,8 @@ impl Shared {
     ) -> Result<T, StoreError> {
         // After a failed write redb refuses to read, too, until the file is opened anew.
         for last in [false, true] {
-            match &*self.state() {
-                State::Open(database) => {
+            let failed = match &*self.state() {
+                State::Open(database, opened) => {
                     let result = database
                         .begin_read()
                         .map_err(|error| Failure::Redb(error.into()))
@@ -135,13 +144,13 @@ impl Shared {
                         Err(failure) if last || !is_disk(&failure) => {
                             return Err(open::error(&self.path, operation, failure));
                         }
-                        Err(_) => {}
+                        Err(_) => Some(*opened),
                     }
                 }
                 State::Closed => return Err(open::closed(&self.path, operation)),
-                State::Failed => {}
-            }
-            self.reopen()?;
+                State::Failed => None,
+            };
+            self.reopen(failed)?;
         }
         Err(open::closed(&self.path, operation))
     }
@@ -150,25 +159,30 @@ impl Shared {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the file anew; what was committed is in it, what was not is gone.
-    fn reopen(&self) -> Result<(), StoreError> {
+    /// Opens the file anew, unless that was done since it failed in its given opening. What was committed is
+    /// in it, what was not is gone.
+    fn reopen(&self, failed: Option<u64>) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        match &*state {
+        let opened = match &*state {
             State::Closed => return Err(open::closed(&self.path, "open the store")),
             // Somebody else was faster.
-            State::Open(database)
-                if database
-                    .begin_read()
-                    .is_ok_and(|read| tables::revision(&read).is_ok()) =>
-            {
-                return Ok(());
-            }
-            State::Open(_) | State::Failed => {}
-        }
+            State::Open(_, opened) if Some(*opened) != failed => return Ok(()),
+            State::Open(_, opened) => *opened,
+            State::Failed => self.openings.load(Ordering::Relaxed),
+        };
+        self.openings.store(opened + 1, Ordering::Relaxed);
         // Gives up the lock on the file.
         *state = State::Failed;
-        *state = State::Open(open::open(&self.path)?);
+        *state = State::Open(open::open(&self.path)?, opened + 1);
         Ok(())
+    }
+
+    /// Which opening is in use; `None` when the file is not open.
+    fn opening(&self) -> Option<u64> {
+        match &*self.state() {
+            State::Open(_, opened) => Some(*opened),
+            State::Failed | State::Closed => None,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -200,19 +214,24 @@ impl Shared {
     }
 
     fn commit(&self, group: &[Transaction]) -> Answers {
+        let opened = self.opening();
         let result = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
         let error = match result {
             Ok(Ok((answers, revision))) => {
                 self.newest.send_replace(revision);
                 return answers;
             }
+            Ok(Err(GroupFailure::NotOpen(error))) => error,
             Ok(Err(GroupFailure::Before(failure))) => {
                 // Only so that the next one finds it open; this one has its answer already.
-                let _ = self.reopen();
+                let _ = self.reopen(opened);
                 open::error(&self.path, "commit", failure)
             }
             Ok(Err(GroupFailure::Within(failure, answers, intended))) => {
-                match self.reopen().and_then(|()| self.read("commit", tables::revision)) {
+                match self
+                    .reopen(opened)
+                    .and_then(|()| self.read("commit", tables::revision))
+                {
                     // This is the only writer, so a revision reached is the group's.
                     Ok(found) if found == intended => {
                         self.newest.send_replace(found);
@@ -234,13 +253,12 @@ impl Shared {
     }
 
     fn try_commit(&self, group: &[Transaction]) -> Result<(Answers, Revision), GroupFailure> {
-        if matches!(&*self.state(), State::Failed) {
-            // Its error is told by the match below.
-            let _ = self.reopen();
+        if self.opening().is_none() {
+            self.reopen(None).map_err(GroupFailure::NotOpen)?;
         }
         let state = self.state();
-        let State::Open(database) = &*state else {
-            return Err(GroupFailure::Before(Failure::Redb(Error::PreviousIo)));
+        let State::Open(database, _) = &*state else {
+            return Err(GroupFailure::NotOpen(open::closed(&self.path, "commit")));
         };
         let transaction = database.begin_write()?;
         let mut answers = Vec::with_capacity(group.len());

@@ -14,7 +14,9 @@ const ENTRIES: TableDefinition<'_, &str, (u64, u64, u64, &[u8])> = TableDefiniti
 
 /// (Revision, place within it) to what became of which key: (created, version, value), or nothing when it
 /// was removed. What watches read.
-const LOG: TableDefinition<'_, (u64, u32), (&str, Option<(u64, u64, &[u8])>)> = TableDefinition::new("log");
+const LOG: TableDefinition<'_, (u64, u32), Logged<'_>> = TableDefinition::new("log");
+
+type Logged<'a> = (&'a str, Option<(u64, u64, &'a [u8])>);
 
 /// Numbers by name.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");

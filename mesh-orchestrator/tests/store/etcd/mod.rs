@@ -169,12 +169,9 @@ async fn under_load(
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..3 {
-        let config = cluster.config("/load");
-        let stopped = stopped.clone();
-        writers.spawn(async move {
-            let store = Arc::new(EtcdStore::open(config).await?);
-            write(store, writer, stopped).await
-        });
+        // Each has connections of its own.
+        let store = Arc::new(EtcdStore::open(cluster.config("/load")).await?);
+        writers.spawn(write(store, writer, stopped.clone()));
     }
     happens(&store).await?;
     stop.send_replace(true);
