@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 use sha2::{Digest, Sha256};
 
 use super::{
-    Difference, Entry, Expected, InvalidKey, Key, MAX_TRANSACTION_BYTES, PAGE, Prefix, Store, StoreError,
-    Transaction, diff,
+    Difference, Entry, Expected, InvalidKey, Key, MAX_TRANSACTION_BYTES, PAGE, Prefix, Revision, Store,
+    StoreError, Transaction, diff,
 };
 use crate::objects::Timestamp;
 
@@ -197,6 +197,26 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
             Some(entry) => read(&entry).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// All objects by name, and the store's revision to watch from.
+    ///
+    /// # Errors
+    /// As [`Store::list`]; [`RevisionError::Damaged`].
+    pub async fn list(&self) -> Result<(Vec<Revised<T>>, Revision), RevisionError> {
+        let listing = self.store.list(&Prefix::new([self.kind])?, PAGE).await?;
+        let revision = listing.revision;
+        let entries = listing.entries().await?;
+        let objects: Result<Vec<_>, _> = entries.iter().map(Self::read).collect();
+        Ok((objects?, revision))
+    }
+
+    /// What a list or a watch of the store has of one.
+    ///
+    /// # Errors
+    /// [`RevisionError::Damaged`].
+    pub fn read(entry: &Entry) -> Result<Revised<T>, RevisionError> {
+        read(entry)
     }
 
     /// Makes an object.

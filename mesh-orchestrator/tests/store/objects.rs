@@ -8,7 +8,8 @@ use mesh_orchestrator::{
     secrets::{KeyRing, Kind, Plaintext, Vault, VaultError},
     snapshots::{self, RestoreInto, SnapshotError, SnapshotKind, SnapshotName},
     store::{
-        Entry, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction, Watch,
+        Entry, Event, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction,
+        Watch,
         revisions::{Author, KEPT, RevisionError, RevisionId, Revisions},
     },
 };
@@ -78,9 +79,17 @@ fn updates(subject: &Subject) -> Result<()> {
         }
         let found = things.get("web").await?.context("it is gone")?;
         ensure!(found.revision == second && found.value == thing(2) && found.author == author(2, "update"));
+        let (all, seen) = things.list().await?;
+        ensure!(all == [found], "{all:?}");
+        let mut watch = store.watch(&Prefix::new(["things"])?, seen).await?;
         // As it goes through HTTP's headers.
         let tag: RevisionId = second.to_string().parse()?;
         things.update("web", tag, &thing(4), author(4, "update")).await?;
+        let told = watch.next().await.context("the watch has ended")??;
+        let [Event::Put(entry)] = told.events.as_slice() else {
+            bail!("{told:?}");
+        };
+        ensure!(Revisions::<Thing>::read(entry)?.value == thing(4));
         let unknown = things.update("api", first, &thing(3), author(3, "update")).await;
         ensure!(
             matches!(unknown, Err(RevisionError::Missing { .. })),
