@@ -15,6 +15,10 @@ pub mod restart;
 pub mod scheduler;
 pub mod slots;
 mod tasks;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod update;
 
 pub use controller::Controller;

@@ -24,7 +24,7 @@ pub fn nodes(round: &Round, state: &State, id: &NodeId) -> Plan {
     if let Some(node) = node.filter(|node| node.status == NodeStatus::Down) {
         let time = node.status_since + ORPHANED_AFTER;
         orphaned = time <= round.now;
-        if !orphaned && state.tasks_on(id).is_some() {
+        if !orphaned && state.tasks_on(id).is_some_and(|index| !index.tasks.is_empty()) {
             plan.wake(time, Subject::Node(id.clone()));
         }
     }

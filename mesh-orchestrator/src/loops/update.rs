@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Plan, Round, Subject,
+    replicated::is_taken,
     tasks::{new_task, stop},
 };
 use crate::{
@@ -170,10 +171,11 @@ fn progress(
         *reason = Some(format!("task {} of {} failed: {cause}", task.id, task.name()));
         return Progress::Failed;
     }
-    let Some(newest) = current()
-        .filter(|task| super::replicated::is_taken(task))
-        .next_back()
-    else {
+    // A slot that was given up stays so only as long as nothing has been put into it since.
+    let wanted = |task: &Task| task.desired.is_wanted();
+    let is_empty = !state.slot(&service.id, slot).any(wanted);
+    let counts = |task: &&Task| wanted(task) || (is_empty && is_taken(task));
+    let Some(newest) = current().filter(counts).next_back() else {
         let runs = state.slot(&service.id, slot).any(Task::is_running);
         return Progress::Outdated { runs };
     };

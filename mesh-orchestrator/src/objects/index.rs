@@ -11,6 +11,8 @@ use crate::spec::{Protocol, Resources};
 pub(super) struct Indexes {
     pub(super) services: BTreeMap<ServiceId, ServiceIndex>,
     pub(super) nodes: BTreeMap<NodeId, NodeIndex>,
+    /// Nodes by the number of wanted tasks: the emptiest first.
+    pub(super) load: BTreeSet<(u32, NodeId)>,
     /// Tasks without a place, by service and what they run: those are alike to the scheduler.
     pub(super) unplaced: BTreeMap<(ServiceId, u64), BTreeSet<(Slot, TaskId)>>,
 }
@@ -45,6 +47,8 @@ pub struct NodeIndex {
     pub active: u32,
     /// The same by service.
     pub services: BTreeMap<ServiceId, u32>,
+    /// The node itself is known, not only tasks that were on it.
+    pub is_known: bool,
 }
 
 impl Indexes {
@@ -76,7 +80,8 @@ impl Indexes {
         let Some(node) = task.node.as_ref().filter(|_| !task.status.state.is_terminal()) else {
             return;
         };
-        let node = self.nodes.entry(node.clone()).or_default();
+        let id = node;
+        let node = self.nodes.entry(id.clone()).or_default();
         node.tasks.insert(task.id.clone());
         if task.status.state.holds_resources() {
             node.reserved = node.reserved.plus(task.spec.resources.reservations);
@@ -84,6 +89,10 @@ impl Indexes {
                 add(&mut node.ports, (port.protocol, port.published_port));
             }
             if task.is_live() {
+                if node.is_known {
+                    self.load.remove(&(node.active, id.clone()));
+                    self.load.insert((node.active + 1, id.clone()));
+                }
                 node.active += 1;
                 add(&mut node.services, task.service.clone());
             }
@@ -119,12 +128,30 @@ impl Indexes {
                 subtract(&mut node.ports, &(port.protocol, port.published_port));
             }
             if task.is_live() {
+                if node.is_known {
+                    self.load.remove(&(node.active, id.clone()));
+                    self.load.insert((node.active - 1, id.clone()));
+                }
                 node.active -= 1;
                 subtract(&mut node.services, &task.service);
             }
         }
-        if node.tasks.is_empty() {
+        if node.tasks.is_empty() && !node.is_known {
             self.nodes.remove(id);
+        }
+    }
+
+    /// A node becomes known, or is forgotten.
+    pub(super) fn set_known(&mut self, id: &NodeId, is_known: bool) {
+        let node = self.nodes.entry(id.clone()).or_default();
+        node.is_known = is_known;
+        if is_known {
+            self.load.insert((node.active, id.clone()));
+        } else {
+            self.load.remove(&(node.active, id.clone()));
+            if node.tasks.is_empty() {
+                self.nodes.remove(id);
+            }
         }
     }
 }

@@ -99,7 +99,7 @@ impl State {
         self.indexes.services.get(service)
     }
 
-    /// What is indexed of a node's tasks; nothing if it has none.
+    /// What is indexed of a node's tasks; nothing if neither the node nor a task of it is known.
     #[must_use]
     pub fn tasks_on(&self, node: &NodeId) -> Option<&NodeIndex> {
         self.indexes.nodes.get(node)
@@ -112,7 +112,20 @@ impl State {
 
     /// Nodes that have tasks, those that are gone themselves included.
     pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &NodeId> {
-        self.indexes.nodes.keys()
+        let occupied = self
+            .indexes
+            .nodes
+            .iter()
+            .filter(|(_, index)| !index.tasks.is_empty());
+        occupied.map(|(node, _)| node)
+    }
+
+    /// Nodes with the number of tasks meant to run there, the emptiest first.
+    pub fn nodes_by_load(&self) -> impl Iterator<Item = (u32, &Node)> {
+        self.indexes
+            .load
+            .iter()
+            .filter_map(|(tasks, id)| Some((*tasks, self.nodes.get(id)?)))
     }
 
     /// The tasks of a slot, the oldest first.
@@ -185,6 +198,7 @@ impl State {
             Change::PutNode(node) => {
                 self.touch_node(&node.id, &mut events);
                 self.nodes.insert(node.id.clone(), (**node).clone());
+                self.indexes.set_known(&node.id, true);
             }
             Change::RemoveNode(id) => {
                 self.nodes
@@ -192,6 +206,7 @@ impl State {
                     .ok_or_else(|| Refused::UnknownNode(id.clone()))?;
                 self.failures.retain(|(node, _, _), _| node != id);
                 self.touch_node(id, &mut events);
+                self.indexes.set_known(id, false);
             }
             Change::PutPorts(ledger) => self.ports = ledger.clone(),
             Change::CreateTask(task) => {
@@ -349,6 +364,7 @@ impl State {
     #[must_use]
     pub fn indexes_are_sound(&self) -> bool {
         let mut indexes = Indexes::default();
+        self.nodes.keys().for_each(|node| indexes.set_known(node, true));
         self.tasks.values().for_each(|task| indexes.link(task));
         indexes == self.indexes
     }

@@ -1,21 +1,13 @@
 //! What must hold after every single change, and when the cluster has come to rest. Keeps a state of its own,
 //! made from the changes alone: what the loops did but did not say would be missing there.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
-use super::users::Users;
+use super::{rest, users::Users};
 use crate::{
-    loops::{
-        Round, dependencies::is_ready, jobs::is_complete, reaper::HISTORY, replicated::is_taken, scheduler,
-    },
-    objects::{
-        Change, NodeId, NodeStatus, Service, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp,
-    },
-    spec::{Resources, ServiceMode, UpdateOrder},
+    loops::{Round, scheduler},
+    objects::{Change, NodeId, NodeStatus, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
+    spec::{Resources, UpdateOrder},
 };
 
 /// A broken invariant.
@@ -280,149 +272,17 @@ impl Watcher {
         let round = Round { now, seed: 0 };
         for (service, _, tasks) in state.unplaced() {
             let plan = scheduler::schedule(&round, state, tasks);
-            if !plan.changes.is_empty() {
+            if plan
+                .changes
+                .iter()
+                .any(|change| matches!(change, Change::Assign { .. }))
+            {
                 return Err(format!("tasks of {service} could be placed: {:?}", plan.changes));
             }
         }
         state
             .services()
             .values()
-            .try_for_each(|service| at_rest(state, service))
+            .try_for_each(|service| rest::at_rest(state, service))
     }
-}
-
-fn at_rest(state: &State, service: &Service) -> Result<(), String> {
-    let name = &service.spec.name;
-    let slots: BTreeMap<Slot, Vec<&Task>> = state
-        .tasks_of(&service.id)
-        .into_iter()
-        .flat_map(|index| index.slots.keys())
-        .map(|slot| (slot.clone(), state.slot(&service.id, slot).collect()))
-        .collect();
-    let taken = slots
-        .values()
-        .filter(|tasks| tasks.iter().any(|task| is_taken(task)))
-        .count();
-    let mut stuck = false;
-    let mut running_old = false;
-    let failed = service
-        .update_status
-        .as_ref()
-        .map(|status| status.failed.clone())
-        .unwrap_or_default();
-    for (slot, tasks) in &slots {
-        let ended = tasks
-            .iter()
-            .filter(|task| task.status.state.is_terminal() && !task.desired.is_wanted())
-            .count();
-        if ended > HISTORY {
-            return Err(format!("slot {slot} of {name} remembers {ended} tasks"));
-        }
-        let live: Vec<&&Task> = tasks.iter().filter(|task| task.is_live()).collect();
-        for task in &live {
-            match task.status.state {
-                TaskState::Running => {
-                    running_old |= task.spec_version != service.task_version && !failed.contains(slot);
-                }
-                TaskState::Pending => stuck = true,
-                TaskState::New if !service.released => stuck = true,
-                TaskState::Ready if task.desired == TaskState::Ready => {
-                    return Err(format!("is held for ever: {task:#?}"));
-                }
-                _ => return Err(format!("does not go on: {task:#?}")),
-            }
-        }
-        // Beside a task that runs there may be one that has no place.
-        if live.len() > 1 && !live.iter().any(|task| task.status.state == TaskState::Pending) {
-            return Err(format!("slot {slot} of {name} has more than one task: {live:#?}"));
-        }
-    }
-    if !service.released {
-        let ready = |name: &String| {
-            state
-                .service_named(name)
-                .is_some_and(|other| is_ready(state, other))
-        };
-        if service.spec.depends_on.iter().all(ready) {
-            return Err(format!("{name} waits for services that are ready"));
-        }
-    }
-    let paused = service.is_updating()
-        && service
-            .update_status
-            .as_ref()
-            .is_some_and(|status| !status.state.is_active());
-    if service.is_updating() && !paused && !stuck {
-        return Err(format!(
-            "the update of {name} does not end: {:?}",
-            service.update_status
-        ));
-    }
-    if running_old && !service.is_updating() && !service.spec.mode.is_job() {
-        return Err(format!(
-            "{name} still runs old tasks: {slots:#?} {:?}",
-            service.update_status
-        ));
-    }
-    if service.rebalance.is_some() && !stuck && !service.is_updating() {
-        return Err(format!(
-            "the rebalancing of {name} does not end{}",
-            describe(state, service)
-        ));
-    }
-
-    let expected = match service.spec.mode {
-        ServiceMode::Replicated(settings) => settings.replicas as usize,
-        ServiceMode::Global(_) | ServiceMode::GlobalJob(_) => {
-            let suits =
-                |node: &&crate::objects::Node| scheduler::suits(node, &service.spec.task_template.placement);
-            state.nodes().values().filter(suits).count()
-        }
-        ServiceMode::ReplicatedJob(job) => {
-            let given_up = slots.values().any(|tasks| tasks.iter().any(|task| task.given_up));
-            let done = is_complete(state, service, job.total_completions as usize);
-            if done || given_up || stuck {
-                return Ok(());
-            }
-            return Err(format!(
-                "the job {name} is not complete: {}",
-                describe(state, service)
-            ));
-        }
-    };
-    if taken != expected {
-        return Err(format!(
-            "{name} has {taken} slots, {expected} were asked for: {}",
-            describe(state, service)
-        ));
-    }
-    Ok(())
-}
-
-/// A service's tasks, one a line.
-fn describe(state: &State, service: &Service) -> String {
-    let mut text = format!(" (task version {})", service.task_version);
-    for slot in state
-        .tasks_of(&service.id)
-        .into_iter()
-        .flat_map(|index| index.slots.keys())
-    {
-        for task in state.slot(&service.id, slot) {
-            let node = task.node.as_ref().map_or("-", NodeId::as_str);
-            text += &format!(
-                "\n  {} {} version {} on {node}: {} (desired {}) since {} made {} began {:?} given up {}: {}",
-                task.name(),
-                task.id,
-                task.spec_version,
-                task.status.state,
-                task.desired,
-                task.status.at.0,
-                task.created_at.0,
-                task.update_began.map(|time| time.0),
-                task.given_up,
-                task.status.message,
-            );
-        }
-    }
-    text
 }

@@ -8,6 +8,7 @@
 mod agents;
 mod invariants;
 mod random;
+mod rest;
 mod users;
 
 use std::collections::BTreeMap;
@@ -105,7 +106,7 @@ impl Simulation {
             _ => Vec::new(),
         };
         self.make(&changes)?;
-        if self.random.chance(1, 40) {
+        if self.random.chance(1, 250) {
             self.change_leader()?;
         }
         self.now = self.now + std::time::Duration::from_millis(self.random.between(1, 4_000));
@@ -176,7 +177,7 @@ impl Simulation {
             self.watch(change, true)?;
         }
         // Comparing all of it takes longer than all the rest.
-        if self.random.chance(1, 16) {
+        if self.random.chance(1, 100) {
             self.watcher.same(self.controller.state())?;
         }
         Ok(())

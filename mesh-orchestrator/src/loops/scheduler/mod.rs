@@ -4,12 +4,14 @@
 //! them. What has no place stays pending and says why.
 
 mod filter;
+mod queue;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use filter::{Reason, suits};
-use spread::{Candidate, Tree};
+use queue::Queue;
+use spread::{Candidate, Tree, fair_share};
 
 use super::{Plan, Round};
 use crate::objects::{
@@ -31,15 +33,15 @@ pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) 
         return plan;
     };
     let mut refused: BTreeMap<Reason, u32> = BTreeMap::new();
-    let mut tree = tree(state, first, round.now, &mut refused);
+    let mut places = Places::new(round, state, first, &mut refused);
     let mut explanation = None;
     for task in anywhere {
-        match tree.take() {
+        match places.take(&mut refused) {
             Some(mut candidate) => {
                 assign(&mut plan, task, candidate.id, round.now);
                 candidate.add(task);
                 match candidate.refuses(task) {
-                    None => tree.put(candidate),
+                    None => places.put(candidate),
                     Some(reason) => *refused.entry(reason).or_default() += 1,
                 }
             }
@@ -50,6 +52,38 @@ pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) 
         }
     }
     plan
+}
+
+/// The nodes that a group of tasks can go to, the best first.
+enum Places<'a> {
+    /// Without preferences: no more nodes are looked at than needed.
+    Queue(Queue<'a>),
+    /// With preferences every group of nodes must be known.
+    Tree(Tree<'a>),
+}
+
+impl<'a> Places<'a> {
+    fn new(round: &Round, state: &'a State, task: &'a Task, refused: &mut BTreeMap<Reason, u32>) -> Self {
+        if task.spec.placement.preferences.is_empty() {
+            Self::Queue(Queue::new(state, task, round.now))
+        } else {
+            Self::Tree(tree(state, task, round.now, refused))
+        }
+    }
+
+    fn take(&mut self, refused: &mut BTreeMap<Reason, u32>) -> Option<Candidate<'a>> {
+        match self {
+            Self::Queue(queue) => queue.take(refused),
+            Self::Tree(tree) => tree.take(),
+        }
+    }
+
+    fn put(&mut self, candidate: Candidate<'a>) {
+        match self {
+            Self::Queue(queue) => queue.put(candidate),
+            Self::Tree(tree) => tree.put(candidate),
+        }
+    }
 }
 
 /// A task that belongs to a node goes there or nowhere.
@@ -73,29 +107,16 @@ fn tree<'a>(
     refused: &mut BTreeMap<Reason, u32>,
 ) -> Tree<'a> {
     let mut tree = Tree::new(&task.spec.placement.preferences);
-    let share = fair_share(state);
+    let mut share = None;
     for node in state.nodes().values() {
         let mut candidate = Candidate::new(state, node, task, now);
-        candidate.limit_returned(node, now, share);
+        candidate.limit_returned(node, now, || *share.get_or_insert_with(|| fair_share(state)));
         match filter::check(state, node, task).or_else(|| candidate.refuses(task)) {
             None => tree.insert(candidate, node),
             Some(reason) => *refused.entry(reason).or_default() += 1,
         }
     }
     tree
-}
-
-/// Tasks that each node that takes any would have if they were spread evenly, rounded up.
-fn fair_share(state: &State) -> u32 {
-    let mut nodes = 0_u32;
-    let mut tasks = 0_u32;
-    for (id, node) in state.nodes() {
-        if node.is_schedulable() {
-            nodes += 1;
-            tasks += state.tasks_on(id).map_or(0, |index| index.active);
-        }
-    }
-    tasks.div_ceil(nodes.max(1))
 }
 
 /// Where a running task would go if it had to move, if the service were spread better for it.

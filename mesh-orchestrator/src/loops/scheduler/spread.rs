@@ -32,7 +32,7 @@ pub(super) struct Candidate<'a> {
 }
 
 /// Worse first by: failures, over its share, tasks of the service, tasks, name.
-type Key<'a> = (bool, bool, u32, u32, &'a NodeId);
+pub(super) type Key<'a> = (bool, bool, u32, u32, &'a NodeId);
 
 impl<'a> Candidate<'a> {
     pub(super) fn new(state: &State, node: &'a Node, task: &Task, now: Timestamp) -> Self {
@@ -57,9 +57,9 @@ impl<'a> Candidate<'a> {
 
     /// A node that has just come back is empty; without a limit it would be given every task until it has as
     /// many of each service as the others.
-    pub(super) fn limit_returned(&mut self, node: &Node, now: Timestamp, share: u32) {
+    pub(super) fn limit_returned(&mut self, node: &Node, now: Timestamp, share: impl FnOnce() -> u32) {
         let is_back = |time: Timestamp| now.since(time) < RETURN_PERIOD;
-        self.share = node.returned_at.is_some_and(is_back).then_some(share);
+        self.share = node.returned_at.is_some_and(is_back).then(share);
     }
 
     pub(super) fn add(&mut self, task: &Task) {
@@ -69,10 +69,21 @@ impl<'a> Candidate<'a> {
         self.added += 1;
     }
 
-    fn key(&self) -> Key<'a> {
+    pub(super) fn key(&self) -> Key<'a> {
         let over = self.share.is_some_and(|share| self.total >= share);
         (self.avoided, over, self.service, self.total, self.id)
     }
+}
+
+/// Tasks that each node that takes any would have if they were spread evenly, rounded up.
+pub(super) fn fair_share(state: &State) -> u32 {
+    let mut nodes = 0_u32;
+    let mut total = 0_u32;
+    for (tasks, _) in state.nodes_by_load().filter(|(_, node)| node.is_schedulable()) {
+        nodes += 1;
+        total += tasks;
+    }
+    total.div_ceil(nodes.max(1))
 }
 
 /// Candidates, grouped by the values of the spread preferences.
