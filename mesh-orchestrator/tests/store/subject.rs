@@ -1,4 +1,4 @@
-//! What the suite runs on: a fresh store of either kind, and helpers that all stories share.
+//! What the suite runs on: a fresh store of either kind, and what all stories need.
 
 use std::{
     path::Path,
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use mesh_orchestrator::store::{
-    Key, Revision, Store, Transaction,
+    Key, Store, Transaction,
     etcd::EtcdStore,
     redb::{History, RedbStore},
 };
@@ -39,6 +39,14 @@ pub(crate) struct Fresh {
 }
 
 impl Subject {
+    /// One that no other story uses, for what would touch all of an etcd: it forgets for everybody.
+    pub(crate) fn alone(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Redb => Self::Redb,
+            Self::Etcd(_) => Self::Etcd(Arc::new(Cluster::start()?)),
+        })
+    }
+
     pub(crate) async fn fresh(&self) -> Result<Fresh> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         match self {
@@ -69,10 +77,16 @@ impl Subject {
 }
 
 impl Fresh {
-    /// Lets the store forget at least what is before the revision `until`.
-    pub(crate) async fn forget(&self, until: Revision) -> Result<()> {
+    /// Lets the store forget all that was committed before.
+    pub(crate) async fn forget(&self) -> Result<()> {
         match &self.etcd {
-            Some(store) => store.compact(Revision(until.0 + 1)).await?,
+            Some(store) => {
+                // What is kept begins with this one.
+                let kept = store
+                    .commit(Transaction::new().put(key("filler", 0), "x"))
+                    .await?;
+                store.compact(kept).await?;
+            }
             None => {
                 for _ in 0..1100 {
                     self.store

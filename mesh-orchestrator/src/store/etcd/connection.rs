@@ -276,7 +276,12 @@ pub(super) fn is_too_large(error: &StoreError) -> bool {
     let StoreError::Unavailable { source, .. } = error else {
         return false;
     };
-    matches!(source.downcast_ref(), Some(Error::GRpcStatus(status)) if status.code() == Code::OutOfRange)
+    // What etcd itself says with this code is about revisions.
+    matches!(
+        source.downcast_ref(),
+        Some(Error::GRpcStatus(status))
+            if status.code() == Code::OutOfRange && !status.message().contains("revision")
+    )
 }
 
 fn judge(error: &Error) -> Verdict {
@@ -291,6 +296,9 @@ fn judge(error: &Error) -> Verdict {
     let says = |text: &str| status.message().contains(text);
     match status.code() {
         Code::OutOfRange if says("compacted") => Verdict::Compacted,
+        Code::OutOfRange if says("future revision") => {
+            Verdict::Refused("the revision is ahead of etcd's: it is another cluster, or was restored")
+        }
         Code::OutOfRange => Verdict::Refused("an answer is too large"),
         // From the member's gate, which it asks before it does anything.
         Code::Unavailable if says("no leader") => Verdict::NotDone,

@@ -176,7 +176,8 @@ impl Inner {
                 Err(StoreError::Compacted { .. }) => {
                     return Err(StoreError::Compacted {
                         requested: position.revision,
-                        oldest: position.revision,
+                        // The least that it can be; etcd does not say.
+                        oldest: Revision(position.revision.0 + 1),
                     });
                 }
                 Err(error) => return Err(error),
