@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use crate::{
-    datapath::{TcChoice, XdpChoice},
+    datapath::{DatapathChoice, TcChoice, XdpChoice},
     model::ReturnMode,
 };
 
@@ -59,6 +59,16 @@ pub struct RunOptions {
         help_heading = "Data path"
     )]
     pub return_mode: ReturnMode,
+
+    /// What carries the traffic: eBPF, the kernel's IPVS, or the best that works here.
+    #[arg(
+        long,
+        env = "MESH_DATAPATH",
+        value_name = "KIND",
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub datapath: DatapathChoice,
 
     /// Which XDP hook to use on the uplinks.
     #[arg(
@@ -122,6 +132,17 @@ pub struct RunOptions {
     /// [default: the first cgroup2 in the mount table].
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH", help_heading = "Data path")]
     pub cgroup: Option<PathBuf>,
+
+    /// Where the kernel's settings are; IPVS needs some of them changed while it is used. In a container
+    /// /proc/sys can only be read: name a mount of the host's.
+    #[arg(
+        long,
+        env = "MESH_SYSCTLS",
+        value_name = "PATH",
+        default_value = "/proc/sys",
+        help_heading = "Data path"
+    )]
+    pub sysctls: PathBuf,
 
     /// What becomes of the data path when the agent is told to stop.
     #[arg(
@@ -300,6 +321,7 @@ mod tests {
             MetricsListen::At("127.0.0.1:9469".parse().unwrap())
         );
         assert_eq!((options.geneve_port, options.feed_port), (6081, 9468));
+        assert_eq!(options.datapath, DatapathChoice::Auto);
         assert_eq!(options.on_stop, OnStop::Detach);
         assert!(options.backend_metrics && options.uplinks.is_empty());
     }
@@ -332,6 +354,7 @@ mod tests {
             ("--geneve-port", "0", "1..=65535"),
             ("--log-level", "a=b=c", "debug"),
             ("--xdp", "fast", "native"),
+            ("--datapath", "iptables", "ipvs"),
             ("--return-mode", "nat", "tunnel"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();

@@ -8,10 +8,16 @@ use std::{
 };
 
 use mesh_agent::{
-    admin::{AdminServer, Introspect, View, api::Routes},
-    datapath::{Counters, DatapathError},
+    admin::{
+        AdminServer, Introspect, View,
+        api::{DatapathAnswer, Routes},
+        control,
+    },
+    datapath::{
+        Counters, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung, RungState, RungStatus,
+    },
     doctor,
-    model::{Balance, Desired, ReturnMode, ServiceEntry, ServiceKey},
+    model::{Balance, Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey},
     source::SourceState,
 };
 use tokio_util::sync::CancellationToken;
@@ -43,6 +49,8 @@ impl Introspect for Idle {
             source: SourceState::default(),
             desired: Arc::new(desired),
             applied_revision: 0,
+            datapath: NodeDatapath::Ebpf,
+            datapath_status: on_tc(),
             modes: Vec::new(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
             return_mode: ReturnMode::Tunnel,
@@ -59,6 +67,40 @@ impl Introspect for Idle {
             });
         }
         Ok(Counters::default())
+    }
+}
+
+/// A node whose uplink refuses XDP.
+fn on_tc() -> DatapathStatus {
+    let refused = "eth0: native XDP refused: no such hook";
+    let status = |rung, state, reason: &str| RungStatus {
+        rung,
+        state,
+        reason: reason.to_owned(),
+    };
+    DatapathStatus {
+        choice: DatapathChoice::Auto,
+        kind: DatapathKind::Ebpf,
+        rung: Some(Rung::Tc),
+        reason: refused.to_owned(),
+        rungs: vec![
+            status(Rung::XdpNativeTcx, RungState::Refused, refused),
+            status(Rung::Tc, RungState::InUse, ""),
+            status(Rung::Ipvs, RungState::NotTried, ""),
+        ],
+        steps_down: 1,
+    }
+}
+
+/// An agent that takes any choice but IPVS.
+async fn obey(mut commands: tokio::sync::mpsc::Receiver<control::Command>) {
+    while let Some(command) = commands.recv().await {
+        let answer = match command.request {
+            control::Request::Retry => Ok(on_tc()),
+            control::Request::Use(DatapathChoice::Ipvs) => Err("this kernel has no IPVS".to_owned()),
+            control::Request::Use(choice) => Ok(DatapathStatus { choice, ..on_tc() }),
+        };
+        let _ = command.answer.send(answer);
     }
 }
 
@@ -79,15 +121,19 @@ async fn beside(agent: Idle, arguments: &'static [&'static str]) -> (String, Opt
         docker_socket: folder.path().join("docker.sock"),
         ..doctor::Options::default()
     };
-    let server = AdminServer::bind(&socket, Arc::new(agent), options)
+    let (control, commands) = control::channel();
+    let server = AdminServer::bind(&socket, Arc::new(agent), control, options)
         .await
         .unwrap();
+    let obeying = tokio::spawn(obey(commands));
     let stop = CancellationToken::new();
     let running = tokio::spawn(server.run(stop.clone()));
     let output = tokio::task::spawn_blocking(move || meshctl(&socket, arguments));
     let output = output.await.unwrap();
     stop.cancel();
     running.await.unwrap();
+    // The socket's end of the commands has gone with it.
+    obeying.await.unwrap();
     let text = [output.stdout, output.stderr].concat();
     (String::from_utf8(text).unwrap(), output.status.code())
 }
@@ -149,6 +195,49 @@ async fn status_lists_what_is_wrong() {
     assert_eq!(code, Some(0));
     assert!(
         text.contains("trouble: data path: attach to eth0 failed"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn the_rungs_are_a_table_with_a_reason_for_each_that_is_refused() {
+    let (text, code) = beside(Idle { broken: false }, &["datapath"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "asked for: auto");
+    let header: Vec<_> = lines[2].split_whitespace().collect();
+    assert_eq!(header, ["RUNG", "STATE", "REASON"]);
+    assert!(lines[3].starts_with("xdp-native-tcx  refused"), "{text}");
+    assert!(
+        lines[3].ends_with("eth0: native XDP refused: no such hook"),
+        "{text}"
+    );
+    assert_eq!(lines[4], "tc              in use");
+    assert!(text.contains("stepped down once"), "{text}");
+
+    let (text, _) = beside(Idle { broken: false }, &["datapath", "--format", "json"]).await;
+    let answer: DatapathAnswer = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer.datapath, on_tc());
+}
+
+#[tokio::test]
+async fn the_data_path_is_changed_on_request_or_says_why_not() {
+    let (text, code) = beside(Idle { broken: false }, &["datapath", "use", "ebpf"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("asked for: ebpf"), "{text}");
+    let (text, code) = beside(Idle { broken: false }, &["datapath", "retry", "--format", "json"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    serde_json::from_str::<DatapathAnswer>(&text).unwrap();
+    let (text, code) = beside(Idle { broken: false }, &["datapath", "use", "ipvs"]).await;
+    assert_eq!(code, Some(1));
+    assert!(text.contains("this kernel has no IPVS"), "{text}");
+}
+
+#[tokio::test]
+async fn status_names_the_rung_and_why_it_is_not_a_better_one() {
+    let (text, _) = beside(Idle { broken: false }, &["status"]).await;
+    assert!(
+        text.contains("data path:   ebpf, rung tc (asked for: auto); eth0: native XDP refused: no such hook"),
         "{text}"
     );
 }

@@ -94,8 +94,7 @@ fn client<'a, F: Frame, T: Tables>(
         return leave(hook);
     }
     let tcp = protocol == PROTOCOL_TCP;
-    // A SYN that also closes is nobody's way to begin.
-    let opens = !tcp || packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN;
+    let opens = !tcp || is_syn(packet);
     if let Some(flow) = tables.flow(key) {
         if flow.role() != Role::FORWARD || flow.origin().is_tunnel() {
             if !opens {
@@ -136,6 +135,12 @@ fn client<'a, F: Frame, T: Tables>(
         Err(DropReason::NoBackend) => Decision::refuse(DropReason::NoBackend),
         Err(reason) => Decision::drop(reason),
     }
+}
+
+/// Whether a packet begins a TCP connection. A SYN that also closes is nobody's way to begin.
+#[inline(always)]
+pub(crate) fn is_syn(packet: &Packet) -> bool {
+    packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
 }
 
 /// Notes what a client's packet tells about its flow.

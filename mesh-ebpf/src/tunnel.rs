@@ -3,7 +3,7 @@
 
 use crate::{
     abi::{Config, DropReason, Hook, Origin, Role},
-    entry::{progress, seen},
+    entry::{is_syn, progress, seen},
     frame::Frame,
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
@@ -82,6 +82,9 @@ fn delivered<'a, T: Tables>(
         && open::is_named(backend, geneve)
         && flow.peer() == peer.0
         && flow.peer_address() == peer.1
+        // As at the entry node, a SYN on a flow that is being closed is the port's next user: another flow may have
+        // taken the way back since.
+        && !(is_syn(packet) && flow.is_closing())
     {
         seen(flow, config, packet);
         return Decision::deliver(flow, backend, true);

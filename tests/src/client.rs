@@ -36,7 +36,7 @@ pub struct Reply {
     pub local: String,
     /// How long it took, in milliseconds.
     pub millis: f64,
-    /// `answered`, `refused`, `timeout` or `error`.
+    /// `answered`, `refused`, `reset`, `timeout` or `error`.
     pub outcome: &'static str,
     /// What went wrong; empty when nothing did.
     pub error: String,
@@ -263,11 +263,7 @@ fn finish(
     match outcome {
         Ok(Ok(())) => reply.outcome = "answered",
         Ok(Err(error)) => {
-            reply.outcome = match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-                Some(ErrorKind::ConnectionRefused) => "refused",
-                Some(ErrorKind::TimedOut) => "timeout",
-                _ => "error",
-            };
+            reply.outcome = outcome_of(&error);
             reply.error = format!("{error:#}");
         }
         Err(_) => reply.outcome = "timeout",
@@ -279,7 +275,20 @@ fn finish(
     Ok(())
 }
 
-fn target(url: &Uri) -> Result<SocketAddr> {
+/// The kind of a failure: `refused`, `reset`, `timeout` or `error`.
+pub(crate) fn outcome_of(error: &anyhow::Error) -> &'static str {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    match causes.next().map(io::Error::kind) {
+        Some(ErrorKind::ConnectionRefused) => "refused",
+        Some(ErrorKind::ConnectionReset) => "reset",
+        Some(ErrorKind::TimedOut) => "timeout",
+        _ => "error",
+    }
+}
+
+pub(crate) fn target(url: &Uri) -> Result<SocketAddr> {
     let host = url.host().context("the address names no host")?;
     let host = if host == "localhost" {
         "127.0.0.1"
@@ -292,7 +301,7 @@ fn target(url: &Uri) -> Result<SocketAddr> {
     Ok(SocketAddr::new(address, url.port_u16().unwrap_or(80)))
 }
 
-async fn dial(address: SocketAddr, source_port: u16) -> Result<TcpStream> {
+pub(crate) async fn dial(address: SocketAddr, source_port: u16) -> Result<TcpStream> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -318,13 +327,13 @@ async fn dial(address: SocketAddr, source_port: u16) -> Result<TcpStream> {
         .with_context(|| format!("could not connect to {address}"))
 }
 
-type RequestBody = BoxBody<Bytes, io::Error>;
+pub(crate) type RequestBody = BoxBody<Bytes, io::Error>;
 
-fn empty() -> RequestBody {
+pub(crate) fn empty() -> RequestBody {
     Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
 }
 
-fn request(method: &str, url: &Uri, body: RequestBody) -> Result<Request<RequestBody>> {
+pub(crate) fn request(method: &str, url: &Uri, body: RequestBody) -> Result<Request<RequestBody>> {
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     Request::builder()
         .method(method)
@@ -335,7 +344,7 @@ fn request(method: &str, url: &Uri, body: RequestBody) -> Result<Request<Request
         .context("the request is malformed")
 }
 
-async fn send(stream: TcpStream, request: Request<RequestBody>) -> Result<Response<Incoming>> {
+pub(crate) async fn send(stream: TcpStream, request: Request<RequestBody>) -> Result<Response<Incoming>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("no HTTP")?;
     tokio::spawn(connection);
     let response = sender

@@ -9,3 +9,4 @@ pub mod lab;
 pub mod paths;
 pub mod setup;
 pub mod suite;
+pub mod vm;

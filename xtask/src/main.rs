@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, lab, setup, suite};
+use xtask::{bench, build, demo, lab, setup, suite, vm};
 
 /// Set-up, build, lab, demo and tests of the mesh.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ enum Task {
     /// Run every test: format, lints, unit, property, load and end-to-end tests.
     Test(suite::Arguments),
     Lab(lab::cli::Arguments),
+    /// Run a command, or the tests that depend on the kernel, under another kernel in a virtual machine.
+    Vm(vm::Arguments),
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -46,6 +48,7 @@ fn run() -> Result<ExitCode> {
         Task::Demo(arguments) => return demo::run(&arguments),
         Task::Test(arguments) => suite::run(&arguments)?,
         Task::Bench(arguments) => bench::run(&arguments)?,
+        Task::Vm(arguments) => return vm::run(&arguments),
         Task::Lab(arguments) => return lab::cli::run(arguments),
     }
     Ok(ExitCode::SUCCESS)

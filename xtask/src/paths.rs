@@ -42,6 +42,12 @@ pub fn program(name: &str) -> PathBuf {
     static_programs().join(name)
 }
 
+/// What virtual machines need and this machine does not: a kernel, virtme-ng.
+#[must_use]
+pub fn vm() -> PathBuf {
+    target().join("vm")
+}
+
 /// The folder for the output of commands whose progress is shown in one line.
 #[must_use]
 pub fn logs() -> PathBuf {

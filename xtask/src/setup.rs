@@ -1,11 +1,15 @@
 //! `cargo xtask setup`: installs what the build and the lab need, and only what is missing. Depends on
-//! `command`.
+//! `command` and, for virtual machines' kernels, `vm::kernel`.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{self, command, exists};
+use crate::{
+    command::{self, command, exists},
+    paths,
+    vm::kernel,
+};
 
 /// Debian packages, each with a file that tells whether what it brings is there.
 const PACKAGES: &[(&str, &str)] = &[
@@ -37,6 +41,20 @@ const EBPF_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 
 /// What bpf-linker is built with.
 const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libzstd-dev", "libpolly-22-dev"];
+
+/// What virtual machines are run with, each with a file that tells whether it is there.
+const VM_PACKAGES: &[(&str, &str)] = &[
+    ("qemu-system-x86", "qemu-system-x86_64"),
+    ("kmod", "depmod"),
+    // virtme-ng tells a kernel's version by it.
+    ("file", "file"),
+];
+
+/// Python packages are put into an environment of their own, which needs this.
+const VENV_PACKAGE: &str = "python3-venv";
+
+/// What boots a kernel over this machine's file system, from PyPI.
+const VIRTME: &str = "virtme-ng==1.42";
 
 /// Which Rust builds the eBPF programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +151,66 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Installs what is missing for virtual machines: qemu, virtme-ng in a Python environment of its own, and,
+/// where it is asked for, Debian's kernel beside it. The last two are kept in the target folder.
+///
+/// # Errors
+/// When something is missing and cannot be installed.
+pub fn vm(with_kernel: bool) -> Result<()> {
+    let mut packages: Vec<&str> = VM_PACKAGES
+        .iter()
+        .filter(|(_, program)| !exists(program))
+        .map(|(package, _)| *package)
+        .collect();
+    let environment = paths::vm().join("venv");
+    let virtme = !environment.join("bin/vng").is_file();
+    if virtme && !is_installed(VENV_PACKAGE) {
+        packages.push(VENV_PACKAGE);
+    }
+    let kernel = with_kernel && kernel::unpacked()?.is_none();
+    if !packages.is_empty() {
+        println!("  will install Debian packages: {}", packages.join(" "));
+    }
+    if virtme {
+        println!("  will install by pip into {}: {VIRTME}", environment.display());
+    }
+    if kernel {
+        println!("  will unpack Debian's kernel into {}", paths::vm().display());
+    }
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    } else if kernel {
+        // An old list names versions that are gone.
+        update_lists()?;
+    }
+    if virtme {
+        install_virtme(&environment)?;
+    }
+    if kernel {
+        kernel::unpack()?;
+    }
+    Ok(())
+}
+
+/// Installs HAProxy, which is measured beside the mesh, where it is missing.
+///
+/// # Errors
+/// When it cannot be installed.
+pub fn haproxy() -> Result<()> {
+    if exists("haproxy") {
+        return Ok(());
+    }
+    println!("  will install Debian packages: haproxy");
+    install_packages(&["haproxy"])
+}
+
+fn install_virtme(environment: &Path) -> Result<()> {
+    command::run(command(["python3", "-m", "venv", "--clear"]).arg(environment))?;
+    let mut install = command([environment.join("bin/pip")]);
+    install.args(["install", "--quiet", "--disable-pip-version-check", VIRTME]);
+    command::progress("virtme-ng", "virtme-ng", &mut install)
+}
+
 fn missing_packages(toolchain: EbpfToolchain) -> Vec<&'static str> {
     let mut missing: Vec<&str> = PACKAGES
         .iter()
@@ -180,15 +258,19 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         );
     }
     let _guard = NoServices::new()?;
+    update_lists()?;
+    let mut install = command(["apt-get", "install", "--yes", "--no-install-recommends"]);
+    install.args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    command::progress("Debian packages", "apt-install", &mut install)
+}
+
+fn update_lists() -> Result<()> {
     let mut update = command(["apt-get", "update"]);
     command::progress(
         "package lists",
         "apt-update",
         update.env("DEBIAN_FRONTEND", "noninteractive"),
-    )?;
-    let mut install = command(["apt-get", "install", "--yes", "--no-install-recommends"]);
-    install.args(packages).env("DEBIAN_FRONTEND", "noninteractive");
-    command::progress("Debian packages", "apt-install", &mut install)
+    )
 }
 
 fn install_linker() -> Result<()> {

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that can be tested, phase by phase. Depends on `setup` and `build`.
+//! `cargo xtask test`: everything that can be tested, phase by phase. Depends on `setup`, `build` and `vm`.
 
 use std::{
     process::Command,
@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, build::cargo, command::stream, lab::check_root, paths, setup};
+use crate::{build, build::cargo, command::stream, lab::check_root, paths, setup, vm};
 
 /// What of the suite to run.
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,12 @@ pub struct Arguments {
     /// Stop before the end-to-end tests.
     #[arg(long)]
     no_end_to_end: bool,
+    /// Leave out what runs under another kernel, in a virtual machine.
+    #[arg(long)]
+    no_vm: bool,
+    /// Under the other kernel, too, try the mesh on a Swarm: takes long where the processor is emulated.
+    #[arg(long)]
+    vm_swarm: bool,
 }
 
 /// Sets up, builds, and runs everything; the runners' output is shown as it comes.
@@ -62,6 +68,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test-threads=1",
         ]);
         phases.stream("end-to-end tests", &mut stories)?;
+    }
+    if !arguments.no_vm {
+        phases.run("another kernel, in a virtual machine", || {
+            vm::suite::run_built(&vm::suite::Arguments::of_the_suite(arguments.vm_swarm))
+        })?;
     }
     phases.report();
     Ok(())

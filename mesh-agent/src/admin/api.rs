@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{InterfaceMode, Traffic},
-    model::{NodeRole, Protocol, ReturnMode},
+    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic},
+    model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
 /// The version in every path and answer.
@@ -112,8 +112,14 @@ pub struct Status {
     pub node_address: Option<Ipv4Addr>,
     /// This node's role; `None` until Docker has told, or when it is in no Swarm.
     pub role: Option<NodeRole>,
+    /// What balances on this node; `unknown` until the agent has found its place.
+    #[serde(default)]
+    pub datapath: NodeDatapath,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
+    /// The data path of the node, and why it is not a better one.
+    #[serde(default)]
+    pub datapath_status: DatapathStatus,
     /// The data path of each interface.
     pub interfaces: Vec<InterfaceMode>,
     /// The other nodes.
@@ -139,6 +145,9 @@ pub struct Peer {
     pub role: NodeRole,
     /// Whether the managers see it as ready.
     pub ready: bool,
+    /// What balances there, as far as this node has heard; nothing is sent to another kind than its own.
+    #[serde(default)]
+    pub datapath: NodeDatapath,
     /// Whether the way to it (interface and next hop's MAC address) is known.
     pub resolved: bool,
 }
@@ -167,6 +176,22 @@ pub struct Counts {
     pub backends_active: usize,
     /// Backends that only keep their connections.
     pub backends_draining: usize,
+}
+
+/// The answer of `GET /v1/datapath`, `POST /v1/datapath/retry` and `POST /v1/datapath/use`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathAnswer {
+    /// [`VERSION`].
+    pub version: u32,
+    /// How the data path stands, after what was asked has been done.
+    pub datapath: DatapathStatus,
+}
+
+/// The body of `POST /v1/datapath/use`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UseDatapath {
+    /// What to use until the agent ends or is asked again.
+    pub choice: DatapathChoice,
 }
 
 /// The body of every answer that is not a success.

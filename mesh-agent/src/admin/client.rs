@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
+use reqwest::Method;
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::api::{self, Failure, Routes, Status};
-use crate::doctor::Report;
+use super::api::{self, DatapathAnswer, Failure, Routes, Status, UseDatapath};
+use crate::{datapath::DatapathChoice, doctor::Report};
 
 /// The agent answers from memory; only the doctor waits for others, and less than this.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -51,7 +52,7 @@ pub enum ClientError {
         source: reqwest::Error,
     },
     /// The agent said no.
-    #[error("the agent could not answer {path}: {message}")]
+    #[error("the agent refused {path}: {message}")]
     Agent {
         /// What was asked for.
         path: String,
@@ -113,7 +114,41 @@ impl Client {
         self.get("doctor").await
     }
 
+    /// Which rung the data path stands on.
+    ///
+    /// # Errors
+    /// When the agent does not run.
+    pub async fn datapath(&self) -> Result<DatapathAnswer, ClientError> {
+        self.get("datapath").await
+    }
+
+    /// Has the better rungs tried again.
+    ///
+    /// # Errors
+    /// When the agent does not run, or is not ready for it.
+    pub async fn retry_datapath(&self) -> Result<DatapathAnswer, ClientError> {
+        self.ask(Method::POST, "datapath/retry", None::<&()>).await
+    }
+
+    /// Has another data path used from now on.
+    ///
+    /// # Errors
+    /// When the agent does not run, or what is asked for does not work; then all is as it was.
+    pub async fn use_datapath(&self, choice: DatapathChoice) -> Result<DatapathAnswer, ClientError> {
+        self.ask(Method::POST, "datapath/use", Some(&UseDatapath { choice }))
+            .await
+    }
+
     async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, what, None::<&()>).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        what: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
         let path = format!("/v{}/{what}", api::VERSION);
         let fail = |source| ClientError::Request {
             socket: self.socket.clone(),
@@ -121,7 +156,11 @@ impl Client {
             source,
         };
         // The host is never looked up: the connection is the socket's.
-        let answer = self.http.get(format!("http://mesh-agent{path}")).send().await;
+        let mut request = self.http.request(method, format!("http://mesh-agent{path}"));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await;
         let answer = answer.map_err(|error| match connect_error(&error) {
             Some(source) if source.kind() == io::ErrorKind::PermissionDenied => ClientError::Forbidden {
                 socket: self.socket.clone(),

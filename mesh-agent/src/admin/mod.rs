@@ -1,14 +1,16 @@
 //! The agent's window: the admin socket's API, its server and client. Reads the agent through
-//! [`Introspect`] and changes nothing.
+//! [`Introspect`]; what it may ask the agent to do is in [`control`].
 
 pub mod api;
 pub mod client;
+pub mod control;
 pub mod routes;
 pub mod server;
 pub mod status;
 pub mod view;
 
 pub use client::{Client, ClientError};
+pub use control::Control;
 pub use server::{AdminServer, ServerError};
 pub use view::{Introspect, View};
 

@@ -8,7 +8,9 @@ use super::{
 };
 use crate::{
     datapath::{Counters, Traffic},
-    model::{Backend, BackendKey, BackendState, Location, ServiceEntry, ServiceKey, TaskState},
+    model::{
+        Backend, BackendKey, BackendState, Location, Node, NodeDatapath, ServiceEntry, ServiceKey, TaskState,
+    },
 };
 
 /// One route for each published port and replica; a published port without any gets one that says so.
@@ -26,55 +28,81 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
     }
     let mut routes = Vec::new();
     for (key, service) in &view.desired.services {
-        let row = |backend, state, reason: String, traffic| Route {
-            service: service.name.clone(),
-            service_id: service.id.clone(),
-            protocol: key.protocol,
-            port: key.port,
-            frontends: addresses.get(key).cloned().unwrap_or_default(),
-            backend,
-            state,
-            reason,
-            traffic,
-        };
-        let mut rows: Vec<Route> = view
-            .desired
-            .backends
-            .iter()
-            .filter(|(backend_key, _)| backend_key.service == *key)
-            .map(|(backend_key, backend)| {
-                let traffic = counters.backends.get(backend_key).copied().unwrap_or_default();
-                let state = match backend.state {
-                    BackendState::Active => RouteState::Active,
-                    BackendState::Draining => RouteState::Draining,
-                };
-                let reason = unreachable_reason(view, backend).unwrap_or_default();
-                row(
-                    Some(route_backend(view, backend_key, backend)),
-                    state,
-                    reason,
-                    traffic,
-                )
-            })
-            .collect();
-        rows.extend(
-            excluded(view, *key, service).map(|(backend, reason)| {
-                row(Some(backend), RouteState::Excluded, reason, Traffic::default())
-            }),
-        );
-        rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
-        if rows.is_empty() {
-            let reason = "no task of the service is running".to_owned();
-            // What went to replicas that are gone is the service's alone.
-            let traffic = counters.services.get(key).copied().unwrap_or_default();
-            rows.push(row(None, RouteState::NoBackend, reason, traffic));
-        }
-        routes.append(&mut rows);
+        let frontends = addresses.get(key).cloned().unwrap_or_default();
+        routes.extend(service_routes(view, counters, *key, service, &frontends));
     }
     Routes {
         version: api::VERSION,
         node: view.node.clone(),
         routes,
+    }
+}
+
+/// The rows of a service that is answered here.
+fn service_routes(
+    view: &View,
+    counters: &Counters,
+    key: ServiceKey,
+    service: &ServiceEntry,
+    frontends: &[Ipv4Addr],
+) -> Vec<Route> {
+    let backends = view.desired.backends.iter();
+    let mut rows: Vec<Route> = backends
+        .filter(|(backend_key, _)| backend_key.service == key)
+        .map(|(backend_key, backend)| Route {
+            backend: Some(route_backend(view, backend_key, backend)),
+            state: match backend.state {
+                BackendState::Active => RouteState::Active,
+                BackendState::Draining => RouteState::Draining,
+            },
+            reason: backend_reason(view, backend).unwrap_or_default(),
+            traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),
+            ..route(key, service, frontends)
+        })
+        .collect();
+    rows.extend(excluded_routes(view, key, service, frontends));
+    rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
+    if rows.is_empty() {
+        rows.push(Route {
+            // What went to replicas that are gone is the service's alone.
+            traffic: counters.services.get(&key).copied().unwrap_or_default(),
+            ..route(key, service, frontends)
+        });
+    }
+    rows
+}
+
+/// The rows of a service's tasks that run and get nothing from this node.
+fn excluded_routes(
+    view: &View,
+    key: ServiceKey,
+    service: &ServiceEntry,
+    frontends: &[Ipv4Addr],
+) -> Vec<Route> {
+    let mut rows: Vec<Route> = excluded(view, key, service)
+        .map(|(backend, reason)| Route {
+            backend: Some(backend),
+            state: RouteState::Excluded,
+            reason,
+            ..route(key, service, frontends)
+        })
+        .collect();
+    rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
+    rows
+}
+
+/// The row of a service that has no replica.
+fn route(key: ServiceKey, service: &ServiceEntry, frontends: &[Ipv4Addr]) -> Route {
+    Route {
+        service: service.name.clone(),
+        service_id: service.id.clone(),
+        protocol: key.protocol,
+        port: key.port,
+        frontends: frontends.to_vec(),
+        backend: None,
+        state: RouteState::NoBackend,
+        reason: "no task of the service is running".to_owned(),
+        traffic: Traffic::default(),
     }
 }
 
@@ -103,10 +131,19 @@ fn route_backend(view: &View, key: &BackendKey, backend: &Backend) -> RouteBacke
     }
 }
 
-fn unreachable_reason(view: &View, backend: &Backend) -> Option<String> {
+fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
     let Location::Remote(address) = backend.location else {
         return None;
     };
+    let datapath = view
+        .source
+        .cluster
+        .nodes
+        .get(&backend.node)
+        .map(|node| node.datapath);
+    if datapath == Some(NodeDatapath::Leaving) {
+        return Some(format!("the agent on {} is stopping", backend.node_name));
+    }
     match view.desired.peers.get(&address) {
         Some(Some(_)) => None,
         Some(None) => Some(format!("the way to {address} is not resolved yet")),
@@ -147,7 +184,7 @@ fn excluded(
                 "its container has not been found on this node (yet)".to_owned()
             }
             Some(node) if !node.ready => format!("node {} is not ready", node.hostname),
-            Some(_) => "not programmed yet".to_owned(),
+            Some(node) => datapath_reason(view, node),
         };
         let backend = RouteBackend {
             task: task.name.clone(),
@@ -161,6 +198,19 @@ fn excluded(
         };
         Some((backend, reason))
     })
+}
+
+/// Why nothing is sent to a ready node's tasks.
+fn datapath_reason(view: &View, node: &Node) -> String {
+    let name = &node.hostname;
+    match node.datapath {
+        NodeDatapath::Unknown => format!("no agent has been heard of on {name}"),
+        NodeDatapath::None => format!("no data path stands on {name}: its agent was stopped, or is starting"),
+        NodeDatapath::Leaving => format!("the agent on {name} is stopping"),
+        kind if kind.takes_from(view.datapath) => "not programmed yet".to_owned(),
+        NodeDatapath::Ebpf => format!("{name} runs eBPF, and this node another kind of data path"),
+        NodeDatapath::Ipvs => format!("{name} runs IPVS, and this node another kind of data path"),
+    }
 }
 
 #[cfg(test)]
@@ -224,6 +274,27 @@ mod tests {
         assert_eq!(find("web.10").reason, "node n3 is not ready");
         assert_eq!(find("web.2").reason, "the way to 192.168.0.2 is not resolved yet");
         assert_eq!(find("web.3").state, RouteState::Draining);
+    }
+
+    #[test]
+    fn a_replica_that_is_left_out_for_its_nodes_data_path_says_so() {
+        for (kind, reason) in [
+            (NodeDatapath::Unknown, "no agent has been heard of on n2"),
+            (NodeDatapath::None, "no data path stands on n2"),
+            (NodeDatapath::Ipvs, "n2 runs IPVS"),
+            (NodeDatapath::Leaving, "the agent on n2 is stopping"),
+        ] {
+            let (view, counters) = fixture::with_peer_of_kind(kind);
+            let find = |view: &View, task: &str| {
+                let rows = routes(view, &counters).routes;
+                let of_task =
+                    |route: &Route| route.backend.as_ref().is_some_and(|backend| backend.task == task);
+                rows.into_iter().find(of_task).unwrap()
+            };
+            let row = find(&view, "web.2");
+            assert!(row.reason.starts_with(reason), "{kind:?}: {}", row.reason);
+            assert!(!row.frontends.is_empty(), "the local replica is answered for");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Serves the admin API on a Unix socket that only the agent's own user may open. Answers are computed
-//! from the agent's snapshot; nothing here can change the agent.
+//! from the agent's snapshot; what changes the agent is passed on to it through [`Control`].
 
 use std::{
     io,
@@ -14,18 +14,22 @@ use axum::{
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Introspect,
-    api::{Failure, Routes, Status},
+    Control, Introspect,
+    api::{self, DatapathAnswer, Failure, Routes, Status, UseDatapath},
+    control::Request,
     routes::routes,
     status::status,
 };
-use crate::doctor::{self, Report};
+use crate::{
+    datapath::DatapathStatus,
+    doctor::{self, Report},
+};
 
 /// How long requests under way may take to finish once the agent stops.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -66,6 +70,7 @@ pub struct AdminServer {
 #[derive(Clone)]
 struct Window {
     agent: Arc<dyn Introspect>,
+    control: Control,
     doctor: Arc<doctor::Options>,
 }
 
@@ -78,16 +83,9 @@ impl AdminServer {
     pub async fn bind(
         path: &Path,
         agent: Arc<dyn Introspect>,
+        control: Control,
         doctor: doctor::Options,
     ) -> Result<Self, ServerError> {
-        let fail = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| ServerError::Io {
-                operation,
-                path,
-                source,
-            }
-        };
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(ServerError::NotASocket(path.to_owned()));
@@ -97,13 +95,7 @@ impl AdminServer {
             }
             _ => {}
         }
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
-            && !folder.exists()
-        {
-            std::fs::create_dir_all(folder).map_err(fail("create", folder))?;
-            let mode = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(folder, mode).map_err(fail("set the mode of", folder))?;
-        }
+        ensure_folder(path)?;
         // Bound under another name and renamed, so that the socket never appears with a wider mode and
         // one that an agent left behind is replaced in one step.
         let mut fresh = path.as_os_str().to_owned();
@@ -126,6 +118,7 @@ impl AdminServer {
             inode,
             router: router(Window {
                 agent,
+                control,
                 doctor: Arc::new(doctor),
             }),
         })
@@ -152,11 +145,39 @@ impl AdminServer {
     }
 }
 
+/// The folder of a socket, made with mode 0755 where it is missing.
+///
+/// # Errors
+/// When the file system refuses.
+pub(crate) fn ensure_folder(socket: &Path) -> Result<&Path, ServerError> {
+    let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(Path::new("."));
+    };
+    if !folder.exists() {
+        std::fs::create_dir_all(folder).map_err(fail("create", folder))?;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder, mode).map_err(fail("set the mode of", folder))?;
+    }
+    Ok(folder)
+}
+
+fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServerError {
+    let path = path.to_owned();
+    move |source| ServerError::Io {
+        operation,
+        path,
+        source,
+    }
+}
+
 fn router(window: Window) -> Router {
     Router::new()
         .route("/v1/routes", get(get_routes))
         .route("/v1/status", get(get_status))
         .route("/v1/doctor", get(get_doctor))
+        .route("/v1/datapath", get(get_datapath))
+        .route("/v1/datapath/retry", post(retry_datapath))
+        .route("/v1/datapath/use", post(use_datapath))
         .fallback(|| async {
             failure(
                 StatusCode::NOT_FOUND,
@@ -191,8 +212,41 @@ async fn get_status(State(window): State<Window>) -> Json<Status> {
 }
 
 async fn get_doctor(State(window): State<Window>) -> Json<Report> {
-    let modes = window.agent.view().modes.clone();
-    Json(doctor::examine(&window.doctor, doctor::Examiner::Agent, modes).await)
+    let view = window.agent.view();
+    let running = doctor::Running {
+        interfaces: view.modes.clone(),
+        datapath: view.datapath_status.clone(),
+    };
+    Json(doctor::examine(&window.doctor, doctor::Examiner::Agent, Some(running)).await)
+}
+
+async fn get_datapath(State(window): State<Window>) -> Json<DatapathAnswer> {
+    Json(datapath_answer(window.agent.view().datapath_status.clone()))
+}
+
+async fn retry_datapath(State(window): State<Window>) -> Result<Json<DatapathAnswer>, Response> {
+    change_datapath(&window, Request::Retry).await
+}
+
+async fn use_datapath(
+    State(window): State<Window>,
+    Json(wish): Json<UseDatapath>,
+) -> Result<Json<DatapathAnswer>, Response> {
+    change_datapath(&window, Request::Use(wish.choice)).await
+}
+
+async fn change_datapath(window: &Window, request: Request) -> Result<Json<DatapathAnswer>, Response> {
+    match window.control.ask(request).await {
+        Ok(status) => Ok(Json(datapath_answer(status))),
+        Err(reason) => Err(failure(StatusCode::CONFLICT, reason)),
+    }
+}
+
+fn datapath_answer(datapath: DatapathStatus) -> DatapathAnswer {
+    DatapathAnswer {
+        version: api::VERSION,
+        datapath,
+    }
 }
 
 fn failure(status: StatusCode, error: String) -> Response {
@@ -205,7 +259,8 @@ mod tests {
     use crate::admin::{Client, view::fixture};
 
     async fn bind(path: &Path) -> Result<AdminServer, ServerError> {
-        AdminServer::bind(path, fixture::still(), doctor::Options::default()).await
+        let (control, _) = crate::admin::control::channel();
+        AdminServer::bind(path, fixture::still(), control, doctor::Options::default()).await
     }
 
     #[tokio::test]
@@ -226,6 +281,36 @@ mod tests {
         stop.cancel();
         server.await.unwrap();
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_request_reaches_the_agent_and_its_answer_comes_back() {
+        use crate::datapath::DatapathChoice;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let (control, mut commands) = crate::admin::control::channel();
+        let server = AdminServer::bind(&path, fixture::still(), control, doctor::Options::default());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(server.await.unwrap().run(stop.clone()));
+        let client = Client::new(&path).unwrap();
+
+        let agent = async {
+            let command = commands.recv().await.unwrap();
+            assert_eq!(command.request, Request::Use(DatapathChoice::Ipvs));
+            command.answer.send(Err("no IPVS in this kernel".into())).unwrap();
+            let command = commands.recv().await.unwrap();
+            assert_eq!(command.request, Request::Retry);
+            command.answer.send(Ok(DatapathStatus::default())).unwrap();
+        };
+        let asking = async {
+            let error = client.use_datapath(DatapathChoice::Ipvs).await.unwrap_err();
+            assert!(error.to_string().contains("no IPVS in this kernel"), "{error}");
+            let answer = client.retry_datapath().await.unwrap();
+            assert_eq!(answer.datapath, DatapathStatus::default());
+        };
+        tokio::join!(agent, asking);
+        stop.cancel();
+        running.await.unwrap();
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             address: node.address,
             role: node.role,
             ready: node.ready,
+            datapath: node.datapath,
             resolved: view.desired.peers.get(&node.address).is_some_and(Option::is_some),
         })
         .collect();
@@ -41,7 +42,9 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             .unwrap_or_default(),
         node_address: view.desired.settings.node_address,
         role: view.role,
+        datapath: view.datapath,
         return_mode: view.return_mode,
+        datapath_status: view.datapath_status.clone(),
         interfaces: view.modes.clone(),
         peers,
         model: ModelStatus {

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    datapath::{Counters, DatapathError, InterfaceMode},
-    model::{Desired, NodeRole, ReturnMode},
+    datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode},
+    model::{Desired, NodeDatapath, NodeRole, ReturnMode},
     source::SourceState,
 };
 
@@ -21,6 +21,10 @@ pub struct View {
     pub desired: Arc<Desired>,
     /// The revision of the picture that `desired` was computed from.
     pub applied_revision: u64,
+    /// The data path of the node, and why it is not a better one.
+    pub datapath_status: DatapathStatus,
+    /// What balances on this node.
+    pub datapath: NodeDatapath,
     /// The data path of each interface.
     pub modes: Vec<InterfaceMode>,
     /// Changes the kernel refused, each in one line; they are tried again.
@@ -57,23 +61,28 @@ pub(crate) mod fixture {
 
     use super::*;
     use crate::{
-        datapath::{DropCount, MapUsage, Mode, Traffic},
+        datapath::{DropCount, MapUsage, Mode, Rung, Traffic},
         model::{
-            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, NodeDatapath, Protocol,
-            PublishedPort, Service, Task, TaskState, desired::desired,
+            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
+            Task, TaskState, desired::desired,
         },
     };
 
     /// `web` (tcp 9200) with a local, a remote, a draining and an unreachable replica; `dns` (udp 53)
     /// with none.
     pub(crate) fn two_nodes() -> (View, Counters) {
+        with_peer_of_kind(NodeDatapath::Ebpf)
+    }
+
+    /// The same, where the first node's ready peer balances with something else.
+    pub(crate) fn with_peer_of_kind(datapath: NodeDatapath) -> (View, Counters) {
         let node = |hostname: &str, last, role, ready| Node {
             hostname: hostname.to_owned(),
             address: Ipv4Addr::new(192, 168, 0, last),
             role,
             ready,
             weight: 1,
-            datapath: NodeDatapath::Ebpf,
+            datapath: if last == 2 { datapath } else { NodeDatapath::Ebpf },
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),
@@ -113,6 +122,7 @@ pub(crate) mod fixture {
         let mac = MacAddress([2, 0, 0, 0, 0, 1]);
         let local = Local {
             node: "id1".to_owned(),
+            datapath: NodeDatapath::Ebpf,
             addresses: BTreeSet::from([Ipv4Addr::new(192, 168, 0, 1)]),
             containers: BTreeMap::from([(
                 "t1".to_owned(),
@@ -172,6 +182,13 @@ pub(crate) mod fixture {
             },
             desired: Arc::new(desired),
             applied_revision: 4,
+            datapath_status: DatapathStatus {
+                rung: Some(Rung::Tc),
+                reason: "eth0: XDP is off".to_owned(),
+                steps_down: 2,
+                ..DatapathStatus::default()
+            },
+            datapath: NodeDatapath::Ebpf,
             modes: vec![InterfaceMode {
                 interface: "eth0".to_owned(),
                 mode: Mode::Tc,

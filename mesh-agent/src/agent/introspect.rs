@@ -5,23 +5,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::ladder::Ladder;
 use crate::{
     admin::{Introspect, View},
-    datapath::{Counters, Datapath, DatapathError},
+    datapath::{Counters, DatapathError},
     source::SourceState,
 };
 
 /// The data path, programmed by the agent's loop and read by its windows.
 #[derive(Clone)]
-pub(super) struct SharedDatapath(Arc<Mutex<Box<dyn Datapath>>>);
+pub(super) struct SharedLadder(Arc<Mutex<Ladder>>);
 
-impl SharedDatapath {
-    pub(super) fn new(datapath: Box<dyn Datapath>) -> Self {
-        Self(Arc::new(Mutex::new(datapath)))
+impl SharedLadder {
+    pub(super) fn new(ladder: Ladder) -> Self {
+        Self(Arc::new(Mutex::new(ladder)))
     }
 
     /// Its calls are short; nobody holds this over an await.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Box<dyn Datapath>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Ladder> {
         // A panic elsewhere ends the agent anyway; until then the kernel's maps are as good as before.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -30,12 +31,12 @@ impl SharedDatapath {
 /// The running agent as the admin socket and the metrics see it.
 pub(super) struct Window {
     view: ArcSwap<View>,
-    datapath: SharedDatapath,
+    datapath: SharedLadder,
     source: watch::Receiver<SourceState>,
 }
 
 impl Window {
-    pub(super) fn new(view: View, datapath: SharedDatapath, source: watch::Receiver<SourceState>) -> Self {
+    pub(super) fn new(view: View, datapath: SharedLadder, source: watch::Receiver<SourceState>) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             datapath,

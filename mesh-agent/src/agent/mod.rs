@@ -2,44 +2,30 @@
 //! module that imports all the others; only binaries import it.
 
 mod introspect;
+mod ladder;
+mod local_device;
 mod logging;
 mod membership;
+mod parts;
+mod picture;
 mod preflight;
+mod presence;
 mod privileges;
 mod reconcile;
 mod run;
 mod signals;
 mod sources;
 mod supervisor;
+mod workshop;
 
-use std::path::PathBuf;
-
+pub use ladder::{NothingWorks, Workshop};
 pub use logging::start_logging;
 pub use preflight::{PreflightError, cgroup2_mount};
 pub use privileges::{PrivilegesError, reduce_privileges};
 pub use reconcile::Reconciler;
 pub use run::run;
 
-use crate::{
-    admin::error_chain,
-    config::RunOptions,
-    datapath::{Datapath, DatapathError},
-};
-
-/// Makes the data path once everything that it needs has been found.
-pub type MakeDatapath = Box<dyn FnOnce(&Prepared) -> Result<Box<dyn Datapath>, DatapathError> + Send>;
-
-/// What the data path is made from.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// The command line.
-    pub options: RunOptions,
-    /// The cgroup2 hierarchy to attach to.
-    pub cgroup: PathBuf,
-    /// Cookie of the network namespace the agent runs in; `None` before Linux 5.14, where local
-    /// processes cannot be told from containers' and are not served.
-    pub netns_cookie: Option<u64>,
-}
+use crate::{admin::error_chain, datapath::DatapathError};
 
 /// The agent could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +33,9 @@ pub enum AgentError {
     /// Something that the agent needs is missing.
     #[error("this node is not ready for the mesh")]
     Preflight(#[from] PreflightError),
-    /// The data path could not be loaded.
-    #[error("cannot load the data path; 'mesh-agent doctor' says what this kernel lacks")]
-    Load(#[source] DatapathError),
+    /// None of the data paths asked for works.
+    #[error("no data path works on this node; 'mesh-agent doctor' says what the kernel lacks")]
+    Load(#[from] NothingWorks),
     /// The network cannot be followed.
     #[error("cannot follow the node's network")]
     Network(#[from] crate::discovery::network::NetworkError),

@@ -14,7 +14,6 @@ use nix::{
 };
 use tracing::warn;
 
-use super::Prepared;
 use crate::config::RunOptions;
 
 /// Something that the agent cannot do without is missing.
@@ -35,20 +34,23 @@ pub enum PreflightError {
         .0.display(), .0.display()
     )]
     Bpffs(PathBuf),
-    /// Two agents would program the same maps.
+    /// Two agents would program the same kernel.
     #[error(
-        "another agent is running on this node (it holds {}): stop it first, or give this one a bpf file \
-         system of its own (--bpffs)", .0.display()
+        "another agent is running on this node (it holds {}): stop it first, or give this one folders of its \
+         own (--admin-socket, --bpffs)", .0.display()
     )]
     AlreadyRunning(PathBuf),
     /// The lock cannot be taken.
-    #[error("cannot lock {} (--bpffs)", path.display())]
+    #[error("cannot lock {} (--admin-socket, --bpffs)", path.display())]
     Lock {
-        /// The bpf file system.
+        /// The folder.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
+    /// The folder of the admin socket, which is locked, cannot be made.
+    #[error("cannot make the folder of the admin socket (--admin-socket)")]
+    Folder(#[from] crate::admin::ServerError),
     /// The given cgroup is none of version 2.
     #[error(
         "{} is no cgroup2 hierarchy (--cgroup): name one, or 'mount -t cgroup2 none PATH'",
@@ -69,40 +71,51 @@ pub enum PreflightError {
 /// Held while an agent runs; the kernel lets go of it however the agent ends.
 pub(super) type Lock = Flock<File>;
 
-/// Checks the node, finds what the options leave open, and makes sure that this is the only agent.
+/// What eBPF stands on.
+pub(super) struct EbpfGround {
+    /// The cgroup2 hierarchy to attach to.
+    pub(super) cgroup: PathBuf,
+    /// Cookie of the network namespace the agent runs in; `None` before Linux 5.14, where local
+    /// processes cannot be told from containers' and are not served.
+    pub(super) netns_cookie: Option<u64>,
+    /// Of the bpf file system.
+    pub(super) lock: Lock,
+}
+
+/// Checks what every data path needs, and makes sure that this is the only agent.
 ///
 /// # Errors
 /// The first thing that is missing.
-pub(super) fn preflight(options: RunOptions) -> Result<(Prepared, Lock), PreflightError> {
-    let has = |capability| {
-        caps::has_cap(None, CapSet::Effective, capability).map_err(PreflightError::ReadCapabilities)
-    };
+pub(super) fn preflight(options: &RunOptions) -> Result<Lock, PreflightError> {
     if !has(Capability::CAP_NET_ADMIN)? {
         return Err(PreflightError::Capability("CAP_NET_ADMIN"));
     }
-    // Before Linux 5.8 there is no CAP_BPF, and CAP_SYS_ADMIN stands for it.
-    let admin = has(Capability::CAP_SYS_ADMIN)?;
-    if !admin && !has(Capability::CAP_BPF)? {
-        return Err(PreflightError::Capability("CAP_BPF"));
-    }
-    if !admin {
+    if !has(Capability::CAP_SYS_ADMIN)? {
         // To enter containers' network namespaces.
         return Err(PreflightError::Capability("CAP_SYS_ADMIN"));
     }
+    lock(crate::admin::server::ensure_folder(&options.admin_socket)?)
+}
+
+/// Checks what eBPF needs beside that, and finds what the options leave open. `held` is the lock of an
+/// earlier call.
+///
+/// # Errors
+/// The first thing that is missing.
+pub(super) fn ebpf_ground(options: &RunOptions, held: Option<Lock>) -> Result<EbpfGround, PreflightError> {
+    // Before Linux 5.8 there is no CAP_BPF, and CAP_SYS_ADMIN stands for it.
+    if !has(Capability::CAP_SYS_ADMIN)? && !has(Capability::CAP_BPF)? {
+        return Err(PreflightError::Capability("CAP_BPF"));
+    }
     let is_bpffs = statfs(&options.bpffs).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
     if !is_bpffs {
-        return Err(PreflightError::Bpffs(options.bpffs));
+        return Err(PreflightError::Bpffs(options.bpffs.clone()));
     }
-    let cgroup = match &options.cgroup {
-        Some(path) if is_cgroup2(path) => path.clone(),
-        Some(path) => return Err(PreflightError::Cgroup(path.clone())),
-        None => {
-            let table =
-                std::fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::MountTable)?;
-            cgroup2_mount(&table).ok_or(PreflightError::NoCgroup)?
-        }
+    let cgroup = find_cgroup(options)?;
+    let lock = match held {
+        Some(lock) => lock,
+        None => lock(&options.bpffs)?,
     };
-    let lock = lock(&options.bpffs)?;
     let netns_cookie = crate::doctor::own_netns_cookie()
         .inspect_err(|error| {
             warn!(
@@ -112,22 +125,41 @@ pub(super) fn preflight(options: RunOptions) -> Result<(Prepared, Lock), Preflig
             );
         })
         .ok();
-    let prepared = Prepared {
-        options,
+    Ok(EbpfGround {
         cgroup,
         netns_cookie,
-    };
-    Ok((prepared, lock))
+        lock,
+    })
 }
 
-fn lock(bpffs: &Path) -> Result<Lock, PreflightError> {
+fn has(capability: Capability) -> Result<bool, PreflightError> {
+    caps::has_cap(None, CapSet::Effective, capability).map_err(PreflightError::ReadCapabilities)
+}
+
+/// The cgroup2 hierarchy that was named, or else the one in the mount table.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn find_cgroup(options: &RunOptions) -> Result<PathBuf, PreflightError> {
+    match &options.cgroup {
+        Some(path) if is_cgroup2(path) => Ok(path.clone()),
+        Some(path) => Err(PreflightError::Cgroup(path.clone())),
+        None => {
+            let table =
+                std::fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::MountTable)?;
+            cgroup2_mount(&table).ok_or(PreflightError::NoCgroup)
+        }
+    }
+}
+
+fn lock(path: &Path) -> Result<Lock, PreflightError> {
     let failed = |source| PreflightError::Lock {
-        path: bpffs.to_owned(),
+        path: path.to_owned(),
         source,
     };
-    let folder = File::open(bpffs).map_err(failed)?;
+    let folder = File::open(path).map_err(failed)?;
     Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        Errno::EWOULDBLOCK => PreflightError::AlreadyRunning(bpffs.to_owned()),
+        Errno::EWOULDBLOCK => PreflightError::AlreadyRunning(path.to_owned()),
         error => failed(error.into()),
     })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::{
     datapath::{Datapath, DatapathError},
     model::Desired,
-    plan::{fold, plan},
+    plan::{Change, fold, plan},
 };
 
 /// The first wait after a refusal; doubled by each further one.
@@ -31,6 +31,9 @@ pub struct Round {
     pub applied: usize,
     /// Changes that the data path refused; they are tried again.
     pub failed: usize,
+    /// Whether ports are dead for that: a refusal of something that clients depend on, and not because a
+    /// device is just going away.
+    pub crippled: bool,
 }
 
 impl Reconciler {
@@ -44,6 +47,9 @@ impl Reconciler {
         let round = Round {
             applied: changes.len().saturating_sub(errors.len()),
             failed: errors.len(),
+            crippled: errors
+                .iter()
+                .any(|error| serves_clients(&error.change) && !error.source.is_missing_device()),
         };
         for change in changes {
             if !errors.iter().any(|error| error.change == change) {
@@ -89,6 +95,26 @@ impl Reconciler {
     }
 }
 
+/// Whether clients are not served where a change is refused. What is only left over, and what local
+/// processes alone lack, does no such harm.
+fn serves_clients(change: &Change) -> bool {
+    match change {
+        Change::UpsertPeer(..)
+        | Change::UpsertBackend(..)
+        | Change::UpsertService(..)
+        | Change::AddFrontend(_)
+        | Change::AttachContainer(_)
+        | Change::AttachUplink(..) => true,
+        Change::Configure(_)
+        | Change::DetachUplink(_)
+        | Change::RemoveFrontend(_)
+        | Change::RemoveService(_)
+        | Change::RemoveBackend(_)
+        | Change::DetachContainer(_)
+        | Change::RemovePeer(_) => false,
+    }
+}
+
 fn prune_failure(error: &DatapathError) -> String {
     super::error_chain(error)
 }
@@ -100,7 +126,7 @@ mod tests {
     use super::*;
     use crate::{
         datapath::{ChangeError, Counters, InterfaceMode, memory::MemoryDatapath},
-        plan::Change,
+        model::NodeDatapath,
     };
 
     /// A data path that refuses uplinks for a while.
@@ -133,6 +159,10 @@ mod tests {
 
         fn counters(&mut self) -> Result<Counters, DatapathError> {
             self.memory.counters()
+        }
+
+        fn kind(&self) -> NodeDatapath {
+            self.memory.kind()
         }
 
         fn modes(&self) -> Vec<InterfaceMode> {
@@ -177,7 +207,8 @@ mod tests {
             reconciler.reconcile(&state(), &mut datapath, start),
             Round {
                 applied: 1,
-                failed: 1
+                failed: 1,
+                crippled: true
             }
         );
         assert_eq!(reconciler.retry_at(), Some(start + FIRST_RETRY));
@@ -190,7 +221,8 @@ mod tests {
             reconciler.reconcile(&state(), &mut datapath, start),
             Round {
                 applied: 0,
-                failed: 1
+                failed: 1,
+                crippled: true
             }
         );
         assert_eq!(reconciler.retry_at(), Some(start + 2 * FIRST_RETRY));
@@ -202,7 +234,8 @@ mod tests {
             reconciler.reconcile(&state(), &mut datapath, start),
             Round {
                 applied: 1,
-                failed: 0
+                failed: 0,
+                crippled: false
             }
         );
         assert_eq!(reconciler.retry_at(), None);

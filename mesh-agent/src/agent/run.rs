@@ -13,32 +13,37 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    AgentError, MakeDatapath, Prepared, Reconciler, error_chain,
-    introspect::{SharedDatapath, Window},
-    membership::{self, Membership, Standing},
+    AgentError, error_chain,
+    introspect::{SharedLadder, Window},
+    ladder::Ladder,
+    local_device::LocalDevice,
+    membership::Standing,
+    parts::Parts,
+    picture::Picture,
     preflight::preflight,
+    presence::Presence,
     signals::{Request, Signals},
-    sources::{SourceHints, Sources},
     supervisor::Supervisor,
+    workshop::NodeWorkshop,
 };
 use crate::{
-    admin::{AdminServer, Introspect, View},
-    config::{MetricsListen, OnStop, RunOptions},
-    discovery::{
-        ContainerState, ContainerWatcher, NetworkState,
-        network::{Interest, NetworkOptions, watch_network},
-    },
-    doctor,
-    mesh0::{self, Mesh0},
-    metrics::{Metrics, MetricsServer},
-    model::{Desired, HostInterface, Local, NodeRole, desired::desired},
-    source::{Docker, FeedServerStatus, HintHandle, SourceState},
+    admin::{View, control},
+    config::{OnStop, RunOptions},
+    datapath::{DatapathChoice, DatapathKind},
+    discovery::network::Interest,
+    mesh0,
+    metrics::Metrics,
+    model::{Desired, Local, NodeDatapath, NodeRole},
+    source::{SourceState, Told},
 };
 
 /// The data path's upkeep, and a look at whether mesh0 is still what it should be.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How many maintenance intervals lie between two looks at mesh0.
 const MESH0_EVERY: u32 = 10;
+/// How long the other nodes may take to learn that this one has changed its kind of data path, for which
+/// both are in the kernel: managers tell the others within some 10 ms when they have been told.
+const FOLLOWING_LIMIT: Duration = Duration::from_secs(1);
 /// How long the agent's parts may take to stop before the data path is taken out all the same.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -47,12 +52,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// # Errors
 /// When the node lacks something, a port or socket is taken, a part of the agent ends unexpectedly (the
 /// data path is left in place), or the data path cannot be taken out at the end.
-pub async fn run(options: RunOptions, make_datapath: MakeDatapath) -> Result<(), AgentError> {
+pub async fn run(options: RunOptions) -> Result<(), AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
-    let (prepared, _lock) = preflight(options)?;
-    let datapath = SharedDatapath::new(make_datapath(&prepared).map_err(AgentError::Load)?);
+    let _lock = preflight(&options)?;
+    let workshop = NodeWorkshop::new(options.clone());
+    let ladder = SharedLadder::new(Ladder::start(options.datapath, Box::new(workshop))?);
     let mut supervisor = Supervisor::default();
-    let mut agent = Agent::start(prepared, datapath, &mut supervisor).await?;
+    let mut agent = Agent::start(options, ladder, &mut supervisor).await?;
     notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "the mesh agent is running");
     let ended = loop {
@@ -69,6 +75,7 @@ pub async fn run(options: RunOptions, make_datapath: MakeDatapath) -> Result<(),
     ended?;
     notify(&[sd_notify::NotifyState::Stopping]);
     signals.exit_at_the_next_stop();
+    agent.take_leave(&mut supervisor).await?;
     agent.stop(supervisor).await
 }
 
@@ -86,6 +93,8 @@ enum Reason {
     Workers,
     /// The data path's upkeep is due.
     Maintenance,
+    /// The admin socket asks for something.
+    Command(control::Command),
 }
 
 /// Everything that the loop looks at and acts on.
@@ -94,21 +103,13 @@ struct Agent {
     started: SystemTime,
     shutdown: CancellationToken,
 
-    membership: watch::Receiver<Membership>,
-    source: watch::Receiver<SourceState>,
-    workers: watch::Receiver<FeedServerStatus>,
-    containers: watch::Receiver<ContainerState>,
-    network: watch::Receiver<Option<NetworkState>>,
-    interest: watch::Sender<Interest>,
-    hints: SourceHints,
-    ask_docker: HintHandle,
-
+    parts: Parts,
     standing: Standing,
-    mesh0: Mesh0,
-    mesh0_is: Option<(mesh0::Settings, HostInterface)>,
-    mesh0_trouble: Option<String>,
-    datapath: SharedDatapath,
-    reconciler: Reconciler,
+    presence: Presence,
+    device: LocalDevice,
+    ladder: SharedLadder,
+    /// When a data path that has been replaced may go.
+    retire_at: Option<Instant>,
     desired: Option<Arc<Desired>>,
     applied_revision: u64,
     said_waiting: Option<&'static str>,
@@ -122,95 +123,44 @@ struct Agent {
 }
 
 impl Agent {
-    /// Opens the windows first, so that what follows can be watched, then starts every part.
     async fn start(
-        prepared: Prepared,
-        datapath: SharedDatapath,
+        options: RunOptions,
+        ladder: SharedLadder,
         supervisor: &mut Supervisor,
     ) -> Result<Self, AgentError> {
-        let options = prepared.options;
         let started = SystemTime::now();
         let shutdown = CancellationToken::new();
-        let (state, source) = watch::channel(SourceState::default());
+        let source = watch::channel(SourceState::default());
         let window = Arc::new(Window::new(
             empty_view(&options, started),
-            datapath.clone(),
-            source.clone(),
+            ladder.clone(),
+            source.1.clone(),
         ));
         let metrics = Metrics::new(options.backend_metrics)?;
-
-        let doctor = doctor::Options {
-            docker_socket: options.docker_socket.clone(),
-            docker_root: options.docker_root.clone(),
-            bpffs: options.bpffs.clone(),
-            cgroup: Some(prepared.cgroup),
-        };
-        let agent: Arc<dyn Introspect> = Arc::<Window>::clone(&window);
-        let admin = AdminServer::bind(&options.admin_socket, Arc::clone(&agent), doctor).await?;
-        supervisor.spawn("admin socket", admin.run(shutdown.clone()));
-        if let MetricsListen::At(address) = options.metrics_listen {
-            let server = MetricsServer::bind(address).await?;
-            supervisor.spawn("metrics", server.run(agent, metrics.clone(), shutdown.clone()));
-        }
-
-        let (interest, interest_receiver) = watch::channel(Interest::default());
-        let network_options = NetworkOptions {
-            uplinks: options.uplinks.clone(),
-            service_address: options.service_address,
-        };
-        let (watcher, network) = watch_network(network_options, interest_receiver)?;
-        supervisor.spawn_fallible("network watcher", watcher.run());
-
-        let docker = Docker::new(&options.docker_socket);
-        let (membership_sender, membership) = watch::channel(Membership::default());
-        let ask_docker = HintHandle::new();
-        let follow = membership::follow(
-            docker.clone(),
-            membership_sender,
-            ask_docker.clone(),
-            shutdown.clone(),
-        );
-        supervisor.spawn("watch on Docker", follow);
-
-        let hints = SourceHints::default();
-        let on_event = {
-            let hints = hints.clone();
-            move || hints.hint()
-        };
-        let (watcher, containers) = ContainerWatcher::new(docker.clone(), on_event);
-        supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
-
-        let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
-        let sources = Sources {
-            docker,
-            options: options.clone(),
-            membership: membership.clone(),
-            state,
-            workers: workers_sender,
-            hints: hints.clone(),
-        };
-        supervisor.spawn("source", sources.run(shutdown.clone()));
-
+        let (told, heard) = watch::channel(Told::default());
+        let presence = Presence::new(ladder.lock().adopted(), heard);
+        let parts = Parts::start(
+            &options,
+            Arc::clone(&window),
+            source,
+            (presence.word(), told),
+            &metrics,
+            &shutdown,
+            supervisor,
+        )
+        .await?;
         let mut maintenance = interval(MAINTENANCE_INTERVAL);
         maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self {
-            mesh0: Mesh0::new()?,
+        let agent = Self {
+            device: LocalDevice::new()?,
             options,
             started,
             shutdown,
-            membership,
-            source,
-            workers,
-            containers,
-            network,
-            interest,
-            hints,
-            ask_docker,
+            parts,
             standing: Standing::Unknown,
-            mesh0_is: None,
-            mesh0_trouble: None,
-            datapath,
-            reconciler: Reconciler::default(),
+            presence,
+            ladder,
+            retire_at: None,
             desired: None,
             applied_revision: 0,
             said_waiting: None,
@@ -220,50 +170,98 @@ impl Agent {
             refused_seen: 0,
             maintenance,
             maintenances: 0,
-        })
+        };
+        agent.publish();
+        Ok(agent)
     }
 
     /// Waits for the next reason to act. Cancel safe.
     async fn reason(&mut self) -> Reason {
-        let retry_at = self.reconciler.retry_at();
+        let retry_at = self.ladder.lock().retry_at();
+        let retry_at = retry_at.into_iter().chain(self.retire_at);
+        let retry_at = retry_at.map(tokio::time::Instant::from);
+        let retry_at = retry_at.chain(self.presence.ask_again_at()).min();
         let retry = async {
             match retry_at {
-                Some(at) => sleep_until(at.into()).await,
+                Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         // A sender that is gone belongs to a part that has ended; the supervisor says so.
         tokio::select! {
-            Ok(()) = self.membership.changed() => Reason::News,
-            Ok(()) = self.source.changed() => Reason::News,
-            Ok(()) = self.containers.changed() => Reason::News,
-            Ok(()) = self.network.changed() => Reason::News,
-            Ok(()) = self.workers.changed() => Reason::Workers,
+            Ok(()) = self.parts.membership.changed() => Reason::News,
+            Ok(()) = self.parts.source.changed() => Reason::News,
+            Ok(()) = self.parts.containers.changed() => Reason::News,
+            Ok(()) = self.parts.network.changed() => Reason::News,
+            Ok(()) = self.parts.workers.changed() => Reason::Workers,
+            Some(command) = self.parts.commands.recv() => Reason::Command(command),
             () = retry => Reason::News,
             _ = self.maintenance.tick() => Reason::Maintenance,
         }
     }
 
     async fn act(&mut self, reason: Reason) {
-        match reason {
-            Reason::News => {}
+        let command = match reason {
+            Reason::News => None,
             Reason::Workers => return self.count_refused(),
             Reason::Maintenance => {
                 if !self.maintain() {
                     return;
                 }
+                None
             }
-        }
+            Reason::Command(command) => Some(command),
+        };
         self.look_at_standing();
         self.state_interest();
-        self.ensure_mesh0().await;
+        let kind = self.ladder.lock().kind();
+        if kind == DatapathKind::Ebpf || command.as_ref().is_some_and(may_lead_to_ebpf) {
+            self.ensure_device().await;
+        }
+        let answer = command.map(|command| (self.obey(command.request), command.answer));
         self.converge();
+        self.change_over().await;
         self.publish();
+        if let Some((result, answer)) = answer {
+            // Whoever asked may have gone.
+            let _ = answer.send(result.map(|()| self.ladder.lock().status()));
+        }
+    }
+
+    /// Changes the data path as somebody asks.
+    fn obey(&mut self, request: control::Request) -> Result<(), String> {
+        let source = self.parts.source.borrow().clone();
+        let plan = self.picture(&source).map_err(|missing| {
+            format!("the agent is still waiting for {missing}: ask again when it has it")
+        })?;
+        self.ladder
+            .lock()
+            .obey(request, &|kind| plan.desired(kind), Instant::now())
+    }
+
+    /// Ends a change from one data path to another: the new one is whole, and the old one goes when the
+    /// other nodes have had the time to follow.
+    async fn change_over(&mut self) {
+        let (kind, retiring) = {
+            let mut ladder = self.ladder.lock();
+            let now = Instant::now();
+            if !ladder.is_retiring() {
+                self.retire_at = None;
+            } else if *self.retire_at.get_or_insert(now + FOLLOWING_LIMIT) <= now {
+                ladder.retire();
+                self.retire_at = None;
+            }
+            (ladder.kind(), ladder.is_retiring())
+        };
+        // Before the first state stands, an earlier agent's eBPF may still be carrying traffic.
+        if kind != DatapathKind::Ebpf && !retiring && self.desired.is_some() {
+            self.device.release().await;
+        }
     }
 
     /// Upkeep; true when there is more to look at than the data path.
     fn maintain(&mut self) -> bool {
-        if let Err(error) = self.datapath.lock().maintain() {
+        if let Err(error) = self.ladder.lock().maintain() {
             warn!(error = error_chain(&error), "the data path's upkeep failed");
         }
         if sd_notify::watchdog_enabled().is_some() {
@@ -273,7 +271,7 @@ impl Agent {
         let due = self.maintenances.is_multiple_of(MESH0_EVERY);
         if due {
             // Somebody may have removed or changed it behind the agent's back.
-            self.mesh0_is = None;
+            self.device.doubt();
         }
         due
     }
@@ -281,6 +279,7 @@ impl Agent {
     /// Where the node stands now, or stood when Docker last could tell.
     fn look_at_standing(&mut self) {
         let now = self
+            .parts
             .membership
             .borrow_and_update()
             .standing(self.options.docker_root.as_ref());
@@ -291,7 +290,7 @@ impl Agent {
 
     /// Tells the network watcher which peers to find.
     fn state_interest(&self) {
-        let source = self.source.borrow();
+        let source = self.parts.source.borrow();
         let new = match &self.standing {
             Standing::Member(member) => Interest {
                 node_address: Some(member.address),
@@ -306,18 +305,19 @@ impl Agent {
             Standing::Unknown => return,
             Standing::Away => Interest::default(),
         };
-        self.interest.send_if_modified(|interest| {
+        self.parts.interest.send_if_modified(|interest| {
             let changed = *interest != new;
             *interest = new;
             changed
         });
     }
 
-    async fn ensure_mesh0(&mut self) {
-        let Some(node_address) = self.interest.borrow().node_address else {
+    async fn ensure_device(&mut self) {
+        let Some(node_address) = self.parts.interest.borrow().node_address else {
             return;
         };
         let uplink_mtu = self
+            .parts
             .network
             .borrow()
             .as_ref()
@@ -330,31 +330,15 @@ impl Agent {
             node_address,
             uplink_mtu,
         };
-        if self.mesh0_is.is_some_and(|(known, _)| known == settings) {
-            return;
-        }
-        match self.mesh0.ensure(settings).await {
-            Ok(interface) => {
-                self.mesh0_is = Some((settings, interface));
-                self.mesh0_trouble = None;
-            }
-            Err(error) => {
-                let trouble = error_chain(&error);
-                if self.mesh0_trouble.as_ref() != Some(&trouble) {
-                    warn!("{trouble}; local processes do not reach published ports until this succeeds");
-                }
-                self.mesh0_is = None;
-                self.mesh0_trouble = Some(trouble);
-            }
-        }
+        self.device.ensure(settings).await;
     }
 
     /// Computes what the data path should be and brings it there. Nothing is done before every part has
     /// spoken once: an adopted data path is worth more than half a picture.
     fn converge(&mut self) {
-        let source = self.source.borrow_and_update().clone();
-        let desired = match self.desired(&source) {
-            Ok(desired) => desired,
+        let source = self.parts.source.borrow_and_update().clone();
+        let picture = match self.picture(&source) {
+            Ok(picture) => picture,
             Err(waiting_for) => {
                 if self.said_waiting != Some(waiting_for) {
                     info!("waiting for {waiting_for}");
@@ -365,10 +349,10 @@ impl Agent {
         };
         self.said_waiting = None;
         let first = self.desired.is_none();
-        let round = {
-            let mut datapath = self.datapath.lock();
-            self.reconciler
-                .reconcile(&desired, datapath.as_mut(), Instant::now())
+        let (round, desired, kind) = {
+            let mut ladder = self.ladder.lock();
+            let (round, desired) = ladder.reconcile(&|kind| picture.desired(kind), Instant::now());
+            (round, desired, ladder.kind())
         };
         if round.applied > 0 {
             debug!(
@@ -399,44 +383,60 @@ impl Agent {
             }
             self.applied_revision = source.revision;
         }
+        if round.failed == 0 {
+            self.presence.announce(match self.standing {
+                Standing::Member(_) => kind.into(),
+                Standing::Unknown | Standing::Away => NodeDatapath::None,
+            });
+        }
         self.desired = Some(Arc::new(desired));
     }
 
-    /// What the data path should be, or what is still missing to tell.
-    fn desired(&self, source: &SourceState) -> Result<Desired, &'static str> {
+    /// What the data path follows from, or what is still missing to tell.
+    fn picture(&mut self, source: &SourceState) -> Result<Picture, &'static str> {
         let member = match &self.standing {
             Standing::Unknown => return Err("Docker to tell this node's place in the Swarm"),
-            Standing::Away => return Ok(Desired::default()),
+            Standing::Away => return Ok(Picture::Away),
             Standing::Member(member) => member,
         };
         if source.confirmed.is_none() {
             return Err("the first picture of the cluster");
         }
-        let containers = self.containers.borrow();
+        let containers = self.parts.containers.borrow();
         if !containers.listed {
             return Err("the first list of this node's containers");
         }
-        let network = self.network.borrow();
+        let network = self.parts.network.borrow();
         let Some(network) = network.as_ref() else {
             return Err("the first look at this node's network");
         };
+        if !self.presence.may_plan(&source.cluster, &member.node) {
+            return Err("the agents of the other nodes to say what balances there");
+        }
         let local = Local {
             node: member.node.clone(),
+            // Each kind of data path is its own: see `Picture::desired`.
+            datapath: NodeDatapath::Unknown,
+            leaving: self.presence.is_leaving(),
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
             container_interfaces: network.container_interfaces.clone(),
-            mesh0: self.mesh0_is.map(|(_, interface)| interface),
+            mesh0: self.device.interface(),
             next_hops: network.next_hops.clone(),
             return_mode: self.options.return_mode,
         };
-        Ok(desired(&source.cluster, &local, self.options.service_address))
+        Ok(Picture::Member {
+            cluster: Arc::clone(&source.cluster),
+            local: Box::new(local),
+            service_address: self.options.service_address,
+        })
     }
 
     /// Each refusal once, and once that there is none any more.
     fn say_failures(&mut self) {
-        let failures = self.reconciler.failures();
-        for failure in failures {
+        let failures = self.ladder.lock().failures();
+        for failure in &failures {
             if !self.said_failures.contains(failure) {
                 error!("{failure}; trying again");
             }
@@ -444,11 +444,11 @@ impl Agent {
         if failures.is_empty() && !self.said_failures.is_empty() {
             info!("the data path has taken what it refused before");
         }
-        self.said_failures = failures.to_vec();
+        self.said_failures = failures;
     }
 
     fn count_refused(&mut self) {
-        let total: u64 = self.workers.borrow_and_update().refused.values().sum();
+        let total: u64 = self.parts.workers.borrow_and_update().refused.values().sum();
         // A new server, after a change of role, counts from zero.
         let more = total.checked_sub(self.refused_seen).unwrap_or(total);
         self.metrics.feed_refused().inc_by(more);
@@ -456,7 +456,7 @@ impl Agent {
     }
 
     fn publish(&self) {
-        let membership = self.membership.borrow();
+        let membership = self.parts.membership.borrow();
         let (node, role) = match &self.standing {
             Standing::Member(member) => (
                 member.node.clone(),
@@ -468,21 +468,26 @@ impl Agent {
             ),
             Standing::Unknown | Standing::Away => (String::new(), None),
         };
-        let mut datapath_errors = self.reconciler.failures().to_vec();
-        datapath_errors.extend(self.mesh0_trouble.clone());
+        let (kind, status, modes, mut datapath_errors) = {
+            let ladder = self.ladder.lock();
+            (ladder.kind(), ladder.status(), ladder.modes(), ladder.failures())
+        };
+        datapath_errors.extend(self.device.trouble());
         self.window.publish(View {
             node,
             role,
-            source: self.source.borrow().clone(),
+            source: self.parts.source.borrow().clone(),
             desired: self.desired.clone().unwrap_or_default(),
             applied_revision: self.applied_revision,
-            modes: self.datapath.lock().modes(),
+            datapath: kind.into(),
+            datapath_status: status,
+            modes,
             datapath_errors,
             return_mode: self.options.return_mode,
             docker_trouble: membership
                 .trouble
                 .clone()
-                .or_else(|| self.containers.borrow().trouble.clone()),
+                .or_else(|| self.parts.containers.borrow().trouble.clone()),
             started: self.started,
         });
     }
@@ -494,18 +499,42 @@ impl Agent {
             Ok(now) => notify(&[sd_notify::NotifyState::Reloading, now]),
             Err(error) => debug!(%error, "the clock could not be read for the service manager"),
         }
-        self.hints.reload();
-        self.ask_docker.hint();
+        self.parts.hints.reload();
+        self.parts.ask_docker.hint();
         // Asked anew, routes and neighbours are read anew.
-        self.interest.send_modify(|_| {});
+        self.parts.interest.send_modify(|_| {});
         notify(&[sd_notify::NotifyState::Ready]);
     }
 
+    /// Tells the others before the data path goes, so that nobody sends here any more when it does. The
+    /// mesh works on meanwhile.
+    async fn take_leave(&mut self, supervisor: &mut Supervisor) -> Result<(), AgentError> {
+        if self.options.on_stop == OnStop::Keep {
+            return Ok(());
+        }
+        let own = match &self.standing {
+            Standing::Member(member) => member.node.clone(),
+            Standing::Unknown | Standing::Away => return Ok(()),
+        };
+        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+        let left = self.presence.leave(&cluster, &own);
+        tokio::pin!(left);
+        // New connections are left to whatever answers next, while those that are open go on.
+        self.act(Reason::News).await;
+        loop {
+            tokio::select! {
+                () = &mut left => return Ok(()),
+                error = supervisor.ended() => return Err(error),
+                reason = self.reason() => self.act(reason).await,
+            }
+        }
+    }
+
     /// Stops every part, then takes the data path out of the kernel unless it is to stay.
-    async fn stop(self, mut supervisor: Supervisor) -> Result<(), AgentError> {
+    async fn stop(mut self, mut supervisor: Supervisor) -> Result<(), AgentError> {
         info!("stopping");
         self.shutdown.cancel();
-        drop(self.interest);
+        drop(self.parts.interest);
         if timeout(STOP_LIMIT, supervisor.finish()).await.is_err() {
             warn!("some part of the agent does not stop; going on without it");
         }
@@ -513,12 +542,20 @@ impl Agent {
             info!("the data path stays in the kernel (--on-stop keep); the next agent adopts it");
             return Ok(());
         }
-        let detached = self.datapath.lock().detach();
-        let removed = self.mesh0.remove().await;
+        let detached = self.ladder.lock().detach();
+        let removed = self.device.remove().await;
         detached.map_err(AgentError::Detach)?;
         removed?;
         info!("the data path is out of the kernel");
         Ok(())
+    }
+}
+
+/// Whether the data path may be eBPF after a command though it is not now.
+fn may_lead_to_ebpf(command: &control::Command) -> bool {
+    match command.request {
+        control::Request::Retry => true,
+        control::Request::Use(choice) => choice != DatapathChoice::Ipvs,
     }
 }
 
@@ -529,6 +566,8 @@ fn empty_view(options: &RunOptions, started: SystemTime) -> View {
         source: SourceState::default(),
         desired: Arc::default(),
         applied_revision: 0,
+        datapath: NodeDatapath::Unknown,
+        datapath_status: Default::default(),
         modes: Vec::new(),
         datapath_errors: Vec::new(),
         return_mode: options.return_mode,

@@ -1,6 +1,6 @@
 //! The source that fits the node's role: Swarm itself and the feed for workers on a manager, a
 //! manager's feed on a worker. Switches over when the role changes; the last picture stays in force
-//! until the new source has one.
+//! until the new source has one. Beside it, every manager is told what balances on this node.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,9 +18,11 @@ use super::{
 };
 use crate::{
     config::RunOptions,
+    model::{NodeDatapath, presence::keep_known},
     source::{
-        CertificateWatcher, Docker, FeedClient, FeedClientOptions, FeedServer, FeedServerOptions,
-        FeedServerStatus, HintHandle, NodeIdentity, SourceState, SwarmSource,
+        Announcer, AnnouncerOptions, CertificateWatcher, Docker, FeedClient, FeedClientOptions, FeedServer,
+        FeedServerOptions, FeedServerStatus, HintHandle, NodeIdentity, Presence, SourceState, SwarmSource,
+        Told,
     },
 };
 
@@ -69,6 +71,10 @@ pub(super) struct Sources {
     /// Who is connected to this manager's feed; empty on workers.
     pub(super) workers: watch::Sender<FeedServerStatus>,
     pub(super) hints: SourceHints,
+    /// What balances on this node.
+    pub(super) word: watch::Receiver<NodeDatapath>,
+    /// Which managers have heard it.
+    pub(super) told: watch::Sender<Told>,
 }
 
 impl Sources {
@@ -127,39 +133,40 @@ impl Sources {
     }
 
     async fn manager(&self, member: Member, stop: CancellationToken) {
-        let (source, picture, hint) = SwarmSource::new(self.docker.clone());
+        let presence = Presence::new();
+        let (source, picture, hint) = SwarmSource::new(self.docker.clone(), presence.clone());
         self.hints.with(|handles| handles.source = hint.clone());
         let feed = async {
             let Some((certificates, identity)) = self.identity(&member, &stop).await else {
                 return;
             };
             let listen = SocketAddr::new(IpAddr::V4(member.address), self.options.feed_port);
-            let serve = self.serve_workers(listen, identity, picture.clone(), hint.clone(), &stop);
-            tokio::join!(certificates.run(stop.clone()), serve);
+            let options = FeedServerOptions {
+                listen,
+                identity: identity.clone(),
+                state: picture.clone(),
+                hint: hint.clone(),
+                presence: presence.clone(),
+            };
+            let (managers, refresh) = self.managers(&member, &stop);
+            tokio::join!(
+                certificates.run(stop.clone()),
+                self.serve_workers(options, &stop),
+                self.announcer(managers, identity).run(stop.clone()),
+                refresh
+            );
         };
+        let speak = presence.speak_for(&member.node, self.word.clone());
         tokio::join!(
             source.run(stop.clone()),
             relay(picture.clone(), &self.state, &stop),
-            feed
+            feed,
+            stop.run_until_cancelled(speak)
         );
     }
 
-    async fn serve_workers(
-        &self,
-        listen: SocketAddr,
-        identity: watch::Receiver<Arc<NodeIdentity>>,
-        state: watch::Receiver<SourceState>,
-        hint: HintHandle,
-        stop: &CancellationToken,
-    ) {
-        let attempt = || {
-            FeedServer::bind(FeedServerOptions {
-                listen,
-                identity: identity.clone(),
-                state: state.clone(),
-                hint: hint.clone(),
-            })
-        };
+    async fn serve_workers(&self, options: FeedServerOptions, stop: &CancellationToken) {
+        let attempt = || FeedServer::bind(options.clone());
         let Some((server, status)) = until_done(attempt, stop).await else {
             return;
         };
@@ -170,13 +177,43 @@ impl Sources {
         let Some((certificates, identity)) = self.identity(&member, &stop).await else {
             return;
         };
-        let mut membership = self.membership.clone();
-        let port = self.options.feed_port;
-        let list = move |membership: &Membership| managers(membership, &member, port);
-        let (sender, managers) = watch::channel(list(&membership.borrow_and_update()));
+        let (managers, refresh) = self.managers(&member, &stop);
+        let announcer = self.announcer(managers.clone(), identity.clone());
         let (client, picture, hint) = FeedClient::new(FeedClientOptions { managers, identity });
         self.hints.with(|handles| handles.source = hint);
-        let refresh = async {
+        tokio::join!(
+            certificates.run(stop.clone()),
+            client.run(stop.clone()),
+            announcer.run(stop.clone()),
+            relay(picture, &self.state, &stop),
+            refresh
+        );
+    }
+
+    fn announcer(
+        &self,
+        managers: watch::Receiver<Vec<SocketAddr>>,
+        identity: watch::Receiver<Arc<NodeIdentity>>,
+    ) -> Announcer {
+        Announcer::new(AnnouncerOptions {
+            managers,
+            identity,
+            word: self.word.clone(),
+            told: self.told.clone(),
+        })
+    }
+
+    /// The other managers' feed addresses, and what keeps them up to date until stopped.
+    fn managers<'a>(
+        &self,
+        member: &'a Member,
+        stop: &'a CancellationToken,
+    ) -> (watch::Receiver<Vec<SocketAddr>>, impl Future<Output = ()> + 'a) {
+        let mut membership = self.membership.clone();
+        let port = self.options.feed_port;
+        let list = move |membership: &Membership| managers(membership, member, port);
+        let (sender, receiver) = watch::channel(list(&membership.borrow_and_update()));
+        let refresh = async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -195,12 +232,7 @@ impl Sources {
                 });
             }
         };
-        tokio::join!(
-            certificates.run(stop.clone()),
-            client.run(stop.clone()),
-            relay(picture, &self.state, &stop),
-            refresh
-        );
+        (receiver, refresh)
     }
 
     /// Waits until the node's certificate can be loaded.
@@ -274,8 +306,9 @@ impl Relayed for FeedServerStatus {
 }
 
 impl Relayed for SourceState {
-    fn into_place_of(self, last: &mut Self) {
+    fn into_place_of(mut self, last: &mut Self) {
         if self.confirmed.is_some() {
+            keep_known(&mut self.cluster, &last.cluster);
             *last = self;
         } else {
             last.trouble = self.trouble;
@@ -287,6 +320,7 @@ impl Relayed for SourceState {
             return false;
         }
         if last.confirmed.is_none() {
+            // Nothing was known before, so there is nothing to keep.
             *last = self.clone();
             return true;
         }

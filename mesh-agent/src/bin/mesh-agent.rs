@@ -6,16 +6,15 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mesh_agent::{
     admin::{Client, DEFAULT_SOCKET, error_chain},
-    agent::{self, MakeDatapath, Prepared},
+    agent,
     config::RunOptions,
-    datapath::ebpf::{EbpfDatapath, EbpfOptions},
     doctor::{self, Examiner},
 };
 
 #[path = "../meshctl/table.rs"]
 #[expect(
     dead_code,
-    reason = "shared with meshctl, which also prints routes and status"
+    reason = "shared with meshctl, which also prints routes, rungs and status"
 )]
 mod table;
 
@@ -77,29 +76,12 @@ fn main() -> ExitCode {
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     agent::start_logging(&options);
     agent::reduce_privileges()?;
-    let make_datapath: MakeDatapath =
-        Box::new(|prepared| Ok(Box::new(EbpfDatapath::load(ebpf_options(prepared))?)));
-    match runtime()?.block_on(agent::run(options, make_datapath)) {
+    match runtime()?.block_on(agent::run(options)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             tracing::error!("{}", error_chain(&error));
             Ok(ExitCode::FAILURE)
         }
-    }
-}
-
-fn ebpf_options(prepared: &Prepared) -> EbpfOptions {
-    let options = &prepared.options;
-    EbpfOptions {
-        pins: options.bpffs.join("mesh"),
-        cgroup: prepared.cgroup.clone(),
-        xdp: options.xdp,
-        tc: options.tc,
-        flow_capacity: options.flow_capacity,
-        geneve_port: options.geneve_port,
-        service_address: options.service_address,
-        // No namespace has the cookie 0: nobody is served rather than everybody.
-        netns_cookie: prepared.netns_cookie.unwrap_or(0),
     }
 }
 
@@ -109,8 +91,8 @@ fn doctor(docker_socket: PathBuf, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
         bpffs,
         ..doctor::Options::default()
     };
-    let report = runtime()?.block_on(doctor::examine(&options, Examiner::Agent, Vec::new()));
-    write!(std::io::stdout(), "{}", table::report(&report)).context("printing the report failed")?;
+    let report = runtime()?.block_on(doctor::examine(&options, Examiner::Agent, None));
+    writeln!(std::io::stdout(), "{}", table::report(&report)).context("printing the report failed")?;
     Ok(if report.works {
         ExitCode::SUCCESS
     } else {

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_agent::{
     admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
+    datapath::DatapathChoice,
     doctor::{self, Examiner},
 };
 use serde::Serialize;
@@ -42,6 +43,10 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// The rungs of the data path: which is in use, and why not a better one
+    ///
+    /// A rung that was refused is not tried again until asked for.
+    Datapath(DatapathArguments),
     /// Examines kernel, permissions and Docker; says which data path results and what to do
     ///
     /// The running agent examines itself, so that its own permissions count. Without one, meshctl
@@ -70,6 +75,30 @@ struct RoutesArguments {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+#[derive(Debug, Args)]
+struct DatapathArguments {
+    #[command(subcommand)]
+    action: Option<DatapathAction>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, global = true)]
+    format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum DatapathAction {
+    /// Tries the better rungs again now
+    ///
+    /// The new one is whole before the old one goes; connections in progress break where eBPF and IPVS
+    /// take each other's place.
+    Retry,
+    /// Takes another data path, until the agent ends or is asked again
+    Use {
+        /// eBPF, IPVS, or the best that works
+        #[arg(value_enum)]
+        choice: DatapathChoice,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -128,6 +157,17 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             print(format, &status, table::status)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Datapath(arguments) => {
+            let answer = match arguments.action {
+                None => client.datapath().await?,
+                Some(DatapathAction::Retry) => client.retry_datapath().await?,
+                Some(DatapathAction::Use { choice }) => client.use_datapath(choice).await?,
+            };
+            print(arguments.format, &answer, |answer| {
+                table::datapath(&answer.datapath)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Doctor(arguments) => examine(&client, arguments).await,
     }
 }
@@ -184,7 +224,7 @@ async fn examine(client: &Client, arguments: DoctorArguments) -> anyhow::Result<
                 bpffs: arguments.bpffs,
                 cgroup: arguments.cgroup,
             };
-            doctor::examine(&options, Examiner::Meshctl, Vec::new()).await
+            doctor::examine(&options, Examiner::Meshctl, None).await
         }
         Err(error) => return Err(error.into()),
     };

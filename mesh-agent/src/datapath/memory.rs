@@ -3,7 +3,7 @@
 
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode};
 use crate::{
-    model::Desired,
+    model::{Desired, NodeDatapath},
     plan::{Change, fold},
 };
 
@@ -38,6 +38,10 @@ impl Datapath for MemoryDatapath {
                 .collect(),
             ..Counters::default()
         })
+    }
+
+    fn kind(&self) -> NodeDatapath {
+        NodeDatapath::Ebpf
     }
 
     fn modes(&self) -> Vec<InterfaceMode> {

@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{BackendKey, Desired, ServiceKey},
+    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
     plan::Change,
 };
 
 pub mod ebpf;
+pub mod ipvs;
 pub mod memory;
+mod rung;
+
+pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, Footing, Rung, RungState, RungStatus};
 
 /// A packet path that can be brought to any desired state by changes.
 ///
@@ -29,8 +33,31 @@ pub trait Datapath: Send {
     /// When the kernel refuses to read a map.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
 
+    /// What this is to other nodes, which send only to what reads their packets.
+    fn kind(&self) -> NodeDatapath;
+
+    /// Whether it was found in the kernel, as an earlier agent has left it, and carries traffic already.
+    fn adopted(&self) -> bool {
+        false
+    }
+
     /// Which data path runs on each interface, and why.
     fn modes(&self) -> Vec<InterfaceMode>;
+
+    /// Which rung of its own it stands on, and what refused the better ones. A data path that has but one
+    /// rung has nothing to say.
+    fn footing(&self) -> Footing {
+        Footing::default()
+    }
+
+    /// Tries the better ones of its own rungs again, without a gap in the traffic. What is refused again
+    /// is no error: [`Self::footing`] tells.
+    ///
+    /// # Errors
+    /// When the kernel refuses what it took before.
+    fn climb(&mut self) -> Result<(), DatapathError> {
+        Ok(())
+    }
 
     /// Periodic upkeep, about once a second: the flows' clock, removal of flows that are over.
     ///
@@ -64,6 +91,27 @@ pub struct DatapathError {
     /// Why it failed.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl DatapathError {
+    /// Whether it failed because a device is gone: no shortcoming of the data path.
+    #[must_use]
+    pub fn is_missing_device(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self.source.as_ref());
+        while let Some(error) = source {
+            let code = match error.downcast_ref::<std::io::Error>() {
+                Some(error) => error.raw_os_error(),
+                None => error
+                    .downcast_ref::<nix::errno::Errno>()
+                    .map(|error| *error as i32),
+            };
+            if matches!(code, Some(libc::ENODEV | libc::ENXIO)) {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
 }
 
 /// A change could not be made true.

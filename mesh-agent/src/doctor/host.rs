@@ -19,42 +19,52 @@ const DOCKER_TIMEOUT: Duration = Duration::from_secs(3);
 /// No certificate or key is longer.
 const CERTIFICATE_LIMIT: u64 = 256 * 1024;
 
-/// What the agent may do, whatever the kernel could.
+/// What the agent may do on any data path, whatever the kernel could.
 pub(super) fn capability_checks() -> Vec<Check> {
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    let admin = has(Capability::CAP_SYS_ADMIN);
-    let grant = |name: &str| {
-        format!("run as root; in a stack file add {name} to cap_add, in a unit to CapabilityBoundingSet")
-    };
-    let check = |granted: bool, name: &str, purpose: &str| {
-        if granted {
-            Check::ok(name, purpose)
-        } else {
-            Check::fail(name, format!("missing: needed to {purpose}"), grant(name))
-        }
-    };
     vec![
-        check(
-            has(Capability::CAP_BPF) || admin,
-            "CAP_BPF",
-            "load programs and make maps",
-        ),
-        check(
-            has(Capability::CAP_PERFMON) || admin,
-            "CAP_PERFMON",
-            "load programs that compute with packet pointers",
-        ),
-        check(
+        capability(
             has(Capability::CAP_NET_ADMIN),
             "CAP_NET_ADMIN",
-            "attach programs, make the device mesh0, add its route",
+            "attach programs, make devices, routes and rules",
         ),
-        check(
-            admin,
+        capability(
+            has(Capability::CAP_SYS_ADMIN),
             "CAP_SYS_ADMIN",
             "enter containers' network namespaces and read their addresses",
         ),
     ]
+}
+
+/// What it must be allowed to do beside that for eBPF.
+pub(super) fn ebpf_capability_checks() -> Vec<Check> {
+    let admin = has(Capability::CAP_SYS_ADMIN);
+    vec![
+        capability(
+            has(Capability::CAP_BPF) || admin,
+            "CAP_BPF",
+            "load programs and make maps",
+        ),
+        capability(
+            has(Capability::CAP_PERFMON) || admin,
+            "CAP_PERFMON",
+            "load programs that compute with packet pointers",
+        ),
+    ]
+}
+
+fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+fn capability(granted: bool, name: &str, purpose: &str) -> Check {
+    if granted {
+        return Check::ok(name, purpose);
+    }
+    Check::fail(
+        name,
+        format!("missing: needed to {purpose}"),
+        format!("run as root; in a stack file add {name} to cap_add, in a unit to CapabilityBoundingSet"),
+    )
 }
 
 /// What Docker lets the agent see.

@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use mesh_agent::{
     admin::api::{Route, Routes, Status},
-    datapath::InterfaceMode,
+    datapath::{DatapathStatus, InterfaceMode, RungStatus},
     doctor::{Examiner, Outcome, Report},
     model::{NodeRole, ReturnMode},
 };
@@ -99,6 +99,7 @@ pub(super) fn status(status: &Status) -> String {
             "agent",
             format!("{}, up {:.0} s", status.agent_version, status.uptime_seconds),
         ),
+        ("data path", datapath_line(&status.datapath_status)),
         ("return mode", return_mode.to_owned()),
         ("source", or_dash(&status.model.origin).to_owned()),
         (
@@ -123,7 +124,7 @@ pub(super) fn status(status: &Status) -> String {
         let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
     }
     let _ = write!(output, "\n{}\n", interfaces(&status.interfaces));
-    let mut peers = new_table(&["PEER", "ADDRESS", "ROLE", "READY", "NEXT HOP"]);
+    let mut peers = new_table(&["PEER", "ADDRESS", "ROLE", "READY", "DATA PATH", "NEXT HOP"]);
     for peer in &status.peers {
         peers.add_row(vec![
             Cell::new(&peer.hostname),
@@ -133,6 +134,7 @@ pub(super) fn status(status: &Status) -> String {
                 NodeRole::Worker => "worker",
             }),
             Cell::new(if peer.ready { "yes" } else { "no" }),
+            Cell::new(peer.datapath.name()),
             Cell::new(if peer.resolved { "resolved" } else { "not resolved" }),
         ]);
     }
@@ -146,6 +148,42 @@ pub(super) fn status(status: &Status) -> String {
         let _ = write!(output, "\ntrouble: {error}");
     }
     output
+}
+
+/// The ladder of data paths: what was asked for, then a row for each rung.
+pub(super) fn datapath(status: &DatapathStatus) -> String {
+    let steps = match status.steps_down {
+        0 => String::new(),
+        1 => "\nstepped down once since the agent's start".to_owned(),
+        steps => format!("\nstepped down {steps} times since the agent's start"),
+    };
+    format!(
+        "asked for: {}\n\n{}\n{steps}",
+        status.choice.name(),
+        rungs(&status.rungs)
+    )
+}
+
+fn rungs(rungs: &[RungStatus]) -> String {
+    let mut table = new_table(&["RUNG", "STATE", "REASON"]);
+    for status in rungs {
+        table.add_row([status.rung.name(), status.state.name(), &status.reason]);
+    }
+    text(&table)
+}
+
+fn datapath_line(status: &DatapathStatus) -> String {
+    let reason = if status.reason.is_empty() {
+        String::new()
+    } else {
+        format!("; {}", status.reason)
+    };
+    format!(
+        "{}, rung {} (asked for: {}){reason}",
+        status.kind.name(),
+        status.rung_name(),
+        status.choice.name()
+    )
 }
 
 /// The doctor's report: checks with remedies, and what follows.
@@ -168,6 +206,9 @@ pub(super) fn report(report: &Report) -> String {
     }
     if !report.interfaces.is_empty() {
         let _ = write!(output, "\n{}\n", interfaces(&report.interfaces));
+    }
+    if !report.rungs.is_empty() {
+        let _ = write!(output, "\n{}\n", rungs(&report.rungs));
     }
     let _ = write!(output, "\n{}", report.conclusion.join("\n"));
     output
@@ -332,6 +373,7 @@ mod tests {
             works: true,
             conclusion: vec!["It works.".to_owned()],
             interfaces: Vec::new(),
+            rungs: Vec::new(),
         });
         assert!(text.starts_with("The agent is not running"), "{text}");
         assert!(text.contains("BPF JIT: switch it on"), "{text}");

@@ -197,7 +197,7 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     sample(&mut evictions, Vec::new(), counters.flow_evictions);
     let mut modes = gauge(
         "mesh_datapath_mode",
-        "Always 1: the data path of an interface (xdp-native, xdp-generic or tc), and why it is not a \
+        "Always 1: the data path of an interface (xdp-native, xdp-generic, tc or ipvs), and why it is not a \
          faster one.",
     );
     for mode in &view.modes {
@@ -208,7 +208,25 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         ];
         sample(&mut modes, labels, 1);
     }
-    vec![drops, entries, capacity, evictions, modes]
+    let status = &view.datapath_status;
+    let mut info = gauge(
+        "mesh_datapath_info",
+        "Always 1: what carries this node's traffic (ebpf or ipvs), the rung it stands on (xdp-native-tcx, \
+         xdp-native-clsact, xdp-generic, tc or ipvs), and why that is not a better one.",
+    );
+    let labels = vec![
+        ("datapath", status.kind.name().to_owned()),
+        ("rung", status.rung_name().to_owned()),
+        ("reason", status.reason.clone()),
+    ];
+    sample(&mut info, labels, 1);
+    let mut steps = counter(
+        "mesh_datapath_steps_down_total",
+        "How often a refusal has led to a worse rung of the data path. `meshctl datapath retry` tries the \
+         better ones again.",
+    );
+    sample(&mut steps, Vec::new(), status.steps_down);
+    vec![drops, entries, capacity, evictions, modes, info, steps]
 }
 
 fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {

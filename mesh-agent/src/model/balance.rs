@@ -65,10 +65,36 @@ pub enum NodeDatapath {
     /// Its agent has not been heard of yet.
     #[default]
     Unknown,
-    /// Its agent has taken the data path out of the kernel.
+    /// No data path stands: its agent has taken it out of the kernel, or has not set it up yet.
     None,
+    /// Its agent is about to take the data path out: connections go on, new ones must not come.
+    Leaving,
     /// eBPF programs.
     Ebpf,
     /// The kernel's IPVS.
     Ipvs,
+}
+
+impl NodeDatapath {
+    /// The name in columns, metrics and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::None => "none",
+            Self::Leaving => "leaving",
+            Self::Ebpf => "ebpf",
+            Self::Ipvs => "ipvs",
+        }
+    }
+
+    /// Whether new connections may be sent to a node of this kind from one of kind `own`: the two kinds
+    /// encapsulate differently, and do not read each other's packets.
+    #[must_use]
+    pub fn takes_from(self, own: Self) -> bool {
+        match self {
+            Self::Ebpf | Self::Ipvs => self == own,
+            Self::Unknown | Self::None | Self::Leaving => false,
+        }
+    }
 }

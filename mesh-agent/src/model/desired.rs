@@ -11,8 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Balance, Cluster, Container, HostInterface, Local, MacAddress, NodeId, Protocol, ReturnMode, ServiceId,
-    TaskId, TaskState,
+    Balance, Cluster, Container, HostInterface, Local, MacAddress, NodeDatapath, NodeId, Protocol,
+    ReturnMode, ServiceId, Task, TaskId, TaskState,
 };
 
 /// Everything a datapath must make true.
@@ -159,6 +159,11 @@ pub struct NextHop {
 ///
 /// `service_address` is the address that local processes' connections are turned to (see
 /// ARCHITECTURE.md, "local processes"); it answers like an address of the node.
+///
+/// A service of whose active tasks this node can reach none (they run where no data path stands, or one
+/// of the other kind) is yielded: it has no frontends, so that whatever else answers its ports does, while
+/// the flows that the mesh has already go on. One without any active task is the mesh's, which refuses
+/// connections. A node that is leaving yields every service.
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {
@@ -179,6 +184,12 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                 .insert(node.address, local.next_hops.get(&node.address).copied());
         }
     }
+    let placed: BTreeMap<&TaskId, Place> = cluster
+        .tasks
+        .iter()
+        .filter_map(|(id, task)| Some((id, place(cluster, local, id, task)?)))
+        .collect();
+    let unreached = unreached(cluster, &placed);
     for (id, service) in &cluster.services {
         for port in &service.ports {
             let key = ServiceKey {
@@ -188,11 +199,13 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // Swarm refuses a second service on a published port; should a source offer one all the
             // same, the first by id keeps it, whatever order they came in.
             desired.services.entry(key).or_insert_with(|| {
-                for address in local.addresses.iter().copied().chain([service_address]) {
-                    desired.frontends.insert(Frontend {
-                        address,
-                        service: key,
-                    });
+                if !local.leaving && !unreached.contains(id) {
+                    for address in local.addresses.iter().copied().chain([service_address]) {
+                        desired.frontends.insert(Frontend {
+                            address,
+                            service: key,
+                        });
+                    }
                 }
                 ServiceEntry {
                     id: id.clone(),
@@ -203,31 +216,71 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             });
         }
     }
-    for (id, task) in &cluster.tasks {
-        add_backends(&mut desired, cluster, local, id, task);
+    for (id, place) in placed {
+        add_backends(&mut desired, cluster, id, place);
     }
     desired
 }
 
-fn add_backends(desired: &mut Desired, cluster: &Cluster, local: &Local, id: &TaskId, task: &super::Task) {
+/// Where this node would send a task's packets, and whether new flows may go there.
+#[derive(Clone, Copy)]
+struct Place {
+    location: Location,
+    state: BackendState,
+}
+
+/// `None` where this node cannot send to the task.
+fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Place> {
+    let state = match task.state {
+        TaskState::Active => BackendState::Active,
+        TaskState::Draining => BackendState::Draining,
+    };
+    if task.node == local.node {
+        // The manager's word came before the engine's: the container follows within moments.
+        let location = Location::Local(*local.containers.get(id)?);
+        return Some(Place { location, state });
+    }
+    let node = cluster.nodes.get(&task.node).filter(|node| node.ready)?;
+    let location = Location::Remote(node.address);
+    match node.datapath {
+        kind if kind.takes_from(local.datapath) => Some(Place { location, state }),
+        NodeDatapath::Leaving => Some(Place {
+            location,
+            state: BackendState::Draining,
+        }),
+        NodeDatapath::Unknown | NodeDatapath::None | NodeDatapath::Ebpf | NodeDatapath::Ipvs => None,
+    }
+}
+
+/// The services that have active tasks, and none to which this node can send new flows.
+fn unreached<'a>(cluster: &'a Cluster, placed: &BTreeMap<&TaskId, Place>) -> BTreeSet<&'a ServiceId> {
+    let mut unreached = BTreeSet::new();
+    let mut reached = BTreeSet::new();
+    for (id, task) in &cluster.tasks {
+        if placed
+            .get(id)
+            .is_some_and(|place| place.state == BackendState::Active)
+        {
+            reached.insert(&task.service);
+        } else if task.state == TaskState::Active {
+            unreached.insert(&task.service);
+        }
+    }
+    unreached.difference(&reached).copied().collect()
+}
+
+fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, place: Place) {
+    let Some(task) = cluster.tasks.get(id) else {
+        return;
+    };
     let (Some(service), Some(node)) = (cluster.services.get(&task.service), cluster.nodes.get(&task.node))
     else {
         return;
     };
-    let location = if task.node == local.node {
-        match local.containers.get(id) {
-            Some(container) => Location::Local(*container),
-            // The manager's word came before the engine's: the container follows within moments.
-            None => return,
-        }
-    } else if node.ready {
-        Location::Remote(node.address)
-    } else {
-        return;
-    };
-    let (state, weight) = match task.state {
-        TaskState::Active => (BackendState::Active, node.weight),
-        TaskState::Draining => (BackendState::Draining, 0),
+    let Place { location, state } = place;
+    let weight = match state {
+        BackendState::Active => node.weight,
+        BackendState::Draining => 0,
     };
     for port in &service.ports {
         let key = ServiceKey {
@@ -298,9 +351,18 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection, prelude::*, sample::select};
+
     use super::*;
     use crate::model::{MacAddress, Node, NodeDatapath, NodeRole, PublishedPort, Service, Task};
 
+    const KINDS: [NodeDatapath; 5] = [
+        NodeDatapath::Unknown,
+        NodeDatapath::None,
+        NodeDatapath::Leaving,
+        NodeDatapath::Ebpf,
+        NodeDatapath::Ipvs,
+    ];
     const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
     const WEB: ServiceKey = ServiceKey {
         protocol: Protocol::Tcp,
@@ -365,6 +427,7 @@ mod tests {
         };
         let local = Local {
             node: "here".into(),
+            datapath: NodeDatapath::Ebpf,
             addresses: [Ipv4Addr::new(192, 168, 0, 1)].into(),
             containers: [("t1".into(), container(11))].into(),
             ..Local::default()
@@ -417,6 +480,152 @@ mod tests {
         assert_eq!(desired.services[&WEB].active, [key(11)]);
         assert!(!desired.backends.contains_key(&key(12)));
         assert_eq!(desired.peers.len(), 1, "its replies in flight are still accepted");
+    }
+
+    #[test]
+    fn tasks_where_no_data_path_of_this_kind_stands_are_no_backends() {
+        for kind in [NodeDatapath::Unknown, NodeDatapath::None, NodeDatapath::Ipvs] {
+            let (mut cluster, local) = pair();
+            cluster.nodes.get_mut("there").unwrap().datapath = kind;
+            let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+            assert_eq!(desired.services[&WEB].active, [key(11)], "{kind:?}");
+            assert!(!desired.backends.contains_key(&key(12)), "{kind:?}");
+            assert_eq!(
+                desired.peers.len(),
+                1,
+                "{kind:?}: what it still sends is accepted"
+            );
+        }
+    }
+
+    #[test]
+    fn nodes_of_the_other_kind_send_to_each_other_as_well() {
+        let (mut cluster, mut local) = pair();
+        cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Ipvs;
+        local.datapath = NodeDatapath::Ipvs;
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+    }
+
+    #[test]
+    fn tasks_of_a_leaving_node_keep_their_flows_and_get_no_new_ones() {
+        let (mut cluster, local) = pair();
+        cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Leaving;
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(11)]);
+        let backend = &desired.backends[&key(12)];
+        assert_eq!((backend.state, backend.weight), (BackendState::Draining, 0));
+    }
+
+    #[test]
+    fn a_leaving_node_goes_on_with_its_own_replicas() {
+        let (mut cluster, local) = pair();
+        cluster.nodes.get_mut("here").unwrap().datapath = NodeDatapath::Leaving;
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+    }
+
+    #[test]
+    fn a_service_that_cannot_be_reached_from_here_is_left_to_whatever_else_answers() {
+        for kind in [
+            NodeDatapath::Unknown,
+            NodeDatapath::None,
+            NodeDatapath::Leaving,
+            NodeDatapath::Ipvs,
+        ] {
+            let (mut cluster, local) = pair();
+            cluster.tasks.remove("t1");
+            cluster.nodes.get_mut("there").unwrap().datapath = kind;
+            let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+            assert!(desired.frontends.is_empty(), "{kind:?}");
+            assert!(desired.services[&WEB].active.is_empty(), "{kind:?}");
+            let kept = usize::from(kind == NodeDatapath::Leaving);
+            assert_eq!(
+                desired.backends.len(),
+                kept,
+                "{kind:?}: flows end with the node's data path"
+            );
+        }
+    }
+
+    #[test]
+    fn a_service_whose_only_task_has_no_container_yet_waits_for_it() {
+        let (mut cluster, mut local) = pair();
+        cluster.tasks.remove("t2");
+        local.containers.clear();
+        assert!(desired(&cluster, &local, SERVICE_ADDRESS).frontends.is_empty());
+    }
+
+    #[test]
+    fn a_port_of_a_service_that_is_yielded_goes_to_no_other_service() {
+        let (mut cluster, local) = pair();
+        cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::None;
+        cluster.tasks.remove("t1");
+        cluster.services.insert("s2".into(), service("intruder", 9200));
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].name, "web");
+        assert!(desired.frontends.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_leaving_keeps_its_flows_and_opens_no_new_ones() {
+        let (cluster, mut local) = pair();
+        let before = desired(&cluster, &local, SERVICE_ADDRESS);
+        local.leaving = true;
+        let after = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert!(after.frontends.is_empty());
+        let frontends = before.frontends.clone();
+        assert_eq!(Desired { frontends, ..after }, before);
+    }
+
+    proptest! {
+        /// Whatever the nodes run and the tasks do: new flows go only where they are understood, and a
+        /// port is answered only if somebody can be sent to, or nobody is meant to answer.
+        #[test]
+        fn new_flows_go_only_where_they_are_understood(
+            own in select([NodeDatapath::Ebpf, NodeDatapath::Ipvs].as_slice()),
+            kinds in collection::vec((select(KINDS.as_slice()), any::<bool>()), 3),
+            tasks in collection::vec((0..4_usize, 0..2_usize, any::<bool>(), any::<bool>()), 0..8),
+        ) {
+            let names = ["here", "n1", "n2", "n3"];
+            let mut cluster = Cluster {
+                services: [("s0".into(), service("a", 9200)), ("s1".into(), service("b", 9300))].into(),
+                ..Cluster::default()
+            };
+            cluster.nodes.insert("here".into(), node(1));
+            for (index, (datapath, ready)) in kinds.into_iter().enumerate() {
+                let node = Node { datapath, ready, ..node(2 + index as u8) };
+                cluster.nodes.insert(names[index + 1].into(), node);
+            }
+            let mut local = Local { node: "here".into(), datapath: own, ..Local::default() };
+            local.addresses.insert(Ipv4Addr::new(192, 168, 0, 1));
+            for (index, (node, service, active, found)) in tasks.into_iter().enumerate() {
+                let last = 10 + index as u8;
+                let mut task = task(["s0", "s1"][service], None, names[node], last);
+                if !active {
+                    task.state = TaskState::Draining;
+                }
+                let id = format!("t{index}");
+                if node == 0 && found {
+                    local.containers.insert(id.clone(), container(last));
+                }
+                cluster.tasks.insert(id, task);
+            }
+            let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+            for backend in desired.backends.values() {
+                let node = &cluster.nodes[&backend.node];
+                if backend.node != "here" && backend.state == BackendState::Active {
+                    prop_assert!(node.ready && node.datapath == own, "{backend:?} on {node:?}");
+                }
+            }
+            for (id, port) in [("s0", 9200), ("s1", 9300)] {
+                let key = ServiceKey { protocol: Protocol::Tcp, port };
+                let meant = cluster.tasks.values().any(|task| task.service == id && task.state == TaskState::Active);
+                let answered = desired.frontends.iter().filter(|frontend| frontend.service == key).count();
+                let reached = !desired.services[&key].active.is_empty();
+                prop_assert_eq!(answered, if reached || !meant { 2 } else { 0 }, "{}", id);
+            }
+        }
     }
 
     #[test]

@@ -9,13 +9,18 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{NextHop, NodeId, TaskId};
+use super::{NextHop, NodeDatapath, NodeId, TaskId};
 
 /// Everything node-local that shapes the data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
     /// This node's id in the cluster; empty until Docker has told.
     pub node: NodeId,
+    /// What this node balances with; it can send only to nodes that do the same.
+    pub datapath: NodeDatapath,
+    /// Whether its data path is about to be taken out: known flows go on, new ones are left to whatever
+    /// answers afterwards.
+    pub leaving: bool,
     /// Every IPv4 address of the host's network namespace except 127.0.0.0/8.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Running containers of Swarm tasks, by task.

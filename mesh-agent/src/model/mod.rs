@@ -5,6 +5,7 @@ pub mod balance;
 pub mod cluster;
 pub mod desired;
 pub mod local;
+pub mod presence;
 
 pub use balance::{Balance, NodeDatapath, Scheduler};
 pub use cluster::{

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod docker;
 pub mod feed;
 pub mod hint;
+pub mod presence;
 pub mod swarm;
 #[cfg(test)]
 pub(crate) mod test_authority;
@@ -17,8 +18,12 @@ use crate::model::Cluster;
 pub(crate) use backoff::Backoff;
 pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError};
 pub use docker::{Docker, DockerError, EngineInfo};
-pub use feed::{FeedClient, FeedClientOptions, FeedError, FeedServer, FeedServerOptions, FeedServerStatus};
+pub use feed::{
+    Announcer, AnnouncerOptions, FeedClient, FeedClientOptions, FeedError, FeedServer, FeedServerOptions,
+    FeedServerStatus, Told,
+};
 pub use hint::HintHandle;
+pub use presence::Presence;
 pub use swarm::SwarmSource;
 
 /// The latest picture of the cluster, as published on a `tokio::sync::watch` channel.

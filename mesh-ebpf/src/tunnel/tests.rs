@@ -308,6 +308,32 @@ fn another_entry_node_is_followed() {
 }
 
 #[test]
+fn a_port_used_again_gets_the_way_back_again() {
+    let tables = TestTables::node(2).publish(PROTOCOL_TCP, 9200, &[Replica::on(2, 1)]);
+    let entry_node = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[Replica::on(2, 1)]);
+    for flags in [SYN, RST] {
+        run(&tables, Hook::TcUplink, &mut encapsulated(&entry_node, flags));
+    }
+    // The same port of the client dials the backend's own node, and takes the way back with it.
+    for flags in [SYN, RST] {
+        run(
+            &tables,
+            Hook::TcUplink,
+            &mut tcp(at(CLIENT), at("10.0.0.2:9200"), flags),
+        );
+    }
+    let mut frame = encapsulated(&entry_node, SYN);
+    run(&tables, Hook::TcUplink, &mut frame);
+    let mut reply = reply_to(&view(&frame), SYN | ACK, b"");
+    run(&tables, Hook::TcContainer, &mut reply);
+    assert_eq!(
+        &reply.bytes[OUTER + 16..OUTER + 20],
+        &node_address(1).octets(),
+        "to the entry node"
+    );
+}
+
+#[test]
 fn the_way_back_is_as_the_entry_node_says() {
     let tables = node(2);
     let direct = node(1).direct();

@@ -1,13 +1,23 @@
 //! The server that the lab's services run, and the client that asks it.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hyper::Uri;
 use mesh_tests::{
+    bench,
+    bench::client::Measure,
     client::{self, Manner},
-    inject, server, stranger,
+    inject,
+    load::{self, Load},
+    server, shield, stranger,
 };
 
 /// A small server for tests of load balancers, and its client.
@@ -25,6 +35,23 @@ enum Action {
         port: u16,
         #[arg(long, default_value_t = 81)]
         udp_port: u16,
+        /// The port of the lean server that `bench` measures with.
+        #[arg(long, default_value_t = 82)]
+        bench_port: u16,
+    },
+    /// Load a server, or what stands before it, with as much as it takes; one line of JSON.
+    Bench {
+        measure: Measure,
+        target: SocketAddr,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        /// How many connections at once.
+        #[arg(long, default_value_t = 16)]
+        concurrency: usize,
+        /// Addresses of this machine that connections come from, in turn.
+        #[arg(long = "source", value_delimiter = ',')]
+        sources: Vec<Ipv4Addr>,
     },
     /// Request an address, each time on a new connection; a line of JSON for each.
     Get {
@@ -36,6 +63,28 @@ enum Action {
         raw: bool,
         #[command(flatten)]
         manner: MannerArguments,
+    },
+    /// Request addresses in turn at a steady rate, whatever becomes of the requests, and tell in one line
+    /// of JSON what failed, how and when.
+    Load {
+        #[arg(required = true)]
+        urls: Vec<Uri>,
+        /// New connections each second, in all.
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        /// For how long, in seconds.
+        #[arg(long, default_value_t = 10.0)]
+        duration: f64,
+        /// How long one request may take, in milliseconds; more than the second after which TCP repeats
+        /// itself, so that what is lost and healed is slow rather than failed.
+        #[arg(long, default_value_t = 5000)]
+        timeout: u64,
+        /// Connections to keep meanwhile, over the addresses in turn.
+        #[arg(long, default_value_t = 0)]
+        keep_alive: usize,
+        /// The rest between two requests on each of them, in milliseconds.
+        #[arg(long, default_value_t = 100)]
+        pause: u64,
     },
     /// Upload bytes and compare what arrived.
     Upload {
@@ -75,6 +124,12 @@ enum Action {
         #[arg(long, default_value = "eth0")]
         interface: String,
     },
+    /// Run a command that is refused the bpf system call.
+    #[command(hide = true)]
+    WithoutBpf {
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Dial a TLS port and tell whether the server keeps or refuses this client.
     Tls {
         address: SocketAddr,
@@ -100,10 +155,16 @@ struct MannerArguments {
     pause: u64,
 }
 
+/// How much slower than others this machine is said to be: `$MESH_LAB_PATIENCE`, as the lab has it.
+fn patience() -> u32 {
+    let text = std::env::var("MESH_LAB_PATIENCE").unwrap_or_default();
+    text.parse::<u32>().unwrap_or(1).clamp(1, 1000)
+}
+
 impl MannerArguments {
     fn manner(&self) -> Manner {
         Manner {
-            timeout: Duration::from_millis(self.timeout),
+            timeout: Duration::from_millis(self.timeout) * patience(),
             source_port: self.source_port,
             pause: Duration::from_millis(self.pause),
         }
@@ -113,7 +174,32 @@ impl MannerArguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     match Arguments::parse().action {
-        Action::Serve { port, udp_port } => server::serve(port, udp_port).await,
+        Action::Serve {
+            port,
+            udp_port,
+            bench_port,
+        } => {
+            tokio::spawn(bench::server::serve(bench::server::listen(bench_port)?));
+            server::serve(port, udp_port).await
+        }
+        Action::Bench {
+            measure,
+            target,
+            seconds,
+            concurrency,
+            sources,
+        } => {
+            let load = bench::client::Load {
+                measure,
+                target,
+                sources,
+                concurrency,
+                seconds,
+            };
+            let outcome = bench::client::run(&load).await?;
+            println!("{}", serde_json::to_string(&outcome).context("no JSON")?);
+            Ok(())
+        }
         Action::Get {
             url,
             raw: true,
@@ -128,6 +214,26 @@ async fn main() -> Result<()> {
         Action::Get {
             url, count, manner, ..
         } => client::get(&url, count, manner.manner()).await,
+        Action::Load {
+            urls,
+            rate,
+            duration,
+            timeout,
+            keep_alive,
+            pause,
+        } => {
+            let load = Load {
+                urls,
+                rate,
+                duration: Duration::try_from_secs_f64(duration).context("that is no duration")?,
+                timeout: Duration::from_millis(timeout),
+                keep_alive,
+                pause: Duration::from_millis(pause),
+            };
+            let report = load::run(&load).await?;
+            println!("{}", serde_json::to_string(&report).context("no JSON")?);
+            Ok(())
+        }
         Action::Upload { url, bytes, manner } => {
             let received = client::upload(&url, bytes, manner.manner()).await?;
             println!("{}", serde_json::to_string(&received).context("no JSON")?);
@@ -157,6 +263,7 @@ async fn main() -> Result<()> {
             println!("{}", stranger::dial(address, pair)?);
             Ok(())
         }
+        Action::WithoutBpf { command } => match shield::without_bpf(&command)? {},
         Action::Connect { address, manner } => client::connect(address, manner.manner()).await,
     }
 }

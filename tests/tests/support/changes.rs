@@ -1,17 +1,22 @@
 //! The stories of what changes: scaling, removal, and agents and engines that stop and come back.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::lab::{Reply, traffic::spread, wait_until};
 
-use super::support::{HTTP, SOON, Stage, Story, UDP, expect_all_of, expect_answers};
+use super::support::{HTTP, SOON, Stage, Story, UDP, expect_all_of, expect_answers, expect_rotation};
 
 /// All of them.
 pub(crate) const STORIES: &[Story] = &[
     ("scaling_is_followed_within_a_second", scaling),
     ("scaling_down_loses_no_request", scaling_down_under_traffic),
+    ("labels_say_how_connections_are_spread", labels),
     ("a_removed_service_is_refused_within_a_second", removal),
     ("a_stopped_agent_leaves_nothing_behind", nothing_left),
     ("a_kept_data_path_carries_on_without_its_agent", kept),
@@ -72,6 +77,56 @@ fn scaling_down_under_traffic(stage: &Stage) -> Result<()> {
         })
     })?;
     expect_answers(&replies).context("while five replicas became two")
+}
+
+fn labels(stage: &Stage) -> Result<()> {
+    let service = |change: &[&str]| -> Result<()> {
+        // Labels of the service alone: its tasks go on.
+        let words = [&["service", "update", "--detach"], change, &["web"]].concat();
+        stage.lab.docker("node1", words).map(drop)
+    };
+    let node = |change: [&str; 2]| {
+        stage
+            .lab
+            .docker("node1", ["node", "update", change[0], change[1], "node2"])
+            .map(drop)
+    };
+    let outcome = (|| {
+        service(&["--label-add", "mesh.scheduler=wrr"])?;
+        node(["--label-add", "mesh.weight=3"])?;
+        let weights: BTreeMap<String, usize> = stage
+            .lab
+            .running_tasks("web")?
+            .into_iter()
+            .map(|task| (task.name, if task.node == "node2" { 3 } else { 1 }))
+            .collect();
+        let total: usize = weights.values().sum();
+        for name in stage.lab.nodes() {
+            let url = stage.url(name, HTTP)?;
+            wait_until(&format!("{name} to go by weights"), SOON, || {
+                let spread = spread(&stage.lab.fetch("client", &url, total)?);
+                ensure!(spread == weights, "{weights:?} expected, {spread:?} seen");
+                Ok(())
+            })?;
+        }
+        service(&["--label-add", "mesh.affinity=60"])?;
+        wait_until("one replica for one client, whichever node it asks", SOON, || {
+            let mut homes = BTreeSet::new();
+            for name in stage.lab.nodes() {
+                let url = stage.url(name, HTTP)?;
+                homes.extend(spread(&stage.lab.fetch("client", &url, 10)?).into_keys());
+            }
+            ensure!(homes.len() == 1, "{homes:?} answered");
+            Ok(())
+        })
+    })();
+    service(&["--label-rm", "mesh.scheduler", "--label-rm", "mesh.affinity"])?;
+    node(["--label-rm", "mesh.weight"])?;
+    outcome?;
+    let url = stage.url("node1", HTTP)?;
+    wait_until("rotation again", SOON, || {
+        expect_rotation(&stage.lab.fetch("client", &url, 10)?, 5)
+    })
 }
 
 fn removal(stage: &Stage) -> Result<()> {

@@ -135,6 +135,11 @@ impl Stage {
         Ok(text.lines().filter(counted).map(str::to_owned).collect())
     }
 
+    /// Whether replicas on other nodes see the entry node's address instead of the client's.
+    pub(crate) fn hides_clients(&self) -> bool {
+        self.arguments.contains(&"ipvs")
+    }
+
     /// `http://…/` of a published port at a node's address.
     pub(crate) fn url(&self, node: &str, port: u16) -> Result<String> {
         Ok(format!("http://{}:{port}/", self.lab.address(node)?))

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     space::{NODE_DOCKER_ROOT, enter, join},
     state::{State, folder},
-    wait::wait_until,
+    wait::{patience, wait_until},
 };
 use crate::{
     command::{command, run, run_with_input},
@@ -21,6 +21,9 @@ use crate::{
 
 /// The image the lab's services run.
 pub const SERVER_IMAGE: &str = "mesh-lab/server:latest";
+
+/// Where a containerd listens that dockerd has not started.
+const CONTAINERD_SOCKET: &str = "/run/docker/containerd/containerd.sock";
 
 /// Where a node's engine keeps its data, as the host sees it.
 #[must_use]
@@ -67,6 +70,10 @@ pub fn start(state: &State, node: &str) -> Result<()> {
         "--cgroup-parent",
         &cgroup,
     ]);
+    if patience() > 1 {
+        start_containerd(state, node)?;
+        daemon.args(["--containerd", CONTAINERD_SOCKET]);
+    }
     daemon.stdin(Stdio::null()).stdout(log).stderr(errors);
     let mut child = daemon
         .spawn()
@@ -91,6 +98,46 @@ pub fn start(state: &State, node: &str) -> Result<()> {
         });
     }
     link_socket(state, node)
+}
+
+/// Starts a node's containerd, unless it runs. dockerd starts one by itself, and gives up when that takes longer than
+/// 15 s, which it does on slow machines.
+fn start_containerd(state: &State, node: &str) -> Result<()> {
+    let space = state.space(node)?;
+    let answers = || -> Result<()> {
+        run(&mut enter(
+            space,
+            ["ctr", "--address", CONTAINERD_SOCKET, "version"],
+        ))
+        .map(drop)
+    };
+    if answers().is_ok() {
+        return Ok(());
+    }
+    let folder_of_node = state.data.join(node);
+    let configuration = folder_of_node.join("containerd.toml");
+    // As dockerd writes it for its own.
+    let text = format!(
+        "version = 2\nroot = \"{NODE_DOCKER_ROOT}/containerd/daemon\"\nstate = \"/run/docker/containerd/daemon\"\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{CONTAINERD_SOCKET}\"\n"
+    );
+    fs::write(&configuration, text)
+        .with_context(|| format!("could not write {}", configuration.display()))?;
+    let log_path = folder_of_node.join("containerd.log");
+    let log =
+        fs::File::create(&log_path).with_context(|| format!("could not create {}", log_path.display()))?;
+    let errors = log.try_clone().context("could not share the log")?;
+    let mut containerd = join(space, ["containerd", "--config"]);
+    containerd
+        .arg(&configuration)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors);
+    containerd
+        .spawn()
+        .with_context(|| format!("could not start containerd on {node}"))?;
+    wait_until(&format!("containerd on {node}"), Duration::from_secs(30), answers)
+        .with_context(|| format!("its log is {}", log_path.display()))
 }
 
 /// Stops a node's dockerd with SIGTERM and waits until it is gone; its containers stop with it.

@@ -23,7 +23,7 @@ pub struct Reply {
     pub local: String,
     /// How long it took, in milliseconds.
     pub millis: f64,
-    /// `answered`, `refused`, `timeout` or `error`.
+    /// `answered`, `refused`, `reset`, `timeout` or `error`.
     pub outcome: String,
     /// What went wrong; empty when nothing did.
     pub error: String,

@@ -1,6 +1,7 @@
 //! Waiting for a condition with a deadline. Depends on nothing else here.
 
 use std::{
+    sync::LazyLock,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -10,12 +11,29 @@ use anyhow::{Context, Result};
 /// How long to rest between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet".
+/// How many times as long as elsewhere a condition is waited for: `$MESH_LAB_PATIENCE`, for slow machines.
+static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
+    std::env::var("MESH_LAB_PATIENCE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1)
+        .clamp(1, 1000)
+});
+
+/// How much slower than others this machine is said to be, at least 1.
+#[must_use]
+pub fn patience() -> u32 {
+    *PATIENCE
+}
+
+/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet". Where `$MESH_LAB_PATIENCE` is
+/// set, that many times the timeout.
 ///
 /// # Errors
 /// When the deadline passes: the last observation, and how long was waited for what.
 pub fn wait_until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let begin = Instant::now();
+    let timeout = timeout * patience();
     loop {
         match probe() {
             Ok(value) => return Ok(value),

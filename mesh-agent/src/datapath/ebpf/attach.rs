@@ -7,28 +7,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
-        Xdp, XdpMode,
-        links::{FdLink, LinkError, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
-        xdp::XdpLink,
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp, XdpMode, links::FdLink,
     },
 };
-use nix::net::if_::if_indextoname;
 use tracing::{debug, warn};
 
 use super::{
-    super::{DatapathError, InterfaceMode, Mode, TcChoice, XdpChoice},
-    EbpfOptions,
+    super::{DatapathError, Footing, InterfaceMode, Mode, TcChoice, XdpChoice},
+    EbpfOptions, clsact,
     driver::driver_name,
     failed,
+    footing::{Outcome, Standing, footing},
+    hooks::{self, chain, interface_name, remove_pin},
 };
 use crate::model::HostInterface;
 
@@ -47,9 +43,9 @@ const SOCKET_PROGRAMS: [&str; 8] = [
     "mesh_sendmsg4",
     "mesh_sendmsg6",
 ];
-/// Priority and handle of our clsact filters: fixed, so that an agent finds those of the one before.
-const CLSACT_PRIORITY: u16 = 0x4d53;
-const CLSACT_HANDLE: u16 = 1;
+
+/// The folder of the pinned links, among a version's pins.
+pub(super) const LINKS: &str = "links";
 
 /// What is attached where.
 pub(super) struct Attachments {
@@ -62,16 +58,15 @@ pub(super) struct Attachments {
     sockets: bool,
     /// Interfaces with filters in clsact, and which hook: no pin tells of them.
     clsact: BTreeSet<(u32, &'static str)>,
-    /// Why tcx is not used; empty while it is.
-    tc_reason: String,
+    /// Whether tcx is used; clsact is where it does not work.
+    tcx: Outcome,
     /// Pins found at start that nothing has claimed yet.
     unclaimed: BTreeSet<PathBuf>,
 }
 
 struct Uplink {
     interface: HostInterface,
-    mode: Mode,
-    reason: String,
+    standing: Standing,
 }
 
 /// Loads every program into the kernel.
@@ -96,7 +91,7 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
 impl Attachments {
     /// Looks at what an agent before has left.
     pub(super) fn adopt(pins: &Path, options: &EbpfOptions) -> Result<Self, DatapathError> {
-        let links = pins.join("links");
+        let links = pins.join(LINKS);
         std::fs::create_dir_all(&links)
             .map_err(|error| failed(format!("create the pin directory {}", links.display()), error))?;
         let unclaimed = std::fs::read_dir(&links)
@@ -111,20 +106,29 @@ impl Attachments {
             mesh0: None,
             sockets: false,
             clsact: BTreeSet::new(),
-            tc_reason: String::new(),
+            tcx: match options.tc {
+                TcChoice::Auto | TcChoice::Tcx => Outcome::Works,
+                TcChoice::Clsact => Outcome::NotTried("clsact: asked for by --tc clsact".to_owned()),
+            },
             unclaimed,
         })
     }
 
     /// Ends the first round of changes: what is still unclaimed is for interfaces that are none of ours
     /// any more.
-    pub(super) fn remove_unclaimed(&mut self) {
+    pub(super) fn remove_unclaimed(&mut self) -> Result<(), DatapathError> {
         for pin in std::mem::take(&mut self.unclaimed) {
             debug!(pin = %pin.display(), "removing a link that nothing needs any more");
             if let Err(error) = std::fs::remove_file(&pin) {
                 warn!(pin = %pin.display(), %error, "could not remove a stale link");
             }
         }
+        // Filters in clsact have no pins to tell of them.
+        let found = sweep(|index, hook| self.clsact.iter().any(|kept| *kept == (index, hook)))?;
+        if found > 0 {
+            debug!(found, "removed tc filters that nothing needs any more");
+        }
+        clsact::release(&self.links)
     }
 
     /// MTU of the smallest uplink, bytes.
@@ -146,21 +150,54 @@ impl Attachments {
             return Ok(());
         }
         self.attach_tc(programs, UPLINK_PROGRAM, interface.index, "ingress")?;
-        let (mode, mut reason) = self.attach_xdp(programs, name, interface.index)?;
-        if !self.tc_reason.is_empty() {
-            reason = [reason.as_str(), self.tc_reason.as_str()]
-                .join("; ")
-                .trim_start_matches("; ")
-                .to_owned();
-        }
+        let mut standing = self.attach_xdp(programs, name, interface.index)?;
+        standing.tcx = self.tcx.clone();
         self.uplinks.insert(
             name.to_owned(),
             Uplink {
                 interface: *interface,
-                mode,
-                reason,
+                standing,
             },
         );
+        Ok(())
+    }
+
+    /// Tries the better hooks again. tc, which is complete by itself, carries everything while XDP changes
+    /// its hook, and is on the new hook before it leaves the old one.
+    pub(super) fn climb(&mut self, programs: &mut Ebpf) -> Result<(), DatapathError> {
+        if matches!(self.tcx, Outcome::Refused(_)) {
+            self.tcx = Outcome::Works;
+            for (index, hook) in self.clsact.clone() {
+                let program = self.program_in_clsact(index, hook);
+                self.attach_tc(programs, program, index, hook)?;
+                if self.tcx.works() && self.clsact.remove(&(index, hook)) {
+                    hooks::detach_clsact(program, index, hook)?;
+                }
+            }
+            clsact::release(&self.links)?;
+        }
+        let names: Vec<String> = self.uplinks.keys().cloned().collect();
+        for name in names {
+            let Some(uplink) = self.uplinks.get(&name) else {
+                continue;
+            };
+            let index = uplink.interface.index;
+            let mut standing = uplink.standing.clone();
+            if matches!(standing.native, Outcome::Refused(_)) {
+                for mode in [XdpMode::Driver, XdpMode::Skb] {
+                    remove_pin(&self.xdp_pin(index, mode))?;
+                }
+                standing = self.attach_xdp(programs, &name, index)?;
+            }
+            standing.tcx = if self.clsact.contains(&(index, "ingress")) {
+                self.tcx.clone()
+            } else {
+                Outcome::Works
+            };
+            if let Some(uplink) = self.uplinks.get_mut(&name) {
+                uplink.standing = standing;
+            }
+        }
         Ok(())
     }
 
@@ -232,22 +269,27 @@ impl Attachments {
             .iter()
             .map(|(name, uplink)| InterfaceMode {
                 interface: name.clone(),
-                mode: uplink.mode,
-                reason: uplink.reason.clone(),
+                mode: uplink.standing.mode,
+                reason: uplink.standing.reason(),
             })
             .collect()
+    }
+
+    pub(super) fn footing(&self) -> Footing {
+        let uplinks = self.uplinks.iter();
+        footing(
+            &uplinks
+                .map(|(name, uplink)| (name.as_str(), &uplink.standing))
+                .collect(),
+        )
     }
 
     /// Takes every program off. Pins are removed by the caller.
     pub(super) fn detach(&mut self) -> Result<(), DatapathError> {
         for (index, hook) in std::mem::take(&mut self.clsact) {
-            let program = match hook {
-                "egress" => LOCAL_PROGRAM,
-                _ if self.containers.contains(&index) => CONTAINER_PROGRAM,
-                _ => UPLINK_PROGRAM,
-            };
-            detach_clsact(program, index, hook)?;
+            hooks::detach_clsact(self.program_in_clsact(index, hook), index, hook)?;
         }
+        clsact::release(&self.links)?;
         self.uplinks.clear();
         self.containers.clear();
         self.mesh0 = None;
@@ -255,6 +297,15 @@ impl Attachments {
         Ok(())
     }
 
+    fn program_in_clsact(&self, index: u32, hook: &str) -> &'static str {
+        match hook {
+            "egress" => LOCAL_PROGRAM,
+            _ if self.containers.contains(&index) => CONTAINER_PROGRAM,
+            _ => UPLINK_PROGRAM,
+        }
+    }
+
+    /// By tcx, or else by clsact: what refuses tcx once is not asked again until somebody says so.
     fn attach_tc(
         &mut self,
         programs: &mut Ebpf,
@@ -266,25 +317,28 @@ impl Attachments {
         let doing = || format!("attach {name} to tc {hook} of {interface}");
         let program: &mut SchedClassifier = program(programs, name)?;
         let pin = self.tc_pin(name, index, hook);
-        if self.tc != TcChoice::Clsact && self.tc_reason.is_empty() {
-            match attach_tcx(program, &interface, attach_type(hook), &pin) {
+        if self.tcx.works() {
+            match hooks::attach_tcx(program, &interface, hook, &pin) {
                 Ok(()) => {
                     self.unclaimed.remove(&pin);
                     return Ok(());
                 }
-                Err(error) if self.tc == TcChoice::Tcx || !is_unsupported(&error) => {
-                    return Err(failed(doing(), error));
-                }
                 Err(error) => {
-                    self.tc_reason = format!("clsact: this kernel refuses tcx ({error})");
-                    warn!(reason = self.tc_reason, "falling back");
+                    let words = chain(&error);
+                    let error = failed(doing(), error);
+                    if self.tc == TcChoice::Tcx || error.is_missing_device() {
+                        return Err(error);
+                    }
+                    let reason = format!("clsact: this kernel refuses tcx ({words})");
+                    warn!(reason, "falling back");
+                    self.tcx = Outcome::Refused(reason);
                 }
             }
         }
-        if self.tc_reason.is_empty() {
-            self.tc_reason = "clsact: asked for by --tc clsact".to_owned();
+        if hooks::make_clsact(&interface) {
+            clsact::remember(&self.links, index)?;
         }
-        attach_clsact(program, &interface, attach_type(hook)).map_err(|error| failed(doing(), error))?;
+        hooks::attach_clsact(program, &interface, hook).map_err(|error| failed(doing(), error))?;
         self.clsact.insert((index, hook));
         Ok(())
     }
@@ -292,77 +346,55 @@ impl Attachments {
     fn detach_tc(&mut self, name: &'static str, index: u32, hook: &'static str) -> Result<(), DatapathError> {
         remove_pin(&self.tc_pin(name, index, hook))?;
         if self.clsact.remove(&(index, hook)) {
-            detach_clsact(name, index, hook)?;
+            hooks::detach_clsact(name, index, hook)?;
+            clsact::release(&self.links)?;
         }
         Ok(())
     }
 
-    /// Attaches XDP as fast as it goes; says how fast, and why not faster.
-    fn attach_xdp(
-        &mut self,
-        programs: &mut Ebpf,
-        name: &str,
-        index: u32,
-    ) -> Result<(Mode, String), DatapathError> {
-        let modes: &[XdpMode] = match self.xdp {
-            XdpChoice::Off => return Ok((Mode::Tc, "XDP is off: --xdp off".to_owned())),
-            XdpChoice::Auto if driver_name(name).is_some_and(|driver| driver == "veth") => {
-                let reason = "XDP is off: a veth hands over packets whose checksums are not finished, which XDP would \
-                              forward so (with `ethtool -K … tx off` on its peer, --xdp native works)";
-                return Ok((Mode::Tc, reason.to_owned()));
-            }
-            XdpChoice::Auto => &[XdpMode::Driver, XdpMode::Skb],
-            XdpChoice::Native => &[XdpMode::Driver],
-            XdpChoice::Generic => &[XdpMode::Skb],
-        };
-        let mut refusals = Vec::new();
-        for mode in modes {
-            let other = if matches!(mode, XdpMode::Driver) {
-                XdpMode::Skb
-            } else {
-                XdpMode::Driver
+    /// Attaches XDP as fast as it goes; says how fast, and why not faster. What is said of tcx is the
+    /// caller's.
+    fn attach_xdp(&mut self, programs: &mut Ebpf, name: &str, index: u32) -> Result<Standing, DatapathError> {
+        let mut standing = untried(self.xdp, name);
+        for mode in [XdpMode::Driver, XdpMode::Skb] {
+            let wanted = match mode {
+                XdpMode::Driver => standing.native.works(),
+                _ => standing.generic.works(),
             };
-            let stale = self.xdp_pin(index, other);
+            if !wanted {
+                continue;
+            }
+            let stale = self.xdp_pin(index, other(mode));
             if self.unclaimed.remove(&stale) {
                 remove_pin(&stale)?;
             }
-            let pin = self.xdp_pin(index, *mode);
+            let pin = self.xdp_pin(index, mode);
             let program: &mut Xdp = program(programs, XDP_PROGRAM)?;
-            match attach_xdp(program, index, *mode, &pin) {
-                Ok(()) => {
-                    self.unclaimed.remove(&pin);
-                    let mode = if matches!(mode, XdpMode::Driver) {
-                        Mode::XdpNative
-                    } else {
-                        Mode::XdpGeneric
-                    };
-                    return Ok((mode, refusals.join("; ")));
-                }
-                Err(error) => {
-                    let mode = if matches!(mode, XdpMode::Driver) {
-                        "native"
-                    } else {
-                        "generic"
-                    };
-                    refusals.push(format!("{mode} XDP refused: {}", chain(&error)));
+            let outcome = hooks::attach_xdp(program, index, mode, &pin);
+            if outcome.is_ok() {
+                self.unclaimed.remove(&pin);
+                standing.mode = match mode {
+                    XdpMode::Driver => Mode::XdpNative,
+                    _ => Mode::XdpGeneric,
+                };
+                return Ok(standing);
+            }
+            if let Err(error) = outcome {
+                let refused = Outcome::Refused(format!("{} XDP refused: {}", mode_name(mode), chain(&error)));
+                match mode {
+                    XdpMode::Driver => standing.native = refused,
+                    _ => standing.generic = refused,
                 }
             }
         }
-        warn!(
-            interface = name,
-            reason = refusals.join("; "),
-            "tc alone serves this uplink"
-        );
-        Ok((Mode::Tc, refusals.join("; ")))
+        let reason = standing.reason();
+        warn!(interface = name, reason, "tc alone serves this uplink");
+        Ok(standing)
     }
 
     fn xdp_pin(&self, index: u32, mode: XdpMode) -> PathBuf {
-        let mode = if matches!(mode, XdpMode::Driver) {
-            "native"
-        } else {
-            "generic"
-        };
-        self.links.join(format!("{XDP_PROGRAM}_{mode}_{index}"))
+        self.links
+            .join(format!("{XDP_PROGRAM}_{}_{index}", mode_name(mode)))
     }
 
     fn tc_pin(&self, program: &str, index: u32, hook: &str) -> PathBuf {
@@ -370,27 +402,56 @@ impl Attachments {
     }
 }
 
-/// Removes all pins of a version; what they hold goes with them.
-pub(super) fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
-    match std::fs::remove_dir_all(pins) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(format!("remove the pins in {}", pins.display()), error)),
+/// Takes our filters off clsact on every interface, except those kept; says how many there were.
+pub(super) fn sweep(keep: impl Fn(u32, &str) -> bool) -> Result<usize, DatapathError> {
+    hooks::sweep_clsact(&[UPLINK_PROGRAM, CONTAINER_PROGRAM, LOCAL_PROGRAM], keep)
+}
+
+/// What the settings leave to be tried on an uplink, nothing attached yet.
+fn untried(choice: XdpChoice, interface: &str) -> Standing {
+    let not_tried = |reason: &str| Outcome::NotTried(reason.to_owned());
+    let (native, generic) = match choice {
+        XdpChoice::Off => {
+            let off = not_tried("XDP is off: --xdp off");
+            (off.clone(), off)
+        }
+        XdpChoice::Auto if driver_name(interface).is_some_and(|driver| driver == "veth") => {
+            let veth = not_tried(
+                "XDP is off: a veth hands over packets whose checksums are not finished, which XDP would \
+                 forward so (with `ethtool -K … tx off` on its peer, --xdp native works)",
+            );
+            (veth.clone(), veth)
+        }
+        XdpChoice::Auto => (Outcome::Works, Outcome::Works),
+        XdpChoice::Native => (
+            Outcome::Works,
+            not_tried("generic XDP is not asked for: --xdp native"),
+        ),
+        XdpChoice::Generic => (
+            not_tried("native XDP is not asked for: --xdp generic"),
+            Outcome::Works,
+        ),
+    };
+    Standing {
+        mode: Mode::Tc,
+        native,
+        generic,
+        tcx: Outcome::Works,
     }
 }
 
-/// Removes what agents with other map types have left: it cannot be adopted.
-pub(super) fn remove_other_versions(pins: &Path, own: &Path) -> Result<(), DatapathError> {
-    let Ok(entries) = std::fs::read_dir(pins) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path != own && path.is_dir() {
-            remove_pins(&path)?;
-        }
+fn other(mode: XdpMode) -> XdpMode {
+    match mode {
+        XdpMode::Driver => XdpMode::Skb,
+        _ => XdpMode::Driver,
     }
-    Ok(())
+}
+
+fn mode_name(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Driver => "native",
+        _ => "generic",
+    }
 }
 
 fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, DatapathError>
@@ -404,129 +465,4 @@ where
     program
         .try_into()
         .map_err(|error: ProgramError| failed(doing(), error))
-}
-
-fn attach_type(hook: &str) -> TcAttachType {
-    if hook == "egress" {
-        TcAttachType::Egress
-    } else {
-        TcAttachType::Ingress
-    }
-}
-
-/// Puts the program into the pinned link if there is one that still holds, else makes and pins one.
-fn attach_tcx(
-    program: &mut SchedClassifier,
-    interface: &str,
-    attach_type: TcAttachType,
-    pin: &Path,
-) -> Result<(), ProgramError> {
-    let adopted = PinnedLink::from_pin(pin)
-        .ok()
-        .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)).ok())
-        .and_then(|link| program.attach_to_link(link).ok());
-    if let Some(id) = adopted {
-        // The pin keeps the link; our descriptor of it may go.
-        return program.take_link(id).map(drop);
-    }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(interface, attach_type, options)?;
-    pin_link(FdLink::try_from(program.take_link(id)?), pin)
-}
-
-fn attach_xdp(program: &mut Xdp, index: u32, mode: XdpMode, pin: &Path) -> Result<(), ProgramError> {
-    let adopted = PinnedLink::from_pin(pin)
-        .ok()
-        .and_then(|pinned| XdpLink::try_from(FdLink::from(pinned)).ok())
-        .and_then(|link| program.attach_to_link(link).ok());
-    if let Some(id) = adopted {
-        return program.take_link(id).map(drop);
-    }
-    let id = program.attach_to_if_index(index, mode)?;
-    pin_link(FdLink::try_from(program.take_link(id)?), pin)
-}
-
-fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), ProgramError> {
-    let link = link.map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
-    // A pin whose link no longer held.
-    match std::fs::remove_file(pin) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(ProgramError::IOError(error)),
-    }
-    link.pin(pin)
-        .map(drop)
-        .map_err(|error| ProgramError::IOError(io::Error::other(error)))
-}
-
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    interface: &str,
-    attach_type: TcAttachType,
-) -> Result<(), ProgramError> {
-    // Refused when there is one already, which serves as well.
-    let _ = tc::qdisc_add_clsact(interface);
-    let handle = TcHandle::new(0, CLSACT_HANDLE);
-    let options = NlOptions {
-        priority: CLSACT_PRIORITY,
-        handle,
-        classid: None,
-    };
-    let id = match program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options)) {
-        Ok(id) => id,
-        Err(_) => {
-            // An agent before has left its filter: replace the program in it.
-            let link = SchedClassifierLink::attached(interface, attach_type, CLSACT_PRIORITY, handle, None)
-                .map_err(ProgramError::IOError)?;
-            program.attach_to_link(link)?
-        }
-    };
-    // A filter stays when its handle here is forgotten, as links do that are pinned.
-    program.take_link(id).map(std::mem::forget)
-}
-
-fn detach_clsact(program: &str, index: u32, hook: &str) -> Result<(), DatapathError> {
-    // An interface that is gone has taken its filters with it.
-    let Ok(interface) = interface_name(index) else {
-        return Ok(());
-    };
-    match tc::qdisc_detach_program(&interface, attach_type(hook), program) {
-        Ok(()) => Ok(()),
-        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(
-            format!("detach {program} from tc {hook} of {interface}"),
-            error,
-        )),
-    }
-}
-
-fn interface_name(index: u32) -> Result<String, DatapathError> {
-    if_indextoname(index)
-        .map(|name| name.to_string_lossy().into_owned())
-        .map_err(|error| failed(format!("find the interface with index {index}"), error))
-}
-
-/// Whether a kernel says so that it does not know tcx.
-fn is_unsupported(error: &ProgramError) -> bool {
-    matches!(error, ProgramError::SyscallError(error)
-        if matches!(error.io_error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::E2BIG)))
-}
-
-fn remove_pin(pin: &Path) -> Result<(), DatapathError> {
-    match std::fs::remove_file(pin) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(format!("remove the pin {}", pin.display()), error)),
-    }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -6,9 +6,12 @@
 
 mod attach;
 mod batch;
+mod clsact;
 mod driver;
 mod flows;
+mod footing;
 mod handles;
+mod hooks;
 mod places;
 mod rings;
 mod tables;
@@ -28,9 +31,9 @@ use mesh_ebpf::{
 use tracing::{debug, info};
 
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
-use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, TcChoice, XdpChoice};
+use super::{ChangeError, Counters, Datapath, DatapathError, Footing, InterfaceMode, TcChoice, XdpChoice};
 use crate::{
-    model::{Desired, ReturnMode, desired::Settings},
+    model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
     plan::Change,
 };
 
@@ -72,6 +75,7 @@ pub struct EbpfDatapath {
     uplink_mtu: u32,
     clock: Clock,
     options: EbpfOptions,
+    adopted: bool,
 }
 
 /// The flows' clock: goes on from where the last agent left it.
@@ -101,8 +105,18 @@ impl EbpfDatapath {
     /// As [`Self::load`].
     pub fn load_object(object: &[u8], options: EbpfOptions) -> Result<Self, DatapathError> {
         let pins = versioned(&options.pins);
-        attach::remove_other_versions(&options.pins, &pins)?;
-        std::fs::create_dir_all(&pins)
+        let adopts = pins.exists();
+        Self::load_into(&pins, object, options.clone()).inspect_err(|_| {
+            // What an earlier agent has left may still carry traffic; what this one began is rubbish.
+            if !adopts && hooks::remove_pins(&pins).is_ok() {
+                let _ = std::fs::remove_dir(&options.pins);
+            }
+        })
+    }
+
+    fn load_into(pins: &Path, object: &[u8], options: EbpfOptions) -> Result<Self, DatapathError> {
+        hooks::remove_other_versions(&options.pins, pins)?;
+        std::fs::create_dir_all(pins)
             .map_err(|error| failed(format!("create the pin directory {}", pins.display()), error))?;
         let flows_pin = pins.join("FLOWS");
         if let Some(entries) = handles::pinned_capacity(&flows_pin)
@@ -117,7 +131,7 @@ impl EbpfDatapath {
                 .map_err(|error| failed(format!("remove {}", flows_pin.display()), error))?;
         }
         let mut programs = EbpfLoader::new()
-            .default_map_pin_directory(&pins)
+            .default_map_pin_directory(pins)
             .map_max_entries("FLOWS", options.flow_capacity)
             .verifier_log_level(VerifierLogLevel::STATS)
             .load(object)
@@ -133,7 +147,7 @@ impl EbpfDatapath {
             ..old
         };
         let tables = Tables::adopt(&maps)?;
-        let attachments = Attachments::adopt(&pins, &options)?;
+        let attachments = Attachments::adopt(pins, &options)?;
         debug!(backends = tables.backend_count(), "data path loaded");
         let clock = Clock {
             base: old.now,
@@ -149,6 +163,8 @@ impl EbpfDatapath {
             uplink_mtu: DEFAULT_MTU,
             clock,
             options,
+            // Each agent writes its clock, and it is never 0.
+            adopted: old.now != 0,
         })
     }
 
@@ -229,8 +245,7 @@ impl Datapath for EbpfDatapath {
         // What is desired has been claimed by the changes that led there.
         self.tables.remove_unclaimed(&mut self.maps)?;
         self.tables.settle(&mut self.maps)?;
-        self.attachments.remove_unclaimed();
-        Ok(())
+        self.attachments.remove_unclaimed()
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
@@ -243,8 +258,24 @@ impl Datapath for EbpfDatapath {
         Ok(counters)
     }
 
+    fn kind(&self) -> NodeDatapath {
+        NodeDatapath::Ebpf
+    }
+
+    fn adopted(&self) -> bool {
+        self.adopted
+    }
+
     fn modes(&self) -> Vec<InterfaceMode> {
         self.attachments.modes()
+    }
+
+    fn footing(&self) -> Footing {
+        self.attachments.footing()
+    }
+
+    fn climb(&mut self) -> Result<(), DatapathError> {
+        self.attachments.climb(&mut self.programs)
     }
 
     fn maintain(&mut self) -> Result<(), DatapathError> {
@@ -261,10 +292,7 @@ impl Datapath for EbpfDatapath {
 
     fn detach(&mut self) -> Result<(), DatapathError> {
         self.attachments.detach()?;
-        attach::remove_pins(&versioned(&self.options.pins))?;
-        // The folder itself goes too if nothing else is in it.
-        let _ = std::fs::remove_dir(&self.options.pins);
-        Ok(())
+        remove_all_pins(&self.options.pins)
     }
 }
 
@@ -274,6 +302,30 @@ impl Clock {
         let elapsed = u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX);
         self.base.saturating_add(elapsed).max(1)
     }
+}
+
+/// Removes what an agent before has left in this network namespace and below the pin directory, of
+/// whatever version. Needs no bpf system call, which may be what is refused. Says whether there was
+/// anything.
+///
+/// # Errors
+/// When a pin could not be removed.
+pub fn remove_leftovers(pins: &Path) -> Result<bool, DatapathError> {
+    let filters = attach::sweep(|_, _| false)?;
+    let pinned = pins.exists();
+    if pinned {
+        clsact::release(&versioned(pins).join(attach::LINKS))?;
+        hooks::remove_other_versions(pins, Path::new(""))?;
+        remove_all_pins(pins)?;
+    }
+    Ok(pinned || filters > 0)
+}
+
+fn remove_all_pins(pins: &Path) -> Result<(), DatapathError> {
+    hooks::remove_pins(&versioned(pins))?;
+    // The folder itself goes too if nothing else is in it.
+    let _ = std::fs::remove_dir(pins);
+    Ok(())
 }
 
 /// Where pins of this version of the map types live.

@@ -2,38 +2,23 @@
 //! longer knows better itself. When all are away the last picture stays in force.
 
 use std::{
-    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rustls_pki_types::ServerName;
-use tokio::{
-    net::TcpStream,
-    sync::watch,
-    time::{sleep, timeout},
-};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    tls::{self, TlsError},
-    wire::{self, FromManager, FromWorker, Reader, VERSION, WireError, Writer},
+    dial::{Interruption, LIMIT, SILENCE, STALE, dial},
+    wire::{self, FromManager, FromNode, Purpose, WireError},
 };
-use crate::source::{Backoff, HintHandle, NodeIdentity, SourceState, Subject, SubjectError, describe};
+use crate::source::{Backoff, HintHandle, NodeIdentity, SourceState, describe};
 
-/// For connecting, for TLS, and for sending one message, each.
-const LIMIT: Duration = Duration::from_secs(3);
-/// A manager that misses three heartbeats is left.
-const SILENCE: Duration = Duration::from_millis(3 * wire::HEARTBEAT.as_millis() as u64 + 500);
-/// A manager whose own picture is older is left for another one (it may have lost its quorum).
-const STALE: Duration = Duration::from_secs(10);
 /// The least time between two hints.
 const HINT_GAP: Duration = Duration::from_millis(60);
-/// One of the names in every manager's certificate.
-const MANAGER: &str = "swarm-manager";
 
 /// What a feed client needs.
 #[derive(Clone, Debug)]
@@ -50,33 +35,6 @@ pub struct FeedClient {
     options: FeedClientOptions,
     state: watch::Sender<SourceState>,
     hint: HintHandle,
-}
-
-/// Why a manager is no longer followed.
-#[derive(Debug, thiserror::Error)]
-enum Interruption {
-    #[error("cannot connect; is the agent running there, and is the feed port open between the nodes?")]
-    Connect(#[source] io::Error),
-    #[error("the TLS handshake failed; is it a manager of this cluster?")]
-    Handshake(#[source] io::Error),
-    #[error("this node's credentials cannot be used")]
-    Credentials(#[from] TlsError),
-    #[error("its certificate is not of a Swarm node")]
-    Subject(#[from] SubjectError),
-    #[error("it is a manager of another cluster, '{0}'")]
-    OtherCluster(String),
-    #[error("it refuses this node: {0}")]
-    Refused(String),
-    #[error("it speaks version {0} of the feed, this agent {VERSION}; run the same release on every node")]
-    Version(u32),
-    #[error("it does not keep to the feed's rules: {0}")]
-    Misbehaved(&'static str),
-    #[error("its picture of the cluster is more than {STALE:?} old")]
-    Stale,
-    #[error("this node's certificate was renewed; connecting again with it")]
-    Renewed,
-    #[error("the feed ended")]
-    Wire(#[from] WireError),
 }
 
 impl FeedClient {
@@ -150,21 +108,7 @@ impl FeedClient {
         backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible, Interruption> {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
-        let stream = connect(manager, &identity).await?;
-        let (reader, writer) = tokio::io::split(stream);
-        let mut reader = Reader::new(reader, wire::MAX_FROM_MANAGER);
-        let mut writer = Writer::new(writer, wire::MAX_FROM_WORKER);
-        writer
-            .send(&FromWorker::Hello { version: VERSION }, LIMIT)
-            .await?;
-        match reader.next_within(SILENCE).await? {
-            FromManager::Hello { version: VERSION } => {}
-            FromManager::Hello { version } => return Err(Interruption::Version(version)),
-            FromManager::Refused { reason } => return Err(Interruption::Refused(reason)),
-            FromManager::Full { .. } | FromManager::Delta { .. } | FromManager::Heartbeat { .. } => {
-                return Err(Interruption::Misbehaved("no greeting"));
-            }
-        }
+        let (mut reader, mut writer) = dial(manager, &identity, Purpose::Follow).await?;
         info!(%manager, "following a manager");
         // Until the whole picture has come, deltas have nothing to be applied to.
         let mut revision = None;
@@ -181,7 +125,7 @@ impl FeedClient {
                 message = reader.next() => message?,
                 () = hinted => {
                     hint_after = tokio::time::Instant::now() + HINT_GAP;
-                    writer.send(&FromWorker::Hint, LIMIT).await?;
+                    writer.send(&FromNode::Hint, LIMIT).await?;
                     continue;
                 }
                 () = &mut silence => return Err(WireError::Silent(SILENCE).into()),
@@ -194,7 +138,7 @@ impl FeedClient {
             }
             // A gap is asked about once; the answer closes it.
             if next.is_none() && !asked {
-                writer.send(&FromWorker::NeedFull, LIMIT).await?;
+                writer.send(&FromNode::NeedFull, LIMIT).await?;
             }
             asked = next.is_none();
             revision = next;
@@ -263,27 +207,7 @@ impl FeedClient {
             }
             FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
             FromManager::Hello { .. } => Err(Interruption::Misbehaved("a second greeting")),
+            FromManager::Heard { .. } => Err(Interruption::Misbehaved("an answer to nothing")),
         }
     }
-}
-
-async fn connect(manager: SocketAddr, identity: &NodeIdentity) -> Result<TlsStream<TcpStream>, Interruption> {
-    let config = tls::client(identity)?;
-    let stream = timeout(LIMIT, TcpStream::connect(manager))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(Interruption::Connect)?;
-    // Hints are small and urgent. Where it cannot be set, they are merely slower.
-    let _ = stream.set_nodelay(true);
-    let name = ServerName::try_from(MANAGER).map_err(|_| Interruption::Misbehaved("its name"))?;
-    let stream = timeout(LIMIT, TlsConnector::from(config).connect(name, stream))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(Interruption::Handshake)?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let subject = Subject::of(certificate.ok_or(SubjectError::Malformed)?)?;
-    if subject.cluster_id != identity.subject.cluster_id {
-        return Err(Interruption::OtherCluster(subject.cluster_id));
-    }
-    Ok(stream)
 }

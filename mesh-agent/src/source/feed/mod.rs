@@ -1,10 +1,12 @@
-//! The peer feed: managers' agents stream the cluster's picture to the other nodes' agents, by mutual
-//! TLS on Swarm's node certificates. Depends on the model and on [`super::NodeIdentity`].
+//! The peer feed: managers' agents stream the cluster's picture to the other nodes' agents, and every
+//! agent tells every manager's what data path stands on its node, by mutual TLS on Swarm's node certificates. Depends on the model and on [`super::NodeIdentity`].
 //!
 //! Invariant: nothing is said to, or believed of, a node that TLS has not shown to belong to the cluster.
 
+pub mod announcer;
 pub mod client;
 mod delta;
+mod dial;
 pub mod server;
 #[cfg(test)]
 mod tests;
@@ -13,6 +15,7 @@ mod wire;
 
 use std::{io, net::SocketAddr};
 
+pub use announcer::{Announcer, AnnouncerOptions, Told};
 pub use client::{FeedClient, FeedClientOptions};
 pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
 

@@ -24,15 +24,15 @@ use super::{
     FeedError,
     delta::Delta,
     tls,
-    wire::{self, FromManager, FromWorker, Reader, VERSION, WireError, Writer},
+    wire::{self, FromManager, FromNode, Purpose, Reader, VERSION, WireError, Writer},
 };
 use crate::{
-    model::NodeId,
-    source::{HintHandle, NodeIdentity, SourceState, Subject, SubjectError, describe},
+    model::{NodeDatapath, NodeId},
+    source::{HintHandle, NodeIdentity, Presence, SourceState, Subject, SubjectError, describe},
 };
 
-/// More nodes than any Swarm has; what it bounds is memory.
-const MAX_CONNECTIONS: usize = 4096;
+/// Two for each of more nodes than any Swarm has; what it bounds is memory.
+const MAX_CONNECTIONS: usize = 8192;
 /// For TLS and the first message.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// A node that has just joined may dial before the managers' list shows it.
@@ -43,6 +43,13 @@ const SEND_LIMIT: Duration = Duration::from_secs(10);
 const HINT_GAP: Duration = Duration::from_millis(50);
 /// A peer that wants whole pictures faster is left.
 const FULL_GAP: Duration = Duration::from_millis(500);
+/// Announcements of one node that come faster wait: each is news to the whole cluster.
+const ANNOUNCE_GAP: Duration = Duration::from_millis(50);
+/// A node that misses three of its announcements is taken for away.
+const ANNOUNCE_SILENCE: Duration =
+    Duration::from_millis(3 * wire::ANNOUNCE_INTERVAL.as_millis() as u64 + 500);
+/// For an announcement to get into the published picture.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
 /// Refusals that come faster are logged at debug level only.
 const LOG_GAP: Duration = Duration::from_secs(1);
 
@@ -57,9 +64,11 @@ pub struct FeedServerOptions {
     pub state: watch::Receiver<SourceState>,
     /// Where the peers' hints go.
     pub hint: HintHandle,
+    /// Where the peers' announcements go; whoever publishes the picture puts them into it.
+    pub presence: Presence,
 }
 
-/// Who is connected, for `meshctl status` and the metrics.
+/// Who follows the picture, for `meshctl status` and the metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedServerStatus {
     /// The connected nodes' addresses, by node id.
@@ -237,27 +246,15 @@ async fn session(
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let subject = Subject::of(certificate.ok_or(Refusal::NoCertificate)?);
     let (reader, writer) = tokio::io::split(stream);
-    let mut reader = Reader::new(reader, wire::MAX_FROM_WORKER);
+    let mut reader = Reader::new(reader, wire::MAX_FROM_NODE);
     let mut writer = Writer::new(writer, wire::MAX_FROM_MANAGER);
 
-    let admitted = admit(subject, identity, shared, &mut reader).await;
-    let result = match &admitted {
-        Ok(node) => {
-            info!(node, %peer, "node connected");
-            shared.status.send_modify(|status| {
-                status.peers.insert(node.clone(), peer);
-            });
-            let result = stream_picture(node, shared, &mut reader, &mut writer).await;
-            shared.status.send_modify(|status| {
-                // A newer connection of the same node keeps its entry.
-                if status.peers.get(node) == Some(&peer) {
-                    status.peers.remove(node);
-                }
-            });
-            info!(node, %peer, "node disconnected");
-            result
+    let result = match admit(subject, identity, shared, &mut reader).await {
+        Ok((node, Purpose::Follow)) => follow(&node, peer, shared, &mut reader, &mut writer).await,
+        Ok((node, Purpose::Announce)) => {
+            unless_ended(&node, hear(&node, shared, &mut reader, &mut writer).await)
         }
-        Err(_) => admitted.map(drop),
+        Err(refusal) => Err(refusal),
     };
     if let Err(refusal) = &result {
         let reason = refusal.to_string();
@@ -278,26 +275,66 @@ fn handshake_refusal(error: io::Error) -> Refusal {
     }
 }
 
-/// Decides whether a peer whose certificate TLS believes is served; its node id if so.
+/// Serves the picture, and shows the node as connected meanwhile.
+async fn follow<R, W>(
+    node: &NodeId,
+    peer: SocketAddr,
+    shared: &Shared,
+    reader: &mut Reader<R>,
+    writer: &mut Writer<W>,
+) -> Result<(), Refusal>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    info!(node, %peer, "node connected");
+    shared.status.send_modify(|status| {
+        status.peers.insert(node.clone(), peer);
+    });
+    let result = unless_ended(node, stream_picture(node, shared, reader, writer).await);
+    shared.status.send_modify(|status| {
+        // A newer connection of the same node keeps its entry.
+        if status.peers.get(node) == Some(&peer) {
+            status.peers.remove(node);
+        }
+    });
+    info!(node, %peer, "node disconnected");
+    result
+}
+
+/// A connection that breaks is no misbehaviour.
+fn unless_ended(node: &NodeId, result: Result<(), Refusal>) -> Result<(), Refusal> {
+    match result {
+        Err(Refusal::Protocol(error @ (WireError::Io(_) | WireError::Closed | WireError::Silent(_)))) => {
+            debug!(node, error = describe(&error), "the connection ended");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Decides whether a peer whose certificate TLS believes is served; its node id and what it wants if so.
 async fn admit<R: tokio::io::AsyncRead + Unpin>(
     subject: Result<Subject, SubjectError>,
     identity: &NodeIdentity,
     shared: &Shared,
     reader: &mut Reader<R>,
-) -> Result<NodeId, Refusal> {
+) -> Result<(NodeId, Purpose), Refusal> {
     let subject = subject?;
     if subject.cluster_id != identity.subject.cluster_id {
         return Err(Refusal::OtherCluster(subject.cluster_id));
     }
-    match reader
-        .next_within(HANDSHAKE_LIMIT)
-        .await
-        .map_err(Refusal::Protocol)?
-    {
-        FromWorker::Hello { version: VERSION } => {}
-        FromWorker::Hello { version } => return Err(Refusal::Version(version)),
-        FromWorker::Hint | FromWorker::NeedFull => return Err(Refusal::Misbehaved("no greeting")),
-    }
+    let greeting = reader.next_within(HANDSHAKE_LIMIT).await;
+    let purpose = match greeting.map_err(Refusal::Protocol)? {
+        FromNode::Hello {
+            version: VERSION,
+            purpose,
+        } => purpose,
+        FromNode::Hello { version, .. } => return Err(Refusal::Version(version)),
+        FromNode::Announce { .. } | FromNode::Hint | FromNode::NeedFull => {
+            return Err(Refusal::Misbehaved("no greeting"));
+        }
+    };
     let mut state = shared.options.state.clone();
     let knows = |state: &SourceState| state.cluster.nodes.contains_key(&subject.node);
     if !knows(&state.borrow()) {
@@ -308,29 +345,10 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
             return Err(Refusal::UnknownNode(subject.node));
         }
     }
-    Ok(subject.node)
+    Ok((subject.node, purpose))
 }
 
 async fn stream_picture<R, W>(
-    node: &NodeId,
-    shared: &Shared,
-    reader: &mut Reader<R>,
-    writer: &mut Writer<W>,
-) -> Result<(), Refusal>
-where
-    R: tokio::io::AsyncRead + Unpin,
-    W: tokio::io::AsyncWrite + Unpin,
-{
-    match try_stream_picture(node, shared, reader, writer).await {
-        Err(Refusal::Protocol(error @ (WireError::Io(_) | WireError::Closed | WireError::Silent(_)))) => {
-            debug!(node, error = describe(&error), "the connection ended");
-            Ok(())
-        }
-        result => result,
-    }
-}
-
-async fn try_stream_picture<R, W>(
     node: &NodeId,
     shared: &Shared,
     reader: &mut Reader<R>,
@@ -372,23 +390,77 @@ where
                 send(writer, &message).await?;
             }
             message = reader.next() => match message.map_err(Refusal::Protocol)? {
-                FromWorker::Hint => {
+                FromNode::Hint => {
                     if hinted.is_none_or(|hinted| hinted.elapsed() >= HINT_GAP) {
                         hinted = Some(Instant::now());
                         shared.options.hint.hint();
                     }
                 }
-                FromWorker::NeedFull if sent_full.elapsed() < FULL_GAP => {
+                FromNode::NeedFull if sent_full.elapsed() < FULL_GAP => {
                     return Err(Refusal::Misbehaved("it wants the whole picture too often"));
                 }
-                FromWorker::NeedFull => {
+                FromNode::NeedFull => {
                     sent = state.borrow_and_update().clone();
                     send(writer, &full(&sent)).await?;
                     sent_full = Instant::now();
                 }
-                FromWorker::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
+                FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
+                FromNode::Announce { .. } => {
+                    return Err(Refusal::Misbehaved("an announcement on a connection to follow"));
+                }
             }
         }
+    }
+}
+
+/// Hears what a node announces, and answers when it is in the published picture.
+async fn hear<R, W>(
+    node: &NodeId,
+    shared: &Shared,
+    reader: &mut Reader<R>,
+    writer: &mut Writer<W>,
+) -> Result<(), Refusal>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let mut state = shared.options.state.clone();
+    let session = shared.options.presence.open(node);
+    let mut last = None;
+    send(writer, &FromManager::Hello { version: VERSION }).await?;
+    loop {
+        let message = reader.next_within(ANNOUNCE_SILENCE).await;
+        let datapath = match message.map_err(Refusal::Protocol)? {
+            FromNode::Announce {
+                datapath: NodeDatapath::Unknown,
+            } => return Err(Refusal::Misbehaved("it announces nothing")),
+            FromNode::Announce { datapath } => datapath,
+            FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
+            FromNode::Hint | FromNode::NeedFull => {
+                return Err(Refusal::Misbehaved("a request on a connection to announce"));
+            }
+        };
+        if !session.announce(datapath) {
+            debug!(node, "a newer connection speaks for the node");
+            return Ok(());
+        }
+        if last.replace(datapath) != Some(datapath) {
+            info!(
+                node,
+                datapath = datapath.name(),
+                "a node has announced its data path"
+            );
+        }
+        let listed = |state: &SourceState| state.cluster.nodes.get(node).map(|node| node.datapath);
+        let published = |state: &SourceState| listed(state).is_none_or(|listed| listed == datapath);
+        match timeout(PUBLISH_LIMIT, state.wait_for(published)).await {
+            Ok(Ok(now)) if listed(&now).is_none() => return Err(Refusal::UnknownNode(node.clone())),
+            Ok(Ok(_)) => {}
+            // Nobody publishes any more, or a newer connection has said something else.
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        }
+        send(writer, &FromManager::Heard { datapath }).await?;
+        sleep(ANNOUNCE_GAP).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Both ends of the feed over real TLS on loopback.
 
+mod announcements;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -12,11 +14,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     FeedClient, FeedClientOptions, FeedServer, FeedServerOptions, FeedServerStatus, tls,
-    wire::{self, FromManager, FromWorker, Reader, VERSION, Writer},
+    wire::{self, FromManager, FromNode, Purpose, Reader, VERSION, Writer},
 };
 use crate::{
     model::{Balance, Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service},
-    source::{HintHandle, NodeIdentity, SourceState, test_authority::Authority},
+    source::{HintHandle, NodeIdentity, Presence, SourceState, test_authority::Authority},
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -41,7 +43,7 @@ fn picture(nodes: &[&str], services: u16) -> Cluster {
             role: NodeRole::Worker,
             ready: true,
             weight: 1,
-            datapath: NodeDatapath::Ebpf,
+            datapath: NodeDatapath::Unknown,
         };
         ((*name).to_owned(), node)
     };
@@ -77,19 +79,27 @@ fn state(revision: u64, cluster: Cluster) -> SourceState {
 }
 
 async fn serve(authority: &Authority) -> Server {
+    serve_at((Ipv4Addr::LOCALHOST, 0).into(), authority).await
+}
+
+async fn serve_at(listen: SocketAddr, authority: &Authority) -> Server {
     let (identity_sender, identity) =
         watch::channel(Arc::new(authority.identity("manager-1", "swarm-manager")));
     let (state, receiver) = watch::channel(state(7, picture(&["manager-1", "worker-1"], 1)));
     let hint = HintHandle::new();
+    let presence = Presence::new();
     let (server, status) = FeedServer::bind(FeedServerOptions {
-        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        listen,
         identity,
         state: receiver,
         hint: hint.clone(),
+        presence: presence.clone(),
     })
     .await
     .unwrap();
     let shutdown = CancellationToken::new();
+    let (publisher, stop) = (state.clone(), shutdown.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(presence.publish_to(&publisher)).await });
     Server {
         address: server.address(),
         state,
@@ -307,7 +317,7 @@ async fn peer_of_another_cluster_is_refused_and_told_why() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let other = authority.for_cluster("cluster-2").identity("worker-1", WORKER);
-    let mut reply = speak(&server, &other, &FromWorker::Hello { version: VERSION }).await;
+    let mut reply = speak(&server, &other, &hello(VERSION)).await;
     let FromManager::Refused { reason } = reply.remove(0) else {
         panic!("not refused: {reply:?}");
     };
@@ -353,7 +363,7 @@ async fn peer_of_another_version_is_refused_and_told_why() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let reply = speak(&server, &identity, &FromWorker::Hello { version: 99 }).await;
+    let reply = speak(&server, &identity, &hello(99)).await;
     assert!(
         matches!(&reply[0], FromManager::Refused { reason } if reason.contains("99")),
         "{reply:?}"
@@ -366,9 +376,16 @@ async fn peer_that_sends_too_much_is_refused() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let reason = "x".repeat(2 * wire::MAX_FROM_WORKER);
+    let reason = "x".repeat(2 * wire::MAX_FROM_NODE);
     speak(&server, &identity, &FromManager::Refused { reason }).await;
     server.until_refused("protocol").await;
+}
+
+fn hello(version: u32) -> FromNode {
+    FromNode::Hello {
+        version,
+        purpose: Purpose::Follow,
+    }
 }
 
 /// Connects as `identity`, says one thing, and returns what comes back until the end.

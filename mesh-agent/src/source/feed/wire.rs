@@ -1,4 +1,4 @@
-//! What managers' and workers' agents say to each other: JSON messages in frames of a bounded length,
+//! What managers' and other nodes' agents say to each other: JSON messages in frames of a bounded length,
 //! four bytes of length (big-endian) first. Depends on the model and the delta.
 
 use std::{
@@ -14,16 +14,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::delta::Delta;
-use crate::model::Cluster;
+use crate::model::{Cluster, NodeDatapath};
 
 /// The version of these messages; both ends say it first, and must agree.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// The largest message a worker accepts: a cluster of a hundred thousand tasks.
 pub(super) const MAX_FROM_MANAGER: usize = 32 << 20;
 /// The largest message a manager accepts.
-pub(super) const MAX_FROM_WORKER: usize = 1 << 10;
+pub(super) const MAX_FROM_NODE: usize = 1 << 10;
 /// A manager says this often that it is there.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A node repeats its announcement this often: the answer shows that the manager is there.
+pub(super) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a manager says. Times are told as ages: the nodes' clocks may differ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,21 +70,45 @@ pub(super) enum FromManager {
         /// What is wrong with the manager's own source.
         trouble: Option<String>,
     },
+    /// The node's announcement is in the published picture.
+    Heard {
+        /// What was announced.
+        datapath: NodeDatapath,
+    },
 }
 
-/// What a worker says.
+/// What a node says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum FromWorker {
+pub(super) enum FromNode {
     /// Its first message.
     Hello {
         /// Its [`VERSION`].
         version: u32,
+        /// What the connection is for.
+        #[serde(default)]
+        purpose: Purpose,
+    },
+    /// What balances on the node.
+    Announce {
+        /// Never [`NodeDatapath::Unknown`].
+        datapath: NodeDatapath,
     },
     /// A container of a task has changed here: a task will change soon.
     Hint,
     /// A delta did not fit: send the whole picture.
     NeedFull,
+}
+
+/// What a node connects for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Purpose {
+    /// To be told the picture; one manager does.
+    #[default]
+    Follow,
+    /// To tell what balances on the node; every manager has to know.
+    Announce,
 }
 
 /// The other end said something else than expected.

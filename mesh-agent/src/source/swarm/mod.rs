@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::{labels::LabelError, lists::Lists, pace::Pace};
-use super::{Backoff, Docker, DockerError, HintHandle, SourceState, describe};
+use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState, describe};
 
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);
@@ -34,6 +34,7 @@ pub struct SwarmSource {
     docker: Docker,
     state: watch::Sender<SourceState>,
     hint: HintHandle,
+    presence: Presence,
     lists: Lists,
     /// The first event or hint since the picture last changed.
     noticed: Option<SystemTime>,
@@ -53,10 +54,10 @@ enum Interruption {
 }
 
 impl SwarmSource {
-    /// A source that reads from `docker`; nothing happens before [`SwarmSource::run`]. The handle asks
-    /// for a fresh list at once.
+    /// A source that reads from `docker`, and from `presence` what the nodes balance with; nothing
+    /// happens before [`SwarmSource::run`]. The handle asks for a fresh list at once.
     #[must_use]
-    pub fn new(docker: Docker) -> (Self, watch::Receiver<SourceState>, HintHandle) {
+    pub fn new(docker: Docker, presence: Presence) -> (Self, watch::Receiver<SourceState>, HintHandle) {
         let (state, receiver) = watch::channel(SourceState {
             origin: "this manager's engine".to_owned(),
             ..SourceState::default()
@@ -66,6 +67,7 @@ impl SwarmSource {
             docker,
             state,
             hint: hint.clone(),
+            presence,
             lists: Lists::default(),
             noticed: None,
             said: BTreeSet::new(),
@@ -74,7 +76,15 @@ impl SwarmSource {
     }
 
     /// Follows the Swarm until cancelled; survives every failure of the engine.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) {
+        let (presence, state) = (self.presence.clone(), self.state.clone());
+        tokio::select! {
+            () = self.follow_swarm(shutdown) => {}
+            () = presence.publish_to(&state) => {}
+        }
+    }
+
+    async fn follow_swarm(mut self, shutdown: CancellationToken) {
         let mut backoff = Backoff::default();
         loop {
             let Some(interruption) = shutdown.run_until_cancelled(self.follow(&mut backoff)).await else {
@@ -163,12 +173,13 @@ impl SwarmSource {
 
     /// Publishes the lists if they make another picture than before; says whether they do.
     fn publish(&mut self, cluster_id: &str, seen: SystemTime) -> bool {
-        let cluster = self.lists.cluster(cluster_id);
+        let mut cluster = self.lists.cluster(cluster_id);
         let noticed = self.noticed;
         let mut changed = false;
         self.state.send_if_modified(|state| {
             let recovered = state.trouble.take().is_some();
             state.confirmed = Some(seen);
+            self.presence.put_into(&mut cluster);
             changed = state.revision == 0 || *state.cluster != cluster;
             if changed {
                 state.cluster = Arc::new(cluster);

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: sets up, builds what is to be measured, and runs the measurement. Depends on
 //! `setup` and `build`.
 
+use std::os::fd::OwnedFd;
+
 use anyhow::{Context, Result};
 
 use crate::{
@@ -9,6 +11,8 @@ use crate::{
     lab::check_root,
     paths, setup,
 };
+
+mod mesh;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -28,6 +32,8 @@ enum Subject {
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
     },
+    /// The mesh beside Docker's own and other load balancers: connections, requests and bytes per second.
+    Mesh(mesh::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -42,10 +48,22 @@ enum Format {
 /// When a step fails, or a path has not done what it was measured for.
 pub fn run(arguments: &Arguments) -> Result<()> {
     check_root().context("the measurement loads eBPF programs into network namespaces")?;
-    let Subject::Packet { format, runs } = &arguments.subject;
-    let rows_to =
-        nix::unistd::dup(std::io::stdout()).context("standard output cannot be kept for the rows")?;
+    match &arguments.subject {
+        Subject::Packet { format, runs } => packet(*format, *runs),
+        Subject::Mesh(arguments) => mesh::run(arguments),
+    }
+}
+
+/// Sends to standard error what is printed from now on, and returns where standard output went.
+fn silence_standard_output() -> Result<OwnedFd> {
+    let kept =
+        nix::unistd::dup(std::io::stdout()).context("standard output cannot be kept for the figures")?;
     nix::unistd::dup2_stdout(std::io::stderr()).context("progress cannot go to standard error")?;
+    Ok(kept)
+}
+
+fn packet(format: Format, runs: u32) -> Result<()> {
+    let rows_to = silence_standard_output()?;
     setup::run()?;
     build::ebpf()?;
     build::ebpf_bench()?;

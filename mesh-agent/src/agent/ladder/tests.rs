@@ -1,0 +1,418 @@
+//! The ladder on data paths in memory that refuse on demand.
+
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+};
+
+use super::*;
+use crate::{
+    datapath::{ChangeError, memory::MemoryDatapath},
+    model::{HostInterface, Protocol, ServiceKey},
+    plan::Change,
+};
+
+/// What the kernel of a test is like, and what has been done to it, in order.
+#[derive(Default)]
+struct Kernel {
+    refuses_to_make: BTreeSet<DatapathKind>,
+    refuses_uplinks: BTreeSet<DatapathKind>,
+    uplink_is_gone: bool,
+    refused_rungs: Vec<RungStatus>,
+    log: Vec<String>,
+}
+
+type SharedKernel = Arc<Mutex<Kernel>>;
+
+struct Bench(SharedKernel);
+
+impl Workshop for Bench {
+    fn make(&mut self, kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
+        let mut kernel = self.0.lock().unwrap();
+        if kernel.refuses_to_make.contains(&kind) {
+            return Err(refusal("load it", "operation not permitted"));
+        }
+        kernel.log.push(format!("make {}", kind.name()));
+        Ok(Box::new(Fake {
+            kind,
+            kernel: Arc::clone(&self.0),
+            memory: MemoryDatapath::default(),
+        }))
+    }
+
+    fn clear(&mut self, kind: DatapathKind) -> Result<(), DatapathError> {
+        self.0.lock().unwrap().log.push(format!("clear {}", kind.name()));
+        Ok(())
+    }
+}
+
+struct Fake {
+    kind: DatapathKind,
+    kernel: SharedKernel,
+    memory: MemoryDatapath,
+}
+
+impl Datapath for Fake {
+    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+        let mut kernel = self.kernel.lock().unwrap();
+        let mut errors = Vec::new();
+        for change in changes {
+            if matches!(change, Change::AttachUplink(..)) && kernel.refuses_uplinks.contains(&self.kind) {
+                let source = if kernel.uplink_is_gone {
+                    DatapathError {
+                        operation: "attach to eth0".into(),
+                        source: std::io::Error::from_raw_os_error(libc::ENODEV).into(),
+                    }
+                } else {
+                    refusal("attach to eth0", "no memory")
+                };
+                errors.push(ChangeError {
+                    change: change.clone(),
+                    source,
+                });
+            } else {
+                self.memory.apply(std::slice::from_ref(change));
+            }
+        }
+        if errors.is_empty() && !changes.is_empty() {
+            kernel.log.push(format!("{} stands", self.kind.name()));
+        }
+        errors
+    }
+
+    fn counters(&mut self) -> Result<Counters, DatapathError> {
+        let mut counters = self.memory.counters()?;
+        for traffic in counters.services.values_mut() {
+            traffic.connections_total = 5;
+            traffic.connections_active = 1;
+        }
+        Ok(counters)
+    }
+
+    fn kind(&self) -> NodeDatapath {
+        self.kind.into()
+    }
+
+    fn modes(&self) -> Vec<InterfaceMode> {
+        self.memory.modes()
+    }
+
+    fn footing(&self) -> Footing {
+        let passed = self.kernel.lock().unwrap().refused_rungs.clone();
+        let rung = passed
+            .last()
+            .map_or(Rung::XdpNativeTcx, |passed| match passed.rung {
+                Rung::XdpNativeTcx => Rung::XdpNativeClsact,
+                _ => Rung::Tc,
+            });
+        Footing {
+            rung: (!self.memory.state.uplinks.is_empty()).then_some(rung),
+            passed,
+        }
+    }
+
+    fn climb(&mut self) -> Result<(), DatapathError> {
+        self.kernel.lock().unwrap().log.push("climb".into());
+        Ok(())
+    }
+
+    fn maintain(&mut self) -> Result<(), DatapathError> {
+        self.memory.maintain()
+    }
+
+    fn detach(&mut self) -> Result<(), DatapathError> {
+        let entry = format!("detach {}", self.kind.name());
+        self.kernel.lock().unwrap().log.push(entry);
+        self.memory.detach()
+    }
+}
+
+fn refusal(operation: &str, words: &str) -> DatapathError {
+    DatapathError {
+        operation: operation.into(),
+        source: words.into(),
+    }
+}
+
+const WEB: ServiceKey = ServiceKey {
+    protocol: Protocol::Tcp,
+    port: 9200,
+};
+
+/// An uplink, a peer and a service.
+fn state(_: DatapathKind) -> Desired {
+    let mut desired = Desired::default();
+    desired.peers.insert(Ipv4Addr::new(192, 0, 2, 2), None);
+    let uplink = HostInterface {
+        index: 2,
+        mac: Default::default(),
+        mtu: 1500,
+    };
+    desired.uplinks.insert("eth0".into(), uplink);
+    let service = crate::model::ServiceEntry {
+        id: "web-id".into(),
+        name: "web".into(),
+        balance: Default::default(),
+        active: Vec::new(),
+    };
+    desired.services.insert(WEB, service);
+    desired
+}
+
+/// A ladder on a kernel, at the end of the agent's first rounds.
+struct Rig {
+    kernel: SharedKernel,
+    ladder: Ladder,
+}
+
+impl Rig {
+    fn start(choice: DatapathChoice, kernel: Kernel) -> Self {
+        let kernel = Arc::new(Mutex::new(kernel));
+        let ladder = Ladder::start(choice, Box::new(Bench(Arc::clone(&kernel)))).unwrap();
+        let mut rig = Self { kernel, ladder };
+        rig.rounds(1);
+        rig
+    }
+
+    /// Rounds as the agent's loop makes them.
+    fn rounds(&mut self, count: u32) {
+        for _ in 0..count {
+            self.ladder.reconcile(&state, Instant::now());
+            self.ladder.retire();
+        }
+    }
+
+    fn ask(&mut self, request: Request) -> Result<(), String> {
+        let result = self.ladder.obey(request, &state, Instant::now());
+        self.ladder.retire();
+        result
+    }
+
+    fn kernel(&self) -> std::sync::MutexGuard<'_, Kernel> {
+        self.kernel.lock().unwrap()
+    }
+
+    /// What has been done since the last call.
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.kernel().log)
+    }
+
+    fn rung(&self, rung: Rung) -> RungStatus {
+        let mut rungs = self.ladder.status().rungs.into_iter();
+        rungs.find(|status| status.rung == rung).unwrap()
+    }
+}
+
+fn only(kind: DatapathKind) -> BTreeSet<DatapathKind> {
+    BTreeSet::from([kind])
+}
+
+use DatapathKind::{Ebpf, Ipvs};
+
+#[test]
+fn the_best_that_works_is_used_and_what_the_other_kind_left_goes_when_it_stands() {
+    let rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    assert_eq!(rig.log(), ["make ebpf", "ebpf stands", "clear ipvs"]);
+    let status = rig.ladder.status();
+    assert_eq!((status.kind, status.rung), (Ebpf, Some(Rung::XdpNativeTcx)));
+    assert_eq!((status.reason.as_str(), status.steps_down), ("", 0));
+    assert_eq!(rig.rung(Rung::Ipvs).state, RungState::NotTried);
+}
+
+#[test]
+fn a_refused_load_steps_down_at_the_start_with_the_kernels_words() {
+    let kernel = Kernel {
+        refuses_to_make: only(Ebpf),
+        ..Kernel::default()
+    };
+    let rig = Rig::start(DatapathChoice::Auto, kernel);
+    let status = rig.ladder.status();
+    assert_eq!((status.kind, status.rung), (Ipvs, Some(Rung::Ipvs)));
+    assert_eq!(status.reason, "load it: operation not permitted");
+    assert_eq!(status.steps_down, 1);
+    assert_eq!(rig.rung(Rung::Tc).state, RungState::Refused);
+    assert_eq!(rig.log(), ["make ipvs", "ipvs stands", "clear ebpf"]);
+}
+
+#[test]
+fn when_nothing_works_every_refusal_is_told() {
+    let kernel = Kernel {
+        refuses_to_make: BTreeSet::from([Ebpf, Ipvs]),
+        ..Kernel::default()
+    };
+    let bench = Bench(Arc::new(Mutex::new(kernel)));
+    let error = Ladder::start(DatapathChoice::Auto, Box::new(bench))
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.to_string(),
+        "eBPF: load it: operation not permitted; IPVS: load it: operation not permitted"
+    );
+}
+
+#[test]
+fn a_choice_is_no_more_than_asked_for() {
+    let kernel = Kernel {
+        refuses_to_make: only(Ebpf),
+        ..Kernel::default()
+    };
+    let bench = Bench(Arc::new(Mutex::new(kernel)));
+    assert!(Ladder::start(DatapathChoice::Ebpf, Box::new(bench)).is_err());
+
+    let kernel = Kernel {
+        refuses_uplinks: only(Ebpf),
+        ..Kernel::default()
+    };
+    let mut rig = Rig::start(DatapathChoice::Ebpf, kernel);
+    rig.rounds(10);
+    assert_eq!(rig.ladder.kind(), Ebpf);
+    assert!(!rig.ladder.failures().is_empty());
+    assert_eq!(rig.rung(Rung::Ipvs).reason, "only ebpf is asked for");
+}
+
+#[test]
+fn what_keeps_being_refused_at_run_time_steps_down_once_and_for_good() {
+    let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    rig.log();
+    rig.ladder.reconcile(&|_| Desired::default(), Instant::now());
+    rig.kernel().refuses_uplinks = only(Ebpf);
+    rig.rounds(STRIKES - 1);
+    assert_eq!(rig.ladder.kind(), Ebpf, "it may be passing");
+    rig.rounds(1);
+    assert_eq!(rig.ladder.kind(), Ipvs);
+    let log = rig.log();
+    let end = &log[log.len() - 3..];
+    assert_eq!(
+        end,
+        ["make ipvs", "ipvs stands", "detach ebpf"],
+        "whole before the other goes: {log:?}"
+    );
+    assert!(rig.ladder.failures().is_empty());
+    let status = rig.ladder.status();
+    assert_eq!(status.steps_down, 1);
+    assert!(
+        status.reason.contains("attach to eth0: no memory"),
+        "{}",
+        status.reason
+    );
+
+    rig.kernel().refuses_uplinks.clear();
+    rig.rounds(10);
+    assert_eq!(rig.ladder.kind(), Ipvs, "nobody has asked");
+    assert_eq!(rig.ladder.status().steps_down, 1);
+}
+
+#[test]
+fn a_device_that_is_gone_is_no_reason_to_step_down() {
+    let kernel = Kernel {
+        refuses_uplinks: only(Ebpf),
+        uplink_is_gone: true,
+        ..Kernel::default()
+    };
+    let mut rig = Rig::start(DatapathChoice::Auto, kernel);
+    rig.rounds(10);
+    assert_eq!(rig.ladder.kind(), Ebpf);
+}
+
+#[test]
+fn a_lower_rung_that_is_no_better_is_taken_back_and_not_tried_again() {
+    let kernel = Kernel {
+        refuses_uplinks: BTreeSet::from([Ebpf, Ipvs]),
+        ..Kernel::default()
+    };
+    let mut rig = Rig::start(DatapathChoice::Auto, kernel);
+    rig.rounds(10);
+    assert_eq!(rig.ladder.kind(), Ebpf);
+    assert_eq!(rig.log(), ["make ebpf", "make ipvs", "detach ipvs"]);
+    assert_eq!(rig.rung(Rung::Ipvs).state, RungState::Refused);
+}
+
+#[test]
+fn up_again_only_when_asked_and_whole_before_the_other_goes() {
+    let kernel = Kernel {
+        refuses_to_make: only(Ebpf),
+        ..Kernel::default()
+    };
+    let mut rig = Rig::start(DatapathChoice::Auto, kernel);
+    rig.log();
+    rig.ask(Request::Retry).unwrap();
+    assert_eq!(rig.ladder.kind(), Ipvs, "still refused");
+    assert_eq!(rig.log(), ["climb"]);
+
+    rig.kernel().refuses_to_make.clear();
+    rig.ask(Request::Retry).unwrap();
+    assert_eq!(rig.ladder.kind(), Ebpf);
+    assert_eq!(rig.log(), ["make ebpf", "ebpf stands", "detach ipvs"]);
+    assert_eq!(rig.ladder.status().reason, "");
+}
+
+#[test]
+fn a_retry_on_ebpf_tries_its_own_rungs() {
+    let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    rig.log();
+    rig.ask(Request::Retry).unwrap();
+    assert_eq!(rig.log(), ["climb"]);
+}
+
+#[test]
+fn another_choice_changes_over_or_leaves_everything_as_it_was() {
+    let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    rig.kernel().refuses_to_make = only(Ipvs);
+    rig.log();
+    let reason = rig.ask(Request::Use(DatapathChoice::Ipvs)).unwrap_err();
+    assert_eq!(reason, "load it: operation not permitted");
+    let status = rig.ladder.status();
+    assert_eq!((status.choice, status.kind), (DatapathChoice::Auto, Ebpf));
+
+    rig.kernel().refuses_to_make.clear();
+    rig.ask(Request::Use(DatapathChoice::Ipvs)).unwrap();
+    assert_eq!(rig.log(), ["make ipvs", "ipvs stands", "detach ebpf"]);
+    assert_eq!(rig.rung(Rung::Tc).reason, "only ipvs is asked for");
+    assert_eq!(rig.ladder.status().steps_down, 0, "asked for, not refused");
+
+    rig.ask(Request::Use(DatapathChoice::Auto)).unwrap();
+    assert_eq!(rig.ladder.kind(), Ebpf);
+}
+
+#[test]
+fn a_change_over_that_is_not_whole_is_taken_back() {
+    let mut rig = Rig::start(DatapathChoice::Ipvs, Kernel::default());
+    rig.kernel().refuses_uplinks = only(Ebpf);
+    rig.log();
+    assert!(rig.ask(Request::Use(DatapathChoice::Ebpf)).is_err());
+    assert_eq!(rig.ladder.kind(), Ipvs);
+    assert_eq!(rig.log(), ["make ebpf", "detach ebpf"]);
+}
+
+#[test]
+fn a_hook_that_is_refused_is_counted_once() {
+    let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    rig.kernel().refused_rungs = vec![RungStatus {
+        rung: Rung::XdpNativeTcx,
+        state: RungState::Refused,
+        reason: "eth0: no tcx".into(),
+    }];
+    rig.rounds(3);
+    let status = rig.ladder.status();
+    assert_eq!(status.rung, Some(Rung::XdpNativeClsact));
+    assert_eq!((status.reason.as_str(), status.steps_down), ("eth0: no tcx", 1));
+}
+
+#[test]
+fn totals_go_on_over_a_change_of_the_data_path() {
+    let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    rig.ask(Request::Use(DatapathChoice::Ipvs)).unwrap();
+    let traffic = rig.ladder.counters().unwrap().services[&WEB];
+    assert_eq!((traffic.connections_total, traffic.connections_active), (10, 1));
+}
+
+#[test]
+fn everything_leaves_the_kernel_at_the_end() {
+    let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
+    rig.log();
+    rig.ladder
+        .obey(Request::Use(DatapathChoice::Ipvs), &state, Instant::now())
+        .unwrap();
+    rig.ladder.detach().unwrap();
+    assert_eq!(rig.log()[2..], ["detach ebpf", "detach ipvs"]);
+}

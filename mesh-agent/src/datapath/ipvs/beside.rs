@@ -1,0 +1,206 @@
+//! What IPVS needs beside it for a desired state: the plans of the nftables rules and of the tunnel. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{
+    IpvsOptions,
+    address::mesh_address,
+    kernel::VirtualService,
+    rules::{Rules, Target},
+    tunnel::TunnelPlan,
+    wanted::{Role, Service, Table},
+};
+use crate::model::{Desired, Location};
+
+/// MTU assumed until an uplink is known: Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
+
+/// The rules for a state, whose frontends are those of the wanted virtual services that `stand`, or have no
+/// destination and are refused: for a port that IPVS could not be given, Docker's rules stay in charge.
+pub(super) fn rules(
+    state: &Desired,
+    options: &IpvsOptions,
+    wanted: &Table,
+    stand: impl Fn(&VirtualService) -> bool,
+) -> Rules {
+    let mut rules = Rules {
+        node_address: state.settings.node_address,
+        bridge: options.bridge.clone(),
+        tunnel_port: options.tunnel_port,
+        uplink_mtu: state
+            .uplinks
+            .values()
+            .map(|uplink| uplink.mtu)
+            .min()
+            .unwrap_or(DEFAULT_MTU),
+        peers: state.peers.keys().copied().collect(),
+        ..Rules::default()
+    };
+    for (name, service) in wanted.iter().filter(|(name, _)| stand(name)) {
+        let Role::Frontend(key) = service.role else {
+            continue;
+        };
+        if let IpAddr::V4(address) = name.address {
+            rules.frontends.insert((address, name.protocol, name.port));
+        }
+        rules.localhost.entry(key).or_insert_with(|| targets(service));
+    }
+    for backend in state.backends.values() {
+        if let Location::Local(container) = backend.location {
+            rules.local_replicas.insert(container.address);
+        }
+    }
+    rules
+}
+
+/// Where local processes' connections to 127.0.0.0/8 go: to what every frontend of the service has.
+fn targets(service: &Service) -> Vec<Target> {
+    service
+        .destinations
+        .iter()
+        .filter_map(|(destination, place)| match destination.address {
+            IpAddr::V4(address) => Some(Target {
+                backend: place.backend,
+                address,
+                port: destination.port,
+                weight: place.weight,
+            }),
+            IpAddr::V6(_) => None,
+        })
+        .collect()
+}
+
+/// The tunnel for a state; `None` while this node does not know the address that its peers know it by.
+pub(super) fn tunnel(state: &Desired, options: &IpvsOptions) -> Option<TunnelPlan> {
+    let mut plan = TunnelPlan {
+        bridge: options.bridge.clone(),
+        vni: state.settings.vni,
+        port: options.tunnel_port,
+        node_address: state.settings.node_address?,
+        peers: state.peers.keys().copied().collect(),
+        remote: BTreeMap::new(),
+        local: BTreeSet::new(),
+    };
+    for (key, backend) in &state.backends {
+        let address = mesh_address(key.address);
+        match backend.location {
+            Location::Local(_) => drop(plan.local.insert(address)),
+            Location::Remote(peer) => drop(plan.remote.insert(address, peer)),
+        }
+    }
+    Some(plan)
+}
+
+/// The new plan with what only the old one has: in force until nothing refers to that any more.
+pub(super) fn widened(old: &TunnelPlan, new: &TunnelPlan) -> TunnelPlan {
+    let mut plan = new.clone();
+    plan.peers.extend(&old.peers);
+    for (address, peer) in &old.remote {
+        if !plan.local.contains(address) {
+            plan.remote.entry(*address).or_insert(*peer);
+        }
+    }
+    plan.local.extend(
+        old.local
+            .iter()
+            .filter(|address| !new.remote.contains_key(address)),
+    );
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::{
+        datapath::ipvs::wanted::{
+            self,
+            tests::{container, state},
+        },
+        model::{Balance, HostInterface, MacAddress, ServiceKey},
+    };
+
+    const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+    fn node() -> Desired {
+        let backends = [(7, container(7), 2), (8, Location::Remote(PEER), 0)];
+        let mut state = state(Balance::default(), &backends);
+        state.settings.node_address = Some(NODE);
+        state.settings.vni = 77;
+        state.peers.insert(PEER, None);
+        for (name, mtu) in [("eth0", 1500), ("eth1", 1400)] {
+            let uplink = HostInterface {
+                index: 2,
+                mac: MacAddress::default(),
+                mtu,
+            };
+            state.uplinks.insert(name.to_owned(), uplink);
+        }
+        state
+    }
+
+    fn rules_of(state: &Desired, stand: bool) -> Rules {
+        let options = IpvsOptions::default();
+        let wanted = wanted::table(state, options.service_address);
+        rules(state, &options, &wanted, |_| stand)
+    }
+
+    #[test]
+    fn the_rules_name_what_ipvs_answers_and_where_local_processes_go() {
+        let rules = rules_of(&node(), true);
+        let [(address, protocol, port)] = rules.frontends.iter().copied().collect::<Vec<_>>()[..] else {
+            panic!("mesh addresses are no frontends: {:?}", rules.frontends);
+        };
+        assert_eq!((address, port), (NODE, 9200));
+        let key = ServiceKey { protocol, port };
+        let targets: Vec<_> = rules.localhost[&key]
+            .iter()
+            .map(|target| (target.address.to_string(), target.port, target.weight))
+            .collect();
+        assert_eq!(
+            targets,
+            [
+                ("172.18.0.7".to_owned(), 80, 2),
+                ("250.0.0.8".to_owned(), 9200, 0)
+            ]
+        );
+        assert_eq!(rules.uplink_mtu, 1400, "the smallest");
+        assert_eq!(rules.local_replicas, [Ipv4Addr::new(172, 18, 0, 7)].into());
+    }
+
+    #[test]
+    fn a_port_that_ipvs_could_not_be_given_stays_dockers() {
+        let rules = rules_of(&node(), false);
+        assert!(rules.frontends.is_empty() && rules.localhost.is_empty());
+    }
+
+    #[test]
+    fn the_tunnel_leads_each_mesh_address_to_its_node() {
+        let plan = tunnel(&node(), &IpvsOptions::default()).unwrap();
+        assert_eq!(plan.local, [Ipv4Addr::new(250, 0, 0, 7)].into());
+        assert_eq!(plan.remote, [(Ipv4Addr::new(250, 0, 0, 8), PEER)].into());
+        assert_eq!(plan.vni, 77);
+        assert_eq!(tunnel(&Desired::default(), &IpvsOptions::default()), None);
+    }
+
+    #[test]
+    fn while_things_change_the_tunnel_serves_both_states() {
+        let old = tunnel(&node(), &IpvsOptions::default()).unwrap();
+        let mut new = old.clone();
+        new.peers.clear();
+        new.remote.clear();
+        // The address 250.0.0.7 has moved to the peer.
+        new.local.clear();
+        new.remote.insert(Ipv4Addr::new(250, 0, 0, 7), PEER);
+        let both = widened(&old, &new);
+        assert_eq!(both.peers, old.peers);
+        assert_eq!(both.remote.len(), 2);
+        assert!(both.local.is_empty(), "no address is in two places");
+        assert_eq!(widened(&old, &old), old);
+    }
+}

@@ -1,0 +1,408 @@
+//! The data path without eBPF: the kernel's IPVS, with what it needs beside it, programmed over netlink.
+//! Imports the model and the plan.
+//!
+//! The desired state is kept, and kernel objects are brought to what it asks for after each batch of changes:
+//! first what others refer to is made, last what nobody refers to any more is removed.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
+
+use tracing::{debug, warn};
+
+pub mod address;
+pub mod kernel;
+pub mod netlink;
+pub mod rules;
+pub mod tunnel;
+
+mod accounts;
+mod beside;
+mod difference;
+mod services;
+mod sysctls;
+mod wanted;
+
+use self::{
+    rules::{Rules, RulesError, Table},
+    services::{Failure, Services},
+    sysctls::{SysctlError, Sysctls},
+    tunnel::{Tunnel, TunnelError, TunnelPlan},
+};
+use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode};
+use crate::{
+    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
+    plan::{Change, fold},
+};
+
+/// Removes what an agent before has left in this network namespace. Looks first, so that no module is
+/// loaded where there is nothing; says whether there was anything to look at.
+///
+/// # Errors
+/// When something could not be removed.
+pub fn remove_leftovers(options: IpvsOptions) -> Result<bool, DatapathError> {
+    let remembered = options.run_directory.join(SYSCTL_MEMORY).exists();
+    let joined = nix::net::if_::if_nametoindex(tunnel::DEVICE).is_ok();
+    if !(remembered || joined) {
+        return Ok(false);
+    }
+    IpvsDatapath::new(options)?.detach()?;
+    Ok(true)
+}
+
+/// File in the run folder that says what kernel settings were before.
+const SYSCTL_MEMORY: &str = "ipvs-sysctls.json";
+/// Calls of `maintain` (about a second apart) from one look at the kernel's objects to the next.
+const VERIFY_EVERY: u32 = 10;
+
+/// How to set the data path up.
+#[derive(Clone, Debug)]
+pub struct IpvsOptions {
+    /// UDP port of the tunnel between nodes.
+    pub tunnel_port: u16,
+    /// The bridge behind which containers are reached: Docker's `docker_gwbridge`.
+    pub bridge: String,
+    /// The address at which only the eBPF data path answers; it is left out here.
+    pub service_address: Ipv4Addr,
+    /// Folder for what must outlive a killed agent, e.g. `/run/mesh`; made if it is missing.
+    pub run_directory: PathBuf,
+    /// Where the kernel's settings are: `/proc/sys`, or where a container has it mounted.
+    pub sysctls: PathBuf,
+}
+
+impl Default for IpvsOptions {
+    fn default() -> Self {
+        Self {
+            tunnel_port: 6081,
+            bridge: "docker_gwbridge".to_owned(),
+            service_address: Ipv4Addr::new(169, 254, 96, 1),
+            run_directory: PathBuf::from("/run/mesh"),
+            sysctls: PathBuf::from("/proc/sys"),
+        }
+    }
+}
+
+/// The data path of one network namespace: of the thread that made it, on which all calls must be made.
+pub struct IpvsDatapath {
+    options: IpvsOptions,
+    state: Desired,
+    services: Services,
+    rules: Table,
+    tunnel: Tunnel,
+    /// What was last asked of the tunnel.
+    tunnel_plan: Option<TunnelPlan>,
+    sysctls: Sysctls,
+    /// Whether anything has been asked for since the start or since it was all removed.
+    engaged: bool,
+    /// Whether the kernel is not yet what the state asks for.
+    unsettled: bool,
+    rounds: u32,
+    /// Whether an earlier agent's virtual services were found.
+    adopted: bool,
+}
+
+impl IpvsDatapath {
+    /// Opens IPVS (the kernel loads its module) and reads what an earlier agent has left. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel has no IPVS or the agent may not use it.
+    pub fn new(options: IpvsOptions) -> Result<Self, DatapathError> {
+        let services = Services::adopt()?;
+        let memory = options.run_directory.join(SYSCTL_MEMORY);
+        let rules = Table::open().map_err(|error| failed("open nftables", error))?;
+        let tunnel = Tunnel::new().map_err(|error| failed("open rtnetlink", error))?;
+        let sysctls = Sysctls::open(&options.sysctls, &memory)
+            .map_err(|error| failed("read what kernel settings were before", error))?;
+        debug!("IPVS opened");
+        Ok(Self {
+            options,
+            state: Desired::default(),
+            adopted: services.found_any(),
+            services,
+            rules,
+            tunnel,
+            tunnel_plan: None,
+            sysctls,
+            engaged: false,
+            unsettled: false,
+            rounds: 0,
+        })
+    }
+
+    /// Brings the kernel to what the state asks for: first what leads to new destinations, then these, then
+    /// the rules that send packets there; and all that is no longer wanted in the opposite order.
+    fn reconcile(&mut self) -> Vec<Failure> {
+        let wanted = wanted::table(&self.state, self.options.service_address);
+        // IPVS would drop what has no replica without a word to local processes; the rules refuse it.
+        let mut served = wanted.clone();
+        served.retain(|_, service| !service.destinations.is_empty());
+        let plan = beside::tunnel(&self.state, &self.options);
+        let mut steps = Steps::default();
+        steps.tried("change kernel settings", self.set_ipvs_sysctls());
+        if let Some(plan) = &plan {
+            let wide = match &self.tunnel_plan {
+                Some(old) => beside::widened(old, plan),
+                None => plan.clone(),
+            };
+            steps.tried("make the tunnel", self.make_tunnel(wide));
+        }
+        steps.failures.extend(self.services.grow(&served));
+        let rules = beside::rules(&self.state, &self.options, &wanted, |name| {
+            !served.contains_key(name) || self.services.has(name)
+        });
+        // What is about to go is counted first.
+        match self.rules.counters() {
+            Ok(connections) => self.services.read_local(&connections),
+            Err(error) => steps.tried("read the nftables counters", Err(error)),
+        }
+        steps.tried("write the nftables rules", self.rules.apply(&rules));
+        steps.tried("change kernel settings", self.set_bridge_sysctls(&rules));
+        steps.failures.extend(self.services.shrink(&served));
+        match plan {
+            Some(plan) if self.tunnel_plan.as_ref() == Some(&plan) => {}
+            Some(plan) => steps.tried("change the tunnel", self.make_tunnel(plan)),
+            None => {
+                self.tunnel_plan = None;
+                steps.tried("remove the tunnel", self.tunnel.remove());
+            }
+        }
+        self.unsettled = !steps.failures.is_empty();
+        steps.failures
+    }
+
+    /// Takes the frontends out of the rules, if there are any rules.
+    fn empty_rules(&mut self) -> Result<(), RulesError> {
+        if self.rules.read()?.is_none() {
+            return Ok(());
+        }
+        self.rules.apply(&Rules {
+            bridge: self.options.bridge.clone(),
+            tunnel_port: self.options.tunnel_port,
+            ..Rules::default()
+        })
+    }
+
+    fn make_tunnel(&mut self, plan: TunnelPlan) -> Result<(), TunnelError> {
+        let idle = plan.remote.is_empty() && plan.local.is_empty();
+        let result = self.tunnel.apply(&plan);
+        self.tunnel_plan = Some(plan);
+        match result {
+            // Docker makes the bridge when the node joins a Swarm; until then there is nothing to connect.
+            Err(TunnelError::NoBridge(_)) if idle => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Settings without which connections would not find their way.
+    fn set_ipvs_sysctls(&mut self) -> Result<(), SysctlError> {
+        // Docker's firewall rules judge by conntrack, which IPVS must therefore keep informed.
+        self.sysctls.set("net/ipv4/vs/conntrack", "1")?;
+        // A connection whose destination is gone ends at its next packet.
+        self.sysctls.set("net/ipv4/vs/expire_nodest_conn", "1")?;
+        // A client does not keep to a destination that drains.
+        self.sysctls.set("net/ipv4/vs/expire_quiescent_template", "1")?;
+        // What a replica answers to a peer is routed by the mesh address that IPVS puts into it.
+        self.sysctls.set("net/ipv4/vs/snat_reroute", "1")
+    }
+
+    /// Local processes' connections to 127.0.0.1 are sent to containers; the rules keep containers from doing
+    /// the same in the other direction, and are there first.
+    fn set_bridge_sysctls(&mut self, rules: &Rules) -> Result<(), SysctlError> {
+        let bridge = &rules.bridge;
+        self.sysctls
+            .set(&format!("net/ipv4/conf/{bridge}/route_localnet"), "1")
+    }
+}
+
+/// The failures of a series of steps, each of which is tried whatever became of the others.
+#[derive(Default)]
+struct Steps {
+    failures: Vec<Failure>,
+}
+
+impl Steps {
+    fn tried<E>(&mut self, operation: &str, result: Result<(), E>)
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        if let Err(error) = result {
+            self.failures.push(Failure {
+                service: None,
+                error: failed(operation, error),
+            });
+        }
+    }
+}
+
+impl Datapath for IpvsDatapath {
+    fn kind(&self) -> NodeDatapath {
+        NodeDatapath::Ipvs
+    }
+
+    fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+        let before = self.state.clone();
+        self.engaged |= !changes.is_empty();
+        let mut failures = Vec::new();
+        let mut removed = BTreeSet::<BackendKey>::new();
+        for change in changes {
+            match change {
+                Change::RemoveBackend(key) => drop(removed.insert(*key)),
+                // Another task gets the name of one that is gone: nothing of that is inherited.
+                Change::UpsertBackend(key, _) if removed.contains(key) => {
+                    failures.extend(self.reconcile());
+                    removed.clear();
+                }
+                _ => {}
+            }
+            fold(&mut self.state, change.clone());
+        }
+        if !changes.is_empty() || self.unsettled {
+            failures.extend(self.reconcile());
+        }
+        let mut errors: Vec<ChangeError> = Vec::new();
+        for failure in failures {
+            let Some(change) = culprit(changes, failure.service) else {
+                let error: &dyn std::error::Error = &failure.error;
+                warn!(error, "the data path is not what it should be");
+                continue;
+            };
+            // The first reason is the one that matters; the change is tried again as a whole.
+            if errors.iter().all(|error| error.change != *change) {
+                restore(&mut self.state, &before, change);
+                errors.push(ChangeError {
+                    change: change.clone(),
+                    source: failure.error,
+                });
+            }
+        }
+        errors
+    }
+
+    fn counters(&mut self) -> Result<Counters, DatapathError> {
+        let local = self
+            .rules
+            .counters()
+            .map_err(|error| failed("read the nftables counters", error))?;
+        self.services.counters(&self.state, &local)
+    }
+
+    fn modes(&self) -> Vec<InterfaceMode> {
+        self.state
+            .uplinks
+            .keys()
+            .map(|name| InterfaceMode {
+                interface: name.clone(),
+                mode: Mode::Ipvs,
+                reason: String::new(),
+            })
+            .collect()
+    }
+
+    fn maintain(&mut self) -> Result<(), DatapathError> {
+        self.rounds = self.rounds.wrapping_add(1);
+        let verify = self.rounds.is_multiple_of(VERIFY_EVERY) && self.engaged;
+        if verify {
+            // Others may have removed something, or Docker made its bridge anew.
+            self.services.verify()?;
+        }
+        if !self.unsettled && !verify {
+            return Ok(());
+        }
+        self.reconcile()
+            .into_iter()
+            .next()
+            .map_or(Ok(()), |failure| Err(failure.error))
+    }
+
+    fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
+        // What is desired has been claimed by the changes that led there.
+        self.services.disown();
+        self.reconcile()
+            .into_iter()
+            .next()
+            .map_or(Ok(()), |failure| Err(failure.error))
+    }
+
+    fn detach(&mut self) -> Result<(), DatapathError> {
+        self.state = Desired::default();
+        self.tunnel_plan = None;
+        self.unsettled = false;
+        self.engaged = false;
+        let mut steps = Steps::default();
+        // Docker's own rules are asked again before IPVS stops answering; what guards 127.0.0.0/8 goes last.
+        steps.tried("empty the nftables rules", self.empty_rules());
+        let services = self.services.clear();
+        steps.tried("remove the tunnel", self.tunnel.remove());
+        steps.tried("put kernel settings back", self.sysctls.restore());
+        steps.tried("remove the nftables rules", self.rules.remove());
+        let beside = steps.failures.into_iter().next();
+        services.and(beside.map_or(Ok(()), |failure| Err(failure.error)))
+    }
+}
+
+/// The change that a failure keeps from being true: the last about that service, else the last of all.
+fn culprit(changes: &[Change], service: Option<ServiceKey>) -> Option<&Change> {
+    let about = |change: &&Change| match change {
+        Change::UpsertBackend(key, _) | Change::RemoveBackend(key) => Some(key.service) == service,
+        Change::UpsertService(key, _) | Change::RemoveService(key) => Some(*key) == service,
+        Change::AddFrontend(frontend) | Change::RemoveFrontend(frontend) => Some(frontend.service) == service,
+        Change::Configure(_)
+        | Change::UpsertPeer(..)
+        | Change::RemovePeer(_)
+        | Change::AttachContainer(_)
+        | Change::DetachContainer(_)
+        | Change::AttachUplink(..)
+        | Change::DetachUplink(_) => false,
+    };
+    changes.iter().rev().find(about).or(changes.last())
+}
+
+/// Takes a change back: what it is about is again as it was before, so that the state stays what the caller
+/// takes it for.
+fn restore(state: &mut Desired, before: &Desired, change: &Change) {
+    let back = match change {
+        Change::Configure(_) => Change::Configure(before.settings),
+        Change::UpsertPeer(address, _) | Change::RemovePeer(address) => match before.peers.get(address) {
+            Some(hop) => Change::UpsertPeer(*address, *hop),
+            None => Change::RemovePeer(*address),
+        },
+        Change::UpsertBackend(key, _) | Change::RemoveBackend(key) => match before.backends.get(key) {
+            Some(backend) => Change::UpsertBackend(*key, backend.clone()),
+            None => Change::RemoveBackend(*key),
+        },
+        Change::UpsertService(key, _) | Change::RemoveService(key) => match before.services.get(key) {
+            Some(service) => Change::UpsertService(*key, service.clone()),
+            None => Change::RemoveService(*key),
+        },
+        Change::AddFrontend(frontend) | Change::RemoveFrontend(frontend) => {
+            match before.frontends.contains(frontend) {
+                true => Change::AddFrontend(*frontend),
+                false => Change::RemoveFrontend(*frontend),
+            }
+        }
+        Change::AttachContainer(index) | Change::DetachContainer(index) => {
+            match before.container_interfaces.contains(index) {
+                true => Change::AttachContainer(*index),
+                false => Change::DetachContainer(*index),
+            }
+        }
+        Change::AttachUplink(name, _) | Change::DetachUplink(name) => match before.uplinks.get(name) {
+            Some(uplink) => Change::AttachUplink(name.clone(), *uplink),
+            None => Change::DetachUplink(name.clone()),
+        },
+    };
+    fold(state, back);
+}
+
+/// An error of an operation.
+fn failed(
+    operation: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> DatapathError {
+    DatapathError {
+        operation: operation.into(),
+        source: source.into(),
+    }
+}

@@ -1,0 +1,160 @@
+//! The mesh's own rules: what IPVS needs beside it, as nftables tables. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use super::{
+    Rules,
+    chains::{
+        REFUSE, SETTLE, advice, arriving, clamp, crossing, guard, input, output, postrouting, prerouting,
+        refuse, settle, translate,
+    },
+    phrase::{jumped, rule},
+    ruleset::{Content, Expression, Family, Ruleset, Set, Type},
+    target::{backend_name, names, rotation, service_name},
+};
+use crate::model::{Protocol, ServiceKey};
+
+/// What routed and local packets meet.
+pub(super) fn ip(rules: &Rules) -> Ruleset {
+    let mut chains = BTreeMap::from([
+        ("guard".to_owned(), guard(rules)),
+        ("prerouting".to_owned(), prerouting()),
+        ("input".to_owned(), input(rules)),
+        ("output".to_owned(), output()),
+        ("advice".to_owned(), advice(rules)),
+        ("clamp".to_owned(), clamp(rules)),
+        ("postrouting".to_owned(), postrouting(rules)),
+        (REFUSE.to_owned(), refuse()),
+        (SETTLE.to_owned(), settle()),
+    ]);
+    let mut counters = BTreeSet::new();
+    let mut localhost = BTreeMap::new();
+    let mut refused = BTreeSet::new();
+    for (service, targets) in &rules.localhost {
+        let places = rotation(targets);
+        for target in targets {
+            let name = backend_name(target.backend);
+            counters.insert(name.clone());
+            if target.weight > 0 {
+                let chain = translate(*service, target.address, target.port, name.clone());
+                chains.insert(name, chain);
+            }
+        }
+        if places.is_empty() {
+            refused.insert(service_bytes(*service));
+            localhost.insert(service_bytes(*service), SETTLE.to_owned());
+            continue;
+        }
+        let places = places.iter().map(|target| backend_name(target.backend)).collect();
+        let name = service_name(*service);
+        chains.insert(
+            name.clone(),
+            jumped(vec![rule(
+                "each replica in its turn",
+                [Expression::Rotate(places)],
+            )]),
+        );
+        localhost.insert(service_bytes(*service), name);
+    }
+    let frontends = rules
+        .frontends
+        .iter()
+        .map(|(address, protocol, port)| {
+            let service = ServiceKey {
+                protocol: *protocol,
+                port: *port,
+            };
+            [address.octets().to_vec(), service_bytes(service)].concat()
+        })
+        .collect();
+    let sets = BTreeMap::from([
+        (
+            names::FRONTENDS,
+            keys(
+                "what IPVS answers",
+                &[Type::Ipv4Address, Type::Protocol, Type::Port],
+                frontends,
+            ),
+        ),
+        (names::PEERS, addresses("the other nodes", &rules.peers)),
+        (
+            names::LOCAL_REPLICAS,
+            addresses("this node's replicas", &rules.local_replicas),
+        ),
+        (
+            names::REFUSED,
+            keys(
+                "published, but without a replica",
+                &[Type::Protocol, Type::Port],
+                refused,
+            ),
+        ),
+        (
+            names::LOCALHOST,
+            Set {
+                key: &[Type::Protocol, Type::Port],
+                comment: "what local processes find at 127.0.0.0/8",
+                content: Content::Chains(localhost),
+            },
+        ),
+    ]);
+    Ruleset {
+        family: Family::Ip,
+        comment: "the routing mesh's; what IPVS needs beside it",
+        sets,
+        counters,
+        chains,
+    }
+}
+
+/// What frames on bridges meet: only IPv4 between us and peers comes and goes by the tunnel, and nothing is
+/// bridged between it and containers.
+pub(super) fn bridge(rules: &Rules) -> Ruleset {
+    Ruleset {
+        family: Family::Bridge,
+        comment: "the routing mesh's; guards the tunnel between IPVS nodes",
+        sets: BTreeMap::from([(names::PEERS, addresses("the other nodes", &rules.peers))]),
+        counters: BTreeSet::new(),
+        chains: BTreeMap::from([
+            ("prerouting".to_owned(), arriving(rules)),
+            ("forward".to_owned(), crossing()),
+        ]),
+    }
+}
+
+/// The address, protocol and port that a key of the frontends' set stands for.
+pub(super) fn frontend(key: &[u8]) -> Option<(Ipv4Addr, Protocol, u16)> {
+    let [a, b, c, d, number, _, _, _, high, low, ..] = *key else {
+        return None;
+    };
+    let protocol = [Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .find(|protocol| protocol.number() == number)?;
+    Some((
+        Ipv4Addr::new(a, b, c, d),
+        protocol,
+        u16::from_be_bytes([high, low]),
+    ))
+}
+
+/// A protocol and port, each as wide as a register.
+fn service_bytes(service: ServiceKey) -> Vec<u8> {
+    let [high, low] = service.port.to_be_bytes();
+    vec![service.protocol.number(), 0, 0, 0, high, low, 0, 0]
+}
+
+fn keys(comment: &'static str, key: &'static [Type], keys: BTreeSet<Vec<u8>>) -> Set {
+    Set {
+        key,
+        comment,
+        content: Content::Keys(keys),
+    }
+}
+
+fn addresses(comment: &'static str, list: &BTreeSet<Ipv4Addr>) -> Set {
+    let list = list.iter().map(|address| address.octets().to_vec()).collect();
+    keys(comment, &[Type::Ipv4Address], list)
+}

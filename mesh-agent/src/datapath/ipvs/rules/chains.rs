@@ -1,0 +1,357 @@
+//! The chains that packets meet, rule by rule. Pure.
+//!
+//! The order of hooks matters: destinations are settled before Docker's chains are asked (-100), packets
+//! without a replica are refused before IPVS sees them (98), sources are translated before Docker's (100).
+
+use std::net::Ipv4Addr;
+
+use super::{
+    Rules,
+    phrase::{
+        BEFORE_BRIDGE_NETFILTER, BEFORE_DOCKER_DESTINATION, BEFORE_DOCKER_SOURCE, DESTINATION_OFFSET, FILTER,
+        LOOPBACK_NETWORK, MANGLE, RAW, SOURCE_OFFSET, destination, hooked, interface, jumped, load_service,
+        mesh_destination, mesh_source, network, on, port, protocol, rule, source,
+    },
+    ruleset::{Chain, Expression, Header, HookKind, Meta, Point, Register, Rule},
+    target::names,
+};
+use crate::{
+    datapath::ipvs::tunnel::DEVICE,
+    model::{Protocol, ServiceKey},
+};
+
+/// The mark of packets that came by the tunnel, on this node: "MSH".
+pub const TUNNEL_MARK: u32 = 0x004d_5348;
+/// The chain that leaves a connection's destination as it is.
+pub(super) const SETTLE: &str = "settle";
+/// The chain that refuses.
+pub(super) const REFUSE: &str = "refuse";
+/// Bytes that the tunnel adds to a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
+const TUNNEL_BYTES: u32 = 50;
+/// IPv4 and TCP headers without options.
+const HEADERS_BYTES: u32 = 40;
+/// `ICMP_REDIRECT`
+const ICMP_REDIRECT: u8 = 5;
+const TCP_FLAGS_OFFSET: u32 = 13;
+const TCP_SYN: u8 = 2;
+
+/// Drops what can only be forged.
+pub(super) fn guard(rules: &Rules) -> Chain {
+    let from_bridge = on(Meta::InputInterfaceName, &rules.bridge);
+    let not_by_tunnel = vec![
+        Expression::Meta(Meta::Mark, Register::First),
+        Expression::Unequal(Register::First, TUNNEL_MARK.to_ne_bytes().to_vec()),
+        Expression::Drop,
+    ];
+    let loopback = |offset| [network(offset, LOOPBACK_NETWORK), vec![Expression::Drop]].concat();
+    let rules = vec![
+        rule(
+            "loopback is not reached from containers",
+            [from_bridge.clone(), loopback(DESTINATION_OFFSET)].concat(),
+        ),
+        rule(
+            "loopback is not spoken for by containers",
+            [from_bridge, loopback(SOURCE_OFFSET)].concat(),
+        ),
+        rule(
+            "mesh addresses are reached by the tunnel only",
+            [mesh_destination(), not_by_tunnel.clone()].concat(),
+        ),
+        rule(
+            "mesh addresses speak by the tunnel only",
+            [mesh_source(), not_by_tunnel].concat(),
+        ),
+    ];
+    hooked(HookKind::Filter, Point::Prerouting, RAW, rules)
+}
+
+/// Settles the destination of what is IPVS's before Docker's rules are asked.
+pub(super) fn prerouting() -> Chain {
+    let rules = vec![
+        frontends_stay(),
+        rule(
+            "not Docker's mesh: this node's replica",
+            [mesh_destination(), stay()].concat(),
+        ),
+    ];
+    hooked(HookKind::Nat, Point::Prerouting, BEFORE_DOCKER_DESTINATION, rules)
+}
+
+pub(super) fn output() -> Chain {
+    let rules = vec![
+        rule(
+            "local processes to 127.0.0.0/8, which IPVS does not serve",
+            [
+                network(DESTINATION_OFFSET, LOOPBACK_NETWORK),
+                load_service(Register::First, Register::FirstAt4),
+                vec![Expression::GotoBy(names::LOCALHOST)],
+            ]
+            .concat(),
+        ),
+        frontends_stay(),
+    ];
+    hooked(HookKind::Nat, Point::Output, BEFORE_DOCKER_DESTINATION, rules)
+}
+
+pub(super) fn settle() -> Chain {
+    jumped(vec![rule("", stay())])
+}
+
+/// To a replica.
+pub(super) fn translate(service: ServiceKey, address: Ipv4Addr, port: u16, counter: String) -> Chain {
+    jumped(vec![
+        rule("", [Expression::Count(counter)]),
+        rule(
+            "",
+            [
+                Expression::Meta(Meta::Protocol, Register::First),
+                Expression::Equal(Register::First, vec![service.protocol.number()]),
+                Expression::Constant(Register::First, address.octets().to_vec()),
+                Expression::Constant(Register::Second, port.to_be_bytes().to_vec()),
+                Expression::DestinationNat {
+                    address: Register::First,
+                    port: Some(Register::Second),
+                },
+            ],
+        ),
+    ])
+}
+
+/// Only peers speak to the tunnel's port. What has no replica is refused at once, rather than dropped by
+/// IPVS with an ICMP message that the kernel sends once a second at most.
+pub(super) fn input(rules: &Rules) -> Chain {
+    let strangers = [
+        protocol(Protocol::Udp),
+        vec![
+            port(Register::First),
+            Expression::Equal(Register::First, rules.tunnel_port.to_be_bytes().to_vec()),
+            source(),
+            Expression::NotIn(names::PEERS),
+            Expression::Drop,
+        ],
+    ];
+    let without_replica = |asked: Vec<Expression>| {
+        let mut refused = load_service(Register::First, Register::FirstAt4);
+        refused.extend([
+            Expression::In(names::REFUSED),
+            // Connections to replicas that drain go on.
+            Expression::ConnectionIsNew,
+        ]);
+        refused.extend(asked);
+        refused.push(Expression::Goto(REFUSE));
+        refused
+    };
+    let rules = vec![
+        rule("the tunnel is for peers", strangers.concat()),
+        rule("no replica", without_replica(at_frontend())),
+        rule(
+            "no replica",
+            without_replica(network(DESTINATION_OFFSET, LOOPBACK_NETWORK)),
+        ),
+    ];
+    hooked(HookKind::Filter, Point::Input, FILTER, rules)
+}
+
+pub(super) fn refuse() -> Chain {
+    let refusal = |kind, answer| rule("", [protocol(kind), vec![answer]].concat());
+    jumped(vec![
+        refusal(Protocol::Tcp, Expression::Reset),
+        refusal(Protocol::Udp, Expression::PortUnreachable),
+    ])
+}
+
+/// Keeps the kernel from advising containers about routes that only the node has.
+pub(super) fn advice(rules: &Rules) -> Chain {
+    let redirect = [
+        on(Meta::OutputInterfaceName, &rules.bridge),
+        vec![
+            Expression::Meta(Meta::Protocol, Register::First),
+            Expression::Equal(Register::First, vec![libc::IPPROTO_ICMP as u8]),
+            Expression::Payload {
+                header: Header::Transport,
+                offset: 0,
+                length: 1,
+                register: Register::First,
+            },
+            Expression::Equal(Register::First, vec![ICMP_REDIRECT]),
+            Expression::Drop,
+        ],
+    ];
+    hooked(
+        HookKind::Filter,
+        Point::Output,
+        FILTER,
+        vec![rule("no shorter way", redirect.concat())],
+    )
+}
+
+/// Keeps TCP's segments small enough for the tunnel.
+pub(super) fn clamp(rules: &Rules) -> Chain {
+    let size = rules.uplink_mtu.saturating_sub(TUNNEL_BYTES + HEADERS_BYTES);
+    let Some(size) = u16::try_from(size).ok().filter(|size| *size > 0) else {
+        return hooked(HookKind::Filter, Point::Postrouting, MANGLE, Vec::new());
+    };
+    let lower = |comment, side: Vec<Expression>| {
+        rule(
+            comment,
+            [
+                on(Meta::OutputInterfaceName, &rules.bridge),
+                side,
+                protocol(Protocol::Tcp),
+                vec![
+                    Expression::Payload {
+                        header: Header::Transport,
+                        offset: TCP_FLAGS_OFFSET,
+                        length: 1,
+                        register: Register::First,
+                    },
+                    Expression::MaskByte(Register::First, TCP_SYN),
+                    Expression::Unequal(Register::First, vec![0]),
+                    Expression::Constant(Register::First, size.to_be_bytes().to_vec()),
+                    Expression::ClampSegmentSize,
+                ],
+            ]
+            .concat(),
+        )
+    };
+    let rules = vec![
+        lower("SYN to a peer's replica", mesh_destination()),
+        lower("SYN-ACK of this node's replica", mesh_source()),
+    ];
+    hooked(HookKind::Filter, Point::Postrouting, MANGLE, rules)
+}
+
+/// Sources that replies could not come back to are translated to the node's own address.
+pub(super) fn postrouting(rules: &Rules) -> Chain {
+    let Some(node) = rules.node_address else {
+        return hooked(
+            HookKind::Nat,
+            Point::Postrouting,
+            BEFORE_DOCKER_SOURCE,
+            Vec::new(),
+        );
+    };
+    let towards_bridge = on(Meta::OutputInterfaceName, &rules.bridge);
+    let as_node = vec![
+        Expression::Constant(Register::First, node.octets().to_vec()),
+        Expression::SourceNat,
+    ];
+    let rules = vec![
+        rule(
+            "into the tunnel as this node",
+            [towards_bridge.clone(), mesh_destination(), as_node.clone()].concat(),
+        ),
+        rule(
+            "loopback to a replica as this node",
+            [
+                towards_bridge.clone(),
+                network(SOURCE_OFFSET, LOOPBACK_NETWORK),
+                as_node.clone(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "a container to a replica beside it, as this node",
+            [
+                on(Meta::InputInterfaceName, &rules.bridge),
+                towards_bridge,
+                vec![
+                    destination(),
+                    Expression::In(names::LOCAL_REPLICAS),
+                    Expression::Meta(Meta::Mark, Register::First),
+                    Expression::Unequal(Register::First, TUNNEL_MARK.to_ne_bytes().to_vec()),
+                ],
+                as_node,
+            ]
+            .concat(),
+        ),
+    ];
+    hooked(HookKind::Nat, Point::Postrouting, BEFORE_DOCKER_SOURCE, rules)
+}
+
+fn frontends_stay() -> Rule {
+    rule(
+        "not Docker's mesh: IPVS answers",
+        [at_frontend(), stay()].concat(),
+    )
+}
+
+/// Matches what is for a frontend.
+fn at_frontend() -> Vec<Expression> {
+    let mut expressions = vec![destination()];
+    expressions.extend(load_service(Register::FirstAt4, Register::FirstAt8));
+    expressions.push(Expression::In(names::FRONTENDS));
+    expressions
+}
+
+/// Translates the destination to itself, which settles it.
+fn stay() -> Vec<Expression> {
+    vec![
+        destination(),
+        Expression::DestinationNat {
+            address: Register::First,
+            port: None,
+        },
+    ]
+}
+
+fn from_tunnel(comment: &'static str, matches: [Vec<Expression>; 2]) -> Rule {
+    let mut expressions = vec![
+        Expression::Meta(Meta::EtherType, Register::First),
+        Expression::Equal(Register::First, 0x0800_u16.to_be_bytes().to_vec()),
+    ];
+    expressions.extend(matches.concat());
+    expressions.extend([
+        Expression::Constant(Register::First, TUNNEL_MARK.to_ne_bytes().to_vec()),
+        Expression::SetMark,
+        Expression::Accept,
+    ]);
+    rule(comment, expressions)
+}
+
+/// What comes by the tunnel: packets between peers and replicas, and nothing else.
+pub(super) fn arriving(rules: &Rules) -> Chain {
+    let mut arriving = vec![rule(
+        "not the tunnel's",
+        [
+            Expression::Meta(Meta::InputInterfaceName, Register::First),
+            Expression::Unequal(Register::First, interface(DEVICE)),
+            Expression::Accept,
+        ],
+    )];
+    if let Some(node) = rules.node_address {
+        arriving.push(from_tunnel(
+            "a peer's, for a replica of this node",
+            [mesh_destination(), vec![source(), Expression::In(names::PEERS)]],
+        ));
+        arriving.push(from_tunnel(
+            "replies of a peer's replica",
+            [
+                mesh_source(),
+                vec![
+                    destination(),
+                    Expression::Equal(Register::First, node.octets().to_vec()),
+                ],
+            ],
+        ));
+    }
+    arriving.push(rule("nobody's", [Expression::Drop]));
+    hooked(
+        HookKind::Filter,
+        Point::Prerouting,
+        BEFORE_BRIDGE_NETFILTER,
+        arriving,
+    )
+}
+
+/// Nothing is bridged between the tunnel and containers: what is the mesh's is routed.
+pub(super) fn crossing() -> Chain {
+    let rules = [
+        (Meta::InputInterfaceName, "from the tunnel to a container"),
+        (Meta::OutputInterfaceName, "from a container to the tunnel"),
+    ]
+    .into_iter()
+    .map(|(name, comment)| rule(comment, [on(name, DEVICE), vec![Expression::Drop]].concat()))
+    .collect();
+    hooked(HookKind::Filter, Point::Forward, BEFORE_BRIDGE_NETFILTER, rules)
+}

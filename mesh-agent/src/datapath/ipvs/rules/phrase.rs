@@ -1,0 +1,112 @@
+//! Turns of phrase that the mesh's rules are made of. Pure; knows the rulesets' vocabulary and the mesh's
+//! networks.
+
+use super::ruleset::{Chain, Expression, Header, Hook, HookKind, Meta, Point, Register, Rule};
+use crate::{datapath::ipvs::address::MESH_NETWORK, model::Protocol};
+
+/// `dstnat` and `srcnat` less one: asked before Docker's own chains.
+pub(super) const BEFORE_DOCKER_DESTINATION: i32 = -101;
+pub(super) const BEFORE_DOCKER_SOURCE: i32 = 99;
+pub(super) const RAW: i32 = -300;
+pub(super) const MANGLE: i32 = -150;
+pub(super) const FILTER: i32 = 0;
+/// Before `br_netfilter`, which shows bridged packets to IPv4's hooks.
+pub(super) const BEFORE_BRIDGE_NETFILTER: i32 = -310;
+
+pub(super) const LOOPBACK_NETWORK: u8 = 127;
+
+pub(super) const SOURCE_OFFSET: u32 = 12;
+pub(super) const DESTINATION_OFFSET: u32 = 16;
+
+pub(super) fn source() -> Expression {
+    address(SOURCE_OFFSET)
+}
+
+pub(super) fn destination() -> Expression {
+    address(DESTINATION_OFFSET)
+}
+
+pub(super) fn address(offset: u32) -> Expression {
+    Expression::Payload {
+        header: Header::Network,
+        offset,
+        length: 4,
+        register: Register::First,
+    }
+}
+
+pub(super) fn mesh_source() -> Vec<Expression> {
+    network(SOURCE_OFFSET, MESH_NETWORK)
+}
+
+pub(super) fn mesh_destination() -> Vec<Expression> {
+    network(DESTINATION_OFFSET, MESH_NETWORK)
+}
+
+/// Matches a /8.
+pub(super) fn network(offset: u32, first_byte: u8) -> Vec<Expression> {
+    vec![
+        Expression::Payload {
+            header: Header::Network,
+            offset,
+            length: 1,
+            register: Register::First,
+        },
+        Expression::Equal(Register::First, vec![first_byte]),
+    ]
+}
+
+pub(super) fn protocol(protocol: Protocol) -> Vec<Expression> {
+    vec![
+        Expression::Meta(Meta::Protocol, Register::First),
+        Expression::Equal(Register::First, vec![protocol.number()]),
+    ]
+}
+
+/// TCP's and UDP's destination port.
+pub(super) fn port(register: Register) -> Expression {
+    Expression::Payload {
+        header: Header::Transport,
+        offset: 2,
+        length: 2,
+        register,
+    }
+}
+
+pub(super) fn load_service(protocol: Register, at: Register) -> Vec<Expression> {
+    vec![Expression::Meta(Meta::Protocol, protocol), port(at)]
+}
+
+pub(super) fn on(name: Meta, device: &str) -> Vec<Expression> {
+    vec![
+        Expression::Meta(name, Register::First),
+        Expression::Equal(Register::First, interface(device)),
+    ]
+}
+
+/// An interface's name, as wide as the kernel's.
+pub(super) fn interface(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(libc::IFNAMSIZ, 0);
+    bytes
+}
+
+pub(super) fn hooked(kind: HookKind, point: Point, priority: i32, rules: Vec<Rule>) -> Chain {
+    let hook = Some(Hook {
+        kind,
+        point,
+        priority,
+    });
+    Chain { hook, rules }
+}
+
+pub(super) fn jumped(rules: Vec<Rule>) -> Chain {
+    Chain { hook: None, rules }
+}
+
+pub(super) fn rule(comment: &'static str, expressions: impl Into<Vec<Expression>>) -> Rule {
+    Rule {
+        comment,
+        expressions: expressions.into(),
+    }
+}

@@ -1,0 +1,173 @@
+//! Kernel settings that the data path needs, and what they were before: remembered in a file, so that an
+//! agent after a killed one can still put them back.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// What the settings were before the mesh changed them, by path below `/proc/sys`.
+type Before = BTreeMap<String, String>;
+
+/// The settings of one network namespace: of the thread that calls.
+#[derive(Debug)]
+pub(super) struct Sysctls {
+    root: PathBuf,
+    memory: PathBuf,
+    before: Before,
+}
+
+/// A setting could not be read, written or remembered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SysctlError {
+    #[error("cannot set {path} to {value}; in a container, /proc/sys/net of the host must be writable")]
+    Write {
+        path: PathBuf,
+        value: String,
+        source: io::Error,
+    },
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] io::Error),
+    #[error("cannot remember in {0} what kernel settings were before")]
+    Remember(PathBuf, #[source] io::Error),
+    #[error("cannot understand {0}, which says what kernel settings were before; remove it to go on")]
+    Memory(PathBuf, #[source] serde_json::Error),
+}
+
+impl Sysctls {
+    /// Reads what an earlier agent remembered; nothing is changed yet.
+    pub(super) fn open(root: &Path, memory: &Path) -> Result<Self, SysctlError> {
+        let before = match fs::read(memory) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|error| SysctlError::Memory(memory.to_owned(), error))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Before::new(),
+            Err(error) => return Err(SysctlError::Read(memory.to_owned(), error)),
+        };
+        Ok(Self {
+            root: root.to_owned(),
+            memory: memory.to_owned(),
+            before,
+        })
+    }
+
+    /// Reads a setting; `None` where the kernel (or the interface) is without it.
+    pub(super) fn read(&self, name: &str) -> Result<Option<String>, SysctlError> {
+        let path = self.root.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(SysctlError::Read(path, error)),
+        }
+    }
+
+    /// Sets a setting that is otherwise, remembering what it was; none where the kernel is without it.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
+        let Some(found) = self.read(name)? else {
+            return Ok(());
+        };
+        if found == value {
+            return Ok(());
+        }
+        if !self.before.contains_key(name) {
+            self.before.insert(name.to_owned(), found);
+            self.remember()?;
+        }
+        self.write(name, value)
+    }
+
+    /// Puts back what was changed, and forgets it.
+    pub(super) fn restore(&mut self) -> Result<(), SysctlError> {
+        while let Some((name, value)) = self.before.pop_first() {
+            if self.read(&name)?.is_some()
+                && let Err(error) = self.write(&name, &value)
+            {
+                self.before.insert(name, value);
+                return Err(error);
+            }
+        }
+        match fs::remove_file(&self.memory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(SysctlError::Remember(self.memory.clone(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, name: &str, value: &str) -> Result<(), SysctlError> {
+        let path = self.root.join(name);
+        fs::write(&path, value).map_err(|source| SysctlError::Write {
+            path,
+            value: value.to_owned(),
+            source,
+        })
+    }
+
+    /// Written whole before the setting is changed, so that a killed agent leaves no change behind that is not
+    /// remembered.
+    fn remember(&self) -> Result<(), SysctlError> {
+        let failed = |error| SysctlError::Remember(self.memory.clone(), error);
+        if let Some(folder) = self.memory.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let text = serde_json::to_vec(&self.before).map_err(|error| failed(error.into()))?;
+        let draft = self.memory.with_extension("new");
+        fs::write(&draft, text).map_err(failed)?;
+        fs::rename(&draft, &self.memory).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(settings: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("sys");
+        for (name, value) in settings {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{value}\n")).unwrap();
+        }
+        let memory = folder.path().join("run/sysctls.json");
+        (folder, root, memory)
+    }
+
+    #[test]
+    fn what_was_changed_is_put_back_even_by_a_later_agent() {
+        let (_folder, root, memory) = kernel(&[("net/a", "0"), ("net/b", "1")]);
+        let mut first = Sysctls::open(&root, &memory).unwrap();
+        first.set("net/a", "1").unwrap();
+        first.set("net/b", "1").unwrap();
+        assert_eq!(first.read("net/a").unwrap().as_deref(), Some("1"));
+        drop(first);
+
+        let mut second = Sysctls::open(&root, &memory).unwrap();
+        second.set("net/a", "2").unwrap();
+        second.restore().unwrap();
+        assert_eq!(second.read("net/a").unwrap().as_deref(), Some("0"));
+        assert_eq!(second.read("net/b").unwrap().as_deref(), Some("1"));
+        assert!(!memory.exists());
+    }
+
+    #[test]
+    fn a_setting_that_the_kernel_is_without_is_left_out() {
+        let (_folder, root, memory) = kernel(&[("net/a", "0")]);
+        let mut sysctls = Sysctls::open(&root, &memory).unwrap();
+        sysctls.set("net/conf/gone/x", "1").unwrap();
+        assert_eq!(sysctls.read("net/conf/gone/x").unwrap(), None);
+        sysctls.restore().unwrap();
+        assert!(!memory.exists());
+    }
+
+    #[test]
+    fn an_interface_that_went_does_not_keep_the_rest_from_being_put_back() {
+        let (_folder, root, memory) = kernel(&[("net/a", "0"), ("net/b", "0")]);
+        let mut sysctls = Sysctls::open(&root, &memory).unwrap();
+        sysctls.set("net/a", "1").unwrap();
+        sysctls.set("net/b", "1").unwrap();
+        fs::remove_file(root.join("net/a")).unwrap();
+        sysctls.restore().unwrap();
+        assert_eq!(sysctls.read("net/b").unwrap().as_deref(), Some("0"));
+    }
+}

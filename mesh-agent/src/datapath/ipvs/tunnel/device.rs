@@ -1,0 +1,248 @@
+//! The VXLAN device itself: found, made, and put on the bridge. Imports the data path's netlink only.
+
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+        InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
+};
+use nix::errno::Errno;
+
+use super::{TunnelError, TunnelPlan};
+use crate::datapath::ipvs::{
+    address::peer_mac,
+    netlink::{Connection, Message, NetlinkError},
+};
+
+/// The name of the device.
+pub const DEVICE: &str = "mesh-vx";
+
+/// Hops that an encapsulated packet may go.
+const TTL: u8 = 64;
+
+/// An interface as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) index: u32,
+    mtu: Option<u32>,
+    address: Vec<u8>,
+    /// The bridge it is a port of.
+    bridge: Option<u32>,
+    up: bool,
+    /// What a VXLAN device was made with; `None` for other kinds.
+    vxlan: Option<Vec<InfoVxlan>>,
+    port: Vec<InfoBridgePort>,
+}
+
+/// Looks an interface up by its name.
+pub(super) fn find(connection: &mut Connection, name: &str) -> Result<Option<Device>, TunnelError> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let failed = |source| TunnelError::Device {
+        operation: format!("look {name} up"),
+        source,
+    };
+    match connection.get(&Message::encode(&RouteNetlinkMessage::GetLink(request), 0)) {
+        Ok(None) => Ok(None),
+        Ok(Some(answer)) => match answer.decode().map_err(failed)? {
+            RouteNetlinkMessage::NewLink(link) => Ok(Some(Device::of(&link))),
+            _ => Ok(None),
+        },
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+impl Device {
+    /// Makes the device what the plan asks for, on this bridge.
+    pub(super) fn ensure(
+        connection: &mut Connection,
+        plan: &TunnelPlan,
+        bridge: &Self,
+    ) -> Result<Self, TunnelError> {
+        let mut found = find(connection, DEVICE)?;
+        if let Some(device) = found.take_if(|device| !device.is_made_for(plan)) {
+            device.delete(connection)?;
+        }
+        let device = match found {
+            Some(device) => device,
+            None => Self::make(connection, plan, bridge)?,
+        };
+        if device.mtu != bridge.mtu {
+            device.set(
+                connection,
+                "set the MTU of",
+                LinkMessage::default(),
+                bridge.mtu.map(LinkAttribute::Mtu),
+            )?;
+        }
+        if device.bridge != Some(bridge.index) {
+            let attribute = Some(LinkAttribute::Controller(bridge.index));
+            device.set(connection, "put on the bridge", LinkMessage::default(), attribute)?;
+        }
+        if device.bridge != Some(bridge.index) || !device.is_quiet_port() {
+            let info = vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(quiet_port())),
+            ];
+            let attribute = Some(LinkAttribute::LinkInfo(info));
+            device.set(
+                connection,
+                "configure the bridge port",
+                LinkMessage::default(),
+                attribute,
+            )?;
+        }
+        if !device.up {
+            let mut message = LinkMessage::default();
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+            device.set(connection, "set up", message, None)?;
+        }
+        Ok(device)
+    }
+
+    /// Removes the device.
+    pub(super) fn delete(&self, connection: &mut Connection) -> Result<(), TunnelError> {
+        if self.vxlan.is_none() {
+            return Err(TunnelError::NameTaken);
+        }
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        match connection.request(&Message::encode(&RouteNetlinkMessage::DelLink(message), 0)) {
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
+            result => result.map_err(|source| TunnelError::Device {
+                operation: format!("remove {DEVICE}"),
+                source,
+            }),
+        }
+    }
+
+    /// Makes the device. It has the bridge's MTU before it is the bridge's port, or the bridge would take
+    /// the port's.
+    fn make(connection: &mut Connection, plan: &TunnelPlan, bridge: &Self) -> Result<Self, TunnelError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(DEVICE.to_owned()),
+            LinkAttribute::Address(peer_mac(plan.node_address).0.to_vec()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(settings(plan))),
+            ]),
+        ];
+        message.attributes.extend(bridge.mtu.map(LinkAttribute::Mtu));
+        let flags = netlink_packet_core::NLM_F_CREATE | netlink_packet_core::NLM_F_EXCL;
+        let failed = |source: NetlinkError| TunnelError::Device {
+            operation: format!("make {DEVICE} for network {} on UDP port {}", plan.vni, plan.port),
+            source,
+        };
+        connection
+            .request(&Message::encode(&RouteNetlinkMessage::NewLink(message), flags))
+            .map_err(failed)?;
+        let device = find(connection, DEVICE)?.ok_or(TunnelError::Vanished)?;
+        // No link-local address; refused where IPv6 is off, which is as good.
+        let without_ipv6 =
+            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+                In6AddrGenMode::None,
+            )])]);
+        if let Err(error) = device.set(
+            connection,
+            "turn IPv6 off",
+            LinkMessage::default(),
+            Some(without_ipv6),
+        ) {
+            tracing::debug!(device = DEVICE, %error, "IPv6 address generation stays as it is");
+        }
+        Ok(device)
+    }
+
+    fn set(
+        &self,
+        connection: &mut Connection,
+        what: &str,
+        mut message: LinkMessage,
+        attribute: Option<LinkAttribute>,
+    ) -> Result<(), TunnelError> {
+        message.header.index = self.index;
+        message.attributes.extend(attribute);
+        connection
+            .request(&Message::encode(&RouteNetlinkMessage::NewLink(message), 0))
+            .map_err(|source| TunnelError::Device {
+                operation: format!("{what} {DEVICE}"),
+                source,
+            })
+    }
+
+    /// Whether what cannot be changed later is as the plan wants it.
+    fn is_made_for(&self, plan: &TunnelPlan) -> bool {
+        match &self.vxlan {
+            // Somebody else's: its removal says so.
+            None => false,
+            Some(found) => {
+                self.address == peer_mac(plan.node_address).0
+                    && settings(plan).iter().all(|setting| found.contains(setting))
+            }
+        }
+    }
+
+    fn is_quiet_port(&self) -> bool {
+        quiet_port().iter().all(|setting| self.port.contains(setting))
+    }
+
+    fn of(link: &LinkMessage) -> Self {
+        let mut device = Self {
+            index: link.header.index,
+            mtu: None,
+            address: Vec::new(),
+            bridge: None,
+            up: link.header.flags.contains(LinkFlags::Up),
+            vxlan: None,
+            port: Vec::new(),
+        };
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::Mtu(bytes) => device.mtu = Some(*bytes),
+                LinkAttribute::Address(address) => device.address.clone_from(address),
+                LinkAttribute::Controller(index) => device.bridge = Some(*index),
+                LinkAttribute::LinkInfo(infos) => {
+                    for info in infos {
+                        match info {
+                            LinkInfo::Data(InfoData::Vxlan(settings)) => {
+                                device.vxlan = Some(settings.clone());
+                            }
+                            LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
+                                device.port.clone_from(settings);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        device
+    }
+}
+
+/// What the device is made with. The inner packets have checksums of their own.
+fn settings(plan: &TunnelPlan) -> Vec<InfoVxlan> {
+    vec![
+        InfoVxlan::Id(plan.vni),
+        InfoVxlan::Local(plan.node_address),
+        InfoVxlan::Ttl(TTL),
+        InfoVxlan::Learning(false),
+        InfoVxlan::Port(plan.port),
+        InfoVxlan::UDPCsum(false),
+    ]
+}
+
+/// A bridge port that gets only what is addressed to it.
+fn quiet_port() -> Vec<InfoBridgePort> {
+    vec![
+        InfoBridgePort::Learning(false),
+        InfoBridgePort::UnicastFlood(false),
+        InfoBridgePort::MulticastFlood(false),
+        InfoBridgePort::BroadcastFlood(false),
+    ]
+}

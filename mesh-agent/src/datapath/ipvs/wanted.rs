@@ -1,0 +1,308 @@
+//! The IPVS table that a desired state asks for. Pure; imports the model.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use super::{
+    address::mesh_address,
+    kernel::{Destination, SchedulerFlags, Settings, VirtualService},
+};
+use crate::model::{Backend, BackendKey, Balance, Desired, Location, Protocol, Scheduler, ServiceKey};
+
+/// The largest weight asked for. IPVS counts with signed numbers, and `wrr` goes through all of them.
+const MAX_WEIGHT: u32 = 65_535;
+
+/// Every virtual service that should be there.
+pub(super) type Table = BTreeMap<VirtualService, Service>;
+
+/// A virtual service with its destinations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Service {
+    /// How it chooses.
+    pub(super) settings: Settings,
+    /// Where it sends.
+    pub(super) destinations: BTreeMap<Destination, Place>,
+    /// What it is for.
+    pub(super) role: Role,
+}
+
+/// What a virtual service is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It answers clients; its traffic is counted.
+    Frontend(ServiceKey),
+    /// It takes what a peer sends through the tunnel to the one replica behind a mesh address; its traffic
+    /// is counted by the peer.
+    Replica(BackendKey),
+}
+
+impl Role {
+    /// The published port it serves.
+    pub(super) fn service(self) -> ServiceKey {
+        match self {
+            Self::Frontend(service) => service,
+            Self::Replica(backend) => backend.service,
+        }
+    }
+}
+
+/// A backend as a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Whose traffic it is.
+    pub(super) backend: BackendKey,
+    /// Its share of new connections.
+    pub(super) weight: u32,
+}
+
+/// Marks virtual services as the mesh's own, in the kernel itself, so that the next agent knows them and
+/// nobody else's are ever touched: no scheduler has a meaning for its third flag.
+pub(super) fn is_ours(settings: &Settings) -> bool {
+    settings.flags.third
+}
+
+/// The table for a state. `left_out` is the address that only the eBPF data path answers at.
+pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
+    let mut destinations: BTreeMap<ServiceKey, BTreeMap<Destination, Place>> = BTreeMap::new();
+    let mut table = Table::new();
+    for (key, backend) in &state.backends {
+        let Some(service) = state.services.get(&key.service) else {
+            continue;
+        };
+        let active = service.active.contains(key);
+        destinations.entry(key.service).or_default().insert(
+            destination(key, backend),
+            Place {
+                backend: *key,
+                weight: if active { backend.weight.min(MAX_WEIGHT) } else { 0 },
+            },
+        );
+        if let Location::Local(_) = backend.location {
+            let (name, service) = replica(key, backend);
+            table.insert(name, service);
+        }
+    }
+    for frontend in &state.frontends {
+        let Some(service) = state.services.get(&frontend.service) else {
+            continue;
+        };
+        if frontend.address == left_out {
+            continue;
+        }
+        table.insert(
+            virtual_service(frontend.address, frontend.service.protocol, frontend.service.port),
+            Service {
+                settings: settings(service.balance),
+                destinations: destinations.get(&frontend.service).cloned().unwrap_or_default(),
+                role: Role::Frontend(frontend.service),
+            },
+        );
+    }
+    table
+}
+
+/// Where a backend's packets go: into its container, or by its mesh address to its node.
+pub(super) fn destination(key: &BackendKey, backend: &Backend) -> Destination {
+    match backend.location {
+        Location::Local(container) => Destination {
+            address: container.address.into(),
+            port: backend.target_port,
+        },
+        Location::Remote(_) => Destination {
+            address: mesh_address(key.address).into(),
+            port: key.service.port,
+        },
+    }
+}
+
+/// What answers at the mesh address of a replica of this node. It knows that one replica only, so what
+/// came by the tunnel never goes on to another node.
+fn replica(key: &BackendKey, backend: &Backend) -> (VirtualService, Service) {
+    let place = Place {
+        backend: *key,
+        weight: 1,
+    };
+    (
+        virtual_service(mesh_address(key.address), key.service.protocol, key.service.port),
+        Service {
+            settings: settings(Balance::default()),
+            destinations: BTreeMap::from([(destination(key, backend), place)]),
+            role: Role::Replica(*key),
+        },
+    )
+}
+
+fn virtual_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> VirtualService {
+    VirtualService {
+        address: address.into(),
+        port,
+        protocol,
+    }
+}
+
+fn settings(balance: Balance) -> Settings {
+    let hashed = balance.scheduler == Scheduler::Maglev;
+    Settings {
+        scheduler: balance.scheduler.name().to_owned(),
+        flags: SchedulerFlags {
+            first: hashed,
+            second: hashed,
+            third: true,
+        },
+        // IPVS keeps a client for as long as it asks for no persistence of 0 seconds.
+        persistence: balance.affinity.filter(|seconds| *seconds > 0),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::{BackendState, Container, Frontend, MacAddress, ServiceEntry};
+
+    const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+    const LEFT_OUT: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
+    const WEB: ServiceKey = ServiceKey {
+        protocol: Protocol::Tcp,
+        port: 9200,
+    };
+
+    fn backend(location: Location, weight: u32) -> Backend {
+        Backend {
+            task: "task".into(),
+            task_name: "web.1".into(),
+            slot: Some(1),
+            node: "node".into(),
+            node_name: "node".into(),
+            target_port: 80,
+            location,
+            state: if weight == 0 {
+                BackendState::Draining
+            } else {
+                BackendState::Active
+            },
+            weight,
+        }
+    }
+
+    pub(in crate::datapath::ipvs) fn container(last: u8) -> Location {
+        Location::Local(Container {
+            ingress_address: Ipv4Addr::new(10, 0, 0, last),
+            address: Ipv4Addr::new(172, 18, 0, last),
+            mac: MacAddress::default(),
+            host_interface: u32::from(last),
+            gateway_mac: MacAddress::default(),
+        })
+    }
+
+    /// A state with one service: its backends are named by the last byte of their ingress address.
+    pub(in crate::datapath::ipvs) fn state(balance: Balance, backends: &[(u8, Location, u32)]) -> Desired {
+        let mut state = Desired::default();
+        let mut entry = ServiceEntry {
+            id: "s1".into(),
+            name: "web".into(),
+            balance,
+            active: Vec::new(),
+        };
+        for (last, location, weight) in backends {
+            let key = key(*last);
+            if *weight > 0 {
+                entry.active.push(key);
+            }
+            state.backends.insert(key, backend(*location, *weight));
+        }
+        state.services.insert(WEB, entry);
+        for address in [NODE, LEFT_OUT] {
+            state.frontends.insert(Frontend {
+                address,
+                service: WEB,
+            });
+        }
+        state
+    }
+
+    fn key(last: u8) -> BackendKey {
+        BackendKey {
+            service: WEB,
+            address: Ipv4Addr::new(10, 0, 0, last),
+        }
+    }
+
+    fn name(address: &str) -> VirtualService {
+        VirtualService {
+            address: address.parse().unwrap(),
+            port: 9200,
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    fn destinations(service: &Service) -> Vec<(String, u32)> {
+        service
+            .destinations
+            .iter()
+            .map(|(destination, place)| (destination.to_string(), place.weight))
+            .collect()
+    }
+
+    #[test]
+    fn a_frontend_reaches_containers_directly_and_others_by_their_mesh_address() {
+        let backends = [(7, container(7), 1), (8, Location::Remote(PEER), 1)];
+        let table = table(&state(Balance::default(), &backends), LEFT_OUT);
+        assert_eq!(
+            destinations(&table[&name("192.0.2.1")]),
+            [("172.18.0.7:80".to_owned(), 1), ("250.0.0.8:9200".to_owned(), 1)]
+        );
+    }
+
+    #[test]
+    fn what_comes_by_the_tunnel_goes_to_the_one_replica_it_names() {
+        let backends = [
+            (7, container(7), 1),
+            (9, container(9), 0),
+            (8, Location::Remote(PEER), 1),
+        ];
+        let table = table(&state(Balance::default(), &backends), LEFT_OUT);
+        assert_eq!(
+            destinations(&table[&name("250.0.0.7")]),
+            [("172.18.0.7:80".to_owned(), 1)]
+        );
+        assert_eq!(
+            destinations(&table[&name("250.0.0.9")]),
+            [("172.18.0.9:80".to_owned(), 1)],
+            "whether it drains is the entry node's business"
+        );
+        assert!(!table.contains_key(&name("250.0.0.8")), "that one is the peer's");
+    }
+
+    #[test]
+    fn a_draining_backend_stays_with_weight_0() {
+        let backends = [(7, container(7), 1), (8, Location::Remote(PEER), 0)];
+        let table = table(&state(Balance::default(), &backends), LEFT_OUT);
+        assert_eq!(
+            destinations(&table[&name("192.0.2.1")]),
+            [("172.18.0.7:80".to_owned(), 1), ("250.0.0.8:9200".to_owned(), 0)]
+        );
+    }
+
+    #[test]
+    fn a_service_without_backends_is_answered_all_the_same() {
+        let table = table(&state(Balance::default(), &[]), LEFT_OUT);
+        assert_eq!(destinations(&table[&name("192.0.2.1")]), []);
+        assert_eq!(table.len(), 1, "and not at the service address");
+    }
+
+    #[test]
+    fn schedulers_and_affinity_are_asked_for_by_ipvs_names() {
+        for scheduler in Scheduler::ALL {
+            let balance = Balance {
+                scheduler,
+                affinity: Some(300),
+            };
+            let table = table(&state(balance, &[]), LEFT_OUT);
+            let settings = &table[&name("192.0.2.1")].settings;
+            assert_eq!(settings.scheduler, scheduler.name());
+            assert_eq!(settings.persistence, Some(300));
+            assert!(is_ours(settings));
+            assert_eq!(settings.flags.second, scheduler == Scheduler::Maglev);
+        }
+    }
+}

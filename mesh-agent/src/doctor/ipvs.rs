@@ -1,0 +1,207 @@
+//! Probes of what the IPVS data path needs, made with that data path's own means in a network namespace
+//! that goes with the probe. The kernel loads its modules when it is asked for what is in them.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, thread};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+};
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Check, Outcome};
+use crate::{
+    admin::error_chain,
+    datapath::ipvs::{
+        IpvsOptions,
+        kernel::{Command, Ipvs, SchedulerFlags, Settings, VirtualService},
+        netlink::{Connection, Message, NetlinkError},
+        rules::{Rules, Table},
+        tunnel::{Tunnel, TunnelPlan},
+    },
+    model::{Protocol, Scheduler},
+};
+
+const NETLINK_ROUTE: isize = libc::NETLINK_ROUTE as isize;
+/// An address for documentation, at which nobody answers.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Everything that IPVS depends on.
+pub(super) async fn checks() -> Vec<Check> {
+    // A thread of its own, for its namespace must not become another's.
+    let probing = tokio::task::spawn_blocking(|| thread::spawn(probe).join());
+    match probing.await {
+        Ok(Ok(checks)) => checks,
+        _ => vec![Check::fail(
+            "IPVS",
+            "its examination broke off",
+            "this is a defect, please report it",
+        )],
+    }
+}
+
+fn probe() -> Vec<Check> {
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        return vec![Check::fail(
+            "IPVS",
+            format!("no network namespace can be made to try it in: {error}"),
+            "run as root with CAP_SYS_ADMIN, and allow the system call unshare",
+        )];
+    }
+    let mut checks = match Ipvs::open() {
+        Ok(ipvs) => {
+            let mut checks = vec![Check::ok("IPVS", "the kernel has it")];
+            checks.push(schedulers(ipvs));
+            checks
+        }
+        Err(error) => vec![Check::fail(
+            "IPVS",
+            error_chain(&error),
+            "modprobe ip_vs; where the kernel has no such module, boot one with CONFIG_IP_VS, CONFIG_IP_VS_NFCT, \
+             CONFIG_IP_VS_PROTO_TCP and CONFIG_IP_VS_PROTO_UDP",
+        )],
+    };
+    let tunnel = tunnel();
+    // The rules look at the tunnel's device.
+    let has_tunnel = tunnel.outcome == Outcome::Ok;
+    checks.push(tunnel);
+    if has_tunnel {
+        checks.push(rules());
+    }
+    checks
+}
+
+/// Which schedulers there are; services that ask for another one are refused.
+fn schedulers(mut ipvs: Ipvs) -> Check {
+    let name = "IPVS schedulers";
+    let services = Scheduler::ALL.into_iter().zip(1..);
+    let commands: Vec<Command> = services
+        .map(|(scheduler, port)| {
+            let service = VirtualService {
+                address: ADDRESS.into(),
+                port,
+                protocol: Protocol::Tcp,
+            };
+            let settings = Settings {
+                scheduler: scheduler.name().to_owned(),
+                flags: SchedulerFlags::default(),
+                persistence: None,
+            };
+            Command::NewService(service, settings)
+        })
+        .collect();
+    let results = match ipvs.apply(&commands) {
+        Ok(results) => results,
+        Err(error) => return Check::fail(name, error_chain(&error), "see the check of IPVS"),
+    };
+    let refused: Vec<_> = Scheduler::ALL
+        .into_iter()
+        .zip(results)
+        .filter_map(|(scheduler, result)| Some((scheduler.name(), result.err()?)))
+        .collect();
+    if refused.is_empty() {
+        return Check::ok(name, Scheduler::ALL.map(Scheduler::name).join(", "));
+    }
+    let reasons: Vec<_> = refused
+        .iter()
+        .map(|(name, error)| format!("{name}: {error}"))
+        .collect();
+    let modules: Vec<_> = refused
+        .iter()
+        .map(|(name, _)| format!("modprobe ip_vs_{name}"))
+        .collect();
+    let check = Check::fail(name, reasons.join("; "), modules.join("; "));
+    if refused
+        .iter()
+        .any(|(name, _)| *name == Scheduler::default().name())
+    {
+        return check;
+    }
+    Check {
+        outcome: Outcome::Warn,
+        ..check
+    }
+}
+
+/// The VXLAN device between nodes, on a bridge such as Docker's.
+fn tunnel() -> Check {
+    let name = "VXLAN on a bridge";
+    let options = IpvsOptions::default();
+    let attempt = || -> Result<(), Box<dyn std::error::Error>> {
+        make_bridge(&options.bridge)?;
+        Tunnel::new()?.apply(&TunnelPlan {
+            bridge: options.bridge.clone(),
+            vni: 1,
+            port: options.tunnel_port,
+            node_address: ADDRESS,
+            peers: BTreeSet::new(),
+            remote: Default::default(),
+            local: BTreeSet::new(),
+        })?;
+        Ok(())
+    };
+    match attempt() {
+        Ok(()) => Check::ok(name, "nodes on IPVS can reach each other's replicas"),
+        Err(error) => Check::fail(
+            name,
+            error_chain(error.as_ref()),
+            "modprobe vxlan; modprobe bridge; where the kernel has no such modules, boot one with CONFIG_VXLAN and \
+             CONFIG_BRIDGE",
+        ),
+    }
+}
+
+fn make_bridge(name: &str) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    Connection::open(NETLINK_ROUTE)?.request(&Message::encode(
+        &RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    ))
+}
+
+/// The nftables rules that IPVS needs beside it, with one port as an example.
+fn rules() -> Check {
+    let name = "nftables";
+    let options = IpvsOptions::default();
+    let rules = Rules {
+        node_address: Some(ADDRESS),
+        bridge: options.bridge,
+        tunnel_port: options.tunnel_port,
+        uplink_mtu: 1500,
+        frontends: BTreeSet::from([(ADDRESS, Protocol::Tcp, 9)]),
+        ..Rules::default()
+    };
+    match Table::open().and_then(|mut table| table.apply(&rules)) {
+        Ok(()) => Check::ok(name, "the kernel takes the rules that IPVS needs beside it"),
+        Err(error) => Check::fail(
+            name,
+            error_chain(&error),
+            "modprobe nf_tables; where the kernel has no such module, boot one with CONFIG_NF_TABLES, \
+             CONFIG_NF_TABLES_NETDEV, CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN and CONFIG_NFT_CT",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root.
+    #[tokio::test]
+    async fn a_probe_leaves_the_namespace_it_was_started_in_as_it_was() {
+        let before = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        let names = |text: &str| text.lines().filter_map(|line| line.split(':').next()).count();
+        let checks = checks().await;
+        assert_eq!(checks[0].name, "IPVS");
+        let after = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        assert_eq!(names(&before), names(&after), "{after}");
+        for check in &checks {
+            assert_eq!(check.remedy.is_empty(), check.outcome == Outcome::Ok, "{check:?}");
+        }
+    }
+}

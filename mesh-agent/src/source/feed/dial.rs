@@ -1,0 +1,105 @@
+//! How a node's agent reaches a manager's: connection, TLS, greeting, and why any of it ended. For the
+//! client, which listens, and the announcer, which speaks.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{ReadHalf, WriteHalf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    tls::{self, TlsError},
+    wire::{self, FromManager, FromNode, Purpose, Reader, VERSION, WireError, Writer},
+};
+use crate::source::{NodeIdentity, Subject, SubjectError};
+
+/// For connecting, for TLS, and for sending one message, each.
+pub(super) const LIMIT: Duration = Duration::from_secs(3);
+/// A manager that misses three heartbeats is left.
+pub(super) const SILENCE: Duration = Duration::from_millis(3 * wire::HEARTBEAT.as_millis() as u64 + 500);
+/// A manager whose own picture is older is left for another one (it may have lost its quorum).
+pub(super) const STALE: Duration = Duration::from_secs(10);
+/// One of the names in every manager's certificate.
+const MANAGER: &str = "swarm-manager";
+
+/// What is read from a manager.
+pub(super) type FromIt = Reader<ReadHalf<TlsStream<TcpStream>>>;
+/// What is written to it.
+pub(super) type ToIt = Writer<WriteHalf<TlsStream<TcpStream>>>;
+
+/// Why a manager is no longer followed or spoken to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Interruption {
+    #[error("cannot connect; is the agent running there, and is the feed port open between the nodes?")]
+    Connect(#[source] io::Error),
+    #[error("the TLS handshake failed; is it a manager of this cluster?")]
+    Handshake(#[source] io::Error),
+    #[error("this node's credentials cannot be used")]
+    Credentials(#[from] TlsError),
+    #[error("its certificate is not of a Swarm node")]
+    Subject(#[from] SubjectError),
+    #[error("it is a manager of another cluster, '{0}'")]
+    OtherCluster(String),
+    #[error("it refuses this node: {0}")]
+    Refused(String),
+    #[error("it speaks version {0} of the feed, this agent {VERSION}; run the same release on every node")]
+    Version(u32),
+    #[error("it does not keep to the feed's rules: {0}")]
+    Misbehaved(&'static str),
+    #[error("its picture of the cluster is more than {STALE:?} old")]
+    Stale,
+    #[error("this node's certificate was renewed; connecting again with it")]
+    Renewed,
+    #[error("the feed ended")]
+    Wire(#[from] WireError),
+}
+
+/// Connects to a manager and exchanges greetings.
+pub(super) async fn dial(
+    manager: SocketAddr,
+    identity: &NodeIdentity,
+    purpose: Purpose,
+) -> Result<(FromIt, ToIt), Interruption> {
+    let (reader, writer) = tokio::io::split(connect(manager, identity).await?);
+    let mut reader = Reader::new(reader, wire::MAX_FROM_MANAGER);
+    let mut writer = Writer::new(writer, wire::MAX_FROM_NODE);
+    let hello = FromNode::Hello {
+        version: VERSION,
+        purpose,
+    };
+    writer.send(&hello, LIMIT).await?;
+    match reader.next_within(SILENCE).await? {
+        FromManager::Hello { version: VERSION } => Ok((reader, writer)),
+        FromManager::Hello { version } => Err(Interruption::Version(version)),
+        FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
+        FromManager::Full { .. }
+        | FromManager::Delta { .. }
+        | FromManager::Heartbeat { .. }
+        | FromManager::Heard { .. } => Err(Interruption::Misbehaved("no greeting")),
+    }
+}
+
+async fn connect(manager: SocketAddr, identity: &NodeIdentity) -> Result<TlsStream<TcpStream>, Interruption> {
+    let config = tls::client(identity)?;
+    let stream = timeout(LIMIT, TcpStream::connect(manager))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(Interruption::Connect)?;
+    // Hints are small and urgent. Where it cannot be set, they are merely slower.
+    let _ = stream.set_nodelay(true);
+    let name = ServerName::try_from(MANAGER).map_err(|_| Interruption::Misbehaved("its name"))?;
+    let stream = timeout(LIMIT, TlsConnector::from(config).connect(name, stream))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(Interruption::Handshake)?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let subject = Subject::of(certificate.ok_or(SubjectError::Malformed)?)?;
+    if subject.cluster_id != identity.subject.cluster_id {
+        return Err(Interruption::OtherCluster(subject.cluster_id));
+    }
+    Ok(stream)
+}

@@ -1,0 +1,265 @@
+//! What nodes tell managers of their data paths, over real TLS on loopback.
+
+use super::*;
+use crate::source::{Announcer, AnnouncerOptions, Told};
+
+struct Speaker {
+    word: watch::Sender<NodeDatapath>,
+    told: watch::Receiver<Told>,
+    identity: watch::Sender<Arc<NodeIdentity>>,
+    managers: watch::Sender<Vec<SocketAddr>>,
+    shutdown: CancellationToken,
+    running: JoinHandle<()>,
+    _guard: DropGuard,
+}
+
+fn speak_to(managers: &[SocketAddr], identity: NodeIdentity, word: NodeDatapath) -> Speaker {
+    let (identity_sender, identity) = watch::channel(Arc::new(identity));
+    let (managers_sender, managers) = watch::channel(managers.to_vec());
+    let (word, word_receiver) = watch::channel(word);
+    let (told_sender, told) = watch::channel(Told::default());
+    let announcer = Announcer::new(AnnouncerOptions {
+        managers,
+        identity,
+        word: word_receiver,
+        told: told_sender,
+    });
+    let shutdown = CancellationToken::new();
+    Speaker {
+        word,
+        told,
+        identity: identity_sender,
+        managers: managers_sender,
+        running: tokio::spawn(announcer.run(shutdown.clone())),
+        _guard: shutdown.clone().drop_guard(),
+        shutdown,
+    }
+}
+
+impl Speaker {
+    async fn until_told(&mut self, word: NodeDatapath, managers: usize) {
+        let condition = |told: &Told| told.managers() == managers && told.everybody(word);
+        let told = timeout(LIMIT, self.told.wait_for(condition)).await;
+        assert!(told.is_ok(), "not everybody was told of {word:?}");
+    }
+}
+
+impl Server {
+    fn kind(&self) -> NodeDatapath {
+        self.state.borrow().cluster.nodes["worker-1"].datapath
+    }
+
+    async fn until_kind(&self, kind: NodeDatapath) {
+        let mut state = self.state.subscribe();
+        let published = state.wait_for(|state| state.cluster.nodes["worker-1"].datapath == kind);
+        if timeout(LIMIT, published).await.is_err() {
+            panic!("{kind:?} was not published; the picture says {:?}", self.kind());
+        }
+    }
+}
+
+fn announce(datapath: NodeDatapath) -> FromNode {
+    FromNode::Announce { datapath }
+}
+
+/// A connection that speaks the protocol by hand.
+async fn converse(server: &Server, identity: &NodeIdentity, messages: &[FromNode]) -> Vec<FromManager> {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = "swarm-manager".try_into().unwrap();
+    let config = tls::client(identity).unwrap();
+    let stream = TlsConnector::from(config).connect(name, stream).await.unwrap();
+    let (reader, writer) = tokio::io::split(stream);
+    let mut reader = Reader::new(reader, wire::MAX_FROM_MANAGER);
+    let mut writer = Writer::new(writer, wire::MAX_FROM_NODE);
+    for message in messages {
+        writer.send(message, LIMIT).await.unwrap();
+    }
+    let mut replies = Vec::new();
+    while let Ok(reply) = reader.next_within(LIMIT).await {
+        let last = matches!(reply, FromManager::Refused { .. });
+        replies.push(reply);
+        if last {
+            break;
+        }
+    }
+    replies
+}
+
+fn greeting() -> FromNode {
+    FromNode::Hello {
+        version: VERSION,
+        purpose: Purpose::Announce,
+    }
+}
+
+#[tokio::test]
+async fn announcement_is_published_before_it_is_acknowledged_and_followers_get_it() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let mut client = follow(
+        &[server.address],
+        authority.identity("manager-1", "swarm-manager"),
+    );
+    client.until("first picture", |state| state.revision == 7).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::None);
+    for word in [
+        NodeDatapath::None,
+        NodeDatapath::Ebpf,
+        NodeDatapath::Leaving,
+        NodeDatapath::Ipvs,
+    ] {
+        speaker.word.send_replace(word);
+        speaker.until_told(word, 1).await;
+        assert_eq!(server.kind(), word, "acknowledged and not published");
+        let seen = client
+            .until("the word", |state| {
+                state.cluster.nodes["worker-1"].datapath == word
+            })
+            .await;
+        assert_eq!(seen.revision, server.state.borrow().revision);
+        assert_eq!(
+            seen.cluster.nodes["manager-1"].datapath,
+            NodeDatapath::Unknown,
+            "a node speaks for itself only"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_manager_is_told_also_one_that_comes_later() {
+    let authority = Authority::new("cluster-1");
+    let (one, two, three) = (
+        serve(&authority).await,
+        serve(&authority).await,
+        serve(&authority).await,
+    );
+    let identity = authority.identity("worker-1", WORKER);
+    let mut speaker = speak_to(&[one.address, two.address], identity, NodeDatapath::Ebpf);
+    speaker.until_told(NodeDatapath::Ebpf, 2).await;
+    speaker.managers.send_replace(vec![two.address, three.address]);
+    speaker.until_told(NodeDatapath::Ebpf, 2).await;
+    three.until_kind(NodeDatapath::Ebpf).await;
+    speaker.word.send_replace(NodeDatapath::None);
+    speaker.until_told(NodeDatapath::None, 2).await;
+    assert_eq!(
+        (two.kind(), three.kind()),
+        (NodeDatapath::None, NodeDatapath::None)
+    );
+    assert_eq!(
+        one.kind(),
+        NodeDatapath::Ebpf,
+        "one that is no manager any more is told nothing"
+    );
+}
+
+#[tokio::test]
+async fn connection_that_is_lost_is_no_announcement() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
+    speaker.until_told(NodeDatapath::Ebpf, 1).await;
+    speaker.shutdown.cancel();
+    speaker.running.await.unwrap();
+    // The next agent of the node connects: what it finds is the word of the one before.
+    let messages = [greeting(), announce(NodeDatapath::Unknown)];
+    converse(&server, &authority.identity("worker-1", WORKER), &messages).await;
+    assert_eq!(server.kind(), NodeDatapath::Ebpf);
+}
+
+#[tokio::test]
+async fn manager_that_comes_back_is_told_anew() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let address = server.address;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut speaker = speak_to(&[address], identity, NodeDatapath::Ebpf);
+    speaker.until_told(NodeDatapath::Ebpf, 1).await;
+    server.shutdown.cancel();
+    server.running.await.unwrap();
+    let again = serve_at(address, &authority).await;
+    assert_eq!(again.kind(), NodeDatapath::Unknown);
+    again.until_kind(NodeDatapath::Ebpf).await;
+}
+
+#[tokio::test]
+async fn renewed_certificate_is_announced_with() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
+    speaker.until_told(NodeDatapath::Ebpf, 1).await;
+    // Another node's certificate: whose word it is shows that the connection is a new one.
+    let renewed = Arc::new(authority.identity("manager-1", WORKER));
+    speaker.identity.send_replace(renewed);
+    let mut state = server.state.subscribe();
+    let announced = state.wait_for(|state| state.cluster.nodes["manager-1"].datapath == NodeDatapath::Ebpf);
+    let announced = timeout(LIMIT, announced).await;
+    assert!(announced.is_ok(), "it did not connect again");
+}
+
+#[tokio::test]
+async fn removed_nodes_announcement_is_refused() {
+    let authority = Authority::new("cluster-1");
+    let mut server = serve(&authority).await;
+    let _speaker = speak_to(
+        &[server.address],
+        authority.identity("worker-9", WORKER),
+        NodeDatapath::Ebpf,
+    );
+    server.until_refused("unknown_node").await;
+}
+
+#[tokio::test]
+async fn node_that_is_removed_while_it_announces_is_dropped() {
+    let authority = Authority::new("cluster-1");
+    let mut server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
+    speaker.until_told(NodeDatapath::Ebpf, 1).await;
+    server.state.send_replace(state(99, picture(&["manager-1"], 1)));
+    speaker.word.send_replace(NodeDatapath::None);
+    server.until_refused("unknown_node").await;
+}
+
+#[tokio::test]
+async fn newer_connection_speaks_for_the_node() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut old = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
+    old.until_told(NodeDatapath::Ebpf, 1).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut new = speak_to(&[server.address], identity, NodeDatapath::Ipvs);
+    new.until_told(NodeDatapath::Ipvs, 1).await;
+    assert_eq!(server.kind(), NodeDatapath::Ipvs);
+}
+
+#[tokio::test]
+async fn announcement_that_says_nothing_or_is_out_of_place_is_refused() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    for (messages, reason) in [
+        (
+            vec![greeting(), announce(NodeDatapath::Unknown)],
+            "it announces nothing",
+        ),
+        (
+            vec![greeting(), FromNode::Hint],
+            "a request on a connection to announce",
+        ),
+        (vec![greeting(), greeting()], "a second greeting"),
+        (vec![announce(NodeDatapath::Ebpf)], "no greeting"),
+        (
+            vec![hello(VERSION), announce(NodeDatapath::Ebpf)],
+            "an announcement on a connection to follow",
+        ),
+    ] {
+        let replies = converse(&server, &identity, &messages).await;
+        let refused = |reply: &FromManager| matches!(reply, FromManager::Refused { reason: said } if said.contains(reason));
+        assert!(replies.iter().any(refused), "{reason}: {replies:?}");
+        assert_eq!(server.kind(), NodeDatapath::Unknown, "{reason}");
+    }
+}

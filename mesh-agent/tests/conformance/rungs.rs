@@ -1,0 +1,228 @@
+//! The rungs of the ladder of data paths, and what each of them can do. The only place that tells one
+//! data path from another.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use mesh_agent::{
+    datapath::{
+        Datapath, Mode, TcChoice, XdpChoice,
+        ebpf::{EbpfDatapath, EbpfOptions},
+        ipvs::{IpvsDatapath, IpvsOptions},
+    },
+    model::{NodeDatapath, Scheduler},
+};
+
+use crate::mesh::SERVICE_ADDRESS;
+
+/// The UDP port that nodes speak to each other by.
+const TUNNEL_PORT: u16 = 6081;
+
+/// One way to move packets.
+#[derive(Debug)]
+pub(crate) struct Rung {
+    /// Its name on the command line, in `MESH_DATAPATHS` and before its stories.
+    pub(crate) name: &'static str,
+    kind: Kind,
+    /// The kernels it is meant for.
+    meant: Meant,
+    /// What it can do.
+    pub(crate) can: Capabilities,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Ebpf {
+        xdp: XdpChoice,
+        tc: TcChoice,
+        shown: Mode,
+    },
+    Ipvs,
+}
+
+/// Which kernels must run a rung when nobody says which to try.
+#[derive(Debug)]
+enum Meant {
+    /// All from this version on.
+    Since(u32, u32),
+    /// Those that were built with a module.
+    WithModule(&'static str),
+}
+
+/// Where data paths may differ. Whatever is not in this table must be the same on all of them.
+#[derive(Debug)]
+pub(crate) struct Capabilities {
+    /// A replica on another node sees the client's own address, not the entry node's.
+    pub(crate) shows_clients_to_remote_replicas: bool,
+    /// The orders of choice it knows.
+    pub(crate) schedulers: &'static [Scheduler],
+    /// Whether clients can be kept at their replica.
+    pub(crate) affinity: bool,
+}
+
+const EBPF: Capabilities = Capabilities {
+    shows_clients_to_remote_replicas: true,
+    schedulers: &Scheduler::ALL,
+    affinity: true,
+};
+
+const IPVS: Capabilities = Capabilities {
+    shows_clients_to_remote_replicas: false,
+    schedulers: &Scheduler::ALL,
+    affinity: true,
+};
+
+/// All of them, best first.
+pub(crate) const LADDER: &[Rung] = &[
+    Rung {
+        name: "ebpf-native-tcx",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Native,
+            tc: TcChoice::Tcx,
+            shown: Mode::XdpNative,
+        },
+        meant: Meant::Since(6, 6),
+        can: EBPF,
+    },
+    Rung {
+        name: "ebpf-native-clsact",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Native,
+            tc: TcChoice::Clsact,
+            shown: Mode::XdpNative,
+        },
+        meant: Meant::Since(5, 15),
+        can: EBPF,
+    },
+    Rung {
+        name: "ebpf-generic-clsact",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Generic,
+            tc: TcChoice::Clsact,
+            shown: Mode::XdpGeneric,
+        },
+        meant: Meant::Since(5, 15),
+        can: EBPF,
+    },
+    Rung {
+        name: "ebpf-tc",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Off,
+            tc: TcChoice::Auto,
+            shown: Mode::Tc,
+        },
+        meant: Meant::Since(5, 15),
+        can: EBPF,
+    },
+    Rung {
+        name: "ipvs",
+        kind: Kind::Ipvs,
+        meant: Meant::WithModule("ip_vs"),
+        can: IPVS,
+    },
+];
+
+impl Rung {
+    /// What nodes announce when they run it.
+    pub(crate) fn node_datapath(&self) -> NodeDatapath {
+        match self.kind {
+            Kind::Ebpf { .. } => NodeDatapath::Ebpf,
+            Kind::Ipvs => NodeDatapath::Ipvs,
+        }
+    }
+
+    /// Whether local processes' connections need the device mesh0.
+    pub(crate) fn needs_mesh0(&self) -> bool {
+        match self.kind {
+            Kind::Ebpf { .. } => true,
+            Kind::Ipvs => false,
+        }
+    }
+
+    /// Whether it works by the kernel's virtual services, beside which others may have theirs.
+    pub(crate) fn has_virtual_services(&self) -> bool {
+        match self.kind {
+            Kind::Ebpf { .. } => false,
+            Kind::Ipvs => true,
+        }
+    }
+
+    /// What each uplink must say it runs on.
+    pub(crate) fn mode(&self) -> Mode {
+        match self.kind {
+            Kind::Ebpf { shown, .. } => shown,
+            Kind::Ipvs => Mode::Ipvs,
+        }
+    }
+
+    /// Loads the data path into this thread's network namespace, adopting what is there.
+    pub(crate) fn load(&self, cgroup: &Path) -> Result<Box<dyn Datapath>> {
+        match self.kind {
+            Kind::Ebpf { xdp, tc, .. } => {
+                let options = EbpfOptions {
+                    pins: Path::new("/sys/fs/bpf").join("mesh"),
+                    cgroup: cgroup.to_owned(),
+                    xdp,
+                    tc,
+                    flow_capacity: 16_384,
+                    geneve_port: TUNNEL_PORT,
+                    service_address: SERVICE_ADDRESS,
+                    netns_cookie: mesh_agent::doctor::own_netns_cookie()
+                        .context("the kernel does not tell its network namespaces' cookies")?,
+                };
+                Ok(Box::new(EbpfDatapath::load(options)?))
+            }
+            Kind::Ipvs => Ok(Box::new(IpvsDatapath::new(IpvsOptions {
+                tunnel_port: TUNNEL_PORT,
+                service_address: SERVICE_ADDRESS,
+                ..IpvsOptions::default()
+            })?)),
+        }
+    }
+}
+
+/// The rungs to try: those asked for by `MESH_DATAPATHS` or named on the command line, whether this kernel has them or
+/// not, else those meant for this kernel.
+pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
+    if let Ok(names) = std::env::var("MESH_DATAPATHS") {
+        return names.split(',').map(|name| by_name(name.trim())).collect();
+    }
+    if let Some(rung) = LADDER.iter().find(|rung| filter == Some(rung.name)) {
+        return Ok(vec![rung]);
+    }
+    let names = nix::sys::utsname::uname()?;
+    let release = names.release().to_string_lossy();
+    let kernel = version(&release)?;
+    let is_meant = |rung: &&Rung| match rung.meant {
+        Meant::Since(major, minor) => kernel >= (major, minor),
+        Meant::WithModule(name) => has_module(&release, name),
+    };
+    Ok(LADDER.iter().filter(is_meant).collect())
+}
+
+fn by_name(name: &str) -> Result<&'static Rung> {
+    let Some(rung) = LADDER.iter().find(|rung| rung.name == name) else {
+        let known: Vec<_> = LADDER.iter().map(|rung| rung.name).collect();
+        bail!(
+            "there is no data path `{name}`; MESH_DATAPATHS may list {}",
+            known.join(", ")
+        );
+    };
+    Ok(rung)
+}
+
+fn version(release: &str) -> Result<(u32, u32)> {
+    let mut parts = release.split(|letter: char| !letter.is_ascii_digit());
+    let mut number = || parts.next().and_then(|part| part.parse().ok());
+    number()
+        .zip(number())
+        .with_context(|| format!("the kernel's release is `{release}`"))
+}
+
+/// Whether a module is part of the kernel, or can be loaded into it.
+fn has_module(release: &str, name: &str) -> bool {
+    let file = format!("/{name}.ko");
+    ["modules.builtin", "modules.dep"].iter().any(|list| {
+        fs::read_to_string(format!("/lib/modules/{release}/{list}")).is_ok_and(|list| list.contains(&file))
+    })
+}

@@ -1,0 +1,146 @@
+//! All that can be seen of a node from outside of the mesh, as text that two moments can be compared by.
+//! Depends on `space`.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use crate::space::{Space, run};
+
+/// A node's interfaces, addresses, routes, rules, neighbours, filters, tables, virtual services, settings and
+/// pins, without what changes by itself. One fact a line.
+pub(crate) fn state(space: &Space) -> Result<Vec<String>> {
+    space
+        .enter(look)
+        .with_context(|| format!("could not look at {}", space.name))
+}
+
+/// What was there and is not now, and what is there now and was not.
+pub(crate) fn difference(before: &[String], after: &[String]) -> String {
+    let lost = before.iter().filter(|line| !after.contains(line));
+    let found = after.iter().filter(|line| !before.contains(line));
+    lost.map(|line| format!("- {line}\n"))
+        .chain(found.map(|line| format!("+ {line}\n")))
+        .collect()
+}
+
+fn look() -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    let mut add = |what: &str, text: &str| {
+        lines.extend(
+            text.lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(|line| format!("{what}: {}", line.trim_end())),
+        );
+    };
+    let links = run("ip", &["-d", "-o", "link"])?;
+    add("link", &without_timers(&links));
+    add("address", &run("ip", &["-o", "address"])?);
+    add("route", &run("ip", &["route", "show", "table", "all"])?);
+    add("rule", &run("ip", &["rule"])?);
+    add(
+        "neighbour",
+        &run("ip", &["neighbour", "show", "nud", "permanent"])?,
+    );
+    let addresses = run("bridge", &["fdb", "show"])?;
+    add(
+        "forwarding",
+        &lines_with(&addresses, &["permanent", "static", "self"]),
+    );
+    // Without counters.
+    add(
+        "nft",
+        &run("nft", &["--stateless", "--handle", "list", "ruleset"])?,
+    );
+    add("qdisc", &run("tc", &["qdisc", "show"])?);
+    for device in devices(&links) {
+        // Refused where there is no such qdisc.
+        for hook in ["ingress", "egress"] {
+            if let Ok(filters) = run("tc", &["filter", "show", "dev", &device, hook]) {
+                add(&format!("filter {device} {hook}"), &filters);
+            }
+        }
+    }
+    if let Ok(services) = fs::read_to_string("/proc/thread-self/net/ip_vs") {
+        add("ipvs", &without_connections(&services));
+    }
+    walk(Path::new("/proc/sys/net"), &mut |path| {
+        // Write-only and counting ones tell nothing.
+        if let Ok(value) = fs::read_to_string(path)
+            && !path.ends_with("nf_conntrack_count")
+        {
+            add(&path.display().to_string(), &value);
+        }
+    });
+    walk(Path::new("/sys/fs/bpf"), &mut |path| {
+        // The kernel puts those into every bpf file system by itself.
+        if path.extension().is_none_or(|extension| extension != "debug") {
+            add("pin", &path.display().to_string());
+        }
+    });
+    Ok(lines)
+}
+
+/// The names of all interfaces.
+fn devices(links: &str) -> Vec<String> {
+    links
+        .lines()
+        .filter_map(|line| line.split(": ").nth(1)?.split('@').next().map(str::to_owned))
+        .collect()
+}
+
+/// `gc_timer 123.45` and the like run by themselves.
+fn without_timers(links: &str) -> String {
+    let mut text = String::new();
+    for line in links.lines() {
+        let mut words = line.split_whitespace();
+        while let Some(word) = words.next() {
+            if word.ends_with("_timer") {
+                words.next();
+            } else {
+                text.push_str(word);
+                text.push(' ');
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Destinations end in two columns with their connections.
+fn without_connections(services: &str) -> String {
+    services
+        .lines()
+        .map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let kept = if words.first() == Some(&"->") {
+                4
+            } else {
+                words.len()
+            };
+            words[..kept.min(words.len())].join(" ") + "\n"
+        })
+        .collect()
+}
+
+fn lines_with(text: &str, words: &[&str]) -> String {
+    text.lines()
+        .filter(|line| line.split_whitespace().any(|word| words.contains(&word)))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            walk(&path, visit);
+        } else {
+            visit(&path);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! How replicas are chosen: schedulers, weights, affinity.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use anyhow::{Context, Result, ensure};
+use mesh_agent::model::{Balance, Scheduler};
+
+use crate::{
+    mesh::{Mesh, WEB},
+    talk::{Answer, Conversation, PATIENCE, spread},
+    until,
+    world::{CLIENT, OTHER_CLIENT},
+};
+
+const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
+
+/// Where it is written which orders of choice a data path has.
+const README: &str = include_str!("../../../../README.md");
+
+fn by(scheduler: Scheduler) -> Balance {
+    Balance {
+        scheduler,
+        affinity: None,
+    }
+}
+
+/// Whether a story about a scheduler can be told.
+fn knows(mesh: &Mesh<'_>, scheduler: Scheduler) -> bool {
+    mesh.rung.can.schedulers.contains(&scheduler)
+}
+
+/// One connection of a client, from a port of its own.
+fn ask_from(mesh: &Mesh<'_>, source: Ipv4Addr) -> std::io::Result<Answer> {
+    Conversation::open_from(
+        &mesh.world.client,
+        SocketAddrV4::new(source, 0),
+        mesh.frontend(1, WEB),
+    )?
+    .ask()
+}
+
+/// Every scheduler serves all replicas on every data path, and where one cannot be had it is written
+/// what comes instead.
+pub(super) fn schedulers(mesh: &mut Mesh<'_>) -> Result<()> {
+    mesh.start()?;
+    for scheduler in Scheduler::ALL {
+        mesh.publish_web(by(scheduler), REPLICAS);
+        mesh.apply()?;
+        let answers = spread(32, || ask_from(mesh, CLIENT)).with_context(|| scheduler.name())?;
+        ensure!(answers.len() >= 2, "{} spreads {answers:?}", scheduler.name());
+        if !knows(mesh, scheduler) {
+            let name = format!("`{}`", scheduler.name());
+            ensure!(
+                README.contains(&name),
+                "the README does not say that {} has no {name}",
+                mesh.rung.name
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn weights(mesh: &mut Mesh<'_>) -> Result<()> {
+    if !knows(mesh, Scheduler::WeightedRoundRobin) {
+        return Ok(());
+    }
+    if let Some(node) = mesh.cluster.nodes.get_mut("node2") {
+        node.weight = 3;
+    }
+    mesh.publish_web(by(Scheduler::WeightedRoundRobin), &["a1", "a2"]);
+    mesh.start()?;
+    let answers = spread(16, || ask_from(mesh, CLIENT))?;
+    let expected = BTreeMap::from([("a1".to_owned(), 4), ("a2".to_owned(), 12)]);
+    ensure!(answers == expected, "{answers:?}");
+    let node = mesh.world.node(1);
+    let target = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
+    let answers = spread(16, || crate::talk::ask(&node.space, target))?;
+    ensure!(answers == expected, "by loopback: {answers:?}");
+    Ok(())
+}
+
+/// Who answers connections from each of these ports of the client.
+fn by_port(mesh: &Mesh<'_>, ports: impl Iterator<Item = u16>) -> Result<BTreeMap<u16, String>> {
+    ports
+        .map(|port| {
+            let source = SocketAddrV4::new(CLIENT, port);
+            let mut conversation = Conversation::open_from(&mesh.world.client, source, mesh.frontend(1, WEB))
+                .with_context(|| format!("from port {port}"))?;
+            let replica = conversation.ask()?.replica;
+            conversation.abort()?;
+            Ok((port, replica))
+        })
+        .collect()
+}
+
+pub(super) fn hash(mesh: &mut Mesh<'_>) -> Result<()> {
+    if !knows(mesh, Scheduler::Maglev) {
+        return Ok(());
+    }
+    mesh.publish_web(by(Scheduler::Maglev), REPLICAS);
+    mesh.start()?;
+    let ports = || 20_000..20_048;
+    let first = by_port(mesh, ports())?;
+    let used: std::collections::BTreeSet<_> = first.values().collect();
+    ensure!(used.len() == REPLICAS.len(), "48 ports meet only {used:?}");
+    let second = by_port(mesh, ports())?;
+    ensure!(first == second, "{first:?} became {second:?}");
+    // Every node chooses alike.
+    if mesh.rung.can.shows_clients_to_remote_replicas {
+        let replica = &first[&20_000];
+        let source = SocketAddrV4::new(CLIENT, 20_000);
+        let mut conversation = Conversation::open_from(&mesh.world.client, source, mesh.frontend(2, WEB))?;
+        let other = conversation.ask()?.replica;
+        conversation.abort()?;
+        ensure!(*replica == other, "node1 chooses {replica}, node2 {other}");
+    }
+    // Without one replica, few of the others' connections move.
+    mesh.remove("web", "b2");
+    mesh.apply()?;
+    let third = by_port(mesh, ports())?;
+    let others: Vec<_> = first.iter().filter(|(_, replica)| *replica != "b2").collect();
+    let moved = others
+        .iter()
+        .filter(|(port, replica)| third[*port] != **replica)
+        .count();
+    ensure!(moved * 4 <= others.len(), "{moved} of {} moved", others.len());
+    Ok(())
+}
+
+pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
+    for (scheduler, weight) in [
+        (Scheduler::LeastConnection, 1),
+        (Scheduler::WeightedLeastConnection, 3),
+    ] {
+        if !knows(mesh, scheduler) {
+            continue;
+        }
+        if let Some(node) = mesh.cluster.nodes.get_mut("node2") {
+            node.weight = weight;
+        }
+        mesh.publish_web(by(scheduler), &["a1", "a2"]);
+        mesh.start()?;
+        let mut kept = BTreeMap::<String, Vec<Conversation>>::new();
+        let share = weight as usize;
+        for _ in 0..2 * (1 + share) {
+            let mut conversation = Conversation::open(&mesh.world.client, mesh.frontend(1, WEB))?;
+            let replica = conversation.ask()?.replica;
+            kept.entry(replica).or_default().push(conversation);
+        }
+        let counts: BTreeMap<_, _> = kept
+            .iter()
+            .map(|(name, kept)| (name.as_str(), kept.len()))
+            .collect();
+        let expected = BTreeMap::from([("a1", 2), ("a2", 2 * share)]);
+        ensure!(counts == expected, "{} spreads {counts:?}", scheduler.name());
+        // All of one replica's end: it is the idle one now.
+        for conversation in kept.remove("a1").unwrap_or_default() {
+            drop(conversation);
+        }
+        until("a1 is idle", PATIENCE, || {
+            let traffic = mesh.traffic(1, WEB, "a1")?;
+            ensure!(traffic.connections_active == 0, "{traffic:?}");
+            Ok(())
+        })?;
+        let mut conversation = Conversation::open(&mesh.world.client, mesh.frontend(1, WEB))?;
+        let replica = conversation.ask()?.replica;
+        ensure!(
+            replica == "a1",
+            "{} chose {replica}, which is busy",
+            scheduler.name()
+        );
+        mesh.stop()?;
+    }
+    Ok(())
+}
+
+pub(super) fn affinity(mesh: &mut Mesh<'_>) -> Result<()> {
+    if !mesh.rung.can.affinity {
+        return Ok(());
+    }
+    let balance = Balance {
+        affinity: Some(300),
+        ..Balance::default()
+    };
+    mesh.publish_web(balance, REPLICAS);
+    mesh.start()?;
+    let mut homes = BTreeMap::new();
+    for client in [CLIENT, OTHER_CLIENT] {
+        let answers = spread(6, || ask_from(mesh, client))?;
+        ensure!(answers.len() == 1, "{client} meets {answers:?}");
+        homes.insert(client, answers.into_keys().next().unwrap_or_default());
+    }
+    ensure!(
+        homes[&CLIENT] != homes[&OTHER_CLIENT],
+        "all clients meet {homes:?}"
+    );
+    mesh.drain("web", &homes[&CLIENT]);
+    mesh.apply()?;
+    let answers = spread(6, || ask_from(mesh, CLIENT))?;
+    ensure!(
+        answers.len() == 1 && !answers.contains_key(&homes[&CLIENT]),
+        "{} drains, and its client meets {answers:?}",
+        homes[&CLIENT]
+    );
+    let answers = spread(6, || ask_from(mesh, OTHER_CLIENT))?;
+    ensure!(
+        answers.contains_key(&homes[&OTHER_CLIENT]) && answers.len() == 1,
+        "the other client has moved from {} to {answers:?}",
+        homes[&OTHER_CLIENT]
+    );
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! What is counted, against what the client's own kernel counts.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context, Result, ensure};
+use mesh_agent::{
+    datapath::Traffic,
+    model::{Balance, ServiceKey},
+};
+
+use super::changes::conversations;
+use crate::{
+    mesh::{ECHO, Mesh, WEB},
+    space::Space,
+    talk::{Conversation, PATIENCE, ask, ask_by_datagram},
+    until,
+    world::World,
+};
+
+/// Counts a client's packets to and from a frontend.
+struct Meter<'a> {
+    client: &'a Space,
+}
+
+impl<'a> Meter<'a> {
+    /// Begins to count what concerns one service of node 1.
+    fn start(world: &'a World, service: ServiceKey) -> Result<Self> {
+        let (address, protocol, port) = (world.node(1).address, service.protocol, service.port);
+        let client = &world.client;
+        client.feed(
+            "nft",
+            &["-f", "-"],
+            &format!(
+                "table ip measure {{\n\
+                 chain sent {{ type filter hook output priority 0; ip daddr {address} {protocol} dport {port} counter; }}\n\
+                 chain received {{ type filter hook input priority 0; ip saddr {address} {protocol} sport {port} counter; }}\n\
+                 }}\n"
+            ),
+        )?;
+        Ok(Self { client })
+    }
+
+    /// Packets and bytes sent, packets and bytes received.
+    fn read(&self) -> Result<[u64; 4]> {
+        let text = self.client.say("nft list table ip measure")?;
+        let numbers: Vec<u64> = text
+            .lines()
+            .filter(|line| line.contains("counter packets"))
+            .flat_map(|line| {
+                line.split_whitespace()
+                    .skip_while(|word| *word != "counter")
+                    .filter_map(|word| word.parse().ok())
+            })
+            .collect();
+        numbers
+            .try_into()
+            .ok()
+            .with_context(|| format!("two rules with counters: {text}"))
+    }
+}
+
+impl Drop for Meter<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.client.say("nft delete table ip measure") {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn shown(traffic: Traffic) -> [u64; 4] {
+    [
+        traffic.packets_in,
+        traffic.bytes_in,
+        traffic.packets_out,
+        traffic.bytes_out,
+    ]
+}
+
+pub(super) fn exact(mesh: &mut Mesh<'_>) -> Result<()> {
+    for (number, replica) in ["a1", "a2"].into_iter().enumerate() {
+        mesh.cluster.tasks.clear();
+        mesh.publish_web(Balance::default(), &[replica]);
+        if number == 0 {
+            mesh.start()?;
+        } else {
+            mesh.apply()?;
+        }
+        tcp(mesh, replica).with_context(|| format!("TCP to {replica}"))?;
+        udp(mesh, replica).with_context(|| format!("UDP to {replica}"))?;
+    }
+    let services = mesh.counters(1)?.services;
+    ensure!(
+        services[&WEB].connections_total == 6 && services[&ECHO].connections_total == 8,
+        "a service's counters keep replicas that have gone: {services:?}"
+    );
+    Ok(())
+}
+
+fn tcp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
+    let world = mesh.world;
+    let target = mesh.frontend(1, WEB);
+    let meter = Meter::start(world, WEB)?;
+    let mut open = Conversation::open(&world.client, target)?;
+    open.ask()?;
+    ask(&world.client, target)?;
+    ask(&world.client, target)?;
+    until_counted(mesh, WEB, replica, &meter, [3, 1])?;
+    drop(open);
+    until_counted(mesh, WEB, replica, &meter, [3, 0])
+}
+
+fn udp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
+    let world = mesh.world;
+    let target = mesh.frontend(1, ECHO);
+    let meter = Meter::start(world, ECHO)?;
+    for _ in 0..4 {
+        ask_by_datagram(&world.client, target)?;
+    }
+    until_counted(mesh, ECHO, replica, &meter, [4, 4])
+}
+
+/// Waits until node 1 counts what the client has counted, and as many connections, in all and open. Counters
+/// may lag, but they never show what was not.
+fn until_counted(
+    mesh: &mut Mesh<'_>,
+    service: ServiceKey,
+    replica: &str,
+    meter: &Meter<'_>,
+    connections: [u64; 2],
+) -> Result<()> {
+    until("the counters are right", PATIENCE, || {
+        let counted = mesh.traffic(1, service, replica)?;
+        let expected = meter.read()?;
+        ensure!(
+            [counted.connections_total, counted.connections_active] == connections,
+            "not {connections:?}, but {counted:?}"
+        );
+        ensure!(
+            shown(counted) == expected,
+            "the client {expected:?}, the node {counted:?}"
+        );
+        Ok(())
+    })
+}
+
+pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
+    let replicas = ["a1", "a2"];
+    mesh.publish_web(Balance::default(), &replicas);
+    mesh.start()?;
+    let world = mesh.world;
+    let target = mesh.frontend(1, WEB);
+    let kept = conversations(&world.client, target, &replicas)?;
+    for _ in 0..2 {
+        ask_by_datagram(&world.client, mesh.frontend(1, ECHO))?;
+    }
+    until_connections(mesh, [1, 1])?;
+    for replica in replicas {
+        for service in [WEB, ECHO] {
+            let there = mesh.traffic(2, service, replica)?;
+            ensure!(
+                there == Traffic::default(),
+                "node2 counts {there:?} for {replica}"
+            );
+        }
+    }
+    drop(kept);
+    // Local processes and containers enter here too, each once.
+    let node = world.node(1);
+    for (number, space, target) in [
+        (2, &node.space, target),
+        (3, &node.space, SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port)),
+        (4, &world.container("x1").space, target),
+    ] {
+        ask(space, target)?;
+        ask(space, target)?;
+        until_connections(mesh, [number; 2])?;
+    }
+    Ok(())
+}
+
+fn until_connections(mesh: &mut Mesh<'_>, expected: [u64; 2]) -> Result<()> {
+    until("every connection is counted once", PATIENCE, || {
+        let counted = connections(mesh)?;
+        ensure!(counted == expected, "{counted:?}, not {expected:?}");
+        Ok(())
+    })
+}
+
+/// Connections so far to the replicas on both nodes.
+fn connections(mesh: &mut Mesh<'_>) -> Result<[u64; 2]> {
+    Ok([
+        mesh.traffic(1, WEB, "a1")?.connections_total,
+        mesh.traffic(1, WEB, "a2")?.connections_total,
+    ])
+}

@@ -1,0 +1,225 @@
+//! How a data path comes and goes, and what it leaves to others.
+
+use std::{
+    io::ErrorKind,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_agent::model::{Balance, Protocol, ServiceKey};
+
+use super::changes::{all_go_on, conversations};
+use crate::{
+    mesh::{ECHO, Mesh, WEB},
+    state::{difference, state},
+    talk::{Conversation, TCP_PORT, ask, ask_by_datagram, spread},
+};
+
+const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
+
+/// A service whose port Docker's mesh does not claim.
+const OTHER: ServiceKey = ServiceKey {
+    protocol: Protocol::Tcp,
+    port: 9300,
+};
+
+/// Uses everything a data path has.
+fn exercise(mesh: &Mesh<'_>) -> Result<()> {
+    let node = mesh.world.node(1);
+    let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
+    for (whence, space, target) in [
+        ("the client", &mesh.world.client, mesh.frontend(1, WEB)),
+        ("a local process", &node.space, loopback),
+        (
+            "a container",
+            &mesh.world.container("x1").space,
+            mesh.frontend(1, WEB),
+        ),
+    ] {
+        let answers = spread(4, || ask(space, target)).context(whence)?;
+        ensure!(answers.len() == 4, "{whence}: {answers:?}");
+    }
+    let target = mesh.frontend(1, ECHO);
+    spread(4, || ask_by_datagram(&mesh.world.client, target))?;
+    Ok(())
+}
+
+pub(super) fn no_trace(mesh: &mut Mesh<'_>) -> Result<()> {
+    let world = mesh.world;
+    let mut before = Vec::new();
+    for node in &world.nodes {
+        before.push(state(&node.space)?);
+    }
+    mesh.publish_web(Balance::default(), REPLICAS);
+    mesh.start()?;
+    exercise(mesh)?;
+    let during = state(&world.node(1).space)?;
+    ensure!(
+        !difference(&before[0], &during).is_empty(),
+        "the state shows nothing of a data path that serves"
+    );
+    mesh.stop()?;
+    for (node, before) in world.nodes.iter().zip(&before) {
+        let left = difference(before, &state(&node.space)?);
+        ensure!(left.is_empty(), "left on {}:\n{left}", node.space.name);
+    }
+    Ok(())
+}
+
+/// What others may have on a node: a table, a virtual service, filters on our interfaces, an address that is
+/// answered by the node itself.
+fn foreign(mesh: &Mesh<'_>) -> Result<Vec<(&'static str, String)>> {
+    let space = &mesh.world.node(1).space;
+    let mut seen = vec![
+        ("nft --stateless --handle list table ip foreign", String::new()),
+        (
+            "tc filter show dev eth0 ingress protocol ip pref 7",
+            String::new(),
+        ),
+        ("tc filter show dev eth0 egress protocol ip pref 7", String::new()),
+        (
+            "tc filter show dev vetha1 ingress protocol ip pref 7",
+            String::new(),
+        ),
+    ];
+    if mesh.rung.has_virtual_services() {
+        seen.push((
+            "ipvsadm --list --numeric --tcp-service 10.99.0.1:7777",
+            String::new(),
+        ));
+    }
+    for (command, text) in &mut seen {
+        *text = space.say(command)?;
+        ensure!(!text.trim().is_empty(), "`{command}` shows nothing");
+    }
+    Ok(seen)
+}
+
+fn make_foreign(mesh: &Mesh<'_>) -> Result<()> {
+    let node = mesh.world.node(1);
+    node.space.feed(
+        "nft",
+        &["-f", "-"],
+        "table ip foreign {\n\
+         set friends { type ipv4_addr; elements = { 192.0.2.7 } }\n\
+         chain input { type filter hook input priority -150; ip saddr @friends tcp dport 9200 drop; }\n\
+         chain prerouting { type nat hook prerouting priority -90; tcp dport 7778 redirect to :80; }\n}\n",
+    )?;
+    let mut script = String::new();
+    for device in ["eth0", "vetha1"] {
+        script.push_str(&format!(
+            "qdisc add dev {device} clsact\n\
+             filter add dev {device} ingress protocol ip pref 7 u32 match ip src 192.0.2.7/32 classid 1:7\n\
+             filter add dev {device} egress protocol ip pref 7 u32 match ip dst 192.0.2.7/32 classid 1:7\n"
+        ));
+    }
+    node.space.feed("tc", &["-batch", "-"], &script)?;
+    if mesh.rung.has_virtual_services() {
+        let container = node.containers[0].address;
+        node.space.feed(
+            "ipvsadm",
+            &["--restore"],
+            &format!(
+                "-A -t 10.99.0.1:7777 -s wlc -p 120\n-a -t 10.99.0.1:7777 -r {container}:{TCP_PORT} -m -w 5\n"
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+fn remove_foreign(mesh: &Mesh<'_>) -> Result<()> {
+    let space = &mesh.world.node(1).space;
+    space.say("nft delete table ip foreign")?;
+    for device in ["eth0", "vetha1"] {
+        space.say(&format!("tc qdisc del dev {device} clsact"))?;
+    }
+    if mesh.rung.has_virtual_services() {
+        space.say("ipvsadm --delete-service --tcp-service 10.99.0.1:7777")?;
+    }
+    Ok(())
+}
+
+pub(super) fn others(mesh: &mut Mesh<'_>) -> Result<()> {
+    make_foreign(mesh)?;
+    let before = foreign(mesh)?;
+    let redirected = SocketAddrV4::new(mesh.world.node(1).address, 7778);
+    mesh.publish_web(Balance::default(), REPLICAS);
+    mesh.start()?;
+    exercise(mesh)?;
+    ensure!(
+        foreign(mesh)? == before,
+        "while it runs:\n{:?}\n{before:?}",
+        foreign(mesh)?
+    );
+    let answer = ask(&mesh.world.client, redirected).context("somebody else's redirection")?;
+    ensure!(answer.replica == "node1", "{answer:?}");
+    mesh.kill()?;
+    mesh.start()?;
+    ensure!(
+        foreign(mesh)? == before,
+        "after an adoption:\n{:?}\n{before:?}",
+        foreign(mesh)?
+    );
+    mesh.stop()?;
+    ensure!(
+        foreign(mesh)? == before,
+        "after it has gone:\n{:?}\n{before:?}",
+        foreign(mesh)?
+    );
+    let answer = ask(&mesh.world.client, redirected)?;
+    ensure!(answer.replica == "node1", "{answer:?}");
+    remove_foreign(mesh)
+}
+
+pub(super) fn adoption(mesh: &mut Mesh<'_>) -> Result<()> {
+    mesh.publish_web(Balance::default(), REPLICAS);
+    mesh.publish("other", &[OTHER], Balance::default());
+    mesh.place("other", "a2");
+    mesh.start()?;
+    let world = mesh.world;
+    let target = mesh.frontend(1, WEB);
+    let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
+    let mut kept = conversations(&world.client, target, REPLICAS)?;
+    let mut local = conversations(&world.node(1).space, loopback, REPLICAS)?;
+    ask(&world.client, mesh.frontend(1, OTHER))?;
+    let before = mesh.counters(1)?;
+    mesh.kill()?;
+    all_go_on(&mut kept).context("while no agent runs")?;
+    all_go_on(&mut local).context("of a local process, while no agent runs")?;
+    exercise(mesh).context("while no agent runs")?;
+    // Meanwhile a replica goes, another drains, and a service is no more.
+    mesh.remove("web", "b2");
+    mesh.drain("web", "b1");
+    mesh.cluster.services.remove("other");
+    mesh.remove("other", "a2");
+    mesh.start()?;
+    let mut gone: Conversation = kept.remove("b2").context("it was met")?;
+    local.remove("b2");
+    ensure!(gone.ask().is_err(), "b2 still answers after its removal");
+    all_go_on(&mut kept).context("after the adoption")?;
+    all_go_on(&mut local).context("of a local process, after the adoption")?;
+    for (space, target) in [(&world.client, target), (&world.node(1).space, loopback)] {
+        let answers = spread(4, || ask(space, target))?;
+        ensure!(
+            answers.len() == 2 && answers.contains_key("a1") && answers.contains_key("a2"),
+            "{answers:?}"
+        );
+    }
+    match ask(&world.client, mesh.frontend(1, OTHER)) {
+        Ok(answer) => bail!("{} still answers for a service that is gone", answer.replica),
+        Err(error) => ensure!(
+            error.kind() == ErrorKind::ConnectionRefused,
+            "a port that nobody serves any more: {error}"
+        ),
+    }
+    let after = mesh.counters(1)?;
+    for (name, old) in &before.backends {
+        if let Some(new) = after.backends.get(name) {
+            ensure!(
+                new.connections_total > old.connections_total && new.bytes_in > old.bytes_in,
+                "the counters of {name:?} began anew: {old:?}, {new:?}"
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The stories: each is one claim about every data path. Depends on all the rest of the suite.
+
+use anyhow::Result;
+
+use crate::mesh::Mesh;
+
+mod changes;
+mod choice;
+mod counters;
+mod life;
+mod reach;
+
+/// One story.
+pub(crate) struct Story {
+    /// What is claimed.
+    pub(crate) name: &'static str,
+    /// Whether it needs nodes that no data path has ever touched.
+    pub(crate) untouched: bool,
+    /// Proves it. Agents run only where the story starts them; they are stopped after it.
+    pub(crate) tell: fn(&mut Mesh<'_>) -> Result<()>,
+}
+
+/// All of them.
+pub(crate) const STORIES: &[Story] = &[
+    story("requests_rotate_over_local_and_remote_replicas", reach::rotation),
+    story("every_node_answers", reach::every_node_answers),
+    story("datagrams_rotate_and_are_answered", reach::datagrams),
+    story(
+        "local_processes_reach_replicas_by_any_address_of_the_node",
+        reach::local_processes,
+    ),
+    story("containers_reach_their_own_nodes_ports", reach::containers),
+    story("replicas_see_who_asks", reach::replicas_see_who_asks),
+    story("bulk_transfers_arrive_whole", reach::bulk),
+    story("a_service_without_replicas_refuses_at_once", reach::refusal),
+    story("other_traffic_passes", reach::other_traffic),
+    story("the_scheduler_is_known_or_said_not_to_be", choice::schedulers),
+    story("weights_are_kept", choice::weights),
+    story("a_hash_keeps_a_clients_port_at_its_replica", choice::hash),
+    story("the_idle_replica_is_preferred", choice::least_connections),
+    story(
+        "affinity_keeps_a_client_until_its_replica_drains",
+        choice::affinity,
+    ),
+    story("a_draining_replica_keeps_its_connections_only", changes::draining),
+    story("a_removed_replicas_connections_end", changes::removal),
+    story("new_replicas_take_part_at_once", changes::growth),
+    story("applying_again_changes_nothing", changes::again),
+    story("many_services_are_applied_in_reasonable_time", changes::scale),
+    story("counters_are_exact", counters::exact),
+    story("only_the_entry_node_counts", counters::entry_node),
+    Story {
+        untouched: true,
+        ..story("detaching_leaves_no_trace", life::no_trace)
+    },
+    Story {
+        untouched: true,
+        ..story("what_others_have_made_is_not_touched", life::others)
+    },
+    story("a_killed_agents_data_path_is_adopted", life::adoption),
+];
+
+const fn story(name: &'static str, tell: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
+    Story {
+        name,
+        untouched: false,
+        tell,
+    }
+}

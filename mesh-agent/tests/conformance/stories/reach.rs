@@ -1,0 +1,247 @@
+//! Who reaches a service, from where, and whom the replica sees.
+
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_agent::model::Balance;
+
+use crate::{
+    mesh::{ECHO, Mesh, WEB},
+    space::Space,
+    talk::{Conversation, TCP_PORT, ask, ask_by_connected_datagram, ask_by_datagram, spread},
+    world::{CLIENT, GATEWAY, OTHER_CLIENT},
+};
+
+/// How fast a port without replicas says so: long before a client would send its SYN again and again.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
+
+/// Each replica as often as the others.
+fn even(replicas: &[&str], times: usize) -> BTreeMap<String, usize> {
+    replicas.iter().map(|name| ((*name).to_owned(), times)).collect()
+}
+
+fn web(mesh: &mut Mesh<'_>) -> Result<()> {
+    mesh.publish_web(Balance::default(), REPLICAS);
+    mesh.start()
+}
+
+pub(super) fn rotation(mesh: &mut Mesh<'_>) -> Result<()> {
+    web(mesh)?;
+    let target = mesh.frontend(1, WEB);
+    let answers = spread(12, || ask(&mesh.world.client, target))?;
+    ensure!(answers == even(REPLICAS, 3), "{answers:?}");
+    Ok(())
+}
+
+pub(super) fn every_node_answers(mesh: &mut Mesh<'_>) -> Result<()> {
+    // Replicas of one node only: the other node has nothing but the way to it.
+    mesh.publish_web(Balance::default(), &["a1", "b1"]);
+    mesh.start()?;
+    for number in [1, 2] {
+        let target = mesh.frontend(number, WEB);
+        let answers =
+            spread(4, || ask(&mesh.world.client, target)).with_context(|| format!("through node{number}"))?;
+        ensure!(
+            answers == even(&["a1", "b1"], 2),
+            "through node{number}: {answers:?}"
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn datagrams(mesh: &mut Mesh<'_>) -> Result<()> {
+    web(mesh)?;
+    let target = mesh.frontend(1, ECHO);
+    let answers = spread(8, || ask_by_datagram(&mesh.world.client, target))?;
+    ensure!(answers == even(REPLICAS, 2), "{answers:?}");
+    Ok(())
+}
+
+pub(super) fn local_processes(mesh: &mut Mesh<'_>) -> Result<()> {
+    web(mesh)?;
+    let node = mesh.world.node(1);
+    let loopback = Ipv4Addr::LOCALHOST;
+    for address in [node.address, loopback, Ipv4Addr::new(127, 1, 2, 3), GATEWAY] {
+        let target = SocketAddrV4::new(address, WEB.port);
+        let answers = spread(8, || ask(&node.space, target)).with_context(|| format!("TCP by {address}"))?;
+        ensure!(answers == even(REPLICAS, 2), "TCP by {address}: {answers:?}");
+        let target = SocketAddrV4::new(address, ECHO.port);
+        let answers = spread(8, || ask_by_datagram(&node.space, target))
+            .with_context(|| format!("UDP by {address}"))?;
+        ensure!(answers == even(REPLICAS, 2), "UDP by {address}: {answers:?}");
+        let answers = spread(8, || ask_by_connected_datagram(&node.space, target))
+            .with_context(|| format!("connected UDP by {address}"))?;
+        ensure!(
+            answers == even(REPLICAS, 2),
+            "connected UDP by {address}: {answers:?}"
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn containers(mesh: &mut Mesh<'_>) -> Result<()> {
+    web(mesh)?;
+    // The second is a replica itself, and gets its own turn too.
+    for name in ["x1", "a1"] {
+        let container = mesh.world.container(name);
+        let target = mesh.frontend(1, WEB);
+        let answers =
+            spread(8, || ask(&container.space, target)).with_context(|| format!("TCP by {name}"))?;
+        ensure!(answers == even(REPLICAS, 2), "TCP by {name}: {answers:?}");
+        let target = mesh.frontend(1, ECHO);
+        let answers = spread(8, || ask_by_datagram(&container.space, target))
+            .with_context(|| format!("UDP by {name}"))?;
+        ensure!(answers == even(REPLICAS, 2), "UDP by {name}: {answers:?}");
+    }
+    // The other node's port as well, as any machine's of the network.
+    let container = mesh.world.container("x1");
+    let target = mesh.frontend(2, WEB);
+    let answers = spread(8, || ask(&container.space, target)).context("through the other node")?;
+    ensure!(
+        answers == even(REPLICAS, 2),
+        "through the other node: {answers:?}"
+    );
+    Ok(())
+}
+
+pub(super) fn replicas_see_who_asks(mesh: &mut Mesh<'_>) -> Result<()> {
+    web(mesh)?;
+    let node = mesh.world.node(1);
+    let entry = node.address;
+    let shows = mesh.rung.can.shows_clients_to_remote_replicas;
+    let remote_sees = |client: Ipv4Addr| if shows { client } else { entry };
+    for client in [CLIENT, OTHER_CLIENT] {
+        seen_from(mesh, &mesh.world.client, client, |remote| {
+            if remote { remote_sees(client) } else { client }
+        })?;
+    }
+    // What a node or a container of it sends bears the node's address.
+    let any = Ipv4Addr::UNSPECIFIED;
+    seen_from(mesh, &node.space, any, |_| entry).context("from a local process")?;
+    seen_from(mesh, &mesh.world.container("x1").space, any, |_| entry).context("from a container")
+}
+
+/// Asks all replicas from an address, and checks whom each of them sees.
+fn seen_from(
+    mesh: &Mesh<'_>,
+    space: &Space,
+    source: Ipv4Addr,
+    expected: impl Fn(bool) -> Ipv4Addr,
+) -> Result<()> {
+    let mut met = BTreeMap::new();
+    for _ in REPLICAS {
+        let mut conversation =
+            Conversation::open_from(space, SocketAddrV4::new(source, 0), mesh.frontend(1, WEB))?;
+        let answer = conversation.ask()?;
+        let remote = answer.replica.ends_with('2');
+        ensure!(
+            *answer.seen.ip() == expected(remote),
+            "{} sees {}, not {}",
+            answer.replica,
+            answer.seen,
+            expected(remote)
+        );
+        met.insert(answer.replica, ());
+    }
+    ensure!(met.len() == REPLICAS.len(), "only {met:?} were asked");
+    Ok(())
+}
+
+pub(super) fn bulk(mesh: &mut Mesh<'_>) -> Result<()> {
+    const BYTES: usize = 3_000_000;
+    for replica in ["a1", "a2"] {
+        mesh.cluster.tasks.clear();
+        mesh.publish_web(Balance::default(), &[replica]);
+        if replica == "a1" {
+            mesh.start()?;
+        } else {
+            mesh.apply()?;
+        }
+        for (whence, space) in [
+            ("the client", &mesh.world.client),
+            ("a local process", &mesh.world.node(1).space),
+            ("a container", &mesh.world.container("x1").space),
+        ] {
+            let doing = || format!("between {whence} and {replica}");
+            let mut conversation = Conversation::open(space, mesh.frontend(1, WEB)).with_context(doing)?;
+            let right = conversation.download(BYTES).with_context(doing)?;
+            ensure!(
+                right == BYTES,
+                "{right} of {BYTES} bytes down are right {}",
+                doing()
+            );
+            let right = conversation.upload(BYTES).with_context(doing)?;
+            ensure!(
+                right == BYTES,
+                "{right} of {BYTES} bytes up are right {}",
+                doing()
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn refusal(mesh: &mut Mesh<'_>) -> Result<()> {
+    mesh.publish_web(Balance::default(), &[]);
+    mesh.start()?;
+    for (whence, space) in [
+        ("the client", &mesh.world.client),
+        ("a local process", &mesh.world.node(1).space),
+        ("a container", &mesh.world.container("x1").space),
+    ] {
+        let begin = Instant::now();
+        for (kind, answer) in [
+            ("TCP", ask(space, mesh.frontend(1, WEB))),
+            ("UDP", ask_by_connected_datagram(space, mesh.frontend(1, ECHO))),
+        ] {
+            match answer {
+                Ok(answer) => bail!("{} answers {whence} by {kind}", answer.replica),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) => return Err(error).with_context(|| format!("{whence} by {kind}")),
+            }
+        }
+        let took = begin.elapsed();
+        ensure!(took < AT_ONCE, "{whence} was refused only after {took:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn other_traffic(mesh: &mut Mesh<'_>) -> Result<()> {
+    web(mesh)?;
+    let node = mesh.world.node(1);
+    // The node's own server, on a port that nobody publishes.
+    let answer = ask(&mesh.world.client, SocketAddrV4::new(node.address, TCP_PORT))?;
+    ensure!(
+        answer.replica == "node1" && *answer.seen.ip() == CLIENT,
+        "{answer:?}"
+    );
+    let answer = ask(&node.space, SocketAddrV4::new(Ipv4Addr::LOCALHOST, TCP_PORT))?;
+    ensure!(
+        answer.replica == "node1" && answer.seen.ip().is_loopback(),
+        "{answer:?}"
+    );
+    // A container dials out: as ever under its node's address.
+    let outside = SocketAddrV4::new(CLIENT, TCP_PORT);
+    let answer = ask(&mesh.world.container("a1").space, outside)?;
+    ensure!(
+        answer.replica == "client" && IpAddr::V4(*answer.seen.ip()) == IpAddr::V4(node.address),
+        "{answer:?}"
+    );
+    // A node dials its peer.
+    let answer = ask(
+        &node.space,
+        SocketAddrV4::new(mesh.world.node(2).address, TCP_PORT),
+    )?;
+    ensure!(
+        answer.replica == "node2" && *answer.seen.ip() == node.address,
+        "{answer:?}"
+    );
+    Ok(())
+}

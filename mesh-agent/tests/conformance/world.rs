@@ -1,0 +1,237 @@
+//! Two nodes on a wire with a client, and on each what Docker would have there: a bridge with containers,
+//! rules that drop what is not theirs, and a mesh of its own that leads nowhere. Depends on `space` and
+//! `talk`; knows nothing of our mesh.
+
+use std::{
+    fmt::Write,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use mesh_agent::model::{HostInterface, MacAddress};
+use nix::net::if_::if_nametoindex;
+
+use crate::{
+    pass::pass_all,
+    space::Space,
+    talk::{PATIENCE, Server, TCP_PORT, UDP_PORT, ask},
+};
+
+/// The client's addresses.
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 200);
+/// Another address of the client.
+pub(crate) const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 201);
+/// The nodes' end of Docker's bridge, the same on every node.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
+/// MTU of all interfaces, bytes.
+pub(crate) const MTU: u32 = 1500;
+/// Docker's bridge.
+pub(crate) const BRIDGE: &str = "docker_gwbridge";
+/// The published ports that Docker's own mesh claims to answer; see [`docker_rules`].
+pub(crate) const CLAIMED_TCP: u16 = 9200;
+/// The same by UDP.
+pub(crate) const CLAIMED_UDP: u16 = 9201;
+
+/// Containers of each node. Names end in the number of their node; `x1` and `x2` only ask.
+const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1"], &["a2", "b2", "x2"]];
+
+/// Everything that the stories happen in.
+pub(crate) struct World {
+    _wire: Space,
+    pub(crate) client: Space,
+    pub(crate) nodes: Vec<Node>,
+    _client_end: OwnedFd,
+    _client_server: Server,
+}
+
+/// A machine of the cluster.
+pub(crate) struct Node {
+    pub(crate) space: Space,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) uplink: HostInterface,
+    pub(crate) gateway_mac: MacAddress,
+    pub(crate) containers: Vec<Container>,
+    _end: OwnedFd,
+    _server: Server,
+}
+
+/// A container.
+pub(crate) struct Container {
+    pub(crate) name: &'static str,
+    pub(crate) space: Space,
+    /// Its address on Docker's bridge.
+    pub(crate) address: Ipv4Addr,
+    pub(crate) mac: MacAddress,
+    /// Interface index of its veth's host end.
+    pub(crate) host_interface: u32,
+    _server: Server,
+}
+
+impl World {
+    /// Makes it; what takes long is the programs that do.
+    pub(crate) fn new() -> Result<Self> {
+        let wire = Space::new("wire")?;
+        wire.feed(
+            "ip",
+            &["-batch", "-"],
+            "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
+             address add 10.99.0.254/24 dev br0\nlink set br0 up\n",
+        )?;
+        let client = Space::new("client")?;
+        let client_end = plug(&wire, &client, &[CLIENT, OTHER_CLIENT])?;
+        let nodes = (1..=2_u8)
+            .zip(CONTAINERS)
+            .map(|(number, names)| Node::new(&wire, number, names))
+            .collect::<Result<_>>()?;
+        let world = Self {
+            _client_end: client_end,
+            _client_server: Server::start(&client, "client")?,
+            _wire: wire,
+            client,
+            nodes,
+        };
+        world.wait_until_the_wire_carries()?;
+        Ok(world)
+    }
+
+    /// A node by its number, 1 or 2.
+    pub(crate) fn node(&self, number: usize) -> &Node {
+        &self.nodes[number - 1]
+    }
+
+    /// A container by its name.
+    pub(crate) fn container(&self, name: &str) -> &Container {
+        self.nodes
+            .iter()
+            .flat_map(|node| &node.containers)
+            .find(|container| container.name == name)
+            .unwrap_or_else(|| panic!("there is no container {name}"))
+    }
+
+    /// A bridge may take a moment before it forwards.
+    fn wait_until_the_wire_carries(&self) -> Result<()> {
+        for node in &self.nodes {
+            crate::until("the client reaches the nodes", PATIENCE, || {
+                Ok(ask(&self.client, SocketAddrV4::new(node.address, TCP_PORT))?)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    fn new(wire: &Space, number: u8, names: &[&'static str]) -> Result<Self> {
+        let space = Space::new(&format!("node{number}"))?;
+        let address = Ipv4Addr::new(10, 99, 0, number);
+        let end = plug(wire, &space, &[address])?;
+        let mac = MacAddress([2, 0x99, 0, 0, 0, number]);
+        let gateway_mac = MacAddress([2, 0x42, 0, 0, 0, number]);
+        space.feed(
+            "ip",
+            &["-batch", "-"],
+            &format!(
+                "link set eth0 address {mac}\nlink add {BRIDGE} address {gateway_mac} type bridge forward_delay 0\n\
+                 address add {GATEWAY}/16 dev {BRIDGE}\nlink set {BRIDGE} up\n"
+            ),
+        )?;
+        space.set("ipv4/ip_forward", "1")?;
+        if space.enter(|| Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()) {
+            space.set("bridge/bridge-nf-call-iptables", "1")?;
+        }
+        space.feed("iptables-restore", &["--wait"], &docker_rules())?;
+        let containers = (2..)
+            .zip(names)
+            .map(|(host, name)| Container::new(&space, host, name))
+            .collect::<Result<_>>()?;
+        let index = space.enter(|| if_nametoindex("eth0"))?;
+        Ok(Self {
+            _end: end,
+            _server: Server::start(&space, &format!("node{number}"))?,
+            space,
+            address,
+            uplink: HostInterface { index, mac, mtu: MTU },
+            gateway_mac,
+            containers,
+        })
+    }
+}
+
+impl Container {
+    fn new(node: &Space, host: u8, name: &'static str) -> Result<Self> {
+        let space = Space::new(name)?;
+        let address = Ipv4Addr::new(172, 18, 0, host);
+        let mac = MacAddress([2, 0x42, 172, 18, 0, host]);
+        let veth = format!("veth{name}");
+        node.feed(
+            "ip",
+            &["-batch", "-"],
+            &format!(
+                "link add {veth} type veth peer name eth0 address {mac} netns {}\n\
+                 link set {veth} master {BRIDGE}\nlink set {veth} up\n",
+                space.network_path()
+            ),
+        )?;
+        space.feed(
+            "ip",
+            &["-batch", "-"],
+            &format!(
+                "address add {address}/16 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY}\n"
+            ),
+        )?;
+        Ok(Self {
+            _server: Server::start(&space, name)?,
+            host_interface: node.enter(|| if_nametoindex(veth.as_str()))?,
+            name,
+            space,
+            address,
+            mac,
+        })
+    }
+}
+
+/// Plugs a namespace into the wire by its `eth0`; what is returned keeps the wire's end awake.
+fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<OwnedFd> {
+    let name = &space.name;
+    wire.feed(
+        "ip",
+        &["-batch", "-"],
+        &format!(
+            "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0\nlink set {name} up\n",
+            space.network_path()
+        ),
+    )?;
+    let mut script = String::new();
+    for address in addresses {
+        let _ = writeln!(script, "address add {address}/24 dev eth0");
+    }
+    script.push_str("link set eth0 up\nroute add default via 10.99.0.254\n");
+    space.feed("ip", &["-batch", "-"], &script)?;
+    // A real wire carries finished checksums, and takes what XDP sends at once.
+    for (space, device) in [(wire, name.as_str()), (space, "eth0")] {
+        space.run("ethtool", &["-K", device, "tx", "off"])?;
+    }
+    wire.enter(|| pass_all(if_nametoindex(name.as_str())?))
+        .with_context(|| format!("could not put an XDP program on the wire's end to {name}"))
+}
+
+/// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): nothing is forwarded that
+/// its bridge has no part in, containers of the bridge do not speak to each other, and its own mesh gets the
+/// published ports. That leads to an address where nobody is, so whatever answers is not Docker's mesh.
+fn docker_rules() -> String {
+    let dead = "172.18.255.254";
+    format!(
+        "*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\n\
+         -A FORWARD -o {BRIDGE} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+         -A FORWARD -i {BRIDGE} ! -o {BRIDGE} -j ACCEPT\n\
+         -A FORWARD -i {BRIDGE} -o {BRIDGE} -j DROP\nCOMMIT\n\
+         *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n:DOCKER-INGRESS -\n\
+         -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n\
+         -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n\
+         -A POSTROUTING -s 172.18.0.0/16 ! -o {BRIDGE} -j MASQUERADE\n\
+         -A DOCKER-INGRESS -p tcp -m tcp --dport {CLAIMED_TCP} -j DNAT --to-destination {dead}:{TCP_PORT}\n\
+         -A DOCKER-INGRESS -p udp -m udp --dport {CLAIMED_UDP} -j DNAT --to-destination {dead}:{UDP_PORT}\n\
+         -A DOCKER-INGRESS -j RETURN\nCOMMIT\n"
+    )
+}
