@@ -56,6 +56,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             &mut cargo(["test", "--package", "mesh-agent", "--test", "*"]),
         )?;
     }
+    phases.stream(
+        "store, etcd and simulated histories",
+        &mut cargo(["test", "--package", "mesh-orchestrator", "--test", "*"]),
+    )?;
     if !arguments.no_end_to_end {
         let mut stories = cargo([
             "test",
