@@ -29,7 +29,13 @@ const PACKAGES: &[(&str, &str)] = &[
     ("prometheus", "promtool"),
     ("procps", "ps"),
     ("util-linux", "nsenter"),
+    ("etcd-server", "etcd"),
+    ("etcd-client", "etcdctl"),
+    ("protobuf-compiler", "protoc"),
 ];
+
+/// Debian packages that bring no program: the definitions that etcd's protocol includes.
+const LIBRARIES: &[&str] = &["libprotobuf-dev"];
 
 /// Debian's Rust for eBPF, where rustup has no nightly with the standard library's source.
 const EBPF_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
@@ -212,6 +218,7 @@ fn missing_packages(toolchain: EbpfToolchain) -> Vec<&'static str> {
         .filter(|(_, program)| !exists(program))
         .map(|(package, _)| *package)
         .collect();
+    missing.extend(LIBRARIES.iter().filter(|package| !is_installed(package)));
     if toolchain == EbpfToolchain::Debian {
         missing.extend(EBPF_PACKAGES.iter().filter(|package| !is_installed(package)));
     }

@@ -58,6 +58,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         kernel.args(["--test", name]);
     }
     phases.stream("verifier and load tests, conformance", &mut kernel)?;
+    phases.stream(
+        "store, etcd and simulated histories",
+        &mut cargo(["test", "--package", "mesh-orchestrator", "--test", "*"]),
+    )?;
     if !arguments.no_end_to_end {
         let mut stories = cargo([
             "test",

@@ -1,0 +1,234 @@
+//! Runs the loops: gives each what has changed, applies what it answers, until nothing more follows.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Plan, Round, Subject, Wake, dependencies, global, jobs, nodes, reaper, rebalance, replicated, restart,
+    scheduler, slots, update,
+};
+use crate::{
+    objects::{Change, Events, Refused, ServiceId, Slot, State, Timestamp, Touched},
+    spec::ServiceMode,
+};
+
+/// Rounds of one step; what is left then waits for the next step, so that no fault can hang it.
+const MAX_ROUNDS: u32 = 32;
+
+/// The state, and what of it the loops have not looked at yet.
+///
+/// Invariant: a controller made anew from the same objects decides the same, sooner or later. Nothing that a
+/// decision rests on is kept outside the objects, but for the failures that make a node be avoided.
+#[derive(Clone, Debug, Default)]
+pub struct Controller {
+    state: State,
+    events: Events,
+    wakes: BTreeSet<Wake>,
+}
+
+impl Controller {
+    /// Begins with a state, and looks at all of it in the first step.
+    #[must_use]
+    pub fn new(state: State) -> Self {
+        Self {
+            events: state.everything(),
+            state,
+            wakes: BTreeSet::new(),
+        }
+    }
+
+    /// The cluster's state.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Makes a change that comes from a user, an agent or the store.
+    ///
+    /// # Errors
+    /// If it does not apply; then nothing has changed.
+    pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
+        let events = self.state.apply(change)?;
+        self.events.extend(events);
+        Ok(())
+    }
+
+    /// When to step again if nothing changes before.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Timestamp> {
+        if self.events.is_empty() {
+            self.wakes.first().map(|wake| wake.at)
+        } else {
+            Some(Timestamp::default())
+        }
+    }
+
+    /// Runs the loops. The changes they have made are applied already; they are returned to be stored.
+    ///
+    /// `seed` must be another one in each step.
+    ///
+    /// # Errors
+    /// If a loop plans a change that does not apply, which would be a fault of ours.
+    pub fn step(&mut self, now: Timestamp, seed: u128) -> Result<Vec<Change>, Refused> {
+        let mut made = Vec::new();
+        self.ring(now);
+        for number in 0..MAX_ROUNDS {
+            let events = std::mem::take(&mut self.events);
+            if events.is_empty() {
+                break;
+            }
+            let round = Round {
+                now,
+                seed: seed.wrapping_add(u128::from(number) << 64),
+            };
+            self.run(&round, &events, &mut made)?;
+        }
+        Ok(made)
+    }
+
+    /// Turns what was to be looked at by now into events.
+    fn ring(&mut self, now: Timestamp) {
+        while self.wakes.first().is_some_and(|wake| wake.at <= now) {
+            match self.wakes.pop_first().map(|wake| wake.subject) {
+                Some(Subject::Service(service)) => self.events.touch_service(&service),
+                Some(Subject::Slot(service, slot)) => self.events.touch_slot(&service, &slot),
+                Some(Subject::Node(node)) => drop(self.events.nodes.insert(node)),
+                None => {}
+            }
+        }
+    }
+
+    fn run(&mut self, round: &Round, events: &Events, made: &mut Vec<Change>) -> Result<(), Refused> {
+        for node in &events.nodes {
+            let plan = nodes::nodes(round, &self.state, node);
+            self.follow(plan, made)?;
+        }
+        if !events.nodes.is_empty() {
+            let services: Vec<ServiceId> = self.state.global().iter().cloned().collect();
+            for id in services {
+                if let Some(service) = self.state.service(&id).cloned() {
+                    let plan = global::global(round, &self.state, &service, events.nodes.iter());
+                    self.follow(plan, made)?;
+                }
+            }
+        }
+        for (id, touched) in &events.services {
+            self.run_service(round, id, touched, made)?;
+        }
+        if !events.services.is_empty() {
+            let waiting: Vec<ServiceId> = self.state.waiting().iter().cloned().collect();
+            for id in waiting {
+                self.depend(round, &id, made)?;
+            }
+        }
+        if events.unplaced {
+            let groups: Vec<_> = self
+                .state
+                .unplaced()
+                .map(|(id, version, _)| (id.clone(), version))
+                .collect();
+            for (id, version) in groups {
+                if let Some(tasks) = self.state.unplaced_of(&id, version) {
+                    let plan = scheduler::schedule(round, &self.state, tasks);
+                    self.follow(plan, made)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run_service(
+        &mut self,
+        round: &Round,
+        id: &ServiceId,
+        touched: &Touched,
+        made: &mut Vec<Change>,
+    ) -> Result<(), Refused> {
+        let Some(service) = self.state.service(id).cloned() else {
+            let plan = reaper::remove_all(round, &self.state, id);
+            self.follow(plan, made)?;
+            for slot in self.slots(id, touched) {
+                let plan = reaper::reap(&self.state, id, &slot);
+                self.follow(plan, made)?;
+            }
+            return Ok(());
+        };
+        let plan = match service.spec.mode {
+            ServiceMode::Replicated(settings) => {
+                replicated::replicated(round, &self.state, &service, settings.replicas)
+            }
+            ServiceMode::ReplicatedJob(job) => jobs::replicated_job(round, &self.state, &service, job),
+            ServiceMode::GlobalJob(_) if touched.service => jobs::outdated(round, &self.state, &service),
+            ServiceMode::Global(_) | ServiceMode::GlobalJob(_) => Plan::default(),
+        };
+        self.follow(plan, made)?;
+        if service.spec.mode.is_global() && touched.service {
+            let gone: Vec<_> = self
+                .state
+                .tasks_of(id)
+                .into_iter()
+                .flat_map(|index| index.slots.keys())
+                .filter_map(|slot| match slot {
+                    Slot::Node(node) if !self.state.nodes().contains_key(node) => Some(node.clone()),
+                    Slot::Node(_) | Slot::Number(_) => None,
+                })
+                .collect();
+            let plan = global::global(
+                round,
+                &self.state,
+                &service,
+                self.state.nodes().keys().chain(&gone),
+            );
+            self.follow(plan, made)?;
+        }
+        for slot in self.slots(id, touched) {
+            let plan = restart::restart(round, &self.state, &service, &slot);
+            self.follow(plan, made)?;
+            let plan = slots::settle(round, &self.state, &service, &slot);
+            self.follow(plan, made)?;
+            let plan = slots::promote(round, &self.state, &service, &slot);
+            self.follow(plan, made)?;
+            let plan = reaper::reap(&self.state, id, &slot);
+            self.follow(plan, made)?;
+        }
+        let plan = update::update(round, &self.state, &service);
+        self.follow(plan, made)?;
+        // The update may have changed the service.
+        if let Some(service) = self.state.service(id).cloned() {
+            let plan = rebalance::rebalance(round, &self.state, &service);
+            self.follow(plan, made)?;
+        }
+        if touched.service {
+            self.depend(round, id, made)?;
+        }
+        Ok(())
+    }
+
+    fn depend(&mut self, round: &Round, id: &ServiceId, made: &mut Vec<Change>) -> Result<(), Refused> {
+        if let Some(service) = self.state.service(id).cloned() {
+            let plan = dependencies::dependencies(round, &self.state, &service);
+            self.follow(plan, made)?;
+        }
+        Ok(())
+    }
+
+    fn slots(&self, id: &ServiceId, touched: &Touched) -> Vec<Slot> {
+        if !touched.service {
+            return touched.slots.iter().cloned().collect();
+        }
+        let index = self.state.tasks_of(id);
+        index
+            .into_iter()
+            .flat_map(|index| index.slots.keys())
+            .cloned()
+            .collect()
+    }
+
+    fn follow(&mut self, plan: Plan, made: &mut Vec<Change>) -> Result<(), Refused> {
+        self.wakes.extend(plan.wakes);
+        for change in plan.changes {
+            self.apply(&change)?;
+            made.push(change);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! `depends_on`: a service's first tasks wait until the services it depends on are ready. Once they have been,
+//! it is on its own: a dependency that fails later does not keep it from restarting.
+
+use std::sync::Arc;
+
+use super::{Plan, Round, jobs::is_complete};
+use crate::{
+    objects::{Change, Service, State, TaskState, TaskStatus},
+    spec::ServiceMode,
+};
+
+/// Releases a service whose dependencies are ready, and says of one that waits what it waits for.
+#[must_use]
+pub fn dependencies(round: &Round, state: &State, service: &Service) -> Plan {
+    let mut plan = Plan::default();
+    let missing: Vec<&str> = if service.released {
+        Vec::new()
+    } else {
+        let depends_on = service.spec.depends_on.iter().map(String::as_str);
+        depends_on
+            .filter(|name| {
+                !state
+                    .service_named(name)
+                    .is_some_and(|other| is_ready(state, other))
+            })
+            .collect()
+    };
+    if missing.is_empty() && !service.released {
+        let released = Service {
+            released: true,
+            ..service.clone()
+        };
+        plan.push(Change::PutService(Arc::new(released)));
+    }
+    let (next, message) = if missing.is_empty() {
+        (TaskState::Pending, "waits for a node".to_owned())
+    } else {
+        (TaskState::New, format!("waits for {}", missing.join(", ")))
+    };
+    for id in state
+        .tasks_of(&service.id)
+        .into_iter()
+        .flat_map(|index| &index.waiting)
+    {
+        if state
+            .tasks()
+            .get(id)
+            .is_some_and(|task| next != TaskState::New || task.status.message != message)
+        {
+            plan.push(Change::Observe {
+                task: id.clone(),
+                status: TaskStatus::new(next, round.now, message.clone()),
+            });
+        }
+    }
+    plan
+}
+
+/// Whether all that a service is made of runs, or for a job has ended well. One without tasks is not ready.
+#[must_use]
+pub fn is_ready(state: &State, service: &Service) -> bool {
+    let index = state.tasks_of(&service.id);
+    let running = index.map_or(0, |index| index.running) as usize;
+    let wanted = index.map_or(0, |index| index.wanted.len());
+    match service.spec.mode {
+        ServiceMode::Replicated(settings) => settings.replicas > 0 && running >= settings.replicas as usize,
+        ServiceMode::Global(_) => wanted > 0 && running >= wanted,
+        ServiceMode::ReplicatedJob(job) => is_complete(state, service, job.total_completions as usize),
+        ServiceMode::GlobalJob(_) => wanted > 0 && is_complete(state, service, wanted),
+    }
+}

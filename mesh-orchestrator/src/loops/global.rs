@@ -1,0 +1,46 @@
+//! A global service, or global job, has one slot for each node that suits it.
+
+use super::{
+    Plan, Round,
+    scheduler::suits,
+    tasks::{create, new_task, stop},
+};
+use crate::objects::{NodeId, Service, Slot, State, TaskState};
+
+/// Looks at some nodes for one service: those that suit it get a task, those that do not (any more) lose it.
+/// A paused node keeps what it has and gets nothing new.
+#[must_use]
+pub fn global<'a>(
+    round: &Round,
+    state: &State,
+    service: &Service,
+    nodes: impl Iterator<Item = &'a NodeId>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let index = state.tasks_of(&service.id);
+    for id in nodes {
+        let slot = Slot::Node(id.clone());
+        let node = state.nodes().get(id);
+        match node.filter(|node| node.keeps_tasks() && suits(node, &service.spec.task_template.placement)) {
+            Some(node) => {
+                let is_taken = index.is_some_and(|index| {
+                    index.wanted.contains_key(&slot) || index.given_up.contains_key(&slot)
+                });
+                if node.is_schedulable() && !is_taken {
+                    create(&mut plan, state, service, new_task(round, service, slot, "node"));
+                }
+            }
+            None => {
+                for task in state.slot(&service.id, &slot) {
+                    if task.given_up {
+                        // It is tried again when the node comes back.
+                        stop(&mut plan, task, TaskState::Remove, round.now);
+                    } else if task.is_live() || task.is_dead() {
+                        stop(&mut plan, task, TaskState::Shutdown, round.now);
+                    }
+                }
+            }
+        }
+    }
+    plan
+}

@@ -1,0 +1,79 @@
+//! A replicated job: so many tasks have to end well, so many run at a time. Each change of what runs begins it
+//! anew.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Plan, Round,
+    tasks::{create, new_task, stop},
+};
+use crate::{
+    objects::{Service, Slot, State, TaskState},
+    spec::ReplicatedJob,
+};
+
+/// Removes tasks of earlier runs, and starts as many of this one as may run.
+#[must_use]
+pub fn replicated_job(round: &Round, state: &State, service: &Service, job: ReplicatedJob) -> Plan {
+    let mut plan = outdated(round, state, service);
+    let mut used = BTreeSet::new();
+    let mut active = BTreeSet::new();
+    for slot in state
+        .tasks_of(&service.id)
+        .into_iter()
+        .flat_map(|index| index.slots.keys())
+    {
+        for task in state.slot(&service.id, slot) {
+            if task.spec_version == service.task_version && super::replicated::is_taken(task) {
+                used.insert(slot.clone());
+                if task.desired.is_wanted() && task.status.state != TaskState::Complete {
+                    active.insert(slot.clone());
+                }
+            }
+        }
+    }
+    let remaining = (job.total_completions as usize).saturating_sub(used.len());
+    let room = (job.max_concurrent as usize).saturating_sub(active.len());
+    let free = (1..=u32::MAX)
+        .map(Slot::Number)
+        .filter(|slot| !used.contains(slot));
+    for slot in free.take(remaining.min(room)) {
+        create(&mut plan, state, service, new_task(round, service, slot, "job"));
+    }
+    plan
+}
+
+/// Removes tasks of a job's earlier runs.
+#[must_use]
+pub fn outdated(round: &Round, state: &State, service: &Service) -> Plan {
+    let mut plan = Plan::default();
+    for (_, id) in state
+        .tasks_of(&service.id)
+        .into_iter()
+        .flat_map(|index| index.slots.values())
+        .flatten()
+    {
+        if let Some(task) = state.tasks().get(id)
+            && task.spec_version != service.task_version
+            && task.desired != TaskState::Remove
+        {
+            stop(&mut plan, task, TaskState::Remove, round.now);
+        }
+    }
+    plan
+}
+
+/// Whether a job has done all that it was made for.
+#[must_use]
+pub fn is_complete(state: &State, service: &Service, completions: usize) -> bool {
+    let done = state
+        .tasks_of(&service.id)
+        .into_iter()
+        .flat_map(|index| index.slots.values().flatten())
+        .filter(|(_, id)| {
+            state.tasks().get(id).is_some_and(|task| {
+                task.spec_version == service.task_version && task.status.state == TaskState::Complete
+            })
+        });
+    done.count() >= completions
+}

@@ -1,0 +1,95 @@
+//! Moves running tasks to emptier nodes, a few at a time, when asked for or after a node has come back.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Plan, Round, Subject, scheduler::better_node, update::replace};
+use crate::objects::{Change, NodeId, Service, Slot, State, Task};
+
+/// Takes the rebalancing of a service one step further: as many moves at a time as its update policy allows,
+/// and only while all its tasks run. It ends when no move makes the spread better.
+#[must_use]
+pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
+    let mut plan = Plan::default();
+    let Some(mut rebalance) = service.rebalance else {
+        return plan;
+    };
+    if rebalance.from > round.now {
+        plan.wake(rebalance.from, Subject::Service(service.id.clone()));
+        return plan;
+    }
+    let Some(index) = state.tasks_of(&service.id) else {
+        plan.push(put(service, None));
+        return plan;
+    };
+    let wanted: u32 = index.wanted.values().sum();
+    if service.is_updating() || index.running != wanted {
+        return plan;
+    }
+    let config = &service.spec.update_config;
+    let limit = if config.parallelism == 0 {
+        u32::MAX
+    } else {
+        config.parallelism
+    };
+    let mut left: BTreeSet<&NodeId> = BTreeSet::new();
+    let mut moves = 0;
+    for task in fullest_first(state, service) {
+        if moves >= limit.min(rebalance.moves_left) {
+            break;
+        }
+        // One from each node, and one to each at a time, so that moves planned together do not undo each other.
+        let Some(from) = task.node.as_ref().filter(|node| !left.contains(node)) else {
+            continue;
+        };
+        let Some(to) = better_node(round, state, task).filter(|node| !left.contains(node)) else {
+            continue;
+        };
+        left.extend([from, to]);
+        replace(
+            &mut plan,
+            round,
+            state,
+            service,
+            &task.slot,
+            config.order,
+            "rebalance",
+            None,
+        );
+        moves += 1;
+    }
+    rebalance.moves_left -= moves;
+    let ends = moves == 0 || rebalance.moves_left == 0;
+    plan.changes.insert(0, put(service, (!ends).then_some(rebalance)));
+    plan
+}
+
+/// One running task of each node that has any, from the fullest node on.
+fn fullest_first<'a>(state: &'a State, service: &Service) -> Vec<&'a Task> {
+    let mut nodes: std::collections::BTreeMap<&NodeId, (u32, &Task)> = std::collections::BTreeMap::new();
+    let slots = state
+        .tasks_of(&service.id)
+        .into_iter()
+        .flat_map(|index| index.wanted.keys());
+    for slot in slots {
+        let is_number = matches!(slot, Slot::Number(_));
+        for task in state
+            .slot(&service.id, slot)
+            .filter(|task| is_number && task.is_running())
+        {
+            if let Some(node) = &task.node {
+                let entry = nodes.entry(node).or_insert((0, task));
+                *entry = (entry.0 + 1, task);
+            }
+        }
+    }
+    let mut fullest: Vec<(u32, &Task)> = nodes.into_values().collect();
+    fullest.sort_by(|one, other| other.0.cmp(&one.0).then_with(|| one.1.id.cmp(&other.1.id)));
+    fullest.into_iter().map(|(_, task)| task).collect()
+}
+
+fn put(service: &Arc<Service>, rebalance: Option<crate::objects::Rebalance>) -> Change {
+    Change::PutService(Arc::new(Service {
+        rebalance,
+        ..(**service).clone()
+    }))
+}

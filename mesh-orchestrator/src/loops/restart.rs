@@ -1,0 +1,68 @@
+//! What follows when a task has ended by itself: a new one after a delay, or nothing any more.
+
+use super::{
+    Plan, Round,
+    tasks::{stop, successor},
+};
+use crate::{
+    objects::{Change, Service, Slot, State, Task, TaskState, Timestamp},
+    spec::RestartCondition,
+};
+
+/// Answers each ended task of a slot.
+#[must_use]
+pub fn restart(round: &Round, state: &State, service: &Service, slot: &Slot) -> Plan {
+    let mut plan = Plan::default();
+    let mut has_live = state.slot(&service.id, slot).any(Task::is_live);
+    for task in state.slot(&service.id, slot).filter(|task| task.is_dead()) {
+        if has_live {
+            // Another one fills the slot, or is about to.
+            stop(&mut plan, task, TaskState::Shutdown, round.now);
+            continue;
+        }
+        let Some(next) = follow(round, service, task) else {
+            plan.push(Change::GiveUp(task.id.clone()));
+            continue;
+        };
+        stop(&mut plan, task, TaskState::Shutdown, round.now);
+        plan.push(Change::CreateTask(Box::new(next)));
+        has_live = true;
+    }
+    plan
+}
+
+/// The task that follows, if the policy has one.
+fn follow(round: &Round, service: &Service, ended: &Task) -> Option<Task> {
+    let mut next = successor(round, service, ended, "restart");
+    if ended.status.state == TaskState::Orphaned {
+        // Not its own doing: at once, and not counted.
+        return Some(next);
+    }
+    let policy = &ended.spec.restart_policy;
+    let is_job = service.spec.mode.is_job();
+    let default = if is_job {
+        RestartCondition::OnFailure
+    } else {
+        RestartCondition::Any
+    };
+    let wanted = match policy.condition.unwrap_or(default) {
+        RestartCondition::None => false,
+        RestartCondition::OnFailure => ended.status.state != TaskState::Complete,
+        RestartCondition::Any => true,
+    };
+    if !wanted {
+        return None;
+    }
+    if policy.max_attempts > 0 {
+        let counts = |time: &Timestamp| policy.window.is_zero() || round.now.since(*time) < policy.window;
+        next.restarts.retain(counts);
+        if next.spec_version == ended.spec_version && next.restarts.len() >= policy.max_attempts as usize {
+            return None;
+        }
+        next.restarts.push(round.now);
+    } else {
+        next.restarts.clear();
+    }
+    next.not_before = Some(ended.finished_at.unwrap_or(round.now) + policy.delay);
+    Some(next)
+}

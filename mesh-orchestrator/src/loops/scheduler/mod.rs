@@ -1,0 +1,181 @@
+//! Gives tasks a node: a pipeline of filters, then the emptiest of what is left.
+//!
+//! Tasks of one version of one service are alike and placed together: each node is looked at once for all of
+//! them. What has no place stays pending and says why.
+
+mod filter;
+mod queue;
+mod spread;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use filter::{Reason, suits};
+use queue::Queue;
+use spread::{Candidate, Tree, fair_share};
+
+use super::{Plan, Round};
+use crate::objects::{
+    Change, NodeId, ServiceId, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp,
+};
+
+/// Places one group of tasks that are alike.
+#[must_use]
+pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) -> Plan {
+    let mut plan = Plan::default();
+    let mut anywhere: Vec<&Task> = Vec::new();
+    for task in tasks.iter().filter_map(|(_, id)| state.tasks().get(id)) {
+        match &task.node {
+            Some(node) => schedule_on(&mut plan, round, state, task, node),
+            None => anywhere.push(task),
+        }
+    }
+    let Some(first) = anywhere.first() else {
+        return plan;
+    };
+    let mut refused: BTreeMap<Reason, u32> = BTreeMap::new();
+    let mut places = Places::new(round, state, first, &mut refused);
+    let mut explanation = None;
+    for task in anywhere {
+        match places.take(&mut refused) {
+            Some(mut candidate) => {
+                assign(&mut plan, task, candidate.id, round.now);
+                candidate.add(task);
+                match candidate.refuses(task) {
+                    None => places.put(candidate),
+                    Some(reason) => *refused.entry(reason).or_default() += 1,
+                }
+            }
+            None => {
+                let message = explanation.get_or_insert_with(|| explain(&refused));
+                say(&mut plan, task, message, round.now);
+            }
+        }
+    }
+    plan
+}
+
+/// The nodes that a group of tasks can go to, the best first.
+enum Places<'a> {
+    /// Without preferences: no more nodes are looked at than needed.
+    Queue(Queue<'a>),
+    /// With preferences every group of nodes must be known.
+    Tree(Tree<'a>),
+}
+
+impl<'a> Places<'a> {
+    fn new(round: &Round, state: &'a State, task: &'a Task, refused: &mut BTreeMap<Reason, u32>) -> Self {
+        if task.spec.placement.preferences.is_empty() {
+            Self::Queue(Queue::new(state, task, round.now))
+        } else {
+            Self::Tree(tree(state, task, round.now, refused))
+        }
+    }
+
+    fn take(&mut self, refused: &mut BTreeMap<Reason, u32>) -> Option<Candidate<'a>> {
+        match self {
+            Self::Queue(queue) => queue.take(refused),
+            Self::Tree(tree) => tree.take(),
+        }
+    }
+
+    fn put(&mut self, candidate: Candidate<'a>) {
+        match self {
+            Self::Queue(queue) => queue.put(candidate),
+            Self::Tree(tree) => tree.put(candidate),
+        }
+    }
+}
+
+/// A task that belongs to a node goes there or nowhere.
+fn schedule_on(plan: &mut Plan, round: &Round, state: &State, task: &Task, id: &NodeId) {
+    let refusal = match state.nodes().get(id) {
+        None => Some(Reason::NotReady),
+        Some(node) => filter::check(state, node, task)
+            .or_else(|| Candidate::new(state, node, task, round.now).refuses(task)),
+    };
+    match refusal {
+        None => assign(plan, task, id, round.now),
+        Some(reason) => say(plan, task, &explain(&BTreeMap::from([(reason, 1)])), round.now),
+    }
+}
+
+/// All nodes that a task could go to, and why it could not go to the others.
+fn tree<'a>(
+    state: &'a State,
+    task: &'a Task,
+    now: Timestamp,
+    refused: &mut BTreeMap<Reason, u32>,
+) -> Tree<'a> {
+    let mut tree = Tree::new(&task.spec.placement.preferences);
+    let mut share = None;
+    for node in state.nodes().values() {
+        let mut candidate = Candidate::new(state, node, task, now);
+        candidate.limit_returned(node, now, || *share.get_or_insert_with(|| fair_share(state)));
+        match filter::check(state, node, task).or_else(|| candidate.refuses(task)) {
+            None => tree.insert(candidate, node),
+            Some(reason) => *refused.entry(reason).or_default() += 1,
+        }
+    }
+    tree
+}
+
+/// Where a running task would go if it had to move, if the service were spread better for it.
+#[must_use]
+pub fn better_node<'a>(round: &Round, state: &'a State, task: &'a Task) -> Option<&'a NodeId> {
+    let from = state.nodes().get(task.node.as_ref()?)?;
+    let mut ignored = BTreeMap::new();
+    let mut tree = tree(state, task, round.now, &mut ignored);
+    tree.improves(
+        from,
+        state
+            .tasks_on(&from.id)
+            .map_or(0, |index| service_count(index, &task.service)),
+    )
+}
+
+fn service_count(index: &crate::objects::index::NodeIndex, service: &ServiceId) -> u32 {
+    index.services.get(service).copied().unwrap_or(0)
+}
+
+fn assign(plan: &mut Plan, task: &Task, node: &NodeId, at: Timestamp) {
+    plan.push(Change::Assign {
+        task: task.id.clone(),
+        node: node.clone(),
+        at,
+    });
+}
+
+fn say(plan: &mut Plan, task: &Task, message: &str, now: Timestamp) {
+    if task.status.message != message {
+        plan.push(Change::Observe {
+            task: task.id.clone(),
+            status: TaskStatus::new(TaskState::Pending, now, message),
+        });
+    }
+}
+
+/// `no suitable node (insufficient memory on 2 nodes; constraint not met on 1)`
+fn explain(refused: &BTreeMap<Reason, u32>) -> String {
+    if refused.is_empty() {
+        return "no suitable node (there are no nodes)".into();
+    }
+    let mut reasons: Vec<(Reason, u32)> = refused.iter().map(|(reason, count)| (*reason, *count)).collect();
+    // What most nodes lack first.
+    reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
+    let parts: Vec<String> = reasons
+        .iter()
+        .enumerate()
+        .map(|(index, (reason, count))| {
+            let unit = match (index, count) {
+                (0, 1) => " node",
+                (0, _) => " nodes",
+                _ => "",
+            };
+            format!("{reason} on {count}{unit}")
+        })
+        .collect();
+    format!("no suitable node ({})", parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! Who runs in a slot: of several tasks the newest of the current version stays once it runs, and a task that
+//! is held starts when nothing else runs there.
+
+use super::{
+    Plan, Round, Subject,
+    tasks::{running, stop},
+};
+use crate::objects::{Change, NodeStatus, Service, Slot, State, Task, TaskState};
+
+/// Stops what a newer task has replaced.
+///
+/// Invariant: of a slot's live tasks one that runs is stopped only if another one runs.
+#[must_use]
+pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> Plan {
+    let mut plan = Plan::default();
+    let live: Vec<&Task> = state
+        .slot(&service.id, slot)
+        .filter(|task| task.is_live())
+        .collect();
+    if live.len() < 2 {
+        return plan;
+    }
+    let is_current = |task: &Task| task.spec_version == service.task_version;
+    // The newest one of the current version; the last of equals is the newest.
+    let Some(preferred) = live.iter().max_by_key(|task| (is_current(task), task.created_at)) else {
+        return plan;
+    };
+    let keeper = if preferred.is_running() {
+        None
+    } else {
+        // The best of the others keeps the slot alive until then.
+        live.iter()
+            .filter(|task| task.id != preferred.id)
+            .max_by_key(|task| (task.status.state, task.created_at))
+    };
+    for task in &live {
+        if task.id != preferred.id && keeper.is_none_or(|keeper| keeper.id != task.id) {
+            stop(&mut plan, task, TaskState::Shutdown, round.now);
+        }
+    }
+    plan
+}
+
+/// Lets a held task run when its time has come and whatever is to stop in its slot has stopped. A node that is
+/// down is not waited for.
+#[must_use]
+pub fn promote(round: &Round, state: &State, service: &Service, slot: &Slot) -> Plan {
+    let mut plan = Plan::default();
+    let held = |task: &&Task| task.is_live() && task.desired == TaskState::Ready;
+    for task in state.slot(&service.id, slot).filter(held) {
+        if let Some(time) = task.not_before.filter(|time| *time > round.now) {
+            plan.wake(time, Subject::Slot(service.id.clone(), slot.clone()));
+            continue;
+        }
+        let is_in_the_way = |other: &Task| {
+            other.is_stopping()
+                && other
+                    .node
+                    .as_ref()
+                    .and_then(|node| state.nodes().get(node))
+                    .is_some_and(|node| node.status != NodeStatus::Down)
+        };
+        if !state.slot(&service.id, slot).any(is_in_the_way) {
+            plan.push(Change::SetDesired {
+                task: task.id.clone(),
+                desired: running(service),
+            });
+        }
+    }
+    plan
+}

@@ -1,0 +1,104 @@
+//! Making tasks and stopping them: what the loops have in common.
+
+use super::{Plan, Round};
+use crate::{
+    objects::{Change, EndpointPort, Service, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp},
+    spec::PublishMode,
+};
+
+/// A new task of the service's current specification for a slot. It is held (desired `ready`) until
+/// [`super::slots`] finds that nothing else runs in the slot.
+pub(super) fn new_task(round: &Round, service: &Service, slot: Slot, purpose: &str) -> Task {
+    let (state, message) = if service.released {
+        (TaskState::Pending, "waits for a node")
+    } else {
+        (TaskState::New, "waits for other services")
+    };
+    Task {
+        id: TaskId::derive(round.seed, &[service.id.as_str(), &slot.to_string(), purpose]),
+        service: service.id.clone(),
+        service_name: service.spec.name.as_str().into(),
+        node: match &slot {
+            Slot::Number(_) => None,
+            Slot::Node(node) => Some(node.clone()),
+        },
+        slot,
+        spec: service.spec.task_template.clone(),
+        spec_version: service.task_version,
+        host_ports: host_ports(service),
+        desired: TaskState::Ready,
+        status: TaskStatus::new(state, round.now, message),
+        created_at: round.now,
+        started_at: None,
+        finished_at: None,
+        not_before: None,
+        restarts: Vec::new(),
+        update_began: None,
+        given_up: false,
+    }
+}
+
+/// A new task to take the place of one that has ended or must leave its node. While the service is being
+/// updated it runs the same as that one: which slot is renewed when is the update's business.
+pub(super) fn successor(round: &Round, service: &Service, ended: &Task, purpose: &str) -> Task {
+    let mut task = new_task(round, service, ended.slot.clone(), purpose);
+    if service.is_updating() && !service.spec.mode.is_job() {
+        task.spec = ended.spec.clone();
+        task.spec_version = ended.spec_version;
+        task.host_ports = ended.host_ports.clone();
+    }
+    let slot_failed = || {
+        service
+            .update_status
+            .as_ref()
+            .is_some_and(|status| status.failed.contains(&ended.slot))
+    };
+    if task.spec_version == ended.spec_version {
+        task.restarts = ended.restarts.clone();
+        if ended.started_at.is_none() && !slot_failed() {
+            task.update_began = ended.update_began;
+        }
+    }
+    task
+}
+
+fn host_ports(service: &Service) -> Vec<EndpointPort> {
+    let is_host = |port: &&EndpointPort| port.publish_mode == PublishMode::Host;
+    service.ports.iter().filter(is_host).copied().collect()
+}
+
+/// Creates a task that may run at once, where nothing else is in its slot.
+pub(super) fn create(plan: &mut Plan, state: &State, service: &Service, mut task: Task) {
+    if state
+        .slot(&task.service, &task.slot)
+        .all(|other| other.status.state.is_terminal())
+    {
+        task.desired = running(service);
+    }
+    plan.push(Change::CreateTask(Box::new(task)));
+}
+
+/// What is meant to become of a service's tasks.
+pub(super) fn running(service: &Service) -> TaskState {
+    if service.spec.mode.is_job() {
+        TaskState::Complete
+    } else {
+        TaskState::Running
+    }
+}
+
+/// Means a task to stop. One that no node knows of has stopped already.
+pub(super) fn stop(plan: &mut Plan, task: &Task, desired: TaskState, now: Timestamp) {
+    if task.desired < desired {
+        plan.push(Change::SetDesired {
+            task: task.id.clone(),
+            desired,
+        });
+    }
+    if task.status.state < TaskState::Assigned {
+        plan.push(Change::Observe {
+            task: task.id.clone(),
+            status: TaskStatus::new(TaskState::Shutdown, now, "stopped before it had a node"),
+        });
+    }
+}

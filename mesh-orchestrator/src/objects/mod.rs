@@ -1,0 +1,23 @@
+//! What the cluster knows: services, tasks and nodes, with their indexes. Imports only `spec`.
+//!
+//! Invariant: [`State`] changes by [`State::apply`] alone, and a task's observed and desired states only
+//! move forward.
+
+pub mod change;
+pub mod id;
+pub mod index;
+pub mod node;
+pub mod ports;
+pub mod service;
+pub mod state;
+pub mod task;
+pub mod time;
+
+pub use change::{Change, Events, Refused, Touched};
+pub use id::{NodeId, ServiceId, TaskId};
+pub use node::{Availability, Node, NodeRole, NodeStatus};
+pub use ports::{EndpointPort, PortLedger};
+pub use service::{Previous, Rebalance, Service, UpdateState, UpdateStatus};
+pub use state::State;
+pub use task::{Slot, Task, TaskState, TaskStatus};
+pub use time::Timestamp;

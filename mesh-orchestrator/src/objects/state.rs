@@ -1,0 +1,394 @@
+//! The cluster's state in memory: the objects, their indexes, and the one way to change them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Change, Events, Node, NodeId, PortLedger, Refused, Service, ServiceId, Slot, Task, TaskId, TaskState,
+    TaskStatus, Timestamp,
+    index::{Indexes, NodeIndex, ServiceIndex},
+};
+use crate::spec::Protocol;
+
+/// Failures of one service that make a node be avoided for it.
+pub const FAILURES_TO_AVOID: usize = 5;
+/// Time after which a failure is forgotten.
+pub const FAILURE_MEMORY: Duration = Duration::from_secs(300);
+
+/// All objects of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    services: BTreeMap<ServiceId, Arc<Service>>,
+    nodes: BTreeMap<NodeId, Node>,
+    tasks: BTreeMap<TaskId, Task>,
+    ports: PortLedger,
+    names: BTreeMap<String, ServiceId>,
+    published: BTreeMap<(Protocol, u16), ServiceId>,
+    waiting: BTreeSet<ServiceId>,
+    global: BTreeSet<ServiceId>,
+    indexes: Indexes,
+    /// The last failures of each service and task version on each node. Not kept across restarts: it is
+    /// a caution, not a fact.
+    failures: BTreeMap<(NodeId, ServiceId, u64), Vec<Timestamp>>,
+}
+
+impl State {
+    /// Services by id.
+    #[must_use]
+    pub fn services(&self) -> &BTreeMap<ServiceId, Arc<Service>> {
+        &self.services
+    }
+
+    /// Nodes by id.
+    #[must_use]
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
+        &self.nodes
+    }
+
+    /// Tasks by id.
+    #[must_use]
+    pub fn tasks(&self) -> &BTreeMap<TaskId, Task> {
+        &self.tasks
+    }
+
+    /// Who was given which port.
+    #[must_use]
+    pub fn port_ledger(&self) -> &PortLedger {
+        &self.ports
+    }
+
+    /// A service by its id.
+    #[must_use]
+    pub fn service(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id)
+    }
+
+    /// A service by its name.
+    #[must_use]
+    pub fn service_named(&self, name: &str) -> Option<&Arc<Service>> {
+        self.names.get(name).and_then(|id| self.services.get(id))
+    }
+
+    /// The service that has a port in ingress mode.
+    #[must_use]
+    pub fn publisher(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
+        self.published
+            .get(&(protocol, port))
+            .and_then(|id| self.services.get(id))
+    }
+
+    /// Services that wait for others.
+    #[must_use]
+    pub fn waiting(&self) -> &BTreeSet<ServiceId> {
+        &self.waiting
+    }
+
+    /// Services that have a task on each suitable node.
+    #[must_use]
+    pub fn global(&self) -> &BTreeSet<ServiceId> {
+        &self.global
+    }
+
+    /// What is indexed of a service's tasks; nothing if it has none.
+    #[must_use]
+    pub fn tasks_of(&self, service: &ServiceId) -> Option<&ServiceIndex> {
+        self.indexes.services.get(service)
+    }
+
+    /// What is indexed of a node's tasks; nothing if neither the node nor a task of it is known.
+    #[must_use]
+    pub fn tasks_on(&self, node: &NodeId) -> Option<&NodeIndex> {
+        self.indexes.nodes.get(node)
+    }
+
+    /// Services that have tasks, those that are gone themselves included.
+    pub fn services_with_tasks(&self) -> impl Iterator<Item = &ServiceId> {
+        self.indexes.services.keys()
+    }
+
+    /// Nodes that have tasks, those that are gone themselves included.
+    pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &NodeId> {
+        let occupied = self
+            .indexes
+            .nodes
+            .iter()
+            .filter(|(_, index)| !index.tasks.is_empty());
+        occupied.map(|(node, _)| node)
+    }
+
+    /// Nodes with the number of tasks meant to run there, the emptiest first.
+    pub fn nodes_by_load(&self) -> impl Iterator<Item = (u32, &Node)> {
+        self.indexes
+            .load
+            .iter()
+            .filter_map(|(tasks, id)| Some((*tasks, self.nodes.get(id)?)))
+    }
+
+    /// The tasks of a slot, the oldest first.
+    pub fn slot(&self, service: &ServiceId, slot: &Slot) -> impl DoubleEndedIterator<Item = &Task> {
+        self.tasks_of(service)
+            .and_then(|index| index.slots.get(slot))
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, id)| self.tasks.get(id))
+    }
+
+    /// Tasks that wait for a node, in groups that are alike to the scheduler, of one service or of all.
+    pub fn unplaced(&self) -> impl Iterator<Item = (&ServiceId, u64, &BTreeSet<(Slot, TaskId)>)> {
+        self.indexes
+            .unplaced
+            .iter()
+            .map(|((service, version), tasks)| (service, *version, tasks))
+    }
+
+    /// Tasks of one version of a service that wait for a node.
+    #[must_use]
+    pub fn unplaced_of(&self, service: &ServiceId, version: u64) -> Option<&BTreeSet<(Slot, TaskId)>> {
+        self.indexes.unplaced.get(&(service.clone(), version))
+    }
+
+    /// How often this version of a service has lately failed on a node.
+    #[must_use]
+    pub fn recent_failures(&self, node: &NodeId, service: &ServiceId, version: u64, now: Timestamp) -> usize {
+        if self.failures.is_empty() {
+            return 0;
+        }
+        self.failures
+            .get(&(node.clone(), service.clone(), version))
+            .map_or(0, |times| {
+                times
+                    .iter()
+                    .filter(|time| now.since(**time) < FAILURE_MEMORY)
+                    .count()
+            })
+    }
+
+    /// Everything, as if all of it had just changed: what the loops begin with.
+    #[must_use]
+    pub fn everything(&self) -> Events {
+        let mut events = Events {
+            unplaced: true,
+            ..Events::default()
+        };
+        for service in self.services.keys().chain(self.indexes.services.keys()) {
+            events.touch_service(service);
+        }
+        events
+            .nodes
+            .extend(self.nodes.keys().chain(self.indexes.nodes.keys()).cloned());
+        events
+    }
+
+    /// Makes a change, and says what it touches.
+    ///
+    /// # Errors
+    /// If it names what does not exist, or a state would move back. Then nothing has changed.
+    pub fn apply(&mut self, change: &Change) -> Result<Events, Refused> {
+        let mut events = Events::default();
+        match change {
+            Change::PutService(service) => self.put_service(service, &mut events)?,
+            Change::RemoveService(id) => {
+                self.forget_service(id)?;
+                events.touch_service(id);
+            }
+            Change::PutNode(node) => {
+                self.touch_node(&node.id, &mut events);
+                self.nodes.insert(node.id.clone(), (**node).clone());
+                self.indexes.set_known(&node.id, true);
+            }
+            Change::RemoveNode(id) => {
+                self.nodes
+                    .remove(id)
+                    .ok_or_else(|| Refused::UnknownNode(id.clone()))?;
+                self.failures.retain(|(node, _, _), _| node != id);
+                self.touch_node(id, &mut events);
+                self.indexes.set_known(id, false);
+            }
+            Change::PutPorts(ledger) => self.ports = ledger.clone(),
+            Change::CreateTask(task) => {
+                if self.tasks.contains_key(&task.id) {
+                    return Err(Refused::TaskExists(task.id.clone()));
+                }
+                events.touch_slot(&task.service, &task.slot);
+                events.unplaced = task.status.state == TaskState::Pending;
+                self.indexes.link(task);
+                self.tasks.insert(task.id.clone(), (**task).clone());
+            }
+            Change::Assign { task, node, at } => {
+                if !self.nodes.contains_key(node) {
+                    return Err(Refused::UnknownNode(node.clone()));
+                }
+                self.change_task(task, &mut events, |task| {
+                    forward(task, task.status.state, TaskState::Assigned)?;
+                    task.node = Some(node.clone());
+                    task.status = TaskStatus::new(TaskState::Assigned, *at, "assigned to a node");
+                    Ok(())
+                })?;
+            }
+            Change::SetDesired { task, desired } => self.change_task(task, &mut events, |task| {
+                forward(task, task.desired, *desired)?;
+                task.desired = *desired;
+                Ok(())
+            })?,
+            Change::GiveUp(task) => self.change_task(task, &mut events, |task| {
+                forward(task, task.desired, TaskState::Shutdown)?;
+                task.desired = TaskState::Shutdown;
+                task.given_up = true;
+                Ok(())
+            })?,
+            Change::Observe { task, status } => self.observe(task, status, &mut events)?,
+            Change::RemoveTask(id) => {
+                let task = self
+                    .tasks
+                    .remove(id)
+                    .ok_or_else(|| Refused::UnknownTask(id.clone()))?;
+                self.indexes.unlink(&task);
+                events.touch_slot(&task.service, &task.slot);
+            }
+        }
+        Ok(events)
+    }
+
+    fn put_service(&mut self, service: &Arc<Service>, events: &mut Events) -> Result<(), Refused> {
+        if self
+            .names
+            .get(&service.spec.name)
+            .is_some_and(|id| *id != service.id)
+        {
+            return Err(Refused::NameTaken(service.spec.name.clone()));
+        }
+        if self.services.contains_key(&service.id) {
+            self.forget_service(&service.id)?;
+        }
+        events.touch_service(&service.id);
+        self.names.insert(service.spec.name.clone(), service.id.clone());
+        for port in &service.ports {
+            if port.publish_mode == crate::spec::PublishMode::Ingress {
+                self.published
+                    .insert((port.protocol, port.published_port), service.id.clone());
+            }
+        }
+        if !service.released {
+            self.waiting.insert(service.id.clone());
+        }
+        if service.spec.mode.is_global() {
+            self.global.insert(service.id.clone());
+        }
+        self.services.insert(service.id.clone(), service.clone());
+        Ok(())
+    }
+
+    fn forget_service(&mut self, id: &ServiceId) -> Result<(), Refused> {
+        let service = self
+            .services
+            .remove(id)
+            .ok_or_else(|| Refused::UnknownService(id.clone()))?;
+        self.names.remove(&service.spec.name);
+        self.waiting.remove(id);
+        self.global.remove(id);
+        for port in &service.ports {
+            let key = (port.protocol, port.published_port);
+            if self.published.get(&key) == Some(id) {
+                self.published.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    fn touch_node(&self, id: &NodeId, events: &mut Events) {
+        events.nodes.insert(id.clone());
+        events.unplaced = true;
+        for task in self.tasks_on(id).into_iter().flat_map(|index| &index.tasks) {
+            if let Some(task) = self.tasks.get(task) {
+                events.touch_slot(&task.service, &task.slot);
+            }
+        }
+    }
+
+    fn observe(&mut self, id: &TaskId, status: &TaskStatus, events: &mut Events) -> Result<(), Refused> {
+        let mut failed = None;
+        let mut freed = false;
+        self.change_task(id, events, |task| {
+            forward(task, task.status.state, status.state)?;
+            let ends = status.state.is_terminal() && !task.status.state.is_terminal();
+            freed = ends && task.status.state.holds_resources();
+            if ends {
+                task.finished_at = Some(status.at);
+                if matches!(status.state, TaskState::Failed | TaskState::Rejected) && task.desired.is_wanted()
+                {
+                    failed = task
+                        .node
+                        .clone()
+                        .map(|node| (node, task.service.clone(), task.spec_version));
+                }
+            }
+            if status.state == TaskState::Running && task.started_at.is_none() {
+                task.started_at = Some(status.at);
+            }
+            task.status = status.clone();
+            Ok(())
+        })?;
+        events.unplaced |= freed || status.state == TaskState::Pending;
+        if let Some(key) = failed {
+            let times = self.failures.entry(key).or_default();
+            times.push(status.at);
+            if times.len() > FAILURES_TO_AVOID {
+                times.remove(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn change_task(
+        &mut self,
+        id: &TaskId,
+        events: &mut Events,
+        change: impl FnOnce(&mut Task) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        let task = self
+            .tasks
+            .get_mut(id)
+            .ok_or_else(|| Refused::UnknownTask(id.clone()))?;
+        self.indexes.unlink(task);
+        let result = change(task);
+        self.indexes.link(task);
+        events.touch_slot(&task.service, &task.slot);
+        result
+    }
+
+    /// Whether the indexes are what the objects say; for tests.
+    #[must_use]
+    pub fn indexes_are_sound(&self) -> bool {
+        let mut indexes = Indexes::default();
+        self.nodes.keys().for_each(|node| indexes.set_known(node, true));
+        self.tasks.values().for_each(|task| indexes.link(task));
+        indexes == self.indexes
+    }
+
+    /// Task versions of a service that are older than the given one, with the number of tasks meant to run.
+    #[must_use]
+    pub fn outdated(&self, service: &ServiceId, current: u64) -> u32 {
+        let count = |range: (Bound<u64>, Bound<u64>)| {
+            self.tasks_of(service).map_or(0, |index| {
+                index.versions.range(range).map(|(_, count)| *count).sum()
+            })
+        };
+        count((Bound::Unbounded, Bound::Excluded(current)))
+            + count((Bound::Excluded(current), Bound::Unbounded))
+    }
+}
+
+fn forward(task: &Task, from: TaskState, to: TaskState) -> Result<(), Refused> {
+    if to >= from {
+        return Ok(());
+    }
+    Err(Refused::Backwards {
+        task: task.id.clone(),
+        from,
+        to,
+    })
+}

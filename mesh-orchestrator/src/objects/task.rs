@@ -1,0 +1,249 @@
+//! A task: one attempt to run a service's container. It is never restarted but replaced.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{EndpointPort, NodeId, ServiceId, TaskId, Timestamp};
+use crate::spec::TaskSpec;
+
+/// The states of a task, in the order in which it goes through them; with Swarm's names.
+///
+/// As a desired state only `Ready`, `Running`, `Complete`, `Shutdown` and `Remove` occur.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskState {
+    /// Made; waits for what the service depends on.
+    New,
+    /// Waits for a node.
+    Pending,
+    /// Has a node.
+    Assigned,
+    /// The node knows of it.
+    Accepted,
+    /// The node pulls the image and makes the container.
+    Preparing,
+    /// Could start.
+    Ready,
+    /// Starts, or is not healthy yet.
+    Starting,
+    /// Runs, and is healthy where there is a check.
+    Running,
+    /// Has ended without an error.
+    Complete,
+    /// Was asked to stop and has.
+    Shutdown,
+    /// Has ended with an error.
+    Failed,
+    /// The node could not run it.
+    Rejected,
+    /// Is to be removed.
+    Remove,
+    /// Its node is gone, and nobody knows what became of it.
+    Orphaned,
+}
+
+impl TaskState {
+    /// All of them, in order.
+    pub const ALL: [Self; 14] = [
+        Self::New,
+        Self::Pending,
+        Self::Assigned,
+        Self::Accepted,
+        Self::Preparing,
+        Self::Ready,
+        Self::Starting,
+        Self::Running,
+        Self::Complete,
+        Self::Shutdown,
+        Self::Failed,
+        Self::Rejected,
+        Self::Remove,
+        Self::Orphaned,
+    ];
+
+    /// Observed: it does not run any more and never will.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        self > Self::Running
+    }
+
+    /// Observed: its node may have a container of it, and keeps resources for it.
+    #[must_use]
+    pub fn holds_resources(self) -> bool {
+        (Self::Assigned..=Self::Running).contains(&self)
+    }
+
+    /// Desired: it is meant to run, or to run to its end.
+    #[must_use]
+    pub fn is_wanted(self) -> bool {
+        self <= Self::Complete
+    }
+}
+
+impl fmt::Display for TaskState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::New => "new",
+            Self::Pending => "pending",
+            Self::Assigned => "assigned",
+            Self::Accepted => "accepted",
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Shutdown => "shutdown",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Remove => "remove",
+            Self::Orphaned => "orphaned",
+        })
+    }
+}
+
+/// The place that a task fills in its service. At most one task is meant to run in it, but for the time in
+/// which a start-first replacement starts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slot {
+    /// Of a replicated service; counts from 1.
+    Number(u32),
+    /// Of a global service.
+    Node(NodeId),
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(formatter, "{number}"),
+            Self::Node(node) => write!(formatter, "{node}"),
+        }
+    }
+}
+
+/// What is known of a task's doings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskStatus {
+    /// How far it has come.
+    pub state: TaskState,
+    /// When that was found.
+    pub at: Timestamp,
+    /// What it does or waits for, for people.
+    #[serde(default)]
+    pub message: String,
+    /// Why it has failed.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// What its first process returned.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// The engine's id of its container.
+    #[serde(default)]
+    pub container: Option<String>,
+}
+
+impl TaskStatus {
+    /// A status without error, exit code or container.
+    #[must_use]
+    pub fn new(state: TaskState, at: Timestamp, message: impl Into<String>) -> Self {
+        Self {
+            state,
+            at,
+            message: message.into(),
+            error: None,
+            exit_code: None,
+            container: None,
+        }
+    }
+
+    /// The same with an error's text.
+    #[must_use]
+    pub fn with_error(mut self, error: impl Into<String>) -> Self {
+        self.error = Some(error.into());
+        self
+    }
+}
+
+/// One attempt to run a service's container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Its own name.
+    pub id: TaskId,
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// That service's name, which outlives it here.
+    pub service_name: Arc<str>,
+    /// The place it fills.
+    pub slot: Slot,
+    /// What it runs, as of its making.
+    pub spec: Arc<TaskSpec>,
+    /// The service's task version that `spec` is of.
+    pub spec_version: u64,
+    /// Ports of its node that it takes for itself (host mode).
+    #[serde(default)]
+    pub host_ports: Vec<EndpointPort>,
+    /// Its node; a global service's task has it from the start.
+    #[serde(default)]
+    pub node: Option<NodeId>,
+    /// What is meant to become of it.
+    pub desired: TaskState,
+    /// What has become of it.
+    pub status: TaskStatus,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was first found running.
+    #[serde(default)]
+    pub started_at: Option<Timestamp>,
+    /// When it was found to have ended.
+    #[serde(default)]
+    pub finished_at: Option<Timestamp>,
+    /// While desired is `ready`: the earliest time at which it may run (the restart delay).
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    /// When earlier tasks of the slot were restarted, as far as the restart policy counts them.
+    #[serde(default)]
+    pub restarts: Vec<Timestamp>,
+    /// When the update began with this slot, if an update made the task.
+    #[serde(default)]
+    pub update_began: Option<Timestamp>,
+    /// The restart policy has ended with this task: the slot stays as it is.
+    #[serde(default)]
+    pub given_up: bool,
+}
+
+impl Task {
+    /// As Docker shows it: `web.3`, or `web.<node id>`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.service_name, self.slot)
+    }
+
+    /// It is meant to run, and has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.desired.is_wanted() && !self.status.state.is_terminal()
+    }
+
+    /// It is meant to run, but has ended; a job's task that has completed is none of these.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.desired.is_wanted()
+            && self.status.state.is_terminal()
+            && !(self.desired == TaskState::Complete && self.status.state == TaskState::Complete)
+    }
+
+    /// It runs and is meant to.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.desired.is_wanted() && self.status.state == TaskState::Running
+    }
+
+    /// It is not meant to run any more, but may not have stopped yet.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        !self.desired.is_wanted() && self.status.state.holds_resources()
+    }
+}

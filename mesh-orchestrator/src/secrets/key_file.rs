@@ -1,0 +1,387 @@
+//! The key file: the keys that stored secrets are encrypted with, the newest in use. Depends on `sealed`.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::sealed::{Key, KeyId, Plaintext, SealError, Sealed};
+use crate::objects::Timestamp;
+
+/// The version of the file's format.
+const FORMAT: u32 = 1;
+
+/// All keys of a key file. What is encrypted is encrypted with the active one.
+#[derive(Clone, Debug)]
+pub struct KeyRing {
+    path: PathBuf,
+    keys: Vec<(Key, Timestamp)>,
+    active: KeyId,
+}
+
+/// Why a key file cannot be used, or a key is not in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFileError {
+    /// It cannot be read.
+    #[error("could not read the key file {path}; it must exist and be readable by the agent's user")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be written. The old one is untouched.
+    #[error(
+        "could not write the key file {path}; its folder must be writable for the agent's user, and have room"
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others can read it.
+    #[error(
+        "others than its owner may read the key file {path} (mode {mode:04o}); `chmod 600` it, and rotate the keys if somebody may have read it"
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// It is not one, or was edited or cut.
+    #[error(
+        "{path} is no key file, or a damaged one ({detail}); copy it again from a node that has it, or from your backup"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The key that something is encrypted with is not in it.
+    #[error(
+        "the key {id} is not in the key file {path}; copy the file from a node that has it, or from your backup"
+    )]
+    Unknown {
+        /// The key's name.
+        id: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The active key cannot be taken out.
+    #[error("the key {0} is in use; add another one and encrypt everything with it first")]
+    InUse(String),
+    /// Encryption itself.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    format: u32,
+    active: KeyId,
+    keys: Vec<StoredKey>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredKey {
+    id: KeyId,
+    created_at: Timestamp,
+    key: String,
+}
+
+impl Drop for StoredKey {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl KeyRing {
+    /// Makes a new key file with one key, readable by its owner only.
+    ///
+    /// # Errors
+    /// When there is a file already, or it cannot be written.
+    pub fn create(path: impl Into<PathBuf>, now: Timestamp) -> Result<Self, KeyFileError> {
+        let key = Key::generate()?;
+        let ring = Self {
+            path: path.into(),
+            active: key.id(),
+            keys: vec![(key, now)],
+        };
+        ring.write(false)?;
+        Ok(ring)
+    }
+
+    /// Reads a key file; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read, others can read it, or it is damaged.
+    pub fn load(path: impl Into<PathBuf>) -> Result<Option<Self>, KeyFileError> {
+        let path = path.into();
+        let read = |source| KeyFileError::Read {
+            path: path.clone(),
+            source,
+        };
+        let mode = match fs::metadata(&path) {
+            Ok(metadata) => metadata.permissions().mode() & 0o7777,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(read(error)),
+        };
+        if mode & 0o077 != 0 {
+            return Err(KeyFileError::Exposed { path, mode });
+        }
+        let text = Zeroizing::new(fs::read(&path).map_err(read)?);
+        let damaged = |detail: String| KeyFileError::Damaged {
+            path: path.clone(),
+            detail,
+        };
+        // Where it is wrong is told, never what is there: that may be a key.
+        let stored: Stored = serde_json::from_slice(&text)
+            .map_err(|error| damaged(format!("line {}, column {}", error.line(), error.column())))?;
+        if stored.format != FORMAT {
+            return Err(damaged(format!(
+                "its format is {}, known is {FORMAT}",
+                stored.format
+            )));
+        }
+        let keys = stored
+            .keys
+            .iter()
+            .map(|stored| {
+                Key::decode(&stored.key)
+                    .filter(|key| key.id() == stored.id)
+                    .map(|key| (key, stored.created_at))
+                    .ok_or_else(|| damaged(format!("the key {} is not what its name says", stored.id)))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if !keys.iter().any(|(key, _)| key.id() == stored.active) {
+            return Err(damaged("its active key is missing".to_owned()));
+        }
+        Ok(Some(Self {
+            active: stored.active,
+            path,
+            keys,
+        }))
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name of the key in use.
+    #[must_use]
+    pub fn active(&self) -> &str {
+        &self.active.0
+    }
+
+    /// The names of all keys.
+    #[must_use]
+    pub fn key_ids(&self) -> Vec<String> {
+        self.keys.iter().map(|(key, _)| key.id().0).collect()
+    }
+
+    /// Adds a new key and takes it into use; the older ones stay, for what is encrypted with them.
+    ///
+    /// # Errors
+    /// When the file cannot be written; then all is as before.
+    pub fn add_key(&mut self, now: Timestamp) -> Result<(), KeyFileError> {
+        let key = Key::generate()?;
+        let mut next = self.clone();
+        next.active = key.id();
+        next.keys.push((key, now));
+        next.write(true)?;
+        *self = next;
+        Ok(())
+    }
+
+    /// Takes a key out that nothing is encrypted with any more.
+    ///
+    /// # Errors
+    /// When it is the active one or not there, or the file cannot be written; then all is as before.
+    pub fn remove_key(&mut self, id: &str) -> Result<(), KeyFileError> {
+        if self.active.0 == id {
+            return Err(KeyFileError::InUse(id.to_owned()));
+        }
+        let mut next = self.clone();
+        next.keys.retain(|(key, _)| key.id().0 != id);
+        if next.keys.len() == self.keys.len() {
+            return Err(self.unknown(id));
+        }
+        next.write(true)?;
+        *self = next;
+        Ok(())
+    }
+
+    /// Encrypts with the active key, for one place.
+    ///
+    /// # Errors
+    /// When the operating system gives no random numbers.
+    pub fn seal(&self, plaintext: &Plaintext, place: &str) -> Result<Sealed, KeyFileError> {
+        Ok(self.key(&self.active)?.seal(plaintext, place)?)
+    }
+
+    /// Decrypts what was encrypted for a place.
+    ///
+    /// # Errors
+    /// When its key is not here, or it was changed or moved.
+    pub fn open(&self, sealed: &Sealed, place: &str) -> Result<Plaintext, KeyFileError> {
+        Ok(self.key(&sealed.key_id)?.open(sealed, place)?)
+    }
+
+    fn key(&self, id: &KeyId) -> Result<&Key, KeyFileError> {
+        self.keys
+            .iter()
+            .map(|(key, _)| key)
+            .find(|key| key.id() == *id)
+            .ok_or_else(|| self.unknown(&id.0))
+    }
+
+    fn unknown(&self, id: &str) -> KeyFileError {
+        KeyFileError::Unknown {
+            id: id.to_owned(),
+            path: self.path.clone(),
+        }
+    }
+
+    /// Writes the file whole under another name, then gives it its own.
+    fn write(&self, replace: bool) -> Result<(), KeyFileError> {
+        let failed = |source: io::Error| KeyFileError::Write {
+            path: self.path.clone(),
+            source,
+        };
+        let stored = Stored {
+            format: FORMAT,
+            active: self.active.clone(),
+            keys: self
+                .keys
+                .iter()
+                .map(|(key, created_at)| StoredKey {
+                    id: key.id(),
+                    created_at: *created_at,
+                    key: key.encode().to_string(),
+                })
+                .collect(),
+        };
+        let text = serde_json::to_vec_pretty(&stored)
+            .map(Zeroizing::new)
+            .map_err(|error| failed(error.into()))?;
+        let folder = match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        // It is made with mode 0600.
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".keys-")
+            .tempfile_in(folder)
+            .map_err(failed)?;
+        temporary.write_all(&text).map_err(failed)?;
+        temporary.as_file().sync_all().map_err(failed)?;
+        let written = if replace {
+            temporary.persist(&self.path)
+        } else {
+            temporary.persist_noclobber(&self.path)
+        };
+        written.map_err(|refused| failed(refused.error))?;
+        fs::File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plaintext() -> Plaintext {
+        Plaintext::new(b"hunter2".to_vec())
+    }
+
+    #[test]
+    fn a_key_file_is_its_owners_only_and_reads_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        assert!(KeyRing::load(&path).unwrap().is_none());
+        let ring = KeyRing::create(&path, Timestamp(1)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let sealed = ring.seal(&plaintext(), "x").unwrap();
+        let again = KeyRing::load(&path).unwrap().unwrap();
+        assert_eq!(again.open(&sealed, "x").unwrap(), plaintext());
+        assert!(matches!(
+            KeyRing::create(&path, Timestamp(2)),
+            Err(KeyFileError::Write { .. })
+        ));
+        assert_eq!(KeyRing::load(&path).unwrap().unwrap().active(), ring.active());
+    }
+
+    #[test]
+    fn a_key_file_that_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        KeyRing::create(&path, Timestamp(1)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = KeyRing::load(&path).unwrap_err();
+        assert!(
+            error.to_string().contains("mode 0640") && error.to_string().contains("chmod 600"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_key_file_is_refused_without_showing_what_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        KeyRing::create(&path, Timestamp(1)).unwrap();
+        let whole = fs::read_to_string(&path).unwrap();
+        for damaged in [
+            String::new(),
+            whole[..whole.len() / 2].to_owned(),
+            whole.replace("\"format\": 1", "\"format\": 2"),
+            whole.replace("\"key\": \"", "\"key\": \"AAAA"),
+            whole.replace("\"format\"", "\"more\": 1, \"format\""),
+        ] {
+            fs::write(&path, &damaged).unwrap();
+            let error = KeyRing::load(&path).unwrap_err();
+            assert!(matches!(error, KeyFileError::Damaged { .. }), "{error:?}");
+            let key = whole
+                .split("\"key\": \"")
+                .nth(1)
+                .unwrap()
+                .split('"')
+                .next()
+                .unwrap();
+            assert!(!format!("{error} {error:?}").contains(key));
+        }
+    }
+
+    #[test]
+    fn an_old_key_opens_what_it_sealed_until_it_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let mut ring = KeyRing::create(&path, Timestamp(1)).unwrap();
+        let old = ring.active().to_owned();
+        let sealed = ring.seal(&plaintext(), "x").unwrap();
+        assert!(matches!(ring.remove_key(&old), Err(KeyFileError::InUse(_))));
+        ring.add_key(Timestamp(2)).unwrap();
+        assert_ne!(ring.seal(&plaintext(), "x").unwrap().key_id(), old);
+        assert_eq!(ring.open(&sealed, "x").unwrap(), plaintext());
+        let mut ring = KeyRing::load(&path).unwrap().unwrap();
+        ring.remove_key(&old).unwrap();
+        let error = ring.open(&sealed, "x").unwrap_err();
+        assert!(
+            matches!(&error, KeyFileError::Unknown { id, .. } if *id == old),
+            "{error:?}"
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! What must hold after every single change, and when the cluster has come to rest. Keeps a state of its own,
+//! made from the changes alone: what the loops did but did not say would be missing there.
+
+use std::{collections::BTreeSet, fmt, time::Duration};
+
+use super::{rest, users::Users};
+use crate::{
+    loops::{Round, scheduler},
+    objects::{Change, NodeId, NodeStatus, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
+    spec::{Resources, UpdateOrder},
+};
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The history's seed.
+    pub seed: u64,
+    /// Time since its beginning.
+    pub at: Duration,
+    /// What is wrong.
+    pub text: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} (after {:?}; MESH_SIMULATION_SEED={} replays this history)",
+            self.text, self.at, self.seed
+        )
+    }
+}
+
+/// Watches every change.
+#[derive(Debug, Default)]
+pub(super) struct Watcher {
+    state: State,
+    /// Services whose policy once was start-first: two tasks of a slot may run for a time.
+    start_first: BTreeSet<ServiceId>,
+    /// Tasks that were on a node when it fell silent: nobody could stop them before they were replaced.
+    cut_off: BTreeSet<TaskId>,
+}
+
+impl Watcher {
+    /// Checks one change that has been made; `is_ours` if a loop made it.
+    pub(super) fn watch(&mut self, change: &Change, is_ours: bool) -> Result<(), String> {
+        if let Change::SetDesired { task, desired } = change
+            && is_ours
+        {
+            self.check_stop(task, *desired)?;
+        }
+        let before = self.states_of(change);
+        self.state.apply(change).map_err(|error| error.to_string())?;
+        if let (Some(before), Some(after)) = (before, self.states_of(change))
+            && (after.0 < before.0 || after.1 < before.1)
+        {
+            return Err(format!(
+                "a state has moved back from {before:?} to {after:?} by {change:?}"
+            ));
+        }
+        match change {
+            Change::PutService(service) => {
+                let configs = [&service.spec.update_config, &service.spec.rollback_config];
+                if configs
+                    .iter()
+                    .any(|config| config.order == UpdateOrder::StartFirst)
+                {
+                    self.start_first.insert(service.id.clone());
+                }
+            }
+            Change::PutNode(node) if node.status == NodeStatus::Down => {
+                let tasks = self
+                    .state
+                    .tasks_on(&node.id)
+                    .into_iter()
+                    .flat_map(|index| index.tasks.iter().cloned());
+                self.cut_off.extend(tasks);
+            }
+            Change::Assign { node, task, .. } => {
+                self.check_node(node, task)?;
+            }
+            _ => {}
+        }
+        match change {
+            Change::CreateTask(task) => self.check_slot(&task.service, &task.slot),
+            Change::SetDesired { task, .. } | Change::Observe { task, .. } | Change::Assign { task, .. } => {
+                match self.state.tasks().get(task) {
+                    Some(task) => self.check_slot(&task.service, &task.slot),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn states_of(&self, change: &Change) -> Option<(TaskState, TaskState)> {
+        let (Change::SetDesired { task, .. }
+        | Change::Observe { task, .. }
+        | Change::Assign { task, .. }
+        | Change::GiveUp(task)) = change
+        else {
+            return None;
+        };
+        self.state
+            .tasks()
+            .get(task)
+            .map(|task| (task.desired, task.status.state))
+    }
+
+    /// Never two tasks alive in a slot, beyond start-first's one.
+    fn check_slot(&self, service: &ServiceId, slot: &Slot) -> Result<(), String> {
+        let is_alive = |task: &&Task| {
+            let starts = task.desired.is_wanted() && task.desired != TaskState::Ready;
+            let state = task.status.state;
+            let may_run = (TaskState::Starting..=TaskState::Running).contains(&state)
+                || (starts && (TaskState::Assigned..=TaskState::Ready).contains(&state));
+            may_run && !self.cut_off.contains(&task.id)
+        };
+        let alive: Vec<&Task> = self.state.slot(service, slot).filter(is_alive).collect();
+        let allowed = if self.start_first.contains(service) { 2 } else { 1 };
+        if alive.len() > allowed {
+            return Err(format!(
+                "{} tasks are alive in slot {slot} of {service}: {alive:#?}",
+                alive.len()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Reservations never exceed a node, ports are taken once, and so on.
+    fn check_node(&self, id: &NodeId, placed: &TaskId) -> Result<(), String> {
+        let Some(node) = self.state.nodes().get(id) else {
+            return Err(format!("a task was placed on {id}, which is not there"));
+        };
+        if !node.is_schedulable() {
+            return Err(format!(
+                "a task was placed on {id}, which is {} and {}",
+                node.status, node.availability
+            ));
+        }
+        let tasks: Vec<&Task> = self
+            .state
+            .tasks()
+            .values()
+            .filter(|task| task.node.as_ref() == Some(id))
+            .collect();
+        let holding = || tasks.iter().filter(|task| task.status.state.holds_resources());
+        let reserved = holding().fold(Resources::default(), |sum, task| {
+            sum.plus(task.spec.resources.reservations)
+        });
+        if !node.resources.holds(reserved) {
+            return Err(format!(
+                "{id} has {:?}, but {reserved:?} is reserved",
+                node.resources
+            ));
+        }
+        let mut ports = BTreeSet::new();
+        for port in holding().flat_map(|task| &task.host_ports) {
+            if !ports.insert((port.protocol, port.published_port)) {
+                return Err(format!("port {} is taken twice on {id}", port.published_port));
+            }
+        }
+        if let Some(task) = self.state.tasks().get(placed) {
+            let limit = task.spec.placement.max_replicas_per_node as usize;
+            let of_service = holding()
+                .filter(|other| other.service == task.service && other.is_live())
+                .count();
+            if limit > 0 && of_service > limit {
+                return Err(format!(
+                    "{of_service} tasks of {} are on {id}, {limit} may be",
+                    task.service
+                ));
+            }
+            if !scheduler::suits(node, &task.spec.placement) {
+                return Err(format!(
+                    "{} was placed on {id}, which does not suit it",
+                    task.name()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// An update never takes more slots out of service than its policy allows.
+    fn check_stop(&self, id: &TaskId, desired: TaskState) -> Result<(), String> {
+        let Some(task) = self.state.tasks().get(id) else {
+            return Ok(());
+        };
+        let Some(service) = self.state.service(&task.service) else {
+            return Ok(());
+        };
+        let updates = service
+            .update_status
+            .as_ref()
+            .filter(|status| status.state.is_active());
+        let (Some(status), true, TaskState::Shutdown) = (updates, task.is_running(), desired) else {
+            return Ok(());
+        };
+        let node = task.node.as_ref().and_then(|node| self.state.nodes().get(node));
+        let must_leave = node.is_none_or(|node| {
+            !node.keeps_tasks()
+                || (service.spec.mode.is_global()
+                    && !scheduler::suits(node, &service.spec.task_template.placement))
+        });
+        let another_runs = self
+            .state
+            .slot(&task.service, &task.slot)
+            .any(|other| other.id != *id && other.is_running());
+        if must_leave || another_runs {
+            return Ok(());
+        }
+        let config = service.update_config();
+        if config.order == UpdateOrder::StartFirst {
+            return Err(format!(
+                "start-first, but {} was stopped before another one ran",
+                task.name()
+            ));
+        }
+        let is_out = |slot: &&Slot| {
+            !status.failed.contains(*slot)
+                && self.state.slot(&task.service, slot).any(|task| {
+                    task.is_live()
+                        && task.spec_version == service.task_version
+                        && task.update_began.is_some()
+                        && task.started_at.is_none()
+                })
+        };
+        let slots = self
+            .state
+            .tasks_of(&task.service)
+            .into_iter()
+            .flat_map(|index| index.wanted.keys());
+        let out = slots.filter(is_out).count();
+        if config.parallelism > 0 && out >= config.parallelism as usize {
+            return Err(format!(
+                "{} was stopped although {out} slots are being updated already",
+                task.name()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The loops have said all that they did, and the indexes are right.
+    pub(super) fn same(&self, other: &State) -> Result<(), String> {
+        if self.state.tasks() != other.tasks() || self.state.services() != other.services() {
+            return Err("the changes do not add up to the state".into());
+        }
+        if !other.indexes_are_sound() {
+            return Err("the indexes are not what the tasks say".into());
+        }
+        Ok(())
+    }
+
+    /// The cluster is where it was asked to be, as far as that is possible.
+    pub(super) fn at_rest(&self, state: &State, users: &Users, now: Timestamp) -> Result<(), String> {
+        let services: BTreeSet<&ServiceId> = state.services().keys().collect();
+        if services != users.services.iter().collect() {
+            return Err(format!(
+                "services are {services:?}, asked for {:?}",
+                users.services
+            ));
+        }
+        for task in state.tasks().values() {
+            if task.is_stopping() || task.desired == TaskState::Remove || task.is_dead() {
+                return Err(format!("is left over: {task:#?}"));
+            }
+            if !services.contains(&task.service) {
+                return Err(format!("has no service: {task:#?}"));
+            }
+        }
+        // Trying again must not find a place.
+        let round = Round { now, seed: 0 };
+        for (service, _, tasks) in state.unplaced() {
+            let plan = scheduler::schedule(&round, state, tasks);
+            if plan
+                .changes
+                .iter()
+                .any(|change| matches!(change, Change::Assign { .. }))
+            {
+                return Err(format!("tasks of {service} could be placed: {:?}", plan.changes));
+            }
+        }
+        state
+            .services()
+            .values()
+            .try_for_each(|service| rest::at_rest(state, service))
+    }
+}

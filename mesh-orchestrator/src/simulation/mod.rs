@@ -1,0 +1,231 @@
+//! A seeded simulation of a cluster that drives the control loops. Imports `loops`; only tests import it.
+//!
+//! One history: users create, change, scale and remove services; nodes join, fall silent, lose power, are
+//! drained and come back; containers start slowly, crash, or have no image. After every single change the
+//! invariants are checked; at the end everything that fails stops failing, and the cluster must come to rest
+//! where it was asked to be.
+
+mod agents;
+mod invariants;
+mod random;
+mod rest;
+mod users;
+
+use std::collections::BTreeMap;
+
+use agents::Agents;
+pub use invariants::Violation;
+use invariants::Watcher;
+pub use random::Random;
+use users::Users;
+
+use crate::{
+    loops::Controller,
+    objects::{Change, Refused, State, Timestamp},
+};
+
+/// Where a history begins: any time will do.
+const START: Timestamp = Timestamp(1_700_000_000_000);
+/// Steps in which the cluster must come to rest once nothing fails any more.
+const STEPS_TO_REST: u32 = 20_000;
+
+/// What happened in a history, to see that a set of them is worth something.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Changes that were made, by kind.
+    pub changes: BTreeMap<&'static str, u64>,
+    /// Updates that came to each end.
+    pub updates: BTreeMap<String, u64>,
+    /// Time that passed, in milliseconds.
+    pub milliseconds: u64,
+}
+
+/// A cluster, its users and its accidents.
+pub struct Simulation {
+    now: Timestamp,
+    random: Random,
+    controller: Controller,
+    watcher: Watcher,
+    agents: Agents,
+    users: Users,
+    summary: Summary,
+}
+
+/// Runs one history of some steps.
+///
+/// # Errors
+/// The invariant that was broken, when and by what.
+pub fn run(seed: u64, steps: u32) -> Result<Summary, Violation> {
+    let mut simulation = Simulation::new(seed);
+    let locate = |now: Timestamp| {
+        move |text: String| Violation {
+            seed,
+            at: now.since(START),
+            text,
+        }
+    };
+    simulation.populate().map_err(locate(simulation.now))?;
+    for _ in 0..steps {
+        simulation.step().map_err(locate(simulation.now))?;
+    }
+    simulation.rest().map_err(locate(simulation.now))?;
+    simulation.summary.milliseconds =
+        u64::try_from(simulation.now.since(START).as_millis()).unwrap_or(u64::MAX);
+    Ok(simulation.summary)
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        Self {
+            now: START,
+            random: Random::new(seed),
+            controller: Controller::default(),
+            watcher: Watcher::default(),
+            agents: Agents::default(),
+            users: Users::default(),
+            summary: Summary::default(),
+        }
+    }
+
+    fn populate(&mut self) -> Result<(), String> {
+        for _ in 0..self.random.between(1, 7) {
+            let changes = self
+                .agents
+                .join(&mut self.random, self.controller.state(), self.now);
+            self.make(&changes)?;
+        }
+        self.decide()
+    }
+
+    /// Something happens, time passes, and the loops see to it.
+    fn step(&mut self) -> Result<(), String> {
+        let state = self.controller.state();
+        let changes = match self.random.below(10) {
+            0..=2 => self.users.act(&mut self.random, state, self.now)?,
+            3 => self.agents.accident(&mut self.random, state, self.now),
+            _ => Vec::new(),
+        };
+        self.make(&changes)?;
+        if self.random.chance(1, 250) {
+            self.change_leader()?;
+        }
+        self.now = self.now + std::time::Duration::from_millis(self.random.between(1, 4_000));
+        let reports = self
+            .agents
+            .work(&mut self.random, self.controller.state(), self.now);
+        self.make(&reports)?;
+        self.decide()
+    }
+
+    /// Nothing fails any more: the cluster must come to rest.
+    fn rest(&mut self) -> Result<(), String> {
+        let changes = self.agents.calm(self.controller.state(), self.now);
+        self.make(&changes)?;
+        for _ in 0..STEPS_TO_REST {
+            self.decide()?;
+            let reports = self
+                .agents
+                .work(&mut self.random, self.controller.state(), self.now);
+            self.make(&reports)?;
+            if !reports.is_empty() {
+                continue;
+            }
+            let next = [self.agents.next_due(), self.controller.wake_at()]
+                .into_iter()
+                .flatten()
+                .min();
+            match next {
+                Some(time) => self.now = self.now.max(time),
+                None => {
+                    for service in self.controller.state().services().values() {
+                        if let Some(status) = &service.update_status {
+                            *self
+                                .summary
+                                .updates
+                                .entry(format!("{:?}", status.state))
+                                .or_default() += 1;
+                        }
+                    }
+                    return self
+                        .watcher
+                        .at_rest(self.controller.state(), &self.users, self.now);
+                }
+            }
+        }
+        Err(format!("does not come to rest in {STEPS_TO_REST} steps"))
+    }
+
+    /// Changes from outside. What comes too late is refused, as it would be in life.
+    fn make(&mut self, changes: &[Change]) -> Result<(), String> {
+        for change in changes {
+            match self.controller.apply(change) {
+                Ok(()) => self.watch(change, false)?,
+                Err(Refused::Backwards { .. } | Refused::UnknownTask(_)) => {}
+                Err(error) => return Err(format!("an outside change was refused: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self) -> Result<(), String> {
+        let seed = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
+        let made = self
+            .controller
+            .step(self.now, seed)
+            .map_err(|error| format!("a loop planned what does not apply: {error}"))?;
+        for change in &made {
+            self.watch(change, true)?;
+        }
+        // Comparing all of it takes longer than all the rest.
+        if self.random.chance(1, 100) {
+            self.watcher.same(self.controller.state())?;
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, change: &Change, is_ours: bool) -> Result<(), String> {
+        let kind = match change {
+            Change::PutService(_) => "put service",
+            Change::RemoveService(_) => "remove service",
+            Change::PutNode(_) => "put node",
+            Change::RemoveNode(_) => "remove node",
+            Change::PutPorts(_) => "put ports",
+            Change::CreateTask(_) => "create task",
+            Change::Assign { .. } => "assign",
+            Change::SetDesired { .. } => "set desired",
+            Change::GiveUp(_) => "give up",
+            Change::Observe { .. } => "observe",
+            Change::RemoveTask(_) => "remove task",
+        };
+        *self.summary.changes.entry(kind).or_default() += 1;
+        self.watcher.watch(change, is_ours)
+    }
+
+    /// Another leader begins with what was stored, and with nothing else.
+    fn change_leader(&mut self) -> Result<(), String> {
+        let old = self.controller.state();
+        let mut state = State::default();
+        let objects = old
+            .nodes()
+            .values()
+            .map(|node| Change::PutNode(Box::new(node.clone())))
+            .chain(
+                old.services()
+                    .values()
+                    .map(|service| Change::PutService(service.clone())),
+            )
+            .chain(
+                old.tasks()
+                    .values()
+                    .map(|task| Change::CreateTask(Box::new(task.clone()))),
+            )
+            .chain([Change::PutPorts(old.port_ledger().clone())]);
+        for change in objects {
+            let json = serde_json::to_vec(&change).map_err(|error| error.to_string())?;
+            let change: Change = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+            state.apply(&change).map_err(|error| error.to_string())?;
+        }
+        self.controller = Controller::new(state);
+        Ok(())
+    }
+}

@@ -1,0 +1,336 @@
+//! A snapshot's file: a header line, a line for each entry, and a line with the checksum of all before.
+//! Depends on `schedule` and the store's trait.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncWriteExt, BufWriter};
+
+use super::schedule::SnapshotName;
+use crate::{
+    objects::Timestamp,
+    store::{Entry, Key, Revision, SCHEMA, Store, StoreError, is_ephemeral},
+};
+
+/// The version of the file's format.
+pub const FORMAT: u32 = 1;
+
+/// What a file of this kind begins with.
+const MAGIC: &str = "mesh-snapshot";
+
+/// The longest line: the largest value as text, its key and some more.
+const MAX_LINE_BYTES: u64 = 4 << 20;
+
+/// A snapshot's first line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    magic: String,
+    /// The version of the file's format.
+    pub format: u32,
+    /// The version of what is stored.
+    pub schema: u64,
+    /// The store's revision that it shows.
+    pub revision: Revision,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The store it was made of.
+    pub store: String,
+    /// The release that made it.
+    pub release: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    key: Key,
+    value: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Trailer {
+    entries: u64,
+    sha256: String,
+}
+
+/// What is in a snapshot that is whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// Its first line.
+    pub header: Header,
+    /// How many entries it has.
+    pub entries: u64,
+    /// How many bytes it has.
+    pub bytes: u64,
+    /// Its checksum: SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// Why a snapshot was not made, read or restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The file cannot be written. No half of it is left.
+    #[error("could not write the snapshot {path}; its folder must exist, be writable and have room")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file cannot be read.
+    #[error("could not read the snapshot {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no snapshot.
+    #[error("{0} is no snapshot")]
+    NoSnapshot(PathBuf),
+    /// The file is cut or was changed.
+    #[error("the snapshot {path} is damaged ({detail}); use another one")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A newer release made it.
+    #[error("the snapshot {path} was made by a newer release ({release}); install that one to restore it")]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// The release that made it.
+        release: String,
+    },
+    /// The store has something in it.
+    #[error("{0} is not empty; restore into an empty store, or say that what is in it shall be replaced")]
+    NotEmpty(String),
+    /// The store.
+    #[error("the store did not do it")]
+    Store(#[from] StoreError),
+}
+
+/// Writes all of a store, as it is at one moment, to a new file in a folder.
+///
+/// # Errors
+/// When the store cannot be read, or the file not written; then no half of it is left.
+pub async fn create(
+    store: &dyn Store,
+    folder: &Path,
+    name: SnapshotName,
+) -> Result<SnapshotInfo, SnapshotError> {
+    let path = folder.join(name.to_string());
+    let failed = |source: io::Error| SnapshotError::Write {
+        path: path.clone(),
+        source,
+    };
+    let mut listing = store.snapshot().await?;
+    let header = Header {
+        magic: MAGIC.to_owned(),
+        format: FORMAT,
+        schema: SCHEMA,
+        revision: listing.revision,
+        created_at: name.at,
+        store: store.describe(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    // Readable by its owner only: what is not secret is still nobody's business.
+    let (file, temporary) = NamedTempFile::with_prefix_in(".snapshot-", folder)
+        .map_err(failed)?
+        .into_parts();
+    let mut output = Output {
+        file: BufWriter::new(tokio::fs::File::from_std(file)),
+        digest: Sha256::new(),
+        bytes: 0,
+    };
+    output.line(&header).await.map_err(failed)?;
+    let mut entries = 0;
+    while let Some(page) = listing.next_page().await? {
+        for Entry { key, value, .. } in page {
+            // Who is there now and who leads is not for later.
+            if is_ephemeral(&key) {
+                continue;
+            }
+            let value = STANDARD.encode(value);
+            output.line(&Line { key, value }).await.map_err(failed)?;
+            entries += 1;
+        }
+    }
+    let sha256 = hexadecimal(&output.digest.clone().finalize());
+    let trailer = Trailer {
+        entries,
+        sha256: sha256.clone(),
+    };
+    output.line(&trailer).await.map_err(failed)?;
+    output.file.flush().await.map_err(failed)?;
+    output.file.get_ref().sync_all().await.map_err(failed)?;
+    temporary
+        .persist_noclobber(&path)
+        .map_err(|refused| failed(refused.error))?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)?;
+    Ok(SnapshotInfo {
+        bytes: output.bytes,
+        path,
+        header,
+        entries,
+        sha256,
+    })
+}
+
+struct Output {
+    file: BufWriter<tokio::fs::File>,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl Output {
+    async fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        self.digest.update(&text);
+        self.bytes += text.len() as u64;
+        self.file.write_all(&text).await
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The snapshots in a folder, oldest first. Other files there are nobody's.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<SnapshotName>, SnapshotError> {
+    let failed = |source| SnapshotError::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut names = Vec::new();
+    for file in fs::read_dir(folder).map_err(failed)? {
+        if let Some(name) = file.map_err(failed)?.file_name().to_str()
+            && let Ok(name) = name.parse::<SnapshotName>()
+        {
+            names.push(name);
+        }
+    }
+    names.sort_by_key(|name| (name.at, name.kind));
+    Ok(names)
+}
+
+/// Reads a snapshot through and says what is in it, if it is whole. Blocks meanwhile.
+///
+/// # Errors
+/// When it cannot be read, is no snapshot, is damaged, or was made by a newer release.
+pub fn inspect(path: &Path) -> Result<SnapshotInfo, SnapshotError> {
+    read(path, |_, _| {})
+}
+
+/// Reads a snapshot through; what `each` was given counts only if there is no error.
+pub(super) fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<SnapshotInfo, SnapshotError> {
+    let failed = |source| SnapshotError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let damaged = |detail: &str| SnapshotError::Damaged {
+        path: path.to_owned(),
+        detail: detail.to_owned(),
+    };
+    let mut input = Input {
+        file: BufReader::new(File::open(path).map_err(failed)?),
+        digest: Sha256::new(),
+        bytes: 0,
+    };
+    let first = input.line().map_err(failed)?;
+    let header = header(path, &first)?;
+    input.digest.update(&first);
+    let mut entries = 0;
+    loop {
+        let line = input.line().map_err(failed)?;
+        if line.last() != Some(&b'\n') {
+            return Err(damaged("it is cut"));
+        }
+        if let Ok(Line { key, value }) = serde_json::from_slice(&line) {
+            let value = STANDARD
+                .decode(value)
+                .map_err(|_| damaged("an entry is not as it was written"))?;
+            each(key, value);
+            entries += 1;
+            input.digest.update(&line);
+            continue;
+        }
+        let trailer: Trailer =
+            serde_json::from_slice(&line).map_err(|_| damaged("a line is not as it was written"))?;
+        let sha256 = hexadecimal(&input.digest.clone().finalize());
+        if trailer.sha256 != sha256 || trailer.entries != entries {
+            return Err(damaged("its checksum is another"));
+        }
+        if !input.line().map_err(failed)?.is_empty() {
+            return Err(damaged("something follows its end"));
+        }
+        return Ok(SnapshotInfo {
+            path: path.to_owned(),
+            header,
+            entries,
+            bytes: input.bytes,
+            sha256,
+        });
+    }
+}
+
+fn header(path: &Path, line: &[u8]) -> Result<Header, SnapshotError> {
+    /// What the headers of all releases have.
+    #[derive(Deserialize)]
+    struct Any {
+        magic: String,
+        format: u32,
+        schema: u64,
+        #[serde(default)]
+        release: String,
+    }
+    let any: Any = serde_json::from_slice(line).map_err(|_| SnapshotError::NoSnapshot(path.to_owned()))?;
+    if any.magic != MAGIC {
+        return Err(SnapshotError::NoSnapshot(path.to_owned()));
+    }
+    if any.format > FORMAT || any.schema > SCHEMA {
+        return Err(SnapshotError::TooNew {
+            path: path.to_owned(),
+            release: any.release,
+        });
+    }
+    serde_json::from_slice(line).map_err(|error| SnapshotError::Damaged {
+        path: path.to_owned(),
+        detail: format!("its header is not as it was written: {error}"),
+    })
+}
+
+struct Input {
+    file: BufReader<File>,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl Input {
+    /// The next line, with its end; empty at the end of the file.
+    fn line(&mut self) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        let count = io::Read::take(&mut self.file, MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+        self.bytes += count as u64;
+        Ok(line)
+    }
+}

@@ -1,0 +1,156 @@
+//! Restoring a snapshot into a store. Depends on `file` and the store's trait.
+
+use std::path::Path;
+
+use super::file::{self, SnapshotError, SnapshotInfo};
+use crate::store::{
+    Expected, InvalidKey, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, PAGE, Revision, Store, StoreError,
+    Transaction, is_ephemeral,
+};
+
+/// What a snapshot may be restored into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestoreInto {
+    /// An empty store only.
+    Empty,
+    /// Any store; what is in it is removed.
+    Replace,
+}
+
+/// Whether a restore into the store was begun and not finished. Nothing may be done with such a store but
+/// to restore again.
+///
+/// # Errors
+/// As [`Store::get`].
+pub async fn interrupted(store: &dyn Store) -> Result<bool, SnapshotError> {
+    Ok(store.get(&marker(store)?).await?.is_some())
+}
+
+/// There while a restore is under way.
+fn marker(store: &dyn Store) -> Result<Key, StoreError> {
+    Key::new(["restore", "unfinished"]).map_err(|error: InvalidKey| StoreError::Corrupt {
+        store: store.describe(),
+        detail: error.to_string(),
+    })
+}
+
+/// Restores a snapshot. It is checked as a whole before anything is changed. A restore that was broken off
+/// is known by [`interrupted`], and is repeated by restoring again.
+///
+/// # Errors
+/// When the snapshot is not whole or not of this release; [`SnapshotError::NotEmpty`]; as
+/// [`Store::commit`], [`StoreError::Conflict`] when somebody else changes the store meanwhile.
+pub async fn restore(
+    store: &dyn Store,
+    path: &Path,
+    into: RestoreInto,
+) -> Result<SnapshotInfo, SnapshotError> {
+    let (info, entries) = {
+        let path = path.to_owned();
+        let reading = path.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut entries = Vec::new();
+            let info = file::read(&reading, |key, value| entries.push((key, value)))?;
+            Ok::<_, SnapshotError>((info, entries))
+        })
+        .await
+        .map_err(|error| SnapshotError::Damaged {
+            path,
+            detail: error.to_string(),
+        })??
+    };
+    let marker = marker(store)?;
+    let present: Vec<Key> = store
+        .list(&crate::store::Prefix::everything(), PAGE)
+        .await?
+        .entries()
+        .await?
+        .into_iter()
+        .map(|entry| entry.key)
+        .filter(|key| !is_ephemeral(key))
+        .collect();
+    // What an unfinished restore has left may always be replaced.
+    let unfinished = present.contains(&marker);
+    if !present.is_empty() && !unfinished && into == RestoreInto::Empty {
+        return Err(SnapshotError::NotEmpty(store.describe()));
+    }
+    let begun = begin(store, &marker, unfinished).await?;
+    let mut batches = Batches {
+        store,
+        marker: &marker,
+        begun,
+        batch: Transaction::new(),
+        count: 0,
+        bytes: 0,
+    };
+    for key in present {
+        if key != marker {
+            batches.add(key, None).await?;
+        }
+    }
+    for (key, value) in entries {
+        if key != marker {
+            batches.add(key, Some(value)).await?;
+        }
+    }
+    batches.finish().await?;
+    Ok(info)
+}
+
+/// Puts the marker; two restores at once do not both go on.
+async fn begin(store: &dyn Store, marker: &Key, unfinished: bool) -> Result<Revision, StoreError> {
+    let expected = match store.get(marker).await? {
+        Some(entry) if unfinished => Expected::At(entry.modified),
+        Some(_) | None => Expected::Absent,
+    };
+    let transaction = Transaction::new()
+        .expect(marker.clone(), expected)
+        .put(marker.clone(), "");
+    store.commit(transaction).await
+}
+
+/// Writes in as few transactions as the limits allow. Each holds only while the marker is ours.
+struct Batches<'a> {
+    store: &'a dyn Store,
+    marker: &'a Key,
+    begun: Revision,
+    batch: Transaction,
+    count: usize,
+    bytes: usize,
+}
+
+impl Batches<'_> {
+    async fn add(&mut self, key: Key, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+        let bytes = key.as_str().len() + value.as_ref().map_or(0, Vec::len);
+        let full = self.bytes + bytes + self.marker.as_str().len() > MAX_TRANSACTION_BYTES;
+        if self.count == MAX_OPERATIONS || (self.count > 0 && full) {
+            self.commit().await?;
+        }
+        let batch = std::mem::take(&mut self.batch);
+        self.batch = match value {
+            Some(value) => batch.put(key, value),
+            None => batch.delete(key),
+        };
+        self.count += 1;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), StoreError> {
+        let batch = std::mem::take(&mut self.batch);
+        (self.count, self.bytes) = (0, 0);
+        let guarded = batch
+            .clone()
+            .expect(self.marker.clone(), Expected::At(self.begun));
+        // One entry may be so large that nothing else fits in.
+        let transaction = if guarded.check().is_ok() { guarded } else { batch };
+        self.store.commit(transaction).await.map(drop)
+    }
+
+    /// The last transaction takes the marker away.
+    async fn finish(mut self) -> Result<(), StoreError> {
+        self.commit().await?;
+        self.batch = Transaction::new().delete(self.marker.clone());
+        self.commit().await
+    }
+}

@@ -1,0 +1,205 @@
+//! When a snapshot is due, and which old ones may go. Pure: names and times in, decisions out.
+
+use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
+
+use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
+
+use crate::objects::Timestamp;
+
+const HOUR: u64 = 3_600_000;
+const DAY: u64 = 24 * HOUR;
+
+/// How a file is named: `hourly-20261121T190000.000Z.mesh-snapshot`.
+const SUFFIX: &str = ".mesh-snapshot";
+const FORMAT: &[BorrowedFormatItem<'_>] =
+    format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
+
+/// Who asked for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SnapshotKind {
+    /// The schedule; goes when it is old.
+    Hourly,
+    /// A user; stays until they remove it.
+    Manual,
+}
+
+/// A snapshot's file name; says when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotName {
+    /// Who asked for it.
+    pub kind: SnapshotKind,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+/// A file name that is none of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name of a snapshot; one looks like hourly-20261121T190000.000Z{SUFFIX}")]
+pub struct InvalidName(String);
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            SnapshotKind::Hourly => "hourly",
+            SnapshotKind::Manual => "manual",
+        };
+        let nanoseconds = i128::from(self.at.0) * 1_000_000;
+        let time = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
+            .map_err(|_| fmt::Error)?
+            .format(FORMAT)
+            .map_err(|_| fmt::Error)?;
+        write!(formatter, "{kind}-{time}{SUFFIX}")
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let parsed = text.strip_suffix(SUFFIX).and_then(|text| {
+            let (kind, time) = text.split_once('-')?;
+            let kind = match kind {
+                "hourly" => SnapshotKind::Hourly,
+                "manual" => SnapshotKind::Manual,
+                _ => return None,
+            };
+            let time = time::PrimitiveDateTime::parse(time, FORMAT).ok()?.assume_utc();
+            let milliseconds = u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()?;
+            Some(Self {
+                kind,
+                at: Timestamp(milliseconds),
+            })
+        });
+        parsed.ok_or_else(|| InvalidName(text.to_owned()))
+    }
+}
+
+/// How many of the schedule's snapshots are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest of so many hours.
+    pub hours: usize,
+    /// The newest of so many days.
+    pub days: usize,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { hours: 24, days: 7 }
+    }
+}
+
+/// Whether the schedule wants a snapshot now.
+#[must_use]
+pub fn is_due(now: Timestamp, existing: &[SnapshotName]) -> bool {
+    // A clock that was ahead must not stop snapshots until it is that late again.
+    let newest = existing
+        .iter()
+        .filter(|name| name.kind == SnapshotKind::Hourly && name.at <= now)
+        .map(|name| name.at)
+        .max();
+    newest.is_none_or(|newest| now.since(newest) >= Duration::from_millis(HOUR))
+}
+
+/// Which of the schedule's snapshots may go. Hours and days count only if they have a snapshot: a machine
+/// that was off for long still has its last ones.
+#[must_use]
+pub fn expired(existing: &[SnapshotName], keep: Keep) -> Vec<SnapshotName> {
+    let mut scheduled: Vec<SnapshotName> = existing
+        .iter()
+        .copied()
+        .filter(|name| name.kind == SnapshotKind::Hourly)
+        .collect();
+    scheduled.sort_by_key(|name| std::cmp::Reverse(name.at));
+    let (mut hours, mut days) = (BTreeSet::new(), BTreeSet::new());
+    scheduled
+        .into_iter()
+        .filter(|name| {
+            let for_hour = hours.len() < keep.hours && hours.insert(name.at.0 / HOUR);
+            let for_day = days.len() < keep.days && days.insert(name.at.0 / DAY);
+            !for_hour && !for_day
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hourly(at: u64) -> SnapshotName {
+        SnapshotName {
+            kind: SnapshotKind::Hourly,
+            at: Timestamp(at),
+        }
+    }
+
+    #[test]
+    fn a_name_says_when_it_was_made() {
+        let name = hourly(1_795_287_600_123);
+        assert_eq!(name.to_string(), "hourly-20261121T190000.123Z.mesh-snapshot");
+        assert_eq!(name.to_string().parse(), Ok(name));
+        for wrong in [
+            "",
+            "hourly-",
+            "daily-20261121T190000.123Z.mesh-snapshot",
+            ".store-x",
+            "hourly-20261121T190000.123Z",
+        ] {
+            assert!(wrong.parse::<SnapshotName>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_month_of_hourly_snapshots_comes_down_to_a_day_and_a_week() {
+        let mut existing: Vec<SnapshotName> = (0..24 * 30).map(|hour| hourly(hour * HOUR + 5)).collect();
+        let gone = expired(&existing, Keep::default());
+        existing.retain(|name| !gone.contains(name));
+        // Of the last day all, of the six before the last each.
+        assert_eq!(existing.len(), 24 + 6);
+        assert_eq!(existing.last(), Some(&hourly((24 * 30 - 1) * HOUR + 5)));
+    }
+
+    #[test]
+    fn a_snapshot_is_due_an_hour_after_the_last() {
+        assert!(is_due(Timestamp(5), &[]));
+        assert!(!is_due(Timestamp(HOUR), &[hourly(5)]));
+        assert!(is_due(Timestamp(HOUR + 5), &[hourly(5)]));
+        assert!(
+            is_due(Timestamp(5), &[hourly(10 * DAY)]),
+            "made by a clock that was ahead"
+        );
+        let manual = SnapshotName {
+            kind: SnapshotKind::Manual,
+            at: Timestamp(5),
+        };
+        assert!(is_due(Timestamp(6), &[manual]));
+    }
+
+    proptest! {
+        #[test]
+        fn names_read_as_they_are_written(at in 0..4_000_000_000_000_u64, manual: bool) {
+            let kind = if manual { SnapshotKind::Manual } else { SnapshotKind::Hourly };
+            let name = SnapshotName { kind, at: Timestamp(at) };
+            prop_assert_eq!(name.to_string().parse(), Ok(name));
+        }
+
+        #[test]
+        fn the_newest_stays_and_so_does_what_users_made(times in prop::collection::vec(0..40 * DAY, 0..200), manual in prop::collection::vec(0..40 * DAY, 0..5)) {
+            let mut existing: Vec<_> = times.iter().map(|at| hourly(*at)).collect();
+            existing.extend(manual.iter().map(|at| SnapshotName { kind: SnapshotKind::Manual, at: Timestamp(*at) }));
+            let gone = expired(&existing, Keep::default());
+            prop_assert!(gone.iter().all(|name| name.kind == SnapshotKind::Hourly));
+            let newest = times.iter().max().copied();
+            let kept: Vec<_> = existing.iter().copied().filter(|name| !gone.contains(name)).collect();
+            if let Some(newest) = newest {
+                prop_assert!(kept.contains(&hourly(newest)));
+            }
+            let scheduled = kept.iter().filter(|name| name.kind == SnapshotKind::Hourly).map(|name| name.at).collect::<BTreeSet<_>>();
+            prop_assert!(scheduled.len() <= 24 + 7);
+            // Doing it again changes nothing.
+            prop_assert!(expired(&kept, Keep::default()).is_empty());
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Durations as people write them in compose files: `1h30m`, `1.5s`, `200ms`. Millisecond resolution.
+
+use std::{fmt::Write as _, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+const UNITS: [(&str, u64); 4] = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+
+/// Reads a sequence of number and unit (`h`, `m`, `s`, `ms`); `0` needs no unit.
+///
+/// # Errors
+/// A sentence that says what a duration looks like.
+pub fn parse(text: &str) -> Result<Duration, String> {
+    let refuse =
+        || format!("{text:?} is no duration: use numbers with units h, m, s or ms, such as \"1m30s\"");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = 0_u64;
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|character: char| !character.is_ascii_digit() && character != '.')
+            .ok_or_else(refuse)?;
+        let (number, tail) = rest.split_at(digits);
+        let (unit, factor) = UNITS
+            .into_iter()
+            .find(|(unit, _)| tail.starts_with(unit))
+            .ok_or_else(refuse)?;
+        let part = milliseconds(number, factor).ok_or_else(refuse)?;
+        total = total.checked_add(part).ok_or_else(refuse)?;
+        rest = &tail[unit.len()..];
+    }
+    if text.is_empty() {
+        return Err(refuse());
+    }
+    Ok(Duration::from_millis(total))
+}
+
+/// Exact decimal arithmetic: `1.5` of 1000 is 1500.
+fn milliseconds(number: &str, factor: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.len() > 9 {
+        return None;
+    }
+    let whole = whole.parse::<u64>().ok()?.checked_mul(factor)?;
+    if fraction.is_empty() {
+        return Some(whole);
+    }
+    let scale = 10_u64.pow(u32::try_from(fraction.len()).ok()?);
+    let part = u128::from(fraction.parse::<u64>().ok()?) * u128::from(factor) / u128::from(scale);
+    whole.checked_add(u64::try_from(part).ok()?)
+}
+
+/// Writes what [`parse`] reads, in the largest units: `1m30s`, `0s`, `250ms`.
+#[must_use]
+pub fn format(duration: Duration) -> String {
+    let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    for (unit, factor) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        if rest >= factor {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{}{unit}", rest / factor);
+            rest %= factor;
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}
+
+/// For `#[serde(with = …)]`.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format(*duration))
+}
+
+/// For `#[serde(with = …)]`.
+///
+/// # Errors
+/// If it is no string that [`parse`] reads.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_what_compose_files_say() {
+        for (text, expected) in [
+            ("0", 0),
+            ("5s", 5_000),
+            ("1m30s", 90_000),
+            ("1.5h", 5_400_000),
+            ("250ms", 250),
+        ] {
+            assert_eq!(parse(text), Ok(Duration::from_millis(expected)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_duration() {
+        for text in [
+            "",
+            "5",
+            "s",
+            "5 s",
+            "-5s",
+            "5d",
+            ".s",
+            "99999999999999999999s",
+            "1.2.3s",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reads_back_what_it_writes(milliseconds in 0_u64..u64::MAX) {
+            let duration = Duration::from_millis(milliseconds);
+            prop_assert_eq!(parse(&format(duration)), Ok(duration));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Reading a specification from JSON, with errors that name the place and the nearest known field.
+
+use serde::Deserialize;
+
+use super::{ServiceSpec, SpecError};
+
+/// Largest specification, in bytes of JSON.
+pub const MAX_SPEC_BYTES: usize = 1 << 20;
+
+impl ServiceSpec {
+    /// Reads and validates a specification.
+    ///
+    /// # Errors
+    /// Names the field, what stands there and what is allowed.
+    pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
+        if json.len() > MAX_SPEC_BYTES {
+            return Err(SpecError::TooLarge { size: json.len() });
+        }
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        let mut track = serde_path_to_error::Track::new();
+        let result = Self::deserialize(serde_path_to_error::Deserializer::new(&mut reader, &mut track));
+        let spec = result
+            .and_then(|spec| reader.end().map(|()| spec))
+            .map_err(|error| explain(&track.path().to_string(), &error.to_string()))?;
+        spec.validated()
+    }
+}
+
+/// Serde's message for an unknown field quotes that field, then the known ones.
+fn explain(path: &str, message: &str) -> SpecError {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    match (message.starts_with("unknown field"), quoted.next()) {
+        (true, Some(field)) => SpecError::UnknownField {
+            path: path
+                .strip_suffix(&format!(".{field}"))
+                .unwrap_or("specification")
+                .into(),
+            field: field.into(),
+            nearest: nearest(field, quoted),
+        },
+        _ => SpecError::Malformed {
+            path: if path == "." { "specification" } else { path }.into(),
+            message: message.into(),
+        },
+    }
+}
+
+fn nearest<'a>(field: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    // Docker's API writes the same names in camel case.
+    let field = field.to_lowercase().replace(['_', '-'], "");
+    known
+        .map(|name| (strsim::damerau_levenshtein(&field, &name.replace('_', "")), name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
+        .map(|(_, name)| name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(json: &str) -> String {
+        ServiceSpec::from_json(json.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_least_that_is_needed_gets_dockers_defaults() {
+        let spec =
+            ServiceSpec::from_json(br#"{"name":"web","task_template":{"container_spec":{"image":"nginx"}}}"#)
+                .unwrap();
+        assert_eq!(spec.task_template.container_spec.image, "nginx:latest");
+        assert_eq!(spec.mode, crate::spec::ServiceMode::default());
+        assert_eq!(spec.update_config.parallelism, 1);
+        let json = serde_json::to_vec(&spec).unwrap();
+        assert_eq!(ServiceSpec::from_json(&json), Ok(spec));
+    }
+
+    #[test]
+    fn an_unknown_field_is_answered_with_the_nearest_known_one() {
+        assert_eq!(
+            error(r#"{"name":"web","task_template":{"container_spec":{"imgae":"nginx"}}}"#),
+            "task_template.container_spec: unknown field \"imgae\": did you mean \"image\"?"
+        );
+        assert_eq!(
+            error(r#"{"name":"web","mode":{"replicated":{"Replicas":2}}}"#),
+            "mode.replicated: unknown field \"Replicas\": did you mean \"replicas\"?"
+        );
+        assert_eq!(error(r#"{"xyzzy":1}"#), "specification: unknown field \"xyzzy\"");
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_place() {
+        let message = error(r#"{"name":"web","mode":{"replicated":{"replicas":"two"}}}"#);
+        assert!(
+            message.starts_with("mode.replicated.replicas: invalid type"),
+            "{message}"
+        );
+        let message = error(r#"{"name":"web","update_config":{"delay":"5"}}"#);
+        assert!(
+            message.starts_with("update_config.delay: \"5\" is no duration"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn more_than_a_mebibyte_is_refused_unread() {
+        let error = ServiceSpec::from_json(&vec![b' '; MAX_SPEC_BYTES + 1]).unwrap_err();
+        assert_eq!(
+            error,
+            SpecError::TooLarge {
+                size: MAX_SPEC_BYTES + 1
+            }
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! What a user asks for: the service's specification and its validation. Imports nothing of ours.
+//!
+//! The JSON has the shape of Docker's `ServiceSpec` with its names in snake case; durations are written
+//! as in a compose file (`"1m30s"`). What is left out has Docker's default.
+
+pub mod constraint;
+pub mod container;
+pub mod dependencies;
+pub mod duration;
+mod json;
+pub mod name;
+pub mod policy;
+pub mod port;
+mod validate;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+pub use constraint::{Constraint, Operator};
+pub use container::{
+    ContainerSpec, Device, FileReference, HealthCheck, Limits, LogDriver, Mount, MountKind, Probe,
+    ResourceRequirements, Resources, TaskSpec,
+};
+pub use dependencies::check_dependencies;
+pub use json::MAX_SPEC_BYTES;
+pub use policy::{
+    FailureAction, Placement, Platform, RebalanceConfig, RestartCondition, RestartPolicy, Spread,
+    UpdateConfig, UpdateOrder,
+};
+pub use port::{PortConfig, PortRange, Protocol, PublishMode};
+
+/// What a service shall be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// Unique in the cluster; letters, digits, `-`, `_` and `.`, 63 at most.
+    pub name: String,
+    /// The service's own labels (containers get those of [`ContainerSpec::labels`]).
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How many tasks, and where.
+    #[serde(default)]
+    pub mode: ServiceMode,
+    /// What each task runs. A change of it rolls the service.
+    pub task_template: Arc<TaskSpec>,
+    /// How tasks are replaced after a change.
+    #[serde(default)]
+    pub update_config: UpdateConfig,
+    /// How tasks are replaced on the way back to the previous specification.
+    #[serde(default)]
+    pub rollback_config: UpdateConfig,
+    /// Whether tasks move to nodes that join or return.
+    #[serde(default)]
+    pub rebalance_config: RebalanceConfig,
+    /// What is reachable from outside.
+    #[serde(default)]
+    pub endpoint_spec: EndpointSpec,
+    /// Names of services that must be ready before this one's first task starts.
+    #[serde(default)]
+    pub depends_on: Vec<String>,
+}
+
+/// How many tasks a service has, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceMode {
+    /// So many tasks, anywhere.
+    Replicated(Replicated),
+    /// One task on each suitable node.
+    Global(Global),
+    /// Tasks that run to completion, so many times.
+    ReplicatedJob(ReplicatedJob),
+    /// A task that runs to completion once on each suitable node.
+    GlobalJob(Global),
+}
+
+impl Default for ServiceMode {
+    fn default() -> Self {
+        Self::Replicated(Replicated::default())
+    }
+}
+
+impl ServiceMode {
+    /// Whether tasks are meant to end by themselves.
+    #[must_use]
+    pub fn is_job(self) -> bool {
+        matches!(self, Self::ReplicatedJob(_) | Self::GlobalJob(_))
+    }
+
+    /// Whether each node has its own task.
+    #[must_use]
+    pub fn is_global(self) -> bool {
+        matches!(self, Self::Global(_) | Self::GlobalJob(_))
+    }
+
+    /// The name in Docker's MODE column.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Replicated(_) => "replicated",
+            Self::Global(_) => "global",
+            Self::ReplicatedJob(_) => "replicated job",
+            Self::GlobalJob(_) => "global job",
+        }
+    }
+}
+
+/// Settings of a replicated service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replicated {
+    /// Number of tasks; 0 pauses the service and keeps its definition.
+    pub replicas: u32,
+}
+
+impl Default for Replicated {
+    fn default() -> Self {
+        Self { replicas: 1 }
+    }
+}
+
+/// A global service has no settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Global {}
+
+/// Settings of a replicated job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicatedJob {
+    /// Tasks that run at the same time at most.
+    pub max_concurrent: u32,
+    /// Tasks that must end with success.
+    pub total_completions: u32,
+}
+
+impl Default for ReplicatedJob {
+    fn default() -> Self {
+        Self {
+            max_concurrent: 1,
+            total_completions: 1,
+        }
+    }
+}
+
+/// What of a service is reachable from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EndpointSpec {
+    /// Published ports.
+    pub ports: Vec<PortConfig>,
+}
+
+/// Why a specification is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A field has a value that it cannot have.
+    #[error("{field}: {value:?} is not possible: use {allowed}")]
+    Invalid {
+        /// Path of the field, e.g. `task_template.container_spec.image`.
+        field: String,
+        /// The value found.
+        value: String,
+        /// What the field may be.
+        allowed: String,
+    },
+    /// A field that no one reads.
+    #[error("{path}: unknown field {field:?}{}", nearest.as_ref().map(|name| format!(": did you mean {name:?}?")).unwrap_or_default())]
+    UnknownField {
+        /// Where it stands.
+        path: String,
+        /// The unknown name.
+        field: String,
+        /// The known name most like it.
+        nearest: Option<String>,
+    },
+    /// Not JSON, or a value of the wrong type.
+    #[error("{path}: {message}")]
+    Malformed {
+        /// Where the reader stopped.
+        path: String,
+        /// What it expected there.
+        message: String,
+    },
+    /// More bytes than a specification may have.
+    #[error("the specification has {size} bytes: at most {MAX_SPEC_BYTES} are allowed")]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// Services that wait for each other.
+    #[error("depends_on: {} would wait for each other forever: remove one of these dependencies", cycle.join(" -> "))]
+    DependencyCycle {
+        /// The names, the first again at the end.
+        cycle: Vec<String>,
+    },
+}
+
+impl SpecError {
+    /// A field's value is refused.
+    #[must_use]
+    pub fn invalid(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
+        Self::Invalid {
+            field: field.into(),
+            value: value.to_string(),
+            allowed: allowed.into(),
+        }
+    }
+}

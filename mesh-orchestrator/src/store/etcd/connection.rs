@@ -1,0 +1,379 @@
+//! Calling an etcd cluster: its members one after another until one answers, and what a failure says
+//! about what was asked for. Depends on etcd-client and on the store's errors.
+
+use std::{
+    error::Error as _,
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, ConnectError, Status};
+use zeroize::Zeroizing;
+
+use crate::store::{Revision, StoreError};
+
+/// How long a member may take to be connected to before the next one is tried.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// How often an idle connection is probed, and how long the answer may take: a member that was cut off is
+/// given up after the sum.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// How long to wait when no member answered, before they are asked again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The largest answer accepted, in bytes: comes in well within the time that a call may take.
+pub(super) const MAX_ANSWER_BYTES: usize = 8 << 20;
+
+/// Where the cluster is, and how to speak to it.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// The members' client URLs: `https://10.0.0.1:2379`.
+    pub endpoints: Vec<String>,
+    /// Who we are and whom we trust; `None` only where the cluster has no TLS.
+    pub tls: Option<EtcdTls>,
+    /// What all our keys in etcd begin with; two clusters of ours in one etcd differ in it. Begins with a
+    /// slash and does not end with one.
+    pub root: String,
+    /// How long one operation may take, with all members tried.
+    pub timeout: Duration,
+}
+
+impl EtcdConfig {
+    /// For these members, with the defaults for all else: root `/mesh`, 5 s.
+    #[must_use]
+    pub fn new(endpoints: Vec<String>, tls: Option<EtcdTls>) -> Self {
+        Self {
+            endpoints,
+            tls,
+            root: "/mesh".to_owned(),
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// TLS with a client certificate; all PEM.
+#[derive(Clone)]
+pub struct EtcdTls {
+    /// The authorities that sign the members' certificates.
+    pub authority: Vec<u8>,
+    /// Our certificate, with its chain.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+/// A file of the TLS configuration that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("could not read {path} for TLS to etcd; it must exist and be readable by the agent's user")]
+pub struct EtcdTlsFile {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+impl EtcdTls {
+    /// Reads the three files.
+    ///
+    /// # Errors
+    /// When one cannot be read. What is in them is looked at when the store is opened.
+    pub fn from_files(authority: &Path, certificate: &Path, key: &Path) -> Result<Self, EtcdTlsFile> {
+        let read = |path: &Path| {
+            fs::read(path).map_err(|source| EtcdTlsFile {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        Ok(Self {
+            authority: read(authority)?,
+            certificate: read(certificate)?,
+            key: Zeroizing::new(read(key)?),
+        })
+    }
+}
+
+impl fmt::Debug for EtcdTls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("EtcdTls").finish_non_exhaustive()
+    }
+}
+
+/// Whether a call changes something, so that it must not be repeated when nobody knows what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Read,
+    Write,
+}
+
+/// What a failed call says about what it asked for.
+enum Verdict {
+    /// It was not done; another member may do it.
+    NotDone,
+    /// It was done, or will be, or not.
+    Doubt,
+    /// It was not done and will not be.
+    Refused(&'static str),
+    /// The past asked for is forgotten.
+    Compacted,
+}
+
+/// One client for each member. A call goes to the member that answered last.
+pub(super) struct Connection {
+    members: Vec<Client>,
+    preferred: AtomicUsize,
+    timeout: Duration,
+    name: String,
+}
+
+impl Connection {
+    pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
+        let name = config.endpoints.join(",");
+        let invalid = |source: Error| StoreError::Unavailable {
+            operation: "use the configuration",
+            store: name.clone(),
+            advice: "look at the endpoints' URLs and at the certificates",
+            source: Box::new(source),
+        };
+        if config.endpoints.is_empty() {
+            return Err(invalid(Error::InvalidArgs("there are no endpoints".to_owned())));
+        }
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PROBE, PROBE)
+            .with_keep_alive_while_idle(true)
+            // A member without a leader refuses at once, and ends its watches, rather than keep us waiting.
+            .with_require_leader(true);
+        if let Some(tls) = &config.tls {
+            options = options.with_tls(
+                TlsOptions::new()
+                    .ca_certificate(Certificate::from_pem(&tls.authority))
+                    .identity(Identity::from_pem(&tls.certificate, tls.key.as_slice())),
+            );
+        }
+        let mut members = Vec::new();
+        for endpoint in &config.endpoints {
+            // Connects when it is first used.
+            let client = Client::connect([endpoint], Some(options.clone()))
+                .await
+                .map_err(invalid)?;
+            members.push(client);
+        }
+        Ok(Self {
+            members,
+            preferred: AtomicUsize::new(0),
+            timeout: config.timeout,
+            name,
+        })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The member to speak to, and its number for [`Self::avoid`].
+    pub(super) fn member(&self) -> (usize, Client) {
+        let number = self.preferred.load(Ordering::Relaxed) % self.members.len();
+        (number, self.members[number].clone())
+    }
+
+    /// Lets later calls go to the next member, unless somebody else has seen to that.
+    pub(super) fn avoid(&self, number: usize) {
+        let next = (number + 1) % self.members.len();
+        let _ = self
+            .preferred
+            .compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Calls one member after another until one answers, or the time is up.
+    pub(super) async fn call<T, F>(
+        &self,
+        operation: &'static str,
+        call: Call,
+        work: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let end = Instant::now() + self.timeout;
+        let mut failures = 0;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let patience = match call {
+                // Leaves time for another member.
+                Call::Read => left.min(self.timeout / 2),
+                Call::Write => left,
+            };
+            let (number, client) = self.member();
+            let (verdict, error) = match timeout(patience, work(client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => (judge(&error), error),
+                Err(_) => (
+                    Verdict::Doubt,
+                    Error::GRpcStatus(Status::deadline_exceeded("no answer in time")),
+                ),
+            };
+            self.avoid(number);
+            match verdict {
+                Verdict::Doubt if call == Call::Write => {
+                    return Err(StoreError::OutcomeUnknown {
+                        store: self.name.clone(),
+                        source: Box::new(error),
+                    });
+                }
+                Verdict::Refused(advice) => return Err(self.unavailable(operation, advice, error)),
+                // Whoever asked for the past knows which; see `compacted`.
+                Verdict::Compacted => {
+                    return Err(StoreError::Compacted {
+                        requested: Revision(0),
+                        oldest: Revision(0),
+                    });
+                }
+                Verdict::NotDone | Verdict::Doubt => {}
+            }
+            failures += 1;
+            if failures % self.members.len() == 0 {
+                sleep(PAUSE).await;
+            }
+            if Instant::now() >= end {
+                return Err(self.unavailable(
+                    operation,
+                    "a majority of its members must run and be reached, with the right certificates",
+                    error,
+                ));
+            }
+        }
+    }
+
+    pub(super) fn unavailable(
+        &self,
+        operation: &'static str,
+        advice: &'static str,
+        source: impl Into<crate::store::Source>,
+    ) -> StoreError {
+        StoreError::Unavailable {
+            operation,
+            store: self.name.clone(),
+            advice,
+            source: source.into(),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connection")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether an answer was refused here because it is too large.
+pub(super) fn is_too_large(error: &StoreError) -> bool {
+    let StoreError::Unavailable { source, .. } = error else {
+        return false;
+    };
+    // What etcd itself says with this code is about revisions.
+    matches!(
+        source.downcast_ref(),
+        Some(Error::GRpcStatus(status))
+            if status.code() == Code::OutOfRange && !status.message().contains("revision")
+    )
+}
+
+fn judge(error: &Error) -> Verdict {
+    let status = match error {
+        Error::GRpcStatus(status) => status,
+        Error::TransportError(_) | Error::IoError(_) => return Verdict::Doubt,
+        _ => return Verdict::Refused("look at the endpoints' URLs and at the certificates"),
+    };
+    if never_left(status) {
+        return Verdict::NotDone;
+    }
+    let says = |text: &str| status.message().contains(text);
+    match status.code() {
+        Code::OutOfRange if says("compacted") => Verdict::Compacted,
+        Code::OutOfRange if says("future revision") => {
+            Verdict::Refused("the revision is ahead of etcd's: it is another cluster, or was restored")
+        }
+        Code::OutOfRange => Verdict::Refused("an answer is too large"),
+        // From the member's gate, which it asks before it does anything.
+        Code::Unavailable if says("no leader") => Verdict::NotDone,
+        Code::ResourceExhausted if says("database space exceeded") => Verdict::Refused(
+            "etcd's space is used up: compact and defragment it, then disarm its alarm (etcdctl alarm disarm)",
+        ),
+        Code::ResourceExhausted if says("too many requests") => Verdict::NotDone,
+        Code::InvalidArgument => Verdict::Refused(
+            "etcd's limits (--max-txn-ops, --max-request-bytes) must not be below its defaults",
+        ),
+        Code::PermissionDenied | Code::Unauthenticated => {
+            Verdict::Refused("etcd must grant our certificate's user reading and writing below our root")
+        }
+        Code::NotFound => Verdict::Refused("the lease has ended"),
+        _ => Verdict::Doubt,
+    }
+}
+
+/// Whether the call failed before it left: no connection could be made.
+fn never_left(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(code: Code, message: &str) -> Verdict {
+        judge(&Error::GRpcStatus(Status::new(code, message)))
+    }
+
+    #[test]
+    fn only_what_is_known_not_to_be_done_is_repeated() {
+        assert!(matches!(
+            verdict(Code::Unavailable, "etcdserver: no leader"),
+            Verdict::NotDone
+        ));
+        for doubtful in [
+            "etcdserver: request timed out",
+            "etcdserver: leader changed",
+            "connection reset",
+        ] {
+            assert!(
+                matches!(verdict(Code::Unavailable, doubtful), Verdict::Doubt),
+                "{doubtful}"
+            );
+        }
+        assert!(matches!(verdict(Code::Unknown, ""), Verdict::Doubt));
+        assert!(matches!(verdict(Code::DeadlineExceeded, ""), Verdict::Doubt));
+    }
+
+    #[test]
+    fn a_used_up_quota_is_refused_with_advice() {
+        assert!(matches!(
+            verdict(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            Verdict::Refused(advice) if advice.contains("alarm disarm")
+        ));
+    }
+
+    #[test]
+    fn a_key_never_shows_in_debug_output() {
+        let tls = EtcdTls {
+            authority: b"authority".to_vec(),
+            certificate: b"certificate".to_vec(),
+            key: Zeroizing::new(b"private".to_vec()),
+        };
+        let config = EtcdConfig::new(vec!["https://127.0.0.1:1".to_owned()], Some(tls));
+        assert!(!format!("{config:?}").contains("private"));
+        assert!(!format!("{config:?}").contains(&format!("{:?}", b"private")));
+    }
+}

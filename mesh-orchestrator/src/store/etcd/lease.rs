@@ -1,0 +1,122 @@
+//! Leases in an etcd cluster: granted, kept by heartbeats through any member, known to be lost before they
+//! are. Depends on `connection`.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Call, Inner};
+use crate::store::{Heartbeat, Lease, StoreError, lease::Keeper};
+
+/// How long to wait before another member is tried.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// How long giving up may take.
+const REVOKE: Duration = Duration::from_secs(2);
+
+/// Why heartbeats stopped.
+enum Stop {
+    /// The member failed; another one will do.
+    Broken,
+    /// The cluster says that the lease has ended.
+    Ended,
+}
+
+pub(super) async fn grant(inner: &Arc<Inner>, heartbeat: Heartbeat) -> Result<Lease, StoreError> {
+    let time_to_live = heartbeat.time_to_live();
+    let seconds = i64::try_from(time_to_live.as_secs()).unwrap_or(i64::MAX);
+    let asked = Instant::now();
+    // If it is granted twice because an answer was lost, the unused one ends by itself.
+    let granted = inner
+        .connection
+        .call("grant a lease", Call::Read, |client| async move {
+            client.lease_client().grant(seconds, None).await
+        })
+        .await?;
+    let holding = Holding {
+        inner: Arc::clone(inner),
+        id: granted.id(),
+        interval: heartbeat.interval,
+        time_to_live,
+        // Counted from before the question, so that we stop believing in it before the cluster does.
+        valid_until: asked + time_to_live,
+    };
+    Ok(Lease::start(granted.id(), move |keeper| holding.keep(keeper)))
+}
+
+struct Holding {
+    inner: Arc<Inner>,
+    id: i64,
+    interval: Duration,
+    time_to_live: Duration,
+    valid_until: Instant,
+}
+
+impl Holding {
+    async fn keep(mut self, mut keeper: Keeper) {
+        tokio::select! {
+            () = self.beat_until_lost() => {}
+            _ = &mut keeper.given_up => {
+                let (_, client) = self.inner.connection.member();
+                let mut leases = client.lease_client();
+                // If it does not come through, the lease ends by its time to live.
+                let _ = timeout(REVOKE, leases.revoke(self.id)).await;
+            }
+        }
+        keeper.lost.send_replace(true);
+    }
+
+    async fn beat_until_lost(&mut self) {
+        loop {
+            let left = self.valid_until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!(
+                    store = self.inner.connection.name(),
+                    lease = self.id,
+                    "lost a lease"
+                );
+                return;
+            }
+            let (number, client) = self.inner.connection.member();
+            match self.beat(client).await {
+                Stop::Ended => return,
+                Stop::Broken => self.inner.connection.avoid(number),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Sends heartbeats through one member until it fails.
+    async fn beat(&mut self, client: etcd_client::Client) -> Stop {
+        let mut asked = Instant::now();
+        let mut leases = client.lease_client();
+        let begun = timeout(self.patience(), leases.keep_alive(self.id)).await;
+        let (mut beats, mut answers) = match begun {
+            Ok(Ok(both)) => both,
+            // So the client says that the cluster knows no such lease.
+            Ok(Err(etcd_client::Error::LeaseKeepAliveError(_))) => return Stop::Ended,
+            Ok(Err(_)) | Err(_) => return Stop::Broken,
+        };
+        loop {
+            // Beginning was the first heartbeat, and has been answered.
+            self.valid_until = asked + self.time_to_live;
+            sleep(self.interval.min(self.time_to_live / 3)).await;
+            asked = Instant::now();
+            let answer = timeout(self.patience(), async {
+                beats.keep_alive().await?;
+                answers.message().await
+            });
+            match answer.await {
+                Ok(Ok(Some(answer))) if answer.ttl() <= 0 => return Stop::Ended,
+                Ok(Ok(Some(_))) => {}
+                Ok(Ok(None) | Err(_)) | Err(_) => return Stop::Broken,
+            }
+        }
+    }
+
+    /// How long a member may take to answer: not so long that there is no time for another.
+    fn patience(&self) -> Duration {
+        let left = self.valid_until.saturating_duration_since(Instant::now());
+        left.min(self.time_to_live / 3)
+    }
+}

@@ -1,0 +1,149 @@
+//! Where the orchestrator keeps its objects: one trait, an embedded implementation for one node
+//! ([`redb`]) and one for several ([`etcd`]), and versioned objects on top ([`revisions`]).
+//!
+//! What every store promises, and the conformance suite checks of each:
+//! - A transaction is committed whole or not at all, and only if all that it expects holds. What was
+//!   committed survives a crash.
+//! - Reads see every transaction that was committed before them. A list is the state at one revision,
+//!   however many pages it has.
+//! - A watch from a list's revision sees each later transaction once, whole, in order.
+//!
+//! Depends on nothing of ours.
+
+pub mod etcd;
+pub mod membership;
+pub mod redb;
+pub mod revisions;
+
+mod diff;
+mod error;
+mod key;
+mod lease;
+mod transaction;
+mod watch;
+
+use std::fmt;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+
+pub use diff::{Difference, diff};
+pub use error::{Source, StoreError};
+pub use key::{InvalidKey, Key, MAX_KEY_BYTES, Prefix};
+pub use lease::{EPHEMERAL, Heartbeat, Lease, is_ephemeral};
+pub use transaction::{Expected, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Revision, Transaction, Write};
+pub use watch::{Event, Watch, WatchBatch};
+
+/// The version of what is stored: keys and the shape of values. A store with a higher one is refused.
+pub const SCHEMA: u64 = 1;
+
+/// How many entries a page of a list has where nobody cares.
+pub const PAGE: usize = 500;
+
+/// One stored object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub key: Key,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// When it came to be (anew, if it was removed before).
+    pub created: Revision,
+    /// When it was last changed.
+    pub modified: Revision,
+    /// How many times it was written since it came to be; the first time counts.
+    pub version: u64,
+}
+
+/// All entries below a prefix as they were at one revision, page by page, in key order.
+pub struct Listing {
+    /// The revision; watch from here to miss nothing.
+    pub revision: Revision,
+    /// The pages; none is empty.
+    pub pages: BoxStream<'static, Result<Vec<Entry>, StoreError>>,
+}
+
+impl Listing {
+    /// All of it at once.
+    ///
+    /// # Errors
+    /// As the pages: the store is not available, or the revision was compacted between two pages.
+    pub async fn entries(self) -> Result<Vec<Entry>, StoreError> {
+        self.pages.try_concat().await
+    }
+
+    /// The next page; `None` after the last.
+    ///
+    /// # Errors
+    /// As [`Self::entries`].
+    pub async fn next_page(&mut self) -> Result<Option<Vec<Entry>>, StoreError> {
+        self.pages.next().await.transpose()
+    }
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Listing")
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A durable, ordered, versioned map from keys to bytes.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// What it is, for people: a file, or endpoints.
+    fn describe(&self) -> String;
+
+    /// One entry; `None` where there is no such key.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError>;
+
+    /// What is below a prefix, in pages of at most so many entries (at least one).
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Corrupt`]; of a later page also [`StoreError::Compacted`].
+    async fn list(&self, prefix: &Prefix, page: usize) -> Result<Listing, StoreError>;
+
+    /// Commits a transaction; answers with the revision that it made, or the current one if it changed
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`], [`StoreError::TooLarge`] and [`StoreError::Unavailable`]: nothing was changed.
+    /// [`StoreError::OutcomeUnknown`]: it was committed or not.
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError>;
+
+    /// Grants a lease, and keeps it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn lease(&self, heartbeat: Heartbeat) -> Result<Lease, StoreError>;
+
+    /// As [`Self::commit`], but the ephemeral keys (see [`is_ephemeral`]) that it puts vanish with the
+    /// lease, unless they are put again.
+    ///
+    /// # Errors
+    /// As [`Self::commit`]; [`StoreError::Unavailable`] when the lease is lost.
+    async fn commit_under(&self, lease: &Lease, transaction: Transaction) -> Result<Revision, StoreError>;
+
+    /// What is changed below a prefix after a revision, as far back as the store remembers.
+    ///
+    /// The watch outlives interruptions of the store: it says nothing meanwhile, and nothing is lost.
+    /// Its last word is [`StoreError::Compacted`] when the store no longer remembers.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] (also for a revision that the store never had: it is another store now),
+    /// [`StoreError::Unavailable`].
+    async fn watch(&self, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError>;
+
+    /// Everything there is, at one revision.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    async fn snapshot(&self) -> Result<Listing, StoreError> {
+        self.list(&Prefix::everything(), PAGE).await
+    }
+}

@@ -1,0 +1,135 @@
+//! Leases, registrations and elections, on every store.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use mesh_orchestrator::store::{
+    Heartbeat, Transaction,
+    membership::{Registration, campaign, leader, node_key, nodes},
+};
+
+use crate::{
+    conformance::Story,
+    subject::{Fresh, PATIENCE, Subject, key, run, wait_until},
+};
+
+/// As quick as a store allows.
+pub(crate) const QUICK: Heartbeat = Heartbeat {
+    interval: Duration::from_millis(300),
+    missed: 3,
+};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        ("what_was_put_under_a_lease_goes_with_it", lease),
+        ("a_node_is_there_until_it_withdraws", registration),
+        ("one_candidate_leads_until_it_resigns", election),
+        ("a_former_leader_changes_nothing", fence),
+    ]
+}
+
+fn lease(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let (gone, kept, again) = ("/ephemeral/a/1".parse()?, key("a", 2), "/ephemeral/a/3".parse()?);
+        let lease = store.lease(QUICK).await?;
+        let transaction = Transaction::new()
+            .put(gone, "x")
+            .put(kept.clone(), "x")
+            .put(again, "x");
+        store.commit_under(&lease, transaction).await?;
+        let again = "/ephemeral/a/3".parse()?;
+        let other = store.lease(QUICK).await?;
+        store
+            .commit_under(&other, Transaction::new().put(again, "y"))
+            .await?;
+        lease.revoke().await;
+        let entries = store.snapshot().await?.entries().await?;
+        let keys: Vec<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+        ensure!(keys == [kept.as_str(), "/ephemeral/a/3"], "{keys:?}");
+        // Dropping is giving up, too.
+        drop(other);
+        wait_until("the other lease's key is gone", || async {
+            Ok(store.get(&"/ephemeral/a/3".parse()?).await?.is_none())
+        })
+        .await
+    })
+}
+
+fn registration(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let listing = store.list(&nodes(), 10).await?;
+        let mut watch = store.watch(&nodes(), listing.revision).await?;
+        let name = node_key("node1")?;
+        let node = Registration::start(Arc::clone(store), name.clone(), b"here".to_vec(), QUICK);
+        let batch = watch.next().await.context("the watch has ended")??;
+        ensure!(
+            batch.events.len() == 1 && *batch.events[0].key() == name,
+            "{batch:?}"
+        );
+        tokio::time::timeout(PATIENCE, node.present().wait_for(|present| *present)).await??;
+        // Longer than its time to live: heartbeats come through.
+        tokio::time::sleep(QUICK.time_to_live() + Duration::from_secs(1)).await;
+        let entry = store.get(&name).await?.context("the node went down by itself")?;
+        ensure!(entry.value == b"here" && entry.version == 1, "{entry:?}");
+        node.withdraw().await;
+        ensure!(store.get(&name).await?.is_none(), "the node is still there");
+        Ok(())
+    })
+}
+
+fn election(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let first = campaign(store, "loops", "node1", QUICK).await?;
+        let name = leader(store.as_ref(), "loops").await?.context("nobody leads")?;
+        ensure!(name.candidate == "node1");
+        let mut others = tokio::task::JoinSet::new();
+        for candidate in ["node2", "node3"] {
+            let store = Arc::clone(store);
+            others.spawn(async move { campaign(&store, "loops", candidate, QUICK).await });
+        }
+        // Another election has a leader of its own.
+        let other = campaign(store, "backups", "node2", QUICK).await?;
+        ensure!(others.try_join_next().is_none() && !first.is_lost());
+        let mut term = first.term();
+        first.resign().await;
+        for _ in 0..2 {
+            let next = tokio::time::timeout(PATIENCE, others.join_next())
+                .await?
+                .context("nobody stands")???;
+            ensure!(others.try_join_next().is_none(), "two lead");
+            ensure!(next.term() > term, "a later term has a lower number");
+            term = next.term();
+            next.resign().await;
+        }
+        ensure!(leader(store.as_ref(), "loops").await?.is_none());
+        ensure!(!other.is_lost());
+        Ok(())
+    })
+}
+
+fn fence(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let write = || Transaction::new().put(key("a", 1), "x");
+        let first = campaign(store, "loops", "node1", QUICK).await?;
+        store.commit(first.fence(write())).await?;
+        let late = first.fence(write());
+        first.resign().await;
+        let refused = store.commit(late.clone()).await;
+        ensure!(
+            refused.is_err_and(|error| error.is_conflict()),
+            "nobody leads, but it was committed"
+        );
+        let second = campaign(store, "loops", "node1", QUICK).await?;
+        let refused = store.commit(late).await;
+        ensure!(
+            refused.is_err_and(|error| error.is_conflict()),
+            "another term's transaction was committed"
+        );
+        store.commit(second.fence(write())).await?;
+        Ok(())
+    })
+}

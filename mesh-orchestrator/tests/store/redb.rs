@@ -1,0 +1,510 @@
+//! What the embedded store promises besides: a crash loses nothing that was committed, and a file or a disk
+//! that is not as it should be is a clear error that harms nothing.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_orchestrator::store::{
+    Expected, Prefix, SCHEMA, Store, StoreError, Transaction,
+    redb::{History, RedbStore},
+};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::{SigHandler, Signal, signal},
+    },
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::subject::{child_command, key, run, wait_until};
+
+type Story = (&'static str, fn() -> Result<()>);
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        ("a_killed_writer_loses_nothing_it_was_told_is_committed", killed),
+        ("a_cut_file_is_an_error_and_stays_as_it_is", cut),
+        ("a_file_with_changed_bytes_is_whole_or_an_error", changed),
+        ("a_file_that_is_no_store_stays_as_it_is", no_store),
+        ("a_store_of_a_newer_release_stays_as_it_is", newer),
+        ("a_file_has_one_owner_at_a_time", owner),
+        ("a_missing_folder_is_an_error", no_folder),
+        ("a_read_only_disk_is_an_error", read_only),
+        ("a_full_disk_stops_changes_until_there_is_room", full),
+        ("a_file_at_its_size_limit_stops_changes", limited),
+        ("what_leases_held_is_gone_after_a_crash", leases),
+        ("the_past_is_forgotten_by_bytes_too", bytes),
+        ("watches_end_when_the_store_is_closed", closed),
+    ]
+}
+
+fn filled(folder: &Path, count: usize) -> Result<PathBuf> {
+    let path = folder.join("store.redb");
+    run(async {
+        let store = RedbStore::open(&path)?;
+        for name in 0..count {
+            store
+                .commit(Transaction::new().put(key("a", name), vec![b'x'; 500]))
+                .await?;
+        }
+        Ok(())
+    })?;
+    Ok(path)
+}
+
+fn contents(path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    run(async {
+        let store = RedbStore::open(path)?;
+        let entries = store.snapshot().await?.entries().await?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| (entry.key.as_str().to_owned(), entry.value))
+            .collect())
+    })
+}
+
+/// A child's work: commits pairs of keys and says each that is committed.
+pub(crate) fn write_until_killed(path: &Path) -> Result<()> {
+    run(async {
+        let store = RedbStore::open(path)?;
+        let mut count: usize = match store.get(&key("count", 0)).await? {
+            Some(entry) => String::from_utf8(entry.value)?.parse()?,
+            None => 0,
+        };
+        loop {
+            count += 1;
+            let number = count.to_string();
+            let transaction = Transaction::new()
+                .put(key("count", 0), number.as_str())
+                .put(key("pair", count % 50), vec![b'x'; count * 37 % 9000])
+                .put(key("count", 1), number.as_str());
+            store.commit(transaction).await?;
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{count}")?;
+            out.flush()?;
+        }
+    })
+}
+
+fn killed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.redb");
+    let mut told = 0_usize;
+    for round in 0..25_u64 {
+        let mut child = child_command("write-until-killed", &path)?
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        // The first rounds are killed while the store is made, the later ones after some commits and a
+        // moment that falls anywhere within the next.
+        if round >= 5 {
+            for _ in 0..(round * 7 % 23) {
+                told = lines.next().context("the writer ended")??.parse()?;
+            }
+        }
+        std::thread::sleep(Duration::from_micros(round * 7919 % 4000));
+        child.kill()?;
+        child.wait()?;
+        for line in lines {
+            let line = line?;
+            // What it could not write whole it was not told.
+            told = line.parse().unwrap_or(told);
+        }
+        if !path.exists() {
+            ensure!(told == 0, "the store is gone");
+            continue;
+        }
+        let store = RedbStore::open(&path)?;
+        let (one, other) = run(async {
+            let one = store.get(&key("count", 0)).await?.map(|entry| entry.value);
+            Ok((one, store.get(&key("count", 1)).await?.map(|entry| entry.value)))
+        })?;
+        ensure!(
+            one == other,
+            "half a transaction after round {round}: {one:?} {other:?}"
+        );
+        let found: usize = match one {
+            Some(value) => String::from_utf8(value)?.parse()?,
+            None => 0,
+        };
+        ensure!(
+            found >= told,
+            "{told} was committed, {found} is there after round {round}"
+        );
+        ensure!(found <= told + 1, "{found} was never told, only {told}");
+        told = found;
+    }
+    ensure!(told > 100, "only {told} transactions were written in all rounds");
+    // Nothing is left of stores that were being made.
+    let left: Vec<_> = fs::read_dir(folder.path())?.collect::<Result<_, _>>()?;
+    ensure!(left.iter().any(|entry| entry.file_name() == "store.redb"));
+    Ok(())
+}
+
+/// Opening must fail as damaged and leave the file as it is.
+fn expect_damaged(path: &Path, what: &str) -> Result<()> {
+    let before = fs::read(path)?;
+    match RedbStore::open(path) {
+        Err(StoreError::Corrupt { store, .. }) => ensure!(store == path.display().to_string()),
+        Err(error) => bail!("{what}: {error:?}"),
+        Ok(_) => bail!("{what}: it was opened"),
+    }
+    ensure!(fs::read(path)? == before, "{what}: the file was changed");
+    Ok(())
+}
+
+fn cut() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = filled(folder.path(), 200)?;
+    let whole = fs::read(&path)?;
+    for length in [
+        0,
+        1,
+        100,
+        512,
+        4096,
+        5000,
+        whole.len() / 3,
+        whole.len() / 2,
+        whole.len() - 4096,
+    ] {
+        fs::write(&path, &whole[..length])?;
+        expect_damaged(&path, &format!("cut to {length} of {}", whole.len()))?;
+    }
+    fs::write(&path, &whole)?;
+    ensure!(contents(&path)?.len() == 200);
+    Ok(())
+}
+
+fn changed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = filled(folder.path(), 200)?;
+    let expected = contents(&path)?;
+    let whole = fs::read(&path)?;
+    let mut runner = proptest::test_runner::TestRunner::new(proptest::test_runner::Config {
+        cases: 60,
+        failure_persistence: None,
+        ..Default::default()
+    });
+    let damage = prop::collection::vec((0..whole.len(), 1..=255_u8), 1..4);
+    runner
+        .run(&damage, |damage| {
+            let mut bytes = whole.clone();
+            for (place, change) in damage {
+                bytes[place] ^= change;
+            }
+            fs::write(&path, &bytes).unwrap();
+            match contents(&path) {
+                // Unused space, or a copy that is not the newest.
+                Ok(found) => prop_assert_eq!(&found, &expected),
+                Err(error) => {
+                    let error = error.downcast::<StoreError>();
+                    prop_assert!(
+                        matches!(error, Ok(StoreError::Corrupt { .. } | StoreError::TooNew { .. })),
+                        "{:?}",
+                        error
+                    );
+                }
+            }
+            Ok(())
+        })
+        .map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+fn no_store() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.redb");
+    for contents in [
+        &b"hello"[..],
+        &[0; 20_000],
+        &[0xff; 20_000],
+        b"{\"format\": \"json\"}",
+    ] {
+        fs::write(&path, contents)?;
+        expect_damaged(&path, "no store")?;
+    }
+    Ok(())
+}
+
+fn newer() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = filled(folder.path(), 10)?;
+    let set = |schema: u64| -> Result<()> {
+        let database = ::redb::Database::open(&path)?;
+        let transaction = database.begin_write()?;
+        {
+            let meta = ::redb::TableDefinition::<&str, u64>::new("meta");
+            transaction.open_table(meta)?.insert("schema", schema)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    };
+    set(SCHEMA + 1)?;
+    match RedbStore::open(&path) {
+        Err(StoreError::TooNew { found, known, .. }) => ensure!((found, known) == (SCHEMA + 1, SCHEMA)),
+        other => bail!("{other:?}"),
+    }
+    set(SCHEMA)?;
+    ensure!(contents(&path)?.len() == 10);
+    Ok(())
+}
+
+fn owner() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.redb");
+    let store = RedbStore::open(&path)?;
+    match RedbStore::open(&path) {
+        Err(error @ StoreError::Unavailable { .. }) => {
+            ensure!(error.to_string().contains("another process"), "{error}");
+        }
+        other => bail!("{other:?}"),
+    }
+    drop(store);
+    RedbStore::open(&path)?;
+    Ok(())
+}
+
+fn no_folder() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    match RedbStore::open(folder.path().join("missing/store.redb")) {
+        Err(error @ StoreError::Unavailable { .. }) => {
+            ensure!(error.to_string().contains("its folder must exist"), "{error}");
+        }
+        other => bail!("{other:?}"),
+    }
+    Ok(())
+}
+
+/// A small disk of its own.
+struct Disk {
+    folder: TempDir,
+}
+
+impl Disk {
+    fn new(size: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let options = format!("size={size}");
+        mount(
+            Some("tmpfs"),
+            folder.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .context("could not mount a small disk; the test needs root")?;
+        Ok(Self { folder })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn set_read_only(&self, read_only: bool) -> Result<()> {
+        let flags = if read_only {
+            MsFlags::MS_RDONLY
+        } else {
+            MsFlags::empty()
+        };
+        mount(
+            None::<&str>,
+            self.path(),
+            None::<&str>,
+            MsFlags::MS_REMOUNT | flags,
+            None::<&str>,
+        )?;
+        Ok(())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(self.folder.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn read_only() -> Result<()> {
+    let disk = Disk::new("4m")?;
+    let path = filled(disk.path(), 10)?;
+    disk.set_read_only(true)?;
+    for path in [&path, &disk.path().join("new.redb")] {
+        match RedbStore::open(path) {
+            Err(error @ StoreError::Unavailable { .. }) => {
+                ensure!(error.to_string().contains("must be writable"), "{error}");
+            }
+            other => bail!("{other:?}"),
+        }
+    }
+    disk.set_read_only(false)?;
+    ensure!(contents(&path)?.len() == 10);
+    Ok(())
+}
+
+fn full() -> Result<()> {
+    let disk = Disk::new("6m")?;
+    let path = disk.path().join("store.redb");
+    let ballast = disk.path().join("ballast");
+    run(async {
+        let store = RedbStore::open(&path)?;
+        store.commit(Transaction::new().put(key("small", 0), "x")).await?;
+        fs::write(&ballast, vec![0; 1 << 20])?;
+        let mut committed = 0;
+        let error = loop {
+            match store
+                .commit(Transaction::new().put(key("a", committed), vec![b'x'; 100_000]))
+                .await
+            {
+                Ok(_) => committed += 1,
+                Err(error) => break error,
+            }
+            ensure!(committed < 100, "the disk never fills");
+        };
+        ensure!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+        ensure!(error.to_string().contains("make room on its disk"), "{error}");
+        // It still answers, and has all that was committed and nothing of what was not.
+        let entries = store.list(&Prefix::new(["a"])?, 10).await?.entries().await?;
+        ensure!(entries.len() == committed, "{} of {committed}", entries.len());
+        ensure!(
+            store
+                .commit(Transaction::new().put(key("a", committed), vec![b'x'; 100_000]))
+                .await
+                .is_err()
+        );
+        // A watch, too, outlives it.
+        let listing = store.snapshot().await?;
+        let mut watch = store.watch(&Prefix::everything(), listing.revision).await?;
+        drop(listing);
+        fs::remove_file(&ballast)?;
+        let revision = store
+            .commit(Transaction::new().put(key("a", committed), vec![b'x'; 100_000]))
+            .await
+            .context("there is room again")?;
+        let batch = watch.next().await.context("the watch has ended")??;
+        ensure!(batch.revision == revision);
+        Ok(())
+    })?;
+    ensure!(contents(&path)?.len() > 1);
+    Ok(())
+}
+
+/// A child's work: may not write files beyond 3 MB.
+pub(crate) fn write_to_a_full_disk(path: &Path) -> Result<()> {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe {
+        signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
+    }
+    setrlimit(Resource::RLIMIT_FSIZE, 3_000_000, 3_000_000)?;
+    run(async {
+        let store = RedbStore::open(path)?;
+        let mut committed = 0;
+        let error = loop {
+            match store
+                .commit(Transaction::new().put(key("a", committed), vec![b'x'; 50_000]))
+                .await
+            {
+                Ok(_) => committed += 1,
+                Err(error) => break error,
+            }
+            ensure!(committed < 1000, "the limit does not work");
+        };
+        ensure!(error.to_string().contains("make room on its disk"), "{error:?}");
+        let entries = store.snapshot().await?.entries().await?;
+        ensure!(entries.len() == committed, "{} of {committed}", entries.len());
+        println!("{committed}");
+        Ok(())
+    })
+}
+
+fn limited() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.redb");
+    let output = child_command("write-to-a-full-disk", &path)?.output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let committed: usize = String::from_utf8(output.stdout)?.trim().parse()?;
+    ensure!(contents(&path)?.len() == committed);
+    Ok(())
+}
+
+fn leases() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.redb");
+    run(async {
+        let store = RedbStore::open(&path)?;
+        // As a process leaves them that dies.
+        let transaction = (0..300).fold(vec![Transaction::new().put(key("a", 0), "x")], |mut all, name| {
+            all.push(Transaction::new().put(key("ephemeral", name), "x"));
+            all
+        });
+        for one in transaction {
+            store.commit(one).await?;
+        }
+        Ok(())
+    })?;
+    ensure!(contents(&path)? == [(key("a", 0).to_string(), b"x".to_vec())]);
+    Ok(())
+}
+
+fn bytes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let history = History {
+        revisions: 1000,
+        bytes: 10_000,
+    };
+    run(async {
+        let store = RedbStore::open_with(folder.path().join("store.redb"), history)?;
+        let begin = store.snapshot().await?.revision;
+        let mut last = begin;
+        for name in 0..20 {
+            last = store
+                .commit(Transaction::new().put(key("a", name), vec![b'x'; 1000]))
+                .await?;
+        }
+        ensure!(matches!(
+            store.watch(&Prefix::everything(), begin).await,
+            Err(StoreError::Compacted { .. })
+        ));
+        // Larger than all that may be remembered: it is the newest, so it is.
+        let large = store
+            .commit(Transaction::new().put(key("a", 0), vec![b'x'; 20_000]))
+            .await?;
+        let mut watch = store.watch(&Prefix::everything(), last).await?;
+        ensure!(watch.next().await.context("the watch has ended")??.revision == large);
+        let next = store
+            .commit(
+                Transaction::new()
+                    .expect(key("a", 0), Expected::At(large))
+                    .delete(key("a", 0)),
+            )
+            .await?;
+        ensure!(watch.next().await.context("the watch has ended")??.revision == next);
+        Ok(())
+    })
+}
+
+fn closed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.redb");
+    run(async {
+        let store = RedbStore::open(&path)?;
+        let mut watch = store
+            .watch(&Prefix::everything(), store.snapshot().await?.revision)
+            .await?;
+        drop(store);
+        ensure!(watch.next().await.is_none());
+        wait_until("the file can be opened again", || async {
+            Ok(RedbStore::open(&path).is_ok())
+        })
+        .await
+    })
+}
