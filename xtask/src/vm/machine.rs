@@ -102,7 +102,9 @@ impl Machine {
             .arg("--rwdir")
             .arg(&target)
             // Once more, for the guest to read programs from with a cache.
-            .args(["--rodir", "/run/usr=/usr"]);
+            .args(["--rodir", "/run/usr=/usr"])
+            // dockerd loads a profile where there is AppArmor, with a program that not every machine has.
+            .args(["--append", "apparmor=0"]);
         if !self.kvm {
             // What guards against other users of a real processor costs an emulated one dearly.
             machine.args(["--disable-kvm", "--append", "mitigations=off"]);
