@@ -344,14 +344,31 @@ pub(super) fn arriving(rules: &Rules) -> Chain {
     )
 }
 
-/// Nothing is bridged between the tunnel and containers: what is the mesh's is routed.
+/// Nothing is bridged between the tunnel and containers: what is the mesh's is routed. But for replies to a
+/// container that dialled its own node: `br_netfilter` puts the container's address back into them while they
+/// are still on the bridge, and then bridges them itself.
 pub(super) fn crossing() -> Chain {
-    let rules = [
-        (Meta::InputInterfaceName, "from the tunnel to a container"),
-        (Meta::OutputInterfaceName, "from a container to the tunnel"),
-    ]
-    .into_iter()
-    .map(|(name, comment)| rule(comment, [on(name, DEVICE), vec![Expression::Drop]].concat()))
-    .collect();
+    let reply = [
+        on(Meta::InputInterfaceName, DEVICE),
+        vec![
+            Expression::Meta(Meta::EtherType, Register::First),
+            Expression::Equal(Register::First, 0x0800_u16.to_be_bytes().to_vec()),
+        ],
+        mesh_source(),
+        vec![
+            Expression::Meta(Meta::Mark, Register::First),
+            Expression::Equal(Register::First, TUNNEL_MARK.to_ne_bytes().to_vec()),
+            Expression::Accept,
+        ],
+    ];
+    let mut rules = vec![rule("replies to a container of this node", reply.concat())];
+    rules.extend(
+        [
+            (Meta::InputInterfaceName, "from the tunnel to a container"),
+            (Meta::OutputInterfaceName, "from a container to the tunnel"),
+        ]
+        .into_iter()
+        .map(|(name, comment)| rule(comment, [on(name, DEVICE), vec![Expression::Drop]].concat())),
+    );
     hooked(HookKind::Filter, Point::Forward, BEFORE_BRIDGE_NETFILTER, rules)
 }
