@@ -14,3 +14,7 @@ mkdir -p /run/programs "$target/lab"
 cp "$programs/mesh-agent" "$programs/meshctl" "$programs/mesh-testbed" /run/programs/
 mount --bind /run/programs "$programs"
 mount -t tmpfs -o size=70% lab "$target/lab"
+
+# Network namespaces begin with the settings of the machine's own, and dockerd relies on this one in the namespace of its
+# mesh, as it sets it where it runs: which is the machine's own anywhere but in a lab.
+sysctl -qw net.ipv4.ip_forward=1
