@@ -12,7 +12,8 @@ use super::changes::{all_go_on, conversations};
 use crate::{
     mesh::{ECHO, Mesh, WEB},
     state::{difference, state},
-    talk::{Conversation, TCP_PORT, ask, ask_by_datagram, spread},
+    talk::{Conversation, PATIENCE, TCP_PORT, ask, ask_by_datagram, spread},
+    until,
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
@@ -212,14 +213,17 @@ pub(super) fn adoption(mesh: &mut Mesh<'_>) -> Result<()> {
             "a port that nobody serves any more: {error}"
         ),
     }
-    let after = mesh.counters(1)?;
-    for (name, old) in &before.backends {
-        if let Some(new) = after.backends.get(name) {
-            ensure!(
-                new.connections_total > old.connections_total && new.bytes_in > old.bytes_in,
-                "the counters of {name:?} began anew: {old:?}, {new:?}"
-            );
+    // IPVS sums up every two seconds.
+    until("the counters to go on", PATIENCE, || {
+        let after = mesh.counters(1)?;
+        for (name, old) in &before.backends {
+            if let Some(new) = after.backends.get(name) {
+                ensure!(
+                    new.connections_total > old.connections_total && new.bytes_in > old.bytes_in,
+                    "the counters of {name:?} began anew: {old:?}, {new:?}"
+                );
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }

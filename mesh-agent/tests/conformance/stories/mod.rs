@@ -47,7 +47,11 @@ pub(crate) const STORIES: &[Story] = &[
     story("new_replicas_take_part_at_once", changes::growth),
     story("applying_again_changes_nothing", changes::again),
     story("many_services_are_applied_in_reasonable_time", changes::scale),
-    story("counters_are_exact", counters::exact),
+    // IPVS gives a destination that comes back within two minutes the figures it had.
+    Story {
+        untouched: true,
+        ..story("counters_are_exact", counters::exact)
+    },
     story("only_the_entry_node_counts", counters::entry_node),
     Story {
         untouched: true,
