@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread,
     time::Duration,
@@ -215,6 +215,14 @@ impl Conversation {
     }
 }
 
+/// A UDP socket on a port that none has had for long: a port used again within half a minute is the same flow to
+/// a data path, and a chance one would be used again now and then.
+fn fresh_datagram_socket() -> io::Result<UdpSocket> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000;
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+}
+
 /// Asks once, by a TCP connection of its own.
 pub(crate) fn ask(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
     Conversation::open(space, target)?.ask()
@@ -223,7 +231,7 @@ pub(crate) fn ask(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
 /// Asks once, by a datagram from a port of its own; the answer must come from where it was asked.
 pub(crate) fn ask_by_datagram(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
     space.enter(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = fresh_datagram_socket()?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"who", target)?;
         let mut buffer = [0; 128];
@@ -239,7 +247,7 @@ pub(crate) fn ask_by_datagram(space: &Space, target: SocketAddrV4) -> io::Result
 /// error quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
 pub(crate) fn ask_by_connected_datagram(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
     space.enter(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = fresh_datagram_socket()?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(target)?;
         socket.send(b"who is it that answers here?")?;
