@@ -299,10 +299,7 @@ pub fn set_availability(
     availability: Availability,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let node = state
-        .nodes()
-        .get(id)
-        .ok_or_else(|| CommandError::UnknownNode(id.clone()))?;
+    let node = known_node(state, id)?;
     Ok(put_node(
         state,
         Node {
@@ -323,10 +320,7 @@ pub fn set_node_status(
     status: NodeStatus,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let node = state
-        .nodes()
-        .get(id)
-        .ok_or_else(|| CommandError::UnknownNode(id.clone()))?;
+    let node = known_node(state, id)?;
     Ok(put_node(
         state,
         Node {
@@ -337,15 +331,19 @@ pub fn set_node_status(
     ))
 }
 
+fn known_node<'a>(state: &'a State, id: &NodeId) -> Result<&'a Node, CommandError> {
+    state
+        .nodes()
+        .get(id)
+        .ok_or_else(|| CommandError::UnknownNode(id.clone()))
+}
+
 /// Forgets a node that is down.
 ///
 /// # Errors
 /// If there is no such node, or it runs.
 pub fn remove_node(state: &State, id: &NodeId) -> Result<Vec<Change>, CommandError> {
-    let node = state
-        .nodes()
-        .get(id)
-        .ok_or_else(|| CommandError::UnknownNode(id.clone()))?;
+    let node = known_node(state, id)?;
     if node.status == NodeStatus::Ready {
         return Err(CommandError::NodeNotDown(id.clone()));
     }

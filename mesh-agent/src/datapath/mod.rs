@@ -114,6 +114,17 @@ impl DatapathError {
     }
 }
 
+/// An error of an operation.
+fn failed(
+    operation: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> DatapathError {
+    DatapathError {
+        operation: operation.into(),
+        source: source.into(),
+    }
+}
+
 /// A change could not be made true.
 #[derive(Debug, thiserror::Error)]
 #[error("could not apply {change:?}")]

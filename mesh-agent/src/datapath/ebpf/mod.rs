@@ -31,7 +31,9 @@ use mesh_ebpf::{
 use tracing::{debug, info};
 
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
-use super::{ChangeError, Counters, Datapath, DatapathError, Footing, InterfaceMode, TcChoice, XdpChoice};
+use super::{
+    ChangeError, Counters, Datapath, DatapathError, Footing, InterfaceMode, TcChoice, XdpChoice, failed,
+};
 use crate::{
     model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
     plan::Change,
@@ -336,15 +338,4 @@ fn versioned(pins: &Path) -> PathBuf {
 /// What fits into the tunnel on an uplink of a given MTU.
 fn inner_mtu(mtu: u32) -> u16 {
     u16::try_from(mtu.saturating_sub(OUTER_LENGTH as u32)).unwrap_or(u16::MAX)
-}
-
-/// An error of an operation.
-fn failed(
-    operation: impl Into<String>,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> DatapathError {
-    DatapathError {
-        operation: operation.into(),
-        source: source.into(),
-    }
 }

@@ -27,7 +27,7 @@ use self::{
     sysctls::{SysctlError, Sysctls},
     tunnel::{Tunnel, TunnelError, TunnelPlan},
 };
-use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode};
+use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode, failed};
 use crate::{
     model::{BackendKey, Desired, NodeDatapath, ServiceKey},
     plan::{Change, fold},
@@ -394,15 +394,4 @@ fn restore(state: &mut Desired, before: &Desired, change: &Change) {
         },
     };
     fold(state, back);
-}
-
-/// An error of an operation.
-fn failed(
-    operation: impl Into<String>,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> DatapathError {
-    DatapathError {
-        operation: operation.into(),
-        source: source.into(),
-    }
 }
