@@ -9,6 +9,7 @@ pub mod config;
 pub mod datapath;
 pub mod discovery;
 pub mod doctor;
+pub mod error;
 pub mod mesh0;
 pub mod metrics;
 pub mod model;

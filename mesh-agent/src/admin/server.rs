@@ -198,7 +198,7 @@ async fn get_routes(State(window): State<Window>) -> Result<Json<Routes>, Respon
         Ok(Ok(table)) => Ok(Json(table)),
         Ok(Err(error)) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,
-            crate::admin::error_chain(&error),
+            crate::error::error_chain(&error),
         )),
         Err(error) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -25,7 +25,7 @@ pub use privileges::{PrivilegesError, reduce_privileges};
 pub use reconcile::Reconciler;
 pub use run::run;
 
-use crate::{admin::error_chain, datapath::DatapathError};
+use crate::{datapath::DatapathError, error::error_chain};
 
 /// The agent could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -5,10 +5,11 @@ use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mesh_agent::{
-    admin::{Client, DEFAULT_SOCKET, error_chain},
+    admin::{Client, DEFAULT_SOCKET},
     agent,
     config::RunOptions,
     doctor::{self, Examiner},
+    error::error_chain,
 };
 
 #[path = "../meshctl/table.rs"]

@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 use self::sandbox::{Sandbox, SandboxError};
 use crate::{
     model::{Container, TaskId},
-    source::{Backoff, Docker, DockerError, describe},
+    source::{Backoff, Docker, DockerError},
 };
 
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
@@ -142,7 +142,7 @@ impl ContainerWatcher {
                 return;
             };
             self.docker.reset();
-            let trouble = describe(&interruption);
+            let trouble = crate::error::error_chain(&interruption);
             self.state.send_if_modified(|state| {
                 let news = state.trouble.as_ref() != Some(&trouble);
                 if news {
@@ -303,7 +303,7 @@ impl ContainerWatcher {
                 Knowledge::Apart
             }
             Err(error) => {
-                let error = describe(&error);
+                let error = crate::error::error_chain(&error);
                 // The first failures are most often a container that is just being stopped.
                 if failures == 3 {
                     warn!(

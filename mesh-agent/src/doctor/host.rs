@@ -75,7 +75,7 @@ pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
         Err(error) => {
             return vec![Check::fail(
                 "Docker socket",
-                format!("{socket} does not answer: {}", crate::admin::error_chain(&error)),
+                format!("{socket} does not answer: {}", crate::error::error_chain(&error)),
                 "start Docker, or name its socket by --docker-socket; in a container, bind-mount it",
             )];
         }
@@ -171,7 +171,7 @@ async fn namespaces(socket: &Path) -> Check {
             name,
             format!(
                 "containers cannot be listed: {}",
-                crate::admin::error_chain(&error)
+                crate::error::error_chain(&error)
             ),
             "see Docker's log",
         ),

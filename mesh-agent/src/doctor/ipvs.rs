@@ -12,7 +12,6 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{Check, Outcome};
 use crate::{
-    admin::error_chain,
     datapath::ipvs::{
         IpvsOptions,
         kernel::{Command, Ipvs, SchedulerFlags, Settings, VirtualService},
@@ -20,6 +19,7 @@ use crate::{
         rules::{Rules, Table},
         tunnel::{Tunnel, TunnelPlan},
     },
+    error::error_chain,
     model::{Protocol, Scheduler},
 };
 

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-use crate::admin::{Introspect, error_chain};
+use crate::{admin::Introspect, error::error_chain};
 
 /// A handful of Prometheus servers and a person with curl.
 const MAX_CONNECTIONS: usize = 32;

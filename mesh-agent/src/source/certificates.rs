@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
-use super::{HintHandle, describe};
+use super::HintHandle;
 use crate::model::{NodeId, NodeRole};
 
 const CERTIFICATE: &str = "swarm-node.crt";
@@ -342,11 +342,14 @@ impl CertificateWatcher {
                 }
                 Err(error) if hinted.is_ok() => {
                     warn!(
-                        error = describe(&error),
+                        error = crate::error::error_chain(&error),
                         "keeping the node certificate that was loaded before"
                     );
                 }
-                Err(error) => debug!(error = describe(&error), "node certificate still unreadable"),
+                Err(error) => debug!(
+                    error = crate::error::error_chain(&error),
+                    "node certificate still unreadable"
+                ),
             }
         }
     }

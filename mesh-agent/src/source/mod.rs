@@ -11,7 +11,7 @@ pub mod swarm;
 #[cfg(test)]
 pub(crate) mod test_authority;
 
-use std::{error::Error, fmt::Write as _, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use crate::model::Cluster;
 
@@ -45,16 +45,4 @@ pub struct SourceState {
     pub origin: String,
     /// What is wrong with the source just now; `None` while it works. The last picture stays in force.
     pub trouble: Option<String>,
-}
-
-/// An error and all its causes in one line, for the log and for [`SourceState::trouble`].
-pub(crate) fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -1,6 +1,6 @@
 //! Refusals as reasons: one line each, of bearable length.
 
-use crate::{admin::error_chain, datapath::DatapathError};
+use crate::{datapath::DatapathError, error::error_chain};
 
 /// The longest reason that is kept, in characters: a verifier has much to say.
 const REASON_CHARACTERS: usize = 400;

@@ -24,7 +24,7 @@ use super::{
     driver::driver_name,
     failed,
     footing::{Outcome, Standing, footing},
-    hooks::{self, chain, interface_name, remove_pin},
+    hooks::{self, interface_name, remove_pin},
 };
 use crate::model::HostInterface;
 
@@ -324,7 +324,7 @@ impl Attachments {
                     return Ok(());
                 }
                 Err(error) => {
-                    let words = chain(&error);
+                    let words = crate::error::error_chain(&error);
                     let error = failed(doing(), error);
                     if self.tc == TcChoice::Tcx || error.is_missing_device() {
                         return Err(error);
@@ -380,7 +380,11 @@ impl Attachments {
                 return Ok(standing);
             }
             if let Err(error) = outcome {
-                let refused = Outcome::Refused(format!("{} XDP refused: {}", mode_name(mode), chain(&error)));
+                let refused = Outcome::Refused(format!(
+                    "{} XDP refused: {}",
+                    mode_name(mode),
+                    crate::error::error_chain(&error)
+                ));
                 match mode {
                     XdpMode::Driver => standing.native = refused,
                     _ => standing.generic = refused,

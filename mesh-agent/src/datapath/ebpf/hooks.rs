@@ -186,14 +186,3 @@ pub(super) fn remove_pin(pin: &Path) -> Result<(), DatapathError> {
         Err(error) => Err(failed(format!("remove the pin {}", pin.display()), error)),
     }
 }
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}

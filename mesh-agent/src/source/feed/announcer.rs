@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::NodeDatapath,
-    source::{Backoff, NodeIdentity, describe},
+    source::{Backoff, NodeIdentity},
 };
 
 /// More managers than any Swarm has.
@@ -132,7 +132,7 @@ impl Link {
                 Ok(never) => match never {},
                 Err(interruption) => interruption,
             };
-            let trouble = describe(&interruption);
+            let trouble = crate::error::error_chain(&interruption);
             if matches!(interruption, Interruption::Renewed) || said == trouble {
                 debug!(manager = %self.manager, trouble, "announcing to this manager again");
             } else {

@@ -15,7 +15,7 @@ use super::{
     dial::{Interruption, LIMIT, SILENCE, STALE, dial},
     wire::{self, FromManager, FromNode, Purpose, WireError},
 };
-use crate::source::{Backoff, HintHandle, NodeIdentity, SourceState, describe};
+use crate::source::{Backoff, HintHandle, NodeIdentity, SourceState};
 
 /// The least time between two hints.
 const HINT_GAP: Duration = Duration::from_millis(60);
@@ -78,7 +78,7 @@ impl FeedClient {
                     turn = turn.wrapping_sub(1);
                     info!(%manager, "connecting again with the renewed node certificate");
                 } else {
-                    let trouble = describe(&interruption);
+                    let trouble = crate::error::error_chain(&interruption);
                     self.set_trouble(format!("manager {manager}: {trouble}"));
                 }
                 backoff.next()

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     model::{NodeDatapath, NodeId},
-    source::{HintHandle, NodeIdentity, Presence, SourceState, Subject, SubjectError, describe},
+    source::{HintHandle, NodeIdentity, Presence, SourceState, Subject, SubjectError},
 };
 
 /// Two for each of more nodes than any Swarm has; what it bounds is memory.
@@ -198,7 +198,10 @@ impl FeedServer {
             let settings = match current.map_or_else(|| tls::server(&identity), |(_, current)| Ok(current)) {
                 Ok(settings) => settings,
                 Err(error) => {
-                    error!(error = describe(&error), "cannot serve other nodes");
+                    error!(
+                        error = crate::error::error_chain(&error),
+                        "cannot serve other nodes"
+                    );
                     continue;
                 }
             };
@@ -223,9 +226,9 @@ impl Shared {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|logged| logged.elapsed() >= LOG_GAP) {
             *logged = Some(Instant::now());
-            warn!(%peer, reason = describe(refusal), "connection refused");
+            warn!(%peer, reason = crate::error::error_chain(refusal), "connection refused");
         } else {
-            debug!(%peer, reason = describe(refusal), "connection refused");
+            debug!(%peer, reason = crate::error::error_chain(refusal), "connection refused");
         }
     }
 }
@@ -306,7 +309,11 @@ where
 fn unless_ended(node: &NodeId, result: Result<(), Refusal>) -> Result<(), Refusal> {
     match result {
         Err(Refusal::Protocol(error @ (WireError::Io(_) | WireError::Closed | WireError::Silent(_)))) => {
-            debug!(node, error = describe(&error), "the connection ended");
+            debug!(
+                node,
+                error = crate::error::error_chain(&error),
+                "the connection ended"
+            );
             Ok(())
         }
         result => result,

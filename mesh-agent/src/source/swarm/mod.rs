@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::{labels::LabelError, lists::Lists, pace::Pace};
-use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState, describe};
+use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState};
 
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ impl SwarmSource {
             };
             self.docker.reset();
             self.noticed = None;
-            let trouble = describe(&interruption);
+            let trouble = crate::error::error_chain(&interruption);
             self.state.send_if_modified(|state| {
                 let news = state.trouble.as_ref() != Some(&trouble);
                 if news {
