@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -36,12 +37,20 @@ pub struct Load {
     pub rate: u32,
     /// For how long.
     pub duration: Duration,
+    /// And then for as long as there is this file.
+    pub while_there_is: Option<PathBuf>,
     /// What one request may take, connecting included.
     pub timeout: Duration,
     /// Connections that are kept, to the addresses in turn.
     pub keep_alive: usize,
     /// The rest between two requests on a kept connection.
     pub pause: Duration,
+}
+
+impl Load {
+    fn is_over(&self, begin: Instant) -> bool {
+        begin.elapsed() >= self.duration && !self.while_there_is.as_ref().is_some_and(|file| file.exists())
+    }
 }
 
 /// What came of it.
@@ -157,7 +166,7 @@ pub async fn run(load: &Load) -> Result<Report> {
                 continue;
             }
         }
-        if begin.elapsed() >= load.duration {
+        if load.is_over(begin) {
             break;
         }
         if let Some(url) = urls.next() {
@@ -197,7 +206,7 @@ async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
 async fn keep(url: Uri, load: Load, begin: Instant) -> Vec<Ended> {
     let mut ended = Vec::new();
     let mut sender: Option<http1::SendRequest<RequestBody>> = None;
-    while begin.elapsed() < load.duration {
+    while !load.is_over(begin) {
         let start = Instant::now();
         let request = async {
             if sender.is_none() {
@@ -345,6 +354,7 @@ mod tests {
             urls: urls.iter().map(|url| url.parse().unwrap()).collect(),
             rate: 200,
             duration: Duration::from_millis(500),
+            while_there_is: None,
             timeout: Duration::from_secs(2),
             keep_alive: 2,
             pause: Duration::from_millis(20),

@@ -18,7 +18,8 @@ pub struct Arguments {
     /// Leave out what runs under another kernel, in a virtual machine.
     #[arg(long)]
     no_vm: bool,
-    /// Under the other kernel, too, try the mesh on a Swarm: takes long where the processor is emulated.
+    /// Under the other kernel, too, try the mesh on a Swarm, beside Docker's own: takes a quarter of an hour where
+    /// the processor is emulated.
     #[arg(long)]
     vm_swarm: bool,
 }

@@ -75,6 +75,9 @@ enum Action {
         /// For how long, in seconds.
         #[arg(long, default_value_t = 10.0)]
         duration: f64,
+        /// Go on for as long as there is this file.
+        #[arg(long = "while", value_name = "FILE")]
+        while_there_is: Option<PathBuf>,
         /// How long one request may take, in milliseconds; more than the second after which TCP repeats
         /// itself, so that what is lost and healed is slow rather than failed.
         #[arg(long, default_value_t = 5000)]
@@ -218,6 +221,7 @@ async fn main() -> Result<()> {
             urls,
             rate,
             duration,
+            while_there_is,
             timeout,
             keep_alive,
             pause,
@@ -226,7 +230,8 @@ async fn main() -> Result<()> {
                 urls,
                 rate,
                 duration: Duration::try_from_secs_f64(duration).context("that is no duration")?,
-                timeout: Duration::from_millis(timeout),
+                while_there_is,
+                timeout: Duration::from_millis(timeout) * patience(),
                 keep_alive,
                 pause: Duration::from_millis(pause),
             };

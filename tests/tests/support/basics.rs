@@ -49,7 +49,7 @@ fn rotation_from_the_node(stage: &Stage) -> Result<()> {
 
 fn client_address(stage: &Stage) -> Result<()> {
     let client = stage.lab.address("client")?;
-    if stage.hides_clients() {
+    if stage.hides_clients()? {
         return client_or_entry_node(stage, &client);
     }
     for node in stage.lab.nodes() {
@@ -161,10 +161,11 @@ fn transfers(stage: &Stage) -> Result<()> {
 
 fn udp(stage: &Stage) -> Result<()> {
     let client = stage.lab.address("client")?;
+    let hides_clients = stage.hides_clients()?;
     for node in stage.lab.nodes() {
         let replies = stage.lab.datagrams("client", &stage.at(node, UDP)?, 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
-        for reply in replies.iter().filter(|_| !stage.hides_clients()) {
+        for reply in replies.iter().filter(|_| !hides_clients) {
             let port = reply.local.rsplit(':').next().unwrap_or_default();
             ensure!(
                 reply.peer == format!("{client}:{port}"),

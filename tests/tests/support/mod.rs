@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
 use xtask::{
     lab::{
         Lab, LabOptions, Reply, Task,
@@ -136,8 +137,15 @@ impl Stage {
     }
 
     /// Whether replicas on other nodes see the entry node's address instead of the client's.
-    pub(crate) fn hides_clients(&self) -> bool {
-        self.arguments.contains(&"ipvs")
+    pub(crate) fn hides_clients(&self) -> Result<bool> {
+        Ok(self.datapath("node1")?["kind"] == "ipvs")
+    }
+
+    /// What `meshctl datapath` says of a node.
+    pub(crate) fn datapath(&self, node: &str) -> Result<Value> {
+        let text = self.lab.meshctl(node, &["datapath", "--format", "json"])?;
+        let answer: Value = serde_json::from_str(&text).context("meshctl printed no JSON")?;
+        Ok(answer["datapath"].clone())
     }
 
     /// `http://…/` of a published port at a node's address.

@@ -25,7 +25,7 @@ const AFTERWARDS: Duration = Duration::from_millis(1500);
 
 fn shown(stage: &Stage) -> Result<()> {
     for node in stage.lab.nodes() {
-        let status = datapath(stage, node)?;
+        let status = stage.datapath(node)?;
         ensure!(
             status["kind"] == "ebpf" && status["choice"] == "auto" && status["rung"] != Value::Null,
             "{node} says {status}"
@@ -80,7 +80,7 @@ fn changed(stage: &Stage) -> Result<()> {
             Err(error) => {
                 let words = format!("{error:?}");
                 ensure!(words.contains("this kernel has no IPVS"), "{words}");
-                let status = datapath(stage, node)?;
+                let status = stage.datapath(node)?;
                 ensure!(
                     status["kind"] == "ebpf" && status["choice"] == "auto",
                     "{node} says {status}"
@@ -92,16 +92,11 @@ fn changed(stage: &Stage) -> Result<()> {
     expect_no_failures(&report).context("while the data path of a node was changed")
 }
 
-fn until_kind(stage: &Stage, node: &str, kind: &str) -> Result<()> {
+/// Waits until a node's agent balances with eBPF or IPVS.
+pub(crate) fn until_kind(stage: &Stage, node: &str, kind: &str) -> Result<()> {
     wait_until(&format!("{node} on {kind}"), Duration::from_secs(10), || {
-        let status = datapath(stage, node)?;
+        let status = stage.datapath(node)?;
         ensure!(status["kind"] == kind, "it says {status}");
         Ok(())
     })
-}
-
-fn datapath(stage: &Stage, node: &str) -> Result<Value> {
-    let text = stage.lab.meshctl(node, &["datapath", "--format", "json"])?;
-    let answer: Value = serde_json::from_str(&text).context("meshctl printed no JSON")?;
-    Ok(answer["datapath"].clone())
 }

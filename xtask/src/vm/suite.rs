@@ -33,16 +33,17 @@ const SUITE_DATAPATHS: [&str; 2] = ["ebpf-native-clsact", "ipvs"];
 const SUITE_LIMIT: u64 = 1200;
 
 impl Arguments {
-    /// What `cargo xtask test` runs: under Debian's kernel, the Swarm only if it is asked for.
+    /// What `cargo xtask test` runs: under Debian's kernel, with one data path of each kind, the Swarm only if it is
+    /// asked for.
     #[must_use]
     pub fn of_the_suite(swarm: bool) -> Self {
         let mut arguments = Self {
             without_swarm: !swarm,
+            datapaths: SUITE_DATAPATHS.map(str::to_owned).into(),
             ..Self::default()
         };
         if !swarm {
             arguments.machine.limit = SUITE_LIMIT;
-            arguments.datapaths = SUITE_DATAPATHS.map(str::to_owned).into();
         }
         arguments
     }
@@ -54,8 +55,8 @@ const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 /// How much longer than on this machine the Swarm may take: the guest's processors are emulated.
 const PATIENCE: u32 = 12;
 
-/// The variants of the data path that the Swarm is tried with: of those in `tests/tests/variants.rs`.
-const VARIANTS: &str = "native,ipvs";
+/// The tests of the lab that need what this machine's kernel may lack: the first without Docker.
+const LAB_TESTS: &[&str] = &["fallback", "beside"];
 
 /// Sets up, builds, and runs the tests in a virtual machine.
 ///
@@ -95,15 +96,12 @@ pub fn run_built(arguments: &Arguments) -> Result<()> {
         };
         script.step(name, "mesh-agent", &format!("{chosen}{}", binary(name)?));
     }
+    script.step("fall-back from eBPF to IPVS", "tests", &binary("fallback")?);
     if !arguments.without_swarm {
         script.step(
-            "three-node Swarm",
+            "three-node Swarm, beside Docker's own mesh",
             "tests",
-            &format!(
-                "{} && export MESH_VARIANTS={VARIANTS} && {}",
-                swarm_preparation()?,
-                binary("variants")?
-            ),
+            &format!("{} && {}", swarm_preparation()?, binary("beside")?),
         );
     }
     match machine.run(&script.finish())? {
@@ -165,7 +163,7 @@ struct Target {
 fn test_binaries() -> Result<BTreeMap<String, PathBuf>> {
     let mut build = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
     build.args(["--package", "mesh-agent", "--package", "mesh-tests"]);
-    for name in AGENT_TESTS.iter().chain(&["variants"]) {
+    for name in AGENT_TESTS.iter().chain(LAB_TESTS) {
         build.args(["--test", name]);
     }
     let output = build

@@ -1,0 +1,203 @@
+//! The stories of two meshes: the one that answers changes, and nobody who asks notices.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::load::Report;
+use xtask::lab::wait_until;
+
+use super::{
+    basics,
+    handover::{expect_few_new_failures, expect_no_failures, rate, under_load},
+    rungs::until_kind,
+    support::{HTTP, Stage, Story, expect_answers},
+};
+
+/// From Docker's mesh to eBPF and back, before the stories that hold on every data path.
+pub(crate) const ON_EBPF: &[Story] = &[(
+    "ebpf_gives_back_to_dockers_mesh_and_takes_over_again",
+    ebpf_changes_hands,
+)];
+
+/// From eBPF to IPVS, by accident and by request.
+pub(crate) const ON_BOTH: &[Story] = &[("ebpf_gives_way_to_ipvs_on_every_node", ebpf_gives_way)];
+
+/// What holds on eBPF holds on IPVS, which gives back as well.
+pub(crate) const ON_IPVS: &[Story] = &[
+    ("the_basic_stories_hold_on_ipvs", basics_on_ipvs),
+    (
+        "ipvs_gives_back_to_dockers_mesh_and_takes_over_again",
+        ipvs_changes_hands,
+    ),
+];
+
+/// Arguments of an agent on IPVS.
+const IPVS: &[&str] = &["--datapath", "ipvs"];
+
+/// How long the load goes on around a change, in seconds.
+const LOAD: usize = 6;
+
+/// Connections that are kept meanwhile: two by each node.
+const KEPT: usize = 6;
+
+/// Long enough after a change for everybody to have followed it, were it not told at once.
+const AFTERWARDS: Duration = Duration::from_millis(500);
+
+fn ebpf_changes_hands(stage: &Stage) -> Result<()> {
+    gives_back(stage, "ebpf")?;
+    takes_over(stage, stage.arguments, "ebpf")
+}
+
+fn ipvs_changes_hands(stage: &Stage) -> Result<()> {
+    gives_back(stage, "ipvs")?;
+    takes_over(stage, IPVS, "ipvs")
+}
+
+/// Docker's mesh answers until the agents do; its connections may break once when the mesh changes hands.
+fn takes_over(stage: &Stage, arguments: &[&str], kind: &str) -> Result<()> {
+    let report = under_load(stage, &stage.lab.nodes(), LOAD, KEPT, || {
+        thread::sleep(AFTERWARDS);
+        // One after the other: what each node's own processors do is done by the same ones here.
+        for node in stage.lab.nodes() {
+            stage.lab.start_agent(node, arguments)?;
+        }
+        for node in stage.lab.nodes() {
+            until_kind(stage, node, kind)?;
+        }
+        stage.until_all_know("web", Duration::from_secs(15))
+    })?;
+    expect_and_tell(&report).with_context(|| format!("while {kind} took over"))
+}
+
+/// The agents stop, Docker's mesh answers again, and nothing of ours is left.
+fn gives_back(stage: &Stage, kind: &str) -> Result<()> {
+    let all = stage.lab.nodes();
+    for node in &all {
+        until_kind(stage, node, kind)?;
+    }
+    let report = under_load(stage, &all, LOAD, KEPT, || {
+        thread::sleep(AFTERWARDS);
+        stop_all(stage)
+    })?;
+    expect_and_tell(&report).with_context(|| format!("while {kind} gave back"))?;
+    for node in all {
+        expect_nothing_left(stage, node)?;
+        let url = stage.url(node, HTTP)?;
+        wait_until(
+            &format!("Docker's mesh on {node}"),
+            Duration::from_secs(10),
+            || expect_answers(&stage.lab.fetch("client", &url, 10)?),
+        )?;
+    }
+    Ok(())
+}
+
+fn stop_all(stage: &Stage) -> Result<()> {
+    stage.lab.on_each_node(|node| {
+        let status = stage.lab.stop_agent(node)?;
+        ensure!(
+            status.is_none_or(|status| status.success()),
+            "the agent of {node} ended with {status:?}"
+        );
+        Ok(())
+    })
+}
+
+fn ebpf_gives_way(stage: &Stage) -> Result<()> {
+    killed(stage)?;
+    changed(stage)
+}
+
+/// eBPF goes on without the agent, and gives way to another one's IPVS.
+fn killed(stage: &Stage) -> Result<()> {
+    let (all, node) = (stage.lab.nodes(), "node3");
+    let report = under_load(stage, &all, LOAD, KEPT, || {
+        thread::sleep(AFTERWARDS);
+        stage.lab.kill_agent(node)?;
+        thread::sleep(AFTERWARDS);
+        Ok(())
+    })?;
+    expect_no_failures(&report).with_context(|| format!("while the agent of {node} was dead"))?;
+    let report = under_load(stage, &all, LOAD, KEPT, || {
+        thread::sleep(AFTERWARDS);
+        stage.lab.start_agent(node, IPVS)?;
+        until_kind(stage, node, "ipvs")?;
+        // The other nodes are given the time to follow.
+        wait_until("eBPF to leave", Duration::from_secs(5), || {
+            stage.no_pins_left(node)
+        })
+    })?;
+    expect_and_tell(&report).context("while an agent on IPVS took a dead one's place")
+}
+
+/// One after the other, so that some nodes have eBPF and others IPVS meanwhile.
+fn changed(stage: &Stage) -> Result<()> {
+    let all = stage.lab.nodes();
+    let report = under_load(stage, &all, LOAD, KEPT, || {
+        for node in &all {
+            stage.lab.meshctl(node, &["datapath", "use", "ipvs"])?;
+            until_kind(stage, node, "ipvs")?;
+            thread::sleep(AFTERWARDS);
+        }
+        Ok(())
+    })?;
+    expect_and_tell(&report).context("while the nodes changed from eBPF to IPVS")?;
+    stage.until_all_know("web", Duration::from_secs(15))
+}
+
+fn basics_on_ipvs(stage: &Stage) -> Result<()> {
+    for node in stage.lab.nodes() {
+        until_kind(stage, node, "ipvs")?;
+    }
+    for (name, story) in basics::STORIES {
+        println!("    {name}");
+        story(stage).context(*name)?;
+    }
+    Ok(())
+}
+
+/// No new request may fail. What is open when the mesh changes hands may break once, and it is told how much did:
+/// kept connections, and requests that were sent but not answered yet.
+fn expect_and_tell(report: &Report) -> Result<()> {
+    println!(
+        "    of {} kept connections {} broke",
+        report.kept.connections,
+        report.kept.broken.len()
+    );
+    expect_few_new_failures(report, under_way_at_once(report))?;
+    ensure!(
+        report.kept.broken.len() <= report.kept.connections,
+        "a kept connection broke more than once: {:?}",
+        report.kept.broken
+    );
+    Ok(())
+}
+
+/// How many requests are under way at one moment, at most: as many as are sent in the time that one takes.
+fn under_way_at_once(report: &Report) -> u64 {
+    let seconds = report.latency.p99 / 1000.0;
+    (f64::from(rate()) * seconds).ceil() as u64
+}
+
+/// Nothing of the mesh is in the node's kernel.
+fn expect_nothing_left(stage: &Stage, node: &str) -> Result<()> {
+    stage.no_pins_left(node)?;
+    let links = stage.lab.run(node, ["ip", "-oneline", "link"])?;
+    ensure!(
+        !links.contains("mesh0") && !links.contains("mesh-vx"),
+        "{node} has a device of ours left: {links}"
+    );
+    let tables = stage.lab.run(node, ["nft", "list", "tables"])?;
+    ensure!(
+        !tables.lines().any(|table| table.ends_with(" mesh")),
+        "{node} has rules of ours left: {tables}"
+    );
+    let services = stage.lab.run(node, ["cat", "/proc/net/ip_vs"])?;
+    ensure!(
+        services
+            .lines()
+            .all(|line| !line.starts_with("TCP") && !line.starts_with("UDP")),
+        "{node} has virtual services left: {services}"
+    );
+    Ok(())
+}
