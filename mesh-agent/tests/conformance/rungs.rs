@@ -54,9 +54,6 @@ enum Meant {
 pub(crate) struct Capabilities {
     /// A replica on another node sees the client's own address, not the entry node's.
     pub(crate) shows_clients_to_remote_replicas: bool,
-    /// A replica that dials its own node's port may be answered by itself. (Where `br_netfilter` is loaded, the
-    /// bridge does not send a frame back to where it came from.)
-    pub(crate) reaches_itself: bool,
     /// The orders of choice it knows.
     pub(crate) schedulers: &'static [Scheduler],
     /// Whether clients can be kept at their replica.
@@ -65,14 +62,12 @@ pub(crate) struct Capabilities {
 
 const EBPF: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: true,
-    reaches_itself: true,
     schedulers: &Scheduler::ALL,
     affinity: true,
 };
 
 const IPVS: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: false,
-    reaches_itself: false,
     schedulers: &Scheduler::ALL,
     affinity: true,
 };

@@ -1,4 +1,5 @@
-//! What IPVS needs beside it for a desired state: the plans of the nftables rules and of the tunnel. Pure.
+//! What IPVS needs beside it for a desired state: the plans of the nftables rules, of bridge ports and of the
+//! tunnel. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -71,6 +72,15 @@ fn targets(service: &Service) -> Vec<Target> {
             IpAddr::V6(_) => None,
         })
         .collect()
+}
+
+/// The interfaces that lead to this node's replicas, by index.
+pub(super) fn replica_interfaces(state: &Desired) -> BTreeSet<u32> {
+    let interfaces = state.backends.values().map(|backend| match backend.location {
+        Location::Local(container) => Some(container.host_interface),
+        Location::Remote(_) => None,
+    });
+    interfaces.flatten().collect()
 }
 
 /// The tunnel for a state; `None` while this node does not know the address that its peers know it by.
@@ -177,6 +187,11 @@ mod tests {
     fn a_port_that_ipvs_could_not_be_given_stays_dockers() {
         let rules = rules_of(&node(), false);
         assert!(rules.frontends.is_empty() && rules.localhost.is_empty());
+    }
+
+    #[test]
+    fn only_this_nodes_replicas_have_interfaces_here() {
+        assert_eq!(replica_interfaces(&node()), [7].into());
     }
 
     #[test]

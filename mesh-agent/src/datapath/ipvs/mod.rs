@@ -17,11 +17,15 @@ pub mod tunnel;
 mod accounts;
 mod beside;
 mod difference;
+mod hairpin;
+mod link;
+mod memory_file;
 mod services;
 mod sysctls;
 mod wanted;
 
 use self::{
+    hairpin::Hairpin,
     rules::{Rules, RulesError, Table},
     services::{Failure, Services},
     sysctls::{SysctlError, Sysctls},
@@ -39,7 +43,9 @@ use crate::{
 /// # Errors
 /// When something could not be removed.
 pub fn remove_leftovers(options: IpvsOptions) -> Result<bool, DatapathError> {
-    let remembered = options.run_directory.join(SYSCTL_MEMORY).exists();
+    let remembered = [SYSCTL_MEMORY, HAIRPIN_MEMORY]
+        .iter()
+        .any(|memory| options.run_directory.join(memory).exists());
     let joined = nix::net::if_::if_nametoindex(tunnel::DEVICE).is_ok();
     if !(remembered || joined) {
         return Ok(false);
@@ -50,6 +56,8 @@ pub fn remove_leftovers(options: IpvsOptions) -> Result<bool, DatapathError> {
 
 /// File in the run folder that says what kernel settings were before.
 const SYSCTL_MEMORY: &str = "ipvs-sysctls.json";
+/// File in the run folder that says which bridge ports were put into hairpin mode.
+const HAIRPIN_MEMORY: &str = "ipvs-hairpin.json";
 /// Calls of `maintain` (about a second apart) from one look at the kernel's objects to the next.
 const VERIFY_EVERY: u32 = 10;
 
@@ -90,6 +98,7 @@ pub struct IpvsDatapath {
     /// What was last asked of the tunnel.
     tunnel_plan: Option<TunnelPlan>,
     sysctls: Sysctls,
+    hairpin: Hairpin,
     /// Whether anything has been asked for since the start or since it was all removed.
     engaged: bool,
     /// Whether the kernel is not yet what the state asks for.
@@ -106,11 +115,12 @@ impl IpvsDatapath {
     /// When the kernel has no IPVS or the agent may not use it.
     pub fn new(options: IpvsOptions) -> Result<Self, DatapathError> {
         let services = Services::adopt()?;
-        let memory = options.run_directory.join(SYSCTL_MEMORY);
         let rules = Table::open().map_err(|error| failed("open nftables", error))?;
         let tunnel = Tunnel::new().map_err(|error| failed("open rtnetlink", error))?;
-        let sysctls = Sysctls::open(&options.sysctls, &memory)
+        let sysctls = Sysctls::open(&options.sysctls, &options.run_directory.join(SYSCTL_MEMORY))
             .map_err(|error| failed("read what kernel settings were before", error))?;
+        let hairpin = Hairpin::open(&options.run_directory.join(HAIRPIN_MEMORY))
+            .map_err(|error| failed("read which bridge ports an earlier agent has set", error))?;
         debug!("IPVS opened");
         Ok(Self {
             options,
@@ -121,6 +131,7 @@ impl IpvsDatapath {
             tunnel,
             tunnel_plan: None,
             sysctls,
+            hairpin,
             engaged: false,
             unsettled: false,
             rounds: 0,
@@ -137,6 +148,8 @@ impl IpvsDatapath {
         let plan = beside::tunnel(&self.state, &self.options);
         let mut steps = Steps::default();
         steps.tried("change kernel settings", self.set_ipvs_sysctls());
+        let interfaces = beside::replica_interfaces(&self.state);
+        steps.tried("set replicas' bridge ports", self.hairpin.apply(&interfaces));
         if let Some(plan) = &plan {
             let wide = match &self.tunnel_plan {
                 Some(old) => beside::widened(old, plan),
@@ -335,6 +348,7 @@ impl Datapath for IpvsDatapath {
         steps.tried("empty the nftables rules", self.empty_rules());
         let services = self.services.clear();
         steps.tried("remove the tunnel", self.tunnel.remove());
+        steps.tried("put bridge ports back", self.hairpin.apply(&BTreeSet::new()));
         steps.tried("put kernel settings back", self.sysctls.restore());
         steps.tried("remove the nftables rules", self.rules.remove());
         let beside = steps.failures.into_iter().next();

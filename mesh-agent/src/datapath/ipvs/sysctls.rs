@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::memory_file::{MemoryError, MemoryFile};
+
 /// What the settings were before the mesh changed them, by path below `/proc/sys`.
 type Before = BTreeMap<String, String>;
 
@@ -14,7 +16,7 @@ type Before = BTreeMap<String, String>;
 #[derive(Debug)]
 pub(super) struct Sysctls {
     root: PathBuf,
-    memory: PathBuf,
+    memory: MemoryFile,
     before: Before,
 }
 
@@ -29,25 +31,18 @@ pub(super) enum SysctlError {
     },
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] io::Error),
-    #[error("cannot remember in {0} what kernel settings were before")]
-    Remember(PathBuf, #[source] io::Error),
-    #[error("cannot understand {0}, which says what kernel settings were before; remove it to go on")]
-    Memory(PathBuf, #[source] serde_json::Error),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
 }
 
 impl Sysctls {
     /// Reads what an earlier agent remembered; nothing is changed yet.
     pub(super) fn open(root: &Path, memory: &Path) -> Result<Self, SysctlError> {
-        let before = match fs::read(memory) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| SysctlError::Memory(memory.to_owned(), error))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Before::new(),
-            Err(error) => return Err(SysctlError::Read(memory.to_owned(), error)),
-        };
+        let memory = MemoryFile::new(memory);
         Ok(Self {
             root: root.to_owned(),
-            memory: memory.to_owned(),
-            before,
+            before: memory.read()?,
+            memory,
         })
     }
 
@@ -71,7 +66,7 @@ impl Sysctls {
         }
         if !self.before.contains_key(name) {
             self.before.insert(name.to_owned(), found);
-            self.remember()?;
+            self.memory.write(&self.before)?;
         }
         self.write(name, value)
     }
@@ -86,12 +81,7 @@ impl Sysctls {
                 return Err(error);
             }
         }
-        match fs::remove_file(&self.memory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(SysctlError::Remember(self.memory.clone(), error))
-            }
-            _ => Ok(()),
-        }
+        Ok(self.memory.remove()?)
     }
 
     fn write(&self, name: &str, value: &str) -> Result<(), SysctlError> {
@@ -101,19 +91,6 @@ impl Sysctls {
             value: value.to_owned(),
             source,
         })
-    }
-
-    /// Written whole before the setting is changed, so that a killed agent leaves no change behind that is not
-    /// remembered.
-    fn remember(&self) -> Result<(), SysctlError> {
-        let failed = |error| SysctlError::Remember(self.memory.clone(), error);
-        if let Some(folder) = self.memory.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
-        let text = serde_json::to_vec(&self.before).map_err(|error| failed(error.into()))?;
-        let draft = self.memory.with_extension("new");
-        fs::write(&draft, text).map_err(failed)?;
-        fs::rename(&draft, &self.memory).map_err(failed)
     }
 }
 

@@ -30,6 +30,10 @@ pub(crate) const STORIES: &[Story] = &[
         reach::local_processes,
     ),
     story("containers_reach_their_own_nodes_ports", reach::containers),
+    story(
+        "replicas_reach_themselves_by_their_own_nodes_ports",
+        reach::replicas,
+    ),
     story("replicas_see_who_asks", reach::replicas_see_who_asks),
     story("bulk_transfers_arrive_whole", reach::bulk),
     story("a_service_without_replicas_refuses_at_once", reach::refusal),

@@ -1,10 +1,10 @@
-//! The VXLAN device itself: found, made, and put on the bridge. Imports the data path's netlink only.
+//! The VXLAN device itself: found, made, and put on the bridge. Imports the data path's netlink and links only.
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-        InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use nix::errno::Errno;
@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::{TunnelError, TunnelPlan};
 use crate::datapath::ipvs::{
     address::peer_mac,
+    link,
     netlink::{Connection, Message, NetlinkError},
 };
 
@@ -39,19 +40,11 @@ pub(super) struct Device {
 pub(super) fn find(connection: &mut Connection, name: &str) -> Result<Option<Device>, TunnelError> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    let failed = |source| TunnelError::Device {
+    let found = link::look_up(connection, request).map_err(|source| TunnelError::Device {
         operation: format!("look {name} up"),
         source,
-    };
-    match connection.get(&Message::encode(&RouteNetlinkMessage::GetLink(request), 0)) {
-        Ok(None) => Ok(None),
-        Ok(Some(answer)) => match answer.decode().map_err(failed)? {
-            RouteNetlinkMessage::NewLink(link) => Ok(Some(Device::of(&link))),
-            _ => Ok(None),
-        },
-        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
-        Err(error) => Err(failed(error)),
-    }
+    })?;
+    Ok(found.as_ref().map(Device::of))
 }
 
 impl Device {
@@ -82,17 +75,12 @@ impl Device {
             device.set(connection, "put on the bridge", LinkMessage::default(), attribute)?;
         }
         if device.bridge != Some(bridge.index) || !device.is_quiet_port() {
-            let info = vec![
-                LinkInfo::PortKind(InfoPortKind::Bridge),
-                LinkInfo::PortData(InfoPortData::BridgePort(quiet_port())),
-            ];
-            let attribute = Some(LinkAttribute::LinkInfo(info));
-            device.set(
-                connection,
-                "configure the bridge port",
-                LinkMessage::default(),
-                attribute,
-            )?;
+            link::set_bridge_port(connection, device.index, quiet_port()).map_err(|source| {
+                TunnelError::Device {
+                    operation: format!("configure the bridge port {DEVICE}"),
+                    source,
+                }
+            })?;
         }
         if !device.up {
             let mut message = LinkMessage::default();
@@ -198,7 +186,7 @@ impl Device {
             bridge: None,
             up: link.header.flags.contains(LinkFlags::Up),
             vxlan: None,
-            port: Vec::new(),
+            port: link::bridge_port(link).unwrap_or_default().to_vec(),
         };
         for attribute in &link.attributes {
             match attribute {
@@ -207,14 +195,8 @@ impl Device {
                 LinkAttribute::Controller(index) => device.bridge = Some(*index),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
-                        match info {
-                            LinkInfo::Data(InfoData::Vxlan(settings)) => {
-                                device.vxlan = Some(settings.clone());
-                            }
-                            LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
-                                device.port.clone_from(settings);
-                            }
-                            _ => {}
+                        if let LinkInfo::Data(InfoData::Vxlan(settings)) = info {
+                            device.vxlan = Some(settings.clone());
                         }
                     }
                 }
