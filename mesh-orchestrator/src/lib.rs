@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod commands;
 pub mod loops;
 pub mod objects;
