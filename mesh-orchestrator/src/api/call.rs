@@ -17,7 +17,7 @@ use super::{
     operation::{Body, Operation, Precondition},
 };
 use crate::{
-    spec::{duration, nearest, read_json},
+    spec::{nearest, read_json},
     store::revisions::{Author, RevisionId},
 };
 
@@ -52,7 +52,9 @@ impl Call {
             // What nobody reads is not waited for.
             Body::None => Bytes::new(),
             Body::Ignored { .. } | Body::Json { .. } => to_bytes(body, limit).await.map_err(|error| {
-                if std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+                if std::error::Error::source(&error)
+                    .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
+                {
                     too_large(limit)
                 } else {
                     ApiError::bad_request("the request's body was cut off: send it again")
@@ -123,17 +125,6 @@ impl Call {
             .transpose()
     }
 
-    /// A query argument that is a duration.
-    pub(super) fn duration(&self, name: &str) -> Result<Option<std::time::Duration>, ApiError> {
-        self.argument(name)
-            .map(|text| {
-                duration::parse(text).map_err(|error| {
-                    ApiError::bad_request(format!("{name}: {error}")).about(name, text)
-                })
-            })
-            .transpose()
-    }
-
     /// The header of a name, if it is text.
     pub(super) fn header(&self, name: &header::HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
@@ -164,9 +155,9 @@ impl Call {
             .strip_prefix('"')
             .and_then(|rest| rest.strip_suffix('"'))
             .unwrap_or(text);
-        bare.parse().map(Some).map_err(|_| {
-            ApiError::invalid("If-Match", text, "one revision such as \"3-9f2c04ab\", or *")
-        })
+        bare.parse()
+            .map(Some)
+            .map_err(|_| ApiError::invalid("If-Match", text, "one revision such as \"3-9f2c04ab\", or *"))
     }
 
     /// Who makes the change, now.
@@ -208,9 +199,8 @@ fn arguments(operation: &Operation, query: &str) -> Result<Vec<(String, String)>
 
 /// A success with JSON.
 pub(super) fn json(status: StatusCode, answer: &impl Serialize) -> Result<Response, ApiError> {
-    let text = serde_json::to_vec(answer).map_err(|error| {
-        ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, &error)
-    })?;
+    let text = serde_json::to_vec(answer)
+        .map_err(|error| ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, &error))?;
     let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     Ok((status, content_type, text).into_response())
 }

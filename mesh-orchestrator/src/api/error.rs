@@ -150,11 +150,7 @@ impl From<SpecError> for ApiError {
                 value,
                 allowed,
             } => Self::bad_request(message).about(field, value).allowing(allowed),
-            SpecError::UnknownField {
-                path,
-                field,
-                nearest,
-            } => {
+            SpecError::UnknownField { path, field, nearest } => {
                 let whole = ["specification", "request"].contains(&path.as_str());
                 let place = if whole {
                     field.clone()
@@ -169,9 +165,7 @@ impl From<SpecError> for ApiError {
             }
             SpecError::Malformed { path, .. } => Self::bad_request(message).about(path, Value::Null),
             SpecError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
-            SpecError::DependencyCycle { cycle } => {
-                Self::bad_request(message).about("depends_on", cycle)
-            }
+            SpecError::DependencyCycle { cycle } => Self::bad_request(message).about("depends_on", cycle),
         }
     }
 }

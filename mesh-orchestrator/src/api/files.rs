@@ -10,7 +10,7 @@ use super::{
     Api,
     call::{Call, json, no_content, ok},
     error::ApiError,
-    types::{ConfigCreate, ConfigView, Confidential, SecretCreate, SecretView},
+    types::{Confidential, ConfigCreate, ConfigView, SecretCreate, SecretView},
 };
 use crate::{
     objects::{Service, TaskId},
@@ -103,7 +103,11 @@ async fn remove(call: &Call, kind: Kind, segment: &str) -> Result<Response, ApiE
         return Err(ApiError::conflict(format!(
             "{kind} {name} is in use by {}: change or remove {} first",
             users.join(", "),
-            if users.len() == 1 { "that service" } else { "these services" }
+            if users.len() == 1 {
+                "that service"
+            } else {
+                "these services"
+            }
         )));
     }
     call.api.vault().remove(kind, &name).await?;
@@ -138,14 +142,15 @@ fn id(kind: Kind, record: &Record) -> String {
 /// The names of the services that use one.
 fn users(api: &Api, kind: Kind, name: &str) -> Vec<String> {
     let uses = |service: &Service| {
-        references(&service.spec, kind).iter().any(|file| file.source == name)
-            || service
-                .previous
-                .as_ref()
-                .is_some_and(|previous| {
-                    service.is_updating()
-                        && references(&previous.spec, kind).iter().any(|file| file.source == name)
-                })
+        references(&service.spec, kind)
+            .iter()
+            .any(|file| file.source == name)
+            || service.previous.as_ref().is_some_and(|previous| {
+                service.is_updating()
+                    && references(&previous.spec, kind)
+                        .iter()
+                        .any(|file| file.source == name)
+            })
     };
     api.cluster().read(|state| {
         let users = state.services().values().filter(|service| uses(service));

@@ -3,43 +3,19 @@
 use std::sync::Arc;
 
 use axum::{http::StatusCode, response::Response};
-use serde_json::Value;
 
 use super::{
-    Api,
     call::{Call, ok, tagged},
     error::ApiError,
-    services::{changed_answer, find, update_anyway},
+    services::{changed_answer, find},
     types::{HistoryEntry, RevisionView, RollbackRequest},
     webhooks,
 };
-use crate::{
-    commands,
-    objects::{Service, ServiceId, Timestamp},
-    store::{
-        diff,
-        revisions::{Revised, Revisions},
-    },
-};
-
-impl Api {
-    /// The revisions of a service that are kept, the current one first.
-    pub(super) async fn history(&self, id: &ServiceId) -> Result<Vec<Revised<Arc<Service>>>, ApiError> {
-        Ok(self.revisions().history(id.as_str()).await?)
-    }
-
-    async fn revision(&self, id: &ServiceId, number: u64) -> Result<Revised<Arc<Service>>, ApiError> {
-        Ok(self.revisions().at(id.as_str(), number).await?)
-    }
-
-    fn revisions(&self) -> Revisions<Arc<Service>> {
-        Revisions::new(Arc::clone(self.store()), "services")
-    }
-}
+use crate::objects::Timestamp;
 
 pub(super) async fn history(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?.id.clone();
-    let revisions = call.api.history(&id).await?;
+    let revisions = call.api.cluster().history(&id).await?;
     let calls = webhooks::calls(&call.api, &id).await?;
     let mut entries: Vec<(Timestamp, HistoryEntry)> = revisions
         .into_iter()
@@ -51,7 +27,11 @@ pub(super) async fn history(call: Call) -> Result<Response, ApiError> {
             };
             (at, entry)
         })
-        .chain(calls.into_iter().map(|call| (call.at, HistoryEntry::Webhook(call))))
+        .chain(
+            calls
+                .into_iter()
+                .map(|call| (call.at, HistoryEntry::Webhook(call))),
+        )
         .collect();
     // Stable: revisions of one moment stay in their order.
     entries.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
@@ -62,7 +42,7 @@ pub(super) async fn history(call: Call) -> Result<Response, ApiError> {
 pub(super) async fn revision(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?.id.clone();
     let number = number("revision", call.segment("revision"))?;
-    let revised = call.api.revision(&id, number).await?;
+    let revised = call.api.cluster().revision_of(&id, number).await?;
     let view = RevisionView {
         revision: revised.revision,
         author: revised.author,
@@ -74,57 +54,30 @@ pub(super) async fn revision(call: Call) -> Result<Response, ApiError> {
 /// What differs between two revisions' specifications; without arguments, what the last change has changed.
 pub(super) async fn difference(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?.id.clone();
-    let history = call.api.history(&id).await?;
-    let numbers: Vec<u64> = history.iter().map(|revised| revised.revision.number).collect();
-    let newest = numbers.first().copied().unwrap_or_default();
+    let history = call.api.cluster().history(&id).await?;
+    let mut numbers = history.iter().map(|revised| revised.revision.number);
     let to = match call.argument("to") {
         Some(text) => number("to", text)?,
-        None => newest,
+        None => numbers.clone().next().unwrap_or_default(),
     };
     let from = match call.argument("from") {
         Some(text) => number("from", text)?,
-        None => numbers
-            .iter()
-            .copied()
-            .find(|number| *number < to)
-            .ok_or_else(|| ApiError::conflict(format!("there is no revision before {to} to compare with")))?,
+        None => numbers.find(|number| *number < to).ok_or_else(|| {
+            ApiError::conflict(format!("no revision before {to} is kept to compare it with"))
+        })?,
     };
-    let document = |wanted: u64, name: &str| -> Result<Value, ApiError> {
-        let revised = history
-            .iter()
-            .find(|revised| revised.revision.number == wanted)
-            .ok_or_else(|| {
-                let kept: Vec<String> = numbers.iter().map(u64::to_string).collect();
-                ApiError::not_found(format!(
-                    "the service has no revision {wanted}; kept are {}",
-                    kept.join(", ")
-                ))
-                .about(name, wanted)
-                .allowing(kept.join(", "))
-            })?;
-        serde_json::to_value(&revised.value.spec)
-            .map_err(|error| ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, &error))
-    };
-    ok(&diff(&document(from, "from")?, &document(to, "to")?))
+    ok(&call.api.cluster().diff(&id, from, to).await?)
 }
 
 pub(super) async fn roll_back(call: Call) -> Result<Response, ApiError> {
     let RollbackRequest { revision } = call.json()?;
     let id = find(&call)?.id.clone();
-    let changed = match revision {
-        None => {
-            let author = call.author("rollback");
-            let plan = |state: &_, now| commands::rollback_service(state, &id, now);
-            call.api.cluster().change(author, plan).await?
-        }
-        Some(number) => {
-            let old = call.api.revision(&id, number).await?;
-            let spec = (*old.value.spec).clone();
-            let author = call.author(format!("rollback to {number}"));
-            let plan = |state: &_, now| update_anyway(state, &id, spec.clone(), now);
-            call.api.cluster().change(author, plan).await?
-        }
+    let action = match revision {
+        Some(number) => format!("rollback to {number}"),
+        None => "rollback".to_owned(),
     };
+    let author = call.author(action);
+    let changed = call.api.cluster().roll_back(author, &id, revision).await?;
     changed_answer(&call.api, StatusCode::OK, id, &changed)
 }
 

@@ -58,7 +58,10 @@ mod tests {
             (format!("web:1@{digest}"), Some("web:1")),
             (format!("web@{digest}"), None),
             (format!("localhost:5000/web@{digest}"), None),
-            (format!("localhost:5000/web:2@{digest}"), Some("localhost:5000/web:2")),
+            (
+                format!("localhost:5000/web:2@{digest}"),
+                Some("localhost:5000/web:2"),
+            ),
         ] {
             assert_eq!(tagged(&image), expected, "{image}");
         }

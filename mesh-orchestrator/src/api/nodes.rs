@@ -23,12 +23,13 @@ const MAX_LABEL_NAME: usize = 255;
 const MAX_LABEL_VALUE: usize = 4096;
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
-    let leader = call.api.leader().await?;
+    let leader = call.api.cluster().leader();
+    let mut presences = call.api.cluster().presences();
     let mut views: Vec<NodeView> = call.api.cluster().read(|state| {
         state
             .nodes()
             .values()
-            .map(|node| views::node(state, node, leads(leader.as_ref(), &node.id)))
+            .map(|node| views::node(state, node, leader.as_ref(), presences.remove(&node.id)))
             .collect()
     });
     views.sort_by(|one, other| {
@@ -39,7 +40,7 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
 
 pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?;
-    ok(&view(&call.api, &id).await?)
+    ok(&view(&call.api, &id)?)
 }
 
 pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
@@ -70,14 +71,16 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
             Ok(commands::put_node(state, next, now))
         })
         .await?;
-    ok(&view(&call.api, &id).await?)
+    ok(&view(&call.api, &id)?)
 }
 
 pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?;
     call.api
         .cluster()
-        .change(call.author("remove"), |state, _| commands::remove_node(state, &id))
+        .change(call.author("remove"), |state, _| {
+            commands::remove_node(state, &id)
+        })
         .await?;
     no_content()
 }
@@ -89,19 +92,16 @@ fn find(call: &Call) -> Result<NodeId, ApiError> {
         .read(|state| reference::node(state, name).map(|node| node.id.clone()))
 }
 
-async fn view(api: &Api, id: &NodeId) -> Result<NodeView, ApiError> {
-    let leader = api.leader().await?;
+fn view(api: &Api, id: &NodeId) -> Result<NodeView, ApiError> {
+    let leader = api.cluster().leader();
+    let presence = api.cluster().presence(id);
     api.cluster().read(|state| {
         let node = state
             .nodes()
             .get(id)
             .ok_or_else(|| ApiError::not_found(format!("there is no node {id} any more")))?;
-        Ok(views::node(state, node, leads(leader.as_ref(), id)))
+        Ok(views::node(state, node, leader.as_ref(), presence))
     })
-}
-
-fn leads(leader: Option<&String>, node: &NodeId) -> bool {
-    leader.is_some_and(|leader| leader == node.as_str())
 }
 
 /// Labels are for constraints, which allow such names.

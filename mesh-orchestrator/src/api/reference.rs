@@ -68,8 +68,7 @@ fn one<'a, T: ?Sized>(
     id: impl Fn(&T) -> &str,
 ) -> Result<&'a T, ApiError> {
     match found {
-        [] => Err(ApiError::not_found(format!("there is no {kind} {reference}"))
-            .about(kind, reference)),
+        [] => Err(ApiError::not_found(format!("there is no {kind} {reference}")).about(kind, reference)),
         [found] => Ok(found),
         several => {
             let ids: Vec<&str> = several.iter().take(SHOWN).map(|found| id(found)).collect();

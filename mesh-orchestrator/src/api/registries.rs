@@ -86,7 +86,11 @@ fn host(text: &str) -> Result<String, SpecError> {
         && name.chars().all(allowed)
         && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
     if !sound {
-        return Err(SpecError::invalid("host", text, "host[:port], such as registry.example.com:5000"));
+        return Err(SpecError::invalid(
+            "host",
+            text,
+            "host[:port], such as registry.example.com:5000",
+        ));
     }
     let text = text.to_ascii_lowercase();
     Ok(if DOCKER_HUB.contains(&text.as_str()) {

@@ -44,8 +44,13 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
         names.peek().is_none() || names.any(|name| service.spec.name.starts_with(name))
     };
     let in_stack = |service: &Service| {
-        call.argument("stack")
-            .is_none_or(|stack| service.spec.labels.get(STACK_LABEL).is_some_and(|found| found == stack))
+        call.argument("stack").is_none_or(|stack| {
+            service
+                .spec
+                .labels
+                .get(STACK_LABEL)
+                .is_some_and(|found| found == stack)
+        })
     };
     let heads = call.api.cluster().read(|state| {
         let chosen = state
@@ -90,7 +95,13 @@ pub(super) async fn replace(call: Call) -> Result<Response, ApiError> {
         .api
         .cluster()
         .change(call.author("update"), |state, now| {
-            commands::update_service(state, &id, version.unwrap_or(known_version(state, &id)), spec.clone(), now)
+            commands::update_service(
+                state,
+                &id,
+                version.unwrap_or(known_version(state, &id)),
+                spec.clone(),
+                now,
+            )
         })
         .await
         .map_err(|error| with_current(&call.api, &id, error.into()))?;
@@ -144,7 +155,9 @@ pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?.id.clone();
     call.api
         .cluster()
-        .change(call.author("remove"), |state, _| commands::remove_service(state, &id))
+        .change(call.author("remove"), |state, _| {
+            commands::remove_service(state, &id)
+        })
         .await?;
     webhooks::forget(&call.api, &id).await;
     no_content()
@@ -166,7 +179,7 @@ pub(super) async fn resume(call: Call) -> Result<Response, ApiError> {
     let service = find(&call)?;
     let mut replicas = replicas(&service.spec);
     if replicas == Some(0) {
-        let earlier = call.api.history(&service.id).await?;
+        let earlier = call.api.cluster().history(&service.id).await?;
         let earlier = earlier.iter().filter_map(|old| self::replicas(&old.value.spec));
         replicas = Some(earlier.into_iter().find(|number| *number > 0).unwrap_or(1));
     }

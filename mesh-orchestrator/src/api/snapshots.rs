@@ -36,11 +36,14 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
+    let cluster = call.api.cluster();
+    let info = cluster
+        .snapshot(call.api.snapshot_folder(), SnapshotKind::Manual)
+        .await?;
     let name = SnapshotName {
         kind: SnapshotKind::Manual,
-        at: call.api.cluster().clock().now(),
+        at: info.header.created_at,
     };
-    let info = snapshots::create(call.api.store().as_ref(), call.api.snapshot_folder(), name).await?;
     json(StatusCode::CREATED, &view(name, info.bytes))
 }
 
@@ -66,7 +69,7 @@ pub(super) async fn restore(call: Call) -> Result<Response, ApiError> {
     let reading = path.clone();
     let (info, content) = blocking(move || read(reading)).await?;
     // Even an empty cluster has its nodes in the store, and the name of its key.
-    snapshots::restore(call.api.store().as_ref(), &path, RestoreInto::Replace).await?;
+    call.api.cluster().restore(&path, RestoreInto::Replace).await?;
     tracing::info!(snapshot = %name, by = call.caller.name(), "a snapshot was restored");
     ok(&detail(name, info, content))
 }

@@ -147,10 +147,10 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     match store.commit(transaction).await {
         Ok(_) => {}
         Err(StoreError::Conflict { .. }) => {
-            return Err(
-                ApiError::conflict(format!("there is a token {name} already: choose another name, or remove it"))
-                    .about("name", name),
-            );
+            return Err(ApiError::conflict(format!(
+                "there is a token {name} already: choose another name, or remove it"
+            ))
+            .about("name", name));
         }
         Err(error) => return Err(error.into()),
     }

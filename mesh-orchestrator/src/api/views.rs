@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::types::{NodeView, ServiceView, TaskView};
 use crate::{
-    objects::{Node, Service, State, Task, TaskState},
+    cluster::Presence,
+    objects::{Node, NodeId, Service, State, Task, TaskState},
     spec::{ServiceMode, ServiceSpec},
     store::revisions::{Author, RevisionId},
 };
@@ -21,9 +22,8 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
             .filter_map(|(_, id)| state.tasks().get(id))
     };
     let wanted = index.map_or(0, |index| u32::try_from(index.wanted.len()).unwrap_or(u32::MAX));
-    let is_done = |task: &Task| {
-        task.spec_version == service.task_version && task.status.state == TaskState::Complete
-    };
+    let is_done =
+        |task: &Task| task.spec_version == service.task_version && task.status.state == TaskState::Complete;
     let done = || u32::try_from(tasks().filter(|task| is_done(task)).count()).unwrap_or(u32::MAX);
     let (desired, completed) = match service.spec.mode {
         ServiceMode::Replicated(settings) => (settings.replicas, None),
@@ -54,7 +54,10 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
         created_at: service.created_at,
         updated_at: service.updated_at,
         spec: Arc::clone(&service.spec),
-        previous_spec: service.previous.as_ref().map(|previous| Arc::clone(&previous.spec)),
+        previous_spec: service
+            .previous
+            .as_ref()
+            .map(|previous| Arc::clone(&previous.spec)),
         ports: service.ports.clone(),
         task_version: service.task_version,
         update_status: service.update_status.clone(),
@@ -82,7 +85,12 @@ pub(super) fn task(state: &State, task: &Task) -> TaskView {
     }
 }
 
-pub(super) fn node(state: &State, node: &Node, leader: bool) -> NodeView {
+pub(super) fn node(
+    state: &State,
+    node: &Node,
+    leader: Option<&NodeId>,
+    presence: Option<Presence>,
+) -> NodeView {
     let index = state.tasks_on(&node.id);
     let running = index
         .into_iter()
@@ -90,7 +98,8 @@ pub(super) fn node(state: &State, node: &Node, leader: bool) -> NodeView {
         .filter(|id| state.tasks().get(*id).is_some_and(Task::is_running))
         .count();
     NodeView {
-        leader,
+        leader: leader == Some(&node.id),
+        presence,
         running: u32::try_from(running).unwrap_or(u32::MAX),
         reserved: index.map(|index| index.reserved).unwrap_or_default(),
         node: node.clone(),

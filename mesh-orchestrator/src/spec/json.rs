@@ -49,10 +49,7 @@ fn explain(whole: &str, path: &str, message: &str) -> SpecError {
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.starts_with("unknown field"), quoted.next()) {
         (true, Some(field)) => SpecError::UnknownField {
-            path: path
-                .strip_suffix(&format!(".{field}"))
-                .unwrap_or(whole)
-                .into(),
+            path: path.strip_suffix(&format!(".{field}")).unwrap_or(whole).into(),
             field: field.into(),
             nearest: nearest(field, quoted),
         },

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cluster::Presence,
     objects::{Availability, Node},
     spec::Resources,
 };
@@ -15,6 +16,9 @@ use crate::{
 pub struct NodeView {
     /// Whether its agent runs the control loops.
     pub leader: bool,
+    /// What its agent says of itself; `null` while the agent is not heard.
+    #[serde(default)]
+    pub presence: Option<Presence>,
     /// Tasks that run there.
     pub running: u32,
     /// What its tasks have reserved.

@@ -110,6 +110,8 @@ pub struct OrchestratorView {
     pub leader: Option<String>,
     /// Where objects are kept: a file, or endpoints.
     pub store: String,
+    /// Whether the store answers; without it nothing can be changed, and all goes on as it is.
+    pub available: bool,
     /// The store's revision that answers show.
     pub revision: Revision,
     /// How many nodes there are.

@@ -38,7 +38,11 @@ pub(super) async fn remember(api: &Api, service: &ServiceId, call: &WebhookCall)
 /// Forgets all of them.
 pub(super) async fn forget(api: &Api, service: &ServiceId) -> Result<(), ApiError> {
     let mut transaction = Transaction::new();
-    for key in keys(api, service).await?.into_iter().take(crate::store::MAX_OPERATIONS) {
+    for key in keys(api, service)
+        .await?
+        .into_iter()
+        .take(crate::store::MAX_OPERATIONS)
+    {
         transaction = transaction.delete(key);
     }
     api.store().commit(transaction).await?;

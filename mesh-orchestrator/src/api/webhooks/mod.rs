@@ -113,8 +113,10 @@ async fn keep(api: &Api, name: &str, secret: &Plaintext, now: Timestamp) -> Resu
 }
 
 fn exists(name: &str) -> ApiError {
-    ApiError::conflict(format!("the service has a webhook {name} already: choose another name"))
-        .about("name", name)
+    ApiError::conflict(format!(
+        "the service has a webhook {name} already: choose another name"
+    ))
+    .about("name", name)
 }
 
 pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {

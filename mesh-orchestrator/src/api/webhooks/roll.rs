@@ -41,7 +41,9 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     if !stored.enabled {
         return Err(unknown());
     }
-    let service = api.cluster().read(|state| state.service(&stored.service).cloned());
+    let service = api
+        .cluster()
+        .read(|state| state.service(&stored.service).cloned());
     let service = service.ok_or_else(unknown)?;
     if let Err(wait) = api.webhook_limit().take(&fingerprint, Instant::now()) {
         let seconds = wait.as_secs() + 1;
@@ -54,7 +56,8 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     let image = service.spec.task_template.container_spec.image.clone();
     let (fresh, mut warnings) = look_up(api, &image).await;
     if matches!(service.spec.mode, ServiceMode::Replicated(settings) if settings.replicas == 0) {
-        warnings.push("the service is paused (0 replicas): what has changed shows when it is resumed".to_owned());
+        warnings
+            .push("the service is paused (0 replicas): what has changed shows when it is resumed".to_owned());
     }
     let author = api
         .cluster()
@@ -62,7 +65,9 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     let at = author.at;
     let outcome = api
         .cluster()
-        .change(author, |state, now| roll(state, &stored.service, &image, &fresh, now))
+        .change(author, |state, now| {
+            roll(state, &stored.service, &image, &fresh, now)
+        })
         .await;
     let (revision_made, error) = match &outcome {
         Ok(changed) => (changed.services.get(&stored.service).copied(), None),
@@ -88,7 +93,8 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
 /// node asks the registry itself.
 async fn look_up(api: &Api, image: &str) -> (String, Vec<String>) {
     let Some(tagged) = tagged(image) else {
-        let warning = format!("{image} has no tag that could mean another image now: the same is started again");
+        let warning =
+            format!("{image} has no tag that could mean another image now: the same is started again");
         return (image.to_owned(), vec![warning]);
     };
     let why = match timeout(REGISTRY, api.images().digest(tagged)).await {
@@ -97,7 +103,8 @@ async fn look_up(api: &Api, image: &str) -> (String, Vec<String>) {
         Ok(Err(error)) => chain(&error),
         Err(_) => format!("the registry did not answer within {} s", REGISTRY.as_secs()),
     };
-    let warning = format!("{tagged}: {why}; each node looks the tag up itself, and they may get different images");
+    let warning =
+        format!("{tagged}: {why}; each node looks the tag up itself, and they may get different images");
     (tagged.to_owned(), vec![warning])
 }
 
@@ -135,6 +142,9 @@ async fn note_time(api: &Api, key: Key, stored: Stored, revision: Revision, at: 
         .expect(key.clone(), Expected::At(revision))
         .put(key, value);
     if let Err(error) = api.store().commit(transaction).await {
-        tracing::debug!(error = &error as &dyn std::error::Error, "could not note when a webhook was called");
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "could not note when a webhook was called"
+        );
     }
 }
