@@ -228,7 +228,7 @@ impl Cluster {
     /// nothing was changed. [`ChangeError::Contended`] when others were faster all the time.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
-        P: Fn(&State, Timestamp) -> Result<Vec<Change>, CommandError> + Send,
+        P: Fn(&State, Timestamp) -> Result<Vec<Change>, CommandError>,
     {
         let until = Instant::now() + PATIENCE;
         let mut attempts = 0;
