@@ -168,6 +168,15 @@ impl Handle {
         .await
     }
 
+    /// Waits until so many nodes can be given tasks.
+    pub(crate) async fn until_ready(&self, nodes: usize) -> Result<()> {
+        self.until(&format!("{nodes} nodes are ready"), |state| {
+            let ready = state.nodes().values().filter(|node| node.is_schedulable());
+            ready.count() == nodes
+        })
+        .await
+    }
+
     /// Waits until something is true of the state.
     pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) -> Result<()> {
         let mut changes = self.cluster.changes();

@@ -27,6 +27,7 @@ fn quorum() -> Result<()> {
         let user = lab.open().await?;
         let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
         let two = Machine::start(&lab, "two", NodeRole::Manager).await?;
+        user.until_ready(2).await?;
         let web = user.create(service("web", 4)?).await?;
         user.until_running(&web, 4).await?;
         let before = user.cluster.read(|state| running(state, &web));
