@@ -30,6 +30,8 @@ mod presence;
 mod reports;
 mod silence;
 mod stored;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::{

@@ -16,6 +16,9 @@ use crate::store::{PAGE, Prefix, Store, StoreError, Watch, WatchBatch};
 /// The pause before the store is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether the store is there.
+const PROBE: Duration = Duration::from_secs(5);
+
 /// The work behind a [`Cluster`]: without it nothing that others change is seen, and no report is stored.
 #[derive(Debug)]
 #[must_use = "nothing is seen of the store's changes until it runs"]
@@ -55,7 +58,7 @@ impl Upkeep {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { cluster, watch } = self;
         let work = async {
-            tokio::join!(follow(&cluster, watch), cluster.store_reports());
+            tokio::join!(follow(&cluster, watch), cluster.store_reports(), cluster.probe());
         };
         shutdown.run_until_cancelled(work).await;
     }
@@ -98,6 +101,18 @@ async fn again(cluster: &Cluster) -> Watch {
 }
 
 impl Cluster {
+    /// Asks the store for something small now and then: a watch says nothing of a store that is away.
+    async fn probe(&self) {
+        let Ok(key) = stored::restore() else {
+            return;
+        };
+        loop {
+            sleep(PROBE).await;
+            let answer = self.store().get(&key).await;
+            self.note(answer.as_ref().err());
+        }
+    }
+
     /// Takes over what a transaction has changed; false if that cannot be.
     fn fold(&self, batch: &WatchBatch) -> bool {
         let now = self.clock().now();

@@ -22,6 +22,9 @@ use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::OnceCell, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+#[path = "../store/disk.rs"]
+#[expect(dead_code, reason = "the store's own stories need all of it")]
+pub(crate) mod disk;
 #[path = "../store/etcd/cluster.rs"]
 #[expect(dead_code, reason = "the store's own stories need all of it")]
 pub(crate) mod etcd;

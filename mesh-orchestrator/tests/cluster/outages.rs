@@ -1,23 +1,73 @@
-//! The store goes away and comes back: changes wait, and nothing else happens. On etcd, whose quorum is lost.
+//! The store goes away and comes back: changes wait, and nothing else happens. On etcd, whose quorum is lost,
+//! and on the embedded store, whose disk is full.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
     cluster::EventKind,
     objects::{NodeRole, NodeStatus, TaskState},
+    store::{Key, Transaction},
 };
 
 use crate::{
     agent::Machine,
-    lab::{Lab, PATIENCE, etcd, run, running, service},
+    lab::{Handle, Lab, PATIENCE, disk::Disk, etcd, run, running, service},
 };
 
 pub(crate) fn stories() -> Vec<(&'static str, fn() -> Result<()>)> {
     vec![
-        ("losing_the_quorum_stops_changes_and_nothing_else", quorum),
-        ("losing_a_member_stops_nothing", member),
+        ("redb::a_full_disk_stops_changes_and_nothing_else", full),
+        ("etcd::losing_the_quorum_stops_changes_and_nothing_else", quorum),
+        ("etcd::losing_a_member_stops_nothing", member),
     ]
+}
+
+fn full() -> Result<()> {
+    let disk = Disk::new("8m")?;
+    let ballast = disk.path().join("ballast");
+    let lab = Lab::redb_in(disk.path())?;
+    run(async {
+        let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
+        let user = &one.handle;
+        let web = user.create(service("web", 2)?).await?;
+        user.until_running(&web, 2).await?;
+        let before = user.cluster.read(|state| running(state, &web));
+        fs::write(&ballast, vec![0; 1 << 20])?;
+        // The last free page is taken by something small.
+        for size in [200_000, 20_000, 2_000, 200, 1] {
+            fill(user, size).await?;
+        }
+        let refused = user.scale(&web, 4).await;
+        ensure!(refused.is_err(), "nothing can be changed on a full disk");
+        let mut available = user.cluster.available();
+        tokio::time::timeout(PATIENCE, available.wait_for(|available| !available))
+            .await
+            .context("nobody notices")??;
+        one.fail(&before[0]);
+        fs::remove_file(&ballast)?;
+        user.until("the dead container is replaced, and no other", |state| {
+            let now = running(state, &web);
+            now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
+        })
+        .await?;
+        user.scale(&web, 4).await?;
+        user.until_running(&web, 4).await
+    })
+}
+
+/// Writes until there is no room for so many bytes.
+async fn fill(user: &Handle, size: usize) -> Result<()> {
+    for number in 0..5_000 {
+        let key = Key::new(["filler", &format!("{size}-{number}")])?;
+        let filler = Transaction::new().put(key, vec![b'x'; size]);
+        match user.cluster.store().commit(filler).await {
+            Ok(_) => {}
+            Err(error) if error.is_unavailable() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("the disk never fills")
 }
 
 fn quorum() -> Result<()> {
