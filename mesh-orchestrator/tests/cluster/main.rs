@@ -22,6 +22,9 @@ use self::lab::{Lab, etcd};
 /// A story and its name.
 type Story = (&'static str, fn(&Lab) -> Result<()>);
 
+/// One that makes its own lab.
+type OwnStory = (&'static str, fn() -> Result<()>);
+
 fn main() -> ExitCode {
     // A child of one of the trials: works until it is killed.
     if let Some(code) = crash::child() {

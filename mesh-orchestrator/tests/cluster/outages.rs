@@ -11,11 +11,12 @@ use mesh_orchestrator::{
 };
 
 use crate::{
+    OwnStory,
     agent::Machine,
     lab::{Handle, Lab, PATIENCE, disk::Disk, etcd, run, running, service},
 };
 
-pub(crate) fn stories() -> Vec<(&'static str, fn() -> Result<()>)> {
+pub(crate) fn stories() -> Vec<OwnStory> {
     vec![
         ("redb::a_full_disk_stops_changes_and_nothing_else", full),
         ("etcd::losing_the_quorum_stops_changes_and_nothing_else", quorum),
