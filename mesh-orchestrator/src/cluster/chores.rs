@@ -61,7 +61,7 @@ impl Cluster {
                 failed = made.is_err();
             }
             self.forget(&mut seen, config.remember).await;
-            sleep(CHECK).await;
+            sleep(CHECK.min(config.remember / 2)).await;
         }
     }
 
@@ -87,7 +87,10 @@ impl Cluster {
     /// Lets the store forget what is older than it has to remember.
     async fn forget(&self, seen: &mut VecDeque<(Timestamp, Revision)>, remember: Duration) {
         let now = self.clock().now();
-        if seen.back().is_none_or(|(at, _)| now.since(*at) >= COMPACT) {
+        if seen
+            .back()
+            .is_none_or(|(at, _)| now.since(*at) >= COMPACT.min(remember / 2))
+        {
             seen.push_back((now, self.revision()));
         }
         let mut before = None;

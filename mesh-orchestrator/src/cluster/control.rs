@@ -110,6 +110,14 @@ impl Control {
     /// # Errors
     /// As [`Cluster::commit`]. What was not stored is undone by the next [`Self::sync`].
     pub(super) async fn step(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
+        let stepped = self.decide_and_store(lead).await;
+        if stepped.is_err() {
+            self.controller.undo();
+        }
+        stepped
+    }
+
+    async fn decide_and_store(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
         let now = self.cluster.clock().now();
         let mut changes = Vec::new();
         let found = self.silence.look(self.controller.state(), &self.presences, now);

@@ -115,6 +115,14 @@ impl Lab {
         self.etcd.is_some()
     }
 
+    /// A handle that knows one member of etcd only.
+    pub(crate) async fn open_on_member(&self, number: usize) -> Result<Handle> {
+        let (cluster, root) = self.etcd.as_ref().context("there are no members")?;
+        let mut config = cluster.config(root);
+        config.endpoints = vec![config.endpoints.remove(number)];
+        open(Arc::new(EtcdStore::open(config).await?)).await
+    }
+
     /// Another handle, as another node would have it.
     pub(crate) async fn open(&self) -> Result<Handle> {
         open(self.store().await?).await
