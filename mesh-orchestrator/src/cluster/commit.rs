@@ -9,7 +9,7 @@ use super::{ChangeError, Cluster, draft::Batch, stored};
 use crate::store::{Expected, Key, Prefix, Revision, StoreError, Transaction, membership::Leadership};
 
 /// How long to ask for the fate of a transaction whose answer was lost.
-const FATE: Duration = Duration::from_secs(5);
+const FATE: Duration = Duration::from_secs(15);
 
 /// The pause between two questions.
 const RETRY: Duration = Duration::from_millis(200);
@@ -52,18 +52,19 @@ impl Cluster {
         witness: Option<(&Key, Option<&[u8]>)>,
     ) -> Result<Revision, StoreError> {
         let store = self.store();
-        let mut unknown = None;
-        let until = Instant::now() + FATE;
+        let mut unknown: Option<(StoreError, Instant)> = None;
         loop {
+            let is_over = unknown.as_ref().is_some_and(|(_, until)| Instant::now() > *until);
             match store.commit(transaction.clone()).await {
                 Ok(revision) => return Ok(revision),
                 Err(lost @ StoreError::OutcomeUnknown { .. }) => {
-                    if witness.is_none() || Instant::now() > until {
+                    if witness.is_none() || is_over {
                         return Err(lost);
                     }
-                    unknown = Some(lost);
+                    let until = unknown.map_or_else(|| Instant::now() + FATE, |(_, until)| until);
+                    unknown = Some((lost, until));
                 }
-                Err(StoreError::Unavailable { .. }) if unknown.is_some() && Instant::now() <= until => {}
+                Err(StoreError::Unavailable { .. }) if unknown.is_some() && !is_over => {}
                 Err(conflict @ StoreError::Conflict { .. }) if unknown.is_some() => {
                     let Some((key, value)) = witness else {
                         return Err(conflict);
@@ -75,7 +76,7 @@ impl Cluster {
                         _ => Err(conflict),
                     };
                 }
-                Err(error) => return Err(unknown.unwrap_or(error)),
+                Err(error) => return Err(unknown.map_or(error, |(lost, _)| lost)),
             }
             sleep(RETRY).await;
         }

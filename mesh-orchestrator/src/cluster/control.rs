@@ -110,6 +110,14 @@ impl Control {
     /// # Errors
     /// As [`Cluster::commit`]. What was not stored is undone by the next [`Self::sync`].
     pub(super) async fn step(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
+        let stepped = self.decide_and_store(lead).await;
+        if stepped.is_err() {
+            self.controller.undo();
+        }
+        stepped
+    }
+
+    async fn decide_and_store(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
         let now = self.cluster.clock().now();
         let mut changes = Vec::new();
         let found = self.silence.look(self.controller.state(), &self.presences, now);
@@ -122,7 +130,7 @@ impl Control {
             }
             changes.extend(planned);
         }
-        changes.extend(self.decide(now)?);
+        changes.extend(self.decide(now).await?);
         let wake_at = [self.controller.wake_at(), found.wake_at]
             .into_iter()
             .flatten()
@@ -141,12 +149,28 @@ impl Control {
         Ok(wake_at)
     }
 
-    fn decide(&mut self, now: Timestamp) -> Result<Vec<Change>, Refused> {
+    /// Runs the loops where they hold up nobody: tens of thousands of tasks take seconds.
+    async fn decide(&mut self, now: Timestamp) -> Result<Vec<Change>, Refused> {
         let seed = self.cluster.clock().seed();
-        let decided = self.controller.step(now, seed);
-        // A fault of ours. What was applied until then is in no list: everything is to be looked at again.
-        self.anew |= decided.is_err();
-        decided
+        let mut controller = std::mem::take(&mut self.controller);
+        let decided = tokio::task::spawn_blocking(move || {
+            let decided = controller.step(now, seed);
+            (controller, decided)
+        });
+        match decided.await {
+            Ok((controller, decided)) => {
+                self.controller = controller;
+                // A fault of ours. What was applied until then is in no list: everything is to be looked
+                // at again.
+                self.anew |= decided.is_err();
+                decided
+            }
+            Err(error) => {
+                tracing::error!(%error, "the control loops have failed; they begin anew");
+                self.anew = true;
+                Ok(Vec::new())
+            }
+        }
     }
 
     /// Waits until there is news.

@@ -23,6 +23,9 @@ use crate::{
 /// The pause before the store is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// The pause before the loops decide anew.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// How a leader leads.
 #[derive(Clone, Debug)]
 pub struct LeaderConfig {
@@ -117,7 +120,8 @@ impl Cluster {
                         error = &error as &dyn std::error::Error,
                         "what the control loops have decided is out of date"
                     );
-                    tokio::task::yield_now().await;
+                    // It will not be the same again, but for a fault of ours.
+                    sleep(AGAIN).await;
                 }
                 Err(error) => {
                     // What the store's absence means was said already.

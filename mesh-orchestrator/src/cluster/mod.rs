@@ -30,6 +30,8 @@ mod presence;
 mod reports;
 mod silence;
 mod stored;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::{
@@ -141,7 +143,8 @@ impl Cluster {
         Ok((cluster, upkeep))
     }
 
-    /// Looks at the objects. Nothing changes meanwhile, so it must not take long.
+    /// Looks at the objects. Nothing changes meanwhile, so it must not take long, nor ask the cluster for
+    /// anything else.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(self.mirror().state())
     }
