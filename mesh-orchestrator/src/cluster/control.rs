@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::sync::broadcast::{
@@ -13,7 +12,7 @@ use tokio::sync::broadcast::{
 };
 
 use super::{
-    ChangeError, Cluster, Presence, draft,
+    ChangeError, Cluster, LeaderConfig, Presence, draft,
     mirror::{Mirror, News},
     silence::Silence,
     stored::Name,
@@ -51,8 +50,10 @@ pub(super) enum Footing {
 }
 
 impl Control {
-    /// Begins with what the mirror has; silent nodes are waited for so long.
-    pub(super) fn new(cluster: &Cluster, patience: Duration) -> Self {
+    /// Begins with what the mirror has.
+    pub(super) fn new(cluster: &Cluster, config: &LeaderConfig) -> Self {
+        let patience = config.heartbeat.time_to_live();
+        let silence = Silence::new(patience, config.settle, cluster.clock().now());
         let mirror = cluster.mirror();
         Self {
             cluster: cluster.clone(),
@@ -62,7 +63,7 @@ impl Control {
             news: cluster.inner.news.subscribe(),
             touched: BTreeSet::new(),
             anew: false,
-            silence: Silence::new(patience),
+            silence,
         }
     }
 

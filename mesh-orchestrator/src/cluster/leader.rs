@@ -33,6 +33,9 @@ pub struct LeaderConfig {
     pub node: NodeId,
     /// How soon another one takes over; and how long a node that was never heard in a term is waited for.
     pub heartbeat: Heartbeat,
+    /// How long a leader that has just come to power waits, beyond the heartbeats, before it gives up a node:
+    /// as long as a question can take that a node has asked the store while that was away.
+    pub settle: Duration,
     /// Where snapshots go and which are kept; none are made without.
     pub snapshots: Option<SnapshotSchedule>,
     /// How far back the store remembers changes, where it has to be told.
@@ -55,6 +58,7 @@ impl LeaderConfig {
         Self {
             node,
             heartbeat: Heartbeat::default(),
+            settle: Duration::from_secs(10),
             snapshots: None,
             remember: Duration::from_secs(3600),
         }
@@ -96,7 +100,7 @@ impl Cluster {
     async fn term(&self, lead: &Leadership, config: &LeaderConfig) {
         // What was changed before we have won must be known.
         self.reach(lead.term()).await;
-        let mut control = Control::new(self, config.heartbeat.time_to_live());
+        let mut control = Control::new(self, config);
         let mut loose = false;
         loop {
             if control.sync() == Footing::Loose {
