@@ -50,17 +50,18 @@ impl Drop for Server {
 
 impl Server {
     pub(crate) async fn start() -> Result<Self> {
-        Self::start_with(false).await
+        let folder = tempfile::tempdir()?;
+        Self::start_on(Lab::redb_in(folder.path())?, folder, false).await
     }
 
     /// With a second node that has an API of its own.
     pub(crate) async fn start_two() -> Result<Self> {
-        Self::start_with(true).await
+        let folder = tempfile::tempdir()?;
+        Self::start_on(Lab::redb_in(folder.path())?, folder, true).await
     }
 
-    async fn start_with(two: bool) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let lab = Lab::redb_in(folder.path())?;
+    /// On a store of the caller's, with all files in a folder.
+    pub(crate) async fn start_on(lab: Lab, folder: TempDir, two: bool) -> Result<Self> {
         std::fs::create_dir(folder.path().join("snapshots"))?;
         let images = Arc::new(Registry::default());
         let machine = Machine::start(&lab, "one", NodeRole::Manager).await?;

@@ -1,10 +1,15 @@
 //! Services are made, read, changed under the revision that was read, and removed.
 
-use anyhow::{Context, Result};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::server::{Server, spec};
+use crate::{
+    lab::{Lab, etcd},
+    server::{Server, spec},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_made_and_runs_and_is_found_by_name_id_and_a_part_of_it() -> Result<()> {
@@ -323,5 +328,41 @@ async fn what_cannot_run_yet_is_taken_and_says_what_it_waits_for() -> Result<()>
         })
         .await?;
     assert_eq!(view.waiting, ["no suitable node (constraint not met on 1 node)"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_store_services_are_read_and_not_changed_until_it_is_back() -> Result<()> {
+    let members = Arc::new(tokio::task::block_in_place(etcd::Cluster::start)?);
+    let lab = Lab::etcd(Arc::clone(&members))?;
+    let server = Server::start_on(lab, tempfile::tempdir()?, false).await?;
+    server.create(spec("web", 1)).await?;
+    server.until("web", |view| view.running == 1).await?;
+    let scale = async || {
+        server
+            .post("/v1/services/web/scale", json!({"replicas": 2}))
+            .await
+    };
+
+    tokio::task::block_in_place(|| (0..2).try_for_each(|member| members.kill_member(member)))?;
+    let refused = scale().await?;
+    ensure!(refused.header("retry-after").is_some(), "{refused:?}");
+    refused.expect(StatusCode::SERVICE_UNAVAILABLE)?;
+    assert_eq!(server.service("web").await?.running, 1);
+    let view = server.get("/v1/orchestrator").await?;
+    assert_eq!(view.json["available"], false);
+
+    tokio::task::block_in_place(|| {
+        (0..2).try_for_each(|member| members.start_member(member))?;
+        members.wait_for_health()
+    })?;
+    let back = async {
+        while scale().await?.status != StatusCode::OK {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(crate::lab::PATIENCE, back)
+        .await
+        .context("not in time")??;
+    server.until("web", |view| view.running == 2).await?;
     Ok(())
 }
