@@ -16,16 +16,26 @@ const RETRY: Duration = Duration::from_millis(200);
 
 impl Cluster {
     /// Commits batches one after the other, with the leader's fence if there is one; stops at the first that
-    /// fails. Answers with the last one's revision.
+    /// fails. Answers also with the revision of the last one that was committed, if any was.
     pub(super) async fn commit(
         &self,
         batches: &[Batch],
         lead: Option<&Leadership>,
-    ) -> Result<Revision, ChangeError> {
+    ) -> (Revision, Result<(), ChangeError>) {
         let mut made = Vec::with_capacity(batches.len());
+        let committed = self.commit_all(batches, lead, &mut made).await;
+        (made.last().copied().unwrap_or_default(), committed)
+    }
+
+    async fn commit_all(
+        &self,
+        batches: &[Batch],
+        lead: Option<&Leadership>,
+        made: &mut Vec<Revision>,
+    ) -> Result<(), ChangeError> {
         let restore = stored::restore()?;
         for batch in batches {
-            let mut transaction = batch.transaction(&made).expect(restore.clone(), Expected::Absent);
+            let mut transaction = batch.transaction(made).expect(restore.clone(), Expected::Absent);
             if let Some(lead) = lead {
                 transaction = lead.fence(transaction);
             }
@@ -42,7 +52,7 @@ impl Cluster {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(made.last().copied().unwrap_or_default())
+        Ok(())
     }
 
     /// A transaction whose answer was lost is committed again: what it expects holds only if it was not.

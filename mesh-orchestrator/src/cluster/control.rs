@@ -145,9 +145,11 @@ impl Control {
             let mirror = self.cluster.mirror();
             draft::draft_since(&mirror, &author, &changes, self.synced)?
         };
-        let revision = self.cluster.commit(&drafted.batches, Some(lead)).await?;
-        self.cluster.reach(revision).await;
-        Ok(wake_at)
+        let (revision, committed) = self.cluster.commit(&drafted.batches, Some(lead)).await;
+        // Before all of it is in the mirror, a loop would find that nothing was done and do it again, with
+        // other tasks.
+        self.cluster.reach_surely(revision).await;
+        committed.map(|()| wake_at)
     }
 
     /// Runs the loops where they hold up nobody: tens of thousands of tasks take seconds.

@@ -74,7 +74,7 @@ impl Cluster {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = lead.lost() => tracing::warn!("has lost the lead: others may change the cluster now"),
-                () = self.term(&lead, &config) => tracing::warn!("another node leads: its loops stop here"),
+                end = self.term(&lead, &config) => tracing::warn!("{end}: the control loops stop here"),
                 () = self.chores(&config) => {}
             }
             lead.resign().await;
@@ -96,10 +96,10 @@ impl Cluster {
         }
     }
 
-    /// Runs the loops until the lead turns out to be another's.
-    async fn term(&self, lead: &Leadership, config: &LeaderConfig) {
-        // What was changed before we have won must be known.
-        self.reach(lead.term()).await;
+    /// Runs the loops until they may not go on, and says why.
+    async fn term(&self, lead: &Leadership, config: &LeaderConfig) -> &'static str {
+        // What the leader before us has done must be known, all of it.
+        self.reach_surely(lead.term()).await;
         let mut control = Control::new(self, config);
         let mut loose = false;
         loop {
@@ -115,7 +115,11 @@ impl Cluster {
             loose = false;
             match control.step(lead).await {
                 Ok(wake_at) => self.pause(&mut control, wake_at).await,
-                Err(ChangeError::NotLeader) => return,
+                Err(ChangeError::NotLeader) => return "another node leads",
+                // It may still come true, but not after the lead is given up.
+                Err(ChangeError::Store(StoreError::OutcomeUnknown { .. })) => {
+                    return "the store does not say what has become of a change";
+                }
                 Err(ChangeError::Store(StoreError::Conflict { key, found, .. })) => {
                     self.catch_up(&key, found).await;
                 }

@@ -251,9 +251,10 @@ impl Cluster {
                     services: drafted.services,
                 });
             }
-            match self.commit(&drafted.batches, None).await {
-                Ok(revision) => {
-                    self.reach(revision).await;
+            let (revision, committed) = self.commit(&drafted.batches, None).await;
+            self.reach(revision).await;
+            match committed {
+                Ok(()) => {
                     return Ok(Changed {
                         revision,
                         services: drafted.services,
@@ -280,11 +281,16 @@ impl Cluster {
 
     /// Waits until the mirror is at a revision, but not for ever: what was committed is committed.
     async fn reach(&self, revision: Revision) {
-        let mut changes = self.inner.revision.subscribe();
-        let reached = changes.wait_for(|reached| *reached >= revision);
-        if timeout(CATCH_UP, reached).await.is_err() {
+        if timeout(CATCH_UP, self.reach_surely(revision)).await.is_err() {
             tracing::warn!(%revision, "the store does not tell of what it has committed");
         }
+    }
+
+    /// Waits until the mirror is at a revision, however long that takes.
+    async fn reach_surely(&self, revision: Revision) {
+        let mut changes = self.inner.revision.subscribe();
+        // The sender is ours: it cannot be gone.
+        let _ = changes.wait_for(|reached| *reached >= revision).await;
     }
 
     /// Waits until the mirror has what somebody else has done to a key.

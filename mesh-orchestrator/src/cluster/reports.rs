@@ -130,8 +130,9 @@ impl Cluster {
             draft::draft(&mirror, &self.author("agent", "report"), &changes)?
         };
         if !drafted.batches.is_empty() {
-            let revision = self.commit(&drafted.batches, None).await?;
+            let (revision, committed) = self.commit(&drafted.batches, None).await;
             self.reach(revision).await;
+            committed?;
         }
         Ok(())
     }

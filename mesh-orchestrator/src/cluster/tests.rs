@@ -185,6 +185,29 @@ fn what_does_not_fit_into_one_transaction_is_committed_in_several() {
 }
 
 #[test]
+fn what_comes_and_goes_at_once_is_not_written() {
+    let mut cluster = Cluster::new(1);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
+    cluster.make(created.unwrap());
+    cluster.step();
+    let mut task = cluster
+        .controller
+        .state()
+        .tasks()
+        .values()
+        .next()
+        .unwrap()
+        .clone();
+    task.id = "another".into();
+    let changes = [
+        Change::CreateTask(Box::new(task.clone())),
+        Change::RemoveTask(task.id),
+    ];
+    assert_eq!(cluster.model.change(&changes).unwrap(), 0);
+    cluster.model.check(cluster.controller.state());
+}
+
+#[test]
 fn what_was_planned_from_older_objects_is_refused_but_for_tasks() {
     let mut cluster = Cluster::new(1);
     let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
