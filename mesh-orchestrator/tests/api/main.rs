@@ -1,5 +1,5 @@
 //! The API over real HTTP: a Unix socket, a real store, the leader's loops, and pretended agents that take
-//! tasks through their states.
+//! tasks through their states. Needs `etcd` and `etcdctl` for the store that goes away.
 
 mod access;
 mod documents;
