@@ -155,6 +155,7 @@ fn contended(lab: &Lab) -> Result<()> {
         let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
         let web = user.create(service("web", 6)?).await?;
         user.until_running(&web, 6).await?;
+        let slots = user.watch_slots();
         for number in 1..=CHANGES {
             user.update(&web, |json| {
                 json["labels"][format!("label{number}")] = "set".into();
@@ -179,6 +180,7 @@ fn contended(lab: &Lab) -> Result<()> {
         };
         user.until("the last update is done", |state| is_done(state, &web))
             .await?;
+        slots.end().await?;
         user.cluster.read(|state| {
             let Some(service) = state.service(&web) else {
                 anyhow::bail!("it is gone");
