@@ -227,8 +227,8 @@ impl Cluster {
     /// What does not fit into one transaction (more than a hundred objects) is committed in several.
     ///
     /// # Errors
-    /// [`ChangeError::Command`] when the plan refuses, [`ChangeError::Store`] when the store is away:
-    /// nothing was changed. [`ChangeError::Contended`] when others were faster all the time.
+    /// [`ChangeError::Command`] when the plan refuses, [`ChangeError::Store`] when the store is away: it says
+    /// whether something may have been changed all the same. [`ChangeError::Contended`] when others were faster all the time.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
         P: Fn(&State, Timestamp) -> Result<Vec<Change>, CommandError>,

@@ -1,6 +1,7 @@
 //! What the stories run on: handles on one store, and what all of them need.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,7 +20,11 @@ use mesh_orchestrator::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{runtime::Runtime, sync::OnceCell, task::JoinHandle};
+use tokio::{
+    runtime::Runtime,
+    sync::{OnceCell, oneshot},
+    task::JoinHandle,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 #[path = "../store/disk.rs"]
@@ -198,6 +203,24 @@ impl Handle {
         }
     }
 
+    /// Looks from now on whether a slot ever has two tasks that are meant to run.
+    pub(crate) fn watch_slots(&self) -> SlotWatch {
+        let cluster = self.cluster.clone();
+        let (stop, mut stopped) = oneshot::channel();
+        let watching = tokio::spawn(async move {
+            let mut changes = cluster.changes();
+            loop {
+                changes.borrow_and_update();
+                cluster.read(one_in_each_slot)?;
+                tokio::select! {
+                    changed = changes.changed() => changed?,
+                    _ = &mut stopped => return Ok(()),
+                }
+            }
+        });
+        SlotWatch { stop, watching }
+    }
+
     pub(crate) fn describe(&self) -> String {
         self.cluster.read(|state| {
             let mut text = String::new();
@@ -221,6 +244,30 @@ impl Handle {
             text
         })
     }
+}
+
+/// A look at the slots that goes on until it is asked.
+pub(crate) struct SlotWatch {
+    stop: oneshot::Sender<()>,
+    watching: JoinHandle<Result<()>>,
+}
+
+impl SlotWatch {
+    /// What it has found.
+    pub(crate) async fn end(self) -> Result<()> {
+        let _ = self.stop.send(());
+        self.watching.await?
+    }
+}
+
+fn one_in_each_slot(state: &State) -> Result<()> {
+    let mut taken = BTreeMap::new();
+    for task in state.tasks().values().filter(|task| task.is_live()) {
+        if let Some(other) = taken.insert((&task.service, &task.slot), &task.id) {
+            anyhow::bail!("{} has two tasks: {other} and {}", task.name(), task.id);
+        }
+    }
+    Ok(())
 }
 
 /// The tasks of a service that run, if no others are meant to.

@@ -42,6 +42,7 @@ fn fenced(lab: &Lab) -> Result<()> {
         })
         .await?;
         let mut events = user.cluster.events();
+        let slots = user.watch_slots();
         let mut created = 0;
         for round in 0..5 {
             let before = user.cluster.leader().context("nobody leads")?;
@@ -66,7 +67,7 @@ fn fenced(lab: &Lab) -> Result<()> {
                 "{created} tasks were made by round {round}"
             );
         }
-        Ok(())
+        slots.end().await
     })
 }
 

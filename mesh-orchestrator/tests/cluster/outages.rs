@@ -87,6 +87,7 @@ fn quorum() -> Result<()> {
         user.until_running(&web, 4).await?;
         let before = user.cluster.read(|state| running(state, &web));
         let mut events = user.cluster.events();
+        let slots = user.watch_slots();
         cluster.kill_member(0)?;
         cluster.kill_member(1)?;
         let refused = user.scale(&web, 8).await;
@@ -139,7 +140,7 @@ fn quorum() -> Result<()> {
                 "a node's status has changed: {event:?}"
             );
         }
-        Ok(())
+        slots.end().await
     })
 }
 
@@ -151,6 +152,7 @@ fn member() -> Result<()> {
         let _one = Machine::start(&lab, "one", NodeRole::Manager).await?;
         let web = user.create(service("web", 2)?).await?;
         user.until_running(&web, 2).await?;
+        let slots = user.watch_slots();
         for number in 0..3 {
             let leader = cluster.leader()?;
             cluster.kill_member(leader)?;
@@ -159,7 +161,7 @@ fn member() -> Result<()> {
             cluster.start_member(leader)?;
             cluster.wait_for_health()?;
         }
-        Ok(())
+        slots.end().await
     })
 }
 

@@ -21,6 +21,7 @@ pub(crate) fn stories() -> Vec<Story> {
         ("a_global_service_is_on_each_node", global),
         ("an_update_goes_through_while_users_go_on_changing", contended),
         ("reports_only_go_forward", forward),
+        ("thousands_of_tasks_go_through_many_transactions", many),
     ]
 }
 
@@ -155,6 +156,7 @@ fn contended(lab: &Lab) -> Result<()> {
         let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
         let web = user.create(service("web", 6)?).await?;
         user.until_running(&web, 6).await?;
+        let slots = user.watch_slots();
         for number in 1..=CHANGES {
             user.update(&web, |json| {
                 json["labels"][format!("label{number}")] = "set".into();
@@ -179,6 +181,7 @@ fn contended(lab: &Lab) -> Result<()> {
         };
         user.until("the last update is done", |state| is_done(state, &web))
             .await?;
+        slots.end().await?;
         user.cluster.read(|state| {
             let Some(service) = state.service(&web) else {
                 anyhow::bail!("it is gone");
@@ -221,5 +224,25 @@ fn forward(lab: &Lab) -> Result<()> {
         user.cluster.report("unknown".into(), status(TaskState::Running));
         user.cluster.reported().await;
         Ok(())
+    })
+}
+
+fn many(lab: &Lab) -> Result<()> {
+    const TASKS: u32 = 1_000;
+    run(async {
+        let user = lab.open().await?;
+        let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        user.until_ready(2).await?;
+        let slots = user.watch_slots();
+        let web = user.create(service("web", TASKS)?).await?;
+        user.until_running(&web, TASKS as usize).await?;
+        let author = user.cluster.author("someone", "remove");
+        user.cluster
+            .change(author, |state, _| commands::remove_service(state, &web))
+            .await?;
+        user.until("nothing is left", |state| state.tasks().is_empty())
+            .await?;
+        slots.end().await
     })
 }
