@@ -1,6 +1,6 @@
 //! A task: one attempt to run a service's container. It is never restarted but replaced.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::Ipv4Addr, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -143,6 +143,10 @@ pub struct TaskStatus {
     /// The engine's id of its container.
     #[serde(default)]
     pub container: Option<String>,
+    /// What the mesh calls it by: unique in the cluster while the container is there, and on no wire. None
+    /// where the mesh cannot reach the container (it has the node's own network).
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 impl TaskStatus {
@@ -156,6 +160,7 @@ impl TaskStatus {
             error: None,
             exit_code: None,
             container: None,
+            address: None,
         }
     }
 
