@@ -186,6 +186,12 @@ impl Cluster {
         mirror.leader().map(|leader| leader.candidate.as_str().into())
     }
 
+    /// Whether a snapshot is being restored: what is missing now may be back in a moment.
+    #[must_use]
+    pub fn is_restoring(&self) -> bool {
+        self.mirror().is_restoring()
+    }
+
     /// The store, for what is no business of the control loops: secrets, tokens, webhooks, ...
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
