@@ -1,5 +1,5 @@
 //! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports
-//! the model and the datapath's choices; binds no port and reads no file.
+//! the model, the datapath's choices and the orchestrator's options; binds no port and reads no file.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     datapath::{DatapathChoice, TcChoice, XdpChoice},
     model::ReturnMode,
+    orchestrator::OrchestratorOptions,
 };
 
 /// The narrowest flow table that makes sense, and the widest the kernel's memory should be asked for.
@@ -206,6 +207,10 @@ pub struct RunOptions {
         help_heading = "Observation"
     )]
     pub log_level: String,
+
+    /// Whether and how tasks are scheduled without Swarm.
+    #[command(flatten)]
+    pub orchestrator: OrchestratorOptions,
 }
 
 /// What becomes of the data path when the agent is told to stop; `--on-stop`.

@@ -1,7 +1,7 @@
 //! The mesh's node agent as a library. `ARCHITECTURE.md` has the map and the invariants.
 //!
 //! Dependency direction, an arrow may import: binaries → `agent` → {`source`, `discovery`, `datapath`,
-//! `metrics`, `admin`} → `plan` → `model`.
+//! `metrics`, `admin`, `orchestrator`} → `plan` → `model`.
 
 pub mod admin;
 pub mod agent;
@@ -13,5 +13,6 @@ pub mod error;
 pub mod mesh0;
 pub mod metrics;
 pub mod model;
+pub mod orchestrator;
 pub mod plan;
 pub mod source;

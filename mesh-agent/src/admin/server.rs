@@ -124,6 +124,13 @@ impl AdminServer {
         })
     }
 
+    /// Also answers on these paths, which must be none of the agent's own: the orchestrator's, where it runs.
+    #[must_use]
+    pub fn with(mut self, paths: Router) -> Self {
+        self.router = self.router.merge(paths);
+        self
+    }
+
     /// Answers until `stop` is cancelled, then removes the socket.
     pub async fn run(self, stop: CancellationToken) {
         let stopped = stop.clone();
@@ -181,7 +188,9 @@ fn router(window: Window) -> Router {
         .fallback(|| async {
             failure(
                 StatusCode::NOT_FOUND,
-                "no such path in this agent's API".to_owned(),
+                "no such path in this agent's API; services, tasks and nodes are the orchestrator's (mesh-agent run \
+                 --orchestrator)"
+                    .to_owned(),
             )
         })
         .with_state(window)

@@ -24,6 +24,8 @@ pub(super) struct Membership {
     pub(super) info: Option<EngineInfo>,
     /// Why the engine does not answer just now.
     pub(super) trouble: Option<String>,
+    /// The node's place in the orchestrator's cluster; then there is no Swarm to ask about.
+    pub(super) orchestrated: Option<Member>,
 }
 
 /// Where this node stands.
@@ -48,7 +50,18 @@ pub(super) struct Member {
 }
 
 impl Membership {
+    /// The standing of a node that the orchestrator runs; the engine is only asked whether it is well.
+    pub(super) fn orchestrated(member: Member) -> Self {
+        Self {
+            orchestrated: Some(member),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn standing(&self, docker_root: Option<&PathBuf>) -> Standing {
+        if let Some(member) = &self.orchestrated {
+            return Standing::Member(member.clone());
+        }
         let Some(info) = &self.info else {
             return Standing::Unknown;
         };
@@ -116,6 +129,11 @@ fn answered(known: &mut Membership, engine: EngineInfo) -> bool {
         .map(|info| (info.state.as_str(), info.manager));
     if before != Some((engine.state.as_str(), engine.manager)) {
         match (engine.active, engine.manager) {
+            (true, _) if known.orchestrated.is_some() => warn!(
+                "this node has joined a Swarm: both the orchestrator and Swarm schedule tasks here now; run \
+                 'docker swarm leave', or the agent without --orchestrator"
+            ),
+            (false, _) if known.orchestrated.is_some() => {}
             (true, manager) => info!(
                 node = engine.node,
                 role = if manager { "manager" } else { "worker" },
@@ -163,7 +181,11 @@ mod tests {
     }
 
     fn standing(info: Option<EngineInfo>, root: Option<&PathBuf>) -> Standing {
-        Membership { info, trouble: None }.standing(root)
+        Membership {
+            info,
+            ..Membership::default()
+        }
+        .standing(root)
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub enum AgentError {
         /// Whether by a panic; the log has its message.
         panicked: bool,
     },
+    /// The orchestrator cannot run here.
+    #[error("the orchestrator cannot run on this node")]
+    Orchestrator(#[from] crate::orchestrator::OrchestratorError),
     /// The kernel kept something when the agent took the data path out.
     #[error("cannot take the data path out of the kernel")]
     Detach(#[source] DatapathError),

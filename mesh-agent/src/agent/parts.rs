@@ -1,7 +1,7 @@
 //! The agent's parts and how they are put together: windows, watchers and sources, each a task of its
 //! own that speaks to the loop through a channel.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     AgentError,
     introspect::Window,
-    membership::{self, Membership},
+    membership::{self, Member, Membership},
     preflight::find_cgroup,
     sources::{SourceHints, Sources},
     supervisor::Supervisor,
@@ -18,12 +18,13 @@ use crate::{
     admin::{AdminServer, Introspect, control},
     config::{MetricsListen, RunOptions},
     discovery::{
-        ContainerState, ContainerWatcher, NetworkState,
+        ContainerState, ContainerWatcher, NetworkState, Scheduler,
         network::{Interest, NetworkOptions, watch_network},
     },
     doctor,
     metrics::{Metrics, MetricsServer},
     model::NodeDatapath,
+    orchestrator,
     source::{Docker, FeedServerStatus, HintHandle, SourceState, Told},
 };
 
@@ -40,18 +41,32 @@ pub(super) struct Parts {
     pub(super) commands: mpsc::Receiver<control::Command>,
 }
 
+/// The ends of the source's channels, whatever the source is.
+pub(super) struct SourceEnds {
+    /// Where the picture goes, …
+    pub(super) state: watch::Sender<SourceState>,
+    /// … and where it is read.
+    pub(super) picture: watch::Receiver<SourceState>,
+    /// What balances on this node.
+    pub(super) word: watch::Receiver<NodeDatapath>,
+    /// Who has heard it.
+    pub(super) told: watch::Sender<Told>,
+}
+
 impl Parts {
-    /// Opens the windows first, so that what follows can be watched, then starts every part.
+    /// Opens the windows first, so that what follows can be watched, then starts every part. Where there
+    /// is an orchestrator, it is the source, and Swarm is not asked.
     pub(super) async fn start(
         options: &RunOptions,
         window: Arc<Window>,
-        source: (watch::Sender<SourceState>, watch::Receiver<SourceState>),
-        presence: (watch::Receiver<NodeDatapath>, watch::Sender<Told>),
+        ends: SourceEnds,
+        orchestrator: Option<orchestrator::Opened>,
         metrics: &Metrics,
         shutdown: &CancellationToken,
         supervisor: &mut Supervisor,
     ) -> Result<Self, AgentError> {
-        let commands = open_windows(options, window, metrics, shutdown, supervisor).await?;
+        let paths = orchestrator.as_ref().map(orchestrator::Opened::api);
+        let commands = open_windows(options, window, paths, metrics, shutdown, supervisor).await?;
 
         let (interest, interest_receiver) = watch::channel(Interest::default());
         let network_options = NetworkOptions {
@@ -62,7 +77,15 @@ impl Parts {
         supervisor.spawn_fallible("network watcher", watcher.run());
 
         let docker = Docker::new(&options.docker_socket);
-        let (membership_sender, membership) = watch::channel(Membership::default());
+        let place = orchestrator.as_ref().map(|opened| {
+            Membership::orchestrated(Member {
+                node: opened.node().to_string(),
+                manager: opened.is_manager(),
+                address: opened.address(),
+                certificates: PathBuf::new(),
+            })
+        });
+        let (membership_sender, membership) = watch::channel(place.unwrap_or_default());
         let ask_docker = HintHandle::new();
         let follow = membership::follow(
             docker.clone(),
@@ -77,22 +100,42 @@ impl Parts {
             let hints = hints.clone();
             move || hints.hint()
         };
-        let (watcher, containers) = ContainerWatcher::new(docker.clone(), on_event);
+        let scheduler = match orchestrator {
+            Some(_) => Scheduler::Orchestrator,
+            None => Scheduler::Swarm,
+        };
+        let (watcher, containers) = ContainerWatcher::new(docker.clone(), scheduler, on_event);
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
 
-        let (state, source) = source;
-        let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
-        let sources = Sources {
-            docker,
-            options: options.clone(),
-            membership: membership.clone(),
+        let SourceEnds {
             state,
-            workers: workers_sender,
-            hints: hints.clone(),
-            word: presence.0,
-            told: presence.1,
-        };
-        supervisor.spawn("source", sources.run(shutdown.clone()));
+            picture: source,
+            word,
+            told,
+        } = ends;
+        let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
+        if let Some(opened) = orchestrator {
+            let mesh = orchestrator::Mesh {
+                state,
+                word,
+                told,
+                found: containers.clone(),
+            };
+            let run = orchestrator::run(opened, mesh, shutdown.clone());
+            supervisor.spawn_fallible("orchestrator", run);
+        } else {
+            let sources = Sources {
+                docker,
+                options: options.clone(),
+                membership: membership.clone(),
+                state,
+                workers: workers_sender,
+                hints: hints.clone(),
+                word,
+                told,
+            };
+            supervisor.spawn("source", sources.run(shutdown.clone()));
+        }
         Ok(Self {
             membership,
             source,
@@ -110,6 +153,7 @@ impl Parts {
 async fn open_windows(
     options: &RunOptions,
     window: Arc<Window>,
+    orchestrator: Option<axum::Router>,
     metrics: &Metrics,
     shutdown: &CancellationToken,
     supervisor: &mut Supervisor,
@@ -123,7 +167,10 @@ async fn open_windows(
     };
     let agent: Arc<dyn Introspect> = window;
     let (control, commands) = control::channel();
-    let admin = AdminServer::bind(&options.admin_socket, Arc::clone(&agent), control, doctor).await?;
+    let mut admin = AdminServer::bind(&options.admin_socket, Arc::clone(&agent), control, doctor).await?;
+    if let Some(paths) = orchestrator {
+        admin = admin.with(paths);
+    }
     supervisor.spawn("admin socket", admin.run(shutdown.clone()));
     if let MetricsListen::At(address) = options.metrics_listen {
         let server = MetricsServer::bind(address).await?;

@@ -18,7 +18,7 @@ use super::{
     ladder::Ladder,
     local_device::LocalDevice,
     membership::Standing,
-    parts::Parts,
+    parts::{Parts, SourceEnds},
     picture::Picture,
     preflight::preflight,
     presence::Presence,
@@ -34,7 +34,8 @@ use crate::{
     mesh0,
     metrics::Metrics,
     model::{Desired, Local, NodeDatapath, NodeRole},
-    source::{SourceState, Told},
+    orchestrator,
+    source::{Docker, SourceState, Told},
 };
 
 /// The data path's upkeep, and a look at whether mesh0 is still what it should be.
@@ -55,10 +56,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 pub async fn run(options: RunOptions) -> Result<(), AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
     let _lock = preflight(&options)?;
+    let orchestrator = match open_orchestrator(&options, &mut signals).await? {
+        Opening::Stopped => return Ok(()),
+        Opening::NotWanted => None,
+        Opening::Opened(opened) => Some(*opened),
+    };
     let workshop = NodeWorkshop::new(options.clone());
     let ladder = SharedLadder::new(Ladder::start(options.datapath, Box::new(workshop))?);
     let mut supervisor = Supervisor::default();
-    let mut agent = Agent::start(options, ladder, &mut supervisor).await?;
+    let mut agent = Agent::start(options, ladder, orchestrator, &mut supervisor).await?;
     notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "the mesh agent is running");
     let ended = loop {
@@ -77,6 +83,34 @@ pub async fn run(options: RunOptions) -> Result<(), AgentError> {
     signals.exit_at_the_next_stop();
     agent.take_leave(&mut supervisor).await?;
     agent.stop(supervisor).await
+}
+
+/// What came of opening the orchestrator.
+enum Opening {
+    NotWanted,
+    Opened(Box<orchestrator::Opened>),
+    /// The agent was told to stop before the engine and the store answered.
+    Stopped,
+}
+
+/// Opens the orchestrator where it is wanted. The engine or the store may take its time; an earlier agent's data
+/// path carries the traffic meanwhile.
+async fn open_orchestrator(options: &RunOptions, signals: &mut Signals) -> Result<Opening, AgentError> {
+    if !options.orchestrator.orchestrator {
+        return Ok(Opening::NotWanted);
+    }
+    let docker = Docker::new(&options.docker_socket);
+    let opening = orchestrator::open(&options.orchestrator, options.feed_port, docker);
+    tokio::pin!(opening);
+    loop {
+        tokio::select! {
+            opened = &mut opening => return Ok(Opening::Opened(Box::new(opened?))),
+            request = signals.next() => match request {
+                Request::Stop => return Ok(Opening::Stopped),
+                Request::Reload => {}
+            },
+        }
+    }
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
@@ -126,15 +160,16 @@ impl Agent {
     async fn start(
         options: RunOptions,
         ladder: SharedLadder,
+        orchestrator: Option<orchestrator::Opened>,
         supervisor: &mut Supervisor,
     ) -> Result<Self, AgentError> {
         let started = SystemTime::now();
         let shutdown = CancellationToken::new();
-        let source = watch::channel(SourceState::default());
+        let (state, picture) = watch::channel(SourceState::default());
         let window = Arc::new(Window::new(
             empty_view(&options, started),
             ladder.clone(),
-            source.1.clone(),
+            picture.clone(),
         ));
         let metrics = Metrics::new(options.backend_metrics)?;
         let (told, heard) = watch::channel(Told::default());
@@ -142,8 +177,13 @@ impl Agent {
         let parts = Parts::start(
             &options,
             Arc::clone(&window),
-            source,
-            (presence.word(), told),
+            SourceEnds {
+                state,
+                picture,
+                word: presence.word(),
+                told,
+            },
+            orchestrator,
             &metrics,
             &shutdown,
             supervisor,

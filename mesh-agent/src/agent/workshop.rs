@@ -37,7 +37,13 @@ impl NodeWorkshop {
     }
 
     fn ipvs_options(&self) -> IpvsOptions {
+        // Swarm's tasks have an interface of their own towards the host, orchestrated ones Docker's default.
+        let bridge = match self.options.orchestrator.orchestrator {
+            true => "docker0",
+            false => "docker_gwbridge",
+        };
         IpvsOptions {
+            bridge: bridge.to_owned(),
             tunnel_port: self.options.geneve_port,
             service_address: self.options.service_address,
             // Where the admin socket is, which outlives the agent's own file system in a container.
@@ -49,7 +55,6 @@ impl NodeWorkshop {
                 .unwrap_or(Path::new("."))
                 .to_owned(),
             sysctls: self.options.sysctls.clone(),
-            ..IpvsOptions::default()
         }
     }
 

@@ -1,6 +1,6 @@
-//! The containers of this node's Swarm tasks, and how each is reached without the overlay: follows the
-//! local engine's events and looks once into the network of each container that appears. Depends on
-//! the model and on `source::docker`.
+//! The containers of this node's tasks, Swarm's or the orchestrator's, and how each is reached without the
+//! overlay: follows the local engine's events and looks once into the network of each container that
+//! appears. Depends on the model and on `source::docker`.
 
 mod sandbox;
 
@@ -29,11 +29,29 @@ use tracing::{debug, info, warn};
 
 use self::sandbox::{Sandbox, SandboxError};
 use crate::{
-    model::{Container, TaskId},
+    model::{Container, TaskId, orchestrator_label},
     source::{Backoff, Docker, DockerError},
 };
 
-const TASK_LABEL: &str = "com.docker.swarm.task.id";
+/// Whose tasks' containers are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Docker Swarm: the mesh names a task by its address on the ingress network.
+    #[default]
+    Swarm,
+    /// The orchestrator: the mesh names a task by an address that is in a label of its container.
+    Orchestrator,
+}
+
+impl Scheduler {
+    fn task_label(self) -> &'static str {
+        match self {
+            Self::Swarm => "com.docker.swarm.task.id",
+            Self::Orchestrator => orchestrator_label::TASK,
+        }
+    }
+}
+
 /// The containers are listed again this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(15);
 /// A container that could not be looked into is tried again after this time, …
@@ -44,20 +62,23 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// The node's containers, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerState {
-    /// Running containers of Swarm tasks on the ingress network.
+    /// Running containers of tasks that the mesh can reach.
     pub containers: BTreeMap<TaskId, Container>,
     /// What is wrong with the engine just now; `None` while it answers. The last list stays in force.
     pub trouble: Option<String>,
-    /// Whether the list has been read at least once.
+    /// Whether the list has been read at least once, and each container on it looked into.
     pub listed: bool,
 }
 
 /// Follows the local engine's containers.
 pub struct ContainerWatcher {
     docker: Docker,
+    scheduler: Scheduler,
     hint: Arc<dyn Fn() + Send + Sync>,
     state: watch::Sender<ContainerState>,
     known: BTreeMap<ContainerId, Knowledge>,
+    /// Whether the engine has been asked for its list at least once.
+    read: bool,
     ingress: Arc<ArcSwapOption<NetworkId>>,
 }
 
@@ -121,14 +142,17 @@ impl ContainerWatcher {
     #[must_use]
     pub fn new(
         docker: Docker,
+        scheduler: Scheduler,
         hint: impl Fn() + Send + Sync + 'static,
     ) -> (Self, watch::Receiver<ContainerState>) {
         let (state, receiver) = watch::channel(ContainerState::default());
         let watcher = Self {
             docker,
+            scheduler,
             hint: Arc::new(hint),
             state,
             known: BTreeMap::new(),
+            read: false,
             ingress: Arc::default(),
         };
         (watcher, receiver)
@@ -202,7 +226,7 @@ impl ContainerWatcher {
     async fn relist(&mut self, looks: &mut JoinSet<Looked>) -> Result<Instant, DockerError> {
         let connection = self.docker.connection().await?;
         let filters = [
-            ("label".to_owned(), vec![TASK_LABEL.to_owned()]),
+            ("label".to_owned(), vec![self.scheduler.task_label().to_owned()]),
             ("status".to_owned(), vec!["running".to_owned()]),
         ]
         .into();
@@ -223,12 +247,9 @@ impl ContainerWatcher {
         if self.state.borrow().trouble.is_some() {
             info!("local containers are followed again");
         }
-        self.state.send_if_modified(|state| {
-            let news = !state.listed || state.trouble.is_some();
-            state.listed = true;
-            state.trouble = None;
-            news
-        });
+        self.state
+            .send_if_modified(|state| state.trouble.take().is_some());
+        self.read = true;
         self.publish();
         Ok(Instant::now())
     }
@@ -238,7 +259,7 @@ impl ContainerWatcher {
         let task = actor
             .attributes
             .as_ref()
-            .and_then(|labels| labels.get(TASK_LABEL));
+            .and_then(|labels| labels.get(self.scheduler.task_label()));
         let (Some(id), Some(_)) = (&actor.id, task) else {
             return;
         };
@@ -263,9 +284,10 @@ impl ContainerWatcher {
     fn look(&mut self, id: ContainerId, failures: u32, looks: &mut JoinSet<Looked>) {
         self.known.insert(id.clone(), Knowledge::Pending { failures });
         let docker = self.docker.clone();
+        let scheduler = self.scheduler;
         let ingress = Arc::clone(&self.ingress);
         looks.spawn(async move {
-            let looked = look_into(&docker, &ingress, &id).await;
+            let looked = look_into(&docker, scheduler, &ingress, &id).await;
             (id, looked)
         });
     }
@@ -332,9 +354,13 @@ impl ContainerWatcher {
                 Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
             })
             .collect();
+        // A picture without those that nobody has looked into yet would take their connections.
+        let unseen = |knowledge: &Knowledge| matches!(knowledge, Knowledge::Pending { failures: 0 });
+        let listed = self.read && !self.known.values().any(unseen);
         self.state.send_if_modified(|state| {
-            let news = state.containers != containers;
+            let news = state.containers != containers || (listed && !state.listed);
             state.containers = containers;
+            state.listed |= listed;
             news
         });
     }
@@ -342,6 +368,7 @@ impl ContainerWatcher {
 
 async fn look_into(
     docker: &Docker,
+    scheduler: Scheduler,
     ingress: &ArcSwapOption<NetworkId>,
     id: &str,
 ) -> Result<Option<(TaskId, Container)>, LookUpError> {
@@ -354,12 +381,18 @@ async fn look_into(
             request: "container inspect",
             source,
         })?;
-    let mut described = describe_container(&inspected, ingress.load().as_deref());
-    if described.is_none() && is_of_task(&inspected) {
-        // The ingress network is made with the Swarm, and can be replaced by one of another name.
-        ingress.store(ingress_network(&connection.bollard).await?.map(Arc::new));
-        described = describe_container(&inspected, ingress.load().as_deref());
-    }
+    let described = match scheduler {
+        Scheduler::Orchestrator => describe_orchestrated(&inspected),
+        Scheduler::Swarm => {
+            let mut described = describe_container(&inspected, ingress.load().as_deref());
+            if described.is_none() && task_of(&inspected, scheduler).is_some() {
+                // The ingress network is made with the Swarm, and can be replaced by one of another name.
+                ingress.store(ingress_network(&connection.bollard).await?.map(Arc::new));
+                described = describe_container(&inspected, ingress.load().as_deref());
+            }
+            described
+        }
+    };
     let Some(described) = described else {
         return Ok(None);
     };
@@ -396,11 +429,24 @@ async fn ingress_network(docker: &bollard::Docker) -> Result<Option<NetworkId>, 
     Ok(ingress.and_then(|network| network.id))
 }
 
-fn is_of_task(inspected: &ContainerInspectResponse) -> bool {
-    let config = inspected.config.as_ref();
-    config
-        .and_then(|config| config.labels.as_ref())
-        .is_some_and(|labels| labels.contains_key(TASK_LABEL))
+fn task_of(inspected: &ContainerInspectResponse, scheduler: Scheduler) -> Option<&TaskId> {
+    let labels = inspected.config.as_ref()?.labels.as_ref()?;
+    labels.get(scheduler.task_label())
+}
+
+fn sandbox_of(inspected: &ContainerInspectResponse) -> Option<PathBuf> {
+    let key = inspected.network_settings.as_ref()?.sandbox_key.as_ref()?;
+    (!key.is_empty()).then(|| PathBuf::from(key))
+}
+
+/// `None` for a container that is not of a task, or has no name in the mesh.
+fn describe_orchestrated(inspected: &ContainerInspectResponse) -> Option<Described> {
+    let labels = inspected.config.as_ref()?.labels.as_ref()?;
+    Some(Described {
+        task: task_of(inspected, Scheduler::Orchestrator)?.clone(),
+        ingress_address: labels.get(orchestrator_label::ADDRESS)?.parse().ok()?,
+        sandbox: sandbox_of(inspected)?,
+    })
 }
 
 /// `None` for a container that is not of a task, or not on the ingress network.
@@ -408,16 +454,15 @@ fn describe_container(
     inspected: &ContainerInspectResponse,
     ingress: Option<&NetworkId>,
 ) -> Option<Described> {
-    let task = inspected.config.as_ref()?.labels.as_ref()?.get(TASK_LABEL)?;
+    let task = task_of(inspected, Scheduler::Swarm)?;
     let settings = inspected.network_settings.as_ref()?;
     let mut networks = settings.networks.as_ref()?.values();
     let endpoint =
         networks.find(|endpoint| endpoint.network_id.is_some() && endpoint.network_id.as_ref() == ingress)?;
-    let sandbox = settings.sandbox_key.as_ref().filter(|key| !key.is_empty())?;
     Some(Described {
         task: task.clone(),
         ingress_address: endpoint.ip_address.as_ref()?.parse().ok()?,
-        sandbox: PathBuf::from(sandbox),
+        sandbox: sandbox_of(inspected)?,
     })
 }
 
@@ -447,6 +492,21 @@ mod tests {
     }
 
     #[test]
+    fn an_orchestrated_task_is_named_by_its_label() {
+        let text = |label: &str| {
+            format!(
+                r#"{{"Config": {{"Labels": {{"mesh.task.id": "t1", {label} "a": "b"}}}},
+                    "NetworkSettings": {{"SandboxKey": "/var/run/docker/netns/90c6843d4230"}}}}"#
+            )
+        };
+        let described = |label| describe_orchestrated(&serde_json::from_str(&text(label)).unwrap());
+        let found = described(r#""mesh.task.address": "240.0.0.9","#).unwrap();
+        assert_eq!(found.task, "t1");
+        assert_eq!(found.ingress_address, Ipv4Addr::new(240, 0, 0, 9));
+        assert_eq!(described(""), None);
+    }
+
+    #[test]
     fn task_on_the_host_network_takes_no_part() {
         let inspected = inspected(r#"{"host": {"NetworkID": "n3", "IPAddress": ""}}"#);
         assert_eq!(describe_container(&inspected, Some(&"n2".to_owned())), None);
@@ -455,7 +515,8 @@ mod tests {
 
     #[tokio::test]
     async fn absent_engine_is_told_as_trouble() {
-        let (watcher, mut state) = ContainerWatcher::new(Docker::new("/nonexistent/docker.sock"), || {});
+        let (watcher, mut state) =
+            ContainerWatcher::new(Docker::new("/nonexistent/docker.sock"), Scheduler::Swarm, || {});
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(watcher.run(shutdown.clone()));
         let trouble = state

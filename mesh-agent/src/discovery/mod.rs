@@ -11,7 +11,7 @@ use std::{
 
 use crate::model::{HostInterface, NextHop};
 
-pub use containers::{ContainerState, ContainerWatcher};
+pub use containers::{ContainerState, ContainerWatcher, Scheduler};
 
 /// The node's network, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -125,7 +125,8 @@ pub struct Task {
     pub slot: Option<u64>,
     /// The node it runs on.
     pub node: NodeId,
-    /// Its address on Docker's ingress network, unique in the cluster while the task lives.
+    /// Its address on Docker's ingress network, or what the orchestrator has the mesh call it by: unique in
+    /// the cluster while the task lives.
     pub address: Ipv4Addr,
     /// Whether new connections may be sent to it.
     pub state: TaskState,

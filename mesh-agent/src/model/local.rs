@@ -54,7 +54,8 @@ pub struct HostInterface {
 /// How to reach a running container of this node without the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
-    /// The task's address on the ingress network, as the managers know it.
+    /// The task's address on the ingress network, as the managers know it; of an orchestrated task, what the
+    /// mesh calls it by.
     pub ingress_address: Ipv4Addr,
     /// Its address on the interface that leads to the host (docker_gwbridge).
     pub address: Ipv4Addr,

@@ -15,3 +15,11 @@ pub use desired::{
     Backend, BackendKey, BackendState, Desired, Frontend, Location, NextHop, ServiceEntry, ServiceKey,
 };
 pub use local::{Container, HostInterface, Local, MacAddress, ReturnMode};
+
+/// Labels of the orchestrator's containers that tell the mesh what they are.
+pub mod orchestrator_label {
+    /// The task it is of.
+    pub const TASK: &str = "mesh.task.id";
+    /// What the mesh calls the task by, unique in the cluster; no interface has it, and no packet on a wire.
+    pub const ADDRESS: &str = "mesh.task.address";
+}

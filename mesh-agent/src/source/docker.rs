@@ -26,6 +26,8 @@ const MAX_MESSAGE_CHARS: usize = 512;
 const EVENT_OVERLAP_SECONDS: u64 = 3;
 /// How long the engine may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// A year: the clock cannot count as far as `Duration` can.
+const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The engine could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +240,7 @@ impl Docker {
     /// When the engine cannot be asked, refuses, or answers something else.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, DockerError> {
         let connection = self.connection().await?;
-        let url = format!("http://localhost/v{}{path}", connection.version);
+        let url = connection.url(path);
         let result = read_bounded(&connection.http, &url, path).await;
         if result.is_err() {
             self.reset();
@@ -287,6 +289,23 @@ impl Docker {
             self.reset();
             DockerError::Request { request, source }
         })
+    }
+}
+
+impl Connection {
+    /// A request to the engine's API for what the client library cannot do. Its answer may take its time:
+    /// whoever sends it sets a limit.
+    pub(crate) fn post(&self, path: &str) -> reqwest::RequestBuilder {
+        self.http.post(self.url(path)).timeout(UNLIMITED)
+    }
+
+    /// As [`Self::post`], to read something.
+    pub(crate) fn get(&self, path: &str) -> reqwest::RequestBuilder {
+        self.http.get(self.url(path)).timeout(UNLIMITED)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://localhost/v{}{path}", self.version)
     }
 }
 

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod docker;
 pub mod feed;
 pub mod hint;
+pub(crate) mod labels;
 pub mod presence;
 pub mod swarm;
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! A task: one attempt to run a service's container. It is never restarted but replaced.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::Ipv4Addr, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointPort, NodeId, ServiceId, TaskId, Timestamp};
+use super::{EndpointPort, NodeId, Refused, ServiceId, TaskId, Timestamp};
 use crate::spec::TaskSpec;
 
 /// The states of a task, in the order in which it goes through them; with Swarm's names.
 ///
 /// As a desired state only `Ready`, `Running`, `Complete`, `Shutdown` and `Remove` occur.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
     /// Made; waits for what the service depends on.
@@ -104,7 +105,7 @@ impl fmt::Display for TaskState {
 
 /// The place that a task fills in its service. At most one task is meant to run in it, but for the time in
 /// which a start-first replacement starts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
     /// Of a replicated service; counts from 1.
@@ -123,7 +124,7 @@ impl fmt::Display for Slot {
 }
 
 /// What is known of a task's doings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskStatus {
     /// How far it has come.
@@ -142,6 +143,10 @@ pub struct TaskStatus {
     /// The engine's id of its container.
     #[serde(default)]
     pub container: Option<String>,
+    /// What the mesh calls it by: unique in the cluster while the container is there, and on no wire. None
+    /// where the mesh cannot reach the container (it has the node's own network).
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 impl TaskStatus {
@@ -155,6 +160,7 @@ impl TaskStatus {
             error: None,
             exit_code: None,
             container: None,
+            address: None,
         }
     }
 
@@ -167,7 +173,7 @@ impl TaskStatus {
 }
 
 /// One attempt to run a service's container.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
     /// Its own name.
@@ -245,5 +251,70 @@ impl Task {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         !self.desired.is_wanted() && self.status.state.holds_resources()
+    }
+
+    /// Gives it a node.
+    ///
+    /// # Errors
+    /// If it has come further already.
+    pub fn assign(&mut self, node: &NodeId, at: Timestamp) -> Result<(), Refused> {
+        self.forward(self.status.state, TaskState::Assigned)?;
+        self.node = Some(node.clone());
+        self.status = TaskStatus::new(TaskState::Assigned, at, "assigned to a node");
+        Ok(())
+    }
+
+    /// Means another end for it.
+    ///
+    /// # Errors
+    /// If its end is meant to be a later one already.
+    pub fn set_desired(&mut self, desired: TaskState) -> Result<(), Refused> {
+        self.forward(self.desired, desired)?;
+        self.desired = desired;
+        Ok(())
+    }
+
+    /// Its slot stays taken by it, although it has ended.
+    ///
+    /// # Errors
+    /// If it is meant to be removed.
+    pub fn give_up(&mut self) -> Result<(), Refused> {
+        self.set_desired(TaskState::Shutdown)?;
+        self.given_up = true;
+        Ok(())
+    }
+
+    /// Notes how far it has come.
+    ///
+    /// # Errors
+    /// If it was further already.
+    pub fn observe(&mut self, status: &TaskStatus) -> Result<(), Refused> {
+        self.forward(self.status.state, status.state)?;
+        if status.state.is_terminal() && !self.status.state.is_terminal() {
+            self.finished_at = Some(status.at);
+        }
+        if status.state == TaskState::Running && self.started_at.is_none() {
+            self.started_at = Some(status.at);
+        }
+        self.status = status.clone();
+        Ok(())
+    }
+
+    /// Whether it has just ended with an error that was not asked for, given what it was before.
+    pub(super) fn has_failed_since(&self, before: TaskState) -> bool {
+        !before.is_terminal()
+            && matches!(self.status.state, TaskState::Failed | TaskState::Rejected)
+            && self.desired.is_wanted()
+    }
+
+    fn forward(&self, from: TaskState, to: TaskState) -> Result<(), Refused> {
+        if to >= from {
+            return Ok(());
+        }
+        Err(Refused::Backwards {
+            task: self.id.clone(),
+            from,
+            to,
+        })
     }
 }

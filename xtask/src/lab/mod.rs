@@ -41,7 +41,7 @@ pub struct LabOptions {
     pub name: String,
     /// How many nodes.
     pub nodes: usize,
-    /// How many of them manage.
+    /// How many of them manage; none: the engines are plain ones, and there is no Swarm.
     pub managers: usize,
     /// Whether the wire leaves checksums and segmentation to the receiver.
     pub offloads: Offloads,
@@ -100,8 +100,8 @@ impl Lab {
             managers,
             offloads,
         } = options;
-        if !(1..=100).contains(nodes) || !(1..=*nodes).contains(managers) {
-            bail!("a lab has 1 to 100 nodes, and at least one of them manages: not {nodes} and {managers}");
+        if !(1..=100).contains(nodes) || !(0..=*nodes).contains(managers) {
+            bail!("a lab has 1 to 100 nodes, and no more of them manage: not {nodes} and {managers}");
         }
         check_root()?;
         engine::check_tools()?;
@@ -140,8 +140,10 @@ impl Lab {
             engine::start(&lab.state, node)?;
             engine::import_image(&lab.state, node)
         })?;
-        tell("Swarm");
-        engine::form_swarm(&lab.state, *managers)?;
+        if *managers > 0 {
+            tell("Swarm");
+            engine::form_swarm(&lab.state, *managers)?;
+        }
         Ok(lab)
     }
 

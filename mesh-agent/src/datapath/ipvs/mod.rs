@@ -66,7 +66,7 @@ const VERIFY_EVERY: u32 = 10;
 pub struct IpvsOptions {
     /// UDP port of the tunnel between nodes.
     pub tunnel_port: u16,
-    /// The bridge behind which containers are reached: Docker's `docker_gwbridge`.
+    /// The bridge behind which containers are reached: Docker's `docker_gwbridge` for Swarm's tasks.
     pub bridge: String,
     /// The address at which only the eBPF data path answers; it is left out here.
     pub service_address: Ipv4Addr,

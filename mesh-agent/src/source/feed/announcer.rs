@@ -41,6 +41,14 @@ pub struct AnnouncerOptions {
 pub struct Told(BTreeMap<SocketAddr, NodeDatapath>);
 
 impl Told {
+    /// What the cluster has heard where it is told in one place: the orchestrator's store. Nothing is to be
+    /// told there until the node is registered.
+    #[must_use]
+    pub(crate) fn by_the_cluster(heard: Option<NodeDatapath>) -> Self {
+        let store = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self(heard.into_iter().map(|heard| (store, heard)).collect())
+    }
+
     /// How many managers are to be told.
     #[must_use]
     pub fn managers(&self) -> usize {

@@ -13,10 +13,11 @@ use crate::{
         Balance, Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId,
         Task, TaskId, TaskState,
     },
-    source::docker::host,
+    source::{
+        docker::host,
+        labels::{self, LabelError, Labels},
+    },
 };
-
-use super::labels::{self, LabelError, Labels};
 
 /// One service of `GET /services`.
 #[derive(Clone, Debug, Deserialize)]

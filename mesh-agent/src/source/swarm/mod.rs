@@ -2,7 +2,6 @@
 //! event, a hint or the pace says so, and publishes what has changed. I/O only; what the lists mean is
 //! decided in `lists`, when to read them in `pace`.
 
-mod labels;
 mod lists;
 mod pace;
 #[cfg(test)]
@@ -20,8 +19,8 @@ use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::{labels::LabelError, lists::Lists, pace::Pace};
-use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState};
+use self::{lists::Lists, pace::Pace};
+use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState, labels::LabelError};
 
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);

@@ -16,7 +16,7 @@ const MAX_AFFINITY: u32 = 24 * 60 * 60;
 const MAX_WEIGHT: u32 = 100;
 
 /// Labels as the engine lists them.
-pub(super) type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// A label says something that the mesh does not understand; the default holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
@@ -31,7 +31,7 @@ pub(crate) struct LabelError {
 }
 
 /// How a service is balanced, and what of its labels is not understood.
-pub(super) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
+pub(crate) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
     let mut errors = Vec::new();
     let whose = || format!("service {name}");
     let mut balance = Balance::default();
@@ -66,7 +66,7 @@ pub(super) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>)
 }
 
 /// The weight of a node's tasks.
-pub(super) fn weight(name: &str, labels: &Labels) -> (u32, Option<LabelError>) {
+pub(crate) fn weight(name: &str, labels: &Labels) -> (u32, Option<LabelError>) {
     let Some(value) = labels.get(WEIGHT) else {
         return (1, None);
     };

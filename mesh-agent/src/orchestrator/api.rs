@@ -1,0 +1,117 @@
+//! What the orchestrator's API needs of this node: the logs of its tasks, those of other nodes, and what
+//! images' tags mean. Depends on the runtime and the vault.
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream, stream::BoxStream};
+use mesh_orchestrator::{
+    api::{
+        ImageResolver, LogOptions, Logs, LogsError, Parts, Peers, ResolveError, TaskLine, types::LogStream,
+    },
+    cluster::Cluster,
+    objects::{NodeId, Task},
+    secrets::Vault,
+};
+
+use super::{
+    runtime::{LogQuery, Runtime, RuntimeError},
+    worker::credential,
+};
+
+/// Puts together what the API is made of.
+pub(super) fn parts(
+    snapshots: PathBuf,
+    public_url: Option<String>,
+    node: NodeId,
+    cluster: &Cluster,
+    vault: &Arc<Vault>,
+    runtime: &Arc<dyn Runtime>,
+    peers: Arc<dyn Peers>,
+) -> Parts {
+    Parts {
+        cluster: cluster.clone(),
+        vault: Arc::clone(vault),
+        node,
+        snapshots,
+        public_url,
+        logs: Arc::new(EngineLogs(Arc::clone(runtime))),
+        peers,
+        images: Arc::new(EngineImages {
+            runtime: Arc::clone(runtime),
+            vault: Arc::clone(vault),
+        }),
+    }
+}
+
+/// The logs of this node's containers.
+#[derive(Debug)]
+struct EngineLogs(Arc<dyn Runtime>);
+
+#[async_trait]
+impl Logs for EngineLogs {
+    async fn lines(
+        &self,
+        task: &Task,
+        options: &LogOptions,
+    ) -> Result<BoxStream<'static, Result<TaskLine, LogsError>>, LogsError> {
+        let Some(container) = task.status.container.clone() else {
+            return Ok(stream::empty().boxed());
+        };
+        let query = LogQuery {
+            follow: options.follow,
+            tail: options.tail,
+            since: options.since,
+        };
+        let runtime = Arc::clone(&self.0);
+        let subject = format!("task {}", task.name());
+        // The engine says nothing before there is a first line; whoever follows must not wait for that.
+        let lines = async move {
+            match runtime.logs(&container, query).await {
+                Ok(lines) => lines
+                    .map(|line| {
+                        Ok(TaskLine {
+                            time: line.time,
+                            stream: match line.is_error {
+                                true => LogStream::Stderr,
+                                false => LogStream::Stdout,
+                            },
+                            line: line.line,
+                        })
+                    })
+                    .boxed(),
+                Err(RuntimeError::Gone(_)) => stream::empty().boxed(),
+                Err(error) => stream::once(std::future::ready(Err(LogsError {
+                    subject,
+                    source: Box::new(error),
+                })))
+                .boxed(),
+            }
+        };
+        Ok(stream::once(lines).flatten().boxed())
+    }
+}
+
+/// What tags mean, by the engine, which knows how to speak to registries.
+#[derive(Debug)]
+struct EngineImages {
+    runtime: Arc<dyn Runtime>,
+    vault: Arc<Vault>,
+}
+
+#[async_trait]
+impl ImageResolver for EngineImages {
+    async fn digest(&self, image: &str) -> Result<String, ResolveError> {
+        let failed = |source: mesh_orchestrator::store::Source| ResolveError {
+            image: image.to_owned(),
+            source,
+        };
+        let credential = credential(&self.vault, image)
+            .await
+            .map_err(|error| failed(Box::new(error)))?;
+        self.runtime
+            .digest(image, credential.as_ref())
+            .await
+            .map_err(|error| failed(Box::new(error)))
+    }
+}

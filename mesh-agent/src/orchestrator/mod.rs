@@ -1,0 +1,20 @@
+//! The agent's part of the orchestrator: `mesh-agent run --orchestrator`. Runs this node's tasks in its
+//! engine, and gives the mesh its picture of the cluster from the orchestrator's objects. Depends on the
+//! orchestrator's library, `source::docker`, discovery's findings and the model; only `agent` imports it.
+
+mod api;
+mod open;
+pub mod options;
+mod peers;
+mod place;
+mod run;
+pub mod runtime;
+mod source;
+mod tls;
+mod worker;
+
+pub use open::{Opened, OrchestratorError, open};
+pub use options::OrchestratorOptions;
+pub use place::PlaceError;
+pub use run::{Mesh, run};
+pub use tls::TlsError;

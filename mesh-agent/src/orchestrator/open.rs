@@ -1,0 +1,327 @@
+//! What must be there before the orchestrator runs on this node: an engine that is in no Swarm, the store,
+//! the key of the secrets, and the node's place in the cluster.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use mesh_orchestrator::{
+    api::{Access, Api, Peers},
+    cluster::{Clock, Cluster, OpenError, SystemClock, Upkeep},
+    objects::{Availability, Node, NodeId, NodeRole, NodeStatus, Timestamp},
+    secrets::{Vault, VaultError},
+    store::{
+        Store, StoreError,
+        etcd::{EtcdConfig, EtcdStore, EtcdTls, EtcdTlsFile},
+        redb::RedbStore,
+    },
+};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::{
+    OrchestratorOptions, api,
+    options::Role,
+    peers::{NoPeers, TlsPeers},
+    place::{self, PlaceError},
+    runtime::{DockerRuntime, EngineDescription, Runtime},
+    tls::{Credentials, TlsError, TlsListener},
+    worker::AddressBlock,
+};
+use crate::{error::error_chain, source::Docker};
+
+/// Between attempts to reach the engine or the store.
+const RETRY: Duration = Duration::from_secs(1);
+/// Where to "connect" to, to learn which address the node sends from: a network for documentation. Nothing
+/// is sent.
+const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+/// The orchestrator cannot run on this node.
+#[derive(Debug, thiserror::Error)]
+pub enum OrchestratorError {
+    /// The node is in a Swarm, which schedules tasks itself.
+    #[error(
+        "--orchestrator is for nodes without Swarm, and this node's engine is in one (its state is \
+         {state:?}): leave --orchestrator out, or run 'docker swarm leave' first"
+    )]
+    InSwarm {
+        /// The state in the engine's words.
+        state: String,
+    },
+    /// It has no address that other nodes could use.
+    #[error("cannot tell by which address other nodes reach this one: name it with --node-address")]
+    Address(#[source] Option<io::Error>),
+    /// A folder cannot be made.
+    #[error("cannot make the folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store of the cluster's objects")]
+    Store(#[from] StoreError),
+    /// A certificate for etcd.
+    #[error("cannot speak to etcd")]
+    Etcd(#[from] EtcdTlsFile),
+    /// The objects cannot be read.
+    #[error("cannot open the cluster")]
+    Open(#[from] OpenError),
+    /// The secrets cannot be read.
+    #[error("cannot open the vault of secrets (--secrets-key)")]
+    Vault(#[from] VaultError),
+    /// A certificate or port of the API.
+    #[error("cannot serve the orchestrator's API")]
+    Tls(#[from] TlsError),
+    /// No place in the cluster.
+    #[error("this node finds no place in the cluster")]
+    Place(#[from] PlaceError),
+}
+
+/// Everything that the orchestrator needs to run.
+#[derive(Debug)]
+pub struct Opened {
+    pub(super) options: OrchestratorOptions,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) cluster: Cluster,
+    pub(super) upkeep: Upkeep,
+    pub(super) vault: Arc<Vault>,
+    pub(super) node: Node,
+    pub(super) address: Ipv4Addr,
+    pub(super) block: AddressBlock,
+    pub(super) api: Api,
+    /// Where the API is beside the admin socket, and for whom.
+    pub(super) listeners: Vec<(TlsListener, Access)>,
+    /// Where other agents ask for logs.
+    pub(super) logs: Option<SocketAddr>,
+}
+
+/// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that does
+/// not answer yet. Call it inside a tokio runtime.
+///
+/// # Errors
+/// What waiting does not help against.
+pub async fn open(
+    options: &OrchestratorOptions,
+    peer_port: u16,
+    docker: Docker,
+) -> Result<Opened, OrchestratorError> {
+    let runtime = DockerRuntime::new(docker);
+    let engine = describe(&runtime).await;
+    if engine.swarm != "inactive" {
+        return Err(OrchestratorError::InSwarm { state: engine.swarm });
+    }
+    let address = match options.node_address {
+        Some(address) => address,
+        None => own_address()?,
+    };
+    std::fs::create_dir_all(&options.state_dir).map_err(|source| OrchestratorError::Folder {
+        path: options.state_dir.clone(),
+        source,
+    })?;
+    let clock = SystemClock;
+    let id = place::identity(&options.state_dir, clock.seed())?;
+    let store = patiently("the store", || open_store(options)).await?;
+    let (cluster, upkeep) = patiently("the cluster's objects", || async {
+        Ok(Cluster::open(Arc::clone(&store), Arc::new(clock)).await?)
+    })
+    .await?;
+    let vault = patiently("the vault", || async {
+        let path = options.secrets_key_path();
+        Ok(Vault::open(Arc::clone(&store), &path, clock.now()).await?)
+    })
+    .await?;
+    let block = patiently("the node's place", || async {
+        Ok(place::claim_block(store.as_ref(), &id).await?)
+    })
+    .await?;
+    let node = describe_node(options, id, address, engine);
+    let vault = Arc::new(vault);
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    let mut listeners = Vec::new();
+    let mut logs = None;
+    let mut peers: Arc<dyn Peers> = Arc::new(NoPeers);
+    if let Some(credentials) = peer_credentials(options)? {
+        let at = SocketAddr::from((address, peer_port));
+        let listener = TlsListener::bind(at, credentials.server(true)?).await?;
+        listeners.push((listener, Access::Trusted));
+        logs = Some(at);
+        peers = Arc::new(TlsPeers {
+            cluster: cluster.clone(),
+            config: credentials.client()?,
+        });
+    }
+    if let (Some(at), Some(certificate), Some(key)) =
+        (options.api_listen, &options.api_certificate, &options.api_key)
+    {
+        let credentials = Credentials::load(None, certificate, key)?;
+        let listener = TlsListener::bind(at, credentials.server(false)?).await?;
+        listeners.push((listener, Access::Tokens));
+    }
+    let api = Api::new(api::parts(
+        options.snapshots_path(),
+        options.public_url(),
+        node.id.clone(),
+        &cluster,
+        &vault,
+        &runtime,
+        peers,
+    ));
+    info!(
+        node = %node.id,
+        name = node.hostname,
+        %address,
+        store = store.describe(),
+        "the orchestrator runs this node's tasks"
+    );
+    Ok(Opened {
+        options: options.clone(),
+        runtime,
+        cluster,
+        upkeep,
+        vault,
+        node,
+        address,
+        block,
+        api,
+        listeners,
+        logs,
+    })
+}
+
+impl Opened {
+    /// The orchestrator's API, for those who may do everything.
+    pub fn api(&self) -> Router {
+        self.api.routes(Access::Trusted)
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn node(&self) -> &NodeId {
+        &self.node.id
+    }
+
+    /// Whether it may lead.
+    #[must_use]
+    pub fn is_manager(&self) -> bool {
+        self.node.role == NodeRole::Manager
+    }
+
+    /// The address at which other nodes reach it.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+}
+
+/// What agents know each other by: the certificates that let them into the store.
+fn peer_credentials(options: &OrchestratorOptions) -> Result<Option<Credentials>, TlsError> {
+    match (&options.etcd_ca, &options.etcd_certificate, &options.etcd_key) {
+        (Some(authority), Some(certificate), Some(key)) => {
+            Credentials::load(Some(authority), certificate, key).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+async fn describe(runtime: &dyn Runtime) -> EngineDescription {
+    let mut said = false;
+    loop {
+        match runtime.describe().await {
+            Ok(engine) => return engine,
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    warn!(error = error_chain(&error), "waiting for the engine");
+                }
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, OrchestratorError> {
+    if options.etcd.is_empty() {
+        return Ok(Arc::new(RedbStore::open(options.store_path())?));
+    }
+    let tls = match (&options.etcd_ca, &options.etcd_certificate, &options.etcd_key) {
+        (Some(authority), Some(certificate), Some(key)) => {
+            Some(EtcdTls::from_files(authority, certificate, key)?)
+        }
+        _ => None,
+    };
+    let config = EtcdConfig::new(options.etcd.clone(), tls);
+    Ok(Arc::new(EtcdStore::open(config).await?))
+}
+
+/// Tries until it succeeds, or fails in a way that waiting does not help against.
+async fn patiently<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T, OrchestratorError>
+where
+    F: Future<Output = Result<T, OrchestratorError>>,
+{
+    let mut said = false;
+    loop {
+        match attempt().await {
+            Err(error) if is_temporary(&error) => {
+                if !std::mem::replace(&mut said, true) {
+                    warn!(error = error_chain(&error), "waiting for {what}");
+                }
+                sleep(RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_temporary(error: &OrchestratorError) -> bool {
+    match error {
+        OrchestratorError::Store(error)
+        | OrchestratorError::Open(OpenError::Store(error))
+        | OrchestratorError::Vault(VaultError::Store(error))
+        | OrchestratorError::Place(PlaceError::Store(error)) => error.is_unavailable(),
+        _ => false,
+    }
+}
+
+fn own_address() -> Result<Ipv4Addr, OrchestratorError> {
+    let find = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(ANYWHERE)?;
+        socket.local_addr()
+    };
+    let found = find().map_err(|error| OrchestratorError::Address(Some(error)))?;
+    match found.ip() {
+        IpAddr::V4(address) if !address.is_unspecified() => Ok(address),
+        IpAddr::V4(_) | IpAddr::V6(_) => Err(OrchestratorError::Address(None)),
+    }
+}
+
+fn describe_node(
+    options: &OrchestratorOptions,
+    id: NodeId,
+    address: Ipv4Addr,
+    engine: EngineDescription,
+) -> Node {
+    Node {
+        id,
+        hostname: options.node_name.clone().unwrap_or(engine.hostname),
+        address: address.to_string(),
+        role: match options.node_role {
+            Role::Manager => NodeRole::Manager,
+            Role::Worker => NodeRole::Worker,
+        },
+        labels: options.node_labels.iter().cloned().collect(),
+        engine_labels: engine.labels,
+        platform: engine.platform,
+        resources: engine.resources,
+        availability: Availability::Active,
+        status: NodeStatus::Unknown,
+        status_since: Timestamp::default(),
+        returned_at: None,
+    }
+}

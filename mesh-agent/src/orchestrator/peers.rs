@@ -1,0 +1,191 @@
+//! Asks other nodes' agents for the logs of their tasks: one request for each, over mutual TLS. Depends on
+//! `tls` and on the cluster for where they are.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream::BoxStream};
+use mesh_orchestrator::{
+    api::{LogOptions, LogTarget, LogsError, Peers, types::LogLine},
+    cluster::Cluster,
+    objects::Node,
+};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::codec::{FramedRead, LinesCodec};
+
+/// For connecting, for the handshake, and for the head of the answer, each.
+const LIMIT: Duration = Duration::from_secs(5);
+/// An answer's head is no longer.
+const MAX_HEAD_BYTES: u64 = 16 << 10;
+/// A line of output is cut at 64 KiB by whoever sends it; JSON may take six times as much.
+const MAX_LINE_BYTES: usize = 512 << 10;
+
+/// The other nodes' agents.
+#[derive(Debug)]
+pub(super) struct TlsPeers {
+    pub(super) cluster: Cluster,
+    pub(super) config: Arc<ClientConfig>,
+}
+
+/// Why another agent has not answered.
+#[derive(Debug, thiserror::Error)]
+enum PeerError {
+    #[error("its agent is not heard, or serves no logs")]
+    Nowhere,
+    #[error("cannot connect to {0}; is the feed port open between the nodes?")]
+    Connect(SocketAddr, #[source] io::Error),
+    #[error(
+        "the TLS handshake with {0} failed; is its certificate of the same authority, and for servers too?"
+    )]
+    Handshake(SocketAddr, #[source] io::Error),
+    #[error("{0} broke off")]
+    BrokenOff(SocketAddr, #[source] io::Error),
+    #[error("{0} answered '{1}'")]
+    Refused(SocketAddr, String),
+}
+
+/// Nodes that know each other by no certificate do not ask each other.
+#[derive(Debug)]
+pub(super) struct NoPeers;
+
+/// Why another node's logs are not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the nodes' agents have no certificates to know each other by (--etcd-ca, --etcd-certificate, --etcd-key): \
+     ask on that node"
+)]
+struct NoCertificates;
+
+#[async_trait]
+impl Peers for NoPeers {
+    async fn lines(
+        &self,
+        node: &Node,
+        _: &LogTarget,
+        _: &LogOptions,
+    ) -> Result<BoxStream<'static, Result<LogLine, LogsError>>, LogsError> {
+        Err(failed(node, NoCertificates))
+    }
+}
+
+#[async_trait]
+impl Peers for TlsPeers {
+    async fn lines(
+        &self,
+        node: &Node,
+        target: &LogTarget,
+        options: &LogOptions,
+    ) -> Result<BoxStream<'static, Result<LogLine, LogsError>>, LogsError> {
+        let presence = self.cluster.presence(&node.id);
+        let address = presence.and_then(|presence| presence.logs?.parse().ok());
+        let Some(address) = address else {
+            return Err(failed(node, PeerError::Nowhere));
+        };
+        let stream = self
+            .ask(address, &target.local_path(options))
+            .await
+            .map_err(|error| failed(node, error))?;
+        let node = node.clone();
+        let lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
+        Ok(lines
+            .map(move |line| {
+                let line = line.map_err(|error| failed(&node, error))?;
+                serde_json::from_str(&line).map_err(|error| failed(&node, error))
+            })
+            .boxed())
+    }
+}
+
+fn failed(node: &Node, error: impl std::error::Error + Send + Sync + 'static) -> LogsError {
+    LogsError {
+        subject: format!("node {}", node.hostname),
+        source: Box::new(error),
+    }
+}
+
+impl TlsPeers {
+    /// The body of an agent's answer.
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<BufReader<TlsStream<TcpStream>>, PeerError> {
+        let late = || io::Error::from(io::ErrorKind::TimedOut);
+        let stream = timeout(LIMIT, TcpStream::connect(address))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+            .map_err(|error| PeerError::Connect(address, error))?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let mut stream = timeout(LIMIT, connector.connect(name, stream))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+            .map_err(|error| PeerError::Handshake(address, error))?;
+        let exchange = async {
+            // In this version an answer ends with its connection, and has no chunks.
+            let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            stream.flush().await?;
+            let mut reader = BufReader::new(stream);
+            let status = read_head(&mut reader).await?;
+            Ok::<_, io::Error>((status, reader))
+        };
+        let (status, reader) = timeout(LIMIT, exchange)
+            .await
+            .unwrap_or_else(|_| Err(late()))
+            .map_err(|error| PeerError::BrokenOff(address, error))?;
+        if status.split(' ').nth(1) == Some("200") {
+            Ok(reader)
+        } else {
+            Err(PeerError::Refused(address, status))
+        }
+    }
+}
+
+/// Reads up to the empty line, and answers the first.
+async fn read_head<R>(reader: &mut BufReader<R>) -> io::Result<String>
+where
+    R: tokio::io::AsyncRead + Unpin,
+{
+    let mut head = reader.take(MAX_HEAD_BYTES);
+    let mut status = String::new();
+    head.read_line(&mut status).await?;
+    loop {
+        let mut line = String::new();
+        if head.read_line(&mut line).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if line.trim_end().is_empty() {
+            return Ok(status.trim_end().to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_head_is_read_to_its_end_and_no_further() {
+        let text = b"HTTP/1.0 200 OK\r\ncontent-type: x\r\n\r\n{\"a\":1}\n";
+        let mut reader = BufReader::new(&text[..]);
+        assert_eq!(read_head(&mut reader).await.unwrap(), "HTTP/1.0 200 OK");
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "{\"a\":1}\n");
+    }
+
+    #[tokio::test]
+    async fn a_head_without_an_end_is_an_error() {
+        let text = vec![b'a'; 1 << 20];
+        let mut reader = BufReader::new(&text[..]);
+        assert!(read_head(&mut reader).await.is_err());
+    }
+}

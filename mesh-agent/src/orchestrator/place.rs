@@ -1,0 +1,165 @@
+//! This node's place in the cluster: its identity, kept in a file of its own, and its block of the
+//! addresses by which the mesh names tasks, claimed in the store. Depends on the store's trait.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use mesh_orchestrator::{
+    objects::NodeId,
+    store::{Expected, InvalidKey, Key, PAGE, Prefix, Store, StoreError, Transaction},
+};
+
+use super::worker::AddressBlock;
+
+/// File below the state folder that holds the node's id.
+const IDENTITY_FILE: &str = "node-id";
+/// As long as identifiers are.
+const ID_CHARS: usize = 25;
+/// Where blocks of addresses are claimed.
+const BLOCKS: [&str; 2] = ["mesh", "blocks"];
+/// Claims that are lost to faster nodes before this one gives up.
+const ATTEMPTS: usize = 64;
+
+/// The node has no place in the cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The file with the node's id cannot be read or written.
+    #[error("cannot use {} (--state-dir)", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{} holds no node id: restore it, or remove it to join as a new node", .0.display()
+    )]
+    NoIdentity(PathBuf),
+    /// The store.
+    #[error("cannot claim a block of addresses in the store")]
+    Store(#[from] StoreError),
+    /// No key can be made of it.
+    #[error("cannot claim a block of addresses in the store")]
+    Key(#[from] InvalidKey),
+    /// There are more nodes than blocks.
+    #[error(
+        "the cluster has no block of addresses left: it had more than {} nodes",
+        AddressBlock::COUNT
+    )]
+    Full,
+}
+
+/// The node's id; made with the first start.
+///
+/// # Errors
+/// When its file cannot be used.
+pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, PlaceError> {
+    let path = folder.join(IDENTITY_FILE);
+    let failed = |source| PlaceError::File {
+        path: path.clone(),
+        source,
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let id = text.trim();
+            let sound = id.len() == ID_CHARS && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            if sound {
+                Ok(NodeId::from(id))
+            } else {
+                Err(PlaceError::NoIdentity(path))
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+            let id = NodeId::derive(seed, &["node"]);
+            // Whole or not at all: half an id would be no node's.
+            let draft = folder.join(format!("{IDENTITY_FILE}.new"));
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&draft).map_err(failed)?;
+            io::Write::write_all(&mut file, format!("{id}\n").as_bytes()).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+            std::fs::rename(&draft, &path).map_err(failed)?;
+            Ok(id)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The node's block of addresses: the one that it has, or else the first that no node has.
+///
+/// # Errors
+/// When the store cannot be asked, or none is left.
+pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<AddressBlock, PlaceError> {
+    let prefix = Prefix::new(BLOCKS)?;
+    for _ in 0..ATTEMPTS {
+        let entries = store.list(&prefix, PAGE).await?.entries().await?;
+        let claims: BTreeMap<u32, &[u8]> = entries
+            .iter()
+            .filter_map(|entry| Some((entry.key.name().parse().ok()?, entry.value.as_slice())))
+            .collect();
+        let own = claims
+            .iter()
+            .find(|(_, holder)| **holder == node.as_str().as_bytes());
+        if let Some(block) = own.and_then(|(number, _)| AddressBlock::new(*number)) {
+            return Ok(block);
+        }
+        let free = (0..AddressBlock::COUNT).find(|number| !claims.contains_key(number));
+        let (Some(number), Some(block)) = (free, free.and_then(AddressBlock::new)) else {
+            return Err(PlaceError::Full);
+        };
+        let number = format!("{number:05}");
+        let key = Key::new(BLOCKS.into_iter().chain([number.as_str()]))?;
+        let transaction = Transaction::new()
+            .expect(key.clone(), Expected::Absent)
+            .put(key, node.as_str());
+        match store.commit(transaction).await {
+            Ok(_) => return Ok(block),
+            // Another node was faster; or we were, and the answer was lost.
+            Err(StoreError::Conflict { .. } | StoreError::OutcomeUnknown { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(PlaceError::Full)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use mesh_orchestrator::store::redb::RedbStore;
+
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_its_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = identity(folder.path(), 7).unwrap();
+        assert_eq!(identity(folder.path(), 8).unwrap(), id);
+        std::fs::write(folder.path().join(IDENTITY_FILE), "half").unwrap();
+        assert!(matches!(
+            identity(folder.path(), 7),
+            Err(PlaceError::NoIdentity(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn no_two_nodes_have_one_block_and_each_keeps_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(folder.path().join("store.redb")).unwrap();
+        let nodes: Vec<NodeId> = (0..4).map(|seed| NodeId::derive(seed, &["node"])).collect();
+        let first = |block: AddressBlock| block.free(&BTreeSet::new(), None).unwrap();
+        let claims = nodes.iter().map(|node| claim_block(&store, node));
+        let blocks = futures_util::future::try_join_all(claims).await.unwrap();
+        let addresses: BTreeSet<_> = blocks.iter().copied().map(first).collect();
+        assert_eq!(addresses.len(), nodes.len());
+        for (node, block) in nodes.iter().zip(blocks) {
+            assert_eq!(claim_block(&store, node).await.unwrap(), block);
+        }
+    }
+}

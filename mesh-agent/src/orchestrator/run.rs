@@ -1,0 +1,282 @@
+//! The orchestrator on this node, as parts that run side by side: the mirror of the objects, the lead or the
+//! wish for it, this node's presence, its tasks, and the picture for the mesh.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::Router;
+use futures_util::future::join_all;
+use mesh_orchestrator::{
+    cluster::{Cluster, LeaderConfig, Member, Presence, SnapshotSchedule},
+    objects::NodeId,
+    snapshots::Keep,
+    store::{Heartbeat, InvalidKey},
+};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::{
+    open::Opened,
+    place,
+    source::{self, Misunderstood},
+    tls::TlsListener,
+    worker::{Worker, WorkerOptions},
+};
+use crate::{
+    discovery::ContainerState,
+    error::error_chain,
+    model::{self, NodeDatapath, presence::keep_known},
+    source::{SourceState, Told},
+};
+
+/// Heartbeats that a node may miss before it is down.
+const MISSED: u32 = 3;
+/// How often the picture is confirmed while the store answers.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// How often the node makes sure that its block of addresses is still its own.
+const KEEP_BLOCK: Duration = Duration::from_secs(60);
+/// How long the last reports may take when the agent ends.
+const LAST_REPORTS: Duration = Duration::from_secs(1);
+
+/// The ends of channels that lead to and from the mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    /// The picture of the cluster.
+    pub state: watch::Sender<SourceState>,
+    /// What balances on this node.
+    pub word: watch::Receiver<NodeDatapath>,
+    /// Whether the cluster has heard it.
+    pub told: watch::Sender<Told>,
+    /// What the mesh has found of this node's containers.
+    pub found: watch::Receiver<ContainerState>,
+}
+
+/// Runs everything until told to stop. Containers and the mesh go on afterwards.
+///
+/// # Errors
+/// When the node's id cannot be part of a key.
+pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Result<(), InvalidKey> {
+    let Opened {
+        options,
+        runtime,
+        cluster,
+        upkeep,
+        vault,
+        node,
+        address,
+        block,
+        api,
+        listeners,
+        logs,
+    } = opened;
+    let heartbeat = Heartbeat {
+        interval: options.heartbeat,
+        missed: MISSED,
+    };
+    let (engine, engine_answers) = watch::channel(true);
+    let presence = Presence {
+        address: address.to_string(),
+        datapath: source::word(*mesh.word.borrow()),
+        logs: logs.map(|address| address.to_string()),
+        engine: true,
+        leaving: false,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let id = node.id.clone();
+    let is_manager = node.role == mesh_orchestrator::objects::NodeRole::Manager;
+    let member = Member::start(&cluster, node, presence, heartbeat)?;
+    let worker = Worker::new(WorkerOptions {
+        runtime,
+        cluster: cluster.clone(),
+        vault,
+        node: id.clone(),
+        block,
+        found: mesh.found,
+        files: options.task_files.clone(),
+        drain_time: options.drain_time,
+        engine,
+    });
+    let leader = LeaderConfig {
+        heartbeat,
+        snapshots: Some(SnapshotSchedule {
+            folder: options.snapshots_path(),
+            keep: Keep::default(),
+        }),
+        ..LeaderConfig::new(id.clone())
+    };
+    // The mirror outlives what uses it.
+    let end = CancellationToken::new();
+    let lead = async {
+        if is_manager {
+            cluster.lead(leader, shutdown.clone()).await;
+        }
+    };
+    let work = async {
+        let publish = publish(&cluster, &mesh.state);
+        let speak = speak(&cluster, &member, &id, mesh.word, engine_answers, &mesh.told);
+        let keep = keep_block(&cluster, &id, block);
+        let serve = join_all(
+            listeners
+                .into_iter()
+                .map(|(listener, access)| serve(listener, api.router(access))),
+        );
+        tokio::join!(
+            lead,
+            worker.run(shutdown.clone()),
+            shutdown.run_until_cancelled(async { tokio::join!(publish, speak, keep, serve) }),
+        );
+        // What the store does not take now is found out again by the next agent.
+        let _ = timeout(LAST_REPORTS, cluster.reported()).await;
+        member.leave().await;
+        end.cancel();
+    };
+    tokio::join!(upkeep.run(end.clone()), work);
+    Ok(())
+}
+
+/// Answers on a port, for ever.
+async fn serve(listener: TlsListener, router: Router) {
+    // It ends only when it is told to, which nobody does.
+    let _ = axum::serve(listener, router).await;
+}
+
+/// Publishes the picture whenever the objects change.
+async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
+    let mut changes = cluster.changes();
+    let available = cluster.available();
+    let mut said = Misunderstood::new();
+    let mut confirm = interval(CONFIRM);
+    confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        changes.mark_unchanged();
+        let presences = cluster.presences();
+        let (picture, misunderstood) = cluster.read(|state| source::picture(state, &presences));
+        for error in misunderstood.difference(&said) {
+            warn!("{error}");
+        }
+        said = misunderstood;
+        let is_available = *available.borrow();
+        state.send_if_modified(|state| update(state, picture, is_available, &cluster.store().describe()));
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
+            _ = confirm.tick() => {}
+        }
+    }
+}
+
+/// Takes a new picture over; true if somebody is to be woken.
+fn update(state: &mut SourceState, picture: model::Cluster, is_available: bool, origin: &str) -> bool {
+    let mut picture = Arc::new(picture);
+    keep_known(&mut picture, &state.cluster);
+    let trouble = (!is_available).then(|| "the store does not answer: changes wait".to_owned());
+    let is_first = state.confirmed.is_none();
+    let is_new = is_first || picture != state.cluster;
+    let is_told = is_new || trouble != state.trouble;
+    let now = SystemTime::now();
+    if is_available || is_first {
+        state.confirmed = Some(now);
+    }
+    if is_new {
+        state.cluster = picture;
+        state.revision += 1;
+        state.changed = Some(now);
+    }
+    origin.clone_into(&mut state.origin);
+    state.trouble = trouble;
+    is_told
+}
+
+/// Tells the others what this node's data path and engine are, and the agent what they have heard.
+async fn speak(
+    cluster: &Cluster,
+    member: &Member,
+    node: &NodeId,
+    mut word: watch::Receiver<NodeDatapath>,
+    mut engine: watch::Receiver<bool>,
+    told: &watch::Sender<Told>,
+) {
+    let mut changes = cluster.changes();
+    loop {
+        changes.mark_unchanged();
+        let datapath = source::word(*word.borrow_and_update());
+        let answers = *engine.borrow_and_update();
+        let heard = cluster.presence(node);
+        told.send_if_modified(|told| {
+            let new = Told::by_the_cluster(heard.as_ref().map(source::datapath));
+            let has_changed = *told != new;
+            *told = new;
+            has_changed
+        });
+        if heard.is_none_or(|heard| heard.datapath != datapath || heard.engine != answers) {
+            member.say(|presence| {
+                presence.datapath = datapath;
+                presence.engine = answers;
+            });
+        }
+        let ended = tokio::select! {
+            changed = changes.changed() => changed.is_err(),
+            changed = word.changed() => changed.is_err(),
+            changed = engine.changed() => changed.is_err(),
+        };
+        if ended {
+            // The agent is ending.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// A snapshot that was restored may not know of this node's addresses, and gives them to another one.
+async fn keep_block(cluster: &Cluster, node: &NodeId, own: super::worker::AddressBlock) {
+    let mut tick = interval(KEEP_BLOCK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match place::claim_block(cluster.store().as_ref(), node).await {
+            Ok(block) if block == own => {}
+            Ok(_) => error!("another node has this node's block of addresses: restart this agent"),
+            // The store being away is said elsewhere.
+            Err(error) => tracing::debug!(error = error_chain(&error), "the block could not be looked at"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn a_picture_that_says_nothing_new_wakes_nobody() {
+        let mut state = SourceState::default();
+        let mut picture = model::Cluster::default();
+        assert!(update(&mut state, picture.clone(), true, "a store"));
+        assert_eq!(state.revision, 1);
+        state.confirmed = Some(UNIX_EPOCH);
+        assert!(!update(&mut state, picture.clone(), true, "a store"));
+        assert!(state.confirmed > Some(UNIX_EPOCH), "it is confirmed all the same");
+        picture.cluster_id = "c".into();
+        assert!(update(&mut state, picture, true, "a store"));
+        assert_eq!(state.revision, 2);
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_trouble_and_confirms_nothing() {
+        let mut state = SourceState::default();
+        update(&mut state, model::Cluster::default(), true, "a store");
+        state.confirmed = Some(UNIX_EPOCH);
+        assert!(update(&mut state, model::Cluster::default(), false, "a store"));
+        assert_eq!((state.confirmed, state.revision), (Some(UNIX_EPOCH), 1));
+        assert!(state.trouble.is_some());
+        assert!(update(&mut state, model::Cluster::default(), true, "a store"));
+        assert!(state.trouble.is_none());
+    }
+}

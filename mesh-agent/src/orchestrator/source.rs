@@ -1,0 +1,307 @@
+//! The mesh's picture of the cluster, from the orchestrator's objects. Pure; imports the model only.
+//!
+//! A task is a backend as long as its container is there and well: active while it is meant to run, draining
+//! from the moment it is not. Nodes whose agents are silent keep their last word until the leader has given
+//! them up.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use mesh_orchestrator::{
+    cluster::Presence,
+    objects::{self, NodeId, Slot, State},
+    spec::{self, PublishMode},
+};
+
+use crate::{
+    model::{Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service, Task, TaskState},
+    source::labels,
+};
+
+/// Names the cluster to the data path, which accepts packets from its own nodes alone.
+const CLUSTER_ID: &str = "orchestrator";
+
+/// What labels say that is not understood, for people.
+pub(super) type Misunderstood = BTreeSet<labels::LabelError>;
+
+/// The picture of a state.
+pub(super) fn picture(state: &State, presences: &BTreeMap<NodeId, Presence>) -> (Cluster, Misunderstood) {
+    let mut misunderstood = Misunderstood::new();
+    let nodes = state
+        .nodes()
+        .values()
+        .map(|node| {
+            let (weight, error) = labels::weight(&node.hostname, &node.labels);
+            misunderstood.extend(error);
+            let word = presences.get(&node.id);
+            (node.id.to_string(), picture_node(node, word, weight))
+        })
+        .collect();
+    let mut services = BTreeMap::new();
+    for (id, service) in state.services() {
+        let ports: Vec<_> = service
+            .ports
+            .iter()
+            .filter(|port| port.publish_mode == PublishMode::Ingress)
+            .map(|port| PublishedPort {
+                protocol: protocol(port.protocol),
+                published: port.published_port,
+                target: port.target_port,
+            })
+            .collect();
+        if ports.is_empty() {
+            continue;
+        }
+        let name = &service.spec.name;
+        let (balance, errors) = labels::balance(name, &service.spec.labels);
+        misunderstood.extend(errors);
+        let service = Service {
+            name: name.clone(),
+            ports,
+            balance,
+        };
+        services.insert(id.to_string(), service);
+    }
+    let mut tasks = BTreeMap::new();
+    for id in services.keys() {
+        let index = state.tasks_of(&objects::ServiceId::from(id.as_str()));
+        let slots = index.into_iter().flat_map(|index| index.slots.values());
+        for task in slots.flatten().filter_map(|(_, task)| state.tasks().get(task)) {
+            if let Some(picture) = picture_task(task) {
+                tasks.insert(task.id.to_string(), picture);
+            }
+        }
+    }
+    let cluster = Cluster {
+        cluster_id: CLUSTER_ID.to_owned(),
+        nodes,
+        services,
+        tasks,
+    };
+    (cluster, misunderstood)
+}
+
+fn picture_node(node: &objects::Node, presence: Option<&Presence>, weight: u32) -> Node {
+    let address = presence
+        .map(|presence| presence.address.as_str())
+        .filter(|address| !address.is_empty())
+        .unwrap_or(&node.address);
+    Node {
+        hostname: node.hostname.clone(),
+        address: address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
+        role: match node.role {
+            objects::NodeRole::Manager => NodeRole::Manager,
+            objects::NodeRole::Worker => NodeRole::Worker,
+        },
+        // An engine that does not answer takes no container with it.
+        ready: node.status != objects::NodeStatus::Down,
+        weight,
+        datapath: presence.map_or(NodeDatapath::Unknown, datapath),
+    }
+}
+
+/// What a node says of its data path.
+pub(super) fn datapath(presence: &Presence) -> NodeDatapath {
+    read_word(&presence.datapath)
+}
+
+/// A node's word for its data path, as other nodes read it.
+pub(super) fn word(datapath: NodeDatapath) -> String {
+    match serde_json::to_value(datapath) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+fn read_word(word: &str) -> NodeDatapath {
+    serde_json::from_value(serde_json::Value::String(word.to_owned())).unwrap_or(NodeDatapath::Unknown)
+}
+
+/// `None` for a task that no connection can go to.
+fn picture_task(task: &objects::Task) -> Option<Task> {
+    if task.status.state != objects::TaskState::Running {
+        return None;
+    }
+    Some(Task {
+        service: task.service.to_string(),
+        name: task.name(),
+        slot: match task.slot {
+            Slot::Number(number) => Some(u64::from(number)),
+            Slot::Node(_) => None,
+        },
+        node: task.node.as_ref()?.to_string(),
+        address: task.status.address?,
+        state: if task.desired.is_wanted() {
+            TaskState::Active
+        } else {
+            TaskState::Draining
+        },
+    })
+}
+
+fn protocol(protocol: spec::Protocol) -> Protocol {
+    match protocol {
+        spec::Protocol::Tcp => Protocol::Tcp,
+        spec::Protocol::Udp => Protocol::Udp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mesh_orchestrator::{
+        commands,
+        objects::{Change, NodeStatus, ServiceId, TaskId, TaskStatus, Timestamp},
+        spec::{Platform, Resources, ServiceSpec},
+    };
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1000);
+
+    fn node(id: &str, status: NodeStatus) -> objects::Node {
+        objects::Node {
+            id: NodeId::from(id),
+            hostname: format!("host-{id}"),
+            address: "10.1.0.1".into(),
+            role: objects::NodeRole::Worker,
+            labels: BTreeMap::from([("mesh.weight".into(), "3".into())]),
+            engine_labels: BTreeMap::new(),
+            platform: Platform::default(),
+            resources: Resources::default(),
+            availability: objects::Availability::Active,
+            status,
+            status_since: NOW,
+            returned_at: None,
+        }
+    }
+
+    fn spec(text: &str) -> ServiceSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn apply(state: &mut State, changes: Vec<Change>) {
+        for change in changes {
+            state.apply(&change).unwrap();
+        }
+    }
+
+    /// A service with one task that runs on node `a`.
+    fn state(desired: objects::TaskState, observed: objects::TaskState) -> State {
+        let mut state = State::default();
+        for (id, status) in [("a", NodeStatus::Unknown), ("b", NodeStatus::Down)] {
+            apply(&mut state, vec![Change::PutNode(Box::new(node(id, status)))]);
+        }
+        for (id, text) in [
+            (
+                "s1",
+                r#"{"name": "web", "labels": {"mesh.scheduler": "lc"},
+                    "task_template": {"container_spec": {"image": "a:1"}},
+                    "endpoint_spec": {"ports": [{"target_port": 80, "published_port": 8080},
+                        {"target_port": 22, "published_port": 2222, "publish_mode": "host"}]}}"#,
+            ),
+            (
+                "s2",
+                r#"{"name": "db", "task_template": {"container_spec": {"image": "a:1"}}}"#,
+            ),
+        ] {
+            let changes = commands::create_service(&state, ServiceId::from(id), spec(text), NOW);
+            apply(&mut state, changes.unwrap());
+        }
+        let service = state.service(&ServiceId::from("s1")).unwrap().clone();
+        let mut status = TaskStatus::new(observed, NOW, "");
+        status.address = Some(Ipv4Addr::new(240, 0, 0, 1));
+        let task = objects::Task {
+            id: TaskId::from("t1"),
+            service: service.id.clone(),
+            service_name: "web".into(),
+            slot: Slot::Number(1),
+            spec: Arc::clone(&service.spec.task_template),
+            spec_version: 1,
+            host_ports: Vec::new(),
+            node: Some(NodeId::from("a")),
+            desired,
+            status,
+            created_at: NOW,
+            started_at: None,
+            finished_at: None,
+            not_before: None,
+            restarts: Vec::new(),
+            update_began: None,
+            given_up: false,
+        };
+        apply(&mut state, vec![Change::CreateTask(Box::new(task))]);
+        state
+    }
+
+    #[test]
+    fn only_what_is_published_in_ingress_mode_is_the_meshs() {
+        let state = state(objects::TaskState::Running, objects::TaskState::Running);
+        let (cluster, misunderstood) = picture(&state, &BTreeMap::new());
+        assert!(misunderstood.is_empty());
+        assert_eq!(cluster.services.len(), 1);
+        let web = &cluster.services["s1"];
+        let port = PublishedPort {
+            protocol: Protocol::Tcp,
+            published: 8080,
+            target: 80,
+        };
+        assert_eq!(web.ports, [port]);
+        assert_eq!(web.balance.scheduler.name(), "lc");
+        let task = &cluster.tasks["t1"];
+        assert_eq!((task.name.as_str(), task.slot), ("web.1", Some(1)));
+        assert_eq!(task.address, Ipv4Addr::new(240, 0, 0, 1));
+    }
+
+    #[test]
+    fn a_task_is_active_only_while_it_runs_and_shall_and_drains_as_soon_as_it_shall_not() {
+        use objects::TaskState::{Failed, Ready, Remove, Running, Shutdown, Starting};
+        for (desired, observed, expected) in [
+            (Running, Starting, None),
+            (Running, Running, Some(TaskState::Active)),
+            (Shutdown, Running, Some(TaskState::Draining)),
+            (Remove, Running, Some(TaskState::Draining)),
+            (Shutdown, Shutdown, None),
+            (Running, Failed, None),
+            (Ready, Ready, None),
+        ] {
+            let (cluster, _) = picture(&state(desired, observed), &BTreeMap::new());
+            let found = cluster.tasks.get("t1").map(|task| task.state);
+            assert_eq!(found, expected, "{desired} {observed}");
+        }
+    }
+
+    #[test]
+    fn a_node_whose_engine_is_away_keeps_its_replicas_and_its_own_word_counts() {
+        let presence = Presence {
+            address: "10.1.0.7".into(),
+            datapath: word(NodeDatapath::Ebpf),
+            ..Presence::default()
+        };
+        let presences = BTreeMap::from([(NodeId::from("a"), presence)]);
+        let state = state(objects::TaskState::Running, objects::TaskState::Running);
+        let (cluster, _) = picture(&state, &presences);
+        let (a, b) = (&cluster.nodes["a"], &cluster.nodes["b"]);
+        assert_eq!((a.ready, a.datapath, a.weight), (true, NodeDatapath::Ebpf, 3));
+        assert_eq!(a.address, Ipv4Addr::new(10, 1, 0, 7));
+        assert_eq!((b.ready, b.datapath), (false, NodeDatapath::Unknown));
+        assert_eq!(b.address, Ipv4Addr::new(10, 1, 0, 1));
+    }
+
+    #[test]
+    fn a_nodes_word_is_read_as_it_is_written() {
+        for datapath in [
+            NodeDatapath::Unknown,
+            NodeDatapath::None,
+            NodeDatapath::Leaving,
+            NodeDatapath::Ebpf,
+            NodeDatapath::Ipvs,
+        ] {
+            assert_eq!(read_word(&word(datapath)), datapath);
+        }
+        assert_eq!(read_word("of a later release"), NodeDatapath::Unknown);
+    }
+}

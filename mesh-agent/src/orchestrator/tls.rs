@@ -1,0 +1,260 @@
+//! TLS for the orchestrator's API: to agents of other nodes, who show a certificate of the cluster's
+//! authority, and to people's tools, who show a token later. Depends on nothing of ours.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring},
+    server::{VerifierBuilderError, WebPkiClientVerifier},
+};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+    pem::{self, PemObject},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::debug;
+
+/// How long a client may take to shake hands.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Clients that shake hands at a time; more wait.
+const HANDSHAKES: usize = 64;
+/// After an accept that failed: most often for want of file descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A certificate or key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is not there, or holds something else.
+    #[error("cannot read {} as PEM", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: pem::Error,
+    },
+    /// Certificate and key do not fit, or are of a kind that is not known.
+    #[error("the certificate and its key cannot be used for TLS")]
+    Credentials(#[from] rustls::Error),
+    /// The authorities' certificates.
+    #[error("the authorities' certificates cannot be used for TLS")]
+    Roots(#[from] VerifierBuilderError),
+    /// The port.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A certificate with its key, and whom its owner trusts.
+pub(super) struct Credentials {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads them from PEM files; without authorities nobody is trusted.
+    pub(super) fn load(authority: Option<&Path>, certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = authority {
+            for root in certificates(path)? {
+                roots.add(root)?;
+            }
+        }
+        Ok(Self {
+            chain: certificates(certificate)?,
+            key: PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem {
+                path: key.to_owned(),
+                source,
+            })?,
+            roots: Arc::new(roots),
+        })
+    }
+
+    /// For a listener that lets in whoever comes, or only those with a certificate of the authorities.
+    pub(super) fn server(&self, only_known: bool) -> Result<Arc<ServerConfig>, TlsError> {
+        let builder =
+            ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let builder = if only_known {
+            let roots = Arc::clone(&self.roots);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build()?;
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        Ok(Arc::new(
+            builder.with_single_cert(self.chain.clone(), self.key.clone_key())?,
+        ))
+    }
+
+    /// For asking another agent: its certificate must be of the authorities, whatever its names are.
+    pub(super) fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        let roots = Arc::clone(&self.roots);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyName(verifier)))
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let failed = |source| TlsError::Pem {
+        path: path.to_owned(),
+        source,
+    };
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(failed)?
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    if certificates.is_empty() {
+        return Err(failed(pem::Error::NoItemsFound));
+    }
+    Ok(certificates)
+}
+
+/// Agents are known by their authority, not by their names: each could read the whole store anyway, and
+/// their addresses come and go.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self
+            .0
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        {
+            // The name is looked at last, when all else is well.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            result => result,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// Accepts connections, and hands them over when their handshake is done: a slow client holds up nobody.
+#[derive(Debug)]
+pub(super) struct TlsListener {
+    address: SocketAddr,
+    accepted: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+}
+
+impl TlsListener {
+    /// Opens the port. Call it inside a tokio runtime.
+    pub(super) async fn bind(address: SocketAddr, config: Arc<ServerConfig>) -> Result<Self, TlsError> {
+        let failed = |source| TlsError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (into, accepted) = mpsc::channel(HANDSHAKES);
+        tokio::spawn(accept(listener, TlsAcceptor::from(config), into));
+        Ok(Self { address, accepted })
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    into: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+) {
+    let room = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = into.closed() => return,
+        };
+        let Ok((stream, peer)) = accepted else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        let (acceptor, into) = (acceptor.clone(), into.clone());
+        tokio::spawn(async move {
+            match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => drop(into.send((stream, peer)).await),
+                Ok(Err(error)) => debug!(%peer, %error, "a client has failed to shake hands"),
+                Err(_) => debug!(%peer, "a client does not shake hands"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.accepted.recv().await {
+            Some(accepted) => accepted,
+            // The accepting task ends only with the runtime.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(self.address)
+    }
+}

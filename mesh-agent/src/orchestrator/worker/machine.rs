@@ -1,0 +1,267 @@
+//! What is to be done next for a task of this node: a pure function of what is wanted of it and what is
+//! known of it. Imports the orchestrator's objects and the runtime's facts.
+//!
+//! Invariants: a task's state moves forward only; a container is stopped only if its task is not wanted any
+//! more or has ended; one that is in the mesh is drained there before its stop signal.
+
+use std::time::Duration;
+
+use mesh_orchestrator::objects::{Task, TaskState, TaskStatus, Timestamp};
+
+use crate::orchestrator::runtime::{ContainerFacts, Health, Phase};
+
+/// From the moment a task is to stop, for every node's mesh to follow.
+pub(super) const SETTLE: Duration = Duration::from_millis(1000);
+/// How often a draining container's connections are counted.
+const COUNT: Duration = Duration::from_millis(200);
+/// How long a killed container may take to end before it is killed once more.
+const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+/// What is known of a task at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look<'a> {
+    pub(super) now: Timestamp,
+    /// What is wanted of it.
+    pub(super) task: &'a Task,
+    /// How far it has been reported.
+    pub(super) said: TaskState,
+    /// Its container, if there is one.
+    pub(super) container: Option<&'a ContainerFacts>,
+    /// What is under way for it.
+    pub(super) doing: Option<Work>,
+    /// Why the engine refused to make or start the container.
+    pub(super) refused: Option<&'a str>,
+    /// What the agent's own probe says; unchecked where there is none.
+    pub(super) probe: Health,
+    /// Whether the mesh can reach the container, if it has to.
+    pub(super) reachable: bool,
+    /// Since when it is drained, and how far that is.
+    pub(super) drain: Option<Drain>,
+    /// How it has been asked to end.
+    pub(super) ending: Ending,
+}
+
+/// A replica that gets no new connections any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Drain {
+    pub(super) since: Timestamp,
+    /// How long its connections may go on.
+    pub(super) limit: Duration,
+    /// Whether there were connections when they were last counted.
+    pub(super) busy: bool,
+}
+
+/// How a container has been asked to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ending {
+    pub(super) signalled: Option<Timestamp>,
+    pub(super) killed: Option<Timestamp>,
+}
+
+/// What takes time, and is done once at a time for each task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Bring the image here and make the container.
+    Prepare,
+    /// Start the container.
+    Start,
+    /// Ask it to stop.
+    Signal,
+    /// Kill it.
+    Kill,
+    /// Remove it.
+    Remove,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Report this, and ask again.
+    Report(TaskStatus),
+    /// Begin this.
+    Begin(Work),
+    /// Stop preparing.
+    Abandon,
+    /// Begin to drain.
+    BeginDrain,
+    /// Nothing before something is another, or this time has come.
+    Wait(Option<Timestamp>),
+}
+
+const WAIT: Next = Next::Wait(None);
+
+/// What to do next for a task.
+pub(super) fn next(look: &Look<'_>) -> Next {
+    if !look.task.desired.is_wanted() || look.said.is_terminal() {
+        return stop(look);
+    }
+    let Some(container) = look.container else {
+        return without_container(look);
+    };
+    match &container.phase {
+        Phase::Created => created(look),
+        Phase::Running => running(look, container),
+        Phase::Exited {
+            code,
+            out_of_memory,
+            error,
+        } => Next::Report(ended(look.now, *code, *out_of_memory, error)),
+    }
+}
+
+fn without_container(look: &Look<'_>) -> Next {
+    let report = |state, message: &str| Next::Report(TaskStatus::new(state, look.now, message));
+    if look.doing.is_some() {
+        return WAIT;
+    }
+    match look.said {
+        TaskState::New | TaskState::Pending | TaskState::Assigned => report(TaskState::Accepted, "accepted"),
+        TaskState::Accepted => report(TaskState::Preparing, "preparing"),
+        TaskState::Preparing | TaskState::Ready => match look.refused {
+            Some(error) => Next::Report(
+                TaskStatus::new(TaskState::Rejected, look.now, "preparing failed").with_error(error),
+            ),
+            None => Next::Begin(Work::Prepare),
+        },
+        _ => Next::Report(
+            TaskStatus::new(TaskState::Failed, look.now, "lost")
+                .with_error("its container is gone: somebody has removed it"),
+        ),
+    }
+}
+
+fn created(look: &Look<'_>) -> Next {
+    let report = |state, message: &str| Next::Report(TaskStatus::new(state, look.now, message));
+    if look.doing.is_some() {
+        WAIT
+    } else if look.said < TaskState::Ready {
+        report(TaskState::Ready, "prepared")
+    } else if look.task.desired == TaskState::Ready {
+        WAIT
+    } else if let Some(error) = look.refused {
+        Next::Report(TaskStatus::new(TaskState::Failed, look.now, "starting failed").with_error(error))
+    } else if look.said < TaskState::Starting {
+        report(TaskState::Starting, "starting")
+    } else {
+        Next::Begin(Work::Start)
+    }
+}
+
+fn running(look: &Look<'_>, container: &ContainerFacts) -> Next {
+    let report = |state, message: &str| Next::Report(TaskStatus::new(state, look.now, message));
+    if look.said < TaskState::Starting {
+        return report(TaskState::Starting, "starting");
+    }
+    let health = match look.probe {
+        Health::Unchecked => container.health,
+        probed => probed,
+    };
+    match health {
+        Health::Unhealthy => Next::Report(
+            TaskStatus::new(TaskState::Failed, look.now, "unhealthy")
+                .with_error("task: unhealthy container: its health check has failed too often"),
+        ),
+        Health::Starting => WAIT,
+        Health::Healthy | Health::Unchecked if look.said == TaskState::Running => WAIT,
+        Health::Healthy | Health::Unchecked if !look.reachable => WAIT,
+        Health::Healthy | Health::Unchecked => report(TaskState::Running, "started"),
+    }
+}
+
+/// The status of a task whose container has ended by itself.
+fn ended(now: Timestamp, code: i32, out_of_memory: bool, error: &str) -> TaskStatus {
+    let mut status = if code == 0 && error.is_empty() && !out_of_memory {
+        TaskStatus::new(TaskState::Complete, now, "finished")
+    } else {
+        let mut text = format!("task: non-zero exit ({code})");
+        if out_of_memory {
+            text.push_str(": out of memory, the limit is too low or the program leaks");
+        }
+        if !error.is_empty() {
+            text.push_str(": ");
+            text.push_str(error);
+        }
+        TaskStatus::new(TaskState::Failed, now, "failed").with_error(text)
+    };
+    status.exit_code = Some(code);
+    status
+}
+
+/// For a task that is not wanted any more, or has ended: nothing of it may run.
+fn stop(look: &Look<'_>) -> Next {
+    let over = |message: &str, exit_code: Option<i32>| {
+        if look.said.is_terminal() {
+            return WAIT;
+        }
+        let mut status = TaskStatus::new(TaskState::Shutdown, look.now, message);
+        status.exit_code = exit_code;
+        Next::Report(status)
+    };
+    match (look.container.map(|container| &container.phase), look.doing) {
+        (None | Some(Phase::Created), Some(Work::Prepare)) => Next::Abandon,
+        (_, Some(_)) => WAIT,
+        (None | Some(Phase::Created), None) => over("shut down before it ran", None),
+        (Some(Phase::Exited { code, .. }), None) => over("shutdown", Some(*code)),
+        (Some(Phase::Running), None) => {
+            // Only what runs and is well is in the mesh.
+            if look.said == TaskState::Running {
+                match look.drain {
+                    None => return Next::BeginDrain,
+                    Some(drain) if !drain.is_over(look.now) => {
+                        return Next::Wait(Some(drain.look_again(look.now)));
+                    }
+                    Some(_) => {}
+                }
+            }
+            look.container
+                .map_or(WAIT, |container| end(look.now, container, look.ending))
+        }
+    }
+}
+
+/// What to do next about a running container that is to end.
+fn end(now: Timestamp, container: &ContainerFacts, ending: Ending) -> Next {
+    let kill_at = match ending {
+        Ending { signalled: None, .. } => return Next::Begin(Work::Signal),
+        Ending {
+            killed: Some(killed), ..
+        } => killed + KILL_AGAIN,
+        Ending {
+            signalled: Some(signalled),
+            killed: None,
+        } => signalled + container.stop_grace,
+    };
+    if now >= kill_at {
+        Next::Begin(Work::Kill)
+    } else {
+        Next::Wait(Some(kill_at))
+    }
+}
+
+/// What to do next about a container of ours whose task is not this node's any more.
+pub(super) fn orphan(
+    now: Timestamp,
+    container: &ContainerFacts,
+    doing: Option<Work>,
+    ending: Ending,
+) -> Next {
+    match (&container.phase, doing) {
+        (_, Some(_)) => WAIT,
+        (Phase::Running, None) => end(now, container, ending),
+        (Phase::Created | Phase::Exited { .. }, None) => Next::Begin(Work::Remove),
+    }
+}
+
+impl Drain {
+    fn is_over(self, now: Timestamp) -> bool {
+        now >= self.since + SETTLE && (!self.busy || now >= self.since + SETTLE + self.limit)
+    }
+
+    fn look_again(self, now: Timestamp) -> Timestamp {
+        (self.since + SETTLE).max(now + COUNT)
+    }
+}
+
+#[cfg(test)]
+#[path = "machine/tests.rs"]
+mod tests;

@@ -1,0 +1,421 @@
+//! A task's way through an engine that does as it is told, or not.
+
+use std::sync::Arc;
+
+use mesh_orchestrator::{
+    objects::{NodeId, ServiceId, Slot, TaskId},
+    spec::TaskSpec,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+/// The engine, the store and the agent's memory of one task.
+struct World {
+    now: Timestamp,
+    task: Task,
+    said: Vec<TaskStatus>,
+    container: Option<ContainerFacts>,
+    doing: Option<Work>,
+    refused: Option<String>,
+    probe: Health,
+    drain: Option<Drain>,
+    ending: Ending,
+    begun: Vec<Work>,
+}
+
+fn task(desired: TaskState) -> Task {
+    let spec: TaskSpec = serde_json::from_str(r#"{"container_spec": {"image": "a:1"}}"#).unwrap();
+    Task {
+        id: TaskId::from("t1"),
+        service: ServiceId::from("s1"),
+        service_name: "web".into(),
+        slot: Slot::Number(1),
+        spec: Arc::new(spec),
+        spec_version: 1,
+        host_ports: Vec::new(),
+        node: Some(NodeId::from("n1")),
+        desired,
+        status: TaskStatus::new(TaskState::Assigned, Timestamp(0), ""),
+        created_at: Timestamp(0),
+        started_at: None,
+        finished_at: None,
+        not_before: None,
+        restarts: Vec::new(),
+        update_began: None,
+        given_up: false,
+    }
+}
+
+fn container(phase: Phase) -> ContainerFacts {
+    ContainerFacts {
+        id: "c1".into(),
+        task: TaskId::from("t1"),
+        address: None,
+        phase,
+        health: Health::Unchecked,
+        pid: None,
+        reached_at: None,
+        stop_signal: "SIGTERM".into(),
+        stop_grace: Duration::from_secs(10),
+    }
+}
+
+fn exited(code: i32) -> Phase {
+    Phase::Exited {
+        code,
+        out_of_memory: false,
+        error: String::new(),
+    }
+}
+
+impl World {
+    fn new(desired: TaskState) -> Self {
+        Self {
+            now: Timestamp(1_000),
+            task: task(desired),
+            said: vec![TaskStatus::new(TaskState::Assigned, Timestamp(0), "")],
+            container: None,
+            doing: None,
+            refused: None,
+            probe: Health::Unchecked,
+            drain: None,
+            ending: Ending::default(),
+            begun: Vec::new(),
+        }
+    }
+
+    fn state(&self) -> TaskState {
+        self.said.last().unwrap().state
+    }
+
+    fn next(&self) -> Next {
+        next(&Look {
+            now: self.now,
+            task: &self.task,
+            said: self.state(),
+            container: self.container.as_ref(),
+            doing: self.doing,
+            refused: self.refused.as_deref(),
+            probe: self.probe,
+            reachable: true,
+            drain: self.drain,
+            ending: self.ending,
+        })
+    }
+
+    /// Does what is next, until there is nothing to do now; answers when there is again.
+    fn settle(&mut self) -> Option<Timestamp> {
+        for _ in 0..20 {
+            match self.next() {
+                Next::Report(status) => self.said.push(status),
+                Next::Begin(work) => {
+                    match work {
+                        Work::Signal => self.ending.signalled = Some(self.now),
+                        Work::Kill => self.ending.killed = Some(self.now),
+                        Work::Prepare | Work::Start | Work::Remove => {}
+                    }
+                    self.begun.push(work);
+                    self.doing = Some(work);
+                }
+                Next::Abandon => self.doing = None,
+                Next::BeginDrain => {
+                    self.drain = Some(Drain {
+                        since: self.now,
+                        limit: Duration::from_secs(5),
+                        busy: true,
+                    });
+                }
+                Next::Wait(until) => return until,
+            }
+        }
+        panic!("it never waits: {:?}", self.next());
+    }
+
+    /// The engine has done what was under way, or refused.
+    fn finish(&mut self, well: bool) {
+        match self.doing.take() {
+            Some(Work::Prepare) if well => self.container = Some(container(Phase::Created)),
+            Some(Work::Start) if well => self.set_phase(Phase::Running),
+            Some(Work::Prepare | Work::Start) => self.refused = Some("no".into()),
+            Some(Work::Kill) => self.set_phase(exited(137)),
+            Some(Work::Remove) => self.container = None,
+            Some(Work::Signal) | None => {}
+        }
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(container) = &mut self.container {
+            container.phase = phase;
+        }
+    }
+
+    fn run_to(&mut self, state: TaskState) {
+        for _ in 0..10 {
+            self.settle();
+            if self.state() == state {
+                return;
+            }
+            self.finish(true);
+        }
+        panic!("it never is {state}: {:?}", self.said);
+    }
+}
+
+#[test]
+fn a_task_goes_through_every_state_and_runs() {
+    let mut world = World::new(TaskState::Running);
+    world.run_to(TaskState::Running);
+    let states: Vec<_> = world.said.iter().map(|status| status.state.to_string()).collect();
+    assert_eq!(
+        states,
+        [
+            "assigned",
+            "accepted",
+            "preparing",
+            "ready",
+            "starting",
+            "running"
+        ]
+    );
+    assert_eq!(world.begun, [Work::Prepare, Work::Start]);
+}
+
+#[test]
+fn a_held_task_is_prepared_and_not_started() {
+    let mut world = World::new(TaskState::Ready);
+    world.run_to(TaskState::Ready);
+    assert_eq!(world.next(), WAIT);
+    world.task.desired = TaskState::Running;
+    world.run_to(TaskState::Running);
+}
+
+#[test]
+fn what_the_engine_does_not_make_is_rejected_and_what_it_does_not_start_has_failed() {
+    let mut world = World::new(TaskState::Running);
+    world.settle();
+    world.finish(false);
+    world.settle();
+    assert_eq!(world.state(), TaskState::Rejected);
+    let mut world = World::new(TaskState::Running);
+    world.run_to(TaskState::Starting);
+    world.finish(false);
+    world.settle();
+    assert_eq!(world.state(), TaskState::Failed);
+    assert_eq!(world.said.last().unwrap().error.as_deref(), Some("no"));
+}
+
+#[test]
+fn a_checked_container_runs_when_it_is_healthy_and_has_failed_when_it_is_not() {
+    let mut world = World::new(TaskState::Running);
+    world.run_to(TaskState::Starting);
+    world.finish(true);
+    world.probe = Health::Starting;
+    world.settle();
+    assert_eq!(world.state(), TaskState::Starting);
+    world.probe = Health::Healthy;
+    world.settle();
+    assert_eq!(world.state(), TaskState::Running);
+    world.probe = Health::Unhealthy;
+    world.settle();
+    assert_eq!(world.state(), TaskState::Failed);
+    assert_eq!(
+        world.begun.last(),
+        Some(&Work::Signal),
+        "what has failed may not run on"
+    );
+}
+
+#[test]
+fn an_end_tells_its_code_and_whether_memory_was_short() {
+    for (code, out_of_memory, state, word) in [
+        (0, false, TaskState::Complete, ""),
+        (3, false, TaskState::Failed, "(3)"),
+        (137, true, TaskState::Failed, "memory"),
+    ] {
+        let mut world = World::new(TaskState::Running);
+        world.run_to(TaskState::Running);
+        world.set_phase(Phase::Exited {
+            code,
+            out_of_memory,
+            error: String::new(),
+        });
+        world.settle();
+        let last = world.said.last().unwrap();
+        assert_eq!((last.state, last.exit_code), (state, Some(code)));
+        assert!(
+            last.error.as_deref().unwrap_or_default().contains(word),
+            "{last:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stop_drains_then_signals_then_kills() {
+    let mut world = World::new(TaskState::Running);
+    world.run_to(TaskState::Running);
+    world.task.desired = TaskState::Shutdown;
+    let began = world.now;
+    assert_eq!(world.settle(), Some(began + SETTLE));
+    world.now = began + SETTLE;
+    assert_eq!(world.settle(), Some(world.now + COUNT), "its connections go on");
+    world.now = began + SETTLE + Duration::from_secs(5);
+    assert_eq!(world.settle(), None);
+    assert_eq!(world.begun.last(), Some(&Work::Signal));
+    world.finish(true);
+    let signalled = world.now;
+    assert_eq!(world.settle(), Some(signalled + Duration::from_secs(10)));
+    world.now = signalled + Duration::from_secs(10);
+    world.settle();
+    assert_eq!(world.begun.last(), Some(&Work::Kill));
+    world.finish(true);
+    world.settle();
+    let last = world.said.last().unwrap();
+    assert_eq!((last.state, last.exit_code), (TaskState::Shutdown, Some(137)));
+}
+
+#[test]
+fn a_replica_without_connections_is_not_waited_for() {
+    let mut world = World::new(TaskState::Running);
+    world.run_to(TaskState::Running);
+    world.task.desired = TaskState::Shutdown;
+    world.settle();
+    world.drain.as_mut().unwrap().busy = false;
+    world.now = world.now + SETTLE;
+    world.settle();
+    assert_eq!(world.begun.last(), Some(&Work::Signal));
+}
+
+#[test]
+fn a_task_that_is_not_wanted_any_more_is_not_prepared_to_the_end() {
+    let mut world = World::new(TaskState::Running);
+    world.settle();
+    assert_eq!(world.doing, Some(Work::Prepare));
+    world.task.desired = TaskState::Remove;
+    world.settle();
+    assert_eq!((world.doing, world.state()), (None, TaskState::Shutdown));
+}
+
+#[test]
+fn a_container_that_somebody_has_removed_is_a_failure() {
+    let mut world = World::new(TaskState::Running);
+    world.run_to(TaskState::Running);
+    world.container = None;
+    world.settle();
+    assert_eq!(world.state(), TaskState::Failed);
+}
+
+#[test]
+fn an_orphan_is_stopped_and_removed() {
+    let running = container(Phase::Running);
+    let now = Timestamp(5_000);
+    assert_eq!(
+        orphan(now, &running, None, Ending::default()),
+        Next::Begin(Work::Signal)
+    );
+    assert_eq!(orphan(now, &running, Some(Work::Signal), Ending::default()), WAIT);
+    let stopped = container(exited(0));
+    assert_eq!(
+        orphan(now, &stopped, None, Ending::default()),
+        Next::Begin(Work::Remove)
+    );
+}
+
+/// Something that happens to a task.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Desire(TaskState),
+    Finish(bool),
+    Exit(i32),
+    Vanish,
+    Probe(Health),
+    Later(u64),
+    /// The agent is restarted: it forgets all but what the store and the engine know.
+    Restart,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let desired = vec![TaskState::Running, TaskState::Shutdown, TaskState::Remove];
+    let health = vec![Health::Starting, Health::Healthy, Health::Unhealthy];
+    let event = prop_oneof![
+        1 => prop::sample::select(desired).prop_map(Event::Desire),
+        4 => any::<bool>().prop_map(Event::Finish),
+        1 => (0..3).prop_map(Event::Exit),
+        1 => Just(Event::Vanish),
+        1 => prop::sample::select(health).prop_map(Event::Probe),
+        2 => (0_u64..12_000).prop_map(Event::Later),
+        1 => Just(Event::Restart),
+    ];
+    prop::collection::vec(event, 1..40)
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_states_move_forward_and_nothing_wanted_is_stopped(events in events()) {
+        let mut world = World::new(TaskState::Ready);
+        for event in events {
+            match event {
+                Event::Desire(state) => world.task.desired = world.task.desired.max(state),
+                Event::Finish(well) => world.finish(well),
+                Event::Exit(code) => {
+                    if world.container.as_ref().is_some_and(|container| container.phase == Phase::Running) {
+                        world.set_phase(exited(code));
+                    }
+                }
+                Event::Vanish => world.container = None,
+                Event::Probe(health) => world.probe = health,
+                Event::Later(milliseconds) => world.now = world.now + Duration::from_millis(milliseconds),
+                Event::Restart => {
+                    (world.doing, world.refused, world.drain) = (None, None, None);
+                    world.ending = Ending::default();
+                    world.probe = Health::Unchecked;
+                }
+            }
+            let before = world.begun.len();
+            let wanted = world.task.desired.is_wanted();
+            world.settle();
+            for work in &world.begun[before..] {
+                match work {
+                    Work::Signal | Work::Kill => {
+                        prop_assert!(!wanted || world.state().is_terminal());
+                        let drained = world.drain.is_some_and(|drain| drain.is_over(world.now));
+                        prop_assert!(drained || world.state() != TaskState::Running);
+                    }
+                    Work::Prepare => prop_assert!(wanted),
+                    Work::Start => prop_assert!(wanted && world.task.desired != TaskState::Ready),
+                    Work::Remove => prop_assert!(false, "only orphans are removed"),
+                }
+            }
+        }
+        prop_assert!(world.said.is_sorted_by_key(|status| status.state));
+    }
+
+    #[test]
+    fn a_task_that_is_to_stop_stops_whatever_has_happened(events in events()) {
+        let mut world = World::new(TaskState::Running);
+        for event in events {
+            match event {
+                Event::Finish(well) => world.finish(well),
+                Event::Exit(code) => {
+                    if world.container.as_ref().is_some_and(|container| container.phase == Phase::Running) {
+                        world.set_phase(exited(code));
+                    }
+                }
+                Event::Vanish => world.container = None,
+                Event::Probe(health) => world.probe = health,
+                Event::Later(_) | Event::Restart | Event::Desire(_) => {}
+            }
+            world.settle();
+        }
+        world.task.desired = TaskState::Shutdown;
+        // Its connections are counted every 200 ms, for 5 s.
+        for _ in 0..60 {
+            let until = world.settle();
+            world.finish(true);
+            world.now = until.unwrap_or(world.now).max(world.now);
+        }
+        prop_assert!(world.state().is_terminal());
+        let runs = world.container.is_some_and(|container| container.phase == Phase::Running);
+        prop_assert!(!runs);
+    }
+}

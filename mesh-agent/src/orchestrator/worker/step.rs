@@ -1,0 +1,315 @@
+//! One look at every task and container of this node: gathers what is known, and carries out what `machine`
+//! says is next. Nothing here waits.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use mesh_orchestrator::{
+    objects::{State, Task, TaskId, TaskState, TaskStatus, Timestamp},
+    spec::{Protocol, PublishMode},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Done, RETRY, Worker, connections,
+    hand::{Hand, Probing},
+    machine::{self, Drain, Look, Next, Work},
+    prepare::{self, Preparation},
+    probe,
+};
+use crate::orchestrator::runtime::{ContainerFacts, Health, Phase, now};
+
+/// Steps of one task in a row; more would be a fault of the machine's.
+const MAX_STEPS: usize = 16;
+
+/// A task of this node, with what of its service matters here.
+#[derive(Debug)]
+struct Assigned {
+    task: Task,
+    /// Whether the mesh sends connections to it.
+    published: bool,
+    ports: BTreeSet<u16>,
+}
+
+impl Worker {
+    /// Does whatever is next for every task and container; answers when to look again.
+    pub(super) fn step(&mut self) -> Option<Timestamp> {
+        if self.options.cluster.is_restoring() {
+            // Nothing is known of what is wanted.
+            return None;
+        }
+        let node = self.options.node.clone();
+        let assigned = self.options.cluster.read(|state| {
+            let index = state.tasks_on(&node);
+            let tasks = index.into_iter().flat_map(|index| &index.tasks);
+            tasks
+                .filter_map(|id| Some(describe(state, state.tasks().get(id)?)))
+                .collect::<Vec<_>>()
+        });
+        let known: BTreeSet<TaskId> = assigned.iter().map(|assigned| assigned.task.id.clone()).collect();
+        let mut wake: Option<Timestamp> = None;
+        for assigned in assigned {
+            if assigned.task.status.state < TaskState::Assigned {
+                continue;
+            }
+            let id = assigned.task.id.clone();
+            // Taken out, so that the rest of the worker can be used meanwhile.
+            let mut hand = self.hands.remove(&id).unwrap_or_default();
+            let until = self.step_task(&assigned, &mut hand);
+            wake = earlier(wake, until);
+            self.hands.insert(id, hand);
+        }
+        wake = earlier(wake, self.step_orphans(&known));
+        let containers = &self.containers;
+        let files = &self.files;
+        self.hands.retain(|id, hand| {
+            let keep = known.contains(id) || containers.contains_key(id) || hand.doing.is_some();
+            if !keep {
+                files.remove(id);
+            }
+            keep
+        });
+        wake
+    }
+
+    fn step_task(&mut self, assigned: &Assigned, hand: &mut Hand) -> Option<Timestamp> {
+        let task = &assigned.task;
+        if !assigned.ports.is_empty() {
+            hand.ports.clone_from(&assigned.ports);
+        }
+        self.keep_probe(task, hand);
+        for _ in 0..MAX_STEPS {
+            let now = now();
+            if hand.not_before.is_some_and(|time| time > now) {
+                return hand.not_before;
+            }
+            let container = self.containers.get(&task.id).cloned();
+            self.count_connections(hand, container.as_ref(), now);
+            let found = self
+                .options
+                .found
+                .borrow()
+                .containers
+                .contains_key(task.id.as_str());
+            let needed =
+                assigned.published && container.as_ref().is_some_and(|facts| facts.address.is_some());
+            let is_up = container
+                .as_ref()
+                .is_some_and(|facts| facts.phase == Phase::Running);
+            let reachable = !is_up || hand.is_reachable(found, needed, now);
+            let next = machine::next(&Look {
+                now,
+                task,
+                said: hand.furthest(task.status.state),
+                container: container.as_ref(),
+                doing: hand.doing.as_ref().map(|(work, _)| *work),
+                refused: hand.refused.as_deref(),
+                probe: hand
+                    .probe
+                    .as_ref()
+                    .map_or(Health::Unchecked, |probe| probe.health),
+                reachable,
+                drain: hand.drain,
+                ending: hand.ending,
+            });
+            match next {
+                Next::Report(status) => self.report(task, hand, container.as_ref(), status),
+                Next::Begin(work) => self.begin(task, hand, container, work, now),
+                Next::Abandon => {
+                    if let Some((_, handle)) = hand.doing.take() {
+                        handle.abort();
+                    }
+                }
+                Next::BeginDrain => {
+                    debug!(task = task.name(), id = %task.id, "draining");
+                    hand.drain = Some(Drain {
+                        since: now,
+                        limit: self.options.drain_time,
+                        busy: true,
+                    });
+                }
+                Next::Wait(until) => return earlier(until, hand.reach_limit().filter(|limit| *limit > now)),
+            }
+        }
+        warn!(task = task.name(), id = %task.id, "the task takes too many steps at once");
+        Some(now() + RETRY)
+    }
+
+    fn step_orphans(&mut self, known: &BTreeSet<TaskId>) -> Option<Timestamp> {
+        let orphans: Vec<ContainerFacts> = self
+            .containers
+            .values()
+            .filter(|facts| !known.contains(&facts.task))
+            .cloned()
+            .collect();
+        let mut wake = None;
+        for container in orphans {
+            let now = now();
+            let mut hand = self.hands.remove(&container.task).unwrap_or_default();
+            hand.probe = None;
+            let doing = hand.doing.as_ref().map(|(work, _)| *work);
+            let until = if let Some(time) = hand.not_before.filter(|time| *time > now) {
+                Some(time)
+            } else {
+                match machine::orphan(now, &container, doing, hand.ending) {
+                    Next::Begin(work) => {
+                        if work == Work::Signal {
+                            info!(container = container.id, task = %container.task, "stopping a container whose task is gone");
+                        }
+                        self.begin_work(
+                            &container.task.clone(),
+                            &mut hand,
+                            Some(container.clone()),
+                            work,
+                            now,
+                            None,
+                        );
+                        None
+                    }
+                    Next::Wait(until) => until,
+                    Next::Report(_) | Next::Abandon | Next::BeginDrain => None,
+                }
+            };
+            wake = earlier(wake, until);
+            self.hands.insert(container.task.clone(), hand);
+        }
+        wake
+    }
+
+    fn report(
+        &self,
+        task: &Task,
+        hand: &mut Hand,
+        container: Option<&ContainerFacts>,
+        mut status: TaskStatus,
+    ) {
+        status.container = container.map(|facts| facts.id.clone());
+        status.address = container.and_then(|facts| facts.address);
+        if status.state == TaskState::Ready
+            && let Some(warning) = hand.warning.take()
+        {
+            status.message = format!("{}; {warning}", status.message);
+        }
+        info!(
+            task = task.name(),
+            id = %task.id,
+            state = %status.state,
+            message = status.message,
+            error = status.error.as_deref(),
+            "task"
+        );
+        self.options.cluster.report(task.id.clone(), status.clone());
+        hand.said = Some(status);
+    }
+
+    fn begin(
+        &mut self,
+        task: &Task,
+        hand: &mut Hand,
+        container: Option<ContainerFacts>,
+        work: Work,
+        now: Timestamp,
+    ) {
+        let prepare = (work == Work::Prepare).then(|| {
+            if hand.address.is_none() && prepare::is_in_the_mesh(task) {
+                hand.address = self.free_address();
+                self.last_address = hand.address.or(self.last_address);
+            }
+            prepare::Order {
+                runtime: Arc::clone(&self.options.runtime),
+                vault: Arc::clone(&self.options.vault),
+                files: self.files.clone(),
+                node: self.options.node.clone(),
+                task: task.clone(),
+                address: hand.address,
+            }
+        });
+        self.begin_work(&task.id, hand, container, work, now, prepare);
+    }
+
+    fn begin_work(
+        &mut self,
+        task: &TaskId,
+        hand: &mut Hand,
+        container: Option<ContainerFacts>,
+        work: Work,
+        now: Timestamp,
+        order: Option<prepare::Order>,
+    ) {
+        match work {
+            Work::Signal => hand.ending.signalled = Some(now),
+            Work::Kill => hand.ending.killed = Some(now),
+            Work::Prepare | Work::Start | Work::Remove => {}
+        }
+        let runtime = Arc::clone(&self.options.runtime);
+        let task = task.clone();
+        let handle = self.works.spawn(async move {
+            let result = match (order, container) {
+                (Some(order), _) => prepare::prepare(order).await,
+                (None, Some(container)) => prepare::act(runtime.as_ref(), &container, work).await,
+                (None, None) => Ok(Preparation::default()),
+            };
+            Done { task, work, result }
+        });
+        hand.doing = Some((work, handle));
+    }
+
+    /// An address that no container here has, and none that is just being made.
+    fn free_address(&self) -> Option<Ipv4Addr> {
+        let chosen = self.hands.values().filter_map(|hand| hand.address);
+        let taken = self.containers.values().filter_map(|facts| facts.address);
+        self.options
+            .block
+            .free(&taken.chain(chosen).collect(), self.last_address)
+    }
+
+    /// Sees to it that a running container with a check of ours is probed, and no other.
+    fn keep_probe(&self, task: &Task, hand: &mut Hand) {
+        let check = task.spec.container_spec.healthcheck.as_ref();
+        let running = self
+            .containers
+            .get(&task.id)
+            .filter(|facts| facts.phase == Phase::Running && task.desired.is_wanted());
+        match (running, check.filter(|check| probe::is_ours(Some(check)))) {
+            (Some(facts), Some(check)) if hand.probe.is_none() => {
+                // Without an address it cannot be reached, and is never healthy.
+                let address = facts.reached_at.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                let watch = probe::watch(task.id.clone(), check.clone(), address, self.verdicts.0.clone());
+                hand.probe = Some(Probing {
+                    health: Health::Starting,
+                    task: tokio::spawn(watch).abort_handle(),
+                });
+            }
+            (Some(_), Some(_)) => {}
+            (None, _) | (_, None) => hand.probe = None,
+        }
+    }
+
+    /// Whether a draining container still has connections. Where that cannot be told, it has.
+    fn count_connections(&self, hand: &mut Hand, container: Option<&ContainerFacts>, now: Timestamp) {
+        if let (Some(drain), Some(pid)) = (&mut hand.drain, container.and_then(|facts| facts.pid))
+            && now >= drain.since + machine::SETTLE
+        {
+            drain.busy = connections::are_open(pid, &hand.ports).unwrap_or(true);
+        }
+    }
+}
+
+fn describe(state: &State, task: &Task) -> Assigned {
+    let ingress = state
+        .service(&task.service)
+        .into_iter()
+        .flat_map(|service| &service.ports)
+        .filter(|port| port.publish_mode == PublishMode::Ingress);
+    Assigned {
+        task: task.clone(),
+        published: ingress.clone().next().is_some(),
+        ports: ingress
+            .filter(|port| port.protocol == Protocol::Tcp)
+            .map(|port| port.target_port)
+            .collect(),
+    }
+}
+
+fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    one.into_iter().chain(other).min()
+}

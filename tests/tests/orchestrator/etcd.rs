@@ -1,0 +1,166 @@
+//! An etcd cluster in a lab: a member on each node, with TLS towards each other and towards the agents.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
+use xtask::lab::{Lab, wait_until};
+
+/// The file with a member's pid as its node counts.
+const PID_FILE: &str = "/run/etcd.pid";
+/// How long the members may take to find each other.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// The members' certificates and data.
+#[derive(Debug)]
+pub(crate) struct Etcd {
+    folder: PathBuf,
+}
+
+impl Etcd {
+    /// Starts a member on each node of a lab.
+    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+        let folder = lab.state().data.join("etcd");
+        fs::create_dir_all(&folder)?;
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name.push(DnType::CommonName, "lab");
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?;
+        fs::write(folder.join("ca.pem"), authority.pem())?;
+        for node in lab.nodes() {
+            let names = vec![lab.address(node)?, "127.0.0.1".to_owned()];
+            let mut parameters = CertificateParams::new(names)?;
+            parameters.distinguished_name.push(DnType::CommonName, node);
+            parameters.extended_key_usages = vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ];
+            let key = KeyPair::generate()?;
+            let certificate = parameters.signed_by(&key, &authority)?;
+            fs::write(folder.join(format!("{node}.pem")), certificate.pem())?;
+            fs::write(folder.join(format!("{node}.key")), key.serialize_pem())?;
+        }
+        let etcd = Self { folder };
+        for node in lab.nodes() {
+            etcd.start_member(lab, node)?;
+        }
+        etcd.wait_for_health(lab, "node1")?;
+        Ok(etcd)
+    }
+
+    /// What an agent is told to use it.
+    pub(crate) fn arguments(&self, lab: &Lab, node: &str) -> Result<Vec<String>> {
+        let endpoints = lab
+            .nodes()
+            .into_iter()
+            .map(|node| Ok(format!("https://{}:2379", lab.address(node)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(vec![
+            "--etcd".to_owned(),
+            endpoints.join(","),
+            "--etcd-ca".to_owned(),
+            self.file("ca.pem")?,
+            "--etcd-certificate".to_owned(),
+            self.file(&format!("{node}.pem"))?,
+            "--etcd-key".to_owned(),
+            self.file(&format!("{node}.key"))?,
+        ])
+    }
+
+    /// Starts a member, for the first time or again with what it has on its disk.
+    pub(crate) fn start_member(&self, lab: &Lab, node: &str) -> Result<()> {
+        let address = lab.address(node)?;
+        let peers = lab
+            .nodes()
+            .into_iter()
+            .map(|node| Ok(format!("{node}=https://{}:2380", lab.address(node)?)))
+            .collect::<Result<Vec<_>>>()?
+            .join(",");
+        let (client, peer) = (
+            format!("https://{address}:2379"),
+            format!("https://{address}:2380"),
+        );
+        let (ca, data) = (self.file("ca.pem")?, self.file(&format!("{node}.data"))?);
+        let (certificate, key) = (
+            self.file(&format!("{node}.pem"))?,
+            self.file(&format!("{node}.key"))?,
+        );
+        let script = format!("echo $$ > {PID_FILE}; exec \"$@\"");
+        let mut words = vec!["sh", "-euc", &script, "sh", "etcd", "--name", node];
+        words.extend(["--initial-cluster", &peers, "--initial-cluster-state", "new"]);
+        words.extend(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
+        words.extend([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ]);
+        words.extend([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ]);
+        words.extend(["--client-cert-auth", "--peer-client-cert-auth", "--logger", "zap"]);
+        words.extend(["--trusted-ca-file", &ca, "--peer-trusted-ca-file", &ca]);
+        words.extend(["--cert-file", &certificate, "--peer-cert-file", &certificate]);
+        words.extend(["--key-file", &key, "--peer-key-file", &key, "--data-dir", &data]);
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(format!("{node}.log")))?;
+        // It ends with its node's namespaces at the latest.
+        lab.command(node, words)?
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("could not start etcd; `cargo xtask setup` installs it")?;
+        Ok(())
+    }
+
+    /// Kills a member, as a lost machine would be.
+    pub(crate) fn kill_member(&self, lab: &Lab, node: &str) -> Result<()> {
+        lab.run(node, ["sh", "-euc", &format!("kill -KILL $(cat {PID_FILE})")])
+            .map(drop)
+    }
+
+    /// Waits until the member of a node answers, which it does where it has a quorum.
+    pub(crate) fn wait_for_health(&self, lab: &Lab, node: &str) -> Result<()> {
+        let endpoint = format!("https://{}:2379", lab.address(node)?);
+        let (ca, certificate) = (self.file("ca.pem")?, self.file(&format!("{node}.pem"))?);
+        let key = self.file(&format!("{node}.key"))?;
+        wait_until(&format!("etcd on {node}"), BOOT, || {
+            let words = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
+            let tls = ["--cacert", &ca, "--cert", &certificate, "--key", &key];
+            let healthy = lab.run(node, words.into_iter().chain(tls).chain(["endpoint", "health"]));
+            match healthy {
+                Ok(_) => Ok(()),
+                Err(error) => bail!("{error:#}; end of its log: {}", self.log_tail(node)),
+            }
+        })
+    }
+
+    fn log_tail(&self, node: &str) -> String {
+        let log = fs::read_to_string(self.folder.join(format!("{node}.log"))).unwrap_or_default();
+        log.lines().last().unwrap_or_default().to_owned()
+    }
+
+    fn file(&self, name: &str) -> Result<String> {
+        text(&self.folder.join(name))
+    }
+}
+
+fn text(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    let text = text.context("the lab's path is not UTF-8")?;
+    ensure!(!text.contains(','), "the lab's path has a comma");
+    Ok(text)
+}

@@ -1,0 +1,25 @@
+//! The orchestrator as its users see it: plain engines without Swarm, one agent on each node, services
+//! through the API on the agent's socket.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+mod api;
+mod etcd;
+mod several;
+mod single;
+mod stage;
+
+/// One story: its name and what it does.
+pub(crate) type Story = (&'static str, fn() -> anyhow::Result<()>);
+
+fn main() -> ExitCode {
+    let mut given = Arguments::from_args();
+    // Each has a lab of its own, one after the other.
+    given.test_threads = Some(1);
+    let stories = single::STORIES.into_iter().chain(several::STORIES);
+    let trials = stories
+        .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
+    libtest_mimic::run(&given, trials.collect()).exit_code()
+}

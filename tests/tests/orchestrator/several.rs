@@ -1,0 +1,182 @@
+//! Three nodes, with their objects in a three-member etcd.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use xtask::lab::wait_until;
+
+use crate::{
+    Story,
+    etcd::Etcd,
+    stage::{PATIENCE, Stage},
+};
+
+pub(crate) const STORIES: [Story; 2] = [
+    ("three_nodes_share_services_logs_and_updates", together),
+    ("lost_nodes_leaders_and_quorums_cost_no_running_task", losses),
+];
+
+/// A stage of three nodes whose agents run.
+fn raise(name: &str) -> Result<(Stage, Etcd)> {
+    let mut stage = Stage::up(name, 3)?;
+    let etcd = Etcd::start(&stage.lab)?;
+    for node in ["node1", "node2", "node3"] {
+        stage
+            .more
+            .insert(node.to_owned(), etcd.arguments(&stage.lab, node)?);
+    }
+    stage.start_agent("node1")?;
+    // All nodes have the same key of the cluster's secrets; the first one has made it.
+    let key = |node: &str| stage.lab.state().data.join(node).join("mesh/secrets.key");
+    for node in ["node2", "node3"] {
+        let to = key(node);
+        fs::create_dir_all(to.parent().context("no folder")?)?;
+        fs::copy(key("node1"), &to)?;
+        stage.start_agent(node)?;
+    }
+    Ok((stage, etcd))
+}
+
+fn together() -> Result<()> {
+    let (stage, _etcd) = raise("orch-three")?;
+    stage
+        .create_web(6, "stop-first")
+        .with_context(|| stage.evidence())?;
+    let counts = by_node(&stage)?;
+    ensure!(
+        counts.len() == 3 && counts.values().all(|count| *count == 2),
+        "{counts:?}"
+    );
+    stage.without_a_failure(30, || stage.roll("2"))?;
+
+    let logs = stage.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
+    let nodes: std::collections::BTreeSet<String> = logs
+        .body
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|line| line["node"].as_str().map(str::to_owned))
+        .collect();
+    ensure!(!logs.body.contains("certificate"), "{}", logs.body);
+    println!("    logs of {nodes:?}");
+
+    // Drain: the node's tasks move, and nothing is lost.
+    let drained = json!({"availability": "drain"});
+    stage.without_a_failure(20, || {
+        stage
+            .api("node1")?
+            .call("PATCH", "/v1/nodes/node3", Some(&drained))?;
+        wait_until("node3 to be empty", PATIENCE, || {
+            let counts = by_node(&stage)?;
+            ensure!(
+                counts.len() == 2 && counts.values().sum::<usize>() == 6,
+                "{counts:?}"
+            );
+            Ok(())
+        })
+    })?;
+    stage.lab.down()
+}
+
+fn losses() -> Result<()> {
+    let (stage, etcd) = raise("orch-losses")?;
+    stage
+        .create_web(6, "start-first")
+        .with_context(|| stage.evidence())?;
+
+    // The leader's agent dies: another one leads, and no request is lost meanwhile.
+    let leader = leader(&stage, "node1")?;
+    let other = if leader == "node1" { "node2" } else { "node1" };
+    stage.without_a_failure(20, || {
+        stage.lab.kill_agent(&leader)?;
+        wait_until("another leader", PATIENCE, || {
+            let now = self::leader(&stage, other)?;
+            ensure!(now != leader, "{now} leads");
+            Ok(())
+        })?;
+        stage.start_agent(&leader)
+    })?;
+    stage.until_running(6)?;
+
+    // Without a quorum nothing changes, and everything runs.
+    let before = stage.containers("node1")?;
+    stage.without_a_failure(50, || {
+        for node in ["node2", "node3"] {
+            etcd.kill_member(&stage.lab, node)?;
+        }
+        let scale = json!({"replicas": 7});
+        let refused = stage
+            .api("node1")?
+            .send("POST", "/v1/services/web/scale", Some(&scale))?;
+        ensure!(refused.status == 503, "{refused:?}");
+        for node in ["node2", "node3"] {
+            etcd.start_member(&stage.lab, node)?;
+        }
+        etcd.wait_for_health(&stage.lab, "node1")
+    })?;
+    wait_until("changes to be possible again", PATIENCE, || {
+        let scale = json!({"replicas": 6});
+        stage
+            .api("node1")?
+            .call("POST", "/v1/services/web/scale", Some(&scale))
+            .map(drop)
+    })?;
+    stage.until_running(6)?;
+    ensure!(
+        stage.containers("node1")? == before,
+        "other containers run on node1"
+    );
+
+    // A node is lost: its tasks run elsewhere.
+    let lost = if self::leader(&stage, "node1")? == "node3" {
+        "node2"
+    } else {
+        "node3"
+    };
+    stage.lab.kill_agent(lost)?;
+    wait_until(&format!("the tasks of {lost} to run elsewhere"), PATIENCE, || {
+        let counts = by_node(&stage)?;
+        ensure!(
+            !counts.contains_key(lost) && counts.values().sum::<usize>() == 6,
+            "{counts:?}"
+        );
+        Ok(())
+    })
+    .with_context(|| stage.evidence())?;
+    // It comes back, and what it still runs is stopped.
+    stage.start_agent(lost)?;
+    wait_until("what runs twice to be stopped", PATIENCE, || {
+        let mut containers = 0;
+        for node in stage.lab.nodes() {
+            containers += stage.containers(node)?.len();
+        }
+        ensure!(containers == 6, "{containers} containers run");
+        Ok(())
+    })
+    .with_context(|| stage.evidence())?;
+    stage.lab.down()
+}
+
+/// The host name of the leader.
+fn leader(stage: &Stage, node: &str) -> Result<String> {
+    let nodes = stage.api(node)?.get("/v1/nodes")?;
+    let leader = nodes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|node| node["leader"] == true);
+    match leader.and_then(|node| node["hostname"].as_str()) {
+        Some(name) => Ok(name.to_owned()),
+        None => bail!("nobody leads: {nodes}"),
+    }
+}
+
+/// How many tasks run on each node.
+fn by_node(stage: &Stage) -> Result<BTreeMap<String, usize>> {
+    let mut counts = BTreeMap::new();
+    for task in stage.api("node1")?.running("web")? {
+        let node = task["node_hostname"].as_str().unwrap_or_default().to_owned();
+        *counts.entry(node).or_insert(0) += 1;
+    }
+    Ok(counts)
+}

@@ -1,0 +1,230 @@
+//! A lab of plain engines with the orchestrator on each node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_tests::load::Report;
+use serde_json::{Value, json};
+use xtask::{
+    lab::{Lab, LabOptions, Reply, agent::DEFAULT_ARGUMENTS, engine::SERVER_IMAGE, wait_until},
+    paths,
+};
+
+use crate::api::Api;
+
+/// The port that the stories' service publishes.
+pub(crate) const HTTP: u16 = 9200;
+/// How long a change of the cluster may take: containers are made, started and stopped.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// New connections each second under load.
+const RATE: usize = 100;
+
+/// The lab, and how its agents are started.
+pub(crate) struct Stage {
+    pub(crate) lab: Lab,
+    /// What each node's agent is told beside what all are told.
+    pub(crate) more: BTreeMap<String, Vec<String>>,
+}
+
+impl Stage {
+    /// A lab of so many plain engines, without agents.
+    pub(crate) fn up(name: &str, nodes: usize) -> Result<Self> {
+        for program in ["mesh-agent", "meshctl", "mesh-testbed"] {
+            ensure!(
+                paths::program(program).is_file(),
+                "{program} is not built; run `cargo xtask build`"
+            );
+        }
+        let lab = Lab::up(&LabOptions {
+            name: name.to_owned(),
+            nodes,
+            managers: 0,
+            ..LabOptions::default()
+        })?;
+        Ok(Self {
+            lab,
+            more: BTreeMap::new(),
+        })
+    }
+
+    /// Starts a node's agent, and waits until it runs its tasks.
+    pub(crate) fn start_agent(&self, node: &str) -> Result<()> {
+        let state = self.lab.state().data.join(node).join("mesh");
+        let state = state.to_str().context("the lab's path is not UTF-8")?;
+        let address = self.lab.address(node)?;
+        let mut arguments = DEFAULT_ARGUMENTS.to_vec();
+        arguments.extend(["--orchestrator", "--state-dir", state, "--node-address", &address]);
+        arguments.extend(["--heartbeat", "1s", "--drain-time", "2s"]);
+        arguments.extend(self.more.get(node).into_iter().flatten().map(String::as_str));
+        self.lab.start_agent(node, &arguments)?;
+        wait_until(&format!("{node} to be ready"), PATIENCE, || {
+            let nodes = self.api(node)?.get("/v1/nodes")?;
+            let is_ready = |listed: &Value| listed["hostname"] == node && listed["status"] == "ready";
+            match nodes.as_array().is_some_and(|nodes| nodes.iter().any(is_ready)) {
+                true => Ok(()),
+                false => bail!("{nodes}"),
+            }
+        })
+        .with_context(|| self.evidence())
+    }
+
+    /// A node's API.
+    pub(crate) fn api(&self, node: &str) -> Result<Api> {
+        let init = self.lab.state().space(node)?.init.pid;
+        Ok(Api {
+            socket: format!("/proc/{init}/root/run/mesh/admin.sock").into(),
+        })
+    }
+
+    /// Creates the stories' service, and waits until its replicas answer.
+    pub(crate) fn create_web(&self, replicas: usize, order: &str) -> Result<()> {
+        self.api("node1")?
+            .call("POST", "/v1/services", Some(&web(replicas, order)))?;
+        self.until_running(replicas)
+    }
+
+    /// Waits until so many replicas run, and every node sends to each of them.
+    pub(crate) fn until_running(&self, replicas: usize) -> Result<()> {
+        let api = self.api("node1")?;
+        wait_until(&format!("{replicas} running tasks"), PATIENCE, || {
+            let running = api.running("web")?;
+            if running.len() != replicas {
+                let tasks = api.get("/v1/services/web/tasks")?;
+                bail!("{} run: {tasks:#}", running.len());
+            }
+            Ok(())
+        })?;
+        for node in self.lab.nodes() {
+            let url = self.url(node)?;
+            wait_until(
+                &format!("{node} to spread over {replicas} replicas"),
+                PATIENCE,
+                || {
+                    let replies = self
+                        .lab
+                        .fetch_with("client", &url, replicas * 2, &["--timeout", "500"])?;
+                    let tasks = answered(&replies)?;
+                    ensure!(tasks.len() == replicas, "{tasks:?} answered");
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn url(&self, node: &str) -> Result<String> {
+        Ok(format!("http://{}:{HTTP}/", self.lab.address(node)?))
+    }
+
+    /// The running containers of a node that the orchestrator has made.
+    pub(crate) fn containers(&self, node: &str) -> Result<BTreeSet<String>> {
+        let words = [
+            "ps",
+            "--no-trunc",
+            "--filter",
+            "label=mesh.task.id",
+            "--format",
+            "{{.ID}}",
+        ];
+        let list = self.lab.docker(node, words)?;
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    /// New connections to all nodes in turn while something happens; none may fail.
+    pub(crate) fn without_a_failure(&self, seconds: usize, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let urls: Vec<String> = self
+            .lab
+            .nodes()
+            .iter()
+            .map(|node| self.url(node))
+            .collect::<Result<_>>()?;
+        let (rate, duration) = (RATE.to_string(), seconds.to_string());
+        let mut words = vec!["load", "--rate", &rate, "--duration", &duration];
+        words.extend(urls.iter().map(String::as_str));
+        let text = thread::scope(|scope| {
+            let load = scope.spawn(|| self.lab.testbed("client", &words));
+            let outcome = work();
+            let ended_before = load.is_finished();
+            let Ok(text) = load.join() else {
+                bail!("the thread of the load panicked")
+            };
+            outcome?;
+            ensure!(!ended_before, "the load ended before the change did");
+            text
+        })?;
+        let report: Report =
+            serde_json::from_str(&text).with_context(|| format!("the load said `{text}`"))?;
+        println!(
+            "    {} requests, {} failed, p99 {:.1} ms, slowest {:.1} ms, {} SYNs sent again, by {} tasks",
+            report.attempts,
+            report.failures(),
+            report.latency.p99,
+            report.latency.max,
+            report.syn_retransmitted,
+            report.tasks.len()
+        );
+        ensure!(
+            report.failures() == 0 && report.attempts >= (RATE * seconds * 9 / 10) as u64,
+            "{report:?}\n{}",
+            self.evidence()
+        );
+        Ok(())
+    }
+
+    /// Changes the service's environment and waits until all tasks are of that change.
+    pub(crate) fn roll(&self, generation: &str) -> Result<()> {
+        let api = self.api("node1")?;
+        let env = json!({"task_template": {"container_spec": {"env": [format!("GENERATION={generation}")]}}});
+        api.call("PATCH", "/v1/services/web", Some(&env))?;
+        wait_until("the update", PATIENCE, || {
+            let service = api.get("/v1/services/web")?;
+            ensure!(
+                service["update_status"]["state"] == "completed",
+                "{:#}",
+                service["update_status"]
+            );
+            Ok(())
+        })
+        .with_context(|| self.evidence())
+    }
+
+    /// The ends of the agents' logs, for a story that failed.
+    pub(crate) fn evidence(&self) -> String {
+        let mut text = String::from("what the agents say:");
+        for node in self.lab.nodes() {
+            text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 40));
+        }
+        text
+    }
+}
+
+/// The stories' service: ready when it answers, and gone soon.
+pub(crate) fn web(replicas: usize, order: &str) -> Value {
+    json!({
+        "name": "web",
+        "mode": {"replicated": {"replicas": replicas}},
+        "task_template": {
+            "container_spec": {
+                "image": SERVER_IMAGE,
+                "stop_grace_period": "3s",
+                "healthcheck": {"test": {"http": {"port": 80, "path": "/"}}, "interval": "1s"}
+            },
+            "restart_policy": {"delay": "500ms"}
+        },
+        // A third at a time: with two or three replicas one.
+        "update_config": {"order": order, "monitor": "1s", "parallelism": (replicas / 3).max(1)},
+        "endpoint_spec": {"ports": [{"target_port": 80, "published_port": HTTP}]}
+    })
+}
+
+/// Who answered; every request must have been.
+pub(crate) fn answered(replies: &[Reply]) -> Result<BTreeSet<String>> {
+    for reply in replies {
+        ensure!(reply.outcome == "answered", "{} {}", reply.outcome, reply.error);
+    }
+    Ok(replies.iter().map(|reply| reply.task.clone()).collect())
+}
