@@ -27,6 +27,8 @@ pub enum Change {
     PutPorts(PortLedger),
     /// A task appears.
     CreateTask(Box<Task>),
+    /// A task is as the store has it, whatever it was before.
+    PutTask(Box<Task>),
     /// A task gets a node.
     Assign {
         /// The task.

@@ -218,28 +218,17 @@ impl State {
                 self.indexes.link(task);
                 self.tasks.insert(task.id.clone(), (**task).clone());
             }
+            Change::PutTask(task) => self.put_task(task, &mut events),
             Change::Assign { task, node, at } => {
                 if !self.nodes.contains_key(node) {
                     return Err(Refused::UnknownNode(node.clone()));
                 }
-                self.change_task(task, &mut events, |task| {
-                    forward(task, task.status.state, TaskState::Assigned)?;
-                    task.node = Some(node.clone());
-                    task.status = TaskStatus::new(TaskState::Assigned, *at, "assigned to a node");
-                    Ok(())
-                })?;
+                self.change_task(task, &mut events, |task| task.assign(node, *at))?;
             }
-            Change::SetDesired { task, desired } => self.change_task(task, &mut events, |task| {
-                forward(task, task.desired, *desired)?;
-                task.desired = *desired;
-                Ok(())
-            })?,
-            Change::GiveUp(task) => self.change_task(task, &mut events, |task| {
-                forward(task, task.desired, TaskState::Shutdown)?;
-                task.desired = TaskState::Shutdown;
-                task.given_up = true;
-                Ok(())
-            })?,
+            Change::SetDesired { task, desired } => {
+                self.change_task(task, &mut events, |task| task.set_desired(*desired))?;
+            }
+            Change::GiveUp(task) => self.change_task(task, &mut events, Task::give_up)?,
             Change::Observe { task, status } => self.observe(task, status, &mut events)?,
             Change::RemoveTask(id) => {
                 let task = self
@@ -310,37 +299,47 @@ impl State {
     }
 
     fn observe(&mut self, id: &TaskId, status: &TaskStatus, events: &mut Events) -> Result<(), Refused> {
-        let mut failed = None;
-        let mut freed = false;
+        let mut before = status.state;
         self.change_task(id, events, |task| {
-            forward(task, task.status.state, status.state)?;
-            let ends = status.state.is_terminal() && !task.status.state.is_terminal();
-            freed = ends && task.status.state.holds_resources();
-            if ends {
-                task.finished_at = Some(status.at);
-                if matches!(status.state, TaskState::Failed | TaskState::Rejected) && task.desired.is_wanted()
-                {
-                    failed = task
-                        .node
-                        .clone()
-                        .map(|node| (node, task.service.clone(), task.spec_version));
-                }
-            }
-            if status.state == TaskState::Running && task.started_at.is_none() {
-                task.started_at = Some(status.at);
-            }
-            task.status = status.clone();
-            Ok(())
+            before = task.status.state;
+            task.observe(status)
         })?;
-        events.unplaced |= freed || status.state == TaskState::Pending;
-        if let Some(key) = failed {
+        self.follow_status(id, before, events);
+        Ok(())
+    }
+
+    /// What is as the store has it is not judged: a restored snapshot may lie behind.
+    fn put_task(&mut self, task: &Task, events: &mut Events) {
+        let before = match self.tasks.get(&task.id) {
+            Some(known) if known == task => return,
+            Some(known) => {
+                self.indexes.unlink(known);
+                events.touch_slot(&known.service, &known.slot);
+                known.status.state
+            }
+            None => TaskState::New,
+        };
+        events.touch_slot(&task.service, &task.slot);
+        self.indexes.link(task);
+        self.tasks.insert(task.id.clone(), task.clone());
+        self.follow_status(&task.id, before, events);
+    }
+
+    /// What follows from a task's having another status than before.
+    fn follow_status(&mut self, id: &TaskId, before: TaskState, events: &mut Events) {
+        let Some(task) = self.tasks.get(id) else {
+            return;
+        };
+        let freed = before.holds_resources() && task.status.state.is_terminal();
+        events.unplaced |= freed || task.status.state == TaskState::Pending;
+        if let Some(node) = task.node.as_ref().filter(|_| task.has_failed_since(before)) {
+            let key = (node.clone(), task.service.clone(), task.spec_version);
             let times = self.failures.entry(key).or_default();
-            times.push(status.at);
+            times.push(task.status.at);
             if times.len() > FAILURES_TO_AVOID {
                 times.remove(0);
             }
         }
-        Ok(())
     }
 
     fn change_task(
@@ -380,15 +379,4 @@ impl State {
         count((Bound::Unbounded, Bound::Excluded(current)))
             + count((Bound::Excluded(current), Bound::Unbounded))
     }
-}
-
-fn forward(task: &Task, from: TaskState, to: TaskState) -> Result<(), Refused> {
-    if to >= from {
-        return Ok(());
-    }
-    Err(Refused::Backwards {
-        task: task.id.clone(),
-        from,
-        to,
-    })
 }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointPort, NodeId, ServiceId, TaskId, Timestamp};
+use super::{EndpointPort, NodeId, Refused, ServiceId, TaskId, Timestamp};
 use crate::spec::TaskSpec;
 
 /// The states of a task, in the order in which it goes through them; with Swarm's names.
@@ -245,5 +245,70 @@ impl Task {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         !self.desired.is_wanted() && self.status.state.holds_resources()
+    }
+
+    /// Gives it a node.
+    ///
+    /// # Errors
+    /// If it has come further already.
+    pub fn assign(&mut self, node: &NodeId, at: Timestamp) -> Result<(), Refused> {
+        self.forward(self.status.state, TaskState::Assigned)?;
+        self.node = Some(node.clone());
+        self.status = TaskStatus::new(TaskState::Assigned, at, "assigned to a node");
+        Ok(())
+    }
+
+    /// Means another end for it.
+    ///
+    /// # Errors
+    /// If its end is meant to be a later one already.
+    pub fn set_desired(&mut self, desired: TaskState) -> Result<(), Refused> {
+        self.forward(self.desired, desired)?;
+        self.desired = desired;
+        Ok(())
+    }
+
+    /// Its slot stays taken by it, although it has ended.
+    ///
+    /// # Errors
+    /// If it is meant to be removed.
+    pub fn give_up(&mut self) -> Result<(), Refused> {
+        self.set_desired(TaskState::Shutdown)?;
+        self.given_up = true;
+        Ok(())
+    }
+
+    /// Notes how far it has come.
+    ///
+    /// # Errors
+    /// If it was further already.
+    pub fn observe(&mut self, status: &TaskStatus) -> Result<(), Refused> {
+        self.forward(self.status.state, status.state)?;
+        if status.state.is_terminal() && !self.status.state.is_terminal() {
+            self.finished_at = Some(status.at);
+        }
+        if status.state == TaskState::Running && self.started_at.is_none() {
+            self.started_at = Some(status.at);
+        }
+        self.status = status.clone();
+        Ok(())
+    }
+
+    /// Whether it has just ended with an error that was not asked for, given what it was before.
+    pub(super) fn has_failed_since(&self, before: TaskState) -> bool {
+        !before.is_terminal()
+            && matches!(self.status.state, TaskState::Failed | TaskState::Rejected)
+            && self.desired.is_wanted()
+    }
+
+    fn forward(&self, from: TaskState, to: TaskState) -> Result<(), Refused> {
+        if to >= from {
+            return Ok(());
+        }
+        Err(Refused::Backwards {
+            task: self.id.clone(),
+            from,
+            to,
+        })
     }
 }

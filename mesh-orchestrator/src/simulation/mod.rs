@@ -191,6 +191,7 @@ impl Simulation {
             Change::RemoveNode(_) => "remove node",
             Change::PutPorts(_) => "put ports",
             Change::CreateTask(_) => "create task",
+            Change::PutTask(_) => "put task",
             Change::Assign { .. } => "assign",
             Change::SetDesired { .. } => "set desired",
             Change::GiveUp(_) => "give up",

@@ -144,6 +144,12 @@ impl Leadership {
         transaction.expect(self.key.clone(), Expected::At(self.revision))
     }
 
+    /// The key that [`Self::fence`] looks at: a conflict there means that the lead is lost.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// The revision at which the lead was won; higher for each later term.
     #[must_use]
     pub fn term(&self) -> Revision {

@@ -339,15 +339,7 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
     /// # Errors
     /// When the name is not allowed, or the object is no JSON.
     pub fn stage_create(&self, name: &str, value: &T, author: Author) -> Result<Staged, RevisionError> {
-        let key = self.key(name)?;
-        let (revision, bytes) = write(&key, None, value, author)?;
-        Ok(Staged {
-            revision,
-            before: None,
-            transaction: Transaction::new()
-                .expect(key.clone(), Expected::Absent)
-                .put(key, bytes),
-        })
+        stage(self.kind, name, None, value, author)
     }
 
     /// Works out a change to an object that was read at a revision.
@@ -361,25 +353,13 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
         value: &T,
         author: Author,
     ) -> Result<Staged, RevisionError> {
-        let (entry, current) = self.current(name, given).await?;
-        let (revision, bytes) = write(&entry.key, Some(current), value, author)?;
-        let guard = || Transaction::new().expect(entry.key.clone(), Expected::At(entry.modified));
-        let mut transaction = guard().put(entry.key.clone(), bytes);
-        if current.number > KEPT {
-            transaction = transaction.delete(self.old_key(name, current.number - KEPT)?);
-        }
-        let old = self.old_key(name, current.number)?;
-        let before = if transaction.bytes() + entry.value.len() + old.as_str().len() > MAX_TRANSACTION_BYTES {
-            Some(guard().put(old, entry.value.clone()))
-        } else {
-            transaction = transaction.put(old, entry.value.clone());
-            None
-        };
-        Ok(Staged {
+        let (entry, revision) = self.current(name, given).await?;
+        let current = Current {
             revision,
-            before,
-            transaction,
-        })
+            modified: entry.modified,
+            stored: entry.value,
+        };
+        stage(self.kind, name, Some(current), value, author)
     }
 
     /// Commits a staged change. Where the store cannot tell whether it was committed, looks.
@@ -403,11 +383,6 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
 
     fn key(&self, name: &str) -> Result<Key, InvalidKey> {
         Key::new([self.kind, name])
-    }
-
-    fn old_key(&self, name: &str, number: u64) -> Result<Key, InvalidKey> {
-        // Padded, so that they are in order.
-        Key::new(["history", self.kind, name, &format!("{number:020}")])
     }
 
     async fn old(&self, name: &str) -> Result<Vec<Entry>, RevisionError> {
@@ -452,6 +427,67 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
             name: name.to_owned(),
         }
     }
+}
+
+/// What is stored of an object before it is changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Current {
+    /// Its revision.
+    pub(crate) revision: RevisionId,
+    /// The store's revision at which it was last written.
+    pub(crate) modified: Revision,
+    /// The bytes.
+    pub(crate) stored: Vec<u8>,
+}
+
+/// Works out the making or the change of an object, without asking the store.
+pub(crate) fn stage<T: Serialize>(
+    kind: &'static str,
+    name: &str,
+    current: Option<Current>,
+    value: &T,
+    author: Author,
+) -> Result<Staged, RevisionError> {
+    let key = Key::new([kind, name])?;
+    let (revision, bytes) = write(
+        &key,
+        current.as_ref().map(|current| current.revision),
+        value,
+        author,
+    )?;
+    let Some(current) = current else {
+        return Ok(Staged {
+            revision,
+            before: None,
+            transaction: Transaction::new()
+                .expect(key.clone(), Expected::Absent)
+                .put(key, bytes),
+        });
+    };
+    let guard = || Transaction::new().expect(key.clone(), Expected::At(current.modified));
+    let mut transaction = guard().put(key.clone(), bytes);
+    let number = current.revision.number;
+    if number > KEPT {
+        transaction = transaction.delete(old_key(kind, name, number - KEPT)?);
+    }
+    let old = old_key(kind, name, number)?;
+    let before = if transaction.bytes() + current.stored.len() + old.as_str().len() > MAX_TRANSACTION_BYTES {
+        Some(guard().put(old, current.stored))
+    } else {
+        transaction = transaction.put(old, current.stored);
+        None
+    };
+    Ok(Staged {
+        revision,
+        before,
+        transaction,
+    })
+}
+
+/// Where an old revision is kept.
+pub(crate) fn old_key(kind: &str, name: &str, number: u64) -> Result<Key, InvalidKey> {
+    // Padded, so that they are in order.
+    Key::new(["history", kind, name, &format!("{number:020}")])
 }
 
 fn damaged(key: &Key, source: serde_json::Error) -> RevisionError {

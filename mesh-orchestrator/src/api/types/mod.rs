@@ -1,0 +1,33 @@
+//! What the HTTP API takes and answers. Plain data for both ends: depends on `objects`, `spec` and the
+//! store's revisions, on no web framework.
+//!
+//! Requests refuse fields that they do not know; answers may get more fields in later releases, so that
+//! their readers must not. Times are milliseconds since the Unix epoch unless said otherwise.
+
+mod error;
+mod files;
+mod logs;
+mod node;
+mod operator;
+mod scope;
+mod service;
+mod task;
+mod webhook;
+
+pub use error::{ErrorAnswer, ErrorDetail};
+pub use files::{
+    Confidential, ConfigCreate, ConfigView, RegistryLogin, RegistryView, SecretCreate, SecretView,
+};
+pub use logs::{LogLine, LogStream};
+pub use node::{NodePatch, NodeView};
+pub use operator::{
+    EventAction, EventView, OrchestratorView, RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView,
+    TokenCreate, TokenCreated, TokenView,
+};
+pub use scope::{InvalidScope, Resource, Scope};
+pub use service::{HistoryEntry, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged, ServiceView};
+pub use task::TaskView;
+pub use webhook::{WebhookAnswer, WebhookCall, WebhookCreate, WebhookPatch, WebhookView};
+
+/// The version in every path: `/v1/…`.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,147 @@
+//! What operators of the cluster look at: snapshots, tokens, events, the orchestrator itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Confidential, Scope};
+use crate::{objects::Timestamp, store::Revision};
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Its file's name: `manual-20261121T190000.000Z.mesh-snapshot`.
+    pub name: String,
+    /// `hourly` or `manual`.
+    pub kind: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// How many bytes the file has.
+    pub bytes: u64,
+}
+
+/// A snapshot that was read from end to end, and found to be whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDetail {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: SnapshotView,
+    /// The store that it was made of.
+    pub store: String,
+    /// The store's revision that it shows.
+    pub revision: Revision,
+    /// The release that made it.
+    pub release: String,
+    /// The version of the file's format.
+    pub format: u32,
+    /// The version of what is stored.
+    pub schema: u64,
+    /// How many entries it has.
+    pub entries: u64,
+    /// Its checksum: SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// What is in it.
+    pub content: SnapshotContent,
+}
+
+/// What is in a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotContent {
+    /// The names of its services.
+    pub services: Vec<String>,
+    /// How many entries there are of each kind.
+    pub entries: BTreeMap<String, u64>,
+}
+
+/// What may happen to what is in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestoreRequest {
+    /// What is in the store is replaced; else a store with services in it is left as it is.
+    pub replace: bool,
+}
+
+/// A token to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenCreate {
+    /// Unique among tokens; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// What it allows; at least one.
+    pub scopes: Vec<Scope>,
+    /// When it ends; never if left out.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A token, without what has to be sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its name.
+    pub name: String,
+    /// What it allows.
+    pub scopes: Vec<Scope>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A new token: the only answer that has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// What has to be sent: `Authorization: Bearer <token>`.
+    pub token: Confidential,
+    /// The token.
+    #[serde(flatten)]
+    pub view: TokenView,
+}
+
+/// Something has changed; what the stream of events sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Of which kind: `service`, `task`, `node`, `secret`, ...
+    pub kind: String,
+    /// Its id, or its name where it has none.
+    pub id: String,
+    /// What happened.
+    pub action: EventAction,
+    /// The store's revision that it happened at.
+    pub revision: Revision,
+    /// When this node saw it.
+    pub time: Timestamp,
+}
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventAction {
+    /// It came to be.
+    Create,
+    /// It is another.
+    Update,
+    /// It is gone.
+    Remove,
+}
+
+/// The orchestrator, as the asked node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrchestratorView {
+    /// The release of the asked node.
+    pub release: String,
+    /// The asked node's id.
+    pub node: String,
+    /// The id of the node whose control loops run; `null` between two leaders.
+    pub leader: Option<String>,
+    /// Where objects are kept: a file, or endpoints.
+    pub store: String,
+    /// The store's revision that answers show.
+    pub revision: Revision,
+    /// How many nodes there are.
+    pub nodes: u32,
+    /// How many services there are.
+    pub services: u32,
+    /// How many tasks run.
+    pub tasks: u32,
+}

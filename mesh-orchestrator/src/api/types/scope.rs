@@ -1,0 +1,159 @@
+//! What a token allows: `services:read`, `secrets:write`, `all`.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// A kind of object that tokens are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Services with their tasks, history and logs, and the stream of events.
+    Services,
+    /// Nodes.
+    Nodes,
+    /// Secrets.
+    Secrets,
+    /// Configs.
+    Configs,
+    /// Credentials for registries.
+    Registries,
+    /// Webhooks; their secret URLs are read with `webhooks:read`.
+    Webhooks,
+    /// Snapshots.
+    Snapshots,
+    /// Tokens. Whoever may write them has every scope.
+    Tokens,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Services,
+        Self::Nodes,
+        Self::Secrets,
+        Self::Configs,
+        Self::Registries,
+        Self::Webhooks,
+        Self::Snapshots,
+        Self::Tokens,
+    ];
+
+    /// Its name in scopes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Nodes => "nodes",
+            Self::Secrets => "secrets",
+            Self::Configs => "configs",
+            Self::Registries => "registries",
+            Self::Webhooks => "webhooks",
+            Self::Snapshots => "snapshots",
+            Self::Tokens => "tokens",
+        }
+    }
+}
+
+/// Something that a token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// To read objects of a kind.
+    Read(Resource),
+    /// To change, make and remove objects of a kind, and to read them.
+    Write(Resource),
+    /// Everything.
+    All,
+}
+
+impl Scope {
+    /// Whether whoever has this may do what needs the other.
+    #[must_use]
+    pub fn allows(self, needed: Self) -> bool {
+        match (self, needed) {
+            (Self::All, _) => true,
+            (Self::Write(mine), Self::Write(theirs) | Self::Read(theirs))
+            | (Self::Read(mine), Self::Read(theirs)) => mine == theirs,
+            (Self::Read(_) | Self::Write(_), _) => false,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(resource) => write!(formatter, "{}:read", resource.name()),
+            Self::Write(resource) => write!(formatter, "{}:write", resource.name()),
+            Self::All => formatter.write_str("all"),
+        }
+    }
+}
+
+/// A text that is no scope.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no scope: use all, or <kind>:read or <kind>:write with one of {kinds}", text = .0, kinds = kinds())]
+pub struct InvalidScope(String);
+
+fn kinds() -> String {
+    Resource::ALL.map(Resource::name).join(", ")
+}
+
+impl FromStr for Scope {
+    type Err = InvalidScope;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScope> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let parsed = text.split_once(':').and_then(|(name, access)| {
+            let resource = Resource::ALL.into_iter().find(|one| one.name() == name)?;
+            match access {
+                "read" => Some(Self::Read(resource)),
+                "write" => Some(Self::Write(resource)),
+                _ => None,
+            }
+        });
+        parsed.ok_or_else(|| InvalidScope(text.to_owned()))
+    }
+}
+
+impl Serialize for Scope {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_reads_as_it_is_written() {
+        let all = Resource::ALL
+            .into_iter()
+            .flat_map(|one| [Scope::Read(one), Scope::Write(one)]);
+        for scope in all.chain([Scope::All]) {
+            assert_eq!(scope.to_string().parse(), Ok(scope));
+        }
+        for wrong in ["", "services", "services:delete", "service:read", "ALL"] {
+            let error = wrong.parse::<Scope>().unwrap_err().to_string();
+            assert!(error.contains("services, nodes"), "{error}");
+        }
+    }
+
+    #[test]
+    fn writing_includes_reading_and_nothing_of_another_kind() {
+        let (read, write) = (Scope::Read(Resource::Nodes), Scope::Write(Resource::Nodes));
+        assert!(write.allows(read) && write.allows(write) && read.allows(read));
+        assert!(!read.allows(write));
+        assert!(!write.allows(Scope::Read(Resource::Secrets)) && !write.allows(Scope::All));
+        assert!(Scope::All.allows(write) && Scope::All.allows(Scope::All));
+    }
+}

@@ -1,0 +1,83 @@
+//! Committing what was drafted, and finding out what became of it when the store went away meanwhile.
+//! Imports `draft` and the store's trait.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{ChangeError, Cluster, draft::Batch, stored};
+use crate::store::{Expected, Key, Prefix, Revision, StoreError, Transaction, membership::Leadership};
+
+/// How long to ask for the fate of a transaction whose answer was lost.
+const FATE: Duration = Duration::from_secs(5);
+
+/// The pause between two questions.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Cluster {
+    /// Commits batches one after the other, with the leader's fence if there is one; stops at the first that
+    /// fails. Answers with the last one's revision.
+    pub(super) async fn commit(
+        &self,
+        batches: &[Batch],
+        lead: Option<&Leadership>,
+    ) -> Result<Revision, ChangeError> {
+        let mut made = Vec::with_capacity(batches.len());
+        let restore = stored::restore()?;
+        for batch in batches {
+            let mut transaction = batch.transaction(&made).expect(restore.clone(), Expected::Absent);
+            if let Some(lead) = lead {
+                transaction = lead.fence(transaction);
+            }
+            let committed = self.commit_one(transaction, batch.witness()).await;
+            self.note(committed.as_ref().err());
+            match committed {
+                Ok(revision) => made.push(revision),
+                Err(StoreError::Conflict { key, .. }) if key == restore => {
+                    return Err(ChangeError::Restoring);
+                }
+                Err(StoreError::Conflict { key, .. }) if lead.is_some_and(|lead| *lead.key() == key) => {
+                    return Err(ChangeError::NotLeader);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(made.last().copied().unwrap_or_default())
+    }
+
+    /// A transaction whose answer was lost is committed again: what it expects holds only if it was not.
+    async fn commit_one(
+        &self,
+        transaction: Transaction,
+        witness: Option<(&Key, Option<&[u8]>)>,
+    ) -> Result<Revision, StoreError> {
+        let store = self.store();
+        let mut unknown = None;
+        let until = Instant::now() + FATE;
+        loop {
+            match store.commit(transaction.clone()).await {
+                Ok(revision) => return Ok(revision),
+                Err(lost @ StoreError::OutcomeUnknown { .. }) => {
+                    if witness.is_none() || Instant::now() > until {
+                        return Err(lost);
+                    }
+                    unknown = Some(lost);
+                }
+                Err(StoreError::Unavailable { .. }) if unknown.is_some() && Instant::now() <= until => {}
+                Err(conflict @ StoreError::Conflict { .. }) if unknown.is_some() => {
+                    let Some((key, value)) = witness else {
+                        return Err(conflict);
+                    };
+                    let found = store.get(key).await?;
+                    return match (found, value) {
+                        (Some(entry), Some(value)) if entry.value == value => Ok(entry.modified),
+                        (None, None) => Ok(store.list(&Prefix::everything(), 1).await?.revision),
+                        _ => Err(conflict),
+                    };
+                }
+                Err(error) => return Err(unknown.unwrap_or(error)),
+            }
+            sleep(RETRY).await;
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! All objects of the store, in memory, with the revision at which each was last written. Pure: what the
+//! store tells goes in, what has changed comes out. Imports `objects`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Event, EventAction, EventKind, OpenError, Presence,
+    stored::{self, Name, Stored},
+};
+use crate::{
+    objects::{Change, NodeId, Refused, Service, ServiceId, State, Task, Timestamp},
+    store::{
+        self, Entry, Expected, Key, Revision, WatchBatch,
+        revisions::{Author, Revised, RevisionId},
+    },
+};
+
+/// What is known of a service's current revision beside the service itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) revision: RevisionId,
+    pub(super) author: Author,
+}
+
+/// The cluster as the store had it at one revision.
+#[derive(Debug, Default)]
+pub(super) struct Mirror {
+    state: State,
+    revision: Revision,
+    modified: BTreeMap<Key, Revision>,
+    heads: BTreeMap<ServiceId, Head>,
+    presences: BTreeMap<NodeId, Presence>,
+    unreadable: BTreeSet<Key>,
+    restoring: bool,
+}
+
+/// What a batch, or a new list, has changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct News {
+    /// The revision that the mirror has now.
+    pub(super) revision: Revision,
+    /// Everything was read anew; what is not in `changes` may be other, too.
+    pub(super) anew: bool,
+    /// The objects, in an order in which they apply.
+    pub(super) changes: Vec<Change>,
+    /// The same, for those who follow from outside.
+    pub(super) events: Vec<Event>,
+}
+
+impl Mirror {
+    /// Begins with a list of everything.
+    ///
+    /// # Errors
+    /// If an object cannot be read, or two contradict each other.
+    pub(super) fn new(revision: Revision, entries: &[Entry], now: Timestamp) -> Result<Self, OpenError> {
+        let mut mirror = Self::default();
+        let batch = WatchBatch {
+            revision,
+            events: entries.iter().cloned().map(store::Event::Put).collect(),
+        };
+        mirror.fold(&batch, now)?;
+        if let Some(key) = mirror.unreadable.first()
+            && let Some(entry) = entries.iter().find(|entry| entry.key == *key)
+        {
+            stored::read(entry)?;
+        }
+        Ok(mirror)
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) fn presences(&self) -> &BTreeMap<NodeId, Presence> {
+        &self.presences
+    }
+
+    pub(super) fn head(&self, service: &ServiceId) -> Option<&Head> {
+        self.heads.get(service)
+    }
+
+    /// A service with its revision, as it is stored.
+    pub(super) fn revised(&self, id: &ServiceId) -> Option<Revised<Arc<Service>>> {
+        let head = self.heads.get(id)?;
+        Some(Revised {
+            revision: head.revision,
+            author: head.author.clone(),
+            value: self.state.service(id)?.clone(),
+        })
+    }
+
+    /// What a transaction that was worked out from this mirror must expect of a key.
+    pub(super) fn expected(&self, key: &Key) -> Expected {
+        self.modified(key).map_or(Expected::Absent, Expected::At)
+    }
+
+    /// When a key was last written, if it is there.
+    pub(super) fn modified(&self, key: &Key) -> Option<Revision> {
+        self.modified.get(key).copied()
+    }
+
+    /// A snapshot is being restored: what is here is half of something.
+    pub(super) fn is_restoring(&self) -> bool {
+        self.restoring
+    }
+
+    /// Objects that cannot be read. What is known of them is old, and nothing may be decided from it.
+    pub(super) fn unreadable(&self) -> &BTreeSet<Key> {
+        &self.unreadable
+    }
+
+    /// Takes over what one transaction has changed.
+    ///
+    /// # Errors
+    /// If it does not fit what is here. The mirror is then to be made anew.
+    pub(super) fn fold(&mut self, batch: &WatchBatch, now: Timestamp) -> Result<News, Refused> {
+        let mut news = News {
+            revision: batch.revision,
+            ..News::default()
+        };
+        // What goes makes room for what comes: a name, for instance.
+        let (gone, put): (Vec<_>, Vec<_>) = batch
+            .events
+            .iter()
+            .partition(|event| matches!(event, store::Event::Delete(_)));
+        for event in gone.into_iter().chain(put) {
+            match event {
+                store::Event::Put(entry) => self.put(entry, now, &mut news)?,
+                store::Event::Delete(key) => self.delete(key, now, &mut news)?,
+            }
+        }
+        self.revision = self.revision.max(batch.revision);
+        Ok(news)
+    }
+
+    fn put(&mut self, entry: &Entry, now: Timestamp, news: &mut News) -> Result<(), Refused> {
+        let stored = match stored::read(entry) {
+            Ok(stored) => stored,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "an object in the store cannot be read");
+                self.modified.insert(entry.key.clone(), entry.modified);
+                self.unreadable.insert(entry.key.clone());
+                return Ok(());
+            }
+        };
+        self.unreadable.remove(&entry.key);
+        let change = match stored {
+            Stored::Other => return Ok(()),
+            Stored::Restore => {
+                self.restoring = true;
+                None
+            }
+            Stored::Guard => None,
+            Stored::Presence(node, presence) => {
+                let known = self.presences.insert(node.clone(), *presence);
+                let name = self.hostname(&node);
+                self.tell(
+                    news,
+                    EventKind::Presence,
+                    node.as_str(),
+                    name,
+                    action(known.is_some()),
+                    now,
+                );
+                return Ok(());
+            }
+            Stored::Service(revised) => {
+                let (id, name) = (&revised.value.id, revised.value.spec.name.clone());
+                let known = self.state.service(id).is_some();
+                self.tell(news, EventKind::Service, id.as_str(), name, action(known), now);
+                let head = Head {
+                    revision: revised.revision,
+                    author: revised.author,
+                };
+                self.heads.insert(id.clone(), head);
+                Some(Change::PutService(revised.value))
+            }
+            Stored::Node(node) => {
+                let known = self.state.nodes().contains_key(&node.id);
+                self.tell(
+                    news,
+                    EventKind::Node,
+                    node.id.as_str(),
+                    node.hostname.clone(),
+                    action(known),
+                    now,
+                );
+                Some(Change::PutNode(node))
+            }
+            Stored::Task(mut task) => {
+                self.share_spec(&mut task);
+                let known = self.state.tasks().contains_key(&task.id);
+                self.tell(
+                    news,
+                    EventKind::Task,
+                    task.id.as_str(),
+                    task.name(),
+                    action(known),
+                    now,
+                );
+                Some(Change::PutTask(task))
+            }
+            Stored::Ports(ledger) => Some(Change::PutPorts(ledger)),
+        };
+        self.modified.insert(entry.key.clone(), entry.modified);
+        self.apply(change, news)
+    }
+
+    fn delete(&mut self, key: &Key, now: Timestamp, news: &mut News) -> Result<(), Refused> {
+        self.modified.remove(key);
+        self.unreadable.remove(key);
+        let change = match stored::name(key) {
+            Name::Other | Name::Guard => None,
+            Name::Restore => {
+                self.restoring = false;
+                None
+            }
+            Name::Presence(node) => {
+                self.presences.remove(&node);
+                let name = self.hostname(&node);
+                self.tell(
+                    news,
+                    EventKind::Presence,
+                    node.as_str(),
+                    name,
+                    EventAction::Remove,
+                    now,
+                );
+                None
+            }
+            Name::Service(id) => {
+                self.heads.remove(&id);
+                self.state.service(&id).cloned().map(|service| {
+                    let name = service.spec.name.clone();
+                    self.tell(
+                        news,
+                        EventKind::Service,
+                        id.as_str(),
+                        name,
+                        EventAction::Remove,
+                        now,
+                    );
+                    Change::RemoveService(id)
+                })
+            }
+            Name::Node(id) => self.state.nodes().get(&id).map(|node| {
+                let name = node.hostname.clone();
+                self.tell(news, EventKind::Node, id.as_str(), name, EventAction::Remove, now);
+                Change::RemoveNode(id)
+            }),
+            Name::Task(id) => self.state.tasks().get(&id).map(|task| {
+                self.tell(
+                    news,
+                    EventKind::Task,
+                    id.as_str(),
+                    task.name(),
+                    EventAction::Remove,
+                    now,
+                );
+                Change::RemoveTask(id)
+            }),
+            Name::Ports => Some(Change::PutPorts(crate::objects::PortLedger::default())),
+        };
+        self.apply(change, news)
+    }
+
+    fn apply(&mut self, change: Option<Change>, news: &mut News) -> Result<(), Refused> {
+        if let Some(change) = change {
+            self.state.apply(&change)?;
+            news.changes.push(change);
+        }
+        Ok(())
+    }
+
+    /// Each task is stored with all that it runs; here tasks that run the same share it.
+    fn share_spec(&self, task: &mut Task) {
+        let known = self.state.tasks().get(&task.id).map(|known| &known.spec);
+        let service = self.state.service(&task.service);
+        let current = service.map(|service| &service.spec.task_template);
+        if let Some(spec) = known.into_iter().chain(current).find(|spec| **spec == task.spec) {
+            task.spec = spec.clone();
+        }
+    }
+
+    fn hostname(&self, node: &NodeId) -> String {
+        self.state
+            .nodes()
+            .get(node)
+            .map_or_else(String::new, |node| node.hostname.clone())
+    }
+
+    fn tell(
+        &self,
+        news: &mut News,
+        kind: EventKind,
+        id: &str,
+        name: String,
+        action: EventAction,
+        time: Timestamp,
+    ) {
+        news.events.push(Event {
+            kind,
+            id: id.to_owned(),
+            name,
+            action,
+            revision: news.revision,
+            time,
+        });
+    }
+
+    /// What has become of everything since an older mirror: as one batch would have told it.
+    pub(super) fn since(&self, older: &Self, now: Timestamp) -> Vec<Event> {
+        let mut news = News {
+            revision: self.revision,
+            ..News::default()
+        };
+        let keys: BTreeSet<&Key> = older.modified.keys().chain(self.modified.keys()).collect();
+        for key in keys {
+            let action = match (older.modified.get(key), self.modified.get(key)) {
+                (before, after) if before == after => continue,
+                (None, Some(_)) => EventAction::Create,
+                (_, None) => EventAction::Remove,
+                (Some(_), Some(_)) => EventAction::Update,
+            };
+            let state = if action == EventAction::Remove {
+                &older.state
+            } else {
+                &self.state
+            };
+            let (kind, name) = match stored::name(key) {
+                Name::Service(id) => (
+                    EventKind::Service,
+                    state.service(&id).map(|service| service.spec.name.clone()),
+                ),
+                Name::Task(id) => (EventKind::Task, state.tasks().get(&id).map(Task::name)),
+                Name::Node(id) => (
+                    EventKind::Node,
+                    state.nodes().get(&id).map(|node| node.hostname.clone()),
+                ),
+                Name::Ports | Name::Guard | Name::Presence(_) | Name::Restore | Name::Other => continue,
+            };
+            self.tell(&mut news, kind, key.name(), name.unwrap_or_default(), action, now);
+        }
+        let nodes: BTreeSet<&NodeId> = older.presences.keys().chain(self.presences.keys()).collect();
+        for node in nodes {
+            let action = match (older.presences.get(node), self.presences.get(node)) {
+                (before, after) if before == after => continue,
+                (None, Some(_)) => EventAction::Create,
+                (_, None) => EventAction::Remove,
+                (Some(_), Some(_)) => EventAction::Update,
+            };
+            self.tell(
+                &mut news,
+                EventKind::Presence,
+                node.as_str(),
+                self.hostname(node),
+                action,
+                now,
+            );
+        }
+        news.events
+    }
+}
+
+fn action(known: bool) -> EventAction {
+    if known {
+        EventAction::Update
+    } else {
+        EventAction::Create
+    }
+}

@@ -1,0 +1,145 @@
+//! Where each object is stored, and how. Imports `objects` and the store's plain data.
+//!
+//! | key | what |
+//! |---|---|
+//! | `/services/<id>` | a service, as a revision; old ones at `/history/services/<id>/<number>` |
+//! | `/tasks/<id>`, `/nodes/<id>` | a task, a node |
+//! | `/ports/ledger` | who was given which port |
+//! | `/guards/services` | written with each change of a specification, so that names and ports stay unique |
+//! | `/ephemeral/nodes/<id>` | a node's presence |
+//! | `/restore/unfinished` | there while a snapshot is restored |
+
+use std::sync::Arc;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Presence, Unreadable};
+use crate::{
+    objects::{Node, NodeId, PortLedger, Service, ServiceId, Task, TaskId},
+    store::{Entry, InvalidKey, Key, membership, revisions::Revised},
+};
+
+/// The kind under which services' revisions are kept.
+pub(super) const SERVICES: &str = "services";
+
+/// What a key names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Service(ServiceId),
+    Task(TaskId),
+    Node(NodeId),
+    Ports,
+    Guard,
+    Presence(NodeId),
+    Restore,
+    /// Not the cluster's business: secrets, tokens, old revisions, ...
+    Other,
+}
+
+/// What an entry holds.
+#[derive(Clone, Debug)]
+pub(super) enum Stored {
+    Service(Revised<Arc<Service>>),
+    Task(Box<Task>),
+    Node(Box<Node>),
+    Ports(PortLedger),
+    Presence(NodeId, Box<Presence>),
+    Guard,
+    Restore,
+    Other,
+}
+
+pub(super) fn name(key: &Key) -> Name {
+    let segments: Vec<&str> = key.segments().collect();
+    match segments.as_slice() {
+        [SERVICES, id] => Name::Service(ServiceId::from(*id)),
+        ["tasks", id] => Name::Task(TaskId::from(*id)),
+        ["nodes", id] => Name::Node(NodeId::from(*id)),
+        ["ports", "ledger"] => Name::Ports,
+        ["guards", SERVICES] => Name::Guard,
+        ["ephemeral", "nodes", id] => Name::Presence(NodeId::from(*id)),
+        ["restore", "unfinished"] => Name::Restore,
+        _ => Name::Other,
+    }
+}
+
+/// Reads an entry.
+pub(super) fn read(entry: &Entry) -> Result<Stored, Unreadable> {
+    Ok(match name(&entry.key) {
+        Name::Service(_) => Stored::Service(decode(entry)?),
+        Name::Task(_) => Stored::Task(decode(entry)?),
+        Name::Node(_) => Stored::Node(decode(entry)?),
+        Name::Ports => Stored::Ports(decode(entry)?),
+        // That it is there counts more than what it says.
+        Name::Presence(node) => Stored::Presence(node, decode(entry).unwrap_or_default()),
+        Name::Guard => Stored::Guard,
+        Name::Restore => Stored::Restore,
+        Name::Other => Stored::Other,
+    })
+}
+
+fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
+    serde_json::from_slice(&entry.value).map_err(|source| Unreadable {
+        key: entry.key.clone(),
+        source,
+    })
+}
+
+/// What is stored for an object.
+pub(super) fn encode<T: Serialize>(key: &Key, object: &T) -> Result<Vec<u8>, Unreadable> {
+    serde_json::to_vec(object).map_err(|source| Unreadable {
+        key: key.clone(),
+        source,
+    })
+}
+
+pub(super) fn service(id: &ServiceId) -> Result<Key, InvalidKey> {
+    Key::new([SERVICES, id.as_str()])
+}
+
+pub(super) fn task(id: &TaskId) -> Result<Key, InvalidKey> {
+    Key::new(["tasks", id.as_str()])
+}
+
+pub(super) fn node(id: &NodeId) -> Result<Key, InvalidKey> {
+    Key::new(["nodes", id.as_str()])
+}
+
+pub(super) fn ports() -> Result<Key, InvalidKey> {
+    Key::new(["ports", "ledger"])
+}
+
+pub(super) fn guard() -> Result<Key, InvalidKey> {
+    Key::new(["guards", SERVICES])
+}
+
+pub(super) fn restore() -> Result<Key, InvalidKey> {
+    Key::new(["restore", "unfinished"])
+}
+
+pub(super) fn presence(id: &NodeId) -> Result<Key, InvalidKey> {
+    membership::node_key(id.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_as_what_it_was_made_for() {
+        let keys = [
+            (service(&ServiceId::from("s")), Name::Service("s".into())),
+            (task(&TaskId::from("t")), Name::Task("t".into())),
+            (node(&NodeId::from("n")), Name::Node("n".into())),
+            (presence(&NodeId::from("n")), Name::Presence("n".into())),
+            (ports(), Name::Ports),
+            (guard(), Name::Guard),
+            (restore(), Name::Restore),
+            (Key::new(["history", "services", "s", "1"]), Name::Other),
+            (Key::new(["secrets", "s"]), Name::Other),
+        ];
+        for (key, expected) in keys {
+            assert_eq!(name(&key.unwrap()), expected);
+        }
+    }
+}
