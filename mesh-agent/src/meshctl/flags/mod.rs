@@ -14,7 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(crate) use create::CreateFlags;
+pub(crate) use create::{CreateFlags, empty};
+pub(crate) use settings::{capability, new_check};
 pub(crate) use update::UpdateFlags;
 
 /// What the user asks for cannot be meant.
