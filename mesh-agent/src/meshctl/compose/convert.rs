@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use mesh_orchestrator::spec::{ContainerSpec, FileReference, HealthCheck, LogDriver, Platform, Probe, ServiceSpec, TaskSpec};
+use mesh_orchestrator::spec::{
+    ContainerSpec, FileReference, HealthCheck, LogDriver, Platform, Probe, ServiceSpec, TaskSpec,
+};
 
 use super::{ComposeError, deploy, field::Field, mounts, parts::Names};
 use crate::meshctl::{
@@ -162,9 +164,12 @@ pub(super) fn service(
     environment_files.extend(environment);
     task.container_spec.env = fields::environment(environment_files, surroundings.variable)
         .map_err(|why| ComposeError::refused(format!("{}.environment", field.path), why))?;
-    task.container_spec.labels.insert(NAMESPACE.into(), parts.stack.into());
+    task.container_spec
+        .labels
+        .insert(NAMESPACE.into(), parts.stack.into());
     spec.labels.insert(NAMESPACE.into(), parts.stack.into());
-    spec.labels.insert(super::STACK_IMAGE.into(), task.container_spec.image.clone());
+    spec.labels
+        .insert(super::STACK_IMAGE.into(), task.container_spec.image.clone());
     spec.task_template = Arc::new(task);
     spec.validated().map_err(|why| field.refuse(why.to_string()))
 }
@@ -190,8 +195,20 @@ fn container_key(
         "sysctls" => container.sysctls = value.labels()?,
         "stop_signal" => container.stop_signal = Some(value.text()?),
         "stop_grace_period" => container.stop_grace_period = Some(value.duration()?),
-        "cap_add" => container.capability_add = value.texts()?.iter().map(|name| flags::capability(name)).collect(),
-        "cap_drop" => container.capability_drop = value.texts()?.iter().map(|name| flags::capability(name)).collect(),
+        "cap_add" => {
+            container.capability_add = value
+                .texts()?
+                .iter()
+                .map(|name| flags::capability(name))
+                .collect()
+        }
+        "cap_drop" => {
+            container.capability_drop = value
+                .texts()?
+                .iter()
+                .map(|name| flags::capability(name))
+                .collect()
+        }
         "healthcheck" => container.healthcheck = healthcheck(value)?,
         "secrets" => container.secrets = references(value, &parts.secrets)?,
         "configs" => container.configs = references(value, &parts.configs)?,
@@ -227,9 +244,13 @@ fn ports(field: &Field<'_>, spec: &mut ServiceSpec) -> Result<(), ComposeError> 
         let text = if item.value.is_object() {
             for (key, value) in item.map()? {
                 match key {
-                    "target" | "published" | "protocol" | "mode" => long.push(format!("{key}={}", value.text()?)),
+                    "target" | "published" | "protocol" | "mode" => {
+                        long.push(format!("{key}={}", value.text()?))
+                    }
                     "name" | "app_protocol" => {}
-                    "host_ip" => return Err(value.unsupported("a service answers on every address of every node")),
+                    "host_ip" => {
+                        return Err(value.unsupported("a service answers on every address of every node"));
+                    }
                     _ => return Err(value.unknown(key, &["target", "published", "protocol", "mode"])),
                 }
             }
@@ -350,7 +371,9 @@ fn env_files(field: &Field<'_>, surroundings: &Surroundings<'_>) -> Result<Vec<S
             path = item.text()?;
         }
         let file = surroundings.folder.join(&path);
-        if !required && (surroundings.read)(&file).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        if !required
+            && (surroundings.read)(&file).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        {
             continue;
         }
         let read = surroundings.environment_files(&[file]);
@@ -377,7 +400,15 @@ fn healthcheck(field: &Field<'_>) -> Result<Option<HealthCheck>, ComposeError> {
             "start_period" => check.start_period = value.duration()?,
             "start_interval" => check.start_interval = value.duration()?,
             _ => {
-                let known = ["test", "disable", "interval", "timeout", "retries", "start_period", "start_interval"];
+                let known = [
+                    "test",
+                    "disable",
+                    "interval",
+                    "timeout",
+                    "retries",
+                    "start_period",
+                    "start_interval",
+                ];
                 return Err(value.unknown(key, &known));
             }
         }
@@ -423,7 +454,9 @@ fn references(field: &Field<'_>, names: &Names) -> Result<Vec<FileReference>, Co
                     "gid" => reference.gid = value.number()?,
                     // A number was octal in YAML already; a text is not.
                     "mode" if value.value.is_number() => reference.mode = value.number()?,
-                    "mode" => reference.mode = units::file_mode(&value.text()?).map_err(|why| value.refuse(why))?,
+                    "mode" => {
+                        reference.mode = units::file_mode(&value.text()?).map_err(|why| value.refuse(why))?
+                    }
                     _ => return Err(value.unknown(key, &["source", "target", "uid", "gid", "mode"])),
                 }
             }

@@ -1,8 +1,8 @@
 //! A service's `deploy`. Pure.
 
 use mesh_orchestrator::spec::{
-    FailureAction, Global, Replicated, ReplicatedJob, RestartCondition, ServiceMode, ServiceSpec, Spread, TaskSpec,
-    UpdateConfig, UpdateOrder,
+    FailureAction, Global, Replicated, ReplicatedJob, RestartCondition, ServiceMode, ServiceSpec, Spread,
+    TaskSpec, UpdateConfig, UpdateOrder,
 };
 
 use super::{ComposeError, field::Field};
@@ -31,7 +31,12 @@ pub(super) fn apply(
         match key {
             "mode" => {
                 mode = value.text()?;
-                value.word(&[("replicated", ()), ("global", ()), ("replicated-job", ()), ("global-job", ())])?;
+                value.word(&[
+                    ("replicated", ()),
+                    ("global", ()),
+                    ("replicated-job", ()),
+                    ("global-job", ()),
+                ])?;
             }
             "replicas" => replicas = Some((value.number::<u32>()?, value)),
             "labels" => spec.labels.extend(value.labels()?),
@@ -49,7 +54,9 @@ pub(super) fn apply(
     let number = replicas.as_ref().map(|(number, _)| *number);
     spec.mode = match (mode.as_str(), replicas) {
         ("global" | "global-job", Some((_, value))) => {
-            return Err(value.refuse("only replicated services and replicated jobs have a number of replicas"));
+            return Err(
+                value.refuse("only replicated services and replicated jobs have a number of replicas")
+            );
         }
         ("global", None) => ServiceMode::Global(Global {}),
         ("global-job", None) => ServiceMode::GlobalJob(Global {}),
@@ -65,8 +72,15 @@ pub(super) fn apply(
 }
 
 fn policy(field: &Field<'_>, config: &mut UpdateConfig) -> Result<(), ComposeError> {
-    const KEYS: [&str; 7] =
-        ["parallelism", "delay", "failure_action", "monitor", "max_failure_ratio", "order", "progress_deadline"];
+    const KEYS: [&str; 7] = [
+        "parallelism",
+        "delay",
+        "failure_action",
+        "monitor",
+        "max_failure_ratio",
+        "order",
+        "progress_deadline",
+    ];
     for (key, value) in field.map()? {
         match key {
             "parallelism" => config.parallelism = value.number()?,
@@ -146,7 +160,9 @@ fn placement(field: &Field<'_>, task: &mut TaskSpec) -> Result<(), ComposeError>
                 for item in value.list()? {
                     let constraint = item.text()?.parse();
                     placement.constraints.push(
-                        constraint.map_err(|why: mesh_orchestrator::spec::SpecError| item.refuse(why.to_string()))?,
+                        constraint.map_err(|why: mesh_orchestrator::spec::SpecError| {
+                            item.refuse(why.to_string())
+                        })?,
                     );
                 }
             }
@@ -154,7 +170,9 @@ fn placement(field: &Field<'_>, task: &mut TaskSpec) -> Result<(), ComposeError>
                 for item in value.list()? {
                     for (key, value) in item.map()? {
                         match key {
-                            "spread" => placement.preferences.push(Spread { spread: value.text()? }),
+                            "spread" => placement.preferences.push(Spread {
+                                spread: value.text()?,
+                            }),
                             _ => return Err(value.unknown(key, &["spread"])),
                         }
                     }

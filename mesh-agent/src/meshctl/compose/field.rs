@@ -150,7 +150,11 @@ impl<'a> Field<'a> {
         self.map()?
             .into_iter()
             .map(|(name, field)| {
-                let value = if field.is_null() { None } else { Some(field.text()?) };
+                let value = if field.is_null() {
+                    None
+                } else {
+                    Some(field.text()?)
+                };
                 Ok((name.to_owned(), value))
             })
             .collect()
@@ -159,7 +163,9 @@ impl<'a> Field<'a> {
     /// Names and values, where no value is an empty one.
     pub(super) fn labels(&self) -> Result<BTreeMap<String, String>, ComposeError> {
         let pairs = self.pairs()?.into_iter();
-        Ok(pairs.map(|(name, value)| (name, value.unwrap_or_default())).collect())
+        Ok(pairs
+            .map(|(name, value)| (name, value.unwrap_or_default()))
+            .collect())
     }
 
     /// The program and its arguments: a list, or a line that is split as a shell does.
@@ -187,6 +193,9 @@ impl<'a> Field<'a> {
 
     /// A key that compose files may have, but that cannot be done here.
     pub(super) fn unsupported(&self, instead: &str) -> ComposeError {
-        self.refuse(format!("this is not supported{}{instead}", if instead.is_empty() { "" } else { ": " }))
+        self.refuse(format!(
+            "this is not supported{}{instead}",
+            if instead.is_empty() { "" } else { ": " }
+        ))
     }
 }

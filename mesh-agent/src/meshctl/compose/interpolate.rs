@@ -22,7 +22,11 @@ pub(super) fn interpolate(
             .enumerate()
             .try_for_each(|(index, item)| interpolate(item, &format!("{path}[{index}]"), variable)),
         Value::Object(map) => map.iter_mut().try_for_each(|(key, item)| {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let path = if path.is_empty() {
+                key.clone()
+            } else {
+                format!("{path}.{key}")
+            };
             interpolate(item, &path, variable)
         }),
         Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
@@ -48,7 +52,9 @@ fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Strin
                 .unwrap_or(after.len());
             let name = &after[..end];
             if name.is_empty() || name.starts_with(|character: char| character.is_ascii_digit()) {
-                return Err(format!("{text:?} has a \"$\" without a variable's name: write \"$$\" for a dollar"));
+                return Err(format!(
+                    "{text:?} has a \"$\" without a variable's name: write \"$$\" for a dollar"
+                ));
             }
             expanded.push_str(&variable(name).unwrap_or_default());
             rest = &after[end..];
@@ -80,7 +86,9 @@ fn closing_brace(text: &str) -> Option<usize> {
 
 /// What stands between `${` and `}`.
 fn substitution(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
-    let end = text.find(|character: char| !is_name(character)).unwrap_or(text.len());
+    let end = text
+        .find(|character: char| !is_name(character))
+        .unwrap_or(text.len());
     let (name, operation) = text.split_at(end);
     if name.is_empty() || name.starts_with(|character: char| character.is_ascii_digit()) {
         return Err(format!("\"${{{text}}}\" has no variable's name"));
@@ -143,10 +151,25 @@ mod tests {
         ] {
             assert_eq!(expand(text, &variable).as_deref(), Ok(expected), "{text}");
         }
-        for text in ["${NONE:?tell me}", "${NONE?}", "${", "$", "${}", "${1}", "$1", "${TAG:x}", "${TAG:}", "${A B}"] {
+        for text in [
+            "${NONE:?tell me}",
+            "${NONE?}",
+            "${",
+            "$",
+            "${}",
+            "${1}",
+            "$1",
+            "${TAG:x}",
+            "${TAG:}",
+            "${A B}",
+        ] {
             assert!(expand(text, &variable).is_err(), "{text}");
         }
-        assert!(expand("${NONE:?tell me}", &variable).unwrap_err().ends_with("tell me"));
+        assert!(
+            expand("${NONE:?tell me}", &variable)
+                .unwrap_err()
+                .ends_with("tell me")
+        );
     }
 
     #[test]

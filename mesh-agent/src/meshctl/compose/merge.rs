@@ -68,7 +68,10 @@ fn as_map(value: Value) -> Map<String, Value> {
 
 /// What an item of a list replaces: a mount with the same target, a file of the same source.
 fn identity(key: &str, item: &Value) -> Option<String> {
-    let text = |name: &str| item.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let text = |name: &str| {
+        item.get(name)
+            .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
     match (key, item) {
         ("volumes", Value::String(short)) => {
             let mut parts = short.split(':');

@@ -5,7 +5,16 @@ use mesh_orchestrator::spec::{Mount, MountKind};
 use super::{ComposeError, field::Field, parts::Names};
 use crate::meshctl::{flags::Surroundings, paths::absolute};
 
-const LONG_KEYS: [&str; 8] = ["type", "source", "target", "read_only", "bind", "volume", "tmpfs", "consistency"];
+const LONG_KEYS: [&str; 8] = [
+    "type",
+    "source",
+    "target",
+    "read_only",
+    "bind",
+    "volume",
+    "tmpfs",
+    "consistency",
+];
 
 /// One entry of `volumes`: `[source:]target[:options]`, or a map.
 pub(super) fn volume(
@@ -65,7 +74,14 @@ fn short(field: &Field<'_>) -> Result<Mount, ComposeError> {
         _ => return Err(field.refuse(format!("{text:?} is no volume: use [source:]target[:ro]"))),
     };
     let is_path = source.starts_with(['/', '.', '~']);
-    let mut mount = new(if is_path { MountKind::Bind } else { MountKind::Volume }, target);
+    let mut mount = new(
+        if is_path {
+            MountKind::Bind
+        } else {
+            MountKind::Volume
+        },
+        target,
+    );
     source.clone_into(&mut mount.source);
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
@@ -118,7 +134,9 @@ fn long(field: &Field<'_>) -> Result<Mount, ComposeError> {
 }
 
 fn host_path(path: &str, surroundings: &Surroundings<'_>) -> String {
-    let home = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let home = path
+        .strip_prefix('~')
+        .filter(|rest| rest.is_empty() || rest.starts_with('/'));
     match (home, (surroundings.variable)("HOME")) {
         (Some(rest), Some(home)) => format!("{home}{rest}"),
         _ => absolute(&surroundings.folder, path),

@@ -101,7 +101,11 @@ pub(super) fn networks(field: &Field<'_>, ignored: &mut Vec<String>) -> Result<N
 }
 
 /// Volumes: `STACK_name`, or the name that they are given.
-pub(super) fn volumes(field: &Field<'_>, stack: &str, ignored: &mut Vec<String>) -> Result<Names, ComposeError> {
+pub(super) fn volumes(
+    field: &Field<'_>,
+    stack: &str,
+    ignored: &mut Vec<String>,
+) -> Result<Names, ComposeError> {
     let mut names = Names::new("volumes");
     for (key, value) in field.map()? {
         let naming = naming(&value, |key, value| match key {
@@ -115,7 +119,11 @@ pub(super) fn volumes(field: &Field<'_>, stack: &str, ignored: &mut Vec<String>)
             }
             _ => Err(value.unknown(key, &["name", "external", "driver", "driver_opts", "labels"])),
         })?;
-        let default = if naming.external { key.to_owned() } else { format!("{stack}_{key}") };
+        let default = if naming.external {
+            key.to_owned()
+        } else {
+            format!("{stack}_{key}")
+        };
         names.insert(key, Ok(naming.name.unwrap_or(default)));
     }
     Ok(names)
@@ -161,7 +169,12 @@ pub(super) fn files(
                 "content" if kind == "configs" => content = Some(Content::Text(value.text()?)),
                 "labels" => labels = value.labels()?,
                 "driver" | "driver_opts" | "template_driver" => return Err(value.unsupported("")),
-                _ => return Err(value.unknown(key, &["name", "external", "file", "environment", "content", "labels"])),
+                _ => {
+                    return Err(value.unknown(
+                        key,
+                        &["name", "external", "file", "environment", "content", "labels"],
+                    ));
+                }
             }
             Ok(())
         })?;
@@ -169,9 +182,15 @@ pub(super) fn files(
             (true, None) => Content::External,
             (false, Some(content)) => content,
             (true, Some(_)) => return Err(value.refuse("what is external has no content here")),
-            (false, None) => return Err(value.refuse("say where it comes from: file, environment or external")),
+            (false, None) => {
+                return Err(value.refuse("say where it comes from: file, environment or external"));
+            }
         };
-        let default = if naming.external { key.to_owned() } else { format!("{stack}_{key}") };
+        let default = if naming.external {
+            key.to_owned()
+        } else {
+            format!("{stack}_{key}")
+        };
         let name = naming.name.unwrap_or(default);
         names.insert(key, Ok(name.clone()));
         all.push(Declared {

@@ -20,10 +20,7 @@ use super::{
     merge::merge,
     parts::{self, Content, Declared},
 };
-use crate::meshctl::{
-    flags::Surroundings,
-    views::stacks::NAMESPACE,
-};
+use crate::meshctl::{flags::Surroundings, views::stacks::NAMESPACE};
 
 /// The label that keeps the image as the file has it, while the specification may have its digest.
 pub(crate) const STACK_IMAGE: &str = "com.docker.stack.image";
@@ -31,7 +28,9 @@ pub(crate) const STACK_IMAGE: &str = "com.docker.stack.image";
 /// Largest compose file, in bytes.
 const MAX_BYTES: usize = 4 << 20;
 
-const KEYS: [&str; 7] = ["version", "name", "services", "networks", "volumes", "secrets", "configs"];
+const KEYS: [&str; 7] = [
+    "version", "name", "services", "networks", "volumes", "secrets", "configs",
+];
 
 /// What a stack consists of.
 #[derive(Clone, Debug)]
@@ -107,7 +106,10 @@ fn parse(file: &Path, bytes: &[u8]) -> Result<Value, ComposeError> {
         message,
     };
     if bytes.len() > MAX_BYTES {
-        return Err(fail(format!("it has {} bytes, {MAX_BYTES} are allowed", bytes.len())));
+        return Err(fail(format!(
+            "it has {} bytes, {MAX_BYTES} are allowed",
+            bytes.len()
+        )));
     }
     let text = std::str::from_utf8(bytes).map_err(|error| fail(error.to_string()))?;
     // As docker's reader: `yes` is a text, `0440` a number.
@@ -159,7 +161,12 @@ fn convert(document: &Value, stack: &str, surroundings: &Surroundings<'_>) -> Re
     }
     let dependencies = specs
         .iter()
-        .map(|spec| (spec.name.as_str(), spec.depends_on.iter().map(String::as_str).collect()))
+        .map(|spec| {
+            (
+                spec.name.as_str(),
+                spec.depends_on.iter().map(String::as_str).collect(),
+            )
+        })
         .collect();
     check_dependencies(&dependencies).map_err(|why| part("services").refuse(why.to_string()))?;
     let (mut files, mut external) = (Vec::new(), Vec::new());
@@ -188,7 +195,10 @@ fn content(declared: &Declared, surroundings: &Surroundings<'_>) -> Result<Optio
         Content::Text(text) => Ok(Some(text.clone().into_bytes())),
         Content::Variable(name) => match (surroundings.variable)(name) {
             Some(value) => Ok(Some(value.into_bytes())),
-            None => Err(ComposeError::refused(&declared.path, format!("the variable {name} is not set"))),
+            None => Err(ComposeError::refused(
+                &declared.path,
+                format!("the variable {name} is not set"),
+            )),
         },
         Content::File(path) => {
             let file = surroundings.folder.join(path);
@@ -317,20 +327,44 @@ configs:
         assert_eq!(container.args, ["nginx", "-g", "daemon off;"]);
         assert_eq!(container.env, ["MODE=production", "HOME=/root"]);
         assert_eq!(container.labels["app"], "web");
-        let mounts: Vec<(MountKind, &str)> = container.mounts.iter().map(|mount| (mount.kind, mount.source.as_str())).collect();
-        assert_eq!(mounts, [(MountKind::Bind, "/work/site"), (MountKind::Volume, "shop_data"), (MountKind::Tmpfs, "")]);
+        let mounts: Vec<(MountKind, &str)> = container
+            .mounts
+            .iter()
+            .map(|mount| (mount.kind, mount.source.as_str()))
+            .collect();
+        assert_eq!(
+            mounts,
+            [
+                (MountKind::Bind, "/work/site"),
+                (MountKind::Volume, "shop_data"),
+                (MountKind::Tmpfs, "")
+            ]
+        );
         assert_eq!(container.secrets[0].source, "shop_key");
         assert_eq!(container.secrets[0].target.as_deref(), Some("key"));
         assert_eq!(container.secrets[1].mode, 0o400);
         assert_eq!(container.configs[0].source, "shop_settings");
-        assert_eq!(container.healthcheck.as_ref().unwrap().test, Probe::Shell("curl -f localhost".into()));
+        assert_eq!(
+            container.healthcheck.as_ref().unwrap().test,
+            Probe::Shell("curl -f localhost".into())
+        );
         assert_eq!(container.stop_grace_period.unwrap().as_secs(), 30);
         assert_eq!(task.log_driver.as_ref().unwrap().options["max-file"], "3");
         assert_eq!(task.resources.limits.memory_bytes, 512 << 20);
         assert_eq!(task.placement.max_replicas_per_node, 2);
         assert_eq!(web.endpoint_spec.ports.len(), 2);
-        let files: Vec<(FileKind, &str, usize)> = stack.files.iter().map(|file| (file.kind, file.name.as_str(), file.size)).collect();
-        assert_eq!(files, [(FileKind::Secret, "shop_key", 6), (FileKind::Config, "shop_settings", 3)]);
+        let files: Vec<(FileKind, &str, usize)> = stack
+            .files
+            .iter()
+            .map(|file| (file.kind, file.name.as_str(), file.size))
+            .collect();
+        assert_eq!(
+            files,
+            [
+                (FileKind::Secret, "shop_key", 6),
+                (FileKind::Config, "shop_settings", 3)
+            ]
+        );
         assert_eq!(stack.files[0].data.expose(), "c2VjcmV0");
         assert!(!format!("{stack:?}").contains("c2VjcmV0"));
     }
@@ -338,28 +372,76 @@ configs:
     #[test]
     fn what_it_cannot_do_names_service_and_key() {
         for (lines, reason) in [
-            ("privileged: true", "services.web.privileged: this is not supported: use cap_add"),
+            (
+                "privileged: true",
+                "services.web.privileged: this is not supported: use cap_add",
+            ),
             ("dns: 1.1.1.1", "services.web.dns: this is not supported"),
             ("ports: ['127.0.0.1:80:80']", "services.web.ports[0]: "),
-            ("ports: [{target: 80, host_ip: 127.0.0.1}]", "services.web.ports[0].host_ip: "),
-            ("networks: [backend]", "services.web.networks[0]: \"backend\" is not among the file's networks"),
-            ("volumes: ['data:/data']", "services.web.volumes[0]: \"data\" is not among the file's volumes"),
-            ("secrets: [key]", "services.web.secrets[0]: \"key\" is not among the file's secrets"),
-            ("depends_on: [db]", "services.web.depends_on[0]: \"db\" is not among the file's services"),
+            (
+                "ports: [{target: 80, host_ip: 127.0.0.1}]",
+                "services.web.ports[0].host_ip: ",
+            ),
+            (
+                "networks: [backend]",
+                "services.web.networks[0]: \"backend\" is not among the file's networks",
+            ),
+            (
+                "volumes: ['data:/data']",
+                "services.web.volumes[0]: \"data\" is not among the file's volumes",
+            ),
+            (
+                "secrets: [key]",
+                "services.web.secrets[0]: \"key\" is not among the file's secrets",
+            ),
+            (
+                "depends_on: [db]",
+                "services.web.depends_on[0]: \"db\" is not among the file's services",
+            ),
             ("depends_on: [web]", "services.web: depends_on[0]"),
-            ("imgae: x", "services.web.imgae: no compose file has such a key: did you mean \"image\"?"),
-            ("deploy: {replicas: many}", "services.web.deploy.replicas: a number is needed, not \"many\""),
-            ("deploy: {mode: global, replicas: 2}", "services.web.deploy.replicas: "),
-            ("deploy: {endpoint_mode: dnsrr}", "services.web.deploy.endpoint_mode: "),
-            ("deploy: {resources: {reservations: {devices: []}}}", "reservations.devices: this is not supported"),
-            ("deploy: {update_config: {delay: 5}}", "services.web.deploy.update_config.delay: "),
-            ("healthcheck: {interval: 1s}", "services.web.healthcheck: times need a test"),
+            (
+                "imgae: x",
+                "services.web.imgae: no compose file has such a key: did you mean \"image\"?",
+            ),
+            (
+                "deploy: {replicas: many}",
+                "services.web.deploy.replicas: a number is needed, not \"many\"",
+            ),
+            (
+                "deploy: {mode: global, replicas: 2}",
+                "services.web.deploy.replicas: ",
+            ),
+            (
+                "deploy: {endpoint_mode: dnsrr}",
+                "services.web.deploy.endpoint_mode: ",
+            ),
+            (
+                "deploy: {resources: {reservations: {devices: []}}}",
+                "reservations.devices: this is not supported",
+            ),
+            (
+                "deploy: {update_config: {delay: 5}}",
+                "services.web.deploy.update_config.delay: ",
+            ),
+            (
+                "healthcheck: {interval: 1s}",
+                "services.web.healthcheck: times need a test",
+            ),
             ("healthcheck: {test: [CURL]}", "services.web.healthcheck.test: "),
-            ("env_file: missing.env", "services.web.env_file: the environment file /work/missing.env"),
-            ("volumes: ['/a:/b:z']", "services.web.volumes[0]: the option \"z\""),
+            (
+                "env_file: missing.env",
+                "services.web.env_file: the environment file /work/missing.env",
+            ),
+            (
+                "volumes: ['/a:/b:z']",
+                "services.web.volumes[0]: the option \"z\"",
+            ),
             ("image: '${NONE:?}'", "compose.yml"),
             ("network_mode: 'service:db'", "services.web.network_mode: "),
-            ("extra_hosts: ['a:b']", "services.web.extra_hosts[0]: \"b\" is no IP address"),
+            (
+                "extra_hosts: ['a:b']",
+                "services.web.extra_hosts[0]: \"b\" is no IP address",
+            ),
         ] {
             let error = web(lines).unwrap_err();
             assert!(error.contains(reason), "{lines}: {error}");
@@ -370,13 +452,31 @@ configs:
             ("services:", "services: there is no service"),
             ("- a", "its top is no map"),
             ("services: [", "compose.yml"),
-            ("servces: {}", "servces: no compose file has such a key: did you mean \"services\"?"),
+            (
+                "servces: {}",
+                "servces: no compose file has such a key: did you mean \"services\"?",
+            ),
             ("include: [a.yml]", "include: this is not supported"),
-            ("services: {a: {image: x, networks: [b]}}\nnetworks: {b: }", "services.a.networks[0]: the network \"b\" would have to be made"),
-            ("services: {a: {image: x}}\nvolumes: {v: {driver: nfs}}", "volumes.v.driver: "),
-            ("services: {a: {image: x}}\nsecrets: {s: {}}", "secrets.s: say where it comes from"),
-            ("services: {a: {image: x}}\nsecrets: {s: {file: missing}}", "could not read /work/missing"),
-            ("services: {a: {image: x, depends_on: [b]}, b: {image: x, depends_on: [a]}}", "wait for each other"),
+            (
+                "services: {a: {image: x, networks: [b]}}\nnetworks: {b: }",
+                "services.a.networks[0]: the network \"b\" would have to be made",
+            ),
+            (
+                "services: {a: {image: x}}\nvolumes: {v: {driver: nfs}}",
+                "volumes.v.driver: ",
+            ),
+            (
+                "services: {a: {image: x}}\nsecrets: {s: {}}",
+                "secrets.s: say where it comes from",
+            ),
+            (
+                "services: {a: {image: x}}\nsecrets: {s: {file: missing}}",
+                "could not read /work/missing",
+            ),
+            (
+                "services: {a: {image: x, depends_on: [b]}, b: {image: x, depends_on: [a]}}",
+                "wait for each other",
+            ),
         ] {
             let error = stack(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
@@ -401,24 +501,41 @@ configs:
     #[test]
     fn environment_files_need_not_be_there_if_told() {
         let stack = web("env_file: [{path: missing.env, required: false}, app.env]").unwrap();
-        assert_eq!(stack.services[0].task_template.container_spec.env, ["MODE=file", "HOME=/root"]);
+        assert_eq!(
+            stack.services[0].task_template.container_spec.env,
+            ["MODE=file", "HOME=/root"]
+        );
     }
 
     #[test]
     fn external_files_are_asked_for_by_their_own_name() {
-        let stack = stack("services: {a: {image: x, secrets: [s]}}\nsecrets: {s: {external: true, name: real}}").unwrap();
+        let stack =
+            stack("services: {a: {image: x, secrets: [s]}}\nsecrets: {s: {external: true, name: real}}")
+                .unwrap();
         assert_eq!(stack.external, [(FileKind::Secret, "real".to_owned())]);
-        assert_eq!(stack.services[0].task_template.container_spec.secrets[0].source, "real");
+        assert_eq!(
+            stack.services[0].task_template.container_spec.secrets[0].source,
+            "real"
+        );
     }
 
     #[test]
     fn later_files_are_put_on_top() {
         let files = [
-            ("a.yml".into(), b"services: {web: {image: nginx, deploy: {replicas: 1}}}".to_vec()),
-            ("b.yml".into(), b"services: {web: {deploy: {replicas: 5}}}".to_vec()),
+            (
+                "a.yml".into(),
+                b"services: {web: {image: nginx, deploy: {replicas: 1}}}".to_vec(),
+            ),
+            (
+                "b.yml".into(),
+                b"services: {web: {deploy: {replicas: 5}}}".to_vec(),
+            ),
         ];
         let stack = read(&files, "shop", &surroundings()).unwrap();
-        assert_eq!(stack.services[0].mode, ServiceMode::Replicated(Replicated { replicas: 5 }));
+        assert_eq!(
+            stack.services[0].mode,
+            ServiceMode::Replicated(Replicated { replicas: 5 })
+        );
         assert!(read(&files, "no good", &surroundings()).is_err());
     }
 

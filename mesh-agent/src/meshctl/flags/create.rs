@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use mesh_orchestrator::spec::{
-    ContainerSpec, Global, Placement, Replicated, ReplicatedJob, ResourceRequirements, RestartPolicy, ServiceMode,
-    ServiceSpec, TaskSpec,
+    ContainerSpec, Global, Placement, Replicated, ReplicatedJob, ResourceRequirements, RestartPolicy,
+    ServiceMode, ServiceSpec, TaskSpec,
 };
 
 use super::{Surroundings, UsageError, lists::Additions, settings::Settings};
@@ -77,7 +77,10 @@ impl CreateFlags {
         suffix: &str,
         surroundings: &Surroundings<'_>,
     ) -> Result<ServiceSpec, UsageError> {
-        let mut spec = empty(self.name.clone().unwrap_or_else(|| name_for(image, suffix)), image);
+        let mut spec = empty(
+            self.name.clone().unwrap_or_else(|| name_for(image, suffix)),
+            image,
+        );
         spec.mode = self.mode()?;
         Arc::make_mut(&mut spec.task_template).container_spec.args = arguments.to_vec();
         let additions = Additions {
@@ -105,10 +108,13 @@ impl CreateFlags {
 
     fn mode(&self) -> Result<ServiceMode, UsageError> {
         let (replicas, concurrent) = (self.settings.replicas(), self.settings.max_concurrent());
-        let only = |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
+        let only =
+            |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
         match self.mode.as_str() {
             "global" | "global-job" if replicas.is_some() => only("replicas", "replicated or replicated-job"),
-            "global" | "global-job" | "replicated" if concurrent.is_some() => only("max-concurrent", "replicated-job"),
+            "global" | "global-job" | "replicated" if concurrent.is_some() => {
+                only("max-concurrent", "replicated-job")
+            }
             "global" => Ok(ServiceMode::Global(Global {})),
             "global-job" => Ok(ServiceMode::GlobalJob(Global {})),
             "replicated-job" => {
@@ -224,16 +230,28 @@ mod tests {
         assert_eq!(spec.mode, ServiceMode::Replicated(Replicated { replicas: 3 }));
         assert_eq!(container.env, ["MODE=file", "A=1", "HOME=/root"]);
         assert_eq!(spec.labels["tier"], "front");
-        assert_eq!((container.mounts[0].kind, container.mounts[0].source.as_str()), (MountKind::Bind, "/work/site"));
+        assert_eq!(
+            (container.mounts[0].kind, container.mounts[0].source.as_str()),
+            (MountKind::Bind, "/work/site")
+        );
         assert_eq!(spec.endpoint_spec.ports.len(), 2);
         assert_eq!(task.placement.constraints[0].to_string(), "node.labels.zone==a");
         assert_eq!(task.placement.max_replicas_per_node, 2);
         assert_eq!(task.resources.limits.memory_bytes, 512 << 20);
         assert_eq!(task.resources.reservations.nano_cpus, 250_000_000);
-        assert_eq!((container.capability_add.join(","), container.capability_drop.join(",")), ("NET_ADMIN".into(), "CHOWN".into()));
+        assert_eq!(
+            (
+                container.capability_add.join(","),
+                container.capability_drop.join(",")
+            ),
+            ("NET_ADMIN".into(), "CHOWN".into())
+        );
         let health = container.healthcheck.as_ref().unwrap();
         assert_eq!(health.test, Probe::Shell("curl -f localhost".into()));
-        assert_eq!((health.interval, health.timeout, health.retries), (Duration::from_secs(5), Duration::from_secs(30), 2));
+        assert_eq!(
+            (health.interval, health.timeout, health.retries),
+            (Duration::from_secs(5), Duration::from_secs(30), 2)
+        );
         assert_eq!(spec.update_config.failure_action, FailureAction::Rollback);
         assert_eq!(spec.update_config.progress_deadline, Duration::from_secs(120));
         assert_eq!(spec.rollback_config.order, UpdateOrder::StartFirst);
@@ -248,18 +266,33 @@ mod tests {
     #[test]
     fn jobs_have_completions() {
         let spec = create("--mode replicated-job --replicas 5 --max-concurrent 2 busybox").unwrap();
-        let job = ReplicatedJob { max_concurrent: 2, total_completions: 5 };
+        let job = ReplicatedJob {
+            max_concurrent: 2,
+            total_completions: 5,
+        };
         assert_eq!(spec.mode, ServiceMode::ReplicatedJob(job));
-        assert_eq!(create("--mode global-job busybox").unwrap().mode, ServiceMode::GlobalJob(Global {}));
+        assert_eq!(
+            create("--mode global-job busybox").unwrap().mode,
+            ServiceMode::GlobalJob(Global {})
+        );
     }
 
     #[test]
     fn contradictions_are_refused_with_a_reason() {
         for (line, reason) in [
-            ("--mode global --replicas 2 nginx", "replicas can only be used with replicated"),
-            ("--mode global --replicas-max-per-node 2 nginx", "replicas-max-per-node can only"),
+            (
+                "--mode global --replicas 2 nginx",
+                "replicas can only be used with replicated",
+            ),
+            (
+                "--mode global --replicas-max-per-node 2 nginx",
+                "replicas-max-per-node can only",
+            ),
             ("--max-concurrent 2 nginx", "max-concurrent can only"),
-            ("--mode replicated-job --update-delay 1s nginx", "not supported for jobs"),
+            (
+                "--mode replicated-job --update-delay 1s nginx",
+                "not supported for jobs",
+            ),
             ("--no-healthcheck --health-cmd true nginx", "conflicts"),
             ("--health-interval 1s nginx", "add --health-cmd"),
             ("--log-opt a=b nginx", "--log-driver"),

@@ -29,7 +29,9 @@ pub(crate) fn environment(
             None => (variable.as_str(), environment(&variable)),
         };
         if name.is_empty() {
-            return Err(format!("{variable:?} is no environment variable: use NAME=value or NAME"));
+            return Err(format!(
+                "{variable:?} is no environment variable: use NAME=value or NAME"
+            ));
         }
         variables.retain(|other| name_of(other) != name);
         variables.push(match value {
@@ -73,7 +75,8 @@ pub(crate) fn comma_separated(text: &str) -> Result<Vec<String>, String> {
     let mut rest = text;
     loop {
         let field = if let Some(quoted) = rest.strip_prefix('"') {
-            let (field, after) = until_quote(quoted).ok_or_else(|| format!("{text:?} has no closing quote"))?;
+            let (field, after) =
+                until_quote(quoted).ok_or_else(|| format!("{text:?} has no closing quote"))?;
             rest = after;
             field
         } else {
@@ -86,7 +89,11 @@ pub(crate) fn comma_separated(text: &str) -> Result<Vec<String>, String> {
         match rest.strip_prefix(',') {
             Some(after) => rest = after,
             None if rest.is_empty() => return Ok(fields),
-            None => return Err(format!("{text:?} has something between a closing quote and the comma")),
+            None => {
+                return Err(format!(
+                    "{text:?} has something between a closing quote and the comma"
+                ));
+            }
         }
     }
 }

@@ -117,9 +117,9 @@ impl Additions<'_> {
             }
         }
         for text in self.hosts {
-            let valid = text
-                .split_once(':')
-                .is_some_and(|(name, address)| !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok());
+            let valid = text.split_once(':').is_some_and(|(name, address)| {
+                !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok()
+            });
             if !valid {
                 return Err(refuse("host", format!("{text:?} is no host: use name:address")));
             }
@@ -156,17 +156,25 @@ impl Removals<'_> {
             .preferences
             .retain(|preference| !among(self.preferences, &format!("spread={}", preference.spread)));
         let container = &mut task.container_spec;
-        container.labels.retain(|name, _| !among(self.container_labels, name));
+        container
+            .labels
+            .retain(|name, _| !among(self.container_labels, name));
         container.sysctls.retain(|name, _| !among(self.sysctls, name));
         container
             .env
             .retain(|variable| !among(self.env, fields::name_of(variable)));
-        container.mounts.retain(|mount| !among(self.mounts, &mount.target));
-        container.secrets.retain(|file| !among(self.secrets, &file.source));
-        container.configs.retain(|file| !among(self.configs, &file.source));
         container
-            .devices
-            .retain(|device| !among(self.devices, &device.container_path) && !among(self.devices, &device.host_path));
+            .mounts
+            .retain(|mount| !among(self.mounts, &mount.target));
+        container
+            .secrets
+            .retain(|file| !among(self.secrets, &file.source));
+        container
+            .configs
+            .retain(|file| !among(self.configs, &file.source));
+        container.devices.retain(|device| {
+            !among(self.devices, &device.container_path) && !among(self.devices, &device.host_path)
+        });
         container.hosts.retain(|host| {
             let name = host.split(':').next().unwrap_or(host);
             !among(self.hosts, host) && !among(self.hosts, name)

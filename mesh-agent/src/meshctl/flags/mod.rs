@@ -5,8 +5,8 @@ mod create;
 pub(crate) mod fields;
 mod lists;
 mod settings;
-mod update;
 pub(crate) mod units;
+mod update;
 pub(crate) mod values;
 
 use std::{
@@ -56,7 +56,8 @@ impl Surroundings<'_> {
 
 /// A command line split into words as a shell does.
 fn words(flag: &str, text: &str) -> Result<Vec<String>, UsageError> {
-    shlex::split(text).ok_or_else(|| UsageError::flag(flag, format!("{text:?} has a quote that is not closed")))
+    shlex::split(text)
+        .ok_or_else(|| UsageError::flag(flag, format!("{text:?} has a quote that is not closed")))
 }
 
 #[cfg(test)]

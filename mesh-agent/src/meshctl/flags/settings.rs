@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::{UsageError, fields, units, words};
 
 /// Settings of a service; what is not given stays, or has docker's default.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 pub(crate) struct Settings {
     /// Number of tasks
     #[arg(long, value_name = "NUMBER")]
@@ -98,7 +98,7 @@ pub(crate) struct Settings {
     no_resolve_image: Option<bool>,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 struct RestartFlags {
     /// Restart when condition is met ("none", "on-failure", "any") [default: any]
     #[arg(long, value_name = "CONDITION", value_parser = PossibleValuesParser::new(["none", "on-failure", "any"]).try_map(word::<RestartCondition>))]
@@ -114,7 +114,7 @@ struct RestartFlags {
     restart_window: Option<Duration>,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 struct UpdatePolicyFlags {
     /// Maximum number of tasks updated simultaneously (0 to update all at once) [default: 1]
     #[arg(long, value_name = "NUMBER")]
@@ -139,7 +139,7 @@ struct UpdatePolicyFlags {
     update_progress_deadline: Option<Duration>,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 struct RollbackPolicyFlags {
     /// Maximum number of tasks rolled back simultaneously (0 to roll back all at once) [default: 1]
     #[arg(long, value_name = "NUMBER")]
@@ -164,7 +164,7 @@ struct RollbackPolicyFlags {
     rollback_progress_deadline: Option<Duration>,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 struct HealthFlags {
     /// Command to run to check health
     #[arg(long, value_name = "COMMAND", group = "probe")]
@@ -195,7 +195,7 @@ struct HealthFlags {
     no_healthcheck: Option<bool>,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 struct RebalanceFlags {
     /// Move tasks to nodes that join or return
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = fields::truth)]
@@ -224,7 +224,9 @@ impl Settings {
         self.update.apply(&mut spec.update_config);
         self.rollback.apply(&mut spec.rollback_config);
         if spec.mode.is_job() && (self.update.is_given() || self.rollback.is_given()) {
-            return Err(UsageError("update and rollback configuration is not supported for jobs".into()));
+            return Err(UsageError(
+                "update and rollback configuration is not supported for jobs".into(),
+            ));
         }
         self.rebalance.apply(spec);
         if self.replicas_max_per_node.is_some_and(|most| most > 0) && spec.mode.is_global() {
@@ -243,13 +245,19 @@ impl Settings {
         let reservations = &mut task.resources.reservations;
         set(&mut reservations.nano_cpus, self.reserve_cpu);
         set(&mut reservations.memory_bytes, self.reserve_memory);
-        set(&mut task.placement.max_replicas_per_node, self.replicas_max_per_node);
+        set(
+            &mut task.placement.max_replicas_per_node,
+            self.replicas_max_per_node,
+        );
         let restart = &mut task.restart_policy;
         if self.restart.restart_condition.is_some() {
             restart.condition = self.restart.restart_condition;
         }
         if mode.is_job() && restart.condition == Some(RestartCondition::Any) {
-            return Err(UsageError::flag("restart-condition", "a job's tasks are meant to end: use none or on-failure"));
+            return Err(UsageError::flag(
+                "restart-condition",
+                "a job's tasks are meant to end: use none or on-failure",
+            ));
         }
         set(&mut restart.delay, self.restart.restart_delay);
         set(&mut restart.max_attempts, self.restart.restart_max_attempts);
@@ -302,18 +310,21 @@ impl Settings {
     /// What is added is not dropped any more, and the other way round; `RESET` forgets what was there.
     fn apply_capabilities(&self, container: &mut ContainerSpec) {
         let (add, drop) = (&mut container.capability_add, &mut container.capability_drop);
-        for (given, list, other) in [(&self.cap_drop, &mut *drop, &mut *add), (&self.cap_add, add, drop)] {
-            for name in given {
-                let name = capability(name);
-                if name == "RESET" {
-                    list.clear();
-                    continue;
-                }
-                other.retain(|known| *known != name);
-                if !list.contains(&name) {
-                    list.push(name);
-                }
-            }
+        put_capabilities(&self.cap_drop, drop, add);
+        put_capabilities(&self.cap_add, add, drop);
+    }
+}
+
+fn put_capabilities(given: &[String], list: &mut Vec<String>, other: &mut Vec<String>) {
+    for name in given {
+        let name = capability(name);
+        if name == "RESET" {
+            list.clear();
+            continue;
+        }
+        other.retain(|known| *known != name);
+        if !list.contains(&name) {
+            list.push(name);
         }
     }
 }
@@ -378,7 +389,9 @@ impl HealthFlags {
             .or_else(|| self.health_tcp.map(|port| Probe::Tcp { port }));
         if self.no_healthcheck == Some(true) {
             if has_times || test.is_some() {
-                return Err(UsageError("--no-healthcheck conflicts with --health-* options".into()));
+                return Err(UsageError(
+                    "--no-healthcheck conflicts with --health-* options".into(),
+                ));
             }
             *healthcheck = Some(new_check(Probe::None));
             return Ok(());
@@ -406,7 +419,8 @@ impl HealthFlags {
                 Ok(())
             }
             None if has_times => Err(UsageError(
-                "the times of a health check need the check: add --health-cmd, --health-http or --health-tcp".into(),
+                "the times of a health check need the check: add --health-cmd, --health-http or --health-tcp"
+                    .into(),
             )),
             None => Ok(()),
         }
@@ -438,7 +452,9 @@ fn http_probe(text: &str) -> Result<Probe, String> {
             port,
             path: path.to_owned(),
         }),
-        _ => Err(format!("{text:?} is no probe: use a port and a path, such as 8080/health")),
+        _ => Err(format!(
+            "{text:?} is no probe: use a port and a path, such as 8080/health"
+        )),
     }
 }
 

@@ -7,7 +7,8 @@ use mesh_orchestrator::spec::duration;
 /// Bytes of memory: a number, decimals allowed, with an optional unit (`b`, `k`, `m`, `g`, `t`, `p`, each also
 /// as `kb` or `kib`, in any case). Units are powers of 1024.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let refuse = || format!("{text:?} is no size: use a number with an optional unit, such as 512M or 1.5GiB");
+    let refuse =
+        || format!("{text:?} is no size: use a number with an optional unit, such as 512M or 1.5GiB");
     let number = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let unit = text[number.len()..].to_ascii_lowercase();
     let exponent = match unit.strip_suffix('b').unwrap_or(&unit) {
@@ -24,7 +25,8 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
 
 /// CPUs as billionths of one; no more than nine decimals.
 pub(crate) fn nano_cpus(text: &str) -> Result<u64, String> {
-    let refuse = || format!("{text:?} is no number of CPUs: use a decimal number such as 0.5, nine decimals at most");
+    let refuse =
+        || format!("{text:?} is no number of CPUs: use a decimal number such as 0.5, nine decimals at most");
     let decimals = text.split_once('.').map_or(0, |(_, decimals)| decimals.len());
     if decimals > 9 {
         return Err(refuse());
@@ -79,7 +81,8 @@ pub(crate) fn show_cpus(nano_cpus: u64) -> String {
 fn scaled(number: &str, factor: u64) -> Option<u64> {
     let (whole, decimals) = number.split_once('.').unwrap_or((number, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if (whole.is_empty() && decimals.is_empty()) || !digits(whole) || !digits(decimals) || decimals.len() > 18 {
+    if (whole.is_empty() && decimals.is_empty()) || !digits(whole) || !digits(decimals) || decimals.len() > 18
+    {
         return None;
     }
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
@@ -114,7 +117,17 @@ mod tests {
         ] {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }
-        for text in ["", "M", "-1", "1x", "1mm", "1.2.3", "99999999999999999999", "9999999p", "0x10"] {
+        for text in [
+            "",
+            "M",
+            "-1",
+            "1x",
+            "1mm",
+            "1.2.3",
+            "99999999999999999999",
+            "9999999p",
+            "0x10",
+        ] {
             assert!(bytes(text).is_err(), "{text}");
         }
     }

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// What shall be different.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 pub(crate) struct UpdateFlags {
     /// Service image tag
     #[arg(long, value_name = "IMAGE")]
@@ -116,8 +116,17 @@ pub(crate) struct UpdateFlags {
 }
 
 impl UpdateFlags {
+    /// Whether nothing was given.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Changes a specification as asked: removals first, then additions, then settings.
-    pub(crate) fn apply(&self, spec: &mut ServiceSpec, surroundings: &Surroundings<'_>) -> Result<(), UsageError> {
+    pub(crate) fn apply(
+        &self,
+        spec: &mut ServiceSpec,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<(), UsageError> {
         let removals = Removals {
             labels: &self.label_rm,
             container_labels: &self.container_label_rm,
@@ -170,9 +179,12 @@ impl UpdateFlags {
 
     fn mode(&self, mode: ServiceMode) -> Result<ServiceMode, UsageError> {
         let (replicas, concurrent) = (self.settings.replicas(), self.settings.max_concurrent());
-        let only = |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
+        let only =
+            |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
         Ok(match mode {
-            ServiceMode::Replicated(_) | ServiceMode::Global(_) | ServiceMode::GlobalJob(_) if concurrent.is_some() => {
+            ServiceMode::Replicated(_) | ServiceMode::Global(_) | ServiceMode::GlobalJob(_)
+                if concurrent.is_some() =>
+            {
                 return only("max-concurrent", "replicated-job");
             }
             ServiceMode::Global(_) | ServiceMode::GlobalJob(_) if replicas.is_some() => {
@@ -290,6 +302,12 @@ mod tests {
         let dropped = update(&web(), "web --cap-drop ALL --cap-drop chown").unwrap();
         let spec = update(&dropped, "web --cap-add CHOWN").unwrap();
         let container = &spec.task_template.container_spec;
-        assert_eq!((container.capability_add.as_slice(), container.capability_drop.as_slice()), (&["CHOWN".to_owned()][..], &["ALL".to_owned()][..]));
+        assert_eq!(
+            (
+                container.capability_add.as_slice(),
+                container.capability_drop.as_slice()
+            ),
+            (&["CHOWN".to_owned()][..], &["ALL".to_owned()][..])
+        );
     }
 }

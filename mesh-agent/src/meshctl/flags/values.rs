@@ -29,7 +29,9 @@ pub(crate) fn mount(text: &str, folder: &Path) -> Result<Mount, String> {
         };
         let needed = || match value {
             Some(value) if !value.is_empty() && value.trim() == value => Ok(value),
-            Some(_) | None => Err(format!("{field:?} in {text:?}: use {key}=value, without spaces around it")),
+            Some(_) | None => Err(format!(
+                "{field:?} in {text:?}: use {key}=value, without spaces around it"
+            )),
         };
         match key.to_ascii_lowercase().as_str() {
             "type" => {
@@ -37,7 +39,11 @@ pub(crate) fn mount(text: &str, folder: &Path) -> Result<Mount, String> {
                     "bind" => MountKind::Bind,
                     "volume" => MountKind::Volume,
                     "tmpfs" => MountKind::Tmpfs,
-                    other => return Err(format!("a mount's type cannot be {other:?}: use bind, volume or tmpfs")),
+                    other => {
+                        return Err(format!(
+                            "a mount's type cannot be {other:?}: use bind, volume or tmpfs"
+                        ));
+                    }
                 };
             }
             "source" | "src" => mount.source = source(needed()?, folder),
@@ -122,7 +128,11 @@ fn short_publish(text: &str) -> Result<PortConfig, String> {
     }
     let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     // Docker allows `:80` for any published port.
-    let text = format!("{}/{}", ports.strip_prefix(':').unwrap_or(ports), protocol.to_ascii_lowercase());
+    let text = format!(
+        "{}/{}",
+        ports.strip_prefix(':').unwrap_or(ports),
+        protocol.to_ascii_lowercase()
+    );
     text.parse::<PortConfig>().map_err(|error| error.to_string())
 }
 
@@ -143,7 +153,11 @@ pub(crate) fn file_reference(text: &str) -> Result<FileReference, String> {
         let Some((key, value)) = field.split_once('=') else {
             return Err(format!("{field:?} in {text:?}: use key=value"));
         };
-        let number = || value.parse::<u32>().map_err(|_| format!("{key} in {text:?}: use a number"));
+        let number = || {
+            value
+                .parse::<u32>()
+                .map_err(|_| format!("{key} in {text:?}: use a number"))
+        };
         match key.to_ascii_lowercase().as_str() {
             "source" | "src" => value.clone_into(&mut reference.source),
             "target" => reference.target = Some(value.to_owned()),
@@ -169,7 +183,9 @@ pub(crate) fn device(text: &str) -> Result<Device, String> {
     let host = parts.next().unwrap_or_default();
     let (container, permissions) = (parts.next(), parts.next());
     if host.is_empty() || parts.next().is_some() {
-        return Err(format!("{text:?} is no device: use /dev/host[:/dev/container[:rwm]]"));
+        return Err(format!(
+            "{text:?} is no device: use /dev/host[:/dev/container[:rwm]]"
+        ));
     }
     Ok(Device {
         host_path: host.to_owned(),
@@ -181,7 +197,9 @@ pub(crate) fn device(text: &str) -> Result<Device, String> {
 /// `spread=node.labels.zone`.
 pub(crate) fn preference(text: &str) -> Result<Spread, String> {
     match text.split_once('=') {
-        Some(("spread", key)) if !key.is_empty() => Ok(Spread { spread: key.to_owned() }),
+        Some(("spread", key)) if !key.is_empty() => Ok(Spread {
+            spread: key.to_owned(),
+        }),
         _ => Err(format!(
             "{text:?} is no placement preference: use spread=node.labels.<name>"
         )),
@@ -197,7 +215,11 @@ pub(crate) fn network(text: &str) -> Result<String, String> {
     for field in comma_separated(text)? {
         match field.split_once('=') {
             Some(("name", value)) => name = Some(value.to_owned()),
-            _ => return Err(format!("the network option {field:?} is not supported: use name=")),
+            _ => {
+                return Err(format!(
+                    "the network option {field:?} is not supported: use name="
+                ));
+            }
         }
     }
     name.ok_or_else(|| format!("{text:?} names no network"))
@@ -242,8 +264,17 @@ mod tests {
         same(":80", "target=80,published=0");
         let host = publish("mode=host,target=80,published=80").unwrap();
         assert_eq!(host.publish_mode, PublishMode::Host);
-        for text in ["", "x", "80:", "127.0.0.1:80:80", "80/sctp", "target=0", "mode=host", "target=80,a=b", "1-2:1-3"]
-        {
+        for text in [
+            "",
+            "x",
+            "80:",
+            "127.0.0.1:80:80",
+            "80/sctp",
+            "target=0",
+            "mode=host",
+            "target=80,a=b",
+            "1-2:1-3",
+        ] {
             assert!(publish(text).is_err(), "{text}");
         }
     }
@@ -252,7 +283,10 @@ mod tests {
     fn a_secret_is_a_name_or_fields() {
         assert_eq!(file_reference("key").unwrap().source, "key");
         let long = file_reference("source=key,target=/etc/key,uid=1,gid=2,mode=0400").unwrap();
-        assert_eq!((long.target.as_deref(), long.uid, long.gid, long.mode), (Some("/etc/key"), 1, 2, 0o400));
+        assert_eq!(
+            (long.target.as_deref(), long.uid, long.gid, long.mode),
+            (Some("/etc/key"), 1, 2, 0o400)
+        );
         for text in ["target=x", "source=a,mode=z", "source=a,b", "source=a,x=y"] {
             assert!(file_reference(text).is_err(), "{text}");
         }
@@ -263,7 +297,10 @@ mod tests {
         assert_eq!(device("/dev/fuse").unwrap().container_path, "/dev/fuse");
         assert_eq!(device("/dev/a:/dev/b:r").unwrap().permissions, "r");
         assert!(device("/a:/b:r:x").is_err());
-        assert_eq!(preference("spread=node.labels.zone").unwrap().spread, "node.labels.zone");
+        assert_eq!(
+            preference("spread=node.labels.zone").unwrap().spread,
+            "node.labels.zone"
+        );
         assert!(preference("pack=node.id").is_err());
         assert_eq!(network("name=web").as_deref(), Ok("web"));
         assert!(network("name=web,alias=x").is_err());

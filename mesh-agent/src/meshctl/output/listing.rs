@@ -58,7 +58,12 @@ impl Layout {
     ///
     /// # Errors
     /// If the user's template asks for what there is not.
-    pub(crate) fn render(&self, rows: &[Value], format: &Format, quiet: bool) -> Result<String, TemplateError> {
+    pub(crate) fn render(
+        &self,
+        rows: &[Value],
+        format: &Format,
+        quiet: bool,
+    ) -> Result<String, TemplateError> {
         let with_header = |columns: &str| self.columns(rows, &Template::parse(columns)?);
         match format {
             Format::Table if quiet => each(rows, &Template::parse(self.quiet)?),
@@ -84,7 +89,10 @@ impl Layout {
     }
 
     fn header(&self) -> Value {
-        let header = self.fields.iter().map(|(name, header)| ((*name).to_owned(), (*header).into()));
+        let header = self
+            .fields
+            .iter()
+            .map(|(name, header)| ((*name).to_owned(), (*header).into()));
         Value::Object(header.collect::<Map<_, _>>())
     }
 }
@@ -152,13 +160,18 @@ mod tests {
             render("json", false).lines().next(),
             Some(r#"{"Name":"foobar_baz","Node":"foo1","Ports":""}"#)
         );
-        assert_eq!(render("{{.Name}}@{{.Node}}", false), "foobar_baz@foo1\nfoobar_bar@foo2\n");
+        assert_eq!(
+            render("{{.Name}}@{{.Node}}", false),
+            "foobar_baz@foo1\nfoobar_bar@foo2\n"
+        );
         assert_eq!(render("", true), "foobar_baz\nfoobar_bar\n");
     }
 
     #[test]
     fn an_unknown_field_is_refused_though_there_is_no_row() {
-        let error = LAYOUT.render(&[], &Format::of(Some("{{.Nme}}")), false).unwrap_err();
+        let error = LAYOUT
+            .render(&[], &Format::of(Some("{{.Nme}}")), false)
+            .unwrap_err();
         assert!(error.to_string().contains(".Name, .Node, .Ports"), "{error}");
     }
 }

@@ -35,9 +35,8 @@ pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
 
 /// A moment as docker prints it in `inspect --pretty`.
 pub(crate) fn moment(at: Timestamp) -> String {
-    let format = format_description!(
-        "[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3] +0000 utc"
-    );
+    let format =
+        format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3] +0000 utc");
     date_time(at)
         .and_then(|time| time.format(format).ok())
         .unwrap_or_else(|| at.0.to_string())
@@ -45,8 +44,7 @@ pub(crate) fn moment(at: Timestamp) -> String {
 
 /// A moment for programs: RFC 3339 with nine decimals, as docker's `--timestamps` has it.
 pub(crate) fn rfc3339(at: Timestamp) -> String {
-    let format =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
     date_time(at)
         .and_then(|time| time.format(format).ok())
         .unwrap_or_else(|| at.0.to_string())
@@ -107,10 +105,17 @@ pub(crate) fn natural(left: &str, right: &str) -> Ordering {
                 order
             }
             (first, second) => {
-                let numbers = (left[..first].trim_start_matches('0'), right[..second].trim_start_matches('0'));
+                let numbers = (
+                    left[..first].trim_start_matches('0'),
+                    right[..second].trim_start_matches('0'),
+                );
                 left = &left[first..];
                 right = &right[second..];
-                numbers.0.len().cmp(&numbers.1.len()).then(numbers.0.cmp(numbers.1))
+                numbers
+                    .0
+                    .len()
+                    .cmp(&numbers.1.len())
+                    .then(numbers.0.cmp(numbers.1))
             }
         };
         if order != Ordering::Equal {

@@ -116,7 +116,9 @@ fn split(text: &str) -> Result<Vec<Piece>, TemplateError> {
     let mut rest = text;
     let mut trim = false;
     loop {
-        let (before, after) = rest.split_once("{{").map_or((rest, None), |(before, after)| (before, Some(after)));
+        let (before, after) = rest
+            .split_once("{{")
+            .map_or((rest, None), |(before, after)| (before, Some(after)));
         let before = if trim { before.trim_start() } else { before };
         let Some(after) = after else {
             pieces.push(Piece::Text(before.to_owned()));
@@ -146,9 +148,7 @@ fn split(text: &str) -> Result<Vec<Piece>, TemplateError> {
 }
 
 /// Nodes up to the end of the block, and the word that ends it (`end`, `else`); none at the template's end.
-fn block(
-    pieces: &mut impl Iterator<Item = Piece>,
-) -> Result<(Vec<Node>, Option<String>), TemplateError> {
+fn block(pieces: &mut impl Iterator<Item = Piece>) -> Result<(Vec<Node>, Option<String>), TemplateError> {
     let mut nodes = Vec::new();
     while let Some(piece) = pieces.next() {
         let action = match piece {
@@ -172,7 +172,10 @@ fn block(
             }
             _ if action.starts_with("/*") => {}
             "with" | "template" | "define" | "block" | "break" | "continue" => {
-                return Err(syntax(&action, "of Go's actions only if, else, range and end are known"));
+                return Err(syntax(
+                    &action,
+                    "of Go's actions only if, else, range and end are known",
+                ));
             }
             _ => nodes.push(Node::Print(pipeline(&action)?)),
         }
@@ -294,7 +297,11 @@ impl Scope<'_> {
                 Node::Text(literal) => text.push_str(literal),
                 Node::Print(pipeline) => print(&self.evaluate(pipeline, value)?, text),
                 Node::If(condition, then, otherwise) => {
-                    let branch = if is_true(&self.evaluate(condition, value)?) { then } else { otherwise };
+                    let branch = if is_true(&self.evaluate(condition, value)?) {
+                        then
+                    } else {
+                        otherwise
+                    };
                     self.write(branch, value, text)?;
                 }
                 Node::Range(list, each, otherwise) => {
@@ -341,7 +348,9 @@ impl Scope<'_> {
                 Term::Root(path) => field(self.root, path)?.clone(),
                 Term::Literal(literal) => literal.clone(),
                 Term::Group(group) => self.evaluate(group, value)?,
-                Term::Word(word) => return Err(syntax(word, "a function's argument begins with a dot or a quote")),
+                Term::Word(word) => {
+                    return Err(syntax(word, "a function's argument begins with a dot or a quote"));
+                }
             });
         }
         arguments.extend(piped);
@@ -361,7 +370,10 @@ impl Scope<'_> {
 
 /// Functions that make a text look different; a header stays as it is.
 fn is_shaping(function: &str) -> bool {
-    matches!(function, "json" | "upper" | "lower" | "title" | "truncate" | "join" | "split" | "pad" | "println")
+    matches!(
+        function,
+        "json" | "upper" | "lower" | "title" | "truncate" | "join" | "split" | "pad" | "println"
+    )
 }
 
 fn call(function: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
@@ -392,11 +404,19 @@ fn call(function: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
         }
         ("split", [subject, separator]) => {
             let (subject, separator) = (text(subject), text(separator));
-            subject.split(separator.as_str()).map(str::to_owned).collect::<Vec<_>>().into()
+            subject
+                .split(separator.as_str())
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+                .into()
         }
         ("truncate", [subject, Value::Number(length)]) => {
             let length = length.as_u64().and_then(|length| usize::try_from(length).ok());
-            text(subject).chars().take(length.unwrap_or(usize::MAX)).collect::<String>().into()
+            text(subject)
+                .chars()
+                .take(length.unwrap_or(usize::MAX))
+                .collect::<String>()
+                .into()
         }
         ("index", [collection, keys @ ..]) => {
             let mut found = collection;
@@ -417,15 +437,23 @@ fn call(function: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
         ("not", [value]) => (!is_true(value)).into(),
         ("and", [first, others @ ..]) => {
             let all = std::iter::once(first).chain(others);
-            all.clone().find(|value| !is_true(value)).or(all.last()).cloned().unwrap_or(Value::Null)
+            all.clone()
+                .find(|value| !is_true(value))
+                .or(all.last())
+                .cloned()
+                .unwrap_or(Value::Null)
         }
         ("or", [first, others @ ..]) => {
             let all = std::iter::once(first).chain(others);
-            all.clone().find(|value| is_true(value)).or(all.last()).cloned().unwrap_or(Value::Null)
+            all.clone()
+                .find(|value| is_true(value))
+                .or(all.last())
+                .cloned()
+                .unwrap_or(Value::Null)
         }
         (
-            "json" | "upper" | "lower" | "title" | "len" | "join" | "split" | "truncate" | "index" | "eq" | "ne"
-            | "not" | "and" | "or",
+            "json" | "upper" | "lower" | "title" | "len" | "join" | "split" | "truncate" | "index" | "eq"
+            | "ne" | "not" | "and" | "or",
             _,
         ) => return Err(wrong("has other arguments")),
         _ => {
@@ -446,7 +474,11 @@ fn field<'a>(value: &'a Value, path: &[String]) -> Result<&'a Value, TemplateErr
         found = match found {
             Value::Object(map) => map
                 .get(name)
-                .or_else(|| map.iter().find(|(key, _)| plain(key) == wanted).map(|(_, value)| value))
+                .or_else(|| {
+                    map.iter()
+                        .find(|(key, _)| plain(key) == wanted)
+                        .map(|(_, value)| value)
+                })
                 .ok_or_else(|| TemplateError::UnknownField {
                     field: format!(".{}", path.join(".")),
                     known: map.keys().map(|key| format!(".{key}")).collect(),
@@ -543,12 +575,18 @@ mod tests {
             ("{{.Name | upper}}", "WEB"),
             ("{{title .Name}}", "Web"),
             ("{{.Spec.TaskTemplate.ContainerSpec.Image}}", "nginx:1"),
-            ("{{range .Ports}}{{.TargetPort}} {{$.Name}};{{end}}", "80 web;443 web;"),
+            (
+                "{{range .Ports}}{{.TargetPort}} {{$.Name}};{{end}}",
+                "80 web;443 web;",
+            ),
             ("{{range .Nothing}}x{{else}}none{{end}}", "none"),
             ("{{if .Empty}}a{{else if eq .Name \"web\"}}b{{else}}c{{end}}", "b"),
             ("a  {{- .Name -}}  b", "awebb"),
             ("{{index .Labels \"zone\"}}", "a"),
-            ("{{(index .Ports 1).TargetPort}}", "error: the template is not understood at \"(index .Ports 1).TargetPort\": "),
+            (
+                "{{(index .Ports 1).TargetPort}}",
+                "error: the template is not understood at \"(index .Ports 1).TargetPort\": ",
+            ),
             ("{{len .Ports}} {{.Count}}", "2 3"),
             ("{{join (split \"a,b\" \",\") \"-\"}}", "a-b"),
             ("{{if and .Name (not .Empty)}}yes{{end}}", "yes"),
@@ -557,19 +595,35 @@ mod tests {
             ("plain", "plain"),
         ] {
             let text = render(template);
-            assert!(text == expected || (expected.starts_with("error") && text.starts_with("error")), "{template}: {text}");
+            assert!(
+                text == expected || (expected.starts_with("error") && text.starts_with("error")),
+                "{template}: {text}"
+            );
         }
     }
 
     #[test]
     fn an_unknown_field_lists_the_known_ones() {
         let error = render("{{.Nmae}}");
-        assert!(error.contains("\".Nmae\"") && error.contains(".ID, ") && error.contains(".Name"), "{error}");
+        assert!(
+            error.contains("\".Nmae\"") && error.contains(".ID, ") && error.contains(".Name"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_is_no_template_is_refused_with_the_place() {
-        for template in ["{{.Name", "{{end}}", "{{if .Name}}", "{{}}", "{{.Name |}}", "{{frob .Name}}", "{{with .A}}{{end}}", "{{.Name .ID}}", "{{\"a}}"] {
+        for template in [
+            "{{.Name",
+            "{{end}}",
+            "{{if .Name}}",
+            "{{}}",
+            "{{.Name |}}",
+            "{{frob .Name}}",
+            "{{with .A}}{{end}}",
+            "{{.Name .ID}}",
+            "{{\"a}}",
+        ] {
             let text = render(template);
             assert!(text.starts_with("error: the template"), "{template}: {text}");
         }

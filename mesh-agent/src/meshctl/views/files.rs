@@ -115,7 +115,10 @@ pub(crate) fn registry_rows(registries: &[RegistryView], now: Timestamp) -> Vec<
 }
 
 fn joined(labels: &std::collections::BTreeMap<String, String>) -> String {
-    let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let pairs: Vec<String> = labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     pairs.join(",")
 }
 
@@ -138,8 +141,14 @@ pub(crate) fn config_pretty(config: &ConfigView, data: &[u8]) -> String {
     text.line(format_args!("ID:\t\t\t{}", config.id));
     text.line(format_args!("Name:\t\t\t{}", config.name));
     text.labels("Labels:", " - ", &config.labels);
-    text.line(format_args!("Created at:            \t{}", moment(config.created_at)));
-    text.line(format_args!("Updated at:            \t{}", moment(config.updated_at)));
+    text.line(format_args!(
+        "Created at:            \t{}",
+        moment(config.created_at)
+    ));
+    text.line(format_args!(
+        "Updated at:            \t{}",
+        moment(config.updated_at)
+    ));
     text.field("Used by:               \t", &config.services.join(", "));
     text.line("Data:");
     text.line(String::from_utf8_lossy(data));
@@ -177,7 +186,10 @@ mod tests {
     #[test]
     fn pretty_says_who_uses_a_secret() {
         let text = secret_pretty(&secret("key"));
-        assert!(text.starts_with("ID:              id-key\nName:              key\nLabels:\n - a=1\nDriver:"), "{text}");
+        assert!(
+            text.starts_with("ID:              id-key\nName:              key\nLabels:\n - a=1\nDriver:"),
+            "{text}"
+        );
         assert!(text.ends_with("Used by:           web\n"), "{text}");
     }
 }

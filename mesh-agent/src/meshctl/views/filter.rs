@@ -77,9 +77,17 @@ mod tests {
         let names = filter(&["name=web", "name=db"]).unwrap();
         assert!(names.begins("name", "web-1") && names.is("name", "db") && !names.is("name", "web-1"));
         assert!(names.labels("label", &labels));
-        assert!(filter(&["label=a=1", "label=b"]).unwrap().labels("label", &labels));
+        assert!(
+            filter(&["label=a=1", "label=b"])
+                .unwrap()
+                .labels("label", &labels)
+        );
         assert!(!filter(&["label=a=2"]).unwrap().labels("label", &labels));
-        assert!(!filter(&["label=a=1", "label=c"]).unwrap().labels("label", &labels));
+        assert!(
+            !filter(&["label=a=1", "label=c"])
+                .unwrap()
+                .labels("label", &labels)
+        );
     }
 
     #[test]

@@ -63,7 +63,9 @@ pub(crate) fn rows(entries: &[HistoryEntry], now: Timestamp) -> Vec<Value> {
                     (None, warnings) => format!("{} ({})", call.image, warnings.join("; ")),
                 };
                 HISTORY.row([
-                    call.revision.map_or_else(|| "-".to_owned(), |revision| revision.to_string()).into(),
+                    call.revision
+                        .map_or_else(|| "-".to_owned(), |revision| revision.to_string())
+                        .into(),
                     ago(call.at, now).into(),
                     format!("webhook {}", call.webhook).into(),
                     "webhook called".into(),
@@ -109,7 +111,9 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(
-            HISTORY.render(&rows(&entries, NOW), &Format::Table, false).unwrap(),
+            HISTORY
+                .render(&rows(&entries, NOW), &Format::Table, false)
+                .unwrap(),
             "REVISION     CREATED                  BY           ACTION           DETAIL\n\
              -            Less than a second ago   webhook ci   webhook called   nginx:1@sha256:aa\n\
              1-9f2c04ab   About a minute ago       root         create           \n"
@@ -124,7 +128,8 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(
-            DIFF.render(&diff_rows(&differences), &Format::Table, false).unwrap(),
+            DIFF.render(&diff_rows(&differences), &Format::Table, false)
+                .unwrap(),
             "PATH                       FROM      TO\n\
              mode.replicated.replicas   1         2\n\
              labels.a                   -         x\n"

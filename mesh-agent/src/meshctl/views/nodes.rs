@@ -83,25 +83,43 @@ pub(crate) fn pretty(view: &NodeView) -> String {
     text.labels("Labels:", " - ", &node.labels);
     text.line(format_args!("Hostname:              \t{}", node.hostname));
     text.line("Status:");
-    text.line(format_args!(" State:\t\t\t{}", capitalised(&node.status.to_string())));
+    text.line(format_args!(
+        " State:\t\t\t{}",
+        capitalised(&node.status.to_string())
+    ));
     text.line(format_args!(" Since:\t\t\t{}", moment(node.status_since)));
-    text.line(format_args!(" Availability:         \t{}", capitalised(&node.availability.to_string())));
+    text.line(format_args!(
+        " Availability:         \t{}",
+        capitalised(&node.availability.to_string())
+    ));
     if !node.address.is_empty() {
         text.line(format_args!(" Address:\t\t{}", node.address));
     }
     if node.role == NodeRole::Manager {
         text.line("Manager Status:");
-        text.line(format_args!(" Leader:\t\t{}", if view.leader { "Yes" } else { "No" }));
+        text.line(format_args!(
+            " Leader:\t\t{}",
+            if view.leader { "Yes" } else { "No" }
+        ));
     }
     text.line("Platform:");
     text.line(format_args!(" Operating System:\t{}", node.platform.os));
     text.line(format_args!(" Architecture:\t\t{}", node.platform.architecture));
     text.line("Resources:");
-    text.line(format_args!(" CPUs:\t\t\t{}", show_cpus(node.resources.nano_cpus)));
-    text.line(format_args!(" Memory:\t\t{}", show_bytes(node.resources.memory_bytes)));
+    text.line(format_args!(
+        " CPUs:\t\t\t{}",
+        show_cpus(node.resources.nano_cpus)
+    ));
+    text.line(format_args!(
+        " Memory:\t\t{}",
+        show_bytes(node.resources.memory_bytes)
+    ));
     text.line("Reserved:");
     text.line(format_args!(" CPUs:\t\t\t{}", show_cpus(view.reserved.nano_cpus)));
-    text.line(format_args!(" Memory:\t\t{}", show_bytes(view.reserved.memory_bytes)));
+    text.line(format_args!(
+        " Memory:\t\t{}",
+        show_bytes(view.reserved.memory_bytes)
+    ));
     text.line(format_args!("Running Tasks:\t\t{}", view.running));
     text.labels("Engine Labels:", " - ", &node.engine_labels);
     text.finish()
@@ -114,7 +132,11 @@ mod tests {
 
     #[test]
     fn the_table_is_dockers() {
-        let mut nodes = vec![node("nodeID2", "node-10-foo"), node("nodeID1", "node-2-foo"), node("nodeID3", "node-1-foo")];
+        let mut nodes = vec![
+            node("nodeID2", "node-10-foo"),
+            node("nodeID1", "node-2-foo"),
+            node("nodeID3", "node-1-foo"),
+        ];
         nodes[1].leader = true;
         nodes[2].node.role = NodeRole::Worker;
         nodes[0].node.availability = mesh_orchestrator::objects::Availability::Drain;
@@ -141,6 +163,14 @@ mod tests {
             let filter = Filter::parse(&[text.to_owned()], &FILTERS).unwrap();
             rows(vec![node("n1", "alpha"), node("n2", "beta")], &filter, "").len()
         };
-        assert_eq!((count("name=al"), count("role=worker"), count("node.label=zone=a"), count("id=n")), (1, 0, 2, 2));
+        assert_eq!(
+            (
+                count("name=al"),
+                count("role=worker"),
+                count("node.label=zone=a"),
+                count("id=n")
+            ),
+            (1, 0, 2, 2)
+        );
     }
 }

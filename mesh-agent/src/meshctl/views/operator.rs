@@ -61,7 +61,10 @@ pub(crate) fn webhook_rows(webhooks: &[WebhookView], now: Timestamp) -> Vec<Valu
                 webhook.name.as_str().into(),
                 webhook.enabled.into(),
                 ago(webhook.created_at, now).into(),
-                webhook.called_at.map_or_else(|| "never".to_owned(), |at| ago(at, now)).into(),
+                webhook
+                    .called_at
+                    .map_or_else(|| "never".to_owned(), |at| ago(at, now))
+                    .into(),
                 webhook.url.as_str().into(),
             ])
         })
@@ -109,7 +112,10 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
 pub(crate) fn snapshot_pretty(detail: &SnapshotDetail) -> String {
     let mut text = Pretty::new();
     text.line(format_args!("Name:\t\t{}", detail.snapshot.name));
-    text.line(format_args!("Created at:\t{}", moment(detail.snapshot.created_at)));
+    text.line(format_args!(
+        "Created at:\t{}",
+        moment(detail.snapshot.created_at)
+    ));
     text.line(format_args!("Store:\t\t{}", detail.store));
     text.line(format_args!("Revision:\t{}", detail.revision));
     text.line(format_args!("Release:\t{}", detail.release));
@@ -158,8 +164,14 @@ mod tests {
             {"name": "ops", "scopes": ["all"], "created_at": NOW},
         ]))
         .unwrap();
-        let text = TOKENS.render(&token_rows(&tokens, NOW), &Format::Table, false).unwrap();
-        let ends: Vec<&str> = text.lines().skip(1).filter_map(|line| line.rsplit("   ").next()).collect();
+        let text = TOKENS
+            .render(&token_rows(&tokens, NOW), &Format::Table, false)
+            .unwrap();
+        let ends: Vec<&str> = text
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.rsplit("   ").next())
+            .collect();
         assert_eq!(ends, ["in 2 hours", "expired", "never"]);
         assert!(text.contains("services:write,nodes:read"));
     }

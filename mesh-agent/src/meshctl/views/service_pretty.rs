@@ -3,7 +3,10 @@
 use mesh_orchestrator::{
     api::types::ServiceView,
     objects::UpdateStatus,
-    spec::{ContainerSpec, FailureAction, MountKind, Probe, PublishMode, ServiceMode, UpdateConfig, UpdateOrder, duration},
+    spec::{
+        ContainerSpec, FailureAction, MountKind, Probe, PublishMode, ServiceMode, UpdateConfig, UpdateOrder,
+        duration,
+    },
 };
 
 use super::pretty::Pretty;
@@ -22,25 +25,51 @@ pub(crate) fn pretty(view: &ServiceView) -> String {
     text.line(format_args!("Name:\t\t{}", spec.name));
     text.labels("Labels:", " ", &spec.labels);
     mode(&mut text, spec.mode);
-    text.line(format_args!("Revision:\t{} ({} by {})", view.revision, view.author.action, view.author.by));
+    text.line(format_args!(
+        "Revision:\t{} ({} by {})",
+        view.revision, view.author.action, view.author.by
+    ));
     if let Some(status) = &view.update_status {
         update_status(&mut text, status);
     }
     text.line("Placement:");
-    let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
+    let constraints: Vec<String> = task
+        .placement
+        .constraints
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     if !constraints.is_empty() {
         text.line(format_args!(" Constraints:\t[{}]", constraints.join(" ")));
     }
-    let preferences: Vec<String> = task.placement.preferences.iter().map(|one| format!("spread={}", one.spread)).collect();
+    let preferences: Vec<String> = task
+        .placement
+        .preferences
+        .iter()
+        .map(|one| format!("spread={}", one.spread))
+        .collect();
     if !preferences.is_empty() {
         text.line(format_args!(" Preferences:   [{}]", preferences.join(" ")));
     }
     if task.placement.max_replicas_per_node > 0 {
-        text.line(format_args!(" Max Replicas Per Node:   {}", task.placement.max_replicas_per_node));
+        text.line(format_args!(
+            " Max Replicas Per Node:   {}",
+            task.placement.max_replicas_per_node
+        ));
     }
     if !spec.mode.is_job() {
-        policy(&mut text, "UpdateConfig:", " Update order:      ", &spec.update_config);
-        policy(&mut text, "RollbackConfig:", " Rollback order:    ", &spec.rollback_config);
+        policy(
+            &mut text,
+            "UpdateConfig:",
+            " Update order:      ",
+            &spec.update_config,
+        );
+        policy(
+            &mut text,
+            "RollbackConfig:",
+            " Rollback order:    ",
+            &spec.rollback_config,
+        );
     }
     container(&mut text, &task.container_spec);
     if let Some(driver) = &task.log_driver {
@@ -96,7 +125,13 @@ fn mode(text: &mut Pretty, mode: ServiceMode) {
 fn update_status(text: &mut Pretty, status: &UpdateStatus) {
     let state = serde_json::to_value(status.state).ok();
     text.line("UpdateStatus:");
-    text.line(format_args!(" State:\t\t{}", state.as_ref().and_then(|state| state.as_str()).unwrap_or_default()));
+    text.line(format_args!(
+        " State:\t\t{}",
+        state
+            .as_ref()
+            .and_then(|state| state.as_str())
+            .unwrap_or_default()
+    ));
     text.line(format_args!(" Started:\t{}", moment(status.started_at)));
     if let Some(at) = status.completed_at {
         text.line(format_args!(" Completed:\t{}", moment(at)));
@@ -116,9 +151,15 @@ fn policy(text: &mut Pretty, title: &str, order: &str, config: &UpdateConfig) {
         FailureAction::Rollback => "rollback",
     };
     text.line(format_args!(" On failure:\t{action}"));
-    text.line(format_args!(" Monitoring Period: {}", duration::format(config.monitor)));
+    text.line(format_args!(
+        " Monitoring Period: {}",
+        duration::format(config.monitor)
+    ));
     text.line(format_args!(" Max failure ratio: {}", config.max_failure_ratio));
-    text.line(format_args!(" Progress deadline: {}", duration::format(config.progress_deadline)));
+    text.line(format_args!(
+        " Progress deadline: {}",
+        duration::format(config.progress_deadline)
+    ));
     let direction = match config.order {
         UpdateOrder::StopFirst => "stop-first",
         UpdateOrder::StartFirst => "start-first",
@@ -173,7 +214,10 @@ fn container(text: &mut Pretty, container: &ContainerSpec) {
         if !files.is_empty() {
             text.line(title);
             for file in files {
-                text.line(format_args!(" Target:\t{}", file.target.as_ref().unwrap_or(&file.source)));
+                text.line(format_args!(
+                    " Target:\t{}",
+                    file.target.as_ref().unwrap_or(&file.source)
+                ));
                 text.line(format_args!("  Source:\t{}", file.source));
             }
         }
@@ -197,8 +241,18 @@ fn resources(text: &mut Pretty, view: &ServiceView) {
             text.line(format_args!("  Memory:\t{}", show_bytes(memory)));
         }
     };
-    amounts(text, " Reservations:", needs.reservations.nano_cpus, needs.reservations.memory_bytes);
-    amounts(text, " Limits:", needs.limits.nano_cpus, needs.limits.memory_bytes);
+    amounts(
+        text,
+        " Reservations:",
+        needs.reservations.nano_cpus,
+        needs.reservations.memory_bytes,
+    );
+    amounts(
+        text,
+        " Limits:",
+        needs.limits.nano_cpus,
+        needs.limits.memory_bytes,
+    );
     if needs.limits.pids > 0 {
         text.line(format_args!("  PIDs:\t\t{}", needs.limits.pids));
     }
@@ -218,7 +272,10 @@ fn healthcheck(text: &mut Pretty, container: &ContainerSpec) {
     text.line(" Healthcheck:");
     text.line(format_args!("  Interval = {}", duration::format(check.interval)));
     text.line(format_args!("  Retries = {}", check.retries));
-    text.line(format_args!("  StartPeriod =\t{}", duration::format(check.start_period)));
+    text.line(format_args!(
+        "  StartPeriod =\t{}",
+        duration::format(check.start_period)
+    ));
     text.line(format_args!("  Timeout =\t{}", duration::format(check.timeout)));
     text.line("  Tests:");
     text.line(format_args!("\t Test = {test}"));

@@ -60,10 +60,16 @@ pub(crate) fn replicas(service: &ServiceView) -> String {
     let most = service.spec.task_template.placement.max_replicas_per_node;
     match service.spec.mode {
         ServiceMode::ReplicatedJob(job) => {
-            format!("{running}/{desired} ({completed}/{} completed)", job.total_completions)
+            format!(
+                "{running}/{desired} ({completed}/{} completed)",
+                job.total_completions
+            )
         }
         ServiceMode::GlobalJob(_) => {
-            format!("{running}/{desired} ({completed}/{} completed)", desired + completed)
+            format!(
+                "{running}/{desired} ({completed}/{} completed)",
+                desired + completed
+            )
         }
         ServiceMode::Replicated(_) if most > 0 => format!("{running}/{desired} (max {most} per node)"),
         ServiceMode::Replicated(_) | ServiceMode::Global(_) => format!("{running}/{desired}"),
@@ -118,7 +124,14 @@ fn ports(ports: &[EndpointPort]) -> String {
     };
     let texts: Vec<String> = runs
         .iter()
-        .map(|run| format!("*:{}->{}/{}", range(run.published), range(run.target), run.protocol))
+        .map(|run| {
+            format!(
+                "*:{}->{}/{}",
+                range(run.published),
+                range(run.target),
+                run.protocol
+            )
+        })
         .collect();
     texts.join(", ")
 }
@@ -157,7 +170,9 @@ mod tests {
     fn a_limit_per_node_is_said() {
         let mut view = service("web");
         let spec = std::sync::Arc::make_mut(&mut view.spec);
-        std::sync::Arc::make_mut(&mut spec.task_template).placement.max_replicas_per_node = 2;
+        std::sync::Arc::make_mut(&mut spec.task_template)
+            .placement
+            .max_replicas_per_node = 2;
         assert_eq!(replicas(&view), "1/2 (max 2 per node)");
     }
 
@@ -166,12 +181,18 @@ mod tests {
         for (given, expected) in [
             (vec![(80, 80), (81, 80)], "*:80-81->80/tcp"),
             (vec![(80, 80), (81, 81)], "*:80-81->80-81/tcp"),
-            (vec![(80, 80), (81, 81), (82, 80)], "*:80-81->80-81/tcp, *:82->80/tcp"),
+            (
+                vec![(80, 80), (81, 81), (82, 80)],
+                "*:80-81->80-81/tcp, *:82->80/tcp",
+            ),
             (vec![(80, 80), (82, 82)], "*:80->80/tcp, *:82->82/tcp"),
             (vec![(90, 80), (80, 80)], "*:80->80/tcp, *:90->80/tcp"),
             (vec![], ""),
         ] {
-            let given: Vec<_> = given.into_iter().map(|(published, target)| port(published, target)).collect();
+            let given: Vec<_> = given
+                .into_iter()
+                .map(|(published, target)| port(published, target))
+                .collect();
             assert_eq!(ports(&given), expected);
         }
         let mut host = port(80, 80);

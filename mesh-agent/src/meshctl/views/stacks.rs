@@ -20,7 +20,10 @@ pub(crate) const LAYOUT: Layout = Layout {
 /// One row for each stack that has a service, by name.
 pub(crate) fn rows(services: &[ServiceView]) -> Vec<Value> {
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-    for stack in services.iter().filter_map(|service| service.spec.labels.get(NAMESPACE)) {
+    for stack in services
+        .iter()
+        .filter_map(|service| service.spec.labels.get(NAMESPACE))
+    {
         *counts.entry(stack).or_default() += 1;
     }
     let mut stacks: Vec<(&str, u32)> = counts.into_iter().collect();
@@ -46,7 +49,12 @@ mod tests {
             spec_of(&mut view).labels.insert(NAMESPACE.into(), stack.into());
             view
         };
-        let services = [in_stack("foo-10"), in_stack("foo-2"), in_stack("foo-10"), service("alone")];
+        let services = [
+            in_stack("foo-10"),
+            in_stack("foo-2"),
+            in_stack("foo-10"),
+            service("alone"),
+        ];
         assert_eq!(
             LAYOUT.render(&rows(&services), &Format::Table, false).unwrap(),
             "NAME      SERVICES\nfoo-2     1\nfoo-10    2\n"

@@ -52,13 +52,17 @@ pub(crate) fn rows(mut tasks: Vec<TaskView>, filter: &Filter, format: &Format, s
         let node = task.node.as_ref().map_or("", |node| node.as_str());
         filter.begins("id", task.id.as_str())
             && filter.begins("name", &view.name)
-            && filter.any("service", |wanted| wanted == &*task.service_name || task.service.as_str().starts_with(wanted))
+            && filter.any("service", |wanted| {
+                wanted == &*task.service_name || task.service.as_str().starts_with(wanted)
+            })
             && filter.any("node", |wanted| {
-                view.node_hostname.as_deref() == Some(wanted) || (!wanted.is_empty() && node.starts_with(wanted))
+                view.node_hostname.as_deref() == Some(wanted)
+                    || (!wanted.is_empty() && node.starts_with(wanted))
             })
             && filter.any("desired-state", |wanted| is_desired(task.desired, wanted))
     });
-    let mut named: Vec<(String, TaskView)> = tasks.into_iter().map(|view| (name(&view, show), view)).collect();
+    let mut named: Vec<(String, TaskView)> =
+        tasks.into_iter().map(|view| (name(&view, show), view)).collect();
     named.sort_by(|(left_name, left), (right_name, right)| {
         natural(left_name, right_name).then(right.task.created_at.cmp(&left.task.created_at))
     });
@@ -117,7 +121,11 @@ fn row(view: &TaskView, name: String, show: Show) -> Value {
 }
 
 fn current_state(state: TaskState, at: Timestamp, now: Timestamp) -> String {
-    format!("{} {}", capitalised(&state.to_string()), ago(at, now).to_lowercase())
+    format!(
+        "{} {}",
+        capitalised(&state.to_string()),
+        ago(at, now).to_lowercase()
+    )
 }
 
 /// Why it failed; of a task that waits, what for.
@@ -140,7 +148,12 @@ fn error(view: &TaskView, trunc: bool) -> String {
 fn host_ports(view: &TaskView) -> String {
     let ports = view.task.host_ports.iter();
     let texts: Vec<String> = ports
-        .map(|port| format!("*:{}->{}/{}", port.published_port, port.target_port, port.protocol))
+        .map(|port| {
+            format!(
+                "*:{}->{}/{}",
+                port.published_port, port.target_port, port.protocol
+            )
+        })
         .collect();
     texts.join(",")
 }
@@ -170,7 +183,11 @@ mod tests {
         old.task.status.error = Some("task: non-zero exit (137): out of memory".into());
         let mut host = task("host5678901234567890", "web", 10, TaskState::Running);
         host.task.host_ports = vec![port(80, 8080)];
-        vec![old, host, task("new45678901234567890", "web", 1, TaskState::Running)]
+        vec![
+            old,
+            host,
+            task("new45678901234567890", "web", 1, TaskState::Running),
+        ]
     }
 
     fn render(tasks: Vec<TaskView>, format: &Format, show: Show) -> String {
@@ -196,8 +213,17 @@ mod tests {
             resolve: false,
             ..SHOW
         };
-        let text = render(tasks(), &Format::of(Some("{{.ID}} {{.Name}} {{.Node}} {{.Image}} {{.Error}}")), show);
-        assert!(text.starts_with("new45678901234567890 0123456789abcdefghijklmno.1 node1 nginx:1.27@sha256:aa \n"), "{text}");
+        let text = render(
+            tasks(),
+            &Format::of(Some("{{.ID}} {{.Name}} {{.Node}} {{.Image}} {{.Error}}")),
+            show,
+        );
+        assert!(
+            text.starts_with(
+                "new45678901234567890 0123456789abcdefghijklmno.1 node1 nginx:1.27@sha256:aa \n"
+            ),
+            "{text}"
+        );
         assert!(text.contains("\"task: non-zero exit (137): out of memory\""));
     }
 
@@ -208,7 +234,10 @@ mod tests {
         waiting.task.node = None;
         waiting.task.status.message = "no suitable node (insufficient memory on 2 nodes)".into();
         let text = render(vec![waiting], &Format::Table, SHOW);
-        assert!(text.contains("Pending 2 hours ago   \"no suitable node (insufficient…\""), "{text}");
+        assert!(
+            text.contains("Pending 2 hours ago   \"no suitable node (insufficient…\""),
+            "{text}"
+        );
     }
 
     #[test]
