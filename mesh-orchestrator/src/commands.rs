@@ -187,6 +187,44 @@ pub fn rollback_service(state: &State, id: &ServiceId, now: Timestamp) -> Result
     Ok(roll_back(state, service, now, "rolled back by a user".into()))
 }
 
+/// Goes back to an older specification, whose task version is known: tasks that still have it stay.
+///
+/// # Errors
+/// If there is no such service, or the specification does not fit into the cluster any more.
+pub fn roll_back_to(
+    state: &State,
+    id: &ServiceId,
+    older: &Previous,
+    now: Timestamp,
+) -> Result<Vec<Change>, CommandError> {
+    let service = state
+        .service(id)
+        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    if older.spec == service.spec {
+        return Ok(Vec::new());
+    }
+    let mut changes = Vec::new();
+    let ports = admit(state, &older.spec, &mut changes)?;
+    let mut next = Service {
+        previous: Some(Previous {
+            spec: service.spec.clone(),
+            task_version: service.task_version,
+        }),
+        spec: older.spec.clone(),
+        version: service.version + 1,
+        task_version: older.task_version,
+        ports,
+        updated_at: now,
+        ..(**service).clone()
+    };
+    if !next.spec.mode.is_job() {
+        let message = "rolled back by a user".to_owned();
+        begin_update(&mut next, state, UpdateState::RollbackStarted, now, message);
+    }
+    changes.push(Change::PutService(Arc::new(next)));
+    Ok(changes)
+}
+
 /// Puts the previous specification back, if there is one, with the numbers of ports that it can still have.
 pub(crate) fn roll_back(
     state: &State,
@@ -287,6 +325,31 @@ pub fn put_node(state: &State, mut node: Node, now: Timestamp) -> Vec<Change> {
         }
     }
     changes
+}
+
+/// A node as its agent describes it. What users have set, and what the leader has found, stays.
+#[must_use]
+pub fn describe_node(state: &State, description: &Node, now: Timestamp) -> Vec<Change> {
+    let Some(known) = state.nodes().get(&description.id) else {
+        let node = Node {
+            status: NodeStatus::Unknown,
+            returned_at: None,
+            ..description.clone()
+        };
+        return put_node(state, node, now);
+    };
+    let node = Node {
+        labels: known.labels.clone(),
+        availability: known.availability,
+        status: known.status,
+        status_since: known.status_since,
+        returned_at: known.returned_at,
+        ..description.clone()
+    };
+    if node == *known {
+        return Vec::new();
+    }
+    put_node(state, node, now)
 }
 
 /// Sets what a node may be given.

@@ -9,12 +9,12 @@ use serde::Serialize;
 use super::{
     ChangeError,
     mirror::Mirror,
-    stored::{self, SERVICES},
+    stored::{self, Name, SERVICES},
 };
 use crate::{
     objects::{Change, Refused, Service, ServiceId, Task, TaskId},
     store::{
-        Expected, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Revision, Transaction, Write,
+        Expected, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Revision, StoreError, Transaction, Write,
         revisions::{self, Author, Current, KEPT, Revised, RevisionId},
     },
 };
@@ -85,6 +85,8 @@ impl Batch {
 pub(super) struct Draft<'a> {
     mirror: &'a Mirror,
     author: &'a Author,
+    /// The changes were worked out from the state at this revision, not from the mirror.
+    seen: Option<Revision>,
     /// What earlier changes of the draft have made; `None` is gone.
     tasks: BTreeMap<TaskId, Option<Task>>,
     services: BTreeMap<ServiceId, Option<Revised<Arc<Service>>>>,
@@ -106,14 +108,38 @@ pub(super) struct Drafted {
     pub(super) services: BTreeMap<ServiceId, RevisionId>,
 }
 
-/// Works out what has to be committed for some changes.
+/// Works out what has to be committed for some changes that were planned from this very mirror.
 ///
 /// # Errors
 /// If a change does not apply to what the mirror has.
 pub(super) fn draft(mirror: &Mirror, author: &Author, changes: &[Change]) -> Result<Drafted, ChangeError> {
+    work_out(mirror, author, changes, None)
+}
+
+/// The same for changes that were planned from the state at an earlier revision. Tasks may have changed
+/// since: what agents report and what is meant to become of a task do not touch each other.
+///
+/// # Errors
+/// As [`draft`]; a conflict if something else than a task has changed since.
+pub(super) fn draft_since(
+    mirror: &Mirror,
+    author: &Author,
+    changes: &[Change],
+    seen: Revision,
+) -> Result<Drafted, ChangeError> {
+    work_out(mirror, author, changes, Some(seen))
+}
+
+fn work_out(
+    mirror: &Mirror,
+    author: &Author,
+    changes: &[Change],
+    seen: Option<Revision>,
+) -> Result<Drafted, ChangeError> {
     let mut draft = Draft {
         mirror,
         author,
+        seen,
         tasks: BTreeMap::new(),
         services: BTreeMap::new(),
         written: BTreeMap::new(),
@@ -138,7 +164,7 @@ impl Draft<'_> {
             Change::PutService(service) => self.put_service(service)?,
             Change::RemoveService(id) => self.remove_service(id)?,
             Change::PutNode(node) => self.put(stored::node(&node.id)?, node)?,
-            Change::RemoveNode(id) => self.delete(stored::node(id)?),
+            Change::RemoveNode(id) => self.delete(stored::node(id)?)?,
             Change::PutPorts(ledger) => self.put(stored::ports()?, ledger)?,
             Change::CreateTask(task) => {
                 if self.task(&task.id).is_some() {
@@ -157,7 +183,7 @@ impl Draft<'_> {
                 if self.task(id).is_none() {
                     return Err(Refused::UnknownTask(id.clone()).into());
                 }
-                self.delete(stored::task(id)?);
+                self.delete(stored::task(id)?)?;
                 self.tasks.insert(id.clone(), None);
             }
         }
@@ -203,6 +229,10 @@ impl Draft<'_> {
         let id = &service.id;
         let key = stored::service(id)?;
         let current = self.service(id);
+        if current.is_none() && self.seen.is_some() {
+            // The loops make no services: somebody has removed it.
+            return Err(Refused::UnknownService(id.clone()).into());
+        }
         if let Some(current) = &current
             && current.value.version == service.version
         {
@@ -231,12 +261,12 @@ impl Draft<'_> {
         };
         if let Some(before) = staged.before {
             self.flush();
-            self.expect(key.clone());
+            self.expect(key.clone())?;
             self.take(before);
             self.flush();
         }
         self.reserve(staged.transaction.bytes());
-        self.expect(key);
+        self.expect(key)?;
         self.take(staged.transaction);
         self.put(stored::guard()?, id)?;
         self.revised.insert(id.clone());
@@ -255,7 +285,7 @@ impl Draft<'_> {
             .service(id)
             .ok_or_else(|| Refused::UnknownService(id.clone()))?;
         let newest = current.revision.number;
-        self.delete(stored::service(id)?);
+        self.delete(stored::service(id)?)?;
         for number in newest.saturating_sub(KEPT).max(1)..newest {
             let key = revisions::old_key(SERVICES, id.as_str(), number)?;
             self.write(key, Write::Delete);
@@ -268,15 +298,16 @@ impl Draft<'_> {
     fn put<T: Serialize>(&mut self, key: Key, object: &T) -> Result<(), ChangeError> {
         let value = stored::encode(&key, object)?;
         self.reserve(key.as_str().len() + value.len());
-        self.expect(key.clone());
+        self.expect(key.clone())?;
         self.write(key, Write::Put(value));
         Ok(())
     }
 
-    fn delete(&mut self, key: Key) {
+    fn delete(&mut self, key: Key) -> Result<(), ChangeError> {
         self.reserve(key.as_str().len());
-        self.expect(key.clone());
+        self.expect(key.clone())?;
         self.write(key, Write::Delete);
+        Ok(())
     }
 
     /// Takes over what was worked out elsewhere, but for what it expects.
@@ -287,14 +318,25 @@ impl Draft<'_> {
     }
 
     /// The batch holds only if nobody else has written the key.
-    fn expect(&mut self, key: Key) {
+    fn expect(&mut self, key: Key) -> Result<(), ChangeError> {
         let condition = match self.written.get(&key) {
-            Some((place, _)) if *place == self.batches.len() => return,
+            Some((place, _)) if *place == self.batches.len() => return Ok(()),
             Some((_, true)) => Condition::Is(Expected::Absent),
             Some((place, false)) => Condition::Left(*place),
-            None => Condition::Is(self.mirror.expected(&key)),
+            None => {
+                let found = self.mirror.modified(&key);
+                if let Some(seen) = self.seen
+                    && found.is_some_and(|found| found > seen)
+                    && !matches!(stored::name(&key), Name::Task(_))
+                {
+                    let expected = Expected::At(seen);
+                    return Err(StoreError::Conflict { key, expected, found }.into());
+                }
+                Condition::Is(self.mirror.expected(&key))
+            }
         };
         self.batch.conditions.insert(key, condition);
+        Ok(())
     }
 
     fn write(&mut self, key: Key, write: Write) {

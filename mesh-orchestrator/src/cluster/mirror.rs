@@ -14,6 +14,7 @@ use crate::{
     objects::{Change, NodeId, Refused, Service, ServiceId, State, Task, Timestamp},
     store::{
         self, Entry, Expected, Key, Revision, WatchBatch,
+        membership::Leader,
         revisions::{Author, Revised, RevisionId},
     },
 };
@@ -33,6 +34,7 @@ pub(super) struct Mirror {
     modified: BTreeMap<Key, Revision>,
     heads: BTreeMap<ServiceId, Head>,
     presences: BTreeMap<NodeId, Presence>,
+    leader: Option<Leader>,
     unreadable: BTreeSet<Key>,
     restoring: bool,
 }
@@ -42,10 +44,10 @@ pub(super) struct Mirror {
 pub(super) struct News {
     /// The revision that the mirror has now.
     pub(super) revision: Revision,
-    /// Everything was read anew; what is not in `changes` may be other, too.
+    /// Everything was read anew; what is not in `touched` may be other, too.
     pub(super) anew: bool,
-    /// The objects, in an order in which they apply.
-    pub(super) changes: Vec<Change>,
+    /// The objects.
+    pub(super) touched: BTreeSet<Name>,
     /// The same, for those who follow from outside.
     pub(super) events: Vec<Event>,
 }
@@ -80,6 +82,11 @@ impl Mirror {
 
     pub(super) fn presences(&self) -> &BTreeMap<NodeId, Presence> {
         &self.presences
+    }
+
+    /// Who runs the control loops; nobody between two terms.
+    pub(super) fn leader(&self) -> Option<&Leader> {
+        self.leader.as_ref()
     }
 
     pub(super) fn head(&self, service: &ServiceId) -> Option<&Head> {
@@ -131,6 +138,10 @@ impl Mirror {
             .iter()
             .partition(|event| matches!(event, store::Event::Delete(_)));
         for event in gone.into_iter().chain(put) {
+            match stored::name(event.key()) {
+                Name::Other => continue,
+                name => drop(news.touched.insert(name)),
+            }
             match event {
                 store::Event::Put(entry) => self.put(entry, now, &mut news)?,
                 store::Event::Delete(key) => self.delete(key, now, &mut news)?,
@@ -159,6 +170,10 @@ impl Mirror {
                 None
             }
             Stored::Guard => None,
+            Stored::Leader(leader) => {
+                self.leader = leader;
+                return Ok(());
+            }
             Stored::Presence(node, presence) => {
                 let known = self.presences.insert(node.clone(), *presence);
                 let name = self.hostname(&node);
@@ -211,7 +226,7 @@ impl Mirror {
             Stored::Ports(ledger) => Some(Change::PutPorts(ledger)),
         };
         self.modified.insert(entry.key.clone(), entry.modified);
-        self.apply(change, news)
+        self.apply(change)
     }
 
     fn delete(&mut self, key: &Key, now: Timestamp, news: &mut News) -> Result<(), Refused> {
@@ -221,6 +236,10 @@ impl Mirror {
             Name::Other | Name::Guard => None,
             Name::Restore => {
                 self.restoring = false;
+                None
+            }
+            Name::Leader => {
+                self.leader = None;
                 None
             }
             Name::Presence(node) => {
@@ -269,13 +288,12 @@ impl Mirror {
             }),
             Name::Ports => Some(Change::PutPorts(crate::objects::PortLedger::default())),
         };
-        self.apply(change, news)
+        self.apply(change)
     }
 
-    fn apply(&mut self, change: Option<Change>, news: &mut News) -> Result<(), Refused> {
+    fn apply(&mut self, change: Option<Change>) -> Result<(), Refused> {
         if let Some(change) = change {
             self.state.apply(&change)?;
-            news.changes.push(change);
         }
         Ok(())
     }
@@ -345,7 +363,12 @@ impl Mirror {
                     EventKind::Node,
                     state.nodes().get(&id).map(|node| node.hostname.clone()),
                 ),
-                Name::Ports | Name::Guard | Name::Presence(_) | Name::Restore | Name::Other => continue,
+                Name::Ports
+                | Name::Guard
+                | Name::Presence(_)
+                | Name::Leader
+                | Name::Restore
+                | Name::Other => continue,
             };
             self.tell(&mut news, kind, key.name(), name.unwrap_or_default(), action, now);
         }

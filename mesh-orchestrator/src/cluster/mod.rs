@@ -15,14 +15,20 @@
 //!   writes one common key.
 //! - A store that is away stops changes and nothing else.
 
+mod chores;
 mod clock;
 mod commit;
+mod control;
 mod draft;
 mod error;
 mod event;
+mod history;
+mod leader;
+mod member;
 mod mirror;
 mod presence;
 mod reports;
+mod silence;
 mod stored;
 mod upkeep;
 
@@ -55,6 +61,8 @@ pub use self::{
     clock::{Clock, SystemClock},
     error::{ChangeError, OpenError, Unreadable},
     event::{Event, EventAction, EventKind},
+    leader::{LeaderConfig, SnapshotSchedule},
+    member::Member,
     presence::Presence,
     upkeep::Upkeep,
 };
@@ -168,6 +176,13 @@ impl Cluster {
         self.mirror().presences().get(node).cloned()
     }
 
+    /// The node that runs the control loops; nobody between two terms.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        let mirror = self.mirror();
+        mirror.leader().map(|leader| leader.candidate.as_str().into())
+    }
+
     /// The store, for what is no business of the control loops: secrets, tokens, webhooks, ...
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -213,7 +228,7 @@ impl Cluster {
     /// nothing was changed. [`ChangeError::Contended`] when others were faster all the time.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
-        P: Fn(&State, Timestamp) -> Result<Vec<Change>, CommandError> + Send,
+        P: Fn(&State, Timestamp) -> Result<Vec<Change>, CommandError>,
     {
         let until = Instant::now() + PATIENCE;
         let mut attempts = 0;

@@ -1,11 +1,12 @@
 //! What a node's agent says of itself as long as it is heard. Plain data.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A node's presence: there while its agent is heard, gone after three missed heartbeats.
 ///
 /// What a newer release adds to it is ignored by an older one, and the other way round.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Presence {
     /// The address that other nodes reach it at.

@@ -7,6 +7,7 @@
 //! | `/ports/ledger` | who was given which port |
 //! | `/guards/services` | written with each change of a specification, so that names and ports stay unique |
 //! | `/ephemeral/nodes/<id>` | a node's presence |
+//! | `/ephemeral/elections/control/leader` | who leads |
 //! | `/restore/unfinished` | there while a snapshot is restored |
 
 use std::sync::Arc;
@@ -16,21 +17,29 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Presence, Unreadable};
 use crate::{
     objects::{Node, NodeId, PortLedger, Service, ServiceId, Task, TaskId},
-    store::{Entry, InvalidKey, Key, membership, revisions::Revised},
+    store::{
+        Entry, InvalidKey, Key,
+        membership::{self, Leader},
+        revisions::Revised,
+    },
 };
 
 /// The kind under which services' revisions are kept.
 pub(super) const SERVICES: &str = "services";
 
-/// What a key names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The election whose winner runs the control loops.
+pub(super) const ELECTION: &str = "control";
+
+/// What a key names, in an order in which objects can refer to each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Name {
+    Ports,
+    Node(NodeId),
     Service(ServiceId),
     Task(TaskId),
-    Node(NodeId),
-    Ports,
     Guard,
     Presence(NodeId),
+    Leader,
     Restore,
     /// Not the cluster's business: secrets, tokens, old revisions, ...
     Other,
@@ -44,6 +53,7 @@ pub(super) enum Stored {
     Node(Box<Node>),
     Ports(PortLedger),
     Presence(NodeId, Box<Presence>),
+    Leader(Option<Leader>),
     Guard,
     Restore,
     Other,
@@ -58,6 +68,7 @@ pub(super) fn name(key: &Key) -> Name {
         ["ports", "ledger"] => Name::Ports,
         ["guards", SERVICES] => Name::Guard,
         ["ephemeral", "nodes", id] => Name::Presence(NodeId::from(*id)),
+        ["ephemeral", "elections", ELECTION, "leader"] => Name::Leader,
         ["restore", "unfinished"] => Name::Restore,
         _ => Name::Other,
     }
@@ -72,6 +83,7 @@ pub(super) fn read(entry: &Entry) -> Result<Stored, Unreadable> {
         Name::Ports => Stored::Ports(decode(entry)?),
         // That it is there counts more than what it says.
         Name::Presence(node) => Stored::Presence(node, decode(entry).unwrap_or_default()),
+        Name::Leader => Stored::Leader(decode(entry).ok()),
         Name::Guard => Stored::Guard,
         Name::Restore => Stored::Restore,
         Name::Other => Stored::Other,
@@ -132,6 +144,7 @@ mod tests {
             (task(&TaskId::from("t")), Name::Task("t".into())),
             (node(&NodeId::from("n")), Name::Node("n".into())),
             (presence(&NodeId::from("n")), Name::Presence("n".into())),
+            (membership::election_key(ELECTION), Name::Leader),
             (ports(), Name::Ports),
             (guard(), Name::Guard),
             (restore(), Name::Restore),

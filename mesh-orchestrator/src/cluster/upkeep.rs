@@ -131,8 +131,8 @@ impl Cluster {
             let news = Arc::new(News {
                 revision: mirror.revision(),
                 anew: true,
-                changes: Vec::new(),
                 events,
+                ..News::default()
             });
             *old = mirror;
             let _ = self.inner.news.send(Arc::clone(&news));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Protocol, PublishMode, ServiceSpec, SpecError};
@@ -12,7 +13,7 @@ pub const FIRST_PORT: u16 = 30_000;
 pub const LAST_PORT: u16 = 32_767;
 
 /// A published port with its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointPort {
     /// Transport protocol.
@@ -26,7 +27,7 @@ pub struct EndpointPort {
 }
 
 /// Who was given which port. Survives the service, so that one of the same name has its ports again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortLedger {
     /// Where the search for the next port begins.

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EndpointPort, ServiceId, Slot, Timestamp};
 use crate::spec::{ServiceSpec, UpdateConfig};
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
     /// Its name for ever; the specification's name is for people.
@@ -60,7 +61,7 @@ impl Service {
 }
 
 /// An earlier specification.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Previous {
     /// What was asked for.
@@ -70,7 +71,7 @@ pub struct Previous {
 }
 
 /// How the replacement of a service's tasks stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateStatus {
     /// Where it stands.
@@ -91,7 +92,7 @@ pub struct UpdateStatus {
 }
 
 /// Where the replacement of a service's tasks stands; with Docker's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateState {
     /// Under way.
@@ -126,7 +127,7 @@ impl UpdateState {
 }
 
 /// A rebalancing under way: running tasks move to emptier nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rebalance {
     /// When it was asked for, or may begin.

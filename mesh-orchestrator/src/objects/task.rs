@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EndpointPort, NodeId, Refused, ServiceId, TaskId, Timestamp};
@@ -10,7 +11,7 @@ use crate::spec::TaskSpec;
 /// The states of a task, in the order in which it goes through them; with Swarm's names.
 ///
 /// As a desired state only `Ready`, `Running`, `Complete`, `Shutdown` and `Remove` occur.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
     /// Made; waits for what the service depends on.
@@ -104,7 +105,7 @@ impl fmt::Display for TaskState {
 
 /// The place that a task fills in its service. At most one task is meant to run in it, but for the time in
 /// which a start-first replacement starts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
     /// Of a replicated service; counts from 1.
@@ -123,7 +124,7 @@ impl fmt::Display for Slot {
 }
 
 /// What is known of a task's doings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskStatus {
     /// How far it has come.
@@ -167,7 +168,7 @@ impl TaskStatus {
 }
 
 /// One attempt to run a service's container.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
     /// Its own name.

@@ -28,11 +28,18 @@ pub enum Kind {
     Config,
     /// Name and password for a registry; named by the registry's address.
     RegistryCredential,
+    /// The secret part of a webhook's URL; named by the service's id and the webhook's name.
+    Webhook,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Secret, Self::Config, Self::RegistryCredential];
+    pub const ALL: [Self; 4] = [
+        Self::Secret,
+        Self::Config,
+        Self::RegistryCredential,
+        Self::Webhook,
+    ];
 
     /// The first segment of their keys.
     #[must_use]
@@ -41,6 +48,7 @@ impl Kind {
             Self::Secret => "secrets",
             Self::Config => "configs",
             Self::RegistryCredential => "registries",
+            Self::Webhook => "webhooks",
         }
     }
 
@@ -51,6 +59,7 @@ impl Kind {
             Self::Secret => 500 << 10,
             Self::Config => 1000 << 10,
             Self::RegistryCredential => 64 << 10,
+            Self::Webhook => 1 << 10,
         }
     }
 }
@@ -61,6 +70,7 @@ impl fmt::Display for Kind {
             Self::Secret => "secret",
             Self::Config => "config",
             Self::RegistryCredential => "registry credential",
+            Self::Webhook => "webhook",
         })
     }
 }

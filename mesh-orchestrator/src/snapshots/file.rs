@@ -241,8 +241,11 @@ pub fn inspect(path: &Path) -> Result<SnapshotInfo, SnapshotError> {
     read(path, |_, _| {})
 }
 
-/// Reads a snapshot through; what `each` was given counts only if there is no error.
-pub(super) fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<SnapshotInfo, SnapshotError> {
+/// Reads a snapshot through; what `each` was given counts only if there is no error. Blocks meanwhile.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<SnapshotInfo, SnapshotError> {
     let failed = |source| SnapshotError::Read {
         path: path.to_owned(),
         source,

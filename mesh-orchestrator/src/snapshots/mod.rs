@@ -7,6 +7,6 @@ mod file;
 mod restore;
 mod schedule;
 
-pub use file::{FORMAT, Header, SnapshotError, SnapshotInfo, create, inspect, list};
+pub use file::{FORMAT, Header, SnapshotError, SnapshotInfo, create, inspect, list, read};
 pub use restore::{RestoreInto, interrupted, restore};
-pub use schedule::{Keep, SnapshotKind, SnapshotName, expired, is_due};
+pub use schedule::{InvalidName, Keep, SnapshotKind, SnapshotName, expired, is_due};

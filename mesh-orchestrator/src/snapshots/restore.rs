@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::file::{self, SnapshotError, SnapshotInfo};
 use crate::store::{
-    Expected, InvalidKey, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, PAGE, Revision, Store, StoreError,
-    Transaction, is_ephemeral,
+    Expected, InvalidKey, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, PAGE, Prefix, Revision, Store,
+    StoreError, Transaction, is_ephemeral,
 };
 
 /// What a snapshot may be restored into.
@@ -60,21 +60,15 @@ pub async fn restore(
         })??
     };
     let marker = marker(store)?;
-    let present: Vec<Key> = store
-        .list(&crate::store::Prefix::everything(), PAGE)
-        .await?
-        .entries()
-        .await?
-        .into_iter()
-        .map(|entry| entry.key)
-        .filter(|key| !is_ephemeral(key))
-        .collect();
+    let present = present(store).await?;
     // What an unfinished restore has left may always be replaced.
     let unfinished = present.contains(&marker);
     if !present.is_empty() && !unfinished && into == RestoreInto::Empty {
         return Err(SnapshotError::NotEmpty(store.describe()));
     }
     let begun = begin(store, &marker, unfinished).await?;
+    // Once more: what was written until the marker was there must go, too.
+    let present = self::present(store).await?;
     let mut batches = Batches {
         store,
         marker: &marker,
@@ -95,6 +89,13 @@ pub async fn restore(
     }
     batches.finish().await?;
     Ok(info)
+}
+
+/// What is in the store and stays there.
+async fn present(store: &dyn Store) -> Result<Vec<Key>, StoreError> {
+    let entries = store.list(&Prefix::everything(), PAGE).await?.entries().await?;
+    let keys = entries.into_iter().map(|entry| entry.key);
+    Ok(keys.filter(|key| !is_ephemeral(key)).collect())
 }
 
 /// Puts the marker; two restores at once do not both go on.

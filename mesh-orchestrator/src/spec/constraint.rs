@@ -1,7 +1,8 @@
 //! Placement constraints: `node.labels.zone == a`. Knows no node: whoever asks looks the keys up.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::SpecError;
@@ -99,6 +100,19 @@ impl TryFrom<String> for Constraint {
 
     fn try_from(text: String) -> Result<Self, SpecError> {
         text.parse()
+    }
+}
+
+impl JsonSchema for Constraint {
+    fn schema_name() -> Cow<'static, str> {
+        "Constraint".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A condition on a node: `node.labels.zone==a`, or with `!=`.",
+        })
     }
 }
 

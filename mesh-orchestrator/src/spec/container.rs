@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Placement, RestartPolicy, duration};
 
 /// What each task of a service is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
     /// The container.
@@ -33,7 +34,7 @@ pub struct TaskSpec {
 }
 
 /// The container of a task.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerSpec {
     /// Image reference; without tag or digest it is the one with the tag `latest`.
@@ -85,6 +86,7 @@ pub struct ContainerSpec {
     pub stop_signal: Option<String>,
     /// Time it has to stop before it is killed; 10 s if left out.
     #[serde(default, with = "optional_duration")]
+    #[schemars(with = "Option<String>")]
     pub stop_grace_period: Option<Duration>,
     /// Secrets as files.
     #[serde(default)]
@@ -128,7 +130,7 @@ mod optional_duration {
 }
 
 /// What a task needs and what it may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourceRequirements {
     /// The most it may use.
@@ -138,7 +140,7 @@ pub struct ResourceRequirements {
 }
 
 /// The most that a task may use; 0 means no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Billionths of a CPU.
@@ -150,7 +152,7 @@ pub struct Limits {
 }
 
 /// An amount of CPU and memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// Billionths of a CPU.
@@ -186,7 +188,7 @@ impl Resources {
 }
 
 /// A folder or file system inside the container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mount {
     /// What it is.
@@ -206,7 +208,7 @@ pub struct Mount {
 }
 
 /// What is mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MountKind {
     /// A path of the node.
@@ -218,7 +220,7 @@ pub enum MountKind {
 }
 
 /// A device file of the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
     /// Path on the node.
@@ -235,25 +237,29 @@ fn all_permissions() -> String {
 }
 
 /// How readiness is found out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthCheck {
     /// What is tried.
     pub test: Probe,
     /// Time between tries; 30 s.
     #[serde(default = "half_a_minute", with = "duration")]
+    #[schemars(with = "String")]
     pub interval: Duration,
     /// Time that a try may take; 30 s.
     #[serde(default = "half_a_minute", with = "duration")]
+    #[schemars(with = "String")]
     pub timeout: Duration,
     /// Failed tries in a row that make it unhealthy; 3.
     #[serde(default = "three")]
     pub retries: u32,
     /// Time after the start in which failures do not count.
     #[serde(default, with = "duration")]
+    #[schemars(with = "String")]
     pub start_period: Duration,
     /// Time between tries in the start period; 5 s.
     #[serde(default = "five_seconds", with = "duration")]
+    #[schemars(with = "String")]
     pub start_interval: Duration,
 }
 
@@ -270,7 +276,7 @@ fn three() -> u32 {
 }
 
 /// What is tried to find out whether a container is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Probe {
     /// Nothing: ready as soon as it runs, whatever the image says.
@@ -294,7 +300,7 @@ pub enum Probe {
 }
 
 /// A secret or config as a file inside the container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileReference {
     /// Name of the secret or config.
@@ -318,7 +324,7 @@ fn world_readable() -> u32 {
 }
 
 /// Where a container's output goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogDriver {
     /// Docker's name of it, e.g. `json-file`.

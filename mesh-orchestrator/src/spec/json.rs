@@ -1,6 +1,6 @@
-//! Reading a specification from JSON, with errors that name the place and the nearest known field.
+//! Reading a specification (and what else users send) from JSON, with errors that name the place and the nearest known field.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::{ServiceSpec, SpecError};
 
@@ -16,36 +16,25 @@ impl ServiceSpec {
         if json.len() > MAX_SPEC_BYTES {
             return Err(SpecError::TooLarge { size: json.len() });
         }
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let mut track = serde_path_to_error::Track::new();
-        let result = Self::deserialize(serde_path_to_error::Deserializer::new(&mut reader, &mut track));
-        let spec = result
-            .and_then(|spec| reader.end().map(|()| spec))
-            .map_err(|error| explain(&track.path().to_string(), &error.to_string()))?;
-        spec.validated()
+        read::<Self>(json, "specification")?.validated()
     }
 }
 
-/// Serde's message for an unknown field quotes that field, then the known ones.
-fn explain(path: &str, message: &str) -> SpecError {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    match (message.starts_with("unknown field"), quoted.next()) {
-        (true, Some(field)) => SpecError::UnknownField {
-            path: path
-                .strip_suffix(&format!(".{field}"))
-                .unwrap_or("specification")
-                .into(),
-            field: field.into(),
-            nearest: nearest(field, quoted),
-        },
-        _ => SpecError::Malformed {
-            path: if path == "." { "specification" } else { path }.into(),
-            message: message.into(),
-        },
-    }
+/// Reads any JSON; `whole` is what errors call it as a whole.
+///
+/// # Errors
+/// Names the field and what stands there, or the nearest known field.
+pub(crate) fn read<T: DeserializeOwned>(json: &[u8], whole: &str) -> Result<T, SpecError> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let mut track = serde_path_to_error::Track::new();
+    let result = T::deserialize(serde_path_to_error::Deserializer::new(&mut reader, &mut track));
+    result
+        .and_then(|read| reader.end().map(|()| read))
+        .map_err(|error| explain(whole, &track.path().to_string(), &error.to_string()))
 }
 
-fn nearest<'a>(field: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+/// The known name that is most like another one, if any is.
+pub(crate) fn nearest<'a>(field: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     // Docker's API writes the same names in camel case.
     let field = field.to_lowercase().replace(['_', '-'], "");
     known
@@ -53,6 +42,22 @@ fn nearest<'a>(field: &str, known: impl Iterator<Item = &'a str>) -> Option<Stri
         .min()
         .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
         .map(|(_, name)| name.into())
+}
+
+/// Serde's message for an unknown field quotes that field, then the known ones.
+fn explain(whole: &str, path: &str, message: &str) -> SpecError {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    match (message.starts_with("unknown field"), quoted.next()) {
+        (true, Some(field)) => SpecError::UnknownField {
+            path: path.strip_suffix(&format!(".{field}")).unwrap_or(whole).into(),
+            field: field.into(),
+            nearest: nearest(field, quoted),
+        },
+        _ => SpecError::Malformed {
+            path: if path == "." { whole } else { path }.into(),
+            message: message.into(),
+        },
+    }
 }
 
 #[cfg(test)]

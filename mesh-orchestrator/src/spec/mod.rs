@@ -15,6 +15,7 @@ mod validate;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use constraint::{Constraint, Operator};
@@ -24,6 +25,7 @@ pub use container::{
 };
 pub use dependencies::check_dependencies;
 pub use json::MAX_SPEC_BYTES;
+pub(crate) use json::{nearest, read as read_json};
 pub use policy::{
     FailureAction, Placement, Platform, RebalanceConfig, RestartCondition, RestartPolicy, Spread,
     UpdateConfig, UpdateOrder,
@@ -31,7 +33,7 @@ pub use policy::{
 pub use port::{PortConfig, PortRange, Protocol, PublishMode};
 
 /// What a service shall be.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
     /// Unique in the cluster; letters, digits, `-`, `_` and `.`, 63 at most.
@@ -62,7 +64,7 @@ pub struct ServiceSpec {
 }
 
 /// How many tasks a service has, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceMode {
     /// So many tasks, anywhere.
@@ -107,7 +109,7 @@ impl ServiceMode {
 }
 
 /// Settings of a replicated service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Replicated {
     /// Number of tasks; 0 pauses the service and keeps its definition.
@@ -121,12 +123,12 @@ impl Default for Replicated {
 }
 
 /// A global service has no settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Global {}
 
 /// Settings of a replicated job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplicatedJob {
     /// Tasks that run at the same time at most.
@@ -145,7 +147,7 @@ impl Default for ReplicatedJob {
 }
 
 /// What of a service is reachable from outside.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EndpointSpec {
     /// Published ports.

@@ -2,23 +2,26 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Constraint, duration};
 
 /// When a task that has ended is replaced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RestartPolicy {
     /// Which ends are followed by a new task; `any`, for jobs `on-failure`.
     pub condition: Option<RestartCondition>,
     /// Time between the end of one task and the start of the next; 5 s.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub delay: Duration,
     /// New tasks within the window before the slot is given up; 0 means any number.
     pub max_attempts: u32,
     /// The time in which attempts are counted; 0 counts all of them.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub window: Duration,
 }
 
@@ -34,7 +37,7 @@ impl Default for RestartPolicy {
 }
 
 /// Which ends of a task are followed by a new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartCondition {
     /// None.
@@ -46,18 +49,20 @@ pub enum RestartCondition {
 }
 
 /// How a service's tasks are replaced by those of another specification.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateConfig {
     /// Slots that are replaced at the same time; 0 means all.
     pub parallelism: u32,
     /// Time to wait after each slot.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub delay: Duration,
     /// What to do when more slots fail than allowed.
     pub failure_action: FailureAction,
     /// Time after its start in which a new task's failure counts; 5 s.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub monitor: Duration,
     /// Share of slots that may fail, 0 to 1.
     pub max_failure_ratio: f64,
@@ -65,6 +70,7 @@ pub struct UpdateConfig {
     pub order: UpdateOrder,
     /// Time in which a slot's new task must run, else the slot has failed; 10 min, 0 means for ever.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub progress_deadline: Duration,
 }
 
@@ -83,7 +89,7 @@ impl Default for UpdateConfig {
 }
 
 /// What becomes of an update that fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureAction {
     /// It stops where it is.
@@ -95,7 +101,7 @@ pub enum FailureAction {
 }
 
 /// Which of the old and the new task goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateOrder {
     /// The new task starts when the old one has stopped.
@@ -105,7 +111,7 @@ pub enum UpdateOrder {
 }
 
 /// Where tasks may run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Placement {
     /// All must hold.
@@ -119,7 +125,7 @@ pub struct Placement {
 }
 
 /// A preference to spread evenly over the values of a label.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spread {
     /// What is looked up on each node, e.g. `node.labels.zone`. Nodes without it form one group.
@@ -127,7 +133,7 @@ pub struct Spread {
 }
 
 /// What a machine is, or what an image is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Platform {
     /// `linux`; empty means any.
@@ -155,7 +161,7 @@ fn common_name(architecture: &str) -> &str {
 }
 
 /// Whether, and how carefully, running tasks move to emptier nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RebalanceConfig {
     /// Move by itself after a node joins or returns.
@@ -164,6 +170,7 @@ pub struct RebalanceConfig {
     pub max_moves: u32,
     /// Time that the node must have been up before.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub settle: Duration,
 }
 

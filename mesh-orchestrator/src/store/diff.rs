@@ -1,10 +1,11 @@
 //! The difference between two JSON documents, field by field. Pure; depends on nothing of ours.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// One field that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
     /// Where: `container.env[2]`.
     pub path: String,

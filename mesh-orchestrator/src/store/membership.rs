@@ -35,7 +35,16 @@ pub fn node_key(node: &str) -> Result<Key, InvalidKey> {
 pub struct Registration {
     present: watch::Receiver<bool>,
     task: JoinHandle<()>,
-    withdraw: watch::Sender<bool>,
+    wish: watch::Sender<Wish>,
+}
+
+/// What a registration shall be like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wish {
+    /// It has this value.
+    Value(Vec<u8>),
+    /// It goes.
+    Withdrawn,
 }
 
 impl Registration {
@@ -43,12 +52,29 @@ impl Registration {
     #[must_use]
     pub fn start(store: Arc<dyn Store>, key: Key, value: Vec<u8>, heartbeat: Heartbeat) -> Self {
         let (presence, present) = watch::channel(false);
-        let (withdraw, withdrawn) = watch::channel(false);
+        let (wish, wishes) = watch::channel(Wish::Value(value));
+        let keeping = Keeping {
+            store,
+            key,
+            heartbeat,
+            presence,
+            wishes,
+        };
         Self {
             present,
-            task: tokio::spawn(keep_registered(store, key, value, heartbeat, presence, withdrawn)),
-            withdraw,
+            task: tokio::spawn(keeping.keep()),
+            wish,
         }
+    }
+
+    /// Gives it another value, as soon as that can be.
+    pub fn set(&self, value: Vec<u8>) {
+        let value = Wish::Value(value);
+        self.wish.send_if_modified(|wish| {
+            let has_changed = *wish != value;
+            *wish = value;
+            has_changed
+        });
     }
 
     /// Whether the node is registered, as far as is known; follow it to tell people when it is cut off.
@@ -59,51 +85,99 @@ impl Registration {
 
     /// Takes the node out and waits until the store knows, if it can be told.
     pub async fn withdraw(self) {
-        self.withdraw.send_replace(true);
+        self.wish.send_replace(Wish::Withdrawn);
         // It can only fail if the runtime ends.
         let _ = self.task.await;
     }
 }
 
-async fn keep_registered(
+/// The keeping side of a registration.
+struct Keeping {
     store: Arc<dyn Store>,
     key: Key,
-    value: Vec<u8>,
     heartbeat: Heartbeat,
     presence: watch::Sender<bool>,
-    mut withdrawn: watch::Receiver<bool>,
-) {
-    loop {
-        let registered = async {
-            let lease = store.lease(heartbeat).await?;
-            let transaction = Transaction::new().put(key.clone(), value.clone());
-            store.commit_under(&lease, transaction).await?;
-            Ok::<_, StoreError>(lease)
-        };
-        tokio::select! {
-            registered = registered => match registered {
+    wishes: watch::Receiver<Wish>,
+}
+
+impl Keeping {
+    async fn keep(mut self) {
+        let mut refused = false;
+        // The value is gone when the registration is withdrawn or dropped.
+        while let Some(value) = self.value() {
+            let registered = async {
+                let lease = self.store.lease(self.heartbeat).await?;
+                self.put(&lease, value).await?;
+                Ok::<_, StoreError>(lease)
+            };
+            match registered.await {
                 Ok(lease) => {
-                    presence.send_replace(true);
-                    tokio::select! {
-                        () = lease.lost() => {}
-                        // An error: the registration was dropped.
-                        _ = withdrawn.changed() => {
-                            lease.revoke().await;
-                            presence.send_replace(false);
-                            return;
-                        }
+                    refused = false;
+                    self.presence.send_replace(true);
+                    let is_over = self.stay(&lease).await;
+                    if is_over {
+                        lease.revoke().await;
                     }
-                    presence.send_replace(false);
+                    self.presence.send_replace(false);
                 }
+                // Said once: it is tried until it succeeds.
                 Err(error) => {
-                    tracing::warn!(%key, error = &error as &dyn std::error::Error, "could not register the node");
+                    if !std::mem::replace(&mut refused, true) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(key = %self.key, error, "could not register the node; tries again");
+                    }
                 }
-            },
-            _ = withdrawn.changed() => return,
+            }
+            if self.value().is_some() {
+                tokio::select! {
+                    () = sleep(RETRY) => {}
+                    _ = self.wishes.changed() => {}
+                }
+            }
         }
-        tokio::select! {
-            () = sleep(RETRY) => {}
-            _ = withdrawn.changed() => return,
+    }
+
+    /// What is to be put now; nothing if the registration is to end.
+    fn value(&mut self) -> Option<Vec<u8>> {
+        if self.wishes.has_changed().is_err() {
+            return None;
+        }
+        match &*self.wishes.borrow_and_update() {
+            Wish::Value(value) => Some(value.clone()),
+            Wish::Withdrawn => None,
+        }
+    }
+
+    async fn put(&self, lease: &Lease, value: Vec<u8>) -> Result<(), StoreError> {
+        let transaction = Transaction::new().put(self.key.clone(), value);
+        self.store.commit_under(lease, transaction).await.map(drop)
+    }
+
+    /// Keeps the value up to date under a lease. True if the registration ends, false if the lease has.
+    async fn stay(&mut self, lease: &Lease) -> bool {
+        loop {
+            tokio::select! {
+                () = lease.lost() => return false,
+                changed = self.wishes.changed() => {
+                    if changed.is_err() {
+                        return true;
+                    }
+                }
+            }
+            let Some(value) = self.value() else {
+                return true;
+            };
+            while let Err(error) = self.put(lease, value.clone()).await {
+                tracing::debug!(key = %self.key, error = &error as &dyn std::error::Error, "could not change what the node says of itself");
+                tokio::select! {
+                    () = lease.lost() => return false,
+                    () = sleep(RETRY) => {}
+                }
+                // Another one takes its place, or none.
+                if self.wishes.has_changed().unwrap_or(true) {
+                    break;
+                }
+            }
         }
     }
 }
@@ -173,7 +247,11 @@ impl Leadership {
     }
 }
 
-fn election_key(election: &str) -> Result<Key, InvalidKey> {
+/// Where the leader of an election is named, while there is one.
+///
+/// # Errors
+/// When the election's name has characters that a key may not have.
+pub fn election_key(election: &str) -> Result<Key, InvalidKey> {
     Key::new([EPHEMERAL, "elections", election, "leader"])
 }
 

@@ -146,4 +146,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn snapshot(&self) -> Result<Listing, StoreError> {
         self.list(&Prefix::everything(), PAGE).await
     }
+
+    /// Forgets what is older than a revision, where the store does not do so by itself: watches cannot ask
+    /// for it any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn compact(&self, _before: Revision) -> Result<(), StoreError> {
+        Ok(())
+    }
 }

@@ -1,8 +1,9 @@
 //! Versioned objects: an update names the revision it read, old revisions are kept with who made them and
 //! when, to inspect, compare and roll back to. Depends on the store's trait and `diff`.
 
-use std::{fmt, marker::PhantomData, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr, sync::Arc};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
@@ -50,6 +51,20 @@ impl FromStr for RevisionId {
     }
 }
 
+impl JsonSchema for RevisionId {
+    fn schema_name() -> Cow<'static, str> {
+        "RevisionId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^[0-9]+-[0-9a-f]{8}$",
+            "description": "One revision of one object.",
+        })
+    }
+}
+
 impl Serialize for RevisionId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -65,7 +80,7 @@ impl<'de> Deserialize<'de> for RevisionId {
 }
 
 /// Who changes an object, when, and how they would call it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Author {
     /// A user, a token's name, a webhook or a control loop.

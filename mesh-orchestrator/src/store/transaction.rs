@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Key, StoreError};
@@ -15,7 +16,9 @@ pub const MAX_OPERATIONS: usize = 128;
 pub const MAX_TRANSACTION_BYTES: usize = 1_500_000;
 
 /// A point in a store's history; each transaction that writes makes a new, higher one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 

@@ -1,6 +1,7 @@
 //! What the stories run on: handles on one store, and what all of them need.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,13 +12,14 @@ use std::{
 use anyhow::{Context, Result};
 use mesh_orchestrator::{
     cluster::{Cluster, SystemClock},
-    objects::State,
+    commands::{self, CommandError},
+    objects::{ServiceId, State, TaskId},
     spec::ServiceSpec,
     store::{Store, etcd::EtcdStore, redb::RedbStore},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{sync::OnceCell, task::JoinHandle};
+use tokio::{runtime::Runtime, sync::OnceCell, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 #[path = "../store/etcd/cluster.rs"]
@@ -29,7 +31,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A store that nobody else uses.
 pub(crate) struct Lab {
-    pub(crate) folder: TempDir,
+    path: PathBuf,
+    _folder: Option<TempDir>,
     etcd: Option<(Arc<etcd::Cluster>, String)>,
     redb: OnceCell<Arc<RedbStore>>,
 }
@@ -43,18 +46,39 @@ pub(crate) struct Handle {
 
 impl Lab {
     pub(crate) fn redb() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
         Ok(Self {
-            folder: tempfile::tempdir()?,
+            path: folder.path().join("store.redb"),
+            _folder: Some(folder),
             etcd: None,
             redb: OnceCell::new(),
         })
+    }
+
+    /// In a folder that somebody else looks after.
+    pub(crate) fn redb_in(folder: &Path) -> Result<Self> {
+        Ok(Self {
+            path: folder.join("store.redb"),
+            _folder: None,
+            etcd: None,
+            redb: OnceCell::new(),
+        })
+    }
+
+    /// Another store of the same kind.
+    pub(crate) fn another(&self) -> Result<Self> {
+        match &self.etcd {
+            Some((cluster, _)) => Self::etcd(Arc::clone(cluster)),
+            None => Self::redb(),
+        }
     }
 
     pub(crate) fn etcd(cluster: Arc<etcd::Cluster>) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let root = format!("/cluster-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         Ok(Self {
-            folder: tempfile::tempdir()?,
+            path: PathBuf::new(),
+            _folder: None,
             etcd: Some((cluster, root)),
             redb: OnceCell::new(),
         })
@@ -65,11 +89,27 @@ impl Lab {
         match &self.etcd {
             Some((cluster, root)) => Ok(Arc::new(EtcdStore::open(cluster.config(root)).await?)),
             None => {
-                let path = self.folder.path().join("store.redb");
-                let open = || async { Ok::<_, anyhow::Error>(Arc::new(RedbStore::open(path)?)) };
+                let open = || async { Ok::<_, anyhow::Error>(Arc::new(RedbStore::open(&self.path)?)) };
                 Ok(self.redb.get_or_try_init(open).await?.clone())
             }
         }
+    }
+
+    /// The same for a machine with a runtime of its own, which dies with it.
+    pub(crate) async fn store_on(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        match &self.etcd {
+            Some((cluster, root)) => {
+                let config = cluster.config(root);
+                let opened = runtime.spawn(async move { EtcdStore::open(config).await });
+                Ok(Arc::new(opened.await??))
+            }
+            None => self.store().await,
+        }
+    }
+
+    /// Whether a machine that dies is missed only after its heartbeats.
+    pub(crate) fn has_leases(&self) -> bool {
+        self.etcd.is_some()
     }
 
     /// Another handle, as another node would have it.
@@ -89,6 +129,45 @@ pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Handle> {
 }
 
 impl Handle {
+    /// Creates a service.
+    pub(crate) async fn create(&self, spec: ServiceSpec) -> Result<ServiceId> {
+        let id = self.cluster.new_service_id();
+        let author = self.cluster.author("someone", "create");
+        let plan = |state: &State, now| commands::create_service(state, id.clone(), spec.clone(), now);
+        self.cluster.change(author, plan).await?;
+        Ok(id)
+    }
+
+    /// Changes a service's specification, whatever others do to it meanwhile.
+    pub(crate) async fn update(&self, id: &ServiceId, change: impl Fn(&mut Value)) -> Result<()> {
+        let author = self.cluster.author("someone", "update");
+        let plan = |state: &State, now| {
+            let unknown = || CommandError::UnknownService(id.clone());
+            let service = state.service(id).ok_or_else(unknown)?;
+            let mut json = serde_json::to_value(&*service.spec).unwrap_or_default();
+            change(&mut json);
+            let spec = ServiceSpec::from_json(json.to_string().as_bytes())?;
+            commands::update_service(state, id, service.version, spec, now)
+        };
+        self.cluster.change(author, plan).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn scale(&self, id: &ServiceId, replicas: u32) -> Result<()> {
+        let author = self.cluster.author("someone", "scale");
+        let plan = |state: &State, now| commands::scale_service(state, id, replicas, now);
+        self.cluster.change(author, plan).await?;
+        Ok(())
+    }
+
+    /// Waits until so many tasks of a service run, and no others are meant to.
+    pub(crate) async fn until_running(&self, id: &ServiceId, replicas: usize) -> Result<()> {
+        self.until(&format!("{replicas} tasks run"), |state| {
+            running(state, id).len() == replicas
+        })
+        .await
+    }
+
     /// Waits until something is true of the state.
     pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) -> Result<()> {
         let mut changes = self.cluster.changes();
@@ -124,6 +203,18 @@ impl Handle {
     }
 }
 
+/// The tasks of a service that run, if no others are meant to.
+pub(crate) fn running(state: &State, id: &ServiceId) -> Vec<TaskId> {
+    let tasks = || state.tasks().values().filter(|task| task.service == *id);
+    if tasks().any(|task| task.desired.is_wanted() && !task.is_running()) {
+        return Vec::new();
+    }
+    tasks()
+        .filter(|task| task.is_running())
+        .map(|task| task.id.clone())
+        .collect()
+}
+
 /// A runtime with a bound, so that a fault of ours does not hang the suite.
 pub(crate) fn run<F: Future<Output = Result<()>>>(story: F) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread()
@@ -141,7 +232,12 @@ pub(crate) fn run<F: Future<Output = Result<()>>>(story: F) -> Result<()> {
 pub(crate) fn service(name: &str, replicas: u32) -> Result<ServiceSpec> {
     spec(json!({
         "name": name,
-        "task_template": {"container_spec": {"image": format!("{name}:1")}},
+        "task_template": {
+            "container_spec": {"image": format!("{name}:1")},
+            "restart_policy": {"delay": "100ms"},
+        },
+        "update_config": {"monitor": "100ms", "parallelism": 0},
+        "rollback_config": {"monitor": "100ms", "parallelism": 0},
         "mode": {"replicated": {"replicas": replicas}},
     }))
 }

@@ -1,8 +1,16 @@
 //! The cluster on the embedded store and on a real etcd: users, the leader and pretended agents on handles of
 //! their own. Needs `etcd` and `etcdctl`.
 
+mod agent;
 mod changes;
+mod crash;
 mod lab;
+mod leaders;
+mod nodes;
+mod outages;
+mod revisions;
+mod services;
+mod snapshots;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -15,16 +23,34 @@ use self::lab::{Lab, etcd};
 type Story = (&'static str, fn(&Lab) -> Result<()>);
 
 fn main() -> ExitCode {
+    // A child of one of the trials: works until it is killed.
+    if let Some(code) = crash::child() {
+        return code;
+    }
     let given = Arguments::from_args();
     // Running it costs a second, so it is not even started for `--list` or a filter without etcd.
     let shared = etcd::Shared::default();
     let mut trials = Vec::new();
-    for (name, story) in changes::stories() {
+    let stories = [
+        changes::stories(),
+        services::stories(),
+        nodes::stories(),
+        leaders::stories(),
+        revisions::stories(),
+        snapshots::stories(),
+    ];
+    for (name, story) in stories.concat() {
         trials.push(trial(format!("redb::{name}"), move || story(&Lab::redb()?)));
         let shared = Arc::clone(&shared);
         trials.push(trial(format!("etcd::{name}"), move || {
             story(&Lab::etcd(etcd::Cluster::shared(&shared)?)?)
         }));
+    }
+    for (name, story) in outages::stories() {
+        trials.push(trial(format!("etcd::{name}"), story));
+    }
+    for (name, story) in crash::stories() {
+        trials.push(trial(format!("redb::{name}"), story));
     }
     libtest_mimic::run(&given, trials).exit_code()
 }

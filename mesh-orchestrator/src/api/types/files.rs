@@ -1,7 +1,8 @@
 //! Secrets, configs and registries. What is secret in a request is never shown by `Debug`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use zeroize::Zeroizing;
 
@@ -26,6 +27,16 @@ impl From<String> for Confidential {
     }
 }
 
+impl JsonSchema for Confidential {
+    fn schema_name() -> Cow<'static, str> {
+        "Confidential".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "password"})
+    }
+}
+
 impl<'de> Deserialize<'de> for Confidential {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The reader's own words would show what stands there.
@@ -42,7 +53,7 @@ impl fmt::Debug for Confidential {
 }
 
 /// A secret to keep.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecretCreate {
     /// Unique among secrets; letters, digits, `-`, `_` and `.`.
@@ -55,7 +66,7 @@ pub struct SecretCreate {
 }
 
 /// A config to keep.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigCreate {
     /// Unique among configs; letters, digits, `-`, `_` and `.`.
@@ -68,7 +79,7 @@ pub struct ConfigCreate {
 }
 
 /// A secret, without what is in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretView {
     /// Its name for ever; one made anew under the same name has another.
     pub id: String,
@@ -89,7 +100,7 @@ pub struct SecretView {
 }
 
 /// A config.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigView {
     /// Its name for ever; one made anew under the same name has another.
     pub id: String,
@@ -113,7 +124,7 @@ pub struct ConfigView {
 }
 
 /// Who logs in to a registry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryLogin {
     /// The name there.
@@ -123,7 +134,7 @@ pub struct RegistryLogin {
 }
 
 /// A registry that images are pulled from with credentials.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RegistryView {
     /// Its address: `registry.example.com:5000`; `docker.io` is Docker Hub.
     pub host: String,

@@ -1,11 +1,12 @@
 //! What tasks have written.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::objects::TaskId;
 
 /// One line of a task's output. A stream of them is one JSON object a line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     /// When it was written: RFC 3339 with nanoseconds, in UTC, so that their order as text is that in time.
     pub time: String,
@@ -22,7 +23,7 @@ pub struct LogLine {
 }
 
 /// Where a line was written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogStream {
     /// Standard output.

@@ -1,5 +1,5 @@
-//! What the HTTP API takes and answers. Plain data for both ends: depends on `objects`, `spec` and the
-//! store's revisions, on no web framework.
+//! What the HTTP API takes and answers. Plain data for both ends: depends on `objects`, `spec`, the
+//! cluster's events and the store's revisions, on no web framework.
 //!
 //! Requests refuse fields that they do not know; answers may get more fields in later releases, so that
 //! their readers must not. Times are milliseconds since the Unix epoch unless said otherwise.
@@ -14,6 +14,7 @@ mod service;
 mod task;
 mod webhook;
 
+pub use crate::cluster::{Event as EventView, EventAction, EventKind};
 pub use error::{ErrorAnswer, ErrorDetail};
 pub use files::{
     Confidential, ConfigCreate, ConfigView, RegistryLogin, RegistryView, SecretCreate, SecretView,
@@ -21,8 +22,8 @@ pub use files::{
 pub use logs::{LogLine, LogStream};
 pub use node::{NodePatch, NodeView};
 pub use operator::{
-    EventAction, EventView, OrchestratorView, RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView,
-    TokenCreate, TokenCreated, TokenView,
+    OrchestratorView, RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView, TokenCreate,
+    TokenCreated, TokenView,
 };
 pub use scope::{InvalidScope, Resource, Scope};
 pub use service::{HistoryEntry, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged, ServiceView};

@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cluster::Presence,
     objects::{Availability, Node},
     spec::Resources,
 };
 
 /// A node, and what runs on it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeView {
     /// Whether its agent runs the control loops.
     pub leader: bool,
+    /// What its agent says of itself; `null` while the agent is not heard.
+    #[serde(default)]
+    pub presence: Option<Presence>,
     /// Tasks that run there.
     pub running: u32,
     /// What its tasks have reserved.
@@ -25,7 +30,7 @@ pub struct NodeView {
 }
 
 /// What to change of a node; what is left out stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodePatch {
     /// What it may be given.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Confidential, Scope};
 use crate::{objects::Timestamp, store::Revision};
 
 /// A snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotView {
     /// Its file's name: `manual-20261121T190000.000Z.mesh-snapshot`.
     pub name: String,
@@ -21,7 +22,7 @@ pub struct SnapshotView {
 }
 
 /// A snapshot that was read from end to end, and found to be whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotDetail {
     /// The snapshot.
     #[serde(flatten)]
@@ -45,7 +46,7 @@ pub struct SnapshotDetail {
 }
 
 /// What is in a snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotContent {
     /// The names of its services.
     pub services: Vec<String>,
@@ -54,7 +55,7 @@ pub struct SnapshotContent {
 }
 
 /// What may happen to what is in the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RestoreRequest {
     /// What is in the store is replaced; else a store with services in it is left as it is.
@@ -62,7 +63,7 @@ pub struct RestoreRequest {
 }
 
 /// A token to make.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenCreate {
     /// Unique among tokens; letters, digits, `-`, `_` and `.`.
@@ -75,7 +76,7 @@ pub struct TokenCreate {
 }
 
 /// A token, without what has to be sent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenView {
     /// Its name.
     pub name: String,
@@ -89,7 +90,7 @@ pub struct TokenView {
 }
 
 /// A new token: the only answer that has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenCreated {
     /// What has to be sent: `Authorization: Bearer <token>`.
     pub token: Confidential,
@@ -98,35 +99,8 @@ pub struct TokenCreated {
     pub view: TokenView,
 }
 
-/// Something has changed; what the stream of events sends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventView {
-    /// Of which kind: `service`, `task`, `node`, `secret`, ...
-    pub kind: String,
-    /// Its id, or its name where it has none.
-    pub id: String,
-    /// What happened.
-    pub action: EventAction,
-    /// The store's revision that it happened at.
-    pub revision: Revision,
-    /// When this node saw it.
-    pub time: Timestamp,
-}
-
-/// What happened to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EventAction {
-    /// It came to be.
-    Create,
-    /// It is another.
-    Update,
-    /// It is gone.
-    Remove,
-}
-
 /// The orchestrator, as the asked node sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OrchestratorView {
     /// The release of the asked node.
     pub release: String,
@@ -136,6 +110,8 @@ pub struct OrchestratorView {
     pub leader: Option<String>,
     /// Where objects are kept: a file, or endpoints.
     pub store: String,
+    /// Whether the store answers; without it nothing can be changed, and all goes on as it is.
+    pub available: bool,
     /// The store's revision that answers show.
     pub revision: Revision,
     /// How many nodes there are.

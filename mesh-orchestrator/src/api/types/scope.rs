@@ -1,7 +1,8 @@
 //! What a token allows: `services:read`, `secrets:write`, `all`.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A kind of object that tokens are for.
@@ -113,6 +114,20 @@ impl FromStr for Scope {
             }
         });
         parsed.ok_or_else(|| InvalidScope(text.to_owned()))
+    }
+}
+
+impl JsonSchema for Scope {
+    fn schema_name() -> Cow<'static, str> {
+        "Scope".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^(all|[a-z]+:(read|write))$",
+            "description": "What a token allows: `services:read`, `secrets:write`, `all`.",
+        })
     }
 }
 

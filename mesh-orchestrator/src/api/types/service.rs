@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::WebhookCall;
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// A service, and how far its tasks have followed its specification.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     /// Its name for ever.
     pub id: ServiceId,
@@ -53,7 +54,7 @@ pub struct ServiceView {
 }
 
 /// A service was created or changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceChanged {
     /// The service.
     pub id: ServiceId,
@@ -64,7 +65,7 @@ pub struct ServiceChanged {
 }
 
 /// How many tasks a service shall have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
     /// The number; 0 pauses the service and keeps its definition.
@@ -72,7 +73,7 @@ pub struct ScaleRequest {
 }
 
 /// Which revision a service shall go back to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RollbackRequest {
     /// The number of a revision that is kept; the one before the current specification if left out.
@@ -80,7 +81,7 @@ pub struct RollbackRequest {
 }
 
 /// One line of a service's history.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HistoryEntry {
     /// A revision that is kept.
@@ -95,7 +96,7 @@ pub enum HistoryEntry {
 }
 
 /// A service's specification as it was at one revision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RevisionView {
     /// Which one.
     pub revision: RevisionId,

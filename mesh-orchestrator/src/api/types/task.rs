@@ -1,11 +1,12 @@
 //! Tasks.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::objects::Task;
 
 /// A task, with what of other objects people want to see beside it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskView {
     /// As Docker shows it: `web.3`, or `web.<node id>`.
     pub name: String,

@@ -1,11 +1,12 @@
 //! Webhooks of services, and their calls.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{objects::Timestamp, store::revisions::RevisionId};
 
 /// A webhook to make.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookCreate {
     /// Unique among the service's webhooks; letters, digits, `-`, `_` and `.`.
@@ -13,7 +14,7 @@ pub struct WebhookCreate {
 }
 
 /// What to change of a webhook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookPatch {
     /// Whether it may be called.
@@ -21,7 +22,7 @@ pub struct WebhookPatch {
 }
 
 /// A webhook of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookView {
     /// Its name.
     pub name: String,
@@ -38,14 +39,14 @@ pub struct WebhookView {
 }
 
 /// What the caller of a webhook learns.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookAnswer {
     /// What is worth a thought; `null` if nothing is.
     pub warnings: Option<Vec<String>>,
 }
 
 /// A webhook's call, as the service's history keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookCall {
     /// The webhook's name.
     pub webhook: String,

@@ -49,27 +49,6 @@ impl EtcdStore {
         Ok(store)
     }
 
-    /// Forgets the changes before a revision; watches cannot ask for them any more. etcd itself forgets
-    /// nothing and grows, unless it is told to compact by itself; so the leader does this now and then.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`].
-    pub async fn compact(&self, before: Revision) -> Result<(), StoreError> {
-        let revision = signed(before.0);
-        let compacted = self
-            .inner
-            .connection
-            .call("compact", Call::Read, |client| async move {
-                client.kv_client().compact(revision, None).await
-            })
-            .await;
-        match compacted {
-            // Somebody else has done it.
-            Ok(_) | Err(StoreError::Compacted { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Notes our schema in an empty store, or reads the one that is there. It is outside of what the
     /// store lists.
     async fn check_schema(&self) -> Result<(), StoreError> {
@@ -330,6 +309,24 @@ impl Store for EtcdStore {
 
     async fn watch(&self, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError> {
         watch::start(&self.inner, prefix, after).await
+    }
+
+    /// etcd forgets nothing and grows, unless it is told to compact by itself; so the leader does this now
+    /// and then.
+    async fn compact(&self, before: Revision) -> Result<(), StoreError> {
+        let revision = signed(before.0);
+        let compacted = self
+            .inner
+            .connection
+            .call("compact", Call::Read, |client| async move {
+                client.kv_client().compact(revision, None).await
+            })
+            .await;
+        match compacted {
+            // Somebody else has done it.
+            Ok(_) | Err(StoreError::Compacted { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 

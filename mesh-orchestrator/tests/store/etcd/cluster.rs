@@ -255,7 +255,7 @@ impl Cluster {
         command
     }
 
-    fn wait_for_health(&self) -> Result<()> {
+    pub(crate) fn wait_for_health(&self) -> Result<()> {
         let end = Instant::now() + BOOT;
         loop {
             let output = self

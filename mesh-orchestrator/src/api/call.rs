@@ -1,0 +1,229 @@
+//! A request that was let in: who asks, the path's segments, the query's arguments, the body; all of it
+//! bounded, and refused with the API's own errors.
+
+use axum::{
+    body::{Body as HttpBody, Bytes, to_bytes},
+    extract::path::RawPathParams,
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{
+    Api,
+    access::Caller,
+    error::{ApiError, entity_tag},
+    operation::{Body, Operation, Precondition},
+};
+use crate::{
+    spec::{nearest, read_json},
+    store::revisions::{Author, RevisionId},
+};
+
+/// A request that was let in.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) api: Api,
+    pub(super) caller: Caller,
+    segments: Vec<(String, String)>,
+    arguments: Vec<(String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Call {
+    /// Reads a request, as far as its operation takes it.
+    pub(super) async fn read(
+        api: Api,
+        caller: Caller,
+        operation: &Operation,
+        segments: &RawPathParams,
+        parts: Parts,
+        body: HttpBody,
+    ) -> Result<Self, ApiError> {
+        let arguments = arguments(operation, parts.uri.query().unwrap_or_default())?;
+        let (limit, optional) = match operation.body {
+            Body::None => (0, true),
+            Body::Ignored { limit } => (limit, true),
+            Body::Json { limit, optional, .. } => (limit, optional),
+        };
+        let body = match operation.body {
+            // What nobody reads is not waited for.
+            Body::None => Bytes::new(),
+            Body::Ignored { .. } | Body::Json { .. } => to_bytes(body, limit).await.map_err(|error| {
+                if std::error::Error::source(&error)
+                    .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
+                {
+                    too_large(limit)
+                } else {
+                    ApiError::bad_request("the request's body was cut off: send it again")
+                }
+            })?,
+        };
+        if body.is_empty() && !optional {
+            return Err(ApiError::bad_request("the request has no body: send JSON"));
+        }
+        if operation.precondition == Precondition::Required && !parts.headers.contains_key(header::IF_MATCH) {
+            return Err(ApiError::new(
+                StatusCode::PRECONDITION_REQUIRED,
+                "which revision was read must be named, so that nobody else's change is lost: send If-Match with \
+                 the ETag of the answer that was read",
+            )
+            .about("If-Match", Value::Null));
+        }
+        Ok(Self {
+            api,
+            caller,
+            segments: segments
+                .iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            arguments,
+            headers: parts.headers,
+            body,
+        })
+    }
+
+    /// A segment of the path, by its name in the operation's path.
+    pub(super) fn segment(&self, name: &str) -> &str {
+        self.segments
+            .iter()
+            .find(|(known, _)| known == name)
+            .map_or("", |(_, value)| value)
+    }
+
+    /// A query argument.
+    pub(super) fn argument(&self, name: &str) -> Option<&str> {
+        self.arguments(name).next()
+    }
+
+    /// A query argument that may be given several times.
+    pub(super) fn arguments(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.arguments
+            .iter()
+            .filter(move |(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// A query argument that is a switch: `follow`, `follow=true`, `follow=1`.
+    pub(super) fn switch(&self, name: &str) -> Result<bool, ApiError> {
+        match self.argument(name) {
+            None | Some("false" | "0") => Ok(false),
+            Some("" | "true" | "1") => Ok(true),
+            Some(other) => Err(ApiError::invalid(name, other, "true or false")),
+        }
+    }
+
+    /// A query argument that is a number.
+    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        self.argument(name)
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| ApiError::invalid(name, text, "a number"))
+            })
+            .transpose()
+    }
+
+    /// The header of a name, if it is text.
+    pub(super) fn header(&self, name: &header::HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body.
+    pub(super) fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The body as JSON of a kind.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let body: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
+        Ok(read_json(body, "request")?)
+    }
+
+    /// The revision in `If-Match`: `None` without the header, or if any will do.
+    pub(super) fn if_match(&self) -> Result<Option<RevisionId>, ApiError> {
+        let Some(value) = self.headers.get(header::IF_MATCH) else {
+            return Ok(None);
+        };
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(None);
+        }
+        // Quoted, as HTTP has it; bare as people type it.
+        let bare = text
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'))
+            .unwrap_or(text);
+        bare.parse()
+            .map(Some)
+            .map_err(|_| ApiError::invalid("If-Match", text, "one revision such as \"3-9f2c04ab\", or *"))
+    }
+
+    /// Who makes the change, now.
+    pub(super) fn author(&self, action: impl Into<String>) -> Author {
+        self.api.cluster().author(self.caller.name(), action)
+    }
+}
+
+fn too_large(limit: usize) -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the request's body is too large: at most {limit} bytes are allowed here"),
+    )
+}
+
+/// The query's arguments, if the operation knows them all.
+fn arguments(operation: &Operation, query: &str) -> Result<Vec<(String, String)>, ApiError> {
+    let mut arguments: Vec<(String, String)> = Vec::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let names = || operation.arguments.iter().map(|argument| argument.name);
+        let Some(known) = operation.arguments.iter().find(|argument| argument.name == name) else {
+            let hint = nearest(&name, names())
+                .map(|nearest| format!(": did you mean {nearest:?}?"))
+                .unwrap_or_default();
+            let known: Vec<&str> = names().collect();
+            return Err(
+                ApiError::bad_request(format!("unknown argument {name:?} in the query{hint}"))
+                    .about(name.into_owned(), value.into_owned())
+                    .allowing(known.join(", ")),
+            );
+        };
+        if !known.repeats && arguments.iter().any(|(other, _)| *other == name) {
+            return Err(ApiError::invalid(known.name, value.into_owned(), "it once only"));
+        }
+        arguments.push((name.into_owned(), value.into_owned()));
+    }
+    Ok(arguments)
+}
+
+/// A success with JSON.
+pub(super) fn json(status: StatusCode, answer: &impl Serialize) -> Result<Response, ApiError> {
+    let text = serde_json::to_vec(answer)
+        .map_err(|error| ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, &error))?;
+    let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((status, content_type, text).into_response())
+}
+
+/// A success with JSON.
+pub(super) fn ok(answer: &impl Serialize) -> Result<Response, ApiError> {
+    json(StatusCode::OK, answer)
+}
+
+/// The same, and what revision it is of.
+pub(super) fn tagged(
+    status: StatusCode,
+    revision: &RevisionId,
+    answer: &impl Serialize,
+) -> Result<Response, ApiError> {
+    let mut response = json(status, answer)?;
+    if let Some(tag) = entity_tag(revision) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    Ok(response)
+}
+
+/// A success about which there is nothing to say.
+pub(super) fn no_content() -> Result<Response, ApiError> {
+    Ok(StatusCode::NO_CONTENT.into_response())
+}

@@ -1,0 +1,312 @@
+//! How failures become answers: status, body and headers. Imports every error that a handler can meet.
+
+use std::{error::Error, fmt::Write as _};
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+
+use super::types::{ErrorAnswer, ErrorDetail};
+use crate::{
+    cluster::ChangeError,
+    commands::CommandError,
+    objects::Refused,
+    secrets::VaultError,
+    snapshots::SnapshotError,
+    spec::SpecError,
+    store::{
+        InvalidKey, StoreError,
+        revisions::{RevisionError, RevisionId},
+    },
+};
+
+/// A request that does not succeed.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    // Boxed: most results are successes, and carry it along.
+    detail: Box<ErrorDetail>,
+    /// Seconds after which it is worth another try.
+    retry_after: Option<u64>,
+    /// What is current, where the request has named something else.
+    current: Option<RevisionId>,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            detail: Box::new(ErrorDetail {
+                message: message.into(),
+                ..ErrorDetail::default()
+            }),
+            retry_after: None,
+            current: None,
+        }
+    }
+
+    /// From an error that says all itself.
+    pub(super) fn caused(status: StatusCode, error: &dyn Error) -> Self {
+        Self::new(status, chain(error))
+    }
+
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(super) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
+    /// A field of the request has a value that it cannot have.
+    pub(super) fn invalid(
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        allowed: impl Into<String>,
+    ) -> Self {
+        let (field, value, allowed) = (field.into(), value.into(), allowed.into());
+        Self::bad_request(format!("{field}: {value} is not possible: use {allowed}"))
+            .about(field, value)
+            .allowing(allowed)
+    }
+
+    pub(super) fn about(mut self, field: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.detail.field = Some(field.into());
+        self.detail.value = Some(value.into());
+        self
+    }
+
+    pub(super) fn allowing(mut self, allowed: impl Into<String>) -> Self {
+        self.detail.allowed = Some(allowed.into());
+        self
+    }
+
+    pub(super) fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    pub(super) fn with_current(mut self, current: RevisionId) -> Self {
+        self.current = Some(current);
+        self
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(message = self.detail.message, "could not answer a request");
+        }
+        let answer = ErrorAnswer { error: *self.detail };
+        let mut response = (self.status, Json(answer)).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(current) = self.current.and_then(|current| entity_tag(&current)) {
+            headers.insert(header::ETAG, current);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A revision as `ETag` has it.
+pub(super) fn entity_tag(revision: &RevisionId) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("\"{revision}\"")).ok()
+}
+
+/// An error and everything that led to it, in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl From<SpecError> for ApiError {
+    fn from(error: SpecError) -> Self {
+        let message = error.to_string();
+        match error {
+            SpecError::Invalid {
+                field,
+                value,
+                allowed,
+            } => Self::bad_request(message).about(field, value).allowing(allowed),
+            SpecError::UnknownField { path, field, nearest } => {
+                let whole = ["specification", "request"].contains(&path.as_str());
+                let place = if whole {
+                    field.clone()
+                } else {
+                    format!("{path}.{field}")
+                };
+                let error = Self::bad_request(message).about(place, Value::Null);
+                match nearest {
+                    Some(nearest) => error.allowing(nearest),
+                    None => error,
+                }
+            }
+            SpecError::Malformed { path, .. } => Self::bad_request(message).about(path, Value::Null),
+            SpecError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
+            SpecError::DependencyCycle { cycle } => Self::bad_request(message).about("depends_on", cycle),
+        }
+    }
+}
+
+impl From<CommandError> for ApiError {
+    fn from(error: CommandError) -> Self {
+        let message = chain(&error);
+        match error {
+            CommandError::Spec(error) => {
+                let mut answer = Self::from(error);
+                // Whoever has the port, it is not the specification alone that is wrong.
+                if answer
+                    .detail
+                    .field
+                    .as_deref()
+                    .is_some_and(|field| field.starts_with("endpoint_spec.ports"))
+                {
+                    answer.status = StatusCode::CONFLICT;
+                }
+                answer
+            }
+            CommandError::NameTaken(name) => Self::conflict(message)
+                .about("name", name)
+                .allowing("a name that no other service has"),
+            CommandError::UnknownService(_) | CommandError::UnknownNode(_) => Self::not_found(message),
+            CommandError::OutOfDate { .. } => Self::new(StatusCode::PRECONDITION_FAILED, message),
+            CommandError::NothingToRollBack(_) | CommandError::NodeNotDown(_) => Self::conflict(message),
+            CommandError::ModeChange { from, to, .. } => {
+                Self::bad_request(message).about("mode", to).allowing(from)
+            }
+            CommandError::NotReplicated(_) => Self::bad_request(message),
+        }
+    }
+}
+
+impl From<ChangeError> for ApiError {
+    fn from(error: ChangeError) -> Self {
+        let message = chain(&error);
+        match error {
+            ChangeError::Command(error) => error.into(),
+            ChangeError::Refused(error) => error.into(),
+            ChangeError::Store(error) => error.into(),
+            ChangeError::Revision(error) => error.into(),
+            ChangeError::Snapshot(error) => error.into(),
+            ChangeError::Name(error) => error.into(),
+            ChangeError::Contended { .. } => Self::conflict(message).retry_after(1),
+            ChangeError::Restoring | ChangeError::NotLeader => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(5)
+            }
+            ChangeError::Unwritable(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(error: Refused) -> Self {
+        let status = match &error {
+            Refused::UnknownService(_) | Refused::UnknownNode(_) | Refused::UnknownTask(_) => {
+                StatusCode::NOT_FOUND
+            }
+            Refused::NameTaken(_) | Refused::TaskExists(_) | Refused::Backwards { .. } => {
+                StatusCode::CONFLICT
+            }
+        };
+        Self::caused(status, &error)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = chain(&error);
+        match error {
+            StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(5)
+            }
+            StoreError::Conflict { .. } => Self::conflict(message),
+            StoreError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
+            // And whatever else a store may say one day.
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl From<RevisionError> for ApiError {
+    fn from(error: RevisionError) -> Self {
+        let message = chain(&error);
+        match error {
+            RevisionError::Stale { current, .. } => {
+                Self::new(StatusCode::PRECONDITION_FAILED, message).with_current(current)
+            }
+            RevisionError::Missing { .. } => Self::not_found(message),
+            RevisionError::NotKept { number, kept, .. } => {
+                let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
+                Self::not_found(message)
+                    .about("revision", number)
+                    .allowing(kept.join(", "))
+            }
+            RevisionError::Exists { .. } => Self::conflict(message),
+            RevisionError::Name(error) => error.into(),
+            RevisionError::Store(error) => error.into(),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl From<VaultError> for ApiError {
+    fn from(error: VaultError) -> Self {
+        let message = chain(&error);
+        match error {
+            VaultError::Name { .. } => Self::bad_request(message),
+            VaultError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
+            VaultError::Exists { .. } => Self::conflict(message),
+            VaultError::Missing { .. } => Self::not_found(message),
+            VaultError::Store(error) => error.into(),
+            VaultError::NoKey { .. } | VaultError::KeyFile(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            }
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl From<SnapshotError> for ApiError {
+    fn from(error: SnapshotError) -> Self {
+        let message = chain(&error);
+        match error {
+            SnapshotError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Self::not_found(message)
+            }
+            SnapshotError::NotEmpty(_) | SnapshotError::TooNew { .. } => Self::conflict(message),
+            SnapshotError::NoSnapshot(_) | SnapshotError::Damaged { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+            }
+            SnapshotError::Store(error) => error.into(),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl From<InvalidKey> for ApiError {
+    fn from(error: InvalidKey) -> Self {
+        Self::caused(StatusCode::BAD_REQUEST, &error)
+    }
+}

@@ -1,0 +1,216 @@
+//! Secrets and configs: kept encrypted by the vault, removed only when no service uses them. What is in a
+//! secret is never answered.
+
+use std::collections::BTreeMap;
+
+use axum::{http::StatusCode, response::Response};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use super::{
+    Api,
+    call::{Call, json, no_content, ok},
+    error::ApiError,
+    types::{Confidential, ConfigCreate, ConfigView, SecretCreate, SecretView},
+};
+use crate::{
+    objects::{Service, TaskId},
+    secrets::{Kind, Plaintext, Record, VaultError},
+    spec::{FileReference, ServiceSpec, SpecError, name::check_name},
+};
+
+/// Most bytes of a request that makes a secret or a config: the largest one in base64, and its labels.
+pub(super) const MAX_BODY_BYTES: usize = 2 << 20;
+
+pub(super) async fn list_secrets(call: Call) -> Result<Response, ApiError> {
+    let records = call.api.vault().list(Kind::Secret).await?;
+    let views: Vec<SecretView> = records
+        .into_iter()
+        .map(|record| secret_view(&call.api, record))
+        .collect();
+    ok(&views)
+}
+
+pub(super) async fn inspect_secret(call: Call) -> Result<Response, ApiError> {
+    let record = find(&call, Kind::Secret, "secret").await?;
+    ok(&secret_view(&call.api, record))
+}
+
+pub(super) async fn create_secret(call: Call) -> Result<Response, ApiError> {
+    let SecretCreate { name, labels, data } = call.json()?;
+    let record = create(&call, Kind::Secret, &name, labels, &data).await?;
+    json(StatusCode::CREATED, &secret_view(&call.api, record))
+}
+
+pub(super) async fn remove_secret(call: Call) -> Result<Response, ApiError> {
+    remove(&call, Kind::Secret, "secret").await
+}
+
+pub(super) async fn list_configs(call: Call) -> Result<Response, ApiError> {
+    let records = call.api.vault().list(Kind::Config).await?;
+    let views: Vec<ConfigView> = records
+        .into_iter()
+        .map(|record| config_view(&call.api, record, None))
+        .collect();
+    ok(&views)
+}
+
+pub(super) async fn inspect_config(call: Call) -> Result<Response, ApiError> {
+    let record = find(&call, Kind::Config, "config").await?;
+    let data = call.api.vault().reveal(Kind::Config, &record.name).await?;
+    ok(&config_view(&call.api, record, Some(&data)))
+}
+
+pub(super) async fn create_config(call: Call) -> Result<Response, ApiError> {
+    let ConfigCreate { name, labels, data } = call.json()?;
+    let record = create(&call, Kind::Config, &name, labels, &data).await?;
+    json(StatusCode::CREATED, &config_view(&call.api, record, None))
+}
+
+pub(super) async fn remove_config(call: Call) -> Result<Response, ApiError> {
+    remove(&call, Kind::Config, "config").await
+}
+
+async fn create(
+    call: &Call,
+    kind: Kind,
+    name: &str,
+    labels: BTreeMap<String, String>,
+    data: &Confidential,
+) -> Result<Record, ApiError> {
+    check_name("name", name)?;
+    // Where it is wrong would tell what is there.
+    let bytes = STANDARD
+        .decode(data.expose())
+        .map_err(|_| SpecError::invalid("data", "", "base64 (RFC 4648, with padding)"))?;
+    if bytes.is_empty() {
+        return Err(SpecError::invalid("data", "", "at least one byte, in base64").into());
+    }
+    let value = Plaintext::new(bytes);
+    let now = call.api.cluster().clock().now();
+    match call.api.vault().create(kind, name, labels, &value, now).await {
+        Ok(()) => Ok(call.api.vault().inspect(kind, name).await?),
+        Err(error @ VaultError::Exists { .. }) => Err(ApiError::from(error)
+            .about("name", name)
+            .allowing(format!("a name that no other {kind} has"))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn remove(call: &Call, kind: Kind, segment: &str) -> Result<Response, ApiError> {
+    let name = find(call, kind, segment).await?.name;
+    let users = users(&call.api, kind, &name);
+    if !users.is_empty() {
+        return Err(ApiError::conflict(format!(
+            "{kind} {name} is in use by {}: change or remove {} first",
+            users.join(", "),
+            if users.len() == 1 {
+                "that service"
+            } else {
+                "these services"
+            }
+        )));
+    }
+    call.api.vault().remove(kind, &name).await?;
+    no_content()
+}
+
+/// By name, or by what answers call its id.
+async fn find(call: &Call, kind: Kind, segment: &str) -> Result<Record, ApiError> {
+    let reference = call.segment(segment);
+    match call.api.vault().inspect(kind, reference).await {
+        Err(missing @ VaultError::Missing { .. }) => {
+            let mut found = call.api.vault().list(kind).await?;
+            found.retain(|record| id(kind, record).starts_with(reference));
+            match (found.pop(), found.is_empty()) {
+                (Some(record), true) => Ok(record),
+                (Some(_), false) => Err(ApiError::bad_request(format!(
+                    "{reference} can be any of several {kind}s: use more of the id"
+                ))),
+                (None, _) => Err(missing.into()),
+            }
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Docker's users expect an id; the vault has names. This one is of name and time of making.
+fn id(kind: Kind, record: &Record) -> String {
+    let seed = u128::from(record.created_at.0);
+    TaskId::derive(seed, &[kind.segment(), &record.name]).to_string()
+}
+
+/// The names of the services that use one.
+fn users(api: &Api, kind: Kind, name: &str) -> Vec<String> {
+    let uses = |service: &Service| {
+        references(&service.spec, kind)
+            .iter()
+            .any(|file| file.source == name)
+            || service.previous.as_ref().is_some_and(|previous| {
+                service.is_updating()
+                    && references(&previous.spec, kind)
+                        .iter()
+                        .any(|file| file.source == name)
+            })
+    };
+    api.cluster().read(|state| {
+        let users = state.services().values().filter(|service| uses(service));
+        let mut names: Vec<String> = users.map(|service| service.spec.name.clone()).collect();
+        names.sort_unstable();
+        names
+    })
+}
+
+fn references(spec: &ServiceSpec, kind: Kind) -> &[FileReference] {
+    let container = &spec.task_template.container_spec;
+    match kind {
+        Kind::Secret => &container.secrets,
+        Kind::Config => &container.configs,
+        Kind::RegistryCredential | Kind::Webhook => &[],
+    }
+}
+
+/// Whether all secrets and configs that a specification names are there.
+pub(super) async fn check_references(api: &Api, spec: &ServiceSpec) -> Result<(), ApiError> {
+    for (kind, field) in [(Kind::Secret, "secrets"), (Kind::Config, "configs")] {
+        for (index, file) in references(spec, kind).iter().enumerate() {
+            match api.vault().inspect(kind, &file.source).await {
+                Ok(_) => {}
+                Err(VaultError::Missing { .. }) => {
+                    return Err(SpecError::invalid(
+                        format!("task_template.container_spec.{field}[{index}].source"),
+                        &file.source,
+                        format!("the name of a {kind} that there is, or make this one first"),
+                    )
+                    .into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn secret_view(api: &Api, record: Record) -> SecretView {
+    SecretView {
+        id: id(Kind::Secret, &record),
+        services: users(api, Kind::Secret, &record.name),
+        name: record.name,
+        labels: record.labels,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+        size: record.size,
+    }
+}
+
+fn config_view(api: &Api, record: Record, data: Option<&Plaintext>) -> ConfigView {
+    ConfigView {
+        id: id(Kind::Config, &record),
+        services: users(api, Kind::Config, &record.name),
+        name: record.name,
+        labels: record.labels,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+        size: record.size,
+        data: data.map(|data| STANDARD.encode(data.expose())),
+    }
+}

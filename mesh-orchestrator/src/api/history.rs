@@ -1,0 +1,90 @@
+//! A service's past: who changed it when, what it was, what differs, and the way back.
+
+use std::sync::Arc;
+
+use axum::{http::StatusCode, response::Response};
+
+use super::{
+    call::{Call, ok, tagged},
+    error::ApiError,
+    services::{changed_answer, find},
+    types::{HistoryEntry, RevisionView, RollbackRequest},
+    webhooks,
+};
+use crate::objects::Timestamp;
+
+pub(super) async fn history(call: Call) -> Result<Response, ApiError> {
+    let id = find(&call)?.id.clone();
+    let revisions = call.api.cluster().history(&id).await?;
+    let calls = webhooks::calls(&call.api, &id).await?;
+    let mut entries: Vec<(Timestamp, HistoryEntry)> = revisions
+        .into_iter()
+        .map(|revised| {
+            let at = revised.author.at;
+            let entry = HistoryEntry::Revision {
+                revision: revised.revision,
+                author: revised.author,
+            };
+            (at, entry)
+        })
+        .chain(
+            calls
+                .into_iter()
+                .map(|call| (call.at, HistoryEntry::Webhook(call))),
+        )
+        .collect();
+    // Stable: revisions of one moment stay in their order.
+    entries.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    let entries: Vec<HistoryEntry> = entries.into_iter().map(|(_, entry)| entry).collect();
+    ok(&entries)
+}
+
+pub(super) async fn revision(call: Call) -> Result<Response, ApiError> {
+    let id = find(&call)?.id.clone();
+    let number = number("revision", call.segment("revision"))?;
+    let revised = call.api.cluster().revision_of(&id, number).await?;
+    let view = RevisionView {
+        revision: revised.revision,
+        author: revised.author,
+        spec: Arc::clone(&revised.value.spec),
+    };
+    tagged(StatusCode::OK, &revised.revision, &view)
+}
+
+/// What differs between two revisions' specifications; without arguments, what the last change has changed.
+pub(super) async fn difference(call: Call) -> Result<Response, ApiError> {
+    let id = find(&call)?.id.clone();
+    let history = call.api.cluster().history(&id).await?;
+    let mut numbers = history.iter().map(|revised| revised.revision.number);
+    let to = match call.argument("to") {
+        Some(text) => number("to", text)?,
+        None => numbers.clone().next().unwrap_or_default(),
+    };
+    let from = match call.argument("from") {
+        Some(text) => number("from", text)?,
+        None => numbers.find(|number| *number < to).ok_or_else(|| {
+            ApiError::conflict(format!("no revision before {to} is kept to compare it with"))
+        })?,
+    };
+    ok(&call.api.cluster().diff(&id, from, to).await?)
+}
+
+pub(super) async fn roll_back(call: Call) -> Result<Response, ApiError> {
+    let RollbackRequest { revision } = call.json()?;
+    let id = find(&call)?.id.clone();
+    let action = match revision {
+        Some(number) => format!("rollback to {number}"),
+        None => "rollback".to_owned(),
+    };
+    let author = call.author(action);
+    let changed = call.api.cluster().roll_back(author, &id, revision).await?;
+    changed_answer(&call.api, StatusCode::OK, id, &changed)
+}
+
+fn number(field: &str, text: &str) -> Result<u64, ApiError> {
+    // `3-9f2c04ab` is what answers call it.
+    let number = text.split_once('-').map_or(text, |(number, _)| number);
+    number
+        .parse()
+        .map_err(|_| ApiError::invalid(field, text, "the number of a revision"))
+}

@@ -1,0 +1,69 @@
+//! Which image a tag means right now: the seam to whoever can ask registries.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::store::Source;
+
+/// Why nobody knows what a tag means.
+#[derive(Debug, thiserror::Error)]
+#[error("could not find out which image {image} is")]
+pub struct ResolveError {
+    /// The image that was asked for.
+    pub image: String,
+    /// Why.
+    pub source: Source,
+}
+
+/// Asks registries, with the credentials that are stored for them.
+#[async_trait]
+pub trait ImageResolver: fmt::Debug + Send + Sync + 'static {
+    /// The digest (`sha256:…`) of what an image reference with a tag means now.
+    ///
+    /// # Errors
+    /// When the registry cannot be asked, does not know the image, or does not let us in.
+    async fn digest(&self, image: &str) -> Result<String, ResolveError>;
+}
+
+/// An image reference without its digest; `None` if it has no tag, so that there is nothing to look up anew.
+pub(super) fn tagged(image: &str) -> Option<&str> {
+    let Some((tagged, _)) = image.split_once('@') else {
+        return Some(image);
+    };
+    let name = tagged.rsplit('/').next().unwrap_or(tagged);
+    name.contains(':').then_some(tagged)
+}
+
+/// Whether a text is a digest that images can be named by.
+pub(super) fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(|digits| {
+        digits.len() == 64
+            && digits
+                .chars()
+                .all(|digit| digit.is_ascii_digit() || ('a'..='f').contains(&digit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_tag_can_be_looked_up_anew() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        assert!(is_digest(&digest) && !is_digest("sha256:0a") && !is_digest("latest"));
+        for (image, expected) in [
+            ("web:1".to_owned(), Some("web:1")),
+            (format!("web:1@{digest}"), Some("web:1")),
+            (format!("web@{digest}"), None),
+            (format!("localhost:5000/web@{digest}"), None),
+            (
+                format!("localhost:5000/web:2@{digest}"),
+                Some("localhost:5000/web:2"),
+            ),
+        ] {
+            assert_eq!(tagged(&image), expected, "{image}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Nodes: read, given labels and another availability, forgotten.
+
+use axum::response::Response;
+
+use super::{
+    Api,
+    call::{Call, no_content, ok},
+    error::ApiError,
+    reference,
+    types::{NodePatch, NodeView},
+    views,
+};
+use crate::{
+    commands,
+    objects::{Node, NodeId},
+    spec::SpecError,
+};
+
+/// Longest name of a label.
+const MAX_LABEL_NAME: usize = 255;
+
+/// Longest value of a label.
+const MAX_LABEL_VALUE: usize = 4096;
+
+pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
+    let leader = call.api.cluster().leader();
+    let mut presences = call.api.cluster().presences();
+    let mut views: Vec<NodeView> = call.api.cluster().read(|state| {
+        state
+            .nodes()
+            .values()
+            .map(|node| views::node(state, node, leader.as_ref(), presences.remove(&node.id)))
+            .collect()
+    });
+    views.sort_by(|one, other| {
+        (&one.node.hostname, &one.node.id).cmp(&(&other.node.hostname, &other.node.id))
+    });
+    ok(&views)
+}
+
+pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
+    let id = find(&call)?;
+    ok(&view(&call.api, &id)?)
+}
+
+pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
+    let NodePatch { availability, labels } = call.json()?;
+    for (name, value) in &labels {
+        check_label(name, value.as_deref())?;
+    }
+    let id = find(&call)?;
+    let author = call.author("update");
+    call.api
+        .cluster()
+        .change(author, |state, now| {
+            let node = state
+                .nodes()
+                .get(&id)
+                .ok_or_else(|| commands::CommandError::UnknownNode(id.clone()))?;
+            let mut next: Node = node.clone();
+            next.availability = availability.unwrap_or(node.availability);
+            for (name, value) in &labels {
+                match value {
+                    Some(value) => drop(next.labels.insert(name.clone(), value.clone())),
+                    None => drop(next.labels.remove(name)),
+                }
+            }
+            if next == *node {
+                return Ok(Vec::new());
+            }
+            Ok(commands::put_node(state, next, now))
+        })
+        .await?;
+    ok(&view(&call.api, &id)?)
+}
+
+pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
+    let id = find(&call)?;
+    call.api
+        .cluster()
+        .change(call.author("remove"), |state, _| {
+            commands::remove_node(state, &id)
+        })
+        .await?;
+    no_content()
+}
+
+fn find(call: &Call) -> Result<NodeId, ApiError> {
+    let name = call.segment("node");
+    call.api
+        .cluster()
+        .read(|state| reference::node(state, name).map(|node| node.id.clone()))
+}
+
+fn view(api: &Api, id: &NodeId) -> Result<NodeView, ApiError> {
+    let leader = api.cluster().leader();
+    let presence = api.cluster().presence(id);
+    api.cluster().read(|state| {
+        let node = state
+            .nodes()
+            .get(id)
+            .ok_or_else(|| ApiError::not_found(format!("there is no node {id} any more")))?;
+        Ok(views::node(state, node, leader.as_ref(), presence))
+    })
+}
+
+/// Labels are for constraints, which allow such names.
+fn check_label(name: &str, value: Option<&str>) -> Result<(), SpecError> {
+    let allowed =
+        |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '-' | '_' | '/');
+    if name.is_empty() || name.len() > MAX_LABEL_NAME || !name.chars().all(allowed) {
+        return Err(SpecError::invalid(
+            "labels",
+            name,
+            format!("1 to {MAX_LABEL_NAME} letters, digits, '.', '-', '_' or '/'"),
+        ));
+    }
+    if value.is_some_and(|value| value.len() > MAX_LABEL_VALUE || value.chars().any(char::is_control)) {
+        return Err(SpecError::invalid(
+            format!("labels.{name}"),
+            "",
+            format!("at most {MAX_LABEL_VALUE} bytes, and no control characters"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Small JSON records in the store that are no business of the control loops: tokens, webhooks and their
+//! calls. Depends on the store's trait.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::error::ApiError;
+use crate::store::{Entry, Key, PAGE, Prefix, Revision, Store};
+
+/// One record, and when it was last changed.
+pub(super) async fn get<T: DeserializeOwned>(
+    store: &Arc<dyn Store>,
+    key: &Key,
+) -> Result<Option<(T, Revision)>, ApiError> {
+    match store.get(key).await? {
+        Some(entry) => Ok(Some((decode(&entry)?, entry.modified))),
+        None => Ok(None),
+    }
+}
+
+/// All records below a prefix, in the order of their keys.
+pub(super) async fn list<T: DeserializeOwned>(
+    store: &Arc<dyn Store>,
+    prefix: &Prefix,
+) -> Result<Vec<(Key, T, Revision)>, ApiError> {
+    let entries = store.list(prefix, PAGE).await?.entries().await?;
+    entries
+        .into_iter()
+        .map(|entry| Ok((entry.key.clone(), decode(&entry)?, entry.modified)))
+        .collect()
+}
+
+/// What is stored for a record.
+pub(super) fn encode(key: &Key, record: &impl Serialize) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(record).map_err(|error| damaged(key, &error))
+}
+
+fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, ApiError> {
+    serde_json::from_slice(&entry.value).map_err(|error| damaged(&entry.key, &error))
+}
+
+/// Where it is wrong is told, never what is there.
+fn damaged(key: &Key, error: &serde_json::Error) -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!(
+            "{key} is not as this release writes it (line {}, column {}): restore the newest snapshot if nobody has \
+             edited the store by hand",
+            error.line(),
+            error.column()
+        ),
+    )
+}

@@ -1,0 +1,102 @@
+//! The router, made from the table of operations.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, path::RawPathParams, rejection::RawPathParamsRejection},
+    http::{Method, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, on},
+};
+use tokio::time::timeout;
+
+use super::{
+    Api,
+    access::{Access, admit},
+    call::Call,
+    error::ApiError,
+    operation::Operation,
+    table::operations,
+};
+
+impl Api {
+    /// All of the API for one listener.
+    #[must_use]
+    pub fn router(&self, access: Access) -> Router {
+        self.routes(access).fallback(unknown_path)
+    }
+
+    /// The API's paths alone, to be merged into a router that has others.
+    #[must_use]
+    pub fn routes(&self, access: Access) -> Router {
+        let router = operations().into_iter().fold(Router::new(), |router, operation| {
+            let (api, operation) = (self.clone(), Arc::new(operation));
+            let path = operation.path;
+            let filter = filter(&operation.method);
+            let handler = move |segments: Result<RawPathParams, RawPathParamsRejection>, request: Request| {
+                answer(api, access, operation, segments, request)
+            };
+            router.route(path, on(filter, handler))
+        });
+        router.method_not_allowed_fallback(wrong_method)
+    }
+}
+
+fn filter(method: &Method) -> MethodFilter {
+    match *method {
+        Method::POST => MethodFilter::POST,
+        Method::PUT => MethodFilter::PUT,
+        Method::PATCH => MethodFilter::PATCH,
+        Method::DELETE => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
+}
+
+async fn answer(
+    api: Api,
+    access: Access,
+    operation: Arc<Operation>,
+    segments: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+) -> Response {
+    let handled = async {
+        let segments = segments
+            .map_err(|_| ApiError::bad_request("the path is not UTF-8 where it has percent signs"))?;
+        let (parts, body) = request.into_parts();
+        let caller = admit(&api, access, operation.needs, &parts.headers).await?;
+        let call = Call::read(api, caller, &operation, &segments, parts, body).await?;
+        (operation.handler)(call).await
+    };
+    match timeout(operation.patience, handled).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => error.into_response(),
+        Err(_) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "the request was not answered within {} s: the store is slow, or the request was not sent whole",
+                operation.patience.as_secs()
+            ),
+        )
+        .retry_after(5)
+        .into_response(),
+    }
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    ApiError::not_found(format!(
+        "there is no {} in this API: /v1/openapi.json describes it",
+        request.uri().path()
+    ))
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!(
+            "{} is not possible on {}: /v1/openapi.json says what is",
+            request.method(),
+            request.uri().path()
+        ),
+    )
+}

@@ -1,0 +1,156 @@
+//! Snapshots in this node's folder: made, listed, read through, restored.
+
+use std::path::PathBuf;
+
+use axum::{http::StatusCode, response::Response};
+use serde::Deserialize;
+
+use super::{
+    Api,
+    call::{Call, json, ok},
+    error::ApiError,
+    types::{RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView},
+};
+use crate::{
+    snapshots::{self, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
+    store::Key,
+};
+
+/// Most services of a snapshot that are named.
+const MAX_SERVICES: usize = 10_000;
+
+pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
+    let folder = call.api.snapshot_folder().to_owned();
+    let views = blocking(move || {
+        let mut views = Vec::new();
+        for name in snapshots::list(&folder)? {
+            // One that the schedule removes meanwhile is not listed.
+            if let Ok(file) = std::fs::metadata(folder.join(name.to_string())) {
+                views.push(view(name, file.len()));
+            }
+        }
+        Ok(views)
+    })
+    .await?;
+    ok(&views)
+}
+
+pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
+    let cluster = call.api.cluster();
+    let info = cluster
+        .snapshot(call.api.snapshot_folder(), SnapshotKind::Manual)
+        .await?;
+    let name = SnapshotName {
+        kind: SnapshotKind::Manual,
+        at: info.header.created_at,
+    };
+    json(StatusCode::CREATED, &view(name, info.bytes))
+}
+
+pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
+    let name = name(&call)?;
+    let path = path(&call.api, name);
+    let (info, content) = blocking(move || read(path)).await?;
+    ok(&detail(name, info, content))
+}
+
+pub(super) async fn restore(call: Call) -> Result<Response, ApiError> {
+    let RestoreRequest { replace } = call.json()?;
+    let name = name(&call)?;
+    let path = path(&call.api, name);
+    let services = call.api.cluster().read(|state| state.services().len());
+    if services > 0 && !replace {
+        return Err(ApiError::conflict(format!(
+            "the store has {services} services, which a restore would replace by the snapshot's: say so with \
+             {{\"replace\": true}} (meshctl snapshot restore --replace)"
+        )));
+    }
+    // Read first: what is in the store goes only for a snapshot that is whole.
+    let reading = path.clone();
+    let (info, content) = blocking(move || read(reading)).await?;
+    // Even an empty cluster has its nodes in the store, and the name of its key.
+    call.api.cluster().restore(&path, RestoreInto::Replace).await?;
+    tracing::info!(snapshot = %name, by = call.caller.name(), "a snapshot was restored");
+    ok(&detail(name, info, content))
+}
+
+/// A name of ours, so that it leads to no other folder.
+fn name(call: &Call) -> Result<SnapshotName, ApiError> {
+    let text = call.segment("snapshot");
+    text.parse().map_err(|error: snapshots::InvalidName| {
+        ApiError::not_found(error.to_string()).about("snapshot", text)
+    })
+}
+
+fn path(api: &Api, name: SnapshotName) -> PathBuf {
+    api.snapshot_folder().join(name.to_string())
+}
+
+fn read(path: PathBuf) -> Result<(SnapshotInfo, SnapshotContent), SnapshotError> {
+    /// What of a stored service is wanted here.
+    #[derive(Deserialize)]
+    struct Stored {
+        value: Service,
+    }
+    #[derive(Deserialize)]
+    struct Service {
+        spec: Spec,
+    }
+    #[derive(Deserialize)]
+    struct Spec {
+        name: String,
+    }
+    let mut content = SnapshotContent::default();
+    let info = snapshots::read(&path, |key: Key, value| {
+        let kind = key.segments().next().unwrap_or_default().to_owned();
+        if kind == "services"
+            && content.services.len() < MAX_SERVICES
+            && let Ok(stored) = serde_json::from_slice::<Stored>(&value)
+        {
+            content.services.push(stored.value.spec.name);
+        }
+        *content.entries.entry(kind).or_default() += 1;
+    })?;
+    content.services.sort_unstable();
+    Ok((info, content))
+}
+
+fn view(name: SnapshotName, bytes: u64) -> SnapshotView {
+    let kind = match name.kind {
+        SnapshotKind::Hourly => "hourly",
+        SnapshotKind::Manual => "manual",
+    };
+    SnapshotView {
+        name: name.to_string(),
+        kind: kind.to_owned(),
+        created_at: name.at,
+        bytes,
+    }
+}
+
+fn detail(name: SnapshotName, info: SnapshotInfo, content: SnapshotContent) -> SnapshotDetail {
+    SnapshotDetail {
+        snapshot: view(name, info.bytes),
+        store: info.header.store,
+        revision: info.header.revision,
+        release: info.header.release,
+        format: info.header.format,
+        schema: info.header.schema,
+        entries: info.entries,
+        sha256: info.sha256,
+        content,
+    }
+}
+
+/// Files are read where the runtime's threads do not wait for them.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("reading a snapshot was cut short: {error}"),
+        )),
+    }
+}

@@ -1,0 +1,128 @@
+//! From the cluster's objects to what the API shows of them. Pure.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::types::{NodeView, ServiceView, TaskView};
+use crate::{
+    cluster::Presence,
+    objects::{Node, NodeId, Service, State, Task, TaskState},
+    spec::{ServiceMode, ServiceSpec},
+    store::revisions::{Author, RevisionId},
+};
+
+/// Most reasons for waiting that are shown.
+const REASONS: usize = 16;
+
+pub(super) fn service(state: &State, service: &Service, revision: RevisionId, author: Author) -> ServiceView {
+    let index = state.tasks_of(&service.id);
+    let tasks = || {
+        index
+            .into_iter()
+            .flat_map(|index| index.slots.values().flatten())
+            .filter_map(|(_, id)| state.tasks().get(id))
+    };
+    let wanted = index.map_or(0, |index| u32::try_from(index.wanted.len()).unwrap_or(u32::MAX));
+    let is_done =
+        |task: &Task| task.spec_version == service.task_version && task.status.state == TaskState::Complete;
+    let done = || u32::try_from(tasks().filter(|task| is_done(task)).count()).unwrap_or(u32::MAX);
+    let (desired, completed) = match service.spec.mode {
+        ServiceMode::Replicated(settings) => (settings.replicas, None),
+        ServiceMode::Global(_) => (wanted, None),
+        ServiceMode::ReplicatedJob(job) => {
+            let done = done();
+            let left = job.total_completions.saturating_sub(done);
+            (left.min(job.max_concurrent), Some(done))
+        }
+        ServiceMode::GlobalJob(_) => {
+            let done = done();
+            (wanted.saturating_sub(done), Some(done))
+        }
+    };
+    // Counted, so that the commonest come first.
+    let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
+    for task in tasks().filter(|task| {
+        task.desired.is_wanted() && task.status.state <= TaskState::Pending && !task.status.message.is_empty()
+    }) {
+        *reasons.entry(&task.status.message).or_default() += 1;
+    }
+    let mut waiting: Vec<(&str, u32)> = reasons.into_iter().collect();
+    waiting.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    ServiceView {
+        id: service.id.clone(),
+        revision,
+        author,
+        created_at: service.created_at,
+        updated_at: service.updated_at,
+        spec: Arc::clone(&service.spec),
+        previous_spec: service
+            .previous
+            .as_ref()
+            .map(|previous| Arc::clone(&previous.spec)),
+        ports: service.ports.clone(),
+        task_version: service.task_version,
+        update_status: service.update_status.clone(),
+        rebalancing: service.rebalance.is_some(),
+        running: index.map_or(0, |index| index.running),
+        desired,
+        completed,
+        waiting: waiting
+            .into_iter()
+            .take(REASONS)
+            .map(|(reason, _)| reason.to_owned())
+            .collect(),
+    }
+}
+
+pub(super) fn task(state: &State, task: &Task) -> TaskView {
+    TaskView {
+        name: task.name(),
+        node_hostname: task
+            .node
+            .as_ref()
+            .and_then(|node| state.nodes().get(node))
+            .map(|node| node.hostname.clone()),
+        task: task.clone(),
+    }
+}
+
+pub(super) fn node(
+    state: &State,
+    node: &Node,
+    leader: Option<&NodeId>,
+    presence: Option<Presence>,
+) -> NodeView {
+    let index = state.tasks_on(&node.id);
+    let running = index
+        .into_iter()
+        .flat_map(|index| &index.tasks)
+        .filter(|id| state.tasks().get(*id).is_some_and(Task::is_running))
+        .count();
+    NodeView {
+        leader: leader == Some(&node.id),
+        presence,
+        running: u32::try_from(running).unwrap_or(u32::MAX),
+        reserved: index.map(|index| index.reserved).unwrap_or_default(),
+        node: node.clone(),
+    }
+}
+
+/// What is worth a thought about a specification, though it is taken.
+pub(super) fn warnings(state: &State, spec: &ServiceSpec) -> Option<Vec<String>> {
+    let mut warnings: Vec<String> = spec
+        .depends_on
+        .iter()
+        .filter(|name| state.service_named(name).is_none())
+        .map(|name| format!("depends_on: there is no service {name} yet: no task starts before it is ready"))
+        .collect();
+    if let ServiceMode::Replicated(settings) = spec.mode {
+        let most = spec.task_template.placement.max_replicas_per_node;
+        let nodes = u32::try_from(state.nodes().len()).unwrap_or(u32::MAX);
+        if most > 0 && nodes.saturating_mul(most) < settings.replicas {
+            warnings.push(format!(
+                "mode.replicated.replicas: with at most {most} on each of {nodes} nodes not all of {} can run",
+                settings.replicas
+            ));
+        }
+    }
+    (!warnings.is_empty()).then_some(warnings)
+}

@@ -1,0 +1,229 @@
+//! Webhooks: secret URLs that roll a service to what its image's tag means now.
+//!
+//! The secret itself is kept by the vault, so that the URL can be shown again; what a call is looked up by
+//! is its hash, at `/webhook-urls/<hash>`. The last calls are at `/webhook-calls/<service>/<when>`.
+
+mod calls;
+mod roll;
+
+use axum::{http::StatusCode, response::Response};
+use serde::{Deserialize, Serialize};
+
+pub(super) use self::{calls::calls, roll::call};
+use super::{
+    Api,
+    call::{Call, json, no_content, ok},
+    error::ApiError,
+    records,
+    services::find,
+    tokens::{fingerprint, new_secret},
+    types::{WebhookCreate, WebhookPatch, WebhookView},
+};
+use crate::{
+    objects::{ServiceId, Timestamp},
+    secrets::{Kind, Plaintext, VaultError},
+    spec::name::check_name,
+    store::{Expected, InvalidKey, Key, Revision, Transaction},
+};
+
+/// Most webhooks of one service.
+const MAX_WEBHOOKS: usize = 50;
+
+/// What a call is looked up in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    service: ServiceId,
+    name: String,
+    enabled: bool,
+    created_at: Timestamp,
+    #[serde(default)]
+    called_at: Option<Timestamp>,
+}
+
+/// A webhook as it is found by its service and name.
+struct Found {
+    stored: Stored,
+    revision: Revision,
+    key: Key,
+    secret: Plaintext,
+}
+
+pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
+    let service = find(&call)?.id.clone();
+    let mut views = Vec::new();
+    for name in names(&call.api, &service).await? {
+        if let Some(found) = look_up(&call.api, &service, &name).await? {
+            views.push(view(&call.api, &found)?);
+        }
+    }
+    ok(&views)
+}
+
+pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
+    let WebhookCreate { name } = call.json()?;
+    check_name("name", &name)?;
+    let service = find(&call)?.id.clone();
+    let api = &call.api;
+    if names(api, &service).await?.len() >= MAX_WEBHOOKS {
+        return Err(ApiError::conflict(format!(
+            "the service has {MAX_WEBHOOKS} webhooks already: remove those that nobody calls"
+        )));
+    }
+    if look_up(api, &service, &name).await?.is_some() {
+        return Err(exists(&name));
+    }
+    let secret = Plaintext::new(new_secret()?.as_bytes().to_vec());
+    let now = api.cluster().clock().now();
+    let sealed_name = sealed_name(&service, &name);
+    let mut kept = keep(api, &sealed_name, &secret, now).await;
+    if let Err(VaultError::Exists { .. }) = kept {
+        // Left by a making that was cut short between its two steps: no URL leads to it.
+        api.vault().remove(Kind::Webhook, &sealed_name).await?;
+        kept = keep(api, &sealed_name, &secret, now).await;
+    }
+    match kept {
+        Err(VaultError::Exists { .. }) => return Err(exists(&name)),
+        kept => kept?,
+    }
+    let stored = Stored {
+        service,
+        name,
+        enabled: true,
+        created_at: now,
+        called_at: None,
+    };
+    let key = url_key(&secret)?;
+    let transaction = Transaction::new()
+        .expect(key.clone(), Expected::Absent)
+        .put(key.clone(), records::encode(&key, &stored)?);
+    let revision = api.store().commit(transaction).await?;
+    let found = Found {
+        stored,
+        revision,
+        key,
+        secret,
+    };
+    json(StatusCode::CREATED, &view(api, &found)?)
+}
+
+async fn keep(api: &Api, name: &str, secret: &Plaintext, now: Timestamp) -> Result<(), VaultError> {
+    let labels = std::collections::BTreeMap::new();
+    api.vault().create(Kind::Webhook, name, labels, secret, now).await
+}
+
+fn exists(name: &str) -> ApiError {
+    ApiError::conflict(format!(
+        "the service has a webhook {name} already: choose another name"
+    ))
+    .about("name", name)
+}
+
+pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
+    let WebhookPatch { enabled } = call.json()?;
+    let service = find(&call)?.id.clone();
+    let mut found = existing(&call, &service).await?;
+    found.stored.enabled = enabled;
+    let transaction = Transaction::new()
+        .expect(found.key.clone(), Expected::At(found.revision))
+        .put(found.key.clone(), records::encode(&found.key, &found.stored)?);
+    call.api.store().commit(transaction).await?;
+    ok(&view(&call.api, &found)?)
+}
+
+pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
+    let service = find(&call)?.id.clone();
+    let found = existing(&call, &service).await?;
+    forget_one(&call.api, &service, &found.stored.name).await?;
+    no_content()
+}
+
+/// Forgets all webhooks of a service that is gone. What is left over leads nowhere, so that a failure does
+/// no harm.
+pub(super) async fn forget(api: &Api, service: &ServiceId) {
+    let forgotten = async {
+        for name in names(api, service).await? {
+            forget_one(api, service, &name).await?;
+        }
+        calls::forget(api, service).await
+    };
+    if let Err(error) = forgotten.await {
+        tracing::warn!(%service, ?error, "could not forget the webhooks of a removed service");
+    }
+}
+
+/// The URL first: without it nothing can be called.
+async fn forget_one(api: &Api, service: &ServiceId, name: &str) -> Result<(), ApiError> {
+    if let Some(found) = look_up(api, service, name).await? {
+        api.store().commit(Transaction::new().delete(found.key)).await?;
+    }
+    match api
+        .vault()
+        .remove(Kind::Webhook, &sealed_name(service, name))
+        .await
+    {
+        Ok(()) | Err(VaultError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn existing(call: &Call, service: &ServiceId) -> Result<Found, ApiError> {
+    let name = call.segment("webhook");
+    look_up(&call.api, service, name)
+        .await?
+        .ok_or_else(|| ApiError::not_found(format!("the service has no webhook {name}")))
+}
+
+async fn look_up(api: &Api, service: &ServiceId, name: &str) -> Result<Option<Found>, ApiError> {
+    let secret = match api
+        .vault()
+        .reveal(Kind::Webhook, &sealed_name(service, name))
+        .await
+    {
+        Ok(secret) => secret,
+        Err(VaultError::Missing { .. } | VaultError::Name { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let key = url_key(&secret)?;
+    let stored = records::get::<Stored>(api.store(), &key).await?;
+    Ok(stored.map(|(stored, revision)| Found {
+        stored,
+        revision,
+        key,
+        secret,
+    }))
+}
+
+/// The names of a service's webhooks.
+async fn names(api: &Api, service: &ServiceId) -> Result<Vec<String>, ApiError> {
+    let records = api.vault().list(Kind::Webhook).await?;
+    let beginning = sealed_name(service, "");
+    Ok(records
+        .iter()
+        .filter_map(|record| record.name.strip_prefix(&beginning))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// An id has no dot, so that the first one divides.
+fn sealed_name(service: &ServiceId, name: &str) -> String {
+    format!("{service}.{name}")
+}
+
+fn url_key(secret: &Plaintext) -> Result<Key, InvalidKey> {
+    let secret = String::from_utf8_lossy(secret.expose());
+    Key::new(["webhook-urls", &fingerprint(&secret)])
+}
+
+fn view(api: &Api, found: &Found) -> Result<WebhookView, ApiError> {
+    let secret = std::str::from_utf8(found.secret.expose())
+        .map_err(|_| ApiError::conflict("the webhook's secret is damaged: remove it and make another"))?;
+    let base = api.public_url().unwrap_or_default().trim_end_matches('/');
+    Ok(WebhookView {
+        name: found.stored.name.clone(),
+        enabled: found.stored.enabled,
+        url: format!("{base}/v1/webhooks/{secret}"),
+        created_at: found.stored.created_at,
+        called_at: found.stored.called_at,
+    })
+}

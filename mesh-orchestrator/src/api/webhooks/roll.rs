@@ -1,0 +1,150 @@
+//! What a webhook's call does: looks the image's tag up anew, and rolls the service by its update policy.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{http::StatusCode, response::Response};
+use tokio::time::timeout;
+
+use super::{Stored, calls};
+use crate::{
+    api::{
+        Api,
+        call::{Call, ok},
+        error::{ApiError, chain},
+        images::{is_digest, tagged},
+        records,
+        services::update_anyway,
+        tokens::fingerprint,
+        types::{WebhookAnswer, WebhookCall},
+    },
+    commands::CommandError,
+    objects::{ServiceId, State, Timestamp},
+    spec::{ServiceMode, ServiceSpec},
+    store::{Expected, Key, Revision, Transaction},
+};
+
+/// How long a registry may take to answer; without it the tag is used as it is.
+const REGISTRY: Duration = Duration::from_secs(15);
+
+pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
+    let api = &call.api;
+    // One answer for unknown and disabled: it tells nobody which there are.
+    let unknown = || ApiError::not_found("there is no such webhook, or it is disabled");
+    let fingerprint = fingerprint(call.segment("secret"));
+    let key = Key::new(["webhook-urls", &fingerprint])?;
+    let Some((stored, revision)) = records::get::<Stored>(api.store(), &key).await? else {
+        return Err(unknown());
+    };
+    if !stored.enabled {
+        return Err(unknown());
+    }
+    let service = api
+        .cluster()
+        .read(|state| state.service(&stored.service).cloned());
+    let service = service.ok_or_else(unknown)?;
+    if let Err(wait) = api.webhook_limit().take(&fingerprint, Instant::now()) {
+        let seconds = wait.as_secs() + 1;
+        return Err(ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("the webhook is called too often: try again in {seconds} s"),
+        )
+        .retry_after(seconds));
+    }
+    let image = service.spec.task_template.container_spec.image.clone();
+    let (fresh, mut warnings) = look_up(api, &image).await;
+    if matches!(service.spec.mode, ServiceMode::Replicated(settings) if settings.replicas == 0) {
+        warnings
+            .push("the service is paused (0 replicas): what has changed shows when it is resumed".to_owned());
+    }
+    let author = api
+        .cluster()
+        .author(format!("webhook {}", stored.name), "webhook");
+    let at = author.at;
+    let outcome = api
+        .cluster()
+        .change(author, |state, now| {
+            roll(state, &stored.service, &image, &fresh, now)
+        })
+        .await;
+    let (revision_made, error) = match &outcome {
+        Ok(changed) => (changed.services.get(&stored.service).copied(), None),
+        Err(error) => (None, Some(chain(error))),
+    };
+    let record = WebhookCall {
+        webhook: stored.name.clone(),
+        at,
+        image: fresh,
+        revision: revision_made,
+        warnings: warnings.clone(),
+        error,
+    };
+    calls::remember(api, &stored.service, &record).await;
+    note_time(api, key, stored, revision, at).await;
+    outcome?;
+    ok(&WebhookAnswer {
+        warnings: (!warnings.is_empty()).then_some(warnings),
+    })
+}
+
+/// The image with the digest that its tag has now, or without one where that cannot be found out: then each
+/// node asks the registry itself.
+async fn look_up(api: &Api, image: &str) -> (String, Vec<String>) {
+    let Some(tagged) = tagged(image) else {
+        let warning =
+            format!("{image} has no tag that could mean another image now: the same is started again");
+        return (image.to_owned(), vec![warning]);
+    };
+    let why = match timeout(REGISTRY, api.images().digest(tagged)).await {
+        Ok(Ok(digest)) if is_digest(&digest) => return (format!("{tagged}@{digest}"), Vec::new()),
+        Ok(Ok(other)) => format!("the registry answered {other:?}, which is no digest"),
+        Ok(Err(error)) => chain(&error),
+        Err(_) => format!("the registry did not answer within {} s", REGISTRY.as_secs()),
+    };
+    let warning =
+        format!("{tagged}: {why}; each node looks the tag up itself, and they may get different images");
+    (tagged.to_owned(), vec![warning])
+}
+
+/// Always replaces the tasks, even if the image is the same.
+fn roll(
+    state: &State,
+    id: &ServiceId,
+    seen: &str,
+    fresh: &str,
+    now: Timestamp,
+) -> Result<Vec<crate::objects::Change>, CommandError> {
+    let service = state
+        .service(id)
+        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let mut spec: ServiceSpec = (*service.spec).clone();
+    let task = Arc::make_mut(&mut spec.task_template);
+    // Somebody may have chosen another image meanwhile; then that is the one to start.
+    if task.container_spec.image == seen {
+        fresh.clone_into(&mut task.container_spec.image);
+    }
+    task.force_update = task.force_update.wrapping_add(1);
+    update_anyway(state, id, spec, now)
+}
+
+/// For people who wonder whether a webhook is still in use; not worth an error.
+async fn note_time(api: &Api, key: Key, stored: Stored, revision: Revision, at: Timestamp) {
+    let noted = Stored {
+        called_at: Some(at),
+        ..stored
+    };
+    let Ok(value) = records::encode(&key, &noted) else {
+        return;
+    };
+    let transaction = Transaction::new()
+        .expect(key.clone(), Expected::At(revision))
+        .put(key, value);
+    if let Err(error) = api.store().commit(transaction).await {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "could not note when a webhook was called"
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! What has to be done now and then: snapshots by the schedule, and letting the store forget. Also what users
+//! do with snapshots. Imports `snapshots` and the store's trait.
+
+use std::{collections::VecDeque, fs, io, path::Path, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{ChangeError, Cluster, LeaderConfig, SnapshotSchedule};
+use crate::{
+    objects::Timestamp,
+    snapshots::{self, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
+    store::Revision,
+};
+
+/// How often it is looked whether something is due.
+const CHECK: Duration = Duration::from_secs(60);
+
+/// How often the store is made to forget.
+const COMPACT: Duration = Duration::from_secs(300);
+
+impl Cluster {
+    /// Writes a snapshot of everything to a new file in a folder.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or the file not be written.
+    pub async fn snapshot(&self, folder: &Path, kind: SnapshotKind) -> Result<SnapshotInfo, SnapshotError> {
+        let at = self.clock().now();
+        snapshots::create(self.store().as_ref(), folder, SnapshotName { kind, at }).await
+    }
+
+    /// Restores a snapshot. Nothing else is changed meanwhile, and the control loops wait. When this returns,
+    /// [`Self::read`] shows what was in the snapshot; which tasks still run is found out from then on.
+    ///
+    /// # Errors
+    /// When the snapshot is not whole, or the store does not take it.
+    pub async fn restore(&self, path: &Path, into: RestoreInto) -> Result<SnapshotInfo, ChangeError> {
+        let info = snapshots::restore(self.store().as_ref(), path, into).await?;
+        let revision = self.newest().await?;
+        self.reach(revision).await;
+        Ok(info)
+    }
+
+    /// The newest revision that the store has of our keys.
+    async fn newest(&self) -> Result<Revision, ChangeError> {
+        let entries = self.store().snapshot().await?.entries().await?;
+        let newest = entries.iter().map(|entry| entry.modified).max();
+        Ok(newest.unwrap_or_default())
+    }
+
+    /// Does what is due, for ever.
+    pub(super) async fn chores(&self, config: &LeaderConfig) {
+        let mut seen: VecDeque<(Timestamp, Revision)> = VecDeque::new();
+        let mut failed = false;
+        loop {
+            if let Some(schedule) = &config.snapshots {
+                let made = self.snapshot_if_due(schedule).await;
+                if let Err(error) = &made
+                    && !failed
+                {
+                    let error = error as &dyn std::error::Error;
+                    tracing::error!(
+                        error,
+                        "could not make the hourly snapshot; tries again every minute"
+                    );
+                }
+                failed = made.is_err();
+            }
+            self.forget(&mut seen, config.remember).await;
+            sleep(CHECK).await;
+        }
+    }
+
+    async fn snapshot_if_due(&self, schedule: &SnapshotSchedule) -> Result<(), SnapshotError> {
+        let folder = &schedule.folder;
+        let failed = |source: io::Error| SnapshotError::Write {
+            path: folder.clone(),
+            source,
+        };
+        fs::create_dir_all(folder).map_err(failed)?;
+        let mut existing = snapshots::list(folder)?;
+        if snapshots::is_due(self.clock().now(), &existing) && !self.mirror().is_restoring() {
+            let made = self.snapshot(folder, SnapshotKind::Hourly).await?;
+            tracing::info!(path = %made.path.display(), entries = made.entries, "made a snapshot");
+            existing = snapshots::list(folder)?;
+        }
+        for old in snapshots::expired(&existing, schedule.keep) {
+            fs::remove_file(folder.join(old.to_string())).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the store forget what is older than it has to remember.
+    async fn forget(&self, seen: &mut VecDeque<(Timestamp, Revision)>, remember: Duration) {
+        let now = self.clock().now();
+        if seen.back().is_none_or(|(at, _)| now.since(*at) >= COMPACT) {
+            seen.push_back((now, self.revision()));
+        }
+        let mut before = None;
+        while seen.front().is_some_and(|(at, _)| now.since(*at) >= remember) {
+            before = seen.pop_front();
+        }
+        if let Some((_, revision)) = before
+            && let Err(error) = self.store().compact(revision).await
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "could not let the store forget old changes");
+        }
+    }
+}

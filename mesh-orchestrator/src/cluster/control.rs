@@ -1,0 +1,217 @@
+//! The leader's own picture of the cluster: what the control loops decide is applied to it, stored under the
+//! lead, and whatever others do is taken over from the mirror. Imports `loops`, `mirror` and `draft`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
+
+use super::{
+    ChangeError, Cluster, Presence, draft,
+    mirror::{Mirror, News},
+    silence::Silence,
+    stored::Name,
+};
+use crate::{
+    commands,
+    loops::Controller,
+    objects::{Change, NodeId, Refused, State, Timestamp},
+    store::{Revision, membership::Leadership},
+};
+
+/// The control loops at work for one term.
+#[derive(Debug)]
+pub(super) struct Control {
+    cluster: Cluster,
+    controller: Controller,
+    presences: BTreeMap<NodeId, Presence>,
+    /// The mirror's revision that the controller was last like.
+    synced: Revision,
+    news: broadcast::Receiver<Arc<News>>,
+    /// Objects that may be other in the mirror than here.
+    touched: BTreeSet<Name>,
+    /// All of them may be.
+    anew: bool,
+    silence: Silence,
+}
+
+/// Whether the loops may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Footing {
+    /// What they look at is what the store has.
+    Firm,
+    /// What the store has is half a snapshot, or cannot be read.
+    Loose,
+}
+
+impl Control {
+    /// Begins with what the mirror has; silent nodes are waited for so long.
+    pub(super) fn new(cluster: &Cluster, patience: Duration) -> Self {
+        let mirror = cluster.mirror();
+        Self {
+            cluster: cluster.clone(),
+            controller: Controller::new(mirror.state().clone()),
+            presences: mirror.presences().clone(),
+            synced: mirror.revision(),
+            news: cluster.inner.news.subscribe(),
+            touched: BTreeSet::new(),
+            anew: false,
+            silence: Silence::new(patience),
+        }
+    }
+
+    /// Takes over what the mirror has learned, and what of our own doing has not become true.
+    pub(super) fn sync(&mut self) -> Footing {
+        let cluster = self.cluster.clone();
+        // Nothing is told while it is held: what is drained now is all that the mirror has.
+        let mirror = cluster.mirror();
+        let mut anew = std::mem::take(&mut self.anew);
+        loop {
+            match self.news.try_recv() {
+                Ok(news) => {
+                    anew |= news.anew;
+                    self.touched.extend(news.touched.iter().cloned());
+                }
+                Err(TryRecvError::Lagged(_)) => anew = true,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        let touched = std::mem::take(&mut self.touched);
+        if !anew {
+            if touched.iter().any(|name| matches!(name, Name::Presence(_))) {
+                self.presences = mirror.presences().clone();
+            }
+            let differences = differences(self.controller.state(), &mirror, &touched);
+            anew = differences
+                .iter()
+                .any(|change| self.controller.apply(change).is_err());
+        }
+        if anew {
+            self.controller = Controller::new(mirror.state().clone());
+            self.presences = mirror.presences().clone();
+        }
+        self.synced = mirror.revision();
+        if mirror.is_restoring() || !mirror.unreadable().is_empty() {
+            Footing::Loose
+        } else {
+            Footing::Firm
+        }
+    }
+
+    /// Lets the loops decide, and stores what they have decided. Answers when to do so again if nothing
+    /// happens before; at once, if it is in the past.
+    ///
+    /// # Errors
+    /// As [`Cluster::commit`]. What was not stored is undone by the next [`Self::sync`].
+    pub(super) async fn step(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
+        let now = self.cluster.clock().now();
+        let mut changes = Vec::new();
+        let found = self.silence.look(self.controller.state(), &self.presences, now);
+        for (node, status) in found.statuses {
+            tracing::info!(%node, %status, "a node's status has changed");
+            let planned = commands::set_node_status(self.controller.state(), &node, status, now)?;
+            self.touched.extend(planned.iter().map(name));
+            for change in &planned {
+                self.controller.apply(change)?;
+            }
+            changes.extend(planned);
+        }
+        changes.extend(self.decide(now)?);
+        let wake_at = [self.controller.wake_at(), found.wake_at]
+            .into_iter()
+            .flatten()
+            .min();
+        if changes.is_empty() {
+            return Ok(wake_at);
+        }
+        self.touched.extend(changes.iter().map(name));
+        let drafted = {
+            let author = self.cluster.author("orchestrator", "rollback");
+            let mirror = self.cluster.mirror();
+            draft::draft_since(&mirror, &author, &changes, self.synced)?
+        };
+        let revision = self.cluster.commit(&drafted.batches, Some(lead)).await?;
+        self.cluster.reach(revision).await;
+        Ok(wake_at)
+    }
+
+    fn decide(&mut self, now: Timestamp) -> Result<Vec<Change>, Refused> {
+        let seed = self.cluster.clock().seed();
+        let decided = self.controller.step(now, seed);
+        // A fault of ours. What was applied until then is in no list: everything is to be looked at again.
+        self.anew |= decided.is_err();
+        decided
+    }
+
+    /// Waits until there is news.
+    pub(super) async fn news(&mut self) {
+        match self.news.recv().await {
+            Ok(news) => {
+                self.anew |= news.anew;
+                self.touched.extend(news.touched.iter().cloned());
+            }
+            Err(RecvError::Lagged(_)) => self.anew = true,
+            // The cluster's handle is ours: it cannot be closed.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+/// What has to be done to a state so that some objects are as the mirror has them.
+fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<Change> {
+    let target = mirror.state();
+    let (mut gone, mut put) = (Vec::new(), Vec::new());
+    for name in touched {
+        match name {
+            Name::Service(id) => match (state.service(id), target.service(id)) {
+                (Some(_), None) => gone.push(Change::RemoveService(id.clone())),
+                (before, Some(after)) if before != Some(after) => put.push(Change::PutService(after.clone())),
+                _ => {}
+            },
+            Name::Node(id) => match (state.nodes().get(id), target.nodes().get(id)) {
+                (Some(_), None) => gone.push(Change::RemoveNode(id.clone())),
+                (before, Some(after)) if before != Some(after) => {
+                    put.push(Change::PutNode(Box::new(after.clone())));
+                }
+                _ => {}
+            },
+            Name::Task(id) => match (state.tasks().get(id), target.tasks().get(id)) {
+                (Some(_), None) => gone.push(Change::RemoveTask(id.clone())),
+                (before, Some(after)) if before != Some(after) => {
+                    put.push(Change::PutTask(Box::new(after.clone())));
+                }
+                _ => {}
+            },
+            Name::Ports => {
+                if state.port_ledger() != target.port_ledger() {
+                    put.push(Change::PutPorts(target.port_ledger().clone()));
+                }
+            }
+            Name::Guard | Name::Presence(_) | Name::Leader | Name::Restore | Name::Other => {}
+        }
+    }
+    gone.append(&mut put);
+    gone
+}
+
+/// The object that a change is about.
+fn name(change: &Change) -> Name {
+    match change {
+        Change::PutService(service) => Name::Service(service.id.clone()),
+        Change::RemoveService(id) => Name::Service(id.clone()),
+        Change::PutNode(node) => Name::Node(node.id.clone()),
+        Change::RemoveNode(id) => Name::Node(id.clone()),
+        Change::PutPorts(_) => Name::Ports,
+        Change::CreateTask(task) | Change::PutTask(task) => Name::Task(task.id.clone()),
+        Change::Assign { task, .. } | Change::SetDesired { task, .. } | Change::Observe { task, .. } => {
+            Name::Task(task.clone())
+        }
+        Change::GiveUp(task) | Change::RemoveTask(task) => Name::Task(task.clone()),
+    }
+}

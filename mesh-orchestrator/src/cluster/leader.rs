@@ -1,0 +1,148 @@
+//! Leading the cluster: one of the candidates runs the control loops, and whoever does not know yet that it
+//! no longer leads can change nothing. Imports `control`, `chores` and the store's membership.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ChangeError, Cluster,
+    control::{Control, Footing},
+    stored::ELECTION,
+};
+use crate::{
+    objects::{NodeId, Timestamp},
+    snapshots::Keep,
+    store::{
+        Heartbeat, StoreError,
+        membership::{Leadership, campaign},
+    },
+};
+
+/// The pause before the store is asked again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How a leader leads.
+#[derive(Clone, Debug)]
+pub struct LeaderConfig {
+    /// The candidate: its node.
+    pub node: NodeId,
+    /// How soon another one takes over; and how long a node that was never heard in a term is waited for.
+    pub heartbeat: Heartbeat,
+    /// Where snapshots go and which are kept; none are made without.
+    pub snapshots: Option<SnapshotSchedule>,
+    /// How far back the store remembers changes, where it has to be told.
+    pub remember: Duration,
+}
+
+/// Where the schedule's snapshots go, and which of them are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotSchedule {
+    /// A folder of the leader's machine.
+    pub folder: PathBuf,
+    /// Which old ones are kept.
+    pub keep: Keep,
+}
+
+impl LeaderConfig {
+    /// A node with everything else as it usually is, and no snapshots.
+    #[must_use]
+    pub fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            heartbeat: Heartbeat::default(),
+            snapshots: None,
+            remember: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Cluster {
+    /// Stands for the lead, and runs the control loops whenever it has it, until it is told to stop; then the
+    /// lead is given up. A store that is away is waited for.
+    pub async fn lead(&self, config: LeaderConfig, shutdown: CancellationToken) {
+        while let Some(lead) = shutdown.run_until_cancelled(self.win(&config)).await {
+            tracing::info!(node = %config.node, term = %lead.term(), "leads the cluster");
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = lead.lost() => tracing::warn!("has lost the lead: others may change the cluster now"),
+                () = self.term(&lead, &config) => tracing::warn!("another node leads: its loops stop here"),
+                () = self.chores(&config) => {}
+            }
+            lead.resign().await;
+        }
+    }
+
+    async fn win(&self, config: &LeaderConfig) -> Leadership {
+        loop {
+            match campaign(self.store(), ELECTION, config.node.as_str(), config.heartbeat).await {
+                Ok(lead) => return lead,
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot stand for the lead"
+                    );
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Runs the loops until the lead turns out to be another's.
+    async fn term(&self, lead: &Leadership, config: &LeaderConfig) {
+        // What was changed before we have won must be known.
+        self.reach(lead.term()).await;
+        let mut control = Control::new(self, config.heartbeat.time_to_live());
+        let mut loose = false;
+        loop {
+            if control.sync() == Footing::Loose {
+                if !std::mem::replace(&mut loose, true) {
+                    tracing::warn!(
+                        "the control loops wait: a snapshot is being restored, or objects cannot be read"
+                    );
+                }
+                control.news().await;
+                continue;
+            }
+            loose = false;
+            match control.step(lead).await {
+                Ok(wake_at) => self.pause(&mut control, wake_at).await,
+                Err(ChangeError::NotLeader) => return,
+                Err(ChangeError::Store(StoreError::Conflict { key, found, .. })) => {
+                    self.catch_up(&key, found).await;
+                }
+                Err(ChangeError::Refused(error)) => {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "what the control loops have decided is out of date"
+                    );
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => {
+                    // What the store's absence means was said already.
+                    if !error.is_unavailable() && !matches!(error, ChangeError::Restoring) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(error, "could not store what the control loops have decided");
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until something has changed, or until it is time.
+    async fn pause(&self, control: &mut Control, wake_at: Option<Timestamp>) {
+        let Some(wake_at) = wake_at else {
+            control.news().await;
+            return;
+        };
+        let left = wake_at.since(self.clock().now());
+        if !left.is_zero() {
+            tokio::select! {
+                () = control.news() => {}
+                () = sleep(left) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! One leads, and nobody else changes anything in its name.
+
+use anyhow::{Context, Result, ensure};
+use mesh_orchestrator::{
+    cluster::{EventAction, EventKind, LeaderConfig},
+    objects::{NodeId, NodeRole},
+    store::{Transaction, membership::election_key},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Story,
+    agent::{Machine, QUICK},
+    lab::{Lab, PATIENCE, run, service},
+};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        ("a_leader_that_was_fenced_off_changes_nothing", fenced),
+        ("another_candidate_leads_when_the_leader_is_gone", gone),
+    ]
+}
+
+/// Somebody else has won while the leader still believes that it leads.
+fn fenced(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let _worker = Machine::start(lab, "worker", NodeRole::Worker).await?;
+        let candidates = [lab.open().await?, lab.open().await?];
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        for (number, candidate) in candidates.iter().enumerate() {
+            let config = LeaderConfig {
+                heartbeat: QUICK,
+                ..LeaderConfig::new(NodeId::from(format!("candidate{number}").as_str()))
+            };
+            let (cluster, stop) = (candidate.cluster.clone(), stop.clone());
+            tokio::spawn(async move { cluster.lead(config, stop).await });
+        }
+        user.until("the node is ready", |state| {
+            state.nodes().values().any(|node| node.is_schedulable())
+        })
+        .await?;
+        let mut events = user.cluster.events();
+        let mut created = 0;
+        for round in 0..5 {
+            let before = user.cluster.leader().context("nobody leads")?;
+            let key = election_key("control")?;
+            user.cluster
+                .store()
+                .commit(Transaction::new().delete(key))
+                .await?;
+            let web = user.create(service(&format!("web{round}"), 3)?).await?;
+            user.until_running(&web, 3).await?;
+            let mut changes = user.cluster.changes();
+            let other = changes.wait_for(|_| user.cluster.leader().is_some_and(|leader| leader != before));
+            tokio::time::timeout(PATIENCE, other)
+                .await
+                .context("the other one does not lead")??;
+            while let Ok(event) = events.try_recv() {
+                created += usize::from(event.kind == EventKind::Task && event.action == EventAction::Create);
+            }
+            ensure!(
+                created == 3 * (round + 1),
+                "{created} tasks were made by round {round}"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn gone(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let mut changes = user.cluster.changes();
+        changes
+            .wait_for(|_| user.cluster.leader() == Some("one".into()))
+            .await?;
+        let _two = Machine::start(lab, "two", NodeRole::Manager).await?;
+        let web = user.create(service("web", 4)?).await?;
+        user.until_running(&web, 4).await?;
+        one.crash();
+        let led = changes.wait_for(|_| user.cluster.leader() == Some("two".into()));
+        tokio::time::timeout(PATIENCE, led)
+            .await
+            .context("nobody takes over")??;
+        user.until("all tasks run on the other node", |state| {
+            let tasks = crate::lab::running(state, &web);
+            tasks.len() == 4
+                && tasks
+                    .iter()
+                    .all(|task| state.tasks()[task].node == Some("two".into()))
+        })
+        .await
+    })
+}

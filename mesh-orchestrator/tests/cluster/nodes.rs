@@ -1,0 +1,173 @@
+//! Nodes come, fall silent, leave and come back.
+
+use anyhow::{Context, Result, ensure};
+use mesh_orchestrator::{
+    commands,
+    objects::{Availability, NodeId, NodeRole, NodeStatus, State},
+};
+
+use crate::{
+    Story,
+    agent::{Machine, description},
+    lab::{Lab, run, running, service},
+};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        ("a_silent_node_is_down_and_its_tasks_are_replaced", silent),
+        ("an_agent_that_is_restarted_keeps_its_tasks", restarted),
+        ("a_node_keeps_what_users_have_set", labels),
+        ("a_drained_node_gives_its_tasks_away", drained),
+        ("what_an_agent_says_is_read_by_all_others", says),
+    ]
+}
+
+fn status(state: &State, node: &NodeId) -> Option<NodeStatus> {
+    state.nodes().get(node).map(|node| node.status)
+}
+
+fn silent(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        let node = two.node.clone();
+        let web = user.create(service("web", 4)?).await?;
+        user.until_running(&web, 4).await?;
+        two.crash();
+        user.until("the node is down", |state| {
+            status(state, &node) == Some(NodeStatus::Down)
+        })
+        .await?;
+        user.until("all tasks run on the other node", |state| {
+            let tasks = running(state, &web);
+            tasks.len() == 4
+                && tasks
+                    .iter()
+                    .all(|task| state.tasks()[task].node == Some("one".into()))
+        })
+        .await?;
+        // It is back without its containers: what it had is reported as ended, and not replaced once more.
+        let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        user.until("the node is back, and has nothing left", |state| {
+            status(state, &node) == Some(NodeStatus::Ready)
+                && state.tasks_on(&node).is_none_or(|index| index.tasks.is_empty())
+        })
+        .await?;
+        ensure!(user.cluster.read(|state| running(state, &web)).len() == 4);
+        Ok(())
+    })
+}
+
+fn restarted(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        user.until("both are ready", |state| {
+            state.nodes().len() == 2 && state.nodes().values().all(|node| node.is_schedulable())
+        })
+        .await?;
+        let mut events = user.cluster.events();
+        let node = two.node.clone();
+        two.leave().await;
+        let mut changes = user.cluster.changes();
+        changes
+            .wait_for(|_| user.cluster.presence(&node).is_none())
+            .await?;
+        let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        changes
+            .wait_for(|_| {
+                user.cluster
+                    .presence(&node)
+                    .is_some_and(|presence| !presence.leaving)
+            })
+            .await?;
+        // What the leader has made of it would be stored by the time that this is.
+        let web = user.create(service("web", 2)?).await?;
+        user.until_running(&web, 2).await?;
+        while let Ok(event) = events.try_recv() {
+            ensure!(
+                event.kind != mesh_orchestrator::cluster::EventKind::Node,
+                "{event:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn labels(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        user.until("the node is ready", |state| {
+            status(state, &one.node) == Some(NodeStatus::Ready)
+        })
+        .await?;
+        let author = user.cluster.author("someone", "label");
+        user.cluster
+            .change(author, |state, now| {
+                let Some(node) = state.nodes().get(&one.node) else {
+                    return Ok(Vec::new());
+                };
+                let mut node = node.clone();
+                node.labels.insert("disk".into(), "fast".into());
+                Ok(commands::put_node(state, node, now))
+            })
+            .await?;
+        let mut described = description("one", NodeRole::Manager);
+        described.engine_labels.insert("engine".into(), "new".into());
+        one.member()?.describe(described);
+        user.until("both are there", |state| {
+            state.nodes().get(&one.node).is_some_and(|node| {
+                node.labels.contains_key("disk")
+                    && node.engine_labels.contains_key("engine")
+                    && node.status == NodeStatus::Ready
+            })
+        })
+        .await
+    })
+}
+
+fn drained(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        let web = user.create(service("web", 4)?).await?;
+        user.until_running(&web, 4).await?;
+        let author = user.cluster.author("someone", "drain");
+        user.cluster
+            .change(author, |state, now| {
+                commands::set_availability(state, &two.node, Availability::Drain, now)
+            })
+            .await?;
+        user.until("it has no tasks", |state| {
+            running(state, &web).len() == 4
+                && state
+                    .tasks_on(&two.node)
+                    .is_none_or(|index| index.tasks.is_empty())
+        })
+        .await
+    })
+}
+
+fn says(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let mut changes = user.cluster.changes();
+        for word in ["ebpf", "leaving", "none"] {
+            one.member()?.say(|presence| presence.datapath = word.to_owned());
+            let said = changes.wait_for(|_| {
+                user.cluster
+                    .presence(&one.node)
+                    .is_some_and(|presence| presence.datapath == word)
+            });
+            tokio::time::timeout(crate::lab::PATIENCE, said)
+                .await
+                .context("nothing is heard")??;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,224 @@
+//! Users, the leader and agents on handles of their own bring services about.
+
+use anyhow::{Result, ensure};
+use mesh_orchestrator::{
+    commands,
+    objects::{NodeRole, ServiceId, State, TaskState, TaskStatus},
+};
+use serde_json::json;
+
+use crate::{
+    Story,
+    agent::Machine,
+    lab::{Lab, run, running, service, spec},
+};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        ("a_service_is_scheduled_runs_is_scaled_and_removed", life),
+        ("a_container_that_dies_is_replaced", dies),
+        ("a_jobs_tasks_complete_and_stay_so", job),
+        ("a_global_service_is_on_each_node", global),
+        ("an_update_goes_through_while_users_go_on_changing", contended),
+        ("reports_only_go_forward", forward),
+    ]
+}
+
+fn life(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        let web = user.create(service("web", 4)?).await?;
+        user.until_running(&web, 4).await?;
+        user.until("both nodes have two tasks", |state| {
+            [&one, &two].iter().all(|machine| {
+                state
+                    .tasks_on(&machine.node)
+                    .is_some_and(|index| index.tasks.len() == 2)
+            })
+        })
+        .await?;
+        ensure!(user.cluster.leader() == Some(one.node.clone()));
+        let before = user.cluster.read(|state| running(state, &web));
+        user.scale(&web, 6).await?;
+        user.until_running(&web, 6).await?;
+        let after = user.cluster.read(|state| running(state, &web));
+        ensure!(before.iter().all(|task| after.contains(task)));
+        user.scale(&web, 1).await?;
+        user.until_running(&web, 1).await?;
+        let author = user.cluster.author("someone", "remove");
+        user.cluster
+            .change(author, |state, _| commands::remove_service(state, &web))
+            .await?;
+        user.until("nothing is left", |state| {
+            state.services().is_empty() && state.tasks().is_empty()
+        })
+        .await?;
+        let left = user.cluster.store().snapshot().await?.entries().await?;
+        let left: Vec<&str> = left.iter().map(|entry| entry.key.as_str()).collect();
+        ensure!(
+            !left.iter().any(|key| key.contains(web.as_str())),
+            "left in the store: {left:?}"
+        );
+        Ok(())
+    })
+}
+
+fn dies(lab: &Lab) -> Result<()> {
+    run(async {
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let user = &one.handle;
+        let web = user.create(service("web", 2)?).await?;
+        user.until_running(&web, 2).await?;
+        let before = user.cluster.read(|state| running(state, &web));
+        one.fail(&before[0]);
+        user.until("another one runs", |state| {
+            let now = running(state, &web);
+            now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
+        })
+        .await?;
+        user.until("how it ended is known", |state| {
+            state.tasks().get(&before[0]).is_some_and(|task| {
+                task.status.state == TaskState::Failed
+                    && task.status.exit_code == Some(1)
+                    && task.started_at.is_some()
+                    && task.finished_at.is_some()
+            })
+        })
+        .await
+    })
+}
+
+fn job(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let job = spec(json!({
+            "name": "count",
+            "task_template": {"container_spec": {"image": "count:1"}},
+            "mode": {"replicated_job": {"max_concurrent": 2, "total_completions": 5}},
+        }))?;
+        let job = user.create(job).await?;
+        let complete = |state: &State| {
+            let done = state
+                .tasks()
+                .values()
+                .filter(|task| task.status.state == TaskState::Complete);
+            done.count() == 5
+        };
+        user.until("five are complete", complete).await?;
+        // Whatever else happens, they stay so, and no more of them are made.
+        one.member()?.say(|presence| presence.engine = false);
+        user.until("the node is without engine", |state| {
+            state.nodes().values().all(|node| !node.is_schedulable())
+        })
+        .await?;
+        one.member()?.say(|presence| presence.engine = true);
+        user.until("the node is back", |state| {
+            state.nodes().values().all(|node| node.is_schedulable())
+        })
+        .await?;
+        ensure!(user.cluster.read(complete) && user.cluster.read(|state| state.tasks().len()) == 5);
+        let author = user.cluster.author("someone", "remove");
+        user.cluster
+            .change(author, |state, _| commands::remove_service(state, &job))
+            .await?;
+        user.until("nothing is left", |state| state.tasks().is_empty())
+            .await
+    })
+}
+
+fn global(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let everywhere = spec(json!({
+            "name": "everywhere",
+            "task_template": {"container_spec": {"image": "web:1"}},
+            "mode": {"global": {}},
+        }))?;
+        let everywhere = user.create(everywhere).await?;
+        user.until_running(&everywhere, 1).await?;
+        let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        user.until_running(&everywhere, 2).await
+    })
+}
+
+/// Agents report, the leader updates, and a user changes the same service all the time.
+fn contended(lab: &Lab) -> Result<()> {
+    const CHANGES: u64 = 20;
+    run(async {
+        let user = lab.open().await?;
+        let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        let web = user.create(service("web", 6)?).await?;
+        user.until_running(&web, 6).await?;
+        for number in 1..=CHANGES {
+            user.update(&web, |json| {
+                json["labels"][format!("label{number}")] = "set".into();
+                if number % 4 == 0 {
+                    json["task_template"]["container_spec"]["image"] = format!("web:{number}").into();
+                }
+            })
+            .await?;
+        }
+        let is_done = |state: &State, web: &ServiceId| {
+            let Some(service) = state.service(web) else {
+                return false;
+            };
+            let current = |id| {
+                state
+                    .tasks()
+                    .get(id)
+                    .is_some_and(|task| task.spec.container_spec.image.as_str() == format!("web:{CHANGES}"))
+            };
+            let tasks = running(state, web);
+            tasks.len() == 6 && tasks.iter().all(current) && !service.is_updating()
+        };
+        user.until("the last update is done", |state| is_done(state, &web))
+            .await?;
+        user.cluster.read(|state| {
+            let Some(service) = state.service(&web) else {
+                anyhow::bail!("it is gone");
+            };
+            // Each change was made once and none was lost.
+            ensure!(service.version == CHANGES + 1, "version {}", service.version);
+            ensure!(service.spec.labels.len() as u64 == CHANGES);
+            Ok(())
+        })
+    })
+}
+
+fn forward(lab: &Lab) -> Result<()> {
+    run(async {
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let user = &one.handle;
+        let web = user.create(service("web", 1)?).await?;
+        user.until_running(&web, 1).await?;
+        let task = user.cluster.read(|state| running(state, &web)).remove(0);
+        let status = |state| TaskStatus::new(state, user.cluster.clock().now(), "once more");
+        for late in [TaskState::Accepted, TaskState::Starting] {
+            user.cluster.report(task.clone(), status(late));
+        }
+        user.cluster.reported().await;
+        let revision = user.cluster.revision();
+        // Said already, only later: nothing to store.
+        let known = user
+            .cluster
+            .read(|state| state.tasks().get(&task).map(|task| task.status.clone()));
+        let Some(known) = known else {
+            anyhow::bail!("it is gone");
+        };
+        ensure!(known.state == TaskState::Running, "{known:?}");
+        let mut again = known.clone();
+        again.at = user.cluster.clock().now();
+        user.cluster.report(task.clone(), again);
+        user.cluster.reported().await;
+        ensure!(user.cluster.revision() == revision || !lab.has_leases());
+        // Of a task that nobody knows.
+        user.cluster.report("unknown".into(), status(TaskState::Running));
+        user.cluster.reported().await;
+        Ok(())
+    })
+}

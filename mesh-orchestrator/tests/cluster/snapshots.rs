@@ -1,0 +1,110 @@
+//! Snapshots of a cluster at work, and what becomes of it when one is restored.
+
+use anyhow::{Context, Result, ensure};
+use mesh_orchestrator::{
+    cluster::{LeaderConfig, SnapshotSchedule},
+    objects::NodeRole,
+    snapshots::{self, Keep, RestoreInto, SnapshotKind},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Story,
+    agent::{Machine, QUICK},
+    lab::{Lab, PATIENCE, run, running, service},
+};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        ("a_snapshot_on_an_empty_store_brings_everything_back", restored),
+        ("a_snapshot_replaces_what_a_cluster_at_work_has", replaced),
+        ("the_leader_makes_snapshots_by_the_schedule", scheduled),
+    ]
+}
+
+fn restored(lab: &Lab) -> Result<()> {
+    run(async {
+        let folder = tempfile::tempdir()?;
+        let (path, web, history) = {
+            let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+            let user = &one.handle;
+            let web = user.create(service("web", 3)?).await?;
+            user.update(&web, |json| json["labels"]["a"] = "b".into()).await?;
+            user.until_running(&web, 3).await?;
+            let made = user.cluster.snapshot(folder.path(), SnapshotKind::Manual).await?;
+            (made.path, web.clone(), user.cluster.history(&web).await?)
+        };
+        let empty = lab.another()?;
+        let user = empty.open().await?;
+        user.cluster.restore(&path, RestoreInto::Empty).await?;
+        ensure!(user.cluster.read(|state| state.service(&web).is_some()));
+        ensure!(user.cluster.history(&web).await? == history);
+        let old = user.cluster.read(|state| running(state, &web));
+        ensure!(old.len() == 3);
+        // The machine has none of the containers: its tasks are replaced.
+        let _one = Machine::start(&empty, "one", NodeRole::Manager).await?;
+        user.until("other tasks run", |state| {
+            let new = running(state, &web);
+            new.len() == 3 && new.iter().all(|task| !old.contains(task))
+        })
+        .await
+    })
+}
+
+fn replaced(lab: &Lab) -> Result<()> {
+    run(async {
+        let folder = tempfile::tempdir()?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        let user = &one.handle;
+        let web = user.create(service("web", 3)?).await?;
+        user.until_running(&web, 3).await?;
+        let made = user.cluster.snapshot(folder.path(), SnapshotKind::Manual).await?;
+        user.scale(&web, 1).await?;
+        let later = user.create(service("later", 2)?).await?;
+        user.until_running(&web, 1).await?;
+        user.until_running(&later, 2).await?;
+        user.cluster.restore(&made.path, RestoreInto::Replace).await?;
+        user.until("it is as it was, and the loops have seen to the rest", |state| {
+            state.service(&later).is_none()
+                && running(state, &web).len() == 3
+                && state.tasks().values().all(|task| task.service != later)
+        })
+        .await
+    })
+}
+
+fn scheduled(lab: &Lab) -> Result<()> {
+    run(async {
+        let folder = tempfile::tempdir()?;
+        let leader = lab.open().await?;
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let config = LeaderConfig {
+            heartbeat: QUICK,
+            snapshots: Some(SnapshotSchedule {
+                folder: folder.path().join("snapshots"),
+                keep: Keep::default(),
+            }),
+            ..LeaderConfig::new("leader".into())
+        };
+        let cluster = leader.cluster.clone();
+        tokio::spawn(async move { cluster.lead(config, stop).await });
+        let made = async {
+            loop {
+                if let Ok(names) = snapshots::list(&folder.path().join("snapshots"))
+                    && let Some(name) = names.first()
+                {
+                    return *name;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        let name = tokio::time::timeout(PATIENCE, made)
+            .await
+            .context("no snapshot was made")?;
+        ensure!(name.kind == SnapshotKind::Hourly);
+        let path = folder.path().join("snapshots").join(name.to_string());
+        tokio::task::spawn_blocking(move || snapshots::inspect(&path)).await??;
+        Ok(())
+    })
+}
