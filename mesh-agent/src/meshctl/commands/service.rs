@@ -3,7 +3,10 @@
 use std::io::{self, Write as _};
 
 use clap::{Args, Subcommand};
-use mesh_orchestrator::api::types::{HistoryEntry, RevisionView, ServiceView, TaskView};
+use mesh_orchestrator::{
+    api::types::{HistoryEntry, RevisionView, ServiceView, TaskView},
+    store::Difference,
+};
 use reqwest::StatusCode;
 
 use super::{InspectFlags, ListFlags, PlainListFlags, each, logs, now, service_change as change};
@@ -226,7 +229,7 @@ async fn differences(api: &Api, diff: &Diff) -> Result<(), Failure> {
         )));
     };
     let (from, to) = (from.to_string(), to.to_string());
-    let found: Vec<history::Difference> = api
+    let found: Vec<Difference> = api
         .get(
             &["services", &diff.service, "diff"],
             &[("from", &from), ("to", &to)],

@@ -14,7 +14,7 @@ use crate::meshctl::{
     client::{Api, ApiError},
     failure::Failure,
     flags::{CreateFlags, UpdateFlags, fields},
-    progress::{Wait, WaitFlags, wait_for_removal, wait_for_services},
+    progress::{Removed, Wait, WaitFlags, wait_for_removal, wait_for_services},
     signals::interrupted,
 };
 
@@ -127,7 +127,6 @@ impl Update {
 /// Numbers of tasks.
 #[derive(Debug, Args)]
 pub struct Scale {
-    /// Exit immediately instead of waiting for the service to converge
     #[command(flatten)]
     wait: WaitFlags,
     /// Services with the number of tasks that they shall have
@@ -224,20 +223,15 @@ async fn remove(api: &Api, services: &[String], wait: bool) -> Result<(), Failur
     let mut failures = Vec::new();
     let mut removed = Vec::new();
     for service in services {
-        let done = async {
-            let view: ServiceView = api.get(&["services", service], &[]).await?;
-            api.delete(&["services", view.id.as_str()]).await?;
-            Ok::<_, ApiError>(view.id.to_string())
-        };
-        match done.await {
-            Ok(id) => {
+        match Removed::remove(api, service, service).await {
+            Ok(one) => {
                 say(service)?;
-                removed.push((id, service.clone()));
+                removed.push(one);
             }
             Err(error) => failures.push(error.into()),
         }
     }
-    if wait && let Err(failure) = wait_for_removal(api, &removed, Wait::default()).await {
+    if wait && let Err(failure) = wait_for_removal(api, removed, Wait::default()).await {
         failures.push(failure);
     }
     Failure::all(failures)
@@ -247,11 +241,10 @@ async fn remove(api: &Api, services: &[String], wait: bool) -> Result<(), Failur
 pub(super) async fn remove_quietly(api: &Api, services: &[ServiceView], wait: bool) -> Result<(), Failure> {
     let mut removed = Vec::new();
     for view in services {
-        api.delete(&["services", view.id.as_str()]).await?;
-        removed.push((view.id.to_string(), view.spec.name.clone()));
+        removed.push(Removed::remove(api, view.id.as_str(), &view.spec.name).await?);
     }
     if wait {
-        wait_for_removal(api, &removed, Wait::default()).await?;
+        wait_for_removal(api, removed, Wait::default()).await?;
     }
     Ok(())
 }

@@ -4,4 +4,4 @@ mod convergence;
 mod display;
 mod wait;
 
-pub(crate) use wait::{Wait, WaitFlags, wait_for_removal, wait_for_services};
+pub(crate) use wait::{Removed, Wait, WaitFlags, wait_for_removal, wait_for_services};

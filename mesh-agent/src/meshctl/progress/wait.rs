@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use mesh_orchestrator::{
-    api::types::{ServiceView, TaskView},
-    objects::TaskState,
-};
+use mesh_orchestrator::api::types::{ServiceView, TaskView};
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep};
 
@@ -157,34 +154,32 @@ fn patient<T>(looked: Result<T, ApiError>, gone_since: &mut Option<Instant>) -> 
     }
 }
 
-/// Waits until no container of services, by id with the name to show, is left.
-pub(crate) async fn wait_for_removal(
-    api: &Api,
-    services: &[(String, String)],
-    wait: Wait,
-) -> Result<(), Failure> {
-    for (id, name) in services {
+/// A service that was removed, with those of its tasks that may have had a container then.
+#[derive(Clone, Debug)]
+pub(crate) struct Removed {
+    name: String,
+    tasks: Vec<String>,
+}
+
+impl Removed {
+    /// Removes a service; what can be asked of its tasks afterwards is only by their ids.
+    pub(crate) async fn remove(api: &Api, service: &str, name: &str) -> Result<Self, ApiError> {
+        let tasks: Vec<TaskView> = api.get(&["services", service, "tasks"], &[]).await?;
+        api.delete(&["services", service]).await?;
+        let tasks = tasks.iter().filter(|view| is_left(view));
+        Ok(Self {
+            name: name.to_owned(),
+            tasks: tasks.map(|view| view.task.id.to_string()).collect(),
+        })
+    }
+}
+
+/// Waits until no container of removed services is left.
+pub(crate) async fn wait_for_removal(api: &Api, services: Vec<Removed>, wait: Wait) -> Result<(), Failure> {
+    for mut service in services {
         let mut display = Display::new(wait.quiet);
-        let gone = async {
-            let mut gone_since = None;
-            loop {
-                let looked: Result<Vec<TaskView>, _> = api.get(&["tasks"], &[("service", id.as_str())]).await;
-                let left = match looked {
-                    // Nothing is known of the service any more, its tasks included.
-                    Err(error) if error.is(StatusCode::NOT_FOUND) => Some(0),
-                    looked => patient(looked, &mut gone_since)?
-                        .map(|tasks| tasks.iter().filter(|view| is_left(view)).count()),
-                };
-                match left {
-                    Some(0) => return Ok::<(), Failure>(()),
-                    Some(left) => display.set(name, &format!("{left} tasks are stopping")),
-                    None => {}
-                }
-                sleep(PACE).await;
-            }
-        };
         let signal = tokio::select! {
-            ended = gone => {
+            ended = drain(api, &mut service, &mut display) => {
                 ended?;
                 None
             }
@@ -199,8 +194,26 @@ pub(crate) async fn wait_for_removal(
     Ok(())
 }
 
+async fn drain(api: &Api, service: &mut Removed, display: &mut Display) -> Result<(), Failure> {
+    let mut gone_since = None;
+    while let Some(task) = service.tasks.last() {
+        let looked: Result<TaskView, _> = api.get(&["tasks", task], &[]).await;
+        let stopped = match looked {
+            // Nobody knows of it any more.
+            Err(error) if error.is(StatusCode::NOT_FOUND) => true,
+            looked => patient(looked, &mut gone_since)?.is_some_and(|view| !is_left(&view)),
+        };
+        if stopped {
+            service.tasks.pop();
+            continue;
+        }
+        display.set(&service.name, &format!("{} tasks are stopping", service.tasks.len()));
+        sleep(PACE).await;
+    }
+    Ok(())
+}
+
 /// A container of it may still be there.
 fn is_left(view: &TaskView) -> bool {
-    let state = view.task.status.state;
-    state >= TaskState::Assigned && state <= TaskState::Running
+    view.task.status.state.holds_resources()
 }

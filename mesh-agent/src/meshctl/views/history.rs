@@ -1,7 +1,6 @@
 //! `service history` and `service diff`. Pure.
 
-use mesh_orchestrator::{api::types::HistoryEntry, objects::Timestamp};
-use serde::Deserialize;
+use mesh_orchestrator::{api::types::HistoryEntry, objects::Timestamp, store::Difference};
 use serde_json::Value;
 
 use crate::meshctl::output::{
@@ -29,19 +28,6 @@ pub(crate) const DIFF: Layout = Layout {
     table: r"{{.Path}}\t{{.From}}\t{{.To}}",
     quiet: "{{.Path}}",
 };
-
-/// A field that differs, as the API answers it.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub(crate) struct Difference {
-    /// Where.
-    pub(crate) path: String,
-    /// What it was.
-    #[serde(default)]
-    pub(crate) from: Option<Value>,
-    /// What it is.
-    #[serde(default)]
-    pub(crate) to: Option<Value>,
-}
 
 /// One row for each entry, in the API's order: the newest first.
 pub(crate) fn rows(entries: &[HistoryEntry], now: Timestamp) -> Vec<Value> {
