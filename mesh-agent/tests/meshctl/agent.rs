@@ -63,7 +63,8 @@ fn advance(cluster: &Cluster, task: &Task) {
     }
     let image = &task.spec.container_spec.image;
     if image.contains("broken") {
-        let status = TaskStatus::new(TaskState::Rejected, now, "").with_error(format!("no such image: {image}"));
+        let status =
+            TaskStatus::new(TaskState::Rejected, now, "").with_error(format!("no such image: {image}"));
         return cluster.report(task.id.clone(), status);
     }
     report(TaskState::Ready);

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use mesh_orchestrator::{
     api::{
-        Access, Api, ImageResolver, LogOptions, LogTarget, Logs, LogsError, Parts, Peers, ResolveError, TaskLine,
+        Access, Api, ImageResolver, LogOptions, LogTarget, Logs, LogsError, Parts, Peers, ResolveError,
+        TaskLine,
         types::{LogLine, LogStream},
     },
     cluster::{Cluster, LeaderConfig, Member, Presence, SystemClock},
@@ -199,7 +200,11 @@ impl Logs for Written {
             line(2, LogStream::Stderr, "goes on"),
         ];
         if let Some(tail) = options.tail {
-            lines.drain(..lines.len().saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX)));
+            lines.drain(
+                ..lines
+                    .len()
+                    .saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX)),
+            );
         }
         let lines = stream::iter(lines);
         Ok(if options.follow {

@@ -121,7 +121,7 @@ pub async fn run(socket: &Path, command: Command) -> Result<(), Failure> {
 
 /// How a list is printed.
 #[derive(Clone, Debug, Default, Args)]
-pub(super) struct ListFlags {
+pub struct ListFlags {
     /// Only display IDs
     #[arg(long, short = 'q')]
     quiet: bool,
@@ -145,7 +145,7 @@ impl ListFlags {
 
 /// How a list that has no filters is printed.
 #[derive(Clone, Debug, Default, Args)]
-pub(super) struct PlainListFlags {
+pub struct PlainListFlags {
     /// Only display names
     #[arg(long, short = 'q')]
     quiet: bool,

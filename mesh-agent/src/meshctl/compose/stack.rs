@@ -181,6 +181,8 @@ fn convert(document: &Value, stack: &str, surroundings: &Surroundings<'_>) -> Re
             }
         }
     }
+    specs.sort_by(|left, right| left.name.cmp(&right.name));
+    ignored.sort();
     Ok(Stack {
         services: specs,
         files,
@@ -325,7 +327,9 @@ configs:
         let container = &task.container_spec;
         assert_eq!(container.image, "nginx:1.27");
         assert_eq!(container.args, ["nginx", "-g", "daemon off;"]);
-        assert_eq!(container.env, ["MODE=production", "HOME=/root"]);
+        let environment: std::collections::BTreeSet<&str> =
+            container.env.iter().map(String::as_str).collect();
+        assert_eq!(environment, ["HOME=/root", "MODE=production"].into());
         assert_eq!(container.labels["app"], "web");
         let mounts: Vec<(MountKind, &str)> = container
             .mounts

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mesh_orchestrator::{
     api::types::{ServiceView, TaskView},
-    objects::{Slot, TaskState, UpdateState},
+    objects::{Slot, TaskState, UpdateState, UpdateStatus},
     spec::ServiceMode,
 };
 
@@ -99,7 +99,7 @@ impl Convergence {
         now: Duration,
     ) -> Step {
         let mut is_active = false;
-        if let Some(status) = &service.update_status {
+        if let Some(status) = current_update(service) {
             match status.state {
                 UpdateState::Updating | UpdateState::RollbackStarted => is_active = true,
                 UpdateState::Paused => {
@@ -150,11 +150,17 @@ impl Convergence {
     }
 }
 
+/// The update that came of the last change; an older one says nothing about it.
+fn current_update(service: &ServiceView) -> Option<&UpdateStatus> {
+    let status = service.update_status.as_ref();
+    status.filter(|status| status.started_at >= service.updated_at)
+}
+
 /// The picture, and the error of a task that has ended and is not replaced.
 fn picture(service: &ServiceView, tasks: &[TaskView]) -> (Picture, Option<String>) {
     let mut slots: BTreeMap<&Slot, &TaskView> = BTreeMap::new();
     for view in tasks {
-        if view.task.spec_version < service.task_version || view.task.desired == TaskState::Remove {
+        if view.task.spec_version != service.task_version || view.task.desired == TaskState::Remove {
             continue;
         }
         let newest = slots.entry(&view.task.slot).or_insert(view);
@@ -186,7 +192,7 @@ fn picture(service: &ServiceView, tasks: &[TaskView]) -> (Picture, Option<String
             let error = view.task.status.error.as_deref().unwrap_or("it has ended");
             format!("task {} is not restarted: {error}", view.name)
         });
-    let status = service.update_status.as_ref();
+    let status = current_update(service);
     let picture = Picture {
         rollback: status.is_some_and(|status| status.state.is_rollback() && status.completed_at.is_none()),
         done: done.min(total),
@@ -201,15 +207,10 @@ fn picture(service: &ServiceView, tasks: &[TaskView]) -> (Picture, Option<String
     (picture, given_up)
 }
 
-/// The task that counts in its slot: one that is meant to run, of the newest specification, the newest.
-fn rank(view: &TaskView) -> (bool, u64, u64, &str) {
+/// The task that counts in its slot: one that is meant to run, the newest.
+fn rank(view: &TaskView) -> (bool, u64, &str) {
     let task = &view.task;
-    (
-        task.desired.is_wanted(),
-        task.spec_version,
-        task.created_at.0,
-        task.id.as_str(),
-    )
+    (task.desired.is_wanted(), task.created_at.0, task.id.as_str())
 }
 
 fn lines<'a>(mode: ServiceMode, total: u32, tasks: impl Iterator<Item = &'a TaskView>) -> Vec<Line> {
@@ -252,13 +253,10 @@ fn shortened(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mesh_orchestrator::{
-        objects::{Timestamp, UpdateStatus},
-        spec::ReplicatedJob,
-    };
+    use mesh_orchestrator::{objects::Timestamp, spec::ReplicatedJob};
 
     use super::*;
-    use crate::meshctl::views::testing::{service, spec_of, task};
+    use crate::meshctl::views::testing::{NOW, service, spec_of, task};
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -274,8 +272,8 @@ mod tests {
     fn status(state: UpdateState, message: &str) -> Option<UpdateStatus> {
         Some(UpdateStatus {
             state,
-            started_at: Timestamp(0),
-            completed_at: (!state.is_active()).then_some(Timestamp(1)),
+            started_at: NOW,
+            completed_at: (!state.is_active()).then_some(NOW),
             message: message.into(),
             total: 2,
             failed: Default::default(),
@@ -345,6 +343,17 @@ mod tests {
             convergence.observe(&view, &both_run(), at(9)).1,
             Step::End(Outcome::RolledBack("back again".into()))
         );
+    }
+
+    #[test]
+    fn an_update_before_the_last_change_says_nothing() {
+        let mut view = service("web");
+        view.update_status = status(UpdateState::RollbackCompleted, "long ago");
+        view.updated_at = Timestamp(NOW.0 + 1);
+        let mut convergence = Convergence::default();
+        convergence.observe(&view, &both_run(), at(0));
+        let (_, step) = convergence.observe(&view, &both_run(), at(5));
+        assert_eq!(step, Step::End(Outcome::Converged));
     }
 
     #[test]

@@ -207,7 +207,10 @@ async fn drain(api: &Api, service: &mut Removed, display: &mut Display) -> Resul
             service.tasks.pop();
             continue;
         }
-        display.set(&service.name, &format!("{} tasks are stopping", service.tasks.len()));
+        display.set(
+            &service.name,
+            &format!("{} tasks are stopping", service.tasks.len()),
+        );
         sleep(PACE).await;
     }
     Ok(())

@@ -235,7 +235,7 @@ mod tests {
         waiting.task.status.message = "no suitable node (insufficient memory on 2 nodes)".into();
         let text = render(vec![waiting], &Format::Table, SHOW);
         assert!(
-            text.contains("Pending 2 hours ago   \"no suitable node (insufficient…\""),
+            text.contains("Pending 2 hours ago   \"no suitable node (insufficien…\""),
             "{text}"
         );
     }
