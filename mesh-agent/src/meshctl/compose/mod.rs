@@ -9,6 +9,9 @@ mod merge;
 mod mounts;
 mod parts;
 mod stack;
+#[cfg(test)]
+mod tests;
+mod values;
 
 use std::path::PathBuf;
 

@@ -4,6 +4,7 @@
 mod create;
 pub(crate) mod fields;
 mod lists;
+mod policies;
 mod settings;
 pub(crate) mod units;
 mod update;
@@ -15,7 +16,8 @@ use std::{
 };
 
 pub(crate) use create::{CreateFlags, empty};
-pub(crate) use settings::{capability, new_check};
+pub(crate) use policies::new_check;
+pub(crate) use settings::capability;
 pub(crate) use update::UpdateFlags;
 
 /// What the user asks for cannot be meant.
