@@ -10,11 +10,12 @@ async fn nodes_are_listed_drained_and_labelled() -> Result<()> {
     let listed = server.ok("node ls").await?;
     let mut lines = listed.lines();
     ensure!(
-        lines.next() == Some("ID          HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS"),
+        lines.next()
+            == Some("ID          HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   AGENT VERSION"),
         "{listed}"
     );
     ensure!(
-        lines.next() == Some("node1id *   alpha      Ready     Active         Leader"),
+        lines.next() == Some("node1id *   alpha      Ready     Active         Leader           0.1.0"),
         "{listed}"
     );
     server

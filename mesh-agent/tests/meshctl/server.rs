@@ -60,6 +60,7 @@ impl Server {
         let presence = Presence {
             engine: true,
             datapath: "ebpf".to_owned(),
+            release: "0.1.0".to_owned(),
             ..Presence::default()
         };
         let member = Member::start(&cluster, description(NODE), presence, heartbeat)?;

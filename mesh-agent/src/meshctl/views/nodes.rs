@@ -2,6 +2,7 @@
 
 use mesh_orchestrator::{
     api::types::NodeView,
+    cluster::Presence,
     objects::{NodeRole, NodeStatus},
 };
 use serde_json::Value;
@@ -15,7 +16,7 @@ use crate::meshctl::{
     },
 };
 
-/// Docker's fields and columns; the engine's version is no part of a node here.
+/// Docker's fields and columns; the agent's version stands where docker has the engine's, which nobody tells here.
 pub(crate) const LAYOUT: Layout = Layout {
     fields: &[
         ("ID", "ID"),
@@ -24,11 +25,13 @@ pub(crate) const LAYOUT: Layout = Layout {
         ("Status", "STATUS"),
         ("Availability", "AVAILABILITY"),
         ("ManagerStatus", "MANAGER STATUS"),
+        ("AgentVersion", "AGENT VERSION"),
+        ("DataPath", "DATA PATH"),
         ("Role", "ROLE"),
         ("Address", "ADDRESS"),
         ("Tasks", "TASKS"),
     ],
-    table: r"{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}",
+    table: r"{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.AgentVersion}}",
     quiet: "{{.ID}}",
 };
 
@@ -57,12 +60,22 @@ pub(crate) fn rows(mut nodes: Vec<NodeView>, filter: &Filter, own: &str) -> Vec<
                 capitalised(&node.status.to_string()).into(),
                 capitalised(&node.availability.to_string()).into(),
                 manager_status(view).into(),
+                presence(view)
+                    .map_or("", |presence| presence.release.as_str())
+                    .into(),
+                presence(view)
+                    .map_or("", |presence| presence.datapath.as_str())
+                    .into(),
                 node.role.name().into(),
                 node.address.as_str().into(),
                 view.running.into(),
             ])
         })
         .collect()
+}
+
+fn presence(view: &NodeView) -> Option<&Presence> {
+    view.presence.as_ref()
 }
 
 fn manager_status(view: &NodeView) -> &'static str {
@@ -101,6 +114,17 @@ pub(crate) fn pretty(view: &NodeView) -> String {
             " Leader:\t\t{}",
             if view.leader { "Yes" } else { "No" }
         ));
+    }
+    if let Some(presence) = presence(view) {
+        text.line("Agent:");
+        text.field(" Version:\t\t", &presence.release);
+        text.field(" Data Path:\t\t", &presence.datapath);
+        let engine = if presence.engine {
+            "answers"
+        } else {
+            "does not answer"
+        };
+        text.line(format_args!(" Engine:\t\t{engine}"));
     }
     text.line("Platform:");
     text.line(format_args!(" Operating System:\t{}", node.platform.os));
@@ -143,10 +167,10 @@ mod tests {
         let rows = rows(nodes, &Filter::default(), "nodeID1");
         assert_eq!(
             LAYOUT.render(&rows, &Format::Table, false).unwrap(),
-            "ID          HOSTNAME      STATUS    AVAILABILITY   MANAGER STATUS\n\
-             nodeID3     node-1-foo    Ready     Active         \n\
-             nodeID1 *   node-2-foo    Ready     Active         Leader\n\
-             nodeID2     node-10-foo   Ready     Drain          Reachable\n"
+            "ID          HOSTNAME      STATUS    AVAILABILITY   MANAGER STATUS   AGENT VERSION\n\
+             nodeID3     node-1-foo    Ready     Active                          0.1.0\n\
+             nodeID1 *   node-2-foo    Ready     Active         Leader           0.1.0\n\
+             nodeID2     node-10-foo   Ready     Drain          Reachable        0.1.0\n"
         );
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_orchestrator::{
     api::types::{NodeView, ServiceView, TaskView},
+    cluster::Presence,
     objects::{EndpointPort, Node, Task, TaskState, TaskStatus, Timestamp},
     spec::{Protocol, PublishMode, Replicated, ServiceMode},
 };
@@ -83,6 +84,12 @@ pub(crate) fn node(id: &str, hostname: &str) -> NodeView {
     .unwrap();
     NodeView {
         leader: false,
+        presence: Some(Presence {
+            engine: true,
+            datapath: "ebpf".to_owned(),
+            release: "0.1.0".to_owned(),
+            ..Presence::default()
+        }),
         running: 3,
         reserved: Default::default(),
         node,
