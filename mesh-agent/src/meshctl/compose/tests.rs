@@ -3,7 +3,7 @@
 use mesh_orchestrator::spec::{MountKind, Probe, Replicated, ServiceMode, UpdateOrder};
 use proptest::prelude::*;
 
-use super::{stack::*, *};
+use super::stack::*;
 use crate::meshctl::flags::testing::surroundings;
 
 fn stack(text: &str) -> Result<Stack, String> {

@@ -1,7 +1,5 @@
 //! Reading a template: texts and actions, actions as pipelines of terms. Pure.
 
-use serde_json::Value;
-
 use super::{Node, Pipeline, Template, TemplateError, Term};
 
 impl Template {
