@@ -160,7 +160,7 @@ async fn a_failed_update_ends_with_one_and_its_reason() -> Result<()> {
     let tasks = server
         .ok("service ps web -f desired-state=shutdown --no-trunc --format '{{.Error}}'")
         .await?;
-    ensure!(tasks.contains("\"no such image: broken:1\"\n"), "{tasks}");
+    ensure!(tasks.contains("\"no such image: broken:3\"\n"), "{tasks}");
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use super::{
     merge::merge,
     parts::{self, Content, Declared},
 };
-use crate::meshctl::{flags::Surroundings, views::stacks::NAMESPACE};
+use crate::meshctl::{flags::Surroundings, paths::absolute, views::stacks::NAMESPACE};
 
 /// The label that keeps the image as the file has it, while the specification may have its digest.
 pub(crate) const STACK_IMAGE: &str = "com.docker.stack.image";
@@ -203,7 +203,7 @@ fn content(declared: &Declared, surroundings: &Surroundings<'_>) -> Result<Optio
             )),
         },
         Content::File(path) => {
-            let file = surroundings.folder.join(path);
+            let file = PathBuf::from(absolute(&surroundings.folder, path));
             (surroundings.read)(&file)
                 .map(Some)
                 .map_err(|source| ComposeError::Read { file, source })

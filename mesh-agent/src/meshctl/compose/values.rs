@@ -4,7 +4,10 @@
 use mesh_orchestrator::spec::{FileReference, HealthCheck, LogDriver, Platform, Probe};
 
 use super::{ComposeError, field::Field, parts::Names};
-use crate::meshctl::flags::{Surroundings, new_check, units};
+use crate::meshctl::{
+    flags::{Surroundings, new_check, units},
+    paths::absolute,
+};
 
 pub(super) fn logging(field: &Field<'_>) -> Result<Option<LogDriver>, ComposeError> {
     let mut driver = None;
@@ -50,7 +53,7 @@ pub(super) fn env_files(
         } else {
             path = item.text()?;
         }
-        let file = surroundings.folder.join(&path);
+        let file = std::path::PathBuf::from(absolute(&surroundings.folder, &path));
         if !required
             && (surroundings.read)(&file).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
         {

@@ -15,6 +15,13 @@ const MAX_LINES: usize = 20;
 /// Columns of an error in a line.
 const ERROR_WIDTH: usize = 75;
 
+/// How long tasks are waited for that shall stop, beyond the time that they have for it: those of a node that is
+/// down are only known to have stopped when it is back.
+const STOPPING: Duration = Duration::from_secs(30);
+
+/// Time that a task has to stop unless its specification says otherwise.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// What is to be seen of a service on its way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Picture {
@@ -24,6 +31,8 @@ pub(crate) struct Picture {
     pub(crate) done: u32,
     /// Tasks that shall be.
     pub(crate) total: u32,
+    /// Tasks beyond these whose containers have not stopped yet.
+    pub(crate) surplus: u32,
     /// One line for each task, if they are not too many.
     pub(crate) lines: Vec<Line>,
     /// Why tasks do not run yet.
@@ -74,6 +83,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Convergence {
     /// Since when all run.
     since: Option<Duration>,
+    /// Since when all run, and others still have to stop.
+    stopping_since: Option<Duration>,
     /// A message of the update that has to be told at the end.
     rolled_back: Option<String>,
 }
@@ -129,6 +140,13 @@ impl Convergence {
         }
         if service.spec.mode.is_job() {
             return Step::End(Outcome::JobComplete);
+        }
+        if picture.surplus > 0 {
+            let since = *self.stopping_since.get_or_insert(now);
+            let grace = service.spec.task_template.container_spec.stop_grace_period;
+            if now.saturating_sub(since) < grace.unwrap_or(GRACE) + STOPPING {
+                return Step::Wait;
+            }
         }
         let since = *self.since.get_or_insert(now);
         // Nothing that could fail within the time.
@@ -197,6 +215,16 @@ fn picture(service: &ServiceView, tasks: &[TaskView]) -> (Picture, Option<String
         rollback: status.is_some_and(|status| status.state.is_rollback() && status.completed_at.is_none()),
         done: done.min(total),
         total,
+        surplus: if mode.is_job() {
+            0
+        } else {
+            let alive = tasks
+                .iter()
+                .filter(|view| view.task.status.state.holds_resources());
+            u32::try_from(alive.count())
+                .unwrap_or(u32::MAX)
+                .saturating_sub(total)
+        },
         lines: if usize::try_from(total).is_ok_and(|total| total <= MAX_LINES) {
             lines(mode, total, slots.values().copied().filter(wanted))
         } else {
@@ -363,6 +391,25 @@ mod tests {
             ServiceMode::Replicated(mesh_orchestrator::spec::Replicated { replicas: 0 });
         assert_eq!(
             Convergence::default().observe(&view, &[], at(0)).1,
+            Step::End(Outcome::Converged)
+        );
+    }
+
+    #[test]
+    fn tasks_that_shall_stop_are_waited_for_but_not_for_ever() {
+        let mut view = service("web");
+        spec_of(&mut view).mode =
+            ServiceMode::Replicated(mesh_orchestrator::spec::Replicated { replicas: 0 });
+        let mut convergence = Convergence::default();
+        let (picture, step) = convergence.observe(&view, &both_run(), at(0));
+        assert_eq!((picture.surplus, step), (2, Step::Wait));
+        assert_eq!(convergence.observe(&view, &both_run(), at(39)).1, Step::Wait);
+        assert_eq!(
+            convergence.observe(&view, &both_run(), at(40)).1,
+            Step::End(Outcome::Converged)
+        );
+        assert_eq!(
+            Convergence::default().observe(&view, &[], at(1)).1,
             Step::End(Outcome::Converged)
         );
     }

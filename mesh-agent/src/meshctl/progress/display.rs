@@ -51,10 +51,16 @@ impl Display {
         for line in &picture.lines {
             self.task(line);
         }
-        if !picture.waiting.is_empty() {
-            self.set("waiting", &picture.waiting.join("; "));
-        } else if let Self::Bars(bars) = self {
-            bars.remove("waiting");
+        let stopping = match picture.surplus {
+            0 => String::new(),
+            surplus => format!("{surplus} tasks"),
+        };
+        for (name, text) in [("waiting", picture.waiting.join("; ")), ("stopping", stopping)] {
+            if !text.is_empty() {
+                self.set(name, &text);
+            } else if let Self::Bars(bars) = self {
+                bars.remove(name);
+            }
         }
     }
 
