@@ -21,8 +21,7 @@ use crate::{
     store::revisions::{Author, RevisionId},
 };
 
-/// A request that was let in.
-#[derive(Debug)]
+/// A request that was let in. Not to be printed: headers and body may be secret.
 pub(super) struct Call {
     pub(super) api: Api,
     pub(super) caller: Caller,

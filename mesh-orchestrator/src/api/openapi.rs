@@ -178,6 +178,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn answers_may_get_more_fields_later() {
+        let document = describe(&operations());
+        for name in [
+            "ServiceView",
+            "TaskView",
+            "NodeView",
+            "SnapshotDetail",
+            "TokenCreated",
+        ] {
+            let schema = &document["components"]["schemas"][name];
+            assert!(schema["properties"].is_object(), "{name}: {schema}");
+            for closed in ["additionalProperties", "unevaluatedProperties"] {
+                assert_ne!(schema[closed], Value::Bool(false), "{name}");
+            }
+        }
+        let task = &document["components"]["schemas"]["TaskView"]["properties"];
+        assert!(
+            task["id"].is_object() && task["node_hostname"].is_object(),
+            "{task}"
+        );
+    }
+
     fn collect(value: &Value, references: &mut BTreeSet<String>) {
         match value {
             Value::Object(fields) => {

@@ -22,13 +22,11 @@ use super::{
 
 impl Api {
     /// All of the API for one listener.
-    #[must_use]
     pub fn router(&self, access: Access) -> Router {
         self.routes(access).fallback(unknown_path)
     }
 
     /// The API's paths alone, to be merged into a router that has others.
-    #[must_use]
     pub fn routes(&self, access: Access) -> Router {
         let router = operations().into_iter().fold(Router::new(), |router, operation| {
             let (api, operation) = (self.clone(), Arc::new(operation));

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cluster::Changed,
     commands,
-    objects::{Change, Service, ServiceId, State},
+    objects::{Change, Service, ServiceId, State, Timestamp},
     spec::{MAX_SPEC_BYTES, ServiceMode, ServiceSpec, SpecError},
     store::revisions::RevisionId,
 };
@@ -307,7 +307,7 @@ pub(super) fn update_anyway(
     state: &State,
     id: &ServiceId,
     spec: ServiceSpec,
-    now: crate::objects::Timestamp,
+    now: Timestamp,
 ) -> Result<Vec<Change>, commands::CommandError> {
     commands::update_service(state, id, known_version(state, id), spec, now)
 }

@@ -5,11 +5,11 @@ use std::{collections::VecDeque, fs, io, path::Path, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{ChangeError, Cluster, LeaderConfig, SnapshotSchedule};
+use super::{ChangeError, Cluster, LeaderConfig, SnapshotSchedule, stored};
 use crate::{
     objects::Timestamp,
     snapshots::{self, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
-    store::Revision,
+    store::{Revision, Transaction},
 };
 
 /// How often it is looked whether something is due.
@@ -35,16 +35,11 @@ impl Cluster {
     /// When the snapshot is not whole, or the store does not take it.
     pub async fn restore(&self, path: &Path, into: RestoreInto) -> Result<SnapshotInfo, ChangeError> {
         let info = snapshots::restore(self.store().as_ref(), path, into).await?;
-        let revision = self.newest().await?;
+        // Whoever has this has all that was before it.
+        let guard = Transaction::new().put(stored::guard()?, "restored");
+        let revision = self.store().commit(guard).await?;
         self.reach(revision).await;
         Ok(info)
-    }
-
-    /// The newest revision that the store has of our keys.
-    async fn newest(&self) -> Result<Revision, ChangeError> {
-        let entries = self.store().snapshot().await?.entries().await?;
-        let newest = entries.iter().map(|entry| entry.modified).max();
-        Ok(newest.unwrap_or_default())
     }
 
     /// Does what is due, for ever.
@@ -66,7 +61,7 @@ impl Cluster {
                 failed = made.is_err();
             }
             self.forget(&mut seen, config.remember).await;
-            sleep(CHECK).await;
+            sleep(CHECK.min(config.remember / 2)).await;
         }
     }
 
@@ -92,7 +87,10 @@ impl Cluster {
     /// Lets the store forget what is older than it has to remember.
     async fn forget(&self, seen: &mut VecDeque<(Timestamp, Revision)>, remember: Duration) {
         let now = self.clock().now();
-        if seen.back().is_none_or(|(at, _)| now.since(*at) >= COMPACT) {
+        if seen
+            .back()
+            .is_none_or(|(at, _)| now.since(*at) >= COMPACT.min(remember / 2))
+        {
             seen.push_back((now, self.revision()));
         }
         let mut before = None;

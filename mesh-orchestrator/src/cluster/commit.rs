@@ -9,23 +9,33 @@ use super::{ChangeError, Cluster, draft::Batch, stored};
 use crate::store::{Expected, Key, Prefix, Revision, StoreError, Transaction, membership::Leadership};
 
 /// How long to ask for the fate of a transaction whose answer was lost.
-const FATE: Duration = Duration::from_secs(5);
+const FATE: Duration = Duration::from_secs(15);
 
 /// The pause between two questions.
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Cluster {
     /// Commits batches one after the other, with the leader's fence if there is one; stops at the first that
-    /// fails. Answers with the last one's revision.
+    /// fails. Answers also with the revision of the last one that was committed, if any was.
     pub(super) async fn commit(
         &self,
         batches: &[Batch],
         lead: Option<&Leadership>,
-    ) -> Result<Revision, ChangeError> {
+    ) -> (Revision, Result<(), ChangeError>) {
         let mut made = Vec::with_capacity(batches.len());
+        let committed = self.commit_all(batches, lead, &mut made).await;
+        (made.last().copied().unwrap_or_default(), committed)
+    }
+
+    async fn commit_all(
+        &self,
+        batches: &[Batch],
+        lead: Option<&Leadership>,
+        made: &mut Vec<Revision>,
+    ) -> Result<(), ChangeError> {
         let restore = stored::restore()?;
         for batch in batches {
-            let mut transaction = batch.transaction(&made).expect(restore.clone(), Expected::Absent);
+            let mut transaction = batch.transaction(made).expect(restore.clone(), Expected::Absent);
             if let Some(lead) = lead {
                 transaction = lead.fence(transaction);
             }
@@ -42,7 +52,7 @@ impl Cluster {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(made.last().copied().unwrap_or_default())
+        Ok(())
     }
 
     /// A transaction whose answer was lost is committed again: what it expects holds only if it was not.
@@ -52,18 +62,19 @@ impl Cluster {
         witness: Option<(&Key, Option<&[u8]>)>,
     ) -> Result<Revision, StoreError> {
         let store = self.store();
-        let mut unknown = None;
-        let until = Instant::now() + FATE;
+        let mut unknown: Option<(StoreError, Instant)> = None;
         loop {
+            let is_over = unknown.as_ref().is_some_and(|(_, until)| Instant::now() > *until);
             match store.commit(transaction.clone()).await {
                 Ok(revision) => return Ok(revision),
                 Err(lost @ StoreError::OutcomeUnknown { .. }) => {
-                    if witness.is_none() || Instant::now() > until {
+                    if witness.is_none() || is_over {
                         return Err(lost);
                     }
-                    unknown = Some(lost);
+                    let until = unknown.map_or_else(|| Instant::now() + FATE, |(_, until)| until);
+                    unknown = Some((lost, until));
                 }
-                Err(StoreError::Unavailable { .. }) if unknown.is_some() && Instant::now() <= until => {}
+                Err(StoreError::Unavailable { .. }) if unknown.is_some() && !is_over => {}
                 Err(conflict @ StoreError::Conflict { .. }) if unknown.is_some() => {
                     let Some((key, value)) = witness else {
                         return Err(conflict);
@@ -75,7 +86,7 @@ impl Cluster {
                         _ => Err(conflict),
                     };
                 }
-                Err(error) => return Err(unknown.unwrap_or(error)),
+                Err(error) => return Err(unknown.map_or(error, |(lost, _)| lost)),
             }
             sleep(RETRY).await;
         }

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::sync::broadcast::{
@@ -13,7 +12,7 @@ use tokio::sync::broadcast::{
 };
 
 use super::{
-    ChangeError, Cluster, Presence, draft,
+    ChangeError, Cluster, LeaderConfig, Presence, draft,
     mirror::{Mirror, News},
     silence::Silence,
     stored::Name,
@@ -51,8 +50,10 @@ pub(super) enum Footing {
 }
 
 impl Control {
-    /// Begins with what the mirror has; silent nodes are waited for so long.
-    pub(super) fn new(cluster: &Cluster, patience: Duration) -> Self {
+    /// Begins with what the mirror has.
+    pub(super) fn new(cluster: &Cluster, config: &LeaderConfig) -> Self {
+        let patience = config.heartbeat.time_to_live();
+        let silence = Silence::new(patience, config.settle, cluster.clock().now());
         let mirror = cluster.mirror();
         Self {
             cluster: cluster.clone(),
@@ -62,7 +63,7 @@ impl Control {
             news: cluster.inner.news.subscribe(),
             touched: BTreeSet::new(),
             anew: false,
-            silence: Silence::new(patience),
+            silence,
         }
     }
 
@@ -110,6 +111,14 @@ impl Control {
     /// # Errors
     /// As [`Cluster::commit`]. What was not stored is undone by the next [`Self::sync`].
     pub(super) async fn step(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
+        let stepped = self.decide_and_store(lead).await;
+        if stepped.is_err() {
+            self.controller.undo();
+        }
+        stepped
+    }
+
+    async fn decide_and_store(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
         let now = self.cluster.clock().now();
         let mut changes = Vec::new();
         let found = self.silence.look(self.controller.state(), &self.presences, now);
@@ -122,7 +131,7 @@ impl Control {
             }
             changes.extend(planned);
         }
-        changes.extend(self.decide(now)?);
+        changes.extend(self.decide(now).await?);
         let wake_at = [self.controller.wake_at(), found.wake_at]
             .into_iter()
             .flatten()
@@ -136,17 +145,35 @@ impl Control {
             let mirror = self.cluster.mirror();
             draft::draft_since(&mirror, &author, &changes, self.synced)?
         };
-        let revision = self.cluster.commit(&drafted.batches, Some(lead)).await?;
-        self.cluster.reach(revision).await;
-        Ok(wake_at)
+        let (revision, committed) = self.cluster.commit(&drafted.batches, Some(lead)).await;
+        // Before all of it is in the mirror, a loop would find that nothing was done and do it again, with
+        // other tasks.
+        self.cluster.reach_surely(revision).await;
+        committed.map(|()| wake_at)
     }
 
-    fn decide(&mut self, now: Timestamp) -> Result<Vec<Change>, Refused> {
+    /// Runs the loops where they hold up nobody: tens of thousands of tasks take seconds.
+    async fn decide(&mut self, now: Timestamp) -> Result<Vec<Change>, Refused> {
         let seed = self.cluster.clock().seed();
-        let decided = self.controller.step(now, seed);
-        // A fault of ours. What was applied until then is in no list: everything is to be looked at again.
-        self.anew |= decided.is_err();
-        decided
+        let mut controller = std::mem::take(&mut self.controller);
+        let decided = tokio::task::spawn_blocking(move || {
+            let decided = controller.step(now, seed);
+            (controller, decided)
+        });
+        match decided.await {
+            Ok((controller, decided)) => {
+                self.controller = controller;
+                // A fault of ours. What was applied until then is in no list: everything is to be looked
+                // at again.
+                self.anew |= decided.is_err();
+                decided
+            }
+            Err(error) => {
+                tracing::error!(%error, "the control loops have failed; they begin anew");
+                self.anew = true;
+                Ok(Vec::new())
+            }
+        }
     }
 
     /// Waits until there is news.

@@ -359,6 +359,19 @@ impl Draft<'_> {
     }
 
     fn flush(&mut self) {
+        // What comes and goes within one batch was never there; a store makes no revision of nothing.
+        let absent = |condition: &Condition| *condition == Condition::Is(Expected::Absent);
+        let Batch {
+            conditions, writes, ..
+        } = &mut self.batch;
+        writes.retain(|key, write| {
+            let is_nothing = *write == Write::Delete && conditions.get(key).is_some_and(absent);
+            if is_nothing {
+                conditions.remove(key);
+                self.written.remove(key);
+            }
+            !is_nothing
+        });
         if !self.batch.is_empty() {
             self.batches.push(std::mem::take(&mut self.batch));
         }

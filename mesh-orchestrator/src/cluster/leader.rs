@@ -23,6 +23,9 @@ use crate::{
 /// The pause before the store is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// The pause before the loops decide anew.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// How a leader leads.
 #[derive(Clone, Debug)]
 pub struct LeaderConfig {
@@ -30,6 +33,9 @@ pub struct LeaderConfig {
     pub node: NodeId,
     /// How soon another one takes over; and how long a node that was never heard in a term is waited for.
     pub heartbeat: Heartbeat,
+    /// How long a leader that has just come to power waits, beyond the heartbeats, before it gives up a node:
+    /// as long as a question can take that a node has asked the store while that was away.
+    pub settle: Duration,
     /// Where snapshots go and which are kept; none are made without.
     pub snapshots: Option<SnapshotSchedule>,
     /// How far back the store remembers changes, where it has to be told.
@@ -52,6 +58,7 @@ impl LeaderConfig {
         Self {
             node,
             heartbeat: Heartbeat::default(),
+            settle: Duration::from_secs(10),
             snapshots: None,
             remember: Duration::from_secs(3600),
         }
@@ -67,7 +74,7 @@ impl Cluster {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = lead.lost() => tracing::warn!("has lost the lead: others may change the cluster now"),
-                () = self.term(&lead, &config) => tracing::warn!("another node leads: its loops stop here"),
+                end = self.term(&lead, &config) => tracing::warn!("{end}: the control loops stop here"),
                 () = self.chores(&config) => {}
             }
             lead.resign().await;
@@ -89,11 +96,11 @@ impl Cluster {
         }
     }
 
-    /// Runs the loops until the lead turns out to be another's.
-    async fn term(&self, lead: &Leadership, config: &LeaderConfig) {
-        // What was changed before we have won must be known.
-        self.reach(lead.term()).await;
-        let mut control = Control::new(self, config.heartbeat.time_to_live());
+    /// Runs the loops until they may not go on, and says why.
+    async fn term(&self, lead: &Leadership, config: &LeaderConfig) -> &'static str {
+        // What the leader before us has done must be known, all of it.
+        self.reach_surely(lead.term()).await;
+        let mut control = Control::new(self, config);
         let mut loose = false;
         loop {
             if control.sync() == Footing::Loose {
@@ -108,7 +115,11 @@ impl Cluster {
             loose = false;
             match control.step(lead).await {
                 Ok(wake_at) => self.pause(&mut control, wake_at).await,
-                Err(ChangeError::NotLeader) => return,
+                Err(ChangeError::NotLeader) => return "another node leads",
+                // It may still come true, but not after the lead is given up.
+                Err(ChangeError::Store(StoreError::OutcomeUnknown { .. })) => {
+                    return "the store does not say what has become of a change";
+                }
                 Err(ChangeError::Store(StoreError::Conflict { key, found, .. })) => {
                     self.catch_up(&key, found).await;
                 }
@@ -117,7 +128,8 @@ impl Cluster {
                         error = &error as &dyn std::error::Error,
                         "what the control loops have decided is out of date"
                     );
-                    tokio::task::yield_now().await;
+                    // It will not be the same again, but for a fault of ours.
+                    sleep(AGAIN).await;
                 }
                 Err(error) => {
                     // What the store's absence means was said already.

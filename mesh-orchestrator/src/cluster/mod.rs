@@ -30,6 +30,8 @@ mod presence;
 mod reports;
 mod silence;
 mod stored;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::{
@@ -141,7 +143,8 @@ impl Cluster {
         Ok((cluster, upkeep))
     }
 
-    /// Looks at the objects. Nothing changes meanwhile, so it must not take long.
+    /// Looks at the objects. Nothing changes meanwhile, so it must not take long, nor ask the cluster for
+    /// anything else.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(self.mirror().state())
     }
@@ -248,9 +251,10 @@ impl Cluster {
                     services: drafted.services,
                 });
             }
-            match self.commit(&drafted.batches, None).await {
-                Ok(revision) => {
-                    self.reach(revision).await;
+            let (revision, committed) = self.commit(&drafted.batches, None).await;
+            self.reach(revision).await;
+            match committed {
+                Ok(()) => {
                     return Ok(Changed {
                         revision,
                         services: drafted.services,
@@ -277,11 +281,16 @@ impl Cluster {
 
     /// Waits until the mirror is at a revision, but not for ever: what was committed is committed.
     async fn reach(&self, revision: Revision) {
-        let mut changes = self.inner.revision.subscribe();
-        let reached = changes.wait_for(|reached| *reached >= revision);
-        if timeout(CATCH_UP, reached).await.is_err() {
+        if timeout(CATCH_UP, self.reach_surely(revision)).await.is_err() {
             tracing::warn!(%revision, "the store does not tell of what it has committed");
         }
+    }
+
+    /// Waits until the mirror is at a revision, however long that takes.
+    async fn reach_surely(&self, revision: Revision) {
+        let mut changes = self.inner.revision.subscribe();
+        // The sender is ours: it cannot be gone.
+        let _ = changes.wait_for(|reached| *reached >= revision).await;
     }
 
     /// Waits until the mirror has what somebody else has done to a key.

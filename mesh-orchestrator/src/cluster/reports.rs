@@ -37,8 +37,8 @@ impl Reports {
         let mut waiting = self.waiting();
         let statuses = waiting.entry(task).or_default();
         match statuses.back_mut() {
-            // A state that lies behind is old news.
-            Some(last) if last.state > status.state => {}
+            // A state that lies behind is old news; of how a task has ended the first word counts.
+            Some(last) if last.state > status.state || last.state.is_terminal() => {}
             Some(last) if last.state == status.state => *last = status,
             Some(_) | None => statuses.push_back(status),
         }
@@ -130,8 +130,9 @@ impl Cluster {
             draft::draft(&mirror, &self.author("agent", "report"), &changes)?
         };
         if !drafted.batches.is_empty() {
-            let revision = self.commit(&drafted.batches, None).await?;
+            let (revision, committed) = self.commit(&drafted.batches, None).await;
             self.reach(revision).await;
+            committed?;
         }
         Ok(())
     }
@@ -145,7 +146,8 @@ fn news(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<Chan
     let mut seen = task.status.clone();
     let mut changes = Vec::new();
     for status in statuses {
-        if status.state > seen.state || (status.state == seen.state && !same(status, &seen)) {
+        let is_news = status.state > seen.state || (status.state == seen.state && !same(status, &seen));
+        if is_news && !seen.state.is_terminal() {
             seen = status.clone();
             changes.push(Change::Observe {
                 task: id.clone(),

@@ -16,6 +16,9 @@ use crate::store::{PAGE, Prefix, Store, StoreError, Watch, WatchBatch};
 /// The pause before the store is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether the store is there.
+const PROBE: Duration = Duration::from_secs(5);
+
 /// The work behind a [`Cluster`]: without it nothing that others change is seen, and no report is stored.
 #[derive(Debug)]
 #[must_use = "nothing is seen of the store's changes until it runs"]
@@ -55,7 +58,7 @@ impl Upkeep {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { cluster, watch } = self;
         let work = async {
-            tokio::join!(follow(&cluster, watch), cluster.store_reports());
+            tokio::join!(follow(&cluster, watch), cluster.store_reports(), cluster.probe());
         };
         shutdown.run_until_cancelled(work).await;
     }
@@ -98,54 +101,62 @@ async fn again(cluster: &Cluster) -> Watch {
 }
 
 impl Cluster {
+    /// Asks the store for something small now and then: a watch says nothing of a store that is away.
+    async fn probe(&self) {
+        let Ok(key) = stored::restore() else {
+            return;
+        };
+        loop {
+            sleep(PROBE).await;
+            let answer = self.store().get(&key).await;
+            self.note(answer.as_ref().err());
+        }
+    }
+
     /// Takes over what a transaction has changed; false if that cannot be.
     fn fold(&self, batch: &WatchBatch) -> bool {
         let now = self.clock().now();
-        let news = {
+        {
             let mut mirror = self.mirror_mut();
             match mirror.fold(batch, now) {
-                Ok(news) => {
-                    let news = Arc::new(news);
-                    // Under the lock: who copies the mirror and follows from there misses nothing.
-                    let _ = self.inner.news.send(Arc::clone(&news));
-                    news
-                }
+                Ok(news) => self.tell(news),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, "a change in the store does not fit what was there");
                     return false;
                 }
             }
-        };
+        }
         self.note(None);
-        self.tell(&news);
+        self.inner.revision.send_replace(batch.revision);
         true
     }
 
     /// Puts a new mirror into the old one's place.
     fn replace(&self, mirror: Mirror) {
         let now = self.clock().now();
-        let news = {
+        let revision = mirror.revision();
+        {
             let mut old = self.mirror_mut();
             let events = mirror.since(&old, now);
-            let news = Arc::new(News {
-                revision: mirror.revision(),
+            *old = mirror;
+            self.tell(News {
+                revision,
                 anew: true,
                 events,
                 ..News::default()
             });
-            *old = mirror;
-            let _ = self.inner.news.send(Arc::clone(&news));
-            news
-        };
-        self.tell(&news);
+        }
+        self.inner.revision.send_replace(revision);
     }
 
-    fn tell(&self, news: &News) {
-        self.inner.revision.send_replace(news.revision);
+    /// Under the mirror's lock: who looks at it and listens from there on misses nothing, and is told
+    /// nothing that it has seen.
+    fn tell(&self, news: News) {
         for event in &news.events {
             // Nobody may be listening.
             let _ = self.inner.events.send(event.clone());
         }
+        let _ = self.inner.news.send(Arc::new(news));
     }
 }

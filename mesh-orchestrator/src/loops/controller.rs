@@ -23,6 +23,8 @@ pub struct Controller {
     state: State,
     events: Events,
     wakes: BTreeSet<Wake>,
+    /// What the last step began with.
+    looked_at: Events,
 }
 
 impl Controller {
@@ -33,6 +35,7 @@ impl Controller {
             events: state.everything(),
             state,
             wakes: BTreeSet::new(),
+            looked_at: Events::default(),
         }
     }
 
@@ -71,6 +74,7 @@ impl Controller {
     pub fn step(&mut self, now: Timestamp, seed: u128) -> Result<Vec<Change>, Refused> {
         let mut made = Vec::new();
         self.ring(now);
+        self.looked_at.clone_from(&self.events);
         for number in 0..MAX_ROUNDS {
             let events = std::mem::take(&mut self.events);
             if events.is_empty() {
@@ -83,6 +87,13 @@ impl Controller {
             self.run(&round, &events, &mut made)?;
         }
         Ok(made)
+    }
+
+    /// What the last step has made was not stored, or not all of it: whoever puts the state back to what is
+    /// stored calls this, and the next step looks at the same again.
+    pub fn undo(&mut self) {
+        let events = std::mem::take(&mut self.looked_at);
+        self.events.extend(events);
     }
 
     /// Turns what was to be looked at by now into events.

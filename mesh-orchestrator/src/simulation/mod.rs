@@ -168,6 +168,9 @@ impl Simulation {
     }
 
     fn decide(&mut self) -> Result<(), String> {
+        if self.random.chance(1, 20) {
+            self.decide_in_vain()?;
+        }
         let seed = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
         let made = self
             .controller
@@ -180,6 +183,37 @@ impl Simulation {
         if self.random.chance(1, 100) {
             self.watcher.same(self.controller.state())?;
         }
+        Ok(())
+    }
+
+    /// The store does not take what the loops decide: all of it is undone, and decided again later.
+    fn decide_in_vain(&mut self) -> Result<(), String> {
+        let stored = self.controller.state().clone();
+        let seed = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
+        let made = self
+            .controller
+            .step(self.now, seed)
+            .map_err(|error| format!("a loop planned what does not apply: {error}"))?;
+        for change in made.iter().rev() {
+            let undo = match change {
+                Change::PutService(service) => stored.service(&service.id).cloned().map(Change::PutService),
+                Change::PutPorts(_) => Some(Change::PutPorts(stored.port_ledger().clone())),
+                Change::CreateTask(task) | Change::PutTask(task) => Some(Change::RemoveTask(task.id.clone())),
+                Change::Assign { task, .. }
+                | Change::SetDesired { task, .. }
+                | Change::Observe { task, .. }
+                | Change::GiveUp(task)
+                | Change::RemoveTask(task) => stored
+                    .tasks()
+                    .get(task)
+                    .map(|task| Change::PutTask(Box::new(task.clone()))),
+                Change::RemoveService(_) | Change::PutNode(_) | Change::RemoveNode(_) => None,
+            };
+            if let Some(undo) = undo {
+                self.controller.apply(&undo).map_err(|error| error.to_string())?;
+            }
+        }
+        self.controller.undo();
         Ok(())
     }
 

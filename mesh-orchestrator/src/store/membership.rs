@@ -295,11 +295,16 @@ pub async fn campaign(
     heartbeat: Heartbeat,
 ) -> Result<Leadership, CampaignError> {
     let key = election_key(election)?;
+    let mut waits = false;
     loop {
         match stand(store.as_ref(), &key, candidate, heartbeat).await {
             Ok(leadership) => return Ok(leadership),
             Err(error) if error.is_unavailable() || matches!(error, StoreError::Compacted { .. }) => {
-                tracing::warn!(%key, error = &error as &dyn std::error::Error, "an election waits for the store");
+                // Said once: it is tried until it succeeds.
+                if !std::mem::replace(&mut waits, true) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(%key, error, "an election waits for the store");
+                }
                 sleep(RETRY).await;
             }
             Err(error) => return Err(error.into()),

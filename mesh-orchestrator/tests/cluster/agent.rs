@@ -82,14 +82,15 @@ impl Machine {
 
     /// A container dies.
     pub(crate) fn fail(&self, task: &TaskId) {
-        self.containers().remove(task);
         let mut status = TaskStatus::new(
             TaskState::Failed,
             self.handle.cluster.clock().now(),
             "it has died",
         );
         status.exit_code = Some(1);
+        // First: its agent would find a container that is gone for no reason.
         self.handle.cluster.report(task.clone(), status);
+        self.containers().remove(task);
     }
 
     fn containers(&self) -> std::sync::MutexGuard<'_, BTreeSet<TaskId>> {
@@ -109,7 +110,10 @@ impl Machine {
             && let Some(runtime) = self.runtime.take()
         {
             // Its tasks are dropped where they are, and cannot talk to anybody any more.
-            runtime.shutdown_timeout(std::time::Duration::from_millis(1));
+            let ending = std::thread::spawn(move || {
+                runtime.shutdown_timeout(std::time::Duration::from_millis(1));
+            });
+            let _ = ending.join();
         }
         // In one process nothing is left of an agent that has ended: that is what dropping does.
     }
@@ -126,7 +130,9 @@ impl Drop for Machine {
             } else {
                 // The embedded store's leases end by tasks of this runtime.
                 std::thread::spawn(move || {
-                    runtime.block_on(tokio::time::sleep(std::time::Duration::from_secs(1)));
+                    runtime.block_on(async {
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    });
                 });
             }
         }

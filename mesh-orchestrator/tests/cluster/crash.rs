@@ -16,13 +16,14 @@ use mesh_orchestrator::{
 };
 
 use crate::{
+    OwnStory,
     agent::Machine,
     lab::{self, Lab, run, running, service},
 };
 
 const CHILD: &str = "MESH_CLUSTER_TEST_CHILD";
 
-pub(crate) fn stories() -> Vec<(&'static str, fn() -> Result<()>)> {
+pub(crate) fn stories() -> Vec<OwnStory> {
     vec![("a_killed_process_loses_nothing_it_has_said", killed)]
 }
 

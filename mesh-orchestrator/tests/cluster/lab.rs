@@ -22,6 +22,9 @@ use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::OnceCell, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+#[path = "../store/disk.rs"]
+#[expect(dead_code, reason = "the store's own stories need all of it")]
+pub(crate) mod disk;
 #[path = "../store/etcd/cluster.rs"]
 #[expect(dead_code, reason = "the store's own stories need all of it")]
 pub(crate) mod etcd;
@@ -112,6 +115,14 @@ impl Lab {
         self.etcd.is_some()
     }
 
+    /// A handle that knows one member of etcd only.
+    pub(crate) async fn open_on_member(&self, number: usize) -> Result<Handle> {
+        let (cluster, root) = self.etcd.as_ref().context("there are no members")?;
+        let mut config = cluster.config(root);
+        config.endpoints = vec![config.endpoints.remove(number)];
+        open(Arc::new(EtcdStore::open(config).await?)).await
+    }
+
     /// Another handle, as another node would have it.
     pub(crate) async fn open(&self) -> Result<Handle> {
         open(self.store().await?).await
@@ -164,6 +175,15 @@ impl Handle {
     pub(crate) async fn until_running(&self, id: &ServiceId, replicas: usize) -> Result<()> {
         self.until(&format!("{replicas} tasks run"), |state| {
             running(state, id).len() == replicas
+        })
+        .await
+    }
+
+    /// Waits until so many nodes can be given tasks.
+    pub(crate) async fn until_ready(&self, nodes: usize) -> Result<()> {
+        self.until(&format!("{nodes} nodes are ready"), |state| {
+            let ready = state.nodes().values().filter(|node| node.is_schedulable());
+            ready.count() == nodes
         })
         .await
     }

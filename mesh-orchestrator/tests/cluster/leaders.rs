@@ -50,13 +50,14 @@ fn fenced(lab: &Lab) -> Result<()> {
                 .store()
                 .commit(Transaction::new().delete(key))
                 .await?;
-            let web = user.create(service(&format!("web{round}"), 3)?).await?;
-            user.until_running(&web, 3).await?;
+            // The one that waited has it now; the other does not know.
             let mut changes = user.cluster.changes();
             let other = changes.wait_for(|_| user.cluster.leader().is_some_and(|leader| leader != before));
             tokio::time::timeout(PATIENCE, other)
                 .await
                 .context("the other one does not lead")??;
+            let web = user.create(service(&format!("web{round}"), 3)?).await?;
+            user.until_running(&web, 3).await?;
             while let Ok(event) = events.try_recv() {
                 created += usize::from(event.kind == EventKind::Task && event.action == EventAction::Create);
             }
@@ -78,6 +79,7 @@ fn gone(lab: &Lab) -> Result<()> {
             .wait_for(|_| user.cluster.leader() == Some("one".into()))
             .await?;
         let _two = Machine::start(lab, "two", NodeRole::Manager).await?;
+        user.until_ready(2).await?;
         let web = user.create(service("web", 4)?).await?;
         user.until_running(&web, 4).await?;
         one.crash();

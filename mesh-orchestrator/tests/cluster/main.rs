@@ -1,5 +1,5 @@
 //! The cluster on the embedded store and on a real etcd: users, the leader and pretended agents on handles of
-//! their own. Needs `etcd` and `etcdctl`.
+//! their own. Needs root (a full disk is made by mounting a small one), `etcd` and `etcdctl`.
 
 mod agent;
 mod changes;
@@ -21,6 +21,9 @@ use self::lab::{Lab, etcd};
 
 /// A story and its name.
 type Story = (&'static str, fn(&Lab) -> Result<()>);
+
+/// One that makes its own lab.
+type OwnStory = (&'static str, fn() -> Result<()>);
 
 fn main() -> ExitCode {
     // A child of one of the trials: works until it is killed.
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
         }));
     }
     for (name, story) in outages::stories() {
-        trials.push(trial(format!("etcd::{name}"), story));
+        trials.push(trial(name.to_owned(), story));
     }
     for (name, story) in crash::stories() {
         trials.push(trial(format!("redb::{name}"), story));

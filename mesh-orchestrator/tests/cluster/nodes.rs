@@ -32,6 +32,7 @@ fn silent(lab: &Lab) -> Result<()> {
         let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
         let two = Machine::start(lab, "two", NodeRole::Worker).await?;
         let node = two.node.clone();
+        user.until_ready(2).await?;
         let web = user.create(service("web", 4)?).await?;
         user.until_running(&web, 4).await?;
         two.crash();
@@ -64,10 +65,7 @@ fn restarted(lab: &Lab) -> Result<()> {
         let user = lab.open().await?;
         let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
         let two = Machine::start(lab, "two", NodeRole::Worker).await?;
-        user.until("both are ready", |state| {
-            state.nodes().len() == 2 && state.nodes().values().all(|node| node.is_schedulable())
-        })
-        .await?;
+        user.until_ready(2).await?;
         let mut events = user.cluster.events();
         let node = two.node.clone();
         two.leave().await;
@@ -134,6 +132,7 @@ fn drained(lab: &Lab) -> Result<()> {
         let user = lab.open().await?;
         let _one = Machine::start(lab, "one", NodeRole::Manager).await?;
         let two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        user.until_ready(2).await?;
         let web = user.create(service("web", 4)?).await?;
         user.until_running(&web, 4).await?;
         let author = user.cluster.author("someone", "drain");

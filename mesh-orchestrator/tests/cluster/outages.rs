@@ -1,23 +1,78 @@
-//! The store goes away and comes back: changes wait, and nothing else happens. On etcd, whose quorum is lost.
+//! The store goes away and comes back: changes wait, and nothing else happens. On etcd, whose quorum is lost,
+//! and on the embedded store, whose disk is full.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
-    cluster::EventKind,
+    cluster::{EventAction, EventKind, LeaderConfig},
+    commands,
     objects::{NodeRole, NodeStatus, TaskState},
+    store::{Key, Prefix, StoreError, Transaction},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agent::Machine,
-    lab::{Lab, PATIENCE, etcd, run, running, service},
+    OwnStory,
+    agent::{Machine, QUICK},
+    lab::{Handle, Lab, PATIENCE, disk::Disk, etcd, run, running, service},
 };
 
-pub(crate) fn stories() -> Vec<(&'static str, fn() -> Result<()>)> {
+pub(crate) fn stories() -> Vec<OwnStory> {
     vec![
-        ("losing_the_quorum_stops_changes_and_nothing_else", quorum),
-        ("losing_a_member_stops_nothing", member),
+        ("redb::a_full_disk_stops_changes_and_nothing_else", full),
+        ("etcd::losing_the_quorum_stops_changes_and_nothing_else", quorum),
+        ("etcd::the_leader_lets_the_store_forget", forgets),
+        ("etcd::a_handle_that_was_cut_off_for_long_begins_anew", cut_off),
+        ("etcd::losing_a_member_stops_nothing", member),
     ]
+}
+
+fn full() -> Result<()> {
+    let disk = Disk::new("8m")?;
+    let ballast = disk.path().join("ballast");
+    let lab = Lab::redb_in(disk.path())?;
+    run(async {
+        let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
+        let user = &one.handle;
+        let web = user.create(service("web", 2)?).await?;
+        user.until_running(&web, 2).await?;
+        let before = user.cluster.read(|state| running(state, &web));
+        fs::write(&ballast, vec![0; 1 << 20])?;
+        // The last free page is taken by something small.
+        for size in [200_000, 20_000, 2_000, 200, 1] {
+            fill(user, size).await?;
+        }
+        let refused = user.scale(&web, 4).await;
+        ensure!(refused.is_err(), "nothing can be changed on a full disk");
+        let mut available = user.cluster.available();
+        tokio::time::timeout(PATIENCE, available.wait_for(|available| !available))
+            .await
+            .context("nobody notices")??;
+        one.fail(&before[0]);
+        fs::remove_file(&ballast)?;
+        user.until("the dead container is replaced, and no other", |state| {
+            let now = running(state, &web);
+            now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
+        })
+        .await?;
+        user.scale(&web, 4).await?;
+        user.until_running(&web, 4).await
+    })
+}
+
+/// Writes until there is no room for so many bytes.
+async fn fill(user: &Handle, size: usize) -> Result<()> {
+    for number in 0..5_000 {
+        let key = Key::new(["filler", &format!("{size}-{number}")])?;
+        let filler = Transaction::new().put(key, vec![b'x'; size]);
+        match user.cluster.store().commit(filler).await {
+            Ok(_) => {}
+            Err(error) if error.is_unavailable() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("the disk never fills")
 }
 
 fn quorum() -> Result<()> {
@@ -27,6 +82,7 @@ fn quorum() -> Result<()> {
         let user = lab.open().await?;
         let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
         let two = Machine::start(&lab, "two", NodeRole::Manager).await?;
+        user.until_ready(2).await?;
         let web = user.create(service("web", 4)?).await?;
         user.until_running(&web, 4).await?;
         let before = user.cluster.read(|state| running(state, &web));
@@ -103,6 +159,90 @@ fn member() -> Result<()> {
             cluster.start_member(leader)?;
             cluster.wait_for_health()?;
         }
+        Ok(())
+    })
+}
+
+fn forgets() -> Result<()> {
+    let cluster = Arc::new(etcd::Cluster::start()?);
+    let lab = Lab::etcd(cluster)?;
+    run(async {
+        let user = lab.open().await?;
+        let web = user.create(service("web", 0)?).await?;
+        let old = user.cluster.revision();
+        user.scale(&web, 1).await?;
+        let leader = lab.open().await?;
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let config = LeaderConfig {
+            heartbeat: QUICK,
+            remember: Duration::from_secs(1),
+            ..LeaderConfig::new("leader".into())
+        };
+        let leading = leader.cluster.clone();
+        tokio::spawn(async move { leading.lead(config, stop).await });
+        let forgotten = async {
+            loop {
+                match user.cluster.store().watch(&Prefix::everything(), old).await {
+                    Err(StoreError::Compacted { .. }) => return Ok(()),
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, forgotten)
+            .await
+            .context("it still remembers")??;
+        // Nobody minds.
+        user.scale(&web, 2).await?;
+        leader
+            .until("the change is seen", |state| {
+                state.service(&web).is_some_and(|service| service.version == 3)
+            })
+            .await
+    })
+}
+
+fn cut_off() -> Result<()> {
+    let cluster = Arc::new(etcd::Cluster::start()?);
+    let lab = Lab::etcd(Arc::clone(&cluster))?;
+    run(async {
+        let user = lab.open().await?;
+        let gone = user.create(service("gone", 0)?).await?;
+        let stays = user.create(service("stays", 0)?).await?;
+        // It knows one member only, which is cut off.
+        let lonely = lab.open_on_member(0).await?;
+        let mut events = lonely.cluster.events();
+        cluster.freeze_member(0, true)?;
+        let author = user.cluster.author("someone", "remove");
+        user.cluster
+            .change(author, |state, _| commands::remove_service(state, &gone))
+            .await?;
+        let new = user.create(service("new", 0)?).await?;
+        user.scale(&stays, 1).await?;
+        let revision = user.cluster.revision();
+        user.cluster.store().compact(revision).await?;
+        cluster.freeze_member(0, false)?;
+        lonely
+            .until("all is as the others have it", |state| {
+                state.service(&gone).is_none()
+                    && state.service(&new).is_some()
+                    && state.service(&stays).is_some_and(|service| service.version == 2)
+            })
+            .await?;
+        let mut told = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            told.push((event.name, event.action));
+        }
+        told.sort();
+        let expected = [
+            ("gone".to_owned(), EventAction::Remove),
+            ("new".to_owned(), EventAction::Create),
+            ("stays".to_owned(), EventAction::Update),
+        ];
+        ensure!(told == expected, "{told:?}");
+        // It goes on from there.
+        lonely.scale(&stays, 2).await?;
         Ok(())
     })
 }

@@ -29,6 +29,7 @@ fn life(lab: &Lab) -> Result<()> {
         let user = lab.open().await?;
         let one = Machine::start(lab, "one", NodeRole::Manager).await?;
         let two = Machine::start(lab, "two", NodeRole::Worker).await?;
+        user.until_ready(2).await?;
         let web = user.create(service("web", 4)?).await?;
         user.until_running(&web, 4).await?;
         user.until("both nodes have two tasks", |state| {

@@ -2,6 +2,7 @@
 //! promises besides. Needs root (a full disk is made by mounting a small one), `etcd` and `etcdctl`.
 
 mod conformance;
+mod disk;
 mod etcd;
 mod members;
 mod objects;

@@ -14,17 +14,16 @@ use mesh_orchestrator::store::{
     Expected, Prefix, SCHEMA, Store, StoreError, Transaction,
     redb::{History, RedbStore},
 };
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::{
-        resource::{Resource, setrlimit},
-        signal::{SigHandler, Signal, signal},
-    },
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    signal::{SigHandler, Signal, signal},
 };
 use proptest::prelude::*;
-use tempfile::TempDir;
 
-use crate::subject::{child_command, key, run, wait_until};
+use crate::{
+    disk::Disk,
+    subject::{child_command, key, run, wait_until},
+};
 
 type Story = (&'static str, fn() -> Result<()>);
 
@@ -281,53 +280,6 @@ fn no_folder() -> Result<()> {
         other => bail!("{other:?}"),
     }
     Ok(())
-}
-
-/// A small disk of its own.
-struct Disk {
-    folder: TempDir,
-}
-
-impl Disk {
-    fn new(size: &str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let options = format!("size={size}");
-        mount(
-            Some("tmpfs"),
-            folder.path(),
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some(options.as_str()),
-        )
-        .context("could not mount a small disk; the test needs root")?;
-        Ok(Self { folder })
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn set_read_only(&self, read_only: bool) -> Result<()> {
-        let flags = if read_only {
-            MsFlags::MS_RDONLY
-        } else {
-            MsFlags::empty()
-        };
-        mount(
-            None::<&str>,
-            self.path(),
-            None::<&str>,
-            MsFlags::MS_REMOUNT | flags,
-            None::<&str>,
-        )?;
-        Ok(())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = umount2(self.folder.path(), MntFlags::MNT_DETACH);
-    }
 }
 
 fn read_only() -> Result<()> {

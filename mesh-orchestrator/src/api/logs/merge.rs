@@ -120,7 +120,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_line_that_is_a_little_late_still_comes_in_its_place() {
         let (lines, from) = mpsc::channel(8);
         let (into, mut merged) = mpsc::channel(8);

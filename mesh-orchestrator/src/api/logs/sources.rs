@@ -19,7 +19,7 @@ use crate::{
         error::chain,
         types::{LogLine, LogStream},
     },
-    objects::{Node, NodeId, State, Task, TaskId, TaskState},
+    objects::{Node, NodeId, State, Task, TaskId, TaskState, Timestamp},
 };
 
 /// Lines that may wait for whoever reads them.
@@ -109,18 +109,18 @@ impl Request {
     }
 
     async fn open(self, source: Wanted, options: LogOptions) -> BoxStream<'static, LogLine> {
+        let now = self.api.cluster().clock().now();
         match source {
             Wanted::Here(task) => {
                 let hostname = self.hostname(task.node.as_ref());
                 let named = (task.id.clone(), task.name(), hostname);
                 match self.api.logs().lines(&task, &options).await {
-                    Ok(lines) => lines.map(move |line| written(&named, line)).boxed(),
-                    Err(error) => only(trouble(&named, &error, self.api.cluster().clock().now())),
+                    Ok(lines) => lines.map(move |line| written(&named, line, now)).boxed(),
+                    Err(error) => only(trouble(&named, &error, now)),
                 }
             }
             Wanted::There(node) => {
                 let named = (TaskId::from(""), "-".to_owned(), node.hostname.clone());
-                let now = self.api.cluster().clock().now();
                 match self.api.peers().lines(&node, &self.target, &options).await {
                     Ok(lines) => lines
                         .map(move |line| line.unwrap_or_else(|error| trouble(&named, &error, now)))
@@ -246,7 +246,7 @@ async fn pass(request: Request, source: Wanted, into: mpsc::Sender<LogLine>) {
 
 type Named = (TaskId, String, String);
 
-fn written(named: &Named, line: Result<super::TaskLine, LogsError>) -> LogLine {
+fn written(named: &Named, line: Result<super::TaskLine, LogsError>, now: Timestamp) -> LogLine {
     let (task, task_name, node) = named.clone();
     match line {
         Ok(line) => LogLine {
@@ -257,12 +257,12 @@ fn written(named: &Named, line: Result<super::TaskLine, LogsError>) -> LogLine {
             stream: line.stream,
             line: line.line,
         },
-        Err(error) => trouble(named, &error, crate::objects::Timestamp::default()),
+        Err(error) => trouble(named, &error, now),
     }
 }
 
 /// A line of ours in the place of those that cannot be had.
-fn trouble(named: &Named, error: &LogsError, now: crate::objects::Timestamp) -> LogLine {
+fn trouble(named: &Named, error: &LogsError, now: Timestamp) -> LogLine {
     let (task, task_name, node) = named.clone();
     LogLine {
         time: rfc3339(now),
@@ -274,7 +274,7 @@ fn trouble(named: &Named, error: &LogsError, now: crate::objects::Timestamp) -> 
     }
 }
 
-fn rfc3339(at: crate::objects::Timestamp) -> String {
+fn rfc3339(at: Timestamp) -> String {
     let format = time::macros::format_description!(
         "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z"
     );

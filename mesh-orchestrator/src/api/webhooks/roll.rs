@@ -21,7 +21,7 @@ use crate::{
         types::{WebhookAnswer, WebhookCall},
     },
     commands::CommandError,
-    objects::{ServiceId, State, Timestamp},
+    objects::{Change, ServiceId, State, Timestamp},
     spec::{ServiceMode, ServiceSpec},
     store::{Expected, Key, Revision, Transaction},
 };
@@ -115,7 +115,7 @@ fn roll(
     seen: &str,
     fresh: &str,
     now: Timestamp,
-) -> Result<Vec<crate::objects::Change>, CommandError> {
+) -> Result<Vec<Change>, CommandError> {
     let service = state
         .service(id)
         .ok_or_else(|| CommandError::UnknownService(id.clone()))?;

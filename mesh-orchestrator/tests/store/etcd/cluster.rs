@@ -5,7 +5,10 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -63,6 +66,25 @@ impl Authority {
     }
 }
 
+/// Ports that nobody has, and that the kernel gives nobody as the near end of a connection: a member that is
+/// killed must have its own again.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    const FIRST: usize = 20_000;
+    const LAST: usize = 32_000;
+    static TRIED: AtomicUsize = AtomicUsize::new(0);
+    let start = std::process::id() as usize * 97;
+    let mut held = Vec::new();
+    for _ in FIRST..LAST {
+        let number = (start + TRIED.fetch_add(1, Ordering::Relaxed)) % (LAST - FIRST);
+        let port = u16::try_from(FIRST + number)?;
+        held.extend(TcpListener::bind(("127.0.0.1", port)).map(|listener| (port, listener)));
+        if held.len() == count {
+            return Ok(held.into_iter().map(|(port, _)| port).collect());
+        }
+    }
+    bail!("there are no {count} free ports from {FIRST} to {LAST}")
+}
+
 struct Member {
     client_url: String,
     peer_url: String,
@@ -97,15 +119,7 @@ impl Cluster {
         let client = authority.client(&authority)?;
         fs::write(folder.path().join("client.pem"), &client.certificate)?;
         fs::write(folder.path().join("client.key"), client.key.as_slice())?;
-        // All six are held at once, so that they differ.
-        let listeners = (0..6)
-            .map(|_| TcpListener::bind("127.0.0.1:0"))
-            .collect::<Result<Vec<_>, _>>()?;
-        let ports = listeners
-            .iter()
-            .map(|listener| Ok(listener.local_addr()?.port()))
-            .collect::<Result<Vec<u16>>>()?;
-        drop(listeners);
+        let ports = free_ports(6)?;
         let members = ports
             .chunks(2)
             .map(|ports| Member {

@@ -1,0 +1,308 @@
+//! Drafts, commits and the mirror together, on a store that is a map: what the loops decide is there in the
+//! end, whoever else writes meanwhile.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use proptest::prelude::*;
+
+use super::{ChangeError, draft, mirror::Mirror};
+use crate::{
+    commands,
+    loops::{
+        Controller,
+        testing::{node, spec},
+    },
+    objects::{Change, State, TaskState, TaskStatus, Timestamp},
+    store::{
+        Entry, Event, Expected, Key, MAX_OPERATIONS, Revision, StoreError, Transaction, WatchBatch, Write,
+        revisions::Author,
+    },
+};
+
+/// A store in memory, and its mirror.
+#[derive(Default)]
+struct Model {
+    entries: BTreeMap<Key, Entry>,
+    revision: u64,
+    mirror: Mirror,
+}
+
+fn author(action: &str) -> Author {
+    Author {
+        by: "test".to_owned(),
+        at: Timestamp(1),
+        action: action.to_owned(),
+    }
+}
+
+impl Model {
+    fn commit(&mut self, transaction: &Transaction) -> Result<Revision, StoreError> {
+        transaction.check()?;
+        for (key, expected) in transaction.conditions() {
+            let found = self.entries.get(key).map(|entry| entry.modified);
+            if !expected.holds(found) {
+                return Err(StoreError::Conflict {
+                    key: key.clone(),
+                    expected,
+                    found,
+                });
+            }
+        }
+        self.revision += 1;
+        let revision = Revision(self.revision);
+        let mut events = Vec::new();
+        for (key, write) in transaction.writes() {
+            match write {
+                Write::Put(value) => {
+                    let entry = Entry {
+                        key: key.clone(),
+                        value: value.clone(),
+                        created: revision,
+                        modified: revision,
+                        version: 1,
+                    };
+                    self.entries.insert(key.clone(), entry.clone());
+                    events.push(Event::Put(entry));
+                }
+                Write::Delete => {
+                    if self.entries.remove(key).is_some() {
+                        events.push(Event::Delete(key.clone()));
+                    }
+                }
+            }
+        }
+        let batch = WatchBatch { revision, events };
+        self.mirror.fold(&batch, Timestamp(1)).unwrap();
+        Ok(revision)
+    }
+
+    /// Drafts and commits; leaves room for a fence and a restore's marker.
+    fn change(&mut self, changes: &[Change]) -> Result<usize, ChangeError> {
+        let drafted = draft::draft(&self.mirror, &author("change"), changes)?;
+        let mut made = Vec::new();
+        for batch in &drafted.batches {
+            let transaction = batch.transaction(&made);
+            assert!(transaction.conditions().len() + 2 <= MAX_OPERATIONS);
+            made.push(self.commit(&transaction)?);
+        }
+        Ok(made.len())
+    }
+
+    /// What is listed anew is what was told bit by bit.
+    fn check(&self, state: &State) {
+        let entries: Vec<Entry> = self.entries.values().cloned().collect();
+        let listed = Mirror::new(Revision(self.revision), &entries, Timestamp(1)).unwrap();
+        for mirror in [&self.mirror, &listed] {
+            assert_eq!(mirror.state().tasks(), state.tasks());
+            assert_eq!(mirror.state().services(), state.services());
+            assert_eq!(mirror.state().nodes(), state.nodes());
+            assert_eq!(mirror.state().port_ledger(), state.port_ledger());
+            assert!(mirror.state().indexes_are_sound());
+            for (id, service) in state.services() {
+                let head = mirror.head(id).unwrap();
+                assert_eq!(head.revision.number, service.version);
+            }
+        }
+        assert_eq!(listed.since(&self.mirror, Timestamp(1)), []);
+    }
+}
+
+/// A controller and a model that have seen the same.
+struct Cluster {
+    model: Model,
+    controller: Controller,
+    now: Timestamp,
+    seed: u128,
+}
+
+impl Cluster {
+    fn new(nodes: u32) -> Self {
+        let mut cluster = Self {
+            model: Model::default(),
+            controller: Controller::default(),
+            now: Timestamp(1_000_000),
+            seed: 0,
+        };
+        for number in 1..=nodes {
+            cluster.make(commands::put_node(
+                cluster.controller.state(),
+                node(number),
+                cluster.now,
+            ));
+        }
+        cluster
+    }
+
+    fn make(&mut self, changes: Vec<Change>) -> usize {
+        for change in &changes {
+            self.controller.apply(change).unwrap();
+        }
+        self.model.change(&changes).unwrap()
+    }
+
+    fn step(&mut self) -> usize {
+        self.seed += 1;
+        self.now = self.now + Duration::from_secs(1);
+        let made = self.controller.step(self.now, self.seed).unwrap();
+        self.model.change(&made).unwrap()
+    }
+
+    fn run_all(&mut self) {
+        let reports: Vec<Change> = self
+            .controller
+            .state()
+            .tasks()
+            .values()
+            .filter(|task| task.status.state == TaskState::Assigned)
+            .map(|task| Change::Observe {
+                task: task.id.clone(),
+                status: TaskStatus::new(TaskState::Running, self.now, "runs"),
+            })
+            .collect();
+        self.make(reports);
+    }
+}
+
+fn web(replicas: u32) -> crate::spec::ServiceSpec {
+    spec("web", |json| {
+        json["mode"] = serde_json::json!({"replicated": {"replicas": replicas}});
+        json["endpoint_spec"] = serde_json::json!({"ports": [{"target_port": 80}]});
+    })
+}
+
+#[test]
+fn what_does_not_fit_into_one_transaction_is_committed_in_several() {
+    let mut cluster = Cluster::new(3);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1000), cluster.now);
+    assert_eq!(cluster.make(created.unwrap()), 1);
+    // Each task is made and assigned; both are in one write, or the second in a later transaction.
+    assert!(cluster.step() >= 9);
+    cluster.model.check(cluster.controller.state());
+    let removed = commands::remove_service(cluster.controller.state(), &"s1".into());
+    cluster.make(removed.unwrap());
+    cluster.step();
+    cluster.model.check(cluster.controller.state());
+}
+
+#[test]
+fn what_comes_and_goes_at_once_is_not_written() {
+    let mut cluster = Cluster::new(1);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
+    cluster.make(created.unwrap());
+    cluster.step();
+    let mut task = cluster
+        .controller
+        .state()
+        .tasks()
+        .values()
+        .next()
+        .unwrap()
+        .clone();
+    task.id = "another".into();
+    let changes = [
+        Change::CreateTask(Box::new(task.clone())),
+        Change::RemoveTask(task.id),
+    ];
+    assert_eq!(cluster.model.change(&changes).unwrap(), 0);
+    cluster.model.check(cluster.controller.state());
+}
+
+#[test]
+fn what_was_planned_from_older_objects_is_refused_but_for_tasks() {
+    let mut cluster = Cluster::new(1);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
+    cluster.make(created.unwrap());
+    cluster.step();
+    let seen = cluster.model.mirror.revision();
+    let service = cluster.controller.state().service(&"s1".into()).unwrap().clone();
+    let task = cluster.controller.state().tasks().keys().next().unwrap().clone();
+    // Meanwhile a user scales the service and an agent reports.
+    let scaled = commands::scale_service(cluster.controller.state(), &"s1".into(), 2, cluster.now);
+    cluster.make(scaled.unwrap());
+    cluster.run_all();
+    let mirror = &cluster.model.mirror;
+    let stale = draft::draft_since(mirror, &author("loop"), &[Change::PutService(service)], seen);
+    match stale {
+        Err(ChangeError::Store(StoreError::Conflict { expected, .. })) => {
+            assert_eq!(expected, Expected::At(seen));
+        }
+        other => panic!("{other:?}"),
+    }
+    let desired = TaskState::Shutdown;
+    let stop = Change::SetDesired {
+        task: task.clone(),
+        desired,
+    };
+    let drafted = draft::draft_since(mirror, &author("loop"), &[stop], seen).unwrap();
+    let transaction = drafted.batches[0].transaction(&[]);
+    cluster.model.commit(&transaction).unwrap();
+    let both = &cluster.model.mirror.state().tasks()[&task];
+    assert_eq!((both.desired, both.status.state), (desired, TaskState::Running));
+}
+
+#[test]
+fn a_loop_never_brings_a_service_back_that_was_removed() {
+    let mut cluster = Cluster::new(1);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
+    cluster.make(created.unwrap());
+    let seen = cluster.model.mirror.revision();
+    let service = cluster.controller.state().service(&"s1".into()).unwrap().clone();
+    let removed = commands::remove_service(cluster.controller.state(), &"s1".into());
+    cluster.make(removed.unwrap());
+    let changes = [Change::PutService(service)];
+    let stale = draft::draft_since(&cluster.model.mirror, &author("loop"), &changes, seen);
+    assert!(matches!(stale, Err(ChangeError::Refused(_))), "{stale:?}");
+}
+
+#[test]
+fn an_object_that_cannot_be_read_keeps_its_last_shape_and_is_named() {
+    let mut cluster = Cluster::new(1);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
+    cluster.make(created.unwrap());
+    let key: Key = "/services/s1".parse().unwrap();
+    let broken = Transaction::new().put(key.clone(), "{\"of\": \"a newer release\"}");
+    cluster.model.commit(&broken).unwrap();
+    let mirror = &cluster.model.mirror;
+    assert_eq!(mirror.unreadable().iter().collect::<Vec<_>>(), [&key]);
+    assert!(mirror.state().service(&"s1".into()).is_some());
+    let entries: Vec<Entry> = cluster.model.entries.values().cloned().collect();
+    let error = Mirror::new(Revision(9), &entries, Timestamp(1)).unwrap_err();
+    assert!(Arc::new(error).to_string().contains("could not read"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Users, agents and loops one after the other, in any order.
+    #[test]
+    fn the_store_has_what_was_decided(acts in prop::collection::vec(0..6_u32, 1..25)) {
+        let mut cluster = Cluster::new(3);
+        let created = commands::create_service(cluster.controller.state(), "s1".into(), web(5), cluster.now);
+        cluster.make(created.unwrap());
+        let id = "s1".into();
+        for (number, act) in acts.into_iter().enumerate() {
+            let state = cluster.controller.state();
+            let version = state.service(&id).unwrap().version;
+            match act {
+                0 => {
+                    let mut spec = web(5);
+                    spec.labels.insert("number".into(), number.to_string());
+                    let changes = commands::update_service(state, &id, version, spec, cluster.now).unwrap();
+                    cluster.make(changes);
+                }
+                1 => {
+                    let changes = commands::scale_service(state, &id, number as u32 % 6 * 50, cluster.now).unwrap();
+                    cluster.make(changes);
+                }
+                2 => {
+                    if let Ok(changes) = commands::rollback_service(state, &id, cluster.now) {
+                        cluster.make(changes);
+                    }
+                }
+                3 => cluster.run_all(),
+                _ => drop(cluster.step()),
+            }
+        }
+        cluster.model.check(cluster.controller.state());
+    }
+}

@@ -1,0 +1,167 @@
+//! Tokens: what they allow, and that nothing else does.
+
+use anyhow::{Context, Result};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::server::{Server, spec};
+
+async fn token(server: &Server, name: &str, scopes: &[&str]) -> Result<String> {
+    let made = server
+        .post("/v1/tokens", json!({"name": name, "scopes": scopes}))
+        .await?;
+    let made = made.expect(StatusCode::CREATED)?;
+    Ok(made.json["token"].as_str().context("token")?.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_may_do_what_its_scopes_say() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec("web", 1)).await?;
+    let reader = token(&server, "reader", &["services:read"]).await?;
+    let writer = token(&server, "writer", &["services:write", "nodes:read"]).await?;
+    let all = token(&server, "all", &["all"]).await?;
+    let (ok, no, forbidden) = (StatusCode::OK, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN);
+    for (method, path, body, statuses) in [
+        (Method::GET, "/v1/services", None, [no, ok, ok, ok]),
+        (Method::GET, "/v1/services/web/tasks", None, [no, ok, ok, ok]),
+        (Method::GET, "/v1/nodes", None, [no, forbidden, ok, ok]),
+        (Method::GET, "/v1/secrets", None, [no, forbidden, forbidden, ok]),
+        (
+            Method::GET,
+            "/v1/services/web/webhooks",
+            None,
+            [no, forbidden, forbidden, ok],
+        ),
+        (Method::GET, "/v1/tokens", None, [no, forbidden, forbidden, ok]),
+        (
+            Method::POST,
+            "/v1/services/web/scale",
+            Some(json!({"replicas": 1})),
+            [no, forbidden, ok, ok],
+        ),
+        (
+            Method::PATCH,
+            "/v1/nodes/one",
+            Some(json!({"labels": {"a": "b"}})),
+            [no, forbidden, forbidden, ok],
+        ),
+        (Method::GET, "/v1/openapi.json", None, [ok, ok, ok, ok]),
+    ] {
+        let callers = [None, Some(&reader), Some(&writer), Some(&all)];
+        for (caller, status) in callers.into_iter().zip(statuses) {
+            let mut question = server.ask_as(caller.map(String::as_str), method.clone(), path)?;
+            if let Some(body) = &body {
+                question = question.json(body);
+            }
+            question.send().await?.expect(status)?;
+        }
+    }
+    let view = server.service("web").await?;
+    assert_eq!(view.author.by, "root", "scaling to what it is changes nothing");
+    let scaled = server.ask_as(Some(&writer), Method::POST, "/v1/services/web/scale")?;
+    scaled.json(&json!({"replicas": 2})).send().await?.expect(ok)?;
+    assert_eq!(server.service("web").await?.author.by, "token writer");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_token_is_refused_without_saying_why() -> Result<()> {
+    let server = Server::start().await?;
+    let good = token(&server, "ci", &["services:read"]).await?;
+    assert!(good.starts_with("mesh_ci."), "the name is not secret");
+    let mut forged = good.clone();
+    forged.pop();
+    forged.push(if good.ends_with('A') { 'B' } else { 'A' });
+    let other = good.replace("mesh_ci.", "mesh_other.");
+    for wrong in [
+        forged.as_str(),
+        &other,
+        "",
+        "mesh_",
+        "x",
+        "mesh_../x.y",
+        &"A".repeat(4000),
+    ] {
+        let refused = server
+            .ask_as(Some(wrong), Method::GET, "/v1/services")?
+            .send()
+            .await?;
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+        refused.expect(StatusCode::UNAUTHORIZED)?;
+    }
+    let question = || server.ask_as(Some(&good), Method::GET, "/v1/services");
+    question()?.send().await?.expect(StatusCode::OK)?;
+    let removed = server.ask(Method::DELETE, "/v1/tokens/ci")?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    question()?.send().await?.expect(StatusCode::UNAUTHORIZED)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_answered_once_and_stored_as_a_hash() -> Result<()> {
+    let server = Server::start().await?;
+    let token = token(
+        &server,
+        "ci",
+        &["services:write", "services:read", "services:read"],
+    )
+    .await?;
+    let secret = token.rsplit('.').next().context("secret")?.to_owned();
+    assert_eq!(secret.len(), 43, "256 random bits");
+    let listed = server.get("/v1/tokens").await?;
+    assert!(!listed.text.contains(&secret), "{}", listed.text);
+    assert_eq!(
+        listed.json[0]["scopes"],
+        json!(["services:read", "services:write"])
+    );
+    let stored = std::fs::read(server.store_path())?;
+    assert!(
+        !stored
+            .windows(secret.len())
+            .any(|bytes| bytes == secret.as_bytes())
+    );
+
+    let again = server
+        .post("/v1/tokens", json!({"name": "ci", "scopes": ["all"]}))
+        .await?;
+    again.error(StatusCode::CONFLICT, "a token ci already")?;
+    for (body, message) in [
+        (json!({"name": "x", "scopes": []}), "at least one"),
+        (json!({"name": "x", "scopes": ["service:read"]}), "is no scope"),
+        (json!({"name": "a b", "scopes": ["all"]}), "name"),
+        (
+            json!({"name": "x", "scopes": ["all"], "expires_at": 1}),
+            "lies ahead",
+        ),
+    ] {
+        server
+            .post("/v1/tokens", body)
+            .await?
+            .error(StatusCode::BAD_REQUEST, message)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_makes_a_token_that_allows_more_than_they_may() -> Result<()> {
+    let server = Server::start().await?;
+    let maker = token(&server, "maker", &["tokens:write", "services:read"]).await?;
+    let make = |scopes: &[&str]| {
+        let body = json!({"name": "made", "scopes": scopes});
+        anyhow::Ok(
+            server
+                .ask_as(Some(&maker), Method::POST, "/v1/tokens")?
+                .json(&body),
+        )
+    };
+    let error = make(&["all"])?.send().await?;
+    error.error(StatusCode::FORBIDDEN, "cannot allow all")?;
+    let error = make(&["services:write"])?.send().await?;
+    error.error(StatusCode::FORBIDDEN, "cannot allow services:write")?;
+    make(&["services:read"])?
+        .send()
+        .await?
+        .expect(StatusCode::CREATED)?;
+    Ok(())
+}

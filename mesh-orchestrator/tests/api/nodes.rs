@@ -1,0 +1,73 @@
+//! Nodes are read, labelled, drained, and forgotten only when they are down.
+
+use anyhow::Result;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::server::{Server, spec};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_labels_and_another_availability() -> Result<()> {
+    let server = Server::start().await?;
+    let nodes = server.get("/v1/nodes").await?;
+    assert_eq!(nodes.json[0]["id"], "one");
+    assert_eq!(nodes.json[0]["status"], "ready");
+    assert_eq!(nodes.json[0]["leader"], true);
+    assert_eq!(nodes.json[0]["presence"]["engine"], true);
+    assert_eq!(server.get("/v1/nodes/one-host").await?.json["id"], "one");
+    server
+        .get("/v1/nodes/two")
+        .await?
+        .error(StatusCode::NOT_FOUND, "there is no node two")?;
+
+    let patch = async |body: Value| {
+        let question = server.ask(Method::PATCH, "/v1/nodes/one")?;
+        question.json(&body).send().await
+    };
+    let patched = patch(json!({"labels": {"zone": "a", "disk": "ssd"}})).await?;
+    assert_eq!(
+        patched.expect(StatusCode::OK)?.json["labels"],
+        json!({"zone": "a", "disk": "ssd"})
+    );
+    let patched = patch(json!({"labels": {"disk": null}})).await?;
+    assert_eq!(patched.json["labels"], json!({"zone": "a"}));
+
+    server.create(spec("web", 1)).await?;
+    server.until("web", |view| view.running == 1).await?;
+    let drained = patch(json!({"availability": "drain"})).await?;
+    assert_eq!(drained.json["availability"], "drain");
+    assert_eq!(
+        drained.json["labels"],
+        json!({"zone": "a"}),
+        "what is not named stays"
+    );
+    server.until("web", |view| view.running == 0).await?;
+
+    let error = patch(json!({"availability": "off"})).await?;
+    let error = error.error(StatusCode::BAD_REQUEST, "`active`, `pause`, `drain`")?;
+    assert_eq!(error["field"], "availability");
+    let error = patch(json!({"labels": {"a b": "c"}})).await?;
+    error.error(StatusCode::BAD_REQUEST, "labels")?;
+    let error = patch(json!({"avail": "drain"})).await?;
+    error.error(StatusCode::BAD_REQUEST, "unknown field")?;
+    let removed = server.ask(Method::DELETE, "/v1/nodes/one")?.send().await?;
+    removed.error(StatusCode::CONFLICT, "is not down")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_can_be_forgotten() -> Result<()> {
+    let mut server = Server::start_two().await?;
+    drop(server.other.take());
+    let handle = &server.machine.handle;
+    handle
+        .until("the node is down", |state| {
+            let other = state.nodes().values().find(|node| node.id.as_str() == "two");
+            other.is_some_and(|node| node.status == mesh_orchestrator::objects::NodeStatus::Down)
+        })
+        .await?;
+    let removed = server.ask(Method::DELETE, "/v1/nodes/two")?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    server.get("/v1/nodes/two").await?.expect(StatusCode::NOT_FOUND)?;
+    Ok(())
+}

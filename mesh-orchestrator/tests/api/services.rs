@@ -1,0 +1,368 @@
+//! Services are made, read, changed under the revision that was read, and removed.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::{
+    lab::{Lab, etcd},
+    server::{Server, spec},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_made_and_runs_and_is_found_by_name_id_and_a_part_of_it() -> Result<()> {
+    let server = Server::start().await?;
+    let made = server.create(spec("web", 2)).await?;
+    let id = made.json["id"].as_str().context("id")?.to_owned();
+    let revision = made.json["revision"].as_str().context("revision")?;
+    assert!(revision.starts_with("1-"), "{revision}");
+    assert_eq!(made.header("etag"), Some(format!("\"{revision}\"").as_str()));
+    assert!(made.json["warnings"].is_null());
+
+    let view = server.until("web", |view| view.running == 2).await?;
+    assert_eq!((view.desired, view.completed), (2, None));
+    assert_eq!(view.author.by, "root");
+    assert_eq!(view.author.action, "create");
+    for reference in ["web", &id, &id[..6]] {
+        let found = server.get(&format!("/v1/services/{reference}")).await?;
+        assert_eq!(found.json["id"], id.as_str());
+    }
+    let error = server.get("/v1/services/wab").await?;
+    error.error(StatusCode::NOT_FOUND, "there is no service wab")?;
+
+    let tasks = server.get("/v1/services/web/tasks").await?;
+    let tasks = tasks.json.as_array().context("tasks")?.clone();
+    assert_eq!(tasks.len(), 2);
+    assert_eq!(tasks[0]["name"], "web.1");
+    assert_eq!(tasks[0]["node_hostname"], "one-host");
+    let task = tasks[0]["id"].as_str().context("task")?;
+    let one = server.get(&format!("/v1/tasks/{}", &task[..8])).await?;
+    assert_eq!(one.json["id"], task);
+    let on_node = server.get("/v1/tasks?node=one-host&service=web").await?;
+    assert_eq!(on_node.json.as_array().map(Vec::len), Some(2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_must_name_the_revision_that_it_was_made_from() -> Result<()> {
+    let server = Server::start().await?;
+    let made = server.create(spec("web", 1)).await?;
+    let first = made.header("etag").context("etag")?.to_owned();
+    let mut next = spec("web", 1);
+    next["labels"] = json!({"tier": "front"});
+
+    let put = || server.ask(Method::PUT, "/v1/services/web");
+    let without = put()?.json(&next).send().await?;
+    without.error(StatusCode::PRECONDITION_REQUIRED, "If-Match")?;
+    let malformed = put()?.header("if-match", "yesterday").json(&next).send().await?;
+    malformed.error(StatusCode::BAD_REQUEST, "If-Match")?;
+
+    let updated = put()?.header("if-match", &first).json(&next).send().await?;
+    let updated = updated.expect(StatusCode::OK)?;
+    let second = updated.header("etag").context("etag")?.to_owned();
+    assert!(second.starts_with("\"2-"), "{second}");
+
+    let late = put()?.header("if-match", &first).json(&next).send().await?;
+    assert_eq!(late.header("etag"), Some(second.as_str()));
+    let error = late.error(StatusCode::PRECONDITION_FAILED, "was changed by somebody else")?;
+    assert_eq!(error["field"], "If-Match");
+
+    let late = server
+        .ask(Method::PATCH, "/v1/services/web")?
+        .header("if-match", &first)
+        .json(&json!({"labels": null}))
+        .send()
+        .await?;
+    late.error(StatusCode::PRECONDITION_FAILED, "read it again")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_updates_from_one_revision_one_wins() -> Result<()> {
+    let server = Server::start().await?;
+    let made = server.create(spec("web", 1)).await?;
+    let first = made.header("etag").context("etag")?.to_owned();
+    let updates = (0..8).map(|number| {
+        let mut next = spec("web", 1);
+        next["labels"] = json!({"number": number.to_string()});
+        let (server, first) = (&server, &first);
+        async move {
+            let question = server.ask(Method::PUT, "/v1/services/web")?;
+            let answer = question.header("if-match", first).json(&next).send().await?;
+            anyhow::Ok(answer.status)
+        }
+    });
+    let statuses = futures_util::future::try_join_all(updates).await?;
+    let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!(count(StatusCode::OK), 1, "{statuses:?}");
+    assert_eq!(count(StatusCode::PRECONDITION_FAILED), 7, "{statuses:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_patch_changes_what_it_names_and_null_removes() -> Result<()> {
+    let server = Server::start().await?;
+    let mut first = spec("web", 1);
+    first["labels"] = json!({"tier": "front", "team": "a"});
+    first["task_template"]["container_spec"]["hostname"] = "host".into();
+    server.create(first).await?;
+    let patch = json!({
+        "labels": {"tier": null, "new": "1"},
+        "task_template": {"container_spec": {"hostname": null, "env": ["A=1"]}},
+    });
+    let patched = server
+        .ask(Method::PATCH, "/v1/services/web")?
+        .json(&patch)
+        .send()
+        .await?;
+    patched.expect(StatusCode::OK)?;
+    let view = server.service("web").await?;
+    assert_eq!(
+        serde_json::to_value(&view.spec.labels)?,
+        json!({"team": "a", "new": "1"})
+    );
+    let container = &view.spec.task_template.container_spec;
+    assert_eq!(container.hostname, None);
+    assert_eq!(
+        (container.image.as_str(), container.env.as_slice()),
+        ("web:1", &["A=1".to_owned()][..])
+    );
+
+    for (patch, message) in [
+        (json!({"lables": {}}), "did you mean \"labels\""),
+        (json!({"name": "other"}), "a service's name cannot change"),
+        (
+            json!({"mode": {"replicated": {"replicas": -1}}}),
+            "mode.replicated.replicas",
+        ),
+        (json!([1]), "is an object"),
+    ] {
+        let answer = server
+            .ask(Method::PATCH, "/v1/services/web")?
+            .json(&patch)
+            .send()
+            .await?;
+        answer.error(StatusCode::BAD_REQUEST, message)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_field_value_and_what_is_allowed() -> Result<()> {
+    let server = Server::start().await?;
+    let mut taken = spec("web", 1);
+    taken["endpoint_spec"] = json!({"ports": [{"target_port": 80, "published_port": 8080}]});
+    server.create(taken.clone()).await?;
+
+    let error = server.post("/v1/services", taken.clone()).await?;
+    let error = error.error(StatusCode::CONFLICT, "a service named web exists already")?;
+    assert_eq!(
+        (&error["field"], &error["value"]),
+        (&json!("name"), &json!("web"))
+    );
+
+    taken["name"] = "shop".into();
+    let error = server.post("/v1/services", taken.clone()).await?;
+    let error = error.error(StatusCode::CONFLICT, "service web publishes it")?;
+    assert_eq!(error["field"], "endpoint_spec.ports[0].published_port");
+    assert_eq!(error["value"], "8080");
+
+    let mut unknown = spec("shop", 1);
+    unknown["task_template"]["container_spec"]["imgae"] = "x".into();
+    let error = server.post("/v1/services", unknown).await?;
+    let error = error.error(StatusCode::BAD_REQUEST, "did you mean \"image\"")?;
+    assert_eq!(error["field"], "task_template.container_spec.imgae");
+    assert_eq!(error["allowed"], "image");
+
+    let mut absent = spec("shop", 1);
+    absent["task_template"]["container_spec"]["secrets"] = json!([{"source": "key"}]);
+    let error = server.post("/v1/services", absent).await?;
+    let error = error.error(StatusCode::BAD_REQUEST, "name of a secret that there is")?;
+    assert_eq!(error["field"], "task_template.container_spec.secrets[0].source");
+
+    let large = server
+        .ask(Method::POST, "/v1/services")?
+        .body(vec![b' '; (1 << 20) + 1]);
+    large
+        .send()
+        .await?
+        .error(StatusCode::PAYLOAD_TOO_LARGE, "at most 1048576 bytes")?;
+    let cut = server
+        .ask(Method::POST, "/v1/services")?
+        .body(b"{\"name\":".to_vec());
+    cut.send().await?.error(StatusCode::BAD_REQUEST, "EOF")?;
+    let empty = server.ask(Method::POST, "/v1/services")?;
+    empty
+        .send()
+        .await?
+        .error(StatusCode::BAD_REQUEST, "has no body")?;
+
+    let query = server.get("/v1/services?lable=x").await?;
+    query.error(StatusCode::BAD_REQUEST, "did you mean \"label\"")?;
+    let path = server.get("/v1/service").await?;
+    path.error(StatusCode::NOT_FOUND, "/v1/openapi.json")?;
+    let method = server
+        .ask(Method::PUT, "/v1/services")?
+        .json(&json!({}))
+        .send()
+        .await?;
+    method.error(StatusCode::METHOD_NOT_ALLOWED, "PUT is not possible")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scaling_to_zero_pauses_and_resuming_brings_the_last_number_back() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec("web", 1)).await?;
+    let scaled = server
+        .post("/v1/services/web/scale", json!({"replicas": 3}))
+        .await?;
+    assert!(
+        scaled.expect(StatusCode::OK)?.json["revision"]
+            .as_str()
+            .is_some_and(|at| at.starts_with("2-"))
+    );
+    server.until("web", |view| view.running == 3).await?;
+    let paused = server.ask(Method::POST, "/v1/services/web/pause")?.send().await?;
+    paused.expect(StatusCode::OK)?;
+    server
+        .until("web", |view| view.running == 0 && view.desired == 0)
+        .await?;
+    let resumed = server
+        .ask(Method::POST, "/v1/services/web/resume")?
+        .send()
+        .await?;
+    resumed.expect(StatusCode::OK)?;
+    let view = server.until("web", |view| view.running == 3).await?;
+    assert_eq!(view.author.action, "resume");
+
+    let again = server
+        .ask(Method::POST, "/v1/services/web/resume")?
+        .send()
+        .await?;
+    assert_eq!(
+        again.expect(StatusCode::OK)?.json["revision"],
+        view.revision.to_string()
+    );
+    let error = server
+        .post("/v1/services/web/scale", json!({"replicas": 100_001}))
+        .await?;
+    error.error(StatusCode::BAD_REQUEST, "0 to 100000")?;
+
+    let mut global = spec("agent", 1);
+    global["mode"] = json!({"global": {}});
+    server.create(global).await?;
+    let error = server
+        .post("/v1/services/agent/scale", json!({"replicas": 2}))
+        .await?;
+    error.error(StatusCode::BAD_REQUEST, "is not replicated")?;
+    let error = server
+        .ask(Method::POST, "/v1/services/agent/rebalance")?
+        .send()
+        .await?;
+    error.error(StatusCode::BAD_REQUEST, "is not replicated")?;
+    let rebalanced = server
+        .ask(Method::POST, "/v1/services/web/rebalance")?
+        .send()
+        .await?;
+    rebalanced.expect(StatusCode::OK)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_filtered_and_a_removed_service_is_gone() -> Result<()> {
+    let server = Server::start().await?;
+    for (name, stack) in [("shop_web", "shop"), ("shop_db", "shop"), ("blog_web", "blog")] {
+        let mut one = spec(name, 1);
+        one["labels"] = json!({"com.docker.stack.namespace": stack, "tier": name});
+        server.create(one).await?;
+    }
+    for (query, expected) in [
+        ("", vec!["blog_web", "shop_db", "shop_web"]),
+        ("?stack=shop", vec!["shop_db", "shop_web"]),
+        ("?name=shop_w&name=blog", vec!["blog_web", "shop_web"]),
+        ("?label=tier", vec!["blog_web", "shop_db", "shop_web"]),
+        ("?label=tier%3Dshop_db", vec!["shop_db"]),
+        ("?label=tier&stack=none", vec![]),
+    ] {
+        let listed = server.get(&format!("/v1/services{query}")).await?;
+        let listed = listed.json.as_array().context("a list")?.clone();
+        let names: Vec<&str> = listed
+            .iter()
+            .filter_map(|one| one["spec"]["name"].as_str())
+            .collect();
+        assert_eq!(names, expected, "{query}");
+    }
+    let removed = server.ask(Method::DELETE, "/v1/services/shop_db")?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    server
+        .get("/v1/services/shop_db")
+        .await?
+        .expect(StatusCode::NOT_FOUND)?;
+    let again = server.ask(Method::DELETE, "/v1/services/shop_db")?.send().await?;
+    again.expect(StatusCode::NOT_FOUND)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_run_yet_is_taken_and_says_what_it_waits_for() -> Result<()> {
+    let server = Server::start().await?;
+    let mut waiting = spec("web", 1);
+    waiting["depends_on"] = json!(["db"]);
+    let made = server.create(waiting).await?;
+    let warnings = made.json["warnings"].to_string();
+    assert!(warnings.contains("there is no service db yet"), "{warnings}");
+    let view = server.until("web", |view| !view.waiting.is_empty()).await?;
+    assert_eq!(view.waiting, ["waits for db"]);
+
+    let mut nowhere = spec("far", 2);
+    nowhere["task_template"]["placement"] = json!({"constraints": ["node.labels.zone==moon"]});
+    server.create(nowhere).await?;
+    let view = server
+        .until("far", |view| {
+            view.waiting
+                .iter()
+                .any(|reason| reason.contains("no suitable node"))
+        })
+        .await?;
+    assert_eq!(view.waiting, ["no suitable node (constraint not met on 1 node)"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_store_services_are_read_and_not_changed_until_it_is_back() -> Result<()> {
+    let members = Arc::new(tokio::task::block_in_place(etcd::Cluster::start)?);
+    let lab = Lab::etcd(Arc::clone(&members))?;
+    let server = Server::start_on(lab, tempfile::tempdir()?, false).await?;
+    server.create(spec("web", 1)).await?;
+    server.until("web", |view| view.running == 1).await?;
+    let scale = async || {
+        server
+            .post("/v1/services/web/scale", json!({"replicas": 2}))
+            .await
+    };
+
+    tokio::task::block_in_place(|| (0..2).try_for_each(|member| members.kill_member(member)))?;
+    let refused = scale().await?;
+    ensure!(refused.header("retry-after").is_some(), "{refused:?}");
+    refused.expect(StatusCode::SERVICE_UNAVAILABLE)?;
+    assert_eq!(server.service("web").await?.running, 1);
+    let view = server.get("/v1/orchestrator").await?;
+    assert_eq!(view.json["available"], false);
+
+    tokio::task::block_in_place(|| {
+        (0..2).try_for_each(|member| members.start_member(member))?;
+        members.wait_for_health()
+    })?;
+    let back = async {
+        while scale().await?.status != StatusCode::OK {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(crate::lab::PATIENCE, back)
+        .await
+        .context("not in time")??;
+    server.until("web", |view| view.running == 2).await?;
+    Ok(())
+}

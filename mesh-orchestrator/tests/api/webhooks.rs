@@ -1,0 +1,197 @@
+//! Webhooks roll their service, for whoever has the URL, not too often, and never without a trace.
+
+use anyhow::{Context, Result};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::server::{Answer, Server, spec};
+
+async fn hook(server: &Server, service: &str, name: &str) -> Result<String> {
+    let path = format!("/v1/services/{service}/webhooks");
+    let made = server.post(&path, json!({"name": name})).await?;
+    let made = made.expect(StatusCode::CREATED)?;
+    assert_eq!(
+        (&made.json["enabled"], &made.json["name"]),
+        (&json!(true), &json!(name))
+    );
+    let url = made.json["url"].as_str().context("url")?;
+    // 256 random bits.
+    let path = url.strip_prefix("https://mesh.example").context(url.to_owned())?;
+    assert_eq!(path.len(), "/v1/webhooks/".len() + 43, "{path}");
+    Ok(path.to_owned())
+}
+
+/// Without a token: the URL is all that is needed.
+async fn call(server: &Server, path: &str) -> Result<Answer> {
+    server.ask_as(None, Method::POST, path)?.send().await
+}
+
+fn digest(letter: char) -> String {
+    format!("sha256:{}", letter.to_string().repeat(64))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_rolls_the_service_to_what_its_tag_means_now() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec("web", 2)).await?;
+    let before = server.until("web", |view| view.running == 2).await?;
+    let path = hook(&server, "web", "ci").await?;
+    for (round, letter) in [(1, 'a'), (2, 'b')] {
+        server.images.push("web:1", &digest(letter));
+        let question = server.ask_as(None, Method::POST, &path)?;
+        // Any body will do.
+        let called = question.body(b"\xff not JSON".to_vec()).send().await?;
+        assert_eq!(called.expect(StatusCode::OK)?.json, json!({"warnings": null}));
+        let view = server
+            .until("web", |view| {
+                let is_done = view
+                    .update_status
+                    .as_ref()
+                    .is_some_and(|update| update.completed_at.is_some());
+                is_done && view.running == 2 && view.task_version > before.task_version
+            })
+            .await?;
+        let template = &view.spec.task_template;
+        assert_eq!(template.container_spec.image, format!("web:1@{}", digest(letter)));
+        assert_eq!(template.force_update, round);
+        assert_eq!(
+            (view.author.by.as_str(), view.author.action.as_str()),
+            ("webhook ci", "webhook")
+        );
+    }
+    // The same image: the tasks are replaced all the same.
+    let version = server.service("web").await?.task_version;
+    call(&server, &path).await?.expect(StatusCode::OK)?;
+    server
+        .until("web", |view| view.task_version > version && view.running == 2)
+        .await?;
+
+    let history = server.get("/v1/services/web/history").await?;
+    let calls: Vec<Value> = history
+        .json
+        .as_array()
+        .context("a list")?
+        .iter()
+        .filter(|entry| entry["kind"] == "webhook")
+        .cloned()
+        .collect();
+    assert_eq!(calls.len(), 3);
+    assert_eq!(calls[2]["webhook"], "ci");
+    assert_eq!(calls[2]["image"], format!("web:1@{}", digest('a')));
+    assert!(
+        calls[2]["revision"]
+            .as_str()
+            .is_some_and(|revision| revision.starts_with("2-"))
+    );
+    let listed = server.get("/v1/services/web/webhooks").await?;
+    assert!(listed.json[0]["called_at"].is_u64());
+    assert!(
+        listed.json[0]["url"]
+            .as_str()
+            .is_some_and(|url| url.ends_with(&path))
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_go_wrong_is_a_warning_and_the_service_is_rolled() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec("web", 0)).await?;
+    let path = hook(&server, "web", "ci").await?;
+    let called = call(&server, &path).await?.expect(StatusCode::OK)?;
+    let warnings = called.json["warnings"].to_string();
+    assert!(
+        warnings.contains("manifest unknown") && warnings.contains("paused"),
+        "{warnings}"
+    );
+    let view = server.service("web").await?;
+    assert_eq!(view.spec.task_template.force_update, 1);
+    assert_eq!(view.spec.task_template.container_spec.image, "web:1");
+
+    let mut pinned = spec("db", 1);
+    pinned["task_template"]["container_spec"]["image"] = format!("db@{}", digest('c')).into();
+    server.create(pinned).await?;
+    let path = hook(&server, "db", "ci").await?;
+    let called = call(&server, &path).await?.expect(StatusCode::OK)?;
+    assert!(
+        called.json["warnings"].to_string().contains("has no tag"),
+        "{}",
+        called.text
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_and_disabled_are_answered_alike() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec("web", 1)).await?;
+    let path = hook(&server, "web", "ci").await?;
+    let unknown = call(&server, "/v1/webhooks/AAAA")
+        .await?
+        .expect(StatusCode::NOT_FOUND)?;
+    let switch = async |enabled: bool| {
+        let question = server.ask(Method::PATCH, "/v1/services/web/webhooks/ci")?;
+        question.json(&json!({"enabled": enabled})).send().await
+    };
+    assert_eq!(
+        switch(false).await?.expect(StatusCode::OK)?.json["enabled"],
+        false
+    );
+    let disabled = call(&server, &path).await?.expect(StatusCode::NOT_FOUND)?;
+    assert_eq!(disabled.text, unknown.text);
+    switch(true).await?.expect(StatusCode::OK)?;
+    call(&server, &path).await?.expect(StatusCode::OK)?;
+
+    let again = server
+        .post("/v1/services/web/webhooks", json!({"name": "ci"}))
+        .await?;
+    again.error(StatusCode::CONFLICT, "a webhook ci already")?;
+    let removed = server
+        .ask(Method::DELETE, "/v1/services/web/webhooks/ci")?
+        .send()
+        .await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    call(&server, &path).await?.expect(StatusCode::NOT_FOUND)?;
+    let removed = server
+        .ask(Method::DELETE, "/v1/services/web/webhooks/ci")?
+        .send()
+        .await?;
+    removed.expect(StatusCode::NOT_FOUND)?;
+
+    // A service takes its webhooks with it.
+    let path = hook(&server, "web", "ci").await?;
+    let removed = server.ask(Method::DELETE, "/v1/services/web")?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    call(&server, &path).await?.expect(StatusCode::NOT_FOUND)?;
+    server.create(spec("web", 1)).await?;
+    assert_eq!(server.get("/v1/services/web/webhooks").await?.json, json!([]));
+    call(&server, &path).await?.expect(StatusCode::NOT_FOUND)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_webhook_is_limited_for_itself() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec("web", 0)).await?;
+    let (one, other) = (
+        hook(&server, "web", "one").await?,
+        hook(&server, "web", "other").await?,
+    );
+    let mut limited = None;
+    for _ in 0..20 {
+        let called = call(&server, &one).await?;
+        if called.status != StatusCode::OK {
+            limited = Some(called);
+            break;
+        }
+    }
+    let limited = limited.context("twenty calls in a row were let through")?;
+    assert!(
+        limited
+            .header("retry-after")
+            .is_some_and(|seconds| seconds.parse::<u64>().is_ok())
+    );
+    limited.error(StatusCode::TOO_MANY_REQUESTS, "too often")?;
+    call(&server, &other).await?.expect(StatusCode::OK)?;
+    Ok(())
+}
