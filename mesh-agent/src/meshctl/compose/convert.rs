@@ -204,14 +204,14 @@ fn container_key(
                 .texts()?
                 .iter()
                 .map(|name| flags::capability(name))
-                .collect()
+                .collect();
         }
         "cap_drop" => {
             container.capability_drop = value
                 .texts()?
                 .iter()
                 .map(|name| flags::capability(name))
-                .collect()
+                .collect();
         }
         "healthcheck" => container.healthcheck = healthcheck(value)?,
         "secrets" => container.secrets = references(value, &parts.secrets)?,
@@ -249,7 +249,7 @@ fn ports(field: &Field<'_>, spec: &mut ServiceSpec) -> Result<(), ComposeError> 
             for (key, value) in item.map()? {
                 match key {
                     "target" | "published" | "protocol" | "mode" => {
-                        long.push(format!("{key}={}", value.text()?))
+                        long.push(format!("{key}={}", value.text()?));
                     }
                     "name" | "app_protocol" => {}
                     "host_ip" => {

@@ -138,7 +138,7 @@ pub(super) fn references(field: &Field<'_>, names: &Names) -> Result<Vec<FileRef
                     // A number was octal in YAML already; a text is not.
                     "mode" if value.value.is_number() => reference.mode = value.number()?,
                     "mode" => {
-                        reference.mode = units::file_mode(&value.text()?).map_err(|why| value.refuse(why))?
+                        reference.mode = units::file_mode(&value.text()?).map_err(|why| value.refuse(why))?;
                     }
                     _ => return Err(value.unknown(key, &["source", "target", "uid", "gid", "mode"])),
                 }
