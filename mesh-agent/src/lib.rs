@@ -1,7 +1,8 @@
 //! The mesh's node agent as a library. `ARCHITECTURE.md` has the map and the invariants.
 //!
 //! Dependency direction, an arrow may import: binaries → `agent` → {`source`, `discovery`, `datapath`,
-//! `metrics`, `admin`, `orchestrator`} → `plan` → `model`.
+//! `metrics`, `admin`, `orchestrator`} → `plan` → `model`. `meshctl` is the command line's library: it sees the admin API
+//! and the orchestrator's, and nothing of the agent.
 
 pub mod admin;
 pub mod agent;
@@ -11,6 +12,7 @@ pub mod discovery;
 pub mod doctor;
 pub mod error;
 pub mod mesh0;
+pub mod meshctl;
 pub mod metrics;
 pub mod model;
 pub mod orchestrator;

@@ -161,15 +161,8 @@ impl Client {
             request = request.json(body);
         }
         let answer = request.send().await;
-        let answer = answer.map_err(|error| match connect_error(&error) {
-            Some(source) if source.kind() == io::ErrorKind::PermissionDenied => ClientError::Forbidden {
-                socket: self.socket.clone(),
-                source,
-            },
-            Some(source) => ClientError::NotRunning {
-                socket: self.socket.clone(),
-                source,
-            },
+        let answer = answer.map_err(|error| match connect_failure(&self.socket, &error) {
+            Some(failure) => failure,
             None => fail(error),
         })?;
         if answer.status().is_success() {
@@ -182,6 +175,17 @@ impl Client {
         };
         Err(ClientError::Agent { path, message })
     }
+}
+
+/// Why no connection to a socket came about; none if there was one.
+pub(crate) fn connect_failure(socket: &Path, error: &reqwest::Error) -> Option<ClientError> {
+    let source = connect_error(error)?;
+    let socket = socket.to_owned();
+    Some(if source.kind() == io::ErrorKind::PermissionDenied {
+        ClientError::Forbidden { socket, source }
+    } else {
+        ClientError::NotRunning { socket, source }
+    })
 }
 
 /// The operating system's reason why no connection came about.

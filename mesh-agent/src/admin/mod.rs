@@ -9,6 +9,7 @@ pub mod server;
 pub mod status;
 pub mod view;
 
+pub(crate) use client::connect_failure;
 pub use client::{Client, ClientError};
 pub use control::Control;
 pub use server::{AdminServer, ServerError};

@@ -13,13 +13,14 @@ use mesh_agent::{
     admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
     datapath::DatapathChoice,
     doctor::{self, Examiner},
+    meshctl::{self, Failure},
 };
 use serde::Serialize;
 
 #[path = "../meshctl/table.rs"]
 mod table;
 
-/// Shows where the mesh sends published ports, and how its agent on this machine is.
+/// Shows where the mesh sends published ports and how its agent is; commands the orchestrator.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
@@ -52,6 +53,8 @@ enum Command {
     /// The running agent examines itself, so that its own permissions count. Without one, meshctl
     /// examines with yours, and says so. Exits with 1 when the mesh cannot work on this machine.
     Doctor(DoctorArguments),
+    #[command(flatten)]
+    Orchestrator(meshctl::Command),
 }
 
 #[derive(Debug, Args)]
@@ -134,18 +137,37 @@ enum Format {
     Json,
 }
 
+/// The exit code for what was asked wrongly, as docker's.
+const USAGE: u8 = 125;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // Nobody can be told that telling failed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
     match run(arguments).await {
         Ok(code) => code,
+        // Whoever sent the signal knows.
+        Err(error) if matches!(error.downcast_ref(), Some(Failure::Signal(_))) => exit_code(&error),
         // `meshctl routes | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meshctl: {error:#}");
-            ExitCode::FAILURE
+            exit_code(&error)
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    error
+        .downcast_ref::<Failure>()
+        .map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.exit_code()))
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -169,6 +191,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(arguments) => examine(&client, arguments).await,
+        Command::Orchestrator(command) => {
+            meshctl::run(&arguments.socket, command).await?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -1,0 +1,151 @@
+//! `meshctl node`.
+
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+};
+use mesh_orchestrator::{
+    api::types::{NodePatch, NodeView, OrchestratorView, TaskView},
+    objects::Availability,
+};
+use serde_json::Value;
+
+use super::{InspectFlags, ListFlags, each, say, service::TaskFlags};
+use crate::meshctl::{
+    client::{Api, ApiError},
+    failure::Failure,
+    flags::fields,
+    views::{filter::Filter, nodes},
+};
+
+/// Docker's commands for nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List nodes
+    #[command(visible_alias = "list")]
+    Ls(ListFlags),
+    /// List tasks running on one or more nodes, defaults to current node
+    Ps(Ps),
+    /// Display detailed information on one or more nodes
+    Inspect(Inspect),
+    /// Update a node
+    Update(Update),
+    /// Remove one or more nodes that are down
+    #[command(visible_alias = "remove")]
+    Rm(Remove),
+}
+
+/// Tasks of nodes.
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Nodes, by host name or id; `self` is this one
+    #[arg(value_name = "NODE")]
+    nodes: Vec<String>,
+    #[command(flatten)]
+    tasks: TaskFlags,
+}
+
+/// Nodes in detail.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Nodes, by host name or id; `self` is this one
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+    #[command(flatten)]
+    inspect: InspectFlags,
+}
+
+/// What to change of a node.
+#[derive(Debug, Args)]
+pub struct Update {
+    /// Availability of the node ("active", "pause", "drain")
+    #[arg(long, value_name = "AVAILABILITY", value_parser = PossibleValuesParser::new(["active", "pause", "drain"]).try_map(|word| serde_json::from_value::<Availability>(word.into())))]
+    availability: Option<Availability>,
+    /// Add or update a node label
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    label_add: Vec<String>,
+    /// Remove a node label if exists
+    #[arg(long, value_name = "NAME")]
+    label_rm: Vec<String>,
+    /// The node, by host name or id; `self` is this one
+    node: String,
+}
+
+/// Nodes to remove.
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Nodes, by host name or id
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+pub(super) async fn run(api: &Api, command: NodeCommand) -> Result<(), Failure> {
+    match command {
+        NodeCommand::Ls(list) => {
+            let filter = Filter::parse(&list.filter, &nodes::FILTERS)?;
+            let own = own(api).await?;
+            let views: Vec<NodeView> = api.get(&["nodes"], &[]).await?;
+            list.print(&nodes::LAYOUT, &nodes::rows(views, &filter, &own))
+        }
+        NodeCommand::Ps(ps) => {
+            ps.tasks.check()?;
+            let asked = if ps.nodes.is_empty() {
+                vec!["self".to_owned()]
+            } else {
+                ps.nodes
+            };
+            let mut views: Vec<TaskView> = Vec::new();
+            for node in &asked {
+                let id = view(api, node).await?.node.id;
+                let tasks: Vec<TaskView> = api.get(&["tasks"], &[("node", id.as_str())]).await?;
+                views.extend(tasks);
+            }
+            ps.tasks.print(views)
+        }
+        NodeCommand::Inspect(inspect) => {
+            let mut views = Vec::new();
+            for node in &inspect.nodes {
+                views.push(view(api, node).await?);
+            }
+            inspect.inspect.print(&views, nodes::pretty)
+        }
+        NodeCommand::Update(update) => {
+            let id = view(api, &update.node).await?.node.id;
+            let patch = patch(&update)?;
+            let _: Value = api.patch(&["nodes", id.as_str()], &patch).await?;
+            say(&update.node)
+        }
+        NodeCommand::Rm(remove) => {
+            each(&remove.nodes, |node| async move {
+                let id = view(api, &node).await?.node.id;
+                api.delete(&["nodes", id.as_str()]).await?;
+                Ok(node)
+            })
+            .await
+        }
+    }
+}
+
+async fn own(api: &Api) -> Result<String, ApiError> {
+    let orchestrator: OrchestratorView = api.get(&["orchestrator"], &[]).await?;
+    Ok(orchestrator.node)
+}
+
+async fn view(api: &Api, node: &str) -> Result<NodeView, ApiError> {
+    if node == "self" {
+        let own = own(api).await?;
+        return api.get(&["nodes", &own], &[]).await;
+    }
+    api.get(&["nodes", node], &[]).await
+}
+
+fn patch(update: &Update) -> Result<NodePatch, Failure> {
+    let added = fields::labels(&update.label_add).map_err(Failure::Usage)?;
+    let removed = update.label_rm.iter().map(|name| (name.clone(), None));
+    Ok(NodePatch {
+        availability: update.availability,
+        labels: removed
+            .chain(added.into_iter().map(|(name, value)| (name, Some(value))))
+            .collect(),
+    })
+}

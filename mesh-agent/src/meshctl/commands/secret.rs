@@ -1,0 +1,99 @@
+//! `meshctl secret`.
+
+use std::path::PathBuf;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::{Args, Subcommand};
+use mesh_orchestrator::api::types::{SecretCreate, SecretView};
+
+use super::{InspectFlags, ListFlags, each, now, read_file, say};
+use crate::meshctl::{
+    client::Api,
+    failure::Failure,
+    flags::fields,
+    views::{files, filter::Filter},
+};
+
+/// Docker's limit, in bytes.
+const MAX_BYTES: usize = 500 << 10;
+
+/// Docker's commands for secrets.
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Create a secret from a file or STDIN as content
+    Create(Create),
+    /// List secrets
+    #[command(visible_alias = "list")]
+    Ls(ListFlags),
+    /// Display detailed information on one or more secrets
+    Inspect(Inspect),
+    /// Remove one or more secrets
+    #[command(visible_alias = "remove")]
+    Rm(Remove),
+}
+
+/// A new secret.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Secret labels
+    #[arg(long, short = 'l', value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
+    /// Its name
+    name: String,
+    /// The file with what is in it; `-` is standard input
+    #[arg(value_name = "FILE|-")]
+    file: PathBuf,
+}
+
+/// Secrets in detail.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Secrets, by name or id
+    #[arg(required = true, value_name = "SECRET")]
+    secrets: Vec<String>,
+    #[command(flatten)]
+    inspect: InspectFlags,
+}
+
+/// Secrets to remove.
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Secrets, by name or id
+    #[arg(required = true, value_name = "SECRET")]
+    secrets: Vec<String>,
+}
+
+pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure> {
+    match command {
+        SecretCommand::Create(create) => {
+            let labels = fields::labels(&create.label).map_err(Failure::Usage)?;
+            let data = STANDARD.encode(read_file(&create.file, MAX_BYTES)?).into();
+            let body = SecretCreate {
+                name: create.name,
+                labels,
+                data,
+            };
+            let made: SecretView = api.post(&["secrets"], &body).await?;
+            say(&made.id)
+        }
+        SecretCommand::Ls(list) => {
+            let filter = Filter::parse(&list.filter, &files::FILTERS)?;
+            let secrets: Vec<SecretView> = api.get(&["secrets"], &[]).await?;
+            list.print(&files::SECRETS, &files::secret_rows(secrets, &filter, now()))
+        }
+        SecretCommand::Inspect(inspect) => {
+            let mut secrets: Vec<SecretView> = Vec::new();
+            for secret in &inspect.secrets {
+                secrets.push(api.get(&["secrets", secret], &[]).await?);
+            }
+            inspect.inspect.print(&secrets, files::secret_pretty)
+        }
+        SecretCommand::Rm(remove) => {
+            each(&remove.secrets, |secret| async move {
+                api.delete(&["secrets", &secret]).await?;
+                Ok(secret)
+            })
+            .await
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `meshctl token`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use mesh_orchestrator::api::types::{Scope, TokenCreate, TokenCreated, TokenView};
+
+use super::{PlainListFlags, each, now, say};
+use crate::meshctl::{client::Api, failure::Failure, flags::units, views::operator};
+
+/// Tokens for the HTTP API.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Create a token; prints it, once and never again
+    Create(Create),
+    /// List tokens
+    #[command(visible_alias = "list")]
+    Ls(PlainListFlags),
+    /// Remove one or more tokens
+    #[command(visible_alias = "remove")]
+    Rm(Remove),
+}
+
+/// A new token.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// What it allows: all, or <kind>:read or <kind>:write such as services:write
+    #[arg(long, required = true, value_name = "SCOPE", value_delimiter = ',')]
+    scope: Vec<Scope>,
+    /// When it ends (ms|s|m|h) [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = units::time)]
+    expires: Option<Duration>,
+    /// Its name
+    name: String,
+}
+
+/// Tokens to remove.
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Tokens, by name
+    #[arg(required = true, value_name = "TOKEN")]
+    tokens: Vec<String>,
+}
+
+pub(super) async fn run(api: &Api, command: TokenCommand) -> Result<(), Failure> {
+    match command {
+        TokenCommand::Create(create) => {
+            let body = TokenCreate {
+                name: create.name,
+                scopes: create.scope,
+                expires_at: create.expires.map(|time| now() + time),
+            };
+            let made: TokenCreated = api.post(&["tokens"], &body).await?;
+            say(made.token.expose())
+        }
+        TokenCommand::Ls(list) => {
+            let tokens: Vec<TokenView> = api.get(&["tokens"], &[]).await?;
+            list.print(&operator::TOKENS, &operator::token_rows(&tokens, now()))
+        }
+        TokenCommand::Rm(remove) => {
+            each(&remove.tokens, |token| async move {
+                api.delete(&["tokens", &token]).await?;
+                Ok(token)
+            })
+            .await
+        }
+    }
+}

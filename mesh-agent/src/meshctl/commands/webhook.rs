@@ -1,0 +1,70 @@
+//! `meshctl webhook`.
+
+use clap::{Args, Subcommand};
+use mesh_orchestrator::api::types::{WebhookCreate, WebhookPatch, WebhookView};
+use serde_json::Value;
+
+use super::{PlainListFlags, now, say};
+use crate::meshctl::{client::Api, failure::Failure, views::operator};
+
+/// Webhooks of services: a secret URL that rolls a service when it is posted to.
+#[derive(Debug, Subcommand)]
+pub enum WebhookCommand {
+    /// Create a webhook; prints its URL, which is to be kept as a password
+    Create(Named),
+    /// List a service's webhooks with their URLs
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Let a webhook be called again
+    Enable(Named),
+    /// Let a webhook answer as if it did not exist
+    Disable(Named),
+    /// Remove a webhook
+    #[command(visible_alias = "remove")]
+    Rm(Named),
+}
+
+/// A webhook.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// The service, by name or id
+    service: String,
+    /// The webhook's name
+    name: String,
+}
+
+/// Webhooks of a service.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// The service, by name or id
+    service: String,
+    #[command(flatten)]
+    list: PlainListFlags,
+}
+
+pub(super) async fn run(api: &Api, command: WebhookCommand) -> Result<(), Failure> {
+    match command {
+        WebhookCommand::Create(Named { service, name }) => {
+            let made: WebhookView = api
+                .post(&["services", &service, "webhooks"], &WebhookCreate { name })
+                .await?;
+            say(&made.url)
+        }
+        WebhookCommand::Ls(Ls { service, list }) => {
+            let webhooks: Vec<WebhookView> = api.get(&["services", &service, "webhooks"], &[]).await?;
+            list.print(&operator::WEBHOOKS, &operator::webhook_rows(&webhooks, now()))
+        }
+        WebhookCommand::Enable(named) => set(api, named, true).await,
+        WebhookCommand::Disable(named) => set(api, named, false).await,
+        WebhookCommand::Rm(Named { service, name }) => {
+            api.delete(&["services", &service, "webhooks", &name]).await?;
+            say(&name)
+        }
+    }
+}
+
+async fn set(api: &Api, Named { service, name }: Named, enabled: bool) -> Result<(), Failure> {
+    let path = ["services", &service, "webhooks", &name];
+    let _: Value = api.patch(&path, &WebhookPatch { enabled }).await?;
+    say(&name)
+}

@@ -1,0 +1,56 @@
+//! Compose files (version 3) as specifications: read, interpolated, merged, checked, converted. Pure but for the
+//! files and the environment that [`Surroundings`](super::flags::Surroundings) stands for.
+
+mod convert;
+mod deploy;
+mod field;
+mod interpolate;
+mod merge;
+mod mounts;
+mod parts;
+mod stack;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::path::PathBuf;
+
+pub(crate) use stack::{FileKind, NewFile, STACK_IMAGE, Stack, check_stack_name, read};
+
+/// Why a compose file is not deployed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ComposeError {
+    /// A file cannot be read.
+    #[error("could not read {file}")]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is no YAML.
+    #[error("{file} is no compose file: {message}")]
+    Yaml {
+        /// The file.
+        file: PathBuf,
+        /// Where and why, of the YAML reader.
+        message: String,
+    },
+    /// A key's value is refused.
+    #[error("{path}: {why}")]
+    Refused {
+        /// Where, e.g. `services.web.ports[0]`.
+        path: String,
+        /// Why, and what is possible.
+        why: String,
+    },
+}
+
+impl ComposeError {
+    fn refused(path: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Refused {
+            path: path.into(),
+            why: why.into(),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Why a command fails, and with which exit code: 1, 125 for what was asked wrongly, 128 and the signal's number.
+
+use std::io;
+
+use super::{client::ApiError, compose::ComposeError, flags::UsageError, output::template::TemplateError};
+
+/// A command did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// What is asked for cannot be meant.
+    #[error("{0}")]
+    Usage(String),
+    /// The orchestrator did not do it.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A compose file cannot be deployed.
+    #[error(transparent)]
+    Compose(#[from] ComposeFailure),
+    /// Something of the caller's machine does not work.
+    #[error("{what}")]
+    Io {
+        /// What was tried, and on what.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// What was asked for was done, and has not led where it should.
+    #[error("{0}")]
+    Outcome(String),
+    /// Several things were asked for, and some of them failed.
+    #[error("{}", list(.0))]
+    Several(Vec<Failure>),
+    /// A signal ended it.
+    #[error("ended by signal {0}")]
+    Signal(u8),
+}
+
+/// A compose file cannot be deployed; names the file or the key.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ComposeFailure(ComposeError);
+
+fn list(failures: &[Failure]) -> String {
+    let lines: Vec<String> = failures
+        .iter()
+        .map(|failure| crate::error::error_chain(failure))
+        .collect();
+    lines.join("\n")
+}
+
+impl Failure {
+    /// Something of the caller's machine does not work.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |source| Self::Io { what, source }
+    }
+
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 125,
+            Self::Signal(signal) => 128_u8.saturating_add(*signal),
+            Self::Api(_) | Self::Compose(_) | Self::Io { .. } | Self::Outcome(_) => 1,
+            Self::Several(failures) => failures.iter().map(Self::exit_code).max().unwrap_or(1),
+        }
+    }
+
+    /// One failure of what may be several; none if there is none.
+    pub(crate) fn all(mut failures: Vec<Self>) -> Result<(), Self> {
+        match (failures.pop(), failures.is_empty()) {
+            (None, _) => Ok(()),
+            (Some(only), true) => Err(only),
+            (Some(last), false) => {
+                failures.push(last);
+                Err(Self::Several(failures))
+            }
+        }
+    }
+}
+
+impl From<UsageError> for Failure {
+    fn from(error: UsageError) -> Self {
+        Self::Usage(error.0)
+    }
+}
+
+impl From<TemplateError> for Failure {
+    fn from(error: TemplateError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<ComposeError> for Failure {
+    fn from(error: ComposeError) -> Self {
+        Self::Compose(ComposeFailure(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_dockers() {
+        assert_eq!(Failure::Usage(String::new()).exit_code(), 125);
+        assert_eq!(Failure::Outcome(String::new()).exit_code(), 1);
+        assert_eq!(Failure::Signal(2).exit_code(), 130);
+        let several =
+            Failure::all(vec![Failure::Outcome("a".into()), Failure::Outcome("b".into())]).unwrap_err();
+        assert_eq!((several.exit_code(), several.to_string()), (1, "a\nb".to_owned()));
+        assert!(Failure::all(Vec::new()).is_ok());
+    }
+}

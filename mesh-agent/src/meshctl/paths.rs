@@ -1,0 +1,36 @@
+//! Paths that users write relative to a folder. Pure: nothing is looked up.
+
+use std::path::{Component, Path, PathBuf};
+
+/// `text` below `folder` unless it is absolute, without `.` and `..`.
+pub(crate) fn absolute(folder: &Path, text: &str) -> String {
+    let mut path = PathBuf::new();
+    for component in folder.join(text).components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                path.pop();
+            }
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => path.push(component),
+        }
+    }
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_are_resolved() {
+        for (text, expected) in [
+            ("./a", "/home/me/a"),
+            ("../a/./b", "/home/a/b"),
+            ("/a/../b", "/b"),
+            (".", "/home/me"),
+            ("../../../..", "/"),
+        ] {
+            assert_eq!(absolute(Path::new("/home/me"), text), expected);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `meshctl node`, `secret`, `config`, `registry`, `webhook`, `snapshot` and `token`.
+
+use anyhow::{Result, ensure};
+
+use crate::server::Server;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_listed_drained_and_labelled() -> Result<()> {
+    let server = Server::start().await?;
+    let listed = server.ok("node ls").await?;
+    let mut lines = listed.lines();
+    ensure!(
+        lines.next()
+            == Some("ID          HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   AGENT VERSION"),
+        "{listed}"
+    );
+    ensure!(
+        lines.next() == Some("node1id *   alpha      Ready     Active         Leader           0.1.0"),
+        "{listed}"
+    );
+    server
+        .ok("service create -q --name web --update-monitor 50ms nginx")
+        .await?;
+    ensure!(server.ok("node ps --format '{{.Name}}'").await? == "web.1\n");
+    ensure!(
+        server
+            .ok("node update alpha --availability drain --label-add zone=a --label-add x")
+            .await?
+            == "alpha\n"
+    );
+    ensure!(server.ok("node update --label-rm x self").await? == "self\n");
+    let shown = server
+        .ok("node inspect self --format '{{.Availability}} {{json .Labels}}'")
+        .await?;
+    ensure!(shown == "drain {\"zone\":\"a\"}\n", "{shown}");
+    let pretty = server.ok("node inspect alpha --pretty").await?;
+    ensure!(
+        pretty.contains("Labels:\n - zone=a\n") && pretty.contains(" Memory:\t\t16GiB\n"),
+        "{pretty}"
+    );
+    ensure!(server.fails("node rm alpha", 1).await?.contains("not down"));
+    ensure!(server.ok("node ls -f role=worker -q").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_and_passwords_are_never_shown() -> Result<()> {
+    let server = Server::start().await?;
+    let said = server
+        .run_with("secret create -l tier=front key -", "hunter2")
+        .await?;
+    ensure!(said.code == Some(0) && said.out.lines().count() == 1, "{said:?}");
+    let id = said.out.trim().to_owned();
+    let listed = server.ok("secret ls").await?;
+    ensure!(
+        listed.starts_with("ID ") && listed.contains("DRIVER    CREATED") && listed.contains(&id),
+        "{listed}"
+    );
+    let said = server
+        .run_with(
+            "registry login -u me --password-stdin https://registry.example.com:5000/v2/",
+            "hunter2\n",
+        )
+        .await?;
+    ensure!(said.code == Some(0), "{said:?}");
+    ensure!(
+        server
+            .ok("registry ls --format '{{.Registry}} {{.Username}}'")
+            .await?
+            == "registry.example.com:5000 me\n"
+    );
+    let said = server.run("registry login -u me -p hunter2 ghcr.io").await?;
+    ensure!(
+        said.err == "WARNING: Using --password via the CLI is insecure. Use --password-stdin.\n",
+        "{said:?}"
+    );
+    ensure!(
+        server
+            .fails("registry login ghcr.io", 125)
+            .await?
+            .contains("--password-stdin")
+    );
+    for line in [
+        "secret inspect key",
+        "secret inspect --pretty key",
+        "registry ls --format json",
+        "secret ls --format json",
+    ] {
+        ensure!(!server.ok(line).await?.contains("hunter2"), "{line}");
+    }
+    server
+        .ok("service create -q --name web --update-monitor 50ms --secret key nginx")
+        .await?;
+    ensure!(server.fails("secret rm key", 1).await?.contains("web"));
+    server.ok("service rm web").await?;
+    ensure!(server.ok("secret rm key").await? == "key\n");
+    server.ok("registry logout ghcr.io").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configs_show_what_is_in_them() -> Result<()> {
+    let server = Server::start().await?;
+    server.file("settings.conf", "a=1\n")?;
+    server.ok("config create settings settings.conf").await?;
+    let pretty = server.ok("config inspect --pretty settings").await?;
+    ensure!(pretty.ends_with("Data:\na=1\n\n"), "{pretty}");
+    ensure!(server.ok("config ls --format '{{.Name}}'").await? == "settings\n");
+    ensure!(server.ok("config rm settings").await? == "settings\n");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn webhooks_tokens_and_snapshots() -> Result<()> {
+    let server = Server::start().await?;
+    server
+        .ok("service create -q --name web --update-monitor 50ms nginx:1")
+        .await?;
+    let url = server.ok("webhook create web ci").await?;
+    ensure!(url.starts_with("https://mesh.example/v1/webhooks/"), "{url}");
+    ensure!(server.ok("webhook disable web ci").await? == "ci\n");
+    let listed = server.ok("webhook ls web").await?;
+    ensure!(
+        listed.contains("ci        false     ") && listed.contains("never       https://mesh.example/"),
+        "{listed}"
+    );
+    ensure!(server.ok("webhook rm web ci").await? == "ci\n");
+
+    let token = server
+        .ok("token create ci --scope services:write,nodes:read --expires 24h")
+        .await?;
+    ensure!(token.trim().len() > 20, "{token}");
+    let tokens = server
+        .ok("token ls --format '{{.Name}} {{.Scopes}} {{.ExpiresAt}}'")
+        .await?;
+    ensure!(
+        tokens.starts_with("ci ") && tokens.contains("services:write") && tokens.contains("in 2"),
+        "{tokens}"
+    );
+    ensure!(server.ok("token rm ci").await? == "ci\n");
+
+    let name = server.ok("snapshot create").await?;
+    ensure!(name.starts_with("manual-"), "{name}");
+    ensure!(server.ok("snapshot ls -q").await? == name);
+    let pretty = server
+        .ok(&format!("snapshot inspect --pretty {}", name.trim()))
+        .await?;
+    ensure!(pretty.contains("Services:\n web\n"), "{pretty}");
+    ensure!(
+        server
+            .fails(&format!("snapshot restore {}", name.trim()), 1)
+            .await?
+            .contains("--replace")
+    );
+    Ok(())
+}
