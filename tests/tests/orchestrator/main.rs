@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-mod api;
 mod etcd;
 mod several;
 mod single;

@@ -10,11 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::load::Report;
 use serde_json::{Value, json};
 use xtask::{
-    lab::{Lab, LabOptions, Reply, agent::DEFAULT_ARGUMENTS, engine::SERVER_IMAGE, wait_until},
+    lab::{Lab, LabOptions, Reply, api::Api, engine::SERVER_IMAGE, wait_until},
     paths,
 };
-
-use crate::api::Api;
 
 /// The port that the stories' service publishes.
 pub(crate) const HTTP: u16 = 9200;
@@ -53,31 +51,21 @@ impl Stage {
 
     /// Starts a node's agent, and waits until it runs its tasks.
     pub(crate) fn start_agent(&self, node: &str) -> Result<()> {
-        let state = self.lab.state().data.join(node).join("mesh");
-        let state = state.to_str().context("the lab's path is not UTF-8")?;
-        let address = self.lab.address(node)?;
-        let mut arguments = DEFAULT_ARGUMENTS.to_vec();
-        arguments.extend(["--orchestrator", "--state-dir", state, "--node-address", &address]);
-        arguments.extend(["--heartbeat", "1s", "--drain-time", "2s"]);
-        arguments.extend(self.more.get(node).into_iter().flatten().map(String::as_str));
-        self.lab.start_agent(node, &arguments)?;
-        wait_until(&format!("{node} to be ready"), PATIENCE, || {
-            let nodes = self.api(node)?.get("/v1/nodes")?;
-            let is_ready = |listed: &Value| listed["hostname"] == node && listed["status"] == "ready";
-            match nodes.as_array().is_some_and(|nodes| nodes.iter().any(is_ready)) {
-                true => Ok(()),
-                false => bail!("{nodes}"),
-            }
-        })
-        .with_context(|| self.evidence())
+        let more: Vec<&str> = self
+            .more
+            .get(node)
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        self.lab
+            .start_orchestrator(node, &more)
+            .with_context(|| self.evidence())
     }
 
     /// A node's API.
     pub(crate) fn api(&self, node: &str) -> Result<Api> {
-        let init = self.lab.state().space(node)?.init.pid;
-        Ok(Api {
-            socket: format!("/proc/{init}/root/run/mesh/admin.sock").into(),
-        })
+        self.lab.api(node)
     }
 
     /// Creates the stories' service, and waits until its replicas answer.

@@ -19,6 +19,7 @@ use signal_hook::{
 };
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod engine;
 mod poll;

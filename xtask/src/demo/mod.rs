@@ -9,6 +9,10 @@ use std::{
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
+mod claims;
+mod orchestrator;
+
+use self::claims::Claims;
 use crate::{
     build,
     lab::{
@@ -31,6 +35,9 @@ pub struct Arguments {
     /// Check every claim, exit 0 only if all held, and take the lab down.
     #[arg(long)]
     check: bool,
+    /// Show the orchestrator on one node without Swarm instead.
+    #[arg(long)]
+    orchestrator: bool,
     /// The lab's name.
     #[arg(long, default_value = "mesh")]
     name: String,
@@ -47,7 +54,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     println!("build");
     build::run()?;
     println!("lab");
-    let mut lab = lab::cli::up(&LabOptions {
+    if arguments.orchestrator {
+        return orchestrator::run(&arguments.name, arguments.check);
+    }
+    let lab = lab::cli::up(&LabOptions {
         name: arguments.name.clone(),
         ..LabOptions::default()
     })?;
@@ -59,28 +69,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     wait_for_routes(&lab, &mut claims);
     show_spread(&lab, &mut claims)?;
     show_routes(&lab, &mut claims)?;
-    println!();
-    claims.print();
-    if arguments.check {
-        let held = claims.held();
-        lab.down()?;
-        println!(
-            "the lab is down; {}",
-            if held {
-                "every claim held"
-            } else {
-                "not every claim held"
-            }
-        );
-        return Ok(if held {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
+    let code = claims.end(lab, arguments.check)?;
+    if !arguments.check {
+        print_hints(&arguments.name);
     }
-    lab.keep();
-    print_hints(&arguments.name);
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// The agents learn of the service from Swarm; nothing is sent before each knows all replicas.
@@ -169,30 +162,6 @@ fn show_routes(lab: &Lab, claims: &mut Claims) -> Result<()> {
         );
     }
     Ok(())
-}
-
-#[derive(Default)]
-struct Claims {
-    all: Vec<(String, Result<(), String>)>,
-}
-
-impl Claims {
-    fn claim(&mut self, what: String, outcome: Result<(), String>) {
-        self.all.push((what, outcome));
-    }
-
-    fn held(&self) -> bool {
-        self.all.iter().all(|(_, outcome)| outcome.is_ok())
-    }
-
-    fn print(&self) {
-        for (what, outcome) in &self.all {
-            match outcome {
-                Ok(()) => println!("  held    {what}"),
-                Err(why) => println!("  FAILED  {what}: {why}"),
-            }
-        }
-    }
 }
 
 fn print_hints(name: &str) {
