@@ -52,6 +52,7 @@ struct Wanted {
 /// # Errors
 /// When a port is taken.
 pub async fn serve(http_port: u16, udp_port: u16) -> Result<()> {
+    println!("answering HTTP on port {http_port} and UDP on port {udp_port}");
     let task: Arc<str> = task_name().into();
     let udp = UdpSocket::bind(("0.0.0.0", udp_port))
         .await

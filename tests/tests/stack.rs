@@ -78,12 +78,11 @@ fn story() -> Result<()> {
 fn build_image(lab: &Lab) -> Result<()> {
     let context = lab.state().data.join("image");
     fs::create_dir_all(&context).with_context(|| format!("could not create {}", context.display()))?;
-    for program in ["mesh-agent", "meshctl"] {
-        let from = paths::program(program);
-        ensure!(from.is_file(), "{program} is not built; run `cargo xtask build`");
-        fs::copy(&from, context.join(program))
-            .with_context(|| format!("could not copy {}", from.display()))?;
-    }
+    let from = paths::program("mesh-agent");
+    ensure!(from.is_file(), "mesh-agent is not built; run `cargo xtask build`");
+    fs::copy(&from, context.join("mesh-agent"))
+        .with_context(|| format!("could not copy {}", from.display()))?;
+    std::os::unix::fs::symlink("mesh-agent", context.join("meshctl")).context("could not link meshctl")?;
     let file = paths::workspace().join("deploy/Dockerfile");
     let (file, context) = (text(&file)?, text(&context)?);
     lab.on_each_node(|node| {

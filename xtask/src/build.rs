@@ -115,7 +115,7 @@ fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Resu
     Ok(())
 }
 
-/// Builds `mesh-agent`, `meshctl` and the test server, linked statically.
+/// Builds `mesh-agent` and the test server, linked statically, and links `meshctl` to the former, which is both.
 ///
 /// # Errors
 /// When the build fails.
@@ -126,17 +126,33 @@ pub fn static_programs() -> Result<()> {
         "mesh-agent",
         "--package",
         "mesh-tests",
-        "--bins",
+        "--bin",
+        "mesh-agent",
+        "--bin",
+        "mesh-testbed",
         "--target-dir",
     ]);
     build
         .arg(paths::target().join("static"))
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+        // Equal functions are kept once, which saves a twentieth of the image.
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,--icf=all"].join("\u{1f}"),
+        );
     progress(
         "mesh-agent, meshctl and the test server, static",
         "static",
         &mut build,
-    )
+    )?;
+    let link = paths::program("meshctl");
+    let failed = || format!("could not make {} a link to mesh-agent", link.display());
+    if fs::read_link(&link).ok().as_deref() != Some(Path::new("mesh-agent")) {
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
+            _ => std::os::unix::fs::symlink("mesh-agent", &link).with_context(failed)?,
+        }
+    }
+    Ok(())
 }
 
 /// The workspace's own cargo, told where the eBPF programs are.

@@ -1,4 +1,5 @@
-//! The node agent: reads the command line, gives up what it does not need, and runs the library's agent.
+//! The node agent: reads the command line, gives up what it does not need, and runs the library's agent. By the name
+//! `meshctl`, it is that.
 
 use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -10,14 +11,8 @@ use mesh_agent::{
     config::RunOptions,
     doctor::{self, Examiner},
     error::error_chain,
+    meshctl,
 };
-
-#[path = "../meshctl/table.rs"]
-#[expect(
-    dead_code,
-    reason = "shared with meshctl, which also prints routes, rungs and status"
-)]
-mod table;
 
 /// How long the agent may take to answer that it is well.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -62,6 +57,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // The image has one program under both names: each by itself would hold nearly all of the other.
+    let name = std::env::args_os().next().unwrap_or_default();
+    if std::path::Path::new(&name).file_name() == Some(std::ffi::OsStr::new("meshctl")) {
+        return meshctl::cli::main();
+    }
     let result = match Arguments::parse().command {
         Command::Run(options) => run(*options),
         Command::Doctor { docker_socket, bpffs } => doctor(docker_socket, bpffs),
@@ -93,7 +93,7 @@ fn doctor(docker_socket: PathBuf, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
         ..doctor::Options::default()
     };
     let report = runtime()?.block_on(doctor::examine(&options, Examiner::Agent, None));
-    writeln!(std::io::stdout(), "{}", table::report(&report)).context("printing the report failed")?;
+    writeln!(std::io::stdout(), "{}", meshctl::table::report(&report)).context("printing the report failed")?;
     Ok(if report.works {
         ExitCode::SUCCESS
     } else {

@@ -4,6 +4,9 @@
 //! `flags`, `compose`, `output`, `views` and the picture in `progress` are pure; `client` asks, `commands` put
 //! them together.
 
+pub mod cli;
+pub mod table;
+
 mod client;
 mod commands;
 mod compose;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-use mesh_agent::{
+use crate::{
     admin::api::{Route, Routes, Status},
     datapath::{DatapathStatus, InterfaceMode, RungStatus},
     doctor::{Examiner, Outcome, Report},
@@ -187,7 +187,8 @@ fn datapath_line(status: &DatapathStatus) -> String {
 }
 
 /// The doctor's report: checks with remedies, and what follows.
-pub(super) fn report(report: &Report) -> String {
+#[must_use]
+pub fn report(report: &Report) -> String {
     let mut table = new_table(&["CHECK", "RESULT", "FOUND"]);
     for check in &report.checks {
         table.add_row([check.name.as_str(), check.outcome.name(), check.detail.as_str()]);
@@ -270,7 +271,7 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mesh_agent::{
+    use crate::{
         admin::api::{RouteBackend, RouteState},
         datapath::Traffic,
         doctor::Check,

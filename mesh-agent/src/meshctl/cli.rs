@@ -1,0 +1,315 @@
+//! The command line of `meshctl`, of the mesh and of the orchestrator: asks the agent of this machine and prints what it
+//! says. Nothing imports it but the binaries.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::{Failure, commands, table};
+use crate::{
+    admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
+    datapath::DatapathChoice,
+    doctor::{self, Examiner},
+};
+
+/// Shows where the mesh sends published ports and how its agent is; commands the orchestrator.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, max_term_width = 100)]
+struct Arguments {
+    /// The agent's admin socket
+    #[arg(long, global = true, env = "MESH_ADMIN_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One row for each published port and replica: where the port goes, and why not there
+    ///
+    /// Counters are those of traffic that entered the mesh at this node. IN and OUT are L3 bytes from and
+    /// to clients (IP header included); in dsr mode replies of replicas on other nodes are not seen.
+    Routes(RoutesArguments),
+    /// Role, data path of each interface, peers, age of the cluster's picture, troubles
+    Status {
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// The rungs of the data path: which is in use, and why not a better one
+    ///
+    /// A rung that was refused is not tried again until asked for.
+    Datapath(DatapathArguments),
+    /// Examines kernel, permissions and Docker; says which data path results and what to do
+    ///
+    /// The running agent examines itself, so that its own permissions count. Without one, meshctl
+    /// examines with yours, and says so. Exits with 1 when the mesh cannot work on this machine.
+    Doctor(DoctorArguments),
+    #[command(flatten)]
+    Orchestrator(commands::Command),
+}
+
+#[derive(Debug, Args)]
+struct RoutesArguments {
+    /// Only this service, by name or id
+    #[arg(long)]
+    service: Option<String>,
+    /// Only this published port
+    #[arg(long)]
+    port: Option<u16>,
+    /// Only replicas on this node, by host name or id
+    #[arg(long)]
+    node: Option<String>,
+    /// List every address that answers instead of `*`
+    #[arg(long)]
+    all_frontends: bool,
+    /// Print again every so many seconds (1 unless told) until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1",
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    watch: Option<u32>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+struct DatapathArguments {
+    #[command(subcommand)]
+    action: Option<DatapathAction>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t, global = true)]
+    format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum DatapathAction {
+    /// Tries the better rungs again now
+    ///
+    /// The new one is whole before the old one goes; connections in progress break where eBPF and IPVS
+    /// take each other's place.
+    Retry,
+    /// Takes another data path, until the agent ends or is asked again
+    Use {
+        /// eBPF, IPVS, or the best that works
+        #[arg(value_enum)]
+        choice: DatapathChoice,
+    },
+}
+
+#[derive(Debug, Args)]
+struct DoctorArguments {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Docker's Unix socket, when no agent runs
+    #[arg(
+        long,
+        env = "MESH_DOCKER_SOCKET",
+        default_value = "/var/run/docker.sock",
+        value_name = "PATH"
+    )]
+    docker_socket: PathBuf,
+    /// Docker's data root, when no agent runs [default: what `docker info` says]
+    #[arg(long, env = "MESH_DOCKER_ROOT", value_name = "PATH")]
+    docker_root: Option<PathBuf>,
+    /// Mount point of the bpf file system, when no agent runs
+    #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf", value_name = "PATH")]
+    bpffs: PathBuf,
+    /// A cgroup2 hierarchy, when no agent runs [default: the one in the mount table]
+    #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    /// Columns for people
+    #[default]
+    Table,
+    /// The agent's answer, for programs
+    Json,
+}
+
+/// The exit code for what was asked wrongly, as docker's.
+const USAGE: u8 = 125;
+
+/// Does what the command line asks for; the process's exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(obey()),
+        Err(error) => {
+            eprintln!("meshctl: starting the runtime failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn obey() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // Nobody can be told that telling failed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(arguments).await {
+        Ok(code) => code,
+        // Whoever sent the signal knows.
+        Err(error) if matches!(error.downcast_ref(), Some(Failure::Signal(_))) => exit_code(&error),
+        // `meshctl routes | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meshctl: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    error
+        .downcast_ref::<Failure>()
+        .map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.exit_code()))
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&arguments.socket)?;
+    match arguments.command {
+        Command::Routes(arguments) => routes(&client, &arguments).await,
+        Command::Status { format } => {
+            let status = client.status().await?;
+            print(format, &status, table::status)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Datapath(arguments) => {
+            let answer = match arguments.action {
+                None => client.datapath().await?,
+                Some(DatapathAction::Retry) => client.retry_datapath().await?,
+                Some(DatapathAction::Use { choice }) => client.use_datapath(choice).await?,
+            };
+            print(arguments.format, &answer, |answer| {
+                table::datapath(&answer.datapath)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Doctor(arguments) => examine(&client, arguments).await,
+        Command::Orchestrator(command) => {
+            commands::run(&arguments.socket, command).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn routes(client: &Client, arguments: &RoutesArguments) -> anyhow::Result<ExitCode> {
+    let Some(seconds) = arguments.watch else {
+        print_routes(client, arguments).await?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    loop {
+        if io::stdout().is_terminal() {
+            // Cursor home, clear to the end.
+            write!(io::stdout(), "\x1b[H\x1b[J").context("cannot write to the terminal")?;
+        }
+        match print_routes(client, arguments).await {
+            Ok(()) => {}
+            Err(error) if is_broken_pipe(&error) => return Err(error),
+            // The agent may be restarting: whoever watches wants to see it come back.
+            Err(error) => eprintln!("meshctl: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+    }
+}
+
+async fn print_routes(client: &Client, arguments: &RoutesArguments) -> anyhow::Result<()> {
+    let mut answer = client.routes().await?;
+    answer.routes.retain(|route| wanted(route, arguments));
+    print(arguments.format, &answer, |answer| {
+        table::routes(answer, arguments.all_frontends)
+    })
+}
+
+fn wanted(route: &Route, arguments: &RoutesArguments) -> bool {
+    let names = |wanted: &Option<String>, name: &str, id: &str| {
+        wanted
+            .as_ref()
+            .is_none_or(|wanted| wanted == name || wanted == id)
+    };
+    let node = match &route.backend {
+        Some(backend) => names(&arguments.node, &backend.node, &backend.node_id),
+        None => arguments.node.is_none(),
+    };
+    node && names(&arguments.service, &route.service, &route.service_id)
+        && arguments.port.is_none_or(|port| port == route.port)
+}
+
+async fn examine(client: &Client, arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
+    let report = match client.doctor().await {
+        Ok(report) => report,
+        Err(ClientError::NotRunning { .. }) => {
+            let options = doctor::Options {
+                docker_socket: arguments.docker_socket,
+                docker_root: arguments.docker_root,
+                bpffs: arguments.bpffs,
+                cgroup: arguments.cgroup,
+            };
+            doctor::examine(&options, Examiner::Meshctl, None).await
+        }
+        Err(error) => return Err(error.into()),
+    };
+    print(arguments.format, &report, table::report)?;
+    Ok(if report.works {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print<T: Serialize>(format: Format, value: &T, table: impl Fn(&T) -> String) -> anyhow::Result<()> {
+    let text = match format {
+        Format::Table => table(value),
+        Format::Json => serde_json::to_string_pretty(value).context("cannot write the answer as JSON")?,
+    };
+    let mut output = io::stdout().lock();
+    writeln!(output, "{}", text.trim_end())
+        .and_then(|()| output.flush())
+        .context("cannot write to standard output")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn watch_is_a_switch_or_takes_seconds() {
+        let watch = |flag: &str| match Arguments::try_parse_from(["meshctl", "routes", flag])
+            .unwrap()
+            .command
+        {
+            Command::Routes(arguments) => arguments.watch,
+            _ => None,
+        };
+        assert_eq!(watch("--watch"), Some(1));
+        assert_eq!(watch("--watch=5"), Some(5));
+        assert!(Arguments::try_parse_from(["meshctl", "routes", "--watch=0"]).is_err());
+    }
+}
