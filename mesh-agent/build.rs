@@ -1,5 +1,6 @@
 //! Embeds the eBPF object that `cargo xtask build` made. Without one the agent still builds (for
-//! checks, and for those who only want `meshctl`), and says at run time what is missing.
+//! checks, and for those who only want `meshctl`), and says at run time what is missing. A static program has its
+//! relocations packed, which are a thirteenth of it otherwise.
 
 use std::{env, fs, path::PathBuf};
 
@@ -17,5 +18,10 @@ fn main() {
             });
         }
         None => fs::write(&out, []).expect("OUT_DIR is writable"),
+    }
+    // A dynamic one would depend on a loader of glibc 2.36 or later.
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    if features.split(',').any(|feature| feature == "crt-static") {
+        println!("cargo::rustc-link-arg-bins=-Wl,--pack-dyn-relocs=relr");
     }
 }
