@@ -148,7 +148,9 @@ pub fn static_programs() -> Result<()> {
     let failed = || format!("could not make {} a link to mesh-agent", link.display());
     if fs::read_link(&link).ok().as_deref() != Some(Path::new("mesh-agent")) {
         match fs::remove_file(&link) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(failed);
+            }
             _ => std::os::unix::fs::symlink("mesh-agent", &link).with_context(failed)?,
         }
     }

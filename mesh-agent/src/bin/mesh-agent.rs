@@ -93,7 +93,8 @@ fn doctor(docker_socket: PathBuf, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
         ..doctor::Options::default()
     };
     let report = runtime()?.block_on(doctor::examine(&options, Examiner::Agent, None));
-    writeln!(std::io::stdout(), "{}", meshctl::table::report(&report)).context("printing the report failed")?;
+    writeln!(std::io::stdout(), "{}", meshctl::table::report(&report))
+        .context("printing the report failed")?;
     Ok(if report.works {
         ExitCode::SUCCESS
     } else {

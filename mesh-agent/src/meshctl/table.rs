@@ -6,13 +6,13 @@ use std::{
     io::{self, IsTerminal},
 };
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use crate::{
     admin::api::{Route, Routes, Status},
     datapath::{DatapathStatus, InterfaceMode, RungStatus},
     doctor::{Examiner, Outcome, Report},
     model::{NodeRole, ReturnMode},
 };
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
 /// The table of routes; `*` stands for all of the node's addresses unless `all_frontends`.
 pub(super) fn routes(answer: &Routes, all_frontends: bool) -> String {
