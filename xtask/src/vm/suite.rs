@@ -56,7 +56,7 @@ const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 const PATIENCE: u32 = 12;
 
 /// The tests of the lab that need what this machine's kernel may lack: the first without Docker.
-const LAB_TESTS: &[&str] = &["fallback", "beside"];
+pub(crate) const LAB_TESTS: &[&str] = &["fallback", "beside"];
 
 /// Sets up, builds, and runs the tests in a virtual machine.
 ///
