@@ -48,7 +48,7 @@ fn together() -> Result<()> {
         counts.len() == 3 && counts.values().all(|count| *count == 2),
         "{counts:?}"
     );
-    stage.without_a_failure(30, || stage.roll("2"))?;
+    stage.without_a_failure(|| stage.roll("2"))?;
 
     let logs = stage.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
     let nodes: std::collections::BTreeSet<String> = logs
@@ -62,7 +62,7 @@ fn together() -> Result<()> {
 
     // Drain: the node's tasks move, and nothing is lost.
     let drained = json!({"availability": "drain"});
-    stage.without_a_failure(20, || {
+    stage.without_a_failure(|| {
         stage
             .api("node1")?
             .call("PATCH", "/v1/nodes/node3", Some(&drained))?;
@@ -87,7 +87,7 @@ fn losses() -> Result<()> {
     // The leader's agent dies: another one leads, and no request is lost meanwhile.
     let leader = leader(&stage, "node1")?;
     let other = if leader == "node1" { "node2" } else { "node1" };
-    stage.without_a_failure(20, || {
+    stage.without_a_failure(|| {
         stage.lab.kill_agent(&leader)?;
         wait_until("another leader", PATIENCE, || {
             let now = self::leader(&stage, other)?;
@@ -100,7 +100,7 @@ fn losses() -> Result<()> {
 
     // Without a quorum nothing changes, and everything runs.
     let before = stage.containers("node1")?;
-    stage.without_a_failure(50, || {
+    stage.without_a_failure(|| {
         for node in ["node2", "node3"] {
             etcd.kill_member(&stage.lab, node)?;
         }
