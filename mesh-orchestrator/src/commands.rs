@@ -362,15 +362,7 @@ pub fn set_availability(
     availability: Availability,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let node = known_node(state, id)?;
-    Ok(put_node(
-        state,
-        Node {
-            availability,
-            ..node.clone()
-        },
-        now,
-    ))
+    change_node(state, id, now, |node| node.availability = availability)
 }
 
 /// Sets whether a node's agent is heard.
@@ -383,15 +375,18 @@ pub fn set_node_status(
     status: NodeStatus,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let node = known_node(state, id)?;
-    Ok(put_node(
-        state,
-        Node {
-            status,
-            ..node.clone()
-        },
-        now,
-    ))
+    change_node(state, id, now, |node| node.status = status)
+}
+
+fn change_node(
+    state: &State,
+    id: &NodeId,
+    now: Timestamp,
+    change: impl FnOnce(&mut Node),
+) -> Result<Vec<Change>, CommandError> {
+    let mut node = known_node(state, id)?.clone();
+    change(&mut node);
+    Ok(put_node(state, node, now))
 }
 
 fn known_node<'a>(state: &'a State, id: &NodeId) -> Result<&'a Node, CommandError> {
