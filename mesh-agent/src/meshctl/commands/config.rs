@@ -9,7 +9,7 @@ use mesh_orchestrator::{
     secrets::Kind,
 };
 
-use super::{InspectFlags, ListFlags, each, now, read_file, say};
+use super::{InspectFlags, ListFlags, get_each, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
@@ -82,21 +82,12 @@ pub(super) async fn run(api: &Api, command: ConfigCommand) -> Result<(), Failure
             list.print(&files::CONFIGS, &files::config_rows(configs, &filter, now()))
         }
         ConfigCommand::Inspect(inspect) => {
-            let mut configs: Vec<ConfigView> = Vec::new();
-            for config in &inspect.configs {
-                configs.push(api.get(&["configs", config], &[]).await?);
-            }
+            let configs: Vec<ConfigView> = get_each(api, "configs", &inspect.configs).await?;
             inspect.inspect.print(&configs, |config| {
                 let data = STANDARD.decode(config.data.as_deref().unwrap_or_default());
                 files::config_pretty(config, &data.unwrap_or_default())
             })
         }
-        ConfigCommand::Rm(remove) => {
-            each(&remove.configs, |config| async move {
-                api.delete(&["configs", &config]).await?;
-                Ok(config)
-            })
-            .await
-        }
+        ConfigCommand::Rm(remove) => remove_each(api, "configs", &remove.configs).await,
     }
 }

@@ -9,7 +9,7 @@ use mesh_orchestrator::{
     secrets::Kind,
 };
 
-use super::{InspectFlags, ListFlags, each, now, read_file, say};
+use super::{InspectFlags, ListFlags, get_each, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
@@ -82,18 +82,9 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
             list.print(&files::SECRETS, &files::secret_rows(secrets, &filter, now()))
         }
         SecretCommand::Inspect(inspect) => {
-            let mut secrets: Vec<SecretView> = Vec::new();
-            for secret in &inspect.secrets {
-                secrets.push(api.get(&["secrets", secret], &[]).await?);
-            }
+            let secrets: Vec<SecretView> = get_each(api, "secrets", &inspect.secrets).await?;
             inspect.inspect.print(&secrets, files::secret_pretty)
         }
-        SecretCommand::Rm(remove) => {
-            each(&remove.secrets, |secret| async move {
-                api.delete(&["secrets", &secret]).await?;
-                Ok(secret)
-            })
-            .await
-        }
+        SecretCommand::Rm(remove) => remove_each(api, "secrets", &remove.secrets).await,
     }
 }
