@@ -11,6 +11,7 @@ mod bpf;
 mod host;
 mod ipvs;
 mod kernel;
+mod network;
 
 pub use kernel::own_netns_cookie;
 
@@ -160,13 +161,16 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     }
     settle(&mut ebpf, &mut ipvs);
     let checks = [ebpf, ipvs, common].concat();
+    let interfaces = running.map(|running| running.interfaces).unwrap_or_default();
+    let uplinks = interfaces.iter().map(|mode| mode.interface.clone());
+    conclusion.extend(network::limit(uplinks.collect()));
     Report {
         version: crate::admin::api::VERSION,
         examiner,
         works: works(&checks),
         checks,
         conclusion,
-        interfaces: running.map(|running| running.interfaces).unwrap_or_default(),
+        interfaces,
         rungs,
     }
 }
