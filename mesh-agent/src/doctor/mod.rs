@@ -26,6 +26,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// A cgroup2 hierarchy; `None`: the one in the mount table.
     pub cgroup: Option<PathBuf>,
+    /// Whether the agent schedules tasks itself, on a node that is in no Swarm.
+    pub orchestrator: bool,
 }
 
 impl Default for Options {
@@ -35,6 +37,7 @@ impl Default for Options {
             docker_root: None,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
+            orchestrator: false,
         }
     }
 }
