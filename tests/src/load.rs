@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use http_body_util::BodyExt;
 use hyper::{Uri, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
@@ -19,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    client::{RequestBody, dial, empty, outcome_of, request, send, target},
+    client::{RequestBody, body, dial, empty, outcome_of, request, send, target},
     server::Hello,
 };
 
@@ -190,8 +189,7 @@ async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
     let request = async {
         let stream = dial(target(&url)?, 0).await?;
         let response = send(stream, request("GET", &url, empty())?).await?;
-        let body = response.into_body().collect().await;
-        task(&body.context("the answer broke off")?.to_bytes())
+        task(&body(response).await?)
     };
     let outcome = within(limit, request).await;
     Ended {
@@ -222,12 +220,7 @@ async fn keep(url: Uri, load: Load, begin: Instant) -> Vec<Ended> {
             request.headers_mut().remove("connection");
             sender.ready().await.context("the connection was closed")?;
             let response = sender.send_request(request).await;
-            let body = response
-                .context("the request was not answered")?
-                .into_body()
-                .collect()
-                .await;
-            task(&body.context("the answer broke off")?.to_bytes())
+            task(&body(response.context("the request was not answered")?).await?)
         };
         let outcome = within(load.timeout, request).await;
         let broken = outcome.is_err();

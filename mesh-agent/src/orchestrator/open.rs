@@ -222,12 +222,10 @@ impl Opened {
 
 /// What agents know each other by: the certificates that let them into the store.
 fn peer_credentials(options: &OrchestratorOptions) -> Result<Option<Credentials>, TlsError> {
-    match (&options.etcd_ca, &options.etcd_certificate, &options.etcd_key) {
-        (Some(authority), Some(certificate), Some(key)) => {
-            Credentials::load(Some(authority), certificate, key).map(Some)
-        }
-        _ => Ok(None),
-    }
+    options
+        .etcd_tls()
+        .map(|paths| Credentials::load(Some(paths.authority), paths.certificate, paths.key))
+        .transpose()
 }
 
 async fn describe(runtime: &dyn Runtime) -> EngineDescription {
@@ -249,12 +247,10 @@ async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, Orc
     if options.etcd.is_empty() {
         return Ok(Arc::new(RedbStore::open(options.store_path())?));
     }
-    let tls = match (&options.etcd_ca, &options.etcd_certificate, &options.etcd_key) {
-        (Some(authority), Some(certificate), Some(key)) => {
-            Some(EtcdTls::from_files(authority, certificate, key)?)
-        }
-        _ => None,
-    };
+    let tls = options
+        .etcd_tls()
+        .map(|paths| EtcdTls::from_files(paths.authority, paths.certificate, paths.key))
+        .transpose()?;
     let config = EtcdConfig::new(options.etcd.clone(), tls);
     Ok(Arc::new(EtcdStore::open(config).await?))
 }

@@ -21,7 +21,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use mesh_orchestrator::objects::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
@@ -257,6 +257,28 @@ where
         }
     }
     Failure::all(failures)
+}
+
+/// The named objects of a collection such as `secrets`, all of them or none.
+async fn get_each<T: DeserializeOwned>(
+    api: &Api,
+    collection: &str,
+    names: &[String],
+) -> Result<Vec<T>, Failure> {
+    let mut objects = Vec::new();
+    for name in names {
+        objects.push(api.get(&[collection, name], &[]).await?);
+    }
+    Ok(objects)
+}
+
+/// Removes the named objects of a collection; prints the names of those that it removed.
+async fn remove_each(api: &Api, collection: &str, names: &[String]) -> Result<(), Failure> {
+    each(names, |name| async move {
+        api.delete(&[collection, &name]).await?;
+        Ok(name)
+    })
+    .await
 }
 
 /// The caller's machine.

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
-use mesh_orchestrator::api::types::{SecretCreate, SecretView};
+use mesh_orchestrator::{
+    api::types::{SecretCreate, SecretView},
+    secrets::Kind,
+};
 
-use super::{InspectFlags, ListFlags, each, now, read_file, say};
+use super::{InspectFlags, ListFlags, get_each, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
     views::{files, filter::Filter},
 };
-
-/// Docker's limit, in bytes.
-const MAX_BYTES: usize = 500 << 10;
 
 /// Docker's commands for secrets.
 #[derive(Debug, Subcommand)]
@@ -67,11 +67,11 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
     match command {
         SecretCommand::Create(create) => {
             let labels = fields::labels(&create.label).map_err(Failure::Usage)?;
-            let data = STANDARD.encode(read_file(&create.file, MAX_BYTES)?).into();
+            let data = read_file(&create.file, Kind::Secret.max_bytes())?;
             let body = SecretCreate {
                 name: create.name,
                 labels,
-                data,
+                data: STANDARD.encode(data).into(),
             };
             let made: SecretView = api.post(&["secrets"], &body).await?;
             say(&made.id)
@@ -82,18 +82,9 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
             list.print(&files::SECRETS, &files::secret_rows(secrets, &filter, now()))
         }
         SecretCommand::Inspect(inspect) => {
-            let mut secrets: Vec<SecretView> = Vec::new();
-            for secret in &inspect.secrets {
-                secrets.push(api.get(&["secrets", secret], &[]).await?);
-            }
+            let secrets: Vec<SecretView> = get_each(api, "secrets", &inspect.secrets).await?;
             inspect.inspect.print(&secrets, files::secret_pretty)
         }
-        SecretCommand::Rm(remove) => {
-            each(&remove.secrets, |secret| async move {
-                api.delete(&["secrets", &secret]).await?;
-                Ok(secret)
-            })
-            .await
-        }
+        SecretCommand::Rm(remove) => remove_each(api, "secrets", &remove.secrets).await,
     }
 }

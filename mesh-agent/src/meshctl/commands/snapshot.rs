@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use mesh_orchestrator::api::types::{RestoreRequest, SnapshotDetail, SnapshotView};
 use serde_json::{Value, json};
 
-use super::{InspectFlags, PlainListFlags, now, say};
+use super::{InspectFlags, PlainListFlags, get_each, now, say};
 use crate::meshctl::{client::Api, failure::Failure, views::operator};
 
 /// Snapshots of all that the orchestrator keeps.
@@ -53,10 +53,7 @@ pub(super) async fn run(api: &Api, command: SnapshotCommand) -> Result<(), Failu
             list.print(&operator::SNAPSHOTS, &operator::snapshot_rows(snapshots, now()))
         }
         SnapshotCommand::Inspect(inspect) => {
-            let mut snapshots: Vec<SnapshotDetail> = Vec::new();
-            for snapshot in &inspect.snapshots {
-                snapshots.push(api.get(&["snapshots", snapshot], &[]).await?);
-            }
+            let snapshots: Vec<SnapshotDetail> = get_each(api, "snapshots", &inspect.snapshots).await?;
             inspect.inspect.print(&snapshots, operator::snapshot_pretty)
         }
         SnapshotCommand::Restore(Restore { replace, snapshot }) => {
