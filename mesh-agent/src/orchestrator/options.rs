@@ -130,7 +130,7 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_API_URL", value_name = "URL")]
     pub api_url: Option<String>,
 
-    /// Folder of the leader's hourly snapshots [default: snapshots in --state-dir].
+    /// Folder of a manager's hourly snapshots [default: snapshots in --state-dir].
     #[arg(long, env = "MESH_SNAPSHOTS", value_name = "PATH")]
     pub snapshots: Option<PathBuf>,
 }
