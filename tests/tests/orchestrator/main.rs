@@ -5,7 +5,12 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+mod certificates;
 mod etcd;
+mod https;
+mod images;
+mod partition;
+mod registry;
 mod several;
 mod single;
 mod stage;
@@ -17,7 +22,12 @@ fn main() -> ExitCode {
     let mut given = Arguments::from_args();
     // Each has a lab of its own, one after the other.
     given.test_threads = Some(1);
-    let stories = single::STORIES.into_iter().chain(several::STORIES);
+    let stories = single::STORIES
+        .into_iter()
+        .chain(https::STORIES)
+        .chain(images::STORIES)
+        .chain(several::STORIES)
+        .chain(partition::STORIES);
     let trials = stories
         .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
     libtest_mimic::run(&given, trials.collect()).exit_code()
