@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use xtask::lab::wait_until;
 
 #[path = "orchestrator/stage.rs"]
-#[expect(dead_code, reason = "the stories of several nodes use the rest")]
 mod stage;
 
 use stage::{HTTP, PATIENCE, Stage, answered};
