@@ -47,6 +47,11 @@ fn use_it(stage: &Stage) -> Result<()> {
         let scale = json!({"replicas": replicas});
         api.call("POST", "/v1/services/web/scale", Some(&scale))?;
         stage.until_running(replicas)?;
+        wait_until(&format!("{replicas} containers"), PATIENCE, || {
+            let containers = stage.containers(NODE)?;
+            ensure!(containers.len() == replicas, "{containers:?}");
+            Ok(())
+        })?;
     }
     // One without a service would not show that the agent takes its own away.
     ensure!(!virtual_services(stage)?.is_empty(), "IPVS has no service");
