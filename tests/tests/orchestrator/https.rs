@@ -134,6 +134,9 @@ fn https() -> Result<()> {
     ] {
         let files = ["--api-certificate", certificate, "--api-key", key];
         expect_refusal(&stage, &[&listen[..], &files].concat(), said)?;
+        // Nor is a store waited for that does not answer.
+        let store = ["--etcd", "http://127.0.0.1:1"];
+        expect_refusal(&stage, &[&listen[..], &files, &store].concat(), said)?;
     }
 
     let more = [
@@ -302,6 +305,17 @@ fn webhook(site: &Site<'_>) -> Result<()> {
         }
         Ok(())
     })?;
+    lab.meshctl("node1", &["token", "rm", "listener"])?;
+    wait_until(
+        "the stream to end with its token",
+        Duration::from_secs(10),
+        || {
+            let status = curl.try_wait()?.context("it goes on")?;
+            ensure!(status.success(), "curl ended with {status}");
+            Ok(())
+        },
+    )?;
+
     lab.meshctl("node1", &["webhook", "disable", "web", "deploy"])?;
     site.expect(404, None, "POST", &url, None)?;
     let history = site.stage.api("node1")?.get("/v1/services/web/history")?;

@@ -99,6 +99,13 @@ fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
     let warned = |line: &str| line.contains("WARN") && line.contains("using the image that is here");
     ensure!(log.lines().any(warned), "nobody is warned");
 
+    let task = api.running("web")?.pop().context("no task runs")?;
+    let message = task["status"]["message"].as_str().unwrap_or_default();
+    ensure!(
+        message.contains("the image that was here is used") && message.contains("connection refused"),
+        "{message}"
+    );
+
     registry.resume()?;
     let digest = registry.push("2")?;
     let answer = api.send("POST", webhook, None)?;
