@@ -5,8 +5,13 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+mod certificates;
 mod etcd;
+mod https;
+mod images;
+mod partition;
 mod recovery;
+mod registry;
 mod several;
 mod single;
 mod stage;
@@ -20,8 +25,11 @@ fn main() -> ExitCode {
     given.test_threads = Some(1);
     let stories = single::STORIES
         .into_iter()
+        .chain(https::STORIES)
+        .chain(images::STORIES)
         .chain(recovery::STORIES)
-        .chain(several::STORIES);
+        .chain(several::STORIES)
+        .chain(partition::STORIES);
     let trials = stories
         .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
     libtest_mimic::run(&given, trials.collect()).exit_code()

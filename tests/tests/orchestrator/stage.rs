@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::load::Report;
 use serde_json::{Value, json};
 use xtask::{
-    lab::{Lab, LabOptions, Reply, api::Api, engine::SERVER_IMAGE, traffic::Load, wait_until},
+    lab::{
+        Lab, LabOptions, Reply, api::Api, engine::SERVER_IMAGE, traffic::Load, wait::patience, wait_until,
+    },
     paths,
 };
 
@@ -17,7 +19,7 @@ use xtask::{
 pub(crate) const HTTP: u16 = 9200;
 /// How long a change of the cluster may take: containers are made, started and stopped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// New connections each second under load.
+/// New connections each second under load; a slow machine is given less to do.
 const RATE: u32 = 100;
 /// How long it goes on at least, however soon the change is made.
 const LOAD_SECONDS: u32 = 5;
@@ -125,15 +127,22 @@ impl Stage {
 
     /// New connections to all nodes in turn while something happens; none may fail.
     pub(crate) fn without_a_failure(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let urls: Vec<String> = self
-            .lab
-            .nodes()
-            .iter()
-            .map(|node| self.url(node))
-            .collect::<Result<_>>()?;
+        self.none_fails(&self.lab.nodes(), work)
+    }
+
+    /// New connections to some nodes in turn while something happens; none may fail.
+    pub(crate) fn none_fails(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let report = self.under_load(nodes, work)?;
+        ensure!(report.failures() == 0, "{report:?}\n{}", self.evidence());
+        Ok(())
+    }
+
+    /// New connections to some nodes in turn while something happens, and what came of them.
+    pub(crate) fn under_load(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<Report> {
+        let urls: Vec<String> = nodes.iter().map(|node| self.url(node)).collect::<Result<_>>()?;
         let load = Load {
             urls,
-            rate: RATE,
+            rate: (RATE / patience()).max(1),
             seconds: LOAD_SECONDS,
             kept: 0,
         };
@@ -147,8 +156,7 @@ impl Stage {
             report.syn_retransmitted,
             report.tasks.len()
         );
-        ensure!(report.failures() == 0, "{report:?}\n{}", self.evidence());
-        Ok(())
+        Ok(report)
     }
 
     /// Changes the service's environment and waits until all tasks are of that change.
@@ -156,6 +164,12 @@ impl Stage {
         let api = self.api("node1")?;
         let env = json!({"task_template": {"container_spec": {"env": [format!("GENERATION={generation}")]}}});
         api.call("PATCH", "/v1/services/web", Some(&env))?;
+        self.until_updated()
+    }
+
+    /// Waits until all tasks are of the last change of the service's specification.
+    pub(crate) fn until_updated(&self) -> Result<()> {
+        let api = self.api("node1")?;
         wait_until("the update", PATIENCE, || {
             let service = api.get("/v1/services/web")?;
             ensure!(
