@@ -93,6 +93,7 @@ pub struct Opened {
     pub(super) upkeep: Upkeep,
     pub(super) vault: Arc<Vault>,
     pub(super) node: Node,
+    pub(super) engine_version: String,
     pub(super) address: Ipv4Addr,
     pub(super) block: AddressBlock,
     pub(super) api: Api,
@@ -141,6 +142,7 @@ pub async fn open(
         Ok(place::claim_block(store.as_ref(), &id).await?)
     })
     .await?;
+    let engine_version = engine.version.clone();
     let node = describe_node(options, id, address, engine);
     let vault = Arc::new(vault);
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
@@ -187,6 +189,7 @@ pub async fn open(
         upkeep,
         vault,
         node,
+        engine_version,
         address,
         block,
         api,

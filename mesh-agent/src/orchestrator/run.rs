@@ -69,6 +69,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         upkeep,
         vault,
         node,
+        engine_version,
         address,
         block,
         api,
@@ -87,6 +88,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         engine: true,
         leaving: false,
         release: env!("CARGO_PKG_VERSION").to_owned(),
+        engine_version,
     };
     let id = node.id.clone();
     let is_manager = node.role == mesh_orchestrator::objects::NodeRole::Manager;

@@ -11,7 +11,7 @@ use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
-    views::{files, filter::Filter},
+    views::{files, filter::Filter, inspect},
 };
 
 /// Docker's limit, in bytes.
@@ -86,7 +86,7 @@ pub(super) async fn run(api: &Api, command: ConfigCommand) -> Result<(), Failure
             for config in &inspect.configs {
                 configs.push(api.get(&["configs", config], &[]).await?);
             }
-            inspect.inspect.print(&configs, |config| {
+            inspect.inspect.print(&configs, inspect::config, |config| {
                 let data = STANDARD.decode(config.data.as_deref().unwrap_or_default());
                 files::config_pretty(config, &data.unwrap_or_default())
             })

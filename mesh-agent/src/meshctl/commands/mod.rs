@@ -32,6 +32,7 @@ use super::{
         Format, Layout,
         template::{Row, Template},
     },
+    views::inspect::without_empty,
 };
 
 /// What the orchestrator can be asked for; the docker CLI's words.
@@ -172,34 +173,48 @@ pub(super) struct InspectFlags {
 }
 
 impl InspectFlags {
-    /// Objects as a JSON list, by a template, or as texts for people.
-    fn print<T: Serialize>(&self, objects: &[T], pretty: impl Fn(&T) -> String) -> Result<(), Failure> {
-        print(&self.text(objects, pretty)?)
+    /// Objects as a JSON list, by a template, or as texts for people; `shape` gives them docker's keys.
+    fn print<T>(
+        &self,
+        objects: &[T],
+        shape: impl Fn(&T) -> Value,
+        pretty: impl Fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        print(&self.text(objects, shape, pretty)?)
     }
 
-    fn text<T: Serialize>(&self, objects: &[T], pretty: impl Fn(&T) -> String) -> Result<String, Failure> {
+    fn text<T>(
+        &self,
+        objects: &[T],
+        shape: impl Fn(&T) -> Value,
+        pretty: impl Fn(&T) -> String,
+    ) -> Result<String, Failure> {
         if self.pretty {
             return Ok(objects.iter().map(pretty).collect::<Vec<_>>().join("\n"));
         }
-        let values: Vec<Value> = objects
-            .iter()
-            .map(serde_json::to_value)
-            .collect::<Result<_, _>>()
-            .map_err(|error| Failure::Outcome(format!("an answer is no JSON: {error}")))?;
+        let values = objects.iter().map(shape);
         match self.format.as_deref() {
-            None => indented(&Value::Array(values)),
-            Some("json") => Ok(values.iter().map(|value| format!("{value}\n")).collect()),
+            None => indented(&values.map(without_empty).collect()),
+            Some("json") => Ok(values
+                .map(|value| format!("{}\n", without_empty(value)))
+                .collect()),
             Some(template) => {
                 let template = Template::parse(template)?;
                 let mut text = String::new();
-                for value in &values {
-                    text.push_str(&template.render(value, Row::Values)?);
+                for value in values {
+                    text.push_str(&template.render(&value, Row::Values)?);
                     text.push('\n');
                 }
                 Ok(text)
             }
         }
     }
+}
+
+/// An object of the API as it is.
+fn as_it_is<T: Serialize>(object: &T) -> Value {
+    // What the API answers is JSON.
+    serde_json::to_value(object).unwrap_or_default()
 }
 
 /// JSON with docker's four spaces.
@@ -397,7 +412,7 @@ mod tests {
                 format: format.map(str::to_owned),
                 pretty: false,
             };
-            flags.text(&objects, |_| String::new()).unwrap()
+            flags.text(&objects, Value::clone, |_| String::new()).unwrap()
         };
         assert!(text(None).starts_with("[\n    {\n        \"id\": \"a\",\n"));
         assert_eq!(text(Some("{{.ID}} {{.Spec.Name}}")), "a web\n");

@@ -11,7 +11,7 @@ use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
-    views::{files, filter::Filter},
+    views::{files, filter::Filter, inspect},
 };
 
 /// Docker's limit, in bytes.
@@ -86,7 +86,7 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
             for secret in &inspect.secrets {
                 secrets.push(api.get(&["secrets", secret], &[]).await?);
             }
-            inspect.inspect.print(&secrets, files::secret_pretty)
+            inspect.inspect.print(&secrets, inspect::secret, files::secret_pretty)
         }
         SecretCommand::Rm(remove) => {
             each(&remove.secrets, |secret| async move {

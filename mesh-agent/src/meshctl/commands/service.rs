@@ -14,7 +14,7 @@ use crate::meshctl::{
     client::Api,
     failure::Failure,
     output::Format,
-    views::{filter::Filter, history, service_pretty, services, tasks},
+    views::{filter::Filter, history, inspect, service_pretty, services, tasks},
 };
 
 /// Docker's commands for services, and some more.
@@ -87,9 +87,10 @@ impl TaskFlags {
         self.list.format()
     }
 
-    pub(super) fn print(&self, views: Vec<TaskView>) -> Result<(), Failure> {
+    /// `--quiet` shows whole ids in docker's `service ps`, and shortened ones in its `node ps` and `stack ps`.
+    pub(super) fn print(&self, views: Vec<TaskView>, whole_ids: bool) -> Result<(), Failure> {
         let show = tasks::Show {
-            trunc: !self.no_trunc,
+            trunc: !self.no_trunc && !(whole_ids && self.list.quiet),
             resolve: !self.no_resolve,
             now: now(),
         };
@@ -179,7 +180,7 @@ async fn list_tasks(api: &Api, ps: &Ps) -> Result<(), Failure> {
         }
     }
     if failures.len() < ps.services.len() {
-        ps.tasks.print(views)?;
+        ps.tasks.print(views, true)?;
     }
     Failure::all(failures)
 }
@@ -191,7 +192,7 @@ async fn inspect_services(api: &Api, inspect: &Inspect) -> Result<(), Failure> {
         for service in &inspect.services {
             revisions.push(api.get(&["services", service, "revisions", &number], &[]).await?);
         }
-        return inspect.inspect.print(&revisions, |_| String::new());
+        return inspect.inspect.print(&revisions, inspect::revision, |_| String::new());
     }
     let mut views: Vec<ServiceView> = Vec::new();
     let mut failures = Vec::new();
@@ -205,7 +206,7 @@ async fn inspect_services(api: &Api, inspect: &Inspect) -> Result<(), Failure> {
         }
     }
     // What there is is shown, though something else is missing; as docker.
-    inspect.inspect.print(&views, service_pretty::pretty)?;
+    inspect.inspect.print(&views, inspect::service, service_pretty::pretty)?;
     let _ = io::stderr().flush();
     Failure::all(failures)
 }

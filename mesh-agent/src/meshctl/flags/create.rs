@@ -109,7 +109,7 @@ impl CreateFlags {
     fn mode(&self) -> Result<ServiceMode, UsageError> {
         let (replicas, concurrent) = (self.settings.replicas(), self.settings.max_concurrent());
         let only =
-            |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
+            |flag: &str, modes: &str| Err(UsageError::Line(format!("{flag} can only be used with {modes} mode")));
         match self.mode.as_str() {
             "global" | "global-job" if replicas.is_some() => only("replicas", "replicated or replicated-job"),
             "global" | "global-job" | "replicated" if concurrent.is_some() => {

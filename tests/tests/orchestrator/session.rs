@@ -1,0 +1,181 @@
+//! A docker user's session, typed twice on one engine: with `docker` on a Swarm, then with `meshctl` and the
+//! orchestrator. What both say must have the same shape, but for what is meant to differ.
+
+mod lines;
+mod meant;
+mod shape;
+
+use std::{collections::BTreeSet, fs, process::Output, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::lab::wait_until;
+
+use self::{
+    lines::{COMPOSE, SESSION, Step},
+    meant::{MEANT, Meant, Where},
+    shape::Shape,
+};
+use crate::{Story, stage::Stage};
+
+pub(crate) const STORIES: [Story; 1] = [(
+    "a_docker_users_session_looks_the_same_with_meshctl",
+    session,
+)];
+
+/// How long a service may take to become what was asked for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a line said.
+struct Said {
+    line: &'static str,
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn session() -> Result<()> {
+    shape::check()?;
+    let stage = Stage::up("s-session", 1)?;
+    let folder = stage.lab.state().data.join("session");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("compose.yml"), COMPOSE)?;
+    fs::write(folder.join("page.txt"), "hello")?;
+    let address = stage.lab.address("node1")?;
+    stage
+        .lab
+        .docker("node1", ["swarm", "init", "--advertise-addr", &address])?;
+    let docker = record(&stage, "docker")?;
+    stage.lab.docker("node1", ["swarm", "leave", "--force"])?;
+    stage.start_agent("node1")?;
+    let meshctl = record(&stage, "meshctl").with_context(|| stage.evidence())?;
+    compare(&docker, &meshctl)?;
+    stage.lab.down()
+}
+
+/// Types the whole session.
+fn record(stage: &Stage, program: &str) -> Result<Vec<Said>> {
+    let mut all = Vec::new();
+    for step in SESSION {
+        match *step {
+            Step::Type(line) => {
+                let output = run(stage, program, line)?;
+                all.push(Said {
+                    line,
+                    code: output.status.code(),
+                    out: String::from_utf8_lossy(&output.stdout).into_owned(),
+                    err: String::from_utf8_lossy(&output.stderr).into_owned(),
+                });
+            }
+            Step::Until(line, expected) => wait_until(line, PATIENCE, || {
+                let output = run(stage, program, line)?;
+                let out = String::from_utf8_lossy(&output.stdout);
+                let said: BTreeSet<&str> = out.lines().collect();
+                if said != expected.lines().collect() {
+                    bail!("{program} says {out:?}, {:?}", String::from_utf8_lossy(&output.stderr));
+                }
+                Ok(())
+            })?,
+        }
+    }
+    Ok(all)
+}
+
+/// Types one line, in a shell on the node.
+fn run(stage: &Stage, program: &str, line: &str) -> Result<Output> {
+    let folder = stage.lab.state().data.join("session");
+    let meshctl = xtask::paths::program("meshctl");
+    let bin = meshctl.parent().context("meshctl is in no folder")?;
+    let script = format!(
+        "cd {}; export PATH={}:$PATH DOCKER_HOST=unix:///run/docker.sock; {}",
+        folder.display(),
+        bin.display(),
+        line.replace("docker ", &format!("{program} "))
+    );
+    let mut command = stage.lab.command("node1", ["sh", "-c", &script])?;
+    command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .with_context(|| format!("could not start `{line}`"))
+}
+
+/// Compares line by line; all differences at once.
+fn compare(docker: &[Said], meshctl: &[Said]) -> Result<()> {
+    let mut differences = Vec::new();
+    let mut used = BTreeSet::new();
+    for (docker, meshctl) in docker.iter().zip(meshctl) {
+        let found = differ(docker, meshctl, &mut used);
+        if !found.is_empty() {
+            differences.push(format!(
+                "=== {}\n  {}\n--- docker ({:?})\n{}{}--- meshctl ({:?})\n{}{}",
+                docker.line,
+                found.join("\n  "),
+                docker.code,
+                docker.out,
+                docker.err,
+                meshctl.code,
+                meshctl.out,
+                meshctl.err
+            ));
+        }
+    }
+    let count = differences.len();
+    ensure!(count == 0, "{count} lines of {} differ:\n{}", docker.len(), differences.join("\n"));
+    let idle: Vec<&str> = MEANT
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !used.contains(index))
+        .map(|(_, meant)| meant.piece)
+        .collect();
+    ensure!(idle.is_empty(), "differences that are meant, but are none: {idle:?}");
+    println!("    {} lines, {} differences that are meant", docker.len(), MEANT.len());
+    Ok(())
+}
+
+fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut check = |what: &str, place: Where, left: String, right: String| {
+        if left != right && !is_meant(docker.line, place, what, used) {
+            differences.push(format!("{what}: docker {left}, meshctl {right}"));
+        }
+    };
+    check("exit code", Where::Code, format!("{:?}", docker.code), format!("{:?}", meshctl.code));
+    let silent = |text: &str| if text.is_empty() { "says nothing" } else { "says something" };
+    check("standard error", Where::Stderr, silent(&docker.err).into(), silent(&meshctl.err).into());
+    let (left, right) = (Shape::of(&docker.out), Shape::of(&meshctl.out));
+    let is_list = |shape: &Shape| matches!(shape, Shape::Lines(_));
+    if std::mem::discriminant(&left) != std::mem::discriminant(&right) {
+        check("standard output", Where::Docker, "has another form".into(), "has its own".into());
+        return differences;
+    }
+    // The rest of both in the same order, without what is meant.
+    let mut rest = |shape: &Shape, place: Where| -> Vec<String> {
+        let pieces = shape.pieces().into_iter();
+        pieces
+            .filter(|piece| !is_meant(docker.line, place, piece, used))
+            .collect()
+    };
+    let (left, right, lists) = (rest(&left, Where::Docker), rest(&right, Where::Meshctl), is_list(&left));
+    if left != right {
+        let only = |these: &[String], those: &[String]| -> Vec<String> {
+            these.iter().filter(|piece| !those.contains(piece)).cloned().collect()
+        };
+        let (missing, extra) = (only(&left, &right), only(&right, &left));
+        differences.push(match (missing.is_empty() && extra.is_empty(), lists) {
+            (true, true) => "the lines are in another order, or there are more of them".to_owned(),
+            (true, false) => "the columns are in another order".to_owned(),
+            (false, _) => format!("only docker: {missing:#?}\n  only meshctl: {extra:#?}"),
+        });
+    }
+    differences
+}
+
+/// Whether a piece of what a line says is named among what is meant to differ.
+fn is_meant(line: &str, place: Where, piece: &str, used: &mut BTreeSet<usize>) -> bool {
+    let found = MEANT.iter().position(|meant: &Meant| {
+        meant.place == place && line.contains(meant.line) && piece.starts_with(meant.piece)
+    });
+    found.is_some_and(|index| {
+        used.insert(index);
+        true
+    })
+}
