@@ -17,10 +17,7 @@ use self::{
 };
 use crate::{Story, stage::Stage};
 
-pub(crate) const STORIES: [Story; 1] = [(
-    "a_docker_users_session_looks_the_same_with_meshctl",
-    session,
-)];
+pub(crate) const STORIES: [Story; 1] = [("a_docker_users_session_looks_the_same_with_meshctl", session)];
 
 /// How long a service may take to become what was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,7 +68,10 @@ fn record(stage: &Stage, program: &str) -> Result<Vec<Said>> {
                 let out = String::from_utf8_lossy(&output.stdout);
                 let said: BTreeSet<&str> = out.lines().collect();
                 if said != expected.lines().collect() {
-                    bail!("{program} says {out:?}, {:?}", String::from_utf8_lossy(&output.stderr));
+                    bail!(
+                        "{program} says {out:?}, {:?}",
+                        String::from_utf8_lossy(&output.stderr)
+                    );
                 }
                 Ok(())
             })?,
@@ -119,15 +119,27 @@ fn compare(docker: &[Said], meshctl: &[Said]) -> Result<()> {
         }
     }
     let count = differences.len();
-    ensure!(count == 0, "{count} lines of {} differ:\n{}", docker.len(), differences.join("\n"));
+    ensure!(
+        count == 0,
+        "{count} lines of {} differ:\n{}",
+        docker.len(),
+        differences.join("\n")
+    );
     let idle: Vec<&str> = MEANT
         .iter()
         .enumerate()
         .filter(|(index, _)| !used.contains(index))
         .map(|(_, meant)| meant.piece)
         .collect();
-    ensure!(idle.is_empty(), "differences that are meant, but are none: {idle:?}");
-    println!("    {} lines, {} differences that are meant", docker.len(), MEANT.len());
+    ensure!(
+        idle.is_empty(),
+        "differences that are meant, but are none: {idle:?}"
+    );
+    println!(
+        "    {} lines, {} differences that are meant",
+        docker.len(),
+        MEANT.len()
+    );
     Ok(())
 }
 
@@ -138,13 +150,34 @@ fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<Stri
             differences.push(format!("{what}: docker {left}, meshctl {right}"));
         }
     };
-    check("exit code", Where::Code, format!("{:?}", docker.code), format!("{:?}", meshctl.code));
-    let silent = |text: &str| if text.is_empty() { "says nothing" } else { "says something" };
-    check("standard error", Where::Stderr, silent(&docker.err).into(), silent(&meshctl.err).into());
+    check(
+        "exit code",
+        Where::Code,
+        format!("{:?}", docker.code),
+        format!("{:?}", meshctl.code),
+    );
+    let silent = |text: &str| {
+        if text.is_empty() {
+            "says nothing"
+        } else {
+            "says something"
+        }
+    };
+    check(
+        "standard error",
+        Where::Stderr,
+        silent(&docker.err).into(),
+        silent(&meshctl.err).into(),
+    );
     let (left, right) = (Shape::of(&docker.out), Shape::of(&meshctl.out));
     let is_list = |shape: &Shape| matches!(shape, Shape::Lines(_));
     if std::mem::discriminant(&left) != std::mem::discriminant(&right) {
-        check("standard output", Where::Docker, "has another form".into(), "has its own".into());
+        check(
+            "standard output",
+            Where::Docker,
+            "has another form".into(),
+            "has its own".into(),
+        );
         return differences;
     }
     // The rest of both in the same order, without what is meant.
@@ -154,10 +187,18 @@ fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<Stri
             .filter(|piece| !is_meant(docker.line, place, piece, used))
             .collect()
     };
-    let (left, right, lists) = (rest(&left, Where::Docker), rest(&right, Where::Meshctl), is_list(&left));
+    let (left, right, lists) = (
+        rest(&left, Where::Docker),
+        rest(&right, Where::Meshctl),
+        is_list(&left),
+    );
     if left != right {
         let only = |these: &[String], those: &[String]| -> Vec<String> {
-            these.iter().filter(|piece| !those.contains(piece)).cloned().collect()
+            these
+                .iter()
+                .filter(|piece| !those.contains(piece))
+                .cloned()
+                .collect()
         };
         let (missing, extra) = (only(&left, &right), only(&right, &left));
         differences.push(match (missing.is_empty() && extra.is_empty(), lists) {

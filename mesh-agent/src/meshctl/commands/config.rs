@@ -81,15 +81,16 @@ pub(super) async fn run(api: &Api, command: ConfigCommand) -> Result<(), Failure
             let configs: Vec<ConfigView> = api.get(&["configs"], &[]).await?;
             list.print(&files::CONFIGS, &files::config_rows(configs, &filter, now()))
         }
-        ConfigCommand::Inspect(inspect) => {
-            let mut configs: Vec<ConfigView> = Vec::new();
-            for config in &inspect.configs {
-                configs.push(api.get(&["configs", config], &[]).await?);
-            }
-            inspect.inspect.print(&configs, inspect::config, |config| {
+        ConfigCommand::Inspect(asked) => {
+            let ask = |config: String| async move { api.get(&["configs", &config], &[]).await };
+            let pretty = |config: &ConfigView| {
                 let data = STANDARD.decode(config.data.as_deref().unwrap_or_default());
                 files::config_pretty(config, &data.unwrap_or_default())
-            })
+            };
+            asked
+                .inspect
+                .each(&asked.configs, ask, inspect::config, pretty)
+                .await
         }
         ConfigCommand::Rm(remove) => {
             each(&remove.configs, |config| async move {

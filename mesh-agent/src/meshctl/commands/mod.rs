@@ -21,11 +21,12 @@ use std::{
 
 use clap::{Args, Subcommand};
 use mesh_orchestrator::objects::Timestamp;
+use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    client::Api,
+    client::{Api, ApiError},
     failure::Failure,
     flags::Surroundings,
     output::{
@@ -195,9 +196,9 @@ impl InspectFlags {
         let values = objects.iter().map(shape);
         match self.format.as_deref() {
             None => indented(&values.map(without_empty).collect()),
-            Some("json") => Ok(values
-                .map(|value| format!("{}\n", without_empty(value)))
-                .collect()),
+            Some("json") => Ok(format!("{}\n", values.map(without_empty).collect::<Value>())),
+            // As docker ends a line that is not there.
+            Some(_) if objects.is_empty() => Ok("\n".to_owned()),
             Some(template) => {
                 let template = Template::parse(template)?;
                 let mut text = String::new();
@@ -208,6 +209,32 @@ impl InspectFlags {
                 Ok(text)
             }
         }
+    }
+}
+
+impl InspectFlags {
+    /// Asks for each name and shows what there is, though something else is missing; as docker.
+    async fn each<T, F>(
+        &self,
+        names: &[String],
+        mut ask: impl FnMut(String) -> F,
+        shape: impl Fn(&T) -> Value,
+        pretty: impl Fn(&T) -> String,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let mut found = Vec::new();
+        let mut failures = Vec::new();
+        for name in names {
+            match ask(name.clone()).await {
+                Ok(object) => found.push(object),
+                Err(error) if error.is(StatusCode::NOT_FOUND) => failures.push(error.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.print(&found, shape, pretty)?;
+        Failure::all(failures)
     }
 }
 
@@ -416,6 +443,9 @@ mod tests {
         };
         assert!(text(None).starts_with("[\n    {\n        \"id\": \"a\",\n"));
         assert_eq!(text(Some("{{.ID}} {{.Spec.Name}}")), "a web\n");
-        assert_eq!(text(Some("json")), "{\"id\":\"a\",\"spec\":{\"name\":\"web\"}}\n");
+        assert_eq!(
+            text(Some("json")),
+            "[{\"id\":\"a\",\"spec\":{\"name\":\"web\"}}]\n"
+        );
     }
 }

@@ -102,12 +102,12 @@ pub(super) async fn run(api: &Api, command: NodeCommand) -> Result<(), Failure> 
             }
             ps.tasks.print(views, false)
         }
-        NodeCommand::Inspect(inspect) => {
-            let mut views = Vec::new();
-            for node in &inspect.nodes {
-                views.push(view(api, node).await?);
-            }
-            inspect.inspect.print(&views, inspect::node, nodes::pretty)
+        NodeCommand::Inspect(asked) => {
+            let ask = |node: String| async move { view(api, &node).await };
+            asked
+                .inspect
+                .each(&asked.nodes, ask, inspect::node, nodes::pretty)
+                .await
         }
         NodeCommand::Update(update) => {
             let id = view(api, &update.node).await?.node.id;

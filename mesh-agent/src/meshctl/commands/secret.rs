@@ -81,12 +81,12 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
             let secrets: Vec<SecretView> = api.get(&["secrets"], &[]).await?;
             list.print(&files::SECRETS, &files::secret_rows(secrets, &filter, now()))
         }
-        SecretCommand::Inspect(inspect) => {
-            let mut secrets: Vec<SecretView> = Vec::new();
-            for secret in &inspect.secrets {
-                secrets.push(api.get(&["secrets", secret], &[]).await?);
-            }
-            inspect.inspect.print(&secrets, inspect::secret, files::secret_pretty)
+        SecretCommand::Inspect(asked) => {
+            let ask = |secret: String| async move { api.get(&["secrets", &secret], &[]).await };
+            asked
+                .inspect
+                .each(&asked.secrets, ask, inspect::secret, files::secret_pretty)
+                .await
         }
         SecretCommand::Rm(remove) => {
             each(&remove.secrets, |secret| async move {

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use mesh_orchestrator::api::types::{RestoreRequest, SnapshotDetail, SnapshotView};
 use serde_json::{Value, json};
 
-use super::{InspectFlags, as_it_is, PlainListFlags, now, say};
+use super::{InspectFlags, PlainListFlags, as_it_is, now, say};
 use crate::meshctl::{client::Api, failure::Failure, views::operator};
 
 /// Snapshots of all that the orchestrator keeps.
@@ -57,7 +57,9 @@ pub(super) async fn run(api: &Api, command: SnapshotCommand) -> Result<(), Failu
             for snapshot in &inspect.snapshots {
                 snapshots.push(api.get(&["snapshots", snapshot], &[]).await?);
             }
-            inspect.inspect.print(&snapshots, as_it_is, operator::snapshot_pretty)
+            inspect
+                .inspect
+                .print(&snapshots, as_it_is, operator::snapshot_pretty)
         }
         SnapshotCommand::Restore(Restore { replace, snapshot }) => {
             let path = ["snapshots", &snapshot, "restore"];

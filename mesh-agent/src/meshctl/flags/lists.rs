@@ -76,7 +76,8 @@ impl Additions<'_> {
         for text in self.constraints {
             let constraint: Constraint = text
                 .parse()
-                .map_err(|why: mesh_orchestrator::spec::SpecError| refuse("constraint", why.to_string()))?;
+                // Docker's engine is who refuses it there.
+                .map_err(|why: mesh_orchestrator::spec::SpecError| UsageError::Line(why.to_string()))?;
             if !task.placement.constraints.contains(&constraint) {
                 task.placement.constraints.push(constraint);
             }

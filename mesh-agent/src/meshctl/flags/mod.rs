@@ -61,7 +61,8 @@ impl Surroundings<'_> {
     pub(crate) fn environment_files(&self, files: &[PathBuf]) -> Result<Vec<String>, UsageError> {
         let mut variables = Vec::new();
         for file in files {
-            let fail = |why: String| UsageError::Line(format!("the environment file {}: {why}", file.display()));
+            let fail =
+                |why: String| UsageError::Line(format!("the environment file {}: {why}", file.display()));
             let bytes = (self.read)(&self.folder.join(file)).map_err(|error| fail(error.to_string()))?;
             let text = String::from_utf8(bytes).map_err(|_| fail("it is no UTF-8 text".to_owned()))?;
             variables.extend(fields::environment_file(&text).map_err(fail)?);

@@ -87,7 +87,12 @@ pub(crate) fn node(view: &NodeView) -> Value {
 
 /// `secret inspect`.
 pub(crate) fn secret(view: &SecretView) -> Value {
-    file(&view.id, (view.created_at, view.updated_at), json!({"Name": view.name, "Labels": view.labels}), &view.services)
+    file(
+        &view.id,
+        (view.created_at, view.updated_at),
+        json!({"Name": view.name, "Labels": view.labels}),
+        &view.services,
+    )
 }
 
 /// `config inspect`, with what is in it in base64.
@@ -227,7 +232,10 @@ fn task(task: &TaskSpec) -> Value {
 
 fn container(container: &ContainerSpec) -> Value {
     let files = |files: &[FileReference], kind: &str| -> Vec<Value> {
-        files.iter().map(|reference| file_reference(reference, kind)).collect()
+        files
+            .iter()
+            .map(|reference| file_reference(reference, kind))
+            .collect()
     };
     json!({
         "Image": container.image,
@@ -248,8 +256,8 @@ fn container(container: &ContainerSpec) -> Value {
         "Secrets": files(&container.secrets, "Secret"),
         "Configs": files(&container.configs, "Config"),
         "Sysctls": labels(&container.sysctls),
-        "CapabilityAdd": container.capability_add,
-        "CapabilityDrop": container.capability_drop,
+        "CapabilityAdd": capabilities(&container.capability_add),
+        "CapabilityDrop": capabilities(&container.capability_drop),
         "Devices": container.devices.iter().map(|device| json!({
             "PathOnHost": device.host_path,
             "PathInContainer": device.container_path,
@@ -293,11 +301,22 @@ fn healthcheck(check: &HealthCheck) -> Value {
     })
 }
 
+/// Capabilities with the prefix that docker shows.
+pub(super) fn capabilities(names: &[String]) -> Vec<String> {
+    let prefixed = |name: &String| match name.as_str() {
+        "ALL" => name.clone(),
+        name => format!("CAP_{name}"),
+    };
+    names.iter().map(prefixed).collect()
+}
+
 /// A health check in docker's words; the agent's own probes in words like them.
 pub(super) fn test(probe: &Probe) -> Vec<String> {
     match probe {
         Probe::None => vec!["NONE".into()],
-        Probe::Command(words) => std::iter::once("CMD".to_owned()).chain(words.iter().cloned()).collect(),
+        Probe::Command(words) => std::iter::once("CMD".to_owned())
+            .chain(words.iter().cloned())
+            .collect(),
         Probe::Shell(line) => vec!["CMD-SHELL".into(), line.clone()],
         Probe::Http { port, path } => vec!["HTTP".into(), format!(":{port}{path}")],
         Probe::Tcp { port } => vec!["TCP".into(), format!(":{port}")],
@@ -353,13 +372,20 @@ mod tests {
         let shown = without_empty(full);
         assert_eq!(shown["Version"], json!({"Index": 3}));
         assert_eq!(shown["Spec"]["Mode"], json!({"Replicated": {"Replicas": 2}}));
-        assert_eq!(shown["Spec"]["TaskTemplate"]["Resources"]["Limits"], json!({"NanoCPUs": 500_000_000}));
+        assert_eq!(
+            shown["Spec"]["TaskTemplate"]["Resources"]["Limits"],
+            json!({"NanoCPUs": 500_000_000})
+        );
         assert_eq!(
             shown["Endpoint"]["Ports"],
             json!([{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 30000, "PublishMode": "ingress"}])
         );
         assert_eq!(shown["Spec"]["UpdateConfig"]["Monitor"], 5_000_000_000_u64);
-        assert!(shown["Spec"]["TaskTemplate"]["ContainerSpec"].get("User").is_none());
+        assert!(
+            shown["Spec"]["TaskTemplate"]["ContainerSpec"]
+                .get("User")
+                .is_none()
+        );
         assert!(shown.get("UpdateStatus").is_none());
     }
 
@@ -372,8 +398,14 @@ mod tests {
     #[test]
     fn a_node_is_dockers() {
         let shown = without_empty(super::node(&node("n1", "alpha")));
-        assert_eq!(shown["Spec"], json!({"Labels": {"zone": "a"}, "Role": "manager", "Availability": "active"}));
-        assert_eq!(shown["Description"]["Platform"], json!({"Architecture": "x86_64", "OS": "linux"}));
+        assert_eq!(
+            shown["Spec"],
+            json!({"Labels": {"zone": "a"}, "Role": "manager", "Availability": "active"})
+        );
+        assert_eq!(
+            shown["Description"]["Platform"],
+            json!({"Architecture": "x86_64", "OS": "linux"})
+        );
         assert_eq!(shown["ManagerStatus"]["Reachability"], "reachable");
     }
 }

@@ -34,6 +34,13 @@ pub(crate) const LAYOUT: Layout = Layout {
     ],
     table: r"{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
     quiet: "{{.ID}}",
+    raw: &[
+        ("node_id", "ID"),
+        ("hostname", "Hostname"),
+        ("status", "Status"),
+        ("availability", "Availability"),
+        ("manager_status", "ManagerStatus"),
+    ],
 };
 
 /// What nodes can be filtered by.

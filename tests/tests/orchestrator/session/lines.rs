@@ -66,7 +66,10 @@ pub(crate) const SESSION: &[Step] = &[
     Type(CREATE),
     Type(CREATE),
     Type(TALK),
-    Until("docker service ls --format '{{.Name}} {{.Replicas}}'", "talk 1/1\nweb 2/2 (max 4 per node)\n"),
+    Until(
+        "docker service ls --format '{{.Name}} {{.Replicas}}'",
+        "talk 1/1\nweb 2/2 (max 4 per node)\n",
+    ),
     Type("docker service ls"),
     Type("docker service list -q"),
     Type("docker service ls --filter name=we"),
@@ -93,9 +96,13 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service inspect --format '{{json .Spec.Labels}}' web"),
     Type("docker service inspect --format '{{.Spec.TaskTemplate.ContainerSpec.Image}}' web"),
     Type("docker service inspect --format '{{json .Endpoint.Ports}}' web"),
-    Type("docker service inspect --format '{{range .Endpoint.Ports}}{{.PublishedPort}}/{{.Protocol}}{{end}}' web"),
+    Type(
+        "docker service inspect --format '{{range .Endpoint.Ports}}{{.PublishedPort}}/{{.Protocol}}{{end}}' web",
+    ),
     Type("docker service inspect --format '{{.Spec.TaskTemplate.Resources.Limits.MemoryBytes}}' web"),
-    Type("docker service inspect --format '{{.Spec.UpdateConfig.Parallelism}} {{.Spec.UpdateConfig.Delay}}' web"),
+    Type(
+        "docker service inspect --format '{{.Spec.UpdateConfig.Parallelism}} {{.Spec.UpdateConfig.Delay}}' web",
+    ),
     Type("docker service inspect web nothing"),
     Type("docker service inspect nothing"),
     // What it says.
@@ -107,30 +114,45 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service logs nothing"),
     // Changes.
     Type("docker service update --detach --env-add MODE=slow --label-add tier=back web"),
-    Until("docker service inspect --format '{{.UpdateStatus.State}}' web", "completed\n"),
+    Until(
+        "docker service inspect --format '{{.UpdateStatus.State}}' web",
+        "completed\n",
+    ),
     Type("docker service ps --filter desired-state=running web"),
     Type("docker service inspect --pretty web"),
     Type("docker service scale --detach web=3"),
-    Until("docker service ls --filter name=web --format '{{.Replicas}}'", "3/3 (max 4 per node)\n"),
+    Until(
+        "docker service ls --filter name=web --format '{{.Replicas}}'",
+        "3/3 (max 4 per node)\n",
+    ),
     Type("docker service scale --detach web=1 talk=2"),
-    Until("docker service ls --format '{{.Name}} {{.Replicas}}'", "talk 2/2\nweb 1/1 (max 4 per node)\n"),
+    Until(
+        "docker service ls --format '{{.Name}} {{.Replicas}}'",
+        "talk 2/2\nweb 1/1 (max 4 per node)\n",
+    ),
     Type("docker service rollback --detach web"),
     Type("docker service update --detach --force talk"),
-    Type("docker service create --no-resolve-image --name steady --update-monitor 1s --stop-grace-period 1s mesh-lab/server:latest"),
+    Type(
+        "docker service create --no-resolve-image --name steady --update-monitor 1s --stop-grace-period 1s mesh-lab/server:latest",
+    ),
     // Nodes.
     Type("docker node ls"),
     Type("docker node ls -q"),
     Type("docker node ls --filter role=manager"),
     Type("docker node ls --filter name=other"),
     Type("docker node ls --format json"),
-    Type("docker node ls --format '{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}} {{.Self}}'"),
+    Type(
+        "docker node ls --format '{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}} {{.Self}}'",
+    ),
     Type("docker node update --label-add zone=a node1"),
     Type("docker node ls --filter node.label=zone=a"),
     Type("docker node ps --filter name=steady"),
     Type("docker node ps --format '{{.Name}} {{.Node}}' --filter name=steady self"),
     Type("docker node inspect node1"),
     Type("docker node inspect --pretty self"),
-    Type("docker node inspect --format '{{.Description.Hostname}} {{.Spec.Availability}} {{.Status.State}}' node1"),
+    Type(
+        "docker node inspect --format '{{.Description.Hostname}} {{.Spec.Availability}} {{.Status.State}}' node1",
+    ),
     Type("docker node inspect nothing"),
     Type("docker node update --availability pause node1"),
     Type("docker node ls"),
@@ -142,7 +164,10 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service rm web"),
     // Stacks.
     Type("docker stack deploy --detach --resolve-image never -c compose.yml shop"),
-    Until("docker stack services --format '{{.Name}} {{.Replicas}}' shop", "shop_api 1/1\nshop_front 2/2\n"),
+    Until(
+        "docker stack services --format '{{.Name}} {{.Replicas}}' shop",
+        "shop_api 1/1\nshop_front 2/2\n",
+    ),
     Type("docker stack ls"),
     Type("docker stack ls --format json"),
     Type("docker stack ls --format '{{.Name}} {{.Services}}'"),
@@ -161,7 +186,10 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker stack rm shop"),
     Type("docker secret rm key nothing"),
     Type("docker config rm settings"),
-    Until("docker service ls -q; docker config ls -q; docker secret ls -q", ""),
+    Until(
+        "docker service ls -q; docker config ls -q; docker secret ls -q",
+        "",
+    ),
     // What cannot be meant.
     Type("docker service"),
     Type("docker service nothing"),

@@ -83,11 +83,7 @@ fn table(text: &str) -> Option<Vec<Vec<String>>> {
         let characters: Vec<char> = line.chars().collect();
         for (index, column) in columns.iter_mut().enumerate() {
             let end = starts.get(index + 1).copied().unwrap_or(characters.len());
-            let cell: String = characters
-                .iter()
-                .take(end)
-                .skip(starts[index])
-                .collect();
+            let cell: String = characters.iter().take(end).skip(starts[index]).collect();
             column.push(plain(cell.trim_end()));
         }
     }
@@ -187,7 +183,10 @@ pub(crate) fn check() -> anyhow::Result<()> {
         ("Running about a minute ago", "Running <age>"),
         (" Started:\tAbout an hour ago", " Started:\t<age>"),
         ("q7bn8m1k4xwz", "<id of 12>"),
-        ("web.1.0123456789abcdefghijklmno@node1 | out", "web.1.<id of 25>@node1 | out"),
+        (
+            "web.1.0123456789abcdefghijklmno@node1 | out",
+            "web.1.<id of 25>@node1 | out",
+        ),
         ("a 2026-11-22 01:59:46.123 +0000 utc", "a <moment>"),
         ("ID:\t\t0123456789abcdefghijklmno", "ID:\t\t<id of 25>"),
         (" Address:\t10.99.3.1:2377", " Address:\t<address>"),
@@ -196,7 +195,14 @@ pub(crate) fn check() -> anyhow::Result<()> {
         anyhow::ensure!(shaped == expected, "{line:?} became {shaped:?}, not {expected:?}");
     }
     let columns = Shape::of("ID   NAME     PORTS\nx    web a    *:80->80/tcp\ny    db       \n");
-    let expected = [["ID", "x", "y"], ["NAME", "web a", "db"], ["PORTS", "*:80->80/tcp", ""]];
-    anyhow::ensure!(columns == Shape::Table(expected.map(|column| column.map(str::to_owned).to_vec()).to_vec()), "{columns:?}");
+    let expected = [
+        ["ID", "x", "y"],
+        ["NAME", "web a", "db"],
+        ["PORTS", "*:80->80/tcp", ""],
+    ];
+    anyhow::ensure!(
+        columns == Shape::Table(expected.map(|column| column.map(str::to_owned).to_vec()).to_vec()),
+        "{columns:?}"
+    );
     Ok(())
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    TemplateError,
+    LABELS, TemplateError,
     evaluate::{is_true, print},
 };
 use crate::meshctl::output::people::capitalised;
@@ -14,6 +14,18 @@ pub(super) fn is_shaping(function: &str) -> bool {
         function,
         "json" | "upper" | "lower" | "title" | "truncate" | "join" | "split" | "pad" | "println"
     )
+}
+
+/// A value as JSON, without what is only for `.Label`.
+pub(crate) fn json(value: &Value) -> String {
+    match value {
+        Value::Object(map) if map.contains_key(LABELS) => {
+            let mut shown = map.clone();
+            shown.remove(LABELS);
+            Value::Object(shown).to_string()
+        }
+        value => value.to_string(),
+    }
 }
 
 pub(super) fn call(function: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
@@ -27,7 +39,7 @@ pub(super) fn call(function: &str, arguments: &[Value]) -> Result<Value, Templat
         text
     };
     Ok(match (function, arguments) {
-        ("json", [value]) => Value::String(value.to_string()),
+        ("json", [value]) => Value::String(json(value)),
         ("upper", [value]) => text(value).to_uppercase().into(),
         ("lower", [value]) => text(value).to_lowercase().into(),
         ("title", [value]) => capitalised(&text(value)).into(),

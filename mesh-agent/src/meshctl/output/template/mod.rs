@@ -8,6 +8,7 @@ mod parse;
 use serde_json::Value;
 
 use self::evaluate::Scope;
+pub(crate) use self::functions::json;
 
 /// Why a template cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +66,9 @@ enum Term {
     Word(String),
     Group(Pipeline),
 }
+
+/// Where a row has labels that `.Label "name"` asks for. No path finds it, and `json` does not show it.
+pub(crate) const LABELS: &str = ".labels";
 
 /// What functions do in a table's header: names stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
