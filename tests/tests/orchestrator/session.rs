@@ -169,7 +169,12 @@ fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<Stri
         silent(&docker.err).into(),
         silent(&meshctl.err).into(),
     );
-    let (left, right) = (Shape::of(&docker.out), Shape::of(&meshctl.out));
+    let (mut left, mut right) = (Shape::of(&docker.out), Shape::of(&meshctl.out));
+    if docker.line.contains("stack deploy") {
+        // Docker goes through a compose file in any order.
+        left.sort();
+        right.sort();
+    }
     let is_list = |shape: &Shape| matches!(shape, Shape::Lines(_));
     if std::mem::discriminant(&left) != std::mem::discriminant(&right) {
         check(

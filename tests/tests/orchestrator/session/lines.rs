@@ -61,7 +61,7 @@ pub(crate) const SESSION: &[Step] = &[
     Type(r#"docker config ls --format '{{.Name}} {{.Label "tier"}}'"#),
     Type("docker config inspect settings"),
     Type("docker config inspect --pretty settings"),
-    Type("docker config inspect --format '{{printf \"%s\" .Spec.Data}}' settings"),
+    Type("docker config inspect --format '{{json .Spec.Data}}' settings"),
     // Services.
     Type(CREATE),
     Type(CREATE),
@@ -103,6 +103,7 @@ pub(crate) const SESSION: &[Step] = &[
     Type(
         "docker service inspect --format '{{.Spec.UpdateConfig.Parallelism}} {{.Spec.UpdateConfig.Delay}}' web",
     ),
+    Type("docker service inspect --format json web"),
     Type("docker service inspect web nothing"),
     Type("docker service inspect nothing"),
     // What it says.
@@ -113,7 +114,7 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service logs --timestamps --tail 1 talk"),
     Type("docker service logs nothing"),
     // Changes.
-    Type("docker service update --detach --env-add MODE=slow --label-add tier=back web"),
+    Type("docker service update --detach --env-rm LEVEL --env-add MODE=slow --label-add tier=back web"),
     Until(
         "docker service inspect --format '{{.UpdateStatus.State}}' web",
         "completed\n",
@@ -201,6 +202,9 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service ls --format '{{.Nothing'"),
     Type("docker service ps"),
     Type("docker service ps --filter colour=red web"),
+    Type("docker service create --update-order sideways mesh-lab/server:latest"),
+    Type("docker service create --restart-condition sometimes mesh-lab/server:latest"),
+    Type("docker node update --availability gone node1"),
     Type("docker service inspect"),
     Type("docker service inspect --pretty --format x web"),
     Type("docker service create"),

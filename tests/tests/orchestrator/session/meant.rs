@@ -28,4 +28,122 @@ pub(crate) struct Meant {
 }
 
 /// All of them.
-pub(crate) const MEANT: &[Meant] = &[];
+pub(crate) const MEANT: &[Meant] = &[
+    // Objects.
+    only_docker("secret inspect", "[].Version", NEVER_CHANGED),
+    only_docker("config inspect", "[].Version", NEVER_CHANGED),
+    only_meshctl(
+        "secret inspect",
+        "[].Services",
+        "who uses it: docker does not tell",
+    ),
+    only_meshctl(
+        "config inspect",
+        "[].Services",
+        "who uses it: docker does not tell",
+    ),
+    only_docker("service inspect", "[].Endpoint.VirtualIPs", NO_OVERLAY),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.DNSConfig",
+        NO_OVERLAY,
+    ),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Isolation",
+        "a word of Windows",
+    ),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Configs[].ConfigID",
+        BY_NAME,
+    ),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Secrets[].SecretID",
+        BY_NAME,
+    ),
+    only_meshctl(
+        "service inspect",
+        "[].ServiceStatus",
+        "docker's API tells it, its inspect does not ask",
+    ),
+    only_meshctl("service inspect", "[].Revision", REVISIONS),
+    only_meshctl("service inspect", "[].Author", REVISIONS),
+    only_meshctl("service inspect", "Revision:", REVISIONS),
+    only_meshctl("service inspect", "[].Rebalancing", "docker does not rebalance"),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.RebalanceConfig",
+        "docker does not rebalance",
+    ),
+    only_meshctl("service inspect", " Progress deadline:", DEADLINE),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.UpdateConfig.ProgressDeadline",
+        DEADLINE,
+    ),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.RollbackConfig.ProgressDeadline",
+        DEADLINE,
+    ),
+    // Nodes.
+    only_docker("node ls --format json", ".TLSStatus", NO_AUTHORITY),
+    only_docker("node inspect", "TLS Info:", NO_AUTHORITY),
+    only_docker("node inspect", "[].Description.TLSInfo", NO_AUTHORITY),
+    only_docker("node inspect --pretty", "Plugins:", PLUGINS),
+    only_docker("node inspect --pretty", " Log:", PLUGINS),
+    only_docker("node inspect --pretty", " Network:", PLUGINS),
+    only_docker("node inspect --pretty", " Volume:", PLUGINS),
+    only_docker("node inspect", "[].Description.Engine.Plugins", PLUGINS),
+    // Progress.
+    only_meshctl(
+        "--name steady",
+        "1/1: ",
+        "docker shows the states of tasks on terminals only",
+    ),
+    // Stacks.
+    only_docker("stack deploy", "Creating network", NO_OVERLAY),
+    only_docker("stack rm", "Removing network", NO_OVERLAY),
+    // What is refused.
+    code("--update-order sideways", EARLY),
+    code("--restart-condition sometimes", EARLY),
+    code("--availability gone", EARLY),
+];
+
+const NEVER_CHANGED: &str = "no revisions of these are kept: they never change";
+const NO_OVERLAY: &str = "there is no overlay network here: the mesh leads to services";
+const BY_NAME: &str = "services name secrets and configs, and find new ones of the same name";
+const REVISIONS: &str = "docker keeps no revisions";
+const DEADLINE: &str = "docker has no progress deadline";
+const NO_AUTHORITY: &str = "there is no authority for certificates here: they are the operator's";
+const PLUGINS: &str = "the orchestrator does not ask for the engine's plugins";
+const EARLY: &str = "refused as a flag's value; docker leaves it to its engine";
+
+const fn only_docker(line: &'static str, piece: &'static str, why: &'static str) -> Meant {
+    Meant {
+        line,
+        place: Where::Docker,
+        piece,
+        why,
+    }
+}
+
+const fn only_meshctl(line: &'static str, piece: &'static str, why: &'static str) -> Meant {
+    Meant {
+        line,
+        place: Where::Meshctl,
+        piece,
+        why,
+    }
+}
+
+const fn code(line: &'static str, why: &'static str) -> Meant {
+    Meant {
+        line,
+        place: Where::Code,
+        piece: "",
+        why,
+    }
+}

@@ -24,7 +24,17 @@ impl Shape {
         if let Some(columns) = table(text) {
             return Self::Table(columns);
         }
-        Self::Lines(text.lines().map(|line| plain(line.trim_end())).collect())
+        let mut lines: Vec<String> = text.lines().map(|line| plain(line.trim_end())).collect();
+        // How often a progress is shown is a matter of time.
+        lines.dedup();
+        Self::Lines(lines)
+    }
+
+    /// For what comes in any order.
+    pub(crate) fn sort(&mut self) {
+        if let Self::Lines(lines) = self {
+            lines.sort();
+        }
     }
 
     /// The pieces by themselves, for what is compared one by one.
