@@ -32,6 +32,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("etcd-server", "etcd"),
     ("etcd-client", "etcdctl"),
     ("protobuf-compiler", "protoc"),
+    ("systemd", "systemd-analyze"),
 ];
 
 /// Debian packages that bring no program: the definitions that etcd's protocol includes.

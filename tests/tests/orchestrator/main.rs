@@ -10,6 +10,7 @@ mod session;
 mod several;
 mod single;
 mod stage;
+mod systemd;
 
 /// One story: its name and what it does.
 pub(crate) type Story = (&'static str, fn() -> anyhow::Result<()>);
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let stories = single::STORIES
         .into_iter()
         .chain(session::STORIES)
+        .chain(systemd::STORIES)
         .chain(several::STORIES);
     let trials = stories
         .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));

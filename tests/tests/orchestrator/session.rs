@@ -5,7 +5,12 @@ mod lines;
 mod meant;
 mod shape;
 
-use std::{collections::BTreeSet, fs, process::Output, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::wait_until;
@@ -41,10 +46,18 @@ fn session() -> Result<()> {
     stage
         .lab
         .docker("node1", ["swarm", "init", "--advertise-addr", &address])?;
+    let began = Instant::now();
     let docker = record(&stage, "docker")?;
+    let between = Instant::now();
     stage.lab.docker("node1", ["swarm", "leave", "--force"])?;
     stage.start_agent("node1")?;
+    let again = Instant::now();
     let meshctl = record(&stage, "meshctl").with_context(|| stage.evidence())?;
+    println!(
+        "    the session takes {:.1} s with docker, {:.1} s with meshctl",
+        (between - began).as_secs_f64(),
+        again.elapsed().as_secs_f64()
+    );
     compare(&docker, &meshctl)?;
     stage.lab.down()
 }
@@ -187,10 +200,11 @@ fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<Stri
     }
     // The rest of both in the same order, without what is meant.
     let mut rest = |shape: &Shape, place: Where| -> Vec<String> {
-        let pieces = shape.pieces().into_iter();
+        let mut pieces = shape.pieces();
+        pieces.retain(|piece| !is_meant(docker.line, place, piece, used));
+        // How often a progress is shown is a matter of time.
+        pieces.dedup();
         pieces
-            .filter(|piece| !is_meant(docker.line, place, piece, used))
-            .collect()
     };
     let (left, right, lists) = (
         rest(&left, Where::Docker),

@@ -191,7 +191,7 @@ impl InspectFlags {
         pretty: impl Fn(&T) -> String,
     ) -> Result<String, Failure> {
         if self.pretty {
-            return Ok(objects.iter().map(pretty).collect::<Vec<_>>().join("\n"));
+            return Ok(objects.iter().map(pretty).collect());
         }
         let values = objects.iter().map(shape);
         match self.format.as_deref() {

@@ -14,7 +14,10 @@ use mesh_orchestrator::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::meshctl::output::people::rfc3339;
+use crate::meshctl::output::{
+    people::rfc3339,
+    template::{nanoseconds, shown},
+};
 
 /// `service inspect`.
 pub(crate) fn service(view: &ServiceView) -> Value {
@@ -119,7 +122,7 @@ pub(crate) fn without_empty(value: Value) -> Value {
         Value::Array(list) => list.is_empty(),
         Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
     };
-    match value {
+    match shown(&value) {
         Value::Object(map) => Value::Object(
             map.into_iter()
                 .map(|(key, value)| {
@@ -179,7 +182,7 @@ fn mode(mode: ServiceMode) -> Value {
 fn policy(config: &UpdateConfig) -> Value {
     json!({
         "Parallelism": config.parallelism,
-        "Delay": set(nanoseconds(config.delay)),
+        "Delay": long(config.delay),
         "FailureAction": config.failure_action,
         "Monitor": nanoseconds(config.monitor),
         "MaxFailureRatio": config.max_failure_ratio,
@@ -209,7 +212,7 @@ fn task(task: &TaskSpec) -> Value {
             "Condition": restart.condition.unwrap_or(RestartCondition::Any),
             "Delay": nanoseconds(restart.delay),
             "MaxAttempts": restart.max_attempts,
-            "Window": set(nanoseconds(restart.window)),
+            "Window": long(restart.window),
         },
         "Placement": {
             "Constraints": placement.constraints.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -296,8 +299,8 @@ fn healthcheck(check: &HealthCheck) -> Value {
         "Interval": nanoseconds(check.interval),
         "Timeout": nanoseconds(check.timeout),
         "Retries": check.retries,
-        "StartPeriod": set(nanoseconds(check.start_period)),
-        "StartInterval": set(nanoseconds(check.start_interval)),
+        "StartPeriod": long(check.start_period),
+        "StartInterval": long(check.start_interval),
     })
 }
 
@@ -351,13 +354,15 @@ fn labels<T: Serialize>(map: &std::collections::BTreeMap<String, T>) -> Option<V
     (!map.is_empty()).then(|| json!(map))
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+/// Nothing where docker leaves out no time at all.
+fn long(duration: Duration) -> Option<Value> {
+    (!duration.is_zero()).then(|| nanoseconds(duration))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meshctl::output::template::{Row, Template};
     use crate::meshctl::views::testing::{node, port, service, spec_of};
 
     #[test]
@@ -369,6 +374,9 @@ mod tests {
         let full = super::service(&view);
         // For templates.
         assert_eq!(full["Spec"]["TaskTemplate"]["ContainerSpec"]["User"], "");
+        let template =
+            Template::parse("{{.Spec.UpdateConfig.Monitor}} {{json .Spec.UpdateConfig.Monitor}}").unwrap();
+        assert_eq!(template.render(&full, Row::Values).unwrap(), "5s 5000000000");
         let shown = without_empty(full);
         assert_eq!(shown["Version"], json!({"Index": 3}));
         assert_eq!(shown["Spec"]["Mode"], json!({"Replicated": {"Replicas": 2}}));

@@ -3,10 +3,7 @@
 use mesh_orchestrator::{
     api::types::ServiceView,
     objects::{Timestamp, UpdateStatus},
-    spec::{
-        ContainerSpec, FailureAction, MountKind, PublishMode, ServiceMode, UpdateConfig, UpdateOrder,
-        duration,
-    },
+    spec::{ContainerSpec, FailureAction, MountKind, PublishMode, ServiceMode, UpdateConfig, UpdateOrder},
 };
 
 use super::{
@@ -15,10 +12,10 @@ use super::{
 };
 use crate::meshctl::{
     flags::units::{show_bytes, show_cpus},
-    output::people::ago,
+    output::people::{ago, go_duration},
 };
 
-/// The text, with an empty line in front as docker's.
+/// The text, between empty lines as docker's.
 pub(crate) fn pretty(view: &ServiceView, now: Timestamp) -> String {
     let spec = &view.spec;
     let task = &spec.task_template;
@@ -106,6 +103,7 @@ pub(crate) fn pretty(view: &ServiceView, now: Timestamp) -> String {
         }
     }
     healthcheck(&mut text, &task.container_spec);
+    text.line("");
     text.finish()
 }
 
@@ -146,7 +144,7 @@ fn policy(text: &mut Pretty, title: &str, order: &str, config: &UpdateConfig) {
     text.line(title);
     text.line(format_args!(" Parallelism:\t{}", config.parallelism));
     if !config.delay.is_zero() {
-        text.line(format_args!(" Delay:\t\t{}", duration::format(config.delay)));
+        text.line(format_args!(" Delay:\t\t{}", go_duration(config.delay)));
     }
     let action = match config.failure_action {
         FailureAction::Pause => "pause",
@@ -156,12 +154,12 @@ fn policy(text: &mut Pretty, title: &str, order: &str, config: &UpdateConfig) {
     text.line(format_args!(" On failure:\t{action}"));
     text.line(format_args!(
         " Monitoring Period: {}",
-        duration::format(config.monitor)
+        go_duration(config.monitor)
     ));
     text.line(format_args!(" Max failure ratio: {}", config.max_failure_ratio));
     text.line(format_args!(
         " Progress deadline: {}",
-        duration::format(config.progress_deadline)
+        go_duration(config.progress_deadline)
     ));
     let direction = match config.order {
         UpdateOrder::StopFirst => "stop-first",
@@ -261,13 +259,13 @@ fn healthcheck(text: &mut Pretty, container: &ContainerSpec) {
         return;
     };
     text.line(" Healthcheck:");
-    text.line(format_args!("  Interval = {}", duration::format(check.interval)));
+    text.line(format_args!("  Interval = {}", go_duration(check.interval)));
     text.line(format_args!("  Retries = {}", check.retries));
     text.line(format_args!(
         "  StartPeriod =\t{}",
-        duration::format(check.start_period)
+        go_duration(check.start_period)
     ));
-    text.line(format_args!("  Timeout =\t{}", duration::format(check.timeout)));
+    text.line(format_args!("  Timeout =\t{}", go_duration(check.timeout)));
     text.line("  Tests:");
     for word in test(&check.test) {
         text.line(format_args!("\t Test = {word}"));

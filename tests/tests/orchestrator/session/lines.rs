@@ -18,8 +18,8 @@ const CREATE: &str = "docker service create --detach --no-resolve-image --name w
      --constraint node.role==manager --placement-pref spread=node.labels.zone --replicas-max-per-node 4 \
      --limit-cpu 0.5 --limit-memory 64M --limit-pids 50 --reserve-cpu 0.1 --reserve-memory 16M \
      --secret key --config source=settings,target=/etc/settings,mode=0440 --mount type=tmpfs,target=/scratch \
-     --update-delay 1s --update-parallelism 1 --update-order start-first --update-monitor 1s \
-     --update-failure-action rollback --rollback-monitor 2s --rollback-order start-first \
+     --update-delay 1s --update-parallelism 2 --update-order start-first --update-monitor 1s \
+     --update-failure-action rollback --rollback-delay 1m --rollback-monitor 2s --rollback-order start-first \
      --restart-delay 1s --restart-condition any --restart-max-attempts 3 --stop-grace-period 1s --stop-signal SIGTERM \
      --health-cmd 'busybox true' --health-interval 500ms --health-retries 4 --health-timeout 5s --health-start-period 1s \
      --log-driver json-file --log-opt max-size=1m --cap-add NET_ADMIN --cap-drop CHOWN --user 0 --workdir /tmp \
@@ -111,7 +111,7 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service logs talk"),
     Type("docker service logs --raw talk"),
     Type("docker service logs --no-task-ids talk"),
-    Type("docker service logs --timestamps --tail 1 talk"),
+    Type("docker service logs --timestamps --tail 2 talk"),
     Type("docker service logs nothing"),
     // Changes.
     Type("docker service update --detach --env-rm LEVEL --env-add MODE=slow --label-add tier=back web"),

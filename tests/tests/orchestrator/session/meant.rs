@@ -88,9 +88,38 @@ pub(crate) const MEANT: &[Meant] = &[
         "[].Spec.RollbackConfig.ProgressDeadline",
         DEADLINE,
     ),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Healthcheck.StartInterval",
+        "docker's engines have it from release 25 on",
+    ),
     // Nodes.
+    only_meshctl("node ls --format json", ".Address", MORE),
+    only_meshctl("node ls --format json", ".AgentVersion", MORE),
+    only_meshctl("node ls --format json", ".DataPath", MORE),
+    only_meshctl("node ls --format json", ".Role", MORE),
+    only_meshctl("node ls --format json", ".Tasks", MORE),
+    only_meshctl("node inspect", "[].Agent", MORE),
+    only_meshctl("node inspect", "[].Reserved", MORE),
+    only_meshctl("node inspect", "[].RunningTasks", MORE),
+    only_meshctl("node inspect", "[].Status.Since", MORE),
+    only_meshctl("node inspect --pretty", " Since:", MORE),
+    only_meshctl("node inspect --pretty", "Agent:", MORE),
+    only_meshctl("node inspect --pretty", " Version:", MORE),
+    only_meshctl("node inspect --pretty", " Data Path:", MORE),
+    only_meshctl("node inspect --pretty", " Engine:", MORE),
+    only_meshctl("node inspect --pretty", "Reserved:", MORE),
+    only_meshctl("node inspect --pretty", " CPUs:\t\t\t0.", MORE),
+    only_meshctl("node inspect --pretty", " Memory:\t\t48MiB", MORE),
+    only_meshctl("node inspect --pretty", "Running Tasks:", MORE),
+    only_docker("node inspect", "[].Version", NO_BIRTH),
+    only_docker("node inspect", "[].CreatedAt", NO_BIRTH),
+    only_docker("node inspect", "[].UpdatedAt", NO_BIRTH),
+    only_docker("node inspect --pretty", "Joined at:", NO_BIRTH),
+    only_docker("node inspect --pretty", " TrustRoot:", NO_AUTHORITY),
+    only_docker("node inspect --pretty", " Issuer", NO_AUTHORITY),
     only_docker("node ls --format json", ".TLSStatus", NO_AUTHORITY),
-    only_docker("node inspect", "TLS Info:", NO_AUTHORITY),
+    only_docker("node inspect --pretty", "TLS Info:", NO_AUTHORITY),
     only_docker("node inspect", "[].Description.TLSInfo", NO_AUTHORITY),
     only_docker("node inspect --pretty", "Plugins:", PLUGINS),
     only_docker("node inspect --pretty", " Log:", PLUGINS),
@@ -112,6 +141,9 @@ pub(crate) const MEANT: &[Meant] = &[
     code("--availability gone", EARLY),
 ];
 
+const MORE: &str = "docker does not tell";
+const NO_BIRTH: &str = "a node is there while its agent is heard, and is no object with a history";
+const STATES: &str = "docker shows the states of single tasks on terminals only";
 const NEVER_CHANGED: &str = "no revisions of these are kept: they never change";
 const NO_OVERLAY: &str = "there is no overlay network here: the mesh leads to services";
 const BY_NAME: &str = "services name secrets and configs, and find new ones of the same name";

@@ -24,10 +24,8 @@ impl Shape {
         if let Some(columns) = table(text) {
             return Self::Table(columns);
         }
-        let mut lines: Vec<String> = text.lines().map(|line| plain(line.trim_end())).collect();
-        // How often a progress is shown is a matter of time.
-        lines.dedup();
-        Self::Lines(lines)
+        let lines = without_certificates(text).map(|line| plain(line.trim_end()));
+        Self::Lines(lines.collect())
     }
 
     /// For what comes in any order.
@@ -45,6 +43,19 @@ impl Shape {
             Self::Lines(lines) => lines.clone(),
         }
     }
+}
+
+/// Lines without PEM's, which are other ones each time, and the empty one that ends them.
+fn without_certificates(text: &str) -> impl Iterator<Item = &str> {
+    let (mut inside, mut was_end) = (false, false);
+    text.lines().filter(move |line| {
+        let is_end = line.starts_with("-----END");
+        inside |= line.starts_with("-----BEGIN");
+        let shown = !inside && !(was_end && line.is_empty());
+        inside &= !is_end;
+        was_end = is_end;
+        shown
+    })
 }
 
 fn json(text: &str) -> Option<BTreeSet<String>> {
@@ -158,7 +169,7 @@ fn shape_of(word: &str) -> String {
 
 fn shape_of_part(part: &str) -> String {
     let (body, tail) = part
-        .find(['@', ',', ':'])
+        .find(['@', ',', ':', ')'])
         .map_or((part, ""), |end| part.split_at(end));
     let is_id = |text: &str| {
         text.bytes()

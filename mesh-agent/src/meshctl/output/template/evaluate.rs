@@ -1,14 +1,15 @@
 //! A template and a value make a text. Pure.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use serde_json::Value;
 
 use super::{
-    LABELS, Node, Pipeline, Row, TemplateError, Term,
+    LABELS, NANOSECONDS, Node, Pipeline, Row, TemplateError, Term,
     functions::{call, is_shaping},
     parse::syntax,
 };
+use crate::meshctl::output::people::go_duration;
 
 pub(super) struct Scope<'a> {
     pub(super) root: &'a Value,
@@ -177,6 +178,10 @@ pub(super) fn print(value: &Value, text: &mut String) {
                 print(item, text);
             }
             text.push(']');
+        }
+        Value::Object(map) if map.contains_key(NANOSECONDS) => {
+            let count = map[NANOSECONDS].as_u64().unwrap_or_default();
+            text.push_str(&go_duration(Duration::from_nanos(count)));
         }
         Value::Object(map) => {
             text.push_str("map[");

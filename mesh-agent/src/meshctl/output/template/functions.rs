@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    LABELS, TemplateError,
+    LABELS, NANOSECONDS, TemplateError,
     evaluate::{is_true, print},
 };
 use crate::meshctl::output::people::capitalised;
@@ -16,15 +16,25 @@ pub(super) fn is_shaping(function: &str) -> bool {
     )
 }
 
-/// A value as JSON, without what is only for `.Label`.
+/// A value as JSON.
 pub(crate) fn json(value: &Value) -> String {
+    shown(value).to_string()
+}
+
+/// A value without what is only for templates.
+pub(crate) fn shown(value: &Value) -> Value {
     match value {
-        Value::Object(map) if map.contains_key(LABELS) => {
-            let mut shown = map.clone();
-            shown.remove(LABELS);
-            Value::Object(shown).to_string()
-        }
-        value => value.to_string(),
+        Value::Object(map) => match map.get(NANOSECONDS) {
+            Some(count) => count.clone(),
+            None => Value::Object(
+                map.iter()
+                    .filter(|(key, _)| *key != LABELS)
+                    .map(|(key, value)| (key.clone(), shown(value)))
+                    .collect(),
+            ),
+        },
+        Value::Array(list) => Value::Array(list.iter().map(shown).collect()),
+        value => value.clone(),
     }
 }
 
