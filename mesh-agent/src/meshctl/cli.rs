@@ -337,6 +337,44 @@ mod tests {
         }
     }
 
+    /// All commands that do something, by the words that lead to them.
+    fn commands() -> Vec<Vec<String>> {
+        use clap::CommandFactory;
+        fn walk(command: &clap::Command, words: &[String], found: &mut Vec<Vec<String>>) {
+            let words = [words, &[command.get_name().to_owned()]].concat();
+            if !command.has_subcommands() {
+                found.push(words);
+                return;
+            }
+            for below in command.get_subcommands() {
+                walk(below, &words, found);
+            }
+        }
+        let mut found = Vec::new();
+        walk(&Arguments::command(), &[], &mut found);
+        found
+    }
+
+    #[test]
+    fn every_command_refuses_what_it_does_not_know_and_says_how_it_is_used() {
+        let commands = commands();
+        assert!(commands.len() > 50, "{commands:?}");
+        for words in commands {
+            let with = |more: &[&str]| {
+                let all = words.iter().map(String::as_str).chain(more.iter().copied());
+                Arguments::try_parse_from(all).unwrap_err()
+            };
+            let error = with(&["--nothing"]);
+            let text = error.to_string();
+            assert_eq!(usage_code(&error), 125, "{words:?}: {text}");
+            assert!(
+                text.contains("'--nothing'") && text.contains("--help"),
+                "{words:?}: {text}"
+            );
+            assert_eq!(usage_code(&with(&["--help"])), 0, "{words:?}");
+        }
+    }
+
     #[test]
     fn the_nearest_known_name_is_told() {
         for (line, near) in [

@@ -29,6 +29,7 @@ use super::{
     options::Role,
     peers::{NoPeers, TlsPeers},
     place::{self, PlaceError},
+    run::MISSED,
     runtime::{DockerRuntime, EngineDescription, Runtime},
     tls::{Credentials, TlsError, TlsListener},
     worker::AddressBlock,
@@ -129,6 +130,11 @@ pub async fn open(
     let clock = SystemClock;
     let id = place::identity(&options.state_dir, clock.seed())?;
     let store = patiently("the store", || open_store(options)).await?;
+    let patience = options.heartbeat * (MISSED + 1);
+    patiently("the node's place", || async {
+        Ok(place::be_alone(store.as_ref(), &id, address, &options.state_dir, patience).await?)
+    })
+    .await?;
     let (cluster, upkeep) = patiently("the cluster's objects", || async {
         Ok(Cluster::open(Arc::clone(&store), Arc::new(clock)).await?)
     })

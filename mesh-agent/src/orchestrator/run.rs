@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Heartbeats that a node may miss before it is down.
-const MISSED: u32 = 3;
+pub(super) const MISSED: u32 = 3;
 /// How often the picture is confirmed while the store answers.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// How often the node makes sure that its block of addresses is still its own.

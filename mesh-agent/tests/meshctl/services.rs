@@ -1,9 +1,9 @@
 //! `meshctl service`: from creation to removal, and what goes wrong between.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mesh_orchestrator::spec::ServiceMode;
+use mesh_orchestrator::{objects::TaskState, spec::ServiceMode};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -227,6 +227,68 @@ async fn a_wrong_flag_ends_with_125_and_what_is_refused_with_1() -> Result<()> {
     ] {
         let error = server.fails(line, code).await?;
         ensure!(error.contains(reason), "{line}: {error}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_an_agent_every_command_says_how_to_start_one() -> Result<()> {
+    let server = Server::start().await?;
+    for line in [
+        "service ls",
+        "service create nginx",
+        "node ls",
+        "secret inspect key",
+        "snapshot create",
+        "service attach web",
+    ] {
+        let mut command = server.command(line);
+        command.env("MESH_ADMIN_SOCKET", "/nonexistent/admin.sock");
+        let output = timeout(PATIENCE, command.output()).await??;
+        let error = String::from_utf8(output.stderr)?;
+        ensure!(
+            output.status.code() == Some(1),
+            "{line}: {:?} {error}",
+            output.status
+        );
+        ensure!(
+            error.contains("the mesh agent is not running (nothing answers on /nonexistent/admin.sock)")
+                && error.contains("mesh-agent run"),
+            "{line}: {error}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_services_are_listed_at_once() -> Result<()> {
+    let server = Server::start().await?;
+    let names: Vec<String> = (0..100).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        server
+            .ok(&format!("service create -d --name {name} --replicas 2 nginx"))
+            .await?;
+    }
+    server
+        .until("all tasks run", |state| {
+            let running = state
+                .tasks()
+                .values()
+                .filter(|task| task.status.state == TaskState::Running);
+            running.count() == 200
+        })
+        .await?;
+    for (line, rows) in [
+        ("service ls".to_owned(), 100),
+        (format!("service ps {}", names.join(" ")), 200),
+        ("node ps".to_owned(), 200),
+    ] {
+        let began = Instant::now();
+        let listed = server.ok(&line).await?;
+        let took = began.elapsed();
+        println!("{:.20}: {} ms", line, took.as_millis());
+        ensure!(listed.lines().count() == rows + 1, "{listed}");
+        ensure!(took < Duration::from_secs(5), "{line} took {took:?}");
     }
     Ok(())
 }

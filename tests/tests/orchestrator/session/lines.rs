@@ -252,7 +252,7 @@ pub(crate) const SESSION: &[Step] = &[
 ];
 
 /// The file of the stack.
-pub(crate) const COMPOSE: &str = r#"
+pub(crate) const COMPOSE: &str = r#"version: "3.8"
 services:
   front:
     image: mesh-lab/server:latest

@@ -109,8 +109,6 @@ pub(crate) const MEANT: &[Meant] = &[
     only_meshctl("node inspect --pretty", " Data Path:", MORE),
     only_meshctl("node inspect --pretty", " Engine:", MORE),
     only_meshctl("node inspect --pretty", "Reserved:", MORE),
-    only_meshctl("node inspect --pretty", " CPUs:\t\t\t0.", MORE),
-    only_meshctl("node inspect --pretty", " Memory:\t\t48MiB", MORE),
     only_meshctl("node inspect --pretty", "Running Tasks:", MORE),
     only_docker("node inspect", "[].Version", NO_BIRTH),
     only_docker("node inspect", "[].CreatedAt", NO_BIRTH),
@@ -127,11 +125,8 @@ pub(crate) const MEANT: &[Meant] = &[
     only_docker("node inspect --pretty", " Volume:", PLUGINS),
     only_docker("node inspect", "[].Description.Engine.Plugins", PLUGINS),
     // Progress.
-    only_meshctl(
-        "--name steady",
-        "1/1: ",
-        "docker shows the states of tasks on terminals only",
-    ),
+    only_docker("--name steady", "1/1:", STATES),
+    only_meshctl("--name steady", "1/1:", STATES),
     // Stacks.
     only_docker("stack deploy", "Creating network", NO_OVERLAY),
     only_docker("stack rm", "Removing network", NO_OVERLAY),

@@ -121,6 +121,12 @@ fn starts(header: &str) -> Vec<usize> {
 
 /// A line without what differs from run to run.
 pub(crate) fn plain(line: &str) -> String {
+    // What the machine has.
+    for part in [" CPUs:\t", " Memory:\t"] {
+        if line.starts_with(part) {
+            return format!("{part}<amount>");
+        }
+    }
     let mut words: Vec<String> = Vec::new();
     for word in line.split(' ') {
         match word {
@@ -174,7 +180,7 @@ fn shape_of_part(part: &str) -> String {
     let is_id = |text: &str| {
         text.bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-            && (text.len() == 25 || (text.len() == 12 && text.bytes().any(|byte| byte.is_ascii_digit())))
+            && matches!(text.len(), 12 | 25)
     };
     if is_id(body) {
         return format!("<id of {}>{tail}", body.len());
@@ -184,6 +190,11 @@ fn shape_of_part(part: &str) -> String {
         && is_id(id)
     {
         return format!("{name}.<id of {}>{tail}", id.len());
+    }
+    // A release: `28.2.2`, `20.10.24+dfsg1`.
+    let numbers = part.split(['+', '-']).next().unwrap_or_default();
+    if numbers.split('.').count() == 3 && numbers.split('.').all(|number| number.parse::<u32>().is_ok()) {
+        return "<release>".to_owned();
     }
     let host = part.rsplit_once(':').map_or(part, |(host, _)| host);
     if part.parse::<IpAddr>().is_ok() || host.parse::<IpAddr>().is_ok() {
@@ -210,6 +221,10 @@ pub(crate) fn check() -> anyhow::Result<()> {
         ),
         ("a 2026-11-22 01:59:46.123 +0000 utc", "a <moment>"),
         ("ID:\t\t0123456789abcdefghijklmno", "ID:\t\t<id of 25>"),
+        (
+            "Engine Version:\t\t20.10.24+dfsg1",
+            "Engine Version:\t\t<release>",
+        ),
         (" Address:\t10.99.3.1:2377", " Address:\t<address>"),
     ] {
         let shaped = plain(line);
