@@ -77,7 +77,9 @@ impl Additions<'_> {
             let constraint: Constraint = text
                 .parse()
                 // Docker's engine is who refuses it there.
-                .map_err(|why: mesh_orchestrator::spec::SpecError| UsageError::Line(why.to_string()))?;
+                .map_err(|why: mesh_orchestrator::spec::SpecError| {
+                    UsageError::Line(format!("--constraint{}: {why}", self.suffix))
+                })?;
             if !task.placement.constraints.contains(&constraint) {
                 task.placement.constraints.push(constraint);
             }
