@@ -34,6 +34,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
     ("curl", "curl"),
     ("protobuf-compiler", "protoc"),
+    ("systemd", "systemd-analyze"),
 ];
 
 /// Debian packages that bring no program: the definitions that etcd's protocol includes.

@@ -136,9 +136,6 @@ enum Format {
     Json,
 }
 
-/// The exit code for what was asked wrongly, as docker's.
-const USAGE: u8 = 125;
-
 /// Does what the command line asks for; the process's exit code.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -156,7 +153,7 @@ async fn obey() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            let code = if error.use_stderr() { USAGE } else { 0 };
+            let code = usage_code(&error);
             // Nobody can be told that telling failed.
             let _ = error.print();
             return ExitCode::from(code);
@@ -172,6 +169,25 @@ async fn obey() -> ExitCode {
             eprintln!("meshctl: {error:#}");
             exit_code(&error)
         }
+    }
+}
+
+/// Docker's: 125 if a flag cannot be meant, 1 if anything else, 0 for help.
+fn usage_code(error: &clap::Error) -> u8 {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if !error.use_stderr() {
+        return 0;
+    }
+    let is_flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.starts_with('-'),
+        _ => false,
+    };
+    match error.kind() {
+        // A command of several, without saying which.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 0,
+        ErrorKind::MissingRequiredArgument | ErrorKind::ArgumentConflict | ErrorKind::InvalidSubcommand => 1,
+        _ if is_flag => 125,
+        _ => 1,
     }
 }
 
@@ -298,6 +314,79 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_of_wrong_command_lines_are_dockers() {
+        for (line, code) in [
+            ("service", 0),
+            ("service ls --help", 0),
+            ("service nothing", 1),
+            ("nothing", 1),
+            ("service ls extra", 1),
+            ("service ps", 1),
+            ("service inspect --pretty --format x web", 1),
+            ("service scale web=many", 1),
+            ("stack deploy shop", 1),
+            ("service ls --nothing", 125),
+            ("service ls --format", 125),
+            ("service create --replicas many nginx", 125),
+        ] {
+            let words = std::iter::once("meshctl").chain(line.split(' '));
+            let error = Arguments::try_parse_from(words).unwrap_err();
+            assert_eq!(usage_code(&error), code, "{line}: {error}");
+        }
+    }
+
+    /// All commands that do something, by the words that lead to them.
+    fn commands() -> Vec<Vec<String>> {
+        use clap::CommandFactory;
+        fn walk(command: &clap::Command, words: &[String], found: &mut Vec<Vec<String>>) {
+            let words = [words, &[command.get_name().to_owned()]].concat();
+            if !command.has_subcommands() {
+                found.push(words);
+                return;
+            }
+            for below in command.get_subcommands() {
+                walk(below, &words, found);
+            }
+        }
+        let mut found = Vec::new();
+        walk(&Arguments::command(), &[], &mut found);
+        found
+    }
+
+    #[test]
+    fn every_command_refuses_what_it_does_not_know_and_says_how_it_is_used() {
+        let commands = commands();
+        assert!(commands.len() > 50, "{commands:?}");
+        for words in commands {
+            let with = |more: &[&str]| {
+                let all = words.iter().map(String::as_str).chain(more.iter().copied());
+                Arguments::try_parse_from(all).unwrap_err()
+            };
+            let error = with(&["--nothing"]);
+            let text = error.to_string();
+            assert_eq!(usage_code(&error), 125, "{words:?}: {text}");
+            assert!(
+                text.contains("'--nothing'") && text.contains("--help"),
+                "{words:?}: {text}"
+            );
+            assert_eq!(usage_code(&with(&["--help"])), 0, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_known_name_is_told() {
+        for (line, near) in [
+            ("servce ls", "service"),
+            ("service inspct web", "inspect"),
+            ("service create --replcas 2 nginx", "--replicas"),
+        ] {
+            let words = std::iter::once("meshctl").chain(line.split(' '));
+            let error = Arguments::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains(near), "{line}: {error}");
+        }
     }
 
     #[test]

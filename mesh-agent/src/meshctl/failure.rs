@@ -1,4 +1,5 @@
-//! Why a command fails, and with which exit code: 1, 125 for what was asked wrongly, 128 and the signal's number.
+//! Why a command fails, and with which exit code, as docker has them: 1, 125 for a flag that cannot be meant, 128 and the
+//! signal's number.
 
 use std::io;
 
@@ -7,6 +8,9 @@ use super::{client::ApiError, compose::ComposeError, flags::UsageError, output::
 /// A command did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    /// A flag is unknown or has a value that cannot be meant.
+    #[error("{0}")]
+    Flag(String),
     /// What is asked for cannot be meant.
     #[error("{0}")]
     Usage(String),
@@ -59,9 +63,9 @@ impl Failure {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 125,
+            Self::Flag(_) => 125,
             Self::Signal(signal) => 128_u8.saturating_add(*signal),
-            Self::Api(_) | Self::Compose(_) | Self::Io { .. } | Self::Outcome(_) => 1,
+            Self::Usage(_) | Self::Api(_) | Self::Compose(_) | Self::Io { .. } | Self::Outcome(_) => 1,
             Self::Several(failures) => failures.iter().map(Self::exit_code).max().unwrap_or(1),
         }
     }
@@ -81,7 +85,11 @@ impl Failure {
 
 impl From<UsageError> for Failure {
     fn from(error: UsageError) -> Self {
-        Self::Usage(error.0)
+        let text = error.to_string();
+        match error {
+            UsageError::Flag { .. } => Self::Flag(text),
+            UsageError::Line(_) => Self::Usage(text),
+        }
     }
 }
 
@@ -103,7 +111,8 @@ mod tests {
 
     #[test]
     fn exit_codes_are_dockers() {
-        assert_eq!(Failure::Usage(String::new()).exit_code(), 125);
+        assert_eq!(Failure::Flag(String::new()).exit_code(), 125);
+        assert_eq!(Failure::Usage(String::new()).exit_code(), 1);
         assert_eq!(Failure::Outcome(String::new()).exit_code(), 1);
         assert_eq!(Failure::Signal(2).exit_code(), 130);
         let several =

@@ -30,6 +30,7 @@ use super::{
     options::Role,
     peers::{NoPeers, TlsPeers},
     place::{self, PlaceError},
+    run::MISSED,
     runtime::{DockerRuntime, EngineDescription, Runtime},
     tls::{Credentials, TlsError, TlsListener},
     worker::AddressBlock,
@@ -94,6 +95,7 @@ pub struct Opened {
     pub(super) upkeep: Upkeep,
     pub(super) vault: Arc<Vault>,
     pub(super) node: Node,
+    pub(super) engine_version: String,
     pub(super) address: Ipv4Addr,
     pub(super) block: AddressBlock,
     pub(super) api: Api,
@@ -132,6 +134,11 @@ pub async fn open(
     let clock = SystemClock;
     let id = place::identity(&options.state_dir, clock.seed())?;
     let store = patiently("the store", || open_store(options)).await?;
+    let patience = options.heartbeat * (MISSED + 1);
+    patiently("the node's place", || async {
+        Ok(place::be_alone(store.as_ref(), &id, address, &options.state_dir, patience).await?)
+    })
+    .await?;
     let (cluster, upkeep) = patiently("the cluster's objects", || async {
         Ok(Cluster::open(Arc::clone(&store), Arc::new(clock)).await?)
     })
@@ -145,6 +152,7 @@ pub async fn open(
         Ok(place::claim_block(store.as_ref(), &id).await?)
     })
     .await?;
+    let engine_version = engine.version.clone();
     let node = describe_node(options, id, address, engine);
     let vault = Arc::new(vault);
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
@@ -187,6 +195,7 @@ pub async fn open(
         upkeep,
         vault,
         node,
+        engine_version,
         address,
         block,
         api,

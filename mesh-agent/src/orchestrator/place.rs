@@ -1,22 +1,29 @@
-//! This node's place in the cluster: its identity, kept in a file of its own, and its block of the
+//! This node's place in the cluster: its identity, kept in a file of its own and used by no other node, and its block of the
 //! addresses by which the mesh names tasks, claimed in the store. Depends on the store's trait.
 
 use std::{
     collections::BTreeMap,
     io,
+    net::Ipv4Addr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use mesh_orchestrator::{
+    cluster::Presence,
     objects::NodeId,
-    store::{Expected, InvalidKey, Key, PAGE, Prefix, Store, StoreError, Transaction},
+    store::{Expected, InvalidKey, Key, PAGE, Prefix, Store, StoreError, Transaction, membership::node_key},
 };
+use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use super::worker::AddressBlock;
 
 /// File below the state folder that holds the node's id.
 const IDENTITY_FILE: &str = "node-id";
+/// Between looks at who else has the node's id.
+const PACE: Duration = Duration::from_millis(250);
 /// As long as identifiers are.
 const ID_CHARS: usize = 25;
 /// Where blocks of addresses are claimed.
@@ -40,6 +47,20 @@ pub enum PlaceError {
         "{} holds no node id: restore it, or remove it to join as a new node", .0.display()
     )]
     NoIdentity(PathBuf),
+    /// Two nodes would be taken for one.
+    #[error(
+        "another node, at {address}, has the id of this one ({id}): if this machine or its --state-dir is a copy, remove \
+         {} to join as a new node; if the node has moved, stop the agent there",
+        path.display()
+    )]
+    Taken {
+        /// The id.
+        id: NodeId,
+        /// Where the other one is.
+        address: String,
+        /// The file with the id.
+        path: PathBuf,
+    },
     /// The store.
     #[error("cannot claim a block of addresses in the store")]
     Store(#[from] StoreError),
@@ -91,6 +112,46 @@ pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, PlaceError> 
     }
 }
 
+/// Waits until no agent is heard under this node's id from another address. One that was killed there is heard for a while.
+///
+/// # Errors
+/// When one is still heard after `patience`, or the store cannot be asked.
+pub(super) async fn be_alone(
+    store: &dyn Store,
+    node: &NodeId,
+    address: Ipv4Addr,
+    folder: &Path,
+    patience: Duration,
+) -> Result<(), PlaceError> {
+    let key = node_key(node.as_str())?;
+    let address = address.to_string();
+    let end = Instant::now() + patience;
+    let mut said = false;
+    loop {
+        let heard = store.get(&key).await?;
+        let other = heard
+            .and_then(|entry| serde_json::from_slice::<Presence>(&entry.value).ok())
+            .filter(|presence| presence.address != address);
+        let Some(other) = other else {
+            return Ok(());
+        };
+        if Instant::now() >= end {
+            return Err(PlaceError::Taken {
+                id: node.clone(),
+                address: other.address,
+                path: folder.join(IDENTITY_FILE),
+            });
+        }
+        if !std::mem::replace(&mut said, true) {
+            warn!(
+                address = other.address,
+                "this node's id is in use elsewhere; waiting whether it stays so"
+            );
+        }
+        sleep(PACE).await;
+    }
+}
+
 /// The node's block of addresses: the one that it has, or else the first that no node has.
 ///
 /// # Errors
@@ -130,9 +191,9 @@ pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<Addr
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, sync::Arc};
 
-    use mesh_orchestrator::store::redb::RedbStore;
+    use mesh_orchestrator::store::{Heartbeat, membership::Registration, redb::RedbStore};
 
     use super::*;
 
@@ -146,6 +207,41 @@ mod tests {
             identity(folder.path(), 7),
             Err(PlaceError::NoIdentity(_))
         ));
+    }
+
+    #[tokio::test]
+    async fn an_id_that_is_heard_elsewhere_is_refused_until_it_is_silent() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open(folder.path().join("store.redb")).unwrap());
+        let id = NodeId::derive(7, &["node"]);
+        let heartbeat = Heartbeat {
+            interval: Duration::from_millis(50),
+            missed: 3,
+        };
+        let presence = Presence {
+            address: "10.0.0.1".to_owned(),
+            ..Presence::default()
+        };
+        let key = node_key(id.as_str()).unwrap();
+        let value = serde_json::to_vec(&presence).unwrap();
+        let other = Registration::start(Arc::clone(&store), key, value, heartbeat);
+        other.present().wait_for(|present| *present).await.unwrap();
+        let ask = |address: [u8; 4], patience: u64| {
+            let (store, id, folder) = (Arc::clone(&store), id.clone(), folder.path().to_owned());
+            async move {
+                let patience = Duration::from_millis(patience);
+                be_alone(store.as_ref(), &id, address.into(), &folder, patience).await
+            }
+        };
+        // The same node, after a restart.
+        ask([10, 0, 0, 1], 0).await.unwrap();
+        let error = ask([10, 0, 0, 2], 300).await.unwrap_err().to_string();
+        assert!(
+            error.contains("at 10.0.0.1") && error.contains("node-id"),
+            "{error}"
+        );
+        let (silent, ()) = tokio::join!(ask([10, 0, 0, 2], 60_000), other.withdraw());
+        silent.unwrap();
     }
 
     #[tokio::test]

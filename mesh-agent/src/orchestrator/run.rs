@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Heartbeats that a node may miss before it is down.
-const MISSED: u32 = 3;
+pub(super) const MISSED: u32 = 3;
 /// How often the picture is confirmed while the store answers.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// How often the node makes sure that its block of addresses is still its own.
@@ -69,6 +69,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         upkeep,
         vault,
         node,
+        engine_version,
         address,
         block,
         api,
@@ -87,6 +88,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         engine: true,
         leaving: false,
         release: env!("CARGO_PKG_VERSION").to_owned(),
+        engine_version,
     };
     let id = node.id.clone();
     let is_manager = node.role == mesh_orchestrator::objects::NodeRole::Manager;

@@ -30,7 +30,7 @@ async fn nodes_are_listed_drained_and_labelled() -> Result<()> {
     );
     ensure!(server.ok("node update --label-rm x self").await? == "self\n");
     let shown = server
-        .ok("node inspect self --format '{{.Availability}} {{json .Labels}}'")
+        .ok("node inspect self --format '{{.Spec.Availability}} {{json .Spec.Labels}}'")
         .await?;
     ensure!(shown == "drain {\"zone\":\"a\"}\n", "{shown}");
     let pretty = server.ok("node inspect alpha --pretty").await?;
@@ -76,7 +76,7 @@ async fn secrets_and_passwords_are_never_shown() -> Result<()> {
     );
     ensure!(
         server
-            .fails("registry login ghcr.io", 125)
+            .fails("registry login ghcr.io", 1)
             .await?
             .contains("--password-stdin")
     );
@@ -152,5 +152,21 @@ async fn webhooks_tokens_and_snapshots() -> Result<()> {
             .await?
             .contains("--replace")
     );
+    server.ok("service create -d --name late nginx").await?;
+    let restore = format!("snapshot restore --replace {}", name.trim());
+    let asked = server.run_with(&restore, "n\n").await?;
+    ensure!(
+        asked.code == Some(1) && asked.out.ends_with("not in it: late\n  - all changes since the snapshot was made\nAre you sure you want to continue? [y/N] "),
+        "{asked:?}"
+    );
+    ensure!(asked.err.contains("nothing was changed"), "{asked:?}");
+    ensure!(server.ok("service ls --format '{{.Name}}'").await? == "late\nweb\n");
+    let answered = server.run_with(&restore, "y\n").await?;
+    ensure!(
+        answered.code == Some(0) && answered.out.ends_with(&name),
+        "{answered:?}"
+    );
+    ensure!(server.ok("service ls --format '{{.Name}}'").await? == "web\n");
+    ensure!(server.ok(&format!("{restore} --force")).await? == name);
     Ok(())
 }

@@ -31,8 +31,9 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
     let said = server.run("stack deploy -c compose.yml shop").await?;
     ensure!(said.code == Some(0), "{said:?}");
     ensure!(
-        said.out
-            == "Creating secret shop_key\nCreating config shop_settings\nCreating service shop_db\nCreating service shop_web\n",
+        said.out.starts_with(
+            "Creating secret shop_key\nCreating config shop_settings\nCreating service shop_db\nCreating service shop_web\n"
+        ),
         "{said:?}"
     );
     ensure!(
@@ -40,7 +41,7 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
             .starts_with("WARNING: ignoring keys that have no effect here: services.web.restart\n"),
         "{said:?}"
     );
-    ensure!(said.err.contains("2 out of 2 tasks"), "{said:?}");
+    ensure!(said.out.contains("2 out of 2 tasks"), "{said:?}");
     ensure!(server.ok("stack ls").await? == "NAME      SERVICES\nshop      2\n");
     let services = server
         .ok("stack services shop --format '{{.Name}} {{.Replicas}} {{.Ports}}'")
@@ -66,7 +67,7 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
     )?;
     let said = server.run("stack deploy -c web.yml --prune shop").await?;
     ensure!(
-        said.code == Some(0) && said.err.contains("Removing service shop_db"),
+        said.code == Some(0) && said.out.contains("Removing service shop_db"),
         "{said:?}"
     );
     let services = server
@@ -88,7 +89,7 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
         "Removing secret shop_key",
         "Removing config shop_settings",
     ] {
-        ensure!(said.err.contains(line), "{said:?}");
+        ensure!(said.out.contains(line), "{said:?}");
     }
     ensure!(server.ok("stack ls -q").await?.is_empty() && server.ok("secret ls -q").await?.is_empty());
     Ok(())
@@ -113,7 +114,7 @@ async fn what_a_file_asks_for_in_vain_changes_nothing() -> Result<()> {
         "{error}"
     );
     server.fails("stack deploy -c missing.yml shop", 1).await?;
-    server.fails("stack deploy shop", 125).await?;
+    server.fails("stack deploy shop", 1).await?;
     ensure!(server.ok("service ls -q").await?.is_empty());
     let said = server.run("stack services shop").await?;
     ensure!(

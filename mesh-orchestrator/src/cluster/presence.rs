@@ -21,4 +21,6 @@ pub struct Presence {
     pub leaving: bool,
     /// The agent's release.
     pub release: String,
+    /// The release of the node's container engine, as it said when the agent started.
+    pub engine_version: String,
 }

@@ -12,9 +12,11 @@ mod images;
 mod partition;
 mod recovery;
 mod registry;
+mod session;
 mod several;
 mod single;
 mod stage;
+mod systemd;
 
 /// One story: its name and what it does.
 pub(crate) type Story = (&'static str, fn() -> anyhow::Result<()>);
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
         .chain(https::STORIES)
         .chain(images::STORIES)
         .chain(recovery::STORIES)
+        .chain(session::STORIES)
+        .chain(systemd::STORIES)
         .chain(several::STORIES)
         .chain(partition::STORIES);
     let trials = stories

@@ -9,12 +9,12 @@ use mesh_orchestrator::{
     secrets::Kind,
 };
 
-use super::{InspectFlags, ListFlags, get_each, now, read_file, remove_each, say};
+use super::{InspectFlags, ListFlags, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
-    views::{files, filter::Filter},
+    views::{files, filter::Filter, inspect},
 };
 
 /// Docker's commands for configs.
@@ -81,12 +81,16 @@ pub(super) async fn run(api: &Api, command: ConfigCommand) -> Result<(), Failure
             let configs: Vec<ConfigView> = api.get(&["configs"], &[]).await?;
             list.print(&files::CONFIGS, &files::config_rows(configs, &filter, now()))
         }
-        ConfigCommand::Inspect(inspect) => {
-            let configs: Vec<ConfigView> = get_each(api, "configs", &inspect.configs).await?;
-            inspect.inspect.print(&configs, |config| {
+        ConfigCommand::Inspect(asked) => {
+            let ask = |config: String| async move { api.get(&["configs", &config], &[]).await };
+            let pretty = |config: &ConfigView| {
                 let data = STANDARD.decode(config.data.as_deref().unwrap_or_default());
                 files::config_pretty(config, &data.unwrap_or_default())
-            })
+            };
+            asked
+                .inspect
+                .each(&asked.configs, ask, inspect::config, pretty)
+                .await
         }
         ConfigCommand::Rm(remove) => remove_each(api, "configs", &remove.configs).await,
     }

@@ -21,17 +21,19 @@ use std::{
 
 use clap::{Args, Subcommand};
 use mesh_orchestrator::objects::Timestamp;
-use serde::{Serialize, de::DeserializeOwned};
+use reqwest::StatusCode;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    client::Api,
+    client::{Api, ApiError},
     failure::Failure,
     flags::Surroundings,
     output::{
         Format, Layout,
         template::{Row, Template},
     },
+    views::inspect::without_empty,
 };
 
 /// What the orchestrator can be asked for; the docker CLI's words.
@@ -172,34 +174,74 @@ pub(super) struct InspectFlags {
 }
 
 impl InspectFlags {
-    /// Objects as a JSON list, by a template, or as texts for people.
-    fn print<T: Serialize>(&self, objects: &[T], pretty: impl Fn(&T) -> String) -> Result<(), Failure> {
-        print(&self.text(objects, pretty)?)
+    /// Objects as a JSON list, by a template, or as texts for people; `shape` gives them docker's keys.
+    fn print<T>(
+        &self,
+        objects: &[T],
+        shape: impl Fn(&T) -> Value,
+        pretty: impl Fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        print(&self.text(objects, shape, pretty)?)
     }
 
-    fn text<T: Serialize>(&self, objects: &[T], pretty: impl Fn(&T) -> String) -> Result<String, Failure> {
+    fn text<T>(
+        &self,
+        objects: &[T],
+        shape: impl Fn(&T) -> Value,
+        pretty: impl Fn(&T) -> String,
+    ) -> Result<String, Failure> {
         if self.pretty {
-            return Ok(objects.iter().map(pretty).collect::<Vec<_>>().join("\n"));
+            return Ok(objects.iter().map(pretty).collect());
         }
-        let values: Vec<Value> = objects
-            .iter()
-            .map(serde_json::to_value)
-            .collect::<Result<_, _>>()
-            .map_err(|error| Failure::Outcome(format!("an answer is no JSON: {error}")))?;
+        let values = objects.iter().map(shape);
         match self.format.as_deref() {
-            None => indented(&Value::Array(values)),
-            Some("json") => Ok(values.iter().map(|value| format!("{value}\n")).collect()),
+            None => indented(&values.map(without_empty).collect()),
+            Some("json") => Ok(format!("{}\n", values.map(without_empty).collect::<Value>())),
+            // As docker ends a line that is not there.
+            Some(_) if objects.is_empty() => Ok("\n".to_owned()),
             Some(template) => {
                 let template = Template::parse(template)?;
                 let mut text = String::new();
-                for value in &values {
-                    text.push_str(&template.render(value, Row::Values)?);
+                for value in values {
+                    text.push_str(&template.render(&value, Row::Values)?);
                     text.push('\n');
                 }
                 Ok(text)
             }
         }
     }
+}
+
+impl InspectFlags {
+    /// Asks for each name and shows what there is, though something else is missing; as docker.
+    async fn each<T, F>(
+        &self,
+        names: &[String],
+        mut ask: impl FnMut(String) -> F,
+        shape: impl Fn(&T) -> Value,
+        pretty: impl Fn(&T) -> String,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let mut found = Vec::new();
+        let mut failures = Vec::new();
+        for name in names {
+            match ask(name.clone()).await {
+                Ok(object) => found.push(object),
+                Err(error) if error.is(StatusCode::NOT_FOUND) => failures.push(error.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.print(&found, shape, pretty)?;
+        Failure::all(failures)
+    }
+}
+
+/// An object of the API as it is.
+fn as_it_is<T: Serialize>(object: &T) -> Value {
+    // What the API answers is JSON.
+    serde_json::to_value(object).unwrap_or_default()
 }
 
 /// JSON with docker's four spaces.
@@ -257,19 +299,6 @@ where
         }
     }
     Failure::all(failures)
-}
-
-/// The named objects of a collection such as `secrets`, all of them or none.
-async fn get_each<T: DeserializeOwned>(
-    api: &Api,
-    collection: &str,
-    names: &[String],
-) -> Result<Vec<T>, Failure> {
-    let mut objects = Vec::new();
-    for name in names {
-        objects.push(api.get(&[collection, name], &[]).await?);
-    }
-    Ok(objects)
 }
 
 /// Removes the named objects of a collection; prints the names of those that it removed.
@@ -419,10 +448,13 @@ mod tests {
                 format: format.map(str::to_owned),
                 pretty: false,
             };
-            flags.text(&objects, |_| String::new()).unwrap()
+            flags.text(&objects, Value::clone, |_| String::new()).unwrap()
         };
         assert!(text(None).starts_with("[\n    {\n        \"id\": \"a\",\n"));
         assert_eq!(text(Some("{{.ID}} {{.Spec.Name}}")), "a web\n");
-        assert_eq!(text(Some("json")), "{\"id\":\"a\",\"spec\":{\"name\":\"web\"}}\n");
+        assert_eq!(
+            text(Some("json")),
+            "[{\"id\":\"a\",\"spec\":{\"name\":\"web\"}}]\n"
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::meshctl::{
     client::{Api, ApiError},
     failure::Failure,
     flags::fields,
-    views::{filter::Filter, nodes},
+    views::{filter::Filter, inspect, nodes},
 };
 
 /// Docker's commands for nodes.
@@ -100,14 +100,14 @@ pub(super) async fn run(api: &Api, command: NodeCommand) -> Result<(), Failure> 
                 let tasks: Vec<TaskView> = api.get(&["tasks"], &[("node", id.as_str())]).await?;
                 views.extend(tasks);
             }
-            ps.tasks.print(views)
+            ps.tasks.print(views, false)
         }
-        NodeCommand::Inspect(inspect) => {
-            let mut views = Vec::new();
-            for node in &inspect.nodes {
-                views.push(view(api, node).await?);
-            }
-            inspect.inspect.print(&views, nodes::pretty)
+        NodeCommand::Inspect(asked) => {
+            let ask = |node: String| async move { view(api, &node).await };
+            asked
+                .inspect
+                .each(&asked.nodes, ask, inspect::node, nodes::pretty)
+                .await
         }
         NodeCommand::Update(update) => {
             let id = view(api, &update.node).await?.node.id;

@@ -9,12 +9,12 @@ use mesh_orchestrator::{
     secrets::Kind,
 };
 
-use super::{InspectFlags, ListFlags, get_each, now, read_file, remove_each, say};
+use super::{InspectFlags, ListFlags, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
-    views::{files, filter::Filter},
+    views::{files, filter::Filter, inspect},
 };
 
 /// Docker's commands for secrets.
@@ -81,9 +81,12 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
             let secrets: Vec<SecretView> = api.get(&["secrets"], &[]).await?;
             list.print(&files::SECRETS, &files::secret_rows(secrets, &filter, now()))
         }
-        SecretCommand::Inspect(inspect) => {
-            let secrets: Vec<SecretView> = get_each(api, "secrets", &inspect.secrets).await?;
-            inspect.inspect.print(&secrets, files::secret_pretty)
+        SecretCommand::Inspect(asked) => {
+            let ask = |secret: String| async move { api.get(&["secrets", &secret], &[]).await };
+            asked
+                .inspect
+                .each(&asked.secrets, ask, inspect::secret, files::secret_pretty)
+                .await
         }
         SecretCommand::Rm(remove) => remove_each(api, "secrets", &remove.secrets).await,
     }

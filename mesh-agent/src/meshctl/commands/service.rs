@@ -1,7 +1,5 @@
 //! `meshctl service`: what only reads, and what is done by one request; the rest is in `service_change`.
 
-use std::io::{self, Write as _};
-
 use clap::{Args, Subcommand};
 use mesh_orchestrator::{
     api::types::{HistoryEntry, RevisionView, ServiceView, TaskView},
@@ -14,7 +12,7 @@ use crate::meshctl::{
     client::Api,
     failure::Failure,
     output::Format,
-    views::{filter::Filter, history, service_pretty, services, tasks},
+    views::{filter::Filter, history, inspect, service_pretty, services, tasks},
 };
 
 /// Docker's commands for services, and some more.
@@ -87,9 +85,10 @@ impl TaskFlags {
         self.list.format()
     }
 
-    pub(super) fn print(&self, views: Vec<TaskView>) -> Result<(), Failure> {
+    /// `--quiet` shows whole ids in docker's `service ps`, and shortened ones in its `node ps` and `stack ps`.
+    pub(super) fn print(&self, views: Vec<TaskView>, whole_ids: bool) -> Result<(), Failure> {
         let show = tasks::Show {
-            trunc: !self.no_trunc,
+            trunc: !self.no_trunc && !(whole_ids && self.list.quiet),
             resolve: !self.no_resolve,
             now: now(),
         };
@@ -179,7 +178,7 @@ async fn list_tasks(api: &Api, ps: &Ps) -> Result<(), Failure> {
         }
     }
     if failures.len() < ps.services.len() {
-        ps.tasks.print(views)?;
+        ps.tasks.print(views, true)?;
     }
     Failure::all(failures)
 }
@@ -191,23 +190,16 @@ async fn inspect_services(api: &Api, inspect: &Inspect) -> Result<(), Failure> {
         for service in &inspect.services {
             revisions.push(api.get(&["services", service, "revisions", &number], &[]).await?);
         }
-        return inspect.inspect.print(&revisions, |_| String::new());
+        return inspect
+            .inspect
+            .print(&revisions, inspect::revision, |_| String::new());
     }
-    let mut views: Vec<ServiceView> = Vec::new();
-    let mut failures = Vec::new();
-    for service in &inspect.services {
-        match api.get(&["services", service], &[]).await {
-            Ok(view) => views.push(view),
-            Err(error) if error.is(StatusCode::NOT_FOUND) => {
-                failures.push(Failure::Outcome(format!("no such service: {service}")));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // What there is is shown, though something else is missing; as docker.
-    inspect.inspect.print(&views, service_pretty::pretty)?;
-    let _ = io::stderr().flush();
-    Failure::all(failures)
+    let ask = |service: String| async move { api.get(&["services", &service], &[]).await };
+    let pretty = |view: &ServiceView| service_pretty::pretty(view, now());
+    inspect
+        .inspect
+        .each(&inspect.services, ask, inspect::service, pretty)
+        .await
 }
 
 async fn differences(api: &Api, diff: &Diff) -> Result<(), Failure> {

@@ -113,7 +113,7 @@ pub(super) async fn run(api: &Api, command: StackCommand) -> Result<(), Failure>
             if views.is_empty() {
                 return Err(Failure::Outcome(format!("nothing found in stack: {}", ps.stack)));
             }
-            ps.tasks.print(views)
+            ps.tasks.print(views, false)
         }
         StackCommand::Services(Services { stack, list }) => {
             let filter = Filter::parse(&list.filter, &services::FILTERS)?;
@@ -168,15 +168,15 @@ async fn remove_stack(api: &Api, stack: &str, wait: bool) -> Result<(), Failure>
     }
     let names: Vec<String> = services.iter().map(|view| view.spec.name.clone()).collect();
     for name in &names {
-        eprintln!("Removing service {name}");
+        say(&format!("Removing service {name}"))?;
     }
     service_change::remove_quietly(api, &services, wait).await?;
     for secret in secrets {
-        eprintln!("Removing secret {}", secret.name);
+        say(&format!("Removing secret {}", secret.name))?;
         api.delete(&["secrets", &secret.name]).await?;
     }
     for config in configs {
-        eprintln!("Removing config {}", config.name);
+        say(&format!("Removing config {}", config.name))?;
         api.delete(&["configs", &config.name]).await?;
     }
     Ok(())
@@ -246,7 +246,7 @@ impl Deploy {
             .cloned()
             .collect();
         for view in &old {
-            eprintln!("Removing service {}", view.spec.name);
+            say(&format!("Removing service {}", view.spec.name))?;
         }
         service_change::remove_quietly(api, &old, false).await
     }

@@ -41,7 +41,7 @@ pub(super) fn run(socket: &Path, command: SystemdCommand) -> Result<(), Failure>
         check_name("service", service).map_err(|error| Failure::Usage(error.to_string()))?;
     }
     if !generate.meshctl.is_absolute() {
-        return Err(Failure::Usage("--meshctl: systemd needs an absolute path".into()));
+        return Err(Failure::Flag("--meshctl: systemd needs an absolute path".into()));
     }
     let service = generate.service.as_deref().filter(|_| !generate.template);
     print(&unit(service, &generate.meshctl, socket, generate.timeout))

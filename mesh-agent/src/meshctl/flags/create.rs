@@ -17,7 +17,7 @@ pub(crate) struct CreateFlags {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Service mode ("replicated", "global", "replicated-job", "global-job")
-    #[arg(long, default_value = "replicated", value_parser = ["replicated", "global", "replicated-job", "global-job"], value_name = "MODE", hide_possible_values = true)]
+    #[arg(long, default_value = "replicated", value_name = "MODE")]
     mode: String,
     /// Set environment variables
     #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
@@ -108,8 +108,11 @@ impl CreateFlags {
 
     fn mode(&self) -> Result<ServiceMode, UsageError> {
         let (replicas, concurrent) = (self.settings.replicas(), self.settings.max_concurrent());
-        let only =
-            |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
+        let only = |flag: &str, modes: &str| {
+            Err(UsageError::Line(format!(
+                "{flag} can only be used with {modes} mode"
+            )))
+        };
         match self.mode.as_str() {
             "global" | "global-job" if replicas.is_some() => only("replicas", "replicated or replicated-job"),
             "global" | "global-job" | "replicated" if concurrent.is_some() => {
@@ -124,9 +127,12 @@ impl CreateFlags {
                     total_completions,
                 }))
             }
-            _ => Ok(ServiceMode::Replicated(Replicated {
+            "replicated" => Ok(ServiceMode::Replicated(Replicated {
                 replicas: replicas.unwrap_or(1),
             })),
+            other => Err(UsageError::Line(format!(
+                "unknown mode {other:?}: use replicated, global, replicated-job or global-job"
+            ))),
         }
     }
 }

@@ -76,7 +76,10 @@ impl Additions<'_> {
         for text in self.constraints {
             let constraint: Constraint = text
                 .parse()
-                .map_err(|why: mesh_orchestrator::spec::SpecError| refuse("constraint", why.to_string()))?;
+                // Docker's engine is who refuses it there.
+                .map_err(|why: mesh_orchestrator::spec::SpecError| {
+                    UsageError::Line(format!("--constraint{}: {why}", self.suffix))
+                })?;
             if !task.placement.constraints.contains(&constraint) {
                 task.placement.constraints.push(constraint);
             }

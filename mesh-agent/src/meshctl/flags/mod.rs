@@ -22,13 +22,27 @@ pub(crate) use update::UpdateFlags;
 
 /// What the user asks for cannot be meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct UsageError(pub(crate) String);
+pub(crate) enum UsageError {
+    /// A flag's value is refused.
+    #[error("invalid argument for --{flag}: {why}")]
+    Flag {
+        /// Its long name.
+        flag: String,
+        /// What is wrong with the value, and what is allowed.
+        why: String,
+    },
+    /// The flags and arguments do not go together.
+    #[error("{0}")]
+    Line(String),
+}
 
 impl UsageError {
     /// A flag's value is refused.
     pub(crate) fn flag(flag: &str, why: impl AsRef<str>) -> Self {
-        Self(format!("invalid argument for --{flag}: {}", why.as_ref()))
+        Self::Flag {
+            flag: flag.to_owned(),
+            why: why.as_ref().to_owned(),
+        }
     }
 }
 
@@ -47,7 +61,8 @@ impl Surroundings<'_> {
     pub(crate) fn environment_files(&self, files: &[PathBuf]) -> Result<Vec<String>, UsageError> {
         let mut variables = Vec::new();
         for file in files {
-            let fail = |why: String| UsageError(format!("the environment file {}: {why}", file.display()));
+            let fail =
+                |why: String| UsageError::Line(format!("the environment file {}: {why}", file.display()));
             let bytes = (self.read)(&self.folder.join(file)).map_err(|error| fail(error.to_string()))?;
             let text = String::from_utf8(bytes).map_err(|_| fail("it is no UTF-8 text".to_owned()))?;
             variables.extend(fields::environment_file(&text).map_err(fail)?);

@@ -196,7 +196,7 @@ impl HealthFlags {
             .or_else(|| self.health_tcp.map(|port| Probe::Tcp { port }));
         if self.no_healthcheck == Some(true) {
             if has_times || test.is_some() {
-                return Err(UsageError(
+                return Err(UsageError::Line(
                     "--no-healthcheck conflicts with --health-* options".into(),
                 ));
             }
@@ -225,7 +225,7 @@ impl HealthFlags {
                 set(&mut check.start_interval, self.health_start_interval);
                 Ok(())
             }
-            None if has_times => Err(UsageError(
+            None if has_times => Err(UsageError::Line(
                 "the times of a health check need the check: add --health-cmd, --health-http or --health-tcp"
                     .into(),
             )),

@@ -113,13 +113,13 @@ impl Settings {
         self.update.apply(&mut spec.update_config);
         self.rollback.apply(&mut spec.rollback_config);
         if spec.mode.is_job() && (self.update.is_given() || self.rollback.is_given()) {
-            return Err(UsageError(
+            return Err(UsageError::Line(
                 "update and rollback configuration is not supported for jobs".into(),
             ));
         }
         self.rebalance.apply(spec);
         if self.replicas_max_per_node.is_some_and(|most| most > 0) && spec.mode.is_global() {
-            return Err(UsageError(
+            return Err(UsageError::Line(
                 "replicas-max-per-node can only be used with replicated or replicated-job mode".into(),
             ));
         }
@@ -162,7 +162,7 @@ impl Settings {
             }
             (None, Some(driver)) => driver.options.extend(options),
             (None, None) if options.is_empty() => {}
-            (None, None) => return Err(UsageError("--log-opt needs --log-driver".into())),
+            (None, None) => return Err(UsageError::Line("--log-opt needs --log-driver".into())),
         }
         Ok(())
     }

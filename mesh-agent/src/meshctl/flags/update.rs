@@ -179,8 +179,11 @@ impl UpdateFlags {
 
     fn mode(&self, mode: ServiceMode) -> Result<ServiceMode, UsageError> {
         let (replicas, concurrent) = (self.settings.replicas(), self.settings.max_concurrent());
-        let only =
-            |flag: &str, modes: &str| Err(UsageError(format!("{flag} can only be used with {modes} mode")));
+        let only = |flag: &str, modes: &str| {
+            Err(UsageError::Line(format!(
+                "{flag} can only be used with {modes} mode"
+            )))
+        };
         Ok(match mode {
             ServiceMode::Replicated(_) | ServiceMode::Global(_) | ServiceMode::GlobalJob(_)
                 if concurrent.is_some() =>

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use serde_json::{Map, Value};
 use tabwriter::TabWriter;
 
-use super::template::{Row, Template, TemplateError};
+use super::template::{Row, Template, TemplateError, json};
 
 /// A kind of list: its fields with their headers, and the template of its table.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Layout {
     pub(crate) table: &'static str,
     /// What `--quiet` prints of each row.
     pub(crate) quiet: &'static str,
+    /// What docker's `--format raw` prints of each row, a line each: name and field. The first is the id.
+    pub(crate) raw: &'static [(&'static str, &'static str)],
 }
 
 /// How a list shall look.
@@ -25,6 +27,8 @@ pub(crate) enum Format {
     Table,
     /// One JSON object a line.
     Json,
+    /// Names and values, a line each.
+    Raw,
     /// The user's columns, with a header.
     TableOf(String),
     /// The user's template, once for each row.
@@ -37,6 +41,7 @@ impl Format {
         match text.map(str::trim) {
             None | Some("" | "table") => Self::Table,
             Some("json") => Self::Json,
+            Some("raw") => Self::Raw,
             Some(text) => match text.strip_prefix("table") {
                 Some(columns) if columns.starts_with([' ', '\t']) || columns.starts_with("{{") => {
                     Self::TableOf(columns.trim_matches(' ').to_owned())
@@ -69,7 +74,20 @@ impl Layout {
             Format::Table if quiet => each(rows, &Template::parse(self.quiet)?),
             Format::Table => with_header(self.table),
             Format::TableOf(columns) => with_header(columns),
-            Format::Json => Ok(rows.iter().map(|row| format!("{row}\n")).collect()),
+            Format::Json => Ok(rows.iter().map(|row| format!("{}\n", json(row))).collect()),
+            Format::Raw => match (self.raw, quiet) {
+                ([], _) => each(rows, &Template::parse("raw")?),
+                ([(key, field), ..], true) => {
+                    each(rows, &Template::parse(&format!("{key}: {{{{.{field}}}}}"))?)
+                }
+                (fields, false) => {
+                    let lines: Vec<String> = fields
+                        .iter()
+                        .map(|(key, field)| format!("{key}: {{{{.{field}}}}}\n"))
+                        .collect();
+                    each(rows, &Template::parse(&lines.concat())?)
+                }
+            },
             Format::Template(template) => {
                 let template = Template::parse(template)?;
                 if rows.is_empty() {
@@ -128,6 +146,7 @@ mod tests {
         fields: &[("Name", "NAME"), ("Node", "NODE"), ("Ports", "PORTS")],
         table: r"{{.Name}}\t{{.Node}}\t{{.Ports}}",
         quiet: "{{.Name}}",
+        raw: &[("name", "Name"), ("node", "Node")],
     };
 
     fn rows() -> Vec<Value> {
@@ -165,6 +184,11 @@ mod tests {
             "foobar_baz@foo1\nfoobar_bar@foo2\n"
         );
         assert_eq!(render("", true), "foobar_baz\nfoobar_bar\n");
+        assert_eq!(
+            render("raw", false),
+            "name: foobar_baz\nnode: foo1\n\nname: foobar_bar\nnode: foo2\n\n"
+        );
+        assert_eq!(render("raw", true), "name: foobar_baz\nname: foobar_bar\n");
     }
 
     #[test]

@@ -28,6 +28,23 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// A length of time as Go prints it, and docker in `--pretty` and in templates: `500ms`, `1m0s`.
+pub(crate) fn go_duration(duration: Duration) -> String {
+    let (seconds, milliseconds) = (duration.as_secs(), duration.subsec_millis());
+    if seconds == 0 && milliseconds > 0 {
+        return format!("{milliseconds}ms");
+    }
+    let fraction = match format!("{milliseconds:03}").trim_end_matches('0') {
+        "" => String::new(),
+        digits => format!(".{digits}"),
+    };
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}{fraction}s"),
+        (0, minutes, seconds) => format!("{minutes}m{seconds}{fraction}s"),
+        (hours, minutes, seconds) => format!("{hours}h{minutes}m{seconds}{fraction}s"),
+    }
+}
+
 /// `5 seconds ago`.
 pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
     format!("{} ago", duration(now.since(then)))
@@ -161,6 +178,20 @@ mod tests {
             (800 * DAY, "2 years"),
         ] {
             assert_eq!(duration(Duration::from_secs(seconds)), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_are_gos() {
+        for (milliseconds, expected) in [
+            (0, "0s"),
+            (500, "500ms"),
+            (1_500, "1.5s"),
+            (60_000, "1m0s"),
+            (90_050, "1m30.05s"),
+            (3_600_000, "1h0m0s"),
+        ] {
+            assert_eq!(go_duration(Duration::from_millis(milliseconds)), expected);
         }
     }
 

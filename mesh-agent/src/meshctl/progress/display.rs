@@ -1,5 +1,5 @@
-//! Shows the progress of a service: bars on a terminal, one line for each change elsewhere. Both on standard
-//! error; standard output is for what was asked for.
+//! Shows the progress of a service: bars on a terminal, one line for each change elsewhere. Both on standard output,
+//! where docker has them.
 
 use std::{
     collections::BTreeMap,
@@ -31,18 +31,23 @@ pub(crate) struct Bars {
 }
 
 impl Display {
-    /// What fits the caller's standard error.
+    /// What fits the caller's standard output.
     pub(crate) fn new(quiet: bool) -> Self {
         if quiet {
             Self::Quiet
-        } else if io::stderr().is_terminal() {
+        } else if io::stdout().is_terminal() {
             Self::Bars(Bars {
-                all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
+                all: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()),
                 bars: BTreeMap::new(),
             })
         } else {
             Self::Lines(BTreeMap::new())
         }
+    }
+
+    /// Only for people: docker says nothing there.
+    pub(crate) fn on_terminals(quiet: bool) -> Self {
+        Self::new(quiet || !io::stdout().is_terminal())
     }
 
     /// The whole picture.
@@ -72,7 +77,7 @@ impl Display {
             Self::Lines(shown) => {
                 if shown.get(name).is_none_or(|known| known != text) {
                     // A progress that nobody can read stops nothing.
-                    let _ = writeln!(io::stderr(), "{name}: {text}");
+                    let _ = writeln!(io::stdout(), "{name}: {text}");
                     shown.insert(name.to_owned(), text.to_owned());
                 }
             }
@@ -84,10 +89,10 @@ impl Display {
         match self {
             Self::Quiet => {}
             Self::Bars(bars) => bars.all.suspend(|| {
-                let _ = writeln!(io::stderr(), "{text}");
+                let _ = writeln!(io::stdout(), "{text}");
             }),
             Self::Lines(_) => {
-                let _ = writeln!(io::stderr(), "{text}");
+                let _ = writeln!(io::stdout(), "{text}");
             }
         }
     }

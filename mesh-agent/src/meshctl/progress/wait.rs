@@ -177,7 +177,7 @@ impl Removed {
 /// Waits until no container of removed services is left.
 pub(crate) async fn wait_for_removal(api: &Api, services: Vec<Removed>, wait: Wait) -> Result<(), Failure> {
     for mut service in services {
-        let mut display = Display::new(wait.quiet);
+        let mut display = Display::on_terminals(wait.quiet);
         let signal = tokio::select! {
             ended = drain(api, &mut service, &mut display) => {
                 ended?;

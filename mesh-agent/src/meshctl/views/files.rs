@@ -1,15 +1,18 @@
 //! `secret`, `config` and `registry` lists, and `inspect --pretty` of the first two. Pure.
 
+use std::collections::BTreeMap;
+
 use mesh_orchestrator::{
     api::types::{ConfigView, RegistryView, SecretView},
     objects::Timestamp,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{filter::Filter, pretty::Pretty};
 use crate::meshctl::output::{
     Layout,
     people::{ago, moment, natural},
+    template::LABELS,
 };
 
 /// Docker's fields and columns of secrets.
@@ -24,6 +27,7 @@ pub(crate) const SECRETS: Layout = Layout {
     ],
     table: r"{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.CreatedAt}}\t{{.UpdatedAt}}",
     quiet: "{{.ID}}",
+    raw: &[],
 };
 
 /// Docker's fields and columns of configs.
@@ -37,6 +41,7 @@ pub(crate) const CONFIGS: Layout = Layout {
     ],
     table: r"{{.ID}}\t{{.Name}}\t{{.CreatedAt}}\t{{.UpdatedAt}}",
     quiet: "{{.ID}}",
+    raw: &[],
 };
 
 /// Registries with credentials.
@@ -49,6 +54,7 @@ pub(crate) const REGISTRIES: Layout = Layout {
     ],
     table: r"{{.Registry}}\t{{.Username}}\t{{.CreatedAt}}\t{{.UpdatedAt}}",
     quiet: "{{.Registry}}",
+    raw: &[],
 };
 
 /// What secrets and configs can be filtered by.
@@ -65,14 +71,15 @@ pub(crate) fn secret_rows(mut secrets: Vec<SecretView>, filter: &Filter, now: Ti
     secrets
         .iter()
         .map(|secret| {
-            SECRETS.row([
+            let row = SECRETS.row([
                 secret.id.as_str().into(),
                 secret.name.as_str().into(),
                 "".into(),
                 ago(secret.created_at, now).into(),
                 ago(secret.updated_at, now).into(),
                 joined(&secret.labels).into(),
-            ])
+            ]);
+            labelled(row, &secret.labels)
         })
         .collect()
 }
@@ -88,13 +95,14 @@ pub(crate) fn config_rows(mut configs: Vec<ConfigView>, filter: &Filter, now: Ti
     configs
         .iter()
         .map(|config| {
-            CONFIGS.row([
+            let row = CONFIGS.row([
                 config.id.as_str().into(),
                 config.name.as_str().into(),
                 ago(config.created_at, now).into(),
                 ago(config.updated_at, now).into(),
                 joined(&config.labels).into(),
-            ])
+            ]);
+            labelled(row, &config.labels)
         })
         .collect()
 }
@@ -114,7 +122,13 @@ pub(crate) fn registry_rows(registries: &[RegistryView], now: Timestamp) -> Vec<
         .collect()
 }
 
-fn joined(labels: &std::collections::BTreeMap<String, String>) -> String {
+/// A row whose labels can be asked for one by one.
+fn labelled(mut row: Value, labels: &BTreeMap<String, String>) -> Value {
+    row[LABELS] = json!(labels);
+    row
+}
+
+fn joined(labels: &BTreeMap<String, String>) -> String {
     let pairs: Vec<String> = labels
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
@@ -181,6 +195,18 @@ mod tests {
              id-b2     b2                  2 hours ago   About an hour ago\n\
              id-b10    b10                 2 hours ago   About an hour ago\n"
         );
+    }
+
+    #[test]
+    fn one_label_can_be_asked_for() {
+        let rows = secret_rows(vec![secret("key")], &Filter::default(), NOW);
+        let render = |format: &str| SECRETS.render(&rows, &Format::of(Some(format)), false).unwrap();
+        assert_eq!(render(r#"{{.Name}} {{.Label "a"}}{{.Label "b"}}"#), "key 1\n");
+        assert_eq!(
+            render(r#"table {{.Name}}\t{{.Label "x.a-b"}}"#),
+            "NAME      a b\nkey       \n"
+        );
+        assert!(!render("json").contains(LABELS) && !render("{{json .}}").contains(LABELS));
     }
 
     #[test]

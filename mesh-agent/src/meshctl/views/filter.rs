@@ -19,16 +19,19 @@ impl Filter {
     pub(crate) fn parse(given: &[String], keys: &[&str]) -> Result<Self, UsageError> {
         let mut wanted: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for text in given {
-            let known = text
-                .split_once('=')
-                .map(|(key, value)| (key.trim().to_lowercase(), value.trim()))
-                .filter(|(key, _)| keys.contains(&key.as_str()));
-            let Some((key, value)) = known else {
-                return Err(UsageError(format!(
+            let Some((key, value)) = text.split_once('=') else {
+                return Err(UsageError::flag(
+                    "filter",
+                    format!("{text:?}: use key=value with one of {}", keys.join(", ")),
+                ));
+            };
+            let (key, value) = (key.trim().to_lowercase(), value.trim());
+            if !keys.contains(&key.as_str()) {
+                return Err(UsageError::Line(format!(
                     "invalid filter {text:?}: use key=value with one of {}",
                     keys.join(", ")
                 )));
-            };
+            }
             wanted.entry(key).or_default().push(value.to_owned());
         }
         Ok(Self { wanted })

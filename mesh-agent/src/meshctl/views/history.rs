@@ -20,6 +20,7 @@ pub(crate) const HISTORY: Layout = Layout {
     ],
     table: r"{{.Revision}}\t{{.CreatedAt}}\t{{.By}}\t{{.Action}}\t{{.Detail}}",
     quiet: "{{.Revision}}",
+    raw: &[],
 };
 
 /// What differs between two revisions.
@@ -27,6 +28,7 @@ pub(crate) const DIFF: Layout = Layout {
     fields: &[("Path", "PATH"), ("From", "FROM"), ("To", "TO")],
     table: r"{{.Path}}\t{{.From}}\t{{.To}}",
     quiet: "{{.Path}}",
+    raw: &[],
 };
 
 /// One row for each entry, in the API's order: the newest first.

@@ -3,6 +3,7 @@
 pub(crate) mod files;
 pub(crate) mod filter;
 pub(crate) mod history;
+pub(crate) mod inspect;
 pub(crate) mod nodes;
 pub(crate) mod operator;
 pub(crate) mod pretty;

@@ -16,7 +16,7 @@ use crate::meshctl::{
     },
 };
 
-/// Docker's fields and columns; the agent's version stands where docker has the engine's, which nobody tells here.
+/// Docker's fields and columns, and for templates some more.
 pub(crate) const LAYOUT: Layout = Layout {
     fields: &[
         ("ID", "ID"),
@@ -25,14 +25,22 @@ pub(crate) const LAYOUT: Layout = Layout {
         ("Status", "STATUS"),
         ("Availability", "AVAILABILITY"),
         ("ManagerStatus", "MANAGER STATUS"),
+        ("EngineVersion", "ENGINE VERSION"),
         ("AgentVersion", "AGENT VERSION"),
         ("DataPath", "DATA PATH"),
         ("Role", "ROLE"),
         ("Address", "ADDRESS"),
         ("Tasks", "TASKS"),
     ],
-    table: r"{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.AgentVersion}}",
+    table: r"{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
     quiet: "{{.ID}}",
+    raw: &[
+        ("node_id", "ID"),
+        ("hostname", "Hostname"),
+        ("status", "Status"),
+        ("availability", "Availability"),
+        ("manager_status", "ManagerStatus"),
+    ],
 };
 
 /// What nodes can be filtered by.
@@ -61,6 +69,9 @@ pub(crate) fn rows(mut nodes: Vec<NodeView>, filter: &Filter, own: &str) -> Vec<
                 capitalised(&node.availability.to_string()).into(),
                 manager_status(view).into(),
                 presence(view)
+                    .map_or("", |presence| presence.engine_version.as_str())
+                    .into(),
+                presence(view)
                     .map_or("", |presence| presence.release.as_str())
                     .into(),
                 presence(view)
@@ -78,13 +89,20 @@ fn presence(view: &NodeView) -> Option<&Presence> {
     view.presence.as_ref()
 }
 
-fn manager_status(view: &NodeView) -> &'static str {
+fn manager_status(view: &NodeView) -> String {
+    if view.leader {
+        return "Leader".to_owned();
+    }
+    capitalised(reachability(view).unwrap_or_default())
+}
+
+/// Whether a manager is heard, in docker's words; nothing of a worker.
+pub(super) fn reachability(view: &NodeView) -> Option<&'static str> {
     match (view.node.role, view.node.status) {
-        _ if view.leader => "Leader",
-        (NodeRole::Worker, _) => "",
-        (NodeRole::Manager, NodeStatus::Ready) => "Reachable",
-        (NodeRole::Manager, NodeStatus::Down) => "Unreachable",
-        (NodeRole::Manager, NodeStatus::Unknown) => "Unknown",
+        (NodeRole::Worker, _) => None,
+        (NodeRole::Manager, NodeStatus::Ready) => Some("reachable"),
+        (NodeRole::Manager, NodeStatus::Down) => Some("unreachable"),
+        (NodeRole::Manager, NodeStatus::Unknown) => Some("unknown"),
     }
 }
 
@@ -108,23 +126,14 @@ pub(crate) fn pretty(view: &NodeView) -> String {
     if !node.address.is_empty() {
         text.line(format_args!(" Address:\t\t{}", node.address));
     }
-    if node.role == NodeRole::Manager {
+    if let Some(reachability) = reachability(view) {
         text.line("Manager Status:");
+        text.line(format_args!(" Address:\t\t{}", node.address));
+        text.line(format_args!(" Raft Status:\t\t{}", capitalised(reachability)));
         text.line(format_args!(
             " Leader:\t\t{}",
             if view.leader { "Yes" } else { "No" }
         ));
-    }
-    if let Some(presence) = presence(view) {
-        text.line("Agent:");
-        text.field(" Version:\t\t", &presence.release);
-        text.field(" Data Path:\t\t", &presence.datapath);
-        let engine = if presence.engine {
-            "answers"
-        } else {
-            "does not answer"
-        };
-        text.line(format_args!(" Engine:\t\t{engine}"));
     }
     text.line("Platform:");
     text.line(format_args!(" Operating System:\t{}", node.platform.os));
@@ -138,6 +147,21 @@ pub(crate) fn pretty(view: &NodeView) -> String {
         " Memory:\t\t{}",
         show_bytes(node.resources.memory_bytes)
     ));
+    if let Some(presence) = presence(view) {
+        text.line(format_args!("Engine Version:\t\t{}", presence.engine_version));
+    }
+    text.labels("Engine Labels:", " - ", &node.engine_labels);
+    if let Some(presence) = presence(view) {
+        text.line("Agent:");
+        text.field(" Version:\t\t", &presence.release);
+        text.field(" Data Path:\t\t", &presence.datapath);
+        let engine = if presence.engine {
+            "answers"
+        } else {
+            "does not answer"
+        };
+        text.line(format_args!(" Engine:\t\t{engine}"));
+    }
     text.line("Reserved:");
     text.line(format_args!(" CPUs:\t\t\t{}", show_cpus(view.reserved.nano_cpus)));
     text.line(format_args!(
@@ -145,7 +169,6 @@ pub(crate) fn pretty(view: &NodeView) -> String {
         show_bytes(view.reserved.memory_bytes)
     ));
     text.line(format_args!("Running Tasks:\t\t{}", view.running));
-    text.labels("Engine Labels:", " - ", &node.engine_labels);
     text.finish()
 }
 
@@ -167,10 +190,10 @@ mod tests {
         let rows = rows(nodes, &Filter::default(), "nodeID1");
         assert_eq!(
             LAYOUT.render(&rows, &Format::Table, false).unwrap(),
-            "ID          HOSTNAME      STATUS    AVAILABILITY   MANAGER STATUS   AGENT VERSION\n\
-             nodeID3     node-1-foo    Ready     Active                          0.1.0\n\
-             nodeID1 *   node-2-foo    Ready     Active         Leader           0.1.0\n\
-             nodeID2     node-10-foo   Ready     Drain          Reachable        0.1.0\n"
+            "ID          HOSTNAME      STATUS    AVAILABILITY   MANAGER STATUS   ENGINE VERSION\n\
+             nodeID3     node-1-foo    Ready     Active                          29.3.1\n\
+             nodeID1 *   node-2-foo    Ready     Active         Leader           29.3.1\n\
+             nodeID2     node-10-foo   Ready     Drain          Reachable        29.3.1\n"
         );
     }
 

@@ -26,6 +26,7 @@ pub(crate) const WEBHOOKS: Layout = Layout {
     ],
     table: r"{{.Name}}\t{{.Enabled}}\t{{.CreatedAt}}\t{{.CalledAt}}\t{{.URL}}",
     quiet: "{{.Name}}",
+    raw: &[],
 };
 
 /// Snapshots.
@@ -38,6 +39,7 @@ pub(crate) const SNAPSHOTS: Layout = Layout {
     ],
     table: r"{{.Name}}\t{{.Kind}}\t{{.CreatedAt}}\t{{.Size}}",
     quiet: "{{.Name}}",
+    raw: &[],
 };
 
 /// Tokens.
@@ -50,6 +52,7 @@ pub(crate) const TOKENS: Layout = Layout {
     ],
     table: r"{{.Name}}\t{{.Scopes}}\t{{.CreatedAt}}\t{{.ExpiresAt}}",
     quiet: "{{.Name}}",
+    raw: &[],
 };
 
 /// One row for each webhook.

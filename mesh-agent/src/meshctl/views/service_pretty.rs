@@ -2,21 +2,21 @@
 
 use mesh_orchestrator::{
     api::types::ServiceView,
-    objects::UpdateStatus,
-    spec::{
-        ContainerSpec, FailureAction, MountKind, Probe, PublishMode, ServiceMode, UpdateConfig, UpdateOrder,
-        duration,
-    },
+    objects::{Timestamp, UpdateStatus},
+    spec::{ContainerSpec, FailureAction, MountKind, PublishMode, ServiceMode, UpdateConfig, UpdateOrder},
 };
 
-use super::pretty::Pretty;
+use super::{
+    inspect::{capabilities, test},
+    pretty::Pretty,
+};
 use crate::meshctl::{
     flags::units::{show_bytes, show_cpus},
-    output::people::moment,
+    output::people::{ago, go_duration},
 };
 
-/// The text, with an empty line in front as docker's.
-pub(crate) fn pretty(view: &ServiceView) -> String {
+/// The text, between empty lines as docker's.
+pub(crate) fn pretty(view: &ServiceView, now: Timestamp) -> String {
     let spec = &view.spec;
     let task = &spec.task_template;
     let mut text = Pretty::new();
@@ -30,7 +30,7 @@ pub(crate) fn pretty(view: &ServiceView) -> String {
         view.revision, view.author.action, view.author.by
     ));
     if let Some(status) = &view.update_status {
-        update_status(&mut text, status);
+        update_status(&mut text, status, now);
     }
     text.line("Placement:");
     let constraints: Vec<String> = task
@@ -103,6 +103,7 @@ pub(crate) fn pretty(view: &ServiceView) -> String {
         }
     }
     healthcheck(&mut text, &task.container_spec);
+    text.line("");
     text.finish()
 }
 
@@ -122,7 +123,7 @@ fn mode(text: &mut Pretty, mode: ServiceMode) {
     }
 }
 
-fn update_status(text: &mut Pretty, status: &UpdateStatus) {
+fn update_status(text: &mut Pretty, status: &UpdateStatus, now: Timestamp) {
     let state = serde_json::to_value(status.state).ok();
     text.line("UpdateStatus:");
     text.line(format_args!(
@@ -132,9 +133,9 @@ fn update_status(text: &mut Pretty, status: &UpdateStatus) {
             .and_then(|state| state.as_str())
             .unwrap_or_default()
     ));
-    text.line(format_args!(" Started:\t{}", moment(status.started_at)));
+    text.line(format_args!(" Started:\t{}", ago(status.started_at, now)));
     if let Some(at) = status.completed_at {
-        text.line(format_args!(" Completed:\t{}", moment(at)));
+        text.line(format_args!(" Completed:\t{}", ago(at, now)));
     }
     text.line(format_args!(" Message:\t{}", status.message));
 }
@@ -143,7 +144,7 @@ fn policy(text: &mut Pretty, title: &str, order: &str, config: &UpdateConfig) {
     text.line(title);
     text.line(format_args!(" Parallelism:\t{}", config.parallelism));
     if !config.delay.is_zero() {
-        text.line(format_args!(" Delay:\t\t{}", duration::format(config.delay)));
+        text.line(format_args!(" Delay:\t\t{}", go_duration(config.delay)));
     }
     let action = match config.failure_action {
         FailureAction::Pause => "pause",
@@ -153,12 +154,12 @@ fn policy(text: &mut Pretty, title: &str, order: &str, config: &UpdateConfig) {
     text.line(format_args!(" On failure:\t{action}"));
     text.line(format_args!(
         " Monitoring Period: {}",
-        duration::format(config.monitor)
+        go_duration(config.monitor)
     ));
     text.line(format_args!(" Max failure ratio: {}", config.max_failure_ratio));
     text.line(format_args!(
         " Progress deadline: {}",
-        duration::format(config.progress_deadline)
+        go_duration(config.progress_deadline)
     ));
     let direction = match config.order {
         UpdateOrder::StopFirst => "stop-first",
@@ -179,16 +180,14 @@ fn container(text: &mut Pretty, container: &ContainerSpec) {
     if let Some(dir) = &container.dir {
         text.line(format_args!(" Dir:\t\t{dir}"));
     }
-    if container.init {
-        text.line(" Init:\t\ttrue");
-    }
+    text.line(format_args!(" Init:\t\t{}", container.init));
     if let Some(user) = &container.user {
         text.line(format_args!(" User: {user}"));
     }
     if !container.capability_add.is_empty() || !container.capability_drop.is_empty() {
         text.line("Capabilities:");
-        text.field(" Add: ", &container.capability_add.join(", "));
-        text.field(" Drop: ", &container.capability_drop.join(", "));
+        text.field(" Add: ", &capabilities(&container.capability_add).join(", "));
+        text.field(" Drop: ", &capabilities(&container.capability_drop).join(", "));
     }
     if !container.sysctls.is_empty() {
         text.line("SysCtls:");
@@ -226,9 +225,6 @@ fn container(text: &mut Pretty, container: &ContainerSpec) {
 
 fn resources(text: &mut Pretty, view: &ServiceView) {
     let needs = &view.spec.task_template.resources;
-    if *needs == Default::default() {
-        return;
-    }
     text.line("Resources:");
     let amounts = |text: &mut Pretty, title: &str, cpus: u64, memory: u64| {
         if cpus > 0 || memory > 0 {
@@ -262,29 +258,24 @@ fn healthcheck(text: &mut Pretty, container: &ContainerSpec) {
     let Some(check) = &container.healthcheck else {
         return;
     };
-    let test = match &check.test {
-        Probe::None => "NONE".to_owned(),
-        Probe::Command(words) => format!("CMD {}", words.join(" ")),
-        Probe::Shell(line) => format!("CMD-SHELL {line}"),
-        Probe::Http { port, path } => format!("HTTP GET :{port}{path}"),
-        Probe::Tcp { port } => format!("TCP :{port}"),
-    };
     text.line(" Healthcheck:");
-    text.line(format_args!("  Interval = {}", duration::format(check.interval)));
+    text.line(format_args!("  Interval = {}", go_duration(check.interval)));
     text.line(format_args!("  Retries = {}", check.retries));
     text.line(format_args!(
         "  StartPeriod =\t{}",
-        duration::format(check.start_period)
+        go_duration(check.start_period)
     ));
-    text.line(format_args!("  Timeout =\t{}", duration::format(check.timeout)));
+    text.line(format_args!("  Timeout =\t{}", go_duration(check.timeout)));
     text.line("  Tests:");
-    text.line(format_args!("\t Test = {test}"));
+    for word in test(&check.test) {
+        text.line(format_args!("\t Test = {word}"));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meshctl::views::testing::{port, service, spec_of};
+    use crate::meshctl::views::testing::{NOW, port, service, spec_of};
 
     #[test]
     fn the_layout_is_dockers() {
@@ -296,11 +287,11 @@ mod tests {
         task.resources.limits.memory_bytes = 10 << 20;
         task.resources.limits.pids = 20;
         task.container_spec.env = vec!["A=1".into()];
-        let text = pretty(&view);
+        let text = pretty(&view, NOW);
         for part in [
             "\nID:\t\t0123456789abcdefghijklmno\nName:\t\tweb\nLabels:\n tier=front\nService Mode:\tReplicated\n Replicas:\t2\n",
             "UpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n",
-            "ContainerSpec:\n Image:\t\tnginx:1.27@sha256:aa\n Env:\t\tA=1 \n",
+            "ContainerSpec:\n Image:\t\tnginx:1.27@sha256:aa\n Env:\t\tA=1 \n Init:\t\tfalse\n",
             "Resources:\n Limits:\n  CPU:\t\t0.5\n  Memory:\t10MiB\n  PIDs:\t\t20\n",
             "Ports:\n PublishedPort = 30000\n  Protocol = tcp\n  TargetPort = 80\n  PublishMode = ingress\n",
         ] {

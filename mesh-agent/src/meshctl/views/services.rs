@@ -25,6 +25,14 @@ pub(crate) const LAYOUT: Layout = Layout {
     ],
     table: r"{{.ID}}\t{{.Name}}\t{{.Mode}}\t{{.Replicas}}\t{{.Image}}\t{{.Ports}}",
     quiet: "{{.ID}}",
+    raw: &[
+        ("id", "ID"),
+        ("name", "Name"),
+        ("mode", "Mode"),
+        ("replicas", "Replicas"),
+        ("image", "Image"),
+        ("ports", "Ports"),
+    ],
 };
 
 /// What services can be filtered by.

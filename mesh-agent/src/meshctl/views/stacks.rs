@@ -15,6 +15,7 @@ pub(crate) const LAYOUT: Layout = Layout {
     fields: &[("Name", "NAME"), ("Services", "SERVICES")],
     table: r"{{.Name}}\t{{.Services}}",
     quiet: "{{.Name}}",
+    raw: &[],
 };
 
 /// One row for each stack that has a service, by name.

@@ -26,6 +26,16 @@ pub(crate) const LAYOUT: Layout = Layout {
     ],
     table: r"{{.ID}}\t{{.Name}}\t{{.Image}}\t{{.Node}}\t{{.DesiredState}}\t{{.CurrentState}}\t{{.Error}}\t{{.Ports}}",
     quiet: "{{.ID}}",
+    raw: &[
+        ("id", "ID"),
+        ("name", "Name"),
+        ("image", "Image"),
+        ("node", "Node"),
+        ("desired_state", "DesiredState"),
+        ("current_state", "CurrentState"),
+        ("error", "Error"),
+        ("ports", "Ports"),
+    ],
 };
 
 /// What tasks can be filtered by.

@@ -88,6 +88,7 @@ pub(crate) fn node(id: &str, hostname: &str) -> NodeView {
             engine: true,
             datapath: "ebpf".to_owned(),
             release: "0.1.0".to_owned(),
+            engine_version: "29.3.1".to_owned(),
             ..Presence::default()
         }),
         running: 3,

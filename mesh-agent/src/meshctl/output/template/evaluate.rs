@@ -1,14 +1,15 @@
 //! A template and a value make a text. Pure.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use serde_json::Value;
 
 use super::{
-    Node, Pipeline, Row, TemplateError, Term,
+    LABELS, NANOSECONDS, Node, Pipeline, Row, TemplateError, Term,
     functions::{call, is_shaping},
     parse::syntax,
 };
+use crate::meshctl::output::people::go_duration;
 
 pub(super) struct Scope<'a> {
     pub(super) root: &'a Value,
@@ -71,6 +72,21 @@ impl Scope<'_> {
             Some((Term::Word(function), operands)) => (Some(function), operands),
             _ => (None, terms),
         };
+        if let [Term::Field(path), Term::Literal(Value::String(name))] = terms
+            && path.len() == 1
+            && path[0] == "Label"
+        {
+            return Ok(match self.row {
+                // As docker heads such a column.
+                Row::Header => name
+                    .rsplit('.')
+                    .next()
+                    .unwrap_or_default()
+                    .replace(['-', '_'], " ")
+                    .into(),
+                Row::Values => value[LABELS].get(name).cloned().unwrap_or_else(|| "".into()),
+            });
+        }
         let mut arguments = Vec::new();
         for operand in operands {
             arguments.push(match operand {
@@ -114,7 +130,11 @@ fn field<'a>(value: &'a Value, path: &[String]) -> Result<&'a Value, TemplateErr
                 })
                 .ok_or_else(|| TemplateError::UnknownField {
                     field: format!(".{}", path.join(".")),
-                    known: map.keys().map(|key| format!(".{key}")).collect(),
+                    known: map
+                        .keys()
+                        .filter(|key| *key != LABELS)
+                        .map(|key| format!(".{key}"))
+                        .collect(),
                 })?,
             // Nothing has no fields, as in Go.
             Value::Null => found,
@@ -158,6 +178,10 @@ pub(super) fn print(value: &Value, text: &mut String) {
                 print(item, text);
             }
             text.push(']');
+        }
+        Value::Object(map) if map.contains_key(NANOSECONDS) => {
+            let count = map[NANOSECONDS].as_u64().unwrap_or_default();
+            text.push_str(&go_duration(Duration::from_nanos(count)));
         }
         Value::Object(map) => {
             text.push_str("map[");

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    TemplateError,
+    LABELS, NANOSECONDS, TemplateError,
     evaluate::{is_true, print},
 };
 use crate::meshctl::output::people::capitalised;
@@ -14,6 +14,28 @@ pub(super) fn is_shaping(function: &str) -> bool {
         function,
         "json" | "upper" | "lower" | "title" | "truncate" | "join" | "split" | "pad" | "println"
     )
+}
+
+/// A value as JSON.
+pub(crate) fn json(value: &Value) -> String {
+    shown(value).to_string()
+}
+
+/// A value without what is only for templates.
+pub(crate) fn shown(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => match map.get(NANOSECONDS) {
+            Some(count) => count.clone(),
+            None => Value::Object(
+                map.iter()
+                    .filter(|(key, _)| *key != LABELS)
+                    .map(|(key, value)| (key.clone(), shown(value)))
+                    .collect(),
+            ),
+        },
+        Value::Array(list) => Value::Array(list.iter().map(shown).collect()),
+        value => value.clone(),
+    }
 }
 
 pub(super) fn call(function: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
@@ -27,7 +49,7 @@ pub(super) fn call(function: &str, arguments: &[Value]) -> Result<Value, Templat
         text
     };
     Ok(match (function, arguments) {
-        ("json", [value]) => Value::String(value.to_string()),
+        ("json", [value]) => Value::String(json(value)),
         ("upper", [value]) => text(value).to_uppercase().into(),
         ("lower", [value]) => text(value).to_lowercase().into(),
         ("title", [value]) => capitalised(&text(value)).into(),

@@ -5,9 +5,12 @@ mod evaluate;
 mod functions;
 mod parse;
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use self::evaluate::Scope;
+pub(crate) use self::functions::{json, shown};
 
 /// Why a template cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +67,18 @@ enum Term {
     Literal(Value),
     Word(String),
     Group(Pipeline),
+}
+
+/// Where a row has labels that `.Label "name"` asks for. No path finds it, and `json` does not show it.
+pub(crate) const LABELS: &str = ".labels";
+
+/// A length of time in a value for templates: printed as Go does, a number of nanoseconds in JSON.
+const NANOSECONDS: &str = ".nanoseconds";
+
+/// A length of time for templates.
+pub(crate) fn nanoseconds(duration: Duration) -> Value {
+    let count = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    Value::Object([(NANOSECONDS.to_owned(), count.into())].into_iter().collect())
 }
 
 /// What functions do in a table's header: names stay as they are.

@@ -1,0 +1,280 @@
+//! A docker user's session, typed twice on one engine: with `docker` on a Swarm, then with `meshctl` and the
+//! orchestrator. What both say must have the same shape, but for what is meant to differ.
+
+mod lines;
+mod meant;
+mod shape;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use xtask::lab::wait_until;
+
+use self::{
+    lines::{COMPOSE, SESSION, Step},
+    meant::{MEANT, Meant, Where},
+    shape::Shape,
+};
+use crate::{Story, stage::Stage};
+
+pub(crate) const STORIES: [Story; 1] = [("a_docker_users_session_looks_the_same_with_meshctl", session)];
+
+/// How long a service may take to become what was asked for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The oldest docker command-line tool that knows all that is typed, by the first number of its release.
+const DOCKER: u32 = 26;
+/// What such a one, 28.2.2, said: for machines that have an older one. With this variable the story writes it anew.
+const RECORDED: &str = include_str!("session/docker.json");
+/// Names the file to write.
+const RECORD: &str = "MESH_SESSION_RECORD";
+
+/// What a line said.
+#[derive(Serialize, Deserialize)]
+struct Said {
+    line: String,
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn session() -> Result<()> {
+    shape::check()?;
+    let stage = Stage::up("s-session", 1)?;
+    let folder = stage.lab.state().data.join("session");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("compose.yml"), COMPOSE)?;
+    fs::write(folder.join("page.txt"), "hello")?;
+    let docker = dockers(&stage)?;
+    stage.start_agent("node1")?;
+    let began = Instant::now();
+    let meshctl = record(&stage, "meshctl").with_context(|| stage.evidence())?;
+    println!(
+        "    the session takes {:.1} s with meshctl",
+        began.elapsed().as_secs_f64()
+    );
+    compare(&docker, &meshctl)?;
+    stage.lab.down()
+}
+
+/// What docker says: now, or what it has said.
+fn dockers(stage: &Stage) -> Result<Vec<Said>> {
+    let words = ["version", "--format", "{{.Client.Version}}"];
+    let release = stage.lab.docker("node1", words)?;
+    let number = release
+        .split('.')
+        .next()
+        .and_then(|number| number.parse::<u32>().ok());
+    if number.is_none_or(|number| number < DOCKER) {
+        println!("    docker is {release}: compared with what release 28.2.2 said");
+        let recorded: Vec<Said> = serde_json::from_str(RECORDED).context("session/docker.json")?;
+        let typed = SESSION.iter().filter_map(|step| match step {
+            Step::Type(line) => Some(*line),
+            Step::Until(_, _) => None,
+        });
+        ensure!(
+            recorded.iter().map(|said| said.line.as_str()).eq(typed),
+            "session/docker.json is of another session; write it anew: {RECORD}=<file> with docker {DOCKER} or newer"
+        );
+        return Ok(recorded);
+    }
+    let address = stage.lab.address("node1")?;
+    stage
+        .lab
+        .docker("node1", ["swarm", "init", "--advertise-addr", &address])?;
+    let began = Instant::now();
+    let docker = record(stage, "docker")?;
+    println!(
+        "    the session takes {:.1} s with docker {release}",
+        began.elapsed().as_secs_f64()
+    );
+    stage.lab.docker("node1", ["swarm", "leave", "--force"])?;
+    if let Some(file) = std::env::var_os(RECORD) {
+        fs::write(file, serde_json::to_string_pretty(&docker)? + "\n")?;
+    }
+    Ok(docker)
+}
+
+/// Types the whole session.
+fn record(stage: &Stage, program: &str) -> Result<Vec<Said>> {
+    let mut all = Vec::new();
+    for step in SESSION {
+        match *step {
+            Step::Type(line) => {
+                let output = run(stage, program, line)?;
+                all.push(Said {
+                    line: line.to_owned(),
+                    code: output.status.code(),
+                    out: String::from_utf8_lossy(&output.stdout).into_owned(),
+                    err: String::from_utf8_lossy(&output.stderr).into_owned(),
+                });
+            }
+            Step::Until(line, expected) => wait_until(line, PATIENCE, || {
+                let output = run(stage, program, line)?;
+                let out = String::from_utf8_lossy(&output.stdout);
+                let said: BTreeSet<&str> = out.lines().collect();
+                if said != expected.lines().collect() {
+                    bail!(
+                        "{program} says {out:?}, {:?}",
+                        String::from_utf8_lossy(&output.stderr)
+                    );
+                }
+                Ok(())
+            })?,
+        }
+    }
+    Ok(all)
+}
+
+/// Types one line, in a shell on the node.
+fn run(stage: &Stage, program: &str, line: &str) -> Result<Output> {
+    let folder = stage.lab.state().data.join("session");
+    let meshctl = xtask::paths::program("meshctl");
+    let bin = meshctl.parent().context("meshctl is in no folder")?;
+    let script = format!(
+        "cd {}; export PATH={}:$PATH DOCKER_HOST=unix:///run/docker.sock; {}",
+        folder.display(),
+        bin.display(),
+        line.replace("docker ", &format!("{program} "))
+    );
+    let mut command = stage.lab.command("node1", ["sh", "-c", &script])?;
+    command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .with_context(|| format!("could not start `{line}`"))
+}
+
+/// Compares line by line; all differences at once.
+fn compare(docker: &[Said], meshctl: &[Said]) -> Result<()> {
+    let mut differences = Vec::new();
+    let mut used = BTreeSet::new();
+    for (docker, meshctl) in docker.iter().zip(meshctl) {
+        let found = differ(docker, meshctl, &mut used);
+        if !found.is_empty() {
+            differences.push(format!(
+                "=== {}\n  {}\n--- docker ({:?})\n{}{}--- meshctl ({:?})\n{}{}",
+                docker.line,
+                found.join("\n  "),
+                docker.code,
+                docker.out,
+                docker.err,
+                meshctl.code,
+                meshctl.out,
+                meshctl.err
+            ));
+        }
+    }
+    let count = differences.len();
+    ensure!(
+        count == 0,
+        "{count} lines of {} differ:\n{}",
+        docker.len(),
+        differences.join("\n")
+    );
+    let idle: Vec<&str> = MEANT
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !used.contains(index))
+        .map(|(_, meant)| meant.piece)
+        .collect();
+    ensure!(
+        idle.is_empty(),
+        "differences that are meant, but are none: {idle:?}"
+    );
+    println!(
+        "    {} lines, {} differences that are meant",
+        docker.len(),
+        MEANT.len()
+    );
+    Ok(())
+}
+
+fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut check = |what: &str, place: Where, left: String, right: String| {
+        if left != right && !is_meant(&docker.line, place, what, used) {
+            differences.push(format!("{what}: docker {left}, meshctl {right}"));
+        }
+    };
+    check(
+        "exit code",
+        Where::Code,
+        format!("{:?}", docker.code),
+        format!("{:?}", meshctl.code),
+    );
+    let silent = |text: &str| {
+        if text.is_empty() {
+            "says nothing"
+        } else {
+            "says something"
+        }
+    };
+    check(
+        "standard error",
+        Where::Stderr,
+        silent(&docker.err).into(),
+        silent(&meshctl.err).into(),
+    );
+    let (mut left, mut right) = (Shape::of(&docker.out), Shape::of(&meshctl.out));
+    if docker.line.contains("stack deploy") {
+        // Docker goes through a compose file in any order.
+        left.sort();
+        right.sort();
+    }
+    let is_list = |shape: &Shape| matches!(shape, Shape::Lines(_));
+    if std::mem::discriminant(&left) != std::mem::discriminant(&right) {
+        check(
+            "standard output",
+            Where::Docker,
+            "has another form".into(),
+            "has its own".into(),
+        );
+        return differences;
+    }
+    // The rest of both in the same order, without what is meant.
+    let mut rest = |shape: &Shape, place: Where| -> Vec<String> {
+        let mut pieces = shape.pieces();
+        pieces.retain(|piece| !is_meant(&docker.line, place, piece, used));
+        // How often a progress is shown is a matter of time.
+        pieces.dedup();
+        pieces
+    };
+    let (left, right, lists) = (
+        rest(&left, Where::Docker),
+        rest(&right, Where::Meshctl),
+        is_list(&left),
+    );
+    if left != right {
+        let only = |these: &[String], those: &[String]| -> Vec<String> {
+            these
+                .iter()
+                .filter(|piece| !those.contains(piece))
+                .cloned()
+                .collect()
+        };
+        let (missing, extra) = (only(&left, &right), only(&right, &left));
+        differences.push(match (missing.is_empty() && extra.is_empty(), lists) {
+            (true, true) => "the lines are in another order, or there are more of them".to_owned(),
+            (true, false) => "the columns are in another order".to_owned(),
+            (false, _) => format!("only docker: {missing:#?}\n  only meshctl: {extra:#?}"),
+        });
+    }
+    differences
+}
+
+/// Whether a piece of what a line says is named among what is meant to differ.
+fn is_meant(line: &str, place: Where, piece: &str, used: &mut BTreeSet<usize>) -> bool {
+    let found = MEANT.iter().position(|meant: &Meant| {
+        meant.place == place && line.contains(meant.line) && piece.starts_with(meant.piece)
+    });
+    found.is_some_and(|index| {
+        used.insert(index);
+        true
+    })
+}

@@ -1,0 +1,176 @@
+//! Where `meshctl` is meant to differ from `docker`, each with the reason. Everything else is a fault. Plain data.
+
+/// Where the difference is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Where {
+    /// Only docker says this.
+    Docker,
+    /// Only meshctl says this.
+    Meshctl,
+    /// The exit code.
+    Code,
+    /// Whether anything is on standard error.
+    Stderr,
+}
+
+/// A difference that is meant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meant {
+    /// Part of the command line.
+    pub(crate) line: &'static str,
+    /// Where the difference is.
+    pub(crate) place: Where,
+    /// How the column, the key's path or the line of the output begins.
+    pub(crate) piece: &'static str,
+    /// Why.
+    #[expect(dead_code, reason = "for whoever reads the table")]
+    pub(crate) why: &'static str,
+}
+
+/// All of them.
+pub(crate) const MEANT: &[Meant] = &[
+    // Objects.
+    only_docker("secret inspect", "[].Version", NEVER_CHANGED),
+    only_docker("config inspect", "[].Version", NEVER_CHANGED),
+    only_meshctl(
+        "secret inspect",
+        "[].Services",
+        "who uses it: docker does not tell",
+    ),
+    only_meshctl(
+        "config inspect",
+        "[].Services",
+        "who uses it: docker does not tell",
+    ),
+    only_docker("service inspect", "[].Endpoint.VirtualIPs", NO_OVERLAY),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.DNSConfig",
+        NO_OVERLAY,
+    ),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Isolation",
+        "a word of Windows",
+    ),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Configs[].ConfigID",
+        BY_NAME,
+    ),
+    only_docker(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Secrets[].SecretID",
+        BY_NAME,
+    ),
+    only_meshctl(
+        "service inspect",
+        "[].ServiceStatus",
+        "docker's API tells it, its inspect does not ask",
+    ),
+    only_meshctl("service inspect", "[].Revision", REVISIONS),
+    only_meshctl("service inspect", "[].Author", REVISIONS),
+    only_meshctl("service inspect", "Revision:", REVISIONS),
+    only_meshctl("service inspect", "[].Rebalancing", "docker does not rebalance"),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.RebalanceConfig",
+        "docker does not rebalance",
+    ),
+    only_meshctl("service inspect", " Progress deadline:", DEADLINE),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.UpdateConfig.ProgressDeadline",
+        DEADLINE,
+    ),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.RollbackConfig.ProgressDeadline",
+        DEADLINE,
+    ),
+    only_meshctl(
+        "service inspect",
+        "[].Spec.TaskTemplate.ContainerSpec.Healthcheck.StartInterval",
+        "docker's engines have it from release 25 on",
+    ),
+    // Nodes.
+    only_meshctl("node ls --format json", ".Address", MORE),
+    only_meshctl("node ls --format json", ".AgentVersion", MORE),
+    only_meshctl("node ls --format json", ".DataPath", MORE),
+    only_meshctl("node ls --format json", ".Role", MORE),
+    only_meshctl("node ls --format json", ".Tasks", MORE),
+    only_meshctl("node inspect", "[].Agent", MORE),
+    only_meshctl("node inspect", "[].Reserved", MORE),
+    only_meshctl("node inspect", "[].RunningTasks", MORE),
+    only_meshctl("node inspect", "[].Status.Since", MORE),
+    only_meshctl("node inspect --pretty", " Since:", MORE),
+    only_meshctl("node inspect --pretty", "Agent:", MORE),
+    only_meshctl("node inspect --pretty", " Version:", MORE),
+    only_meshctl("node inspect --pretty", " Data Path:", MORE),
+    only_meshctl("node inspect --pretty", " Engine:", MORE),
+    only_meshctl("node inspect --pretty", "Reserved:", MORE),
+    only_meshctl("node inspect --pretty", "Running Tasks:", MORE),
+    only_docker("node inspect", "[].Version", NO_BIRTH),
+    only_docker("node inspect", "[].CreatedAt", NO_BIRTH),
+    only_docker("node inspect", "[].UpdatedAt", NO_BIRTH),
+    only_docker("node inspect --pretty", "Joined at:", NO_BIRTH),
+    only_docker("node inspect --pretty", " TrustRoot:", NO_AUTHORITY),
+    only_docker("node inspect --pretty", " Issuer", NO_AUTHORITY),
+    only_docker("node ls --format json", ".TLSStatus", NO_AUTHORITY),
+    only_docker("node inspect --pretty", "TLS Info:", NO_AUTHORITY),
+    only_docker("node inspect", "[].Description.TLSInfo", NO_AUTHORITY),
+    only_docker("node inspect --pretty", "Plugins:", PLUGINS),
+    only_docker("node inspect --pretty", " Log:", PLUGINS),
+    only_docker("node inspect --pretty", " Network:", PLUGINS),
+    only_docker("node inspect --pretty", " Volume:", PLUGINS),
+    only_docker("node inspect", "[].Description.Engine.Plugins", PLUGINS),
+    // Progress.
+    only_docker("--name steady", "1/1:", STATES),
+    only_meshctl("--name steady", "1/1:", STATES),
+    // Stacks.
+    only_docker("stack deploy", "Creating network", NO_OVERLAY),
+    only_docker("stack rm", "Removing network", NO_OVERLAY),
+    // What is refused.
+    code("--update-order sideways", EARLY),
+    code("--restart-condition sometimes", EARLY),
+    code("--availability gone", EARLY),
+];
+
+const MORE: &str = "docker does not tell";
+const NO_BIRTH: &str = "a node is there while its agent is heard, and is no object with a history";
+const STATES: &str = "docker shows the states of single tasks on terminals only";
+const NEVER_CHANGED: &str = "no revisions of these are kept: they never change";
+const NO_OVERLAY: &str = "there is no overlay network here: the mesh leads to services";
+const BY_NAME: &str = "services name secrets and configs, and find new ones of the same name";
+const REVISIONS: &str = "docker keeps no revisions";
+const DEADLINE: &str = "docker has no progress deadline";
+const NO_AUTHORITY: &str = "there is no authority for certificates here: they are the operator's";
+const PLUGINS: &str = "the orchestrator does not ask for the engine's plugins";
+const EARLY: &str = "refused as a flag's value; docker leaves it to its engine";
+
+const fn only_docker(line: &'static str, piece: &'static str, why: &'static str) -> Meant {
+    Meant {
+        line,
+        place: Where::Docker,
+        piece,
+        why,
+    }
+}
+
+const fn only_meshctl(line: &'static str, piece: &'static str, why: &'static str) -> Meant {
+    Meant {
+        line,
+        place: Where::Meshctl,
+        piece,
+        why,
+    }
+}
+
+const fn code(line: &'static str, why: &'static str) -> Meant {
+    Meant {
+        line,
+        place: Where::Code,
+        piece: "",
+        why,
+    }
+}
