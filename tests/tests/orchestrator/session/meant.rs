@@ -108,7 +108,7 @@ pub(crate) const MEANT: &[Meant] = &[
     only_meshctl("node inspect --pretty", " Version:", MORE),
     only_meshctl("node inspect --pretty", " Data Path:", MORE),
     only_meshctl("node inspect --pretty", " Engine:", MORE),
-    only_meshctl("node inspect --pretty", "Reserved:", MORE),
+    only_meshctl("node inspect --pretty", "Reserved ", MORE),
     only_meshctl("node inspect --pretty", "Running Tasks:", MORE),
     only_docker("node inspect", "[].Version", NO_BIRTH),
     only_docker("node inspect", "[].CreatedAt", NO_BIRTH),
