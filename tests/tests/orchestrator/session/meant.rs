@@ -32,16 +32,6 @@ pub(crate) const MEANT: &[Meant] = &[
     // Objects.
     only_docker("secret inspect", "[].Version", NEVER_CHANGED),
     only_docker("config inspect", "[].Version", NEVER_CHANGED),
-    only_meshctl(
-        "secret inspect",
-        "[].Services",
-        "who uses it: docker does not tell",
-    ),
-    only_meshctl(
-        "config inspect",
-        "[].Services",
-        "who uses it: docker does not tell",
-    ),
     only_docker("service inspect", "[].Endpoint.VirtualIPs", NO_OVERLAY),
     only_docker(
         "service inspect",

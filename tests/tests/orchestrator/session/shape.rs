@@ -51,10 +51,10 @@ fn without_certificates(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(move |line| {
         let is_end = line.starts_with("-----END");
         inside |= line.starts_with("-----BEGIN");
-        let shown = !inside && !(was_end && line.is_empty());
+        let hidden = inside || (was_end && line.is_empty());
         inside &= !is_end;
         was_end = is_end;
-        shown
+        !hidden
     })
 }
 
