@@ -14,6 +14,9 @@ use crate::{
     spec::{PublishMode, ServiceMode, ServiceSpec, SpecError, check_dependencies},
 };
 
+/// What an update's status says when a user goes back.
+const BY_A_USER: &str = "rolled back by a user";
+
 /// Why a command is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
@@ -103,9 +106,7 @@ pub fn update_service(
     spec: ServiceSpec,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let service = state
-        .service(id)
-        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let service = known_service(state, id)?;
     if service.version != version {
         return Err(CommandError::OutOfDate {
             name: service.spec.name.clone(),
@@ -160,9 +161,7 @@ pub fn scale_service(
     replicas: u32,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let service = state
-        .service(id)
-        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let service = known_service(state, id)?;
     let mut spec = (*service.spec).clone();
     match &mut spec.mode {
         ServiceMode::Replicated(settings) => settings.replicas = replicas,
@@ -178,13 +177,11 @@ pub fn scale_service(
 /// # Errors
 /// If there is none.
 pub fn rollback_service(state: &State, id: &ServiceId, now: Timestamp) -> Result<Vec<Change>, CommandError> {
-    let service = state
-        .service(id)
-        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let service = known_service(state, id)?;
     if service.previous.is_none() {
         return Err(CommandError::NothingToRollBack(service.spec.name.clone()));
     }
-    Ok(roll_back(state, service, now, "rolled back by a user".into()))
+    Ok(roll_back(state, service, now, BY_A_USER.into()))
 }
 
 /// Goes back to an older specification, whose task version is known: tasks that still have it stay.
@@ -197,31 +194,13 @@ pub fn roll_back_to(
     older: &Previous,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let service = state
-        .service(id)
-        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let service = known_service(state, id)?;
     if older.spec == service.spec {
         return Ok(Vec::new());
     }
     let mut changes = Vec::new();
     let ports = admit(state, &older.spec, &mut changes)?;
-    let mut next = Service {
-        previous: Some(Previous {
-            spec: service.spec.clone(),
-            task_version: service.task_version,
-        }),
-        spec: older.spec.clone(),
-        version: service.version + 1,
-        task_version: older.task_version,
-        ports,
-        updated_at: now,
-        ..(**service).clone()
-    };
-    if !next.spec.mode.is_job() {
-        let message = "rolled back by a user".to_owned();
-        begin_update(&mut next, state, UpdateState::RollbackStarted, now, message);
-    }
-    changes.push(Change::PutService(Arc::new(next)));
+    changes.push(put_back(state, service, older, ports, now, BY_A_USER.into()));
     Ok(changes)
 }
 
@@ -232,29 +211,41 @@ pub(crate) fn roll_back(
     now: Timestamp,
     message: String,
 ) -> Vec<Change> {
-    let Some(previous) = service.previous.clone() else {
+    let Some(previous) = &service.previous else {
         return Vec::new();
     };
     let mut changes = Vec::new();
     // A port may have gone to another service meanwhile. Tasks are more important than that one.
     let ports = admit(state, &previous.spec, &mut changes).unwrap_or_else(|_| service.ports.clone());
+    changes.push(put_back(state, service, previous, ports, now, message));
+    changes
+}
+
+/// A service as it was once, its tasks' version included.
+fn put_back(
+    state: &State,
+    service: &Service,
+    older: &Previous,
+    ports: Vec<EndpointPort>,
+    now: Timestamp,
+    message: String,
+) -> Change {
     let mut next = Service {
         previous: Some(Previous {
             spec: service.spec.clone(),
             task_version: service.task_version,
         }),
-        spec: previous.spec,
+        spec: older.spec.clone(),
         version: service.version + 1,
-        task_version: previous.task_version,
+        task_version: older.task_version,
         ports,
         updated_at: now,
-        ..(**service).clone()
+        ..service.clone()
     };
     if !next.spec.mode.is_job() {
         begin_update(&mut next, state, UpdateState::RollbackStarted, now, message);
     }
-    changes.push(Change::PutService(Arc::new(next)));
-    changes
+    Change::PutService(Arc::new(next))
 }
 
 fn begin_update(service: &mut Service, state: &State, update: UpdateState, now: Timestamp, message: String) {
@@ -275,9 +266,7 @@ fn begin_update(service: &mut Service, state: &State, update: UpdateState, now: 
 /// # Errors
 /// If there is no such service.
 pub fn remove_service(state: &State, id: &ServiceId) -> Result<Vec<Change>, CommandError> {
-    if state.service(id).is_none() {
-        return Err(CommandError::UnknownService(id.clone()));
-    }
+    known_service(state, id)?;
     Ok(vec![Change::RemoveService(id.clone())])
 }
 
@@ -286,9 +275,7 @@ pub fn remove_service(state: &State, id: &ServiceId) -> Result<Vec<Change>, Comm
 /// # Errors
 /// If there is no such service, or each node has its own task anyway.
 pub fn rebalance_service(state: &State, id: &ServiceId, now: Timestamp) -> Result<Vec<Change>, CommandError> {
-    let service = state
-        .service(id)
-        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let service = known_service(state, id)?;
     if !matches!(service.spec.mode, ServiceMode::Replicated(_)) {
         return Err(CommandError::NotReplicated(service.spec.name.clone()));
     }
@@ -362,15 +349,7 @@ pub fn set_availability(
     availability: Availability,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let node = known_node(state, id)?;
-    Ok(put_node(
-        state,
-        Node {
-            availability,
-            ..node.clone()
-        },
-        now,
-    ))
+    change_node(state, id, now, |node| node.availability = availability)
 }
 
 /// Sets whether a node's agent is heard.
@@ -383,15 +362,25 @@ pub fn set_node_status(
     status: NodeStatus,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let node = known_node(state, id)?;
-    Ok(put_node(
-        state,
-        Node {
-            status,
-            ..node.clone()
-        },
-        now,
-    ))
+    change_node(state, id, now, |node| node.status = status)
+}
+
+/// A service that a command names.
+pub(crate) fn known_service<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Arc<Service>, CommandError> {
+    state
+        .service(id)
+        .ok_or_else(|| CommandError::UnknownService(id.clone()))
+}
+
+fn change_node(
+    state: &State,
+    id: &NodeId,
+    now: Timestamp,
+    change: impl FnOnce(&mut Node),
+) -> Result<Vec<Change>, CommandError> {
+    let mut node = known_node(state, id)?.clone();
+    change(&mut node);
+    Ok(put_node(state, node, now))
 }
 
 fn known_node<'a>(state: &'a State, id: &NodeId) -> Result<&'a Node, CommandError> {

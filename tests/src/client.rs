@@ -80,13 +80,8 @@ async fn hello(url: &Uri, source_port: u16, reply: &mut Reply) -> Result<()> {
         .context("the socket has no address")?
         .to_string();
     let response = send(stream, request("GET", url, empty())?).await?;
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .context("the answer broke off")?
-        .to_bytes();
-    let hello: Hello = serde_json::from_slice(&body).context("the answer is not the test server's")?;
+    let hello: Hello =
+        serde_json::from_slice(&body(response).await?).context("the answer is not the test server's")?;
     (reply.task, reply.peer) = (hello.task, hello.peer);
     Ok(())
 }
@@ -99,12 +94,7 @@ pub async fn get_raw(url: &Uri, manner: Manner) -> Result<Bytes> {
     let fetch = async {
         let stream = dial(target(url)?, manner.source_port).await?;
         let response = send(stream, request("GET", url, empty())?).await?;
-        Ok(response
-            .into_body()
-            .collect()
-            .await
-            .context("the answer broke off")?
-            .to_bytes())
+        body(response).await
     };
     timeout(manner.timeout, fetch).await.context("timed out")?
 }
@@ -197,13 +187,8 @@ pub async fn upload(url: &Uri, bytes: u64, manner: Manner) -> Result<Received> {
             request("POST", url, BodyExt::boxed(StreamBody::new(pieces)))?,
         )
         .await?;
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .context("the answer broke off")?
-            .to_bytes();
-        serde_json::from_slice::<Received>(&body).context("the answer is not the test server's")
+        serde_json::from_slice::<Received>(&body(response).await?)
+            .context("the answer is not the test server's")
     };
     let received = timeout(manner.timeout, transfer)
         .await
@@ -342,6 +327,12 @@ pub(crate) fn request(method: &str, url: &Uri, body: RequestBody) -> Result<Requ
         .header("connection", "close")
         .body(body)
         .context("the request is malformed")
+}
+
+/// All of an answer.
+pub(crate) async fn body(response: Response<Incoming>) -> Result<Bytes> {
+    let collected = response.into_body().collect().await;
+    Ok(collected.context("the answer broke off")?.to_bytes())
 }
 
 pub(crate) async fn send(stream: TcpStream, request: Request<RequestBody>) -> Result<Response<Incoming>> {

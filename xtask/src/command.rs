@@ -57,13 +57,13 @@ pub fn output(command: &mut Command) -> Result<Output> {
 /// When it cannot be started or fails; its standard error is in the message.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = output(command)?;
+    answer(command, &output)
+}
+
+/// The standard output of a command that has ended, trimmed at the end.
+fn answer(command: &Command, output: &Output) -> Result<String> {
     if !output.status.success() {
-        bail!(
-            "`{}` failed ({}): {}",
-            line(command),
-            output.status,
-            said(&output)
-        );
+        bail!("`{}` failed ({}): {}", line(command), output.status, said(output));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
@@ -94,16 +94,9 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
     let output = child
         .wait_with_output()
         .with_context(|| format!("could not wait for `{}`", line(command)))?;
-    if !output.status.success() {
-        bail!(
-            "`{}` failed ({}): {}",
-            line(command),
-            output.status,
-            said(&output)
-        );
-    }
+    let said = answer(command, &output)?;
     written.with_context(|| format!("`{}` did not read its input", line(command)))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    Ok(said)
 }
 
 /// Runs with this terminal, so that every line is seen as it comes.

@@ -31,6 +31,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "nsenter"),
     ("etcd-server", "etcd"),
     ("etcd-client", "etcdctl"),
+    ("docker-registry", "docker-registry"),
+    ("curl", "curl"),
     ("protobuf-compiler", "protoc"),
     ("systemd", "systemd-analyze"),
 ];

@@ -164,6 +164,7 @@ async fn open_windows(
         bpffs: options.bpffs.clone(),
         // The doctor says what is wrong where there is none.
         cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
+        orchestrator: options.orchestrator.orchestrator,
     };
     let agent: Arc<dyn Introspect> = window;
     let (control, commands) = control::channel();

@@ -13,6 +13,7 @@ use crate::{
 pub mod ebpf;
 pub mod ipvs;
 pub mod memory;
+pub mod netlink;
 mod rung;
 
 pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, Footing, Rung, RungState, RungStatus};

@@ -12,7 +12,7 @@ use caps::{CapSet, Capability};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Check, Options};
+use super::{Check, Options, Outcome};
 
 /// The engine answers these questions from memory.
 const DOCKER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -84,25 +84,39 @@ pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
         "Docker socket",
         format!("{socket}, Docker {}", info.server_version),
     )];
-    let swarm = &info.swarm.local_node_state;
-    if swarm != "active" {
-        checks.push(Check::fail(
-            "Swarm membership",
-            format!("this node's Swarm state is '{swarm}'"),
-            "docker swarm init, or docker swarm join",
-        ));
+    let membership = membership(options.orchestrator, &info.swarm);
+    let fits = membership.outcome == Outcome::Ok;
+    checks.push(membership);
+    if !fits {
         return checks;
     }
-    let role = if info.swarm.control_available {
-        "manager"
-    } else {
-        "worker"
-    };
-    checks.push(Check::ok("Swarm membership", format!("active {role}")));
-    let root = options.docker_root.clone().unwrap_or(info.docker_root_dir);
-    checks.push(certificates(&root.join("swarm/certificates")));
+    if !options.orchestrator {
+        let root = options.docker_root.clone().unwrap_or(info.docker_root_dir);
+        checks.push(certificates(&root.join("swarm/certificates")));
+    }
     checks.push(namespaces(&options.docker_socket).await);
     checks
+}
+
+/// An agent needs a Swarm, unless it is the orchestrator, which needs that there is none.
+fn membership(orchestrator: bool, swarm: &Swarm) -> Check {
+    let name = "Swarm membership";
+    let state = swarm.local_node_state.as_str();
+    match (orchestrator, state) {
+        (true, "inactive") => Check::ok(name, "none: the agent's own orchestrator schedules tasks here"),
+        (true, _) => Check::fail(
+            name,
+            format!("this node's Swarm state is '{state}', and its agent runs with --orchestrator"),
+            "docker swarm leave, or run the agent without --orchestrator",
+        ),
+        (false, "active") if swarm.control_available => Check::ok(name, "active manager"),
+        (false, "active") => Check::ok(name, "active worker"),
+        (false, _) => Check::fail(
+            name,
+            format!("this node's Swarm state is '{state}'"),
+            "docker swarm init, or docker swarm join; without Swarm, run the agent with --orchestrator",
+        ),
+    }
 }
 
 fn certificates(folder: &Path) -> Check {
@@ -262,7 +276,6 @@ struct NetworkSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Outcome;
 
     fn write(folder: &Path, key: &str) {
         let pair = rcgen::generate_simple_self_signed(vec!["swarm-worker".to_owned()]).unwrap();
@@ -271,6 +284,22 @@ mod tests {
             fs::write(folder.join(file), &certificate).unwrap();
         }
         fs::write(folder.join("swarm-node.key"), key).unwrap();
+    }
+
+    #[test]
+    fn a_node_is_in_a_swarm_or_has_the_orchestrator() {
+        let outcome = |orchestrator, state: &str| {
+            let swarm = Swarm {
+                local_node_state: state.to_owned(),
+                control_available: false,
+            };
+            membership(orchestrator, &swarm).outcome
+        };
+        assert_eq!(outcome(false, "active"), Outcome::Ok);
+        assert_eq!(outcome(false, "inactive"), Outcome::Fail);
+        assert_eq!(outcome(true, "inactive"), Outcome::Ok);
+        assert_eq!(outcome(true, "active"), Outcome::Fail);
+        assert_eq!(outcome(true, "locked"), Outcome::Fail);
     }
 
     #[test]

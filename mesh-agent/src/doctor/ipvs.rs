@@ -12,12 +12,14 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{Check, Outcome};
 use crate::{
-    datapath::ipvs::{
-        IpvsOptions,
-        kernel::{Command, Ipvs, SchedulerFlags, Settings, VirtualService},
+    datapath::{
+        ipvs::{
+            IpvsOptions,
+            kernel::{Command, Ipvs, SchedulerFlags, Settings, VirtualService},
+            rules::{Rules, Table},
+            tunnel::{Tunnel, TunnelPlan},
+        },
         netlink::{Connection, Message, NetlinkError},
-        rules::{Rules, Table},
-        tunnel::{Tunnel, TunnelPlan},
     },
     error::error_chain,
     model::{Protocol, Scheduler},

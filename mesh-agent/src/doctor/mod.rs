@@ -11,6 +11,7 @@ mod bpf;
 mod host;
 mod ipvs;
 mod kernel;
+mod network;
 
 pub use kernel::own_netns_cookie;
 
@@ -25,6 +26,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// A cgroup2 hierarchy; `None`: the one in the mount table.
     pub cgroup: Option<PathBuf>,
+    /// Whether the agent schedules tasks itself, on a node that is in no Swarm.
+    pub orchestrator: bool,
 }
 
 impl Default for Options {
@@ -34,6 +37,7 @@ impl Default for Options {
             docker_root: None,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
+            orchestrator: false,
         }
     }
 }
@@ -160,13 +164,16 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     }
     settle(&mut ebpf, &mut ipvs);
     let checks = [ebpf, ipvs, common].concat();
+    let interfaces = running.map(|running| running.interfaces).unwrap_or_default();
+    let uplinks = interfaces.iter().map(|mode| mode.interface.clone());
+    conclusion.extend(network::limit(uplinks.collect()));
     Report {
         version: crate::admin::api::VERSION,
         examiner,
         works: works(&checks),
         checks,
         conclusion,
-        interfaces: running.map(|running| running.interfaces).unwrap_or_default(),
+        interfaces,
         rungs,
     }
 }

@@ -276,6 +276,7 @@ async fn examine(client: &Client, arguments: DoctorArguments) -> anyhow::Result<
                 docker_root: arguments.docker_root,
                 bpffs: arguments.bpffs,
                 cgroup: arguments.cgroup,
+                ..doctor::Options::default()
             };
             doctor::examine(&options, Examiner::Meshctl, None).await
         }

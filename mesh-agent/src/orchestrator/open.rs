@@ -21,6 +21,7 @@ use mesh_orchestrator::{
         redb::RedbStore,
     },
 };
+use rustls::ServerConfig;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -114,6 +115,9 @@ pub async fn open(
     peer_port: u16,
     docker: Docker,
 ) -> Result<Opened, OrchestratorError> {
+    // What is wrong with files is told at once, and not only when engine and store have answered.
+    let peer_credentials = peer_credentials(options)?;
+    let api_server = api_server(options)?;
     let runtime = DockerRuntime::new(docker);
     let engine = describe(&runtime).await;
     if engine.swarm != "inactive" {
@@ -155,7 +159,7 @@ pub async fn open(
     let mut listeners = Vec::new();
     let mut logs = None;
     let mut peers: Arc<dyn Peers> = Arc::new(NoPeers);
-    if let Some(credentials) = peer_credentials(options)? {
+    if let Some(credentials) = peer_credentials {
         let at = SocketAddr::from((address, peer_port));
         let listener = TlsListener::bind(at, credentials.server(true)?).await?;
         listeners.push((listener, Access::Trusted));
@@ -165,12 +169,8 @@ pub async fn open(
             config: credentials.client()?,
         });
     }
-    if let (Some(at), Some(certificate), Some(key)) =
-        (options.api_listen, &options.api_certificate, &options.api_key)
-    {
-        let credentials = Credentials::load(None, certificate, key)?;
-        let listener = TlsListener::bind(at, credentials.server(false)?).await?;
-        listeners.push((listener, Access::Tokens));
+    if let Some((at, config)) = api_server {
+        listeners.push((TlsListener::bind(at, config).await?, Access::Tokens));
     }
     let api = Api::new(api::parts(
         options.snapshots_path(),
@@ -231,9 +231,18 @@ impl Opened {
 
 /// What agents know each other by: the certificates that let them into the store.
 fn peer_credentials(options: &OrchestratorOptions) -> Result<Option<Credentials>, TlsError> {
-    match (&options.etcd_ca, &options.etcd_certificate, &options.etcd_key) {
-        (Some(authority), Some(certificate), Some(key)) => {
-            Credentials::load(Some(authority), certificate, key).map(Some)
+    options
+        .etcd_tls()
+        .map(|paths| Credentials::load(Some(paths.authority), paths.certificate, paths.key))
+        .transpose()
+}
+
+/// Where the API is for tools elsewhere, and what it shows them.
+fn api_server(options: &OrchestratorOptions) -> Result<Option<(SocketAddr, Arc<ServerConfig>)>, TlsError> {
+    match (options.api_listen, &options.api_certificate, &options.api_key) {
+        (Some(at), Some(certificate), Some(key)) => {
+            let credentials = Credentials::load(None, certificate, key)?;
+            Ok(Some((at, credentials.server(false)?)))
         }
         _ => Ok(None),
     }
@@ -258,12 +267,10 @@ async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, Orc
     if options.etcd.is_empty() {
         return Ok(Arc::new(RedbStore::open(options.store_path())?));
     }
-    let tls = match (&options.etcd_ca, &options.etcd_certificate, &options.etcd_key) {
-        (Some(authority), Some(certificate), Some(key)) => {
-            Some(EtcdTls::from_files(authority, certificate, key)?)
-        }
-        _ => None,
-    };
+    let tls = options
+        .etcd_tls()
+        .map(|paths| EtcdTls::from_files(paths.authority, paths.certificate, paths.key))
+        .transpose()?;
     let config = EtcdConfig::new(options.etcd.clone(), tls);
     Ok(Arc::new(EtcdStore::open(config).await?))
 }

@@ -3,7 +3,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -130,9 +130,20 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_API_URL", value_name = "URL")]
     pub api_url: Option<String>,
 
-    /// Folder of the leader's hourly snapshots [default: snapshots in --state-dir].
+    /// Folder of a manager's hourly snapshots [default: snapshots in --state-dir].
     #[arg(long, env = "MESH_SNAPSHOTS", value_name = "PATH")]
     pub snapshots: Option<PathBuf>,
+}
+
+/// PEM files by which this node and etcd know each other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EtcdTlsPaths<'a> {
+    /// The authorities that sign etcd's certificates.
+    pub(super) authority: &'a Path,
+    /// This node's certificate.
+    pub(super) certificate: &'a Path,
+    /// That certificate's key.
+    pub(super) key: &'a Path,
 }
 
 /// This node's part in the cluster; `--node-role`.
@@ -151,6 +162,15 @@ impl OrchestratorOptions {
     pub fn store_path(&self) -> PathBuf {
         let default = || self.state_dir.join("orchestrator.redb");
         self.store.clone().unwrap_or_else(default)
+    }
+
+    /// The files that let this node into etcd, all three or none.
+    pub(super) fn etcd_tls(&self) -> Option<EtcdTlsPaths<'_>> {
+        Some(EtcdTlsPaths {
+            authority: self.etcd_ca.as_deref()?,
+            certificate: self.etcd_certificate.as_deref()?,
+            key: self.etcd_key.as_deref()?,
+        })
     }
 
     /// What webhooks' URLs begin with; nothing where the API is on no port.

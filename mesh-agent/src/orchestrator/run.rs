@@ -106,17 +106,21 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     });
     let leader = LeaderConfig {
         heartbeat,
-        snapshots: Some(SnapshotSchedule {
-            folder: options.snapshots_path(),
-            keep: Keep::default(),
-        }),
         ..LeaderConfig::new(id.clone())
+    };
+    let schedule = SnapshotSchedule {
+        folder: options.snapshots_path(),
+        keep: Keep::default(),
     };
     // The mirror outlives what uses it.
     let end = CancellationToken::new();
     let lead = async {
         if is_manager {
-            cluster.lead(leader, shutdown.clone()).await;
+            let keep_snapshots = cluster.keep_snapshots(&schedule);
+            tokio::join!(
+                cluster.lead(leader, shutdown.clone()),
+                shutdown.run_until_cancelled(keep_snapshots),
+            );
         }
     };
     let work = async {

@@ -1,6 +1,13 @@
 //! Virtual services and destinations of both address families, written and read back.
 
-use std::{net::IpAddr, process::Command};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::OwnedFd,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use mesh_agent::{
     datapath::ipvs::kernel::{
@@ -13,21 +20,25 @@ use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
 };
+use socket2::{Domain, Socket, Type};
+
+/// Far more than anything here takes; the kernel sums statistics up every two seconds.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a test in a network namespace of its own.
 fn in_namespace(test: impl FnOnce(Ipvs) + Send + 'static) {
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
         // IPVS takes no destinations while there is no local routing table.
-        let up = Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status()
-            .unwrap();
-        assert!(up.success());
+        ip(&["link", "set", "lo", "up"]);
         test(Ipvs::open().expect("this test needs a kernel with IPVS; see `cargo xtask vm test`"));
     })
     .join()
     .unwrap();
+}
+
+fn ip(words: &[&str]) {
+    assert!(Command::new("ip").args(words).status().unwrap().success());
 }
 
 fn service(address: &str, protocol: Protocol) -> VirtualService {
@@ -112,6 +123,126 @@ fn services_and_destinations_are_made_changed_and_removed() {
                 apply(&mut ipvs, &[Change::RemoveService(service)]);
                 assert_eq!(ipvs.services().unwrap(), []);
                 assert_eq!(ipvs.destinations(&service).unwrap(), []);
+            }
+        }
+    });
+}
+
+/// Has a client and a destination of this namespace exchange a word through a virtual service; the connection is
+/// open for as long as the result lives.
+fn converse(client: IpAddr, service: &VirtualService, destination: &Destination) -> Vec<OwnedFd> {
+    let client = SocketAddr::new(client, 0);
+    let front = SocketAddr::new(service.address, service.port);
+    let back = SocketAddr::new(destination.address, destination.port);
+    let mut word = [0; 4];
+    match service.protocol {
+        Protocol::Tcp => {
+            let listener = TcpListener::bind(back).unwrap();
+            let socket = Socket::new(Domain::for_address(client), Type::STREAM, None).unwrap();
+            socket.bind(&client.into()).unwrap();
+            socket.connect_timeout(&front.into(), LIMIT).unwrap();
+            let mut dialled = TcpStream::from(socket);
+            dialled.set_read_timeout(Some(LIMIT)).unwrap();
+            let (mut accepted, peer) = listener.accept().unwrap();
+            assert_eq!(peer.ip(), client.ip());
+            accepted.write_all(b"word").unwrap();
+            dialled.read_exact(&mut word).unwrap();
+            vec![dialled.into(), accepted.into()]
+        }
+        Protocol::Udp => {
+            let [socket, server] = [client, back].map(|address| UdpSocket::bind(address).unwrap());
+            for end in [&socket, &server] {
+                end.set_read_timeout(Some(LIMIT)).unwrap();
+            }
+            socket.connect(front).unwrap();
+            socket.send(b"word").unwrap();
+            let (_, peer) = server.recv_from(&mut word).unwrap();
+            assert_eq!(peer.ip(), client.ip());
+            server.send_to(&word, peer).unwrap();
+            socket.recv(&mut word).unwrap();
+            vec![socket.into(), server.into()]
+        }
+    }
+}
+
+/// The destination's state once a connection is among its statistics.
+fn counted(ipvs: &mut Ipvs, service: &VirtualService) -> DestinationState {
+    let begin = Instant::now();
+    loop {
+        let list = ipvs.destinations(service).unwrap();
+        match list.as_slice() {
+            [(_, state)] if state.statistics.connections > 0 => return *state,
+            _ => assert!(begin.elapsed() < LIMIT, "nothing is counted: {list:?}"),
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_goes_through_services_of_both_families_is_counted() {
+    in_namespace(|mut ipvs| {
+        for ([address, destination, _], client) in FAMILIES.into_iter().zip(["172.18.0.9", "fd00::9"]) {
+            for address in [address, destination, client] {
+                let mut words = vec!["address", "add", address, "dev", "lo"];
+                // Usable at once.
+                words.extend(address.contains(':').then_some("nodad"));
+                ip(&words);
+            }
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let service = service(address, protocol);
+                let destination = Destination {
+                    address: destination.parse().unwrap(),
+                    port: 80,
+                };
+                apply(
+                    &mut ipvs,
+                    &[
+                        Change::NewService(service, settings("rr")),
+                        Change::NewDestination(service, destination, 1),
+                    ],
+                );
+                let open = converse(client.parse().unwrap(), &service, &destination);
+                let state = counted(&mut ipvs, &service);
+                drop(open);
+                let connections = match protocol {
+                    Protocol::Tcp => (1, 0),
+                    Protocol::Udp => (0, 1),
+                };
+                assert_eq!((state.active, state.inactive), connections, "{service}");
+                let counted = state.statistics;
+                assert_eq!(counted.connections, 1, "{service}");
+                assert!(counted.packets_in > 0 && counted.packets_out > 0, "{counted:?}");
+                assert!(counted.bytes_in > 0 && counted.bytes_out > 0, "{counted:?}");
+                apply(&mut ipvs, &[Change::RemoveService(service)]);
+            }
+        }
+    });
+}
+
+/// Only tunnels may lead from one family to the other (`ip_vs_genl_set_cmd`, net/netfilter/ipvs/ip_vs_ctl.c). This is
+/// why there are no IPv6 frontends: the replicas that Swarm makes have IPv4 addresses only.
+#[test]
+fn with_masquerade_a_destination_of_the_other_family_is_refused() {
+    in_namespace(|mut ipvs| {
+        let [[address4, destination4, _], [address6, destination6, _]] = FAMILIES;
+        for (address, other) in [(address6, destination4), (address4, destination6)] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let service = service(address, protocol);
+                let destination = Destination {
+                    address: other.parse().unwrap(),
+                    port: 80,
+                };
+                apply(&mut ipvs, &[Change::NewService(service, settings("rr"))]);
+                let results = ipvs
+                    .apply(&[Change::NewDestination(service, destination, 1)])
+                    .unwrap();
+                let errors: Vec<Errno> = results
+                    .into_iter()
+                    .filter_map(|result| Some(result.err()?.errno))
+                    .collect();
+                assert_eq!(errors, [Errno::EINVAL], "{destination} under {service}");
+                assert_eq!(ipvs.destinations(&service).unwrap(), []);
+                apply(&mut ipvs, &[Change::RemoveService(service)]);
             }
         }
     });

@@ -1,8 +1,20 @@
 //! Who may do what: whoever can open the Unix socket may do all, others need a bearer token with the scope.
 
-use axum::http::{HeaderMap, StatusCode, header};
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, HttpBody},
+    http::{HeaderMap, StatusCode, header},
+    response::Response,
+};
+use futures_util::StreamExt;
+use tokio::time::sleep;
+use zeroize::Zeroizing;
 
 use super::{Api, error::ApiError, tokens, types::Scope};
+
+/// How often a token is looked at again that has a stream open.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How callers of a listener are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +83,41 @@ pub(super) async fn admit(
         StatusCode::FORBIDDEN,
         format!("the token does not allow this: it needs the scope {needed}"),
     ))
+}
+
+/// The token that a request was let in by, if it was one.
+pub(super) fn token(access: Access, headers: &HeaderMap) -> Option<Zeroizing<String>> {
+    match access {
+        Access::Trusted => None,
+        Access::Tokens => bearer(headers).ok().map(|token| Zeroizing::new(token.to_owned())),
+    }
+}
+
+/// Ends a stream soon after the token that opened it; other answers are not changed.
+pub(super) fn while_valid(api: &Api, token: Zeroizing<String>, response: Response) -> Response {
+    let (parts, body) = response.into_parts();
+    // What is not a stream is whole already.
+    if body.size_hint().exact().is_some() {
+        return Response::from_parts(parts, body);
+    }
+    // A stream must not keep what it comes from.
+    let inner = Arc::downgrade(&api.inner);
+    let ended = Box::pin(async move {
+        loop {
+            sleep(LOOK).await;
+            let Some(inner) = inner.upgrade() else {
+                return;
+            };
+            // A store that is away takes nothing from anybody.
+            if let Err(error) = tokens::authenticate(&Api { inner }, &token).await
+                && error.status() == StatusCode::UNAUTHORIZED
+            {
+                return;
+            }
+        }
+    });
+    let stream = body.into_data_stream().take_until(ended);
+    Response::from_parts(parts, Body::from_stream(stream))
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{
     Api,
-    access::{Access, admit},
+    access::{Access, admit, token, while_valid},
     call::Call,
     error::ApiError,
     operation::Operation,
@@ -63,8 +63,13 @@ async fn answer(
             .map_err(|_| ApiError::bad_request("the path is not UTF-8 where it has percent signs"))?;
         let (parts, body) = request.into_parts();
         let caller = admit(&api, access, operation.needs, &parts.headers).await?;
-        let call = Call::read(api, caller, &operation, &segments, parts, body).await?;
-        (operation.handler)(call).await
+        let token = operation.needs.and_then(|_| token(access, &parts.headers));
+        let call = Call::read(api.clone(), caller, &operation, &segments, parts, body).await?;
+        let response = (operation.handler)(call).await?;
+        Ok::<_, ApiError>(match token {
+            Some(token) => while_valid(&api, token, response),
+            None => response,
+        })
     };
     match timeout(operation.patience, handled).await {
         Ok(Ok(response)) => response,

@@ -125,9 +125,7 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
         .api
         .cluster()
         .change(call.author("update"), |state, now| {
-            let service = state
-                .service(&id)
-                .ok_or_else(|| commands::CommandError::UnknownService(id.clone()))?;
+            let service = commands::known_service(state, &id)?;
             let spec = patched(&service.spec, &patch)?;
             commands::update_service(state, &id, version.unwrap_or(service.version), spec, now)
         })

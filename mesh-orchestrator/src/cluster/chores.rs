@@ -1,14 +1,19 @@
 //! What has to be done now and then: snapshots by the schedule, and letting the store forget. Also what users
 //! do with snapshots. Imports `snapshots` and the store's trait.
 
-use std::{collections::VecDeque, fs, io, path::Path, time::Duration};
+use std::{
+    collections::VecDeque,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::time::sleep;
 
-use super::{ChangeError, Cluster, LeaderConfig, SnapshotSchedule, stored};
+use super::{ChangeError, Cluster, stored};
 use crate::{
     objects::Timestamp,
-    snapshots::{self, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
+    snapshots::{self, Keep, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
     store::{Revision, Transaction},
 };
 
@@ -17,6 +22,15 @@ const CHECK: Duration = Duration::from_secs(60);
 
 /// How often the store is made to forget.
 const COMPACT: Duration = Duration::from_secs(300);
+
+/// Where the schedule's snapshots go, and which of them are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotSchedule {
+    /// A folder of this machine.
+    pub folder: PathBuf,
+    /// Which old ones are kept.
+    pub keep: Keep,
+}
 
 impl Cluster {
     /// Writes a snapshot of everything to a new file in a folder.
@@ -42,26 +56,32 @@ impl Cluster {
         Ok(info)
     }
 
-    /// Does what is due, for ever.
-    pub(super) async fn chores(&self, config: &LeaderConfig) {
-        let mut seen: VecDeque<(Timestamp, Revision)> = VecDeque::new();
+    /// Keeps snapshots by the schedule, for ever. Each machine that does it has its own, so that none is the only one
+    /// to have them.
+    pub async fn keep_snapshots(&self, schedule: &SnapshotSchedule) {
         let mut failed = false;
         loop {
-            if let Some(schedule) = &config.snapshots {
-                let made = self.snapshot_if_due(schedule).await;
-                if let Err(error) = &made
-                    && !failed
-                {
-                    let error = error as &dyn std::error::Error;
-                    tracing::error!(
-                        error,
-                        "could not make the hourly snapshot; tries again every minute"
-                    );
-                }
-                failed = made.is_err();
+            let made = self.snapshot_if_due(schedule).await;
+            if let Err(error) = &made
+                && !failed
+            {
+                let error = error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "could not make the hourly snapshot; tries again every minute"
+                );
             }
-            self.forget(&mut seen, config.remember).await;
-            sleep(CHECK.min(config.remember / 2)).await;
+            failed = made.is_err();
+            sleep(CHECK).await;
+        }
+    }
+
+    /// Lets the store forget what is old, for ever.
+    pub(super) async fn forget_old(&self, remember: Duration) {
+        let mut seen: VecDeque<(Timestamp, Revision)> = VecDeque::new();
+        loop {
+            self.forget(&mut seen, remember).await;
+            sleep(CHECK.min(remember / 2)).await;
         }
     }
 

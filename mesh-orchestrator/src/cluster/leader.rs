@@ -1,7 +1,7 @@
 //! Leading the cluster: one of the candidates runs the control loops, and whoever does not know yet that it
 //! no longer leads can change nothing. Imports `control`, `chores` and the store's membership.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,6 @@ use super::{
 };
 use crate::{
     objects::{NodeId, Timestamp},
-    snapshots::Keep,
     store::{
         Heartbeat, StoreError,
         membership::{Leadership, campaign},
@@ -36,30 +35,18 @@ pub struct LeaderConfig {
     /// How long a leader that has just come to power waits, beyond the heartbeats, before it gives up a node:
     /// as long as a question can take that a node has asked the store while that was away.
     pub settle: Duration,
-    /// Where snapshots go and which are kept; none are made without.
-    pub snapshots: Option<SnapshotSchedule>,
     /// How far back the store remembers changes, where it has to be told.
     pub remember: Duration,
 }
 
-/// Where the schedule's snapshots go, and which of them are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotSchedule {
-    /// A folder of the leader's machine.
-    pub folder: PathBuf,
-    /// Which old ones are kept.
-    pub keep: Keep,
-}
-
 impl LeaderConfig {
-    /// A node with everything else as it usually is, and no snapshots.
+    /// A node with everything else as it usually is.
     #[must_use]
     pub fn new(node: NodeId) -> Self {
         Self {
             node,
             heartbeat: Heartbeat::default(),
             settle: Duration::from_secs(10),
-            snapshots: None,
             remember: Duration::from_secs(3600),
         }
     }
@@ -75,7 +62,7 @@ impl Cluster {
                 () = shutdown.cancelled() => {}
                 () = lead.lost() => tracing::warn!("has lost the lead: others may change the cluster now"),
                 end = self.term(&lead, &config) => tracing::warn!("{end}: the control loops stop here"),
-                () = self.chores(&config) => {}
+                () = self.forget_old(config.remember) => {}
             }
             lead.resign().await;
         }

@@ -342,11 +342,8 @@ impl Mirror {
         };
         let keys: BTreeSet<&Key> = older.modified.keys().chain(self.modified.keys()).collect();
         for key in keys {
-            let action = match (older.modified.get(key), self.modified.get(key)) {
-                (before, after) if before == after => continue,
-                (None, Some(_)) => EventAction::Create,
-                (_, None) => EventAction::Remove,
-                (Some(_), Some(_)) => EventAction::Update,
+            let Some(action) = difference(older.modified.get(key), self.modified.get(key)) else {
+                continue;
             };
             let state = if action == EventAction::Remove {
                 &older.state
@@ -374,11 +371,8 @@ impl Mirror {
         }
         let nodes: BTreeSet<&NodeId> = older.presences.keys().chain(self.presences.keys()).collect();
         for node in nodes {
-            let action = match (older.presences.get(node), self.presences.get(node)) {
-                (before, after) if before == after => continue,
-                (None, Some(_)) => EventAction::Create,
-                (_, None) => EventAction::Remove,
-                (Some(_), Some(_)) => EventAction::Update,
+            let Some(action) = difference(older.presences.get(node), self.presences.get(node)) else {
+                continue;
             };
             self.tell(
                 &mut news,
@@ -390,6 +384,15 @@ impl Mirror {
             );
         }
         news.events
+    }
+}
+
+/// What has become of one thing, if anything has.
+fn difference<T: PartialEq>(before: Option<T>, after: Option<T>) -> Option<EventAction> {
+    match (&before, &after) {
+        _ if before == after => None,
+        (_, None) => Some(EventAction::Remove),
+        (before, Some(_)) => Some(action(before.is_some())),
     }
 }
 

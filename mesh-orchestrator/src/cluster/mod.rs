@@ -60,10 +60,11 @@ use crate::{
 };
 
 pub use self::{
+    chores::SnapshotSchedule,
     clock::{Clock, SystemClock},
     error::{ChangeError, OpenError, Unreadable},
     event::{Event, EventAction, EventKind},
-    leader::{LeaderConfig, SnapshotSchedule},
+    leader::LeaderConfig,
     member::Member,
     presence::Presence,
     upkeep::Upkeep,

@@ -319,6 +319,20 @@ pub struct FileReference {
     pub mode: u32,
 }
 
+impl FileReference {
+    /// A secret or config under its own name, for everybody to read.
+    #[must_use]
+    pub fn of(source: impl Into<String>) -> Self {
+        Self {
+            source: source.into(),
+            target: None,
+            uid: 0,
+            gid: 0,
+            mode: world_readable(),
+        }
+    }
+}
+
 fn world_readable() -> u32 {
     0o444
 }

@@ -1,10 +1,15 @@
 //! Tokens: what they allow, and that nothing else does.
 
 use anyhow::{Context, Result};
+use futures_util::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tokio::time::timeout;
 
-use crate::server::{Server, spec};
+use crate::{
+    lab::PATIENCE,
+    server::{Server, spec},
+};
 
 async fn token(server: &Server, name: &str, scopes: &[&str]) -> Result<String> {
     let made = server
@@ -95,6 +100,26 @@ async fn what_is_no_token_is_refused_without_saying_why() -> Result<()> {
     let removed = server.ask(Method::DELETE, "/v1/tokens/ci")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     question()?.send().await?.expect(StatusCode::UNAUTHORIZED)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_token() -> Result<()> {
+    let server = Server::start().await?;
+    let good = token(&server, "ci", &["services:read"]).await?;
+    let other = token(&server, "other", &["services:read"]).await?;
+    let follow = |token| server.ask_as(Some(token), Method::GET, "/v1/events");
+    let mut lines = follow(&good)?.lines().await?;
+    let mut others = follow(&other)?.lines().await?;
+    let removed = server.ask(Method::DELETE, "/v1/tokens/ci")?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    let end = timeout(PATIENCE, lines.next()).await.context("it goes on")?;
+    assert!(end.is_none(), "{end:?}");
+    server.create(spec("web", 1)).await?;
+    let event = timeout(PATIENCE, others.next())
+        .await
+        .context("no event in time")?;
+    event.context("another's stream has ended")??;
     Ok(())
 }
 

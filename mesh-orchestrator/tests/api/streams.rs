@@ -135,7 +135,16 @@ async fn logs_of_all_tasks_on_all_nodes_are_merged_by_time() -> Result<()> {
     server.create(spread).await?;
     server.until("web", |view| view.running == 4).await?;
 
-    let lines = log_lines(&server, "/v1/services/web/logs").await?;
+    // The other node hears of its tasks a little later than this one.
+    let lines = timeout(PATIENCE, async {
+        loop {
+            let lines = log_lines(&server, "/v1/services/web/logs").await?;
+            if lines.len() >= 8 {
+                return Ok::<_, anyhow::Error>(lines);
+            }
+        }
+    });
+    let lines = lines.await.context("the other node's lines do not come")??;
     assert_eq!(lines.len(), 8);
     assert!(lines.is_sorted_by_key(|line| &line.time), "{lines:#?}");
     let order: Vec<&str> = lines.iter().map(|line| line.task_name.as_str()).collect();

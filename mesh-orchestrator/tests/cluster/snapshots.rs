@@ -1,16 +1,15 @@
 //! Snapshots of a cluster at work, and what becomes of it when one is restored.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
-    cluster::{LeaderConfig, SnapshotSchedule},
+    cluster::SnapshotSchedule,
     objects::NodeRole,
     snapshots::{self, Keep, RestoreInto, SnapshotKind},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     Story,
-    agent::{Machine, QUICK},
+    agent::Machine,
     lab::{Lab, PATIENCE, run, running, service},
 };
 
@@ -18,7 +17,7 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         ("a_snapshot_on_an_empty_store_brings_everything_back", restored),
         ("a_snapshot_replaces_what_a_cluster_at_work_has", replaced),
-        ("the_leader_makes_snapshots_by_the_schedule", scheduled),
+        ("snapshots_are_kept_by_the_schedule_whoever_leads", scheduled),
     ]
 }
 
@@ -76,19 +75,11 @@ fn replaced(lab: &Lab) -> Result<()> {
 fn scheduled(lab: &Lab) -> Result<()> {
     run(async {
         let folder = tempfile::tempdir()?;
-        let leader = lab.open().await?;
-        let stop = CancellationToken::new();
-        let _stop = stop.clone().drop_guard();
-        let config = LeaderConfig {
-            heartbeat: QUICK,
-            snapshots: Some(SnapshotSchedule {
-                folder: folder.path().join("snapshots"),
-                keep: Keep::default(),
-            }),
-            ..LeaderConfig::new("leader".into())
+        let machine = lab.open().await?;
+        let schedule = SnapshotSchedule {
+            folder: folder.path().join("snapshots"),
+            keep: Keep::default(),
         };
-        let cluster = leader.cluster.clone();
-        tokio::spawn(async move { cluster.lead(config, stop).await });
         let made = async {
             loop {
                 if let Ok(names) = snapshots::list(&folder.path().join("snapshots"))
@@ -99,9 +90,10 @@ fn scheduled(lab: &Lab) -> Result<()> {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         };
-        let name = tokio::time::timeout(PATIENCE, made)
-            .await
-            .context("no snapshot was made")?;
+        let name = tokio::select! {
+            () = machine.cluster.keep_snapshots(&schedule) => bail!("the schedule has ended"),
+            made = tokio::time::timeout(PATIENCE, made) => made.context("no snapshot was made")?,
+        };
         ensure!(name.kind == SnapshotKind::Hourly);
         let path = folder.path().join("snapshots").join(name.to_string());
         tokio::task::spawn_blocking(move || snapshots::inspect(&path)).await??;

@@ -8,10 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-};
 use xtask::lab::{Lab, wait_until};
+
+use crate::certificates::Authority;
 
 /// The file with a member's pid as its node counts.
 const PID_FILE: &str = "/run/etcd.pid";
@@ -29,23 +28,13 @@ impl Etcd {
     pub(crate) fn start(lab: &Lab) -> Result<Self> {
         let folder = lab.state().data.join("etcd");
         fs::create_dir_all(&folder)?;
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name.push(DnType::CommonName, "lab");
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?;
+        let authority = Authority::new("lab")?;
         fs::write(folder.join("ca.pem"), authority.pem())?;
         for node in lab.nodes() {
-            let names = vec![lab.address(node)?, "127.0.0.1".to_owned()];
-            let mut parameters = CertificateParams::new(names)?;
-            parameters.distinguished_name.push(DnType::CommonName, node);
-            parameters.extended_key_usages = vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ];
-            let key = KeyPair::generate()?;
-            let certificate = parameters.signed_by(&key, &authority)?;
-            fs::write(folder.join(format!("{node}.pem")), certificate.pem())?;
-            fs::write(folder.join(format!("{node}.key")), key.serialize_pem())?;
+            let addresses = vec![lab.address(node)?, "127.0.0.1".to_owned()];
+            let issued = authority.issue(node, addresses)?;
+            fs::write(folder.join(format!("{node}.pem")), issued.certificate)?;
+            fs::write(folder.join(format!("{node}.key")), issued.key)?;
         }
         let etcd = Self { folder };
         for node in lab.nodes() {

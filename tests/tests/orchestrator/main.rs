@@ -5,7 +5,13 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+mod certificates;
 mod etcd;
+mod https;
+mod images;
+mod partition;
+mod recovery;
+mod registry;
 mod session;
 mod several;
 mod single;
@@ -23,7 +29,11 @@ fn main() -> ExitCode {
         .into_iter()
         .chain(session::STORIES)
         .chain(systemd::STORIES)
-        .chain(several::STORIES);
+        .chain(https::STORIES)
+        .chain(images::STORIES)
+        .chain(recovery::STORIES)
+        .chain(several::STORIES)
+        .chain(partition::STORIES);
     let trials = stories
         .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
     libtest_mimic::run(&given, trials.collect()).exit_code()

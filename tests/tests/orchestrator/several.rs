@@ -18,7 +18,7 @@ pub(crate) const STORIES: [Story; 2] = [
 ];
 
 /// A stage of three nodes whose agents run.
-fn raise(name: &str) -> Result<(Stage, Etcd)> {
+pub(crate) fn raise(name: &str) -> Result<(Stage, Etcd)> {
     let mut stage = Stage::up(name, 3)?;
     let etcd = Etcd::start(&stage.lab)?;
     for node in ["node1", "node2", "node3"] {
@@ -43,12 +43,12 @@ fn together() -> Result<()> {
     stage
         .create_web(6, "stop-first")
         .with_context(|| stage.evidence())?;
-    let counts = by_node(&stage)?;
+    let counts = by_node(&stage, "node1")?;
     ensure!(
         counts.len() == 3 && counts.values().all(|count| *count == 2),
         "{counts:?}"
     );
-    stage.without_a_failure(30, || stage.roll("2"))?;
+    stage.without_a_failure(|| stage.roll("2"))?;
 
     let logs = stage.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
     let nodes: std::collections::BTreeSet<String> = logs
@@ -62,12 +62,12 @@ fn together() -> Result<()> {
 
     // Drain: the node's tasks move, and nothing is lost.
     let drained = json!({"availability": "drain"});
-    stage.without_a_failure(20, || {
+    stage.without_a_failure(|| {
         stage
             .api("node1")?
             .call("PATCH", "/v1/nodes/node3", Some(&drained))?;
         wait_until("node3 to be empty", PATIENCE, || {
-            let counts = by_node(&stage)?;
+            let counts = by_node(&stage, "node1")?;
             ensure!(
                 counts.len() == 2 && counts.values().sum::<usize>() == 6,
                 "{counts:?}"
@@ -87,7 +87,7 @@ fn losses() -> Result<()> {
     // The leader's agent dies: another one leads, and no request is lost meanwhile.
     let leader = leader(&stage, "node1")?;
     let other = if leader == "node1" { "node2" } else { "node1" };
-    stage.without_a_failure(20, || {
+    stage.without_a_failure(|| {
         stage.lab.kill_agent(&leader)?;
         wait_until("another leader", PATIENCE, || {
             let now = self::leader(&stage, other)?;
@@ -100,7 +100,7 @@ fn losses() -> Result<()> {
 
     // Without a quorum nothing changes, and everything runs.
     let before = stage.containers("node1")?;
-    stage.without_a_failure(50, || {
+    stage.without_a_failure(|| {
         for node in ["node2", "node3"] {
             etcd.kill_member(&stage.lab, node)?;
         }
@@ -135,7 +135,7 @@ fn losses() -> Result<()> {
     };
     stage.lab.kill_agent(lost)?;
     wait_until(&format!("the tasks of {lost} to run elsewhere"), PATIENCE, || {
-        let counts = by_node(&stage)?;
+        let counts = by_node(&stage, "node1")?;
         ensure!(
             !counts.contains_key(lost) && counts.values().sum::<usize>() == 6,
             "{counts:?}"
@@ -157,8 +157,8 @@ fn losses() -> Result<()> {
     stage.lab.down()
 }
 
-/// The host name of the leader.
-fn leader(stage: &Stage, node: &str) -> Result<String> {
+/// The host name of the leader, as a node knows it.
+pub(crate) fn leader(stage: &Stage, node: &str) -> Result<String> {
     let nodes = stage.api(node)?.get("/v1/nodes")?;
     let leader = nodes
         .as_array()
@@ -171,10 +171,10 @@ fn leader(stage: &Stage, node: &str) -> Result<String> {
     }
 }
 
-/// How many tasks run on each node.
-fn by_node(stage: &Stage) -> Result<BTreeMap<String, usize>> {
+/// How many tasks run on each node, as one of them knows it.
+pub(crate) fn by_node(stage: &Stage, node: &str) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
-    for task in stage.api("node1")?.running("web")? {
+    for task in stage.api(node)?.running("web")? {
         let node = task["node_hostname"].as_str().unwrap_or_default().to_owned();
         *counts.entry(node).or_insert(0) += 1;
     }

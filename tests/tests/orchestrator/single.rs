@@ -46,10 +46,10 @@ fn life() -> Result<()> {
         )?;
         stage.until_running(replicas)?;
     }
-    stage.without_a_failure(30, || stage.roll("2"))?;
+    stage.without_a_failure(|| stage.roll("2"))?;
     let order = json!({"update_config": {"order": "start-first"}});
     api.call("PATCH", "/v1/services/web", Some(&order))?;
-    stage.without_a_failure(30, || stage.roll("3"))?;
+    stage.without_a_failure(|| stage.roll("3"))?;
 
     let logs = api.send("GET", "/v1/services/web/logs?tail=5", None)?;
     ensure!(logs.status == 200, "{logs:?}");
@@ -83,7 +83,7 @@ fn adoption() -> Result<()> {
     stage.create_web(2, "stop-first")?;
     let containers = stage.containers("node1")?;
     ensure!(containers.len() == 2, "{containers:?}");
-    stage.without_a_failure(10, || {
+    stage.without_a_failure(|| {
         stage.lab.kill_agent("node1")?;
         stage.start_agent("node1")
     })?;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    thread,
     time::Duration,
 };
 
@@ -10,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::load::Report;
 use serde_json::{Value, json};
 use xtask::{
-    lab::{Lab, LabOptions, Reply, api::Api, engine::SERVER_IMAGE, wait_until},
+    lab::{
+        Lab, LabOptions, Reply, api::Api, engine::SERVER_IMAGE, traffic::Load, wait::patience, wait_until,
+    },
     paths,
 };
 
@@ -18,8 +19,10 @@ use xtask::{
 pub(crate) const HTTP: u16 = 9200;
 /// How long a change of the cluster may take: containers are made, started and stopped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// New connections each second under load.
-const RATE: usize = 100;
+/// New connections each second under load; a slow machine is given less to do.
+const RATE: u32 = 100;
+/// How long it goes on at least, however soon the change is made.
+const LOAD_SECONDS: u32 = 5;
 
 /// The lab, and how its agents are started.
 pub(crate) struct Stage {
@@ -123,29 +126,27 @@ impl Stage {
     }
 
     /// New connections to all nodes in turn while something happens; none may fail.
-    pub(crate) fn without_a_failure(&self, seconds: usize, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let urls: Vec<String> = self
-            .lab
-            .nodes()
-            .iter()
-            .map(|node| self.url(node))
-            .collect::<Result<_>>()?;
-        let (rate, duration) = (RATE.to_string(), seconds.to_string());
-        let mut words = vec!["load", "--rate", &rate, "--duration", &duration];
-        words.extend(urls.iter().map(String::as_str));
-        let text = thread::scope(|scope| {
-            let load = scope.spawn(|| self.lab.testbed("client", &words));
-            let outcome = work();
-            let ended_before = load.is_finished();
-            let Ok(text) = load.join() else {
-                bail!("the thread of the load panicked")
-            };
-            outcome?;
-            ensure!(!ended_before, "the load ended before the change did");
-            text
-        })?;
-        let report: Report =
-            serde_json::from_str(&text).with_context(|| format!("the load said `{text}`"))?;
+    pub(crate) fn without_a_failure(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.none_fails(&self.lab.nodes(), work)
+    }
+
+    /// New connections to some nodes in turn while something happens; none may fail.
+    pub(crate) fn none_fails(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let report = self.under_load(nodes, work)?;
+        ensure!(report.failures() == 0, "{report:?}\n{}", self.evidence());
+        Ok(())
+    }
+
+    /// New connections to some nodes in turn while something happens, and what came of them.
+    pub(crate) fn under_load(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<Report> {
+        let urls: Vec<String> = nodes.iter().map(|node| self.url(node)).collect::<Result<_>>()?;
+        let load = Load {
+            urls,
+            rate: (RATE / patience()).max(1),
+            seconds: LOAD_SECONDS,
+            kept: 0,
+        };
+        let report: Report = self.lab.under_load("client", &load, work)?;
         println!(
             "    {} requests, {} failed, p99 {:.1} ms, slowest {:.1} ms, {} SYNs sent again, by {} tasks",
             report.attempts,
@@ -155,12 +156,7 @@ impl Stage {
             report.syn_retransmitted,
             report.tasks.len()
         );
-        ensure!(
-            report.failures() == 0 && report.attempts >= (RATE * seconds * 9 / 10) as u64,
-            "{report:?}\n{}",
-            self.evidence()
-        );
-        Ok(())
+        Ok(report)
     }
 
     /// Changes the service's environment and waits until all tasks are of that change.
@@ -168,6 +164,12 @@ impl Stage {
         let api = self.api("node1")?;
         let env = json!({"task_template": {"container_spec": {"env": [format!("GENERATION={generation}")]}}});
         api.call("PATCH", "/v1/services/web", Some(&env))?;
+        self.until_updated()
+    }
+
+    /// Waits until all tasks are of the last change of the service's specification.
+    pub(crate) fn until_updated(&self) -> Result<()> {
+        let api = self.api("node1")?;
         wait_until("the update", PATIENCE, || {
             let service = api.get("/v1/services/web")?;
             ensure!(

@@ -35,7 +35,7 @@ pub(crate) const ON_IPVS: &[Story] = &[
 const IPVS: &[&str] = &["--datapath", "ipvs"];
 
 /// How long the load goes on around a change, in seconds.
-const LOAD: usize = 6;
+const LOAD: u32 = 6;
 
 /// Connections that are kept meanwhile: two by each node.
 const KEPT: usize = 6;

@@ -1,21 +1,24 @@
 //! `cargo xtask demo --orchestrator`: services on one plain engine, their objects in a file, as a user of the docker CLI
 //! would run them. Depends on `lab`.
 
-use std::{collections::BTreeSet, process::ExitCode, thread, time::Duration};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::claims::Claims;
-use crate::lab::{self, Lab, LabOptions, engine::SERVER_IMAGE, traffic::spread, wait_until};
+use crate::lab::{
+    self, Lab, LabOptions,
+    engine::SERVER_IMAGE,
+    traffic::{Load, spread},
+    wait_until,
+};
 
 const NODE: &str = "node1";
 const SERVICE: &str = "web";
 const PORT: u16 = 9200;
 /// How long the replicas may take to be what was asked for.
 const SOON: Duration = Duration::from_secs(20);
-/// How long an update is asked for answers, in seconds.
-const UPDATE: &str = "20";
 
 /// Brings the lab up and shows a service's life: created, scaled, updated, read, rolled by a webhook, rolled back, saved.
 ///
@@ -131,18 +134,16 @@ fn scale(demo: &Demo<'_>) -> Result<()> {
 }
 
 fn update(demo: &Demo<'_>) -> Result<()> {
-    let url = demo.url()?;
-    let report = thread::scope(|scope| {
-        let words = ["load", "--rate", "50", "--duration", UPDATE, &url];
-        let load = scope.spawn(move || demo.lab.testbed("client", &words));
-        let outcome = demo.meshctl(&["service", "update", "--env-add", "RELEASE=2", SERVICE]);
-        let Ok(report) = load.join() else {
-            bail!("the thread of the load panicked")
-        };
-        outcome?;
-        report
+    let load = Load {
+        urls: vec![demo.url()?],
+        rate: 50,
+        seconds: 5,
+        kept: 0,
+    };
+    let report: Value = demo.lab.under_load("client", &load, || {
+        demo.meshctl(&["service", "update", "--env-add", "RELEASE=2", SERVICE])
+            .map(drop)
     })?;
-    let report: Value = serde_json::from_str(&report).context("the load said no JSON")?;
     println!(
         "{} requests meanwhile, {} answered",
         report["attempts"], report["answered"]

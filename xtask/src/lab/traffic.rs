@@ -1,9 +1,9 @@
 //! Traffic of the lab's nodes and client, by the test server's own client. Depends on `space`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, thread};
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::Lab;
 use crate::{
@@ -27,6 +27,19 @@ pub struct Reply {
     pub outcome: String,
     /// What went wrong; empty when nothing did.
     pub error: String,
+}
+
+/// A constant load.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// What is asked, in turn.
+    pub urls: Vec<String>,
+    /// New connections each second, in all.
+    pub rate: u32,
+    /// For so long at least, in seconds.
+    pub seconds: u32,
+    /// Connections that are kept, to the URLs in turn.
+    pub kept: usize,
 }
 
 impl Lab {
@@ -69,6 +82,59 @@ impl Lab {
             .context("the client said nothing")
     }
 
+    /// Keeps up a load from a node while something happens, and returns what the client reports of it.
+    ///
+    /// # Errors
+    /// When the work fails, or the client does, ends before the work or does not keep the rate.
+    pub fn under_load<T: DeserializeOwned>(
+        &self,
+        from: &str,
+        load: &Load,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<T> {
+        let busy = tempfile::NamedTempFile::new().context("no temporary file")?;
+        let path = busy.path().to_str().map(str::to_owned);
+        let path = path.context("the temporary folder's path is not UTF-8")?;
+        let (rate, seconds, kept) = (
+            load.rate.to_string(),
+            load.seconds.to_string(),
+            load.kept.to_string(),
+        );
+        let mut words = vec![
+            "load",
+            "--rate",
+            &rate,
+            "--duration",
+            &seconds,
+            "--keep-alive",
+            &kept,
+        ];
+        words.extend(["--while", &path]);
+        words.extend(load.urls.iter().map(String::as_str));
+        let text = thread::scope(|scope| {
+            let client = scope.spawn(|| self.testbed(from, &words));
+            let outcome = work();
+            let ended_before = client.is_finished();
+            // Its file gone, the client ends: also where the work failed.
+            let removed = busy.close();
+            let Ok(text) = client.join() else {
+                bail!("the thread of the load panicked")
+            };
+            outcome?;
+            removed.context("could not tell the load to end")?;
+            let text = text?;
+            ensure!(!ended_before, "the load ended before the work did: `{text}`");
+            Ok(text)
+        })?;
+        let kept_up = |report: &Attempts| report.attempts >= u64::from(load.rate * load.seconds) * 9 / 10;
+        let said = || format!("the load said `{text}`");
+        ensure!(
+            kept_up(&serde_json::from_str(&text).with_context(said)?),
+            "the rate was not kept: `{text}`"
+        );
+        serde_json::from_str(&text).with_context(said)
+    }
+
     /// Runs the test server's client and returns its output; a failure of what it was asked to do is an
     /// error.
     ///
@@ -103,6 +169,12 @@ impl Lab {
         }
         Ok(replies)
     }
+}
+
+/// What of a load's report is checked here.
+#[derive(Deserialize)]
+struct Attempts {
+    attempts: u64,
 }
 
 /// How many replies each task gave; failures count under what went wrong.

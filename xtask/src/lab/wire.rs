@@ -1,10 +1,10 @@
 //! The lab's network: a bridge in a namespace of its own, so that the host's interfaces, iptables and
-//! sysctls stay as they are. Depends on `space` and `state`.
+//! sysctls stay as they are; nodes can be cut off from it. Depends on `space` and `state`.
 
 use anyhow::Result;
 
 use super::{
-    Offloads, poll,
+    Lab, Offloads, poll,
     space::{enter_network, start},
     state::State,
 };
@@ -66,5 +66,31 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
         }
         poll::pass_all(wire, &[name])?;
     }
+    Ok(())
+}
+
+impl Lab {
+    /// Cuts a node off from all others and the client. Its own end of the wire stays up, so that nothing on it is told.
+    ///
+    /// # Errors
+    /// When there is no such node, or the kernel refuses.
+    pub fn cut_off(&self, name: &str) -> Result<()> {
+        set_port(&self.state, name, &["nomaster"])
+    }
+
+    /// Connects a node again that was cut off.
+    ///
+    /// # Errors
+    /// When there is no such node, or the kernel refuses.
+    pub fn reconnect(&self, name: &str) -> Result<()> {
+        set_port(&self.state, name, &["master", "br0"])
+    }
+}
+
+fn set_port(state: &State, name: &str, words: &[&str]) -> Result<()> {
+    // Its device at the wire has its name.
+    state.space(name)?;
+    let wire = state.space("wire")?;
+    run(enter_network(wire, ["ip", "link", "set", "dev", name]).args(words))?;
     Ok(())
 }

@@ -55,8 +55,9 @@ const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 /// How much longer than on this machine the Swarm may take: the guest's processors are emulated.
 const PATIENCE: u32 = 12;
 
-/// The tests of the lab that need what this machine's kernel may lack: the first without Docker.
-pub(crate) const LAB_TESTS: &[&str] = &["fallback", "beside"];
+/// The tests of the lab that need what this machine's kernel may lack: the first without Docker, the second without a
+/// Swarm.
+pub(crate) const LAB_TESTS: &[&str] = &["fallback", "orchestrator_ipvs", "beside"];
 
 /// Sets up, builds, and runs the tests in a virtual machine.
 ///
@@ -97,12 +98,13 @@ pub fn run_built(arguments: &Arguments) -> Result<()> {
         script.step(name, "mesh-agent", &format!("{chosen}{}", binary(name)?));
     }
     script.step("fall-back from eBPF to IPVS", "tests", &binary("fallback")?);
+    let mut in_a_lab = |name, binary| -> Result<()> {
+        script.step(name, "tests", &format!("{} && {binary}", swarm_preparation()?));
+        Ok(())
+    };
     if !arguments.without_swarm {
-        script.step(
-            "three-node Swarm, beside Docker's own mesh",
-            "tests",
-            &format!("{} && {}", swarm_preparation()?, binary("beside")?),
-        );
+        in_a_lab("the orchestrator on IPVS", binary("orchestrator_ipvs")?)?;
+        in_a_lab("three-node Swarm, beside Docker's own mesh", binary("beside")?)?;
     }
     match machine.run(&script.finish())? {
         0 => Ok(()),

@@ -2,6 +2,8 @@
 # go to memory. Argument: the target folder.
 set -e
 target=$1
+# Once for all labs of a machine.
+[ ! -e /run/swarm/ready ] || exit 0
 
 mkdir -p /run/swarm
 for program in dockerd docker containerd containerd-shim-runc-v2 runc docker-proxy docker-init ctr; do
@@ -18,3 +20,4 @@ mount -t tmpfs -o size=70% lab "$target/lab"
 # Network namespaces begin with the settings of the machine's own, and dockerd relies on this one in the namespace of its
 # mesh, as it sets it where it runs: which is the machine's own anywhere but in a lab.
 sysctl -qw net.ipv4.ip_forward=1
+touch /run/swarm/ready

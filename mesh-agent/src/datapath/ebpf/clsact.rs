@@ -1,5 +1,5 @@
 //! The clsact queueing discipline that filters hang on: remembering that it is ours, and taking it away
-//! when nobody needs it any more. Imports the netlink helper only.
+//! when nobody needs it any more. Imports the data path's netlink only.
 //!
 //! Who made it is remembered by an empty folder among the pins, which outlives the agent as they do.
 
@@ -17,7 +17,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use super::{super::DatapathError, failed};
-use crate::datapath::ipvs::netlink::{Connection, Message, NetlinkError};
+use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
 /// `TC_H_MAJ` of clsact's handle and of the parents below it (`linux/pkt_sched.h`).
 const CLSACT: u16 = 0xffff;

@@ -20,8 +20,8 @@ use nix::errno::Errno;
 use super::{
     link,
     memory_file::{MemoryError, MemoryFile},
-    netlink::{Connection, NetlinkError},
 };
+use crate::datapath::netlink::{Connection, NetlinkError};
 
 /// Names of the ports that the mesh has set, by interface index: an index alone may be another interface's by
 /// now.

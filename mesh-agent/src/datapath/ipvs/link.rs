@@ -7,7 +7,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use super::netlink::{Connection, Message, NetlinkError};
+use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
 /// Looks an interface up by what the request says of it: its name or its index.
 pub(super) fn look_up(

@@ -10,7 +10,6 @@ use tracing::{debug, warn};
 
 pub mod address;
 pub mod kernel;
-pub mod netlink;
 pub mod rules;
 pub mod tunnel;
 

@@ -10,11 +10,10 @@ use super::{
     difference::{Present, PresentTable, additions, record, removals},
     failed,
     kernel::{Command, Destination, DestinationState, Ipvs, IpvsError, Statistics, VirtualService},
-    netlink::KernelError,
     wanted::{Role, Table, is_ours},
 };
 use crate::{
-    datapath::{Counters, DatapathError},
+    datapath::{Counters, DatapathError, netlink::KernelError},
     model::{BackendKey, Desired, ServiceKey},
 };
 

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
-use mesh_orchestrator::api::types::{ConfigCreate, ConfigView};
+use mesh_orchestrator::{
+    api::types::{ConfigCreate, ConfigView},
+    secrets::Kind,
+};
 
-use super::{InspectFlags, ListFlags, each, now, read_file, say};
+use super::{InspectFlags, ListFlags, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
     views::{files, filter::Filter, inspect},
 };
-
-/// Docker's limit, in bytes.
-const MAX_BYTES: usize = 1000 << 10;
 
 /// Docker's commands for configs.
 #[derive(Debug, Subcommand)]
@@ -67,11 +67,11 @@ pub(super) async fn run(api: &Api, command: ConfigCommand) -> Result<(), Failure
     match command {
         ConfigCommand::Create(create) => {
             let labels = fields::labels(&create.label).map_err(Failure::Usage)?;
-            let data = STANDARD.encode(read_file(&create.file, MAX_BYTES)?).into();
+            let data = read_file(&create.file, Kind::Config.max_bytes())?;
             let body = ConfigCreate {
                 name: create.name,
                 labels,
-                data,
+                data: STANDARD.encode(data).into(),
             };
             let made: ConfigView = api.post(&["configs"], &body).await?;
             say(&made.id)
@@ -92,12 +92,6 @@ pub(super) async fn run(api: &Api, command: ConfigCommand) -> Result<(), Failure
                 .each(&asked.configs, ask, inspect::config, pretty)
                 .await
         }
-        ConfigCommand::Rm(remove) => {
-            each(&remove.configs, |config| async move {
-                api.delete(&["configs", &config]).await?;
-                Ok(config)
-            })
-            .await
-        }
+        ConfigCommand::Rm(remove) => remove_each(api, "configs", &remove.configs).await,
     }
 }

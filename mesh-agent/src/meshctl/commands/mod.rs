@@ -301,6 +301,15 @@ where
     Failure::all(failures)
 }
 
+/// Removes the named objects of a collection; prints the names of those that it removed.
+async fn remove_each(api: &Api, collection: &str, names: &[String]) -> Result<(), Failure> {
+    each(names, |name| async move {
+        api.delete(&[collection, &name]).await?;
+        Ok(name)
+    })
+    .await
+}
+
 /// The caller's machine.
 fn with_surroundings<T>(act: impl FnOnce(&Surroundings<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
     let folder = std::env::current_dir().map_err(Failure::io("cannot find out the working folder"))?;

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
-use mesh_orchestrator::api::types::{SecretCreate, SecretView};
+use mesh_orchestrator::{
+    api::types::{SecretCreate, SecretView},
+    secrets::Kind,
+};
 
-use super::{InspectFlags, ListFlags, each, now, read_file, say};
+use super::{InspectFlags, ListFlags, now, read_file, remove_each, say};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
     flags::fields,
     views::{files, filter::Filter, inspect},
 };
-
-/// Docker's limit, in bytes.
-const MAX_BYTES: usize = 500 << 10;
 
 /// Docker's commands for secrets.
 #[derive(Debug, Subcommand)]
@@ -67,11 +67,11 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
     match command {
         SecretCommand::Create(create) => {
             let labels = fields::labels(&create.label).map_err(Failure::Usage)?;
-            let data = STANDARD.encode(read_file(&create.file, MAX_BYTES)?).into();
+            let data = read_file(&create.file, Kind::Secret.max_bytes())?;
             let body = SecretCreate {
                 name: create.name,
                 labels,
-                data,
+                data: STANDARD.encode(data).into(),
             };
             let made: SecretView = api.post(&["secrets"], &body).await?;
             say(&made.id)
@@ -88,12 +88,6 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
                 .each(&asked.secrets, ask, inspect::secret, files::secret_pretty)
                 .await
         }
-        SecretCommand::Rm(remove) => {
-            each(&remove.secrets, |secret| async move {
-                api.delete(&["secrets", &secret]).await?;
-                Ok(secret)
-            })
-            .await
-        }
+        SecretCommand::Rm(remove) => remove_each(api, "secrets", &remove.secrets).await,
     }
 }

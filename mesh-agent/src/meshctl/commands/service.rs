@@ -41,9 +41,9 @@ pub enum ServiceCommand {
     /// Move tasks to where there is more room
     Rebalance(change::Rebalance),
     /// Take a service's tasks away and keep its definition
-    Pause(change::Pause),
+    Pause(change::Switch),
     /// Give a paused service its tasks back
-    Resume(change::Resume),
+    Resume(change::Switch),
     /// Who changed a service, when and how
     History(History),
     /// What differs between two revisions of a service
@@ -148,8 +148,8 @@ pub(super) async fn run(api: &Api, command: ServiceCommand) -> Result<(), Failur
         ServiceCommand::Logs(logs) => logs.run(api).await,
         ServiceCommand::Rm(remove) => remove.run(api).await,
         ServiceCommand::Rebalance(rebalance) => rebalance.run(api).await,
-        ServiceCommand::Pause(pause) => pause.run(api).await,
-        ServiceCommand::Resume(resume) => resume.run(api).await,
+        ServiceCommand::Pause(pause) => pause.run(api, "pause").await,
+        ServiceCommand::Resume(resume) => resume.run(api, "resume").await,
         ServiceCommand::History(asked) => {
             let entries: Vec<HistoryEntry> = api.get(&["services", &asked.service, "history"], &[]).await?;
             asked

@@ -288,9 +288,9 @@ impl Rebalance {
     }
 }
 
-/// Services to pause.
+/// Services to pause or to resume.
 #[derive(Debug, Args)]
-pub struct Pause {
+pub struct Switch {
     #[command(flatten)]
     wait: WaitFlags,
     /// Services, by name or id
@@ -298,29 +298,10 @@ pub struct Pause {
     services: Vec<String>,
 }
 
-impl Pause {
-    pub(super) async fn run(&self, api: &Api) -> Result<(), Failure> {
-        with_each(api, &self.services, "pause").await?;
-        match self.wait.wait() {
-            Some(wait) => wait_for_services(api, &self.services, wait).await,
-            None => Ok(()),
-        }
-    }
-}
-
-/// Services to resume.
-#[derive(Debug, Args)]
-pub struct Resume {
-    #[command(flatten)]
-    wait: WaitFlags,
-    /// Services, by name or id
-    #[arg(required = true, value_name = "SERVICE")]
-    services: Vec<String>,
-}
-
-impl Resume {
-    pub(super) async fn run(&self, api: &Api) -> Result<(), Failure> {
-        with_each(api, &self.services, "resume").await?;
+impl Switch {
+    /// Does the action, `pause` or `resume`.
+    pub(super) async fn run(&self, api: &Api, action: &str) -> Result<(), Failure> {
+        with_each(api, &self.services, action).await?;
         match self.wait.wait() {
             Some(wait) => wait_for_services(api, &self.services, wait).await,
             None => Ok(()),

@@ -61,13 +61,11 @@ pub(super) async fn run(api: &Api, command: SnapshotCommand) -> Result<(), Failu
             list.print(&operator::SNAPSHOTS, &operator::snapshot_rows(snapshots, now()))
         }
         SnapshotCommand::Inspect(inspect) => {
-            let mut snapshots: Vec<SnapshotDetail> = Vec::new();
-            for snapshot in &inspect.snapshots {
-                snapshots.push(api.get(&["snapshots", snapshot], &[]).await?);
-            }
+            let ask = |snapshot: String| async move { api.get(&["snapshots", &snapshot], &[]).await };
             inspect
                 .inspect
-                .print(&snapshots, as_it_is, operator::snapshot_pretty)
+                .each(&inspect.snapshots, ask, as_it_is, operator::snapshot_pretty)
+                .await
         }
         SnapshotCommand::Restore(asked) => restore(api, &asked).await,
     }

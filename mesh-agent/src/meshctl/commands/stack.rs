@@ -14,7 +14,7 @@ use mesh_orchestrator::{
 use super::{ListFlags, PlainListFlags, read_file, say, service::TaskFlags, service_change, warn, warn_all};
 use crate::meshctl::{
     client::{Api, ApiError},
-    compose::{self, FileKind, NewFile, STACK_IMAGE, Stack},
+    compose::{self, FileKind, MAX_BYTES, NewFile, STACK_IMAGE, Stack},
     failure::Failure,
     flags::{Surroundings, fields},
     progress::{WaitFlags, wait_for_services},
@@ -24,9 +24,6 @@ use crate::meshctl::{
         stacks::{self, NAMESPACE},
     },
 };
-
-/// Largest compose file, in bytes.
-const MAX_BYTES: usize = 4 << 20;
 
 /// Docker's commands for stacks.
 #[derive(Debug, Subcommand)]

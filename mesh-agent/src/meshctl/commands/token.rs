@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use mesh_orchestrator::api::types::{Scope, TokenCreate, TokenCreated, TokenView};
 
-use super::{PlainListFlags, each, now, say};
+use super::{PlainListFlags, now, remove_each, say};
 use crate::meshctl::{client::Api, failure::Failure, flags::units, views::operator};
 
 /// Tokens for the HTTP API.
@@ -57,12 +57,6 @@ pub(super) async fn run(api: &Api, command: TokenCommand) -> Result<(), Failure>
             let tokens: Vec<TokenView> = api.get(&["tokens"], &[]).await?;
             list.print(&operator::TOKENS, &operator::token_rows(&tokens, now()))
         }
-        TokenCommand::Rm(remove) => {
-            each(&remove.tokens, |token| async move {
-                api.delete(&["tokens", &token]).await?;
-                Ok(token)
-            })
-            .await
-        }
+        TokenCommand::Rm(remove) => remove_each(api, "tokens", &remove.tokens).await,
     }
 }

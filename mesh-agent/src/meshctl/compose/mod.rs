@@ -15,7 +15,7 @@ mod values;
 
 use std::path::PathBuf;
 
-pub(crate) use stack::{FileKind, NewFile, STACK_IMAGE, Stack, check_stack_name, read};
+pub(crate) use stack::{FileKind, MAX_BYTES, NewFile, STACK_IMAGE, Stack, check_stack_name, read};
 
 /// Why a compose file is not deployed.
 #[derive(Debug, thiserror::Error)]

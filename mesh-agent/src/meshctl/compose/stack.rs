@@ -26,7 +26,7 @@ use crate::meshctl::{flags::Surroundings, paths::absolute, views::stacks::NAMESP
 pub(crate) const STACK_IMAGE: &str = "com.docker.stack.image";
 
 /// Largest compose file, in bytes.
-const MAX_BYTES: usize = 4 << 20;
+pub(crate) const MAX_BYTES: usize = 4 << 20;
 
 const KEYS: [&str; 7] = [
     "version", "name", "services", "networks", "volumes", "secrets", "configs",

@@ -120,13 +120,7 @@ fn test(field: &Field<'_>) -> Result<Probe, ComposeError> {
 pub(super) fn references(field: &Field<'_>, names: &Names) -> Result<Vec<FileReference>, ComposeError> {
     let mut references = Vec::new();
     for item in field.list()? {
-        let mut reference = FileReference {
-            source: String::new(),
-            target: None,
-            uid: 0,
-            gid: 0,
-            mode: 0o444,
-        };
+        let mut reference = FileReference::of("");
         let mut source = String::new();
         if item.value.is_object() {
             for (key, value) in item.map()? {

@@ -138,17 +138,10 @@ fn short_publish(text: &str) -> Result<PortConfig, String> {
 
 /// A secret or config: its name alone, or `source=name,target=file,uid=0,gid=0,mode=0444`.
 pub(crate) fn file_reference(text: &str) -> Result<FileReference, String> {
-    let mut reference = FileReference {
-        source: String::new(),
-        target: None,
-        uid: 0,
-        gid: 0,
-        mode: 0o444,
-    };
     if !text.contains(['=', ',']) {
-        text.clone_into(&mut reference.source);
-        return Ok(reference);
+        return Ok(FileReference::of(text));
     }
+    let mut reference = FileReference::of("");
     for field in comma_separated(text)? {
         let Some((key, value)) = field.split_once('=') else {
             return Err(format!("{field:?} in {text:?}: use key=value"));

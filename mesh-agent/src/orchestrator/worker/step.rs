@@ -184,8 +184,11 @@ impl Worker {
     ) {
         status.container = container.map(|facts| facts.id.clone());
         status.address = container.and_then(|facts| facts.address);
-        if status.state == TaskState::Ready
-            && let Some(warning) = hand.warning.take()
+        // Of reports that follow each other fast only the last is heard.
+        if matches!(
+            status.state,
+            TaskState::Ready | TaskState::Starting | TaskState::Running
+        ) && let Some(warning) = &hand.warning
         {
             status.message = format!("{}; {warning}", status.message);
         }

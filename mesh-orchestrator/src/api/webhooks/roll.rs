@@ -20,7 +20,7 @@ use crate::{
         tokens::fingerprint,
         types::{WebhookAnswer, WebhookCall},
     },
-    commands::CommandError,
+    commands::{CommandError, known_service},
     objects::{Change, ServiceId, State, Timestamp},
     spec::{ServiceMode, ServiceSpec},
     store::{Expected, Key, Revision, Transaction},
@@ -116,9 +116,7 @@ fn roll(
     fresh: &str,
     now: Timestamp,
 ) -> Result<Vec<Change>, CommandError> {
-    let service = state
-        .service(id)
-        .ok_or_else(|| CommandError::UnknownService(id.clone()))?;
+    let service = known_service(state, id)?;
     let mut spec: ServiceSpec = (*service.spec).clone();
     let task = Arc::make_mut(&mut spec.task_template);
     // Somebody may have chosen another image meanwhile; then that is the one to start.

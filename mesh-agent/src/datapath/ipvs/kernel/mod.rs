@@ -14,8 +14,10 @@ use netlink_packet_generic::{
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 
-use super::netlink::{Connection, KernelError, Message, NetlinkError};
-use crate::model::Protocol;
+use crate::{
+    datapath::netlink::{Connection, KernelError, Message, NetlinkError},
+    model::Protocol,
+};
 
 mod wire;
 

@@ -26,8 +26,10 @@ use self::{
     ruleset::{Family, Ruleset},
     target::names,
 };
-use super::netlink::{Connection, Message, NetlinkError};
-use crate::model::{BackendKey, Protocol, ServiceKey};
+use crate::{
+    datapath::netlink::{Connection, Message, NetlinkError},
+    model::{BackendKey, Protocol, ServiceKey},
+};
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Bridge];
 

@@ -7,7 +7,7 @@ use super::{
     expression,
     ruleset::{Chain, Content, Family, HookKind, Rule, Set, Type},
 };
-use crate::datapath::ipvs::netlink::Message;
+use crate::datapath::netlink::Message;
 
 /// The name of our tables.
 pub(super) const TABLE: &str = "mesh";

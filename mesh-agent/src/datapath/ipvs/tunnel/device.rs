@@ -10,9 +10,8 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{TunnelError, TunnelPlan};
-use crate::datapath::ipvs::{
-    address::peer_mac,
-    link,
+use crate::datapath::{
+    ipvs::{address::peer_mac, link},
     netlink::{Connection, Message, NetlinkError},
 };
 

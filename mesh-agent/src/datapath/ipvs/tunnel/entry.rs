@@ -16,10 +16,12 @@ use netlink_packet_route::{
 
 use super::TunnelPlan;
 use crate::{
-    datapath::ipvs::{
-        address::{MESH_NETWORK, MESH_PREFIX_BITS, peer_mac},
+    datapath::{
+        ipvs::{
+            address::{MESH_NETWORK, MESH_PREFIX_BITS, peer_mac},
+            tunnel::DEVICE,
+        },
         netlink::Message,
-        tunnel::DEVICE,
     },
     model::MacAddress,
 };

@@ -25,7 +25,7 @@ use self::{
     device::Device,
     entry::{Entry, Interfaces},
 };
-use super::netlink::{Connection, KernelError, Message, NetlinkError};
+use crate::datapath::netlink::{Connection, KernelError, Message, NetlinkError};
 
 /// What the tunnel should be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! Synchronous netlink: one request with its acknowledgement, dumps, many requests at once, and
-//! transactions. Knows no protocol's messages; imports nothing of ours.
+//! transactions. For every data path and the doctor; knows no protocol's messages and imports nothing of ours.
 //!
 //! The kernel works through a request inside the `send` system call, so every answer to it is there when
 //! `send` returns (a dump's next part when the one before has been read). Nothing here waits.

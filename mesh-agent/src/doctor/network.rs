@@ -1,0 +1,96 @@
+//! Which clients reach the node but not the mesh: those over IPv6. Reads the node's addresses and routes.
+
+use std::{collections::BTreeSet, fs, net::Ipv6Addr};
+
+use nix::ifaddrs::getifaddrs;
+
+/// The main table of IPv4 routes; addresses in it are hexadecimal.
+const ROUTES: &str = "/proc/net/route";
+const ANYWHERE: &str = "00000000";
+
+/// Says that clients over IPv6 are not balanced, where there can be any. `uplinks` are those of the running agent;
+/// without them, the interfaces that an agent would take.
+pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
+    if uplinks.is_empty() {
+        uplinks = default_interfaces(&fs::read_to_string(ROUTES).unwrap_or_default());
+    }
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|found| {
+        let address = found.address?.as_sockaddr_in6()?.ip();
+        Some((found.interface_name, address))
+    });
+    sentence(addresses, &uplinks)
+}
+
+fn sentence(
+    mut addresses: impl Iterator<Item = (String, Ipv6Addr)>,
+    uplinks: &BTreeSet<String>,
+) -> Option<String> {
+    let (interface, address) =
+        addresses.find(|(interface, address)| uplinks.contains(interface) && is_global(*address))?;
+    Some(format!(
+        "Limited: clients over IPv6 (this node has {address} on {interface}) are not balanced, because replicas have \
+         IPv4 addresses only."
+    ))
+}
+
+/// Global in the kernel's sense: others than those on the same link can use it.
+fn is_global(address: Ipv6Addr) -> bool {
+    !(address.is_unicast_link_local()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_unspecified())
+}
+
+/// The interfaces of the default routes in the kernel's list of routes.
+fn default_interfaces(routes: &str) -> BTreeSet<String> {
+    routes
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let interface = fields.next()?;
+            let destination = fields.next()?;
+            // Behind it: gateway, flags, references, uses, metric.
+            let mask = fields.nth(5)?;
+            (destination == ANYWHERE && mask == ANYWHERE).then(|| interface.to_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(addresses: &[(&str, &str)]) -> Option<String> {
+        let addresses = addresses
+            .iter()
+            .map(|(interface, address)| ((*interface).to_owned(), address.parse().unwrap()));
+        sentence(addresses, &BTreeSet::from(["eth0".to_owned()]))
+    }
+
+    #[test]
+    fn clients_over_ipv6_are_named_where_an_uplink_has_an_address_for_them() {
+        for address in ["2001:db8::7", "fd00::7"] {
+            let text = said(&[("lo", "::1"), ("eth0", "fe80::1"), ("eth0", address)]).unwrap();
+            assert!(text.contains(&format!("{address} on eth0")), "{text}");
+            assert!(text.contains("IPv4 addresses only"), "{text}");
+            assert_eq!(text.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_where_no_client_can_come_over_ipv6() {
+        assert_eq!(said(&[]), None);
+        assert_eq!(said(&[("lo", "::1"), ("eth0", "fe80::1")]), None);
+        assert_eq!(said(&[("docker0", "2001:db8::7")]), None, "not an uplink");
+    }
+
+    #[test]
+    fn without_an_agent_the_uplinks_are_the_interfaces_of_default_routes() {
+        let routes = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                      eth0\t00000000\t0102000A\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                      wg0\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n\
+                      docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
+        assert_eq!(default_interfaces(routes), BTreeSet::from(["eth0".to_owned()]));
+        assert_eq!(default_interfaces(""), BTreeSet::new());
+    }
+}

@@ -1,0 +1,213 @@
+//! Images of a registry that wants a password: what is pulled, what is not and why, and that nobody sees the password.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use base64::{
+    Engine as _,
+    engine::{GeneralPurpose, general_purpose},
+};
+use xtask::{command::run_with_input, lab::wait_until, paths};
+
+use crate::{
+    Story,
+    registry::{ADDRESS, IMAGE, PASSWORD, Registry, USER},
+    stage::{PATIENCE, Stage, web},
+};
+
+pub(crate) const STORIES: [Story; 1] = [(
+    "images_of_a_private_registry_are_pulled_with_its_password",
+    private,
+)];
+
+fn private() -> Result<()> {
+    let stage = Stage::up("orch-images", 1)?;
+    let registry = Registry::start(&stage.lab)?;
+    registry.push("1")?;
+    stage.start_agent("node1")?;
+    let outcome = without_credentials(&stage)
+        .and_then(|()| log_in(&stage))
+        .and_then(|()| rolls(&stage, &registry))
+        .and_then(|()| nobody_sees_the_password(&stage));
+    outcome.with_context(|| stage.evidence())?;
+    stage.lab.down()
+}
+
+/// The tasks are rejected, and say why.
+fn without_credentials(stage: &Stage) -> Result<()> {
+    let mut spec = web(1, "start-first");
+    spec["task_template"]["container_spec"]["image"] = IMAGE.into();
+    stage.api("node1")?.call("POST", "/v1/services", Some(&spec))?;
+    wait_until("the registry's refusal", PATIENCE, || {
+        let list = stage
+            .lab
+            .meshctl("node1", &["service", "ps", "--no-trunc", "web"])?;
+        let refused = |line: &str| {
+            line.contains("Rejected") && line.contains(IMAGE) && line.contains("no basic auth credentials")
+        };
+        ensure!(list.lines().any(refused), "{list}");
+        Ok(())
+    })
+}
+
+/// From then on they run.
+fn log_in(stage: &Stage) -> Result<()> {
+    let program = paths::program("meshctl");
+    let program = program.to_str().context("the path is not UTF-8")?;
+    let words = [
+        program,
+        "registry",
+        "login",
+        "--username",
+        USER,
+        "--password-stdin",
+        ADDRESS,
+    ];
+    let said = run_with_input(&mut stage.lab.command("node1", words)?, PASSWORD.as_bytes())?;
+    ensure!(said.contains(ADDRESS), "{said}");
+    stage.until_running(1)?;
+    ensure!(releases(stage)? == ["1"], "{:?}", releases(stage)?);
+    let list = stage.lab.meshctl("node1", &["registry", "ls"])?;
+    ensure!(list.contains(ADDRESS) && list.contains(USER), "{list}");
+    Ok(())
+}
+
+/// A webhook starts what the tag means now, and what is here while nobody can say.
+fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
+    let api = stage.api("node1")?;
+    let url = stage
+        .lab
+        .meshctl("node1", &["webhook", "create", "web", "deploy"])?;
+    // Without a port of its own the API cannot tell its host.
+    let webhook = url.trim();
+    ensure!(webhook.starts_with("/v1/webhooks/"), "{url}");
+
+    registry.stop()?;
+    let before = stage.containers("node1")?;
+    let answer = api.call("POST", webhook, None)?;
+    ensure!(
+        answer["warnings"].to_string().contains("connection refused"),
+        "{answer}"
+    );
+    stage.until_updated()?;
+    let now = stage.containers("node1")?;
+    ensure!(now.len() == 1 && now.is_disjoint(&before), "{before:?} {now:?}");
+    let log = fs::read_to_string(stage.lab.agent_log("node1"))?;
+    let warned = |line: &str| line.contains("WARN") && line.contains("using the image that is here");
+    ensure!(log.lines().any(warned), "nobody is warned");
+
+    let task = api.running("web")?.pop().context("no task runs")?;
+    let message = task["status"]["message"].as_str().unwrap_or_default();
+    ensure!(
+        message.contains("the image that was here is used") && message.contains("connection refused"),
+        "{message}"
+    );
+
+    registry.resume()?;
+    let digest = registry.push("2")?;
+    let answer = api.send("POST", webhook, None)?;
+    ensure!(
+        (answer.status, answer.body.as_str()) == (200, "{\"warnings\":null}"),
+        "{answer:?}"
+    );
+    stage.until_updated()?;
+    ensure!(releases(stage)? == ["2"], "{:?}", releases(stage)?);
+    let task = api.running("web")?.pop().context("no task runs")?;
+    let pinned = format!("{IMAGE}@{digest}");
+    ensure!(
+        task["spec"]["container_spec"]["image"] == pinned.as_str(),
+        "{task:#}"
+    );
+    let history = api.get("/v1/services/web/history")?.to_string();
+    ensure!(history.contains(&pinned), "{history}");
+    stage.until_running(1)
+}
+
+/// The releases of the running containers' images.
+fn releases(stage: &Stage) -> Result<Vec<String>> {
+    let mut releases = Vec::new();
+    for container in stage.containers("node1")? {
+        let format = "{{range .Config.Env}}{{println .}}{{end}}";
+        let env = stage
+            .lab
+            .docker("node1", ["inspect", "--format", format, &container])?;
+        releases.extend(
+            env.lines()
+                .filter_map(|line| line.strip_prefix("RELEASE="))
+                .map(str::to_owned),
+        );
+    }
+    Ok(releases)
+}
+
+fn nobody_sees_the_password(stage: &Stage) -> Result<()> {
+    let meshctl = |words: &[&str]| stage.lab.meshctl("node1", words);
+    meshctl(&["snapshot", "create"])?;
+    let mut shown = vec![
+        meshctl(&["registry", "ls", "--format", "json"])?,
+        meshctl(&["service", "inspect", "web"])?,
+        meshctl(&["service", "history", "web"])?,
+        stage.api("node1")?.get("/v1/registries")?.to_string(),
+        stage.api("node1")?.get("/v1/tasks")?.to_string(),
+    ];
+    for container in stage.containers("node1")? {
+        shown.push(stage.lab.docker("node1", ["inspect", &container])?);
+    }
+    for text in &shown {
+        ensure!(!tells(text.as_bytes(), PASSWORD), "{text}");
+    }
+    let node = stage.lab.state().data.join("node1");
+    let run = format!(
+        "/proc/{}/root/run/mesh",
+        stage.lab.state().space("node1")?.init.pid
+    );
+    let mut files = vec![stage.lab.agent_log("node1")];
+    for folder in [node.join("mesh"), PathBuf::from(run)] {
+        collect(&folder, &mut files)?;
+    }
+    let mut known = 0;
+    for file in &files {
+        let bytes = fs::read(file).with_context(|| format!("could not read {}", file.display()))?;
+        ensure!(!tells(&bytes, PASSWORD), "{} has the password", file.display());
+        known += usize::from(tells(&bytes, ADDRESS));
+    }
+    // The log, the store and the snapshot do name the registry: these are the right files.
+    ensure!(known >= 3, "the registry is named in {known} of {files:?}");
+    Ok(())
+}
+
+/// The files of a folder and of those in it.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("could not read {}", folder.display()))? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            collect(&entry.path(), files)?;
+        } else if kind.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Whether a text is in some bytes: as it is, or in base64 with whatever is before and after it.
+fn tells(bytes: &[u8], text: &str) -> bool {
+    let has = |needle: &str| {
+        bytes
+            .windows(needle.len())
+            .any(|window| window == needle.as_bytes())
+    };
+    let alphabets: [GeneralPurpose; 2] = [general_purpose::STANDARD_NO_PAD, general_purpose::URL_SAFE_NO_PAD];
+    has(text)
+        || alphabets.iter().any(|alphabet| {
+            (0..3).any(|before| {
+                let encoded = alphabet.encode(format!("{}{text}", "-".repeat(before)));
+                // Only those letters that nothing beside the text has a part in.
+                let (first, end) = ((before * 8).div_ceil(6), (before + text.len()) * 8 / 6);
+                encoded.get(first..end).is_some_and(has)
+            })
+        })
+}

@@ -1,0 +1,193 @@
+//! The leader's node is cut off from the others: they go on without it, and it changes nothing until it is back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread::{self, ScopedJoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use xtask::lab::wait_until;
+
+use crate::{
+    Story,
+    several::{by_node, leader, raise},
+    stage::{HTTP, PATIENCE, Stage},
+};
+
+pub(crate) const STORIES: [Story; 1] = [(
+    "a_leader_that_is_cut_off_is_replaced_and_changes_nothing",
+    partition,
+)];
+
+/// The service's tasks.
+const REPLICAS: usize = 6;
+
+fn partition() -> Result<()> {
+    let (stage, _etcd) = raise("orch-cut")?;
+    stage
+        .create_web(REPLICAS, "start-first")
+        .with_context(|| stage.evidence())?;
+    let lost = leader(&stage, "node1")?;
+    let others: Vec<&str> = stage
+        .lab
+        .nodes()
+        .into_iter()
+        .filter(|node| *node != lost)
+        .collect();
+    let outcome = thread::scope(|scope| {
+        let mut refusal = None;
+        let mut noticed = Duration::ZERO;
+        let report = stage.under_load(&others, || {
+            stage.lab.cut_off(&lost)?;
+            let begin = Instant::now();
+            // It takes its time: its part of etcd may have been about to commit.
+            refusal = Some(scope.spawn(|| changes_nothing(&stage, &lost)));
+            missed(&stage, &lost, &others)?;
+            noticed = begin.elapsed();
+            Ok(())
+        })?;
+        println!("    the cut was noticed after {:.1} s", noticed.as_secs_f64());
+        // It had a third of the replicas.
+        ensure!(report.failures() * 2 < report.attempts, "{report:?}");
+        stage.none_fails(&others, || {
+            replaced(&stage, &lost, &others)?;
+            match refusal.map(ScopedJoinHandle::join) {
+                Some(Ok(outcome)) => outcome?,
+                Some(Err(_)) | None => bail!("the thread that asked {lost} panicked"),
+            }
+            stage.lab.reconnect(&lost)?;
+            let begin = Instant::now();
+            back(&stage, &lost)?;
+            println!("    {lost} was back after {:.1} s", begin.elapsed().as_secs_f64());
+            Ok(())
+        })
+    });
+    outcome.with_context(|| stage.evidence())?;
+    stage.until_running(REPLICAS)?;
+    one_in_each_slot(&stage)?;
+    stage.lab.down()
+}
+
+/// Every other node knows that it is lost: until then a part of what is sent goes to its replicas.
+fn missed(stage: &Stage, lost: &str, others: &[&str]) -> Result<()> {
+    for node in others {
+        wait_until(&format!("{node} to miss {lost}"), PATIENCE, || {
+            let status = status_of(stage, node, lost)?;
+            ensure!(status == "down", "{lost} is {status}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The others have another leader and all of the service's tasks.
+fn replaced(stage: &Stage, lost: &str, others: &[&str]) -> Result<()> {
+    for node in others {
+        wait_until(&format!("{node} to know another leader"), PATIENCE, || {
+            let now = leader(stage, node)?;
+            ensure!(now != lost, "{now} leads");
+            Ok(())
+        })?;
+        wait_until("the lost tasks to run elsewhere", PATIENCE, || {
+            let counts = by_node(stage, node)?;
+            ensure!(
+                !counts.contains_key(lost) && counts.values().sum::<usize>() == REPLICAS,
+                "{counts:?}"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Who is cut off refuses to change anything, and goes on with what it has.
+fn changes_nothing(stage: &Stage, lost: &str) -> Result<()> {
+    let before = stage.containers(lost)?;
+    ensure!(before.len() == REPLICAS / 3, "{before:?} run on {lost}");
+    let scale = json!({"replicas": 1});
+    let refused = stage
+        .api(lost)?
+        .send("POST", "/v1/services/web/scale", Some(&scale))?;
+    ensure!(refused.status == 503, "{refused:?}");
+    ensure!(
+        stage.containers(lost)? == before,
+        "other containers run on {lost}"
+    );
+    // Its own replicas still answer to its own processes; it has not heard that the others are lost to it.
+    let url = format!("http://127.0.0.1:{HTTP}/");
+    let inside = stage
+        .lab
+        .fetch_with(lost, &url, REPLICAS, &["--timeout", "300"])?;
+    let answered: BTreeSet<_> = inside
+        .iter()
+        .filter(|reply| reply.outcome == "answered")
+        .map(|reply| &reply.task)
+        .collect();
+    ensure!(answered.len() == before.len(), "{answered:?} answered on {lost}");
+    Ok(())
+}
+
+/// It follows the others: what it had is stopped, and everybody knows the same.
+fn back(stage: &Stage, lost: &str) -> Result<()> {
+    let nodes = stage.lab.nodes();
+    for node in &nodes {
+        wait_until(&format!("{node} to see {lost} again"), PATIENCE, || {
+            let status = status_of(stage, node, lost)?;
+            ensure!(status == "ready", "{lost} is {status}");
+            Ok(())
+        })?;
+    }
+    wait_until("what runs twice to be stopped", PATIENCE, || {
+        let left = stage.containers(lost)?;
+        ensure!(left.is_empty(), "{left:?} run on {lost}");
+        Ok(())
+    })?;
+    let leaders: BTreeSet<String> = nodes
+        .iter()
+        .map(|node| leader(stage, node))
+        .collect::<Result<_>>()?;
+    ensure!(leaders.len() == 1 && !leaders.contains(lost), "{leaders:?} lead");
+    Ok(())
+}
+
+/// No slot has two running tasks, in the objects or in the engines.
+fn one_in_each_slot(stage: &Stage) -> Result<()> {
+    let api = stage.api("node1")?;
+    let mode = &api.get("/v1/services/web")?["spec"]["mode"];
+    ensure!(mode["replicated"]["replicas"] == REPLICAS, "{mode}");
+    let running = api.running("web")?;
+    let slots: BTreeSet<String> = running.iter().map(|task| task["slot"].to_string()).collect();
+    ensure!(
+        running.len() == REPLICAS && slots.len() == REPLICAS,
+        "{running:#?}"
+    );
+    let known: BTreeSet<String> = running
+        .iter()
+        .filter_map(|task| task["status"]["container"].as_str())
+        .map(str::to_owned)
+        .collect();
+    let mut found = BTreeMap::new();
+    for node in stage.lab.nodes() {
+        for container in stage.containers(node)? {
+            found.insert(container, node);
+        }
+    }
+    ensure!(found.keys().eq(known.iter()), "{found:?} run, and not {known:?}");
+    Ok(())
+}
+
+/// What a node thinks of another one.
+fn status_of(stage: &Stage, node: &str, other: &str) -> Result<String> {
+    let nodes = stage.api(node)?.get("/v1/nodes")?;
+    let found = nodes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|node| node["hostname"] == other);
+    let status = found.map(|node| &node["status"]).and_then(Value::as_str);
+    status
+        .map(str::to_owned)
+        .with_context(|| format!("{other} is not listed: {nodes}"))
+}

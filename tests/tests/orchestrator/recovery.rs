@@ -1,0 +1,66 @@
+//! An empty machine on which a snapshot is put back.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use xtask::lab::{engine::SERVER_IMAGE, wait_until};
+
+use crate::{
+    Story,
+    stage::{PATIENCE, Stage},
+};
+
+pub(crate) const STORIES: [Story; 1] = [(
+    "an_empty_machine_gets_its_services_back_from_a_snapshot",
+    from_a_snapshot,
+)];
+
+/// What has to be kept elsewhere, beside the snapshot.
+const KEY: &str = "secrets.key";
+
+fn from_a_snapshot() -> Result<()> {
+    let stage = Stage::up("orch-snapshot", 1)?;
+    stage.start_agent("node1")?;
+    let meshctl = |words: &[&str]| stage.lab.meshctl("node1", words);
+    // "open sesame"
+    let secret = json!({"name": "key", "labels": {}, "data": "b3BlbiBzZXNhbWU="});
+    stage.api("node1")?.call("POST", "/v1/secrets", Some(&secret))?;
+    stage.create_web(2, "stop-first")?;
+    let words = ["service", "create", "--name", "vault", "--secret", "key"];
+    meshctl(&[&words[..], &[SERVER_IMAGE]].concat())?;
+    let snapshot = meshctl(&["snapshot", "create"])?.trim().to_owned();
+
+    // All is lost but two files.
+    let state = stage.lab.state().data.join("node1/mesh");
+    let (snapshots, saved) = (state.join("snapshots"), stage.lab.state().data.join("saved"));
+    fs::create_dir(&saved)?;
+    fs::copy(snapshots.join(&snapshot), saved.join(&snapshot))?;
+    fs::copy(state.join(KEY), saved.join(KEY))?;
+    stage.lab.stop_agent("node1")?;
+    for container in stage.containers("node1")? {
+        stage.lab.docker("node1", ["rm", "--force", &container])?;
+    }
+    fs::remove_dir_all(&state)?;
+
+    fs::create_dir_all(&snapshots)?;
+    fs::copy(saved.join(&snapshot), snapshots.join(&snapshot))?;
+    fs::copy(saved.join(KEY), state.join(KEY))?;
+    stage.start_agent("node1")?;
+    let services = stage.api("node1")?.get("/v1/services")?;
+    ensure!(services == json!([]), "{services:#}");
+    meshctl(&["snapshot", "inspect", &snapshot])?;
+    meshctl(&["snapshot", "restore", &snapshot])?;
+    stage.until_running(2).with_context(|| stage.evidence())?;
+    let container = wait_until("the task with the secret", PATIENCE, || {
+        let running = stage.api("node1")?.running("vault")?;
+        let container = running
+            .first()
+            .and_then(|task| task["status"]["container"].as_str());
+        container.map(str::to_owned).context("it does not run")
+    })?;
+    let read = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
+    let read = stage.lab.docker("node1", read)?;
+    ensure!(read == "open sesame", "{read}");
+    stage.lab.down()
+}
