@@ -88,7 +88,7 @@ impl TaskFlags {
     /// `--quiet` shows whole ids in docker's `service ps`, and shortened ones in its `node ps` and `stack ps`.
     pub(super) fn print(&self, views: Vec<TaskView>, whole_ids: bool) -> Result<(), Failure> {
         let show = tasks::Show {
-            trunc: !self.no_trunc && !(whole_ids && self.list.quiet),
+            trunc: !(self.no_trunc || (whole_ids && self.list.quiet)),
             resolve: !self.no_resolve,
             now: now(),
         };
