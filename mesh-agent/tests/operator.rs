@@ -149,9 +149,9 @@ fn without_an_agent_it_says_how_to_start_one_and_exits_with_1() {
 }
 
 #[test]
-fn wrong_arguments_exit_with_2() {
+fn a_wrong_flag_exits_with_125() {
     let output = meshctl(Path::new("/nonexistent"), &["routes", "--port", "99999"]);
-    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.status.code(), Some(125));
 }
 
 #[test]

@@ -11,11 +11,11 @@ async fn nodes_are_listed_drained_and_labelled() -> Result<()> {
     let mut lines = listed.lines();
     ensure!(
         lines.next()
-            == Some("ID          HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   AGENT VERSION"),
+            == Some("ID          HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   ENGINE VERSION"),
         "{listed}"
     );
     ensure!(
-        lines.next() == Some("node1id *   alpha      Ready     Active         Leader           0.1.0"),
+        lines.next() == Some("node1id *   alpha      Ready     Active         Leader           29.3.1"),
         "{listed}"
     );
     server

@@ -61,6 +61,7 @@ impl Server {
             engine: true,
             datapath: "ebpf".to_owned(),
             release: "0.1.0".to_owned(),
+            engine_version: "29.3.1".to_owned(),
             ..Presence::default()
         };
         let member = Member::start(&cluster, description(NODE), presence, heartbeat)?;

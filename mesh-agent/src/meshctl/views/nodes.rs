@@ -162,10 +162,12 @@ pub(crate) fn pretty(view: &NodeView) -> String {
         };
         text.line(format_args!(" Engine:\t\t{engine}"));
     }
-    text.line("Reserved:");
-    text.line(format_args!(" CPUs:\t\t\t{}", show_cpus(view.reserved.nano_cpus)));
     text.line(format_args!(
-        " Memory:\t\t{}",
+        "Reserved CPUs:\t\t{}",
+        show_cpus(view.reserved.nano_cpus)
+    ));
+    text.line(format_args!(
+        "Reserved Memory:\t{}",
         show_bytes(view.reserved.memory_bytes)
     ));
     text.line(format_args!("Running Tasks:\t\t{}", view.running));

@@ -32,16 +32,6 @@ pub(crate) const MEANT: &[Meant] = &[
     // Objects.
     only_docker("secret inspect", "[].Version", NEVER_CHANGED),
     only_docker("config inspect", "[].Version", NEVER_CHANGED),
-    only_meshctl(
-        "secret inspect",
-        "[].Services",
-        "who uses it: docker does not tell",
-    ),
-    only_meshctl(
-        "config inspect",
-        "[].Services",
-        "who uses it: docker does not tell",
-    ),
     only_docker("service inspect", "[].Endpoint.VirtualIPs", NO_OVERLAY),
     only_docker(
         "service inspect",
@@ -108,7 +98,7 @@ pub(crate) const MEANT: &[Meant] = &[
     only_meshctl("node inspect --pretty", " Version:", MORE),
     only_meshctl("node inspect --pretty", " Data Path:", MORE),
     only_meshctl("node inspect --pretty", " Engine:", MORE),
-    only_meshctl("node inspect --pretty", "Reserved:", MORE),
+    only_meshctl("node inspect --pretty", "Reserved ", MORE),
     only_meshctl("node inspect --pretty", "Running Tasks:", MORE),
     only_docker("node inspect", "[].Version", NO_BIRTH),
     only_docker("node inspect", "[].CreatedAt", NO_BIRTH),
