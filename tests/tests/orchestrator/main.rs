@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 mod etcd;
+mod managed;
 mod several;
 mod single;
 mod stage;
@@ -17,7 +18,10 @@ fn main() -> ExitCode {
     let mut given = Arguments::from_args();
     // Each has a lab of its own, one after the other.
     given.test_threads = Some(1);
-    let stories = single::STORIES.into_iter().chain(several::STORIES);
+    let stories = single::STORIES
+        .into_iter()
+        .chain(managed::STORIES)
+        .chain(several::STORIES);
     let trials = stories
         .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
     libtest_mimic::run(&given, trials.collect()).exit_code()

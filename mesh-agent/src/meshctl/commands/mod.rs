@@ -2,6 +2,7 @@
 
 mod config;
 mod logs;
+mod managed;
 mod node;
 mod registry;
 mod secret;
@@ -91,6 +92,12 @@ pub enum Command {
         #[command(subcommand)]
         command: token::TokenCommand,
     },
+    /// Manage what the cluster runs of its own: the mesh agent of every node
+    Managed {
+        /// What to do.
+        #[command(subcommand)]
+        command: managed::ManagedCommand,
+    },
     /// Generate systemd units for services
     Systemd {
         /// What to do.
@@ -115,6 +122,7 @@ pub async fn run(socket: &Path, command: Command) -> Result<(), Failure> {
         Command::Webhook { command } => webhook::run(&api, command).await,
         Command::Snapshot { command } => snapshot::run(&api, command).await,
         Command::Token { command } => token::run(&api, command).await,
+        Command::Managed { command } => managed::run(&api, command).await,
         Command::Systemd { command } => systemd::run(socket, command),
     }
 }
@@ -365,6 +373,10 @@ mod tests {
             "token create ci --scope services:write --scope nodes:read",
             "token ls",
             "token rm ci",
+            "managed deploy load-balancer --image mesh-agent:2",
+            "managed deploy load-balancer -d",
+            "managed ls -q",
+            "managed rm load-balancer",
             "systemd generate web",
         ] {
             if let Err(error) = parse(line) {
@@ -384,6 +396,7 @@ mod tests {
             "node update --availability gone n",
             "token create ci --scope pods:read",
             "stack deploy",
+            "managed deploy web --image nginx",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
