@@ -221,10 +221,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent");
         let programs = Programs::open(&path).unwrap();
-        let all: Vec<Digest> = ["one", "two", "three"]
-            .map(|text| installed(&programs, text))
-            .into();
-        for (index, program) in all.iter().enumerate() {
+        let mut all = Vec::new();
+        for (index, text) in ["one", "two", "three"].into_iter().enumerate() {
+            let program = installed(&programs, text);
+            all.push(program.clone());
             programs
                 .change(|record| record.deploy(&index.to_string(), program.clone()))
                 .unwrap();

@@ -40,7 +40,10 @@ async fn the_agents_are_deployed_updated_listed_and_left_alone() -> Result<()> {
     let said = server
         .fails("managed deploy load-balancer --image broken:1", 1)
         .await?;
-    ensure!(said.contains("rolled back"), "{said}");
+    ensure!(
+        said.contains("rolled back") && said.contains("alpha: no such image: broken:1"),
+        "{said}"
+    );
     let listed = server.ok("managed ls --format '{{.Image}} {{.Update}}'").await?;
     ensure!(listed == "mesh-agent:2 rollback completed\n", "{listed}");
 

@@ -85,11 +85,12 @@ fn refused(stage: &Stage, image: &str, reason: &str) -> Result<()> {
         bail!("{image} was deployed\n{}", stage.evidence());
     };
     let error = format!("{error:?}");
-    ensure!(
-        error.contains("rolled back") && error.contains(reason),
-        "{error}\n{}",
-        stage.evidence()
-    );
+    ensure!(error.contains("rolled back"), "{error}");
+    let words = ["service", "ps", "load-balancer", "--no-trunc"];
+    let format = ["--format", "{{.Image}} {{.Error}}"];
+    let listed = stage.lab.meshctl("node1", &[&words[..], &format].concat())?;
+    let told = |line: &str| line.starts_with(image) && line.contains(reason);
+    ensure!(listed.lines().any(told), "{listed}\n{}", stage.evidence());
     expect_running(stage, 1)
 }
 

@@ -3,7 +3,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use mesh_orchestrator::{
-    api::types::{ServiceChanged, ServiceView},
+    api::types::{ServiceChanged, ServiceView, TaskView},
     objects::UpdateState,
     spec::{FailureAction, Global, RestartPolicy, ServiceMode, ServiceSpec, TaskRuntime},
 };
@@ -134,7 +134,27 @@ impl Deploy {
             // It was not deployed then.
             fail_on_rollback: true,
         };
-        wait_for_services(api, &[name.to_owned()], wait).await
+        match wait_for_services(api, &[name.to_owned()], wait).await {
+            Err(Failure::Outcome(message)) => Err(Failure::Outcome(match self.reason(api, name).await {
+                Some(reason) => format!("{message}; {reason}"),
+                None => message,
+            })),
+            ended => ended,
+        }
+    }
+
+    /// Why a node did not take the image, as the last one says.
+    async fn reason(&self, api: &Api, name: &str) -> Option<String> {
+        let tasks: Vec<TaskView> = api.get(&["services", name, "tasks"], &[]).await.ok()?;
+        let is_meant = |view: &&TaskView| {
+            let image = &view.task.spec.container_spec.image;
+            self.image.as_ref().is_none_or(|given| image.starts_with(given))
+        };
+        let failed = tasks.iter().filter(is_meant);
+        let failed = failed.filter(|view| view.task.status.error.is_some());
+        let last = failed.max_by_key(|view| view.task.status.at)?;
+        let node = last.node_hostname.as_deref().unwrap_or("a node");
+        Some(format!("{node}: {}", last.task.status.error.as_deref()?))
     }
 
     async fn change(&self, api: &Api, name: &str) -> Result<ServiceChanged, Failure> {
