@@ -138,13 +138,17 @@ impl Programs {
         Ok(self.folder.join(format!("{INCOMING}{task}")))
     }
 
-    /// Takes a whole program over, from where it was put together.
+    /// Takes a whole program over, from where it was put together. One that is there already stays: it may be running.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn install(&self, incoming: &Path) -> Result<Digest, ProgramError> {
         let program = Digest::of_file(incoming).map_err(ProgramError::file("read", incoming))?;
         let path = self.path(&program);
+        if Digest::of_file(&path).is_ok_and(|found| found == program) {
+            fs::remove_file(incoming).map_err(ProgramError::file("remove", incoming))?;
+            return Ok(program);
+        }
         let folder = self.folder.join(program.as_str());
         make_folder(&folder)?;
         fs::rename(incoming, &path).map_err(ProgramError::file("replace", &path))?;
@@ -241,6 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_is_there_stays_and_a_damaged_one_is_replaced() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let programs = Programs::open(folder.path()).unwrap();
+        let path = programs.path(&installed(&programs, "one"));
+        let file = || fs::metadata(&path).unwrap().ino();
+        let before = file();
+        installed(&programs, "one");
+        assert_eq!(file(), before);
+        assert!(!programs.incoming("t1").unwrap().exists());
+        fs::write(&path, "on").unwrap();
+        installed(&programs, "one");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one");
+    }
+
+    #[test]
     fn a_torn_record_is_named() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(RECORD), "{\"curr").unwrap();
@@ -249,13 +270,5 @@ mod tests {
             error.contains("current") && error.contains("installed program"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn this_process_knows_its_own_program() {
-        let folder = tempfile::tempdir().unwrap();
-        let programs = Programs::open(folder.path()).unwrap();
-        let own = std::env::current_exe().unwrap();
-        assert_eq!(programs.own().unwrap(), Digest::of_file(&own).unwrap());
     }
 }

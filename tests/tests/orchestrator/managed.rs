@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 use xtask::{command::run, lab::engine, paths};
 
 use crate::{Story, stage::Stage};
@@ -37,18 +38,20 @@ fn deployment() -> Result<()> {
     expect_running(&stage, 1)?;
     stage.until_running(2)?;
 
+    let monitor = json!({"update_config": {"monitor": "1s"}, "rollback_config": {"monitor": "1s"}});
+    stage
+        .api("node1")?
+        .call("PATCH", "/v1/services/load-balancer", Some(&monitor))?;
     // No program at all: nothing is started.
     import(&stage, "node1", "mesh-agent:garbage", b"#!/bin/sh\nexit 0\n")?;
-    stage.without_a_failure(15, || {
-        refused(&stage, "mesh-agent:garbage", "no 64-bit ELF program")
-    })?;
+    refused(&stage, "mesh-agent:garbage", "no 64-bit ELF program")?;
     ensure!(executable(&stage, "node1")? == second, "another program runs");
     ensure!(process(&stage, "node1")? == pid, "another process is the agent");
 
     // One that ends as soon as it runs: started three times by whoever looks after the agent, and left.
     let ends_at_once = fs::read(paths::program("mesh-testbed"))?;
     import(&stage, "node1", "mesh-agent:broken", &ends_at_once)?;
-    stage.without_a_failure(25, || {
+    stage.without_a_failure(20, || {
         looked_after(&stage, "node1", || {
             refused(&stage, "mesh-agent:broken", "did not hold 3 times")
         })
@@ -85,7 +88,7 @@ fn refused(stage: &Stage, image: &str, reason: &str) -> Result<()> {
         bail!("{image} was deployed\n{}", stage.evidence());
     };
     let error = format!("{error:?}");
-    ensure!(error.contains("rolled back"), "{error}");
+    ensure!(error.contains("rolled back") && error.contains(reason), "{error}");
     let words = ["service", "ps", "load-balancer", "--no-trunc"];
     let format = ["--format", "{{.Image}} {{.Error}}"];
     let listed = stage.lab.meshctl("node1", &[&words[..], &format].concat())?;
