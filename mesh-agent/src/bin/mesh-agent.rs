@@ -133,7 +133,7 @@ async fn run_or_expire(options: RunOptions, start: Start, programs: Option<&Path
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         ended = agent::run(options) => Ok(ended?),

@@ -168,7 +168,7 @@ async fn prove(
         }
         proven.send_replace(true);
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Answers on a port, for ever.

@@ -380,14 +380,14 @@ fn the_nodes_agents_belong_to_one_service_that_stays_what_it_is() {
     );
     // Its own next revision is none of another's business.
     cluster.update("load-balancer", |json| {
-        json["task_template"]["force_update"] = 1.into()
+        json["task_template"]["force_update"] = 1.into();
     });
     cluster.step();
     cluster.settle();
 
     let service = cluster.service("load-balancer").clone();
     let containers = spec("load-balancer", |json| {
-        json["mode"] = serde_json::json!({"global": {}})
+        json["mode"] = serde_json::json!({"global": {}});
     });
     let version = service.version;
     let error = commands::update_service(cluster.state(), &service.id, version, containers, cluster.now);
