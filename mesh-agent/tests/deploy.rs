@@ -49,3 +49,21 @@ fn the_stack_sets_only_what_the_agent_knows() {
         );
     }
 }
+
+#[test]
+fn the_unit_may_write_where_the_agent_keeps_its_state() {
+    let command = RunOptions::augment_args(clap::Command::new("run"));
+    let argument = command
+        .get_arguments()
+        .find(|argument| argument.get_long() == Some("state-dir"))
+        .expect("there is a --state-dir");
+    let default = Path::new(&argument.get_default_values()[0]);
+    let name = default
+        .strip_prefix("/var/lib")
+        .expect("systemd's state folders are there");
+    let unit = fs::read_to_string(deploy("mesh-agent.service")).unwrap();
+    let line = format!("StateDirectory={}", name.display());
+    assert!(unit.lines().any(|found| found == line), "{line} is missing");
+    // Programs of the agent are executed from there.
+    assert!(!unit.lines().any(|line| line.starts_with("NoExecPaths=")));
+}

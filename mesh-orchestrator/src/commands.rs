@@ -11,7 +11,7 @@ use crate::{
         Availability, Change, EndpointPort, Node, NodeId, NodeStatus, Previous, Rebalance, Service,
         ServiceId, State, Timestamp, UpdateState, UpdateStatus,
     },
-    spec::{PublishMode, ServiceMode, ServiceSpec, SpecError, check_dependencies},
+    spec::{PublishMode, ServiceMode, ServiceSpec, SpecError, TaskRuntime, check_dependencies},
 };
 
 /// What an update's status says when a user goes back.
@@ -124,6 +124,11 @@ pub fn update_service(
             from: service.spec.mode.name(),
             to: spec.mode.name(),
         });
+    }
+    let (runtime, found) = (spec.task_template.runtime, service.spec.task_template.runtime);
+    if runtime != found {
+        let allowed = format!("{}: what runs a service's tasks cannot change", found.name());
+        return Err(SpecError::invalid("task_template.runtime", runtime.name(), allowed).into());
     }
     let mut changes = Vec::new();
     let ports = admit(state, &spec, &mut changes)?;
@@ -402,7 +407,7 @@ pub fn remove_node(state: &State, id: &NodeId) -> Result<Vec<Change>, CommandErr
     Ok(vec![Change::RemoveNode(id.clone())])
 }
 
-/// Ports for a specification, and whether its dependencies can ever be ready.
+/// Ports for a specification, and whether its dependencies can ever be ready, and no other service has the agents.
 fn admit(
     state: &State,
     spec: &ServiceSpec,
@@ -426,6 +431,18 @@ fn admit(
             graph.insert(&other.name, names);
         }
         check_dependencies(&graph)?;
+    }
+    if spec.task_template.runtime == TaskRuntime::Agent {
+        let is_agents = |other: &&Arc<Service>| {
+            other.spec.task_template.runtime == TaskRuntime::Agent && other.spec.name != spec.name
+        };
+        if let Some(other) = state.services().values().find(is_agents) {
+            return Err(SpecError::invalid(
+                "task_template.runtime",
+                TaskRuntime::Agent.name(),
+                format!("container: service {} has the nodes' agents", other.spec.name),
+            ));
+        }
     }
     if ledger != *state.port_ledger() {
         changes.push(Change::PutPorts(ledger));

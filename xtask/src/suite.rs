@@ -25,7 +25,14 @@ pub struct Arguments {
 }
 
 /// The agent's test binaries that this kernel can run; `ipvs` is for kernels with IPVS.
-const AGENT_TESTS: &[&str] = &["conformance", "deploy", "ipvs_rules", "meshctl", "programs"];
+const AGENT_TESTS: &[&str] = &[
+    "conformance",
+    "deploy",
+    "ipvs_rules",
+    "meshctl",
+    "operator",
+    "programs",
+];
 
 /// The lab's test binaries that this kernel can run. Named one by one: a pattern would take in those that need
 /// another kernel, whatever their `test` key says.
@@ -128,19 +135,24 @@ mod tests {
     use super::*;
     use crate::paths;
 
-    #[test]
-    fn every_end_to_end_test_is_run_under_one_kernel_or_the_other() {
-        let found: BTreeSet<String> = fs::read_dir(paths::workspace().join("tests/tests"))
+    /// The test binaries of a package: each file or folder beside its shared modules.
+    fn binaries(package: &str, shared: &[&str]) -> BTreeSet<String> {
+        fs::read_dir(paths::workspace().join(package).join("tests"))
             .unwrap()
-            .filter_map(|entry| {
-                let name = entry.unwrap().file_name().into_string().unwrap();
-                match name.strip_suffix(".rs") {
-                    Some(stem) => Some(stem.to_owned()),
-                    None => (name != "support").then_some(name),
-                }
-            })
-            .collect();
-        let run = END_TO_END_TESTS.iter().chain(vm::suite::LAB_TESTS);
-        assert_eq!(found, run.map(|name| (*name).to_owned()).collect());
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .map(|name| name.trim_end_matches(".rs").to_owned())
+            .filter(|name| !shared.contains(&name.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn every_test_is_run_under_one_kernel_or_the_other() {
+        for (package, shared, here, elsewhere) in [
+            ("tests", &["support"][..], END_TO_END_TESTS, vm::suite::LAB_TESTS),
+            ("mesh-agent", &[], AGENT_TESTS, vm::suite::AGENT_TESTS),
+        ] {
+            let run = here.iter().chain(elsewhere).map(|name| (*name).to_owned());
+            assert_eq!(binaries(package, shared), run.collect(), "{package}");
+        }
     }
 }

@@ -21,9 +21,9 @@ mod workshop;
 pub use ladder::{NothingWorks, Workshop};
 pub use logging::start_logging;
 pub use preflight::{PreflightError, cgroup2_mount};
-pub use privileges::{PrivilegesError, reduce_privileges};
+pub use privileges::{PrivilegesError, pass_privileges_on, reduce_privileges};
 pub use reconcile::Reconciler;
-pub use run::run;
+pub use run::{Ended, run};
 
 use crate::{datapath::DatapathError, error::error_chain};
 

@@ -51,6 +51,10 @@ pub(super) struct SourceEnds {
     pub(super) word: watch::Receiver<NodeDatapath>,
     /// Who has heard it.
     pub(super) told: watch::Sender<Told>,
+    /// Whether the data path stands.
+    pub(super) stands: watch::Receiver<bool>,
+    /// To ask the agent to give way to another program of it.
+    pub(super) replace: CancellationToken,
 }
 
 impl Parts {
@@ -112,6 +116,8 @@ impl Parts {
             picture: source,
             word,
             told,
+            stands,
+            replace,
         } = ends;
         let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
         if let Some(opened) = orchestrator {
@@ -120,6 +126,8 @@ impl Parts {
                 word,
                 told,
                 found: containers.clone(),
+                stands,
+                replace,
             };
             let run = orchestrator::run(opened, mesh, shutdown.clone());
             supervisor.spawn_fallible("orchestrator", run);

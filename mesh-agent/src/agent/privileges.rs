@@ -46,6 +46,19 @@ pub fn reduce_privileges() -> Result<(), PrivilegesError> {
     Ok(())
 }
 
+/// Lets the program that this process is about to execute have what the agent has kept. Root has it by itself; any
+/// other user only what is ambient. To be called on the thread that executes.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn pass_privileges_on() -> Result<(), PrivilegesError> {
+    let failed = |operation| move |source| PrivilegesError { operation, source };
+    let permitted = caps::read(None, CapSet::Permitted).map_err(failed("read"))?;
+    caps::set(None, CapSet::Inheritable, &permitted).map_err(failed("pass on"))?;
+    caps::set(None, CapSet::Ambient, &permitted).map_err(failed("pass on"))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +75,25 @@ mod tests {
             );
             assert!(left.contains(&Capability::CAP_NET_ADMIN), "this test needs root");
             assert!(!caps::has_cap(None, CapSet::Permitted, Capability::CAP_SYS_MODULE).unwrap());
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn what_is_kept_is_passed_on_and_nothing_else() {
+        std::thread::spawn(|| {
+            reduce_privileges().unwrap();
+            pass_privileges_on().unwrap();
+            let passed = caps::read(None, CapSet::Ambient).unwrap();
+            assert_eq!(passed, caps::read(None, CapSet::Permitted).unwrap());
+            assert!(
+                passed.contains(&Capability::CAP_NET_ADMIN),
+                "this test needs root"
+            );
+            // The next program begins as this one did.
+            reduce_privileges().unwrap();
+            assert!(caps::read(None, CapSet::Ambient).unwrap().is_empty());
         })
         .join()
         .unwrap();

@@ -43,41 +43,62 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the agent's parts may take to stop before the data path is taken out all the same.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
-/// Runs the agent until it is told to stop. Logging has to be started before.
+/// Why the agent has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Told,
+    /// Another program of it is to take its place: the data path is left to that one.
+    Replaced,
+}
+
+/// Runs the agent until it is told to stop, or gives way to another program of it. Logging has to be started before.
 ///
 /// # Errors
 /// When the node lacks something, a port or socket is taken, a part of the agent ends unexpectedly (the
 /// data path is left in place), or the data path cannot be taken out at the end.
-pub async fn run(options: RunOptions) -> Result<(), AgentError> {
+pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
     let _lock = preflight(&options)?;
     let orchestrator = match open_orchestrator(&options, &mut signals).await? {
-        Opening::Stopped => return Ok(()),
+        Opening::Stopped => return Ok(Ended::Told),
         Opening::NotWanted => None,
         Opening::Opened(opened) => Some(*opened),
     };
     let workshop = NodeWorkshop::new(options.clone());
     let ladder = SharedLadder::new(Ladder::start(options.datapath, Box::new(workshop))?);
     let mut supervisor = Supervisor::default();
-    let mut agent = Agent::start(options, ladder, orchestrator, &mut supervisor).await?;
+    let replace = CancellationToken::new();
+    let mut agent = Agent::start(options, ladder, orchestrator, replace.clone(), &mut supervisor).await?;
     notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "the mesh agent is running");
     let ended = loop {
         tokio::select! {
             request = signals.next() => match request {
-                Request::Stop => break Ok(()),
+                Request::Stop => break Ok(Ended::Told),
                 Request::Reload => agent.reload(),
             },
             error = supervisor.ended() => break Err(error),
+            () = replace.cancelled() => break Ok(Ended::Replaced),
             reason = agent.reason() => agent.act(reason).await,
         }
     };
     // A part that fails takes the agent with it, but not the traffic.
-    ended?;
-    notify(&[sd_notify::NotifyState::Stopping]);
-    signals.exit_at_the_next_stop();
-    agent.take_leave(&mut supervisor).await?;
-    agent.stop(supervisor).await
+    let ended = ended?;
+    match ended {
+        Ended::Told => {
+            notify(&[sd_notify::NotifyState::Stopping]);
+            signals.exit_at_the_next_stop();
+            agent.take_leave(&mut supervisor).await?;
+        }
+        Ended::Replaced => {
+            notify_reloading();
+            signals.exit_at_the_next_stop();
+            agent.options.on_stop = OnStop::Keep;
+        }
+    }
+    agent.stop(supervisor).await?;
+    Ok(ended)
 }
 
 /// What came of opening the orchestrator.
@@ -114,6 +135,14 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// The service manager hears of READY again afterwards.
+fn notify_reloading() {
+    match sd_notify::NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[sd_notify::NotifyState::Reloading, now]),
+        Err(error) => debug!(%error, "the clock could not be read for the service manager"),
+    }
+}
+
 /// Everything that the loop looks at and acts on.
 struct Agent {
     options: RunOptions,
@@ -123,6 +152,8 @@ struct Agent {
     parts: Parts,
     standing: Standing,
     presence: Presence,
+    /// Whether the data path was what it should be, once.
+    stands: watch::Sender<bool>,
     device: LocalDevice,
     ladder: SharedLadder,
     /// When a data path that has been replaced may go.
@@ -144,6 +175,7 @@ impl Agent {
         options: RunOptions,
         ladder: SharedLadder,
         orchestrator: Option<orchestrator::Opened>,
+        replace: CancellationToken,
         supervisor: &mut Supervisor,
     ) -> Result<Self, AgentError> {
         let started = SystemTime::now();
@@ -157,6 +189,7 @@ impl Agent {
         let metrics = Metrics::new(options.backend_metrics)?;
         let (told, heard) = watch::channel(Told::default());
         let presence = Presence::new(ladder.lock().adopted(), heard);
+        let (stands, standing) = watch::channel(false);
         let parts = Parts::start(
             &options,
             Arc::clone(&window),
@@ -165,6 +198,8 @@ impl Agent {
                 picture,
                 word: presence.word(),
                 told,
+                stands: standing,
+                replace,
             },
             orchestrator,
             &metrics,
@@ -182,6 +217,7 @@ impl Agent {
             parts,
             standing: Standing::Unknown,
             presence,
+            stands,
             ladder,
             retire_at: None,
             desired: None,
@@ -231,7 +267,7 @@ impl Agent {
             warn!("some part of the agent does not stop; going on without it");
         }
         if self.options.on_stop == OnStop::Keep {
-            info!("the data path stays in the kernel (--on-stop keep); the next agent adopts it");
+            info!("the data path stays in the kernel; the next agent adopts it");
             return Ok(());
         }
         let detached = self.ladder.lock().detach();

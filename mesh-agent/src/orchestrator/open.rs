@@ -35,7 +35,11 @@ use super::{
     tls::{Credentials, TlsError, TlsListener},
     worker::AddressBlock,
 };
-use crate::{error::error_chain, source::Docker};
+use crate::{
+    error::error_chain,
+    program::{ProgramError, Programs},
+    source::Docker,
+};
 
 /// Between attempts to reach the engine or the store.
 const RETRY: Duration = Duration::from_secs(1);
@@ -81,6 +85,9 @@ pub enum OrchestratorError {
     /// A certificate or port of the API.
     #[error("cannot serve the orchestrator's API")]
     Tls(#[from] TlsError),
+    /// The record of the agent's programs.
+    #[error("cannot tell which program of the agent this node shall run")]
+    Programs(#[from] ProgramError),
     /// No place in the cluster.
     #[error("this node finds no place in the cluster")]
     Place(#[from] PlaceError),
@@ -103,6 +110,7 @@ pub struct Opened {
     pub(super) listeners: Vec<(TlsListener, Access)>,
     /// Where other agents ask for logs.
     pub(super) logs: Option<SocketAddr>,
+    pub(super) programs: Arc<Programs>,
 }
 
 /// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that does
@@ -131,6 +139,7 @@ pub async fn open(
         path: options.state_dir.clone(),
         source,
     })?;
+    let programs = Arc::new(Programs::open(options.programs_path())?);
     let clock = SystemClock;
     let id = place::identity(&options.state_dir, clock.seed())?;
     let store = patiently("the store", || open_store(options)).await?;
@@ -201,6 +210,7 @@ pub async fn open(
         api,
         listeners,
         logs,
+        programs,
     })
 }
 

@@ -24,7 +24,8 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_ORCHESTRATOR")]
     pub orchestrator: bool,
 
-    /// Folder of what this node has to remember: its identity, the key of its secrets, snapshots.
+    /// Folder of what this node has to remember: its identity, the key of its secrets, snapshots,
+    /// the agent's programs.
     #[arg(
         long,
         env = "MESH_STATE_DIR",
@@ -185,6 +186,12 @@ impl OrchestratorOptions {
     pub fn secrets_key_path(&self) -> PathBuf {
         let default = || self.state_dir.join("secrets.key");
         self.secrets_key.clone().unwrap_or_else(default)
+    }
+
+    /// Where the agent's own programs are.
+    #[must_use]
+    pub fn programs_path(&self) -> PathBuf {
+        self.state_dir.join("agent")
     }
 
     /// Where snapshots are.

@@ -32,6 +32,7 @@ use crate::{
     discovery::ContainerState,
     error::error_chain,
     model::{self, NodeDatapath, presence::keep_known},
+    program::Programs,
     source::{SourceState, Told},
 };
 
@@ -55,6 +56,10 @@ pub struct Mesh {
     pub told: watch::Sender<Told>,
     /// What the mesh has found of this node's containers.
     pub found: watch::Receiver<ContainerState>,
+    /// Whether the data path stands.
+    pub stands: watch::Receiver<bool>,
+    /// Cancelled when the agent shall give way to another program of it.
+    pub replace: CancellationToken,
 }
 
 /// Runs everything until told to stop. Containers and the mesh go on afterwards.
@@ -75,7 +80,9 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         api,
         listeners,
         logs,
+        programs,
     } = opened;
+    let (proven, is_proven) = watch::channel(false);
     let heartbeat = Heartbeat {
         interval: options.heartbeat,
         missed: MISSED,
@@ -103,6 +110,9 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         files: options.task_files.clone(),
         drain_time: options.drain_time,
         engine,
+        programs: Arc::clone(&programs),
+        proven: is_proven,
+        replace: mesh.replace,
     });
     let leader = LeaderConfig {
         heartbeat,
@@ -127,6 +137,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         let publish = publish(&cluster, &mesh.state);
         let speak = speak(&cluster, &member, &id, mesh.word, engine_answers, &mesh.told);
         let keep = keep_block(&cluster, &id, block);
+        let prove = prove(&programs, mesh.stands, member.present(), proven);
         let serve = join_all(
             listeners
                 .into_iter()
@@ -135,7 +146,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         tokio::join!(
             lead,
             worker.run(shutdown.clone()),
-            shutdown.run_until_cancelled(async { tokio::join!(publish, speak, keep, serve) }),
+            shutdown.run_until_cancelled(async { tokio::join!(publish, speak, keep, prove, serve) }),
         );
         // What the store does not take now is found out again by the next agent.
         let _ = timeout(LAST_REPORTS, cluster.reported()).await;
@@ -144,6 +155,26 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     };
     tokio::join!(upkeep.run(end.clone()), work);
     Ok(())
+}
+
+/// Tells that this program of the agent works: the data path stands, and the store was reached.
+async fn prove(
+    programs: &Programs,
+    mut stands: watch::Receiver<bool>,
+    mut present: watch::Receiver<bool>,
+    proven: watch::Sender<bool>,
+) {
+    // A sender that is gone belongs to an agent that ends.
+    if stands.wait_for(|stands| *stands).await.is_ok() && present.wait_for(|present| *present).await.is_ok() {
+        if let Err(error) = programs.prove() {
+            warn!(
+                error = error_chain(&error),
+                "that the program works is not written down"
+            );
+        }
+        proven.send_replace(true);
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Answers on a port, for ever.

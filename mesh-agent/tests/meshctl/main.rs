@@ -2,6 +2,7 @@
 //! containers are pretended: an agent takes tasks through their states.
 
 mod agent;
+mod managed;
 mod objects;
 mod server;
 mod services;

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::types::{NodeView, ServiceView, TaskView};
 use crate::{
     cluster::Presence,
-    objects::{Node, NodeId, Service, State, Task, TaskState},
+    loops::scheduler::suits,
+    objects::{Node, NodeId, Service, Slot, State, Task, TaskState},
     spec::{ServiceMode, ServiceSpec},
     store::revisions::{Author, RevisionId},
 };
@@ -27,7 +28,7 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
     let done = || u32::try_from(tasks().filter(|task| is_done(task)).count()).unwrap_or(u32::MAX);
     let (desired, completed) = match service.spec.mode {
         ServiceMode::Replicated(settings) => (settings.replicas, None),
-        ServiceMode::Global(_) => (wanted, None),
+        ServiceMode::Global(_) => (global(state, service), None),
         ServiceMode::ReplicatedJob(job) => {
             let done = done();
             let left = job.total_completions.saturating_sub(done);
@@ -71,6 +72,20 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
             .map(|(reason, _)| reason.to_owned())
             .collect(),
     }
+}
+
+/// How many nodes have a task of a global service or shall have one, also before anybody has made it.
+fn global(state: &State, service: &Service) -> u32 {
+    let placement = &service.spec.task_template.placement;
+    let wanted = state.tasks_of(&service.id).map(|index| &index.wanted);
+    let has_task = |node: &Node| {
+        let slot = Slot::Node(node.id.clone());
+        wanted.is_some_and(|wanted| wanted.contains_key(&slot))
+    };
+    let counts = |node: &&Node| {
+        has_task(node) || (node.is_schedulable() && node.keeps_tasks() && suits(node, placement))
+    };
+    u32::try_from(state.nodes().values().filter(counts).count()).unwrap_or(u32::MAX)
 }
 
 pub(super) fn task(state: &State, task: &Task) -> TaskView {

@@ -5,13 +5,16 @@ use std::{collections::BTreeMap, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Placement, RestartPolicy, duration};
+use super::{Placement, RestartPolicy, TaskRuntime, duration};
 
 /// What each task of a service is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
-    /// The container.
+    /// What it is on its node: a container, or the agent.
+    #[serde(default, skip_serializing_if = "TaskRuntime::is_container")]
+    pub runtime: TaskRuntime,
+    /// The container; of the agent its image alone.
     pub container_spec: ContainerSpec,
     /// What it needs and what it may use.
     #[serde(default)]

@@ -11,6 +11,7 @@ mod json;
 pub mod name;
 pub mod policy;
 pub mod port;
+pub mod runtime;
 mod validate;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -31,6 +32,7 @@ pub use policy::{
     UpdateConfig, UpdateOrder,
 };
 pub use port::{PortConfig, PortRange, Protocol, PublishMode};
+pub use runtime::TaskRuntime;
 
 /// What a service shall be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

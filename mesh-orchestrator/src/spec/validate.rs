@@ -7,6 +7,7 @@ use super::{
     ServiceSpec, SpecError, TaskSpec, UpdateConfig,
     constraint::check_key,
     name::{check_name, normalise_image},
+    runtime,
 };
 
 /// Most tasks that one service may have.
@@ -31,6 +32,7 @@ impl ServiceSpec {
         check_update("update_config", &self.update_config, false)?;
         check_update("rollback_config", &self.rollback_config, true)?;
         check_ports(&self)?;
+        runtime::check(&self)?;
         let mut seen = BTreeSet::new();
         for (index, name) in self.depends_on.iter().enumerate() {
             let field = format!("depends_on[{index}]");

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use hyper::Uri;
 use mesh_tests::{
@@ -29,6 +29,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Pretend to be a mesh agent that looks sound and cannot run.
+    #[command(hide = true)]
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Answer HTTP (who answers, who asked; uploads; downloads) and echo UDP.
     Serve {
         #[arg(long, default_value_t = 80)]
@@ -176,7 +182,14 @@ impl MannerArguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "--version") {
+        // As an agent, see `Action::Run`.
+        println!("mesh-agent 0.0.0");
+        return Ok(());
+    }
     match Arguments::parse().action {
+        Action::Run { arguments } if arguments.last().is_some_and(|word| word == "--check") => Ok(()),
+        Action::Run { .. } => bail!("this is no agent"),
         Action::Serve {
             port,
             udp_port,

@@ -9,6 +9,7 @@ mod certificates;
 mod etcd;
 mod https;
 mod images;
+mod managed;
 mod partition;
 mod recovery;
 mod registry;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         .into_iter()
         .chain(https::STORIES)
         .chain(images::STORIES)
+        .chain(managed::STORIES)
         .chain(recovery::STORIES)
         .chain(session::STORIES)
         .chain(systemd::STORIES)

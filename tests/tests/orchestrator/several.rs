@@ -1,6 +1,9 @@
 //! Three nodes, with their objects in a three-member etcd.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -9,6 +12,7 @@ use xtask::lab::wait_until;
 use crate::{
     Story,
     etcd::Etcd,
+    managed,
     stage::{PATIENCE, Stage},
 };
 
@@ -51,7 +55,7 @@ fn together() -> Result<()> {
     stage.without_a_failure(|| stage.roll("2"))?;
 
     let logs = stage.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
-    let nodes: std::collections::BTreeSet<String> = logs
+    let nodes: BTreeSet<String> = logs
         .body
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -59,6 +63,19 @@ fn together() -> Result<()> {
         .collect();
     ensure!(!logs.body.contains("certificate"), "{}", logs.body);
     println!("    logs of {nodes:?}");
+
+    // Every node's agent gives way to another one, the leader's too.
+    let before = all_containers(&stage)?;
+    for node in stage.lab.nodes() {
+        managed::import_agent(&stage, node, "mesh-agent:2")?;
+    }
+    stage.without_a_failure(|| managed::deploy(&stage, "mesh-agent:2").with_context(|| stage.evidence()))?;
+    managed::expect_running(&stage, 3)?;
+    for node in stage.lab.nodes() {
+        let program = managed::executable(&stage, node)?;
+        ensure!(program.contains("/mesh/agent/"), "{program} runs on {node}");
+    }
+    ensure!(all_containers(&stage)? == before, "other containers run");
 
     // Drain: the node's tasks move, and nothing is lost.
     let drained = json!({"availability": "drain"});
@@ -155,6 +172,15 @@ fn losses() -> Result<()> {
     })
     .with_context(|| stage.evidence())?;
     stage.lab.down()
+}
+
+/// The running containers of all nodes.
+fn all_containers(stage: &Stage) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    for node in stage.lab.nodes() {
+        all.extend(stage.containers(node)?);
+    }
+    Ok(all)
 }
 
 /// The host name of the leader, as a node knows it.

@@ -24,13 +24,8 @@ impl Lab {
     /// # Errors
     /// When it does not start, or the node is not ready in time.
     pub fn start_orchestrator(&self, node: &str, more: &[&str]) -> Result<()> {
-        let state = self.state().data.join(node).join("mesh");
-        let state = state.to_str().context("the lab's path is not UTF-8")?;
-        let address = self.address(node)?;
-        let mut arguments = DEFAULT_ARGUMENTS.to_vec();
-        arguments.extend(["--orchestrator", "--state-dir", state, "--node-address", &address]);
-        arguments.extend(["--heartbeat", "1s", "--drain-time", "2s"]);
-        arguments.extend(more);
+        let arguments = self.orchestrator_arguments(node, more)?;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.start_agent(node, &arguments)?;
         wait_until(&format!("{node} to be ready"), PATIENCE, || {
             let nodes = self.api(node)?.get("/v1/nodes")?;
@@ -40,6 +35,27 @@ impl Lab {
                 false => bail!("{nodes}"),
             }
         })
+    }
+
+    /// What a node's agent is told to be an orchestrator.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn orchestrator_arguments(&self, node: &str, more: &[&str]) -> Result<Vec<String>> {
+        let state = self.orchestrator_folder(node);
+        let state = state.to_str().context("the lab's path is not UTF-8")?;
+        let address = self.address(node)?;
+        let mut arguments = DEFAULT_ARGUMENTS.to_vec();
+        arguments.extend(["--orchestrator", "--state-dir", state, "--node-address", &address]);
+        arguments.extend(["--heartbeat", "1s", "--drain-time", "2s"]);
+        arguments.extend(more);
+        Ok(arguments.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Where a node's orchestrator keeps what it has to remember.
+    #[must_use]
+    pub fn orchestrator_folder(&self, node: &str) -> PathBuf {
+        self.state().data.join(node).join("mesh")
     }
 
     /// A node's API.

@@ -50,7 +50,7 @@ impl Arguments {
 }
 
 /// The agent's test binaries that are about the kernel.
-const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
+pub(crate) const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
 
 /// How much longer than on this machine the Swarm may take: the guest's processors are emulated.
 const PATIENCE: u32 = 12;

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use super::{Agent, notify};
+use super::{Agent, notify, notify_reloading};
 use crate::{
     admin::{View, control},
     agent::membership::Standing,
@@ -241,10 +241,7 @@ impl Agent {
     /// SIGHUP: certificates, cluster and network are read anew.
     pub(super) fn reload(&self) {
         info!("reloading");
-        match sd_notify::NotifyState::monotonic_usec_now() {
-            Ok(now) => notify(&[sd_notify::NotifyState::Reloading, now]),
-            Err(error) => debug!(%error, "the clock could not be read for the service manager"),
-        }
+        notify_reloading();
         self.parts.hints.reload();
         self.parts.ask_docker.hint();
         // Asked anew, routes and neighbours are read anew.

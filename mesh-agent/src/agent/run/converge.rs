@@ -70,6 +70,8 @@ impl Agent {
                 Standing::Member(_) => kind.into(),
                 Standing::Unknown | Standing::Away => NodeDatapath::None,
             });
+            self.stands
+                .send_if_modified(|stands| !std::mem::replace(stands, true));
         }
         self.desired = Some(Arc::new(desired));
     }

@@ -2,6 +2,7 @@
 
 mod config;
 mod logs;
+mod managed;
 mod node;
 mod registry;
 mod secret;
@@ -93,6 +94,12 @@ pub enum Command {
         #[command(subcommand)]
         command: token::TokenCommand,
     },
+    /// Manage what the cluster runs of its own: the mesh agent of every node
+    Managed {
+        /// What to do.
+        #[command(subcommand)]
+        command: managed::ManagedCommand,
+    },
     /// Generate systemd units for services
     Systemd {
         /// What to do.
@@ -117,6 +124,7 @@ pub async fn run(socket: &Path, command: Command) -> Result<(), Failure> {
         Command::Webhook { command } => webhook::run(&api, command).await,
         Command::Snapshot { command } => snapshot::run(&api, command).await,
         Command::Token { command } => token::run(&api, command).await,
+        Command::Managed { command } => managed::run(&api, command).await,
         Command::Systemd { command } => systemd::run(socket, command),
     }
 }
@@ -416,6 +424,10 @@ mod tests {
             "token create ci --scope services:write --scope nodes:read",
             "token ls",
             "token rm ci",
+            "managed deploy load-balancer --image mesh-agent:2",
+            "managed deploy load-balancer -d",
+            "managed ls -q",
+            "managed rm load-balancer",
             "systemd generate web",
         ] {
             if let Err(error) = parse(line) {
@@ -435,6 +447,7 @@ mod tests {
             "node update --availability gone n",
             "token create ci --scope pods:read",
             "stack deploy",
+            "managed deploy web --image nginx",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -144,6 +144,7 @@ pub(crate) fn empty(name: String, image: &str) -> ServiceSpec {
         labels: Default::default(),
         mode: ServiceMode::default(),
         task_template: Arc::new(TaskSpec {
+            runtime: Default::default(),
             container_spec: ContainerSpec {
                 image: image.to_owned(),
                 ..ContainerSpec::default()

@@ -1,6 +1,6 @@
 //! The node's Docker Engine as the orchestrator's runtime. Depends on `source::docker` for the connection.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bollard::{
@@ -18,8 +18,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    ContainerFacts, ContainerId, EngineDescription, ImageReference, LogQuery, LogStream, Pulled,
-    RegistryCredential, Runtime, RuntimeError, Wanted, create, facts, label, logs,
+    ArchiveStream, ContainerFacts, ContainerId, EngineDescription, ImageReference, LogQuery, LogStream,
+    Pulled, RegistryCredential, Runtime, RuntimeError, Wanted, create, facts, label, logs,
 };
 use crate::source::{Docker, DockerError, docker::Connection};
 
@@ -362,6 +362,38 @@ impl Runtime for DockerRuntime {
             Err(error) if status(&error) == Some(NOT_FOUND) => Ok(()),
             result => self.check(result, "remove container", container),
         }
+    }
+
+    async fn archive(&self, container: &str, path: &str) -> Result<ArchiveStream, RuntimeError> {
+        let connection = self.connection().await?;
+        let request = connection
+            .get(&format!("/containers/{container}/archive"))
+            .query(&[("path", path)]);
+        let unavailable = |source| {
+            self.docker.reset();
+            RuntimeError::Unavailable(DockerError::Get {
+                path: "/containers/archive",
+                source,
+            })
+        };
+        let silent = |_| refused("copy", path, "the engine has said nothing for two minutes");
+        let response = timeout(PULL_SILENCE, request.send())
+            .await
+            .map_err(silent)?
+            .map_err(unavailable)?;
+        if !response.status().is_success() {
+            let status = response.status();
+            let body = response.bytes().await.map_err(unavailable)?;
+            let reason = pull_error(&body).unwrap_or_else(|| format!("the engine answered {status}"));
+            return Err(refused("copy", path, &reason));
+        }
+        let chunks = futures_util::stream::try_unfold(response, |mut response| async {
+            let chunk = timeout(PULL_SILENCE, response.chunk()).await;
+            let chunk = chunk.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+            let chunk = chunk.map_err(io::Error::other)?;
+            Ok(chunk.map(|chunk| (chunk, response)))
+        });
+        Ok(chunks.boxed())
     }
 
     async fn logs(&self, container: &str, query: LogQuery) -> Result<LogStream, RuntimeError> {

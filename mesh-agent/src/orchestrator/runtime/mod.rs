@@ -8,9 +8,10 @@ mod image;
 mod logs;
 mod template;
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use mesh_orchestrator::{
     objects::{NodeId, Task, TaskId, Timestamp},
@@ -25,6 +26,9 @@ use crate::source::DockerError;
 
 /// The engine's name of a container.
 pub type ContainerId = String;
+
+/// The bytes of a tar archive as they come.
+pub type ArchiveStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// Labels that the orchestrator puts on its containers, by which it finds them again.
 pub mod label {
@@ -234,6 +238,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When the engine refuses.
     async fn remove(&self, container: &str) -> Result<(), RuntimeError>;
+
+    /// A file of a container, as a tar archive. The container need not run.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    async fn archive(&self, container: &str, path: &str) -> Result<ArchiveStream, RuntimeError>;
 
     /// What a container has written.
     ///

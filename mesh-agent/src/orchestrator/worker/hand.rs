@@ -6,7 +6,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 use mesh_orchestrator::objects::{TaskState, TaskStatus, Timestamp};
 use tokio::task::AbortHandle;
 
-use super::machine::{Drain, Ending, Work};
+use super::{
+    agent::Prepared,
+    machine::{Drain, Ending, Work},
+};
 use crate::orchestrator::runtime::Health;
 
 /// How long a container that is well waits for the mesh to find it, before it counts as running all the
@@ -33,6 +36,8 @@ pub(super) struct Hand {
     pub(super) address: Option<Ipv4Addr>,
     /// Ports inside the container that the mesh sends TCP connections to.
     pub(super) ports: BTreeSet<u16>,
+    /// The programs, of a task that is the agent.
+    pub(super) agent: Option<Prepared>,
 }
 
 /// A probe of the agent's own.

@@ -5,6 +5,7 @@
 //! this node has not made is never touched.
 
 mod addresses;
+mod agent;
 mod connections;
 mod files;
 mod hand;
@@ -38,7 +39,7 @@ use self::{
     prepare::{Preparation, WorkError},
 };
 use super::runtime::{ContainerFacts, Health, Runtime, RuntimeError, now};
-use crate::{discovery::ContainerState, error::error_chain, source::Backoff};
+use crate::{discovery::ContainerState, error::error_chain, program::Programs, source::Backoff};
 
 /// The containers are listed again this often, whatever the engine's events say.
 const RELIST: Duration = Duration::from_secs(15);
@@ -63,6 +64,12 @@ pub(crate) struct WorkerOptions {
     pub(crate) drain_time: Duration,
     /// Told whether the engine answers.
     pub(crate) engine: watch::Sender<bool>,
+    /// The agent's own programs, …
+    pub(crate) programs: Arc<Programs>,
+    /// … whether this one has proven itself, …
+    pub(crate) proven: watch::Receiver<bool>,
+    /// … and where to ask for it to give way to another one.
+    pub(crate) replace: CancellationToken,
 }
 
 /// Runs this node's tasks.
@@ -161,6 +168,7 @@ impl Worker {
             tokio::select! {
                 Ok(()) = changes.changed() => {}
                 Ok(()) = self.options.found.changed() => {}
+                Ok(()) = self.options.proven.changed() => {}
                 event = events.next() => match event {
                     Some(id) => self.refresh(&id).await?,
                     None => return Err(RuntimeError::Gone("event stream".to_owned())),
@@ -204,8 +212,13 @@ impl Worker {
             hand.doing = None;
         }
         let error = match result {
-            Ok(Preparation { container, warning }) => {
+            Ok(Preparation {
+                container,
+                warning,
+                agent,
+            }) => {
                 if let Some(hand) = self.hands.get_mut(&task) {
+                    hand.agent = agent;
                     hand.warning = hand.warning.take().or(warning);
                 }
                 match container {
@@ -230,7 +243,8 @@ impl Worker {
         }
         // Whatever has come of it counts; a container may have been made, or have ended, all the same.
         self.relist().await?;
-        if work == Work::Prepare && self.containers.contains_key(&task) {
+        let has_container = self.containers.contains_key(&task) && !self.is_agent(&task);
+        if work == Work::Prepare && has_container {
             self.hands.entry(task).or_default().refused = None;
         }
         Ok(())

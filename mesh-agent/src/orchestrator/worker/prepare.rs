@@ -10,12 +10,14 @@ use mesh_orchestrator::{
 use tracing::warn;
 
 use super::{
+    agent::Prepared,
     files::{FilesError, TaskFiles},
     machine::Work,
 };
 use crate::orchestrator::runtime::{
     ContainerFacts, ImageReference, Pulled, RegistryCredential, Runtime, RuntimeError, Wanted,
 };
+use crate::program::ProgramError;
 
 /// The signal of the last resort.
 const KILL: &str = "SIGKILL";
@@ -27,6 +29,8 @@ pub(super) struct Preparation {
     pub(super) container: Option<ContainerFacts>,
     /// Something that people should know.
     pub(super) warning: Option<String>,
+    /// The programs, of a task that is the agent.
+    pub(super) agent: Option<Prepared>,
 }
 
 /// It was not done.
@@ -38,6 +42,8 @@ pub(in crate::orchestrator) enum WorkError {
     Files(#[from] FilesError),
     #[error("cannot read the credential for registry {registry}")]
     Credential { registry: String, source: VaultError },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
 }
 
 impl WorkError {
@@ -47,6 +53,7 @@ impl WorkError {
             Self::Runtime(RuntimeError::Refused { .. }) => true,
             Self::Runtime(RuntimeError::Unavailable(_) | RuntimeError::Gone(_)) => false,
             Self::Files(error) => !error.is_temporary(),
+            Self::Program(error) => !matches!(error, ProgramError::Archive(_)),
             Self::Credential { source, .. } => {
                 !matches!(source, VaultError::Store(error) if error.is_unavailable())
             }
@@ -76,6 +83,7 @@ pub(super) fn is_in_the_mesh(task: &Task) -> bool {
 
 /// Brings the image here and makes the container.
 pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
+    let warning = pull(&order).await?;
     let Order {
         runtime,
         vault,
@@ -84,15 +92,6 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
         task,
         address,
     } = order;
-    let image = &task.spec.container_spec.image;
-    let credential = credential(&vault, image).await?;
-    let warning = match runtime.pull(image, credential.as_ref()).await? {
-        Pulled::Fresh => None,
-        Pulled::Local(reason) => {
-            warn!(task = task.name(), image, reason, "using the image that is here");
-            Some(format!("the image that was here is used: {reason}"))
-        }
-    };
     let files = files.make(&task, &vault).await?;
     let wanted = Wanted {
         node: &node,
@@ -104,7 +103,22 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
     Ok(Preparation {
         container: runtime.container(&id).await?,
         warning,
+        agent: None,
     })
+}
+
+/// Brings the image of a task here; what people should know of it.
+pub(super) async fn pull(order: &Order) -> Result<Option<String>, WorkError> {
+    let task = &order.task;
+    let image = &task.spec.container_spec.image;
+    let credential = credential(&order.vault, image).await?;
+    match order.runtime.pull(image, credential.as_ref()).await? {
+        Pulled::Fresh => Ok(None),
+        Pulled::Local(reason) => {
+            warn!(task = task.name(), image, reason, "using the image that is here");
+            Ok(Some(format!("the image that was here is used: {reason}")))
+        }
+    }
 }
 
 /// Does something else with a container.
@@ -123,7 +137,7 @@ pub(super) async fn act(
     }
     Ok(Preparation {
         container: runtime.container(id).await?,
-        warning: None,
+        ..Preparation::default()
     })
 }
 

@@ -5,18 +5,23 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use mesh_orchestrator::{
     objects::{State, Task, TaskId, TaskState, TaskStatus, Timestamp},
-    spec::{Protocol, PublishMode},
+    spec::{Protocol, PublishMode, TaskRuntime},
 };
 use tracing::{debug, info, warn};
 
 use super::{
-    Done, RETRY, Worker, connections,
+    Done, RETRY, Worker,
+    agent::{self, AgentLook, Standing},
+    connections,
     hand::{Hand, Probing},
     machine::{self, Drain, Look, Next, Work},
     prepare::{self, Preparation},
     probe,
 };
-use crate::orchestrator::runtime::{ContainerFacts, Health, Phase, now};
+use crate::{
+    error::error_chain,
+    orchestrator::runtime::{ContainerFacts, Health, Phase, now},
+};
 
 /// Steps of one task in a row; more would be a fault of the machine's.
 const MAX_STEPS: usize = 16;
@@ -54,7 +59,10 @@ impl Worker {
             let id = assigned.task.id.clone();
             // Taken out, so that the rest of the worker can be used meanwhile.
             let mut hand = self.hands.remove(&id).unwrap_or_default();
-            let until = self.step_task(&assigned, &mut hand);
+            let until = match assigned.task.spec.runtime {
+                TaskRuntime::Container => self.step_task(&assigned, &mut hand),
+                TaskRuntime::Agent => self.step_agent(&assigned.task, &mut hand),
+            };
             wake = earlier(wake, until);
             self.hands.insert(id, hand);
         }
@@ -132,6 +140,98 @@ impl Worker {
         }
         warn!(task = task.name(), id = %task.id, "the task takes too many steps at once");
         Some(now() + RETRY)
+    }
+
+    /// As [`Self::step_task`], for a task that is this agent.
+    fn step_agent(&mut self, task: &Task, hand: &mut Hand) -> Option<Timestamp> {
+        for _ in 0..MAX_STEPS {
+            let now = now();
+            if hand.not_before.is_some_and(|time| time > now) {
+                return hand.not_before;
+            }
+            let record = self.options.programs.record();
+            let standing = match *self.options.proven.borrow() {
+                _ if self.options.replace.is_cancelled() => Standing::Leaving,
+                true => Standing::Proven,
+                false => Standing::Starting,
+            };
+            let next = agent::next(&AgentLook {
+                now,
+                task,
+                said: hand.furthest(task.status.state),
+                doing: hand.doing.as_ref().map(|(work, _)| *work),
+                refused: hand.refused.as_deref(),
+                prepared: hand.agent.as_ref(),
+                standing,
+                failure: record.failure_of(task.id.as_str()),
+            });
+            match next {
+                Next::Report(status) => {
+                    if status.state == TaskState::Running {
+                        self.remember_program(task, hand);
+                    }
+                    self.report(task, hand, None, status);
+                }
+                Next::Begin(Work::Start) => self.give_way(task, hand),
+                Next::Begin(work) => self.begin(task, hand, None, work, now),
+                Next::Abandon => {
+                    if let Some((_, handle)) = hand.doing.take() {
+                        handle.abort();
+                    }
+                }
+                Next::BeginDrain => {}
+                Next::Wait(until) => return until,
+            }
+        }
+        warn!(task = task.name(), id = %task.id, "the task takes too many steps at once");
+        Some(now() + RETRY)
+    }
+
+    /// So that the next agent need not look into the image again.
+    fn remember_program(&self, task: &Task, hand: &Hand) {
+        let Some(prepared) = &hand.agent else {
+            return;
+        };
+        let remembered = self
+            .options
+            .programs
+            .change(|record| record.adopt(task.id.as_str(), prepared.program.clone()));
+        if let Err(error) = remembered {
+            warn!(
+                task = task.name(),
+                error = error_chain(&error),
+                "not written down"
+            );
+        }
+    }
+
+    /// Writes down which program is to run next, and asks the agent to end for it.
+    fn give_way(&self, task: &Task, hand: &mut Hand) {
+        let programs = &self.options.programs;
+        match hand.agent.take() {
+            Some(prepared) if programs.has(&prepared.program) => {
+                let program = prepared.program;
+                info!(
+                    task = task.name(),
+                    program = program.short(),
+                    "the agent gives way to another program"
+                );
+                match programs.change(|record| record.deploy(task.id.as_str(), program)) {
+                    Ok(()) => self.options.replace.cancel(),
+                    Err(error) => hand.refused = Some(error_chain(&error)),
+                }
+            }
+            // It is got anew.
+            Some(_) | None => {}
+        }
+    }
+
+    /// Whether a task is this agent.
+    pub(super) fn is_agent(&self, task: &TaskId) -> bool {
+        self.options.cluster.read(|state| {
+            let task = state.tasks().get(task);
+            task.is_some_and(|task| task.spec.runtime == TaskRuntime::Agent)
+        })
     }
 
     fn step_orphans(&mut self, known: &BTreeSet<TaskId>) -> Option<Timestamp> {
@@ -213,7 +313,7 @@ impl Worker {
         now: Timestamp,
     ) {
         let prepare = (work == Work::Prepare).then(|| {
-            if hand.address.is_none() && prepare::is_in_the_mesh(task) {
+            if hand.address.is_none() && prepare::is_in_the_mesh(task) && task.spec.runtime.is_container() {
                 hand.address = self.free_address();
                 self.last_address = hand.address.or(self.last_address);
             }
@@ -244,9 +344,13 @@ impl Worker {
             Work::Prepare | Work::Start | Work::Remove => {}
         }
         let runtime = Arc::clone(&self.options.runtime);
+        let programs = Arc::clone(&self.options.programs);
         let task = task.clone();
         let handle = self.works.spawn(async move {
             let result = match (order, container) {
+                (Some(order), _) if order.task.spec.runtime == TaskRuntime::Agent => {
+                    agent::prepare(order, programs).await
+                }
                 (Some(order), _) => prepare::prepare(order).await,
                 (None, Some(container)) => prepare::act(runtime.as_ref(), &container, work).await,
                 (None, None) => Ok(Preparation::default()),

@@ -358,3 +358,39 @@ proptest! {
         prop_assert!(cluster.state().indexes_are_sound());
     }
 }
+
+#[test]
+fn the_nodes_agents_belong_to_one_service_that_stays_what_it_is() {
+    let agents = |name: &str| {
+        spec(name, |json| {
+            json["mode"] = serde_json::json!({"global": {}});
+            json["task_template"]["runtime"] = "agent".into();
+        })
+    };
+    let mut cluster = Cluster::of(2);
+    cluster.create(agents("load-balancer"));
+    cluster.step();
+    cluster.settle();
+    assert_eq!(running_on(&cluster).len(), 2);
+    let error = commands::create_service(cluster.state(), "other".into(), agents("other"), cluster.now);
+    let error = format!("{:?}", error.unwrap_err());
+    assert!(
+        error.contains("service load-balancer has the nodes' agents"),
+        "{error}"
+    );
+    // Its own next revision is none of another's business.
+    cluster.update("load-balancer", |json| {
+        json["task_template"]["force_update"] = 1.into();
+    });
+    cluster.step();
+    cluster.settle();
+
+    let service = cluster.service("load-balancer").clone();
+    let containers = spec("load-balancer", |json| {
+        json["mode"] = serde_json::json!({"global": {}});
+    });
+    let version = service.version;
+    let error = commands::update_service(cluster.state(), &service.id, version, containers, cluster.now);
+    let error = format!("{:?}", error.unwrap_err());
+    assert!(error.contains("cannot change"), "{error}");
+}

@@ -1,0 +1,203 @@
+//! The way of a task that is the agent, through a node that does as it is told, or not.
+
+use mesh_orchestrator::{
+    objects::{NodeId, ServiceId, Slot, TaskId},
+    spec::TaskSpec,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+fn task(desired: TaskState) -> Task {
+    let spec: TaskSpec =
+        serde_json::from_str(r#"{"runtime": "agent", "container_spec": {"image": "mesh-agent:2"}}"#).unwrap();
+    Task {
+        id: TaskId::from("t1"),
+        service: ServiceId::from("s1"),
+        service_name: "load-balancer".into(),
+        slot: Slot::Node(NodeId::from("n1")),
+        spec: Arc::new(spec),
+        spec_version: 1,
+        host_ports: Vec::new(),
+        node: Some(NodeId::from("n1")),
+        desired,
+        status: TaskStatus::new(TaskState::Assigned, Timestamp(0), ""),
+        created_at: Timestamp(0),
+        started_at: None,
+        finished_at: None,
+        not_before: None,
+        restarts: Vec::new(),
+        update_began: None,
+        given_up: false,
+    }
+}
+
+fn program(digit: char) -> Digest {
+    Digest::try_from(digit.to_string().repeat(64)).unwrap()
+}
+
+/// A node's agent and one task of it.
+struct World {
+    task: Task,
+    said: Vec<TaskStatus>,
+    own: Digest,
+    prepared: Option<Prepared>,
+    refused: Option<String>,
+    failure: Option<String>,
+    standing: Standing,
+    doing: Option<Work>,
+}
+
+impl World {
+    fn new(own: char, desired: TaskState) -> Self {
+        Self {
+            task: task(desired),
+            said: vec![TaskStatus::new(TaskState::Assigned, Timestamp(0), "")],
+            own: program(own),
+            prepared: None,
+            refused: None,
+            failure: None,
+            standing: Standing::Proven,
+            doing: None,
+        }
+    }
+
+    fn state(&self) -> TaskState {
+        self.said.last().unwrap().state
+    }
+
+    fn next(&self) -> Next {
+        next(&AgentLook {
+            now: Timestamp(1),
+            task: &self.task,
+            said: self.state(),
+            doing: self.doing,
+            refused: self.refused.as_deref(),
+            prepared: self.prepared.as_ref(),
+            standing: self.standing,
+            failure: self.failure.as_deref(),
+        })
+    }
+
+    /// Reports whatever is to be reported; what is to be done then.
+    fn settle(&mut self) -> Next {
+        for _ in 0..20 {
+            match self.next() {
+                Next::Report(status) => self.said.push(status),
+                next => return next,
+            }
+        }
+        panic!("it does not settle: {:?}", self.said);
+    }
+
+    fn prepare(&mut self, image: char) {
+        assert_eq!(self.settle(), Next::Begin(Work::Prepare));
+        self.prepared = Some(Prepared {
+            own: self.own.clone(),
+            program: program(image),
+        });
+    }
+}
+
+#[test]
+fn the_agent_gives_way_to_a_new_program_which_says_that_it_runs() {
+    let mut world = World::new('a', TaskState::Running);
+    world.prepare('b');
+    assert_eq!(world.settle(), Next::Begin(Work::Start));
+    assert_eq!(world.state(), TaskState::Starting);
+    world.standing = Standing::Leaving;
+    assert_eq!(world.settle(), WAIT);
+    // The new program, which has to find out what it is.
+    world.own = program('b');
+    world.prepared = None;
+    world.standing = Standing::Starting;
+    world.prepare('b');
+    assert_eq!(world.settle(), WAIT);
+    assert_eq!(world.state(), TaskState::Starting);
+    world.standing = Standing::Proven;
+    assert_eq!(world.settle(), WAIT);
+    assert_eq!(world.state(), TaskState::Running);
+}
+
+#[test]
+fn a_program_that_runs_already_costs_nothing() {
+    let mut world = World::new('a', TaskState::Running);
+    world.prepare('a');
+    assert_eq!(world.settle(), WAIT);
+    assert_eq!(world.state(), TaskState::Running);
+}
+
+#[test]
+fn a_held_task_is_prepared_and_waits() {
+    let mut world = World::new('a', TaskState::Ready);
+    world.prepare('b');
+    assert_eq!(world.settle(), WAIT);
+    assert_eq!(world.state(), TaskState::Ready);
+}
+
+#[test]
+fn an_image_that_is_no_agent_is_rejected_and_a_program_that_fell_back_has_failed() {
+    let mut world = World::new('a', TaskState::Running);
+    assert_eq!(world.settle(), Next::Begin(Work::Prepare));
+    world.refused = Some("no ELF".into());
+    assert_eq!(world.settle(), WAIT);
+    let last = world.said.last().unwrap();
+    assert_eq!(
+        (last.state, last.error.as_deref()),
+        (TaskState::Rejected, Some("no ELF"))
+    );
+
+    let mut world = World::new('a', TaskState::Running);
+    world.prepare('b');
+    assert_eq!(world.settle(), Next::Begin(Work::Start));
+    // The old program again.
+    world.prepared = None;
+    world.failure = Some("it has ended".into());
+    assert_eq!(world.settle(), WAIT);
+    let last = world.said.last().unwrap();
+    assert_eq!(
+        (last.state, last.error.as_deref()),
+        (TaskState::Failed, Some("it has ended"))
+    );
+}
+
+#[test]
+fn a_task_that_is_not_wanted_any_more_stops_nothing() {
+    for said in [TaskState::Preparing, TaskState::Starting, TaskState::Running] {
+        let mut world = World::new('a', TaskState::Shutdown);
+        world.said.push(TaskStatus::new(said, Timestamp(1), ""));
+        assert_eq!(world.settle(), WAIT);
+        assert_eq!(world.state(), TaskState::Shutdown);
+    }
+    let mut world = World::new('a', TaskState::Shutdown);
+    world.doing = Some(Work::Prepare);
+    assert_eq!(world.next(), Next::Abandon);
+}
+
+proptest! {
+    /// Whatever happens: states only go forward, and the agent gives way only for a wanted task's other program.
+    #[test]
+    fn states_go_forward_only(events in proptest::collection::vec(0_u8..8, 1..60)) {
+        let mut world = World::new('a', TaskState::Running);
+        for event in events {
+            match event {
+                0 => world.prepared = Some(Prepared { own: world.own.clone(), program: program('b') }),
+                1 => world.prepared = None,
+                2 => world.own = program('b'),
+                3 => world.standing = Standing::Starting,
+                4 => world.standing = Standing::Proven,
+                5 => world.standing = Standing::Leaving,
+                6 => world.task.desired = TaskState::Shutdown,
+                _ => world.refused = Some("no".into()),
+            }
+            let before = world.said.len();
+            if world.settle() == Next::Begin(Work::Start) {
+                let prepared = world.prepared.clone().unwrap();
+                prop_assert!(world.task.desired.is_wanted() && prepared.own != prepared.program);
+            }
+            for pair in world.said[before - 1..].windows(2) {
+                prop_assert!(pair[0].state < pair[1].state, "{:?}", world.said);
+            }
+        }
+    }
+}

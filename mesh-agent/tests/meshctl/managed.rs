@@ -1,0 +1,63 @@
+//! `meshctl managed`: the agents as a service of their own.
+
+use anyhow::{Result, ensure};
+use mesh_orchestrator::spec::TaskRuntime;
+
+use crate::server::Server;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agents_are_deployed_updated_listed_and_left_alone() -> Result<()> {
+    let server = Server::start().await?;
+    let said = server.fails("managed deploy load-balancer", 125).await?;
+    ensure!(said.contains("--image"), "{said}");
+    let said = server
+        .run("managed deploy load-balancer --image mesh-agent:2")
+        .await?;
+    ensure!(said.code == Some(0) && said.out == "load-balancer\n", "{said:?}");
+    ensure!(
+        said.err.contains("overall progress: 1 out of 1 tasks\n"),
+        "{said:?}"
+    );
+    server.cluster.read(|state| {
+        let service = state.service_named("load-balancer");
+        ensure!(service.is_some_and(|service| service.spec.task_template.runtime == TaskRuntime::Agent));
+        Ok(())
+    })?;
+    let listed = server.ok("managed ls").await?;
+    ensure!(
+        listed
+            == "NAME            IMAGE          REPLICAS   UPDATE\n\
+                load-balancer   mesh-agent:2   1/1        \n",
+        "{listed:?}"
+    );
+    // Once more is another revision, so that a tag that means something else by now is looked up.
+    server.ok("managed deploy load-balancer -q").await?;
+    let history = server
+        .ok("service history load-balancer --format '{{.Revision}}'")
+        .await?;
+    ensure!(history.lines().count() == 2, "{history}");
+    // One that cannot run is a failure, though the nodes go on.
+    let said = server
+        .fails("managed deploy load-balancer --image broken:1", 1)
+        .await?;
+    ensure!(
+        said.contains("rolled back") && said.contains("alpha: no such image: broken:1"),
+        "{said}"
+    );
+    let listed = server.ok("managed ls --format '{{.Image}} {{.Update}}'").await?;
+    ensure!(listed == "mesh-agent:2 rollback completed\n", "{listed}");
+
+    ensure!(server.ok("managed rm load-balancer").await? == "load-balancer\n");
+    ensure!(server.ok("managed ls -q").await?.is_empty());
+    let said = server.fails("managed rm load-balancer", 1).await?;
+    ensure!(said.contains("not deployed"), "{said}");
+
+    server
+        .ok("service create -q --name load-balancer --update-monitor 50ms haproxy")
+        .await?;
+    let said = server
+        .fails("managed deploy load-balancer --image mesh-agent:2", 1)
+        .await?;
+    ensure!(said.contains("a service of containers"), "{said}");
+    Ok(())
+}
