@@ -135,14 +135,15 @@ fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
     let Location::Remote(address) = backend.location else {
         return None;
     };
-    let datapath = view
-        .source
-        .cluster
-        .nodes
-        .get(&backend.node)
-        .map(|node| node.datapath);
-    if datapath == Some(NodeDatapath::Leaving) {
+    let node = view.source.cluster.nodes.get(&backend.node);
+    if node.is_some_and(|node| node.datapath == NodeDatapath::Leaving) {
         return Some(format!("the agent on {} is stopping", backend.node_name));
+    }
+    if node.is_some_and(|node| node.silent) {
+        return Some(format!(
+            "the agent on {} is not heard any more",
+            backend.node_name
+        ));
     }
     match view.desired.peers.get(&address) {
         Some(Some(_)) => None,
@@ -274,6 +275,23 @@ mod tests {
         assert_eq!(find("web.10").reason, "node n3 is not ready");
         assert_eq!(find("web.2").reason, "the way to 192.168.0.2 is not resolved yet");
         assert_eq!(find("web.3").state, RouteState::Draining);
+    }
+
+    #[test]
+    fn a_replica_on_a_silent_node_says_so() {
+        let (mut view, counters) = fixture::two_nodes();
+        std::sync::Arc::make_mut(&mut view.source.cluster)
+            .nodes
+            .get_mut("id2")
+            .unwrap()
+            .silent = true;
+        let rows = routes(&view, &counters).routes;
+        let row = rows.iter().find(|row| {
+            row.backend
+                .as_ref()
+                .is_some_and(|backend| backend.task == "web.2")
+        });
+        assert_eq!(row.unwrap().reason, "the agent on n2 is not heard any more");
     }
 
     #[test]

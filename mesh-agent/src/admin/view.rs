@@ -83,6 +83,7 @@ pub(crate) mod fixture {
             ready,
             weight: 1,
             datapath: if last == 2 { datapath } else { NodeDatapath::Ebpf },
+            silent: false,
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),

@@ -151,6 +151,7 @@ mod tests {
             ready: true,
             weight: 1,
             datapath,
+            silent: false,
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

@@ -45,6 +45,10 @@ pub struct Node {
     /// What balances there, as its agent announced it.
     #[serde(default)]
     pub datapath: NodeDatapath,
+    /// Whether its agent is not heard any more, and nobody has given the node up yet: it may be lost, or its
+    /// agent alone. New flows go elsewhere where they can.
+    #[serde(default)]
+    pub silent: bool,
 }
 
 fn one() -> u32 {

@@ -184,11 +184,12 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                 .insert(node.address, local.next_hops.get(&node.address).copied());
         }
     }
-    let placed: BTreeMap<&TaskId, Place> = cluster
+    let mut placed: BTreeMap<&TaskId, Place> = cluster
         .tasks
         .iter()
         .filter_map(|(id, task)| Some((id, place(cluster, local, id, task)?)))
         .collect();
+    avoid_silent_nodes(cluster, local, &mut placed);
     let unreached = unreached(cluster, &placed);
     for (id, service) in &cluster.services {
         for port in &service.ports {
@@ -249,6 +250,33 @@ fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<P
             state: BackendState::Draining,
         }),
         NodeDatapath::Unknown | NodeDatapath::None | NodeDatapath::Ebpf | NodeDatapath::Ipvs => None,
+    }
+}
+
+/// Takes new flows from nodes that are silent, where a service has active tasks elsewhere that this node reaches. One
+/// that has none goes on with what there is: a silent node may be well.
+fn avoid_silent_nodes(cluster: &Cluster, local: &Local, placed: &mut BTreeMap<&TaskId, Place>) {
+    let silent: BTreeSet<&NodeId> = cluster
+        .nodes
+        .iter()
+        .filter(|(id, node)| node.silent && **id != local.node)
+        .map(|(id, _)| id)
+        .collect();
+    if silent.is_empty() {
+        return;
+    }
+    let task_of = |id: &TaskId| cluster.tasks.get(id);
+    let elsewhere: BTreeSet<&ServiceId> = placed
+        .iter()
+        .filter(|(_, place)| place.state == BackendState::Active)
+        .filter_map(|(id, _)| task_of(id))
+        .filter(|task| !silent.contains(&task.node))
+        .map(|task| &task.service)
+        .collect();
+    for (id, place) in placed {
+        if task_of(id).is_some_and(|task| silent.contains(&task.node) && elsewhere.contains(&task.service)) {
+            place.state = BackendState::Draining;
+        }
     }
 }
 
@@ -377,6 +405,7 @@ mod tests {
             ready: true,
             weight: 1,
             datapath: NodeDatapath::Ebpf,
+            silent: false,
         }
     }
 
@@ -584,7 +613,7 @@ mod tests {
         #[test]
         fn new_flows_go_only_where_they_are_understood(
             own in select([NodeDatapath::Ebpf, NodeDatapath::Ipvs].as_slice()),
-            kinds in collection::vec((select(KINDS.as_slice()), any::<bool>()), 3),
+            kinds in collection::vec((select(KINDS.as_slice()), any::<bool>(), any::<bool>()), 3),
             tasks in collection::vec((0..4_usize, 0..2_usize, any::<bool>(), any::<bool>()), 0..8),
         ) {
             let names = ["here", "n1", "n2", "n3"];
@@ -593,8 +622,8 @@ mod tests {
                 ..Cluster::default()
             };
             cluster.nodes.insert("here".into(), node(1));
-            for (index, (datapath, ready)) in kinds.into_iter().enumerate() {
-                let node = Node { datapath, ready, ..node(2 + index as u8) };
+            for (index, (datapath, ready, silent)) in kinds.into_iter().enumerate() {
+                let node = Node { datapath, ready, silent, ..node(2 + index as u8) };
                 cluster.nodes.insert(names[index + 1].into(), node);
             }
             let mut local = Local { node: "here".into(), datapath: own, ..Local::default() };
@@ -612,10 +641,15 @@ mod tests {
                 cluster.tasks.insert(id, task);
             }
             let desired = desired(&cluster, &local, SERVICE_ADDRESS);
-            for backend in desired.backends.values() {
+            for (key, backend) in &desired.backends {
                 let node = &cluster.nodes[&backend.node];
                 if backend.node != "here" && backend.state == BackendState::Active {
                     prop_assert!(node.ready && node.datapath == own, "{backend:?} on {node:?}");
+                    let heard = |other: &Backend| other.node == "here" || !cluster.nodes[&other.node].silent;
+                    let other = desired.backends.iter().find(|(other_key, other)| {
+                        other_key.service == key.service && other.state == BackendState::Active && heard(other)
+                    });
+                    prop_assert!(heard(backend) || other.is_none(), "{backend:?} beside {other:?}");
                 }
             }
             for (id, port) in [("s0", 9200), ("s1", 9300)] {
@@ -626,6 +660,27 @@ mod tests {
                 prop_assert_eq!(answered, if reached || !meant { 2 } else { 0 }, "{}", id);
             }
         }
+    }
+
+    #[test]
+    fn a_silent_node_gets_no_new_flows_unless_there_is_no_other() {
+        let (mut cluster, mut local) = pair();
+        cluster.nodes.get_mut("there").unwrap().silent = true;
+        let found = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(found.services[&WEB].active, [key(11)]);
+        let there = &found.backends[&key(12)];
+        assert_eq!((there.state, there.weight), (BackendState::Draining, 0));
+
+        // What is known of this node itself by others is of no account here.
+        cluster.nodes.get_mut("here").unwrap().silent = true;
+        assert_eq!(
+            desired(&cluster, &local, SERVICE_ADDRESS).services,
+            found.services
+        );
+
+        local.containers.clear();
+        let found = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(found.services[&WEB].active, [key(12)], "it is all there is");
     }
 
     #[test]

@@ -65,6 +65,7 @@ mod tests {
             ready,
             weight: 1,
             datapath,
+            silent: false,
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

@@ -2,6 +2,7 @@
 //! wish for it, this node's presence, its tasks, and the picture for the mesh.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,7 +20,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     open::Opened,
@@ -188,6 +189,7 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     let mut changes = cluster.changes();
     let available = cluster.available();
     let mut said = Misunderstood::new();
+    let mut silent = BTreeSet::new();
     let mut confirm = interval(CONFIRM);
     confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -198,6 +200,17 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
             warn!("{error}");
         }
         said = misunderstood;
+        let now_silent = silent_nodes(&picture);
+        if now_silent != silent {
+            match now_silent.is_empty() {
+                true => info!("the agents of all nodes are heard again"),
+                false => warn!(
+                    nodes = ?now_silent,
+                    "agents are not heard any more: new connections go to other nodes where they can"
+                ),
+            }
+            silent = now_silent;
+        }
         let is_available = *available.borrow();
         state.send_if_modified(|state| update(state, picture, is_available, &cluster.store().describe()));
         tokio::select! {
@@ -207,6 +220,12 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
             _ = confirm.tick() => {}
         }
     }
+}
+
+/// The host names of nodes that may be lost.
+fn silent_nodes(picture: &model::Cluster) -> BTreeSet<String> {
+    let silent = picture.nodes.values().filter(|node| node.silent);
+    silent.map(|node| node.hostname.clone()).collect()
 }
 
 /// Takes a new picture over; true if somebody is to be woken.

@@ -2,7 +2,7 @@
 //!
 //! A task is a backend as long as its container is there and well: active while it is meant to run, draining
 //! from the moment it is not. Nodes whose agents are silent keep their last word until the leader has given
-//! them up.
+//! them up; they are told apart, for new connections better go elsewhere meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -99,6 +99,7 @@ fn picture_node(node: &objects::Node, presence: Option<&Presence>, weight: u32) 
         ready: node.status != objects::NodeStatus::Down,
         weight,
         datapath: presence.map_or(NodeDatapath::Unknown, datapath),
+        silent: presence.is_none() && node.status != objects::NodeStatus::Down,
     }
 }
 
@@ -288,6 +289,9 @@ mod tests {
         assert_eq!((a.ready, a.datapath, a.weight), (true, NodeDatapath::Ebpf, 3));
         assert_eq!(a.address, Ipv4Addr::new(10, 1, 0, 7));
         assert_eq!((b.ready, b.datapath), (false, NodeDatapath::Unknown));
+        assert!(!a.silent && !b.silent, "one is heard, the other given up");
+        let (cluster, _) = picture(&state, &BTreeMap::new());
+        assert!(cluster.nodes["a"].silent && !cluster.nodes["b"].silent);
         assert_eq!(b.address, Ipv4Addr::new(10, 1, 0, 1));
     }
 

@@ -199,6 +199,7 @@ mod tests {
                 ready,
                 weight: 1,
                 datapath: NodeDatapath::Unknown,
+                silent: false,
             };
             (id.to_owned(), node)
         };

@@ -74,6 +74,7 @@ impl<'a> Mesh<'a> {
                     ready: true,
                     weight: 1,
                     datapath: rung.node_datapath(),
+                    silent: false,
                 };
                 (node.space.name.clone(), cluster_node)
             })

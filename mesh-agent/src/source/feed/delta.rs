@@ -106,6 +106,7 @@ pub(super) mod tests {
             ready,
             weight: 1,
             datapath: NodeDatapath::Unknown,
+            silent: false,
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

@@ -44,6 +44,7 @@ fn picture(nodes: &[&str], services: u16) -> Cluster {
             ready: true,
             weight: 1,
             datapath: NodeDatapath::Unknown,
+            silent: false,
         };
         ((*name).to_owned(), node)
     };

@@ -316,6 +316,7 @@ fn node(listed: &ListedNode) -> Option<Node> {
         ready: is_ready(listed),
         weight: node_weight(listed).0,
         datapath: NodeDatapath::Unknown,
+        silent: false,
     })
 }
 
