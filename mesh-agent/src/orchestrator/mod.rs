@@ -10,6 +10,8 @@ mod place;
 mod run;
 pub mod runtime;
 mod source;
+#[cfg(test)]
+mod testing;
 mod tls;
 mod worker;
 

@@ -155,11 +155,12 @@ mod tests {
 
     use mesh_orchestrator::{
         commands,
-        objects::{Change, NodeStatus, ServiceId, TaskId, TaskStatus, Timestamp},
+        objects::{Change, NodeStatus, ServiceId, TaskStatus, Timestamp},
         spec::{Platform, Resources, ServiceSpec},
     };
 
     use super::*;
+    use crate::orchestrator::testing;
 
     const NOW: Timestamp = Timestamp(1000);
 
@@ -216,23 +217,12 @@ mod tests {
         let mut status = TaskStatus::new(observed, NOW, "");
         status.address = Some(Ipv4Addr::new(240, 0, 0, 1));
         let task = objects::Task {
-            id: TaskId::from("t1"),
             service: service.id.clone(),
-            service_name: "web".into(),
-            slot: Slot::Number(1),
-            spec: Arc::clone(&service.spec.task_template),
-            spec_version: 1,
-            host_ports: Vec::new(),
             node: Some(NodeId::from("a")),
             desired,
             status,
             created_at: NOW,
-            started_at: None,
-            finished_at: None,
-            not_before: None,
-            restarts: Vec::new(),
-            update_began: None,
-            given_up: false,
+            ..testing::task(Arc::clone(&service.spec.task_template))
         };
         apply(&mut state, vec![Change::CreateTask(Box::new(task))]);
         state

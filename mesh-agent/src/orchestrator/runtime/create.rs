@@ -248,33 +248,20 @@ mod tests {
     use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
 
     use mesh_orchestrator::{
-        objects::{EndpointPort, NodeId, ServiceId, Slot, TaskId, TaskState, TaskStatus, Timestamp},
+        objects::{EndpointPort, NodeId, Slot, TaskState, TaskStatus, Timestamp},
         spec::{Protocol, PublishMode, TaskSpec},
     };
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::orchestrator::testing;
 
     fn task(spec: Value) -> Task {
         let spec: TaskSpec = serde_json::from_value(spec).unwrap();
         Task {
-            id: TaskId::from("t1"),
-            service: ServiceId::from("s1"),
-            service_name: "web".into(),
             slot: Slot::Number(2),
-            spec: Arc::new(spec),
-            spec_version: 1,
-            host_ports: Vec::new(),
-            node: Some(NodeId::from("n1")),
-            desired: TaskState::Running,
             status: TaskStatus::new(TaskState::Preparing, Timestamp(0), ""),
-            created_at: Timestamp(0),
-            started_at: None,
-            finished_at: None,
-            not_before: None,
-            restarts: Vec::new(),
-            update_began: None,
-            given_up: false,
+            ..testing::task(Arc::new(spec))
         }
     }
 

@@ -1,34 +1,22 @@
 //! The way of a task that is the agent, through a node that does as it is told, or not.
 
 use mesh_orchestrator::{
-    objects::{NodeId, ServiceId, Slot, TaskId},
+    objects::{NodeId, Slot},
     spec::TaskSpec,
 };
 use proptest::prelude::*;
 
 use super::*;
+use crate::orchestrator::testing;
 
 fn task(desired: TaskState) -> Task {
     let spec: TaskSpec =
         serde_json::from_str(r#"{"runtime": "agent", "container_spec": {"image": "mesh-agent:2"}}"#).unwrap();
     Task {
-        id: TaskId::from("t1"),
-        service: ServiceId::from("s1"),
         service_name: "load-balancer".into(),
         slot: Slot::Node(NodeId::from("n1")),
-        spec: Arc::new(spec),
-        spec_version: 1,
-        host_ports: Vec::new(),
-        node: Some(NodeId::from("n1")),
         desired,
-        status: TaskStatus::new(TaskState::Assigned, Timestamp(0), ""),
-        created_at: Timestamp(0),
-        started_at: None,
-        finished_at: None,
-        not_before: None,
-        restarts: Vec::new(),
-        update_began: None,
-        given_up: false,
+        ..testing::task(Arc::new(spec))
     }
 }
 

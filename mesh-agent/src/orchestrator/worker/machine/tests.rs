@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use mesh_orchestrator::{
-    objects::{NodeId, ServiceId, Slot, TaskId},
-    spec::TaskSpec,
-};
+use mesh_orchestrator::{objects::TaskId, spec::TaskSpec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::orchestrator::testing;
 
 /// The engine, the store and the agent's memory of one task.
 struct World {
@@ -27,23 +25,8 @@ struct World {
 fn task(desired: TaskState) -> Task {
     let spec: TaskSpec = serde_json::from_str(r#"{"container_spec": {"image": "a:1"}}"#).unwrap();
     Task {
-        id: TaskId::from("t1"),
-        service: ServiceId::from("s1"),
-        service_name: "web".into(),
-        slot: Slot::Number(1),
-        spec: Arc::new(spec),
-        spec_version: 1,
-        host_ports: Vec::new(),
-        node: Some(NodeId::from("n1")),
         desired,
-        status: TaskStatus::new(TaskState::Assigned, Timestamp(0), ""),
-        created_at: Timestamp(0),
-        started_at: None,
-        finished_at: None,
-        not_before: None,
-        restarts: Vec::new(),
-        update_began: None,
-        given_up: false,
+        ..testing::task(Arc::new(spec))
     }
 }
 

@@ -1,0 +1,31 @@
+//! A task for the tests of this module's parts. Imports the orchestrator's objects only.
+
+use std::sync::Arc;
+
+use mesh_orchestrator::{
+    objects::{NodeId, ServiceId, Slot, Task, TaskId, TaskState, TaskStatus, Timestamp},
+    spec::TaskSpec,
+};
+
+/// The first task `t1` of the service `s1` (`web`), which shall run on the node `n1` and was assigned to it.
+pub(super) fn task(spec: Arc<TaskSpec>) -> Task {
+    Task {
+        id: TaskId::from("t1"),
+        service: ServiceId::from("s1"),
+        service_name: "web".into(),
+        slot: Slot::Number(1),
+        spec,
+        spec_version: 1,
+        host_ports: Vec::new(),
+        node: Some(NodeId::from("n1")),
+        desired: TaskState::Running,
+        status: TaskStatus::new(TaskState::Assigned, Timestamp(0), ""),
+        created_at: Timestamp(0),
+        started_at: None,
+        finished_at: None,
+        not_before: None,
+        restarts: Vec::new(),
+        update_began: None,
+        given_up: false,
+    }
+}
