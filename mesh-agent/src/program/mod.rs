@@ -82,3 +82,11 @@ impl ProgramError {
         }
     }
 }
+
+/// Reads and writes whole programs where nobody waits for it.
+pub(crate) async fn on_the_side<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ProgramError> + Send + 'static,
+) -> Result<T, ProgramError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(ProgramError::Archive(io::Error::other(error))))
+}

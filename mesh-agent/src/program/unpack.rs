@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::ProgramError;
+use super::{ProgramError, on_the_side};
 
 /// The largest program that is taken from an image: ten times what it has today.
 pub const MAX_PROGRAM_BYTES: u64 = 256 << 20;
@@ -24,8 +24,7 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// When the archive is none, holds something else than one file, or too much.
 pub async fn unpack(archive: BoxStream<'static, io::Result<Bytes>>, to: PathBuf) -> Result<(), ProgramError> {
     let reader = SyncIoBridge::new(StreamReader::new(archive.fuse()));
-    let unpacked = tokio::task::spawn_blocking(move || unpack_from(reader, &to)).await;
-    unpacked.unwrap_or_else(|error| Err(ProgramError::Archive(io::Error::other(error))))
+    on_the_side(move || unpack_from(reader, &to)).await
 }
 
 fn unpack_from(archive: impl Read, to: &Path) -> Result<(), ProgramError> {

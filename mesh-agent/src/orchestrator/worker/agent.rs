@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     orchestrator::runtime::{Runtime, RuntimeError, Wanted},
-    program::{self, Digest, ProgramError, Programs},
+    program::{self, Digest, ProgramError, Programs, on_the_side},
 };
 
 /// Where the program is in its image.
@@ -179,14 +179,6 @@ async fn remove_leftovers(runtime: &dyn Runtime, order: &Order) -> Result<(), Ru
 async fn own(programs: &Arc<Programs>) -> Result<Digest, ProgramError> {
     let programs = Arc::clone(programs);
     on_the_side(move || programs.own()).await
-}
-
-/// Reads and writes whole programs where nobody waits for it.
-async fn on_the_side<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ProgramError> + Send + 'static,
-) -> Result<T, ProgramError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(ProgramError::Archive(std::io::Error::other(error))))
 }
 
 #[cfg(test)]
