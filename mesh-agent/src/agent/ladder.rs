@@ -22,8 +22,8 @@ use super::{Reconciler, error_chain, reconcile::Round};
 use crate::{
     admin::control::Request,
     datapath::{
-        Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Footing,
-        InterfaceMode, Rung, RungState, RungStatus,
+        Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, InterfaceMode,
+        ReachedRung, Rung, RungState, RungStatus,
     },
     model::{Desired, NodeDatapath},
 };
@@ -347,10 +347,10 @@ impl Ladder {
 
     /// What status, metrics and JSON show.
     pub(super) fn status(&self) -> DatapathStatus {
-        let footing = self.footing();
+        let reached = self.reached_rung();
         let rungs: Vec<_> = Rung::ALL
             .into_iter()
-            .map(|rung| self.rung_status(rung, &footing))
+            .map(|rung| self.rung_status(rung, &reached))
             .collect();
         let mut reasons: Vec<&str> = Vec::new();
         for better in rungs.iter().take_while(|status| status.state != RungState::InUse) {
@@ -361,8 +361,8 @@ impl Ladder {
         DatapathStatus {
             choice: self.choice,
             kind: self.kind,
-            rung: footing.rung,
-            reason: if footing.rung.is_some() {
+            rung: reached.rung,
+            reason: if reached.rung.is_some() {
                 reasons.join("; ")
             } else {
                 "no uplink is known yet".to_owned()
@@ -372,25 +372,25 @@ impl Ladder {
         }
     }
 
-    fn footing(&self) -> Footing {
+    fn reached_rung(&self) -> ReachedRung {
         match self.kind {
-            DatapathKind::Ebpf => self.datapath.footing(),
-            DatapathKind::Ipvs => Footing {
+            DatapathKind::Ebpf => self.datapath.reached_rung(),
+            DatapathKind::Ipvs => ReachedRung {
                 rung: Some(Rung::Ipvs),
                 passed: Vec::new(),
             },
         }
     }
 
-    fn rung_status(&self, rung: Rung, footing: &Footing) -> RungStatus {
-        if footing.rung == Some(rung) {
+    fn rung_status(&self, rung: Rung, reached: &ReachedRung) -> RungStatus {
+        if reached.rung == Some(rung) {
             return RungStatus {
                 rung,
                 state: RungState::InUse,
                 reason: String::new(),
             };
         }
-        if let Some(passed) = footing.passed.iter().find(|passed| passed.rung == rung) {
+        if let Some(passed) = reached.passed.iter().find(|passed| passed.rung == rung) {
             return passed.clone();
         }
         let kind = rung.kind();

@@ -16,7 +16,7 @@ pub mod memory;
 pub mod netlink;
 mod rung;
 
-pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, Footing, Rung, RungState, RungStatus};
+pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, ReachedRung, Rung, RungState, RungStatus};
 
 /// A packet path that can be brought to any desired state by changes.
 ///
@@ -47,12 +47,12 @@ pub trait Datapath: Send {
 
     /// Which rung of its own it stands on, and what refused the better ones. A data path that has but one
     /// rung has nothing to say.
-    fn footing(&self) -> Footing {
-        Footing::default()
+    fn reached_rung(&self) -> ReachedRung {
+        ReachedRung::default()
     }
 
     /// Tries the better ones of its own rungs again, without a gap in the traffic. What is refused again
-    /// is no error: [`Self::footing`] tells.
+    /// is no error: [`Self::reached_rung`] tells.
     ///
     /// # Errors
     /// When the kernel refuses what it took before.

@@ -173,7 +173,7 @@ pub struct RungStatus {
 
 /// How far up its own part of the ladder a data path got.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Footing {
+pub struct ReachedRung {
     /// Where it stands; `None` while no uplink is known, or for a data path with one rung only.
     pub rung: Option<Rung>,
     /// The better rungs of its own, best first, and why it does not stand there.

@@ -97,7 +97,7 @@ impl Datapath for Fake {
         self.memory.modes()
     }
 
-    fn footing(&self) -> Footing {
+    fn reached_rung(&self) -> ReachedRung {
         let passed = self.kernel.lock().unwrap().refused_rungs.clone();
         let rung = passed
             .last()
@@ -105,7 +105,7 @@ impl Datapath for Fake {
                 Rung::XdpNativeTcx => Rung::XdpNativeClsact,
                 _ => Rung::Tc,
             });
-        Footing {
+        ReachedRung {
             rung: (!self.memory.state.uplinks.is_empty()).then_some(rung),
             passed,
         }

@@ -19,12 +19,12 @@ use aya::{
 use tracing::{debug, warn};
 
 use super::{
-    super::{DatapathError, Footing, InterfaceMode, Mode, TcChoice, XdpChoice},
+    super::{DatapathError, InterfaceMode, Mode, ReachedRung, TcChoice, XdpChoice},
     EbpfOptions, clsact,
     driver::driver_name,
     failed,
-    footing::{Outcome, Standing, footing},
     hooks::{self, interface_name, remove_pin},
+    uplink_rung::{Outcome, UplinkHooks, reached_rung},
 };
 use crate::model::HostInterface;
 
@@ -66,7 +66,7 @@ pub(super) struct Attachments {
 
 struct Uplink {
     interface: HostInterface,
-    standing: Standing,
+    hooks: UplinkHooks,
 }
 
 /// Loads every program into the kernel.
@@ -150,13 +150,13 @@ impl Attachments {
             return Ok(());
         }
         self.attach_tc(programs, UPLINK_PROGRAM, interface.index, "ingress")?;
-        let mut standing = self.attach_xdp(programs, name, interface.index)?;
-        standing.tcx = self.tcx.clone();
+        let mut uplink_hooks = self.attach_xdp(programs, name, interface.index)?;
+        uplink_hooks.tcx = self.tcx.clone();
         self.uplinks.insert(
             name.to_owned(),
             Uplink {
                 interface: *interface,
-                standing,
+                hooks: uplink_hooks,
             },
         );
         Ok(())
@@ -182,20 +182,20 @@ impl Attachments {
                 continue;
             };
             let index = uplink.interface.index;
-            let mut standing = uplink.standing.clone();
-            if matches!(standing.native, Outcome::Refused(_)) {
+            let mut uplink_hooks = uplink.hooks.clone();
+            if matches!(uplink_hooks.native, Outcome::Refused(_)) {
                 for mode in [XdpMode::Driver, XdpMode::Skb] {
                     remove_pin(&self.xdp_pin(index, mode))?;
                 }
-                standing = self.attach_xdp(programs, &name, index)?;
+                uplink_hooks = self.attach_xdp(programs, &name, index)?;
             }
-            standing.tcx = if self.clsact.contains(&(index, "ingress")) {
+            uplink_hooks.tcx = if self.clsact.contains(&(index, "ingress")) {
                 self.tcx.clone()
             } else {
                 Outcome::Works
             };
             if let Some(uplink) = self.uplinks.get_mut(&name) {
-                uplink.standing = standing;
+                uplink.hooks = uplink_hooks;
             }
         }
         Ok(())
@@ -269,17 +269,17 @@ impl Attachments {
             .iter()
             .map(|(name, uplink)| InterfaceMode {
                 interface: name.clone(),
-                mode: uplink.standing.mode,
-                reason: uplink.standing.reason(),
+                mode: uplink.hooks.mode,
+                reason: uplink.hooks.reason(),
             })
             .collect()
     }
 
-    pub(super) fn footing(&self) -> Footing {
+    pub(super) fn reached_rung(&self) -> ReachedRung {
         let uplinks = self.uplinks.iter();
-        footing(
+        reached_rung(
             &uplinks
-                .map(|(name, uplink)| (name.as_str(), &uplink.standing))
+                .map(|(name, uplink)| (name.as_str(), &uplink.hooks))
                 .collect(),
         )
     }
@@ -354,12 +354,17 @@ impl Attachments {
 
     /// Attaches XDP as fast as it goes; says how fast, and why not faster. What is said of tcx is the
     /// caller's.
-    fn attach_xdp(&mut self, programs: &mut Ebpf, name: &str, index: u32) -> Result<Standing, DatapathError> {
-        let mut standing = untried(self.xdp, name);
+    fn attach_xdp(
+        &mut self,
+        programs: &mut Ebpf,
+        name: &str,
+        index: u32,
+    ) -> Result<UplinkHooks, DatapathError> {
+        let mut uplink_hooks = untried(self.xdp, name);
         for mode in [XdpMode::Driver, XdpMode::Skb] {
             let wanted = match mode {
-                XdpMode::Driver => standing.native.works(),
-                _ => standing.generic.works(),
+                XdpMode::Driver => uplink_hooks.native.works(),
+                _ => uplink_hooks.generic.works(),
             };
             if !wanted {
                 continue;
@@ -373,11 +378,11 @@ impl Attachments {
             let outcome = hooks::attach_xdp(program, index, mode, &pin);
             if outcome.is_ok() {
                 self.unclaimed.remove(&pin);
-                standing.mode = match mode {
+                uplink_hooks.mode = match mode {
                     XdpMode::Driver => Mode::XdpNative,
                     _ => Mode::XdpGeneric,
                 };
-                return Ok(standing);
+                return Ok(uplink_hooks);
             }
             if let Err(error) = outcome {
                 let refused = Outcome::Refused(format!(
@@ -386,14 +391,14 @@ impl Attachments {
                     crate::error::error_chain(&error)
                 ));
                 match mode {
-                    XdpMode::Driver => standing.native = refused,
-                    _ => standing.generic = refused,
+                    XdpMode::Driver => uplink_hooks.native = refused,
+                    _ => uplink_hooks.generic = refused,
                 }
             }
         }
-        let reason = standing.reason();
+        let reason = uplink_hooks.reason();
         warn!(interface = name, reason, "tc alone serves this uplink");
-        Ok(standing)
+        Ok(uplink_hooks)
     }
 
     fn xdp_pin(&self, index: u32, mode: XdpMode) -> PathBuf {
@@ -412,7 +417,7 @@ pub(super) fn sweep(keep: impl Fn(u32, &str) -> bool) -> Result<usize, DatapathE
 }
 
 /// What the settings leave to be tried on an uplink, nothing attached yet.
-fn untried(choice: XdpChoice, interface: &str) -> Standing {
+fn untried(choice: XdpChoice, interface: &str) -> UplinkHooks {
     let not_tried = |reason: &str| Outcome::NotTried(reason.to_owned());
     let (native, generic) = match choice {
         XdpChoice::Off => {
@@ -436,7 +441,7 @@ fn untried(choice: XdpChoice, interface: &str) -> Standing {
             Outcome::Works,
         ),
     };
-    Standing {
+    UplinkHooks {
         mode: Mode::Tc,
         native,
         generic,

@@ -93,7 +93,7 @@ impl Handles {
             }))
     }
 
-    /// Sets a backend's traffic to nothing, before its place gets a new tenant.
+    /// Sets a backend's traffic to nothing, before its slot is reused.
     pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), DatapathError> {
         PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])
             .map_err(MapError::from)

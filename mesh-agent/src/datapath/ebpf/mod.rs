@@ -9,12 +9,12 @@ mod batch;
 mod clsact;
 mod driver;
 mod flows;
-mod footing;
 mod handles;
 mod hooks;
-mod places;
 mod rings;
+mod slots;
 mod tables;
+mod uplink_rung;
 
 use std::{
     net::Ipv4Addr,
@@ -32,7 +32,7 @@ use tracing::{debug, info};
 
 use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
 use super::{
-    ChangeError, Counters, Datapath, DatapathError, Footing, InterfaceMode, TcChoice, XdpChoice, failed,
+    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice, failed,
 };
 use crate::{
     model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
@@ -272,8 +272,8 @@ impl Datapath for EbpfDatapath {
         self.attachments.modes()
     }
 
-    fn footing(&self) -> Footing {
-        self.attachments.footing()
+    fn reached_rung(&self) -> ReachedRung {
+        self.attachments.reached_rung()
     }
 
     fn climb(&mut self) -> Result<(), DatapathError> {

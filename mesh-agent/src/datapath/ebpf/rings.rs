@@ -1,4 +1,4 @@
-//! The ring of places that a service's new flows choose from, for each way of balancing. Pure; imports
+//! The ring of entries that a service's new flows choose from, for each way of balancing. Pure; imports
 //! the model.
 
 use mesh_ebpf::abi::Choice;
@@ -7,9 +7,9 @@ use crate::model::{BackendKey, Balance, Scheduler};
 
 /// Sizes of hash tables: primes, as Maglev's permutations need.
 const TABLE_SIZES: [usize; 4] = [251, 1021, 4093, 16_381];
-/// A hash table has this many places for each backend at least, up to the largest size, so that shares
+/// A hash table has this many entries for each backend at least, up to the largest size, so that shares
 /// differ by about 1 % (Maglev, NSDI 2016, section 5.3).
-const PLACES_EACH: usize = 100;
+const ENTRIES_EACH: usize = 100;
 /// What one flow of a backend of weight 1 weighs, where the least loaded is chosen.
 const LOAD_STEP: u64 = 1 << 16;
 
@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     pub(super) weight: u32,
 }
 
-/// How a place is chosen, and which backend each place names.
+/// How a position is chosen, and which backend each position names.
 pub(super) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
     let candidates: Vec<Candidate> = candidates
         .iter()
@@ -64,26 +64,26 @@ fn weighted(candidates: &[Candidate]) -> Vec<u32> {
         .collect();
     let total: i64 = weights.iter().sum();
     let mut credit = vec![0; candidates.len()];
-    let mut places = Vec::new();
+    let mut entries = Vec::new();
     for _ in 0..total {
         for (credit, weight) in credit.iter_mut().zip(&weights) {
             *credit += weight;
         }
         // The first of equals.
-        let next = (0..credit.len()).rev().max_by_key(|place| credit[*place]);
+        let next = (0..credit.len()).rev().max_by_key(|position| credit[*position]);
         if let Some(next) = next {
             credit[next] -= total;
-            places.push(candidates[next].index);
+            entries.push(candidates[next].index);
         }
     }
-    places
+    entries
 }
 
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Maglev's table: each backend has a permutation of all places, of its own name alone, and they take
+/// Maglev's table: each backend has a permutation of all entries, of its own name alone, and they take
 /// turns (as many in a row as they have weight) to claim the next that is free. So every node makes the
 /// same table, and a backend that comes or goes moves little but its own share.
 fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
@@ -92,7 +92,7 @@ fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
     let Some(heaviest) = candidates.iter().map(|candidate| candidate.weight).max() else {
         return Vec::new();
     };
-    let wanted = candidates.len() * PLACES_EACH;
+    let wanted = candidates.len() * ENTRIES_EACH;
     let size = TABLE_SIZES
         .into_iter()
         .find(|size| *size >= wanted)
@@ -112,10 +112,10 @@ fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
                 continue;
             }
             credit[number] -= heaviest;
-            while table[walks[number].place].is_some() {
+            while table[walks[number].position].is_some() {
                 walks[number].advance(size);
             }
-            table[walks[number].place] = Some(candidate.index);
+            table[walks[number].position] = Some(candidate.index);
             free -= 1;
             if free == 0 {
                 break;
@@ -125,9 +125,9 @@ fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
     table.into_iter().flatten().collect()
 }
 
-/// A backend's way through the places.
+/// A backend's way through the entries.
 struct Walk {
-    place: usize,
+    position: usize,
     stride: usize,
 }
 
@@ -139,15 +139,15 @@ impl Walk {
             .into_iter()
             .chain(key.service.port.to_be_bytes());
         let hash = fnv1a(name.chain([key.service.protocol.number()]));
-        // Of a prime size, any stride but 0 visits every place.
+        // Of a prime size, any stride but 0 visits every position.
         Self {
-            place: (hash as u32) as usize % size,
+            position: (hash as u32) as usize % size,
             stride: 1 + (hash >> 32) as usize % (size - 1),
         }
     }
 
     fn advance(&mut self, size: usize) {
-        self.place = (self.place + self.stride) % size;
+        self.position = (self.position + self.stride) % size;
     }
 }
 
@@ -193,24 +193,24 @@ mod tests {
         }
     }
 
-    fn count(places: &[u32]) -> BTreeMap<u32, usize> {
+    fn count(entries: &[u32]) -> BTreeMap<u32, usize> {
         let mut counts = BTreeMap::new();
-        for place in places {
-            *counts.entry(*place).or_default() += 1;
+        for position in entries {
+            *counts.entry(*position).or_default() += 1;
         }
         counts
     }
 
     #[test]
     fn round_robin_ignores_weights() {
-        let (choice, places) = ring(by(Scheduler::RoundRobin), &candidates(&[1, 5, 2]));
-        assert_eq!((choice, places), (Choice::ROTATE, vec![100, 101, 102]));
+        let (choice, entries) = ring(by(Scheduler::RoundRobin), &candidates(&[1, 5, 2]));
+        assert_eq!((choice, entries), (Choice::ROTATE, vec![100, 101, 102]));
     }
 
     #[test]
     fn weighted_round_robin_spreads_its_turns() {
-        let (choice, places) = ring(by(Scheduler::WeightedRoundRobin), &candidates(&[10, 30, 10]));
-        assert_eq!((choice, places), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
+        let (choice, entries) = ring(by(Scheduler::WeightedRoundRobin), &candidates(&[10, 30, 10]));
+        assert_eq!((choice, entries), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
     }
 
     #[test]
@@ -234,9 +234,9 @@ mod tests {
 
     #[test]
     fn a_hash_table_gives_each_its_share() {
-        let (choice, places) = ring(by(Scheduler::Maglev), &candidates(&[1, 1, 2]));
-        assert_eq!((choice, places.len()), (Choice::HASH_ENDPOINT, 1021));
-        let counts = count(&places);
+        let (choice, entries) = ring(by(Scheduler::Maglev), &candidates(&[1, 1, 2]));
+        assert_eq!((choice, entries.len()), (Choice::HASH_ENDPOINT, 1021));
+        let counts = count(&entries);
         assert!(counts[&102].abs_diff(2 * counts[&100]) <= 4, "{counts:?}");
         assert!(counts[&100].abs_diff(counts[&101]) <= 2, "{counts:?}");
     }
@@ -272,8 +272,8 @@ mod tests {
             affinity in prop::option::of(1_u32..100),
         ) {
             let candidates = candidates(&weights);
-            let (_, places) = ring(Balance { scheduler, affinity }, &candidates);
-            let named: Vec<u32> = count(&places).into_keys().collect();
+            let (_, entries) = ring(Balance { scheduler, affinity }, &candidates);
+            let named: Vec<u32> = count(&entries).into_keys().collect();
             let active: Vec<u32> = candidates
                 .iter()
                 .filter(|candidate| candidate.weight > 0)

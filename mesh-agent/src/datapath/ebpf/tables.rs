@@ -1,4 +1,4 @@
-//! Places of services, backends and peers in the maps, and the writes that change them safely.
+//! Slots of services, backends and peers in the maps, and the writes that change them safely.
 //!
 //! Invariants: a place is never rewritten while packets may read it as somebody else's. A backend is
 //! written whole before its generation makes it valid, and its place waits at the back of the queue
@@ -21,8 +21,8 @@ use super::{
     super::{Counters, DatapathError, MapUsage, Traffic},
     failed,
     handles::Handles,
-    places::{Places, Ranges},
     rings::{Candidate, load_step, ring},
+    slots::{Ranges, Slots},
 };
 use crate::model::{
     Backend, BackendKey, Balance, Frontend, Location, NextHop, Protocol, ServiceEntry, ServiceKey,
@@ -31,13 +31,13 @@ use crate::model::{
 
 /// What is where.
 pub(super) struct Tables {
-    services: BTreeMap<ServiceKey, PlacedService>,
-    backends: BTreeMap<BackendKey, PlacedBackend>,
-    peers: BTreeMap<Ipv4Addr, PlacedPeer>,
+    services: BTreeMap<ServiceKey, ServiceSlot>,
+    backends: BTreeMap<BackendKey, BackendSlot>,
+    peers: BTreeMap<Ipv4Addr, PeerSlot>,
     frontends: BTreeMap<Frontend, Adopted>,
-    service_places: Places,
-    backend_places: Places,
-    peer_places: Places,
+    service_slots: Slots,
+    backend_slots: Slots,
+    peer_slots: Slots,
     ring: Ranges,
     /// Services whose ring must be written anew.
     dirty: BTreeSet<ServiceKey>,
@@ -50,10 +50,10 @@ pub(super) struct Tables {
 /// Whether something was found at start and not yet asked for.
 type Adopted = bool;
 
-struct PlacedService {
+struct ServiceSlot {
     index: u32,
     offset: u32,
-    places: Vec<u32>,
+    entries: Vec<u32>,
     /// How it is balanced; unknown until it has been asked for.
     balance: Balance,
     active: Vec<BackendKey>,
@@ -62,14 +62,14 @@ struct PlacedService {
     adopted: Adopted,
 }
 
-struct PlacedBackend {
+struct BackendSlot {
     index: u32,
     weight: u32,
     value: abi::Backend,
     adopted: Adopted,
 }
 
-struct PlacedPeer {
+struct PeerSlot {
     index: u32,
     adopted: Adopted,
 }
@@ -82,9 +82,9 @@ impl Tables {
             backends: BTreeMap::new(),
             peers: BTreeMap::new(),
             frontends: BTreeMap::new(),
-            service_places: Places::new(MAX_SERVICES),
-            backend_places: Places::new(MAX_BACKENDS),
-            peer_places: Places::new(MAX_PEERS),
+            service_slots: Slots::new(MAX_SERVICES),
+            backend_slots: Slots::new(MAX_BACKENDS),
+            peer_slots: Slots::new(MAX_PEERS),
             ring: Ranges::new(MAX_RING),
             dirty: BTreeSet::new(),
             retiring: Vec::new(),
@@ -97,23 +97,23 @@ impl Tables {
             let Some(key) = service_key(service.protocol, service.port) else {
                 continue;
             };
-            let mut places = Vec::new();
-            for place in service.ring_offset
+            let mut entries = Vec::new();
+            for position in service.ring_offset
                 ..service
                     .ring_offset
                     .saturating_add(service.ring_length)
                     .min(MAX_RING)
             {
-                places.push(maps.ring.get(&place, 0).map_err(reading("RING"))?);
+                entries.push(maps.ring.get(&position, 0).map_err(reading("RING"))?);
             }
-            tables.service_places.take(index);
+            tables.service_slots.take(index);
             tables.ring.take(service.ring_offset, service.ring_length);
             tables.services.insert(
                 key,
-                PlacedService {
+                ServiceSlot {
                     index,
                     offset: service.ring_offset,
-                    places,
+                    entries,
                     balance: Balance::default(),
                     active: Vec::new(),
                     choice: service.choice,
@@ -128,14 +128,14 @@ impl Tables {
                 continue;
             };
             let value = maps.backends.get(&index, 0).map_err(reading("BACKENDS"))?;
-            tables.backend_places.take(index);
+            tables.backend_slots.take(index);
             let key = BackendKey {
                 service,
                 address: key.address.into(),
             };
             tables.backends.insert(
                 key,
-                PlacedBackend {
+                BackendSlot {
                     index,
                     weight: 1,
                     value,
@@ -145,10 +145,10 @@ impl Tables {
         }
         for entry in maps.peer_index.iter() {
             let (address, index) = entry.map_err(reading("PEER_INDEX"))?;
-            tables.peer_places.take(index);
+            tables.peer_slots.take(index);
             tables
                 .peers
-                .insert(address.into(), PlacedPeer { index, adopted: true });
+                .insert(address.into(), PeerSlot { index, adopted: true });
         }
         for entry in maps.frontends.iter() {
             let (key, _) = entry.map_err(reading("FRONTENDS"))?;
@@ -182,7 +182,7 @@ impl Tables {
                 peer.index
             }
             None => self
-                .peer_places
+                .peer_slots
                 .allocate()
                 .ok_or_else(|| failed(doing(), "the table of peers is full"))?,
         };
@@ -203,7 +203,7 @@ impl Tables {
             .map_err(|error| failed(doing(), error))?;
         self.peers.insert(
             address,
-            PlacedPeer {
+            PeerSlot {
                 index,
                 adopted: false,
             },
@@ -219,7 +219,7 @@ impl Tables {
         maps.next_hops
             .set(peer.index, abi::NextHop::default(), 0)
             .map_err(|error| failed(format!("forget the way to peer {address}"), error))?;
-        self.peer_places.release(peer.index);
+        self.peer_slots.release(peer.index);
         Ok(())
     }
 
@@ -237,19 +237,19 @@ impl Tables {
         let mut value = self
             .backend_value(key, backend, service)
             .ok_or_else(|| failed(doing(), "its node is no known peer"))?;
-        if let Some(placed) = self.backends.get_mut(&key) {
-            value.generation = placed.value.generation;
-            if placed.value == value {
-                placed.adopted = false;
-                if placed.weight != backend.weight {
-                    placed.weight = backend.weight;
+        if let Some(slot) = self.backends.get_mut(&key) {
+            value.generation = slot.value.generation;
+            if slot.value == value {
+                slot.adopted = false;
+                if slot.weight != backend.weight {
+                    slot.weight = backend.weight;
                     self.dirty.insert(key.service);
                 }
                 return Ok(());
             }
         }
         let index = self
-            .backend_places
+            .backend_slots
             .allocate()
             .ok_or_else(|| failed(doing(), "the table of backends is full"))?;
         let write = |maps: &mut Handles, value: &abi::Backend| {
@@ -260,14 +260,14 @@ impl Tables {
         maps.clear_backend_traffic(index)?;
         value.generation = 0;
         write(maps, &value)?;
-        value.generation = self.backend_places.next_generation();
+        value.generation = self.backend_slots.next_generation();
         write(maps, &value)?;
         maps.backend_index
             .insert(abi_key(key), index, 0)
             .map_err(|error| failed(doing(), error))?;
         if let Some(old) = self.backends.insert(
             key,
-            PlacedBackend {
+            BackendSlot {
                 index,
                 weight: backend.weight,
                 value,
@@ -285,11 +285,11 @@ impl Tables {
         maps: &mut Handles,
         key: BackendKey,
     ) -> Result<(), DatapathError> {
-        let Some(placed) = self.backends.remove(&key) else {
+        let Some(slot) = self.backends.remove(&key) else {
             return Ok(());
         };
         remove(&mut maps.backend_index, &abi_key(key), "BACKEND_INDEX")?;
-        self.retiring.push((key.service, placed.index));
+        self.retiring.push((key.service, slot.index));
         self.dirty.insert(key.service);
         Ok(())
     }
@@ -326,8 +326,8 @@ impl Tables {
         };
         remove(&mut maps.services, &service.index, "SERVICES")?;
         self.stale_ranges
-            .push((service.offset, service.places.len() as u32));
-        self.service_places.release(service.index);
+            .push((service.offset, service.entries.len() as u32));
+        self.service_slots.release(service.index);
         self.dirty.remove(&key);
         Ok(())
     }
@@ -377,7 +377,7 @@ impl Tables {
             if let Some(service) = self.services.get_mut(&service) {
                 service.retired += traffic;
             }
-            self.backend_places.release(index);
+            self.backend_slots.release(index);
         }
         Ok(())
     }
@@ -393,19 +393,19 @@ impl Tables {
         let services: Vec<_> = self
             .services
             .iter()
-            .filter(|(_, placed)| placed.adopted)
+            .filter(|(_, slot)| slot.adopted)
             .map(|(key, _)| *key)
             .collect();
         let backends: Vec<_> = self
             .backends
             .iter()
-            .filter(|(_, placed)| placed.adopted)
+            .filter(|(_, slot)| slot.adopted)
             .map(|(key, _)| *key)
             .collect();
         let peers: Vec<_> = self
             .peers
             .iter()
-            .filter(|(_, placed)| placed.adopted)
+            .filter(|(_, slot)| slot.adopted)
             .map(|(key, _)| *key)
             .collect();
         frontends
@@ -429,15 +429,15 @@ impl Tables {
             .active
             .iter()
             .filter_map(|key| {
-                let placed = self.backends.get(key)?;
+                let slot = self.backends.get(key)?;
                 Some(Candidate {
                     key: *key,
-                    index: placed.index,
-                    weight: placed.weight,
+                    index: slot.index,
+                    weight: slot.weight,
                 })
             })
             .collect();
-        let (choice, places) = ring(service.balance, &candidates);
+        let (choice, entries) = ring(service.balance, &candidates);
         let doing = || format!("write the rotation of port {}", key.port);
         if choice == Choice::LEAST {
             for candidate in &candidates {
@@ -455,17 +455,17 @@ impl Tables {
             }
         }
         let known = maps.services.get(&service.index, 0).is_ok();
-        if known && places == service.places && choice == service.choice {
+        if known && entries == service.entries && choice == service.choice {
             return Ok(());
         }
-        let length = places.len() as u32;
+        let length = entries.len() as u32;
         let offset = self
             .ring
             .allocate(length)
             .ok_or_else(|| failed(doing(), "the ring table is full"))?;
-        for (place, index) in (offset..).zip(&places) {
+        for (position, index) in (offset..).zip(&entries) {
             maps.ring
-                .set(place, *index, 0)
+                .set(position, *index, 0)
                 .map_err(|error| failed(doing(), error))?;
         }
         let value = Service {
@@ -479,9 +479,9 @@ impl Tables {
             .insert(service.index, value, 0)
             .map_err(|error| failed(doing(), error))?;
         self.stale_ranges
-            .push((service.offset, service.places.len() as u32));
+            .push((service.offset, service.entries.len() as u32));
         service.offset = offset;
-        service.places = places;
+        service.entries = entries;
         service.choice = choice;
         Ok(())
     }
@@ -490,13 +490,13 @@ impl Tables {
         if let Some(service) = self.services.get(&key) {
             return Some(service.index);
         }
-        let index = self.service_places.allocate()?;
+        let index = self.service_slots.allocate()?;
         self.services.insert(
             key,
-            PlacedService {
+            ServiceSlot {
                 index,
                 offset: 0,
-                places: Vec::new(),
+                entries: Vec::new(),
                 balance: Balance::default(),
                 active: Vec::new(),
                 choice: Choice::ROTATE,
@@ -535,7 +535,7 @@ impl Tables {
     pub(super) fn current_generations(&self) -> BTreeMap<u32, u32> {
         self.backends
             .values()
-            .map(|placed| (placed.index, placed.value.generation))
+            .map(|slot| (slot.index, slot.value.generation))
             .collect()
     }
 
@@ -550,16 +550,16 @@ impl Tables {
             .values()
             .filter(|service| service.choice == Choice::LEAST)
         {
-            for placed in service.active.iter().filter_map(|key| self.backends.get(key)) {
-                let step = load_step(service.balance, placed.weight);
-                let flows = active.get(&placed.index).copied().unwrap_or(0);
+            for slot in service.active.iter().filter_map(|key| self.backends.get(key)) {
+                let step = load_step(service.balance, slot.weight);
+                let flows = active.get(&slot.index).copied().unwrap_or(0);
                 let load = Load {
                     value: flows.saturating_mul(step),
                     step,
                 };
                 maps.loads
-                    .set(placed.index, load, 0)
-                    .map_err(|error| failed(format!("write LOADS[{}]", placed.index), error))?;
+                    .set(slot.index, load, 0)
+                    .map_err(|error| failed(format!("write LOADS[{}]", slot.index), error))?;
             }
         }
         Ok(())
@@ -575,12 +575,8 @@ impl Tables {
         for (key, service) in &self.services {
             counters.services.insert(*key, service.retired);
         }
-        for (key, placed) in &self.backends {
-            let traffic = traffic_of(
-                maps,
-                placed.index,
-                active.get(&placed.index).copied().unwrap_or(0),
-            )?;
+        for (key, slot) in &self.backends {
+            let traffic = traffic_of(maps, slot.index, active.get(&slot.index).copied().unwrap_or(0))?;
             if let Some(service) = counters.services.get_mut(&key.service) {
                 *service += traffic;
             }

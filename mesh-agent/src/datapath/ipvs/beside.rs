@@ -12,7 +12,7 @@ use super::{
     kernel::VirtualService,
     rules::{Rules, Target},
     tunnel::TunnelPlan,
-    wanted::{Role, Service, Table},
+    wanted::{Role, Table, WantedService},
 };
 use crate::model::{Desired, Location};
 
@@ -58,16 +58,16 @@ pub(super) fn rules(
 }
 
 /// Where local processes' connections to 127.0.0.0/8 go: to what every frontend of the service has.
-fn targets(service: &Service) -> Vec<Target> {
+fn targets(service: &WantedService) -> Vec<Target> {
     service
         .destinations
         .iter()
-        .filter_map(|(destination, place)| match destination.address {
+        .filter_map(|(destination, wanted)| match destination.address {
             IpAddr::V4(address) => Some(Target {
-                backend: place.backend,
+                backend: wanted.backend,
                 address,
                 port: destination.port,
-                weight: place.weight,
+                weight: wanted.weight,
             }),
             IpAddr::V6(_) => None,
         })

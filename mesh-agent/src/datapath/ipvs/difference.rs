@@ -34,12 +34,12 @@ pub(super) fn additions(present: &PresentTable, wanted: &Table) -> Vec<Command> 
             Some(_) => {}
         }
         let mut last = Vec::new();
-        for (destination, place) in &service.destinations {
+        for (destination, wanted) in &service.destinations {
             match found.and_then(|found| found.destinations.get(destination)) {
-                None => commands.push(Command::NewDestination(*name, *destination, place.weight)),
-                Some(weight) if *weight == place.weight => {}
-                Some(_) if place.weight == 0 => last.push(Command::SetDestination(*name, *destination, 0)),
-                Some(_) => commands.push(Command::SetDestination(*name, *destination, place.weight)),
+                None => commands.push(Command::NewDestination(*name, *destination, wanted.weight)),
+                Some(weight) if *weight == wanted.weight => {}
+                Some(_) if wanted.weight == 0 => last.push(Command::SetDestination(*name, *destination, 0)),
+                Some(_) => commands.push(Command::SetDestination(*name, *destination, wanted.weight)),
             }
         }
         commands.append(&mut last);
@@ -110,7 +110,7 @@ mod tests {
     use crate::{
         datapath::ipvs::{
             kernel::SchedulerFlags,
-            wanted::{Place, Role, Service},
+            wanted::{Role, WantedDestination, WantedService},
         },
         model::{BackendKey, Protocol, ServiceKey},
     };
@@ -152,10 +152,10 @@ mod tests {
                                 address: address(last),
                                 port: 80,
                             };
-                            (destination, Place { backend, weight })
+                            (destination, WantedDestination { backend, weight })
                         })
                         .collect();
-                    let service = Service {
+                    let service = WantedService {
                         settings,
                         destinations,
                         role: Role::Frontend(KEY),
@@ -173,7 +173,7 @@ mod tests {
                 let destinations = service
                     .destinations
                     .iter()
-                    .map(|(destination, place)| (*destination, place.weight))
+                    .map(|(destination, wanted)| (*destination, wanted.weight))
                     .collect();
                 let settings = service.settings.clone();
                 (

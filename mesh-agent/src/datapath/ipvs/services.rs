@@ -209,7 +209,7 @@ impl Services {
                 continue;
             };
             let mut opening: Vec<(Destination, BackendKey)> = Vec::new();
-            for (destination, place) in &service.destinations {
+            for (destination, wanted) in &service.destinations {
                 let position = (*name, *destination);
                 let there = self
                     .present
@@ -219,9 +219,10 @@ impl Services {
                     continue;
                 }
                 if self.inherited.remove(&position) || !old.contains(name) {
-                    self.accounts.open(position, place.backend, Statistics::default());
+                    self.accounts
+                        .open(position, wanted.backend, Statistics::default());
                 } else {
-                    opening.push((*destination, place.backend));
+                    opening.push((*destination, wanted.backend));
                 }
             }
             if opening.is_empty() {
@@ -317,6 +318,6 @@ fn positions(present: &PresentTable) -> impl Iterator<Item = Position> {
 
 /// Whose traffic a position is, in a wanted table.
 fn owner(wanted: &Table, (service, destination): &Position) -> Option<BackendKey> {
-    let place = wanted.get(service)?.destinations.get(destination)?;
-    Some(place.backend)
+    let destination = wanted.get(service)?.destinations.get(destination)?;
+    Some(destination.backend)
 }

@@ -12,15 +12,15 @@ use crate::model::{Backend, BackendKey, Balance, Desired, Location, Protocol, Sc
 const MAX_WEIGHT: u32 = 65_535;
 
 /// Every virtual service that should be there.
-pub(super) type Table = BTreeMap<VirtualService, Service>;
+pub(super) type Table = BTreeMap<VirtualService, WantedService>;
 
 /// A virtual service with its destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Service {
+pub(super) struct WantedService {
     /// How it chooses.
     pub(super) settings: Settings,
     /// Where it sends.
-    pub(super) destinations: BTreeMap<Destination, Place>,
+    pub(super) destinations: BTreeMap<Destination, WantedDestination>,
     /// What it is for.
     pub(super) role: Role,
 }
@@ -47,7 +47,7 @@ impl Role {
 
 /// A backend as a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct WantedDestination {
     /// Whose traffic it is.
     pub(super) backend: BackendKey,
     /// Its share of new connections.
@@ -62,7 +62,7 @@ pub(super) fn is_ours(settings: &Settings) -> bool {
 
 /// The table for a state. `left_out` is the address that only the eBPF data path answers at.
 pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
-    let mut destinations: BTreeMap<ServiceKey, BTreeMap<Destination, Place>> = BTreeMap::new();
+    let mut destinations: BTreeMap<ServiceKey, BTreeMap<Destination, WantedDestination>> = BTreeMap::new();
     let mut table = Table::new();
     for (key, backend) in &state.backends {
         let Some(service) = state.services.get(&key.service) else {
@@ -71,7 +71,7 @@ pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
         let active = service.active.contains(key);
         destinations.entry(key.service).or_default().insert(
             destination(key, backend),
-            Place {
+            WantedDestination {
                 backend: *key,
                 weight: if active { backend.weight.min(MAX_WEIGHT) } else { 0 },
             },
@@ -90,7 +90,7 @@ pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
         }
         table.insert(
             virtual_service(frontend.address, frontend.service.protocol, frontend.service.port),
-            Service {
+            WantedService {
                 settings: settings(service.balance),
                 destinations: destinations.get(&frontend.service).cloned().unwrap_or_default(),
                 role: Role::Frontend(frontend.service),
@@ -116,16 +116,16 @@ pub(super) fn destination(key: &BackendKey, backend: &Backend) -> Destination {
 
 /// What answers at the mesh address of a replica of this node. It knows that one replica only, so what
 /// came by the tunnel never goes on to another node.
-fn replica(key: &BackendKey, backend: &Backend) -> (VirtualService, Service) {
-    let place = Place {
+fn replica(key: &BackendKey, backend: &Backend) -> (VirtualService, WantedService) {
+    let wanted = WantedDestination {
         backend: *key,
         weight: 1,
     };
     (
         virtual_service(mesh_address(key.address), key.service.protocol, key.service.port),
-        Service {
+        WantedService {
             settings: settings(Balance::default()),
-            destinations: BTreeMap::from([(destination(key, backend), place)]),
+            destinations: BTreeMap::from([(destination(key, backend), wanted)]),
             role: Role::Replica(*key),
         },
     )
@@ -235,11 +235,11 @@ pub(super) mod tests {
         }
     }
 
-    fn destinations(service: &Service) -> Vec<(String, u32)> {
+    fn destinations(service: &WantedService) -> Vec<(String, u32)> {
         service
             .destinations
             .iter()
-            .map(|(destination, place)| (destination.to_string(), place.weight))
+            .map(|(destination, wanted)| (destination.to_string(), wanted.weight))
             .collect()
     }
 

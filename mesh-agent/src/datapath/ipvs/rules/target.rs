@@ -15,7 +15,7 @@ pub(super) mod names {
 }
 
 /// Places in a service's rotation; weights that need more are rounded.
-const MOST_PLACES: u64 = 256;
+const MOST_TURNS: u64 = 256;
 
 /// A replica, as a destination of local processes' connections to 127.0.0.0/8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,23 +62,23 @@ pub(super) fn rotation(targets: &[Target]) -> Vec<&Target> {
     let weights: Vec<u64> = targets.iter().map(|target| u64::from(target.weight)).collect();
     let divisor = weights.iter().copied().fold(0, greatest_common_divisor).max(1);
     let sum: u64 = weights.iter().map(|weight| weight / divisor).sum();
-    let places: Vec<i64> = weights
+    let turns: Vec<i64> = weights
         .iter()
         .map(|weight| {
             let share = weight / divisor;
             let share = match sum {
-                0..=MOST_PLACES => share,
-                _ => (share.saturating_mul(MOST_PLACES) / sum).max(1),
+                0..=MOST_TURNS => share,
+                _ => (share.saturating_mul(MOST_TURNS) / sum).max(1),
             };
             i64::try_from(share).unwrap_or(i64::MAX)
         })
         .collect();
     // Each turn, everyone gains what it weighs, and who has most pays for the turn.
-    let total: i64 = places.iter().sum();
-    let mut credit = vec![0; places.len()];
+    let total: i64 = turns.iter().sum();
+    let mut credit = vec![0; turns.len()];
     let mut order = Vec::new();
     for _ in 0..total {
-        for (credit, weight) in credit.iter_mut().zip(&places) {
+        for (credit, weight) in credit.iter_mut().zip(&turns) {
             *credit += weight;
         }
         let Some(chosen) = (0..credit.len()).rev().max_by_key(|place| credit[*place]) else {

@@ -82,9 +82,9 @@ pub(super) enum Entry {
     Rule,
 }
 
-/// What an entry is found by in its table: two entries with the same place cannot be there at once.
+/// What an entry is found by in its table: no two entries in it have the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum EntryKey {
     Forward(u32, MacAddress),
     Port(u32, MacAddress),
     Neighbour(u32, Ipv4Addr),
@@ -125,7 +125,7 @@ pub(super) fn wanted(plan: &TunnelPlan, interfaces: Interfaces) -> BTreeSet<Entr
 }
 
 impl Entry {
-    /// The message that makes the entry, whatever has its place.
+    /// The message that makes the entry, replacing any with the same key.
     pub(super) fn add(&self) -> Message {
         let flags = match self {
             Self::Rule => NLM_F_CREATE | NLM_F_EXCL,
@@ -153,17 +153,17 @@ impl Entry {
         )
     }
 
-    /// Where it stands.
-    pub(super) fn place(&self) -> Place {
+    /// What the kernel finds it by.
+    pub(super) fn key(&self) -> EntryKey {
         match *self {
-            Self::Forward { device, mac, .. } => Place::Forward(device, mac),
-            Self::Port { device, mac } => Place::Port(device, mac),
-            Self::Neighbour { bridge, peer, .. } => Place::Neighbour(bridge, peer),
-            Self::Local { address, .. } => Place::Route(TABLE_LOCAL, address),
-            Self::Remote { address, .. } => Place::Route(TABLE_MAIN, address),
-            Self::Back { peer, .. } => Place::Route(TABLE, peer),
-            Self::Sink => Place::Route(TABLE_MAIN, MESH_PREFIX),
-            Self::Rule => Place::Rule,
+            Self::Forward { device, mac, .. } => EntryKey::Forward(device, mac),
+            Self::Port { device, mac } => EntryKey::Port(device, mac),
+            Self::Neighbour { bridge, peer, .. } => EntryKey::Neighbour(bridge, peer),
+            Self::Local { address, .. } => EntryKey::Route(TABLE_LOCAL, address),
+            Self::Remote { address, .. } => EntryKey::Route(TABLE_MAIN, address),
+            Self::Back { peer, .. } => EntryKey::Route(TABLE, peer),
+            Self::Sink => EntryKey::Route(TABLE_MAIN, MESH_PREFIX),
+            Self::Rule => EntryKey::Rule,
         }
     }
 

@@ -115,10 +115,10 @@ impl Tunnel {
         let found = self.entries(Some(interfaces))?;
         // What is wanted replaces what has its place, and is there before what is stale goes.
         let add: Vec<&Entry> = wanted.difference(&found).collect();
-        let replaced: BTreeSet<_> = add.iter().map(|entry| entry.place()).collect();
+        let replaced: BTreeSet<_> = add.iter().map(|entry| entry.key()).collect();
         let remove: Vec<&Entry> = found
             .difference(&wanted)
-            .filter(|entry| !replaced.contains(&entry.place()))
+            .filter(|entry| !replaced.contains(&entry.key()))
             .collect();
         let added = self.write("add", &add, Entry::add, &[Errno::EEXIST]);
         let removed = self.write("remove", &remove, Entry::remove, GONE);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::{Footing, Mode, Rung, RungState, RungStatus};
+use super::super::{Mode, ReachedRung, Rung, RungState, RungStatus};
 
 /// What became of a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Outcome {
 
 /// What became of the hooks of one uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct UplinkHooks {
     /// The XDP hook in use, if any.
     pub(super) mode: Mode,
     /// XDP in the driver.
@@ -41,7 +41,7 @@ pub(super) struct Standing {
     pub(super) tcx: Outcome,
 }
 
-impl Standing {
+impl UplinkHooks {
     pub(super) fn rung(&self) -> Rung {
         match (self.mode, self.tcx.works()) {
             (Mode::XdpNative, true) => Rung::XdpNativeTcx,
@@ -83,9 +83,9 @@ impl Standing {
 }
 
 /// The node stands where its slowest uplink does.
-pub(super) fn footing(uplinks: &BTreeMap<&str, &Standing>) -> Footing {
+pub(super) fn reached_rung(uplinks: &BTreeMap<&str, &UplinkHooks>) -> ReachedRung {
     let Some(rung) = uplinks.values().map(|uplink| uplink.rung()).max() else {
-        return Footing::default();
+        return ReachedRung::default();
     };
     let better = Rung::ALL.into_iter().filter(|better| *better < rung);
     let passed = better.map(|better| {
@@ -105,7 +105,7 @@ pub(super) fn footing(uplinks: &BTreeMap<&str, &Standing>) -> Footing {
             reason: reasons.join("; "),
         }
     });
-    Footing {
+    ReachedRung {
         rung: Some(rung),
         passed: passed.collect(),
     }
@@ -115,8 +115,8 @@ pub(super) fn footing(uplinks: &BTreeMap<&str, &Standing>) -> Footing {
 mod tests {
     use super::*;
 
-    fn standing(mode: Mode, native: Outcome, generic: Outcome, tcx: Outcome) -> Standing {
-        Standing {
+    fn uplink_hooks(mode: Mode, native: Outcome, generic: Outcome, tcx: Outcome) -> UplinkHooks {
+        UplinkHooks {
             mode,
             native,
             generic,
@@ -136,9 +136,9 @@ mod tests {
 
     #[test]
     fn the_slowest_uplink_is_the_nodes_rung_and_says_why() {
-        let fast = standing(Mode::XdpNative, Works, Works, Works);
-        let slow = standing(Mode::XdpGeneric, refused("native: busy"), Works, Works);
-        let found = footing(&BTreeMap::from([("eth0", &fast), ("eth1", &slow)]));
+        let fast = uplink_hooks(Mode::XdpNative, Works, Works, Works);
+        let slow = uplink_hooks(Mode::XdpGeneric, refused("native: busy"), Works, Works);
+        let found = reached_rung(&BTreeMap::from([("eth0", &fast), ("eth1", &slow)]));
         assert_eq!(found.rung, Some(Rung::XdpGeneric));
         let status = |rung| RungStatus {
             rung,
@@ -153,8 +153,8 @@ mod tests {
 
     #[test]
     fn a_kernel_without_tcx_puts_the_node_on_the_second_rung() {
-        let uplink = standing(Mode::XdpNative, Works, Works, refused("no tcx"));
-        let found = footing(&BTreeMap::from([("eth0", &uplink)]));
+        let uplink = uplink_hooks(Mode::XdpNative, Works, Works, refused("no tcx"));
+        let found = reached_rung(&BTreeMap::from([("eth0", &uplink)]));
         assert_eq!(found.rung, Some(Rung::XdpNativeClsact));
         assert_eq!(found.passed.len(), 1);
         assert_eq!(found.passed[0].reason, "eth0: no tcx");
@@ -164,8 +164,8 @@ mod tests {
     #[test]
     fn what_the_settings_rule_out_was_not_tried() {
         let off = || not_tried("XDP is off");
-        let uplink = standing(Mode::Tc, off(), off(), Works);
-        let found = footing(&BTreeMap::from([("eth0", &uplink)]));
+        let uplink = uplink_hooks(Mode::Tc, off(), off(), Works);
+        let found = reached_rung(&BTreeMap::from([("eth0", &uplink)]));
         assert_eq!(found.rung, Some(Rung::Tc));
         assert!(
             found
@@ -178,6 +178,6 @@ mod tests {
 
     #[test]
     fn without_an_uplink_there_is_no_rung_yet() {
-        assert_eq!(footing(&BTreeMap::new()), Footing::default());
+        assert_eq!(reached_rung(&BTreeMap::new()), ReachedRung::default());
     }
 }

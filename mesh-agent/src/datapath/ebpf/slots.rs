@@ -1,17 +1,17 @@
-//! Allocation of places in fixed-size tables, such that a freed place is reused as late as possible:
+//! Allocation of slots in fixed-size tables, such that a freed slot is reused as late as possible:
 //! a packet that read an index a moment ago must not find somebody else there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Single places.
-pub(super) struct Places {
+/// Single slots.
+pub(super) struct Slots {
     capacity: u32,
     used: BTreeSet<u32>,
     next: u32,
     generation: u32,
 }
 
-impl Places {
+impl Slots {
     pub(super) fn new(capacity: u32) -> Self {
         // A new agent must not repeat generations of the one before it: flows of that one live on.
         let generation = std::time::SystemTime::now()
@@ -25,33 +25,33 @@ impl Places {
         }
     }
 
-    /// Marks a place as used.
-    pub(super) fn take(&mut self, place: u32) {
-        self.used.insert(place);
-        self.next = (place + 1) % self.capacity;
+    /// Marks a slot as used.
+    pub(super) fn take(&mut self, slot: u32) {
+        self.used.insert(slot);
+        self.next = (slot + 1) % self.capacity;
     }
 
-    /// A free place, the longest-free first; `None` when there is none.
+    /// A free slot, the longest-free first; `None` when there is none.
     pub(super) fn allocate(&mut self) -> Option<u32> {
-        let place = (self.next..self.capacity)
+        let slot = (self.next..self.capacity)
             .chain(0..self.next)
-            .find(|place| !self.used.contains(place))?;
-        self.take(place);
-        Some(place)
+            .find(|slot| !self.used.contains(slot))?;
+        self.take(slot);
+        Some(slot)
     }
 
-    pub(super) fn release(&mut self, place: u32) {
-        self.used.remove(&place);
+    pub(super) fn release(&mut self, slot: u32) {
+        self.used.remove(&slot);
     }
 
-    /// A generation that no tenant of any place has had lately; never 0.
+    /// A generation that no tenant of any slot has had lately; never 0.
     pub(super) fn next_generation(&mut self) -> u32 {
         self.generation = self.generation.wrapping_add(1).max(1);
         self.generation
     }
 }
 
-/// Ranges of places.
+/// Ranges of slots.
 pub(super) struct Ranges {
     capacity: u32,
     /// Length by offset.
@@ -92,7 +92,7 @@ impl Ranges {
         }
     }
 
-    /// Places in use.
+    /// Slots in use.
     pub(super) fn used(&self) -> u32 {
         self.used.values().sum()
     }
@@ -120,25 +120,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freed_place_is_reused_last() {
-        let mut places = Places::new(3);
-        assert_eq!([places.allocate(), places.allocate()], [Some(0), Some(1)]);
-        places.release(0);
+    fn a_freed_slot_is_reused_last() {
+        let mut slots = Slots::new(3);
+        assert_eq!([slots.allocate(), slots.allocate()], [Some(0), Some(1)]);
+        slots.release(0);
         assert_eq!(
-            [places.allocate(), places.allocate(), places.allocate()],
+            [slots.allocate(), slots.allocate(), slots.allocate()],
             [Some(2), Some(0), None]
         );
     }
 
     #[test]
     fn generations_are_never_zero_and_never_repeat_at_once() {
-        let mut places = Places::new(1);
-        places.generation = u32::MAX - 1;
+        let mut slots = Slots::new(1);
+        slots.generation = u32::MAX - 1;
         assert_eq!(
             [
-                places.next_generation(),
-                places.next_generation(),
-                places.next_generation()
+                slots.next_generation(),
+                slots.next_generation(),
+                slots.next_generation()
             ],
             [u32::MAX, 1, 2]
         );
