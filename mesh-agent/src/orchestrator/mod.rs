@@ -3,10 +3,10 @@
 //! orchestrator's library, `source::docker`, discovery's findings and the model; only `agent` imports it.
 
 mod api;
+mod identity;
 mod open;
 pub mod options;
 mod peers;
-mod place;
 mod run;
 pub mod runtime;
 mod source;
@@ -15,8 +15,8 @@ mod testing;
 mod tls;
 mod worker;
 
+pub use identity::IdentityError;
 pub use open::{Opened, OrchestratorError, open};
 pub use options::OrchestratorOptions;
-pub use place::PlaceError;
 pub use run::{Mesh, run};
 pub use tls::TlsError;

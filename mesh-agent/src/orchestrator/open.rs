@@ -27,9 +27,9 @@ use tracing::{info, warn};
 
 use super::{
     OrchestratorOptions, api,
+    identity::{self, IdentityError},
     options::Role,
     peers::{NoPeers, TlsPeers},
-    place::{self, PlaceError},
     run::MISSED,
     runtime::{DockerRuntime, EngineDescription, Runtime},
     tls::{Credentials, TlsError, TlsListener},
@@ -90,7 +90,7 @@ pub enum OrchestratorError {
     Programs(#[from] ProgramError),
     /// No place in the cluster.
     #[error("this node finds no place in the cluster")]
-    Place(#[from] PlaceError),
+    Identity(#[from] IdentityError),
 }
 
 /// Everything that the orchestrator needs to run.
@@ -141,11 +141,11 @@ pub async fn open(
     })?;
     let programs = Arc::new(Programs::open(options.programs_path())?);
     let clock = SystemClock;
-    let id = place::identity(&options.state_dir, clock.seed())?;
+    let id = identity::identity(&options.state_dir, clock.seed())?;
     let store = patiently("the store", || open_store(options)).await?;
     let patience = options.heartbeat * (MISSED + 1);
     patiently("the node's place", || async {
-        Ok(place::be_alone(store.as_ref(), &id, address, &options.state_dir, patience).await?)
+        Ok(identity::be_alone(store.as_ref(), &id, address, &options.state_dir, patience).await?)
     })
     .await?;
     let (cluster, upkeep) = patiently("the cluster's objects", || async {
@@ -158,7 +158,7 @@ pub async fn open(
     })
     .await?;
     let block = patiently("the node's place", || async {
-        Ok(place::claim_block(store.as_ref(), &id).await?)
+        Ok(identity::claim_block(store.as_ref(), &id).await?)
     })
     .await?;
     let engine_version = engine.version.clone();
@@ -309,7 +309,7 @@ fn is_temporary(error: &OrchestratorError) -> bool {
         OrchestratorError::Store(error)
         | OrchestratorError::Open(OpenError::Store(error))
         | OrchestratorError::Vault(VaultError::Store(error))
-        | OrchestratorError::Place(PlaceError::Store(error)) => error.is_unavailable(),
+        | OrchestratorError::Identity(IdentityError::Store(error)) => error.is_unavailable(),
         _ => false,
     }
 }

@@ -1,5 +1,5 @@
 //! The orchestrator on this node, as parts that run side by side: the mirror of the objects, the lead or the
-//! wish for it, this node's presence, its tasks, and the picture for the mesh.
+//! wish for it, this node's presence, its tasks, and the snapshot for the mesh.
 
 use std::{
     collections::BTreeSet,
@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
+    identity,
     open::Opened,
-    place,
     source::{self, Misunderstood},
     tls::TlsListener,
     worker::{Worker, WorkerOptions},
@@ -39,7 +39,7 @@ use crate::{
 
 /// Heartbeats that a node may miss before it is down.
 pub(super) const MISSED: u32 = 3;
-/// How often the picture is confirmed while the store answers.
+/// How often the snapshot is confirmed while the store answers.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// How often the node makes sure that its block of addresses is still its own.
 const KEEP_BLOCK: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ const LAST_REPORTS: Duration = Duration::from_secs(1);
 /// The ends of channels that lead to and from the mesh.
 #[derive(Debug)]
 pub struct Mesh {
-    /// The picture of the cluster.
+    /// The snapshot of the cluster.
     pub state: watch::Sender<SourceState>,
     /// What balances on this node.
     pub word: watch::Receiver<NodeDatapath>,
@@ -184,7 +184,7 @@ async fn serve(listener: TlsListener, router: Router) {
     let _ = axum::serve(listener, router).await;
 }
 
-/// Publishes the picture whenever the objects change.
+/// Publishes the snapshot whenever the objects change.
 async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     let mut changes = cluster.changes();
     let available = cluster.available();
@@ -195,12 +195,12 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     loop {
         changes.mark_unchanged();
         let presences = cluster.presences();
-        let (picture, misunderstood) = cluster.read(|state| source::picture(state, &presences));
+        let (snapshot, misunderstood) = cluster.read(|state| source::snapshot(state, &presences));
         for error in misunderstood.difference(&said) {
             warn!("{error}");
         }
         said = misunderstood;
-        let now_silent = silent_nodes(&picture);
+        let now_silent = silent_nodes(&snapshot);
         if now_silent != silent {
             match now_silent.is_empty() {
                 true => info!("the agents of all nodes are heard again"),
@@ -212,7 +212,7 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
             silent = now_silent;
         }
         let is_available = *available.borrow();
-        state.send_if_modified(|state| update(state, picture, is_available, &cluster.store().describe()));
+        state.send_if_modified(|state| update(state, snapshot, is_available, &cluster.store().describe()));
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
                 return std::future::pending().await;
@@ -223,25 +223,25 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
 }
 
 /// The host names of nodes that may be lost.
-fn silent_nodes(picture: &model::Cluster) -> BTreeSet<String> {
-    let silent = picture.nodes.values().filter(|node| node.silent);
+fn silent_nodes(snapshot: &model::Cluster) -> BTreeSet<String> {
+    let silent = snapshot.nodes.values().filter(|node| node.silent);
     silent.map(|node| node.hostname.clone()).collect()
 }
 
-/// Takes a new picture over; true if somebody is to be woken.
-fn update(state: &mut SourceState, picture: model::Cluster, is_available: bool, origin: &str) -> bool {
-    let mut picture = Arc::new(picture);
-    keep_known(&mut picture, &state.cluster);
+/// Takes a new snapshot over; true if somebody is to be woken.
+fn update(state: &mut SourceState, snapshot: model::Cluster, is_available: bool, origin: &str) -> bool {
+    let mut snapshot = Arc::new(snapshot);
+    keep_known(&mut snapshot, &state.cluster);
     let trouble = (!is_available).then(|| "the store does not answer: changes wait".to_owned());
     let is_first = state.confirmed.is_none();
-    let is_new = is_first || picture != state.cluster;
+    let is_new = is_first || snapshot != state.cluster;
     let is_told = is_new || trouble != state.trouble;
     let now = SystemTime::now();
     if is_available || is_first {
         state.confirmed = Some(now);
     }
     if is_new {
-        state.cluster = picture;
+        state.cluster = snapshot;
         state.revision += 1;
         state.changed = Some(now);
     }
@@ -295,7 +295,7 @@ async fn keep_block(cluster: &Cluster, node: &NodeId, own: super::worker::Addres
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        match place::claim_block(cluster.store().as_ref(), node).await {
+        match identity::claim_block(cluster.store().as_ref(), node).await {
             Ok(block) if block == own => {}
             Ok(_) => error!("another node has this node's block of addresses: restart this agent"),
             // The store being away is said elsewhere.
@@ -313,14 +313,14 @@ mod tests {
     #[test]
     fn a_picture_that_says_nothing_new_wakes_nobody() {
         let mut state = SourceState::default();
-        let mut picture = model::Cluster::default();
-        assert!(update(&mut state, picture.clone(), true, "a store"));
+        let mut snapshot = model::Cluster::default();
+        assert!(update(&mut state, snapshot.clone(), true, "a store"));
         assert_eq!(state.revision, 1);
         state.confirmed = Some(UNIX_EPOCH);
-        assert!(!update(&mut state, picture.clone(), true, "a store"));
+        assert!(!update(&mut state, snapshot.clone(), true, "a store"));
         assert!(state.confirmed > Some(UNIX_EPOCH), "it is confirmed all the same");
-        picture.cluster_id = "c".into();
-        assert!(update(&mut state, picture, true, "a store"));
+        snapshot.cluster_id = "c".into();
+        assert!(update(&mut state, snapshot, true, "a store"));
         assert_eq!(state.revision, 2);
     }
 

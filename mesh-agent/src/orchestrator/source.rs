@@ -1,4 +1,4 @@
-//! The mesh's picture of the cluster, from the orchestrator's objects. Pure; imports the model only.
+//! The mesh's snapshot of the cluster, from the orchestrator's objects. Pure; imports the model only.
 //!
 //! A task is a backend as long as its container is there and well: active while it is meant to run, draining
 //! from the moment it is not. Nodes whose agents are silent keep their last word until the leader has given
@@ -26,8 +26,8 @@ const CLUSTER_ID: &str = "orchestrator";
 /// What labels say that is not understood, for people.
 pub(super) type Misunderstood = BTreeSet<labels::LabelError>;
 
-/// The picture of a state.
-pub(super) fn picture(state: &State, presences: &BTreeMap<NodeId, Presence>) -> (Cluster, Misunderstood) {
+/// The snapshot of a state.
+pub(super) fn snapshot(state: &State, presences: &BTreeMap<NodeId, Presence>) -> (Cluster, Misunderstood) {
     let mut misunderstood = Misunderstood::new();
     let nodes = state
         .nodes()
@@ -36,7 +36,7 @@ pub(super) fn picture(state: &State, presences: &BTreeMap<NodeId, Presence>) -> 
             let (weight, error) = labels::weight(&node.hostname, &node.labels);
             misunderstood.extend(error);
             let word = presences.get(&node.id);
-            (node.id.to_string(), picture_node(node, word, weight))
+            (node.id.to_string(), snapshot_node(node, word, weight))
         })
         .collect();
     let mut services = BTreeMap::new();
@@ -69,8 +69,8 @@ pub(super) fn picture(state: &State, presences: &BTreeMap<NodeId, Presence>) -> 
         let index = state.tasks_of(&objects::ServiceId::from(id.as_str()));
         let slots = index.into_iter().flat_map(|index| index.slots.values());
         for task in slots.flatten().filter_map(|(_, task)| state.tasks().get(task)) {
-            if let Some(picture) = picture_task(task) {
-                tasks.insert(task.id.to_string(), picture);
+            if let Some(snapshot) = snapshot_task(task) {
+                tasks.insert(task.id.to_string(), snapshot);
             }
         }
     }
@@ -83,7 +83,7 @@ pub(super) fn picture(state: &State, presences: &BTreeMap<NodeId, Presence>) -> 
     (cluster, misunderstood)
 }
 
-fn picture_node(node: &objects::Node, presence: Option<&Presence>, weight: u32) -> Node {
+fn snapshot_node(node: &objects::Node, presence: Option<&Presence>, weight: u32) -> Node {
     let address = presence
         .map(|presence| presence.address.as_str())
         .filter(|address| !address.is_empty())
@@ -121,7 +121,7 @@ fn read_word(word: &str) -> NodeDatapath {
 }
 
 /// `None` for a task that no connection can go to.
-fn picture_task(task: &objects::Task) -> Option<Task> {
+fn snapshot_task(task: &objects::Task) -> Option<Task> {
     if task.status.state != objects::TaskState::Running {
         return None;
     }
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn only_what_is_published_in_ingress_mode_is_the_meshs() {
         let state = state(objects::TaskState::Running, objects::TaskState::Running);
-        let (cluster, misunderstood) = picture(&state, &BTreeMap::new());
+        let (cluster, misunderstood) = snapshot(&state, &BTreeMap::new());
         assert!(misunderstood.is_empty());
         assert_eq!(cluster.services.len(), 1);
         let web = &cluster.services["s1"];
@@ -259,7 +259,7 @@ mod tests {
             (Running, Failed, None),
             (Ready, Ready, None),
         ] {
-            let (cluster, _) = picture(&state(desired, observed), &BTreeMap::new());
+            let (cluster, _) = snapshot(&state(desired, observed), &BTreeMap::new());
             let found = cluster.tasks.get("t1").map(|task| task.state);
             assert_eq!(found, expected, "{desired} {observed}");
         }
@@ -274,13 +274,13 @@ mod tests {
         };
         let presences = BTreeMap::from([(NodeId::from("a"), presence)]);
         let state = state(objects::TaskState::Running, objects::TaskState::Running);
-        let (cluster, _) = picture(&state, &presences);
+        let (cluster, _) = snapshot(&state, &presences);
         let (a, b) = (&cluster.nodes["a"], &cluster.nodes["b"]);
         assert_eq!((a.ready, a.datapath, a.weight), (true, NodeDatapath::Ebpf, 3));
         assert_eq!(a.address, Ipv4Addr::new(10, 1, 0, 7));
         assert_eq!((b.ready, b.datapath), (false, NodeDatapath::Unknown));
         assert!(!a.silent && !b.silent, "one is heard, the other given up");
-        let (cluster, _) = picture(&state, &BTreeMap::new());
+        let (cluster, _) = snapshot(&state, &BTreeMap::new());
         assert!(cluster.nodes["a"].silent && !cluster.nodes["b"].silent);
         assert_eq!(b.address, Ipv4Addr::new(10, 1, 0, 1));
     }

@@ -1,186 +1,111 @@
-//! What is to be done next for a task that is this node's agent: as `machine` for containers, a pure function of one
-//! look. And what takes time of it: getting the program out of its image.
+//! Decides what to do next for a task whose runtime is `agent`, that is, for this node's agent itself. Pure, as
+//! `machine` is for containers.
 //!
-//! Invariants: the agent is never stopped because a task is; it gives way only to a program that was looked at and
-//! tried out; RUNNING is said by the very program that the task is of.
-
-use std::{ffi::OsString, sync::Arc};
+//! Invariants: stopping a task never stops the agent; the agent is replaced only by a program that was checked and
+//! tried out; only the task's own program reports RUNNING.
 
 use mesh_orchestrator::objects::{Task, TaskState, TaskStatus, Timestamp};
 
-use super::{
-    machine::{Next, Work},
-    prepare::{self, Order, Preparation, WorkError},
-};
-use crate::{
-    orchestrator::runtime::{Runtime, RuntimeError, Wanted},
-    program::{self, Digest, ProgramError, Programs, on_the_side},
-};
+use super::machine::{Next, Work};
+use crate::program::Digest;
 
-/// Where the program is in its image.
-const IN_IMAGE: &str = "/mesh-agent";
-
-/// What is known of the programs of a task.
+/// The programs that an agent task involves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Prepared {
+pub(super) struct AgentPrograms {
     /// What this process runs.
     pub(super) own: Digest,
-    /// What the task's image has.
-    pub(super) program: Digest,
+    /// What the task's image contains.
+    pub(super) wanted: Digest,
 }
 
 /// How far this node's agent is with its own program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// The data path does not stand yet, or the store was not reached.
+pub(super) enum AgentState {
+    /// The data path is not up yet, or the store was not reached yet.
     Starting,
-    /// It works.
+    /// The data path is up and the store was reached.
     Proven,
-    /// It is about to give way to another program.
+    /// It is about to be replaced by another program.
     Leaving,
 }
 
-/// What is known of such a task at one moment.
+/// The inputs to one decision about an agent task.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AgentLook<'a> {
+pub(super) struct AgentObservation<'a> {
     pub(super) now: Timestamp,
     pub(super) task: &'a Task,
-    /// How far it has been reported.
-    pub(super) said: TaskState,
-    pub(super) doing: Option<Work>,
+    /// The last reported state.
+    pub(super) reported: TaskState,
+    pub(super) in_progress: Option<Work>,
     /// Why preparing or starting was refused.
     pub(super) refused: Option<&'a str>,
-    pub(super) prepared: Option<&'a Prepared>,
-    pub(super) standing: Standing,
-    /// Why the task's program was left again.
+    pub(super) programs: Option<&'a AgentPrograms>,
+    pub(super) agent_state: AgentState,
+    /// Why the agent went back from the task's program to the previous one.
     pub(super) failure: Option<&'a str>,
 }
 
 const WAIT: Next = Next::Wait(None);
 
-/// What to do next for the task. `Work::Start` is to give way to the task's program.
-pub(super) fn next(look: &AgentLook<'_>) -> Next {
-    let status = |state, message: &str| TaskStatus::new(state, look.now, message);
+/// What to do next for the task. `Work::Start` replaces this process by the task's program.
+pub(super) fn next(observed: &AgentObservation<'_>) -> Next {
+    let status = |state, message: &str| TaskStatus::new(state, observed.now, message);
     let report = |state, message: &str| Next::Report(status(state, message));
     let failed = |message: &str, error: &str| {
-        // What was never ready was never started.
-        let state = match look.said < TaskState::Ready {
+        // A task that was never ready was never started.
+        let state = match observed.reported < TaskState::Ready {
             true => TaskState::Rejected,
             false => TaskState::Failed,
         };
         Next::Report(status(state, message).with_error(error))
     };
-    if look.said.is_terminal() {
+    if observed.reported.is_terminal() {
         return WAIT;
     }
-    if !look.task.desired.is_wanted() {
-        return match look.doing {
+    if !observed.task.desired.is_wanted() {
+        return match observed.in_progress {
             Some(_) => Next::Abandon,
-            None => report(TaskState::Shutdown, "shut down; the node's agent goes on"),
+            None => report(TaskState::Shutdown, "shut down; the node's agent keeps running"),
         };
     }
-    if let Some(reason) = look.failure {
-        return failed("the agent went back to the program before", reason);
+    if let Some(reason) = observed.failure {
+        return failed("the agent went back to its previous program", reason);
     }
-    if let Some(reason) = look.refused {
+    if let Some(reason) = observed.refused {
         return failed("preparing failed", reason);
     }
-    if look.doing.is_some() || look.standing == Standing::Leaving {
+    if observed.in_progress.is_some() || observed.agent_state == AgentState::Leaving {
         return WAIT;
     }
-    match look.said {
+    match observed.reported {
         TaskState::New | TaskState::Pending | TaskState::Assigned => {
             return report(TaskState::Accepted, "accepted");
         }
         TaskState::Accepted => return report(TaskState::Preparing, "preparing"),
         _ => {}
     }
-    let Some(prepared) = look.prepared else {
+    let Some(programs) = observed.programs else {
         return Next::Begin(Work::Prepare);
     };
-    let is_it = prepared.own == prepared.program;
-    match look.said {
-        TaskState::Preparing if is_it => {
-            report(TaskState::Ready, "prepared: the node has this program already")
+    let runs_it = programs.own == programs.wanted;
+    match observed.reported {
+        TaskState::Preparing if runs_it => {
+            report(TaskState::Ready, "prepared: the node already runs this program")
         }
         TaskState::Preparing => report(TaskState::Ready, "prepared"),
-        TaskState::Ready if look.task.desired == TaskState::Ready => WAIT,
+        TaskState::Ready if observed.task.desired == TaskState::Ready => WAIT,
         TaskState::Ready => report(TaskState::Starting, "starting"),
-        TaskState::Starting if !is_it => Next::Begin(Work::Start),
-        TaskState::Starting if look.standing == Standing::Proven => report(TaskState::Running, "started"),
-        TaskState::Running if !is_it => failed(
+        TaskState::Starting if !runs_it => Next::Begin(Work::Start),
+        TaskState::Starting if observed.agent_state == AgentState::Proven => {
+            report(TaskState::Running, "started")
+        }
+        TaskState::Running if !runs_it => failed(
             "lost",
-            "the node's agent runs another program: somebody has started it by hand",
+            "the node's agent runs another program: it was started by hand",
         ),
         _ => WAIT,
     }
 }
 
-/// Gets the program of a task out of its image, unless the node has it, and makes sure that it can run here.
-pub(super) async fn prepare(order: Order, programs: Arc<Programs>) -> Result<Preparation, WorkError> {
-    let own = own(&programs).await?;
-    let task = order.task.id.as_str();
-    let known = programs.record().program_of(task).cloned();
-    if let Some(program) = known.filter(|known| *known == own || programs.has(known)) {
-        return Ok(prepared(own, program, None));
-    }
-    let warning = prepare::pull(&order).await?;
-    let incoming = programs.incoming(task)?;
-    let container = make_container(&order).await?;
-    let copied = async {
-        let archive = order.runtime.archive(&container, IN_IMAGE).await?;
-        program::unpack(archive, incoming.clone()).await?;
-        Ok::<_, WorkError>(())
-    };
-    let copied = copied.await;
-    order.runtime.remove(&container).await?;
-    copied?;
-    program::check_file(&incoming)?;
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    program::try_out(&incoming, &arguments).await?;
-    let program = on_the_side(move || programs.install(&incoming)).await?;
-    Ok(prepared(own, program, warning))
-}
-
-fn prepared(own: Digest, program: Digest, warning: Option<String>) -> Preparation {
-    Preparation {
-        container: None,
-        warning,
-        agent: Some(Prepared { own, program }),
-    }
-}
-
-/// A container of the task's image that is never started. One that an earlier attempt has left goes first.
-async fn make_container(order: &Order) -> Result<String, RuntimeError> {
-    let mut task = order.task.clone();
-    // It need not be anything that could run.
-    Arc::make_mut(&mut task.spec).container_spec.command = vec![IN_IMAGE.to_owned()];
-    remove_leftovers(order.runtime.as_ref(), order).await?;
-    order
-        .runtime
-        .create(Wanted {
-            node: &order.node,
-            task: &task,
-            address: None,
-            files: &[],
-        })
-        .await
-}
-
-async fn remove_leftovers(runtime: &dyn Runtime, order: &Order) -> Result<(), RuntimeError> {
-    for left in runtime.containers(&order.node).await? {
-        if left.task == order.task.id {
-            runtime.remove(&left.id).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn own(programs: &Arc<Programs>) -> Result<Digest, ProgramError> {
-    let programs = Arc::clone(programs);
-    on_the_side(move || programs.own()).await
-}
-
 #[cfg(test)]
-#[path = "agent/tests.rs"]
 mod tests;

@@ -19,16 +19,16 @@ const KILL_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is known of a task at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look<'a> {
+pub(super) struct Observation<'a> {
     pub(super) now: Timestamp,
     /// What is wanted of it.
     pub(super) task: &'a Task,
     /// How far it has been reported.
-    pub(super) said: TaskState,
+    pub(super) reported: TaskState,
     /// Its container, if there is one.
     pub(super) container: Option<&'a ContainerFacts>,
     /// What is under way for it.
-    pub(super) doing: Option<Work>,
+    pub(super) in_progress: Option<Work>,
     /// Why the engine refused to make or start the container.
     pub(super) refused: Option<&'a str>,
     /// What the agent's own probe says; unchecked where there is none.
@@ -91,79 +91,79 @@ pub(super) enum Next {
 const WAIT: Next = Next::Wait(None);
 
 /// What to do next for a task.
-pub(super) fn next(look: &Look<'_>) -> Next {
-    if !look.task.desired.is_wanted() || look.said.is_terminal() {
-        return stop(look);
+pub(super) fn next(observed: &Observation<'_>) -> Next {
+    if !observed.task.desired.is_wanted() || observed.reported.is_terminal() {
+        return stop(observed);
     }
-    let Some(container) = look.container else {
-        return without_container(look);
+    let Some(container) = observed.container else {
+        return without_container(observed);
     };
     match &container.phase {
-        Phase::Created => created(look),
-        Phase::Running => running(look, container),
+        Phase::Created => created(observed),
+        Phase::Running => running(observed, container),
         Phase::Exited {
             code,
             out_of_memory,
             error,
-        } => Next::Report(ended(look.now, *code, *out_of_memory, error)),
+        } => Next::Report(ended(observed.now, *code, *out_of_memory, error)),
     }
 }
 
-fn without_container(look: &Look<'_>) -> Next {
-    let report = |state, message: &str| Next::Report(TaskStatus::new(state, look.now, message));
-    if look.doing.is_some() {
+fn without_container(observed: &Observation<'_>) -> Next {
+    let report = |state, message: &str| Next::Report(TaskStatus::new(state, observed.now, message));
+    if observed.in_progress.is_some() {
         return WAIT;
     }
-    match look.said {
+    match observed.reported {
         TaskState::New | TaskState::Pending | TaskState::Assigned => report(TaskState::Accepted, "accepted"),
         TaskState::Accepted => report(TaskState::Preparing, "preparing"),
-        TaskState::Preparing | TaskState::Ready => match look.refused {
+        TaskState::Preparing | TaskState::Ready => match observed.refused {
             Some(error) => Next::Report(
-                TaskStatus::new(TaskState::Rejected, look.now, "preparing failed").with_error(error),
+                TaskStatus::new(TaskState::Rejected, observed.now, "preparing failed").with_error(error),
             ),
             None => Next::Begin(Work::Prepare),
         },
         _ => Next::Report(
-            TaskStatus::new(TaskState::Failed, look.now, "lost")
+            TaskStatus::new(TaskState::Failed, observed.now, "lost")
                 .with_error("its container is gone: somebody has removed it"),
         ),
     }
 }
 
-fn created(look: &Look<'_>) -> Next {
-    let report = |state, message: &str| Next::Report(TaskStatus::new(state, look.now, message));
-    if look.doing.is_some() {
+fn created(observed: &Observation<'_>) -> Next {
+    let report = |state, message: &str| Next::Report(TaskStatus::new(state, observed.now, message));
+    if observed.in_progress.is_some() {
         WAIT
-    } else if look.said < TaskState::Ready {
+    } else if observed.reported < TaskState::Ready {
         report(TaskState::Ready, "prepared")
-    } else if look.task.desired == TaskState::Ready {
+    } else if observed.task.desired == TaskState::Ready {
         WAIT
-    } else if let Some(error) = look.refused {
-        Next::Report(TaskStatus::new(TaskState::Failed, look.now, "starting failed").with_error(error))
-    } else if look.said < TaskState::Starting {
+    } else if let Some(error) = observed.refused {
+        Next::Report(TaskStatus::new(TaskState::Failed, observed.now, "starting failed").with_error(error))
+    } else if observed.reported < TaskState::Starting {
         report(TaskState::Starting, "starting")
     } else {
         Next::Begin(Work::Start)
     }
 }
 
-fn running(look: &Look<'_>, container: &ContainerFacts) -> Next {
-    let report = |state, message: &str| Next::Report(TaskStatus::new(state, look.now, message));
-    if look.said < TaskState::Starting {
+fn running(observed: &Observation<'_>, container: &ContainerFacts) -> Next {
+    let report = |state, message: &str| Next::Report(TaskStatus::new(state, observed.now, message));
+    if observed.reported < TaskState::Starting {
         return report(TaskState::Starting, "starting");
     }
-    let health = match look.probe {
+    let health = match observed.probe {
         Health::Unchecked => container.health,
         probed => probed,
     };
     match health {
         Health::Unhealthy => Next::Report(
-            TaskStatus::new(TaskState::Failed, look.now, "unhealthy")
+            TaskStatus::new(TaskState::Failed, observed.now, "unhealthy")
                 .with_error("task: unhealthy container: its health check has failed too often"),
         ),
         Health::Starting => WAIT,
-        Health::Healthy | Health::Unchecked if look.said == TaskState::Running => WAIT,
-        Health::Healthy | Health::Unchecked if !look.reachable => WAIT,
+        Health::Healthy | Health::Unchecked if observed.reported == TaskState::Running => WAIT,
+        Health::Healthy | Health::Unchecked if !observed.reachable => WAIT,
         Health::Healthy | Health::Unchecked => report(TaskState::Running, "started"),
     }
 }
@@ -188,33 +188,37 @@ fn ended(now: Timestamp, code: i32, out_of_memory: bool, error: &str) -> TaskSta
 }
 
 /// For a task that is not wanted any more, or has ended: nothing of it may run.
-fn stop(look: &Look<'_>) -> Next {
+fn stop(observed: &Observation<'_>) -> Next {
     let over = |message: &str, exit_code: Option<i32>| {
-        if look.said.is_terminal() {
+        if observed.reported.is_terminal() {
             return WAIT;
         }
-        let mut status = TaskStatus::new(TaskState::Shutdown, look.now, message);
+        let mut status = TaskStatus::new(TaskState::Shutdown, observed.now, message);
         status.exit_code = exit_code;
         Next::Report(status)
     };
-    match (look.container.map(|container| &container.phase), look.doing) {
+    match (
+        observed.container.map(|container| &container.phase),
+        observed.in_progress,
+    ) {
         (None | Some(Phase::Created), Some(Work::Prepare)) => Next::Abandon,
         (_, Some(_)) => WAIT,
         (None | Some(Phase::Created), None) => over("shut down before it ran", None),
         (Some(Phase::Exited { code, .. }), None) => over("shutdown", Some(*code)),
         (Some(Phase::Running), None) => {
             // Only what runs and is well is in the mesh.
-            if look.said == TaskState::Running {
-                match look.drain {
+            if observed.reported == TaskState::Running {
+                match observed.drain {
                     None => return Next::BeginDrain,
-                    Some(drain) if !drain.is_over(look.now) => {
-                        return Next::Wait(Some(drain.look_again(look.now)));
+                    Some(drain) if !drain.is_over(observed.now) => {
+                        return Next::Wait(Some(drain.next_count(observed.now)));
                     }
                     Some(_) => {}
                 }
             }
-            look.container
-                .map_or(WAIT, |container| end(look.now, container, look.ending))
+            observed
+                .container
+                .map_or(WAIT, |container| end(observed.now, container, observed.ending))
         }
     }
 }
@@ -242,10 +246,10 @@ fn end(now: Timestamp, container: &ContainerFacts, ending: Ending) -> Next {
 pub(super) fn orphan(
     now: Timestamp,
     container: &ContainerFacts,
-    doing: Option<Work>,
+    in_progress: Option<Work>,
     ending: Ending,
 ) -> Next {
-    match (&container.phase, doing) {
+    match (&container.phase, in_progress) {
         (_, Some(_)) => WAIT,
         (Phase::Running, None) => end(now, container, ending),
         (Phase::Created | Phase::Exited { .. }, None) => Next::Begin(Work::Remove),
@@ -257,11 +261,10 @@ impl Drain {
         now >= self.since + SETTLE && (!self.busy || now >= self.since + SETTLE + self.limit)
     }
 
-    fn look_again(self, now: Timestamp) -> Timestamp {
+    fn next_count(self, now: Timestamp) -> Timestamp {
         (self.since + SETTLE).max(now + COUNT)
     }
 }
 
 #[cfg(test)]
-#[path = "machine/tests.rs"]
 mod tests;

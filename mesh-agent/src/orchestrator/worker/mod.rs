@@ -8,11 +8,12 @@ mod addresses;
 mod agent;
 mod connections;
 mod files;
-mod hand;
 mod machine;
 mod prepare;
+mod prepare_agent;
 mod probe;
 mod step;
+mod task_memory;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -34,9 +35,9 @@ pub(crate) use self::addresses::AddressBlock;
 pub(super) use self::prepare::credential;
 use self::{
     files::TaskFiles,
-    hand::Hand,
     machine::Work,
     prepare::{Preparation, WorkError},
+    task_memory::TaskMemory,
 };
 use super::runtime::{ContainerFacts, Health, Runtime, RuntimeError, now};
 use crate::{discovery::ContainerState, error::error_chain, program::Programs, source::Backoff};
@@ -77,7 +78,7 @@ pub(crate) struct WorkerOptions {
 pub(crate) struct Worker {
     options: WorkerOptions,
     files: TaskFiles,
-    hands: BTreeMap<TaskId, Hand>,
+    memories: BTreeMap<TaskId, TaskMemory>,
     /// Containers by task, as the engine last told.
     containers: BTreeMap<TaskId, ContainerFacts>,
     works: JoinSet<Done>,
@@ -102,7 +103,7 @@ impl Worker {
         Self {
             files: TaskFiles::new(options.files.clone()),
             options,
-            hands: BTreeMap::new(),
+            memories: BTreeMap::new(),
             containers: BTreeMap::new(),
             works: JoinSet::new(),
             verdicts: mpsc::channel(VERDICTS),
@@ -177,7 +178,7 @@ impl Worker {
                     self.done(done).await?;
                 },
                 Some((task, health)) = self.verdicts.1.recv() => {
-                    if let Some(probe) = self.hands.get_mut(&task).and_then(|hand| hand.probe.as_mut()) {
+                    if let Some(probe) = self.memories.get_mut(&task).and_then(|memory| memory.probe.as_mut()) {
                         probe.health = health;
                     }
                 }
@@ -208,18 +209,18 @@ impl Worker {
 
     async fn done(&mut self, done: Done) -> Result<(), RuntimeError> {
         let Done { task, work, result } = done;
-        if let Some(hand) = self.hands.get_mut(&task) {
-            hand.doing = None;
+        if let Some(memory) = self.memories.get_mut(&task) {
+            memory.in_progress = None;
         }
         let error = match result {
             Ok(Preparation {
                 container,
                 warning,
-                agent,
+                programs,
             }) => {
-                if let Some(hand) = self.hands.get_mut(&task) {
-                    hand.agent = agent;
-                    hand.warning = hand.warning.take().or(warning);
+                if let Some(memory) = self.memories.get_mut(&task) {
+                    memory.programs = programs;
+                    memory.warning = memory.warning.take().or(warning);
                 }
                 match container {
                     Some(facts) => drop(self.containers.insert(task, facts)),
@@ -230,22 +231,22 @@ impl Worker {
             Err(error) => error,
         };
         let text = error_chain(&error);
-        let hand = self.hands.entry(task.clone()).or_default();
+        let memory = self.memories.entry(task.clone()).or_default();
         match work {
             Work::Prepare | Work::Start if error.is_final() => {
                 debug!(%task, ?work, error = text, "refused");
-                hand.refused = Some(text);
+                memory.refused = Some(text);
             }
             _ => {
                 warn!(%task, ?work, error = text, "the engine has not done it; trying again");
-                hand.not_before = Some(now() + RETRY);
+                memory.not_before = Some(now() + RETRY);
             }
         }
         // Whatever has come of it counts; a container may have been made, or have ended, all the same.
         self.relist().await?;
         let has_container = self.containers.contains_key(&task) && !self.is_agent(&task);
         if work == Work::Prepare && has_container {
-            self.hands.entry(task).or_default().refused = None;
+            self.memories.entry(task).or_default().refused = None;
         }
         Ok(())
     }

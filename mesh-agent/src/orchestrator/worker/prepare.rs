@@ -10,7 +10,7 @@ use mesh_orchestrator::{
 use tracing::warn;
 
 use super::{
-    agent::Prepared,
+    agent::AgentPrograms,
     files::{FilesError, TaskFiles},
     machine::Work,
 };
@@ -30,7 +30,7 @@ pub(super) struct Preparation {
     /// Something that people should know.
     pub(super) warning: Option<String>,
     /// The programs, of a task that is the agent.
-    pub(super) agent: Option<Prepared>,
+    pub(super) programs: Option<AgentPrograms>,
 }
 
 /// It was not done.
@@ -103,7 +103,7 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
     Ok(Preparation {
         container: runtime.container(&id).await?,
         warning,
-        agent: None,
+        programs: None,
     })
 }
 

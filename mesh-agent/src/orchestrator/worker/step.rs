@@ -11,12 +11,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     Done, RETRY, Worker,
-    agent::{self, AgentLook, Standing},
+    agent::{self, AgentObservation, AgentPrograms, AgentState},
     connections,
-    hand::{Hand, Probing},
-    machine::{self, Drain, Look, Next, Work},
+    machine::{self, Drain, Next, Observation, Work},
     prepare::{self, Preparation},
-    probe,
+    prepare_agent, probe,
+    task_memory::{Probing, TaskMemory},
 };
 use crate::{
     error::error_chain,
@@ -58,19 +58,19 @@ impl Worker {
             }
             let id = assigned.task.id.clone();
             // Taken out, so that the rest of the worker can be used meanwhile.
-            let mut hand = self.hands.remove(&id).unwrap_or_default();
+            let mut memory = self.memories.remove(&id).unwrap_or_default();
             let until = match assigned.task.spec.runtime {
-                TaskRuntime::Container => self.step_task(&assigned, &mut hand),
-                TaskRuntime::Agent => self.step_agent(&assigned.task, &mut hand),
+                TaskRuntime::Container => self.step_task(&assigned, &mut memory),
+                TaskRuntime::Agent => self.step_agent(&assigned.task, &mut memory),
             };
             wake = earlier(wake, until);
-            self.hands.insert(id, hand);
+            self.memories.insert(id, memory);
         }
         wake = earlier(wake, self.step_orphans(&known));
         let containers = &self.containers;
         let files = &self.files;
-        self.hands.retain(|id, hand| {
-            let keep = known.contains(id) || containers.contains_key(id) || hand.doing.is_some();
+        self.memories.retain(|id, memory| {
+            let keep = known.contains(id) || containers.contains_key(id) || memory.in_progress.is_some();
             if !keep {
                 files.remove(id);
             }
@@ -79,19 +79,19 @@ impl Worker {
         wake
     }
 
-    fn step_task(&mut self, assigned: &Assigned, hand: &mut Hand) -> Option<Timestamp> {
+    fn step_task(&mut self, assigned: &Assigned, memory: &mut TaskMemory) -> Option<Timestamp> {
         let task = &assigned.task;
         if !assigned.ports.is_empty() {
-            hand.ports.clone_from(&assigned.ports);
+            memory.ports.clone_from(&assigned.ports);
         }
-        self.keep_probe(task, hand);
+        self.keep_probe(task, memory);
         for _ in 0..MAX_STEPS {
             let now = now();
-            if hand.not_before.is_some_and(|time| time > now) {
-                return hand.not_before;
+            if memory.not_before.is_some_and(|time| time > now) {
+                return memory.not_before;
             }
             let container = self.containers.get(&task.id).cloned();
-            self.count_connections(hand, container.as_ref(), now);
+            self.count_connections(memory, container.as_ref(), now);
             let found = self
                 .options
                 .found
@@ -103,39 +103,41 @@ impl Worker {
             let is_up = container
                 .as_ref()
                 .is_some_and(|facts| facts.phase == Phase::Running);
-            let reachable = !is_up || hand.is_reachable(found, needed, now);
-            let next = machine::next(&Look {
+            let reachable = !is_up || memory.is_reachable(found, needed, now);
+            let next = machine::next(&Observation {
                 now,
                 task,
-                said: hand.furthest(task.status.state),
+                reported: memory.furthest(task.status.state),
                 container: container.as_ref(),
-                doing: hand.doing.as_ref().map(|(work, _)| *work),
-                refused: hand.refused.as_deref(),
-                probe: hand
+                in_progress: memory.in_progress.as_ref().map(|(work, _)| *work),
+                refused: memory.refused.as_deref(),
+                probe: memory
                     .probe
                     .as_ref()
                     .map_or(Health::Unchecked, |probe| probe.health),
                 reachable,
-                drain: hand.drain,
-                ending: hand.ending,
+                drain: memory.drain,
+                ending: memory.ending,
             });
             match next {
-                Next::Report(status) => self.report(task, hand, container.as_ref(), status),
-                Next::Begin(work) => self.begin(task, hand, container, work, now),
+                Next::Report(status) => self.report(task, memory, container.as_ref(), status),
+                Next::Begin(work) => self.begin(task, memory, container, work, now),
                 Next::Abandon => {
-                    if let Some((_, handle)) = hand.doing.take() {
+                    if let Some((_, handle)) = memory.in_progress.take() {
                         handle.abort();
                     }
                 }
                 Next::BeginDrain => {
                     debug!(task = task.name(), id = %task.id, "draining");
-                    hand.drain = Some(Drain {
+                    memory.drain = Some(Drain {
                         since: now,
                         limit: self.options.drain_time,
                         busy: true,
                     });
                 }
-                Next::Wait(until) => return earlier(until, hand.reach_limit().filter(|limit| *limit > now)),
+                Next::Wait(until) => {
+                    return earlier(until, memory.reach_limit().filter(|limit| *limit > now));
+                }
             }
         }
         warn!(task = task.name(), id = %task.id, "the task takes too many steps at once");
@@ -143,39 +145,39 @@ impl Worker {
     }
 
     /// As [`Self::step_task`], for a task that is this agent.
-    fn step_agent(&mut self, task: &Task, hand: &mut Hand) -> Option<Timestamp> {
+    fn step_agent(&mut self, task: &Task, memory: &mut TaskMemory) -> Option<Timestamp> {
         for _ in 0..MAX_STEPS {
             let now = now();
-            if hand.not_before.is_some_and(|time| time > now) {
-                return hand.not_before;
+            if memory.not_before.is_some_and(|time| time > now) {
+                return memory.not_before;
             }
             let record = self.options.programs.record();
-            let standing = match *self.options.proven.borrow() {
-                _ if self.options.replace.is_cancelled() => Standing::Leaving,
-                true => Standing::Proven,
-                false => Standing::Starting,
+            let agent_state = match *self.options.proven.borrow() {
+                _ if self.options.replace.is_cancelled() => AgentState::Leaving,
+                true => AgentState::Proven,
+                false => AgentState::Starting,
             };
-            let next = agent::next(&AgentLook {
+            let next = agent::next(&AgentObservation {
                 now,
                 task,
-                said: hand.furthest(task.status.state),
-                doing: hand.doing.as_ref().map(|(work, _)| *work),
-                refused: hand.refused.as_deref(),
-                prepared: hand.agent.as_ref(),
-                standing,
+                reported: memory.furthest(task.status.state),
+                in_progress: memory.in_progress.as_ref().map(|(work, _)| *work),
+                refused: memory.refused.as_deref(),
+                programs: memory.programs.as_ref(),
+                agent_state,
                 failure: record.failure_of(task.id.as_str()),
             });
             match next {
                 Next::Report(status) => {
                     if status.state == TaskState::Running {
-                        self.remember_program(task, hand);
+                        self.remember_program(task, memory);
                     }
-                    self.report(task, hand, None, status);
+                    self.report(task, memory, None, status);
                 }
-                Next::Begin(Work::Start) => self.give_way(task, hand),
-                Next::Begin(work) => self.begin(task, hand, None, work, now),
+                Next::Begin(Work::Start) => self.give_way(task, memory),
+                Next::Begin(work) => self.begin(task, memory, None, work, now),
                 Next::Abandon => {
-                    if let Some((_, handle)) = hand.doing.take() {
+                    if let Some((_, handle)) = memory.in_progress.take() {
                         handle.abort();
                     }
                 }
@@ -188,14 +190,14 @@ impl Worker {
     }
 
     /// So that the next agent need not look into the image again.
-    fn remember_program(&self, task: &Task, hand: &Hand) {
-        let Some(prepared) = &hand.agent else {
+    fn remember_program(&self, task: &Task, memory: &TaskMemory) {
+        let Some(programs) = &memory.programs else {
             return;
         };
         let remembered = self
             .options
             .programs
-            .change(|record| record.adopt(task.id.as_str(), prepared.program.clone()));
+            .change(|record| record.adopt(task.id.as_str(), programs.wanted.clone()));
         if let Err(error) = remembered {
             warn!(
                 task = task.name(),
@@ -206,11 +208,11 @@ impl Worker {
     }
 
     /// Writes down which program is to run next, and asks the agent to end for it.
-    fn give_way(&self, task: &Task, hand: &mut Hand) {
+    fn give_way(&self, task: &Task, memory: &mut TaskMemory) {
         let programs = &self.options.programs;
-        match hand.agent.take() {
-            Some(prepared) if programs.has(&prepared.program) => {
-                let program = prepared.program;
+        match memory.programs.take() {
+            Some(AgentPrograms { wanted, .. }) if programs.has(&wanted) => {
+                let program = wanted;
                 info!(
                     task = task.name(),
                     program = program.short(),
@@ -218,7 +220,7 @@ impl Worker {
                 );
                 match programs.change(|record| record.deploy(task.id.as_str(), program)) {
                     Ok(()) => self.options.replace.cancel(),
-                    Err(error) => hand.refused = Some(error_chain(&error)),
+                    Err(error) => memory.refused = Some(error_chain(&error)),
                 }
             }
             // It is got anew.
@@ -244,20 +246,20 @@ impl Worker {
         let mut wake = None;
         for container in orphans {
             let now = now();
-            let mut hand = self.hands.remove(&container.task).unwrap_or_default();
-            hand.probe = None;
-            let doing = hand.doing.as_ref().map(|(work, _)| *work);
-            let until = if let Some(time) = hand.not_before.filter(|time| *time > now) {
+            let mut memory = self.memories.remove(&container.task).unwrap_or_default();
+            memory.probe = None;
+            let in_progress = memory.in_progress.as_ref().map(|(work, _)| *work);
+            let until = if let Some(time) = memory.not_before.filter(|time| *time > now) {
                 Some(time)
             } else {
-                match machine::orphan(now, &container, doing, hand.ending) {
+                match machine::orphan(now, &container, in_progress, memory.ending) {
                     Next::Begin(work) => {
                         if work == Work::Signal {
                             info!(container = container.id, task = %container.task, "stopping a container whose task is gone");
                         }
                         self.begin_work(
                             &container.task.clone(),
-                            &mut hand,
+                            &mut memory,
                             Some(container.clone()),
                             work,
                             now,
@@ -270,7 +272,7 @@ impl Worker {
                 }
             };
             wake = earlier(wake, until);
-            self.hands.insert(container.task.clone(), hand);
+            self.memories.insert(container.task.clone(), memory);
         }
         wake
     }
@@ -278,7 +280,7 @@ impl Worker {
     fn report(
         &self,
         task: &Task,
-        hand: &mut Hand,
+        memory: &mut TaskMemory,
         container: Option<&ContainerFacts>,
         mut status: TaskStatus,
     ) {
@@ -288,7 +290,7 @@ impl Worker {
         if matches!(
             status.state,
             TaskState::Ready | TaskState::Starting | TaskState::Running
-        ) && let Some(warning) = &hand.warning
+        ) && let Some(warning) = &memory.warning
         {
             status.message = format!("{}; {warning}", status.message);
         }
@@ -301,21 +303,21 @@ impl Worker {
             "task"
         );
         self.options.cluster.report(task.id.clone(), status.clone());
-        hand.said = Some(status);
+        memory.reported = Some(status);
     }
 
     fn begin(
         &mut self,
         task: &Task,
-        hand: &mut Hand,
+        memory: &mut TaskMemory,
         container: Option<ContainerFacts>,
         work: Work,
         now: Timestamp,
     ) {
         let prepare = (work == Work::Prepare).then(|| {
-            if hand.address.is_none() && prepare::is_in_the_mesh(task) && task.spec.runtime.is_container() {
-                hand.address = self.free_address();
-                self.last_address = hand.address.or(self.last_address);
+            if memory.address.is_none() && prepare::is_in_the_mesh(task) && task.spec.runtime.is_container() {
+                memory.address = self.free_address();
+                self.last_address = memory.address.or(self.last_address);
             }
             prepare::Order {
                 runtime: Arc::clone(&self.options.runtime),
@@ -323,24 +325,24 @@ impl Worker {
                 files: self.files.clone(),
                 node: self.options.node.clone(),
                 task: task.clone(),
-                address: hand.address,
+                address: memory.address,
             }
         });
-        self.begin_work(&task.id, hand, container, work, now, prepare);
+        self.begin_work(&task.id, memory, container, work, now, prepare);
     }
 
     fn begin_work(
         &mut self,
         task: &TaskId,
-        hand: &mut Hand,
+        memory: &mut TaskMemory,
         container: Option<ContainerFacts>,
         work: Work,
         now: Timestamp,
         order: Option<prepare::Order>,
     ) {
         match work {
-            Work::Signal => hand.ending.signalled = Some(now),
-            Work::Kill => hand.ending.killed = Some(now),
+            Work::Signal => memory.ending.signalled = Some(now),
+            Work::Kill => memory.ending.killed = Some(now),
             Work::Prepare | Work::Start | Work::Remove => {}
         }
         let runtime = Arc::clone(&self.options.runtime);
@@ -349,7 +351,7 @@ impl Worker {
         let handle = self.works.spawn(async move {
             let result = match (order, container) {
                 (Some(order), _) if order.task.spec.runtime == TaskRuntime::Agent => {
-                    agent::prepare(order, programs).await
+                    prepare_agent::prepare(order, programs).await
                 }
                 (Some(order), _) => prepare::prepare(order).await,
                 (None, Some(container)) => prepare::act(runtime.as_ref(), &container, work).await,
@@ -357,12 +359,12 @@ impl Worker {
             };
             Done { task, work, result }
         });
-        hand.doing = Some((work, handle));
+        memory.in_progress = Some((work, handle));
     }
 
     /// An address that no container here has, and none that is just being made.
     fn free_address(&self) -> Option<Ipv4Addr> {
-        let chosen = self.hands.values().filter_map(|hand| hand.address);
+        let chosen = self.memories.values().filter_map(|memory| memory.address);
         let taken = self.containers.values().filter_map(|facts| facts.address);
         self.options
             .block
@@ -370,33 +372,33 @@ impl Worker {
     }
 
     /// Sees to it that a running container with a check of ours is probed, and no other.
-    fn keep_probe(&self, task: &Task, hand: &mut Hand) {
+    fn keep_probe(&self, task: &Task, memory: &mut TaskMemory) {
         let check = task.spec.container_spec.healthcheck.as_ref();
         let running = self
             .containers
             .get(&task.id)
             .filter(|facts| facts.phase == Phase::Running && task.desired.is_wanted());
         match (running, check.filter(|check| probe::is_ours(Some(check)))) {
-            (Some(facts), Some(check)) if hand.probe.is_none() => {
+            (Some(facts), Some(check)) if memory.probe.is_none() => {
                 // Without an address it cannot be reached, and is never healthy.
                 let address = facts.reached_at.unwrap_or(Ipv4Addr::UNSPECIFIED);
                 let watch = probe::watch(task.id.clone(), check.clone(), address, self.verdicts.0.clone());
-                hand.probe = Some(Probing {
+                memory.probe = Some(Probing {
                     health: Health::Starting,
                     task: tokio::spawn(watch).abort_handle(),
                 });
             }
             (Some(_), Some(_)) => {}
-            (None, _) | (_, None) => hand.probe = None,
+            (None, _) | (_, None) => memory.probe = None,
         }
     }
 
     /// Whether a draining container still has connections. Where that cannot be told, it has.
-    fn count_connections(&self, hand: &mut Hand, container: Option<&ContainerFacts>, now: Timestamp) {
-        if let (Some(drain), Some(pid)) = (&mut hand.drain, container.and_then(|facts| facts.pid))
+    fn count_connections(&self, memory: &mut TaskMemory, container: Option<&ContainerFacts>, now: Timestamp) {
+        if let (Some(drain), Some(pid)) = (&mut memory.drain, container.and_then(|facts| facts.pid))
             && now >= drain.since + machine::SETTLE
         {
-            drain.busy = connections::are_open(pid, &hand.ports).unwrap_or(true);
+            drain.busy = connections::are_open(pid, &memory.ports).unwrap_or(true);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The way of a task that is the agent, through a node that does as it is told, or not.
 
+use std::sync::Arc;
+
 use mesh_orchestrator::{
     objects::{NodeId, Slot},
     spec::TaskSpec,
@@ -27,42 +29,42 @@ fn program(digit: char) -> Digest {
 /// A node's agent and one task of it.
 struct World {
     task: Task,
-    said: Vec<TaskStatus>,
+    reported: Vec<TaskStatus>,
     own: Digest,
-    prepared: Option<Prepared>,
+    programs: Option<AgentPrograms>,
     refused: Option<String>,
     failure: Option<String>,
-    standing: Standing,
-    doing: Option<Work>,
+    agent_state: AgentState,
+    in_progress: Option<Work>,
 }
 
 impl World {
     fn new(own: char, desired: TaskState) -> Self {
         Self {
             task: task(desired),
-            said: vec![TaskStatus::new(TaskState::Assigned, Timestamp(0), "")],
+            reported: vec![TaskStatus::new(TaskState::Assigned, Timestamp(0), "")],
             own: program(own),
-            prepared: None,
+            programs: None,
             refused: None,
             failure: None,
-            standing: Standing::Proven,
-            doing: None,
+            agent_state: AgentState::Proven,
+            in_progress: None,
         }
     }
 
     fn state(&self) -> TaskState {
-        self.said.last().unwrap().state
+        self.reported.last().unwrap().state
     }
 
     fn next(&self) -> Next {
-        next(&AgentLook {
+        next(&AgentObservation {
             now: Timestamp(1),
             task: &self.task,
-            said: self.state(),
-            doing: self.doing,
+            reported: self.state(),
+            in_progress: self.in_progress,
             refused: self.refused.as_deref(),
-            prepared: self.prepared.as_ref(),
-            standing: self.standing,
+            programs: self.programs.as_ref(),
+            agent_state: self.agent_state,
             failure: self.failure.as_deref(),
         })
     }
@@ -71,18 +73,18 @@ impl World {
     fn settle(&mut self) -> Next {
         for _ in 0..20 {
             match self.next() {
-                Next::Report(status) => self.said.push(status),
+                Next::Report(status) => self.reported.push(status),
                 next => return next,
             }
         }
-        panic!("it does not settle: {:?}", self.said);
+        panic!("it does not settle: {:?}", self.reported);
     }
 
     fn prepare(&mut self, image: char) {
         assert_eq!(self.settle(), Next::Begin(Work::Prepare));
-        self.prepared = Some(Prepared {
+        self.programs = Some(AgentPrograms {
             own: self.own.clone(),
-            program: program(image),
+            wanted: program(image),
         });
     }
 }
@@ -93,16 +95,16 @@ fn the_agent_gives_way_to_a_new_program_which_says_that_it_runs() {
     world.prepare('b');
     assert_eq!(world.settle(), Next::Begin(Work::Start));
     assert_eq!(world.state(), TaskState::Starting);
-    world.standing = Standing::Leaving;
+    world.agent_state = AgentState::Leaving;
     assert_eq!(world.settle(), WAIT);
     // The new program, which has to find out what it is.
     world.own = program('b');
-    world.prepared = None;
-    world.standing = Standing::Starting;
+    world.programs = None;
+    world.agent_state = AgentState::Starting;
     world.prepare('b');
     assert_eq!(world.settle(), WAIT);
     assert_eq!(world.state(), TaskState::Starting);
-    world.standing = Standing::Proven;
+    world.agent_state = AgentState::Proven;
     assert_eq!(world.settle(), WAIT);
     assert_eq!(world.state(), TaskState::Running);
 }
@@ -129,7 +131,7 @@ fn an_image_that_is_no_agent_is_rejected_and_a_program_that_fell_back_has_failed
     assert_eq!(world.settle(), Next::Begin(Work::Prepare));
     world.refused = Some("no ELF".into());
     assert_eq!(world.settle(), WAIT);
-    let last = world.said.last().unwrap();
+    let last = world.reported.last().unwrap();
     assert_eq!(
         (last.state, last.error.as_deref()),
         (TaskState::Rejected, Some("no ELF"))
@@ -139,10 +141,10 @@ fn an_image_that_is_no_agent_is_rejected_and_a_program_that_fell_back_has_failed
     world.prepare('b');
     assert_eq!(world.settle(), Next::Begin(Work::Start));
     // The old program again.
-    world.prepared = None;
+    world.programs = None;
     world.failure = Some("it has ended".into());
     assert_eq!(world.settle(), WAIT);
-    let last = world.said.last().unwrap();
+    let last = world.reported.last().unwrap();
     assert_eq!(
         (last.state, last.error.as_deref()),
         (TaskState::Failed, Some("it has ended"))
@@ -151,14 +153,14 @@ fn an_image_that_is_no_agent_is_rejected_and_a_program_that_fell_back_has_failed
 
 #[test]
 fn a_task_that_is_not_wanted_any_more_stops_nothing() {
-    for said in [TaskState::Preparing, TaskState::Starting, TaskState::Running] {
+    for reported in [TaskState::Preparing, TaskState::Starting, TaskState::Running] {
         let mut world = World::new('a', TaskState::Shutdown);
-        world.said.push(TaskStatus::new(said, Timestamp(1), ""));
+        world.reported.push(TaskStatus::new(reported, Timestamp(1), ""));
         assert_eq!(world.settle(), WAIT);
         assert_eq!(world.state(), TaskState::Shutdown);
     }
     let mut world = World::new('a', TaskState::Shutdown);
-    world.doing = Some(Work::Prepare);
+    world.in_progress = Some(Work::Prepare);
     assert_eq!(world.next(), Next::Abandon);
 }
 
@@ -169,22 +171,22 @@ proptest! {
         let mut world = World::new('a', TaskState::Running);
         for event in events {
             match event {
-                0 => world.prepared = Some(Prepared { own: world.own.clone(), program: program('b') }),
-                1 => world.prepared = None,
+                0 => world.programs = Some(AgentPrograms { own: world.own.clone(), wanted: program('b') }),
+                1 => world.programs = None,
                 2 => world.own = program('b'),
-                3 => world.standing = Standing::Starting,
-                4 => world.standing = Standing::Proven,
-                5 => world.standing = Standing::Leaving,
+                3 => world.agent_state = AgentState::Starting,
+                4 => world.agent_state = AgentState::Proven,
+                5 => world.agent_state = AgentState::Leaving,
                 6 => world.task.desired = TaskState::Shutdown,
                 _ => world.refused = Some("no".into()),
             }
-            let before = world.said.len();
+            let before = world.reported.len();
             if world.settle() == Next::Begin(Work::Start) {
-                let prepared = world.prepared.clone().unwrap();
-                prop_assert!(world.task.desired.is_wanted() && prepared.own != prepared.program);
+                let programs = world.programs.clone().unwrap();
+                prop_assert!(world.task.desired.is_wanted() && programs.own != programs.wanted);
             }
-            for pair in world.said[before - 1..].windows(2) {
-                prop_assert!(pair[0].state < pair[1].state, "{:?}", world.said);
+            for pair in world.reported[before - 1..].windows(2) {
+                prop_assert!(pair[0].state < pair[1].state, "{:?}", world.reported);
             }
         }
     }

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use mesh_orchestrator::{objects::TaskId, spec::TaskSpec};
-use proptest::prelude::*;
 
 use super::*;
 use crate::orchestrator::testing;
+
+mod properties;
 
 /// The engine, the store and the agent's memory of one task.
 struct World {
     now: Timestamp,
     task: Task,
-    said: Vec<TaskStatus>,
+    reported: Vec<TaskStatus>,
     container: Option<ContainerFacts>,
-    doing: Option<Work>,
+    in_progress: Option<Work>,
     refused: Option<String>,
     probe: Health,
     drain: Option<Drain>,
@@ -57,9 +58,9 @@ impl World {
         Self {
             now: Timestamp(1_000),
             task: task(desired),
-            said: vec![TaskStatus::new(TaskState::Assigned, Timestamp(0), "")],
+            reported: vec![TaskStatus::new(TaskState::Assigned, Timestamp(0), "")],
             container: None,
-            doing: None,
+            in_progress: None,
             refused: None,
             probe: Health::Unchecked,
             drain: None,
@@ -69,16 +70,16 @@ impl World {
     }
 
     fn state(&self) -> TaskState {
-        self.said.last().unwrap().state
+        self.reported.last().unwrap().state
     }
 
     fn next(&self) -> Next {
-        next(&Look {
+        next(&Observation {
             now: self.now,
             task: &self.task,
-            said: self.state(),
+            reported: self.state(),
             container: self.container.as_ref(),
-            doing: self.doing,
+            in_progress: self.in_progress,
             refused: self.refused.as_deref(),
             probe: self.probe,
             reachable: true,
@@ -91,7 +92,7 @@ impl World {
     fn settle(&mut self) -> Option<Timestamp> {
         for _ in 0..20 {
             match self.next() {
-                Next::Report(status) => self.said.push(status),
+                Next::Report(status) => self.reported.push(status),
                 Next::Begin(work) => {
                     match work {
                         Work::Signal => self.ending.signalled = Some(self.now),
@@ -99,9 +100,9 @@ impl World {
                         Work::Prepare | Work::Start | Work::Remove => {}
                     }
                     self.begun.push(work);
-                    self.doing = Some(work);
+                    self.in_progress = Some(work);
                 }
-                Next::Abandon => self.doing = None,
+                Next::Abandon => self.in_progress = None,
                 Next::BeginDrain => {
                     self.drain = Some(Drain {
                         since: self.now,
@@ -117,7 +118,7 @@ impl World {
 
     /// The engine has done what was under way, or refused.
     fn finish(&mut self, well: bool) {
-        match self.doing.take() {
+        match self.in_progress.take() {
             Some(Work::Prepare) if well => self.container = Some(container(Phase::Created)),
             Some(Work::Start) if well => self.set_phase(Phase::Running),
             Some(Work::Prepare | Work::Start) => self.refused = Some("no".into()),
@@ -141,7 +142,7 @@ impl World {
             }
             self.finish(true);
         }
-        panic!("it never is {state}: {:?}", self.said);
+        panic!("it never is {state}: {:?}", self.reported);
     }
 }
 
@@ -149,7 +150,11 @@ impl World {
 fn a_task_goes_through_every_state_and_runs() {
     let mut world = World::new(TaskState::Running);
     world.run_to(TaskState::Running);
-    let states: Vec<_> = world.said.iter().map(|status| status.state.to_string()).collect();
+    let states: Vec<_> = world
+        .reported
+        .iter()
+        .map(|status| status.state.to_string())
+        .collect();
     assert_eq!(
         states,
         [
@@ -185,7 +190,7 @@ fn what_the_engine_does_not_make_is_rejected_and_what_it_does_not_start_has_fail
     world.finish(false);
     world.settle();
     assert_eq!(world.state(), TaskState::Failed);
-    assert_eq!(world.said.last().unwrap().error.as_deref(), Some("no"));
+    assert_eq!(world.reported.last().unwrap().error.as_deref(), Some("no"));
 }
 
 #[test]
@@ -224,7 +229,7 @@ fn an_end_tells_its_code_and_whether_memory_was_short() {
             error: String::new(),
         });
         world.settle();
-        let last = world.said.last().unwrap();
+        let last = world.reported.last().unwrap();
         assert_eq!((last.state, last.exit_code), (state, Some(code)));
         assert!(
             last.error.as_deref().unwrap_or_default().contains(word),
@@ -253,7 +258,7 @@ fn a_stop_drains_then_signals_then_kills() {
     assert_eq!(world.begun.last(), Some(&Work::Kill));
     world.finish(true);
     world.settle();
-    let last = world.said.last().unwrap();
+    let last = world.reported.last().unwrap();
     assert_eq!((last.state, last.exit_code), (TaskState::Shutdown, Some(137)));
 }
 
@@ -273,10 +278,10 @@ fn a_replica_without_connections_is_not_waited_for() {
 fn a_task_that_is_not_wanted_any_more_is_not_prepared_to_the_end() {
     let mut world = World::new(TaskState::Running);
     world.settle();
-    assert_eq!(world.doing, Some(Work::Prepare));
+    assert_eq!(world.in_progress, Some(Work::Prepare));
     world.task.desired = TaskState::Remove;
     world.settle();
-    assert_eq!((world.doing, world.state()), (None, TaskState::Shutdown));
+    assert_eq!((world.in_progress, world.state()), (None, TaskState::Shutdown));
 }
 
 #[test]
@@ -302,103 +307,4 @@ fn an_orphan_is_stopped_and_removed() {
         orphan(now, &stopped, None, Ending::default()),
         Next::Begin(Work::Remove)
     );
-}
-
-/// Something that happens to a task.
-#[derive(Clone, Copy, Debug)]
-enum Event {
-    Desire(TaskState),
-    Finish(bool),
-    Exit(i32),
-    Vanish,
-    Probe(Health),
-    Later(u64),
-    /// The agent is restarted: it forgets all but what the store and the engine know.
-    Restart,
-}
-
-fn events() -> impl Strategy<Value = Vec<Event>> {
-    let desired = vec![TaskState::Running, TaskState::Shutdown, TaskState::Remove];
-    let health = vec![Health::Starting, Health::Healthy, Health::Unhealthy];
-    let event = prop_oneof![
-        1 => prop::sample::select(desired).prop_map(Event::Desire),
-        4 => any::<bool>().prop_map(Event::Finish),
-        1 => (0..3).prop_map(Event::Exit),
-        1 => Just(Event::Vanish),
-        1 => prop::sample::select(health).prop_map(Event::Probe),
-        2 => (0_u64..12_000).prop_map(Event::Later),
-        1 => Just(Event::Restart),
-    ];
-    prop::collection::vec(event, 1..40)
-}
-
-proptest! {
-    #[test]
-    fn whatever_happens_states_move_forward_and_nothing_wanted_is_stopped(events in events()) {
-        let mut world = World::new(TaskState::Ready);
-        for event in events {
-            match event {
-                Event::Desire(state) => world.task.desired = world.task.desired.max(state),
-                Event::Finish(well) => world.finish(well),
-                Event::Exit(code) => {
-                    if world.container.as_ref().is_some_and(|container| container.phase == Phase::Running) {
-                        world.set_phase(exited(code));
-                    }
-                }
-                Event::Vanish => world.container = None,
-                Event::Probe(health) => world.probe = health,
-                Event::Later(milliseconds) => world.now = world.now + Duration::from_millis(milliseconds),
-                Event::Restart => {
-                    (world.doing, world.refused, world.drain) = (None, None, None);
-                    world.ending = Ending::default();
-                    world.probe = Health::Unchecked;
-                }
-            }
-            let before = world.begun.len();
-            let wanted = world.task.desired.is_wanted();
-            world.settle();
-            for work in &world.begun[before..] {
-                match work {
-                    Work::Signal | Work::Kill => {
-                        prop_assert!(!wanted || world.state().is_terminal());
-                        let drained = world.drain.is_some_and(|drain| drain.is_over(world.now));
-                        prop_assert!(drained || world.state() != TaskState::Running);
-                    }
-                    Work::Prepare => prop_assert!(wanted),
-                    Work::Start => prop_assert!(wanted && world.task.desired != TaskState::Ready),
-                    Work::Remove => prop_assert!(false, "only orphans are removed"),
-                }
-            }
-        }
-        prop_assert!(world.said.is_sorted_by_key(|status| status.state));
-    }
-
-    #[test]
-    fn a_task_that_is_to_stop_stops_whatever_has_happened(events in events()) {
-        let mut world = World::new(TaskState::Running);
-        for event in events {
-            match event {
-                Event::Finish(well) => world.finish(well),
-                Event::Exit(code) => {
-                    if world.container.as_ref().is_some_and(|container| container.phase == Phase::Running) {
-                        world.set_phase(exited(code));
-                    }
-                }
-                Event::Vanish => world.container = None,
-                Event::Probe(health) => world.probe = health,
-                Event::Later(_) | Event::Restart | Event::Desire(_) => {}
-            }
-            world.settle();
-        }
-        world.task.desired = TaskState::Shutdown;
-        // Its connections are counted every 200 ms, for 5 s.
-        for _ in 0..60 {
-            let until = world.settle();
-            world.finish(true);
-            world.now = until.unwrap_or(world.now).max(world.now);
-        }
-        prop_assert!(world.state().is_terminal());
-        let runs = world.container.is_some_and(|container| container.phase == Phase::Running);
-        prop_assert!(!runs);
-    }
 }

@@ -7,7 +7,7 @@ use mesh_orchestrator::objects::{TaskState, TaskStatus, Timestamp};
 use tokio::task::AbortHandle;
 
 use super::{
-    agent::Prepared,
+    agent::AgentPrograms,
     machine::{Drain, Ending, Work},
 };
 use crate::orchestrator::runtime::Health;
@@ -18,10 +18,10 @@ const REACH_LIMIT: Duration = Duration::from_secs(5);
 
 /// The memory of one task.
 #[derive(Debug, Default)]
-pub(super) struct Hand {
+pub(super) struct TaskMemory {
     /// What was last reported.
-    pub(super) said: Option<TaskStatus>,
-    pub(super) doing: Option<(Work, AbortHandle)>,
+    pub(super) reported: Option<TaskStatus>,
+    pub(super) in_progress: Option<(Work, AbortHandle)>,
     pub(super) refused: Option<String>,
     /// Something to tell when the container is made.
     pub(super) warning: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct Hand {
     /// Ports inside the container that the mesh sends TCP connections to.
     pub(super) ports: BTreeSet<u16>,
     /// The programs, of a task that is the agent.
-    pub(super) agent: Option<Prepared>,
+    pub(super) programs: Option<AgentPrograms>,
 }
 
 /// A probe of the agent's own.
@@ -53,10 +53,12 @@ impl Drop for Probing {
     }
 }
 
-impl Hand {
+impl TaskMemory {
     /// How far the task has come: as the store says, or further.
     pub(super) fn furthest(&self, stored: TaskState) -> TaskState {
-        self.said.as_ref().map_or(stored, |said| said.state.max(stored))
+        self.reported
+            .as_ref()
+            .map_or(stored, |reported| reported.state.max(stored))
     }
 
     /// Whether the mesh has found the container, or has been waited for long enough.

@@ -33,7 +33,7 @@ const ATTEMPTS: usize = 64;
 
 /// The node has no place in the cluster.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
+pub enum IdentityError {
     /// The file with the node's id cannot be read or written.
     #[error("cannot use {} (--state-dir)", path.display())]
     File {
@@ -79,9 +79,9 @@ pub enum PlaceError {
 ///
 /// # Errors
 /// When its file cannot be used.
-pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, PlaceError> {
+pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, IdentityError> {
     let path = folder.join(IDENTITY_FILE);
-    let failed = |source| PlaceError::File {
+    let failed = |source| IdentityError::File {
         path: path.clone(),
         source,
     };
@@ -92,7 +92,7 @@ pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, PlaceError> 
             if sound {
                 Ok(NodeId::from(id))
             } else {
-                Err(PlaceError::NoIdentity(path))
+                Err(IdentityError::NoIdentity(path))
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -122,7 +122,7 @@ pub(super) async fn be_alone(
     address: Ipv4Addr,
     folder: &Path,
     patience: Duration,
-) -> Result<(), PlaceError> {
+) -> Result<(), IdentityError> {
     let key = node_key(node.as_str())?;
     let address = address.to_string();
     let end = Instant::now() + patience;
@@ -136,7 +136,7 @@ pub(super) async fn be_alone(
             return Ok(());
         };
         if Instant::now() >= end {
-            return Err(PlaceError::Taken {
+            return Err(IdentityError::Taken {
                 id: node.clone(),
                 address: other.address,
                 path: folder.join(IDENTITY_FILE),
@@ -156,7 +156,7 @@ pub(super) async fn be_alone(
 ///
 /// # Errors
 /// When the store cannot be asked, or none is left.
-pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<AddressBlock, PlaceError> {
+pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<AddressBlock, IdentityError> {
     let prefix = Prefix::new(BLOCKS)?;
     for _ in 0..ATTEMPTS {
         let entries = store.list(&prefix, PAGE).await?.entries().await?;
@@ -172,7 +172,7 @@ pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<Addr
         }
         let free = (0..AddressBlock::COUNT).find(|number| !claims.contains_key(number));
         let (Some(number), Some(block)) = (free, free.and_then(AddressBlock::new)) else {
-            return Err(PlaceError::Full);
+            return Err(IdentityError::Full);
         };
         let number = format!("{number:05}");
         let key = Key::new(BLOCKS.into_iter().chain([number.as_str()]))?;
@@ -186,7 +186,7 @@ pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<Addr
             Err(error) => return Err(error.into()),
         }
     }
-    Err(PlaceError::Full)
+    Err(IdentityError::Full)
 }
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ mod tests {
         std::fs::write(folder.path().join(IDENTITY_FILE), "half").unwrap();
         assert!(matches!(
             identity(folder.path(), 7),
-            Err(PlaceError::NoIdentity(_))
+            Err(IdentityError::NoIdentity(_))
         ));
     }
 
