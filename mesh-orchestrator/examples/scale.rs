@@ -8,7 +8,7 @@ use mesh_orchestrator::{
     commands,
     loops::Controller,
     objects::{
-        Availability, Change, Node, NodeId, NodeRole, NodeStatus, ServiceId, State, Task, TaskState,
+        Availability, Node, NodeId, NodeRole, NodeStatus, ObjectChange, ServiceId, State, Task, TaskState,
         TaskStatus, Timestamp,
     },
     spec::{Platform, Resources, ServiceSpec},
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
 fn measure(services: u32, replicas: u32) -> Result<()> {
     let mut state = State::default();
     for number in 0..NODES {
-        state.apply(&Change::PutNode(Box::new(node(number))))?;
+        state.apply(&ObjectChange::PutNode(Box::new(node(number))))?;
     }
     for number in 0..services {
         for change in create(&state, &format!("service{number}"), replicas)? {
@@ -94,7 +94,7 @@ fn measure(services: u32, replicas: u32) -> Result<()> {
     for (number, task) in (0..REPEAT).zip(tasks) {
         times.measure(|| {
             let status = TaskStatus::new(TaskState::Failed, NOW, "crashed");
-            controller.apply(&Change::Observe { task, status })?;
+            controller.apply(&ObjectChange::Observe { task, status })?;
             Ok(controller.step(NOW, u128::from(number) + 3_000)?.len())
         })?;
     }
@@ -159,7 +159,7 @@ fn run_all(controller: &mut Controller) -> Result<()> {
         .map(|task| task.id.clone())
         .collect();
     for task in tasks {
-        controller.apply(&Change::Observe {
+        controller.apply(&ObjectChange::Observe {
             task,
             status: TaskStatus::new(TaskState::Running, NOW, "runs"),
         })?;
@@ -167,7 +167,7 @@ fn run_all(controller: &mut Controller) -> Result<()> {
     Ok(())
 }
 
-fn create(state: &State, name: &str, replicas: u32) -> Result<Vec<Change>> {
+fn create(state: &State, name: &str, replicas: u32) -> Result<Vec<ObjectChange>> {
     let spec = serde_json::json!({
         "name": name,
         "mode": { "replicated": { "replicas": replicas } },

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     objects::{
-        Availability, Change, EndpointPort, Node, NodeId, NodeStatus, Previous, Rebalance, Service,
+        Availability, EndpointPort, Node, NodeId, NodeStatus, ObjectChange, Previous, Rebalance, Service,
         ServiceId, State, Timestamp, UpdateState, UpdateStatus,
     },
     spec::{PublishMode, ServiceMode, ServiceSpec, SpecError, TaskRuntime, check_dependencies},
@@ -72,13 +72,13 @@ pub fn create_service(
     id: ServiceId,
     spec: ServiceSpec,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     if state.service_named(&spec.name).is_some() {
         return Err(CommandError::NameTaken(spec.name));
     }
     let mut changes = Vec::new();
     let ports = admit(state, &spec, &mut changes)?;
-    changes.push(Change::PutService(Arc::new(Service {
+    changes.push(ObjectChange::PutService(Arc::new(Service {
         id,
         released: spec.depends_on.is_empty(),
         spec: Arc::new(spec),
@@ -105,7 +105,7 @@ pub fn update_service(
     version: u64,
     spec: ServiceSpec,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     let service = known_service(state, id)?;
     if service.version != version {
         return Err(CommandError::OutOfDate {
@@ -152,7 +152,7 @@ pub fn update_service(
     if (replaces || resumes) && !next.spec.mode.is_job() {
         begin_update(&mut next, state, UpdateState::Updating, now, String::new());
     }
-    changes.push(Change::PutService(Arc::new(next)));
+    changes.push(ObjectChange::PutService(Arc::new(next)));
     Ok(changes)
 }
 
@@ -165,7 +165,7 @@ pub fn scale_service(
     id: &ServiceId,
     replicas: u32,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     let service = known_service(state, id)?;
     let mut spec = (*service.spec).clone();
     match &mut spec.mode {
@@ -181,7 +181,11 @@ pub fn scale_service(
 ///
 /// # Errors
 /// If there is none.
-pub fn rollback_service(state: &State, id: &ServiceId, now: Timestamp) -> Result<Vec<Change>, CommandError> {
+pub fn rollback_service(
+    state: &State,
+    id: &ServiceId,
+    now: Timestamp,
+) -> Result<Vec<ObjectChange>, CommandError> {
     let service = known_service(state, id)?;
     if service.previous.is_none() {
         return Err(CommandError::NothingToRollBack(service.spec.name.clone()));
@@ -198,7 +202,7 @@ pub fn roll_back_to(
     id: &ServiceId,
     older: &Previous,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     let service = known_service(state, id)?;
     if older.spec == service.spec {
         return Ok(Vec::new());
@@ -215,7 +219,7 @@ pub(crate) fn roll_back(
     service: &Arc<Service>,
     now: Timestamp,
     message: String,
-) -> Vec<Change> {
+) -> Vec<ObjectChange> {
     let Some(previous) = &service.previous else {
         return Vec::new();
     };
@@ -234,7 +238,7 @@ fn put_back(
     ports: Vec<EndpointPort>,
     now: Timestamp,
     message: String,
-) -> Change {
+) -> ObjectChange {
     let mut next = Service {
         previous: Some(Previous {
             spec: service.spec.clone(),
@@ -250,7 +254,7 @@ fn put_back(
     if !next.spec.mode.is_job() {
         begin_update(&mut next, state, UpdateState::RollbackStarted, now, message);
     }
-    Change::PutService(Arc::new(next))
+    ObjectChange::PutService(Arc::new(next))
 }
 
 fn begin_update(service: &mut Service, state: &State, update: UpdateState, now: Timestamp, message: String) {
@@ -270,16 +274,20 @@ fn begin_update(service: &mut Service, state: &State, update: UpdateState, now: 
 ///
 /// # Errors
 /// If there is no such service.
-pub fn remove_service(state: &State, id: &ServiceId) -> Result<Vec<Change>, CommandError> {
+pub fn remove_service(state: &State, id: &ServiceId) -> Result<Vec<ObjectChange>, CommandError> {
     known_service(state, id)?;
-    Ok(vec![Change::RemoveService(id.clone())])
+    Ok(vec![ObjectChange::RemoveService(id.clone())])
 }
 
 /// Asks for a service's running tasks to be spread anew, each moved once at most.
 ///
 /// # Errors
 /// If there is no such service, or each node has its own task anyway.
-pub fn rebalance_service(state: &State, id: &ServiceId, now: Timestamp) -> Result<Vec<Change>, CommandError> {
+pub fn rebalance_service(
+    state: &State,
+    id: &ServiceId,
+    now: Timestamp,
+) -> Result<Vec<ObjectChange>, CommandError> {
     let service = known_service(state, id)?;
     if !matches!(service.spec.mode, ServiceMode::Replicated(_)) {
         return Err(CommandError::NotReplicated(service.spec.name.clone()));
@@ -289,8 +297,8 @@ pub fn rebalance_service(state: &State, id: &ServiceId, now: Timestamp) -> Resul
     Ok(vec![set_rebalance(service, now, moves)])
 }
 
-fn set_rebalance(service: &Service, from: Timestamp, moves_left: u32) -> Change {
-    Change::PutService(Arc::new(Service {
+fn set_rebalance(service: &Service, from: Timestamp, moves_left: u32) -> ObjectChange {
+    ObjectChange::PutService(Arc::new(Service {
         rebalance: Some(Rebalance { from, moves_left }),
         ..service.clone()
     }))
@@ -298,7 +306,7 @@ fn set_rebalance(service: &Service, from: Timestamp, moves_left: u32) -> Change 
 
 /// A node as its agent or a user describes it anew. Sees to what follows from its coming back.
 #[must_use]
-pub fn put_node(state: &State, mut node: Node, now: Timestamp) -> Vec<Change> {
+pub fn put_node(state: &State, mut node: Node, now: Timestamp) -> Vec<ObjectChange> {
     let known = state.nodes().get(&node.id);
     if known.is_none_or(|known| known.status != node.status) {
         node.status_since = now;
@@ -307,7 +315,7 @@ pub fn put_node(state: &State, mut node: Node, now: Timestamp) -> Vec<Change> {
     if returns && (known.is_some() || !state.tasks().is_empty()) {
         node.returned_at = Some(now);
     }
-    let mut changes = vec![Change::PutNode(Box::new(node))];
+    let mut changes = vec![ObjectChange::PutNode(Box::new(node))];
     if returns && !state.tasks().is_empty() {
         for service in state.services().values() {
             let config = &service.spec.rebalance_config;
@@ -321,7 +329,7 @@ pub fn put_node(state: &State, mut node: Node, now: Timestamp) -> Vec<Change> {
 
 /// A node as its agent describes it. What users have set, and what the leader has found, stays.
 #[must_use]
-pub fn describe_node(state: &State, description: &Node, now: Timestamp) -> Vec<Change> {
+pub fn describe_node(state: &State, description: &Node, now: Timestamp) -> Vec<ObjectChange> {
     let Some(known) = state.nodes().get(&description.id) else {
         let node = Node {
             status: NodeStatus::Unknown,
@@ -353,7 +361,7 @@ pub fn set_availability(
     id: &NodeId,
     availability: Availability,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     change_node(state, id, now, |node| node.availability = availability)
 }
 
@@ -366,7 +374,7 @@ pub fn set_node_status(
     id: &NodeId,
     status: NodeStatus,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     change_node(state, id, now, |node| node.status = status)
 }
 
@@ -382,7 +390,7 @@ fn change_node(
     id: &NodeId,
     now: Timestamp,
     change: impl FnOnce(&mut Node),
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     let mut node = known_node(state, id)?.clone();
     change(&mut node);
     Ok(put_node(state, node, now))
@@ -399,19 +407,19 @@ fn known_node<'a>(state: &'a State, id: &NodeId) -> Result<&'a Node, CommandErro
 ///
 /// # Errors
 /// If there is no such node, or it runs.
-pub fn remove_node(state: &State, id: &NodeId) -> Result<Vec<Change>, CommandError> {
+pub fn remove_node(state: &State, id: &NodeId) -> Result<Vec<ObjectChange>, CommandError> {
     let node = known_node(state, id)?;
     if node.status == NodeStatus::Ready {
         return Err(CommandError::NodeNotDown(id.clone()));
     }
-    Ok(vec![Change::RemoveNode(id.clone())])
+    Ok(vec![ObjectChange::RemoveNode(id.clone())])
 }
 
 /// Ports for a specification, and whether its dependencies can ever be ready, and no other service has the agents.
 fn admit(
     state: &State,
     spec: &ServiceSpec,
-    changes: &mut Vec<Change>,
+    changes: &mut Vec<ObjectChange>,
 ) -> Result<Vec<EndpointPort>, SpecError> {
     let mut ledger = state.port_ledger().clone();
     let ports = ledger.allocate(spec, |protocol, port| {
@@ -445,7 +453,7 @@ fn admit(
         }
     }
     if ledger != *state.port_ledger() {
-        changes.push(Change::PutPorts(ledger));
+        changes.push(ObjectChange::PutPorts(ledger));
     }
     Ok(ports)
 }

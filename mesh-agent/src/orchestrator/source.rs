@@ -155,7 +155,7 @@ mod tests {
 
     use mesh_orchestrator::{
         commands,
-        objects::{Change, NodeStatus, ServiceId, TaskStatus, Timestamp},
+        objects::{NodeStatus, ObjectChange, ServiceId, TaskStatus, Timestamp},
         spec::{Platform, Resources, ServiceSpec},
     };
 
@@ -185,7 +185,7 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
-    fn apply(state: &mut State, changes: Vec<Change>) {
+    fn apply(state: &mut State, changes: Vec<ObjectChange>) {
         for change in changes {
             state.apply(&change).unwrap();
         }
@@ -195,7 +195,10 @@ mod tests {
     fn state(desired: objects::TaskState, observed: objects::TaskState) -> State {
         let mut state = State::default();
         for (id, status) in [("a", NodeStatus::Unknown), ("b", NodeStatus::Down)] {
-            apply(&mut state, vec![Change::PutNode(Box::new(node(id, status)))]);
+            apply(
+                &mut state,
+                vec![ObjectChange::PutNode(Box::new(node(id, status)))],
+            );
         }
         for (id, text) in [
             (
@@ -224,7 +227,7 @@ mod tests {
             created_at: NOW,
             ..testing::task(Arc::clone(&service.spec.task_template))
         };
-        apply(&mut state, vec![Change::CreateTask(Box::new(task))]);
+        apply(&mut state, vec![ObjectChange::CreateTask(Box::new(task))]);
         state
     }
 

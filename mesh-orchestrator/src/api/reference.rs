@@ -86,14 +86,14 @@ fn one<'a, T: ?Sized>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::{Change, NodeId};
+    use crate::objects::{NodeId, ObjectChange};
 
     fn state(nodes: &[(&str, &str)]) -> State {
         let mut state = State::default();
         for (id, hostname) in nodes {
             let node: Node =
                 serde_json::from_value(serde_json::json!({"id": id, "hostname": hostname})).unwrap();
-            state.apply(&Change::PutNode(Box::new(node))).unwrap();
+            state.apply(&ObjectChange::PutNode(Box::new(node))).unwrap();
         }
         state
     }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cluster::Changed,
     commands,
-    objects::{Change, Service, ServiceId, State, Timestamp},
+    objects::{ObjectChange, Service, ServiceId, State, Timestamp},
     spec::{MAX_SPEC_BYTES, ServiceMode, ServiceSpec, SpecError},
     store::revisions::RevisionId,
 };
@@ -306,6 +306,6 @@ pub(super) fn update_anyway(
     id: &ServiceId,
     spec: ServiceSpec,
     now: Timestamp,
-) -> Result<Vec<Change>, commands::CommandError> {
+) -> Result<Vec<ObjectChange>, commands::CommandError> {
     commands::update_service(state, id, known_version(state, id), spec, now)
 }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     commands,
     loops::Controller,
-    objects::{Change, NodeId, Refused, State, Timestamp},
+    objects::{NodeId, ObjectChange, Refused, State, Timestamp},
     store::{Revision, membership::Leadership},
 };
 
@@ -153,7 +153,7 @@ impl Control {
     }
 
     /// Runs the loops where they hold up nobody: tens of thousands of tasks take seconds.
-    async fn decide(&mut self, now: Timestamp) -> Result<Vec<Change>, Refused> {
+    async fn decide(&mut self, now: Timestamp) -> Result<Vec<ObjectChange>, Refused> {
         let seed = self.cluster.clock().seed();
         let mut controller = std::mem::take(&mut self.controller);
         let decided = tokio::task::spawn_blocking(move || {
@@ -191,33 +191,35 @@ impl Control {
 }
 
 /// What has to be done to a state so that some objects are as the mirror has them.
-fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<Change> {
+fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<ObjectChange> {
     let target = mirror.state();
     let (mut gone, mut put) = (Vec::new(), Vec::new());
     for name in touched {
         match name {
             Name::Service(id) => match (state.service(id), target.service(id)) {
-                (Some(_), None) => gone.push(Change::RemoveService(id.clone())),
-                (before, Some(after)) if before != Some(after) => put.push(Change::PutService(after.clone())),
+                (Some(_), None) => gone.push(ObjectChange::RemoveService(id.clone())),
+                (before, Some(after)) if before != Some(after) => {
+                    put.push(ObjectChange::PutService(after.clone()))
+                }
                 _ => {}
             },
             Name::Node(id) => match (state.nodes().get(id), target.nodes().get(id)) {
-                (Some(_), None) => gone.push(Change::RemoveNode(id.clone())),
+                (Some(_), None) => gone.push(ObjectChange::RemoveNode(id.clone())),
                 (before, Some(after)) if before != Some(after) => {
-                    put.push(Change::PutNode(Box::new(after.clone())));
+                    put.push(ObjectChange::PutNode(Box::new(after.clone())));
                 }
                 _ => {}
             },
             Name::Task(id) => match (state.tasks().get(id), target.tasks().get(id)) {
-                (Some(_), None) => gone.push(Change::RemoveTask(id.clone())),
+                (Some(_), None) => gone.push(ObjectChange::RemoveTask(id.clone())),
                 (before, Some(after)) if before != Some(after) => {
-                    put.push(Change::PutTask(Box::new(after.clone())));
+                    put.push(ObjectChange::PutTask(Box::new(after.clone())));
                 }
                 _ => {}
             },
             Name::Ports => {
                 if state.port_ledger() != target.port_ledger() {
-                    put.push(Change::PutPorts(target.port_ledger().clone()));
+                    put.push(ObjectChange::PutPorts(target.port_ledger().clone()));
                 }
             }
             Name::Guard | Name::Presence(_) | Name::Leader | Name::Restore | Name::Other => {}
@@ -228,17 +230,17 @@ fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<
 }
 
 /// The object that a change is about.
-fn name(change: &Change) -> Name {
+fn name(change: &ObjectChange) -> Name {
     match change {
-        Change::PutService(service) => Name::Service(service.id.clone()),
-        Change::RemoveService(id) => Name::Service(id.clone()),
-        Change::PutNode(node) => Name::Node(node.id.clone()),
-        Change::RemoveNode(id) => Name::Node(id.clone()),
-        Change::PutPorts(_) => Name::Ports,
-        Change::CreateTask(task) | Change::PutTask(task) => Name::Task(task.id.clone()),
-        Change::Assign { task, .. } | Change::SetDesired { task, .. } | Change::Observe { task, .. } => {
-            Name::Task(task.clone())
-        }
-        Change::GiveUp(task) | Change::RemoveTask(task) => Name::Task(task.clone()),
+        ObjectChange::PutService(service) => Name::Service(service.id.clone()),
+        ObjectChange::RemoveService(id) => Name::Service(id.clone()),
+        ObjectChange::PutNode(node) => Name::Node(node.id.clone()),
+        ObjectChange::RemoveNode(id) => Name::Node(id.clone()),
+        ObjectChange::PutPorts(_) => Name::Ports,
+        ObjectChange::CreateTask(task) | ObjectChange::PutTask(task) => Name::Task(task.id.clone()),
+        ObjectChange::Assign { task, .. }
+        | ObjectChange::SetDesired { task, .. }
+        | ObjectChange::Observe { task, .. } => Name::Task(task.clone()),
+        ObjectChange::GiveUp(task) | ObjectChange::RemoveTask(task) => Name::Task(task.clone()),
     }
 }

@@ -12,7 +12,7 @@ use super::{
     stored::{self, Name, SERVICES},
 };
 use crate::{
-    objects::{Change, Refused, Service, ServiceId, Task, TaskId},
+    objects::{ObjectChange, Refused, Service, ServiceId, Task, TaskId},
     store::{
         Expected, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Revision, StoreError, Transaction, Write,
         revisions::{self, Author, Current, KEPT, Revised, RevisionId},
@@ -112,7 +112,11 @@ pub(super) struct Drafted {
 ///
 /// # Errors
 /// If a change does not apply to what the mirror has.
-pub(super) fn draft(mirror: &Mirror, author: &Author, changes: &[Change]) -> Result<Drafted, ChangeError> {
+pub(super) fn draft(
+    mirror: &Mirror,
+    author: &Author,
+    changes: &[ObjectChange],
+) -> Result<Drafted, ChangeError> {
     work_out(mirror, author, changes, None)
 }
 
@@ -124,7 +128,7 @@ pub(super) fn draft(mirror: &Mirror, author: &Author, changes: &[Change]) -> Res
 pub(super) fn draft_since(
     mirror: &Mirror,
     author: &Author,
-    changes: &[Change],
+    changes: &[ObjectChange],
     seen: Revision,
 ) -> Result<Drafted, ChangeError> {
     work_out(mirror, author, changes, Some(seen))
@@ -133,7 +137,7 @@ pub(super) fn draft_since(
 fn work_out(
     mirror: &Mirror,
     author: &Author,
-    changes: &[Change],
+    changes: &[ObjectChange],
     seen: Option<Revision>,
 ) -> Result<Drafted, ChangeError> {
     let mut draft = Draft {
@@ -159,27 +163,29 @@ fn work_out(
 }
 
 impl Draft<'_> {
-    fn add(&mut self, change: &Change) -> Result<(), ChangeError> {
+    fn add(&mut self, change: &ObjectChange) -> Result<(), ChangeError> {
         match change {
-            Change::PutService(service) => self.put_service(service)?,
-            Change::RemoveService(id) => self.remove_service(id)?,
-            Change::PutNode(node) => self.put(stored::node(&node.id)?, node)?,
-            Change::RemoveNode(id) => self.delete(stored::node(id)?)?,
-            Change::PutPorts(ledger) => self.put(stored::ports()?, ledger)?,
-            Change::CreateTask(task) => {
+            ObjectChange::PutService(service) => self.put_service(service)?,
+            ObjectChange::RemoveService(id) => self.remove_service(id)?,
+            ObjectChange::PutNode(node) => self.put(stored::node(&node.id)?, node)?,
+            ObjectChange::RemoveNode(id) => self.delete(stored::node(id)?)?,
+            ObjectChange::PutPorts(ledger) => self.put(stored::ports()?, ledger)?,
+            ObjectChange::CreateTask(task) => {
                 if self.task(&task.id).is_some() {
                     return Err(Refused::TaskExists(task.id.clone()).into());
                 }
                 self.put_task((**task).clone())?;
             }
-            Change::PutTask(task) => self.put_task((**task).clone())?,
-            Change::Assign { task, node, at } => self.change_task(task, |task| task.assign(node, *at))?,
-            Change::SetDesired { task, desired } => {
+            ObjectChange::PutTask(task) => self.put_task((**task).clone())?,
+            ObjectChange::Assign { task, node, at } => {
+                self.change_task(task, |task| task.assign(node, *at))?
+            }
+            ObjectChange::SetDesired { task, desired } => {
                 self.change_task(task, |task| task.set_desired(*desired))?;
             }
-            Change::GiveUp(task) => self.change_task(task, Task::give_up)?,
-            Change::Observe { task, status } => self.change_task(task, |task| task.observe(status))?,
-            Change::RemoveTask(id) => {
+            ObjectChange::GiveUp(task) => self.change_task(task, Task::give_up)?,
+            ObjectChange::Observe { task, status } => self.change_task(task, |task| task.observe(status))?,
+            ObjectChange::RemoveTask(id) => {
                 if self.task(id).is_none() {
                     return Err(Refused::UnknownTask(id.clone()).into());
                 }

@@ -11,7 +11,7 @@ use super::{
     stored::{self, Name, Stored},
 };
 use crate::{
-    objects::{Change, NodeId, Refused, Service, ServiceId, State, Task, Timestamp},
+    objects::{NodeId, ObjectChange, Refused, Service, ServiceId, State, Task, Timestamp},
     store::{
         self, Entry, Expected, Key, Revision, WatchBatch,
         membership::Leader,
@@ -196,7 +196,7 @@ impl Mirror {
                     author: revised.author,
                 };
                 self.heads.insert(id.clone(), head);
-                Some(Change::PutService(revised.value))
+                Some(ObjectChange::PutService(revised.value))
             }
             Stored::Node(node) => {
                 let known = self.state.nodes().contains_key(&node.id);
@@ -208,7 +208,7 @@ impl Mirror {
                     action(known),
                     now,
                 );
-                Some(Change::PutNode(node))
+                Some(ObjectChange::PutNode(node))
             }
             Stored::Task(mut task) => {
                 self.share_spec(&mut task);
@@ -221,9 +221,9 @@ impl Mirror {
                     action(known),
                     now,
                 );
-                Some(Change::PutTask(task))
+                Some(ObjectChange::PutTask(task))
             }
-            Stored::Ports(ledger) => Some(Change::PutPorts(ledger)),
+            Stored::Ports(ledger) => Some(ObjectChange::PutPorts(ledger)),
         };
         self.modified.insert(entry.key.clone(), entry.modified);
         self.apply(change)
@@ -267,13 +267,13 @@ impl Mirror {
                         EventAction::Remove,
                         now,
                     );
-                    Change::RemoveService(id)
+                    ObjectChange::RemoveService(id)
                 })
             }
             Name::Node(id) => self.state.nodes().get(&id).map(|node| {
                 let name = node.hostname.clone();
                 self.tell(news, EventKind::Node, id.as_str(), name, EventAction::Remove, now);
-                Change::RemoveNode(id)
+                ObjectChange::RemoveNode(id)
             }),
             Name::Task(id) => self.state.tasks().get(&id).map(|task| {
                 self.tell(
@@ -284,14 +284,14 @@ impl Mirror {
                     EventAction::Remove,
                     now,
                 );
-                Change::RemoveTask(id)
+                ObjectChange::RemoveTask(id)
             }),
-            Name::Ports => Some(Change::PutPorts(crate::objects::PortLedger::default())),
+            Name::Ports => Some(ObjectChange::PutPorts(crate::objects::PortLedger::default())),
         };
         self.apply(change)
     }
 
-    fn apply(&mut self, change: Option<Change>) -> Result<(), Refused> {
+    fn apply(&mut self, change: Option<ObjectChange>) -> Result<(), Refused> {
         if let Some(change) = change {
             self.state.apply(&change)?;
         }

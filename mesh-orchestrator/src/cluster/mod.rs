@@ -52,7 +52,7 @@ use self::{
 };
 use crate::{
     commands::CommandError,
-    objects::{Change, NodeId, ServiceId, State, Timestamp},
+    objects::{NodeId, ObjectChange, ServiceId, State, Timestamp},
     store::{
         Key, Revision, Store, StoreError,
         revisions::{Author, RevisionId},
@@ -238,7 +238,7 @@ impl Cluster {
     /// whether something may have been changed all the same. [`ChangeError::Contended`] when others were faster all the time.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
-        P: Fn(&State, Timestamp) -> Result<Vec<Change>, CommandError>,
+        P: Fn(&State, Timestamp) -> Result<Vec<ObjectChange>, CommandError>,
     {
         let until = Instant::now() + PATIENCE;
         let mut attempts = 0;

@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{ChangeError, Cluster, draft};
 use crate::{
-    objects::{Change, State, TaskId, TaskStatus},
+    objects::{ObjectChange, State, TaskId, TaskStatus},
     store::StoreError,
 };
 
@@ -139,7 +139,7 @@ impl Cluster {
 }
 
 /// What of some reports is new, and can still be.
-fn news(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<Change> {
+fn news(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<ObjectChange> {
     let Some(task) = state.tasks().get(id) else {
         return Vec::new();
     };
@@ -149,7 +149,7 @@ fn news(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<Chan
         let is_news = status.state > seen.state || (status.state == seen.state && !same(status, &seen));
         if is_news && !seen.state.is_terminal() {
             seen = status.clone();
-            changes.push(Change::Observe {
+            changes.push(ObjectChange::Observe {
                 task: id.clone(),
                 status: status.clone(),
             });

@@ -91,7 +91,7 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{loops::testing::node, objects::Change};
+    use crate::{loops::testing::node, objects::ObjectChange};
 
     const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -102,7 +102,7 @@ mod tests {
             status,
             ..node(1)
         };
-        state.apply(&Change::PutNode(Box::new(node))).unwrap();
+        state.apply(&ObjectChange::PutNode(Box::new(node))).unwrap();
         state
     }
 

@@ -12,7 +12,7 @@ use crate::{
         Controller,
         testing::{node, spec},
     },
-    objects::{Change, State, TaskState, TaskStatus, Timestamp},
+    objects::{ObjectChange, State, TaskState, TaskStatus, Timestamp},
     store::{
         Entry, Event, Expected, Key, MAX_OPERATIONS, Revision, StoreError, Transaction, WatchBatch, Write,
         revisions::Author,
@@ -77,7 +77,7 @@ impl Model {
     }
 
     /// Drafts and commits; leaves room for a fence and a restore's marker.
-    fn change(&mut self, changes: &[Change]) -> Result<usize, ChangeError> {
+    fn change(&mut self, changes: &[ObjectChange]) -> Result<usize, ChangeError> {
         let drafted = draft::draft(&self.mirror, &author("change"), changes)?;
         let mut made = Vec::new();
         for batch in &drafted.batches {
@@ -133,7 +133,7 @@ impl Cluster {
         cluster
     }
 
-    fn make(&mut self, changes: Vec<Change>) -> usize {
+    fn make(&mut self, changes: Vec<ObjectChange>) -> usize {
         for change in &changes {
             self.controller.apply(change).unwrap();
         }
@@ -148,13 +148,13 @@ impl Cluster {
     }
 
     fn run_all(&mut self) {
-        let reports: Vec<Change> = self
+        let reports: Vec<ObjectChange> = self
             .controller
             .state()
             .tasks()
             .values()
             .filter(|task| task.status.state == TaskState::Assigned)
-            .map(|task| Change::Observe {
+            .map(|task| ObjectChange::Observe {
                 task: task.id.clone(),
                 status: TaskStatus::new(TaskState::Running, self.now, "runs"),
             })
@@ -200,8 +200,8 @@ fn what_comes_and_goes_at_once_is_not_written() {
         .clone();
     task.id = "another".into();
     let changes = [
-        Change::CreateTask(Box::new(task.clone())),
-        Change::RemoveTask(task.id),
+        ObjectChange::CreateTask(Box::new(task.clone())),
+        ObjectChange::RemoveTask(task.id),
     ];
     assert_eq!(cluster.model.change(&changes).unwrap(), 0);
     cluster.model.check(cluster.controller.state());
@@ -221,7 +221,12 @@ fn what_was_planned_from_older_objects_is_refused_but_for_tasks() {
     cluster.make(scaled.unwrap());
     cluster.run_all();
     let mirror = &cluster.model.mirror;
-    let stale = draft::draft_since(mirror, &author("loop"), &[Change::PutService(service)], seen);
+    let stale = draft::draft_since(
+        mirror,
+        &author("loop"),
+        &[ObjectChange::PutService(service)],
+        seen,
+    );
     match stale {
         Err(ChangeError::Store(StoreError::Conflict { expected, .. })) => {
             assert_eq!(expected, Expected::At(seen));
@@ -229,7 +234,7 @@ fn what_was_planned_from_older_objects_is_refused_but_for_tasks() {
         other => panic!("{other:?}"),
     }
     let desired = TaskState::Shutdown;
-    let stop = Change::SetDesired {
+    let stop = ObjectChange::SetDesired {
         task: task.clone(),
         desired,
     };
@@ -249,7 +254,7 @@ fn a_loop_never_brings_a_service_back_that_was_removed() {
     let service = cluster.controller.state().service(&"s1".into()).unwrap().clone();
     let removed = commands::remove_service(cluster.controller.state(), &"s1".into());
     cluster.make(removed.unwrap());
-    let changes = [Change::PutService(service)];
+    let changes = [ObjectChange::PutService(service)];
     let stale = draft::draft_since(&cluster.model.mirror, &author("loop"), &changes, seen);
     assert!(matches!(stale, Err(ChangeError::Refused(_))), "{stale:?}");
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Plan, Round, Subject, Wake, dependencies, global, jobs, nodes, reaper, rebalance, replicated, restart,
-    scheduler, slots, update,
+    LoopOutput, Round, Subject, Wake, dependencies, global, jobs, nodes, reaper, rebalance, replicated,
+    restart, scheduler, slots, update,
 };
 use crate::{
-    objects::{Change, Events, Refused, ServiceId, Slot, State, Timestamp, Touched},
+    objects::{Events, ObjectChange, Refused, ServiceId, Slot, State, Timestamp, Touched},
     spec::ServiceMode,
 };
 
@@ -49,7 +49,7 @@ impl Controller {
     ///
     /// # Errors
     /// If it does not apply; then nothing has changed.
-    pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
+    pub fn apply(&mut self, change: &ObjectChange) -> Result<(), Refused> {
         let events = self.state.apply(change)?;
         self.events.extend(events);
         Ok(())
@@ -71,7 +71,7 @@ impl Controller {
     ///
     /// # Errors
     /// If a loop plans a change that does not apply, which would be a fault of ours.
-    pub fn step(&mut self, now: Timestamp, seed: u128) -> Result<Vec<Change>, Refused> {
+    pub fn step(&mut self, now: Timestamp, seed: u128) -> Result<Vec<ObjectChange>, Refused> {
         let mut made = Vec::new();
         self.ring(now);
         self.looked_at.clone_from(&self.events);
@@ -108,17 +108,17 @@ impl Controller {
         }
     }
 
-    fn run(&mut self, round: &Round, events: &Events, made: &mut Vec<Change>) -> Result<(), Refused> {
+    fn run(&mut self, round: &Round, events: &Events, made: &mut Vec<ObjectChange>) -> Result<(), Refused> {
         for node in &events.nodes {
-            let plan = nodes::nodes(round, &self.state, node);
-            self.follow(plan, made)?;
+            let output = nodes::nodes(round, &self.state, node);
+            self.follow(output, made)?;
         }
         if !events.nodes.is_empty() {
             let services: Vec<ServiceId> = self.state.global().iter().cloned().collect();
             for id in services {
                 if let Some(service) = self.state.service(&id).cloned() {
-                    let plan = global::global(round, &self.state, &service, events.nodes.iter());
-                    self.follow(plan, made)?;
+                    let output = global::global(round, &self.state, &service, events.nodes.iter());
+                    self.follow(output, made)?;
                 }
             }
         }
@@ -139,8 +139,8 @@ impl Controller {
                 .collect();
             for (id, version) in groups {
                 if let Some(tasks) = self.state.unplaced_of(&id, version) {
-                    let plan = scheduler::schedule(round, &self.state, tasks);
-                    self.follow(plan, made)?;
+                    let output = scheduler::schedule(round, &self.state, tasks);
+                    self.follow(output, made)?;
                 }
             }
         }
@@ -152,26 +152,26 @@ impl Controller {
         round: &Round,
         id: &ServiceId,
         touched: &Touched,
-        made: &mut Vec<Change>,
+        made: &mut Vec<ObjectChange>,
     ) -> Result<(), Refused> {
         let Some(service) = self.state.service(id).cloned() else {
-            let plan = reaper::remove_all(round, &self.state, id);
-            self.follow(plan, made)?;
+            let output = reaper::remove_all(round, &self.state, id);
+            self.follow(output, made)?;
             for slot in self.slots(id, touched) {
-                let plan = reaper::reap(&self.state, id, &slot);
-                self.follow(plan, made)?;
+                let output = reaper::reap(&self.state, id, &slot);
+                self.follow(output, made)?;
             }
             return Ok(());
         };
-        let plan = match service.spec.mode {
+        let output = match service.spec.mode {
             ServiceMode::Replicated(settings) => {
                 replicated::replicated(round, &self.state, &service, settings.replicas)
             }
             ServiceMode::ReplicatedJob(job) => jobs::replicated_job(round, &self.state, &service, job),
             ServiceMode::GlobalJob(_) if touched.service => jobs::outdated(round, &self.state, &service),
-            ServiceMode::Global(_) | ServiceMode::GlobalJob(_) => Plan::default(),
+            ServiceMode::Global(_) | ServiceMode::GlobalJob(_) => LoopOutput::default(),
         };
-        self.follow(plan, made)?;
+        self.follow(output, made)?;
         if service.spec.mode.is_global() && touched.service {
             let gone: Vec<_> = self
                 .state
@@ -183,30 +183,30 @@ impl Controller {
                     Slot::Node(_) | Slot::Number(_) => None,
                 })
                 .collect();
-            let plan = global::global(
+            let output = global::global(
                 round,
                 &self.state,
                 &service,
                 self.state.nodes().keys().chain(&gone),
             );
-            self.follow(plan, made)?;
+            self.follow(output, made)?;
         }
         for slot in self.slots(id, touched) {
-            let plan = restart::restart(round, &self.state, &service, &slot);
-            self.follow(plan, made)?;
-            let plan = slots::settle(round, &self.state, &service, &slot);
-            self.follow(plan, made)?;
-            let plan = slots::promote(round, &self.state, &service, &slot);
-            self.follow(plan, made)?;
-            let plan = reaper::reap(&self.state, id, &slot);
-            self.follow(plan, made)?;
+            let output = restart::restart(round, &self.state, &service, &slot);
+            self.follow(output, made)?;
+            let output = slots::settle(round, &self.state, &service, &slot);
+            self.follow(output, made)?;
+            let output = slots::promote(round, &self.state, &service, &slot);
+            self.follow(output, made)?;
+            let output = reaper::reap(&self.state, id, &slot);
+            self.follow(output, made)?;
         }
-        let plan = update::update(round, &self.state, &service);
-        self.follow(plan, made)?;
+        let output = update::update(round, &self.state, &service);
+        self.follow(output, made)?;
         // The update may have changed the service.
         if let Some(service) = self.state.service(id).cloned() {
-            let plan = rebalance::rebalance(round, &self.state, &service);
-            self.follow(plan, made)?;
+            let output = rebalance::rebalance(round, &self.state, &service);
+            self.follow(output, made)?;
         }
         if touched.service {
             self.depend(round, id, made)?;
@@ -214,10 +214,10 @@ impl Controller {
         Ok(())
     }
 
-    fn depend(&mut self, round: &Round, id: &ServiceId, made: &mut Vec<Change>) -> Result<(), Refused> {
+    fn depend(&mut self, round: &Round, id: &ServiceId, made: &mut Vec<ObjectChange>) -> Result<(), Refused> {
         if let Some(service) = self.state.service(id).cloned() {
-            let plan = dependencies::dependencies(round, &self.state, &service);
-            self.follow(plan, made)?;
+            let output = dependencies::dependencies(round, &self.state, &service);
+            self.follow(output, made)?;
         }
         Ok(())
     }
@@ -234,9 +234,9 @@ impl Controller {
             .collect()
     }
 
-    fn follow(&mut self, plan: Plan, made: &mut Vec<Change>) -> Result<(), Refused> {
-        self.wakes.extend(plan.wakes);
-        for change in plan.changes {
+    fn follow(&mut self, output: LoopOutput, made: &mut Vec<ObjectChange>) -> Result<(), Refused> {
+        self.wakes.extend(output.wakes);
+        for change in output.changes {
             self.apply(&change)?;
             made.push(change);
         }

@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
-use super::{Plan, Round, jobs::is_complete};
+use super::{LoopOutput, Round, jobs::is_complete};
 use crate::{
-    objects::{Change, Service, State, TaskState, TaskStatus},
+    objects::{ObjectChange, Service, State, TaskState, TaskStatus},
     spec::ServiceMode,
 };
 
 /// Releases a service whose dependencies are ready, and says of one that waits what it waits for.
 #[must_use]
-pub fn dependencies(round: &Round, state: &State, service: &Service) -> Plan {
-    let mut plan = Plan::default();
+pub fn dependencies(round: &Round, state: &State, service: &Service) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let missing: Vec<&str> = if service.released {
         Vec::new()
     } else {
@@ -30,7 +30,7 @@ pub fn dependencies(round: &Round, state: &State, service: &Service) -> Plan {
             released: true,
             ..service.clone()
         };
-        plan.push(Change::PutService(Arc::new(released)));
+        output.push(ObjectChange::PutService(Arc::new(released)));
     }
     let (next, message) = if missing.is_empty() {
         (TaskState::Pending, "waits for a node".to_owned())
@@ -47,13 +47,13 @@ pub fn dependencies(round: &Round, state: &State, service: &Service) -> Plan {
             .get(id)
             .is_some_and(|task| next != TaskState::New || task.status.message != message)
         {
-            plan.push(Change::Observe {
+            output.push(ObjectChange::Observe {
                 task: id.clone(),
                 status: TaskStatus::new(next, round.now, message.clone()),
             });
         }
     }
-    plan
+    output
 }
 
 /// Whether all that a service is made of runs, or for a job has ended well. One without tasks is not ready.

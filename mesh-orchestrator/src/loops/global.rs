@@ -1,7 +1,7 @@
 //! A global service, or global job, has one slot for each node that suits it.
 
 use super::{
-    Plan, Round,
+    LoopOutput, Round,
     scheduler::suits,
     tasks::{create, new_task, stop},
 };
@@ -15,8 +15,8 @@ pub fn global<'a>(
     state: &State,
     service: &Service,
     nodes: impl Iterator<Item = &'a NodeId>,
-) -> Plan {
-    let mut plan = Plan::default();
+) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let index = state.tasks_of(&service.id);
     for id in nodes {
         let slot = Slot::Node(id.clone());
@@ -27,20 +27,25 @@ pub fn global<'a>(
                     index.wanted.contains_key(&slot) || index.given_up.contains_key(&slot)
                 });
                 if node.is_schedulable() && !is_taken {
-                    create(&mut plan, state, service, new_task(round, service, slot, "node"));
+                    create(
+                        &mut output,
+                        state,
+                        service,
+                        new_task(round, service, slot, "node"),
+                    );
                 }
             }
             None => {
                 for task in state.slot(&service.id, &slot) {
                     if task.given_up {
                         // It is tried again when the node comes back.
-                        stop(&mut plan, task, TaskState::Remove, round.now);
+                        stop(&mut output, task, TaskState::Remove, round.now);
                     } else if task.is_live() || task.is_dead() {
-                        stop(&mut plan, task, TaskState::Shutdown, round.now);
+                        stop(&mut output, task, TaskState::Shutdown, round.now);
                     }
                 }
             }
         }
     }
-    plan
+    output
 }

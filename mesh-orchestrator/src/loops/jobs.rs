@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Plan, Round,
+    LoopOutput, Round,
     tasks::{create, new_task, stop},
 };
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
 
 /// Removes tasks of earlier runs, and starts as many of this one as may run.
 #[must_use]
-pub fn replicated_job(round: &Round, state: &State, service: &Service, job: ReplicatedJob) -> Plan {
-    let mut plan = outdated(round, state, service);
+pub fn replicated_job(round: &Round, state: &State, service: &Service, job: ReplicatedJob) -> LoopOutput {
+    let mut output = outdated(round, state, service);
     let mut used = BTreeSet::new();
     let mut active = BTreeSet::new();
     for slot in state
@@ -38,15 +38,15 @@ pub fn replicated_job(round: &Round, state: &State, service: &Service, job: Repl
         .map(Slot::Number)
         .filter(|slot| !used.contains(slot));
     for slot in free.take(remaining.min(room)) {
-        create(&mut plan, state, service, new_task(round, service, slot, "job"));
+        create(&mut output, state, service, new_task(round, service, slot, "job"));
     }
-    plan
+    output
 }
 
 /// Removes tasks of a job's earlier runs.
 #[must_use]
-pub fn outdated(round: &Round, state: &State, service: &Service) -> Plan {
-    let mut plan = Plan::default();
+pub fn outdated(round: &Round, state: &State, service: &Service) -> LoopOutput {
+    let mut output = LoopOutput::default();
     for (_, id) in state
         .tasks_of(&service.id)
         .into_iter()
@@ -57,10 +57,10 @@ pub fn outdated(round: &Round, state: &State, service: &Service) -> Plan {
             && task.spec_version != service.task_version
             && task.desired != TaskState::Remove
         {
-            stop(&mut plan, task, TaskState::Remove, round.now);
+            stop(&mut output, task, TaskState::Remove, round.now);
         }
     }
-    plan
+    output
 }
 
 /// Whether a job has done all that it was made for.

@@ -1,6 +1,6 @@
 //! The control loops: pure functions of (now, state, events) to changes. Import `objects` and `spec`.
 //!
-//! Each loop looks at what it is told has changed, and answers with a [`Plan`]: changes to make now, and
+//! Each loop looks at what it is told has changed, and answers with a [`LoopOutput`]: changes to make now, and
 //! times at which to ask again. [`Controller`] runs them until nothing more follows.
 
 pub mod controller;
@@ -23,7 +23,7 @@ pub mod update;
 
 pub use controller::Controller;
 
-use crate::objects::{Change, NodeId, ServiceId, Slot, Timestamp};
+use crate::objects::{NodeId, ObjectChange, ServiceId, Slot, Timestamp};
 
 /// What a loop may know beside the state: the time, and a random number for new identifiers.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +36,9 @@ pub struct Round {
 
 /// What a loop answers.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
+pub struct LoopOutput {
     /// Changes to make now, in this order.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ObjectChange>,
     /// When to look again although nothing may have changed.
     pub wakes: Vec<Wake>,
 }
@@ -63,12 +63,12 @@ pub enum Subject {
     Node(NodeId),
 }
 
-impl Plan {
+impl LoopOutput {
     fn wake(&mut self, at: Timestamp, subject: Subject) {
         self.wakes.push(Wake { at, subject });
     }
 
-    fn push(&mut self, change: Change) {
+    fn push(&mut self, change: ObjectChange) {
         self.changes.push(change);
     }
 }

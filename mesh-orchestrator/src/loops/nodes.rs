@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    Plan, Round, Subject,
+    LoopOutput, Round, Subject,
     tasks::{stop, successor},
 };
-use crate::objects::{Change, NodeId, NodeStatus, Slot, State, Task, TaskState, TaskStatus};
+use crate::objects::{NodeId, NodeStatus, ObjectChange, Slot, State, Task, TaskState, TaskStatus};
 
 /// Time after which nobody waits for the tasks of a silent node any more.
 pub const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -14,18 +14,18 @@ pub const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Moves the tasks away that a node cannot keep. Leaving is not the tasks' doing: it is neither delayed nor
 /// counted as a restart. Tasks of global services just stop; [`super::global`] sees to the slot.
 #[must_use]
-pub fn nodes(round: &Round, state: &State, id: &NodeId) -> Plan {
-    let mut plan = Plan::default();
+pub fn nodes(round: &Round, state: &State, id: &NodeId) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let node = state.nodes().get(id);
     if node.is_some_and(|node| node.status != NodeStatus::Down && node.keeps_tasks()) {
-        return plan;
+        return output;
     }
     let mut orphaned = node.is_none();
     if let Some(node) = node.filter(|node| node.status == NodeStatus::Down) {
         let time = node.status_since + ORPHANED_AFTER;
         orphaned = time <= round.now;
         if !orphaned && state.tasks_on(id).is_some_and(|index| !index.tasks.is_empty()) {
-            plan.wake(time, Subject::Node(id.clone()));
+            output.wake(time, Subject::Node(id.clone()));
         }
     }
     for task in state.tasks_on(id).into_iter().flat_map(|index| &index.tasks) {
@@ -33,25 +33,25 @@ pub fn nodes(round: &Round, state: &State, id: &NodeId) -> Plan {
             continue;
         };
         if task.is_live() {
-            evict(&mut plan, round, state, task);
+            evict(&mut output, round, state, task);
         }
         if orphaned && task.status.state.holds_resources() {
-            plan.push(Change::Observe {
+            output.push(ObjectChange::Observe {
                 task: task.id.clone(),
                 status: TaskStatus::new(TaskState::Orphaned, round.now, "its node is gone"),
             });
         }
     }
-    plan
+    output
 }
 
-fn evict(plan: &mut Plan, round: &Round, state: &State, task: &Task) {
-    stop(plan, task, TaskState::Shutdown, round.now);
+fn evict(output: &mut LoopOutput, round: &Round, state: &State, task: &Task) {
+    stop(output, task, TaskState::Shutdown, round.now);
     let has_another = state
         .slot(&task.service, &task.slot)
         .any(|other| other.id != task.id && other.is_live());
     if let (Slot::Number(_), Some(service), false) = (&task.slot, state.service(&task.service), has_another) {
-        plan.push(Change::CreateTask(Box::new(successor(
+        output.push(ObjectChange::CreateTask(Box::new(successor(
             round, service, task, "evicted",
         ))));
     }

@@ -1,21 +1,21 @@
 //! Forgets tasks: those that are to be removed as soon as they have stopped, and all but the last few of a
 //! slot's history.
 
-use super::{Plan, Round, tasks::stop};
-use crate::objects::{Change, ServiceId, Slot, State, Task, TaskState};
+use super::{LoopOutput, Round, tasks::stop};
+use crate::objects::{ObjectChange, ServiceId, Slot, State, Task, TaskState};
 
 /// Ended tasks that are kept in each slot.
 pub const HISTORY: usize = 5;
 
 /// Forgets what of a slot need not be remembered.
 #[must_use]
-pub fn reap(state: &State, service: &ServiceId, slot: &Slot) -> Plan {
-    let mut plan = Plan::default();
+pub fn reap(state: &State, service: &ServiceId, slot: &Slot) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let mut history: Vec<&Task> = Vec::new();
     for task in state.slot(service, slot) {
         if task.desired == TaskState::Remove {
             if !task.status.state.holds_resources() {
-                plan.push(Change::RemoveTask(task.id.clone()));
+                output.push(ObjectChange::RemoveTask(task.id.clone()));
             }
         } else if task.status.state.is_terminal() && !task.desired.is_wanted() {
             history.push(task);
@@ -23,25 +23,25 @@ pub fn reap(state: &State, service: &ServiceId, slot: &Slot) -> Plan {
     }
     // The oldest come first.
     let excess = history.len().saturating_sub(HISTORY);
-    plan.changes.extend(
+    output.changes.extend(
         history[..excess]
             .iter()
-            .map(|task| Change::RemoveTask(task.id.clone())),
+            .map(|task| ObjectChange::RemoveTask(task.id.clone())),
     );
-    plan
+    output
 }
 
 /// Means all tasks of a service that is gone to be removed.
 #[must_use]
-pub fn remove_all(round: &Round, state: &State, service: &ServiceId) -> Plan {
-    let mut plan = Plan::default();
+pub fn remove_all(round: &Round, state: &State, service: &ServiceId) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let Some(index) = state.tasks_of(service) else {
-        return plan;
+        return output;
     };
     for (_, id) in index.slots.values().flatten() {
         if let Some(task) = state.tasks().get(id) {
-            stop(&mut plan, task, TaskState::Remove, round.now);
+            stop(&mut output, task, TaskState::Remove, round.now);
         }
     }
-    plan
+    output
 }

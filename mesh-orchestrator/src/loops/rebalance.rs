@@ -2,28 +2,28 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Plan, Round, Subject, scheduler::better_node, update::replace};
-use crate::objects::{Change, NodeId, Service, Slot, State, Task};
+use super::{LoopOutput, Round, Subject, scheduler::better_node, update::replace};
+use crate::objects::{NodeId, ObjectChange, Service, Slot, State, Task};
 
 /// Takes the rebalancing of a service one step further: as many moves at a time as its update policy allows,
 /// and only while all its tasks run. It ends when no move makes the spread better.
 #[must_use]
-pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
-    let mut plan = Plan::default();
+pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let Some(mut rebalance) = service.rebalance else {
-        return plan;
+        return output;
     };
     if rebalance.from > round.now {
-        plan.wake(rebalance.from, Subject::Service(service.id.clone()));
-        return plan;
+        output.wake(rebalance.from, Subject::Service(service.id.clone()));
+        return output;
     }
     let Some(index) = state.tasks_of(&service.id) else {
-        plan.push(put(service, None));
-        return plan;
+        output.push(put(service, None));
+        return output;
     };
     let wanted: u32 = index.wanted.values().sum();
     if service.is_updating() || index.running != wanted {
-        return plan;
+        return output;
     }
     let config = &service.spec.update_config;
     let limit = if config.parallelism == 0 {
@@ -46,7 +46,7 @@ pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
         };
         left.extend([from, to]);
         replace(
-            &mut plan,
+            &mut output,
             round,
             state,
             service,
@@ -59,8 +59,10 @@ pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
     }
     rebalance.moves_left -= moves;
     let ends = moves == 0 || rebalance.moves_left == 0;
-    plan.changes.insert(0, put(service, (!ends).then_some(rebalance)));
-    plan
+    output
+        .changes
+        .insert(0, put(service, (!ends).then_some(rebalance)));
+    output
 }
 
 /// One running task of each node that has any, from the fullest node on.
@@ -87,8 +89,8 @@ fn fullest_first<'a>(state: &'a State, service: &Service) -> Vec<&'a Task> {
     fullest.into_iter().map(|(_, task)| task).collect()
 }
 
-fn put(service: &Arc<Service>, rebalance: Option<crate::objects::Rebalance>) -> Change {
-    Change::PutService(Arc::new(Service {
+fn put(service: &Arc<Service>, rebalance: Option<crate::objects::Rebalance>) -> ObjectChange {
+    ObjectChange::PutService(Arc::new(Service {
         rebalance,
         ..(**service).clone()
     }))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Plan, Round,
+    LoopOutput, Round,
     tasks::{create, new_task, stop},
 };
 use crate::objects::{NodeId, Service, Slot, State, Task, TaskState};
@@ -11,8 +11,8 @@ use crate::objects::{NodeId, Service, Slot, State, Task, TaskState};
 /// Fills the lowest free slot numbers, or empties slots: given-up ones first, then those that do not run, then
 /// those on the nodes that have most of the service.
 #[must_use]
-pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32) -> Plan {
-    let mut plan = Plan::default();
+pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let index = state.tasks_of(&service.id);
     let replicas = replicas as usize;
     let taken = index.map_or(0, |index| {
@@ -29,7 +29,7 @@ pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32
         let free = (1..=u32::MAX).map(Slot::Number).filter(|slot| !is_taken(slot));
         for slot in free.take(replicas - taken) {
             create(
-                &mut plan,
+                &mut output,
                 state,
                 service,
                 new_task(round, service, slot, "replica"),
@@ -38,11 +38,11 @@ pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32
     } else if taken > replicas {
         for slot in surplus(state, service, taken - replicas) {
             for task in state.slot(&service.id, &slot) {
-                stop(&mut plan, task, TaskState::Remove, round.now);
+                stop(&mut output, task, TaskState::Remove, round.now);
             }
         }
     }
-    plan
+    output
 }
 
 /// The slots to empty.

@@ -1,34 +1,34 @@
 //! What follows when a task has ended by itself: a new one after a delay, or nothing any more.
 
 use super::{
-    Plan, Round,
+    LoopOutput, Round,
     tasks::{stop, successor},
 };
 use crate::{
-    objects::{Change, Service, Slot, State, Task, TaskState, Timestamp},
+    objects::{ObjectChange, Service, Slot, State, Task, TaskState, Timestamp},
     spec::RestartCondition,
 };
 
 /// Answers each ended task of a slot.
 #[must_use]
-pub fn restart(round: &Round, state: &State, service: &Service, slot: &Slot) -> Plan {
-    let mut plan = Plan::default();
+pub fn restart(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let mut has_live = state.slot(&service.id, slot).any(Task::is_live);
     for task in state.slot(&service.id, slot).filter(|task| task.is_dead()) {
         if has_live {
             // Another one fills the slot, or is about to.
-            stop(&mut plan, task, TaskState::Shutdown, round.now);
+            stop(&mut output, task, TaskState::Shutdown, round.now);
             continue;
         }
         let Some(next) = follow(round, service, task) else {
-            plan.push(Change::GiveUp(task.id.clone()));
+            output.push(ObjectChange::GiveUp(task.id.clone()));
             continue;
         };
-        stop(&mut plan, task, TaskState::Shutdown, round.now);
-        plan.push(Change::CreateTask(Box::new(next)));
+        stop(&mut output, task, TaskState::Shutdown, round.now);
+        output.push(ObjectChange::CreateTask(Box::new(next)));
         has_live = true;
     }
-    plan
+    output
 }
 
 /// The task that follows, if the policy has one.

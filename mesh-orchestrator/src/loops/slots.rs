@@ -2,28 +2,28 @@
 //! is held starts when nothing else runs there.
 
 use super::{
-    Plan, Round, Subject,
+    LoopOutput, Round, Subject,
     tasks::{running, stop},
 };
-use crate::objects::{Change, NodeStatus, Service, Slot, State, Task, TaskState};
+use crate::objects::{NodeStatus, ObjectChange, Service, Slot, State, Task, TaskState};
 
 /// Stops what a newer task has replaced.
 ///
 /// Invariant: of a slot's live tasks one that runs is stopped only if another one runs.
 #[must_use]
-pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> Plan {
-    let mut plan = Plan::default();
+pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let live: Vec<&Task> = state
         .slot(&service.id, slot)
         .filter(|task| task.is_live())
         .collect();
     if live.len() < 2 {
-        return plan;
+        return output;
     }
     let is_current = |task: &Task| task.spec_version == service.task_version;
     // The newest one of the current version; the last of equals is the newest.
     let Some(preferred) = live.iter().max_by_key(|task| (is_current(task), task.created_at)) else {
-        return plan;
+        return output;
     };
     let keeper = if preferred.is_running() {
         None
@@ -35,21 +35,21 @@ pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> P
     };
     for task in &live {
         if task.id != preferred.id && keeper.is_none_or(|keeper| keeper.id != task.id) {
-            stop(&mut plan, task, TaskState::Shutdown, round.now);
+            stop(&mut output, task, TaskState::Shutdown, round.now);
         }
     }
-    plan
+    output
 }
 
 /// Lets a held task run when its time has come and whatever is to stop in its slot has stopped. A node that is
 /// down is not waited for.
 #[must_use]
-pub fn promote(round: &Round, state: &State, service: &Service, slot: &Slot) -> Plan {
-    let mut plan = Plan::default();
+pub fn promote(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let held = |task: &&Task| task.is_live() && task.desired == TaskState::Ready;
     for task in state.slot(&service.id, slot).filter(held) {
         if let Some(time) = task.not_before.filter(|time| *time > round.now) {
-            plan.wake(time, Subject::Slot(service.id.clone(), slot.clone()));
+            output.wake(time, Subject::Slot(service.id.clone(), slot.clone()));
             continue;
         }
         let is_in_the_way = |other: &Task| {
@@ -61,11 +61,11 @@ pub fn promote(round: &Round, state: &State, service: &Service, slot: &Slot) -> 
                     .is_some_and(|node| node.status != NodeStatus::Down)
         };
         if !state.slot(&service.id, slot).any(is_in_the_way) {
-            plan.push(Change::SetDesired {
+            output.push(ObjectChange::SetDesired {
                 task: task.id.clone(),
                 desired: running(service),
             });
         }
     }
-    plan
+    output
 }

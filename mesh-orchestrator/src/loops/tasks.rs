@@ -1,8 +1,10 @@
 //! Making tasks and stopping them: what the loops have in common.
 
-use super::{Plan, Round};
+use super::{LoopOutput, Round};
 use crate::{
-    objects::{Change, EndpointPort, Service, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp},
+    objects::{
+        EndpointPort, ObjectChange, Service, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp,
+    },
     spec::PublishMode,
 };
 
@@ -68,14 +70,14 @@ fn host_ports(service: &Service) -> Vec<EndpointPort> {
 }
 
 /// Creates a task that may run at once, where nothing else is in its slot.
-pub(super) fn create(plan: &mut Plan, state: &State, service: &Service, mut task: Task) {
+pub(super) fn create(output: &mut LoopOutput, state: &State, service: &Service, mut task: Task) {
     if state
         .slot(&task.service, &task.slot)
         .all(|other| other.status.state.is_terminal())
     {
         task.desired = running(service);
     }
-    plan.push(Change::CreateTask(Box::new(task)));
+    output.push(ObjectChange::CreateTask(Box::new(task)));
 }
 
 /// What is meant to become of a service's tasks.
@@ -88,15 +90,15 @@ pub(super) fn running(service: &Service) -> TaskState {
 }
 
 /// Means a task to stop. One that no node knows of has stopped already.
-pub(super) fn stop(plan: &mut Plan, task: &Task, desired: TaskState, now: Timestamp) {
+pub(super) fn stop(output: &mut LoopOutput, task: &Task, desired: TaskState, now: Timestamp) {
     if task.desired < desired {
-        plan.push(Change::SetDesired {
+        output.push(ObjectChange::SetDesired {
             task: task.id.clone(),
             desired,
         });
     }
     if task.status.state < TaskState::Assigned {
-        plan.push(Change::Observe {
+        output.push(ObjectChange::Observe {
             task: task.id.clone(),
             status: TaskStatus::new(TaskState::Shutdown, now, "stopped before it had a node"),
         });

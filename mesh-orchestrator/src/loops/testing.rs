@@ -6,8 +6,8 @@ use super::Controller;
 use crate::{
     commands::{self, CommandError},
     objects::{
-        Availability, Change, Node, NodeId, NodeRole, NodeStatus, Service, ServiceId, Slot, State, Task,
-        TaskId, TaskState, TaskStatus, Timestamp,
+        Availability, Node, NodeId, NodeRole, NodeStatus, ObjectChange, Service, ServiceId, Slot, State,
+        Task, TaskId, TaskState, TaskStatus, Timestamp,
     },
     spec::{Platform, Resources, ServiceSpec},
 };
@@ -41,7 +41,7 @@ impl Cluster {
         self.controller.state()
     }
 
-    pub(crate) fn make(&mut self, changes: Vec<Change>) {
+    pub(crate) fn make(&mut self, changes: Vec<ObjectChange>) {
         for change in changes {
             self.controller.apply(&change).unwrap();
         }
@@ -88,14 +88,14 @@ impl Cluster {
         self.step();
     }
 
-    pub(crate) fn step(&mut self) -> Vec<Change> {
+    pub(crate) fn step(&mut self) -> Vec<ObjectChange> {
         self.seed += 1;
         self.controller.step(self.now, self.seed).unwrap()
     }
 
     pub(crate) fn observe(&mut self, task: &TaskId, state: TaskState) {
         let status = TaskStatus::new(state, self.now, "as the test says");
-        self.make(vec![Change::Observe {
+        self.make(vec![ObjectChange::Observe {
             task: task.clone(),
             status,
         }]);

@@ -6,13 +6,13 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Plan, Round, Subject,
+    LoopOutput, Round, Subject,
     replicated::is_taken,
     tasks::{new_task, stop},
 };
 use crate::{
     commands,
-    objects::{Change, Service, Slot, State, Task, TaskState, Timestamp, UpdateState, UpdateStatus},
+    objects::{ObjectChange, Service, Slot, State, Task, TaskState, Timestamp, UpdateState, UpdateStatus},
     spec::{FailureAction, RestartCondition, UpdateConfig, UpdateOrder},
 };
 
@@ -34,14 +34,14 @@ enum Progress {
 
 /// Takes the update of a service one step further.
 #[must_use]
-pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
-    let mut plan = Plan::default();
+pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let Some(status) = service
         .update_status
         .as_ref()
         .filter(|status| status.state.is_active())
     else {
-        return plan;
+        return output;
     };
     let config = service.update_config();
     let mut failed = status.failed.clone();
@@ -70,7 +70,7 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
         }
     }
     if let Some(time) = wake {
-        plan.wake(time, Subject::Service(service.id.clone()));
+        output.wake(time, Subject::Service(service.id.clone()));
     }
     let status = UpdateStatus {
         failed,
@@ -80,15 +80,15 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
     let exceeds = has_changed && ratio(&status) > config.max_failure_ratio;
     if exceeds && config.failure_action != FailureAction::Continue {
         let reason = reason.unwrap_or_else(|| "too many tasks failed".into());
-        fail(&mut plan, round, state, service, status, config, &reason);
-        return plan;
+        fail(&mut output, round, state, service, status, config, &reason);
+        return output;
     }
     if outdated.is_empty() && busy == 0 && !watched {
-        plan.push(put(service, complete(status, round.now)));
-        return plan;
+        output.push(put(service, complete(status, round.now)));
+        return output;
     }
     if has_changed {
-        plan.push(put(service, status));
+        output.push(put(service, status));
     }
     // What does not run has nothing to lose.
     outdated.sort();
@@ -99,7 +99,7 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
     };
     for (_, slot) in outdated.into_iter().take(limit.saturating_sub(busy)) {
         replace(
-            &mut plan,
+            &mut output,
             round,
             state,
             service,
@@ -109,7 +109,7 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
             Some(round.now),
         );
     }
-    plan
+    output
 }
 
 /// Puts a new task into a slot; the old one stops now, or when the new one runs.
@@ -118,7 +118,7 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> Plan {
     reason = "each is one aspect of the replacement, used by two loops"
 )]
 pub(super) fn replace(
-    plan: &mut Plan,
+    output: &mut LoopOutput,
     round: &Round,
     state: &State,
     service: &Service,
@@ -131,12 +131,12 @@ pub(super) fn replace(
         // What does not run is not worth keeping for the time of a start.
         let stays = order == UpdateOrder::StartFirst && task.is_running();
         if task.desired.is_wanted() && !stays {
-            stop(plan, task, TaskState::Shutdown, round.now);
+            stop(output, task, TaskState::Shutdown, round.now);
         }
     }
     let mut task = new_task(round, service, slot.clone(), purpose);
     task.update_began = update_began;
-    plan.push(Change::CreateTask(Box::new(task)));
+    output.push(ObjectChange::CreateTask(Box::new(task)));
 }
 
 fn slots(state: &State, service: &Service) -> BTreeSet<Slot> {
@@ -237,7 +237,7 @@ fn ratio(status: &UpdateStatus) -> f64 {
 
 /// More slots have failed than the policy allows.
 fn fail(
-    plan: &mut Plan,
+    output: &mut LoopOutput,
     round: &Round,
     state: &State,
     service: &Arc<Service>,
@@ -247,7 +247,8 @@ fn fail(
 ) {
     if config.failure_action == FailureAction::Rollback && service.previous.is_some() {
         let message = format!("update rolled back: {reason}");
-        plan.changes
+        output
+            .changes
             .extend(commands::roll_back(state, service, round.now, message));
         return;
     }
@@ -258,7 +259,7 @@ fn fail(
     };
     status.state = paused;
     status.message = format!("{what} paused: {reason}");
-    plan.push(put(service, status));
+    output.push(put(service, status));
 }
 
 fn complete(mut status: UpdateStatus, now: Timestamp) -> UpdateStatus {
@@ -276,8 +277,8 @@ fn complete(mut status: UpdateStatus, now: Timestamp) -> UpdateStatus {
     status
 }
 
-fn put(service: &Arc<Service>, status: UpdateStatus) -> Change {
-    Change::PutService(Arc::new(Service {
+fn put(service: &Arc<Service>, status: UpdateStatus) -> ObjectChange {
+    ObjectChange::PutService(Arc::new(Service {
         update_status: Some(status),
         ..(**service).clone()
     }))

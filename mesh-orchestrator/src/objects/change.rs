@@ -14,7 +14,7 @@ use super::{
 /// One change of the cluster's state. Users' commands, agents' reports and control loops all speak it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Change {
+pub enum ObjectChange {
     /// A service appears or is another.
     PutService(Arc<Service>),
     /// A service is gone; its tasks follow.

@@ -13,7 +13,7 @@ pub mod state;
 pub mod task;
 pub mod time;
 
-pub use change::{Change, Events, Refused, Touched};
+pub use change::{Events, ObjectChange, Refused, Touched};
 pub use id::{NodeId, ServiceId, TaskId};
 pub use node::{Availability, Node, NodeRole, NodeStatus};
 pub use ports::{EndpointPort, PortLedger};

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Change, Events, Node, NodeId, PortLedger, Refused, Service, ServiceId, Slot, Task, TaskId, TaskState,
-    TaskStatus, Timestamp,
+    Events, Node, NodeId, ObjectChange, PortLedger, Refused, Service, ServiceId, Slot, Task, TaskId,
+    TaskState, TaskStatus, Timestamp,
     index::{Indexes, NodeIndex, ServiceIndex},
 };
 use crate::spec::Protocol;
@@ -187,20 +187,20 @@ impl State {
     ///
     /// # Errors
     /// If it names what does not exist, or a state would move back. Then nothing has changed.
-    pub fn apply(&mut self, change: &Change) -> Result<Events, Refused> {
+    pub fn apply(&mut self, change: &ObjectChange) -> Result<Events, Refused> {
         let mut events = Events::default();
         match change {
-            Change::PutService(service) => self.put_service(service, &mut events)?,
-            Change::RemoveService(id) => {
+            ObjectChange::PutService(service) => self.put_service(service, &mut events)?,
+            ObjectChange::RemoveService(id) => {
                 self.forget_service(id)?;
                 events.touch_service(id);
             }
-            Change::PutNode(node) => {
+            ObjectChange::PutNode(node) => {
                 self.touch_node(&node.id, &mut events);
                 self.nodes.insert(node.id.clone(), (**node).clone());
                 self.indexes.set_known(&node.id, true);
             }
-            Change::RemoveNode(id) => {
+            ObjectChange::RemoveNode(id) => {
                 self.nodes
                     .remove(id)
                     .ok_or_else(|| Refused::UnknownNode(id.clone()))?;
@@ -208,8 +208,8 @@ impl State {
                 self.touch_node(id, &mut events);
                 self.indexes.set_known(id, false);
             }
-            Change::PutPorts(ledger) => self.ports = ledger.clone(),
-            Change::CreateTask(task) => {
+            ObjectChange::PutPorts(ledger) => self.ports = ledger.clone(),
+            ObjectChange::CreateTask(task) => {
                 if self.tasks.contains_key(&task.id) {
                     return Err(Refused::TaskExists(task.id.clone()));
                 }
@@ -218,19 +218,19 @@ impl State {
                 self.indexes.link(task);
                 self.tasks.insert(task.id.clone(), (**task).clone());
             }
-            Change::PutTask(task) => self.put_task(task, &mut events),
-            Change::Assign { task, node, at } => {
+            ObjectChange::PutTask(task) => self.put_task(task, &mut events),
+            ObjectChange::Assign { task, node, at } => {
                 if !self.nodes.contains_key(node) {
                     return Err(Refused::UnknownNode(node.clone()));
                 }
                 self.change_task(task, &mut events, |task| task.assign(node, *at))?;
             }
-            Change::SetDesired { task, desired } => {
+            ObjectChange::SetDesired { task, desired } => {
                 self.change_task(task, &mut events, |task| task.set_desired(*desired))?;
             }
-            Change::GiveUp(task) => self.change_task(task, &mut events, Task::give_up)?,
-            Change::Observe { task, status } => self.observe(task, status, &mut events)?,
-            Change::RemoveTask(id) => {
+            ObjectChange::GiveUp(task) => self.change_task(task, &mut events, Task::give_up)?,
+            ObjectChange::Observe { task, status } => self.observe(task, status, &mut events)?,
+            ObjectChange::RemoveTask(id) => {
                 let task = self
                     .tasks
                     .remove(id)

@@ -9,8 +9,8 @@ use super::Random;
 use crate::{
     commands,
     objects::{
-        Availability, Change, Node, NodeId, NodeRole, NodeStatus, State, Task, TaskId, TaskState, TaskStatus,
-        Timestamp,
+        Availability, Node, NodeId, NodeRole, NodeStatus, ObjectChange, State, Task, TaskId, TaskState,
+        TaskStatus, Timestamp,
     },
     spec::{Platform, Resources},
 };
@@ -34,7 +34,7 @@ pub(super) struct Agents {
 
 impl Agents {
     /// Another node.
-    pub(super) fn join(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<Change> {
+    pub(super) fn join(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         self.joined += 1;
         let number = self.joined;
         let gibibyte = 1 << 30;
@@ -66,7 +66,12 @@ impl Agents {
     }
 
     /// Something happens to a node.
-    pub(super) fn accident(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<Change> {
+    pub(super) fn accident(
+        &mut self,
+        random: &mut Random,
+        state: &State,
+        now: Timestamp,
+    ) -> Vec<ObjectChange> {
         let ids: Vec<&NodeId> = state.nodes().keys().collect();
         if ids.is_empty() || (ids.len() < MAX_NODES && random.chance(1, 12)) {
             return self.join(random, state, now);
@@ -84,7 +89,7 @@ impl Agents {
                 return changes
                     .into_iter()
                     .flatten()
-                    .chain([Change::RemoveNode(id.clone())])
+                    .chain([ObjectChange::RemoveNode(id.clone())])
                     .collect();
             }
             5 if !is_silent => {
@@ -130,7 +135,7 @@ impl Agents {
     }
 
     /// Every node comes back, and nothing fails any more.
-    pub(super) fn calm(&mut self, state: &State, now: Timestamp) -> Vec<Change> {
+    pub(super) fn calm(&mut self, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         self.calm = true;
         let mut changes = Vec::new();
         for node in state.nodes().values() {
@@ -151,7 +156,7 @@ impl Agents {
     }
 
     /// What the agents have done by now.
-    pub(super) fn work(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<Change> {
+    pub(super) fn work(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         let mut reports = Vec::new();
         let mut due = BTreeMap::new();
         for (node, index) in state
@@ -218,7 +223,7 @@ impl Agents {
         Some(Duration::from_millis(random.between(range.0, range.1)))
     }
 
-    fn advance(&self, random: &mut Random, task: &Task, now: Timestamp) -> Option<Change> {
+    fn advance(&self, random: &mut Random, task: &Task, now: Timestamp) -> Option<ObjectChange> {
         let image = task.spec.container_spec.image.as_str();
         if !task.desired.is_wanted() {
             return Some(report(task, TaskState::Shutdown, now, "stopped"));
@@ -247,12 +252,12 @@ impl Agents {
     }
 }
 
-fn report(task: &Task, state: TaskState, now: Timestamp, message: &str) -> Change {
+fn report(task: &Task, state: TaskState, now: Timestamp, message: &str) -> ObjectChange {
     let mut status = TaskStatus::new(state, now, message);
     if state == TaskState::Failed {
         status.exit_code = Some(1);
     }
-    Change::Observe {
+    ObjectChange::Observe {
         task: task.id.clone(),
         status,
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 use super::{rest, users::Users};
 use crate::{
     loops::{Round, scheduler},
-    objects::{Change, NodeId, NodeStatus, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
+    objects::{NodeId, NodeStatus, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
     spec::{Resources, UpdateOrder},
 };
 
@@ -43,8 +43,8 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Checks one change that has been made; `is_ours` if a loop made it.
-    pub(super) fn watch(&mut self, change: &Change, is_ours: bool) -> Result<(), String> {
-        if let Change::SetDesired { task, desired } = change
+    pub(super) fn watch(&mut self, change: &ObjectChange, is_ours: bool) -> Result<(), String> {
+        if let ObjectChange::SetDesired { task, desired } = change
             && is_ours
         {
             self.check_stop(task, *desired)?;
@@ -59,7 +59,7 @@ impl Watcher {
             ));
         }
         match change {
-            Change::PutService(service) => {
+            ObjectChange::PutService(service) => {
                 let configs = [&service.spec.update_config, &service.spec.rollback_config];
                 if configs
                     .iter()
@@ -68,7 +68,7 @@ impl Watcher {
                     self.start_first.insert(service.id.clone());
                 }
             }
-            Change::PutNode(node) if node.status == NodeStatus::Down => {
+            ObjectChange::PutNode(node) if node.status == NodeStatus::Down => {
                 let tasks = self
                     .state
                     .tasks_on(&node.id)
@@ -76,28 +76,28 @@ impl Watcher {
                     .flat_map(|index| index.tasks.iter().cloned());
                 self.cut_off.extend(tasks);
             }
-            Change::Assign { node, task, .. } => {
+            ObjectChange::Assign { node, task, .. } => {
                 self.check_node(node, task)?;
             }
             _ => {}
         }
         match change {
-            Change::CreateTask(task) => self.check_slot(&task.service, &task.slot),
-            Change::SetDesired { task, .. } | Change::Observe { task, .. } | Change::Assign { task, .. } => {
-                match self.state.tasks().get(task) {
-                    Some(task) => self.check_slot(&task.service, &task.slot),
-                    None => Ok(()),
-                }
-            }
+            ObjectChange::CreateTask(task) => self.check_slot(&task.service, &task.slot),
+            ObjectChange::SetDesired { task, .. }
+            | ObjectChange::Observe { task, .. }
+            | ObjectChange::Assign { task, .. } => match self.state.tasks().get(task) {
+                Some(task) => self.check_slot(&task.service, &task.slot),
+                None => Ok(()),
+            },
             _ => Ok(()),
         }
     }
 
-    fn states_of(&self, change: &Change) -> Option<(TaskState, TaskState)> {
-        let (Change::SetDesired { task, .. }
-        | Change::Observe { task, .. }
-        | Change::Assign { task, .. }
-        | Change::GiveUp(task)) = change
+    fn states_of(&self, change: &ObjectChange) -> Option<(TaskState, TaskState)> {
+        let (ObjectChange::SetDesired { task, .. }
+        | ObjectChange::Observe { task, .. }
+        | ObjectChange::Assign { task, .. }
+        | ObjectChange::GiveUp(task)) = change
         else {
             return None;
         };
@@ -271,13 +271,16 @@ impl Watcher {
         // Trying again must not find a place.
         let round = Round { now, seed: 0 };
         for (service, _, tasks) in state.unplaced() {
-            let plan = scheduler::schedule(&round, state, tasks);
-            if plan
+            let output = scheduler::schedule(&round, state, tasks);
+            if output
                 .changes
                 .iter()
-                .any(|change| matches!(change, Change::Assign { .. }))
+                .any(|change| matches!(change, ObjectChange::Assign { .. }))
             {
-                return Err(format!("tasks of {service} could be placed: {:?}", plan.changes));
+                return Err(format!(
+                    "tasks of {service} could be placed: {:?}",
+                    output.changes
+                ));
             }
         }
         state

@@ -21,7 +21,7 @@ use users::Users;
 
 use crate::{
     loops::Controller,
-    objects::{Change, Refused, State, Timestamp},
+    objects::{ObjectChange, Refused, State, Timestamp},
 };
 
 /// Where a history begins: any time will do.
@@ -156,7 +156,7 @@ impl Simulation {
     }
 
     /// Changes from outside. What comes too late is refused, as it would be in life.
-    fn make(&mut self, changes: &[Change]) -> Result<(), String> {
+    fn make(&mut self, changes: &[ObjectChange]) -> Result<(), String> {
         for change in changes {
             match self.controller.apply(change) {
                 Ok(()) => self.watch(change, false)?,
@@ -196,18 +196,24 @@ impl Simulation {
             .map_err(|error| format!("a loop planned what does not apply: {error}"))?;
         for change in made.iter().rev() {
             let undo = match change {
-                Change::PutService(service) => stored.service(&service.id).cloned().map(Change::PutService),
-                Change::PutPorts(_) => Some(Change::PutPorts(stored.port_ledger().clone())),
-                Change::CreateTask(task) | Change::PutTask(task) => Some(Change::RemoveTask(task.id.clone())),
-                Change::Assign { task, .. }
-                | Change::SetDesired { task, .. }
-                | Change::Observe { task, .. }
-                | Change::GiveUp(task)
-                | Change::RemoveTask(task) => stored
+                ObjectChange::PutService(service) => {
+                    stored.service(&service.id).cloned().map(ObjectChange::PutService)
+                }
+                ObjectChange::PutPorts(_) => Some(ObjectChange::PutPorts(stored.port_ledger().clone())),
+                ObjectChange::CreateTask(task) | ObjectChange::PutTask(task) => {
+                    Some(ObjectChange::RemoveTask(task.id.clone()))
+                }
+                ObjectChange::Assign { task, .. }
+                | ObjectChange::SetDesired { task, .. }
+                | ObjectChange::Observe { task, .. }
+                | ObjectChange::GiveUp(task)
+                | ObjectChange::RemoveTask(task) => stored
                     .tasks()
                     .get(task)
-                    .map(|task| Change::PutTask(Box::new(task.clone()))),
-                Change::RemoveService(_) | Change::PutNode(_) | Change::RemoveNode(_) => None,
+                    .map(|task| ObjectChange::PutTask(Box::new(task.clone()))),
+                ObjectChange::RemoveService(_) | ObjectChange::PutNode(_) | ObjectChange::RemoveNode(_) => {
+                    None
+                }
             };
             if let Some(undo) = undo {
                 self.controller.apply(&undo).map_err(|error| error.to_string())?;
@@ -217,20 +223,20 @@ impl Simulation {
         Ok(())
     }
 
-    fn watch(&mut self, change: &Change, is_ours: bool) -> Result<(), String> {
+    fn watch(&mut self, change: &ObjectChange, is_ours: bool) -> Result<(), String> {
         let kind = match change {
-            Change::PutService(_) => "put service",
-            Change::RemoveService(_) => "remove service",
-            Change::PutNode(_) => "put node",
-            Change::RemoveNode(_) => "remove node",
-            Change::PutPorts(_) => "put ports",
-            Change::CreateTask(_) => "create task",
-            Change::PutTask(_) => "put task",
-            Change::Assign { .. } => "assign",
-            Change::SetDesired { .. } => "set desired",
-            Change::GiveUp(_) => "give up",
-            Change::Observe { .. } => "observe",
-            Change::RemoveTask(_) => "remove task",
+            ObjectChange::PutService(_) => "put service",
+            ObjectChange::RemoveService(_) => "remove service",
+            ObjectChange::PutNode(_) => "put node",
+            ObjectChange::RemoveNode(_) => "remove node",
+            ObjectChange::PutPorts(_) => "put ports",
+            ObjectChange::CreateTask(_) => "create task",
+            ObjectChange::PutTask(_) => "put task",
+            ObjectChange::Assign { .. } => "assign",
+            ObjectChange::SetDesired { .. } => "set desired",
+            ObjectChange::GiveUp(_) => "give up",
+            ObjectChange::Observe { .. } => "observe",
+            ObjectChange::RemoveTask(_) => "remove task",
         };
         *self.summary.changes.entry(kind).or_default() += 1;
         self.watcher.watch(change, is_ours)
@@ -243,21 +249,21 @@ impl Simulation {
         let objects = old
             .nodes()
             .values()
-            .map(|node| Change::PutNode(Box::new(node.clone())))
+            .map(|node| ObjectChange::PutNode(Box::new(node.clone())))
             .chain(
                 old.services()
                     .values()
-                    .map(|service| Change::PutService(service.clone())),
+                    .map(|service| ObjectChange::PutService(service.clone())),
             )
             .chain(
                 old.tasks()
                     .values()
-                    .map(|task| Change::CreateTask(Box::new(task.clone()))),
+                    .map(|task| ObjectChange::CreateTask(Box::new(task.clone()))),
             )
-            .chain([Change::PutPorts(old.port_ledger().clone())]);
+            .chain([ObjectChange::PutPorts(old.port_ledger().clone())]);
         for change in objects {
             let json = serde_json::to_vec(&change).map_err(|error| error.to_string())?;
-            let change: Change = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+            let change: ObjectChange = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
             state.apply(&change).map_err(|error| error.to_string())?;
         }
         self.controller = Controller::new(state);

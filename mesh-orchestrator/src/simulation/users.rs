@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Random;
 use crate::{
     commands,
-    objects::{Change, Service, ServiceId, State, Timestamp},
+    objects::{ObjectChange, Service, ServiceId, State, Timestamp},
     spec::ServiceSpec,
 };
 
@@ -27,7 +27,7 @@ impl Users {
         random: &mut Random,
         state: &State,
         now: Timestamp,
-    ) -> Result<Vec<Change>, String> {
+    ) -> Result<Vec<ObjectChange>, String> {
         let ids: Vec<&ServiceId> = state.services().keys().collect();
         if ids.is_empty() || (ids.len() < MAX_SERVICES && random.chance(1, 4)) {
             return self.create(random, state, now);
@@ -53,7 +53,12 @@ impl Users {
         Ok(changes.unwrap_or_default())
     }
 
-    fn create(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Result<Vec<Change>, String> {
+    fn create(
+        &mut self,
+        random: &mut Random,
+        state: &State,
+        now: Timestamp,
+    ) -> Result<Vec<ObjectChange>, String> {
         self.created += 1;
         let spec = new_spec(random, self.created)?;
         let id = ServiceId::from(format!("service{}", self.created).as_str());

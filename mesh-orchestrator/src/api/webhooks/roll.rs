@@ -21,7 +21,7 @@ use crate::{
         types::{WebhookAnswer, WebhookCall},
     },
     commands::{CommandError, known_service},
-    objects::{Change, ServiceId, State, Timestamp},
+    objects::{ObjectChange, ServiceId, State, Timestamp},
     spec::{ServiceMode, ServiceSpec},
     store::{Expected, Key, Revision, Transaction},
 };
@@ -115,7 +115,7 @@ fn roll(
     seen: &str,
     fresh: &str,
     now: Timestamp,
-) -> Result<Vec<Change>, CommandError> {
+) -> Result<Vec<ObjectChange>, CommandError> {
     let service = known_service(state, id)?;
     let mut spec: ServiceSpec = (*service.spec).clone();
     let task = Arc::make_mut(&mut spec.task_template);

@@ -13,56 +13,56 @@ pub use filter::{Reason, suits};
 use queue::Queue;
 use spread::{Candidate, Tree, fair_share};
 
-use super::{Plan, Round};
+use super::{LoopOutput, Round};
 use crate::objects::{
-    Change, NodeId, ServiceId, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp,
+    NodeId, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp,
 };
 
-/// Places one group of tasks that are alike.
+/// Candidates one group of tasks that are alike.
 #[must_use]
-pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) -> Plan {
-    let mut plan = Plan::default();
+pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) -> LoopOutput {
+    let mut output = LoopOutput::default();
     let mut anywhere: Vec<&Task> = Vec::new();
     for task in tasks.iter().filter_map(|(_, id)| state.tasks().get(id)) {
         match &task.node {
-            Some(node) => schedule_on(&mut plan, round, state, task, node),
+            Some(node) => schedule_on(&mut output, round, state, task, node),
             None => anywhere.push(task),
         }
     }
     let Some(first) = anywhere.first() else {
-        return plan;
+        return output;
     };
     let mut refused: BTreeMap<Reason, u32> = BTreeMap::new();
-    let mut places = Places::new(round, state, first, &mut refused);
+    let mut candidates = Candidates::new(round, state, first, &mut refused);
     let mut explanation = None;
     for task in anywhere {
-        match places.take(&mut refused) {
+        match candidates.take(&mut refused) {
             Some(mut candidate) => {
-                assign(&mut plan, task, candidate.id, round.now);
+                assign(&mut output, task, candidate.id, round.now);
                 candidate.add(task);
                 match candidate.refuses(task) {
-                    None => places.put(candidate),
+                    None => candidates.put(candidate),
                     Some(reason) => *refused.entry(reason).or_default() += 1,
                 }
             }
             None => {
                 let message = explanation.get_or_insert_with(|| explain(&refused));
-                say(&mut plan, task, message, round.now);
+                say(&mut output, task, message, round.now);
             }
         }
     }
-    plan
+    output
 }
 
 /// The nodes that a group of tasks can go to, the best first.
-enum Places<'a> {
+enum Candidates<'a> {
     /// Without preferences: no more nodes are looked at than needed.
     Queue(Queue<'a>),
     /// With preferences every group of nodes must be known.
     Tree(Tree<'a>),
 }
 
-impl<'a> Places<'a> {
+impl<'a> Candidates<'a> {
     fn new(round: &Round, state: &'a State, task: &'a Task, refused: &mut BTreeMap<Reason, u32>) -> Self {
         if task.spec.placement.preferences.is_empty() {
             Self::Queue(Queue::new(state, task, round.now))
@@ -87,15 +87,15 @@ impl<'a> Places<'a> {
 }
 
 /// A task that belongs to a node goes there or nowhere.
-fn schedule_on(plan: &mut Plan, round: &Round, state: &State, task: &Task, id: &NodeId) {
+fn schedule_on(output: &mut LoopOutput, round: &Round, state: &State, task: &Task, id: &NodeId) {
     let refusal = match state.nodes().get(id) {
         None => Some(Reason::NotReady),
         Some(node) => filter::check(state, node, task)
             .or_else(|| Candidate::new(state, node, task, round.now).refuses(task)),
     };
     match refusal {
-        None => assign(plan, task, id, round.now),
-        Some(reason) => say(plan, task, &explain(&BTreeMap::from([(reason, 1)])), round.now),
+        None => assign(output, task, id, round.now),
+        Some(reason) => say(output, task, &explain(&BTreeMap::from([(reason, 1)])), round.now),
     }
 }
 
@@ -137,17 +137,17 @@ fn service_count(index: &crate::objects::index::NodeIndex, service: &ServiceId) 
     index.services.get(service).copied().unwrap_or(0)
 }
 
-fn assign(plan: &mut Plan, task: &Task, node: &NodeId, at: Timestamp) {
-    plan.push(Change::Assign {
+fn assign(output: &mut LoopOutput, task: &Task, node: &NodeId, at: Timestamp) {
+    output.push(ObjectChange::Assign {
         task: task.id.clone(),
         node: node.clone(),
         at,
     });
 }
 
-fn say(plan: &mut Plan, task: &Task, message: &str, now: Timestamp) {
+fn say(output: &mut LoopOutput, task: &Task, message: &str, now: Timestamp) {
     if task.status.message != message {
-        plan.push(Change::Observe {
+        output.push(ObjectChange::Observe {
             task: task.id.clone(),
             status: TaskStatus::new(TaskState::Pending, now, message),
         });

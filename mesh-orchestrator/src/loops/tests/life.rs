@@ -11,7 +11,7 @@ use crate::{
         reaper::HISTORY,
         testing::{Cluster, node, replicas, spec},
     },
-    objects::{Change, Slot, TaskState, TaskStatus},
+    objects::{ObjectChange, Slot, TaskState, TaskStatus},
 };
 
 fn numbers(slots: &[Slot]) -> Vec<u32> {
@@ -39,7 +39,7 @@ fn the_lowest_free_slots_are_filled() {
     cluster.settle();
     // Make a hole, as a drained and removed history would.
     let second = cluster.slot("web", 2)[0].id.clone();
-    cluster.make(vec![Change::SetDesired {
+    cluster.make(vec![ObjectChange::SetDesired {
         task: second,
         desired: TaskState::Remove,
     }]);
@@ -314,7 +314,7 @@ fn states_do_not_move_back() {
     cluster.step();
     cluster.settle();
     let task = cluster.slot("web", 1)[0].id.clone();
-    let late = Change::Observe {
+    let late = ObjectChange::Observe {
         task: task.clone(),
         status: TaskStatus::new(TaskState::Starting, cluster.now, "late"),
     };
@@ -323,7 +323,7 @@ fn states_do_not_move_back() {
     assert!(
         cluster
             .controller
-            .apply(&Change::SetDesired {
+            .apply(&ObjectChange::SetDesired {
                 task,
                 desired: TaskState::Ready
             })

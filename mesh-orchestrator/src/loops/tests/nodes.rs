@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::running_on;
 use crate::{
     loops::testing::{Cluster, node, replicas, spec},
-    objects::{Availability, Change, NodeStatus, TaskState},
+    objects::{Availability, NodeStatus, ObjectChange, TaskState},
 };
 
 #[test]
@@ -78,7 +78,7 @@ fn a_removed_nodes_tasks_are_orphaned_and_replaced_at_once() {
     cluster.create(spec("web", replicas(2)));
     cluster.step();
     cluster.settle();
-    cluster.make(vec![Change::RemoveNode("node1".into())]);
+    cluster.make(vec![ObjectChange::RemoveNode("node1".into())]);
     cluster.step();
     cluster.settle();
     assert_eq!(running_on(&cluster), BTreeMap::from([("node2".into(), 2)]));
