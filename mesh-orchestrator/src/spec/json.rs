@@ -2,10 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::{ServiceSpec, SpecError};
-
-/// Largest specification, in bytes of JSON.
-pub const MAX_SPEC_BYTES: usize = 1 << 20;
+use super::{MAX_SPEC_BYTES, ServiceSpec, SpecError};
 
 impl ServiceSpec {
     /// Reads and validates a specification.
