@@ -103,7 +103,7 @@ fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Resu
     // BTF is made from the debug information, which nobody reads afterwards; it is three quarters of the
     // object, and the agent carries that.
     let stripped = built.with_extension("stripped");
-    let mut strip = command(["llvm-objcopy", "--strip-debug"]);
+    let mut strip = command(["llvm-objcopy-22", "--strip-debug"]);
     strip.arg(&built).arg(&stripped);
     crate::command::run(&mut strip)
         .context("the debug information cannot be taken out; `cargo xtask setup` installs what does it")?;

@@ -63,14 +63,19 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// The standard output of a command that has ended, trimmed at the end.
 fn answer(command: &Command, output: &Output) -> Result<String> {
     if !output.status.success() {
-        bail!("`{}` failed ({}): {}", line(command), output.status, said(output));
+        bail!(
+            "`{}` failed ({}): {}",
+            line(command),
+            output.status,
+            output_text(output)
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
 /// What a program said, standard error first.
 #[must_use]
-pub fn said(output: &Output) -> String {
+pub fn output_text(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     let words = String::from_utf8_lossy(&output.stdout);
     format!("{}\n{}", errors.trim(), words.trim()).trim().to_owned()

@@ -7,6 +7,7 @@ pub mod command;
 pub mod demo;
 pub mod lab;
 pub mod paths;
+pub mod programs;
 pub mod setup;
 pub mod suite;
 pub mod vm;

@@ -11,11 +11,11 @@ use xtask::{bench, build, demo, lab, setup, suite, vm};
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
     #[command(subcommand)]
-    task: Task,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Task {
+enum Command {
     /// Install what the build and the lab need, and only what is missing.
     Setup,
     /// Build the eBPF programs and the static programs.
@@ -42,14 +42,14 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode> {
-    match Arguments::parse().task {
-        Task::Setup => setup::run()?,
-        Task::Build => build::run()?,
-        Task::Demo(arguments) => return demo::run(&arguments),
-        Task::Test(arguments) => suite::run(&arguments)?,
-        Task::Bench(arguments) => bench::run(&arguments)?,
-        Task::Vm(arguments) => return vm::run(&arguments),
-        Task::Lab(arguments) => return lab::cli::run(arguments),
+    match Arguments::parse().command {
+        Command::Setup => setup::run()?,
+        Command::Build => build::run()?,
+        Command::Demo(arguments) => return demo::run(&arguments),
+        Command::Test(arguments) => suite::run(&arguments)?,
+        Command::Bench(arguments) => bench::run(&arguments)?,
+        Command::Vm(arguments) => return vm::run(&arguments),
+        Command::Lab(arguments) => return lab::cli::run(arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

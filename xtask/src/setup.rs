@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: installs what the build and the lab need, and only what is missing. Depends on
-//! `command` and, for virtual machines' kernels, `vm::kernel`.
+//! `cargo xtask setup`: installs what a command needs, from the table of `programs`, and only what is missing. Depends on
+//! `command`, `programs` and, for virtual machines' kernels, `vm::kernel`.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -8,54 +8,9 @@ use anyhow::{Context, Result, bail};
 use crate::{
     command::{self, command, exists},
     paths,
+    programs::{self, EBPF_PACKAGES, LIBRARIES, LINKER_PACKAGES, Need},
     vm::kernel,
 };
-
-/// Debian packages, each with a file that tells whether what it brings is there.
-const PACKAGES: &[(&str, &str)] = &[
-    ("gcc", "cc"),
-    ("g++", "c++"),
-    ("docker.io", "dockerd"),
-    ("containerd", "containerd"),
-    ("runc", "runc"),
-    ("iptables", "iptables"),
-    ("iproute2", "ip"),
-    ("busybox-static", "busybox"),
-    ("ethtool", "ethtool"),
-    ("tcpdump", "tcpdump"),
-    ("bpftool", "bpftool"),
-    ("llvm", "llvm-objcopy"),
-    ("nftables", "nft"),
-    ("prometheus", "promtool"),
-    ("procps", "ps"),
-    ("util-linux", "nsenter"),
-    ("etcd-server", "etcd"),
-    ("etcd-client", "etcdctl"),
-    ("docker-registry", "docker-registry"),
-    ("curl", "curl"),
-    ("protobuf-compiler", "protoc"),
-    ("systemd", "systemd-analyze"),
-];
-
-/// Debian packages that bring no program: the definitions that etcd's protocol includes.
-const LIBRARIES: &[&str] = &["libprotobuf-dev"];
-
-/// Debian's Rust for eBPF, where rustup has no nightly with the standard library's source.
-const EBPF_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
-
-/// What bpf-linker is built with.
-const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libzstd-dev", "libpolly-22-dev"];
-
-/// What virtual machines are run with, each with a file that tells whether it is there.
-const VM_PACKAGES: &[(&str, &str)] = &[
-    ("qemu-system-x86", "qemu-system-x86_64"),
-    ("kmod", "depmod"),
-    // virtme-ng tells a kernel's version by it.
-    ("file", "file"),
-];
-
-/// Python packages are put into an environment of their own, which needs this.
-const VENV_PACKAGE: &str = "python3-venv";
 
 /// What boots a kernel over this machine's file system, from PyPI.
 const VIRTME: &str = "virtme-ng==1.42";
@@ -124,35 +79,67 @@ pub fn clean(mut command: std::process::Command) -> std::process::Command {
     command
 }
 
-/// Installs what is missing.
+/// What set-up has left to do. The linker takes a minute to build, beside which other things can be done.
+#[derive(Debug)]
+#[must_use]
+pub struct Linker {
+    is_missing: bool,
+}
+
+/// Installs everything that any command needs and is missing, but for what virtual machines and measurements need.
 ///
 /// # Errors
 /// When something is missing and cannot be installed.
 pub fn run() -> Result<()> {
+    packages(&[Need::Build, Need::Lab, Need::Tests])?.install()
+}
+
+/// Installs the Debian packages that are needed and missing, and says whether the linker of eBPF programs is.
+///
+/// # Errors
+/// When something is missing and cannot be installed.
+pub fn packages(needs: &[Need]) -> Result<Linker> {
     let toolchain = EbpfToolchain::find();
-    let packages = missing_packages(toolchain);
-    let linker = !exists("bpf-linker") && !cargo_bin("bpf-linker");
-    if packages.is_empty() && !linker {
-        println!(
-            "  nothing to install; eBPF programs are built by {}",
-            toolchain.describe()
-        );
-        return Ok(());
-    }
-    if !packages.is_empty() {
+    let packages = missing_packages(needs, toolchain);
+    let linker = Linker {
+        is_missing: needs.contains(&Need::Build) && !linker_is_installed(),
+    };
+    if packages.is_empty() {
+        println!("  no Debian packages to install");
+    } else {
         println!("  will install Debian packages: {}", packages.join(" "));
     }
-    if linker {
+    if linker.is_missing {
         println!("  will install by cargo: bpf-linker");
     }
-    println!("  eBPF programs are built by {}", toolchain.describe());
+    if needs.contains(&Need::Build) {
+        println!("  eBPF programs are built by {}", toolchain.describe());
+    }
     if !packages.is_empty() {
         install_packages(&packages)?;
     }
-    if linker {
-        install_linker()?;
+    Ok(linker)
+}
+
+impl Linker {
+    /// Builds and installs the linker, where it is missing.
+    ///
+    /// # Errors
+    /// When it does not build.
+    pub fn install(self) -> Result<()> {
+        if !self.is_missing {
+            return Ok(());
+        }
+        let prefix = command::run(&mut command(["llvm-config-22", "--prefix"]))?;
+        let mut install = clean(command(["cargo", "install", "bpf-linker", "--locked"]));
+        install
+            .args(["--no-default-features", "--features", "llvm-22"])
+            .env("LLVM_PREFIX", prefix)
+            // It links two small programs: its own speed does not matter, and its debug information is never read.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+        command::progress("bpf-linker", "bpf-linker", &mut install)
     }
-    Ok(())
 }
 
 /// Installs what is missing for virtual machines: qemu, virtme-ng in a Python environment of its own, and,
@@ -161,16 +148,9 @@ pub fn run() -> Result<()> {
 /// # Errors
 /// When something is missing and cannot be installed.
 pub fn vm(with_kernel: bool) -> Result<()> {
-    let mut packages: Vec<&str> = VM_PACKAGES
-        .iter()
-        .filter(|(_, program)| !exists(program))
-        .map(|(package, _)| *package)
-        .collect();
+    let packages = missing_packages(&[Need::Vm], EbpfToolchain::RustupNightly);
     let environment = paths::vm().join("venv");
     let virtme = !environment.join("bin/vng").is_file();
-    if virtme && !is_installed(VENV_PACKAGE) {
-        packages.push(VENV_PACKAGE);
-    }
     let kernel = with_kernel && kernel::unpacked()?.is_none();
     if !packages.is_empty() {
         println!("  will install Debian packages: {}", packages.join(" "));
@@ -196,18 +176,6 @@ pub fn vm(with_kernel: bool) -> Result<()> {
     Ok(())
 }
 
-/// Installs HAProxy, which is measured beside the mesh, where it is missing.
-///
-/// # Errors
-/// When it cannot be installed.
-pub fn haproxy() -> Result<()> {
-    if exists("haproxy") {
-        return Ok(());
-    }
-    println!("  will install Debian packages: haproxy");
-    install_packages(&["haproxy"])
-}
-
 fn install_virtme(environment: &Path) -> Result<()> {
     command::run(command(["python3", "-m", "venv", "--clear"]).arg(environment))?;
     let mut install = command([environment.join("bin/pip")]);
@@ -215,20 +183,29 @@ fn install_virtme(environment: &Path) -> Result<()> {
     command::progress("virtme-ng", "virtme-ng", &mut install)
 }
 
-fn missing_packages(toolchain: EbpfToolchain) -> Vec<&'static str> {
-    let mut missing: Vec<&str> = PACKAGES
+fn missing_packages(needs: &[Need], toolchain: EbpfToolchain) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = programs::missing(needs).map(|program| program.package).collect();
+    let needed = LIBRARIES
         .iter()
-        .filter(|(_, program)| !exists(program))
-        .map(|(package, _)| *package)
-        .collect();
-    missing.extend(LIBRARIES.iter().filter(|package| !is_installed(package)));
-    if toolchain == EbpfToolchain::Debian {
-        missing.extend(EBPF_PACKAGES.iter().filter(|package| !is_installed(package)));
+        .filter(|library| library.needs.iter().any(|need| needs.contains(need)))
+        .map(|library| library.package);
+    let mut needed: Vec<&str> = needed.collect();
+    if needs.contains(&Need::Build) {
+        if toolchain == EbpfToolchain::Debian {
+            needed.extend(EBPF_PACKAGES);
+        }
+        if !linker_is_installed() {
+            needed.extend(LINKER_PACKAGES);
+        }
     }
-    if !exists("bpf-linker") && !cargo_bin("bpf-linker") {
-        missing.extend(LINKER_PACKAGES.iter().filter(|package| !is_installed(package)));
-    }
-    missing
+    packages.extend(needed.into_iter().filter(|package| !is_installed(package)));
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+fn linker_is_installed() -> bool {
+    exists("bpf-linker") || cargo_bin("bpf-linker")
 }
 
 fn is_installed(package: &str) -> bool {
@@ -275,15 +252,6 @@ fn update_lists() -> Result<()> {
         "apt-update",
         update.env("DEBIAN_FRONTEND", "noninteractive"),
     )
-}
-
-fn install_linker() -> Result<()> {
-    let prefix = command::run(&mut command(["llvm-config-22", "--prefix"]))?;
-    let mut install = clean(command(["cargo", "install", "bpf-linker", "--locked"]));
-    install
-        .args(["--no-default-features", "--features", "llvm-22"])
-        .env("LLVM_PREFIX", prefix);
-    command::progress("bpf-linker", "bpf-linker", &mut install)
 }
 
 /// Keeps packages from starting their services (an engine or a Prometheus on the host) while it lives.

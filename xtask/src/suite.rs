@@ -7,7 +7,14 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, build::cargo, command::stream, lab::check_root, setup, vm};
+use crate::{
+    build,
+    build::cargo,
+    command::stream,
+    lab::check_root,
+    programs::{self, Need},
+    setup, vm,
+};
 
 /// What of the suite to run.
 #[derive(Debug, clap::Args)]
@@ -53,7 +60,15 @@ const END_TO_END_TESTS: &[&str] = &[
 pub fn run(arguments: &Arguments) -> Result<()> {
     check_root().context("the tests load eBPF programs and run a lab")?;
     let mut phases = Phases::default();
-    phases.run("set-up", setup::run)?;
+    let mut needs = vec![Need::Build, Need::Lab, Need::Tests];
+    if !arguments.no_vm {
+        needs.push(Need::Vm);
+    }
+    phases.run("set-up", || {
+        setup::packages(&needs)?.install()?;
+        // A test that finds a program missing would say so in the last phase.
+        programs::check(&needs)
+    })?;
     phases.run("build", build::run)?;
     phases.stream("format", &mut cargo(["fmt", "--all", "--", "--check"]))?;
     let mut lints = cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use xtask::{
-    command::{output, run_with_input, said},
+    command::{output, output_text, run_with_input},
     lab::{api::Answer, wait_until},
     paths,
 };
@@ -170,7 +170,7 @@ fn expect_refusal(stage: &Stage, arguments: &[&str], words: &str) -> Result<()> 
         .command("node1", ["timeout", REFUSAL, program, "run", "--orchestrator"])?;
     agent.args(["--state-dir", "/run/refused"]).args(arguments);
     let output = output(&mut agent)?;
-    let said = said(&output);
+    let said = output_text(&output);
     ensure!(
         !output.status.success() && output.status.code() != Some(TIMED_OUT) && said.contains(words),
         "with {arguments:?} the agent ended with {} and said: {said}",

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::{
-    command::{exists, output, run, said},
+    command::{exists, output, output_text, run},
     lab::{engine::SERVER_IMAGE, wait_until},
     paths,
 };
@@ -196,9 +196,9 @@ impl<'a> Manager<'a> {
             let words = ["env", &unit_path, "systemd-analyze", "verify", "--man=no", name];
             let verified = output(&mut stage.lab.command("node1", words)?)?;
             ensure!(
-                verified.status.success() && !said(&verified).contains(name),
+                verified.status.success() && !output_text(&verified).contains(name),
                 "{}",
-                said(&verified)
+                output_text(&verified)
             );
         }
         self.systemctl(&["daemon-reload"]).map(drop)

@@ -289,7 +289,7 @@ fn tasks_by_place(stage: &Stage, node: &str) -> Result<(BTreeSet<String>, BTreeS
         .running_tasks("web")?
         .into_iter()
         .partition(|task| task.node == node);
-    let names = |tasks: Vec<xtask::lab::Task>| tasks.into_iter().map(|task| task.name).collect();
+    let names = |tasks: Vec<xtask::lab::ServiceTask>| tasks.into_iter().map(|task| task.name).collect();
     Ok((names(elsewhere), names(there)))
 }
 

@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use xtask::{
     lab::{
-        Lab, LabOptions, Reply, Task,
+        Lab, LabOptions, Reply, ServiceTask,
         traffic::{host, spread},
         wait_until,
     },
@@ -202,7 +202,7 @@ impl Stage {
             .lab
             .running_tasks(service)?
             .into_iter()
-            .map(|task: Task| task.name)
+            .map(|task: ServiceTask| task.name)
             .collect())
     }
 }

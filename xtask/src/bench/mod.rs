@@ -9,7 +9,9 @@ use crate::{
     build::{self, cargo},
     command::stream,
     lab::check_root,
-    paths, setup,
+    paths,
+    programs::Need,
+    setup,
 };
 
 mod mesh;
@@ -64,7 +66,7 @@ fn silence_standard_output() -> Result<OwnedFd> {
 
 fn packet(format: Format, runs: u32) -> Result<()> {
     let rows_to = silence_standard_output()?;
-    setup::run()?;
+    setup::packages(&[Need::Build])?.install()?;
     build::ebpf()?;
     build::ebpf_bench()?;
     nix::unistd::dup2_stdout(rows_to).context("standard output cannot be put back")?;

@@ -20,6 +20,7 @@ use crate::{
         traffic::{host, spread},
         wait_until,
     },
+    programs::Need,
     setup,
 };
 
@@ -50,8 +51,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     check_root()?;
     println!("set-up");
-    setup::run()?;
+    let linker = setup::packages(&[Need::Build, Need::Lab])?;
     println!("build");
+    linker.install()?;
     build::run()?;
     println!("lab");
     if arguments.orchestrator {

@@ -16,7 +16,7 @@ use super::{
     wait::wait_until,
 };
 use crate::{
-    command::{output, run, said},
+    command::{output, output_text, run},
     paths,
 };
 
@@ -200,7 +200,7 @@ impl Lab {
         let words = [program, "get", "http://127.0.0.1:9469/metrics", "--raw"];
         let output = output(&mut enter(self.state.space(node)?, words))?;
         if !output.status.success() {
-            bail!("could not read the metrics of {node}: {}", said(&output));
+            bail!("could not read the metrics of {node}: {}", output_text(&output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

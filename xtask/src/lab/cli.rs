@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
 use super::{Lab, LabOptions, Offloads, check_root, engine, state::State, take_down};
-use crate::{command::spinner, paths};
+use crate::{command::spinner, paths, programs::Need};
 
 /// The lab by itself: a real Swarm on this machine, each node in namespaces of its own.
 #[derive(Debug, Args)]
@@ -71,8 +71,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             offloads,
         } => {
             if !paths::program("mesh-testbed").is_file() {
-                crate::setup::run()?;
-                crate::build::static_programs()?;
+                crate::setup::packages(&[Need::Build, Need::Lab])?.install()?;
+                crate::build::run()?;
             }
             let offloads = if offloads { Offloads::On } else { Offloads::Off };
             up(&LabOptions {

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     command::{command, run, run_with_input},
     paths,
+    programs::{self, Need},
 };
 
 /// The image the lab's services run.
@@ -319,28 +320,7 @@ fn image_archive() -> Result<Vec<u8>> {
 /// # Errors
 /// Names those that are missing.
 pub fn check_tools() -> Result<()> {
-    let tools = [
-        "dockerd",
-        "containerd",
-        "runc",
-        "docker",
-        "iptables",
-        "ip",
-        "bridge",
-        "ethtool",
-        "nsenter",
-        "unshare",
-    ];
-    let missing: Vec<&str> = tools
-        .into_iter()
-        .filter(|tool| !crate::command::exists(tool))
-        .collect();
-    if !missing.is_empty() {
-        bail!(
-            "the lab needs {}, which are not installed; run `cargo xtask setup`",
-            missing.join(", ")
-        );
-    }
+    programs::check(&[Need::Lab]).context("the lab cannot be brought up")?;
     run(&mut command([
         "unshare", "--net", "--mount", "--uts", "--fork", "--pid", "true",
     ]))

@@ -32,7 +32,7 @@ pub mod wait;
 pub mod wire;
 
 use self::state::State;
-pub use self::{service::Task, traffic::Reply, wait::wait_until};
+pub use self::{service::ServiceTask, traffic::Reply, wait::wait_until};
 use crate::paths;
 
 /// How a lab is made.

@@ -8,7 +8,7 @@ use super::{Lab, engine::SERVER_IMAGE, wait::wait_until};
 
 /// A task of a service that runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Task {
+pub struct ServiceTask {
     /// Its name with its slot, e.g. `web.3`.
     pub name: String,
     /// The node it runs on.
@@ -66,7 +66,7 @@ impl Lab {
     ///
     /// # Errors
     /// When that is not so within 60 s.
-    pub fn wait_for_tasks(&self, name: &str, replicas: usize) -> Result<Vec<Task>> {
+    pub fn wait_for_tasks(&self, name: &str, replicas: usize) -> Result<Vec<ServiceTask>> {
         wait_until(
             &format!("{replicas} running tasks of {name}"),
             Duration::from_secs(60),
@@ -87,7 +87,7 @@ impl Lab {
     ///
     /// # Errors
     /// When the engine cannot list them.
-    pub fn running_tasks(&self, name: &str) -> Result<Vec<Task>> {
+    pub fn running_tasks(&self, name: &str) -> Result<Vec<ServiceTask>> {
         let format = "{{.Name}} {{.Node}} {{.DesiredState}} {{.CurrentState}}";
         let filter = [
             "service",
@@ -99,7 +99,7 @@ impl Lab {
             name,
         ];
         let list = self.docker("node1", filter)?;
-        let mut tasks: Vec<Task> = list.lines().filter_map(parse_task).collect();
+        let mut tasks: Vec<ServiceTask> = list.lines().filter_map(parse_task).collect();
         tasks.sort();
         Ok(tasks)
     }
@@ -136,9 +136,9 @@ impl Lab {
     }
 }
 
-fn parse_task(line: &str) -> Option<Task> {
+fn parse_task(line: &str) -> Option<ServiceTask> {
     let mut words = line.split(' ');
-    let task = Task {
+    let task = ServiceTask {
         name: words.next()?.to_owned(),
         node: words.next()?.to_owned(),
     };
@@ -153,7 +153,7 @@ mod tests {
     fn only_tasks_that_run_and_shall_run_count() {
         assert_eq!(
             parse_task("web.1 node2 Running Running 2 seconds ago"),
-            Some(Task {
+            Some(ServiceTask {
                 name: "web.1".into(),
                 node: "node2".into()
             })

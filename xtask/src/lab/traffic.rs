@@ -7,7 +7,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::Lab;
 use crate::{
-    command::{output, said},
+    command::{output, output_text},
     paths,
 };
 
@@ -164,7 +164,7 @@ impl Lab {
             bail!(
                 "the client on {from} sent nothing ({}): {}",
                 output.status,
-                said(&output)
+                output_text(&output)
             );
         }
         Ok(replies)

@@ -10,7 +10,9 @@ use super::{MachineArguments, machine::quote};
 use crate::{
     build::{self, cargo},
     command::line,
-    paths, setup,
+    paths,
+    programs::Need,
+    setup,
 };
 
 /// What to test under which kernel.
@@ -64,7 +66,7 @@ pub(crate) const LAB_TESTS: &[&str] = &["fallback", "orchestrator_ipvs", "beside
 /// # Errors
 /// When something cannot be set up, built or started, or a test fails.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::run()?;
+    setup::packages(&[Need::Build, Need::Lab, Need::Tests, Need::Vm])?.install()?;
     build::run()?;
     run_built(arguments)
 }

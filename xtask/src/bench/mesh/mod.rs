@@ -15,6 +15,7 @@ use crate::{
     build,
     command::{self, command},
     lab::wait_until,
+    programs::Need,
     setup,
     vm::{MachineArguments, machine::quote},
 };
@@ -62,7 +63,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let figures_to = super::silence_standard_output()?;
     if !arguments.prepared {
-        setup::run()?;
+        setup::packages(&[Need::Build, Need::Lab, Need::Bench])?.install()?;
         build::run()?;
     }
     if arguments.vm {
@@ -74,9 +75,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         };
     }
     let contenders = contenders(arguments)?;
-    if contenders.contains(&Contender::Haproxy) {
-        setup::haproxy()?;
-    }
     let samples = measure(arguments, &contenders)?;
     nix::unistd::dup2_stdout(figures_to).context("standard output cannot be put back")?;
     let reference = contenders[0];
