@@ -68,7 +68,7 @@ pub struct AdminServer {
 }
 
 #[derive(Clone)]
-struct Window {
+struct Admin {
     agent: Arc<dyn Introspect>,
     control: Control,
     doctor: Arc<doctor::Options>,
@@ -116,7 +116,7 @@ impl AdminServer {
             listener,
             path: path.to_owned(),
             inode,
-            router: router(Window {
+            router: router(Admin {
                 agent,
                 control,
                 doctor: Arc::new(doctor),
@@ -177,7 +177,7 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Serve
     }
 }
 
-fn router(window: Window) -> Router {
+fn router(admin: Admin) -> Router {
     Router::new()
         .route("/v1/routes", get(get_routes))
         .route("/v1/status", get(get_status))
@@ -193,12 +193,12 @@ fn router(window: Window) -> Router {
                     .to_owned(),
             )
         })
-        .with_state(window)
+        .with_state(admin)
 }
 
-async fn get_routes(State(window): State<Window>) -> Result<Json<Routes>, Response> {
+async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response> {
     // Walking the maps takes a while when there are many flows; the runtime's threads must not wait.
-    let agent = window.agent;
+    let agent = admin.agent;
     let answer = tokio::task::spawn_blocking(move || {
         let counters = agent.counters()?;
         Ok::<_, crate::datapath::DatapathError>(routes(&agent.view(), &counters))
@@ -216,36 +216,36 @@ async fn get_routes(State(window): State<Window>) -> Result<Json<Routes>, Respon
     }
 }
 
-async fn get_status(State(window): State<Window>) -> Json<Status> {
-    Json(status(&window.agent.view(), SystemTime::now()))
+async fn get_status(State(admin): State<Admin>) -> Json<Status> {
+    Json(status(&admin.agent.view(), SystemTime::now()))
 }
 
-async fn get_doctor(State(window): State<Window>) -> Json<Report> {
-    let view = window.agent.view();
+async fn get_doctor(State(admin): State<Admin>) -> Json<Report> {
+    let view = admin.agent.view();
     let running = doctor::Running {
         interfaces: view.modes.clone(),
         datapath: view.datapath_status.clone(),
     };
-    Json(doctor::examine(&window.doctor, doctor::Examiner::Agent, Some(running)).await)
+    Json(doctor::examine(&admin.doctor, doctor::Examiner::Agent, Some(running)).await)
 }
 
-async fn get_datapath(State(window): State<Window>) -> Json<DatapathAnswer> {
-    Json(datapath_answer(window.agent.view().datapath_status.clone()))
+async fn get_datapath(State(admin): State<Admin>) -> Json<DatapathAnswer> {
+    Json(datapath_answer(admin.agent.view().datapath_status.clone()))
 }
 
-async fn retry_datapath(State(window): State<Window>) -> Result<Json<DatapathAnswer>, Response> {
-    change_datapath(&window, Request::Retry).await
+async fn retry_datapath(State(admin): State<Admin>) -> Result<Json<DatapathAnswer>, Response> {
+    change_datapath(&admin, Request::Retry).await
 }
 
 async fn use_datapath(
-    State(window): State<Window>,
+    State(admin): State<Admin>,
     Json(wish): Json<UseDatapath>,
 ) -> Result<Json<DatapathAnswer>, Response> {
-    change_datapath(&window, Request::Use(wish.choice)).await
+    change_datapath(&admin, Request::Use(wish.choice)).await
 }
 
-async fn change_datapath(window: &Window, request: Request) -> Result<Json<DatapathAnswer>, Response> {
-    match window.control.ask(request).await {
+async fn change_datapath(admin: &Admin, request: Request) -> Result<Json<DatapathAnswer>, Response> {
+    match admin.control.ask(request).await {
         Ok(status) => Ok(Json(datapath_answer(status))),
         Err(reason) => Err(failure(StatusCode::CONFLICT, reason)),
     }

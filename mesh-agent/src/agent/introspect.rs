@@ -29,13 +29,13 @@ impl SharedLadder {
 }
 
 /// The running agent as the admin socket and the metrics see it.
-pub(super) struct Window {
+pub(super) struct Introspection {
     view: ArcSwap<View>,
     datapath: SharedLadder,
     source: watch::Receiver<SourceState>,
 }
 
-impl Window {
+impl Introspection {
     pub(super) fn new(view: View, datapath: SharedLadder, source: watch::Receiver<SourceState>) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
@@ -49,7 +49,7 @@ impl Window {
     }
 }
 
-impl Introspect for Window {
+impl Introspect for Introspection {
     fn view(&self) -> Arc<View> {
         let view = self.view.load_full();
         // Confirmations wake nobody, so the snapshot may have an old one.

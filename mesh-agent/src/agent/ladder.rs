@@ -5,7 +5,7 @@
 //! its own ([`Ladder::retire`]), so that other nodes can be told in between.
 
 mod carried;
-mod words;
+mod reason;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use self::{
     carried::Carried,
-    words::{shortened, words},
+    reason::{one_line, shortened},
 };
 use super::{Reconciler, error_chain, reconcile::Round};
 use crate::{
@@ -35,7 +35,7 @@ const STRIKES: u32 = 3;
 pub(super) type DesiredFor<'a> = &'a dyn Fn(DatapathKind) -> Desired;
 
 /// Makes data paths, and removes what earlier agents have left.
-pub trait Workshop: Send {
+pub trait DatapathFactory: Send {
     /// Brings a data path into the kernel; each call is a new attempt.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ pub struct NothingWorks(Vec<(DatapathKind, String)>);
 
 /// The data path in use, and what is known of the others.
 pub(super) struct Ladder {
-    workshop: Box<dyn Workshop>,
+    factory: Box<dyn DatapathFactory>,
     choice: DatapathChoice,
     kind: DatapathKind,
     datapath: Box<dyn Datapath>,
@@ -84,14 +84,14 @@ impl Ladder {
     /// When none does.
     pub(super) fn start(
         choice: DatapathChoice,
-        mut workshop: Box<dyn Workshop>,
+        mut factory: Box<dyn DatapathFactory>,
     ) -> Result<Self, NothingWorks> {
         let mut refused = BTreeMap::new();
         for &kind in choice.kinds() {
-            match workshop.make(kind) {
+            match factory.make(kind) {
                 Ok(datapath) => {
                     return Ok(Self {
-                        workshop,
+                        factory,
                         choice,
                         kind,
                         datapath,
@@ -107,7 +107,7 @@ impl Ladder {
                     });
                 }
                 Err(error) => {
-                    let reason = words(&error);
+                    let reason = one_line(&error);
                     if choice.kinds().len() > 1 {
                         warn!(reason, "{} does not work on this node", kind.title());
                     }
@@ -190,7 +190,7 @@ impl Ladder {
     ) -> Result<Round, String> {
         // One that has not gone yet may be of this kind.
         self.retire();
-        let mut datapath = self.workshop.make(kind).map_err(|error| words(&error))?;
+        let mut datapath = self.factory.make(kind).map_err(|error| one_line(&error))?;
         let mut reconciler = Reconciler::default();
         let round = reconciler.reconcile(&desired(kind), datapath.as_mut(), now);
         if round.failed > 0 {
@@ -240,7 +240,7 @@ impl Ladder {
     /// Removes what is left of kinds that are not in use, now that the one in use is whole.
     fn clear(&mut self) {
         for kind in std::mem::take(&mut self.unclear) {
-            match self.workshop.clear(kind) {
+            match self.factory.clear(kind) {
                 Ok(()) => self.clearing_failed = None,
                 Err(error) => {
                     let reason = error_chain(&error);
@@ -304,7 +304,7 @@ impl Ladder {
                 }
             }
         }
-        self.datapath.climb().map_err(|error| words(&error))
+        self.datapath.climb().map_err(|error| one_line(&error))
     }
 
     /// Reads the counters, those of data paths before included.

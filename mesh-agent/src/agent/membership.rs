@@ -19,7 +19,7 @@ const WAITING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the engine last said of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Membership {
+pub(super) struct EngineReport {
     /// The last answer; `None` before the first.
     pub(super) info: Option<EngineInfo>,
     /// Why the engine does not answer just now.
@@ -30,11 +30,11 @@ pub(super) struct Membership {
 
 /// Where this node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Membership {
     /// The engine has not told, or is itself about to find out.
     Unknown,
     /// In no Swarm.
-    Away,
+    Outside,
     /// A member.
     Member(Member),
 }
@@ -49,7 +49,7 @@ pub(super) struct Member {
     pub(super) certificates: PathBuf,
 }
 
-impl Membership {
+impl EngineReport {
     /// The standing of a node that the orchestrator runs; the engine is only asked whether it is well.
     pub(super) fn orchestrated(member: Member) -> Self {
         Self {
@@ -58,24 +58,24 @@ impl Membership {
         }
     }
 
-    pub(super) fn standing(&self, docker_root: Option<&PathBuf>) -> Standing {
+    pub(super) fn membership(&self, docker_root: Option<&PathBuf>) -> Membership {
         if let Some(member) = &self.orchestrated {
-            return Standing::Member(member.clone());
+            return Membership::Member(member.clone());
         }
         let Some(info) = &self.info else {
-            return Standing::Unknown;
+            return Membership::Unknown;
         };
         if info.state == "inactive" {
-            return Standing::Away;
+            return Membership::Outside;
         }
         let (true, Some(address)) = (info.active && !info.node.is_empty(), info.node_address) else {
-            return Standing::Unknown;
+            return Membership::Unknown;
         };
         let certificates = match docker_root {
             Some(root) => root.join("swarm/certificates"),
             None => info.certificates(),
         };
-        Standing::Member(Member {
+        Membership::Member(Member {
             node: info.node.clone(),
             manager: info.manager,
             address,
@@ -88,21 +88,21 @@ impl Membership {
 /// when it does again.
 pub(super) async fn follow(
     docker: Docker,
-    membership: watch::Sender<Membership>,
+    engine: watch::Sender<EngineReport>,
     hint: HintHandle,
     shutdown: CancellationToken,
 ) {
     loop {
         match docker.info().await {
-            Ok(engine) => membership.send_if_modified(|known| answered(known, engine)),
+            Ok(info) => engine.send_if_modified(|known| answered(known, info)),
             Err(error) => {
                 docker.reset();
                 let trouble = super::error_chain(&error);
-                membership.send_if_modified(|known| failed(known, trouble))
+                engine.send_if_modified(|known| failed(known, trouble))
             }
         };
         let settled = {
-            let known = membership.borrow();
+            let known = engine.borrow();
             known.trouble.is_none() && known.info.as_ref().is_some_and(|info| info.active)
         };
         let interval = if settled {
@@ -118,7 +118,7 @@ pub(super) async fn follow(
     }
 }
 
-fn answered(known: &mut Membership, engine: EngineInfo) -> bool {
+fn answered(known: &mut EngineReport, engine: EngineInfo) -> bool {
     let recovered = known.trouble.take().is_some();
     if recovered {
         info!("Docker answers again");
@@ -152,7 +152,7 @@ fn answered(known: &mut Membership, engine: EngineInfo) -> bool {
     changed
 }
 
-fn failed(known: &mut Membership, trouble: String) -> bool {
+fn failed(known: &mut EngineReport, trouble: String) -> bool {
     if known.trouble.is_none() {
         warn!("{trouble}; trying again until it answers");
     }
@@ -180,25 +180,28 @@ mod tests {
         }
     }
 
-    fn standing(info: Option<EngineInfo>, root: Option<&PathBuf>) -> Standing {
-        Membership {
+    fn membership(info: Option<EngineInfo>, root: Option<&PathBuf>) -> Membership {
+        EngineReport {
             info,
-            ..Membership::default()
+            ..EngineReport::default()
         }
-        .standing(root)
+        .membership(root)
     }
 
     #[test]
     fn a_node_that_is_about_to_find_out_is_not_taken_for_one_that_has_left() {
-        assert_eq!(standing(None, None), Standing::Unknown);
+        assert_eq!(membership(None, None), Membership::Unknown);
         for state in ["pending", "error", "locked"] {
             assert_eq!(
-                standing(Some(engine(state, false)), None),
-                Standing::Unknown,
+                membership(Some(engine(state, false)), None),
+                Membership::Unknown,
                 "{state}"
             );
         }
-        assert_eq!(standing(Some(engine("inactive", false)), None), Standing::Away);
+        assert_eq!(
+            membership(Some(engine("inactive", false)), None),
+            Membership::Outside
+        );
     }
 
     #[test]
@@ -208,7 +211,7 @@ mod tests {
             (None, "/var/lib/docker/swarm/certificates"),
             (Some(&root), "/host/docker/swarm/certificates"),
         ] {
-            let Standing::Member(member) = standing(Some(engine("active", true)), root) else {
+            let Membership::Member(member) = membership(Some(engine("active", true)), root) else {
                 panic!("an active node is a member");
             };
             assert_eq!(member.certificates, PathBuf::from(expected));
@@ -218,11 +221,11 @@ mod tests {
 
     #[test]
     fn trouble_keeps_what_the_engine_last_said() {
-        let mut known = Membership::default();
+        let mut known = EngineReport::default();
         assert!(answered(&mut known, engine("active", false)));
         assert!(failed(&mut known, "gone".into()));
         assert!(!failed(&mut known, "gone".into()), "said once");
-        assert!(matches!(known.standing(None), Standing::Member(_)));
+        assert!(matches!(known.membership(None), Membership::Member(_)));
         assert!(
             answered(&mut known, engine("active", false)),
             "the recovery is news"

@@ -1,24 +1,24 @@
 //! The running agent: puts sources, discovery, the data path and the windows on them together. The only
 //! module that imports all the others; only binaries import it.
 
+mod announcement;
+mod datapath_factory;
+mod inputs;
 mod introspect;
 mod ladder;
 mod local_device;
 mod logging;
 mod membership;
 mod parts;
-mod picture;
 mod preflight;
-mod presence;
 mod privileges;
 mod reconcile;
 mod run;
 mod signals;
 mod sources;
 mod supervisor;
-mod workshop;
 
-pub use ladder::{NothingWorks, Workshop};
+pub use ladder::{DatapathFactory, NothingWorks};
 pub use logging::start_logging;
 pub use preflight::{PreflightError, cgroup2_mount};
 pub use privileges::{PrivilegesError, pass_privileges_on, reduce_privileges};

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     AgentError,
-    introspect::Window,
-    membership::{self, Member, Membership},
+    introspect::Introspection,
+    membership::{self, EngineReport, Member},
     preflight::find_cgroup,
     sources::{SourceHints, Sources},
     supervisor::Supervisor,
@@ -25,12 +25,12 @@ use crate::{
     metrics::{Metrics, MetricsServer},
     model::NodeDatapath,
     orchestrator,
-    source::{Docker, FeedServerStatus, HintHandle, SourceState, Told},
+    source::{Acknowledged, Docker, FeedServerStatus, HintHandle, SourceState},
 };
 
 /// The ends of the parts' channels that the loop holds.
 pub(super) struct Parts {
-    pub(super) membership: watch::Receiver<Membership>,
+    pub(super) engine: watch::Receiver<EngineReport>,
     pub(super) source: watch::Receiver<SourceState>,
     pub(super) workers: watch::Receiver<FeedServerStatus>,
     pub(super) containers: watch::Receiver<ContainerState>,
@@ -43,14 +43,14 @@ pub(super) struct Parts {
 
 /// The ends of the source's channels, whatever the source is.
 pub(super) struct SourceEnds {
-    /// Where the picture goes, …
+    /// Where the snapshot goes, …
     pub(super) state: watch::Sender<SourceState>,
     /// … and where it is read.
-    pub(super) picture: watch::Receiver<SourceState>,
+    pub(super) snapshot: watch::Receiver<SourceState>,
     /// What balances on this node.
-    pub(super) word: watch::Receiver<NodeDatapath>,
+    pub(super) announcement: watch::Receiver<NodeDatapath>,
     /// Who has heard it.
-    pub(super) told: watch::Sender<Told>,
+    pub(super) acknowledged: watch::Sender<Acknowledged>,
     /// Whether the data path stands.
     pub(super) stands: watch::Receiver<bool>,
     /// To ask the agent to give way to another program of it.
@@ -62,7 +62,7 @@ impl Parts {
     /// is an orchestrator, it is the source, and Swarm is not asked.
     pub(super) async fn start(
         options: &RunOptions,
-        window: Arc<Window>,
+        introspection: Arc<Introspection>,
         ends: SourceEnds,
         orchestrator: Option<orchestrator::Opened>,
         metrics: &Metrics,
@@ -70,7 +70,7 @@ impl Parts {
         supervisor: &mut Supervisor,
     ) -> Result<Self, AgentError> {
         let paths = orchestrator.as_ref().map(orchestrator::Opened::api);
-        let commands = open_windows(options, window, paths, metrics, shutdown, supervisor).await?;
+        let commands = open_listeners(options, introspection, paths, metrics, shutdown, supervisor).await?;
 
         let (interest, interest_receiver) = watch::channel(Interest::default());
         let network_options = NetworkOptions {
@@ -82,18 +82,18 @@ impl Parts {
 
         let docker = Docker::new(&options.docker_socket);
         let place = orchestrator.as_ref().map(|opened| {
-            Membership::orchestrated(Member {
+            EngineReport::orchestrated(Member {
                 node: opened.node().to_string(),
                 manager: opened.is_manager(),
                 address: opened.address(),
                 certificates: PathBuf::new(),
             })
         });
-        let (membership_sender, membership) = watch::channel(place.unwrap_or_default());
+        let (engine_sender, engine) = watch::channel(place.unwrap_or_default());
         let ask_docker = HintHandle::new();
         let follow = membership::follow(
             docker.clone(),
-            membership_sender,
+            engine_sender,
             ask_docker.clone(),
             shutdown.clone(),
         );
@@ -113,9 +113,9 @@ impl Parts {
 
         let SourceEnds {
             state,
-            picture: source,
-            word,
-            told,
+            snapshot: source,
+            announcement,
+            acknowledged,
             stands,
             replace,
         } = ends;
@@ -123,8 +123,8 @@ impl Parts {
         if let Some(opened) = orchestrator {
             let mesh = orchestrator::Mesh {
                 state,
-                word,
-                told,
+                announcement,
+                acknowledged,
                 found: containers.clone(),
                 stands,
                 replace,
@@ -135,17 +135,17 @@ impl Parts {
             let sources = Sources {
                 docker,
                 options: options.clone(),
-                membership: membership.clone(),
+                engine: engine.clone(),
                 state,
                 workers: workers_sender,
                 hints: hints.clone(),
-                word,
-                told,
+                announcement,
+                acknowledged,
             };
             supervisor.spawn("source", sources.run(shutdown.clone()));
         }
         Ok(Self {
-            membership,
+            engine,
             source,
             workers,
             containers,
@@ -158,9 +158,9 @@ impl Parts {
     }
 }
 
-async fn open_windows(
+async fn open_listeners(
     options: &RunOptions,
-    window: Arc<Window>,
+    introspection: Arc<Introspection>,
     orchestrator: Option<axum::Router>,
     metrics: &Metrics,
     shutdown: &CancellationToken,
@@ -174,7 +174,7 @@ async fn open_windows(
         cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
         orchestrator: options.orchestrator.orchestrator,
     };
-    let agent: Arc<dyn Introspect> = window;
+    let agent: Arc<dyn Introspect> = introspection;
     let (control, commands) = control::channel();
     let mut admin = AdminServer::bind(&options.admin_socket, Arc::clone(&agent), control, doctor).await?;
     if let Some(paths) = orchestrator {

@@ -18,16 +18,16 @@ use tracing::{debug, info, warn};
 use self::act::Reason;
 use super::{
     AgentError,
-    introspect::{SharedLadder, Window},
+    announcement::OwnAnnouncement,
+    datapath_factory::NodeDatapathFactory,
+    introspect::{Introspection, SharedLadder},
     ladder::Ladder,
     local_device::LocalDevice,
-    membership::Standing,
+    membership::Membership,
     parts::{Parts, SourceEnds},
     preflight::preflight,
-    presence::Presence,
     signals::{Request, Signals},
     supervisor::Supervisor,
-    workshop::NodeWorkshop,
 };
 use crate::{
     admin::View,
@@ -35,7 +35,7 @@ use crate::{
     metrics::Metrics,
     model::{Desired, NodeDatapath},
     orchestrator,
-    source::{Docker, SourceState, Told},
+    source::{Acknowledged, Docker, SourceState},
 };
 
 /// Between two rounds of the data path's upkeep.
@@ -47,7 +47,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// It was told to.
-    Told,
+    Stopped,
     /// Another program of it is to take its place: the data path is left to that one.
     Replaced,
 }
@@ -61,12 +61,12 @@ pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
     let _lock = preflight(&options)?;
     let orchestrator = match open_orchestrator(&options, &mut signals).await? {
-        Opening::Stopped => return Ok(Ended::Told),
+        Opening::Stopped => return Ok(Ended::Stopped),
         Opening::NotWanted => None,
         Opening::Opened(opened) => Some(*opened),
     };
-    let workshop = NodeWorkshop::new(options.clone());
-    let ladder = SharedLadder::new(Ladder::start(options.datapath, Box::new(workshop))?);
+    let factory = NodeDatapathFactory::new(options.clone());
+    let ladder = SharedLadder::new(Ladder::start(options.datapath, Box::new(factory))?);
     let mut supervisor = Supervisor::default();
     let replace = CancellationToken::new();
     let mut agent = Agent::start(options, ladder, orchestrator, replace.clone(), &mut supervisor).await?;
@@ -75,7 +75,7 @@ pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
     let ended = loop {
         tokio::select! {
             request = signals.next() => match request {
-                Request::Stop => break Ok(Ended::Told),
+                Request::Stop => break Ok(Ended::Stopped),
                 Request::Reload => agent.reload(),
             },
             error = supervisor.ended() => break Err(error),
@@ -86,7 +86,7 @@ pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
     // A part that fails takes the agent with it, but not the traffic.
     let ended = ended?;
     match ended {
-        Ended::Told => {
+        Ended::Stopped => {
             notify(&[sd_notify::NotifyState::Stopping]);
             signals.exit_at_the_next_stop();
             agent.take_leave(&mut supervisor).await?;
@@ -150,8 +150,8 @@ struct Agent {
     shutdown: CancellationToken,
 
     parts: Parts,
-    standing: Standing,
-    presence: Presence,
+    membership: Membership,
+    announcement: OwnAnnouncement,
     /// Whether the data path was what it should be, once.
     stands: watch::Sender<bool>,
     device: LocalDevice,
@@ -163,7 +163,7 @@ struct Agent {
     said_waiting: Option<&'static str>,
     said_failures: Vec<String>,
 
-    window: Arc<Window>,
+    introspection: Arc<Introspection>,
     metrics: Metrics,
     refused_seen: u64,
     maintenance: tokio::time::Interval,
@@ -180,24 +180,24 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let started = SystemTime::now();
         let shutdown = CancellationToken::new();
-        let (state, picture) = watch::channel(SourceState::default());
-        let window = Arc::new(Window::new(
+        let (state, snapshot) = watch::channel(SourceState::default());
+        let introspection = Arc::new(Introspection::new(
             empty_view(&options, started),
             ladder.clone(),
-            picture.clone(),
+            snapshot.clone(),
         ));
         let metrics = Metrics::new(options.backend_metrics)?;
-        let (told, heard) = watch::channel(Told::default());
-        let presence = Presence::new(ladder.lock().adopted(), heard);
+        let (acknowledged, acknowledgements) = watch::channel(Acknowledged::default());
+        let announcement = OwnAnnouncement::new(ladder.lock().adopted(), acknowledgements);
         let (stands, standing) = watch::channel(false);
         let parts = Parts::start(
             &options,
-            Arc::clone(&window),
+            Arc::clone(&introspection),
             SourceEnds {
                 state,
-                picture,
-                word: presence.word(),
-                told,
+                snapshot,
+                announcement: announcement.subscribe(),
+                acknowledged,
                 stands: standing,
                 replace,
             },
@@ -215,8 +215,8 @@ impl Agent {
             started,
             shutdown,
             parts,
-            standing: Standing::Unknown,
-            presence,
+            membership: Membership::Unknown,
+            announcement,
             stands,
             ladder,
             retire_at: None,
@@ -224,7 +224,7 @@ impl Agent {
             applied_revision: 0,
             said_waiting: None,
             said_failures: Vec::new(),
-            window,
+            introspection,
             metrics,
             refused_seen: 0,
             maintenance,
@@ -240,12 +240,12 @@ impl Agent {
         if self.options.on_stop == OnStop::Keep {
             return Ok(());
         }
-        let own = match &self.standing {
-            Standing::Member(member) => member.node.clone(),
-            Standing::Unknown | Standing::Away => return Ok(()),
+        let own = match &self.membership {
+            Membership::Member(member) => member.node.clone(),
+            Membership::Unknown | Membership::Outside => return Ok(()),
         };
         let cluster = Arc::clone(&self.parts.source.borrow().cluster);
-        let left = self.presence.leave(&cluster, &own);
+        let left = self.announcement.leave(&cluster, &own);
         tokio::pin!(left);
         // New connections are left to whatever answers next, while those that are open go on.
         self.act(Reason::News).await;

@@ -1,6 +1,6 @@
 //! The source that fits the node's role: Swarm itself and the feed for workers on a manager, a
-//! manager's feed on a worker. Switches over when the role changes; the last picture stays in force
-//! until the new source has one. Beside it, every manager is told what balances on this node.
+//! manager's feed on a worker. Switches over when the role changes; the last snapshot stays in force
+//! until the new source has one. Beside it, every manager is acknowledged what balances on this node.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,15 +14,15 @@ use tracing::warn;
 
 use super::{
     error_chain,
-    membership::{Member, Membership, Standing},
+    membership::{EngineReport, Member, Membership},
 };
 use crate::{
     config::RunOptions,
     model::{NodeDatapath, presence::keep_known},
     source::{
-        Announcer, AnnouncerOptions, CertificateWatcher, Docker, FeedClient, FeedClientOptions, FeedServer,
-        FeedServerOptions, FeedServerStatus, HintHandle, NodeIdentity, Presence, SourceState, SwarmSource,
-        Told,
+        Acknowledged, Announcements, Announcer, AnnouncerOptions, CertificateWatcher, Docker, FeedClient,
+        FeedClientOptions, FeedServer, FeedServerOptions, FeedServerStatus, HintHandle, NodeIdentity,
+        SourceState, SwarmSource,
     },
 };
 
@@ -65,35 +65,35 @@ impl SourceHints {
 pub(super) struct Sources {
     pub(super) docker: Docker,
     pub(super) options: RunOptions,
-    pub(super) membership: watch::Receiver<Membership>,
-    /// The picture, whatever its source.
+    pub(super) engine: watch::Receiver<EngineReport>,
+    /// The snapshot, whatever its source.
     pub(super) state: watch::Sender<SourceState>,
     /// Who is connected to this manager's feed; empty on workers.
     pub(super) workers: watch::Sender<FeedServerStatus>,
     pub(super) hints: SourceHints,
     /// What balances on this node.
-    pub(super) word: watch::Receiver<NodeDatapath>,
+    pub(super) announcement: watch::Receiver<NodeDatapath>,
     /// Which managers have heard it.
-    pub(super) told: watch::Sender<Told>,
+    pub(super) acknowledged: watch::Sender<Acknowledged>,
 }
 
 impl Sources {
     /// Runs until cancelled.
     pub(super) async fn run(self, shutdown: CancellationToken) {
-        let mut membership = self.membership.clone();
-        let mut standing = Standing::Unknown;
+        let mut engine = self.engine.clone();
+        let mut membership = Membership::Unknown;
         while !shutdown.is_cancelled() {
             let stop = shutdown.child_token();
-            let serving = self.serve(standing.clone(), stop.clone());
+            let serving = self.serve(membership.clone(), stop.clone());
             tokio::pin!(serving);
             let next = tokio::select! {
                 () = &mut serving => return,
-                next = self.next_standing(&mut membership, &standing) => next,
+                next = self.next_membership(&mut engine, &membership) => next,
             };
             stop.cancel();
             serving.await;
-            standing = next;
-            if standing == Standing::Away {
+            membership = next;
+            if membership == Membership::Outside {
                 self.state.send_replace(SourceState {
                     trouble: Some("this node is in no Swarm".to_owned()),
                     ..SourceState::default()
@@ -103,38 +103,38 @@ impl Sources {
     }
 
     /// Waits until the node stands elsewhere.
-    async fn next_standing(
+    async fn next_membership(
         &self,
-        membership: &mut watch::Receiver<Membership>,
-        standing: &Standing,
-    ) -> Standing {
+        engine: &mut watch::Receiver<EngineReport>,
+        membership: &Membership,
+    ) -> Membership {
         loop {
-            let now = membership
+            let now = engine
                 .borrow_and_update()
-                .standing(self.options.docker_root.as_ref());
+                .membership(self.options.docker_root.as_ref());
             // "Unknown" after something was known is Docker's trouble, not a change of place.
-            if now != *standing && now != Standing::Unknown {
+            if now != *membership && now != Membership::Unknown {
                 return now;
             }
-            if membership.changed().await.is_err() {
+            if engine.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Runs what the standing asks for, until stopped.
-    async fn serve(&self, standing: Standing, stop: CancellationToken) {
-        match standing {
-            Standing::Unknown | Standing::Away => stop.cancelled().await,
-            Standing::Member(member) if member.manager => self.manager(member, stop).await,
-            Standing::Member(member) => self.worker(member, stop).await,
+    /// Runs what the membership asks for, until stopped.
+    async fn serve(&self, membership: Membership, stop: CancellationToken) {
+        match membership {
+            Membership::Unknown | Membership::Outside => stop.cancelled().await,
+            Membership::Member(member) if member.manager => self.manager(member, stop).await,
+            Membership::Member(member) => self.worker(member, stop).await,
         }
         self.workers.send_replace(FeedServerStatus::default());
     }
 
     async fn manager(&self, member: Member, stop: CancellationToken) {
-        let presence = Presence::new();
-        let (source, picture, hint) = SwarmSource::new(self.docker.clone(), presence.clone());
+        let announcements = Announcements::new();
+        let (source, snapshot, hint) = SwarmSource::new(self.docker.clone(), announcements.clone());
         self.hints.with(|handles| handles.source = hint.clone());
         let feed = async {
             let Some((certificates, identity)) = self.identity(&member, &stop).await else {
@@ -144,9 +144,9 @@ impl Sources {
             let options = FeedServerOptions {
                 listen,
                 identity: identity.clone(),
-                state: picture.clone(),
+                state: snapshot.clone(),
                 hint: hint.clone(),
-                presence: presence.clone(),
+                announcements: announcements.clone(),
             };
             let (managers, refresh) = self.managers(&member, &stop);
             tokio::join!(
@@ -156,10 +156,10 @@ impl Sources {
                 refresh
             );
         };
-        let speak = presence.speak_for(&member.node, self.word.clone());
+        let speak = announcements.announce_for(&member.node, self.announcement.clone());
         tokio::join!(
             source.run(stop.clone()),
-            relay(picture.clone(), &self.state, &stop),
+            relay(snapshot.clone(), &self.state, &stop),
             feed,
             stop.run_until_cancelled(speak)
         );
@@ -179,13 +179,13 @@ impl Sources {
         };
         let (managers, refresh) = self.managers(&member, &stop);
         let announcer = self.announcer(managers.clone(), identity.clone());
-        let (client, picture, hint) = FeedClient::new(FeedClientOptions { managers, identity });
+        let (client, snapshot, hint) = FeedClient::new(FeedClientOptions { managers, identity });
         self.hints.with(|handles| handles.source = hint);
         tokio::join!(
             certificates.run(stop.clone()),
             client.run(stop.clone()),
             announcer.run(stop.clone()),
-            relay(picture, &self.state, &stop),
+            relay(snapshot, &self.state, &stop),
             refresh
         );
     }
@@ -198,8 +198,8 @@ impl Sources {
         Announcer::new(AnnouncerOptions {
             managers,
             identity,
-            word: self.word.clone(),
-            told: self.told.clone(),
+            announcement: self.announcement.clone(),
+            acknowledged: self.acknowledged.clone(),
         })
     }
 
@@ -209,19 +209,19 @@ impl Sources {
         member: &'a Member,
         stop: &'a CancellationToken,
     ) -> (watch::Receiver<Vec<SocketAddr>>, impl Future<Output = ()> + 'a) {
-        let mut membership = self.membership.clone();
+        let mut engine = self.engine.clone();
         let port = self.options.feed_port;
-        let list = move |membership: &Membership| managers(membership, member, port);
-        let (sender, receiver) = watch::channel(list(&membership.borrow_and_update()));
+        let list = move |engine: &EngineReport| managers(engine, member, port);
+        let (sender, receiver) = watch::channel(list(&engine.borrow_and_update()));
         let refresh = async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    changed = membership.changed() => if changed.is_err() {
+                    changed = engine.changed() => if changed.is_err() {
                         return stop.cancelled().await;
                     },
                 }
-                let new = list(&membership.borrow_and_update());
+                let new = list(&engine.borrow_and_update());
                 sender.send_if_modified(|known| {
                     // An engine without its Swarm lists nobody; the last list is better than none.
                     let changed = !new.is_empty() && *known != new;
@@ -249,8 +249,8 @@ impl Sources {
 }
 
 /// The feed addresses of the managers the engine knows, this node's own left out.
-fn managers(membership: &Membership, member: &Member, port: u16) -> Vec<SocketAddr> {
-    let mut addresses: Vec<_> = membership
+fn managers(engine: &EngineReport, member: &Member, port: u16) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = engine
         .info
         .iter()
         .flat_map(|info| &info.remote_managers)
@@ -290,7 +290,7 @@ where
 
 /// What can take another's place on the agent's own channel.
 trait Relayed: Clone {
-    /// Takes over what `self` says; a source that has never had a picture does not wipe the last one.
+    /// Takes over what `self` says; a source that has never had a snapshot does not wipe the last one.
     fn into_place_of(self, last: &mut Self);
 
     /// Takes over what moves on without anybody being woken; true if somebody is to be woken for once.
@@ -356,7 +356,7 @@ mod tests {
     use crate::model::Cluster;
 
     #[test]
-    fn a_source_that_has_never_spoken_does_not_wipe_the_last_picture() {
+    fn a_source_that_has_never_spoken_does_not_wipe_the_last_snapshot() {
         let cluster = Arc::new(Cluster {
             cluster_id: "cluster".into(),
             ..Cluster::default()

@@ -107,7 +107,7 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     // Whatever still runs there ends with the process, or when another program takes it over.
     runtime.shutdown_background();
     let failure = match ended {
-        Ok(Ended::Told) => return Ok(ExitCode::SUCCESS),
+        Ok(Ended::Stopped) => return Ok(ExitCode::SUCCESS),
         Ok(Ended::Replaced) => None,
         Err(error) => {
             tracing::error!("{error:#}");

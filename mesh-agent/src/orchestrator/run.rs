@@ -34,7 +34,7 @@ use crate::{
     error::error_chain,
     model::{self, NodeDatapath, presence::keep_known},
     program::Programs,
-    source::{SourceState, Told},
+    source::{Acknowledged, SourceState},
 };
 
 /// Heartbeats that a node may miss before it is down.
@@ -52,9 +52,9 @@ pub struct Mesh {
     /// The snapshot of the cluster.
     pub state: watch::Sender<SourceState>,
     /// What balances on this node.
-    pub word: watch::Receiver<NodeDatapath>,
+    pub announcement: watch::Receiver<NodeDatapath>,
     /// Whether the cluster has heard it.
-    pub told: watch::Sender<Told>,
+    pub acknowledged: watch::Sender<Acknowledged>,
     /// What the mesh has found of this node's containers.
     pub found: watch::Receiver<ContainerState>,
     /// Whether the data path stands.
@@ -91,7 +91,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let (engine, engine_answers) = watch::channel(true);
     let presence = Presence {
         address: address.to_string(),
-        datapath: source::word(*mesh.word.borrow()),
+        datapath: source::word(*mesh.announcement.borrow()),
         logs: logs.map(|address| address.to_string()),
         engine: true,
         leaving: false,
@@ -136,7 +136,14 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     };
     let work = async {
         let publish = publish(&cluster, &mesh.state);
-        let speak = speak(&cluster, &member, &id, mesh.word, engine_answers, &mesh.told);
+        let speak = speak(
+            &cluster,
+            &member,
+            &id,
+            mesh.announcement,
+            engine_answers,
+            &mesh.acknowledged,
+        );
         let keep = keep_block(&cluster, &id, block);
         let prove = prove(&programs, mesh.stands, member.present(), proven);
         let serve = join_all(
@@ -257,7 +264,7 @@ async fn speak(
     node: &NodeId,
     mut word: watch::Receiver<NodeDatapath>,
     mut engine: watch::Receiver<bool>,
-    told: &watch::Sender<Told>,
+    told: &watch::Sender<Acknowledged>,
 ) {
     let mut changes = cluster.changes();
     loop {
@@ -266,7 +273,7 @@ async fn speak(
         let answers = *engine.borrow_and_update();
         let heard = cluster.presence(node);
         told.send_if_modified(|told| {
-            let new = Told::by_the_cluster(heard.as_ref().map(source::datapath));
+            let new = Acknowledged::by_store(heard.as_ref().map(source::datapath));
             let has_changed = *told != new;
             *told = new;
             has_changed

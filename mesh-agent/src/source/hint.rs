@@ -1,27 +1,27 @@
-//! A hint: "something has changed, look now", passed between tasks without saying what. Hints that
-//! come before the last one was acted on merge into one. May be used by every source and the feed.
+//! A wake-up call between tasks: something has changed, check now. Hints that arrive before the last one
+//! was acted on merge into one.
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-/// Asks a source (or the certificate watcher) to look at once rather than at its next poll.
+/// Asks a source (or the certificate watcher) to check at once rather than at its next poll.
 #[derive(Clone, Debug, Default)]
 pub struct HintHandle(Arc<Notify>);
 
 impl HintHandle {
-    /// A handle and its listener are the same thing: whoever awaits [`HintHandle::hinted`] listens.
+    /// Sender and receiver share this type: the receiver awaits [`HintHandle::hinted`].
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Gives the hint; never blocks, and is remembered if nobody listens just now.
+    /// Sends a hint. Never blocks; the hint is kept until it is received.
     pub fn hint(&self) {
         self.0.notify_one();
     }
 
-    /// Waits for the next hint, or returns at once if one is waiting. Cancel safe.
+    /// Waits for the next hint, or returns at once if one is pending. Cancel safe.
     pub async fn hinted(&self) {
         self.0.notified().await;
     }
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn hints_given_before_anyone_listens_merge_into_one() {
+    async fn hints_sent_before_they_are_awaited_merge_into_one() {
         let handle = HintHandle::new();
         handle.hint();
         handle.hint();

@@ -1,12 +1,12 @@
-//! What users ask of the mesh by labels on their services and nodes. Pure.
+//! The mesh's labels on services and nodes. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::model::{Balance, Scheduler};
 
-/// On a service: the order in which new connections are spread.
+/// On a service: the balancing algorithm.
 const SCHEDULER: &str = "mesh.scheduler";
-/// On a service: for how many seconds a client keeps its replica.
+/// On a service: for how many seconds a client stays with its replica.
 const AFFINITY: &str = "mesh.affinity";
 /// On a node: the share of new connections that each of its tasks gets.
 const WEIGHT: &str = "mesh.weight";
@@ -18,9 +18,9 @@ const MAX_WEIGHT: u32 = 100;
 /// Labels as the engine lists them.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// A label says something that the mesh does not understand; the default holds.
+/// A label has an invalid value; the default applies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-#[error("label {label}={value} of {whose}: expected {expected}; going on with {instead}")]
+#[error("label {label}={value} of {whose}: expected {expected}; using {instead}")]
 pub(crate) struct LabelError {
     /// Whose label, e.g. `service web`.
     whose: String,
@@ -30,7 +30,7 @@ pub(crate) struct LabelError {
     instead: &'static str,
 }
 
-/// How a service is balanced, and what of its labels is not understood.
+/// How a service is balanced, and the labels of it that are invalid.
 pub(crate) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
     let mut errors = Vec::new();
     let whose = || format!("service {name}");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named_and_the_default_holds() {
+    fn an_invalid_label_is_reported_and_the_default_applies() {
         let (balance, errors) = balance(
             "web",
             &labels(&[("mesh.scheduler", "random"), ("mesh.affinity", "0")]),
@@ -135,9 +135,8 @@ mod tests {
         assert_eq!(
             errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
-                "label mesh.scheduler=random of service web: expected one of rr, wrr, mh, lc, wlc; going on \
-                 with rr",
-                "label mesh.affinity=0 of service web: expected seconds from 1 to 86400; going on with no \
+                "label mesh.scheduler=random of service web: expected one of rr, wrr, mh, lc, wlc; using rr",
+                "label mesh.affinity=0 of service web: expected seconds from 1 to 86400; using no \
                  affinity",
             ]
         );

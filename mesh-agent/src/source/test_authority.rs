@@ -1,4 +1,4 @@
-//! Certificates like those that Swarm gives to its nodes, for tests.
+//! Certificates like those that Swarm issues to its nodes, for tests.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ impl Authority {
         self
     }
 
-    /// Writes the three files that a node has.
+    /// Writes a node's three files.
     pub(crate) fn write(&self, directory: &Path, node: &str, role: &str) {
         let mut parameters =
             CertificateParams::new(vec![role.to_owned(), node.to_owned(), "swarm-ca".to_owned()]).unwrap();
@@ -61,7 +61,7 @@ impl Authority {
         NodeIdentity::load(directory.path()).unwrap()
     }
 
-    /// The identity of something that has a certificate but need not be a node.
+    /// An identity whose certificate has this role, which need not be a node's.
     pub(crate) fn identity_of_any_role(&self, node: &str, role: &str) -> NodeIdentity {
         let (own, stranger) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         self.write(own.path(), node, "swarm-worker");

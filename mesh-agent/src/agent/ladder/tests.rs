@@ -26,7 +26,7 @@ type SharedKernel = Arc<Mutex<Kernel>>;
 
 struct Bench(SharedKernel);
 
-impl Workshop for Bench {
+impl DatapathFactory for Bench {
     fn make(&mut self, kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
         let mut kernel = self.0.lock().unwrap();
         if kernel.refuses_to_make.contains(&kind) {

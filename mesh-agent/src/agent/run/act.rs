@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{Agent, notify, notify_reloading};
 use crate::{
     admin::{View, control},
-    agent::membership::Standing,
+    agent::membership::Membership,
     datapath::{DatapathChoice, DatapathKind},
     discovery::network::Interest,
     error::error_chain,
@@ -40,7 +40,7 @@ impl Agent {
         let retry_at = self.ladder.lock().retry_at();
         let retry_at = retry_at.into_iter().chain(self.retire_at);
         let retry_at = retry_at.map(tokio::time::Instant::from);
-        let retry_at = retry_at.chain(self.presence.ask_again_at()).min();
+        let retry_at = retry_at.chain(self.announcement.retry_at()).min();
         let retry = async {
             match retry_at {
                 Some(at) => sleep_until(at).await,
@@ -49,7 +49,7 @@ impl Agent {
         };
         // A sender that is gone belongs to a part that has ended; the supervisor says so.
         tokio::select! {
-            Ok(()) = self.parts.membership.changed() => Reason::News,
+            Ok(()) = self.parts.engine.changed() => Reason::News,
             Ok(()) = self.parts.source.changed() => Reason::News,
             Ok(()) = self.parts.containers.changed() => Reason::News,
             Ok(()) = self.parts.network.changed() => Reason::News,
@@ -72,7 +72,7 @@ impl Agent {
             }
             Reason::Command(command) => Some(command),
         };
-        self.look_at_standing();
+        self.note_membership();
         self.state_interest();
         let kind = self.ladder.lock().kind();
         if kind == DatapathKind::Ebpf || command.as_ref().is_some_and(may_lead_to_ebpf) {
@@ -91,7 +91,7 @@ impl Agent {
     /// Changes the data path as somebody asks.
     fn obey(&mut self, request: control::Request) -> Result<(), String> {
         let source = self.parts.source.borrow().clone();
-        let plan = self.picture(&source).map_err(|missing| {
+        let plan = self.inputs(&source).map_err(|missing| {
             format!("the agent is still waiting for {missing}: ask again when it has it")
         })?;
         self.ladder
@@ -137,22 +137,22 @@ impl Agent {
     }
 
     /// Where the node stands now, or stood when Docker last could tell.
-    fn look_at_standing(&mut self) {
+    fn note_membership(&mut self) {
         let now = self
             .parts
-            .membership
+            .engine
             .borrow_and_update()
-            .standing(self.options.docker_root.as_ref());
-        if now != Standing::Unknown {
-            self.standing = now;
+            .membership(self.options.docker_root.as_ref());
+        if now != Membership::Unknown {
+            self.membership = now;
         }
     }
 
     /// Tells the network watcher which peers to find.
     fn state_interest(&self) {
         let source = self.parts.source.borrow();
-        let new = match &self.standing {
-            Standing::Member(member) => Interest {
+        let new = match &self.membership {
+            Membership::Member(member) => Interest {
                 node_address: Some(member.address),
                 peers: source
                     .cluster
@@ -162,8 +162,8 @@ impl Agent {
                     .map(|(_, node)| node.address)
                     .collect(),
             },
-            Standing::Unknown => return,
-            Standing::Away => Interest::default(),
+            Membership::Unknown => return,
+            Membership::Outside => Interest::default(),
         };
         self.parts.interest.send_if_modified(|interest| {
             let changed = *interest != new;
@@ -202,9 +202,9 @@ impl Agent {
     }
 
     pub(super) fn publish(&self) {
-        let membership = self.parts.membership.borrow();
-        let (node, role) = match &self.standing {
-            Standing::Member(member) => (
+        let membership = self.parts.engine.borrow();
+        let (node, role) = match &self.membership {
+            Membership::Member(member) => (
                 member.node.clone(),
                 Some(if member.manager {
                     NodeRole::Manager
@@ -212,14 +212,14 @@ impl Agent {
                     NodeRole::Worker
                 }),
             ),
-            Standing::Unknown | Standing::Away => (String::new(), None),
+            Membership::Unknown | Membership::Outside => (String::new(), None),
         };
         let (kind, status, modes, mut datapath_errors) = {
             let ladder = self.ladder.lock();
             (ladder.kind(), ladder.status(), ladder.modes(), ladder.failures())
         };
         datapath_errors.extend(self.device.trouble());
-        self.window.publish(View {
+        self.introspection.publish(View {
             node,
             role,
             source: self.parts.source.borrow().clone(),

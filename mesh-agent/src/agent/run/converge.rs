@@ -9,18 +9,18 @@ use tracing::{debug, error, info};
 
 use super::Agent;
 use crate::{
-    agent::{membership::Standing, picture::Picture},
+    agent::{inputs::Inputs, membership::Membership},
     model::{Local, NodeDatapath},
     source::SourceState,
 };
 
 impl Agent {
     /// Computes what the data path should be and brings it there. Nothing is done before every part has
-    /// spoken once: an adopted data path is worth more than half a picture.
+    /// spoken once: an adopted data path is worth more than half a snapshot.
     pub(super) fn converge(&mut self) {
         let source = self.parts.source.borrow_and_update().clone();
-        let picture = match self.picture(&source) {
-            Ok(picture) => picture,
+        let inputs = match self.inputs(&source) {
+            Ok(inputs) => inputs,
             Err(waiting_for) => {
                 if self.said_waiting != Some(waiting_for) {
                     info!("waiting for {waiting_for}");
@@ -33,7 +33,7 @@ impl Agent {
         let first = self.desired.is_none();
         let (round, desired, kind) = {
             let mut ladder = self.ladder.lock();
-            let (round, desired) = ladder.reconcile(&|kind| picture.desired(kind), Instant::now());
+            let (round, desired) = ladder.reconcile(&|kind| inputs.desired(kind), Instant::now());
             (round, desired, ladder.kind())
         };
         if round.applied > 0 {
@@ -55,7 +55,7 @@ impl Agent {
         }
         self.say_failures();
         if round.failed == 0 && source.revision != self.applied_revision {
-            // The first picture may be old news; what it took the origin is not what it took the mesh.
+            // The first snapshot may be old news; what it took the origin is not what it took the mesh.
             if !first
                 && round.applied > 0
                 && let Some(changed) = source.changed
@@ -66,9 +66,9 @@ impl Agent {
             self.applied_revision = source.revision;
         }
         if round.failed == 0 {
-            self.presence.announce(match self.standing {
-                Standing::Member(_) => kind.into(),
-                Standing::Unknown | Standing::Away => NodeDatapath::None,
+            self.announcement.announce(match self.membership {
+                Membership::Member(_) => kind.into(),
+                Membership::Unknown | Membership::Outside => NodeDatapath::None,
             });
             self.stands
                 .send_if_modified(|stands| !std::mem::replace(stands, true));
@@ -77,14 +77,14 @@ impl Agent {
     }
 
     /// What the data path follows from, or what is still missing to tell.
-    pub(super) fn picture(&mut self, source: &SourceState) -> Result<Picture, &'static str> {
-        let member = match &self.standing {
-            Standing::Unknown => return Err("Docker to tell this node's place in the Swarm"),
-            Standing::Away => return Ok(Picture::Away),
-            Standing::Member(member) => member,
+    pub(super) fn inputs(&mut self, source: &SourceState) -> Result<Inputs, &'static str> {
+        let member = match &self.membership {
+            Membership::Unknown => return Err("Docker to tell this node's place in the Swarm"),
+            Membership::Outside => return Ok(Inputs::Outside),
+            Membership::Member(member) => member,
         };
         if source.confirmed.is_none() {
-            return Err("the first picture of the cluster");
+            return Err("the first snapshot of the cluster");
         }
         let containers = self.parts.containers.borrow();
         if !containers.listed {
@@ -94,14 +94,14 @@ impl Agent {
         let Some(network) = network.as_ref() else {
             return Err("the first look at this node's network");
         };
-        if !self.presence.may_plan(&source.cluster, &member.node) {
+        if !self.announcement.may_plan(&source.cluster, &member.node) {
             return Err("the agents of the other nodes to say what balances there");
         }
         let local = Local {
             node: member.node.clone(),
-            // Each kind of data path is its own: see `Picture::desired`.
+            // Each kind of data path is its own: see `Inputs::desired`.
             datapath: NodeDatapath::Unknown,
-            leaving: self.presence.is_leaving(),
+            leaving: self.announcement.is_leaving(),
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
             uplinks: network.uplinks.clone(),
@@ -110,7 +110,7 @@ impl Agent {
             next_hops: network.next_hops.clone(),
             return_mode: self.options.return_mode,
         };
-        Ok(Picture::Member {
+        Ok(Inputs::Member {
             cluster: Arc::clone(&source.cluster),
             local: Box::new(local),
             service_address: self.options.service_address,

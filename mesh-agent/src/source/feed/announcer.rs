@@ -1,5 +1,5 @@
-//! Tells every manager's agent what data path stands on this node: at once when it changes, and again
-//! every few seconds, which shows either end that the other is there. A lost manager is dialled again.
+//! Announces this node's data-path state to every manager's agent: at once when it changes, and again every
+//! few seconds as a keep-alive in both directions. Reconnects to a manager that is lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,35 +30,35 @@ pub struct AnnouncerOptions {
     pub managers: watch::Receiver<Vec<SocketAddr>>,
     /// This node's credentials, as they are renewed.
     pub identity: watch::Receiver<Arc<NodeIdentity>>,
-    /// What balances on this node; nothing is said while it is [`NodeDatapath::Unknown`].
-    pub word: watch::Receiver<NodeDatapath>,
-    /// Shows which managers have heard what.
-    pub told: watch::Sender<Told>,
+    /// This node's data path; nothing is announced while it is [`NodeDatapath::Unknown`].
+    pub announcement: watch::Receiver<NodeDatapath>,
+    /// What each manager has acknowledged.
+    pub acknowledged: watch::Sender<Acknowledged>,
 }
 
-/// What each manager that has to be told last acknowledged.
+/// What each manager acknowledged last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told(BTreeMap<SocketAddr, NodeDatapath>);
+pub struct Acknowledged(BTreeMap<SocketAddr, NodeDatapath>);
 
-impl Told {
-    /// What the cluster has heard where it is told in one place: the orchestrator's store. Nothing is to be
-    /// told there until the node is registered.
+impl Acknowledged {
+    /// Where announcements go to the orchestrator's store instead: what it holds for this node, `None`
+    /// until the node is registered.
     #[must_use]
-    pub(crate) fn by_the_cluster(heard: Option<NodeDatapath>) -> Self {
+    pub(crate) fn by_store(datapath: Option<NodeDatapath>) -> Self {
         let store = SocketAddr::from(([0, 0, 0, 0], 0));
-        Self(heard.into_iter().map(|heard| (store, heard)).collect())
+        Self(datapath.into_iter().map(|datapath| (store, datapath)).collect())
     }
 
-    /// How many managers are to be told.
+    /// How many managers have to acknowledge.
     #[must_use]
     pub fn managers(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether every manager that is to be told has published `word`.
+    /// Whether every manager has published `announcement`.
     #[must_use]
-    pub fn everybody(&self, word: NodeDatapath) -> bool {
-        self.0.values().all(|heard| *heard == word)
+    pub fn by_all(&self, announcement: NodeDatapath) -> bool {
+        self.0.values().all(|acknowledged| *acknowledged == announcement)
     }
 }
 
@@ -69,7 +69,7 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// An announcer; nothing happens before [`Announcer::run`].
+    /// Does nothing before [`Announcer::run`].
     #[must_use]
     pub fn new(options: AnnouncerOptions) -> Self {
         Self { options }
@@ -94,10 +94,10 @@ impl Announcer {
                 }
                 stays
             });
-            self.options.told.send_modify(|told| {
-                told.0.retain(|manager, _| wanted.contains(manager));
+            self.options.acknowledged.send_modify(|acknowledged| {
+                acknowledged.0.retain(|manager, _| wanted.contains(manager));
                 for manager in &wanted {
-                    told.0.entry(*manager).or_default();
+                    acknowledged.0.entry(*manager).or_default();
                 }
             });
             for manager in wanted {
@@ -121,7 +121,7 @@ impl Announcer {
             }
         }
         tasks.shutdown().await;
-        self.options.told.send_replace(Told::default());
+        self.options.acknowledged.send_replace(Acknowledged::default());
     }
 }
 
@@ -134,18 +134,18 @@ struct Link {
 impl Link {
     async fn keep(mut self) {
         let mut backoff = Backoff::default();
-        let mut said = String::new();
+        let mut logged = String::new();
         loop {
             let interruption = match self.announce(&mut backoff).await {
                 Ok(never) => match never {},
                 Err(interruption) => interruption,
             };
             let trouble = crate::error::error_chain(&interruption);
-            if matches!(interruption, Interruption::Renewed) || said == trouble {
+            if matches!(interruption, Interruption::Renewed) || logged == trouble {
                 debug!(manager = %self.manager, trouble, "announcing to this manager again");
             } else {
-                warn!(manager = %self.manager, trouble, "this manager cannot be told of the data path; trying again");
-                said = trouble;
+                warn!(manager = %self.manager, trouble, "cannot announce the data path to this manager; retrying");
+                logged = trouble;
             }
             sleep(backoff.next()).await;
         }
@@ -155,30 +155,37 @@ impl Link {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
         let (mut reader, mut writer) = dial(self.manager, &identity, Purpose::Announce).await?;
         loop {
-            let word = *self.options.word.borrow_and_update();
-            if word != NodeDatapath::Unknown {
-                writer.send(&FromNode::Announce { datapath: word }, LIMIT).await?;
-                answered(reader.next_within(LIMIT).await?, word)?;
+            let announcement = *self.options.announcement.borrow_and_update();
+            if announcement != NodeDatapath::Unknown {
+                writer
+                    .send(
+                        &FromNode::Announce {
+                            datapath: announcement,
+                        },
+                        LIMIT,
+                    )
+                    .await?;
+                expect_acknowledgement(reader.next_within(LIMIT).await?, announcement)?;
                 backoff.reset();
-                self.heard(word);
+                self.acknowledge(announcement);
             }
             tokio::select! {
                 () = sleep(wire::ANNOUNCE_INTERVAL) => {}
-                Ok(()) = self.options.word.changed() => {}
+                Ok(()) = self.options.announcement.changed() => {}
                 Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
                 message = reader.next() => {
-                    answered(message?, NodeDatapath::Unknown)?;
+                    expect_acknowledgement(message?, NodeDatapath::Unknown)?;
                 }
             }
         }
     }
 
-    fn heard(&self, word: NodeDatapath) {
-        self.options.told.send_if_modified(|told| {
-            // A manager that is no longer to be told is not put back.
-            match told.0.get_mut(&self.manager) {
-                Some(heard) if *heard != word => {
-                    *heard = word;
+    fn acknowledge(&self, announcement: NodeDatapath) {
+        self.options.acknowledged.send_if_modified(|acknowledged| {
+            // Do not add back a manager that has been removed meanwhile.
+            match acknowledged.0.get_mut(&self.manager) {
+                Some(last) if *last != announcement => {
+                    *last = announcement;
                     true
                 }
                 Some(_) | None => false,
@@ -187,14 +194,16 @@ impl Link {
     }
 }
 
-fn answered(message: FromManager, word: NodeDatapath) -> Result<(), Interruption> {
+fn expect_acknowledgement(message: FromManager, announcement: NodeDatapath) -> Result<(), Interruption> {
     match message {
-        FromManager::Heard { datapath } if datapath == word => Ok(()),
+        FromManager::Acknowledged { datapath } if datapath == announcement => Ok(()),
         FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
-        FromManager::Heard { .. }
+        FromManager::Acknowledged { .. }
         | FromManager::Hello { .. }
         | FromManager::Full { .. }
         | FromManager::Delta { .. }
-        | FromManager::Heartbeat { .. } => Err(Interruption::Misbehaved("no answer to an announcement")),
+        | FromManager::Heartbeat { .. } => {
+            Err(Interruption::Misbehaved("it did not acknowledge an announcement"))
+        }
     }
 }

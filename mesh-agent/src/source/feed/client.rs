@@ -1,5 +1,5 @@
 //! The worker's end of the feed: follows one manager, and another one when that falls silent or no
-//! longer knows better itself. When all are away the last picture stays in force.
+//! longer knows better itself. When all are away the last snapshot stays in force.
 
 use std::{
     net::SocketAddr,
@@ -52,7 +52,7 @@ impl FeedClient {
         (client, receiver, hint)
     }
 
-    /// Follows the managers until cancelled; survives every failure, the last picture stays in force.
+    /// Follows the managers until cancelled; survives every failure, the last snapshot stays in force.
     pub async fn run(mut self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.follow_managers()).await;
     }
@@ -94,7 +94,10 @@ impl FeedClient {
         self.state.send_if_modified(|state| {
             let news = state.trouble.as_ref() != Some(&trouble);
             if news {
-                warn!(trouble, "no manager is followed; the last picture stays in force");
+                warn!(
+                    trouble,
+                    "no manager is followed; the last snapshot stays in force"
+                );
             }
             state.trouble = Some(trouble);
             news
@@ -110,7 +113,7 @@ impl FeedClient {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
         let (mut reader, mut writer) = dial(manager, &identity, Purpose::Follow).await?;
         info!(%manager, "following a manager");
-        // Until the whole picture has come, deltas have nothing to be applied to.
+        // Until the whole snapshot has come, deltas have nothing to be applied to.
         let mut revision = None;
         let mut asked = true;
         let mut silence = std::pin::pin!(sleep(SILENCE));
@@ -145,7 +148,7 @@ impl FeedClient {
         }
     }
 
-    /// Takes one message in; the revision that holds afterwards, or `None` when the whole picture is
+    /// Takes one message in; the revision that holds afterwards, or `None` when the whole snapshot is
     /// needed.
     fn receive(
         &self,
@@ -207,7 +210,7 @@ impl FeedClient {
             }
             FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
             FromManager::Hello { .. } => Err(Interruption::Misbehaved("a second greeting")),
-            FromManager::Heard { .. } => Err(Interruption::Misbehaved("an answer to nothing")),
+            FromManager::Acknowledged { .. } => Err(Interruption::Misbehaved("an answer to nothing")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The difference between two pictures of the cluster, for the wire. Pure.
+//! The difference between two snapshots of the cluster, for the wire. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Cluster, Node, Service, Task};
 
-/// What to change in one picture to get another.
+/// What to change in one snapshot to get another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Delta {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,7 +75,7 @@ impl Delta {
         }
     }
 
-    /// Changes `cluster`, which must be the old picture, into the new one.
+    /// Changes `cluster`, which must be the old snapshot, into the new one.
     pub(crate) fn apply(self, cluster: &mut Cluster) {
         if let Some(cluster_id) = self.cluster_id {
             cluster.cluster_id = cluster_id;
@@ -93,7 +93,7 @@ pub(super) mod tests {
     use super::*;
     use crate::model::{Balance, NodeDatapath, NodeRole, Protocol, PublishedPort, TaskState};
 
-    /// Any picture, over few ids so that two pictures have much in common.
+    /// Any snapshot, over few ids so that two snapshots have much in common.
     pub(crate) fn any_cluster() -> impl Strategy<Value = Cluster> {
         let node = (any::<bool>(), any::<bool>(), any::<u32>()).prop_map(|(manager, ready, address)| Node {
             hostname: format!("host-{address}"),
@@ -148,7 +148,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn delta_leads_from_any_picture_to_any_other(old in any_cluster(), new in any_cluster()) {
+        fn delta_leads_from_any_snapshot_to_any_other(old in any_cluster(), new in any_cluster()) {
             let json = serde_json::to_vec(&Delta::between(&old, &new)).unwrap();
             let delta: Delta = serde_json::from_slice(&json).unwrap();
             let mut cluster = old;

@@ -21,7 +21,7 @@ use crate::source::{NodeIdentity, Subject, SubjectError};
 pub(super) const LIMIT: Duration = Duration::from_secs(3);
 /// A manager that misses three heartbeats is left.
 pub(super) const SILENCE: Duration = Duration::from_millis(3 * wire::HEARTBEAT.as_millis() as u64 + 500);
-/// A manager whose own picture is older is left for another one (it may have lost its quorum).
+/// A manager whose own snapshot is older is left for another one (it may have lost its quorum).
 pub(super) const STALE: Duration = Duration::from_secs(10);
 /// One of the names in every manager's certificate.
 const MANAGER: &str = "swarm-manager";
@@ -50,7 +50,7 @@ pub(super) enum Interruption {
     Version(u32),
     #[error("it does not keep to the feed's rules: {0}")]
     Misbehaved(&'static str),
-    #[error("its picture of the cluster is more than {STALE:?} old")]
+    #[error("its snapshot of the cluster is more than {STALE:?} old")]
     Stale,
     #[error("this node's certificate was renewed; connecting again with it")]
     Renewed,
@@ -79,7 +79,7 @@ pub(super) async fn dial(
         FromManager::Full { .. }
         | FromManager::Delta { .. }
         | FromManager::Heartbeat { .. }
-        | FromManager::Heard { .. } => Err(Interruption::Misbehaved("no greeting")),
+        | FromManager::Acknowledged { .. } => Err(Interruption::Misbehaved("no greeting")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The peer feed: managers' agents stream the cluster's picture to the other nodes' agents, and every
+//! The peer feed: managers' agents stream the cluster's snapshot to the other nodes' agents, and every
 //! agent tells every manager's what data path stands on its node, by mutual TLS on Swarm's node certificates. Depends on the model and on [`super::NodeIdentity`].
 //!
 //! Invariant: nothing is said to, or believed of, a node that TLS has not shown to belong to the cluster.
@@ -15,7 +15,7 @@ mod wire;
 
 use std::{io, net::SocketAddr};
 
-pub use announcer::{Announcer, AnnouncerOptions, Told};
+pub use announcer::{Acknowledged, Announcer, AnnouncerOptions};
 pub use client::{FeedClient, FeedClientOptions};
 pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
 

@@ -1,4 +1,4 @@
-//! The manager's end of the feed: accepts nodes of the cluster, tells each the whole picture and then
+//! The manager's end of the feed: accepts nodes of the cluster, tells each the whole snapshot and then
 //! what changes. One task per connection, each bounded in what it accepts and how long it waits.
 
 use std::{
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     model::{NodeDatapath, NodeId},
-    source::{HintHandle, NodeIdentity, Presence, SourceState, Subject, SubjectError},
+    source::{Announcements, HintHandle, NodeIdentity, SourceState, Subject, SubjectError},
 };
 
 /// Two for each of more nodes than any Swarm has; what it bounds is memory.
@@ -41,14 +41,14 @@ const JOIN_LIMIT: Duration = Duration::from_secs(1);
 const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// Hints of one peer that come faster are dropped: the tasks are listed often after each anyway.
 const HINT_GAP: Duration = Duration::from_millis(50);
-/// A peer that wants whole pictures faster is left.
+/// A peer that wants whole snapshots faster is left.
 const FULL_GAP: Duration = Duration::from_millis(500);
 /// Announcements of one node that come faster wait: each is news to the whole cluster.
 const ANNOUNCE_GAP: Duration = Duration::from_millis(50);
 /// A node that misses three of its announcements is taken for away.
 const ANNOUNCE_SILENCE: Duration =
     Duration::from_millis(3 * wire::ANNOUNCE_INTERVAL.as_millis() as u64 + 500);
-/// For an announcement to get into the published picture.
+/// For an announcement to get into the published snapshot.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
 /// Refusals that come faster are logged at debug level only.
 const LOG_GAP: Duration = Duration::from_secs(1);
@@ -60,15 +60,15 @@ pub struct FeedServerOptions {
     pub listen: SocketAddr,
     /// This node's credentials, as they are renewed.
     pub identity: watch::Receiver<Arc<NodeIdentity>>,
-    /// The picture to stream.
+    /// The snapshot to stream.
     pub state: watch::Receiver<SourceState>,
     /// Where the peers' hints go.
     pub hint: HintHandle,
-    /// Where the peers' announcements go; whoever publishes the picture puts them into it.
-    pub presence: Presence,
+    /// Where the peers' announcements go; whoever publishes the snapshot puts them into it.
+    pub announcements: Announcements,
 }
 
-/// Who follows the picture, for `meshctl status` and the metrics.
+/// Who follows the snapshot, for `meshctl status` and the metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedServerStatus {
     /// The connected nodes' addresses, by node id.
@@ -77,7 +77,7 @@ pub struct FeedServerStatus {
     pub refused: BTreeMap<&'static str, u64>,
 }
 
-/// Serves the picture to every node of the cluster.
+/// Serves the snapshot to every node of the cluster.
 #[derive(Debug)]
 pub struct FeedServer {
     listener: TcpListener,
@@ -173,7 +173,7 @@ impl FeedServer {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut sessions = JoinSet::new();
         let mut config: Option<(Arc<NodeIdentity>, Arc<ServerConfig>)> = None;
-        info!(address = %self.address, "serving the cluster's picture to other nodes");
+        info!(address = %self.address, "serving the cluster's snapshot to other nodes");
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -278,7 +278,7 @@ fn handshake_refusal(error: io::Error) -> Refusal {
     }
 }
 
-/// Serves the picture, and shows the node as connected meanwhile.
+/// Serves the snapshot, and shows the node as connected meanwhile.
 async fn follow<R, W>(
     node: &NodeId,
     peer: SocketAddr,
@@ -294,7 +294,7 @@ where
     shared.status.send_modify(|status| {
         status.peers.insert(node.clone(), peer);
     });
-    let result = unless_ended(node, stream_picture(node, shared, reader, writer).await);
+    let result = unless_ended(node, stream_snapshot(node, shared, reader, writer).await);
     shared.status.send_modify(|status| {
         // A newer connection of the same node keeps its entry.
         if status.peers.get(node) == Some(&peer) {
@@ -355,7 +355,7 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
     Ok((subject.node, purpose))
 }
 
-async fn stream_picture<R, W>(
+async fn stream_snapshot<R, W>(
     node: &NodeId,
     shared: &Shared,
     reader: &mut Reader<R>,
@@ -404,7 +404,7 @@ where
                     }
                 }
                 FromNode::NeedFull if sent_full.elapsed() < FULL_GAP => {
-                    return Err(Refusal::Misbehaved("it wants the whole picture too often"));
+                    return Err(Refusal::Misbehaved("it wants the whole snapshot too often"));
                 }
                 FromNode::NeedFull => {
                     sent = state.borrow_and_update().clone();
@@ -420,7 +420,7 @@ where
     }
 }
 
-/// Hears what a node announces, and answers when it is in the published picture.
+/// Hears what a node announces, and answers when it is in the published snapshot.
 async fn hear<R, W>(
     node: &NodeId,
     shared: &Shared,
@@ -432,7 +432,7 @@ where
     W: tokio::io::AsyncWrite + Unpin,
 {
     let mut state = shared.options.state.clone();
-    let session = shared.options.presence.open(node);
+    let session = shared.options.announcements.open(node);
     let mut last = None;
     send(writer, &FromManager::Hello { version: VERSION }).await?;
     loop {
@@ -466,7 +466,7 @@ where
             // Nobody publishes any more, or a newer connection has said something else.
             Ok(Err(_)) | Err(_) => return Ok(()),
         }
-        send(writer, &FromManager::Heard { datapath }).await?;
+        send(writer, &FromManager::Acknowledged { datapath }).await?;
         sleep(ANNOUNCE_GAP).await;
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{Balance, Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service},
-    source::{HintHandle, NodeIdentity, Presence, SourceState, test_authority::Authority},
+    source::{Announcements, HintHandle, NodeIdentity, SourceState, test_authority::Authority},
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ struct Server {
     _identity: watch::Sender<Arc<NodeIdentity>>,
 }
 
-fn picture(nodes: &[&str], services: u16) -> Cluster {
+fn snapshot(nodes: &[&str], services: u16) -> Cluster {
     let node = |name: &&str| {
         let node = Node {
             hostname: (*name).to_owned(),
@@ -86,21 +86,24 @@ async fn serve(authority: &Authority) -> Server {
 async fn serve_at(listen: SocketAddr, authority: &Authority) -> Server {
     let (identity_sender, identity) =
         watch::channel(Arc::new(authority.identity("manager-1", "swarm-manager")));
-    let (state, receiver) = watch::channel(state(7, picture(&["manager-1", "worker-1"], 1)));
+    let (state, receiver) = watch::channel(state(7, snapshot(&["manager-1", "worker-1"], 1)));
     let hint = HintHandle::new();
-    let presence = Presence::new();
+    let announcements = Announcements::new();
     let (server, status) = FeedServer::bind(FeedServerOptions {
         listen,
         identity,
         state: receiver,
         hint: hint.clone(),
-        presence: presence.clone(),
+        announcements: announcements.clone(),
     })
     .await
     .unwrap();
     let shutdown = CancellationToken::new();
     let (publisher, stop) = (state.clone(), shutdown.clone());
-    tokio::spawn(async move { stop.run_until_cancelled(presence.publish_to(&publisher)).await });
+    tokio::spawn(async move {
+        stop.run_until_cancelled(announcements.publish_to(&publisher))
+            .await
+    });
     Server {
         address: server.address(),
         state,
@@ -158,11 +161,11 @@ impl Server {
 }
 
 #[tokio::test]
-async fn worker_gets_the_whole_picture_and_then_every_change() {
+async fn worker_gets_the_whole_snapshot_and_then_every_change() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
-    let first = client.until("first picture", |state| state.revision == 7).await;
+    let first = client.until("first snapshot", |state| state.revision == 7).await;
     assert_eq!(first.cluster, server.state.borrow().cluster);
     assert!(
         first.trouble.is_none() && first.origin.contains(&server.address.to_string()),
@@ -178,7 +181,7 @@ async fn worker_gets_the_whole_picture_and_then_every_change() {
     .unwrap()
     .unwrap();
     for (revision, services) in [(8, 3), (9, 2), (10, 0), (11, 5)] {
-        let cluster = picture(&["manager-1", "worker-1"], services);
+        let cluster = snapshot(&["manager-1", "worker-1"], services);
         server.state.send_replace(state(revision, cluster.clone()));
         let seen = client.until("change", |state| state.revision == revision).await;
         assert_eq!(*seen.cluster, cluster);
@@ -195,11 +198,11 @@ async fn hint_of_a_worker_reaches_the_manager() {
 }
 
 #[tokio::test]
-async fn trouble_of_the_manager_is_told_and_the_picture_stays() {
+async fn trouble_of_the_manager_is_told_and_the_snapshot_stays() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
-    client.until("first picture", |state| state.revision == 7).await;
+    client.until("first snapshot", |state| state.revision == 7).await;
     server
         .state
         .send_modify(|state| state.trouble = Some("no quorum".to_owned()));
@@ -209,14 +212,14 @@ async fn trouble_of_the_manager_is_told_and_the_picture_stays() {
 }
 
 #[tokio::test]
-async fn worker_turns_to_another_manager_and_keeps_the_picture_meanwhile() {
+async fn worker_turns_to_another_manager_and_keeps_the_snapshot_meanwhile() {
     let authority = Authority::new("cluster-1");
     let (one, two) = (serve(&authority).await, serve(&authority).await);
     let mut client = follow(
         &[one.address, two.address],
         authority.identity("worker-1", WORKER),
     );
-    let first = client.until("first picture", |state| state.revision == 7).await;
+    let first = client.until("first snapshot", |state| state.revision == 7).await;
     let (followed, other) = if first.origin.contains(&one.address.to_string()) {
         (one, two)
     } else {
@@ -227,7 +230,7 @@ async fn worker_turns_to_another_manager_and_keeps_the_picture_meanwhile() {
     let name = other.address.to_string();
     let seen = client
         .until("fail-over", |state| {
-            assert_eq!(state.cluster.services.len(), 1, "the picture was lost");
+            assert_eq!(state.cluster.services.len(), 1, "the snapshot was lost");
             state.origin.contains(&name)
         })
         .await;
@@ -235,11 +238,11 @@ async fn worker_turns_to_another_manager_and_keeps_the_picture_meanwhile() {
 }
 
 #[tokio::test]
-async fn worker_whose_managers_are_all_away_keeps_its_picture() {
+async fn worker_whose_managers_are_all_away_keeps_its_snapshot() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
-    client.until("first picture", |state| state.revision == 7).await;
+    client.until("first snapshot", |state| state.revision == 7).await;
     server.shutdown.cancel();
     server.running.await.unwrap();
     let seen = client.until("trouble", |state| state.trouble.is_some()).await;
@@ -251,7 +254,7 @@ async fn worker_connects_again_with_a_renewed_certificate() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
-    client.until("first picture", |state| state.revision == 7).await;
+    client.until("first snapshot", |state| state.revision == 7).await;
     let peer = |status: &FeedServerStatus| status.peers.get("worker-1").copied();
     let wait = timeout(LIMIT, server.status.wait_for(|status| peer(status).is_some())).await;
     let before = peer(&wait.unwrap().unwrap());
@@ -353,10 +356,10 @@ async fn node_that_is_removed_while_connected_is_dropped() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
-    client.until("first picture", |state| state.revision == 7).await;
-    server.state.send_replace(state(8, picture(&["manager-1"], 2)));
+    client.until("first snapshot", |state| state.revision == 7).await;
+    server.state.send_replace(state(8, snapshot(&["manager-1"], 2)));
     server.until_refused("unknown_node").await;
-    assert_eq!(client.state.borrow().revision, 7, "it was told the new picture");
+    assert_eq!(client.state.borrow().revision, 7, "it was told the new snapshot");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use super::delta::Delta;
 use crate::model::{Cluster, NodeDatapath};
 
 /// The version of these messages; both ends say it first, and must agree.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The largest message a worker accepts: a cluster of a hundred thousand tasks.
 pub(super) const MAX_FROM_MANAGER: usize = 32 << 20;
 /// The largest message a manager accepts.
@@ -41,13 +41,13 @@ pub(super) enum FromManager {
         /// Why, for the worker's log.
         reason: String,
     },
-    /// The whole picture.
+    /// The whole snapshot.
     Full {
         /// Its revision.
         revision: u64,
         /// Milliseconds since the event that led to it.
         changed_age: Option<u64>,
-        /// The picture.
+        /// The snapshot.
         cluster: Arc<Cluster>,
     },
     /// What has changed.
@@ -65,13 +65,13 @@ pub(super) enum FromManager {
     Heartbeat {
         /// The current revision.
         revision: u64,
-        /// Milliseconds since the picture was last confirmed.
+        /// Milliseconds since the snapshot was last confirmed.
         confirmed_age: Option<u64>,
         /// What is wrong with the manager's own source.
         trouble: Option<String>,
     },
-    /// The node's announcement is in the published picture.
-    Heard {
+    /// The node's announcement is in the published snapshot.
+    Acknowledged {
         /// What was announced.
         datapath: NodeDatapath,
     },
@@ -96,7 +96,7 @@ pub(super) enum FromNode {
     },
     /// A container of a task has changed here: a task will change soon.
     Hint,
-    /// A delta did not fit: send the whole picture.
+    /// A delta did not fit: send the whole snapshot.
     NeedFull,
 }
 
@@ -104,7 +104,7 @@ pub(super) enum FromNode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Purpose {
-    /// To be told the picture; one manager does.
+    /// To be told the snapshot; one manager does.
     #[default]
     Follow,
     /// To tell what balances on the node; every manager has to know.

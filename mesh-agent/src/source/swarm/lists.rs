@@ -1,4 +1,4 @@
-//! The engine's lists of services, tasks and nodes, and the cluster's picture they make. Pure: plain
+//! The engine's lists of services, tasks and nodes, and the cluster's snapshot they make. Pure: plain
 //! data in, the model out. Only the fields the mesh needs are read, so that new ones cannot hurt.
 
 use std::{

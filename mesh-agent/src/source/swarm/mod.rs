@@ -1,4 +1,4 @@
-//! The cluster's picture on a manager: lists services, tasks and nodes of the local engine whenever an
+//! The cluster's snapshot on a manager: lists services, tasks and nodes of the local engine whenever an
 //! event, a hint or the pace says so, and publishes what has changed. I/O only; what the lists mean is
 //! decided in `lists`, when to read them in `pace`.
 
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::{lists::Lists, pace::Pace};
-use super::{Backoff, Docker, DockerError, HintHandle, Presence, SourceState, labels::LabelError};
+use super::{Announcements, Backoff, Docker, DockerError, HintHandle, SourceState, labels::LabelError};
 
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);
@@ -33,9 +33,9 @@ pub struct SwarmSource {
     docker: Docker,
     state: watch::Sender<SourceState>,
     hint: HintHandle,
-    presence: Presence,
+    announcements: Announcements,
     lists: Lists,
-    /// The first event or hint since the picture last changed.
+    /// The first event or hint since the snapshot last changed.
     noticed: Option<SystemTime>,
     /// What of the labels is not understood, and has been said.
     said: BTreeSet<LabelError>,
@@ -53,10 +53,13 @@ enum Interruption {
 }
 
 impl SwarmSource {
-    /// A source that reads from `docker`, and from `presence` what the nodes balance with; nothing
+    /// A source that reads from `docker`, and from `announcements` what the nodes balance with; nothing
     /// happens before [`SwarmSource::run`]. The handle asks for a fresh list at once.
     #[must_use]
-    pub fn new(docker: Docker, presence: Presence) -> (Self, watch::Receiver<SourceState>, HintHandle) {
+    pub fn new(
+        docker: Docker,
+        announcements: Announcements,
+    ) -> (Self, watch::Receiver<SourceState>, HintHandle) {
         let (state, receiver) = watch::channel(SourceState {
             origin: "this manager's engine".to_owned(),
             ..SourceState::default()
@@ -66,7 +69,7 @@ impl SwarmSource {
             docker,
             state,
             hint: hint.clone(),
-            presence,
+            announcements,
             lists: Lists::default(),
             noticed: None,
             said: BTreeSet::new(),
@@ -76,10 +79,10 @@ impl SwarmSource {
 
     /// Follows the Swarm until cancelled; survives every failure of the engine.
     pub async fn run(self, shutdown: CancellationToken) {
-        let (presence, state) = (self.presence.clone(), self.state.clone());
+        let (announcements, state) = (self.announcements.clone(), self.state.clone());
         tokio::select! {
             () = self.follow_swarm(shutdown) => {}
-            () = presence.publish_to(&state) => {}
+            () = announcements.publish_to(&state) => {}
         }
     }
 
@@ -97,7 +100,7 @@ impl SwarmSource {
                 if news {
                     warn!(
                         trouble,
-                        "the Swarm cannot be followed; the last picture stays in force"
+                        "the Swarm cannot be followed; the last snapshot stays in force"
                     );
                 }
                 state.trouble = Some(trouble);
@@ -170,7 +173,7 @@ impl SwarmSource {
         self.said = errors;
     }
 
-    /// Publishes the lists if they make another picture than before; says whether they do.
+    /// Publishes the lists if they make another snapshot than before; says whether they do.
     fn publish(&mut self, cluster_id: &str, seen: SystemTime) -> bool {
         let mut cluster = self.lists.cluster(cluster_id);
         let noticed = self.noticed;
@@ -178,7 +181,7 @@ impl SwarmSource {
         self.state.send_if_modified(|state| {
             let recovered = state.trouble.take().is_some();
             state.confirmed = Some(seen);
-            self.presence.put_into(&mut cluster);
+            self.announcements.put_into(&mut cluster);
             changed = state.revision == 0 || *state.cluster != cluster;
             if changed {
                 state.cluster = Arc::new(cluster);

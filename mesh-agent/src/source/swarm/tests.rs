@@ -1,4 +1,4 @@
-//! The picture that a real engine's lists make. The fixtures were recorded from a Swarm of two nodes
+//! The snapshot that a real engine's lists make. The fixtures were recorded from a Swarm of two nodes
 //! on dockerd 20.10 and trimmed, just after `web` was scaled from six replicas to two.
 
 use std::{

@@ -1,11 +1,11 @@
 //! What nodes tell managers of their data paths, over real TLS on loopback.
 
 use super::*;
-use crate::source::{Announcer, AnnouncerOptions, Told};
+use crate::source::{Acknowledged, Announcer, AnnouncerOptions};
 
-struct Speaker {
-    word: watch::Sender<NodeDatapath>,
-    told: watch::Receiver<Told>,
+struct Announcing {
+    announcement: watch::Sender<NodeDatapath>,
+    acknowledged: watch::Receiver<Acknowledged>,
     identity: watch::Sender<Arc<NodeIdentity>>,
     managers: watch::Sender<Vec<SocketAddr>>,
     shutdown: CancellationToken,
@@ -13,21 +13,21 @@ struct Speaker {
     _guard: DropGuard,
 }
 
-fn speak_to(managers: &[SocketAddr], identity: NodeIdentity, word: NodeDatapath) -> Speaker {
+fn announce_to(managers: &[SocketAddr], identity: NodeIdentity, announcement: NodeDatapath) -> Announcing {
     let (identity_sender, identity) = watch::channel(Arc::new(identity));
     let (managers_sender, managers) = watch::channel(managers.to_vec());
-    let (word, word_receiver) = watch::channel(word);
-    let (told_sender, told) = watch::channel(Told::default());
+    let (announcement, word_receiver) = watch::channel(announcement);
+    let (told_sender, acknowledged) = watch::channel(Acknowledged::default());
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
         identity,
-        word: word_receiver,
-        told: told_sender,
+        announcement: word_receiver,
+        acknowledged: told_sender,
     });
     let shutdown = CancellationToken::new();
-    Speaker {
-        word,
-        told,
+    Announcing {
+        announcement,
+        acknowledged,
         identity: identity_sender,
         managers: managers_sender,
         running: tokio::spawn(announcer.run(shutdown.clone())),
@@ -36,11 +36,16 @@ fn speak_to(managers: &[SocketAddr], identity: NodeIdentity, word: NodeDatapath)
     }
 }
 
-impl Speaker {
-    async fn until_told(&mut self, word: NodeDatapath, managers: usize) {
-        let condition = |told: &Told| told.managers() == managers && told.everybody(word);
-        let told = timeout(LIMIT, self.told.wait_for(condition)).await;
-        assert!(told.is_ok(), "not everybody was told of {word:?}");
+impl Announcing {
+    async fn until_acknowledged(&mut self, announcement: NodeDatapath, managers: usize) {
+        let condition = |acknowledged: &Acknowledged| {
+            acknowledged.managers() == managers && acknowledged.by_all(announcement)
+        };
+        let acknowledged = timeout(LIMIT, self.acknowledged.wait_for(condition)).await;
+        assert!(
+            acknowledged.is_ok(),
+            "not everybody was acknowledged of {announcement:?}"
+        );
     }
 }
 
@@ -53,7 +58,7 @@ impl Server {
         let mut state = self.state.subscribe();
         let published = state.wait_for(|state| state.cluster.nodes["worker-1"].datapath == kind);
         if timeout(LIMIT, published).await.is_err() {
-            panic!("{kind:?} was not published; the picture says {:?}", self.kind());
+            panic!("{kind:?} was not published; the snapshot says {:?}", self.kind());
         }
     }
 }
@@ -100,21 +105,21 @@ async fn announcement_is_published_before_it_is_acknowledged_and_followers_get_i
         &[server.address],
         authority.identity("manager-1", "swarm-manager"),
     );
-    client.until("first picture", |state| state.revision == 7).await;
+    client.until("first snapshot", |state| state.revision == 7).await;
     let identity = authority.identity("worker-1", WORKER);
-    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::None);
-    for word in [
+    let mut announcing = announce_to(&[server.address], identity, NodeDatapath::None);
+    for announcement in [
         NodeDatapath::None,
         NodeDatapath::Ebpf,
         NodeDatapath::Leaving,
         NodeDatapath::Ipvs,
     ] {
-        speaker.word.send_replace(word);
-        speaker.until_told(word, 1).await;
-        assert_eq!(server.kind(), word, "acknowledged and not published");
+        announcing.announcement.send_replace(announcement);
+        announcing.until_acknowledged(announcement, 1).await;
+        assert_eq!(server.kind(), announcement, "acknowledged and not published");
         let seen = client
-            .until("the word", |state| {
-                state.cluster.nodes["worker-1"].datapath == word
+            .until("the announcement", |state| {
+                state.cluster.nodes["worker-1"].datapath == announcement
             })
             .await;
         assert_eq!(seen.revision, server.state.borrow().revision);
@@ -135,13 +140,13 @@ async fn every_manager_is_told_also_one_that_comes_later() {
         serve(&authority).await,
     );
     let identity = authority.identity("worker-1", WORKER);
-    let mut speaker = speak_to(&[one.address, two.address], identity, NodeDatapath::Ebpf);
-    speaker.until_told(NodeDatapath::Ebpf, 2).await;
-    speaker.managers.send_replace(vec![two.address, three.address]);
-    speaker.until_told(NodeDatapath::Ebpf, 2).await;
+    let mut announcing = announce_to(&[one.address, two.address], identity, NodeDatapath::Ebpf);
+    announcing.until_acknowledged(NodeDatapath::Ebpf, 2).await;
+    announcing.managers.send_replace(vec![two.address, three.address]);
+    announcing.until_acknowledged(NodeDatapath::Ebpf, 2).await;
     three.until_kind(NodeDatapath::Ebpf).await;
-    speaker.word.send_replace(NodeDatapath::None);
-    speaker.until_told(NodeDatapath::None, 2).await;
+    announcing.announcement.send_replace(NodeDatapath::None);
+    announcing.until_acknowledged(NodeDatapath::None, 2).await;
     assert_eq!(
         (two.kind(), three.kind()),
         (NodeDatapath::None, NodeDatapath::None)
@@ -149,7 +154,7 @@ async fn every_manager_is_told_also_one_that_comes_later() {
     assert_eq!(
         one.kind(),
         NodeDatapath::Ebpf,
-        "one that is no manager any more is told nothing"
+        "one that is no manager any more is acknowledged nothing"
     );
 }
 
@@ -158,11 +163,11 @@ async fn connection_that_is_lost_is_no_announcement() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
-    speaker.until_told(NodeDatapath::Ebpf, 1).await;
-    speaker.shutdown.cancel();
-    speaker.running.await.unwrap();
-    // The next agent of the node connects: what it finds is the word of the one before.
+    let mut announcing = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    announcing.until_acknowledged(NodeDatapath::Ebpf, 1).await;
+    announcing.shutdown.cancel();
+    announcing.running.await.unwrap();
+    // The next agent of the node connects: what it finds is the announcement of the one before.
     let messages = [greeting(), announce(NodeDatapath::Unknown)];
     converse(&server, &authority.identity("worker-1", WORKER), &messages).await;
     assert_eq!(server.kind(), NodeDatapath::Ebpf);
@@ -174,8 +179,8 @@ async fn manager_that_comes_back_is_told_anew() {
     let server = serve(&authority).await;
     let address = server.address;
     let identity = authority.identity("worker-1", WORKER);
-    let mut speaker = speak_to(&[address], identity, NodeDatapath::Ebpf);
-    speaker.until_told(NodeDatapath::Ebpf, 1).await;
+    let mut announcing = announce_to(&[address], identity, NodeDatapath::Ebpf);
+    announcing.until_acknowledged(NodeDatapath::Ebpf, 1).await;
     server.shutdown.cancel();
     server.running.await.unwrap();
     let again = serve_at(address, &authority).await;
@@ -188,11 +193,11 @@ async fn renewed_certificate_is_announced_with() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
-    speaker.until_told(NodeDatapath::Ebpf, 1).await;
-    // Another node's certificate: whose word it is shows that the connection is a new one.
+    let mut announcing = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    announcing.until_acknowledged(NodeDatapath::Ebpf, 1).await;
+    // Another node's certificate: whose announcement it is shows that the connection is a new one.
     let renewed = Arc::new(authority.identity("manager-1", WORKER));
-    speaker.identity.send_replace(renewed);
+    announcing.identity.send_replace(renewed);
     let mut state = server.state.subscribe();
     let announced = state.wait_for(|state| state.cluster.nodes["manager-1"].datapath == NodeDatapath::Ebpf);
     let announced = timeout(LIMIT, announced).await;
@@ -203,7 +208,7 @@ async fn renewed_certificate_is_announced_with() {
 async fn removed_nodes_announcement_is_refused() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
-    let _speaker = speak_to(
+    let _speaker = announce_to(
         &[server.address],
         authority.identity("worker-9", WORKER),
         NodeDatapath::Ebpf,
@@ -216,10 +221,10 @@ async fn node_that_is_removed_while_it_announces_is_dropped() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let mut speaker = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
-    speaker.until_told(NodeDatapath::Ebpf, 1).await;
-    server.state.send_replace(state(99, picture(&["manager-1"], 1)));
-    speaker.word.send_replace(NodeDatapath::None);
+    let mut announcing = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    announcing.until_acknowledged(NodeDatapath::Ebpf, 1).await;
+    server.state.send_replace(state(99, snapshot(&["manager-1"], 1)));
+    announcing.announcement.send_replace(NodeDatapath::None);
     server.until_refused("unknown_node").await;
 }
 
@@ -228,11 +233,11 @@ async fn newer_connection_speaks_for_the_node() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let mut old = speak_to(&[server.address], identity, NodeDatapath::Ebpf);
-    old.until_told(NodeDatapath::Ebpf, 1).await;
+    let mut old = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    old.until_acknowledged(NodeDatapath::Ebpf, 1).await;
     let identity = authority.identity("worker-1", WORKER);
-    let mut new = speak_to(&[server.address], identity, NodeDatapath::Ipvs);
-    new.until_told(NodeDatapath::Ipvs, 1).await;
+    let mut new = announce_to(&[server.address], identity, NodeDatapath::Ipvs);
+    new.until_acknowledged(NodeDatapath::Ipvs, 1).await;
     assert_eq!(server.kind(), NodeDatapath::Ipvs);
 }
 

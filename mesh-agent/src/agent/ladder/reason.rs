@@ -6,7 +6,7 @@ use crate::{datapath::DatapathError, error::error_chain};
 const REASON_CHARACTERS: usize = 400;
 
 /// An error in one line of bearable length.
-pub(super) fn words(error: &DatapathError) -> String {
+pub(super) fn one_line(error: &DatapathError) -> String {
     shortened(&error_chain(error))
 }
 

@@ -8,9 +8,9 @@ use crate::{
 };
 
 /// What the data path follows from: the cluster, and what the node finds on itself.
-pub(super) enum Picture {
+pub(super) enum Inputs {
     /// In no Swarm: nothing is balanced.
-    Away,
+    Outside,
     /// A node of a cluster.
     Member {
         cluster: Arc<Cluster>,
@@ -19,11 +19,11 @@ pub(super) enum Picture {
     },
 }
 
-impl Picture {
+impl Inputs {
     /// What a data path of a kind is to be.
     pub(super) fn desired(&self, kind: DatapathKind) -> Desired {
         match self {
-            Self::Away => Desired::default(),
+            Self::Outside => Desired::default(),
             Self::Member {
                 cluster,
                 local,

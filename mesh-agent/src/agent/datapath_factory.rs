@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tracing::info;
 
 use super::{
-    Workshop,
+    DatapathFactory,
     preflight::{EbpfGround, Lock, ebpf_ground},
 };
 use crate::{
@@ -21,13 +21,13 @@ use crate::{
 const PINS: &str = "mesh";
 
 /// Brings data paths into this node's kernel.
-pub(super) struct NodeWorkshop {
+pub(super) struct NodeDatapathFactory {
     options: RunOptions,
     /// Held from the first use of eBPF on.
     bpffs: Option<Lock>,
 }
 
-impl NodeWorkshop {
+impl NodeDatapathFactory {
     pub(super) fn new(options: RunOptions) -> Self {
         Self { options, bpffs: None }
     }
@@ -84,7 +84,7 @@ impl NodeWorkshop {
     }
 }
 
-impl Workshop for NodeWorkshop {
+impl DatapathFactory for NodeDatapathFactory {
     fn make(&mut self, kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
         match kind {
             DatapathKind::Ebpf => Ok(Box::new(self.ebpf()?)),

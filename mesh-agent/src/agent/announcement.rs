@@ -1,0 +1,237 @@
+//! What this node's agent announces to the others: its data path, and that it is leaving. Depends on neither
+//! the transport nor the data path.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    model::{Cluster, NodeDatapath, presence::all_heard_of},
+    source::Acknowledged,
+};
+
+/// How long an agent that adopts a data path waits for the other nodes' announcements: longer than the
+/// longest pause between two attempts of theirs to reach a manager that has just come back.
+const OTHERS_LIMIT: Duration = Duration::from_secs(3);
+/// How long the managers may take to acknowledge that this node is leaving.
+const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(1);
+/// After the managers have published it: time for the other nodes to follow, and for requests in flight.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// This node's announcement, and the wait for those of the others.
+pub(super) struct OwnAnnouncement {
+    datapath: watch::Sender<NodeDatapath>,
+    acknowledged: watch::Receiver<Acknowledged>,
+    /// Whether an earlier agent's data path carries traffic until the first plan.
+    adopted: bool,
+    leaving: bool,
+    waiting_until: Option<Instant>,
+}
+
+impl OwnAnnouncement {
+    /// `adopted` is the kind of an adopted data path, which serves already; a new one has to be brought up
+    /// first.
+    pub(super) fn new(adopted: Option<NodeDatapath>, acknowledged: watch::Receiver<Acknowledged>) -> Self {
+        Self {
+            datapath: watch::Sender::new(adopted.unwrap_or(NodeDatapath::None)),
+            acknowledged,
+            adopted: adopted.is_some(),
+            leaving: false,
+            waiting_until: None,
+        }
+    }
+
+    /// What is announced, as it changes.
+    pub(super) fn subscribe(&self) -> watch::Receiver<NodeDatapath> {
+        self.datapath.subscribe()
+    }
+
+    /// Announces a data path that is up (or, with [`NodeDatapath::None`], gone).
+    pub(super) fn announce(&self, datapath: NodeDatapath) {
+        if self.leaving {
+            return;
+        }
+        self.datapath.send_if_modified(|announced| {
+            let changed = *announced != datapath;
+            *announced = datapath;
+            changed
+        });
+    }
+
+    /// Whether to plan by this snapshot: not while the announcement of a node is missing to which an
+    /// adopted data path may be sending.
+    pub(super) fn may_plan(&mut self, cluster: &Cluster, own: &str) -> bool {
+        if !self.adopted || all_heard_of(cluster, own) {
+            self.adopted = false;
+        } else {
+            let until = *self
+                .waiting_until
+                .get_or_insert_with(|| Instant::now() + OTHERS_LIMIT);
+            if Instant::now() >= until {
+                self.adopted = false;
+                let silent = cluster
+                    .nodes
+                    .iter()
+                    .filter(|(id, node)| *id != own && node.ready && node.datapath == NodeDatapath::Unknown);
+                let silent: Vec<_> = silent.map(|(_, node)| node.hostname.as_str()).collect();
+                warn!(
+                    ?silent,
+                    "no announcement from the agents of these nodes; nothing is sent to them"
+                );
+            }
+        }
+        if !self.adopted {
+            self.waiting_until = None;
+        }
+        !self.adopted
+    }
+
+    /// Whether this node has announced that it is leaving.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// When to call [`Self::may_plan`] again even if nothing has changed.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.waiting_until
+    }
+
+    /// Announces that this node's data path is about to go, and gives the other nodes time to follow.
+    /// Bounded; nothing is announced afterwards.
+    pub(super) fn leave(&mut self, cluster: &Cluster, own: &str) -> impl Future<Output = ()> + use<> {
+        self.leaving = true;
+        let mut others = cluster.nodes.iter().filter(|(id, node)| *id != own && node.ready);
+        // Any node that may have a data path may be sending here, also one that has not announced it.
+        let others_may_send = others.any(|(_, node)| node.datapath != NodeDatapath::None);
+        let is_up = *self.datapath.borrow() != NodeDatapath::None;
+        let (datapath, acknowledged) = (self.datapath.clone(), self.acknowledged.clone());
+        async move {
+            if !is_up {
+                return;
+            }
+            if !others_may_send {
+                return sleep(SETTLE).await;
+            }
+            info!("announcing to the other nodes that this node is leaving");
+            announce_and_wait(NodeDatapath::Leaving, &datapath, acknowledged.clone()).await;
+            sleep(SETTLE).await;
+            // From now on entry nodes refuse new packets for this node instead of losing them here.
+            announce_and_wait(NodeDatapath::None, &datapath, acknowledged).await;
+        }
+    }
+}
+
+async fn announce_and_wait(
+    datapath: NodeDatapath,
+    sender: &watch::Sender<NodeDatapath>,
+    mut acknowledged: watch::Receiver<Acknowledged>,
+) {
+    sender.send_replace(datapath);
+    let by_all = acknowledged.wait_for(|acknowledged| acknowledged.by_all(datapath));
+    if timeout(ACKNOWLEDGE_LIMIT, by_all).await.is_err() {
+        warn!(
+            announced = datapath.name(),
+            "not every manager acknowledged in time; continuing"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::model::{Node, NodeRole};
+
+    fn cluster(others: &[(&str, NodeDatapath)]) -> Cluster {
+        let node = |datapath| Node {
+            hostname: "host".to_owned(),
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            role: NodeRole::Worker,
+            ready: true,
+            weight: 1,
+            datapath,
+            silent: false,
+        };
+        let own = ("own".to_owned(), node(NodeDatapath::Unknown));
+        let others = others
+            .iter()
+            .map(|(id, datapath)| ((*id).to_owned(), node(*datapath)));
+        Cluster {
+            nodes: std::iter::once(own).chain(others).collect(),
+            ..Cluster::default()
+        }
+    }
+
+    /// An announcement, and the sender of the managers' acknowledgements.
+    fn announcement(adopted: Option<NodeDatapath>) -> (OwnAnnouncement, watch::Sender<Acknowledged>) {
+        let (sender, acknowledged) = watch::channel(Acknowledged::default());
+        (OwnAnnouncement::new(adopted, acknowledged), sender)
+    }
+
+    #[tokio::test]
+    async fn a_new_data_path_is_planned_at_once_and_announced_when_it_is_up() {
+        let (mut own, _sender) = announcement(None);
+        let announced = own.subscribe();
+        assert_eq!(*announced.borrow(), NodeDatapath::None);
+        assert!(own.may_plan(&cluster(&[("a", NodeDatapath::Unknown)]), "own"));
+        own.announce(NodeDatapath::Ebpf);
+        assert_eq!(*announced.borrow(), NodeDatapath::Ebpf);
+    }
+
+    #[tokio::test]
+    async fn an_adopted_data_path_is_announced_at_once_and_kept_until_the_others_have_announced() {
+        let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
+        assert_eq!(*own.subscribe().borrow(), NodeDatapath::Ebpf);
+        let incomplete = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::Unknown)]);
+        assert!(!own.may_plan(&incomplete, "own"));
+        assert!(own.retry_at().is_some());
+        let complete = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::None)]);
+        assert!(own.may_plan(&complete, "own"));
+        assert!(own.retry_at().is_none());
+        assert!(own.may_plan(&incomplete, "own"), "it waits only once");
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_a_silent_node_is_bounded() {
+        let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
+        let silent = cluster(&[("a", NodeDatapath::Unknown)]);
+        assert!(!own.may_plan(&silent, "own"));
+        own.waiting_until = Some(Instant::now());
+        assert!(own.may_plan(&silent, "own"));
+    }
+
+    #[tokio::test]
+    async fn leaving_is_announced_before_none_and_nothing_afterwards() {
+        let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
+        let mut announced = own.subscribe();
+        let left = own.leave(&cluster(&[("a", NodeDatapath::Ebpf)]), "own");
+        assert!(own.is_leaving());
+        let begin = Instant::now();
+        let listen = async {
+            let mut seen = Vec::new();
+            while seen.last() != Some(&NodeDatapath::None) {
+                announced.changed().await.unwrap();
+                seen.push(*announced.borrow_and_update());
+            }
+            seen
+        };
+        let ((), seen) = tokio::join!(left, listen);
+        assert_eq!(seen, [NodeDatapath::Leaving, NodeDatapath::None]);
+        assert!(begin.elapsed() >= SETTLE, "the other nodes had no time to follow");
+        own.announce(NodeDatapath::Ebpf);
+        assert_eq!(*announced.borrow(), NodeDatapath::None);
+    }
+
+    #[tokio::test]
+    async fn a_data_path_that_is_not_up_leaves_without_an_announcement() {
+        let (mut own, _sender) = announcement(None);
+        let begin = Instant::now();
+        own.leave(&cluster(&[("a", NodeDatapath::Ebpf)]), "own").await;
+        assert!(begin.elapsed() < SETTLE);
+    }
+}
