@@ -11,7 +11,7 @@ use std::{
 };
 
 use mesh_orchestrator::{
-    cluster::Presence,
+    cluster::Registration,
     objects::NodeId,
     store::{Expected, InvalidKey, Key, PAGE, Prefix, Store, StoreError, Transaction, membership::node_key},
 };
@@ -130,8 +130,8 @@ pub(super) async fn be_alone(
     loop {
         let heard = store.get(&key).await?;
         let other = heard
-            .and_then(|entry| serde_json::from_slice::<Presence>(&entry.value).ok())
-            .filter(|presence| presence.address != address);
+            .and_then(|entry| serde_json::from_slice::<Registration>(&entry.value).ok())
+            .filter(|registration| registration.address != address);
         let Some(other) = other else {
             return Ok(());
         };
@@ -193,7 +193,7 @@ pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<Addr
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
 
-    use mesh_orchestrator::store::{Heartbeat, membership::Registration, redb::RedbStore};
+    use mesh_orchestrator::store::{Heartbeat, membership::NodeSession, redb::RedbStore};
 
     use super::*;
 
@@ -218,13 +218,13 @@ mod tests {
             interval: Duration::from_millis(50),
             missed: 3,
         };
-        let presence = Presence {
+        let registration = Registration {
             address: "10.0.0.1".to_owned(),
-            ..Presence::default()
+            ..Registration::default()
         };
         let key = node_key(id.as_str()).unwrap();
-        let value = serde_json::to_vec(&presence).unwrap();
-        let other = Registration::start(Arc::clone(&store), key, value, heartbeat);
+        let value = serde_json::to_vec(&registration).unwrap();
+        let other = NodeSession::start(Arc::clone(&store), key, value, heartbeat);
         other.present().wait_for(|present| *present).await.unwrap();
         let ask = |address: [u8; 4], patience: u64| {
             let (store, id, folder) = (Arc::clone(&store), id.clone(), folder.path().to_owned());

@@ -83,8 +83,8 @@ impl Peers for TlsPeers {
         target: &LogTarget,
         options: &LogOptions,
     ) -> Result<BoxStream<'static, Result<LogLine, LogsError>>, LogsError> {
-        let presence = self.cluster.presence(&node.id);
-        let address = presence.and_then(|presence| presence.logs?.parse().ok());
+        let registration = self.cluster.registration(&node.id);
+        let address = registration.and_then(|registration| registration.logs?.parse().ok());
         let Some(address) = address else {
             return Err(failed(node, PeerError::Nowhere));
         };

@@ -1,5 +1,5 @@
 //! The orchestrator on this node, as parts that run side by side: the mirror of the objects, the lead or the
-//! wish for it, this node's presence, its tasks, and the snapshot for the mesh.
+//! wish for it, this node's registration, its tasks, and the snapshot for the mesh.
 
 use std::{
     collections::BTreeSet,
@@ -10,9 +10,9 @@ use std::{
 use axum::Router;
 use futures_util::future::join_all;
 use mesh_orchestrator::{
-    cluster::{Cluster, LeaderConfig, Member, Presence, SnapshotSchedule},
+    backups::Keep,
+    cluster::{BackupSchedule, Cluster, LeaderConfig, Member, Registration},
     objects::NodeId,
-    snapshots::Keep,
     store::{Heartbeat, InvalidKey},
 };
 use tokio::{
@@ -89,7 +89,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         missed: MISSED,
     };
     let (engine, engine_answers) = watch::channel(true);
-    let presence = Presence {
+    let registration = Registration {
         address: address.to_string(),
         datapath: source::word(*mesh.announcement.borrow()),
         logs: logs.map(|address| address.to_string()),
@@ -100,7 +100,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     };
     let id = node.id.clone();
     let is_manager = node.role == mesh_orchestrator::objects::NodeRole::Manager;
-    let member = Member::start(&cluster, node, presence, heartbeat)?;
+    let member = Member::start(&cluster, node, registration, heartbeat)?;
     let worker = Worker::new(WorkerOptions {
         runtime,
         cluster: cluster.clone(),
@@ -119,7 +119,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         heartbeat,
         ..LeaderConfig::new(id.clone())
     };
-    let schedule = SnapshotSchedule {
+    let schedule = BackupSchedule {
         folder: options.snapshots_path(),
         keep: Keep::default(),
     };
@@ -127,10 +127,10 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let end = CancellationToken::new();
     let lead = async {
         if is_manager {
-            let keep_snapshots = cluster.keep_snapshots(&schedule);
+            let keep_backups = cluster.keep_backups(&schedule);
             tokio::join!(
                 cluster.lead(leader, shutdown.clone()),
-                shutdown.run_until_cancelled(keep_snapshots),
+                shutdown.run_until_cancelled(keep_backups),
             );
         }
     };
@@ -201,8 +201,8 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         changes.mark_unchanged();
-        let presences = cluster.presences();
-        let (snapshot, misunderstood) = cluster.read(|state| source::snapshot(state, &presences));
+        let registrations = cluster.registrations();
+        let (snapshot, misunderstood) = cluster.read(|state| source::snapshot(state, &registrations));
         for error in misunderstood.difference(&said) {
             warn!("{error}");
         }
@@ -271,7 +271,7 @@ async fn speak(
         changes.mark_unchanged();
         let datapath = source::word(*word.borrow_and_update());
         let answers = *engine.borrow_and_update();
-        let heard = cluster.presence(node);
+        let heard = cluster.registration(node);
         told.send_if_modified(|told| {
             let new = Acknowledged::by_store(heard.as_ref().map(source::datapath));
             let has_changed = *told != new;
@@ -279,9 +279,9 @@ async fn speak(
             has_changed
         });
         if heard.is_none_or(|heard| heard.datapath != datapath || heard.engine != answers) {
-            member.say(|presence| {
-                presence.datapath = datapath;
-                presence.engine = answers;
+            member.say(|registration| {
+                registration.datapath = datapath;
+                registration.engine = answers;
             });
         }
         let ended = tokio::select! {

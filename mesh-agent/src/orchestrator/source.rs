@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesh_orchestrator::{
-    cluster::Presence,
+    cluster::Registration,
     objects::{self, NodeId, Slot, State},
     spec::{self, PublishMode},
 };
@@ -27,7 +27,10 @@ const CLUSTER_ID: &str = "orchestrator";
 pub(super) type Misunderstood = BTreeSet<labels::LabelError>;
 
 /// The snapshot of a state.
-pub(super) fn snapshot(state: &State, presences: &BTreeMap<NodeId, Presence>) -> (Cluster, Misunderstood) {
+pub(super) fn snapshot(
+    state: &State,
+    registrations: &BTreeMap<NodeId, Registration>,
+) -> (Cluster, Misunderstood) {
     let mut misunderstood = Misunderstood::new();
     let nodes = state
         .nodes()
@@ -35,7 +38,7 @@ pub(super) fn snapshot(state: &State, presences: &BTreeMap<NodeId, Presence>) ->
         .map(|node| {
             let (weight, error) = labels::weight(&node.hostname, &node.labels);
             misunderstood.extend(error);
-            let word = presences.get(&node.id);
+            let word = registrations.get(&node.id);
             (node.id.to_string(), snapshot_node(node, word, weight))
         })
         .collect();
@@ -83,9 +86,9 @@ pub(super) fn snapshot(state: &State, presences: &BTreeMap<NodeId, Presence>) ->
     (cluster, misunderstood)
 }
 
-fn snapshot_node(node: &objects::Node, presence: Option<&Presence>, weight: u32) -> Node {
-    let address = presence
-        .map(|presence| presence.address.as_str())
+fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weight: u32) -> Node {
+    let address = registration
+        .map(|registration| registration.address.as_str())
         .filter(|address| !address.is_empty())
         .unwrap_or(&node.address);
     Node {
@@ -98,14 +101,14 @@ fn snapshot_node(node: &objects::Node, presence: Option<&Presence>, weight: u32)
         // An engine that does not answer takes no container with it.
         ready: node.status != objects::NodeStatus::Down,
         weight,
-        datapath: presence.map_or(NodeDatapath::Unknown, datapath),
-        silent: presence.is_none() && node.status != objects::NodeStatus::Down,
+        datapath: registration.map_or(NodeDatapath::Unknown, datapath),
+        silent: registration.is_none() && node.status != objects::NodeStatus::Down,
     }
 }
 
 /// What a node says of its data path.
-pub(super) fn datapath(presence: &Presence) -> NodeDatapath {
-    read_word(&presence.datapath)
+pub(super) fn datapath(registration: &Registration) -> NodeDatapath {
+    read_word(&registration.datapath)
 }
 
 /// A node's word for its data path, as other nodes read it.
@@ -270,14 +273,14 @@ mod tests {
 
     #[test]
     fn a_node_whose_engine_is_away_keeps_its_replicas_and_its_own_word_counts() {
-        let presence = Presence {
+        let registration = Registration {
             address: "10.1.0.7".into(),
             datapath: word(NodeDatapath::Ebpf),
-            ..Presence::default()
+            ..Registration::default()
         };
-        let presences = BTreeMap::from([(NodeId::from("a"), presence)]);
+        let registrations = BTreeMap::from([(NodeId::from("a"), registration)]);
         let state = state(objects::TaskState::Running, objects::TaskState::Running);
-        let (cluster, _) = snapshot(&state, &presences);
+        let (cluster, _) = snapshot(&state, &registrations);
         let (a, b) = (&cluster.nodes["a"], &cluster.nodes["b"]);
         assert_eq!((a.ready, a.datapath, a.weight), (true, NodeDatapath::Ebpf, 3));
         assert_eq!(a.address, Ipv4Addr::new(10, 1, 0, 7));

@@ -11,7 +11,7 @@ use mesh_orchestrator::{
         TaskLine,
         types::{LogLine, LogStream},
     },
-    cluster::{Cluster, LeaderConfig, Member, Presence, SystemClock},
+    cluster::{Cluster, LeaderConfig, Member, Registration, SystemClock},
     objects::{Node, NodeId, State, Task, Timestamp},
     secrets::Vault,
     store::{Heartbeat, Store, redb::RedbStore},
@@ -57,14 +57,14 @@ impl Server {
         };
         let mut running = JoinSet::new();
         running.spawn(upkeep.run(stop.clone()));
-        let presence = Presence {
+        let registration = Registration {
             engine: true,
             datapath: "ebpf".to_owned(),
             release: "0.1.0".to_owned(),
             engine_version: "29.3.1".to_owned(),
-            ..Presence::default()
+            ..Registration::default()
         };
-        let member = Member::start(&cluster, description(NODE), presence, heartbeat)?;
+        let member = Member::start(&cluster, description(NODE), registration, heartbeat)?;
         running.spawn(work(cluster.clone(), NodeId::from(NODE)));
         let lead = LeaderConfig {
             heartbeat,

@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use super::types::{ErrorAnswer, ErrorDetail};
 use crate::{
+    backups::BackupError,
     cluster::ChangeError,
     commands::CommandError,
     objects::Refused,
     secrets::VaultError,
-    snapshots::SnapshotError,
     spec::SpecError,
     store::{
         InvalidKey, StoreError,
@@ -209,7 +209,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::Refused(error) => error.into(),
             ChangeError::Store(error) => error.into(),
             ChangeError::Revision(error) => error.into(),
-            ChangeError::Snapshot(error) => error.into(),
+            ChangeError::Backup(error) => error.into(),
             ChangeError::Name(error) => error.into(),
             ChangeError::Contended { .. } => Self::conflict(message).retry_after(1),
             ChangeError::Restoring | ChangeError::NotLeader => {
@@ -288,18 +288,18 @@ impl From<VaultError> for ApiError {
     }
 }
 
-impl From<SnapshotError> for ApiError {
-    fn from(error: SnapshotError) -> Self {
+impl From<BackupError> for ApiError {
+    fn from(error: BackupError) -> Self {
         let message = chain(&error);
         match error {
-            SnapshotError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            BackupError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Self::not_found(message)
             }
-            SnapshotError::NotEmpty(_) | SnapshotError::TooNew { .. } => Self::conflict(message),
-            SnapshotError::NoSnapshot(_) | SnapshotError::Damaged { .. } => {
+            BackupError::NotEmpty(_) | BackupError::TooNew { .. } => Self::conflict(message),
+            BackupError::NotABackup(_) | BackupError::Damaged { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
             }
-            SnapshotError::Store(error) => error.into(),
+            BackupError::Store(error) => error.into(),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }

@@ -24,12 +24,12 @@ const MAX_LABEL_VALUE: usize = 4096;
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
     let leader = call.api.cluster().leader();
-    let mut presences = call.api.cluster().presences();
+    let mut registrations = call.api.cluster().registrations();
     let mut views: Vec<NodeView> = call.api.cluster().read(|state| {
         state
             .nodes()
             .values()
-            .map(|node| views::node(state, node, leader.as_ref(), presences.remove(&node.id)))
+            .map(|node| views::node(state, node, leader.as_ref(), registrations.remove(&node.id)))
             .collect()
     });
     views.sort_by(|one, other| {
@@ -94,13 +94,13 @@ fn find(call: &Call) -> Result<NodeId, ApiError> {
 
 fn view(api: &Api, id: &NodeId) -> Result<NodeView, ApiError> {
     let leader = api.cluster().leader();
-    let presence = api.cluster().presence(id);
+    let registration = api.cluster().registration(id);
     api.cluster().read(|state| {
         let node = state
             .nodes()
             .get(id)
             .ok_or_else(|| ApiError::not_found(format!("there is no node {id} any more")))?;
-        Ok(views::node(state, node, leader.as_ref(), presence))
+        Ok(views::node(state, node, leader.as_ref(), registration))
     })
 }
 

@@ -12,7 +12,7 @@ use super::{
     types::{RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView},
 };
 use crate::{
-    snapshots::{self, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
+    backups::{self, BackupError, BackupInfo, BackupKind, BackupName, RestoreInto},
     store::Key,
 };
 
@@ -23,7 +23,7 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
     let folder = call.api.snapshot_folder().to_owned();
     let views = blocking(move || {
         let mut views = Vec::new();
-        for name in snapshots::list(&folder)? {
+        for name in backups::list(&folder)? {
             // One that the schedule removes meanwhile is not listed.
             if let Ok(file) = std::fs::metadata(folder.join(name.to_string())) {
                 views.push(view(name, file.len()));
@@ -38,10 +38,10 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
 pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let cluster = call.api.cluster();
     let info = cluster
-        .snapshot(call.api.snapshot_folder(), SnapshotKind::Manual)
+        .backup(call.api.snapshot_folder(), BackupKind::Manual)
         .await?;
-    let name = SnapshotName {
-        kind: SnapshotKind::Manual,
+    let name = BackupName {
+        kind: BackupKind::Manual,
         at: info.header.created_at,
     };
     json(StatusCode::CREATED, &view(name, info.bytes))
@@ -75,18 +75,17 @@ pub(super) async fn restore(call: Call) -> Result<Response, ApiError> {
 }
 
 /// A name of ours, so that it leads to no other folder.
-fn name(call: &Call) -> Result<SnapshotName, ApiError> {
+fn name(call: &Call) -> Result<BackupName, ApiError> {
     let text = call.segment("snapshot");
-    text.parse().map_err(|error: snapshots::InvalidName| {
-        ApiError::not_found(error.to_string()).about("snapshot", text)
-    })
+    text.parse()
+        .map_err(|error: backups::InvalidName| ApiError::not_found(error.to_string()).about("snapshot", text))
 }
 
-fn path(api: &Api, name: SnapshotName) -> PathBuf {
+fn path(api: &Api, name: BackupName) -> PathBuf {
     api.snapshot_folder().join(name.to_string())
 }
 
-fn read(path: PathBuf) -> Result<(SnapshotInfo, SnapshotContent), SnapshotError> {
+fn read(path: PathBuf) -> Result<(BackupInfo, SnapshotContent), BackupError> {
     /// What of a stored service is wanted here.
     #[derive(Deserialize)]
     struct Stored {
@@ -101,7 +100,7 @@ fn read(path: PathBuf) -> Result<(SnapshotInfo, SnapshotContent), SnapshotError>
         name: String,
     }
     let mut content = SnapshotContent::default();
-    let info = snapshots::read(&path, |key: Key, value| {
+    let info = backups::read(&path, |key: Key, value| {
         let kind = key.segments().next().unwrap_or_default().to_owned();
         if kind == "services"
             && content.services.len() < MAX_SERVICES
@@ -115,10 +114,10 @@ fn read(path: PathBuf) -> Result<(SnapshotInfo, SnapshotContent), SnapshotError>
     Ok((info, content))
 }
 
-fn view(name: SnapshotName, bytes: u64) -> SnapshotView {
+fn view(name: BackupName, bytes: u64) -> SnapshotView {
     let kind = match name.kind {
-        SnapshotKind::Hourly => "hourly",
-        SnapshotKind::Manual => "manual",
+        BackupKind::Hourly => "hourly",
+        BackupKind::Manual => "manual",
     };
     SnapshotView {
         name: name.to_string(),
@@ -128,7 +127,7 @@ fn view(name: SnapshotName, bytes: u64) -> SnapshotView {
     }
 }
 
-fn detail(name: SnapshotName, info: SnapshotInfo, content: SnapshotContent) -> SnapshotDetail {
+fn detail(name: BackupName, info: BackupInfo, content: SnapshotContent) -> SnapshotDetail {
     SnapshotDetail {
         snapshot: view(name, info.bytes),
         store: info.header.store,
@@ -144,7 +143,7 @@ fn detail(name: SnapshotName, info: SnapshotInfo, content: SnapshotContent) -> S
 
 /// Files are read where the runtime's threads do not wait for them.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+    work: impl FnOnce() -> Result<T, BackupError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::types::{NodeView, ServiceView, TaskView};
 use crate::{
-    cluster::Presence,
+    cluster::Registration,
     loops::scheduler::suits,
     objects::{Node, NodeId, Service, Slot, State, Task, TaskState},
     spec::{ServiceMode, ServiceSpec},
@@ -104,7 +104,7 @@ pub(super) fn node(
     state: &State,
     node: &Node,
     leader: Option<&NodeId>,
-    presence: Option<Presence>,
+    registration: Option<Registration>,
 ) -> NodeView {
     let index = state.tasks_on(&node.id);
     let running = index
@@ -114,7 +114,7 @@ pub(super) fn node(
         .count();
     NodeView {
         leader: leader == Some(&node.id),
-        presence,
+        registration,
         running: u32::try_from(running).unwrap_or(u32::MAX),
         reserved: index.map(|index| index.reserved).unwrap_or_default(),
         node: node.clone(),

@@ -1,5 +1,5 @@
-//! What has to be done now and then: snapshots by the schedule, and letting the store forget. Also what users
-//! do with snapshots. Imports `snapshots` and the store's trait.
+//! What has to be done now and then: backups by the schedule, and letting the store forget. Also what users
+//! do with backups. Imports `backups` and the store's trait.
 
 use std::{
     collections::VecDeque,
@@ -12,8 +12,8 @@ use tokio::time::sleep;
 
 use super::{ChangeError, Cluster, stored};
 use crate::{
+    backups::{self, BackupError, BackupInfo, BackupKind, BackupName, Keep, RestoreInto},
     objects::Timestamp,
-    snapshots::{self, Keep, RestoreInto, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotName},
     store::{Revision, Transaction},
 };
 
@@ -23,9 +23,9 @@ const CHECK: Duration = Duration::from_secs(60);
 /// How often the store is made to forget.
 const COMPACT: Duration = Duration::from_secs(300);
 
-/// Where the schedule's snapshots go, and which of them are kept.
+/// Where the schedule's backups go, and which of them are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotSchedule {
+pub struct BackupSchedule {
     /// A folder of this machine.
     pub folder: PathBuf,
     /// Which old ones are kept.
@@ -33,22 +33,22 @@ pub struct SnapshotSchedule {
 }
 
 impl Cluster {
-    /// Writes a snapshot of everything to a new file in a folder.
+    /// Writes a backup of everything to a new file in a folder.
     ///
     /// # Errors
     /// When the store cannot be read, or the file not be written.
-    pub async fn snapshot(&self, folder: &Path, kind: SnapshotKind) -> Result<SnapshotInfo, SnapshotError> {
+    pub async fn backup(&self, folder: &Path, kind: BackupKind) -> Result<BackupInfo, BackupError> {
         let at = self.clock().now();
-        snapshots::create(self.store().as_ref(), folder, SnapshotName { kind, at }).await
+        backups::create(self.store().as_ref(), folder, BackupName { kind, at }).await
     }
 
-    /// Restores a snapshot. Nothing else is changed meanwhile, and the control loops wait. When this returns,
-    /// [`Self::read`] shows what was in the snapshot; which tasks still run is found out from then on.
+    /// Restores a backup. Nothing else is changed meanwhile, and the control loops wait. When this returns,
+    /// [`Self::read`] shows what was in the backup; which tasks still run is found out from then on.
     ///
     /// # Errors
-    /// When the snapshot is not whole, or the store does not take it.
-    pub async fn restore(&self, path: &Path, into: RestoreInto) -> Result<SnapshotInfo, ChangeError> {
-        let info = snapshots::restore(self.store().as_ref(), path, into).await?;
+    /// When the backup is not whole, or the store does not take it.
+    pub async fn restore(&self, path: &Path, into: RestoreInto) -> Result<BackupInfo, ChangeError> {
+        let info = backups::restore(self.store().as_ref(), path, into).await?;
         // Whoever has this has all that was before it.
         let guard = Transaction::new().put(stored::guard()?, "restored");
         let revision = self.store().commit(guard).await?;
@@ -56,19 +56,19 @@ impl Cluster {
         Ok(info)
     }
 
-    /// Keeps snapshots by the schedule, for ever. Each machine that does it has its own, so that none is the only one
+    /// Keeps backups by the schedule, for ever. Each machine that does it has its own, so that none is the only one
     /// to have them.
-    pub async fn keep_snapshots(&self, schedule: &SnapshotSchedule) {
+    pub async fn keep_backups(&self, schedule: &BackupSchedule) {
         let mut failed = false;
         loop {
-            let made = self.snapshot_if_due(schedule).await;
+            let made = self.backup_if_due(schedule).await;
             if let Err(error) = &made
                 && !failed
             {
                 let error = error as &dyn std::error::Error;
                 tracing::error!(
                     error,
-                    "could not make the hourly snapshot; tries again every minute"
+                    "could not make the hourly backup; tries again every minute"
                 );
             }
             failed = made.is_err();
@@ -85,20 +85,20 @@ impl Cluster {
         }
     }
 
-    async fn snapshot_if_due(&self, schedule: &SnapshotSchedule) -> Result<(), SnapshotError> {
+    async fn backup_if_due(&self, schedule: &BackupSchedule) -> Result<(), BackupError> {
         let folder = &schedule.folder;
-        let failed = |source: io::Error| SnapshotError::Write {
+        let failed = |source: io::Error| BackupError::Write {
             path: folder.clone(),
             source,
         };
         fs::create_dir_all(folder).map_err(failed)?;
-        let mut existing = snapshots::list(folder)?;
-        if snapshots::is_due(self.clock().now(), &existing) && !self.mirror().is_restoring() {
-            let made = self.snapshot(folder, SnapshotKind::Hourly).await?;
-            tracing::info!(path = %made.path.display(), entries = made.entries, "made a snapshot");
-            existing = snapshots::list(folder)?;
+        let mut existing = backups::list(folder)?;
+        if backups::is_due(self.clock().now(), &existing) && !self.mirror().is_restoring() {
+            let made = self.backup(folder, BackupKind::Hourly).await?;
+            tracing::info!(path = %made.path.display(), entries = made.entries, "made a backup");
+            existing = backups::list(folder)?;
         }
-        for old in snapshots::expired(&existing, schedule.keep) {
+        for old in backups::expired(&existing, schedule.keep) {
             fs::remove_file(folder.join(old.to_string())).map_err(failed)?;
         }
         Ok(())

@@ -20,24 +20,24 @@ impl Cluster {
     pub(super) async fn commit(
         &self,
         batches: &[Batch],
-        lead: Option<&Leadership>,
+        leadership: Option<&Leadership>,
     ) -> (Revision, Result<(), ChangeError>) {
         let mut made = Vec::with_capacity(batches.len());
-        let committed = self.commit_all(batches, lead, &mut made).await;
+        let committed = self.commit_all(batches, leadership, &mut made).await;
         (made.last().copied().unwrap_or_default(), committed)
     }
 
     async fn commit_all(
         &self,
         batches: &[Batch],
-        lead: Option<&Leadership>,
+        leadership: Option<&Leadership>,
         made: &mut Vec<Revision>,
     ) -> Result<(), ChangeError> {
         let restore = stored::restore()?;
         for batch in batches {
             let mut transaction = batch.transaction(made).expect(restore.clone(), Expected::Absent);
-            if let Some(lead) = lead {
-                transaction = lead.fence(transaction);
+            if let Some(leadership) = leadership {
+                transaction = leadership.fence(transaction);
             }
             let committed = self.commit_one(transaction, batch.witness()).await;
             self.note(committed.as_ref().err());
@@ -46,7 +46,9 @@ impl Cluster {
                 Err(StoreError::Conflict { key, .. }) if key == restore => {
                     return Err(ChangeError::Restoring);
                 }
-                Err(StoreError::Conflict { key, .. }) if lead.is_some_and(|lead| *lead.key() == key) => {
+                Err(StoreError::Conflict { key, .. })
+                    if leadership.is_some_and(|leadership| *leadership.key() == key) =>
+                {
                     return Err(ChangeError::NotLeader);
                 }
                 Err(error) => return Err(error.into()),

@@ -12,7 +12,7 @@ use tokio::sync::broadcast::{
 };
 
 use super::{
-    ChangeError, Cluster, LeaderConfig, Presence, draft,
+    ChangeError, Cluster, LeaderConfig, Registration, draft,
     mirror::{Mirror, News},
     silence::Silence,
     stored::Name,
@@ -29,7 +29,7 @@ use crate::{
 pub(super) struct Control {
     cluster: Cluster,
     controller: Controller,
-    presences: BTreeMap<NodeId, Presence>,
+    registrations: BTreeMap<NodeId, Registration>,
     /// The mirror's revision that the controller was last like.
     synced: Revision,
     news: broadcast::Receiver<Arc<News>>,
@@ -42,11 +42,11 @@ pub(super) struct Control {
 
 /// Whether the loops may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Footing {
+pub(super) enum Consistency {
     /// What they look at is what the store has.
-    Firm,
-    /// What the store has is half a snapshot, or cannot be read.
-    Loose,
+    Consistent,
+    /// What the store has is half a backup, or cannot be read.
+    Inconsistent,
 }
 
 impl Control {
@@ -58,7 +58,7 @@ impl Control {
         Self {
             cluster: cluster.clone(),
             controller: Controller::new(mirror.state().clone()),
-            presences: mirror.presences().clone(),
+            registrations: mirror.registrations().clone(),
             synced: mirror.revision(),
             news: cluster.inner.news.subscribe(),
             touched: BTreeSet::new(),
@@ -68,7 +68,7 @@ impl Control {
     }
 
     /// Takes over what the mirror has learned, and what of our own doing has not become true.
-    pub(super) fn sync(&mut self) -> Footing {
+    pub(super) fn sync(&mut self) -> Consistency {
         let cluster = self.cluster.clone();
         // Nothing is told while it is held: what is drained now is all that the mirror has.
         let mirror = cluster.mirror();
@@ -85,8 +85,8 @@ impl Control {
         }
         let touched = std::mem::take(&mut self.touched);
         if !anew {
-            if touched.iter().any(|name| matches!(name, Name::Presence(_))) {
-                self.presences = mirror.presences().clone();
+            if touched.iter().any(|name| matches!(name, Name::Registration(_))) {
+                self.registrations = mirror.registrations().clone();
             }
             let differences = differences(self.controller.state(), &mirror, &touched);
             anew = differences
@@ -95,13 +95,13 @@ impl Control {
         }
         if anew {
             self.controller = Controller::new(mirror.state().clone());
-            self.presences = mirror.presences().clone();
+            self.registrations = mirror.registrations().clone();
         }
         self.synced = mirror.revision();
         if mirror.is_restoring() || !mirror.unreadable().is_empty() {
-            Footing::Loose
+            Consistency::Inconsistent
         } else {
-            Footing::Firm
+            Consistency::Consistent
         }
     }
 
@@ -110,18 +110,20 @@ impl Control {
     ///
     /// # Errors
     /// As [`Cluster::commit`]. What was not stored is undone by the next [`Self::sync`].
-    pub(super) async fn step(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
-        let stepped = self.decide_and_store(lead).await;
+    pub(super) async fn step(&mut self, leadership: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
+        let stepped = self.decide_and_store(leadership).await;
         if stepped.is_err() {
             self.controller.undo();
         }
         stepped
     }
 
-    async fn decide_and_store(&mut self, lead: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
+    async fn decide_and_store(&mut self, leadership: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
         let now = self.cluster.clock().now();
         let mut changes = Vec::new();
-        let found = self.silence.look(self.controller.state(), &self.presences, now);
+        let found = self
+            .silence
+            .look(self.controller.state(), &self.registrations, now);
         for (node, status) in found.statuses {
             tracing::info!(%node, %status, "a node's status has changed");
             let planned = commands::set_node_status(self.controller.state(), &node, status, now)?;
@@ -145,7 +147,7 @@ impl Control {
             let mirror = self.cluster.mirror();
             draft::draft_since(&mirror, &author, &changes, self.synced)?
         };
-        let (revision, committed) = self.cluster.commit(&drafted.batches, Some(lead)).await;
+        let (revision, committed) = self.cluster.commit(&drafted.batches, Some(leadership)).await;
         // Before all of it is in the mirror, a loop would find that nothing was done and do it again, with
         // other tasks.
         self.cluster.reach_surely(revision).await;
@@ -222,7 +224,7 @@ fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<
                     put.push(ObjectChange::PutPorts(target.port_ledger().clone()));
                 }
             }
-            Name::Guard | Name::Presence(_) | Name::Leader | Name::Restore | Name::Other => {}
+            Name::Guard | Name::Registration(_) | Name::Leader | Name::Restore | Name::Other => {}
         }
     }
     gone.append(&mut put);

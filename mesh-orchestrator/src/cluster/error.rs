@@ -1,16 +1,16 @@
 //! Why the cluster was not opened or changed. Imports `commands`, `objects` and the store's errors.
 
 use crate::{
+    backups::BackupError,
     commands::CommandError,
     objects::Refused,
-    snapshots::SnapshotError,
     store::{InvalidKey, Key, StoreError, revisions::RevisionError},
 };
 
 /// An object in the store that cannot be read, or one that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{key} is not as this release writes it; install the newest release on every node, or restore the newest snapshot"
+    "{key} is not as this release writes it; install the newest release on every node, or restore the newest backup"
 )]
 pub struct Unreadable {
     /// Where it is.
@@ -30,7 +30,7 @@ pub enum OpenError {
     #[error("could not read one of the cluster's objects")]
     Unreadable(#[from] Unreadable),
     /// The objects contradict each other.
-    #[error("the objects in the store contradict each other; restore the newest snapshot")]
+    #[error("the objects in the store contradict each other; restore the newest backup")]
     Contradiction(#[from] Refused),
 }
 
@@ -52,9 +52,9 @@ pub enum ChangeError {
         /// How often it was tried.
         attempts: u32,
     },
-    /// A snapshot is being restored, or a restore was broken off.
+    /// A backup is being restored, or a restore was broken off.
     #[error(
-        "nothing can be changed while a snapshot is restored; if the restore was broken off, restore the snapshot again"
+        "nothing can be changed while a backup is restored; if the restore was broken off, restore the backup again"
     )]
     Restoring,
     /// The lead was lost, so that nothing may be changed in its name.
@@ -69,9 +69,9 @@ pub enum ChangeError {
     /// Old revisions.
     #[error("the service's revisions could not be used")]
     Revision(#[from] RevisionError),
-    /// A snapshot.
-    #[error("the snapshot could not be used")]
-    Snapshot(#[from] SnapshotError),
+    /// A backup.
+    #[error("the backup could not be used")]
+    Backup(#[from] BackupError),
     /// The store.
     #[error("the store did not take the change")]
     Store(#[from] StoreError),

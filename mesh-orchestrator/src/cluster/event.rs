@@ -16,7 +16,7 @@ pub enum EventKind {
     /// A node.
     Node,
     /// A node's agent: whether it is heard, and what it says of itself.
-    Presence,
+    Registration,
 }
 
 /// What became of the object.

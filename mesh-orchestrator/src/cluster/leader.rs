@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ChangeError, Cluster,
-    control::{Control, Footing},
+    control::{Consistency, Control},
     stored::ELECTION,
 };
 use crate::{
@@ -56,22 +56,22 @@ impl Cluster {
     /// Stands for the lead, and runs the control loops whenever it has it, until it is told to stop; then the
     /// lead is given up. A store that is away is waited for.
     pub async fn lead(&self, config: LeaderConfig, shutdown: CancellationToken) {
-        while let Some(lead) = shutdown.run_until_cancelled(self.win(&config)).await {
-            tracing::info!(node = %config.node, term = %lead.term(), "leads the cluster");
+        while let Some(leadership) = shutdown.run_until_cancelled(self.win(&config)).await {
+            tracing::info!(node = %config.node, term = %leadership.term(), "leads the cluster");
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = lead.lost() => tracing::warn!("has lost the lead: others may change the cluster now"),
-                end = self.term(&lead, &config) => tracing::warn!("{end}: the control loops stop here"),
+                () = leadership.lost() => tracing::warn!("lost leadership of the cluster; another node may lead now"),
+                end = self.term(&leadership, &config) => tracing::warn!("{end}: the control loops stop here"),
                 () = self.forget_old(config.remember) => {}
             }
-            lead.resign().await;
+            leadership.resign().await;
         }
     }
 
     async fn win(&self, config: &LeaderConfig) -> Leadership {
         loop {
             match campaign(self.store(), ELECTION, config.node.as_str(), config.heartbeat).await {
-                Ok(lead) => return lead,
+                Ok(leadership) => return leadership,
                 Err(error) => {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
@@ -84,23 +84,23 @@ impl Cluster {
     }
 
     /// Runs the loops until they may not go on, and says why.
-    async fn term(&self, lead: &Leadership, config: &LeaderConfig) -> &'static str {
+    async fn term(&self, leadership: &Leadership, config: &LeaderConfig) -> &'static str {
         // What the leader before us has done must be known, all of it.
-        self.reach_surely(lead.term()).await;
+        self.reach_surely(leadership.term()).await;
         let mut control = Control::new(self, config);
-        let mut loose = false;
+        let mut inconsistent = false;
         loop {
-            if control.sync() == Footing::Loose {
-                if !std::mem::replace(&mut loose, true) {
+            if control.sync() == Consistency::Inconsistent {
+                if !std::mem::replace(&mut inconsistent, true) {
                     tracing::warn!(
-                        "the control loops wait: a snapshot is being restored, or objects cannot be read"
+                        "the control loops wait: a backup is being restored, or objects cannot be read"
                     );
                 }
                 control.news().await;
                 continue;
             }
-            loose = false;
-            match control.step(lead).await {
+            inconsistent = false;
+            match control.step(leadership).await {
                 Ok(wake_at) => self.pause(&mut control, wake_at).await,
                 Err(ChangeError::NotLeader) => return "another node leads",
                 // It may still come true, but not after the lead is given up.

@@ -9,11 +9,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ChangeError, Cluster, Presence, stored};
+use super::{ChangeError, Cluster, Registration, stored};
 use crate::{
     commands,
     objects::{Node, NodeId},
-    store::{Heartbeat, InvalidKey, membership::Registration},
+    store::{Heartbeat, InvalidKey, membership::NodeSession},
 };
 
 /// The pause before the store is asked again.
@@ -24,13 +24,13 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// This node, registered with the cluster until it is dropped.
 ///
-/// Whatever happens to the node's object (a snapshot is restored, a user removes it) it is put again.
+/// Whatever happens to the node's object (a backup is restored, a user removes it) it is put again.
 #[derive(Debug)]
 pub struct Member {
     cluster: Cluster,
     node: NodeId,
-    registration: Registration,
-    presence: watch::Sender<Presence>,
+    session: NodeSession,
+    registration: watch::Sender<Registration>,
     description: watch::Sender<Node>,
     describing: JoinHandle<()>,
 }
@@ -44,19 +44,18 @@ impl Member {
     pub fn start(
         cluster: &Cluster,
         description: Node,
-        presence: Presence,
+        registration: Registration,
         heartbeat: Heartbeat,
     ) -> Result<Self, InvalidKey> {
         let node = description.id.clone();
-        let key = stored::presence(&node)?;
+        let key = stored::registration(&node)?;
         stored::node(&node)?;
-        let registration =
-            Registration::start(Arc::clone(cluster.store()), key, encode(&presence), heartbeat);
+        let session = NodeSession::start(Arc::clone(cluster.store()), key, encode(&registration), heartbeat);
         let (description, descriptions) = watch::channel(description);
         Ok(Self {
-            registration,
+            session,
             node,
-            presence: watch::Sender::new(presence),
+            registration: watch::Sender::new(registration),
             description,
             describing: tokio::spawn(describe(cluster.clone(), descriptions)),
             cluster: cluster.clone(),
@@ -70,9 +69,9 @@ impl Member {
     }
 
     /// Changes what others read of the node as long as it is there.
-    pub fn say(&self, change: impl FnOnce(&mut Presence)) {
-        self.presence.send_modify(change);
-        self.registration.set(encode(&self.presence.borrow()));
+    pub fn say(&self, change: impl FnOnce(&mut Registration)) {
+        self.registration.send_modify(change);
+        self.session.set(encode(&self.registration.borrow()));
     }
 
     /// Describes the node anew: its engine has other labels, or other resources.
@@ -89,29 +88,29 @@ impl Member {
     /// Whether the node is registered, as far as is known; follow it to tell people when it is cut off.
     #[must_use]
     pub fn present(&self) -> watch::Receiver<bool> {
-        self.registration.present()
+        self.session.present()
     }
 
-    /// Takes the node's presence back, because its agent ends and will be back: the cluster waits for it as
+    /// Takes the node's registration back, because its agent ends and will be back: the cluster waits for it as
     /// long as for one that is silent.
     pub async fn leave(self) {
-        self.say(|presence| presence.leaving = true);
+        self.say(|registration| registration.leaving = true);
         let mut changes = self.cluster.changes();
         let known = changes.wait_for(|_| {
             self.cluster
-                .presence(&self.node)
+                .registration(&self.node)
                 .is_some_and(|known| known.leaving)
         });
         // If the store is away, nobody can be told.
         let _ = timeout(FAREWELL, known).await;
         self.describing.abort();
-        let _ = timeout(FAREWELL, self.registration.withdraw()).await;
+        let _ = timeout(FAREWELL, self.session.withdraw()).await;
     }
 }
 
-fn encode(presence: &Presence) -> Vec<u8> {
+fn encode(registration: &Registration) -> Vec<u8> {
     // It is made of text and numbers: it can be written.
-    serde_json::to_vec(presence).unwrap_or_default()
+    serde_json::to_vec(registration).unwrap_or_default()
 }
 
 /// Keeps the node's object as the agent describes it.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Event, EventAction, EventKind, OpenError, Presence,
+    Event, EventAction, EventKind, OpenError, Registration,
     stored::{self, Name, Stored},
 };
 use crate::{
@@ -33,7 +33,7 @@ pub(super) struct Mirror {
     revision: Revision,
     modified: BTreeMap<Key, Revision>,
     heads: BTreeMap<ServiceId, Head>,
-    presences: BTreeMap<NodeId, Presence>,
+    registrations: BTreeMap<NodeId, Registration>,
     leader: Option<Leader>,
     unreadable: BTreeSet<Key>,
     restoring: bool,
@@ -80,8 +80,8 @@ impl Mirror {
         self.revision
     }
 
-    pub(super) fn presences(&self) -> &BTreeMap<NodeId, Presence> {
-        &self.presences
+    pub(super) fn registrations(&self) -> &BTreeMap<NodeId, Registration> {
+        &self.registrations
     }
 
     /// Who runs the control loops; nobody between two terms.
@@ -113,7 +113,7 @@ impl Mirror {
         self.modified.get(key).copied()
     }
 
-    /// A snapshot is being restored: what is here is half of something.
+    /// A backup is being restored: what is here is half of something.
     pub(super) fn is_restoring(&self) -> bool {
         self.restoring
     }
@@ -174,12 +174,12 @@ impl Mirror {
                 self.leader = leader;
                 return Ok(());
             }
-            Stored::Presence(node, presence) => {
-                let known = self.presences.insert(node.clone(), *presence);
+            Stored::Registration(node, registration) => {
+                let known = self.registrations.insert(node.clone(), *registration);
                 let name = self.hostname(&node);
                 self.tell(
                     news,
-                    EventKind::Presence,
+                    EventKind::Registration,
                     node.as_str(),
                     name,
                     action(known.is_some()),
@@ -242,12 +242,12 @@ impl Mirror {
                 self.leader = None;
                 None
             }
-            Name::Presence(node) => {
-                self.presences.remove(&node);
+            Name::Registration(node) => {
+                self.registrations.remove(&node);
                 let name = self.hostname(&node);
                 self.tell(
                     news,
-                    EventKind::Presence,
+                    EventKind::Registration,
                     node.as_str(),
                     name,
                     EventAction::Remove,
@@ -362,21 +362,25 @@ impl Mirror {
                 ),
                 Name::Ports
                 | Name::Guard
-                | Name::Presence(_)
+                | Name::Registration(_)
                 | Name::Leader
                 | Name::Restore
                 | Name::Other => continue,
             };
             self.tell(&mut news, kind, key.name(), name.unwrap_or_default(), action, now);
         }
-        let nodes: BTreeSet<&NodeId> = older.presences.keys().chain(self.presences.keys()).collect();
+        let nodes: BTreeSet<&NodeId> = older
+            .registrations
+            .keys()
+            .chain(self.registrations.keys())
+            .collect();
         for node in nodes {
-            let Some(action) = difference(older.presences.get(node), self.presences.get(node)) else {
+            let Some(action) = difference(older.registrations.get(node), self.registrations.get(node)) else {
                 continue;
             };
             self.tell(
                 &mut news,
-                EventKind::Presence,
+                EventKind::Registration,
                 node.as_str(),
                 self.hostname(node),
                 action,

@@ -10,7 +10,7 @@
 //! Invariants:
 //! - The mirror changes by what the store tells and by nothing else. Who has changed something waits until
 //!   the mirror has it.
-//! - Every transaction expects each object that it writes to be as the mirror had it, and no snapshot to be
+//! - Every transaction expects each object that it writes to be as the mirror had it, and no backup to be
 //!   under restoration. Names and ports of services are unique because each change of a specification also
 //!   writes one common key.
 //! - A store that is away stops changes and nothing else.
@@ -26,7 +26,7 @@ mod history;
 mod leader;
 mod member;
 mod mirror;
-mod presence;
+mod registration;
 mod reports;
 mod silence;
 mod stored;
@@ -60,13 +60,13 @@ use crate::{
 };
 
 pub use self::{
-    chores::SnapshotSchedule,
+    chores::BackupSchedule,
     clock::{Clock, SystemClock},
     error::{ChangeError, OpenError, Unreadable},
     event::{Event, EventAction, EventKind},
     leader::LeaderConfig,
     member::Member,
-    presence::Presence,
+    registration::Registration,
     upkeep::Upkeep,
 };
 
@@ -156,7 +156,7 @@ impl Cluster {
         self.mirror().revision()
     }
 
-    /// Wakes after every change of the objects or of a node's presence.
+    /// Wakes after every change of the objects or of a node's registration.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Revision> {
         self.inner.revision.subscribe()
@@ -170,14 +170,14 @@ impl Cluster {
 
     /// The nodes whose agents are heard, and what they say of themselves.
     #[must_use]
-    pub fn presences(&self) -> BTreeMap<NodeId, Presence> {
-        self.mirror().presences().clone()
+    pub fn registrations(&self) -> BTreeMap<NodeId, Registration> {
+        self.mirror().registrations().clone()
     }
 
     /// What a node's agent says of itself; nothing if it is not heard.
     #[must_use]
-    pub fn presence(&self, node: &NodeId) -> Option<Presence> {
-        self.mirror().presences().get(node).cloned()
+    pub fn registration(&self, node: &NodeId) -> Option<Registration> {
+        self.mirror().registrations().get(node).cloned()
     }
 
     /// The node that runs the control loops; nobody between two terms.
@@ -187,7 +187,7 @@ impl Cluster {
         mirror.leader().map(|leader| leader.candidate.as_str().into())
     }
 
-    /// Whether a snapshot is being restored: what is missing now may be back in a moment.
+    /// Whether a backup is being restored: what is missing now may be back in a moment.
     #[must_use]
     pub fn is_restoring(&self) -> bool {
         self.mirror().is_restoring()

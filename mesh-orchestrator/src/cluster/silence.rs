@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Presence;
+use super::Registration;
 use crate::objects::{NodeId, NodeStatus, State, Timestamp};
 
-/// What a leader remembers of nodes' presences in its term.
+/// What a leader remembers of nodes' registrations in its term.
 ///
 /// A registration that ends by itself has missed its heartbeats already: the node is down. But a node that was
 /// never heard in this term, or has said that it will be back, has the time of its heartbeats first. And who
@@ -48,18 +48,18 @@ impl Silence {
     pub(super) fn look(
         &mut self,
         state: &State,
-        presences: &BTreeMap<NodeId, Presence>,
+        registrations: &BTreeMap<NodeId, Registration>,
         now: Timestamp,
     ) -> Found {
         let mut found = Found::default();
         self.heard.retain(|id, _| state.nodes().contains_key(id));
         self.waiting.retain(|id, _| state.nodes().contains_key(id));
         for (id, node) in state.nodes() {
-            let status = match presences.get(id) {
-                Some(presence) => {
-                    self.heard.insert(id.clone(), presence.leaving);
+            let status = match registrations.get(id) {
+                Some(registration) => {
+                    self.heard.insert(id.clone(), registration.leaving);
                     self.waiting.remove(id);
-                    if presence.engine {
+                    if registration.engine {
                         NodeStatus::Ready
                     } else {
                         NodeStatus::Unknown
@@ -106,16 +106,16 @@ mod tests {
         state
     }
 
-    fn presences(leaving: bool) -> BTreeMap<NodeId, Presence> {
-        let presence = Presence {
+    fn registrations(leaving: bool) -> BTreeMap<NodeId, Registration> {
+        let registration = Registration {
             engine: true,
             leaving,
-            ..Presence::default()
+            ..Registration::default()
         };
-        BTreeMap::from([("a".into(), presence)])
+        BTreeMap::from([("a".into(), registration)])
     }
 
-    fn nobody() -> BTreeMap<NodeId, Presence> {
+    fn nobody() -> BTreeMap<NodeId, Registration> {
         BTreeMap::new()
     }
 
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn a_node_that_is_heard_is_ready_and_one_without_engine_unknown() {
         let mut silence = settled();
-        let mut heard = presences(false);
+        let mut heard = registrations(false);
         let found = silence.look(&state(NodeStatus::Down), &heard, LATER);
         assert_eq!(found.statuses, [("a".into(), NodeStatus::Ready)]);
         heard.get_mut("a").unwrap().engine = false;
@@ -141,7 +141,10 @@ mod tests {
     fn a_registration_that_has_ended_is_the_end_of_patience() {
         let mut silence = settled();
         let ready = state(NodeStatus::Ready);
-        assert_eq!(silence.look(&ready, &presences(false), LATER), Found::default());
+        assert_eq!(
+            silence.look(&ready, &registrations(false), LATER),
+            Found::default()
+        );
         let found = silence.look(&ready, &nobody(), LATER);
         assert_eq!(found.statuses, [("a".into(), NodeStatus::Down)]);
     }
@@ -149,7 +152,7 @@ mod tests {
     #[test]
     fn a_new_leader_gives_everybody_time_to_be_heard() {
         // Heard or not: what is there at first may be left from before an outage.
-        for at_first in [presences(false), nobody()] {
+        for at_first in [registrations(false), nobody()] {
             let mut silence = Silence::new(PATIENCE, Duration::from_secs(10), LATER);
             let ready = state(NodeStatus::Ready);
             silence.look(&ready, &at_first, LATER);
@@ -171,11 +174,14 @@ mod tests {
     fn who_will_be_back_is_waited_for() {
         let mut silence = settled();
         let ready = state(NodeStatus::Ready);
-        silence.look(&ready, &presences(true), LATER);
+        silence.look(&ready, &registrations(true), LATER);
         let found = silence.look(&ready, &nobody(), LATER);
         assert_eq!((found.statuses.len(), found.wake_at), (0, Some(LATER + PATIENCE)));
         // Back in time.
-        assert_eq!(silence.look(&ready, &presences(false), LATER), Found::default());
+        assert_eq!(
+            silence.look(&ready, &registrations(false), LATER),
+            Found::default()
+        );
         let found = silence.look(&ready, &nobody(), LATER);
         assert_eq!(found.statuses, [("a".into(), NodeStatus::Down)]);
     }

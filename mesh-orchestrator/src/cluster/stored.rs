@@ -6,15 +6,15 @@
 //! | `/tasks/<id>`, `/nodes/<id>` | a task, a node |
 //! | `/ports/ledger` | who was given which port |
 //! | `/guards/services` | written with each change of a specification, so that names and ports stay unique |
-//! | `/ephemeral/nodes/<id>` | a node's presence |
+//! | `/ephemeral/nodes/<id>` | a node's registration |
 //! | `/ephemeral/elections/control/leader` | who leads |
-//! | `/restore/unfinished` | there while a snapshot is restored |
+//! | `/restore/unfinished` | there while a backup is restored |
 
 use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Presence, Unreadable};
+use super::{Registration, Unreadable};
 use crate::{
     objects::{Node, NodeId, PortLedger, Service, ServiceId, Task, TaskId},
     store::{
@@ -38,7 +38,7 @@ pub(super) enum Name {
     Service(ServiceId),
     Task(TaskId),
     Guard,
-    Presence(NodeId),
+    Registration(NodeId),
     Leader,
     Restore,
     /// Not the cluster's business: secrets, tokens, old revisions, ...
@@ -52,7 +52,7 @@ pub(super) enum Stored {
     Task(Box<Task>),
     Node(Box<Node>),
     Ports(PortLedger),
-    Presence(NodeId, Box<Presence>),
+    Registration(NodeId, Box<Registration>),
     Leader(Option<Leader>),
     Guard,
     Restore,
@@ -67,7 +67,7 @@ pub(super) fn name(key: &Key) -> Name {
         ["nodes", id] => Name::Node(NodeId::from(*id)),
         ["ports", "ledger"] => Name::Ports,
         ["guards", SERVICES] => Name::Guard,
-        ["ephemeral", "nodes", id] => Name::Presence(NodeId::from(*id)),
+        ["ephemeral", "nodes", id] => Name::Registration(NodeId::from(*id)),
         ["ephemeral", "elections", ELECTION, "leader"] => Name::Leader,
         ["restore", "unfinished"] => Name::Restore,
         _ => Name::Other,
@@ -82,7 +82,7 @@ pub(super) fn read(entry: &Entry) -> Result<Stored, Unreadable> {
         Name::Node(_) => Stored::Node(decode(entry)?),
         Name::Ports => Stored::Ports(decode(entry)?),
         // That it is there counts more than what it says.
-        Name::Presence(node) => Stored::Presence(node, decode(entry).unwrap_or_default()),
+        Name::Registration(node) => Stored::Registration(node, decode(entry).unwrap_or_default()),
         Name::Leader => Stored::Leader(decode(entry).ok()),
         Name::Guard => Stored::Guard,
         Name::Restore => Stored::Restore,
@@ -129,7 +129,7 @@ pub(super) fn restore() -> Result<Key, InvalidKey> {
     Key::new(["restore", "unfinished"])
 }
 
-pub(super) fn presence(id: &NodeId) -> Result<Key, InvalidKey> {
+pub(super) fn registration(id: &NodeId) -> Result<Key, InvalidKey> {
     membership::node_key(id.as_str())
 }
 
@@ -143,7 +143,7 @@ mod tests {
             (service(&ServiceId::from("s")), Name::Service("s".into())),
             (task(&TaskId::from("t")), Name::Task("t".into())),
             (node(&NodeId::from("n")), Name::Node("n".into())),
-            (presence(&NodeId::from("n")), Name::Presence("n".into())),
+            (registration(&NodeId::from("n")), Name::Registration("n".into())),
             (membership::election_key(ELECTION), Name::Leader),
             (ports(), Name::Ports),
             (guard(), Name::Guard),

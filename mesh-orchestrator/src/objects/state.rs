@@ -308,7 +308,7 @@ impl State {
         Ok(())
     }
 
-    /// What is as the store has it is not judged: a restored snapshot may lie behind.
+    /// What is as the store has it is not judged: a restored backup may lie behind.
     fn put_task(&mut self, task: &Task, events: &mut Events) {
         let before = match self.tasks.get(&task.id) {
             Some(known) if known == task => return,

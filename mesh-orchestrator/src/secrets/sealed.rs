@@ -155,7 +155,7 @@ pub enum SealError {
     Encrypt(String),
     /// It was changed, moved from another place, or encrypted with another key of the same name.
     #[error(
-        "could not decrypt {0}: it was changed or moved since it was encrypted; create it anew or restore a snapshot"
+        "could not decrypt {0}: it was changed or moved since it was encrypted; create it anew or restore a backup"
     )]
     Decrypt(String),
 }

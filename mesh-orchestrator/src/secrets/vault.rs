@@ -141,7 +141,7 @@ pub enum VaultError {
     },
     /// What is stored is no record.
     #[error(
-        "{key} is no record of a secret; restore the newest snapshot if nobody has edited the store by hand"
+        "{key} is no record of a secret; restore the newest backup if nobody has edited the store by hand"
     )]
     Damaged {
         /// Where.

@@ -66,7 +66,7 @@ pub enum StoreError {
     },
     /// A newer release has written the store. It was left as it is.
     #[error(
-        "{store} was written by a newer release (schema {found}, this release knows up to {known}); it was left as it is: install the newer release, or restore a snapshot into an empty store"
+        "{store} was written by a newer release (schema {found}, this release knows up to {known}); it was left as it is: install the newer release, or restore a backup into an empty store"
     )]
     TooNew {
         /// Which store: a file, or endpoints.
@@ -78,7 +78,7 @@ pub enum StoreError {
     },
     /// What is stored makes no sense. It was left as it is.
     #[error(
-        "{store} is damaged ({detail}); it was left as it is: move it away and restore the newest snapshot"
+        "{store} is damaged ({detail}); it was left as it is: move it away and restore the newest backup"
     )]
     Corrupt {
         /// Which store: a file, or endpoints.

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{Key, Prefix};
 
-/// The first segment of all keys that may vanish by themselves. They are in no snapshot.
+/// The first segment of all keys that may vanish by themselves. They are in no backup.
 pub const EPHEMERAL: &str = "ephemeral";
 
 /// Whether a key may vanish with a lease.

@@ -28,36 +28,36 @@ pub fn node_key(node: &str) -> Result<Key, InvalidKey> {
     Key::new([EPHEMERAL, "nodes", node])
 }
 
-/// A node's presence, kept up until it is dropped; then the node is gone at once.
+/// A node's registration under a lease, renewed until this is dropped; then the node is gone at once.
 ///
 /// A node that was cut off for longer than its time to live registers again as soon as it can.
 #[derive(Debug)]
-pub struct Registration {
+pub struct NodeSession {
     present: watch::Receiver<bool>,
     task: JoinHandle<()>,
     wish: watch::Sender<Wish>,
 }
 
-/// What a registration shall be like.
+/// The registration that the session's owner asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wish {
-    /// It has this value.
+    /// Present, with this value.
     Value(Vec<u8>),
-    /// It goes.
+    /// Absent.
     Withdrawn,
 }
 
-impl Registration {
+impl NodeSession {
     /// Registers a node with a value for others to read, and keeps it registered.
     #[must_use]
     pub fn start(store: Arc<dyn Store>, key: Key, value: Vec<u8>, heartbeat: Heartbeat) -> Self {
-        let (presence, present) = watch::channel(false);
+        let (registered, present) = watch::channel(false);
         let (wish, wishes) = watch::channel(Wish::Value(value));
         let keeping = Keeping {
             store,
             key,
             heartbeat,
-            presence,
+            registered,
             wishes,
         };
         Self {
@@ -96,7 +96,7 @@ struct Keeping {
     store: Arc<dyn Store>,
     key: Key,
     heartbeat: Heartbeat,
-    presence: watch::Sender<bool>,
+    registered: watch::Sender<bool>,
     wishes: watch::Receiver<Wish>,
 }
 
@@ -113,12 +113,12 @@ impl Keeping {
             match registered.await {
                 Ok(lease) => {
                     refused = false;
-                    self.presence.send_replace(true);
+                    self.registered.send_replace(true);
                     let is_over = self.stay(&lease).await;
                     if is_over {
                         lease.revoke().await;
                     }
-                    self.presence.send_replace(false);
+                    self.registered.send_replace(false);
                 }
                 // Said once: it is tried until it succeeds.
                 Err(error) => {

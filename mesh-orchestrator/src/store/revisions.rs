@@ -154,7 +154,7 @@ pub enum RevisionError {
     Name(#[from] InvalidKey),
     /// What is stored cannot be read, or what shall be stored cannot be written, as JSON.
     #[error(
-        "{key} is not of the kind it should be; restore the newest snapshot if nobody has edited the store by hand"
+        "{key} is not of the kind it should be; restore the newest backup if nobody has edited the store by hand"
     )]
     Damaged {
         /// The object.

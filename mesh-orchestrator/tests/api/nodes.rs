@@ -13,7 +13,7 @@ async fn a_node_gets_labels_and_another_availability() -> Result<()> {
     assert_eq!(nodes.json[0]["id"], "one");
     assert_eq!(nodes.json[0]["status"], "ready");
     assert_eq!(nodes.json[0]["leader"], true);
-    assert_eq!(nodes.json[0]["presence"]["engine"], true);
+    assert_eq!(nodes.json[0]["registration"]["engine"], true);
     assert_eq!(server.get("/v1/nodes/one-host").await?.json["id"], "one");
     server
         .get("/v1/nodes/two")

@@ -57,20 +57,20 @@ async fn a_snapshot_that_is_none_changes_nothing() -> Result<()> {
     for name in [
         "..%2F..%2Fetc%2Fpasswd",
         "x",
-        "manual-20261121T190000.000Z.mesh-snapshot",
+        "manual-20261121T190000.000Z.mesh-backup",
     ] {
         server
             .get(&format!("/v1/snapshots/{name}"))
             .await?
             .expect(StatusCode::NOT_FOUND)?;
     }
-    let name = "manual-20261121T190000.000Z.mesh-snapshot";
+    let name = "manual-20261121T190000.000Z.mesh-backup";
     let file = server.folder.path().join("snapshots").join(name);
     std::fs::write(&file, "{}\n")?;
     server.create(spec("web", 1)).await?;
     let path = format!("/v1/snapshots/{name}/restore");
     let refused = server.post(&path, json!({"replace": true})).await?;
-    refused.error(StatusCode::UNPROCESSABLE_ENTITY, "is no snapshot")?;
+    refused.error(StatusCode::UNPROCESSABLE_ENTITY, "is not a backup")?;
     server.service("web").await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use mesh_orchestrator::{
-    cluster::{Cluster, LeaderConfig, Member, Presence},
+    cluster::{Cluster, LeaderConfig, Member, Registration},
     objects::{Node, NodeId, NodeRole, Task, TaskId, TaskState, TaskStatus},
     spec::{Platform, Resources},
     store::Heartbeat,
@@ -48,7 +48,7 @@ impl Machine {
         let running = Arc::new(Mutex::default());
         let member = {
             let _inside = runtime.enter();
-            Member::start(&handle.cluster, description(name, role), presence(), QUICK)?
+            Member::start(&handle.cluster, description(name, role), registration(), QUICK)?
         };
         let node = NodeId::from(name);
         runtime.spawn(work(
@@ -139,11 +139,11 @@ impl Drop for Machine {
     }
 }
 
-pub(crate) fn presence() -> Presence {
-    Presence {
+pub(crate) fn registration() -> Registration {
+    Registration {
         engine: true,
         datapath: "ebpf".to_owned(),
-        ..Presence::default()
+        ..Registration::default()
     }
 }
 

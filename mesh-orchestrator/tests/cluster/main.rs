@@ -2,6 +2,7 @@
 //! their own. Needs root (a full disk is made by mounting a small one), `etcd` and `etcdctl`.
 
 mod agent;
+mod backups;
 mod changes;
 mod crash;
 mod lab;
@@ -10,7 +11,6 @@ mod nodes;
 mod outages;
 mod revisions;
 mod services;
-mod snapshots;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         nodes::stories(),
         leaders::stories(),
         revisions::stories(),
-        snapshots::stories(),
+        backups::stories(),
     ];
     for (name, story) in stories.concat() {
         trials.push(trial(format!("redb::{name}"), move || story(&Lab::redb()?)));

@@ -71,14 +71,14 @@ fn restarted(lab: &Lab) -> Result<()> {
         two.leave().await;
         let mut changes = user.cluster.changes();
         changes
-            .wait_for(|_| user.cluster.presence(&node).is_none())
+            .wait_for(|_| user.cluster.registration(&node).is_none())
             .await?;
         let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
         changes
             .wait_for(|_| {
                 user.cluster
-                    .presence(&node)
-                    .is_some_and(|presence| !presence.leaving)
+                    .registration(&node)
+                    .is_some_and(|registration| !registration.leaving)
             })
             .await?;
         // What the leader has made of it would be stored by the time that this is.
@@ -157,11 +157,12 @@ fn says(lab: &Lab) -> Result<()> {
         let one = Machine::start(lab, "one", NodeRole::Manager).await?;
         let mut changes = user.cluster.changes();
         for word in ["ebpf", "leaving", "none"] {
-            one.member()?.say(|presence| presence.datapath = word.to_owned());
+            one.member()?
+                .say(|registration| registration.datapath = word.to_owned());
             let said = changes.wait_for(|_| {
                 user.cluster
-                    .presence(&one.node)
-                    .is_some_and(|presence| presence.datapath == word)
+                    .registration(&one.node)
+                    .is_some_and(|registration| registration.datapath == word)
             });
             tokio::time::timeout(crate::lab::PATIENCE, said)
                 .await

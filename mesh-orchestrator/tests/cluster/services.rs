@@ -111,12 +111,12 @@ fn job(lab: &Lab) -> Result<()> {
         };
         user.until("five are complete", complete).await?;
         // Whatever else happens, they stay so, and no more of them are made.
-        one.member()?.say(|presence| presence.engine = false);
+        one.member()?.say(|registration| registration.engine = false);
         user.until("the node is without engine", |state| {
             state.nodes().values().all(|node| !node.is_schedulable())
         })
         .await?;
-        one.member()?.say(|presence| presence.engine = true);
+        one.member()?.say(|registration| registration.engine = true);
         user.until("the node is back", |state| {
             state.nodes().values().all(|node| node.is_schedulable())
         })

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use mesh_orchestrator::store::{
     Heartbeat, Transaction,
-    membership::{Registration, campaign, leader, node_key, nodes},
+    membership::{NodeSession, campaign, leader, node_key, nodes},
 };
 
 use crate::{
@@ -62,7 +62,7 @@ fn registration(subject: &Subject) -> Result<()> {
         let listing = store.list(&nodes(), 10).await?;
         let mut watch = store.watch(&nodes(), listing.revision).await?;
         let name = node_key("node1")?;
-        let node = Registration::start(Arc::clone(store), name.clone(), b"here".to_vec(), QUICK);
+        let node = NodeSession::start(Arc::clone(store), name.clone(), b"here".to_vec(), QUICK);
         let batch = watch.next().await.context("the watch has ended")??;
         ensure!(
             batch.events.len() == 1 && *batch.events[0].key() == name,

@@ -1,12 +1,12 @@
-//! Versioned objects, the vault and snapshots, on every store.
+//! Versioned objects, the vault and backups, on every store.
 
 use std::{collections::BTreeMap, fs, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
+    backups::{self, BackupError, BackupKind, BackupName, RestoreInto},
     objects::Timestamp,
     secrets::{KeyRing, Kind, Plaintext, Vault, VaultError},
-    snapshots::{self, RestoreInto, SnapshotError, SnapshotKind, SnapshotName},
     store::{
         Entry, Event, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction,
         Watch,
@@ -33,8 +33,8 @@ pub(crate) fn stories() -> Vec<Story> {
         ("secrets_are_stored_encrypted_and_revealed_by_name", secrets),
         ("keys_are_rotated_without_losing_a_secret", rotation),
         ("a_lost_key_file_is_no_new_beginning", lost_key),
-        ("a_snapshot_brings_everything_back", snapshot),
-        ("a_damaged_snapshot_changes_nothing", damaged),
+        ("a_backup_brings_everything_back", backup),
+        ("a_damaged_backup_changes_nothing", damaged),
         ("a_restore_that_was_broken_off_is_known_and_repeated", broken_off),
     ]
 }
@@ -407,8 +407,8 @@ fn lost_key(subject: &Subject) -> Result<()> {
     })
 }
 
-const NAME: SnapshotName = SnapshotName {
-    kind: SnapshotKind::Manual,
+const NAME: BackupName = BackupName {
+    kind: BackupKind::Manual,
     at: Timestamp(1_795_287_600_000),
 };
 
@@ -441,39 +441,39 @@ async fn contents(store: &dyn Store) -> Result<Vec<(String, Vec<u8>)>> {
         .collect())
 }
 
-fn snapshot(subject: &Subject) -> Result<()> {
+fn backup(subject: &Subject) -> Result<()> {
     run(async {
         let folder = tempfile::tempdir()?;
         let fresh = subject.fresh().await?;
         let store = fresh.store.as_ref();
         fill(store).await?;
         let mut expected = contents(store).await?;
-        let info = snapshots::create(store, folder.path(), NAME).await?;
+        let info = backups::create(store, folder.path(), NAME).await?;
         ensure!(info.entries == 703, "{info:?}");
-        ensure!(snapshots::inspect(&info.path)? == info);
-        ensure!(snapshots::list(folder.path())? == [NAME]);
-        let twice = snapshots::create(store, folder.path(), NAME).await;
-        ensure!(matches!(twice, Err(SnapshotError::Write { .. })), "{twice:?}");
-        let refused = snapshots::restore(store, &info.path, RestoreInto::Empty).await;
-        ensure!(matches!(refused, Err(SnapshotError::NotEmpty(_))), "{refused:?}");
+        ensure!(backups::inspect(&info.path)? == info);
+        ensure!(backups::list(folder.path())? == [NAME]);
+        let twice = backups::create(store, folder.path(), NAME).await;
+        ensure!(matches!(twice, Err(BackupError::Write { .. })), "{twice:?}");
+        let refused = backups::restore(store, &info.path, RestoreInto::Empty).await;
+        ensure!(matches!(refused, Err(BackupError::NotEmpty(_))), "{refused:?}");
         // Into an empty one.
         expected.retain(|(key, _)| !key.starts_with("/ephemeral/"));
         let empty = subject.fresh().await?;
-        snapshots::restore(empty.store.as_ref(), &info.path, RestoreInto::Empty).await?;
+        backups::restore(empty.store.as_ref(), &info.path, RestoreInto::Empty).await?;
         ensure!(contents(empty.store.as_ref()).await? == expected);
         // Over what has changed since.
         store
             .commit(Transaction::new().delete(key("many", 1)).put(key("new", 1), "x"))
             .await?;
-        snapshots::restore(store, &info.path, RestoreInto::Replace).await?;
+        backups::restore(store, &info.path, RestoreInto::Replace).await?;
         let mut found = contents(store).await?;
         found.retain(|(key, _)| !key.starts_with("/ephemeral/"));
         ensure!(found == expected);
-        ensure!(!snapshots::interrupted(store).await?);
+        ensure!(!backups::interrupted(store).await?);
         let left = fs::read_dir(folder.path())?.count();
         ensure!(left == 1, "{left} files are in the folder");
-        let nowhere = snapshots::create(store, &folder.path().join("missing"), NAME).await;
-        ensure!(matches!(nowhere, Err(SnapshotError::Write { .. })), "{nowhere:?}");
+        let nowhere = backups::create(store, &folder.path().join("missing"), NAME).await;
+        ensure!(matches!(nowhere, Err(BackupError::Write { .. })), "{nowhere:?}");
         Ok(())
     })
 }
@@ -486,14 +486,14 @@ fn damaged(subject: &Subject) -> Result<()> {
         store
             .commit((0..20).fold(Transaction::new(), |all, name| all.put(key("a", name), "value")))
             .await?;
-        let info = snapshots::create(store, folder.path(), NAME).await?;
+        let info = backups::create(store, folder.path(), NAME).await?;
         let whole = fs::read_to_string(&info.path)?;
         let lines: Vec<&str> = whole.split_inclusive('\n').collect();
         let path = folder.path().join("damaged");
         let empty = subject.fresh().await?;
         for (what, text) in [
             ("empty", String::new()),
-            ("no snapshot", "hello\n".to_owned()),
+            ("no backup", "hello\n".to_owned()),
             ("cut in a line", whole[..whole.len() / 2].to_owned()),
             ("cut between two lines", lines[..5].concat()),
             ("without its last line", lines[..lines.len() - 1].concat()),
@@ -512,21 +512,18 @@ fn damaged(subject: &Subject) -> Result<()> {
             ("with more at its end", whole.clone() + "more\n"),
         ] {
             fs::write(&path, text)?;
-            let refused = snapshots::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
+            let refused = backups::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
             ensure!(
                 matches!(
                     refused,
-                    Err(SnapshotError::Damaged { .. } | SnapshotError::NoSnapshot(_))
+                    Err(BackupError::Damaged { .. } | BackupError::NotABackup(_))
                 ),
                 "{what}: {refused:?}"
             );
         }
         fs::write(&path, whole.replacen("\"schema\":1", "\"schema\":2", 1))?;
-        let refused = snapshots::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
-        ensure!(
-            matches!(refused, Err(SnapshotError::TooNew { .. })),
-            "{refused:?}"
-        );
+        let refused = backups::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
+        ensure!(matches!(refused, Err(BackupError::TooNew { .. })), "{refused:?}");
         ensure!(
             contents(empty.store.as_ref()).await?.is_empty(),
             "something was changed"
@@ -591,7 +588,7 @@ fn broken_off(subject: &Subject) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let fresh = subject.fresh().await?;
         fill(fresh.store.as_ref()).await?;
-        let info = snapshots::create(fresh.store.as_ref(), folder.path(), NAME).await?;
+        let info = backups::create(fresh.store.as_ref(), folder.path(), NAME).await?;
         let mut expected = contents(fresh.store.as_ref()).await?;
         expected.retain(|(key, _)| !key.starts_with("/ephemeral/"));
         let target = subject.fresh().await?;
@@ -599,13 +596,13 @@ fn broken_off(subject: &Subject) -> Result<()> {
             store: Arc::clone(&target.store),
             left: 4.into(),
         };
-        let broken = snapshots::restore(&failing, &info.path, RestoreInto::Empty).await;
-        ensure!(matches!(broken, Err(SnapshotError::Store(_))), "{broken:?}");
+        let broken = backups::restore(&failing, &info.path, RestoreInto::Empty).await;
+        ensure!(matches!(broken, Err(BackupError::Store(_))), "{broken:?}");
         let store = target.store.as_ref();
-        ensure!(snapshots::interrupted(store).await?);
+        ensure!(backups::interrupted(store).await?);
         ensure!(contents(store).await?.len() < expected.len());
-        snapshots::restore(store, &info.path, RestoreInto::Empty).await?;
-        ensure!(!snapshots::interrupted(store).await?);
+        backups::restore(store, &info.path, RestoreInto::Empty).await?;
+        ensure!(!backups::interrupted(store).await?);
         ensure!(contents(store).await? == expected);
         Ok(())
     })

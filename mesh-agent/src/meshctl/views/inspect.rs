@@ -59,7 +59,7 @@ pub(crate) fn revision(view: &RevisionView) -> Value {
 /// `node inspect`.
 pub(crate) fn node(view: &NodeView) -> Value {
     let node = &view.node;
-    let presence = view.presence.as_ref();
+    let registration = view.registration.as_ref();
     json!({
         "ID": node.id,
         "Spec": {"Labels": node.labels, "Role": node.role.name(), "Availability": node.availability.to_string()},
@@ -68,7 +68,7 @@ pub(crate) fn node(view: &NodeView) -> Value {
             "Platform": {"Architecture": node.platform.architecture, "OS": node.platform.os},
             "Resources": {"NanoCPUs": node.resources.nano_cpus, "MemoryBytes": node.resources.memory_bytes},
             "Engine": {
-                "EngineVersion": presence.map(|presence| &presence.engine_version),
+                "EngineVersion": registration.map(|registration| &registration.engine_version),
                 "Labels": labels(&node.engine_labels),
             },
         },
@@ -78,10 +78,10 @@ pub(crate) fn node(view: &NodeView) -> Value {
             "Reachability": reachability,
             "Addr": node.address,
         })),
-        "Agent": presence.map(|presence| json!({
-            "Version": presence.release,
-            "DataPath": presence.datapath,
-            "EngineAnswers": presence.engine,
+        "Agent": registration.map(|registration| json!({
+            "Version": registration.release,
+            "DataPath": registration.datapath,
+            "EngineAnswers": registration.engine,
         })),
         "Reserved": {"NanoCPUs": view.reserved.nano_cpus, "MemoryBytes": view.reserved.memory_bytes},
         "RunningTasks": view.running,

@@ -2,7 +2,7 @@
 
 use mesh_orchestrator::{
     api::types::NodeView,
-    cluster::Presence,
+    cluster::Registration,
     objects::{NodeRole, NodeStatus},
 };
 use serde_json::Value;
@@ -68,14 +68,14 @@ pub(crate) fn rows(mut nodes: Vec<NodeView>, filter: &Filter, own: &str) -> Vec<
                 capitalised(&node.status.to_string()).into(),
                 capitalised(&node.availability.to_string()).into(),
                 manager_status(view).into(),
-                presence(view)
-                    .map_or("", |presence| presence.engine_version.as_str())
+                registration(view)
+                    .map_or("", |registration| registration.engine_version.as_str())
                     .into(),
-                presence(view)
-                    .map_or("", |presence| presence.release.as_str())
+                registration(view)
+                    .map_or("", |registration| registration.release.as_str())
                     .into(),
-                presence(view)
-                    .map_or("", |presence| presence.datapath.as_str())
+                registration(view)
+                    .map_or("", |registration| registration.datapath.as_str())
                     .into(),
                 node.role.name().into(),
                 node.address.as_str().into(),
@@ -85,8 +85,8 @@ pub(crate) fn rows(mut nodes: Vec<NodeView>, filter: &Filter, own: &str) -> Vec<
         .collect()
 }
 
-fn presence(view: &NodeView) -> Option<&Presence> {
-    view.presence.as_ref()
+fn registration(view: &NodeView) -> Option<&Registration> {
+    view.registration.as_ref()
 }
 
 fn manager_status(view: &NodeView) -> String {
@@ -147,15 +147,15 @@ pub(crate) fn pretty(view: &NodeView) -> String {
         " Memory:\t\t{}",
         show_bytes(node.resources.memory_bytes)
     ));
-    if let Some(presence) = presence(view) {
-        text.line(format_args!("Engine Version:\t\t{}", presence.engine_version));
+    if let Some(registration) = registration(view) {
+        text.line(format_args!("Engine Version:\t\t{}", registration.engine_version));
     }
     text.labels("Engine Labels:", " - ", &node.engine_labels);
-    if let Some(presence) = presence(view) {
+    if let Some(registration) = registration(view) {
         text.line("Agent:");
-        text.field(" Version:\t\t", &presence.release);
-        text.field(" Data Path:\t\t", &presence.datapath);
-        let engine = if presence.engine {
+        text.field(" Version:\t\t", &registration.release);
+        text.field(" Data Path:\t\t", &registration.datapath);
+        let engine = if registration.engine {
             "answers"
         } else {
             "does not answer"

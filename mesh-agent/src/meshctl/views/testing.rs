@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_orchestrator::{
     api::types::{NodeView, ServiceView, TaskView},
-    cluster::Presence,
+    cluster::Registration,
     objects::{EndpointPort, Node, Task, TaskState, TaskStatus, Timestamp},
     spec::{Protocol, PublishMode, Replicated, ServiceMode},
 };
@@ -84,12 +84,12 @@ pub(crate) fn node(id: &str, hostname: &str) -> NodeView {
     .unwrap();
     NodeView {
         leader: false,
-        presence: Some(Presence {
+        registration: Some(Registration {
             engine: true,
             datapath: "ebpf".to_owned(),
             release: "0.1.0".to_owned(),
             engine_version: "29.3.1".to_owned(),
-            ..Presence::default()
+            ..Registration::default()
         }),
         running: 3,
         reserved: Default::default(),

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cluster::Presence,
+    cluster::Registration,
     objects::{Availability, Node},
     spec::Resources,
 };
@@ -18,7 +18,7 @@ pub struct NodeView {
     pub leader: bool,
     /// What its agent says of itself; `null` while the agent is not heard.
     #[serde(default)]
-    pub presence: Option<Presence>,
+    pub registration: Option<Registration>,
     /// Tasks that run there.
     pub running: u32,
     /// What its tasks have reserved.

@@ -11,7 +11,7 @@ use crate::{objects::Timestamp, store::Revision};
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotView {
-    /// Its file's name: `manual-20261121T190000.000Z.mesh-snapshot`.
+    /// Its file's name: `manual-20261121T190000.000Z.mesh-backup`.
     pub name: String,
     /// `hourly` or `manual`.
     pub kind: String,

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::store::{
     Expected, Prefix, Revision, SCHEMA, Store, StoreError, Transaction,
     etcd::{EtcdConfig, EtcdStore, EtcdTls},
-    membership::{Registration, campaign, leader, node_key},
+    membership::{NodeSession, campaign, leader, node_key},
 };
 
 use self::cluster::{Authority, Cluster};
@@ -58,7 +58,7 @@ pub(crate) fn lead_until_killed(folder: &Path) -> Result<()> {
         let leadership = campaign(&store, "loops", "doomed", QUICK).await?;
         println!("leads");
         leadership.lost().await;
-        bail!("the lead was lost")
+        bail!("leadership was lost")
     })
 }
 
@@ -346,15 +346,15 @@ fn cut_off() -> Result<()> {
     run(async {
         let store: Arc<dyn Store> = Arc::new(EtcdStore::open(cluster.config("/mesh")).await?);
         let name = node_key("node1")?;
-        let node = Registration::start(Arc::clone(&store), name.clone(), b"here".to_vec(), QUICK);
+        let node = NodeSession::start(Arc::clone(&store), name.clone(), b"here".to_vec(), QUICK);
         let mut present = node.present();
         tokio::time::timeout(PATIENCE, present.wait_for(|present| *present)).await??;
-        let lead = campaign(&store, "loops", "node1", QUICK).await?;
+        let leadership = campaign(&store, "loops", "node1", QUICK).await?;
         for number in 0..3 {
             cluster.kill_member(number)?;
         }
         // It is told before anybody could see it gone.
-        tokio::time::timeout(PATIENCE, lead.lost()).await?;
+        tokio::time::timeout(PATIENCE, leadership.lost()).await?;
         tokio::time::timeout(PATIENCE, present.wait_for(|present| !*present)).await??;
         for number in 0..3 {
             cluster.start_member(number)?;

@@ -1,14 +1,14 @@
-//! Restoring a snapshot into a store. Depends on `file` and the store's trait.
+//! Restoring a backup into a store. Depends on `file` and the store's trait.
 
 use std::path::Path;
 
-use super::file::{self, SnapshotError, SnapshotInfo};
+use super::file::{self, BackupError, BackupInfo};
 use crate::store::{
     Expected, InvalidKey, Key, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, PAGE, Prefix, Revision, Store,
     StoreError, Transaction, is_ephemeral,
 };
 
-/// What a snapshot may be restored into.
+/// What a backup may be restored into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestoreInto {
     /// An empty store only.
@@ -22,7 +22,7 @@ pub enum RestoreInto {
 ///
 /// # Errors
 /// As [`Store::get`].
-pub async fn interrupted(store: &dyn Store) -> Result<bool, SnapshotError> {
+pub async fn interrupted(store: &dyn Store) -> Result<bool, BackupError> {
     Ok(store.get(&marker(store)?).await?.is_some())
 }
 
@@ -34,27 +34,23 @@ fn marker(store: &dyn Store) -> Result<Key, StoreError> {
     })
 }
 
-/// Restores a snapshot. It is checked as a whole before anything is changed. A restore that was broken off
+/// Restores a backup. It is checked as a whole before anything is changed. A restore that was broken off
 /// is known by [`interrupted`], and is repeated by restoring again.
 ///
 /// # Errors
-/// When the snapshot is not whole or not of this release; [`SnapshotError::NotEmpty`]; as
+/// When the backup is not whole or not of this release; [`BackupError::NotEmpty`]; as
 /// [`Store::commit`], [`StoreError::Conflict`] when somebody else changes the store meanwhile.
-pub async fn restore(
-    store: &dyn Store,
-    path: &Path,
-    into: RestoreInto,
-) -> Result<SnapshotInfo, SnapshotError> {
+pub async fn restore(store: &dyn Store, path: &Path, into: RestoreInto) -> Result<BackupInfo, BackupError> {
     let (info, entries) = {
         let path = path.to_owned();
         let reading = path.clone();
         tokio::task::spawn_blocking(move || {
             let mut entries = Vec::new();
             let info = file::read(&reading, |key, value| entries.push((key, value)))?;
-            Ok::<_, SnapshotError>((info, entries))
+            Ok::<_, BackupError>((info, entries))
         })
         .await
-        .map_err(|error| SnapshotError::Damaged {
+        .map_err(|error| BackupError::Damaged {
             path,
             detail: error.to_string(),
         })??
@@ -64,7 +60,7 @@ pub async fn restore(
     // What an unfinished restore has left may always be replaced.
     let unfinished = present.contains(&marker);
     if !present.is_empty() && !unfinished && into == RestoreInto::Empty {
-        return Err(SnapshotError::NotEmpty(store.describe()));
+        return Err(BackupError::NotEmpty(store.describe()));
     }
     let begun = begin(store, &marker, unfinished).await?;
     // Once more: what was written until the marker was there must go, too.

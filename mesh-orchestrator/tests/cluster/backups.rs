@@ -1,10 +1,10 @@
-//! Snapshots of a cluster at work, and what becomes of it when one is restored.
+//! Backups of a cluster at work, and what becomes of it when one is restored.
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
-    cluster::SnapshotSchedule,
+    backups::{self, BackupKind, Keep, RestoreInto},
+    cluster::BackupSchedule,
     objects::NodeRole,
-    snapshots::{self, Keep, RestoreInto, SnapshotKind},
 };
 
 use crate::{
@@ -15,9 +15,9 @@ use crate::{
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
-        ("a_snapshot_on_an_empty_store_brings_everything_back", restored),
-        ("a_snapshot_replaces_what_a_cluster_at_work_has", replaced),
-        ("snapshots_are_kept_by_the_schedule_whoever_leads", scheduled),
+        ("a_backup_on_an_empty_store_brings_everything_back", restored),
+        ("a_backup_replaces_what_a_cluster_at_work_has", replaced),
+        ("backups_are_kept_by_the_schedule_whoever_leads", scheduled),
     ]
 }
 
@@ -30,7 +30,7 @@ fn restored(lab: &Lab) -> Result<()> {
             let web = user.create(service("web", 3)?).await?;
             user.update(&web, |json| json["labels"]["a"] = "b".into()).await?;
             user.until_running(&web, 3).await?;
-            let made = user.cluster.snapshot(folder.path(), SnapshotKind::Manual).await?;
+            let made = user.cluster.backup(folder.path(), BackupKind::Manual).await?;
             (made.path, web.clone(), user.cluster.history(&web).await?)
         };
         let empty = lab.another()?;
@@ -57,7 +57,7 @@ fn replaced(lab: &Lab) -> Result<()> {
         let user = &one.handle;
         let web = user.create(service("web", 3)?).await?;
         user.until_running(&web, 3).await?;
-        let made = user.cluster.snapshot(folder.path(), SnapshotKind::Manual).await?;
+        let made = user.cluster.backup(folder.path(), BackupKind::Manual).await?;
         user.scale(&web, 1).await?;
         let later = user.create(service("later", 2)?).await?;
         user.until_running(&web, 1).await?;
@@ -76,13 +76,13 @@ fn scheduled(lab: &Lab) -> Result<()> {
     run(async {
         let folder = tempfile::tempdir()?;
         let machine = lab.open().await?;
-        let schedule = SnapshotSchedule {
-            folder: folder.path().join("snapshots"),
+        let schedule = BackupSchedule {
+            folder: folder.path().join("backups"),
             keep: Keep::default(),
         };
         let made = async {
             loop {
-                if let Ok(names) = snapshots::list(&folder.path().join("snapshots"))
+                if let Ok(names) = backups::list(&folder.path().join("backups"))
                     && let Some(name) = names.first()
                 {
                     return *name;
@@ -91,12 +91,12 @@ fn scheduled(lab: &Lab) -> Result<()> {
             }
         };
         let name = tokio::select! {
-            () = machine.cluster.keep_snapshots(&schedule) => bail!("the schedule has ended"),
-            made = tokio::time::timeout(PATIENCE, made) => made.context("no snapshot was made")?,
+            () = machine.cluster.keep_backups(&schedule) => bail!("the schedule has ended"),
+            made = tokio::time::timeout(PATIENCE, made) => made.context("no backup was made")?,
         };
-        ensure!(name.kind == SnapshotKind::Hourly);
-        let path = folder.path().join("snapshots").join(name.to_string());
-        tokio::task::spawn_blocking(move || snapshots::inspect(&path)).await??;
+        ensure!(name.kind == BackupKind::Hourly);
+        let path = folder.path().join("backups").join(name.to_string());
+        tokio::task::spawn_blocking(move || backups::inspect(&path)).await??;
         Ok(())
     })
 }

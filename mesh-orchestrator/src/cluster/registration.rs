@@ -3,12 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A node's presence: there while its agent is heard, gone after three missed heartbeats.
+/// A node's registration: there while its agent is heard, gone after three missed heartbeats.
 ///
 /// What a newer release adds to it is ignored by an older one, and the other way round.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Presence {
+pub struct Registration {
     /// The address that other nodes reach it at.
     pub address: String,
     /// What the data path of the node is, in the agents' own words; means nothing here.

@@ -1,4 +1,4 @@
-//! A snapshot's file: a header line, a line for each entry, and a line with the checksum of all before.
+//! A backup's file: a header line, a line for each entry, and a line with the checksum of all before.
 //! Depends on `schedule` and the store's trait.
 
 use std::{
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncWriteExt, BufWriter};
 
-use super::schedule::SnapshotName;
+use super::schedule::BackupName;
 use crate::{
     objects::Timestamp,
     store::{Entry, Key, Revision, SCHEMA, Store, StoreError, is_ephemeral},
@@ -22,13 +22,16 @@ use crate::{
 /// The version of the file's format.
 pub const FORMAT: u32 = 1;
 
-/// What a file of this kind begins with.
-const MAGIC: &str = "mesh-snapshot";
+/// Identifies the format in the header.
+const MAGIC: &str = "mesh-backup";
+
+/// [`MAGIC`] of files from releases that called backups snapshots.
+const OLD_MAGIC: &str = "mesh-snapshot";
 
 /// The longest line: the largest value as text, its key and some more.
 const MAX_LINE_BYTES: u64 = 4 << 20;
 
-/// A snapshot's first line.
+/// A backup's first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
@@ -61,9 +64,9 @@ struct Trailer {
     sha256: String,
 }
 
-/// What is in a snapshot that is whole.
+/// What is in a backup that is whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotInfo {
+pub struct BackupInfo {
     /// The file.
     pub path: PathBuf,
     /// Its first line.
@@ -76,12 +79,12 @@ pub struct SnapshotInfo {
     pub sha256: String,
 }
 
-/// Why a snapshot was not made, read or restored.
+/// Why a backup was not made, read or restored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SnapshotError {
+pub enum BackupError {
     /// The file cannot be written. No half of it is left.
-    #[error("could not write the snapshot {path}; its folder must exist, be writable and have room")]
+    #[error("could not write the backup {path}; its folder must exist, be writable and have room")]
     Write {
         /// The file.
         path: PathBuf,
@@ -89,18 +92,18 @@ pub enum SnapshotError {
         source: io::Error,
     },
     /// The file cannot be read.
-    #[error("could not read the snapshot {path}")]
+    #[error("could not read the backup {path}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The file is no snapshot.
-    #[error("{0} is no snapshot")]
-    NoSnapshot(PathBuf),
+    /// The file is not a backup.
+    #[error("{0} is not a backup")]
+    NotABackup(PathBuf),
     /// The file is cut or was changed.
-    #[error("the snapshot {path} is damaged ({detail}); use another one")]
+    #[error("the backup {path} is damaged ({detail}); use another one")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -108,7 +111,7 @@ pub enum SnapshotError {
         detail: String,
     },
     /// A newer release made it.
-    #[error("the snapshot {path} was made by a newer release ({release}); install that one to restore it")]
+    #[error("the backup {path} was made by a newer release ({release}); install that one to restore it")]
     TooNew {
         /// The file.
         path: PathBuf,
@@ -127,13 +130,9 @@ pub enum SnapshotError {
 ///
 /// # Errors
 /// When the store cannot be read, or the file not written; then no half of it is left.
-pub async fn create(
-    store: &dyn Store,
-    folder: &Path,
-    name: SnapshotName,
-) -> Result<SnapshotInfo, SnapshotError> {
+pub async fn create(store: &dyn Store, folder: &Path, name: BackupName) -> Result<BackupInfo, BackupError> {
     let path = folder.join(name.to_string());
-    let failed = |source: io::Error| SnapshotError::Write {
+    let failed = |source: io::Error| BackupError::Write {
         path: path.clone(),
         source,
     };
@@ -148,7 +147,7 @@ pub async fn create(
         release: env!("CARGO_PKG_VERSION").to_owned(),
     };
     // Readable by its owner only: what is not secret is still nobody's business.
-    let (file, temporary) = NamedTempFile::with_prefix_in(".snapshot-", folder)
+    let (file, temporary) = NamedTempFile::with_prefix_in(".backup-", folder)
         .map_err(failed)?
         .into_parts();
     let mut output = Output {
@@ -183,7 +182,7 @@ pub async fn create(
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(failed)?;
-    Ok(SnapshotInfo {
+    Ok(BackupInfo {
         bytes: output.bytes,
         path,
         header,
@@ -212,19 +211,19 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The snapshots in a folder, oldest first. Other files there are nobody's.
+/// The backups in a folder, oldest first. Other files there are nobody's.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn list(folder: &Path) -> Result<Vec<SnapshotName>, SnapshotError> {
-    let failed = |source| SnapshotError::Read {
+pub fn list(folder: &Path) -> Result<Vec<BackupName>, BackupError> {
+    let failed = |source| BackupError::Read {
         path: folder.to_owned(),
         source,
     };
     let mut names = Vec::new();
     for file in fs::read_dir(folder).map_err(failed)? {
         if let Some(name) = file.map_err(failed)?.file_name().to_str()
-            && let Ok(name) = name.parse::<SnapshotName>()
+            && let Ok(name) = name.parse::<BackupName>()
         {
             names.push(name);
         }
@@ -233,24 +232,24 @@ pub fn list(folder: &Path) -> Result<Vec<SnapshotName>, SnapshotError> {
     Ok(names)
 }
 
-/// Reads a snapshot through and says what is in it, if it is whole. Blocks meanwhile.
+/// Reads a backup through and says what is in it, if it is whole. Blocks meanwhile.
 ///
 /// # Errors
-/// When it cannot be read, is no snapshot, is damaged, or was made by a newer release.
-pub fn inspect(path: &Path) -> Result<SnapshotInfo, SnapshotError> {
+/// When it cannot be read, is no backup, is damaged, or was made by a newer release.
+pub fn inspect(path: &Path) -> Result<BackupInfo, BackupError> {
     read(path, |_, _| {})
 }
 
-/// Reads a snapshot through; what `each` was given counts only if there is no error. Blocks meanwhile.
+/// Reads a backup through; what `each` was given counts only if there is no error. Blocks meanwhile.
 ///
 /// # Errors
 /// As [`inspect`].
-pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<SnapshotInfo, SnapshotError> {
-    let failed = |source| SnapshotError::Read {
+pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<BackupInfo, BackupError> {
+    let failed = |source| BackupError::Read {
         path: path.to_owned(),
         source,
     };
-    let damaged = |detail: &str| SnapshotError::Damaged {
+    let damaged = |detail: &str| BackupError::Damaged {
         path: path.to_owned(),
         detail: detail.to_owned(),
     };
@@ -286,7 +285,7 @@ pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<SnapshotI
         if !input.line().map_err(failed)?.is_empty() {
             return Err(damaged("something follows its end"));
         }
-        return Ok(SnapshotInfo {
+        return Ok(BackupInfo {
             path: path.to_owned(),
             header,
             entries,
@@ -296,7 +295,7 @@ pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<SnapshotI
     }
 }
 
-fn header(path: &Path, line: &[u8]) -> Result<Header, SnapshotError> {
+fn header(path: &Path, line: &[u8]) -> Result<Header, BackupError> {
     /// What the headers of all releases have.
     #[derive(Deserialize)]
     struct Any {
@@ -306,17 +305,17 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, SnapshotError> {
         #[serde(default)]
         release: String,
     }
-    let any: Any = serde_json::from_slice(line).map_err(|_| SnapshotError::NoSnapshot(path.to_owned()))?;
-    if any.magic != MAGIC {
-        return Err(SnapshotError::NoSnapshot(path.to_owned()));
+    let any: Any = serde_json::from_slice(line).map_err(|_| BackupError::NotABackup(path.to_owned()))?;
+    if any.magic != MAGIC && any.magic != OLD_MAGIC {
+        return Err(BackupError::NotABackup(path.to_owned()));
     }
     if any.format > FORMAT || any.schema > SCHEMA {
-        return Err(SnapshotError::TooNew {
+        return Err(BackupError::TooNew {
             path: path.to_owned(),
             release: any.release,
         });
     }
-    serde_json::from_slice(line).map_err(|error| SnapshotError::Damaged {
+    serde_json::from_slice(line).map_err(|error| BackupError::Damaged {
         path: path.to_owned(),
         detail: format!("its header is not as it was written: {error}"),
     })

@@ -1,4 +1,4 @@
-//! When a snapshot is due, and which old ones may go. Pure: names and times in, decisions out.
+//! When a backup is due, and which old ones may go. Pure: names and times in, decisions out.
 
 use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
@@ -9,39 +9,39 @@ use crate::objects::Timestamp;
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
 
-/// How a file is named: `hourly-20261121T190000.000Z.mesh-snapshot`.
-const SUFFIX: &str = ".mesh-snapshot";
+/// How a file is named: `hourly-20261121T190000.000Z.mesh-backup`.
+const SUFFIX: &str = ".mesh-backup";
 const FORMAT: &[BorrowedFormatItem<'_>] =
     format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
 
-/// Who asked for a snapshot.
+/// Who asked for a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SnapshotKind {
+pub enum BackupKind {
     /// The schedule; goes when it is old.
     Hourly,
     /// A user; stays until they remove it.
     Manual,
 }
 
-/// A snapshot's file name; says when it was made.
+/// A backup's file name; says when it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SnapshotName {
+pub struct BackupName {
     /// Who asked for it.
-    pub kind: SnapshotKind,
+    pub kind: BackupKind,
     /// When it was made.
     pub at: Timestamp,
 }
 
-/// A file name that is none of a snapshot.
+/// A file name that is none of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a snapshot; one looks like hourly-20261121T190000.000Z{SUFFIX}")]
+#[error("{0:?} is no name of a backup; one looks like hourly-20261121T190000.000Z{SUFFIX}")]
 pub struct InvalidName(String);
 
-impl fmt::Display for SnapshotName {
+impl fmt::Display for BackupName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            SnapshotKind::Hourly => "hourly",
-            SnapshotKind::Manual => "manual",
+            BackupKind::Hourly => "hourly",
+            BackupKind::Manual => "manual",
         };
         let nanoseconds = i128::from(self.at.0) * 1_000_000;
         let time = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
@@ -52,15 +52,15 @@ impl fmt::Display for SnapshotName {
     }
 }
 
-impl FromStr for SnapshotName {
+impl FromStr for BackupName {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let parsed = text.strip_suffix(SUFFIX).and_then(|text| {
             let (kind, time) = text.split_once('-')?;
             let kind = match kind {
-                "hourly" => SnapshotKind::Hourly,
-                "manual" => SnapshotKind::Manual,
+                "hourly" => BackupKind::Hourly,
+                "manual" => BackupKind::Manual,
                 _ => return None,
             };
             let time = time::PrimitiveDateTime::parse(time, FORMAT).ok()?.assume_utc();
@@ -74,7 +74,7 @@ impl FromStr for SnapshotName {
     }
 }
 
-/// How many of the schedule's snapshots are kept.
+/// How many of the schedule's backups are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
     /// The newest of so many hours.
@@ -89,26 +89,26 @@ impl Default for Keep {
     }
 }
 
-/// Whether the schedule wants a snapshot now.
+/// Whether the schedule wants a backup now.
 #[must_use]
-pub fn is_due(now: Timestamp, existing: &[SnapshotName]) -> bool {
-    // A clock that was ahead must not stop snapshots until it is that late again.
+pub fn is_due(now: Timestamp, existing: &[BackupName]) -> bool {
+    // A clock that was ahead must not stop backups until it is that late again.
     let newest = existing
         .iter()
-        .filter(|name| name.kind == SnapshotKind::Hourly && name.at <= now)
+        .filter(|name| name.kind == BackupKind::Hourly && name.at <= now)
         .map(|name| name.at)
         .max();
     newest.is_none_or(|newest| now.since(newest) >= Duration::from_millis(HOUR))
 }
 
-/// Which of the schedule's snapshots may go. Hours and days count only if they have a snapshot: a machine
+/// Which of the schedule's backups may go. Hours and days count only if they have a backup: a machine
 /// that was off for long still has its last ones.
 #[must_use]
-pub fn expired(existing: &[SnapshotName], keep: Keep) -> Vec<SnapshotName> {
-    let mut scheduled: Vec<SnapshotName> = existing
+pub fn expired(existing: &[BackupName], keep: Keep) -> Vec<BackupName> {
+    let mut scheduled: Vec<BackupName> = existing
         .iter()
         .copied()
-        .filter(|name| name.kind == SnapshotKind::Hourly)
+        .filter(|name| name.kind == BackupKind::Hourly)
         .collect();
     scheduled.sort_by_key(|name| std::cmp::Reverse(name.at));
     let (mut hours, mut days) = (BTreeSet::new(), BTreeSet::new());
@@ -128,9 +128,9 @@ mod tests {
 
     use super::*;
 
-    fn hourly(at: u64) -> SnapshotName {
-        SnapshotName {
-            kind: SnapshotKind::Hourly,
+    fn hourly(at: u64) -> BackupName {
+        BackupName {
+            kind: BackupKind::Hourly,
             at: Timestamp(at),
         }
     }
@@ -138,22 +138,22 @@ mod tests {
     #[test]
     fn a_name_says_when_it_was_made() {
         let name = hourly(1_795_287_600_123);
-        assert_eq!(name.to_string(), "hourly-20261121T190000.123Z.mesh-snapshot");
+        assert_eq!(name.to_string(), "hourly-20261121T190000.123Z.mesh-backup");
         assert_eq!(name.to_string().parse(), Ok(name));
         for wrong in [
             "",
             "hourly-",
-            "daily-20261121T190000.123Z.mesh-snapshot",
+            "daily-20261121T190000.123Z.mesh-backup",
             ".store-x",
             "hourly-20261121T190000.123Z",
         ] {
-            assert!(wrong.parse::<SnapshotName>().is_err(), "{wrong:?}");
+            assert!(wrong.parse::<BackupName>().is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn a_month_of_hourly_snapshots_comes_down_to_a_day_and_a_week() {
-        let mut existing: Vec<SnapshotName> = (0..24 * 30).map(|hour| hourly(hour * HOUR + 5)).collect();
+    fn a_month_of_hourly_backups_comes_down_to_a_day_and_a_week() {
+        let mut existing: Vec<BackupName> = (0..24 * 30).map(|hour| hourly(hour * HOUR + 5)).collect();
         let gone = expired(&existing, Keep::default());
         existing.retain(|name| !gone.contains(name));
         // Of the last day all, of the six before the last each.
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_due_an_hour_after_the_last() {
+    fn a_backup_is_due_an_hour_after_the_last() {
         assert!(is_due(Timestamp(5), &[]));
         assert!(!is_due(Timestamp(HOUR), &[hourly(5)]));
         assert!(is_due(Timestamp(HOUR + 5), &[hourly(5)]));
@@ -170,8 +170,8 @@ mod tests {
             is_due(Timestamp(5), &[hourly(10 * DAY)]),
             "made by a clock that was ahead"
         );
-        let manual = SnapshotName {
-            kind: SnapshotKind::Manual,
+        let manual = BackupName {
+            kind: BackupKind::Manual,
             at: Timestamp(5),
         };
         assert!(is_due(Timestamp(6), &[manual]));
@@ -180,23 +180,23 @@ mod tests {
     proptest! {
         #[test]
         fn names_read_as_they_are_written(at in 0..4_000_000_000_000_u64, manual: bool) {
-            let kind = if manual { SnapshotKind::Manual } else { SnapshotKind::Hourly };
-            let name = SnapshotName { kind, at: Timestamp(at) };
+            let kind = if manual { BackupKind::Manual } else { BackupKind::Hourly };
+            let name = BackupName { kind, at: Timestamp(at) };
             prop_assert_eq!(name.to_string().parse(), Ok(name));
         }
 
         #[test]
         fn the_newest_stays_and_so_does_what_users_made(times in prop::collection::vec(0..40 * DAY, 0..200), manual in prop::collection::vec(0..40 * DAY, 0..5)) {
             let mut existing: Vec<_> = times.iter().map(|at| hourly(*at)).collect();
-            existing.extend(manual.iter().map(|at| SnapshotName { kind: SnapshotKind::Manual, at: Timestamp(*at) }));
+            existing.extend(manual.iter().map(|at| BackupName { kind: BackupKind::Manual, at: Timestamp(*at) }));
             let gone = expired(&existing, Keep::default());
-            prop_assert!(gone.iter().all(|name| name.kind == SnapshotKind::Hourly));
+            prop_assert!(gone.iter().all(|name| name.kind == BackupKind::Hourly));
             let newest = times.iter().max().copied();
             let kept: Vec<_> = existing.iter().copied().filter(|name| !gone.contains(name)).collect();
             if let Some(newest) = newest {
                 prop_assert!(kept.contains(&hourly(newest)));
             }
-            let scheduled = kept.iter().filter(|name| name.kind == SnapshotKind::Hourly).map(|name| name.at).collect::<BTreeSet<_>>();
+            let scheduled = kept.iter().filter(|name| name.kind == BackupKind::Hourly).map(|name| name.at).collect::<BTreeSet<_>>();
             prop_assert!(scheduled.len() <= 24 + 7);
             // Doing it again changes nothing.
             prop_assert!(expired(&kept, Keep::default()).is_empty());
