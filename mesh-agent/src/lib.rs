@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod discovery;
 pub mod doctor;
 pub mod error;
+pub mod host_facts;
 pub mod mesh0;
 pub mod meshctl;
 pub mod metrics;

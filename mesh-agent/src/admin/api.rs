@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic},
+    doctor::Report,
     model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
@@ -185,6 +186,25 @@ pub struct DatapathAnswer {
     pub version: u32,
     /// How the data path stands, after what was asked has been done.
     pub datapath: DatapathStatus,
+}
+
+/// The answer of `GET /v1/doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorAnswer {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Every check, and the data path that results.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+impl From<Report> for DoctorAnswer {
+    fn from(report: Report) -> Self {
+        Self {
+            version: VERSION,
+            report,
+        }
+    }
 }
 
 /// The body of `POST /v1/datapath/use`.

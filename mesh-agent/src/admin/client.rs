@@ -9,8 +9,8 @@ use std::{
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::api::{self, DatapathAnswer, Failure, Routes, Status, UseDatapath};
-use crate::{datapath::DatapathChoice, doctor::Report};
+use super::api::{self, DatapathAnswer, DoctorAnswer, Failure, Routes, Status, UseDatapath};
+use crate::datapath::DatapathChoice;
 
 /// The agent answers from memory; only the doctor waits for others, and less than this.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -110,7 +110,7 @@ impl Client {
     ///
     /// # Errors
     /// When the agent does not run.
-    pub async fn doctor(&self) -> Result<Report, ClientError> {
+    pub async fn doctor(&self) -> Result<DoctorAnswer, ClientError> {
         self.get("doctor").await
     }
 

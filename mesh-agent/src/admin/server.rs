@@ -21,15 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Control, Introspect,
-    api::{self, DatapathAnswer, Failure, Routes, Status, UseDatapath},
+    api::{self, DatapathAnswer, DoctorAnswer, Failure, Routes, Status, UseDatapath},
     control::Request,
     routes::routes,
     status::status,
 };
-use crate::{
-    datapath::DatapathStatus,
-    doctor::{self, Report},
-};
+use crate::{datapath::DatapathStatus, doctor};
 
 /// How long requests under way may take to finish once the agent stops.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -220,13 +217,14 @@ async fn get_status(State(admin): State<Admin>) -> Json<Status> {
     Json(status(&admin.agent.view(), SystemTime::now()))
 }
 
-async fn get_doctor(State(admin): State<Admin>) -> Json<Report> {
+async fn get_doctor(State(admin): State<Admin>) -> Json<DoctorAnswer> {
     let view = admin.agent.view();
     let running = doctor::Running {
         interfaces: view.modes.clone(),
         datapath: view.datapath_status.clone(),
     };
-    Json(doctor::examine(&admin.doctor, doctor::Examiner::Agent, Some(running)).await)
+    let report = doctor::examine(&admin.doctor, doctor::Examiner::Agent, Some(running)).await;
+    Json(report.into())
 }
 
 async fn get_datapath(State(admin): State<Admin>) -> Json<DatapathAnswer> {

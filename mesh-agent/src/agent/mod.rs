@@ -20,7 +20,7 @@ mod supervisor;
 
 pub use ladder::{DatapathFactory, NothingWorks};
 pub use logging::start_logging;
-pub use preflight::{PreflightError, cgroup2_mount};
+pub use preflight::PreflightError;
 pub use privileges::{PrivilegesError, pass_privileges_on, reduce_privileges};
 pub use reconcile::Reconciler;
 pub use run::{Ended, run};

@@ -10,11 +10,11 @@ use caps::{CapSet, Capability};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use tracing::warn;
 
-use crate::config::RunOptions;
+use crate::{config::RunOptions, host_facts};
 
 /// Something that the agent cannot do without is missing.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +116,7 @@ pub(super) fn ebpf_ground(options: &RunOptions, held: Option<Lock>) -> Result<Eb
         Some(lock) => lock,
         None => lock(&options.bpffs)?,
     };
-    let netns_cookie = crate::doctor::own_netns_cookie()
+    let netns_cookie = host_facts::own_netns_cookie()
         .inspect_err(|error| {
             warn!(
                 %error,
@@ -142,13 +142,11 @@ fn has(capability: Capability) -> Result<bool, PreflightError> {
 /// When there is none.
 pub(super) fn find_cgroup(options: &RunOptions) -> Result<PathBuf, PreflightError> {
     match &options.cgroup {
-        Some(path) if is_cgroup2(path) => Ok(path.clone()),
+        Some(path) if host_facts::is_cgroup2(path) => Ok(path.clone()),
         Some(path) => Err(PreflightError::Cgroup(path.clone())),
-        None => {
-            let table =
-                std::fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::MountTable)?;
-            cgroup2_mount(&table).ok_or(PreflightError::NoCgroup)
-        }
+        None => host_facts::find_cgroup2()
+            .map_err(PreflightError::MountTable)?
+            .ok_or(PreflightError::NoCgroup),
     }
 }
 
@@ -164,51 +162,9 @@ fn lock(path: &Path) -> Result<Lock, PreflightError> {
     })
 }
 
-fn is_cgroup2(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
-}
-
-/// The mount point of the first whole cgroup2 hierarchy in the text of a `mountinfo` file; one whose
-/// root is not the hierarchy's (a container's own) only where there is no other.
-#[must_use]
-pub fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
-    let mut partial = None;
-    for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else {
-            continue;
-        };
-        if right.split(' ').next() != Some("cgroup2") {
-            continue;
-        }
-        let mut fields = left.split(' ').skip(3);
-        let (Some(root), Some(point)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        // Blanks in paths are written in octal; such mount points are not worth more.
-        let point = PathBuf::from(point.replace("\\040", " "));
-        if root == "/" {
-            return Some(point);
-        }
-        partial.get_or_insert(point);
-    }
-    partial
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_whole_hierarchy_is_preferred_to_a_part_of_it() {
-        let table = "\
-30 25 0:26 /docker/abc /sys/fs/cgroup/part rw - cgroup2 cgroup2 rw
-31 25 0:27 / /sys/fs/cgroup/memory rw,nosuid shared:9 - cgroup cgroup rw,memory
-32 25 0:26 / /sys/fs/cgroup/uni\\040fied rw,nosuid shared:10 master:1 - cgroup2 cgroup2 rw,nsdelegate
-";
-        assert_eq!(cgroup2_mount(table), Some("/sys/fs/cgroup/uni fied".into()));
-        let part = table.lines().next().unwrap();
-        assert_eq!(cgroup2_mount(part), Some("/sys/fs/cgroup/part".into()));
-    }
 
     #[test]
     fn there_is_one_agent_at_a_time() {
@@ -220,13 +176,5 @@ mod tests {
         ));
         drop(first);
         lock(folder.path()).unwrap();
-    }
-
-    #[test]
-    fn a_table_without_cgroup2_has_none() {
-        assert_eq!(
-            cgroup2_mount("22 1 0:21 / /proc rw - proc proc rw\nnonsense\n - cgroup2"),
-            None
-        );
     }
 }

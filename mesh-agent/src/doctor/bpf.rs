@@ -1,5 +1,5 @@
-//! The few `bpf(2)` calls that tell what the running kernel can do. Loads programs of two or three
-//! instructions and lets go of them at once; attaches nothing.
+//! `bpf(2)` probes for what the running kernel supports. Loads programs of a few instructions and closes them at
+//! once; attaches nothing.
 
 use std::{
     io, mem,
@@ -15,7 +15,7 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 
-/// A program to try: its type, the hook it is meant for, and a helper it calls.
+/// A program to load as a test: its type, its attach type, and the helper that it calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe {
     program_type: u32,
@@ -61,11 +61,11 @@ impl Probe {
     /// Loads the program.
     ///
     /// # Errors
-    /// The kernel's refusal: `EPERM` without the capability, `EINVAL` for what it does not know.
+    /// The kernel's error: `EPERM` without the capability, `EINVAL` for anything it does not support.
     pub(super) fn load(self) -> io::Result<OwnedFd> {
         let mut instructions = Vec::new();
         if let Some(helper) = self.helper {
-            // Helpers that take a context find it in r1; bpf_redirect_peer wants (interface, flags).
+            // r1 holds the context for helpers that take one; bpf_redirect_peer takes (interface, flags).
             if self.program_type == Self::TC.program_type {
                 instructions.push(instruction(0xb7, 1, 1));
             }
@@ -86,10 +86,10 @@ impl Probe {
     }
 }
 
-/// Tries to make a small LRU hash map (kernel 4.10).
+/// Creates a small LRU hash map (kernel 4.10).
 ///
 /// # Errors
-/// The kernel's refusal.
+/// The kernel's error.
 pub(super) fn create_lru_hash() -> io::Result<OwnedFd> {
     let attributes = MapCreate {
         map_type: BPF_MAP_TYPE_LRU_HASH,
@@ -101,11 +101,11 @@ pub(super) fn create_lru_hash() -> io::Result<OwnedFd> {
     create(BPF_MAP_CREATE, &attributes)
 }
 
-/// Whether the kernel has tcx (6.6), found without attaching anything: a link to an interface that
-/// cannot exist is refused with `ENODEV` by a kernel that has it, as invalid by one that has not.
+/// Whether the kernel has tcx (6.6). Attaches nothing: for a link to an interface that cannot exist, a kernel with
+/// tcx returns `ENODEV`, one without it `EINVAL`.
 ///
 /// # Errors
-/// When not even the tc program loads.
+/// When the tc program does not load.
 pub(super) fn has_tcx() -> io::Result<bool> {
     const BPF_TCX_INGRESS: u32 = 46;
     let program = Probe::TC.load()?;
@@ -118,10 +118,10 @@ pub(super) fn has_tcx() -> io::Result<bool> {
     Ok(create(BPF_LINK_CREATE, &attributes).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV)))
 }
 
-/// Whether the kernel has compiled the program to machine code.
+/// Whether the kernel compiled the program to machine code.
 ///
 /// # Errors
-/// The kernel's refusal.
+/// The kernel's error.
 pub(super) fn is_jited(program: &OwnedFd) -> io::Result<bool> {
     let mut info = ProgramInfo::default();
     let attributes = InfoByFd {
@@ -218,7 +218,7 @@ struct InfoByFd {
 impl Attributes for InfoByFd {}
 const _: () = assert!(mem::size_of::<InfoByFd>() == 16);
 
-/// The first fields of `struct bpf_prog_info`; the kernel fills as much as the caller has room for.
+/// The first fields of `struct bpf_prog_info`; the kernel fills as much as fits.
 #[repr(C)]
 #[derive(Default)]
 struct ProgramInfo {
@@ -236,7 +236,7 @@ mod tests {
 
     /// Needs root (CAP_BPF and CAP_NET_ADMIN) and a kernel of 5.10 or newer.
     #[test]
-    fn this_kernel_takes_every_probe() {
+    fn this_kernel_accepts_every_probe() {
         for probe in [
             Probe::XDP,
             Probe::TC,
@@ -256,7 +256,7 @@ mod tests {
 
     /// Needs root.
     #[test]
-    fn what_the_kernel_does_not_know_is_refused() {
+    fn unknown_helpers_and_attach_types_are_refused() {
         let unknown_helper = Probe::TC.calling(100_000);
         assert_eq!(
             unknown_helper.load().unwrap_err().raw_os_error(),

@@ -1,5 +1,5 @@
-//! Checks of the process and of Docker: capabilities, the engine's socket, Swarm membership and
-//! certificates, and the containers' network namespaces.
+//! Checks of the process and of Docker: capabilities, Docker's socket, Swarm membership, node certificates, and
+//! the containers' network namespaces.
 
 use std::{
     fs,
@@ -19,35 +19,35 @@ const DOCKER_TIMEOUT: Duration = Duration::from_secs(3);
 /// No certificate or key is longer.
 const CERTIFICATE_LIMIT: u64 = 256 * 1024;
 
-/// What the agent may do on any data path, whatever the kernel could.
+/// The capabilities that every data path needs.
 pub(super) fn capability_checks() -> Vec<Check> {
     vec![
         capability(
             has(Capability::CAP_NET_ADMIN),
             "CAP_NET_ADMIN",
-            "attach programs, make devices, routes and rules",
+            "attach programs and create devices, routes and rules",
         ),
         capability(
             has(Capability::CAP_SYS_ADMIN),
             "CAP_SYS_ADMIN",
-            "enter containers' network namespaces and read their addresses",
+            "enter containers' network namespaces to read their addresses",
         ),
     ]
 }
 
-/// What it must be allowed to do beside that for eBPF.
+/// The capabilities that eBPF needs in addition.
 pub(super) fn ebpf_capability_checks() -> Vec<Check> {
     let admin = has(Capability::CAP_SYS_ADMIN);
     vec![
         capability(
             has(Capability::CAP_BPF) || admin,
             "CAP_BPF",
-            "load programs and make maps",
+            "load programs and create maps",
         ),
         capability(
             has(Capability::CAP_PERFMON) || admin,
             "CAP_PERFMON",
-            "load programs that compute with packet pointers",
+            "load programs that use packet pointers",
         ),
     ]
 }
@@ -63,11 +63,11 @@ fn capability(granted: bool, name: &str, purpose: &str) -> Check {
     Check::fail(
         name,
         format!("missing: needed to {purpose}"),
-        format!("run as root; in a stack file add {name} to cap_add, in a unit to CapabilityBoundingSet"),
+        format!("run as root; add {name} to cap_add in a stack file, or to CapabilityBoundingSet in a unit"),
     )
 }
 
-/// What Docker lets the agent see.
+/// What the agent can find out from Docker.
 pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
     let socket = options.docker_socket.display();
     let info: Info = match get(&options.docker_socket, "/info").await {
@@ -76,7 +76,7 @@ pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
             return vec![Check::fail(
                 "Docker socket",
                 format!("{socket} does not answer: {}", crate::error::error_chain(&error)),
-                "start Docker, or name its socket by --docker-socket; in a container, bind-mount it",
+                "start Docker, or pass its socket as --docker-socket; in a container, bind-mount it",
             )];
         }
     };
@@ -98,15 +98,15 @@ pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
     checks
 }
 
-/// An agent needs a Swarm, unless it is the orchestrator, which needs that there is none.
+/// An agent needs a Swarm; with `--orchestrator` it must be outside one.
 fn membership(orchestrator: bool, swarm: &Swarm) -> Check {
     let name = "Swarm membership";
     let state = swarm.local_node_state.as_str();
     match (orchestrator, state) {
-        (true, "inactive") => Check::ok(name, "none: the agent's own orchestrator schedules tasks here"),
+        (true, "inactive") => Check::ok(name, "none: the orchestrator schedules this node's tasks"),
         (true, _) => Check::fail(
             name,
-            format!("this node's Swarm state is '{state}', and its agent runs with --orchestrator"),
+            format!("this node's Swarm state is '{state}', but the agent runs with --orchestrator"),
             "docker swarm leave, or run the agent without --orchestrator",
         ),
         (false, "active") if swarm.control_available => Check::ok(name, "active manager"),
@@ -121,8 +121,8 @@ fn membership(orchestrator: bool, swarm: &Swarm) -> Check {
 
 fn certificates(folder: &Path) -> Check {
     let name = "node certificates";
-    let remedy = "name Docker's data root by --docker-root; in a container, bind-mount its \
-                  swarm/certificates folder read-only";
+    let remedy = "pass Docker's data root as --docker-root; in a container, bind-mount its swarm/certificates \
+                  folder read-only";
     for file in ["swarm-node.crt", "swarm-root-ca.crt"] {
         let path = folder.join(file);
         let text = match read_bounded(&path) {
@@ -133,30 +133,29 @@ fn certificates(folder: &Path) -> Check {
             return Check::fail(
                 name,
                 format!("{}: {trouble}", path.display()),
-                "docker swarm ca --rotate on a manager renews them; check this machine's clock",
+                "run docker swarm ca --rotate on a manager to renew it; check this machine's clock",
             );
         }
     }
     let path = folder.join("swarm-node.key");
     match read_bounded(&path) {
         Err(error) => Check::fail(name, format!("{}: {error}", path.display()), remedy),
-        // Autolock: dockerd holds the key's key in memory.
+        // With autolock, only dockerd's memory holds the key that decrypts this one.
         Ok(key) if String::from_utf8_lossy(&key).contains("ENCRYPTED") => Check::fail(
             name,
-            "the node's key is encrypted, because the Swarm's managers are locked (autolock)",
+            "the node's key is encrypted, because the Swarm uses autolock",
             "docker swarm update --autolock=false",
         ),
         Ok(_) => Check::ok(name, folder.display().to_string()),
     }
 }
 
-/// The first certificate of the file is in force now.
+/// Checks that the first certificate in the file is valid now.
 fn valid_certificate(text: &[u8]) -> Result<(), String> {
-    let (_, pem) =
-        x509_parser::pem::parse_x509_pem(text).map_err(|error| format!("is not in PEM form: {error}"))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(text).map_err(|error| format!("is not PEM: {error}"))?;
     let certificate = pem
         .parse_x509()
-        .map_err(|error| format!("is no certificate: {error}"))?;
+        .map_err(|error| format!("is not a certificate: {error}"))?;
     let validity = certificate.validity();
     if validity.is_valid() {
         Ok(())
@@ -176,30 +175,27 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Tries a running container's namespace, as only that tells whether the mount reaches this process.
+/// Opens the namespace of a running container: only that shows whether the mount is visible to this process.
 async fn namespaces(socket: &Path) -> Check {
     let name = "network namespaces";
     let remedy = "in a container, bind-mount Docker's netns folder with propagation rslave at the same path";
     match sandbox_keys(socket).await {
         Err(error) => Check::warn(
             name,
-            format!(
-                "containers cannot be listed: {}",
-                crate::error::error_chain(&error)
-            ),
+            format!("cannot list containers: {}", crate::error::error_chain(&error)),
             "see Docker's log",
         ),
-        Ok(keys) if keys.is_empty() => Check::ok(name, "no container is running to try it on"),
+        Ok(keys) if keys.is_empty() => Check::ok(name, "not tested: no container is running"),
         Ok(keys) => {
             let opens = |key: &&PathBuf| {
                 statfs(key.as_path()).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
             };
-            // One container may have stopped since it was listed.
+            // A container may have stopped since it was listed.
             match keys.iter().find(opens) {
                 Some(key) => Check::ok(name, key.display().to_string()),
                 None => Check::fail(
                     name,
-                    format!("{} is no network namespace here", keys[0].display()),
+                    format!("{} is not a network namespace here", keys[0].display()),
                     remedy,
                 ),
             }
@@ -208,7 +204,7 @@ async fn namespaces(socket: &Path) -> Check {
 }
 
 async fn sandbox_keys(socket: &Path) -> reqwest::Result<Vec<PathBuf>> {
-    /// Enough to survive one that stops just now.
+    /// More than one, as a container may stop at any moment.
     const TRIES: usize = 3;
     let containers: Vec<ContainerSummary> = get(socket, "/containers/json").await?;
     let mut keys = Vec::new();
@@ -216,7 +212,7 @@ async fn sandbox_keys(socket: &Path) -> reqwest::Result<Vec<PathBuf>> {
         let found = get::<ContainerDetail>(socket, &format!("/containers/{}/json", container.id)).await;
         let Ok(detail) = found else { continue };
         let key = detail.network_settings.sandbox_key;
-        // Containers on the host's network have none of their own.
+        // Containers on the host's network have no namespace of their own.
         if !key.as_os_str().is_empty() && !key.ends_with("default") {
             keys.push(key);
         }
@@ -287,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_in_a_swarm_or_has_the_orchestrator() {
+    fn a_node_is_either_in_a_swarm_or_runs_the_orchestrator() {
         let outcome = |orchestrator, state: &str| {
             let swarm = Swarm {
                 local_node_state: state.to_owned(),
@@ -303,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn readable_certificates_in_force_pass() {
+    fn readable_valid_certificates_pass() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "-----BEGIN EC PRIVATE KEY-----");
         let check = certificates(folder.path());
@@ -311,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_locked_key_is_named_as_such_and_not_shown() {
+    fn a_locked_key_is_reported_without_showing_it() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n");
         let check = certificates(folder.path());

@@ -1,5 +1,5 @@
-//! Probes of what the IPVS data path needs, made with that data path's own means in a network namespace
-//! that goes with the probe. The kernel loads its modules when it is asked for what is in them.
+//! Checks of what the IPVS data path needs, made by that data path's own code in a temporary network namespace.
+//! The kernel loads the modules on demand.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, thread};
 
@@ -26,19 +26,19 @@ use crate::{
 };
 
 const NETLINK_ROUTE: isize = libc::NETLINK_ROUTE as isize;
-/// An address for documentation, at which nobody answers.
+/// A documentation address (RFC 5737), unused on any network.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// Everything that IPVS depends on.
+/// Every check of what IPVS depends on.
 pub(super) async fn checks() -> Vec<Check> {
-    // A thread of its own, for its namespace must not become another's.
+    // On a thread of its own, so that the temporary namespace never becomes another task's.
     let probing = tokio::task::spawn_blocking(|| thread::spawn(probe).join());
     match probing.await {
         Ok(Ok(checks)) => checks,
         _ => vec![Check::fail(
             "IPVS",
-            "its examination broke off",
-            "this is a defect, please report it",
+            "the check failed before it finished",
+            "this is a bug, please report it",
         )],
     }
 }
@@ -47,25 +47,25 @@ fn probe() -> Vec<Check> {
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
         return vec![Check::fail(
             "IPVS",
-            format!("no network namespace can be made to try it in: {error}"),
-            "run as root with CAP_SYS_ADMIN, and allow the system call unshare",
+            format!("cannot create a network namespace to test it in: {error}"),
+            "run as root with CAP_SYS_ADMIN, and allow the unshare system call",
         )];
     }
     let mut checks = match Ipvs::open() {
         Ok(ipvs) => {
-            let mut checks = vec![Check::ok("IPVS", "the kernel has it")];
+            let mut checks = vec![Check::ok("IPVS", "the kernel supports it")];
             checks.push(schedulers(ipvs));
             checks
         }
         Err(error) => vec![Check::fail(
             "IPVS",
             error_chain(&error),
-            "modprobe ip_vs; where the kernel has no such module, boot one with CONFIG_IP_VS, CONFIG_IP_VS_NFCT, \
+            "modprobe ip_vs; if the kernel has no such module, boot one with CONFIG_IP_VS, CONFIG_IP_VS_NFCT, \
              CONFIG_IP_VS_PROTO_TCP and CONFIG_IP_VS_PROTO_UDP",
         )],
     };
     let tunnel = tunnel();
-    // The rules look at the tunnel's device.
+    // The rules refer to the tunnel's device.
     let has_tunnel = tunnel.outcome == Outcome::Ok;
     checks.push(tunnel);
     if has_tunnel {
@@ -74,7 +74,7 @@ fn probe() -> Vec<Check> {
     checks
 }
 
-/// Which schedulers there are; services that ask for another one are refused.
+/// Which IPVS schedulers the kernel has.
 fn schedulers(mut ipvs: Ipvs) -> Check {
     let name = "IPVS schedulers";
     let services = Scheduler::ALL.into_iter().zip(1..);
@@ -95,7 +95,7 @@ fn schedulers(mut ipvs: Ipvs) -> Check {
         .collect();
     let results = match ipvs.apply(&commands) {
         Ok(results) => results,
-        Err(error) => return Check::fail(name, error_chain(&error), "see the check of IPVS"),
+        Err(error) => return Check::fail(name, error_chain(&error), "see the check 'IPVS'"),
     };
     let refused: Vec<_> = Scheduler::ALL
         .into_iter()
@@ -126,7 +126,7 @@ fn schedulers(mut ipvs: Ipvs) -> Check {
     }
 }
 
-/// The VXLAN device between nodes, on a bridge such as Docker's.
+/// The VXLAN device between nodes, attached to a bridge such as Docker's.
 fn tunnel() -> Check {
     let name = "VXLAN on a bridge";
     let options = IpvsOptions::default();
@@ -148,7 +148,7 @@ fn tunnel() -> Check {
         Err(error) => Check::fail(
             name,
             error_chain(error.as_ref()),
-            "modprobe vxlan; modprobe bridge; where the kernel has no such modules, boot one with CONFIG_VXLAN and \
+            "modprobe vxlan; modprobe bridge; if the kernel has no such modules, boot one with CONFIG_VXLAN and \
              CONFIG_BRIDGE",
         ),
     }
@@ -166,7 +166,7 @@ fn make_bridge(name: &str) -> Result<(), NetlinkError> {
     ))
 }
 
-/// The nftables rules that IPVS needs beside it, with one port as an example.
+/// The nftables rules that IPVS relies on, with one port as an example.
 fn rules() -> Check {
     let name = "nftables";
     let options = IpvsOptions::default();
@@ -179,11 +179,11 @@ fn rules() -> Check {
         ..Rules::default()
     };
     match Table::open().and_then(|mut table| table.apply(&rules)) {
-        Ok(()) => Check::ok(name, "the kernel takes the rules that IPVS needs beside it"),
+        Ok(()) => Check::ok(name, "the kernel accepts the rules that IPVS relies on"),
         Err(error) => Check::fail(
             name,
             error_chain(&error),
-            "modprobe nf_tables; where the kernel has no such module, boot one with CONFIG_NF_TABLES, \
+            "modprobe nf_tables; if the kernel has no such module, boot one with CONFIG_NF_TABLES, \
              CONFIG_NF_TABLES_NETDEV, CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN and CONFIG_NFT_CT",
         ),
     }
@@ -195,7 +195,7 @@ mod tests {
 
     /// Needs root.
     #[tokio::test]
-    async fn a_probe_leaves_the_namespace_it_was_started_in_as_it_was() {
+    async fn the_checks_leave_their_own_namespace_unchanged() {
         let before = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
         let names = |text: &str| text.lines().filter_map(|line| line.split(':').next()).count();
         let checks = checks().await;

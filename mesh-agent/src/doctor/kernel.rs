@@ -1,15 +1,16 @@
-//! Probes of the kernel: program types, hooks, helpers, maps, and the file systems that hold them.
+//! Checks of the kernel: program types, hooks, helpers, maps, and the file systems that hold them.
 
 use std::{fs, io, path::Path};
 
-use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{
     Check, Options, Outcome,
     bpf::{self, Probe},
 };
+use crate::host_facts;
 
-/// Names of the checks that the conclusion looks at.
+/// Names of the checks that the conclusion depends on.
 pub(super) mod name {
     pub(crate) const XDP: &str = "XDP programs";
     pub(crate) const TC: &str = "tc programs";
@@ -20,7 +21,7 @@ pub(super) mod name {
 const BPF_PERMISSION: &str =
     "run the agent as root with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (kernels before 5.8: CAP_SYS_ADMIN)";
 
-/// Everything that the kernel alone decides.
+/// Every check that depends on the kernel alone.
 pub(super) fn checks(options: &Options) -> Vec<Check> {
     vec![
         release(),
@@ -39,15 +40,6 @@ pub(super) fn checks(options: &Options) -> Vec<Check> {
     ]
 }
 
-/// The place of the cgroup2 hierarchy in a mount table in the form of `/proc/self/mounts`.
-fn find_cgroup2(mounts: &str) -> Option<&str> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_device, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then_some(place)
-    })
-}
-
 fn release() -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     Check::ok("kernel", release.trim())
@@ -56,7 +48,7 @@ fn release() -> Check {
 fn syscall() -> Check {
     let name = "bpf system call";
     match Probe::TC.load() {
-        Ok(_) => Check::ok(name, "programs may be loaded"),
+        Ok(_) => Check::ok(name, "programs can be loaded"),
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Check::fail(
             name,
             "the kernel has no bpf system call",
@@ -72,7 +64,7 @@ fn tc() -> Check {
 }
 
 fn redirect_peer() -> Check {
-    let remedy = "boot Linux 5.10 or newer: packets reach containers by this helper";
+    let remedy = "boot Linux 5.10 or newer: packets reach containers through this helper";
     loads(
         "bpf_redirect_peer",
         Probe::TC_REDIRECT_PEER,
@@ -84,38 +76,42 @@ fn redirect_peer() -> Check {
 fn lru_hash() -> Check {
     let name = "LRU hash maps";
     match bpf::create_lru_hash() {
-        Ok(_) => Check::ok(name, "flows can be kept"),
+        Ok(_) => Check::ok(name, "flow tables can be created"),
         Err(error) => refused(name, &error, "boot Linux 4.10 or newer"),
     }
 }
 
 fn xdp() -> Check {
-    let remedy = "optional: Linux 4.8 or newer has XDP; tc carries everything without it";
+    let remedy = "optional: Linux 4.8 or newer has XDP; without it tc handles all traffic";
     loads(name::XDP, Probe::XDP, Outcome::Warn, remedy)
 }
 
 fn tcx() -> Check {
     match bpf::has_tcx() {
-        Ok(true) => Check::ok(name::TCX, "tc programs are attached by tcx links"),
+        Ok(true) => Check::ok(name::TCX, "tc programs are attached through tcx links"),
         Ok(false) => Check::warn(
             name::TCX,
-            "not in this kernel: the clsact qdisc is used",
+            "not in this kernel: the clsact qdisc is used instead",
             "optional: Linux 6.6 or newer has tcx",
         ),
-        Err(error) => refused(name::TCX, &error, "see the check of tc programs"),
+        Err(error) => refused(name::TCX, &error, "see the check 'tc programs'"),
     }
 }
 
 fn jit() -> Check {
     let name = "BPF JIT";
     match Probe::TC.load().and_then(|program| bpf::is_jited(&program)) {
-        Ok(true) => Check::ok(name, "programs run as machine code"),
+        Ok(true) => Check::ok(name, "programs are compiled to machine code"),
         Ok(false) => Check::warn(
             name,
-            "off: programs are interpreted, several times slower",
+            "off: programs are interpreted, which is several times slower",
             "sysctl -w net.core.bpf_jit_enable=1",
         ),
-        Err(error) => Check::warn(name, format!("cannot be told: {error}"), BPF_PERMISSION),
+        Err(error) => Check::warn(
+            name,
+            format!("cannot find out whether it is on: {error}"),
+            BPF_PERMISSION,
+        ),
     }
 }
 
@@ -127,7 +123,7 @@ fn btf() -> Check {
     Check::warn(
         "BTF",
         format!("{} is missing", path.display()),
-        "optional: a kernel with CONFIG_DEBUG_INFO_BTF=y lets bpftool show the maps by name of field",
+        "optional: a kernel with CONFIG_DEBUG_INFO_BTF=y lets bpftool show map fields by name",
     )
 }
 
@@ -142,7 +138,7 @@ fn cgroup_hooks() -> Check {
         if let Err(error) = probe.load() {
             return Check::warn(
                 name::CGROUP_HOOKS,
-                format!("{hook} is refused: {error}"),
+                format!("the kernel refuses {hook}: {error}"),
                 format!("boot Linux {since} or newer with CONFIG_CGROUP_BPF=y"),
             );
         }
@@ -153,19 +149,20 @@ fn cgroup_hooks() -> Check {
 
 fn cgroup2(options: &Options) -> Check {
     let name = "cgroup2 mount";
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let found = options
         .cgroup
         .clone()
-        .or_else(|| find_cgroup2(&mounts).map(Into::into));
-    let remedy = "mount -t cgroup2 none /sys/fs/cgroup/unified, or name it by --cgroup; in a container, \
+        .or_else(|| host_facts::find_cgroup2().ok().flatten());
+    let remedy = "mount -t cgroup2 none /sys/fs/cgroup/unified, or pass its path as --cgroup; in a container, \
                   bind-mount the host's cgroup2";
     match found {
-        None => Check::fail(name, "not in the mount table", remedy),
-        Some(path) if is_filesystem(&path, CGROUP2_SUPER_MAGIC) => {
-            Check::ok(name, path.display().to_string())
-        }
-        Some(path) => Check::fail(name, format!("{} is no cgroup2", path.display()), remedy),
+        None => Check::fail(name, "none in the mount table", remedy),
+        Some(path) if host_facts::is_cgroup2(&path) => Check::ok(name, path.display().to_string()),
+        Some(path) => Check::fail(
+            name,
+            format!("{} is not a cgroup2 hierarchy", path.display()),
+            remedy,
+        ),
     }
 }
 
@@ -173,21 +170,29 @@ fn netns_cookie() -> Check {
     // The socket option and the helper must agree: both name a network namespace by its cookie.
     let name = "network namespace cookie";
     let remedy = "boot Linux 5.14 or newer";
-    match (Probe::NETNS_COOKIE.load(), own_netns_cookie()) {
+    match (Probe::NETNS_COOKIE.load(), host_facts::own_netns_cookie()) {
         (Ok(_), Ok(cookie)) => Check::ok(name, format!("SO_NETNS_COOKIE is {cookie}")),
-        (Err(error), _) => Check::warn(name, format!("bpf_get_netns_cookie is refused: {error}"), remedy),
-        (_, Err(error)) => Check::warn(name, format!("SO_NETNS_COOKIE is refused: {error}"), remedy),
+        (Err(error), _) => Check::warn(
+            name,
+            format!("the kernel refuses bpf_get_netns_cookie: {error}"),
+            remedy,
+        ),
+        (_, Err(error)) => Check::warn(
+            name,
+            format!("the kernel refuses SO_NETNS_COOKIE: {error}"),
+            remedy,
+        ),
     }
 }
 
 fn bpffs(options: &Options) -> Check {
     let path = &options.bpffs;
-    if is_filesystem(path, BPF_FS_MAGIC) {
+    if statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
         return Check::ok("bpffs mount", path.display().to_string());
     }
     Check::fail(
         "bpffs mount",
-        format!("{} is no bpf file system", path.display()),
+        format!("{} is not a bpf file system", path.display()),
         format!(
             "mount -t bpf bpf {}; in a container, bind-mount the host's",
             path.display()
@@ -195,13 +200,9 @@ fn bpffs(options: &Options) -> Check {
     )
 }
 
-fn is_filesystem(path: &Path, kind: FsType) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == kind)
-}
-
 fn loads(name: &'static str, probe: Probe, otherwise: Outcome, remedy: &str) -> Check {
     match probe.load() {
-        Ok(_) => Check::ok(name, "the kernel takes them"),
+        Ok(_) => Check::ok(name, "the kernel accepts them"),
         Err(error) => Check {
             outcome: otherwise,
             ..refused(name, &error, remedy)
@@ -214,34 +215,7 @@ fn refused(name: &'static str, error: &io::Error, remedy: &str) -> Check {
         io::ErrorKind::PermissionDenied => BPF_PERMISSION,
         _ => remedy,
     };
-    Check::fail(name, format!("the kernel refuses: {error}"), remedy)
-}
-
-/// The cookie of this thread's network namespace.
-///
-/// # Errors
-/// When the kernel has none to tell (before Linux 5.14).
-pub fn own_netns_cookie() -> io::Result<u64> {
-    use std::os::fd::AsRawFd;
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for as long as `socket` lives; `cookie` and `length` are live and
-    // `length` is the true size of `cookie`, so the kernel writes inside it.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    Check::fail(name, format!("the kernel refuses it: {error}"), remedy)
 }
 
 #[cfg(test)]
@@ -249,15 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cgroup2_is_found_beside_version_1() {
-        let mounts = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
-                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
-        assert_eq!(find_cgroup2(mounts), Some("/sys/fs/cgroup/unified"));
-        assert_eq!(find_cgroup2("proc /proc proc rw 0 0\n"), None);
-    }
-
-    #[test]
-    fn a_folder_that_is_no_bpffs_fails_with_the_mount_command() {
+    fn a_folder_that_is_not_a_bpffs_fails_with_the_mount_command() {
         let folder = tempfile::tempdir().unwrap();
         let options = Options {
             bpffs: folder.path().to_owned(),
@@ -269,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_for_lack_of_permission_names_the_capabilities() {
+    fn a_permission_error_names_the_capabilities() {
         let error = io::Error::from_raw_os_error(libc::EPERM);
         assert_eq!(refused("x", &error, "other").remedy, BPF_PERMISSION);
         let error = io::Error::from_raw_os_error(libc::EINVAL);

@@ -1,5 +1,5 @@
-//! Examines the machine: what the kernel has, what this process may do, what Docker offers, and which
-//! data path follows. Reads and probes only; leaves nothing changed. Imports the datapath's types of mode.
+//! Checks the machine: what the kernel supports, what this process may do, what Docker offers, and which data
+//! path results. Only reads and probes; leaves nothing changed.
 
 use std::path::PathBuf;
 
@@ -13,20 +13,18 @@ mod ipvs;
 mod kernel;
 mod network;
 
-pub use kernel::own_netns_cookie;
-
-/// Where to look; the agent passes its own settings, `meshctl` the defaults.
+/// Paths to check; the agent passes its own settings, `meshctl` the defaults.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Docker's Unix socket.
     pub docker_socket: PathBuf,
-    /// Docker's data root; `None`: what `docker info` says.
+    /// Docker's data root; by default the one that `docker info` reports.
     pub docker_root: Option<PathBuf>,
     /// Where the bpf file system is mounted.
     pub bpffs: PathBuf,
-    /// A cgroup2 hierarchy; `None`: the one in the mount table.
+    /// A cgroup2 hierarchy; by default the first one in the mount table.
     pub cgroup: Option<PathBuf>,
-    /// Whether the agent schedules tasks itself, on a node that is in no Swarm.
+    /// Whether the agent runs with `--orchestrator`, on a node outside any Swarm.
     pub orchestrator: bool,
 }
 
@@ -42,13 +40,13 @@ impl Default for Options {
     }
 }
 
-/// Whose permissions counted.
+/// The process that ran the checks, with its permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Examiner {
-    /// The running agent examined itself.
+    /// The running agent.
     Agent,
-    /// No agent runs: `meshctl` examined with its own permissions.
+    /// `meshctl`, because no agent is running.
     Meshctl,
 }
 
@@ -56,9 +54,9 @@ pub enum Examiner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// As it should be.
+    /// Nothing to do.
     Ok,
-    /// The mesh works, but slower or with less.
+    /// The mesh works, but slower or with fewer features.
     Warn,
     /// The mesh cannot work.
     Fail,
@@ -76,10 +74,10 @@ impl Outcome {
     }
 }
 
-/// One thing that was examined.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was examined.
+    /// What was checked.
     pub name: String,
     /// How it ended.
     pub outcome: Outcome,
@@ -112,27 +110,25 @@ impl Check {
     }
 }
 
-/// Everything that was found, and what follows from it.
+/// Every check, and the data path that results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The admin API's version.
-    pub version: u32,
-    /// Whose permissions counted.
+    /// The process that ran the checks.
     pub examiner: Examiner,
-    /// Every check, in the order of dependence.
+    /// Every check; later ones depend on earlier ones.
     pub checks: Vec<Check>,
     /// Whether the mesh can work on this node.
     pub works: bool,
-    /// Which data path results, and why.
+    /// The resulting data path and its limits, one sentence each.
     pub conclusion: Vec<String>,
-    /// What runs on each interface; empty when no agent runs.
+    /// The data path of each interface; empty when no agent is running.
     pub interfaces: Vec<InterfaceMode>,
-    /// Every rung of the data path: the agent's own, or else what this kernel offers.
+    /// Every rung of the data path: the running agent's, or else what this kernel offers.
     #[serde(default)]
     pub rungs: Vec<RungStatus>,
 }
 
-/// What the agent that examines itself runs.
+/// The data path that a running agent uses.
 #[derive(Clone, Debug)]
 pub struct Running {
     /// The data path of each interface.
@@ -141,8 +137,8 @@ pub struct Running {
     pub datapath: DatapathStatus,
 }
 
-/// Examines the machine with the permissions of this process. `running` is what the agent runs, when it
-/// is the agent that asks.
+/// Checks the machine with the permissions of this process. `running` is the agent's data path, if the agent
+/// itself calls.
 pub async fn examine(options: &Options, examiner: Examiner, running: Option<Running>) -> Report {
     let mut ebpf = kernel::checks(options);
     ebpf.extend(host::ebpf_capability_checks());
@@ -160,15 +156,14 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
         None => !works(&ebpf) && works(&ipvs),
     };
     if on_ipvs {
-        conclusion.extend(LOST_ON_IPVS.map(str::to_owned));
+        conclusion.extend(IPVS_LIMITS.map(str::to_owned));
     }
-    settle(&mut ebpf, &mut ipvs);
+    tolerate_one_failure(&mut ebpf, &mut ipvs);
     let checks = [ebpf, ipvs, common].concat();
     let interfaces = running.map(|running| running.interfaces).unwrap_or_default();
     let uplinks = interfaces.iter().map(|mode| mode.interface.clone());
     conclusion.extend(network::limit(uplinks.collect()));
     Report {
-        version: crate::admin::api::VERSION,
         examiner,
         works: works(&checks),
         checks,
@@ -178,16 +173,16 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     }
 }
 
-/// What a node on IPVS does without, beside its speed.
-const LOST_ON_IPVS: [&str; 7] = [
-    "Lost on IPVS: replicas on other nodes see the entry node's address instead of the client's.",
-    "Lost on IPVS: published ports are subject to the host firewall's INPUT rules.",
-    "Lost on IPVS: containers on other Docker bridges than docker_gwbridge do not reach published ports on \
-     their own node's addresses by the mesh.",
-    "Lost on IPVS: direct return (--return-mode dsr); replies always pass the entry node.",
-    "Lost on IPVS: drop counters by hook and reason.",
-    "Lost on IPVS: local processes that dial ::1.",
-    "Lost on IPVS: nodes on eBPF and nodes on IPVS do not send to each other's replicas.",
+/// What a node on IPVS lacks compared to eBPF, apart from speed.
+const IPVS_LIMITS: [&str; 7] = [
+    "IPVS limit: replicas on other nodes see the entry node's address instead of the client's.",
+    "IPVS limit: the host firewall's INPUT rules apply to published ports.",
+    "IPVS limit: containers on Docker bridges other than docker_gwbridge cannot reach published ports on their \
+     own node's addresses through the mesh.",
+    "IPVS limit: no direct return (--return-mode dsr); replies always go through the entry node.",
+    "IPVS limit: no drop counters by hook and reason.",
+    "IPVS limit: connections of local processes to ::1 are not balanced.",
+    "IPVS limit: nodes on eBPF and nodes on IPVS do not send to each other's replicas.",
 ];
 
 fn works(checks: &[Check]) -> bool {
@@ -200,19 +195,19 @@ fn failed(checks: &[Check]) -> String {
     names.join(", ")
 }
 
-/// What one of the two data paths lacks is no failure while the other works.
-fn settle(ebpf: &mut [Check], ipvs: &mut [Check]) {
-    let spared = match (works(ebpf), works(ipvs)) {
+/// Turns the failures of one data path into warnings while the other one works.
+fn tolerate_one_failure(ebpf: &mut [Check], ipvs: &mut [Check]) {
+    let tolerated = match (works(ebpf), works(ipvs)) {
         (true, _) => ipvs,
         (false, true) => ebpf,
         (false, false) => return,
     };
-    for check in spared {
+    for check in tolerated {
         check.outcome = check.outcome.min(Outcome::Warn);
     }
 }
 
-/// Which rungs the kernel offers. Whether an uplink's driver takes XDP shows when it is attached.
+/// Which rungs the kernel offers. Whether an uplink's driver supports XDP shows only when a program is attached.
 fn offered(ebpf: &[Check], ipvs: &[Check]) -> Vec<RungStatus> {
     let problem = |checks: &[Check], names: &[&str]| {
         let bad = checks
@@ -244,30 +239,33 @@ fn offered(ebpf: &[Check], ipvs: &[Check]) -> Vec<RungStatus> {
         .collect()
 }
 
-/// Which data path follows from the checks, one sentence for each part of it.
+/// The data path that results from the checks, one sentence for each part of it.
 fn conclude(ebpf: &[Check], ipvs: &[Check], common: &[Check]) -> Vec<String> {
     if !works(ebpf) && !works(ipvs) {
         return vec![format!(
-            "The mesh cannot work on this node: for eBPF this is wrong: {}; for IPVS: {}.",
+            "The mesh cannot work on this node: eBPF fails these checks: {}; IPVS fails these: {}.",
             failed(ebpf),
             failed(ipvs)
         )];
     }
     if !works(common) {
-        return vec![format!("The mesh cannot work on this node: {}.", failed(common))];
+        return vec![format!(
+            "The mesh cannot work on this node; failed checks: {}.",
+            failed(common)
+        )];
     }
     if !works(ebpf) {
         return vec![format!(
-            "Data path: IPVS, because this is wrong for eBPF: {}.",
+            "Data path: IPVS, because eBPF fails these checks: {}.",
             failed(ebpf)
         )];
     }
     let mut sentences = conclude_ebpf(ebpf);
     sentences.push(if works(ipvs) {
-        "Should eBPF be refused, IPVS takes its place.".to_owned()
+        "If the kernel refuses eBPF later, the agent falls back to IPVS.".to_owned()
     } else {
         format!(
-            "Should eBPF be refused, nothing takes its place: for IPVS this is wrong: {}.",
+            "If the kernel refuses eBPF later, there is no fallback: IPVS fails these checks: {}.",
             failed(ipvs)
         )
     });
@@ -286,17 +284,17 @@ fn conclude_ebpf(checks: &[Check]) -> Vec<String> {
     };
     let first = if ok(kernel::name::XDP) {
         format!(
-            "Uplinks: XDP in the driver where it has it, else generic XDP, and tc by {tc}; a veth uplink \
-             gets tc alone, because its packets arrive with unfinished checksums."
+            "Uplinks: native XDP where the driver supports it, otherwise generic XDP, plus tc through {tc}; veth \
+             uplinks use tc only, because their packets arrive with unfinished checksums."
         )
     } else {
-        format!("Uplinks: tc by {tc} alone, because XDP programs do not load.")
+        format!("Uplinks: tc through {tc} only, because XDP programs do not load.")
     };
     let local = if ok(kernel::name::CGROUP_HOOKS) {
-        "Local processes: balanced by the cgroup hooks."
+        "Local processes: balanced through the cgroup hooks."
     } else {
-        "Local processes: not balanced by the mesh (localhost and the node's own addresses), because the \
-         cgroup hooks cannot be attached."
+        "Local processes: not balanced (localhost and the node's own addresses), because the cgroup hooks cannot \
+         be attached."
     };
     vec![first, local.to_owned()]
 }
@@ -315,7 +313,7 @@ mod tests {
     fn ipvs(outcome: Outcome) -> Vec<Check> {
         vec![Check {
             outcome,
-            ..Check::warn("IPVS", "no such family", "load it")
+            ..Check::warn("IPVS", "no such family", "load the module")
         }]
     }
 
@@ -331,21 +329,21 @@ mod tests {
     }
 
     #[test]
-    fn the_conclusion_names_the_fastest_path_there_is() {
+    fn the_conclusion_names_the_fastest_available_path() {
         let text = conclusion(&all_ok(), &ipvs(Outcome::Ok));
-        assert!(text.contains("XDP in the driver"), "{text}");
+        assert!(text.contains("native XDP where the driver supports it"), "{text}");
         assert!(text.contains("tcx"), "{text}");
-        assert!(text.contains("balanced by the cgroup hooks"), "{text}");
-        assert!(text.contains("IPVS takes its place"), "{text}");
+        assert!(text.contains("balanced through the cgroup hooks"), "{text}");
+        assert!(text.contains("falls back to IPVS"), "{text}");
     }
 
     #[test]
     fn what_is_missing_changes_the_conclusion() {
         let without = |name| conclusion(&with(name, Outcome::Warn), &ipvs(Outcome::Fail));
         assert!(without(kernel::name::TCX).contains("clsact"));
-        assert!(without(kernel::name::XDP).contains("tc by tcx alone"));
+        assert!(without(kernel::name::XDP).contains("tc through tcx only"));
         assert!(without(kernel::name::CGROUP_HOOKS).contains("not balanced"));
-        assert!(without(kernel::name::TCX).contains("nothing takes its place: for IPVS this is wrong: IPVS"));
+        assert!(without(kernel::name::TCX).contains("there is no fallback: IPVS fails these checks: IPVS"));
     }
 
     #[test]
@@ -353,21 +351,21 @@ mod tests {
         let no_tc = with(kernel::name::TC, Outcome::Fail);
         let text = conclusion(&no_tc, &ipvs(Outcome::Ok));
         assert!(
-            text.starts_with("Data path: IPVS, because this is wrong for eBPF: tc programs"),
+            text.starts_with("Data path: IPVS, because eBPF fails these checks: tc programs"),
             "{text}"
         );
         let (mut ebpf, mut other) = (no_tc.clone(), ipvs(Outcome::Ok));
-        settle(&mut ebpf, &mut other);
-        assert!(works(&ebpf), "a warning, as the other works");
+        tolerate_one_failure(&mut ebpf, &mut other);
+        assert!(works(&ebpf), "only a warning while IPVS works");
 
         let (mut ebpf, mut other) = (no_tc.clone(), ipvs(Outcome::Fail));
-        settle(&mut ebpf, &mut other);
+        tolerate_one_failure(&mut ebpf, &mut other);
         assert!(!works(&ebpf) && !works(&other));
         assert!(conclusion(&ebpf, &other).contains("cannot work on this node"));
     }
 
     #[test]
-    fn the_rungs_that_a_kernel_offers_follow_from_what_it_takes() {
+    fn a_failed_check_rules_out_the_rungs_that_need_it() {
         let states = |ebpf: &[Check]| {
             let rungs = offered(ebpf, &ipvs(Outcome::Fail)).into_iter();
             rungs
@@ -383,7 +381,7 @@ mod tests {
 
     /// Needs root.
     #[tokio::test]
-    async fn an_examination_of_this_machine_has_a_remedy_for_every_trouble() {
+    async fn every_check_on_this_machine_that_is_not_ok_has_a_remedy() {
         let options = Options {
             docker_socket: "/nonexistent/docker.sock".into(),
             ..Options::default()

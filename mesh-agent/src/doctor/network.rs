@@ -1,4 +1,5 @@
-//! Which clients reach the node but not the mesh: those over IPv6. Reads the node's addresses and routes.
+//! Finds out whether IPv6 clients, which the mesh does not balance, can reach this node. Reads its addresses
+//! and routes.
 
 use std::{collections::BTreeSet, fs, net::Ipv6Addr};
 
@@ -8,8 +9,8 @@ use nix::ifaddrs::getifaddrs;
 const ROUTES: &str = "/proc/net/route";
 const ANYWHERE: &str = "00000000";
 
-/// Says that clients over IPv6 are not balanced, where there can be any. `uplinks` are those of the running agent;
-/// without them, the interfaces that an agent would take.
+/// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. An empty `uplinks` stands
+/// for the interfaces that an agent would choose.
 pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
     if uplinks.is_empty() {
         uplinks = default_interfaces(&fs::read_to_string(ROUTES).unwrap_or_default());
@@ -28,12 +29,12 @@ fn sentence(
     let (interface, address) =
         addresses.find(|(interface, address)| uplinks.contains(interface) && is_global(*address))?;
     Some(format!(
-        "Limited: clients over IPv6 (this node has {address} on {interface}) are not balanced, because replicas have \
-         IPv4 addresses only."
+        "Limit: IPv6 clients (this node has {address} on {interface}) are not balanced, because replicas have IPv4 \
+         addresses only."
     ))
 }
 
-/// Global in the kernel's sense: others than those on the same link can use it.
+/// Global in the kernel's sense: usable beyond the link.
 fn is_global(address: Ipv6Addr) -> bool {
     !(address.is_unicast_link_local()
         || address.is_loopback()
@@ -49,7 +50,7 @@ fn default_interfaces(routes: &str) -> BTreeSet<String> {
             let mut fields = line.split_whitespace();
             let interface = fields.next()?;
             let destination = fields.next()?;
-            // Behind it: gateway, flags, references, uses, metric.
+            // Skips gateway, flags, references, uses and metric.
             let mask = fields.nth(5)?;
             (destination == ANYWHERE && mask == ANYWHERE).then(|| interface.to_owned())
         })
@@ -60,7 +61,7 @@ fn default_interfaces(routes: &str) -> BTreeSet<String> {
 mod tests {
     use super::*;
 
-    fn said(addresses: &[(&str, &str)]) -> Option<String> {
+    fn limit_of(addresses: &[(&str, &str)]) -> Option<String> {
         let addresses = addresses
             .iter()
             .map(|(interface, address)| ((*interface).to_owned(), address.parse().unwrap()));
@@ -68,9 +69,9 @@ mod tests {
     }
 
     #[test]
-    fn clients_over_ipv6_are_named_where_an_uplink_has_an_address_for_them() {
+    fn an_uplink_with_a_global_ipv6_address_is_reported() {
         for address in ["2001:db8::7", "fd00::7"] {
-            let text = said(&[("lo", "::1"), ("eth0", "fe80::1"), ("eth0", address)]).unwrap();
+            let text = limit_of(&[("lo", "::1"), ("eth0", "fe80::1"), ("eth0", address)]).unwrap();
             assert!(text.contains(&format!("{address} on eth0")), "{text}");
             assert!(text.contains("IPv4 addresses only"), "{text}");
             assert_eq!(text.lines().count(), 1);
@@ -78,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_where_no_client_can_come_over_ipv6() {
-        assert_eq!(said(&[]), None);
-        assert_eq!(said(&[("lo", "::1"), ("eth0", "fe80::1")]), None);
-        assert_eq!(said(&[("docker0", "2001:db8::7")]), None, "not an uplink");
+    fn nothing_is_reported_without_a_global_ipv6_address_on_an_uplink() {
+        assert_eq!(limit_of(&[]), None);
+        assert_eq!(limit_of(&[("lo", "::1"), ("eth0", "fe80::1")]), None);
+        assert_eq!(limit_of(&[("docker0", "2001:db8::7")]), None, "not an uplink");
     }
 
     #[test]
-    fn without_an_agent_the_uplinks_are_the_interfaces_of_default_routes() {
+    fn without_an_agent_the_interfaces_of_default_routes_count_as_uplinks() {
         let routes = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
                       eth0\t00000000\t0102000A\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
                       wg0\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n\

@@ -268,8 +268,8 @@ fn wanted(route: &Route, arguments: &RoutesArguments) -> bool {
 }
 
 async fn examine(client: &Client, arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
-    let report = match client.doctor().await {
-        Ok(report) => report,
+    let answer = match client.doctor().await {
+        Ok(answer) => answer,
         Err(ClientError::NotRunning { .. }) => {
             let options = doctor::Options {
                 docker_socket: arguments.docker_socket,
@@ -278,12 +278,12 @@ async fn examine(client: &Client, arguments: DoctorArguments) -> anyhow::Result<
                 cgroup: arguments.cgroup,
                 ..doctor::Options::default()
             };
-            doctor::examine(&options, Examiner::Meshctl, None).await
+            doctor::examine(&options, Examiner::Meshctl, None).await.into()
         }
         Err(error) => return Err(error.into()),
     };
-    print(arguments.format, &report, table::report)?;
-    Ok(if report.works {
+    print(arguments.format, &answer, |answer| table::report(&answer.report))?;
+    Ok(if answer.report.works {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -365,7 +365,6 @@ mod tests {
             remedy: remedy.to_owned(),
         };
         let text = report(&Report {
-            version: 1,
             examiner: Examiner::Meshctl,
             checks: vec![
                 check("BTF", Outcome::Ok, ""),

@@ -1,17 +1,17 @@
-//! What names a program: the SHA-256 of its file. Imports nothing of ours.
+//! Identifies a program by the SHA-256 of its file.
 
 use std::{fmt, fs::File, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// A program's SHA-256 in 64 hexadecimal digits; nothing else, so that it can be a file's name.
+/// A program's SHA-256 as 64 hexadecimal digits; validated, so that it is safe as a file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
 
 impl Digest {
-    /// Of a file.
+    /// The digest of a file.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -35,20 +35,20 @@ impl Digest {
     }
 }
 
-/// A text is no digest.
+/// A text is not a digest.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no SHA-256 in 64 lower-case hexadecimal digits")]
-pub struct NoDigest(String);
+#[error("{0:?} is not a SHA-256 of 64 lower-case hexadecimal digits")]
+pub struct InvalidDigest(String);
 
 impl TryFrom<String> for Digest {
-    type Error = NoDigest;
+    type Error = InvalidDigest;
 
-    fn try_from(text: String) -> Result<Self, NoDigest> {
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
         let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if text.len() == 64 && text.bytes().all(is_digit) {
             Ok(Self(text))
         } else {
-            Err(NoDigest(text))
+            Err(InvalidDigest(text))
         }
     }
 }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_a_path_is_no_digest() {
+    fn a_path_is_not_a_digest() {
         for text in ["", "../../etc/passwd", &"A".repeat(64), &"0".repeat(63)] {
             assert!(Digest::try_from(text.to_owned()).is_err(), "{text}");
         }

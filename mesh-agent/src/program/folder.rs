@@ -1,5 +1,5 @@
-//! The programs' folder: one folder for each, named by its digest, and the record. Everything appears whole or not at
-//! all. Imports the record.
+//! The folder of programs: one subfolder per program, named by its digest, and the record. Every file is written
+//! atomically.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,13 +14,13 @@ use tracing::{info, warn};
 
 use super::{Digest, ProgramError, Record};
 
-/// The record's name.
+/// The record's file name.
 const RECORD: &str = "current";
-/// What a program is called in its folder, and in images.
+/// A program's file name in its folder, and in images.
 const PROGRAM: &str = "mesh-agent";
-/// What is on its way to be a program.
+/// Prefix of programs that are being extracted.
 const INCOMING: &str = ".incoming-";
-/// This process's own program, whatever has become of its file.
+/// This process's own program, even if its file was replaced or removed.
 const OWN: &str = "/proc/self/exe";
 
 /// The programs of this node's agent.
@@ -32,10 +32,10 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Opens a folder; there need not be one yet.
+    /// Opens a folder, which need not exist yet.
     ///
     /// # Errors
-    /// When there is a record that cannot be read.
+    /// When its record cannot be read.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, ProgramError> {
         let folder = folder.into();
         let path = folder.join(RECORD);
@@ -53,7 +53,7 @@ impl Programs {
         })
     }
 
-    /// What is remembered.
+    /// A copy of the record.
     #[must_use]
     pub fn record(&self) -> Record {
         self.lock().clone()
@@ -66,13 +66,13 @@ impl Programs {
     /// Changes the record, on the disk first.
     ///
     /// # Errors
-    /// When it cannot be written; then nothing has changed.
+    /// When it cannot be written; the record is then unchanged.
     pub fn change<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<T, ProgramError> {
         let mut known = self.lock();
         let mut record = known.clone();
         let answer = change(&mut record);
         if record != *known {
-            self.make()?;
+            self.create_folder()?;
             let path = self.folder.join(RECORD);
             let text = serde_json::to_vec_pretty(&record).map_err(|source| ProgramError::Record {
                 path: path.clone(),
@@ -87,24 +87,24 @@ impl Programs {
         Ok(answer)
     }
 
-    /// The current program has proven itself: those that are not needed any more go.
+    /// Ends the current program's trial, and removes the programs that are no longer needed.
     ///
     /// # Errors
-    /// When that cannot be written down.
+    /// When the record cannot be written.
     pub fn prove(&self) -> Result<(), ProgramError> {
         if self.change(Record::prove)? {
             alarm::cancel();
             let record = self.record();
             info!(
                 program = record.current.as_ref().map(Digest::short),
-                "this program of the agent has proven itself"
+                "the trial of this agent program succeeded"
             );
             self.prune();
         }
         Ok(())
     }
 
-    /// The digest of the program that this process runs. Reads all of it at the first call.
+    /// The digest of the program that this process runs. The first call reads the whole file.
     ///
     /// # Errors
     /// When its file cannot be read.
@@ -116,32 +116,32 @@ impl Programs {
         Ok(self.own.get_or_init(|| own).clone())
     }
 
-    /// Where a program is, or would be.
+    /// The path of a program, present or not.
     #[must_use]
     pub fn path(&self, program: &Digest) -> PathBuf {
         self.folder.join(program.as_str()).join(PROGRAM)
     }
 
-    /// Whether a program is there.
+    /// Whether a program is stored here.
     #[must_use]
     pub fn has(&self, program: &Digest) -> bool {
         self.path(program).is_file()
     }
 
-    /// Where a program may be put together, for one task. What an earlier agent has left half done goes.
+    /// The path to extract a task's program to. Removes leftovers of earlier attempts.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be created.
     pub fn incoming(&self, task: &str) -> Result<PathBuf, ProgramError> {
-        self.make()?;
+        self.create_folder()?;
         self.remove(|name| name.starts_with(INCOMING));
         Ok(self.folder.join(format!("{INCOMING}{task}")))
     }
 
-    /// Takes a whole program over, from where it was put together. One that is there already stays: it may be running.
+    /// Stores a completely extracted program. An identical one that is already stored stays: it may be running.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When a file operation fails.
     pub fn install(&self, incoming: &Path) -> Result<Digest, ProgramError> {
         let program = Digest::of_file(incoming).map_err(ProgramError::file("read", incoming))?;
         let path = self.path(&program);
@@ -150,14 +150,14 @@ impl Programs {
             return Ok(program);
         }
         let folder = self.folder.join(program.as_str());
-        make_folder(&folder)?;
+        create_folder(&folder)?;
         fs::rename(incoming, &path).map_err(ProgramError::file("replace", &path))?;
         sync(&folder)?;
         sync(&self.folder)?;
         Ok(program)
     }
 
-    /// Removes the programs that nobody needs.
+    /// Removes the programs that the record no longer needs.
     fn prune(&self) {
         let record = self.record();
         let kept = record.kept();
@@ -175,20 +175,20 @@ impl Programs {
                 false => fs::remove_file(&path),
             };
             if let Err(error) = removed {
-                warn!(%error, path = %path.display(), "an old program of the agent stays");
+                warn!(%error, path = %path.display(), "cannot remove an old agent program");
             }
         }
     }
 
-    fn make(&self) -> Result<(), ProgramError> {
-        make_folder(&self.folder)
+    fn create_folder(&self) -> Result<(), ProgramError> {
+        create_folder(&self.folder)
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), ProgramError> {
+fn create_folder(path: &Path) -> Result<(), ProgramError> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o755);
-    builder.create(path).map_err(ProgramError::file("make", path))
+    builder.create(path).map_err(ProgramError::file("create", path))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -203,7 +203,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Makes sure that names in a folder outlast a power failure.
+/// Makes sure that a folder's entries survive a power failure.
 fn sync(folder: &Path) -> Result<(), ProgramError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
@@ -237,15 +237,15 @@ mod tests {
             assert_eq!(Programs::open(&path).unwrap().record(), programs.record());
             programs.prove().unwrap();
         }
-        let there: Vec<bool> = all
+        let stored: Vec<bool> = all
             .iter()
             .map(|program| programs.path(program).is_file())
             .collect();
-        assert_eq!(there, [false, true, true]);
+        assert_eq!(stored, [false, true, true]);
     }
 
     #[test]
-    fn a_program_that_is_there_stays_and_a_damaged_one_is_replaced() {
+    fn an_identical_program_stays_and_a_damaged_one_is_replaced() {
         use std::os::unix::fs::MetadataExt as _;
 
         let folder = tempfile::tempdir().unwrap();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_record_is_named() {
+    fn a_truncated_record_is_reported_with_its_path_and_the_remedy() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(RECORD), "{\"curr").unwrap();
         let error = Programs::open(folder.path()).unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! Whether a file is an agent for this machine: first by its header, then by asking it. It is not started as the agent
-//! before.
+//! Checks whether a file is an agent for this machine: first its header, then its answers to `--version` and
+//! `--check`. Only afterwards may it be started as the agent.
 
 use std::{
     ffi::OsString,
@@ -19,14 +19,14 @@ use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 use super::ProgramError;
 
-/// Where a program's headers are, in files that linkers make.
+/// Linkers put the program headers within this many bytes.
 const MAX_HEAD_BYTES: u64 = 64 << 10;
 /// How long a program may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How much of its answer is read.
+/// How much of its output is read.
 const MAX_ANSWER_BYTES: u64 = 2048;
 
-/// What the machine that this program was built for is called in ELF headers; `None` where nobody has said.
+/// This machine's architecture as ELF headers name it; `None` for others than those listed.
 const MACHINE: Option<u16> = if cfg!(target_arch = "x86_64") {
     Some(EM_X86_64)
 } else if cfg!(target_arch = "aarch64") {
@@ -37,10 +37,10 @@ const MACHINE: Option<u16> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-/// Looks at a file's header: a static program for this kind of machine.
+/// Checks by its header that a file is a static program for this architecture.
 ///
 /// # Errors
-/// Says what it is instead.
+/// What it is instead.
 pub fn check_file(path: &Path) -> Result<(), ProgramError> {
     let mut head = Vec::new();
     File::open(path)
@@ -50,36 +50,36 @@ pub fn check_file(path: &Path) -> Result<(), ProgramError> {
 }
 
 fn check_head(head: &[u8]) -> Result<(), &'static str> {
-    const NO_PROGRAM: &str = "is no 64-bit ELF program";
-    let header = FileHeader64::<LittleEndian>::parse(head).map_err(|_| NO_PROGRAM)?;
+    const NOT_ELF: &str = "is not a 64-bit ELF program";
+    let header = FileHeader64::<LittleEndian>::parse(head).map_err(|_| NOT_ELF)?;
     let order = LittleEndian;
     if header.endian().is_err() || !matches!(header.e_type(order), ET_EXEC | ET_DYN) {
-        return Err(NO_PROGRAM);
+        return Err(NOT_ELF);
     }
     if MACHINE.is_some_and(|machine| header.e_machine(order) != machine) {
-        return Err("is for another kind of machine");
+        return Err("is built for another architecture");
     }
-    let segments = header.program_headers(order, head).map_err(|_| NO_PROGRAM)?;
+    let segments = header.program_headers(order, head).map_err(|_| NOT_ELF)?;
     if segments.is_empty() {
-        return Err(NO_PROGRAM);
+        return Err(NOT_ELF);
     }
     if segments.iter().any(|segment| segment.p_type(order) == PT_INTERP) {
-        return Err("needs libraries of its image (it is not linked statically)");
+        return Err("needs shared libraries (it is not linked statically)");
     }
     Ok(())
 }
 
-/// Asks a program for its version, and whether it could run with the agent's own arguments; returns the version.
+/// Runs a program with `--version`, then with this agent's arguments and `--check`; returns the version.
 ///
 /// # Errors
-/// When it cannot be executed, or answers otherwise than an agent.
+/// When it cannot be executed, or does not answer like an agent.
 pub async fn try_out(path: &Path, arguments: &[OsString]) -> Result<String, ProgramError> {
     let answer = ask(path, &["--version".into()]).await?;
     let version = answer.strip_prefix("mesh-agent ").map(str::trim);
     let Some(version) = version.filter(|version| !version.is_empty()) else {
         return Err(ProgramError::Answer {
             arguments: "--version".to_owned(),
-            said: format!("it says {answer:?}"),
+            outcome: format!("it printed {answer:?}"),
         });
     };
     let mut check = arguments.to_vec();
@@ -88,15 +88,15 @@ pub async fn try_out(path: &Path, arguments: &[OsString]) -> Result<String, Prog
     Ok(version.to_owned())
 }
 
-/// What a program says when it ends well.
+/// The output of a program that exits successfully.
 async fn ask(path: &Path, arguments: &[OsString]) -> Result<String, ProgramError> {
-    let refused = |said: String| ProgramError::Answer {
+    let refused = |outcome: String| ProgramError::Answer {
         arguments: arguments
             .iter()
             .map(|argument| argument.to_string_lossy())
             .collect::<Vec<_>>()
             .join(" "),
-        said,
+        outcome,
     };
     let mut command = Command::new(path);
     command
@@ -122,22 +122,22 @@ async fn ask(path: &Path, arguments: &[OsString]) -> Result<String, ProgramError
         })?,
         Err(_) => {
             let seconds = ANSWER_LIMIT.as_secs();
-            return Err(refused(format!("it has not ended within {seconds} s")));
+            return Err(refused(format!("it did not exit within {seconds} s")));
         }
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if status.success() {
         return Ok(text(&out));
     }
-    let said = [text(&errors), text(&out)].concat();
-    let said = said.lines().next().unwrap_or_default().to_owned();
-    Err(refused(match said.is_empty() {
+    let output = [text(&errors), text(&out)].concat();
+    let first_line = output.lines().next().unwrap_or_default().to_owned();
+    Err(refused(match first_line.is_empty() {
         true => status.to_string(),
-        false => format!("{status}: {said}"),
+        false => format!("{status}: {first_line}"),
     }))
 }
 
-/// Reads no more than anybody wants to know; whoever writes more is told by a closed pipe.
+/// Reads a bounded part of an output; a program that writes more gets a closed pipe.
 async fn read(from: Option<impl tokio::io::AsyncRead + Unpin>, to: &mut Vec<u8>) -> io::Result<()> {
     match from {
         Some(from) => from.take(MAX_ANSWER_BYTES).read_to_end(to).await.map(drop),
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// The least that is a program: a header and one segment.
+    /// The smallest program: a header and one segment.
     fn program(machine: u16, segment: u32) -> Vec<u8> {
         let mut bytes = vec![0; 120];
         bytes[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
@@ -167,18 +167,18 @@ mod tests {
     }
 
     #[test]
-    fn a_static_program_for_this_machine_is_fit_and_nothing_else() {
+    fn only_a_static_program_for_this_architecture_passes() {
         let machine = MACHINE.unwrap();
         assert_eq!(check_head(&program(machine, 1)), Ok(()));
         let mut large = program(machine, 1);
         large[4] = 1;
         for (head, expected) in [
             (program(machine, PT_INTERP), "statically"),
-            (program(machine ^ 1, 1), "another kind of machine"),
-            (program(machine, 1)[..70].to_vec(), "no 64-bit ELF"),
-            (b"#!/bin/sh\necho mesh-agent 1\n".to_vec(), "no 64-bit ELF"),
-            (Vec::new(), "no 64-bit ELF"),
-            (large, "no 64-bit ELF"),
+            (program(machine ^ 1, 1), "another architecture"),
+            (program(machine, 1)[..70].to_vec(), "not a 64-bit ELF"),
+            (b"#!/bin/sh\necho mesh-agent 1\n".to_vec(), "not a 64-bit ELF"),
+            (Vec::new(), "not a 64-bit ELF"),
+            (large, "not a 64-bit ELF"),
         ] {
             let refused = check_head(&head).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_is_asked_for_its_version_and_whether_it_takes_the_arguments() {
+    async fn a_program_must_print_its_version_and_accept_the_arguments() {
         let folder = tempfile::tempdir().unwrap();
         let arguments: Vec<OsString> = vec!["run".into(), "--orchestrator".into()];
         let good = "case \"$*\" in --version) echo mesh-agent 9.9;; \

@@ -1,5 +1,5 @@
-//! Executes the program that the record names, in this process: the pid, the arguments and the environment stay, so
-//! that a service manager or a container sees one agent. To be called from the main thread, with nothing else running.
+//! Executes the program that the record names, in this process: pid, arguments and environment stay, so that a
+//! service manager or a container sees one agent. Call it from the main thread before starting any other.
 
 use std::{
     env,
@@ -18,27 +18,27 @@ use tracing::{error, info, warn};
 use super::{Digest, ProgramError, Programs, TRIAL};
 use crate::error::error_chain;
 
-/// Tells a program which one it is, so that it goes on instead of executing itself.
+/// Environment variable with the executed program's digest, so that it does not execute itself again.
 const PROGRAM: &str = "MESH_AGENT_PROGRAM";
-/// Tells it where the installed program is, to go back to.
+/// Environment variable with the path of the installed program, to go back to.
 const INSTALLED: &str = "MESH_AGENT_INSTALLED";
-/// This process's own program, though its file was replaced.
+/// This process's own program, even if its file was replaced.
 const OWN: &str = "/proc/self/exe";
-/// Between two attempts of one program.
+/// Pause between two attempts of one program.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A program that hangs before it can look at the clock is ended by a signal, so much later than it should end itself.
+/// A program that hangs before it can check its own deadline is killed by SIGALRM this much after it.
 const LAST_RESORT: Duration = Duration::from_secs(10);
 
-/// What this process is to do.
+/// How this process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Run, as ever.
+    /// Without a deadline.
     Proven,
-    /// Run, and prove itself within [`TRIAL`].
+    /// On trial, for [`TRIAL`].
     OnTrial,
 }
 
-/// Executes the program that is to run, where that is not this one; returns when it is.
+/// Executes the program that the record names; returns if that is this one.
 #[must_use]
 pub fn start(folder: &Path) -> Start {
     let programs = match Programs::open(folder) {
@@ -48,7 +48,7 @@ pub fn start(folder: &Path) -> Start {
             return Start::Proven;
         }
     };
-    if let Some(own) = told() {
+    if let Some(own) = own_digest() {
         let record = programs.record();
         return match record.trial.is_some() && record.current.as_ref() == Some(&own) {
             true => Start::OnTrial,
@@ -59,11 +59,11 @@ pub fn start(folder: &Path) -> Start {
     Start::Proven
 }
 
-/// Executes the program that is to run next: the one that was deployed, or after its trial has failed once more itself
-/// or the one before.
+/// Executes the program that the record names next: a newly deployed one, or after a failed attempt the same one
+/// again or the previous one.
 ///
 /// # Errors
-/// When there is nothing that can be executed.
+/// When not even the installed program can be executed.
 pub fn again(folder: &Path) -> Result<std::convert::Infallible, ProgramError> {
     let programs = Programs::open(folder)?;
     execute_current(&programs);
@@ -79,33 +79,33 @@ pub fn again(folder: &Path) -> Result<std::convert::Infallible, ProgramError> {
     })
 }
 
-/// Whether this program's trial has not ended; whatever this process knew when it started.
+/// Whether this program is still on trial, by the record on disk.
 #[must_use]
 pub fn is_on_trial(folder: &Path) -> bool {
     let record = Programs::open(folder).map(|programs| programs.record());
-    record.is_ok_and(|record| record.trial.is_some() && record.current == told())
+    record.is_ok_and(|record| record.trial.is_some() && record.current == own_digest())
 }
 
-/// Writes down why this program's trial fails, and waits for a moment.
+/// Records why this attempt failed, and waits before the next one.
 pub fn fail(folder: &Path, reason: String) {
     let written = Programs::open(folder).and_then(|programs| programs.change(|record| record.fail(reason)));
     if let Err(error) = written {
         warn!(
             error = error_chain(&error),
-            "why the program fails is not written down"
+            "cannot record why the program failed"
         );
     }
     thread::sleep(PAUSE);
 }
 
-/// The program that this process was told to be.
-fn told() -> Option<Digest> {
+/// The digest that the launcher passed to this process.
+fn own_digest() -> Option<Digest> {
     env::var(PROGRAM)
         .ok()
         .and_then(|text| Digest::try_from(text).ok())
 }
 
-/// Executes what the record names; returns when that is the installed program.
+/// Executes the program that the record names; returns if that is the installed one.
 fn execute_current(programs: &Programs) {
     loop {
         let begun = programs.change(|record| record.begin().cloned());
@@ -113,7 +113,7 @@ fn execute_current(programs: &Programs) {
             Ok(Some(program)) => program,
             Ok(None) => return,
             Err(error) => {
-                // Attempts that cannot be counted could go on for ever.
+                // Attempts that cannot be counted would never end.
                 error!(error = error_chain(&error), "running the installed program");
                 return;
             }
@@ -121,11 +121,11 @@ fn execute_current(programs: &Programs) {
         let is_on_trial = programs.record().trial.is_some();
         info!(
             program = program.short(),
-            is_on_trial, "executing another program of the agent"
+            is_on_trial, "executing another agent program"
         );
         if is_on_trial {
             let seconds = (TRIAL + LAST_RESORT).as_secs();
-            // The alarm outlives the execution.
+            // The alarm survives exec.
             alarm::set(u32::try_from(seconds).unwrap_or(u32::MAX));
         } else {
             alarm::cancel();
@@ -141,7 +141,7 @@ fn execute_current(programs: &Programs) {
         alarm::cancel();
         let failure = ProgramError::Execute { path, source };
         let reason = error_chain(&failure);
-        error!(reason, "going back to the program before");
+        error!(reason, "going back to the previous program");
         if let Err(error) = programs.change(|record| record.refuse(reason)) {
             error!(error = error_chain(&error), "running the installed program");
             return;
@@ -149,7 +149,7 @@ fn execute_current(programs: &Programs) {
     }
 }
 
-/// Takes the process over; returns only when that fails.
+/// Replaces this process; returns only on failure.
 fn execute(path: &Path, prepare: impl FnOnce(&mut Command)) -> io::Error {
     let mut own = env::args_os();
     let name = own.next().unwrap_or_else(|| OsStr::new("mesh-agent").into());

@@ -1,10 +1,9 @@
-//! The programs that this node's agent has been and is to be: files below the state folder, a record of which of them
-//! runs, and how one takes the place of another. Imports nothing of the agent; the binary starts by it, and the
-//! orchestrator deploys by it.
+//! Replaces the agent's own program: program files below the state folder, the record of which one runs, and the
+//! launch. Imports nothing of the agent; the binary starts through it, and the orchestrator deploys through it.
 //!
-//! The installed program is the launcher: it executes what the record names, in the same process. A program that is new
-//! is on trial until the data path stands and the store was reached; one that does not get there three times in a row
-//! is left for the one before.
+//! The installed program is the launcher: it executes the program that the record names, in the same process. A new
+//! program is on trial until its data path is up and it reached the store; after three failed attempts in a row the
+//! node goes back to the previous program.
 
 mod digest;
 mod folder;
@@ -21,54 +20,54 @@ pub use unpack::{MAX_PROGRAM_BYTES, unpack};
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// How long a new program may take until its data path stands and the store was reached.
+/// How long a new program may take until its data path is up and it reached the store.
 pub const TRIAL: Duration = Duration::from_secs(60);
 
-/// A program of the agent could not be kept, checked or started.
+/// A program of the agent could not be stored, checked or started.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// The system has refused to read or write.
+    /// Reading or writing failed.
     #[error("cannot {operation} {} (--state-dir)", path.display())]
     File {
         /// What was tried.
         operation: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The record is none.
-    #[error("{} is not understood: remove it to go back to the installed program", path.display())]
+    /// The record cannot be parsed.
+    #[error("cannot parse {}: remove it to go back to the installed program", path.display())]
     Record {
         /// The record's file.
         path: PathBuf,
-        /// Where and what.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// The image has something else at the program's path.
+    /// The program's path in the image is missing or not a file.
     #[error("the image's /mesh-agent {0}: build the image as deploy/Dockerfile does")]
     Image(String),
-    /// The image's archive broke off.
+    /// Docker's archive of the image could not be read to its end.
     #[error("cannot read the image's /mesh-agent from Docker")]
     Archive(#[source] io::Error),
-    /// The file is no program for this node.
-    #[error("the image's /mesh-agent {0}: deploy an image that is built for this machine")]
+    /// The file is not a program that this node can run.
+    #[error("the image's /mesh-agent {0}: deploy an image built for this machine")]
     Unfit(&'static str),
     /// It cannot be executed.
     #[error("cannot execute {}: is its file system mounted noexec?", path.display())]
     Execute {
         /// The program.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It was executed, and has not answered as an agent does.
-    #[error("the image's /mesh-agent does not answer `{arguments}` as an agent does: {said}")]
+    /// It ran, but did not behave like an agent.
+    #[error("the image's /mesh-agent does not answer `{arguments}` like a mesh agent: {outcome}")]
     Answer {
-        /// What it was asked.
+        /// Its arguments.
         arguments: String,
-        /// What it did.
-        said: String,
+        /// Its output or exit status.
+        outcome: String,
     },
 }
 
@@ -83,7 +82,7 @@ impl ProgramError {
     }
 }
 
-/// Reads and writes whole programs where nobody waits for it.
+/// Runs file operations on whole programs off the runtime's threads.
 pub(crate) async fn on_the_side<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ProgramError> + Send + 'static,
 ) -> Result<T, ProgramError> {

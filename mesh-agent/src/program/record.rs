@@ -1,7 +1,7 @@
-//! Which program of the agent runs on this node, and whether it has proven itself. Pure.
+//! Which agent program runs on this node, and whether it is on trial. Pure.
 //!
-//! Invariants: a program that was never proven is tried [`ATTEMPTS`] times at most; going back leads to the program that
-//! was proven last, and in the end to the installed one, which needs no file of ours.
+//! Invariants: an unproven program gets at most [`ATTEMPTS`] attempts; going back leads to the last proven program,
+//! and finally to the installed one, which needs no file in the state folder.
 
 use std::collections::BTreeSet;
 
@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use super::Digest;
 
-/// How often in a row a new program may end before it has proven itself.
+/// How often in a row a new program is started before its trial fails.
 pub(super) const ATTEMPTS: u32 = 3;
 
-/// What is remembered of the agent's programs. A field that another release adds is ignored.
+/// The record on disk. Fields that another release adds are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
-    /// The program that is to run; none is the installed one.
+    /// The program to run; `None` is the installed one.
     pub current: Option<Digest>,
-    /// The one that ran before it, to go back to.
+    /// The program that ran before it, to go back to.
     pub previous: Option<Digest>,
-    /// Whose program this node has, or tries.
+    /// The task whose program this node runs or tries.
     pub deployed: Option<Deployed>,
-    /// The current program has not proven itself yet.
+    /// Present while the current program is on trial.
     pub trial: Option<Trial>,
-    /// How the last trial failed.
+    /// The last failed trial.
     pub failure: Option<Failure>,
 }
 
@@ -43,14 +43,14 @@ pub struct Deployed {
 pub struct Trial {
     /// How often it was started.
     pub attempts: u32,
-    /// Why the last attempt ended, if it could say so.
+    /// Why the last attempt failed, if it was recorded.
     pub reason: Option<String>,
 }
 
-/// A trial that has failed.
+/// A failed trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The task that wanted the program.
+    /// The task whose program failed.
     pub task: String,
     /// The program.
     pub program: Digest,
@@ -59,9 +59,9 @@ pub struct Failure {
 }
 
 impl Record {
-    /// A task's new program: it is to run next, on trial.
+    /// Makes a task's program the next one to run, on trial.
     pub fn deploy(&mut self, task: &str, program: Digest) {
-        // One that is on trial itself is nothing to go back to.
+        // Never go back to a program that is itself on trial.
         if self.trial.is_none() {
             self.previous = self.current.take();
         }
@@ -74,7 +74,7 @@ impl Record {
         });
     }
 
-    /// A task's program is what runs already.
+    /// Records that a task's program is the one that already runs.
     pub fn adopt(&mut self, task: &str, program: Digest) {
         self.deployed = Some(Deployed {
             task: task.to_owned(),
@@ -82,8 +82,8 @@ impl Record {
         });
     }
 
-    /// The program to execute now; none is the installed one. Counts the attempts of a trial, and ends one that has
-    /// had enough of them.
+    /// The program to execute now; `None` is the installed one. Counts the attempts of a trial, and ends the trial
+    /// after the last one.
     pub fn begin(&mut self) -> Option<&Digest> {
         match &mut self.trial {
             None => {}
@@ -93,38 +93,38 @@ impl Record {
             }
             Some(trial) => {
                 let reason = trial.reason.take();
-                let reason = reason.unwrap_or_else(|| "it has ended; the agent's log may say why".to_owned());
-                self.go_back(format!("the new agent did not hold {ATTEMPTS} times: {reason}"));
+                let reason = reason.unwrap_or_else(|| "it exited; see the agent's log".to_owned());
+                self.go_back(format!("the new agent failed {ATTEMPTS} times: {reason}"));
             }
         }
         self.current.as_ref()
     }
 
-    /// Why the attempt that is under way fails.
+    /// Records why the current attempt fails.
     pub fn fail(&mut self, reason: String) {
         if let Some(trial) = &mut self.trial {
             trial.reason = Some(reason);
         }
     }
 
-    /// The current program cannot be executed at all.
+    /// Goes back from a program that cannot be executed at all.
     pub fn refuse(&mut self, reason: String) {
         self.go_back(reason);
     }
 
-    /// The current program has proven itself; true if that is new.
+    /// Ends the current program's trial; true if it was on trial.
     pub fn prove(&mut self) -> bool {
         self.trial.take().is_some()
     }
 
-    /// Why a task's program was left.
+    /// Why the node went back from a task's program.
     #[must_use]
     pub fn failure_of(&self, task: &str) -> Option<&str> {
         let failure = self.failure.as_ref().filter(|failure| failure.task == task);
         failure.map(|failure| failure.reason.as_str())
     }
 
-    /// A task's program, if it is the one deployed last.
+    /// A task's program, if it was the last one deployed.
     #[must_use]
     pub fn program_of(&self, task: &str) -> Option<&Digest> {
         let deployed = self.deployed.as_ref().filter(|deployed| deployed.task == task);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_holds_is_kept_and_so_is_the_one_before() {
+    fn a_proven_program_and_the_previous_one_are_kept() {
         let mut record = Record::default();
         assert_eq!(record.begin(), None);
         record.deploy("t1", program('a'));
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(record.begin(), Some(&program('b')));
         assert!(record.prove());
         assert_eq!(record.kept(), [&program('a'), &program('b')].into());
-        // Proven, it may be started as often as it likes.
+        // Once proven, its starts are not counted.
         for _ in 0..10 {
             assert_eq!(record.begin(), Some(&program('b')));
         }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_ends_three_times_is_left_for_the_one_before() {
+    fn after_three_failed_attempts_the_previous_program_runs() {
         let mut record = Record::default();
         record.deploy("t1", program('a'));
         record.begin();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ends_without_a_word_leads_back_to_the_installed_program() {
+    fn without_a_previous_program_the_installed_one_runs() {
         let mut record = Record::default();
         record.deploy("t1", program('a'));
         for _ in 0..ATTEMPTS {
@@ -207,23 +207,23 @@ mod tests {
         }
         assert_eq!(record.begin(), None);
         assert!(record.failure_of("t1").unwrap().contains("log"));
-        // Whoever tries again begins anew.
+        // A new deployment starts a new trial.
         record.deploy("t2", program('a'));
         assert_eq!(record.begin(), Some(&program('a')));
         assert_eq!(record.failure_of("t1"), None);
     }
 
     #[test]
-    fn what_another_release_has_added_is_ignored() {
+    fn fields_of_another_release_are_ignored() {
         let record: Record = serde_json::from_str(r#"{"current": null, "colour": "green"}"#).unwrap();
         assert_eq!(record, Record::default());
         assert!(serde_json::from_str::<Record>(r#"{"current": "../x"}"#).is_err());
     }
 
     proptest! {
-        /// Whatever is deployed and however it ends: nothing unproven is started more than three times in a row.
+        /// No sequence of events starts an unproven program more than three times in a row.
         #[test]
-        fn nothing_unproven_is_tried_for_ever(steps in proptest::collection::vec(0_u8..6, 1..200)) {
+        fn an_unproven_program_is_started_three_times_at_most(steps in proptest::collection::vec(0_u8..6, 1..200)) {
             let mut record = Record::default();
             let mut unproven = 0;
             let mut task = 0;
@@ -245,7 +245,7 @@ mod tests {
                         prop_assert!(unproven <= ATTEMPTS);
                     }
                 }
-                // What runs without a trial has run before, or is the installed one.
+                // A program that runs without a trial was proven, or is the installed one.
                 prop_assert!(record.trial.is_none() || record.current.is_some());
                 let text = serde_json::to_string(&record).unwrap();
                 prop_assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record.clone());

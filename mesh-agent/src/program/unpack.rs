@@ -1,4 +1,5 @@
-//! The one file in the archive in which Docker hands out a container's file. Bounded: the image may be anybody's.
+//! Unpacks the single file in the tar archive that Docker returns for a container's file. Bounded, as the image is
+//! not trusted.
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,15 +14,15 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::{ProgramError, on_the_side};
 
-/// The largest program that is taken from an image: ten times what it has today.
+/// The largest program accepted from an image: about ten times today's size.
 pub const MAX_PROGRAM_BYTES: u64 = 256 << 20;
-/// What an archive may have beside its file: headers.
+/// Room for the archive's headers.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
-/// Writes the archive's file to `to`, executable by everybody, and makes sure that it is on the disk.
+/// Writes the archive's file to `to`, executable by all users, and syncs it to disk.
 ///
 /// # Errors
-/// When the archive is none, holds something else than one file, or too much.
+/// When the archive is malformed or truncated, its first entry is not a regular file, or the file is too large.
 pub async fn unpack(archive: BoxStream<'static, io::Result<Bytes>>, to: PathBuf) -> Result<(), ProgramError> {
     let reader = SyncIoBridge::new(StreamReader::new(archive.fuse()));
     on_the_side(move || unpack_from(reader, &to)).await
@@ -31,16 +32,16 @@ fn unpack_from(archive: impl Read, to: &Path) -> Result<(), ProgramError> {
     let mut archive = tar::Archive::new(archive.take(MAX_PROGRAM_BYTES + MAX_HEADER_BYTES));
     let mut entries = archive.entries().map_err(ProgramError::Archive)?;
     let Some(entry) = entries.next() else {
-        return Err(ProgramError::Image("is not there".to_owned()));
+        return Err(ProgramError::Image("is missing".to_owned()));
     };
     let entry = entry.map_err(ProgramError::Archive)?;
     if !entry.header().entry_type().is_file() {
-        return Err(ProgramError::Image("is no ordinary file".to_owned()));
+        return Err(ProgramError::Image("is not a regular file".to_owned()));
     }
     let size = entry.size();
     if size > MAX_PROGRAM_BYTES {
         return Err(ProgramError::Image(format!(
-            "has {size} bytes, more than the {MAX_PROGRAM_BYTES} that are allowed"
+            "has {size} bytes, more than the {MAX_PROGRAM_BYTES} allowed"
         )));
     }
     write(entry, size, to).inspect_err(|_| drop(fs::remove_file(to)))
@@ -64,7 +65,7 @@ fn write(entry: impl Read, size: u64, to: &Path) -> Result<(), ProgramError> {
         .map_err(failed())
 }
 
-/// Tells an archive that breaks off from a disk that is full.
+/// Tells read errors of the archive apart from write errors of the disk.
 struct Source<R> {
     entry: R,
     broken: Option<io::Error>,
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_whole_file_is_refused_and_leaves_nothing() {
+    async fn anything_but_one_whole_file_is_refused_and_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("program");
         let whole = archive(tar::EntryType::Regular, &[7; 5000]);
@@ -133,9 +134,9 @@ mod tests {
         large.set_cksum();
         for (bytes, expected) in [
             (&whole[..3000], "from Docker"),
-            (&link[..], "no ordinary file"),
+            (&link[..], "not a regular file"),
             (large.as_bytes(), "more than"),
-            (&[], "is not there"),
+            (&[], "is missing"),
             (&[7; 2000], "from Docker"),
         ] {
             let error = unpacked(bytes, &to).await.unwrap_err().to_string();

@@ -167,7 +167,7 @@ impl Rung {
                     flow_capacity: 16_384,
                     geneve_port: TUNNEL_PORT,
                     service_address: SERVICE_ADDRESS,
-                    netns_cookie: mesh_agent::doctor::own_netns_cookie()
+                    netns_cookie: mesh_agent::host_facts::own_netns_cookie()
                         .context("the kernel does not tell its network namespaces' cookies")?,
                 };
                 Ok(Box::new(EbpfDatapath::load(options)?))

@@ -42,7 +42,7 @@ fn deployment() -> Result<()> {
         .call("PATCH", "/v1/services/load-balancer", Some(&monitor))?;
     // No program at all: nothing is started.
     import(&stage, "node1", "mesh-agent:garbage", b"#!/bin/sh\nexit 0\n")?;
-    refused(&stage, "mesh-agent:garbage", "no 64-bit ELF program")?;
+    refused(&stage, "mesh-agent:garbage", "not a 64-bit ELF program")?;
     ensure!(executable(&stage, "node1")? == second, "another program runs");
     ensure!(process(&stage, "node1")? == pid, "another process is the agent");
 
@@ -51,7 +51,7 @@ fn deployment() -> Result<()> {
     import(&stage, "node1", "mesh-agent:broken", &ends_at_once)?;
     stage.without_a_failure(|| {
         looked_after(&stage, "node1", || {
-            refused(&stage, "mesh-agent:broken", "did not hold 3 times")
+            refused(&stage, "mesh-agent:broken", "failed 3 times")
         })
     })?;
     ensure!(executable(&stage, "node1")? == second, "another program runs");
