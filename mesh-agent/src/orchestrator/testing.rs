@@ -1,4 +1,4 @@
-//! A task for the tests of this module's parts. Imports the orchestrator's objects only.
+//! A task for this module's tests.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use mesh_orchestrator::{
     spec::TaskSpec,
 };
 
-/// The first task `t1` of the service `s1` (`web`), which shall run on the node `n1` and was assigned to it.
+/// Task `t1`, the first of service `s1` (`web`), assigned to node `n1` and wanted running.
 pub(super) fn task(spec: Arc<TaskSpec>) -> Task {
     Task {
         id: TaskId::from("t1"),

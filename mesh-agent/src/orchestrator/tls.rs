@@ -1,5 +1,5 @@
-//! TLS for the orchestrator's API: to agents of other nodes, who show a certificate of the cluster's
-//! authority, and to people's tools, who show a token later. Depends on nothing of ours.
+//! TLS for the orchestrator's API: for agents of other nodes, which present a certificate of the cluster's
+//! authority, and for external tools, which present a token.
 
 use std::{
     io,
@@ -30,41 +30,41 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::debug;
 
-/// How long a client may take to shake hands.
+/// How long a client's handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Clients that shake hands at a time; more wait.
+/// Concurrent handshakes; further clients wait.
 const HANDSHAKES: usize = 64;
-/// After an accept that failed: most often for want of file descriptors.
+/// Pause after a failed accept, which usually means that file descriptors ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file is not there, or holds something else.
+    /// A file is missing, or is not PEM.
     #[error("cannot read {} as PEM", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's error.
         source: pem::Error,
     },
-    /// Certificate and key do not fit, or are of a kind that is not known.
+    /// Certificate and key do not match, or are of an unsupported kind.
     #[error("the certificate and its key cannot be used for TLS")]
     Credentials(#[from] rustls::Error),
-    /// The authorities' certificates.
-    #[error("the authorities' certificates cannot be used for TLS")]
+    /// The certificate authorities.
+    #[error("the certificate authorities cannot be used for TLS")]
     Roots(#[from] VerifierBuilderError),
-    /// The port.
+    /// The port cannot be opened.
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// A certificate with its key, and whom its owner trusts.
+/// A certificate with its key, and the authorities to trust.
 pub(super) struct Credentials {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -78,7 +78,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Reads them from PEM files; without authorities nobody is trusted.
+    /// Reads them from PEM files; without authorities no peer is trusted.
     pub(super) fn load(authority: Option<&Path>, certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         if let Some(path) = authority {
@@ -96,7 +96,7 @@ impl Credentials {
         })
     }
 
-    /// For a listener that lets in whoever comes, or only those with a certificate of the authorities.
+    /// For a listener that accepts any client, or only those with a certificate of the authorities.
     pub(super) fn server(&self, only_known: bool) -> Result<Arc<ServerConfig>, TlsError> {
         let builder =
             ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
@@ -112,7 +112,7 @@ impl Credentials {
         ))
     }
 
-    /// For asking another agent: its certificate must be of the authorities, whatever its names are.
+    /// For connections to other agents: their certificates must be of the authorities, with any name.
     pub(super) fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let roots = Arc::clone(&self.roots);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
@@ -144,8 +144,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(certificates)
 }
 
-/// Agents are known by their authority, not by their names: each could read the whole store anyway, and
-/// their addresses come and go.
+/// Verifies an agent's authority but not its name: every agent can read the whole store anyway, and addresses
+/// change.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 
@@ -162,7 +162,7 @@ impl ServerCertVerifier for AnyName {
             .0
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         {
-            // The name is looked at last, when all else is well.
+            // The name is checked last, after everything else succeeded.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -193,7 +193,7 @@ impl ServerCertVerifier for AnyName {
     }
 }
 
-/// Accepts connections, and hands them over when their handshake is done: a slow client holds up nobody.
+/// Accepts connections and yields them after their handshake, so that a slow client delays no other.
 #[derive(Debug)]
 pub(super) struct TlsListener {
     address: SocketAddr,
@@ -234,8 +234,8 @@ async fn accept(
         tokio::spawn(async move {
             match timeout(HANDSHAKE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => drop(into.send((stream, peer)).await),
-                Ok(Err(error)) => debug!(%peer, %error, "a client has failed to shake hands"),
-                Err(_) => debug!(%peer, "a client does not shake hands"),
+                Ok(Err(error)) => debug!(%peer, %error, "a client's TLS handshake failed"),
+                Err(_) => debug!(%peer, "a client's TLS handshake timed out"),
             }
             drop(permit);
         });

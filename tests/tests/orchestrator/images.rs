@@ -102,7 +102,7 @@ fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
     let task = api.running("web")?.pop().context("no task runs")?;
     let message = task["status"]["message"].as_str().unwrap_or_default();
     ensure!(
-        message.contains("the image that was here is used") && message.contains("connection refused"),
+        message.contains("using the local image") && message.contains("connection refused"),
         "{message}"
     );
 

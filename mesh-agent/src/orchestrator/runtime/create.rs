@@ -1,4 +1,4 @@
-//! A task's specification as the body of the engine's request to create a container. Pure.
+//! Translates a task's specification to the engine's request that creates its container. Pure.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,23 +14,23 @@ use mesh_orchestrator::{
 
 use super::{MountedFile, Wanted, label, template::expand};
 
-/// What is created, and what follows before it is started.
+/// The request to create a container, and what follows before its start.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Creation {
     /// The container's name.
     pub(super) name: String,
     /// The request's body.
     pub(super) body: ContainerCreateBody,
-    /// Networks that it is connected to afterwards: older engines take only one at its creation.
+    /// Networks to connect it to afterwards: older engines accept only one at creation.
     pub(super) more_networks: Vec<(String, EndpointSettings)>,
 }
 
-/// The engine's networks that take neither aliases nor company.
+/// Whether a network is one of the engine's own, which accept neither aliases nor other networks beside them.
 pub(super) fn is_predefined(network: &str) -> bool {
     matches!(network, "bridge" | "host" | "none" | "default")
 }
 
-/// What to ask the engine for.
+/// The requests for a container.
 pub(super) fn creation(wanted: &Wanted<'_>) -> Creation {
     let task = wanted.task;
     let container = &task.spec.container_spec;
@@ -82,7 +82,7 @@ fn host_config(wanted: &Wanted<'_>) -> HostConfig {
     let limits = task.spec.resources.limits;
     let reservations = task.spec.resources.reservations;
     HostConfig {
-        // A task is replaced, never restarted; who does that is not the engine.
+        // The orchestrator replaces tasks; the engine must never restart one.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
@@ -121,7 +121,7 @@ fn host_config(wanted: &Wanted<'_>) -> HostConfig {
         }),
         sysctls: Some(container.sysctls.clone().into_iter().collect()),
         extra_hosts: some_unless_empty(&container.hosts),
-        // Left out where it is not asked for, the engine's own default holds.
+        // Left out unless requested, so that the engine's default applies.
         init: container.init.then_some(true),
         readonly_rootfs: Some(container.read_only),
         ..HostConfig::default()
@@ -200,12 +200,12 @@ fn mounted_file(file: &MountedFile) -> Mount {
     }
 }
 
-/// What the agent probes, the engine shall not, whatever the image says.
+/// The engine's health check; disabled, also for the image's own, where the agent probes instead.
 fn health(check: &HealthCheck) -> HealthConfig {
     let test = match &check.test {
         Probe::None | Probe::Http { .. } | Probe::Tcp { .. } => vec!["NONE".to_owned()],
-        Probe::Command(words) => std::iter::once("CMD".to_owned())
-            .chain(words.iter().cloned())
+        Probe::Command(arguments) => std::iter::once("CMD".to_owned())
+            .chain(arguments.iter().cloned())
             .collect(),
         Probe::Shell(line) => vec!["CMD-SHELL".to_owned(), line.clone()],
     };
@@ -225,11 +225,11 @@ fn health(check: &HealthCheck) -> HealthConfig {
     }
 }
 
-fn some_unless_empty(words: &[String]) -> Option<Vec<String>> {
-    (!words.is_empty()).then(|| words.to_vec())
+fn some_unless_empty(list: &[String]) -> Option<Vec<String>> {
+    (!list.is_empty()).then(|| list.to_vec())
 }
 
-/// 0 means no limit to the specification; to the engine, for some fields, it means another thing.
+/// 0 means no limit in the specification; for some of the engine's fields it means something else.
 fn limited(number: u64) -> Option<i64> {
     (number > 0).then(|| i64::try_from(number).unwrap_or(i64::MAX))
 }
@@ -238,7 +238,7 @@ fn nanoseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Whole seconds, rounded up: a shorter grace is better too long than none.
+/// Whole seconds, rounded up, so that a short grace period does not become none.
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
 }

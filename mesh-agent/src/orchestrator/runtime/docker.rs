@@ -1,6 +1,6 @@
-//! The node's Docker Engine as the orchestrator's runtime. Depends on `source::docker` for the connection.
+//! The node's Docker Engine as the orchestrator's runtime.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use bollard::{
@@ -13,9 +13,9 @@ use bollard::{
 };
 use futures_util::{StreamExt, stream::BoxStream};
 use mesh_orchestrator::objects::NodeId;
-use serde::Deserialize;
-use tokio::time::timeout;
 use tracing::debug;
+
+mod http;
 
 use super::{
     ArchiveStream, ContainerFacts, ContainerId, EngineDescription, ImageReference, LogQuery, LogStream,
@@ -23,13 +23,9 @@ use super::{
 };
 use crate::source::{Docker, DockerError, docker::Connection};
 
-/// How much of the engine's words an error repeats.
+/// How much of the engine's error message is kept.
 const MAX_MESSAGE_CHARS: usize = 512;
-/// How long a registry may say nothing during a pull.
-const PULL_SILENCE: Duration = Duration::from_secs(120);
-/// The longest line of a pull's progress.
-const MAX_PROGRESS_BYTES: usize = 1 << 20;
-/// The engine's answer while it shuts down.
+/// The engine's status while it shuts down.
 const UNAVAILABLE: u16 = 503;
 const NOT_FOUND: u16 = 404;
 const NOT_MODIFIED: u16 = 304;
@@ -61,7 +57,7 @@ impl DockerRuntime {
         self.docker.connection().await.map_err(RuntimeError::Unavailable)
     }
 
-    /// Tells the engine's no from its absence.
+    /// Tells a refusal by the engine from an unavailable engine.
     fn check<T>(
         &self,
         result: Result<T, Error>,
@@ -90,72 +86,6 @@ impl DockerRuntime {
             result => self.check(result, "inspect image", image).map(|_| true),
         }
     }
-
-    /// By hand: the client library writes the credentials in an alphabet that engines misread.
-    async fn pull_afresh(
-        &self,
-        image: &str,
-        credential: Option<&RegistryCredential>,
-    ) -> Result<(), RuntimeError> {
-        let reference = ImageReference::parse(image);
-        let connection = self.connection().await?;
-        let mut request = connection
-            .post("/images/create")
-            .query(&[("fromImage", reference.name), ("tag", reference.version)]);
-        if let Some(credential) = credential {
-            request = request.header("X-Registry-Auth", credential.header(reference.registry()));
-        }
-        let unavailable = |source| {
-            self.docker.reset();
-            RuntimeError::Unavailable(DockerError::Get {
-                path: "/images/create",
-                source,
-            })
-        };
-        let silent = |_| refused("pull", image, "the registry has said nothing for two minutes");
-        let mut response = timeout(PULL_SILENCE, request.send())
-            .await
-            .map_err(silent)?
-            .map_err(unavailable)?;
-        let accepted = response.status().is_success();
-        let mut progress = Vec::new();
-        while let Some(chunk) = timeout(PULL_SILENCE, response.chunk())
-            .await
-            .map_err(silent)?
-            .map_err(unavailable)?
-        {
-            progress.extend_from_slice(&chunk);
-            let read = progress
-                .iter()
-                .rposition(|byte| *byte == b'\n')
-                .map_or(0, |end| end + 1);
-            for line in progress[..read].split(|byte| *byte == b'\n') {
-                if let Some(error) = pull_error(line) {
-                    return Err(refused("pull", image, &error));
-                }
-            }
-            progress.drain(..read);
-            if progress.len() > MAX_PROGRESS_BYTES {
-                return Err(refused("pull", image, "the engine's answer is not understood"));
-            }
-        }
-        match pull_error(&progress) {
-            Some(error) => Err(refused("pull", image, &error)),
-            None if !accepted => Err(refused("pull", image, "the engine gives no reason")),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a line of a pull's progress, or a refusal's body, says went wrong.
-fn pull_error(line: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Said {
-        error: Option<String>,
-        message: Option<String>,
-    }
-    let said: Said = serde_json::from_slice(line).ok()?;
-    said.error.or(said.message)
 }
 
 fn status(error: &Error) -> Option<u16> {
@@ -224,7 +154,7 @@ impl Runtime for DockerRuntime {
             let actor = event.actor?;
             let labels = actor.attributes?;
             let is_ours = labels.get(label::NODE).map(String::as_str) == Some(node.as_str());
-            // Each check of a health check is an event, but tells nothing.
+            // Every run of a health check is an exec event; none of them matters here.
             let matters = !event.action.is_some_and(|action| action.starts_with("exec_"));
             actor.id.filter(|_| is_ours && matters)
         };
@@ -242,7 +172,7 @@ impl Runtime for DockerRuntime {
         if ImageReference::parse(image).is_pinned() && self.has_image(image).await? {
             return Ok(Pulled::Fresh);
         }
-        match self.pull_afresh(image, credential).await {
+        match self.pull_from_registry(image, credential).await {
             Ok(()) => Ok(Pulled::Fresh),
             Err(error @ RuntimeError::Unavailable(_)) => Err(error),
             Err(error) if self.has_image(image).await? => {
@@ -257,45 +187,7 @@ impl Runtime for DockerRuntime {
         image: &str,
         credential: Option<&RegistryCredential>,
     ) -> Result<String, RuntimeError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Distribution {
-            descriptor: Descriptor,
-        }
-        #[derive(Deserialize)]
-        struct Descriptor {
-            digest: String,
-        }
-        let reference = ImageReference::parse(image);
-        let connection = self.connection().await?;
-        let name = match reference.is_pinned() {
-            true => format!("{}@{}", reference.name, reference.version),
-            false => format!("{}:{}", reference.name, reference.version),
-        };
-        let mut request = connection.get(&format!("/distribution/{name}/json"));
-        if let Some(credential) = credential {
-            request = request.header("X-Registry-Auth", credential.header(reference.registry()));
-        }
-        let body = timeout(PULL_SILENCE, async { request.send().await?.bytes().await })
-            .await
-            .map_err(|_| refused("look up", image, "the registry has said nothing for two minutes"))?
-            .map_err(|source| {
-                self.docker.reset();
-                RuntimeError::Unavailable(DockerError::Get {
-                    path: "/distribution",
-                    source,
-                })
-            })?;
-        match serde_json::from_slice::<Distribution>(&body) {
-            Ok(found) => Ok(found.descriptor.digest),
-            Err(_) => {
-                let reason = pull_error(&body);
-                let reason = reason
-                    .as_deref()
-                    .unwrap_or("the engine's answer is not understood");
-                Err(refused("look up", image, reason))
-            }
-        }
+        self.look_up_digest(image, credential).await
     }
 
     async fn create(&self, wanted: Wanted<'_>) -> Result<ContainerId, RuntimeError> {
@@ -309,7 +201,7 @@ impl Runtime for DockerRuntime {
         let ContainerCreateResponse { id, warnings } =
             self.check(created, "create container", &creation.name)?;
         for warning in warnings {
-            debug!(container = creation.name, warning, "Docker warns");
+            debug!(container = creation.name, warning, "warning from Docker");
         }
         for (network, endpoint) in creation.more_networks {
             let request = NetworkConnectRequest {
@@ -318,7 +210,7 @@ impl Runtime for DockerRuntime {
             };
             let connected = connection.bollard.connect_network(&network, request).await;
             if let Err(error) = self.check(connected, "connect a container to network", &network) {
-                // Half of what was asked for is nothing to start; the next attempt makes it anew.
+                // Never start a container that lacks a network; the next attempt creates it again.
                 self.remove(&id).await?;
                 return Err(error);
             }
@@ -345,7 +237,7 @@ impl Runtime for DockerRuntime {
         let connection = self.connection().await?;
         let options = KillContainerOptionsBuilder::new().signal(signal).build();
         match connection.bollard.kill_container(container, Some(options)).await {
-            // It has ended by itself, or is gone.
+            // It ended by itself, or is gone.
             Err(error) if matches!(status(&error), Some(CONFLICT | NOT_FOUND)) => Ok(()),
             result => self.check(result, "signal container", container),
         }
@@ -365,41 +257,13 @@ impl Runtime for DockerRuntime {
     }
 
     async fn archive(&self, container: &str, path: &str) -> Result<ArchiveStream, RuntimeError> {
-        let connection = self.connection().await?;
-        let request = connection
-            .get(&format!("/containers/{container}/archive"))
-            .query(&[("path", path)]);
-        let unavailable = |source| {
-            self.docker.reset();
-            RuntimeError::Unavailable(DockerError::Get {
-                path: "/containers/archive",
-                source,
-            })
-        };
-        let silent = |_| refused("copy", path, "the engine has said nothing for two minutes");
-        let response = timeout(PULL_SILENCE, request.send())
-            .await
-            .map_err(silent)?
-            .map_err(unavailable)?;
-        if !response.status().is_success() {
-            let status = response.status();
-            let body = response.bytes().await.map_err(unavailable)?;
-            let reason = pull_error(&body).unwrap_or_else(|| format!("the engine answered {status}"));
-            return Err(refused("copy", path, &reason));
-        }
-        let chunks = futures_util::stream::try_unfold(response, |mut response| async {
-            let chunk = timeout(PULL_SILENCE, response.chunk()).await;
-            let chunk = chunk.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-            let chunk = chunk.map_err(io::Error::other)?;
-            Ok(chunk.map(|chunk| (chunk, response)))
-        });
-        Ok(chunks.boxed())
+        self.read_archive(container, path).await
     }
 
     async fn logs(&self, container: &str, query: LogQuery) -> Result<LogStream, RuntimeError> {
         let connection = self.connection().await?;
         let mut output = Box::pin(connection.bollard.logs(container, Some(query.options())));
-        // The first piece tells whether the engine can read this container's log at all.
+        // The first item shows whether the engine can read this container's log at all.
         match output.next().await {
             None => Ok(futures_util::stream::empty().boxed()),
             Some(first) => {
@@ -411,7 +275,8 @@ impl Runtime for DockerRuntime {
     }
 }
 
-/// The engine also answers 404 for what a container needs (a network, a device): then it says no.
+/// Whether an error names the container itself. The engine also answers 404 for something that a container needs,
+/// such as a network or a device; that is a refusal.
 fn names(error: &Error, container: &str) -> bool {
     match error {
         Error::DockerResponseServerError { message, .. } => message.contains(container),

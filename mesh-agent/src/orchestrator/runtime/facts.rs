@@ -1,4 +1,4 @@
-//! What the engine's answers mean: containers and the engine itself. Pure.
+//! Interprets the engine's answers about containers and itself. Pure.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -13,11 +13,11 @@ use mesh_orchestrator::{
 
 use super::{ContainerFacts, EngineDescription, Health, Phase, label};
 
-/// The engine's default, as Swarm's.
+/// The default of the engine and of Swarm.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 const STOP_SIGNAL: &str = "SIGTERM";
 
-/// `None` for what is not the orchestrator's, or is just being removed.
+/// `None` if the container is not the orchestrator's, or is being removed.
 pub(super) fn container(inspected: &ContainerInspectResponse) -> Option<ContainerFacts> {
     let config = inspected.config.as_ref()?;
     let labels = config.labels.as_ref()?;
@@ -58,7 +58,7 @@ pub(super) fn container(inspected: &ContainerInspectResponse) -> Option<Containe
 fn phase(state: &ContainerState) -> Option<Phase> {
     match state.status? {
         ContainerStateStatusEnum::CREATED => Some(Phase::Created),
-        // One that is paused holds all it has, and its connections.
+        // A paused container keeps its resources and connections.
         ContainerStateStatusEnum::RUNNING
         | ContainerStateStatusEnum::PAUSED
         | ContainerStateStatusEnum::STOPPING
@@ -84,7 +84,7 @@ fn health(state: &ContainerState) -> Health {
     }
 }
 
-/// The address on the first network, by name, that has one.
+/// The address on the first network, in order of name, that has one.
 fn address(settings: &NetworkSettings) -> Option<Ipv4Addr> {
     let mut addresses: Vec<_> = settings
         .networks
@@ -96,7 +96,7 @@ fn address(settings: &NetworkSettings) -> Option<Ipv4Addr> {
     addresses.first().map(|(_, address)| *address)
 }
 
-/// What `docker info` says of the machine.
+/// The machine as `docker info` describes it.
 pub(super) fn engine(info: SystemInfo) -> EngineDescription {
     let labels = info.labels.unwrap_or_default();
     let label = |label: String| match label.split_once('=') {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_container_says_why() {
+    fn an_exited_container_has_its_code_and_reason() {
         let facts = facts(r#"{"Status": "exited", "ExitCode": 137, "OOMKilled": true, "Pid": 0}"#).unwrap();
         let expected = Phase::Exited {
             code: 137,

@@ -1,4 +1,4 @@
-//! Image references, and the credentials for their registries. Pure.
+//! Image references and registry credentials. Pure.
 
 use std::fmt;
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 
 /// The registry of images that name none.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// What the engine calls that registry in credentials.
+/// That registry's name in credentials.
 const DEFAULT_REGISTRY_IN_CREDENTIALS: &str = "https://index.docker.io/v1/";
 
-/// An image's name, taken apart.
+/// A parsed image name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageReference<'a> {
-    /// All before the tag.
+    /// Everything before the tag.
     pub name: &'a str,
     /// The digest if there is one, else the tag, else `latest`.
     pub version: &'a str,
 }
 
 impl<'a> ImageReference<'a> {
-    /// Takes a name apart; every text is one.
+    /// Parses a name; every text is valid.
     #[must_use]
     pub fn parse(image: &'a str) -> Self {
         let (tagged, digest) = match image.split_once('@') {
@@ -38,7 +38,7 @@ impl<'a> ImageReference<'a> {
         }
     }
 
-    /// The registry it comes from: host, with a port where one is named.
+    /// Its registry: the host, with the port if one is given.
     #[must_use]
     pub fn registry(&self) -> &'a str {
         match self.name.split_once('/') {
@@ -47,7 +47,7 @@ impl<'a> ImageReference<'a> {
         }
     }
 
-    /// Whether it can only ever be one image.
+    /// Whether it is pinned by digest.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.version.contains(':')
@@ -83,7 +83,7 @@ impl RegistryCredential {
             "password": self.password,
             "serveraddress": server,
         });
-        // The engine reads the alphabet for URLs, and nothing else.
+        // The engine accepts only the URL-safe alphabet.
         base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE, body.to_string())
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_is_taken_apart_at_the_right_colon() {
+    fn a_reference_is_split_at_the_right_colon() {
         for (image, name, version, registry) in [
             ("nginx", "nginx", "latest", "docker.io"),
             ("nginx:1.29", "nginx", "1.29", "docker.io"),

@@ -1,23 +1,23 @@
-//! What containers have written, line by line. Pure but for the engine's stream that it reads.
+//! Splits a container's log stream into lines.
 
 use bollard::{container::LogOutput, errors::Error, query_parameters::LogsOptionsBuilder};
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 use mesh_orchestrator::objects::Timestamp;
 
-/// Longest line that is passed on in one piece; the engine cuts its own at 16 KiB.
+/// Longer lines are cut; the engine itself splits lines at 16 KiB.
 const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// Lines as they come.
 pub type LogStream = BoxStream<'static, LogLine>;
 
-/// What of a container's output is asked for.
+/// The part of a container's output to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogQuery {
-    /// Go on with what it writes from now on.
+    /// Continue with new output.
     pub follow: bool,
-    /// So many of the last lines; all if left out.
+    /// Start with this many of the last lines; `None` is all.
     pub tail: Option<u64>,
-    /// Only what was written from then on.
+    /// Only output written since then.
     pub since: Option<Timestamp>,
 }
 
@@ -34,7 +34,7 @@ pub struct LogLine {
 
 impl LogQuery {
     pub(super) fn options(self) -> bollard::query_parameters::LogsOptions {
-        // Whole seconds are all that the client library can say; they are rounded down.
+        // The client library supports whole seconds only; rounded down.
         let since = self
             .since
             .map_or(0, |since| i32::try_from(since.0 / 1000).unwrap_or(i32::MAX));
@@ -52,7 +52,7 @@ impl LogQuery {
     }
 }
 
-/// The lines in the engine's stream, up to its end or first error.
+/// The lines of the engine's stream, up to its end or first error.
 pub(super) fn lines(output: impl Stream<Item = Result<LogOutput, Error>> + Send + 'static) -> LogStream {
     output
         .take_while(|piece| std::future::ready(piece.is_ok()))
@@ -62,8 +62,7 @@ pub(super) fn lines(output: impl Stream<Item = Result<LogOutput, Error>> + Send 
         .boxed()
 }
 
-/// Each line of a piece; the engine has put its time in front of the first, and of each where there is a
-/// terminal.
+/// The lines of one piece. The engine puts a timestamp before the first line, and with a terminal before each.
 fn split(piece: &LogOutput) -> Vec<LogLine> {
     let (message, is_error) = match piece {
         LogOutput::StdErr { message } => (message, true),
@@ -97,7 +96,7 @@ fn split(piece: &LogOutput) -> Vec<LogLine> {
     lines
 }
 
-/// As the engine writes them: `2026-01-02T03:04:05.678901234Z`.
+/// Whether a text is a timestamp of the engine's: `2026-01-02T03:04:05.678901234Z`.
 fn is_time(text: &str) -> bool {
     text.len() >= 20
         && text.ends_with('Z')
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_bounds_is_cut() {
+    fn a_very_long_line_is_cut() {
         let message = format!("2026-01-02T03:04:05.678901234Z {}", "ä".repeat(MAX_LINE_BYTES));
         let lines = split(&LogOutput::StdOut {
             message: message.into(),

@@ -1,5 +1,5 @@
-//! What a node runs containers with: a small trait, and what it speaks of. Its one implementation is the
-//! node's Docker Engine. Depends on the orchestrator's objects only; knows nothing of the mesh.
+//! A node's container runtime: a small trait and its types. Its one implementation is the node's Docker Engine.
+//! Knows nothing of the mesh.
 
 mod create;
 mod docker;
@@ -24,17 +24,17 @@ pub use logs::{LogLine, LogQuery, LogStream};
 
 use crate::source::DockerError;
 
-/// The engine's name of a container.
+/// The engine's id of a container.
 pub type ContainerId = String;
 
-/// The bytes of a tar archive as they come.
+/// The bytes of a tar archive.
 pub type ArchiveStream = BoxStream<'static, io::Result<Bytes>>;
 
-/// Labels that the orchestrator puts on its containers, by which it finds them again.
+/// Labels on the orchestrator's containers, by which it finds them again.
 pub mod label {
     pub use crate::model::orchestrator_label::{ADDRESS, TASK};
 
-    /// The node that made it; nobody else's are ever touched.
+    /// The node that created it; a node never touches another's containers.
     pub const NODE: &str = "mesh.node.id";
     /// The task's name, e.g. `web.3`.
     pub const TASK_NAME: &str = "mesh.task.name";
@@ -44,12 +44,12 @@ pub mod label {
     pub const SERVICE_NAME: &str = "mesh.service.name";
 }
 
-/// What an engine is and has.
+/// An engine and its machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineDescription {
     /// The machine's host name.
     pub hostname: String,
-    /// What it was configured with.
+    /// The engine's configured labels.
     pub labels: BTreeMap<String, String>,
     /// Operating system and architecture.
     pub platform: Platform,
@@ -57,24 +57,24 @@ pub struct EngineDescription {
     pub resources: Resources,
     /// Its version, e.g. `29.3.1`.
     pub version: String,
-    /// Its place in a Swarm, in its own words (`inactive` where it is in none).
+    /// Its Swarm state as Docker names it; `inactive` outside any Swarm.
     pub swarm: String,
 }
 
-/// A container that is to be made.
+/// A container to create.
 #[derive(Clone, Debug)]
 pub struct Wanted<'a> {
-    /// The node that makes it.
+    /// The node that creates it.
     pub node: &'a NodeId,
-    /// What it is of.
+    /// The task it runs.
     pub task: &'a Task,
-    /// What the mesh calls it by.
+    /// The address by which the mesh identifies it.
     pub address: Option<Ipv4Addr>,
-    /// Files of the node that hold its secrets and configs, with where it sees them.
+    /// Files with its secrets and configs, to mount.
     pub files: &'a [MountedFile],
 }
 
-/// A file of the node that a container sees.
+/// A file of the node that a container mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountedFile {
     /// Its path on the node.
@@ -83,142 +83,142 @@ pub struct MountedFile {
     pub target: String,
 }
 
-/// What the engine says of one of the orchestrator's containers.
+/// One of the orchestrator's containers as the engine describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerFacts {
-    /// The engine's id of it.
+    /// The engine's id.
     pub id: ContainerId,
-    /// The task it is of.
+    /// The task it runs.
     pub task: TaskId,
-    /// What the mesh calls it by.
+    /// The address by which the mesh identifies it.
     pub address: Option<Ipv4Addr>,
-    /// How far it has come.
+    /// Created, running or exited.
     pub phase: Phase,
-    /// What the engine's own check says.
+    /// The result of the engine's health check.
     pub health: Health,
-    /// Its first process, in the engine's namespace; while it runs.
+    /// Its first process, in the engine's PID namespace; while it runs.
     pub pid: Option<u32>,
-    /// Where the node reaches it: its address on a bridge, or 127.0.0.1 on the node's own network.
+    /// The address at which the node reaches it: on a bridge, or 127.0.0.1 on the host's network.
     pub reached_at: Option<Ipv4Addr>,
-    /// The signal that asks it to stop; `SIGTERM` where neither specification nor image say otherwise.
+    /// Its stop signal; `SIGTERM` unless the specification or the image sets another.
     pub stop_signal: String,
-    /// Time from that signal to the end.
+    /// Time from that signal until it is killed.
     pub stop_grace: Duration,
 }
 
-/// How far a container has come.
+/// A container's life cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Made, never started.
+    /// Created, never started.
     Created,
-    /// It runs.
+    /// Running.
     Running,
-    /// It has ended.
+    /// Ended.
     Exited {
-        /// What its first process returned; 128 and the signal's number if that ended it.
+        /// Its first process's exit code; 128 plus the number of the signal that ended it.
         code: i32,
-        /// Whether it used more memory than it may.
+        /// Whether it exceeded its memory limit.
         out_of_memory: bool,
-        /// What the engine says went wrong; empty if nothing did.
+        /// The engine's error; empty if there is none.
         error: String,
     },
 }
 
-/// What is known of a running container's health.
+/// A running container's health.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
-    /// Nobody looks: running is enough.
+    /// No health check: running is enough.
     #[default]
     Unchecked,
-    /// It is looked at, and not healthy yet.
+    /// Not healthy yet.
     Starting,
-    /// It is well.
+    /// The last check succeeded.
     Healthy,
-    /// It has failed its check too often.
+    /// It failed too many checks.
     Unhealthy,
 }
 
-/// How a pull went.
+/// The result of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pulled {
-    /// The image is what the registry has.
+    /// The image is the registry's.
     Fresh,
-    /// The registry could not be asked: an image of that name that the node has is used, for this reason.
+    /// The pull failed for this reason; the node's own image of that name is used.
     Local(String),
 }
 
-/// The engine could not do something.
+/// A failed request to the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// The engine cannot be asked just now. What it was asked for may still be possible.
-    #[error("Docker cannot be asked")]
+    /// The engine does not answer. The request may succeed later.
+    #[error("Docker does not answer")]
     Unavailable(#[source] DockerError),
-    /// The engine has answered no.
+    /// The engine refused.
     #[error("Docker refused to {operation} {subject}: {message}")]
     Refused {
-        /// What it was asked to do.
+        /// The requested operation.
         operation: &'static str,
-        /// With what.
+        /// Its object.
         subject: String,
-        /// The engine's own words, shortened.
+        /// The engine's message, shortened.
         message: String,
     },
-    /// There is no such thing (any more).
-    #[error("Docker knows no {0} (any more)")]
+    /// The object does not exist, or no longer.
+    #[error("Docker has no {0}; it may have been removed")]
     Gone(String),
 }
 
 /// A node's container engine.
 #[async_trait]
 pub trait Runtime: fmt::Debug + Send + Sync + 'static {
-    /// What the engine is and has.
+    /// Describes the engine and its machine.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`].
     async fn describe(&self) -> Result<EngineDescription, RuntimeError>;
 
-    /// All containers that a node has made, stopped ones too.
+    /// All containers that a node created, including stopped ones.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`].
     async fn containers(&self, node: &NodeId) -> Result<Vec<ContainerFacts>, RuntimeError>;
 
-    /// One of them, by its engine's id; `None` if it is gone.
+    /// One of them, by id; `None` if it is gone.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`].
     async fn container(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError>;
 
-    /// Tells whenever one of a node's containers has changed. Ends when the engine goes away.
+    /// The ids of a node's containers as they change. Ends when the engine goes away.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`].
     async fn changes(&self, node: &NodeId) -> Result<BoxStream<'static, ContainerId>, RuntimeError>;
 
-    /// Brings an image here. Where the registry cannot be asked, or says no, an image that is here will do.
+    /// Pulls an image. If that fails, a local image of the same name is used.
     ///
     /// # Errors
-    /// When there is none here either.
+    /// When there is no local image either.
     async fn pull(
         &self,
         image: &str,
         credential: Option<&RegistryCredential>,
     ) -> Result<Pulled, RuntimeError>;
 
-    /// What an image's tag means at its registry just now: `sha256:…`.
+    /// The digest that an image's tag currently has at its registry: `sha256:…`.
     ///
     /// # Errors
-    /// When the registry cannot be asked, or says no.
+    /// When the registry does not answer or refuses.
     async fn digest(
         &self,
         image: &str,
         credential: Option<&RegistryCredential>,
     ) -> Result<String, RuntimeError>;
 
-    /// Makes a container, not started.
+    /// Creates a container without starting it.
     ///
     /// # Errors
-    /// When the engine refuses what is asked for.
+    /// When the engine refuses.
     async fn create(&self, wanted: Wanted<'_>) -> Result<ContainerId, RuntimeError>;
 
     /// Starts a container.
@@ -233,26 +233,26 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// When the engine refuses.
     async fn signal(&self, container: &str, signal: &str) -> Result<(), RuntimeError>;
 
-    /// Removes a container that does not run, with its anonymous volumes; no error if it is gone.
+    /// Removes a stopped container with its anonymous volumes; no error if it is gone.
     ///
     /// # Errors
     /// When the engine refuses.
     async fn remove(&self, container: &str) -> Result<(), RuntimeError>;
 
-    /// A file of a container, as a tar archive. The container need not run.
+    /// A file of a container, as a tar archive. The container need not be running.
     ///
     /// # Errors
-    /// When there is no such file.
+    /// When the file does not exist.
     async fn archive(&self, container: &str, path: &str) -> Result<ArchiveStream, RuntimeError>;
 
-    /// What a container has written.
+    /// A container's output.
     ///
     /// # Errors
-    /// When the engine refuses, as it does with some log drivers.
+    /// When the engine refuses, as it does for some log drivers.
     async fn logs(&self, container: &str, query: LogQuery) -> Result<LogStream, RuntimeError>;
 }
 
-/// The time now, as the orchestrator counts it.
+/// The current time as the orchestrator counts it.
 #[must_use]
 pub fn now() -> Timestamp {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -1,9 +1,8 @@
-//! The placeholders that a specification may have for what is known only of a task: `{{.Task.Slot}}`. Pure.
+//! Expands the placeholders that a specification may contain for values of a task: `{{.Task.Slot}}`. Pure.
 
 use mesh_orchestrator::objects::{NodeId, Task};
 
-/// The text with every known placeholder replaced; others stay as they are, for the program may have templates of
-/// its own.
+/// The text with every known placeholder replaced; unknown ones stay, as the program may have templates of its own.
 pub(super) fn expand(text: &str, task: &Task, node: &NodeId) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

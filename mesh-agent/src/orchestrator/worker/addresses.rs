@@ -1,15 +1,13 @@
-//! The addresses by which the mesh names this node's tasks: a block of 240.0.0.0/8 that no other node has.
-//! Pure.
+//! The addresses by which the mesh identifies this node's tasks: a block of 240.0.0.0/8 of its own. Pure.
 //!
-//! They are names, not addresses of any interface, and no packet that a network sees carries one. 240.0.0.0/4
-//! is reserved, so that no client can have such an address. The lower 24 bits are all that tells them apart,
-//! which is what the mesh's tunnel between IPVS nodes needs.
+//! They are identifiers: no interface has one, and no packet on a network carries one. 240.0.0.0/4 is reserved, so
+//! no client can have such an address. Their low 24 bits are unique, as the tunnel between IPVS nodes requires.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 /// The network of all blocks: 240.0.0.0/8.
 const NETWORK: u32 = 240 << 24;
-/// Addresses of one node: more than any engine runs containers.
+/// Bits of an address within a node's block; more addresses than an engine runs containers.
 const BLOCK_BITS: u32 = 10;
 
 /// One node's addresses.
@@ -19,17 +17,17 @@ pub(crate) struct AddressBlock {
 }
 
 impl AddressBlock {
-    /// How many nodes can have one.
+    /// How many blocks there are.
     pub(crate) const COUNT: u32 = 1 << (24 - BLOCK_BITS);
 
-    /// The block of a number; `None` if there are not so many.
+    /// The block of a number; `None` if the number is too large.
     #[must_use]
     pub(crate) fn new(number: u32) -> Option<Self> {
         (number < Self::COUNT).then_some(Self { number })
     }
 
-    /// The next free address after the one that was given last, so that none is used again soon. The first
-    /// one of a block is never given.
+    /// The next free address after the last one assigned, so that none is reused soon. A block's first address is
+    /// never assigned.
     #[must_use]
     pub(crate) fn free(self, taken: &BTreeSet<Ipv4Addr>, last: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let size = 1_u32 << BLOCK_BITS;
@@ -51,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_go_round_and_none_is_given_twice() {
+    fn addresses_wrap_around_and_none_is_assigned_twice() {
         let block = AddressBlock::new(3).unwrap();
         let mut taken = BTreeSet::new();
         let mut last = None;

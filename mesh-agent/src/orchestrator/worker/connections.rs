@@ -1,21 +1,21 @@
-//! The open connections of a container, counted in the kernel's list of its network's sockets: they tell
-//! when a drained replica may be stopped, whichever nodes they came in by.
+//! Whether a container has open connections, by the kernel's list of sockets in its network namespace. This decides
+//! when a drained replica may stop, whichever nodes the connections entered at.
 
 use std::{collections::BTreeSet, io};
 
-/// What the kernel calls an established connection.
+/// The kernel's code of an established connection.
 const ESTABLISHED: &str = "01";
 
-/// Whether a process's network has established TCP connections to any of these ports.
+/// Whether a process's network namespace has established TCP connections to any of these ports.
 ///
 /// # Errors
-/// When the kernel's list cannot be read: the process is gone, or in another namespace of processes.
+/// When the list cannot be read: the process is gone, or in another PID namespace.
 pub(super) fn are_open(pid: u32, ports: &BTreeSet<u16>) -> io::Result<bool> {
     if ports.is_empty() {
         return Ok(false);
     }
     let list = |name| std::fs::read_to_string(format!("/proc/{pid}/net/{name}"));
-    // Without IPv6 there is no second list.
+    // A kernel without IPv6 has no tcp6 list.
     Ok(any(&list("tcp")?, ports) || any(&list("tcp6").unwrap_or_default(), ports))
 }
 

@@ -1,5 +1,5 @@
-//! Secrets and configs as files that containers see: in a folder of this node that is memory, for secrets
-//! must not be written to a disk. Depends on the orchestrator's vault.
+//! Secrets and configs as files that containers mount, in a tmpfs folder of this node: secrets are never written to a
+//! disk.
 
 use std::{
     io,
@@ -16,13 +16,13 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::orchestrator::runtime::MountedFile;
 
-/// Where secrets are that name no place of their own.
+/// Where containers see secrets without a target of their own.
 const SECRETS_FOLDER: &str = "/run/secrets/";
 
-/// Files of a task could not be made.
+/// A task's files could not be created.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::orchestrator) enum FilesError {
-    /// The vault has not given it.
+    /// The vault could not return it.
     #[error("cannot read {kind} {name}")]
     Vault {
         kind: Kind,
@@ -31,17 +31,17 @@ pub(in crate::orchestrator) enum FilesError {
     },
     /// The folder is not in memory.
     #[error(
-        "secrets are kept in memory only, and {} is on a disk (--task-files): name a folder on a tmpfs",
+        "secrets are kept in memory only, but {} is on a disk (--task-files): choose a folder on a tmpfs",
         .0.display()
     )]
     Disk(PathBuf),
-    /// The system has refused.
+    /// Writing failed.
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
 impl FilesError {
-    /// Whether the store is away, so that it may succeed later.
+    /// Whether the store is unavailable, so that it may succeed later.
     pub(super) fn is_temporary(&self) -> bool {
         matches!(
             self,
@@ -61,15 +61,15 @@ impl TaskFiles {
         Self { root }
     }
 
-    /// Makes the files of a task.
-    pub(super) async fn make(&self, task: &Task, vault: &Vault) -> Result<Vec<MountedFile>, FilesError> {
+    /// Creates the files of a task.
+    pub(super) async fn create(&self, task: &Task, vault: &Vault) -> Result<Vec<MountedFile>, FilesError> {
         let container = &task.spec.container_spec;
         let secrets = container.secrets.iter().map(|file| (Kind::Secret, file));
         let configs = container.configs.iter().map(|file| (Kind::Config, file));
         let mut files = Vec::new();
         for (index, (kind, reference)) in secrets.chain(configs).enumerate() {
             if index == 0 {
-                self.make_folder(&task.id)?;
+                self.create_folder(&task.id)?;
             }
             let name = &reference.source;
             let value = vault
@@ -99,7 +99,7 @@ impl TaskFiles {
         match std::fs::remove_dir_all(&folder) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, folder = %folder.display(), "a task's files stay"),
+            Err(error) => tracing::warn!(%error, folder = %folder.display(), "cannot remove a task's files"),
         }
     }
 
@@ -107,8 +107,8 @@ impl TaskFiles {
         self.root.join(task.as_str())
     }
 
-    /// Only root looks into it; containers see single files of it.
-    fn make_folder(&self, task: &TaskId) -> Result<(), FilesError> {
+    /// Readable by root alone; containers mount single files of it.
+    fn create_folder(&self, task: &TaskId) -> Result<(), FilesError> {
         let folder = self.folder(task);
         let failed = |source| FilesError::Write {
             path: folder.clone(),
@@ -126,7 +126,7 @@ impl TaskFiles {
     }
 }
 
-/// Where the container sees a file.
+/// A file's path inside the container.
 fn target(kind: Kind, reference: &FileReference) -> String {
     let name = reference.target.as_ref().unwrap_or(&reference.source);
     match kind {
@@ -137,7 +137,7 @@ fn target(kind: Kind, reference: &FileReference) -> String {
 }
 
 fn write(path: &Path, reference: &FileReference, value: &[u8]) -> io::Result<()> {
-    // An earlier attempt's file may be there, with other permissions.
+    // An earlier attempt may have left the file, with other permissions.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -1,8 +1,7 @@
-//! What is to be done next for a task of this node: a pure function of what is wanted of it and what is
-//! known of it. Imports the orchestrator's objects and the runtime's facts.
+//! Decides what to do next for a task of this node: a pure function of the desired state and one observation.
 //!
-//! Invariants: a task's state moves forward only; a container is stopped only if its task is not wanted any
-//! more or has ended; one that is in the mesh is drained there before its stop signal.
+//! Invariants: a task's state moves forward only; a container is stopped only if its task is no longer wanted or has
+//! ended; one that gets connections from the mesh is drained before its stop signal.
 
 use std::time::Duration;
 
@@ -10,62 +9,62 @@ use mesh_orchestrator::objects::{Task, TaskState, TaskStatus, Timestamp};
 
 use crate::orchestrator::runtime::{ContainerFacts, Health, Phase};
 
-/// From the moment a task is to stop, for every node's mesh to follow.
+/// Time for the mesh on every node to stop sending connections to a task that is to stop.
 pub(super) const SETTLE: Duration = Duration::from_millis(1000);
 /// How often a draining container's connections are counted.
 const COUNT: Duration = Duration::from_millis(200);
-/// How long a killed container may take to end before it is killed once more.
+/// How long a killed container may take to end before it is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
 
-/// What is known of a task at one moment.
+/// The inputs to one decision about a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation<'a> {
     pub(super) now: Timestamp,
-    /// What is wanted of it.
+    /// The task with its desired state.
     pub(super) task: &'a Task,
-    /// How far it has been reported.
+    /// The last reported state.
     pub(super) reported: TaskState,
     /// Its container, if there is one.
     pub(super) container: Option<&'a ContainerFacts>,
-    /// What is under way for it.
+    /// The work in progress for it.
     pub(super) in_progress: Option<Work>,
-    /// Why the engine refused to make or start the container.
+    /// Why the engine refused to create or start the container.
     pub(super) refused: Option<&'a str>,
-    /// What the agent's own probe says; unchecked where there is none.
+    /// The result of the agent's own probe; `Unchecked` if there is none.
     pub(super) probe: Health,
-    /// Whether the mesh can reach the container, if it has to.
+    /// Whether the mesh can reach the container, or need not.
     pub(super) reachable: bool,
-    /// Since when it is drained, and how far that is.
+    /// The drain, once it began.
     pub(super) drain: Option<Drain>,
-    /// How it has been asked to end.
+    /// The signals sent so far.
     pub(super) ending: Ending,
 }
 
-/// A replica that gets no new connections any more.
+/// A replica that no longer gets new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Drain {
     pub(super) since: Timestamp,
-    /// How long its connections may go on.
+    /// How long its connections may stay open.
     pub(super) limit: Duration,
-    /// Whether there were connections when they were last counted.
+    /// Whether the last count found connections.
     pub(super) busy: bool,
 }
 
-/// How a container has been asked to end.
+/// When a container was asked to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ending {
     pub(super) signalled: Option<Timestamp>,
     pub(super) killed: Option<Timestamp>,
 }
 
-/// What takes time, and is done once at a time for each task.
+/// Work that takes time; each task has at most one in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// Bring the image here and make the container.
+    /// Pull the image and create the container.
     Prepare,
     /// Start the container.
     Start,
-    /// Ask it to stop.
+    /// Send its stop signal.
     Signal,
     /// Kill it.
     Kill,
@@ -76,15 +75,15 @@ pub(super) enum Work {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Report this, and ask again.
+    /// Report this status, and decide again.
     Report(TaskStatus),
-    /// Begin this.
+    /// Begin this work.
     Begin(Work),
     /// Stop preparing.
     Abandon,
     /// Begin to drain.
     BeginDrain,
-    /// Nothing before something is another, or this time has come.
+    /// Nothing until an input changes or this time comes.
     Wait(Option<Timestamp>),
 }
 
@@ -125,7 +124,7 @@ fn without_container(observed: &Observation<'_>) -> Next {
         },
         _ => Next::Report(
             TaskStatus::new(TaskState::Failed, observed.now, "lost")
-                .with_error("its container is gone: somebody has removed it"),
+                .with_error("its container is gone: it was removed outside the orchestrator"),
         ),
     }
 }
@@ -159,7 +158,7 @@ fn running(observed: &Observation<'_>, container: &ContainerFacts) -> Next {
     match health {
         Health::Unhealthy => Next::Report(
             TaskStatus::new(TaskState::Failed, observed.now, "unhealthy")
-                .with_error("task: unhealthy container: its health check has failed too often"),
+                .with_error("task: unhealthy container: its health check failed too often"),
         ),
         Health::Starting => WAIT,
         Health::Healthy | Health::Unchecked if observed.reported == TaskState::Running => WAIT,
@@ -168,14 +167,14 @@ fn running(observed: &Observation<'_>, container: &ContainerFacts) -> Next {
     }
 }
 
-/// The status of a task whose container has ended by itself.
+/// The status of a task whose container ended by itself.
 fn ended(now: Timestamp, code: i32, out_of_memory: bool, error: &str) -> TaskStatus {
     let mut status = if code == 0 && error.is_empty() && !out_of_memory {
         TaskStatus::new(TaskState::Complete, now, "finished")
     } else {
         let mut text = format!("task: non-zero exit ({code})");
         if out_of_memory {
-            text.push_str(": out of memory, the limit is too low or the program leaks");
+            text.push_str(": out of memory: the limit is too low, or the program leaks");
         }
         if !error.is_empty() {
             text.push_str(": ");
@@ -187,7 +186,7 @@ fn ended(now: Timestamp, code: i32, out_of_memory: bool, error: &str) -> TaskSta
     status
 }
 
-/// For a task that is not wanted any more, or has ended: nothing of it may run.
+/// For a task that is no longer wanted or has ended: its container must not keep running.
 fn stop(observed: &Observation<'_>) -> Next {
     let over = |message: &str, exit_code: Option<i32>| {
         if observed.reported.is_terminal() {
@@ -206,7 +205,7 @@ fn stop(observed: &Observation<'_>) -> Next {
         (None | Some(Phase::Created), None) => over("shut down before it ran", None),
         (Some(Phase::Exited { code, .. }), None) => over("shutdown", Some(*code)),
         (Some(Phase::Running), None) => {
-            // Only what runs and is well is in the mesh.
+            // Only tasks reported as running get connections from the mesh.
             if observed.reported == TaskState::Running {
                 match observed.drain {
                     None => return Next::BeginDrain,
@@ -223,7 +222,7 @@ fn stop(observed: &Observation<'_>) -> Next {
     }
 }
 
-/// What to do next about a running container that is to end.
+/// What to do next with a running container that must end.
 fn end(now: Timestamp, container: &ContainerFacts, ending: Ending) -> Next {
     let kill_at = match ending {
         Ending { signalled: None, .. } => return Next::Begin(Work::Signal),
@@ -242,7 +241,7 @@ fn end(now: Timestamp, container: &ContainerFacts, ending: Ending) -> Next {
     }
 }
 
-/// What to do next about a container of ours whose task is not this node's any more.
+/// What to do next with a container of this node whose task is gone or assigned elsewhere.
 pub(super) fn orphan(
     now: Timestamp,
     container: &ContainerFacts,

@@ -1,9 +1,10 @@
-//! This node's tasks: what the store wants of them is done in the engine, and what becomes of them is
-//! reported. Depends on the runtime, the cluster's objects and the vault; decides by `machine` alone.
+//! Runs this node's tasks: brings the engine's containers to the desired state in the store, and reports their
+//! state. `machine` and `agent` make every decision.
 //!
-//! Invariants: while the engine does not answer nothing is reported, for nothing is known; a container that
-//! this node has not made is never touched.
+//! Invariants: nothing is reported while the engine does not answer; a container that this node did not create is
+//! never touched.
 
+mod act;
 mod addresses;
 mod agent;
 mod connections;
@@ -42,14 +43,14 @@ use self::{
 use super::runtime::{ContainerFacts, Health, Runtime, RuntimeError, now};
 use crate::{discovery::ContainerState, error::error_chain, program::Programs, source::Backoff};
 
-/// The containers are listed again this often, whatever the engine's events say.
+/// How often all containers are listed, in addition to the engine's events.
 const RELIST: Duration = Duration::from_secs(15);
-/// Between attempts at what the engine has failed to do.
+/// Pause after a request that the engine failed to carry out.
 const RETRY: Duration = Duration::from_secs(2);
-/// Verdicts of probes that may wait.
+/// Capacity of the channel for probe results.
 const VERDICTS: usize = 64;
 
-/// What a worker needs.
+/// A worker's dependencies and settings.
 #[derive(Debug)]
 pub(crate) struct WorkerOptions {
     pub(crate) runtime: Arc<dyn Runtime>,
@@ -57,19 +58,19 @@ pub(crate) struct WorkerOptions {
     pub(crate) vault: Arc<Vault>,
     pub(crate) node: NodeId,
     pub(crate) block: AddressBlock,
-    /// What the mesh has found of this node's containers.
+    /// The containers that the mesh found on this node.
     pub(crate) found: watch::Receiver<ContainerState>,
-    /// Folder of secrets and configs, in memory.
+    /// Folder for secrets and configs, in memory.
     pub(crate) files: PathBuf,
-    /// How long the connections of a replica that is to stop may go on.
+    /// How long a stopping replica keeps its open connections.
     pub(crate) drain_time: Duration,
-    /// Told whether the engine answers.
+    /// Set to whether the engine answers.
     pub(crate) engine: watch::Sender<bool>,
-    /// The agent's own programs, …
+    /// The agent's own programs.
     pub(crate) programs: Arc<Programs>,
-    /// … whether this one has proven itself, …
+    /// Whether the running program is past its trial.
     pub(crate) proven: watch::Receiver<bool>,
-    /// … and where to ask for it to give way to another one.
+    /// Cancelled to replace the agent by another program.
     pub(crate) replace: CancellationToken,
 }
 
@@ -79,17 +80,17 @@ pub(crate) struct Worker {
     options: WorkerOptions,
     files: TaskFiles,
     memories: BTreeMap<TaskId, TaskMemory>,
-    /// Containers by task, as the engine last told.
+    /// Containers by task, as the engine last reported them.
     containers: BTreeMap<TaskId, ContainerFacts>,
     works: JoinSet<Done>,
     verdicts: (mpsc::Sender<Verdict>, mpsc::Receiver<Verdict>),
     last_address: Option<Ipv4Addr>,
 }
 
-/// What a probe has found of a task's container.
+/// A probe's result for a task's container.
 type Verdict = (TaskId, Health);
 
-/// Something that was under way has ended.
+/// The end of one piece of work.
 #[derive(Debug)]
 struct Done {
     task: TaskId,
@@ -111,24 +112,24 @@ impl Worker {
         }
     }
 
-    /// Runs until cancelled; survives every failure of the engine. Containers run on afterwards.
+    /// Runs until cancelled; survives every failure of the engine. Containers keep running afterwards.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut backoff = Backoff::default();
-        let mut said = false;
+        let mut warned = false;
         loop {
             let Some(error) = shutdown
-                .run_until_cancelled(self.follow(&mut backoff, &mut said))
+                .run_until_cancelled(self.follow(&mut backoff, &mut warned))
                 .await
             else {
                 return;
             };
             self.options.engine.send_replace(false);
-            if !said {
+            if !warned {
                 warn!(
                     error = error_chain(&error),
-                    "the engine does not answer; what becomes of this node's tasks is not known until it does"
+                    "Docker does not answer; the state of this node's tasks is unknown until it does"
                 );
-                said = true;
+                warned = true;
             }
             let pause = tokio::time::sleep(backoff.next());
             if shutdown.run_until_cancelled(pause).await.is_none() {
@@ -137,8 +138,8 @@ impl Worker {
         }
     }
 
-    async fn follow(&mut self, backoff: &mut Backoff, said: &mut bool) -> RuntimeError {
-        match self.try_follow(backoff, said).await {
+    async fn follow(&mut self, backoff: &mut Backoff, warned: &mut bool) -> RuntimeError {
+        match self.try_follow(backoff, warned).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
@@ -147,16 +148,16 @@ impl Worker {
     async fn try_follow(
         &mut self,
         backoff: &mut Backoff,
-        said: &mut bool,
+        warned: &mut bool,
     ) -> Result<std::convert::Infallible, RuntimeError> {
         let runtime = Arc::clone(&self.options.runtime);
-        // First the events, then the list: what changes in between is then seen twice, not never.
+        // Subscribe first, list afterwards: changes in between are seen twice, not never.
         let mut events = runtime.changes(&self.options.node).await?;
         self.relist().await?;
         backoff.reset();
         self.options.engine.send_replace(true);
-        if std::mem::take(said) {
-            info!("the engine answers again");
+        if std::mem::take(warned) {
+            info!("Docker answers again");
         }
         let mut changes = self.options.cluster.changes();
         let mut relist_at = Instant::now() + RELIST;
@@ -234,15 +235,15 @@ impl Worker {
         let memory = self.memories.entry(task.clone()).or_default();
         match work {
             Work::Prepare | Work::Start if error.is_final() => {
-                debug!(%task, ?work, error = text, "refused");
+                debug!(%task, ?work, error = text, "Docker refused it");
                 memory.refused = Some(text);
             }
             _ => {
-                warn!(%task, ?work, error = text, "the engine has not done it; trying again");
+                warn!(%task, ?work, error = text, "failed; trying again");
                 memory.not_before = Some(now() + RETRY);
             }
         }
-        // Whatever has come of it counts; a container may have been made, or have ended, all the same.
+        // A failed request may still have created or ended a container.
         self.relist().await?;
         let has_container = self.containers.contains_key(&task) && !self.is_agent(&task);
         if work == Work::Prepare && has_container {

@@ -1,5 +1,5 @@
-//! What takes time: bringing an image, making a container, starting, stopping and removing it. Depends on
-//! the runtime and the vault; runs beside the worker's loop.
+//! The work that takes time: pulling an image, and creating, starting, stopping and removing a container. Runs beside
+//! the worker's loop.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -22,23 +22,23 @@ use crate::program::ProgramError;
 /// The signal of the last resort.
 const KILL: &str = "SIGKILL";
 
-/// What came of it.
+/// The result of a piece of work.
 #[derive(Debug, Default)]
 pub(super) struct Preparation {
     /// The container as it is now; `None` if it is gone.
     pub(super) container: Option<ContainerFacts>,
-    /// Something that people should know.
+    /// A warning for the task's status.
     pub(super) warning: Option<String>,
-    /// The programs, of a task that is the agent.
+    /// The programs involved, if the task's runtime is the agent.
     pub(super) programs: Option<AgentPrograms>,
 }
 
-/// It was not done.
+/// Work that failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::orchestrator) enum WorkError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("cannot make the files of its secrets and configs")]
+    #[error("cannot create the files of its secrets and configs")]
     Files(#[from] FilesError),
     #[error("cannot read the credential for registry {registry}")]
     Credential { registry: String, source: VaultError },
@@ -47,7 +47,7 @@ pub(in crate::orchestrator) enum WorkError {
 }
 
 impl WorkError {
-    /// Whether trying again helps nothing.
+    /// Whether trying again is useless.
     pub(super) fn is_final(&self) -> bool {
         match self {
             Self::Runtime(RuntimeError::Refused { .. }) => true,
@@ -61,7 +61,7 @@ impl WorkError {
     }
 }
 
-/// What is to be prepared.
+/// A task to prepare, with what that needs.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) runtime: Arc<dyn Runtime>,
@@ -72,7 +72,7 @@ pub(super) struct Order {
     pub(super) address: Option<Ipv4Addr>,
 }
 
-/// Whether the mesh can reach a task's container: not where it has the node's network, or none.
+/// Whether the mesh can reach a task's container: not on the host's network, nor without any.
 pub(super) fn is_in_the_mesh(task: &Task) -> bool {
     !task
         .spec
@@ -81,7 +81,7 @@ pub(super) fn is_in_the_mesh(task: &Task) -> bool {
         .any(|network| network == "host" || network == "none")
 }
 
-/// Brings the image here and makes the container.
+/// Pulls the image and creates the container.
 pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
     let warning = pull(&order).await?;
     let Order {
@@ -92,7 +92,7 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
         task,
         address,
     } = order;
-    let files = files.make(&task, &vault).await?;
+    let files = files.create(&task, &vault).await?;
     let wanted = Wanted {
         node: &node,
         task: &task,
@@ -107,7 +107,7 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
     })
 }
 
-/// Brings the image of a task here; what people should know of it.
+/// Pulls a task's image; returns a warning if a local image is used instead.
 pub(super) async fn pull(order: &Order) -> Result<Option<String>, WorkError> {
     let task = &order.task;
     let image = &task.spec.container_spec.image;
@@ -115,13 +115,13 @@ pub(super) async fn pull(order: &Order) -> Result<Option<String>, WorkError> {
     match order.runtime.pull(image, credential.as_ref()).await? {
         Pulled::Fresh => Ok(None),
         Pulled::Local(reason) => {
-            warn!(task = task.name(), image, reason, "using the image that is here");
-            Ok(Some(format!("the image that was here is used: {reason}")))
+            warn!(task = task.name(), image, reason, "using the local image");
+            Ok(Some(format!("using the local image: {reason}")))
         }
     }
 }
 
-/// Does something else with a container.
+/// Does any other work with a container.
 pub(super) async fn act(
     runtime: &dyn Runtime,
     container: &ContainerFacts,
@@ -141,7 +141,7 @@ pub(super) async fn act(
     })
 }
 
-/// What the vault has for the registry of an image.
+/// The vault's credential for an image's registry, if there is one.
 pub(in crate::orchestrator) async fn credential(
     vault: &Vault,
     image: &str,

@@ -1,5 +1,5 @@
-//! The health checks that the agent makes itself: HTTP and TCP, from outside the container. The verdict is
-//! a pure function of the tries; only `watch` does I/O.
+//! The HTTP and TCP health checks, which the agent makes from outside the container. The verdict is a pure function
+//! of the results; only `watch` does I/O.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -15,16 +15,16 @@ use tokio::{
 
 use crate::orchestrator::runtime::{Health, now};
 
-/// The first tries come in quick succession, for most containers are ready within a second.
+/// The first interval is short, as most containers are ready within a second.
 const FIRST_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What the tries so far have shown.
+/// The health after the checks so far.
 #[derive(Clone, Copy, Debug)]
 struct Verdict {
     began: Timestamp,
     health: Health,
     failures: u32,
-    tries: u32,
+    checks: u32,
 }
 
 impl Verdict {
@@ -33,14 +33,14 @@ impl Verdict {
             began,
             health: Health::Starting,
             failures: 0,
-            tries: 0,
+            checks: 0,
         }
     }
 
-    /// Another try has ended. Before the first success nothing counts but time: what is tried more often
-    /// then is not given up sooner.
-    fn tried(&mut self, check: &HealthCheck, success: bool, now: Timestamp) {
-        self.tries = self.tries.saturating_add(1);
+    /// Adds a result. Before the first success only time counts: the short first intervals must not make a container
+    /// fail sooner.
+    fn add(&mut self, check: &HealthCheck, success: bool, now: Timestamp) {
+        self.checks = self.checks.saturating_add(1);
         if success {
             self.health = Health::Healthy;
             self.failures = 0;
@@ -60,12 +60,12 @@ impl Verdict {
         }
     }
 
-    /// Time to the next try.
+    /// Time until the next check.
     fn interval(&self, check: &HealthCheck) -> Duration {
         match self.health {
             Health::Healthy | Health::Unhealthy => check.interval,
             Health::Starting | Health::Unchecked => FIRST_INTERVAL
-                .saturating_mul(1 << self.tries.min(8))
+                .saturating_mul(1 << self.checks.min(8))
                 .min(check.start_interval)
                 .min(check.interval),
         }
@@ -77,7 +77,7 @@ pub(super) fn is_ours(check: Option<&HealthCheck>) -> bool {
     check.is_some_and(|check| matches!(check.test, Probe::Http { .. } | Probe::Tcp { .. }))
 }
 
-/// Tries until aborted, and tells each change of the verdict.
+/// Checks until aborted, and sends each change of the verdict.
 pub(super) async fn watch(
     task: TaskId,
     check: HealthCheck,
@@ -85,7 +85,7 @@ pub(super) async fn watch(
     verdicts: mpsc::Sender<(TaskId, Health)>,
 ) {
     let mut verdict = Verdict::new(now());
-    // No proxy: the container is on this node. No redirection: it may lead anywhere.
+    // No proxy: the container is on this node. No redirects: they may lead anywhere.
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -107,7 +107,7 @@ pub(super) async fn watch(
             (Probe::None | Probe::Command(_) | Probe::Shell(_), _) => return,
         };
         let before = verdict.health;
-        verdict.tried(&check, success, now());
+        verdict.add(&check, success, now());
         if verdict.health != before && verdicts.send((task.clone(), verdict.health)).await.is_err() {
             return;
         }
@@ -132,18 +132,18 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_start_is_waited_for_as_long_as_retries_would_take() {
+    fn a_slow_start_may_take_as_long_as_all_retries() {
         let mut verdict = Verdict::new(seconds(0));
         for second in 1..35 {
-            verdict.tried(&check(), false, seconds(second));
+            verdict.add(&check(), false, seconds(second));
             assert_eq!(verdict.health, Health::Starting, "after {second} s");
         }
-        verdict.tried(&check(), false, seconds(35));
+        verdict.add(&check(), false, seconds(35));
         assert_eq!(verdict.health, Health::Unhealthy);
     }
 
     #[test]
-    fn a_healthy_container_has_to_fail_so_many_times_in_a_row() {
+    fn a_healthy_container_turns_unhealthy_after_consecutive_failures() {
         let mut verdict = Verdict::new(seconds(0));
         for (success, expected) in [
             (true, Health::Healthy),
@@ -155,23 +155,23 @@ mod tests {
             (false, Health::Unhealthy),
             (true, Health::Healthy),
         ] {
-            verdict.tried(&check(), success, seconds(1));
+            verdict.add(&check(), success, seconds(1));
             assert_eq!(verdict.health, expected);
         }
     }
 
     #[test]
-    fn the_first_tries_are_close_together() {
+    fn the_first_checks_are_close_together() {
         let mut verdict = Verdict::new(seconds(0));
         let intervals: Vec<_> = (0..5)
             .map(|_| {
                 let interval = verdict.interval(&check());
-                verdict.tried(&check(), false, seconds(0));
+                verdict.add(&check(), false, seconds(0));
                 interval.as_millis()
             })
             .collect();
         assert_eq!(intervals, [250, 500, 1000, 2000, 2000]);
-        verdict.tried(&check(), true, seconds(0));
+        verdict.add(&check(), true, seconds(0));
         assert_eq!(verdict.interval(&check()), Duration::from_secs(10));
     }
 

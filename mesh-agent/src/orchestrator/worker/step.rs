@@ -1,45 +1,40 @@
-//! One look at every task and container of this node: gathers what is known, and carries out what `machine`
-//! says is next. Nothing here waits.
+//! One pass over every task and container of this node: gathers what is known of each, has `machine` or `agent`
+//! decide, and carries the decision out. Nothing here waits.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::collections::BTreeSet;
 
 use mesh_orchestrator::{
-    objects::{State, Task, TaskId, TaskState, TaskStatus, Timestamp},
+    objects::{State, Task, TaskId, TaskState, Timestamp},
     spec::{Protocol, PublishMode, TaskRuntime},
 };
 use tracing::{debug, info, warn};
 
 use super::{
-    Done, RETRY, Worker,
-    agent::{self, AgentObservation, AgentPrograms, AgentState},
-    connections,
+    RETRY, Worker,
+    agent::{self, AgentObservation, AgentState},
     machine::{self, Drain, Next, Observation, Work},
-    prepare::{self, Preparation},
-    prepare_agent, probe,
-    task_memory::{Probing, TaskMemory},
+    task_memory::TaskMemory,
 };
-use crate::{
-    error::error_chain,
-    orchestrator::runtime::{ContainerFacts, Health, Phase, now},
-};
+use crate::orchestrator::runtime::{ContainerFacts, Health, Phase, now};
 
-/// Steps of one task in a row; more would be a fault of the machine's.
+/// Steps of one task in one pass; needing more would be a bug in `machine`.
 const MAX_STEPS: usize = 16;
 
-/// A task of this node, with what of its service matters here.
+/// A task of this node, with what the worker needs of its service.
 #[derive(Debug)]
 struct Assigned {
     task: Task,
     /// Whether the mesh sends connections to it.
     published: bool,
+    /// Ports inside the container that the mesh sends TCP connections to.
     ports: BTreeSet<u16>,
 }
 
 impl Worker {
-    /// Does whatever is next for every task and container; answers when to look again.
+    /// Advances every task and container as far as possible; returns when to do so again at the latest.
     pub(super) fn step(&mut self) -> Option<Timestamp> {
         if self.options.cluster.is_restoring() {
-            // Nothing is known of what is wanted.
+            // The desired state is unknown until the restore ends.
             return None;
         }
         let node = self.options.node.clone();
@@ -57,7 +52,7 @@ impl Worker {
                 continue;
             }
             let id = assigned.task.id.clone();
-            // Taken out, so that the rest of the worker can be used meanwhile.
+            // Taken out of the map, so that `self` can be borrowed meanwhile.
             let mut memory = self.memories.remove(&id).unwrap_or_default();
             let until = match assigned.task.spec.runtime {
                 TaskRuntime::Container => self.step_task(&assigned, &mut memory),
@@ -140,11 +135,11 @@ impl Worker {
                 }
             }
         }
-        warn!(task = task.name(), id = %task.id, "the task takes too many steps at once");
+        warn!(task = task.name(), id = %task.id, "too many steps for this task in one pass");
         Some(now() + RETRY)
     }
 
-    /// As [`Self::step_task`], for a task that is this agent.
+    /// As [`Self::step_task`], for a task whose runtime is the agent.
     fn step_agent(&mut self, task: &Task, memory: &mut TaskMemory) -> Option<Timestamp> {
         for _ in 0..MAX_STEPS {
             let now = now();
@@ -185,50 +180,11 @@ impl Worker {
                 Next::Wait(until) => return until,
             }
         }
-        warn!(task = task.name(), id = %task.id, "the task takes too many steps at once");
+        warn!(task = task.name(), id = %task.id, "too many steps for this task in one pass");
         Some(now() + RETRY)
     }
 
-    /// So that the next agent need not look into the image again.
-    fn remember_program(&self, task: &Task, memory: &TaskMemory) {
-        let Some(programs) = &memory.programs else {
-            return;
-        };
-        let remembered = self
-            .options
-            .programs
-            .change(|record| record.adopt(task.id.as_str(), programs.wanted.clone()));
-        if let Err(error) = remembered {
-            warn!(
-                task = task.name(),
-                error = error_chain(&error),
-                "not written down"
-            );
-        }
-    }
-
-    /// Writes down which program is to run next, and asks the agent to end for it.
-    fn give_way(&self, task: &Task, memory: &mut TaskMemory) {
-        let programs = &self.options.programs;
-        match memory.programs.take() {
-            Some(AgentPrograms { wanted, .. }) if programs.has(&wanted) => {
-                let program = wanted;
-                info!(
-                    task = task.name(),
-                    program = program.short(),
-                    "the agent gives way to another program"
-                );
-                match programs.change(|record| record.deploy(task.id.as_str(), program)) {
-                    Ok(()) => self.options.replace.cancel(),
-                    Err(error) => memory.refused = Some(error_chain(&error)),
-                }
-            }
-            // It is got anew.
-            Some(_) | None => {}
-        }
-    }
-
-    /// Whether a task is this agent.
+    /// Whether a task's runtime is the agent.
     pub(super) fn is_agent(&self, task: &TaskId) -> bool {
         self.options.cluster.read(|state| {
             let task = state.tasks().get(task);
@@ -275,131 +231,6 @@ impl Worker {
             self.memories.insert(container.task.clone(), memory);
         }
         wake
-    }
-
-    fn report(
-        &self,
-        task: &Task,
-        memory: &mut TaskMemory,
-        container: Option<&ContainerFacts>,
-        mut status: TaskStatus,
-    ) {
-        status.container = container.map(|facts| facts.id.clone());
-        status.address = container.and_then(|facts| facts.address);
-        // Of reports that follow each other fast only the last is heard.
-        if matches!(
-            status.state,
-            TaskState::Ready | TaskState::Starting | TaskState::Running
-        ) && let Some(warning) = &memory.warning
-        {
-            status.message = format!("{}; {warning}", status.message);
-        }
-        info!(
-            task = task.name(),
-            id = %task.id,
-            state = %status.state,
-            message = status.message,
-            error = status.error.as_deref(),
-            "task"
-        );
-        self.options.cluster.report(task.id.clone(), status.clone());
-        memory.reported = Some(status);
-    }
-
-    fn begin(
-        &mut self,
-        task: &Task,
-        memory: &mut TaskMemory,
-        container: Option<ContainerFacts>,
-        work: Work,
-        now: Timestamp,
-    ) {
-        let prepare = (work == Work::Prepare).then(|| {
-            if memory.address.is_none() && prepare::is_in_the_mesh(task) && task.spec.runtime.is_container() {
-                memory.address = self.free_address();
-                self.last_address = memory.address.or(self.last_address);
-            }
-            prepare::Order {
-                runtime: Arc::clone(&self.options.runtime),
-                vault: Arc::clone(&self.options.vault),
-                files: self.files.clone(),
-                node: self.options.node.clone(),
-                task: task.clone(),
-                address: memory.address,
-            }
-        });
-        self.begin_work(&task.id, memory, container, work, now, prepare);
-    }
-
-    fn begin_work(
-        &mut self,
-        task: &TaskId,
-        memory: &mut TaskMemory,
-        container: Option<ContainerFacts>,
-        work: Work,
-        now: Timestamp,
-        order: Option<prepare::Order>,
-    ) {
-        match work {
-            Work::Signal => memory.ending.signalled = Some(now),
-            Work::Kill => memory.ending.killed = Some(now),
-            Work::Prepare | Work::Start | Work::Remove => {}
-        }
-        let runtime = Arc::clone(&self.options.runtime);
-        let programs = Arc::clone(&self.options.programs);
-        let task = task.clone();
-        let handle = self.works.spawn(async move {
-            let result = match (order, container) {
-                (Some(order), _) if order.task.spec.runtime == TaskRuntime::Agent => {
-                    prepare_agent::prepare(order, programs).await
-                }
-                (Some(order), _) => prepare::prepare(order).await,
-                (None, Some(container)) => prepare::act(runtime.as_ref(), &container, work).await,
-                (None, None) => Ok(Preparation::default()),
-            };
-            Done { task, work, result }
-        });
-        memory.in_progress = Some((work, handle));
-    }
-
-    /// An address that no container here has, and none that is just being made.
-    fn free_address(&self) -> Option<Ipv4Addr> {
-        let chosen = self.memories.values().filter_map(|memory| memory.address);
-        let taken = self.containers.values().filter_map(|facts| facts.address);
-        self.options
-            .block
-            .free(&taken.chain(chosen).collect(), self.last_address)
-    }
-
-    /// Sees to it that a running container with a check of ours is probed, and no other.
-    fn keep_probe(&self, task: &Task, memory: &mut TaskMemory) {
-        let check = task.spec.container_spec.healthcheck.as_ref();
-        let running = self
-            .containers
-            .get(&task.id)
-            .filter(|facts| facts.phase == Phase::Running && task.desired.is_wanted());
-        match (running, check.filter(|check| probe::is_ours(Some(check)))) {
-            (Some(facts), Some(check)) if memory.probe.is_none() => {
-                // Without an address it cannot be reached, and is never healthy.
-                let address = facts.reached_at.unwrap_or(Ipv4Addr::UNSPECIFIED);
-                let watch = probe::watch(task.id.clone(), check.clone(), address, self.verdicts.0.clone());
-                memory.probe = Some(Probing {
-                    health: Health::Starting,
-                    task: tokio::spawn(watch).abort_handle(),
-                });
-            }
-            (Some(_), Some(_)) => {}
-            (None, _) | (_, None) => memory.probe = None,
-        }
-    }
-
-    /// Whether a draining container still has connections. Where that cannot be told, it has.
-    fn count_connections(&self, memory: &mut TaskMemory, container: Option<&ContainerFacts>, now: Timestamp) {
-        if let (Some(drain), Some(pid)) = (&mut memory.drain, container.and_then(|facts| facts.pid))
-            && now >= drain.since + machine::SETTLE
-        {
-            drain.busy = connections::are_open(pid, &memory.ports).unwrap_or(true);
-        }
     }
 }
 

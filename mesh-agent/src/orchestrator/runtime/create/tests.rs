@@ -1,4 +1,4 @@
-//! Specifications and the requests that come of them.
+//! Specifications and the requests that result from them.
 
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
 
@@ -40,7 +40,7 @@ fn created(task: &Task, files: &[MountedFile]) -> Value {
 }
 
 #[test]
-fn the_least_that_can_be_asked_for_is_the_image_on_the_bridge() {
+fn the_smallest_specification_runs_the_image_on_the_bridge() {
     let body = created(&task(json!({"container_spec": {"image": "nginx:latest"}})), &[]);
     assert_eq!(body["name"], "web.2.t1");
     assert_eq!(body["Image"], "nginx:latest");

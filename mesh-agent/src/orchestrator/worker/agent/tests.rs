@@ -1,4 +1,4 @@
-//! The way of a task that is the agent, through a node that does as it is told, or not.
+//! An agent task's states, on a node that may refuse or fail.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn program(digit: char) -> Digest {
     Digest::try_from(digit.to_string().repeat(64)).unwrap()
 }
 
-/// A node's agent and one task of it.
+/// A node's agent and one agent task.
 struct World {
     task: Task,
     reported: Vec<TaskStatus>,
@@ -69,7 +69,7 @@ impl World {
         })
     }
 
-    /// Reports whatever is to be reported; what is to be done then.
+    /// Takes every report; returns the first other decision.
     fn settle(&mut self) -> Next {
         for _ in 0..20 {
             match self.next() {
@@ -90,14 +90,14 @@ impl World {
 }
 
 #[test]
-fn the_agent_gives_way_to_a_new_program_which_says_that_it_runs() {
+fn the_agent_is_replaced_by_the_new_program_which_reports_running() {
     let mut world = World::new('a', TaskState::Running);
     world.prepare('b');
     assert_eq!(world.settle(), Next::Begin(Work::Start));
     assert_eq!(world.state(), TaskState::Starting);
     world.agent_state = AgentState::Leaving;
     assert_eq!(world.settle(), WAIT);
-    // The new program, which has to find out what it is.
+    // The new program, which has to prepare the task again.
     world.own = program('b');
     world.programs = None;
     world.agent_state = AgentState::Starting;
@@ -110,7 +110,7 @@ fn the_agent_gives_way_to_a_new_program_which_says_that_it_runs() {
 }
 
 #[test]
-fn a_program_that_runs_already_costs_nothing() {
+fn the_program_that_already_runs_is_not_restarted() {
     let mut world = World::new('a', TaskState::Running);
     world.prepare('a');
     assert_eq!(world.settle(), WAIT);
@@ -126,7 +126,7 @@ fn a_held_task_is_prepared_and_waits() {
 }
 
 #[test]
-fn an_image_that_is_no_agent_is_rejected_and_a_program_that_fell_back_has_failed() {
+fn a_bad_image_is_rejected_and_a_program_whose_trial_failed_is_a_failed_task() {
     let mut world = World::new('a', TaskState::Running);
     assert_eq!(world.settle(), Next::Begin(Work::Prepare));
     world.refused = Some("no ELF".into());
@@ -152,7 +152,7 @@ fn an_image_that_is_no_agent_is_rejected_and_a_program_that_fell_back_has_failed
 }
 
 #[test]
-fn a_task_that_is_not_wanted_any_more_stops_nothing() {
+fn a_task_that_is_no_longer_wanted_stops_nothing() {
     for reported in [TaskState::Preparing, TaskState::Starting, TaskState::Running] {
         let mut world = World::new('a', TaskState::Shutdown);
         world.reported.push(TaskStatus::new(reported, Timestamp(1), ""));
@@ -165,9 +165,9 @@ fn a_task_that_is_not_wanted_any_more_stops_nothing() {
 }
 
 proptest! {
-    /// Whatever happens: states only go forward, and the agent gives way only for a wanted task's other program.
+    /// Whatever happens, states move forward only, and only a wanted task with another program replaces the agent.
     #[test]
-    fn states_go_forward_only(events in proptest::collection::vec(0_u8..8, 1..60)) {
+    fn states_move_forward_only(events in proptest::collection::vec(0_u8..8, 1..60)) {
         let mut world = World::new('a', TaskState::Running);
         for event in events {
             match event {

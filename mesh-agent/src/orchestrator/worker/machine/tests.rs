@@ -1,4 +1,4 @@
-//! A task's way through an engine that does as it is told, or not.
+//! A task's states, with an engine that may refuse or fail.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::orchestrator::testing;
 
 mod properties;
 
-/// The engine, the store and the agent's memory of one task.
+/// The engine, the store and the worker's memory of one task.
 struct World {
     now: Timestamp,
     task: Task,
@@ -88,7 +88,7 @@ impl World {
         })
     }
 
-    /// Does what is next, until there is nothing to do now; answers when there is again.
+    /// Carries out decisions until there is nothing to do now; returns when to continue.
     fn settle(&mut self) -> Option<Timestamp> {
         for _ in 0..20 {
             match self.next() {
@@ -116,11 +116,11 @@ impl World {
         panic!("it never waits: {:?}", self.next());
     }
 
-    /// The engine has done what was under way, or refused.
-    fn finish(&mut self, well: bool) {
+    /// Ends the work in progress: the engine did it, or refused.
+    fn finish(&mut self, success: bool) {
         match self.in_progress.take() {
-            Some(Work::Prepare) if well => self.container = Some(container(Phase::Created)),
-            Some(Work::Start) if well => self.set_phase(Phase::Running),
+            Some(Work::Prepare) if success => self.container = Some(container(Phase::Created)),
+            Some(Work::Start) if success => self.set_phase(Phase::Running),
             Some(Work::Prepare | Work::Start) => self.refused = Some("no".into()),
             Some(Work::Kill) => self.set_phase(exited(137)),
             Some(Work::Remove) => self.container = None,
@@ -142,7 +142,7 @@ impl World {
             }
             self.finish(true);
         }
-        panic!("it never is {state}: {:?}", self.reported);
+        panic!("it never reaches {state}: {:?}", self.reported);
     }
 }
 
@@ -170,7 +170,7 @@ fn a_task_goes_through_every_state_and_runs() {
 }
 
 #[test]
-fn a_held_task_is_prepared_and_not_started() {
+fn a_task_with_desired_state_ready_is_prepared_but_not_started() {
     let mut world = World::new(TaskState::Ready);
     world.run_to(TaskState::Ready);
     assert_eq!(world.next(), WAIT);
@@ -179,7 +179,7 @@ fn a_held_task_is_prepared_and_not_started() {
 }
 
 #[test]
-fn what_the_engine_does_not_make_is_rejected_and_what_it_does_not_start_has_failed() {
+fn a_container_that_cannot_be_created_is_rejected_and_one_that_cannot_start_has_failed() {
     let mut world = World::new(TaskState::Running);
     world.settle();
     world.finish(false);
@@ -194,7 +194,7 @@ fn what_the_engine_does_not_make_is_rejected_and_what_it_does_not_start_has_fail
 }
 
 #[test]
-fn a_checked_container_runs_when_it_is_healthy_and_has_failed_when_it_is_not() {
+fn a_probed_container_runs_once_healthy_and_fails_once_unhealthy() {
     let mut world = World::new(TaskState::Running);
     world.run_to(TaskState::Starting);
     world.finish(true);
@@ -210,13 +210,13 @@ fn a_checked_container_runs_when_it_is_healthy_and_has_failed_when_it_is_not() {
     assert_eq!(
         world.begun.last(),
         Some(&Work::Signal),
-        "what has failed may not run on"
+        "a failed container must not keep running"
     );
 }
 
 #[test]
-fn an_end_tells_its_code_and_whether_memory_was_short() {
-    for (code, out_of_memory, state, word) in [
+fn an_exit_reports_its_code_and_whether_memory_ran_out() {
+    for (code, out_of_memory, state, part) in [
         (0, false, TaskState::Complete, ""),
         (3, false, TaskState::Failed, "(3)"),
         (137, true, TaskState::Failed, "memory"),
@@ -232,7 +232,7 @@ fn an_end_tells_its_code_and_whether_memory_was_short() {
         let last = world.reported.last().unwrap();
         assert_eq!((last.state, last.exit_code), (state, Some(code)));
         assert!(
-            last.error.as_deref().unwrap_or_default().contains(word),
+            last.error.as_deref().unwrap_or_default().contains(part),
             "{last:?}"
         );
     }
@@ -246,7 +246,11 @@ fn a_stop_drains_then_signals_then_kills() {
     let began = world.now;
     assert_eq!(world.settle(), Some(began + SETTLE));
     world.now = began + SETTLE;
-    assert_eq!(world.settle(), Some(world.now + COUNT), "its connections go on");
+    assert_eq!(
+        world.settle(),
+        Some(world.now + COUNT),
+        "it still has connections"
+    );
     world.now = began + SETTLE + Duration::from_secs(5);
     assert_eq!(world.settle(), None);
     assert_eq!(world.begun.last(), Some(&Work::Signal));
@@ -263,7 +267,7 @@ fn a_stop_drains_then_signals_then_kills() {
 }
 
 #[test]
-fn a_replica_without_connections_is_not_waited_for() {
+fn a_replica_without_connections_is_stopped_at_once() {
     let mut world = World::new(TaskState::Running);
     world.run_to(TaskState::Running);
     world.task.desired = TaskState::Shutdown;
@@ -275,7 +279,7 @@ fn a_replica_without_connections_is_not_waited_for() {
 }
 
 #[test]
-fn a_task_that_is_not_wanted_any_more_is_not_prepared_to_the_end() {
+fn preparing_is_abandoned_when_the_task_is_no_longer_wanted() {
     let mut world = World::new(TaskState::Running);
     world.settle();
     assert_eq!(world.in_progress, Some(Work::Prepare));
@@ -285,7 +289,7 @@ fn a_task_that_is_not_wanted_any_more_is_not_prepared_to_the_end() {
 }
 
 #[test]
-fn a_container_that_somebody_has_removed_is_a_failure() {
+fn a_container_removed_from_outside_is_a_failure() {
     let mut world = World::new(TaskState::Running);
     world.run_to(TaskState::Running);
     world.container = None;

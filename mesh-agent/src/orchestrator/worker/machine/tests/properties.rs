@@ -1,4 +1,4 @@
-//! Whatever happens to a task, in any order.
+//! Properties that hold for any sequence of events of a task.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ enum Event {
     Vanish,
     Probe(Health),
     Later(u64),
-    /// The agent is restarted: it forgets all but what the store and the engine know.
+    /// The agent restarts: it knows only what the store and the engine do.
     Restart,
 }
 
@@ -34,12 +34,12 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 proptest! {
     #[test]
-    fn whatever_happens_states_move_forward_and_nothing_wanted_is_stopped(events in events()) {
+    fn states_move_forward_and_nothing_wanted_is_stopped(events in events()) {
         let mut world = World::new(TaskState::Ready);
         for event in events {
             match event {
                 Event::Desire(state) => world.task.desired = world.task.desired.max(state),
-                Event::Finish(well) => world.finish(well),
+                Event::Finish(success) => world.finish(success),
                 Event::Exit(code) => {
                     if world.container.as_ref().is_some_and(|container| container.phase == Phase::Running) {
                         world.set_phase(exited(code));
@@ -74,11 +74,11 @@ proptest! {
     }
 
     #[test]
-    fn a_task_that_is_to_stop_stops_whatever_has_happened(events in events()) {
+    fn a_task_that_must_stop_stops_after_any_history(events in events()) {
         let mut world = World::new(TaskState::Running);
         for event in events {
             match event {
-                Event::Finish(well) => world.finish(well),
+                Event::Finish(success) => world.finish(success),
                 Event::Exit(code) => {
                     if world.container.as_ref().is_some_and(|container| container.phase == Phase::Running) {
                         world.set_phase(exited(code));
@@ -91,7 +91,7 @@ proptest! {
             world.settle();
         }
         world.task.desired = TaskState::Shutdown;
-        // Its connections are counted every 200 ms, for 5 s.
+        // Connections are counted every 200 ms, for 5 s.
         for _ in 0..60 {
             let until = world.settle();
             world.finish(true);
