@@ -13,7 +13,7 @@ use crate::model::{
 
 /// One idempotent step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum DatapathChange {
     /// Node-wide settings.
     Configure(Settings),
     /// A peer appears, or the way to it changes; `None` while its next hop is not resolved.
@@ -50,7 +50,7 @@ pub enum Change {
 /// the same name (an interface made anew, an address that Swarm has given to another task) is removed
 /// first and made again, so that nothing of the old one is inherited.
 #[must_use]
-pub fn plan(old: &Desired, new: &Desired) -> Vec<Change> {
+pub fn plan(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
     let mut changes = retire(old, new);
     if changes.is_empty() {
         return difference(old, new);
@@ -64,27 +64,27 @@ pub fn plan(old: &Desired, new: &Desired) -> Vec<Change> {
 }
 
 /// Adds one change to the state it has made true.
-pub fn fold(state: &mut Desired, change: Change) {
+pub fn fold(state: &mut Desired, change: DatapathChange) {
     match change {
-        Change::Configure(settings) => state.settings = settings,
-        Change::UpsertPeer(address, hop) => drop(state.peers.insert(address, hop)),
-        Change::UpsertBackend(key, backend) => drop(state.backends.insert(key, backend)),
-        Change::UpsertService(key, service) => drop(state.services.insert(key, service)),
-        Change::AddFrontend(frontend) => drop(state.frontends.insert(frontend)),
-        Change::AttachContainer(index) => drop(state.container_interfaces.insert(index)),
-        Change::AttachUplink(name, uplink) => drop(state.uplinks.insert(name, uplink)),
-        Change::DetachUplink(name) => drop(state.uplinks.remove(&name)),
-        Change::RemoveFrontend(frontend) => drop(state.frontends.remove(&frontend)),
-        Change::RemoveService(key) => drop(state.services.remove(&key)),
-        Change::RemoveBackend(key) => drop(state.backends.remove(&key)),
-        Change::DetachContainer(index) => drop(state.container_interfaces.remove(&index)),
-        Change::RemovePeer(address) => drop(state.peers.remove(&address)),
+        DatapathChange::Configure(settings) => state.settings = settings,
+        DatapathChange::UpsertPeer(address, hop) => drop(state.peers.insert(address, hop)),
+        DatapathChange::UpsertBackend(key, backend) => drop(state.backends.insert(key, backend)),
+        DatapathChange::UpsertService(key, service) => drop(state.services.insert(key, service)),
+        DatapathChange::AddFrontend(frontend) => drop(state.frontends.insert(frontend)),
+        DatapathChange::AttachContainer(index) => drop(state.container_interfaces.insert(index)),
+        DatapathChange::AttachUplink(name, uplink) => drop(state.uplinks.insert(name, uplink)),
+        DatapathChange::DetachUplink(name) => drop(state.uplinks.remove(&name)),
+        DatapathChange::RemoveFrontend(frontend) => drop(state.frontends.remove(&frontend)),
+        DatapathChange::RemoveService(key) => drop(state.services.remove(&key)),
+        DatapathChange::RemoveBackend(key) => drop(state.backends.remove(&key)),
+        DatapathChange::DetachContainer(index) => drop(state.container_interfaces.remove(&index)),
+        DatapathChange::RemovePeer(address) => drop(state.peers.remove(&address)),
     }
 }
 
 /// Takes out what `new` has under the same name but is something else: backends whose task is another
 /// (out of the rotation first), interfaces with another index.
-fn retire(old: &Desired, new: &Desired) -> Vec<Change> {
+fn retire(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
     let replaced: BTreeSet<BackendKey> = old
         .backends
         .iter()
@@ -103,11 +103,11 @@ fn retire(old: &Desired, new: &Desired) -> Vec<Change> {
         {
             let mut service = service.clone();
             service.active.retain(|backend| !replaced.contains(backend));
-            changes.push(Change::UpsertService(key, service));
+            changes.push(DatapathChange::UpsertService(key, service));
         }
     }
-    changes.extend(replaced.into_iter().map(Change::RemoveBackend));
-    changes.extend(remade(&old.uplinks, &new.uplinks).map(|name| Change::DetachUplink(name.clone())));
+    changes.extend(replaced.into_iter().map(DatapathChange::RemoveBackend));
+    changes.extend(remade(&old.uplinks, &new.uplinks).map(|name| DatapathChange::DetachUplink(name.clone())));
     changes
 }
 
@@ -123,48 +123,52 @@ fn remade<'a>(
         .map(|(name, _)| name)
 }
 
-fn difference(old: &Desired, new: &Desired) -> Vec<Change> {
+fn difference(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
     let mut changes = Vec::new();
     if old.settings != new.settings {
-        changes.push(Change::Configure(new.settings));
+        changes.push(DatapathChange::Configure(new.settings));
     }
-    changes.extend(upserts(&old.peers, &new.peers).map(|(address, hop)| Change::UpsertPeer(*address, *hop)));
+    changes.extend(
+        upserts(&old.peers, &new.peers).map(|(address, hop)| DatapathChange::UpsertPeer(*address, *hop)),
+    );
     changes.extend(
         new.container_interfaces
             .difference(&old.container_interfaces)
-            .map(|index| Change::AttachContainer(*index)),
+            .map(|index| DatapathChange::AttachContainer(*index)),
     );
     changes.extend(
         upserts(&old.backends, &new.backends)
-            .map(|(key, backend)| Change::UpsertBackend(*key, backend.clone())),
+            .map(|(key, backend)| DatapathChange::UpsertBackend(*key, backend.clone())),
     );
     changes.extend(
         upserts(&old.services, &new.services)
-            .map(|(key, service)| Change::UpsertService(*key, service.clone())),
+            .map(|(key, service)| DatapathChange::UpsertService(*key, service.clone())),
     );
     changes.extend(
         new.frontends
             .difference(&old.frontends)
-            .map(|frontend| Change::AddFrontend(*frontend)),
+            .map(|frontend| DatapathChange::AddFrontend(*frontend)),
     );
     changes.extend(
-        upserts(&old.uplinks, &new.uplinks).map(|(name, uplink)| Change::AttachUplink(name.clone(), *uplink)),
+        upserts(&old.uplinks, &new.uplinks)
+            .map(|(name, uplink)| DatapathChange::AttachUplink(name.clone(), *uplink)),
     );
 
-    changes.extend(removals(&old.uplinks, &new.uplinks).map(|name| Change::DetachUplink(name.clone())));
+    changes
+        .extend(removals(&old.uplinks, &new.uplinks).map(|name| DatapathChange::DetachUplink(name.clone())));
     changes.extend(
         old.frontends
             .difference(&new.frontends)
-            .map(|frontend| Change::RemoveFrontend(*frontend)),
+            .map(|frontend| DatapathChange::RemoveFrontend(*frontend)),
     );
-    changes.extend(removals(&old.services, &new.services).map(|key| Change::RemoveService(*key)));
-    changes.extend(removals(&old.backends, &new.backends).map(|key| Change::RemoveBackend(*key)));
+    changes.extend(removals(&old.services, &new.services).map(|key| DatapathChange::RemoveService(*key)));
+    changes.extend(removals(&old.backends, &new.backends).map(|key| DatapathChange::RemoveBackend(*key)));
     changes.extend(
         old.container_interfaces
             .difference(&new.container_interfaces)
-            .map(|index| Change::DetachContainer(*index)),
+            .map(|index| DatapathChange::DetachContainer(*index)),
     );
-    changes.extend(removals(&old.peers, &new.peers).map(|address| Change::RemovePeer(*address)));
+    changes.extend(removals(&old.peers, &new.peers).map(|address| DatapathChange::RemovePeer(*address)));
     changes
 }
 
@@ -362,7 +366,7 @@ mod tests {
         fn another_task_never_inherits_a_backend(old in state(), new in state()) {
             let mut state = old.clone();
             for change in plan(&old, &new) {
-                if let Change::UpsertBackend(key, backend) = &change {
+                if let DatapathChange::UpsertBackend(key, backend) = &change {
                     prop_assert!(state.backends.get(key).is_none_or(|before| before.task == backend.task));
                 }
                 fold(&mut state, change);
@@ -384,8 +388,8 @@ mod tests {
         assert_eq!(
             plan(&old, &new),
             [
-                Change::DetachUplink("eth0".into()),
-                Change::AttachUplink(
+                DatapathChange::DetachUplink("eth0".into()),
+                DatapathChange::AttachUplink(
                     "eth0".into(),
                     HostInterface {
                         index: 3,
@@ -409,7 +413,7 @@ mod tests {
         };
         assert_eq!(
             plan(&old, &new),
-            [Change::AttachUplink(
+            [DatapathChange::AttachUplink(
                 "eth0".into(),
                 HostInterface {
                     mtu: 9000,

@@ -14,7 +14,7 @@ pub const VERSION: u32 = 2;
 pub const MAX_BACKENDS: u32 = 16_384;
 /// Services (published ports) a node can hold.
 pub const MAX_SERVICES: u32 = 4_096;
-/// Places in the rings of all services together.
+/// Slots in the rings of all services together.
 pub const MAX_RING: u32 = 262_144;
 /// Frontends (addresses times published ports) a node can hold.
 pub const MAX_FRONTENDS: u32 = 65_536;
@@ -200,19 +200,19 @@ pub struct FrontendKey {
     pub protocol: u16,
 }
 
-/// How a place of a service's ring is chosen for a new flow.
+/// How a slot of a service's ring is chosen for a new flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Choice(u32);
 
 impl Choice {
-    /// One place after the other.
+    /// One slot after the other.
     pub const ROTATE: Self = Self(0);
     /// By a hash of the client's address and port.
     pub const HASH_ENDPOINT: Self = Self(1);
     /// By a hash of the client's address.
     pub const HASH_ADDRESS: Self = Self(2);
-    /// The less loaded of two places.
+    /// The less loaded of two slots.
     pub const LEAST: Self = Self(3);
 }
 
@@ -226,15 +226,15 @@ pub struct Load {
     pub step: u64,
 }
 
-/// A service's place in the ring table, replaced as a whole.
+/// A service's range of the ring table, replaced as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
-    /// First place in the ring table.
+    /// First slot in the ring table.
     pub ring_offset: u32,
-    /// Places; 0 when the service has no active backend.
+    /// Slots; 0 when the service has no active backend.
     pub ring_length: u32,
-    /// How a place is chosen.
+    /// How a slot is chosen.
     pub choice: Choice,
     /// Published port and protocol, so that an agent can adopt what it finds.
     pub port: Be16,
@@ -254,16 +254,16 @@ pub struct BackendKey {
     pub protocol: u16,
 }
 
-/// [`Backend::place`] of a container of this node.
+/// [`Backend::location`] of a container of this node.
 pub const BACKEND_LOCAL: u16 = 1;
-/// [`Backend::place`] of a container of another node.
+/// [`Backend::location`] of a container of another node.
 pub const BACKEND_REMOTE: u16 = 2;
 
-/// One backend. Written once per generation: a change is a new generation in another place.
+/// One backend. Written once per generation: a change is a new generation in another slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Backend {
-    /// 0 while the place is empty; otherwise counts its tenants.
+    /// 0 while the slot is empty; otherwise different for each backend that occupies it.
     pub generation: u32,
     /// Index of its service.
     pub service: u32,
@@ -274,7 +274,7 @@ pub struct Backend {
     /// Fingerprint of the task's id.
     pub tag: Be16,
     /// `BACKEND_LOCAL` or `BACKEND_REMOTE`.
-    pub place: u16,
+    pub location: u16,
     /// Zero.
     pub padding: u16,
     /// Local: address of the container on the bridge that leads to the host.
@@ -293,7 +293,7 @@ pub struct Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct NextHop {
-    /// The peer's address; zero while the place is empty.
+    /// The peer's address; zero while the slot is empty.
     pub address: Be32,
     /// Interface to leave by; 0 while the way is not resolved.
     pub interface: u32,
@@ -472,7 +472,7 @@ impl DropReason {
     }
 }
 
-/// Places in the drop counters: [`drop_index`] of the last hook and reason, plus one.
+/// Number of drop counters: [`drop_index`] of the last hook and reason, plus one.
 pub const DROP_COUNTERS: u32 = Hook::ALL.len() as u32 * DropReason::ALL.len() as u32;
 
 /// Where the count of a hook's drops for a reason is kept.
@@ -483,12 +483,12 @@ pub const fn drop_index(hook: Hook, reason: DropReason) -> u32 {
 
 /// Node-wide event counts: index of flow entries inserted under a new key.
 pub const EVENT_FLOW_INSERTED: u32 = 0;
-/// Places in the event counters.
+/// Number of event counters.
 pub const EVENT_COUNTERS: u32 = 1;
 
 /// Word and bit of a published port in the port filter.
 #[inline(always)]
-pub fn port_filter_place(protocol: u8, port: u16) -> (u32, u32) {
+pub fn port_filter_bit(protocol: u8, port: u16) -> (u32, u32) {
     let half = if protocol == crate::headers::PROTOCOL_UDP {
         1024
     } else {
@@ -567,12 +567,12 @@ mod tests {
 
     #[test]
     fn every_hook_and_reason_has_a_drop_counter_of_its_own() {
-        let mut places: Vec<u32> = Hook::ALL
+        let mut indexes: Vec<u32> = Hook::ALL
             .into_iter()
             .flat_map(|hook| DropReason::ALL.map(|reason| drop_index(hook, reason)))
             .collect();
-        places.sort_unstable();
-        assert!(places.into_iter().eq(0..DROP_COUNTERS));
+        indexes.sort_unstable();
+        assert!(indexes.into_iter().eq(0..DROP_COUNTERS));
     }
 
     #[test]
@@ -581,7 +581,7 @@ mod tests {
             .into_iter()
             .flat_map(|protocol| {
                 (0..=u16::MAX).map(move |port| {
-                    let (word, bit) = port_filter_place(protocol, port);
+                    let (word, bit) = port_filter_bit(protocol, port);
                     assert!(bit < 64);
                     word * 64 + bit
                 })

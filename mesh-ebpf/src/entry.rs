@@ -172,7 +172,7 @@ fn hand_over<'a, F: Frame>(
     flow: FlowEntry,
     backend: &'a Backend,
 ) -> Decision<'a> {
-    if backend.place == BACKEND_LOCAL {
+    if backend.location == BACKEND_LOCAL {
         return Decision::deliver(flow, backend, false);
     }
     if exceeds(frame, packet, config.inner_mtu) {

@@ -54,7 +54,7 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
         } => deliver(frame, tables, hook, flow, backend, decapsulate),
         Verdict::Forward { flow, backend } => forward(frame, tables, config, hook, flow, backend),
         Verdict::Reply { flow } => reply(frame, tables, config, flow),
-        Verdict::Return { flow } => returned(frame, tables, config, hook, flow),
+        Verdict::DeliverReply { flow } => deliver_reply(frame, tables, config, hook, flow),
     };
     match done {
         Ok(action) => action,
@@ -194,7 +194,7 @@ fn reply<F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn returned<F: Frame, T: Tables>(
+fn deliver_reply<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,

@@ -57,7 +57,7 @@ pub fn at_backend<'a, T: Tables>(
     };
     let index = tables.backend_index(&key).ok_or(DropReason::UnknownBackend)?;
     let backend = tables.backend(index).ok_or(DropReason::UnknownBackend)?;
-    if !is_named(backend, geneve) || backend.place != BACKEND_LOCAL || backend.generation == 0 {
+    if !is_named(backend, geneve) || backend.location != BACKEND_LOCAL || backend.generation == 0 {
         return Err(DropReason::UnknownBackend);
     }
     let mut flow = Flow {
@@ -102,7 +102,7 @@ fn insert<T: Tables>(
     flow: &mut Flow,
     backend: &Backend,
 ) -> Result<FlowEntry, DropReason> {
-    if backend.place == BACKEND_LOCAL {
+    if backend.location == BACKEND_LOCAL {
         claim(
             tables,
             flow,

@@ -5,7 +5,7 @@ use crate::{
     tables::Tables,
 };
 
-/// Chooses a place of the service's ring, and the backend it names, for a flow whose first packet has
+/// Chooses a slot of the service's ring, and with it the backend, for a flow whose first packet has
 /// the tuple `key`. `None` when the service has no active backend.
 #[inline(always)]
 pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option<(u32, &'a Backend)> {
@@ -31,13 +31,13 @@ pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option
     (backend.generation != 0 && backend.service == index).then_some((chosen, backend))
 }
 
-/// The backend at a place of a service's ring.
+/// The backend in a slot of a service's ring.
 #[inline(always)]
-fn at<T: Tables>(tables: &T, service: &Service, place: u32) -> Option<u32> {
-    tables.ring(service.ring_offset + place)
+fn at<T: Tables>(tables: &T, service: &Service, slot: u32) -> Option<u32> {
+    tables.ring(service.ring_offset + slot)
 }
 
-/// The backend at the place that a hash leads to; the same on every node, as their rings are.
+/// The backend in the slot that a hash selects: the same on every node, as all nodes build equal rings.
 #[inline(always)]
 fn hashed<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<u32> {
     at(tables, service, hash % service.ring_length)
@@ -48,11 +48,11 @@ fn hashed<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<u32> {
 #[inline(always)]
 fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
     let turn = tables.rotate(index);
-    let place = turn % service.ring_length;
-    let mut chosen = at(tables, service, place)?;
+    let slot = turn % service.ring_length;
+    let mut chosen = at(tables, service, slot)?;
     if service.ring_length > 1 {
         let step = 1 + mix(turn) % (service.ring_length - 1);
-        let other = at(tables, service, (place + step) % service.ring_length)?;
+        let other = at(tables, service, (slot + step) % service.ring_length)?;
         if tables.load(other) < tables.load(chosen) {
             chosen = other;
         }

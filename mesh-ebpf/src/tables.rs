@@ -136,8 +136,8 @@ pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<u32>;
     /// A service by index.
     fn service(&self, index: u32) -> Option<Service>;
-    /// Index of the backend at a place of the ring table.
-    fn ring(&self, place: u32) -> Option<u32>;
+    /// Index of the backend in a slot of the ring table.
+    fn ring(&self, slot: u32) -> Option<u32>;
     /// Counts a service's new flow, and tells how many there were before.
     fn rotate(&self, service: u32) -> u32;
     /// How loaded a backend is, in its service's measure.

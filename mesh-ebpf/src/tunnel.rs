@@ -56,7 +56,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
     };
     let peer = (peer, outer_packet.key.source);
     match kind {
-        GeneveKind::Reply => returned(tables, config, &packet),
+        GeneveKind::Reply => deliver_reply(tables, config, &packet),
         // What stays on this node is tc's: leave the flow to it as well.
         GeneveKind::Forward | GeneveKind::ForwardDirect if matches!(hook, Hook::Xdp) => Decision::PASS,
         GeneveKind::Forward => delivered(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
@@ -98,7 +98,7 @@ fn delivered<'a, T: Tables>(
 
 /// A backend's reply, back at its entry node.
 #[inline(always)]
-fn returned<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Decision<'a> {
+fn deliver_reply<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Decision<'a> {
     let Some(flow) = tables.flow(&packet.key.reversed()) else {
         return Decision::drop(DropReason::UnknownFlow);
     };
@@ -114,7 +114,7 @@ fn returned<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> D
         }
     }
     flow.touch(config.now);
-    Decision::returned(flow)
+    Decision::deliver_reply(flow)
 }
 
 #[cfg(test)]

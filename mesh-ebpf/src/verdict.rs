@@ -29,7 +29,7 @@ enum Kind {
     DeliverDecapsulated,
     Forward,
     Reply,
-    Return,
+    DeliverReply,
 }
 
 impl<'a> Decision<'a> {
@@ -105,11 +105,11 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// [`Verdict::Return`].
+    /// [`Verdict::DeliverReply`].
     #[inline(always)]
-    pub const fn returned(flow: FlowEntry) -> Self {
+    pub const fn deliver_reply(flow: FlowEntry) -> Self {
         Self {
-            kind: Kind::Return,
+            kind: Kind::DeliverReply,
             flow: Some(flow),
             ..Self::PASS
         }
@@ -140,7 +140,7 @@ impl<'a> Decision<'a> {
             },
             (Kind::Forward, Some(flow), Some(backend)) => Verdict::Forward { flow, backend },
             (Kind::Reply, Some(flow), _) => Verdict::Reply { flow },
-            (Kind::Return, Some(flow), _) => Verdict::Return { flow },
+            (Kind::DeliverReply, Some(flow), _) => Verdict::DeliverReply { flow },
             // The constructors leave no other combination than a pass.
             (
                 Kind::Pass
@@ -148,7 +148,7 @@ impl<'a> Decision<'a> {
                 | Kind::DeliverDecapsulated
                 | Kind::Forward
                 | Kind::Reply
-                | Kind::Return,
+                | Kind::DeliverReply,
                 ..,
             ) => Verdict::Pass,
         }
@@ -188,7 +188,7 @@ pub enum Verdict<'a> {
         flow: FlowEntry,
     },
     /// An encapsulated reply, to this node's client.
-    Return {
+    DeliverReply {
         /// The flow.
         flow: FlowEntry,
     },
@@ -251,8 +251,8 @@ mod tests {
         assert!(matches!(forward.verdict(), Verdict::Forward { .. }));
         assert!(matches!(Decision::reply(entry).verdict(), Verdict::Reply { .. }));
         assert!(matches!(
-            Decision::returned(entry).verdict(),
-            Verdict::Return { .. }
+            Decision::deliver_reply(entry).verdict(),
+            Verdict::DeliverReply { .. }
         ));
         assert!(Decision::PASS.is_pass() && !forward.is_pass());
     }

@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    model::{Cluster, NodeDatapath, presence::all_heard_of},
+    model::{Cluster, NodeDatapath, announced::all_announced},
     source::Acknowledged,
 };
 
@@ -65,7 +65,7 @@ impl OwnAnnouncement {
     /// Whether to plan by this snapshot: not while the announcement of a node is missing to which an
     /// adopted data path may be sending.
     pub(super) fn may_plan(&mut self, cluster: &Cluster, own: &str) -> bool {
-        if !self.adopted || all_heard_of(cluster, own) {
+        if !self.adopted || all_announced(cluster, own) {
             self.adopted = false;
         } else {
             let until = *self

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::{
     datapath::{Datapath, DatapathError},
     model::Desired,
-    plan::{Change, fold, plan},
+    plan::{DatapathChange, fold, plan},
 };
 
 /// The first wait after a refusal; doubled by each further one.
@@ -97,21 +97,21 @@ impl Reconciler {
 
 /// Whether clients are not served where a change is refused. What is only left over, and what local
 /// processes alone lack, does no such harm.
-fn serves_clients(change: &Change) -> bool {
+fn serves_clients(change: &DatapathChange) -> bool {
     match change {
-        Change::UpsertPeer(..)
-        | Change::UpsertBackend(..)
-        | Change::UpsertService(..)
-        | Change::AddFrontend(_)
-        | Change::AttachContainer(_)
-        | Change::AttachUplink(..) => true,
-        Change::Configure(_)
-        | Change::DetachUplink(_)
-        | Change::RemoveFrontend(_)
-        | Change::RemoveService(_)
-        | Change::RemoveBackend(_)
-        | Change::DetachContainer(_)
-        | Change::RemovePeer(_) => false,
+        DatapathChange::UpsertPeer(..)
+        | DatapathChange::UpsertBackend(..)
+        | DatapathChange::UpsertService(..)
+        | DatapathChange::AddFrontend(_)
+        | DatapathChange::AttachContainer(_)
+        | DatapathChange::AttachUplink(..) => true,
+        DatapathChange::Configure(_)
+        | DatapathChange::DetachUplink(_)
+        | DatapathChange::RemoveFrontend(_)
+        | DatapathChange::RemoveService(_)
+        | DatapathChange::RemoveBackend(_)
+        | DatapathChange::DetachContainer(_)
+        | DatapathChange::RemovePeer(_) => false,
     }
 }
 
@@ -138,10 +138,10 @@ mod tests {
     }
 
     impl Datapath for Reluctant {
-        fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+        fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError> {
             let mut errors = Vec::new();
             for change in changes {
-                if matches!(change, Change::AttachUplink(..)) && self.refusals > 0 {
+                if matches!(change, DatapathChange::AttachUplink(..)) && self.refusals > 0 {
                     self.refusals -= 1;
                     errors.push(ChangeError {
                         change: change.clone(),

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::RunOptions,
-    model::{NodeDatapath, presence::keep_known},
+    model::{NodeDatapath, announced::keep_known},
     source::{
         Acknowledged, Announcements, Announcer, AnnouncerOptions, CertificateWatcher, Docker, FeedClient,
         FeedClientOptions, FeedServer, FeedServerOptions, FeedServerStatus, HintHandle, NodeIdentity,

@@ -4,7 +4,7 @@
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode};
 use crate::{
     model::{Desired, NodeDatapath},
-    plan::{Change, fold},
+    plan::{DatapathChange, fold},
 };
 
 /// Desired state as the sum of the changes applied so far.
@@ -15,7 +15,7 @@ pub struct MemoryDatapath {
 }
 
 impl Datapath for MemoryDatapath {
-    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+    fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError> {
         for change in changes.iter().cloned() {
             fold(&mut self.state, change);
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{BackendKey, Desired, NodeDatapath, ServiceKey},
-    plan::Change,
+    plan::DatapathChange,
 };
 
 pub mod ebpf;
@@ -25,7 +25,7 @@ pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, ReachedRung, Rung, 
 pub trait Datapath: Send {
     /// Makes the changes true, in order. Each is idempotent. A change that fails does not keep the
     /// later ones from being tried; what failed is reported, and the caller tries again later.
-    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError>;
+    fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError>;
 
     /// Reads the traffic counters. Totals never go down while the datapath lives; a service's include
     /// those of backends that are gone.
@@ -131,7 +131,7 @@ fn failed(
 #[error("could not apply {change:?}")]
 pub struct ChangeError {
     /// The change.
-    pub change: Change,
+    pub change: DatapathChange,
     /// Why.
     #[source]
     pub source: DatapathError,

@@ -22,7 +22,7 @@ use crate::{
         netlink::{Connection, Message, NetlinkError},
     },
     error::error_chain,
-    model::{Protocol, Scheduler},
+    model::{Algorithm, Protocol},
 };
 
 const NETLINK_ROUTE: isize = libc::NETLINK_ROUTE as isize;
@@ -77,16 +77,16 @@ fn probe() -> Vec<Check> {
 /// Which IPVS schedulers the kernel has.
 fn schedulers(mut ipvs: Ipvs) -> Check {
     let name = "IPVS schedulers";
-    let services = Scheduler::ALL.into_iter().zip(1..);
+    let services = Algorithm::ALL.into_iter().zip(1..);
     let commands: Vec<Command> = services
-        .map(|(scheduler, port)| {
+        .map(|(algorithm, port)| {
             let service = VirtualService {
                 address: ADDRESS.into(),
                 port,
                 protocol: Protocol::Tcp,
             };
             let settings = Settings {
-                scheduler: scheduler.name().to_owned(),
+                scheduler: algorithm.name().to_owned(),
                 flags: SchedulerFlags::default(),
                 persistence: None,
             };
@@ -97,13 +97,13 @@ fn schedulers(mut ipvs: Ipvs) -> Check {
         Ok(results) => results,
         Err(error) => return Check::fail(name, error_chain(&error), "see the check 'IPVS'"),
     };
-    let refused: Vec<_> = Scheduler::ALL
+    let refused: Vec<_> = Algorithm::ALL
         .into_iter()
         .zip(results)
-        .filter_map(|(scheduler, result)| Some((scheduler.name(), result.err()?)))
+        .filter_map(|(algorithm, result)| Some((algorithm.name(), result.err()?)))
         .collect();
     if refused.is_empty() {
-        return Check::ok(name, Scheduler::ALL.map(Scheduler::name).join(", "));
+        return Check::ok(name, Algorithm::ALL.map(Algorithm::name).join(", "));
     }
     let reasons: Vec<_> = refused
         .iter()
@@ -116,7 +116,7 @@ fn schedulers(mut ipvs: Ipvs) -> Check {
     let check = Check::fail(name, reasons.join("; "), modules.join("; "));
     if refused
         .iter()
-        .any(|(name, _)| *name == Scheduler::default().name())
+        .any(|(name, _)| *name == Algorithm::default().name())
     {
         return check;
     }

@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 /// How a service chooses a backend for a new connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
-    /// The order of choice.
-    #[serde(default)]
-    pub scheduler: Scheduler,
+    /// The balancing algorithm. Agents exchange it under the name of its label, `mesh.scheduler`.
+    #[serde(default, rename = "scheduler")]
+    pub algorithm: Algorithm,
     /// Seconds for which a client address keeps its backend after its last connection; `None` lets each
     /// connection choose anew.
     #[serde(default)]
     pub affinity: Option<u32>,
 }
 
-/// The order in which backends are chosen, by IPVS's names for them.
+/// A balancing algorithm; the names are those of IPVS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Scheduler {
+pub enum Algorithm {
     /// One after the other.
     #[default]
     #[serde(rename = "rr")]
@@ -35,7 +35,7 @@ pub enum Scheduler {
     WeightedLeastConnection,
 }
 
-impl Scheduler {
+impl Algorithm {
     /// All of them.
     pub const ALL: [Self; 5] = [
         Self::RoundRobin,

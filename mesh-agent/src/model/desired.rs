@@ -184,13 +184,13 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                 .insert(node.address, local.next_hops.get(&node.address).copied());
         }
     }
-    let mut placed: BTreeMap<&TaskId, Place> = cluster
+    let mut reachable: BTreeMap<&TaskId, Reachability> = cluster
         .tasks
         .iter()
-        .filter_map(|(id, task)| Some((id, place(cluster, local, id, task)?)))
+        .filter_map(|(id, task)| Some((id, reachability(cluster, local, id, task)?)))
         .collect();
-    avoid_silent_nodes(cluster, local, &mut placed);
-    let unreached = unreached(cluster, &placed);
+    avoid_silent_nodes(cluster, local, &mut reachable);
+    let unreached = unreached(cluster, &reachable);
     for (id, service) in &cluster.services {
         for port in &service.ports {
             let key = ServiceKey {
@@ -217,21 +217,21 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             });
         }
     }
-    for (id, place) in placed {
-        add_backends(&mut desired, cluster, id, place);
+    for (id, reachability) in reachable {
+        add_backends(&mut desired, cluster, id, reachability);
     }
     desired
 }
 
 /// Where this node would send a task's packets, and whether new flows may go there.
 #[derive(Clone, Copy)]
-struct Place {
+struct Reachability {
     location: Location,
     state: BackendState,
 }
 
 /// `None` where this node cannot send to the task.
-fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Place> {
+fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Reachability> {
     let state = match task.state {
         TaskState::Active => BackendState::Active,
         TaskState::Draining => BackendState::Draining,
@@ -239,13 +239,13 @@ fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<P
     if task.node == local.node {
         // The manager's word came before the engine's: the container follows within moments.
         let location = Location::Local(*local.containers.get(id)?);
-        return Some(Place { location, state });
+        return Some(Reachability { location, state });
     }
     let node = cluster.nodes.get(&task.node).filter(|node| node.ready)?;
     let location = Location::Remote(node.address);
     match node.datapath {
-        kind if kind.takes_from(local.datapath) => Some(Place { location, state }),
-        NodeDatapath::Leaving => Some(Place {
+        kind if kind.takes_from(local.datapath) => Some(Reachability { location, state }),
+        NodeDatapath::Leaving => Some(Reachability {
             location,
             state: BackendState::Draining,
         }),
@@ -255,7 +255,7 @@ fn place(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<P
 
 /// Takes new flows from nodes that are silent, where a service has active tasks elsewhere that this node reaches. One
 /// that has none goes on with what there is: a silent node may be well.
-fn avoid_silent_nodes(cluster: &Cluster, local: &Local, placed: &mut BTreeMap<&TaskId, Place>) {
+fn avoid_silent_nodes(cluster: &Cluster, local: &Local, reachable: &mut BTreeMap<&TaskId, Reachability>) {
     let silent: BTreeSet<&NodeId> = cluster
         .nodes
         .iter()
@@ -266,28 +266,31 @@ fn avoid_silent_nodes(cluster: &Cluster, local: &Local, placed: &mut BTreeMap<&T
         return;
     }
     let task_of = |id: &TaskId| cluster.tasks.get(id);
-    let elsewhere: BTreeSet<&ServiceId> = placed
+    let elsewhere: BTreeSet<&ServiceId> = reachable
         .iter()
-        .filter(|(_, place)| place.state == BackendState::Active)
+        .filter(|(_, reachability)| reachability.state == BackendState::Active)
         .filter_map(|(id, _)| task_of(id))
         .filter(|task| !silent.contains(&task.node))
         .map(|task| &task.service)
         .collect();
-    for (id, place) in placed {
+    for (id, reachability) in reachable {
         if task_of(id).is_some_and(|task| silent.contains(&task.node) && elsewhere.contains(&task.service)) {
-            place.state = BackendState::Draining;
+            reachability.state = BackendState::Draining;
         }
     }
 }
 
 /// The services that have active tasks, and none to which this node can send new flows.
-fn unreached<'a>(cluster: &'a Cluster, placed: &BTreeMap<&TaskId, Place>) -> BTreeSet<&'a ServiceId> {
+fn unreached<'a>(
+    cluster: &'a Cluster,
+    reachable: &BTreeMap<&TaskId, Reachability>,
+) -> BTreeSet<&'a ServiceId> {
     let mut unreached = BTreeSet::new();
     let mut reached = BTreeSet::new();
     for (id, task) in &cluster.tasks {
-        if placed
+        if reachable
             .get(id)
-            .is_some_and(|place| place.state == BackendState::Active)
+            .is_some_and(|reachability| reachability.state == BackendState::Active)
         {
             reached.insert(&task.service);
         } else if task.state == TaskState::Active {
@@ -297,7 +300,7 @@ fn unreached<'a>(cluster: &'a Cluster, placed: &BTreeMap<&TaskId, Place>) -> BTr
     unreached.difference(&reached).copied().collect()
 }
 
-fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, place: Place) {
+fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachability: Reachability) {
     let Some(task) = cluster.tasks.get(id) else {
         return;
     };
@@ -305,7 +308,7 @@ fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, place: Pl
     else {
         return;
     };
-    let Place { location, state } = place;
+    let Reachability { location, state } = reachability;
     let weight = match state {
         BackendState::Active => node.weight,
         BackendState::Draining => 0,

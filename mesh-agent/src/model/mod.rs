@@ -1,13 +1,13 @@
 //! The mesh's plain data: what a source says of the cluster, what a node finds on itself, and the
 //! desired data path computed from the two. Nothing here does I/O or imports another module of ours.
 
+pub mod announced;
 pub mod balance;
 pub mod cluster;
 pub mod desired;
 pub mod local;
-pub mod presence;
 
-pub use balance::{Balance, NodeDatapath, Scheduler};
+pub use balance::{Algorithm, Balance, NodeDatapath};
 pub use cluster::{
     Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
 };

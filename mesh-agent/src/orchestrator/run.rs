@@ -32,7 +32,7 @@ use super::{
 use crate::{
     discovery::ContainerState,
     error::error_chain,
-    model::{self, NodeDatapath, presence::keep_known},
+    model::{self, NodeDatapath, announced::keep_known},
     program::Programs,
     source::{Acknowledged, SourceState},
 };

@@ -247,7 +247,7 @@ mod tests {
             target: 80,
         };
         assert_eq!(web.ports, [port]);
-        assert_eq!(web.balance.scheduler.name(), "lc");
+        assert_eq!(web.balance.algorithm.name(), "lc");
         let task = &cluster.tasks["t1"];
         assert_eq!((task.name.as_str(), task.slot), ("web.1", Some(1)));
         assert_eq!(task.address, Ipv4Addr::new(240, 0, 0, 1));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Balance, Scheduler};
+use crate::model::{Algorithm, Balance};
 
 /// On a service: the balancing algorithm.
 const SCHEDULER: &str = "mesh.scheduler";
@@ -36,16 +36,16 @@ pub(crate) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>)
     let whose = || format!("service {name}");
     let mut balance = Balance::default();
     if let Some(value) = labels.get(SCHEDULER) {
-        match Scheduler::ALL
+        match Algorithm::ALL
             .into_iter()
             .find(|known| known.name() == value.trim())
         {
-            Some(scheduler) => balance.scheduler = scheduler,
+            Some(algorithm) => balance.algorithm = algorithm,
             None => errors.push(LabelError {
                 whose: whose(),
                 label: SCHEDULER,
                 value: shown(value),
-                expected: format!("one of {}", Scheduler::ALL.map(Scheduler::name).join(", ")),
+                expected: format!("one of {}", Algorithm::ALL.map(Algorithm::name).join(", ")),
                 instead: "rr",
             }),
         }
@@ -112,10 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn every_scheduler_is_known_by_its_name() {
-        for scheduler in Scheduler::ALL {
-            let (balance, errors) = balance("web", &labels(&[("mesh.scheduler", scheduler.name())]));
-            assert_eq!((balance.scheduler, errors), (scheduler, vec![]));
+    fn every_algorithm_is_known_by_its_name() {
+        for algorithm in Algorithm::ALL {
+            let (balance, errors) = balance("web", &labels(&[("mesh.scheduler", algorithm.name())]));
+            assert_eq!((balance.algorithm, errors), (algorithm, vec![]));
         }
     }
 

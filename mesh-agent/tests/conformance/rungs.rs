@@ -10,7 +10,7 @@ use mesh_agent::{
         ebpf::{EbpfDatapath, EbpfOptions},
         ipvs::{IpvsDatapath, IpvsOptions},
     },
-    model::{NodeDatapath, Scheduler},
+    model::{Algorithm, NodeDatapath},
 };
 
 use crate::mesh::SERVICE_ADDRESS;
@@ -55,20 +55,20 @@ pub(crate) struct Capabilities {
     /// A replica on another node sees the client's own address, not the entry node's.
     pub(crate) shows_clients_to_remote_replicas: bool,
     /// The orders of choice it knows.
-    pub(crate) schedulers: &'static [Scheduler],
+    pub(crate) algorithms: &'static [Algorithm],
     /// Whether clients can be kept at their replica.
     pub(crate) affinity: bool,
 }
 
 const EBPF: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: true,
-    schedulers: &Scheduler::ALL,
+    algorithms: &Algorithm::ALL,
     affinity: true,
 };
 
 const IPVS: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: false,
-    schedulers: &Scheduler::ALL,
+    algorithms: &Algorithm::ALL,
     affinity: true,
 };
 

@@ -14,7 +14,7 @@ use mesh_agent::{
         Command as Change, Destination, DestinationState, Ipvs, SchedulerFlags, Settings, Statistics,
         VirtualService,
     },
-    model::{Protocol, Scheduler},
+    model::{Algorithm, Protocol},
 };
 use nix::{
     errno::Errno,
@@ -254,10 +254,10 @@ fn every_scheduler_can_be_had_with_persistence_and_without() {
         for [address, ..] in FAMILIES {
             let service = service(address, Protocol::Tcp);
             apply(&mut ipvs, &[Change::NewService(service, settings("rr"))]);
-            for scheduler in Scheduler::ALL {
+            for algorithm in Algorithm::ALL {
                 for persistence in [Some(60), None] {
                     let wanted = Settings {
-                        scheduler: scheduler.name().to_owned(),
+                        scheduler: algorithm.name().to_owned(),
                         flags: SchedulerFlags {
                             first: persistence.is_some(),
                             second: persistence.is_none(),

@@ -7,7 +7,7 @@ use std::{
 
 use mesh_agent::{
     datapath::Datapath,
-    model::{BackendState, Balance, Desired, Location, Scheduler},
+    model::{Algorithm, BackendState, Balance, Desired, Location},
 };
 
 use crate::{
@@ -15,9 +15,9 @@ use crate::{
     space::{PEER, Space, WEB, XDP_TX, arriving, backend_key, frontend, in_space, serve},
 };
 
-fn by(scheduler: Scheduler) -> Balance {
+fn by(algorithm: Algorithm) -> Balance {
     Balance {
-        scheduler,
+        algorithm,
         affinity: None,
     }
 }
@@ -64,7 +64,7 @@ fn spread(space: &mut Space, clients: impl Iterator<Item = SocketAddrV4>) -> BTr
 #[test]
 fn weighted_round_robin_follows_the_weights_exactly() {
     in_space(|space| {
-        let state = replicas(space, by(Scheduler::WeightedRoundRobin), &[1, 3]);
+        let state = replicas(space, by(Algorithm::WeightedRoundRobin), &[1, 3]);
         space.apply(&state);
         let spread = spread(space, (0..40).map(|number| client(7, 40_000 + number)));
         assert_eq!(spread, [(1, 10), (2, 30)].into());
@@ -74,10 +74,10 @@ fn weighted_round_robin_follows_the_weights_exactly() {
 #[test]
 fn another_weight_moves_new_connections_and_no_open_one() {
     in_space(|space| {
-        let before = replicas(space, by(Scheduler::WeightedRoundRobin), &[1, 1]);
+        let before = replicas(space, by(Algorithm::WeightedRoundRobin), &[1, 1]);
         space.apply(&before);
         let home = chosen(space, client(7, 40_000));
-        let after = replicas(space, by(Scheduler::WeightedRoundRobin), &[1, 9]);
+        let after = replicas(space, by(Algorithm::WeightedRoundRobin), &[1, 9]);
         let changes = mesh_agent::plan::plan(&before, &after);
         assert!(space.datapath().apply(&changes).is_empty());
         assert_eq!(chosen(space, client(7, 40_000)), home);
@@ -89,7 +89,7 @@ fn another_weight_moves_new_connections_and_no_open_one() {
 #[test]
 fn maglev_sends_one_endpoint_to_one_replica_when_it_comes_again() {
     in_space(|space| {
-        let state = replicas(space, by(Scheduler::Maglev), &[1, 1, 1]);
+        let state = replicas(space, by(Algorithm::Maglev), &[1, 1, 1]);
         space.apply(&state);
         for number in 0..50 {
             let client = client(7, 40_000 + number);
@@ -138,7 +138,7 @@ fn affinity_keeps_an_address_until_its_replica_drains() {
 #[test]
 fn least_connection_prefers_the_replica_with_fewer_open_ones() {
     in_space(|space| {
-        let state = replicas(space, by(Scheduler::LeastConnection), &[1, 1]);
+        let state = replicas(space, by(Algorithm::LeastConnection), &[1, 1]);
         space.apply(&state);
         let first: Vec<_> = (0..20).map(|number| client(7, 40_000 + number)).collect();
         let homes: Vec<u8> = first.iter().map(|client| chosen(space, *client)).collect();
@@ -157,7 +157,7 @@ fn least_connection_prefers_the_replica_with_fewer_open_ones() {
 #[test]
 fn weighted_least_connection_gives_the_heavier_more() {
     in_space(|space| {
-        let state = replicas(space, by(Scheduler::WeightedLeastConnection), &[1, 3]);
+        let state = replicas(space, by(Algorithm::WeightedLeastConnection), &[1, 3]);
         space.apply(&state);
         let spread = spread(space, (0..80).map(|number| client(7, 40_000 + number)));
         assert!((18..=22).contains(&spread[&1]), "{spread:?}");

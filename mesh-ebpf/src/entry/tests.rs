@@ -254,7 +254,7 @@ fn a_service_without_backends_refuses() {
 }
 
 #[test]
-fn a_place_in_the_ring_that_is_being_rewritten_refuses() {
+fn a_ring_slot_that_is_being_rewritten_refuses() {
     let mut tables = node_with(&locals(1));
     tables.backends[0].service = 7;
     check_refused(&tables, Hook::TcUplink, &from(40000, SYN), DropReason::NoBackend);

@@ -10,7 +10,7 @@ use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Config, DROP_COUNTERS, Dialled, DropReason, EVENT_COUNTERS,
         EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
-        MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_place,
+        MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -113,7 +113,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn is_published(&self, protocol: u8, port: u16) -> bool {
-        let (word, bit) = port_filter_place(protocol, port);
+        let (word, bit) = port_filter_bit(protocol, port);
         PORT_FILTER.get(word).is_some_and(|word| word >> bit & 1 != 0)
     }
 
@@ -147,8 +147,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn ring(&self, place: u32) -> Option<u32> {
-        RING.get(place).copied()
+    fn ring(&self, slot: u32) -> Option<u32> {
+        RING.get(slot).copied()
     }
 
     #[inline(always)]

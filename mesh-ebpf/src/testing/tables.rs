@@ -78,7 +78,7 @@ impl Replica {
             },
             target_port: Be16::new(80),
             tag: Be16::new(0x7a00 + u16::from(self.number)),
-            place: if local { BACKEND_LOCAL } else { BACKEND_REMOTE },
+            location: if local { BACKEND_LOCAL } else { BACKEND_REMOTE },
             address: self.address().into(),
             interface: self.interface(),
             mac: [2, 8, 0, 0, 0, self.number],
@@ -293,8 +293,8 @@ impl Tables for TestTables {
         self.services.get(&index).copied()
     }
 
-    fn ring(&self, place: u32) -> Option<u32> {
-        self.ring.get(place as usize).copied()
+    fn ring(&self, slot: u32) -> Option<u32> {
+        self.ring.get(slot as usize).copied()
     }
 
     fn rotate(&self, service: u32) -> u32 {

@@ -240,7 +240,7 @@ fn a_backend_that_is_not_here_is_unknown() {
         );
         assert_eq!(tables.flow_count(), 0);
     };
-    // Another address, port, tag; another published port; a place that is empty, or another node's.
+    // Another address, port, tag; another published port; a slot that is empty, or another node's.
     unknown(&node(2), &with(frame.clone(), GENEVE + 12, &[10, 200, 0, 77]));
     unknown(&node(2), &with(frame.clone(), GENEVE + 16, &[0, 81]));
     unknown(&node(2), &with(frame.clone(), GENEVE + 18, &[0, 0]));
@@ -357,7 +357,7 @@ fn a_reply_finds_its_flow_and_notes_the_backends_progress() {
         let frame = returned_by(&node(2), flags);
         for hook in [Hook::Xdp, Hook::TcUplink] {
             match entry::decide(&frame, &tables, hook).verdict() {
-                Verdict::Return { flow } => {
+                Verdict::DeliverReply { flow } => {
                     assert_eq!(
                         (flow.from_backend(), flow.from_client()),
                         (progress, Progress::OPEN)
@@ -451,7 +451,7 @@ fn a_backend_that_has_changed_under_its_name_is_delivered_to_as_it_is() {
 }
 
 #[test]
-fn a_flow_follows_its_entry_nodes_place_and_address() {
+fn a_flow_follows_its_entry_nodes_index_and_address() {
     let (entry_node, mut tables) = (node(1), node(2));
     let frame = encapsulated(&entry_node, SYN);
     delivered_to(&tables, &frame);
@@ -462,10 +462,10 @@ fn a_flow_follows_its_entry_nodes_place_and_address() {
         assert_eq!((flow.peer(), flow.peer_address()), (peer, address.into()));
     };
     check(&tables, &frame, 1, node_address(1));
-    // The same address at another place.
+    // The same address at another index.
     tables.peers.insert(node_address(1).into(), 3);
     check(&tables, &frame, 3, node_address(1));
-    // Another address at the same place.
+    // Another address at the same index.
     let mut moved = with(frame, OUTER + 12, &node_address(3).octets());
     fix_ip_checksum(&mut moved.bytes, OUTER);
     check(&tables, &moved, 3, node_address(3));

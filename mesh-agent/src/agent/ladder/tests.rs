@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     datapath::{ChangeError, memory::MemoryDatapath},
     model::{HostInterface, Protocol, ServiceKey},
-    plan::Change,
+    plan::DatapathChange,
 };
 
 /// What the kernel of a test is like, and what has been done to it, in order.
@@ -53,11 +53,13 @@ struct Fake {
 }
 
 impl Datapath for Fake {
-    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+    fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError> {
         let mut kernel = self.kernel.lock().unwrap();
         let mut errors = Vec::new();
         for change in changes {
-            if matches!(change, Change::AttachUplink(..)) && kernel.refuses_uplinks.contains(&self.kind) {
+            if matches!(change, DatapathChange::AttachUplink(..))
+                && kernel.refuses_uplinks.contains(&self.kind)
+            {
                 let source = if kernel.uplink_is_gone {
                     DatapathError {
                         operation: "attach to eth0".into(),

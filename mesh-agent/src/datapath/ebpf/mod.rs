@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
-    plan::Change,
+    plan::DatapathChange,
 };
 
 /// The programs, or nothing when the agent was built without them.
@@ -175,26 +175,34 @@ impl EbpfDatapath {
         &mut self.programs
     }
 
-    fn apply_one(&mut self, change: &Change) -> Result<(), DatapathError> {
+    fn apply_one(&mut self, change: &DatapathChange) -> Result<(), DatapathError> {
         match change {
-            Change::Configure(settings) => self.configure(settings),
-            Change::UpsertPeer(address, hop) => self.tables.upsert_peer(&mut self.maps, *address, *hop),
-            Change::UpsertBackend(key, backend) => self.tables.upsert_backend(&mut self.maps, *key, backend),
-            Change::UpsertService(key, service) => self.tables.upsert_service(&mut self.maps, *key, service),
-            Change::AddFrontend(frontend) => self.tables.add_frontend(&mut self.maps, *frontend),
-            Change::AttachContainer(index) => self.attachments.container(&mut self.programs, *index),
-            Change::AttachUplink(name, uplink) => {
+            DatapathChange::Configure(settings) => self.configure(settings),
+            DatapathChange::UpsertPeer(address, hop) => {
+                self.tables.upsert_peer(&mut self.maps, *address, *hop)
+            }
+            DatapathChange::UpsertBackend(key, backend) => {
+                self.tables.upsert_backend(&mut self.maps, *key, backend)
+            }
+            DatapathChange::UpsertService(key, service) => {
+                self.tables.upsert_service(&mut self.maps, *key, service)
+            }
+            DatapathChange::AddFrontend(frontend) => self.tables.add_frontend(&mut self.maps, *frontend),
+            DatapathChange::AttachContainer(index) => self.attachments.container(&mut self.programs, *index),
+            DatapathChange::AttachUplink(name, uplink) => {
                 self.attachments.uplink(&mut self.programs, name, uplink)?;
                 self.uplink_mtu = self.attachments.smallest_uplink_mtu().unwrap_or(DEFAULT_MTU);
                 self.config.inner_mtu = inner_mtu(self.uplink_mtu);
                 self.write_config()
             }
-            Change::DetachUplink(name) => self.attachments.remove_uplink(name),
-            Change::RemoveFrontend(frontend) => self.tables.remove_frontend(&mut self.maps, *frontend),
-            Change::RemoveService(key) => self.tables.remove_service(&mut self.maps, *key),
-            Change::RemoveBackend(key) => self.tables.remove_backend(&mut self.maps, *key),
-            Change::DetachContainer(index) => self.attachments.remove_container(*index),
-            Change::RemovePeer(address) => self.tables.remove_peer(&mut self.maps, *address),
+            DatapathChange::DetachUplink(name) => self.attachments.remove_uplink(name),
+            DatapathChange::RemoveFrontend(frontend) => {
+                self.tables.remove_frontend(&mut self.maps, *frontend)
+            }
+            DatapathChange::RemoveService(key) => self.tables.remove_service(&mut self.maps, *key),
+            DatapathChange::RemoveBackend(key) => self.tables.remove_backend(&mut self.maps, *key),
+            DatapathChange::DetachContainer(index) => self.attachments.remove_container(*index),
+            DatapathChange::RemovePeer(address) => self.tables.remove_peer(&mut self.maps, *address),
         }
     }
 
@@ -221,7 +229,7 @@ impl EbpfDatapath {
 }
 
 impl Datapath for EbpfDatapath {
-    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+    fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError> {
         let mut errors = Vec::new();
         for change in changes {
             if let Err(source) = self.apply_one(change) {

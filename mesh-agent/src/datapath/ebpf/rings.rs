@@ -3,7 +3,7 @@
 
 use mesh_ebpf::abi::Choice;
 
-use crate::model::{BackendKey, Balance, Scheduler};
+use crate::model::{Algorithm, BackendKey, Balance};
 
 /// Sizes of hash tables: primes, as Maglev's permutations need.
 const TABLE_SIZES: [usize; 4] = [251, 1021, 4093, 16_381];
@@ -35,18 +35,18 @@ pub(super) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u
         return (Choice::HASH_ADDRESS, hash_table(&candidates));
     }
     let plain = || candidates.iter().map(|candidate| candidate.index).collect();
-    match balance.scheduler {
-        Scheduler::RoundRobin => (Choice::ROTATE, plain()),
-        Scheduler::WeightedRoundRobin => (Choice::ROTATE, weighted(&candidates)),
-        Scheduler::Maglev => (Choice::HASH_ENDPOINT, hash_table(&candidates)),
-        Scheduler::LeastConnection | Scheduler::WeightedLeastConnection => (Choice::LEAST, plain()),
+    match balance.algorithm {
+        Algorithm::RoundRobin => (Choice::ROTATE, plain()),
+        Algorithm::WeightedRoundRobin => (Choice::ROTATE, weighted(&candidates)),
+        Algorithm::Maglev => (Choice::HASH_ENDPOINT, hash_table(&candidates)),
+        Algorithm::LeastConnection | Algorithm::WeightedLeastConnection => (Choice::LEAST, plain()),
     }
 }
 
 /// What one flow of a backend adds to its load.
 pub(super) fn load_step(balance: Balance, weight: u32) -> u64 {
-    match balance.scheduler {
-        Scheduler::WeightedLeastConnection => LOAD_STEP / u64::from(weight.max(1)),
+    match balance.algorithm {
+        Algorithm::WeightedLeastConnection => LOAD_STEP / u64::from(weight.max(1)),
         _ => LOAD_STEP,
     }
 }
@@ -186,9 +186,9 @@ mod tests {
             .collect()
     }
 
-    fn by(scheduler: Scheduler) -> Balance {
+    fn by(algorithm: Algorithm) -> Balance {
         Balance {
-            scheduler,
+            algorithm,
             affinity: None,
         }
     }
@@ -203,21 +203,21 @@ mod tests {
 
     #[test]
     fn round_robin_ignores_weights() {
-        let (choice, entries) = ring(by(Scheduler::RoundRobin), &candidates(&[1, 5, 2]));
+        let (choice, entries) = ring(by(Algorithm::RoundRobin), &candidates(&[1, 5, 2]));
         assert_eq!((choice, entries), (Choice::ROTATE, vec![100, 101, 102]));
     }
 
     #[test]
     fn weighted_round_robin_spreads_its_turns() {
-        let (choice, entries) = ring(by(Scheduler::WeightedRoundRobin), &candidates(&[10, 30, 10]));
+        let (choice, entries) = ring(by(Algorithm::WeightedRoundRobin), &candidates(&[10, 30, 10]));
         assert_eq!((choice, entries), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
     }
 
     #[test]
-    fn affinity_goes_by_the_address_whatever_the_scheduler() {
-        for scheduler in Scheduler::ALL {
+    fn affinity_goes_by_the_address_whatever_the_algorithm() {
+        for algorithm in Algorithm::ALL {
             let balance = Balance {
-                scheduler,
+                algorithm,
                 affinity: Some(300),
             };
             assert_eq!(ring(balance, &candidates(&[1, 1])).0, Choice::HASH_ADDRESS);
@@ -226,15 +226,15 @@ mod tests {
 
     #[test]
     fn a_load_counts_for_less_where_the_weight_is_larger() {
-        let weighted = by(Scheduler::WeightedLeastConnection);
+        let weighted = by(Algorithm::WeightedLeastConnection);
         assert_eq!(load_step(weighted, 4) * 4, load_step(weighted, 1));
-        let plain = by(Scheduler::LeastConnection);
+        let plain = by(Algorithm::LeastConnection);
         assert_eq!(load_step(plain, 4), load_step(plain, 1));
     }
 
     #[test]
     fn a_hash_table_gives_each_its_share() {
-        let (choice, entries) = ring(by(Scheduler::Maglev), &candidates(&[1, 1, 2]));
+        let (choice, entries) = ring(by(Algorithm::Maglev), &candidates(&[1, 1, 2]));
         assert_eq!((choice, entries.len()), (Choice::HASH_ENDPOINT, 1021));
         let counts = count(&entries);
         assert!(counts[&102].abs_diff(2 * counts[&100]) <= 4, "{counts:?}");
@@ -268,11 +268,11 @@ mod tests {
         #[test]
         fn every_ring_names_every_candidate_and_no_other(
             weights in prop::collection::vec(0_u32..5, 0..30),
-            scheduler in prop::sample::select(Scheduler::ALL.to_vec()),
+            algorithm in prop::sample::select(Algorithm::ALL.to_vec()),
             affinity in prop::option::of(1_u32..100),
         ) {
             let candidates = candidates(&weights);
-            let (_, entries) = ring(Balance { scheduler, affinity }, &candidates);
+            let (_, entries) = ring(Balance { algorithm, affinity }, &candidates);
             let named: Vec<u32> = count(&entries).into_keys().collect();
             let active: Vec<u32> = candidates
                 .iter()

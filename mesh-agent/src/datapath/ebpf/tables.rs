@@ -13,7 +13,7 @@ use std::{
 use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{
     self, BACKEND_LOCAL, BACKEND_REMOTE, Choice, FrontendKey, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
-    MAX_RING, MAX_SERVICES, Service, port_filter_place,
+    MAX_RING, MAX_SERVICES, Service, port_filter_bit,
 };
 use mesh_ebpf::bytes::{Be16, Be32};
 
@@ -517,14 +517,14 @@ impl Tables {
         };
         match backend.location {
             Location::Local(container) => {
-                value.place = BACKEND_LOCAL;
+                value.location = BACKEND_LOCAL;
                 value.address = container.address.into();
                 value.interface = container.host_interface;
                 value.mac = container.mac.0;
                 value.gateway_mac = container.gateway_mac.0;
             }
             Location::Remote(address) => {
-                value.place = BACKEND_REMOTE;
+                value.location = BACKEND_REMOTE;
                 value.peer = self.peers.get(&address)?.index;
             }
         }
@@ -618,7 +618,7 @@ fn traffic_of(maps: &Handles, index: u32, active: u64) -> Result<Traffic, Datapa
 /// Sets or clears a port's bit in the filter.
 fn publish(maps: &mut Handles, key: ServiceKey, published: bool) -> Result<(), DatapathError> {
     let doing = |error: MapError| failed(format!("write port {} to the port filter", key.port), error);
-    let (word, bit) = port_filter_place(key.protocol.number(), key.port);
+    let (word, bit) = port_filter_bit(key.protocol.number(), key.port);
     let old = maps.port_filter.get(&word, 0).map_err(doing)?;
     let new = if published {
         old | 1 << bit

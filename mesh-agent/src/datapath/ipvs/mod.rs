@@ -33,7 +33,7 @@ use self::{
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode, failed};
 use crate::{
     model::{BackendKey, Desired, NodeDatapath, ServiceKey},
-    plan::{Change, fold},
+    plan::{DatapathChange, fold},
 };
 
 /// Removes what an agent before has left in this network namespace. Looks first, so that no module is
@@ -253,16 +253,16 @@ impl Datapath for IpvsDatapath {
         self.adopted
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Vec<ChangeError> {
+    fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError> {
         let before = self.state.clone();
         self.engaged |= !changes.is_empty();
         let mut failures = Vec::new();
         let mut removed = BTreeSet::<BackendKey>::new();
         for change in changes {
             match change {
-                Change::RemoveBackend(key) => drop(removed.insert(*key)),
+                DatapathChange::RemoveBackend(key) => drop(removed.insert(*key)),
                 // Another task gets the name of one that is gone: nothing of that is inherited.
-                Change::UpsertBackend(key, _) if removed.contains(key) => {
+                DatapathChange::UpsertBackend(key, _) if removed.contains(key) => {
                     failures.extend(self.reconcile());
                     removed.clear();
                 }
@@ -356,55 +356,67 @@ impl Datapath for IpvsDatapath {
 }
 
 /// The change that a failure keeps from being true: the last about that service, else the last of all.
-fn culprit(changes: &[Change], service: Option<ServiceKey>) -> Option<&Change> {
-    let about = |change: &&Change| match change {
-        Change::UpsertBackend(key, _) | Change::RemoveBackend(key) => Some(key.service) == service,
-        Change::UpsertService(key, _) | Change::RemoveService(key) => Some(*key) == service,
-        Change::AddFrontend(frontend) | Change::RemoveFrontend(frontend) => Some(frontend.service) == service,
-        Change::Configure(_)
-        | Change::UpsertPeer(..)
-        | Change::RemovePeer(_)
-        | Change::AttachContainer(_)
-        | Change::DetachContainer(_)
-        | Change::AttachUplink(..)
-        | Change::DetachUplink(_) => false,
+fn culprit(changes: &[DatapathChange], service: Option<ServiceKey>) -> Option<&DatapathChange> {
+    let about = |change: &&DatapathChange| match change {
+        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
+            Some(key.service) == service
+        }
+        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => Some(*key) == service,
+        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
+            Some(frontend.service) == service
+        }
+        DatapathChange::Configure(_)
+        | DatapathChange::UpsertPeer(..)
+        | DatapathChange::RemovePeer(_)
+        | DatapathChange::AttachContainer(_)
+        | DatapathChange::DetachContainer(_)
+        | DatapathChange::AttachUplink(..)
+        | DatapathChange::DetachUplink(_) => false,
     };
     changes.iter().rev().find(about).or(changes.last())
 }
 
 /// Takes a change back: what it is about is again as it was before, so that the state stays what the caller
 /// takes it for.
-fn restore(state: &mut Desired, before: &Desired, change: &Change) {
+fn restore(state: &mut Desired, before: &Desired, change: &DatapathChange) {
     let back = match change {
-        Change::Configure(_) => Change::Configure(before.settings),
-        Change::UpsertPeer(address, _) | Change::RemovePeer(address) => match before.peers.get(address) {
-            Some(hop) => Change::UpsertPeer(*address, *hop),
-            None => Change::RemovePeer(*address),
-        },
-        Change::UpsertBackend(key, _) | Change::RemoveBackend(key) => match before.backends.get(key) {
-            Some(backend) => Change::UpsertBackend(*key, backend.clone()),
-            None => Change::RemoveBackend(*key),
-        },
-        Change::UpsertService(key, _) | Change::RemoveService(key) => match before.services.get(key) {
-            Some(service) => Change::UpsertService(*key, service.clone()),
-            None => Change::RemoveService(*key),
-        },
-        Change::AddFrontend(frontend) | Change::RemoveFrontend(frontend) => {
+        DatapathChange::Configure(_) => DatapathChange::Configure(before.settings),
+        DatapathChange::UpsertPeer(address, _) | DatapathChange::RemovePeer(address) => {
+            match before.peers.get(address) {
+                Some(hop) => DatapathChange::UpsertPeer(*address, *hop),
+                None => DatapathChange::RemovePeer(*address),
+            }
+        }
+        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
+            match before.backends.get(key) {
+                Some(backend) => DatapathChange::UpsertBackend(*key, backend.clone()),
+                None => DatapathChange::RemoveBackend(*key),
+            }
+        }
+        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => {
+            match before.services.get(key) {
+                Some(service) => DatapathChange::UpsertService(*key, service.clone()),
+                None => DatapathChange::RemoveService(*key),
+            }
+        }
+        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
             match before.frontends.contains(frontend) {
-                true => Change::AddFrontend(*frontend),
-                false => Change::RemoveFrontend(*frontend),
+                true => DatapathChange::AddFrontend(*frontend),
+                false => DatapathChange::RemoveFrontend(*frontend),
             }
         }
-        Change::AttachContainer(index) | Change::DetachContainer(index) => {
+        DatapathChange::AttachContainer(index) | DatapathChange::DetachContainer(index) => {
             match before.container_interfaces.contains(index) {
-                true => Change::AttachContainer(*index),
-                false => Change::DetachContainer(*index),
+                true => DatapathChange::AttachContainer(*index),
+                false => DatapathChange::DetachContainer(*index),
             }
         }
-        Change::AttachUplink(name, _) | Change::DetachUplink(name) => match before.uplinks.get(name) {
-            Some(uplink) => Change::AttachUplink(name.clone(), *uplink),
-            None => Change::DetachUplink(name.clone()),
-        },
+        DatapathChange::AttachUplink(name, _) | DatapathChange::DetachUplink(name) => {
+            match before.uplinks.get(name) {
+                Some(uplink) => DatapathChange::AttachUplink(name.clone(), *uplink),
+                None => DatapathChange::DetachUplink(name.clone()),
+            }
+        }
     };
     fold(state, back);
 }

@@ -6,7 +6,7 @@ use super::{
     address::mesh_address,
     kernel::{Destination, SchedulerFlags, Settings, VirtualService},
 };
-use crate::model::{Backend, BackendKey, Balance, Desired, Location, Protocol, Scheduler, ServiceKey};
+use crate::model::{Algorithm, Backend, BackendKey, Balance, Desired, Location, Protocol, ServiceKey};
 
 /// The largest weight asked for. IPVS counts with signed numbers, and `wrr` goes through all of them.
 const MAX_WEIGHT: u32 = 65_535;
@@ -140,9 +140,9 @@ fn virtual_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> VirtualS
 }
 
 fn settings(balance: Balance) -> Settings {
-    let hashed = balance.scheduler == Scheduler::Maglev;
+    let hashed = balance.algorithm == Algorithm::Maglev;
     Settings {
-        scheduler: balance.scheduler.name().to_owned(),
+        scheduler: balance.algorithm.name().to_owned(),
         flags: SchedulerFlags {
             first: hashed,
             second: hashed,
@@ -291,18 +291,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn schedulers_and_affinity_are_asked_for_by_ipvs_names() {
-        for scheduler in Scheduler::ALL {
+    fn algorithms_and_affinity_are_asked_for_by_ipvs_names() {
+        for algorithm in Algorithm::ALL {
             let balance = Balance {
-                scheduler,
+                algorithm,
                 affinity: Some(300),
             };
             let table = table(&state(balance, &[]), LEFT_OUT);
             let settings = &table[&name("192.0.2.1")].settings;
-            assert_eq!(settings.scheduler, scheduler.name());
+            assert_eq!(settings.scheduler, algorithm.name());
             assert_eq!(settings.persistence, Some(300));
             assert!(is_ours(settings));
-            assert_eq!(settings.flags.second, scheduler == Scheduler::Maglev);
+            assert_eq!(settings.flags.second, algorithm == Algorithm::Maglev);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{lists::Lists, next_revision};
-use crate::model::{Balance, Cluster, NodeRole, Protocol, PublishedPort, Scheduler, TaskState};
+use crate::model::{Algorithm, Balance, Cluster, NodeRole, Protocol, PublishedPort, TaskState};
 
 const WEB: &str = "ebgqnbfxhz24xy4az6eh2zyt3";
 const MANAGER: &str = "5edh6jqu57q0yxj0whueeglrr";
@@ -243,7 +243,7 @@ fn labels_say_how_a_service_is_balanced_and_what_a_node_can_take() {
     recorded.node(WORKER)["Spec"]["Labels"] = json!({"mesh.weight": "7"});
     let cluster = recorded.cluster();
     let expected = Balance {
-        scheduler: Scheduler::WeightedRoundRobin,
+        algorithm: Algorithm::WeightedRoundRobin,
         affinity: Some(60),
     };
     assert_eq!(cluster.services[WEB].balance, expected);

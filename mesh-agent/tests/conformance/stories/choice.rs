@@ -1,4 +1,4 @@
-//! How replicas are chosen: schedulers, weights, affinity.
+//! How replicas are chosen: algorithms, weights, affinity.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use mesh_agent::model::{Balance, Scheduler};
+use mesh_agent::model::{Algorithm, Balance};
 
 use crate::{
     mesh::{Mesh, WEB},
@@ -20,16 +20,16 @@ const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
 /// Where it is written which orders of choice a data path has.
 const README: &str = include_str!("../../../../README.md");
 
-fn by(scheduler: Scheduler) -> Balance {
+fn by(algorithm: Algorithm) -> Balance {
     Balance {
-        scheduler,
+        algorithm,
         affinity: None,
     }
 }
 
-/// Whether a story about a scheduler can be told.
-fn knows(mesh: &Mesh<'_>, scheduler: Scheduler) -> bool {
-    mesh.rung.can.schedulers.contains(&scheduler)
+/// Whether a story about a algorithm can be told.
+fn knows(mesh: &Mesh<'_>, algorithm: Algorithm) -> bool {
+    mesh.rung.can.algorithms.contains(&algorithm)
 }
 
 /// One connection of a client, from a port of its own.
@@ -42,17 +42,17 @@ fn ask_from(mesh: &Mesh<'_>, source: Ipv4Addr) -> std::io::Result<Answer> {
     .ask()
 }
 
-/// Every scheduler serves all replicas on every data path, and where one cannot be had it is written
+/// Every algorithm serves all replicas on every data path, and where one cannot be had it is written
 /// what comes instead.
-pub(super) fn schedulers(mesh: &mut Mesh<'_>) -> Result<()> {
+pub(super) fn algorithms(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
-    for scheduler in Scheduler::ALL {
-        mesh.publish_web(by(scheduler), REPLICAS);
+    for algorithm in Algorithm::ALL {
+        mesh.publish_web(by(algorithm), REPLICAS);
         mesh.apply()?;
-        let answers = spread(32, || ask_from(mesh, CLIENT)).with_context(|| scheduler.name())?;
-        ensure!(answers.len() >= 2, "{} spreads {answers:?}", scheduler.name());
-        if !knows(mesh, scheduler) {
-            let name = format!("`{}`", scheduler.name());
+        let answers = spread(32, || ask_from(mesh, CLIENT)).with_context(|| algorithm.name())?;
+        ensure!(answers.len() >= 2, "{} spreads {answers:?}", algorithm.name());
+        if !knows(mesh, algorithm) {
+            let name = format!("`{}`", algorithm.name());
             ensure!(
                 README.contains(&name),
                 "the README does not say that {} has no {name}",
@@ -64,13 +64,13 @@ pub(super) fn schedulers(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 pub(super) fn weights(mesh: &mut Mesh<'_>) -> Result<()> {
-    if !knows(mesh, Scheduler::WeightedRoundRobin) {
+    if !knows(mesh, Algorithm::WeightedRoundRobin) {
         return Ok(());
     }
     if let Some(node) = mesh.cluster.nodes.get_mut("node2") {
         node.weight = 3;
     }
-    mesh.publish_web(by(Scheduler::WeightedRoundRobin), &["a1", "a2"]);
+    mesh.publish_web(by(Algorithm::WeightedRoundRobin), &["a1", "a2"]);
     mesh.start()?;
     let answers = spread(16, || ask_from(mesh, CLIENT))?;
     let expected = BTreeMap::from([("a1".to_owned(), 4), ("a2".to_owned(), 12)]);
@@ -97,10 +97,10 @@ fn by_port(mesh: &Mesh<'_>, ports: impl Iterator<Item = u16>) -> Result<BTreeMap
 }
 
 pub(super) fn hash(mesh: &mut Mesh<'_>) -> Result<()> {
-    if !knows(mesh, Scheduler::Maglev) {
+    if !knows(mesh, Algorithm::Maglev) {
         return Ok(());
     }
-    mesh.publish_web(by(Scheduler::Maglev), REPLICAS);
+    mesh.publish_web(by(Algorithm::Maglev), REPLICAS);
     mesh.start()?;
     let ports = || 20_000..20_048;
     let first = by_port(mesh, ports())?;
@@ -131,17 +131,17 @@ pub(super) fn hash(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
-    for (scheduler, weight) in [
-        (Scheduler::LeastConnection, 1),
-        (Scheduler::WeightedLeastConnection, 3),
+    for (algorithm, weight) in [
+        (Algorithm::LeastConnection, 1),
+        (Algorithm::WeightedLeastConnection, 3),
     ] {
-        if !knows(mesh, scheduler) {
+        if !knows(mesh, algorithm) {
             continue;
         }
         if let Some(node) = mesh.cluster.nodes.get_mut("node2") {
             node.weight = weight;
         }
-        mesh.publish_web(by(scheduler), &["a1", "a2"]);
+        mesh.publish_web(by(algorithm), &["a1", "a2"]);
         mesh.start()?;
         let mut kept = BTreeMap::<String, Vec<Conversation>>::new();
         let share = weight as usize;
@@ -155,7 +155,7 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
             .map(|(name, kept)| (name.as_str(), kept.len()))
             .collect();
         let expected = BTreeMap::from([("a1", 2), ("a2", 2 * share)]);
-        ensure!(counts == expected, "{} spreads {counts:?}", scheduler.name());
+        ensure!(counts == expected, "{} spreads {counts:?}", algorithm.name());
         // All of one replica's end: it is the idle one now.
         for conversation in kept.remove("a1").unwrap_or_default() {
             drop(conversation);
@@ -170,7 +170,7 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
         ensure!(
             replica == "a1",
             "{} chose {replica}, which is busy",
-            scheduler.name()
+            algorithm.name()
         );
         mesh.stop()?;
     }

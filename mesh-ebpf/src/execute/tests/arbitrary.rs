@@ -145,10 +145,10 @@ proptest! {
     ) {
         let mut frames = valid_frames();
         let (_, mut frame) = frames.swap_remove(which.index(frames.len()));
-        for (place, byte) in changes {
+        for (offset, byte) in changes {
             // The headers are the interesting part.
-            let place = place.index(frame.bytes.len().min(130));
-            frame.bytes[place] = byte;
+            let offset = offset.index(frame.bytes.len().min(130));
+            frame.bytes[offset] = byte;
         }
         if let Some(length) = length {
             frame.bytes.truncate(length.index(frame.bytes.len()));

@@ -381,7 +381,7 @@ fn a_reply_for_a_peer_that_has_left_is_dropped() {
         DropReason::NoRoute,
     );
     let (_, mut backend_node, mut reply) = answer(&[]);
-    // Its place has been given to another.
+    // Its slot has been given to another.
     backend_node.next_hops[1].address = node_address(3).into();
     check_dropped(&backend_node, Hook::TcContainer, &mut reply, DropReason::NoRoute);
 }

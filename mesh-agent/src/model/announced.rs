@@ -33,7 +33,7 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
 
 /// Whether something has been heard of every ready node but `own`.
 #[must_use]
-pub fn all_heard_of(cluster: &Cluster, own: &str) -> bool {
+pub fn all_announced(cluster: &Cluster, own: &str) -> bool {
     cluster
         .nodes
         .iter()
