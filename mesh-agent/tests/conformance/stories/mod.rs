@@ -38,7 +38,7 @@ pub(crate) const STORIES: &[Story] = &[
     story("bulk_transfers_arrive_whole", reach::bulk),
     story("a_service_without_replicas_refuses_at_once", reach::refusal),
     story("other_traffic_passes", reach::other_traffic),
-    story("the_scheduler_is_known_or_said_not_to_be", choice::schedulers),
+    story("every_algorithm_is_known_or_refused", choice::algorithms),
     story("weights_are_kept", choice::weights),
     story("a_hash_keeps_a_clients_port_at_its_replica", choice::hash),
     story("the_idle_replica_is_preferred", choice::least_connections),
