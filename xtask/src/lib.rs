@@ -10,4 +10,5 @@ pub mod paths;
 pub mod programs;
 pub mod setup;
 pub mod suite;
+pub mod tidy;
 pub mod vm;

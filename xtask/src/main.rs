@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, lab, setup, suite, vm};
+use xtask::{bench, build, demo, lab, setup, suite, tidy, vm};
 
 /// Set-up, build, lab, demo and tests of the mesh.
 #[derive(Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run every test: format, lints, unit, property, load and end-to-end tests.
     Test(suite::Arguments),
+    /// Check the rules of the house: imports, sizes, names, proofs.
+    Tidy(tidy::Arguments),
     Lab(lab::cli::Arguments),
     /// Run a command, or the tests that depend on the kernel, under another kernel in a virtual machine.
     Vm(vm::Arguments),
@@ -47,6 +49,7 @@ fn run() -> Result<ExitCode> {
         Command::Build => build::run()?,
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Test(arguments) => suite::run(&arguments)?,
+        Command::Tidy(arguments) => tidy::run(&arguments)?,
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Lab(arguments) => return lab::cli::run(arguments),

@@ -22,14 +22,14 @@ pub const CLIENT: u8 = 200;
 /// When the kernel refuses a bridge.
 pub fn lay(state: &mut State) -> Result<()> {
     start(state, "wire")?;
-    let script = format!(
+    let batch = format!(
         "link set lo up\nlink add br0 type bridge forward_delay 0 mcast_snooping 0\n\
          address add 10.99.{}.{ROUTER}/24 dev br0\nlink set br0 up\n",
         state.subnet
     );
     run_with_input(
         &mut enter_network(state.space("wire")?, ["ip", "-batch", "-"]),
-        script.as_bytes(),
+        batch.as_bytes(),
     )?;
     Ok(())
 }
