@@ -1,6 +1,6 @@
 //! Who may do what: whoever can open the Unix socket may do all, others need a bearer token with the scope.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     body::{Body, HttpBody},
@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::{Api, error::ApiError, tokens, types::Scope};
+use super::{Api, caller::Caller, credentials::authenticate, error::ApiError, types::Scope};
 
 /// How often a token is looked at again that has a stream open.
 const LOOK: Duration = Duration::from_secs(1);
@@ -26,42 +26,6 @@ pub enum Access {
     Tokens,
 }
 
-/// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// The machine's administrator, or a verified agent.
-    Administrator,
-    /// Whoever has a token.
-    Token {
-        /// Its name.
-        name: String,
-        /// What it allows.
-        scopes: Vec<Scope>,
-    },
-    /// Nobody in particular.
-    Anyone,
-}
-
-impl Caller {
-    /// As histories name it.
-    pub(super) fn name(&self) -> String {
-        match self {
-            Self::Administrator => "root".to_owned(),
-            Self::Token { name, .. } => format!("token {name}"),
-            Self::Anyone => "anyone".to_owned(),
-        }
-    }
-
-    /// Whether it may do what needs a scope.
-    pub(super) fn may(&self, needed: Scope) -> bool {
-        match self {
-            Self::Administrator => true,
-            Self::Token { scopes, .. } => scopes.iter().any(|scope| scope.allows(needed)),
-            Self::Anyone => false,
-        }
-    }
-}
-
 /// Lets a request in, or not.
 pub(super) async fn admit(
     api: &Api,
@@ -74,7 +38,7 @@ pub(super) async fn admit(
     };
     let caller = match access {
         Access::Trusted => Caller::Administrator,
-        Access::Tokens => tokens::authenticate(api, bearer(headers)?).await?,
+        Access::Tokens => authenticate(api, bearer(headers)?).await?,
     };
     if caller.may(needed) {
         return Ok(caller);
@@ -101,15 +65,15 @@ pub(super) fn while_valid(api: &Api, token: Zeroizing<String>, response: Respons
         return Response::from_parts(parts, body);
     }
     // A stream must not keep what it comes from.
-    let inner = Arc::downgrade(&api.inner);
+    let api = api.downgrade();
     let ended = Box::pin(async move {
         loop {
             sleep(LOOK).await;
-            let Some(inner) = inner.upgrade() else {
+            let Some(api) = api.upgrade() else {
                 return;
             };
             // A store that is away takes nothing from anybody.
-            if let Err(error) = tokens::authenticate(&Api { inner }, &token).await
+            if let Err(error) = authenticate(&api, &token).await
                 && error.status() == StatusCode::UNAUTHORIZED
             {
                 return;

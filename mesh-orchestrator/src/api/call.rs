@@ -4,17 +4,16 @@
 use axum::{
     body::{Body as HttpBody, Bytes, to_bytes},
     extract::path::RawPathParams,
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode, header, request::Parts},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
     Api,
-    access::Caller,
-    error::{ApiError, entity_tag},
-    operation::{Body, Operation, Precondition},
+    caller::Caller,
+    error::ApiError,
+    input::{Body, Input, Precondition},
 };
 use crate::{
     spec::{nearest, read_json},
@@ -36,18 +35,18 @@ impl Call {
     pub(super) async fn read(
         api: Api,
         caller: Caller,
-        operation: &Operation,
+        input: &Input,
         segments: &RawPathParams,
         parts: Parts,
         body: HttpBody,
     ) -> Result<Self, ApiError> {
-        let arguments = arguments(operation, parts.uri.query().unwrap_or_default())?;
-        let (limit, optional) = match operation.body {
+        let arguments = arguments(input, parts.uri.query().unwrap_or_default())?;
+        let (limit, optional) = match input.body {
             Body::None => (0, true),
             Body::Ignored { limit } => (limit, true),
             Body::Json { limit, optional, .. } => (limit, optional),
         };
-        let body = match operation.body {
+        let body = match input.body {
             // What nobody reads is not waited for.
             Body::None => Bytes::new(),
             Body::Ignored { .. } | Body::Json { .. } => to_bytes(body, limit).await.map_err(|error| {
@@ -63,7 +62,7 @@ impl Call {
         if body.is_empty() && !optional {
             return Err(ApiError::bad_request("the request has no body: send JSON"));
         }
-        if operation.precondition == Precondition::Required && !parts.headers.contains_key(header::IF_MATCH) {
+        if input.precondition == Precondition::Required && !parts.headers.contains_key(header::IF_MATCH) {
             return Err(ApiError::new(
                 StatusCode::PRECONDITION_REQUIRED,
                 "which revision was read must be named, so that nobody else's change is lost: send If-Match with \
@@ -173,11 +172,11 @@ fn too_large(limit: usize) -> ApiError {
 }
 
 /// The query's arguments, if the operation knows them all.
-fn arguments(operation: &Operation, query: &str) -> Result<Vec<(String, String)>, ApiError> {
+fn arguments(input: &Input, query: &str) -> Result<Vec<(String, String)>, ApiError> {
     let mut arguments: Vec<(String, String)> = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let names = || operation.arguments.iter().map(|argument| argument.name);
-        let Some(known) = operation.arguments.iter().find(|argument| argument.name == name) else {
+        let names = || input.arguments.iter().map(|argument| argument.name);
+        let Some(known) = input.arguments.iter().find(|argument| argument.name == name) else {
             let hint = nearest(&name, names())
                 .map(|nearest| format!(": did you mean {nearest:?}?"))
                 .unwrap_or_default();
@@ -194,35 +193,4 @@ fn arguments(operation: &Operation, query: &str) -> Result<Vec<(String, String)>
         arguments.push((name.into_owned(), value.into_owned()));
     }
     Ok(arguments)
-}
-
-/// A success with JSON.
-pub(super) fn json(status: StatusCode, answer: &impl Serialize) -> Result<Response, ApiError> {
-    let text = serde_json::to_vec(answer)
-        .map_err(|error| ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, &error))?;
-    let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    Ok((status, content_type, text).into_response())
-}
-
-/// A success with JSON.
-pub(super) fn ok(answer: &impl Serialize) -> Result<Response, ApiError> {
-    json(StatusCode::OK, answer)
-}
-
-/// The same, and what revision it is of.
-pub(super) fn tagged(
-    status: StatusCode,
-    revision: &RevisionId,
-    answer: &impl Serialize,
-) -> Result<Response, ApiError> {
-    let mut response = json(status, answer)?;
-    if let Some(tag) = entity_tag(revision) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    Ok(response)
-}
-
-/// A success about which there is nothing to say.
-pub(super) fn no_content() -> Result<Response, ApiError> {
-    Ok(StatusCode::NO_CONTENT.into_response())
 }

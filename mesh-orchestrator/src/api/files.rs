@@ -8,8 +8,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::{
     Api,
-    call::{Call, json, no_content, ok},
+    call::Call,
     error::ApiError,
+    respond::{json, no_content, ok},
     types::{Confidential, ConfigCreate, ConfigView, SecretCreate, SecretView},
 };
 use crate::{

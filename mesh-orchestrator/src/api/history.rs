@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::{http::StatusCode, response::Response};
 
 use super::{
-    call::{Call, ok, tagged},
+    call::Call,
     error::ApiError,
-    services::{changed_answer, find},
+    respond::{ok, tagged},
+    service_access::{changed_answer, find},
     types::{HistoryEntry, RevisionView, RollbackRequest},
     webhooks,
 };

@@ -4,9 +4,10 @@ use axum::response::Response;
 
 use super::{
     Api,
-    call::{Call, no_content, ok},
+    call::Call,
     error::ApiError,
     reference,
+    respond::{no_content, ok},
     types::{NodePatch, NodeView},
     views,
 };

@@ -1,26 +1,16 @@
 //! The OpenAPI document, made from the table of operations and the types' own schemas.
 
-use std::sync::OnceLock;
-
-use axum::response::Response;
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
-    call::{Call, ok},
-    error::ApiError,
-    operation::{Body, Operation, Precondition},
-    table::operations,
+    input::{Body, Precondition},
+    operation::Operation,
     types::ErrorAnswer,
 };
 
-pub(super) async fn document(_: Call) -> Result<Response, ApiError> {
-    static DOCUMENT: OnceLock<Value> = OnceLock::new();
-    ok(DOCUMENT.get_or_init(|| describe(&operations())))
-}
-
 /// The document for some operations.
-fn describe(operations: &[Operation]) -> Value {
+pub(super) fn describe(operations: &[Operation]) -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
@@ -81,7 +71,7 @@ fn describe_one(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
             },
         },
     });
-    match operation.body {
+    match operation.input.body {
         Body::None => {}
         Body::Ignored { .. } => {
             description["requestBody"] = json!({
@@ -122,7 +112,7 @@ fn parameters(operation: &Operation) -> Vec<Value> {
             "schema": {"type": "string"},
         }))
     });
-    let arguments = operation.arguments.iter().map(|argument| {
+    let arguments = operation.input.arguments.iter().map(|argument| {
         let schema = if argument.repeats {
             json!({"type": "array", "items": {"type": "string"}})
         } else {
@@ -135,11 +125,11 @@ fn parameters(operation: &Operation) -> Vec<Value> {
             "schema": schema,
         })
     });
-    let precondition = (operation.precondition != Precondition::None).then(|| {
+    let precondition = (operation.input.precondition != Precondition::None).then(|| {
         json!({
             "name": "If-Match",
             "in": "header",
-            "required": operation.precondition == Precondition::Required,
+            "required": operation.input.precondition == Precondition::Required,
             "description": "The ETag of what was read: nothing is changed if somebody else was faster.",
             "schema": {"type": "string"},
         })
@@ -155,82 +145,5 @@ fn segment_meaning(name: &str) -> &'static str {
         "revision" => "A revision's number.",
         "host" => "The registry's address: `registry.example.com:5000`.",
         _ => "Its name.",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use axum::http::StatusCode;
-
-    use super::*;
-
-    #[test]
-    fn every_reference_of_the_document_leads_somewhere() {
-        let document = describe(&operations());
-        let mut references = BTreeSet::new();
-        collect(&document, &mut references);
-        assert!(references.len() > 30, "{references:?}");
-        for reference in references {
-            let pointer = reference.strip_prefix('#').unwrap();
-            assert!(document.pointer(pointer).is_some(), "{reference}");
-        }
-    }
-
-    #[test]
-    fn answers_may_get_more_fields_later() {
-        let document = describe(&operations());
-        for name in [
-            "ServiceView",
-            "TaskView",
-            "NodeView",
-            "SnapshotDetail",
-            "TokenCreated",
-        ] {
-            let schema = &document["components"]["schemas"][name];
-            assert!(schema["properties"].is_object(), "{name}: {schema}");
-            for closed in ["additionalProperties", "unevaluatedProperties"] {
-                assert_ne!(schema[closed], Value::Bool(false), "{name}");
-            }
-        }
-        let task = &document["components"]["schemas"]["TaskView"]["properties"];
-        assert!(
-            task["id"].is_object() && task["node_hostname"].is_object(),
-            "{task}"
-        );
-    }
-
-    fn collect(value: &Value, references: &mut BTreeSet<String>) {
-        match value {
-            Value::Object(fields) => {
-                for (name, value) in fields {
-                    match value {
-                        Value::String(text) if name == "$ref" => drop(references.insert(text.clone())),
-                        other => collect(other, references),
-                    }
-                }
-            }
-            Value::Array(values) => values.iter().for_each(|value| collect(value, references)),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-        }
-    }
-
-    #[test]
-    fn operations_have_names_of_their_own_and_only_two_need_no_token() {
-        let operations = operations();
-        let ids: BTreeSet<&str> = operations.iter().map(|operation| operation.id).collect();
-        assert_eq!(ids.len(), operations.len());
-        let open: Vec<&str> = operations
-            .iter()
-            .filter(|operation| operation.needs.is_none())
-            .map(|operation| operation.path)
-            .collect();
-        assert_eq!(open, ["/v1/webhooks/{secret}", "/v1/openapi.json"]);
-        assert!(
-            operations
-                .iter()
-                .all(|operation| operation.answer.status < StatusCode::BAD_REQUEST)
-        );
     }
 }

@@ -8,11 +8,12 @@ use axum::{
     response::Response,
 };
 use futures_util::future::BoxFuture;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, SchemaGenerator};
 
 use super::{
     call::Call,
     error::ApiError,
+    input::{Argument, Body, Input, Precondition, SchemaOf},
     types::{Resource, Scope},
 };
 use crate::spec::MAX_SPEC_BYTES;
@@ -21,7 +22,6 @@ use crate::spec::MAX_SPEC_BYTES;
 const PATIENCE: Duration = Duration::from_secs(40);
 
 type Handler = Arc<dyn Fn(Call) -> BoxFuture<'static, Result<Response, ApiError>> + Send + Sync>;
-type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
 /// One operation.
 #[derive(Clone)]
@@ -33,66 +33,10 @@ pub(super) struct Operation {
     pub(super) summary: &'static str,
     /// What a token must allow; `None` is for everybody.
     pub(super) needs: Option<Scope>,
-    pub(super) arguments: &'static [Argument],
-    pub(super) precondition: Precondition,
-    pub(super) body: Body,
+    pub(super) input: Input,
     pub(super) answer: Answer,
     pub(super) patience: Duration,
     pub(super) handler: Handler,
-}
-
-/// A query argument.
-#[derive(Debug)]
-pub(super) struct Argument {
-    pub(super) name: &'static str,
-    pub(super) description: &'static str,
-    /// Whether it may be given more than once.
-    pub(super) repeats: bool,
-}
-
-impl Argument {
-    pub(super) const fn once(name: &'static str, description: &'static str) -> Self {
-        Self {
-            name,
-            description,
-            repeats: false,
-        }
-    }
-
-    pub(super) const fn repeated(name: &'static str, description: &'static str) -> Self {
-        Self {
-            name,
-            description,
-            repeats: true,
-        }
-    }
-}
-
-/// Whether the request names the revision that it was made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Precondition {
-    /// There is no revision.
-    None,
-    /// It may, in `If-Match`.
-    Optional,
-    /// It must, in `If-Match`.
-    Required,
-}
-
-/// What a request carries.
-#[derive(Clone, Copy)]
-pub(super) enum Body {
-    /// Nothing.
-    None,
-    /// Anything, which is not looked at.
-    Ignored { limit: usize },
-    /// JSON; nothing at all stands for `{}` where it is optional.
-    Json {
-        schema: SchemaOf,
-        content_type: &'static str,
-        limit: usize,
-        optional: bool,
-    },
 }
 
 /// What a success carries.
@@ -130,9 +74,11 @@ impl Operation {
             id,
             summary,
             needs: Some(Scope::All),
-            arguments: &[],
-            precondition: Precondition::None,
-            body: Body::None,
+            input: Input {
+                arguments: &[],
+                precondition: Precondition::None,
+                body: Body::None,
+            },
             answer: Answer {
                 status: StatusCode::NO_CONTENT,
                 content_type: "application/json",
@@ -163,18 +109,18 @@ impl Operation {
     }
 
     pub(super) fn arguments(mut self, arguments: &'static [Argument]) -> Self {
-        self.arguments = arguments;
+        self.input.arguments = arguments;
         self
     }
 
     pub(super) fn precondition(mut self, precondition: Precondition) -> Self {
-        self.precondition = precondition;
+        self.input.precondition = precondition;
         self
     }
 
     /// Takes JSON.
     pub(super) fn takes<T: JsonSchema>(mut self) -> Self {
-        self.body = Body::Json {
+        self.input.body = Body::Json {
             schema: SchemaGenerator::subschema_for::<T>,
             content_type: "application/json",
             limit: MAX_SPEC_BYTES,
@@ -185,7 +131,7 @@ impl Operation {
 
     /// Takes a merge patch (RFC 7396).
     pub(super) fn takes_patch<T: JsonSchema>(mut self) -> Self {
-        self.body = Body::Json {
+        self.input.body = Body::Json {
             schema: SchemaGenerator::subschema_for::<T>,
             content_type: "application/merge-patch+json",
             limit: MAX_SPEC_BYTES,
@@ -196,7 +142,7 @@ impl Operation {
 
     /// Nothing at all will do, too.
     pub(super) fn or_nothing(mut self) -> Self {
-        if let Body::Json { optional, .. } = &mut self.body {
+        if let Body::Json { optional, .. } = &mut self.input.body {
             *optional = true;
         }
         self
@@ -204,7 +150,7 @@ impl Operation {
 
     /// Takes so many bytes of JSON.
     pub(super) fn up_to(mut self, bytes: usize) -> Self {
-        if let Body::Json { limit, .. } = &mut self.body {
+        if let Body::Json { limit, .. } = &mut self.input.body {
             *limit = bytes;
         }
         self
@@ -212,7 +158,7 @@ impl Operation {
 
     /// Takes anything, and does not look at it.
     pub(super) fn ignores_body(mut self, limit: usize) -> Self {
-        self.body = Body::Ignored { limit };
+        self.input.body = Body::Ignored { limit };
         self
     }
 

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
-    call::{Call, no_content, ok},
+    call::Call,
     error::ApiError,
+    respond::{no_content, ok},
     types::{Confidential, RegistryLogin, RegistryView},
 };
 use crate::{

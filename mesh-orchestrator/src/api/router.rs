@@ -64,7 +64,7 @@ async fn answer(
         let (parts, body) = request.into_parts();
         let caller = admit(&api, access, operation.needs, &parts.headers).await?;
         let token = operation.needs.and_then(|_| token(access, &parts.headers));
-        let call = Call::read(api.clone(), caller, &operation, &segments, parts, body).await?;
+        let call = Call::read(api.clone(), caller, &operation.input, &segments, parts, body).await?;
         let response = (operation.handler)(call).await?;
         Ok::<_, ApiError>(match token {
             Some(token) => while_valid(&api, token, response),

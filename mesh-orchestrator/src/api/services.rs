@@ -1,25 +1,23 @@
 //! Services: made, read, changed, scaled, removed. Every change is one of the `commands`, made through the
 //! cluster.
 
-use std::sync::Arc;
-
 use axum::{http::StatusCode, response::Response};
 use serde_json::Value;
 
 use super::{
     Api,
-    call::{Call, no_content, ok, tagged},
+    call::Call,
     error::ApiError,
-    files, patch, reference,
-    types::{ScaleRequest, ServiceChanged, ServiceView},
-    views, webhooks,
+    files, patch,
+    respond::{no_content, ok, tagged},
+    service_access::{changed_answer, find, gone, known_version, revision, view},
+    types::{ScaleRequest, ServiceView},
+    webhooks,
 };
 use crate::{
-    cluster::Changed,
     commands,
-    objects::{ObjectChange, Service, ServiceId, State, Timestamp},
+    objects::{Service, ServiceId},
     spec::{MAX_SPEC_BYTES, ServiceMode, ServiceSpec, SpecError},
-    store::revisions::RevisionId,
 };
 
 /// The label that `docker stack` puts on a stack's services.
@@ -219,14 +217,6 @@ pub(super) async fn rebalance(call: Call) -> Result<Response, ApiError> {
     changed_answer(&call.api, StatusCode::OK, id, &changed)
 }
 
-/// The service that the path means.
-pub(super) fn find(call: &Call) -> Result<Arc<Service>, ApiError> {
-    let name = call.segment("service");
-    call.api
-        .cluster()
-        .read(|state| reference::service(state, name).cloned())
-}
-
 /// The version that the request was made from, if it names one.
 fn expected_version(call: &Call, service: &Service) -> Result<Option<u64>, ApiError> {
     let Some(given) = call.if_match()? else {
@@ -250,62 +240,9 @@ fn expected_version(call: &Call, service: &Service) -> Result<Option<u64>, ApiEr
     .with_current(current))
 }
 
-fn known_version(state: &State, id: &ServiceId) -> u64 {
-    state.service(id).map_or(0, |service| service.version)
-}
-
-fn revision(api: &Api, id: &ServiceId) -> Result<RevisionId, ApiError> {
-    let (revision, _) = api.cluster().service_revision(id).ok_or_else(|| gone(id))?;
-    Ok(revision)
-}
-
 fn with_current(api: &Api, id: &ServiceId, error: ApiError) -> ApiError {
     match revision(api, id) {
         Ok(current) if error.status() == StatusCode::PRECONDITION_FAILED => error.with_current(current),
         Ok(_) | Err(_) => error,
     }
-}
-
-pub(super) fn gone(id: &ServiceId) -> ApiError {
-    ApiError::not_found(format!("there is no service {id} any more"))
-}
-
-pub(super) fn view(api: &Api, id: &ServiceId) -> Option<ServiceView> {
-    let (revision, author) = api.cluster().service_revision(id)?;
-    api.cluster().read(|state| {
-        let service = state.service(id)?;
-        Some(views::service(state, service, revision, author))
-    })
-}
-
-pub(super) fn changed_answer(
-    api: &Api,
-    status: StatusCode,
-    id: ServiceId,
-    changed: &Changed,
-) -> Result<Response, ApiError> {
-    let revision = match changed.services.get(&id) {
-        Some(revision) => *revision,
-        None => revision(api, &id)?,
-    };
-    let warnings = api.cluster().read(|state| {
-        let service = state.service(&id)?;
-        views::warnings(state, &service.spec)
-    });
-    let answer = ServiceChanged {
-        id,
-        revision,
-        warnings,
-    };
-    tagged(status, &revision, &answer)
-}
-
-/// A specification that comes from a plan of its own: an older revision, or a webhook.
-pub(super) fn update_anyway(
-    state: &State,
-    id: &ServiceId,
-    spec: ServiceSpec,
-    now: Timestamp,
-) -> Result<Vec<ObjectChange>, commands::CommandError> {
-    commands::update_service(state, id, known_version(state, id), spec, now)
 }

@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use super::{
     Api,
-    call::{Call, json, ok},
+    call::Call,
     error::ApiError,
+    respond::{json, ok},
     types::{RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView},
 };
 use crate::{

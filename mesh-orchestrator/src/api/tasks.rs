@@ -2,13 +2,7 @@
 
 use axum::response::Response;
 
-use super::{
-    call::{Call, ok},
-    error::ApiError,
-    reference,
-    types::TaskView,
-    views,
-};
+use super::{call::Call, error::ApiError, reference, respond::ok, types::TaskView, views};
 use crate::objects::{NodeId, ServiceId, State};
 
 pub(super) async fn of_service(call: Call) -> Result<Response, ApiError> {

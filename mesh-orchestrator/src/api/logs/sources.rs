@@ -10,13 +10,14 @@ use futures_util::{
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use super::{
-    LogOptions, LogTarget, LogsError,
     merge::{in_order, nearly_in_order},
+    since::parse_since,
 };
 use crate::{
     api::{
         Api,
         error::chain,
+        log_sources::{LogOptions, LogTarget, LogsError, TaskLine},
         types::{LogLine, LogStream},
     },
     objects::{Node, NodeId, State, Task, TaskId, TaskState, Timestamp},
@@ -240,13 +241,13 @@ async fn pass(request: Request, source: Wanted, into: mpsc::Sender<LogLine>) {
         }
         sleep(RETRY).await;
         options.tail = None;
-        options.since = super::parse_since(&last, request.api.cluster().clock().now()).or(options.since);
+        options.since = parse_since(&last, request.api.cluster().clock().now()).or(options.since);
     }
 }
 
 type Named = (TaskId, String, String);
 
-fn written(named: &Named, line: Result<super::TaskLine, LogsError>, now: Timestamp) -> LogLine {
+fn written(named: &Named, line: Result<TaskLine, LogsError>, now: Timestamp) -> LogLine {
     let (task, task_name, node) = named.clone();
     match line {
         Ok(line) => LogLine {

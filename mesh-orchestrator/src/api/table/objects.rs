@@ -6,8 +6,10 @@ use axum::http::StatusCode;
 
 use super::{DELETE, GET, PATCH, POST, PUT};
 use crate::api::{
-    events, files, nodes, openapi,
-    operation::{Argument, Operation},
+    events, files,
+    input::Argument,
+    nodes,
+    operation::Operation,
     orchestrator, registries, snapshots, tokens,
     types::{
         ConfigCreate, ConfigView, EventView, NodePatch, NodeView, OrchestratorView, RegistryLogin,
@@ -247,18 +249,9 @@ pub(super) fn operator() -> Vec<Operation> {
             "/v1/orchestrator",
             "inspectOrchestrator",
             "The orchestrator, as the asked node sees it.",
-            orchestrator,
+            orchestrator::inspect,
         )
         .reads(Services)
         .answers::<OrchestratorView>(StatusCode::OK),
-        Operation::new(
-            GET,
-            "/v1/openapi.json",
-            "describe",
-            "This description, as OpenAPI 3.1.",
-            openapi::document,
-        )
-        .open()
-        .answers::<serde_json::Value>(StatusCode::OK),
     ]
 }

@@ -6,8 +6,9 @@ use super::{DELETE, GET, PATCH, POST, PUT};
 use crate::{
     api::{
         history,
+        input::{Argument, Precondition},
         logs::{self, NDJSON},
-        operation::{Argument, Operation, Precondition},
+        operation::Operation,
         services, tasks,
         types::{
             HistoryEntry, LogLine, Resource, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged,

@@ -5,49 +5,31 @@
 
 mod calls;
 mod roll;
+mod stored;
 
 use axum::{http::StatusCode, response::Response};
-use serde::{Deserialize, Serialize};
 
+use self::stored::{Found, Stored, look_up, sealed_name, url_key};
 pub(super) use self::{calls::calls, roll::call};
 use super::{
     Api,
-    call::{Call, json, no_content, ok},
+    call::Call,
+    credentials::new_secret,
     error::ApiError,
     records,
-    services::find,
-    tokens::{fingerprint, new_secret},
+    respond::{json, no_content, ok},
+    service_access::find,
     types::{WebhookCreate, WebhookPatch, WebhookView},
 };
 use crate::{
     objects::{ServiceId, Timestamp},
     secrets::{Kind, Plaintext, VaultError},
     spec::name::check_name,
-    store::{Expected, InvalidKey, Key, Revision, Transaction},
+    store::{Expected, Transaction},
 };
 
 /// Most webhooks of one service.
 const MAX_WEBHOOKS: usize = 50;
-
-/// What a call is looked up in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    service: ServiceId,
-    name: String,
-    enabled: bool,
-    created_at: Timestamp,
-    #[serde(default)]
-    called_at: Option<Timestamp>,
-}
-
-/// A webhook as it is found by its service and name.
-struct Found {
-    stored: Stored,
-    revision: Revision,
-    key: Key,
-    secret: Plaintext,
-}
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
     let service = find(&call)?.id.clone();
@@ -174,26 +156,6 @@ async fn existing(call: &Call, service: &ServiceId) -> Result<Found, ApiError> {
         .ok_or_else(|| ApiError::not_found(format!("the service has no webhook {name}")))
 }
 
-async fn look_up(api: &Api, service: &ServiceId, name: &str) -> Result<Option<Found>, ApiError> {
-    let secret = match api
-        .vault()
-        .reveal(Kind::Webhook, &sealed_name(service, name))
-        .await
-    {
-        Ok(secret) => secret,
-        Err(VaultError::Missing { .. } | VaultError::Name { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let key = url_key(&secret)?;
-    let stored = records::get::<Stored>(api.store(), &key).await?;
-    Ok(stored.map(|(stored, revision)| Found {
-        stored,
-        revision,
-        key,
-        secret,
-    }))
-}
-
 /// The names of a service's webhooks.
 async fn names(api: &Api, service: &ServiceId) -> Result<Vec<String>, ApiError> {
     let records = api.vault().list(Kind::Webhook).await?;
@@ -203,16 +165,6 @@ async fn names(api: &Api, service: &ServiceId) -> Result<Vec<String>, ApiError> 
         .filter_map(|record| record.name.strip_prefix(&beginning))
         .map(str::to_owned)
         .collect())
-}
-
-/// An id has no dot, so that the first one divides.
-fn sealed_name(service: &ServiceId, name: &str) -> String {
-    format!("{service}.{name}")
-}
-
-fn url_key(secret: &Plaintext) -> Result<Key, InvalidKey> {
-    let secret = String::from_utf8_lossy(secret.expose());
-    Key::new(["webhook-urls", &fingerprint(&secret)])
 }
 
 fn view(api: &Api, found: &Found) -> Result<WebhookView, ApiError> {

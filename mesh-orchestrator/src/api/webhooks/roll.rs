@@ -8,16 +8,17 @@ use std::{
 use axum::{http::StatusCode, response::Response};
 use tokio::time::timeout;
 
-use super::{Stored, calls};
+use super::{calls, stored::Stored};
 use crate::{
     api::{
         Api,
-        call::{Call, ok},
+        call::Call,
+        credentials::fingerprint,
         error::{ApiError, chain},
         images::{is_digest, tagged},
         records,
-        services::update_anyway,
-        tokens::fingerprint,
+        respond::ok,
+        service_access::update_anyway,
         types::{WebhookAnswer, WebhookCall},
     },
     commands::{CommandError, known_service},

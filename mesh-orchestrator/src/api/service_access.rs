@@ -1,0 +1,84 @@
+//! What the handlers of services, their history, logs and webhooks share: finding a service, and answering what a
+//! change has made of it.
+
+use std::sync::Arc;
+
+use axum::{http::StatusCode, response::Response};
+
+use super::{
+    Api,
+    call::Call,
+    error::ApiError,
+    reference,
+    respond::tagged,
+    types::{ServiceChanged, ServiceView},
+    views,
+};
+use crate::{
+    cluster::Changed,
+    commands,
+    objects::{ObjectChange, Service, ServiceId, State, Timestamp},
+    spec::ServiceSpec,
+    store::revisions::RevisionId,
+};
+
+/// The service that the path means.
+pub(super) fn find(call: &Call) -> Result<Arc<Service>, ApiError> {
+    let name = call.segment("service");
+    call.api
+        .cluster()
+        .read(|state| reference::service(state, name).cloned())
+}
+
+pub(super) fn known_version(state: &State, id: &ServiceId) -> u64 {
+    state.service(id).map_or(0, |service| service.version)
+}
+
+pub(super) fn revision(api: &Api, id: &ServiceId) -> Result<RevisionId, ApiError> {
+    let (revision, _) = api.cluster().service_revision(id).ok_or_else(|| gone(id))?;
+    Ok(revision)
+}
+
+pub(super) fn gone(id: &ServiceId) -> ApiError {
+    ApiError::not_found(format!("there is no service {id} any more"))
+}
+
+pub(super) fn view(api: &Api, id: &ServiceId) -> Option<ServiceView> {
+    let (revision, author) = api.cluster().service_revision(id)?;
+    api.cluster().read(|state| {
+        let service = state.service(id)?;
+        Some(views::service(state, service, revision, author))
+    })
+}
+
+pub(super) fn changed_answer(
+    api: &Api,
+    status: StatusCode,
+    id: ServiceId,
+    changed: &Changed,
+) -> Result<Response, ApiError> {
+    let revision = match changed.services.get(&id) {
+        Some(revision) => *revision,
+        None => revision(api, &id)?,
+    };
+    let warnings = api.cluster().read(|state| {
+        let service = state.service(&id)?;
+        views::warnings(state, &service.spec)
+    });
+    let answer = ServiceChanged {
+        id,
+        revision,
+        warnings,
+    };
+    tagged(status, &revision, &answer)
+}
+
+/// A specification that comes from a plan of its own: an older revision, or a webhook.
+pub(super) fn update_anyway(
+    state: &State,
+    id: &ServiceId,
+    spec: ServiceSpec,
+    now: Timestamp,
+) -> Result<Vec<ObjectChange>, commands::CommandError> {
+    commands::update_service(state, id, known_version(state, id), spec, now)
+}

@@ -1,0 +1,60 @@
+//! Where a webhook is stored: its secret in the vault, what a call needs under the secret's hash.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{Api, credentials::fingerprint, error::ApiError, records},
+    objects::{ServiceId, Timestamp},
+    secrets::{Kind, Plaintext, VaultError},
+    store::{InvalidKey, Key, Revision},
+};
+
+/// What a call is looked up in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stored {
+    pub(super) service: ServiceId,
+    pub(super) name: String,
+    pub(super) enabled: bool,
+    pub(super) created_at: Timestamp,
+    #[serde(default)]
+    pub(super) called_at: Option<Timestamp>,
+}
+
+/// A webhook as it is found by its service and name.
+pub(super) struct Found {
+    pub(super) stored: Stored,
+    pub(super) revision: Revision,
+    pub(super) key: Key,
+    pub(super) secret: Plaintext,
+}
+
+pub(super) async fn look_up(api: &Api, service: &ServiceId, name: &str) -> Result<Option<Found>, ApiError> {
+    let secret = match api
+        .vault()
+        .reveal(Kind::Webhook, &sealed_name(service, name))
+        .await
+    {
+        Ok(secret) => secret,
+        Err(VaultError::Missing { .. } | VaultError::Name { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let key = url_key(&secret)?;
+    let stored = records::get::<Stored>(api.store(), &key).await?;
+    Ok(stored.map(|(stored, revision)| Found {
+        stored,
+        revision,
+        key,
+        secret,
+    }))
+}
+
+/// An id has no dot, so that the first one divides.
+pub(super) fn sealed_name(service: &ServiceId, name: &str) -> String {
+    format!("{service}.{name}")
+}
+
+pub(super) fn url_key(secret: &Plaintext) -> Result<Key, InvalidKey> {
+    let secret = String::from_utf8_lossy(secret.expose());
+    Key::new(["webhook-urls", &fingerprint(&secret)])
+}
