@@ -1,4 +1,4 @@
-//! Nodes: read, given labels and another availability, forgotten.
+//! Nodes: list, inspect, modify, remove.
 
 use axum::response::Response;
 
@@ -11,11 +11,7 @@ use super::{
     types::{NodePatch, NodeView},
     views,
 };
-use crate::{
-    commands,
-    objects::{Node, NodeId},
-    spec::SpecError,
-};
+use crate::{commands, objects::NodeId, spec::SpecError};
 
 /// Longest name of a label.
 const MAX_LABEL_NAME: usize = 255;
@@ -54,22 +50,7 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
     call.api
         .cluster()
         .change(author, |state, now| {
-            let node = state
-                .nodes()
-                .get(&id)
-                .ok_or_else(|| commands::CommandError::UnknownNode(id.clone()))?;
-            let mut next: Node = node.clone();
-            next.availability = availability.unwrap_or(node.availability);
-            for (name, value) in &labels {
-                match value {
-                    Some(value) => drop(next.labels.insert(name.clone(), value.clone())),
-                    None => drop(next.labels.remove(name)),
-                }
-            }
-            if next == *node {
-                return Ok(Vec::new());
-            }
-            Ok(commands::put_node(state, next, now))
+            commands::modify_node(state, &id, availability, &labels, now)
         })
         .await?;
     ok(&view(&call.api, &id)?)
@@ -100,12 +81,12 @@ fn view(api: &Api, id: &NodeId) -> Result<NodeView, ApiError> {
         let node = state
             .nodes()
             .get(id)
-            .ok_or_else(|| ApiError::not_found(format!("there is no node {id} any more")))?;
+            .ok_or_else(|| ApiError::not_found(format!("node {id} no longer exists")))?;
         Ok(views::node(state, node, leader.as_ref(), registration))
     })
 }
 
-/// Labels are for constraints, which allow such names.
+/// Labels are used in constraints, whose keys allow only such names.
 fn check_label(name: &str, value: Option<&str>) -> Result<(), SpecError> {
     let allowed =
         |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '-' | '_' | '/');
@@ -120,7 +101,7 @@ fn check_label(name: &str, value: Option<&str>) -> Result<(), SpecError> {
         return Err(SpecError::invalid(
             format!("labels.{name}"),
             "",
-            format!("at most {MAX_LABEL_VALUE} bytes, and no control characters"),
+            format!("at most {MAX_LABEL_VALUE} bytes without control characters"),
         ));
     }
     Ok(())

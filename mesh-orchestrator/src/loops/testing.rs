@@ -71,7 +71,9 @@ impl Cluster {
     }
 
     pub(crate) fn set_availability(&mut self, node: &str, availability: Availability) {
-        self.make(commands::set_availability(self.state(), &node.into(), availability, self.now).unwrap());
+        let labels = std::collections::BTreeMap::new();
+        let id = node.into();
+        self.make(commands::modify_node(self.state(), &id, Some(availability), &labels, self.now).unwrap());
     }
 
     pub(crate) fn set_status(&mut self, node: &str, status: NodeStatus) {

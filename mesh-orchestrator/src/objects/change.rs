@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use super::{Node, NodeId, PortLedger, Service, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 
-/// One change of the cluster's state. Users' commands, agents' reports and control loops all speak it.
+/// One change of the cluster's state: users' commands, agents' reports and control loops all produce these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectChange {
-    /// A service appears or is another.
+    /// A service is created or replaced.
     PutService(Arc<Service>),
-    /// A service is gone; its tasks follow.
+    /// A service is removed; the control loops remove its tasks.
     RemoveService(ServiceId),
-    /// A node appears or is another.
+    /// A node is added or replaced.
     PutNode(Box<Node>),
-    /// A node is gone; nobody knows what becomes of its tasks.
+    /// A node is removed; the state of its tasks becomes unknown.
     RemoveNode(NodeId),
-    /// Port numbers were given.
+    /// Published ports were assigned.
     PutPorts(PortLedger),
-    /// A task appears.
+    /// A task is created.
     CreateTask(Box<Task>),
-    /// A task is as the store has it, whatever it was before.
+    /// A task is set to what the store holds, whatever it was before.
     PutTask(Box<Task>),
-    /// A task gets a node.
+    /// A task is assigned to a node.
     Assign {
         /// The task.
         task: TaskId,
@@ -33,22 +33,22 @@ pub enum ObjectChange {
         /// When.
         at: Timestamp,
     },
-    /// Another end is meant for a task.
+    /// The desired state of a task changes.
     SetDesired {
         /// The task.
         task: TaskId,
-        /// What is meant to become of it.
+        /// The new desired state.
         desired: TaskState,
     },
-    /// A task has ended and is not replaced: desired `shutdown`, and its slot stays taken.
+    /// A task has ended and is not replaced: its desired state becomes `shutdown` and it keeps its slot.
     GiveUp(TaskId),
-    /// A task was seen to have come further, or has something else to say.
+    /// A task was observed in the same or a later state, or with another message.
     Observe {
         /// The task.
         task: TaskId,
-        /// What was seen.
+        /// The observed status.
         status: TaskStatus,
     },
-    /// A task is forgotten.
+    /// A task is removed.
     RemoveTask(TaskId),
 }

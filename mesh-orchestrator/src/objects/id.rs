@@ -1,5 +1,5 @@
-//! Identifiers of services, tasks and nodes: 25 characters of 0-9a-z, as Swarm's. Made from a seed that is
-//! passed in, so that the pure code needs no randomness of its own.
+//! Identifiers of services, tasks and nodes: 25 characters of 0-9a-z, as Swarm's. Derived from a seed that
+//! is passed in, so that the pure code needs no randomness of its own.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -14,8 +14,8 @@ macro_rules! identifier {
         pub struct $name(#[schemars(with = "String")] Arc<str>);
 
         impl $name {
-            /// The identifier that follows from a random seed and from what it is for. Different purposes
-            /// under one seed, as different seeds, give different identifiers.
+            /// Derives an identifier from a random seed and its purpose. A different seed or purpose gives a
+            /// different identifier.
             #[must_use]
             pub fn derive(seed: u128, purpose: &[&str]) -> Self {
                 Self(derive(seed, purpose).into())
@@ -55,15 +55,15 @@ macro_rules! identifier {
 }
 
 identifier!(
-    /// Names a service for its whole life.
+    /// Identifies a service for its whole life.
     ServiceId
 );
 identifier!(
-    /// Names a task; never used again.
+    /// Identifies a task; never reused.
     TaskId
 );
 identifier!(
-    /// Names a node.
+    /// Identifies a node.
     NodeId
 );
 
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_like_swarms_and_depends_on_all_it_is_made_of() {
+    fn looks_like_swarms_and_depends_on_seed_and_purpose() {
         let id = TaskId::derive(7, &["web", "1"]);
         assert_eq!(id.as_str().len(), LENGTH);
         assert_eq!(id, TaskId::derive(7, &["web", "1"]));

@@ -1,5 +1,5 @@
-//! Indexes over tasks, so that a control loop's work is proportional to what has changed. They are a function
-//! of the tasks alone: a task is taken out of all of them before it changes, and put in again after.
+//! Indexes over tasks, so that a control loop's work is proportional to what has changed. They depend on the tasks
+//! alone: a task is removed from all of them before it changes and added again afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,9 +11,9 @@ use crate::spec::{Protocol, Resources};
 pub(super) struct Indexes {
     pub(super) services: BTreeMap<ServiceId, ServiceIndex>,
     pub(super) nodes: BTreeMap<NodeId, NodeIndex>,
-    /// Nodes by the number of wanted tasks: the emptiest first.
+    /// Nodes by the number of wanted tasks, the emptiest first.
     pub(super) load: BTreeSet<(u32, NodeId)>,
-    /// Tasks without a place, by service and what they run: those are alike to the scheduler.
+    /// Pending tasks by service and specification version: the scheduler treats each group as one.
     pub(super) unplaced: BTreeMap<(ServiceId, u64), BTreeSet<(Slot, TaskId)>>,
 }
 
@@ -22,32 +22,32 @@ pub(super) struct Indexes {
 pub struct ServiceIndex {
     /// All tasks of each slot, the oldest first.
     pub slots: BTreeMap<Slot, BTreeSet<(Timestamp, TaskId)>>,
-    /// Slots with a task that is meant to run.
+    /// Slots with wanted tasks.
     pub wanted: BTreeMap<Slot, u32>,
-    /// Slots that were given up, in all or in part.
+    /// Slots with tasks that were given up.
     pub given_up: BTreeMap<Slot, u32>,
-    /// Wanted tasks by the version of what they run.
+    /// Wanted tasks by specification version.
     pub versions: BTreeMap<u64, u32>,
-    /// Tasks that run and are meant to.
+    /// Tasks that run and are wanted.
     pub running: u32,
-    /// Tasks that wait for the service's dependencies.
+    /// Tasks that wait for the service's dependencies to be ready.
     pub waiting: BTreeSet<TaskId>,
 }
 
-/// A node's tasks that have not ended, and what they hold.
+/// A node's tasks that have not ended, and the resources that they hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeIndex {
-    /// The tasks, those that are not placed there yet but must be included.
+    /// The tasks, including those of global services that are bound to the node but not assigned yet.
     pub tasks: BTreeSet<TaskId>,
     /// Sum of what its tasks reserve.
     pub reserved: Resources,
-    /// Ports taken in host mode.
+    /// Ports in use in host mode.
     pub ports: BTreeMap<(Protocol, u16), u32>,
-    /// Tasks that are placed there and wanted.
+    /// Wanted tasks that hold resources there.
     pub active: u32,
-    /// The same by service.
+    /// `active` by service.
     pub services: BTreeMap<ServiceId, u32>,
-    /// The node itself is known, not only tasks that were on it.
+    /// Whether the node itself is known, not only tasks that were on it.
     pub is_known: bool,
 }
 
@@ -141,7 +141,7 @@ impl Indexes {
         }
     }
 
-    /// A node becomes known, or is forgotten.
+    /// Records that a node was added or removed.
     pub(super) fn set_known(&mut self, id: &NodeId, is_known: bool) {
         let node = self.nodes.entry(id.clone()).or_default();
         node.is_known = is_known;
@@ -176,7 +176,7 @@ impl ServiceIndex {
     }
 }
 
-/// It has no place yet, though nothing else keeps it from having one.
+/// Whether a task only lacks a node.
 fn is_unplaced(task: &Task) -> bool {
     task.status.state == TaskState::Pending && task.desired.is_wanted()
 }

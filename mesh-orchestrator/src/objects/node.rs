@@ -1,4 +1,4 @@
-//! A node of the cluster: what it is, what it has, and whether it may be given tasks.
+//! A node of the cluster: its attributes, its resources, and whether it can take tasks.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,56 +12,56 @@ use crate::spec::{Platform, Resources};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
-    /// Its name in the cluster.
+    /// The node's id.
     pub id: NodeId,
-    /// Host name as the engine reports it.
+    /// Host name, as the engine reports it.
     pub hostname: String,
-    /// The address that other nodes reach it at.
+    /// The address at which other nodes reach it.
     #[serde(default)]
     pub address: String,
     /// Manager or worker.
     #[serde(default)]
     pub role: NodeRole,
-    /// What users have put on it (`node.labels.…`).
+    /// Labels that users have set (`node.labels.…`).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// What its engine was configured with (`engine.labels.…`).
+    /// Labels of its engine's configuration (`engine.labels.…`).
     #[serde(default)]
     pub engine_labels: BTreeMap<String, String>,
-    /// What it is.
+    /// Operating system and architecture.
     #[serde(default)]
     pub platform: Platform,
-    /// All that it has.
+    /// Total CPU and memory.
     #[serde(default)]
     pub resources: Resources,
-    /// What users allow.
+    /// Whether it takes new tasks and keeps those that it has, as set by users.
     #[serde(default)]
     pub availability: Availability,
-    /// Whether its agent is heard.
+    /// Whether it is ready, as the leader finds it.
     #[serde(default)]
     pub status: NodeStatus,
     /// When `status` last changed.
     #[serde(default)]
     pub status_since: Timestamp,
-    /// When it last joined a cluster at work, or came back to it (up again, or active again).
+    /// When it last joined a cluster that has tasks, or became ready or active again.
     #[serde(default)]
     pub returned_at: Option<Timestamp>,
 }
 
 impl Node {
-    /// Whether it can be given new tasks.
+    /// Whether it can take new tasks.
     #[must_use]
     pub fn is_schedulable(&self) -> bool {
         self.status == NodeStatus::Ready && self.availability == Availability::Active
     }
 
-    /// Whether the tasks that it has may stay.
+    /// Whether it keeps the tasks that it has.
     #[must_use]
     pub fn keeps_tasks(&self) -> bool {
         self.status != NodeStatus::Down && self.availability != Availability::Drain
     }
 
-    /// What a constraint's or preference's key stands for here; empty if there is nothing of it.
+    /// The value of a constraint's or preference's key on this node; empty if it has none.
     #[must_use]
     pub fn attribute(&self, key: &str) -> &str {
         match key {
@@ -85,11 +85,11 @@ impl Node {
     }
 }
 
-/// A node's part in the cluster.
+/// A node's role in the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeRole {
-    /// May lead the cluster.
+    /// Can become the leader.
     Manager,
     /// Only runs tasks.
     #[default]
@@ -97,7 +97,7 @@ pub enum NodeRole {
 }
 
 impl NodeRole {
-    /// The name in constraints and columns.
+    /// The role's name in constraints and columns.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -107,16 +107,16 @@ impl NodeRole {
     }
 }
 
-/// What users allow on a node.
+/// Whether a node takes and keeps tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
-    /// New tasks.
+    /// It takes new tasks.
     #[default]
     Active,
-    /// No new tasks; those that run stay.
+    /// It takes no new tasks; those that run stay.
     Pause,
-    /// No tasks.
+    /// It takes no tasks; those that run move to other nodes.
     Drain,
 }
 
@@ -130,16 +130,16 @@ impl fmt::Display for Availability {
     }
 }
 
-/// Whether a node's agent is heard.
+/// Whether a node is ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeStatus {
-    /// Not yet heard, or heard without its engine: nothing new there, nothing taken away.
+    /// Its agent has not reported yet, or its engine does not answer: it gets no new tasks and keeps those that it has.
     #[default]
     Unknown,
-    /// Heard.
+    /// Its agent and its engine answer.
     Ready,
-    /// Silent for too long.
+    /// Its agent has not reported for too long.
     Down,
 }
 

@@ -1,4 +1,4 @@
-//! Numbers for published ports: given in order from 30000 to 32767, and again to who had them before.
+//! Assigns published ports: in order from 30000 to 32767, and the same port again to a service that had it before.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{Protocol, PublishMode, ServiceSpec, SpecError};
 
-/// First port that is given when none is asked for.
+/// First port of the range for ports that a specification leaves out.
 pub const FIRST_PORT: u16 = 30_000;
-/// Last port that is given when none is asked for.
+/// Last port of that range.
 pub const LAST_PORT: u16 = 32_767;
 
-/// A published port with its number.
+/// A published port and the port in the container that it leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointPort {
@@ -20,19 +20,20 @@ pub struct EndpointPort {
     pub protocol: Protocol,
     /// Port inside the container.
     pub target_port: u16,
-    /// Port that nodes answer on.
+    /// Port on the nodes.
     pub published_port: u16,
-    /// Who answers.
+    /// Which nodes answer.
     pub publish_mode: PublishMode,
 }
 
-/// Who was given which port. Survives the service, so that one of the same name has its ports again.
+/// Which port was assigned to which service. Entries outlive the service, so that a service of the same name gets
+/// the same ports again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortLedger {
-    /// Where the search for the next port begins.
+    /// Where the search for the next free port starts.
     next: u16,
-    /// Ports by `<service name>/<target port>/<protocol>`; never more than there are ports to give.
+    /// Ports by `<service name>/<target port>/<protocol>`; at most as many as the range has.
     given: BTreeMap<String, u16>,
 }
 
@@ -46,11 +47,11 @@ impl Default for PortLedger {
 }
 
 impl PortLedger {
-    /// Numbers for all ports of a specification. `holder` says which service, by name, has a port in
-    /// ingress mode; the service's own count as free.
+    /// Assigns all ports of a specification. `holder` returns the name of the service that publishes a port in
+    /// ingress mode; the service's own ports count as free.
     ///
     /// # Errors
-    /// A number that another service has, or none left.
+    /// If another service publishes a requested port, or no port is free.
     pub fn allocate<'a>(
         &mut self,
         spec: &ServiceSpec,
@@ -65,7 +66,7 @@ impl PortLedger {
             .flat_map(|(index, config)| config.pairs().map(move |pair| (index, config, pair)))
             .collect();
         let mut ports: Vec<EndpointPort> = Vec::with_capacity(wanted.len());
-        // The numbers that were asked for first: none of them may be given to a sibling.
+        // The requested ports first, so that none of them is assigned to another port of the same service.
         for (index, config, (target_port, published)) in &wanted {
             let Some(published_port) = *published else {
                 continue;
@@ -77,7 +78,7 @@ impl PortLedger {
                 return Err(SpecError::invalid(
                     format!("endpoint_spec.ports[{index}].published_port"),
                     published_port,
-                    format!("a port that no other service has: service {name} publishes it"),
+                    format!("another port: service {name} already publishes this one"),
                 ));
             }
             ports.push(EndpointPort {
@@ -108,10 +109,10 @@ impl PortLedger {
                 return Err(SpecError::invalid(
                     format!("endpoint_spec.ports[{index}].published_port"),
                     "",
-                    format!("a number of its own: all ports from {FIRST_PORT} to {LAST_PORT} are in use"),
+                    format!("a port outside {FIRST_PORT} to {LAST_PORT}: all ports of this range are in use"),
                 ));
             };
-            // Whoever had it before has lost it.
+            // A service that had this port before no longer gets it back.
             let protocol = format!("/{}", config.protocol);
             self.given
                 .retain(|other, port| *port != published_port || !other.ends_with(&protocol));
@@ -127,7 +128,7 @@ impl PortLedger {
         Ok(ports)
     }
 
-    /// The next free port in order; ports that a removed service may come back for only when no other is.
+    /// The next free port in order; a port that is remembered for a removed service only if no other is free.
     fn search(&mut self, protocol: Protocol, taken: impl Fn(u16) -> bool) -> Option<u16> {
         let suffix = format!("/{protocol}");
         let remembered: std::collections::BTreeSet<u16> = self
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_sticky_by_name_and_target() {
+    fn a_port_is_sticky_by_service_name_and_target_port() {
         let mut ledger = PortLedger::default();
         let web = spec("web", r#"{"target_port":80},{"target_port":443}"#);
         assert_eq!(
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_wrap_and_what_was_given_up_longest_is_used_last() {
+    fn the_search_wraps_and_remembered_ports_are_used_last() {
         let mut ledger = PortLedger {
             next: LAST_PORT,
             given: BTreeMap::from([("gone/80/tcp".into(), FIRST_PORT)]),

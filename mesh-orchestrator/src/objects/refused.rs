@@ -2,32 +2,32 @@
 
 use super::{NodeId, ServiceId, TaskId, TaskState};
 
-/// Why a change does not apply. The state is as it was.
+/// Why a change cannot be applied. The state is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The service is not there (any more).
+    /// There is no such service (any more).
     #[error("service {0} does not exist: read the list of services again")]
     UnknownService(ServiceId),
-    /// The node is not there (any more).
+    /// There is no such node (any more).
     #[error("node {0} does not exist: read the list of nodes again")]
     UnknownNode(NodeId),
-    /// The task is not there (any more).
+    /// There is no such task (any more).
     #[error("task {0} does not exist: read the list of tasks again")]
     UnknownTask(TaskId),
-    /// There is one already.
-    #[error("task {0} exists already: make it with another seed")]
+    /// There is already a task with this id.
+    #[error("task {0} already exists: derive its id from another seed")]
     TaskExists(TaskId),
     /// The name belongs to another service.
-    #[error("a service named {0} exists already: choose another name, or update that one")]
+    #[error("a service named {0} already exists: choose another name, or update that service")]
     NameTaken(String),
-    /// A state would move back.
+    /// The task would return to an earlier state.
     #[error("task {task} is {from} and cannot become {to} again: tasks are replaced, not restarted")]
     Backwards {
         /// The task.
         task: TaskId,
         /// Its state.
         from: TaskState,
-        /// The earlier one.
+        /// The earlier state.
         to: TaskState,
     },
 }

@@ -1,4 +1,4 @@
-//! A service as the cluster knows it: what was asked for, and how far its tasks have followed.
+//! A service as the cluster knows it: its specification, and how far its tasks have been updated to it.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,27 +12,27 @@ use crate::spec::{ServiceSpec, UpdateConfig};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Its name for ever; the specification's name is for people.
+    /// The service's id, which never changes; the specification's name is for people.
     pub id: ServiceId,
-    /// What is asked for.
+    /// The specification.
     pub spec: Arc<ServiceSpec>,
-    /// Raised by every change of `spec`.
+    /// Incremented by every change of `spec`.
     pub version: u64,
-    /// The version whose tasks are current: raised only by changes that replace tasks.
+    /// The version whose tasks are current; only changes that replace tasks advance it.
     pub task_version: u64,
-    /// What was asked for before, to go back to.
+    /// The previous specification, for a rollback.
     #[serde(default)]
     pub previous: Option<Previous>,
-    /// Its published ports, all with numbers.
+    /// Its published ports as assigned.
     #[serde(default)]
     pub ports: Vec<EndpointPort>,
-    /// How the replacement of its tasks stands.
+    /// Status of the current or the last update of its tasks.
     #[serde(default)]
     pub update_status: Option<UpdateStatus>,
-    /// Its dependencies have been ready once: its tasks may start.
+    /// Whether its dependencies have been ready once, so that its tasks may start.
     #[serde(default)]
     pub released: bool,
-    /// A rebalancing under way.
+    /// The current rebalancing.
     #[serde(default)]
     pub rebalance: Option<Rebalance>,
     /// When it was created.
@@ -42,7 +42,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether its tasks are being replaced right now, paused included.
+    /// Whether an update of its tasks is in progress or paused.
     #[must_use]
     pub fn is_updating(&self) -> bool {
         self.update_status
@@ -50,7 +50,7 @@ impl Service {
             .is_some_and(|status| status.completed_at.is_none())
     }
 
-    /// The policy of the replacement under way, or of the next one.
+    /// The policy of the current or the next update.
     #[must_use]
     pub fn update_config(&self) -> &UpdateConfig {
         match &self.update_status {
@@ -64,53 +64,53 @@ impl Service {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Previous {
-    /// What was asked for.
+    /// The specification.
     pub spec: Arc<ServiceSpec>,
     /// Its task version: tasks that still have it need not be replaced.
     pub task_version: u64,
 }
 
-/// How the replacement of a service's tasks stands.
+/// Status of an update of a service's tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateStatus {
-    /// Where it stands.
+    /// Its state.
     pub state: UpdateState,
-    /// When it began.
+    /// When it started.
     pub started_at: Timestamp,
-    /// When it ended well, or with failures that the policy allows.
+    /// When it completed, possibly with failures that the policy allows.
     #[serde(default)]
     pub completed_at: Option<Timestamp>,
-    /// For people.
+    /// A message for people.
     #[serde(default)]
     pub message: String,
-    /// Slots to replace when it began: failures are counted against them.
+    /// Number of slots to replace when it started; the failure ratio is relative to it.
     pub total: u32,
     /// Slots whose new task has failed.
     #[serde(default)]
     pub failed: BTreeSet<Slot>,
 }
 
-/// Where the replacement of a service's tasks stands; with Docker's names.
+/// The state of an update, with Docker's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateState {
-    /// Under way.
+    /// In progress.
     Updating,
-    /// Stopped by failures.
+    /// Paused by failures.
     Paused,
-    /// Done.
+    /// Completed.
     Completed,
-    /// Under way back.
+    /// A rollback is in progress.
     RollbackStarted,
-    /// Stopped by failures on the way back.
+    /// A rollback was paused by failures.
     RollbackPaused,
-    /// Back where it was.
+    /// A rollback is complete.
     RollbackCompleted,
 }
 
 impl UpdateState {
-    /// Whether it is on the way back.
+    /// Whether it is a rollback.
     #[must_use]
     pub fn is_rollback(self) -> bool {
         matches!(
@@ -126,12 +126,12 @@ impl UpdateState {
     }
 }
 
-/// A rebalancing under way: running tasks move to emptier nodes.
+/// A rebalancing: running tasks move to emptier nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rebalance {
-    /// When it was asked for, or may begin.
+    /// The earliest time at which it may start.
     pub from: Timestamp,
-    /// Moves that may still be made.
+    /// How many tasks may still be moved.
     pub moves_left: u32,
 }

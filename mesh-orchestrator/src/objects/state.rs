@@ -1,4 +1,4 @@
-//! The cluster's state in memory: the objects, their indexes, and the one way to change them.
+//! The cluster's state in memory: the objects, their indexes, and the only way to change them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,9 +14,9 @@ use super::{
 };
 use crate::spec::Protocol;
 
-/// Failures of one service that make a node be avoided for it.
+/// How many recent failures of a service on a node make the scheduler avoid that node for it.
 pub const FAILURES_TO_AVOID: usize = 5;
-/// Time after which a failure is forgotten.
+/// How long a failure counts as recent.
 pub const FAILURE_MEMORY: Duration = Duration::from_secs(300);
 
 /// All objects of the cluster.
@@ -31,8 +31,8 @@ pub struct State {
     waiting: BTreeSet<ServiceId>,
     global: BTreeSet<ServiceId>,
     indexes: Indexes,
-    /// The last failures of each service and task version on each node. Not kept across restarts: it is
-    /// a caution, not a fact.
+    /// The last failures of each service and task version on each node. Not stored: losing them costs at most a
+    /// few more failures.
     failures: BTreeMap<(NodeId, ServiceId, u64), Vec<Timestamp>>,
 }
 
@@ -55,7 +55,7 @@ impl State {
         &self.tasks
     }
 
-    /// Who was given which port.
+    /// Which port was assigned to which service.
     #[must_use]
     pub fn port_ledger(&self) -> &PortLedger {
         &self.ports
@@ -73,7 +73,7 @@ impl State {
         self.names.get(name).and_then(|id| self.services.get(id))
     }
 
-    /// The service that has a port in ingress mode.
+    /// The service that publishes a port in ingress mode.
     #[must_use]
     pub fn publisher(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
         self.published
@@ -81,7 +81,7 @@ impl State {
             .and_then(|id| self.services.get(id))
     }
 
-    /// Services that wait for others.
+    /// Services that wait for their dependencies.
     #[must_use]
     pub fn waiting(&self) -> &BTreeSet<ServiceId> {
         &self.waiting
@@ -93,24 +93,24 @@ impl State {
         &self.global
     }
 
-    /// What is indexed of a service's tasks; nothing if it has none.
+    /// The index of a service's tasks; `None` if it has none.
     #[must_use]
     pub fn tasks_of(&self, service: &ServiceId) -> Option<&ServiceIndex> {
         self.indexes.services.get(service)
     }
 
-    /// What is indexed of a node's tasks; nothing if neither the node nor a task of it is known.
+    /// The index of a node's tasks; `None` if neither the node nor a task on it is known.
     #[must_use]
     pub fn tasks_on(&self, node: &NodeId) -> Option<&NodeIndex> {
         self.indexes.nodes.get(node)
     }
 
-    /// Services that have tasks, those that are gone themselves included.
+    /// Services that have tasks, including removed services.
     pub fn services_with_tasks(&self) -> impl Iterator<Item = &ServiceId> {
         self.indexes.services.keys()
     }
 
-    /// Nodes that have tasks, those that are gone themselves included.
+    /// Nodes that have tasks, including removed nodes.
     pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &NodeId> {
         let occupied = self
             .indexes
@@ -120,7 +120,7 @@ impl State {
         occupied.map(|(node, _)| node)
     }
 
-    /// Nodes with the number of tasks meant to run there, the emptiest first.
+    /// Nodes with their number of wanted tasks, the emptiest first.
     pub fn nodes_by_load(&self) -> impl Iterator<Item = (u32, &Node)> {
         self.indexes
             .load
@@ -137,7 +137,7 @@ impl State {
             .filter_map(|(_, id)| self.tasks.get(id))
     }
 
-    /// Tasks that wait for a node, in groups that are alike to the scheduler, of one service or of all.
+    /// Tasks that wait for a node, grouped by service and specification version.
     pub fn unplaced(&self) -> impl Iterator<Item = (&ServiceId, u64, &BTreeSet<(Slot, TaskId)>)> {
         self.indexes
             .unplaced
@@ -145,13 +145,13 @@ impl State {
             .map(|((service, version), tasks)| (service, *version, tasks))
     }
 
-    /// Tasks of one version of a service that wait for a node.
+    /// Tasks of one specification version of a service that wait for a node.
     #[must_use]
     pub fn unplaced_of(&self, service: &ServiceId, version: u64) -> Option<&BTreeSet<(Slot, TaskId)>> {
         self.indexes.unplaced.get(&(service.clone(), version))
     }
 
-    /// How often this version of a service has lately failed on a node.
+    /// How often this version of a service has recently failed on a node.
     #[must_use]
     pub fn recent_failures(&self, node: &NodeId, service: &ServiceId, version: u64, now: Timestamp) -> usize {
         if self.failures.is_empty() {
@@ -167,7 +167,7 @@ impl State {
             })
     }
 
-    /// Everything, as if all of it had just changed: what the loops begin with.
+    /// Events that mark everything as changed: what the control loops start with.
     #[must_use]
     pub fn everything(&self) -> Events {
         let mut events = Events {
@@ -183,10 +183,10 @@ impl State {
         events
     }
 
-    /// Makes a change, and says what it touches.
+    /// Applies a change and returns what it affects.
     ///
     /// # Errors
-    /// If it names what does not exist, or a state would move back. Then nothing has changed.
+    /// If an object does not exist, or a task would return to an earlier state. The state is unchanged then.
     pub fn apply(&mut self, change: &ObjectChange) -> Result<Events, Refused> {
         let mut events = Events::default();
         match change {
@@ -325,7 +325,7 @@ impl State {
         self.follow_status(&task.id, before, events);
     }
 
-    /// What follows from a task's having another status than before.
+    /// Updates what depends on a task's status after it has changed.
     fn follow_status(&mut self, id: &TaskId, before: TaskState, events: &mut Events) {
         let Some(task) = self.tasks.get(id) else {
             return;
@@ -359,7 +359,7 @@ impl State {
         result
     }
 
-    /// Whether the indexes are what the objects say; for tests.
+    /// Whether the indexes match the objects; for tests.
     #[must_use]
     pub fn indexes_are_sound(&self) -> bool {
         let mut indexes = Indexes::default();
@@ -368,7 +368,7 @@ impl State {
         indexes == self.indexes
     }
 
-    /// Task versions of a service that are older than the given one, with the number of tasks meant to run.
+    /// The number of a service's wanted tasks that have another version than the current one.
     #[must_use]
     pub fn outdated(&self, service: &ServiceId, current: u64) -> u32 {
         let count = |range: (Bound<u64>, Bound<u64>)| {

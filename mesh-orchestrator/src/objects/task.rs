@@ -1,4 +1,4 @@
-//! A task: one attempt to run a service's container. It is never restarted but replaced.
+//! A task: one attempt to run a service's container. A task is never restarted; a new one replaces it.
 
 use std::{fmt, net::Ipv4Addr, sync::Arc};
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::{EndpointPort, NodeId, Refused, ServiceId, TaskId, TaskState, Timestamp};
 use crate::spec::TaskSpec;
 
-/// The place that a task fills in its service. At most one task is meant to run in it, but for the time in
-/// which a start-first replacement starts.
+/// The slot of a service that a task fills. At most one task of a slot is meant to run, except while a start-first
+/// replacement starts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
-    /// Of a replicated service; counts from 1.
+    /// A slot of a replicated service; counts from 1.
     Number(u32),
-    /// Of a global service.
+    /// A node's slot of a global service.
     Node(NodeId),
 }
 
@@ -28,28 +28,28 @@ impl fmt::Display for Slot {
     }
 }
 
-/// What is known of a task's doings.
+/// The observed status of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskStatus {
-    /// How far it has come.
+    /// Its state.
     pub state: TaskState,
-    /// When that was found.
+    /// When the state was observed.
     pub at: Timestamp,
-    /// What it does or waits for, for people.
+    /// What it does or waits for; for people.
     #[serde(default)]
     pub message: String,
-    /// Why it has failed.
+    /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
-    /// What its first process returned.
+    /// Exit code of its main process.
     #[serde(default)]
     pub exit_code: Option<i32>,
-    /// The engine's id of its container.
+    /// Id of its container in the engine.
     #[serde(default)]
     pub container: Option<String>,
-    /// What the mesh calls it by: unique in the cluster while the container is there, and on no wire. None
-    /// where the mesh cannot reach the container (it has the node's own network).
+    /// The address by which the mesh identifies it: unique in the cluster while the container exists, and never
+    /// used on the wire. None if the mesh cannot reach the container (it uses the node's own network).
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
 }
@@ -69,7 +69,7 @@ impl TaskStatus {
         }
     }
 
-    /// The same with an error's text.
+    /// The status with an error message.
     #[must_use]
     pub fn with_error(mut self, error: impl Into<String>) -> Self {
         self.error = Some(error.into());
@@ -81,46 +81,46 @@ impl TaskStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    /// Its own name.
+    /// The task's id.
     pub id: TaskId,
     /// The service it belongs to.
     pub service: ServiceId,
-    /// That service's name, which outlives it here.
+    /// The name of the service, kept here when the service is removed.
     pub service_name: Arc<str>,
-    /// The place it fills.
+    /// The slot it fills.
     pub slot: Slot,
-    /// What it runs, as of its making.
+    /// What it runs: the service's task template when the task was created.
     pub spec: Arc<TaskSpec>,
-    /// The service's task version that `spec` is of.
+    /// The service's task version of `spec`.
     pub spec_version: u64,
-    /// Ports of its node that it takes for itself (host mode).
+    /// Ports that it publishes on its own node (host mode).
     #[serde(default)]
     pub host_ports: Vec<EndpointPort>,
-    /// Its node; a global service's task has it from the start.
+    /// Its node; a task of a global service has it from the start.
     #[serde(default)]
     pub node: Option<NodeId>,
-    /// What is meant to become of it.
+    /// The desired state.
     pub desired: TaskState,
-    /// What has become of it.
+    /// The observed status.
     pub status: TaskStatus,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it was first found running.
+    /// When it was first observed running.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
-    /// When it was found to have ended.
+    /// When it was observed to have ended.
     #[serde(default)]
     pub finished_at: Option<Timestamp>,
     /// While desired is `ready`: the earliest time at which it may run (the restart delay).
     #[serde(default)]
     pub not_before: Option<Timestamp>,
-    /// When earlier tasks of the slot were restarted, as far as the restart policy counts them.
+    /// When earlier tasks of the slot were replaced, as far as the restart policy counts that.
     #[serde(default)]
     pub restarts: Vec<Timestamp>,
-    /// When the update began with this slot, if an update made the task.
+    /// When the update started with this slot, if an update created the task.
     #[serde(default)]
     pub update_began: Option<Timestamp>,
-    /// The restart policy has ended with this task: the slot stays as it is.
+    /// The restart policy allows no further task in this slot: it stays as it is.
     #[serde(default)]
     pub given_up: bool,
 }
@@ -132,13 +132,13 @@ impl Task {
         format!("{}.{}", self.service_name, self.slot)
     }
 
-    /// It is meant to run, and has not ended.
+    /// Whether it is meant to run and has not ended.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.desired.is_wanted() && !self.status.state.is_terminal()
     }
 
-    /// It is meant to run, but has ended; a job's task that has completed is none of these.
+    /// Whether it is meant to run but has ended. Not so a job's task that has completed.
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.desired.is_wanted()
@@ -146,22 +146,22 @@ impl Task {
             && !(self.desired == TaskState::Complete && self.status.state == TaskState::Complete)
     }
 
-    /// It runs and is meant to.
+    /// Whether it runs and is meant to.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.desired.is_wanted() && self.status.state == TaskState::Running
     }
 
-    /// It is not meant to run any more, but may not have stopped yet.
+    /// Whether it is no longer meant to run but may not have stopped yet.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         !self.desired.is_wanted() && self.status.state.holds_resources()
     }
 
-    /// Gives it a node.
+    /// Assigns it to a node.
     ///
     /// # Errors
-    /// If it has come further already.
+    /// If it is in a later state already.
     pub fn assign(&mut self, node: &NodeId, at: Timestamp) -> Result<(), Refused> {
         self.forward(self.status.state, TaskState::Assigned)?;
         self.node = Some(node.clone());
@@ -169,30 +169,30 @@ impl Task {
         Ok(())
     }
 
-    /// Means another end for it.
+    /// Sets the desired state.
     ///
     /// # Errors
-    /// If its end is meant to be a later one already.
+    /// If the desired state is a later one already.
     pub fn set_desired(&mut self, desired: TaskState) -> Result<(), Refused> {
         self.forward(self.desired, desired)?;
         self.desired = desired;
         Ok(())
     }
 
-    /// Its slot stays taken by it, although it has ended.
+    /// Gives it up: it has ended, is not replaced and keeps its slot.
     ///
     /// # Errors
-    /// If it is meant to be removed.
+    /// If it is to be removed.
     pub fn give_up(&mut self) -> Result<(), Refused> {
         self.set_desired(TaskState::Shutdown)?;
         self.given_up = true;
         Ok(())
     }
 
-    /// Notes how far it has come.
+    /// Records an observed status.
     ///
     /// # Errors
-    /// If it was further already.
+    /// If it is in a later state already.
     pub fn observe(&mut self, status: &TaskStatus) -> Result<(), Refused> {
         self.forward(self.status.state, status.state)?;
         if status.state.is_terminal() && !self.status.state.is_terminal() {
@@ -205,7 +205,7 @@ impl Task {
         Ok(())
     }
 
-    /// Whether it has just ended with an error that was not asked for, given what it was before.
+    /// Whether it has failed on its own since it was in the state `before`.
     pub(super) fn has_failed_since(&self, before: TaskState) -> bool {
         !before.is_terminal()
             && matches!(self.status.state, TaskState::Failed | TaskState::Rejected)

@@ -1,4 +1,4 @@
-//! The states that a task goes through, in order; with Swarm's names.
+//! The states of a task.
 
 use std::fmt;
 
@@ -7,37 +7,37 @@ use serde::{Deserialize, Serialize};
 
 /// The states of a task, in the order in which it goes through them; with Swarm's names.
 ///
-/// As a desired state only `Ready`, `Running`, `Complete`, `Shutdown` and `Remove` occur.
+/// As desired states only `Ready`, `Running`, `Complete`, `Shutdown` and `Remove` occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
-    /// Made; waits for what the service depends on.
+    /// Created; waits for the services that its service depends on.
     New,
     /// Waits for a node.
     Pending,
     /// Has a node.
     Assigned,
-    /// The node knows of it.
+    /// The node's agent has accepted it.
     Accepted,
-    /// The node pulls the image and makes the container.
+    /// The node pulls the image and creates the container.
     Preparing,
-    /// Could start.
+    /// Ready to start.
     Ready,
-    /// Starts, or is not healthy yet.
+    /// Starting, or not healthy yet.
     Starting,
-    /// Runs, and is healthy where there is a check.
+    /// Running, and healthy if it has a health check.
     Running,
-    /// Has ended without an error.
+    /// Ended without an error.
     Complete,
-    /// Was asked to stop and has.
+    /// Stopped as requested.
     Shutdown,
-    /// Has ended with an error.
+    /// Ended with an error.
     Failed,
     /// The node could not run it.
     Rejected,
-    /// Is to be removed.
+    /// To be removed.
     Remove,
-    /// Its node is gone, and nobody knows what became of it.
+    /// Its node is gone, and its fate is unknown.
     Orphaned,
 }
 
@@ -60,19 +60,19 @@ impl TaskState {
         Self::Orphaned,
     ];
 
-    /// Observed: it does not run any more and never will.
+    /// As an observed state: whether the task has ended for good.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         self > Self::Running
     }
 
-    /// Observed: its node may have a container of it, and keeps resources for it.
+    /// As an observed state: whether its node may have a container of it and reserves resources for it.
     #[must_use]
     pub fn holds_resources(self) -> bool {
         (Self::Assigned..=Self::Running).contains(&self)
     }
 
-    /// Desired: it is meant to run, or to run to its end.
+    /// As a desired state: whether the task is meant to run, or to run to completion.
     #[must_use]
     pub fn is_wanted(self) -> bool {
         self <= Self::Complete

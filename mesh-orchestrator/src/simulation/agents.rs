@@ -78,10 +78,11 @@ impl Agents {
         }
         let id = random.one_of(&ids);
         let is_silent = self.silent.contains_key(id);
+        let set = |availability| commands::modify_node(state, id, Some(availability), &BTreeMap::new(), now);
         let changes = match random.below(10) {
-            0 => commands::set_availability(state, id, Availability::Drain, now),
-            1 => commands::set_availability(state, id, Availability::Pause, now),
-            2 | 3 => commands::set_availability(state, id, Availability::Active, now),
+            0 => set(Availability::Drain),
+            1 => set(Availability::Pause),
+            2 | 3 => set(Availability::Active),
             4 if is_silent => {
                 // It never comes back.
                 self.silent.remove(id);

@@ -1,5 +1,7 @@
 //! Nodes come, fall silent, leave and come back.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use mesh_orchestrator::{
     commands,
@@ -138,7 +140,7 @@ fn drained(lab: &Lab) -> Result<()> {
         let author = user.cluster.author("someone", "drain");
         user.cluster
             .change(author, |state, now| {
-                commands::set_availability(state, &two.node, Availability::Drain, now)
+                commands::modify_node(state, &two.node, Some(Availability::Drain), &BTreeMap::new(), now)
             })
             .await?;
         user.until("it has no tasks", |state| {
