@@ -1,5 +1,6 @@
-//! What changes, as server-sent events. A client whose connection was cut resumes after the last event that it
-//! has seen (`Last-Event-ID`); if that event is no longer remembered, `reset` tells it to list everything again.
+//! What changes, as server-sent events. A client whose connection was cut resumes after the last event that
+//! it has seen (`Last-Event-ID`); if that event is no longer remembered, `reset` tells it to list everything
+//! again.
 
 use std::time::Duration;
 

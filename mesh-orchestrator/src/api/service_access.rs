@@ -1,5 +1,5 @@
-//! What the handlers of services, their history, logs and webhooks share: finding a service, and answering what a
-//! change has made of it.
+//! What the handlers of services, their history, logs and webhooks share: finding a service, and answering
+//! what a change has made of it.
 
 use std::sync::Arc;
 

@@ -7,7 +7,8 @@ use crate::{
     spec::{ServiceSpec, SpecError, TaskRuntime, check_dependencies},
 };
 
-/// Assigns ports to a specification. Refuses one whose dependencies form a cycle, and a second service of agents.
+/// Assigns ports to a specification. Refuses one whose dependencies form a cycle, and a second service of
+/// agents.
 pub(super) fn admit(
     state: &State,
     spec: &ServiceSpec,

@@ -1,5 +1,5 @@
-//! What users and agents may do to the cluster: each command checks a request against the state and returns the
-//! changes that carry it out. It applies nothing. Imports `objects` and `spec`.
+//! What users and agents may do to the cluster: each command checks a request against the state and returns
+//! the changes that carry it out. It applies nothing. Imports `objects` and `spec`.
 
 mod admission;
 mod error;

@@ -45,8 +45,8 @@ pub fn create_service(
     Ok(changes)
 }
 
-/// Replaces a service's specification; `version` is the one that the caller has read. Tasks are replaced if the
-/// change affects them; a paused update resumes.
+/// Replaces a service's specification; `version` is the one that the caller has read. Tasks are replaced if
+/// the change affects them; a paused update resumes.
 ///
 /// # Errors
 /// If the service has changed since, or the specification does not fit the cluster.

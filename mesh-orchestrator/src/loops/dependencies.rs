@@ -1,5 +1,5 @@
-//! `depends_on`: a service's first tasks wait until the services it depends on are ready. Once they have been,
-//! it is on its own: a dependency that fails later does not keep it from restarting.
+//! `depends_on`: a service's first tasks wait until the services it depends on are ready. Once they have
+//! been, it is on its own: a dependency that fails later does not keep it from restarting.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! A replicated job: so many tasks have to end well, so many run at a time. Each change of what runs begins it
-//! anew.
+//! A replicated job: so many tasks have to end well, so many run at a time. Each change of what runs begins
+//! it anew.
 
 use std::collections::BTreeSet;
 

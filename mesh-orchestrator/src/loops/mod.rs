@@ -1,7 +1,7 @@
 //! The control loops: pure functions of (now, state, events) to changes. Import `objects` and `spec`.
 //!
-//! Each loop looks at what it is told has changed, and answers with a [`LoopOutput`]: changes to make now, and
-//! times at which to ask again. [`Controller`] runs them until nothing more follows.
+//! Each loop looks at what it is told has changed, and answers with a [`LoopOutput`]: changes to make now,
+//! and times at which to ask again. [`Controller`] runs them until nothing more follows.
 
 pub mod controller;
 pub mod dependencies;

@@ -37,7 +37,8 @@ pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> LoopOu
         if moves >= limit.min(rebalance.moves_left) {
             break;
         }
-        // One from each node, and one to each at a time, so that moves planned together do not undo each other.
+        // One from each node, and one to each at a time, so that moves planned together do not undo each
+        // other.
         let Some(from) = task.node.as_ref().filter(|node| !left.contains(node)) else {
             continue;
         };

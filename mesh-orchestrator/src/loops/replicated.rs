@@ -8,8 +8,8 @@ use super::{
 };
 use crate::objects::{NodeId, Service, Slot, State, Task, TaskState};
 
-/// Fills the lowest free slot numbers, or empties slots: given-up ones first, then those that do not run, then
-/// those on the nodes that have most of the service.
+/// Fills the lowest free slot numbers, or empties slots: given-up ones first, then those that do not run,
+/// then those on the nodes that have most of the service.
 #[must_use]
 pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32) -> LoopOutput {
     let mut output = LoopOutput::default();

@@ -41,8 +41,8 @@ pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> L
     output
 }
 
-/// Lets a held task run when its time has come and whatever is to stop in its slot has stopped. A node that is
-/// down is not waited for.
+/// Lets a held task run when its time has come and whatever is to stop in its slot has stopped. A node that
+/// is down is not waited for.
 #[must_use]
 pub fn promote(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
     let mut output = LoopOutput::default();

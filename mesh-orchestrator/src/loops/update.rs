@@ -1,7 +1,7 @@
 //! Replaces a service's tasks after a change, so many slots at a time, and watches whether the new ones hold.
 //!
-//! Beyond Swarm: a slot whose new task does not run within the progress deadline has failed, and a start-first
-//! slot whose new task fails keeps its old one.
+//! Beyond Swarm: a slot whose new task does not run within the progress deadline has failed, and a
+//! start-first slot whose new task fails keeps its old one.
 
 use std::{collections::BTreeSet, sync::Arc};
 

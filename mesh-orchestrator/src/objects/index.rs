@@ -1,5 +1,5 @@
-//! Indexes over tasks, so that a control loop's work is proportional to what has changed. They depend on the tasks
-//! alone: a task is removed from all of them before it changes and added again afterwards.
+//! Indexes over tasks, so that a control loop's work is proportional to what has changed. They depend on the
+//! tasks alone: a task is removed from all of them before it changes and added again afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,7 @@
 //! What the cluster knows: services, tasks and nodes, with their indexes. Imports only `spec`.
 //!
-//! Invariant: [`State`] changes only through [`State::apply`], and a task's observed and desired states only move
-//! forward.
+//! Invariant: [`State`] changes only through [`State::apply`], and a task's observed and desired states only
+//! move forward.
 
 pub mod change;
 pub mod events;

@@ -134,7 +134,8 @@ impl fmt::Display for Availability {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeStatus {
-    /// Its agent has not reported yet, or its engine does not answer: it gets no new tasks and keeps those that it has.
+    /// Its agent has not reported yet, or its engine does not answer: it gets no new tasks and keeps those
+    /// that it has.
     #[default]
     Unknown,
     /// Its agent and its engine answer.

@@ -1,4 +1,5 @@
-//! Assigns published ports: in order from 30000 to 32767, and the same port again to a service that had it before.
+//! Assigns published ports: in order from 30000 to 32767, and the same port again to a service that had it
+//! before.
 
 use std::collections::BTreeMap;
 
@@ -26,8 +27,8 @@ pub struct EndpointPort {
     pub publish_mode: PublishMode,
 }
 
-/// Which port was assigned to which service. Entries outlive the service, so that a service of the same name gets
-/// the same ports again.
+/// Which port was assigned to which service. Entries outlive the service, so that a service of the same name
+/// gets the same ports again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortLedger {
@@ -47,8 +48,8 @@ impl Default for PortLedger {
 }
 
 impl PortLedger {
-    /// Assigns all ports of a specification. `holder` returns the name of the service that publishes a port in
-    /// ingress mode; the service's own ports count as free.
+    /// Assigns all ports of a specification. `holder` returns the name of the service that publishes a port
+    /// in ingress mode; the service's own ports count as free.
     ///
     /// # Errors
     /// If another service publishes a requested port, or no port is free.

@@ -31,8 +31,8 @@ pub struct State {
     waiting: BTreeSet<ServiceId>,
     global: BTreeSet<ServiceId>,
     indexes: Indexes,
-    /// The last failures of each service and task version on each node. Not stored: losing them costs at most a
-    /// few more failures.
+    /// The last failures of each service and task version on each node. Not stored: losing them costs at most
+    /// a few more failures.
     failures: BTreeMap<(NodeId, ServiceId, u64), Vec<Timestamp>>,
 }
 

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{EndpointPort, NodeId, Refused, ServiceId, TaskId, TaskState, Timestamp};
 use crate::spec::TaskSpec;
 
-/// The slot of a service that a task fills. At most one task of a slot is meant to run, except while a start-first
-/// replacement starts.
+/// The slot of a service that a task fills. At most one task of a slot is meant to run, except while a
+/// start-first replacement starts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
@@ -48,8 +48,8 @@ pub struct TaskStatus {
     /// Id of its container in the engine.
     #[serde(default)]
     pub container: Option<String>,
-    /// The address by which the mesh identifies it: unique in the cluster while the container exists, and never
-    /// used on the wire. None if the mesh cannot reach the container (it uses the node's own network).
+    /// The address by which the mesh identifies it: unique in the cluster while the container exists, and
+    /// never used on the wire. None if the mesh cannot reach the container (it uses the node's own network).
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
 }

@@ -1,4 +1,4 @@
-//! Placement constraints: `node.labels.zone == a`. Knows no node: whoever asks looks the keys up.
+//! Placement constraints: `node.labels.zone == a`. They know no nodes: the caller looks up the key's value.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 
-/// What the key of a constraint or a spread preference may be.
-const KEYS: &str = "node.id, node.hostname, node.ip, node.role, node.platform.os, node.platform.arch, \
-                    node.labels.<name> or engine.labels.<name>";
+/// The keys that constraints and spread preferences may use.
+const KEYS: &str = "one of node.id, node.hostname, node.ip, node.role, node.platform.os, node.platform.arch, \
+                    node.labels.<name>, engine.labels.<name>";
 
 /// A condition on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Constraint {
-    /// What is looked up on the node.
+    /// The attribute of the node.
     pub key: String,
-    /// How it is compared.
+    /// The comparison.
     pub operator: Operator,
-    /// What it is compared with. Comparison ignores case, as Docker's.
+    /// The value to compare with. Like Docker's, the comparison ignores case.
     pub value: String,
 }
 
@@ -33,7 +33,7 @@ pub enum Operator {
 }
 
 impl Constraint {
-    /// Whether it holds on a node where the key has this value (an empty one if it has none).
+    /// Whether it holds on a node where the key has this value (empty if the node has none).
     #[must_use]
     pub fn holds(&self, actual: &str) -> bool {
         let equal = self.value.eq_ignore_ascii_case(actual);
@@ -47,7 +47,7 @@ impl Constraint {
 /// Checks the key of a constraint or a spread preference.
 ///
 /// # Errors
-/// Names the field, the key and the keys there are.
+/// If the key is unknown. The error lists the known keys.
 pub fn check_key(field: &str, key: &str) -> Result<(), SpecError> {
     let known = matches!(
         key,
@@ -85,7 +85,11 @@ impl FromStr for Constraint {
         let (key, value) = (key.trim(), value.trim());
         check_key(field, key)?;
         if value.is_empty() || value.chars().any(char::is_control) {
-            return Err(SpecError::invalid(field, text, "a value after the operator"));
+            return Err(SpecError::invalid(
+                field,
+                text,
+                "<key>==<value> or <key>!=<value> with a non-empty value",
+            ));
         }
         Ok(Self {
             key: key.into(),
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_answered_with_the_known_ones() {
+    fn the_error_for_an_unknown_key_lists_the_known_keys() {
         for text in [
             "node.name==a",
             "zone==a",

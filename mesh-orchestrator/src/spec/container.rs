@@ -11,12 +11,12 @@ use super::{Placement, RestartPolicy, TaskRuntime, duration};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
-    /// What it is on its node: a container, or the agent.
+    /// What runs on the node: a container, or the agent.
     #[serde(default, skip_serializing_if = "TaskRuntime::is_container")]
     pub runtime: TaskRuntime,
-    /// The container; of the agent its image alone.
+    /// The container; for the agent only its image.
     pub container_spec: ContainerSpec,
-    /// What it needs and what it may use.
+    /// Reserved resources and limits.
     #[serde(default)]
     pub resources: ResourceRequirements,
     /// When an ended task is replaced.
@@ -25,13 +25,13 @@ pub struct TaskSpec {
     /// Where it may run.
     #[serde(default)]
     pub placement: Placement,
-    /// Docker networks of the node to attach to: `bridge`, `host`, or a name. None means `bridge`.
+    /// Docker networks of the node to attach to: `bridge`, `host`, or a name; `bridge` if empty.
     #[serde(default)]
     pub networks: Vec<String>,
     /// Where its output goes; the engine's default if left out.
     #[serde(default)]
     pub log_driver: Option<LogDriver>,
-    /// A number that is raised to roll the service although nothing has changed.
+    /// A counter; incrementing it replaces the tasks even if nothing else changes.
     #[serde(default)]
     pub force_update: u64,
 }
@@ -40,7 +40,7 @@ pub struct TaskSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerSpec {
-    /// Image reference; without tag or digest it is the one with the tag `latest`.
+    /// Image reference; the tag is `latest` if neither tag nor digest is given.
     pub image: String,
     /// Replaces the image's entry point.
     #[serde(default)]
@@ -69,25 +69,25 @@ pub struct ContainerSpec {
     /// Mount the root file system read-only.
     #[serde(default)]
     pub read_only: bool,
-    /// Folders and file systems.
+    /// Directories and file systems.
     #[serde(default)]
     pub mounts: Vec<Mount>,
     /// Capabilities beyond the engine's default set.
     #[serde(default)]
     pub capability_add: Vec<String>,
-    /// Capabilities of the default set to go without.
+    /// Capabilities to remove from the default set.
     #[serde(default)]
     pub capability_drop: Vec<String>,
     /// Device files of the node.
     #[serde(default)]
     pub devices: Vec<Device>,
-    /// How the agent finds out that the container is ready; the image's own check if left out.
+    /// How the agent checks that the container is healthy; the image's own check if left out.
     #[serde(default)]
     pub healthcheck: Option<HealthCheck>,
-    /// Signal that asks it to stop; the image's, or SIGTERM, if left out.
+    /// Signal that stops it; the image's, or SIGTERM, if left out.
     #[serde(default)]
     pub stop_signal: Option<String>,
-    /// Time it has to stop before it is killed; 10 s if left out.
+    /// Time to stop before it is killed; 10 s if left out.
     #[serde(default, with = "optional_duration")]
     #[schemars(with = "Option<String>")]
     pub stop_grace_period: Option<Duration>,
@@ -132,17 +132,17 @@ mod optional_duration {
     }
 }
 
-/// What a task needs and what it may use.
+/// Reserved resources and limits of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourceRequirements {
-    /// The most it may use.
+    /// Upper limits.
     pub limits: Limits,
-    /// What is kept free for it on its node.
+    /// What the scheduler reserves for it on its node.
     pub reservations: Resources,
 }
 
-/// The most that a task may use; 0 means no limit.
+/// Upper limits of a task; 0 means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -165,7 +165,7 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// The sum; stops at the largest number.
+    /// The sum, saturating.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -174,7 +174,7 @@ impl Resources {
         }
     }
 
-    /// What is left; stops at nothing.
+    /// The difference, saturating at zero.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {
         Self {
@@ -183,26 +183,26 @@ impl Resources {
         }
     }
 
-    /// Whether `other` fits in.
+    /// Whether `other` fits into it.
     #[must_use]
     pub fn holds(self, other: Self) -> bool {
         self.nano_cpus >= other.nano_cpus && self.memory_bytes >= other.memory_bytes
     }
 }
 
-/// A folder or file system inside the container.
+/// A directory or file system inside the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mount {
-    /// What it is.
+    /// What is mounted.
     #[serde(rename = "type")]
     pub kind: MountKind,
-    /// A path of the node (bind) or a volume's name; empty for tmpfs and anonymous volumes.
+    /// A path on the node (bind) or the name of a volume; empty for tmpfs and anonymous volumes.
     #[serde(default)]
     pub source: String,
     /// Absolute path inside the container.
     pub target: String,
-    /// Whether the container may only read.
+    /// Whether it is mounted read-only.
     #[serde(default)]
     pub read_only: bool,
     /// Size limit of a tmpfs in bytes; 0 means none.
@@ -214,7 +214,7 @@ pub struct Mount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MountKind {
-    /// A path of the node.
+    /// A path on the node.
     Bind,
     /// A named or anonymous volume of the node's engine.
     Volume,
@@ -239,28 +239,28 @@ fn all_permissions() -> String {
     "rwm".into()
 }
 
-/// How readiness is found out.
+/// How health is checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthCheck {
-    /// What is tried.
+    /// The probe.
     pub test: Probe,
-    /// Time between tries; 30 s.
+    /// Time between probes; 30 s.
     #[serde(default = "half_a_minute", with = "duration")]
     #[schemars(with = "String")]
     pub interval: Duration,
-    /// Time that a try may take; 30 s.
+    /// Time that a probe may take; 30 s.
     #[serde(default = "half_a_minute", with = "duration")]
     #[schemars(with = "String")]
     pub timeout: Duration,
-    /// Failed tries in a row that make it unhealthy; 3.
+    /// Consecutive failures that make it unhealthy; 3.
     #[serde(default = "three")]
     pub retries: u32,
-    /// Time after the start in which failures do not count.
+    /// Time after the start during which failures do not count.
     #[serde(default, with = "duration")]
     #[schemars(with = "String")]
     pub start_period: Duration,
-    /// Time between tries in the start period; 5 s.
+    /// Time between probes during the start period; 5 s.
     #[serde(default = "five_seconds", with = "duration")]
     #[schemars(with = "String")]
     pub start_interval: Duration,
@@ -278,21 +278,21 @@ fn three() -> u32 {
     3
 }
 
-/// What is tried to find out whether a container is ready.
+/// How a container is probed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Probe {
-    /// Nothing: ready as soon as it runs, whatever the image says.
+    /// No probe: healthy as soon as it runs, even if the image has a check.
     None,
     /// A program inside the container (Docker's CMD).
     Command(Vec<String>),
-    /// A shell's command line inside the container (Docker's CMD-SHELL).
+    /// A shell command inside the container (Docker's CMD-SHELL).
     Shell(String),
     /// A GET request by the agent; 200 to 399 is success.
     Http {
         /// Port inside the container.
         port: u16,
-        /// Path and query; begins with `/`.
+        /// Path and query; starts with `/`.
         path: String,
     },
     /// A TCP connection by the agent.
@@ -311,10 +311,10 @@ pub struct FileReference {
     /// File name below `/run/secrets` (configs: `/`), or an absolute path; the source's name if left out.
     #[serde(default)]
     pub target: Option<String>,
-    /// Owner's number; 0.
+    /// Owner's numeric id; 0.
     #[serde(default)]
     pub uid: u32,
-    /// Group's number; 0.
+    /// Group's numeric id; 0.
     #[serde(default)]
     pub gid: u32,
     /// Permission bits; 0444.
@@ -323,7 +323,7 @@ pub struct FileReference {
 }
 
 impl FileReference {
-    /// A secret or config under its own name, for everybody to read.
+    /// A secret or config under its own name, readable by all users.
     #[must_use]
     pub fn of(source: impl Into<String>) -> Self {
         Self {
@@ -344,7 +344,7 @@ fn world_readable() -> u32 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogDriver {
-    /// Docker's name of it, e.g. `json-file`.
+    /// Docker's name of the driver, e.g. `json-file`.
     pub name: String,
     /// Its options.
     #[serde(default)]

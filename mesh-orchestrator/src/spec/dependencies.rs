@@ -1,18 +1,18 @@
-//! Whether a set of services can be started at all: `depends_on` must not lead back to where it began.
+//! Whether a set of services can be started at all: `depends_on` must not form a cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::SpecError;
 
-/// Checks that no service waits for itself. `depends_on` is given for every service by name; names of
-/// services that do not exist lead nowhere.
+/// Checks that no service depends on itself, directly or through others. `depends_on` lists the dependencies
+/// of each service by name; names of services that do not exist are ignored.
 ///
 /// # Errors
-/// Names the services of one cycle, in order.
+/// If there is a cycle. The error names its services in order.
 pub fn check_dependencies<'a>(depends_on: &BTreeMap<&'a str, Vec<&'a str>>) -> Result<(), SpecError> {
     let mut finished = BTreeSet::new();
     for name in depends_on.keys() {
-        // Depth first without recursion: a chain may be as long as there are services.
+        // Depth first without recursion: a chain may include all services.
         let mut path = vec![(*name, 0)];
         let mut on_path = BTreeSet::from([*name]);
         while let Some((current, next)) = path.last_mut() {
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_the_cycle() {
+    fn the_error_names_the_cycle() {
         let services = BTreeMap::from([
             ("web", vec!["cache", "db"]),
             ("db", vec!["vault"]),
@@ -66,7 +66,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_only_looks_back_has_no_cycle(edges in proptest::collection::vec((1_usize..40, 0_usize..40), 0..200)) {
+        fn dependencies_on_earlier_services_only_form_no_cycle(edges in proptest::collection::vec((1_usize..40, 0_usize..40), 0..200)) {
             let names: Vec<String> = (0..40).map(|index| format!("s{index}")).collect();
             let mut services: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
             for (from, to) in edges {

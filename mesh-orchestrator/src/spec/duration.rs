@@ -1,4 +1,4 @@
-//! Durations as people write them in compose files: `1h30m`, `1.5s`, `200ms`. Millisecond resolution.
+//! Durations as written in compose files: `1h30m`, `1.5s`, `200ms`. Millisecond resolution.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
 
-/// Reads a sequence of number and unit (`h`, `m`, `s`, `ms`); `0` needs no unit.
+/// Parses a sequence of numbers with units (`h`, `m`, `s`, `ms`); `0` needs no unit.
 ///
 /// # Errors
-/// A sentence that says what a duration looks like.
+/// If it is not a duration. The message shows what one looks like.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let refuse =
-        || format!("{text:?} is no duration: use numbers with units h, m, s or ms, such as \"1m30s\"");
+        || format!("invalid duration {text:?}: use numbers with the units h, m, s or ms, such as \"1m30s\"");
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -52,7 +52,7 @@ fn milliseconds(number: &str, factor: u64) -> Option<u64> {
     whole.checked_add(u64::try_from(part).ok()?)
 }
 
-/// Writes what [`parse`] reads, in the largest units: `1m30s`, `0s`, `250ms`.
+/// Formats a duration so that [`parse`] reads it, in the largest units: `1m30s`, `0s`, `250ms`.
 #[must_use]
 pub fn format(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -70,7 +70,7 @@ pub fn format(duration: Duration) -> String {
 /// For `#[serde(with = …)]`.
 ///
 /// # Errors
-/// Those of the serializer.
+/// If the serializer fails.
 pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format(*duration))
 }
@@ -78,7 +78,7 @@ pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S:
 /// For `#[serde(with = …)]`.
 ///
 /// # Errors
-/// If it is no string that [`parse`] reads.
+/// If it is not a string that [`parse`] accepts.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_compose_files_say() {
+    fn parses_durations_of_compose_files() {
         for (text, expected) in [
             ("0", 0),
             ("5s", 5_000),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_duration() {
+    fn refuses_what_is_not_a_duration() {
         for text in [
             "",
             "5",
@@ -121,7 +121,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_back_what_it_writes(milliseconds in 0_u64..u64::MAX) {
+        fn parses_what_it_formats(milliseconds in 0_u64..u64::MAX) {
             let duration = Duration::from_millis(milliseconds);
             prop_assert_eq!(parse(&format(duration)), Ok(duration));
         }

@@ -6,50 +6,50 @@ pub const MAX_SPEC_BYTES: usize = 1 << 20;
 /// Why a specification is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// A field has a value that it cannot have.
-    #[error("{field}: {value:?} is not possible: use {allowed}")]
+    /// A field has an invalid value.
+    #[error("{field}: {value:?} is invalid: must be {allowed}")]
     Invalid {
         /// Path of the field, e.g. `task_template.container_spec.image`.
         field: String,
-        /// The value found.
+        /// The value.
         value: String,
-        /// What the field may be.
+        /// What is allowed; completes the sentence "must be …".
         allowed: String,
     },
-    /// A field that no one reads.
+    /// A field that does not exist.
     #[error("{path}: unknown field {field:?}{}", nearest.as_ref().map(|name| format!(": did you mean {name:?}?")).unwrap_or_default())]
     UnknownField {
-        /// Where it stands.
+        /// Path of the object that contains it.
         path: String,
         /// The unknown name.
         field: String,
-        /// The known name most like it.
+        /// The known field whose name is most similar.
         nearest: Option<String>,
     },
     /// Not JSON, or a value of the wrong type.
     #[error("{path}: {message}")]
     Malformed {
-        /// Where the reader stopped.
+        /// Path at which parsing failed.
         path: String,
-        /// What it expected there.
+        /// The parser's message.
         message: String,
     },
-    /// More bytes than a specification may have.
-    #[error("the specification has {size} bytes: at most {MAX_SPEC_BYTES} are allowed")]
+    /// The specification is too large.
+    #[error("the specification is too large: {size} bytes, at most {MAX_SPEC_BYTES} are allowed")]
     TooLarge {
         /// Its size in bytes.
         size: usize,
     },
-    /// Services that wait for each other.
-    #[error("depends_on: {} would wait for each other forever: remove one of these dependencies", cycle.join(" -> "))]
+    /// Services that depend on each other.
+    #[error("depends_on: {} is a cycle, in which no service could start: remove one of these dependencies", cycle.join(" -> "))]
     DependencyCycle {
-        /// The names, the first again at the end.
+        /// The names, with the first repeated at the end.
         cycle: Vec<String>,
     },
 }
 
 impl SpecError {
-    /// A field's value is refused.
+    /// An invalid value of a field.
     #[must_use]
     pub fn invalid(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
         Self::Invalid {

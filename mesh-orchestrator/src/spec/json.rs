@@ -1,14 +1,15 @@
-//! Reading a specification (and what else users send) from JSON, with errors that name the place and the nearest known field.
+//! Parses specifications and other JSON that users send, with errors that name the path and the nearest known
+//! field.
 
 use serde::de::DeserializeOwned;
 
 use super::{MAX_SPEC_BYTES, ServiceSpec, SpecError};
 
 impl ServiceSpec {
-    /// Reads and validates a specification.
+    /// Parses and validates a specification.
     ///
     /// # Errors
-    /// Names the field, what stands there and what is allowed.
+    /// If it is malformed or invalid. The error names the field, its value and what is allowed.
     pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
         if json.len() > MAX_SPEC_BYTES {
             return Err(SpecError::TooLarge { size: json.len() });
@@ -17,10 +18,10 @@ impl ServiceSpec {
     }
 }
 
-/// Reads any JSON; `whole` is what errors call it as a whole.
+/// Parses any JSON; errors about the whole document call it `whole`.
 ///
 /// # Errors
-/// Names the field and what stands there, or the nearest known field.
+/// If it is malformed. The error names the path, and for an unknown field the nearest known one.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8], whole: &str) -> Result<T, SpecError> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let mut track = serde_path_to_error::Track::new();
@@ -30,9 +31,9 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8], whole: &str) -> Result<T, S
         .map_err(|error| explain(whole, &track.path().to_string(), &error.to_string()))
 }
 
-/// The known name that is most like another one, if any is.
+/// The known name that is most similar to a given one, if any is similar enough.
 pub(crate) fn nearest<'a>(field: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    // Docker's API writes the same names in camel case.
+    // Docker's API uses the same names in camel case.
     let field = field.to_lowercase().replace(['_', '-'], "");
     known
         .map(|name| (strsim::damerau_levenshtein(&field, &name.replace('_', "")), name))
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_that_is_needed_gets_dockers_defaults() {
+    fn a_minimal_specification_gets_dockers_defaults() {
         let spec =
             ServiceSpec::from_json(br#"{"name":"web","task_template":{"container_spec":{"image":"nginx"}}}"#)
                 .unwrap();
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_answered_with_the_nearest_known_one() {
+    fn the_error_for_an_unknown_field_suggests_the_nearest_known_one() {
         assert_eq!(
             error(r#"{"name":"web","task_template":{"container_spec":{"imgae":"nginx"}}}"#),
             "task_template.container_spec: unknown field \"imgae\": did you mean \"image\"?"
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_names_its_place() {
+    fn the_error_for_a_wrong_type_names_its_path() {
         let message = error(r#"{"name":"web","mode":{"replicated":{"replicas":"two"}}}"#);
         assert!(
             message.starts_with("mode.replicated.replicas: invalid type"),
@@ -99,13 +100,13 @@ mod tests {
         );
         let message = error(r#"{"name":"web","update_config":{"delay":"5"}}"#);
         assert!(
-            message.starts_with("update_config.delay: \"5\" is no duration"),
+            message.starts_with("update_config.delay: invalid duration \"5\""),
             "{message}"
         );
     }
 
     #[test]
-    fn more_than_a_mebibyte_is_refused_unread() {
+    fn more_than_a_mebibyte_is_refused_without_parsing() {
         let error = ServiceSpec::from_json(&vec![b' '; MAX_SPEC_BYTES + 1]).unwrap_err();
         assert_eq!(
             error,

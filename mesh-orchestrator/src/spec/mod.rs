@@ -1,7 +1,7 @@
-//! What a user asks for: the service's specification and its validation. Imports nothing of ours.
+//! The specification of a service, and its validation. Imports nothing of ours.
 //!
-//! The JSON has the shape of Docker's `ServiceSpec` with its names in snake case; durations are written
-//! as in a compose file (`"1m30s"`). What is left out has Docker's default.
+//! The JSON has the shape of Docker's `ServiceSpec` with names in snake case; durations are written as in a
+//! compose file (`"1m30s"`). Fields that are left out have Docker's defaults.
 
 pub mod constraint;
 pub mod container;
@@ -35,7 +35,7 @@ pub use policy::{
 pub use port::{PortConfig, PortRange, Protocol, PublishMode};
 pub use runtime::TaskRuntime;
 
-/// What a service shall be.
+/// The specification of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
@@ -44,24 +44,24 @@ pub struct ServiceSpec {
     /// The service's own labels (containers get those of [`ContainerSpec::labels`]).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// How many tasks, and where.
+    /// How many tasks it has, and where.
     #[serde(default)]
     pub mode: ServiceMode,
-    /// What each task runs. A change of it rolls the service.
+    /// What each task runs. Changing it replaces the tasks.
     pub task_template: Arc<TaskSpec>,
     /// How tasks are replaced after a change.
     #[serde(default)]
     pub update_config: UpdateConfig,
-    /// How tasks are replaced on the way back to the previous specification.
+    /// How tasks are replaced in a rollback.
     #[serde(default)]
     pub rollback_config: UpdateConfig,
-    /// Whether tasks move to nodes that join or return.
+    /// Whether tasks move to nodes that join or become ready again.
     #[serde(default)]
     pub rebalance_config: RebalanceConfig,
-    /// What is reachable from outside.
+    /// How it is reachable from outside.
     #[serde(default)]
     pub endpoint_spec: EndpointSpec,
-    /// Names of services that must be ready before this one's first task starts.
+    /// Names of services that must be ready before the first task of this one starts.
     #[serde(default)]
     pub depends_on: Vec<String>,
 }
@@ -70,11 +70,11 @@ pub struct ServiceSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceMode {
-    /// So many tasks, anywhere.
+    /// A number of tasks, on any suitable nodes.
     Replicated(Replicated),
     /// One task on each suitable node.
     Global(Global),
-    /// Tasks that run to completion, so many times.
+    /// A number of tasks that run to completion.
     ReplicatedJob(ReplicatedJob),
     /// A task that runs to completion once on each suitable node.
     GlobalJob(Global),
@@ -87,19 +87,19 @@ impl Default for ServiceMode {
 }
 
 impl ServiceMode {
-    /// Whether tasks are meant to end by themselves.
+    /// Whether its tasks are meant to end.
     #[must_use]
     pub fn is_job(self) -> bool {
         matches!(self, Self::ReplicatedJob(_) | Self::GlobalJob(_))
     }
 
-    /// Whether each node has its own task.
+    /// Whether it has one task on each suitable node.
     #[must_use]
     pub fn is_global(self) -> bool {
         matches!(self, Self::Global(_) | Self::GlobalJob(_))
     }
 
-    /// The name in Docker's MODE column.
+    /// The mode's name in Docker's MODE column.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -134,9 +134,9 @@ pub struct Global {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplicatedJob {
-    /// Tasks that run at the same time at most.
+    /// Maximum number of tasks that run at the same time.
     pub max_concurrent: u32,
-    /// Tasks that must end with success.
+    /// Number of tasks that must complete successfully.
     pub total_completions: u32,
 }
 
@@ -149,7 +149,7 @@ impl Default for ReplicatedJob {
     }
 }
 
-/// What of a service is reachable from outside.
+/// How a service is reachable from outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EndpointSpec {

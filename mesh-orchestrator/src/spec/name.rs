@@ -1,14 +1,14 @@
-//! Names that users choose, and image references. Imported by the validation and the command line.
+//! Validates names and image references.
 
 use super::SpecError;
 
-/// Longest service name: it becomes part of containers' host names.
+/// Maximum length of a name, which becomes part of containers' host names.
 pub const MAX_NAME_LENGTH: usize = 63;
 
 /// Checks a name by Docker's rule for services.
 ///
 /// # Errors
-/// Names the field, the value and the rule.
+/// If the name breaks the rule. The error states the rule.
 pub fn check_name(field: &str, name: &str) -> Result<(), SpecError> {
     let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
     let ends = |character: Option<char>| character.is_some_and(|character| character.is_ascii_alphanumeric());
@@ -23,21 +23,21 @@ pub fn check_name(field: &str, name: &str) -> Result<(), SpecError> {
         field,
         name,
         format!(
-            "1 to {MAX_NAME_LENGTH} letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
+            "1 to {MAX_NAME_LENGTH} letters, digits, '-', '_' or '.', starting and ending with a letter or digit"
         ),
     ))
 }
 
-/// An image reference with its tag or digest in place: `latest` is implied.
+/// Adds the tag `latest` to an image reference without tag and digest.
 ///
 /// # Errors
-/// If it is no reference by the rules of the OCI distribution specification.
+/// If it is not a reference by the rules of the OCI distribution specification.
 pub fn normalise_image(field: &str, image: &str) -> Result<String, SpecError> {
     let refuse = || {
         SpecError::invalid(
             field,
             image,
-            "[registry[:port]/]name[:tag][@sha256:digest], the name in lower case",
+            "[registry[:port]/]name[:tag][@sha256:digest] with the name in lower case",
         )
     };
     let (rest, digest) = match image.split_once('@') {
@@ -51,7 +51,7 @@ pub fn normalise_image(field: &str, image: &str) -> Result<String, SpecError> {
             return Err(refuse());
         }
     }
-    // A colon after the last slash begins a tag; one before it a registry's port.
+    // A colon after the last slash starts a tag; one before it, the registry's port.
     let last = rest.rfind('/').map_or(0, |slash| slash + 1);
     let (name, tag) = match rest[last..].find(':') {
         Some(colon) => (&rest[..last + colon], Some(&rest[last + colon + 1..])),
@@ -68,12 +68,12 @@ pub fn normalise_image(field: &str, image: &str) -> Result<String, SpecError> {
 }
 
 fn is_tag(tag: &str) -> bool {
-    let word = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let alphanumeric = |character: char| character.is_ascii_alphanumeric() || character == '_';
     (1..=128).contains(&tag.len())
-        && tag.starts_with(word)
+        && tag.starts_with(alphanumeric)
         && tag
             .chars()
-            .all(|character| word(character) || matches!(character, '.' | '-'))
+            .all(|character| alphanumeric(character) || matches!(character, '.' | '-'))
 }
 
 fn is_repository(name: &str) -> bool {
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latest_is_implied() {
+    fn the_default_tag_is_latest() {
         for (image, expected) in [
             ("nginx", "nginx:latest"),
             ("localhost:5000/team/web", "localhost:5000/team/web:latest"),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_image() {
+    fn refuses_what_is_not_an_image_reference() {
         for image in [
             "",
             "Nginx",
@@ -138,11 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_name_is_shown_with_the_rule() {
+    fn the_error_for_an_invalid_name_states_the_rule() {
         let error = check_name("name", "my service").unwrap_err().to_string();
         assert_eq!(
             error,
-            "name: \"my service\" is not possible: use 1 to 63 letters, digits, '-', '_' or '.', beginning and \
+            "name: \"my service\" is invalid: must be 1 to 63 letters, digits, '-', '_' or '.', starting and \
              ending with a letter or digit"
         );
     }

@@ -11,15 +11,15 @@ use super::{Constraint, duration};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RestartPolicy {
-    /// Which ends are followed by a new task; `any`, for jobs `on-failure`.
+    /// When a new task follows; `any`, for jobs `on-failure`.
     pub condition: Option<RestartCondition>,
     /// Time between the end of one task and the start of the next; 5 s.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub delay: Duration,
-    /// New tasks within the window before the slot is given up; 0 means any number.
+    /// New tasks within the window before the slot is given up; 0 means no limit.
     pub max_attempts: u32,
-    /// The time in which attempts are counted; 0 counts all of them.
+    /// The time during which attempts are counted; 0 counts all of them.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub window: Duration,
@@ -36,23 +36,23 @@ impl Default for RestartPolicy {
     }
 }
 
-/// Which ends of a task are followed by a new one.
+/// After which ends of a task a new one follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartCondition {
-    /// None.
+    /// Never.
     None,
-    /// Those with an error.
+    /// After a failure.
     OnFailure,
-    /// All.
+    /// Always.
     Any,
 }
 
-/// How a service's tasks are replaced by those of another specification.
+/// How a service's tasks are replaced after a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateConfig {
-    /// Slots that are replaced at the same time; 0 means all.
+    /// Number of slots that are replaced at the same time; 0 means all.
     pub parallelism: u32,
     /// Time to wait after each slot.
     #[serde(with = "duration")]
@@ -60,15 +60,15 @@ pub struct UpdateConfig {
     pub delay: Duration,
     /// What to do when more slots fail than allowed.
     pub failure_action: FailureAction,
-    /// Time after its start in which a new task's failure counts; 5 s.
+    /// Time after its start during which a new task's failure counts; 5 s.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub monitor: Duration,
-    /// Share of slots that may fail, 0 to 1.
+    /// Ratio of slots that may fail, 0 to 1.
     pub max_failure_ratio: f64,
     /// Whether the old task stops before or after the new one runs.
     pub order: UpdateOrder,
-    /// Time in which a slot's new task must run, else the slot has failed; 10 min, 0 means for ever.
+    /// Time within which a slot's new task must run, or the slot counts as failed; 10 min, 0 means no limit.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub progress_deadline: Duration,
@@ -88,19 +88,19 @@ impl Default for UpdateConfig {
     }
 }
 
-/// What becomes of an update that fails.
+/// What happens when an update fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureAction {
-    /// It stops where it is.
+    /// It pauses.
     Pause,
-    /// It goes on.
+    /// It continues.
     Continue,
-    /// The previous specification is put back.
+    /// It is rolled back to the previous specification.
     Rollback,
 }
 
-/// Which of the old and the new task goes first.
+/// Whether the old task stops before the new one starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateOrder {
@@ -114,13 +114,13 @@ pub enum UpdateOrder {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Placement {
-    /// All must hold.
+    /// Conditions on the node, all of which must hold.
     pub constraints: Vec<Constraint>,
-    /// Spread evenly over the values of these, the first first.
+    /// Attributes over whose values tasks are spread evenly, the most important first.
     pub preferences: Vec<Spread>,
-    /// Tasks of the service on one node at most; 0 means any number.
+    /// Maximum number of the service's tasks on one node; 0 means no limit.
     pub max_replicas_per_node: u32,
-    /// Platforms the image is for; none means any.
+    /// Platforms that the image supports; any if empty.
     pub platforms: Vec<Platform>,
 }
 
@@ -128,22 +128,22 @@ pub struct Placement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spread {
-    /// What is looked up on each node, e.g. `node.labels.zone`. Nodes without it form one group.
+    /// The attribute of the node, e.g. `node.labels.zone`. Nodes without it form one group.
     pub spread: String,
 }
 
-/// What a machine is, or what an image is for.
+/// The platform of a machine or an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Platform {
     /// `linux`; empty means any.
     pub os: String,
-    /// As images name it (`amd64`, `arm64`) or as the kernel does (`x86_64`, `aarch64`); empty means any.
+    /// Its name in images (`amd64`, `arm64`) or in the kernel (`x86_64`, `aarch64`); empty means any.
     pub architecture: String,
 }
 
 impl Platform {
-    /// Whether something for `self` runs on a machine that is `other`.
+    /// Whether an image for this platform runs on a machine of another.
     #[must_use]
     pub fn runs_on(&self, other: &Self) -> bool {
         (self.os.is_empty() || self.os == other.os)
@@ -160,15 +160,15 @@ fn common_name(architecture: &str) -> &str {
     }
 }
 
-/// Whether, and how carefully, running tasks move to emptier nodes.
+/// Whether and how running tasks move to emptier nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RebalanceConfig {
-    /// Move by itself after a node joins or returns.
+    /// Rebalance automatically after a node joins or becomes ready again.
     pub automatic: bool,
-    /// Tasks that one automatic rebalancing moves at most; 10.
+    /// Maximum number of tasks that one automatic rebalancing moves; 10.
     pub max_moves: u32,
-    /// Time that the node must have been up before.
+    /// Time that the node must have been ready before; 60 s.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub settle: Duration,

@@ -1,4 +1,4 @@
-//! Published ports as a user writes them: single ones and ranges, with or without a number of their own.
+//! Published ports as users specify them: single ports and ranges, with or without a published port.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::SpecError;
 
-/// One line of a service's published ports.
+/// One entry of a service's published ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortConfig {
-    /// Transport protocol; TCP.
+    /// Transport protocol; TCP if left out.
     #[serde(default)]
     pub protocol: Protocol,
     /// Port or ports inside the container.
     pub target_port: PortRange,
-    /// As many ports that nodes answer on; if left out, numbers from 30000 to 32767 are given.
+    /// The same number of ports on the nodes; if left out, ports from 30000 to 32767 are assigned.
     #[serde(default)]
     pub published_port: Option<PortRange>,
-    /// Who answers; the mesh.
+    /// Which nodes answer; all if left out.
     #[serde(default)]
     pub publish_mode: PublishMode,
 }
@@ -44,18 +44,18 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Who answers on a published port.
+/// Which nodes answer on a published port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishMode {
     /// Every node, for any replica.
     #[default]
     Ingress,
-    /// The node that a replica runs on, for that replica; one replica per node can have it.
+    /// Only the nodes with a task of the service, each for its own task; at most one task per node.
     Host,
 }
 
-/// One port or several in a row; in JSON a number or `"8000-8010"`.
+/// One port or a range of ports; in JSON a number or `"8000-8010"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortRange {
     first: u16,
@@ -94,7 +94,7 @@ impl FromStr for PortRange {
         match (port(first), port(last)) {
             (Some(first), Some(last)) if first <= last => Ok(Self { first, last }),
             _ => Err(format!(
-                "{text:?} is no port: use 1 to 65535, or a range such as \"8000-8010\""
+                "invalid port {text:?}: use 1 to 65535, or a range such as \"8000-8010\""
             )),
         }
     }
@@ -117,7 +117,7 @@ impl JsonSchema for PortRange {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "One port, or several in a row: `8000-8010`.",
+            "description": "One port, or a range of ports: `8000-8010`.",
             "oneOf": [
                 {"type": "integer", "minimum": 1, "maximum": 65535},
                 {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"},
@@ -157,7 +157,7 @@ impl<'de> Deserialize<'de> for PortRange {
 impl FromStr for PortConfig {
     type Err = SpecError;
 
-    /// Docker's short form: `[published:]target[/protocol]`, both may be ranges.
+    /// Parses Docker's short form: `[published:]target[/protocol]`, where both may be ranges.
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let refuse =
             |_: String| SpecError::invalid("publish", text, "[published:]target[/tcp|/udp], such as 8080:80");
@@ -182,7 +182,7 @@ impl FromStr for PortConfig {
 }
 
 impl PortConfig {
-    /// Each target port with the published one that was asked for.
+    /// Each target port with its requested published port.
     pub fn pairs(&self) -> impl Iterator<Item = (u16, Option<u16>)> {
         let published = self.published_port;
         self.target_port
@@ -191,13 +191,13 @@ impl PortConfig {
             .map(move |(index, target)| (target, published.and_then(|range| range.iter().nth(index))))
     }
 
-    /// Both ranges must be of one length.
+    /// Checks that both ranges have the same length.
     pub(super) fn check(&self, field: &str) -> Result<(), SpecError> {
         match self.published_port {
             Some(published) if published.len() != self.target_port.len() => Err(SpecError::invalid(
                 format!("{field}.published_port"),
                 published,
-                format!("as many ports as target_port has ({})", self.target_port.len()),
+                format!("as many ports as target_port ({})", self.target_port.len()),
             )),
             _ => Ok(()),
         }
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_dockers_short_form() {
+    fn parses_dockers_short_form() {
         let port: PortConfig = "8080-8081:80-81/udp".parse().unwrap();
         assert_eq!(port.protocol, Protocol::Udp);
         assert_eq!(
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_port() {
+    fn refuses_what_is_not_a_port() {
         for text in [
             "",
             "0",

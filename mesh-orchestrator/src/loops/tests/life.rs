@@ -375,7 +375,7 @@ fn the_nodes_agents_belong_to_one_service_that_stays_what_it_is() {
     let error = commands::create_service(cluster.state(), "other".into(), agents("other"), cluster.now);
     let error = format!("{:?}", error.unwrap_err());
     assert!(
-        error.contains("service load-balancer has the nodes' agents"),
+        error.contains("service load-balancer already manages the nodes' agents"),
         "{error}"
     );
     // Its own next revision is none of another's business.

@@ -1,12 +1,11 @@
-//! What a specification with the runtime `agent` may not set.
+//! Validates a specification with the runtime `agent`, which may set only a few fields.
 
 use crate::spec::{ContainerSpec, ServiceMode, ServiceSpec, SpecError, TaskRuntime, UpdateOrder};
 
-/// Refuses what the agent as a task cannot have. It is a program of the node: nothing that is about containers
-/// means anything to it.
+/// Refuses settings that do not apply to the agent, which runs directly on the node and not in a container.
 ///
 /// # Errors
-/// Names the first field, its value and what is allowed.
+/// If such a field is set. The error names the first one, its value and what is allowed.
 pub(super) fn check_agent(spec: &ServiceSpec) -> Result<(), SpecError> {
     let task = &spec.task_template;
     match task.runtime {
@@ -18,14 +17,14 @@ pub(super) fn check_agent(spec: &ServiceSpec) -> Result<(), SpecError> {
         return refuse(
             "mode",
             spec.mode.name().to_owned(),
-            "global: with the runtime agent each node runs the one agent that it has",
+            "global: with the runtime agent each node runs one task",
         );
     }
     if let Some((field, value)) = first_setting(&task.container_spec) {
         return refuse(
             &format!("task_template.container_spec.{field}"),
             value,
-            "nothing but an image: with the runtime agent there is no container",
+            "unset: with the runtime agent only the image can be set",
         );
     }
     let settings = [
@@ -51,7 +50,7 @@ pub(super) fn check_agent(spec: &ServiceSpec) -> Result<(), SpecError> {
             return refuse(
                 field,
                 what.to_owned(),
-                "nothing: the runtime agent has none of it",
+                "unset: the runtime agent does not support it",
             );
         }
     }
@@ -63,14 +62,14 @@ pub(super) fn check_agent(spec: &ServiceSpec) -> Result<(), SpecError> {
             return refuse(
                 field,
                 "start-first".to_owned(),
-                "stop-first: a node has one agent",
+                "stop-first: a node can run only one agent",
             );
         }
     }
     Ok(())
 }
 
-/// The first field beside the image that says anything.
+/// The first field other than the image that is set.
 fn first_setting(container: &ContainerSpec) -> Option<(String, String)> {
     let fields = |container: &ContainerSpec| serde_json::to_value(container).ok();
     let (found, empty) = (fields(container)?, fields(&ContainerSpec::default())?);
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agents_specification_is_read_and_written() {
+    fn a_specification_of_an_agent_is_parsed_and_serialized() {
         let spec = read(&agent()).unwrap();
         assert_eq!(spec.task_template.runtime, TaskRuntime::Agent);
         let written = serde_json::to_value(&spec).unwrap();
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containers_specification_is_what_older_releases_read() {
+    fn a_specification_of_a_container_can_be_read_by_older_releases() {
         let spec =
             read(&json!({"name": "web", "task_template": {"container_spec": {"image": "nginx"}}})).unwrap();
         let written = serde_json::to_value(&spec).unwrap();
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_runtime_is_answered_with_those_that_there_are() {
+    fn the_error_for_an_unknown_runtime_lists_the_known_ones() {
         let mut json = agent();
         json["task_template"]["runtime"] = "plugin".into();
         let message = read(&json).unwrap_err().to_string();
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_containers_is_refused_by_name() {
+    fn settings_of_containers_are_refused_by_name() {
         let cases = [
             (
                 "/mode",

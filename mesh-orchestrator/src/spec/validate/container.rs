@@ -1,4 +1,4 @@
-//! Checks a container: its environment, mounts, devices, health check and files.
+//! Validates a container: its environment, mounts, devices, health check and files.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,11 @@ pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError
         check_mount(&at(&format!("mounts[{index}]")), mount)?;
         if !targets.insert(&mount.target) {
             let field = at(&format!("mounts[{index}].target"));
-            return Err(SpecError::invalid(field, &mount.target, "each path once"));
+            return Err(SpecError::invalid(
+                field,
+                &mount.target,
+                "a path that no other mount has",
+            ));
         }
     }
     for (list, name) in [
@@ -48,7 +52,11 @@ pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError
         let known = |character: char| matches!(character, 'r' | 'w' | 'm');
         if device.permissions.is_empty() || !device.permissions.chars().all(known) {
             let field = format!("{field}.permissions");
-            return Err(SpecError::invalid(field, &device.permissions, "letters of rwm"));
+            return Err(SpecError::invalid(
+                field,
+                &device.permissions,
+                "a combination of r, w and m",
+            ));
         }
     }
     check_health(container)?;
@@ -58,7 +66,7 @@ pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError
             return Err(SpecError::invalid(
                 at("stop_signal"),
                 signal,
-                "a signal such as SIGTERM or 15",
+                "the name or number of a signal, such as SIGTERM or 15",
             ));
         }
     }
@@ -76,7 +84,7 @@ fn check_health(container: &ContainerSpec) -> Result<(), SpecError> {
     };
     let at = |field: &str| format!("task_template.container_spec.healthcheck.{field}");
     match &check.test {
-        Probe::Command(words) if words.is_empty() => {
+        Probe::Command(command) if command.is_empty() => {
             return Err(SpecError::invalid(
                 at("test.command"),
                 "[]",
@@ -84,13 +92,17 @@ fn check_health(container: &ContainerSpec) -> Result<(), SpecError> {
             ));
         }
         Probe::Shell(line) if line.is_empty() => {
-            return Err(SpecError::invalid(at("test.shell"), line, "a command line"));
+            return Err(SpecError::invalid(
+                at("test.shell"),
+                line,
+                "a non-empty command line",
+            ));
         }
         Probe::Http { path, .. } if !path.starts_with('/') => {
             return Err(SpecError::invalid(
                 at("test.http.path"),
                 path,
-                "a path that begins with /",
+                "a path that starts with /",
             ));
         }
         Probe::Http { port: 0, .. } | Probe::Tcp { port: 0 } => {
@@ -120,7 +132,7 @@ fn check_mount(field: &str, mount: &Mount) -> Result<(), SpecError> {
             return Err(SpecError::invalid(
                 source,
                 &mount.source,
-                "nothing: a tmpfs has no source",
+                "empty: a tmpfs has no source",
             ));
         }
         MountKind::Tmpfs => {}
@@ -130,7 +142,7 @@ fn check_mount(field: &str, mount: &Mount) -> Result<(), SpecError> {
         return Err(SpecError::invalid(
             field,
             mount.tmpfs_size_bytes,
-            "0, or the type tmpfs",
+            "0 unless the type of the mount is tmpfs",
         ));
     }
     Ok(())

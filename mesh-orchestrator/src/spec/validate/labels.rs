@@ -1,4 +1,4 @@
-//! Checks the names of labels.
+//! Validates the names of labels.
 
 use crate::spec::SpecError;
 
@@ -15,7 +15,7 @@ pub(super) fn check_labels<'a>(
         Some(name) => Err(SpecError::invalid(
             field,
             name,
-            "label names without spaces and '='",
+            "a non-empty name without spaces and '='",
         )),
         None => Ok(()),
     }

@@ -1,4 +1,5 @@
-//! What the types alone cannot refuse: every field of a specification is checked once, at the edge.
+//! Validates what the types alone cannot: every field of a specification is checked once, where it is
+//! received.
 
 mod agent;
 mod container;
@@ -13,14 +14,14 @@ use super::{
     name::{check_name, normalise_image},
 };
 
-/// Most tasks that one service may have.
+/// Maximum number of tasks of one service.
 const MAX_REPLICAS: u32 = 100_000;
 
 impl ServiceSpec {
-    /// The specification with its image's tag in place, if it is sound.
+    /// Validates the specification and adds the default tag to its image.
     ///
     /// # Errors
-    /// Names the first field that is not, its value and what is allowed.
+    /// If a field is invalid. The error names the first such field, its value and what is allowed.
     pub fn validated(mut self) -> Result<Self, SpecError> {
         check_name("name", &self.name)?;
         check_labels("labels", self.labels.keys())?;
@@ -40,7 +41,7 @@ impl ServiceSpec {
                 return Err(SpecError::invalid(
                     field,
                     name,
-                    "the name of another service, each once",
+                    "the name of another service, listed only once",
                 ));
             }
         }
@@ -80,7 +81,7 @@ fn check_update(field: &str, config: &UpdateConfig, is_rollback: bool) -> Result
         return Err(SpecError::invalid(
             field,
             "rollback",
-            "pause or continue: it is a rollback already",
+            "pause or continue: a rollback cannot be rolled back",
         ));
     }
     Ok(())
@@ -96,7 +97,7 @@ fn check_ports(spec: &ServiceSpec) -> Result<(), SpecError> {
             return Err(SpecError::invalid(
                 field,
                 "",
-                "a number: ports in host mode have no default",
+                "a port: ports in host mode have no default",
             ));
         }
         for (_, published) in port.pairs() {
@@ -104,7 +105,11 @@ fn check_ports(spec: &ServiceSpec) -> Result<(), SpecError> {
                 && !seen.insert((port.protocol, published))
             {
                 let field = format!("{field}.published_port");
-                return Err(SpecError::invalid(field, published, "each port once"));
+                return Err(SpecError::invalid(
+                    field,
+                    published,
+                    "a port that the service publishes only once",
+                ));
             }
         }
     }
@@ -127,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_names_field_value_and_what_is_allowed() {
+    fn each_error_names_the_field_its_value_and_what_is_allowed() {
         let cases: [(&str, serde_json::Value, &str); 12] = [
             ("/name", "a b".into(), "name: \"a b\""),
             (
@@ -183,7 +188,7 @@ mod tests {
             (
                 "/task_template/container_spec/healthcheck",
                 serde_json::json!({"test": {"http": {"port": 80, "path": "x"}}}),
-                "begins with /",
+                "starts with /",
             ),
         ];
         for (pointer, value, expected) in cases {

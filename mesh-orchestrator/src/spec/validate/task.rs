@@ -1,13 +1,13 @@
-//! Checks what a service's tasks may use and where they may run.
+//! Validates the task template: resources, restart policy, placement and networks.
 
 use super::container::check_container;
 use crate::spec::{
     RestartCondition, ServiceMode, SpecError, TaskSpec, constraint::check_key, name::check_name,
 };
 
-/// Least memory that Docker gives a container, in bytes.
+/// Minimum memory limit that Docker accepts, in bytes.
 const MIN_MEMORY: u64 = 6 << 20;
-/// Most attempts that are worth counting.
+/// Maximum number of attempts: the time of each is stored.
 const MAX_ATTEMPTS: u32 = 1_000;
 
 pub(super) fn check_task(task: &TaskSpec, mode: ServiceMode) -> Result<(), SpecError> {
@@ -18,7 +18,7 @@ pub(super) fn check_task(task: &TaskSpec, mode: ServiceMode) -> Result<(), SpecE
         return Err(SpecError::invalid(
             format!("{resources}.limits.memory_bytes"),
             limits.memory_bytes,
-            format!("0 (no limit) or at least {MIN_MEMORY}"),
+            format!("0 (no limit) or at least {MIN_MEMORY} bytes"),
         ));
     }
     for (field, limit, reservation) in [
@@ -38,14 +38,14 @@ pub(super) fn check_task(task: &TaskSpec, mode: ServiceMode) -> Result<(), SpecE
         return Err(SpecError::invalid(
             "task_template.restart_policy.max_attempts",
             task.restart_policy.max_attempts,
-            format!("0 (any number) to {MAX_ATTEMPTS}"),
+            format!("0 (no limit) to {MAX_ATTEMPTS}"),
         ));
     }
     if mode.is_job() && task.restart_policy.condition == Some(RestartCondition::Any) {
         return Err(SpecError::invalid(
             "task_template.restart_policy.condition",
             "any",
-            "none or on-failure: a job's tasks are meant to end",
+            "none or on-failure: the tasks of a job are meant to end",
         ));
     }
     for (index, preference) in task.placement.preferences.iter().enumerate() {
@@ -58,7 +58,7 @@ pub(super) fn check_task(task: &TaskSpec, mode: ServiceMode) -> Result<(), SpecE
         return Err(SpecError::invalid(
             "task_template.networks",
             networks,
-            "host alone, or other networks",
+            "either host alone or other networks",
         ));
     }
     for (index, network) in task.networks.iter().enumerate() {
