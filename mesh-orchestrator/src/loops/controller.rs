@@ -1,4 +1,4 @@
-//! Runs the loops: gives each what has changed, applies what it answers, until nothing more follows.
+//! Runs the loops: passes each what has changed and applies its output, until nothing changes any more.
 
 use std::collections::BTreeSet;
 
@@ -11,31 +11,33 @@ use crate::{
     spec::ServiceMode,
 };
 
-/// Rounds of one step; what is left then waits for the next step, so that no fault can hang it.
+/// Maximum number of rounds in one step, so that no fault can make it run forever. The rest waits for the
+/// next step.
 const MAX_ROUNDS: u32 = 32;
 
-/// The state, and what of it the loops have not looked at yet.
+/// The state, and the events that the loops have not processed yet.
 ///
-/// Invariant: a controller made anew from the same objects decides the same, sooner or later. Nothing that a
-/// decision rests on is kept outside the objects, but for the failures that make a node be avoided.
+/// Invariant: a new controller with the same objects comes to the same decisions, sooner or later. Nothing
+/// that decisions depend on is kept outside the objects, except the failures that make the scheduler avoid a
+/// node.
 #[derive(Clone, Debug, Default)]
 pub struct Controller {
     state: State,
     events: Events,
     wakes: BTreeSet<Wake>,
-    /// What the last step began with.
-    looked_at: Events,
+    /// The events that the last step started with.
+    processed: Events,
 }
 
 impl Controller {
-    /// Begins with a state, and looks at all of it in the first step.
+    /// Starts with a state; the first step examines all of it.
     #[must_use]
     pub fn new(state: State) -> Self {
         Self {
             events: state.everything(),
             state,
             wakes: BTreeSet::new(),
-            looked_at: Events::default(),
+            processed: Events::default(),
         }
     }
 
@@ -45,17 +47,17 @@ impl Controller {
         &self.state
     }
 
-    /// Makes a change that comes from a user, an agent or the store.
+    /// Applies a change that comes from a user, an agent or the store.
     ///
     /// # Errors
-    /// If it does not apply; then nothing has changed.
+    /// If it cannot be applied. The state is unchanged then.
     pub fn apply(&mut self, change: &ObjectChange) -> Result<(), Refused> {
         let events = self.state.apply(change)?;
         self.events.extend(events);
         Ok(())
     }
 
-    /// When to step again if nothing changes before.
+    /// When to step again if nothing changes until then.
     #[must_use]
     pub fn wake_at(&self) -> Option<Timestamp> {
         if self.events.is_empty() {
@@ -65,16 +67,16 @@ impl Controller {
         }
     }
 
-    /// Runs the loops. The changes they have made are applied already; they are returned to be stored.
+    /// Runs the loops. Their changes have been applied already and are returned to be stored.
     ///
-    /// `seed` must be another one in each step.
+    /// `seed` must be different in each step.
     ///
     /// # Errors
-    /// If a loop plans a change that does not apply, which would be a fault of ours.
+    /// If a change of a loop cannot be applied, which would be a bug.
     pub fn step(&mut self, now: Timestamp, seed: u128) -> Result<Vec<ObjectChange>, Refused> {
         let mut made = Vec::new();
-        self.ring(now);
-        self.looked_at.clone_from(&self.events);
+        self.wake(now);
+        self.processed.clone_from(&self.events);
         for number in 0..MAX_ROUNDS {
             let events = std::mem::take(&mut self.events);
             if events.is_empty() {
@@ -89,15 +91,15 @@ impl Controller {
         Ok(made)
     }
 
-    /// What the last step has made was not stored, or not all of it: whoever puts the state back to what is
-    /// stored calls this, and the next step looks at the same again.
+    /// Makes the next step process the events of the last one again. To be called when its changes were not
+    /// stored, or not all of them, after the state has been reset to what is stored.
     pub fn undo(&mut self) {
-        let events = std::mem::take(&mut self.looked_at);
+        let events = std::mem::take(&mut self.processed);
         self.events.extend(events);
     }
 
-    /// Turns what was to be looked at by now into events.
-    fn ring(&mut self, now: Timestamp) {
+    /// Turns the wakes that are due into events.
+    fn wake(&mut self, now: Timestamp) {
         while self.wakes.first().is_some_and(|wake| wake.at <= now) {
             match self.wakes.pop_first().map(|wake| wake.subject) {
                 Some(Subject::Service(service)) => self.events.touch_service(&service),

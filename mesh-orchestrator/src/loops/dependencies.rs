@@ -1,5 +1,5 @@
-//! `depends_on`: a service's first tasks wait until the services it depends on are ready. Once they have
-//! been, it is on its own: a dependency that fails later does not keep it from restarting.
+//! `depends_on`: a service's first tasks wait until the services that it depends on are ready. After that the
+//! dependencies no longer matter: if one fails later, the service can still restart its tasks.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     spec::ServiceMode,
 };
 
-/// Releases a service whose dependencies are ready, and says of one that waits what it waits for.
+/// Releases a service whose dependencies are ready. If some are not, its tasks report which.
 #[must_use]
 pub fn dependencies(round: &Round, state: &State, service: &Service) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -33,9 +33,9 @@ pub fn dependencies(round: &Round, state: &State, service: &Service) -> LoopOutp
         output.push(ObjectChange::PutService(Arc::new(released)));
     }
     let (next, message) = if missing.is_empty() {
-        (TaskState::Pending, "waits for a node".to_owned())
+        (TaskState::Pending, "waiting for a node".to_owned())
     } else {
-        (TaskState::New, format!("waits for {}", missing.join(", ")))
+        (TaskState::New, format!("waiting for {}", missing.join(", ")))
     };
     for id in state
         .tasks_of(&service.id)
@@ -56,7 +56,7 @@ pub fn dependencies(round: &Round, state: &State, service: &Service) -> LoopOutp
     output
 }
 
-/// Whether all that a service is made of runs, or for a job has ended well. One without tasks is not ready.
+/// Whether all tasks of a service run, or for a job have completed. A service without tasks is not ready.
 #[must_use]
 pub fn is_ready(state: &State, service: &Service) -> bool {
     let index = state.tasks_of(&service.id);

@@ -1,4 +1,4 @@
-//! A global service, or global job, has one slot for each node that suits it.
+//! A global service or global job has one slot for each suitable node.
 
 use super::{
     LoopOutput, Round,
@@ -7,8 +7,8 @@ use super::{
 };
 use crate::objects::{NodeId, Service, Slot, State, TaskState};
 
-/// Looks at some nodes for one service: those that suit it get a task, those that do not (any more) lose it.
-/// A paused node keeps what it has and gets nothing new.
+/// Examines some nodes for one service: suitable nodes get a task, and tasks on other nodes stop. A paused
+/// node keeps its task and gets no new one.
 #[must_use]
 pub fn global<'a>(
     round: &Round,
@@ -38,7 +38,7 @@ pub fn global<'a>(
             None => {
                 for task in state.slot(&service.id, &slot) {
                     if task.given_up {
-                        // It is tried again when the node comes back.
+                        // The slot is tried again when the node is suitable again.
                         stop(&mut output, task, TaskState::Remove, round.now);
                     } else if task.is_live() || task.is_dead() {
                         stop(&mut output, task, TaskState::Shutdown, round.now);

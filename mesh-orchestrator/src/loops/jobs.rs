@@ -1,5 +1,5 @@
-//! A replicated job: so many tasks have to end well, so many run at a time. Each change of what runs begins
-//! it anew.
+//! A replicated job: a number of tasks must complete, with at most so many at the same time. Each change of
+//! the task template starts the job again.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::{
     spec::ReplicatedJob,
 };
 
-/// Removes tasks of earlier runs, and starts as many of this one as may run.
+/// Removes tasks of earlier runs, and starts as many tasks of the current run as may run at the same time.
 #[must_use]
 pub fn replicated_job(round: &Round, state: &State, service: &Service, job: ReplicatedJob) -> LoopOutput {
     let mut output = outdated(round, state, service);
@@ -43,7 +43,7 @@ pub fn replicated_job(round: &Round, state: &State, service: &Service, job: Repl
     output
 }
 
-/// Removes tasks of a job's earlier runs.
+/// Removes tasks of earlier runs of a job.
 #[must_use]
 pub fn outdated(round: &Round, state: &State, service: &Service) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -63,7 +63,7 @@ pub fn outdated(round: &Round, state: &State, service: &Service) -> LoopOutput {
     output
 }
 
-/// Whether a job has done all that it was made for.
+/// Whether a job has reached the given number of completions.
 #[must_use]
 pub fn is_complete(state: &State, service: &Service, completions: usize) -> bool {
     let done = state

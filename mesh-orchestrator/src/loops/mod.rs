@@ -1,7 +1,8 @@
-//! The control loops: pure functions of (now, state, events) to changes. Import `objects` and `spec`.
+//! The control loops: pure functions from (now, state, events) to changes. Import `commands`, `objects` and
+//! `spec`.
 //!
-//! Each loop looks at what it is told has changed, and answers with a [`LoopOutput`]: changes to make now,
-//! and times at which to ask again. [`Controller`] runs them until nothing more follows.
+//! Each loop examines what has changed and returns a [`LoopOutput`]: changes to make now, and times at which
+//! to run again. [`Controller`] runs them until nothing changes any more.
 
 pub mod controller;
 pub mod dependencies;
@@ -25,39 +26,39 @@ pub use controller::Controller;
 
 use crate::objects::{NodeId, ObjectChange, ServiceId, Slot, Timestamp};
 
-/// What a loop may know beside the state: the time, and a random number for new identifiers.
+/// The input of a loop besides the state: the time, and a seed for new identifiers.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
     /// Different in every round.
     pub seed: u128,
 }
 
-/// What a loop answers.
+/// The output of a loop.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoopOutput {
-    /// Changes to make now, in this order.
+    /// Changes to make now, in order.
     pub changes: Vec<ObjectChange>,
-    /// When to look again although nothing may have changed.
+    /// When to run again even if nothing has changed.
     pub wakes: Vec<Wake>,
 }
 
-/// When to look again, and at what.
+/// When to examine a subject again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wake {
-    /// When.
+    /// The time.
     pub at: Timestamp,
-    /// At what.
+    /// The subject.
     pub subject: Subject,
 }
 
-/// What a loop looks at again.
+/// What a loop examines again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
-    /// A service as a whole.
+    /// A whole service.
     Service(ServiceId),
-    /// One slot of it.
+    /// One slot of a service.
     Slot(ServiceId, Slot),
     /// A node.
     Node(NodeId),

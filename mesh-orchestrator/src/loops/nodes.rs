@@ -1,4 +1,4 @@
-//! What becomes of a node's tasks when it is drained, falls silent or leaves.
+//! Handles the tasks of a node that is drained, goes down or is removed.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use super::{
 };
 use crate::objects::{NodeId, NodeStatus, ObjectChange, Slot, State, Task, TaskState, TaskStatus};
 
-/// Time after which nobody waits for the tasks of a silent node any more.
+/// Time after which the tasks of a node that is down count as orphaned.
 pub const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// Moves the tasks away that a node cannot keep. Leaving is not the tasks' doing: it is neither delayed nor
-/// counted as a restart. Tasks of global services just stop; [`super::global`] sees to the slot.
+/// Moves tasks away from a node that cannot keep them. As the tasks have not failed, this is neither delayed
+/// nor counted as a restart. Tasks of global services only stop; [`super::global`] handles their slot.
 #[must_use]
 pub fn nodes(round: &Round, state: &State, id: &NodeId) -> LoopOutput {
     let mut output = LoopOutput::default();

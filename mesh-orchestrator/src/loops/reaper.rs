@@ -1,13 +1,13 @@
-//! Forgets tasks: those that are to be removed as soon as they have stopped, and all but the last few of a
-//! slot's history.
+//! Removes tasks from the state: those to be removed as soon as they have stopped, and all but the last few
+//! of a slot's history.
 
 use super::{LoopOutput, Round, tasks::stop};
 use crate::objects::{ObjectChange, ServiceId, Slot, State, Task, TaskState};
 
-/// Ended tasks that are kept in each slot.
+/// Number of ended tasks that are kept for each slot.
 pub const HISTORY: usize = 5;
 
-/// Forgets what of a slot need not be remembered.
+/// Removes the tasks of a slot that need not be kept.
 #[must_use]
 pub fn reap(state: &State, service: &ServiceId, slot: &Slot) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -31,7 +31,7 @@ pub fn reap(state: &State, service: &ServiceId, slot: &Slot) -> LoopOutput {
     output
 }
 
-/// Means all tasks of a service that is gone to be removed.
+/// Marks all tasks of a removed service for removal.
 #[must_use]
 pub fn remove_all(round: &Round, state: &State, service: &ServiceId) -> LoopOutput {
     let mut output = LoopOutput::default();

@@ -1,12 +1,12 @@
-//! Moves running tasks to emptier nodes, a few at a time, when asked for or after a node has come back.
+//! Moves running tasks to emptier nodes, a few at a time, on request or after a node has become ready again.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{LoopOutput, Round, Subject, scheduler::better_node, update::replace};
 use crate::objects::{NodeId, ObjectChange, Service, Slot, State, Task};
 
-/// Takes the rebalancing of a service one step further: as many moves at a time as its update policy allows,
-/// and only while all its tasks run. It ends when no move makes the spread better.
+/// Takes the rebalancing of a service one step further: at most as many moves at a time as its update policy
+/// allows, and only while all its tasks run. It ends when no move improves the spread.
 #[must_use]
 pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -37,8 +37,7 @@ pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> LoopOu
         if moves >= limit.min(rebalance.moves_left) {
             break;
         }
-        // One from each node, and one to each at a time, so that moves planned together do not undo each
-        // other.
+        // At most one move from and one to each node at a time, so that moves do not undo each other.
         let Some(from) = task.node.as_ref().filter(|node| !left.contains(node)) else {
             continue;
         };
@@ -66,7 +65,7 @@ pub fn rebalance(round: &Round, state: &State, service: &Arc<Service>) -> LoopOu
     output
 }
 
-/// One running task of each node that has any, from the fullest node on.
+/// One running task of each node that has any, starting with the fullest node.
 fn fullest_first<'a>(state: &'a State, service: &Service) -> Vec<&'a Task> {
     let mut nodes: std::collections::BTreeMap<&NodeId, (u32, &Task)> = std::collections::BTreeMap::new();
     let slots = state

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::objects::{NodeId, Service, Slot, State, Task, TaskState};
 
-/// Fills the lowest free slot numbers, or empties slots: given-up ones first, then those that do not run,
-/// then those on the nodes that have most of the service.
+/// Creates tasks in the lowest free slots, or removes slots: first those given up, then those that do not
+/// run, then those on the nodes with most tasks of the service.
 #[must_use]
 pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -45,7 +45,7 @@ pub fn replicated(round: &Round, state: &State, service: &Service, replicas: u32
     output
 }
 
-/// The slots to empty.
+/// The slots to remove.
 fn surplus(state: &State, service: &Service, mut count: usize) -> Vec<Slot> {
     let Some(index) = state.tasks_of(&service.id) else {
         return Vec::new();
@@ -70,7 +70,7 @@ fn surplus(state: &State, service: &Service, mut count: usize) -> Vec<Slot> {
             }
         }
     }
-    // Given up, then least far; of equals the highest number.
+    // Given up first, then the least advanced, then the highest number.
     others.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)).then(other.2.cmp(one.2)));
     chosen.extend(others.into_iter().map(|(_, _, slot)| slot.clone()).take(count));
     count -= chosen.len();
@@ -92,7 +92,7 @@ fn surplus(state: &State, service: &Service, mut count: usize) -> Vec<Slot> {
     chosen
 }
 
-/// Whether a slot counts as taken.
+/// Whether a task takes its slot.
 #[must_use]
 pub fn is_taken(task: &Task) -> bool {
     task.desired.is_wanted() || (task.given_up && task.desired == TaskState::Shutdown)

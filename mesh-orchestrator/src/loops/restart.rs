@@ -1,4 +1,4 @@
-//! What follows when a task has ended by itself: a new one after a delay, or nothing any more.
+//! Replaces a task that has ended on its own: after a delay, as the restart policy allows.
 
 use super::{
     LoopOutput, Round,
@@ -9,14 +9,14 @@ use crate::{
     spec::RestartCondition,
 };
 
-/// Answers each ended task of a slot.
+/// Replaces or gives up each ended task of a slot.
 #[must_use]
 pub fn restart(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
     let mut output = LoopOutput::default();
     let mut has_live = state.slot(&service.id, slot).any(Task::is_live);
     for task in state.slot(&service.id, slot).filter(|task| task.is_dead()) {
         if has_live {
-            // Another one fills the slot, or is about to.
+            // Another task fills the slot, or is about to.
             stop(&mut output, task, TaskState::Shutdown, round.now);
             continue;
         }
@@ -31,11 +31,11 @@ pub fn restart(round: &Round, state: &State, service: &Service, slot: &Slot) -> 
     output
 }
 
-/// The task that follows, if the policy has one.
+/// The task that follows, if the policy allows one.
 fn follow(round: &Round, service: &Service, ended: &Task) -> Option<Task> {
     let mut next = successor(round, service, ended, "restart");
     if ended.status.state == TaskState::Orphaned {
-        // Not its own doing: at once, and not counted.
+        // It has not failed: replace it at once, and do not count that as a restart.
         return Some(next);
     }
     let policy = &ended.spec.restart_policy;

@@ -1,5 +1,5 @@
-//! Who runs in a slot: of several tasks the newest of the current version stays once it runs, and a task that
-//! is held starts when nothing else runs there.
+//! Which task runs in a slot: of several, the newest of the current version stays once it runs, and a held
+//! task starts when nothing else runs there.
 
 use super::{
     LoopOutput, Round, Subject,
@@ -7,9 +7,9 @@ use super::{
 };
 use crate::objects::{NodeStatus, ObjectChange, Service, Slot, State, Task, TaskState};
 
-/// Stops what a newer task has replaced.
+/// Stops tasks that a newer one has replaced.
 ///
-/// Invariant: of a slot's live tasks one that runs is stopped only if another one runs.
+/// Invariant: a running task of a slot is stopped only while another one runs.
 #[must_use]
 pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -21,14 +21,14 @@ pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> L
         return output;
     }
     let is_current = |task: &Task| task.spec_version == service.task_version;
-    // The newest one of the current version; the last of equals is the newest.
+    // The newest of the current version; among equals `max_by_key` returns the last, which is the newest.
     let Some(preferred) = live.iter().max_by_key(|task| (is_current(task), task.created_at)) else {
         return output;
     };
     let keeper = if preferred.is_running() {
         None
     } else {
-        // The best of the others keeps the slot alive until then.
+        // The most advanced of the others keeps the slot alive until the preferred one runs.
         live.iter()
             .filter(|task| task.id != preferred.id)
             .max_by_key(|task| (task.status.state, task.created_at))
@@ -41,8 +41,8 @@ pub fn settle(round: &Round, state: &State, service: &Service, slot: &Slot) -> L
     output
 }
 
-/// Lets a held task run when its time has come and whatever is to stop in its slot has stopped. A node that
-/// is down is not waited for.
+/// Lets a held task run when its time has come and everything that is to stop in its slot has stopped. Tasks
+/// on nodes that are down are not waited for.
 #[must_use]
 pub fn promote(round: &Round, state: &State, service: &Service, slot: &Slot) -> LoopOutput {
     let mut output = LoopOutput::default();

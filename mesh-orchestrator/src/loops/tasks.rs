@@ -1,4 +1,4 @@
-//! Making tasks and stopping them: what the loops have in common.
+//! Creates and stops tasks; shared by the loops.
 
 use super::{LoopOutput, Round};
 use crate::{
@@ -8,13 +8,13 @@ use crate::{
     spec::PublishMode,
 };
 
-/// A new task of the service's current specification for a slot. It is held (desired `ready`) until
+/// A new task for a slot, with the service's current specification. It is held (desired `ready`) until
 /// [`super::slots`] finds that nothing else runs in the slot.
 pub(super) fn new_task(round: &Round, service: &Service, slot: Slot, purpose: &str) -> Task {
     let (state, message) = if service.released {
-        (TaskState::Pending, "waits for a node")
+        (TaskState::Pending, "waiting for a node")
     } else {
-        (TaskState::New, "waits for other services")
+        (TaskState::New, "waiting for other services")
     };
     Task {
         id: TaskId::derive(round.seed, &[service.id.as_str(), &slot.to_string(), purpose]),
@@ -40,8 +40,9 @@ pub(super) fn new_task(round: &Round, service: &Service, slot: Slot, purpose: &s
     }
 }
 
-/// A new task to take the place of one that has ended or must leave its node. While the service is being
-/// updated it runs the same as that one: which slot is renewed when is the update's business.
+/// A new task that replaces one that has ended or must leave its node. While the service is being updated it
+/// runs the same specification as that one, because only the update decides when a slot changes to the new
+/// one.
 pub(super) fn successor(round: &Round, service: &Service, ended: &Task, purpose: &str) -> Task {
     let mut task = new_task(round, service, ended.slot.clone(), purpose);
     if service.is_updating() && !service.spec.mode.is_job() {
@@ -69,7 +70,7 @@ fn host_ports(service: &Service) -> Vec<EndpointPort> {
     service.ports.iter().filter(is_host).copied().collect()
 }
 
-/// Creates a task that may run at once, where nothing else is in its slot.
+/// Creates a task, which may run at once if nothing else is in its slot.
 pub(super) fn create(output: &mut LoopOutput, state: &State, service: &Service, mut task: Task) {
     if state
         .slot(&task.service, &task.slot)
@@ -80,7 +81,7 @@ pub(super) fn create(output: &mut LoopOutput, state: &State, service: &Service, 
     output.push(ObjectChange::CreateTask(Box::new(task)));
 }
 
-/// What is meant to become of a service's tasks.
+/// The desired state of a service's tasks that may run.
 pub(super) fn running(service: &Service) -> TaskState {
     if service.spec.mode.is_job() {
         TaskState::Complete
@@ -89,7 +90,7 @@ pub(super) fn running(service: &Service) -> TaskState {
     }
 }
 
-/// Means a task to stop. One that no node knows of has stopped already.
+/// Stops a task. One that was not assigned to a node has stopped at once.
 pub(super) fn stop(output: &mut LoopOutput, task: &Task, desired: TaskState, now: Timestamp) {
     if task.desired < desired {
         output.push(ObjectChange::SetDesired {
@@ -100,7 +101,11 @@ pub(super) fn stop(output: &mut LoopOutput, task: &Task, desired: TaskState, now
     if task.status.state < TaskState::Assigned {
         output.push(ObjectChange::Observe {
             task: task.id.clone(),
-            status: TaskStatus::new(TaskState::Shutdown, now, "stopped before it had a node"),
+            status: TaskStatus::new(
+                TaskState::Shutdown,
+                now,
+                "stopped before it was assigned to a node",
+            ),
         });
     }
 }

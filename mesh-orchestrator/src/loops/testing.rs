@@ -1,4 +1,4 @@
-//! A small cluster for the loops' tests: a controller, a clock that is moved by hand, and shorthands.
+//! A small cluster for the loops' tests: a controller, a clock set by the test, and shorthands.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ impl Default for Cluster {
 }
 
 impl Cluster {
-    /// So many nodes, all alike.
+    /// A cluster of identical nodes.
     pub(crate) fn of(nodes: u32) -> Self {
         let mut cluster = Self::default();
         (1..=nodes).for_each(|number| cluster.put_node(node(number)));
@@ -84,7 +84,7 @@ impl Cluster {
         self.state().service_named(name).unwrap()
     }
 
-    /// Moves the clock and lets the loops see to it.
+    /// Advances the clock and runs the loops.
     pub(crate) fn pass(&mut self, seconds: u64) {
         self.now = self.now + Duration::from_secs(seconds);
         self.step();
@@ -96,7 +96,7 @@ impl Cluster {
     }
 
     pub(crate) fn observe(&mut self, task: &TaskId, state: TaskState) {
-        let status = TaskStatus::new(state, self.now, "as the test says");
+        let status = TaskStatus::new(state, self.now, "set by the test");
         self.make(vec![ObjectChange::Observe {
             task: task.clone(),
             status,
@@ -108,7 +108,7 @@ impl Cluster {
         tasks.map(|task| task.id.clone()).collect()
     }
 
-    /// Every task that may run does; those that are to stop have; then the loops see to it.
+    /// Lets every task run that may, and every task stop that is to; then runs the loops.
     pub(crate) fn run_all(&mut self) {
         for task in self.find(Task::is_stopping) {
             self.observe(&task, TaskState::Shutdown);
@@ -122,7 +122,7 @@ impl Cluster {
         self.step();
     }
 
-    /// [`Self::run_all`] until that changes nothing.
+    /// Repeats [`Self::run_all`] until nothing changes.
     pub(crate) fn settle(&mut self) {
         for _ in 0..100 {
             let before = self.state().tasks().clone();
@@ -131,10 +131,10 @@ impl Cluster {
                 return;
             }
         }
-        panic!("does not come to rest: {:#?}", self.state().tasks());
+        panic!("the tasks keep changing: {:#?}", self.state().tasks());
     }
 
-    /// Every task that has a node fails there.
+    /// Lets every task fail that has a node, then runs the loops.
     pub(crate) fn fail_all(&mut self) {
         for task in self.find(|task| task.is_live() && task.status.state.holds_resources()) {
             self.observe(&task, TaskState::Failed);

@@ -1,4 +1,4 @@
-//! The loops together, each behaviour on its own: a controller, a clock moved by hand, and what must follow.
+//! Tests of all loops together, by behaviour.
 
 mod life;
 mod nodes;

@@ -1,6 +1,6 @@
-//! Replaces a service's tasks after a change, so many slots at a time, and watches whether the new ones hold.
+//! Replaces a service's tasks after a change, a number of slots at a time, and monitors the new ones.
 //!
-//! Beyond Swarm: a slot whose new task does not run within the progress deadline has failed, and a
+//! Unlike in Swarm, a slot whose new task does not run within the progress deadline has failed, and a
 //! start-first slot whose new task fails keeps its old one.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -16,19 +16,19 @@ use crate::{
     spec::{FailureAction, RestartCondition, UpdateConfig, UpdateOrder},
 };
 
-/// How the replacement of one slot stands.
+/// How far the replacement of one slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// Has not begun.
+    /// Not started.
     Outdated {
         /// Whether its old task runs.
         runs: bool,
     },
-    /// Counts against the parallelism, until this time if nothing happens before.
+    /// In progress: counts against the parallelism, until this time at the latest.
     Busy(Option<Timestamp>),
-    /// Has failed.
+    /// Failed.
     Failed,
-    /// Has been replaced, and is watched until this time.
+    /// Replaced, and monitored until this time.
     Done(Option<Timestamp>),
 }
 
@@ -90,7 +90,7 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> LoopOutpu
     if has_changed {
         output.push(put(service, status));
     }
-    // What does not run has nothing to lose.
+    // Slots without a running task first: replacing them takes nothing down.
     outdated.sort();
     let limit = if config.parallelism == 0 {
         usize::MAX
@@ -112,10 +112,10 @@ pub fn update(round: &Round, state: &State, service: &Arc<Service>) -> LoopOutpu
     output
 }
 
-/// Puts a new task into a slot; the old one stops now, or when the new one runs.
+/// Creates a new task in a slot; the old one stops now, or once the new one runs.
 #[expect(
     clippy::too_many_arguments,
-    reason = "each is one aspect of the replacement, used by two loops"
+    reason = "each is an independent input of the replacement, which two loops use"
 )]
 pub(super) fn replace(
     output: &mut LoopOutput,
@@ -128,7 +128,7 @@ pub(super) fn replace(
     update_began: Option<Timestamp>,
 ) {
     for task in state.slot(&service.id, slot) {
-        // What does not run is not worth keeping for the time of a start.
+        // A task that does not run need not stay until the new one runs.
         let stays = order == UpdateOrder::StartFirst && task.is_running();
         if task.desired.is_wanted() && !stays {
             stop(output, task, TaskState::Shutdown, round.now);
@@ -171,7 +171,7 @@ fn progress(
         *reason = Some(format!("task {} of {} failed: {cause}", task.id, task.name()));
         return Progress::Failed;
     }
-    // A slot that was given up stays so only as long as nothing has been put into it since.
+    // A slot that was given up counts as such only while no wanted task is in it.
     let wanted = |task: &Task| task.desired.is_wanted();
     let is_empty = !state.slot(&service.id, slot).any(wanted);
     let counts = |task: &&Task| wanted(task) || (is_empty && is_taken(task));
@@ -180,8 +180,8 @@ fn progress(
         return Progress::Outdated { runs };
     };
     let Some(began) = newest.update_began.map(|began| began.max(status.started_at)) else {
-        // Made by another loop, or never left: the start of its first run is nobody's business here. What it
-        // replaces may still run.
+        // Another loop created it, or the slot was current all along, so its start is not monitored. The task
+        // that it replaces may still run.
         let others = state
             .slot(&service.id, slot)
             .any(|task| task.id != newest.id && task.is_live());
@@ -212,7 +212,7 @@ fn progress(
     }
 }
 
-/// It ended by itself, too early, in a way that a service of this kind should not.
+/// Whether a new task ended on its own within the monitoring time, which tasks of its service should not.
 fn has_failed(task: &Task, config: &UpdateConfig) -> bool {
     let is_bad = match task.status.state {
         TaskState::Failed | TaskState::Rejected => true,
@@ -235,7 +235,7 @@ fn ratio(status: &UpdateStatus) -> f64 {
     f64::from(failed) / f64::from(status.total.max(1))
 }
 
-/// More slots have failed than the policy allows.
+/// Pauses the update or rolls it back, because more slots have failed than the policy allows.
 fn fail(
     output: &mut LoopOutput,
     round: &Round,

@@ -315,7 +315,7 @@ async fn what_cannot_run_yet_is_taken_and_says_what_it_waits_for() -> Result<()>
     let warnings = made.json["warnings"].to_string();
     assert!(warnings.contains("there is no service db yet"), "{warnings}");
     let view = server.until("web", |view| !view.waiting.is_empty()).await?;
-    assert_eq!(view.waiting, ["waits for db"]);
+    assert_eq!(view.waiting, ["waiting for db"]);
 
     let mut nowhere = spec("far", 2);
     nowhere["task_template"]["placement"] = json!({"constraints": ["node.labels.zone==moon"]});

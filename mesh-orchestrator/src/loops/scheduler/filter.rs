@@ -1,4 +1,4 @@
-//! The filters that a node must pass to be given a task, in the order in which their refusal is reported.
+//! The filters that a node must pass to be assigned a task, in the order in which refusals are reported.
 
 use std::fmt;
 
@@ -9,24 +9,24 @@ use crate::{
 
 use super::spread::Candidate;
 
-/// Why a node is not given a task.
+/// Why a node cannot take a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// Its agent is not heard.
+    /// Its agent or engine does not answer.
     NotReady,
     /// It is paused or drained.
     NotActive,
-    /// Less CPU is free than is to be reserved.
+    /// Less CPU is free than the task reserves.
     Cpu,
-    /// Less memory is free than is to be reserved.
+    /// Less memory is free than the task reserves.
     Memory,
     /// A placement constraint does not hold.
     Constraint,
-    /// The image is for other machines.
+    /// The image is for other platforms.
     Platform,
-    /// Another task has the port.
+    /// Another task uses the port.
     HostPort,
-    /// It has as many tasks of the service as the service allows.
+    /// It has the maximum number of the service's tasks per node.
     MaxReplicas,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether a node is one that a service means, full or not.
+/// Whether a node meets a service's constraints and platforms, whether or not it has resources left.
 #[must_use]
 pub fn suits(node: &Node, placement: &Placement) -> bool {
     unsuitable(node, placement).is_none()
@@ -63,7 +63,7 @@ fn unsuitable(node: &Node, placement: &Placement) -> Option<Reason> {
     None
 }
 
-/// The filters that another task of the same group cannot change the outcome of.
+/// The filters whose result does not depend on which tasks of the same group were placed before.
 pub(super) fn check(state: &State, node: &Node, task: &Task) -> Option<Reason> {
     if node.status != crate::objects::NodeStatus::Ready {
         return Some(Reason::NotReady);
@@ -83,7 +83,7 @@ pub(super) fn check(state: &State, node: &Node, task: &Task) -> Option<Reason> {
 }
 
 impl Candidate<'_> {
-    /// The filters whose outcome each task that is placed may change.
+    /// The filters whose result may change with each task that is placed.
     pub(super) fn refuses(&self, task: &Task) -> Option<Reason> {
         let wanted: Resources = task.spec.resources.reservations;
         if wanted.nano_cpus > self.free.nano_cpus {

@@ -1,7 +1,7 @@
-//! Gives tasks a node: a pipeline of filters, then the emptiest of what is left.
+//! Assigns tasks to nodes: a pipeline of filters, then the emptiest of the remaining nodes.
 //!
-//! Tasks of one version of one service are alike and placed together: each node is looked at once for all of
-//! them. What has no place stays pending and says why.
+//! Tasks of one specification version of a service are placed together, so that each node is examined once
+//! for all of them. A task for which there is no node stays pending with the reason as its message.
 
 mod filter;
 mod queue;
@@ -18,7 +18,7 @@ use crate::objects::{
     NodeId, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, TaskStatus, Timestamp,
 };
 
-/// Candidates one group of tasks that are alike.
+/// Places the tasks of one specification version of a service.
 #[must_use]
 pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) -> LoopOutput {
     let mut output = LoopOutput::default();
@@ -47,18 +47,18 @@ pub fn schedule(round: &Round, state: &State, tasks: &BTreeSet<(Slot, TaskId)>) 
             }
             None => {
                 let message = explanation.get_or_insert_with(|| explain(&refused));
-                say(&mut output, task, message, round.now);
+                set_message(&mut output, task, message, round.now);
             }
         }
     }
     output
 }
 
-/// The nodes that a group of tasks can go to, the best first.
+/// The nodes that can take a group of tasks, the best first.
 enum Candidates<'a> {
-    /// Without preferences: no more nodes are looked at than needed.
+    /// Without preferences: examines no more nodes than needed.
     Queue(Queue<'a>),
-    /// With preferences every group of nodes must be known.
+    /// With preferences: examines all nodes, because every group of nodes must be known.
     Tree(Tree<'a>),
 }
 
@@ -86,7 +86,7 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// A task that belongs to a node goes there or nowhere.
+/// Places a task that is bound to a node: on that node or nowhere.
 fn schedule_on(output: &mut LoopOutput, round: &Round, state: &State, task: &Task, id: &NodeId) {
     let refusal = match state.nodes().get(id) {
         None => Some(Reason::NotReady),
@@ -95,11 +95,11 @@ fn schedule_on(output: &mut LoopOutput, round: &Round, state: &State, task: &Tas
     };
     match refusal {
         None => assign(output, task, id, round.now),
-        Some(reason) => say(output, task, &explain(&BTreeMap::from([(reason, 1)])), round.now),
+        Some(reason) => set_message(output, task, &explain(&BTreeMap::from([(reason, 1)])), round.now),
     }
 }
 
-/// All nodes that a task could go to, and why it could not go to the others.
+/// All nodes that can take a task; counts the reasons why the others cannot.
 fn tree<'a>(
     state: &'a State,
     task: &'a Task,
@@ -119,7 +119,7 @@ fn tree<'a>(
     tree
 }
 
-/// Where a running task would go if it had to move, if the service were spread better for it.
+/// The node that a running task could move to, if that spreads the service better.
 #[must_use]
 pub fn better_node<'a>(round: &Round, state: &'a State, task: &'a Task) -> Option<&'a NodeId> {
     let from = state.nodes().get(task.node.as_ref()?)?;
@@ -145,7 +145,7 @@ fn assign(output: &mut LoopOutput, task: &Task, node: &NodeId, at: Timestamp) {
     });
 }
 
-fn say(output: &mut LoopOutput, task: &Task, message: &str, now: Timestamp) {
+fn set_message(output: &mut LoopOutput, task: &Task, message: &str, now: Timestamp) {
     if task.status.message != message {
         output.push(ObjectChange::Observe {
             task: task.id.clone(),
@@ -160,7 +160,7 @@ fn explain(refused: &BTreeMap<Reason, u32>) -> String {
         return "no suitable node (there are no nodes)".into();
     }
     let mut reasons: Vec<(Reason, u32)> = refused.iter().map(|(reason, count)| (*reason, *count)).collect();
-    // What most nodes lack first.
+    // The most frequent reason first.
     reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
     let parts: Vec<String> = reasons
         .iter()

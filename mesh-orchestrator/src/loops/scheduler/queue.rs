@@ -1,5 +1,5 @@
-//! The nodes that a task without preferences can go to, the best first, looking at as few as possible: nodes
-//! come from the state's order by load, and those that have tasks of the service already wait their turn.
+//! The nodes that can take a task without preferences, the best first. Examines as few as possible: nodes
+//! come in the state's order by load, and those that already have tasks of the service are held back.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use super::{
 };
 use crate::objects::{Node, State, Task, Timestamp};
 
-/// Nodes in the order in which they are to be given tasks.
+/// Nodes in the order in which they take tasks.
 pub(super) struct Queue<'a> {
     state: &'a State,
     task: &'a Task,
     now: Timestamp,
-    /// What has not been looked at yet, the emptiest node first.
+    /// The nodes that have not been examined yet, the emptiest first.
     rest: Box<dyn Iterator<Item = (u32, &'a Node)> + 'a>,
     next: Option<(u32, &'a Node)>,
-    /// What was looked at and can take a task.
+    /// The examined nodes that can take a task.
     candidates: BTreeMap<Key<'a>, Candidate<'a>>,
     share: Option<u32>,
 }
@@ -36,10 +36,10 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Takes the best node out; `refused` counts those that are passed over for good.
+    /// Removes and returns the best node; `refused` counts those that cannot take any task of the group.
     pub(super) fn take(&mut self, refused: &mut BTreeMap<Reason, u32>) -> Option<Candidate<'a>> {
         while let Some((tasks, node)) = self.next {
-            // Nothing in the rest can be better than a node without failures and tasks of the service.
+            // No other node of the rest can be better than one without failures and tasks of the service.
             let best_possible: Key<'_> = (false, false, 0, tasks, &node.id);
             if self
                 .candidates
@@ -60,7 +60,7 @@ impl<'a> Queue<'a> {
         self.candidates.pop_first().map(|(_, candidate)| candidate)
     }
 
-    /// Puts a node back that was taken out.
+    /// Puts a node back that [`Self::take`] returned.
     pub(super) fn put(&mut self, candidate: Candidate<'a>) {
         self.candidates.insert(candidate.key(), candidate);
     }

@@ -1,4 +1,4 @@
-//! The order in which nodes are given tasks: evenly over each preference's values, then fewest tasks of the
+//! The order in which nodes take tasks: evenly over the values of each preference, then fewest tasks of the
 //! service, then fewest tasks.
 
 use std::{
@@ -11,27 +11,27 @@ use crate::{
     spec::{Resources, Spread},
 };
 
-/// Time in which a node that has come back is not given more than its share.
+/// Time during which a node that has become ready again takes no more than its share.
 pub(super) const RETURN_PERIOD: Duration = Duration::from_secs(300);
 
-/// A node that could be given a task, and what it has so far.
+/// A node that could take a task, and what it has so far.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate<'a> {
     pub(super) id: &'a NodeId,
     pub(super) free: Resources,
-    /// Tasks of the service that are meant to run there.
+    /// Wanted tasks of the service on it.
     pub(super) service: u32,
-    /// Tasks meant to run there.
+    /// Wanted tasks on it.
     pub(super) total: u32,
-    /// Tasks of this group that it was given just now.
+    /// Tasks of this group that were just placed on it.
     pub(super) added: u32,
-    /// The service has failed there too often lately.
+    /// Whether the service has recently failed there too often.
     avoided: bool,
-    /// It has just come back: above this total others go first.
+    /// Set if it has recently become ready again: with this total or more, other nodes go first.
     share: Option<u32>,
 }
 
-/// Worse first by: failures, over its share, tasks of the service, tasks, name.
+/// Compares by: recent failures, above its share, tasks of the service, all tasks, id. Less is better.
 pub(super) type Key<'a> = (bool, bool, u32, u32, &'a NodeId);
 
 impl<'a> Candidate<'a> {
@@ -55,8 +55,8 @@ impl<'a> Candidate<'a> {
         }
     }
 
-    /// A node that has just come back is empty; without a limit it would be given every task until it has as
-    /// many of each service as the others.
+    /// Limits a node that has recently become ready again. It is empty, so without a limit it would take
+    /// every task until it has as many of each service as the others.
     pub(super) fn limit_returned(&mut self, node: &Node, now: Timestamp, share: impl FnOnce() -> u32) {
         let is_back = |time: Timestamp| now.since(time) < RETURN_PERIOD;
         self.share = node.returned_at.is_some_and(is_back).then(share);
@@ -75,7 +75,7 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Tasks that each node that takes any would have if they were spread evenly, rounded up.
+/// The number of tasks per schedulable node if they were spread evenly, rounded up.
 pub(super) fn fair_share(state: &State) -> u32 {
     let mut nodes = 0_u32;
     let mut total = 0_u32;
@@ -96,7 +96,7 @@ pub(super) struct Tree<'a> {
 
 #[derive(Default)]
 struct Branch<'a> {
-    /// Tasks of the service on all nodes below.
+    /// Tasks of the service on all nodes of the branch.
     tasks: u32,
     children: BTreeMap<&'a str, Branch<'a>>,
     /// Below the last preference: the nodes, the best first.
@@ -113,7 +113,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Adds a node with the tasks that it has.
+    /// Adds a node with its tasks.
     pub(super) fn insert(&mut self, candidate: Candidate<'a>, node: &'a Node) {
         let path: Vec<&str> = self
             .preferences
@@ -130,12 +130,12 @@ impl<'a> Tree<'a> {
         branch.put(candidate);
     }
 
-    /// Takes the best node out. It is to be put back if it can be given another task.
+    /// Removes and returns the best node. Put it back if it can take another task.
     pub(super) fn take(&mut self) -> Option<Candidate<'a>> {
         self.root.take()
     }
 
-    /// Puts a node back that was taken out.
+    /// Puts a node back that [`Self::take`] returned.
     pub(super) fn put(&mut self, candidate: Candidate<'a>) {
         let mut branch = &mut self.root;
         for value in self.paths.get(candidate.id).into_iter().flatten() {
@@ -144,8 +144,9 @@ impl<'a> Tree<'a> {
         branch.put(candidate);
     }
 
-    /// The best node, if a task that leaves `from`, which has so many of the service, makes the spread better
-    /// by going there: at the first level at which the two differ there must be at least two fewer.
+    /// The best node, if moving a task there from `from`, which has `from_count` tasks of the service, makes
+    /// the spread better: at the first level at which the two nodes differ, the target must have at least two
+    /// fewer.
     pub(super) fn improves(&mut self, from: &Node, from_count: u32) -> Option<&'a NodeId> {
         let best = self.root.best()?;
         if best.id == &from.id || best.avoided || best.key().1 {
@@ -158,7 +159,7 @@ impl<'a> Tree<'a> {
             let from_value = from.attribute(&preference.spread);
             let tasks = |value: &str| branch.children.get(value).map_or(0, |child| child.tasks);
             if to_value != from_value {
-                // If no node of its old group could take it, the group's count is what is there.
+                // If no node of the old group is a candidate, the tree does not count that group's tasks.
                 let old = tasks(from_value).max(from_count);
                 return (tasks(to_value) + 2 <= old).then_some(to);
             }

@@ -30,7 +30,7 @@ fn per_node(cluster: &Cluster) -> BTreeMap<String, u32> {
 }
 
 #[test]
-fn what_has_no_place_says_why() {
+fn a_task_without_a_node_reports_why() {
     let mut cluster = Cluster::default();
     for number in 1..=2 {
         let mut small = node(number);
@@ -53,7 +53,7 @@ fn what_has_no_place_says_why() {
 }
 
 #[test]
-fn without_nodes_it_says_so_and_places_when_one_joins() {
+fn without_nodes_tasks_stay_pending_until_one_joins() {
     let mut cluster = Cluster::default();
     cluster.create(spec("web", |_| {}));
     cluster.step();
@@ -64,7 +64,7 @@ fn without_nodes_it_says_so_and_places_when_one_joins() {
 }
 
 #[test]
-fn paused_drained_and_silent_nodes_get_nothing() {
+fn paused_drained_and_unready_nodes_take_no_tasks() {
     let mut cluster = Cluster::default();
     for (number, availability, status) in [
         (1, Availability::Pause, NodeStatus::Ready),
@@ -108,7 +108,7 @@ fn spreads_over_the_values_of_a_preference_first() {
 }
 
 #[test]
-fn a_node_that_has_returned_is_not_given_everything() {
+fn a_node_that_has_become_ready_again_does_not_take_every_task() {
     let mut cluster = Cluster::default();
     for number in 1..=3 {
         let mut node = node(number);
@@ -123,7 +123,7 @@ fn a_node_that_has_returned_is_not_given_everything() {
     cluster.step();
     cluster.run_all();
     cluster.set_availability("node3", Availability::Active);
-    // Each of these has no task on the third node: by its own spread it would go there.
+    // None of these has a task on the third node, so its own spread alone would place one there.
     for service in 0..20 {
         cluster.scale(&format!("s{service}"), 3);
         cluster.step();
@@ -166,7 +166,7 @@ fn a_node_where_the_service_keeps_failing_is_avoided() {
 
 proptest! {
     #[test]
-    fn tasks_that_are_alike_differ_by_one_at_most(nodes in 1_u32..9, replicas in 0_u32..40) {
+    fn tasks_of_a_service_are_spread_evenly_over_identical_nodes(nodes in 1_u32..9, replicas in 0_u32..40) {
         let mut cluster = Cluster::default();
         (1..=nodes).for_each(|number| cluster.put_node(node(number)));
         cluster.create(spec("web", |json| json["mode"] = serde_json::json!({ "replicated": { "replicas": replicas } })));
@@ -178,7 +178,7 @@ proptest! {
     }
 
     #[test]
-    fn reservations_fit_and_as_much_is_placed_as_fits(
+    fn as_many_tasks_are_placed_as_reservations_allow(
         memory in proptest::collection::vec(0_u64..10, 1..6),
         reserve in 1_u64..4,
         replicas in 0_u32..30,

@@ -37,7 +37,7 @@ fn the_lowest_free_slots_are_filled() {
     cluster.create(spec("web", replicas(4)));
     cluster.step();
     cluster.settle();
-    // Make a hole, as a drained and removed history would.
+    // Leave a gap in the slot numbers.
     let second = cluster.slot("web", 2)[0].id.clone();
     cluster.make(vec![ObjectChange::SetDesired {
         task: second,
@@ -80,7 +80,7 @@ fn scaling_down_takes_from_the_fullest_node() {
 }
 
 #[test]
-fn a_crashed_task_is_followed_by_another_after_the_delay() {
+fn a_failed_task_is_replaced_after_the_delay() {
     let mut cluster = Cluster::of(1);
     cluster.create(spec("web", |_| {}));
     cluster.step();
@@ -120,7 +120,7 @@ fn restarts_are_counted_within_the_window() {
 }
 
 #[test]
-fn the_restart_condition_decides() {
+fn a_task_is_replaced_if_the_restart_condition_says_so() {
     for (condition, end, restarts) in [
         ("none", TaskState::Failed, false),
         ("on-failure", TaskState::Complete, false),
@@ -143,7 +143,7 @@ fn the_restart_condition_decides() {
 }
 
 #[test]
-fn a_slot_remembers_its_last_tasks_only() {
+fn a_slot_keeps_only_its_last_tasks() {
     let mut cluster = Cluster::of(1);
     cluster.create(spec("web", restart_policy(serde_json::json!({ "delay": "0" }))));
     cluster.step();
@@ -157,7 +157,7 @@ fn a_slot_remembers_its_last_tasks_only() {
 }
 
 #[test]
-fn a_job_runs_so_many_at_a_time_until_all_are_complete() {
+fn a_job_runs_its_maximum_at_a_time_until_all_are_complete() {
     let mut cluster = Cluster::of(2);
     cluster.create(spec("job", |json| {
         json["mode"] =
@@ -193,14 +193,14 @@ fn a_job_runs_so_many_at_a_time_until_all_are_complete() {
 }
 
 #[test]
-fn a_service_waits_for_those_it_depends_on_but_only_once() {
+fn a_service_waits_for_its_dependencies_only_once() {
     let mut cluster = Cluster::of(1);
     cluster.create(spec("web", |json| json["depends_on"] = serde_json::json!(["db"])));
     cluster.step();
     let status = cluster.slot("web", 1)[0].status.clone();
     assert_eq!(
         (status.state, status.message.as_str()),
-        (TaskState::New, "waits for db")
+        (TaskState::New, "waiting for db")
     );
     cluster.create(spec("db", |_| {}));
     cluster.step();
@@ -245,7 +245,7 @@ fn rebalancing_moves_tasks_to_a_node_that_has_joined() {
         cluster.put_node(node(2));
         cluster.pass(1);
         cluster.settle();
-        assert_eq!(running_on(&cluster).len(), 1, "nobody asked for it");
+        assert_eq!(running_on(&cluster).len(), 1, "rebalancing must be requested");
         let id = cluster.service("web").id.clone();
         cluster.make(commands::rebalance_service(cluster.state(), &id, cluster.now).unwrap());
         cluster.step();
@@ -288,7 +288,7 @@ fn automatic_rebalancing_is_bounded() {
 }
 
 #[test]
-fn a_removed_services_tasks_stop_and_are_forgotten() {
+fn tasks_of_a_removed_service_stop_and_are_removed() {
     let mut cluster = Cluster::of(2);
     cluster.create(spec("web", replicas(3)));
     cluster.step();
@@ -308,7 +308,7 @@ fn a_removed_services_tasks_stop_and_are_forgotten() {
 }
 
 #[test]
-fn states_do_not_move_back() {
+fn a_task_does_not_return_to_an_earlier_state() {
     let mut cluster = Cluster::of(1);
     cluster.create(spec("web", |_| {}));
     cluster.step();
@@ -335,7 +335,7 @@ fn states_do_not_move_back() {
 
 proptest! {
     #[test]
-    fn there_are_as_many_slots_as_replicas_whatever_came_before(
+    fn there_are_as_many_slots_as_replicas_after_any_scaling(
         scales in proptest::collection::vec((0_u32..12, any::<bool>()), 1..12),
         nodes in 1_u32..5,
     ) {
@@ -360,7 +360,7 @@ proptest! {
 }
 
 #[test]
-fn the_nodes_agents_belong_to_one_service_that_stays_what_it_is() {
+fn only_one_service_manages_the_nodes_agents_and_its_runtime_cannot_change() {
     let agents = |name: &str| {
         spec(name, |json| {
             json["mode"] = serde_json::json!({"global": {}});
@@ -378,7 +378,7 @@ fn the_nodes_agents_belong_to_one_service_that_stays_what_it_is() {
         error.contains("service load-balancer already manages the nodes' agents"),
         "{error}"
     );
-    // Its own next revision is none of another's business.
+    // Its own next revision is no second service of agents.
     cluster.update("load-balancer", |json| {
         json["task_template"]["force_update"] = 1.into();
     });

@@ -1,4 +1,4 @@
-//! What becomes of tasks when nodes are drained, paused, fall silent, leave and come back.
+//! Tasks of nodes that are drained, paused, go down, are removed and become ready again.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[test]
-fn a_drained_nodes_tasks_stop_there_before_they_start_elsewhere() {
+fn tasks_of_a_drained_node_stop_before_they_start_elsewhere() {
     let mut cluster = Cluster::of(2);
     cluster.create(spec("web", replicas(2)));
     cluster.step();
@@ -30,7 +30,7 @@ fn a_drained_nodes_tasks_stop_there_before_they_start_elsewhere() {
 }
 
 #[test]
-fn a_silent_nodes_tasks_are_not_waited_for() {
+fn tasks_of_a_node_that_is_down_are_replaced_at_once() {
     let mut cluster = Cluster::of(2);
     cluster.create(spec("web", replicas(2)));
     cluster.step();
@@ -38,15 +38,15 @@ fn a_silent_nodes_tasks_are_not_waited_for() {
     cluster.set_status("node1", NodeStatus::Down);
     cluster.step();
     let wanted = |task: &&crate::objects::Task| task.desired == TaskState::Running;
-    let places: Vec<_> = cluster
+    let nodes: Vec<_> = cluster
         .state()
         .tasks()
         .values()
         .filter(wanted)
         .map(|task| task.node.clone())
         .collect();
-    assert_eq!(places, [Some("node2".into()), Some("node2".into())]);
-    // Nobody knows what became of them until they are given up after a day.
+    assert_eq!(nodes, [Some("node2".into()), Some("node2".into())]);
+    // The fate of the old task is unknown until it counts as orphaned after a day.
     let count = |cluster: &Cluster, state| {
         cluster
             .state()
@@ -73,7 +73,7 @@ fn an_unknown_node_keeps_its_tasks() {
 }
 
 #[test]
-fn a_removed_nodes_tasks_are_orphaned_and_replaced_at_once() {
+fn tasks_of_a_removed_node_are_orphaned_and_replaced_at_once() {
     let mut cluster = Cluster::of(2);
     cluster.create(spec("web", replicas(2)));
     cluster.step();
@@ -123,7 +123,7 @@ fn a_global_service_follows_the_nodes() {
 
 proptest! {
     #[test]
-    fn a_global_service_is_on_each_active_node_once(
+    fn a_global_service_runs_once_on_each_active_node(
         moves in proptest::collection::vec((1_u32..5, 0_u8..3), 0..20),
     ) {
         let mut cluster = Cluster::of(4);

@@ -1,4 +1,4 @@
-//! Rolling updates, their failures, and the way back.
+//! Rolling updates, their failures and rollbacks.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::{
     objects::{Task, TaskState, UpdateState},
 };
 
-/// A running service with this update policy.
+/// A cluster with a running service that has the given update policy.
 fn running(count: u32, policy: &serde_json::Value) -> Cluster {
     let mut cluster = Cluster::of(3);
     cluster.create(spec("web", |json| {
@@ -36,7 +36,7 @@ fn images(cluster: &Cluster) -> Vec<String> {
     images
 }
 
-/// Everything runs; time passes in small steps.
+/// Lets everything run while time passes in small steps.
 fn play(cluster: &mut Cluster, seconds: u64) {
     for _ in 0..seconds {
         cluster.run_all();
@@ -45,7 +45,7 @@ fn play(cluster: &mut Cluster, seconds: u64) {
     cluster.settle();
 }
 
-/// The new tasks fail as soon as they have a node; the others run.
+/// Lets the new tasks fail as soon as they have a node; the others stop and run as they should.
 fn fail_new(cluster: &mut Cluster, image: &str) {
     let is_new = |task: &&Task| {
         task.is_live()
@@ -77,7 +77,7 @@ fn fail_new(cluster: &mut Cluster, image: &str) {
 }
 
 #[test]
-fn stop_first_replaces_so_many_at_a_time() {
+fn stop_first_replaces_as_many_at_a_time_as_the_parallelism_allows() {
     let mut cluster = running(5, &serde_json::json!({ "parallelism": 2, "monitor": "0" }));
     cluster.update("web", image("nginx:2"));
     let mut least = 5;
@@ -93,7 +93,7 @@ fn stop_first_replaces_so_many_at_a_time() {
 }
 
 #[test]
-fn start_first_never_has_fewer_than_all() {
+fn start_first_keeps_all_slots_running() {
     let mut cluster = running(
         3,
         &serde_json::json!({ "parallelism": 1, "order": "start-first", "monitor": "0" }),
@@ -110,7 +110,7 @@ fn start_first_never_has_fewer_than_all() {
 }
 
 #[test]
-fn the_delay_is_kept_between_slots() {
+fn slots_are_replaced_with_the_delay_between_them() {
     let mut cluster = running(
         3,
         &serde_json::json!({ "parallelism": 1, "delay": "10s", "monitor": "0" }),
@@ -137,7 +137,7 @@ fn the_delay_is_kept_between_slots() {
 }
 
 #[test]
-fn a_failure_pauses_and_names_the_task() {
+fn a_failure_pauses_the_update_and_names_the_task() {
     let mut cluster = running(3, &serde_json::json!({ "failure_action": "pause" }));
     cluster.update("web", image("bad"));
     cluster.step();
@@ -155,7 +155,7 @@ fn a_failure_pauses_and_names_the_task() {
         "{message}"
     );
     assert_eq!(cluster.running("web").len(), 2, "only the first slot was touched");
-    // What the user does next is a new update.
+    // The next change by the user starts a new update.
     cluster.update("web", image("nginx:3"));
     play(&mut cluster, 30);
     assert_eq!(state(&cluster), UpdateState::Completed);
@@ -163,7 +163,7 @@ fn a_failure_pauses_and_names_the_task() {
 }
 
 #[test]
-fn a_failure_rolls_back_to_what_was_there() {
+fn a_failure_rolls_back_to_the_previous_specification() {
     for order in ["stop-first", "start-first"] {
         let mut cluster = running(
             3,
@@ -205,7 +205,7 @@ fn failures_within_the_ratio_are_allowed() {
 }
 
 #[test]
-fn an_update_that_has_no_place_fails_instead_of_hanging() {
+fn an_update_whose_tasks_fit_no_node_fails_instead_of_hanging() {
     let mut cluster = running(
         2,
         &serde_json::json!({ "order": "start-first", "progress_deadline": "30s" }),
@@ -233,7 +233,7 @@ fn an_update_that_has_no_place_fails_instead_of_hanging() {
 }
 
 #[test]
-fn a_task_that_crashes_during_an_update_comes_back_as_what_it_was() {
+fn a_task_that_fails_during_an_update_is_replaced_with_its_own_specification() {
     let mut cluster = running(3, &serde_json::json!({ "delay": "60s" }));
     cluster.update("web", image("nginx:2"));
     play(&mut cluster, 3);
@@ -245,7 +245,7 @@ fn a_task_that_crashes_during_an_update_comes_back_as_what_it_was() {
 }
 
 #[test]
-fn what_does_not_change_the_tasks_replaces_none() {
+fn a_change_that_does_not_affect_tasks_replaces_none() {
     let mut cluster = running(3, &serde_json::json!({}));
     let before = cluster.state().tasks().clone();
     cluster.update("web", |json| json["labels"] = serde_json::json!({ "a": "b" }));
@@ -256,7 +256,7 @@ fn what_does_not_change_the_tasks_replaces_none() {
 }
 
 #[test]
-fn users_can_go_back_and_forth() {
+fn users_can_roll_back_and_forth() {
     let mut cluster = running(2, &serde_json::json!({}));
     assert!(commands::rollback_service(cluster.state(), &"web".into(), cluster.now).is_err());
     cluster.update("web", image("nginx:2"));
@@ -270,7 +270,7 @@ fn users_can_go_back_and_forth() {
 }
 
 #[test]
-fn an_update_must_name_the_version_it_read() {
+fn an_update_must_name_the_version_that_was_read() {
     let cluster = running(1, &serde_json::json!({}));
     let service = cluster.service("web").clone();
     let error = commands::update_service(
@@ -283,14 +283,14 @@ fn an_update_must_name_the_version_it_read() {
     .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "service web is at version 1, not 7: read it again, then repeat the change"
+        "service web is at version 1, not 7: read it again and repeat the change"
     );
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn never_fewer_run_than_the_policy_allows(
+    fn no_fewer_tasks_run_than_the_policy_allows(
         count in 1_u32..8,
         parallelism in 0_u32..4,
         start_first in any::<bool>(),
