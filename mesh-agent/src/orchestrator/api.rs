@@ -33,7 +33,7 @@ pub(super) fn parts(
         cluster: cluster.clone(),
         vault: Arc::clone(vault),
         node,
-        snapshots,
+        backups: snapshots,
         public_url,
         logs: Arc::new(EngineLogs(Arc::clone(runtime))),
         peers,

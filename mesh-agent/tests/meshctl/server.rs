@@ -47,7 +47,7 @@ pub(crate) struct Said {
 impl Server {
     pub(crate) async fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        std::fs::create_dir(folder.path().join("snapshots"))?;
+        std::fs::create_dir(folder.path().join("backups"))?;
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(folder.path().join("store.redb"))?);
         let (cluster, upkeep) = Cluster::open(Arc::clone(&store), Arc::new(SystemClock)).await?;
         let stop = CancellationToken::new();
@@ -77,7 +77,7 @@ impl Server {
             cluster: cluster.clone(),
             vault: Arc::new(vault),
             node: NodeId::from(NODE),
-            snapshots: folder.path().join("snapshots"),
+            backups: folder.path().join("backups"),
             public_url: Some("https://mesh.example".to_owned()),
             logs: Arc::new(Written),
             peers: Arc::new(Nobody),

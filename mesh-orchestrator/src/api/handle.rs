@@ -37,8 +37,8 @@ pub struct Parts {
     pub vault: Arc<Vault>,
     /// This node.
     pub node: NodeId,
-    /// The folder of this node's snapshots.
-    pub snapshots: PathBuf,
+    /// The folder of this node's backups.
+    pub backups: PathBuf,
     /// What webhooks' URLs begin with: `https://node1.example.com:9470`. They are paths without it.
     pub public_url: Option<String>,
     /// This node's logs.
@@ -117,8 +117,8 @@ impl Api {
         &self.inner.parts.node
     }
 
-    pub(super) fn snapshot_folder(&self) -> &Path {
-        &self.inner.parts.snapshots
+    pub(super) fn backup_folder(&self) -> &Path {
+        &self.inner.parts.backups
     }
 
     pub(super) fn public_url(&self) -> Option<&str> {

@@ -1,5 +1,5 @@
 //! The orchestrator's HTTP API, version 1: JSON over a Unix socket or TLS. Depends on the cluster, the vault
-//! and the snapshots; nothing of ours depends on it. [`types`] is what goes over the wire, for servers and
+//! and the backups; nothing of ours depends on it. [`types`] is what goes over the wire, for servers and
 //! clients alike.
 //!
 //! ```text
@@ -15,6 +15,7 @@
 //! - No secret is in an answer, but for what is answered once when it is made, and webhooks' URLs.
 
 mod access;
+mod backups;
 mod call;
 mod caller;
 mod credentials;
@@ -41,7 +42,6 @@ mod respond;
 mod router;
 mod service_access;
 mod services;
-mod snapshots;
 mod table;
 mod tasks;
 mod tokens;

@@ -46,7 +46,7 @@ fn damaged(key: &Key, error: &serde_json::Error) -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         format!(
-            "{key} is not as this release writes it (line {}, column {}): restore the newest snapshot if nobody has \
+            "{key} is not as this release writes it (line {}, column {}): restore the newest backup if nobody has \
              edited the store by hand",
             error.line(),
             error.column()

@@ -2,13 +2,13 @@
 //! tasks through their states. Needs `etcd` and `etcdctl` for the store that goes away.
 
 mod access;
+mod backups;
 mod documents;
 mod files;
 mod history;
 mod nodes;
 mod server;
 mod services;
-mod snapshots;
 mod streams;
 mod webhooks;
 

@@ -62,7 +62,7 @@ impl Server {
 
     /// On a store of the caller's, with all files in a folder.
     pub(crate) async fn start_on(lab: Lab, folder: TempDir, two: bool) -> Result<Self> {
-        std::fs::create_dir(folder.path().join("snapshots"))?;
+        std::fs::create_dir(folder.path().join("backups"))?;
         let images = Arc::new(Registry::default());
         let machine = Machine::start(&lab, "one", NodeRole::Manager).await?;
         let vault = open_vault(&lab, folder.path()).await?;
@@ -106,7 +106,7 @@ impl Server {
             cluster: cluster.clone(),
             vault: Arc::clone(vault),
             node: node.into(),
-            snapshots: self.folder.path().join("snapshots"),
+            backups: self.folder.path().join("backups"),
             public_url: Some("https://mesh.example".to_owned()),
             logs: Arc::new(Written),
             peers: Arc::new(Sockets(self.folder.path().to_owned())),

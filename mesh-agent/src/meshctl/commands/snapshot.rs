@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use mesh_orchestrator::api::types::{RestoreRequest, ServiceView, SnapshotDetail, SnapshotView};
+use mesh_orchestrator::api::types::{BackupDetail, BackupView, RestoreRequest, ServiceView};
 use serde_json::{Value, json};
 
 use super::{InspectFlags, PlainListFlags, as_it_is, now, print, say};
@@ -53,19 +53,19 @@ pub struct Restore {
 pub(super) async fn run(api: &Api, command: SnapshotCommand) -> Result<(), Failure> {
     match command {
         SnapshotCommand::Create => {
-            let made: SnapshotView = api.post(&["snapshots"], &json!({})).await?;
+            let made: BackupView = api.post(&["backups"], &json!({})).await?;
             say(&made.name)
         }
         SnapshotCommand::Ls(list) => {
-            let snapshots: Vec<SnapshotView> = api.get(&["snapshots"], &[]).await?;
+            let snapshots: Vec<BackupView> = api.get(&["backups"], &[]).await?;
             list.print(&operator::SNAPSHOTS, &operator::snapshot_rows(snapshots, now()))
         }
         SnapshotCommand::Inspect(asked) => {
-            let ask = |snapshot: String| async move { api.get(&["snapshots", &snapshot], &[]).await };
+            let ask = |snapshot: String| async move { api.get(&["backups", &snapshot], &[]).await };
             let names = &asked.snapshots;
             asked
                 .inspect
-                .each(names, ask, as_it_is::<SnapshotDetail>, operator::snapshot_pretty)
+                .each(names, ask, as_it_is::<BackupDetail>, operator::snapshot_pretty)
                 .await
         }
         SnapshotCommand::Restore(asked) => restore(api, &asked).await,
@@ -79,7 +79,7 @@ async fn restore(api: &Api, asked: &Restore) -> Result<(), Failure> {
         snapshot,
     } = asked;
     if *replace && !force {
-        let detail: SnapshotDetail = api.get(&["snapshots", snapshot], &[]).await?;
+        let detail: BackupDetail = api.get(&["backups", snapshot], &[]).await?;
         let known: Vec<ServiceView> = api.get(&["services"], &[]).await?;
         let known = known.iter().map(|view| view.spec.name.as_str());
         print(&warning(snapshot, &detail.content.services, known.collect()))?;
@@ -90,7 +90,7 @@ async fn restore(api: &Api, asked: &Restore) -> Result<(), Failure> {
             )));
         }
     }
-    let path = ["snapshots", snapshot, "restore"];
+    let path = ["backups", snapshot, "restore"];
     let _: Value = api.post(&path, &RestoreRequest { replace: *replace }).await?;
     say(snapshot)
 }

@@ -1,7 +1,7 @@
 //! `webhook`, `snapshot` and `token` lists. Pure.
 
 use mesh_orchestrator::{
-    api::types::{SnapshotDetail, SnapshotView, TokenView, WebhookView},
+    api::types::{BackupDetail, BackupView, TokenView, WebhookView},
     objects::Timestamp,
 };
 use serde_json::Value;
@@ -75,7 +75,7 @@ pub(crate) fn webhook_rows(webhooks: &[WebhookView], now: Timestamp) -> Vec<Valu
 }
 
 /// One row for each snapshot, the newest first.
-pub(crate) fn snapshot_rows(mut snapshots: Vec<SnapshotView>, now: Timestamp) -> Vec<Value> {
+pub(crate) fn snapshot_rows(mut snapshots: Vec<BackupView>, now: Timestamp) -> Vec<Value> {
     snapshots.sort_by_key(|snapshot| std::cmp::Reverse((snapshot.created_at, snapshot.name.clone())));
     snapshots
         .iter()
@@ -112,17 +112,14 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
 }
 
 /// `snapshot inspect --pretty`.
-pub(crate) fn snapshot_pretty(detail: &SnapshotDetail) -> String {
+pub(crate) fn snapshot_pretty(detail: &BackupDetail) -> String {
     let mut text = Pretty::new();
-    text.line(format_args!("Name:\t\t{}", detail.snapshot.name));
-    text.line(format_args!(
-        "Created at:\t{}",
-        moment(detail.snapshot.created_at)
-    ));
+    text.line(format_args!("Name:\t\t{}", detail.backup.name));
+    text.line(format_args!("Created at:\t{}", moment(detail.backup.created_at)));
     text.line(format_args!("Store:\t\t{}", detail.store));
     text.line(format_args!("Revision:\t{}", detail.revision));
     text.line(format_args!("Release:\t{}", detail.release));
-    text.line(format_args!("Size:\t\t{}", show_bytes(detail.snapshot.bytes)));
+    text.line(format_args!("Size:\t\t{}", show_bytes(detail.backup.bytes)));
     text.line(format_args!("SHA-256:\t{}", detail.sha256));
     text.line("Entries:");
     for (kind, count) in &detail.content.entries {
@@ -144,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_newest_snapshot_is_first() {
-        let snapshot = |name: &str, age: u64| SnapshotView {
+        let snapshot = |name: &str, age: u64| BackupView {
             name: name.into(),
             kind: "manual".into(),
             created_at: Timestamp(NOW.0 - age),

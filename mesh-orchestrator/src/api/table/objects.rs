@@ -1,4 +1,4 @@
-//! Operations on what is no service: nodes, secrets, configs, registries, snapshots, tokens, events.
+//! Operations on what is no service: nodes, secrets, configs, registries, backups, tokens, events.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use axum::http::StatusCode;
 
 use super::{DELETE, GET, PATCH, POST, PUT};
 use crate::api::{
-    events, files,
+    backups, events, files,
     input::Argument,
     nodes,
     operation::Operation,
-    orchestrator, registries, snapshots, tokens,
+    orchestrator, registries, tokens,
     types::{
-        ConfigCreate, ConfigView, EventView, NodePatch, NodeView, OrchestratorView, RegistryLogin,
-        RegistryView, Resource, RestoreRequest, SecretCreate, SecretView, SnapshotDetail, SnapshotView,
-        TokenCreate, TokenCreated, TokenView,
+        BackupDetail, BackupView, ConfigCreate, ConfigView, EventView, NodePatch, NodeView, OrchestratorView,
+        RegistryLogin, RegistryView, Resource, RestoreRequest, SecretCreate, SecretView, TokenCreate,
+        TokenCreated, TokenView,
     },
 };
 
-/// Snapshots of large clusters take a while.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(300);
+/// Backups of large clusters take a while.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(300);
 
 const AFTER: &[Argument] = &[Argument::once(
     "after",
@@ -164,49 +164,49 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
 }
 
 pub(super) fn operator() -> Vec<Operation> {
-    use Resource::{Services, Snapshots, Tokens};
+    use Resource::{Backups, Services, Tokens};
     vec![
         Operation::new(
             GET,
-            "/v1/snapshots",
-            "listSnapshots",
-            "The asked node's snapshots, the oldest first.",
-            snapshots::list,
+            "/v1/backups",
+            "listBackups",
+            "The asked node's backups, the oldest first.",
+            backups::list,
         )
-        .reads(Snapshots)
-        .answers::<Vec<SnapshotView>>(StatusCode::OK),
+        .reads(Backups)
+        .answers::<Vec<BackupView>>(StatusCode::OK),
         Operation::new(
             POST,
-            "/v1/snapshots",
-            "createSnapshot",
-            "Makes a snapshot.",
-            snapshots::create,
+            "/v1/backups",
+            "createBackup",
+            "Makes a backup.",
+            backups::create,
         )
-        .writes(Snapshots)
-        .within(SNAPSHOT_PATIENCE)
-        .answers::<SnapshotView>(StatusCode::CREATED),
+        .writes(Backups)
+        .within(BACKUP_PATIENCE)
+        .answers::<BackupView>(StatusCode::CREATED),
         Operation::new(
             GET,
-            "/v1/snapshots/{snapshot}",
-            "inspectSnapshot",
-            "Reads a snapshot through and says what is in it.",
-            snapshots::inspect,
+            "/v1/backups/{backup}",
+            "inspectBackup",
+            "Reads a backup through and says what is in it.",
+            backups::inspect,
         )
-        .reads(Snapshots)
-        .within(SNAPSHOT_PATIENCE)
-        .answers::<SnapshotDetail>(StatusCode::OK),
+        .reads(Backups)
+        .within(BACKUP_PATIENCE)
+        .answers::<BackupDetail>(StatusCode::OK),
         Operation::new(
             POST,
-            "/v1/snapshots/{snapshot}/restore",
-            "restoreSnapshot",
-            "Puts a snapshot in the place of what is in the store.",
-            snapshots::restore,
+            "/v1/backups/{backup}/restore",
+            "restoreBackup",
+            "Puts a backup in the place of what is in the store.",
+            backups::restore,
         )
         // It brings back tokens, secrets and all else: only for who may do everything.
-        .within(SNAPSHOT_PATIENCE)
+        .within(BACKUP_PATIENCE)
         .takes::<RestoreRequest>()
         .or_nothing()
-        .answers::<SnapshotDetail>(StatusCode::OK),
+        .answers::<BackupDetail>(StatusCode::OK),
         Operation::new(
             GET,
             "/v1/tokens",

@@ -26,7 +26,7 @@ fn answers_may_get_more_fields_later() {
         "ServiceView",
         "TaskView",
         "NodeView",
-        "SnapshotDetail",
+        "BackupDetail",
         "TokenCreated",
     ] {
         let schema = &document["components"]["schemas"][name];

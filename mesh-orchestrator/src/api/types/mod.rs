@@ -22,8 +22,8 @@ pub use files::{
 pub use logs::{LogLine, LogStream};
 pub use node::{NodePatch, NodeView};
 pub use operator::{
-    OrchestratorView, RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView, TokenCreate,
-    TokenCreated, TokenView,
+    BackupContent, BackupDetail, BackupView, OrchestratorView, RestoreRequest, TokenCreate, TokenCreated,
+    TokenView,
 };
 pub use scope::{InvalidScope, Resource, Scope};
 pub use service::{HistoryEntry, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged, ServiceView};

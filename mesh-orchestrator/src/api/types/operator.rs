@@ -1,4 +1,4 @@
-//! What operators of the cluster look at: snapshots, tokens, events, the orchestrator itself.
+//! What operators of the cluster look at: backups, tokens, events, the orchestrator itself.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{Confidential, Scope};
 use crate::{objects::Timestamp, store::Revision};
 
-/// A snapshot.
+/// A backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SnapshotView {
+pub struct BackupView {
     /// Its file's name: `manual-20261121T190000.000Z.mesh-backup`.
     pub name: String,
     /// `hourly` or `manual`.
@@ -21,12 +21,12 @@ pub struct SnapshotView {
     pub bytes: u64,
 }
 
-/// A snapshot that was read from end to end, and found to be whole.
+/// A backup that was read from end to end, and found to be whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SnapshotDetail {
-    /// The snapshot.
+pub struct BackupDetail {
+    /// The backup.
     #[serde(flatten)]
-    pub snapshot: SnapshotView,
+    pub backup: BackupView,
     /// The store that it was made of.
     pub store: String,
     /// The store's revision that it shows.
@@ -42,12 +42,12 @@ pub struct SnapshotDetail {
     /// Its checksum: SHA-256 in hexadecimal.
     pub sha256: String,
     /// What is in it.
-    pub content: SnapshotContent,
+    pub content: BackupContent,
 }
 
-/// What is in a snapshot.
+/// What is in a backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SnapshotContent {
+pub struct BackupContent {
     /// The names of its services.
     pub services: Vec<String>,
     /// How many entries there are of each kind.

@@ -20,8 +20,8 @@ pub enum Resource {
     Registries,
     /// Webhooks; their secret URLs are read with `webhooks:read`.
     Webhooks,
-    /// Snapshots.
-    Snapshots,
+    /// Backups.
+    Backups,
     /// Tokens. Whoever may write them has every scope.
     Tokens,
 }
@@ -35,7 +35,7 @@ impl Resource {
         Self::Configs,
         Self::Registries,
         Self::Webhooks,
-        Self::Snapshots,
+        Self::Backups,
         Self::Tokens,
     ];
 
@@ -49,7 +49,7 @@ impl Resource {
             Self::Configs => "configs",
             Self::Registries => "registries",
             Self::Webhooks => "webhooks",
-            Self::Snapshots => "snapshots",
+            Self::Backups => "backups",
             Self::Tokens => "tokens",
         }
     }

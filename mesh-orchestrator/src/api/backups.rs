@@ -1,4 +1,4 @@
-//! Snapshots in this node's folder: made, listed, read through, restored.
+//! Backups in this node's folder: made, listed, read through, restored.
 
 use std::path::PathBuf;
 
@@ -10,18 +10,18 @@ use super::{
     call::Call,
     error::ApiError,
     respond::{json, ok},
-    types::{RestoreRequest, SnapshotContent, SnapshotDetail, SnapshotView},
+    types::{BackupContent, BackupDetail, BackupView, RestoreRequest},
 };
 use crate::{
     backups::{self, BackupError, BackupInfo, BackupKind, BackupName, RestoreInto},
     store::Key,
 };
 
-/// Most services of a snapshot that are named.
+/// Most services of a backup that are named.
 const MAX_SERVICES: usize = 10_000;
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
-    let folder = call.api.snapshot_folder().to_owned();
+    let folder = call.api.backup_folder().to_owned();
     let views = blocking(move || {
         let mut views = Vec::new();
         for name in backups::list(&folder)? {
@@ -39,7 +39,7 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
 pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let cluster = call.api.cluster();
     let info = cluster
-        .backup(call.api.snapshot_folder(), BackupKind::Manual)
+        .backup(call.api.backup_folder(), BackupKind::Manual)
         .await?;
     let name = BackupName {
         kind: BackupKind::Manual,
@@ -62,31 +62,31 @@ pub(super) async fn restore(call: Call) -> Result<Response, ApiError> {
     let services = call.api.cluster().read(|state| state.services().len());
     if services > 0 && !replace {
         return Err(ApiError::conflict(format!(
-            "the store has {services} services, which a restore would replace by the snapshot's: say so with \
-             {{\"replace\": true}} (meshctl snapshot restore --replace)"
+            "the store has {services} services, which a restore would replace by the backup's: say so with \
+             {{\"replace\": true}} (meshctl backup restore --replace)"
         )));
     }
-    // Read first: what is in the store goes only for a snapshot that is whole.
+    // Read first: what is in the store goes only for a backup that is whole.
     let reading = path.clone();
     let (info, content) = blocking(move || read(reading)).await?;
     // Even an empty cluster has its nodes in the store, and the name of its key.
     call.api.cluster().restore(&path, RestoreInto::Replace).await?;
-    tracing::info!(snapshot = %name, by = call.caller.name(), "a snapshot was restored");
+    tracing::info!(backup = %name, by = call.caller.name(), "a backup was restored");
     ok(&detail(name, info, content))
 }
 
 /// A name of ours, so that it leads to no other folder.
 fn name(call: &Call) -> Result<BackupName, ApiError> {
-    let text = call.segment("snapshot");
+    let text = call.segment("backup");
     text.parse()
-        .map_err(|error: backups::InvalidName| ApiError::not_found(error.to_string()).about("snapshot", text))
+        .map_err(|error: backups::InvalidName| ApiError::not_found(error.to_string()).about("backup", text))
 }
 
 fn path(api: &Api, name: BackupName) -> PathBuf {
-    api.snapshot_folder().join(name.to_string())
+    api.backup_folder().join(name.to_string())
 }
 
-fn read(path: PathBuf) -> Result<(BackupInfo, SnapshotContent), BackupError> {
+fn read(path: PathBuf) -> Result<(BackupInfo, BackupContent), BackupError> {
     /// What of a stored service is wanted here.
     #[derive(Deserialize)]
     struct Stored {
@@ -100,7 +100,7 @@ fn read(path: PathBuf) -> Result<(BackupInfo, SnapshotContent), BackupError> {
     struct Spec {
         name: String,
     }
-    let mut content = SnapshotContent::default();
+    let mut content = BackupContent::default();
     let info = backups::read(&path, |key: Key, value| {
         let kind = key.segments().next().unwrap_or_default().to_owned();
         if kind == "services"
@@ -115,12 +115,12 @@ fn read(path: PathBuf) -> Result<(BackupInfo, SnapshotContent), BackupError> {
     Ok((info, content))
 }
 
-fn view(name: BackupName, bytes: u64) -> SnapshotView {
+fn view(name: BackupName, bytes: u64) -> BackupView {
     let kind = match name.kind {
         BackupKind::Hourly => "hourly",
         BackupKind::Manual => "manual",
     };
-    SnapshotView {
+    BackupView {
         name: name.to_string(),
         kind: kind.to_owned(),
         created_at: name.at,
@@ -128,9 +128,9 @@ fn view(name: BackupName, bytes: u64) -> SnapshotView {
     }
 }
 
-fn detail(name: BackupName, info: BackupInfo, content: SnapshotContent) -> SnapshotDetail {
-    SnapshotDetail {
-        snapshot: view(name, info.bytes),
+fn detail(name: BackupName, info: BackupInfo, content: BackupContent) -> BackupDetail {
+    BackupDetail {
+        backup: view(name, info.bytes),
         store: info.header.store,
         revision: info.header.revision,
         release: info.header.release,
@@ -150,7 +150,7 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(error) => Err(ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            format!("reading a snapshot was cut short: {error}"),
+            format!("reading a backup was cut short: {error}"),
         )),
     }
 }

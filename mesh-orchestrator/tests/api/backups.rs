@@ -1,4 +1,4 @@
-//! A snapshot is made, read through, and brings everything back.
+//! A backup is made, read through, and brings everything back.
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, spec};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_brings_back_what_was_removed() -> Result<()> {
+async fn a_backup_brings_back_what_was_removed() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 2)).await?;
     let secret = json!({"name": "key", "data": STANDARD.encode("hunter2")});
@@ -17,13 +17,13 @@ async fn a_snapshot_brings_back_what_was_removed() -> Result<()> {
         .await?
         .expect(StatusCode::CREATED)?;
     server.until("web", |view| view.running == 2).await?;
-    let made = server.ask(Method::POST, "/v1/snapshots")?.send().await?;
+    let made = server.ask(Method::POST, "/v1/backups")?.send().await?;
     let made = made.expect(StatusCode::CREATED)?;
     let name = made.json["name"].as_str().context("name")?.to_owned();
     assert_eq!(made.json["kind"], "manual");
-    let listed = server.get("/v1/snapshots").await?;
+    let listed = server.get("/v1/backups").await?;
     assert_eq!(listed.json[0], made.json);
-    let path = format!("/v1/snapshots/{name}");
+    let path = format!("/v1/backups/{name}");
     let inspected = server.get(&path).await?.expect(StatusCode::OK)?;
     assert_eq!(inspected.json["content"]["services"], json!(["web"]));
     assert_eq!(inspected.json["content"]["entries"]["secrets"], 1);
@@ -52,7 +52,7 @@ async fn a_snapshot_brings_back_what_was_removed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_is_none_changes_nothing() -> Result<()> {
+async fn a_backup_that_is_none_changes_nothing() -> Result<()> {
     let server = Server::start().await?;
     for name in [
         "..%2F..%2Fetc%2Fpasswd",
@@ -60,15 +60,15 @@ async fn a_snapshot_that_is_none_changes_nothing() -> Result<()> {
         "manual-20261121T190000.000Z.mesh-backup",
     ] {
         server
-            .get(&format!("/v1/snapshots/{name}"))
+            .get(&format!("/v1/backups/{name}"))
             .await?
             .expect(StatusCode::NOT_FOUND)?;
     }
     let name = "manual-20261121T190000.000Z.mesh-backup";
-    let file = server.folder.path().join("snapshots").join(name);
+    let file = server.folder.path().join("backups").join(name);
     std::fs::write(&file, "{}\n")?;
     server.create(spec("web", 1)).await?;
-    let path = format!("/v1/snapshots/{name}/restore");
+    let path = format!("/v1/backups/{name}/restore");
     let refused = server.post(&path, json!({"replace": true})).await?;
     refused.error(StatusCode::UNPROCESSABLE_ENTITY, "is not a backup")?;
     server.service("web").await?;
