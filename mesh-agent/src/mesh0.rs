@@ -214,12 +214,9 @@ fn host_interface(link: &LinkMessage) -> Option<HostInterface> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::UdpSocket,
-        process::{Command, Output},
-    };
+    use std::net::UdpSocket;
 
-    use nix::sched::{CloneFlags, unshare};
+    use mesh_support::{command, namespace::in_new_network};
 
     use super::*;
 
@@ -229,34 +226,20 @@ mod tests {
         uplink_mtu: 1500,
     };
 
-    fn in_namespace(test: impl AsyncFnOnce() + Send + 'static) {
-        std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
+    fn in_namespace(test: impl AsyncFnOnce() + Send) {
+        in_new_network(|| {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap()
                 .block_on(test());
         })
-        .join()
-        .unwrap();
+        .expect("this test makes a network namespace: run it as root");
     }
 
     fn ip(arguments: &str) -> String {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = Command::new("ip")
-            .args(arguments.split_whitespace())
-            .output()
-            .unwrap();
-        assert!(
-            status.success(),
-            "ip {arguments}: {}",
-            String::from_utf8_lossy(&stderr)
-        );
-        String::from_utf8(stdout).unwrap()
+        let arguments: Vec<_> = arguments.split_whitespace().collect();
+        command::output("ip", &arguments, "").unwrap()
     }
 
     /// A node with its address on one end of a wire.

@@ -204,7 +204,7 @@ async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response
         Ok(Ok(table)) => Ok(Json(table)),
         Ok(Err(error)) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,
-            crate::error::error_chain(&error),
+            mesh_support::error_chain(&error),
         )),
         Err(error) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,

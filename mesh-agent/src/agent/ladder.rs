@@ -12,13 +12,15 @@ use std::{
     time::Instant,
 };
 
+use mesh_support::error_chain;
 use tracing::{error, info, warn};
 
 use self::{
     carried::Carried,
     reason::{one_line, shortened},
 };
-use super::{Reconciler, error_chain, reconcile::Round};
+
+use super::{Reconciler, reconcile::Round};
 use crate::{
     admin::control::Request,
     datapath::{

@@ -1,9 +1,9 @@
 //! Keeps mesh0 what it should be while the data path wants it, and takes it away when none does. Knows
 //! what was refused; the device itself is `mesh0`'s business.
 
+use mesh_support::error_chain;
 use tracing::warn;
 
-use super::error_chain;
 use crate::{
     mesh0::{Mesh0, Mesh0Error, Settings},
     model::HostInterface,

@@ -97,7 +97,7 @@ pub(super) async fn follow(
             Ok(info) => engine.send_if_modified(|known| answered(known, info)),
             Err(error) => {
                 docker.reset();
-                let trouble = super::error_chain(&error);
+                let trouble = mesh_support::error_chain(&error);
                 engine.send_if_modified(|known| failed(known, trouble))
             }
         };

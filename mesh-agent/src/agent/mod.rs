@@ -25,7 +25,7 @@ pub use privileges::{PrivilegesError, pass_privileges_on, reduce_privileges};
 pub use reconcile::Reconciler;
 pub use run::{Ended, run};
 
-use crate::{datapath::DatapathError, error::error_chain};
+use crate::datapath::DatapathError;
 
 /// The agent could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -43,7 +43,10 @@ impl Reconciler {
     pub fn reconcile(&mut self, desired: &Desired, datapath: &mut dyn Datapath, now: Instant) -> Round {
         let changes = plan(&self.applied, desired);
         let errors = datapath.apply(&changes);
-        self.failures = errors.iter().map(|error| super::error_chain(error)).collect();
+        self.failures = errors
+            .iter()
+            .map(|error| mesh_support::error_chain(error))
+            .collect();
         let round = Round {
             applied: changes.len().saturating_sub(errors.len()),
             failed: errors.len(),
@@ -116,7 +119,7 @@ fn serves_clients(change: &DatapathChange) -> bool {
 }
 
 fn prune_failure(error: &DatapathError) -> String {
-    super::error_chain(error)
+    mesh_support::error_chain(error)
 }
 
 #[cfg(test)]

@@ -8,14 +8,12 @@ use std::{
     time::Duration,
 };
 
+use mesh_support::error_chain;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{
-    error_chain,
-    membership::{EngineReport, Member, Membership},
-};
+use super::membership::{EngineReport, Member, Membership};
 use crate::{
     config::RunOptions,
     model::{NodeDatapath, announced::keep_known},

@@ -10,12 +10,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
+use mesh_support::error_chain;
+
 use mesh_agent::{
     admin::{Client, DEFAULT_SOCKET},
     agent::{self, Ended},
     config::RunOptions,
     doctor::{self, Examiner},
-    error::error_chain,
     meshctl,
     program::{
         TRIAL,

@@ -166,7 +166,7 @@ impl ContainerWatcher {
                 return;
             };
             self.docker.reset();
-            let trouble = crate::error::error_chain(&interruption);
+            let trouble = mesh_support::error_chain(&interruption);
             self.state.send_if_modified(|state| {
                 let news = state.trouble.as_ref() != Some(&trouble);
                 if news {
@@ -325,7 +325,7 @@ impl ContainerWatcher {
                 Knowledge::Apart
             }
             Err(error) => {
-                let error = crate::error::error_chain(&error);
+                let error = mesh_support::error_chain(&error);
                 // The first failures are most often a container that is just being stopped.
                 if failures == 3 {
                     warn!(

@@ -75,7 +75,7 @@ pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
         Err(error) => {
             return vec![Check::fail(
                 "Docker socket",
-                format!("{socket} does not answer: {}", crate::error::error_chain(&error)),
+                format!("{socket} does not answer: {}", mesh_support::error_chain(&error)),
                 "start Docker, or pass its socket as --docker-socket; in a container, bind-mount it",
             )];
         }
@@ -182,7 +182,7 @@ async fn namespaces(socket: &Path) -> Check {
     match sandbox_keys(socket).await {
         Err(error) => Check::warn(
             name,
-            format!("cannot list containers: {}", crate::error::error_chain(&error)),
+            format!("cannot list containers: {}", mesh_support::error_chain(&error)),
             "see Docker's log",
         ),
         Ok(keys) if keys.is_empty() => Check::ok(name, "not tested: no container is running"),

@@ -1,14 +1,14 @@
 //! Checks of what the IPVS data path needs, made by that data path's own code in a temporary network namespace.
 //! The kernel loads the modules on demand.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, thread};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use mesh_support::{error_chain, namespace::in_new_network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
-use nix::sched::{CloneFlags, unshare};
 
 use super::{Check, Outcome};
 use crate::{
@@ -21,7 +21,6 @@ use crate::{
         },
         netlink::{Connection, Message, NetlinkError},
     },
-    error::error_chain,
     model::{Algorithm, Protocol},
 };
 
@@ -31,11 +30,14 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// Every check of what IPVS depends on.
 pub(super) async fn checks() -> Vec<Check> {
-    // On a thread of its own, so that the temporary namespace never becomes another task's.
-    let probing = tokio::task::spawn_blocking(|| thread::spawn(probe).join());
-    match probing.await {
+    match tokio::task::spawn_blocking(|| in_new_network(probe)).await {
         Ok(Ok(checks)) => checks,
-        _ => vec![Check::fail(
+        Ok(Err(error)) => vec![Check::fail(
+            "IPVS",
+            format!("cannot create a network namespace to test it in: {error}"),
+            "run as root with CAP_SYS_ADMIN, and allow the unshare system call",
+        )],
+        Err(_) => vec![Check::fail(
             "IPVS",
             "the check failed before it finished",
             "this is a bug, please report it",
@@ -44,13 +46,6 @@ pub(super) async fn checks() -> Vec<Check> {
 }
 
 fn probe() -> Vec<Check> {
-    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-        return vec![Check::fail(
-            "IPVS",
-            format!("cannot create a network namespace to test it in: {error}"),
-            "run as root with CAP_SYS_ADMIN, and allow the unshare system call",
-        )];
-    }
     let mut checks = match Ipvs::open() {
         Ok(ipvs) => {
             let mut checks = vec![Check::ok("IPVS", "the kernel supports it")];

@@ -100,7 +100,7 @@ fn tcx() -> Check {
 
 fn jit() -> Check {
     let name = "BPF JIT";
-    match Probe::TC.load().and_then(|program| bpf::is_jited(&program)) {
+    match bpf::has_jit() {
         Ok(true) => Check::ok(name, "programs are compiled to machine code"),
         Ok(false) => Check::warn(
             name,

@@ -47,7 +47,7 @@ pub struct ComposeFailure(ComposeError);
 fn list(failures: &[Failure]) -> String {
     let lines: Vec<String> = failures
         .iter()
-        .map(|failure| crate::error::error_chain(failure))
+        .map(|failure| mesh_support::error_chain(failure))
         .collect();
     lines.join("\n")
 }

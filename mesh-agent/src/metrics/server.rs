@@ -17,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use mesh_support::error_chain;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -26,7 +27,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-use crate::{admin::Introspect, error::error_chain};
+
+use crate::admin::Introspect;
 
 /// A handful of Prometheus servers and a person with curl.
 const MAX_CONNECTIONS: usize = 32;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Balance, Cluster, Container, HostInterface, Local, MacAddress, NodeDatapath, NodeId, Protocol,
-    ReturnMode, ServiceId, Task, TaskId, TaskState,
+    ReturnMode, ServiceId, Task, TaskId, TaskState, fnv1a::fnv1a_32,
 };
 
 /// Everything a datapath must make true.
@@ -363,21 +363,15 @@ fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachabil
 /// two clusters on one network are not taken for each other's.
 #[must_use]
 pub fn vni(cluster_id: &str) -> u32 {
-    fnv1a(cluster_id.as_bytes()) & 0x00ff_ffff
+    fnv1a_32(cluster_id.bytes()) & 0x00ff_ffff
 }
 
 /// A short fingerprint of a task's id that encapsulated packets carry, so that a stale packet for an
 /// address that Swarm has since given to another task is refused rather than delivered.
 #[must_use]
 pub fn task_tag(task: &str) -> u16 {
-    let hash = fnv1a(task.as_bytes());
+    let hash = fnv1a_32(task.bytes());
     (hash >> 16) as u16 ^ (hash & 0xffff) as u16
-}
-
-fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
 }
 
 #[cfg(test)]

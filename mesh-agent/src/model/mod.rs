@@ -5,6 +5,7 @@ pub mod announced;
 pub mod balance;
 pub mod cluster;
 pub mod desired;
+pub(crate) mod fnv1a;
 pub mod local;
 
 pub use balance::{Algorithm, Balance, NodeDatapath};

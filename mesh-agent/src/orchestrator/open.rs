@@ -21,6 +21,7 @@ use mesh_orchestrator::{
         redb::RedbStore,
     },
 };
+use mesh_support::error_chain;
 use rustls::ServerConfig;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -35,8 +36,8 @@ use super::{
     tls::{Credentials, TlsError, TlsListener},
     worker::AddressBlock,
 };
+
 use crate::{
-    error::error_chain,
     program::{ProgramError, Programs},
     source::Docker,
 };

@@ -15,6 +15,7 @@ use mesh_orchestrator::{
     objects::NodeId,
     store::{Heartbeat, InvalidKey},
 };
+use mesh_support::error_chain;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, timeout},
@@ -29,9 +30,9 @@ use super::{
     tls::TlsListener,
     worker::{Worker, WorkerOptions},
 };
+
 use crate::{
     discovery::ContainerState,
-    error::error_chain,
     model::{self, NodeDatapath, announced::keep_known},
     program::Programs,
     source::{Acknowledged, SourceState},

@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
+use mesh_support::error_chain;
 use nix::unistd::alarm;
 use tracing::{error, info, warn};
 
 use super::{Digest, ProgramError, Programs, TRIAL};
-use crate::error::error_chain;
 
 /// Environment variable with the executed program's digest, so that it does not execute itself again.
 const PROGRAM: &str = "MESH_AGENT_PROGRAM";

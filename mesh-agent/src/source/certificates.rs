@@ -342,12 +342,12 @@ impl CertificateWatcher {
                 }
                 Err(error) if hinted.is_ok() => {
                     warn!(
-                        error = crate::error::error_chain(&error),
+                        error = mesh_support::error_chain(&error),
                         "keeping the node certificate that was loaded before"
                     );
                 }
                 Err(error) => debug!(
-                    error = crate::error::error_chain(&error),
+                    error = mesh_support::error_chain(&error),
                     "node certificate still unreadable"
                 ),
             }

@@ -27,7 +27,6 @@ use crate::{
 };
 
 mod mesh;
-mod pass;
 mod rungs;
 mod space;
 mod state;

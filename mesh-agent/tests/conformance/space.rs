@@ -2,65 +2,50 @@
 //! nothing of the mesh.
 
 use std::{
-    fs::{self, File},
-    io::Write,
-    os::fd::AsRawFd,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
 };
 
 use anyhow::{Context, Result, bail};
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, setns, unshare},
+use mesh_support::{
+    command,
+    namespace::{Namespace, disable_ipv6, mount_new, sysctl, unshare_mounts},
 };
 
 /// A network namespace with a `/run/mesh` and a bpf file system of its own. It ends with this value and
 /// the last socket in it.
 pub(crate) struct Space {
     pub(crate) name: String,
-    network: File,
-    mounts: File,
+    namespace: Namespace,
 }
 
 impl Space {
     /// Makes one, without IPv6 (which would send packets of its own) and with its loopback up.
     pub(crate) fn new(name: &str) -> Result<Self> {
-        let make = || -> Result<Self> {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-                .context("could not make namespaces")?;
-            fs::create_dir_all("/run/mesh").context("could not make /run/mesh")?;
-            mount_new("tmpfs", Path::new("/run/mesh"))?;
-            mount_new("bpf", Path::new("/sys/fs/bpf"))?;
-            for scope in ["all", "default"] {
-                let switch = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
-                if Path::new(&switch).exists() {
-                    fs::write(&switch, "1").with_context(|| format!("could not write {switch}"))?;
-                }
-            }
-            run("ip", &["link", "set", "lo", "up"])?;
-            Ok(Self {
-                name: name.to_owned(),
-                network: File::open("/proc/thread-self/ns/net")?,
-                mounts: File::open("/proc/thread-self/ns/mnt")?,
-            })
+        let make = || -> Result<Namespace> {
+            let namespace = Namespace::with_mounts()?;
+            namespace.enter(|| -> Result<()> {
+                fs::create_dir_all("/run/mesh").context("could not make /run/mesh")?;
+                mount_new("tmpfs", Path::new("/run/mesh"))?;
+                mount_new("bpf", Path::new("/sys/fs/bpf"))?;
+                disable_ipv6()?;
+                run("ip", &["link", "set", "lo", "up"])?;
+                Ok(())
+            })?;
+            Ok(namespace)
         };
-        in_a_thread(make).with_context(|| format!("could not make the namespace {name}"))
+        Ok(Self {
+            name: name.to_owned(),
+            namespace: make().with_context(|| format!("could not make the namespace {name}"))?,
+        })
     }
 
     /// Does something inside: sockets opened there stay there.
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        in_a_thread(|| {
-            // Mounts are entered by threads that share no file system state with others.
-            unshare(CloneFlags::CLONE_FS).expect("a thread may stand alone");
-            setns(&self.mounts, CloneFlags::CLONE_NEWNS).expect("the mounts can be entered");
-            setns(&self.network, CloneFlags::CLONE_NEWNET).expect("the network can be entered");
-            work()
-        })
+        self.namespace.enter(work)
     }
 
-    /// Runs a program inside and returns what it said.
+    /// Runs a program inside and returns its output.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         self.enter(|| run(program, arguments))
             .with_context(|| format!("in {}", self.name))
@@ -75,62 +60,25 @@ impl Space {
 
     /// Runs a program inside that reads a script.
     pub(crate) fn feed(&self, program: &str, arguments: &[&str], script: &str) -> Result<String> {
-        self.enter(|| feed(program, arguments, script))
+        self.enter(|| command::output(program, arguments, script))
             .with_context(|| format!("in {}", self.name))
     }
 
     /// Writes a setting below `/proc/sys/net`.
     pub(crate) fn set(&self, setting: &str, value: &str) -> Result<()> {
-        let path = format!("/proc/sys/net/{setting}");
-        self.enter(|| fs::write(&path, value))
-            .with_context(|| format!("could not write {path} in {}", self.name))
+        self.enter(|| sysctl(&format!("net/{setting}"), value))
+            .with_context(|| format!("in {}", self.name))
     }
 
     /// A path by which other processes find the network namespace.
     pub(crate) fn network_path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.network.as_raw_fd())
+        self.namespace.path()
     }
 }
 
-fn in_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| match scope.spawn(work).join() {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
-}
-
-fn mount_new(kind: &str, place: &Path) -> Result<()> {
-    let none: Option<&str> = None;
-    mount(Some(kind), place, Some(kind), MsFlags::empty(), none)
-        .with_context(|| format!("could not mount a {kind} on {}", place.display()))
-}
-
-/// Runs a program in this thread's namespaces and returns what it said.
+/// Runs a program in this thread's namespaces and returns its output.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    feed(program, arguments, "")
-}
-
-fn feed(program: &str, arguments: &[&str], script: &str) -> Result<String> {
-    let doing = || format!("{program} {}", arguments.join(" "));
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("could not run `{}`; is it installed?", doing()))?;
-    let mut input = child.stdin.take().context("no standard input")?;
-    input.write_all(script.as_bytes())?;
-    drop(input);
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        bail!(
-            "`{}` failed: {}{script}",
-            doing(),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(command::output(program, arguments, "")?)
 }
 
 /// The control group this process moves into: hooks on it see the suite's sockets only.
@@ -146,10 +94,7 @@ impl Corner {
         if !nix::unistd::geteuid().is_root() {
             bail!("this suite makes network namespaces and programs their packet paths: run it as root");
         }
-        unshare(CloneFlags::CLONE_NEWNS).context("could not make mounts of our own")?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .context("could not make the mounts private")?;
+        unshare_mounts().context("could not make mounts of our own")?;
         mount_new("tmpfs", Path::new("/run"))?;
         let root = Path::new("/run/cgroup2");
         fs::create_dir(root)?;

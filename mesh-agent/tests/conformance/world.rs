@@ -11,10 +11,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use mesh_agent::model::{HostInterface, MacAddress};
+use mesh_support::xdp_pass;
 use nix::net::if_::if_nametoindex;
 
 use crate::{
-    pass::pass_all,
     space::Space,
     talk::{PATIENCE, Server, TCP_PORT, UDP_PORT, ask},
 };
@@ -212,7 +212,7 @@ fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<OwnedFd> 
     for (space, device) in [(wire, name.as_str()), (space, "eth0")] {
         space.run("ethtool", &["-K", device, "tx", "off"])?;
     }
-    wire.enter(|| pass_all(if_nametoindex(name.as_str())?))
+    wire.enter(|| xdp_pass::attach(if_nametoindex(name.as_str())?))
         .with_context(|| format!("could not put an XDP program on the wire's end to {name}"))
 }
 

@@ -16,25 +16,21 @@ use mesh_agent::{
     },
     model::{Algorithm, Protocol},
 };
-use nix::{
-    errno::Errno,
-    sched::{CloneFlags, unshare},
-};
+use mesh_support::namespace::in_new_network;
+use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 
 /// Far more than anything here takes; the kernel sums statistics up every two seconds.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a test in a network namespace of its own.
-fn in_namespace(test: impl FnOnce(Ipvs) + Send + 'static) {
-    std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
+fn in_namespace(test: impl FnOnce(Ipvs) + Send) {
+    in_new_network(|| {
         // IPVS takes no destinations while there is no local routing table.
         ip(&["link", "set", "lo", "up"]);
         test(Ipvs::open().expect("this test needs a kernel with IPVS; see `cargo xtask vm test`"));
     })
-    .join()
-    .unwrap();
+    .expect("this test makes a network namespace: run it as root");
 }
 
 fn ip(words: &[&str]) {

@@ -1,55 +1,31 @@
 //! Network namespaces that live as long as the test, and what the tests do in them.
 
-use std::{
-    fs::File,
-    io::Write,
-    os::fd::AsRawFd,
-    process::{Command, Stdio},
-    thread,
+use mesh_support::{
+    command,
+    namespace::{self, disable_ipv6},
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
-
 /// A network namespace without a name; it goes with the value and the sockets inside.
-pub(crate) struct Namespace(File);
+pub(crate) struct Namespace(namespace::Namespace);
 
 impl Namespace {
     /// Makes one, with its loopback up, without IPv6 (which sends packets of its own) and forwarding.
+    #[track_caller]
     pub(crate) fn new() -> Self {
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "this test makes network namespaces: run it as root"
-        );
-        let file = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
-            sysctl("net/ipv6/conf/all/disable_ipv6", "1");
-            sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+        let namespace =
+            namespace::Namespace::new().expect("this test makes network namespaces: run it as root");
+        namespace.enter(|| {
+            disable_ipv6().expect("IPv6 can be turned off");
             sysctl("net/ipv4/ip_forward", "1");
             ip("link set lo up");
-            File::open("/proc/thread-self/ns/net").expect("the namespace has a file")
-        })
-        .join()
-        .expect("the namespace is set up");
-        Self(file)
+        });
+        Self(namespace)
     }
 
     /// Runs something inside, in a thread of its own.
     #[track_caller]
     pub(crate) fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
-        let result = thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    setns(&self.0, CloneFlags::CLONE_NEWNET).expect("the namespace can be entered");
-                    inside()
-                })
-                .join()
-        });
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-
-    /// The name by which `ip link set … netns` takes it.
-    pub(crate) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+        self.0.enter(inside)
     }
 
     /// Joins two namespaces by a veth pair with these names and addresses.
@@ -59,7 +35,7 @@ impl Namespace {
                 "link add {} type veth peer name {} netns {}",
                 near.0,
                 far.0,
-                other.path()
+                other.0.path()
             ));
         });
         for (space, (name, address)) in [(self, near), (other, far)] {
@@ -110,32 +86,14 @@ pub(crate) fn nft_load(ruleset: &str) {
 /// Runs a program of the calling thread's namespace.
 #[track_caller]
 pub(crate) fn output(program: &str, arguments: &str, input: &str) -> String {
-    let mut child = Command::new(program)
-        .args(arguments.split_whitespace())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot run `{program}`: {error}"));
-    let mut stdin = child.stdin.take().expect("it is piped");
-    stdin
-        .write_all(input.as_bytes())
-        .expect("the program reads its input");
-    drop(stdin);
-    let output = child.wait_with_output().expect("the program ends");
-    assert!(
-        output.status.success(),
-        "{program} {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).expect("the program writes text")
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    command::output(program, &arguments, input).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Writes a setting of the calling thread's network namespace.
 #[track_caller]
 pub(crate) fn sysctl(name: &str, value: &str) {
-    std::fs::write(format!("/proc/sys/{name}"), value)
-        .unwrap_or_else(|error| panic!("cannot set {name}: {error}"));
+    namespace::sysctl(name, value).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Everything of the namespace's network that the mesh could leave a trace in.
@@ -166,15 +124,4 @@ pub(crate) fn link(name: &str) -> String {
         lines.push('\n');
     }
     lines
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -6,8 +6,9 @@ use mesh_agent::{
     datapath::ipvs::rules::{Rules, Table, Target},
     model::{BackendKey, Protocol, ServiceKey},
 };
+use mesh_support::error_chain;
 
-use crate::space::{Namespace, chain, nft, nft_load, traces};
+use crate::space::{Namespace, nft, nft_load, traces};
 
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(crate) const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -63,14 +64,14 @@ pub(crate) fn rules() -> Rules {
 
 #[track_caller]
 pub(crate) fn open() -> Table {
-    Table::open().unwrap_or_else(|error| panic!("{}", chain(&error)))
+    Table::open().unwrap_or_else(|error| panic!("{}", error_chain(&error)))
 }
 
 #[track_caller]
 pub(crate) fn apply(table: &mut Table, rules: &Rules) {
     table
         .apply(rules)
-        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        .unwrap_or_else(|error| panic!("{}", error_chain(&error)));
 }
 
 #[test]

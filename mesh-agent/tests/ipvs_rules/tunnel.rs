@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 
 use mesh_agent::datapath::ipvs::tunnel::{Tunnel, TunnelError, TunnelPlan};
+use mesh_support::error_chain;
 
 use crate::{
-    space::{Namespace, chain, docker_bridge, ip, link, output, traces},
+    space::{Namespace, docker_bridge, ip, link, output, traces},
     table::{NODE, PEER},
 };
 
@@ -25,7 +26,7 @@ pub(crate) fn plan() -> TunnelPlan {
 pub(crate) fn apply(tunnel: &mut Tunnel, plan: &TunnelPlan) {
     tunnel
         .apply(plan)
-        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        .unwrap_or_else(|error| panic!("{}", error_chain(&error)));
 }
 
 /// A node with an uplink and Docker's bridge, on which a container is.

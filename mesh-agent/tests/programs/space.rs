@@ -4,10 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
     net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -24,11 +22,11 @@ use mesh_agent::{
     },
     plan::plan,
 };
-use nix::{
-    mount::{MsFlags, mount},
-    net::if_::if_nametoindex,
-    sched::CloneFlags,
+use mesh_support::{
+    command, error_chain,
+    namespace::{disable_ipv6, in_new_network_and_mounts, mount_new, sysctl},
 };
+use nix::net::if_::if_nametoindex;
 
 use crate::frames::{Macs, Tunnel};
 
@@ -99,28 +97,12 @@ pub(crate) fn in_space(test: impl FnOnce(&mut Space) + Send) {
 /// The same with another eBPF object than the agent's, and a flow table of another size.
 #[track_caller]
 pub(crate) fn in_space_with(object: Option<&[u8]>, flow_capacity: u32, test: impl FnOnce(&mut Space) + Send) {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "this test loads eBPF programs into network namespaces: run it as root"
-    );
-    let result = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| {
-            nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
-            mount_bpffs();
-            test(&mut Space::new(object, flow_capacity));
-        });
-        worker.join()
-    });
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Mounts a bpf file system for this thread alone: not every machine has one.
-fn mount_bpffs() {
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("mounts of our own");
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).expect("a bpf file system");
+    in_new_network_and_mounts(|| {
+        // Not every machine has one mounted.
+        mount_new("bpf", Path::new(BPFFS)).expect("a bpf file system");
+        test(&mut Space::new(object, flow_capacity));
+    })
+    .expect("this test loads eBPF programs into network namespaces: run it as root");
 }
 
 /// What a program has made of a frame.
@@ -151,9 +133,9 @@ impl Space {
             NUMBER.fetch_add(1, Ordering::Relaxed)
         );
         // Of this thread's network namespace. IPv6 would send packets of its own, which are counted too.
-        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("IPv6 can be turned off");
-        fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding can be turned on");
-        ip(LINKS);
+        disable_ipv6().expect("IPv6 can be turned off");
+        sysctl("net/ipv4/ip_forward", "1").expect("forwarding can be turned on");
+        command::output("ip", &["-batch", "-"], LINKS).expect("`ip` of Debian's package iproute2 runs");
         let cgroup = cgroup2().join(&name);
         fs::create_dir(&cgroup).expect("a cgroup of the test's own");
         let options = EbpfOptions {
@@ -189,7 +171,7 @@ impl Space {
         };
         match loaded {
             Ok(datapath) => self.datapath = Some(datapath),
-            Err(error) => panic!("{}", chain(&error)),
+            Err(error) => panic!("{}", error_chain(&error)),
         }
     }
 
@@ -212,7 +194,7 @@ impl Space {
     pub(crate) fn apply(&mut self, state: &Desired) {
         let changes = plan(&self.state, state);
         let errors = self.datapath().apply(&changes);
-        let errors: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+        let errors: Vec<String> = errors.iter().map(|error| error_chain(error)).collect();
         assert!(errors.is_empty(), "{errors:?}");
         self.state = state.clone();
     }
@@ -491,30 +473,13 @@ where
             repeat,
             ..TestRunOptions::default()
         })
-        .unwrap_or_else(|error| panic!("the kernel refused a test run: {}", chain(&error)));
+        .unwrap_or_else(|error| panic!("the kernel refused a test run: {}", error_chain(&error)));
     out.truncate(result.data_size_out as usize);
     let output = Output {
         verdict: result.return_value,
         frame: out,
     };
     (output, result.duration.as_nanos() as u64)
-}
-
-/// Runs commands of `ip` in the calling thread's network namespace.
-fn ip(commands: &str) {
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("`ip` of Debian's package iproute2 runs");
-    child
-        .stdin
-        .take()
-        .expect("it is piped")
-        .write_all(commands.as_bytes())
-        .expect("`ip` reads its commands");
-    let status = child.wait().expect("`ip` ends");
-    assert!(status.success(), "`ip -batch` failed, its output is above");
 }
 
 fn index(name: &str) -> u32 {
@@ -530,15 +495,4 @@ fn cgroup2() -> PathBuf {
         .find(|fields| fields.get(2) == Some(&"cgroup2"))
         .map(|fields| PathBuf::from(fields[1]))
         .expect("a mounted cgroup2: mount -t cgroup2 none /sys/fs/cgroup/unified")
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -1,12 +1,13 @@
 //! How failures become answers: status, body and headers. Imports every error that a handler can meet.
 
-use std::{error::Error, fmt::Write as _};
+use std::error::Error;
 
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use mesh_support::error_chain;
 use serde_json::Value;
 
 use super::types::{ErrorAnswer, ErrorDetail};
@@ -50,7 +51,7 @@ impl ApiError {
 
     /// From an error that says all itself.
     pub(super) fn caused(status: StatusCode, error: &dyn Error) -> Self {
-        Self::new(status, chain(error))
+        Self::new(status, error_chain(error))
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -129,18 +130,6 @@ pub(super) fn entity_tag(revision: &RevisionId) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("\"{revision}\"")).ok()
 }
 
-/// An error and everything that led to it, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
-}
-
 impl From<SpecError> for ApiError {
     fn from(error: SpecError) -> Self {
         let message = error.to_string();
@@ -172,7 +161,7 @@ impl From<SpecError> for ApiError {
 
 impl From<CommandError> for ApiError {
     fn from(error: CommandError) -> Self {
-        let message = chain(&error);
+        let message = error_chain(&error);
         match error {
             CommandError::Spec(error) => {
                 let mut answer = Self::from(error);
@@ -203,7 +192,7 @@ impl From<CommandError> for ApiError {
 
 impl From<ChangeError> for ApiError {
     fn from(error: ChangeError) -> Self {
-        let message = chain(&error);
+        let message = error_chain(&error);
         match error {
             ChangeError::Command(error) => error.into(),
             ChangeError::Refused(error) => error.into(),
@@ -236,7 +225,7 @@ impl From<Refused> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        let message = chain(&error);
+        let message = error_chain(&error);
         match error {
             StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(5)
@@ -251,7 +240,7 @@ impl From<StoreError> for ApiError {
 
 impl From<RevisionError> for ApiError {
     fn from(error: RevisionError) -> Self {
-        let message = chain(&error);
+        let message = error_chain(&error);
         match error {
             RevisionError::Stale { current, .. } => {
                 Self::new(StatusCode::PRECONDITION_FAILED, message).with_current(current)
@@ -273,7 +262,7 @@ impl From<RevisionError> for ApiError {
 
 impl From<VaultError> for ApiError {
     fn from(error: VaultError) -> Self {
-        let message = chain(&error);
+        let message = error_chain(&error);
         match error {
             VaultError::Name { .. } => Self::bad_request(message),
             VaultError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
@@ -290,7 +279,7 @@ impl From<VaultError> for ApiError {
 
 impl From<BackupError> for ApiError {
     fn from(error: BackupError) -> Self {
-        let message = chain(&error);
+        let message = error_chain(&error);
         match error {
             BackupError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Self::not_found(message)

@@ -1,6 +1,8 @@
 //! Refusals as reasons: one line each, of bearable length.
 
-use crate::{datapath::DatapathError, error::error_chain};
+use mesh_support::error_chain;
+
+use crate::datapath::DatapathError;
 
 /// The longest reason that is kept, in characters: a verifier has much to say.
 const REASON_CHARACTERS: usize = 400;

@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use mesh_support::error_chain;
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
 use super::{Agent, notify, notify_reloading};
+
 use crate::{
     admin::{View, control},
     agent::membership::Membership,
     datapath::{DatapathChoice, DatapathKind},
     discovery::network::Interest,
-    error::error_chain,
     mesh0,
     model::NodeRole,
 };

@@ -324,7 +324,7 @@ impl Attachments {
                     return Ok(());
                 }
                 Err(error) => {
-                    let words = crate::error::error_chain(&error);
+                    let words = mesh_support::error_chain(&error);
                     let error = failed(doing(), error);
                     if self.tc == TcChoice::Tcx || error.is_missing_device() {
                         return Err(error);
@@ -388,7 +388,7 @@ impl Attachments {
                 let refused = Outcome::Refused(format!(
                     "{} XDP refused: {}",
                     mode_name(mode),
-                    crate::error::error_chain(&error)
+                    mesh_support::error_chain(&error)
                 ));
                 match mode {
                     XdpMode::Driver => uplink_hooks.native = refused,

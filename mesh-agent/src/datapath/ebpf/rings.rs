@@ -3,7 +3,7 @@
 
 use mesh_ebpf::abi::Choice;
 
-use crate::model::{Algorithm, BackendKey, Balance};
+use crate::model::{Algorithm, BackendKey, Balance, fnv1a::fnv1a_64};
 
 /// Sizes of hash tables: primes, as Maglev's permutations need.
 const TABLE_SIZES: [usize; 4] = [251, 1021, 4093, 16_381];
@@ -138,7 +138,7 @@ impl Walk {
             .octets()
             .into_iter()
             .chain(key.service.port.to_be_bytes());
-        let hash = fnv1a(name.chain([key.service.protocol.number()]));
+        let hash = mix(fnv1a_64(name.chain([key.service.protocol.number()])));
         // Of a prime size, any stride but 0 visits every position.
         Self {
             position: (hash as u32) as usize % size,
@@ -151,11 +151,8 @@ impl Walk {
     }
 }
 
-/// FNV-1a, 64 bits, with a last mix: names differ in their last bytes only.
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    });
+/// Spreads the difference of two hashes over all bits: names differ in their last bytes only.
+fn mix(hash: u64) -> u64 {
     let mixed = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     mixed ^ mixed >> 33
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, process::Command, time::Duration};
 
-use nix::sched::{CloneFlags, unshare};
+use mesh_support::{command, namespace::in_new_network};
 use tokio::{sync::watch, time::timeout};
 
 use super::{Interest, NetworkOptions, watch_network};
@@ -11,26 +11,20 @@ use crate::{discovery::NetworkState, model::MacAddress};
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
 
 /// Runs a test on a thread with a network namespace of its own, which ends with the thread.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+    in_new_network(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap()
             .block_on(test());
     })
-    .join()
-    .unwrap();
+    .expect("this test makes a network namespace: run it as root");
 }
 
 fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {error}");
+    let arguments: Vec<_> = arguments.split_whitespace().collect();
+    command::output("ip", &arguments, "").unwrap();
 }
 
 struct Watched {

@@ -159,7 +159,7 @@ impl Scale {
                 }
                 Err(error) => failures.push(Failure::Outcome(format!(
                     "{service}: {}",
-                    crate::error::error_chain(&error)
+                    mesh_support::error_chain(&error)
                 ))),
             }
         }

@@ -176,7 +176,7 @@ impl Runtime for DockerRuntime {
             Ok(()) => Ok(Pulled::Fresh),
             Err(error @ RuntimeError::Unavailable(_)) => Err(error),
             Err(error) if self.has_image(image).await? => {
-                Ok(Pulled::Local(crate::error::error_chain(&error)))
+                Ok(Pulled::Local(mesh_support::error_chain(&error)))
             }
             Err(error) => Err(error),
         }

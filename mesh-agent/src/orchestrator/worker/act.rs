@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use mesh_orchestrator::objects::{Task, TaskId, TaskState, TaskStatus, Timestamp};
 use mesh_orchestrator::spec::TaskRuntime;
+use mesh_support::error_chain;
 use tracing::{info, warn};
 
 use super::{
@@ -16,10 +17,7 @@ use super::{
     prepare_agent, probe,
     task_memory::{Probing, TaskMemory},
 };
-use crate::{
-    error::error_chain,
-    orchestrator::runtime::{ContainerFacts, Health, Phase},
-};
+use crate::orchestrator::runtime::{ContainerFacts, Health, Phase};
 
 impl Worker {
     pub(super) fn report(

@@ -24,6 +24,7 @@ use mesh_orchestrator::{
     objects::{NodeId, TaskId},
     secrets::Vault,
 };
+use mesh_support::error_chain;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -41,7 +42,8 @@ use self::{
     task_memory::TaskMemory,
 };
 use super::runtime::{ContainerFacts, Health, Runtime, RuntimeError, now};
-use crate::{discovery::ContainerState, error::error_chain, program::Programs, source::Backoff};
+
+use crate::{discovery::ContainerState, program::Programs, source::Backoff};
 
 /// How often all containers are listed, in addition to the engine's events.
 const RELIST: Duration = Duration::from_secs(15);

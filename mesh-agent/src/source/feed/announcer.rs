@@ -140,7 +140,7 @@ impl Link {
                 Ok(never) => match never {},
                 Err(interruption) => interruption,
             };
-            let trouble = crate::error::error_chain(&interruption);
+            let trouble = mesh_support::error_chain(&interruption);
             if matches!(interruption, Interruption::Renewed) || logged == trouble {
                 debug!(manager = %self.manager, trouble, "announcing to this manager again");
             } else {

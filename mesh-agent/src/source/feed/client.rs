@@ -78,7 +78,7 @@ impl FeedClient {
                     turn = turn.wrapping_sub(1);
                     info!(%manager, "connecting again with the renewed node certificate");
                 } else {
-                    let trouble = crate::error::error_chain(&interruption);
+                    let trouble = mesh_support::error_chain(&interruption);
                     self.set_trouble(format!("manager {manager}: {trouble}"));
                 }
                 backoff.next()

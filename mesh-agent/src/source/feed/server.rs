@@ -199,7 +199,7 @@ impl FeedServer {
                 Ok(settings) => settings,
                 Err(error) => {
                     error!(
-                        error = crate::error::error_chain(&error),
+                        error = mesh_support::error_chain(&error),
                         "cannot serve other nodes"
                     );
                     continue;
@@ -226,9 +226,9 @@ impl Shared {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|logged| logged.elapsed() >= LOG_GAP) {
             *logged = Some(Instant::now());
-            warn!(%peer, reason = crate::error::error_chain(refusal), "connection refused");
+            warn!(%peer, reason = mesh_support::error_chain(refusal), "connection refused");
         } else {
-            debug!(%peer, reason = crate::error::error_chain(refusal), "connection refused");
+            debug!(%peer, reason = mesh_support::error_chain(refusal), "connection refused");
         }
     }
 }
@@ -311,7 +311,7 @@ fn unless_ended(node: &NodeId, result: Result<(), Refusal>) -> Result<(), Refusa
         Err(Refusal::Protocol(error @ (WireError::Io(_) | WireError::Closed | WireError::Silent(_)))) => {
             debug!(
                 node,
-                error = crate::error::error_chain(&error),
+                error = mesh_support::error_chain(&error),
                 "the connection ended"
             );
             Ok(())

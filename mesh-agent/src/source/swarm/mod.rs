@@ -94,7 +94,7 @@ impl SwarmSource {
             };
             self.docker.reset();
             self.noticed = None;
-            let trouble = crate::error::error_chain(&interruption);
+            let trouble = mesh_support::error_chain(&interruption);
             self.state.send_if_modified(|state| {
                 let news = state.trouble.as_ref() != Some(&trouble);
                 if news {

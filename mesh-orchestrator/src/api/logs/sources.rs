@@ -7,6 +7,7 @@ use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
 };
+use mesh_support::error_chain;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use super::{
@@ -16,7 +17,6 @@ use super::{
 use crate::{
     api::{
         Api,
-        error::chain,
         log_sources::{LogOptions, LogTarget, LogsError, TaskLine},
         types::{LogLine, LogStream},
     },
@@ -271,7 +271,7 @@ fn trouble(named: &Named, error: &LogsError, now: Timestamp) -> LogLine {
         task_name,
         node,
         stream: LogStream::Stderr,
-        line: format!("[{}]", chain(error)),
+        line: format!("[{}]", error_chain(error)),
     }
 }
 

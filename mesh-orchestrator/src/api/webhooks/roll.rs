@@ -6,6 +6,7 @@ use std::{
 };
 
 use axum::{http::StatusCode, response::Response};
+use mesh_support::error_chain;
 use tokio::time::timeout;
 
 use super::{calls, stored::Stored};
@@ -14,7 +15,7 @@ use crate::{
         Api,
         call::Call,
         credentials::fingerprint,
-        error::{ApiError, chain},
+        error::ApiError,
         images::{is_digest, tagged},
         records,
         respond::ok,
@@ -72,7 +73,7 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
         .await;
     let (revision_made, error) = match &outcome {
         Ok(changed) => (changed.services.get(&stored.service).copied(), None),
-        Err(error) => (None, Some(chain(error))),
+        Err(error) => (None, Some(error_chain(error))),
     };
     let record = WebhookCall {
         webhook: stored.name.clone(),
@@ -101,7 +102,7 @@ async fn look_up(api: &Api, image: &str) -> (String, Vec<String>) {
     let why = match timeout(REGISTRY, api.images().digest(tagged)).await {
         Ok(Ok(digest)) if is_digest(&digest) => return (format!("{tagged}@{digest}"), Vec::new()),
         Ok(Ok(other)) => format!("the registry answered {other:?}, which is no digest"),
-        Ok(Err(error)) => chain(&error),
+        Ok(Err(error)) => error_chain(&error),
         Err(_) => format!("the registry did not answer within {} s", REGISTRY.as_secs()),
     };
     let warning =

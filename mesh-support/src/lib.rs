@@ -1,0 +1,13 @@
+//! What more than one crate of the mesh needs. Imports none of them.
+
+#[cfg(feature = "bpf")]
+pub mod bpf;
+#[cfg(feature = "namespace")]
+pub mod command;
+mod error;
+#[cfg(feature = "namespace")]
+pub mod namespace;
+#[cfg(feature = "bpf")]
+pub mod xdp_pass;
+
+pub use error::error_chain;
