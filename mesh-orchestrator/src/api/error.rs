@@ -242,9 +242,6 @@ impl From<RevisionError> for ApiError {
     fn from(error: RevisionError) -> Self {
         let message = error_chain(&error);
         match error {
-            RevisionError::Stale { current, .. } => {
-                Self::new(StatusCode::PRECONDITION_FAILED, message).with_current(current)
-            }
             RevisionError::Missing { .. } => Self::not_found(message),
             RevisionError::NotKept { number, kept, .. } => {
                 let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
@@ -252,7 +249,6 @@ impl From<RevisionError> for ApiError {
                     .about("revision", number)
                     .allowing(kept.join(", "))
             }
-            RevisionError::Exists { .. } => Self::conflict(message),
             RevisionError::Name(error) => error.into(),
             RevisionError::Store(error) => error.into(),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),

@@ -201,7 +201,7 @@ fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<
             Name::Service(id) => match (state.service(id), target.service(id)) {
                 (Some(_), None) => gone.push(ObjectChange::RemoveService(id.clone())),
                 (before, Some(after)) if before != Some(after) => {
-                    put.push(ObjectChange::PutService(after.clone()))
+                    put.push(ObjectChange::PutService(after.clone()));
                 }
                 _ => {}
             },

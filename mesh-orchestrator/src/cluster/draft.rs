@@ -178,7 +178,7 @@ impl Draft<'_> {
             }
             ObjectChange::PutTask(task) => self.put_task((**task).clone())?,
             ObjectChange::Assign { task, node, at } => {
-                self.change_task(task, |task| task.assign(node, *at))?
+                self.change_task(task, |task| task.assign(node, *at))?;
             }
             ObjectChange::SetDesired { task, desired } => {
                 self.change_task(task, |task| task.set_desired(*desired))?;
@@ -257,8 +257,6 @@ impl Draft<'_> {
             let current = match &current {
                 Some(revised) => Some(Current {
                     revision: revised.revision,
-                    // What is expected in the end is known by the draft.
-                    modified: Revision(0),
                     stored: stored::encode(&key, revised)?,
                 }),
                 None => None,

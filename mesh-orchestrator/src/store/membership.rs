@@ -14,12 +14,6 @@ use super::{
 /// How long to wait before an unavailable store is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Where nodes register: watch it to see them come and go.
-#[must_use]
-pub fn nodes() -> Prefix {
-    Prefix::of_ours("/ephemeral/nodes/")
-}
-
 /// Where one node registers.
 ///
 /// # Errors
@@ -235,12 +229,6 @@ impl Leadership {
         self.lease.lost().await;
     }
 
-    /// Whether the lead is lost.
-    #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.lease.is_lost()
-    }
-
     /// Gives the lead up, so that another candidate has it at once.
     pub async fn resign(self) {
         self.lease.revoke().await;
@@ -253,23 +241,6 @@ impl Leadership {
 /// When the election's name has characters that a key may not have.
 pub fn election_key(election: &str) -> Result<Key, InvalidKey> {
     Key::new([EPHEMERAL, "elections", election, "leader"])
-}
-
-/// Who leads an election; `None` between two terms.
-///
-/// # Errors
-/// As [`Store::get`]; [`StoreError::Corrupt`] when something else is in the leader's place.
-pub async fn leader(store: &dyn Store, election: &str) -> Result<Option<Leader>, CampaignError> {
-    match store.get(&election_key(election)?).await? {
-        Some(entry) => serde_json::from_slice(&entry.value).map(Some).map_err(|error| {
-            StoreError::Corrupt {
-                store: store.describe(),
-                detail: format!("{} is no leader: {error}", entry.key),
-            }
-            .into()
-        }),
-        None => Ok(None),
-    }
 }
 
 /// Why a campaign could not go on.

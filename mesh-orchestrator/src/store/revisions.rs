@@ -1,5 +1,5 @@
-//! Versioned objects: an update names the revision it read, old revisions are kept with who made them and
-//! when, to inspect, compare and roll back to. Depends on the store's trait and `diff`.
+//! Revisions of objects: each change gets an identifier, and old revisions are kept with their author and time, to
+//! inspect, compare and roll back to. Depends on the store's trait.
 
 use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr, sync::Arc};
 
@@ -7,17 +7,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{
-    Difference, Entry, Expected, InvalidKey, Key, MAX_TRANSACTION_BYTES, PAGE, Prefix, Revision, Store,
-    StoreError, Transaction, diff,
-};
+use super::{Entry, InvalidKey, Key, MAX_TRANSACTION_BYTES, PAGE, Prefix, Store, StoreError, Transaction};
 use crate::objects::Timestamp;
 
 /// How many old revisions of an object are kept besides the current one.
 pub const KEPT: u64 = 10;
 
-/// Names one revision of one object, as CouchDB's `_rev` does: `3-9f2c04ab`. The second part is of what is
-/// in it, so that a name is never given twice, not even to an object that was removed and made anew.
+/// Identifies one revision of one object, as CouchDB's `_rev` does: `3-9f2c04ab`. The second part is a hash of the
+/// content, so that an identifier is never reused, not even when an object is removed and created again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RevisionId {
     /// 1 for the first.
@@ -25,9 +22,9 @@ pub struct RevisionId {
     digest: u32,
 }
 
-/// A string that names no revision.
+/// A string that is not a revision identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no revision; one looks like 3-9f2c04ab")]
+#[error("{0:?} is not a revision identifier; one looks like 3-9f2c04ab")]
 pub struct InvalidRevision(String);
 
 impl fmt::Display for RevisionId {
@@ -79,7 +76,7 @@ impl<'de> Deserialize<'de> for RevisionId {
     }
 }
 
-/// Who changes an object, when, and how they would call it.
+/// Who changes an object, when and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Author {
@@ -103,24 +100,10 @@ pub struct Revised<T> {
     pub value: T,
 }
 
-/// Why an object was not read or changed.
+/// Why a revision was not read or made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RevisionError {
-    /// Somebody else changed it since it was read.
-    #[error(
-        "{kind} {name} was changed by somebody else: revision {given} was read, {current} is current; read it again and repeat the change"
-    )]
-    Stale {
-        /// Of which kind the object is.
-        kind: &'static str,
-        /// The object.
-        name: String,
-        /// What the caller had read.
-        given: RevisionId,
-        /// What is current.
-        current: RevisionId,
-    },
     /// There is no such object.
     #[error("there is no {name} among {kind}")]
     Missing {
@@ -129,15 +112,7 @@ pub enum RevisionError {
         /// Its name.
         name: String,
     },
-    /// There is one already.
-    #[error("there is a {name} among {kind} already")]
-    Exists {
-        /// Of which kind the object is.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-    },
-    /// The revision is not kept (any more).
+    /// The revision is not kept, or not any more.
     #[error("{kind} {name} has no revision {number}; kept are {}", list(.kept))]
     NotKept {
         /// Of which kind the object is.
@@ -152,9 +127,9 @@ pub enum RevisionError {
     /// The name cannot be part of a key.
     #[error("the name of an object is not allowed")]
     Name(#[from] InvalidKey),
-    /// What is stored cannot be read, or what shall be stored cannot be written, as JSON.
+    /// The object cannot be read from JSON, or written to it.
     #[error(
-        "{key} is not of the kind it should be; restore the newest backup if nobody has edited the store by hand"
+        "{key} does not have the expected format; unless it was edited by hand, restore the newest backup"
     )]
     Damaged {
         /// The object.
@@ -163,7 +138,7 @@ pub enum RevisionError {
         source: serde_json::Error,
     },
     /// The store.
-    #[error("the store did not do it")]
+    #[error("the store could not be read")]
     Store(#[from] StoreError),
 }
 
@@ -172,19 +147,7 @@ fn list(numbers: &[u64]) -> String {
     numbers.join(", ")
 }
 
-/// A change that was worked out and not yet committed.
-#[derive(Clone, Debug)]
-pub struct Staged {
-    /// The revision it will make.
-    pub revision: RevisionId,
-    /// Keeps the old revision; only where that and the new one are too large for one transaction. To be
-    /// committed first; it does no harm if the other never is.
-    pub before: Option<Transaction>,
-    /// Makes the change, if nobody else is faster. More can be added, such as a leader's fence.
-    pub transaction: Transaction,
-}
-
-/// The versioned objects of one kind.
+/// The revisions of objects of one kind.
 #[derive(Clone, Debug)]
 pub struct Revisions<T> {
     store: Arc<dyn Store>,
@@ -193,7 +156,7 @@ pub struct Revisions<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Revisions<T> {
-    /// Those at `/kind/<name>`, with the old ones at `/history/kind/<name>/<number>`.
+    /// Of objects at `/kind/<name>`, with old revisions at `/history/kind/<name>/<number>`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, kind: &'static str) -> Self {
         Self {
@@ -203,113 +166,20 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
         }
     }
 
-    /// The current revision; `None` where there is no such object.
-    ///
-    /// # Errors
-    /// As [`Store::get`]; [`RevisionError::Damaged`].
-    pub async fn get(&self, name: &str) -> Result<Option<Revised<T>>, RevisionError> {
-        match self.store.get(&self.key(name)?).await? {
-            Some(entry) => read(&entry).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// All objects by name, and the store's revision to watch from.
-    ///
-    /// # Errors
-    /// As [`Store::list`]; [`RevisionError::Damaged`].
-    pub async fn list(&self) -> Result<(Vec<Revised<T>>, Revision), RevisionError> {
-        let listing = self.store.list(&Prefix::new([self.kind])?, PAGE).await?;
-        let revision = listing.revision;
-        let entries = listing.entries().await?;
-        let objects: Result<Vec<_>, _> = entries.iter().map(Self::read).collect();
-        Ok((objects?, revision))
-    }
-
-    /// What a list or a watch of the store has of one.
-    ///
-    /// # Errors
-    /// [`RevisionError::Damaged`].
-    pub fn read(entry: &Entry) -> Result<Revised<T>, RevisionError> {
-        read(entry)
-    }
-
-    /// Makes an object.
-    ///
-    /// # Errors
-    /// [`RevisionError::Exists`]; as [`Store::commit`].
-    pub async fn create(&self, name: &str, value: &T, author: Author) -> Result<RevisionId, RevisionError> {
-        let staged = self.stage_create(name, value, author)?;
-        match self.commit(name, staged).await {
-            Err(RevisionError::Store(StoreError::Conflict { .. })) => Err(RevisionError::Exists {
-                kind: self.kind,
-                name: name.to_owned(),
-            }),
-            other => other,
-        }
-    }
-
-    /// Changes an object that was read at a revision.
-    ///
-    /// # Errors
-    /// [`RevisionError::Stale`], [`RevisionError::Missing`]; as [`Store::commit`].
-    pub async fn update(
-        &self,
-        name: &str,
-        given: RevisionId,
-        value: &T,
-        author: Author,
-    ) -> Result<RevisionId, RevisionError> {
-        let staged = self.stage_update(name, given, value, author).await?;
-        match self.commit(name, staged).await {
-            Err(RevisionError::Store(StoreError::Conflict { .. })) => Err(self.stale(name, given).await?),
-            other => other,
-        }
-    }
-
-    /// Gives an object the value that it had at an older revision, as a new revision.
-    ///
-    /// # Errors
-    /// [`RevisionError::NotKept`]; as [`Self::update`].
-    pub async fn roll_back(
-        &self,
-        name: &str,
-        given: RevisionId,
-        to: u64,
-        author: Author,
-    ) -> Result<RevisionId, RevisionError> {
-        let old = self.at(name, to).await?;
-        self.update(name, given, &old.value, author).await
-    }
-
-    /// Removes an object that was read at a revision, and its history.
-    ///
-    /// # Errors
-    /// [`RevisionError::Stale`], [`RevisionError::Missing`]; as [`Store::commit`].
-    pub async fn remove(&self, name: &str, given: RevisionId) -> Result<(), RevisionError> {
-        let (entry, _) = self.current(name, given).await?;
-        let mut transaction = Transaction::new()
-            .expect(entry.key.clone(), Expected::At(entry.modified))
-            .delete(entry.key);
-        for old in self.old(name).await? {
-            transaction = transaction.delete(old.key);
-        }
-        match self.store.commit(transaction).await {
-            Err(StoreError::Conflict { .. }) => Err(self.stale(name, given).await?),
-            other => other.map(drop).map_err(Into::into),
-        }
-    }
-
     /// All revisions that are kept, the current one first.
     ///
     /// # Errors
     /// [`RevisionError::Missing`]; as [`Store::list`].
     pub async fn history(&self, name: &str) -> Result<Vec<Revised<T>>, RevisionError> {
-        let current = self.get(name).await?.ok_or_else(|| self.missing(name))?;
-        let mut revisions = vec![current];
+        let missing = || RevisionError::Missing {
+            kind: self.kind,
+            name: name.to_owned(),
+        };
+        let current = self.store.get(&Key::new([self.kind, name])?).await?;
+        let mut revisions = vec![read::<T>(&current.ok_or_else(missing)?)?];
         for entry in self.old(name).await?.iter().rev() {
             let old: Revised<T> = read(entry)?;
-            // One may be kept already for a change that was not made in the end.
+            // Its successor may never have been committed.
             if old.revision.number < revisions[0].revision.number {
                 revisions.push(old);
             }
@@ -337,110 +207,9 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
         })
     }
 
-    /// What differs between two of the revisions that are kept.
-    ///
-    /// # Errors
-    /// As [`Self::at`].
-    pub async fn diff(&self, name: &str, from: u64, to: u64) -> Result<Vec<Difference>, RevisionError> {
-        let key = self.key(name)?;
-        let json =
-            |revised: Revised<T>| serde_json::to_value(revised.value).map_err(|error| damaged(&key, error));
-        let (from, to) = (self.at(name, from).await?, self.at(name, to).await?);
-        Ok(diff(&json(from)?, &json(to)?))
-    }
-
-    /// Works out the making of an object.
-    ///
-    /// # Errors
-    /// When the name is not allowed, or the object is no JSON.
-    pub fn stage_create(&self, name: &str, value: &T, author: Author) -> Result<Staged, RevisionError> {
-        stage(self.kind, name, None, value, author)
-    }
-
-    /// Works out a change to an object that was read at a revision.
-    ///
-    /// # Errors
-    /// [`RevisionError::Stale`], [`RevisionError::Missing`]; as [`Store::get`].
-    pub async fn stage_update(
-        &self,
-        name: &str,
-        given: RevisionId,
-        value: &T,
-        author: Author,
-    ) -> Result<Staged, RevisionError> {
-        let (entry, revision) = self.current(name, given).await?;
-        let current = Current {
-            revision,
-            modified: entry.modified,
-            stored: entry.value,
-        };
-        stage(self.kind, name, Some(current), value, author)
-    }
-
-    /// Commits a staged change. Where the store cannot tell whether it was committed, looks.
-    ///
-    /// # Errors
-    /// As [`Store::commit`].
-    pub async fn commit(&self, name: &str, staged: Staged) -> Result<RevisionId, RevisionError> {
-        if let Some(before) = staged.before {
-            self.store.commit(before).await?;
-        }
-        match self.store.commit(staged.transaction).await {
-            Ok(_) => Ok(staged.revision),
-            Err(unknown @ StoreError::OutcomeUnknown { .. }) => match self.get(name).await {
-                Ok(Some(current)) if current.revision == staged.revision => Ok(staged.revision),
-                // Not there now is not proof: it may come, or have been changed again.
-                Ok(_) | Err(_) => Err(unknown.into()),
-            },
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn key(&self, name: &str) -> Result<Key, InvalidKey> {
-        Key::new([self.kind, name])
-    }
-
     async fn old(&self, name: &str) -> Result<Vec<Entry>, RevisionError> {
         let prefix = Prefix::new(["history", self.kind, name])?;
         Ok(self.store.list(&prefix, PAGE).await?.entries().await?)
-    }
-
-    async fn current(&self, name: &str, given: RevisionId) -> Result<(Entry, RevisionId), RevisionError> {
-        let entry = self
-            .store
-            .get(&self.key(name)?)
-            .await?
-            .ok_or_else(|| self.missing(name))?;
-        let current = read::<T>(&entry)?.revision;
-        if current == given {
-            return Ok((entry, current));
-        }
-        Err(RevisionError::Stale {
-            kind: self.kind,
-            name: name.to_owned(),
-            given,
-            current,
-        })
-    }
-
-    /// Why a change was refused that was worked out from the given revision.
-    async fn stale(&self, name: &str, given: RevisionId) -> Result<RevisionError, RevisionError> {
-        Ok(match self.get(name).await? {
-            Some(current) => RevisionError::Stale {
-                kind: self.kind,
-                name: name.to_owned(),
-                given,
-                current: current.revision,
-            },
-            None => self.missing(name),
-        })
-    }
-
-    fn missing(&self, name: &str) -> RevisionError {
-        RevisionError::Missing {
-            kind: self.kind,
-            name: name.to_owned(),
-        }
     }
 }
 
@@ -449,13 +218,23 @@ impl<T: Serialize + DeserializeOwned> Revisions<T> {
 pub(crate) struct Current {
     /// Its revision.
     pub(crate) revision: RevisionId,
-    /// The store's revision at which it was last written.
-    pub(crate) modified: Revision,
     /// The bytes.
     pub(crate) stored: Vec<u8>,
 }
 
-/// Works out the making or the change of an object, without asking the store.
+/// The writes that make a new revision. The caller adds what they expect of the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Staged {
+    /// The new revision.
+    pub(crate) revision: RevisionId,
+    /// Keeps the old revision, where both are too large for one transaction. To be committed first; harmless if
+    /// the second is never committed.
+    pub(crate) before: Option<Transaction>,
+    /// Writes the new revision.
+    pub(crate) transaction: Transaction,
+}
+
+/// Prepares a new object, or a new revision of `current`.
 pub(crate) fn stage<T: Serialize>(
     kind: &'static str,
     name: &str,
@@ -464,34 +243,24 @@ pub(crate) fn stage<T: Serialize>(
     author: Author,
 ) -> Result<Staged, RevisionError> {
     let key = Key::new([kind, name])?;
-    let (revision, bytes) = write(
-        &key,
-        current.as_ref().map(|current| current.revision),
-        value,
-        author,
-    )?;
-    let Some(current) = current else {
-        return Ok(Staged {
-            revision,
-            before: None,
-            transaction: Transaction::new()
-                .expect(key.clone(), Expected::Absent)
-                .put(key, bytes),
-        });
-    };
-    let guard = || Transaction::new().expect(key.clone(), Expected::At(current.modified));
-    let mut transaction = guard().put(key.clone(), bytes);
-    let number = current.revision.number;
-    if number > KEPT {
-        transaction = transaction.delete(old_key(kind, name, number - KEPT)?);
+    let parent = current.as_ref().map(|current| current.revision);
+    let (revision, bytes) = write(&key, parent, value, author)?;
+    let mut transaction = Transaction::new().put(key.clone(), bytes);
+    let mut before = None;
+    if let Some(current) = current {
+        let number = current.revision.number;
+        if number > KEPT {
+            transaction = transaction.delete(old_key(kind, name, number - KEPT)?);
+        }
+        let old = old_key(kind, name, number)?;
+        // The key counts again as a condition.
+        let together = transaction.bytes() + key.as_str().len() + current.stored.len() + old.as_str().len();
+        if together > MAX_TRANSACTION_BYTES {
+            before = Some(Transaction::new().put(old, current.stored));
+        } else {
+            transaction = transaction.put(old, current.stored);
+        }
     }
-    let old = old_key(kind, name, number)?;
-    let before = if transaction.bytes() + current.stored.len() + old.as_str().len() > MAX_TRANSACTION_BYTES {
-        Some(guard().put(old, current.stored))
-    } else {
-        transaction = transaction.put(old, current.stored);
-        None
-    };
     Ok(Staged {
         revision,
         before,
@@ -516,7 +285,7 @@ fn read<T: DeserializeOwned>(entry: &Entry) -> Result<Revised<T>, RevisionError>
     serde_json::from_slice(&entry.value).map_err(|error| damaged(&entry.key, error))
 }
 
-/// The next revision of an object, and what is stored for it.
+/// The next revision of an object, and its stored bytes.
 fn write<T: Serialize>(
     key: &Key,
     parent: Option<RevisionId>,
@@ -531,7 +300,7 @@ fn write<T: Serialize>(
         };
         serde_json::to_vec(&revised).map_err(|error| damaged(key, error))
     };
-    // Of the parent's name, the author and the value: all that makes it what it is.
+    // A hash of the parent, the author and the value.
     let parent = parent.unwrap_or(RevisionId { number: 0, digest: 0 });
     let digest = Sha256::new()
         .chain_update(key.as_str())
@@ -552,6 +321,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::Write;
 
     proptest! {
         #[test]
@@ -561,8 +331,67 @@ mod tests {
         }
     }
 
+    fn author(by: &str) -> Author {
+        Author {
+            by: by.to_owned(),
+            at: Timestamp(1),
+            action: "update".to_owned(),
+        }
+    }
+
+    fn staged(current: Option<RevisionId>, stored: &str, value: &str, by: &str) -> Staged {
+        let current = current.map(|revision| Current {
+            revision,
+            stored: stored.as_bytes().to_vec(),
+        });
+        stage("things", "web", current, &value, author(by)).unwrap()
+    }
+
     #[test]
-    fn what_is_no_revision_is_refused() {
+    fn a_new_revision_keeps_the_old_one_and_drops_the_oldest() {
+        let current = RevisionId {
+            number: KEPT + 1,
+            digest: 7,
+        };
+        let staged = staged(Some(current), "old", "new", "someone");
+        assert_eq!(staged.revision.number, KEPT + 2);
+        assert!(staged.before.is_none());
+        let writes: Vec<_> = staged.transaction.writes().collect();
+        let key = |text: &str| text.parse::<Key>().unwrap();
+        assert_eq!(writes.len(), 3);
+        assert_eq!(
+            writes[..2],
+            [
+                (&key("/history/things/web/00000000000000000001"), &Write::Delete),
+                (
+                    &key("/history/things/web/00000000000000000011"),
+                    &Write::Put(b"old".to_vec())
+                ),
+            ]
+        );
+        assert_eq!(*writes[2].0, key("/things/web"));
+    }
+
+    #[test]
+    fn two_revisions_too_large_for_one_transaction_are_written_in_two() {
+        let current = RevisionId { number: 1, digest: 7 };
+        let large = "x".repeat(MAX_TRANSACTION_BYTES / 2);
+        let staged = staged(Some(current), &large, &large, "someone");
+        for transaction in [staged.before.unwrap(), staged.transaction] {
+            assert_eq!(transaction.writes().len(), 1);
+            transaction.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_created_again_gets_another_revision() {
+        let (first, again) = (staged(None, "", "a", "one"), staged(None, "", "a", "other"));
+        assert_eq!((first.revision.number, again.revision.number), (1, 1));
+        assert_ne!(first.revision, again.revision);
+    }
+
+    #[test]
+    fn other_strings_are_not_revisions() {
         for wrong in [
             "",
             "3",

@@ -1,4 +1,4 @@
-//! A pretended agent: takes its node's tasks through their states as a real one would, without containers.
+//! A simulated agent: takes its node's tasks through their states as a real one would, without containers.
 
 use std::{
     collections::BTreeSet,
@@ -10,25 +10,24 @@ use mesh_orchestrator::{
     cluster::{Cluster, LeaderConfig, Member, Registration},
     objects::{Node, NodeId, NodeRole, Task, TaskId, TaskState, TaskStatus},
     spec::{Platform, Resources},
-    store::Heartbeat,
 };
 use tokio::runtime::Runtime;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::lab::{Handle, Lab, open};
-
-/// As quick as a store allows.
-pub(crate) const QUICK: Heartbeat = Heartbeat {
-    interval: std::time::Duration::from_millis(300),
-    missed: 3,
+use crate::{
+    QUICK,
+    lab::{Handle, Lab, open},
 };
 
 /// A machine of the cluster, with a runtime of its own so that it can be switched off.
-pub(crate) struct Machine {
-    pub(crate) handle: Handle,
-    pub(crate) node: NodeId,
+#[derive(Debug)]
+pub struct Machine {
+    /// Its handle on the cluster.
+    pub handle: Handle,
+    /// Its identifier.
+    pub node: NodeId,
     member: Option<Member>,
-    /// What its containers are said to be: tasks that have one.
+    /// The tasks that have a container.
     running: Arc<Mutex<BTreeSet<TaskId>>>,
     _stop: DropGuard,
     runtime: Option<Runtime>,
@@ -36,8 +35,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A node with an agent; a candidate for the lead, too, if it is a manager.
-    pub(crate) async fn start(lab: &Lab, name: &str, role: NodeRole) -> Result<Self> {
+    /// Starts a node with an agent; a manager also campaigns for leadership.
+    ///
+    /// # Errors
+    /// When the store cannot be opened.
+    pub async fn start(lab: &Lab, name: &str, role: NodeRole) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -76,19 +78,23 @@ impl Machine {
         })
     }
 
-    pub(crate) fn member(&self) -> Result<&Member> {
-        self.member.as_ref().context("it has left")
+    /// Its membership of the cluster.
+    ///
+    /// # Errors
+    /// When it has left.
+    pub fn member(&self) -> Result<&Member> {
+        self.member.as_ref().context("the node has left the cluster")
     }
 
-    /// A container dies.
-    pub(crate) fn fail(&self, task: &TaskId) {
+    /// Lets a task's container die.
+    pub fn fail(&self, task: &TaskId) {
         let mut status = TaskStatus::new(
             TaskState::Failed,
             self.handle.cluster.clock().now(),
-            "it has died",
+            "the container died",
         );
         status.exit_code = Some(1);
-        // First: its agent would find a container that is gone for no reason.
+        // Report first: otherwise the agent would find the container gone without a reason.
         self.handle.cluster.report(task.clone(), status);
         self.containers().remove(task);
     }
@@ -97,25 +103,25 @@ impl Machine {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The agent ends and says that it will be back.
-    pub(crate) async fn leave(mut self) {
+    /// Stops the agent, which announces that it will be back.
+    pub async fn leave(mut self) {
         if let (Some(member), Some(runtime)) = (self.member.take(), &self.runtime) {
             let _ = runtime.spawn(member.leave()).await;
         }
     }
 
-    /// The machine loses its power: nobody gives anything up.
-    pub(crate) fn crash(mut self) {
+    /// Cuts the machine's power: nothing is released.
+    pub fn crash(mut self) {
         if self.has_leases
             && let Some(runtime) = self.runtime.take()
         {
-            // Its tasks are dropped where they are, and cannot talk to anybody any more.
+            // Its tasks are dropped wherever they are and cannot reach the store any more.
             let ending = std::thread::spawn(move || {
                 runtime.shutdown_timeout(std::time::Duration::from_millis(1));
             });
             let _ = ending.join();
         }
-        // In one process nothing is left of an agent that has ended: that is what dropping does.
+        // The embedded store is in this process, so dropping the agent's objects is all that a crash does.
     }
 }
 
@@ -128,7 +134,7 @@ impl Drop for Machine {
             if self.has_leases {
                 runtime.shutdown_background();
             } else {
-                // The embedded store's leases end by tasks of this runtime.
+                // Tasks of this runtime release the embedded store's leases.
                 std::thread::spawn(move || {
                     runtime.block_on(async {
                         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -139,7 +145,9 @@ impl Drop for Machine {
     }
 }
 
-pub(crate) fn registration() -> Registration {
+/// What a healthy agent registers.
+#[must_use]
+pub fn registration() -> Registration {
     Registration {
         engine: true,
         datapath: "ebpf".to_owned(),
@@ -147,7 +155,9 @@ pub(crate) fn registration() -> Registration {
     }
 }
 
-pub(crate) fn description(name: &str, role: NodeRole) -> Node {
+/// A node of 8 CPUs and 16 GiB.
+#[must_use]
+pub fn description(name: &str, role: NodeRole) -> Node {
     Node {
         id: NodeId::from(name),
         hostname: format!("{name}-host"),
@@ -170,7 +180,7 @@ pub(crate) fn description(name: &str, role: NodeRole) -> Node {
     }
 }
 
-/// What an agent does, whenever anything has changed.
+/// Advances the node's tasks whenever anything has changed.
 async fn work(
     cluster: Cluster,
     node: NodeId,
@@ -201,7 +211,7 @@ async fn work(
 fn advance(cluster: &Cluster, task: &Task, running: &mut BTreeSet<TaskId>) {
     let now = cluster.clock().now();
     let report = |state: TaskState| {
-        let status = TaskStatus::new(state, now, "pretended");
+        let status = TaskStatus::new(state, now, "simulated");
         cluster.report(task.id.clone(), status);
     };
     if !task.desired.is_wanted() {
@@ -210,7 +220,7 @@ fn advance(cluster: &Cluster, task: &Task, running: &mut BTreeSet<TaskId>) {
         return;
     }
     if task.status.state == TaskState::Running && !running.contains(&task.id) {
-        // As after a loss of power: the store says that it runs, the engine knows nothing of it.
+        // As after a power loss: the store has it as running, the engine has no container for it.
         let status = TaskStatus::new(TaskState::Failed, now, "its container is gone");
         cluster.report(task.id.clone(), status);
         return;

@@ -1,4 +1,4 @@
-//! A small disk of its own, which can be full or read-only; taken away when dropped. Needs root.
+//! A small disk that a test can fill or make read-only. Needs root.
 
 use std::path::Path;
 
@@ -6,13 +6,18 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-/// A small disk of its own.
-pub(crate) struct Disk {
+/// A small tmpfs; unmounted when dropped.
+#[derive(Debug)]
+pub struct Disk {
     folder: TempDir,
 }
 
 impl Disk {
-    pub(crate) fn new(size: &str) -> Result<Self> {
+    /// Mounts one of this size, such as `8m`.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn new(size: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let options = format!("size={size}");
         mount(
@@ -26,11 +31,17 @@ impl Disk {
         Ok(Self { folder })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    pub(crate) fn set_read_only(&self, read_only: bool) -> Result<()> {
+    /// Remounts it read-only, or writable again.
+    ///
+    /// # Errors
+    /// When it cannot be remounted.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
         let flags = if read_only {
             MsFlags::MS_RDONLY
         } else {

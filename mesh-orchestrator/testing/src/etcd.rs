@@ -1,6 +1,7 @@
-//! A real etcd cluster on loopback: three members, TLS between them and towards clients.
+//! A real etcd cluster on loopback: three members, with TLS between them and to clients. Needs `etcd` and `etcdctl`.
 
 use std::{
+    fmt,
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -23,19 +24,23 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// How long a cluster may take to come up.
+/// How long a cluster may take to become healthy.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// The cluster that stories share which do it no harm; made when the first asks.
-pub(crate) type Shared = Arc<Mutex<Option<Arc<Cluster>>>>;
+/// The cluster shared by the stories that do not stop its members; started for the first that needs it.
+pub type Shared = Arc<Mutex<Option<Arc<Cluster>>>>;
 
-/// Who signs certificates.
-pub(crate) struct Authority {
+/// A certificate authority.
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    pub(crate) fn new() -> Result<Self> {
+    /// Generates one.
+    ///
+    /// # Errors
+    /// When its certificate cannot be generated.
+    pub fn new() -> Result<Self> {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, "etcd-ca");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -55,8 +60,11 @@ impl Authority {
         Ok((certificate.pem(), key.serialize_pem()))
     }
 
-    /// A client's certificate; the servers' must be signed by `servers`.
-    pub(crate) fn client(&self, servers: &Self) -> Result<EtcdTls> {
+    /// A client's certificate, which trusts servers signed by `servers`.
+    ///
+    /// # Errors
+    /// When the certificate cannot be generated.
+    pub fn client(&self, servers: &Self) -> Result<EtcdTls> {
         let (certificate, key) = self.sign("mesh")?;
         Ok(EtcdTls {
             authority: servers.issuer.pem().into_bytes(),
@@ -66,8 +74,7 @@ impl Authority {
     }
 }
 
-/// Ports that nobody has, and that the kernel gives nobody as the near end of a connection: a member that is
-/// killed must have its own again.
+/// Free ports outside the kernel's ephemeral range: a killed member must be able to bind its own again.
 fn free_ports(count: usize) -> Result<Vec<u16>> {
     const FIRST: usize = 20_000;
     const LAST: usize = 32_000;
@@ -92,16 +99,29 @@ struct Member {
 }
 
 /// Three members; killed when dropped.
-pub(crate) struct Cluster {
+pub struct Cluster {
     folder: TempDir,
     members: Vec<Member>,
-    pub(crate) authority: Authority,
+    /// Who signed the members' and the client's certificates.
+    pub authority: Authority,
     client: EtcdTls,
 }
 
+impl fmt::Debug for Cluster {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Cluster")
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Cluster {
-    /// The shared one.
-    pub(crate) fn shared(shared: &Shared) -> Result<Arc<Self>> {
+    /// The shared one, started if it is not running yet.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn shared(shared: &Shared) -> Result<Arc<Self>> {
         let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
         match &*shared {
             Some(cluster) => Ok(Arc::clone(cluster)),
@@ -109,7 +129,11 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn start() -> Result<Self> {
+    /// Starts one and waits until it is healthy.
+    ///
+    /// # Errors
+    /// When etcd cannot be started, or does not become healthy in time.
+    pub fn start() -> Result<Self> {
         let authority = Authority::new()?;
         let folder = tempfile::tempdir()?;
         fs::write(folder.path().join("ca.pem"), authority.issuer.pem())?;
@@ -145,8 +169,11 @@ impl Cluster {
         self.folder.path().join(name)
     }
 
-    /// Starts a member, for the first time or again with what it has on its disk.
-    pub(crate) fn start_member(&self, number: usize) -> Result<()> {
+    /// Starts a member, for the first time or again with the data on its disk.
+    ///
+    /// # Errors
+    /// When etcd cannot be started.
+    pub fn start_member(&self, number: usize) -> Result<()> {
         let member = &self.members[number];
         let name = format!("member{number}");
         let peers: Vec<String> = self
@@ -202,33 +229,42 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills a member, as a lost machine would be.
-    pub(crate) fn kill_member(&self, number: usize) -> Result<()> {
+    /// Kills a member, as if its machine were lost.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_member(&self, number: usize) -> Result<()> {
         let child = self.members[number]
             .child
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let mut child = child.context("the member does not run")?;
+        let mut child = child.context("the member is not running")?;
         child.kill()?;
         child.wait()?;
         Ok(())
     }
 
-    /// Stops a member without a word, as a cut cable would, or lets it go on.
-    pub(crate) fn freeze_member(&self, number: usize, frozen: bool) -> Result<()> {
+    /// Freezes a member, as if its cable were cut, or lets it continue.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze_member(&self, number: usize, frozen: bool) -> Result<()> {
         let child = self.members[number]
             .child
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let id = child.as_ref().context("the member does not run")?.id();
+        let id = child.as_ref().context("the member is not running")?.id();
         let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
         kill(Pid::from_raw(i32::try_from(id)?), signal)?;
         Ok(())
     }
 
     /// The number of the member that leads.
-    pub(crate) fn leader(&self) -> Result<usize> {
+    ///
+    /// # Errors
+    /// When there is no leader.
+    pub fn leader(&self) -> Result<usize> {
         let output = self
             .control(&["endpoint", "status", "--write-out", "json"])
             .output()
@@ -245,7 +281,7 @@ impl Cluster {
                     .context("an unknown member leads");
             }
         }
-        bail!("nobody leads: {statuses}")
+        bail!("no member leads: {statuses}")
     }
 
     fn control(&self, arguments: &[&str]) -> Command {
@@ -269,7 +305,11 @@ impl Cluster {
         command
     }
 
-    pub(crate) fn wait_for_health(&self) -> Result<()> {
+    /// Waits until all members are healthy.
+    ///
+    /// # Errors
+    /// When they do not become healthy in time.
+    pub fn wait_for_health(&self) -> Result<()> {
         let end = Instant::now() + BOOT;
         loop {
             let output = self
@@ -282,7 +322,7 @@ impl Cluster {
             if Instant::now() > end {
                 let log = fs::read_to_string(self.file("member0.log")).unwrap_or_default();
                 bail!(
-                    "etcd does not come up: {}\n{log}",
+                    "etcd did not become healthy: {}\n{log}",
                     String::from_utf8_lossy(&output.stderr)
                 );
             }
@@ -290,8 +330,9 @@ impl Cluster {
         }
     }
 
-    /// How to reach it, below a root of one's own.
-    pub(crate) fn config(&self, root: &str) -> EtcdConfig {
+    /// How to connect to it, with keys below a root.
+    #[must_use]
+    pub fn config(&self, root: &str) -> EtcdConfig {
         let endpoints = self
             .members
             .iter()
@@ -304,7 +345,8 @@ impl Cluster {
     }
 
     /// The folder with `ca.pem`, `client.pem` and `client.key`.
-    pub(crate) fn folder(&self) -> &Path {
+    #[must_use]
+    pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 }

@@ -1,4 +1,4 @@
-//! What the stories run on: handles on one store, and what all of them need.
+//! What the stories run on: a store of either kind, and handles on the cluster in it.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -27,33 +26,32 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-#[path = "../store/disk.rs"]
-#[expect(dead_code, reason = "the store's own stories need all of it")]
-pub(crate) mod disk;
-#[path = "../store/etcd/cluster.rs"]
-#[expect(dead_code, reason = "the store's own stories need all of it")]
-pub(crate) mod etcd;
+use crate::{PATIENCE, etcd};
 
-/// How long anything may take that is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A store that nobody else uses.
-pub(crate) struct Lab {
+/// A store of a story's own.
+#[derive(Debug)]
+pub struct Lab {
     path: PathBuf,
     _folder: Option<TempDir>,
     etcd: Option<(Arc<etcd::Cluster>, String)>,
     redb: OnceCell<Arc<RedbStore>>,
 }
 
-/// A handle on the cluster, kept up until it is dropped.
-pub(crate) struct Handle {
-    pub(crate) cluster: Cluster,
+/// A handle on the cluster, kept up to date until it is dropped.
+#[derive(Debug)]
+pub struct Handle {
+    /// The cluster.
+    pub cluster: Cluster,
     _stop: DropGuard,
     _upkeep: JoinHandle<()>,
 }
 
 impl Lab {
-    pub(crate) fn redb() -> Result<Self> {
+    /// An embedded store in a temporary folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be created.
+    pub fn redb() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         Ok(Self {
             path: folder.path().join("store.redb"),
@@ -63,37 +61,46 @@ impl Lab {
         })
     }
 
-    /// In a folder that somebody else looks after.
-    pub(crate) fn redb_in(folder: &Path) -> Result<Self> {
-        Ok(Self {
+    /// An embedded store in a folder that outlives it.
+    #[must_use]
+    pub fn redb_in(folder: &Path) -> Self {
+        Self {
             path: folder.join("store.redb"),
             _folder: None,
             etcd: None,
             redb: OnceCell::new(),
-        })
+        }
     }
 
     /// Another store of the same kind.
-    pub(crate) fn another(&self) -> Result<Self> {
+    ///
+    /// # Errors
+    /// As [`Self::redb`].
+    pub fn another(&self) -> Result<Self> {
         match &self.etcd {
-            Some((cluster, _)) => Self::etcd(Arc::clone(cluster)),
+            Some((cluster, _)) => Ok(Self::etcd(Arc::clone(cluster))),
             None => Self::redb(),
         }
     }
 
-    pub(crate) fn etcd(cluster: Arc<etcd::Cluster>) -> Result<Self> {
+    /// A root of its own in an etcd cluster.
+    #[must_use]
+    pub fn etcd(cluster: Arc<etcd::Cluster>) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let root = format!("/cluster-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        Ok(Self {
+        Self {
             path: PathBuf::new(),
             _folder: None,
             etcd: Some((cluster, root)),
             redb: OnceCell::new(),
-        })
+        }
     }
 
-    /// A connection of its own on etcd; the one that there can be on redb.
-    pub(crate) async fn store(&self) -> Result<Arc<dyn Store>> {
+    /// A new connection to etcd, or the one store that can have redb's file open.
+    ///
+    /// # Errors
+    /// When the store cannot be opened.
+    pub async fn store(&self) -> Result<Arc<dyn Store>> {
         match &self.etcd {
             Some((cluster, root)) => Ok(Arc::new(EtcdStore::open(cluster.config(root)).await?)),
             None => {
@@ -103,8 +110,11 @@ impl Lab {
         }
     }
 
-    /// The same for a machine with a runtime of its own, which dies with it.
-    pub(crate) async fn store_on(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+    /// The same for a machine with a runtime of its own: the connection ends with the runtime.
+    ///
+    /// # Errors
+    /// As [`Self::store`].
+    pub async fn store_on(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
         match &self.etcd {
             Some((cluster, root)) => {
                 let config = cluster.config(root);
@@ -115,13 +125,17 @@ impl Lab {
         }
     }
 
-    /// Whether a machine that dies is missed only after its heartbeats.
-    pub(crate) fn has_leases(&self) -> bool {
+    /// Whether a machine that dies is noticed only after its heartbeats.
+    #[must_use]
+    pub fn has_leases(&self) -> bool {
         self.etcd.is_some()
     }
 
-    /// A handle that knows one member of etcd only.
-    pub(crate) async fn open_on_member(&self, number: usize) -> Result<Handle> {
+    /// A handle that is configured with one member of etcd only.
+    ///
+    /// # Errors
+    /// When the store is not on etcd, or cannot be opened.
+    pub async fn open_on_member(&self, number: usize) -> Result<Handle> {
         let (cluster, root) = self.etcd.as_ref().context("there are no members")?;
         let mut config = cluster.config(root);
         config.endpoints = vec![config.endpoints.remove(number)];
@@ -129,12 +143,19 @@ impl Lab {
     }
 
     /// Another handle, as another node would have it.
-    pub(crate) async fn open(&self) -> Result<Handle> {
+    ///
+    /// # Errors
+    /// When the store cannot be opened or read.
+    pub async fn open(&self) -> Result<Handle> {
         open(self.store().await?).await
     }
 }
 
-pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Handle> {
+/// A handle on the cluster in a store.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn open(store: Arc<dyn Store>) -> Result<Handle> {
     let (cluster, upkeep) = Cluster::open(store, Arc::new(SystemClock)).await?;
     let stop = CancellationToken::new();
     Ok(Handle {
@@ -146,7 +167,10 @@ pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Handle> {
 
 impl Handle {
     /// Creates a service.
-    pub(crate) async fn create(&self, spec: ServiceSpec) -> Result<ServiceId> {
+    ///
+    /// # Errors
+    /// When the cluster refuses it.
+    pub async fn create(&self, spec: ServiceSpec) -> Result<ServiceId> {
         let id = self.cluster.new_service_id();
         let author = self.cluster.author("someone", "create");
         let plan = |state: &State, now| commands::create_service(state, id.clone(), spec.clone(), now);
@@ -154,8 +178,11 @@ impl Handle {
         Ok(id)
     }
 
-    /// Changes a service's specification, whatever others do to it meanwhile.
-    pub(crate) async fn update(&self, id: &ServiceId, change: impl Fn(&mut Value)) -> Result<()> {
+    /// Changes a service's specification, whatever others do to it at the same time.
+    ///
+    /// # Errors
+    /// When the cluster refuses the change.
+    pub async fn update(&self, id: &ServiceId, change: impl Fn(&mut Value)) -> Result<()> {
         let author = self.cluster.author("someone", "update");
         let plan = |state: &State, now| {
             let unknown = || CommandError::UnknownService(id.clone());
@@ -169,23 +196,33 @@ impl Handle {
         Ok(())
     }
 
-    pub(crate) async fn scale(&self, id: &ServiceId, replicas: u32) -> Result<()> {
+    /// Scales a service.
+    ///
+    /// # Errors
+    /// When the cluster refuses the change.
+    pub async fn scale(&self, id: &ServiceId, replicas: u32) -> Result<()> {
         let author = self.cluster.author("someone", "scale");
         let plan = |state: &State, now| commands::scale_service(state, id, replicas, now);
         self.cluster.change(author, plan).await?;
         Ok(())
     }
 
-    /// Waits until so many tasks of a service run, and no others are meant to.
-    pub(crate) async fn until_running(&self, id: &ServiceId, replicas: usize) -> Result<()> {
+    /// Waits until exactly this many tasks of a service run, and no others are wanted.
+    ///
+    /// # Errors
+    /// When that takes longer than [`PATIENCE`].
+    pub async fn until_running(&self, id: &ServiceId, replicas: usize) -> Result<()> {
         self.until(&format!("{replicas} tasks run"), |state| {
             running(state, id).len() == replicas
         })
         .await
     }
 
-    /// Waits until so many nodes can be given tasks.
-    pub(crate) async fn until_ready(&self, nodes: usize) -> Result<()> {
+    /// Waits until exactly this many nodes accept tasks.
+    ///
+    /// # Errors
+    /// When that takes longer than [`PATIENCE`].
+    pub async fn until_ready(&self, nodes: usize) -> Result<()> {
         self.until(&format!("{nodes} nodes are ready"), |state| {
             let ready = state.nodes().values().filter(|node| node.is_schedulable());
             ready.count() == nodes
@@ -194,7 +231,10 @@ impl Handle {
     }
 
     /// Waits until something is true of the state.
-    pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) -> Result<()> {
+    ///
+    /// # Errors
+    /// When that takes longer than [`PATIENCE`].
+    pub async fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) -> Result<()> {
         let mut changes = self.cluster.changes();
         let wait = changes.wait_for(|_| self.cluster.read(&is_so));
         match tokio::time::timeout(PATIENCE, wait).await {
@@ -203,8 +243,9 @@ impl Handle {
         }
     }
 
-    /// Looks from now on whether a slot ever has two tasks that are meant to run.
-    pub(crate) fn watch_slots(&self) -> SlotWatch {
+    /// Checks from now on that no slot ever has two live tasks.
+    #[must_use]
+    pub fn watch_slots(&self) -> SlotWatch {
         let cluster = self.cluster.clone();
         let (stop, mut stopped) = oneshot::channel();
         let watching = tokio::spawn(async move {
@@ -221,7 +262,9 @@ impl Handle {
         SlotWatch { stop, watching }
     }
 
-    pub(crate) fn describe(&self) -> String {
+    /// The nodes, services and tasks, one a line.
+    #[must_use]
+    pub fn describe(&self) -> String {
         self.cluster.read(|state| {
             let mut text = String::new();
             for node in state.nodes().values() {
@@ -246,15 +289,19 @@ impl Handle {
     }
 }
 
-/// A look at the slots that goes on until it is asked.
-pub(crate) struct SlotWatch {
+/// A check of the slots that runs until [`Self::end`].
+#[derive(Debug)]
+pub struct SlotWatch {
     stop: oneshot::Sender<()>,
     watching: JoinHandle<Result<()>>,
 }
 
 impl SlotWatch {
-    /// What it has found.
-    pub(crate) async fn end(self) -> Result<()> {
+    /// Stops the check.
+    ///
+    /// # Errors
+    /// When a slot had two live tasks.
+    pub async fn end(self) -> Result<()> {
         let _ = self.stop.send(());
         self.watching.await?
     }
@@ -270,8 +317,9 @@ fn one_in_each_slot(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// The tasks of a service that run, if no others are meant to.
-pub(crate) fn running(state: &State, id: &ServiceId) -> Vec<TaskId> {
+/// The running tasks of a service; none while others are wanted too.
+#[must_use]
+pub fn running(state: &State, id: &ServiceId) -> Vec<TaskId> {
     let tasks = || state.tasks().values().filter(|task| task.service == *id);
     if tasks().any(|task| task.desired.is_wanted() && !task.is_running()) {
         return Vec::new();
@@ -282,21 +330,11 @@ pub(crate) fn running(state: &State, id: &ServiceId) -> Vec<TaskId> {
         .collect()
 }
 
-/// A runtime with a bound, so that a fault of ours does not hang the suite.
-pub(crate) fn run<F: Future<Output = Result<()>>>(story: F) -> Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(async {
-            tokio::time::timeout(PATIENCE * 6, story)
-                .await
-                .context("the story hangs")?
-        })
-}
-
-/// A service of so many replicas.
-pub(crate) fn service(name: &str, replicas: u32) -> Result<ServiceSpec> {
+/// A service with a number of replicas.
+///
+/// # Errors
+/// When the specification is invalid.
+pub fn service(name: &str, replicas: u32) -> Result<ServiceSpec> {
     spec(json!({
         "name": name,
         "task_template": {
@@ -309,6 +347,10 @@ pub(crate) fn service(name: &str, replicas: u32) -> Result<ServiceSpec> {
     }))
 }
 
-pub(crate) fn spec(json: Value) -> Result<ServiceSpec> {
+/// A specification from JSON.
+///
+/// # Errors
+/// When it is invalid.
+pub fn spec(json: Value) -> Result<ServiceSpec> {
     Ok(ServiceSpec::from_json(&serde_json::to_vec(&json)?)?)
 }

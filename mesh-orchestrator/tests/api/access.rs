@@ -2,14 +2,12 @@
 
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
+use mesh_orchestrator_testing::PATIENCE;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{
-    lab::PATIENCE,
-    server::{Server, spec},
-};
+use crate::server::{Server, spec};
 
 async fn token(server: &Server, name: &str, scopes: &[&str]) -> Result<String> {
     let made = server

@@ -1,4 +1,4 @@
-//! The API over real HTTP: a Unix socket, a real store, the leader's loops, and pretended agents that take
+//! The API over real HTTP: a Unix socket, a real store, the leader's loops, and simulated agents that take
 //! tasks through their states. Needs `etcd` and `etcdctl` for the store that goes away.
 
 mod access;
@@ -11,10 +11,3 @@ mod server;
 mod services;
 mod streams;
 mod webhooks;
-
-#[path = "../cluster/agent.rs"]
-#[expect(dead_code, reason = "the cluster's own stories need all of it")]
-mod agent;
-#[path = "../cluster/lab.rs"]
-#[expect(dead_code, reason = "the cluster's own stories need all of it")]
-mod lab;

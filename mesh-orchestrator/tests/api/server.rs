@@ -21,15 +21,11 @@ use mesh_orchestrator::{
     objects::{Node, NodeRole, Task, Timestamp},
     secrets::Vault,
 };
+use mesh_orchestrator_testing::{PATIENCE, agent::Machine, lab::Lab};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{net::UnixListener, task::JoinHandle};
-
-use crate::{
-    agent::Machine,
-    lab::{Lab, PATIENCE},
-};
 
 /// A cluster of one or two nodes with an API on each.
 pub(crate) struct Server {
@@ -51,13 +47,13 @@ impl Drop for Server {
 impl Server {
     pub(crate) async fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Self::start_on(Lab::redb_in(folder.path())?, folder, false).await
+        Self::start_on(Lab::redb_in(folder.path()), folder, false).await
     }
 
     /// With a second node that has an API of its own.
     pub(crate) async fn start_two() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Self::start_on(Lab::redb_in(folder.path())?, folder, true).await
+        Self::start_on(Lab::redb_in(folder.path()), folder, true).await
     }
 
     /// On a store of the caller's, with all files in a folder.

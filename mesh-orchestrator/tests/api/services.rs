@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use mesh_orchestrator_testing::{PATIENCE, etcd, lab::Lab};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::{
-    lab::{Lab, etcd},
-    server::{Server, spec},
-};
+use crate::server::{Server, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_made_and_runs_and_is_found_by_name_id_and_a_part_of_it() -> Result<()> {
@@ -334,7 +332,7 @@ async fn what_cannot_run_yet_is_taken_and_says_what_it_waits_for() -> Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_store_services_are_read_and_not_changed_until_it_is_back() -> Result<()> {
     let members = Arc::new(tokio::task::block_in_place(etcd::Cluster::start)?);
-    let lab = Lab::etcd(Arc::clone(&members))?;
+    let lab = Lab::etcd(Arc::clone(&members));
     let server = Server::start_on(lab, tempfile::tempdir()?, false).await?;
     server.create(spec("web", 1)).await?;
     server.until("web", |view| view.running == 1).await?;
@@ -360,7 +358,7 @@ async fn without_the_store_services_are_read_and_not_changed_until_it_is_back() 
         while scale().await?.status != StatusCode::OK {}
         anyhow::Ok(())
     };
-    tokio::time::timeout(crate::lab::PATIENCE, back)
+    tokio::time::timeout(PATIENCE, back)
         .await
         .context("not in time")??;
     server.until("web", |view| view.running == 2).await?;

@@ -6,14 +6,12 @@ use mesh_orchestrator::{
     api::types::{EventAction, EventKind, EventView, LogLine},
     store::Revision,
 };
+use mesh_orchestrator_testing::PATIENCE;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{
-    lab::PATIENCE,
-    server::{Server, spec},
-};
+use crate::server::{Server, spec};
 
 type Lines = BoxStream<'static, Result<String>>;
 

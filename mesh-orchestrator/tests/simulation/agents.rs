@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use super::Random;
-use crate::{
+use crate::random::Random;
+use mesh_orchestrator::{
     commands,
     objects::{
         Availability, Node, NodeId, NodeRole, NodeStatus, ObjectChange, State, Task, TaskId, TaskState,
@@ -20,7 +20,7 @@ const MAX_NODES: usize = 9;
 
 /// All nodes and what goes on in them.
 #[derive(Debug, Default)]
-pub(super) struct Agents {
+pub(crate) struct Agents {
     joined: u64,
     /// Nodes that do not answer, and whether their containers have died with them.
     silent: BTreeMap<NodeId, bool>,
@@ -34,7 +34,7 @@ pub(super) struct Agents {
 
 impl Agents {
     /// Another node.
-    pub(super) fn join(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
+    pub(crate) fn join(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         self.joined += 1;
         let number = self.joined;
         let gibibyte = 1 << 30;
@@ -66,7 +66,7 @@ impl Agents {
     }
 
     /// Something happens to a node.
-    pub(super) fn accident(
+    pub(crate) fn accident(
         &mut self,
         random: &mut Random,
         state: &State,
@@ -136,7 +136,7 @@ impl Agents {
     }
 
     /// Every node comes back, and nothing fails any more.
-    pub(super) fn calm(&mut self, state: &State, now: Timestamp) -> Vec<ObjectChange> {
+    pub(crate) fn calm(&mut self, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         self.calm = true;
         let mut changes = Vec::new();
         for node in state.nodes().values() {
@@ -152,12 +152,12 @@ impl Agents {
     }
 
     /// When an agent next has something to do.
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
+    pub(crate) fn next_due(&self) -> Option<Timestamp> {
         self.due.values().map(|(time, _)| *time).min()
     }
 
     /// What the agents have done by now.
-    pub(super) fn work(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
+    pub(crate) fn work(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         let mut reports = Vec::new();
         let mut due = BTreeMap::new();
         for (node, index) in state

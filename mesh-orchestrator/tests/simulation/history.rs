@@ -1,27 +1,22 @@
-//! A seeded simulation of a cluster that drives the control loops. Imports `loops`; only tests import it.
+//! One seeded history of a simulated cluster.
 //!
 //! One history: users create, change, scale and remove services; nodes join, fall silent, lose power, are
 //! drained and come back; containers start slowly, crash, or have no image. After every single change the
 //! invariants are checked; at the end everything that fails stops failing, and the cluster must come to rest
 //! where it was asked to be.
 
-mod agents;
-mod invariants;
-mod random;
-mod rest;
-mod users;
-
 use std::collections::BTreeMap;
 
-use agents::Agents;
-pub use invariants::Violation;
-use invariants::Watcher;
-pub use random::Random;
-use users::Users;
-
-use crate::{
+use mesh_orchestrator::{
     loops::Controller,
     objects::{ObjectChange, Refused, State, Timestamp},
+};
+
+use crate::{
+    agents::Agents,
+    invariants::{Violation, Watcher},
+    random::Random,
+    users::Users,
 };
 
 /// Where a history begins: any time will do.
@@ -31,17 +26,17 @@ const STEPS_TO_REST: u32 = 20_000;
 
 /// What happened in a history, to see that a set of them is worth something.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Changes that were made, by kind.
-    pub changes: BTreeMap<&'static str, u64>,
+    pub(crate) changes: BTreeMap<&'static str, u64>,
     /// Updates that came to each end.
-    pub updates: BTreeMap<String, u64>,
+    pub(crate) updates: BTreeMap<String, u64>,
     /// Time that passed, in milliseconds.
-    pub milliseconds: u64,
+    pub(crate) milliseconds: u64,
 }
 
 /// A cluster, its users and its accidents.
-pub struct Simulation {
+pub(crate) struct Simulation {
     now: Timestamp,
     random: Random,
     controller: Controller,
@@ -55,7 +50,7 @@ pub struct Simulation {
 ///
 /// # Errors
 /// The invariant that was broken, when and by what.
-pub fn run(seed: u64, steps: u32) -> Result<Summary, Violation> {
+pub(crate) fn run(seed: u64, steps: u32) -> Result<Summary, Violation> {
     let mut simulation = Simulation::new(seed);
     let locate = |now: Timestamp| {
         move |text: String| Violation {

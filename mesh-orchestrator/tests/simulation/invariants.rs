@@ -3,8 +3,8 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use super::{rest, users::Users};
-use crate::{
+use crate::{rest, users::Users};
+use mesh_orchestrator::{
     loops::{Round, scheduler},
     objects::{NodeId, NodeStatus, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
     spec::{Resources, UpdateOrder},
@@ -12,13 +12,13 @@ use crate::{
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
+pub(crate) struct Violation {
     /// The history's seed.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Time since its beginning.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// What is wrong.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl fmt::Display for Violation {
@@ -33,7 +33,7 @@ impl fmt::Display for Violation {
 
 /// Watches every change.
 #[derive(Debug, Default)]
-pub(super) struct Watcher {
+pub(crate) struct Watcher {
     state: State,
     /// Services whose policy once was start-first: two tasks of a slot may run for a time.
     start_first: BTreeSet<ServiceId>,
@@ -43,7 +43,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Checks one change that has been made; `is_ours` if a loop made it.
-    pub(super) fn watch(&mut self, change: &ObjectChange, is_ours: bool) -> Result<(), String> {
+    pub(crate) fn watch(&mut self, change: &ObjectChange, is_ours: bool) -> Result<(), String> {
         if let ObjectChange::SetDesired { task, desired } = change
             && is_ours
         {
@@ -241,7 +241,7 @@ impl Watcher {
     }
 
     /// The loops have said all that they did, and the indexes are right.
-    pub(super) fn same(&self, other: &State) -> Result<(), String> {
+    pub(crate) fn same(&self, other: &State) -> Result<(), String> {
         if self.state.tasks() != other.tasks() || self.state.services() != other.services() {
             return Err("the changes do not add up to the state".into());
         }
@@ -252,7 +252,7 @@ impl Watcher {
     }
 
     /// The cluster is where it was asked to be, as far as that is possible.
-    pub(super) fn at_rest(&self, state: &State, users: &Users, now: Timestamp) -> Result<(), String> {
+    pub(crate) fn at_rest(&self, state: &State, users: &Users, now: Timestamp) -> Result<(), String> {
         let services: BTreeSet<&ServiceId> = state.services().keys().collect();
         if services != users.services.iter().collect() {
             return Err(format!(

@@ -1,8 +1,15 @@
 //! Thousands of random histories of a simulated cluster; the seed of one that fails is printed.
 
+mod agents;
+mod history;
+mod invariants;
+mod random;
+mod rest;
+mod users;
+
 use std::{collections::BTreeMap, time::Instant};
 
-use mesh_orchestrator::simulation::run;
+use self::history::run;
 
 /// Steps of each history.
 const STEPS: u32 = 120;

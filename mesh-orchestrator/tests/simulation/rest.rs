@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
+use mesh_orchestrator::{
     loops::{dependencies::is_ready, jobs::is_complete, reaper::HISTORY, replicated::is_taken, scheduler},
     objects::{NodeId, Service, Slot, State, Task, TaskState},
     spec::ServiceMode,
 };
 
 /// Checks one service.
-pub(super) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
+pub(crate) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
     let name = &service.spec.name;
     let slots: BTreeMap<Slot, Vec<&Task>> = state
         .tasks_of(&service.id)
@@ -94,8 +94,9 @@ pub(super) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
     let expected = match service.spec.mode {
         ServiceMode::Replicated(settings) => settings.replicas as usize,
         ServiceMode::Global(_) | ServiceMode::GlobalJob(_) => {
-            let suits =
-                |node: &&crate::objects::Node| scheduler::suits(node, &service.spec.task_template.placement);
+            let suits = |node: &&mesh_orchestrator::objects::Node| {
+                scheduler::suits(node, &service.spec.task_template.placement)
+            };
             state.nodes().values().filter(suits).count()
         }
         ServiceMode::ReplicatedJob(job) => {

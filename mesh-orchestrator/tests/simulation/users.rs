@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::Random;
-use crate::{
+use crate::random::Random;
+use mesh_orchestrator::{
     commands,
     objects::{ObjectChange, Service, ServiceId, State, Timestamp},
     spec::ServiceSpec,
@@ -14,15 +14,15 @@ const MAX_SERVICES: usize = 5;
 
 /// What users have asked for.
 #[derive(Debug, Default)]
-pub(super) struct Users {
+pub(crate) struct Users {
     created: u64,
     /// Services that were created and not removed.
-    pub(super) services: BTreeSet<ServiceId>,
+    pub(crate) services: BTreeSet<ServiceId>,
 }
 
 impl Users {
     /// Somebody does something.
-    pub(super) fn act(
+    pub(crate) fn act(
         &mut self,
         random: &mut Random,
         state: &State,

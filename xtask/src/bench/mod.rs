@@ -36,6 +36,8 @@ enum Subject {
     },
     /// The mesh beside Docker's own and other load balancers: connections, requests and bytes per second.
     Mesh(mesh::Arguments),
+    /// The orchestrator: its control loops with 50,000 tasks, and its stores' transactions per second.
+    Orchestrator,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -49,10 +51,17 @@ enum Format {
 /// # Errors
 /// When a step fails, or a path has not done what it was measured for.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    check_root().context("the measurement loads eBPF programs into network namespaces")?;
+    let check = || check_root().context("the measurement loads eBPF programs into network namespaces");
     match &arguments.subject {
-        Subject::Packet { format, runs } => packet(*format, *runs),
-        Subject::Mesh(arguments) => mesh::run(arguments),
+        Subject::Orchestrator => orchestrator(),
+        Subject::Packet { format, runs } => {
+            check()?;
+            packet(*format, *runs)
+        }
+        Subject::Mesh(arguments) => {
+            check()?;
+            mesh::run(arguments)
+        }
     }
 }
 
@@ -89,5 +98,19 @@ fn packet(format: Format, runs: u32) -> Result<()> {
     bench
         .args(["--format", format, "--runs", &runs.to_string()])
         .env("MESH_BENCH_OBJECT", paths::bench_object());
+    stream(&mut bench)
+}
+
+fn orchestrator() -> Result<()> {
+    setup::run()?;
+    let mut bench = cargo([
+        "bench",
+        "--package",
+        "mesh-orchestrator",
+        "--bench",
+        "loops",
+        "--bench",
+        "stores",
+    ]);
     stream(&mut bench)
 }

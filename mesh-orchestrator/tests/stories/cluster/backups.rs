@@ -1,4 +1,4 @@
-//! Backups of a cluster at work, and what becomes of it when one is restored.
+//! Backups of a running cluster, and restoring them.
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
@@ -6,18 +6,20 @@ use mesh_orchestrator::{
     cluster::BackupSchedule,
     objects::NodeRole,
 };
-
-use crate::{
-    Story,
+use mesh_orchestrator_testing::{
+    PATIENCE,
     agent::Machine,
-    lab::{Lab, PATIENCE, run, running, service},
+    lab::{Lab, running, service},
+    run,
 };
 
-pub(crate) fn stories() -> Vec<Story> {
+use super::Story;
+
+pub(super) fn stories() -> Vec<Story> {
     vec![
-        ("a_backup_on_an_empty_store_brings_everything_back", restored),
-        ("a_backup_replaces_what_a_cluster_at_work_has", replaced),
-        ("backups_are_kept_by_the_schedule_whoever_leads", scheduled),
+        ("a_backup_restores_everything_into_an_empty_store", restored),
+        ("a_backup_replaces_the_objects_of_a_running_cluster", replaced),
+        ("scheduled_backups_do_not_depend_on_the_leader", scheduled),
     ]
 }
 
@@ -40,7 +42,7 @@ fn restored(lab: &Lab) -> Result<()> {
         ensure!(user.cluster.history(&web).await? == history);
         let old = user.cluster.read(|state| running(state, &web));
         ensure!(old.len() == 3);
-        // The machine has none of the containers: its tasks are replaced.
+        // The machine has none of the containers, so its tasks are replaced.
         let _one = Machine::start(&empty, "one", NodeRole::Manager).await?;
         user.until("other tasks run", |state| {
             let new = running(state, &web);
@@ -63,11 +65,14 @@ fn replaced(lab: &Lab) -> Result<()> {
         user.until_running(&web, 1).await?;
         user.until_running(&later, 2).await?;
         user.cluster.restore(&made.path, RestoreInto::Replace).await?;
-        user.until("it is as it was, and the loops have seen to the rest", |state| {
-            state.service(&later).is_none()
-                && running(state, &web).len() == 3
-                && state.tasks().values().all(|task| task.service != later)
-        })
+        user.until(
+            "the objects are as in the backup, and later tasks are gone",
+            |state| {
+                state.service(&later).is_none()
+                    && running(state, &web).len() == 3
+                    && state.tasks().values().all(|task| task.service != later)
+            },
+        )
         .await
     })
 }
@@ -91,7 +96,7 @@ fn scheduled(lab: &Lab) -> Result<()> {
             }
         };
         let name = tokio::select! {
-            () = machine.cluster.keep_backups(&schedule) => bail!("the schedule has ended"),
+            () = machine.cluster.keep_backups(&schedule) => bail!("the schedule ended"),
             made = tokio::time::timeout(PATIENCE, made) => made.context("no backup was made")?,
         };
         ensure!(name.kind == BackupKind::Hourly);

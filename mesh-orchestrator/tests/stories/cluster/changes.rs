@@ -1,4 +1,4 @@
-//! Changing the cluster's objects and reading them, by several handles at once.
+//! Changing and reading the cluster's objects through several handles at once.
 
 use anyhow::{Context, Result, ensure};
 use mesh_orchestrator::{
@@ -6,17 +6,18 @@ use mesh_orchestrator::{
     commands::{self, CommandError},
     spec::ServiceMode,
 };
-
-use crate::{
-    Story,
-    lab::{Lab, run, service},
+use mesh_orchestrator_testing::{
+    lab::{Handle, Lab, service},
+    run,
 };
 
-pub(crate) fn stories() -> Vec<Story> {
+use super::Story;
+
+pub(super) fn stories() -> Vec<Story> {
     vec![
-        ("a_change_is_seen_by_every_handle_and_told_as_an_event", seen),
-        ("of_two_services_of_one_name_there_is_one", one_name),
-        ("changes_made_at_once_are_all_made", at_once),
+        ("every_handle_sees_a_change_and_gets_an_event", seen),
+        ("two_services_cannot_have_one_name", one_name),
+        ("concurrent_changes_are_all_made", at_once),
     ]
 }
 
@@ -43,7 +44,7 @@ fn seen(lab: &Lab) -> Result<()> {
         ensure!(event.name == "web" && event.id == id.as_str());
         let (revision, author) = other.cluster.service_revision(&id).context("no revision")?;
         ensure!(changed.services.get(&id) == Some(&revision) && author.by == "someone");
-        // A handle that is opened later lists what the others were told.
+        // A handle that is opened later lists the same revision.
         let late = lab.open().await?;
         ensure!(late.cluster.service_revision(&id) == other.cluster.service_revision(&id));
         Ok(())
@@ -54,7 +55,7 @@ fn one_name(lab: &Lab) -> Result<()> {
     run(async {
         let (one, other) = (lab.open().await?, lab.open().await?);
         let web = service("web", 2)?;
-        let create = async |handle: &crate::lab::Handle| {
+        let create = async |handle: &Handle| {
             let id = handle.cluster.new_service_id();
             let author = handle.cluster.author("someone", "create");
             handle
@@ -88,7 +89,7 @@ fn at_once(lab: &Lab) -> Result<()> {
                 commands::create_service(state, id.clone(), web.clone(), now)
             })
             .await?;
-        let more = async |handle: &crate::lab::Handle| {
+        let more = async |handle: &Handle| {
             for _ in 0..5 {
                 handle
                     .cluster

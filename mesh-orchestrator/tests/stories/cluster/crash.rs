@@ -1,10 +1,10 @@
-//! A process that is killed amid its work loses nothing that it was told is there.
+//! A killed process loses nothing that was acknowledged.
 
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader, Write as _},
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -14,34 +14,21 @@ use mesh_orchestrator::{
     objects::{NodeRole, State},
     store::redb::RedbStore,
 };
-
-use crate::{
-    OwnStory,
+use mesh_orchestrator_testing::{
     agent::Machine,
-    lab::{self, Lab, run, running, service},
+    lab::{self, Lab, running, service},
+    run,
 };
 
-const CHILD: &str = "MESH_CLUSTER_TEST_CHILD";
+use crate::{OwnStory, child::Work};
 
-pub(crate) fn stories() -> Vec<OwnStory> {
-    vec![("a_killed_process_loses_nothing_it_has_said", killed)]
+pub(super) fn stories() -> Vec<OwnStory> {
+    vec![("a_killed_process_loses_nothing_it_acknowledged", killed)]
 }
 
-/// Does a child's work, if this is one.
-pub(crate) fn child() -> Option<ExitCode> {
-    let path = std::env::var_os(CHILD)?;
-    Some(match work(Path::new(&path)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:?}");
-            ExitCode::FAILURE
-        }
-    })
-}
-
-/// Leads, runs tasks, and creates one service after the other, saying so of each.
-fn work(folder: &Path) -> Result<()> {
-    let lab = Lab::redb_in(folder)?;
+/// A child's work: leads, runs tasks, and creates one service after the other, printing the name of each.
+pub(crate) fn create_services_until_killed(folder: &Path) -> Result<()> {
+    let lab = Lab::redb_in(folder);
     run(async {
         let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
         let user = &one.handle;
@@ -58,49 +45,49 @@ fn work(folder: &Path) -> Result<()> {
 
 fn killed() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut told: BTreeSet<String> = BTreeSet::new();
+    let mut acknowledged: BTreeSet<String> = BTreeSet::new();
     for round in 0..12_u64 {
-        let mut child = Command::new(std::env::current_exe()?)
-            .env(CHILD, folder.path())
+        let mut child = Work::CreateServicesUntilKilled
+            .command(folder.path())?
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         for _ in 0..(1 + round * 5 % 13) {
-            told.insert(lines.next().context("the child has ended")??);
+            acknowledged.insert(lines.next().context("the child has ended")??);
         }
-        // A moment that falls anywhere within the next commits.
+        // Any moment within the next commits.
         std::thread::sleep(Duration::from_micros(round * 7919 % 40_000));
         child.kill()?;
         child.wait()?;
-        told.extend(lines.map_while(Result::ok).filter(|line| line.starts_with("web")));
+        acknowledged.extend(lines.map_while(Result::ok).filter(|line| line.starts_with("web")));
         run(async {
             let store = Arc::new(RedbStore::open(folder.path().join("store.redb"))?);
             let handle = lab::open(store).await?;
-            handle.cluster.read(|state| check(state, &told, round))
+            handle.cluster.read(|state| check(state, &acknowledged, round))
         })?;
     }
-    // What was left half done is brought to its end by the next one.
-    let lab = Lab::redb_in(folder.path())?;
+    // The next process finishes what was left half done.
+    let lab = Lab::redb_in(folder.path());
     run(async {
         let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
         one.handle
-            .until("all of all services runs", |state| {
+            .until("all tasks of all services run", |state| {
                 state.services().keys().all(|id| running(state, id).len() == 2)
             })
             .await
     })
 }
 
-fn check(state: &State, told: &BTreeSet<String>, round: u64) -> Result<()> {
-    for name in told {
+fn check(state: &State, acknowledged: &BTreeSet<String>, round: u64) -> Result<()> {
+    for name in acknowledged {
         ensure!(
             state.service_named(name).is_some(),
-            "{name} was created, and is gone in round {round}"
+            "{name} was acknowledged, and is missing in round {round}"
         );
     }
     ensure!(
-        state.services().len() <= told.len() + 1 + usize::try_from(round)?,
-        "services that nobody was told of"
+        state.services().len() <= acknowledged.len() + 1 + usize::try_from(round)?,
+        "services that were never acknowledged"
     );
     ensure!(state.indexes_are_sound());
     Ok(())

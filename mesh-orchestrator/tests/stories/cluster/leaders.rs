@@ -1,4 +1,4 @@
-//! One leads, and nobody else changes anything in its name.
+//! One node leads, and a former leader cannot change anything.
 
 use anyhow::{Context, Result, ensure};
 use mesh_orchestrator::{
@@ -6,22 +6,24 @@ use mesh_orchestrator::{
     objects::{NodeId, NodeRole},
     store::{Transaction, membership::election_key},
 };
+use mesh_orchestrator_testing::{
+    PATIENCE, QUICK,
+    agent::Machine,
+    lab::{Lab, running, service},
+    run,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Story,
-    agent::{Machine, QUICK},
-    lab::{Lab, PATIENCE, run, service},
-};
+use super::Story;
 
-pub(crate) fn stories() -> Vec<Story> {
+pub(super) fn stories() -> Vec<Story> {
     vec![
-        ("a_leader_that_was_fenced_off_changes_nothing", fenced),
-        ("another_candidate_leads_when_the_leader_is_gone", gone),
+        ("a_fenced_leader_changes_nothing", fenced),
+        ("another_candidate_takes_over_from_a_lost_leader", gone),
     ]
 }
 
-/// Somebody else has won while the leader still believes that it leads.
+/// Another candidate wins while the leader still believes that it leads.
 fn fenced(lab: &Lab) -> Result<()> {
     run(async {
         let user = lab.open().await?;
@@ -45,7 +47,7 @@ fn fenced(lab: &Lab) -> Result<()> {
         let slots = user.watch_slots();
         let mut created = 0;
         for round in 0..5 {
-            // The one that waits has it now, if there is one; who had it does not know until it wants to change something.
+            // A waiting candidate wins now; the former leader finds out when it next changes something.
             let key = election_key("control")?;
             user.cluster
                 .store()
@@ -58,7 +60,7 @@ fn fenced(lab: &Lab) -> Result<()> {
             }
             ensure!(
                 created == 3 * (round + 1),
-                "{created} tasks were made by round {round}"
+                "{created} tasks were created by round {round}"
             );
         }
         slots.end().await
@@ -81,9 +83,9 @@ fn gone(lab: &Lab) -> Result<()> {
         let led = changes.wait_for(|_| user.cluster.leader() == Some("two".into()));
         tokio::time::timeout(PATIENCE, led)
             .await
-            .context("nobody takes over")??;
+            .context("no candidate took over")??;
         user.until("all tasks run on the other node", |state| {
-            let tasks = crate::lab::running(state, &web);
+            let tasks = running(state, &web);
             tasks.len() == 4
                 && tasks
                     .iter()

@@ -1,38 +1,29 @@
-//! The cluster on the embedded store and on a real etcd: users, the leader and pretended agents on handles of
-//! their own. Needs root (a full disk is made by mounting a small one), `etcd` and `etcdctl`.
+//! The cluster on the embedded store and on etcd: users, the leader and simulated agents, on handles of their own.
 
-mod agent;
 mod backups;
 mod changes;
-mod crash;
-mod lab;
+pub(crate) mod crash;
 mod leaders;
 mod nodes;
 mod outages;
 mod revisions;
 mod services;
 
-use std::{process::ExitCode, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Trial;
+use mesh_orchestrator_testing::{
+    etcd::{Cluster, Shared},
+    lab::Lab,
+};
 
-use self::lab::{Lab, etcd};
+use crate::trial;
 
-/// A story and its name.
+/// A claim about the cluster on every store, and how it is shown.
 type Story = (&'static str, fn(&Lab) -> Result<()>);
 
-/// One that makes its own lab.
-type OwnStory = (&'static str, fn() -> Result<()>);
-
-fn main() -> ExitCode {
-    // A child of one of the trials: works until it is killed.
-    if let Some(code) = crash::child() {
-        return code;
-    }
-    let given = Arguments::from_args();
-    // Running it costs a second, so it is not even started for `--list` or a filter without etcd.
-    let shared = etcd::Shared::default();
+pub(crate) fn trials(shared: &Shared) -> Vec<Trial> {
     let mut trials = Vec::new();
     let stories = [
         changes::stories(),
@@ -43,21 +34,19 @@ fn main() -> ExitCode {
         backups::stories(),
     ];
     for (name, story) in stories.concat() {
-        trials.push(trial(format!("redb::{name}"), move || story(&Lab::redb()?)));
-        let shared = Arc::clone(&shared);
-        trials.push(trial(format!("etcd::{name}"), move || {
-            story(&Lab::etcd(etcd::Cluster::shared(&shared)?)?)
+        trials.push(trial(format!("cluster::redb::{name}"), move || {
+            story(&Lab::redb()?)
+        }));
+        let shared = Arc::clone(shared);
+        trials.push(trial(format!("cluster::etcd::{name}"), move || {
+            story(&Lab::etcd(Cluster::shared(&shared)?))
         }));
     }
     for (name, story) in outages::stories() {
-        trials.push(trial(name.to_owned(), story));
+        trials.push(trial(format!("cluster::{name}"), story));
     }
     for (name, story) in crash::stories() {
-        trials.push(trial(format!("redb::{name}"), story));
+        trials.push(trial(format!("cluster::redb::{name}"), story));
     }
-    libtest_mimic::run(&given, trials).exit_code()
-}
-
-fn trial(name: String, story: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || story().map_err(|error| format!("{error:?}").into()))
+    trials
 }

@@ -1,4 +1,4 @@
-//! Nodes come, fall silent, leave and come back.
+//! Nodes join, fall silent, leave and come back.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,22 @@ use mesh_orchestrator::{
     commands,
     objects::{Availability, NodeId, NodeRole, NodeStatus, State},
 };
-
-use crate::{
-    Story,
+use mesh_orchestrator_testing::{
+    PATIENCE,
     agent::{Machine, description},
-    lab::{Lab, run, running, service},
+    lab::{Lab, running, service},
+    run,
 };
 
-pub(crate) fn stories() -> Vec<Story> {
+use super::Story;
+
+pub(super) fn stories() -> Vec<Story> {
     vec![
         ("a_silent_node_is_down_and_its_tasks_are_replaced", silent),
-        ("an_agent_that_is_restarted_keeps_its_tasks", restarted),
+        ("a_restarted_agent_keeps_its_tasks", restarted),
         ("a_node_keeps_what_users_have_set", labels),
-        ("a_drained_node_gives_its_tasks_away", drained),
-        ("what_an_agent_says_is_read_by_all_others", says),
+        ("a_drained_node_loses_its_tasks", drained),
+        ("every_node_reads_what_an_agent_registers", says),
     ]
 }
 
@@ -50,9 +52,9 @@ fn silent(lab: &Lab) -> Result<()> {
                     .all(|task| state.tasks()[task].node == Some("one".into()))
         })
         .await?;
-        // It is back without its containers: what it had is reported as ended, and not replaced once more.
+        // It comes back without its containers: its old tasks are reported as ended, and not replaced again.
         let _two = Machine::start(lab, "two", NodeRole::Worker).await?;
-        user.until("the node is back, and has nothing left", |state| {
+        user.until("the node is back, and has no tasks", |state| {
             status(state, &node) == Some(NodeStatus::Ready)
                 && state.tasks_on(&node).is_none_or(|index| index.tasks.is_empty())
         })
@@ -83,7 +85,7 @@ fn restarted(lab: &Lab) -> Result<()> {
                     .is_some_and(|registration| !registration.leaving)
             })
             .await?;
-        // What the leader has made of it would be stored by the time that this is.
+        // By the time that these tasks run, the leader would have stored a change of the node.
         let web = user.create(service("web", 2)?).await?;
         user.until_running(&web, 2).await?;
         while let Ok(event) = events.try_recv() {
@@ -118,7 +120,7 @@ fn labels(lab: &Lab) -> Result<()> {
         let mut described = description("one", NodeRole::Manager);
         described.engine_labels.insert("engine".into(), "new".into());
         one.member()?.describe(described);
-        user.until("both are there", |state| {
+        user.until("the node has both labels", |state| {
             state.nodes().get(&one.node).is_some_and(|node| {
                 node.labels.contains_key("disk")
                     && node.engine_labels.contains_key("engine")
@@ -143,7 +145,7 @@ fn drained(lab: &Lab) -> Result<()> {
                 commands::modify_node(state, &two.node, Some(Availability::Drain), &BTreeMap::new(), now)
             })
             .await?;
-        user.until("it has no tasks", |state| {
+        user.until("the node has no tasks", |state| {
             running(state, &web).len() == 4
                 && state
                     .tasks_on(&two.node)
@@ -158,15 +160,15 @@ fn says(lab: &Lab) -> Result<()> {
         let user = lab.open().await?;
         let one = Machine::start(lab, "one", NodeRole::Manager).await?;
         let mut changes = user.cluster.changes();
-        for word in ["ebpf", "leaving", "none"] {
+        for datapath in ["ebpf", "leaving", "none"] {
             one.member()?
-                .say(|registration| registration.datapath = word.to_owned());
-            let said = changes.wait_for(|_| {
+                .say(|registration| registration.datapath = datapath.to_owned());
+            let registered = changes.wait_for(|_| {
                 user.cluster
                     .registration(&one.node)
-                    .is_some_and(|registration| registration.datapath == word)
+                    .is_some_and(|registration| registration.datapath == datapath)
             });
-            tokio::time::timeout(crate::lab::PATIENCE, said)
+            tokio::time::timeout(PATIENCE, registered)
                 .await
                 .context("nothing is heard")??;
         }

@@ -1,5 +1,5 @@
-//! The store goes away and comes back: changes wait, and nothing else happens. On etcd, whose quorum is lost,
-//! and on the embedded store, whose disk is full.
+//! The store becomes unavailable and recovers: changes wait, and nothing else happens. On etcd the quorum is lost, on
+//! the embedded store the disk is full.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -10,28 +10,35 @@ use mesh_orchestrator::{
     objects::{NodeRole, NodeStatus, TaskState},
     store::{Key, Prefix, StoreError, Transaction},
 };
+use mesh_orchestrator_testing::{
+    PATIENCE, QUICK,
+    agent::Machine,
+    disk::Disk,
+    etcd,
+    lab::{Handle, Lab, running, service},
+    run,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    OwnStory,
-    agent::{Machine, QUICK},
-    lab::{Handle, Lab, PATIENCE, disk::Disk, etcd, run, running, service},
-};
+use crate::OwnStory;
 
-pub(crate) fn stories() -> Vec<OwnStory> {
+pub(super) fn stories() -> Vec<OwnStory> {
     vec![
-        ("redb::a_full_disk_stops_changes_and_nothing_else", full),
-        ("etcd::losing_the_quorum_stops_changes_and_nothing_else", quorum),
-        ("etcd::the_leader_lets_the_store_forget", forgets),
-        ("etcd::a_handle_that_was_cut_off_for_long_begins_anew", cut_off),
-        ("etcd::losing_a_member_stops_nothing", member),
+        ("redb::a_full_disk_stops_only_changes", full),
+        ("etcd::a_lost_quorum_stops_only_changes", quorum),
+        ("etcd::the_leader_compacts_the_store", compacts),
+        (
+            "etcd::a_handle_that_was_cut_off_for_long_reads_everything_again",
+            cut_off,
+        ),
+        ("etcd::a_lost_member_stops_nothing", member),
     ]
 }
 
 fn full() -> Result<()> {
     let disk = Disk::new("8m")?;
     let ballast = disk.path().join("ballast");
-    let lab = Lab::redb_in(disk.path())?;
+    let lab = Lab::redb_in(disk.path());
     run(async {
         let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
         let user = &one.handle;
@@ -39,7 +46,7 @@ fn full() -> Result<()> {
         user.until_running(&web, 2).await?;
         let before = user.cluster.read(|state| running(state, &web));
         fs::write(&ballast, vec![0; 1 << 20])?;
-        // The last free page is taken by something small.
+        // Something small takes the last free page.
         for size in [200_000, 20_000, 2_000, 200, 1] {
             fill(user, size).await?;
         }
@@ -48,10 +55,10 @@ fn full() -> Result<()> {
         let mut available = user.cluster.available();
         tokio::time::timeout(PATIENCE, available.wait_for(|available| !available))
             .await
-            .context("nobody notices")??;
+            .context("the outage was not noticed")??;
         one.fail(&before[0]);
         fs::remove_file(&ballast)?;
-        user.until("the dead container is replaced, and no other", |state| {
+        user.until("only the dead container is replaced", |state| {
             let now = running(state, &web);
             now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
         })
@@ -61,7 +68,7 @@ fn full() -> Result<()> {
     })
 }
 
-/// Writes until there is no room for so many bytes.
+/// Writes until there is no room for this many bytes.
 async fn fill(user: &Handle, size: usize) -> Result<()> {
     for number in 0..5_000 {
         let key = Key::new(["filler", &format!("{size}-{number}")])?;
@@ -72,12 +79,12 @@ async fn fill(user: &Handle, size: usize) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("the disk never fills")
+    bail!("the disk did not fill")
 }
 
 fn quorum() -> Result<()> {
     let cluster = Arc::new(etcd::Cluster::start()?);
-    let lab = Lab::etcd(Arc::clone(&cluster))?;
+    let lab = Lab::etcd(Arc::clone(&cluster));
     run(async {
         let user = lab.open().await?;
         let one = Machine::start(&lab, "one", NodeRole::Manager).await?;
@@ -92,12 +99,12 @@ fn quorum() -> Result<()> {
         cluster.kill_member(1)?;
         let refused = user.scale(&web, 8).await;
         ensure!(refused.is_err(), "without a quorum nothing can be changed");
-        // As long as it takes until everybody has lost what they held in it.
+        // Until both have lost their registrations.
         for machine in [&one, &two] {
             let mut present = machine.member()?.present();
             tokio::time::timeout(PATIENCE, present.wait_for(|present| !present))
                 .await
-                .context("an agent does not notice")??;
+                .context("an agent did not notice the outage")??;
         }
         ensure!(!*user.cluster.available().borrow());
         // Meanwhile a container dies.
@@ -110,7 +117,7 @@ fn quorum() -> Result<()> {
         machine.fail(&victim);
         cluster.start_member(0)?;
         cluster.start_member(1)?;
-        user.until("the dead container is replaced, and no other", |state| {
+        user.until("only the dead container is replaced", |state| {
             let now = running(state, &web);
             now.len() == 4 && !now.contains(&victim) && before[1..].iter().all(|task| now.contains(task))
         })
@@ -119,7 +126,7 @@ fn quorum() -> Result<()> {
             let mut present = machine.member()?.present();
             tokio::time::timeout(PATIENCE, present.wait_for(|present| *present))
                 .await
-                .context("an agent does not come back")??;
+                .context("an agent did not register again")??;
         }
         user.scale(&web, 6).await?;
         user.until_running(&web, 6).await?;
@@ -146,7 +153,7 @@ fn quorum() -> Result<()> {
 
 fn member() -> Result<()> {
     let cluster = Arc::new(etcd::Cluster::start()?);
-    let lab = Lab::etcd(Arc::clone(&cluster))?;
+    let lab = Lab::etcd(Arc::clone(&cluster));
     run(async {
         let user = lab.open().await?;
         let _one = Machine::start(&lab, "one", NodeRole::Manager).await?;
@@ -165,9 +172,9 @@ fn member() -> Result<()> {
     })
 }
 
-fn forgets() -> Result<()> {
+fn compacts() -> Result<()> {
     let cluster = Arc::new(etcd::Cluster::start()?);
-    let lab = Lab::etcd(cluster)?;
+    let lab = Lab::etcd(cluster);
     run(async {
         let user = lab.open().await?;
         let web = user.create(service("web", 0)?).await?;
@@ -183,7 +190,7 @@ fn forgets() -> Result<()> {
         };
         let leading = leader.cluster.clone();
         tokio::spawn(async move { leading.lead(config, stop).await });
-        let forgotten = async {
+        let compacted = async {
             loop {
                 match user.cluster.store().watch(&Prefix::everything(), old).await {
                     Err(StoreError::Compacted { .. }) => return Ok(()),
@@ -192,10 +199,10 @@ fn forgets() -> Result<()> {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, forgotten)
+        tokio::time::timeout(PATIENCE, compacted)
             .await
-            .context("it still remembers")??;
-        // Nobody minds.
+            .context("the store was not compacted")??;
+        // Nothing depends on the old revisions.
         user.scale(&web, 2).await?;
         leader
             .until("the change is seen", |state| {
@@ -207,12 +214,12 @@ fn forgets() -> Result<()> {
 
 fn cut_off() -> Result<()> {
     let cluster = Arc::new(etcd::Cluster::start()?);
-    let lab = Lab::etcd(Arc::clone(&cluster))?;
+    let lab = Lab::etcd(Arc::clone(&cluster));
     run(async {
         let user = lab.open().await?;
         let gone = user.create(service("gone", 0)?).await?;
         let stays = user.create(service("stays", 0)?).await?;
-        // It knows one member only, which is cut off.
+        // It is configured with one member only, which is cut off.
         let lonely = lab.open_on_member(0).await?;
         let mut events = lonely.cluster.events();
         cluster.freeze_member(0, true)?;
@@ -226,24 +233,24 @@ fn cut_off() -> Result<()> {
         user.cluster.store().compact(revision).await?;
         cluster.freeze_member(0, false)?;
         lonely
-            .until("all is as the others have it", |state| {
+            .until("it has the same objects as the others", |state| {
                 state.service(&gone).is_none()
                     && state.service(&new).is_some()
                     && state.service(&stays).is_some_and(|service| service.version == 2)
             })
             .await?;
-        let mut told = Vec::new();
+        let mut seen = Vec::new();
         while let Ok(event) = events.try_recv() {
-            told.push((event.name, event.action));
+            seen.push((event.name, event.action));
         }
-        told.sort();
+        seen.sort();
         let expected = [
             ("gone".to_owned(), EventAction::Remove),
             ("new".to_owned(), EventAction::Create),
             ("stays".to_owned(), EventAction::Update),
         ];
-        ensure!(told == expected, "{told:?}");
-        // It goes on from there.
+        ensure!(seen == expected, "{seen:?}");
+        // It works from there on.
         lonely.scale(&stays, 2).await?;
         Ok(())
     })

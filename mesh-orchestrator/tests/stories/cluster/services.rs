@@ -1,27 +1,31 @@
-//! Users, the leader and agents on handles of their own bring services about.
+//! Services from creation to removal, with users, the leader and agents on handles of their own.
 
 use anyhow::{Result, ensure};
 use mesh_orchestrator::{
     commands,
     objects::{NodeRole, ServiceId, State, TaskState, TaskStatus},
 };
+use mesh_orchestrator_testing::{
+    agent::Machine,
+    lab::{Lab, running, service, spec},
+    run,
+};
 use serde_json::json;
 
-use crate::{
-    Story,
-    agent::Machine,
-    lab::{Lab, run, running, service, spec},
-};
+use super::Story;
 
-pub(crate) fn stories() -> Vec<Story> {
+pub(super) fn stories() -> Vec<Story> {
     vec![
         ("a_service_is_scheduled_runs_is_scaled_and_removed", life),
-        ("a_container_that_dies_is_replaced", dies),
-        ("a_jobs_tasks_complete_and_stay_so", job),
-        ("a_global_service_is_on_each_node", global),
-        ("an_update_goes_through_while_users_go_on_changing", contended),
+        ("a_dead_container_is_replaced", dies),
+        ("a_jobs_tasks_stay_complete", job),
+        ("a_global_service_runs_on_each_node", global),
+        (
+            "an_update_completes_while_users_keep_changing_the_service",
+            contended,
+        ),
         ("reports_only_go_forward", forward),
-        ("thousands_of_tasks_go_through_many_transactions", many),
+        ("a_thousand_tasks_need_many_transactions", many),
     ]
 }
 
@@ -80,7 +84,7 @@ fn dies(lab: &Lab) -> Result<()> {
             now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
         })
         .await?;
-        user.until("how it ended is known", |state| {
+        user.until("how the task ended is stored", |state| {
             state.tasks().get(&before[0]).is_some_and(|task| {
                 task.status.state == TaskState::Failed
                     && task.status.exit_code == Some(1)
@@ -110,7 +114,7 @@ fn job(lab: &Lab) -> Result<()> {
             done.count() == 5
         };
         user.until("five are complete", complete).await?;
-        // Whatever else happens, they stay so, and no more of them are made.
+        // Whatever else happens, they stay complete, and no more are created.
         one.member()?.say(|registration| registration.engine = false);
         user.until("the node is without engine", |state| {
             state.nodes().values().all(|node| !node.is_schedulable())
@@ -147,7 +151,7 @@ fn global(lab: &Lab) -> Result<()> {
     })
 }
 
-/// Agents report, the leader updates, and a user changes the same service all the time.
+/// Agents report, the leader updates, and a user keeps changing the same service.
 fn contended(lab: &Lab) -> Result<()> {
     const CHANGES: u64 = 20;
     run(async {
@@ -184,9 +188,9 @@ fn contended(lab: &Lab) -> Result<()> {
         slots.end().await?;
         user.cluster.read(|state| {
             let Some(service) = state.service(&web) else {
-                anyhow::bail!("it is gone");
+                anyhow::bail!("the service is missing");
             };
-            // Each change was made once and none was lost.
+            // Each change was made exactly once.
             ensure!(service.version == CHANGES + 1, "version {}", service.version);
             ensure!(service.spec.labels.len() as u64 == CHANGES);
             Ok(())
@@ -201,18 +205,18 @@ fn forward(lab: &Lab) -> Result<()> {
         let web = user.create(service("web", 1)?).await?;
         user.until_running(&web, 1).await?;
         let task = user.cluster.read(|state| running(state, &web)).remove(0);
-        let status = |state| TaskStatus::new(state, user.cluster.clock().now(), "once more");
+        let status = |state| TaskStatus::new(state, user.cluster.clock().now(), "again");
         for late in [TaskState::Accepted, TaskState::Starting] {
             user.cluster.report(task.clone(), status(late));
         }
         user.cluster.reported().await;
         let revision = user.cluster.revision();
-        // Said already, only later: nothing to store.
+        // The same status with a later time: nothing to store.
         let known = user
             .cluster
             .read(|state| state.tasks().get(&task).map(|task| task.status.clone()));
         let Some(known) = known else {
-            anyhow::bail!("it is gone");
+            anyhow::bail!("the service is missing");
         };
         ensure!(known.state == TaskState::Running, "{known:?}");
         let mut again = known.clone();
@@ -220,7 +224,7 @@ fn forward(lab: &Lab) -> Result<()> {
         user.cluster.report(task.clone(), again);
         user.cluster.reported().await;
         ensure!(user.cluster.revision() == revision || !lab.has_leases());
-        // Of a task that nobody knows.
+        // A report of an unknown task is ignored.
         user.cluster.report("unknown".into(), status(TaskState::Running));
         user.cluster.reported().await;
         Ok(())

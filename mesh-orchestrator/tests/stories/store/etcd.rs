@@ -1,7 +1,5 @@
-//! What the store on etcd promises besides: who may speak to it, and that members and majorities may come
-//! and go without a change being lost, doubled or invented.
-
-pub(crate) mod cluster;
+//! What the store on etcd promises besides: foreign certificates are refused, and losing members or the majority
+//! neither loses, repeats nor invents a change.
 
 use std::{
     collections::BTreeSet,
@@ -17,30 +15,33 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::store::{
     Expected, Prefix, Revision, SCHEMA, Store, StoreError, Transaction,
     etcd::{EtcdConfig, EtcdStore, EtcdTls},
-    membership::{NodeSession, campaign, leader, node_key},
+    membership::{NodeSession, campaign, node_key},
+};
+use mesh_orchestrator_testing::{
+    PATIENCE, QUICK,
+    etcd::{Authority, Cluster},
+    run,
 };
 
-use self::cluster::{Authority, Cluster};
-use crate::{
-    members::QUICK,
-    subject::{PATIENCE, child_command, key, run, wait_until},
+use super::{
+    members::leader,
+    subject::{key, wait_until},
 };
+use crate::{OwnStory, child::Work};
 
-type Story = (&'static str, fn() -> Result<()>);
-
-pub(crate) fn stories() -> Vec<Story> {
+pub(super) fn stories() -> Vec<OwnStory> {
     vec![
-        ("strangers_are_refused_and_told_apart", strangers),
+        ("foreign_certificates_are_refused", foreign),
         ("a_store_of_a_newer_release_stays_as_it_is", newer),
-        ("two_clusters_of_ours_share_one_etcd", roots),
+        ("two_roots_share_one_etcd", roots),
         ("a_lost_member_stops_nothing", member_lost),
-        ("a_member_that_falls_silent_is_given_up", member_silent),
+        ("a_frozen_member_is_avoided", member_silent),
         (
             "without_a_majority_changes_wait_and_nothing_is_lost",
             majority_lost,
         ),
-        ("a_killed_leader_is_followed_by_another", leader_killed),
-        ("a_node_that_was_cut_off_registers_again", cut_off),
+        ("another_candidate_follows_a_killed_leader", leader_killed),
+        ("a_node_registers_again_after_an_outage", cut_off),
     ]
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn lead_until_killed(folder: &Path) -> Result<()> {
     })
 }
 
-fn strangers() -> Result<()> {
+fn foreign() -> Result<()> {
     let cluster = Cluster::start()?;
     run(async {
         let stranger = Authority::new()?;
@@ -100,7 +101,7 @@ fn newer() -> Result<()> {
     let cluster = Cluster::start()?;
     run(async {
         let outer = EtcdStore::open(cluster.config("")).await?;
-        // The schema's place in etcd is `<root>.schema`; a store with a shorter root can write there.
+        // The schema is at `<root>.schema` in etcd, which a store with a shorter root can write.
         outer
             .commit(Transaction::new().put("/outer/inner.schema".parse()?, (SCHEMA + 1).to_string()))
             .await?;
@@ -123,15 +124,15 @@ fn roots() -> Result<()> {
         other.commit(Transaction::new().put(key("a", 2), "other")).await?;
         let entries = one.snapshot().await?.entries().await?;
         ensure!(entries.len() == 1 && entries[0].key == key("a", 1), "{entries:?}");
-        // Again, with what is there.
+        // Opens again, with the existing keys.
         let again = EtcdStore::open(cluster.config("/one")).await?;
         ensure!(again.get(&key("a", 1)).await?.is_some());
         Ok(())
     })
 }
 
-/// Commits numbered keys until told to stop; answers with those that were committed for certain, and those
-/// that nobody knows of.
+/// Commits numbered keys until `stop`; returns those that were certainly committed, and those whose outcome is
+/// unknown.
 async fn write(
     store: Arc<dyn Store>,
     writer: usize,
@@ -157,8 +158,7 @@ async fn write(
     Ok((certain, unknown))
 }
 
-/// Runs writers and a watch while something happens to the cluster; checks that all of them agree at the
-/// end.
+/// Runs writers and a watch while something happens to the cluster, and checks that they agree at the end.
 async fn under_load(
     cluster: &Cluster,
     happens: impl AsyncFnOnce(&Arc<dyn Store>) -> Result<()>,
@@ -192,7 +192,7 @@ async fn under_load(
     listed.remove(&99_999);
     ensure!(
         certain.is_subset(&listed),
-        "committed and gone: {:?}",
+        "committed and lost: {:?}",
         certain.difference(&listed)
     );
     let invented: Vec<_> = listed
@@ -201,13 +201,13 @@ async fn under_load(
         .collect();
     ensure!(
         invented.is_empty(),
-        "said not to be committed, and there: {invented:?}"
+        "reported as not committed, but present: {invented:?}"
     );
     let (mut watched, mut last) = (BTreeSet::new(), Revision(0));
     loop {
         let batch = tokio::time::timeout(PATIENCE, watch.next())
             .await
-            .context("the watch says nothing")?
+            .context("the watch delivered nothing in time")?
             .context("the watch has ended")??;
         ensure!(batch.revision > last, "the watch went back");
         last = batch.revision;
@@ -215,7 +215,7 @@ async fn under_load(
             break;
         }
         for event in &batch.events {
-            ensure!(watched.insert(event.key().name().parse()?), "told twice");
+            ensure!(watched.insert(event.key().name().parse()?), "delivered twice");
         }
     }
     ensure!(watched == listed, "the watch missed something");
@@ -228,10 +228,10 @@ async fn under_load(
     Ok(certain.len())
 }
 
-/// Waits until the store takes a change; says how long that was.
+/// Waits until the store accepts a change; returns how long that took.
 async fn until_committed(store: &Arc<dyn Store>, name: usize) -> Result<Duration> {
     let begin = Instant::now();
-    wait_until("a change is taken", || async {
+    wait_until("a change is accepted", || async {
         match store
             .commit(Transaction::new().put(key("probe", name), "x"))
             .await
@@ -250,11 +250,11 @@ fn member_lost() -> Result<()> {
     run(async {
         let committed = under_load(&cluster, async |store| {
             until_committed(store, 0).await?;
-            // The leader, so that the others must choose a new one.
+            // The leader, so that the others must elect a new one.
             let lost = cluster.leader()?;
             cluster.kill_member(lost)?;
             let took = until_committed(store, 1).await?;
-            println!("changes again {took:?} after the leader was killed");
+            println!("accepts changes {took:?} after the leader was killed");
             cluster.start_member(lost)?;
             until_committed(store, 2).await?;
             let lost = (cluster.leader()? + 1) % 3;
@@ -277,7 +277,7 @@ fn member_silent() -> Result<()> {
             let silent = cluster.leader()?;
             cluster.freeze_member(silent, true)?;
             let took = until_committed(store, 1).await?;
-            println!("changes again {took:?} after the leader fell silent");
+            println!("accepts changes {took:?} after the leader was frozen");
             cluster.freeze_member(silent, false)?;
             until_committed(store, 2).await?;
             Ok(())
@@ -294,7 +294,7 @@ fn majority_lost() -> Result<()> {
             until_committed(store, 0).await?;
             cluster.kill_member(0)?;
             cluster.kill_member(1)?;
-            // The last member may still answer what came in before it knew.
+            // The last member may still accept what it received before it noticed.
             wait_until("a change is refused", || async {
                 let answer = store.commit(Transaction::new().put(key("probe", 1), "x")).await;
                 Ok(matches!(answer, Err(StoreError::Unavailable { .. })))
@@ -304,7 +304,7 @@ fn majority_lost() -> Result<()> {
             ensure!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
             cluster.start_member(0)?;
             let took = until_committed(store, 2).await?;
-            println!("changes again {took:?} after the majority came back");
+            println!("accepts changes {took:?} after the majority came back");
             cluster.start_member(1)?;
             Ok(())
         })
@@ -321,13 +321,16 @@ fn leader_killed() -> Result<()> {
             ..cluster.config("/mesh")
         };
         fs::write(cluster.folder().join("endpoints"), config.endpoints.join(","))?;
-        let mut child = child_command("lead-until-killed", cluster.folder())?
+        let mut child = Work::LeadUntilKilled
+            .command(cluster.folder())?
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        ensure!(lines.next().context("it does not lead")?? == "leads");
+        ensure!(lines.next().context("the child does not lead")?? == "leads");
         let store: Arc<dyn Store> = Arc::new(EtcdStore::open(config).await?);
-        let found = leader(store.as_ref(), "loops").await?.context("nobody leads")?;
+        let found = leader(store.as_ref(), "loops")
+            .await?
+            .context("there is no leader")?;
         ensure!(found.candidate == "doomed");
         child.kill()?;
         child.wait()?;
@@ -353,7 +356,7 @@ fn cut_off() -> Result<()> {
         for number in 0..3 {
             cluster.kill_member(number)?;
         }
-        // It is told before anybody could see it gone.
+        // It notices before any other node could take over.
         tokio::time::timeout(PATIENCE, leadership.lost()).await?;
         tokio::time::timeout(PATIENCE, present.wait_for(|present| !*present)).await??;
         for number in 0..3 {

@@ -3,29 +3,37 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::FutureExt;
 use mesh_orchestrator::store::{
-    Heartbeat, Transaction,
-    membership::{NodeSession, campaign, leader, node_key, nodes},
+    Prefix, Store, Transaction,
+    membership::{Leader, Leadership, NodeSession, campaign, election_key, node_key},
+};
+use mesh_orchestrator_testing::{PATIENCE, QUICK, run};
+
+use super::{
+    Story,
+    subject::{Fresh, Subject, key, wait_until},
 };
 
-use crate::{
-    conformance::Story,
-    subject::{Fresh, PATIENCE, Subject, key, run, wait_until},
-};
-
-/// As quick as a store allows.
-pub(crate) const QUICK: Heartbeat = Heartbeat {
-    interval: Duration::from_millis(300),
-    missed: 3,
-};
-
-pub(crate) fn stories() -> Vec<Story> {
+pub(super) fn stories() -> Vec<Story> {
     vec![
-        ("what_was_put_under_a_lease_goes_with_it", lease),
-        ("a_node_is_there_until_it_withdraws", registration),
+        ("keys_put_under_a_lease_go_with_it", lease),
+        ("a_node_is_registered_until_it_withdraws", registration),
         ("one_candidate_leads_until_it_resigns", election),
         ("a_former_leader_changes_nothing", fence),
     ]
+}
+
+/// The leader of an election, if there is one.
+pub(super) async fn leader(store: &dyn Store, election: &str) -> Result<Option<Leader>> {
+    let entry = store.get(&election_key(election)?).await?;
+    Ok(entry
+        .map(|entry| serde_json::from_slice(&entry.value))
+        .transpose()?)
+}
+
+fn is_lost(leadership: &Leadership) -> bool {
+    leadership.lost().now_or_never().is_some()
 }
 
 fn lease(subject: &Subject) -> Result<()> {
@@ -47,7 +55,7 @@ fn lease(subject: &Subject) -> Result<()> {
         let entries = store.snapshot().await?.entries().await?;
         let keys: Vec<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
         ensure!(keys == [kept.as_str(), "/ephemeral/a/3"], "{keys:?}");
-        // Dropping is giving up, too.
+        // Dropping a lease revokes it, too.
         drop(other);
         wait_until("the other lease's key is gone", || async {
             Ok(store.get(&"/ephemeral/a/3".parse()?).await?.is_none())
@@ -59,8 +67,9 @@ fn lease(subject: &Subject) -> Result<()> {
 fn registration(subject: &Subject) -> Result<()> {
     run(async {
         let Fresh { store, .. } = &subject.fresh().await?;
-        let listing = store.list(&nodes(), 10).await?;
-        let mut watch = store.watch(&nodes(), listing.revision).await?;
+        let nodes = Prefix::new(["ephemeral", "nodes"])?;
+        let listing = store.list(&nodes, 10).await?;
+        let mut watch = store.watch(&nodes, listing.revision).await?;
         let name = node_key("node1")?;
         let node = NodeSession::start(Arc::clone(store), name.clone(), b"here".to_vec(), QUICK);
         let batch = watch.next().await.context("the watch has ended")??;
@@ -69,9 +78,12 @@ fn registration(subject: &Subject) -> Result<()> {
             "{batch:?}"
         );
         tokio::time::timeout(PATIENCE, node.present().wait_for(|present| *present)).await??;
-        // Longer than its time to live: heartbeats come through.
+        // Longer than its time to live: heartbeats keep it.
         tokio::time::sleep(QUICK.time_to_live() + Duration::from_secs(1)).await;
-        let entry = store.get(&name).await?.context("the node went down by itself")?;
+        let entry = store
+            .get(&name)
+            .await?
+            .context("the registration ended by itself")?;
         ensure!(entry.value == b"here" && entry.version == 1, "{entry:?}");
         node.withdraw().await;
         ensure!(store.get(&name).await?.is_none(), "the node is still there");
@@ -92,20 +104,20 @@ fn election(subject: &Subject) -> Result<()> {
         }
         // Another election has a leader of its own.
         let other = campaign(store, "backups", "node2", QUICK).await?;
-        ensure!(others.try_join_next().is_none() && !first.is_lost());
+        ensure!(others.try_join_next().is_none() && !is_lost(&first));
         let mut term = first.term();
         first.resign().await;
         for _ in 0..2 {
             let next = tokio::time::timeout(PATIENCE, others.join_next())
                 .await?
-                .context("nobody stands")???;
-            ensure!(others.try_join_next().is_none(), "two lead");
+                .context("no candidate is left")???;
+            ensure!(others.try_join_next().is_none(), "two candidates lead");
             ensure!(next.term() > term, "a later term has a lower number");
             term = next.term();
             next.resign().await;
         }
         ensure!(leader(store.as_ref(), "loops").await?.is_none());
-        ensure!(!other.is_lost());
+        ensure!(!is_lost(&other));
         Ok(())
     })
 }
@@ -121,7 +133,7 @@ fn fence(subject: &Subject) -> Result<()> {
         let refused = store.commit(late.clone()).await;
         ensure!(
             refused.is_err_and(|error| error.is_conflict()),
-            "nobody leads, but it was committed"
+            "there is no leader, but it was committed"
         );
         let second = campaign(store, "loops", "node1", QUICK).await?;
         let refused = store.commit(late).await;

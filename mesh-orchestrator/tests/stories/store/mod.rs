@@ -1,55 +1,51 @@
-//! The stores' conformance suite, on the embedded store and on a real etcd cluster, and what each of them
-//! promises besides. Needs root (a full disk is made by mounting a small one), `etcd` and `etcdctl`.
+//! What every store promises, on the embedded store and on etcd, and what each of them promises besides.
 
+mod backups;
 mod conformance;
-mod disk;
-mod etcd;
+pub(crate) mod disk;
+pub(crate) mod etcd;
 mod members;
-mod objects;
 mod oracle;
-mod redb;
+pub(crate) mod redb;
 mod subject;
-mod throughput;
+mod vault;
+mod watches;
 
-use std::{process::ExitCode, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Trial;
+use mesh_orchestrator_testing::etcd::{Cluster, Shared};
 
-use self::{etcd::cluster::Cluster, subject::Subject};
+use self::subject::Subject;
+use crate::trial;
 
-fn main() -> ExitCode {
-    // A child of one of the trials: writes until it is killed.
-    if let Some(code) = subject::child() {
-        return code;
-    }
-    let given = Arguments::from_args();
-    // Running it costs a second, so it is not even started for `--list` or a filter without etcd.
-    let cluster = etcd::cluster::Shared::default();
+/// A claim about every store, and how it is shown.
+type Story = (&'static str, fn(&Subject) -> Result<()>);
+
+pub(crate) fn trials(shared: &Shared) -> Vec<Trial> {
     let mut trials = Vec::new();
-    let stories = [conformance::stories(), members::stories(), objects::stories()];
+    let stories = [
+        conformance::stories(),
+        watches::stories(),
+        members::stories(),
+        vault::stories(),
+        backups::stories(),
+    ];
     for (name, story) in stories.concat() {
-        trials.push(trial(format!("redb::{name}"), move || story(&Subject::Redb)));
-        let cluster = Arc::clone(&cluster);
-        trials.push(trial(format!("etcd::{name}"), move || {
-            story(&Subject::Etcd(Cluster::shared(&cluster)?))
+        trials.push(trial(format!("store::redb::{name}"), move || {
+            story(&Subject::Redb)
+        }));
+        let shared = Arc::clone(shared);
+        trials.push(trial(format!("store::etcd::{name}"), move || {
+            story(&Subject::Etcd(Cluster::shared(&shared)?))
         }));
     }
-    for (name, story) in redb::stories() {
-        trials.push(trial(format!("redb::{name}"), story));
+    for (name, story) in redb::stories().into_iter().chain(disk::stories()) {
+        trials.push(trial(format!("store::redb::{name}"), story));
     }
     for (name, story) in etcd::stories() {
-        trials.push(trial(format!("etcd::{name}"), story));
+        trials.push(trial(format!("store::etcd::{name}"), story));
     }
-    trials.push(
-        Trial::test("throughput", move || {
-            throughput::measure(&cluster).map_err(|error| format!("{error:?}").into())
-        })
-        .with_ignored_flag(true),
-    );
-    libtest_mimic::run(&given, trials).exit_code()
-}
-
-fn trial(name: String, story: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || story().map_err(|error| format!("{error:?}").into()))
+    trials
 }

@@ -1,10 +1,10 @@
-//! What a store should be: the same transactions on a plain map.
+//! The model of a store: the same transactions on a plain map.
 
 use std::collections::BTreeMap;
 
 use mesh_orchestrator::store::{Entry, Event, Expected, Key, Revision, Transaction, WatchBatch, Write};
 
-/// A store's contents, as they should be.
+/// A store's expected contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Oracle {
     pub(crate) entries: BTreeMap<Key, Entry>,
@@ -26,7 +26,7 @@ impl Oracle {
             .any(|(key, write)| matches!(write, Write::Put(_)) || self.entries.contains_key(key))
     }
 
-    /// Applies a transaction that was committed at a revision; answers with what watches should say.
+    /// Applies a transaction that was committed at a revision; returns what watches should deliver.
     pub(crate) fn apply(&mut self, transaction: &Transaction, revision: Revision) -> WatchBatch {
         let mut events = Vec::new();
         for (key, write) in transaction.writes() {
@@ -53,7 +53,7 @@ impl Oracle {
         WatchBatch { revision, events }
     }
 
-    /// Applies what a watch says.
+    /// Applies what a watch delivered.
     pub(crate) fn fold(&mut self, batch: &WatchBatch) {
         for event in &batch.events {
             match event {
@@ -63,7 +63,7 @@ impl Oracle {
         }
     }
 
-    /// From what a list says.
+    /// From the entries of a list.
     pub(crate) fn of(entries: Vec<Entry>) -> Self {
         Self {
             entries: entries

@@ -1,5 +1,5 @@
-//! What the embedded store promises besides: a crash loses nothing that was committed, and a file or a disk
-//! that is not as it should be is a clear error that harms nothing.
+//! What the embedded store promises besides: a crash loses no committed transaction, and a damaged or foreign file is
+//! a clear error and stays as it is.
 
 use std::{
     fs,
@@ -14,38 +14,28 @@ use mesh_orchestrator::store::{
     Expected, Prefix, SCHEMA, Store, StoreError, Transaction,
     redb::{History, RedbStore},
 };
-use nix::sys::{
-    resource::{Resource, setrlimit},
-    signal::{SigHandler, Signal, signal},
-};
+use mesh_orchestrator_testing::run;
 use proptest::prelude::*;
 
-use crate::{
-    disk::Disk,
-    subject::{child_command, key, run, wait_until},
-};
+use super::subject::{key, wait_until};
+use crate::{OwnStory, child::Work};
 
-type Story = (&'static str, fn() -> Result<()>);
-
-pub(crate) fn stories() -> Vec<Story> {
+pub(super) fn stories() -> Vec<OwnStory> {
     vec![
-        ("a_killed_writer_loses_nothing_it_was_told_is_committed", killed),
-        ("a_cut_file_is_an_error_and_stays_as_it_is", cut),
-        ("a_file_with_changed_bytes_is_whole_or_an_error", changed),
-        ("a_file_that_is_no_store_stays_as_it_is", no_store),
+        ("a_killed_writer_loses_nothing_that_was_acknowledged", killed),
+        ("a_truncated_file_is_an_error_and_stays_as_it_is", cut),
+        ("a_file_with_flipped_bits_is_intact_or_an_error", changed),
+        ("a_foreign_file_is_an_error_and_stays_as_it_is", no_store),
         ("a_store_of_a_newer_release_stays_as_it_is", newer),
-        ("a_file_has_one_owner_at_a_time", owner),
+        ("one_process_at_a_time_has_the_file_open", owner),
         ("a_missing_folder_is_an_error", no_folder),
-        ("a_read_only_disk_is_an_error", read_only),
-        ("a_full_disk_stops_changes_until_there_is_room", full),
-        ("a_file_at_its_size_limit_stops_changes", limited),
-        ("what_leases_held_is_gone_after_a_crash", leases),
-        ("the_past_is_forgotten_by_bytes_too", bytes),
+        ("a_crash_releases_all_leases", leases),
+        ("the_history_is_limited_by_bytes_too", bytes),
         ("watches_end_when_the_store_is_closed", closed),
     ]
 }
 
-fn filled(folder: &Path, count: usize) -> Result<PathBuf> {
+pub(super) fn filled(folder: &Path, count: usize) -> Result<PathBuf> {
     let path = folder.join("store.redb");
     run(async {
         let store = RedbStore::open(&path)?;
@@ -59,7 +49,7 @@ fn filled(folder: &Path, count: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn contents(path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+pub(super) fn contents(path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     run(async {
         let store = RedbStore::open(path)?;
         let entries = store.snapshot().await?.entries().await?;
@@ -70,7 +60,7 @@ fn contents(path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     })
 }
 
-/// A child's work: commits pairs of keys and says each that is committed.
+/// A child's work: commits pairs of keys and prints the number of each once it is committed.
 pub(crate) fn write_until_killed(path: &Path) -> Result<()> {
     run(async {
         let store = RedbStore::open(path)?;
@@ -96,17 +86,18 @@ pub(crate) fn write_until_killed(path: &Path) -> Result<()> {
 fn killed() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("store.redb");
-    let mut told = 0_usize;
+    let mut acknowledged = 0_usize;
     for round in 0..25_u64 {
-        let mut child = child_command("write-until-killed", &path)?
+        let mut child = Work::WriteUntilKilled
+            .command(&path)?
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        // The first rounds are killed while the store is made, the later ones after some commits and a
-        // moment that falls anywhere within the next.
+        // The first rounds are killed while the store is created, the later ones after some commits and at any
+        // moment within the next.
         if round >= 5 {
             for _ in 0..(round * 7 % 23) {
-                told = lines.next().context("the writer ended")??.parse()?;
+                acknowledged = lines.next().context("the writer ended")??.parse()?;
             }
         }
         std::thread::sleep(Duration::from_micros(round * 7919 % 4000));
@@ -114,11 +105,11 @@ fn killed() -> Result<()> {
         child.wait()?;
         for line in lines {
             let line = line?;
-            // What it could not write whole it was not told.
-            told = line.parse().unwrap_or(told);
+            // A line that was cut was not acknowledged.
+            acknowledged = line.parse().unwrap_or(acknowledged);
         }
         if !path.exists() {
-            ensure!(told == 0, "the store is gone");
+            ensure!(acknowledged == 0, "the store is gone");
             continue;
         }
         let store = RedbStore::open(&path)?;
@@ -135,14 +126,20 @@ fn killed() -> Result<()> {
             None => 0,
         };
         ensure!(
-            found >= told,
-            "{told} was committed, {found} is there after round {round}"
+            found >= acknowledged,
+            "{acknowledged} was committed, {found} is there after round {round}"
         );
-        ensure!(found <= told + 1, "{found} was never told, only {told}");
-        told = found;
+        ensure!(
+            found <= acknowledged + 1,
+            "{found} are committed, only {acknowledged} were acknowledged"
+        );
+        acknowledged = found;
     }
-    ensure!(told > 100, "only {told} transactions were written in all rounds");
-    // Nothing is left of stores that were being made.
+    ensure!(
+        acknowledged > 100,
+        "only {acknowledged} transactions were written in all rounds"
+    );
+    // No half-created store is left.
     let left: Vec<_> = fs::read_dir(folder.path())?.collect::<Result<_, _>>()?;
     ensure!(left.iter().any(|entry| entry.file_name() == "store.redb"));
     Ok(())
@@ -197,12 +194,12 @@ fn changed() -> Result<()> {
     runner
         .run(&damage, |damage| {
             let mut bytes = whole.clone();
-            for (place, change) in damage {
-                bytes[place] ^= change;
+            for (index, change) in damage {
+                bytes[index] ^= change;
             }
             fs::write(&path, &bytes).unwrap();
             match contents(&path) {
-                // Unused space, or a copy that is not the newest.
+                // Unused space, or an older copy.
                 Ok(found) => prop_assert_eq!(&found, &expected),
                 Err(error) => {
                     let error = error.downcast::<StoreError>();
@@ -282,118 +279,12 @@ fn no_folder() -> Result<()> {
     Ok(())
 }
 
-fn read_only() -> Result<()> {
-    let disk = Disk::new("4m")?;
-    let path = filled(disk.path(), 10)?;
-    disk.set_read_only(true)?;
-    for path in [&path, &disk.path().join("new.redb")] {
-        match RedbStore::open(path) {
-            Err(error @ StoreError::Unavailable { .. }) => {
-                ensure!(error.to_string().contains("must be writable"), "{error}");
-            }
-            other => bail!("{other:?}"),
-        }
-    }
-    disk.set_read_only(false)?;
-    ensure!(contents(&path)?.len() == 10);
-    Ok(())
-}
-
-fn full() -> Result<()> {
-    let disk = Disk::new("6m")?;
-    let path = disk.path().join("store.redb");
-    let ballast = disk.path().join("ballast");
-    run(async {
-        let store = RedbStore::open(&path)?;
-        store.commit(Transaction::new().put(key("small", 0), "x")).await?;
-        fs::write(&ballast, vec![0; 1 << 20])?;
-        let mut committed = 0;
-        let error = loop {
-            match store
-                .commit(Transaction::new().put(key("a", committed), vec![b'x'; 100_000]))
-                .await
-            {
-                Ok(_) => committed += 1,
-                Err(error) => break error,
-            }
-            ensure!(committed < 100, "the disk never fills");
-        };
-        ensure!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
-        ensure!(error.to_string().contains("make room on its disk"), "{error}");
-        // It still answers, and has all that was committed and nothing of what was not.
-        let entries = store.list(&Prefix::new(["a"])?, 10).await?.entries().await?;
-        ensure!(entries.len() == committed, "{} of {committed}", entries.len());
-        ensure!(
-            store
-                .commit(Transaction::new().put(key("a", committed), vec![b'x'; 100_000]))
-                .await
-                .is_err()
-        );
-        // A watch, too, outlives it.
-        let listing = store.snapshot().await?;
-        let mut watch = store.watch(&Prefix::everything(), listing.revision).await?;
-        drop(listing);
-        fs::remove_file(&ballast)?;
-        let revision = store
-            .commit(Transaction::new().put(key("a", committed), vec![b'x'; 100_000]))
-            .await
-            .context("there is room again")?;
-        let batch = watch.next().await.context("the watch has ended")??;
-        ensure!(batch.revision == revision);
-        Ok(())
-    })?;
-    ensure!(contents(&path)?.len() > 1);
-    Ok(())
-}
-
-/// A child's work: may not write files beyond 3 MB.
-pub(crate) fn write_to_a_full_disk(path: &Path) -> Result<()> {
-    // SAFETY: ignoring a signal installs no handler.
-    unsafe {
-        signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
-    }
-    setrlimit(Resource::RLIMIT_FSIZE, 3_000_000, 3_000_000)?;
-    run(async {
-        let store = RedbStore::open(path)?;
-        let mut committed = 0;
-        let error = loop {
-            match store
-                .commit(Transaction::new().put(key("a", committed), vec![b'x'; 50_000]))
-                .await
-            {
-                Ok(_) => committed += 1,
-                Err(error) => break error,
-            }
-            ensure!(committed < 1000, "the limit does not work");
-        };
-        ensure!(error.to_string().contains("make room on its disk"), "{error:?}");
-        let entries = store.snapshot().await?.entries().await?;
-        ensure!(entries.len() == committed, "{} of {committed}", entries.len());
-        println!("{committed}");
-        Ok(())
-    })
-}
-
-fn limited() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("store.redb");
-    let output = child_command("write-to-a-full-disk", &path)?.output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let committed: usize = String::from_utf8(output.stdout)?.trim().parse()?;
-    ensure!(contents(&path)?.len() == committed);
-    Ok(())
-}
-
 fn leases() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("store.redb");
     run(async {
         let store = RedbStore::open(&path)?;
-        // As a process leaves them that dies.
+        // As a dying process leaves them.
         let transaction = (0..300).fold(vec![Transaction::new().put(key("a", 0), "x")], |mut all, name| {
             all.push(Transaction::new().put(key("ephemeral", name), "x"));
             all
@@ -426,7 +317,7 @@ fn bytes() -> Result<()> {
             store.watch(&Prefix::everything(), begin).await,
             Err(StoreError::Compacted { .. })
         ));
-        // Larger than all that may be remembered: it is the newest, so it is.
+        // Larger than the limit, but the newest transaction is always kept.
         let large = store
             .commit(Transaction::new().put(key("a", 0), vec![b'x'; 20_000]))
             .await?;

@@ -1,5 +1,5 @@
-//! Measures the loops at the size they are meant for: `cargo run --release -p mesh-orchestrator --example scale`.
-//! 1,000 nodes and 50,000 tasks scheduled from nothing, then one service added, scaled, updated and a node lost.
+//! `cargo xtask bench orchestrator`, the control loops: 1,000 nodes and 50,000 tasks scheduled from nothing, then a
+//! service added and scaled, a task crashed and a node lost.
 
 use std::time::Duration;
 
@@ -53,9 +53,9 @@ fn measure(services: u32, replicas: u32) -> Result<()> {
     };
     step(&mut controller, "schedule all from nothing")?;
     run_all(&mut controller)?;
-    step(&mut controller, "take in that all of them run")?;
+    step(&mut controller, "process that all of them run")?;
 
-    // The clock of a thread's CPU time may tick slowly: several times, and the mean.
+    // A thread's CPU clock may tick slowly, so these are means.
     let mut times = Repeated::default();
     for number in 0..REPEAT {
         let name = format!("one-more{number}");
@@ -68,7 +68,7 @@ fn measure(services: u32, replicas: u32) -> Result<()> {
     }
     times.report("add a service of 50 replicas");
     run_all(&mut controller)?;
-    step(&mut controller, "take in that they run")?;
+    step(&mut controller, "process that they run")?;
 
     let mut times = Repeated::default();
     for number in 0..REPEAT {
@@ -109,7 +109,7 @@ fn measure(services: u32, replicas: u32) -> Result<()> {
     Ok(())
 }
 
-/// Time that this thread has had a processor: other programs on the machine do not count.
+/// This thread's CPU time, so that other programs on the machine do not count.
 fn cpu_time() -> Result<Duration> {
     let statistics =
         std::fs::read_to_string("/proc/thread-self/schedstat").context("reading this thread's CPU time")?;
