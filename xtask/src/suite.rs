@@ -43,15 +43,7 @@ const AGENT_TESTS: &[&str] = &[
 
 /// The lab's test binaries that this kernel can run. Named one by one: a pattern would take in those that need
 /// another kernel, whatever their `test` key says.
-const END_TO_END_TESTS: &[&str] = &[
-    "fallback",
-    "handover",
-    "lab",
-    "orchestrator",
-    "stack",
-    "stories",
-    "variants",
-];
+const END_TO_END_TESTS: &[&str] = &["fallback", "orchestrator", "swarm"];
 
 /// The orchestrator's test binaries.
 const ORCHESTRATOR_TESTS: &[&str] = &["api", "cluster", "simulation", "store"];

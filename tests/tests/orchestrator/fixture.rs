@@ -25,13 +25,13 @@ const RATE: u32 = 100;
 const LOAD_SECONDS: u32 = 5;
 
 /// The lab, and how its agents are started.
-pub(crate) struct Stage {
+pub(crate) struct Fixture {
     pub(crate) lab: Lab,
     /// What each node's agent is told beside what all are told.
     pub(crate) more: BTreeMap<String, Vec<String>>,
 }
 
-impl Stage {
+impl Fixture {
     /// A lab of so many plain engines, without agents.
     pub(crate) fn up(name: &str, nodes: usize) -> Result<Self> {
         for program in ["mesh-agent", "meshctl", "mesh-testbed"] {

@@ -18,7 +18,7 @@ use xtask::{
 use crate::{
     Story,
     certificates::Authority,
-    stage::{PATIENCE, Stage, web},
+    fixture::{Fixture, PATIENCE, web},
 };
 
 pub(crate) const STORIES: [Story; 1] = [("tools_elsewhere_use_https_and_tokens", https)];
@@ -32,7 +32,7 @@ const TIMED_OUT: i32 = 124;
 
 /// A node's API as tools elsewhere know it.
 struct Site<'a> {
-    stage: &'a Stage,
+    fixture: &'a Fixture,
     address: String,
     /// Its certificate's authority, which the client trusts.
     authority: String,
@@ -73,7 +73,7 @@ impl Site<'_> {
             "-",
         ];
         let more = ["--max-time", "30", "--cacert", &self.authority, &url];
-        self.stage.lab.command("client", words.into_iter().chain(more))
+        self.fixture.lab.command("client", words.into_iter().chain(more))
     }
 
     /// Expects a status, and returns the answer's JSON.
@@ -98,14 +98,14 @@ fn configuration(token: Option<&str>) -> String {
 }
 
 fn https() -> Result<()> {
-    let mut stage = Stage::up("orch-https", 1)?;
-    let address = format!("{}:{PORT}", stage.lab.address("node1")?);
-    let folder = stage.lab.state().data.join("https");
+    let mut fixture = Fixture::up("orch-https", 1)?;
+    let address = format!("{}:{PORT}", fixture.lab.address("node1")?);
+    let folder = fixture.lab.state().data.join("https");
     fs::create_dir_all(&folder)?;
     let authority = Authority::new("lab")?;
-    let issued = authority.issue("api", vec![stage.lab.address("node1")?])?;
+    let issued = authority.issue("api", vec![fixture.lab.address("node1")?])?;
     let stranger = Authority::new("stranger")?;
-    let other = authority.issue("other", vec![stage.lab.address("node1")?])?;
+    let other = authority.issue("other", vec![fixture.lab.address("node1")?])?;
     let file = |name: &str, text: &str| -> Result<String> {
         let path = folder.join(name);
         fs::write(&path, text)?;
@@ -121,7 +121,7 @@ fn https() -> Result<()> {
     let empty = file("empty.pem", "no certificate\n")?;
     let others_key = file("other.key", &other.key)?;
     let listen = ["--api-listen", &address];
-    expect_refusal(&stage, &listen, "--api-certificate")?;
+    expect_refusal(&fixture, &listen, "--api-certificate")?;
     for (certificate, key, said) in [
         ("/run/missing.pem", key.as_str(), "cannot read /run/missing.pem"),
         (&empty, &key, &format!("cannot read {empty} as PEM")),
@@ -133,10 +133,10 @@ fn https() -> Result<()> {
         ),
     ] {
         let files = ["--api-certificate", certificate, "--api-key", key];
-        expect_refusal(&stage, &[&listen[..], &files].concat(), said)?;
+        expect_refusal(&fixture, &[&listen[..], &files].concat(), said)?;
         // Nor is a store waited for that does not answer.
         let store = ["--etcd", "http://127.0.0.1:1"];
-        expect_refusal(&stage, &[&listen[..], &files, &store].concat(), said)?;
+        expect_refusal(&fixture, &[&listen[..], &files, &store].concat(), said)?;
     }
 
     let more = [
@@ -148,24 +148,24 @@ fn https() -> Result<()> {
         &key,
     ];
     let more = more.map(str::to_owned).to_vec();
-    stage.more.insert("node1".to_owned(), more);
-    stage.start_agent("node1")?;
+    fixture.more.insert("node1".to_owned(), more);
+    fixture.start_agent("node1")?;
     let site = Site {
-        stage: &stage,
+        fixture: &fixture,
         address,
         authority: trusted,
         stranger: strangers,
     };
-    tokens(&site).with_context(|| stage.evidence())?;
-    webhook(&site).with_context(|| stage.evidence())?;
-    stage.lab.down()
+    tokens(&site).with_context(|| fixture.evidence())?;
+    webhook(&site).with_context(|| fixture.evidence())?;
+    fixture.lab.down()
 }
 
 /// The agent ends with an error that says so, before it has taken anything into use.
-fn expect_refusal(stage: &Stage, arguments: &[&str], words: &str) -> Result<()> {
+fn expect_refusal(fixture: &Fixture, arguments: &[&str], words: &str) -> Result<()> {
     let program = paths::program("mesh-agent");
     let program = program.to_str().context("the path is not UTF-8")?;
-    let mut agent = stage
+    let mut agent = fixture
         .lab
         .command("node1", ["timeout", REFUSAL, program, "run", "--orchestrator"])?;
     agent.args(["--state-dir", "/run/refused"]).args(arguments);
@@ -183,7 +183,7 @@ fn expect_refusal(stage: &Stage, arguments: &[&str], words: &str) -> Result<()> 
 fn tokens(site: &Site<'_>) -> Result<()> {
     let token = |name: &str, scope: &str| {
         let words = ["token", "create", "--scope", scope, name];
-        site.stage.lab.meshctl("node1", &words)
+        site.fixture.lab.meshctl("node1", &words)
     };
     let reader = token("reader", "services:read")?;
     let writer = token("writer", "services:write")?;
@@ -227,9 +227,9 @@ fn tokens(site: &Site<'_>) -> Result<()> {
     expect_no_answer(site, services, &["--cacert", &site.stranger], "certificate")?;
 
     site.expect(201, Some(&writer), "POST", services, Some(&body))?;
-    site.stage.until_running(2)?;
+    site.fixture.until_running(2)?;
 
-    site.stage.lab.meshctl("node1", &["token", "rm", "writer"])?;
+    site.fixture.lab.meshctl("node1", &["token", "rm", "writer"])?;
     site.expect(401, Some(&writer), "GET", services, None)?;
     let scale = json!({"replicas": 0});
     site.expect(401, Some(&writer), "POST", "/v1/services/web/scale", Some(&scale))?;
@@ -252,7 +252,7 @@ fn expect_no_answer(site: &Site<'_>, path: &str, more: &[&str], words: &str) -> 
 
 /// A URL that needs no token rolls the service, and whoever listens hears of it.
 fn webhook(site: &Site<'_>) -> Result<()> {
-    let lab = &site.stage.lab;
+    let lab = &site.fixture.lab;
     let listener = lab.meshctl(
         "node1",
         &["token", "create", "--scope", "services:read", "listener"],
@@ -280,14 +280,14 @@ fn webhook(site: &Site<'_>) -> Result<()> {
         Ok(())
     })?;
 
-    let before = site.stage.containers("node1")?;
+    let before = site.fixture.containers("node1")?;
     site.expect(404, None, "POST", &format!("{beginning}{}", "A".repeat(43)), None)?;
     let answer = site.expect(200, None, "POST", &url, Some(&json!({"pushed": "anything"})))?;
     // No registry answers here, so that the tag stays as it is; the service is rolled all the same.
     let warning = answer["warnings"][0].as_str().unwrap_or_default();
     ensure!(warning.contains("mesh-lab/server:latest"), "{answer}");
-    site.stage.until_updated()?;
-    let after = site.stage.containers("node1")?;
+    site.fixture.until_updated()?;
+    let after = site.fixture.containers("node1")?;
     ensure!(
         after.len() == 2 && after.is_disjoint(&before),
         "{before:?} {after:?}"
@@ -318,7 +318,7 @@ fn webhook(site: &Site<'_>) -> Result<()> {
 
     lab.meshctl("node1", &["webhook", "disable", "web", "deploy"])?;
     site.expect(404, None, "POST", &url, None)?;
-    let history = site.stage.api("node1")?.get("/v1/services/web/history")?;
+    let history = site.fixture.api("node1")?.get("/v1/services/web/history")?;
     ensure!(history.to_string().contains("webhook deploy"), "{history:#}");
     Ok(())
 }

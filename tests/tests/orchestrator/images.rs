@@ -14,8 +14,8 @@ use xtask::{command::run_with_input, lab::wait_until, paths};
 
 use crate::{
     Story,
+    fixture::{Fixture, PATIENCE, web},
     registry::{ADDRESS, IMAGE, PASSWORD, Registry, USER},
-    stage::{PATIENCE, Stage, web},
 };
 
 pub(crate) const STORIES: [Story; 1] = [(
@@ -24,25 +24,25 @@ pub(crate) const STORIES: [Story; 1] = [(
 )];
 
 fn private() -> Result<()> {
-    let stage = Stage::up("orch-images", 1)?;
-    let registry = Registry::start(&stage.lab)?;
+    let fixture = Fixture::up("orch-images", 1)?;
+    let registry = Registry::start(&fixture.lab)?;
     registry.push("1")?;
-    stage.start_agent("node1")?;
-    let outcome = without_credentials(&stage)
-        .and_then(|()| log_in(&stage))
-        .and_then(|()| rolls(&stage, &registry))
-        .and_then(|()| nobody_sees_the_password(&stage));
-    outcome.with_context(|| stage.evidence())?;
-    stage.lab.down()
+    fixture.start_agent("node1")?;
+    let outcome = without_credentials(&fixture)
+        .and_then(|()| log_in(&fixture))
+        .and_then(|()| rolls(&fixture, &registry))
+        .and_then(|()| nobody_sees_the_password(&fixture));
+    outcome.with_context(|| fixture.evidence())?;
+    fixture.lab.down()
 }
 
 /// The tasks are rejected, and say why.
-fn without_credentials(stage: &Stage) -> Result<()> {
+fn without_credentials(fixture: &Fixture) -> Result<()> {
     let mut spec = web(1, "start-first");
     spec["task_template"]["container_spec"]["image"] = IMAGE.into();
-    stage.api("node1")?.call("POST", "/v1/services", Some(&spec))?;
+    fixture.api("node1")?.call("POST", "/v1/services", Some(&spec))?;
     wait_until("the registry's refusal", PATIENCE, || {
-        let list = stage
+        let list = fixture
             .lab
             .meshctl("node1", &["service", "ps", "--no-trunc", "web"])?;
         let refused = |line: &str| {
@@ -54,7 +54,7 @@ fn without_credentials(stage: &Stage) -> Result<()> {
 }
 
 /// From then on they run.
-fn log_in(stage: &Stage) -> Result<()> {
+fn log_in(fixture: &Fixture) -> Result<()> {
     let program = paths::program("meshctl");
     let program = program.to_str().context("the path is not UTF-8")?;
     let words = [
@@ -66,19 +66,19 @@ fn log_in(stage: &Stage) -> Result<()> {
         "--password-stdin",
         ADDRESS,
     ];
-    let said = run_with_input(&mut stage.lab.command("node1", words)?, PASSWORD.as_bytes())?;
+    let said = run_with_input(&mut fixture.lab.command("node1", words)?, PASSWORD.as_bytes())?;
     ensure!(said.contains(ADDRESS), "{said}");
-    stage.until_running(1)?;
-    ensure!(releases(stage)? == ["1"], "{:?}", releases(stage)?);
-    let list = stage.lab.meshctl("node1", &["registry", "ls"])?;
+    fixture.until_running(1)?;
+    ensure!(releases(fixture)? == ["1"], "{:?}", releases(fixture)?);
+    let list = fixture.lab.meshctl("node1", &["registry", "ls"])?;
     ensure!(list.contains(ADDRESS) && list.contains(USER), "{list}");
     Ok(())
 }
 
 /// A webhook starts what the tag means now, and what is here while nobody can say.
-fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
-    let api = stage.api("node1")?;
-    let url = stage
+fn rolls(fixture: &Fixture, registry: &Registry<'_>) -> Result<()> {
+    let api = fixture.api("node1")?;
+    let url = fixture
         .lab
         .meshctl("node1", &["webhook", "create", "web", "deploy"])?;
     // Without a port of its own the API cannot tell its host.
@@ -86,16 +86,16 @@ fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
     ensure!(webhook.starts_with("/v1/webhooks/"), "{url}");
 
     registry.stop()?;
-    let before = stage.containers("node1")?;
+    let before = fixture.containers("node1")?;
     let answer = api.call("POST", webhook, None)?;
     ensure!(
         answer["warnings"].to_string().contains("connection refused"),
         "{answer}"
     );
-    stage.until_updated()?;
-    let now = stage.containers("node1")?;
+    fixture.until_updated()?;
+    let now = fixture.containers("node1")?;
     ensure!(now.len() == 1 && now.is_disjoint(&before), "{before:?} {now:?}");
-    let log = fs::read_to_string(stage.lab.agent_log("node1"))?;
+    let log = fs::read_to_string(fixture.lab.agent_log("node1"))?;
     let warned = |line: &str| line.contains("WARN") && line.contains("using the image that is here");
     ensure!(log.lines().any(warned), "nobody is warned");
 
@@ -113,8 +113,8 @@ fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
         (answer.status, answer.body.as_str()) == (200, "{\"warnings\":null}"),
         "{answer:?}"
     );
-    stage.until_updated()?;
-    ensure!(releases(stage)? == ["2"], "{:?}", releases(stage)?);
+    fixture.until_updated()?;
+    ensure!(releases(fixture)? == ["2"], "{:?}", releases(fixture)?);
     let task = api.running("web")?.pop().context("no task runs")?;
     let pinned = format!("{IMAGE}@{digest}");
     ensure!(
@@ -123,15 +123,15 @@ fn rolls(stage: &Stage, registry: &Registry<'_>) -> Result<()> {
     );
     let history = api.get("/v1/services/web/history")?.to_string();
     ensure!(history.contains(&pinned), "{history}");
-    stage.until_running(1)
+    fixture.until_running(1)
 }
 
 /// The releases of the running containers' images.
-fn releases(stage: &Stage) -> Result<Vec<String>> {
+fn releases(fixture: &Fixture) -> Result<Vec<String>> {
     let mut releases = Vec::new();
-    for container in stage.containers("node1")? {
+    for container in fixture.containers("node1")? {
         let format = "{{range .Config.Env}}{{println .}}{{end}}";
-        let env = stage
+        let env = fixture
             .lab
             .docker("node1", ["inspect", "--format", format, &container])?;
         releases.extend(
@@ -143,28 +143,28 @@ fn releases(stage: &Stage) -> Result<Vec<String>> {
     Ok(releases)
 }
 
-fn nobody_sees_the_password(stage: &Stage) -> Result<()> {
-    let meshctl = |words: &[&str]| stage.lab.meshctl("node1", words);
+fn nobody_sees_the_password(fixture: &Fixture) -> Result<()> {
+    let meshctl = |words: &[&str]| fixture.lab.meshctl("node1", words);
     meshctl(&["snapshot", "create"])?;
     let mut shown = vec![
         meshctl(&["registry", "ls", "--format", "json"])?,
         meshctl(&["service", "inspect", "web"])?,
         meshctl(&["service", "history", "web"])?,
-        stage.api("node1")?.get("/v1/registries")?.to_string(),
-        stage.api("node1")?.get("/v1/tasks")?.to_string(),
+        fixture.api("node1")?.get("/v1/registries")?.to_string(),
+        fixture.api("node1")?.get("/v1/tasks")?.to_string(),
     ];
-    for container in stage.containers("node1")? {
-        shown.push(stage.lab.docker("node1", ["inspect", &container])?);
+    for container in fixture.containers("node1")? {
+        shown.push(fixture.lab.docker("node1", ["inspect", &container])?);
     }
     for text in &shown {
         ensure!(!tells(text.as_bytes(), PASSWORD), "{text}");
     }
-    let node = stage.lab.state().data.join("node1");
+    let node = fixture.lab.state().data.join("node1");
     let run = format!(
         "/proc/{}/root/run/mesh",
-        stage.lab.state().space("node1")?.init.pid
+        fixture.lab.state().space("node1")?.init.pid
     );
-    let mut files = vec![stage.lab.agent_log("node1")];
+    let mut files = vec![fixture.lab.agent_log("node1")];
     for folder in [node.join("mesh"), PathBuf::from(run)] {
         collect(&folder, &mut files)?;
     }

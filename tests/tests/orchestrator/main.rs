@@ -7,8 +7,10 @@ use libtest_mimic::{Arguments, Trial};
 
 mod certificates;
 mod etcd;
+mod fixture;
 mod https;
 mod images;
+mod ipvs;
 mod managed;
 mod partition;
 mod recovery;
@@ -16,27 +18,36 @@ mod registry;
 mod session;
 mod several;
 mod single;
-mod stage;
 mod systemd;
 
 /// One story: its name and what it does.
 pub(crate) type Story = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let mut given = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
     // Each has a lab of its own, one after the other.
-    given.test_threads = Some(1);
-    let stories = single::STORIES
-        .into_iter()
-        .chain(https::STORIES)
-        .chain(images::STORIES)
-        .chain(managed::STORIES)
-        .chain(recovery::STORIES)
-        .chain(session::STORIES)
-        .chain(systemd::STORIES)
-        .chain(several::STORIES)
-        .chain(partition::STORIES);
-    let trials = stories
-        .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
-    libtest_mimic::run(&given, trials.collect()).exit_code()
+    arguments.test_threads = Some(1);
+    let groups: [(&str, &[Story]); 10] = [
+        ("single", &single::STORIES),
+        ("https", &https::STORIES),
+        ("images", &images::STORIES),
+        ("managed", &managed::STORIES),
+        ("recovery", &recovery::STORIES),
+        ("session", &session::STORIES),
+        ("systemd", &systemd::STORIES),
+        ("several", &several::STORIES),
+        ("partition", &partition::STORIES),
+        // Needs a kernel with IPVS: run by `cargo xtask vm test`, with `--ignored`.
+        ("ipvs", &ipvs::STORIES),
+    ];
+    let mut trials = Vec::new();
+    for (group, stories) in groups {
+        for &(name, story) in stories {
+            let trial = Trial::test(format!("{group}::{name}"), move || {
+                story().map_err(|error| format!("{error:?}").into())
+            });
+            trials.push(trial.with_ignored_flag(group == "ipvs"));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use xtask::{command::run, lab::engine, paths};
 
-use crate::{Story, stage::Stage};
+use crate::{Story, fixture::Fixture};
 
 pub(crate) const STORIES: [Story; 1] = [(
     "a_new_agent_is_deployed_under_load_and_a_bad_one_is_left_again",
@@ -21,59 +21,61 @@ pub(crate) const STORIES: [Story; 1] = [(
 )];
 
 fn deployment() -> Result<()> {
-    let stage = Stage::up("managed", 1)?;
-    stage.start_agent("node1")?;
-    stage.create_web(2, "stop-first")?;
-    let containers = stage.containers("node1")?;
-    let pid = process(&stage, "node1")?;
+    let fixture = Fixture::up("managed", 1)?;
+    fixture.start_agent("node1")?;
+    fixture.create_web(2, "stop-first")?;
+    let containers = fixture.containers("node1")?;
+    let pid = process(&fixture, "node1")?;
 
-    import_agent(&stage, "node1", "mesh-agent:2")?;
-    stage.without_a_failure(|| deploy(&stage, "mesh-agent:2").with_context(|| stage.evidence()))?;
-    let second = executable(&stage, "node1")?;
+    import_agent(&fixture, "node1", "mesh-agent:2")?;
+    fixture.without_a_failure(|| deploy(&fixture, "mesh-agent:2").with_context(|| fixture.evidence()))?;
+    let second = executable(&fixture, "node1")?;
     ensure!(second.contains("/mesh/agent/"), "{second} runs");
-    ensure!(process(&stage, "node1")? == pid, "another process is the agent");
-    ensure!(stage.containers("node1")? == containers, "other containers run");
-    expect_running(&stage, 1)?;
-    stage.until_running(2)?;
+    ensure!(process(&fixture, "node1")? == pid, "another process is the agent");
+    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    expect_running(&fixture, 1)?;
+    fixture.until_running(2)?;
 
     let monitor = json!({"update_config": {"monitor": "1s"}, "rollback_config": {"monitor": "1s"}});
-    stage
+    fixture
         .api("node1")?
         .call("PATCH", "/v1/services/load-balancer", Some(&monitor))?;
     // No program at all: nothing is started.
-    import(&stage, "node1", "mesh-agent:garbage", b"#!/bin/sh\nexit 0\n")?;
-    refused(&stage, "mesh-agent:garbage", "not a 64-bit ELF program")?;
-    ensure!(executable(&stage, "node1")? == second, "another program runs");
-    ensure!(process(&stage, "node1")? == pid, "another process is the agent");
+    import(&fixture, "node1", "mesh-agent:garbage", b"#!/bin/sh\nexit 0\n")?;
+    refused(&fixture, "mesh-agent:garbage", "not a 64-bit ELF program")?;
+    ensure!(executable(&fixture, "node1")? == second, "another program runs");
+    ensure!(process(&fixture, "node1")? == pid, "another process is the agent");
 
     // One that ends as soon as it runs: started three times by whoever looks after the agent, and left.
     let ends_at_once = fs::read(paths::program("mesh-testbed"))?;
-    import(&stage, "node1", "mesh-agent:broken", &ends_at_once)?;
-    stage.without_a_failure(|| {
-        looked_after(&stage, "node1", || {
-            refused(&stage, "mesh-agent:broken", "failed 3 times")
+    import(&fixture, "node1", "mesh-agent:broken", &ends_at_once)?;
+    fixture.without_a_failure(|| {
+        looked_after(&fixture, "node1", || {
+            refused(&fixture, "mesh-agent:broken", "failed 3 times")
         })
     })?;
-    ensure!(executable(&stage, "node1")? == second, "another program runs");
-    ensure!(stage.containers("node1")? == containers, "other containers run");
-    expect_running(&stage, 1)?;
-    stage.until_running(2)?;
+    ensure!(executable(&fixture, "node1")? == second, "another program runs");
+    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    expect_running(&fixture, 1)?;
+    fixture.until_running(2)?;
 
     // Whoever starts the installed program gets the deployed one.
-    stage.lab.stop_agent("node1")?;
-    stage.start_agent("node1")?;
-    ensure!(executable(&stage, "node1")? == second, "another program runs");
-    stage.until_running(2)?;
+    fixture.lab.stop_agent("node1")?;
+    fixture.start_agent("node1")?;
+    ensure!(executable(&fixture, "node1")? == second, "another program runs");
+    fixture.until_running(2)?;
 
-    stage.lab.meshctl("node1", &["managed", "rm", "load-balancer"])?;
-    ensure!(executable(&stage, "node1")? == second, "another program runs");
-    ensure!(stage.containers("node1")? == containers, "other containers run");
-    stage.lab.down()
+    fixture
+        .lab
+        .meshctl("node1", &["managed", "rm", "load-balancer"])?;
+    ensure!(executable(&fixture, "node1")? == second, "another program runs");
+    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    fixture.lab.down()
 }
 
 /// Deploys an image, and waits until all nodes run it.
-pub(crate) fn deploy(stage: &Stage, image: &str) -> Result<()> {
-    let said = stage
+pub(crate) fn deploy(fixture: &Fixture, image: &str) -> Result<()> {
+    let said = fixture
         .lab
         .meshctl("node1", &["managed", "deploy", "load-balancer", "--image", image])?;
     ensure!(said.starts_with("load-balancer"), "{said}");
@@ -81,22 +83,22 @@ pub(crate) fn deploy(stage: &Stage, image: &str) -> Result<()> {
 }
 
 /// Deploys an image that must fail for a reason, after which the nodes run what they ran.
-fn refused(stage: &Stage, image: &str, reason: &str) -> Result<()> {
-    let Err(error) = deploy(stage, image) else {
-        bail!("{image} was deployed\n{}", stage.evidence());
+fn refused(fixture: &Fixture, image: &str, reason: &str) -> Result<()> {
+    let Err(error) = deploy(fixture, image) else {
+        bail!("{image} was deployed\n{}", fixture.evidence());
     };
     let error = format!("{error:?}");
     ensure!(error.contains("rolled back") && error.contains(reason), "{error}");
     let words = ["service", "ps", "load-balancer", "--no-trunc"];
     let format = ["--format", "{{.Image}} {{.Error}}"];
-    let listed = stage.lab.meshctl("node1", &[&words[..], &format].concat())?;
+    let listed = fixture.lab.meshctl("node1", &[&words[..], &format].concat())?;
     let told = |line: &str| line.starts_with(image) && line.contains(reason);
-    ensure!(listed.lines().any(told), "{listed}\n{}", stage.evidence());
-    expect_running(stage, 1)
+    ensure!(listed.lines().any(told), "{listed}\n{}", fixture.evidence());
+    expect_running(fixture, 1)
 }
 
 /// All agents are of the service's current specification.
-pub(crate) fn expect_running(stage: &Stage, nodes: usize) -> Result<()> {
+pub(crate) fn expect_running(fixture: &Fixture, nodes: usize) -> Result<()> {
     let words = [
         "service",
         "ps",
@@ -105,22 +107,22 @@ pub(crate) fn expect_running(stage: &Stage, nodes: usize) -> Result<()> {
         "desired-state=running",
     ];
     let format = ["--format", "{{.CurrentState}}"];
-    let listed = stage.lab.meshctl("node1", &[&words[..], &format].concat())?;
+    let listed = fixture.lab.meshctl("node1", &[&words[..], &format].concat())?;
     let running = listed.lines().filter(|line| line.starts_with("Running"));
     ensure!(running.count() == nodes, "{listed}");
     Ok(())
 }
 
 /// As a service manager does: an agent that has ended is started again.
-fn looked_after(stage: &Stage, node: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let arguments = stage.lab.orchestrator_arguments(node, &[])?;
+fn looked_after(fixture: &Fixture, node: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let arguments = fixture.lab.orchestrator_arguments(node, &[])?;
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let manager = scope.spawn(|| -> Result<()> {
             while !is_over.load(Ordering::Relaxed) {
-                if !stage.lab.agent_is_running(node)? {
-                    stage.lab.spawn_agent(node, &arguments)?;
+                if !fixture.lab.agent_is_running(node)? {
+                    fixture.lab.spawn_agent(node, &arguments)?;
                 }
                 thread::sleep(Duration::from_millis(200));
             }
@@ -137,15 +139,15 @@ fn looked_after(stage: &Stage, node: &str, work: impl FnOnce() -> Result<()>) ->
 
 /// Makes an image of the agent as it is built, and of another version of it: what follows a program in its file is
 /// nothing to it.
-pub(crate) fn import_agent(stage: &Stage, node: &str, tag: &str) -> Result<()> {
+pub(crate) fn import_agent(fixture: &Fixture, node: &str, tag: &str) -> Result<()> {
     let mut program = fs::read(paths::program("mesh-agent"))?;
     program.extend(tag.as_bytes());
-    import(stage, node, tag, &program)
+    import(fixture, node, tag, &program)
 }
 
 /// Makes an image with a program in the agent's place.
-fn import(stage: &Stage, node: &str, tag: &str, program: &[u8]) -> Result<()> {
-    let folder = stage.lab.state().data.join(format!("image-{node}"));
+fn import(fixture: &Fixture, node: &str, tag: &str, program: &[u8]) -> Result<()> {
+    let folder = fixture.lab.state().data.join(format!("image-{node}"));
     fs::create_dir_all(&folder)?;
     let path = folder.join("mesh-agent");
     let mut file = fs::File::create(&path)?;
@@ -162,21 +164,21 @@ fn import(stage: &Stage, node: &str, tag: &str, program: &[u8]) -> Result<()> {
         text(&file)?,
         text(&folder)?,
     ];
-    run(engine::docker(stage.lab.state(), node, words)?.env("DOCKER_BUILDKIT", "0"))
+    run(engine::docker(fixture.lab.state(), node, words)?.env("DOCKER_BUILDKIT", "0"))
         .with_context(|| format!("could not make the image {tag} on {node}"))?;
     Ok(())
 }
 
 /// The file that a node's agent runs.
-pub(crate) fn executable(stage: &Stage, node: &str) -> Result<String> {
+pub(crate) fn executable(fixture: &Fixture, node: &str) -> Result<String> {
     let script = "readlink /proc/$(cat /run/mesh-agent.pid)/exe";
-    stage.lab.run(node, ["sh", "-euc", script])
+    fixture.lab.run(node, ["sh", "-euc", script])
 }
 
 /// The process that a node's agent is, and when it began.
-fn process(stage: &Stage, node: &str) -> Result<String> {
+fn process(fixture: &Fixture, node: &str) -> Result<String> {
     let script = "pid=$(cat /run/mesh-agent.pid); echo $pid $(cut -d' ' -f22 /proc/$pid/stat)";
-    stage.lab.run(node, ["sh", "-euc", script])
+    fixture.lab.run(node, ["sh", "-euc", script])
 }
 
 fn text(path: &Path) -> Result<&str> {

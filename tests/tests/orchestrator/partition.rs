@@ -12,8 +12,8 @@ use xtask::lab::wait_until;
 
 use crate::{
     Story,
+    fixture::{Fixture, HTTP, PATIENCE},
     several::{by_node, leader, raise},
-    stage::{HTTP, PATIENCE, Stage},
 };
 
 pub(crate) const STORIES: [Story; 1] = [(
@@ -25,12 +25,12 @@ pub(crate) const STORIES: [Story; 1] = [(
 const REPLICAS: usize = 6;
 
 fn partition() -> Result<()> {
-    let (stage, _etcd) = raise("orch-cut")?;
-    stage
+    let (fixture, _etcd) = raise("orch-cut")?;
+    fixture
         .create_web(REPLICAS, "start-first")
-        .with_context(|| stage.evidence())?;
-    let lost = leader(&stage, "node1")?;
-    let others: Vec<&str> = stage
+        .with_context(|| fixture.evidence())?;
+    let lost = leader(&fixture, "node1")?;
+    let others: Vec<&str> = fixture
         .lab
         .nodes()
         .into_iter()
@@ -39,43 +39,43 @@ fn partition() -> Result<()> {
     let outcome = thread::scope(|scope| {
         let mut refusal = None;
         let mut noticed = Duration::ZERO;
-        let report = stage.under_load(&others, || {
-            stage.lab.cut_off(&lost)?;
+        let report = fixture.under_load(&others, || {
+            fixture.lab.cut_off(&lost)?;
             let begin = Instant::now();
             // It takes its time: its part of etcd may have been about to commit.
-            refusal = Some(scope.spawn(|| changes_nothing(&stage, &lost)));
-            missed(&stage, &lost, &others)?;
+            refusal = Some(scope.spawn(|| changes_nothing(&fixture, &lost)));
+            missed(&fixture, &lost, &others)?;
             noticed = begin.elapsed();
             Ok(())
         })?;
         println!("    the cut was noticed after {:.1} s", noticed.as_secs_f64());
         // It had a third of the replicas.
         ensure!(report.failures() * 2 < report.attempts, "{report:?}");
-        stage.none_fails(&others, || {
-            replaced(&stage, &lost, &others)?;
+        fixture.none_fails(&others, || {
+            replaced(&fixture, &lost, &others)?;
             match refusal.map(ScopedJoinHandle::join) {
                 Some(Ok(outcome)) => outcome?,
                 Some(Err(_)) | None => bail!("the thread that asked {lost} panicked"),
             }
-            stage.lab.reconnect(&lost)?;
+            fixture.lab.reconnect(&lost)?;
             let begin = Instant::now();
-            back(&stage, &lost)?;
+            back(&fixture, &lost)?;
             println!("    {lost} was back after {:.1} s", begin.elapsed().as_secs_f64());
             Ok(())
         })
     });
-    outcome.with_context(|| stage.evidence())?;
-    stage.until_running(REPLICAS)?;
-    one_in_each_slot(&stage)?;
-    stage.lab.down()
+    outcome.with_context(|| fixture.evidence())?;
+    fixture.until_running(REPLICAS)?;
+    one_in_each_slot(&fixture)?;
+    fixture.lab.down()
 }
 
 /// Every other node avoids it, though nobody may have given it up yet: until then a part of what is sent goes to its
 /// replicas.
-fn missed(stage: &Stage, lost: &str, others: &[&str]) -> Result<()> {
+fn missed(fixture: &Fixture, lost: &str, others: &[&str]) -> Result<()> {
     for node in others {
         wait_until(&format!("{node} to miss {lost}"), PATIENCE, || {
-            let text = stage.lab.meshctl(node, &["routes", "--format", "json"])?;
+            let text = fixture.lab.meshctl(node, &["routes", "--format", "json"])?;
             let answer: Value = serde_json::from_str(&text).with_context(|| format!("no JSON: `{text}`"))?;
             let rows = answer["routes"].as_array().context("no routes")?;
             let there = |row: &&Value| row["backend"]["node"] == lost && row["state"] == "active";
@@ -88,15 +88,15 @@ fn missed(stage: &Stage, lost: &str, others: &[&str]) -> Result<()> {
 }
 
 /// The others have another leader and all of the service's tasks.
-fn replaced(stage: &Stage, lost: &str, others: &[&str]) -> Result<()> {
+fn replaced(fixture: &Fixture, lost: &str, others: &[&str]) -> Result<()> {
     for node in others {
         wait_until(&format!("{node} to know another leader"), PATIENCE, || {
-            let now = leader(stage, node)?;
+            let now = leader(fixture, node)?;
             ensure!(now != lost, "{now} leads");
             Ok(())
         })?;
         wait_until("the lost tasks to run elsewhere", PATIENCE, || {
-            let counts = by_node(stage, node)?;
+            let counts = by_node(fixture, node)?;
             ensure!(
                 !counts.contains_key(lost) && counts.values().sum::<usize>() == REPLICAS,
                 "{counts:?}"
@@ -108,21 +108,21 @@ fn replaced(stage: &Stage, lost: &str, others: &[&str]) -> Result<()> {
 }
 
 /// Who is cut off refuses to change anything, and goes on with what it has.
-fn changes_nothing(stage: &Stage, lost: &str) -> Result<()> {
-    let before = stage.containers(lost)?;
+fn changes_nothing(fixture: &Fixture, lost: &str) -> Result<()> {
+    let before = fixture.containers(lost)?;
     ensure!(before.len() == REPLICAS / 3, "{before:?} run on {lost}");
     let scale = json!({"replicas": 1});
-    let refused = stage
+    let refused = fixture
         .api(lost)?
         .send("POST", "/v1/services/web/scale", Some(&scale))?;
     ensure!(refused.status == 503, "{refused:?}");
     ensure!(
-        stage.containers(lost)? == before,
+        fixture.containers(lost)? == before,
         "other containers run on {lost}"
     );
     // Its own replicas still answer to its own processes; it has not heard that the others are lost to it.
     let url = format!("http://127.0.0.1:{HTTP}/");
-    let inside = stage
+    let inside = fixture
         .lab
         .fetch_with(lost, &url, REPLICAS, &["--timeout", "300"])?;
     let answered: BTreeSet<_> = inside
@@ -135,31 +135,31 @@ fn changes_nothing(stage: &Stage, lost: &str) -> Result<()> {
 }
 
 /// It follows the others: what it had is stopped, and everybody knows the same.
-fn back(stage: &Stage, lost: &str) -> Result<()> {
-    let nodes = stage.lab.nodes();
+fn back(fixture: &Fixture, lost: &str) -> Result<()> {
+    let nodes = fixture.lab.nodes();
     for node in &nodes {
         wait_until(&format!("{node} to see {lost} again"), PATIENCE, || {
-            let status = status_of(stage, node, lost)?;
+            let status = status_of(fixture, node, lost)?;
             ensure!(status == "ready", "{lost} is {status}");
             Ok(())
         })?;
     }
     wait_until("what runs twice to be stopped", PATIENCE, || {
-        let left = stage.containers(lost)?;
+        let left = fixture.containers(lost)?;
         ensure!(left.is_empty(), "{left:?} run on {lost}");
         Ok(())
     })?;
     let leaders: BTreeSet<String> = nodes
         .iter()
-        .map(|node| leader(stage, node))
+        .map(|node| leader(fixture, node))
         .collect::<Result<_>>()?;
     ensure!(leaders.len() == 1 && !leaders.contains(lost), "{leaders:?} lead");
     Ok(())
 }
 
 /// No slot has two running tasks, in the objects or in the engines.
-fn one_in_each_slot(stage: &Stage) -> Result<()> {
-    let api = stage.api("node1")?;
+fn one_in_each_slot(fixture: &Fixture) -> Result<()> {
+    let api = fixture.api("node1")?;
     let mode = &api.get("/v1/services/web")?["spec"]["mode"];
     ensure!(mode["replicated"]["replicas"] == REPLICAS, "{mode}");
     let running = api.running("web")?;
@@ -174,8 +174,8 @@ fn one_in_each_slot(stage: &Stage) -> Result<()> {
         .map(str::to_owned)
         .collect();
     let mut found = BTreeMap::new();
-    for node in stage.lab.nodes() {
-        for container in stage.containers(node)? {
+    for node in fixture.lab.nodes() {
+        for container in fixture.containers(node)? {
             found.insert(container, node);
         }
     }
@@ -184,8 +184,8 @@ fn one_in_each_slot(stage: &Stage) -> Result<()> {
 }
 
 /// What a node thinks of another one.
-fn status_of(stage: &Stage, node: &str, other: &str) -> Result<String> {
-    let nodes = stage.api(node)?.get("/v1/nodes")?;
+fn status_of(fixture: &Fixture, node: &str, other: &str) -> Result<String> {
+    let nodes = fixture.api(node)?.get("/v1/nodes")?;
     let found = nodes
         .as_array()
         .into_iter()

@@ -8,7 +8,7 @@ use xtask::lab::{engine::SERVER_IMAGE, wait_until};
 
 use crate::{
     Story,
-    stage::{PATIENCE, Stage},
+    fixture::{Fixture, PATIENCE},
 };
 
 pub(crate) const STORIES: [Story; 1] = [(
@@ -20,47 +20,47 @@ pub(crate) const STORIES: [Story; 1] = [(
 const KEY: &str = "secrets.key";
 
 fn from_a_snapshot() -> Result<()> {
-    let stage = Stage::up("orch-snapshot", 1)?;
-    stage.start_agent("node1")?;
-    let meshctl = |words: &[&str]| stage.lab.meshctl("node1", words);
+    let fixture = Fixture::up("orch-snapshot", 1)?;
+    fixture.start_agent("node1")?;
+    let meshctl = |words: &[&str]| fixture.lab.meshctl("node1", words);
     // "open sesame"
     let secret = json!({"name": "key", "labels": {}, "data": "b3BlbiBzZXNhbWU="});
-    stage.api("node1")?.call("POST", "/v1/secrets", Some(&secret))?;
-    stage.create_web(2, "stop-first")?;
+    fixture.api("node1")?.call("POST", "/v1/secrets", Some(&secret))?;
+    fixture.create_web(2, "stop-first")?;
     let words = ["service", "create", "--name", "vault", "--secret", "key"];
     meshctl(&[&words[..], &[SERVER_IMAGE]].concat())?;
     let snapshot = meshctl(&["snapshot", "create"])?.trim().to_owned();
 
     // All is lost but two files.
-    let state = stage.lab.state().data.join("node1/mesh");
-    let (snapshots, saved) = (state.join("snapshots"), stage.lab.state().data.join("saved"));
+    let state = fixture.lab.state().data.join("node1/mesh");
+    let (snapshots, saved) = (state.join("snapshots"), fixture.lab.state().data.join("saved"));
     fs::create_dir(&saved)?;
     fs::copy(snapshots.join(&snapshot), saved.join(&snapshot))?;
     fs::copy(state.join(KEY), saved.join(KEY))?;
-    stage.lab.stop_agent("node1")?;
-    for container in stage.containers("node1")? {
-        stage.lab.docker("node1", ["rm", "--force", &container])?;
+    fixture.lab.stop_agent("node1")?;
+    for container in fixture.containers("node1")? {
+        fixture.lab.docker("node1", ["rm", "--force", &container])?;
     }
     fs::remove_dir_all(&state)?;
 
     fs::create_dir_all(&snapshots)?;
     fs::copy(saved.join(&snapshot), snapshots.join(&snapshot))?;
     fs::copy(saved.join(KEY), state.join(KEY))?;
-    stage.start_agent("node1")?;
-    let services = stage.api("node1")?.get("/v1/services")?;
+    fixture.start_agent("node1")?;
+    let services = fixture.api("node1")?.get("/v1/services")?;
     ensure!(services == json!([]), "{services:#}");
     meshctl(&["snapshot", "inspect", &snapshot])?;
     meshctl(&["snapshot", "restore", &snapshot])?;
-    stage.until_running(2).with_context(|| stage.evidence())?;
+    fixture.until_running(2).with_context(|| fixture.evidence())?;
     let container = wait_until("the task with the secret", PATIENCE, || {
-        let running = stage.api("node1")?.running("vault")?;
+        let running = fixture.api("node1")?.running("vault")?;
         let container = running
             .first()
             .and_then(|task| task["status"]["container"].as_str());
         container.map(str::to_owned).context("it does not run")
     })?;
     let read = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
-    let read = stage.lab.docker("node1", read)?;
+    let read = fixture.lab.docker("node1", read)?;
     ensure!(read == "open sesame", "{read}");
-    stage.lab.down()
+    fixture.lab.down()
 }

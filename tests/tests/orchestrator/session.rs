@@ -21,7 +21,7 @@ use self::{
     meant::{MEANT, Meant, Where},
     shape::Shape,
 };
-use crate::{Story, stage::Stage};
+use crate::{Story, fixture::Fixture};
 
 pub(crate) const STORIES: [Story; 1] = [("a_docker_users_session_looks_the_same_with_meshctl", session)];
 
@@ -46,27 +46,27 @@ struct Said {
 
 fn session() -> Result<()> {
     shape::check()?;
-    let stage = Stage::up("s-session", 1)?;
-    let folder = stage.lab.state().data.join("session");
+    let fixture = Fixture::up("s-session", 1)?;
+    let folder = fixture.lab.state().data.join("session");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("compose.yml"), COMPOSE)?;
     fs::write(folder.join("page.txt"), "hello")?;
-    let docker = dockers(&stage)?;
-    stage.start_agent("node1")?;
+    let docker = dockers(&fixture)?;
+    fixture.start_agent("node1")?;
     let began = Instant::now();
-    let meshctl = record(&stage, "meshctl").with_context(|| stage.evidence())?;
+    let meshctl = record(&fixture, "meshctl").with_context(|| fixture.evidence())?;
     println!(
         "    the session takes {:.1} s with meshctl",
         began.elapsed().as_secs_f64()
     );
     compare(&docker, &meshctl)?;
-    stage.lab.down()
+    fixture.lab.down()
 }
 
 /// What docker says: now, or what it has said.
-fn dockers(stage: &Stage) -> Result<Vec<Said>> {
+fn dockers(fixture: &Fixture) -> Result<Vec<Said>> {
     let words = ["version", "--format", "{{.Client.Version}}"];
-    let release = stage.lab.docker("node1", words)?;
+    let release = fixture.lab.docker("node1", words)?;
     let number = release
         .split('.')
         .next()
@@ -84,17 +84,17 @@ fn dockers(stage: &Stage) -> Result<Vec<Said>> {
         );
         return Ok(recorded);
     }
-    let address = stage.lab.address("node1")?;
-    stage
+    let address = fixture.lab.address("node1")?;
+    fixture
         .lab
         .docker("node1", ["swarm", "init", "--advertise-addr", &address])?;
     let began = Instant::now();
-    let docker = record(stage, "docker")?;
+    let docker = record(fixture, "docker")?;
     println!(
         "    the session takes {:.1} s with docker {release}",
         began.elapsed().as_secs_f64()
     );
-    stage.lab.docker("node1", ["swarm", "leave", "--force"])?;
+    fixture.lab.docker("node1", ["swarm", "leave", "--force"])?;
     if let Some(file) = std::env::var_os(RECORD) {
         fs::write(file, serde_json::to_string_pretty(&docker)? + "\n")?;
     }
@@ -102,12 +102,12 @@ fn dockers(stage: &Stage) -> Result<Vec<Said>> {
 }
 
 /// Types the whole session.
-fn record(stage: &Stage, program: &str) -> Result<Vec<Said>> {
+fn record(fixture: &Fixture, program: &str) -> Result<Vec<Said>> {
     let mut all = Vec::new();
     for step in SESSION {
         match *step {
             Step::Type(line) => {
-                let output = run(stage, program, line)?;
+                let output = run(fixture, program, line)?;
                 all.push(Said {
                     line: line.to_owned(),
                     code: output.status.code(),
@@ -116,7 +116,7 @@ fn record(stage: &Stage, program: &str) -> Result<Vec<Said>> {
                 });
             }
             Step::Until(line, expected) => wait_until(line, PATIENCE, || {
-                let output = run(stage, program, line)?;
+                let output = run(fixture, program, line)?;
                 let out = String::from_utf8_lossy(&output.stdout);
                 let said: BTreeSet<&str> = out.lines().collect();
                 if said != expected.lines().collect() {
@@ -133,8 +133,8 @@ fn record(stage: &Stage, program: &str) -> Result<Vec<Said>> {
 }
 
 /// Types one line, in a shell on the node.
-fn run(stage: &Stage, program: &str, line: &str) -> Result<Output> {
-    let folder = stage.lab.state().data.join("session");
+fn run(fixture: &Fixture, program: &str, line: &str) -> Result<Output> {
+    let folder = fixture.lab.state().data.join("session");
     let meshctl = xtask::paths::program("meshctl");
     let bin = meshctl.parent().context("meshctl is in no folder")?;
     let script = format!(
@@ -143,7 +143,7 @@ fn run(stage: &Stage, program: &str, line: &str) -> Result<Output> {
         bin.display(),
         line.replace("docker ", &format!("{program} "))
     );
-    let mut command = stage.lab.command("node1", ["sh", "-c", &script])?;
+    let mut command = fixture.lab.command("node1", ["sh", "-c", &script])?;
     command
         .stdin(std::process::Stdio::null())
         .output()

@@ -12,8 +12,8 @@ use xtask::lab::wait_until;
 use crate::{
     Story,
     etcd::Etcd,
+    fixture::{Fixture, PATIENCE},
     managed,
-    stage::{PATIENCE, Stage},
 };
 
 pub(crate) const STORIES: [Story; 2] = [
@@ -21,40 +21,40 @@ pub(crate) const STORIES: [Story; 2] = [
     ("lost_nodes_leaders_and_quorums_cost_no_running_task", losses),
 ];
 
-/// A stage of three nodes whose agents run.
-pub(crate) fn raise(name: &str) -> Result<(Stage, Etcd)> {
-    let mut stage = Stage::up(name, 3)?;
-    let etcd = Etcd::start(&stage.lab)?;
+/// A fixture of three nodes whose agents run.
+pub(crate) fn raise(name: &str) -> Result<(Fixture, Etcd)> {
+    let mut fixture = Fixture::up(name, 3)?;
+    let etcd = Etcd::start(&fixture.lab)?;
     for node in ["node1", "node2", "node3"] {
-        stage
+        fixture
             .more
-            .insert(node.to_owned(), etcd.arguments(&stage.lab, node)?);
+            .insert(node.to_owned(), etcd.arguments(&fixture.lab, node)?);
     }
-    stage.start_agent("node1")?;
+    fixture.start_agent("node1")?;
     // All nodes have the same key of the cluster's secrets; the first one has made it.
-    let key = |node: &str| stage.lab.state().data.join(node).join("mesh/secrets.key");
+    let key = |node: &str| fixture.lab.state().data.join(node).join("mesh/secrets.key");
     for node in ["node2", "node3"] {
         let to = key(node);
         fs::create_dir_all(to.parent().context("no folder")?)?;
         fs::copy(key("node1"), &to)?;
-        stage.start_agent(node)?;
+        fixture.start_agent(node)?;
     }
-    Ok((stage, etcd))
+    Ok((fixture, etcd))
 }
 
 fn together() -> Result<()> {
-    let (stage, _etcd) = raise("orch-three")?;
-    stage
+    let (fixture, _etcd) = raise("orch-three")?;
+    fixture
         .create_web(6, "stop-first")
-        .with_context(|| stage.evidence())?;
-    let counts = by_node(&stage, "node1")?;
+        .with_context(|| fixture.evidence())?;
+    let counts = by_node(&fixture, "node1")?;
     ensure!(
         counts.len() == 3 && counts.values().all(|count| *count == 2),
         "{counts:?}"
     );
-    stage.without_a_failure(|| stage.roll("2"))?;
+    fixture.without_a_failure(|| fixture.roll("2"))?;
 
-    let logs = stage.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
+    let logs = fixture.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
     let nodes: BTreeSet<String> = logs
         .body
         .lines()
@@ -65,26 +65,28 @@ fn together() -> Result<()> {
     println!("    logs of {nodes:?}");
 
     // Every node's agent gives way to another one, the leader's too.
-    let before = all_containers(&stage)?;
-    for node in stage.lab.nodes() {
-        managed::import_agent(&stage, node, "mesh-agent:2")?;
+    let before = all_containers(&fixture)?;
+    for node in fixture.lab.nodes() {
+        managed::import_agent(&fixture, node, "mesh-agent:2")?;
     }
-    stage.without_a_failure(|| managed::deploy(&stage, "mesh-agent:2").with_context(|| stage.evidence()))?;
-    managed::expect_running(&stage, 3)?;
-    for node in stage.lab.nodes() {
-        let program = managed::executable(&stage, node)?;
+    fixture.without_a_failure(|| {
+        managed::deploy(&fixture, "mesh-agent:2").with_context(|| fixture.evidence())
+    })?;
+    managed::expect_running(&fixture, 3)?;
+    for node in fixture.lab.nodes() {
+        let program = managed::executable(&fixture, node)?;
         ensure!(program.contains("/mesh/agent/"), "{program} runs on {node}");
     }
-    ensure!(all_containers(&stage)? == before, "other containers run");
+    ensure!(all_containers(&fixture)? == before, "other containers run");
 
     // Drain: the node's tasks move, and nothing is lost.
     let drained = json!({"availability": "drain"});
-    stage.without_a_failure(|| {
-        stage
+    fixture.without_a_failure(|| {
+        fixture
             .api("node1")?
             .call("PATCH", "/v1/nodes/node3", Some(&drained))?;
         wait_until("node3 to be empty", PATIENCE, || {
-            let counts = by_node(&stage, "node1")?;
+            let counts = by_node(&fixture, "node1")?;
             ensure!(
                 counts.len() == 2 && counts.values().sum::<usize>() == 6,
                 "{counts:?}"
@@ -92,100 +94,100 @@ fn together() -> Result<()> {
             Ok(())
         })
     })?;
-    stage.lab.down()
+    fixture.lab.down()
 }
 
 fn losses() -> Result<()> {
-    let (stage, etcd) = raise("orch-losses")?;
-    stage
+    let (fixture, etcd) = raise("orch-losses")?;
+    fixture
         .create_web(6, "start-first")
-        .with_context(|| stage.evidence())?;
+        .with_context(|| fixture.evidence())?;
 
     // The leader's agent dies: another one leads, and no request is lost meanwhile.
-    let leader = leader(&stage, "node1")?;
+    let leader = leader(&fixture, "node1")?;
     let other = if leader == "node1" { "node2" } else { "node1" };
-    stage.without_a_failure(|| {
-        stage.lab.kill_agent(&leader)?;
+    fixture.without_a_failure(|| {
+        fixture.lab.kill_agent(&leader)?;
         wait_until("another leader", PATIENCE, || {
-            let now = self::leader(&stage, other)?;
+            let now = self::leader(&fixture, other)?;
             ensure!(now != leader, "{now} leads");
             Ok(())
         })?;
-        stage.start_agent(&leader)
+        fixture.start_agent(&leader)
     })?;
-    stage.until_running(6)?;
+    fixture.until_running(6)?;
 
     // Without a quorum nothing changes, and everything runs.
-    let before = stage.containers("node1")?;
-    stage.without_a_failure(|| {
+    let before = fixture.containers("node1")?;
+    fixture.without_a_failure(|| {
         for node in ["node2", "node3"] {
-            etcd.kill_member(&stage.lab, node)?;
+            etcd.kill_member(&fixture.lab, node)?;
         }
         let scale = json!({"replicas": 7});
-        let refused = stage
+        let refused = fixture
             .api("node1")?
             .send("POST", "/v1/services/web/scale", Some(&scale))?;
         ensure!(refused.status == 503, "{refused:?}");
         for node in ["node2", "node3"] {
-            etcd.start_member(&stage.lab, node)?;
+            etcd.start_member(&fixture.lab, node)?;
         }
-        etcd.wait_for_health(&stage.lab, "node1")
+        etcd.wait_for_health(&fixture.lab, "node1")
     })?;
     wait_until("changes to be possible again", PATIENCE, || {
         let scale = json!({"replicas": 6});
-        stage
+        fixture
             .api("node1")?
             .call("POST", "/v1/services/web/scale", Some(&scale))
             .map(drop)
     })?;
-    stage.until_running(6)?;
+    fixture.until_running(6)?;
     ensure!(
-        stage.containers("node1")? == before,
+        fixture.containers("node1")? == before,
         "other containers run on node1"
     );
 
     // A node is lost: its tasks run elsewhere.
-    let lost = if self::leader(&stage, "node1")? == "node3" {
+    let lost = if self::leader(&fixture, "node1")? == "node3" {
         "node2"
     } else {
         "node3"
     };
-    stage.lab.kill_agent(lost)?;
+    fixture.lab.kill_agent(lost)?;
     wait_until(&format!("the tasks of {lost} to run elsewhere"), PATIENCE, || {
-        let counts = by_node(&stage, "node1")?;
+        let counts = by_node(&fixture, "node1")?;
         ensure!(
             !counts.contains_key(lost) && counts.values().sum::<usize>() == 6,
             "{counts:?}"
         );
         Ok(())
     })
-    .with_context(|| stage.evidence())?;
+    .with_context(|| fixture.evidence())?;
     // It comes back, and what it still runs is stopped.
-    stage.start_agent(lost)?;
+    fixture.start_agent(lost)?;
     wait_until("what runs twice to be stopped", PATIENCE, || {
         let mut containers = 0;
-        for node in stage.lab.nodes() {
-            containers += stage.containers(node)?.len();
+        for node in fixture.lab.nodes() {
+            containers += fixture.containers(node)?.len();
         }
         ensure!(containers == 6, "{containers} containers run");
         Ok(())
     })
-    .with_context(|| stage.evidence())?;
-    stage.lab.down()
+    .with_context(|| fixture.evidence())?;
+    fixture.lab.down()
 }
 
 /// The running containers of all nodes.
-fn all_containers(stage: &Stage) -> Result<BTreeSet<String>> {
+fn all_containers(fixture: &Fixture) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
-    for node in stage.lab.nodes() {
-        all.extend(stage.containers(node)?);
+    for node in fixture.lab.nodes() {
+        all.extend(fixture.containers(node)?);
     }
     Ok(all)
 }
 
 /// The host name of the leader, as a node knows it.
-pub(crate) fn leader(stage: &Stage, node: &str) -> Result<String> {
-    let nodes = stage.api(node)?.get("/v1/nodes")?;
+pub(crate) fn leader(fixture: &Fixture, node: &str) -> Result<String> {
+    let nodes = fixture.api(node)?.get("/v1/nodes")?;
     let leader = nodes
         .as_array()
         .into_iter()
@@ -198,9 +200,9 @@ pub(crate) fn leader(stage: &Stage, node: &str) -> Result<String> {
 }
 
 /// How many tasks run on each node, as one of them knows it.
-pub(crate) fn by_node(stage: &Stage, node: &str) -> Result<BTreeMap<String, usize>> {
+pub(crate) fn by_node(fixture: &Fixture, node: &str) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
-    for task in stage.api(node)?.running("web")? {
+    for task in fixture.api(node)?.running("web")? {
         let node = task["node_hostname"].as_str().unwrap_or_default().to_owned();
         *counts.entry(node).or_insert(0) += 1;
     }

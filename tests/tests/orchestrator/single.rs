@@ -6,7 +6,7 @@ use xtask::lab::{Lab, LabOptions, engine::SERVER_IMAGE, traffic::host, wait_unti
 
 use crate::{
     Story,
-    stage::{HTTP, PATIENCE, Stage, answered},
+    fixture::{Fixture, HTTP, PATIENCE, answered},
 };
 
 pub(crate) const STORIES: [Story; 6] = [
@@ -22,18 +22,18 @@ pub(crate) const STORIES: [Story; 6] = [
 ];
 
 fn life() -> Result<()> {
-    let stage = Stage::up("orch-life", 1)?;
-    stage.start_agent("node1")?;
-    let api = stage.api("node1")?;
-    stage
+    let fixture = Fixture::up("orch-life", 1)?;
+    fixture.start_agent("node1")?;
+    let api = fixture.api("node1")?;
+    fixture
         .create_web(3, "stop-first")
-        .with_context(|| stage.evidence())?;
-    let client = stage.lab.address("client")?;
-    let replies = stage.lab.fetch("client", &stage.url("node1")?, 6)?;
+        .with_context(|| fixture.evidence())?;
+    let client = fixture.lab.address("client")?;
+    let replies = fixture.lab.fetch("client", &fixture.url("node1")?, 6)?;
     for reply in &replies {
         ensure!(host(&reply.peer) == client, "{} saw {}", reply.task, reply.peer);
     }
-    let inside = stage
+    let inside = fixture
         .lab
         .fetch("node1", &format!("http://127.0.0.1:{HTTP}/"), 6)?;
     ensure!(answered(&inside)?.len() == 3, "{inside:?}");
@@ -44,12 +44,12 @@ fn life() -> Result<()> {
             "/v1/services/web/scale",
             Some(&json!({"replicas": replicas})),
         )?;
-        stage.until_running(replicas)?;
+        fixture.until_running(replicas)?;
     }
-    stage.without_a_failure(|| stage.roll("2"))?;
+    fixture.without_a_failure(|| fixture.roll("2"))?;
     let order = json!({"update_config": {"order": "start-first"}});
     api.call("PATCH", "/v1/services/web", Some(&order))?;
-    stage.without_a_failure(|| stage.roll("3"))?;
+    fixture.without_a_failure(|| fixture.roll("3"))?;
 
     let logs = api.send("GET", "/v1/services/web/logs?tail=5", None)?;
     ensure!(logs.status == 200, "{logs:?}");
@@ -63,47 +63,47 @@ fn life() -> Result<()> {
             "--format",
             "{{.Names}}",
         ];
-        let left = stage.lab.docker("node1", words)?;
+        let left = fixture.lab.docker("node1", words)?;
         ensure!(left.is_empty(), "{left}");
         let tasks = api.get("/v1/tasks")?;
         ensure!(tasks == json!([]), "{tasks:#}");
         Ok(())
     })
-    .with_context(|| stage.evidence())?;
-    let refused = stage
+    .with_context(|| fixture.evidence())?;
+    let refused = fixture
         .lab
-        .connect("client", &format!("{}:{HTTP}", stage.lab.address("node1")?))?;
+        .connect("client", &format!("{}:{HTTP}", fixture.lab.address("node1")?))?;
     ensure!(refused.outcome == "refused", "{refused:?}");
-    stage.lab.down()
+    fixture.lab.down()
 }
 
 fn adoption() -> Result<()> {
-    let stage = Stage::up("orch-adopt", 1)?;
-    stage.start_agent("node1")?;
-    stage.create_web(2, "stop-first")?;
-    let containers = stage.containers("node1")?;
+    let fixture = Fixture::up("orch-adopt", 1)?;
+    fixture.start_agent("node1")?;
+    fixture.create_web(2, "stop-first")?;
+    let containers = fixture.containers("node1")?;
     ensure!(containers.len() == 2, "{containers:?}");
-    stage.without_a_failure(|| {
-        stage.lab.kill_agent("node1")?;
-        stage.start_agent("node1")
+    fixture.without_a_failure(|| {
+        fixture.lab.kill_agent("node1")?;
+        fixture.start_agent("node1")
     })?;
-    stage.until_running(2)?;
-    ensure!(stage.containers("node1")? == containers, "other containers run");
-    stage.lab.stop_agent("node1")?;
-    ensure!(stage.containers("node1")? == containers, "other containers run");
-    stage.start_agent("node1")?;
-    stage.until_running(2)?;
-    ensure!(stage.containers("node1")? == containers, "other containers run");
-    stage.lab.down()
+    fixture.until_running(2)?;
+    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    fixture.lab.stop_agent("node1")?;
+    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    fixture.start_agent("node1")?;
+    fixture.until_running(2)?;
+    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    fixture.lab.down()
 }
 
 fn ends() -> Result<()> {
-    let stage = Stage::up("orch-ends", 1)?;
-    stage.start_agent("node1")?;
-    stage.create_web(2, "stop-first")?;
-    let api = stage.api("node1")?;
-    let killed = stage.containers("node1")?.pop_first().context("no container")?;
-    stage.lab.docker("node1", ["kill", &killed])?;
+    let fixture = Fixture::up("orch-ends", 1)?;
+    fixture.start_agent("node1")?;
+    fixture.create_web(2, "stop-first")?;
+    let api = fixture.api("node1")?;
+    let killed = fixture.containers("node1")?.pop_first().context("no container")?;
+    fixture.lab.docker("node1", ["kill", &killed])?;
     wait_until("the end to be told", PATIENCE, || {
         let tasks = api.get("/v1/services/web/tasks")?;
         let ended = tasks
@@ -119,7 +119,7 @@ fn ends() -> Result<()> {
         );
         Ok(())
     })?;
-    stage.until_running(2)?;
+    fixture.until_running(2)?;
     let bad = json!({
         "name": "missing",
         "task_template": {
@@ -138,13 +138,13 @@ fn ends() -> Result<()> {
         );
         Ok(())
     })?;
-    stage.lab.down()
+    fixture.lab.down()
 }
 
 fn contents() -> Result<()> {
-    let stage = Stage::up("orch-inside", 1)?;
-    stage.start_agent("node1")?;
-    let api = stage.api("node1")?;
+    let fixture = Fixture::up("orch-inside", 1)?;
+    fixture.start_agent("node1")?;
+    let api = fixture.api("node1")?;
     // "open sesame"
     let secret = json!({"name": "key", "labels": {}, "data": "b3BlbiBzZXNhbWU="});
     api.call("POST", "/v1/secrets", Some(&secret))?;
@@ -170,12 +170,12 @@ fn contents() -> Result<()> {
             .and_then(|task| task["status"]["container"].as_str());
         container.map(str::to_owned).context("it does not run")
     })
-    .with_context(|| stage.evidence())?;
+    .with_context(|| fixture.evidence())?;
     let words = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
-    let read = stage.lab.docker("node1", words)?;
+    let read = fixture.lab.docker("node1", words)?;
     ensure!(read == "open sesame", "{read}");
     let format = "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.RestartPolicy.Name}}";
-    let limits = stage
+    let limits = fixture
         .lab
         .docker("node1", ["inspect", "--format", format, &container])?;
     ensure!(limits == format!("{} 20 no", 64 << 20), "{limits}");
@@ -194,24 +194,24 @@ fn contents() -> Result<()> {
         ensure!(has("stdout", "slot 1") && has("stderr", "trouble"), "{logs}");
         Ok(())
     })?;
-    let log = std::fs::read_to_string(stage.lab.agent_log("node1"))?;
+    let log = std::fs::read_to_string(fixture.lab.agent_log("node1"))?;
     ensure!(!log.contains("sesame"), "the agent's log has the secret");
-    stage.lab.down()
+    fixture.lab.down()
 }
 
 fn silence() -> Result<()> {
-    let stage = Stage::up("orch-silence", 1)?;
-    stage.start_agent("node1")?;
-    stage.create_web(2, "stop-first")?;
-    let api = stage.api("node1")?;
+    let fixture = Fixture::up("orch-silence", 1)?;
+    fixture.start_agent("node1")?;
+    fixture.create_web(2, "stop-first")?;
+    let api = fixture.api("node1")?;
     let before = api.get("/v1/services/web/tasks")?;
-    stage.lab.stop_engine("node1")?;
+    fixture.lab.stop_engine("node1")?;
     wait_until("the engine to be missed", PATIENCE, || {
         let nodes = api.get("/v1/nodes")?;
         ensure!(nodes[0]["status"] == "unknown", "{nodes:#}");
         Ok(())
     })
-    .with_context(|| stage.evidence())?;
+    .with_context(|| fixture.evidence())?;
     // It stops its containers as it ends, and some ends may still have been seen; nothing is given up and nothing
     // new is started.
     let during = api.get("/v1/services/web/tasks")?;
@@ -221,9 +221,9 @@ fn silence() -> Result<()> {
         .flatten()
         .filter(|task| task["desired"] == "running");
     ensure!(live.count() <= 2, "{before:#}\n{during:#}");
-    stage.lab.start_engine("node1")?;
-    stage.until_running(2).with_context(|| stage.evidence())?;
-    stage.lab.down()
+    fixture.lab.start_engine("node1")?;
+    fixture.until_running(2).with_context(|| fixture.evidence())?;
+    fixture.lab.down()
 }
 
 fn refusal() -> Result<()> {

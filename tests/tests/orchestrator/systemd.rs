@@ -17,7 +17,7 @@ use xtask::{
 
 use crate::{
     Story,
-    stage::{PATIENCE, Stage},
+    fixture::{Fixture, PATIENCE},
 };
 
 pub(crate) const STORIES: [Story; 1] = [("a_unit_of_systemd_stands_for_a_service", unit)];
@@ -32,10 +32,10 @@ fn unit() -> Result<()> {
         exists("systemd-analyze"),
         "systemd is not installed; run `cargo xtask setup`"
     );
-    let stage = Stage::up("s-systemd", 1)?;
-    stage.start_agent("node1")?;
+    let fixture = Fixture::up("s-systemd", 1)?;
+    fixture.start_agent("node1")?;
     let script = "trap 'exit 0' TERM; while true; do busybox sleep 0.1; done";
-    stage.lab.meshctl(
+    fixture.lab.meshctl(
         "node1",
         &[
             "service",
@@ -59,33 +59,33 @@ fn unit() -> Result<()> {
             script,
         ],
     )?;
-    stage
+    fixture
         .lab
         .meshctl("node1", &["service", "pause", "--quiet", "web"])?;
-    let mut manager = Manager::start(&stage)?;
-    manager.write(&stage)?;
+    let mut manager = Manager::start(&fixture)?;
+    manager.write(&fixture)?;
 
     // The unit is on its way until the service is ready, and no unit after it begins before.
     manager.systemctl(&["start", "--no-block", "after.service"])?;
     let containers = wait_until("the service's containers", PATIENCE, || {
-        let containers = stage.containers("node1")?;
+        let containers = fixture.containers("node1")?;
         ensure!(containers.len() == 2, "{containers:?}; {}", manager.log());
         Ok(containers)
     })
-    .with_context(|| stage.evidence())?;
+    .with_context(|| fixture.evidence())?;
     ensure!(manager.state(UNIT)? == "activating", "it was active too early");
     ensure!(
         manager.state("after.service")? == "inactive",
         "it began too early"
     );
     for container in &containers {
-        stage
+        fixture
             .lab
             .docker("node1", ["exec", container, "/bin/busybox", "touch", "/gate"])?;
     }
     manager.until(UNIT, "active")?;
     manager.until("after.service", "active")?;
-    ensure!(replicas(&stage)? == "2/2", "{}", replicas(&stage)?);
+    ensure!(replicas(&fixture)? == "2/2", "{}", replicas(&fixture)?);
 
     // Its end, by ExecStop as by a signal, pauses the service.
     manager.systemctl(&["stop", UNIT])?;
@@ -94,18 +94,18 @@ fn unit() -> Result<()> {
         manager.state("after.service")? == "inactive",
         "what requires it goes on"
     );
-    ensure!(replicas(&stage)? == "0/0", "{}", replicas(&stage)?);
-    ensure!(stage.containers("node1")?.is_empty(), "containers are left");
+    ensure!(replicas(&fixture)? == "0/0", "{}", replicas(&fixture)?);
+    ensure!(fixture.containers("node1")?.is_empty(), "containers are left");
 
     // Told to end before the service was ready, it does.
     manager.systemctl(&["start", "--no-block", UNIT])?;
     manager.until(UNIT, "activating")?;
     wait_until("the service to be resumed", PATIENCE, || {
-        ensure!(replicas(&stage)?.ends_with("/2"));
+        ensure!(replicas(&fixture)?.ends_with("/2"));
         Ok(())
     })?;
     manager.systemctl(&["stop", UNIT])?;
-    ensure!(replicas(&stage)? == "0/0", "{}", replicas(&stage)?);
+    ensure!(replicas(&fixture)? == "0/0", "{}", replicas(&fixture)?);
 
     // A service that does not exist is a failure.
     let nothing = "mesh-agent@nothing.service";
@@ -117,10 +117,10 @@ fn unit() -> Result<()> {
     ensure!(status == "1", "it ended with {status}");
     manager.systemctl(&["stop", nothing])?;
     manager.end()?;
-    stage.lab.down()
+    fixture.lab.down()
 }
 
-fn replicas(stage: &Stage) -> Result<String> {
+fn replicas(fixture: &Fixture) -> Result<String> {
     let words = [
         "service",
         "ls",
@@ -129,24 +129,24 @@ fn replicas(stage: &Stage) -> Result<String> {
         "--format",
         "{{.Replicas}}",
     ];
-    stage.lab.meshctl("node1", &words)
+    fixture.lab.meshctl("node1", &words)
 }
 
 /// A systemd on the node.
 struct Manager<'a> {
-    stage: &'a Stage,
+    fixture: &'a Fixture,
     process: Child,
 }
 
 impl<'a> Manager<'a> {
-    fn start(stage: &'a Stage) -> Result<Self> {
+    fn start(fixture: &'a Fixture) -> Result<Self> {
         // It asks whether the machine was booted with systemd by looking for that folder.
         let script = format!(
             "mkdir -p /run/systemd/system {RUNTIME}/systemd/user; export XDG_RUNTIME_DIR={RUNTIME} HOME={RUNTIME}; \
              exec {} --user --log-target=console --unit=basic.target > {RUNTIME}/log 2>&1",
             program()?
         );
-        let process = stage
+        let process = fixture
             .lab
             .command("node1", ["sh", "-c", &script])?
             .env_remove("DBUS_SESSION_BUS_ADDRESS")
@@ -154,7 +154,7 @@ impl<'a> Manager<'a> {
             .stdin(Stdio::null())
             .spawn()
             .context("could not start systemd")?;
-        let manager = Self { stage, process };
+        let manager = Self { fixture, process };
         wait_until("systemd", Duration::from_secs(20), || {
             manager.systemctl(&["list-units"]).map(drop)
         })
@@ -164,7 +164,7 @@ impl<'a> Manager<'a> {
 
     /// Writes the units: what meshctl says, and one that is ordered after it. systemd must have nothing to say to
     /// them.
-    fn write(&self, stage: &Stage) -> Result<()> {
+    fn write(&self, fixture: &Fixture) -> Result<()> {
         let meshctl = paths::program("meshctl");
         let meshctl = meshctl.to_str().context("the path is not UTF-8")?;
         let generate = |more: &str| -> Result<String> {
@@ -177,7 +177,7 @@ impl<'a> Manager<'a> {
                 "60",
                 more,
             ];
-            stage.lab.meshctl("node1", &words)
+            fixture.lab.meshctl("node1", &words)
         };
         let after = format!(
             "[Unit]\nDescription=After the service\nRequires={UNIT}\nAfter={UNIT}\n[Service]\nExecStart=sleep infinity\n"
@@ -189,12 +189,12 @@ impl<'a> Manager<'a> {
         ] {
             let path = format!("{RUNTIME}/systemd/user/{name}");
             let write = "cat > \"$1\" <<'END'\n".to_owned() + &text + "\nEND";
-            stage.lab.run("node1", ["sh", "-euc", &write, "sh", &path])?;
+            fixture.lab.run("node1", ["sh", "-euc", &write, "sh", &path])?;
         }
         for name in [UNIT, "mesh-agent@other.service"] {
             let unit_path = format!("SYSTEMD_UNIT_PATH={RUNTIME}/systemd/user:");
             let words = ["env", &unit_path, "systemd-analyze", "verify", "--man=no", name];
-            let verified = output(&mut stage.lab.command("node1", words)?)?;
+            let verified = output(&mut fixture.lab.command("node1", words)?)?;
             ensure!(
                 verified.status.success() && !output_text(&verified).contains(name),
                 "{}",
@@ -208,7 +208,7 @@ impl<'a> Manager<'a> {
         let variable = format!("XDG_RUNTIME_DIR={RUNTIME}");
         let all = ["env", &variable, "systemctl", "--user"];
         let words = all.into_iter().chain(words.iter().copied());
-        let mut command = self.stage.lab.command("node1", words)?;
+        let mut command = self.fixture.lab.command("node1", words)?;
         run(command.env_remove("DBUS_SESSION_BUS_ADDRESS"))
     }
 
@@ -230,7 +230,7 @@ impl<'a> Manager<'a> {
     /// What it and its units have said.
     fn log(&self) -> String {
         let words = ["tail", "-n", "30", &format!("{RUNTIME}/log")];
-        self.stage.lab.run("node1", words).unwrap_or_default()
+        self.fixture.lab.run("node1", words).unwrap_or_default()
     }
 
     fn end(&mut self) -> Result<()> {

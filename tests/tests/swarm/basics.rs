@@ -3,7 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use xtask::lab::{traffic::host, wait::patience};
 
-use super::support::{HTTP, Stage, Story, UDP, expect_answers, expect_client_address, expect_rotation};
+use crate::{
+    expect::{expect_answers, expect_client_address, expect_rotation},
+    fixture::{Fixture, HTTP, UDP},
+    group::Story,
+};
 
 /// Bytes of the big transfers.
 const MIB: u64 = 1 << 20;
@@ -25,48 +29,48 @@ pub(crate) const STORIES: &[Story] = &[
     ("udp_is_echoed_by_local_and_remote_replicas", udp),
 ];
 
-fn rotation_from_the_client(stage: &Stage) -> Result<()> {
-    for node in stage.lab.nodes() {
-        let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 10)?;
+fn rotation_from_the_client(fixture: &Fixture) -> Result<()> {
+    for node in fixture.lab.nodes() {
+        let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
     }
     Ok(())
 }
 
-fn rotation_from_the_node(stage: &Stage) -> Result<()> {
-    for node in stage.lab.nodes() {
-        for url in [format!("http://localhost:{HTTP}/"), stage.url(node, HTTP)?] {
-            let replies = stage.lab.fetch(node, &url, 10)?;
+fn rotation_from_the_node(fixture: &Fixture) -> Result<()> {
+    for node in fixture.lab.nodes() {
+        for url in [format!("http://localhost:{HTTP}/"), fixture.url(node, HTTP)?] {
+            let replies = fixture.lab.fetch(node, &url, 10)?;
             expect_rotation(&replies, 5).with_context(|| format!("on {node} to {url}"))?;
         }
         // Another node's address is served by that node, like for any client.
         let other = if node == "node1" { "node2" } else { "node1" };
-        let replies = stage.lab.fetch(node, &stage.url(other, HTTP)?, 10)?;
+        let replies = fixture.lab.fetch(node, &fixture.url(other, HTTP)?, 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("on {node} to {other}"))?;
     }
     Ok(())
 }
 
-fn client_address(stage: &Stage) -> Result<()> {
-    let client = stage.lab.address("client")?;
-    if stage.hides_clients()? {
-        return client_or_entry_node(stage, &client);
+fn client_address(fixture: &Fixture) -> Result<()> {
+    let client = fixture.lab.address("client")?;
+    if fixture.hides_clients()? {
+        return client_or_entry_node(fixture, &client);
     }
-    for node in stage.lab.nodes() {
-        let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 5)?;
+    for node in fixture.lab.nodes() {
+        let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 5)?;
         expect_client_address(&replies, &client).with_context(|| format!("behind {node}"))?;
     }
-    let replies = stage.lab.fetch("node2", &stage.url("node1", HTTP)?, 5)?;
-    expect_client_address(&replies, &stage.lab.address("node2")?).context("from one node to another")
+    let replies = fixture.lab.fetch("node2", &fixture.url("node1", HTTP)?, 5)?;
+    expect_client_address(&replies, &fixture.lab.address("node2")?).context("from one node to another")
 }
 
 /// IPVS shows the entry node's address to replicas on other nodes, and the client's to its own.
-fn client_or_entry_node(stage: &Stage, client: &str) -> Result<()> {
-    let tasks = stage.lab.running_tasks("web")?;
-    for node in stage.lab.nodes() {
-        let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 5)?;
+fn client_or_entry_node(fixture: &Fixture, client: &str) -> Result<()> {
+    let tasks = fixture.lab.running_tasks("web")?;
+    for node in fixture.lab.nodes() {
+        let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 5)?;
         expect_answers(&replies)?;
-        let entry = stage.lab.address(node)?;
+        let entry = fixture.lab.address(node)?;
         for reply in &replies {
             let own = tasks
                 .iter()
@@ -83,17 +87,17 @@ fn client_or_entry_node(stage: &Stage, client: &str) -> Result<()> {
     Ok(())
 }
 
-fn hairpin(stage: &Stage) -> Result<()> {
-    for node in stage.lab.nodes() {
+fn hairpin(fixture: &Fixture) -> Result<()> {
+    for node in fixture.lab.nodes() {
         let filter = "label=com.docker.swarm.service.name=web";
-        let list = stage.lab.docker(node, ["ps", "--quiet", "--filter", filter])?;
+        let list = fixture.lab.docker(node, ["ps", "--quiet", "--filter", filter])?;
         let container = list
             .lines()
             .next()
             .with_context(|| format!("no replica runs on {node}"))?;
-        let url = stage.url(node, HTTP)?;
+        let url = fixture.url(node, HTTP)?;
         let program = "/bin/mesh-testbed";
-        let text = stage
+        let text = fixture
             .lab
             .docker(node, ["exec", container, program, "get", &url, "--count", "10"])?;
         let replies = text
@@ -107,8 +111,8 @@ fn hairpin(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn localhost_by_ipv6(stage: &Stage) -> Result<()> {
-    let reply = stage.lab.connect("node2", &format!("[::1]:{HTTP}"))?;
+fn localhost_by_ipv6(fixture: &Fixture) -> Result<()> {
+    let reply = fixture.lab.connect("node2", &format!("[::1]:{HTTP}"))?;
     ensure!(
         matches!(reply.outcome.as_str(), "answered" | "refused"),
         "::1 gave {}: {}",
@@ -118,30 +122,30 @@ fn localhost_by_ipv6(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn transfers(stage: &Stage) -> Result<()> {
+fn transfers(fixture: &Fixture) -> Result<()> {
     // The only replica is on node3; the client enters at node1, and once at node3 itself.
     let place = ["--constraint", "node.hostname==node3"];
-    stage.lab.create_service("far", 1, &["9300:80"], &place)?;
+    fixture.lab.create_service("far", 1, &["9300:80"], &place)?;
     let outcome = (|| {
-        wait_for_port(stage, "node1", 9300)?;
-        wait_for_port(stage, "node3", 9300)?;
+        wait_for_port(fixture, "node1", 9300)?;
+        wait_for_port(fixture, "node3", 9300)?;
         // A slow machine is given less to do.
         let small = 32 * MIB / u64::from(patience());
         for (node, size) in [("node1", 8 * small), ("node3", small)] {
             let bytes = size.to_string();
             let more = ["--bytes", &bytes, "--timeout", "120000"];
-            let base = stage.url(node, 9300)?;
+            let base = fixture.url(node, 9300)?;
             let upload = format!("{base}upload");
             let mut words = vec!["upload", &upload];
             words.extend(more);
-            stage
+            fixture
                 .lab
                 .testbed("client", &words)
                 .with_context(|| format!("upload of {bytes} bytes by {node}"))?;
             let download = format!("{base}download?bytes={bytes}");
             let mut words = vec!["download", &download];
             words.extend(more);
-            stage
+            fixture
                 .lab
                 .testbed("client", &words)
                 .with_context(|| format!("download of {bytes} bytes by {node}"))?;
@@ -149,21 +153,21 @@ fn transfers(stage: &Stage) -> Result<()> {
         // And from a process of a node without the replica.
         let url = format!("http://localhost:9300/download?bytes={small}");
         let bytes = small.to_string();
-        stage.lab.testbed(
+        fixture.lab.testbed(
             "node2",
             &["download", &url, "--bytes", &bytes, "--timeout", "60000"],
         )?;
         Ok(())
     })();
-    stage.lab.remove_service("far")?;
+    fixture.lab.remove_service("far")?;
     outcome
 }
 
-fn udp(stage: &Stage) -> Result<()> {
-    let client = stage.lab.address("client")?;
-    let hides_clients = stage.hides_clients()?;
-    for node in stage.lab.nodes() {
-        let replies = stage.lab.datagrams("client", &stage.at(node, UDP)?, 10)?;
+fn udp(fixture: &Fixture) -> Result<()> {
+    let client = fixture.lab.address("client")?;
+    let hides_clients = fixture.hides_clients()?;
+    for node in fixture.lab.nodes() {
+        let replies = fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
         for reply in replies.iter().filter(|_| !hides_clients) {
             let port = reply.local.rsplit(':').next().unwrap_or_default();
@@ -174,18 +178,18 @@ fn udp(stage: &Stage) -> Result<()> {
                 reply.peer
             );
         }
-        let replies = stage.lab.datagrams(node, &format!("127.0.0.1:{UDP}"), 10)?;
+        let replies = fixture.lab.datagrams(node, &format!("127.0.0.1:{UDP}"), 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("on {node} to localhost"))?;
     }
     Ok(())
 }
 
 /// Waits until a port answers at a node.
-pub(crate) fn wait_for_port(stage: &Stage, node: &str, port: u16) -> Result<()> {
-    let url = stage.url(node, port)?;
+pub(crate) fn wait_for_port(fixture: &Fixture, node: &str, port: u16) -> Result<()> {
+    let url = fixture.url(node, port)?;
     xtask::lab::wait_until(
         &format!("port {port} of {node}"),
         std::time::Duration::from_secs(10),
-        || expect_answers(&stage.lab.fetch_with("client", &url, 1, &["--timeout", "500"])?),
+        || expect_answers(&fixture.lab.fetch_with("client", &url, 1, &["--timeout", "500"])?),
     )
 }

@@ -6,11 +6,13 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::load::Report;
 use xtask::lab::wait_until;
 
-use super::{
+use crate::{
     basics,
-    handover::{expect_few_new_failures, expect_no_failures, rate, under_load},
-    rungs::until_kind,
-    support::{HTTP, Stage, Story, expect_answers},
+    datapath_change::until_kind,
+    expect::expect_answers,
+    fixture::{Fixture, HTTP},
+    group::Story,
+    load::{AFTERWARDS, expect_few_new_failures, expect_no_failures, rate, under_load},
 };
 
 /// From Docker's mesh to eBPF and back, before the stories that hold on every data path.
@@ -40,61 +42,58 @@ const LOAD: u32 = 6;
 /// Connections that are kept meanwhile: two by each node.
 const KEPT: usize = 6;
 
-/// Long enough after a change for everybody to have followed it, were it not told at once.
-const AFTERWARDS: Duration = Duration::from_millis(500);
-
-fn ebpf_changes_hands(stage: &Stage) -> Result<()> {
-    gives_back(stage, "ebpf")?;
-    takes_over(stage, stage.arguments, "ebpf")
+fn ebpf_changes_hands(fixture: &Fixture) -> Result<()> {
+    gives_back(fixture, "ebpf")?;
+    takes_over(fixture, fixture.arguments, "ebpf")
 }
 
-fn ipvs_changes_hands(stage: &Stage) -> Result<()> {
-    gives_back(stage, "ipvs")?;
-    takes_over(stage, IPVS, "ipvs")
+fn ipvs_changes_hands(fixture: &Fixture) -> Result<()> {
+    gives_back(fixture, "ipvs")?;
+    takes_over(fixture, IPVS, "ipvs")
 }
 
 /// Docker's mesh answers until the agents do; its connections may break once when the mesh changes hands.
-fn takes_over(stage: &Stage, arguments: &[&str], kind: &str) -> Result<()> {
-    let report = under_load(stage, &stage.lab.nodes(), LOAD, KEPT, || {
+fn takes_over(fixture: &Fixture, arguments: &[&str], kind: &str) -> Result<()> {
+    let report = under_load(fixture, &fixture.lab.nodes(), LOAD, KEPT, || {
         thread::sleep(AFTERWARDS);
         // One after the other: what each node's own processors do is done by the same ones here.
-        for node in stage.lab.nodes() {
-            stage.lab.start_agent(node, arguments)?;
+        for node in fixture.lab.nodes() {
+            fixture.lab.start_agent(node, arguments)?;
         }
-        for node in stage.lab.nodes() {
-            until_kind(stage, node, kind)?;
+        for node in fixture.lab.nodes() {
+            until_kind(fixture, node, kind)?;
         }
-        stage.until_all_know("web", Duration::from_secs(15))
+        fixture.until_all_know("web", Duration::from_secs(15))
     })?;
     expect_and_tell(&report).with_context(|| format!("while {kind} took over"))
 }
 
 /// The agents stop, Docker's mesh answers again, and nothing of ours is left.
-fn gives_back(stage: &Stage, kind: &str) -> Result<()> {
-    let all = stage.lab.nodes();
+fn gives_back(fixture: &Fixture, kind: &str) -> Result<()> {
+    let all = fixture.lab.nodes();
     for node in &all {
-        until_kind(stage, node, kind)?;
+        until_kind(fixture, node, kind)?;
     }
-    let report = under_load(stage, &all, LOAD, KEPT, || {
+    let report = under_load(fixture, &all, LOAD, KEPT, || {
         thread::sleep(AFTERWARDS);
-        stop_all(stage)
+        stop_all(fixture)
     })?;
     expect_and_tell(&report).with_context(|| format!("while {kind} gave back"))?;
     for node in all {
-        expect_nothing_left(stage, node)?;
-        let url = stage.url(node, HTTP)?;
+        expect_nothing_left(fixture, node)?;
+        let url = fixture.url(node, HTTP)?;
         wait_until(
             &format!("Docker's mesh on {node}"),
             Duration::from_secs(10),
-            || expect_answers(&stage.lab.fetch("client", &url, 10)?),
+            || expect_answers(&fixture.lab.fetch("client", &url, 10)?),
         )?;
     }
     Ok(())
 }
 
-fn stop_all(stage: &Stage) -> Result<()> {
-    stage.lab.on_each_node(|node| {
-        let status = stage.lab.stop_agent(node)?;
+fn stop_all(fixture: &Fixture) -> Result<()> {
+    fixture.lab.on_each_node(|node| {
+        let status = fixture.lab.stop_agent(node)?;
         ensure!(
             status.is_none_or(|status| status.success()),
             "the agent of {node} ended with {status:?}"
@@ -103,55 +102,55 @@ fn stop_all(stage: &Stage) -> Result<()> {
     })
 }
 
-fn ebpf_gives_way(stage: &Stage) -> Result<()> {
-    killed(stage)?;
-    changed(stage)
+fn ebpf_gives_way(fixture: &Fixture) -> Result<()> {
+    killed(fixture)?;
+    changed(fixture)
 }
 
 /// eBPF goes on without the agent, and gives way to another one's IPVS.
-fn killed(stage: &Stage) -> Result<()> {
-    let (all, node) = (stage.lab.nodes(), "node3");
-    let report = under_load(stage, &all, LOAD, KEPT, || {
+fn killed(fixture: &Fixture) -> Result<()> {
+    let (all, node) = (fixture.lab.nodes(), "node3");
+    let report = under_load(fixture, &all, LOAD, KEPT, || {
         thread::sleep(AFTERWARDS);
-        stage.lab.kill_agent(node)?;
+        fixture.lab.kill_agent(node)?;
         thread::sleep(AFTERWARDS);
         Ok(())
     })?;
     expect_no_failures(&report).with_context(|| format!("while the agent of {node} was dead"))?;
-    let report = under_load(stage, &all, LOAD, KEPT, || {
+    let report = under_load(fixture, &all, LOAD, KEPT, || {
         thread::sleep(AFTERWARDS);
-        stage.lab.start_agent(node, IPVS)?;
-        until_kind(stage, node, "ipvs")?;
+        fixture.lab.start_agent(node, IPVS)?;
+        until_kind(fixture, node, "ipvs")?;
         // The other nodes are given the time to follow.
         wait_until("eBPF to leave", Duration::from_secs(5), || {
-            stage.no_pins_left(node)
+            fixture.no_pins_left(node)
         })
     })?;
     expect_and_tell(&report).context("while an agent on IPVS took a dead one's place")
 }
 
 /// One after the other, so that some nodes have eBPF and others IPVS meanwhile.
-fn changed(stage: &Stage) -> Result<()> {
-    let all = stage.lab.nodes();
-    let report = under_load(stage, &all, LOAD, KEPT, || {
+fn changed(fixture: &Fixture) -> Result<()> {
+    let all = fixture.lab.nodes();
+    let report = under_load(fixture, &all, LOAD, KEPT, || {
         for node in &all {
-            stage.lab.meshctl(node, &["datapath", "use", "ipvs"])?;
-            until_kind(stage, node, "ipvs")?;
+            fixture.lab.meshctl(node, &["datapath", "use", "ipvs"])?;
+            until_kind(fixture, node, "ipvs")?;
             thread::sleep(AFTERWARDS);
         }
         Ok(())
     })?;
     expect_and_tell(&report).context("while the nodes changed from eBPF to IPVS")?;
-    stage.until_all_know("web", Duration::from_secs(15))
+    fixture.until_all_know("web", Duration::from_secs(15))
 }
 
-fn basics_on_ipvs(stage: &Stage) -> Result<()> {
-    for node in stage.lab.nodes() {
-        until_kind(stage, node, "ipvs")?;
+fn basics_on_ipvs(fixture: &Fixture) -> Result<()> {
+    for node in fixture.lab.nodes() {
+        until_kind(fixture, node, "ipvs")?;
     }
     for (name, story) in basics::STORIES {
         println!("    {name}");
-        story(stage).context(*name)?;
+        story(fixture).context(*name)?;
     }
     Ok(())
 }
@@ -180,19 +179,19 @@ fn under_way_at_once(report: &Report) -> u64 {
 }
 
 /// Nothing of the mesh is in the node's kernel.
-fn expect_nothing_left(stage: &Stage, node: &str) -> Result<()> {
-    stage.no_pins_left(node)?;
-    let links = stage.lab.run(node, ["ip", "-oneline", "link"])?;
+fn expect_nothing_left(fixture: &Fixture, node: &str) -> Result<()> {
+    fixture.no_pins_left(node)?;
+    let links = fixture.lab.run(node, ["ip", "-oneline", "link"])?;
     ensure!(
         !links.contains("mesh0") && !links.contains("mesh-vx"),
         "{node} has a device of ours left: {links}"
     );
-    let tables = stage.lab.run(node, ["nft", "list", "tables"])?;
+    let tables = fixture.lab.run(node, ["nft", "list", "tables"])?;
     ensure!(
         !tables.lines().any(|table| table.ends_with(" mesh")),
         "{node} has rules of ours left: {tables}"
     );
-    let services = stage.lab.run(node, ["cat", "/proc/net/ip_vs"])?;
+    let services = fixture.lab.run(node, ["cat", "/proc/net/ip_vs"])?;
     ensure!(
         services
             .lines()

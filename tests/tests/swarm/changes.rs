@@ -10,7 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::lab::{Reply, traffic::spread, wait_until};
 
-use super::support::{HTTP, SOON, Stage, Story, UDP, expect_all_of, expect_answers, expect_rotation};
+use crate::{
+    expect::{expect_all_of, expect_answers, expect_rotation},
+    fixture::{Fixture, HTTP, SOON, UDP},
+    group::Story,
+};
 
 /// All of them.
 pub(crate) const STORIES: &[Story] = &[
@@ -25,68 +29,68 @@ pub(crate) const STORIES: &[Story] = &[
     ("dockerd_may_restart", engine_restart),
 ];
 
-fn scaling(stage: &Stage) -> Result<()> {
+fn scaling(fixture: &Fixture) -> Result<()> {
     for replicas in [8, 2, 0, 3] {
-        let before = stage.names("web")?;
-        stage.lab.scale("web", replicas)?;
+        let before = fixture.names("web")?;
+        fixture.lab.scale("web", replicas)?;
         if replicas < before.len() {
             // Tasks leave the list of those that shall run at once: that is the moment that counts.
             wait_until("the tasks to be taken out", Duration::from_secs(10), || {
-                let left = stage.lab.running_tasks("web")?.len();
+                let left = fixture.lab.running_tasks("web")?.len();
                 ensure!(left == replicas, "{left} tasks shall run");
                 Ok(())
             })?;
         } else {
-            stage.lab.wait_for_tasks("web", replicas)?;
+            fixture.lab.wait_for_tasks("web", replicas)?;
         }
         if replicas == 0 {
-            for node in stage.lab.nodes() {
-                until_refused(stage, node).context("scaled to none")?;
+            for node in fixture.lab.nodes() {
+                until_refused(fixture, node).context("scaled to none")?;
             }
             continue;
         }
-        let tasks = stage.names("web")?;
-        for node in stage.lab.nodes() {
+        let tasks = fixture.names("web")?;
+        for node in fixture.lab.nodes() {
             // The node that is asked last had longer; each must be right by now or within the second.
-            let url = stage.url(node, HTTP)?;
+            let url = fixture.url(node, HTTP)?;
             let count = tasks.len() * 2;
             wait_until(&format!("{node} to follow to {replicas}"), SOON, || {
                 expect_all_of(
-                    &stage
+                    &fixture
                         .lab
                         .fetch_with("client", &url, count, &["--timeout", "500"])?,
                     &tasks,
                 )
             })?;
             // And it stays so: nothing goes to a task that was taken out.
-            expect_all_of(&stage.lab.fetch("client", &url, count * 2)?, &tasks)
+            expect_all_of(&fixture.lab.fetch("client", &url, count * 2)?, &tasks)
                 .with_context(|| node.to_owned())?;
         }
     }
     Ok(())
 }
 
-fn scaling_down_under_traffic(stage: &Stage) -> Result<()> {
-    let url = stage.url("node1", HTTP)?;
-    let replies = during(stage, &url, 400, || {
+fn scaling_down_under_traffic(fixture: &Fixture) -> Result<()> {
+    let url = fixture.url("node1", HTTP)?;
+    let replies = during(fixture, &url, 400, || {
         thread::sleep(Duration::from_millis(300));
-        stage.lab.scale("web", 2)?;
+        fixture.lab.scale("web", 2)?;
         wait_until("two tasks", Duration::from_secs(10), || {
-            ensure!(stage.lab.running_tasks("web")?.len() == 2, "not yet");
+            ensure!(fixture.lab.running_tasks("web")?.len() == 2, "not yet");
             Ok(())
         })
     })?;
     expect_answers(&replies).context("while five replicas became two")
 }
 
-fn labels(stage: &Stage) -> Result<()> {
+fn labels(fixture: &Fixture) -> Result<()> {
     let service = |change: &[&str]| -> Result<()> {
         // Labels of the service alone: its tasks go on.
         let words = [&["service", "update", "--detach"], change, &["web"]].concat();
-        stage.lab.docker("node1", words).map(drop)
+        fixture.lab.docker("node1", words).map(drop)
     };
     let node = |change: [&str; 2]| {
-        stage
+        fixture
             .lab
             .docker("node1", ["node", "update", change[0], change[1], "node2"])
             .map(drop)
@@ -94,17 +98,17 @@ fn labels(stage: &Stage) -> Result<()> {
     let outcome = (|| {
         service(&["--label-add", "mesh.scheduler=wrr"])?;
         node(["--label-add", "mesh.weight=3"])?;
-        let weights: BTreeMap<String, usize> = stage
+        let weights: BTreeMap<String, usize> = fixture
             .lab
             .running_tasks("web")?
             .into_iter()
             .map(|task| (task.name, if task.node == "node2" { 3 } else { 1 }))
             .collect();
         let total: usize = weights.values().sum();
-        for name in stage.lab.nodes() {
-            let url = stage.url(name, HTTP)?;
+        for name in fixture.lab.nodes() {
+            let url = fixture.url(name, HTTP)?;
             wait_until(&format!("{name} to go by weights"), SOON, || {
-                let spread = spread(&stage.lab.fetch("client", &url, total)?);
+                let spread = spread(&fixture.lab.fetch("client", &url, total)?);
                 ensure!(spread == weights, "{weights:?} expected, {spread:?} seen");
                 Ok(())
             })?;
@@ -112,9 +116,9 @@ fn labels(stage: &Stage) -> Result<()> {
         service(&["--label-add", "mesh.affinity=60"])?;
         wait_until("one replica for one client, whichever node it asks", SOON, || {
             let mut homes = BTreeSet::new();
-            for name in stage.lab.nodes() {
-                let url = stage.url(name, HTTP)?;
-                homes.extend(spread(&stage.lab.fetch("client", &url, 10)?).into_keys());
+            for name in fixture.lab.nodes() {
+                let url = fixture.url(name, HTTP)?;
+                homes.extend(spread(&fixture.lab.fetch("client", &url, 10)?).into_keys());
             }
             ensure!(homes.len() == 1, "{homes:?} answered");
             Ok(())
@@ -123,26 +127,26 @@ fn labels(stage: &Stage) -> Result<()> {
     service(&["--label-rm", "mesh.scheduler", "--label-rm", "mesh.affinity"])?;
     node(["--label-rm", "mesh.weight"])?;
     outcome?;
-    let url = stage.url("node1", HTTP)?;
+    let url = fixture.url("node1", HTTP)?;
     wait_until("rotation again", SOON, || {
-        expect_rotation(&stage.lab.fetch("client", &url, 10)?, 5)
+        expect_rotation(&fixture.lab.fetch("client", &url, 10)?, 5)
     })
 }
 
-fn removal(stage: &Stage) -> Result<()> {
-    stage.lab.docker("node1", ["service", "rm", "web"])?;
-    for node in stage.lab.nodes() {
-        until_refused(stage, node).context("service removed")?;
+fn removal(fixture: &Fixture) -> Result<()> {
+    fixture.lab.docker("node1", ["service", "rm", "web"])?;
+    for node in fixture.lab.nodes() {
+        until_refused(fixture, node).context("service removed")?;
     }
     // The next story's service of this name must not meet this one's containers.
-    stage.lab.remove_service("web")
+    fixture.lab.remove_service("web")
 }
 
-fn until_refused(stage: &Stage, node: &str) -> Result<()> {
-    let target = stage.at(node, HTTP)?;
+fn until_refused(fixture: &Fixture, node: &str) -> Result<()> {
+    let target = fixture.at(node, HTTP)?;
     for (from, target) in [("client", target), (node, format!("127.0.0.1:{HTTP}"))] {
         wait_until(&format!("{node} to refuse connections from {from}"), SOON, || {
-            let reply = stage.lab.connect(from, &target)?;
+            let reply = fixture.lab.connect(from, &target)?;
             ensure!(
                 reply.outcome == "refused",
                 "{}: {} {}",
@@ -156,18 +160,18 @@ fn until_refused(stage: &Stage, node: &str) -> Result<()> {
     Ok(())
 }
 
-fn nothing_left(stage: &Stage) -> Result<()> {
+fn nothing_left(fixture: &Fixture) -> Result<()> {
     let node = "node2";
-    stage.lab.stop_agent(node)?;
-    let before = stage.network(node)?;
-    stage.lab.start_agent(node, stage.arguments)?;
-    stage.until_all_know("web", Duration::from_secs(15))?;
-    let objects = bpf_objects(stage, node)?;
+    fixture.lab.stop_agent(node)?;
+    let before = fixture.network(node)?;
+    fixture.lab.start_agent(node, fixture.arguments)?;
+    fixture.until_all_know("web", Duration::from_secs(15))?;
+    let objects = bpf_objects(fixture, node)?;
     ensure!(
         !objects.is_empty(),
         "a running agent holds no BPF object that bpftool sees"
     );
-    let status = stage
+    let status = fixture
         .lab
         .stop_agent(node)?
         .context("the agent's exit status is not known")?;
@@ -176,7 +180,7 @@ fn nothing_left(stage: &Stage) -> Result<()> {
         "the kernel to free what the agent loaded",
         Duration::from_secs(5),
         || {
-            let left: BTreeSet<_> = all_bpf_objects(stage, node)?
+            let left: BTreeSet<_> = all_bpf_objects(fixture, node)?
                 .intersection(&objects)
                 .cloned()
                 .collect();
@@ -184,18 +188,18 @@ fn nothing_left(stage: &Stage) -> Result<()> {
             Ok(())
         },
     )?;
-    let after = stage.network(node)?;
+    let after = fixture.network(node)?;
     ensure!(
         before == after,
         "the node's network was\n{before}\nand is\n{after}"
     );
-    stage.no_pins_left(node)
+    fixture.no_pins_left(node)
 }
 
 /// The BPF objects of the agent on a node: what its file descriptors hold, and its programs' maps.
-fn bpf_objects(stage: &Stage, node: &str) -> Result<BTreeSet<(String, u64)>> {
+fn bpf_objects(fixture: &Fixture, node: &str) -> Result<BTreeSet<(String, u64)>> {
     let script = "cat /proc/$(cat /run/mesh-agent.pid)/fdinfo/* 2>/dev/null | grep -E '^(prog_id|map_id|link_id):'; true";
-    let held = stage.lab.run(node, ["sh", "-c", script])?;
+    let held = fixture.lab.run(node, ["sh", "-c", script])?;
     let mut objects = BTreeSet::new();
     for line in held.lines() {
         let (kind, id) = line.split_once(':').context("fdinfo has no colon")?;
@@ -206,10 +210,10 @@ fn bpf_objects(stage: &Stage, node: &str) -> Result<BTreeSet<(String, u64)>> {
 }
 
 /// Every BPF object in the kernel.
-fn all_bpf_objects(stage: &Stage, node: &str) -> Result<BTreeSet<(String, u64)>> {
+fn all_bpf_objects(fixture: &Fixture, node: &str) -> Result<BTreeSet<(String, u64)>> {
     let mut objects = BTreeSet::new();
     for kind in ["prog", "map", "link"] {
-        let text = stage.lab.run(node, ["bpftool", "--json", kind, "show"])?;
+        let text = fixture.lab.run(node, ["bpftool", "--json", kind, "show"])?;
         let list: Vec<Value> =
             serde_json::from_str(&text).with_context(|| format!("bpftool {kind} said {text}"))?;
         objects.extend(
@@ -220,94 +224,103 @@ fn all_bpf_objects(stage: &Stage, node: &str) -> Result<BTreeSet<(String, u64)>>
     Ok(objects)
 }
 
-fn kept(stage: &Stage) -> Result<()> {
+fn kept(fixture: &Fixture) -> Result<()> {
     let node = "node2";
-    stage.lab.stop_agent(node)?;
-    let keep = [stage.arguments, &["--on-stop", "keep"]].concat();
-    stage.lab.start_agent(node, &keep)?;
-    stage.until_all_know("web", Duration::from_secs(15))?;
-    let tasks = stage.names("web")?;
-    let url = stage.url(node, HTTP)?;
-    let replies = during(stage, &url, 150, || stage.lab.stop_agent(node).map(drop))?;
+    fixture.lab.stop_agent(node)?;
+    let keep = [fixture.arguments, &["--on-stop", "keep"]].concat();
+    fixture.lab.start_agent(node, &keep)?;
+    fixture.until_all_know("web", Duration::from_secs(15))?;
+    let tasks = fixture.names("web")?;
+    let url = fixture.url(node, HTTP)?;
+    let replies = during(fixture, &url, 150, || fixture.lab.stop_agent(node).map(drop))?;
     expect_answers(&replies).context("while the agent stopped")?;
     expect_all_of(&replies, &tasks)?;
     expect_all_of(
-        &stage.lab.fetch(node, &format!("http://localhost:{HTTP}/"), 10)?,
+        &fixture
+            .lab
+            .fetch(node, &format!("http://localhost:{HTTP}/"), 10)?,
         &tasks,
     )?;
     // The next agent takes over what it finds, and takes it out when it is told to.
-    let replies = during(stage, &url, 150, || stage.lab.start_agent(node, stage.arguments))?;
+    let replies = during(fixture, &url, 150, || {
+        fixture.lab.start_agent(node, fixture.arguments)
+    })?;
     expect_answers(&replies).context("while the next agent took over")?;
-    stage.lab.stop_agent(node)?;
-    stage.no_pins_left(node)
+    fixture.lab.stop_agent(node)?;
+    fixture.no_pins_left(node)
 }
 
-fn worker_restart(stage: &Stage) -> Result<()> {
+fn worker_restart(fixture: &Fixture) -> Result<()> {
     let node = "node2";
     // Another node's traffic does not care, also not where this node's replicas serve it.
-    let url = stage.url("node1", HTTP)?;
-    let replies = during(stage, &url, 200, || {
-        stage.lab.kill_agent(node)?;
-        stage.lab.start_agent(node, stage.arguments)
+    let url = fixture.url("node1", HTTP)?;
+    let replies = during(fixture, &url, 200, || {
+        fixture.lab.kill_agent(node)?;
+        fixture.lab.start_agent(node, fixture.arguments)
     })?;
     expect_answers(&replies).context("while the agent of node2 crashed and came back")?;
-    stage.lab.stop_agent(node)?;
-    stage.lab.scale("web", 7)?;
-    stage.lab.wait_for_tasks("web", 7)?;
-    stage.lab.start_agent(node, stage.arguments)?;
-    stage
+    fixture.lab.stop_agent(node)?;
+    fixture.lab.scale("web", 7)?;
+    fixture.lab.wait_for_tasks("web", 7)?;
+    fixture.lab.start_agent(node, fixture.arguments)?;
+    fixture
         .until_all_know("web", Duration::from_secs(10))
         .context("scaled while the agent of node2 was stopped")
 }
 
-fn manager_restart(stage: &Stage) -> Result<()> {
-    let url = stage.url("node2", HTTP)?;
+fn manager_restart(fixture: &Fixture) -> Result<()> {
+    let url = fixture.url("node2", HTTP)?;
     // node1 has replicas of its own, which need its agent: a crash keeps the data path.
-    let replies = during(stage, &url, 200, || {
-        stage.lab.kill_agent("node1")?;
-        stage.lab.start_agent("node1", stage.arguments)
+    let replies = during(fixture, &url, 200, || {
+        fixture.lab.kill_agent("node1")?;
+        fixture.lab.start_agent("node1", fixture.arguments)
     })?;
     expect_answers(&replies).context("while the manager's agent crashed and came back")?;
-    stage.lab.scale("web", 6)?;
-    stage.lab.wait_for_tasks("web", 6)?;
-    stage
+    fixture.lab.scale("web", 6)?;
+    fixture.lab.wait_for_tasks("web", 6)?;
+    fixture
         .until_all_know("web", Duration::from_secs(10))
         .context("scaled after the manager's agent came back")
 }
 
-fn engine_restart(stage: &Stage) -> Result<()> {
+fn engine_restart(fixture: &Fixture) -> Result<()> {
     let node = "node2";
-    stage.lab.stop_engine(node)?;
+    fixture.lab.stop_engine(node)?;
     // Swarm notices after a while and starts the node's tasks elsewhere; the others go on meanwhile.
-    stage.lab.start_engine(node)?;
-    stage.lab.wait_for_tasks("web", 5)?;
-    stage
+    fixture.lab.start_engine(node)?;
+    fixture.lab.wait_for_tasks("web", 5)?;
+    fixture
         .until_all_know("web", Duration::from_secs(20))
         .context("after dockerd of node2 restarted")?;
-    stage.lab.stop_engine("node1")?;
+    fixture.lab.stop_engine("node1")?;
     // The manager is away, and with it every change; what runs on the workers is still served there.
-    let reply = stage.lab.fetch("client", &stage.url("node3", HTTP)?, 10)?;
+    let reply = fixture.lab.fetch("client", &fixture.url("node3", HTTP)?, 10)?;
     ensure!(
         spread(&reply).keys().any(|task| task.starts_with("web.")),
         "without the manager's engine node3 answers nothing: {:?}",
         spread(&reply)
     );
-    stage.lab.start_engine("node1")?;
+    fixture.lab.start_engine("node1")?;
     wait_until("Swarm to have its manager again", Duration::from_secs(30), || {
-        stage.lab.docker("node1", ["node", "ls"]).map(drop)
+        fixture.lab.docker("node1", ["node", "ls"]).map(drop)
     })?;
-    stage.lab.wait_for_tasks("web", 5)?;
-    stage
+    fixture.lab.wait_for_tasks("web", 5)?;
+    fixture
         .until_all_know("web", Duration::from_secs(20))
         .context("after dockerd of node1 restarted")?;
-    let udp = stage.lab.datagrams("client", &stage.at(node, UDP)?, 5)?;
+    let udp = fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 5)?;
     expect_answers(&udp).context("UDP after the restarts")
 }
 
 /// Sends requests, one each 10 ms, while something happens; returns what came of each.
-fn during(stage: &Stage, url: &str, count: usize, work: impl FnOnce() -> Result<()>) -> Result<Vec<Reply>> {
+fn during(
+    fixture: &Fixture,
+    url: &str,
+    count: usize,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<Vec<Reply>> {
     thread::scope(|scope| {
-        let requests = scope.spawn(|| stage.lab.fetch_with("client", url, count, &["--pause", "10"]));
+        let requests = scope.spawn(|| fixture.lab.fetch_with("client", url, count, &["--pause", "10"]));
         let outcome = work();
         let Ok(replies) = requests.join() else {
             bail!("the thread that sent requests panicked")

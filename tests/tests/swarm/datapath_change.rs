@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::lab::wait_until;
 
-use super::{
-    handover::{expect_no_failures, under_load},
-    support::{Stage, Story},
+use crate::{
+    fixture::Fixture,
+    group::Story,
+    load::{expect_no_failures, under_load},
 };
 
 /// All of them.
@@ -23,9 +24,9 @@ pub(crate) const STORIES: &[Story] = &[
 /// For both data paths to be in the kernel, and for the old one to have gone.
 const AFTERWARDS: Duration = Duration::from_millis(1500);
 
-fn shown(stage: &Stage) -> Result<()> {
-    for node in stage.lab.nodes() {
-        let status = stage.datapath(node)?;
+fn shown(fixture: &Fixture) -> Result<()> {
+    for node in fixture.lab.nodes() {
+        let status = fixture.datapath(node)?;
         ensure!(
             status["kind"] == "ebpf" && status["choice"] == "auto" && status["rung"] != Value::Null,
             "{node} says {status}"
@@ -42,7 +43,7 @@ fn shown(stage: &Stage) -> Result<()> {
                 "{node} does not say why it is not on {status}"
             );
         }
-        let metrics = stage.lab.metrics(node)?;
+        let metrics = fixture.lab.metrics(node)?;
         let line = metrics
             .lines()
             .find(|line| line.starts_with("mesh_datapath_info{"))
@@ -51,36 +52,36 @@ fn shown(stage: &Stage) -> Result<()> {
             line.contains(&format!("rung=\"{rung}\"")) && line.contains("datapath=\"ebpf\""),
             "{line}"
         );
-        let table = stage.lab.meshctl(node, &["datapath"])?;
+        let table = fixture.lab.meshctl(node, &["datapath"])?;
         let row = table.lines().find(|line| line.starts_with(rung));
         ensure!(row.is_some_and(|row| row.contains("in use")), "{table}");
     }
     Ok(())
 }
 
-fn changed(stage: &Stage) -> Result<()> {
-    let nodes = stage.lab.nodes();
+fn changed(fixture: &Fixture) -> Result<()> {
+    let nodes = fixture.lab.nodes();
     let node = "node3";
     // Connections that are open may break where eBPF and IPVS take each other's place: none is kept.
-    let report = under_load(stage, &nodes, 12, 0, || {
-        stage.lab.meshctl(node, &["datapath", "retry"])?;
-        match stage.lab.meshctl(node, &["datapath", "use", "ipvs"]) {
+    let report = under_load(fixture, &nodes, 12, 0, || {
+        fixture.lab.meshctl(node, &["datapath", "retry"])?;
+        match fixture.lab.meshctl(node, &["datapath", "use", "ipvs"]) {
             Ok(_) => {
-                until_kind(stage, node, "ipvs")?;
+                until_kind(fixture, node, "ipvs")?;
                 thread::sleep(AFTERWARDS);
-                stage.no_pins_left(node)?;
-                let links = stage.lab.run(node, ["ip", "-o", "link"])?;
+                fixture.no_pins_left(node)?;
+                let links = fixture.lab.run(node, ["ip", "-o", "link"])?;
                 ensure!(!links.contains("mesh0"), "mesh0 is left: {links}");
-                stage.lab.meshctl(node, &["datapath", "use", "auto"])?;
-                until_kind(stage, node, "ebpf")?;
+                fixture.lab.meshctl(node, &["datapath", "use", "auto"])?;
+                until_kind(fixture, node, "ebpf")?;
                 thread::sleep(AFTERWARDS);
-                let links = stage.lab.run(node, ["ip", "-o", "link"])?;
+                let links = fixture.lab.run(node, ["ip", "-o", "link"])?;
                 ensure!(!links.contains("mesh-vx"), "the tunnel is left: {links}");
             }
             Err(error) => {
                 let words = format!("{error:?}");
                 ensure!(words.contains("this kernel has no IPVS"), "{words}");
-                let status = stage.datapath(node)?;
+                let status = fixture.datapath(node)?;
                 ensure!(
                     status["kind"] == "ebpf" && status["choice"] == "auto",
                     "{node} says {status}"
@@ -93,9 +94,9 @@ fn changed(stage: &Stage) -> Result<()> {
 }
 
 /// Waits until a node's agent balances with eBPF or IPVS.
-pub(crate) fn until_kind(stage: &Stage, node: &str, kind: &str) -> Result<()> {
+pub(crate) fn until_kind(fixture: &Fixture, node: &str, kind: &str) -> Result<()> {
     wait_until(&format!("{node} on {kind}"), Duration::from_secs(10), || {
-        let status = stage.datapath(node)?;
+        let status = fixture.datapath(node)?;
         ensure!(status["kind"] == kind, "it says {status}");
         Ok(())
     })

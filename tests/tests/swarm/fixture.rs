@@ -1,25 +1,15 @@
-//! What the stories share: one lab for all stories of a binary, and what a user would look at.
+//! What the stories of a group share: a lab with a Swarm, its agents, and what a user would look at.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
+use std::{collections::BTreeSet, time::Duration};
 
-use std::{
-    collections::BTreeSet,
-    process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
-
-use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Trial};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::{
-    lab::{
-        Lab, LabOptions, Reply, ServiceTask,
-        traffic::{host, spread},
-        wait_until,
-    },
+    lab::{Lab, LabOptions, Offloads, ServiceTask, wait_until},
     paths,
 };
+
+use crate::expect::expect_all_of;
 
 /// The port that the stories' service publishes for HTTP.
 pub(crate) const HTTP: u16 = 9200;
@@ -31,59 +21,58 @@ pub(crate) const UDP: u16 = 9201;
 pub(crate) const SOON: Duration = Duration::from_secs(1);
 
 /// The lab, and how its agents are started.
-pub(crate) struct Stage {
+pub(crate) struct Fixture {
     pub(crate) lab: Lab,
+    /// The agents' arguments.
     pub(crate) arguments: &'static [&'static str],
+    /// Whether a story finds agents on all nodes, or none at all.
+    pub(crate) with_agents: bool,
+    managers: usize,
+    offloads: Offloads,
 }
 
-/// One story: its name and what it does.
-pub(crate) type Story = (&'static str, fn(&Stage) -> Result<()>);
-
-/// Runs the stories one after the other in one lab, and takes it down whatever comes of them.
-pub(crate) fn run(options: &LabOptions, arguments: &'static [&'static str], stories: &[Story]) -> ExitCode {
-    let mut given = Arguments::from_args();
-    // They share the lab.
-    given.test_threads = Some(1);
-    let shared: Arc<Mutex<Option<Stage>>> = Arc::default();
-    let trials = stories.iter().map(|&(name, story)| {
-        let (shared, options) = (Arc::clone(&shared), options.clone());
-        Trial::test(name, move || {
-            // A story that panicked leaves the lab to the next one.
-            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            tell(&mut shared, &options, arguments, story).map_err(|error| format!("{error:?}").into())
-        })
-    });
-    let conclusion = libtest_mimic::run(&given, trials.collect());
-    drop(shared.lock().unwrap_or_else(PoisonError::into_inner).take());
-    conclusion.exit_code()
-}
-
-fn tell(
-    shared: &mut Option<Stage>,
-    options: &LabOptions,
-    arguments: &'static [&'static str],
-    story: fn(&Stage) -> Result<()>,
-) -> Result<()> {
-    let stage = match shared {
-        Some(stage) => stage,
-        None => {
-            for program in ["mesh-agent", "meshctl", "mesh-testbed"] {
-                ensure!(
-                    paths::program(program).is_file(),
-                    "{program} is not built; run `cargo xtask build`"
-                );
-            }
-            shared.insert(Stage {
-                lab: Lab::up(options)?,
-                arguments,
-            })
+impl Fixture {
+    /// A lab of three nodes with so many managers, without agents yet.
+    pub(crate) fn up(managers: usize, offloads: Offloads) -> Result<Self> {
+        for program in ["mesh-agent", "meshctl", "mesh-testbed"] {
+            ensure!(
+                paths::program(program).is_file(),
+                "{program} is not built; run `cargo xtask build`"
+            );
         }
-    };
-    stage.reset().context("could not put the lab back in order")?;
-    story(stage).with_context(|| stage.evidence())
-}
+        let lab = Lab::up(&LabOptions {
+            name: "swarm".into(),
+            managers,
+            offloads,
+            ..LabOptions::default()
+        })?;
+        Ok(Self {
+            lab,
+            arguments: &[],
+            with_agents: false,
+            managers,
+            offloads,
+        })
+    }
 
-impl Stage {
+    /// Whether the lab is what another group needs, or can become it.
+    pub(crate) fn can_become(&self, managers: usize, offloads: Offloads) -> bool {
+        self.managers <= managers && self.offloads == offloads
+    }
+
+    /// Stops all agents, and makes managers of workers until there are so many.
+    pub(crate) fn become_fresh(&mut self, managers: usize) -> Result<()> {
+        self.lab.stop_agents()?;
+        for node in self.lab.nodes().into_iter().take(managers).skip(self.managers) {
+            self.lab.docker("node1", ["node", "promote", node])?;
+            wait_until(&format!("{node} to manage"), Duration::from_secs(30), || {
+                self.lab.docker(node, ["node", "ls"]).map(drop)
+            })?;
+        }
+        self.managers = managers;
+        Ok(())
+    }
+
     /// Nothing of the mesh may be pinned on a node.
     pub(crate) fn no_pins_left(&self, node: &str) -> Result<()> {
         // The kernel itself puts `maps.debug` and `progs.debug` into each bpf file system.
@@ -101,13 +90,16 @@ impl Stage {
         Ok(())
     }
 
-    /// What every story finds: all engines and agents run, and `web` has five replicas that all nodes
-    /// know.
-    fn reset(&self) -> Result<()> {
-        for node in self.lab.nodes() {
-            if !self.lab.agent_is_running(node)? {
-                self.lab.start_agent(node, self.arguments)?;
-            }
+    /// What every story starts from: `web` has five replicas; where the group has agents, they run on all nodes and
+    /// know all replicas.
+    pub(crate) fn reset(&self) -> Result<()> {
+        if self.with_agents {
+            self.lab.on_each_node(|node| {
+                if self.lab.agent_is_running(node)? {
+                    return Ok(());
+                }
+                self.lab.start_agent(node, self.arguments)
+            })?;
         }
         if self.lab.docker("node1", ["service", "inspect", "web"]).is_err() {
             self.lab
@@ -116,12 +108,15 @@ impl Stage {
             self.lab.scale("web", 5)?;
             self.lab.wait_for_tasks("web", 5)?;
         }
+        if !self.with_agents {
+            return Ok(());
+        }
         self.until_all_know("web", Duration::from_secs(15))
     }
 
     /// The ends of the agents' logs, for a story that failed.
-    fn evidence(&self) -> String {
-        let mut text = String::from("the story failed; what the agents say:");
+    pub(crate) fn evidence(&self) -> String {
+        let mut text = String::from("the story failed; the ends of the agents' logs:");
         for node in self.lab.nodes() {
             text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 30));
             text += &format!("\ndrops: {:?}", self.drops(node).unwrap_or_default());
@@ -141,7 +136,7 @@ impl Stage {
         Ok(self.datapath("node1")?["kind"] == "ipvs")
     }
 
-    /// What `meshctl datapath` says of a node.
+    /// A node's answer to `meshctl datapath`.
     pub(crate) fn datapath(&self, node: &str) -> Result<Value> {
         let text = self.lab.meshctl(node, &["datapath", "--format", "json"])?;
         let answer: Value = serde_json::from_str(&text).context("meshctl printed no JSON")?;
@@ -205,65 +200,4 @@ impl Stage {
             .map(|task: ServiceTask| task.name)
             .collect())
     }
-}
-
-/// Every reply came from one of these tasks, and each of them replied.
-pub(crate) fn expect_all_of(replies: &[Reply], tasks: &BTreeSet<String>) -> Result<()> {
-    let spread = spread(replies);
-    let answered: BTreeSet<String> = spread.keys().cloned().collect();
-    ensure!(
-        &answered == tasks,
-        "{tasks:?} should answer, and the answers were {spread:?}"
-    );
-    Ok(())
-}
-
-/// Ten requests over five replicas give each exactly two.
-pub(crate) fn expect_rotation(replies: &[Reply], replicas: usize) -> Result<()> {
-    let spread = spread(replies);
-    let share = replies.len() / replicas;
-    ensure!(
-        spread.len() == replicas && spread.values().all(|count| *count == share),
-        "each of {replicas} replicas should answer {share} times, and the answers were {spread:?}"
-    );
-    Ok(())
-}
-
-/// Every request was answered.
-pub(crate) fn expect_answers(replies: &[Reply]) -> Result<()> {
-    match replies
-        .iter()
-        .enumerate()
-        .find(|(_, reply)| reply.outcome != "answered")
-    {
-        None => Ok(()),
-        Some((index, reply)) => bail!(
-            "request {} of {}: {} {}",
-            index + 1,
-            replies.len(),
-            reply.outcome,
-            reply.error
-        ),
-    }
-}
-
-/// The replicas saw the client as the client sees itself.
-pub(crate) fn expect_client_address(replies: &[Reply], client: &str) -> Result<()> {
-    expect_answers(replies)?;
-    for reply in replies {
-        ensure!(
-            host(&reply.peer) == client,
-            "{} saw {} and not {client}",
-            reply.task,
-            reply.peer
-        );
-        ensure!(
-            reply.peer == reply.local,
-            "{} saw {}, the client is {}",
-            reply.task,
-            reply.peer,
-            reply.local
-        );
-    }
-    Ok(())
 }

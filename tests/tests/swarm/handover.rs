@@ -3,11 +3,15 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::load::Report;
 use serde_json::Value;
-use xtask::lab::{traffic::Load, wait::patience, wait_until};
+use xtask::lab::wait_until;
 
-use super::support::{HTTP, Stage, Story, expect_all_of};
+use crate::{
+    expect::expect_all_of,
+    fixture::{Fixture, HTTP},
+    group::Story,
+    load::{AFTERWARDS, expect_no_failures, under_load},
+};
 
 /// All of them.
 pub(crate) const STORIES: &[Story] = &[
@@ -29,62 +33,60 @@ pub(crate) const STORIES: &[Story] = &[
     ("all_agents_may_stop_at_once", all_stop),
 ];
 
-/// New connections each second where the machine is not slow.
-const RATE: u32 = 100;
-
 /// Connections that are kept while an agent dies and comes back: every node has some to every other.
 const KEPT: usize = 15;
 
-/// Long enough after a change for everybody to have followed it, were it not told at once.
-const AFTERWARDS: Duration = Duration::from_millis(500);
-
-fn worker_stops(stage: &Stage) -> Result<()> {
-    stops(stage, "node3")
+fn worker_stops(fixture: &Fixture) -> Result<()> {
+    stops(fixture, "node3")
 }
 
-fn managers_stop(stage: &Stage) -> Result<()> {
+fn managers_stop(fixture: &Fixture) -> Result<()> {
     // The worker follows one of them: whichever, it goes on with the other.
     for node in ["node1", "node2"] {
-        stops(stage, node).context(node)?;
-        stage.until_all_know("web", Duration::from_secs(15))?;
+        stops(fixture, node).context(node)?;
+        fixture.until_all_know("web", Duration::from_secs(15))?;
     }
     Ok(())
 }
 
 /// Constant load on the other nodes while the agent of one stops, stays away, and comes back.
-fn stops(stage: &Stage, node: &str) -> Result<()> {
-    let others: Vec<&str> = stage
+fn stops(fixture: &Fixture, node: &str) -> Result<()> {
+    let others: Vec<&str> = fixture
         .lab
         .nodes()
         .into_iter()
         .filter(|other| *other != node)
         .collect();
-    let report = under_load(stage, &others, 6, 0, || {
+    let report = under_load(fixture, &others, 6, 0, || {
         thread::sleep(AFTERWARDS);
-        stage.lab.stop_agent(node)?;
+        fixture.lab.stop_agent(node)?;
         thread::sleep(AFTERWARDS);
-        stage.lab.start_agent(node, stage.arguments)?;
+        fixture.lab.start_agent(node, fixture.arguments)?;
         thread::sleep(AFTERWARDS);
         Ok(())
     })?;
     expect_no_failures(&report)
         .with_context(|| format!("while the agent of {node} stopped and started again"))?;
-    stage.until_all_know("web", Duration::from_secs(10))
+    fixture.until_all_know("web", Duration::from_secs(10))
 }
 
-fn not_started(stage: &Stage) -> Result<()> {
+fn not_started(fixture: &Fixture) -> Result<()> {
     let node = "node3";
-    stage.lab.stop_agent(node)?;
-    let (elsewhere, there) = tasks_by_place(stage, node)?;
+    fixture.lab.stop_agent(node)?;
+    let (elsewhere, there) = tasks_by_place(fixture, node)?;
     ensure!(
         !there.is_empty() && !elsewhere.is_empty(),
         "web does not run on {node} and elsewhere"
     );
-    let before = stray_packets(stage, node)?;
+    let before = stray_packets(fixture, node)?;
     for entry in ["node1", "node2"] {
-        let url = stage.url(entry, HTTP)?;
-        expect_all_of(&stage.lab.fetch("client", &url, elsewhere.len() * 4)?, &elsewhere).context(entry)?;
-        let rows = routes(stage, entry)?;
+        let url = fixture.url(entry, HTTP)?;
+        expect_all_of(
+            &fixture.lab.fetch("client", &url, elsewhere.len() * 4)?,
+            &elsewhere,
+        )
+        .context(entry)?;
+        let rows = routes(fixture, entry)?;
         for task in &there {
             let row =
                 row_of(&rows, task).with_context(|| format!("{task} is not in the routes of {entry}"))?;
@@ -95,26 +97,26 @@ fn not_started(stage: &Stage) -> Result<()> {
             );
         }
     }
-    let after = stray_packets(stage, node)?;
+    let after = stray_packets(fixture, node)?;
     ensure!(
         before == after,
         "{node} got {} packets that nobody there takes",
         after - before
     );
-    stage.lab.start_agent(node, stage.arguments)?;
-    stage.until_all_know("web", Duration::from_secs(10))
+    fixture.lab.start_agent(node, fixture.arguments)?;
+    fixture.until_all_know("web", Duration::from_secs(10))
 }
 
-fn grows(stage: &Stage) -> Result<()> {
-    let nodes = stage.lab.nodes();
-    stage
+fn grows(fixture: &Fixture) -> Result<()> {
+    let nodes = fixture.lab.nodes();
+    fixture
         .lab
-        .on_each_node(|node| stage.lab.stop_agent(node).map(drop))?;
+        .on_each_node(|node| fixture.lab.stop_agent(node).map(drop))?;
     let mut running: Vec<&str> = Vec::new();
     for node in nodes.iter().copied() {
-        stage.lab.start_agent(node, stage.arguments)?;
+        fixture.lab.start_agent(node, fixture.arguments)?;
         running.push(node);
-        let tasks: BTreeSet<String> = stage
+        let tasks: BTreeSet<String> = fixture
             .lab
             .running_tasks("web")?
             .into_iter()
@@ -122,14 +124,14 @@ fn grows(stage: &Stage) -> Result<()> {
             .map(|task| task.name)
             .collect();
         for entry in &running {
-            let url = stage.url(entry, HTTP)?;
+            let url = fixture.url(entry, HTTP)?;
             let count = tasks.len() * 2;
             wait_until(
                 &format!("{entry} to spread over {running:?}"),
                 Duration::from_secs(5),
                 || {
                     expect_all_of(
-                        &stage
+                        &fixture
                             .lab
                             .fetch_with("client", &url, count, &["--timeout", "500"])?,
                         &tasks,
@@ -141,26 +143,26 @@ fn grows(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn left_to_others(stage: &Stage) -> Result<()> {
+fn left_to_others(fixture: &Fixture) -> Result<()> {
     let port = 9300;
-    stage.lab.create_service(
+    fixture.lab.create_service(
         "lonely",
         1,
         &["9300:80"],
         &["--constraint", "node.hostname==node3"],
     )?;
     let outcome = (|| {
-        stage.lab.wait_for_tasks("lonely", 1)?;
-        let url = stage.url("node1", port)?;
+        fixture.lab.wait_for_tasks("lonely", 1)?;
+        let url = fixture.url("node1", port)?;
         wait_until("node1 to answer for node3's task", Duration::from_secs(5), || {
             expect_all_of(
-                &stage.lab.fetch_with("client", &url, 2, &["--timeout", "500"])?,
-                &stage.names("lonely")?,
+                &fixture.lab.fetch_with("client", &url, 2, &["--timeout", "500"])?,
+                &fixture.names("lonely")?,
             )
         })?;
-        stage.lab.stop_agent("node3")?;
+        fixture.lab.stop_agent("node3")?;
         // Nothing of the mesh answers, or refuses, where none of its replicas can be reached.
-        let rows = routes(stage, "node1")?;
+        let rows = routes(fixture, "node1")?;
         let row = rows
             .iter()
             .find(|row| row["service"] == "lonely")
@@ -169,122 +171,50 @@ fn left_to_others(stage: &Stage) -> Result<()> {
             row["state"] == "excluded" && row["frontends"] == Value::Array(Vec::new()),
             "node1 says {row}"
         );
-        stage.lab.start_agent("node3", stage.arguments)?;
+        fixture.lab.start_agent("node3", fixture.arguments)?;
         wait_until("node1 to answer again", Duration::from_secs(10), || {
             expect_all_of(
-                &stage.lab.fetch_with("client", &url, 2, &["--timeout", "500"])?,
-                &stage.names("lonely")?,
+                &fixture.lab.fetch_with("client", &url, 2, &["--timeout", "500"])?,
+                &fixture.names("lonely")?,
             )
         })
     })();
-    stage.lab.remove_service("lonely")?;
+    fixture.lab.remove_service("lonely")?;
     outcome
 }
 
-fn killed(stage: &Stage) -> Result<()> {
-    let tasks = stage.names("web")?;
+fn killed(fixture: &Fixture) -> Result<()> {
+    let tasks = fixture.names("web")?;
     for node in ["node3", "node1"] {
-        let report = under_load(stage, &stage.lab.nodes(), 5, KEPT, || {
+        let report = under_load(fixture, &fixture.lab.nodes(), 5, KEPT, || {
             thread::sleep(AFTERWARDS);
-            stage.lab.kill_agent(node)
+            fixture.lab.kill_agent(node)
         })?;
         expect_no_failures(&report).with_context(|| format!("while the agent of {node} was dead"))?;
         let answered: BTreeSet<_> = report.tasks.into_keys().collect();
         ensure!(answered == tasks, "{tasks:?} should answer, and {answered:?} did");
-        let report = under_load(stage, &stage.lab.nodes(), 5, KEPT, || {
-            stage.lab.start_agent(node, stage.arguments)
+        let report = under_load(fixture, &fixture.lab.nodes(), 5, KEPT, || {
+            fixture.lab.start_agent(node, fixture.arguments)
         })?;
         expect_no_failures(&report).with_context(|| format!("while the agent of {node} took over"))?;
     }
-    stage.until_all_know("web", Duration::from_secs(10))
+    fixture.until_all_know("web", Duration::from_secs(10))
 }
 
-fn all_stop(stage: &Stage) -> Result<()> {
-    stage.lab.on_each_node(|node| {
-        let status = stage.lab.stop_agent(node)?;
+fn all_stop(fixture: &Fixture) -> Result<()> {
+    fixture.lab.on_each_node(|node| {
+        let status = fixture.lab.stop_agent(node)?;
         ensure!(
             status.is_none_or(|status| status.success()),
             "the agent of {node} ended with {status:?}"
         );
-        stage.no_pins_left(node)
+        fixture.no_pins_left(node)
     })
 }
 
-/// New connections each second, in all; a slow machine is given less to do.
-pub(crate) fn rate() -> u32 {
-    (RATE / patience()).max(1)
-}
-
-/// New connections to these nodes in turn, and some that are kept, while something happens and for so long at
-/// least.
-pub(crate) fn under_load(
-    stage: &Stage,
-    nodes: &[&str],
-    seconds: u32,
-    kept: usize,
-    work: impl FnOnce() -> Result<()>,
-) -> Result<Report> {
-    let urls: Vec<String> = nodes
-        .iter()
-        .map(|node| stage.url(node, HTTP))
-        .collect::<Result<_>>()?;
-    let load = Load {
-        urls,
-        rate: rate(),
-        seconds,
-        kept,
-    };
-    let report: Report = stage.lab.under_load("client", &load, || {
-        let outcome = work();
-        // A slow machine gets the time to tell what came of it.
-        thread::sleep(AFTERWARDS * patience().min(4));
-        outcome
-    })?;
-    println!(
-        "    {} requests, {} failed, p50 {:.1} ms, p99 {:.1} ms, slowest {:.1} ms, {} SYNs sent again",
-        report.attempts,
-        report.failures(),
-        report.latency.p50,
-        report.latency.p99,
-        report.latency.max,
-        report.syn_retransmitted
-    );
-    Ok(report)
-}
-
-/// Neither new nor kept connections were touched.
-pub(crate) fn expect_no_failures(report: &Report) -> Result<()> {
-    expect_few_new_failures(report, 0)?;
-    ensure!(
-        report.kept.broken.is_empty(),
-        "of {} kept connections broke {:?}",
-        report.kept.connections,
-        report.kept.broken
-    );
-    Ok(())
-}
-
-/// All new connections but so many were answered, without delay.
-pub(crate) fn expect_few_new_failures(report: &Report, allowed: u64) -> Result<()> {
-    ensure!(
-        report.failures() <= allowed,
-        "{} of {} requests failed: {:?}",
-        report.failures(),
-        report.attempts,
-        report.failed
-    );
-    // TCP sends again after a second what was sent to where nobody took it. One in a hundred is let pass: a
-    // busy machine loses a packet now and then.
-    ensure!(
-        report.latency.p99 < 1000.0 * f64::from(patience()),
-        "more than one request in a hundred took a second: {report:?}"
-    );
-    Ok(())
-}
-
 /// The names of the tasks of `web` that do not, and that do, run on a node.
-fn tasks_by_place(stage: &Stage, node: &str) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
-    let (there, elsewhere): (Vec<_>, Vec<_>) = stage
+fn tasks_by_place(fixture: &Fixture, node: &str) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let (there, elsewhere): (Vec<_>, Vec<_>) = fixture
         .lab
         .running_tasks("web")?
         .into_iter()
@@ -294,8 +224,8 @@ fn tasks_by_place(stage: &Stage, node: &str) -> Result<(BTreeSet<String>, BTreeS
 }
 
 /// UDP packets that came to a node for a port that nobody has open: the tunnel's, where no mesh is.
-fn stray_packets(stage: &Stage, node: &str) -> Result<u64> {
-    let text = stage.lab.run(node, ["cat", "/proc/self/net/snmp"])?;
+fn stray_packets(fixture: &Fixture, node: &str) -> Result<u64> {
+    let text = fixture.lab.run(node, ["cat", "/proc/self/net/snmp"])?;
     let mut lines = text.lines().filter(|line| line.starts_with("Udp:"));
     let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let place = names.split(' ').position(|word| word == "NoPorts");
@@ -306,8 +236,8 @@ fn stray_packets(stage: &Stage, node: &str) -> Result<u64> {
         .context("no number")
 }
 
-fn routes(stage: &Stage, node: &str) -> Result<Vec<Value>> {
-    let text = stage.lab.meshctl(node, &["routes", "--format", "json"])?;
+fn routes(fixture: &Fixture, node: &str) -> Result<Vec<Value>> {
+    let text = fixture.lab.meshctl(node, &["routes", "--format", "json"])?;
     let answer: Value = serde_json::from_str(&text).with_context(|| format!("meshctl said `{text}`"))?;
     answer["routes"]
         .as_array()

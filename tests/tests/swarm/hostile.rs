@@ -9,7 +9,11 @@ use xtask::{
     paths,
 };
 
-use super::support::{HTTP, Stage, Story, UDP, expect_answers, expect_rotation};
+use crate::{
+    expect::{expect_answers, expect_rotation},
+    fixture::{Fixture, HTTP, UDP},
+    group::Story,
+};
 
 /// All of them.
 pub(crate) const STORIES: &[Story] = &[
@@ -17,13 +21,17 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_peer_without_a_nodes_certificate_is_refused", foreign_peers),
 ];
 
-fn garbage(stage: &Stage) -> Result<()> {
+fn garbage(fixture: &Fixture) -> Result<()> {
     let node = "node2";
-    let target = Target::of(stage, node)?;
+    let target = Target::of(fixture, node)?;
     let drops = |reason: &str| -> Result<f64> {
         let label = format!("reason=\"{reason}\"");
         let labels: &[&str] = if reason.is_empty() { &[] } else { &[&label] };
-        Ok(metric_sum(&stage.lab.metrics(node)?, "mesh_drops_total", labels))
+        Ok(metric_sum(
+            &fixture.lab.metrics(node)?,
+            "mesh_drops_total",
+            labels,
+        ))
     };
     let before = drops("")?;
     let frames = target.garbage();
@@ -35,7 +43,7 @@ fn garbage(stage: &Stage) -> Result<()> {
     let program = program
         .to_str()
         .context("the target folder's path is not UTF-8")?;
-    let mut inject: Command = stage.lab.command("client", [program, "inject"])?;
+    let mut inject: Command = fixture.lab.command("client", [program, "inject"])?;
     for _ in 0..20 {
         let sent = run_with_input(&mut inject, lines.as_bytes())?;
         ensure!(
@@ -43,7 +51,7 @@ fn garbage(stage: &Stage) -> Result<()> {
             "{sent} frames were sent of {}",
             frames.len()
         );
-        inject = stage.lab.command("client", [program, "inject"])?;
+        inject = fixture.lab.command("client", [program, "inject"])?;
     }
     wait_until("the drops to be counted", Duration::from_secs(5), || {
         let after = drops("")?;
@@ -54,11 +62,11 @@ fn garbage(stage: &Stage) -> Result<()> {
         );
         Ok(())
     })?;
-    let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 10)?;
+    let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
     expect_rotation(&replies, 5).context("after the garbage")?;
-    expect_answers(&stage.lab.datagrams("client", &stage.at(node, UDP)?, 5)?)
+    expect_answers(&fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 5)?)
         .context("UDP after the garbage")?;
-    ensure!(stage.lab.agent_is_running(node)?, "the agent has ended");
+    ensure!(fixture.lab.agent_is_running(node)?, "the agent has ended");
     Ok(())
 }
 
@@ -71,9 +79,9 @@ struct Target {
 }
 
 impl Target {
-    fn of(stage: &Stage, node: &str) -> Result<Self> {
+    fn of(fixture: &Fixture, node: &str) -> Result<Self> {
         let address = |name: &str| -> Result<[u8; 4]> {
-            Ok(stage
+            Ok(fixture
                 .lab
                 .address(name)?
                 .parse::<std::net::Ipv4Addr>()
@@ -81,11 +89,11 @@ impl Target {
                 .octets())
         };
         let mac = |name: &str| -> Result<[u8; 6]> {
-            let text = stage
+            let text = fixture
                 .lab
                 .run(name, ["cat", "/proc/self/net/../../self/net/dev"])
                 .and_then(|_| {
-                    stage.lab.run(
+                    fixture.lab.run(
                         name,
                         [
                             "sh",
@@ -240,15 +248,15 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn foreign_peers(stage: &Stage) -> Result<()> {
-    let feed = stage.at("node1", 9468)?;
+fn foreign_peers(fixture: &Fixture) -> Result<()> {
+    let feed = fixture.at("node1", 9468)?;
     let dial = |more: &[&str]| {
-        stage
+        fixture
             .lab
             .testbed("client", &[&["tls", feed.as_str()], more].concat())
     };
     // A node's own certificate is let in: the story would prove nothing otherwise.
-    let certificates = engine::data_root(stage.lab.state(), "node2").join("swarm/certificates");
+    let certificates = engine::data_root(fixture.lab.state(), "node2").join("swarm/certificates");
     let path = |name: &str| certificates.join(name).display().to_string();
     let (certificate, key) = (path("swarm-node.crt"), path("swarm-node.key"));
     let node = dial(&["--certificate", &certificate, "--key", &key])?;
@@ -257,7 +265,7 @@ fn foreign_peers(stage: &Stage) -> Result<()> {
     let none = dial(&[])?;
     ensure!(none.starts_with("refused"), "without a certificate: {none}");
 
-    let folder = stage.lab.state().data.join("stranger");
+    let folder = fixture.lab.state().data.join("stranger");
     fs::create_dir_all(&folder).with_context(|| format!("could not create {}", folder.display()))?;
     for (name, subject) in [
         ("a foreign one", "a-node-of-another-cluster"),
@@ -272,5 +280,5 @@ fn foreign_peers(stage: &Stage) -> Result<()> {
         ensure!(outcome.starts_with("refused"), "{name}: {outcome}");
     }
     // The workers' own connections go on.
-    stage.until_all_know("web", Duration::from_secs(5))
+    fixture.until_all_know("web", Duration::from_secs(5))
 }

@@ -1,9 +1,9 @@
 //! The lab itself: two side by side, each cleaned up whole, also when it is killed or interrupted.
 
-use std::{fs, process::ExitCode, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Trial;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,17 +17,21 @@ use xtask::{
 /// One story: its name and what it does.
 type Story = (&'static str, fn() -> Result<()>);
 
-fn main() -> ExitCode {
-    let mut given = Arguments::from_args();
-    given.test_threads = Some(1);
-    let stories: [Story; 3] = [
-        ("two_labs_run_side_by_side_and_leave_nothing", side_by_side),
-        ("an_interrupted_lab_leaves_nothing", interrupted),
-        ("a_killed_lab_is_cleaned_up_by_the_next_command", killed),
-    ];
-    let trials = stories
-        .map(|(name, story)| Trial::test(name, move || story().map_err(|error| format!("{error:?}").into())));
-    libtest_mimic::run(&given, trials.into()).exit_code()
+const STORIES: [Story; 3] = [
+    ("two_labs_run_side_by_side_and_leave_nothing", side_by_side),
+    ("an_interrupted_lab_leaves_nothing", interrupted),
+    ("a_killed_lab_is_cleaned_up_by_the_next_command", killed),
+];
+
+/// The stories as tests. Each makes labs of its own.
+pub(crate) fn trials() -> Vec<Trial> {
+    STORIES
+        .map(|(name, story)| {
+            Trial::test(format!("labs::{name}"), move || {
+                story().map_err(|error| format!("{error:?}").into())
+            })
+        })
+        .into()
 }
 
 fn options(name: &str, nodes: usize) -> LabOptions {

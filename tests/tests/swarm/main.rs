@@ -1,29 +1,105 @@
-//! The whole product with its defaults: native XDP, replies by tunnel.
+//! The mesh on a real Swarm: a user's stories, in groups that share a lab.
+//!
+//! `cargo test --package mesh-tests --test swarm -- GROUP` runs one group; those that need a kernel with IPVS are run by
+//! `cargo xtask vm test`.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use xtask::lab::{LabOptions, agent::DEFAULT_ARGUMENTS};
+use libtest_mimic::Arguments;
+use xtask::lab::{Offloads, agent::DEFAULT_ARGUMENTS};
 
-#[path = "support/mod.rs"]
-mod support;
+use crate::group::{Group, Shared};
 
-#[path = "support/basics.rs"]
 mod basics;
-
-#[path = "support/changes.rs"]
+mod beside;
 mod changes;
-
-#[path = "support/hostile.rs"]
+mod datapath_change;
+mod expect;
+mod fixture;
+mod group;
+mod handover;
 mod hostile;
+mod labs;
+mod load;
+mod stack;
+
+/// The whole product with its defaults: native XDP, replies by tunnel.
+const DEFAULT: Group = Group {
+    name: "stories",
+    managers: 1,
+    offloads: Offloads::Off,
+    agents: Some(DEFAULT_ARGUMENTS),
+    needs_ipvs: false,
+    stories: &[basics::STORIES, changes::STORIES, hostile::STORIES],
+};
+
+/// In an order in which labs can be kept.
+const GROUPS: &[Group] = &[
+    DEFAULT,
+    // The basic stories in the other variants of the data path.
+    Group {
+        name: "dsr",
+        agents: Some(&["--xdp", "native", "--return-mode", "dsr"]),
+        stories: &[basics::STORIES],
+        ..DEFAULT
+    },
+    Group {
+        name: "generic",
+        agents: Some(&["--xdp", "generic"]),
+        stories: &[basics::STORIES],
+        ..DEFAULT
+    },
+    // The agent as a global service.
+    Group {
+        name: "stack",
+        agents: None,
+        stories: &[stack::STORIES],
+        ..DEFAULT
+    },
+    // Agents that come, go and die while requests do not stop.
+    Group {
+        name: "handover",
+        managers: 2,
+        stories: &[handover::STORIES, datapath_change::STORIES],
+        ..DEFAULT
+    },
+    Group {
+        name: "tc",
+        offloads: Offloads::On,
+        agents: Some(&["--xdp", "off"]),
+        stories: &[basics::STORIES],
+        ..DEFAULT
+    },
+    Group {
+        name: "clsact",
+        offloads: Offloads::On,
+        agents: Some(&["--xdp", "off", "--tc", "clsact"]),
+        stories: &[basics::STORIES],
+        ..DEFAULT
+    },
+    // Beside Docker's own mesh at work, which is made of IPVS.
+    Group {
+        name: "beside",
+        needs_ipvs: true,
+        stories: &[beside::ON_EBPF, basics::STORIES, beside::ON_BOTH, beside::ON_IPVS],
+        ..DEFAULT
+    },
+];
 
 fn main() -> ExitCode {
-    let stories = [basics::STORIES, changes::STORIES, hostile::STORIES].concat();
-    support::run(
-        &LabOptions {
-            name: "stories".into(),
-            ..LabOptions::default()
-        },
-        DEFAULT_ARGUMENTS,
-        &stories,
-    )
+    let mut arguments = Arguments::from_args();
+    // They share labs, and the machine's processors.
+    arguments.test_threads = Some(1);
+    let shared = Arc::new(Mutex::new(Shared::default()));
+    let mut trials = labs::trials();
+    for group in GROUPS {
+        trials.extend(group::trials(*group, &shared));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Takes the lab down.
+    *shared.lock().unwrap_or_else(PoisonError::into_inner) = Shared::default();
+    conclusion.exit_code()
 }

@@ -1,54 +1,45 @@
 //! The agent as a global service: `deploy/stack.yml` on three nodes, and nothing left when it is removed.
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Trial};
 use xtask::{
     command::run,
     lab::{
-        Lab, LabOptions, engine,
+        Lab, engine,
         space::{NODE_CGROUP, NODE_DOCKER_ROOT},
         wait_until,
     },
     paths,
 };
 
-#[path = "support/mod.rs"]
-mod support;
+use crate::{
+    expect::{expect_answers, expect_client_address, expect_rotation},
+    fixture::{Fixture, HTTP},
+    group::Story,
+};
 
-use support::{HTTP, Stage, expect_answers, expect_client_address, expect_rotation};
+/// All of them.
+pub(crate) const STORIES: &[Story] = &[(
+    "the_stack_file_runs_the_mesh_on_every_node_and_leaves_nothing",
+    stack,
+)];
 
 /// The most the agent's image may hold.
 const IMAGE_BYTES: u64 = 25_000_000;
 
-fn main() -> ExitCode {
-    let given = Arguments::from_args();
-    let story = Trial::test(
-        "the_stack_file_runs_the_mesh_on_every_node_and_leaves_nothing",
-        || story().map_err(|error| format!("{error:?}").into()),
-    );
-    libtest_mimic::run(&given, vec![story]).exit_code()
-}
-
-fn story() -> Result<()> {
-    let lab = Lab::up(&LabOptions {
-        name: "stack".into(),
-        ..LabOptions::default()
-    })?;
-    let stage = Stage { lab, arguments: &[] };
-    let lab = &stage.lab;
-    lab.create_service("web", 5, &["9200:80", "9201:81/udp"], &[])?;
+fn stack(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
     build_image(lab)?;
     let mut before = Vec::new();
     for node in lab.nodes() {
-        before.push(stage.network(node)?);
+        before.push(fixture.network(node)?);
     }
 
     deploy(lab)?;
-    let outcome = stage
+    let outcome = fixture
         .until_all_know("web", Duration::from_secs(60))
-        .and_then(|()| look_around(&stage));
+        .and_then(|()| look_around(fixture));
     if let Err(error) = outcome {
         let logs = lab
             .docker("node1", ["service", "logs", "--tail", "15", "mesh_agent"])
@@ -63,12 +54,12 @@ fn story() -> Result<()> {
     lab.remove_service("mesh_agent")?;
     for (node, before) in lab.nodes().into_iter().zip(before) {
         wait_until(&format!("{node} to be as before"), Duration::from_secs(5), || {
-            let after = stage.network(node)?;
+            let after = fixture.network(node)?;
             ensure!(
                 before == after,
                 "the network of {node} was\n{before}\nand is\n{after}"
             );
-            stage.no_pins_left(node)
+            fixture.no_pins_left(node)
         })?;
     }
     Ok(())
@@ -130,27 +121,29 @@ fn deploy(lab: &Lab) -> Result<()> {
     run(&mut deploy).map(drop)
 }
 
-fn look_around(stage: &Stage) -> Result<()> {
-    let client = stage.lab.address("client")?;
-    for node in stage.lab.nodes() {
-        let replies = stage.lab.fetch("client", &stage.url(node, HTTP)?, 10)?;
+fn look_around(fixture: &Fixture) -> Result<()> {
+    let client = fixture.lab.address("client")?;
+    for node in fixture.lab.nodes() {
+        let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
         expect_client_address(&replies, &client)?;
-        let replies = stage.lab.fetch(node, &format!("http://localhost:{HTTP}/"), 10)?;
+        let replies = fixture
+            .lab
+            .fetch(node, &format!("http://localhost:{HTTP}/"), 10)?;
         expect_answers(&replies).with_context(|| format!("on {node} to localhost"))?;
         let filter = "label=com.docker.swarm.service.name=mesh_agent";
-        let list = stage.lab.docker(node, ["ps", "--quiet", "--filter", filter])?;
+        let list = fixture.lab.docker(node, ["ps", "--quiet", "--filter", filter])?;
         let agent = list
             .lines()
             .next()
             .with_context(|| format!("no agent runs on {node}"))?;
-        let routes = stage.lab.docker(node, ["exec", agent, "/meshctl", "routes"])?;
+        let routes = fixture.lab.docker(node, ["exec", agent, "/meshctl", "routes"])?;
         ensure!(
             routes.contains("web"),
             "meshctl in the container knows no `web`: {routes}"
         );
         // The socket is where meshctl on the node looks for it.
-        stage
+        fixture
             .lab
             .meshctl(node, &["status"])
             .with_context(|| format!("meshctl on {node}"))?;

@@ -1,0 +1,70 @@
+//! What replies must be, whichever story asks for them.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+use xtask::lab::{
+    Reply,
+    traffic::{host, spread},
+};
+
+/// Every reply came from one of these tasks, and each of them replied.
+pub(crate) fn expect_all_of(replies: &[Reply], tasks: &BTreeSet<String>) -> Result<()> {
+    let spread = spread(replies);
+    let answered: BTreeSet<String> = spread.keys().cloned().collect();
+    ensure!(
+        &answered == tasks,
+        "{tasks:?} should answer, and the answers were {spread:?}"
+    );
+    Ok(())
+}
+
+/// Ten requests over five replicas give each exactly two.
+pub(crate) fn expect_rotation(replies: &[Reply], replicas: usize) -> Result<()> {
+    let spread = spread(replies);
+    let share = replies.len() / replicas;
+    ensure!(
+        spread.len() == replicas && spread.values().all(|count| *count == share),
+        "each of {replicas} replicas should answer {share} times, and the answers were {spread:?}"
+    );
+    Ok(())
+}
+
+/// Every request was answered.
+pub(crate) fn expect_answers(replies: &[Reply]) -> Result<()> {
+    match replies
+        .iter()
+        .enumerate()
+        .find(|(_, reply)| reply.outcome != "answered")
+    {
+        None => Ok(()),
+        Some((index, reply)) => bail!(
+            "request {} of {}: {} {}",
+            index + 1,
+            replies.len(),
+            reply.outcome,
+            reply.error
+        ),
+    }
+}
+
+/// The replicas saw the client as the client sees itself.
+pub(crate) fn expect_client_address(replies: &[Reply], client: &str) -> Result<()> {
+    expect_answers(replies)?;
+    for reply in replies {
+        ensure!(
+            host(&reply.peer) == client,
+            "{} saw {} and not {client}",
+            reply.task,
+            reply.peer
+        );
+        ensure!(
+            reply.peer == reply.local,
+            "{} saw {}, the client is {}",
+            reply.task,
+            reply.peer,
+            reply.local
+        );
+    }
+    Ok(())
+}
