@@ -1,4 +1,4 @@
-//! Frames as they go in and as they must come out, every checksum computed anew by etherparse.
+//! Frames as they go in and as they must come out, every checksum computed by etherparse.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -7,45 +7,64 @@ use etherparse::{
 };
 
 /// Bytes between the Ethernet header and an encapsulated packet.
-pub(crate) const OUTER: usize = 48;
+pub const OUTER: usize = 48;
 /// TCP's flags, as in the header.
-pub(crate) const FIN: u8 = 1;
-pub(crate) const SYN: u8 = 2;
-pub(crate) const RST: u8 = 4;
-pub(crate) const ACK: u8 = 16;
+pub const FIN: u8 = 1;
+/// The same.
+pub const SYN: u8 = 2;
+/// The same.
+pub const RST: u8 = 4;
+/// The same.
+pub const ACK: u8 = 16;
 
 /// Source and destination MAC address of a frame.
 #[derive(Clone, Copy)]
-pub(crate) struct Macs {
-    pub(crate) source: [u8; 6],
-    pub(crate) destination: [u8; 6],
+pub struct Macs {
+    /// The sender.
+    pub source: [u8; 6],
+    /// The receiver.
+    pub destination: [u8; 6],
 }
 
 /// A TCP or UDP packet to build.
 #[derive(Clone)]
-pub(crate) struct Packet {
-    pub(crate) macs: Macs,
-    pub(crate) source: SocketAddrV4,
-    pub(crate) destination: SocketAddrV4,
-    pub(crate) transport: Transport,
-    pub(crate) payload: Vec<u8>,
+pub struct Packet {
+    /// The Ethernet header.
+    pub macs: Macs,
+    /// Source address and port.
+    pub source: SocketAddrV4,
+    /// Destination address and port.
+    pub destination: SocketAddrV4,
+    /// The rest of the header.
+    pub transport: Transport,
+    /// What follows the headers.
+    pub payload: Vec<u8>,
 }
 
 /// What is above IP.
 #[derive(Clone)]
-pub(crate) enum Transport {
+pub enum Transport {
+    /// TCP, with these fields of its header.
     Tcp {
+        /// [`FIN`], [`SYN`], [`RST`], [`ACK`].
         flags: u8,
+        /// Sequence number.
         sequence: u32,
+        /// Acknowledgement number.
         acknowledgement: u32,
+        /// Receive window, as in the header.
         window: u16,
+        /// The option of this name; others come with it.
         mss: Option<u16>,
     },
+    /// UDP.
     Udp,
 }
 
 impl Packet {
-    pub(crate) fn tcp(macs: Macs, source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
+    /// A TCP segment with these flags; data unless it opens or resets.
+    #[must_use]
+    pub fn tcp(macs: Macs, source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
         let transport = Transport::Tcp {
             flags,
             sequence: 0x0102_0304,
@@ -67,7 +86,9 @@ impl Packet {
         }
     }
 
-    pub(crate) fn udp(macs: Macs, source: SocketAddrV4, destination: SocketAddrV4) -> Self {
+    /// A UDP datagram.
+    #[must_use]
+    pub fn udp(macs: Macs, source: SocketAddrV4, destination: SocketAddrV4) -> Self {
         Self {
             macs,
             source,
@@ -77,20 +98,25 @@ impl Packet {
         }
     }
 
-    pub(crate) fn with_mss(mut self, value: u16) -> Self {
+    /// The same with another maximum segment size.
+    #[must_use]
+    pub fn with_mss(mut self, value: u16) -> Self {
         if let Transport::Tcp { mss, .. } = &mut self.transport {
             *mss = Some(value);
         }
         self
     }
 
-    pub(crate) fn with_payload(mut self, length: usize) -> Self {
+    /// The same with as many bytes of payload.
+    #[must_use]
+    pub fn with_payload(mut self, length: usize) -> Self {
         self.payload = (0..length).map(|index| index as u8).collect();
         self
     }
 
     /// The same packet as it leaves the rewriting: other MAC addresses, other endpoints.
-    pub(crate) fn rewritten(&self, macs: Macs, source: SocketAddrV4, destination: SocketAddrV4) -> Self {
+    #[must_use]
+    pub fn rewritten(&self, macs: Macs, source: SocketAddrV4, destination: SocketAddrV4) -> Self {
         Self {
             macs,
             source,
@@ -100,7 +126,8 @@ impl Packet {
     }
 
     /// The whole frame.
-    pub(crate) fn frame(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn frame(&self) -> Vec<u8> {
         let mut ip = Ipv4Header::new(
             0,
             64,
@@ -151,33 +178,44 @@ impl Packet {
     }
 }
 
-/// What a Geneve packet between nodes says.
+/// The headers of a Geneve packet between nodes.
 #[derive(Clone, Copy)]
-pub(crate) struct Tunnel {
-    pub(crate) macs: Macs,
-    pub(crate) from: Ipv4Addr,
-    pub(crate) to: Ipv4Addr,
+pub struct Tunnel {
+    /// The outer Ethernet header.
+    pub macs: Macs,
+    /// The sending node.
+    pub from: Ipv4Addr,
+    /// The receiving node.
+    pub to: Ipv4Addr,
     /// UDP source port.
-    pub(crate) source_port: u16,
-    /// Option type: 0x81 forward, 0x82 forward with direct return, 0x83 reply.
-    pub(crate) kind: u8,
-    pub(crate) vni: u32,
-    pub(crate) backend: SocketAddrV4,
-    pub(crate) tag: u16,
+    pub source_port: u16,
+    /// Option type: [`FORWARD`], [`FORWARD_DIRECT`] or [`REPLY`].
+    pub kind: u8,
+    /// The cluster's network identifier.
+    pub vni: u32,
+    /// The backend's ingress address and port.
+    pub backend: SocketAddrV4,
+    /// The tag of the backend's task.
+    pub tag: u16,
 }
 
-pub(crate) const FORWARD: u8 = 0x81;
-pub(crate) const FORWARD_DIRECT: u8 = 0x82;
-pub(crate) const REPLY: u8 = 0x83;
+/// From the entry node to a backend.
+pub const FORWARD: u8 = 0x81;
+/// The same, to be answered to the client directly.
+pub const FORWARD_DIRECT: u8 = 0x82;
+/// From a backend to the entry node.
+pub const REPLY: u8 = 0x83;
 
 impl Tunnel {
     /// A frame that carries the IP packet of another.
-    pub(crate) fn around(&self, inner: &Packet) -> Vec<u8> {
+    #[must_use]
+    pub fn around(&self, inner: &Packet) -> Vec<u8> {
         self.around_ip(&inner.frame()[14..])
     }
 
     /// A frame that carries bytes as an IP packet.
-    pub(crate) fn around_ip(&self, inner: &[u8]) -> Vec<u8> {
+    #[must_use]
+    pub fn around_ip(&self, inner: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         Ethernet2Header {
             source: self.macs.source,
@@ -218,7 +256,8 @@ impl Tunnel {
 }
 
 /// The outer UDP source port of an encapsulated frame; RFC 8926 wants it from the dynamic range.
-pub(crate) fn outer_port(frame: &[u8]) -> u16 {
+#[must_use]
+pub fn outer_port(frame: &[u8]) -> u16 {
     let port = u16::from_be_bytes([frame[34], frame[35]]);
     assert!(
         port >= 0xc000,
@@ -229,17 +268,17 @@ pub(crate) fn outer_port(frame: &[u8]) -> u16 {
 
 /// Compares frames byte by byte, and shows the first difference.
 #[track_caller]
-pub(crate) fn check_frame(actual: &[u8], expected: &[u8]) {
+pub fn check_frame(actual: &[u8], expected: &[u8]) {
     if actual == expected {
         return;
     }
-    let place = actual
+    let offset = actual
         .iter()
         .zip(expected)
         .position(|(one, other)| one != other)
         .unwrap_or(actual.len().min(expected.len()));
     panic!(
-        "the frames differ from byte {place} on\n  actual ({:>4}): {}\nexpected ({:>4}): {}",
+        "the frames differ from byte {offset} on\n  actual ({:>4}): {}\nexpected ({:>4}): {}",
         actual.len(),
         hex(actual),
         expected.len(),

@@ -7,34 +7,28 @@
 //! program changes the packet's size, so does the wrapper: half of what a change and its reverse take is
 //! subtracted for that.
 
-#[path = "../tests/programs/frames.rs"]
-#[allow(dead_code, reason = "shared with the tests, which use all of it")]
-mod frames;
-#[path = "../tests/programs/space.rs"]
-#[allow(dead_code, reason = "shared with the tests, which use all of it")]
-mod space;
+mod rows;
 
 use std::{
     env, fs,
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::{
     maps::{Array, MapData, ProgramArray},
     programs::{ProgramFd, SchedClassifier, Xdp},
 };
 use clap::Parser;
 use mesh_agent::{datapath::Traffic, model::Location};
-use serde::Serialize;
-
-use crate::{
+use mesh_fixtures::{
+    cluster::{NODE, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container},
     frames::{ACK, Packet, REPLY, SYN},
-    space::{
-        NODE, PEER, Space, TC_REDIRECT, WEB, XDP_PASS, XDP_TX, arriving, backend_key, from_peer, frontend,
-        in_space_with, out_of_container,
-    },
+    node::{Node, on_a_node_with},
+    run::{TC_REDIRECT, XDP_PASS, XDP_TX},
 };
+
+use crate::rows::{Sample, print_table, rows};
 
 /// Flows of the rows with many.
 const MANY: u32 = 65_536;
@@ -63,31 +57,17 @@ struct Arguments {
     bench: bool,
 }
 
-/// One line of the result.
-#[derive(Serialize)]
-struct Row {
-    name: &'static str,
-    /// Flows that the packets belong to; 0 where each packet is a new one's.
-    flows: u32,
-    /// Nanoseconds per packet: the median.
-    ns: f64,
-    /// Nanoseconds that the dearest single step of the path takes alone.
-    floor_ns: f64,
-    /// Between the fastest and the slowest run, nanoseconds.
-    spread: f64,
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let path = env::var_os("MESH_BENCH_OBJECT")
         .context("MESH_BENCH_OBJECT is not set: run this by `cargo xtask bench packet`")?;
     let object = fs::read(&path).with_context(|| format!("could not read {}", path.display()))?;
     let mut samples = Vec::new();
-    for location in [Place::Remote, Place::Local] {
-        in_space_with(Some(&object), FLOW_CAPACITY, |space| {
-            let mut bench = Bench::new(space, location);
+    for backend in [Backend::Remote, Backend::Local] {
+        on_a_node_with(Some(&object), FLOW_CAPACITY, |node| {
+            let mut bench = Bench::new(node, backend);
             for _ in 0..arguments.runs {
-                samples.append(&mut bench.run(location));
+                samples.append(&mut bench.run(backend));
             }
         });
     }
@@ -100,18 +80,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Where the backend is.
+/// The node that the backend is on.
 #[derive(Clone, Copy)]
-enum Place {
+enum Backend {
     Remote,
     Local,
-}
-
-/// One measurement of one run.
-struct Sample {
-    name: &'static str,
-    flows: u32,
-    ns: f64,
 }
 
 /// What a measured path must have done with its packets.
@@ -127,7 +100,7 @@ enum Claim {
 }
 
 struct Bench<'a> {
-    space: &'a mut Space,
+    node: &'a mut Node,
     settings: Array<MapData, [u32; 2]>,
     frame: Array<MapData, [u8; 112]>,
     xdp: ProgramArray<MapData>,
@@ -135,19 +108,19 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(space: &'a mut Space, place: Place) -> Self {
+    fn new(node: &'a mut Node, backend: Backend) -> Self {
         let cpu = nix::sched::sched_getcpu().expect("Linux tells the CPU");
         let mut cpus = nix::sched::CpuSet::new();
         cpus.set(cpu).expect("a CPU there is");
         // The wrapper's counter is the CPU's own.
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).expect("this CPU may be used");
-        let state = match place {
-            Place::Remote => space.serving(Location::Remote(PEER)),
-            Place::Local => space.serving(space.local()),
+        let state = match backend {
+            Backend::Remote => node.serving(Location::Remote(PEER)),
+            Backend::Local => node.serving(node.local()),
         };
-        space.apply(&state);
+        node.apply(&state);
         let mut take = |name: &str| {
-            let map = space.datapath().programs().take_map(name);
+            let map = node.datapath().programs().take_map(name);
             map.unwrap_or_else(|| panic!("the object has no map {name}: was it built for this?"))
         };
         Self {
@@ -155,11 +128,11 @@ impl<'a> Bench<'a> {
             frame: take("BENCH_FRAME").try_into().expect("an array"),
             xdp: take("BENCH_XDP").try_into().expect("a program array"),
             tc: take("BENCH_TC").try_into().expect("a program array"),
-            space,
+            node,
         }
     }
 
-    fn run(&mut self, place: Place) -> Vec<Sample> {
+    fn run(&mut self, backend: Backend) -> Vec<Sample> {
         let ack = Packet::tcp(arriving(), CLIENT, frontend(WEB), ACK)
             .with_payload(60)
             .frame();
@@ -172,11 +145,11 @@ impl<'a> Bench<'a> {
         let answer = Packet::tcp(out_of_container(), frontend(WEB), CLIENT, ACK).with_payload(60);
         let encapsulated = from_peer(WEB, REPLY).around(&answer);
 
-        let (_, empty) = self.space.run_xdp("bench_empty", &ack, REPEAT);
+        let (_, empty) = self.node.run_xdp("bench_empty", &ack, REPEAT);
         let empty = empty as f64;
         let mut samples = Vec::new();
-        match place {
-            Place::Remote => {
+        match backend {
+            Backend::Remote => {
                 // Every flow there is from now on.
                 self.xdp("bench_plain", "mesh_xdp", &syn, MANY - 1, MANY, XDP_TX);
                 samples.push(Sample {
@@ -250,11 +223,11 @@ impl<'a> Bench<'a> {
                     ns: ns - base - resize + empty,
                 });
             }
-            Place::Local => {
+            Backend::Local => {
                 self.tc("mesh_uplink", &syn, MANY - 1, MANY, TC_REDIRECT);
                 let (_, tc_empty) = self
-                    .space
-                    .run_tc("bench_tc_empty", self.space.uplink, &ack, 0, REPEAT);
+                    .node
+                    .run_tc("bench_tc_empty", self.node.uplink, &ack, 0, REPEAT);
                 for flows in [1, MANY] {
                     let mask = flows - 1;
                     let base = self.tc("bench_tc_empty", &ack, mask, REPEAT, 0);
@@ -283,9 +256,9 @@ impl<'a> Bench<'a> {
 
     /// Measures, and checks that the path's counters have moved by exactly the number of packets.
     fn claim(&mut self, claim: Claim, measure: impl FnOnce(&mut Self) -> f64) -> f64 {
-        let before = self.space.traffic(backend_key(WEB, 5));
+        let before = self.node.traffic(backend_key(WEB, 5));
         let ns = measure(self);
-        let after = self.space.traffic(backend_key(WEB, 5));
+        let after = self.node.traffic(backend_key(WEB, 5));
         let packets = u64::from(REPEAT);
         let mut expected = Traffic {
             bytes_in: after.bytes_in,
@@ -302,7 +275,7 @@ impl<'a> Bench<'a> {
             Claim::Nothing => {}
         }
         assert_eq!(after, expected, "the path has not done what it was measured for");
-        assert!(self.space.drops().is_empty(), "packets were dropped");
+        assert!(self.node.drops().is_empty(), "packets were dropped");
         ns
     }
 
@@ -317,7 +290,7 @@ impl<'a> Bench<'a> {
         verdict: u32,
     ) -> f64 {
         let target: &Xdp = self
-            .space
+            .node
             .datapath()
             .programs()
             .program(program)
@@ -327,7 +300,7 @@ impl<'a> Bench<'a> {
         let target = descriptor(target.fd().expect("it is loaded"));
         self.xdp.set(0, &target, 0).expect("the wrapper can jump there");
         self.prepare(frame, mask);
-        let (output, ns) = self.space.run_xdp(wrapper, frame, repeat);
+        let (output, ns) = self.node.run_xdp(wrapper, frame, repeat);
         assert_eq!(
             output.verdict, verdict,
             "the verdict of {program} behind {wrapper}"
@@ -338,7 +311,7 @@ impl<'a> Bench<'a> {
     /// Measures a tc program behind its wrapper.
     fn tc(&mut self, program: &str, frame: &[u8], mask: u32, repeat: u32, verdict: u32) -> f64 {
         let target: &SchedClassifier = self
-            .space
+            .node
             .datapath()
             .programs()
             .program(program)
@@ -348,8 +321,8 @@ impl<'a> Bench<'a> {
         let target = descriptor(target.fd().expect("it is loaded"));
         self.tc.set(0, &target, 0).expect("the wrapper can jump there");
         self.prepare(frame, mask);
-        let uplink = self.space.uplink;
-        let (output, ns) = self.space.run_tc("bench_tc", uplink, frame, 0, repeat);
+        let uplink = self.node.uplink;
+        let (output, ns) = self.node.run_tc("bench_tc", uplink, frame, 0, repeat);
         assert_eq!(output.verdict, verdict, "the verdict of {program}");
         ns as f64
     }
@@ -365,69 +338,4 @@ impl<'a> Bench<'a> {
 
 fn descriptor(fd: &ProgramFd) -> ProgramFd {
     fd.try_clone().expect("one more file descriptor")
-}
-
-/// Medians and spreads, in the order of first appearance.
-fn rows(samples: &[Sample]) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = Vec::new();
-    for sample in samples {
-        if rows
-            .iter()
-            .any(|row| row.name == sample.name && row.flows == sample.flows)
-        {
-            continue;
-        }
-        let values = values_of(samples, sample.name, sample.flows);
-        let floor = match sample.name {
-            "established remote"
-            | "established local (tc)"
-            | "established local (XDP before tc)"
-            | "decapsulation" => values_of(samples, "floor: LRU look-up", sample.flows),
-            "not the mesh's" => values_of(samples, "floor: parse", 1),
-            "new flow" => values_of(samples, "floor: LRU insert", 0),
-            _ => values_of(samples, "floor: empty program", 1),
-        };
-        rows.push(Row {
-            name: sample.name,
-            flows: sample.flows,
-            ns: median(&values),
-            floor_ns: median(&floor),
-            spread: values.last().copied().unwrap_or_default() - values.first().copied().unwrap_or_default(),
-        });
-    }
-    ensure!(!rows.is_empty(), "nothing was measured");
-    Ok(rows)
-}
-
-/// The measurements of a row, smallest first.
-fn values_of(samples: &[Sample], name: &str, flows: u32) -> Vec<f64> {
-    let mut values: Vec<f64> = samples
-        .iter()
-        .filter(|sample| sample.name == name && sample.flows == flows)
-        .map(|sample| sample.ns)
-        .collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(sorted: &[f64]) -> f64 {
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-}
-
-fn print_table(rows: &[Row]) {
-    println!(
-        "{:<36} {:>8} {:>9} {:>9} {:>9}",
-        "name", "flows", "ns", "floor_ns", "spread"
-    );
-    for row in rows {
-        let flows = if row.flows == 0 {
-            "each new".to_owned()
-        } else {
-            row.flows.to_string()
-        };
-        println!(
-            "{:<36} {:>8} {:>9.1} {:>9.1} {:>9.1}",
-            row.name, flows, row.ns, row.floor_ns, row.spread
-        );
-    }
 }

@@ -9,10 +9,11 @@ use mesh_agent::{
     datapath::Datapath,
     model::{Algorithm, BackendState, Balance, Desired, Location},
 };
-
-use crate::{
+use mesh_fixtures::{
+    cluster::{PEER, WEB, arriving, backend_key, frontend, serve},
     frames::{Packet, RST, SYN},
-    space::{PEER, Space, WEB, XDP_TX, arriving, backend_key, frontend, in_space, serve},
+    node::{Node, on_a_node},
+    run::XDP_TX,
 };
 
 fn by(algorithm: Algorithm) -> Balance {
@@ -23,8 +24,8 @@ fn by(algorithm: Algorithm) -> Balance {
 }
 
 /// Remote replicas 1 and up with these weights.
-fn replicas(space: &Space, balance: Balance, weights: &[u32]) -> Desired {
-    let mut state = space.node();
+fn replicas(node: &Node, balance: Balance, weights: &[u32]) -> Desired {
+    let mut state = node.without_services();
     let backends: Vec<_> = (1..)
         .zip(weights)
         .map(|(number, _)| (number, Location::Remote(PEER)))
@@ -42,8 +43,8 @@ fn replicas(space: &Space, balance: Balance, weights: &[u32]) -> Desired {
 }
 
 /// The replica that a client's SYN is sent to.
-fn chosen(space: &mut Space, client: SocketAddrV4) -> u8 {
-    let sent = space.xdp(&Packet::tcp(arriving(), client, frontend(WEB), SYN).frame());
+fn chosen(node: &mut Node, client: SocketAddrV4) -> u8 {
+    let sent = node.xdp(&Packet::tcp(arriving(), client, frontend(WEB), SYN).frame());
     assert_eq!(sent.verdict, XDP_TX);
     // The last byte of the backend's ingress address in the Geneve option.
     sent.frame[57]
@@ -53,51 +54,51 @@ fn client(address: u8, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, address), port)
 }
 
-fn spread(space: &mut Space, clients: impl Iterator<Item = SocketAddrV4>) -> BTreeMap<u8, usize> {
+fn spread(node: &mut Node, clients: impl Iterator<Item = SocketAddrV4>) -> BTreeMap<u8, usize> {
     let mut spread = BTreeMap::new();
     for client in clients {
-        *spread.entry(chosen(space, client)).or_default() += 1;
+        *spread.entry(chosen(node, client)).or_default() += 1;
     }
     spread
 }
 
 #[test]
 fn weighted_round_robin_follows_the_weights_exactly() {
-    in_space(|space| {
-        let state = replicas(space, by(Algorithm::WeightedRoundRobin), &[1, 3]);
-        space.apply(&state);
-        let spread = spread(space, (0..40).map(|number| client(7, 40_000 + number)));
+    on_a_node(|node| {
+        let state = replicas(node, by(Algorithm::WeightedRoundRobin), &[1, 3]);
+        node.apply(&state);
+        let spread = spread(node, (0..40).map(|number| client(7, 40_000 + number)));
         assert_eq!(spread, [(1, 10), (2, 30)].into());
     });
 }
 
 #[test]
 fn another_weight_moves_new_connections_and_no_open_one() {
-    in_space(|space| {
-        let before = replicas(space, by(Algorithm::WeightedRoundRobin), &[1, 1]);
-        space.apply(&before);
-        let home = chosen(space, client(7, 40_000));
-        let after = replicas(space, by(Algorithm::WeightedRoundRobin), &[1, 9]);
+    on_a_node(|node| {
+        let before = replicas(node, by(Algorithm::WeightedRoundRobin), &[1, 1]);
+        node.apply(&before);
+        let home = chosen(node, client(7, 40_000));
+        let after = replicas(node, by(Algorithm::WeightedRoundRobin), &[1, 9]);
         let changes = mesh_agent::plan::plan(&before, &after);
-        assert!(space.datapath().apply(&changes).is_empty());
-        assert_eq!(chosen(space, client(7, 40_000)), home);
-        let spread = spread(space, (0..20).map(|number| client(8, 40_000 + number)));
+        assert!(node.datapath().apply(&changes).is_empty());
+        assert_eq!(chosen(node, client(7, 40_000)), home);
+        let spread = spread(node, (0..20).map(|number| client(8, 40_000 + number)));
         assert_eq!(spread, [(1, 2), (2, 18)].into());
     });
 }
 
 #[test]
 fn maglev_sends_one_endpoint_to_one_replica_when_it_comes_again() {
-    in_space(|space| {
-        let state = replicas(space, by(Algorithm::Maglev), &[1, 1, 1]);
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = replicas(node, by(Algorithm::Maglev), &[1, 1, 1]);
+        node.apply(&state);
         for number in 0..50 {
             let client = client(7, 40_000 + number);
-            let home = chosen(space, client);
-            space.xdp(&Packet::tcp(arriving(), client, frontend(WEB), RST).frame());
-            assert_eq!(chosen(space, client), home, "{client}");
+            let home = chosen(node, client);
+            node.xdp(&Packet::tcp(arriving(), client, frontend(WEB), RST).frame());
+            assert_eq!(chosen(node, client), home, "{client}");
         }
-        let spread = spread(space, (0..300).map(|number| client(8, 40_000 + number)));
+        let spread = spread(node, (0..300).map(|number| client(8, 40_000 + number)));
         assert!(
             spread.values().all(|count| (60..140).contains(count)),
             "{spread:?}"
@@ -107,15 +108,15 @@ fn maglev_sends_one_endpoint_to_one_replica_when_it_comes_again() {
 
 #[test]
 fn affinity_keeps_an_address_until_its_replica_drains() {
-    in_space(|space| {
+    on_a_node(|node| {
         let balance = Balance {
             affinity: Some(60),
             ..Balance::default()
         };
-        let before = replicas(space, balance, &[1, 1, 1]);
-        space.apply(&before);
-        let home = chosen(space, client(7, 40_000));
-        let again = spread(space, (1..50).map(|number| client(7, 40_000 + number)));
+        let before = replicas(node, balance, &[1, 1, 1]);
+        node.apply(&before);
+        let home = chosen(node, client(7, 40_000));
+        let again = spread(node, (1..50).map(|number| client(7, 40_000 + number)));
         assert_eq!(again, [(home, 49)].into());
 
         let mut after = before.clone();
@@ -127,9 +128,9 @@ fn affinity_keeps_an_address_until_its_replica_drains() {
             service.active.retain(|key| *key != drained);
         }
         let changes = mesh_agent::plan::plan(&before, &after);
-        assert!(space.datapath().apply(&changes).is_empty());
-        assert_eq!(chosen(space, client(7, 40_000)), home, "an open connection stays");
-        let moved = spread(space, (100..150).map(|number| client(7, 40_000 + number)));
+        assert!(node.datapath().apply(&changes).is_empty());
+        assert_eq!(chosen(node, client(7, 40_000)), home, "an open connection stays");
+        let moved = spread(node, (100..150).map(|number| client(7, 40_000 + number)));
         assert_eq!(moved.len(), 1, "the address has one new home: {moved:?}");
         assert!(!moved.contains_key(&home));
     });
@@ -137,29 +138,29 @@ fn affinity_keeps_an_address_until_its_replica_drains() {
 
 #[test]
 fn least_connection_prefers_the_replica_with_fewer_open_ones() {
-    in_space(|space| {
-        let state = replicas(space, by(Algorithm::LeastConnection), &[1, 1]);
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = replicas(node, by(Algorithm::LeastConnection), &[1, 1]);
+        node.apply(&state);
         let first: Vec<_> = (0..20).map(|number| client(7, 40_000 + number)).collect();
-        let homes: Vec<u8> = first.iter().map(|client| chosen(space, *client)).collect();
+        let homes: Vec<u8> = first.iter().map(|client| chosen(node, *client)).collect();
         // All of one replica's connections end; the data path's upkeep notices.
         for (client, home) in first.iter().zip(&homes) {
             if *home == 1 {
-                space.xdp(&Packet::tcp(arriving(), *client, frontend(WEB), RST).frame());
+                node.xdp(&Packet::tcp(arriving(), *client, frontend(WEB), RST).frame());
             }
         }
-        space.datapath().maintain().expect("the flows can be walked");
-        let spread = spread(space, (0..10).map(|number| client(8, 40_000 + number)));
+        node.datapath().maintain().expect("the flows can be walked");
+        let spread = spread(node, (0..10).map(|number| client(8, 40_000 + number)));
         assert_eq!(spread, [(1, 10)].into());
     });
 }
 
 #[test]
 fn weighted_least_connection_gives_the_heavier_more() {
-    in_space(|space| {
-        let state = replicas(space, by(Algorithm::WeightedLeastConnection), &[1, 3]);
-        space.apply(&state);
-        let spread = spread(space, (0..80).map(|number| client(7, 40_000 + number)));
+    on_a_node(|node| {
+        let state = replicas(node, by(Algorithm::WeightedLeastConnection), &[1, 3]);
+        node.apply(&state);
+        let spread = spread(node, (0..80).map(|number| client(7, 40_000 + number)));
         assert!((18..=22).contains(&spread[&1]), "{spread:?}");
     });
 }

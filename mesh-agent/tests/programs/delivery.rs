@@ -3,18 +3,19 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::model::{Frontend, ServiceKey};
-
-use crate::{
-    frames::{ACK, FORWARD, FORWARD_DIRECT, Macs, Packet, SYN, check_frame},
-    space::{
-        CLIENT, DNS, MESH0_MAC, NODE, SERVICE_ADDRESS, Space, TC_REDIRECT, WEB, XDP_PASS, arriving,
-        backend_key, from_peer, frontend, in_space, into_container, out_of_container, target,
+use mesh_fixtures::{
+    cluster::{
+        CLIENT, DNS, MESH0_MAC, NODE, SERVICE_ADDRESS, WEB, arriving, backend_key, from_peer, frontend,
+        into_container, out_of_container, target,
     },
+    frames::{ACK, FORWARD, FORWARD_DIRECT, Macs, Packet, SYN, check_frame},
+    node::{Node, on_a_node},
+    run::{TC_REDIRECT, XDP_PASS},
 };
 
-fn local(space: &mut Space) {
-    let state = space.serving(space.local());
-    space.apply(&state);
+fn local(node: &mut Node) {
+    let state = node.serving(node.local());
+    node.apply(&state);
 }
 
 /// As the container must see it, the client's address kept.
@@ -26,24 +27,24 @@ fn delivered(packet: &Packet, service: ServiceKey) -> Vec<u8> {
 
 #[test]
 fn xdp_leaves_local_delivery_to_tc() {
-    in_space(|space| {
-        local(space);
+    on_a_node(|node| {
+        local(node);
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
-        let by_xdp = space.xdp(&syn.frame());
+        let by_xdp = node.xdp(&syn.frame());
         assert_eq!(by_xdp.verdict, XDP_PASS);
         check_frame(&by_xdp.frame, &syn.frame());
-        let by_tc = space.tc_uplink(&syn.frame());
+        let by_tc = node.tc_uplink(&syn.frame());
         assert_eq!(by_tc.verdict, TC_REDIRECT);
         check_frame(&by_tc.frame, &delivered(&syn, WEB));
-        let traffic = space.traffic(backend_key(WEB, 5));
+        let traffic = node.traffic(backend_key(WEB, 5));
         assert_eq!((traffic.connections_total, traffic.packets_in), (1, 1));
     });
 }
 
 #[test]
 fn tc_delivers_with_every_checksum_right() {
-    in_space(|space| {
-        local(space);
+    on_a_node(|node| {
+        local(node);
         let mut packets = vec![
             (Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN), WEB),
             (Packet::udp(arriving(), CLIENT, frontend(DNS)), DNS),
@@ -54,11 +55,11 @@ fn tc_delivers_with_every_checksum_right() {
             packets.extend([(segment, WEB), (datagram, DNS)]);
         }
         for (packet, service) in &packets {
-            let output = space.tc_uplink(&packet.frame());
+            let output = node.tc_uplink(&packet.frame());
             assert_eq!(output.verdict, TC_REDIRECT);
             check_frame(&output.frame, &delivered(packet, *service));
         }
-        let traffic = space.traffic(backend_key(WEB, 5));
+        let traffic = node.traffic(backend_key(WEB, 5));
         let bytes: usize = packets
             .iter()
             .filter(|(_, service)| *service == WEB)
@@ -70,57 +71,57 @@ fn tc_delivers_with_every_checksum_right() {
 
 #[test]
 fn a_udp_packet_without_a_checksum_stays_without() {
-    in_space(|space| {
-        local(space);
+    on_a_node(|node| {
+        local(node);
         let packet = Packet::udp(arriving(), CLIENT, frontend(DNS));
         let without = |mut frame: Vec<u8>| {
             frame[40..42].fill(0);
             frame
         };
-        let output = space.tc_uplink(&without(packet.frame()));
+        let output = node.tc_uplink(&without(packet.frame()));
         check_frame(&output.frame, &without(delivered(&packet, DNS)));
     });
 }
 
 #[test]
 fn an_aggregated_packet_counts_as_the_packets_it_stands_for() {
-    in_space(|space| {
-        local(space);
-        space.tc_uplink(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame());
+    on_a_node(|node| {
+        local(node);
+        node.tc_uplink(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame());
         let three = Packet::tcp(arriving(), CLIENT, frontend(WEB), ACK).with_payload(3000);
-        let output = space.tc_uplink_aggregated(&three.frame(), 3);
+        let output = node.tc_uplink_aggregated(&three.frame(), 3);
         assert_eq!(output.verdict, TC_REDIRECT);
         check_frame(&output.frame, &delivered(&three, WEB));
-        assert_eq!(space.traffic(backend_key(WEB, 5)).packets_in, 4);
+        assert_eq!(node.traffic(backend_key(WEB, 5)).packets_in, 4);
     });
 }
 
 #[test]
 fn an_encapsulated_packet_is_unpacked_into_the_container() {
-    in_space(|space| {
-        local(space);
+    on_a_node(|node| {
+        local(node);
         let entry = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), WEB.port);
         for kind in [FORWARD, FORWARD_DIRECT] {
             for flags in [SYN, ACK] {
                 let inner = Packet::tcp(arriving(), CLIENT, entry, flags);
                 let frame = from_peer(WEB, kind).around(&inner);
-                assert_eq!(space.xdp(&frame).verdict, XDP_PASS);
-                let output = space.tc_uplink(&frame);
+                assert_eq!(node.xdp(&frame).verdict, XDP_PASS);
+                let output = node.tc_uplink(&frame);
                 assert_eq!(output.verdict, TC_REDIRECT);
                 check_frame(&output.frame, &delivered(&inner, WEB));
             }
         }
         // The entry node has counted them.
-        let traffic = space.traffic(backend_key(WEB, 5));
+        let traffic = node.traffic(backend_key(WEB, 5));
         assert_eq!((traffic.connections_total, traffic.packets_in), (0, 0));
-        assert!(space.drops().is_empty());
+        assert!(node.drops().is_empty());
     });
 }
 
 #[test]
 fn a_local_process_reaches_a_container_by_mesh0() {
-    in_space(|space| {
-        local(space);
+    on_a_node(|node| {
+        local(node);
         let own = Macs {
             source: MESH0_MAC,
             destination: MESH0_MAC,
@@ -128,12 +129,12 @@ fn a_local_process_reaches_a_container_by_mesh0() {
         let process = SocketAddrV4::new(NODE, 41_000);
         let service = SocketAddrV4::new(SERVICE_ADDRESS, WEB.port);
         let syn = Packet::tcp(own, process, service, SYN);
-        let output = space.tc_mesh0(&syn.frame());
+        let output = node.tc_mesh0(&syn.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
         check_frame(&output.frame, &delivered(&syn, WEB));
 
         let answer = Packet::tcp(out_of_container(), target(WEB), process, SYN | ACK);
-        let output = space.tc_container(&answer.frame());
+        let output = node.tc_container(&answer.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
         check_frame(&output.frame, &answer.rewritten(own, service, process).frame());
     });
@@ -141,11 +142,11 @@ fn a_local_process_reaches_a_container_by_mesh0() {
 
 #[test]
 fn a_container_that_dials_its_own_node_is_presented_by_the_nodes_address() {
-    in_space(|space| {
-        local(space);
+    on_a_node(|node| {
+        local(node);
         let dialler = SocketAddrV4::new(*target(WEB).ip(), 42_000);
         let syn = Packet::tcp(out_of_container(), dialler, frontend(WEB), SYN);
-        let output = space.tc_container(&syn.frame());
+        let output = node.tc_container(&syn.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
         let presented = SocketAddrV4::new(NODE, 42_000);
         check_frame(
@@ -157,19 +158,19 @@ fn a_container_that_dials_its_own_node_is_presented_by_the_nodes_address() {
 
 #[test]
 fn two_flows_that_would_be_one_for_the_container_get_different_ports() {
-    in_space(|space| {
-        let mut state = space.serving(space.local());
+    on_a_node(|node| {
+        let mut state = node.serving(node.local());
         let second = Ipv4Addr::new(10, 0, 0, 11);
         state.frontends.insert(Frontend {
             address: second,
             service: WEB,
         });
-        space.apply(&state);
+        node.apply(&state);
         let first = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
-        check_frame(&space.tc_uplink(&first.frame()).frame, &delivered(&first, WEB));
+        check_frame(&node.tc_uplink(&first.frame()).frame, &delivered(&first, WEB));
         let other = SocketAddrV4::new(second, WEB.port);
         let syn = Packet::tcp(arriving(), CLIENT, other, SYN);
-        let output = space.tc_uplink(&syn.frame());
+        let output = node.tc_uplink(&syn.frame());
         let port = u16::from_be_bytes([output.frame[34], output.frame[35]]);
         assert_ne!(port, CLIENT.port());
         let presented = SocketAddrV4::new(*CLIENT.ip(), port);
@@ -179,7 +180,7 @@ fn two_flows_that_would_be_one_for_the_container_get_different_ports() {
         );
         // The answer goes to the port the client used, from the address it dialled.
         let answer = Packet::tcp(out_of_container(), target(WEB), presented, SYN | ACK);
-        let output = space.tc_container(&answer.frame());
+        let output = node.tc_container(&answer.frame());
         let back = Macs {
             source: arriving().destination,
             destination: arriving().source,

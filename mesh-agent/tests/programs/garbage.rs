@@ -3,13 +3,11 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use mesh_agent::model::{Frontend, Location};
-
-use crate::{
+use mesh_fixtures::{
+    cluster::{CLIENT, DNS, MESH0_MAC, PEER, STRANGER, WEB, arriving, from_peer, frontend},
     frames::{ACK, FORWARD, Macs, Packet, REPLY, SYN},
-    space::{
-        CLIENT, DNS, MESH0_MAC, Output, PEER, STRANGER, Space, TC_SHOT, WEB, XDP_DROP, arriving, from_peer,
-        frontend, in_space,
-    },
+    node::{Node, on_a_node},
+    run::{Output, TC_SHOT, XDP_DROP},
 };
 
 fn web() -> Vec<u8> {
@@ -24,60 +22,52 @@ fn changed(mut frame: Vec<u8>, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 /// Feeds a frame to both of an uplink's programs, and checks that each drops it for the reason.
 #[track_caller]
-fn check(space: &mut Space, reason: &str, frame: &[u8]) {
-    check_at(space, "xdp", reason, XDP_DROP, |space| space.xdp(frame));
-    check_at(space, "tc_uplink", reason, TC_SHOT, |space| {
-        space.tc_uplink(frame)
-    });
+fn check(node: &mut Node, reason: &str, frame: &[u8]) {
+    check_at(node, "xdp", reason, XDP_DROP, |node| node.xdp(frame));
+    check_at(node, "tc_uplink", reason, TC_SHOT, |node| node.tc_uplink(frame));
 }
 
 #[track_caller]
-fn check_at(
-    space: &mut Space,
-    hook: &str,
-    reason: &str,
-    dropped: u32,
-    feed: impl FnOnce(&mut Space) -> Output,
-) {
-    let before = space.drops();
-    let output = feed(space);
+fn check_at(node: &mut Node, hook: &str, reason: &str, dropped: u32, feed: impl FnOnce(&mut Node) -> Output) {
+    let before = node.drops();
+    let output = feed(node);
     assert_eq!(
         output.verdict, dropped,
         "the verdict of {hook} on what is {reason}"
     );
     let mut expected: BTreeMap<_, _> = before;
     *expected.entry((hook.to_owned(), reason.to_owned())).or_default() += 1;
-    assert_eq!(space.drops(), expected, "drops of {hook} for {reason}");
+    assert_eq!(node.drops(), expected, "drops of {hook} for {reason}");
 }
 
 #[test]
 fn malformed_packets_are_dropped_and_counted() {
-    in_space(|space| {
-        let state = space.serving(Location::Remote(PEER));
-        space.apply(&state);
-        check(space, "bad_version", &changed(web(), |frame| frame[14] = 0x65));
+    on_a_node(|node| {
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&state);
+        check(node, "bad_version", &changed(web(), |frame| frame[14] = 0x65));
         check(
-            space,
+            node,
             "bad_length",
             &changed(web(), |frame| {
                 frame[16..18].copy_from_slice(&2000_u16.to_be_bytes());
             }),
         );
         // An IP header shorter than one, a TCP header shorter than one.
-        check(space, "bad_length", &changed(web(), |frame| frame[14] = 0x44));
-        check(space, "bad_length", &changed(web(), |frame| frame[46] = 0x40));
+        check(node, "bad_length", &changed(web(), |frame| frame[14] = 0x44));
+        check(node, "bad_length", &changed(web(), |frame| frame[46] = 0x40));
         // A TCP header longer than the packet.
-        check(space, "bad_length", &changed(web(), |frame| frame[46] = 0xf0));
+        check(node, "bad_length", &changed(web(), |frame| frame[46] = 0xf0));
         // The lengths leave no room for a TCP header.
         check(
-            space,
+            node,
             "truncated",
             &changed(web(), |frame| {
                 frame[16..18].copy_from_slice(&30_u16.to_be_bytes());
             }),
         );
         check(
-            space,
+            node,
             "ip_options",
             &changed(web(), |frame| {
                 frame[14] = 0x46;
@@ -87,18 +77,18 @@ fn malformed_packets_are_dropped_and_counted() {
             }),
         );
         // The first fragment; later ones have no ports and are left to the kernel.
-        check(space, "fragment", &changed(web(), |frame| frame[20] = 0x20));
+        check(node, "fragment", &changed(web(), |frame| frame[20] = 0x20));
     });
 }
 
 #[test]
 fn frames_that_end_early_are_dropped_and_counted() {
-    in_space(|space| {
-        let state = space.serving(Location::Remote(PEER));
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&state);
         for length in [14, 15, 33] {
-            check_at(space, "xdp", "truncated", XDP_DROP, |space| {
-                space.xdp(&web()[..length])
+            check_at(node, "xdp", "truncated", XDP_DROP, |node| {
+                node.xdp(&web()[..length])
             });
         }
         // Within the TCP header, the length in the IP header being right for it.
@@ -106,15 +96,15 @@ fn frames_that_end_early_are_dropped_and_counted() {
             frame.truncate(14 + 20 + 12);
             frame[16..18].copy_from_slice(&32_u16.to_be_bytes());
         });
-        check(space, "truncated", &cut);
+        check(node, "truncated", &cut);
     });
 }
 
 #[test]
 fn bad_encapsulation_is_dropped_and_counted() {
-    in_space(|space| {
-        let state = space.serving(space.local());
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(node.local());
+        node.apply(&state);
         let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
         let good = || from_peer(WEB, FORWARD).around(&inner);
         for (place, value) in [
@@ -128,42 +118,42 @@ fn bad_encapsulation_is_dropped_and_counted() {
             (53, 1),    // option length
         ] {
             let frame = changed(good(), |frame| frame[place] = value);
-            check(space, "bad_geneve", &frame);
+            check(node, "bad_geneve", &frame);
         }
         check(
-            space,
+            node,
             "bad_geneve",
             &from_peer(WEB, FORWARD).around_ip(&[0x45; 19]),
         );
         let icmp = changed(good(), |frame| frame[62 + 9] = 1);
-        check(space, "bad_geneve", &icmp);
+        check(node, "bad_geneve", &icmp);
         let cut = changed(good(), |frame| frame.truncate(50));
         let cut = changed(cut, |frame| {
             frame[16..18].copy_from_slice(&36_u16.to_be_bytes());
         });
-        check(space, "truncated", &cut);
+        check(node, "truncated", &cut);
     });
 }
 
 #[test]
 fn only_peers_are_believed() {
-    in_space(|space| {
-        let state = space.serving(space.local());
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(node.local());
+        node.apply(&state);
         let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
         for kind in [FORWARD, REPLY] {
             let mut tunnel = from_peer(WEB, kind);
             tunnel.from = STRANGER;
-            check(space, "unknown_peer", &tunnel.around(&inner));
+            check(node, "unknown_peer", &tunnel.around(&inner));
         }
     });
 }
 
 #[test]
 fn a_peer_is_not_believed_about_what_this_node_does_not_have() {
-    in_space(|space| {
-        let state = space.serving(space.local());
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(node.local());
+        node.apply(&state);
         let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
         let mut other_task = from_peer(WEB, FORWARD);
         other_task.tag ^= 1;
@@ -173,34 +163,34 @@ fn a_peer_is_not_believed_about_what_this_node_does_not_have() {
         other_address.backend.set_ip(Ipv4Addr::new(10, 255, 0, 77));
         for tunnel in [other_task, other_port, other_address] {
             let frame = tunnel.around(&inner);
-            check_at(space, "tc_uplink", "unknown_backend", TC_SHOT, |space| {
-                space.tc_uplink(&frame)
+            check_at(node, "tc_uplink", "unknown_backend", TC_SHOT, |node| {
+                node.tc_uplink(&frame)
             });
         }
         let answer = Packet::tcp(arriving(), frontend(WEB), CLIENT, ACK);
-        check(space, "unknown_flow", &from_peer(WEB, REPLY).around(&answer));
+        check(node, "unknown_flow", &from_peer(WEB, REPLY).around(&answer));
     });
 }
 
 #[test]
 fn a_peer_without_a_route_is_no_way() {
-    in_space(|space| {
+    on_a_node(|node| {
         let nowhere = Ipv4Addr::new(203, 0, 113, 9);
-        let mut state = space.serving(Location::Remote(nowhere));
+        let mut state = node.serving(Location::Remote(nowhere));
         state.peers.insert(nowhere, None);
-        space.apply(&state);
+        node.apply(&state);
         let packet = Packet::udp(arriving(), CLIENT, frontend(DNS)).frame();
-        check_at(space, "tc_uplink", "no_route", TC_SHOT, |space| {
-            space.tc_uplink(&packet)
+        check_at(node, "tc_uplink", "no_route", TC_SHOT, |node| {
+            node.tc_uplink(&packet)
         });
     });
 }
 
 #[test]
 fn nothing_but_frontends_is_reached_by_mesh0() {
-    in_space(|space| {
-        let state = space.serving(space.local());
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(node.local());
+        node.apply(&state);
         let own = Macs {
             source: MESH0_MAC,
             destination: MESH0_MAC,
@@ -209,8 +199,8 @@ fn nothing_but_frontends_is_reached_by_mesh0() {
         unpublished.set_port(22);
         for destination in [unpublished, frontend(WEB)] {
             let frame = Packet::tcp(own, CLIENT, destination, SYN).frame();
-            check_at(space, "tc_mesh0", "not_a_frontend", TC_SHOT, |space| {
-                space.tc_mesh0(&frame)
+            check_at(node, "tc_mesh0", "not_a_frontend", TC_SHOT, |node| {
+                node.tc_mesh0(&frame)
             });
         }
     });
@@ -218,8 +208,8 @@ fn nothing_but_frontends_is_reached_by_mesh0() {
 
 #[test]
 fn a_client_that_uses_one_port_for_too_many_flows_is_told_apart_no_more() {
-    in_space(|space| {
-        let mut state = space.serving(space.local());
+    on_a_node(|node| {
+        let mut state = node.serving(node.local());
         let addresses: Vec<Ipv4Addr> = (11..20).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
         for address in &addresses {
             state.frontends.insert(Frontend {
@@ -227,18 +217,18 @@ fn a_client_that_uses_one_port_for_too_many_flows_is_told_apart_no_more() {
                 service: WEB,
             });
         }
-        space.apply(&state);
+        node.apply(&state);
         let dial = |address: Ipv4Addr| {
             let mut packet = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
             packet.destination.set_ip(address);
             packet.frame()
         };
         for address in &addresses[..8] {
-            space.tc_uplink(&dial(*address));
+            node.tc_uplink(&dial(*address));
         }
-        assert!(space.drops().is_empty());
-        check_at(space, "tc_uplink", "no_free_port", TC_SHOT, |space| {
-            space.tc_uplink(&dial(addresses[8]))
+        assert!(node.drops().is_empty());
+        check_at(node, "tc_uplink", "no_free_port", TC_SHOT, |node| {
+            node.tc_uplink(&dial(addresses[8]))
         });
     });
 }

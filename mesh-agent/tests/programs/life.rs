@@ -11,30 +11,31 @@ use mesh_agent::{
     model::{BackendKey, Location},
 };
 use mesh_ebpf::abi::{self, VERSION};
-
-use crate::{
+use mesh_fixtures::{
+    cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, frontend, serve},
     frames::{ACK, Packet, SYN, check_frame},
-    space::{CLIENT, DNS, PEER, Space, WEB, XDP_TX, arriving, backend_key, frontend, in_space, serve},
+    node::{Node, on_a_node},
+    run::XDP_TX,
 };
 
 /// Five remote replicas of one service, and another service beside it.
-fn two_services(space: &mut Space) {
-    let mut state = space.node();
+fn two_services(node: &mut Node) {
+    let mut state = node.without_services();
     let backends: Vec<_> = (1..=5).map(|number| (number, Location::Remote(PEER))).collect();
     serve(&mut state, WEB, &backends);
     serve(&mut state, DNS, &[(5, Location::Remote(PEER))]);
-    space.apply(&state);
+    node.apply(&state);
 }
 
-fn pinned<K: aya::Pod + Ord, V: aya::Pod>(space: &Space, name: &str) -> BTreeMap<K, V> {
-    let path = space.pins().join(format!("v{VERSION}")).join(name);
+fn pinned<K: aya::Pod + Ord, V: aya::Pod>(node: &Node, name: &str) -> BTreeMap<K, V> {
+    let path = node.pins().join(format!("v{VERSION}")).join(name);
     let map = Map::HashMap(MapData::from_pin(&path).expect("the map is pinned"));
     let map: HashMap<MapData, K, V> = map.try_into().expect("a map of these types");
     map.iter().map(|entry| entry.expect("an entry")).collect()
 }
 
-fn backend_indexes(space: &Space) -> BTreeMap<abi::BackendKey, u32> {
-    pinned(space, "BACKEND_INDEX")
+fn backend_indexes(node: &Node) -> BTreeMap<abi::BackendKey, u32> {
+    pinned(node, "BACKEND_INDEX")
 }
 
 /// Which replica a frame to a peer names.
@@ -64,10 +65,10 @@ fn data(port: u16) -> Vec<u8> {
 
 #[test]
 fn every_program_passes_the_verifier() {
-    in_space(|space| {
+    on_a_node(|node| {
         let mut names = Vec::new();
         println!("{:<20} {:>12} {:>12}", "program", "instructions", "verified");
-        for (name, program) in space.datapath().programs().programs() {
+        for (name, program) in node.datapath().programs().programs() {
             let known = matches!(
                 program,
                 Program::Xdp(_) | Program::SchedClassifier(_) | Program::CgroupSockAddr(_)
@@ -102,26 +103,25 @@ fn every_program_passes_the_verifier() {
 
 #[test]
 fn the_next_agent_adopts_what_a_crashed_one_has_left() {
-    in_space(|space| {
-        two_services(space);
+    on_a_node(|node| {
+        two_services(node);
         let before: Vec<Vec<u8>> = (50_000..50_005)
             .map(|port| {
-                space.xdp(&syn(port));
-                space.xdp(&data(port)).frame
+                node.xdp(&syn(port));
+                node.xdp(&data(port)).frame
             })
             .collect();
         let replicas: Vec<u8> = before.iter().map(|frame| named(frame)).collect();
-        let indexes = backend_indexes(space);
+        let indexes = backend_indexes(node);
         assert_eq!(indexes.len(), 6);
 
-        space.crash();
-        space.load();
-        let mut state = space.node();
+        node.crash();
+        node.load();
+        let mut state = node.without_services();
         let backends: Vec<_> = (1..=5).map(|number| (number, Location::Remote(PEER))).collect();
         serve(&mut state, WEB, &backends);
-        space.apply(&state);
-        space
-            .datapath()
+        node.apply(&state);
+        node.datapath()
             .prune(&state)
             .expect("what is stale can be removed");
 
@@ -129,39 +129,39 @@ fn the_next_agent_adopts_what_a_crashed_one_has_left() {
             .into_iter()
             .filter(|(key, _)| key.port.get() == WEB.port)
             .collect();
-        assert_eq!(backend_indexes(space), kept);
+        assert_eq!(backend_indexes(node), kept);
         for (port, frame) in (50_000..50_005).zip(&before) {
-            check_frame(&space.xdp(&data(port)).frame, frame);
+            check_frame(&node.xdp(&data(port)).frame, frame);
         }
-        let services: BTreeMap<u32, abi::Service> = pinned(space, "SERVICES");
+        let services: BTreeMap<u32, abi::Service> = pinned(node, "SERVICES");
         assert_eq!(services.len(), 1, "the other service is gone");
-        let frontends: BTreeMap<abi::FrontendKey, u32> = pinned(space, "FRONTENDS");
+        let frontends: BTreeMap<abi::FrontendKey, u32> = pinned(node, "FRONTENDS");
         assert!(frontends.keys().all(|key| key.port.get() == WEB.port));
         // Counters go on, and so does the rotation.
         let total: u64 = (1..=5)
-            .map(|number| space.traffic(backend_key(WEB, number)).packets_in)
+            .map(|number| node.traffic(backend_key(WEB, number)).packets_in)
             .sum();
         assert_eq!(total, 15);
-        assert_eq!(named(&space.xdp(&syn(50_005)).frame), replicas[0]);
+        assert_eq!(named(&node.xdp(&syn(50_005)).frame), replicas[0]);
     });
 }
 
 #[test]
 fn programs_stay_attached_while_there_is_no_agent() {
-    in_space(|space| {
-        two_services(space);
-        let pins = space.pins().join(format!("v{VERSION}/links"));
-        space.crash();
+    on_a_node(|node| {
+        two_services(node);
+        let pins = node.pins().join(format!("v{VERSION}/links"));
+        node.crash();
         let links: Vec<_> = std::fs::read_dir(&pins)
             .expect("the folder of links")
             .map(|entry| entry.expect("an entry").file_name().into_string().expect("ASCII"))
             .collect();
-        let xdp = format!("mesh_xdp_native_{}", space.uplink);
+        let xdp = format!("mesh_xdp_native_{}", node.uplink);
         assert!(links.contains(&xdp), "{xdp} is not among {links:?}");
         for (program, direction, interface, name) in [
-            ("mesh_uplink", "ingress", space.uplink, "up0"),
-            ("mesh_container", "ingress", space.container, "box0"),
-            ("mesh_local", "egress", space.mesh0, "mesh0"),
+            ("mesh_uplink", "ingress", node.uplink, "up0"),
+            ("mesh_container", "ingress", node.container, "box0"),
+            ("mesh_local", "egress", node.mesh0, "mesh0"),
         ] {
             let pin = format!("{program}_{direction}_{interface}");
             // A kernel without tcx has a filter instead, which needs no pin to stay.
@@ -185,33 +185,33 @@ fn filters(interface: &str, direction: &str) -> String {
 
 #[test]
 fn a_flow_of_a_removed_backend_is_given_another_with_its_next_syn() {
-    in_space(|space| {
-        two_services(space);
-        let first = named(&space.xdp(&syn(50_000)).frame);
-        let mut state = space.node();
+    on_a_node(|node| {
+        two_services(node);
+        let first = named(&node.xdp(&syn(50_000)).frame);
+        let mut state = node.without_services();
         let others: Vec<_> = (1..=5)
             .filter(|number| *number != first)
             .map(|number| (number, Location::Remote(PEER)))
             .collect();
         serve(&mut state, WEB, &others);
-        space.apply(&state);
-        let output = space.xdp(&syn(50_000));
+        node.apply(&state);
+        let output = node.xdp(&syn(50_000));
         assert_eq!(output.verdict, XDP_TX);
         let second = named(&output.frame);
         assert_ne!(second, first);
-        assert_eq!(named(&space.xdp(&data(50_000)).frame), second);
+        assert_eq!(named(&node.xdp(&data(50_000)).frame), second);
         let key: BackendKey = backend_key(WEB, second);
-        assert_eq!(space.traffic(key).connections_total, 1);
+        assert_eq!(node.traffic(key).connections_total, 1);
     });
 }
 
 #[test]
 fn detaching_leaves_nothing_pinned() {
-    in_space(|space| {
-        two_services(space);
-        let pins = space.pins().to_owned();
+    on_a_node(|node| {
+        two_services(node);
+        let pins = node.pins().to_owned();
         assert!(pins.exists());
-        space.datapath().detach().expect("it can be detached");
+        node.datapath().detach().expect("it can be detached");
         assert!(!Path::new(&pins).exists());
     });
 }

@@ -8,9 +8,7 @@
 mod balance;
 mod delivery;
 mod forwarding;
-mod frames;
 mod garbage;
 mod life;
 mod refusal;
 mod replies;
-mod space;

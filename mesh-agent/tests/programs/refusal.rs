@@ -4,13 +4,11 @@ use std::{collections::BTreeMap, net::SocketAddrV4};
 
 use etherparse::{IpNumber, Ipv4Header};
 use mesh_agent::model::Location;
-
-use crate::{
+use mesh_fixtures::{
+    cluster::{CLIENT, DNS, PEER, WEB, arriving, from_peer, frontend, out_of_container, serve, target},
     frames::{ACK, FORWARD, Macs, Packet, RST, SYN, Transport, check_frame},
-    space::{
-        CLIENT, DNS, PEER, Space, TC_REDIRECT, TC_SHOT, WEB, XDP_DROP, XDP_TX, arriving, from_peer, frontend,
-        in_space, out_of_container, serve, target,
-    },
+    node::{Node, on_a_node},
+    run::{TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_TX},
 };
 
 fn back() -> Macs {
@@ -20,11 +18,11 @@ fn back() -> Macs {
     }
 }
 
-fn without_backends(space: &mut Space) {
-    let mut state = space.node();
+fn without_backends(node: &mut Node) {
+    let mut state = node.without_services();
     serve(&mut state, WEB, &[]);
     serve(&mut state, DNS, &[]);
-    space.apply(&state);
+    node.apply(&state);
 }
 
 /// The RST for a packet (RFC 9293, 3.10.7.1).
@@ -89,18 +87,18 @@ fn counted(hooks: &[(&str, &str, u64)]) -> BTreeMap<(String, String), u64> {
 
 #[test]
 fn a_syn_to_a_service_without_backends_is_refused() {
-    in_space(|space| {
-        without_backends(space);
+    on_a_node(|node| {
+        without_backends(node);
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame();
         let expected = reset(0, 0x0102_0305, RST | ACK);
-        let by_xdp = space.xdp(&syn);
+        let by_xdp = node.xdp(&syn);
         assert_eq!(by_xdp.verdict, XDP_TX);
         check_frame(&by_xdp.frame, &expected);
-        let by_tc = space.tc_uplink(&syn);
+        let by_tc = node.tc_uplink(&syn);
         assert_eq!(by_tc.verdict, TC_REDIRECT);
         check_frame(&by_tc.frame, &expected);
         assert_eq!(
-            space.drops(),
+            node.drops(),
             counted(&[("xdp", "no_backend", 1), ("tc_uplink", "no_backend", 1)])
         );
     });
@@ -108,14 +106,14 @@ fn a_syn_to_a_service_without_backends_is_refused() {
 
 #[test]
 fn a_datagram_to_a_service_without_backends_is_answered_by_icmp() {
-    in_space(|space| {
-        without_backends(space);
+    on_a_node(|node| {
+        without_backends(node);
         let datagram = Packet::udp(arriving(), CLIENT, frontend(DNS)).frame();
         let expected = unreachable(3, 0, &datagram);
-        check_frame(&space.xdp(&datagram).frame, &expected);
-        check_frame(&space.tc_uplink(&datagram).frame, &expected);
+        check_frame(&node.xdp(&datagram).frame, &expected);
+        check_frame(&node.tc_uplink(&datagram).frame, &expected);
         assert_eq!(
-            space.drops(),
+            node.drops(),
             counted(&[("xdp", "no_backend", 1), ("tc_uplink", "no_backend", 1)])
         );
     });
@@ -123,20 +121,20 @@ fn a_datagram_to_a_service_without_backends_is_answered_by_icmp() {
 
 #[test]
 fn a_connection_whose_backend_is_gone_is_reset_but_a_reset_is_not_answered() {
-    in_space(|space| {
-        let state = space.serving(Location::Remote(PEER));
-        space.apply(&state);
-        space.xdp(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame());
-        without_backends(space);
+    on_a_node(|node| {
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&state);
+        node.xdp(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame());
+        without_backends(node);
         let data = Packet::tcp(arriving(), CLIENT, frontend(WEB), ACK).frame();
-        let output = space.xdp(&data);
+        let output = node.xdp(&data);
         assert_eq!(output.verdict, XDP_TX);
         check_frame(&output.frame, &reset(0x0506_0708, 0, RST));
         let over = Packet::tcp(arriving(), CLIENT, frontend(WEB), RST).frame();
-        assert_eq!(space.xdp(&over).verdict, XDP_DROP);
-        assert_eq!(space.tc_uplink(&over).verdict, TC_SHOT);
+        assert_eq!(node.xdp(&over).verdict, XDP_DROP);
+        assert_eq!(node.tc_uplink(&over).verdict, TC_SHOT);
         assert_eq!(
-            space.drops(),
+            node.drops(),
             counted(&[("xdp", "backend_gone", 2), ("tc_uplink", "backend_gone", 1)])
         );
     });
@@ -144,46 +142,46 @@ fn a_connection_whose_backend_is_gone_is_reset_but_a_reset_is_not_answered() {
 
 #[test]
 fn a_container_whose_answer_does_not_fit_into_the_tunnel_is_told() {
-    in_space(|space| {
-        let state = space.serving(space.local());
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(node.local());
+        node.apply(&state);
         let inner = Packet::udp(arriving(), CLIENT, SocketAddrV4::new(PEER, DNS.port));
-        space.tc_uplink(&from_peer(DNS, FORWARD).around(&inner));
+        node.tc_uplink(&from_peer(DNS, FORWARD).around(&inner));
         let answer = |payload| {
             Packet::udp(out_of_container(), target(DNS), CLIENT)
                 .with_payload(payload)
                 .frame()
         };
-        assert_eq!(space.tc_container(&answer(1452 - 28)).frame.len(), 14 + 1500);
+        assert_eq!(node.tc_container(&answer(1452 - 28)).frame.len(), 14 + 1500);
         let large = answer(1452 - 27);
-        let output = space.tc_container(&large);
+        let output = node.tc_container(&large);
         assert_eq!(output.verdict, TC_REDIRECT);
         check_frame(&output.frame, &unreachable(4, 1452, &large));
-        assert_eq!(space.drops(), counted(&[("tc_container", "too_big", 1)]));
+        assert_eq!(node.drops(), counted(&[("tc_container", "too_big", 1)]));
     });
 }
 
 #[test]
 fn what_does_not_fit_into_the_tunnel_is_said_so() {
-    in_space(|space| {
-        let state = space.serving(Location::Remote(PEER));
-        space.apply(&state);
+    on_a_node(|node| {
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&state);
         let datagram = |payload| {
             Packet::udp(arriving(), CLIENT, frontend(DNS))
                 .with_payload(payload)
                 .frame()
         };
-        assert_eq!(space.xdp(&datagram(1452 - 28)).frame.len(), 14 + 1500);
+        assert_eq!(node.xdp(&datagram(1452 - 28)).frame.len(), 14 + 1500);
         let large = datagram(1452 - 27);
         let expected = unreachable(4, 1452, &large);
-        let by_xdp = space.xdp(&large);
+        let by_xdp = node.xdp(&large);
         assert_eq!(by_xdp.verdict, XDP_TX);
         check_frame(&by_xdp.frame, &expected);
-        let by_tc = space.tc_uplink(&large);
+        let by_tc = node.tc_uplink(&large);
         assert_eq!(by_tc.verdict, TC_REDIRECT);
         check_frame(&by_tc.frame, &expected);
         assert_eq!(
-            space.drops(),
+            node.drops(),
             counted(&[("xdp", "too_big", 1), ("tc_uplink", "too_big", 1)])
         );
     });

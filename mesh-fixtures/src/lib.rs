@@ -1,0 +1,8 @@
+//! A node with the data path loaded, and frames to feed it: for the agent's tests and benchmarks.
+//!
+//! A failure panics, as it does in the tests that use this.
+
+pub mod cluster;
+pub mod frames;
+pub mod node;
+pub mod run;
