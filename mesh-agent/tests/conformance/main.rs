@@ -1,13 +1,13 @@
-//! What every data path must do, told as stories and run against each of them on the running kernel.
+//! What every data path must do, as stories that are run against each of them on this kernel.
 //!
-//! `cargo test -p mesh-agent --test conformance` tries every data path meant for this kernel;
-//! `MESH_DATAPATHS=ebpf-tc,ipvs` (or one name as an argument) exactly those, and one that does not work
-//! here fails. No engine is needed: nodes, containers and the client are network namespaces, the cluster is
-//! made up by each story, and between them stand the agent's own model, plan and data path. Needs root,
-//! iproute2, iptables, nftables, ethtool, and an agent built with its eBPF object.
+//! `cargo test -p mesh-agent --test conformance` runs every data path meant for this kernel;
+//! `MESH_DATAPATHS=ebpf-tc,ipvs` (or one name as an argument) runs exactly those, and one that does not work here
+//! fails. No Docker engine is needed: nodes, containers and the client are network namespaces, each story makes up its
+//! cluster, and the agent's own model, plan and data path do the rest. Needs root, iproute2, iptables, nftables,
+//! ethtool, and an agent built with its eBPF object.
 //!
-//! Beside the stories stand `rungs` (what is tried, and where data paths may differ), `world` (nodes and
-//! wire), `mesh` (the data paths), `talk` (servers and clients), `state` (what can be seen of a node).
+//! `rungs` lists what is tried, and where data paths may differ; `world` makes the nodes and the wire, `mesh` runs the
+//! data paths, `talk` has servers and clients, `state` reads what a node has in its kernel.
 
 use std::{
     process::ExitCode,
@@ -20,23 +20,23 @@ use libtest_mimic::{Arguments, Trial};
 
 use crate::{
     mesh::Mesh,
+    netns::OwnCgroup,
     rungs::Rung,
-    space::Corner,
     stories::{STORIES, Story},
     world::World,
 };
 
 mod mesh;
+mod netns;
 mod rungs;
-mod space;
 mod state;
 mod stories;
 mod talk;
 mod world;
 
-/// What the stories share: they happen one after the other.
-struct Stage {
-    corner: Corner,
+/// What the stories share. They run one after the other.
+struct Fixture {
+    cgroup: OwnCgroup,
     /// Made by the first story, and again after one that has failed.
     world: Option<World>,
 }
@@ -51,41 +51,45 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let corner = if arguments.list { None } else { Some(Corner::new()) };
-    let corner = match corner.transpose() {
-        Ok(corner) => corner,
+    let cgroup = if arguments.list {
+        None
+    } else {
+        Some(OwnCgroup::new())
+    };
+    let cgroup = match cgroup.transpose() {
+        Ok(cgroup) => cgroup,
         Err(error) => {
             eprintln!("{error:#}");
             return ExitCode::FAILURE;
         }
     };
-    let stage = Arc::new(Mutex::new(corner.map(|corner| Stage { corner, world: None })));
+    let fixture = Arc::new(Mutex::new(cgroup.map(|cgroup| Fixture { cgroup, world: None })));
     let trials = rungs
         .iter()
         .flat_map(|rung| STORIES.iter().map(move |story| (*rung, story)))
         .map(|(rung, story)| {
-            let stage = Arc::clone(&stage);
+            let fixture = Arc::clone(&fixture);
             Trial::test(format!("{}::{}", rung.name, story.name), move || {
-                // A story that panicked leaves the stage to the next one.
-                let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-                let stage = stage.as_mut().ok_or("there is no stage to list stories on")?;
-                tell(stage, rung, story).map_err(|error| whole(&error).into())
+                // A story that panicked leaves the fixture to the next one.
+                let mut fixture = fixture.lock().unwrap_or_else(PoisonError::into_inner);
+                let fixture = fixture.as_mut().ok_or("stories are only listed")?;
+                run_story(fixture, rung, story).map_err(|error| whole(&error).into())
             })
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(stage.lock().unwrap_or_else(PoisonError::into_inner).take());
+    drop(fixture.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit_code()
 }
 
-fn tell(stage: &mut Stage, rung: &'static Rung, story: &Story) -> Result<()> {
-    // Taken out while the story is told: a failure throws it away, with all that is left in it.
-    let world = match stage.world.take().filter(|_| !story.untouched) {
+fn run_story(fixture: &mut Fixture, rung: &'static Rung, story: &Story) -> Result<()> {
+    // Taken out meanwhile: after a failure it is thrown away, with all that is left in it.
+    let world = match fixture.world.take().filter(|_| !story.untouched) {
         Some(world) => world,
         None => World::new().context("could not make the nodes")?,
     };
-    let mut mesh = Mesh::new(&world, rung, &stage.corner.cgroup);
-    match (story.tell)(&mut mesh) {
+    let mut mesh = Mesh::new(&world, rung, &fixture.cgroup.path);
+    match (story.run)(&mut mesh) {
         Ok(()) => mesh.stop()?,
         Err(error) => {
             let evidence = mesh.evidence();
@@ -93,7 +97,7 @@ fn tell(stage: &mut Stage, rung: &'static Rung, story: &Story) -> Result<()> {
         }
     }
     drop(mesh);
-    stage.world = Some(world);
+    fixture.world = Some(world);
     Ok(())
 }
 
@@ -102,10 +106,10 @@ fn whole(error: &anyhow::Error) -> String {
     error.chain().map(|cause| format!("{cause}\n")).collect()
 }
 
-/// Tries until it works.
+/// Tries until it succeeds.
 ///
 /// # Errors
-/// The last attempt's, when time is up.
+/// The last attempt's error, at the time limit.
 fn until<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {

@@ -1,5 +1,5 @@
-//! The rungs of the ladder of data paths, and what each of them can do. The only place that tells one
-//! data path from another.
+//! The rungs of the ladder of data paths, and what each of them can do. The only file that names the kinds of data
+//! paths.
 
 use std::{fs, path::Path};
 
@@ -15,19 +15,18 @@ use mesh_agent::{
 
 use crate::mesh::SERVICE_ADDRESS;
 
-/// The UDP port that nodes speak to each other by.
+/// The UDP port of the tunnel between nodes.
 const TUNNEL_PORT: u16 = 6081;
 
 /// One way to move packets.
 #[derive(Debug)]
 pub(crate) struct Rung {
-    /// Its name on the command line, in `MESH_DATAPATHS` and before its stories.
+    /// Its name on the command line and in `MESH_DATAPATHS`, and the first part of its stories' names.
     pub(crate) name: &'static str,
     kind: Kind,
     /// The kernels it is meant for.
-    meant: Meant,
-    /// What it can do.
-    pub(crate) can: Capabilities,
+    kernels: Kernels,
+    pub(crate) capabilities: Capabilities,
 }
 
 #[derive(Debug)]
@@ -35,28 +34,28 @@ enum Kind {
     Ebpf {
         xdp: XdpChoice,
         tc: TcChoice,
-        shown: Mode,
+        mode: Mode,
     },
     Ipvs,
 }
 
-/// Which kernels must run a rung when nobody says which to try.
+/// Which kernels must run a rung, unless the rungs to run are named.
 #[derive(Debug)]
-enum Meant {
+enum Kernels {
     /// All from this version on.
     Since(u32, u32),
     /// Those that were built with a module.
     WithModule(&'static str),
 }
 
-/// Where data paths may differ. Whatever is not in this table must be the same on all of them.
+/// Where data paths may differ. What is not in this table must be the same on all of them.
 #[derive(Debug)]
 pub(crate) struct Capabilities {
     /// A replica on another node sees the client's own address, not the entry node's.
     pub(crate) shows_clients_to_remote_replicas: bool,
-    /// The orders of choice it knows.
+    /// The balancing algorithms it has.
     pub(crate) algorithms: &'static [Algorithm],
-    /// Whether clients can be kept at their replica.
+    /// Whether a client can be kept at its replica.
     pub(crate) affinity: bool,
 }
 
@@ -79,51 +78,51 @@ pub(crate) const LADDER: &[Rung] = &[
         kind: Kind::Ebpf {
             xdp: XdpChoice::Native,
             tc: TcChoice::Tcx,
-            shown: Mode::XdpNative,
+            mode: Mode::XdpNative,
         },
-        meant: Meant::Since(6, 6),
-        can: EBPF,
+        kernels: Kernels::Since(6, 6),
+        capabilities: EBPF,
     },
     Rung {
         name: "ebpf-native-clsact",
         kind: Kind::Ebpf {
             xdp: XdpChoice::Native,
             tc: TcChoice::Clsact,
-            shown: Mode::XdpNative,
+            mode: Mode::XdpNative,
         },
-        meant: Meant::Since(5, 15),
-        can: EBPF,
+        kernels: Kernels::Since(5, 15),
+        capabilities: EBPF,
     },
     Rung {
         name: "ebpf-generic-clsact",
         kind: Kind::Ebpf {
             xdp: XdpChoice::Generic,
             tc: TcChoice::Clsact,
-            shown: Mode::XdpGeneric,
+            mode: Mode::XdpGeneric,
         },
-        meant: Meant::Since(5, 15),
-        can: EBPF,
+        kernels: Kernels::Since(5, 15),
+        capabilities: EBPF,
     },
     Rung {
         name: "ebpf-tc",
         kind: Kind::Ebpf {
             xdp: XdpChoice::Off,
             tc: TcChoice::Auto,
-            shown: Mode::Tc,
+            mode: Mode::Tc,
         },
-        meant: Meant::Since(5, 15),
-        can: EBPF,
+        kernels: Kernels::Since(5, 15),
+        capabilities: EBPF,
     },
     Rung {
         name: "ipvs",
         kind: Kind::Ipvs,
-        meant: Meant::WithModule("ip_vs"),
-        can: IPVS,
+        kernels: Kernels::WithModule("ip_vs"),
+        capabilities: IPVS,
     },
 ];
 
 impl Rung {
-    /// What nodes announce when they run it.
+    /// The data-path state that nodes on it announce.
     pub(crate) fn node_datapath(&self) -> NodeDatapath {
         match self.kind {
             Kind::Ebpf { .. } => NodeDatapath::Ebpf,
@@ -131,7 +130,7 @@ impl Rung {
         }
     }
 
-    /// Whether local processes' connections need the device mesh0.
+    /// Whether connections of local processes need the device mesh0.
     pub(crate) fn needs_mesh0(&self) -> bool {
         match self.kind {
             Kind::Ebpf { .. } => true,
@@ -139,7 +138,7 @@ impl Rung {
         }
     }
 
-    /// Whether it works by the kernel's virtual services, beside which others may have theirs.
+    /// Whether it uses IPVS's virtual services, of which other programs may have their own.
     pub(crate) fn has_virtual_services(&self) -> bool {
         match self.kind {
             Kind::Ebpf { .. } => false,
@@ -147,15 +146,15 @@ impl Rung {
         }
     }
 
-    /// What each uplink must say it runs on.
+    /// The mode that each uplink must report.
     pub(crate) fn mode(&self) -> Mode {
         match self.kind {
-            Kind::Ebpf { shown, .. } => shown,
+            Kind::Ebpf { mode, .. } => mode,
             Kind::Ipvs => Mode::Ipvs,
         }
     }
 
-    /// Loads the data path into this thread's network namespace, adopting what is there.
+    /// Loads the data path into this thread's network namespace, and adopts what is there.
     pub(crate) fn load(&self, cgroup: &Path) -> Result<Box<dyn Datapath>> {
         match self.kind {
             Kind::Ebpf { xdp, tc, .. } => {
@@ -168,7 +167,7 @@ impl Rung {
                     geneve_port: TUNNEL_PORT,
                     service_address: SERVICE_ADDRESS,
                     netns_cookie: mesh_agent::host_facts::own_netns_cookie()
-                        .context("the kernel does not tell its network namespaces' cookies")?,
+                        .context("the kernel does not report the cookies of network namespaces")?,
                 };
                 Ok(Box::new(EbpfDatapath::load(options)?))
             }
@@ -181,8 +180,8 @@ impl Rung {
     }
 }
 
-/// The rungs to try: those asked for by `MESH_DATAPATHS` or named on the command line, whether this kernel has them or
-/// not, else those meant for this kernel.
+/// The rungs to run: those named by `MESH_DATAPATHS` or on the command line, whether this kernel has them or not;
+/// otherwise those meant for this kernel.
 pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
     if let Ok(names) = std::env::var("MESH_DATAPATHS") {
         return names.split(',').map(|name| by_name(name.trim())).collect();
@@ -193,9 +192,9 @@ pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
     let names = nix::sys::utsname::uname()?;
     let release = names.release().to_string_lossy();
     let kernel = version(&release)?;
-    let is_meant = |rung: &&Rung| match rung.meant {
-        Meant::Since(major, minor) => kernel >= (major, minor),
-        Meant::WithModule(name) => has_module(&release, name),
+    let is_meant = |rung: &&Rung| match rung.kernels {
+        Kernels::Since(major, minor) => kernel >= (major, minor),
+        Kernels::WithModule(name) => has_module(&release, name),
     };
     Ok(LADDER.iter().filter(is_meant).collect())
 }
@@ -219,7 +218,7 @@ fn version(release: &str) -> Result<(u32, u32)> {
         .with_context(|| format!("the kernel's release is `{release}`"))
 }
 
-/// Whether a module is part of the kernel, or can be loaded into it.
+/// Whether a module is built into the kernel, or can be loaded.
 fn has_module(release: &str, name: &str) -> bool {
     let file = format!("/{name}.ko");
     ["modules.builtin", "modules.dep"].iter().any(|list| {

@@ -1,21 +1,20 @@
-//! All that can be seen of a node from outside of the mesh, as text that two moments can be compared by.
-//! Depends on `space`.
+//! What a node has in its kernel, as text, to be compared between two moments. Depends on `netns`.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use crate::space::{Space, run};
+use crate::netns::{Netns, run};
 
-/// A node's interfaces, addresses, routes, rules, neighbours, filters, tables, virtual services, settings and
-/// pins, without what changes by itself. One fact a line.
-pub(crate) fn state(space: &Space) -> Result<Vec<String>> {
-    space
-        .enter(look)
-        .with_context(|| format!("could not look at {}", space.name))
+/// A node's interfaces, addresses, routes, rules, neighbours, filters, tables, virtual services, settings and pins, one
+/// on each line, without what changes by itself.
+pub(crate) fn state(netns: &Netns) -> Result<Vec<String>> {
+    netns
+        .enter(read_state)
+        .with_context(|| format!("could not read the state of {}", netns.name))
 }
 
-/// What was there and is not now, and what is there now and was not.
+/// The lines that are gone, and those that are new.
 pub(crate) fn difference(before: &[String], after: &[String]) -> String {
     let lost = before.iter().filter(|line| !after.contains(line));
     let found = after.iter().filter(|line| !before.contains(line));
@@ -24,7 +23,7 @@ pub(crate) fn difference(before: &[String], after: &[String]) -> String {
         .collect()
 }
 
-fn look() -> Result<Vec<String>> {
+fn read_state() -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut add = |what: &str, text: &str| {
         lines.extend(
@@ -54,7 +53,7 @@ fn look() -> Result<Vec<String>> {
     );
     add("qdisc", &run("tc", &["qdisc", "show"])?);
     for device in devices(&links) {
-        // Refused where there is no such qdisc.
+        // Fails without such a qdisc.
         for hook in ["ingress", "egress"] {
             if let Ok(filters) = run("tc", &["filter", "show", "dev", &device, hook]) {
                 add(&format!("filter {device} {hook}"), &filters);
@@ -65,7 +64,7 @@ fn look() -> Result<Vec<String>> {
         add("ipvs", &without_connections(&services));
     }
     walk(Path::new("/proc/sys/net"), &mut |path| {
-        // Write-only and counting ones tell nothing.
+        // Some are write-only, and some are counters.
         if let Ok(value) = fs::read_to_string(path)
             && !path.ends_with("nf_conntrack_count")
         {
@@ -73,7 +72,7 @@ fn look() -> Result<Vec<String>> {
         }
     });
     walk(Path::new("/sys/fs/bpf"), &mut |path| {
-        // The kernel puts those into every bpf file system by itself.
+        // The kernel itself puts `maps.debug` and `progs.debug` into every bpf file system.
         if path.extension().is_none_or(|extension| extension != "debug") {
             add("pin", &path.display().to_string());
         }
@@ -89,7 +88,7 @@ fn devices(links: &str) -> Vec<String> {
         .collect()
 }
 
-/// `gc_timer 123.45` and the like run by themselves.
+/// Leaves out `gc_timer 123.45` and the like.
 fn without_timers(links: &str) -> String {
     let mut text = String::new();
     for line in links.lines() {
@@ -107,7 +106,7 @@ fn without_timers(links: &str) -> String {
     text
 }
 
-/// Destinations end in two columns with their connections.
+/// Leaves out the last two columns of destinations, which count their connections.
 fn without_connections(services: &str) -> String {
     services
         .lines()

@@ -1,5 +1,4 @@
-//! The conversations of the stories: small TCP and UDP servers, and their clients. Knows nothing of the
-//! mesh.
+//! The servers and clients of the stories, by TCP and UDP. Knows nothing of the mesh.
 
 use std::{
     collections::BTreeMap,
@@ -16,40 +15,39 @@ use std::{
 use anyhow::{Context, Result};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::space::Space;
+use crate::netns::Netns;
 
-/// The port every server answers TCP on.
+/// The TCP port of every server.
 pub(crate) const TCP_PORT: u16 = 80;
-/// The port every server answers UDP on.
+/// The UDP port of every server.
 pub(crate) const UDP_PORT: u16 = 53;
-/// How long a client waits for an answer. Generous, for emulated machines; nothing that works takes it.
+/// How long a client waits for an answer. Generous, for emulated machines: only failures take that long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a UDP server looks whether it should end.
-const LOOK: Duration = Duration::from_millis(200);
-
-/// Answers in one namespace, with its name and what it sees of the client.
+/// Answers in one namespace, with its name and the client's address as it sees it.
 pub(crate) struct Server {
     listener: TcpListener,
+    datagrams: UdpSocket,
     ended: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Server {
     /// Starts answering.
-    pub(crate) fn start(space: &Space, name: &str) -> Result<Self> {
-        let (listener, datagrams) = space.enter(|| -> io::Result<_> {
+    pub(crate) fn start(netns: &Netns, name: &str) -> Result<Self> {
+        let (listener, datagrams) = netns.enter(|| -> io::Result<_> {
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, TCP_PORT))?;
             Ok((listener, UdpSocket::bind((Ipv4Addr::UNSPECIFIED, UDP_PORT))?))
         })?;
         let ended = Arc::new(AtomicBool::new(false));
         let accepting = listener.try_clone()?;
-        datagrams.set_read_timeout(Some(LOOK))?;
+        let receiving = datagrams.try_clone()?;
         let (named, end) = (name.to_owned(), Arc::clone(&ended));
         let tcp = thread::spawn(move || accept(&accepting, &named));
         let named = name.to_owned();
-        let udp = thread::spawn(move || echo(&datagrams, &named, &end));
+        let udp = thread::spawn(move || echo(&receiving, &named, &end));
         Ok(Self {
             listener,
+            datagrams,
             ended,
             threads: vec![tcp, udp],
         })
@@ -59,8 +57,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // Ends the waiting accept; connections end with their clients.
+        // Ends `accept` and `recv_from`, the latter although it returns an error: the socket is not connected.
+        // Connections end with their clients.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+        let _ = SockRef::from(&self.datagrams).shutdown(Shutdown::Both);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -74,10 +74,10 @@ fn accept(listener: &TcpListener, name: &str) {
     }
 }
 
-/// One connection: `who` is answered with name and peer, `get N` with N bytes, `put N` and N bytes with
-/// how many of them were as they should be.
+/// One connection: answers `who` with name and peer, `get N` with N bytes, `put N` and N bytes with how many of them
+/// are right.
 fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
-    // Should the client vanish, this thread does so too.
+    // Ends this thread if the client vanishes.
     stream.set_read_timeout(Some(PATIENCE * 90))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
@@ -108,27 +108,27 @@ fn number(text: &str) -> io::Result<usize> {
     text.parse().map_err(io::Error::other)
 }
 
-/// Bytes whose order shows; the period is prime, so that no lost segment goes unseen.
+/// Bytes in a known order; the period is prime, so that a lost segment is noticed.
 fn pattern(count: usize) -> Vec<u8> {
-    (0..count).map(|place| (place % 251) as u8).collect()
+    (0..count).map(|index| (index % 251) as u8).collect()
 }
 
 fn echo(socket: &UdpSocket, name: &str, ended: &AtomicBool) {
     let mut buffer = [0; 2048];
     while !ended.load(Ordering::Relaxed) {
-        // Errors are those of clients that have gone.
+        // Errors are about clients that are gone.
         if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(format!("{name} {peer}").as_bytes(), peer);
         }
     }
 }
 
-/// What a server said.
+/// A server's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// The server's name.
     pub(crate) replica: String,
-    /// Who the server thinks it talks to.
+    /// The client's address as the server sees it.
     pub(crate) seen: SocketAddrV4,
 }
 
@@ -142,24 +142,24 @@ impl Answer {
                     seen: seen.parse().ok()?,
                 })
             })
-            .ok_or_else(|| io::Error::other(format!("the server said `{text}`")))
+            .ok_or_else(|| io::Error::other(format!("the server answered `{text}`")))
     }
 }
 
-/// A TCP connection that is kept.
-pub(crate) struct Conversation {
+/// A TCP connection that stays open.
+pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
 }
 
-impl Conversation {
-    /// Connects from anywhere.
-    pub(crate) fn open(space: &Space, target: SocketAddrV4) -> io::Result<Self> {
-        Self::open_from(space, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), target)
+impl Connection {
+    /// Connects from any address and port.
+    pub(crate) fn open(netns: &Netns, target: SocketAddrV4) -> io::Result<Self> {
+        Self::open_from(netns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), target)
     }
 
-    /// Connects from a chosen address and port; 0 where it does not matter.
-    pub(crate) fn open_from(space: &Space, source: SocketAddrV4, target: SocketAddrV4) -> io::Result<Self> {
-        space.enter(|| {
+    /// Connects from an address and a port; 0 is any port.
+    pub(crate) fn open_from(netns: &Netns, source: SocketAddrV4, target: SocketAddrV4) -> io::Result<Self> {
+        netns.enter(|| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.bind(&source.into())?;
@@ -172,13 +172,13 @@ impl Conversation {
         })
     }
 
-    /// Asks who answers.
+    /// Asks for the server's name.
     pub(crate) fn ask(&mut self) -> io::Result<Answer> {
         self.write(b"who\n")?;
         Answer::parse(&self.line()?)
     }
 
-    /// Fetches bytes; returns how many were as they should be.
+    /// Downloads bytes; returns how many are right.
     pub(crate) fn download(&mut self, count: usize) -> io::Result<usize> {
         self.write(format!("get {count}\n").as_bytes())?;
         let mut bytes = vec![0; count];
@@ -190,14 +190,14 @@ impl Conversation {
             .count())
     }
 
-    /// Sends bytes; returns how many the server found to be as they should be.
+    /// Uploads bytes; returns how many are right at the server.
     pub(crate) fn upload(&mut self, count: usize) -> io::Result<usize> {
         self.write(format!("put {count}\n").as_bytes())?;
         self.write(&pattern(count))?;
         number(self.line()?.trim_end())
     }
 
-    /// Ends it by a reset, so that its port is free at once.
+    /// Closes it with a reset, which frees its port at once.
     pub(crate) fn abort(self) -> io::Result<()> {
         SockRef::from(self.reader.get_ref()).set_linger(Some(Duration::ZERO))
     }
@@ -215,22 +215,22 @@ impl Conversation {
     }
 }
 
-/// A UDP socket on a port that none has had for long: a port used again within half a minute is the same flow to
-/// a data path, and a chance one would be used again now and then.
+/// A UDP socket on a port that has not been used for a while: to a data path, a port that is used again within half a
+/// minute is the same flow, and random ports repeat now and then.
 fn fresh_datagram_socket() -> io::Result<UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000;
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
 }
 
-/// Asks once, by a TCP connection of its own.
-pub(crate) fn ask(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
-    Conversation::open(space, target)?.ask()
+/// Asks once, over a new TCP connection.
+pub(crate) fn ask(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
+    Connection::open(netns, target)?.ask()
 }
 
-/// Asks once, by a datagram from a port of its own; the answer must come from where it was asked.
-pub(crate) fn ask_by_datagram(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
-    space.enter(|| {
+/// Asks once, with a datagram from a new port; the answer must come from the address that was asked.
+pub(crate) fn ask_by_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
+    netns.enter(|| {
         let socket = fresh_datagram_socket()?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"who", target)?;
@@ -243,10 +243,10 @@ pub(crate) fn ask_by_datagram(space: &Space, target: SocketAddrV4) -> io::Result
     })
 }
 
-/// The same by a connected socket, which is told of refusals. The question is no shorter than what an ICMP
-/// error quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
-pub(crate) fn ask_by_connected_datagram(space: &Space, target: SocketAddrV4) -> io::Result<Answer> {
-    space.enter(|| {
+/// The same from a connected socket, which receives ICMP errors. The question is no shorter than what an ICMP error
+/// quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
+pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
+    netns.enter(|| {
         let socket = fresh_datagram_socket()?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(target)?;
@@ -257,7 +257,7 @@ pub(crate) fn ask_by_connected_datagram(space: &Space, target: SocketAddrV4) -> 
     })
 }
 
-/// How many answers each replica gives.
+/// How many requests each replica answered.
 pub(crate) fn spread(
     count: usize,
     mut ask: impl FnMut() -> io::Result<Answer>,

@@ -1,6 +1,6 @@
-//! Two nodes on a wire with a client, and on each what Docker would have there: a bridge with containers,
-//! rules that drop what is not theirs, and a mesh of its own that leads nowhere. Depends on `space` and
-//! `talk`; knows nothing of our mesh.
+//! Two nodes and a client on a wire, and on each node what Docker would have there: a bridge with containers, rules
+//! that drop what is not theirs, and a mesh of Docker's own that leads nowhere. Depends on `netns` and `talk`; knows
+//! nothing of our mesh.
 
 use std::{
     fmt::Write,
@@ -15,7 +15,7 @@ use mesh_support::xdp_pass;
 use nix::net::if_::if_nametoindex;
 
 use crate::{
-    space::Space,
+    netns::Netns,
     talk::{PATIENCE, Server, TCP_PORT, UDP_PORT, ask},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 200);
 /// Another address of the client.
 pub(crate) const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 201);
-/// The nodes' end of Docker's bridge, the same on every node.
+/// The address of Docker's bridge, the same on every node.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 /// MTU of all interfaces, bytes.
 pub(crate) const MTU: u32 = 1500;
@@ -34,13 +34,13 @@ pub(crate) const CLAIMED_TCP: u16 = 9200;
 /// The same by UDP.
 pub(crate) const CLAIMED_UDP: u16 = 9201;
 
-/// Containers of each node. Names end in the number of their node; `x1` and `x2` only ask.
+/// The containers of each node. Names end in the node's number; `x1` and `x2` are clients only.
 const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1"], &["a2", "b2", "x2"]];
 
-/// Everything that the stories happen in.
+/// All namespaces, connected.
 pub(crate) struct World {
-    _wire: Space,
-    pub(crate) client: Space,
+    _wire: Netns,
+    pub(crate) client: Netns,
     pub(crate) nodes: Vec<Node>,
     _client_end: OwnedFd,
     _client_server: Server,
@@ -48,7 +48,7 @@ pub(crate) struct World {
 
 /// A machine of the cluster.
 pub(crate) struct Node {
-    pub(crate) space: Space,
+    pub(crate) netns: Netns,
     pub(crate) address: Ipv4Addr,
     pub(crate) uplink: HostInterface,
     pub(crate) gateway_mac: MacAddress,
@@ -60,7 +60,7 @@ pub(crate) struct Node {
 /// A container.
 pub(crate) struct Container {
     pub(crate) name: &'static str,
-    pub(crate) space: Space,
+    pub(crate) netns: Netns,
     /// Its address on Docker's bridge.
     pub(crate) address: Ipv4Addr,
     pub(crate) mac: MacAddress,
@@ -70,16 +70,16 @@ pub(crate) struct Container {
 }
 
 impl World {
-    /// Makes it; what takes long is the programs that do.
+    /// Makes them.
     pub(crate) fn new() -> Result<Self> {
-        let wire = Space::new("wire")?;
-        wire.feed(
+        let wire = Netns::new("wire")?;
+        wire.run_with_input(
             "ip",
             &["-batch", "-"],
             "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
              address add 10.99.0.254/24 dev br0\nlink set br0 up\n",
         )?;
-        let client = Space::new("client")?;
+        let client = Netns::new("client")?;
         let client_end = plug(&wire, &client, &[CLIENT, OTHER_CLIENT])?;
         let nodes = (1..=2_u8)
             .zip(CONTAINERS)
@@ -110,7 +110,7 @@ impl World {
             .unwrap_or_else(|| panic!("there is no container {name}"))
     }
 
-    /// A bridge may take a moment before it forwards.
+    /// A bridge may need a moment before it forwards.
     fn wait_until_the_wire_carries(&self) -> Result<()> {
         for node in &self.nodes {
             crate::until("the client reaches the nodes", PATIENCE, || {
@@ -122,13 +122,13 @@ impl World {
 }
 
 impl Node {
-    fn new(wire: &Space, number: u8, names: &[&'static str]) -> Result<Self> {
-        let space = Space::new(&format!("node{number}"))?;
+    fn new(wire: &Netns, number: u8, names: &[&'static str]) -> Result<Self> {
+        let netns = Netns::new(&format!("node{number}"))?;
         let address = Ipv4Addr::new(10, 99, 0, number);
-        let end = plug(wire, &space, &[address])?;
+        let end = plug(wire, &netns, &[address])?;
         let mac = MacAddress([2, 0x99, 0, 0, 0, number]);
         let gateway_mac = MacAddress([2, 0x42, 0, 0, 0, number]);
-        space.feed(
+        netns.run_with_input(
             "ip",
             &["-batch", "-"],
             &format!(
@@ -136,20 +136,20 @@ impl Node {
                  address add {GATEWAY}/16 dev {BRIDGE}\nlink set {BRIDGE} up\n"
             ),
         )?;
-        space.set("ipv4/ip_forward", "1")?;
-        if space.enter(|| Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()) {
-            space.set("bridge/bridge-nf-call-iptables", "1")?;
+        netns.sysctl("ipv4/ip_forward", "1")?;
+        if netns.enter(|| Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()) {
+            netns.sysctl("bridge/bridge-nf-call-iptables", "1")?;
         }
-        space.feed("iptables-restore", &["--wait"], &docker_rules())?;
+        netns.run_with_input("iptables-restore", &["--wait"], &docker_rules())?;
         let containers = (2..)
             .zip(names)
-            .map(|(host, name)| Container::new(&space, host, name))
+            .map(|(host, name)| Container::new(&netns, host, name))
             .collect::<Result<_>>()?;
-        let index = space.enter(|| if_nametoindex("eth0"))?;
+        let index = netns.enter(|| if_nametoindex("eth0"))?;
         Ok(Self {
             _end: end,
-            _server: Server::start(&space, &format!("node{number}"))?,
-            space,
+            _server: Server::start(&netns, &format!("node{number}"))?,
+            netns,
             address,
             uplink: HostInterface { index, mac, mtu: MTU },
             gateway_mac,
@@ -159,21 +159,21 @@ impl Node {
 }
 
 impl Container {
-    fn new(node: &Space, host: u8, name: &'static str) -> Result<Self> {
-        let space = Space::new(name)?;
+    fn new(node: &Netns, host: u8, name: &'static str) -> Result<Self> {
+        let netns = Netns::new(name)?;
         let address = Ipv4Addr::new(172, 18, 0, host);
         let mac = MacAddress([2, 0x42, 172, 18, 0, host]);
         let veth = format!("veth{name}");
-        node.feed(
+        node.run_with_input(
             "ip",
             &["-batch", "-"],
             &format!(
                 "link add {veth} type veth peer name eth0 address {mac} netns {}\n\
                  link set {veth} master {BRIDGE}\nlink set {veth} up\n",
-                space.network_path()
+                netns.network_path()
             ),
         )?;
-        space.feed(
+        netns.run_with_input(
             "ip",
             &["-batch", "-"],
             &format!(
@@ -181,25 +181,25 @@ impl Container {
             ),
         )?;
         Ok(Self {
-            _server: Server::start(&space, name)?,
+            _server: Server::start(&netns, name)?,
             host_interface: node.enter(|| if_nametoindex(veth.as_str()))?,
             name,
-            space,
+            netns,
             address,
             mac,
         })
     }
 }
 
-/// Plugs a namespace into the wire by its `eth0`; what is returned keeps the wire's end awake.
-fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<OwnedFd> {
-    let name = &space.name;
-    wire.feed(
+/// Connects a namespace to the wire by its `eth0`, until the returned XDP link is closed.
+fn plug(wire: &Netns, netns: &Netns, addresses: &[Ipv4Addr]) -> Result<OwnedFd> {
+    let name = &netns.name;
+    wire.run_with_input(
         "ip",
         &["-batch", "-"],
         &format!(
             "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0\nlink set {name} up\n",
-            space.network_path()
+            netns.network_path()
         ),
     )?;
     let mut script = String::new();
@@ -207,20 +207,20 @@ fn plug(wire: &Space, space: &Space, addresses: &[Ipv4Addr]) -> Result<OwnedFd> 
         let _ = writeln!(script, "address add {address}/24 dev eth0");
     }
     script.push_str("link set eth0 up\nroute add default via 10.99.0.254\n");
-    space.feed("ip", &["-batch", "-"], &script)?;
-    // A real wire carries finished checksums, and takes what XDP sends at once.
-    for (space, device) in [(wire, name.as_str()), (space, "eth0")] {
-        space.run("ethtool", &["-K", device, "tx", "off"])?;
+    netns.run_with_input("ip", &["-batch", "-"], &script)?;
+    // A real wire carries finished checksums, and delivers what XDP sends at once.
+    for (netns, device) in [(wire, name.as_str()), (netns, "eth0")] {
+        netns.run("ethtool", &["-K", device, "tx", "off"])?;
     }
     wire.enter(|| xdp_pass::attach(if_nametoindex(name.as_str())?))
         .with_context(|| format!("could not put an XDP program on the wire's end to {name}"))
 }
 
-/// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): nothing is forwarded that
-/// its bridge has no part in, containers of the bridge do not speak to each other, and its own mesh gets the
-/// published ports. That leads to an address where nobody is, so whatever answers is not Docker's mesh.
+/// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): only packets from or to its bridge are
+/// forwarded, containers on the bridge cannot reach each other, and published ports go to its own mesh. Here that is
+/// an unused address, so an answer never comes from Docker's mesh.
 fn docker_rules() -> String {
-    let dead = "172.18.255.254";
+    let unused = "172.18.255.254";
     format!(
         "*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\n\
          -A FORWARD -o {BRIDGE} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
@@ -230,8 +230,8 @@ fn docker_rules() -> String {
          -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n\
          -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n\
          -A POSTROUTING -s 172.18.0.0/16 ! -o {BRIDGE} -j MASQUERADE\n\
-         -A DOCKER-INGRESS -p tcp -m tcp --dport {CLAIMED_TCP} -j DNAT --to-destination {dead}:{TCP_PORT}\n\
-         -A DOCKER-INGRESS -p udp -m udp --dport {CLAIMED_UDP} -j DNAT --to-destination {dead}:{UDP_PORT}\n\
+         -A DOCKER-INGRESS -p tcp -m tcp --dport {CLAIMED_TCP} -j DNAT --to-destination {unused}:{TCP_PORT}\n\
+         -A DOCKER-INGRESS -p udp -m udp --dport {CLAIMED_UDP} -j DNAT --to-destination {unused}:{UDP_PORT}\n\
          -A DOCKER-INGRESS -j RETURN\nCOMMIT\n"
     )
 }

@@ -31,6 +31,7 @@ const TOP_LEVEL: &[&str] = &[
     "deploy",
     "mesh-agent",
     "mesh-ebpf",
+    "mesh-fixtures",
     "mesh-orchestrator",
     "mesh-support",
     "rust-toolchain.toml",

@@ -1,4 +1,4 @@
-//! What happens to connections, old and new, when replicas come and go.
+//! What happens to open and new connections when replicas come and go.
 
 use std::{
     collections::BTreeMap,
@@ -12,40 +12,40 @@ use mesh_agent::model::{Balance, Protocol, ServiceKey};
 
 use crate::{
     mesh::{ECHO, Mesh, WEB},
-    space::Space,
+    netns::Netns,
     state::{difference, state},
-    talk::{Conversation, ask, ask_by_datagram, spread},
+    talk::{Connection, ask, ask_by_datagram, spread},
     world::World,
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
 
-/// How long many services may take on an emulated machine; on a real one it is a fraction of a second.
+/// How long many services may take on an emulated machine; a real one needs a fraction of a second.
 const REASONABLE: Duration = Duration::from_secs(60);
 
-/// One kept connection to each replica.
-pub(super) fn conversations(
-    space: &Space,
+/// One open connection to each replica.
+pub(super) fn connect_to_all(
+    netns: &Netns,
     target: SocketAddrV4,
     replicas: &[&str],
-) -> Result<BTreeMap<String, Conversation>> {
+) -> Result<BTreeMap<String, Connection>> {
     let mut all = BTreeMap::new();
     for _ in replicas {
-        let mut conversation = Conversation::open(space, target)?;
-        all.insert(conversation.ask()?.replica, conversation);
+        let mut connection = Connection::open(netns, target)?;
+        all.insert(connection.ask()?.replica, connection);
     }
     ensure!(
         all.len() == replicas.len(),
-        "they do not rotate: only {:?} were met",
+        "they do not rotate: only {:?} were reached",
         all.keys()
     );
     Ok(all)
 }
 
-/// Every connection is still with its replica.
-pub(super) fn all_go_on(conversations: &mut BTreeMap<String, Conversation>) -> Result<()> {
-    for (replica, conversation) in conversations {
-        let now = conversation
+/// Every connection still reaches its replica.
+pub(super) fn expect_all_open(connections: &mut BTreeMap<String, Connection>) -> Result<()> {
+    for (replica, connection) in connections {
+        let now = connection
             .ask()
             .with_context(|| format!("the connection to {replica} is broken"))?
             .replica;
@@ -54,16 +54,16 @@ pub(super) fn all_go_on(conversations: &mut BTreeMap<String, Conversation>) -> R
     Ok(())
 }
 
-/// Where connections come from: the client, a local process by both kinds of address, a container.
-fn sources<'a>(world: &'a World, mesh: &Mesh<'_>) -> [(&'static str, &'a Space, SocketAddrV4); 4] {
+/// The sources of connections: the client, a local process to both kinds of address, a container.
+fn sources<'a>(world: &'a World, mesh: &Mesh<'_>) -> [(&'static str, &'a Netns, SocketAddrV4); 4] {
     let frontend = mesh.frontend(1, WEB);
     let loopback = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, WEB.port);
-    let node = &world.node(1).space;
+    let node = &world.node(1).netns;
     [
         ("the client", &world.client, frontend),
         ("a local process", node, frontend),
-        ("a local process by loopback", node, loopback),
-        ("a container", &world.container("x1").space, frontend),
+        ("a local process to loopback", node, loopback),
+        ("a container", &world.container("x1").netns, frontend),
     ]
 }
 
@@ -72,25 +72,26 @@ pub(super) fn draining(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let mut kept = Vec::new();
-    for (whence, space, target) in sources(world, mesh) {
-        kept.push((whence, conversations(space, target, REPLICAS).context(whence)?));
+    for (source, netns, target) in sources(world, mesh) {
+        kept.push((source, connect_to_all(netns, target, REPLICAS).context(source)?));
     }
     mesh.drain("web", "b1");
     mesh.drain("web", "a2");
     mesh.apply()?;
-    for (whence, conversations) in &mut kept {
-        all_go_on(conversations).context(*whence)?;
+    for (source, connections) in &mut kept {
+        expect_all_open(connections).context(*source)?;
     }
-    for (whence, space, target) in sources(world, mesh) {
-        let answers = spread(8, || ask(space, target)).context(whence)?;
+    for (source, netns, target) in sources(world, mesh) {
+        let answers = spread(8, || ask(netns, target)).context(source)?;
         let expected = BTreeMap::from([("a1".to_owned(), 4), ("b2".to_owned(), 4)]);
-        ensure!(answers == expected, "{whence}: {answers:?}");
+        ensure!(answers == expected, "{source}: {answers:?}");
     }
-    for (whence, conversations) in &mut kept {
-        all_go_on(conversations).with_context(|| format!("{whence}, after others have come"))?;
+    for (source, connections) in &mut kept {
+        expect_all_open(connections)
+            .with_context(|| format!("{source}, with new connections beside them"))?;
     }
-    // A replica that came back serves again, and nothing breaks.
-    mesh.place("web", "b1");
+    // A replica that comes back serves again, and no connection breaks.
+    mesh.add_task("web", "b1");
     mesh.apply()?;
     let target = mesh.frontend(1, WEB);
     let answers = spread(9, || ask(&world.client, target))?;
@@ -98,8 +99,8 @@ pub(super) fn draining(mesh: &mut Mesh<'_>) -> Result<()> {
         answers.len() == 3 && answers.values().all(|&times| times == 3),
         "{answers:?}"
     );
-    for (whence, conversations) in &mut kept {
-        all_go_on(conversations).with_context(|| format!("{whence}, after the drain was called off"))?;
+    for (source, connections) in &mut kept {
+        expect_all_open(connections).with_context(|| format!("{source}, after the drain was cancelled"))?;
     }
     Ok(())
 }
@@ -109,26 +110,26 @@ pub(super) fn removal(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
-    let mut kept = conversations(&world.client, target, REPLICAS)?;
+    let mut kept = connect_to_all(&world.client, target, REPLICAS)?;
     let gone = ["a1", "a2"];
     for replica in gone {
         mesh.remove("web", replica);
     }
     mesh.apply()?;
     for replica in gone {
-        let mut conversation = kept.remove(replica).context("it was met")?;
-        match conversation.ask() {
+        let mut connection = kept.remove(replica).context("it was reached")?;
+        match connection.ask() {
             Ok(answer) => bail!("{} still answers after its removal", answer.replica),
-            // The client is told, rather than left to wait.
+            // The client gets a reset, and need not wait for a timeout.
             Err(error) if is_reset(&error) => {}
             Err(error) => return Err(error).with_context(|| format!("the connection to {replica}")),
         }
     }
-    all_go_on(&mut kept)?;
-    for (whence, space, target) in sources(world, mesh) {
-        let answers = spread(4, || ask(space, target)).context(whence)?;
+    expect_all_open(&mut kept)?;
+    for (source, netns, target) in sources(world, mesh) {
+        let answers = spread(4, || ask(netns, target)).context(source)?;
         let expected = BTreeMap::from([("b1".to_owned(), 2), ("b2".to_owned(), 2)]);
-        ensure!(answers == expected, "{whence}: {answers:?}");
+        ensure!(answers == expected, "{source}: {answers:?}");
     }
     let target = mesh.frontend(1, ECHO);
     let answers = spread(4, || ask_by_datagram(&world.client, target))?;
@@ -148,19 +149,19 @@ pub(super) fn growth(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
-    let mut kept = conversations(&world.client, target, &["a1"])?;
+    let mut kept = connect_to_all(&world.client, target, &["a1"])?;
     for (count, replica) in (2..).zip(["a2", "b1", "b2"]) {
-        mesh.place("web", replica);
+        mesh.add_task("web", replica);
         mesh.apply()?;
-        for (whence, space, target) in sources(world, mesh) {
-            let answers = spread(2 * count, || ask(space, target)).context(whence)?;
+        for (source, netns, target) in sources(world, mesh) {
+            let answers = spread(2 * count, || ask(netns, target)).context(source)?;
             ensure!(
                 answers.len() == count && answers.values().all(|&times| times == 2),
-                "{whence}, of {count}: {answers:?}"
+                "{source}, of {count}: {answers:?}"
             );
         }
     }
-    all_go_on(&mut kept)
+    expect_all_open(&mut kept)
 }
 
 pub(super) fn again(mesh: &mut Mesh<'_>) -> Result<()> {
@@ -168,13 +169,13 @@ pub(super) fn again(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
-    let mut kept = conversations(&world.client, target, REPLICAS)?;
-    let before = state(&world.node(1).space)?;
+    let mut kept = connect_to_all(&world.client, target, REPLICAS)?;
+    let before = state(&world.node(1).netns)?;
     mesh.apply_again()?;
-    let after = state(&world.node(1).space)?;
+    let after = state(&world.node(1).netns)?;
     let difference = difference(&before, &after);
-    ensure!(difference.is_empty(), "it has changed:\n{difference}");
-    all_go_on(&mut kept)?;
+    ensure!(difference.is_empty(), "the state has changed:\n{difference}");
+    expect_all_open(&mut kept)?;
     let answers = spread(8, || ask(&world.client, target))?;
     ensure!(answers.values().all(|&times| times == 2), "{answers:?}");
     Ok(())
@@ -190,9 +191,9 @@ pub(super) fn scale(mesh: &mut Mesh<'_>) -> Result<()> {
     for service in 0..SERVICES {
         let name = format!("service-{service}");
         mesh.publish(&name, &[key(service)], Balance::default());
-        mesh.place(&name, "a2");
+        mesh.add_task(&name, "a2");
         for number in 1..BACKENDS {
-            mesh.place_elsewhere(&name, usize::from(service * BACKENDS + number));
+            mesh.add_unused_task(&name, usize::from(service * BACKENDS + number));
         }
     }
     let begin = Instant::now();

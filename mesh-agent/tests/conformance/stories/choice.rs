@@ -10,14 +10,14 @@ use mesh_agent::model::{Algorithm, Balance};
 
 use crate::{
     mesh::{Mesh, WEB},
-    talk::{Answer, Conversation, PATIENCE, spread},
+    talk::{Answer, Connection, PATIENCE, spread},
     until,
     world::{CLIENT, OTHER_CLIENT},
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
 
-/// Where it is written which orders of choice a data path has.
+/// Lists the algorithms that a data path lacks.
 const README: &str = include_str!("../../../../README.md");
 
 fn by(algorithm: Algorithm) -> Balance {
@@ -27,14 +27,14 @@ fn by(algorithm: Algorithm) -> Balance {
     }
 }
 
-/// Whether a story about a algorithm can be told.
-fn knows(mesh: &Mesh<'_>, algorithm: Algorithm) -> bool {
-    mesh.rung.can.algorithms.contains(&algorithm)
+/// Whether the data path has an algorithm.
+fn has(mesh: &Mesh<'_>, algorithm: Algorithm) -> bool {
+    mesh.rung.capabilities.algorithms.contains(&algorithm)
 }
 
 /// One connection of a client, from a port of its own.
 fn ask_from(mesh: &Mesh<'_>, source: Ipv4Addr) -> std::io::Result<Answer> {
-    Conversation::open_from(
+    Connection::open_from(
         &mesh.world.client,
         SocketAddrV4::new(source, 0),
         mesh.frontend(1, WEB),
@@ -42,8 +42,7 @@ fn ask_from(mesh: &Mesh<'_>, source: Ipv4Addr) -> std::io::Result<Answer> {
     .ask()
 }
 
-/// Every algorithm serves all replicas on every data path, and where one cannot be had it is written
-/// what comes instead.
+/// Every algorithm serves all replicas on every data path, and the README lists those that are replaced by another.
 pub(super) fn algorithms(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     for algorithm in Algorithm::ALL {
@@ -51,7 +50,7 @@ pub(super) fn algorithms(mesh: &mut Mesh<'_>) -> Result<()> {
         mesh.apply()?;
         let answers = spread(32, || ask_from(mesh, CLIENT)).with_context(|| algorithm.name())?;
         ensure!(answers.len() >= 2, "{} spreads {answers:?}", algorithm.name());
-        if !knows(mesh, algorithm) {
+        if !has(mesh, algorithm) {
             let name = format!("`{}`", algorithm.name());
             ensure!(
                 README.contains(&name),
@@ -64,7 +63,7 @@ pub(super) fn algorithms(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 pub(super) fn weights(mesh: &mut Mesh<'_>) -> Result<()> {
-    if !knows(mesh, Algorithm::WeightedRoundRobin) {
+    if !has(mesh, Algorithm::WeightedRoundRobin) {
         return Ok(());
     }
     if let Some(node) = mesh.cluster.nodes.get_mut("node2") {
@@ -77,27 +76,27 @@ pub(super) fn weights(mesh: &mut Mesh<'_>) -> Result<()> {
     ensure!(answers == expected, "{answers:?}");
     let node = mesh.world.node(1);
     let target = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
-    let answers = spread(16, || crate::talk::ask(&node.space, target))?;
+    let answers = spread(16, || crate::talk::ask(&node.netns, target))?;
     ensure!(answers == expected, "by loopback: {answers:?}");
     Ok(())
 }
 
-/// Who answers connections from each of these ports of the client.
+/// The replica that answers a connection from each of these ports of the client.
 fn by_port(mesh: &Mesh<'_>, ports: impl Iterator<Item = u16>) -> Result<BTreeMap<u16, String>> {
     ports
         .map(|port| {
             let source = SocketAddrV4::new(CLIENT, port);
-            let mut conversation = Conversation::open_from(&mesh.world.client, source, mesh.frontend(1, WEB))
+            let mut connection = Connection::open_from(&mesh.world.client, source, mesh.frontend(1, WEB))
                 .with_context(|| format!("from port {port}"))?;
-            let replica = conversation.ask()?.replica;
-            conversation.abort()?;
+            let replica = connection.ask()?.replica;
+            connection.abort()?;
             Ok((port, replica))
         })
         .collect()
 }
 
 pub(super) fn hash(mesh: &mut Mesh<'_>) -> Result<()> {
-    if !knows(mesh, Algorithm::Maglev) {
+    if !has(mesh, Algorithm::Maglev) {
         return Ok(());
     }
     mesh.publish_web(by(Algorithm::Maglev), REPLICAS);
@@ -105,19 +104,19 @@ pub(super) fn hash(mesh: &mut Mesh<'_>) -> Result<()> {
     let ports = || 20_000..20_048;
     let first = by_port(mesh, ports())?;
     let used: std::collections::BTreeSet<_> = first.values().collect();
-    ensure!(used.len() == REPLICAS.len(), "48 ports meet only {used:?}");
+    ensure!(used.len() == REPLICAS.len(), "48 ports reach only {used:?}");
     let second = by_port(mesh, ports())?;
     ensure!(first == second, "{first:?} became {second:?}");
-    // Every node chooses alike.
-    if mesh.rung.can.shows_clients_to_remote_replicas {
+    // Every node chooses the same.
+    if mesh.rung.capabilities.shows_clients_to_remote_replicas {
         let replica = &first[&20_000];
         let source = SocketAddrV4::new(CLIENT, 20_000);
-        let mut conversation = Conversation::open_from(&mesh.world.client, source, mesh.frontend(2, WEB))?;
-        let other = conversation.ask()?.replica;
-        conversation.abort()?;
+        let mut connection = Connection::open_from(&mesh.world.client, source, mesh.frontend(2, WEB))?;
+        let other = connection.ask()?.replica;
+        connection.abort()?;
         ensure!(*replica == other, "node1 chooses {replica}, node2 {other}");
     }
-    // Without one replica, few of the others' connections move.
+    // Few connections of the others move when one replica is removed.
     mesh.remove("web", "b2");
     mesh.apply()?;
     let third = by_port(mesh, ports())?;
@@ -135,7 +134,7 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
         (Algorithm::LeastConnection, 1),
         (Algorithm::WeightedLeastConnection, 3),
     ] {
-        if !knows(mesh, algorithm) {
+        if !has(mesh, algorithm) {
             continue;
         }
         if let Some(node) = mesh.cluster.nodes.get_mut("node2") {
@@ -143,12 +142,12 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
         }
         mesh.publish_web(by(algorithm), &["a1", "a2"]);
         mesh.start()?;
-        let mut kept = BTreeMap::<String, Vec<Conversation>>::new();
+        let mut kept = BTreeMap::<String, Vec<Connection>>::new();
         let share = weight as usize;
         for _ in 0..2 * (1 + share) {
-            let mut conversation = Conversation::open(&mesh.world.client, mesh.frontend(1, WEB))?;
-            let replica = conversation.ask()?.replica;
-            kept.entry(replica).or_default().push(conversation);
+            let mut connection = Connection::open(&mesh.world.client, mesh.frontend(1, WEB))?;
+            let replica = connection.ask()?.replica;
+            kept.entry(replica).or_default().push(connection);
         }
         let counts: BTreeMap<_, _> = kept
             .iter()
@@ -156,17 +155,17 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
             .collect();
         let expected = BTreeMap::from([("a1", 2), ("a2", 2 * share)]);
         ensure!(counts == expected, "{} spreads {counts:?}", algorithm.name());
-        // All of one replica's end: it is the idle one now.
-        for conversation in kept.remove("a1").unwrap_or_default() {
-            drop(conversation);
+        // All connections to one replica end: it is idle now.
+        for connection in kept.remove("a1").unwrap_or_default() {
+            drop(connection);
         }
         until("a1 is idle", PATIENCE, || {
             let traffic = mesh.traffic(1, WEB, "a1")?;
             ensure!(traffic.connections_active == 0, "{traffic:?}");
             Ok(())
         })?;
-        let mut conversation = Conversation::open(&mesh.world.client, mesh.frontend(1, WEB))?;
-        let replica = conversation.ask()?.replica;
+        let mut connection = Connection::open(&mesh.world.client, mesh.frontend(1, WEB))?;
+        let replica = connection.ask()?.replica;
         ensure!(
             replica == "a1",
             "{} chose {replica}, which is busy",
@@ -178,7 +177,7 @@ pub(super) fn least_connections(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 pub(super) fn affinity(mesh: &mut Mesh<'_>) -> Result<()> {
-    if !mesh.rung.can.affinity {
+    if !mesh.rung.capabilities.affinity {
         return Ok(());
     }
     let balance = Balance {
@@ -190,19 +189,19 @@ pub(super) fn affinity(mesh: &mut Mesh<'_>) -> Result<()> {
     let mut homes = BTreeMap::new();
     for client in [CLIENT, OTHER_CLIENT] {
         let answers = spread(6, || ask_from(mesh, client))?;
-        ensure!(answers.len() == 1, "{client} meets {answers:?}");
+        ensure!(answers.len() == 1, "{client} reaches {answers:?}");
         homes.insert(client, answers.into_keys().next().unwrap_or_default());
     }
     ensure!(
         homes[&CLIENT] != homes[&OTHER_CLIENT],
-        "all clients meet {homes:?}"
+        "all clients reach {homes:?}"
     );
     mesh.drain("web", &homes[&CLIENT]);
     mesh.apply()?;
     let answers = spread(6, || ask_from(mesh, CLIENT))?;
     ensure!(
         answers.len() == 1 && !answers.contains_key(&homes[&CLIENT]),
-        "{} drains, and its client meets {answers:?}",
+        "{} drains, and its client reaches {answers:?}",
         homes[&CLIENT]
     );
     let answers = spread(6, || ask_from(mesh, OTHER_CLIENT))?;

@@ -1,4 +1,4 @@
-//! What is counted, against what the client's own kernel counts.
+//! The mesh's counters, compared with those of the client's kernel.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -8,26 +8,26 @@ use mesh_agent::{
     model::{Balance, ServiceKey},
 };
 
-use super::changes::conversations;
+use super::changes::connect_to_all;
 use crate::{
     mesh::{ECHO, Mesh, WEB},
-    space::Space,
-    talk::{Conversation, PATIENCE, ask, ask_by_datagram},
+    netns::Netns,
+    talk::{Connection, PATIENCE, ask, ask_by_datagram},
     until,
     world::World,
 };
 
 /// Counts a client's packets to and from a frontend.
 struct Meter<'a> {
-    client: &'a Space,
+    client: &'a Netns,
 }
 
 impl<'a> Meter<'a> {
-    /// Begins to count what concerns one service of node 1.
+    /// Starts counting the packets of one service of node 1.
     fn start(world: &'a World, service: ServiceKey) -> Result<Self> {
         let (address, protocol, port) = (world.node(1).address, service.protocol, service.port);
         let client = &world.client;
-        client.feed(
+        client.run_with_input(
             "nft",
             &["-f", "-"],
             &format!(
@@ -42,7 +42,7 @@ impl<'a> Meter<'a> {
 
     /// Packets and bytes sent, packets and bytes received.
     fn read(&self) -> Result<[u64; 4]> {
-        let text = self.client.say("nft list table ip measure")?;
+        let text = self.client.run_line("nft list table ip measure")?;
         let numbers: Vec<u64> = text
             .lines()
             .filter(|line| line.contains("counter packets"))
@@ -61,7 +61,7 @@ impl<'a> Meter<'a> {
 
 impl Drop for Meter<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.client.say("nft delete table ip measure") {
+        if let Err(error) = self.client.run_line("nft delete table ip measure") {
             eprintln!("{error:#}");
         }
     }
@@ -91,7 +91,7 @@ pub(super) fn exact(mesh: &mut Mesh<'_>) -> Result<()> {
     let services = mesh.counters(1)?.services;
     ensure!(
         services[&WEB].connections_total == 6 && services[&ECHO].connections_total == 8,
-        "a service's counters keep replicas that have gone: {services:?}"
+        "a service's counters lack removed replicas: {services:?}"
     );
     Ok(())
 }
@@ -100,7 +100,7 @@ fn tcp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
     let meter = Meter::start(world, WEB)?;
-    let mut open = Conversation::open(&world.client, target)?;
+    let mut open = Connection::open(&world.client, target)?;
     open.ask()?;
     ask(&world.client, target)?;
     ask(&world.client, target)?;
@@ -119,8 +119,7 @@ fn udp(mesh: &mut Mesh<'_>, replica: &str) -> Result<()> {
     until_counted(mesh, ECHO, replica, &meter, [4, 4])
 }
 
-/// Waits until node 1 counts what the client has counted, and as many connections, in all and open. Counters
-/// may lag, but they never show what was not.
+/// Waits until node 1 has counted what the client has, and the numbers of connections, all and open.
 fn until_counted(
     mesh: &mut Mesh<'_>,
     service: ServiceKey,
@@ -149,7 +148,7 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
-    let kept = conversations(&world.client, target, &replicas)?;
+    let kept = connect_to_all(&world.client, target, &replicas)?;
     for _ in 0..2 {
         ask_by_datagram(&world.client, mesh.frontend(1, ECHO))?;
     }
@@ -164,15 +163,15 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
         }
     }
     drop(kept);
-    // Local processes and containers enter here too, each once.
+    // Connections of local processes and containers enter here as well; each counts once.
     let node = world.node(1);
-    for (number, space, target) in [
-        (2, &node.space, target),
-        (3, &node.space, SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port)),
-        (4, &world.container("x1").space, target),
+    for (number, netns, target) in [
+        (2, &node.netns, target),
+        (3, &node.netns, SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port)),
+        (4, &world.container("x1").netns, target),
     ] {
-        ask(space, target)?;
-        ask(space, target)?;
+        ask(netns, target)?;
+        ask(netns, target)?;
         until_connections(mesh, [number; 2])?;
     }
     Ok(())

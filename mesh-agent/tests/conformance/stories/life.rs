@@ -1,4 +1,4 @@
-//! How a data path comes and goes, and what it leaves to others.
+//! How a data path starts and stops, and that it leaves what other programs made alone.
 
 use std::{
     io::ErrorKind,
@@ -8,37 +8,37 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::model::{Balance, Protocol, ServiceKey};
 
-use super::changes::{all_go_on, conversations};
+use super::changes::{connect_to_all, expect_all_open};
 use crate::{
     mesh::{ECHO, Mesh, WEB},
     state::{difference, state},
-    talk::{Conversation, PATIENCE, TCP_PORT, ask, ask_by_datagram, spread},
+    talk::{Connection, PATIENCE, TCP_PORT, ask, ask_by_datagram, spread},
     until,
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
 
-/// A service whose port Docker's mesh does not claim.
+/// A service on a port that Docker's mesh does not use.
 const OTHER: ServiceKey = ServiceKey {
     protocol: Protocol::Tcp,
     port: 9300,
 };
 
-/// Uses everything a data path has.
+/// Uses all parts of a data path.
 fn exercise(mesh: &Mesh<'_>) -> Result<()> {
     let node = mesh.world.node(1);
     let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
-    for (whence, space, target) in [
+    for (source, netns, target) in [
         ("the client", &mesh.world.client, mesh.frontend(1, WEB)),
-        ("a local process", &node.space, loopback),
+        ("a local process", &node.netns, loopback),
         (
             "a container",
-            &mesh.world.container("x1").space,
+            &mesh.world.container("x1").netns,
             mesh.frontend(1, WEB),
         ),
     ] {
-        let answers = spread(4, || ask(space, target)).context(whence)?;
-        ensure!(answers.len() == 4, "{whence}: {answers:?}");
+        let answers = spread(4, || ask(netns, target)).context(source)?;
+        ensure!(answers.len() == 4, "{source}: {answers:?}");
     }
     let target = mesh.frontend(1, ECHO);
     spread(4, || ask_by_datagram(&mesh.world.client, target))?;
@@ -49,28 +49,27 @@ pub(super) fn no_trace(mesh: &mut Mesh<'_>) -> Result<()> {
     let world = mesh.world;
     let mut before = Vec::new();
     for node in &world.nodes {
-        before.push(state(&node.space)?);
+        before.push(state(&node.netns)?);
     }
     mesh.publish_web(Balance::default(), REPLICAS);
     mesh.start()?;
     exercise(mesh)?;
-    let during = state(&world.node(1).space)?;
+    let during = state(&world.node(1).netns)?;
     ensure!(
         !difference(&before[0], &during).is_empty(),
-        "the state shows nothing of a data path that serves"
+        "the state shows nothing of a running data path"
     );
     mesh.stop()?;
     for (node, before) in world.nodes.iter().zip(&before) {
-        let left = difference(before, &state(&node.space)?);
-        ensure!(left.is_empty(), "left on {}:\n{left}", node.space.name);
+        let left = difference(before, &state(&node.netns)?);
+        ensure!(left.is_empty(), "left on {}:\n{left}", node.netns.name);
     }
     Ok(())
 }
 
-/// What others may have on a node: a table, a virtual service, filters on our interfaces, an address that is
-/// answered by the node itself.
+/// What other programs may have on a node: a table, a virtual service, filters on our interfaces, a redirected port.
 fn foreign(mesh: &Mesh<'_>) -> Result<Vec<(&'static str, String)>> {
-    let space = &mesh.world.node(1).space;
+    let netns = &mesh.world.node(1).netns;
     let mut seen = vec![
         ("nft --stateless --handle list table ip foreign", String::new()),
         (
@@ -90,7 +89,7 @@ fn foreign(mesh: &Mesh<'_>) -> Result<Vec<(&'static str, String)>> {
         ));
     }
     for (command, text) in &mut seen {
-        *text = space.say(command)?;
+        *text = netns.run_line(command)?;
         ensure!(!text.trim().is_empty(), "`{command}` shows nothing");
     }
     Ok(seen)
@@ -98,7 +97,7 @@ fn foreign(mesh: &Mesh<'_>) -> Result<Vec<(&'static str, String)>> {
 
 fn make_foreign(mesh: &Mesh<'_>) -> Result<()> {
     let node = mesh.world.node(1);
-    node.space.feed(
+    node.netns.run_with_input(
         "nft",
         &["-f", "-"],
         "table ip foreign {\n\
@@ -114,10 +113,10 @@ fn make_foreign(mesh: &Mesh<'_>) -> Result<()> {
              filter add dev {device} egress protocol ip pref 7 u32 match ip dst 192.0.2.7/32 classid 1:7\n"
         ));
     }
-    node.space.feed("tc", &["-batch", "-"], &script)?;
+    node.netns.run_with_input("tc", &["-batch", "-"], &script)?;
     if mesh.rung.has_virtual_services() {
         let container = node.containers[0].address;
-        node.space.feed(
+        node.netns.run_with_input(
             "ipvsadm",
             &["--restore"],
             &format!(
@@ -129,13 +128,13 @@ fn make_foreign(mesh: &Mesh<'_>) -> Result<()> {
 }
 
 fn remove_foreign(mesh: &Mesh<'_>) -> Result<()> {
-    let space = &mesh.world.node(1).space;
-    space.say("nft delete table ip foreign")?;
+    let netns = &mesh.world.node(1).netns;
+    netns.run_line("nft delete table ip foreign")?;
     for device in ["eth0", "vetha1"] {
-        space.say(&format!("tc qdisc del dev {device} clsact"))?;
+        netns.run_line(&format!("tc qdisc del dev {device} clsact"))?;
     }
     if mesh.rung.has_virtual_services() {
-        space.say("ipvsadm --delete-service --tcp-service 10.99.0.1:7777")?;
+        netns.run_line("ipvsadm --delete-service --tcp-service 10.99.0.1:7777")?;
     }
     Ok(())
 }
@@ -152,19 +151,19 @@ pub(super) fn others(mesh: &mut Mesh<'_>) -> Result<()> {
         "while it runs:\n{:?}\n{before:?}",
         foreign(mesh)?
     );
-    let answer = ask(&mesh.world.client, redirected).context("somebody else's redirection")?;
+    let answer = ask(&mesh.world.client, redirected).context("another program's redirection")?;
     ensure!(answer.replica == "node1", "{answer:?}");
     mesh.kill()?;
     mesh.start()?;
     ensure!(
         foreign(mesh)? == before,
-        "after an adoption:\n{:?}\n{before:?}",
+        "after the adoption:\n{:?}\n{before:?}",
         foreign(mesh)?
     );
     mesh.stop()?;
     ensure!(
         foreign(mesh)? == before,
-        "after it has gone:\n{:?}\n{before:?}",
+        "after it stopped:\n{:?}\n{before:?}",
         foreign(mesh)?
     );
     let answer = ask(&mesh.world.client, redirected)?;
@@ -175,52 +174,52 @@ pub(super) fn others(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn adoption(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.publish_web(Balance::default(), REPLICAS);
     mesh.publish("other", &[OTHER], Balance::default());
-    mesh.place("other", "a2");
+    mesh.add_task("other", "a2");
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
     let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
-    let mut kept = conversations(&world.client, target, REPLICAS)?;
-    let mut local = conversations(&world.node(1).space, loopback, REPLICAS)?;
+    let mut kept = connect_to_all(&world.client, target, REPLICAS)?;
+    let mut local = connect_to_all(&world.node(1).netns, loopback, REPLICAS)?;
     ask(&world.client, mesh.frontend(1, OTHER))?;
     let before = mesh.counters(1)?;
     mesh.kill()?;
-    all_go_on(&mut kept).context("while no agent runs")?;
-    all_go_on(&mut local).context("of a local process, while no agent runs")?;
+    expect_all_open(&mut kept).context("while no agent runs")?;
+    expect_all_open(&mut local).context("of a local process, while no agent runs")?;
     exercise(mesh).context("while no agent runs")?;
-    // Meanwhile a replica goes, another drains, and a service is no more.
+    // Meanwhile a replica is removed, another drains, and a service is removed.
     mesh.remove("web", "b2");
     mesh.drain("web", "b1");
     mesh.cluster.services.remove("other");
     mesh.remove("other", "a2");
     mesh.start()?;
-    let mut gone: Conversation = kept.remove("b2").context("it was met")?;
+    let mut gone: Connection = kept.remove("b2").context("it was reached")?;
     local.remove("b2");
     ensure!(gone.ask().is_err(), "b2 still answers after its removal");
-    all_go_on(&mut kept).context("after the adoption")?;
-    all_go_on(&mut local).context("of a local process, after the adoption")?;
-    for (space, target) in [(&world.client, target), (&world.node(1).space, loopback)] {
-        let answers = spread(4, || ask(space, target))?;
+    expect_all_open(&mut kept).context("after the adoption")?;
+    expect_all_open(&mut local).context("of a local process, after the adoption")?;
+    for (netns, target) in [(&world.client, target), (&world.node(1).netns, loopback)] {
+        let answers = spread(4, || ask(netns, target))?;
         ensure!(
             answers.len() == 2 && answers.contains_key("a1") && answers.contains_key("a2"),
             "{answers:?}"
         );
     }
     match ask(&world.client, mesh.frontend(1, OTHER)) {
-        Ok(answer) => bail!("{} still answers for a service that is gone", answer.replica),
+        Ok(answer) => bail!("{} still answers for a service that was removed", answer.replica),
         Err(error) => ensure!(
             error.kind() == ErrorKind::ConnectionRefused,
-            "a port that nobody serves any more: {error}"
+            "the port of a removed service: {error}"
         ),
     }
-    // IPVS sums up every two seconds.
-    until("the counters to go on", PATIENCE, || {
+    // IPVS updates its counters every two seconds.
+    until("the counters go on", PATIENCE, || {
         let after = mesh.counters(1)?;
         for (name, old) in &before.backends {
             if let Some(new) = after.backends.get(name) {
                 ensure!(
                     new.connections_total > old.connections_total && new.bytes_in > old.bytes_in,
-                    "the counters of {name:?} began anew: {old:?}, {new:?}"
+                    "the counters of {name:?} were reset: {old:?}, {new:?}"
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! The stories: each is one claim about every data path. Depends on all the rest of the suite.
+//! The stories: each is one claim about every data path. Depends on the rest of the suite.
 
 use anyhow::Result;
 
@@ -12,12 +12,12 @@ mod reach;
 
 /// One story.
 pub(crate) struct Story {
-    /// What is claimed.
+    /// The claim.
     pub(crate) name: &'static str,
     /// Whether it needs nodes that no data path has ever touched.
     pub(crate) untouched: bool,
-    /// Proves it. Agents run only where the story starts them; they are stopped after it.
-    pub(crate) tell: fn(&mut Mesh<'_>) -> Result<()>,
+    /// Proves it. No agent runs at the start; those that run at the end are stopped.
+    pub(crate) run: fn(&mut Mesh<'_>) -> Result<()>,
 }
 
 /// All of them.
@@ -34,7 +34,7 @@ pub(crate) const STORIES: &[Story] = &[
         "replicas_reach_themselves_by_their_own_nodes_ports",
         reach::replicas,
     ),
-    story("replicas_see_who_asks", reach::replicas_see_who_asks),
+    story("replicas_see_the_clients_address", reach::replicas_see_clients),
     story("bulk_transfers_arrive_whole", reach::bulk),
     story("a_service_without_replicas_refuses_at_once", reach::refusal),
     story("other_traffic_passes", reach::other_traffic),
@@ -51,7 +51,7 @@ pub(crate) const STORIES: &[Story] = &[
     story("new_replicas_take_part_at_once", changes::growth),
     story("applying_again_changes_nothing", changes::again),
     story("many_services_are_applied_in_reasonable_time", changes::scale),
-    // IPVS gives a destination that comes back within two minutes the figures it had.
+    // In IPVS, a destination that comes back within two minutes has its old counters.
     Story {
         untouched: true,
         ..story("counters_are_exact", counters::exact)
@@ -63,15 +63,15 @@ pub(crate) const STORIES: &[Story] = &[
     },
     Story {
         untouched: true,
-        ..story("what_others_have_made_is_not_touched", life::others)
+        ..story("what_other_programs_made_is_not_touched", life::others)
     },
     story("a_killed_agents_data_path_is_adopted", life::adoption),
 ];
 
-const fn story(name: &'static str, tell: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
+const fn story(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
     Story {
         name,
         untouched: false,
-        tell,
+        run,
     }
 }

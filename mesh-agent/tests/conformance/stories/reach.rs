@@ -1,4 +1,4 @@
-//! Who reaches a service, from where, and whom the replica sees.
+//! Which clients reach a service, and which address the replica sees.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,12 @@ use mesh_agent::model::Balance;
 
 use crate::{
     mesh::{ECHO, Mesh, WEB},
-    space::Space,
-    talk::{Conversation, TCP_PORT, ask, ask_by_connected_datagram, ask_by_datagram, spread},
+    netns::Netns,
+    talk::{Connection, TCP_PORT, ask, ask_by_connected_datagram, ask_by_datagram, spread},
     world::{CLIENT, GATEWAY, OTHER_CLIENT},
 };
 
-/// How fast a port without replicas says so: long before a client would send its SYN again and again.
+/// How fast a port without replicas refuses: a client that gets no answer sends its SYN again for minutes.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
@@ -41,7 +41,7 @@ pub(super) fn rotation(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 pub(super) fn every_node_answers(mesh: &mut Mesh<'_>) -> Result<()> {
-    // Replicas of one node only: the other node has nothing but the way to it.
+    // Replicas on one node only: the other node only forwards.
     mesh.publish_web(Balance::default(), &["a1", "b1"]);
     mesh.start()?;
     for number in [1, 2] {
@@ -70,13 +70,13 @@ pub(super) fn local_processes(mesh: &mut Mesh<'_>) -> Result<()> {
     let loopback = Ipv4Addr::LOCALHOST;
     for address in [node.address, loopback, Ipv4Addr::new(127, 1, 2, 3), GATEWAY] {
         let target = SocketAddrV4::new(address, WEB.port);
-        let answers = spread(8, || ask(&node.space, target)).with_context(|| format!("TCP by {address}"))?;
+        let answers = spread(8, || ask(&node.netns, target)).with_context(|| format!("TCP by {address}"))?;
         ensure!(answers == even(REPLICAS, 2), "TCP by {address}: {answers:?}");
         let target = SocketAddrV4::new(address, ECHO.port);
-        let answers = spread(8, || ask_by_datagram(&node.space, target))
+        let answers = spread(8, || ask_by_datagram(&node.netns, target))
             .with_context(|| format!("UDP by {address}"))?;
         ensure!(answers == even(REPLICAS, 2), "UDP by {address}: {answers:?}");
-        let answers = spread(8, || ask_by_connected_datagram(&node.space, target))
+        let answers = spread(8, || ask_by_connected_datagram(&node.netns, target))
             .with_context(|| format!("connected UDP by {address}"))?;
         ensure!(
             answers == even(REPLICAS, 2),
@@ -89,10 +89,10 @@ pub(super) fn local_processes(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn containers(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     asked_by(mesh, "x1")?;
-    // The other node's port as well, as any machine's of the network.
+    // And another node's port, like that of any machine on the network.
     let container = mesh.world.container("x1");
     let target = mesh.frontend(2, WEB);
-    let answers = spread(8, || ask(&container.space, target)).context("through the other node")?;
+    let answers = spread(8, || ask(&container.netns, target)).context("through the other node")?;
     ensure!(
         answers == even(REPLICAS, 2),
         "through the other node: {answers:?}"
@@ -100,24 +100,24 @@ pub(super) fn containers(mesh: &mut Mesh<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A container asks its own node, whose replicas answer in turn.
+/// A container asks its own node, and all replicas answer in turn.
 fn asked_by(mesh: &Mesh<'_>, name: &str) -> Result<()> {
-    let space = &mesh.world.container(name).space;
+    let netns = &mesh.world.container(name).netns;
     let target = mesh.frontend(1, WEB);
-    let answers = spread(8, || ask(space, target)).with_context(|| format!("TCP by {name}"))?;
+    let answers = spread(8, || ask(netns, target)).with_context(|| format!("TCP by {name}"))?;
     ensure!(answers == even(REPLICAS, 2), "TCP by {name}: {answers:?}");
     let target = mesh.frontend(1, ECHO);
-    let answers = spread(8, || ask_by_datagram(space, target)).with_context(|| format!("UDP by {name}"))?;
+    let answers = spread(8, || ask_by_datagram(netns, target)).with_context(|| format!("UDP by {name}"))?;
     ensure!(answers == even(REPLICAS, 2), "UDP by {name}: {answers:?}");
     Ok(())
 }
 
-/// Each replica's own turn comes too, and then the bridge has to send frames back to where they came from: as it
-/// does by itself at a port in hairpin mode only, where `br_netfilter` has already translated their addresses.
+/// A replica also gets its own requests, and then the bridge has to send frames out of the port they came in by. It does
+/// so by itself only at a port in hairpin mode, and only after `br_netfilter` has translated the addresses.
 pub(super) fn replicas(mesh: &mut Mesh<'_>) -> Result<()> {
-    let node = &mesh.world.node(1).space;
-    // An engine without its userland proxy does so for its containers.
-    node.say("bridge link set dev vethb1 hairpin on")?;
+    let node = &mesh.world.node(1).netns;
+    // Docker without its userland proxy does so for its containers.
+    node.run_line("bridge link set dev vethb1 hairpin on")?;
     web(mesh)?;
     for name in ["a1", "b1"] {
         asked_by(mesh, name)?;
@@ -125,21 +125,21 @@ pub(super) fn replicas(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.kill()?;
     mesh.remove("web", "a1");
     mesh.start()?;
-    hairpins(node, &["vethb1"]).context("when a replica has gone while no agent ran")?;
-    mesh.place("web", "a1");
+    hairpins(node, &["vethb1"]).context("after a replica was removed while no agent ran")?;
+    mesh.add_task("web", "a1");
     mesh.apply()?;
     let target = mesh.frontend(1, WEB);
-    let answers = spread(8, || ask(&mesh.world.container("a1").space, target)).context("a new replica")?;
+    let answers = spread(8, || ask(&mesh.world.container("a1").netns, target)).context("a new replica")?;
     ensure!(answers.len() == REPLICAS.len(), "a new replica: {answers:?}");
     mesh.stop()?;
-    hairpins(node, &["vethb1"]).context("after it has gone")?;
-    node.say("bridge link set dev vethb1 hairpin off")?;
+    hairpins(node, &["vethb1"]).context("after the data path stopped")?;
+    node.run_line("bridge link set dev vethb1 hairpin off")?;
     Ok(())
 }
 
 /// Checks which bridge ports of a node are in hairpin mode.
-fn hairpins(node: &Space, expected: &[&str]) -> Result<()> {
-    let ports = node.say("bridge -details -oneline link show")?;
+fn hairpins(node: &Netns, expected: &[&str]) -> Result<()> {
+    let ports = node.run_line("bridge -details -oneline link show")?;
     let found: Vec<_> = ports
         .lines()
         .filter(|line| line.contains("hairpin on"))
@@ -152,35 +152,35 @@ fn hairpins(node: &Space, expected: &[&str]) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn replicas_see_who_asks(mesh: &mut Mesh<'_>) -> Result<()> {
+pub(super) fn replicas_see_clients(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     let node = mesh.world.node(1);
     let entry = node.address;
-    let shows = mesh.rung.can.shows_clients_to_remote_replicas;
+    let shows = mesh.rung.capabilities.shows_clients_to_remote_replicas;
     let remote_sees = |client: Ipv4Addr| if shows { client } else { entry };
     for client in [CLIENT, OTHER_CLIENT] {
         seen_from(mesh, &mesh.world.client, client, |remote| {
             if remote { remote_sees(client) } else { client }
         })?;
     }
-    // What a node or a container of it sends bears the node's address.
+    // Packets of a node and of its containers have the node's address.
     let any = Ipv4Addr::UNSPECIFIED;
-    seen_from(mesh, &node.space, any, |_| entry).context("from a local process")?;
-    seen_from(mesh, &mesh.world.container("x1").space, any, |_| entry).context("from a container")
+    seen_from(mesh, &node.netns, any, |_| entry).context("from a local process")?;
+    seen_from(mesh, &mesh.world.container("x1").netns, any, |_| entry).context("from a container")
 }
 
-/// Asks all replicas from an address, and checks whom each of them sees.
+/// Asks all replicas from an address, and checks which address each of them sees.
 fn seen_from(
     mesh: &Mesh<'_>,
-    space: &Space,
+    netns: &Netns,
     source: Ipv4Addr,
     expected: impl Fn(bool) -> Ipv4Addr,
 ) -> Result<()> {
-    let mut met = BTreeMap::new();
+    let mut asked = BTreeMap::new();
     for _ in REPLICAS {
-        let mut conversation =
-            Conversation::open_from(space, SocketAddrV4::new(source, 0), mesh.frontend(1, WEB))?;
-        let answer = conversation.ask()?;
+        let mut connection =
+            Connection::open_from(netns, SocketAddrV4::new(source, 0), mesh.frontend(1, WEB))?;
+        let answer = connection.ask()?;
         let remote = answer.replica.ends_with('2');
         ensure!(
             *answer.seen.ip() == expected(remote),
@@ -189,9 +189,9 @@ fn seen_from(
             answer.seen,
             expected(remote)
         );
-        met.insert(answer.replica, ());
+        asked.insert(answer.replica, ());
     }
-    ensure!(met.len() == REPLICAS.len(), "only {met:?} were asked");
+    ensure!(asked.len() == REPLICAS.len(), "only {asked:?} were asked");
     Ok(())
 }
 
@@ -205,20 +205,20 @@ pub(super) fn bulk(mesh: &mut Mesh<'_>) -> Result<()> {
         } else {
             mesh.apply()?;
         }
-        for (whence, space) in [
+        for (source, netns) in [
             ("the client", &mesh.world.client),
-            ("a local process", &mesh.world.node(1).space),
-            ("a container", &mesh.world.container("x1").space),
+            ("a local process", &mesh.world.node(1).netns),
+            ("a container", &mesh.world.container("x1").netns),
         ] {
-            let doing = || format!("between {whence} and {replica}");
-            let mut conversation = Conversation::open(space, mesh.frontend(1, WEB)).with_context(doing)?;
-            let right = conversation.download(BYTES).with_context(doing)?;
+            let doing = || format!("between {source} and {replica}");
+            let mut connection = Connection::open(netns, mesh.frontend(1, WEB)).with_context(doing)?;
+            let right = connection.download(BYTES).with_context(doing)?;
             ensure!(
                 right == BYTES,
                 "{right} of {BYTES} bytes down are right {}",
                 doing()
             );
-            let right = conversation.upload(BYTES).with_context(doing)?;
+            let right = connection.upload(BYTES).with_context(doing)?;
             ensure!(
                 right == BYTES,
                 "{right} of {BYTES} bytes up are right {}",
@@ -232,24 +232,24 @@ pub(super) fn bulk(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn refusal(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.publish_web(Balance::default(), &[]);
     mesh.start()?;
-    for (whence, space) in [
+    for (source, netns) in [
         ("the client", &mesh.world.client),
-        ("a local process", &mesh.world.node(1).space),
-        ("a container", &mesh.world.container("x1").space),
+        ("a local process", &mesh.world.node(1).netns),
+        ("a container", &mesh.world.container("x1").netns),
     ] {
         let begin = Instant::now();
         for (kind, answer) in [
-            ("TCP", ask(space, mesh.frontend(1, WEB))),
-            ("UDP", ask_by_connected_datagram(space, mesh.frontend(1, ECHO))),
+            ("TCP", ask(netns, mesh.frontend(1, WEB))),
+            ("UDP", ask_by_connected_datagram(netns, mesh.frontend(1, ECHO))),
         ] {
             match answer {
-                Ok(answer) => bail!("{} answers {whence} by {kind}", answer.replica),
+                Ok(answer) => bail!("{} answers {source} by {kind}", answer.replica),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                Err(error) => return Err(error).with_context(|| format!("{whence} by {kind}")),
+                Err(error) => return Err(error).with_context(|| format!("{source} by {kind}")),
             }
         }
         let took = begin.elapsed();
-        ensure!(took < AT_ONCE, "{whence} was refused only after {took:?}");
+        ensure!(took < AT_ONCE, "{source} was refused only after {took:?}");
     }
     Ok(())
 }
@@ -257,27 +257,27 @@ pub(super) fn refusal(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn other_traffic(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     let node = mesh.world.node(1);
-    // The node's own server, on a port that nobody publishes.
+    // The node's own server, on an unpublished port.
     let answer = ask(&mesh.world.client, SocketAddrV4::new(node.address, TCP_PORT))?;
     ensure!(
         answer.replica == "node1" && *answer.seen.ip() == CLIENT,
         "{answer:?}"
     );
-    let answer = ask(&node.space, SocketAddrV4::new(Ipv4Addr::LOCALHOST, TCP_PORT))?;
+    let answer = ask(&node.netns, SocketAddrV4::new(Ipv4Addr::LOCALHOST, TCP_PORT))?;
     ensure!(
         answer.replica == "node1" && answer.seen.ip().is_loopback(),
         "{answer:?}"
     );
-    // A container dials out: as ever under its node's address.
+    // A container dials out: the client sees its node's address, as without a mesh.
     let outside = SocketAddrV4::new(CLIENT, TCP_PORT);
-    let answer = ask(&mesh.world.container("a1").space, outside)?;
+    let answer = ask(&mesh.world.container("a1").netns, outside)?;
     ensure!(
         answer.replica == "client" && IpAddr::V4(*answer.seen.ip()) == IpAddr::V4(node.address),
         "{answer:?}"
     );
     // A node dials its peer.
     let answer = ask(
-        &node.space,
+        &node.netns,
         SocketAddrV4::new(mesh.world.node(2).address, TCP_PORT),
     )?;
     ensure!(

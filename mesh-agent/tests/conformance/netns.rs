@@ -1,5 +1,4 @@
-//! Network namespaces that a test enters and leaves, and the process's own corner of the machine. Knows
-//! nothing of the mesh.
+//! The namespaces of nodes, containers and the client, and the cgroup of this process. Knows nothing of the mesh.
 
 use std::{
     fs,
@@ -12,15 +11,15 @@ use mesh_support::{
     namespace::{Namespace, disable_ipv6, mount_new, sysctl, unshare_mounts},
 };
 
-/// A network namespace with a `/run/mesh` and a bpf file system of its own. It ends with this value and
-/// the last socket in it.
-pub(crate) struct Space {
+/// A network namespace with a `/run/mesh` and a bpf file system of its own. It is gone when this value and the last
+/// socket in it are.
+pub(crate) struct Netns {
     pub(crate) name: String,
     namespace: Namespace,
 }
 
-impl Space {
-    /// Makes one, without IPv6 (which would send packets of its own) and with its loopback up.
+impl Netns {
+    /// Makes one, without IPv6 (which would send packets of its own) and with loopback up.
     pub(crate) fn new(name: &str) -> Result<Self> {
         let make = || -> Result<Namespace> {
             let namespace = Namespace::with_mounts()?;
@@ -40,7 +39,7 @@ impl Space {
         })
     }
 
-    /// Does something inside: sockets opened there stay there.
+    /// Runs `work` inside: sockets opened there stay there.
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.namespace.enter(work)
     }
@@ -51,21 +50,21 @@ impl Space {
             .with_context(|| format!("in {}", self.name))
     }
 
-    /// The same with arguments separated by blanks.
-    pub(crate) fn say(&self, line: &str) -> Result<String> {
-        let mut words = line.split_whitespace();
-        let program = words.next().context("an empty command")?;
-        self.run(program, &words.collect::<Vec<_>>())
+    /// The same, from a command line without quotes.
+    pub(crate) fn run_line(&self, line: &str) -> Result<String> {
+        let mut arguments = line.split_whitespace();
+        let program = arguments.next().context("an empty command")?;
+        self.run(program, &arguments.collect::<Vec<_>>())
     }
 
-    /// Runs a program inside that reads a script.
-    pub(crate) fn feed(&self, program: &str, arguments: &[&str], script: &str) -> Result<String> {
+    /// Runs a program inside, with a script on its standard input.
+    pub(crate) fn run_with_input(&self, program: &str, arguments: &[&str], script: &str) -> Result<String> {
         self.enter(|| command::output(program, arguments, script))
             .with_context(|| format!("in {}", self.name))
     }
 
     /// Writes a setting below `/proc/sys/net`.
-    pub(crate) fn set(&self, setting: &str, value: &str) -> Result<()> {
+    pub(crate) fn sysctl(&self, setting: &str, value: &str) -> Result<()> {
         self.enter(|| sysctl(&format!("net/{setting}"), value))
             .with_context(|| format!("in {}", self.name))
     }
@@ -81,20 +80,19 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(command::output(program, arguments, "")?)
 }
 
-/// The control group this process moves into: hooks on it see the suite's sockets only.
-pub(crate) struct Corner {
-    pub(crate) cgroup: PathBuf,
+/// The cgroup that this process moves into: hooks on it see the sockets of this suite only.
+pub(crate) struct OwnCgroup {
+    pub(crate) path: PathBuf,
     home: PathBuf,
 }
 
-impl Corner {
-    /// Gives this process mounts of its own, with a hierarchy of control groups in them. To be called
-    /// before any thread is started.
+impl OwnCgroup {
+    /// Gives this process mounts of its own, with a cgroup2 hierarchy in them. Call it before any thread is started.
     pub(crate) fn new() -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("this suite makes network namespaces and programs their packet paths: run it as root");
         }
-        unshare_mounts().context("could not make mounts of our own")?;
+        unshare_mounts().context("could not unshare the mounts")?;
         mount_new("tmpfs", Path::new("/run"))?;
         let root = Path::new("/run/cgroup2");
         fs::create_dir(root)?;
@@ -105,21 +103,21 @@ impl Corner {
             .lines()
             .find_map(|line| line.strip_prefix("0::/"))
             .context("this process is in no cgroup of the second version")?;
-        let corner = Self {
-            cgroup: root.join(format!("mesh-conformance-{}", std::process::id())),
+        let cgroup = Self {
+            path: root.join(format!("mesh-conformance-{}", std::process::id())),
             home: root.join(own),
         };
-        fs::create_dir(&corner.cgroup)
-            .with_context(|| format!("could not make the cgroup {}", corner.cgroup.display()))?;
-        move_to(&corner.cgroup)?;
-        Ok(corner)
+        fs::create_dir(&cgroup.path)
+            .with_context(|| format!("could not make the cgroup {}", cgroup.path.display()))?;
+        move_to(&cgroup.path)?;
+        Ok(cgroup)
     }
 }
 
-impl Drop for Corner {
+impl Drop for OwnCgroup {
     fn drop(&mut self) {
         let removed = move_to(&self.home)
-            .and_then(|()| fs::remove_dir(&self.cgroup).context("could not remove the suite's cgroup"));
+            .and_then(|()| fs::remove_dir(&self.path).context("could not remove the suite's cgroup"));
         if let Err(error) = removed {
             eprintln!("{error:#}");
         }
