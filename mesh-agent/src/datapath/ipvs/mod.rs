@@ -16,6 +16,7 @@ pub mod tunnel;
 mod accounts;
 mod beside;
 mod difference;
+mod failed_change;
 mod hairpin;
 mod link;
 mod memory_file;
@@ -24,6 +25,7 @@ mod sysctls;
 mod wanted;
 
 use self::{
+    failed_change::{culprit, restore},
     hairpin::Hairpin,
     rules::{Rules, RulesError, Table},
     services::{Failure, Services},
@@ -32,7 +34,7 @@ use self::{
 };
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode, failed};
 use crate::{
-    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
+    model::{BackendKey, Desired, NodeDatapath},
     plan::{DatapathChange, fold},
 };
 
@@ -353,70 +355,4 @@ impl Datapath for IpvsDatapath {
         let beside = steps.failures.into_iter().next();
         services.and(beside.map_or(Ok(()), |failure| Err(failure.error)))
     }
-}
-
-/// The change that a failure keeps from being true: the last about that service, else the last of all.
-fn culprit(changes: &[DatapathChange], service: Option<ServiceKey>) -> Option<&DatapathChange> {
-    let about = |change: &&DatapathChange| match change {
-        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
-            Some(key.service) == service
-        }
-        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => Some(*key) == service,
-        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
-            Some(frontend.service) == service
-        }
-        DatapathChange::Configure(_)
-        | DatapathChange::UpsertPeer(..)
-        | DatapathChange::RemovePeer(_)
-        | DatapathChange::AttachContainer(_)
-        | DatapathChange::DetachContainer(_)
-        | DatapathChange::AttachUplink(..)
-        | DatapathChange::DetachUplink(_) => false,
-    };
-    changes.iter().rev().find(about).or(changes.last())
-}
-
-/// Takes a change back: what it is about is again as it was before, so that the state stays what the caller
-/// takes it for.
-fn restore(state: &mut Desired, before: &Desired, change: &DatapathChange) {
-    let back = match change {
-        DatapathChange::Configure(_) => DatapathChange::Configure(before.settings),
-        DatapathChange::UpsertPeer(address, _) | DatapathChange::RemovePeer(address) => {
-            match before.peers.get(address) {
-                Some(hop) => DatapathChange::UpsertPeer(*address, *hop),
-                None => DatapathChange::RemovePeer(*address),
-            }
-        }
-        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
-            match before.backends.get(key) {
-                Some(backend) => DatapathChange::UpsertBackend(*key, backend.clone()),
-                None => DatapathChange::RemoveBackend(*key),
-            }
-        }
-        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => {
-            match before.services.get(key) {
-                Some(service) => DatapathChange::UpsertService(*key, service.clone()),
-                None => DatapathChange::RemoveService(*key),
-            }
-        }
-        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
-            match before.frontends.contains(frontend) {
-                true => DatapathChange::AddFrontend(*frontend),
-                false => DatapathChange::RemoveFrontend(*frontend),
-            }
-        }
-        DatapathChange::AttachContainer(index) | DatapathChange::DetachContainer(index) => {
-            match before.container_interfaces.contains(index) {
-                true => DatapathChange::AttachContainer(*index),
-                false => DatapathChange::DetachContainer(*index),
-            }
-        }
-        DatapathChange::AttachUplink(name, _) | DatapathChange::DetachUplink(name) => {
-            match before.uplinks.get(name) {
-                Some(uplink) => DatapathChange::AttachUplink(name.clone(), *uplink),
-                None => DatapathChange::DetachUplink(name.clone()),
-            }
-        }
-    };
-    fold(state, back);
 }

@@ -4,7 +4,7 @@
 //! Facts from `include/uapi/linux/ip_vs.h` and `net/netfilter/ipvs/ip_vs_ctl.c`. The statistics are summed
 //! up by the kernel every two seconds; connections that are open are exact.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use netlink_packet_core::DecodeError;
 use netlink_packet_generic::{
@@ -19,7 +19,9 @@ use crate::{
     model::Protocol,
 };
 
-mod wire;
+mod decode;
+mod encode;
+mod numbers;
 
 /// The family's name, which is also what loads the module.
 const FAMILY: &str = "IPVS";
@@ -248,8 +250,8 @@ impl Ipvs {
     /// # Errors
     /// When the kernel refuses, e.g. without CAP_NET_ADMIN.
     pub fn services(&mut self) -> Result<Vec<(VirtualService, Settings)>, IpvsError> {
-        let request = self.message(wire::list_services());
-        self.list(&request, wire::read_service, || {
+        let request = self.message(encode::list_services());
+        self.list(&request, decode::read_service, || {
             "list the IPVS virtual services".to_owned()
         })
     }
@@ -262,10 +264,10 @@ impl Ipvs {
         &mut self,
         service: &VirtualService,
     ) -> Result<Vec<(Destination, DestinationState)>, IpvsError> {
-        let request = self.message(wire::list_destinations(service));
+        let request = self.message(encode::list_destinations(service));
         self.list(
             &request,
-            |payload| wire::read_destination(payload, service),
+            |payload| decode::read_destination(payload, service),
             || format!("list the destinations of the IPVS virtual service {service}"),
         )
     }
@@ -277,7 +279,7 @@ impl Ipvs {
     pub fn apply(&mut self, commands: &[Command]) -> Result<Vec<Result<(), KernelError>>, IpvsError> {
         let messages: Vec<Message> = commands
             .iter()
-            .map(|command| self.message(wire::command(command)))
+            .map(|command| self.message(encode::command(command)))
             .collect();
         self.connection
             .requests(&messages)
@@ -310,13 +312,5 @@ impl Ipvs {
             flags: 0,
             payload,
         }
-    }
-}
-
-/// The widest prefix of an address family: no client shares its persistence with another.
-fn whole_address(address: &IpAddr) -> u32 {
-    match address {
-        IpAddr::V4(_) => u32::from_ne_bytes(Ipv4Addr::BROADCAST.octets()),
-        IpAddr::V6(_) => Ipv6Addr::BITS,
     }
 }

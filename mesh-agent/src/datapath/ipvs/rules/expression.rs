@@ -1,13 +1,14 @@
-//! A rule's expressions as nf_tables' attributes; the numbers are those of `linux/netfilter/nf_tables.h`.
-//! Knows the rulesets' vocabulary only.
+//! A rule's expressions as nf_tables' attributes, numbered as in `linux/netfilter/nf_tables.h`. Imports the
+//! rulesets' types only.
 
 use super::{
     attributes::Attributes,
-    ruleset::{Expression, Family, Register},
-    wire::COUNTER,
+    ruleset::{Expression, Family, Meta, Register},
 };
 
-/// What an anonymous map is called before the kernel has named it.
+/// The object type "counter", in objects and in references to them.
+pub(super) const COUNTER: u32 = 1;
+/// The name of an anonymous map in a request; the kernel puts a number in it.
 pub(super) const ANONYMOUS_MAP: &str = "__map%d";
 
 const VERDICT_REGISTER: u32 = 0;
@@ -28,15 +29,34 @@ const PORT_UNREACHABLE: u8 = 3;
 const OPTION_OF_TCP: u32 = 1;
 const SEGMENT_SIZE_OPTION: u8 = 2;
 
-/// The chains of an expression's own map, if it has one.
+/// The chains that an expression's anonymous map leads to, if it has such a map.
 pub(super) fn map(expression: &Expression) -> Option<&[String]> {
     match expression {
         Expression::Rotate(chains) => Some(chains),
-        _ => None,
+        Expression::Meta(..)
+        | Expression::Payload { .. }
+        | Expression::MaskByte(..)
+        | Expression::Equal(..)
+        | Expression::Unequal(..)
+        | Expression::In(_)
+        | Expression::NotIn(_)
+        | Expression::GotoBy(_)
+        | Expression::Goto(_)
+        | Expression::ConnectionIsNew
+        | Expression::Constant(..)
+        | Expression::SetMark
+        | Expression::Count(_)
+        | Expression::DestinationNat { .. }
+        | Expression::SourceNat
+        | Expression::ClampSegmentSize
+        | Expression::Drop
+        | Expression::Accept
+        | Expression::Reset
+        | Expression::PortUnreachable => None,
     }
 }
 
-/// Encodes an expression; `map` is the number of its own map, if it has one.
+/// Encodes an expression; `map` is the number of its anonymous map, if it has one.
 pub(super) fn encode(family: Family, expression: &Expression, map: Option<u32>) -> Vec<Attributes> {
     let new = Attributes::new;
     let first = Register::First as u32;
@@ -95,12 +115,7 @@ pub(super) fn encode(family: Family, expression: &Expression, map: Option<u32>) 
             "immediate",
             new().number(1, *register as u32).nested(2, new().bytes(1, value)),
         ),
-        Expression::SetMark => named(
-            "meta",
-            new()
-                .number(2, super::ruleset::Meta::Mark as u32)
-                .number(3, first),
-        ),
+        Expression::SetMark => named("meta", new().number(2, Meta::Mark as u32).number(3, first)),
         Expression::Count(name) => named("objref", new().number(1, COUNTER).text(2, name)),
         Expression::DestinationNat { address, port } => {
             let nat = nat(family, NAT_DESTINATION).number(3, *address as u32);
@@ -125,7 +140,7 @@ pub(super) fn encode(family: Family, expression: &Expression, map: Option<u32>) 
         Expression::Goto(chain) => verdict(VERDICT_GOTO, Some(chain)),
         Expression::ConnectionIsNew => {
             let state = new().number(1, first).number(2, CONNECTION_STATE);
-            // A word of the machine's byte order.
+            // The state is a number in host byte order.
             let mask = new()
                 .number(1, first)
                 .number(2, first)

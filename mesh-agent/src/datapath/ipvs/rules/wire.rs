@@ -1,10 +1,10 @@
-//! nf_tables' messages: the steps of a transaction as bytes, and what the kernel lists. The numbers are
-//! those of `linux/netfilter/nf_tables.h`, in its order; knows the rulesets, not what they are for.
+//! nf_tables' messages: the steps of a transaction as bytes, and what the kernel lists. Numbers are those of
+//! `linux/netfilter/nf_tables.h`, in its order. Knows the rulesets' types, not what they are for.
 
 use super::{
     attributes::{Attributes, all, find, long, text},
     difference::{Elements, Operation},
-    expression,
+    expression::{self, COUNTER},
     ruleset::{Chain, Content, Family, HookKind, Rule, Set, Type},
 };
 use crate::datapath::netlink::Message;
@@ -33,15 +33,13 @@ const DELETE_OBJECT: u16 = 20;
 const CREATE: u16 = netlink_packet_core::NLM_F_CREATE;
 const APPEND: u16 = netlink_packet_core::NLM_F_APPEND;
 
-/// What every list's items are under.
+/// The attribute that holds an item of any list.
 const LIST_ITEM: u16 = 1;
-/// The object type "counter", in objects and in references to them.
-pub(super) const COUNTER: u32 = 1;
 
 const NO_FAMILY: u8 = 0;
 /// Bytes of `nfgenmsg` before the attributes.
 const HEADER_BYTES: usize = 4;
-/// Elements in one message: their list is one attribute, whose length has 16 bits.
+/// Elements in one message: their list is one attribute, whose length is a 16-bit number.
 const ELEMENTS_AT_ONCE: usize = 500;
 
 const SET_IS_ANONYMOUS: u32 = 0x1;
@@ -50,12 +48,12 @@ const SET_IS_MAP: u32 = 0x8;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 /// `nft`'s number for a type that is a plain integer.
 const INTEGER_TYPE: u32 = 4;
-/// `nft`'s note that a map's keys are in the machine's byte order.
+/// `nft`'s mark for a map whose keys are in host byte order.
 const HOST_BYTE_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
 
 /// Encodes a transaction; `initial` gives the value that a new counter starts with.
 pub(super) fn transaction(operations: &[Operation<'_>], initial: impl Fn(&str) -> u64) -> Vec<Message> {
-    // Sets are referred to by number until they have been given their place.
+    // Within a transaction, new sets are referred to by number.
     let mut next_set = 1;
     let mut messages = vec![batch(BATCH_BEGIN)];
     for operation in operations {
@@ -65,7 +63,7 @@ pub(super) fn transaction(operations: &[Operation<'_>], initial: impl Fn(&str) -
     messages
 }
 
-/// The operation that a message of its transaction is for.
+/// The operation that a message of the transaction belongs to.
 pub(super) fn culprit<'a>(operations: &'a [Operation<'a>], message: usize) -> Option<&'a Operation<'a>> {
     let mut next_set = 1;
     let mut before = 1;
@@ -116,7 +114,7 @@ pub(super) fn get_table(family: Family) -> Message {
     message(family, GET_TABLE, 0, Attributes::new().text(1, TABLE))
 }
 
-/// The kernel's number for a table; never used twice.
+/// The kernel's handle of a table; never reused.
 pub(super) fn table_handle(message: &Message) -> Option<u64> {
     long(find(attributes(message), 4)?)
 }
@@ -178,7 +176,7 @@ fn object(name: &str) -> Attributes {
     Attributes::new().text(1, TABLE).text(2, name).number(3, COUNTER)
 }
 
-/// Names a chain, under the number that the message has for it.
+/// Names a chain; the attribute's number depends on the message.
 fn chain(kind: u16, name: &str) -> Attributes {
     Attributes::new().text(1, TABLE).text(kind, name)
 }
@@ -187,17 +185,17 @@ fn hooked(attributes: Attributes, chain: &Chain) -> Attributes {
     let Some(hook) = chain.hook else {
         return attributes;
     };
-    let place = Attributes::new()
+    let hook_attributes = Attributes::new()
         .number(1, hook.point as u32)
         .bytes(2, &hook.priority.to_be_bytes());
     let kind = match hook.kind {
         HookKind::Filter => "filter",
         HookKind::Nat => "nat",
     };
-    attributes.nested(4, place).text(7, kind)
+    attributes.nested(4, hook_attributes).text(7, kind)
 }
 
-/// A rule, after the anonymous maps that it has.
+/// A rule, preceded by its anonymous maps.
 fn rule(family: Family, chain_name: &str, rule: &Rule, next_set: &mut u32) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut expressions = Vec::new();
@@ -225,7 +223,7 @@ fn named_set(name: &str, set: &Set, number: u32) -> Attributes {
         .fold(0, |number, part| (number << 6) | type_number(*part));
     let key_bytes = match set.key {
         [single] => type_bytes(*single),
-        // Each part has a register of four bytes.
+        // Each part takes a register of four bytes.
         parts => 4 * u32::try_from(parts.len()).unwrap_or(u32::MAX),
     };
     let attributes = Attributes::new().text(1, TABLE).text(2, name);
@@ -248,7 +246,7 @@ fn anonymous_map(family: Family, number: u32, chains: &[String]) -> Vec<Message>
         .number(10, number)
         .bytes(13, &HOST_BYTE_ORDER);
     let mut messages = vec![message(family, NEW_SET, CREATE, attributes)];
-    // The kernel's own count, in its own byte order.
+    // The keys come from the kernel's counter, in host byte order.
     let keys: Vec<[u8; 4]> = (0..chains.len() as u32).map(u32::to_ne_bytes).collect();
     let list: Elements<'_> = std::iter::zip(&keys, chains)
         .map(|(key, chain)| (key.as_slice(), Some(chain.as_str())))
@@ -302,8 +300,8 @@ fn element(key: &[u8], chain: Option<&str>) -> Attributes {
     }
 }
 
-/// What `nft` keeps in an object's user data and shows as its comment: a number for "comment", which
-/// depends on the kind of object, the length, and the text with its zero byte.
+/// The comment of an object as `nft` keeps it in the user data: a type for "comment", which depends on the kind
+/// of object, the length, and the text with its zero byte.
 fn comment_data(kind: u8, comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
     let mut data = vec![kind, length];
@@ -312,7 +310,7 @@ fn comment_data(kind: u8, comment: &str) -> Vec<u8> {
     data
 }
 
-/// `nft`'s numbers for types, by which it shows keys.
+/// `nft`'s numbers for types; it prints keys by them.
 fn type_number(part: Type) -> u32 {
     match part {
         Type::Ipv4Address => 7,

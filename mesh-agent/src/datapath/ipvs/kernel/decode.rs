@@ -1,207 +1,14 @@
-//! IPVS's messages as bytes: attributes in host byte order, addresses and ports in network byte order.
+//! IPVS's listed services and destinations, read from bytes: attributes in host byte order, addresses and
+//! ports in network byte order.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NlasIterator};
+use netlink_packet_core::{DecodeError, NlasIterator};
 
 use super::{
-    Command, Destination, DestinationState, SchedulerFlags, Settings, Statistics, VirtualService,
-    whole_address,
+    Destination, DestinationState, SchedulerFlags, Settings, Statistics, VirtualService, numbers::*,
 };
 use crate::model::Protocol;
-
-/// `IPVS_GENL_VERSION`.
-const VERSION: u8 = 1;
-/// Bytes of generic netlink's header: command, version, two reserved.
-const HEADER_BYTES: usize = 4;
-/// Bytes of the address attribute, whatever the family.
-const ADDRESS_BYTES: usize = 16;
-
-// `enum` of IPVS_CMD_*.
-const NEW_SERVICE: u8 = 1;
-const SET_SERVICE: u8 = 2;
-const DELETE_SERVICE: u8 = 3;
-const GET_SERVICE: u8 = 4;
-const NEW_DESTINATION: u8 = 5;
-const SET_DESTINATION: u8 = 6;
-const DELETE_DESTINATION: u8 = 7;
-const GET_DESTINATION: u8 = 8;
-
-// IPVS_CMD_ATTR_*.
-const SERVICE: u16 = 1;
-const DESTINATION: u16 = 2;
-
-// IPVS_SVC_ATTR_*.
-const SERVICE_FAMILY: u16 = 1;
-const SERVICE_PROTOCOL: u16 = 2;
-const SERVICE_ADDRESS: u16 = 3;
-const SERVICE_PORT: u16 = 4;
-const SERVICE_MARK: u16 = 5;
-const SERVICE_SCHEDULER: u16 = 6;
-const SERVICE_FLAGS: u16 = 7;
-const SERVICE_TIMEOUT: u16 = 8;
-const SERVICE_NETMASK: u16 = 9;
-
-// IPVS_DEST_ATTR_*.
-const DESTINATION_ADDRESS: u16 = 1;
-const DESTINATION_PORT: u16 = 2;
-const DESTINATION_METHOD: u16 = 3;
-const DESTINATION_WEIGHT: u16 = 4;
-const DESTINATION_UPPER_THRESHOLD: u16 = 5;
-const DESTINATION_LOWER_THRESHOLD: u16 = 6;
-const DESTINATION_ACTIVE: u16 = 7;
-const DESTINATION_INACTIVE: u16 = 8;
-const DESTINATION_STATISTICS: u16 = 10;
-const DESTINATION_FAMILY: u16 = 11;
-const DESTINATION_STATISTICS_64: u16 = 12;
-
-// IPVS_STATS_ATTR_*.
-const STATISTICS_CONNECTIONS: u16 = 1;
-const STATISTICS_PACKETS_IN: u16 = 2;
-const STATISTICS_PACKETS_OUT: u16 = 3;
-const STATISTICS_BYTES_IN: u16 = 4;
-const STATISTICS_BYTES_OUT: u16 = 5;
-
-// IP_VS_SVC_F_*.
-const FLAG_PERSISTENT: u32 = 0x01;
-const FLAG_SCHEDULER_1: u32 = 0x08;
-const FLAG_SCHEDULER_2: u32 = 0x10;
-const FLAG_SCHEDULER_3: u32 = 0x20;
-
-/// `IP_VS_CONN_F_MASQ`: NAT.
-const MASQUERADE: u32 = 0;
-
-pub(super) fn list_services() -> Vec<u8> {
-    message(GET_SERVICE, &[])
-}
-
-pub(super) fn list_destinations(service: &VirtualService) -> Vec<u8> {
-    message(GET_DESTINATION, &[nested(SERVICE, &key(service))])
-}
-
-pub(super) fn command(command: &Command) -> Vec<u8> {
-    match command {
-        Command::NewService(service, settings) => full_service(NEW_SERVICE, service, settings),
-        Command::SetService(service, settings) => full_service(SET_SERVICE, service, settings),
-        Command::RemoveService(service) => message(DELETE_SERVICE, &[nested(SERVICE, &key(service))]),
-        Command::NewDestination(service, destination, weight) => {
-            with_destination(NEW_DESTINATION, service, &full_destination(destination, *weight))
-        }
-        Command::SetDestination(service, destination, weight) => {
-            with_destination(SET_DESTINATION, service, &full_destination(destination, *weight))
-        }
-        Command::RemoveDestination(service, destination) => {
-            with_destination(DELETE_DESTINATION, service, &destination_key(destination))
-        }
-    }
-}
-
-fn full_service(command: u8, service: &VirtualService, settings: &Settings) -> Vec<u8> {
-    let mut scheduler = settings.scheduler.clone().into_bytes();
-    scheduler.push(0);
-    let mut attributes = key(service);
-    attributes.extend([
-        DefaultNla::new(SERVICE_SCHEDULER, scheduler),
-        flags(settings),
-        number(SERVICE_TIMEOUT, settings.persistence.unwrap_or(0)),
-        number(SERVICE_NETMASK, whole_address(&service.address)),
-    ]);
-    message(command, &[nested(SERVICE, &attributes)])
-}
-
-/// `struct ip_vs_flags`: the flags, and which of them are meant.
-fn flags(settings: &Settings) -> DefaultNla {
-    let SchedulerFlags { first, second, third } = settings.flags;
-    let set = [
-        (settings.persistence.is_some(), FLAG_PERSISTENT),
-        (first, FLAG_SCHEDULER_1),
-        (second, FLAG_SCHEDULER_2),
-        (third, FLAG_SCHEDULER_3),
-    ];
-    let flags = set
-        .into_iter()
-        .filter(|(on, _)| *on)
-        .fold(0, |flags, (_, flag)| flags | flag);
-    let mut value = flags.to_ne_bytes().to_vec();
-    value.extend(u32::MAX.to_ne_bytes());
-    DefaultNla::new(SERVICE_FLAGS, value)
-}
-
-fn with_destination(command: u8, service: &VirtualService, destination: &[DefaultNla]) -> Vec<u8> {
-    message(
-        command,
-        &[nested(SERVICE, &key(service)), nested(DESTINATION, destination)],
-    )
-}
-
-fn key(service: &VirtualService) -> Vec<DefaultNla> {
-    vec![
-        DefaultNla::new(SERVICE_FAMILY, family(&service.address).to_ne_bytes().to_vec()),
-        DefaultNla::new(
-            SERVICE_PROTOCOL,
-            u16::from(service.protocol.number()).to_ne_bytes().to_vec(),
-        ),
-        DefaultNla::new(SERVICE_ADDRESS, octets(&service.address)),
-        DefaultNla::new(SERVICE_PORT, service.port.to_be_bytes().to_vec()),
-    ]
-}
-
-fn destination_key(destination: &Destination) -> Vec<DefaultNla> {
-    vec![
-        DefaultNla::new(
-            DESTINATION_FAMILY,
-            family(&destination.address).to_ne_bytes().to_vec(),
-        ),
-        DefaultNla::new(DESTINATION_ADDRESS, octets(&destination.address)),
-        DefaultNla::new(DESTINATION_PORT, destination.port.to_be_bytes().to_vec()),
-    ]
-}
-
-fn full_destination(destination: &Destination, weight: u32) -> Vec<DefaultNla> {
-    let mut attributes = destination_key(destination);
-    attributes.extend([
-        number(DESTINATION_METHOD, MASQUERADE),
-        number(DESTINATION_WEIGHT, weight),
-        number(DESTINATION_UPPER_THRESHOLD, 0),
-        number(DESTINATION_LOWER_THRESHOLD, 0),
-    ]);
-    attributes
-}
-
-fn message(command: u8, attributes: &[DefaultNla]) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER_BYTES + attributes.buffer_len()];
-    bytes[0] = command;
-    bytes[1] = VERSION;
-    attributes.emit(&mut bytes[HEADER_BYTES..]);
-    bytes
-}
-
-fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
-    let mut value = vec![0; attributes.buffer_len()];
-    attributes.emit(&mut value);
-    DefaultNla::new(kind | NLA_F_NESTED, value)
-}
-
-fn number(kind: u16, value: u32) -> DefaultNla {
-    DefaultNla::new(kind, value.to_ne_bytes().to_vec())
-}
-
-fn family(address: &IpAddr) -> u16 {
-    // Both are small positive numbers.
-    match address {
-        IpAddr::V4(_) => libc::AF_INET as u16,
-        IpAddr::V6(_) => libc::AF_INET6 as u16,
-    }
-}
-
-fn octets(address: &IpAddr) -> Vec<u8> {
-    let mut octets = match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    octets.resize(ADDRESS_BYTES, 0);
-    octets
-}
 
 /// Attributes of one level, by kind; of a kind that comes twice, the last.
 struct Attributes<'a>(Vec<(u16, &'a [u8])>);
@@ -367,7 +174,15 @@ fn statistics(destination: &Attributes<'_>) -> Result<Statistics, DecodeError> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use netlink_packet_core::DefaultNla;
+
+    use super::{
+        super::{
+            Command,
+            encode::{command, full_destination, message, nested, number},
+        },
+        *,
+    };
 
     fn address() -> impl Strategy<Value = IpAddr> {
         prop_oneof![
