@@ -15,6 +15,7 @@ pub mod ipvs;
 pub mod memory;
 pub mod netlink;
 mod rung;
+mod turns;
 
 pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, ReachedRung, Rung, RungState, RungStatus};
 

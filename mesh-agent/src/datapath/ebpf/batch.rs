@@ -1,16 +1,17 @@
 //! Reading a hash map in batches (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), which aya does not offer.
 
-use std::{io, mem::MaybeUninit, os::fd::BorrowedFd};
+use std::{io, mem::MaybeUninit, os::fd::AsFd};
 
+use aya::maps::{HashMap, MapData};
 use mesh_support::bpf::{Cursor, look_up_batch};
 
-/// Calls `visit` with every entry of a hash map of `K` to `V`, in batches of up to `batch` (more than the longest
-/// chain of a bucket). Entries that come and go meanwhile may be missed or seen twice.
+/// Calls `visit` with every entry of a hash map, in batches of up to `batch` (which must exceed the longest chain of
+/// a bucket). Entries that are added or removed meanwhile may be missed or visited twice.
 ///
 /// # Errors
-/// The kernel's refusal.
+/// When the kernel refuses.
 pub(super) fn for_each<K: aya::Pod, V: aya::Pod>(
-    map: BorrowedFd<'_>,
+    map: &HashMap<MapData, K, V>,
     batch: usize,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
@@ -18,10 +19,13 @@ pub(super) fn for_each<K: aya::Pod, V: aya::Pod>(
     let mut values = vec![MaybeUninit::<V>::uninit(); batch];
     let mut cursor = Cursor::default();
     loop {
-        // SAFETY: the map was opened as one of K and V, and aya compared their sizes with the map's.
-        let (count, ended) = unsafe { look_up_batch(map, &mut cursor, &mut keys, &mut values) }?;
+        // SAFETY: aya made a `HashMap` of K and V of this map only after comparing their sizes with the map's, so
+        // each element of the buffers has room for a key or value.
+        let (count, ended) =
+            unsafe { look_up_batch(map.map().fd().as_fd(), &mut cursor, &mut keys, &mut values) }?;
         for (key, value) in keys.iter().zip(&values).take(count) {
-            // SAFETY: the kernel has written the first `count` of both, and a Pod takes any bytes.
+            // SAFETY: the kernel wrote the first `count` elements of both buffers whole, and any bytes are a valid
+            // value of a `Pod` type.
             let (key, value) = unsafe { (key.assume_init_ref(), value.assume_init_ref()) };
             visit(key, value);
         }

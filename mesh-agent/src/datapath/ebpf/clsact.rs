@@ -1,7 +1,7 @@
-//! The clsact queueing discipline that filters hang on: remembering that it is ours, and taking it away
-//! when nobody needs it any more. Imports the data path's netlink only.
+//! The clsact queueing discipline that filters are attached to: remembering that the agent made it, and
+//! removing it when no filter is left. Imports the data path's netlink only.
 //!
-//! Who made it is remembered by an empty folder among the pins, which outlives the agent as they do.
+//! An empty directory among the pins remembers that the agent made it, and outlives the agent as pins do.
 
 use std::{
     io,
@@ -21,19 +21,19 @@ use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
 /// `TC_H_MAJ` of clsact's handle and of the parents below it (`linux/pkt_sched.h`).
 const CLSACT: u16 = 0xffff;
-/// `TC_H_CLSACT`, where the discipline hangs.
+/// `TC_H_CLSACT`, the parent of the discipline.
 const PARENT: u16 = 0xfff1;
-/// `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`, where filters hang.
+/// `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`, the parents of filters.
 const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 
-/// Remembers that the agent has made the discipline of an interface.
+/// Remembers that the agent made the discipline of an interface.
 pub(super) fn remember(links: &Path, index: u32) -> Result<(), DatapathError> {
     let mark = folder(links).join(index.to_string());
     std::fs::create_dir_all(&mark)
-        .map_err(|error| failed(format!("make the folder {}", mark.display()), error))
+        .map_err(|error| failed(format!("create the directory {}", mark.display()), error))
 }
 
-/// Takes the disciplines away that agents have made and that no filter is left on, ours or anybody's.
+/// Removes the disciplines that agents made and that no filter is left on, ours or others'.
 pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
     let Ok(entries) = std::fs::read_dir(folder(links)) else {
         return Ok(());
@@ -47,7 +47,7 @@ pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
             match std::fs::remove_dir(entry.path()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(failed(
-                        format!("remove the folder {}", entry.path().display()),
+                        format!("remove the directory {}", entry.path().display()),
                         error,
                     ));
                 }
@@ -58,12 +58,12 @@ pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Beside the links' folder, where every entry is a link.
+/// Beside the links' directory, in which every entry is a link.
 fn folder(links: &Path) -> PathBuf {
     links.with_file_name("clsact")
 }
 
-/// Whether it is gone now.
+/// Removes the discipline unless a filter is left on it; whether it is gone now.
 fn remove_if_empty(index: u32) -> Result<bool, NetlinkError> {
     let mut connection = Connection::open(NETLINK_ROUTE)?;
     for hook in HOOKS {
@@ -99,7 +99,7 @@ fn message(index: u32, parent: u16) -> TcMessage {
     message
 }
 
-/// The interface or its discipline is not there any more.
+/// Whether the interface or its discipline no longer exists.
 fn is_gone(error: &NetlinkError) -> bool {
     matches!(error.errno(), Some(Errno::ENODEV | Errno::ENOENT | Errno::EINVAL))
 }

@@ -1,4 +1,4 @@
-//! The name of an interface's driver, by ethtool's ioctl. Used by this folder only.
+//! The name of an interface's driver, read by ethtool's ioctl.
 
 use std::os::fd::AsRawFd;
 
@@ -15,7 +15,7 @@ struct DriverInformation {
     rest: [u8; 160],
 }
 
-/// The driver's name, e.g. `veth` or `virtio_net`; `None` if the interface or its driver does not tell.
+/// The driver's name, e.g. `veth` or `virtio_net`; `None` if there is no such interface or its driver does not say.
 pub(super) fn driver_name(interface: &str) -> Option<String> {
     let socket = socket(
         AddressFamily::Inet,
@@ -29,7 +29,8 @@ pub(super) fn driver_name(interface: &str) -> Option<String> {
         driver: [0; 32],
         rest: [0; 160],
     };
-    // SAFETY: `ifreq` is plain data; all zero is a value of it.
+    // SAFETY: every field of `ifreq` is an integer, an array of integers, a raw pointer or a union of these, for
+    // all of which zero bytes are a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
         return None;
@@ -38,7 +39,9 @@ pub(super) fn driver_name(interface: &str) -> Option<String> {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut information).cast();
-    // SAFETY: the request names a buffer of the size that the command fills (196 bytes), which outlives it.
+    // SAFETY: `ETHTOOL_GDRVINFO` writes one `ethtool_drvinfo` (196 bytes, asserted below) through `ifru_data`, which
+    // points to `information` of that size; that and `request` are live and exclusively borrowed until the call
+    // returns. The interface's name ends in a zero byte, as it is shorter than its field, which was zeroed.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
     if result != 0 {
         return None;

@@ -1,35 +1,34 @@
 //! Upkeep of the flow table: counts open flows by backend, removes flows that are over.
 //!
-//! The table is an LRU and would do without; but a count of open connections wants a look at every
-//! flow, and a table without dead flows tells how full it really is.
+//! The table is an LRU and would work without it. But counting open connections takes a walk over all flows,
+//! and only without dead flows does the number of entries show how full the table is.
 
-use std::{collections::BTreeMap, os::fd::AsFd};
+use std::collections::BTreeMap;
 
-use aya::maps::IterableMap;
 use mesh_ebpf::{
     abi::{Flow, FlowKey, Progress, Role},
     headers::PROTOCOL_TCP,
 };
 
-use super::{super::DatapathError, failed, handles::Handles};
+use super::{super::DatapathError, failed, maps::Maps};
 
 /// Flows read per system call.
 const BATCH: usize = 4096;
 /// A table of more entries than this is walked every [`LARGE_INTERVAL`] seconds, a smaller one each second.
 const LARGE: u64 = 20_000;
 const LARGE_INTERVAL: u32 = 10;
-/// Seconds that a flow stays after it is closed, for what is still under way.
+/// Seconds that a flow stays after it is closed, for packets that are still under way.
 const CLOSED_LINGER: u32 = 10;
 /// Seconds without a packet after which a TCP flow with one side closed is over.
 const HALF_CLOSED_IDLE: u32 = 300;
-/// Seconds without a packet after which an open TCP flow is taken for dead. Longer than any keep-alive.
+/// Seconds without a packet after which an open TCP flow is considered dead. Longer than any keep-alive.
 const TCP_IDLE: u32 = 24 * 60 * 60;
 /// Seconds without a packet after which a UDP flow is over.
 const UDP_IDLE: u32 = 120;
 /// Seconds without a packet after which a UDP flow no longer counts as active.
 const UDP_ACTIVE: u32 = 30;
 
-/// The last walk's result.
+/// The result of the last walk.
 #[derive(Default)]
 pub(super) struct FlowSweep {
     active: BTreeMap<u32, u64>,
@@ -40,11 +39,14 @@ pub(super) struct FlowSweep {
     next: u32,
 }
 
-/// What to do with an entry.
+/// What the walk does with an entry.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
+    /// Keep it, and count it as an open flow.
     Active,
+    /// Keep it.
     Kept,
+    /// Remove it.
     Over,
 }
 
@@ -54,20 +56,20 @@ impl FlowSweep {
         &self.active
     }
 
-    /// Entries of the table; most flows have two.
+    /// Entries of the table; a flow takes one or two.
     pub(super) fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Entries that were neither removed nor are there any more.
+    /// Entries that are gone without having been removed by a walk.
     pub(super) fn evictions(&self) -> u64 {
         self.evictions
     }
 
-    /// Walks the table, if it is time; says whether it was. `generations` has each backend's current one.
+    /// Walks the table if it is time to; returns whether it was. `generations` has each backend's current one.
     pub(super) fn run(
         &mut self,
-        maps: &mut Handles,
+        maps: &mut Maps,
         now: u32,
         generations: &BTreeMap<u32, u32>,
     ) -> Result<bool, DatapathError> {
@@ -78,29 +80,25 @@ impl FlowSweep {
         let mut active: BTreeMap<u32, u64> = BTreeMap::new();
         let mut entries = 0;
         let mut over = Vec::new();
-        super::batch::for_each(
-            maps.flows.map().fd().as_fd(),
-            BATCH,
-            |key: &FlowKey, flow: &Flow| {
-                entries += 1;
-                let current = generations.get(&flow.backend) == Some(&flow.generation);
-                match fate(key, flow, now, current) {
-                    Fate::Active => *active.entry(flow.backend).or_default() += 1,
-                    Fate::Kept => {}
-                    Fate::Over => over.push((*key, *flow)),
-                }
-            },
-        )
+        super::batch::for_each(&maps.flows, BATCH, |key: &FlowKey, flow: &Flow| {
+            entries += 1;
+            let current = generations.get(&flow.backend) == Some(&flow.generation);
+            match fate(key, flow, now, current) {
+                Fate::Active => *active.entry(flow.backend).or_default() += 1,
+                Fate::Kept => {}
+                Fate::Over => over.push((*key, *flow)),
+            }
+        })
         .map_err(|error| failed("walk the flow table", error))?;
         for (key, flow) in &over {
-            // Opened anew since it was read, it is not over; gone by itself is as good.
+            // If it was opened again since it was read, it is not over; if it is gone, that is as good.
             let unchanged = maps.flows.get(key, 0).is_ok_and(|now| now == *flow);
             if unchanged && maps.flows.remove(key).is_ok() {
                 self.removed += 1;
                 entries -= 1;
             }
         }
-        // What was there at the first walk counts as inserted then.
+        // What the first walk finds counts as inserted before it.
         let before = *self
             .inserted_before
             .get_or_insert(inserted.saturating_sub(entries + self.removed));
@@ -118,7 +116,7 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
     let idle = now.saturating_sub(flow.seen);
     let forward = flow.role == Role::FORWARD;
     if !backend_is_current {
-        // Kept for a while, so that a connection to a backend that is gone is refused, not ignored.
+        // Kept for a while, so that packets of a connection to a removed backend are refused, not ignored.
         return if idle > HALF_CLOSED_IDLE {
             Fate::Over
         } else {
@@ -178,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_connection_lingers_and_goes() {
+    fn a_closed_connection_lingers_and_is_removed() {
         let reset = Flow {
             origin: Origin::UPLINK,
             from_backend: Progress::RESET,

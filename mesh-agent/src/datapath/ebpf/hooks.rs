@@ -1,5 +1,5 @@
-//! The kernel's hooks one by one: putting a program on tcx, clsact or XDP, and taking it off, pins
-//! included. Keeps no books (`attach` does).
+//! The kernel's hooks one by one: attaching a program to tcx, clsact or XDP and detaching it, pins included.
+//! Keeps no state (`attach` does).
 
 use std::{io, path::Path};
 
@@ -13,11 +13,78 @@ use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::{super::DatapathError, failed};
 
-/// Priority and handle of our clsact filters: fixed, so that an agent finds those of the one before.
+/// Priority and handle of our clsact filters: fixed, so that an agent finds those of an earlier one.
 const CLSACT_PRIORITY: u16 = 0x4d53;
 const CLSACT_HANDLE: u16 = 1;
 
-/// Removes all pins of a version; what they hold goes with them.
+/// One of an interface's hooks for tc programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TcHook {
+    /// For packets that come in.
+    Ingress,
+    /// For packets that go out.
+    Egress,
+}
+
+impl TcHook {
+    const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// The name in pins and messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl From<TcHook> for TcAttachType {
+    fn from(hook: TcHook) -> Self {
+        match hook {
+            TcHook::Ingress => Self::Ingress,
+            TcHook::Egress => Self::Egress,
+        }
+    }
+}
+
+/// One of an interface's hooks for XDP programs, fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum XdpHook {
+    /// In the driver.
+    Native,
+    /// In the network stack, for any driver.
+    Generic,
+}
+
+impl XdpHook {
+    pub(super) const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    /// The name in pins and messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Native => Self::Generic,
+            Self::Generic => Self::Native,
+        }
+    }
+}
+
+impl From<XdpHook> for XdpMode {
+    fn from(hook: XdpHook) -> Self {
+        match hook {
+            XdpHook::Native => Self::Driver,
+            XdpHook::Generic => Self::Skb,
+        }
+    }
+}
+
+/// Removes all pins of a version; the kernel frees what nothing else holds.
 pub(super) fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
     match std::fs::remove_dir_all(pins) {
         Ok(()) => Ok(()),
@@ -26,7 +93,7 @@ pub(super) fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Removes what agents with other map types have left: it cannot be adopted.
+/// Removes the pins of agents with other map types, which cannot be adopted.
 pub(super) fn remove_other_versions(pins: &Path, own: &Path) -> Result<(), DatapathError> {
     let Ok(entries) = std::fs::read_dir(pins) else {
         return Ok(());
@@ -40,19 +107,11 @@ pub(super) fn remove_other_versions(pins: &Path, own: &Path) -> Result<(), Datap
     Ok(())
 }
 
-fn attach_type(hook: &str) -> TcAttachType {
-    if hook == "egress" {
-        TcAttachType::Egress
-    } else {
-        TcAttachType::Ingress
-    }
-}
-
-/// Puts the program into the pinned link if there is one that still holds, else makes and pins one.
+/// Puts the program into the pinned link if that is still attached, else makes and pins a new link.
 pub(super) fn attach_tcx(
     program: &mut SchedClassifier,
     interface: &str,
-    hook: &str,
+    hook: TcHook,
     pin: &Path,
 ) -> Result<(), ProgramError> {
     let adopted = PinnedLink::from_pin(pin)
@@ -60,11 +119,11 @@ pub(super) fn attach_tcx(
         .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)).ok())
         .and_then(|link| program.attach_to_link(link).ok());
     if let Some(id) = adopted {
-        // The pin keeps the link; our descriptor of it may go.
+        // The pin keeps the link, so our file descriptor of it may be closed.
         return program.take_link(id).map(drop);
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(interface, attach_type(hook), options)?;
+    let id = program.attach_with_options(interface, hook.into(), options)?;
     pin_link(FdLink::try_from(program.take_link(id)?), pin)
 }
 
@@ -72,7 +131,7 @@ pub(super) fn attach_tcx(
 pub(super) fn attach_xdp(
     program: &mut Xdp,
     index: u32,
-    mode: XdpMode,
+    hook: XdpHook,
     pin: &Path,
 ) -> Result<(), ProgramError> {
     let adopted = PinnedLink::from_pin(pin)
@@ -82,13 +141,13 @@ pub(super) fn attach_xdp(
     if let Some(id) = adopted {
         return program.take_link(id).map(drop);
     }
-    let id = program.attach_to_if_index(index, mode)?;
+    let id = program.attach_to_if_index(index, hook.into())?;
     pin_link(FdLink::try_from(program.take_link(id)?), pin)
 }
 
 fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), ProgramError> {
     let link = link.map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
-    // A pin whose link no longer held.
+    // There may be a pin whose link is no longer attached.
     match std::fs::remove_file(pin) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -99,76 +158,76 @@ fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), ProgramEr
         .map_err(|error| ProgramError::IOError(io::Error::other(error)))
 }
 
-/// Makes the discipline that filters hang on; false where there is one already, which serves as well.
+/// Makes the queueing discipline that filters are attached to; false where there already is one, which
+/// serves as well.
 pub(super) fn make_clsact(interface: &str) -> bool {
     tc::qdisc_add_clsact(interface).is_ok()
 }
 
-/// Puts the program into our filter, which stays when nobody holds it.
+/// Puts the program into our filter, which stays when no process holds it.
 pub(super) fn attach_clsact(
     program: &mut SchedClassifier,
     interface: &str,
-    hook: &str,
+    hook: TcHook,
 ) -> Result<(), ProgramError> {
-    let attach_type = attach_type(hook);
     let handle = TcHandle::new(0, CLSACT_HANDLE);
     let options = NlOptions {
         priority: CLSACT_PRIORITY,
         handle,
         classid: None,
     };
-    let id = match program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options)) {
+    let id = match program.attach_with_options(interface, hook.into(), TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
         Err(_) => {
-            // An agent before has left its filter: replace the program in it.
-            let link = SchedClassifierLink::attached(interface, attach_type, CLSACT_PRIORITY, handle, None)
+            // An earlier agent left its filter: replace the program in it.
+            let link = SchedClassifierLink::attached(interface, hook.into(), CLSACT_PRIORITY, handle, None)
                 .map_err(ProgramError::IOError)?;
             program.attach_to_link(link)?
         }
     };
-    // A filter stays when its handle here is forgotten, as links do that are pinned.
+    // Dropping the link would detach the filter; forgetting it leaves the filter in the kernel.
     program.take_link(id).map(std::mem::forget)
 }
 
-/// Takes a program's filter off; nothing to do where it, or the interface, is gone.
-pub(super) fn detach_clsact(program: &str, index: u32, hook: &str) -> Result<(), DatapathError> {
-    // An interface that is gone has taken its filters with it.
+/// Removes a program's filter; nothing to do where the filter, or the interface, is gone.
+pub(super) fn detach_clsact(program: &str, index: u32, hook: TcHook) -> Result<(), DatapathError> {
+    // An interface that is gone took its filters with it.
     let Ok(interface) = interface_name(index) else {
         return Ok(());
     };
-    match tc::qdisc_detach_program(&interface, attach_type(hook), program) {
+    match tc::qdisc_detach_program(&interface, hook.into(), program) {
         Ok(()) => Ok(()),
         Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(
-            format!("detach {program} from tc {hook} of {interface}"),
+            format!("detach {program} from tc {} of {interface}", hook.name()),
             error,
         )),
     }
 }
 
-/// Takes every filter of the given programs off, on both hooks of every interface, except those kept.
-/// Says on how many there were any.
+/// Removes every filter of the given programs, on both hooks of every interface, except those kept. Returns
+/// how many filters were removed.
 pub(super) fn sweep_clsact(
     programs: &[&str],
-    keep: impl Fn(u32, &str) -> bool,
+    keep: impl Fn(u32, TcHook) -> bool,
 ) -> Result<usize, DatapathError> {
     let interfaces =
         if_nameindex().map_err(|error| failed("list the interfaces to look for tc filters", error))?;
-    let mut found = 0;
+    let mut removed = 0;
     for interface in &interfaces {
-        for hook in ["ingress", "egress"] {
+        for hook in TcHook::ALL {
             if keep(interface.index(), hook) {
                 continue;
             }
             for program in programs {
                 let name = interface.name().to_string_lossy();
-                if tc::qdisc_detach_program(&name, attach_type(hook), program).is_ok() {
-                    found += 1;
+                if tc::qdisc_detach_program(&name, hook.into(), program).is_ok() {
+                    removed += 1;
                 }
             }
         }
     }
-    Ok(found)
+    Ok(removed)
 }
 
 /// The name of an interface of this network namespace.

@@ -1,16 +1,16 @@
 //! The eBPF data path: loads the programs, keeps their maps equal to the desired state, attaches them.
 //! aya's types appear in this folder only.
 //!
-//! Maps and links are pinned below the pin directory: traffic flows on when the agent dies, and the
-//! next agent adopts what it finds (see `tables`).
+//! Maps and links are pinned below the pin directory: traffic goes on when the agent dies, and the next agent
+//! adopts what it finds (see `tables`).
 
 mod attach;
 mod batch;
 mod clsact;
 mod driver;
 mod flows;
-mod handles;
 mod hooks;
+mod maps;
 mod rings;
 mod slots;
 mod tables;
@@ -30,7 +30,7 @@ use mesh_ebpf::{
 };
 use tracing::{debug, info};
 
-use self::{attach::Attachments, flows::FlowSweep, handles::Handles, tables::Tables};
+use self::{attach::Attachments, flows::FlowSweep, maps::Maps, tables::Tables};
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice, failed,
 };
@@ -48,19 +48,19 @@ const DEFAULT_MTU: u32 = 1500;
 /// How to load the data path.
 #[derive(Clone, Debug)]
 pub struct EbpfOptions {
-    /// Folder on a bpffs for pins; made if it is missing. Everything in it is ours.
+    /// Directory on a bpffs for pins; created if it is missing. Everything in it is ours.
     pub pins: PathBuf,
     /// A mounted cgroup2 hierarchy's root.
     pub cgroup: PathBuf,
     /// Which XDP mode to use.
     pub xdp: XdpChoice,
-    /// Which way to attach to tc.
+    /// Which kind of tc hook to use.
     pub tc: TcChoice,
     /// Entries of the flow table; a flow takes one or two.
     pub flow_capacity: u32,
     /// UDP port of the tunnel.
     pub geneve_port: u16,
-    /// What local processes' connections are turned to.
+    /// The address that local processes' connections are redirected to.
     pub service_address: Ipv4Addr,
     /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
     pub netns_cookie: u64,
@@ -69,7 +69,7 @@ pub struct EbpfOptions {
 /// The loaded data path.
 pub struct EbpfDatapath {
     programs: Ebpf,
-    maps: Handles,
+    maps: Maps,
     tables: Tables,
     attachments: Attachments,
     sweep: FlowSweep,
@@ -80,22 +80,22 @@ pub struct EbpfDatapath {
     adopted: bool,
 }
 
-/// The flows' clock: goes on from where the last agent left it.
+/// The flows' clock, in seconds: continues from where the last agent left it.
 struct Clock {
     base: u32,
     since: Instant,
 }
 
 impl EbpfDatapath {
-    /// Loads the programs into the kernel and adopts the maps and links of an agent before.
+    /// Loads the programs into the kernel and adopts the maps and links of an earlier agent.
     ///
     /// # Errors
-    /// Names the step that failed: no object, a map, or a program with the verifier's last words.
+    /// Names the step that failed: no object, a map, or a program with the end of the verifier's log.
     pub fn load(options: EbpfOptions) -> Result<Self, DatapathError> {
         if OBJECT.is_empty() {
             return Err(failed(
                 "load the eBPF programs",
-                "this agent was built without them; build it with `cargo xtask build`",
+                "this agent was built without them: build it with `cargo xtask build`",
             ));
         }
         Self::load_object(OBJECT, options)
@@ -109,7 +109,7 @@ impl EbpfDatapath {
         let pins = versioned(&options.pins);
         let adopts = pins.exists();
         Self::load_into(&pins, object, options.clone()).inspect_err(|_| {
-            // What an earlier agent has left may still carry traffic; what this one began is rubbish.
+            // Keep what an earlier agent left, which may still carry traffic; remove what this one began.
             if !adopts && hooks::remove_pins(&pins).is_ok() {
                 let _ = std::fs::remove_dir(&options.pins);
             }
@@ -121,13 +121,13 @@ impl EbpfDatapath {
         std::fs::create_dir_all(pins)
             .map_err(|error| failed(format!("create the pin directory {}", pins.display()), error))?;
         let flows_pin = pins.join("FLOWS");
-        if let Some(entries) = handles::pinned_capacity(&flows_pin)
+        if let Some(entries) = maps::pinned_capacity(&flows_pin)
             && entries != options.flow_capacity
         {
             info!(
                 entries,
                 wanted = options.flow_capacity,
-                "the flow table's size has changed: beginning anew"
+                "the flow table's size has changed: replacing the table, its flows are lost"
             );
             std::fs::remove_file(&flows_pin)
                 .map_err(|error| failed(format!("remove {}", flows_pin.display()), error))?;
@@ -139,7 +139,7 @@ impl EbpfDatapath {
             .load(object)
             .map_err(|error| failed("load the eBPF maps", error))?;
         attach::load_programs(&mut programs)?;
-        let maps = Handles::take(&mut programs)?;
+        let maps = Maps::take(&mut programs)?;
         let old = maps.config()?;
         let config = Config {
             service_address: options.service_address.into(),
@@ -165,7 +165,7 @@ impl EbpfDatapath {
             uplink_mtu: DEFAULT_MTU,
             clock,
             options,
-            // Each agent writes its clock, and it is never 0.
+            // Each agent writes its clock, which is never 0.
             adopted: old.now != 0,
         })
     }
@@ -239,7 +239,7 @@ impl Datapath for EbpfDatapath {
                 });
             }
         }
-        // Rings first, then the backends that no ring names any more: no packet finds a hole.
+        // Rings first, then the backends that no ring names any more: no packet picks a missing backend.
         if let Err(source) = self.tables.settle(&mut self.maps)
             && let Some(change) = changes.last()
         {
@@ -252,7 +252,7 @@ impl Datapath for EbpfDatapath {
     }
 
     fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
-        // What is desired has been claimed by the changes that led there.
+        // The changes so far have claimed what is desired.
         self.tables.remove_unclaimed(&mut self.maps)?;
         self.tables.settle(&mut self.maps)?;
         self.attachments.remove_unclaimed()
@@ -314,9 +314,8 @@ impl Clock {
     }
 }
 
-/// Removes what an agent before has left in this network namespace and below the pin directory, of
-/// whatever version. Needs no bpf system call, which may be what is refused. Says whether there was
-/// anything.
+/// Removes what earlier agents, of any version, left in this network namespace and below the pin directory.
+/// Makes no bpf system call, since that may be what the kernel refuses. Returns whether there was anything.
 ///
 /// # Errors
 /// When a pin could not be removed.
@@ -333,17 +332,17 @@ pub fn remove_leftovers(pins: &Path) -> Result<bool, DatapathError> {
 
 fn remove_all_pins(pins: &Path) -> Result<(), DatapathError> {
     hooks::remove_pins(&versioned(pins))?;
-    // The folder itself goes too if nothing else is in it.
+    // The directory itself goes too if nothing else is in it.
     let _ = std::fs::remove_dir(pins);
     Ok(())
 }
 
-/// Where pins of this version of the map types live.
+/// Where this version's pins are.
 fn versioned(pins: &Path) -> PathBuf {
     pins.join(format!("v{VERSION}"))
 }
 
-/// What fits into the tunnel on an uplink of a given MTU.
+/// The largest packet that fits into the tunnel on an uplink of a given MTU, bytes.
 fn inner_mtu(mtu: u32) -> u16 {
     u16::try_from(mtu.saturating_sub(OUTER_LENGTH as u32)).unwrap_or(u16::MAX)
 }

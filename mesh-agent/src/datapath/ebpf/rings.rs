@@ -1,16 +1,19 @@
-//! The ring of entries that a service's new flows choose from, for each way of balancing. Pure; imports
-//! the model.
+//! The ring that a service's new flows choose a backend from, for each balancing algorithm. Pure; imports the
+//! model.
 
 use mesh_ebpf::abi::Choice;
 
-use crate::model::{Algorithm, BackendKey, Balance, fnv1a::fnv1a_64};
+use crate::{
+    datapath::turns::{reduced, turns},
+    model::{Algorithm, BackendKey, Balance, fnv1a::fnv1a_64},
+};
 
 /// Sizes of hash tables: primes, as Maglev's permutations need.
 const TABLE_SIZES: [usize; 4] = [251, 1021, 4093, 16_381];
 /// A hash table has this many entries for each backend at least, up to the largest size, so that shares
 /// differ by about 1 % (Maglev, NSDI 2016, section 5.3).
 const ENTRIES_EACH: usize = 100;
-/// What one flow of a backend of weight 1 weighs, where the least loaded is chosen.
+/// What one flow adds to the load of a backend of weight 1, where the least loaded is chosen.
 const LOAD_STEP: u64 = 1 << 16;
 
 /// An active backend as the ring sees it.
@@ -20,11 +23,11 @@ pub(super) struct Candidate {
     pub(super) key: BackendKey,
     /// Its index in the maps.
     pub(super) index: u32,
-    /// Its weight; 0 gets no new flows.
+    /// Its weight; with 0 it gets no new flows.
     pub(super) weight: u32,
 }
 
-/// How a position is chosen, and which backend each position names.
+/// How an entry of the ring is chosen, and the backend's index in each entry.
 pub(super) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
     let candidates: Vec<Candidate> = candidates
         .iter()
@@ -43,49 +46,32 @@ pub(super) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u
     }
 }
 
-/// What one flow of a backend adds to its load.
+/// What one flow adds to its backend's load.
 pub(super) fn load_step(balance: Balance, weight: u32) -> u64 {
     match balance.algorithm {
         Algorithm::WeightedLeastConnection => LOAD_STEP / u64::from(weight.max(1)),
-        _ => LOAD_STEP,
+        Algorithm::RoundRobin
+        | Algorithm::WeightedRoundRobin
+        | Algorithm::Maglev
+        | Algorithm::LeastConnection => LOAD_STEP,
     }
 }
 
-/// Each backend as often as its weight says, spread evenly over the turns: at each turn the one that is
-/// furthest behind its share (the "smooth" weighted round robin).
+/// Each backend as often as its weight says.
 fn weighted(candidates: &[Candidate]) -> Vec<u32> {
-    let divisor = candidates
+    let weights: Vec<u64> = candidates
         .iter()
-        .fold(0, |divisor, candidate| gcd(divisor, candidate.weight))
-        .max(1);
-    let weights: Vec<i64> = candidates
-        .iter()
-        .map(|candidate| i64::from(candidate.weight / divisor))
+        .map(|candidate| u64::from(candidate.weight))
         .collect();
-    let total: i64 = weights.iter().sum();
-    let mut credit = vec![0; candidates.len()];
-    let mut entries = Vec::new();
-    for _ in 0..total {
-        for (credit, weight) in credit.iter_mut().zip(&weights) {
-            *credit += weight;
-        }
-        // The first of equals.
-        let next = (0..credit.len()).rev().max_by_key(|position| credit[*position]);
-        if let Some(next) = next {
-            credit[next] -= total;
-            entries.push(candidates[next].index);
-        }
-    }
-    entries
+    turns(&reduced(&weights))
+        .into_iter()
+        .map(|turn| candidates[turn].index)
+        .collect()
 }
 
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// Maglev's table: each backend has a permutation of all entries, of its own name alone, and they take
-/// turns (as many in a row as they have weight) to claim the next that is free. So every node makes the
-/// same table, and a backend that comes or goes moves little but its own share.
+/// Maglev's table: each backend's name determines a permutation of all positions, and backends take turns, by
+/// weight, to claim the next free position of theirs. So every node makes the same table, and a backend that
+/// comes or goes moves little more than its own share.
 fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
     let mut candidates = candidates.to_vec();
     candidates.sort_unstable_by_key(|candidate| candidate.key);
@@ -106,7 +92,7 @@ fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
     let mut free = size;
     while free > 0 {
         for (number, candidate) in candidates.iter().enumerate() {
-            // A lighter one sits out rounds in proportion.
+            // A lighter backend skips rounds in proportion.
             credit[number] += candidate.weight;
             if credit[number] < heaviest {
                 continue;
@@ -125,7 +111,7 @@ fn hash_table(candidates: &[Candidate]) -> Vec<u32> {
     table.into_iter().flatten().collect()
 }
 
-/// A backend's way through the entries.
+/// A backend's permutation of the table's positions.
 struct Walk {
     position: usize,
     stride: usize,
@@ -139,7 +125,7 @@ impl Walk {
             .into_iter()
             .chain(key.service.port.to_be_bytes());
         let hash = mix(fnv1a_64(name.chain([key.service.protocol.number()])));
-        // Of a prime size, any stride but 0 visits every position.
+        // As the size is a prime, any stride but 0 visits every position.
         Self {
             position: (hash as u32) as usize % size,
             stride: 1 + (hash >> 32) as usize % (size - 1),
@@ -151,7 +137,7 @@ impl Walk {
     }
 }
 
-/// Spreads the difference of two hashes over all bits: names differ in their last bytes only.
+/// Spreads the difference of two hashes over all bits, because names differ in their last bytes only.
 fn mix(hash: u64) -> u64 {
     let mixed = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     mixed ^ mixed >> 33
@@ -205,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn weighted_round_robin_spreads_its_turns() {
+    fn weighted_round_robin_interleaves_its_turns() {
         let (choice, entries) = ring(by(Algorithm::WeightedRoundRobin), &candidates(&[10, 30, 10]));
         assert_eq!((choice, entries), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
     }
 
     #[test]
-    fn affinity_goes_by_the_address_whatever_the_algorithm() {
+    fn affinity_hashes_the_address_with_every_algorithm() {
         for algorithm in Algorithm::ALL {
             let balance = Balance {
                 algorithm,
@@ -222,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_counts_for_less_where_the_weight_is_larger() {
+    fn a_flow_counts_less_towards_the_load_of_a_heavier_backend() {
         let weighted = by(Algorithm::WeightedLeastConnection);
         assert_eq!(load_step(weighted, 4) * 4, load_step(weighted, 1));
         let plain = by(Algorithm::LeastConnection);
@@ -239,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_goes_moves_little_but_its_own_share() {
+    fn removing_a_backend_moves_little_more_than_its_own_share() {
         let before = candidates(&[1; 10]);
         let mut after = before.clone();
         after.remove(3);

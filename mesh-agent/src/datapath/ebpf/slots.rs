@@ -1,5 +1,5 @@
-//! Allocation of slots in fixed-size tables, such that a freed slot is reused as late as possible:
-//! a packet that read an index a moment ago must not find somebody else there.
+//! Allocation of slots in fixed-size tables. A freed slot is reused as late as possible: a packet that read an
+//! index a moment ago must not find another owner there. Pure, but for the first generation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ pub(super) struct Slots {
 
 impl Slots {
     pub(super) fn new(capacity: u32) -> Self {
-        // A new agent must not repeat generations of the one before it: flows of that one live on.
+        // Flows of the earlier agent live on: a new agent must not repeat its generations.
         let generation = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(1, |since| since.as_millis() as u32);
@@ -31,7 +31,7 @@ impl Slots {
         self.next = (slot + 1) % self.capacity;
     }
 
-    /// A free slot, the longest-free first; `None` when there is none.
+    /// A free slot, the one that was freed first; `None` when all are used.
     pub(super) fn allocate(&mut self) -> Option<u32> {
         let slot = (self.next..self.capacity)
             .chain(0..self.next)
@@ -44,7 +44,7 @@ impl Slots {
         self.used.remove(&slot);
     }
 
-    /// A generation that no tenant of any slot has had lately; never 0.
+    /// A generation that no owner of any slot had lately; never 0.
     pub(super) fn next_generation(&mut self) -> u32 {
         self.generation = self.generation.wrapping_add(1).max(1);
         self.generation
@@ -76,7 +76,7 @@ impl Ranges {
         }
     }
 
-    /// A free range; an empty one is anywhere. `None` when there is no room.
+    /// A free range; an empty one may start anywhere. `None` when there is no gap of that length.
     pub(super) fn allocate(&mut self, length: u32) -> Option<u32> {
         if length == 0 {
             return Some(0);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn generations_are_never_zero_and_never_repeat_at_once() {
+    fn generations_are_never_zero_and_do_not_repeat_soon() {
         let mut slots = Slots::new(1);
         slots.generation = u32::MAX - 1;
         assert_eq!(

@@ -1,17 +1,20 @@
-//! From what each uplink's hooks said to the rung the node stands on: pure functions.
+//! The rung that a node reaches, from what its uplinks' hooks allow. Pure.
 
 use std::collections::BTreeMap;
 
-use super::super::{Mode, ReachedRung, Rung, RungState, RungStatus};
+use super::{
+    super::{Mode, ReachedRung, Rung, RungState, RungStatus},
+    hooks::XdpHook,
+};
 
-/// What became of a hook.
+/// The result of trying a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It works, or nothing has refused it yet.
+    /// It works, or has not been refused yet.
     Works,
-    /// The kernel refused it, in these words.
+    /// The kernel refused it, with this message.
     Refused(String),
-    /// It was not tried, because of this.
+    /// It was not tried, for this reason.
     NotTried(String),
 }
 
@@ -28,20 +31,35 @@ impl Outcome {
     }
 }
 
-/// What became of the hooks of one uplink.
+/// The results of trying an uplink's hooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UplinkHooks {
     /// The XDP hook in use, if any.
     pub(super) mode: Mode,
     /// XDP in the driver.
     pub(super) native: Outcome,
-    /// XDP on the generic hook; meaningful only where the driver's is not in use.
+    /// XDP on the generic hook; has a meaning only where the driver's is not in use.
     pub(super) generic: Outcome,
-    /// tc by tcx links; clsact is used where it does not work.
+    /// tc by tcx links; where that does not work, clsact is used.
     pub(super) tcx: Outcome,
 }
 
 impl UplinkHooks {
+    /// The result of trying an XDP hook.
+    pub(super) fn xdp(&self, hook: XdpHook) -> &Outcome {
+        match hook {
+            XdpHook::Native => &self.native,
+            XdpHook::Generic => &self.generic,
+        }
+    }
+
+    pub(super) fn xdp_mut(&mut self, hook: XdpHook) -> &mut Outcome {
+        match hook {
+            XdpHook::Native => &mut self.native,
+            XdpHook::Generic => &mut self.generic,
+        }
+    }
+
     pub(super) fn rung(&self) -> Rung {
         match (self.mode, self.tcx.works()) {
             (Mode::XdpNative, true) => Rung::XdpNativeTcx,
@@ -52,20 +70,20 @@ impl UplinkHooks {
         }
     }
 
-    /// Why it is not the fastest there is; empty where it is.
+    /// Why it is not the fastest; empty where it is.
     pub(super) fn reason(&self) -> String {
         let mut reasons: Vec<&str> = Vec::new();
         for outcome in self
-            .in_the_way(Rung::XdpNativeTcx)
-            .chain(self.in_the_way(Rung::XdpGeneric))
+            .obstacles(Rung::XdpNativeTcx)
+            .chain(self.obstacles(Rung::XdpGeneric))
         {
             reasons.extend(outcome.reason().filter(|reason| !reasons.contains(reason)));
         }
         reasons.join("; ")
     }
 
-    /// What keeps the uplink from a rung better than its own.
-    fn in_the_way(&self, rung: Rung) -> impl Iterator<Item = &Outcome> {
+    /// What keeps the uplink from a rung that is better than its own.
+    fn obstacles(&self, rung: Rung) -> impl Iterator<Item = &Outcome> {
         let native = [&self.native, &self.tcx];
         let hooks = match rung {
             Rung::XdpNativeTcx => &native[..],
@@ -82,7 +100,7 @@ impl UplinkHooks {
     }
 }
 
-/// The node stands where its slowest uplink does.
+/// A node reaches the rung of its slowest uplink.
 pub(super) fn reached_rung(uplinks: &BTreeMap<&str, &UplinkHooks>) -> ReachedRung {
     let Some(rung) = uplinks.values().map(|uplink| uplink.rung()).max() else {
         return ReachedRung::default();
@@ -92,7 +110,7 @@ pub(super) fn reached_rung(uplinks: &BTreeMap<&str, &UplinkHooks>) -> ReachedRun
         let mut reasons = Vec::new();
         let mut state = RungState::NotTried;
         for (name, uplink) in uplinks.iter().filter(|(_, uplink)| uplink.rung() > better) {
-            for outcome in uplink.in_the_way(better) {
+            for outcome in uplink.obstacles(better) {
                 if matches!(outcome, Outcome::Refused(_)) {
                     state = RungState::Refused;
                 }
@@ -124,18 +142,18 @@ mod tests {
         }
     }
 
-    fn refused(words: &str) -> Outcome {
-        Outcome::Refused(words.to_owned())
+    fn refused(reason: &str) -> Outcome {
+        Outcome::Refused(reason.to_owned())
     }
 
-    fn not_tried(words: &str) -> Outcome {
-        Outcome::NotTried(words.to_owned())
+    fn not_tried(reason: &str) -> Outcome {
+        Outcome::NotTried(reason.to_owned())
     }
 
     use Outcome::Works;
 
     #[test]
-    fn the_slowest_uplink_is_the_nodes_rung_and_says_why() {
+    fn the_slowest_uplink_decides_the_nodes_rung_and_gives_the_reason() {
         let fast = uplink_hooks(Mode::XdpNative, Works, Works, Works);
         let slow = uplink_hooks(Mode::XdpGeneric, refused("native: busy"), Works, Works);
         let found = reached_rung(&BTreeMap::from([("eth0", &fast), ("eth1", &slow)]));
@@ -152,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_tcx_puts_the_node_on_the_second_rung() {
+    fn a_kernel_without_tcx_leaves_the_second_rung() {
         let uplink = uplink_hooks(Mode::XdpNative, Works, Works, refused("no tcx"));
         let found = reached_rung(&BTreeMap::from([("eth0", &uplink)]));
         assert_eq!(found.rung, Some(Rung::XdpNativeClsact));
@@ -162,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_settings_rule_out_was_not_tried() {
+    fn what_the_settings_rule_out_counts_as_not_tried() {
         let off = || not_tried("XDP is off");
         let uplink = uplink_hooks(Mode::Tc, off(), off(), Works);
         let found = reached_rung(&BTreeMap::from([("eth0", &uplink)]));
@@ -173,11 +191,11 @@ mod tests {
                 .iter()
                 .all(|passed| passed.state == RungState::NotTried)
         );
-        assert_eq!(uplink.reason(), "XDP is off", "said once");
+        assert_eq!(uplink.reason(), "XDP is off", "given once");
     }
 
     #[test]
-    fn without_an_uplink_there_is_no_rung_yet() {
+    fn without_an_uplink_no_rung_is_reached() {
         assert_eq!(reached_rung(&BTreeMap::new()), ReachedRung::default());
     }
 }

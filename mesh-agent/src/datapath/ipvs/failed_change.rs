@@ -8,9 +8,13 @@ use crate::{
 /// The change that a failure is reported for: the last one about that service, else the last of all.
 pub(super) fn culprit(changes: &[DatapathChange], service: Option<ServiceKey>) -> Option<&DatapathChange> {
     let about = |change: &&DatapathChange| match change {
-        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => Some(key.service) == service,
+        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
+            Some(key.service) == service
+        }
         DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => Some(*key) == service,
-        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => Some(frontend.service) == service,
+        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
+            Some(frontend.service) == service
+        }
         DatapathChange::Configure(_)
         | DatapathChange::UpsertPeer(..)
         | DatapathChange::RemovePeer(_)
@@ -27,18 +31,24 @@ pub(super) fn culprit(changes: &[DatapathChange], service: Option<ServiceKey>) -
 pub(super) fn restore(state: &mut Desired, before: &Desired, change: &DatapathChange) {
     let back = match change {
         DatapathChange::Configure(_) => DatapathChange::Configure(before.settings),
-        DatapathChange::UpsertPeer(address, _) | DatapathChange::RemovePeer(address) => match before.peers.get(address) {
-            Some(hop) => DatapathChange::UpsertPeer(*address, *hop),
-            None => DatapathChange::RemovePeer(*address),
-        },
-        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => match before.backends.get(key) {
-            Some(backend) => DatapathChange::UpsertBackend(*key, backend.clone()),
-            None => DatapathChange::RemoveBackend(*key),
-        },
-        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => match before.services.get(key) {
-            Some(service) => DatapathChange::UpsertService(*key, service.clone()),
-            None => DatapathChange::RemoveService(*key),
-        },
+        DatapathChange::UpsertPeer(address, _) | DatapathChange::RemovePeer(address) => {
+            match before.peers.get(address) {
+                Some(hop) => DatapathChange::UpsertPeer(*address, *hop),
+                None => DatapathChange::RemovePeer(*address),
+            }
+        }
+        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
+            match before.backends.get(key) {
+                Some(backend) => DatapathChange::UpsertBackend(*key, backend.clone()),
+                None => DatapathChange::RemoveBackend(*key),
+            }
+        }
+        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => {
+            match before.services.get(key) {
+                Some(service) => DatapathChange::UpsertService(*key, service.clone()),
+                None => DatapathChange::RemoveService(*key),
+            }
+        }
         DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
             match before.frontends.contains(frontend) {
                 true => DatapathChange::AddFrontend(*frontend),
@@ -51,10 +61,12 @@ pub(super) fn restore(state: &mut Desired, before: &Desired, change: &DatapathCh
                 false => DatapathChange::DetachContainer(*index),
             }
         }
-        DatapathChange::AttachUplink(name, _) | DatapathChange::DetachUplink(name) => match before.uplinks.get(name) {
-            Some(uplink) => DatapathChange::AttachUplink(name.clone(), *uplink),
-            None => DatapathChange::DetachUplink(name.clone()),
-        },
+        DatapathChange::AttachUplink(name, _) | DatapathChange::DetachUplink(name) => {
+            match before.uplinks.get(name) {
+                Some(uplink) => DatapathChange::AttachUplink(name.clone(), *uplink),
+                None => DatapathChange::DetachUplink(name.clone()),
+            }
+        }
     };
     fold(state, back);
 }

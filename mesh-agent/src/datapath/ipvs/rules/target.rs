@@ -1,9 +1,12 @@
-//! What the rules know of a replica, the names that tie it to its chain and counter, and the order in which
-//! replicas take their turns. Pure; imports the model only.
+//! Replicas as the rules see them: the names of their chains and counters, and the order in which they take
+//! turns. Pure.
 
 use std::net::Ipv4Addr;
 
-use crate::model::{BackendKey, Protocol, ServiceKey};
+use crate::{
+    datapath::turns::{reduced, turns},
+    model::{BackendKey, Protocol, ServiceKey},
+};
 
 /// Names of the sets.
 pub(super) mod names {
@@ -14,7 +17,7 @@ pub(super) mod names {
     pub(in super::super) const REFUSED: &str = "refused";
 }
 
-/// Places in a service's rotation; weights that need more are rounded.
+/// Turns in a service's rotation; weights that need more are rounded.
 const MOST_TURNS: u64 = 256;
 
 /// A replica, as a destination of local processes' connections to 127.0.0.0/8.
@@ -26,7 +29,7 @@ pub struct Target {
     pub address: Ipv4Addr,
     /// The container's port, or the published port for a mesh address; host byte order.
     pub port: u16,
-    /// Its share of new connections; with 0 it gets none, and keeps its counter.
+    /// Its share of new connections; with 0 it gets none but keeps its counter.
     pub weight: u32,
 }
 
@@ -40,7 +43,7 @@ pub(super) fn backend_name(backend: BackendKey) -> String {
     format!("{}-{}", service_name(backend.service), backend.address)
 }
 
-/// The replica that a counter is named after.
+/// The replica whose counter has this name.
 pub(super) fn backend_of(name: &str) -> Option<BackendKey> {
     let mut parts = name.splitn(3, '-');
     let protocol = [Protocol::Tcp, Protocol::Udp]
@@ -56,45 +59,25 @@ pub(super) fn backend_of(name: &str) -> Option<BackendKey> {
     })
 }
 
-/// Whose turn it is, place by place: each replica as often as its weight says, spread over the round.
+/// One round of turns: each replica as often as its weight says, evenly spread.
 pub(super) fn rotation(targets: &[Target]) -> Vec<&Target> {
     let targets: Vec<&Target> = targets.iter().filter(|target| target.weight > 0).collect();
     let weights: Vec<u64> = targets.iter().map(|target| u64::from(target.weight)).collect();
-    let divisor = weights.iter().copied().fold(0, greatest_common_divisor).max(1);
-    let sum: u64 = weights.iter().map(|weight| weight / divisor).sum();
-    let turns: Vec<i64> = weights
-        .iter()
-        .map(|weight| {
-            let share = weight / divisor;
-            let share = match sum {
-                0..=MOST_TURNS => share,
-                _ => (share.saturating_mul(MOST_TURNS) / sum).max(1),
-            };
-            i64::try_from(share).unwrap_or(i64::MAX)
-        })
-        .collect();
-    // Each turn, everyone gains what it weighs, and who has most pays for the turn.
-    let total: i64 = turns.iter().sum();
-    let mut credit = vec![0; turns.len()];
-    let mut order = Vec::new();
-    for _ in 0..total {
-        for (credit, weight) in credit.iter_mut().zip(&turns) {
-            *credit += weight;
-        }
-        let Some(chosen) = (0..credit.len()).rev().max_by_key(|place| credit[*place]) else {
-            break;
-        };
-        credit[chosen] -= total;
-        order.push(targets[chosen]);
-    }
-    order
+    turns(&rounded(reduced(&weights)))
+        .into_iter()
+        .map(|turn| targets[turn])
+        .collect()
 }
 
-fn greatest_common_divisor(a: u64, b: u64) -> u64 {
-    match b {
-        0 => a,
-        _ => greatest_common_divisor(b, a % b),
+/// Shares that add up to about [`MOST_TURNS`] at most, none of them 0.
+fn rounded(mut shares: Vec<u64>) -> Vec<u64> {
+    let sum: u64 = shares.iter().sum();
+    if sum > MOST_TURNS {
+        for share in &mut shares {
+            *share = (share.saturating_mul(MOST_TURNS) / sum).max(1);
+        }
     }
+    shares
 }
 
 #[cfg(test)]
@@ -142,16 +125,16 @@ mod tests {
     }
 
     #[test]
-    fn large_weights_are_rounded_and_nobody_is_left_out() {
+    fn large_weights_are_rounded_and_every_replica_gets_a_turn() {
         let targets = targets(&[u32::MAX, u32::MAX - 1, 1]);
         let order = rotation(&targets);
         assert!(order.len() <= 258, "{}", order.len());
-        let turns = |place: usize| order.iter().filter(|target| ***target == targets[place]).count();
+        let turns = |number: usize| order.iter().filter(|target| ***target == targets[number]).count();
         assert_eq!([turns(0), turns(1), turns(2)], [128, 127, 1]);
     }
 
     #[test]
-    fn a_counters_name_tells_its_replica() {
+    fn a_counters_name_names_its_replica() {
         let backend = targets(&[1])[0].backend;
         assert_eq!(backend_name(backend), "udp-53-10.0.1.7");
         assert_eq!(backend_of(&backend_name(backend)), Some(backend));

@@ -1,4 +1,4 @@
-//! The maps by name and type. Used by this folder only.
+//! The eBPF maps by name and type, with the reads and writes of single values.
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ use super::{
     failed,
 };
 
-/// Handles on every map the agent reads or writes.
-pub(super) struct Handles {
+/// Every map that the agent reads or writes.
+pub(super) struct Maps {
     config: Array<MapData, Config>,
     pub(super) port_filter: Array<MapData, u64>,
     pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
@@ -38,7 +38,7 @@ pub(super) struct Handles {
     cpus: usize,
 }
 
-impl Handles {
+impl Maps {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DatapathError> {
         let cpus = aya::util::nr_cpus()
@@ -69,14 +69,14 @@ impl Handles {
             .map_err(|error| failed("read CONFIG", error))
     }
 
-    /// Puts settings in force.
+    /// Replaces the settings in force.
     pub(super) fn set_config(&mut self, config: &Config) -> Result<(), DatapathError> {
         self.config
             .set(0, config, 0)
             .map_err(|error| failed("write CONFIG", error))
     }
 
-    /// A backend's traffic, all CPUs together.
+    /// A backend's traffic, summed over all CPUs.
     pub(super) fn backend_traffic(&self, index: u32) -> Result<BackendCounters, DatapathError> {
         let values = self
             .backend_counters
@@ -93,7 +93,7 @@ impl Handles {
             }))
     }
 
-    /// Sets a backend's traffic to nothing, before its slot is reused.
+    /// Sets a backend's traffic to zero, before its slot is reused.
     pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), DatapathError> {
         PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])
             .map_err(MapError::from)
@@ -101,7 +101,7 @@ impl Handles {
             .map_err(|error| failed(format!("clear BACKEND_COUNTERS[{index}]"), error))
     }
 
-    /// Drops by hook and reason, every pair.
+    /// Dropped packets for every pair of hook and reason.
     pub(super) fn drops(&self) -> Result<Vec<DropCount>, DatapathError> {
         let mut drops = Vec::new();
         for hook in Hook::ALL {
@@ -122,7 +122,7 @@ impl Handles {
         Ok(drops)
     }
 
-    /// Flow entries inserted since the maps were made.
+    /// Flow entries inserted since the maps were created.
     pub(super) fn flows_inserted(&self) -> Result<u64, DatapathError> {
         let values = self
             .events
@@ -142,7 +142,7 @@ where
     T::try_from(map).map_err(|error| failed(format!("open the map {name}"), error))
 }
 
-/// Capacity of a pinned map; `None` if there is none.
+/// Capacity of a pinned map; `None` if there is no such map.
 pub(super) fn pinned_capacity(path: &Path) -> Option<u32> {
     MapData::from_pin(path)
         .ok()?

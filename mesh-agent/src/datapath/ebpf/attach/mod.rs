@@ -1,0 +1,279 @@
+//! Attaching the programs to interfaces and to the cgroup, and detaching them.
+//!
+//! Links are pinned below the pin directory, named after program, hook and interface, so that they outlive
+//! the agent; the next agent replaces the program in them without a gap. clsact filters are not links: they
+//! outlive the agent by themselves and are replaced under a fixed priority and handle.
+
+mod sockets;
+mod tc;
+mod xdp;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramError},
+};
+use tracing::{debug, warn};
+
+use self::tc::TcProgram;
+pub(super) use self::tc::sweep;
+use super::{
+    super::{DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice},
+    EbpfOptions, clsact, failed,
+    hooks::{self, XdpHook, remove_pin},
+    uplink_rung::{Outcome, UplinkHooks, reached_rung},
+};
+use crate::model::HostInterface;
+
+/// The folder of the pinned links, among a version's pins.
+pub(super) const LINKS: &str = "links";
+
+/// What is attached where.
+pub(super) struct Attachments {
+    links: PathBuf,
+    xdp: XdpChoice,
+    tc: TcChoice,
+    uplinks: BTreeMap<String, Uplink>,
+    containers: BTreeSet<u32>,
+    mesh0: Option<u32>,
+    sockets: bool,
+    /// Programs that run as clsact filters, by interface. They have no pins.
+    clsact: BTreeSet<(u32, TcProgram)>,
+    /// Whether tcx is used; where it does not work, clsact is.
+    tcx: Outcome,
+    /// Pins found at start that nothing has claimed yet.
+    unclaimed: BTreeSet<PathBuf>,
+}
+
+struct Uplink {
+    interface: HostInterface,
+    hooks: UplinkHooks,
+}
+
+/// Loads every program into the kernel.
+pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
+    for (name, program) in programs.programs_mut() {
+        let loaded = match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => continue,
+        };
+        loaded.map_err(|error| {
+            failed(
+                format!("load the eBPF program {name} (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"),
+                error,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+impl Attachments {
+    /// Lists what an earlier agent left.
+    pub(super) fn adopt(pins: &Path, options: &EbpfOptions) -> Result<Self, DatapathError> {
+        let links = pins.join(LINKS);
+        std::fs::create_dir_all(&links)
+            .map_err(|error| failed(format!("create the pin directory {}", links.display()), error))?;
+        let unclaimed = std::fs::read_dir(&links)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+            .map_err(|error| failed(format!("list the pins in {}", links.display()), error))?;
+        Ok(Self {
+            links,
+            xdp: options.xdp,
+            tc: options.tc,
+            uplinks: BTreeMap::new(),
+            containers: BTreeSet::new(),
+            mesh0: None,
+            sockets: false,
+            clsact: BTreeSet::new(),
+            tcx: match options.tc {
+                TcChoice::Auto | TcChoice::Tcx => Outcome::Works,
+                TcChoice::Clsact => Outcome::NotTried("clsact: chosen by --tc clsact".to_owned()),
+            },
+            unclaimed,
+        })
+    }
+
+    /// Ends the first round of changes: what is still unclaimed belongs to interfaces that the data path no
+    /// longer uses.
+    pub(super) fn remove_unclaimed(&mut self) -> Result<(), DatapathError> {
+        for pin in std::mem::take(&mut self.unclaimed) {
+            debug!(pin = %pin.display(), "removing a stale link");
+            if let Err(error) = std::fs::remove_file(&pin) {
+                warn!(pin = %pin.display(), %error, "could not remove a stale link");
+            }
+        }
+        // clsact filters have no pins: they are found on the interfaces.
+        let removed = sweep(|index, hook| {
+            self.clsact
+                .iter()
+                .any(|(kept, program)| (*kept, program.hook()) == (index, hook))
+        })?;
+        if removed > 0 {
+            debug!(removed, "removed stale tc filters");
+        }
+        clsact::release(&self.links)
+    }
+
+    /// MTU of the smallest uplink, bytes.
+    pub(super) fn smallest_uplink_mtu(&self) -> Option<u32> {
+        self.uplinks.values().map(|uplink| uplink.interface.mtu).min()
+    }
+
+    /// Balances what arrives on an uplink: tc first, which is complete by itself, then XDP.
+    pub(super) fn uplink(
+        &mut self,
+        programs: &mut Ebpf,
+        name: &str,
+        interface: &HostInterface,
+    ) -> Result<(), DatapathError> {
+        if let Some(uplink) = self.uplinks.get_mut(name)
+            && uplink.interface.index == interface.index
+        {
+            uplink.interface = *interface;
+            return Ok(());
+        }
+        self.attach_tc(programs, TcProgram::Uplink, interface.index)?;
+        let hooks = UplinkHooks {
+            tcx: self.tcx.clone(),
+            ..self.attach_xdp(programs, name, interface.index)?
+        };
+        self.uplinks.insert(
+            name.to_owned(),
+            Uplink {
+                interface: *interface,
+                hooks,
+            },
+        );
+        Ok(())
+    }
+
+    /// Tries the better hooks again. Traffic does not stop: tc carries everything while XDP changes its hook,
+    /// and a tc program runs on its new hook before it leaves the old one.
+    pub(super) fn climb(&mut self, programs: &mut Ebpf) -> Result<(), DatapathError> {
+        if matches!(self.tcx, Outcome::Refused(_)) {
+            self.tcx = Outcome::Works;
+            for (index, program) in self.clsact.clone() {
+                self.attach_tc(programs, program, index)?;
+                if self.tcx.works() && self.clsact.remove(&(index, program)) {
+                    hooks::detach_clsact(program.name(), index, program.hook())?;
+                }
+            }
+            clsact::release(&self.links)?;
+        }
+        let names: Vec<String> = self.uplinks.keys().cloned().collect();
+        for name in names {
+            let Some(uplink) = self.uplinks.get(&name) else {
+                continue;
+            };
+            let index = uplink.interface.index;
+            let mut hooks = uplink.hooks.clone();
+            if matches!(hooks.native, Outcome::Refused(_)) {
+                for hook in XdpHook::ALL {
+                    remove_pin(&self.xdp_pin(index, hook))?;
+                }
+                hooks = self.attach_xdp(programs, &name, index)?;
+            }
+            hooks.tcx = if self.clsact.contains(&(index, TcProgram::Uplink)) {
+                self.tcx.clone()
+            } else {
+                Outcome::Works
+            };
+            if let Some(uplink) = self.uplinks.get_mut(&name) {
+                uplink.hooks = hooks;
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches from an uplink.
+    pub(super) fn remove_uplink(&mut self, name: &str) -> Result<(), DatapathError> {
+        let Some(uplink) = self.uplinks.remove(name) else {
+            return Ok(());
+        };
+        for hook in XdpHook::ALL {
+            remove_pin(&self.xdp_pin(uplink.interface.index, hook))?;
+        }
+        self.detach_tc(TcProgram::Uplink, uplink.interface.index)
+    }
+
+    /// Handles what comes out of a container, at the host end of its veth.
+    pub(super) fn container(&mut self, programs: &mut Ebpf, index: u32) -> Result<(), DatapathError> {
+        if self.containers.contains(&index) {
+            return Ok(());
+        }
+        self.attach_tc(programs, TcProgram::Container, index)?;
+        self.containers.insert(index);
+        Ok(())
+    }
+
+    /// Detaches from the host end of a container's veth.
+    pub(super) fn remove_container(&mut self, index: u32) -> Result<(), DatapathError> {
+        self.containers.remove(&index);
+        self.detach_tc(TcProgram::Container, index)
+    }
+
+    /// Handles what local processes send to the service address, on its way into `mesh0`.
+    pub(super) fn mesh0(&mut self, programs: &mut Ebpf, index: u32) -> Result<(), DatapathError> {
+        if self.mesh0 == Some(index) {
+            return Ok(());
+        }
+        self.attach_tc(programs, TcProgram::Local, index)?;
+        self.mesh0 = Some(index);
+        Ok(())
+    }
+
+    /// The fastest hook that works on each uplink, and why not a faster one.
+    pub(super) fn modes(&self) -> Vec<InterfaceMode> {
+        self.uplinks
+            .iter()
+            .map(|(name, uplink)| InterfaceMode {
+                interface: name.clone(),
+                mode: uplink.hooks.mode,
+                reason: uplink.hooks.reason(),
+            })
+            .collect()
+    }
+
+    /// The rung that all uplinks together have reached.
+    pub(super) fn reached_rung(&self) -> ReachedRung {
+        let uplinks = self.uplinks.iter();
+        reached_rung(
+            &uplinks
+                .map(|(name, uplink)| (name.as_str(), &uplink.hooks))
+                .collect(),
+        )
+    }
+
+    /// Detaches every program. The caller removes the pins, and the links with them.
+    pub(super) fn detach(&mut self) -> Result<(), DatapathError> {
+        for (index, program) in std::mem::take(&mut self.clsact) {
+            hooks::detach_clsact(program.name(), index, program.hook())?;
+        }
+        clsact::release(&self.links)?;
+        self.uplinks.clear();
+        self.containers.clear();
+        self.mesh0 = None;
+        self.sockets = false;
+        Ok(())
+    }
+}
+
+/// A program of the loaded object, by its name.
+fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, DatapathError>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let doing = || format!("find the program {name} in the eBPF object");
+    let program = programs
+        .program_mut(name)
+        .ok_or_else(|| failed(doing(), "the object does not have it"))?;
+    program
+        .try_into()
+        .map_err(|error: ProgramError| failed(doing(), error))
+}

@@ -1,0 +1,110 @@
+//! The programs for tc: attached by tcx links, or by clsact filters where the kernel refuses tcx. Part of
+//! [`Attachments`].
+
+use std::path::PathBuf;
+
+use aya::{Ebpf, programs::SchedClassifier};
+use mesh_support::error_chain;
+use tracing::warn;
+
+use super::{Attachments, program};
+use crate::datapath::{
+    DatapathError, TcChoice,
+    ebpf::{
+        clsact, failed,
+        hooks::{self, TcHook, interface_name, remove_pin},
+        uplink_rung::Outcome,
+    },
+};
+
+/// A program for tc. Each has one hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TcProgram {
+    /// For what arrives on an uplink.
+    Uplink,
+    /// For what leaves a container, at the host end of its veth.
+    Container,
+    /// For what local processes send into `mesh0`.
+    Local,
+}
+
+impl TcProgram {
+    const ALL: [Self; 3] = [Self::Uplink, Self::Container, Self::Local];
+
+    /// The name in the eBPF object.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Uplink => "mesh_uplink",
+            Self::Container => "mesh_container",
+            Self::Local => "mesh_local",
+        }
+    }
+
+    /// Where it is attached.
+    pub(super) fn hook(self) -> TcHook {
+        match self {
+            Self::Uplink | Self::Container => TcHook::Ingress,
+            Self::Local => TcHook::Egress,
+        }
+    }
+}
+
+impl Attachments {
+    /// Attaches by tcx, or by clsact where tcx is refused. Once refused, tcx is not tried again until
+    /// [`Attachments::climb`].
+    pub(super) fn attach_tc(
+        &mut self,
+        programs: &mut Ebpf,
+        which: TcProgram,
+        index: u32,
+    ) -> Result<(), DatapathError> {
+        let (name, hook) = (which.name(), which.hook());
+        let interface = interface_name(index)?;
+        let doing = || format!("attach {name} to tc {} of {interface}", hook.name());
+        let program: &mut SchedClassifier = program(programs, name)?;
+        let pin = self.tc_pin(which, index);
+        if self.tcx.works() {
+            match hooks::attach_tcx(program, &interface, hook, &pin) {
+                Ok(()) => {
+                    self.unclaimed.remove(&pin);
+                    return Ok(());
+                }
+                Err(error) => {
+                    let reason = format!("clsact: this kernel refuses tcx ({})", error_chain(&error));
+                    let error = failed(doing(), error);
+                    if self.tc == TcChoice::Tcx || error.is_missing_device() {
+                        return Err(error);
+                    }
+                    warn!(reason, "falling back to clsact");
+                    self.tcx = Outcome::Refused(reason);
+                }
+            }
+        }
+        if hooks::make_clsact(&interface) {
+            clsact::remember(&self.links, index)?;
+        }
+        hooks::attach_clsact(program, &interface, hook).map_err(|error| failed(doing(), error))?;
+        self.clsact.insert((index, which));
+        Ok(())
+    }
+
+    /// Detaches a program, however it was attached.
+    pub(super) fn detach_tc(&mut self, which: TcProgram, index: u32) -> Result<(), DatapathError> {
+        remove_pin(&self.tc_pin(which, index))?;
+        if self.clsact.remove(&(index, which)) {
+            hooks::detach_clsact(which.name(), index, which.hook())?;
+            clsact::release(&self.links)?;
+        }
+        Ok(())
+    }
+
+    fn tc_pin(&self, which: TcProgram, index: u32) -> PathBuf {
+        let (name, hook) = (which.name(), which.hook().name());
+        self.links.join(format!("{name}_{hook}_{index}"))
+    }
+}
+
+/// Removes our filters from clsact on every interface, except those kept; returns how many were removed.
+pub(in super::super) fn sweep(keep: impl Fn(u32, TcHook) -> bool) -> Result<usize, DatapathError> {
+    hooks::sweep_clsact(&TcProgram::ALL.map(TcProgram::name), keep)
+}

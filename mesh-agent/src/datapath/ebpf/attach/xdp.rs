@@ -1,0 +1,96 @@
+//! The XDP program on uplinks: in the driver, on the generic hook, or not at all. Part of [`Attachments`].
+
+use std::path::PathBuf;
+
+use aya::{Ebpf, programs::Xdp};
+use mesh_support::error_chain;
+use tracing::warn;
+
+use super::{Attachments, program};
+use crate::datapath::{
+    DatapathError, Mode, XdpChoice,
+    ebpf::{
+        driver::driver_name,
+        hooks::{self, XdpHook, remove_pin},
+        uplink_rung::{Outcome, UplinkHooks},
+    },
+};
+
+const XDP_PROGRAM: &str = "mesh_xdp";
+
+impl Attachments {
+    /// Attaches XDP to the fastest hook that works; returns what became of each. The caller fills in tcx.
+    pub(super) fn attach_xdp(
+        &mut self,
+        programs: &mut Ebpf,
+        name: &str,
+        index: u32,
+    ) -> Result<UplinkHooks, DatapathError> {
+        let mut found = untried(self.xdp, name);
+        for hook in XdpHook::ALL {
+            if !found.xdp(hook).works() {
+                continue;
+            }
+            let stale = self.xdp_pin(index, hook.other());
+            if self.unclaimed.remove(&stale) {
+                remove_pin(&stale)?;
+            }
+            let pin = self.xdp_pin(index, hook);
+            let program: &mut Xdp = program(programs, XDP_PROGRAM)?;
+            match hooks::attach_xdp(program, index, hook, &pin) {
+                Ok(()) => {
+                    self.unclaimed.remove(&pin);
+                    found.mode = match hook {
+                        XdpHook::Native => Mode::XdpNative,
+                        XdpHook::Generic => Mode::XdpGeneric,
+                    };
+                    return Ok(found);
+                }
+                Err(error) => {
+                    let reason = format!("{} XDP refused: {}", hook.name(), error_chain(&error));
+                    *found.xdp_mut(hook) = Outcome::Refused(reason);
+                }
+            }
+        }
+        let reason = found.reason();
+        warn!(interface = name, reason, "this uplink uses tc alone");
+        Ok(found)
+    }
+
+    pub(super) fn xdp_pin(&self, index: u32, hook: XdpHook) -> PathBuf {
+        self.links.join(format!("{XDP_PROGRAM}_{}_{index}", hook.name()))
+    }
+}
+
+/// What the settings leave to be tried on an uplink, before anything is attached.
+fn untried(choice: XdpChoice, interface: &str) -> UplinkHooks {
+    let not_tried = |reason: &str| Outcome::NotTried(reason.to_owned());
+    let (native, generic) = match choice {
+        XdpChoice::Off => {
+            let off = not_tried("XDP is off: --xdp off");
+            (off.clone(), off)
+        }
+        XdpChoice::Auto if driver_name(interface).is_some_and(|driver| driver == "veth") => {
+            let veth = not_tried(
+                "XDP is off: packets from a veth have unfinished checksums, and XDP would forward them so \
+                 (--xdp native works if the veth's peer has `ethtool -K … tx off`)",
+            );
+            (veth.clone(), veth)
+        }
+        XdpChoice::Auto => (Outcome::Works, Outcome::Works),
+        XdpChoice::Native => (
+            Outcome::Works,
+            not_tried("generic XDP is ruled out by --xdp native"),
+        ),
+        XdpChoice::Generic => (
+            not_tried("native XDP is ruled out by --xdp generic"),
+            Outcome::Works,
+        ),
+    };
+    UplinkHooks {
+        mode: Mode::Tc,
+        native,
+        generic,
+        tcx: Outcome::Works,
+    }
+}

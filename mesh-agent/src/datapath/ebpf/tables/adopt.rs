@@ -1,0 +1,110 @@
+//! Reading back what an earlier agent left in the maps. Part of [`Tables`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::maps::MapError;
+use mesh_ebpf::abi::{MAX_BACKENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
+
+use super::{BackendSlot, Maps, PeerSlot, ServiceSlot, Tables, keys::service_key};
+use crate::{
+    datapath::{
+        DatapathError, Traffic,
+        ebpf::{
+            failed,
+            slots::{Ranges, Slots},
+        },
+    },
+    model::{BackendKey, Balance, Frontend},
+};
+
+impl Tables {
+    /// Reads what an earlier agent left in the maps: nothing, when they are new.
+    pub(in super::super) fn adopt(maps: &Maps) -> Result<Self, DatapathError> {
+        let mut tables = Self {
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            service_slots: Slots::new(MAX_SERVICES),
+            backend_slots: Slots::new(MAX_BACKENDS),
+            peer_slots: Slots::new(MAX_PEERS),
+            ring: Ranges::new(MAX_RING),
+            dirty: BTreeSet::new(),
+            retiring: Vec::new(),
+            stale_ranges: Vec::new(),
+        };
+        let reading =
+            |map: &'static str| move |error: MapError| failed(format!("read the pinned map {map}"), error);
+        for entry in maps.services.iter() {
+            let (index, service) = entry.map_err(reading("SERVICES"))?;
+            let Some(key) = service_key(service.protocol, service.port) else {
+                continue;
+            };
+            let mut entries = Vec::new();
+            for position in service.ring_offset
+                ..service
+                    .ring_offset
+                    .saturating_add(service.ring_length)
+                    .min(MAX_RING)
+            {
+                entries.push(maps.ring.get(&position, 0).map_err(reading("RING"))?);
+            }
+            tables.service_slots.take(index);
+            tables.ring.take(service.ring_offset, service.ring_length);
+            tables.services.insert(
+                key,
+                ServiceSlot {
+                    index,
+                    offset: service.ring_offset,
+                    entries,
+                    balance: Balance::default(),
+                    active: Vec::new(),
+                    choice: service.choice,
+                    retired: Traffic::default(),
+                    adopted: true,
+                },
+            );
+        }
+        for entry in maps.backend_index.iter() {
+            let (key, index) = entry.map_err(reading("BACKEND_INDEX"))?;
+            let Some(service) = service_key(key.protocol, key.port) else {
+                continue;
+            };
+            let value = maps.backends.get(&index, 0).map_err(reading("BACKENDS"))?;
+            tables.backend_slots.take(index);
+            let key = BackendKey {
+                service,
+                address: key.address.into(),
+            };
+            tables.backends.insert(
+                key,
+                BackendSlot {
+                    index,
+                    weight: 1,
+                    value,
+                    adopted: true,
+                },
+            );
+        }
+        for entry in maps.peer_index.iter() {
+            let (address, index) = entry.map_err(reading("PEER_INDEX"))?;
+            tables.peer_slots.take(index);
+            tables
+                .peers
+                .insert(address.into(), PeerSlot { index, adopted: true });
+        }
+        for entry in maps.frontends.iter() {
+            let (key, _) = entry.map_err(reading("FRONTENDS"))?;
+            if let Some(service) = service_key(key.protocol, key.port) {
+                tables.frontends.insert(
+                    Frontend {
+                        address: key.address.into(),
+                        service,
+                    },
+                    true,
+                );
+            }
+        }
+        Ok(tables)
+    }
+}

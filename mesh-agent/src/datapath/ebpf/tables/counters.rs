@@ -1,0 +1,60 @@
+//! The traffic and the fill of the maps, as the agent reports them. Part of [`Tables`].
+
+use std::collections::BTreeMap;
+
+use mesh_ebpf::abi::{MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
+
+use super::{Maps, Tables};
+use crate::datapath::{Counters, DatapathError, MapUsage, Traffic};
+
+impl Tables {
+    /// Traffic by backend and service; `active` counts open flows by backend index.
+    pub(in super::super) fn counters(
+        &mut self,
+        maps: &mut Maps,
+        active: &BTreeMap<u32, u64>,
+    ) -> Result<Counters, DatapathError> {
+        let mut counters = Counters::default();
+        for (key, service) in &self.services {
+            counters.services.insert(*key, service.retired);
+        }
+        for (key, slot) in &self.backends {
+            let traffic = traffic_of(maps, slot.index, active.get(&slot.index).copied().unwrap_or(0))?;
+            if let Some(service) = counters.services.get_mut(&key.service) {
+                *service += traffic;
+            }
+            counters.backends.insert(*key, traffic);
+        }
+        Ok(counters)
+    }
+
+    /// Entries and capacity of each map whose fill the agent knows.
+    pub(in super::super) fn usage(&self, flows: u64, flow_capacity: u32) -> Vec<MapUsage> {
+        let usage = |map: &str, entries: u64, max_entries: u32| MapUsage {
+            map: map.to_owned(),
+            entries,
+            max_entries: u64::from(max_entries),
+        };
+        vec![
+            usage("backends", self.backends.len() as u64, MAX_BACKENDS),
+            usage("flows", flows, flow_capacity),
+            usage("frontends", self.frontends.len() as u64, MAX_FRONTENDS),
+            usage("peers", self.peers.len() as u64, MAX_PEERS),
+            usage("ring", u64::from(self.ring.used()), MAX_RING),
+            usage("services", self.services.len() as u64, MAX_SERVICES),
+        ]
+    }
+}
+
+/// A backend's traffic since its slot was last cleared.
+pub(super) fn traffic_of(maps: &Maps, index: u32, active: u64) -> Result<Traffic, DatapathError> {
+    let counters = maps.backend_traffic(index)?;
+    Ok(Traffic {
+        connections_total: counters.connections,
+        connections_active: active,
+        packets_in: counters.packets_in,
+        packets_out: counters.packets_out,
+        bytes_in: counters.bytes_in,
+        bytes_out: counters.bytes_out,
+    })
+}

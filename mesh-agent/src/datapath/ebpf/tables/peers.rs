@@ -1,0 +1,73 @@
+//! Peers in the maps: the index by which backends refer to them, and the next hop of each. Part of [`Tables`].
+
+use std::net::Ipv4Addr;
+
+use mesh_ebpf::{abi, bytes::Be32};
+
+use super::{Maps, PeerSlot, Tables, remove};
+use crate::{
+    datapath::{DatapathError, ebpf::failed},
+    model::NextHop,
+};
+
+impl Tables {
+    /// Writes a peer's next hop; without one, tc leaves the look-up to the kernel.
+    pub(in super::super) fn upsert_peer(
+        &mut self,
+        maps: &mut Maps,
+        address: Ipv4Addr,
+        hop: Option<NextHop>,
+    ) -> Result<(), DatapathError> {
+        let doing = || format!("write the next hop to peer {address}");
+        let index = match self.peers.get_mut(&address) {
+            Some(peer) => {
+                peer.adopted = false;
+                peer.index
+            }
+            None => self
+                .peer_slots
+                .allocate()
+                .ok_or_else(|| failed(doing(), "the table of peers is full"))?,
+        };
+        let mut value = abi::NextHop {
+            address: address.into(),
+            ..abi::NextHop::default()
+        };
+        if let Some(hop) = hop {
+            value.interface = hop.interface;
+            value.source_mac = hop.source_mac.0;
+            value.destination_mac = hop.destination_mac.0;
+        }
+        maps.next_hops
+            .set(index, value, 0)
+            .map_err(|error| failed(doing(), error))?;
+        maps.peer_index
+            .insert(Be32::from(address), index, 0)
+            .map_err(|error| failed(doing(), error))?;
+        self.peers.insert(
+            address,
+            PeerSlot {
+                index,
+                adopted: false,
+            },
+        );
+        Ok(())
+    }
+
+    /// Removes a peer. No backend refers to it any more.
+    pub(in super::super) fn remove_peer(
+        &mut self,
+        maps: &mut Maps,
+        address: Ipv4Addr,
+    ) -> Result<(), DatapathError> {
+        let Some(peer) = self.peers.remove(&address) else {
+            return Ok(());
+        };
+        remove(&mut maps.peer_index, &Be32::from(address), "PEER_INDEX")?;
+        maps.next_hops
+            .set(peer.index, abi::NextHop::default(), 0)
+            .map_err(|error| failed(format!("clear the next hop to peer {address}"), error))?;
+        self.peer_slots.release(peer.index);
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! Services in the maps, with the ring of backends that new flows choose from. Part of [`Tables`].
+
+use std::collections::BTreeMap;
+
+use aya::maps::MapError;
+use mesh_ebpf::{
+    abi::{Choice, Load, Service, port_filter_bit},
+    bytes::Be16,
+};
+
+use super::{Maps, ServiceSlot, Tables, remove};
+use crate::{
+    datapath::{
+        DatapathError, Traffic,
+        ebpf::{
+            failed,
+            rings::{Candidate, load_step, ring},
+        },
+    },
+    model::{Balance, ServiceEntry, ServiceKey},
+};
+
+impl Tables {
+    /// Publishes a service. Its ring is written when the round of changes ends.
+    pub(in super::super) fn upsert_service(
+        &mut self,
+        maps: &mut Maps,
+        key: ServiceKey,
+        entry: &ServiceEntry,
+    ) -> Result<(), DatapathError> {
+        self.service_index(key).ok_or_else(|| {
+            failed(
+                format!("write the service on port {}", key.port),
+                "the table of services is full",
+            )
+        })?;
+        if let Some(service) = self.services.get_mut(&key) {
+            service.balance = entry.balance;
+            service.active.clone_from(&entry.active);
+            service.adopted = false;
+        }
+        self.dirty.insert(key);
+        publish(maps, key, true)
+    }
+
+    /// Unpublishes a service and removes it.
+    pub(in super::super) fn remove_service(
+        &mut self,
+        maps: &mut Maps,
+        key: ServiceKey,
+    ) -> Result<(), DatapathError> {
+        publish(maps, key, false)?;
+        let Some(service) = self.services.remove(&key) else {
+            return Ok(());
+        };
+        remove(&mut maps.services, &service.index, "SERVICES")?;
+        self.stale_ranges
+            .push((service.offset, service.entries.len() as u32));
+        self.service_slots.release(service.index);
+        self.dirty.remove(&key);
+        Ok(())
+    }
+
+    /// Resets the load of each backend whose service balances by load to the flows that it has now.
+    pub(in super::super) fn write_loads(
+        &self,
+        maps: &mut Maps,
+        active: &BTreeMap<u32, u64>,
+    ) -> Result<(), DatapathError> {
+        for service in self
+            .services
+            .values()
+            .filter(|service| service.choice == Choice::LEAST)
+        {
+            for slot in service.active.iter().filter_map(|key| self.backends.get(key)) {
+                let step = load_step(service.balance, slot.weight);
+                let flows = active.get(&slot.index).copied().unwrap_or(0);
+                let load = Load {
+                    value: flows.saturating_mul(step),
+                    step,
+                };
+                maps.loads
+                    .set(slot.index, load, 0)
+                    .map_err(|error| failed(format!("write LOADS[{}]", slot.index), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a service's ring to a fresh range and then points the service at it, unless that ring is
+    /// already in force.
+    pub(super) fn write_ring(&mut self, maps: &mut Maps, key: ServiceKey) -> Result<(), DatapathError> {
+        let Some(service) = self.services.get_mut(&key) else {
+            return Ok(());
+        };
+        let candidates: Vec<Candidate> = service
+            .active
+            .iter()
+            .filter_map(|key| {
+                let slot = self.backends.get(key)?;
+                Some(Candidate {
+                    key: *key,
+                    index: slot.index,
+                    weight: slot.weight,
+                })
+            })
+            .collect();
+        let (choice, entries) = ring(service.balance, &candidates);
+        let doing = || format!("write the ring of port {}", key.port);
+        if choice == Choice::LEAST {
+            for candidate in &candidates {
+                let step = load_step(service.balance, candidate.weight);
+                let mut load = maps
+                    .loads
+                    .get(&candidate.index, 0)
+                    .map_err(|error| failed(doing(), error))?;
+                if load.step != step {
+                    load = Load { value: 0, step };
+                    maps.loads
+                        .set(candidate.index, load, 0)
+                        .map_err(|error| failed(doing(), error))?;
+                }
+            }
+        }
+        let known = maps.services.get(&service.index, 0).is_ok();
+        if known && entries == service.entries && choice == service.choice {
+            return Ok(());
+        }
+        let length = entries.len() as u32;
+        let offset = self
+            .ring
+            .allocate(length)
+            .ok_or_else(|| failed(doing(), "the ring table is full"))?;
+        for (position, index) in (offset..).zip(&entries) {
+            maps.ring
+                .set(position, *index, 0)
+                .map_err(|error| failed(doing(), error))?;
+        }
+        let value = Service {
+            ring_offset: offset,
+            ring_length: length,
+            choice,
+            port: Be16::new(key.port),
+            protocol: u16::from(key.protocol.number()),
+        };
+        maps.services
+            .insert(service.index, value, 0)
+            .map_err(|error| failed(doing(), error))?;
+        self.stale_ranges
+            .push((service.offset, service.entries.len() as u32));
+        service.offset = offset;
+        service.entries = entries;
+        service.choice = choice;
+        Ok(())
+    }
+
+    /// The index of a service, which is allocated if it has none yet; `None` when the table is full.
+    pub(super) fn service_index(&mut self, key: ServiceKey) -> Option<u32> {
+        if let Some(service) = self.services.get(&key) {
+            return Some(service.index);
+        }
+        let index = self.service_slots.allocate()?;
+        self.services.insert(
+            key,
+            ServiceSlot {
+                index,
+                offset: 0,
+                entries: Vec::new(),
+                balance: Balance::default(),
+                active: Vec::new(),
+                choice: Choice::ROTATE,
+                retired: Traffic::default(),
+                adopted: false,
+            },
+        );
+        Some(index)
+    }
+}
+
+/// Sets or clears a port's bit in the port filter.
+fn publish(maps: &mut Maps, key: ServiceKey, published: bool) -> Result<(), DatapathError> {
+    let doing = |error: MapError| failed(format!("write port {} to the port filter", key.port), error);
+    let (word, bit) = port_filter_bit(key.protocol.number(), key.port);
+    let old = maps.port_filter.get(&word, 0).map_err(doing)?;
+    let new = if published {
+        old | 1 << bit
+    } else {
+        old & !(1 << bit)
+    };
+    if new == old {
+        Ok(())
+    } else {
+        maps.port_filter.set(word, new, 0).map_err(doing)
+    }
+}
