@@ -1,7 +1,9 @@
-//! What a node finds out about itself: its containers (from the engine and from their network
-//! namespaces) and its network (from netlink). Imports the model, and `source::docker` to ask the engine.
+//! What a node finds out about itself: its containers (from the engine and from their network namespaces) and its
+//! network (from netlink). Imports the model, the data path's netlink, and
+//! `source::docker` to query the engine.
 
 pub mod containers;
+mod default_route;
 pub mod network;
 
 use std::{
@@ -12,6 +14,7 @@ use std::{
 use crate::model::{HostInterface, NextHop};
 
 pub use containers::{ContainerState, ContainerWatcher, Scheduler};
+pub use default_route::default_route_interfaces;
 
 /// The node's network, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +25,6 @@ pub struct NetworkState {
     pub uplinks: BTreeMap<String, HostInterface>,
     /// Ports of Docker's bridges: the host ends of containers' veths.
     pub container_interfaces: BTreeSet<u32>,
-    /// The resolved way to each peer that was asked for.
+    /// The resolved next hop to each peer of interest.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
 }

@@ -17,13 +17,12 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::{
     address::AddressAttribute,
     link::{LinkAttribute, LinkMessage},
-    route::{RouteAttribute, RouteType},
 };
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 use tokio::sync::oneshot;
 
-use crate::model::MacAddress;
+use crate::{discovery::default_route::DefaultRoute, model::MacAddress};
 
 /// The kernel answers at once; if not, the container is asked about again later.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -162,20 +161,11 @@ async fn default_route_interface(handle: &Handle) -> Result<Option<u32>, Sandbox
         .try_collect()
         .await
         .map_err(|source| SandboxError::Netlink("routes", source))?;
-    let defaults = routes.iter().filter(|route| {
-        route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
-    });
-    let best = defaults.filter_map(|route| {
-        let mut interface = None;
-        let mut metric = 0;
-        for attribute in &route.attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => interface = Some(*index),
-                RouteAttribute::Priority(priority) => metric = *priority,
-                _ => {}
-            }
-        }
-        Some((metric, interface?))
+    let best = routes.iter().filter_map(DefaultRoute::of).filter_map(|route| {
+        let [interface] = route.interfaces[..] else {
+            return None;
+        };
+        Some((route.metric, interface))
     });
     Ok(best.min().map(|(_, interface)| interface))
 }

@@ -11,7 +11,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType},
+    route::RouteAddress,
 };
 
 use super::{NetworkOptions, NetworkState};
@@ -267,29 +267,6 @@ impl Facts {
             .map(|(interface, ..)| *interface)
             .collect()
     }
-}
-
-/// The interfaces of a default route of the main table; none if it is another route.
-pub(super) fn default_route_interfaces(route: &RouteMessage) -> Vec<u32> {
-    let mut table = u32::from(route.header.table);
-    let mut interfaces = Vec::new();
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Oif(index) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => interfaces.extend(
-                hops.iter()
-                    .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
-                    .map(|hop| hop.interface_index),
-            ),
-            _ => {}
-        }
-    }
-    let wanted = route.header.address_family == AddressFamily::Inet
-        && route.header.destination_prefix_length == 0
-        && route.header.kind == RouteType::Unicast
-        && table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    if wanted { interfaces } else { Vec::new() }
 }
 
 pub(super) fn ipv4(address: &RouteAddress) -> Option<Ipv4Addr> {

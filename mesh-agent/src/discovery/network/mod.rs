@@ -28,7 +28,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::facts::{Effect, Facts, Path};
-use super::NetworkState;
+use super::{NetworkState, default_route::DefaultRoute};
 
 /// The kernel tells of a new container's veth in a dozen messages: they are taken together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -224,7 +224,8 @@ impl NetworkWatcher {
             .table_id(u32::from(RouteHeader::RT_TABLE_MAIN))
             .build();
         each("routes", self.handle.route().get(request).execute(), |route| {
-            interfaces.extend(facts::default_route_interfaces(&route));
+            let route = DefaultRoute::of(&route).filter(DefaultRoute::is_in_main_table);
+            interfaces.extend(route.into_iter().flat_map(|route| route.interfaces));
         })
         .await?;
         self.facts.default_interfaces = interfaces;

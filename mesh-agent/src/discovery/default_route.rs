@@ -1,0 +1,131 @@
+//! Default routes in what the kernel lists: read in one way for uplinks, for containers and for the doctor.
+
+use std::collections::BTreeSet;
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType},
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::net::if_::if_indextoname;
+
+use crate::datapath::netlink::{Connection, Message, NetlinkError};
+
+/// An IPv4 default route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DefaultRoute {
+    /// The number of its table.
+    table: u32,
+    /// Its metric: the lowest wins.
+    pub(super) metric: u32,
+    /// The interfaces that it leads out of; several if it is a multipath route.
+    pub(super) interfaces: Vec<u32>,
+}
+
+impl DefaultRoute {
+    /// The default route that a message describes; `None` if it describes another route.
+    pub(super) fn of(route: &RouteMessage) -> Option<Self> {
+        let is_default = route.header.address_family == AddressFamily::Inet
+            && route.header.destination_prefix_length == 0
+            && route.header.kind == RouteType::Unicast;
+        if !is_default {
+            return None;
+        }
+        let mut found = Self {
+            table: u32::from(route.header.table),
+            metric: 0,
+            interfaces: Vec::new(),
+        };
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Table(number) => found.table = *number,
+                RouteAttribute::Priority(priority) => found.metric = *priority,
+                RouteAttribute::Oif(index) => found.interfaces.push(*index),
+                RouteAttribute::MultiPath(hops) => found.interfaces.extend(
+                    hops.iter()
+                        .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
+                        .map(|hop| hop.interface_index),
+                ),
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+
+    /// Whether it is in the main table, which packets without a routing rule of their own use.
+    pub(super) fn is_in_main_table(&self) -> bool {
+        self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+    }
+}
+
+/// The names of the interfaces that the main table's default routes lead out of: the uplinks that an agent
+/// chooses unless it is given others.
+///
+/// # Errors
+/// When the kernel does not list its routes.
+pub fn default_route_interfaces() -> Result<BTreeSet<String>, NetlinkError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    let listed = Connection::open(NETLINK_ROUTE)?
+        .dump(&Message::encode(&RouteNetlinkMessage::GetRoute(request), 0))?;
+    let mut names = BTreeSet::new();
+    for message in listed {
+        let RouteNetlinkMessage::NewRoute(route) = message.decode()? else {
+            continue;
+        };
+        let interfaces = DefaultRoute::of(&route)
+            .filter(DefaultRoute::is_in_main_table)
+            .map_or_else(Vec::new, |route| route.interfaces);
+        // An interface may be gone by now.
+        names.extend(
+            interfaces
+                .into_iter()
+                .filter_map(|index| if_indextoname(index).ok())
+                .map(|name| name.to_string_lossy().into_owned()),
+        );
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::route::RouteAddress;
+
+    use super::*;
+
+    fn route(address: Ipv4Addr, prefix_length: u8, interface: u32) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.destination_prefix_length = prefix_length;
+        route.header.kind = RouteType::Unicast;
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet(address)),
+            RouteAttribute::Oif(interface),
+            RouteAttribute::Priority(100),
+        ];
+        route
+    }
+
+    #[test]
+    fn only_a_route_to_every_address_is_a_default_route() {
+        let found = DefaultRoute::of(&route(Ipv4Addr::UNSPECIFIED, 0, 2)).unwrap();
+        assert_eq!((found.metric, found.interfaces.as_slice()), (100, &[2][..]));
+        assert!(found.is_in_main_table());
+        // Half of all addresses, as VPNs take them.
+        assert_eq!(DefaultRoute::of(&route(Ipv4Addr::UNSPECIFIED, 1, 3)), None);
+        assert_eq!(
+            DefaultRoute::of(&route(Ipv4Addr::new(172, 17, 0, 0), 16, 4)),
+            None
+        );
+    }
+
+    #[test]
+    fn the_table_is_read_from_the_attribute_that_can_hold_large_numbers() {
+        let mut other = route(Ipv4Addr::UNSPECIFIED, 0, 2);
+        other.attributes.push(RouteAttribute::Table(1000));
+        assert!(!DefaultRoute::of(&other).unwrap().is_in_main_table());
+    }
+}
