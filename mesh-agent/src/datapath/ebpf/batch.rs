@@ -2,7 +2,7 @@
 
 use std::{io, mem::MaybeUninit, os::fd::AsFd};
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, IterableMap, MapData};
 use mesh_support::bpf::{Cursor, look_up_batch};
 
 /// Calls `visit` with every entry of a hash map, in batches of up to `batch` (which must exceed the longest chain of
