@@ -1,19 +1,28 @@
-//! Making the headers between nodes. Imports `abi`, `checksum`, `frame` and `headers`.
+//! The tunnel between nodes: its headers, and which packets fit into it.
 
 use crate::{
     abi::{Backend, Config, FlowKey, NextHop},
     bytes::Be16,
-    checksum,
     frame::{Frame, Refused},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
-        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, OUTER_LENGTH,
-        Outer, PROTOCOL_UDP, UDP_LENGTH, Udp,
+        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_LENGTH, OUTER_LENGTH, Outer, PROTOCOL_UDP,
+        TCP_LENGTH, UDP_LENGTH, Udp,
     },
+    ipv4,
+    parse::Packet,
 };
 
-/// Hops an encapsulated packet may take; Linux's default.
-const TIME_TO_LIVE: u8 = 64;
+/// Whether a packet, or each segment of an aggregated one, is at most `mtu` bytes.
+#[inline(always)]
+pub fn fits<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
+    if packet.total_length <= mtu {
+        return true;
+    }
+    let size = frame.segment_size();
+    // 12 bytes of TCP options (timestamps) are on nearly every segment.
+    size != 0 && size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 <= u32::from(mtu)
+}
 
 /// Puts a packet into a Geneve packet to a peer. `l3_length` is the inner packet's.
 ///
@@ -31,21 +40,13 @@ pub fn encapsulate<F: Frame>(
     inner: &FlowKey,
     l3_length: u16,
 ) -> Result<(), Refused> {
-    let mut ip = Ipv4 {
-        version_and_length: 0x45,
-        service_type: 0,
-        total_length: Be16::new(l3_length.wrapping_add(OUTER_LENGTH as u16)),
-        identification: Be16::new(0),
-        fragment: IPV4_DONT_FRAGMENT,
-        time_to_live: TIME_TO_LIVE,
-        protocol: PROTOCOL_UDP,
-        checksum: Be16::new(0),
-        source: config.node_address,
-        destination: next_hop.address,
-    };
-    ip.checksum = checksum::ipv4(&ip);
     let outer = Outer {
-        ip,
+        ip: ipv4::header(
+            config.node_address,
+            next_hop.address,
+            PROTOCOL_UDP,
+            l3_length.wrapping_add(OUTER_LENGTH as u16),
+        ),
         udp: Udp {
             source: entropy_port(inner),
             destination: config.geneve_port,

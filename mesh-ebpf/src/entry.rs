@@ -1,13 +1,10 @@
-//! Where every hook begins: whose is the packet, and what shall become of it? Imports the modules that
-//! decide.
+//! The first decision at every hook: whether a packet is the mesh's, and what happens to it.
 
 use crate::{
-    abi::{BACKEND_LOCAL, Backend, Config, DropReason, FrontendKey, Hook, Origin, Progress, Role},
+    abi::{BACKEND_LOCAL, Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Origin, Role},
+    encapsulation, flow_state,
     frame::Frame,
-    headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_FIN,
-        TCP_LENGTH, TCP_RST, TCP_SYN,
-    },
+    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
     open,
     parse::{Packet, Unparsed, parse},
     reply,
@@ -18,40 +15,25 @@ use crate::{
 
 /// Decides about a frame that arrived at a hook.
 #[inline(always)]
-pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> Decision<'a> {
+pub fn decide<'a, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    hook: Hook,
+) -> Decision<'a> {
     match frame.at::<Ethernet>(0) {
         Some(ethernet) if { ethernet.ethertype } == ETHERTYPE_IPV4 => {}
-        _ => return leave(hook),
+        _ => return not_ours(hook),
     }
-    let Some(config) = tables.config() else {
-        return leave(hook);
-    };
     let packet = match parse(frame, ETHERNET_LENGTH) {
         Ok(packet) => packet,
-        Err(Unparsed::Other) => return leave(hook),
+        Err(Unparsed::Other) => return not_ours(hook),
         Err(Unparsed::Invalid(reason)) => return Decision::drop(reason),
-        Err(Unparsed::Unsupported(reason, key)) => {
-            let protocol = key.protocol as u8;
-            if !tables.is_published(protocol, key.destination_port.get()) {
-                return leave(hook);
-            }
-            let frontend = FrontendKey {
-                address: key.destination,
-                port: key.destination_port,
-                protocol: u16::from(protocol),
-            };
-            return match tables.frontend(&frontend) {
-                Some(_) => Decision::drop(reason),
-                None => leave(hook),
-            };
-        }
+        Err(Unparsed::Unsupported(reason, key)) => return unsupported(tables, hook, &key, reason),
     };
     match hook {
         Hook::Xdp | Hook::TcUplink => {
-            if packet.key.destination_port == config.geneve_port
-                && packet.key.protocol == u32::from(PROTOCOL_UDP)
-                && packet.key.destination == config.node_address
-            {
+            if is_encapsulated(config, &packet) {
                 return tunnel::decide(frame, tables, config, hook, &packet);
             }
             client(frame, tables, config, &packet, hook, Origin::UPLINK)
@@ -64,17 +46,50 @@ pub fn decide<'a, F: Frame, T: Tables>(frame: &F, tables: &'a T, hook: Hook) -> 
     }
 }
 
-/// What becomes of a packet that is not the mesh's. Nothing but the mesh's own traffic may leave by
-/// mesh0, which leads nowhere.
+/// A packet that is not the mesh's. At mesh0 it is dropped: the device leads nowhere else.
 #[inline(always)]
-fn leave<'a>(hook: Hook) -> Decision<'a> {
+fn not_ours<'a>(hook: Hook) -> Decision<'a> {
     match hook {
         Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::PASS,
         Hook::TcMesh0 => Decision::drop(DropReason::NotAFrontend),
     }
 }
 
-/// A client's packet: on its way to a frontend, or nothing of ours.
+/// A fragment, or a packet with IP options: dropped if it is for a frontend.
+#[inline(always)]
+fn unsupported<'a, T: Tables>(tables: &'a T, hook: Hook, key: &FlowKey, reason: DropReason) -> Decision<'a> {
+    if !tables.is_published(key.protocol as u8, key.destination_port.get()) {
+        return not_ours(hook);
+    }
+    match tables.frontend(&frontend_key(key)) {
+        Some(_) => Decision::drop(reason),
+        None => not_ours(hook),
+    }
+}
+
+/// Whether a packet is for this node's end of the tunnel.
+#[inline(always)]
+fn is_encapsulated(config: &Config, packet: &Packet) -> bool {
+    packet.key.destination_port == config.geneve_port
+        && packet.key.protocol == u32::from(PROTOCOL_UDP)
+        && packet.key.destination == config.node_address
+}
+
+/// What the flow table says about a client's packet to a published port.
+enum ClientPacket<'a> {
+    /// The next packet of a flow whose backend is still there.
+    Continues { flow: FlowEntry, backend: &'a Backend },
+    /// It may open a flow, and no other flow has a claim to its tuple (any more).
+    Opens,
+    /// TCP of a flow whose backend is gone.
+    BackendGone,
+    /// TCP with the tuple of a reply, or of a flow whose entry node is another one.
+    OtherRole,
+    /// TCP in mid-connection, of a flow that the mesh does not know.
+    UnknownFlow,
+}
+
+/// Decides about a packet that is not encapsulated and no reply: it may be a client's.
 #[inline(always)]
 fn client<'a, F: Frame, T: Tables>(
     frame: &F,
@@ -85,111 +100,108 @@ fn client<'a, F: Frame, T: Tables>(
     origin: Origin,
 ) -> Decision<'a> {
     let key = &packet.key;
-    let protocol = key.protocol as u8;
-    if !tables.is_published(protocol, key.destination_port.get()) {
-        return leave(hook);
+    if !tables.is_published(key.protocol as u8, key.destination_port.get()) {
+        return not_ours(hook);
     }
-    // The service address is for this node's own processes only, and they use nothing else here.
+    // Only processes of this node use the service address, and at mesh0 they use no other.
     if (key.destination == config.service_address) != (origin == Origin::MESH0) {
-        return leave(hook);
+        return not_ours(hook);
     }
-    let tcp = protocol == PROTOCOL_TCP;
-    let opens = !tcp || is_syn(packet);
-    if let Some(flow) = tables.flow(key) {
-        if flow.role() != Role::FORWARD || flow.origin().is_tunnel() {
-            if !opens {
-                return leave(hook);
-            }
-        } else {
-            let backend = tables
-                .backend(flow.backend())
-                .filter(|backend| backend.generation == flow.generation());
-            match backend {
-                // A SYN on a flow that is being closed is the port's next user.
-                Some(backend) if !(tcp && opens && flow.is_closing()) => {
-                    seen(flow, config, packet);
-                    return hand_over(frame, config, packet, flow, backend);
-                }
-                Some(_) => {}
-                None if !opens => return Decision::refuse(DropReason::BackendGone),
-                None => {}
-            }
+    match classify(tables, packet) {
+        ClientPacket::Continues { flow, backend } => {
+            flow_state::client_packet(flow, config, packet);
+            to_backend(frame, config, packet, hook, flow, backend)
         }
-    } else if !opens {
-        // Not ours to judge: a connection older than the mesh, or none. The kernel answers.
-        return match hook {
+        ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),
+        ClientPacket::BackendGone => Decision::refuse(DropReason::BackendGone),
+        ClientPacket::OtherRole => not_ours(hook),
+        // The connection may be older than the mesh: the kernel knows.
+        ClientPacket::UnknownFlow => match hook {
             Hook::TcMesh0 => Decision::refuse(DropReason::UnknownFlow),
             Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::PASS,
+        },
+    }
+}
+
+#[inline(always)]
+fn classify<'a, T: Tables>(tables: &'a T, packet: &Packet) -> ClientPacket<'a> {
+    let may_open = packet.may_open_flow();
+    let Some(flow) = tables.flow(&packet.key) else {
+        return if may_open {
+            ClientPacket::Opens
+        } else {
+            ClientPacket::UnknownFlow
+        };
+    };
+    if flow.role() != Role::FORWARD || flow.origin().is_tunnel() {
+        return if may_open {
+            ClientPacket::Opens
+        } else {
+            ClientPacket::OtherRole
         };
     }
-    let frontend = FrontendKey {
-        address: key.destination,
-        port: key.destination_port,
-        protocol: u16::from(protocol),
-    };
-    let Some(service) = tables.frontend(&frontend) else {
-        return leave(hook);
+    let backend = tables
+        .backend(flow.backend())
+        .filter(|backend| backend.generation == flow.generation());
+    match backend {
+        // A SYN on a flow that is being closed: the client uses its port again.
+        Some(_) if packet.is_syn() && flow.is_closing() => ClientPacket::Opens,
+        Some(backend) => ClientPacket::Continues { flow, backend },
+        None if may_open => ClientPacket::Opens,
+        None => ClientPacket::BackendGone,
+    }
+}
+
+/// Opens a flow, if the packet is for a frontend.
+#[inline(always)]
+fn opens<'a, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+    hook: Hook,
+    origin: Origin,
+) -> Decision<'a> {
+    let Some(service) = tables.frontend(&frontend_key(&packet.key)) else {
+        return not_ours(hook);
     };
     match open::at_entry(tables, config, packet, service, origin) {
-        Ok((flow, backend)) => hand_over(frame, config, packet, flow, backend),
+        Ok((flow, backend)) => to_backend(frame, config, packet, hook, flow, backend),
         Err(DropReason::NoBackend) => Decision::refuse(DropReason::NoBackend),
         Err(reason) => Decision::drop(reason),
     }
 }
 
-/// Whether a packet begins a TCP connection. A SYN that also closes is nobody's way to begin.
 #[inline(always)]
-pub(crate) fn is_syn(packet: &Packet) -> bool {
-    packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
-}
-
-/// Notes what a client's packet tells about its flow.
-#[inline(always)]
-pub(crate) fn seen(flow: FlowEntry, config: &Config, packet: &Packet) {
-    flow.touch(config.now);
-    if let Some(progress) = progress(packet) {
-        flow.client_is(progress);
-    }
-}
-
-/// How far a packet's direction has come, if the packet says anything about it.
-#[inline(always)]
-pub(crate) fn progress(packet: &Packet) -> Option<Progress> {
-    if packet.tcp_flags & TCP_RST != 0 {
-        Some(Progress::RESET)
-    } else if packet.tcp_flags & TCP_FIN != 0 {
-        Some(Progress::FINISHED)
-    } else {
-        None
+fn frontend_key(key: &FlowKey) -> FrontendKey {
+    FrontendKey {
+        address: key.destination,
+        port: key.destination_port,
+        protocol: key.protocol as u16,
     }
 }
 
 #[inline(always)]
-fn hand_over<'a, F: Frame>(
+fn to_backend<'a, F: Frame>(
     frame: &F,
     config: &Config,
     packet: &Packet,
+    hook: Hook,
     flow: FlowEntry,
     backend: &'a Backend,
 ) -> Decision<'a> {
     if backend.location == BACKEND_LOCAL {
-        return Decision::deliver(flow, backend, false);
+        return match hook {
+            // Packets for this node are left to tc, which keeps aggregated packets whole.
+            Hook::Xdp => Decision::PASS,
+            Hook::TcUplink | Hook::TcContainer | Hook::TcMesh0 => Decision::deliver(flow, backend, false),
+        };
     }
-    if exceeds(frame, packet, config.inner_mtu) {
+    if !encapsulation::fits(frame, packet, config.inner_mtu) {
         return Decision::TOO_BIG;
     }
-    Decision::forward(flow, backend)
-}
-
-/// Whether a packet, or each segment of what GRO put together, is larger than `mtu`.
-#[inline(always)]
-pub(crate) fn exceeds<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
-    if packet.total_length <= mtu {
-        return false;
-    }
-    let size = frame.segment_size();
-    // 12 bytes of TCP options (timestamps) are on nearly every segment.
-    size == 0 || size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 > u32::from(mtu)
+    let direct = config.direct_return != 0 && flow.origin() == Origin::UPLINK;
+    Decision::forward(flow, backend, direct)
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! Answers to a sender whose packet can't be served: TCP RST, ICMP errors. Imports `checksum`, `frame`
-//! and `headers`.
+//! Answers to the sender of a packet that cannot be served: TCP RST, ICMP errors.
 
 use crate::{
     bytes::{Be16, Be32, Plain},
     checksum,
     frame::{Frame, Refused},
     headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET,
-        PROTOCOL_ICMP, PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET, PROTOCOL_ICMP,
+        PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
     },
+    ipv4,
 };
 
-const TIME_TO_LIVE: u8 = 64;
 const ICMP_UNREACHABLE: u8 = 3;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
 const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
@@ -30,7 +29,7 @@ struct Quote {
 // SAFETY: packed, no padding, integers only.
 unsafe impl Plain for Quote {}
 
-/// Turns the packet into its refusal, ready to go back where it came from: RST for TCP (RFC 9293,
+/// Turns the packet into a refusal, addressed to its sender: RST for TCP (RFC 9293,
 /// 3.10.7.1), "port unreachable" for UDP.
 ///
 /// # Errors
@@ -45,7 +44,7 @@ pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
     }
 }
 
-/// Turns the packet into "fragmentation needed" with the MTU that would have fitted.
+/// Turns the packet into "fragmentation needed" with the MTU that fits.
 ///
 /// # Errors
 /// [`Refused`] when it could not be resized.
@@ -122,7 +121,7 @@ fn icmp<F: Frame>(frame: &mut F, code: u8, mtu: u16) -> Result<(), Refused> {
         unused: Be16::new(0),
         next_hop_mtu: Be16::new(mtu),
     };
-    // The quoted header's own checksum makes its words sum to all ones, that is, to nothing.
+    // A header whose checksum is right sums to all ones, which is zero in one's complement.
     let ip = quote.ip;
     let quoted = (!checksum::ipv4(&ip).raw()) as u32 + u32::from(ip.checksum.raw());
     let kind = u16::from_ne_bytes([answer.kind, answer.code]);
@@ -160,20 +159,8 @@ fn write_back<F: Frame>(
         source: ethernet.destination,
         ethertype: ETHERTYPE_IPV4,
     };
-    let mut ip = Ipv4 {
-        version_and_length: 0x45,
-        service_type: 0,
-        total_length: Be16::new(length),
-        identification: Be16::new(0),
-        fragment: IPV4_DONT_FRAGMENT,
-        time_to_live: TIME_TO_LIVE,
-        protocol,
-        checksum: Be16::new(0),
-        source,
-        destination,
-    };
-    ip.checksum = checksum::ipv4(&ip);
-    *frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)? = ip;
+    *frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)? =
+        ipv4::header(source, destination, protocol, length);
     Ok(())
 }
 

@@ -1,9 +1,12 @@
-//! Doing what was decided: rewriting the packet, and saying where it goes. Imports the modules that
-//! rewrite.
+//! Carries decisions out: rewrites the packet and names the action that is left for the hook.
+//!
+//! `execute` makes no decision of its own, with one exception: in XDP, a packet whose way to the next hop
+//! the kernel has yet to resolve is passed to tc, which can have it resolved. That is known only once the
+//! way has been looked up, and is checked before anything is written to the packet.
 
 use crate::{
     abi::{Backend, Config, DropReason, Endpoint, FlowKey, Hook, NextHop, Origin, Role},
-    bytes::{Be16, Be32},
+    bytes::Be16,
     checksum::{self, Difference},
     encapsulation::{address_frame, encapsulate},
     errors,
@@ -17,42 +20,33 @@ use crate::{
     verdict::{Action, Decision, Verdict},
 };
 
-/// Carries a decision out. The packet is as decided about; no packet is half rewritten and passed on:
-/// what fails is dropped and counted.
+/// Carries a decision out. The packet must be the one it was made for. A packet is rewritten whole or
+/// dropped and counted.
 #[inline(always)]
-pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decision: Decision<'_>) -> Action {
-    let Some(config) = tables.config() else {
-        return Action::Pass;
-    };
+pub fn execute<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    hook: Hook,
+    decision: Decision<'_>,
+) -> Action {
     let done = match decision.verdict() {
         Verdict::Pass => return Action::Pass,
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
             tables.count_drop(hook, reason);
-            return if errors::refuse(frame).is_ok() {
-                Action::Answer
-            } else {
-                Action::Drop
-            };
+            return answer(errors::refuse(frame));
         }
         Verdict::TooBig => {
             tables.count_drop(hook, DropReason::TooBig);
-            return if errors::too_big(frame, config.inner_mtu).is_ok() {
-                Action::Answer
-            } else {
-                Action::Drop
-            };
-        }
-        // What stays on the node is tc's, which keeps aggregated packets whole.
-        Verdict::Deliver { .. } | Verdict::Reply { .. } if matches!(hook, Hook::Xdp) => {
-            return Action::Pass;
+            return answer(errors::too_big(frame, config.inner_mtu));
         }
         Verdict::Deliver {
             flow,
             backend,
             decapsulate,
         } => deliver(frame, tables, hook, flow, backend, decapsulate),
-        Verdict::Forward { flow, backend } => forward(frame, tables, config, hook, flow, backend),
+        Verdict::Forward { flow, backend, kind } => forward(frame, tables, config, hook, flow, backend, kind),
         Verdict::Reply { flow } => reply(frame, tables, config, flow),
         Verdict::DeliverReply { flow } => deliver_reply(frame, tables, config, hook, flow),
     };
@@ -62,6 +56,14 @@ pub fn execute<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, decis
             tables.count_drop(hook, reason);
             Action::Drop
         }
+    }
+}
+
+#[inline(always)]
+fn answer(written: Result<(), Refused>) -> Action {
+    match written {
+        Ok(()) => Action::Answer,
+        Err(Refused) => Action::Drop,
     }
 }
 
@@ -94,7 +96,7 @@ fn deliver<F: Frame, T: Tables>(
     )?;
     address_frame(frame, backend.gateway_mac, backend.mac)?;
     Ok(match hook {
-        // Into the container without its host's queue; possible from an ingress hook only.
+        // Past the host's receive queue, which only an ingress hook can do.
         Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Action::IntoContainer {
             interface: backend.interface,
         },
@@ -112,13 +114,14 @@ fn forward<F: Frame, T: Tables>(
     hook: Hook,
     flow: FlowEntry,
     backend: &Backend,
+    kind: GeneveKind,
 ) -> Result<Action, DropReason> {
     let next_hop = tables
         .next_hop(backend.peer)
         .filter(|next_hop| !next_hop.address.is_zero())
         .ok_or(DropReason::NoRoute)?;
     if matches!(hook, Hook::Xdp) && next_hop.interface == 0 {
-        // Nothing is written yet: tc has the kernel resolve the way.
+        // The exception: tc has the kernel resolve it.
         return Ok(Action::Pass);
     }
     tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
@@ -129,11 +132,6 @@ fn forward<F: Frame, T: Tables>(
         translate(frame, presented, frontend)?;
     }
     clamp_syn(frame, &ip, config)?;
-    let kind = if config.direct_return != 0 && flow.origin() == Origin::UPLINK {
-        GeneveKind::ForwardDirect
-    } else {
-        GeneveKind::Forward
-    };
     let inner = FlowKey::between(presented, frontend, u32::from(ip.protocol));
     encapsulate(
         frame,
@@ -159,38 +157,51 @@ fn reply<F: Frame, T: Tables>(
         tables.count_out(flow.backend(), frame.segments(), l3_bytes(frame));
     }
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
-    // The entry node knows the client behind what it presented; only here-made changes are undone here.
+    // A source that the entry node translated is restored there.
     let client = flow.client();
     translate(frame, frontend, client)?;
     if origin.is_tunnel() {
         clamp_syn(frame, &ip, config)?;
     }
-    let way = if origin == Origin::TUNNEL {
-        Route::None
-    } else {
-        way_to_client(frame, origin, frontend.address, client.address, ip.total_length)
-    };
-    // Also where a direct return was asked for and there is none: a client that is this very node is not
-    // reached by routing, but its entry node can send to it.
-    if origin.is_tunnel() && matches!(way, Route::None) {
-        let next_hop = tables
-            .next_hop(flow.peer())
-            .filter(|next_hop| next_hop.address == flow.peer_address())
-            .ok_or(DropReason::NoRoute)?;
-        let backend = tables.backend(flow.backend()).ok_or(DropReason::UnknownBackend)?;
-        let inner = FlowKey::between(frontend, client, u32::from(ip.protocol));
-        encapsulate(
-            frame,
-            config,
-            next_hop,
-            backend,
-            GeneveKind::Reply,
-            &inner,
-            ip.total_length.get(),
-        )?;
-        return to_peer(frame, config, next_hop);
+    if origin == Origin::MESH0 {
+        return to_local_process(frame, config);
     }
-    to_client(frame, config, origin, way)
+    if origin != Origin::TUNNEL {
+        let route = frame.route(frontend.address, client.address, ip.total_length.get());
+        // Direct return falls back to the entry node: routing does not lead to a client that is this very
+        // node, but the entry node can send to it.
+        if origin != Origin::TUNNEL_DIRECT || !matches!(route, Route::Unreachable) {
+            return to_client(frame, route);
+        }
+    }
+    let inner = FlowKey::between(frontend, client, u32::from(ip.protocol));
+    to_entry_node(frame, tables, config, flow, &inner, ip.total_length)
+}
+
+#[inline(always)]
+fn to_entry_node<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    flow: FlowEntry,
+    inner: &FlowKey,
+    length: Be16,
+) -> Result<Action, DropReason> {
+    let next_hop = tables
+        .next_hop(flow.peer())
+        .filter(|next_hop| next_hop.address == flow.peer_address())
+        .ok_or(DropReason::NoRoute)?;
+    let backend = tables.backend(flow.backend()).ok_or(DropReason::UnknownBackend)?;
+    encapsulate(
+        frame,
+        config,
+        next_hop,
+        backend,
+        GeneveKind::Reply,
+        inner,
+        length.get(),
+    )?;
+    to_peer(frame, config, next_hop)
 }
 
 #[inline(always)]
@@ -205,14 +216,15 @@ fn deliver_reply<F: Frame, T: Tables>(
         .at::<Ipv4>(ETHERNET_LENGTH + OUTER_LENGTH)
         .ok_or(DropReason::Truncated)?;
     let length = inner.total_length;
-    let (frontend, client, origin) = (flow.frontend(), flow.client(), flow.origin());
-    if matches!(hook, Hook::Xdp) && (origin != Origin::UPLINK || flow.role() != Role::FORWARD) {
-        // For a client on this node.
-        return Ok(Action::Pass);
-    }
-    let way = way_to_client(frame, origin, frontend.address, client.address, length);
-    if matches!(hook, Hook::Xdp) && !matches!(way, Route::Resolved(_)) {
-        // Nothing is written yet: tc has the kernel resolve the way.
+    let (frontend, client) = (flow.frontend(), flow.client());
+    // A process of this node needs no route.
+    let route = if flow.origin() == Origin::MESH0 {
+        None
+    } else {
+        Some(frame.route(frontend.address, client.address, length.get()))
+    };
+    if matches!(hook, Hook::Xdp) && !matches!(route, Some(Route::Resolved(_))) {
+        // The exception: tc has the kernel resolve it.
         return Ok(Action::Pass);
     }
     tables.count_out(
@@ -224,40 +236,25 @@ fn deliver_reply<F: Frame, T: Tables>(
     if flow.role() == Role::ALIAS {
         translate(frame, frontend, client)?;
     }
-    to_client(frame, config, origin, way)
-}
-
-/// The way to a client of the network or of a bridge; a local process needs none.
-#[inline(always)]
-fn way_to_client<F: Frame>(
-    frame: &F,
-    origin: Origin,
-    source: Be32,
-    destination: Be32,
-    length: Be16,
-) -> Route {
-    if origin == Origin::MESH0 {
-        Route::None
-    } else {
-        frame.route(source, destination, length.get())
+    match route {
+        Some(route) => to_client(frame, route),
+        None => to_local_process(frame, config),
     }
 }
 
-/// The last step to a client of this node, or of the network.
+/// The last step to a process of this node.
 #[inline(always)]
-fn to_client<F: Frame>(
-    frame: &mut F,
-    config: &Config,
-    origin: Origin,
-    way: Route,
-) -> Result<Action, DropReason> {
-    if origin == Origin::MESH0 {
-        address_frame(frame, config.mesh0_mac, config.mesh0_mac)?;
-        return Ok(Action::IntoHost {
-            interface: config.mesh0,
-        });
-    }
-    match way {
+fn to_local_process<F: Frame>(frame: &mut F, config: &Config) -> Result<Action, DropReason> {
+    address_frame(frame, config.mesh0_mac, config.mesh0_mac)?;
+    Ok(Action::IntoHost {
+        interface: config.mesh0,
+    })
+}
+
+/// The last step to a client on the network or on one of this node's bridges.
+#[inline(always)]
+fn to_client<F: Frame>(frame: &mut F, route: Route) -> Result<Action, DropReason> {
+    match route {
         Route::Resolved(next_hop) => {
             address_frame(frame, next_hop.source_mac, next_hop.destination_mac)?;
             Ok(Action::Transmit {
@@ -265,11 +262,12 @@ fn to_client<F: Frame>(
             })
         }
         Route::Unresolved { interface } => Ok(Action::Route { interface }),
-        Route::None => Err(DropReason::NoRoute),
+        Route::Unreachable => Err(DropReason::NoRoute),
     }
 }
 
-/// The last step to a peer. Its way is kept in a map; before the agent has resolved it, the kernel does.
+/// The last step to a peer. The agent keeps the way to it in a map; until it has resolved the way, the
+/// kernel does.
 #[inline(always)]
 fn to_peer<F: Frame>(frame: &F, config: &Config, next_hop: &NextHop) -> Result<Action, DropReason> {
     if next_hop.interface != 0 {
@@ -281,7 +279,7 @@ fn to_peer<F: Frame>(frame: &F, config: &Config, next_hop: &NextHop) -> Result<A
         Route::Resolved(NextHop { interface, .. }) | Route::Unresolved { interface } => {
             Ok(Action::Route { interface })
         }
-        Route::None => Err(DropReason::NoRoute),
+        Route::Unreachable => Err(DropReason::NoRoute),
     }
 }
 

@@ -1,5 +1,4 @@
-//! The packet under work, whatever its kind: XDP frame, skb, or a test's bytes. Imports `bytes` and
-//! `checksum`.
+//! The packet being processed: an XDP frame, an skb, or a test's bytes.
 
 use crate::{
     abi::NextHop,
@@ -25,18 +24,18 @@ pub struct ChecksumChange {
     pub body: Difference,
 }
 
-/// What the node's routes and neighbours say of an address.
+/// How the node's routes and neighbours lead to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// The way is known.
+    /// Interface and MAC addresses are known.
     Resolved(NextHop),
     /// The interface is known, the neighbour's MAC address is not yet.
     Unresolved {
         /// Interface index.
         interface: u32,
     },
-    /// There is no way, or none that may be forwarded on.
-    None,
+    /// There is no route, or none that the kernel forwards on.
+    Unreachable,
 }
 
 /// An Ethernet frame that can be read, rewritten and resized.
@@ -47,10 +46,10 @@ pub trait Frame {
     /// Bytes, Ethernet header included.
     fn length(&self) -> u32;
 
-    /// Packets this frame stands for: more than 1 for what GRO or TSO has put together.
+    /// Packets in this frame: more than 1 if GRO or TSO aggregated them.
     fn segments(&self) -> u32;
 
-    /// L4 payload bytes of each of those; 0 where the frame stands for itself.
+    /// L4 payload bytes of each of those; 0 if the frame is not aggregated.
     fn segment_size(&self) -> u32;
 
     /// The header at an offset.
@@ -65,26 +64,26 @@ pub trait Frame {
     /// [`Refused`] when the frame ends before the field.
     fn change_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused>;
 
-    /// Makes room for [`crate::headers::Outer`] behind the Ethernet header, whose content is then
-    /// undefined as well.
+    /// Makes room for [`crate::headers::Outer`] behind the Ethernet header; the content of both is then
+    /// undefined.
     ///
     /// # Errors
     /// [`Refused`] when there is no room.
     fn insert_outer(&mut self) -> Result<(), Refused>;
 
-    /// Takes the same room away again.
+    /// Removes that room again.
     ///
     /// # Errors
-    /// [`Refused`] when the kernel does not let it.
+    /// [`Refused`] when the kernel does not allow it.
     fn remove_outer(&mut self) -> Result<(), Refused>;
 
-    /// Makes the frame one of `L3` bytes behind an Ethernet header, of undefined content, with nothing
-    /// left for the hardware to finish. For control messages.
+    /// Turns the frame into one of `L3` bytes behind an Ethernet header, of undefined content, with no
+    /// checksum left for the hardware to finish. For control messages.
     ///
     /// # Errors
-    /// [`Refused`] when the kernel does not let it.
+    /// [`Refused`] when the kernel does not allow it.
     fn renew<const L3: usize>(&mut self) -> Result<(), Refused>;
 
-    /// The way to an address by the node's routes and neighbours.
+    /// Looks an address up in the node's routes and neighbours.
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route;
 }

@@ -1,19 +1,19 @@
-//! Opening a flow: the entries that pin it to the backend chosen. Imports `abi`, `parse`, `select` and
-//! `tables`.
+//! Opens a flow: makes the entries that pin it to the backend chosen.
 
 use crate::{
     abi::{BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Flow, FlowKey, Origin, Role},
     bytes::{Be16, Be32},
+    flow_state::forward_key,
     headers::Geneve,
     parse::Packet,
     select::select,
     tables::{FlowEntry, InsertError, Tables},
 };
 
-/// Source ports tried for a flow whose own would make it one with another.
+/// Source ports to try where two flows would have the same tuple.
 const PORT_ATTEMPTS: u32 = 8;
 
-/// Opens a flow at its entry node.
+/// Opens a flow on its entry node.
 ///
 /// # Errors
 /// The reason to drop the packet.
@@ -28,8 +28,8 @@ pub fn at_entry<'a, T: Tables>(
     let (index, backend) = select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
     let mut flow = new_flow(config, packet, index, backend, origin);
     if origin == Origin::CONTAINER {
-        // No other machine could answer a container's own address, and a container not even itself:
-        // as for everything containers send out of the node, the node's address stands for theirs.
+        // Only this node can reach a container's own address, and a container cannot reach itself by it:
+        // as for everything that containers send out of the node, the source becomes the node's address.
         flow.presented.address = config.node_address;
     }
     let entry = insert(tables, &packet.key, &mut flow, backend)?;
@@ -37,7 +37,7 @@ pub fn at_entry<'a, T: Tables>(
     Ok((entry, backend))
 }
 
-/// Opens a flow at the node of the backend that the entry node chose.
+/// Opens a flow on the node of the backend that the entry node chose.
 ///
 /// # Errors
 /// The reason to drop the packet.
@@ -86,7 +86,7 @@ fn new_flow(config: &Config, packet: &Packet, index: u32, backend: &Backend, ori
     }
 }
 
-/// Whether a Geneve packet names this backend, and not one that had its address before.
+/// Whether a Geneve packet names this backend, rather than an earlier one at the same address.
 #[inline(always)]
 pub fn is_named(backend: &Backend, geneve: &Geneve) -> bool {
     backend.key.address == { geneve.backend_address }
@@ -94,7 +94,7 @@ pub fn is_named(backend: &Backend, geneve: &Geneve) -> bool {
         && backend.tag == { geneve.backend_tag }
 }
 
-/// Inserts the flow's entries: the one for the way back first, so that a reply always finds it.
+/// Inserts the flow's entries, the one for replies first, so that a reply always finds it.
 #[inline(always)]
 fn insert<T: Tables>(
     tables: &T,
@@ -122,8 +122,8 @@ fn insert<T: Tables>(
     tables.flow(key).ok_or(DropReason::FlowTableFull)
 }
 
-/// Claims the tuple that tells this flow's packets on the far side from all others: with the client's
-/// own port if nobody else has it, with another if somebody does.
+/// Claims the tuple that identifies this flow on the backend's side: with the client's own port if no
+/// other flow has that tuple, else with another port.
 #[inline(always)]
 fn claim<T: Tables>(
     tables: &T,
@@ -160,13 +160,13 @@ fn claim<T: Tables>(
     Err(DropReason::NoFreePort)
 }
 
-/// Whether an entry belongs to another flow that still lives.
+/// Whether an entry belongs to another flow that is still open.
 #[inline(always)]
 fn is_held<T: Tables>(tables: &T, other: FlowEntry, flow: &Flow, protocol: u32) -> bool {
     if other.client() == flow.client && other.frontend() == flow.frontend {
         return false;
     }
-    // The forward entry knows both directions' state, and which backend the flow has now.
+    // The forward entry has the state of both directions, and the flow's current backend.
     let Some(forward) = tables.flow(&forward_key(other, protocol)) else {
         return false;
     };
@@ -176,12 +176,6 @@ fn is_held<T: Tables>(tables: &T, other: FlowEntry, flow: &Flow, protocol: u32) 
         && tables
             .backend(other.backend())
             .is_some_and(|backend| backend.generation == other.generation())
-}
-
-/// The key of a flow's forward entry, from any of its entries.
-#[inline(always)]
-pub fn forward_key(entry: FlowEntry, protocol: u32) -> FlowKey {
-    FlowKey::between(entry.client(), entry.frontend(), protocol)
 }
 
 /// The n-th other port to try: spread over 1024 and up, different for each n.

@@ -1,15 +1,15 @@
-//! From a frame to the tuple of its flow. Imports `abi`, `frame` and `headers`.
+//! Reads the packet in a frame: its tuple, its length, its TCP flags.
 
 use crate::{
-    abi::{DropReason, FlowKey},
+    abi::{DropReason, FlowKey, Progress},
     frame::Frame,
     headers::{
         IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
-        TCP_LENGTH, Tcp, UDP_LENGTH,
+        TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp, UDP_LENGTH,
     },
 };
 
-/// A TCP or UDP packet over IPv4, of sound lengths, not a fragment, without IP options.
+/// A TCP or UDP packet over IPv4, its lengths consistent, not a fragment, without IP options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Its five-tuple.
@@ -20,14 +20,40 @@ pub struct Packet {
     pub tcp_flags: u8,
 }
 
+impl Packet {
+    /// Whether this may open a flow: a TCP SYN, or any UDP packet.
+    #[inline(always)]
+    pub fn may_open_flow(&self) -> bool {
+        self.key.protocol != u32::from(PROTOCOL_TCP) || self.is_syn()
+    }
+
+    /// Whether this opens a TCP connection. A SYN with ACK, FIN or RST set does not.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
+    }
+
+    /// How far the packet's direction of its flow has come, if the packet changes that.
+    #[inline(always)]
+    pub fn progress(&self) -> Option<Progress> {
+        if self.tcp_flags & TCP_RST != 0 {
+            Some(Progress::RESET)
+        } else if self.tcp_flags & TCP_FIN != 0 {
+            Some(Progress::FINISHED)
+        } else {
+            None
+        }
+    }
+}
+
 /// Why there is no [`Packet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unparsed {
-    /// Neither TCP nor UDP over IPv4, or a later fragment: nothing to say about it.
+    /// Neither TCP nor UDP over IPv4, or a fragment other than the first.
     Other,
-    /// No receiver could make sense of it.
+    /// Malformed.
     Invalid(DropReason),
-    /// Sound, but not balanced: to be dropped if it is for a frontend, the kernel's otherwise.
+    /// Valid, but the mesh does not balance it: dropped if it is for a frontend, else passed.
     Unsupported(DropReason, FlowKey),
 }
 
@@ -50,7 +76,7 @@ pub fn parse<F: Frame>(frame: &F, offset: usize) -> Result<Packet, Unparsed> {
     if fragment & IPV4_FRAGMENT_MASK.raw() != 0 {
         return Err(fragment_of(frame, offset, &ip));
     }
-    // What GRO or TSO put together carries the lengths of the whole only by courtesy.
+    // Packets that GRO or TSO aggregated need not carry the length of the whole.
     if frame.segments() <= 1 && u32::from(total_length) + offset as u32 > frame.length() {
         return Err(Unparsed::Invalid(DropReason::BadLength));
     }
@@ -95,7 +121,7 @@ fn key(ip: &Ipv4, ports: &Ports) -> FlowKey {
     }
 }
 
-/// A header that is not the plain 20 bytes: with options, or nonsense.
+/// A header that is not the plain 20 bytes: it has options, or is malformed.
 #[inline(always)]
 fn unusual_header<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
     if ip.version_and_length >> 4 != 4 {
@@ -120,7 +146,7 @@ fn unusual_header<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
 #[inline(always)]
 fn fragment_of<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
     if ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() != 0 {
-        // Only the first fragment has ports. Without it, the kernel drops the others in time.
+        // Only the first fragment has ports. Without that one, the kernel drops the others after a timeout.
         return Unparsed::Other;
     }
     match frame.at::<Ports>(offset + IPV4_LENGTH) {

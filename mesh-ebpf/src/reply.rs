@@ -1,10 +1,9 @@
-//! Replies of local backends, as they leave the container. Imports the modules it decides with.
+//! Decides about replies of local backends, as they leave the container.
 
 use crate::{
     abi::{Config, Origin, Role},
-    entry::{exceeds, progress},
+    encapsulation, flow_state,
     frame::Frame,
-    open::forward_key,
     parse::Packet,
     tables::Tables,
     verdict::Decision,
@@ -25,18 +24,13 @@ pub fn decide<'a, F: Frame, T: Tables>(
         .backend(flow.backend())
         .is_some_and(|backend| backend.generation == flow.generation());
     if !current {
-        // The container that had this address is gone: what its successor sends is its own.
+        // The container that had this address is gone: another one sends this.
         return None;
     }
-    if flow.origin() == Origin::TUNNEL && exceeds(frame, packet, config.inner_mtu) {
+    if flow.origin() == Origin::TUNNEL && !encapsulation::fits(frame, packet, config.inner_mtu) {
         return Some(Decision::TOO_BIG);
     }
-    if let Some(progress) = progress(packet)
-        && let Some(forward) = tables.flow(&forward_key(flow, packet.key.protocol))
-    {
-        forward.backend_is(progress);
-    }
-    flow.touch(config.now);
+    flow_state::backend_packet(tables, flow, config, packet);
     Some(Decision::reply(flow))
 }
 

@@ -1,13 +1,15 @@
-//! Packets between nodes, on arrival: are they a peer's, and for whom? Imports the modules it decides
-//! with.
+//! Decides about packets that arrive through the tunnel: whether a peer sent them, and to which backend
+//! or client they go.
 
 use crate::{
     abi::{Config, DropReason, Hook, Origin, Role},
-    entry::{is_syn, progress, seen},
+    bytes::Be32,
+    flow_state,
     frame::Frame,
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
-        GENEVE_VERSION_AND_LENGTH, GeneveBase, GeneveKind, L4_OFFSET, OUTER_LENGTH, Outer, UDP_LENGTH,
+        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, L4_OFFSET, OUTER_LENGTH, Outer,
+        UDP_LENGTH,
     },
     open,
     parse::{Packet, parse},
@@ -25,7 +27,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
     outer_packet: &Packet,
 ) -> Decision<'a> {
     match frame.at::<GeneveBase>(L4_OFFSET + UDP_LENGTH) {
-        // Somebody else's Geneve on the same port.
+        // Another network's Geneve on the same port.
         Some(base) if { base.vni } != config.vni => return Decision::PASS,
         Some(_) => {}
         None => return Decision::drop(DropReason::Truncated),
@@ -56,23 +58,23 @@ pub fn decide<'a, F: Frame, T: Tables>(
     };
     let peer = (peer, outer_packet.key.source);
     match kind {
-        GeneveKind::Reply => deliver_reply(tables, config, &packet),
-        // What stays on this node is tc's: leave the flow to it as well.
+        GeneveKind::Reply => reply(tables, config, hook, &packet),
+        // Packets for this node are left to tc, and with them the flow.
         GeneveKind::Forward | GeneveKind::ForwardDirect if matches!(hook, Hook::Xdp) => Decision::PASS,
-        GeneveKind::Forward => delivered(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
-        GeneveKind::ForwardDirect => delivered(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
+        GeneveKind::Forward => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
+        GeneveKind::ForwardDirect => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
     }
 }
 
 /// A client's packet, from its entry node to a backend here.
 #[inline(always)]
-fn delivered<'a, T: Tables>(
+fn forwarded<'a, T: Tables>(
     tables: &'a T,
     config: &Config,
     packet: &Packet,
-    geneve: &crate::headers::Geneve,
+    geneve: &Geneve,
     origin: Origin,
-    peer: (u32, crate::bytes::Be32),
+    peer: (u32, Be32),
 ) -> Decision<'a> {
     if let Some(flow) = tables.flow(&packet.key)
         && flow.role() == Role::FORWARD
@@ -82,38 +84,34 @@ fn delivered<'a, T: Tables>(
         && open::is_named(backend, geneve)
         && flow.peer() == peer.0
         && flow.peer_address() == peer.1
-        // As at the entry node, a SYN on a flow that is being closed is the port's next user: another flow may have
-        // taken the way back since.
-        && !(is_syn(packet) && flow.is_closing())
+        // As at the entry node, the client uses its port again after a close. The reply entry may belong to
+        // another flow by now.
+        && !(packet.is_syn() && flow.is_closing())
     {
-        seen(flow, config, packet);
+        flow_state::client_packet(flow, config, packet);
         return Decision::deliver(flow, backend, true);
     }
-    // No flow, or its entry node has chosen anew, or another node has become its entry: do as it says.
+    // There is no flow, or its entry node has chosen another backend, or it has another entry node now.
     match open::at_backend(tables, config, packet, geneve, origin, peer) {
         Ok((flow, backend)) => Decision::deliver(flow, backend, true),
         Err(reason) => Decision::drop(reason),
     }
 }
 
-/// A backend's reply, back at its entry node.
+/// A backend's reply, on its entry node.
 #[inline(always)]
-fn deliver_reply<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Decision<'a> {
+fn reply<'a, T: Tables>(tables: &'a T, config: &Config, hook: Hook, packet: &Packet) -> Decision<'a> {
     let Some(flow) = tables.flow(&packet.key.reversed()) else {
         return Decision::drop(DropReason::UnknownFlow);
     };
     if flow.role() == Role::REPLY || flow.origin().is_tunnel() {
         return Decision::drop(DropReason::UnknownFlow);
     }
-    if let Some(progress) = progress(packet) {
-        flow.backend_is(progress);
-        if flow.role() == Role::ALIAS
-            && let Some(forward) = tables.flow(&open::forward_key(flow, packet.key.protocol))
-        {
-            forward.backend_is(progress);
-        }
+    if matches!(hook, Hook::Xdp) && (flow.origin() != Origin::UPLINK || flow.role() != Role::FORWARD) {
+        // The client is on this node.
+        return Decision::PASS;
     }
-    flow.touch(config.now);
+    flow_state::backend_packet(tables, flow, config, packet);
     Decision::deliver_reply(flow)
 }
 

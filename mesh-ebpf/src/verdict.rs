@@ -1,16 +1,17 @@
-//! What shall become of a packet: first decided ([`Decision`], nothing written yet), then done
-//! ([`Action`], what is left for the hook to return). Imports `abi` and `tables`.
+//! What happens to a packet: the [`Decision`], which writes nothing to it, and the [`Action`] that is left
+//! for the hook once the decision has been executed.
 
 use crate::{
     abi::{Backend, DropReason},
+    headers::GeneveKind,
     tables::FlowEntry,
 };
 
-/// What shall become of a packet. Deciding may open a flow; it does not touch the packet.
+/// What happens to a packet. Deciding may open a flow; it does not change the packet.
 ///
-/// A struct, not the [`Verdict`] it stands for: whichever way the decision was reached, every field is
-/// written. An enum leaves the payload of other variants undefined, the compiler is free to copy it
-/// about, and the kernel's verifier refuses a program that copies what was never written.
+/// A struct rather than the [`Verdict`] it represents, so that every field is always initialised. An
+/// enum leaves the payload of its other variants undefined, the compiler is free to copy it, and the
+/// kernel's verifier refuses a program that copies uninitialised memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Decision<'a> {
     kind: Kind,
@@ -28,6 +29,7 @@ enum Kind {
     Deliver,
     DeliverDecapsulated,
     Forward,
+    ForwardDirect,
     Reply,
     DeliverReply,
 }
@@ -84,11 +86,16 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// [`Verdict::Forward`].
+    /// [`Verdict::Forward`]; `direct` if replies go to the client directly.
     #[inline(always)]
-    pub const fn forward(flow: FlowEntry, backend: &'a Backend) -> Self {
+    pub const fn forward(flow: FlowEntry, backend: &'a Backend, direct: bool) -> Self {
+        let kind = if direct {
+            Kind::ForwardDirect
+        } else {
+            Kind::Forward
+        };
         Self {
-            kind: Kind::Forward,
+            kind,
             flow: Some(flow),
             backend: Some(backend),
             ..Self::PASS
@@ -115,13 +122,7 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Whether the packet is not the mesh's.
-    #[inline(always)]
-    pub fn is_pass(&self) -> bool {
-        self.kind == Kind::Pass
-    }
-
-    /// The decision, to match on.
+    /// The verdict that this decision represents.
     #[inline(always)]
     pub fn verdict(self) -> Verdict<'a> {
         match (self.kind, self.flow, self.backend) {
@@ -138,15 +139,25 @@ impl<'a> Decision<'a> {
                 backend,
                 decapsulate: true,
             },
-            (Kind::Forward, Some(flow), Some(backend)) => Verdict::Forward { flow, backend },
+            (Kind::Forward, Some(flow), Some(backend)) => Verdict::Forward {
+                flow,
+                backend,
+                kind: GeneveKind::Forward,
+            },
+            (Kind::ForwardDirect, Some(flow), Some(backend)) => Verdict::Forward {
+                flow,
+                backend,
+                kind: GeneveKind::ForwardDirect,
+            },
             (Kind::Reply, Some(flow), _) => Verdict::Reply { flow },
             (Kind::DeliverReply, Some(flow), _) => Verdict::DeliverReply { flow },
-            // The constructors leave no other combination than a pass.
+            // The constructors allow no other combination than a pass.
             (
                 Kind::Pass
                 | Kind::Deliver
                 | Kind::DeliverDecapsulated
                 | Kind::Forward
+                | Kind::ForwardDirect
                 | Kind::Reply
                 | Kind::DeliverReply,
                 ..,
@@ -155,51 +166,53 @@ impl<'a> Decision<'a> {
     }
 }
 
-/// A [`Decision`], spelt out.
+/// A [`Decision`], to match on.
 #[derive(Clone, Copy, Debug)]
 pub enum Verdict<'a> {
-    /// Not the mesh's: the kernel goes on with it.
+    /// Leave it to the next program or the kernel.
     Pass,
     /// Drop and count.
     Drop(DropReason),
-    /// Tell the sender that nobody is there (TCP: RST; UDP: ICMP port unreachable), and count.
+    /// Refuse: answer with RST (TCP) or ICMP "port unreachable" (UDP), and count.
     Refuse(DropReason),
-    /// Tell the sender that it does not fit into the tunnel (ICMP "fragmentation needed"), and count.
+    /// It does not fit into the tunnel: answer with ICMP "fragmentation needed", and count.
     TooBig,
-    /// To a container of this node.
+    /// A client's packet, to a container of this node.
     Deliver {
         /// The flow.
         flow: FlowEntry,
         /// The container.
         backend: &'a Backend,
-        /// Whether it came encapsulated.
+        /// Whether it arrived through the tunnel.
         decapsulate: bool,
     },
-    /// To the node of a remote backend.
+    /// A client's packet, through the tunnel to the backend's node.
     Forward {
         /// The flow.
         flow: FlowEntry,
         /// The backend.
         backend: &'a Backend,
+        /// Forward or forward with direct return.
+        kind: GeneveKind,
     },
-    /// A reply of a local backend to the client, or to the entry node.
+    /// A local backend's reply, to the client or to the entry node.
     Reply {
-        /// The flow (its entry for replies).
+        /// The flow, by its reply entry.
         flow: FlowEntry,
     },
-    /// An encapsulated reply, to this node's client.
+    /// A remote backend's reply that arrived through the tunnel, to the client.
     DeliverReply {
         /// The flow.
         flow: FlowEntry,
     },
 }
 
-/// What the hook returns, the packet being ready.
+/// What is left for the hook, the packet being rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The kernel goes on with it.
+    /// Leave it to the next program or the kernel.
     Pass,
-    /// Drop; counted already.
+    /// Drop it; it is counted already.
     Drop,
     /// Out of an interface.
     Transmit {
@@ -233,9 +246,9 @@ mod tests {
     use crate::abi::Flow;
 
     #[test]
-    fn a_decision_spells_out_as_what_it_was_made() {
+    fn a_decision_has_the_verdict_that_it_was_made_with() {
         let mut flow = Flow::default();
-        // SAFETY: the flow outlives the entry, and nobody else uses it meanwhile.
+        // SAFETY: the flow outlives the entry, and nothing else uses it meanwhile.
         let entry = unsafe { FlowEntry::new(NonNull::from(&mut flow)) };
         let backend = Backend::default();
         let reason = DropReason::Fragment;
@@ -247,13 +260,14 @@ mod tests {
             let verdict = Decision::deliver(entry, &backend, expected).verdict();
             assert!(matches!(verdict, Verdict::Deliver { decapsulate, .. } if decapsulate == expected));
         }
-        let forward = Decision::forward(entry, &backend);
-        assert!(matches!(forward.verdict(), Verdict::Forward { .. }));
+        for (direct, expected) in [(false, GeneveKind::Forward), (true, GeneveKind::ForwardDirect)] {
+            let verdict = Decision::forward(entry, &backend, direct).verdict();
+            assert!(matches!(verdict, Verdict::Forward { kind, .. } if kind == expected));
+        }
         assert!(matches!(Decision::reply(entry).verdict(), Verdict::Reply { .. }));
         assert!(matches!(
             Decision::deliver_reply(entry).verdict(),
             Verdict::DeliverReply { .. }
         ));
-        assert!(Decision::PASS.is_pass() && !forward.is_pass());
     }
 }

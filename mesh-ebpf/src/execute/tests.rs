@@ -1,5 +1,5 @@
-//! What is done with a packet where there is one node: delivery, answers, failures. The conversations
-//! between nodes are in `conversations`, what is nobody's idea of a packet in `arbitrary`.
+//! What is done with packets of one node: delivery, answers, failures. Conversations between nodes are
+//! in `conversations`, arbitrary frames in `arbitrary`.
 
 use std::net::SocketAddrV4;
 
@@ -15,14 +15,15 @@ use crate::{
 
 mod arbitrary;
 mod conversations;
+mod talk;
 
 const CLIENT: &str = "192.0.2.7:40000";
 const FRONTEND: &str = "10.0.0.1:9200";
 const LOCAL: Replica = Replica::on(1, 1);
 const REMOTE: Replica = Replica::on(2, 1);
-/// As the way to peers is in the test tables.
+/// By the next hops of the test tables.
 const TO_PEER: Action = Action::Transmit { interface: 2 };
-/// As [`CLIENT_ROUTE`] is.
+/// By [`CLIENT_ROUTE`].
 const TO_CLIENT: Action = Action::Transmit { interface: 3 };
 
 /// A node that publishes port 9200 for both protocols: backend 0 is TCP's, 1 is UDP's.
@@ -43,7 +44,7 @@ fn check_dropped(tables: &TestTables, hook: Hook, frame: &mut TestFrame, reason:
     assert_eq!(tables.all_drops(), 1);
 }
 
-/// What is passed on must be as it came.
+/// What passes must be unchanged.
 #[track_caller]
 fn check_passed_whole(tables: &TestTables, hook: Hook, frame: &TestFrame) {
     let mut after = frame.clone();
@@ -73,7 +74,7 @@ fn a_packet_for_a_container_is_addressed_to_it() {
 }
 
 #[test]
-fn what_stays_on_the_node_passes_xdp_whole() {
+fn packets_for_this_node_pass_xdp_unchanged() {
     check_passed_whole(&node(1, LOCAL), Hook::Xdp, &syn());
 }
 
@@ -169,7 +170,7 @@ fn a_refusal_is_counted_once_and_answered() {
 }
 
 #[test]
-fn a_reset_that_nobody_awaits_is_dropped_in_silence() {
+fn a_reset_of_an_unknown_flow_is_dropped_without_an_answer() {
     let tables = node(1, LOCAL);
     let mut frame = tcp(at("10.0.0.1:1"), SocketAddrV4::new(SERVICE_ADDRESS, 9200), RST);
     check_dropped(&tables, Hook::TcMesh0, &mut frame, DropReason::UnknownFlow);
@@ -212,15 +213,9 @@ fn an_aggregated_packet_counts_as_its_segments() {
 fn without_settings_everything_passes() {
     let mut tables = node(1, LOCAL);
     tables.config = None;
-    check_passed_whole(&tables, Hook::TcUplink, &syn());
-    let mut frame = syn();
-    let action = execute(
-        &mut frame,
-        &tables,
-        Hook::Xdp,
-        Decision::drop(DropReason::NoRoute),
-    );
-    assert_eq!(action, Action::Pass);
+    for hook in Hook::ALL {
+        check_passed_whole(&tables, hook, &syn());
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The tc mouths: uplinks' ingress, containers' veths' ingress, mesh0's egress.
+//! The tc hooks: ingress of uplinks, ingress of containers' veths, egress of mesh0.
 
 use aya_ebpf::{
     bindings::{
@@ -16,10 +16,9 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::Hook,
     bytes::{Be32, Plain},
-    entry,
-    execute::execute,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{ETHERNET_LENGTH, L4_OFFSET, OUTER_LENGTH, TCP_LENGTH},
+    pipeline,
     tables::Tables,
     verdict::Action,
 };
@@ -60,11 +59,7 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     };
     skb.pull_headers();
     let tables = KernelTables;
-    let decision = entry::decide(&skb, &tables, hook);
-    if decision.is_pass() {
-        return TC_ACT_UNSPEC;
-    }
-    let action = execute(&mut skb, &tables, hook, decision);
+    let action = pipeline::run(&mut skb, &tables, hook);
     // SAFETY: helper calls on values; the null parameters of `bpf_redirect_neigh` ask for a look-up.
     let verdict = unsafe {
         match action {

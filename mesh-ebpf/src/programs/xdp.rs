@@ -1,4 +1,4 @@
-//! The XDP mouth: what leaves the node again is sent on here, what stays is passed up to tc.
+//! The XDP hook: packets that leave the node again are sent from here, all others pass to tc.
 
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action, xdp_md},
@@ -10,10 +10,10 @@ use mesh_ebpf::{
     abi::{Hook, NextHop},
     bytes::Be16,
     bytes::{Be32, Plain},
-    checksum, entry,
-    execute::execute,
+    checksum,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+    pipeline,
     verdict::Action,
 };
 
@@ -25,9 +25,7 @@ const AF_INET: u8 = 2;
 #[xdp]
 pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };
-    let tables = KernelTables;
-    let decision = entry::decide(&frame, &tables, Hook::Xdp);
-    match execute(&mut frame, &tables, Hook::Xdp, decision) {
+    match pipeline::run(&mut frame, &KernelTables, Hook::Xdp) {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Answer => xdp_action::XDP_TX,
         Action::Transmit { interface } => {
@@ -169,6 +167,6 @@ pub(crate) fn route(
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
             interface: parameters.ifindex,
         },
-        _ => Route::None,
+        _ => Route::Unreachable,
     }
 }

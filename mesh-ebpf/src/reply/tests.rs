@@ -5,11 +5,12 @@ use std::net::SocketAddrV4;
 use super::*;
 use crate::{
     abi::{Hook, Progress},
-    entry,
     frame::Frame,
     headers::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP},
     parse::parse,
-    testing::{ACK, FIN, INNER_MTU, RST, Replica, SYN, TestFrame, TestTables, at, run, tcp, udp, view_inner},
+    testing::{
+        ACK, FIN, INNER_MTU, RST, Replica, SYN, TestFrame, TestTables, at, decide, run, tcp, udp, view_inner,
+    },
     verdict::Verdict,
 };
 
@@ -28,7 +29,7 @@ fn open() -> TestTables {
 }
 
 fn check(tables: &TestTables, frame: &TestFrame, is_reply: bool) {
-    let decision = entry::decide(frame, tables, Hook::TcContainer).verdict();
+    let decision = decide(frame, tables, Hook::TcContainer).verdict();
     let found = matches!(decision, Verdict::Reply { .. });
     assert!(
         found == is_reply && (found || matches!(decision, Verdict::Pass)),
@@ -59,10 +60,7 @@ fn a_containers_own_traffic_passes() {
 fn a_reply_is_one_at_its_containers_veth_only() {
     for hook in [Hook::Xdp, Hook::TcUplink] {
         let frame = tcp(at(CONTAINER), at(CLIENT), ACK);
-        assert!(matches!(
-            entry::decide(&frame, &open(), hook).verdict(),
-            Verdict::Pass
-        ));
+        assert!(matches!(decide(&frame, &open(), hook).verdict(), Verdict::Pass));
     }
 }
 
@@ -127,7 +125,7 @@ fn a_reply_larger_than_the_tunnel_is_too_big() {
     let mtu = usize::from(INNER_MTU);
     let tables = behind_the_tunnel(false);
     check(&tables, &datagram(mtu), true);
-    let decision = entry::decide(&datagram(mtu + 1), &tables, Hook::TcContainer).verdict();
+    let decision = decide(&datagram(mtu + 1), &tables, Hook::TcContainer).verdict();
     assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
     // Its segments are what is sent.
     let mut aggregated = datagram(4000);

@@ -41,7 +41,7 @@ impl TestFrame {
             segment_size: 0,
             partial: false,
             elastic: true,
-            way: Route::None,
+            way: Route::Unreachable,
             asked: Cell::new(None),
         }
     }

@@ -14,10 +14,19 @@ pub(crate) use tables::{
     CLIENT_ROUTE, GENEVE_PORT, INNER_MTU, MESH0, Replica, SERVICE_ADDRESS, TestTables, VNI, node_address,
 };
 
-use crate::{abi::Hook, entry, execute::execute, verdict::Action};
+use crate::{
+    abi::Hook,
+    entry, pipeline,
+    verdict::{Action, Decision},
+};
 
-/// Does with a frame what a hook does: decide, then execute.
+/// Does with a frame what a hook does.
 pub(crate) fn run(tables: &TestTables, hook: Hook, frame: &mut TestFrame) -> Action {
-    let decision = entry::decide(frame, tables, hook);
-    execute(frame, tables, hook, decision)
+    pipeline::run(frame, tables, hook)
+}
+
+/// Decides about a frame at a node that has its settings.
+pub(crate) fn decide<'a>(frame: &TestFrame, tables: &'a TestTables, hook: Hook) -> Decision<'a> {
+    let config = tables.config.as_ref().expect("settings");
+    entry::decide(frame, tables, config, hook)
 }

@@ -1,4 +1,4 @@
-//! Packets between nodes, as they should be and as they should not.
+//! Decisions about packets that arrive through the tunnel.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -6,14 +6,16 @@ use super::*;
 use crate::{
     abi::{BackendKey, Progress},
     bytes::Be16,
-    entry,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     testing::{
-        ACK, CLIENT_ROUTE, FIN, GENEVE_PORT, RST, Replica, SYN, TestFrame, TestTables, at, fix_ip_checksum,
-        node_address, reply_to, run, tcp, udp, view, view_inner,
+        ACK, CLIENT_ROUTE, FIN, GENEVE_PORT, RST, Replica, SYN, TestFrame, TestTables, at, decide,
+        fix_ip_checksum, node_address, reply_to, run, tcp, udp, view, view_inner,
     },
     verdict::{Action, Verdict},
 };
+
+mod malformed;
+mod replies;
 
 const CLIENT: &str = "192.0.2.7:40000";
 const FRONTEND: &str = "10.0.0.1:9200";
@@ -36,20 +38,10 @@ fn encapsulated(entry_node: &TestTables, flags: u8) -> TestFrame {
     frame.received()
 }
 
-/// What node 2 sends back to node 1 for the SYN.
-fn returned_by(backend_node: &TestTables, flags: u8) -> TestFrame {
-    let mut frame = encapsulated(&node(1), SYN);
-    run(backend_node, Hook::TcUplink, &mut frame);
-    let mut reply = reply_to(&view(&frame), flags, b"");
-    let action = run(backend_node, Hook::TcContainer, &mut reply);
-    assert!(matches!(action, Action::Transmit { .. }), "{action:?}");
-    reply.received()
-}
-
 #[track_caller]
 fn check_dropped(tables: &TestTables, frame: &TestFrame, expect: DropReason) {
     for hook in [Hook::Xdp, Hook::TcUplink] {
-        let decision = entry::decide(frame, tables, hook).verdict();
+        let decision = decide(frame, tables, hook).verdict();
         assert!(
             matches!(decision, Verdict::Drop(reason) if reason == expect),
             "at {hook:?}: {decision:?}"
@@ -60,7 +52,7 @@ fn check_dropped(tables: &TestTables, frame: &TestFrame, expect: DropReason) {
 #[track_caller]
 fn check_passes(tables: &TestTables, frame: &TestFrame) {
     for hook in [Hook::Xdp, Hook::TcUplink] {
-        let decision = entry::decide(frame, tables, hook).verdict();
+        let decision = decide(frame, tables, hook).verdict();
         assert!(matches!(decision, Verdict::Pass), "at {hook:?}: {decision:?}");
     }
 }
@@ -68,7 +60,7 @@ fn check_passes(tables: &TestTables, frame: &TestFrame) {
 /// The replica that node 2 delivers to, by its number.
 #[track_caller]
 fn delivered_to(tables: &TestTables, frame: &TestFrame) -> u32 {
-    match entry::decide(frame, tables, Hook::TcUplink).verdict() {
+    match decide(frame, tables, Hook::TcUplink).verdict() {
         Verdict::Deliver {
             backend,
             flow,
@@ -94,15 +86,15 @@ fn a_clients_packet_is_delivered_to_the_backend_it_names() {
 }
 
 #[test]
-fn a_short_packet_of_somebody_elses_network_passes() {
+fn a_short_packet_of_another_network_passes() {
     let node_two = SocketAddrV4::new(node_address(2), GENEVE_PORT);
     let theirs = udp(at("10.0.0.1:50000"), node_two, &[0, 0, 0x65, 0x58, 0, 0, 1, 0]);
     let tables = node(2);
     let cut = udp(at("10.0.0.1:50000"), node_two, &[0; 7]);
     for hook in [Hook::Xdp, Hook::TcUplink] {
-        let decision = entry::decide(&theirs, &tables, hook).verdict();
+        let decision = decide(&theirs, &tables, hook).verdict();
         assert!(matches!(decision, Verdict::Pass), "{decision:?}");
-        let decision = entry::decide(&cut, &tables, hook).verdict();
+        let decision = decide(&cut, &tables, hook).verdict();
         assert!(
             matches!(decision, Verdict::Drop(DropReason::Truncated)),
             "{decision:?}"
@@ -111,9 +103,9 @@ fn a_short_packet_of_somebody_elses_network_passes() {
 }
 
 #[test]
-fn what_stays_on_the_node_is_left_to_tc() {
+fn packets_for_this_node_are_left_to_tc() {
     let tables = node(2);
-    let decision = entry::decide(&encapsulated(&node(1), SYN), &tables, Hook::Xdp).verdict();
+    let decision = decide(&encapsulated(&node(1), SYN), &tables, Hook::Xdp).verdict();
     assert!(matches!(decision, Verdict::Pass), "{decision:?}");
     assert_eq!(tables.flow_count(), 0);
 }
@@ -139,101 +131,10 @@ fn geneve_to_another_address_or_port_is_not_ours() {
 }
 
 #[test]
-fn a_header_that_is_not_as_the_mesh_makes_it_is_bad() {
-    let frame = encapsulated(&node(1), SYN);
-    for (offset, bytes) in [
-        (0, &[0x43][..]),   // version 1
-        (0, &[0x02]),       // too short for the option
-        (0, &[0x04]),       // another option
-        (1, &[0x00]),       // no critical option
-        (1, &[0xc0]),       // control
-        (2, &[0x65, 0x58]), // Ethernet inside
-        (8, &[0xff, 0x5b]), // another class
-        (10, &[0x01]),      // not critical
-        (10, &[0x80]),      // no kind
-        (10, &[0x84]),      // an unknown kind
-        (11, &[0x01]),      // a shorter option
-        (11, &[0x22]),      // reserved bits
-    ] {
-        check_dropped(
-            &node(2),
-            &with(frame.clone(), GENEVE + offset, bytes),
-            DropReason::BadGeneve,
-        );
-    }
-}
-
-#[test]
-fn a_stranger_is_dropped() {
-    let mut frame = with(encapsulated(&node(1), SYN), OUTER + 12, &[10, 0, 0, 77]);
-    fix_ip_checksum(&mut frame.bytes, OUTER);
-    check_dropped(&node(2), &frame, DropReason::UnknownPeer);
-}
-
-#[test]
-fn a_peer_that_has_left_is_a_stranger() {
-    let mut tables = node(2);
-    tables.peers.remove(&node_address(1).into());
-    check_dropped(&tables, &encapsulated(&node(1), SYN), DropReason::UnknownPeer);
-}
-
-#[test]
-fn a_frame_cut_anywhere_is_dropped() {
-    let whole = encapsulated(&node(1), SYN);
-    let tables = node(2);
-    for length in OUTER + 20..whole.bytes.len() {
-        let mut frame = whole.clone();
-        frame.bytes.truncate(length);
-        for hook in [Hook::Xdp, Hook::TcUplink] {
-            let decision = entry::decide(&frame, &tables, hook).verdict();
-            assert!(
-                matches!(decision, Verdict::Drop(_)),
-                "cut at {length}: {decision:?}"
-            );
-        }
-        // As a packet that really is so short.
-        let mut frame = with(frame, OUTER + 2, &((length - OUTER) as u16).to_be_bytes());
-        fix_ip_checksum(&mut frame.bytes, OUTER);
-        let expect = if length < INNER {
-            DropReason::Truncated
-        } else {
-            DropReason::BadGeneve
-        };
-        check_dropped(&tables, &frame, expect);
-    }
-    assert_eq!(tables.flow_count(), 0);
-}
-
-#[test]
-fn an_outer_packet_shorter_than_its_headers_is_truncated() {
-    let frame = with(encapsulated(&node(1), SYN), OUTER + 2, &47_u16.to_be_bytes());
-    check_dropped(&node(2), &frame, DropReason::Truncated);
-}
-
-#[test]
-fn a_packet_inside_that_is_none_is_bad() {
-    let frame = encapsulated(&node(1), SYN);
-    for (offset, bytes) in [
-        (0, &[0x65][..]),   // version
-        (0, &[0x46]),       // options
-        (2, &[0xff, 0xff]), // length
-        (6, &[0x20, 0x00]), // a fragment
-        (9, &[1]),          // ICMP
-        (20 + 12, &[0x10]), // TCP header length
-    ] {
-        check_dropped(
-            &node(2),
-            &with(frame.clone(), INNER + offset, bytes),
-            DropReason::BadGeneve,
-        );
-    }
-}
-
-#[test]
 fn a_backend_that_is_not_here_is_unknown() {
     let frame = encapsulated(&node(1), SYN);
     let unknown = |tables: &TestTables, frame: &TestFrame| {
-        let decision = entry::decide(frame, tables, Hook::TcUplink).verdict();
+        let decision = decide(frame, tables, Hook::TcUplink).verdict();
         assert!(
             matches!(decision, Verdict::Drop(DropReason::UnknownBackend)),
             "{decision:?}"
@@ -265,7 +166,7 @@ fn a_backend_gone_in_the_middle_of_a_flow_is_unknown() {
     // Its address has been given to another task.
     tables.backends[0].generation += 1;
     tables.backends[0].tag = Be16::new(0x1111);
-    let decision = entry::decide(&encapsulated(&entry_node, ACK), &tables, Hook::TcUplink).verdict();
+    let decision = decide(&encapsulated(&entry_node, ACK), &tables, Hook::TcUplink).verdict();
     assert!(
         matches!(decision, Verdict::Drop(DropReason::UnknownBackend)),
         "{decision:?}"
@@ -299,7 +200,7 @@ fn another_entry_node_is_followed() {
     delivered_to(&tables, &frame);
     let mut other = with(frame, OUTER + 12, &node_address(3).octets());
     fix_ip_checksum(&mut other.bytes, OUTER);
-    match entry::decide(&other, &tables, Hook::TcUplink).verdict() {
+    match decide(&other, &tables, Hook::TcUplink).verdict() {
         Verdict::Deliver { flow, .. } => {
             assert_eq!((flow.peer(), flow.peer_address()), (3, node_address(3).into()));
         }
@@ -338,88 +239,10 @@ fn the_way_back_is_as_the_entry_node_says() {
     let tables = node(2);
     let direct = node(1).direct();
     for (entry_node, origin) in [(&node(1), Origin::TUNNEL), (&direct, Origin::TUNNEL_DIRECT)] {
-        match entry::decide(&encapsulated(entry_node, SYN), &tables, Hook::TcUplink).verdict() {
+        match decide(&encapsulated(entry_node, SYN), &tables, Hook::TcUplink).verdict() {
             Verdict::Deliver { flow, .. } => assert_eq!(flow.origin(), origin),
             decision => panic!("{decision:?}"),
         }
-    }
-}
-
-#[test]
-fn a_reply_finds_its_flow_and_notes_the_backends_progress() {
-    for (flags, progress) in [
-        (SYN | ACK, Progress::OPEN),
-        (FIN | ACK, Progress::FINISHED),
-        (RST, Progress::RESET),
-    ] {
-        let tables = node(1);
-        run(&tables, Hook::Xdp, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
-        let frame = returned_by(&node(2), flags);
-        for hook in [Hook::Xdp, Hook::TcUplink] {
-            match entry::decide(&frame, &tables, hook).verdict() {
-                Verdict::DeliverReply { flow } => {
-                    assert_eq!(
-                        (flow.from_backend(), flow.from_client()),
-                        (progress, Progress::OPEN)
-                    );
-                }
-                decision => panic!("{decision:?}"),
-            }
-        }
-    }
-}
-
-#[test]
-fn a_reply_to_a_container_notes_progress_at_the_forward_entry() {
-    let (tables, backend_node) = (node(1), node(2));
-    let container = at("172.18.0.9:40000");
-    let mut frame = tcp(container, at(FRONTEND), SYN);
-    run(&tables, Hook::TcContainer, &mut frame);
-    let mut frame = frame.received();
-    run(&backend_node, Hook::TcUplink, &mut frame);
-    let mut reply = reply_to(&view(&frame), FIN | ACK, b"");
-    run(&backend_node, Hook::TcContainer, &mut reply);
-    assert_eq!(view_inner(&reply).destination, at("10.0.0.1:40000"));
-    run(
-        &tables,
-        Hook::TcUplink,
-        &mut reply.received().routed(CLIENT_ROUTE),
-    );
-    let key = parse(&tcp(container, at(FRONTEND), ACK), ETHERNET_LENGTH)
-        .expect("a packet")
-        .key;
-    assert_eq!(
-        tables.flow(&key).expect("a flow").from_backend(),
-        Progress::FINISHED
-    );
-}
-
-#[test]
-fn a_reply_of_an_unknown_flow_is_dropped() {
-    check_dropped(
-        &node(1),
-        &returned_by(&node(2), SYN | ACK),
-        DropReason::UnknownFlow,
-    );
-}
-
-#[test]
-fn a_reply_for_what_is_no_clients_flow_is_dropped() {
-    let frame = returned_by(&node(2), ACK);
-    let key = parse(&frame, INNER).expect("a packet").key.reversed();
-    for (origin, role) in [
-        (Origin::TUNNEL, Role::FORWARD),
-        (Origin::TUNNEL_DIRECT, Role::FORWARD),
-        (Origin::UPLINK, Role::REPLY),
-    ] {
-        let tables = node(1);
-        let flow = crate::abi::Flow {
-            origin,
-            role,
-            ..Default::default()
-        };
-        tables.put_flow(&key, &flow).expect("room");
-        check_dropped(&tables, &frame, DropReason::UnknownFlow);
     }
 }
 
@@ -433,7 +256,7 @@ fn backends_are_named_by_address_published_port_and_protocol() {
         port: Be16::new(9200),
         protocol: u16::from(PROTOCOL_TCP),
     };
-    match entry::decide(&encapsulated(&node(1), SYN), &tables, Hook::TcUplink).verdict() {
+    match decide(&encapsulated(&node(1), SYN), &tables, Hook::TcUplink).verdict() {
         Verdict::Deliver { flow, .. } => {
             assert_eq!(Some(flow.backend()), tables.backend_index(&key));
         }
@@ -469,17 +292,4 @@ fn a_flow_follows_its_entry_nodes_index_and_address() {
     let mut moved = with(frame, OUTER + 12, &node_address(3).octets());
     fix_ip_checksum(&mut moved.bytes, OUTER);
     check(&tables, &moved, 3, node_address(3));
-}
-
-#[test]
-fn a_returned_reply_is_seen() {
-    let mut tables = node(1);
-    run(&tables, Hook::Xdp, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
-    tables.config_mut().now = 2000;
-    let frame = returned_by(&node(2), ACK);
-    run(&tables, Hook::Xdp, &mut frame.routed(CLIENT_ROUTE));
-    let key = parse(&tcp(at(CLIENT), at(FRONTEND), ACK), ETHERNET_LENGTH)
-        .expect("a packet")
-        .key;
-    assert_eq!(tables.flow(&key).expect("a flow").seen(), 2000);
 }

@@ -138,7 +138,7 @@ proptest! {
         length in prop::option::weighted(0.3, any::<prop::sample::Index>()),
         fixed in any::<bool>(),
         way in prop_oneof![
-            Just(CLIENT_ROUTE), Just(Route::Unresolved { interface: 4 }), Just(Route::None)
+            Just(CLIENT_ROUTE), Just(Route::Unresolved { interface: 4 }), Just(Route::Unreachable)
         ],
         aggregated in any::<bool>(),
         elastic in prop::bool::weighted(0.9),

@@ -1,0 +1,79 @@
+//! Backends, their load, and the way to the nodes they run on.
+
+use crate::bytes::{Be16, Be32};
+
+/// Names a backend by what a Geneve packet says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct BackendKey {
+    /// The task's address on the ingress network.
+    pub address: Be32,
+    /// Published port.
+    pub port: Be16,
+    /// IP protocol number.
+    pub protocol: u16,
+}
+
+/// [`Backend::location`] of a container of this node.
+pub const BACKEND_LOCAL: u16 = 1;
+/// [`Backend::location`] of a container of another node.
+pub const BACKEND_REMOTE: u16 = 2;
+
+/// One backend. Written once per generation: a change is a new generation in another slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend {
+    /// 0 while the slot is empty; otherwise different for each backend that occupies it.
+    pub generation: u32,
+    /// Index of its service.
+    pub service: u32,
+    /// Its cluster-wide name.
+    pub key: BackendKey,
+    /// Port inside the container.
+    pub target_port: Be16,
+    /// Fingerprint of the task's id.
+    pub tag: Be16,
+    /// `BACKEND_LOCAL` or `BACKEND_REMOTE`.
+    pub location: u16,
+    /// Zero.
+    pub padding: u16,
+    /// Local: address of the container on the bridge that leads to the host.
+    pub address: Be32,
+    /// Local: host end of its veth.
+    pub interface: u32,
+    /// Local: its MAC address on that bridge.
+    pub mac: [u8; 6],
+    /// Local: the bridge's MAC address.
+    pub gateway_mac: [u8; 6],
+    /// Remote: index of the node it runs on.
+    pub peer: u32,
+}
+
+/// A backend's load, as far as its service chooses by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Load {
+    /// Open flows times [`Self::step`]; written by the agent, counted up by the programs in between.
+    pub value: u64,
+    /// What one flow weighs: the smaller, the more the backend can take.
+    pub step: u64,
+}
+
+/// How to reach a peer node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NextHop {
+    /// The peer's address; zero while the slot is empty.
+    pub address: Be32,
+    /// Interface to leave by; 0 while the way is not resolved.
+    pub interface: u32,
+    /// MAC address of that interface.
+    pub source_mac: [u8; 6],
+    /// MAC address of the peer, or of the router on the way.
+    pub destination_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<BackendKey>() == 8);
+const _: () = assert!(size_of::<Backend>() == 48);
+const _: () = assert!(size_of::<Load>() == 16);
+const _: () = assert!(size_of::<NextHop>() == 20);

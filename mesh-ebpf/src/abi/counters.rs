@@ -1,0 +1,183 @@
+//! What is counted: traffic by backend, drops by hook and reason, and node-wide events.
+
+/// Traffic of one backend on one CPU. L3 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BackendCounters {
+    /// Flows opened.
+    pub connections: u64,
+    /// Packets from clients.
+    pub packets_in: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Packets to clients.
+    pub packets_out: u64,
+    /// Bytes to clients.
+    pub bytes_out: u64,
+}
+
+/// Where the programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// XDP on an uplink.
+    Xdp = 0,
+    /// tc ingress of an uplink.
+    TcUplink = 1,
+    /// tc ingress of the host end of a container's veth.
+    TcContainer = 2,
+    /// tc egress of mesh0.
+    TcMesh0 = 3,
+}
+
+impl Hook {
+    /// Every hook, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Xdp, Self::TcUplink, Self::TcContainer, Self::TcMesh0];
+
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::TcUplink => "tc_uplink",
+            Self::TcContainer => "tc_container",
+            Self::TcMesh0 => "tc_mesh0",
+        }
+    }
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DropReason {
+    /// The IP version is not the EtherType's.
+    BadVersion = 0,
+    /// A length field contradicts another, or the frame.
+    BadLength = 1,
+    /// The frame ends within a header.
+    Truncated = 2,
+    /// An IP option in a packet for a published port.
+    IpOptions = 3,
+    /// An IP fragment of a packet for a published port.
+    Fragment = 4,
+    /// A Geneve packet for our network that is not as the mesh makes them.
+    BadGeneve = 5,
+    /// An encapsulated packet from an address that is no peer's.
+    UnknownPeer = 6,
+    /// An encapsulated packet for a backend that this node does not have (any more).
+    UnknownBackend = 7,
+    /// A reply for a flow that this node does not know (any more).
+    UnknownFlow = 8,
+    /// The service has no active backend; TCP is answered with RST, UDP with ICMP.
+    NoBackend = 9,
+    /// The flow's backend is gone; TCP is answered with RST.
+    BackendGone = 10,
+    /// Larger than the tunnel takes; answered with ICMP "fragmentation needed".
+    TooBig = 11,
+    /// The flow table refused a new flow.
+    FlowTableFull = 12,
+    /// No free source port to tell two flows of one client apart.
+    NoFreePort = 13,
+    /// No way to the peer or client is known.
+    NoRoute = 14,
+    /// The kernel refused to resize or rewrite the packet.
+    RewriteFailed = 15,
+    /// A packet on mesh0 that is for no frontend.
+    NotAFrontend = 16,
+}
+
+impl DropReason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 17] = [
+        Self::BadVersion,
+        Self::BadLength,
+        Self::Truncated,
+        Self::IpOptions,
+        Self::Fragment,
+        Self::BadGeneve,
+        Self::UnknownPeer,
+        Self::UnknownBackend,
+        Self::UnknownFlow,
+        Self::NoBackend,
+        Self::BackendGone,
+        Self::TooBig,
+        Self::FlowTableFull,
+        Self::NoFreePort,
+        Self::NoRoute,
+        Self::RewriteFailed,
+        Self::NotAFrontend,
+    ];
+
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BadVersion => "bad_version",
+            Self::BadLength => "bad_length",
+            Self::Truncated => "truncated",
+            Self::IpOptions => "ip_options",
+            Self::Fragment => "fragment",
+            Self::BadGeneve => "bad_geneve",
+            Self::UnknownPeer => "unknown_peer",
+            Self::UnknownBackend => "unknown_backend",
+            Self::UnknownFlow => "unknown_flow",
+            Self::NoBackend => "no_backend",
+            Self::BackendGone => "backend_gone",
+            Self::TooBig => "too_big",
+            Self::FlowTableFull => "flow_table_full",
+            Self::NoFreePort => "no_free_port",
+            Self::NoRoute => "no_route",
+            Self::RewriteFailed => "rewrite_failed",
+            Self::NotAFrontend => "not_a_frontend",
+        }
+    }
+}
+
+/// Number of drop counters: [`drop_index`] of the last hook and reason, plus one.
+pub const DROP_COUNTERS: u32 = Hook::ALL.len() as u32 * DropReason::ALL.len() as u32;
+
+/// Where the count of a hook's drops for a reason is kept.
+#[inline(always)]
+pub const fn drop_index(hook: Hook, reason: DropReason) -> u32 {
+    hook as u32 * DropReason::ALL.len() as u32 + reason as u32
+}
+
+/// Node-wide event counts: index of flow entries inserted under a new key.
+pub const EVENT_FLOW_INSERTED: u32 = 0;
+/// Number of event counters.
+pub const EVENT_COUNTERS: u32 = 1;
+
+const _: () = assert!(size_of::<BackendCounters>() == 40);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_in_metrics_are_unique() {
+        let hooks: BTreeSet<_> = Hook::ALL.iter().map(|hook| hook.name()).collect();
+        assert_eq!(hooks.len(), Hook::ALL.len());
+        let reasons: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(reasons.len(), DropReason::ALL.len());
+    }
+
+    #[test]
+    fn all_hooks_and_reasons_stand_at_their_numbers() {
+        for (number, hook) in Hook::ALL.into_iter().enumerate() {
+            assert_eq!(hook as usize, number);
+        }
+        for (number, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, number);
+        }
+    }
+
+    #[test]
+    fn every_hook_and_reason_has_a_drop_counter_of_its_own() {
+        let mut indexes: Vec<u32> = Hook::ALL
+            .into_iter()
+            .flat_map(|hook| DropReason::ALL.map(|reason| drop_index(hook, reason)))
+            .collect();
+        indexes.sort_unstable();
+        assert!(indexes.into_iter().eq(0..DROP_COUNTERS));
+    }
+}

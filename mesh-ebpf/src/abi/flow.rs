@@ -1,0 +1,206 @@
+//! Flows: which backend a connection is pinned to, and how its addresses are translated.
+
+use crate::bytes::{Be16, Be32};
+
+/// The five-tuple of a packet as it arrives, and so the key of the flow it belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct FlowKey {
+    /// Sender's address.
+    pub source: Be32,
+    /// Receiver's address.
+    pub destination: Be32,
+    /// Sender's port.
+    pub source_port: Be16,
+    /// Receiver's port.
+    pub destination_port: Be16,
+    /// IP protocol number; 32 bits wide so that there is no padding.
+    pub protocol: u32,
+}
+
+impl FlowKey {
+    /// The tuple of a packet from one endpoint to another.
+    #[inline(always)]
+    pub fn between(source: Endpoint, destination: Endpoint, protocol: u32) -> Self {
+        Self {
+            source: source.address,
+            destination: destination.address,
+            source_port: source.port,
+            destination_port: destination.port,
+            protocol,
+        }
+    }
+
+    /// The tuple of a packet in the opposite direction.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// An address and a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// IPv4 address.
+    pub address: Be32,
+    /// Port.
+    pub port: Be16,
+    /// Zero.
+    pub padding: u16,
+}
+
+impl Endpoint {
+    /// An endpoint.
+    #[inline(always)]
+    pub const fn new(address: Be32, port: Be16) -> Self {
+        Self {
+            address,
+            port,
+            padding: 0,
+        }
+    }
+}
+
+/// Where a flow's client packets enter the node, and so where its replies leave it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Origin(u8);
+
+impl Origin {
+    /// From the network: this is the entry node.
+    pub const UPLINK: Self = Self(1);
+    /// From a process of this node.
+    pub const MESH0: Self = Self(2);
+    /// From a container of this node.
+    pub const CONTAINER: Self = Self(3);
+    /// From a peer, the entry node; replies go back to it.
+    pub const TUNNEL: Self = Self(4);
+    /// From a peer; replies go to the client directly (`dsr`).
+    pub const TUNNEL_DIRECT: Self = Self(5);
+
+    /// Whether another node is the flow's entry node.
+    #[inline(always)]
+    pub const fn is_tunnel(self) -> bool {
+        self.0 >= Self::TUNNEL.0
+    }
+}
+
+/// Which of a flow's entries this is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Role(u8);
+
+impl Role {
+    /// Keyed by the client's packets.
+    pub const FORWARD: Self = Self(1);
+    /// Keyed by a local backend's replies as they leave the container.
+    pub const REPLY: Self = Self(2);
+    /// Keyed by the client's packets as a remote backend sees them, where the source was translated.
+    pub const ALIAS: Self = Self(3);
+}
+
+/// How far one direction of a flow has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Progress(u32);
+
+impl Progress {
+    /// Open.
+    pub const OPEN: Self = Self(0);
+    /// A FIN was seen.
+    pub const FINISHED: Self = Self(1);
+    /// A RST was seen.
+    pub const RESET: Self = Self(2);
+
+    /// Whether either side of a flow has begun to close.
+    #[inline(always)]
+    pub fn is_closing(client: Self, backend: Self) -> bool {
+        client != Self::OPEN || backend != Self::OPEN
+    }
+
+    /// Whether both sides of a flow are done, or one has reset.
+    #[inline(always)]
+    pub fn is_closed(client: Self, backend: Self) -> bool {
+        client == Self::RESET
+            || backend == Self::RESET
+            || (client == Self::FINISHED && backend == Self::FINISHED)
+    }
+}
+
+/// One flow: which backend it is pinned to, and how addresses are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Flow {
+    /// What the client dialled.
+    pub frontend: Endpoint,
+    /// The client.
+    pub client: Endpoint,
+    /// The source address and port that the backend sees: the client's, but for containers that dial
+    /// their own node, and for a port two flows would otherwise share.
+    pub presented: Endpoint,
+    /// Index of the backend.
+    pub backend: u32,
+    /// The generation the backend had; another one means that this backend is gone.
+    pub generation: u32,
+    /// The client's direction. Each direction has a word of its own, so that a plain store suffices.
+    pub from_client: Progress,
+    /// The backend's direction.
+    pub from_backend: Progress,
+    /// For flows from a peer: its index, valid while the next hop there has [`Self::peer_address`].
+    pub peer: u32,
+    /// For flows from a peer: its address.
+    pub peer_address: Be32,
+    /// Seconds on the agent's clock ([`super::Config::now`]) when a packet was last seen.
+    pub seen: u32,
+    /// Where client packets come from.
+    pub origin: Origin,
+    /// Which entry of the flow this is.
+    pub role: Role,
+    /// Zero.
+    pub padding: [u8; 2],
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 16);
+const _: () = assert!(size_of::<Endpoint>() == 8);
+const _: () = assert!(size_of::<Flow>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_reversed_twice_is_itself() {
+        let key = FlowKey {
+            source: Be32::new(1),
+            destination: Be32::new(2),
+            source_port: Be16::new(3),
+            destination_port: Be16::new(4),
+            protocol: 6,
+        };
+        assert_eq!(key.reversed().reversed(), key);
+        assert_eq!(
+            (key.reversed().source, key.reversed().source_port),
+            (Be32::new(2), Be16::new(4))
+        );
+    }
+
+    #[test]
+    fn only_flows_of_peers_are_tunnelled() {
+        for (origin, tunnel) in [
+            (Origin::UPLINK, false),
+            (Origin::MESH0, false),
+            (Origin::CONTAINER, false),
+            (Origin::TUNNEL, true),
+            (Origin::TUNNEL_DIRECT, true),
+        ] {
+            assert_eq!(origin.is_tunnel(), tunnel, "{origin:?}");
+        }
+    }
+}

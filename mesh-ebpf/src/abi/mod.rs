@@ -1,0 +1,36 @@
+//! Keys and values of the maps that kernel and agent share.
+//!
+//! Invariants: no implicit padding, every size asserted, addresses and ports big-endian by type. What
+//! programs build on their stack is aligned to 8 bytes: the compiler writes it in units of 8, which the
+//! verifier refuses elsewhere. A change to a type here changes [`VERSION`], so that an agent does not
+//! adopt maps it would misread.
+
+mod backend;
+mod config;
+mod counters;
+mod flow;
+#[cfg(feature = "agent")]
+mod pod;
+mod service;
+
+pub use backend::{BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendKey, Load, NextHop};
+pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
+pub use counters::{
+    BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, EVENT_FLOW_INSERTED, Hook, drop_index,
+};
+pub use flow::{Endpoint, Flow, FlowKey, Origin, Progress, Role};
+pub use service::{Choice, FrontendKey, Service};
+
+/// Version of everything in this module; part of the pins' path.
+pub const VERSION: u32 = 2;
+
+/// Backends (one per replica and published port) a node can hold.
+pub const MAX_BACKENDS: u32 = 16_384;
+/// Services (published ports) a node can hold.
+pub const MAX_SERVICES: u32 = 4_096;
+/// Slots in the rings of all services together.
+pub const MAX_RING: u32 = 262_144;
+/// Frontends (addresses times published ports) a node can hold.
+pub const MAX_FRONTENDS: u32 = 65_536;
+/// Peer nodes.
+pub const MAX_PEERS: u32 = 4_096;

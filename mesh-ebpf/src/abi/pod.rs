@@ -1,0 +1,29 @@
+//! Lets the agent read and write the maps' types through aya.
+
+use super::{
+    Backend, BackendCounters, BackendKey, Config, Dialled, Flow, FlowKey, FrontendKey, Load, NextHop, Service,
+};
+use crate::bytes::Be32;
+
+macro_rules! pod {
+    ($($name:ty),* $(,)?) => { $(
+        // SAFETY: `repr(C)` without padding (each type's size is asserted where it is defined), integers
+        // only.
+        unsafe impl aya::Pod for $name {}
+    )* };
+}
+pod!(
+    Backend,
+    BackendCounters,
+    BackendKey,
+    Config,
+    Dialled,
+    Flow,
+    FlowKey,
+    FrontendKey,
+    Load,
+    NextHop,
+    Service,
+);
+// SAFETY: transparent over u32.
+unsafe impl aya::Pod for Be32 {}
