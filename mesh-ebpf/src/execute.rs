@@ -30,6 +30,7 @@ pub fn execute<F: Frame, T: Tables>(
     hook: Hook,
     decision: Decision<'_>,
 ) -> Action {
+    let is_xdp = matches!(hook, Hook::Xdp);
     let done = match decision.verdict() {
         Verdict::Pass => return Action::Pass,
         Verdict::Drop(reason) => Err(reason),
@@ -46,9 +47,22 @@ pub fn execute<F: Frame, T: Tables>(
             backend,
             decapsulate,
         } => deliver(frame, tables, hook, flow, backend, decapsulate),
-        Verdict::Forward { flow, backend, kind } => forward(frame, tables, config, hook, flow, backend, kind),
+        Verdict::Forward { flow, backend, kind } => match way_to_peer(tables, backend) {
+            // The exception, for a peer. (Both return from here: a step's `Result` with a payload that is
+            // undefined for `Pass` is what the verifier refuses.)
+            Some(next_hop) if is_xdp && next_hop.interface == 0 => return Action::Pass,
+            Some(next_hop) => forward(frame, tables, config, next_hop, flow, backend, kind),
+            None => Err(DropReason::NoRoute),
+        },
         Verdict::Reply { flow } => reply(frame, tables, config, flow),
-        Verdict::DeliverReply { flow } => deliver_reply(frame, tables, config, hook, flow),
+        Verdict::DeliverReply { flow } => {
+            let way = way_to_client(frame, flow);
+            // The exception, for a client.
+            if is_xdp && !matches!(way, Some(Route::Resolved(_))) {
+                return Action::Pass;
+            }
+            deliver_reply(frame, tables, config, flow, way)
+        }
     };
     match done {
         Ok(action) => action,
@@ -106,24 +120,24 @@ fn deliver<F: Frame, T: Tables>(
     })
 }
 
+/// The next hop to a remote backend's node; `None` if that node has left.
+#[inline(always)]
+fn way_to_peer<'a, T: Tables>(tables: &'a T, backend: &Backend) -> Option<&'a NextHop> {
+    tables
+        .next_hop(backend.peer)
+        .filter(|next_hop| !next_hop.address.is_zero())
+}
+
 #[inline(always)]
 fn forward<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
-    hook: Hook,
+    next_hop: &NextHop,
     flow: FlowEntry,
     backend: &Backend,
     kind: GeneveKind,
 ) -> Result<Action, DropReason> {
-    let next_hop = tables
-        .next_hop(backend.peer)
-        .filter(|next_hop| !next_hop.address.is_zero())
-        .ok_or(DropReason::NoRoute)?;
-    if matches!(hook, Hook::Xdp) && next_hop.interface == 0 {
-        // The exception: tc has the kernel resolve it.
-        return Ok(Action::Pass);
-    }
     tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
     let (presented, frontend) = (flow.presented(), flow.frontend());
     let source_translated = presented != flow.client();
@@ -204,29 +218,27 @@ fn to_entry_node<F: Frame, T: Tables>(
     to_peer(frame, config, next_hop)
 }
 
+/// The way of an encapsulated reply to its client; `None` for a process of this node, which needs none.
+#[inline(always)]
+fn way_to_client<F: Frame>(frame: &F, flow: FlowEntry) -> Option<Route> {
+    if flow.origin() == Origin::MESH0 {
+        return None;
+    }
+    let length = match frame.at::<Ipv4>(ETHERNET_LENGTH + OUTER_LENGTH) {
+        Some(inner) => inner.total_length.get(),
+        None => 0,
+    };
+    Some(frame.route(flow.frontend().address, flow.client().address, length))
+}
+
 #[inline(always)]
 fn deliver_reply<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
-    hook: Hook,
     flow: FlowEntry,
+    way: Option<Route>,
 ) -> Result<Action, DropReason> {
-    let inner = frame
-        .at::<Ipv4>(ETHERNET_LENGTH + OUTER_LENGTH)
-        .ok_or(DropReason::Truncated)?;
-    let length = inner.total_length;
-    let (frontend, client) = (flow.frontend(), flow.client());
-    // A process of this node needs no route.
-    let route = if flow.origin() == Origin::MESH0 {
-        None
-    } else {
-        Some(frame.route(frontend.address, client.address, length.get()))
-    };
-    if matches!(hook, Hook::Xdp) && !matches!(route, Some(Route::Resolved(_))) {
-        // The exception: tc has the kernel resolve it.
-        return Ok(Action::Pass);
-    }
     tables.count_out(
         flow.backend(),
         frame.segments(),
@@ -234,9 +246,9 @@ fn deliver_reply<F: Frame, T: Tables>(
     );
     frame.remove_outer()?;
     if flow.role() == Role::ALIAS {
-        translate(frame, frontend, client)?;
+        translate(frame, flow.frontend(), flow.client())?;
     }
-    match route {
+    match way {
         Some(route) => to_client(frame, route),
         None => to_local_process(frame, config),
     }
