@@ -44,7 +44,7 @@ pub fn run() -> Result<()> {
 /// # Errors
 /// When the build fails.
 pub fn ebpf() -> Result<()> {
-    ebpf_object("mesh", "programs", "eBPF programs", &paths::ebpf_object())
+    ebpf_object("programs", "eBPF programs", &paths::ebpf_object())
 }
 
 /// Builds the eBPF programs with what measures them; the result is [`paths::bench_object`].
@@ -52,15 +52,10 @@ pub fn ebpf() -> Result<()> {
 /// # Errors
 /// When the build fails.
 pub fn ebpf_bench() -> Result<()> {
-    ebpf_object(
-        "mesh-bench",
-        "bench",
-        "eBPF programs to measure",
-        &paths::bench_object(),
-    )
+    ebpf_object("bench", "eBPF programs to measure", &paths::bench_object())
 }
 
-fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Result<()> {
+fn ebpf_object(feature: &str, title: &str, object: &Path) -> Result<()> {
     let toolchain = EbpfToolchain::find();
     let target = paths::target().join("ebpf");
     let mut build = match toolchain {
@@ -77,7 +72,7 @@ fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Resu
             "--package",
             "mesh-ebpf",
             "--bin",
-            program,
+            "mesh",
             "--features",
             feature,
             "--profile",
@@ -99,7 +94,7 @@ fn ebpf_object(program: &str, feature: &str, title: &str, object: &Path) -> Resu
         "ebpf",
         &mut build,
     )?;
-    let built = target.join("bpfel-unknown-none/ebpf").join(program);
+    let built = target.join("bpfel-unknown-none/ebpf/mesh");
     // BTF is made from the debug information, which nobody reads afterwards; it is three quarters of the
     // object, and the agent carries that.
     let stripped = built.with_extension("stripped");

@@ -1,17 +1,19 @@
-//! The eBPF programs: each hook asks the packet logic what to do, and does it the hook's way.
+//! The eBPF programs: each hook runs the packet logic and performs the action that it returns.
 //!
-//! Built for `bpfel-unknown-none` by `cargo xtask build`. All logic is in the library; here are the
+//! Built for `bpfel-unknown-none` by `cargo xtask build`. The logic is in the library; here are the
 //! hooks ([`xdp`], [`tc`], [`socket`]), the maps and the pointer casts they need.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[cfg(feature = "bench")]
+mod bench;
 mod maps;
 mod socket;
 mod tc;
 mod xdp;
 
-/// Nothing in here panics; the linker removes this.
+/// Nothing in here panics; the linker removes this function.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

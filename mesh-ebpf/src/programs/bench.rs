@@ -1,22 +1,11 @@
-//! What `cargo xtask bench packet` measures the programs through. Not part of the product's object.
+//! Wrappers that `cargo xtask bench packet` measures the programs through. Only built with the feature
+//! `bench`, into an object of its own.
 //!
-//! `BPF_PROG_TEST_RUN` does not restore the packet between repetitions. So a wrapper gives the packet its
-//! size, its headers and the next flow's client, and then jumps into the program to measure: the product's
-//! own, as the verifier has passed it, or one of the floors here. The wrapper around [`bench_empty`] is
-//! what is subtracted.
-#![no_std]
-#![no_main]
-#![feature(asm_experimental_arch)]
+//! `BPF_PROG_TEST_RUN` does not restore the packet between repetitions. A wrapper therefore restores its
+//! size and headers, with the next flow's client, and jumps into the program to measure: one of the
+//! product's, or one of the baselines here. What the wrapper around [`bench_empty`] takes is subtracted.
 
-#[path = "../programs/maps.rs"]
-mod maps;
 mod restore;
-#[path = "../programs/socket.rs"]
-mod socket;
-#[path = "../programs/tc.rs"]
-mod tc;
-#[path = "../programs/xdp.rs"]
-mod xdp;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_ABORTED, XDP_PASS},
@@ -32,12 +21,8 @@ use mesh_ebpf::{
     tables::Tables,
 };
 
-use crate::{
-    maps::KernelTables,
-    restore::{INNER, PLAIN, restore},
-    tc::Skb,
-    xdp::XdpFrame,
-};
+use self::restore::{INNER, PLAIN, restore};
+use crate::{maps::KernelTables, tc::Skb, xdp::XdpFrame};
 
 const TC_FAILED: i32 = 2;
 
@@ -148,13 +133,3 @@ fn key(context: &XdpContext) -> Option<FlowKey> {
         Err(_) => None,
     }
 }
-
-/// Nothing in here panics; the linker removes this.
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
