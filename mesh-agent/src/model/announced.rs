@@ -1,37 +1,37 @@
-//! What a node goes on believing of the others' data paths when a source does not know. Pure.
+//! What a node assumes about the others' data paths while its source does not know them. Pure.
 
 use std::sync::Arc;
 
 use super::{Cluster, NodeDatapath};
 
-/// Puts into `cluster` what `last` knew of nodes that `cluster` has not heard of.
+/// Copies data paths from `last` to the nodes whose data path is unknown in `cluster`.
 ///
-/// A manager's agent that has just started has heard of nobody; whoever follows it must not stop
-/// sending to everybody for that.
+/// A manager's agent that has just started has received no announcements yet. Its followers must not stop
+/// sending to every node because of that.
 pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
     let known = |id| {
         let datapath = last.nodes.get(id)?.datapath;
         (datapath != NodeDatapath::Unknown).then_some(datapath)
     };
-    let forgotten: Vec<_> = cluster
+    let missing: Vec<_> = cluster
         .nodes
         .iter()
         .filter(|(_, node)| node.datapath == NodeDatapath::Unknown)
         .filter_map(|(id, _)| Some((id.clone(), known(id)?)))
         .collect();
-    if forgotten.is_empty() {
-        // The picture may be large, and is shared: it is copied only where it changes.
+    if missing.is_empty() {
+        // The snapshot may be large and is shared: it is copied only if it changes.
         return;
     }
     let cluster = Arc::make_mut(cluster);
-    for (id, datapath) in forgotten {
+    for (id, datapath) in missing {
         if let Some(node) = cluster.nodes.get_mut(&id) {
             node.datapath = datapath;
         }
     }
 }
 
-/// Whether something has been heard of every ready node but `own`.
+/// Whether every ready node but `own` has announced its data path.
 #[must_use]
 pub fn all_announced(cluster: &Cluster, own: &str) -> bool {
     cluster
@@ -75,44 +75,44 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_what_is_unknown_is_taken_from_memory(now in any_cluster(), last in any_cluster()) {
+        fn only_unknown_data_paths_are_copied(now in any_cluster(), last in any_cluster()) {
             let mut kept = Arc::new(now.clone());
             keep_known(&mut kept, &last);
-            prop_assert!(kept.nodes.keys().eq(now.nodes.keys()), "memory brings no node back");
+            prop_assert!(kept.nodes.keys().eq(now.nodes.keys()), "no node is added");
             for (id, node) in &kept.nodes {
-                let said = now.nodes[id].datapath;
+                let announced = now.nodes[id].datapath;
                 let remembered = last.nodes.get(id).map_or(NodeDatapath::Unknown, |node| node.datapath);
-                let expected = if said == NodeDatapath::Unknown { remembered } else { said };
+                let expected = if announced == NodeDatapath::Unknown { remembered } else { announced };
                 prop_assert_eq!(node.datapath, expected);
-                let same = Node { datapath: said, ..node.clone() };
+                let same = Node { datapath: announced, ..node.clone() };
                 prop_assert_eq!(&same, &now.nodes[id], "nothing else is touched");
             }
         }
 
         #[test]
-        fn a_picture_remembered_over_several_sources_keeps_the_last_word(pictures in prop::collection::vec(any_cluster(), 1..6)) {
+        fn snapshots_of_several_sources_keep_the_last_announcement(snapshots in prop::collection::vec(any_cluster(), 1..6)) {
             let mut last = Arc::new(Cluster::default());
-            for picture in &pictures {
-                let mut now = Arc::new(picture.clone());
+            for snapshot in &snapshots {
+                let mut now = Arc::new(snapshot.clone());
                 keep_known(&mut now, &last);
                 last = now;
             }
             for (id, node) in &last.nodes {
-                // The newest picture that has an opinion, back to where the node was missing.
-                let word = pictures
+                // The newest snapshot that knows it, since the node was last missing.
+                let expected = snapshots
                     .iter()
                     .rev()
-                    .map_while(|picture| picture.nodes.get(id))
+                    .map_while(|snapshot| snapshot.nodes.get(id))
                     .map(|node| node.datapath)
                     .find(|kind| *kind != NodeDatapath::Unknown)
                     .unwrap_or_default();
-                prop_assert_eq!(node.datapath, word);
+                prop_assert_eq!(node.datapath, expected);
             }
         }
     }
 
     #[test]
-    fn a_picture_that_knows_everything_is_not_copied() {
+    fn a_snapshot_that_knows_everything_is_not_copied() {
         let mut now = Arc::new(Cluster::default());
         let same = Arc::clone(&now);
         keep_known(&mut now, &Cluster::default());

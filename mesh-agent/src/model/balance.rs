@@ -1,4 +1,4 @@
-//! How a service spreads new connections, and what a node balances with. Plain data; imports nothing.
+//! How a service spreads new connections, and which data path a node has. Plain data.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +8,8 @@ pub struct Balance {
     /// The balancing algorithm. Agents exchange it under the name of its label, `mesh.scheduler`.
     #[serde(default, rename = "scheduler")]
     pub algorithm: Algorithm,
-    /// Seconds for which a client address keeps its backend after its last connection; `None` lets each
-    /// connection choose anew.
+    /// Seconds for which a client address keeps its backend after its last connection; `None` if a backend is
+    /// chosen for each connection.
     #[serde(default)]
     pub affinity: Option<u32>,
 }
@@ -45,7 +45,7 @@ impl Algorithm {
         Self::WeightedLeastConnection,
     ];
 
-    /// The name in labels, columns and JSON, which is IPVS's own.
+    /// The name in labels, columns and JSON, which is the one that IPVS uses.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -58,16 +58,16 @@ impl Algorithm {
     }
 }
 
-/// What balances on a node, as far as the managers know.
+/// The data path of a node, as far as the managers know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeDatapath {
-    /// Its agent has not been heard of yet.
+    /// Its agent has not announced anything yet.
     #[default]
     Unknown,
-    /// No data path stands: its agent has taken it out of the kernel, or has not set it up yet.
+    /// There is none: its agent has removed it from the kernel, or has not set it up yet.
     None,
-    /// Its agent is about to take the data path out: connections go on, new ones must not come.
+    /// Its agent is about to remove it: it keeps its connections and must get no new ones.
     Leaving,
     /// eBPF programs.
     Ebpf,
@@ -88,8 +88,8 @@ impl NodeDatapath {
         }
     }
 
-    /// Whether new connections may be sent to a node of this kind from one of kind `own`: the two kinds
-    /// encapsulate differently, and do not read each other's packets.
+    /// Whether a node with the data path `own` may send new connections to one with this: the two kinds
+    /// encapsulate differently and do not understand each other's packets.
     #[must_use]
     pub fn takes_from(self, own: Self) -> bool {
         match self {

@@ -1,5 +1,5 @@
-//! The cluster as a source (Swarm's managers, or the peer feed that carries their word) describes it.
-//! Plain serde data, ordered maps throughout so that equal clusters serialise to equal bytes.
+//! The cluster as a source reports it. Plain serde data, in ordered maps throughout, so that equal clusters
+//! serialise to equal bytes.
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
@@ -14,7 +14,7 @@ pub type ServiceId = String;
 /// Swarm's task id; never reused.
 pub type TaskId = String;
 
-/// Everything a source knows: one consistent picture at one revision.
+/// A consistent snapshot of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// Swarm's cluster id; the O of every node certificate.
@@ -42,11 +42,11 @@ pub struct Node {
     /// Share of new connections that each of its tasks gets, relative to other nodes' (label `mesh.weight`).
     #[serde(default = "one")]
     pub weight: u32,
-    /// What balances there, as its agent announced it.
+    /// Its data path, as its agent announced it.
     #[serde(default)]
     pub datapath: NodeDatapath,
-    /// Whether its agent is not heard any more, and nobody has given the node up yet: it may be lost, or its
-    /// agent alone. New flows go elsewhere where they can.
+    /// Whether its agent is no longer reachable although the node is not given up yet: the node may be lost,
+    /// or only its agent. New flows go to other nodes if possible.
     #[serde(default)]
     pub silent: bool,
 }
@@ -70,7 +70,7 @@ pub enum NodeRole {
 pub struct Service {
     /// The service's name, e.g. `web`.
     pub name: String,
-    /// Ports published in ingress mode (host-mode ports are the engine's own business).
+    /// Ports published in ingress mode. (Host-mode ports are left to the engine.)
     pub ports: Vec<PublishedPort>,
     /// How new connections are spread (labels `mesh.scheduler` and `mesh.affinity`).
     #[serde(default)]
@@ -129,19 +129,19 @@ pub struct Task {
     pub slot: Option<u64>,
     /// The node it runs on.
     pub node: NodeId,
-    /// Its address on Docker's ingress network, or what the orchestrator has the mesh call it by: unique in
-    /// the cluster while the task lives.
+    /// Its address on Docker's ingress network, or the one that the orchestrator has given it to identify it:
+    /// unique in the cluster while the task lives.
     pub address: Ipv4Addr,
     /// Whether new connections may be sent to it.
     pub state: TaskState,
 }
 
-/// What the mesh may do with a task. Tasks that do not run (any more) are not in the model.
+/// Whether a task takes new connections. Tasks that do not run are not in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
-    /// Observed running (Swarm: healthy, where there is a health check), and meant to run.
+    /// It runs (and is healthy, if it has a health check), and is meant to.
     Active,
-    /// Still running but its desired state has left `running`: keeps its connections, gets no new ones.
+    /// It still runs, but is no longer meant to: it keeps its connections and gets no new ones.
     Draining,
 }

@@ -1,4 +1,4 @@
-//! What a node finds on itself: addresses, interfaces, containers, and the way to each peer.
+//! What a node finds on itself: addresses, interfaces, containers, and the next hop to each peer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{NextHop, NodeDatapath, NodeId, TaskId};
 
-/// Everything node-local that shapes the data path.
+/// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
-    /// This node's id in the cluster; empty until Docker has told.
+    /// This node's id in the cluster; empty until Docker has reported it.
     pub node: NodeId,
-    /// What this node balances with; it can send only to nodes that do the same.
+    /// This node's data path; it can only send to nodes with the same kind.
     pub datapath: NodeDatapath,
-    /// Whether its data path is about to be taken out: known flows go on, new ones are left to whatever
+    /// Whether its data path is about to be removed: open flows continue, new ones are left to whatever
     /// answers afterwards.
     pub leaving: bool,
     /// Every IPv4 address of the host's network namespace except 127.0.0.0/8.
@@ -27,14 +27,13 @@ pub struct Local {
     pub containers: BTreeMap<TaskId, Container>,
     /// Interfaces that traffic from outside arrives on, by name.
     pub uplinks: BTreeMap<String, HostInterface>,
-    /// Ports of Docker's bridges on this node: the host ends of containers' veths. What containers send
-    /// to a published port of their own node is caught there; on the bridge itself, netfilter (which
-    /// Docker has look at bridged packets) would be first.
+    /// Ports of Docker's bridges on this node: the host ends of containers' veths. Packets from containers
+    /// to a published port of their own node are caught there: on the bridge itself, netfilter, which
+    /// Docker enables for bridged packets, would be first.
     pub container_interfaces: BTreeSet<u32>,
-    /// The device that local processes' connections to the service address leave by; `None` until it is
-    /// made.
+    /// The device that carries local processes' connections to the service address; `None` until it exists.
     pub mesh0: Option<HostInterface>,
-    /// The way to each peer node's address, resolved from routes and neighbours.
+    /// The next hop to each peer node's address, resolved from routes and neighbours.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
@@ -54,8 +53,8 @@ pub struct HostInterface {
 /// How to reach a running container of this node without the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
-    /// The task's address on the ingress network, as the managers know it; of an orchestrated task, what the
-    /// mesh calls it by.
+    /// The task's address on the ingress network, as the managers know it; for an orchestrated task, the
+    /// address that identifies it in the mesh.
     pub ingress_address: Ipv4Addr,
     /// Its address on the interface that leads to the host (docker_gwbridge).
     pub address: Ipv4Addr,
@@ -63,18 +62,18 @@ pub struct Container {
     pub mac: MacAddress,
     /// Interface index of the host end of that veth.
     pub host_interface: u32,
-    /// MAC address frames to the container come from: its gateway's (the bridge's).
+    /// Source MAC address of frames to the container: that of its gateway, the bridge.
     pub gateway_mac: MacAddress,
 }
 
-/// How a remote backend's reply reaches the client; a choice for the whole node.
+/// How replies of remote backends reach the client, for the whole node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ReturnMode {
     /// Back through the entry node, encapsulated: works on every network.
     #[default]
     Tunnel,
-    /// Straight from the backend's node to the client (direct server return).
+    /// From the backend's node directly to the client (direct server return).
     Dsr,
 }
 
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn mac_address_refuses_what_is_none() {
+    fn other_texts_are_no_mac_address() {
         for text in [
             "",
             "02:42:ac:12:00",

@@ -1,5 +1,5 @@
-//! The mesh's plain data: what a source says of the cluster, what a node finds on itself, and the
-//! desired data path computed from the two. Nothing here does I/O or imports another module of ours.
+//! The mesh's plain data: the cluster as a source reports it, what a node finds on itself, and the desired
+//! data path computed from both. Nothing here does I/O or imports another module of ours.
 
 pub mod announced;
 pub mod balance;
@@ -17,10 +17,11 @@ pub use desired::{
 };
 pub use local::{Container, HostInterface, Local, MacAddress, ReturnMode};
 
-/// Labels of the orchestrator's containers that tell the mesh what they are.
+/// Labels by which the mesh recognises the orchestrator's containers.
 pub mod orchestrator_label {
-    /// The task it is of.
+    /// The task's id.
     pub const TASK: &str = "mesh.task.id";
-    /// What the mesh calls the task by, unique in the cluster; no interface has it, and no packet on a wire.
+    /// The address that identifies the task in the mesh, unique in the cluster. No interface has it, and it
+    /// is in no packet's IP header.
     pub const ADDRESS: &str = "mesh.task.address";
 }

@@ -1,0 +1,134 @@
+//! Computes the desired data path.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    fingerprint::vni,
+    reachability::{Reachability, reachable, unreached},
+    types::{
+        Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey, Settings,
+    },
+};
+use crate::model::{Cluster, Local, TaskId};
+
+/// Computes what this node's data path must look like.
+///
+/// `service_address` is the address that connections of local processes are redirected to (see
+/// ARCHITECTURE.md, "Local processes"); it is answered like an address of the node.
+///
+/// A service is yielded if it has active tasks but this node can reach none of them (their nodes have no
+/// data path, or one of the other kind): it gets no frontends, so that whatever else answers its ports
+/// does, while the flows that the mesh already has go on. A service without any active task is not
+/// yielded; the mesh refuses its connections. A node that is leaving yields every service.
+#[must_use]
+pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
+    let mut desired = Desired {
+        uplinks: local.uplinks.clone(),
+        container_interfaces: local.container_interfaces.clone(),
+        settings: Settings {
+            node_address: cluster.nodes.get(&local.node).map(|node| node.address),
+            vni: vni(&cluster.cluster_id),
+            return_mode: local.return_mode,
+            mesh0: local.mesh0,
+        },
+        ..Desired::default()
+    };
+    for (id, node) in &cluster.nodes {
+        if *id != local.node && !node.address.is_unspecified() {
+            desired
+                .peers
+                .insert(node.address, local.next_hops.get(&node.address).copied());
+        }
+    }
+    let reachable = reachable(cluster, local);
+    let unreached = unreached(cluster, &reachable);
+    for (id, service) in &cluster.services {
+        for port in &service.ports {
+            let key = ServiceKey {
+                protocol: port.protocol,
+                port: port.published,
+            };
+            // Swarm refuses a second service on a published port. If a source lists one all the same,
+            // the port stays with the first by id, whatever their order.
+            desired.services.entry(key).or_insert_with(|| {
+                if !local.leaving && !unreached.contains(id) {
+                    for address in local.addresses.iter().copied().chain([service_address]) {
+                        desired.frontends.insert(Frontend {
+                            address,
+                            service: key,
+                        });
+                    }
+                }
+                ServiceEntry {
+                    id: id.clone(),
+                    name: service.name.clone(),
+                    balance: service.balance,
+                    active: Vec::new(),
+                }
+            });
+        }
+    }
+    for (id, reachability) in reachable {
+        add_backends(&mut desired, cluster, id, reachability);
+    }
+    desired
+}
+
+fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachability: Reachability) {
+    let Some(task) = cluster.tasks.get(id) else {
+        return;
+    };
+    let (Some(service), Some(node)) = (cluster.services.get(&task.service), cluster.nodes.get(&task.node))
+    else {
+        return;
+    };
+    let Reachability { location, state } = reachability;
+    let weight = match state {
+        BackendState::Active => node.weight,
+        BackendState::Draining => 0,
+    };
+    for port in &service.ports {
+        let key = ServiceKey {
+            protocol: port.protocol,
+            port: port.published,
+        };
+        let Some(entry) = desired
+            .services
+            .get_mut(&key)
+            .filter(|entry| entry.id == task.service)
+        else {
+            continue;
+        };
+        let backend_key = BackendKey {
+            service: key,
+            address: task.address,
+        };
+        // If a draining task still has the address of a running one, the running one gets it; between
+        // equals, the first by id.
+        if let Some(holder) = desired.backends.get(&backend_key)
+            && (holder.state == BackendState::Active || state == BackendState::Draining)
+        {
+            continue;
+        }
+        if state == BackendState::Active {
+            entry.active.push(backend_key);
+        }
+        if let Location::Local(container) = location {
+            desired.container_interfaces.insert(container.host_interface);
+        }
+        desired.backends.insert(
+            backend_key,
+            Backend {
+                task: id.clone(),
+                task_name: task.name.clone(),
+                slot: task.slot,
+                node: task.node.clone(),
+                node_name: node.hostname.clone(),
+                target_port: port.target,
+                location,
+                state,
+                weight,
+            },
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! Which tasks this node can send to, and whether with new flows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::types::{BackendState, Location};
+use crate::model::{Cluster, Local, NodeDatapath, NodeId, ServiceId, Task, TaskId, TaskState};
+
+/// Where this node would send a task's packets, and whether new flows may go there.
+#[derive(Clone, Copy)]
+pub(super) struct Reachability {
+    pub(super) location: Location,
+    pub(super) state: BackendState,
+}
+
+/// The tasks that this node can send to.
+pub(super) fn reachable<'a>(cluster: &'a Cluster, local: &Local) -> BTreeMap<&'a TaskId, Reachability> {
+    let mut reachable: BTreeMap<&TaskId, Reachability> = cluster
+        .tasks
+        .iter()
+        .filter_map(|(id, task)| Some((id, reachability(cluster, local, id, task)?)))
+        .collect();
+    avoid_silent_nodes(cluster, local, &mut reachable);
+    reachable
+}
+
+/// `None` where this node cannot send to the task.
+fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Reachability> {
+    let state = match task.state {
+        TaskState::Active => BackendState::Active,
+        TaskState::Draining => BackendState::Draining,
+    };
+    if task.node == local.node {
+        // The manager lists a task before the engine lists its container, which follows within moments.
+        let location = Location::Local(*local.containers.get(id)?);
+        return Some(Reachability { location, state });
+    }
+    let node = cluster.nodes.get(&task.node).filter(|node| node.ready)?;
+    let location = Location::Remote(node.address);
+    match node.datapath {
+        kind if kind.takes_from(local.datapath) => Some(Reachability { location, state }),
+        NodeDatapath::Leaving => Some(Reachability {
+            location,
+            state: BackendState::Draining,
+        }),
+        NodeDatapath::Unknown | NodeDatapath::None | NodeDatapath::Ebpf | NodeDatapath::Ipvs => None,
+    }
+}
+
+/// Sends no new flows to silent nodes if a service has active tasks elsewhere that this node can reach.
+/// Otherwise the service keeps what it has: a silent node may be working.
+fn avoid_silent_nodes(cluster: &Cluster, local: &Local, reachable: &mut BTreeMap<&TaskId, Reachability>) {
+    let silent: BTreeSet<&NodeId> = cluster
+        .nodes
+        .iter()
+        .filter(|(id, node)| node.silent && **id != local.node)
+        .map(|(id, _)| id)
+        .collect();
+    if silent.is_empty() {
+        return;
+    }
+    let task_of = |id: &TaskId| cluster.tasks.get(id);
+    let elsewhere: BTreeSet<&ServiceId> = reachable
+        .iter()
+        .filter(|(_, reachability)| reachability.state == BackendState::Active)
+        .filter_map(|(id, _)| task_of(id))
+        .filter(|task| !silent.contains(&task.node))
+        .map(|task| &task.service)
+        .collect();
+    for (id, reachability) in reachable {
+        if task_of(id).is_some_and(|task| silent.contains(&task.node) && elsewhere.contains(&task.service)) {
+            reachability.state = BackendState::Draining;
+        }
+    }
+}
+
+/// The services that have active tasks, and none to which this node can send new flows.
+pub(super) fn unreached<'a>(
+    cluster: &'a Cluster,
+    reachable: &BTreeMap<&TaskId, Reachability>,
+) -> BTreeSet<&'a ServiceId> {
+    let mut unreached = BTreeSet::new();
+    let mut reached = BTreeSet::new();
+    for (id, task) in &cluster.tasks {
+        if reachable
+            .get(id)
+            .is_some_and(|reachability| reachability.state == BackendState::Active)
+        {
+            reached.insert(&task.service);
+        } else if task.state == TaskState::Active {
+            unreached.insert(&task.service);
+        }
+    }
+    unreached.difference(&reached).copied().collect()
+}

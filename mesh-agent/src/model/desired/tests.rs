@@ -1,0 +1,192 @@
+//! The desired data path of a node of two, and the services that it answers.
+
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::model::{
+    Balance, Cluster, Container, Local, MacAddress, Node, NodeDatapath, NodeRole, Protocol, PublishedPort,
+    Service, Task, TaskState,
+};
+
+mod reachability;
+
+const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
+const WEB: ServiceKey = ServiceKey {
+    protocol: Protocol::Tcp,
+    port: 9200,
+};
+
+fn node(last: u8) -> Node {
+    Node {
+        hostname: format!("host{last}"),
+        address: Ipv4Addr::new(192, 168, 0, last),
+        role: NodeRole::Worker,
+        ready: true,
+        weight: 1,
+        datapath: NodeDatapath::Ebpf,
+        silent: false,
+    }
+}
+
+fn service(name: &str, published: u16) -> Service {
+    Service {
+        name: name.into(),
+        ports: vec![PublishedPort {
+            protocol: Protocol::Tcp,
+            published,
+            target: 80,
+        }],
+        balance: Balance::default(),
+    }
+}
+
+fn task(service: &str, slot: Option<u64>, node: &str, last: u8) -> Task {
+    Task {
+        service: service.into(),
+        name: format!("{service}.{last}"),
+        slot,
+        node: node.into(),
+        address: Ipv4Addr::new(10, 0, 0, last),
+        state: TaskState::Active,
+    }
+}
+
+fn container(last: u8) -> Container {
+    Container {
+        ingress_address: Ipv4Addr::new(10, 0, 0, last),
+        address: Ipv4Addr::new(172, 18, 0, last),
+        mac: MacAddress([2, 0, 0, 0, 0, last]),
+        host_interface: 100 + u32::from(last),
+        gateway_mac: MacAddress([2, 0, 0, 0, 0, 1]),
+    }
+}
+
+/// Two nodes, one service, one replica here (`t1`) and one there (`t2`).
+fn pair() -> (Cluster, Local) {
+    let cluster = Cluster {
+        cluster_id: "cluster".into(),
+        nodes: [("here".into(), node(1)), ("there".into(), node(2))].into(),
+        services: [("s1".into(), service("web", 9200))].into(),
+        tasks: [
+            ("t1".into(), task("s1", Some(1), "here", 11)),
+            ("t2".into(), task("s1", Some(2), "there", 12)),
+        ]
+        .into(),
+    };
+    let local = Local {
+        node: "here".into(),
+        datapath: NodeDatapath::Ebpf,
+        addresses: [Ipv4Addr::new(192, 168, 0, 1)].into(),
+        containers: [("t1".into(), container(11))].into(),
+        ..Local::default()
+    };
+    (cluster, local)
+}
+
+fn key(last: u8) -> BackendKey {
+    BackendKey {
+        service: WEB,
+        address: Ipv4Addr::new(10, 0, 0, last),
+    }
+}
+
+#[test]
+fn a_replica_is_local_here_and_remote_elsewhere() {
+    let (cluster, local) = pair();
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+    assert_eq!(
+        desired.backends[&key(11)].location,
+        Location::Local(container(11))
+    );
+    assert_eq!(
+        desired.backends[&key(12)].location,
+        Location::Remote(Ipv4Addr::new(192, 168, 0, 2))
+    );
+    assert_eq!(desired.container_interfaces, [111].into());
+    assert_eq!(desired.peers, [(Ipv4Addr::new(192, 168, 0, 2), None)].into());
+    assert_eq!(desired.settings.node_address, Some(Ipv4Addr::new(192, 168, 0, 1)));
+}
+
+#[test]
+fn the_service_address_answers_like_the_nodes_own() {
+    let (cluster, local) = pair();
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    let answered: Vec<_> = desired
+        .frontends
+        .iter()
+        .map(|frontend| frontend.address)
+        .collect();
+    assert_eq!(answered, [SERVICE_ADDRESS, Ipv4Addr::new(192, 168, 0, 1)]);
+}
+
+#[test]
+fn a_draining_task_keeps_its_flows_and_gets_no_new_ones() {
+    let (mut cluster, local) = pair();
+    cluster.tasks.get_mut("t1").unwrap().state = TaskState::Draining;
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(desired.services[&WEB].active, [key(12)]);
+    let backend = &desired.backends[&key(11)];
+    assert_eq!((backend.state, backend.weight), (BackendState::Draining, 0));
+    assert_eq!(desired.container_interfaces, [111].into());
+}
+
+#[test]
+fn a_local_task_waits_for_its_container() {
+    let (cluster, mut local) = pair();
+    local.containers.clear();
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(desired.services[&WEB].active, [key(12)]);
+    assert!(desired.container_interfaces.is_empty());
+}
+
+#[test]
+fn a_published_port_claimed_twice_stays_with_the_first_service() {
+    let (mut cluster, local) = pair();
+    cluster.services.insert("s2".into(), service("intruder", 9200));
+    cluster
+        .tasks
+        .insert("t3".into(), task("s2", Some(1), "there", 13));
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(desired.services[&WEB].name, "web");
+    assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+    assert!(!desired.backends.contains_key(&key(13)));
+}
+
+#[test]
+fn tasks_of_a_global_service_are_backends_without_slot() {
+    let (mut cluster, local) = pair();
+    for task in cluster.tasks.values_mut() {
+        task.slot = None;
+    }
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(desired.services[&WEB].active.len(), 2);
+    assert!(desired.backends.values().all(|backend| backend.slot.is_none()));
+}
+
+#[test]
+fn an_address_belongs_to_the_task_that_runs_rather_than_the_one_that_drains() {
+    for (draining, active) in [("t0", "t9"), ("t9", "t0")] {
+        let (mut cluster, local) = pair();
+        cluster.tasks.clear();
+        let running = task("s1", Some(1), "there", 12);
+        cluster.tasks.insert(active.into(), running.clone());
+        let leaving = Task {
+            state: TaskState::Draining,
+            ..running
+        };
+        cluster.tasks.insert(draining.into(), leaving);
+        let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(desired.services[&WEB].active, [key(12)]);
+        assert_eq!(desired.backends[&key(12)].task, active);
+    }
+}
+
+#[test]
+fn a_service_without_tasks_is_answered_and_has_no_backends() {
+    let (mut cluster, local) = pair();
+    cluster.tasks.clear();
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(desired.services[&WEB].active.is_empty());
+    assert_eq!(desired.frontends.len(), 2);
+}

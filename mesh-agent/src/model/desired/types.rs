@@ -1,0 +1,152 @@
+//! What a data path is asked for: frontends, services, backends, peers, interfaces and settings.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Balance, Container, HostInterface, MacAddress, NodeId, Protocol, ReturnMode, ServiceId, TaskId,
+};
+
+/// Everything that a datapath must establish.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Addresses and ports that are answered.
+    pub frontends: BTreeSet<Frontend>,
+    /// The services behind them, by the protocol and published port that name them.
+    pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// Every backend, active or draining.
+    pub backends: BTreeMap<BackendKey, Backend>,
+    /// Peer nodes: the only addresses encapsulated packets are accepted from or sent to.
+    pub peers: BTreeMap<Ipv4Addr, Option<NextHop>>,
+    /// Interfaces on which traffic from outside arrives.
+    pub uplinks: BTreeMap<String, HostInterface>,
+    /// Host ends of containers' veths, where replies of local backends are caught, and what containers send
+    /// to the node's published ports.
+    pub container_interfaces: BTreeSet<u32>,
+    /// Node-wide settings.
+    pub settings: Settings,
+}
+
+/// Node-wide settings of the data path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// This node's address as its peers know it; unspecified until known.
+    pub node_address: Option<Ipv4Addr>,
+    /// Geneve virtual network identifier (24 bits), the same on every node of a cluster.
+    pub vni: u32,
+    /// How replies of remote backends travel.
+    pub return_mode: ReturnMode,
+    /// The device whose egress carries local processes' connections; `None` until it exists.
+    pub mesh0: Option<HostInterface>,
+}
+
+/// One answered (address, port, protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Frontend {
+    /// A node's address, or the mesh's service address.
+    pub address: Ipv4Addr,
+    /// Which service answers: its protocol and published port.
+    pub service: ServiceKey,
+}
+
+/// A published port is unique in a cluster, so it names its service in the data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Published port, host byte order.
+    pub port: u16,
+}
+
+/// A service as the data path sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceEntry {
+    /// The service's id at its source.
+    pub id: ServiceId,
+    /// The service's name.
+    pub name: String,
+    /// How new flows are spread over its backends.
+    pub balance: Balance,
+    /// Backends that new flows may go to, in the order of rotation.
+    pub active: Vec<BackendKey>,
+}
+
+/// A backend's cluster-wide name: the task's ingress address, for one published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BackendKey {
+    /// The published port it serves.
+    pub service: ServiceKey,
+    /// The task's address on the ingress network.
+    pub address: Ipv4Addr,
+}
+
+/// One replica behind one published port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// The task.
+    pub task: TaskId,
+    /// The task's name, e.g. `web.3`.
+    pub task_name: String,
+    /// The slot of a replicated service's task.
+    pub slot: Option<u64>,
+    /// The node it runs on.
+    pub node: NodeId,
+    /// That node's host name.
+    pub node_name: String,
+    /// The port inside the container, host byte order.
+    pub target_port: u16,
+    /// Where its packets go.
+    pub location: Location,
+    /// Whether new flows may choose it.
+    pub state: BackendState,
+    /// Share of new flows relative to the service's other backends; 0 while draining.
+    pub weight: u32,
+}
+
+/// Where a backend's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Location {
+    /// A container of this node.
+    Local(Container),
+    /// Another node, at this address.
+    Remote(Ipv4Addr),
+}
+
+/// Whether new flows may choose a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Gets new flows.
+    Active,
+    /// Keeps its flows, gets no new ones.
+    Draining,
+}
+
+impl BackendState {
+    /// Every state, in the order that metrics list them.
+    pub const ALL: [Self; 2] = [Self::Active, Self::Draining];
+
+    /// The name in metrics, columns and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// How frames reach a peer node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// Interface the route leaves by.
+    pub interface: u32,
+    /// That interface's MAC address.
+    pub source_mac: MacAddress,
+    /// MAC address of the peer, or of the router on the way.
+    pub destination_mac: MacAddress,
+}
