@@ -1,4 +1,4 @@
-//! Who may do what: whoever can open the Unix socket may do all, others need a bearer token with the scope.
+//! Who may do what: callers on the Unix socket may do everything, others need a bearer token with the scope.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use zeroize::Zeroizing;
 
 use super::{Api, caller::Caller, credentials::authenticate, error::ApiError, types::Scope};
 
-/// How often a token is looked at again that has a stream open.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the token of an open stream is checked again.
+const RECHECK: Duration = Duration::from_secs(1);
 
-/// How callers of a listener are known.
+/// How the callers of a listener are authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// By having come this far: a Unix socket that only root may open, or another agent whose certificate
-    /// was verified. They may do everything.
+    /// By the listener itself: a Unix socket that only root can open, or TLS with the verified certificate of
+    /// another agent. They may do everything.
     Trusted,
-    /// By a bearer token, which says what they may do.
+    /// By a bearer token, whose scopes say what they may do.
     Tokens,
 }
 
-/// Lets a request in, or not.
+/// Authenticates the caller and checks that it has the scope that the operation needs.
 pub(super) async fn admit(
     api: &Api,
     access: Access,
@@ -45,11 +45,11 @@ pub(super) async fn admit(
     }
     Err(ApiError::new(
         StatusCode::FORBIDDEN,
-        format!("the token does not allow this: it needs the scope {needed}"),
+        format!("the token does not have the scope {needed}, which this operation needs"),
     ))
 }
 
-/// The token that a request was let in by, if it was one.
+/// The token that a request was authenticated by, if it was.
 pub(super) fn token(access: Access, headers: &HeaderMap) -> Option<Zeroizing<String>> {
     match access {
         Access::Trusted => None,
@@ -57,22 +57,23 @@ pub(super) fn token(access: Access, headers: &HeaderMap) -> Option<Zeroizing<Str
     }
 }
 
-/// Ends a stream soon after the token that opened it; other answers are not changed.
+/// Ends a streamed response soon after the token that opened it becomes invalid. Other responses are
+/// unchanged.
 pub(super) fn while_valid(api: &Api, token: Zeroizing<String>, response: Response) -> Response {
     let (parts, body) = response.into_parts();
-    // What is not a stream is whole already.
+    // A body of known size is not a stream.
     if body.size_hint().exact().is_some() {
         return Response::from_parts(parts, body);
     }
-    // A stream must not keep what it comes from.
+    // A stream must not keep the API alive.
     let api = api.downgrade();
     let ended = Box::pin(async move {
         loop {
-            sleep(LOOK).await;
+            sleep(RECHECK).await;
             let Some(api) = api.upgrade() else {
                 return;
             };
-            // A store that is away takes nothing from anybody.
+            // While the store is unavailable, streams stay open.
             if let Err(error) = authenticate(&api, &token).await
                 && error.status() == StatusCode::UNAUTHORIZED
             {
@@ -94,7 +95,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or_else(|| {
             ApiError::new(
                 StatusCode::UNAUTHORIZED,
-                "a token is needed: send Authorization: Bearer <token> (meshctl token create makes one)",
+                "a token is required: send Authorization: Bearer <token> (create one with meshctl token create)",
             )
         })
 }

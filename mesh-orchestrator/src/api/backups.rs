@@ -1,4 +1,4 @@
-//! Backups in this node's folder: made, listed, read through, restored.
+//! Backups in this node's directory: list, create, inspect, restore.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ use crate::{
     store::Key,
 };
 
-/// Most services of a backup that are named.
+/// Maximum number of services that are listed for a backup.
 const MAX_SERVICES: usize = 10_000;
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
@@ -25,7 +25,7 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
     let views = blocking(move || {
         let mut views = Vec::new();
         for name in backups::list(&folder)? {
-            // One that the schedule removes meanwhile is not listed.
+            // Skip a backup that the schedule has just removed.
             if let Ok(file) = std::fs::metadata(folder.join(name.to_string())) {
                 views.push(view(name, file.len()));
             }
@@ -62,20 +62,20 @@ pub(super) async fn restore(call: Call) -> Result<Response, ApiError> {
     let services = call.api.cluster().read(|state| state.services().len());
     if services > 0 && !replace {
         return Err(ApiError::conflict(format!(
-            "the store has {services} services, which a restore would replace by the backup's: say so with \
+            "restoring would replace the {services} services in the store by those of the backup: confirm with \
              {{\"replace\": true}} (meshctl backup restore --replace)"
         )));
     }
-    // Read first: what is in the store goes only for a backup that is whole.
+    // Read the whole backup first, so that only an intact one replaces the content of the store.
     let reading = path.clone();
     let (info, content) = blocking(move || read(reading)).await?;
-    // Even an empty cluster has its nodes in the store, and the name of its key.
+    // Even without services the store contains the nodes and the name of the key.
     call.api.cluster().restore(&path, RestoreInto::Replace).await?;
-    tracing::info!(backup = %name, by = call.caller.name(), "a backup was restored");
+    tracing::info!(backup = %name, by = call.caller.name(), "restored a backup");
     ok(&detail(name, info, content))
 }
 
-/// A name of ours, so that it leads to no other folder.
+/// Parses the name, so that it cannot refer to a file outside the directory.
 fn name(call: &Call) -> Result<BackupName, ApiError> {
     let text = call.segment("backup");
     text.parse()
@@ -87,7 +87,7 @@ fn path(api: &Api, name: BackupName) -> PathBuf {
 }
 
 fn read(path: PathBuf) -> Result<(BackupInfo, BackupContent), BackupError> {
-    /// What of a stored service is wanted here.
+    /// The part of a stored service that is needed here.
     #[derive(Deserialize)]
     struct Stored {
         value: Service,
@@ -142,7 +142,7 @@ fn detail(name: BackupName, info: BackupInfo, content: BackupContent) -> BackupD
     }
 }
 
-/// Files are read where the runtime's threads do not wait for them.
+/// Reads files off the runtime's threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BackupError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -150,7 +150,7 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(error) => Err(ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            format!("reading a backup was cut short: {error}"),
+            format!("reading a backup failed before it finished: {error}"),
         )),
     }
 }

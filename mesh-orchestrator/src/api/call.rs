@@ -1,5 +1,5 @@
-//! A request that was let in: who asks, the path's segments, the query's arguments, the body; all of it
-//! bounded, and refused with the API's own errors.
+//! An authorized request: the caller, the path's segments, the query's arguments and the body, all of bounded
+//! size.
 
 use axum::{
     body::{Body as HttpBody, Bytes, to_bytes},
@@ -20,7 +20,7 @@ use crate::{
     store::revisions::{Author, RevisionId},
 };
 
-/// A request that was let in. Not to be printed: headers and body may be secret.
+/// An authorized request. Not `Debug`, because headers and body may contain secrets.
 pub(super) struct Call {
     pub(super) api: Api,
     pub(super) caller: Caller,
@@ -31,7 +31,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Reads a request, as far as its operation takes it.
+    /// Reads the parts of a request that its operation takes.
     pub(super) async fn read(
         api: Api,
         caller: Caller,
@@ -47,7 +47,7 @@ impl Call {
             Body::Json { limit, optional, .. } => (limit, optional),
         };
         let body = match input.body {
-            // What nobody reads is not waited for.
+            // Do not wait for a body that is not read.
             Body::None => Bytes::new(),
             Body::Ignored { .. } | Body::Json { .. } => to_bytes(body, limit).await.map_err(|error| {
                 if std::error::Error::source(&error)
@@ -55,7 +55,7 @@ impl Call {
                 {
                     too_large(limit)
                 } else {
-                    ApiError::bad_request("the request's body was cut off: send it again")
+                    ApiError::bad_request("the request body was cut off: send the request again")
                 }
             })?,
         };
@@ -65,8 +65,8 @@ impl Call {
         if input.precondition == Precondition::Required && !parts.headers.contains_key(header::IF_MATCH) {
             return Err(ApiError::new(
                 StatusCode::PRECONDITION_REQUIRED,
-                "which revision was read must be named, so that nobody else's change is lost: send If-Match with \
-                 the ETag of the answer that was read",
+                "the header If-Match is missing: send the ETag of the service that was read, so that no other change is \
+                 overwritten",
             )
             .about("If-Match", Value::Null));
         }
@@ -96,7 +96,7 @@ impl Call {
         self.arguments(name).next()
     }
 
-    /// A query argument that may be given several times.
+    /// All values of a query argument that may be repeated.
     pub(super) fn arguments(&self, name: &str) -> impl Iterator<Item = &str> {
         self.arguments
             .iter()
@@ -104,7 +104,7 @@ impl Call {
             .map(|(_, value)| value.as_str())
     }
 
-    /// A query argument that is a switch: `follow`, `follow=true`, `follow=1`.
+    /// A boolean query argument: `follow`, `follow=true`, `follow=1`.
     pub(super) fn switch(&self, name: &str) -> Result<bool, ApiError> {
         match self.argument(name) {
             None | Some("false" | "0") => Ok(false),
@@ -113,7 +113,7 @@ impl Call {
         }
     }
 
-    /// A query argument that is a number.
+    /// A numeric query argument.
     pub(super) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         self.argument(name)
             .map(|text| {
@@ -123,7 +123,7 @@ impl Call {
             .transpose()
     }
 
-    /// The header of a name, if it is text.
+    /// A header, if it is present and text.
     pub(super) fn header(&self, name: &header::HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -133,13 +133,13 @@ impl Call {
         &self.body
     }
 
-    /// The body as JSON of a kind.
+    /// Parses the body as JSON.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         let body: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
         Ok(read_json(body, "request")?)
     }
 
-    /// The revision in `If-Match`: `None` without the header, or if any will do.
+    /// The revision in `If-Match`; `None` without the header, or for `*`.
     pub(super) fn if_match(&self) -> Result<Option<RevisionId>, ApiError> {
         let Some(value) = self.headers.get(header::IF_MATCH) else {
             return Ok(None);
@@ -148,7 +148,7 @@ impl Call {
         if text == "*" {
             return Ok(None);
         }
-        // Quoted, as HTTP has it; bare as people type it.
+        // Quoted as HTTP demands, or unquoted as people type it.
         let bare = text
             .strip_prefix('"')
             .and_then(|rest| rest.strip_suffix('"'))
@@ -158,7 +158,7 @@ impl Call {
             .map_err(|_| ApiError::invalid("If-Match", text, "one revision such as \"3-9f2c04ab\", or *"))
     }
 
-    /// Who makes the change, now.
+    /// The author of a change by the caller, now.
     pub(super) fn author(&self, action: impl Into<String>) -> Author {
         self.api.cluster().author(self.caller.name(), action)
     }
@@ -167,11 +167,11 @@ impl Call {
 fn too_large(limit: usize) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
-        format!("the request's body is too large: at most {limit} bytes are allowed here"),
+        format!("the request body is too large: at most {limit} bytes are allowed"),
     )
 }
 
-/// The query's arguments, if the operation knows them all.
+/// The query's arguments, all of which the operation must know.
 fn arguments(input: &Input, query: &str) -> Result<Vec<(String, String)>, ApiError> {
     let mut arguments: Vec<(String, String)> = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -182,13 +182,17 @@ fn arguments(input: &Input, query: &str) -> Result<Vec<(String, String)>, ApiErr
                 .unwrap_or_default();
             let known: Vec<&str> = names().collect();
             return Err(
-                ApiError::bad_request(format!("unknown argument {name:?} in the query{hint}"))
+                ApiError::bad_request(format!("unknown query argument {name:?}{hint}"))
                     .about(name.into_owned(), value.into_owned())
                     .allowing(known.join(", ")),
             );
         };
         if !known.repeats && arguments.iter().any(|(other, _)| *other == name) {
-            return Err(ApiError::invalid(known.name, value.into_owned(), "it once only"));
+            return Err(ApiError::invalid(
+                known.name,
+                value.into_owned(),
+                "given only once",
+            ));
         }
         arguments.push((name.into_owned(), value.into_owned()));
     }

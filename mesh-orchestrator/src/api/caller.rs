@@ -2,24 +2,24 @@
 
 use super::types::Scope;
 
-/// Who asks.
+/// Who makes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
     /// The machine's administrator, or a verified agent.
     Administrator,
-    /// Whoever has a token.
+    /// The holder of a token.
     Token {
         /// Its name.
         name: String,
         /// What it allows.
         scopes: Vec<Scope>,
     },
-    /// Nobody in particular.
+    /// An unknown caller, of an operation that needs no scope.
     Anyone,
 }
 
 impl Caller {
-    /// As histories name it.
+    /// The caller's name in histories.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Administrator => "root".to_owned(),
@@ -28,7 +28,7 @@ impl Caller {
         }
     }
 
-    /// Whether it may do what needs a scope.
+    /// Whether the caller has a scope.
     pub(super) fn may(&self, needed: Scope) -> bool {
         match self {
             Self::Administrator => true,

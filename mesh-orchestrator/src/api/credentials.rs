@@ -1,4 +1,5 @@
-//! Secrets that callers present, of which only hashes are stored: tokens in `/tokens/<name>`, webhooks' URLs.
+//! Secrets that callers present. The store has only their hashes: of tokens at `/tokens/<name>`, of webhooks'
+//! URLs as keys.
 
 use axum::http::StatusCode;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -13,10 +14,10 @@ use crate::{
     store::{InvalidKey, Key},
 };
 
-/// What every token begins with, so that one that was published by mistake is found.
+/// Prefix of all tokens, by which scanners can find leaked ones.
 pub(super) const MARK: &str = "mesh_";
 
-/// Random bytes of a secret.
+/// Number of random bytes in a secret.
 const SECRET_BYTES: usize = 32;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,23 +27,23 @@ pub(super) struct Credential {
     pub(super) created_at: Timestamp,
     #[serde(default)]
     pub(super) expires_at: Option<Timestamp>,
-    /// SHA-256 of the whole token. It is random, so that nothing slower is needed.
+    /// SHA-256 of the whole token. As tokens are random, no slower hash is needed.
     pub(super) sha256: String,
 }
 
-/// A new secret: 256 random bits, in letters that URLs and headers take.
+/// A new secret: 256 random bits, encoded for URLs and headers.
 pub(super) fn new_secret() -> Result<Zeroizing<String>, ApiError> {
     let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
     getrandom::fill(bytes.as_mut_slice()).map_err(|error| {
         ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("the kernel gives no random numbers, and without them nothing is secret: {error}"),
+            format!("could not create a secret, because the kernel provides no random numbers: {error}"),
         )
     })?;
     Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice())))
 }
 
-/// What is stored of a secret, or looked it up by.
+/// The hash of a secret, by which it is stored and looked up.
 pub(super) fn fingerprint(secret: &str) -> String {
     Sha256::digest(secret.as_bytes())
         .iter()
@@ -50,13 +51,13 @@ pub(super) fn fingerprint(secret: &str) -> String {
         .collect()
 }
 
-/// Who has a token.
+/// The caller that a token belongs to.
 pub(super) async fn authenticate(api: &Api, token: &str) -> Result<Caller, ApiError> {
-    // One answer for all that can be wrong: it tells nobody which names there are.
+    // The same answer for all failures, so that it does not reveal which names exist.
     let refused = || {
         ApiError::new(
             StatusCode::UNAUTHORIZED,
-            "the token is not known, or has expired: meshctl token create makes another",
+            "the token is unknown or has expired: create another one with meshctl token create",
         )
     };
     let (name, _) = token

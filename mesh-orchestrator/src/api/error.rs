@@ -1,4 +1,4 @@
-//! How failures become answers: status, body and headers. Imports every error that a handler can meet.
+//! Turns errors into answers: status, body and headers. Imports every error that a handler can return.
 
 use std::error::Error;
 
@@ -24,15 +24,15 @@ use crate::{
     },
 };
 
-/// A request that does not succeed.
+/// The failure of a request.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
-    // Boxed: most results are successes, and carry it along.
+    // Boxed, to keep results small: most are successes.
     detail: Box<ErrorDetail>,
-    /// Seconds after which it is worth another try.
+    /// Seconds after which the client may try again.
     retry_after: Option<u64>,
-    /// What is current, where the request has named something else.
+    /// The current revision, if the request named another one.
     current: Option<RevisionId>,
 }
 
@@ -49,7 +49,7 @@ impl ApiError {
         }
     }
 
-    /// From an error that says all itself.
+    /// From an error and its sources.
     pub(super) fn caused(status: StatusCode, error: &dyn Error) -> Self {
         Self::new(status, error_chain(error))
     }
@@ -66,14 +66,14 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, message)
     }
 
-    /// A field of the request has a value that it cannot have.
+    /// An invalid value of a field; `allowed` completes the sentence "must be …".
     pub(super) fn invalid(
         field: impl Into<String>,
         value: impl Into<Value>,
         allowed: impl Into<String>,
     ) -> Self {
         let (field, value, allowed) = (field.into(), value.into(), allowed.into());
-        Self::bad_request(format!("{field}: {value} is not possible: use {allowed}"))
+        Self::bad_request(format!("{field}: {value} is invalid: must be {allowed}"))
             .about(field, value)
             .allowing(allowed)
     }
@@ -107,7 +107,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(message = self.detail.message, "could not answer a request");
+            tracing::error!(message = self.detail.message, "a request failed");
         }
         let answer = ErrorAnswer { error: *self.detail };
         let mut response = (self.status, Json(answer)).into_response();
@@ -125,7 +125,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A revision as `ETag` has it.
+/// A revision in the form of an `ETag`.
 pub(super) fn entity_tag(revision: &RevisionId) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("\"{revision}\"")).ok()
 }
@@ -141,12 +141,12 @@ impl From<SpecError> for ApiError {
             } => Self::bad_request(message).about(field, value).allowing(allowed),
             SpecError::UnknownField { path, field, nearest } => {
                 let whole = ["specification", "request"].contains(&path.as_str());
-                let place = if whole {
+                let field_path = if whole {
                     field.clone()
                 } else {
                     format!("{path}.{field}")
                 };
-                let error = Self::bad_request(message).about(place, Value::Null);
+                let error = Self::bad_request(message).about(field_path, Value::Null);
                 match nearest {
                     Some(nearest) => error.allowing(nearest),
                     None => error,
@@ -165,7 +165,7 @@ impl From<CommandError> for ApiError {
         match error {
             CommandError::Spec(error) => {
                 let mut answer = Self::from(error);
-                // Whoever has the port, it is not the specification alone that is wrong.
+                // The specification is valid, but another service has the port.
                 if answer
                     .detail
                     .field
@@ -232,7 +232,7 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Conflict { .. } => Self::conflict(message),
             StoreError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
-            // And whatever else a store may say one day.
+            // Including errors of future stores.
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }

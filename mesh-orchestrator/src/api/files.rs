@@ -1,5 +1,5 @@
-//! Secrets and configs: kept encrypted by the vault, removed only when no service uses them. What is in a
-//! secret is never answered.
+//! Secrets and configs: stored encrypted in the vault, and removed only when no service uses them. No answer
+//! contains the data of a secret.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::{
     spec::{FileReference, ServiceSpec, SpecError, name::check_name},
 };
 
-/// Most bytes of a request that makes a secret or a config: the largest one in base64, and its labels.
+/// Maximum size of a request that creates a secret or config: the largest one in base64, with its labels.
 pub(super) const MAX_BODY_BYTES: usize = 2 << 20;
 
 pub(super) async fn list_secrets(call: Call) -> Result<Response, ApiError> {
@@ -79,12 +79,12 @@ async fn create(
     data: &Confidential,
 ) -> Result<Record, ApiError> {
     check_name("name", name)?;
-    // Where it is wrong would tell what is there.
+    // The decoder's error is not passed on: it would reveal part of the data.
     let bytes = STANDARD
         .decode(data.expose())
         .map_err(|_| SpecError::invalid("data", "", "base64 (RFC 4648, with padding)"))?;
     if bytes.is_empty() {
-        return Err(SpecError::invalid("data", "", "at least one byte, in base64").into());
+        return Err(SpecError::invalid("data", "", "base64 of at least one byte").into());
     }
     let value = Plaintext::new(bytes);
     let now = call.api.cluster().clock().now();
@@ -115,7 +115,7 @@ async fn remove(call: &Call, kind: Kind, segment: &str) -> Result<Response, ApiE
     no_content()
 }
 
-/// By name, or by what answers call its id.
+/// Finds one by its name, or by a prefix of the id in answers.
 async fn find(call: &Call, kind: Kind, segment: &str) -> Result<Record, ApiError> {
     let reference = call.segment(segment);
     match call.api.vault().inspect(kind, reference).await {
@@ -125,7 +125,7 @@ async fn find(call: &Call, kind: Kind, segment: &str) -> Result<Record, ApiError
             match (found.pop(), found.is_empty()) {
                 (Some(record), true) => Ok(record),
                 (Some(_), false) => Err(ApiError::bad_request(format!(
-                    "{reference} can be any of several {kind}s: use more of the id"
+                    "{reference} matches several {kind}s: use a longer prefix of the id"
                 ))),
                 (None, _) => Err(missing.into()),
             }
@@ -134,13 +134,14 @@ async fn find(call: &Call, kind: Kind, segment: &str) -> Result<Record, ApiError
     }
 }
 
-/// Docker's users expect an id; the vault has names. This one is of name and time of making.
+/// Docker's users expect an id, but the vault has only names. This one is derived from name and creation
+/// time.
 fn id(kind: Kind, record: &Record) -> String {
     let seed = u128::from(record.created_at.0);
     TaskId::derive(seed, &[kind.segment(), &record.name]).to_string()
 }
 
-/// The names of the services that use one.
+/// The names of the services that use a secret or config.
 fn users(api: &Api, kind: Kind, name: &str) -> Vec<String> {
     let uses = |service: &Service| {
         references(&service.spec, kind)
@@ -170,7 +171,7 @@ fn references(spec: &ServiceSpec, kind: Kind) -> &[FileReference] {
     }
 }
 
-/// Whether all secrets and configs that a specification names are there.
+/// Checks that all secrets and configs that a specification refers to exist.
 pub(super) async fn check_references(api: &Api, spec: &ServiceSpec) -> Result<(), ApiError> {
     for (kind, field) in [(Kind::Secret, "secrets"), (Kind::Config, "configs")] {
         for (index, file) in references(spec, kind).iter().enumerate() {
@@ -180,7 +181,7 @@ pub(super) async fn check_references(api: &Api, spec: &ServiceSpec) -> Result<()
                     return Err(SpecError::invalid(
                         format!("task_template.container_spec.{field}[{index}].source"),
                         &file.source,
-                        format!("the name of a {kind} that there is, or make this one first"),
+                        format!("the name of an existing {kind}: create it first"),
                     )
                     .into());
                 }

@@ -1,4 +1,4 @@
-//! The API of one node: what its handlers work on.
+//! The handle on the API of one node, through which handlers reach the cluster, the vault and the store.
 
 use std::{
     fmt,
@@ -19,37 +19,37 @@ use super::{
 };
 use crate::{cluster::Cluster, objects::NodeId, secrets::Vault, store::Store};
 
-/// Calls of one webhook that are let through at once.
+/// How many calls of one webhook are accepted in a burst.
 const WEBHOOK_BURST: u32 = 6;
 
-/// The time after which a webhook may be called once more.
+/// The interval at which one more call of a webhook is accepted.
 const WEBHOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Streams of events and logs at a time.
+/// Maximum number of open streams of events and logs.
 const STREAMS: usize = 64;
 
-/// What the API is made of.
+/// What the API works on.
 #[derive(Debug)]
 pub struct Parts {
     /// The cluster's objects.
     pub cluster: Cluster,
-    /// What is kept encrypted.
+    /// Secrets, configs, credentials and webhooks.
     pub vault: Arc<Vault>,
     /// This node.
     pub node: NodeId,
-    /// The folder of this node's backups.
+    /// The directory of this node's backups.
     pub backups: PathBuf,
-    /// What webhooks' URLs begin with: `https://node1.example.com:9470`. They are paths without it.
+    /// The base of webhooks' URLs: `https://node1.example.com:9470`. Without it they are shown as paths.
     pub public_url: Option<String>,
-    /// This node's logs.
+    /// Reads the logs of this node's tasks.
     pub logs: Arc<dyn Logs>,
-    /// The other nodes' logs.
+    /// Reads logs from other nodes.
     pub peers: Arc<dyn Peers>,
-    /// What tags mean.
+    /// Resolves tags to digests.
     pub images: Arc<dyn ImageResolver>,
 }
 
-/// The API of one node; clones are handles on the same one.
+/// The API of one node; clones share it.
 #[derive(Clone)]
 pub struct Api {
     inner: Arc<Inner>,
@@ -83,7 +83,7 @@ impl fmt::Debug for Api {
 }
 
 impl Api {
-    /// Puts the API together; begins to remember events. Call it inside a tokio runtime.
+    /// Creates the API and starts to collect events. Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self {
@@ -145,12 +145,12 @@ impl Api {
         &self.inner.webhook_limit
     }
 
-    /// Room for one more stream, as long as it is kept.
+    /// A permit for one more stream, to be held as long as the stream is open.
     pub(super) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.inner.streams).try_acquire_owned().map_err(|_| {
             ApiError::new(
                 StatusCode::TOO_MANY_REQUESTS,
-                format!("{STREAMS} streams of events and logs are open on this node already: close one"),
+                format!("{STREAMS} streams of events and logs are already open on this node: close one"),
             )
             .retry_after(5)
         })

@@ -1,4 +1,4 @@
-//! A service's past: who changed it when, what it was, what differs, and the way back.
+//! A service's history: its revisions and their authors, differences between them, and rollbacks.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(super) async fn history(call: Call) -> Result<Response, ApiError> {
                 .map(|call| (call.at, HistoryEntry::Webhook(call))),
         )
         .collect();
-    // Stable: revisions of one moment stay in their order.
+    // The sort is stable: revisions with the same time keep their order.
     entries.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
     let entries: Vec<HistoryEntry> = entries.into_iter().map(|(_, entry)| entry).collect();
     ok(&entries)
@@ -52,7 +52,7 @@ pub(super) async fn revision(call: Call) -> Result<Response, ApiError> {
     tagged(StatusCode::OK, &revised.revision, &view)
 }
 
-/// What differs between two revisions' specifications; without arguments, what the last change has changed.
+/// The differences between the specifications of two revisions; without arguments, those of the last change.
 pub(super) async fn difference(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?.id.clone();
     let history = call.api.cluster().history(&id).await?;
@@ -63,9 +63,9 @@ pub(super) async fn difference(call: Call) -> Result<Response, ApiError> {
     };
     let from = match call.argument("from") {
         Some(text) => number("from", text)?,
-        None => numbers.find(|number| *number < to).ok_or_else(|| {
-            ApiError::conflict(format!("no revision before {to} is kept to compare it with"))
-        })?,
+        None => numbers
+            .find(|number| *number < to)
+            .ok_or_else(|| ApiError::conflict(format!("no revision before {to} is kept to compare with")))?,
     };
     ok(&call.api.cluster().diff(&id, from, to).await?)
 }
@@ -83,7 +83,7 @@ pub(super) async fn roll_back(call: Call) -> Result<Response, ApiError> {
 }
 
 fn number(field: &str, text: &str) -> Result<u64, ApiError> {
-    // `3-9f2c04ab` is what answers call it.
+    // Answers show it as `3-9f2c04ab`.
     let number = text.split_once('-').map_or(text, |(number, _)| number);
     number
         .parse()

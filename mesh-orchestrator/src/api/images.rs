@@ -1,4 +1,4 @@
-//! Which image a tag means right now: the seam to whoever can ask registries.
+//! Resolves the tags of images. The agent, which can query registries, implements the trait.
 
 use std::fmt;
 
@@ -6,27 +6,27 @@ use async_trait::async_trait;
 
 use crate::store::Source;
 
-/// Why nobody knows what a tag means.
+/// Why a tag could not be resolved.
 #[derive(Debug, thiserror::Error)]
-#[error("could not find out which image {image} is")]
+#[error("could not resolve the image {image}")]
 pub struct ResolveError {
-    /// The image that was asked for.
+    /// The image reference.
     pub image: String,
     /// Why.
     pub source: Source,
 }
 
-/// Asks registries, with the credentials that are stored for them.
+/// Queries registries, with the credentials that are stored for them.
 #[async_trait]
 pub trait ImageResolver: fmt::Debug + Send + Sync + 'static {
-    /// The digest (`sha256:…`) of what an image reference with a tag means now.
+    /// The digest (`sha256:…`) that an image reference with a tag currently refers to.
     ///
     /// # Errors
-    /// When the registry cannot be asked, does not know the image, or does not let us in.
+    /// If the registry does not answer, does not know the image, or refuses access.
     async fn digest(&self, image: &str) -> Result<String, ResolveError>;
 }
 
-/// An image reference without its digest; `None` if it has no tag, so that there is nothing to look up anew.
+/// An image reference without its digest; `None` if it has a digest but no tag that could be resolved again.
 pub(super) fn tagged(image: &str) -> Option<&str> {
     let Some((tagged, _)) = image.split_once('@') else {
         return Some(image);
@@ -35,7 +35,7 @@ pub(super) fn tagged(image: &str) -> Option<&str> {
     name.contains(':').then_some(tagged)
 }
 
-/// Whether a text is a digest that images can be named by.
+/// Whether a text is the digest of an image.
 pub(super) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|digits| {
         digits.len() == 64
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_tag_can_be_looked_up_anew() {
+    fn only_a_reference_with_a_tag_can_be_resolved_again() {
         let digest = format!("sha256:{}", "0a".repeat(32));
         assert!(is_digest(&digest) && !is_digest("sha256:0a") && !is_digest("latest"));
         for (image, expected) in [

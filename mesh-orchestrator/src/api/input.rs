@@ -1,11 +1,11 @@
-//! What an operation takes beside its path: query arguments, a precondition, a body.
+//! The input of an operation besides its path: query arguments, a precondition, a body.
 
 use schemars::{Schema, SchemaGenerator};
 
-/// How a type describes itself in the OpenAPI document.
+/// Generates a type's schema for the OpenAPI document.
 pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// What an operation takes.
+/// The input of an operation.
 #[derive(Clone, Copy)]
 pub(super) struct Input {
     pub(super) arguments: &'static [Argument],
@@ -43,22 +43,22 @@ impl Argument {
 /// Whether the request names the revision that it was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Precondition {
-    /// There is no revision.
+    /// No.
     None,
-    /// It may, in `If-Match`.
+    /// It may do so in `If-Match`.
     Optional,
-    /// It must, in `If-Match`.
+    /// It must do so in `If-Match`.
     Required,
 }
 
-/// What a request carries.
+/// The body of a request.
 #[derive(Clone, Copy)]
 pub(super) enum Body {
-    /// Nothing.
+    /// No body.
     None,
-    /// Anything, which is not looked at.
+    /// Any body, which is ignored.
     Ignored { limit: usize },
-    /// JSON; nothing at all stands for `{}` where it is optional.
+    /// JSON; where it is optional, an empty body means `{}`.
     Json {
         schema: SchemaOf,
         content_type: &'static str,

@@ -1,4 +1,4 @@
-//! How much callers may ask for: token buckets by key. Pure: the time is passed in.
+//! Rate limits: a token bucket for each key. Pure: the time is passed in.
 
 use std::{
     collections::HashMap,
@@ -6,15 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So many buckets are kept before those that are full again are forgotten.
-const CROWD: usize = 1024;
+/// Number of buckets from which on full ones are removed.
+const MAX_BUCKETS: usize = 1024;
 
-/// A bucket for each key: so many calls at once, and then one in each interval.
+/// A bucket for each key: allows a burst of calls, then one call per interval.
 #[derive(Debug)]
 pub(super) struct RateLimit {
     burst: u32,
     interval: Duration,
-    /// When each bucket will be full again.
+    /// When each bucket is full again.
     full_at: Mutex<HashMap<String, Instant>>,
 }
 
@@ -27,13 +27,13 @@ impl RateLimit {
         }
     }
 
-    /// Takes one call out of a bucket.
+    /// Takes one call from a bucket.
     ///
     /// # Errors
-    /// If it is empty: the time until there is one again.
+    /// If it is empty: the time until the next call is allowed.
     pub(super) fn take(&self, key: &str, now: Instant) -> Result<(), Duration> {
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if full_at.len() >= CROWD {
+        if full_at.len() >= MAX_BUCKETS {
             full_at.retain(|_, at| *at > now);
         }
         let at = full_at.get(key).copied().map_or(now, |at| at.max(now));
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_let_through_and_then_one_in_each_interval() {
+    fn a_burst_is_allowed_and_then_one_call_per_interval() {
         let limit = RateLimit::new(3, Duration::from_secs(10));
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
@@ -71,10 +71,10 @@ mod tests {
     }
 
     #[test]
-    fn buckets_that_are_full_again_are_forgotten() {
+    fn full_buckets_are_removed() {
         let limit = RateLimit::new(1, Duration::from_secs(1));
         let start = Instant::now();
-        for key in 0..CROWD {
+        for key in 0..MAX_BUCKETS {
             limit.take(&key.to_string(), start).unwrap();
         }
         limit.take("last", start + Duration::from_secs(2)).unwrap();

@@ -1,4 +1,4 @@
-//! How the API reads what tasks have written. The agent implements both traits.
+//! How the API reads the logs of tasks, of this node and of others. The agent implements both traits.
 
 use std::fmt;
 
@@ -11,28 +11,28 @@ use crate::{
     store::Source,
 };
 
-/// What of a task's output is wanted.
+/// Which part of a task's output to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogOptions {
-    /// Go on with what will be written, until the task ends.
+    /// Continue with new output until the task ends.
     pub follow: bool,
-    /// Only so many of the last lines; all if left out.
+    /// Only this number of last lines; all if left out.
     pub tail: Option<u64>,
-    /// Only what was written since.
+    /// Only output since this time.
     pub since: Option<Timestamp>,
 }
 
-/// Whose output is wanted.
+/// Whose output to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
-    /// That of all tasks of a service.
+    /// All tasks of a service.
     Service(ServiceId),
-    /// That of one task.
+    /// One task.
     Task(TaskId),
 }
 
 impl LogTarget {
-    /// Where another node's API has what its own tasks have written: path and query.
+    /// Path and query at which another node's API has the output of its own tasks.
     #[must_use]
     pub fn local_path(&self, options: &LogOptions) -> String {
         let mut path = match self {
@@ -53,18 +53,18 @@ impl LogTarget {
     }
 }
 
-/// One line that a task has written.
+/// One line of a task's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskLine {
-    /// When: RFC 3339 with nine digits of a second, in UTC.
+    /// When it was written: RFC 3339 with nanoseconds, in UTC.
     pub time: String,
-    /// Where to.
+    /// Which stream it was written to.
     pub stream: LogStream,
-    /// The line, without its end.
+    /// The line, without the line break.
     pub line: String,
 }
 
-/// Why a task's output cannot be read.
+/// Why output cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("could not read the logs of {subject}")]
 pub struct LogsError {
@@ -74,13 +74,13 @@ pub struct LogsError {
     pub source: Source,
 }
 
-/// Reads what tasks of this node have written.
+/// Reads the output of tasks on this node.
 #[async_trait]
 pub trait Logs: fmt::Debug + Send + Sync + 'static {
-    /// The lines of one task, in the order of their times. Nothing, if it has no container (yet).
+    /// The lines of one task, ordered by time. None if it has no container yet.
     ///
     /// # Errors
-    /// When the engine cannot be asked, or its log driver cannot read what it has written.
+    /// If the engine does not answer, or its log driver does not support reading.
     async fn lines(
         &self,
         task: &Task,
@@ -88,13 +88,13 @@ pub trait Logs: fmt::Debug + Send + Sync + 'static {
     ) -> Result<BoxStream<'static, Result<TaskLine, LogsError>>, LogsError>;
 }
 
-/// Asks other nodes' agents.
+/// Reads output from the agents of other nodes.
 #[async_trait]
 pub trait Peers: fmt::Debug + Send + Sync + 'static {
-    /// What tasks of another node have written: what its API answers at [`LogTarget::local_path`].
+    /// The output of tasks on another node, which its API serves at [`LogTarget::local_path`].
     ///
     /// # Errors
-    /// When its agent cannot be asked.
+    /// If its agent does not answer.
     async fn lines(
         &self,
         node: &Node,
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_node_is_asked_for_its_own_part() {
+    fn another_node_is_asked_for_its_own_tasks() {
         let options = LogOptions {
             follow: true,
             tail: Some(3),

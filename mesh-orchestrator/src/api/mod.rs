@@ -1,6 +1,6 @@
 //! The orchestrator's HTTP API, version 1: JSON over a Unix socket or TLS. Depends on the cluster, the vault
-//! and the backups; nothing of ours depends on it. [`types`] is what goes over the wire, for servers and
-//! clients alike.
+//! and the backups; nothing else in this crate depends on it. [`types`] are the types on the wire, for
+//! servers and clients.
 //!
 //! ```text
 //! request ─► router ─► admit (scope) ─► Call (path, query, body: bounded) ─► handler ─► cluster, vault, store
@@ -9,10 +9,10 @@
 //! ```
 //!
 //! Invariants:
-//! - Every operation is in the table, with the scope it needs; there is no other way to the handlers.
-//! - What callers send is bounded: bytes, arguments, streams at a time, calls of a webhook.
-//! - Objects change by `commands` through the cluster, under the revision that the caller has read.
-//! - No secret is in an answer, but for what is answered once when it is made, and webhooks' URLs.
+//! - Every operation is in the table with the scope that it needs; handlers are reachable only through it.
+//! - What callers send is bounded: bytes, arguments, open streams, calls of a webhook.
+//! - Objects change only by `commands` through the cluster, at the revision that the caller has read.
+//! - No answer contains a secret, except a token when it is created, and webhooks' URLs.
 
 mod access;
 mod backups;

@@ -1,4 +1,4 @@
-//! The OpenAPI document, made from the table of operations and the types' own schemas.
+//! The OpenAPI document, generated from the operations and the schemas of their types.
 
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::{
     types::ErrorAnswer,
 };
 
-/// The document for some operations.
+/// The document that describes the operations.
 pub(super) fn describe(operations: &[Operation]) -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
@@ -27,9 +27,9 @@ pub(super) fn describe(operations: &[Operation]) -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {
-            "title": "The orchestrator's API",
+            "title": "Orchestrator API",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Services, tasks and nodes. Times are milliseconds since 1970 unless said otherwise.",
+            "description": "Services, tasks and nodes. Times are milliseconds since 1970 unless stated otherwise.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "paths": paths,
@@ -39,7 +39,7 @@ pub(super) fn describe(operations: &[Operation]) -> Value {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "Not needed on the agent's Unix socket.",
+                    "description": "Not required on the agent's Unix socket.",
                 },
             },
         },
@@ -55,7 +55,7 @@ fn describe_one(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     }
     if operation.answer.tagged {
         success["headers"] = json!({
-            "ETag": {"description": "The service's revision.", "schema": {"type": "string"}},
+            "ETag": {"description": "The revision of the service.", "schema": {"type": "string"}},
         });
     }
     let failure = schemas.subschema_for::<ErrorAnswer>();
@@ -66,7 +66,7 @@ fn describe_one(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
         "responses": {
             operation.answer.status.as_str(): success,
             "default": {
-                "description": "It was not done.",
+                "description": "The request failed.",
                 "content": {"application/json": {"schema": failure}},
             },
         },
@@ -75,7 +75,7 @@ fn describe_one(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
         Body::None => {}
         Body::Ignored { .. } => {
             description["requestBody"] = json!({
-                "description": "Anything; it is not looked at.",
+                "description": "Any body; it is ignored.",
                 "content": {"*/*": {}},
             });
         }
@@ -94,7 +94,7 @@ fn describe_one(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     match operation.needs {
         Some(scope) => {
             description["security"] = json!([{"token": []}]);
-            description["description"] = format!("Needs the scope `{scope}`.").into();
+            description["description"] = format!("Requires the scope `{scope}`.").into();
         }
         None => description["security"] = json!([]),
     }
@@ -130,7 +130,7 @@ fn parameters(operation: &Operation) -> Vec<Value> {
             "name": "If-Match",
             "in": "header",
             "required": operation.input.precondition == Precondition::Required,
-            "description": "The ETag of what was read: nothing is changed if somebody else was faster.",
+            "description": "The ETag that was read: the request fails if the service has changed since.",
             "schema": {"type": "string"},
         })
     });
@@ -139,11 +139,11 @@ fn parameters(operation: &Operation) -> Vec<Value> {
 
 fn segment_meaning(name: &str) -> &'static str {
     match name {
-        "service" | "secret" | "config" => "Its name, its id, or a beginning of its id that no other has.",
-        "node" => "Its host name, its id, or a beginning of its id that no other has.",
-        "task" => "Its id, or a beginning of it that no other has.",
-        "revision" => "A revision's number.",
-        "host" => "The registry's address: `registry.example.com:5000`.",
+        "service" | "secret" | "config" => "Its name, its id, or a unique prefix of its id.",
+        "node" => "Its host name, its id, or a unique prefix of its id.",
+        "task" => "Its id, or a unique prefix of it.",
+        "revision" => "The number of a revision.",
+        "host" => "The address of the registry: `registry.example.com:5000`.",
         _ => "Its name.",
     }
 }

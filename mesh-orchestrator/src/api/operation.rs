@@ -1,5 +1,5 @@
-//! One operation of the API: method, path, who may call it, what goes in and out, and the function that
-//! does it. The router and the OpenAPI document are both made from these, so that they cannot differ.
+//! One operation of the API: method, path, required scope, input, answer and handler. The router and the
+//! OpenAPI document are both generated from these, so that they cannot differ.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::spec::MAX_SPEC_BYTES;
 
-/// How long most operations may take; what they wait for is the store.
+/// How long most operations may take, as they may have to wait for the store.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 type Handler = Arc<dyn Fn(Call) -> BoxFuture<'static, Result<Response, ApiError>> + Send + Sync>;
@@ -28,10 +28,10 @@ type Handler = Arc<dyn Fn(Call) -> BoxFuture<'static, Result<Response, ApiError>
 pub(super) struct Operation {
     pub(super) method: Method,
     pub(super) path: &'static str,
-    /// Its name for clients made from the document.
+    /// Its name in clients that are generated from the document.
     pub(super) id: &'static str,
     pub(super) summary: &'static str,
-    /// What a token must allow; `None` is for everybody.
+    /// The scope that a token must have; `None` if no token is needed.
     pub(super) needs: Option<Scope>,
     pub(super) input: Input,
     pub(super) answer: Answer,
@@ -39,14 +39,14 @@ pub(super) struct Operation {
     pub(super) handler: Handler,
 }
 
-/// What a success carries.
+/// The answer of a successful operation.
 #[derive(Clone, Copy)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) content_type: &'static str,
-    /// Of the whole, or of each line or event of a stream.
+    /// Schema of the whole body, or of each line or event of a stream.
     pub(super) schema: Option<SchemaOf>,
-    /// Whether the `ETag` header names the revision.
+    /// Whether the header `ETag` contains the revision.
     pub(super) tagged: bool,
 }
 
@@ -90,19 +90,19 @@ impl Operation {
         }
     }
 
-    /// For whoever may read these.
+    /// Requires the scope to read a kind of object.
     pub(super) fn reads(mut self, resource: Resource) -> Self {
         self.needs = Some(Scope::Read(resource));
         self
     }
 
-    /// For whoever may change these.
+    /// Requires the scope to change a kind of object.
     pub(super) fn writes(mut self, resource: Resource) -> Self {
         self.needs = Some(Scope::Write(resource));
         self
     }
 
-    /// For everybody.
+    /// Requires no token.
     pub(super) fn open(mut self) -> Self {
         self.needs = None;
         self
@@ -140,7 +140,7 @@ impl Operation {
         self
     }
 
-    /// Nothing at all will do, too.
+    /// Makes the body optional.
     pub(super) fn or_nothing(mut self) -> Self {
         if let Body::Json { optional, .. } = &mut self.input.body {
             *optional = true;
@@ -148,7 +148,7 @@ impl Operation {
         self
     }
 
-    /// Takes so many bytes of JSON.
+    /// Raises the limit of the body, in bytes.
     pub(super) fn up_to(mut self, bytes: usize) -> Self {
         if let Body::Json { limit, .. } = &mut self.input.body {
             *limit = bytes;
@@ -156,7 +156,7 @@ impl Operation {
         self
     }
 
-    /// Takes anything, and does not look at it.
+    /// Accepts any body and ignores it.
     pub(super) fn ignores_body(mut self, limit: usize) -> Self {
         self.input.body = Body::Ignored { limit };
         self
@@ -168,13 +168,13 @@ impl Operation {
         self
     }
 
-    /// Answers with a stream of these.
+    /// Answers with a stream of lines or events.
     pub(super) fn streams<T: JsonSchema>(mut self, content_type: &'static str) -> Self {
         self.answer.content_type = content_type;
         self.answers::<T>(StatusCode::OK)
     }
 
-    /// With an `ETag`.
+    /// Answers with an `ETag`.
     pub(super) fn tagged(mut self) -> Self {
         self.answer.tagged = true;
         self

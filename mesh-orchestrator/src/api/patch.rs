@@ -1,4 +1,4 @@
-//! JSON merge patches (RFC 7396): what is named is replaced, `null` removes, the rest stays. Pure.
+//! JSON merge patches (RFC 7396): named fields are replaced, `null` removes a field, the rest stays. Pure.
 
 use serde_json::{Map, Value};
 

@@ -1,5 +1,4 @@
-//! Small JSON records in the store that are no business of the control loops: tokens, webhooks and their
-//! calls. Depends on the store's trait.
+//! Small JSON records in the store that the control loops do not use: tokens, webhooks and their calls.
 
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::error::ApiError;
 use crate::store::{Entry, Key, PAGE, Prefix, Revision, Store};
 
-/// One record, and when it was last changed.
+/// One record with the revision of its last change.
 pub(super) async fn get<T: DeserializeOwned>(
     store: &Arc<dyn Store>,
     key: &Key,
@@ -20,7 +19,7 @@ pub(super) async fn get<T: DeserializeOwned>(
     }
 }
 
-/// All records below a prefix, in the order of their keys.
+/// All records with a prefix, ordered by key.
 pub(super) async fn list<T: DeserializeOwned>(
     store: &Arc<dyn Store>,
     prefix: &Prefix,
@@ -32,7 +31,7 @@ pub(super) async fn list<T: DeserializeOwned>(
         .collect()
 }
 
-/// What is stored for a record.
+/// The stored form of a record.
 pub(super) fn encode(key: &Key, record: &impl Serialize) -> Result<Vec<u8>, ApiError> {
     serde_json::to_vec(record).map_err(|error| damaged(key, &error))
 }
@@ -41,7 +40,7 @@ fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, ApiError> {
     serde_json::from_slice(&entry.value).map_err(|error| damaged(&entry.key, &error))
 }
 
-/// Where it is wrong is told, never what is there.
+/// Reports where a record is malformed, never its content.
 fn damaged(key: &Key, error: &serde_json::Error) -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,

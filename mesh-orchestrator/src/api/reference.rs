@@ -1,14 +1,14 @@
-//! What users write for an object: its name, its id, or the beginning of its id that no other has. Pure.
+//! Finds the object that a user refers to by its name, its id, or a unique prefix of its id. Pure.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use super::error::ApiError;
 use crate::objects::{Node, Service, State, Task};
 
-/// How many of several candidates an error names.
+/// Maximum number of candidates that an error lists.
 const SHOWN: usize = 5;
 
-/// The service that is meant.
+/// The service with a name, id or unique prefix of an id.
 pub(super) fn service<'a>(state: &'a State, reference: &str) -> Result<&'a Arc<Service>, ApiError> {
     if let Some(service) = state
         .services()
@@ -17,20 +17,20 @@ pub(super) fn service<'a>(state: &'a State, reference: &str) -> Result<&'a Arc<S
     {
         return Ok(service);
     }
-    let found = beginning(state.services(), reference);
+    let found = with_prefix(state.services(), reference);
     one("service", reference, &found, |service| service.id.as_str())
 }
 
-/// The task that is meant.
+/// The task with an id or unique prefix of an id.
 pub(super) fn task<'a>(state: &'a State, reference: &str) -> Result<&'a Task, ApiError> {
     if let Some(task) = state.tasks().get(reference) {
         return Ok(task);
     }
-    let found = beginning(state.tasks(), reference);
+    let found = with_prefix(state.tasks(), reference);
     one("task", reference, &found, |task| task.id.as_str())
 }
 
-/// The node that is meant, also by its host name if no other has it.
+/// The node with an id, unique host name or unique prefix of an id.
 pub(super) fn node<'a>(state: &'a State, reference: &str) -> Result<&'a Node, ApiError> {
     if let Some(node) = state.nodes().get(reference) {
         return Ok(node);
@@ -41,13 +41,13 @@ pub(super) fn node<'a>(state: &'a State, reference: &str) -> Result<&'a Node, Ap
         .filter(|node| node.hostname == reference)
         .collect();
     if found.is_empty() {
-        found = beginning(state.nodes(), reference);
+        found = with_prefix(state.nodes(), reference);
     }
     one("node", reference, &found, |node| node.id.as_str())
 }
 
-/// Those whose id begins so.
-fn beginning<'a, K, V>(objects: &'a BTreeMap<K, V>, reference: &str) -> Vec<&'a V>
+/// The objects whose id starts with a non-empty prefix.
+fn with_prefix<'a, K, V>(objects: &'a BTreeMap<K, V>, reference: &str) -> Vec<&'a V>
 where
     K: Ord + std::borrow::Borrow<str>,
 {
@@ -68,13 +68,13 @@ fn one<'a, T: ?Sized>(
     id: impl Fn(&T) -> &str,
 ) -> Result<&'a T, ApiError> {
     match found {
-        [] => Err(ApiError::not_found(format!("there is no {kind} {reference}")).about(kind, reference)),
+        [] => Err(ApiError::not_found(format!("no such {kind}: {reference}")).about(kind, reference)),
         [found] => Ok(found),
         several => {
             let ids: Vec<&str> = several.iter().take(SHOWN).map(|found| id(found)).collect();
             let more = if several.len() > SHOWN { ", ..." } else { "" };
             Err(ApiError::bad_request(format!(
-                "{reference} can be any of {} {kind}s: {}{more}; use more of the id",
+                "{reference} matches {} {kind}s ({}{more}): use a longer prefix of the id",
                 several.len(),
                 ids.join(", ")
             ))
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_found_by_id_name_or_a_beginning_that_only_it_has() {
+    fn an_object_is_found_by_id_name_or_unique_prefix() {
         let state = state(&[("abc1", "n1"), ("abd2", "n2"), ("xyz", "n2")]);
         let found = |reference: &str| node(&state, reference).map(|node| node.id.clone());
         assert_eq!(found("abc1").unwrap(), NodeId::from("abc1"));

@@ -1,4 +1,5 @@
-//! Credentials for registries: kept encrypted by the vault under the registry's address, never answered.
+//! Credentials for registries: stored encrypted in the vault by the registry's address. No answer contains a
+//! password.
 
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -15,10 +16,10 @@ use crate::{
     spec::SpecError,
 };
 
-/// What people and tools call Docker Hub.
+/// Names of Docker Hub; the first is the one that is stored.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
-/// What the vault keeps for a registry, as JSON.
+/// The credential that the vault stores for a registry, as JSON.
 #[derive(Serialize, Deserialize)]
 struct Credential {
     username: String,
@@ -37,14 +38,19 @@ pub(super) async fn put(call: Call) -> Result<Response, ApiError> {
     let RegistryLogin { username, password } = call.json()?;
     let host = host(call.segment("host"))?;
     if username.is_empty() || username.contains(':') || username.chars().any(char::is_control) {
-        return Err(SpecError::invalid("username", username, "a name without a colon").into());
+        return Err(SpecError::invalid(
+            "username",
+            username,
+            "a non-empty name without colons and control characters",
+        )
+        .into());
     }
     if password.expose().is_empty() {
         return Err(SpecError::invalid("password", "", "a password or an access token").into());
     }
     let credential = Credential { username, password };
     let text = serde_json::to_vec(&credential)
-        .map_err(|_| ApiError::bad_request("the credentials cannot be stored"))?;
+        .map_err(|_| ApiError::bad_request("the credentials cannot be encoded as JSON"))?;
     let now = call.api.cluster().clock().now();
     let vault = call.api.vault();
     vault
@@ -76,7 +82,7 @@ async fn view(api: &Api, record: Record) -> Result<RegistryView, ApiError> {
     })
 }
 
-/// A registry's address as images name it.
+/// A registry's address in the form that image references use.
 fn host(text: &str) -> Result<String, SpecError> {
     let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '-');
     let (name, port) = match text.split_once(':') {
@@ -106,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registry_is_named_as_images_name_it() {
+    fn a_registry_is_stored_by_the_name_in_image_references() {
         for (text, expected) in [
             ("docker.io", "docker.io"),
             ("index.docker.io", "docker.io"),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::{ApiError, entity_tag};
 use crate::store::revisions::RevisionId;
 
-/// A success with JSON.
+/// A JSON answer with the given status.
 pub(super) fn json(status: StatusCode, answer: &impl Serialize) -> Result<Response, ApiError> {
     let text = serde_json::to_vec(answer)
         .map_err(|error| ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, &error))?;
@@ -17,12 +17,12 @@ pub(super) fn json(status: StatusCode, answer: &impl Serialize) -> Result<Respon
     Ok((status, content_type, text).into_response())
 }
 
-/// A success with JSON.
+/// A JSON answer with the status 200.
 pub(super) fn ok(answer: &impl Serialize) -> Result<Response, ApiError> {
     json(StatusCode::OK, answer)
 }
 
-/// The same, and what revision it is of.
+/// A JSON answer with the revision as its `ETag`.
 pub(super) fn tagged(
     status: StatusCode,
     revision: &RevisionId,
@@ -35,7 +35,7 @@ pub(super) fn tagged(
     Ok(response)
 }
 
-/// A success about which there is nothing to say.
+/// An answer without a body.
 pub(super) fn no_content() -> Result<Response, ApiError> {
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -1,4 +1,4 @@
-//! The router, made from the table of operations.
+//! The router, generated from the table of operations.
 
 use std::sync::Arc;
 
@@ -21,12 +21,12 @@ use super::{
 };
 
 impl Api {
-    /// All of the API for one listener.
+    /// The whole API for one listener.
     pub fn router(&self, access: Access) -> Router {
         self.routes(access).fallback(unknown_path)
     }
 
-    /// The API's paths alone, to be merged into a router that has others.
+    /// Only the paths of the API, to be merged into another router.
     pub fn routes(&self, access: Access) -> Router {
         let router = operations().into_iter().fold(Router::new(), |router, operation| {
             let (api, operation) = (self.clone(), Arc::new(operation));
@@ -59,8 +59,8 @@ async fn answer(
     request: Request,
 ) -> Response {
     let handled = async {
-        let segments = segments
-            .map_err(|_| ApiError::bad_request("the path is not UTF-8 where it has percent signs"))?;
+        let segments =
+            segments.map_err(|_| ApiError::bad_request("the percent-encoded path is not UTF-8"))?;
         let (parts, body) = request.into_parts();
         let caller = admit(&api, access, operation.needs, &parts.headers).await?;
         let token = operation.needs.and_then(|_| token(access, &parts.headers));
@@ -77,7 +77,7 @@ async fn answer(
         Err(_) => ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "the request was not answered within {} s: the store is slow, or the request was not sent whole",
+                "the request was not answered within {} s: the store is slow, or the request was incomplete",
                 operation.patience.as_secs()
             ),
         )
@@ -88,7 +88,7 @@ async fn answer(
 
 async fn unknown_path(request: Request) -> ApiError {
     ApiError::not_found(format!(
-        "there is no {} in this API: /v1/openapi.json describes it",
+        "no such path: {}; /v1/openapi.json describes this API",
         request.uri().path()
     ))
 }
@@ -97,7 +97,7 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         format!(
-            "{} is not possible on {}: /v1/openapi.json says what is",
+            "{} is not allowed on {}: /v1/openapi.json describes this API",
             request.method(),
             request.uri().path()
         ),

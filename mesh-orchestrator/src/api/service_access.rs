@@ -1,5 +1,5 @@
-//! What the handlers of services, their history, logs and webhooks share: finding a service, and answering
-//! what a change has made of it.
+//! Shared by the handlers of services, their history, logs and webhooks: finding a service, and the answer
+//! after a change.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
     store::revisions::RevisionId,
 };
 
-/// The service that the path means.
+/// The service that the path refers to.
 pub(super) fn find(call: &Call) -> Result<Arc<Service>, ApiError> {
     let name = call.segment("service");
     call.api
@@ -40,7 +40,7 @@ pub(super) fn revision(api: &Api, id: &ServiceId) -> Result<RevisionId, ApiError
 }
 
 pub(super) fn gone(id: &ServiceId) -> ApiError {
-    ApiError::not_found(format!("there is no service {id} any more"))
+    ApiError::not_found(format!("service {id} no longer exists"))
 }
 
 pub(super) fn view(api: &Api, id: &ServiceId) -> Option<ServiceView> {
@@ -73,7 +73,7 @@ pub(super) fn changed_answer(
     tagged(status, &revision, &answer)
 }
 
-/// A specification that comes from a plan of its own: an older revision, or a webhook.
+/// Updates a service at whatever version it is.
 pub(super) fn update_anyway(
     state: &State,
     id: &ServiceId,

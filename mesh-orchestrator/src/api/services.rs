@@ -1,5 +1,5 @@
-//! Services: made, read, changed, scaled, removed. Every change is one of the `commands`, made through the
-//! cluster.
+//! Services: list, create, inspect, change, scale, remove. Every change is one of the `commands`, made
+//! through the cluster.
 
 use axum::{http::StatusCode, response::Response};
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::{
     spec::{MAX_SPEC_BYTES, ServiceMode, ServiceSpec, SpecError},
 };
 
-/// The label that `docker stack` puts on a stack's services.
+/// The label by which `docker stack` marks the services of a stack.
 const STACK_LABEL: &str = "com.docker.stack.namespace";
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
@@ -110,12 +110,13 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
     let patch: Value = call.json()?;
     if !patch.is_object() {
         return Err(ApiError::bad_request(
-            "a merge patch of a service is an object with the fields to change",
+            "the merge patch of a service must be a JSON object with the fields to change",
         ));
     }
     let service = find(&call)?;
     let version = expected_version(&call, &service)?;
-    // Once outside, where a refusal is the patch's own fault; then again on what is current.
+    // Validated once here, where an error is the caller's fault, and again on the current specification
+    // below.
     let spec = patched(&service.spec, &patch)?;
     files::check_references(&call.api, &spec).await?;
     let id = service.id.clone();
@@ -170,7 +171,7 @@ pub(super) async fn pause(call: Call) -> Result<Response, ApiError> {
     scale_to(&call, id, 0, "pause").await
 }
 
-/// Back to the last number of replicas that was not 0, as far as the history tells, else to one.
+/// Restores the last number of replicas that was not 0, if the history has one, else 1.
 pub(super) async fn resume(call: Call) -> Result<Response, ApiError> {
     let service = find(&call)?;
     let mut replicas = replicas(&service.spec);
@@ -179,7 +180,7 @@ pub(super) async fn resume(call: Call) -> Result<Response, ApiError> {
         let earlier = earlier.iter().filter_map(|old| self::replicas(&old.value.spec));
         replicas = Some(earlier.into_iter().find(|number| *number > 0).unwrap_or(1));
     }
-    // What has no number is refused by the command.
+    // The command refuses services without replicas.
     scale_to(&call, service.id.clone(), replicas.unwrap_or(1), "resume").await
 }
 
@@ -217,12 +218,12 @@ pub(super) async fn rebalance(call: Call) -> Result<Response, ApiError> {
     changed_answer(&call.api, StatusCode::OK, id, &changed)
 }
 
-/// The version that the request was made from, if it names one.
+/// The version that the request expects, if it names one.
 fn expected_version(call: &Call, service: &Service) -> Result<Option<u64>, ApiError> {
     let Some(given) = call.if_match()? else {
         return Ok(None);
     };
-    // The service was read before its revision: if that is the given one, the version is not newer.
+    // The service was read before its revision. If that is still the given one, the version is current.
     let current = revision(&call.api, &service.id)?;
     if given == current {
         return Ok(Some(service.version));
@@ -230,8 +231,8 @@ fn expected_version(call: &Call, service: &Service) -> Result<Option<u64>, ApiEr
     Err(ApiError::new(
         StatusCode::PRECONDITION_FAILED,
         format!(
-            "service {} was changed by somebody else: revision {given} was read, {current} is current; read it \
-             again and repeat the change",
+            "service {} has changed since it was read: revision {given} was read, {current} is current; read it again \
+             and repeat the change",
             service.spec.name
         ),
     )

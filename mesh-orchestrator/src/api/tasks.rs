@@ -1,4 +1,4 @@
-//! Tasks, as they are stored.
+//! Tasks: list and inspect.
 
 use axum::response::Response;
 
@@ -8,7 +8,7 @@ use crate::objects::{NodeId, ServiceId, State};
 pub(super) async fn of_service(call: Call) -> Result<Response, ApiError> {
     let name = call.segment("service");
     let views = call.api.cluster().read(|state| {
-        // Tasks may outlive their service for a while, but not by name.
+        // Tasks of a removed service are not found by its name.
         let id = reference::service(state, name)?.id.clone();
         Ok::<_, ApiError>(views(state, Some(&id), None))
     })?;

@@ -1,4 +1,4 @@
-//! Bearer tokens: 256 random bits under a name. Only their hash is stored, in `/tokens/<name>`.
+//! Bearer tokens: list, create, remove. Of a token only the hash is stored, at `/tokens/<name>`.
 
 use axum::{http::StatusCode, response::Response};
 
@@ -15,7 +15,7 @@ use crate::{
     store::{Expected, Prefix, StoreError, Transaction},
 };
 
-/// Most tokens that there may be.
+/// Maximum number of tokens.
 const MAX_TOKENS: usize = 1000;
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
@@ -38,12 +38,12 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     scopes.sort_unstable();
     scopes.dedup();
     if scopes.is_empty() {
-        return Err(SpecError::invalid("scopes", "[]", "at least one, such as services:read").into());
+        return Err(SpecError::invalid("scopes", "[]", "at least one scope, such as services:read").into());
     }
     if let Some(beyond) = scopes.iter().find(|scope| !call.caller.may(**scope)) {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
-            format!("a token cannot allow {beyond}, which whoever makes it may not do"),
+            format!("the token cannot allow {beyond}: your own token does not have this scope"),
         ));
     }
     let now = call.api.cluster().clock().now();
@@ -51,14 +51,14 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
         return Err(ApiError::invalid(
             "expires_at",
             expires_at.map_or(0, |end| end.0),
-            "a time that lies ahead, in milliseconds since 1970",
+            "a time in the future, in milliseconds since 1970",
         ));
     }
     let store = call.api.store();
     let prefix = Prefix::new(["tokens"])?;
     if records::list::<Credential>(store, &prefix).await?.len() >= MAX_TOKENS {
         return Err(ApiError::conflict(format!(
-            "there are {MAX_TOKENS} tokens already: remove those that nobody uses"
+            "there are already {MAX_TOKENS} tokens: remove those that are not used"
         )));
     }
     let token = Confidential::from(format!("{MARK}{name}.{}", new_secret()?.as_str()));
@@ -76,7 +76,7 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
         Ok(_) => {}
         Err(StoreError::Conflict { .. }) => {
             return Err(ApiError::conflict(format!(
-                "there is a token {name} already: choose another name, or remove it"
+                "a token named {name} already exists: choose another name, or remove that token"
             ))
             .about("name", name));
         }
@@ -90,7 +90,7 @@ pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
     let name = call.segment("token");
     let key = key(name)?;
     let Some((_, revision)) = records::get::<Credential>(call.api.store(), &key).await? else {
-        return Err(ApiError::not_found(format!("there is no token {name}")));
+        return Err(ApiError::not_found(format!("no such token: {name}")));
     };
     let transaction = Transaction::new()
         .expect(key.clone(), Expected::At(revision))

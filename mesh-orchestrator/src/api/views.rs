@@ -1,4 +1,4 @@
-//! From the cluster's objects to what the API shows of them. Pure.
+//! Turns the cluster's objects into the views that the API answers with. Pure.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
     store::revisions::{Author, RevisionId},
 };
 
-/// Most reasons for waiting that are shown.
+/// Maximum number of reasons for waiting that are shown.
 const REASONS: usize = 16;
 
 pub(super) fn service(state: &State, service: &Service, revision: RevisionId, author: Author) -> ServiceView {
@@ -39,7 +39,7 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
             (wanted.saturating_sub(done), Some(done))
         }
     };
-    // Counted, so that the commonest come first.
+    // Counted, so that the most frequent come first.
     let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
     for task in tasks().filter(|task| {
         task.desired.is_wanted() && task.status.state <= TaskState::Pending && !task.status.message.is_empty()
@@ -74,7 +74,7 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
     }
 }
 
-/// How many nodes have a task of a global service or shall have one, also before anybody has made it.
+/// How many nodes have a task of a global service, or will get one.
 fn global(state: &State, service: &Service) -> u32 {
     let placement = &service.spec.task_template.placement;
     let wanted = state.tasks_of(&service.id).map(|index| &index.wanted);
@@ -121,20 +121,22 @@ pub(super) fn node(
     }
 }
 
-/// What is worth a thought about a specification, though it is taken.
+/// Warnings about a specification that is accepted.
 pub(super) fn warnings(state: &State, spec: &ServiceSpec) -> Option<Vec<String>> {
     let mut warnings: Vec<String> = spec
         .depends_on
         .iter()
         .filter(|name| state.service_named(name).is_none())
-        .map(|name| format!("depends_on: there is no service {name} yet: no task starts before it is ready"))
+        .map(|name| {
+            format!("depends_on: service {name} does not exist yet: no task starts before it is ready")
+        })
         .collect();
     if let ServiceMode::Replicated(settings) = spec.mode {
         let most = spec.task_template.placement.max_replicas_per_node;
         let nodes = u32::try_from(state.nodes().len()).unwrap_or(u32::MAX);
         if most > 0 && nodes.saturating_mul(most) < settings.replicas {
             warnings.push(format!(
-                "mode.replicated.replicas: with at most {most} on each of {nodes} nodes not all of {} can run",
+                "mode.replicated.replicas: with at most {most} per node, {nodes} nodes cannot run all {} replicas",
                 settings.replicas
             ));
         }

@@ -1,4 +1,4 @@
-//! Several streams of lines as one: in the order of time where they end, nearly so where they go on.
+//! Merges streams of lines: ordered by time if they end, nearly so if they are followed.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tokio::{
 
 use crate::api::types::LogLine;
 
-/// How long a line waits for earlier ones of other streams.
+/// How long a line is held back for earlier lines of other streams.
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// Most lines that wait together.
-const MOST: usize = 1000;
+/// Maximum number of lines that are held back.
+const MAX_HELD: usize = 1000;
 
 /// Merges streams that end, each in order, by time.
 pub(super) async fn in_order(streams: Vec<BoxStream<'static, LogLine>>, into: mpsc::Sender<LogLine>) {
@@ -24,14 +24,14 @@ pub(super) async fn in_order(streams: Vec<BoxStream<'static, LogLine>>, into: mp
     }))
     .await;
     loop {
-        // The first of those with the earliest time, so that each stream stays in its order.
+        // The first stream with the earliest time, so that each stream keeps its order.
         let earliest = heads
             .iter()
             .enumerate()
-            .filter_map(|(place, (head, _))| Some((head.as_ref()?, place)))
+            .filter_map(|(index, (head, _))| Some((head.as_ref()?, index)))
             .min_by(|(one, _), (other, _)| one.time.cmp(&other.time))
-            .map(|(_, place)| place);
-        let Some((head, stream)) = earliest.and_then(|place| heads.get_mut(place)) else {
+            .map(|(_, index)| index);
+        let Some((head, stream)) = earliest.and_then(|index| heads.get_mut(index)) else {
             return;
         };
         let next = stream.next().await;
@@ -43,12 +43,12 @@ pub(super) async fn in_order(streams: Vec<BoxStream<'static, LogLine>>, into: mp
     }
 }
 
-/// Passes on lines that go on coming, sorted by time within a short window.
+/// Forwards lines as they arrive, sorted by time within a short window.
 pub(super) async fn nearly_in_order(mut from: mpsc::Receiver<LogLine>, into: mpsc::Sender<LogLine>) {
     loop {
         let first = tokio::select! {
             first = from.recv() => first,
-            // Whoever wanted them is gone.
+            // The client has gone.
             () = into.closed() => return,
         };
         let Some(first) = first else {
@@ -56,7 +56,7 @@ pub(super) async fn nearly_in_order(mut from: mpsc::Receiver<LogLine>, into: mps
         };
         let mut window = vec![first];
         let end = Instant::now() + WINDOW;
-        while window.len() < MOST {
+        while window.len() < MAX_HELD {
             match timeout_at(end, from.recv()).await {
                 Ok(Some(line)) => window.push(line),
                 Ok(None) | Err(_) => break,
@@ -92,7 +92,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merged_lines_are_all_there_and_in_order(
+        fn merged_lines_are_complete_and_in_order(
             mut times in prop::collection::vec(prop::collection::vec(0_u32..50, 0..20), 0..5),
         ) {
             times.iter_mut().for_each(|times| times.sort_unstable());
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_that_is_a_little_late_still_comes_in_its_place() {
+    async fn a_line_that_is_slightly_late_is_still_in_order() {
         let (lines, from) = mpsc::channel(8);
         let (into, mut merged) = mpsc::channel(8);
         for time in [2, 1] {

@@ -1,4 +1,4 @@
-//! The argument `since` of the logs, as Docker takes it.
+//! The argument `since` of logs, as Docker accepts it.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{objects::Timestamp, spec::duration};
 
-/// Reads a time (RFC 3339, or seconds since 1970) or how long ago (`10m`).
+/// Parses a time (RFC 3339, or seconds since 1970) or a duration before `now` (`10m`).
 pub(super) fn parse_since(text: &str, now: Timestamp) -> Option<Timestamp> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         let milliseconds = time.unix_timestamp_nanos() / 1_000_000;
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn since_is_a_time_or_how_long_ago() {
+    fn since_is_a_time_or_a_duration_before_now() {
         let now = Timestamp(1_000_000);
         for (text, expected) in [
             ("1970-01-01T00:00:01.5Z", Some(1500)),
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_that_another_node_is_asked_with_is_read_back() {
+    fn the_time_in_a_request_to_another_node_is_parsed() {
         assert_eq!(parse_since("61.005", Timestamp(0)), Some(Timestamp(61_005)));
     }
 }

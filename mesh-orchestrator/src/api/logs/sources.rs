@@ -1,5 +1,5 @@
-//! Whose lines are wanted, and where they come from: this node's engine, other nodes' agents; while a stream
-//! is followed also those of tasks that appear later.
+//! The sources of a target's lines: this node's engine and other nodes' agents. A followed stream also
+//! includes tasks that appear later.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -23,20 +23,20 @@ use crate::{
     objects::{Node, NodeId, State, Task, TaskId, TaskState, Timestamp},
 };
 
-/// Lines that may wait for whoever reads them.
-const AHEAD: usize = 256;
+/// Number of lines that are buffered for the client.
+const BUFFER: usize = 256;
 
-/// The pause before a node that has broken off is asked again.
+/// The pause before a node is asked again whose stream has ended.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// All lines that are wanted. They stop when nobody receives them any more.
+/// All lines of the target. They stop when the receiver is dropped.
 pub(super) fn lines(
     api: &Api,
     target: LogTarget,
     options: LogOptions,
     local: bool,
 ) -> mpsc::Receiver<LogLine> {
-    let (into, lines) = mpsc::channel(AHEAD);
+    let (into, lines) = mpsc::channel(BUFFER);
     let request = Request {
         api: api.clone(),
         target,
@@ -47,8 +47,8 @@ pub(super) fn lines(
         if request.options.follow {
             follow(request, into).await;
         } else {
-            let wanted = request.wanted();
-            let streams = wanted.into_iter().map(|source| request.once(source)).collect();
+            let sources = request.sources();
+            let streams = sources.into_iter().map(|source| request.once(source)).collect();
             in_order(streams, into).await;
         }
     });
@@ -63,34 +63,34 @@ struct Request {
     local: bool,
 }
 
-/// Where lines come from.
+/// A source of lines.
 #[derive(Clone, Debug)]
-enum Wanted {
+enum LineSource {
     /// A task of this node.
-    Here(Box<Task>),
-    /// All that another node has of the target.
-    There(Box<Node>),
+    Local(Box<Task>),
+    /// The tasks of the target on another node.
+    Remote(Box<Node>),
 }
 
-impl Wanted {
+impl LineSource {
     fn id(&self) -> String {
         match self {
-            Self::Here(task) => task.id.to_string(),
-            Self::There(node) => format!("node {}", node.id),
+            Self::Local(task) => task.id.to_string(),
+            Self::Remote(node) => format!("node {}", node.id),
         }
     }
 }
 
 impl Request {
-    /// The sources that there are now.
-    fn wanted(&self) -> Vec<Wanted> {
+    /// The current sources.
+    fn sources(&self) -> Vec<LineSource> {
         self.api
             .cluster()
-            .read(|state| wanted(state, &self.target, self.api.node(), self.local))
+            .read(|state| sources(state, &self.target, self.api.node(), self.local))
     }
 
-    /// Whether the target may still get lines.
-    fn lives(&self) -> bool {
+    /// Whether the target may still write lines.
+    fn is_alive(&self) -> bool {
         self.api.cluster().read(|state| match &self.target {
             LogTarget::Service(id) => state.service(id).is_some(),
             LogTarget::Task(id) => state
@@ -100,8 +100,8 @@ impl Request {
         })
     }
 
-    /// The lines of a source, once. What goes wrong is told in a line: the other sources' are good.
-    fn once(&self, source: Wanted) -> BoxStream<'static, LogLine> {
+    /// The lines of a source. A failure is reported as a line, as the other sources may be fine.
+    fn once(&self, source: LineSource) -> BoxStream<'static, LogLine> {
         let request = self.clone();
         let options = self.options;
         stream::once(async move { request.open(source, options).await })
@@ -109,10 +109,10 @@ impl Request {
             .boxed()
     }
 
-    async fn open(self, source: Wanted, options: LogOptions) -> BoxStream<'static, LogLine> {
+    async fn open(self, source: LineSource, options: LogOptions) -> BoxStream<'static, LogLine> {
         let now = self.api.cluster().clock().now();
         match source {
-            Wanted::Here(task) => {
+            LineSource::Local(task) => {
                 let hostname = self.hostname(task.node.as_ref());
                 let named = (task.id.clone(), task.name(), hostname);
                 match self.api.logs().lines(&task, &options).await {
@@ -120,7 +120,7 @@ impl Request {
                     Err(error) => only(trouble(&named, &error, now)),
                 }
             }
-            Wanted::There(node) => {
+            LineSource::Remote(node) => {
                 let named = (TaskId::from(""), "-".to_owned(), node.hostname.clone());
                 match self.api.peers().lines(&node, &self.target, &options).await {
                     Ok(lines) => lines
@@ -145,8 +145,8 @@ impl Request {
     }
 }
 
-fn wanted(state: &State, target: &LogTarget, here: &NodeId, local: bool) -> Vec<Wanted> {
-    // Before that there is no container, and nothing written.
+fn sources(state: &State, target: &LogTarget, here: &NodeId, local: bool) -> Vec<LineSource> {
+    // Before that there is no container, hence no output.
     let has_written =
         |task: &&Task| task.status.container.is_some() || task.status.state >= TaskState::Starting;
     let tasks: Vec<&Task> = match target {
@@ -160,43 +160,43 @@ fn wanted(state: &State, target: &LogTarget, here: &NodeId, local: bool) -> Vec<
             .collect(),
     };
     let mut others = BTreeSet::new();
-    let mut wanted = Vec::new();
+    let mut sources = Vec::new();
     for task in tasks {
         match &task.node {
-            Some(node) if node == here => wanted.push(Wanted::Here(Box::new(task.clone()))),
+            Some(node) if node == here => sources.push(LineSource::Local(Box::new(task.clone()))),
             Some(node) if !local && others.insert(node) => {
-                wanted.extend(
+                sources.extend(
                     state
                         .nodes()
                         .get(node)
-                        .map(|node| Wanted::There(Box::new(node.clone()))),
+                        .map(|node| LineSource::Remote(Box::new(node.clone()))),
                 );
             }
             Some(_) | None => {}
         }
     }
-    wanted
+    sources
 }
 
 async fn follow(request: Request, into: mpsc::Sender<LogLine>) {
-    let (sorted, from) = mpsc::channel(AHEAD);
+    let (sorted, from) = mpsc::channel(BUFFER);
     let mut sources = JoinSet::new();
     let passing = tokio::spawn(nearly_in_order(from, into.clone()));
     let mut changes = request.api.cluster().changes();
     let mut known: BTreeSet<String> = BTreeSet::new();
     let mut later = request.clone();
-    // Of a task that appears later, everything is wanted.
+    // All output of tasks that appear later is included.
     later.options.tail = None;
     let mut first = true;
     loop {
-        for source in request.wanted() {
+        for source in request.sources() {
             if known.insert(source.id()) {
                 let one = if first { request.clone() } else { later.clone() };
                 sources.spawn(pass(one, source, sorted.clone()));
             }
         }
         first = false;
-        if sources.is_empty() && !request.lives() {
+        if sources.is_empty() && !request.is_alive() {
             break;
         }
         tokio::select! {
@@ -206,36 +206,36 @@ async fn follow(request: Request, into: mpsc::Sender<LogLine>) {
         }
     }
     drop(sorted);
-    // An error means that the runtime ends.
+    // It fails only when the runtime shuts down.
     let _ = passing.await;
 }
 
-/// Passes on a source's lines until it ends. Another node that breaks off is asked again, for what came
-/// after its last line.
-async fn pass(request: Request, source: Wanted, into: mpsc::Sender<LogLine>) {
+/// Forwards the lines of a source until it ends. Another node whose stream ends early is asked again for the
+/// output after its last line.
+async fn pass(request: Request, source: LineSource, into: mpsc::Sender<LogLine>) {
     let mut last = String::new();
     let mut options = request.options;
     loop {
         let mut lines = request.clone().open(source.clone(), options).await;
-        let mut told_anything = false;
+        let mut sent_any = false;
         while let Some(line) = lines.next().await {
-            if line.time <= last && !last.is_empty() && matches!(source, Wanted::There(_)) && !told_anything {
+            if line.time <= last && !last.is_empty() && matches!(source, LineSource::Remote(_)) && !sent_any {
                 continue;
             }
-            told_anything = true;
+            sent_any = true;
             last.clone_from(&line.time);
             if into.send(line).await.is_err() {
                 return;
             }
         }
-        let Wanted::There(node) = &source else {
+        let LineSource::Remote(node) = &source else {
             return;
         };
-        let has_more = request.lives()
+        let has_more = request.is_alive()
             && request
-                .wanted()
+                .sources()
                 .iter()
-                .any(|wanted| matches!(wanted, Wanted::There(other) if other.id == node.id));
+                .any(|other| matches!(other, LineSource::Remote(other) if other.id == node.id));
         if !has_more {
             return;
         }
@@ -262,7 +262,7 @@ fn written(named: &Named, line: Result<TaskLine, LogsError>, now: Timestamp) -> 
     }
 }
 
-/// A line of ours in the place of those that cannot be had.
+/// A line that reports why a source could not be read.
 fn trouble(named: &Named, error: &LogsError, now: Timestamp) -> LogLine {
     let (task, task_name, node) = named.clone();
     LogLine {

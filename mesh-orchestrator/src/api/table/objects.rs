@@ -1,4 +1,4 @@
-//! Operations on what is no service: nodes, secrets, configs, registries, backups, tokens, events.
+//! Operations on nodes, secrets, configs, registries, backups, tokens and events.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use crate::api::{
     },
 };
 
-/// Backups of large clusters take a while.
+/// Backups of large clusters take long.
 const BACKUP_PATIENCE: Duration = Duration::from_secs(300);
 
 const AFTER: &[Argument] = &[Argument::once(
     "after",
-    "The id of the last event that was seen, where Last-Event-ID cannot be sent.",
+    "The id of the last event that was received, for clients that cannot send Last-Event-ID.",
 )];
 
 pub(super) fn nodes_and_files() -> Vec<Operation> {
@@ -33,19 +33,25 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             GET,
             "/v1/nodes",
             "listNodes",
-            "All nodes, by host name.",
+            "Lists all nodes by host name.",
             nodes::list,
         )
         .reads(Nodes)
         .answers::<Vec<NodeView>>(StatusCode::OK),
-        Operation::new(GET, "/v1/nodes/{node}", "inspectNode", "A node.", nodes::inspect)
-            .reads(Nodes)
-            .answers::<NodeView>(StatusCode::OK),
+        Operation::new(
+            GET,
+            "/v1/nodes/{node}",
+            "inspectNode",
+            "Shows a node.",
+            nodes::inspect,
+        )
+        .reads(Nodes)
+        .answers::<NodeView>(StatusCode::OK),
         Operation::new(
             PATCH,
             "/v1/nodes/{node}",
             "modifyNode",
-            "Changes a node's availability and labels; null removes a label.",
+            "Changes the availability and labels of a node; null removes a label.",
             nodes::modify,
         )
         .writes(Nodes)
@@ -55,7 +61,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             DELETE,
             "/v1/nodes/{node}",
             "removeNode",
-            "Forgets a node that is down.",
+            "Removes a node that is down.",
             nodes::remove,
         )
         .writes(Nodes),
@@ -63,7 +69,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             GET,
             "/v1/secrets",
             "listSecrets",
-            "All secrets, by name.",
+            "Lists all secrets by name, without their data.",
             files::list_secrets,
         )
         .reads(Secrets)
@@ -72,7 +78,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             POST,
             "/v1/secrets",
             "createSecret",
-            "Keeps a secret.",
+            "Creates a secret.",
             files::create_secret,
         )
         .writes(Secrets)
@@ -83,7 +89,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             GET,
             "/v1/secrets/{secret}",
             "inspectSecret",
-            "A secret, without what is in it.",
+            "Shows a secret, without its data.",
             files::inspect_secret,
         )
         .reads(Secrets)
@@ -100,7 +106,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             GET,
             "/v1/configs",
             "listConfigs",
-            "All configs, by name.",
+            "Lists all configs by name, without their data.",
             files::list_configs,
         )
         .reads(Configs)
@@ -109,7 +115,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             POST,
             "/v1/configs",
             "createConfig",
-            "Keeps a config.",
+            "Creates a config.",
             files::create_config,
         )
         .writes(Configs)
@@ -120,7 +126,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             GET,
             "/v1/configs/{config}",
             "inspectConfig",
-            "A config and what is in it.",
+            "Shows a config with its data.",
             files::inspect_config,
         )
         .reads(Configs)
@@ -137,7 +143,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             GET,
             "/v1/registries",
             "listRegistries",
-            "The registries that there are credentials for.",
+            "Lists the registries with stored credentials.",
             registries::list,
         )
         .reads(Registries)
@@ -146,7 +152,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             PUT,
             "/v1/registries/{host}",
             "logIn",
-            "Stores the credentials for a registry.",
+            "Stores credentials for a registry.",
             registries::put,
         )
         .writes(Registries)
@@ -156,7 +162,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             DELETE,
             "/v1/registries/{host}",
             "logOut",
-            "Forgets the credentials for a registry.",
+            "Removes the credentials for a registry.",
             registries::remove,
         )
         .writes(Registries),
@@ -170,7 +176,7 @@ pub(super) fn operator() -> Vec<Operation> {
             GET,
             "/v1/backups",
             "listBackups",
-            "The asked node's backups, the oldest first.",
+            "Lists the backups on the node that answers, the oldest first.",
             backups::list,
         )
         .reads(Backups)
@@ -179,7 +185,7 @@ pub(super) fn operator() -> Vec<Operation> {
             POST,
             "/v1/backups",
             "createBackup",
-            "Makes a backup.",
+            "Creates a backup.",
             backups::create,
         )
         .writes(Backups)
@@ -189,7 +195,7 @@ pub(super) fn operator() -> Vec<Operation> {
             GET,
             "/v1/backups/{backup}",
             "inspectBackup",
-            "Reads a backup through and says what is in it.",
+            "Reads and verifies a whole backup, and shows its content.",
             backups::inspect,
         )
         .reads(Backups)
@@ -199,10 +205,10 @@ pub(super) fn operator() -> Vec<Operation> {
             POST,
             "/v1/backups/{backup}/restore",
             "restoreBackup",
-            "Puts a backup in the place of what is in the store.",
+            "Replaces the content of the store by that of a backup.",
             backups::restore,
         )
-        // It brings back tokens, secrets and all else: only for who may do everything.
+        // It restores tokens, secrets and everything else, so it requires the scope `all`.
         .within(BACKUP_PATIENCE)
         .takes::<RestoreRequest>()
         .or_nothing()
@@ -211,7 +217,7 @@ pub(super) fn operator() -> Vec<Operation> {
             GET,
             "/v1/tokens",
             "listTokens",
-            "All tokens, without what has to be sent.",
+            "Lists all tokens, without the tokens themselves.",
             tokens::list,
         )
         .reads(Tokens)
@@ -220,7 +226,7 @@ pub(super) fn operator() -> Vec<Operation> {
             POST,
             "/v1/tokens",
             "createToken",
-            "Makes a token; this answer alone has it.",
+            "Creates a token; only this answer contains it.",
             tokens::create,
         )
         .writes(Tokens)
@@ -238,7 +244,7 @@ pub(super) fn operator() -> Vec<Operation> {
             GET,
             "/v1/events",
             "followEvents",
-            "What changes, as server-sent events. `reset` says that some are lost.",
+            "Streams changes as server-sent events. The event `reset` means that some were lost.",
             events::follow,
         )
         .reads(Services)
@@ -248,7 +254,7 @@ pub(super) fn operator() -> Vec<Operation> {
             GET,
             "/v1/orchestrator",
             "inspectOrchestrator",
-            "The orchestrator, as the asked node sees it.",
+            "Shows the state of the orchestrator, as the node that answers sees it.",
             orchestrator::inspect,
         )
         .reads(Services)

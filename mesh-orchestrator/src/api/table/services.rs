@@ -20,40 +20,43 @@ use crate::{
     store::Difference,
 };
 
-/// What a webhook's caller may send; it is not looked at.
+/// Maximum size of the body of a webhook's call, which is ignored.
 const WEBHOOK_BODY: usize = 1 << 20;
 
 const LOG_ARGUMENTS: &[Argument] = &[
-    Argument::once("follow", "Go on with what will be written: true or false."),
-    Argument::once("tail", "Only so many of each task's last lines, or `all`."),
+    Argument::once("follow", "Continue with new output: true or false."),
+    Argument::once("tail", "Only this number of last lines of each task, or `all`."),
     Argument::once(
         "since",
-        "Only what was written since: RFC 3339, seconds since 1970, or how long ago (`10m`).",
+        "Only output since this time: RFC 3339, seconds since 1970, or a duration before now (`10m`).",
     ),
     Argument::once(
         "timestamps",
-        "Accepted for Docker's users: each line has its time anyway.",
+        "Accepted as in Docker's API, without effect: each line has a time.",
     ),
-    Argument::once("local", "Only tasks of the asked node: true or false."),
+    Argument::once("local", "Only tasks on the node that answers: true or false."),
 ];
 
 const SERVICE_FILTERS: &[Argument] = &[
-    Argument::repeated("label", "Only with this label: `name` or `name=value`."),
-    Argument::repeated("name", "Only those whose name begins so."),
-    Argument::once("stack", "Only those of a stack."),
+    Argument::repeated("label", "Only services with this label: `name` or `name=value`."),
+    Argument::repeated("name", "Only services whose name starts with this."),
+    Argument::once("stack", "Only services of this stack."),
 ];
 
 const TASK_FILTERS: &[Argument] = &[
-    Argument::once("service", "Only those of a service."),
-    Argument::once("node", "Only those of a node."),
+    Argument::once("service", "Only tasks of this service."),
+    Argument::once("node", "Only tasks on this node."),
 ];
 
 const COMPARED: &[Argument] = &[
     Argument::once(
         "from",
-        "A revision's number; the one before the other if left out.",
+        "The number of the old revision; the one before `to` if left out.",
     ),
-    Argument::once("to", "A revision's number; the current one if left out."),
+    Argument::once(
+        "to",
+        "The number of the new revision; the current one if left out.",
+    ),
 ];
 
 pub(super) fn services_and_tasks() -> Vec<Operation> {
@@ -63,7 +66,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services",
             "listServices",
-            "All services, by name.",
+            "Lists all services by name.",
             services::list,
         )
         .reads(Services)
@@ -73,7 +76,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             POST,
             "/v1/services",
             "createService",
-            "Makes a service.",
+            "Creates a service.",
             services::create,
         )
         .writes(Services)
@@ -84,7 +87,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services/{service}",
             "inspectService",
-            "A service.",
+            "Shows a service.",
             services::inspect,
         )
         .reads(Services)
@@ -94,7 +97,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             PUT,
             "/v1/services/{service}",
             "replaceService",
-            "Gives a service another specification.",
+            "Replaces the specification of a service.",
             services::replace,
         )
         .writes(Services)
@@ -106,7 +109,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             PATCH,
             "/v1/services/{service}",
             "modifyService",
-            "Changes what a merge patch (RFC 7396) names of a service's specification; null removes.",
+            "Applies a merge patch (RFC 7396) to the specification of a service; null removes a field.",
             services::modify,
         )
         .writes(Services)
@@ -118,7 +121,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             DELETE,
             "/v1/services/{service}",
             "removeService",
-            "Removes a service; its tasks stop.",
+            "Removes a service and stops its tasks.",
             services::remove,
         )
         .writes(Services),
@@ -126,7 +129,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             POST,
             "/v1/services/{service}/scale",
             "scaleService",
-            "Changes the number of a replicated service's tasks.",
+            "Sets the number of replicas of a service.",
             services::scale,
         )
         .writes(Services)
@@ -137,7 +140,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             POST,
             "/v1/services/{service}/pause",
             "pauseService",
-            "Scales a service to 0 and keeps its definition.",
+            "Scales a service to 0 replicas and keeps its specification.",
             services::pause,
         )
         .writes(Services)
@@ -147,7 +150,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             POST,
             "/v1/services/{service}/resume",
             "resumeService",
-            "Scales a paused service back to the number of tasks that it had.",
+            "Scales a paused service back to its last number of replicas.",
             services::resume,
         )
         .writes(Services)
@@ -157,7 +160,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             POST,
             "/v1/services/{service}/rollback",
             "rollBackService",
-            "Goes back to an older specification, by the rollback policy.",
+            "Rolls back to an older specification, by the rollback policy.",
             history::roll_back,
         )
         .writes(Services)
@@ -169,7 +172,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             POST,
             "/v1/services/{service}/rebalance",
             "rebalanceService",
-            "Spreads a service's tasks anew.",
+            "Spreads the tasks of a service evenly again.",
             services::rebalance,
         )
         .writes(Services)
@@ -179,7 +182,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services/{service}/history",
             "listServiceHistory",
-            "The revisions that are kept and the calls of webhooks, the newest first.",
+            "Lists the kept revisions and the calls of webhooks, the newest first.",
             history::history,
         )
         .reads(Services)
@@ -188,7 +191,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services/{service}/revisions/{revision}",
             "inspectServiceRevision",
-            "A service's specification as it was.",
+            "Shows the specification of a service at a revision.",
             history::revision,
         )
         .reads(Services)
@@ -198,7 +201,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services/{service}/diff",
             "compareServiceRevisions",
-            "What differs between two revisions' specifications.",
+            "Lists the differences between the specifications of two revisions.",
             history::difference,
         )
         .reads(Services)
@@ -208,7 +211,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services/{service}/tasks",
             "listServiceTasks",
-            "A service's tasks, by slot, the newest first.",
+            "Lists the tasks of a service by slot, the newest first.",
             tasks::of_service,
         )
         .reads(Services)
@@ -217,24 +220,30 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             GET,
             "/v1/services/{service}/logs",
             "readServiceLogs",
-            "What all tasks of a service have written, on all nodes, one JSON object a line.",
+            "Reads the output of all tasks of a service on all nodes, one JSON object per line.",
             logs::of_service,
         )
         .reads(Services)
         .arguments(LOG_ARGUMENTS)
         .streams::<LogLine>(NDJSON),
-        Operation::new(GET, "/v1/tasks", "listTasks", "All tasks.", tasks::list)
+        Operation::new(GET, "/v1/tasks", "listTasks", "Lists all tasks.", tasks::list)
             .reads(Services)
             .arguments(TASK_FILTERS)
             .answers::<Vec<TaskView>>(StatusCode::OK),
-        Operation::new(GET, "/v1/tasks/{task}", "inspectTask", "A task.", tasks::inspect)
-            .reads(Services)
-            .answers::<TaskView>(StatusCode::OK),
+        Operation::new(
+            GET,
+            "/v1/tasks/{task}",
+            "inspectTask",
+            "Shows a task.",
+            tasks::inspect,
+        )
+        .reads(Services)
+        .answers::<TaskView>(StatusCode::OK),
         Operation::new(
             GET,
             "/v1/tasks/{task}/logs",
             "readTaskLogs",
-            "What a task has written, one JSON object a line.",
+            "Reads the output of a task, one JSON object per line.",
             logs::of_task,
         )
         .reads(Services)
@@ -249,7 +258,7 @@ pub(super) fn webhook_operations() -> Vec<Operation> {
         Operation::new(GET,
             "/v1/services/{service}/webhooks",
             "listWebhooks",
-            "A service's webhooks, with their secret URLs.",
+            "Lists the webhooks of a service with their secret URLs.",
             webhooks::list,
         )
         .reads(Webhooks)
@@ -257,7 +266,7 @@ pub(super) fn webhook_operations() -> Vec<Operation> {
         Operation::new(POST,
             "/v1/services/{service}/webhooks",
             "createWebhook",
-            "Makes a webhook: a secret URL that rolls the service.",
+            "Creates a webhook: a secret URL that updates the service.",
             webhooks::create,
         )
         .writes(Webhooks)
@@ -282,7 +291,7 @@ pub(super) fn webhook_operations() -> Vec<Operation> {
         Operation::new(POST,
             "/v1/webhooks/{secret}",
             "callWebhook",
-            "Rolls the webhook's service to what its image's tag means now. The secret is all that is needed.",
+            "Updates the service of the webhook to the image that its tag refers to now. Needs only the secret.",
             webhooks::call,
         )
         .open()

@@ -1,4 +1,4 @@
-//! The table and the document that is made from it.
+//! Tests of the table and of the document generated from it.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 
 #[test]
-fn every_reference_of_the_document_leads_somewhere() {
+fn every_reference_of_the_document_resolves() {
     let document = describe(&operations());
     let mut references = BTreeSet::new();
     collect(&document, &mut references);
@@ -20,7 +20,7 @@ fn every_reference_of_the_document_leads_somewhere() {
 }
 
 #[test]
-fn answers_may_get_more_fields_later() {
+fn schemas_of_answers_allow_additional_fields() {
     let document = describe(&operations());
     for name in [
         "ServiceView",
@@ -58,7 +58,7 @@ fn collect(value: &Value, references: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn operations_have_names_of_their_own_and_only_two_need_no_token() {
+fn operations_have_unique_ids_and_only_two_need_no_token() {
     let operations = operations();
     let ids: BTreeSet<&str> = operations.iter().map(|operation| operation.id).collect();
     assert_eq!(ids.len(), operations.len());

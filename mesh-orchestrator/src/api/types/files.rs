@@ -1,4 +1,4 @@
-//! Secrets, configs and registries. What is secret in a request is never shown by `Debug`.
+//! Secrets, configs and registries. `Debug` never shows the secret parts of a request.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::objects::Timestamp;
 
-/// Something secret on its way to the orchestrator; wiped from memory when dropped, never shown.
+/// A secret text on its way to the orchestrator; never shown, and wiped from memory when dropped.
 #[derive(Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Confidential(Zeroizing<String>);
@@ -39,7 +39,7 @@ impl JsonSchema for Confidential {
 
 impl<'de> Deserialize<'de> for Confidential {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The reader's own words would show what stands there.
+        // The parser's own error would show the value.
         String::deserialize(deserializer)
             .map(Self::from)
             .map_err(|_| D::Error::custom("expected a string"))
@@ -52,7 +52,7 @@ impl fmt::Debug for Confidential {
     }
 }
 
-/// A secret to keep.
+/// A secret to create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecretCreate {
@@ -61,11 +61,11 @@ pub struct SecretCreate {
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// What is in it, in base64 (RFC 4648, with padding); 500 KiB in the clear at most.
+    /// Its data in base64 (RFC 4648, with padding); at most 500 KiB when decoded.
     pub data: Confidential,
 }
 
-/// A config to keep.
+/// A config to create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigCreate {
@@ -74,25 +74,25 @@ pub struct ConfigCreate {
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// What is in it, in base64 (RFC 4648, with padding); 1000 KiB in the clear at most.
+    /// Its data in base64 (RFC 4648, with padding); at most 1000 KiB when decoded.
     pub data: Confidential,
 }
 
-/// A secret, without what is in it.
+/// A secret, without its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretView {
-    /// Its name for ever; one made anew under the same name has another.
+    /// Its id; another one that is created later with the same name has a different id.
     pub id: String,
-    /// What services call it.
+    /// The name by which services refer to it.
     pub name: String,
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it last got another value.
+    /// When its data last changed.
     pub updated_at: Timestamp,
-    /// How many bytes it has in the clear.
+    /// Size of its data in bytes.
     pub size: usize,
     /// The names of the services that use it.
     #[serde(default)]
@@ -102,34 +102,34 @@ pub struct SecretView {
 /// A config.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigView {
-    /// Its name for ever; one made anew under the same name has another.
+    /// Its id; another one that is created later with the same name has a different id.
     pub id: String,
-    /// What services call it.
+    /// The name by which services refer to it.
     pub name: String,
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it last got another value.
+    /// When its data last changed.
     pub updated_at: Timestamp,
-    /// How many bytes it has in the clear.
+    /// Size of its data in bytes.
     pub size: usize,
     /// The names of the services that use it.
     #[serde(default)]
     pub services: Vec<String>,
-    /// What is in it, in base64; `null` in lists.
+    /// Its data in base64; `null` in lists.
     #[serde(default)]
     pub data: Option<String>,
 }
 
-/// Who logs in to a registry.
+/// Credentials for a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryLogin {
-    /// The name there.
+    /// The user name.
     pub username: String,
-    /// The password or access token there.
+    /// The password or access token.
     pub password: Confidential,
 }
 
@@ -138,7 +138,7 @@ pub struct RegistryLogin {
 pub struct RegistryView {
     /// Its address: `registry.example.com:5000`; `docker.io` is Docker Hub.
     pub host: String,
-    /// The name there.
+    /// The user name.
     pub username: String,
     /// When the first credentials were stored.
     pub created_at: Timestamp,
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_secret_is_in_no_error_and_no_debug_text() {
+    fn errors_and_debug_output_contain_no_secret() {
         let read = |json: &str| serde_json::from_str::<RegistryLogin>(json);
         let login = read(r#"{"username":"a","password":"hunter2"}"#).unwrap();
         assert_eq!(login.password.expose(), "hunter2");

@@ -1,8 +1,8 @@
-//! What the HTTP API takes and answers. Plain data for both ends: depends on `objects`, `spec`, the
-//! cluster's events and the store's revisions, on no web framework.
+//! The requests and answers of the HTTP API. Plain data for servers and clients: depends on `objects`,
+//! `spec`, the cluster's events and the store's revisions, not on a web framework.
 //!
-//! Requests refuse fields that they do not know; answers may get more fields in later releases, so that
-//! their readers must not. Times are milliseconds since the Unix epoch unless said otherwise.
+//! Requests refuse unknown fields. Answers may get more fields in later releases, so clients must accept
+//! unknown ones. Times are milliseconds since the Unix epoch unless stated otherwise.
 
 mod error;
 mod files;
@@ -29,6 +29,3 @@ pub use scope::{InvalidScope, Resource, Scope};
 pub use service::{HistoryEntry, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged, ServiceView};
 pub use task::TaskView;
 pub use webhook::{WebhookAnswer, WebhookCall, WebhookCreate, WebhookPatch, WebhookView};
-
-/// The version in every path: `/v1/…`.
-pub const VERSION: u32 = 1;

@@ -1,4 +1,4 @@
-//! Nodes, and what users may change of them.
+//! Nodes, and changes of them by users.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use crate::{
     spec::Resources,
 };
 
-/// A node, and what runs on it.
+/// A node and what runs on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeView {
-    /// Whether its agent runs the control loops.
+    /// Whether its agent is the leader, which runs the control loops.
     pub leader: bool,
-    /// What its agent says of itself; `null` while the agent is not heard.
+    /// Its agent's registration; `null` while the agent is not registered.
     #[serde(default)]
     pub registration: Option<Registration>,
-    /// Tasks that run there.
+    /// Number of tasks that run on it.
     pub running: u32,
-    /// What its tasks have reserved.
+    /// What its tasks reserve.
     #[serde(default)]
     pub reserved: Resources,
     /// The node.
@@ -29,11 +29,11 @@ pub struct NodeView {
     pub node: Node,
 }
 
-/// What to change of a node; what is left out stays.
+/// Changes of a node; fields that are left out stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodePatch {
-    /// What it may be given.
+    /// Whether it takes and keeps tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub availability: Option<Availability>,
     /// Labels to set; `null` removes one.

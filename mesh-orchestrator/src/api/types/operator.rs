@@ -1,4 +1,4 @@
-//! What operators of the cluster look at: backups, tokens, events, the orchestrator itself.
+//! Backups, tokens and the orchestrator itself.
 
 use std::collections::BTreeMap;
 
@@ -15,109 +15,110 @@ pub struct BackupView {
     pub name: String,
     /// `hourly` or `manual`.
     pub kind: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// How many bytes the file has.
+    /// Size of the file in bytes.
     pub bytes: u64,
 }
 
-/// A backup that was read from end to end, and found to be whole.
+/// A backup that was read and verified completely.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackupDetail {
     /// The backup.
     #[serde(flatten)]
     pub backup: BackupView,
-    /// The store that it was made of.
+    /// The store that was backed up.
     pub store: String,
-    /// The store's revision that it shows.
+    /// The revision of the store that it contains.
     pub revision: Revision,
-    /// The release that made it.
+    /// The release that created it.
     pub release: String,
     /// The version of the file's format.
     pub format: u32,
-    /// The version of what is stored.
+    /// The version of the stored objects.
     pub schema: u64,
-    /// How many entries it has.
+    /// Number of entries.
     pub entries: u64,
     /// Its checksum: SHA-256 in hexadecimal.
     pub sha256: String,
-    /// What is in it.
+    /// Its content.
     pub content: BackupContent,
 }
 
-/// What is in a backup.
+/// The content of a backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackupContent {
     /// The names of its services.
     pub services: Vec<String>,
-    /// How many entries there are of each kind.
+    /// Number of entries of each kind.
     pub entries: BTreeMap<String, u64>,
 }
 
-/// What may happen to what is in the store.
+/// How to restore a backup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RestoreRequest {
-    /// What is in the store is replaced; else a store with services in it is left as it is.
+    /// Whether to replace the content of a store that has services; without it such a store is left
+    /// unchanged.
     pub replace: bool,
 }
 
-/// A token to make.
+/// A token to create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenCreate {
     /// Unique among tokens; letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// What it allows; at least one.
+    /// Its scopes; at least one.
     pub scopes: Vec<Scope>,
-    /// When it ends; never if left out.
+    /// When it expires; never if left out.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
 }
 
-/// A token, without what has to be sent.
+/// A token, without the token itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenView {
     /// Its name.
     pub name: String,
-    /// What it allows.
+    /// Its scopes.
     pub scopes: Vec<Scope>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it ends.
+    /// When it expires.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
 }
 
-/// A new token: the only answer that has it.
+/// A new token; only this answer contains it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenCreated {
-    /// What has to be sent: `Authorization: Bearer <token>`.
+    /// The token, to be sent as `Authorization: Bearer <token>`.
     pub token: Confidential,
-    /// The token.
+    /// Its name, scopes and times.
     #[serde(flatten)]
     pub view: TokenView,
 }
 
-/// The orchestrator, as the asked node sees it.
+/// The orchestrator, as the node that answers sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OrchestratorView {
-    /// The release of the asked node.
+    /// The release of the node that answers.
     pub release: String,
-    /// The asked node's id.
+    /// Its id.
     pub node: String,
-    /// The id of the node whose control loops run; `null` between two leaders.
+    /// The id of the leader; `null` while there is none.
     pub leader: Option<String>,
-    /// Where objects are kept: a file, or endpoints.
+    /// The store: a file, or endpoints.
     pub store: String,
-    /// Whether the store answers; without it nothing can be changed, and all goes on as it is.
+    /// Whether the store is available; without it nothing can be changed, and everything continues to run.
     pub available: bool,
-    /// The store's revision that answers show.
+    /// The revision of the store that answers are based on.
     pub revision: Revision,
-    /// How many nodes there are.
+    /// Number of nodes.
     pub nodes: u32,
-    /// How many services there are.
+    /// Number of services.
     pub services: u32,
-    /// How many tasks run.
+    /// Number of running tasks.
     pub tasks: u32,
 }

@@ -1,14 +1,14 @@
-//! What a token allows: `services:read`, `secrets:write`, `all`.
+//! The scopes of tokens: `services:read`, `secrets:write`, `all`.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// A kind of object that tokens are for.
+/// A kind of object that scopes refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
-    /// Services with their tasks, history and logs, and the stream of events.
+    /// Services with their tasks, history and logs, and the event stream.
     Services,
     /// Nodes.
     Nodes,
@@ -18,11 +18,11 @@ pub enum Resource {
     Configs,
     /// Credentials for registries.
     Registries,
-    /// Webhooks; their secret URLs are read with `webhooks:read`.
+    /// Webhooks; `webhooks:read` includes their secret URLs.
     Webhooks,
     /// Backups.
     Backups,
-    /// Tokens. Whoever may write them has every scope.
+    /// Tokens.
     Tokens,
 }
 
@@ -55,19 +55,19 @@ impl Resource {
     }
 }
 
-/// Something that a token allows.
+/// A permission of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// To read objects of a kind.
     Read(Resource),
-    /// To change, make and remove objects of a kind, and to read them.
+    /// To create, change, remove and read objects of a kind.
     Write(Resource),
     /// Everything.
     All,
 }
 
 impl Scope {
-    /// Whether whoever has this may do what needs the other.
+    /// Whether this scope includes another.
     #[must_use]
     pub fn allows(self, needed: Self) -> bool {
         match (self, needed) {
@@ -89,9 +89,9 @@ impl fmt::Display for Scope {
     }
 }
 
-/// A text that is no scope.
+/// The text is not a scope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no scope: use all, or <kind>:read or <kind>:write with one of {kinds}", text = .0, kinds = kinds())]
+#[error("invalid scope {text:?}: use all, <kind>:read or <kind>:write, where <kind> is one of {kinds}", text = .0, kinds = kinds())]
 pub struct InvalidScope(String);
 
 fn kinds() -> String {
@@ -126,7 +126,7 @@ impl JsonSchema for Scope {
         json_schema!({
             "type": "string",
             "pattern": "^(all|[a-z]+:(read|write))$",
-            "description": "What a token allows: `services:read`, `secrets:write`, `all`.",
+            "description": "A permission of a token: `services:read`, `secrets:write`, `all`.",
         })
     }
 }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scope_reads_as_it_is_written() {
+    fn a_scope_is_parsed_from_its_text() {
         let all = Resource::ALL
             .into_iter()
             .flat_map(|one| [Scope::Read(one), Scope::Write(one)]);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_includes_reading_and_nothing_of_another_kind() {
+    fn write_includes_read_of_the_same_kind_only() {
         let (read, write) = (Scope::Read(Resource::Nodes), Scope::Write(Resource::Nodes));
         assert!(write.allows(read) && write.allows(write) && read.allows(read));
         assert!(!read.allows(write));

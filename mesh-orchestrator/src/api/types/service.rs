@@ -1,4 +1,4 @@
-//! Services, what can be asked of them, and their history.
+//! Services, requests on them, and their history.
 
 use std::sync::Arc;
 
@@ -12,43 +12,45 @@ use crate::{
     store::revisions::{Author, RevisionId},
 };
 
-/// A service, and how far its tasks have followed its specification.
+/// A service, and how far its tasks have been updated to its specification.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
-    /// Its name for ever.
+    /// Its id.
     pub id: ServiceId,
-    /// What the specification is at; the `ETag`, and what an update names in `If-Match`.
+    /// The revision of the specification: the `ETag`, which updates send in `If-Match`.
     pub revision: RevisionId,
-    /// Who made this revision.
+    /// The author of this revision.
     pub author: Author,
     /// When the service was created.
     pub created_at: Timestamp,
     /// When its specification last changed.
     pub updated_at: Timestamp,
-    /// What is asked for.
+    /// The specification.
     pub spec: Arc<ServiceSpec>,
-    /// What was asked for before the last change.
+    /// The specification before the last change.
     #[serde(default)]
     pub previous_spec: Option<Arc<ServiceSpec>>,
-    /// Its published ports, all with numbers.
+    /// Its published ports as assigned.
     #[serde(default)]
     pub ports: Vec<EndpointPort>,
     /// Tasks whose `spec_version` is this one are up to date.
     pub task_version: u64,
-    /// How the replacement of its tasks stands, or ended.
+    /// Status of the current or the last update of its tasks.
     #[serde(default)]
     pub update_status: Option<UpdateStatus>,
-    /// Whether its tasks are being spread anew.
+    /// Whether its tasks are being rebalanced.
     #[serde(default)]
     pub rebalancing: bool,
-    /// Tasks that run.
+    /// Number of running tasks.
     pub running: u32,
-    /// Tasks that shall run: replicas, suitable nodes, or what of a job may run at once.
+    /// Number of tasks that should run: replicas, suitable nodes, or the tasks of a job that may run at the
+    /// same time.
     pub desired: u32,
-    /// A job's tasks that have ended well; `null` for what is no job.
+    /// Number of completed tasks of a job; `null` if the service is not a job.
     #[serde(default)]
     pub completed: Option<u32>,
-    /// Why tasks do not run yet, each reason once: no suitable node, a dependency that is not ready.
+    /// Why tasks do not run yet: no suitable node, a dependency that is not ready. Each reason is listed
+    /// once.
     #[serde(default)]
     pub waiting: Vec<String>,
 }
@@ -58,50 +60,50 @@ pub struct ServiceView {
 pub struct ServiceChanged {
     /// The service.
     pub id: ServiceId,
-    /// What it is at now.
+    /// Its revision now.
     pub revision: RevisionId,
-    /// What is worth a thought; `null` if nothing is.
+    /// Warnings; `null` if there are none.
     pub warnings: Option<Vec<String>>,
 }
 
-/// How many tasks a service shall have.
+/// A number of replicas to scale to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
-    /// The number; 0 pauses the service and keeps its definition.
+    /// The number of replicas; 0 pauses the service and keeps its specification.
     pub replicas: u32,
 }
 
-/// Which revision a service shall go back to.
+/// The revision to roll back to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RollbackRequest {
-    /// The number of a revision that is kept; the one before the current specification if left out.
+    /// The number of a kept revision; the previous specification if left out.
     pub revision: Option<u64>,
 }
 
-/// One line of a service's history.
+/// One entry of a service's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HistoryEntry {
-    /// A revision that is kept.
+    /// A kept revision.
     Revision {
-        /// Which one.
+        /// The revision.
         revision: RevisionId,
-        /// Who made it, when and how.
+        /// Its author, with time and action.
         author: Author,
     },
-    /// A webhook was called.
+    /// A call of a webhook.
     Webhook(WebhookCall),
 }
 
-/// A service's specification as it was at one revision.
+/// A service's specification at one revision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RevisionView {
-    /// Which one.
+    /// The revision.
     pub revision: RevisionId,
-    /// Who made it, when and how.
+    /// Its author, with time and action.
     pub author: Author,
-    /// What was asked for.
+    /// The specification.
     pub spec: Arc<ServiceSpec>,
 }

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::objects::Task;
 
-/// A task, with what of other objects people want to see beside it.
+/// A task, with its name and the host name of its node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskView {
     /// As Docker shows it: `web.3`, or `web.<node id>`.
     pub name: String,
-    /// The host name of its node; `null` while it has none, or when the node is gone.
+    /// The host name of its node; `null` if it has no node, or the node was removed.
     #[serde(default)]
     pub node_hostname: Option<String>,
     /// The task.
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_view_reads_as_it_is_written_and_beside_fields_of_later_releases() {
+    fn a_task_view_is_parsed_back_and_with_unknown_fields() {
         let json = serde_json::json!({
             "name": "web.1", "node_hostname": "n1", "later": true,
             "id": "t", "service": "s", "service_name": "web", "slot": {"number": 1},

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{objects::Timestamp, store::revisions::RevisionId};
 
-/// A webhook to make.
+/// A webhook to create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookCreate {
@@ -13,7 +13,7 @@ pub struct WebhookCreate {
     pub name: String,
 }
 
-/// What to change of a webhook.
+/// Changes of a webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookPatch {
@@ -28,36 +28,36 @@ pub struct WebhookView {
     pub name: String,
     /// Whether it may be called.
     pub enabled: bool,
-    /// Where to `POST` to: a path if the orchestrator knows no address of its own. Whoever has it may roll
-    /// the service, so it is to be kept as a password.
+    /// The URL to `POST` to; only a path if the orchestrator knows no public address. Anyone who knows it can
+    /// update the service, so keep it secret.
     pub url: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last called.
     #[serde(default)]
     pub called_at: Option<Timestamp>,
 }
 
-/// What the caller of a webhook learns.
+/// The answer to the call of a webhook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookAnswer {
-    /// What is worth a thought; `null` if nothing is.
+    /// Warnings; `null` if there are none.
     pub warnings: Option<Vec<String>>,
 }
 
-/// A webhook's call, as the service's history keeps it.
+/// A call of a webhook, as kept in the service's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookCall {
     /// The webhook's name.
     pub webhook: String,
     /// When it was called.
     pub at: Timestamp,
-    /// The image that the service's tasks have since, with its digest if that could be found out.
+    /// The image that the service's tasks have run since, with its digest if the tag could be resolved.
     pub image: String,
-    /// The revision that the call made; `null` if it failed.
+    /// The revision that the call created; `null` if it failed.
     #[serde(default)]
     pub revision: Option<RevisionId>,
-    /// What the caller was told.
+    /// The warnings in the answer.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Why it failed.

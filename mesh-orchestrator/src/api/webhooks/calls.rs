@@ -1,4 +1,4 @@
-//! The last calls of a service's webhooks, for its history.
+//! Keeps the last calls of a service's webhooks for its history.
 
 use crate::{
     api::{Api, error::ApiError, records, types::WebhookCall},
@@ -6,16 +6,16 @@ use crate::{
     store::{InvalidKey, Key, PAGE, Prefix, Transaction},
 };
 
-/// Calls of one service that are kept.
+/// Number of calls that are kept for each service.
 const KEPT: usize = 50;
 
-/// The calls that are kept, the oldest first.
+/// The kept calls, the oldest first.
 pub(in crate::api) async fn calls(api: &Api, service: &ServiceId) -> Result<Vec<WebhookCall>, ApiError> {
     let calls = records::list::<WebhookCall>(api.store(), &prefix(service)?).await?;
     Ok(calls.into_iter().map(|(_, call, _)| call).collect())
 }
 
-/// Keeps one more. A call that was made is made, so that a failure is only logged.
+/// Keeps one more call. As the call has already had its effect, a failure is only logged.
 pub(super) async fn remember(api: &Api, service: &ServiceId, call: &WebhookCall) {
     let remembered = async {
         let when = format!("{:020}-{:08x}", call.at.0, api.cluster().clock().seed() as u32);
@@ -23,7 +23,7 @@ pub(super) async fn remember(api: &Api, service: &ServiceId, call: &WebhookCall)
         let mut transaction = Transaction::new().put(key.clone(), records::encode(&key, call)?);
         let kept = keys(api, service).await?;
         let surplus = (kept.len() + 1).saturating_sub(KEPT);
-        // By the order of the keys the oldest are first; a few at a time is enough.
+        // Keys are ordered by time, so the oldest come first. Removing a bounded number per call is enough.
         for old in kept.into_iter().take(surplus.min(KEPT)) {
             transaction = transaction.delete(old);
         }
@@ -31,11 +31,11 @@ pub(super) async fn remember(api: &Api, service: &ServiceId, call: &WebhookCall)
         Ok::<_, ApiError>(())
     };
     if let Err(error) = remembered.await {
-        tracing::warn!(%service, webhook = call.webhook, ?error, "could not note the call of a webhook");
+        tracing::warn!(%service, webhook = call.webhook, ?error, "could not record the call of a webhook");
     }
 }
 
-/// Forgets all of them.
+/// Removes all calls of a service.
 pub(super) async fn forget(api: &Api, service: &ServiceId) -> Result<(), ApiError> {
     let mut transaction = Transaction::new();
     for key in keys(api, service)

@@ -1,7 +1,7 @@
-//! Webhooks: secret URLs that roll a service to what its image's tag means now.
+//! Webhooks: secret URLs whose call updates a service to the image that its tag refers to now.
 //!
-//! The secret itself is kept by the vault, so that the URL can be shown again; what a call is looked up by
-//! is its hash, at `/webhook-urls/<hash>`. The last calls are at `/webhook-calls/<service>/<when>`.
+//! The secret is in the vault, so that the URL can be shown again. A call is looked up by the hash of the
+//! secret, at `/webhook-urls/<hash>`. The last calls are at `/webhook-calls/<service>/<time>`.
 
 mod calls;
 mod roll;
@@ -28,7 +28,7 @@ use crate::{
     store::{Expected, Transaction},
 };
 
-/// Most webhooks of one service.
+/// Maximum number of webhooks of one service.
 const MAX_WEBHOOKS: usize = 50;
 
 pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
@@ -49,7 +49,7 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let api = &call.api;
     if names(api, &service).await?.len() >= MAX_WEBHOOKS {
         return Err(ApiError::conflict(format!(
-            "the service has {MAX_WEBHOOKS} webhooks already: remove those that nobody calls"
+            "the service already has {MAX_WEBHOOKS} webhooks: remove those that are not used"
         )));
     }
     if look_up(api, &service, &name).await?.is_some() {
@@ -60,7 +60,7 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let sealed_name = sealed_name(&service, &name);
     let mut kept = keep(api, &sealed_name, &secret, now).await;
     if let Err(VaultError::Exists { .. }) = kept {
-        // Left by a making that was cut short between its two steps: no URL leads to it.
+        // Left by a creation that was interrupted between its two steps: no URL uses it.
         api.vault().remove(Kind::Webhook, &sealed_name).await?;
         kept = keep(api, &sealed_name, &secret, now).await;
     }
@@ -96,7 +96,7 @@ async fn keep(api: &Api, name: &str, secret: &Plaintext, now: Timestamp) -> Resu
 
 fn exists(name: &str) -> ApiError {
     ApiError::conflict(format!(
-        "the service has a webhook {name} already: choose another name"
+        "a webhook named {name} already exists for this service: choose another name"
     ))
     .about("name", name)
 }
@@ -120,8 +120,8 @@ pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
     no_content()
 }
 
-/// Forgets all webhooks of a service that is gone. What is left over leads nowhere, so that a failure does
-/// no harm.
+/// Removes all webhooks of a removed service. Those that remain after a failure have no effect, so it is only
+/// logged.
 pub(super) async fn forget(api: &Api, service: &ServiceId) {
     let forgotten = async {
         for name in names(api, service).await? {
@@ -130,11 +130,11 @@ pub(super) async fn forget(api: &Api, service: &ServiceId) {
         calls::forget(api, service).await
     };
     if let Err(error) = forgotten.await {
-        tracing::warn!(%service, ?error, "could not forget the webhooks of a removed service");
+        tracing::warn!(%service, ?error, "could not remove the webhooks of a removed service");
     }
 }
 
-/// The URL first: without it nothing can be called.
+/// Removes the URL first, without which the webhook cannot be called.
 async fn forget_one(api: &Api, service: &ServiceId, name: &str) -> Result<(), ApiError> {
     if let Some(found) = look_up(api, service, name).await? {
         api.store().commit(Transaction::new().delete(found.key)).await?;
@@ -153,7 +153,7 @@ async fn existing(call: &Call, service: &ServiceId) -> Result<Found, ApiError> {
     let name = call.segment("webhook");
     look_up(&call.api, service, name)
         .await?
-        .ok_or_else(|| ApiError::not_found(format!("the service has no webhook {name}")))
+        .ok_or_else(|| ApiError::not_found(format!("no such webhook: {name}")))
 }
 
 /// The names of a service's webhooks.
@@ -168,8 +168,9 @@ async fn names(api: &Api, service: &ServiceId) -> Result<Vec<String>, ApiError> 
 }
 
 fn view(api: &Api, found: &Found) -> Result<WebhookView, ApiError> {
-    let secret = std::str::from_utf8(found.secret.expose())
-        .map_err(|_| ApiError::conflict("the webhook's secret is damaged: remove it and make another"))?;
+    let secret = std::str::from_utf8(found.secret.expose()).map_err(|_| {
+        ApiError::conflict("the secret of the webhook is damaged: remove the webhook and create another one")
+    })?;
     let base = api.public_url().unwrap_or_default().trim_end_matches('/');
     Ok(WebhookView {
         name: found.stored.name.clone(),

@@ -1,4 +1,4 @@
-//! What a webhook's call does: looks the image's tag up anew, and rolls the service by its update policy.
+//! The call of a webhook: resolves the image's tag again and updates the service by its update policy.
 
 use std::{
     sync::Arc,
@@ -28,13 +28,13 @@ use crate::{
     store::{Expected, Key, Revision, Transaction},
 };
 
-/// How long a registry may take to answer; without it the tag is used as it is.
+/// How long to wait for a registry. If it does not answer in time, the tag is used without a digest.
 const REGISTRY: Duration = Duration::from_secs(15);
 
 pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     let api = &call.api;
-    // One answer for unknown and disabled: it tells nobody which there are.
-    let unknown = || ApiError::not_found("there is no such webhook, or it is disabled");
+    // The same answer for unknown and disabled webhooks, so that it does not reveal which exist.
+    let unknown = || ApiError::not_found("no such webhook, or it is disabled");
     let fingerprint = fingerprint(call.segment("secret"));
     let key = Key::new(["webhook-urls", &fingerprint])?;
     let Some((stored, revision)) = records::get::<Stored>(api.store(), &key).await? else {
@@ -51,15 +51,16 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
         let seconds = wait.as_secs() + 1;
         return Err(ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
-            format!("the webhook is called too often: try again in {seconds} s"),
+            format!("the webhook was called too often: try again in {seconds} s"),
         )
         .retry_after(seconds));
     }
     let image = service.spec.task_template.container_spec.image.clone();
     let (fresh, mut warnings) = look_up(api, &image).await;
     if matches!(service.spec.mode, ServiceMode::Replicated(settings) if settings.replicas == 0) {
-        warnings
-            .push("the service is paused (0 replicas): what has changed shows when it is resumed".to_owned());
+        warnings.push(
+            "the service is paused (0 replicas): the update takes effect when it is resumed".to_owned(),
+        );
     }
     let author = api
         .cluster()
@@ -84,33 +85,34 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
         error,
     };
     calls::remember(api, &stored.service, &record).await;
-    note_time(api, key, stored, revision, at).await;
+    record_time(api, key, stored, revision, at).await;
     outcome?;
     ok(&WebhookAnswer {
         warnings: (!warnings.is_empty()).then_some(warnings),
     })
 }
 
-/// The image with the digest that its tag has now, or without one where that cannot be found out: then each
-/// node asks the registry itself.
+/// The image with the digest that its tag refers to now. Without a digest if the tag cannot be resolved: then
+/// each node asks the registry itself.
 async fn look_up(api: &Api, image: &str) -> (String, Vec<String>) {
     let Some(tagged) = tagged(image) else {
-        let warning =
-            format!("{image} has no tag that could mean another image now: the same is started again");
+        let warning = format!(
+            "{image} has no tag that could be resolved again: its tasks are replaced by ones with the same image"
+        );
         return (image.to_owned(), vec![warning]);
     };
     let why = match timeout(REGISTRY, api.images().digest(tagged)).await {
         Ok(Ok(digest)) if is_digest(&digest) => return (format!("{tagged}@{digest}"), Vec::new()),
-        Ok(Ok(other)) => format!("the registry answered {other:?}, which is no digest"),
+        Ok(Ok(other)) => format!("the registry answered {other:?}, which is not a digest"),
         Ok(Err(error)) => error_chain(&error),
         Err(_) => format!("the registry did not answer within {} s", REGISTRY.as_secs()),
     };
     let warning =
-        format!("{tagged}: {why}; each node looks the tag up itself, and they may get different images");
+        format!("{tagged}: {why}; each node resolves the tag itself, so nodes may run different images");
     (tagged.to_owned(), vec![warning])
 }
 
-/// Always replaces the tasks, even if the image is the same.
+/// Replaces the tasks even if the image is the same.
 fn roll(
     state: &State,
     id: &ServiceId,
@@ -121,7 +123,7 @@ fn roll(
     let service = known_service(state, id)?;
     let mut spec: ServiceSpec = (*service.spec).clone();
     let task = Arc::make_mut(&mut spec.task_template);
-    // Somebody may have chosen another image meanwhile; then that is the one to start.
+    // If the image has been changed meanwhile, the new one is used.
     if task.container_spec.image == seen {
         fresh.clone_into(&mut task.container_spec.image);
     }
@@ -129,8 +131,8 @@ fn roll(
     update_anyway(state, id, spec, now)
 }
 
-/// For people who wonder whether a webhook is still in use; not worth an error.
-async fn note_time(api: &Api, key: Key, stored: Stored, revision: Revision, at: Timestamp) {
+/// Records the time of the last call, which shows whether a webhook is still used. A failure is only logged.
+async fn record_time(api: &Api, key: Key, stored: Stored, revision: Revision, at: Timestamp) {
     let noted = Stored {
         called_at: Some(at),
         ..stored
@@ -144,7 +146,7 @@ async fn note_time(api: &Api, key: Key, stored: Stored, revision: Revision, at: 
     if let Err(error) = api.store().commit(transaction).await {
         tracing::debug!(
             error = &error as &dyn std::error::Error,
-            "could not note when a webhook was called"
+            "could not record when a webhook was called"
         );
     }
 }

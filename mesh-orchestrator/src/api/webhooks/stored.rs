@@ -1,4 +1,4 @@
-//! Where a webhook is stored: its secret in the vault, what a call needs under the secret's hash.
+//! How a webhook is stored: its secret in the vault, and what a call needs under the hash of the secret.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::{
     store::{InvalidKey, Key, Revision},
 };
 
-/// What a call is looked up in.
+/// The record that a call is looked up in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stored {
@@ -21,7 +21,7 @@ pub(super) struct Stored {
     pub(super) called_at: Option<Timestamp>,
 }
 
-/// A webhook as it is found by its service and name.
+/// A webhook that was looked up by its service and name.
 pub(super) struct Found {
     pub(super) stored: Stored,
     pub(super) revision: Revision,
@@ -49,7 +49,7 @@ pub(super) async fn look_up(api: &Api, service: &ServiceId, name: &str) -> Resul
     }))
 }
 
-/// An id has no dot, so that the first one divides.
+/// The name of the secret in the vault. Ids contain no dot, so the first one separates id and name.
 pub(super) fn sealed_name(service: &ServiceId, name: &str) -> String {
     format!("{service}.{name}")
 }
