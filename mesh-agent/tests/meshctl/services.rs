@@ -208,7 +208,7 @@ async fn a_wrong_flag_ends_with_125_and_what_is_refused_with_1() -> Result<()> {
             "other flags may not be combined with --rollback",
         ),
         ("service ps nothing", 1, "no such service: nothing"),
-        ("service inspect nothing", 1, "there is no service nothing"),
+        ("service inspect nothing", 1, "no such service: nothing"),
         ("service logs nothing", 1, "no such task or service: nothing"),
         ("service create --name web nginx", 1, "web"),
         (

@@ -45,8 +45,7 @@ fn damaged(key: &Key, error: &serde_json::Error) -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         format!(
-            "{key} is not as this release writes it (line {}, column {}): restore the newest backup if nobody has \
-             edited the store by hand",
+            "{key} is malformed (line {}, column {}): restore the newest backup, unless the store was edited by hand",
             error.line(),
             error.column()
         ),

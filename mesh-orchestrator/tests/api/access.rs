@@ -1,4 +1,4 @@
-//! Tokens: what they allow, and that nothing else does.
+//! Tokens: what they allow, and that nothing else is allowed.
 
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
@@ -53,23 +53,26 @@ async fn a_token_may_do_what_its_scopes_say() -> Result<()> {
     ] {
         let callers = [None, Some(&reader), Some(&writer), Some(&all)];
         for (caller, status) in callers.into_iter().zip(statuses) {
-            let mut question = server.ask_as(caller.map(String::as_str), method.clone(), path)?;
+            let mut request = server.request_as(caller.map(String::as_str), method.clone(), path)?;
             if let Some(body) = &body {
-                question = question.json(body);
+                request = request.json(body);
             }
-            question.send().await?.expect(status)?;
+            request.send().await?.expect(status)?;
         }
     }
     let view = server.service("web").await?;
-    assert_eq!(view.author.by, "root", "scaling to what it is changes nothing");
-    let scaled = server.ask_as(Some(&writer), Method::POST, "/v1/services/web/scale")?;
+    assert_eq!(
+        view.author.by, "root",
+        "scaling to the current number changes nothing"
+    );
+    let scaled = server.request_as(Some(&writer), Method::POST, "/v1/services/web/scale")?;
     scaled.json(&json!({"replicas": 2})).send().await?.expect(ok)?;
     assert_eq!(server.service("web").await?.author.by, "token writer");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_token_is_refused_without_saying_why() -> Result<()> {
+async fn an_invalid_token_is_refused_without_a_reason() -> Result<()> {
     let server = Server::start().await?;
     let good = token(&server, "ci", &["services:read"]).await?;
     assert!(good.starts_with("mesh_ci."), "the name is not secret");
@@ -87,17 +90,17 @@ async fn what_is_no_token_is_refused_without_saying_why() -> Result<()> {
         &"A".repeat(4000),
     ] {
         let refused = server
-            .ask_as(Some(wrong), Method::GET, "/v1/services")?
+            .request_as(Some(wrong), Method::GET, "/v1/services")?
             .send()
             .await?;
         assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
         refused.expect(StatusCode::UNAUTHORIZED)?;
     }
-    let question = || server.ask_as(Some(&good), Method::GET, "/v1/services");
-    question()?.send().await?.expect(StatusCode::OK)?;
-    let removed = server.ask(Method::DELETE, "/v1/tokens/ci")?.send().await?;
+    let request = || server.request_as(Some(&good), Method::GET, "/v1/services");
+    request()?.send().await?.expect(StatusCode::OK)?;
+    let removed = server.request(Method::DELETE, "/v1/tokens/ci")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
-    question()?.send().await?.expect(StatusCode::UNAUTHORIZED)?;
+    request()?.send().await?.expect(StatusCode::UNAUTHORIZED)?;
     Ok(())
 }
 
@@ -106,23 +109,25 @@ async fn a_stream_ends_with_its_token() -> Result<()> {
     let server = Server::start().await?;
     let good = token(&server, "ci", &["services:read"]).await?;
     let other = token(&server, "other", &["services:read"]).await?;
-    let follow = |token| server.ask_as(Some(token), Method::GET, "/v1/events");
+    let follow = |token| server.request_as(Some(token), Method::GET, "/v1/events");
     let mut lines = follow(&good)?.lines().await?;
     let mut others = follow(&other)?.lines().await?;
-    let removed = server.ask(Method::DELETE, "/v1/tokens/ci")?.send().await?;
+    let removed = server.request(Method::DELETE, "/v1/tokens/ci")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
-    let end = timeout(PATIENCE, lines.next()).await.context("it goes on")?;
+    let end = timeout(PATIENCE, lines.next())
+        .await
+        .context("the stream does not end")?;
     assert!(end.is_none(), "{end:?}");
     server.create(spec("web", 1)).await?;
     let event = timeout(PATIENCE, others.next())
         .await
         .context("no event in time")?;
-    event.context("another's stream has ended")??;
+    event.context("the stream of another token has ended")??;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_answered_once_and_stored_as_a_hash() -> Result<()> {
+async fn a_token_is_shown_once_and_stored_as_a_hash() -> Result<()> {
     let server = Server::start().await?;
     let token = token(
         &server,
@@ -148,14 +153,14 @@ async fn a_token_is_answered_once_and_stored_as_a_hash() -> Result<()> {
     let again = server
         .post("/v1/tokens", json!({"name": "ci", "scopes": ["all"]}))
         .await?;
-    again.error(StatusCode::CONFLICT, "a token ci already")?;
+    again.error(StatusCode::CONFLICT, "a token named ci already exists")?;
     for (body, message) in [
         (json!({"name": "x", "scopes": []}), "at least one"),
-        (json!({"name": "x", "scopes": ["service:read"]}), "is no scope"),
+        (json!({"name": "x", "scopes": ["service:read"]}), "invalid scope"),
         (json!({"name": "a b", "scopes": ["all"]}), "name"),
         (
             json!({"name": "x", "scopes": ["all"], "expires_at": 1}),
-            "lies ahead",
+            "in the future",
         ),
     ] {
         server
@@ -167,14 +172,14 @@ async fn a_token_is_answered_once_and_stored_as_a_hash() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_makes_a_token_that_allows_more_than_they_may() -> Result<()> {
+async fn a_token_cannot_allow_more_than_its_creator_may() -> Result<()> {
     let server = Server::start().await?;
     let maker = token(&server, "maker", &["tokens:write", "services:read"]).await?;
     let make = |scopes: &[&str]| {
         let body = json!({"name": "made", "scopes": scopes});
         anyhow::Ok(
             server
-                .ask_as(Some(&maker), Method::POST, "/v1/tokens")?
+                .request_as(Some(&maker), Method::POST, "/v1/tokens")?
                 .json(&body),
         )
     };

@@ -1,4 +1,4 @@
-//! A backup is made, read through, and brings everything back.
+//! A backup is created, verified and restored.
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, spec};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_brings_back_what_was_removed() -> Result<()> {
+async fn restoring_a_backup_brings_back_what_was_removed() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 2)).await?;
     let secret = json!({"name": "key", "data": STANDARD.encode("hunter2")});
@@ -17,7 +17,7 @@ async fn a_backup_brings_back_what_was_removed() -> Result<()> {
         .await?
         .expect(StatusCode::CREATED)?;
     server.until("web", |view| view.running == 2).await?;
-    let made = server.ask(Method::POST, "/v1/backups")?.send().await?;
+    let made = server.request(Method::POST, "/v1/backups")?.send().await?;
     let made = made.expect(StatusCode::CREATED)?;
     let name = made.json["name"].as_str().context("name")?.to_owned();
     assert_eq!(made.json["kind"], "manual");
@@ -30,7 +30,7 @@ async fn a_backup_brings_back_what_was_removed() -> Result<()> {
     assert_eq!(inspected.json["sha256"].as_str().map(str::len), Some(64));
 
     for removed in ["/v1/services/web", "/v1/secrets/key"] {
-        let removed = server.ask(Method::DELETE, removed)?.send().await?;
+        let removed = server.request(Method::DELETE, removed)?.send().await?;
         removed.expect(StatusCode::NO_CONTENT)?;
     }
     server.create(spec("other", 1)).await?;
@@ -52,7 +52,7 @@ async fn a_backup_brings_back_what_was_removed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_is_none_changes_nothing() -> Result<()> {
+async fn restoring_a_file_that_is_not_a_backup_changes_nothing() -> Result<()> {
     let server = Server::start().await?;
     for name in [
         "..%2F..%2Fetc%2Fpasswd",

@@ -1,4 +1,4 @@
-//! The OpenAPI document is what the router does.
+//! The OpenAPI document matches the router.
 
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
@@ -20,7 +20,7 @@ async fn each_documented_path_is_served_and_with_no_other_method() -> Result<()>
         Method::DELETE,
     ];
     for (path, operations) in paths {
-        // Names that nothing has.
+        // Names of objects that do not exist.
         let concrete: Vec<&str> = path
             .split('/')
             .map(|segment| {
@@ -34,8 +34,8 @@ async fn each_documented_path_is_served_and_with_no_other_method() -> Result<()>
         let concrete = concrete.join("/");
         for method in &methods {
             let is_documented = operations.get(method.as_str().to_lowercase()).is_some();
-            // Without a token: asked is only whether there is such an operation.
-            let answer = server.ask_as(None, method.clone(), &concrete)?.send().await?;
+            // Without a token: only whether the operation exists matters here.
+            let answer = server.request_as(None, method.clone(), &concrete)?.send().await?;
             let is_served = answer.status != StatusCode::METHOD_NOT_ALLOWED;
             assert_eq!(is_served, is_documented, "{method} {path}: {}", answer.text);
             if is_served && !["/v1/openapi.json", "/v1/webhooks/{secret}"].contains(&path.as_str()) {
@@ -47,7 +47,7 @@ async fn each_documented_path_is_served_and_with_no_other_method() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_orchestrator_says_how_it_is() -> Result<()> {
+async fn the_orchestrator_reports_its_state() -> Result<()> {
     let server = Server::start().await?;
     let view = server.get("/v1/orchestrator").await?.expect(StatusCode::OK)?.json;
     assert_eq!((&view["node"], &view["leader"]), (&"one".into(), &"one".into()));

@@ -1,4 +1,4 @@
-//! Secrets, configs and registries: what is secret goes in and never comes out.
+//! Secrets, configs and registries: no answer contains secret data.
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -10,7 +10,7 @@ use crate::server::{Server, spec};
 const VALUE: &str = "correct horse battery staple";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_never_answered() -> Result<()> {
+async fn no_answer_contains_a_secret() -> Result<()> {
     let server = Server::start().await?;
     let data = STANDARD.encode(VALUE);
     let secret = json!({"name": "key", "labels": {"a": "b"}, "data": data});
@@ -36,7 +36,7 @@ async fn a_secret_is_never_answered() -> Result<()> {
     assert_eq!(by_id.json, found.json);
     again.error(StatusCode::CONFLICT, "there is a secret key already")?;
 
-    // Neither what is wrong with it.
+    // Errors do not contain the data either.
     for (data, message) in [
         (json!("hunter2!"), "base64"),
         (json!(""), "at least one byte"),
@@ -51,14 +51,14 @@ async fn a_secret_is_never_answered() -> Result<()> {
         );
         error.error(StatusCode::BAD_REQUEST, message)?;
     }
-    // Nor in the store's file.
+    // Nor does the store's file.
     let stored = std::fs::read(server.store_path())?;
     assert!(!stored.windows(VALUE.len()).any(|bytes| bytes == VALUE.as_bytes()));
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dockers_limits_hold() -> Result<()> {
+async fn data_has_dockers_size_limits() -> Result<()> {
     let server = Server::start().await?;
     let most = |bytes: usize| STANDARD.encode(vec![7; bytes]);
     for (path, limit) in [("/v1/secrets", 500 << 10), ("/v1/configs", 1000 << 10)] {
@@ -72,7 +72,7 @@ async fn dockers_limits_hold() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_service_uses_cannot_be_removed() -> Result<()> {
+async fn a_secret_or_config_in_use_cannot_be_removed() -> Result<()> {
     let server = Server::start().await?;
     let data = STANDARD.encode(VALUE);
     for path in ["/v1/secrets", "/v1/configs"] {
@@ -88,13 +88,13 @@ async fn what_a_service_uses_cannot_be_removed() -> Result<()> {
     server.create(user).await?;
     for path in ["/v1/secrets/file", "/v1/configs/file"] {
         assert_eq!(server.get(path).await?.json["services"], json!(["web"]));
-        let removed = server.ask(Method::DELETE, path)?.send().await?;
+        let removed = server.request(Method::DELETE, path)?.send().await?;
         removed.error(StatusCode::CONFLICT, "is in use by web")?;
     }
-    let removed = server.ask(Method::DELETE, "/v1/services/web")?.send().await?;
+    let removed = server.request(Method::DELETE, "/v1/services/web")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     for path in ["/v1/secrets/file", "/v1/configs/file"] {
-        let removed = server.ask(Method::DELETE, path)?.send().await?;
+        let removed = server.request(Method::DELETE, path)?.send().await?;
         removed.expect(StatusCode::NO_CONTENT)?;
         server.get(path).await?.expect(StatusCode::NOT_FOUND)?;
     }
@@ -102,12 +102,12 @@ async fn what_a_service_uses_cannot_be_removed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registrys_password_is_never_answered() -> Result<()> {
+async fn no_answer_contains_the_password_of_a_registry() -> Result<()> {
     let server = Server::start().await?;
     let path = "/v1/registries/registry.example:5000";
     for (username, password) in [("ann", "first-password"), ("bob", "second-password")] {
         let body = json!({"username": username, "password": password});
-        let put = server.ask(Method::PUT, path)?.json(&body).send().await?;
+        let put = server.request(Method::PUT, path)?.json(&body).send().await?;
         assert!(!put.text.contains("password"), "{}", put.text);
         assert_eq!(put.expect(StatusCode::OK)?.json["username"], username);
     }
@@ -117,12 +117,12 @@ async fn a_registrys_password_is_never_answered() -> Result<()> {
     assert_eq!(listed.json[0]["username"], "bob");
     let body = json!({"username": "ann", "password": "x"});
     let wrong = server
-        .ask(Method::PUT, "/v1/registries/a%2Fb")?
+        .request(Method::PUT, "/v1/registries/a%2Fb")?
         .json(&body)
         .send()
         .await?;
     wrong.error(StatusCode::BAD_REQUEST, "host[:port]")?;
-    let removed = server.ask(Method::DELETE, path)?.send().await?;
+    let removed = server.request(Method::DELETE, path)?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     assert_eq!(server.get("/v1/registries").await?.json, json!([]));
     Ok(())

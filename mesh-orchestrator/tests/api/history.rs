@@ -1,4 +1,4 @@
-//! Old revisions: listed, looked at, compared, gone back to.
+//! Old revisions: list, inspect, compare, roll back.
 
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
@@ -7,13 +7,13 @@ use serde_json::json;
 use crate::server::{Server, spec};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_goes_back_to_any_revision_that_is_kept() -> Result<()> {
+async fn a_service_can_be_rolled_back_to_any_kept_revision() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 1)).await?;
     for image in ["web:2", "web:3"] {
         let patch = json!({"task_template": {"container_spec": {"image": image}}});
         let patched = server
-            .ask(Method::PATCH, "/v1/services/web")?
+            .request(Method::PATCH, "/v1/services/web")?
             .json(&patch)
             .send()
             .await?;
@@ -21,7 +21,7 @@ async fn a_service_goes_back_to_any_revision_that_is_kept() -> Result<()> {
     }
     let history = server.get("/v1/services/web/history").await?;
     let history = history.json.as_array().context("a list")?.clone();
-    let told: Vec<(&str, &str)> = history
+    let revisions: Vec<(&str, &str)> = history
         .iter()
         .map(|one| {
             let text = |value: &serde_json::Value| value.as_str().map_or(0, str::len);
@@ -36,7 +36,7 @@ async fn a_service_goes_back_to_any_revision_that_is_kept() -> Result<()> {
             )
         })
         .collect();
-    assert_eq!(told, [("3", "update"), ("2", "update"), ("1", "create")]);
+    assert_eq!(revisions, [("3", "update"), ("2", "update"), ("1", "create")]);
 
     let old = server.get("/v1/services/web/revisions/1").await?;
     assert_eq!(
@@ -62,9 +62,9 @@ async fn a_service_goes_back_to_any_revision_that_is_kept() -> Result<()> {
     assert_eq!(view.spec.task_template.container_spec.image, "web:1");
     assert_eq!(view.author.action, "rollback to 1");
 
-    // Without a number, and without a body: what it was before.
+    // Without a body: the previous specification.
     let back = server
-        .ask(Method::POST, "/v1/services/web/rollback")?
+        .request(Method::POST, "/v1/services/web/rollback")?
         .send()
         .await?;
     back.expect(StatusCode::OK)?;
@@ -74,7 +74,7 @@ async fn a_service_goes_back_to_any_revision_that_is_kept() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revision_that_is_not_kept_is_answered_with_those_that_are() -> Result<()> {
+async fn the_error_for_a_revision_that_is_not_kept_lists_the_kept_ones() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 1)).await?;
     let error = server.get("/v1/services/web/revisions/7").await?;

@@ -1,4 +1,4 @@
-//! Nodes are read, labelled, drained, and forgotten only when they are down.
+//! Nodes can be inspected, labelled and drained, and removed only when they are down.
 
 use anyhow::Result;
 use reqwest::{Method, StatusCode};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, spec};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_gets_labels_and_another_availability() -> Result<()> {
+async fn labels_and_availability_of_a_node_can_be_changed() -> Result<()> {
     let server = Server::start().await?;
     let nodes = server.get("/v1/nodes").await?;
     assert_eq!(nodes.json[0]["id"], "one");
@@ -18,11 +18,11 @@ async fn a_node_gets_labels_and_another_availability() -> Result<()> {
     server
         .get("/v1/nodes/two")
         .await?
-        .error(StatusCode::NOT_FOUND, "there is no node two")?;
+        .error(StatusCode::NOT_FOUND, "no such node: two")?;
 
     let patch = async |body: Value| {
-        let question = server.ask(Method::PATCH, "/v1/nodes/one")?;
-        question.json(&body).send().await
+        let request = server.request(Method::PATCH, "/v1/nodes/one")?;
+        request.json(&body).send().await
     };
     let patched = patch(json!({"labels": {"zone": "a", "disk": "ssd"}})).await?;
     assert_eq!(
@@ -39,7 +39,7 @@ async fn a_node_gets_labels_and_another_availability() -> Result<()> {
     assert_eq!(
         drained.json["labels"],
         json!({"zone": "a"}),
-        "what is not named stays"
+        "labels that are not named stay"
     );
     server.until("web", |view| view.running == 0).await?;
 
@@ -50,13 +50,13 @@ async fn a_node_gets_labels_and_another_availability() -> Result<()> {
     error.error(StatusCode::BAD_REQUEST, "labels")?;
     let error = patch(json!({"avail": "drain"})).await?;
     error.error(StatusCode::BAD_REQUEST, "unknown field")?;
-    let removed = server.ask(Method::DELETE, "/v1/nodes/one")?.send().await?;
+    let removed = server.request(Method::DELETE, "/v1/nodes/one")?.send().await?;
     removed.error(StatusCode::CONFLICT, "is not down")?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_down_can_be_forgotten() -> Result<()> {
+async fn a_node_that_is_down_can_be_removed() -> Result<()> {
     let mut server = Server::start_two().await?;
     drop(server.other.take());
     let handle = &server.machine.handle;
@@ -66,7 +66,7 @@ async fn a_node_that_is_down_can_be_forgotten() -> Result<()> {
             other.is_some_and(|node| node.status == mesh_orchestrator::objects::NodeStatus::Down)
         })
         .await?;
-    let removed = server.ask(Method::DELETE, "/v1/nodes/two")?.send().await?;
+    let removed = server.request(Method::DELETE, "/v1/nodes/two")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     server.get("/v1/nodes/two").await?.expect(StatusCode::NOT_FOUND)?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Services are made, read, changed under the revision that was read, and removed.
+//! Services are created, inspected, changed at the revision that was read, and removed.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::server::{Server, spec};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_is_made_and_runs_and_is_found_by_name_id_and_a_part_of_it() -> Result<()> {
+async fn a_service_is_created_and_runs_and_is_found_by_name_id_and_prefix() -> Result<()> {
     let server = Server::start().await?;
     let made = server.create(spec("web", 2)).await?;
     let id = made.json["id"].as_str().context("id")?.to_owned();
@@ -28,7 +28,7 @@ async fn a_service_is_made_and_runs_and_is_found_by_name_id_and_a_part_of_it() -
         assert_eq!(found.json["id"], id.as_str());
     }
     let error = server.get("/v1/services/wab").await?;
-    error.error(StatusCode::NOT_FOUND, "there is no service wab")?;
+    error.error(StatusCode::NOT_FOUND, "no such service: wab")?;
 
     let tasks = server.get("/v1/services/web/tasks").await?;
     let tasks = tasks.json.as_array().context("tasks")?.clone();
@@ -51,7 +51,7 @@ async fn an_update_must_name_the_revision_that_it_was_made_from() -> Result<()> 
     let mut next = spec("web", 1);
     next["labels"] = json!({"tier": "front"});
 
-    let put = || server.ask(Method::PUT, "/v1/services/web");
+    let put = || server.request(Method::PUT, "/v1/services/web");
     let without = put()?.json(&next).send().await?;
     without.error(StatusCode::PRECONDITION_REQUIRED, "If-Match")?;
     let malformed = put()?.header("if-match", "yesterday").json(&next).send().await?;
@@ -64,11 +64,11 @@ async fn an_update_must_name_the_revision_that_it_was_made_from() -> Result<()> 
 
     let late = put()?.header("if-match", &first).json(&next).send().await?;
     assert_eq!(late.header("etag"), Some(second.as_str()));
-    let error = late.error(StatusCode::PRECONDITION_FAILED, "was changed by somebody else")?;
+    let error = late.error(StatusCode::PRECONDITION_FAILED, "has changed since it was read")?;
     assert_eq!(error["field"], "If-Match");
 
     let late = server
-        .ask(Method::PATCH, "/v1/services/web")?
+        .request(Method::PATCH, "/v1/services/web")?
         .header("if-match", &first)
         .json(&json!({"labels": null}))
         .send()
@@ -78,7 +78,7 @@ async fn an_update_must_name_the_revision_that_it_was_made_from() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_updates_from_one_revision_one_wins() -> Result<()> {
+async fn only_one_of_several_updates_from_the_same_revision_succeeds() -> Result<()> {
     let server = Server::start().await?;
     let made = server.create(spec("web", 1)).await?;
     let first = made.header("etag").context("etag")?.to_owned();
@@ -87,8 +87,8 @@ async fn of_updates_from_one_revision_one_wins() -> Result<()> {
         next["labels"] = json!({"number": number.to_string()});
         let (server, first) = (&server, &first);
         async move {
-            let question = server.ask(Method::PUT, "/v1/services/web")?;
-            let answer = question.header("if-match", first).json(&next).send().await?;
+            let request = server.request(Method::PUT, "/v1/services/web")?;
+            let answer = request.header("if-match", first).json(&next).send().await?;
             anyhow::Ok(answer.status)
         }
     });
@@ -100,7 +100,7 @@ async fn of_updates_from_one_revision_one_wins() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_merge_patch_changes_what_it_names_and_null_removes() -> Result<()> {
+async fn a_merge_patch_changes_named_fields_and_null_removes_them() -> Result<()> {
     let server = Server::start().await?;
     let mut first = spec("web", 1);
     first["labels"] = json!({"tier": "front", "team": "a"});
@@ -111,7 +111,7 @@ async fn a_merge_patch_changes_what_it_names_and_null_removes() -> Result<()> {
         "task_template": {"container_spec": {"hostname": null, "env": ["A=1"]}},
     });
     let patched = server
-        .ask(Method::PATCH, "/v1/services/web")?
+        .request(Method::PATCH, "/v1/services/web")?
         .json(&patch)
         .send()
         .await?;
@@ -130,15 +130,15 @@ async fn a_merge_patch_changes_what_it_names_and_null_removes() -> Result<()> {
 
     for (patch, message) in [
         (json!({"lables": {}}), "did you mean \"labels\""),
-        (json!({"name": "other"}), "a service's name cannot change"),
+        (json!({"name": "other"}), "the name of a service cannot change"),
         (
             json!({"mode": {"replicated": {"replicas": -1}}}),
             "mode.replicated.replicas",
         ),
-        (json!([1]), "is an object"),
+        (json!([1]), "must be a JSON object"),
     ] {
         let answer = server
-            .ask(Method::PATCH, "/v1/services/web")?
+            .request(Method::PATCH, "/v1/services/web")?
             .json(&patch)
             .send()
             .await?;
@@ -148,14 +148,14 @@ async fn a_merge_patch_changes_what_it_names_and_null_removes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_names_field_value_and_what_is_allowed() -> Result<()> {
+async fn an_error_names_the_field_its_value_and_what_is_allowed() -> Result<()> {
     let server = Server::start().await?;
     let mut taken = spec("web", 1);
     taken["endpoint_spec"] = json!({"ports": [{"target_port": 80, "published_port": 8080}]});
     server.create(taken.clone()).await?;
 
     let error = server.post("/v1/services", taken.clone()).await?;
-    let error = error.error(StatusCode::CONFLICT, "a service named web exists already")?;
+    let error = error.error(StatusCode::CONFLICT, "a service named web already exists")?;
     assert_eq!(
         (&error["field"], &error["value"]),
         (&json!("name"), &json!("web"))
@@ -163,7 +163,7 @@ async fn a_refusal_names_field_value_and_what_is_allowed() -> Result<()> {
 
     taken["name"] = "shop".into();
     let error = server.post("/v1/services", taken.clone()).await?;
-    let error = error.error(StatusCode::CONFLICT, "service web publishes it")?;
+    let error = error.error(StatusCode::CONFLICT, "service web already publishes")?;
     assert_eq!(error["field"], "endpoint_spec.ports[0].published_port");
     assert_eq!(error["value"], "8080");
 
@@ -177,21 +177,21 @@ async fn a_refusal_names_field_value_and_what_is_allowed() -> Result<()> {
     let mut absent = spec("shop", 1);
     absent["task_template"]["container_spec"]["secrets"] = json!([{"source": "key"}]);
     let error = server.post("/v1/services", absent).await?;
-    let error = error.error(StatusCode::BAD_REQUEST, "name of a secret that there is")?;
+    let error = error.error(StatusCode::BAD_REQUEST, "name of an existing secret")?;
     assert_eq!(error["field"], "task_template.container_spec.secrets[0].source");
 
     let large = server
-        .ask(Method::POST, "/v1/services")?
+        .request(Method::POST, "/v1/services")?
         .body(vec![b' '; (1 << 20) + 1]);
     large
         .send()
         .await?
         .error(StatusCode::PAYLOAD_TOO_LARGE, "at most 1048576 bytes")?;
     let cut = server
-        .ask(Method::POST, "/v1/services")?
+        .request(Method::POST, "/v1/services")?
         .body(b"{\"name\":".to_vec());
     cut.send().await?.error(StatusCode::BAD_REQUEST, "EOF")?;
-    let empty = server.ask(Method::POST, "/v1/services")?;
+    let empty = server.request(Method::POST, "/v1/services")?;
     empty
         .send()
         .await?
@@ -202,16 +202,16 @@ async fn a_refusal_names_field_value_and_what_is_allowed() -> Result<()> {
     let path = server.get("/v1/service").await?;
     path.error(StatusCode::NOT_FOUND, "/v1/openapi.json")?;
     let method = server
-        .ask(Method::PUT, "/v1/services")?
+        .request(Method::PUT, "/v1/services")?
         .json(&json!({}))
         .send()
         .await?;
-    method.error(StatusCode::METHOD_NOT_ALLOWED, "PUT is not possible")?;
+    method.error(StatusCode::METHOD_NOT_ALLOWED, "PUT is not allowed")?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scaling_to_zero_pauses_and_resuming_brings_the_last_number_back() -> Result<()> {
+async fn scaling_to_zero_pauses_and_resuming_restores_the_last_number() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 1)).await?;
     let scaled = server
@@ -223,13 +223,16 @@ async fn scaling_to_zero_pauses_and_resuming_brings_the_last_number_back() -> Re
             .is_some_and(|at| at.starts_with("2-"))
     );
     server.until("web", |view| view.running == 3).await?;
-    let paused = server.ask(Method::POST, "/v1/services/web/pause")?.send().await?;
+    let paused = server
+        .request(Method::POST, "/v1/services/web/pause")?
+        .send()
+        .await?;
     paused.expect(StatusCode::OK)?;
     server
         .until("web", |view| view.running == 0 && view.desired == 0)
         .await?;
     let resumed = server
-        .ask(Method::POST, "/v1/services/web/resume")?
+        .request(Method::POST, "/v1/services/web/resume")?
         .send()
         .await?;
     resumed.expect(StatusCode::OK)?;
@@ -237,7 +240,7 @@ async fn scaling_to_zero_pauses_and_resuming_brings_the_last_number_back() -> Re
     assert_eq!(view.author.action, "resume");
 
     let again = server
-        .ask(Method::POST, "/v1/services/web/resume")?
+        .request(Method::POST, "/v1/services/web/resume")?
         .send()
         .await?;
     assert_eq!(
@@ -257,12 +260,12 @@ async fn scaling_to_zero_pauses_and_resuming_brings_the_last_number_back() -> Re
         .await?;
     error.error(StatusCode::BAD_REQUEST, "is not replicated")?;
     let error = server
-        .ask(Method::POST, "/v1/services/agent/rebalance")?
+        .request(Method::POST, "/v1/services/agent/rebalance")?
         .send()
         .await?;
     error.error(StatusCode::BAD_REQUEST, "is not replicated")?;
     let rebalanced = server
-        .ask(Method::POST, "/v1/services/web/rebalance")?
+        .request(Method::POST, "/v1/services/web/rebalance")?
         .send()
         .await?;
     rebalanced.expect(StatusCode::OK)?;
@@ -270,7 +273,7 @@ async fn scaling_to_zero_pauses_and_resuming_brings_the_last_number_back() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_are_filtered_and_a_removed_service_is_gone() -> Result<()> {
+async fn lists_can_be_filtered_and_do_not_contain_removed_services() -> Result<()> {
     let server = Server::start().await?;
     for (name, stack) in [("shop_web", "shop"), ("shop_db", "shop"), ("blog_web", "blog")] {
         let mut one = spec(name, 1);
@@ -293,25 +296,31 @@ async fn lists_are_filtered_and_a_removed_service_is_gone() -> Result<()> {
             .collect();
         assert_eq!(names, expected, "{query}");
     }
-    let removed = server.ask(Method::DELETE, "/v1/services/shop_db")?.send().await?;
+    let removed = server
+        .request(Method::DELETE, "/v1/services/shop_db")?
+        .send()
+        .await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     server
         .get("/v1/services/shop_db")
         .await?
         .expect(StatusCode::NOT_FOUND)?;
-    let again = server.ask(Method::DELETE, "/v1/services/shop_db")?.send().await?;
+    let again = server
+        .request(Method::DELETE, "/v1/services/shop_db")?
+        .send()
+        .await?;
     again.expect(StatusCode::NOT_FOUND)?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_run_yet_is_taken_and_says_what_it_waits_for() -> Result<()> {
+async fn a_service_that_cannot_run_yet_is_accepted_and_shows_what_it_waits_for() -> Result<()> {
     let server = Server::start().await?;
     let mut waiting = spec("web", 1);
     waiting["depends_on"] = json!(["db"]);
     let made = server.create(waiting).await?;
     let warnings = made.json["warnings"].to_string();
-    assert!(warnings.contains("there is no service db yet"), "{warnings}");
+    assert!(warnings.contains("service db does not exist yet"), "{warnings}");
     let view = server.until("web", |view| !view.waiting.is_empty()).await?;
     assert_eq!(view.waiting, ["waiting for db"]);
 
@@ -330,7 +339,7 @@ async fn what_cannot_run_yet_is_taken_and_says_what_it_waits_for() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_store_services_are_read_and_not_changed_until_it_is_back() -> Result<()> {
+async fn without_the_store_services_can_be_read_but_not_changed() -> Result<()> {
     let members = Arc::new(tokio::task::block_in_place(etcd::Cluster::start)?);
     let lab = Lab::etcd(Arc::clone(&members));
     let server = Server::start_on(lab, tempfile::tempdir()?, false).await?;

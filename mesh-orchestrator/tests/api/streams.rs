@@ -1,4 +1,4 @@
-//! Events and logs: what comes, in which order, and where a broken-off stream goes on.
+//! Events and logs: their content and order, and how a stream resumes that was interrupted.
 
 use anyhow::{Context, Result};
 use futures_util::{StreamExt, stream::BoxStream};
@@ -15,7 +15,7 @@ use crate::server::{Server, spec};
 
 type Lines = BoxStream<'static, Result<String>>;
 
-/// The next event with its id; what only shows that the stream is alive is left out.
+/// The next event with its id and kind; keep-alive comments are skipped.
 async fn next_event(lines: &mut Lines) -> Result<(String, String, EventView)> {
     let (mut id, mut kind) = (String::new(), String::new());
     loop {
@@ -34,21 +34,21 @@ async fn next_event(lines: &mut Lines) -> Result<(String, String, EventView)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_come_in_order_and_go_on_where_they_broke_off() -> Result<()> {
+async fn events_arrive_in_order_and_resume_after_an_interruption() -> Result<()> {
     let server = Server::start().await?;
     let follow = |last: Option<String>| {
-        let mut question = server.ask(Method::GET, "/v1/events")?;
+        let mut request = server.request(Method::GET, "/v1/events")?;
         if let Some(last) = last {
-            question = question.header("last-event-id", &last);
+            request = request.header("last-event-id", &last);
         }
-        anyhow::Ok(question.lines())
+        anyhow::Ok(request.lines())
     };
     let mut lines = follow(None)?.await?;
     server.create(spec("web", 2)).await?;
     server.until("web", |view| view.running == 2).await?;
     let mut events = Vec::new();
     let is_service = |event: &EventView| event.kind == EventKind::Service && event.name == "web";
-    // Two tasks are made and reported running.
+    // Two tasks are created and reported running.
     while events
         .iter()
         .filter(|(_, _, event): &&(_, _, EventView)| event.kind == EventKind::Task)
@@ -66,14 +66,14 @@ async fn events_come_in_order_and_go_on_where_they_broke_off() -> Result<()> {
     let revisions: Vec<Revision> = events.iter().map(|(_, _, event)| event.revision).collect();
     assert!(revisions.is_sorted(), "{revisions:?}");
 
-    // Broken off after the service was made: the same events once more, and none is missing.
+    // Resumed after the creation of the service: the same events again, none missing.
     drop(lines);
     let mut again = follow(Some(events[first].0.clone()))?.await?;
     for expected in &events[first + 1..] {
         let found = next_event(&mut again).await?;
         assert_eq!((&found.0, &found.2), (&expected.0, &expected.2));
     }
-    let removed = server.ask(Method::DELETE, "/v1/services/web")?.send().await?;
+    let removed = server.request(Method::DELETE, "/v1/services/web")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     loop {
         let (_, _, event) = next_event(&mut again).await?;
@@ -81,32 +81,32 @@ async fn events_come_in_order_and_go_on_where_they_broke_off() -> Result<()> {
             break;
         }
     }
-    // From before this node's time: it cannot know what was missed.
+    // From before this node started: it cannot know which events were missed.
     let mut early = follow(Some("1-0".into()))?.await?;
     let line = timeout(PATIENCE, early.next()).await.context("no line in time")?;
     let line = line.context("the stream has ended")??;
     assert_eq!(line, "event: reset");
     let wrong = server
-        .ask(Method::GET, "/v1/events")?
+        .request(Method::GET, "/v1/events")?
         .header("last-event-id", "x");
     wrong.send().await?.expect(StatusCode::BAD_REQUEST)?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn there_are_so_many_streams_and_no_more() -> Result<()> {
+async fn the_number_of_open_streams_is_limited() -> Result<()> {
     let server = Server::start().await?;
     let mut streams = Vec::new();
     for _ in 0..64 {
-        streams.push(server.ask(Method::GET, "/v1/events")?.lines().await?);
+        streams.push(server.request(Method::GET, "/v1/events")?.lines().await?);
     }
     let refused = server.get("/v1/events").await?;
     refused.error(StatusCode::TOO_MANY_REQUESTS, "64 streams")?;
-    // Whoever goes makes room.
+    // Closing one makes room for another.
     drop(streams.pop());
     let next = timeout(PATIENCE, async {
         loop {
-            match server.ask(Method::GET, "/v1/events")?.lines().await {
+            match server.request(Method::GET, "/v1/events")?.lines().await {
                 Ok(stream) => return anyhow::Ok(stream),
                 Err(_) => tokio::task::yield_now().await,
             }
@@ -117,7 +117,7 @@ async fn there_are_so_many_streams_and_no_more() -> Result<()> {
 }
 
 async fn log_lines(server: &Server, path: &str) -> Result<Vec<LogLine>> {
-    let lines = server.ask(Method::GET, path)?.lines().await?;
+    let lines = server.request(Method::GET, path)?.lines().await?;
     let lines: Vec<Result<String>> = lines.collect().await;
     lines
         .into_iter()
@@ -133,7 +133,7 @@ async fn logs_of_all_tasks_on_all_nodes_are_merged_by_time() -> Result<()> {
     server.create(spread).await?;
     server.until("web", |view| view.running == 4).await?;
 
-    // The other node hears of its tasks a little later than this one.
+    // The other node learns of its tasks slightly later than this one.
     let lines = timeout(PATIENCE, async {
         loop {
             let lines = log_lines(&server, "/v1/services/web/logs").await?;
@@ -142,7 +142,7 @@ async fn logs_of_all_tasks_on_all_nodes_are_merged_by_time() -> Result<()> {
             }
         }
     });
-    let lines = lines.await.context("the other node's lines do not come")??;
+    let lines = lines.await.context("no lines from the other node in time")??;
     assert_eq!(lines.len(), 8);
     assert!(lines.is_sorted_by_key(|line| &line.time), "{lines:#?}");
     let order: Vec<&str> = lines.iter().map(|line| line.task_name.as_str()).collect();
@@ -155,7 +155,7 @@ async fn logs_of_all_tasks_on_all_nodes_are_merged_by_time() -> Result<()> {
     assert!(
         local
             .iter()
-            .all(|line| line.node == "one-host" && line.line == "goes on")
+            .all(|line| line.node == "one-host" && line.line == "second line")
     );
     let task = lines[0].task.clone();
     let one = log_lines(&server, &format!("/v1/tasks/{task}/logs")).await?;
@@ -172,8 +172,8 @@ async fn followed_logs_include_tasks_that_appear_later() -> Result<()> {
     let server = Server::start_two().await?;
     server.create(spec("web", 1)).await?;
     server.until("web", |view| view.running == 1).await?;
-    let question = server.ask(Method::GET, "/v1/services/web/logs?follow=true")?;
-    let mut lines = question.lines().await?;
+    let request = server.request(Method::GET, "/v1/services/web/logs?follow=true")?;
+    let mut lines = request.lines().await?;
     let mut seen = std::collections::BTreeSet::new();
     let mut read = async |count: usize| {
         while seen.len() < count {
@@ -193,7 +193,7 @@ async fn followed_logs_include_tasks_that_appear_later() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_cannot_be_asked_is_named_among_the_lines() -> Result<()> {
+async fn a_node_that_does_not_answer_is_reported_in_a_line() -> Result<()> {
     let server = Server::start_two().await?;
     let mut spread = spec("web", 2);
     spread["task_template"]["placement"] = json!({"max_replicas_per_node": 1});
@@ -202,14 +202,14 @@ async fn a_node_that_cannot_be_asked_is_named_among_the_lines() -> Result<()> {
     std::fs::remove_file(server.folder.path().join("two.admin"))?;
     let lines = log_lines(&server, "/v1/services/web/logs").await?;
     assert_eq!(lines.iter().filter(|line| line.node == "one-host").count(), 2);
-    let told = lines
+    let report = lines
         .iter()
         .find(|line| line.node == "two-host")
-        .context("nothing is told")?;
+        .context("no line reports it")?;
     assert!(
-        told.line.starts_with("[could not read the logs of two-host"),
+        report.line.starts_with("[could not read the logs of two-host"),
         "{}",
-        told.line
+        report.line
     );
     Ok(())
 }

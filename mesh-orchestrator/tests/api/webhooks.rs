@@ -1,4 +1,4 @@
-//! Webhooks roll their service, for whoever has the URL, not too often, and never without a trace.
+//! Webhooks update their service for anyone who has the URL. Calls are limited and recorded.
 
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
@@ -23,7 +23,7 @@ async fn hook(server: &Server, service: &str, name: &str) -> Result<String> {
 
 /// Without a token: the URL is all that is needed.
 async fn call(server: &Server, path: &str) -> Result<Answer> {
-    server.ask_as(None, Method::POST, path)?.send().await
+    server.request_as(None, Method::POST, path)?.send().await
 }
 
 fn digest(letter: char) -> String {
@@ -31,16 +31,16 @@ fn digest(letter: char) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_rolls_the_service_to_what_its_tag_means_now() -> Result<()> {
+async fn a_call_updates_the_service_to_the_image_that_its_tag_refers_to_now() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 2)).await?;
     let before = server.until("web", |view| view.running == 2).await?;
     let path = hook(&server, "web", "ci").await?;
     for (round, letter) in [(1, 'a'), (2, 'b')] {
         server.images.push("web:1", &digest(letter));
-        let question = server.ask_as(None, Method::POST, &path)?;
-        // Any body will do.
-        let called = question.body(b"\xff not JSON".to_vec()).send().await?;
+        let request = server.request_as(None, Method::POST, &path)?;
+        // Any body is accepted.
+        let called = request.body(b"\xff not JSON".to_vec()).send().await?;
         assert_eq!(called.expect(StatusCode::OK)?.json, json!({"warnings": null}));
         let view = server
             .until("web", |view| {
@@ -59,7 +59,7 @@ async fn a_call_rolls_the_service_to_what_its_tag_means_now() -> Result<()> {
             ("webhook ci", "webhook")
         );
     }
-    // The same image: the tasks are replaced all the same.
+    // The tasks are replaced even if the image is the same.
     let version = server.service("web").await?.task_version;
     call(&server, &path).await?.expect(StatusCode::OK)?;
     server
@@ -94,7 +94,7 @@ async fn a_call_rolls_the_service_to_what_its_tag_means_now() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_go_wrong_is_a_warning_and_the_service_is_rolled() -> Result<()> {
+async fn a_tag_that_cannot_be_resolved_is_a_warning_and_the_service_is_updated() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 0)).await?;
     let path = hook(&server, "web", "ci").await?;
@@ -122,7 +122,7 @@ async fn what_may_go_wrong_is_a_warning_and_the_service_is_rolled() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_and_disabled_are_answered_alike() -> Result<()> {
+async fn unknown_and_disabled_webhooks_get_the_same_answer() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 1)).await?;
     let path = hook(&server, "web", "ci").await?;
@@ -130,8 +130,8 @@ async fn unknown_and_disabled_are_answered_alike() -> Result<()> {
         .await?
         .expect(StatusCode::NOT_FOUND)?;
     let switch = async |enabled: bool| {
-        let question = server.ask(Method::PATCH, "/v1/services/web/webhooks/ci")?;
-        question.json(&json!({"enabled": enabled})).send().await
+        let request = server.request(Method::PATCH, "/v1/services/web/webhooks/ci")?;
+        request.json(&json!({"enabled": enabled})).send().await
     };
     assert_eq!(
         switch(false).await?.expect(StatusCode::OK)?.json["enabled"],
@@ -145,22 +145,22 @@ async fn unknown_and_disabled_are_answered_alike() -> Result<()> {
     let again = server
         .post("/v1/services/web/webhooks", json!({"name": "ci"}))
         .await?;
-    again.error(StatusCode::CONFLICT, "a webhook ci already")?;
+    again.error(StatusCode::CONFLICT, "a webhook named ci already exists")?;
     let removed = server
-        .ask(Method::DELETE, "/v1/services/web/webhooks/ci")?
+        .request(Method::DELETE, "/v1/services/web/webhooks/ci")?
         .send()
         .await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     call(&server, &path).await?.expect(StatusCode::NOT_FOUND)?;
     let removed = server
-        .ask(Method::DELETE, "/v1/services/web/webhooks/ci")?
+        .request(Method::DELETE, "/v1/services/web/webhooks/ci")?
         .send()
         .await?;
     removed.expect(StatusCode::NOT_FOUND)?;
 
-    // A service takes its webhooks with it.
+    // Removing a service removes its webhooks.
     let path = hook(&server, "web", "ci").await?;
-    let removed = server.ask(Method::DELETE, "/v1/services/web")?.send().await?;
+    let removed = server.request(Method::DELETE, "/v1/services/web")?.send().await?;
     removed.expect(StatusCode::NO_CONTENT)?;
     call(&server, &path).await?.expect(StatusCode::NOT_FOUND)?;
     server.create(spec("web", 1)).await?;
@@ -170,7 +170,7 @@ async fn unknown_and_disabled_are_answered_alike() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_webhook_is_limited_for_itself() -> Result<()> {
+async fn each_webhook_has_its_own_limit() -> Result<()> {
     let server = Server::start().await?;
     server.create(spec("web", 0)).await?;
     let (one, other) = (
@@ -185,7 +185,7 @@ async fn each_webhook_is_limited_for_itself() -> Result<()> {
             break;
         }
     }
-    let limited = limited.context("twenty calls in a row were let through")?;
+    let limited = limited.context("twenty calls in a row were accepted")?;
     assert!(
         limited
             .header("retry-after")
