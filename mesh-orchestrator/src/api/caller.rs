@@ -11,7 +11,7 @@ pub(super) enum Caller {
     Token {
         /// Its name.
         name: String,
-        /// What it allows.
+        /// Its scopes.
         scopes: Vec<Scope>,
     },
     /// An unknown caller, of an operation that needs no scope.

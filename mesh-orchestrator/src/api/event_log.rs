@@ -20,8 +20,8 @@ use crate::{
 /// How many events are kept.
 const REMEMBERED: usize = 4096;
 
-/// Names one event: the store's revision that made it, and its index among those of that revision. It is
-/// the same on every node.
+/// Identifies an event: the store's revision that caused it, and its index among the events of that revision.
+/// It is the same on every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EventId {
     revision: Revision,

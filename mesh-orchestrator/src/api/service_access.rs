@@ -73,7 +73,7 @@ pub(super) fn changed_answer(
     tagged(status, &revision, &answer)
 }
 
-/// Updates a service at whatever version it is.
+/// Updates a service regardless of its version.
 pub(super) fn update_anyway(
     state: &State,
     id: &ServiceId,

@@ -38,7 +38,11 @@ pub fn nodes(round: &Round, state: &State, id: &NodeId) -> LoopOutput {
         if orphaned && task.status.state.holds_resources() {
             output.push(ObjectChange::Observe {
                 task: task.id.clone(),
-                status: TaskStatus::new(TaskState::Orphaned, round.now, "its node is gone"),
+                status: TaskStatus::new(
+                    TaskState::Orphaned,
+                    round.now,
+                    "its node was removed or has been down for too long",
+                ),
             });
         }
     }

@@ -1,4 +1,4 @@
-//! What the cluster knows: services, tasks and nodes, with their indexes. Imports only `spec`.
+//! The cluster's objects: services, tasks and nodes, with their indexes. Imports only `spec`.
 //!
 //! Invariant: [`State`] changes only through [`State::apply`], and a task's observed and desired states only
 //! move forward.

@@ -308,7 +308,8 @@ impl State {
         Ok(())
     }
 
-    /// What is as the store has it is not judged: a restored backup may lie behind.
+    /// Sets a task to what the store holds, even if that is an earlier state: a restored backup may be
+    /// behind.
     fn put_task(&mut self, task: &Task, events: &mut Events) {
         let before = match self.tasks.get(&task.id) {
             Some(known) if known == task => return,

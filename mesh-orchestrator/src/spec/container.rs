@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Placement, RestartPolicy, TaskRuntime, duration};
 
-/// What each task of a service is.
+/// The template of a service's tasks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {

@@ -4,7 +4,10 @@ use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::{Answer, Server, spec};
+use crate::{
+    client::Answer,
+    server::{Server, spec},
+};
 
 async fn hook(server: &Server, service: &str, name: &str) -> Result<String> {
     let path = format!("/v1/services/{service}/webhooks");

@@ -1,5 +1,5 @@
-//! What tasks have written: this node's own come through [`Logs`](super::log_sources::Logs), those of other
-//! nodes through [`Peers`](super::log_sources::Peers); all of them are merged into one stream of JSON lines.
+//! Logs of tasks, read from this node's engine and from other nodes, and merged into one stream of JSON
+//! lines.
 
 mod merge;
 mod since;

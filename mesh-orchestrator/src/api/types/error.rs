@@ -7,7 +7,7 @@ use serde_json::Value;
 /// The body of every answer with an error status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorAnswer {
-    /// What is wrong.
+    /// The error.
     pub error: ErrorDetail,
 }
 
