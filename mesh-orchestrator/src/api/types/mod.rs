@@ -29,3 +29,6 @@ pub use scope::{InvalidScope, Resource, Scope};
 pub use service::{HistoryEntry, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged, ServiceView};
 pub use task::TaskView;
 pub use webhook::{WebhookAnswer, WebhookCall, WebhookCreate, WebhookPatch, WebhookView};
+
+/// The version in every path: `/v1/…`.
+pub const VERSION: u32 = 1;
