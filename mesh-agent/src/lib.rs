@@ -6,9 +6,11 @@
 
 pub mod admin;
 pub mod agent;
+mod backoff;
 pub mod config;
 pub mod datapath;
 pub mod discovery;
+pub mod docker;
 pub mod doctor;
 pub mod error;
 pub mod host_facts;

@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    docker::{Docker, EngineInfo},
     model::NodeId,
-    source::{Docker, EngineInfo, HintHandle},
+    source::HintHandle,
 };
 
 /// A member's role rarely changes.

@@ -21,11 +21,12 @@ use crate::{
         ContainerState, ContainerWatcher, NetworkState, Scheduler,
         network::{Interest, NetworkOptions, watch_network},
     },
+    docker::Docker,
     doctor,
     metrics::{Metrics, MetricsServer},
     model::NodeDatapath,
     orchestrator,
-    source::{Acknowledged, Docker, FeedServerStatus, HintHandle, SourceState},
+    source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
 };
 
 /// The ends of the parts' channels that the loop holds.

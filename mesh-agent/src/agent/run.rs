@@ -32,10 +32,11 @@ use super::{
 use crate::{
     admin::View,
     config::{OnStop, RunOptions},
+    docker::Docker,
     metrics::Metrics,
     model::{Desired, NodeDatapath},
     orchestrator,
-    source::{Acknowledged, Docker, SourceState},
+    source::{Acknowledged, SourceState},
 };
 
 /// Between two rounds of the data path's upkeep.

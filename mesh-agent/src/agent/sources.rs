@@ -16,9 +16,10 @@ use tracing::warn;
 use super::membership::{EngineReport, Member, Membership};
 use crate::{
     config::RunOptions,
+    docker::Docker,
     model::{NodeDatapath, announced::keep_known},
     source::{
-        Acknowledged, Announcements, Announcer, AnnouncerOptions, CertificateWatcher, Docker, FeedClient,
+        Acknowledged, Announcements, Announcer, AnnouncerOptions, CertificateWatcher, FeedClient,
         FeedClientOptions, FeedServer, FeedServerOptions, FeedServerStatus, HintHandle, NodeIdentity,
         SourceState, SwarmSource,
     },

@@ -1,6 +1,5 @@
 //! What a node finds out about itself: its containers (from the engine and from their network namespaces) and its
-//! network (from netlink). Imports the model, the data path's netlink, and
-//! `source::docker` to query the engine.
+//! network (from netlink). Imports the model, the data path's netlink, and `docker`.
 
 pub mod containers;
 mod default_route;

@@ -10,9 +10,12 @@ use std::{
 
 use caps::{CapSet, Capability};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
-use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{Check, Options, Outcome};
+use crate::docker::{
+    Docker, DockerError,
+    api::{ContainerDetail, ContainerSummary},
+};
 
 /// The engine answers these questions from memory.
 const DOCKER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -69,39 +72,38 @@ fn capability(granted: bool, name: &str, purpose: &str) -> Check {
 
 /// What the agent can find out from Docker.
 pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
-    let socket = options.docker_socket.display();
-    let info: Info = match get(&options.docker_socket, "/info").await {
+    let docker = Docker::new(&options.docker_socket).with_timeout(DOCKER_TIMEOUT);
+    let info = match docker.info().await {
         Ok(info) => info,
         Err(error) => {
             return vec![Check::fail(
                 "Docker socket",
-                format!("{socket} does not answer: {}", mesh_support::error_chain(&error)),
+                mesh_support::error_chain(&error),
                 "start Docker, or pass its socket as --docker-socket; in a container, bind-mount it",
             )];
         }
     };
     let mut checks = vec![Check::ok(
         "Docker socket",
-        format!("{socket}, Docker {}", info.server_version),
+        format!("{}, Docker {}", options.docker_socket.display(), info.version),
     )];
-    let membership = membership(options.orchestrator, &info.swarm);
+    let membership = membership(options.orchestrator, &info.state, info.manager);
     let fits = membership.outcome == Outcome::Ok;
     checks.push(membership);
     if !fits {
         return checks;
     }
     if !options.orchestrator {
-        let root = options.docker_root.clone().unwrap_or(info.docker_root_dir);
+        let root = options.docker_root.clone().unwrap_or(info.root);
         checks.push(certificates(&root.join("swarm/certificates")));
     }
-    checks.push(namespaces(&options.docker_socket).await);
+    checks.push(namespaces(&docker).await);
     checks
 }
 
 /// An agent needs a Swarm; with `--orchestrator` it must be outside one.
-fn membership(orchestrator: bool, swarm: &Swarm) -> Check {
+fn membership(orchestrator: bool, state: &str, is_manager: bool) -> Check {
     let name = "Swarm membership";
-    let state = swarm.local_node_state.as_str();
     match (orchestrator, state) {
         (true, "inactive") => Check::ok(name, "none: the orchestrator schedules this node's tasks"),
         (true, _) => Check::fail(
@@ -109,7 +111,7 @@ fn membership(orchestrator: bool, swarm: &Swarm) -> Check {
             format!("this node's Swarm state is '{state}', but the agent runs with --orchestrator"),
             "docker swarm leave, or run the agent without --orchestrator",
         ),
-        (false, "active") if swarm.control_available => Check::ok(name, "active manager"),
+        (false, "active") if is_manager => Check::ok(name, "active manager"),
         (false, "active") => Check::ok(name, "active worker"),
         (false, _) => Check::fail(
             name,
@@ -176,10 +178,10 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Opens the namespace of a running container: only that shows whether the mount is visible to this process.
-async fn namespaces(socket: &Path) -> Check {
+async fn namespaces(docker: &Docker) -> Check {
     let name = "network namespaces";
     let remedy = "in a container, bind-mount Docker's netns folder with propagation rslave at the same path";
-    match sandbox_keys(socket).await {
+    match sandbox_keys(docker).await {
         Err(error) => Check::warn(
             name,
             format!("cannot list containers: {}", mesh_support::error_chain(&error)),
@@ -203,13 +205,14 @@ async fn namespaces(socket: &Path) -> Check {
     }
 }
 
-async fn sandbox_keys(socket: &Path) -> reqwest::Result<Vec<PathBuf>> {
+async fn sandbox_keys(docker: &Docker) -> Result<Vec<PathBuf>, DockerError> {
     /// More than one, as a container may stop at any moment.
     const TRIES: usize = 3;
-    let containers: Vec<ContainerSummary> = get(socket, "/containers/json").await?;
+    let containers: Vec<ContainerSummary> = docker.get("/containers/json").await?;
     let mut keys = Vec::new();
     for container in containers.iter().take(TRIES) {
-        let found = get::<ContainerDetail>(socket, &format!("/containers/{}/json", container.id)).await;
+        let found: Result<ContainerDetail, _> =
+            docker.get(&format!("/containers/{}/json", container.id)).await;
         let Ok(detail) = found else { continue };
         let key = detail.network_settings.sandbox_key;
         // Containers on the host's network have no namespace of their own.
@@ -218,55 +221,6 @@ async fn sandbox_keys(socket: &Path) -> reqwest::Result<Vec<PathBuf>> {
         }
     }
     Ok(keys)
-}
-
-async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> reqwest::Result<T> {
-    // Without a version in the path the engine answers in its own.
-    let http = reqwest::Client::builder()
-        .unix_socket(socket)
-        .no_proxy()
-        .timeout(DOCKER_TIMEOUT)
-        .build()?;
-    http.get(format!("http://docker{path}"))
-        .send()
-        .await?
-        .error_for_status()?
-        .json()
-        .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Info {
-    server_version: String,
-    docker_root_dir: PathBuf,
-    swarm: Swarm,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Swarm {
-    local_node_state: String,
-    #[serde(default)]
-    control_available: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ContainerSummary {
-    id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ContainerDetail {
-    network_settings: NetworkSettings,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct NetworkSettings {
-    sandbox_key: PathBuf,
 }
 
 #[cfg(test)]
@@ -284,13 +238,7 @@ mod tests {
 
     #[test]
     fn a_node_is_either_in_a_swarm_or_runs_the_orchestrator() {
-        let outcome = |orchestrator, state: &str| {
-            let swarm = Swarm {
-                local_node_state: state.to_owned(),
-                control_available: false,
-            };
-            membership(orchestrator, &swarm).outcome
-        };
+        let outcome = |orchestrator, state: &str| membership(orchestrator, state, false).outcome;
         assert_eq!(outcome(false, "active"), Outcome::Ok);
         assert_eq!(outcome(false, "inactive"), Outcome::Fail);
         assert_eq!(outcome(true, "inactive"), Outcome::Ok);

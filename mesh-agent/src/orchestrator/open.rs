@@ -38,8 +38,8 @@ use super::{
 };
 
 use crate::{
+    docker::Docker,
     program::{ProgramError, Programs},
-    source::Docker,
 };
 
 /// Between attempts to reach the engine or the store.

@@ -1,8 +1,9 @@
 //! The mesh's labels on services and nodes. Pure.
 
-use std::collections::BTreeMap;
-
-use crate::model::{Algorithm, Balance};
+use crate::{
+    docker::api::Labels,
+    model::{Algorithm, Balance},
+};
 
 /// On a service: the balancing algorithm.
 const SCHEDULER: &str = "mesh.scheduler";
@@ -14,9 +15,6 @@ const WEIGHT: &str = "mesh.weight";
 const MAX_AFFINITY: u32 = 24 * 60 * 60;
 /// The largest weight.
 const MAX_WEIGHT: u32 = 100;
-
-/// Labels as the engine lists them.
-pub(crate) type Labels = BTreeMap<String, String>;
 
 /// A label has an invalid value; the default applies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]

@@ -2,9 +2,7 @@
 //! only; readers of the snapshot cannot tell the sources apart.
 
 pub mod announcements;
-mod backoff;
 pub mod certificates;
-pub mod docker;
 pub mod feed;
 pub mod hint;
 pub(crate) mod labels;
@@ -17,9 +15,7 @@ use std::{sync::Arc, time::SystemTime};
 use crate::model::Cluster;
 
 pub use announcements::Announcements;
-pub(crate) use backoff::Backoff;
 pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError};
-pub use docker::{Docker, DockerError, EngineInfo};
 pub use feed::{
     Acknowledged, Announcer, AnnouncerOptions, FeedClient, FeedClientOptions, FeedError, FeedServer,
     FeedServerOptions, FeedServerStatus,

@@ -11,8 +11,8 @@ use bollard::{
 
 use super::sandbox::{self, Sandbox, SandboxError};
 use crate::{
+    docker::{Docker, DockerError},
     model::{Container, TaskId, orchestrator_label},
-    source::{Docker, DockerError},
 };
 
 /// The id of a Docker network.

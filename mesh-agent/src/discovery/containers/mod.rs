@@ -1,6 +1,6 @@
 //! The containers of this node's tasks, Swarm's or the orchestrator's, and how each is reached without the
 //! overlay: follows the local engine's events and looks once into the network of each container that
-//! appears. Depends on the model and on `source::docker`.
+//! appears. Imports the model and `docker`.
 
 mod inspect;
 mod sandbox;
@@ -26,8 +26,9 @@ use tracing::{debug, info, warn};
 pub use self::inspect::Scheduler;
 use self::inspect::{LookUpError, NetworkId, look_into};
 use crate::{
+    backoff::Backoff,
+    docker::{Docker, DockerError},
     model::{Container, TaskId},
-    source::{Backoff, Docker, DockerError},
 };
 
 /// The containers are listed again this often, whatever the events say.

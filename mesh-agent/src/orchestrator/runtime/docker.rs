@@ -21,10 +21,8 @@ use super::{
     ArchiveStream, ContainerFacts, ContainerId, EngineDescription, ImageReference, LogQuery, LogStream,
     Pulled, RegistryCredential, Runtime, RuntimeError, Wanted, create, facts, label, logs,
 };
-use crate::source::{Docker, DockerError, docker::Connection};
+use crate::docker::{Connection, Docker, DockerError, shortened};
 
-/// How much of the engine's error message is kept.
-const MAX_MESSAGE_CHARS: usize = 512;
 /// The engine's status while it shuts down.
 const UNAVAILABLE: u16 = 503;
 const NOT_FOUND: u16 = 404;
@@ -99,7 +97,7 @@ fn refused(operation: &'static str, subject: &str, message: &str) -> RuntimeErro
     RuntimeError::Refused {
         operation,
         subject: subject.to_owned(),
-        message: message.trim().chars().take(MAX_MESSAGE_CHARS).collect(),
+        message: shortened(message),
     }
 }
 

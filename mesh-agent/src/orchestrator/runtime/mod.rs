@@ -22,7 +22,7 @@ pub use docker::DockerRuntime;
 pub use image::{ImageReference, RegistryCredential};
 pub use logs::{LogLine, LogQuery, LogStream};
 
-use crate::source::DockerError;
+use crate::docker::DockerError;
 
 /// The engine's id of a container.
 pub type ContainerId = String;

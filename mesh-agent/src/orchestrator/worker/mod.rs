@@ -42,8 +42,7 @@ use self::{
     task_memory::TaskMemory,
 };
 use super::runtime::{ContainerFacts, Health, Runtime, RuntimeError, now};
-
-use crate::{discovery::ContainerState, program::Programs, source::Backoff};
+use crate::{backoff::Backoff, discovery::ContainerState, program::Programs};
 
 /// How often all containers are listed, in addition to the engine's events.
 const RELIST: Duration = Duration::from_secs(15);

@@ -15,10 +15,7 @@ use super::{
     dial::{Interruption, LIMIT, dial},
     wire::{self, FromManager, FromNode, Purpose},
 };
-use crate::{
-    model::NodeDatapath,
-    source::{Backoff, NodeIdentity},
-};
+use crate::{backoff::Backoff, model::NodeDatapath, source::NodeIdentity};
 
 /// More managers than any Swarm has.
 const MAX_MANAGERS: usize = 64;

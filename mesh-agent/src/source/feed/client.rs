@@ -15,7 +15,10 @@ use super::{
     dial::{Interruption, LIMIT, SILENCE, STALE, dial},
     wire::{self, FromManager, FromNode, Purpose, WireError},
 };
-use crate::source::{Backoff, HintHandle, NodeIdentity, SourceState};
+use crate::{
+    backoff::Backoff,
+    source::{HintHandle, NodeIdentity, SourceState},
+};
 
 /// The least time between two hints.
 const HINT_GAP: Duration = Duration::from_millis(60);

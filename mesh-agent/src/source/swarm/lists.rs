@@ -6,192 +6,24 @@ use std::{
     net::Ipv4Addr,
 };
 
-use serde::Deserialize;
-
 use crate::{
+    docker::{
+        api::{self, EndpointPort, Progress},
+        host,
+    },
     model::{
-        Balance, Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId,
-        Task, TaskId, TaskState,
+        Balance, Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, Task,
+        TaskState,
     },
-    source::{
-        docker::host,
-        labels::{self, LabelError, Labels},
-    },
+    source::labels::{self, LabelError},
 };
-
-/// One service of `GET /services`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct ListedService {
-    #[serde(rename = "ID")]
-    id: ServiceId,
-    spec: ListedServiceSpec,
-    #[serde(default)]
-    endpoint: Endpoint,
-    update_status: Option<UpdateStatus>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListedServiceSpec {
-    name: String,
-    labels: Option<Labels>,
-    #[serde(default)]
-    mode: Mode,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Mode {
-    replicated: Option<Replicated>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Replicated {
-    replicas: Option<u64>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Endpoint {
-    ports: Option<Vec<EndpointPort>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct EndpointPort {
-    protocol: Option<String>,
-    target_port: Option<u16>,
-    published_port: Option<u16>,
-    publish_mode: Option<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct UpdateStatus {
-    state: Option<String>,
-}
-
-/// One task of `GET /tasks`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct ListedTask {
-    #[serde(rename = "ID")]
-    id: TaskId,
-    #[serde(rename = "ServiceID", default)]
-    service: ServiceId,
-    slot: Option<u64>,
-    #[serde(rename = "NodeID", default)]
-    node: NodeId,
-    status: ListedTaskStatus,
-    #[serde(default)]
-    desired_state: Progress,
-    networks_attachments: Option<Vec<Attachment>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListedTaskStatus {
-    #[serde(default)]
-    state: Progress,
-}
-
-/// A task's way through life as far as the mesh tells its stations apart; in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(from = "String")]
-enum Progress {
-    /// On its way: `new`, `pending`, `assigned`, `accepted`, `preparing`, `ready`, `starting`.
-    Before,
-    /// `running`; healthy too, where there is a health check.
-    Running,
-    /// `complete`, `shutdown`, `failed`, `rejected`, `remove`, `orphaned`, and what is not known yet:
-    /// nothing is sent to a task that the mesh does not understand.
-    #[default]
-    After,
-}
-
-impl From<String> for Progress {
-    fn from(name: String) -> Self {
-        match name.as_str() {
-            "new" | "allocated" | "pending" | "assigned" | "accepted" | "preparing" | "ready"
-            | "starting" => Self::Before,
-            "running" => Self::Running,
-            _ => Self::After,
-        }
-    }
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Attachment {
-    network: Option<AttachedNetwork>,
-    addresses: Option<Vec<String>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct AttachedNetwork {
-    #[serde(default)]
-    spec: AttachedNetworkSpec,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct AttachedNetworkSpec {
-    #[serde(default)]
-    ingress: bool,
-    #[serde(default)]
-    labels: Option<BTreeMap<String, String>>,
-}
-
-/// One node of `GET /nodes`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct ListedNode {
-    #[serde(rename = "ID")]
-    id: NodeId,
-    spec: ListedNodeSpec,
-    #[serde(default)]
-    description: Description,
-    #[serde(default)]
-    status: ListedNodeStatus,
-    manager_status: Option<ManagerStatus>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListedNodeSpec {
-    role: Option<String>,
-    labels: Option<Labels>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Description {
-    #[serde(default)]
-    hostname: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListedNodeStatus {
-    state: Option<String>,
-    addr: Option<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ManagerStatus {
-    addr: Option<String>,
-}
 
 /// The engine's three lists, as last read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lists {
-    pub(crate) services: Vec<ListedService>,
-    pub(crate) tasks: Vec<ListedTask>,
-    pub(crate) nodes: Vec<ListedNode>,
+    pub(crate) services: Vec<api::Service>,
+    pub(crate) tasks: Vec<api::Task>,
+    pub(crate) nodes: Vec<api::Node>,
 }
 
 impl Lists {
@@ -262,7 +94,7 @@ impl Lists {
     }
 }
 
-fn is_converging(service: &ListedService, tasks: &[&ListedTask], away: &BTreeSet<&NodeId>) -> bool {
+fn is_converging(service: &api::Service, tasks: &[&api::Task], away: &BTreeSet<&NodeId>) -> bool {
     let updating = service
         .update_status
         .as_ref()
@@ -289,12 +121,12 @@ fn is_converging(service: &ListedService, tasks: &[&ListedTask], away: &BTreeSet
 
 /// After a change of leader Swarm calls every node `unknown` until it has reported again, which takes
 /// seconds; its containers run on meanwhile, so only a node that is known to be gone is not ready.
-fn is_ready(listed: &ListedNode) -> bool {
+fn is_ready(listed: &api::Node) -> bool {
     matches!(listed.status.state.as_deref(), Some("ready" | "unknown"))
 }
 
 /// `None` while the node has no address: nothing can be sent to it.
-fn node(listed: &ListedNode) -> Option<Node> {
+fn node(listed: &api::Node) -> Option<Node> {
     // Some managers list themselves at 0.0.0.0; the address they advertise is right then.
     let advertised = listed
         .manager_status
@@ -320,7 +152,7 @@ fn node(listed: &ListedNode) -> Option<Node> {
     })
 }
 
-fn service(listed: &ListedService) -> Service {
+fn service(listed: &api::Service) -> Service {
     let mut ports: Vec<_> = listed
         .endpoint
         .ports
@@ -337,14 +169,14 @@ fn service(listed: &ListedService) -> Service {
     }
 }
 
-fn service_balance(listed: &ListedService) -> (Balance, Vec<LabelError>) {
+fn service_balance(listed: &api::Service) -> (Balance, Vec<LabelError>) {
     match &listed.spec.labels {
         Some(labels) => labels::balance(&listed.spec.name, labels),
         None => (Balance::default(), Vec::new()),
     }
 }
 
-fn node_weight(listed: &ListedNode) -> (u32, Option<LabelError>) {
+fn node_weight(listed: &api::Node) -> (u32, Option<LabelError>) {
     match &listed.spec.labels {
         Some(labels) => labels::weight(&listed.description.hostname, labels),
         None => (1, None),
@@ -368,7 +200,7 @@ fn published_port(port: &EndpointPort) -> Option<PublishedPort> {
 }
 
 /// `None` when the task does not run (yet, or any more) or has no address on the ingress network.
-fn task(listed: &ListedTask, service: &Service) -> Option<Task> {
+fn task(listed: &api::Task, service: &Service) -> Option<Task> {
     let state = match (listed.status.state, listed.desired_state) {
         (Progress::Running, Progress::Running) => TaskState::Active,
         (Progress::Running, Progress::After) => TaskState::Draining,
@@ -388,7 +220,7 @@ fn task(listed: &ListedTask, service: &Service) -> Option<Task> {
     })
 }
 
-fn ingress_address(listed: &ListedTask) -> Option<Ipv4Addr> {
+fn ingress_address(listed: &api::Task) -> Option<Ipv4Addr> {
     listed
         .networks_attachments
         .iter()

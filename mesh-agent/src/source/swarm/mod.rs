@@ -20,7 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::{lists::Lists, pace::Pace};
-use super::{Announcements, Backoff, Docker, DockerError, HintHandle, SourceState, labels::LabelError};
+use super::{Announcements, HintHandle, SourceState, labels::LabelError};
+use crate::{
+    backoff::Backoff,
+    docker::{Docker, DockerError},
+};
 
 /// Services and nodes are listed at least this often, whatever the events say.
 const RELIST: Duration = Duration::from_secs(10);

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::{DockerRuntime, refused};
 use crate::{
+    docker::{DockerError, refusal_message},
     orchestrator::runtime::{ArchiveStream, ImageReference, RegistryCredential, RuntimeError},
-    source::DockerError,
 };
 
 /// How long the engine or a registry may send nothing.
@@ -36,7 +36,7 @@ impl DockerRuntime {
         let unavailable = |source| {
             self.docker.reset();
             RuntimeError::Unavailable(DockerError::Get {
-                path: "/images/create",
+                path: "/images/create".to_owned(),
                 source,
             })
         };
@@ -58,7 +58,7 @@ impl DockerRuntime {
                 .rposition(|byte| *byte == b'\n')
                 .map_or(0, |end| end + 1);
             for line in progress[..read].split(|byte| *byte == b'\n') {
-                if let Some(error) = error_message(line) {
+                if let Some(error) = refusal_message(line) {
                     return Err(refused("pull", image, &error));
                 }
             }
@@ -67,7 +67,7 @@ impl DockerRuntime {
                 return Err(refused("pull", image, "unexpected answer from Docker"));
             }
         }
-        match error_message(&progress) {
+        match refusal_message(&progress) {
             Some(error) => Err(refused("pull", image, &error)),
             None if !accepted => Err(refused("pull", image, "Docker gave no reason")),
             None => Ok(()),
@@ -104,14 +104,14 @@ impl DockerRuntime {
             .map_err(|source| {
                 self.docker.reset();
                 RuntimeError::Unavailable(DockerError::Get {
-                    path: "/distribution",
+                    path: "/distribution".to_owned(),
                     source,
                 })
             })?;
         match serde_json::from_slice::<Distribution>(&body) {
             Ok(found) => Ok(found.descriptor.digest),
             Err(_) => {
-                let reason = error_message(&body);
+                let reason = refusal_message(&body);
                 let reason = reason.as_deref().unwrap_or("unexpected answer from Docker");
                 Err(refused("look up", image, reason))
             }
@@ -130,7 +130,7 @@ impl DockerRuntime {
         let unavailable = |source| {
             self.docker.reset();
             RuntimeError::Unavailable(DockerError::Get {
-                path: "/containers/archive",
+                path: "/containers/archive".to_owned(),
                 source,
             })
         };
@@ -142,7 +142,7 @@ impl DockerRuntime {
         if !response.status().is_success() {
             let status = response.status();
             let body = response.bytes().await.map_err(unavailable)?;
-            let reason = error_message(&body).unwrap_or_else(|| format!("Docker answered {status}"));
+            let reason = refusal_message(&body).unwrap_or_else(|| format!("Docker answered {status}"));
             return Err(refused("copy", path, &reason));
         }
         let chunks = futures_util::stream::try_unfold(response, |mut response| async {
@@ -153,15 +153,4 @@ impl DockerRuntime {
         });
         Ok(chunks.boxed())
     }
-}
-
-/// The error in a line of a pull's progress, or in the body of a refusal.
-fn error_message(line: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Line {
-        error: Option<String>,
-        message: Option<String>,
-    }
-    let line: Line = serde_json::from_slice(line).ok()?;
-    line.error.or(line.message)
 }
