@@ -57,7 +57,7 @@ pub(crate) fn bench_tc(context: TcContext) -> i32 {
     };
     if restore::<PLAIN, _>(&mut skb).is_some() {
         // SAFETY: the map holds programs of this type.
-        let _ = unsafe { BENCH_TC.tail_call(&context, 0) };
+        unsafe { BENCH_TC.tail_call(&context, 0) };
     }
     TC_FAILED
 }
@@ -120,7 +120,7 @@ fn wrap<const CLIENT: usize>(context: &XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };
     if restore::<CLIENT, _>(&mut frame).is_some() {
         // SAFETY: the map holds programs of this type.
-        let _ = unsafe { BENCH_XDP.tail_call(context, 0) };
+        unsafe { BENCH_XDP.tail_call(context, 0) };
     }
     XDP_ABORTED
 }

@@ -64,7 +64,7 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     let verdict = unsafe {
         match action {
             Action::Pass => return TC_ACT_UNSPEC,
-            Action::Drop => return TC_ACT_SHOT as i32,
+            Action::Drop => return TC_ACT_SHOT,
             Action::Transmit { interface } => bpf_redirect(interface, 0),
             Action::Answer => {
                 let back = if skb.egress { u64::from(BPF_F_INGRESS) } else { 0 };
