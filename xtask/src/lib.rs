@@ -3,12 +3,15 @@
 
 pub mod bench;
 pub mod build;
+pub mod check;
 pub mod command;
 pub mod demo;
 pub mod lab;
 pub mod paths;
+pub mod phases;
 pub mod programs;
 pub mod setup;
 pub mod suite;
+pub mod test_binaries;
 pub mod tidy;
 pub mod vm;

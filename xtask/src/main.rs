@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, lab, setup, suite, tidy, vm};
+use xtask::{bench, build, check, demo, lab, setup, suite, tidy, vm};
 
 /// Set-up, build, lab, demo and tests of the mesh.
 #[derive(Parser)]
@@ -22,7 +22,9 @@ enum Command {
     Build,
     /// See it work: a Swarm of three nodes, a service, and who answers.
     Demo(demo::Arguments),
-    /// Run every test: format, lints, unit, property, load and end-to-end tests.
+    /// Check without root or a lab: format, rules of the house, lints, documentation, unit tests.
+    Check,
+    /// Run every test and check there is, or with `--only` some of them.
     Test(suite::Arguments),
     /// Check the rules of the house: imports, sizes, names, proofs.
     Tidy(tidy::Arguments),
@@ -49,6 +51,7 @@ fn run() -> Result<ExitCode> {
         Command::Build => build::run()?,
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Test(arguments) => suite::run(&arguments)?,
+        Command::Check => check::run()?,
         Command::Tidy(arguments) => tidy::run(&arguments)?,
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),

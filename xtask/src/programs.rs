@@ -11,6 +11,8 @@ use crate::command::exists;
 /// What a program is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
+    /// Compiling what runs on the host.
+    Check,
     /// Building the eBPF programs and the static programs.
     Build,
     /// Bringing a lab up and driving it: the demo, the end-to-end tests, the measurements.
@@ -23,7 +25,7 @@ pub enum Need {
     Bench,
 }
 
-use Need::{Bench, Build, Lab, Tests, Vm};
+use Need::{Bench, Build, Check, Lab, Tests, Vm};
 
 /// A program of a Debian package.
 #[derive(Clone, Copy, Debug)]
@@ -46,9 +48,9 @@ const EVERYWHERE: &[Need] = &[Build, Lab, Tests, Vm, Bench];
 /// The programs.
 pub const PROGRAMS: &[Program] = &[
     // Compilers. Only `bpf-linker`'s build needs the one for C++.
-    program("cc", "gcc", &[Build]),
+    program("cc", "gcc", &[Check, Build]),
     program("c++", "g++", &[Build]),
-    program("protoc", "protobuf-compiler", &[Build]),
+    program("protoc", "protobuf-compiler", &[Check, Build]),
     program("llvm-objcopy-22", "llvm-22", &[Build]),
     // The engines and what they run themselves.
     program("dockerd", "docker.io", &[Lab]),
@@ -110,6 +112,7 @@ pub const PROGRAMS: &[Program] = &[
     program("env", "coreutils", &[Lab, Tests]),
     program("ls", "coreutils", &[Tests]),
     program("mkdir", "coreutils", EVERYWHERE),
+    program("nice", "coreutils", &[Vm]),
     program("readlink", "coreutils", &[Tests]),
     program("rm", "coreutils", &[Lab]),
     program("sleep", "coreutils", EVERYWHERE),
@@ -140,7 +143,7 @@ pub const LIBRARIES: &[Library] = &[
     // The definitions that etcd's protocol includes.
     Library {
         package: "libprotobuf-dev",
-        needs: &[Build],
+        needs: &[Check, Build],
     },
     // Environments of Python's.
     Library {

@@ -1,25 +1,28 @@
-//! `cargo xtask test`: everything that can be tested, phase by phase. Depends on `setup`, `build` and `vm`.
+//! `cargo xtask test`: everything that can be tested, in phases, of which some run beside each other. Depends on `setup`,
+//! `build`, `check`, `test_binaries` and `vm`.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
-    build,
-    build::cargo,
-    command::stream,
+    build, check,
     lab::check_root,
+    phases::{Output, Phase, Phases},
     programs::{self, Need},
-    setup, vm,
+    setup,
+    test_binaries::{self, ALL, Built, Part, run_all},
+    vm,
 };
 
 /// What of the suite to run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Stop before the end-to-end tests.
+    /// Run only this: a phase, a test binary, or the tests whose names hold this text. May be repeated: text then
+    /// restricts the phases and binaries that are named beside it.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Leave out the end-to-end tests.
     #[arg(long)]
     no_end_to_end: bool,
     /// Leave out what runs under another kernel, in a virtual machine.
@@ -31,121 +34,270 @@ pub struct Arguments {
     vm_swarm: bool,
 }
 
-/// The agent's test binaries that this kernel can run; `ipvs` is for kernels with IPVS.
-const AGENT_TESTS: &[&str] = &[
-    "conformance",
-    "deploy",
-    "ipvs_rules",
-    "meshctl",
-    "operator",
-    "programs",
+/// What needs no test binary.
+const STATIC: [&str; 4] = ["format", "tidy", "lints", "documentation"];
+
+/// The phases of test binaries.
+const PARTS: [(&str, Part); 5] = [
+    ("unit", Part::Unit),
+    ("kernel", Part::Kernel),
+    ("store", Part::Store),
+    ("end-to-end", Part::EndToEnd),
+    ("vm", Part::Vm),
 ];
 
-/// The lab's test binaries that this kernel can run. Named one by one: a pattern would take in those that need
-/// another kernel, whatever their `test` key says.
-const END_TO_END_TESTS: &[&str] = &["fallback", "orchestrator", "swarm"];
-
-/// The orchestrator's test binaries.
-const ORCHESTRATOR_TESTS: &[&str] = &["api", "cluster", "simulation", "store"];
-
-/// Whether this command or `cargo xtask vm test` runs a test binary of the package in this folder.
-pub(crate) fn runs(folder: &str, name: &str) -> bool {
-    let lists: &[&[&str]] = match folder {
-        "mesh-agent" => &[AGENT_TESTS, vm::suite::AGENT_TESTS],
-        "mesh-orchestrator" => &[ORCHESTRATOR_TESTS],
-        "tests" => &[END_TO_END_TESTS, vm::suite::LAB_TESTS],
-        _ => &[],
-    };
-    lists.iter().any(|list| list.contains(&name))
-}
-
-/// Sets up, builds, and runs everything; the runners' output is shown as it comes.
+/// Sets up, builds, and runs what was chosen; the runners' output is shown as it comes.
 ///
 /// # Errors
-/// The first phase that fails.
+/// When a phase fails; the phases and their times are printed all the same.
 pub fn run(arguments: &Arguments) -> Result<()> {
     check_root().context("the tests load eBPF programs and run a lab")?;
     let mut phases = Phases::default();
-    let mut needs = vec![Need::Build, Need::Lab, Need::Tests];
-    if !arguments.no_vm {
-        needs.push(Need::Vm);
+    let outcome = run_phases(arguments, &mut phases);
+    print!("\n{}", phases.report());
+    if outcome.is_ok() {
+        println!("all passed");
     }
-    phases.run("set-up", || {
+    outcome
+}
+
+fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
+    let selection = Selection::of(&arguments.only);
+    let mut parts = selection.parts();
+    parts.retain(|part| match part {
+        Part::EndToEnd => !arguments.no_end_to_end,
+        Part::Vm => !arguments.no_vm,
+        Part::Unit | Part::Kernel | Part::Store => true,
+    });
+    let needs = needs(&parts);
+    phases.run_alone("set-up", |_| {
         setup::packages(&needs)?.install()?;
         // A test that finds a program missing would say so in the last phase.
         programs::check(&needs)
     })?;
-    phases.run("build", build::run)?;
-    phases.stream("format", &mut cargo(["fmt", "--all", "--", "--check"]))?;
-    let mut lints = cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    phases.stream("lints", &mut lints)?;
-    phases.stream(
-        "unit and property tests",
-        &mut cargo([
-            "test",
-            "--workspace",
-            "--exclude",
-            "mesh-tests",
-            "--lib",
-            "--bins",
-        ]),
-    )?;
-    phases.stream(
-        "unit tests of the test server",
-        &mut cargo(["test", "--package", "mesh-tests", "--lib", "--bins"]),
-    )?;
-    let mut kernel = cargo(["test", "--package", "mesh-agent", "--no-fail-fast"]);
-    for name in AGENT_TESTS {
-        kernel.args(["--test", name]);
-    }
-    phases.stream("verifier and load tests, conformance", &mut kernel)?;
-    let mut store = cargo(["test", "--package", "mesh-orchestrator"]);
-    for name in ORCHESTRATOR_TESTS {
-        store.args(["--test", name]);
-    }
-    phases.stream("store, etcd and simulated histories", &mut store)?;
-    if !arguments.no_end_to_end {
-        let mut stories = cargo(["test", "--package", "mesh-tests", "--no-fail-fast"]);
-        for name in END_TO_END_TESTS {
-            stories.args(["--test", name]);
+    phases.run_alone("build", |_| {
+        build::ebpf()?;
+        match parts.contains(&Part::EndToEnd) || parts.contains(&Part::Vm) {
+            true => build::static_programs(),
+            false => Ok(()),
         }
-        stories.args(["--", "--test-threads=1"]);
-        phases.stream("end-to-end tests", &mut stories)?;
-    }
-    if !arguments.no_vm {
-        phases.run("another kernel, in a virtual machine", || {
-            vm::suite::run_built(&vm::suite::Arguments::of_the_suite(arguments.vm_swarm))
+    })?;
+    let mut built = Vec::new();
+    if !parts.is_empty() {
+        phases.run_alone("test binaries", |_| {
+            built = test_binaries::build(&parts)?;
+            selection.check(&built, &parts)
         })?;
     }
-    phases.report();
+    let lane = |part: Part| tests(part, &built, &selection, &parts);
+    // What needs the processors runs first. The stories mostly wait, and leave them to the machine that emulates some
+    // and to the compiler, which both give way.
+    let first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
+        .into_iter()
+        .filter_map(lane)
+        .collect();
+    phases.run_together(first)?;
+    let mut second: Vec<Phase<'_>> = lane(Part::EndToEnd).into_iter().collect();
+    if parts.contains(&Part::Vm) {
+        let chosen = |built: &&Built| built.parts.contains(&Part::Vm) && selection.takes(built, Part::Vm);
+        let binaries: Vec<Built> = built.iter().filter(chosen).cloned().collect();
+        let machine = vm::suite::Arguments::of_the_suite(arguments.vm_swarm);
+        second.push(Phase::new("vm", move |output| {
+            vm::suite::run_built(&machine, &binaries, output)
+        }));
+    }
+    let checks: Vec<&str> = STATIC
+        .into_iter()
+        .filter(|name| selection.is_everything() || selection.named.contains(*name))
+        .collect();
+    if !checks.is_empty() {
+        second.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
+    }
+    phases.run_together(second)
+}
+
+fn static_checks(names: &[&str], output: &Output) -> Result<()> {
+    let mut failed = Vec::new();
+    for name in names {
+        output.line(&format!("-- {name}"));
+        let outcome = match *name {
+            "format" => check::format(output),
+            "tidy" => check::tidy(output),
+            "lints" => check::lints(output),
+            _ => check::documentation(output),
+        };
+        if let Err(error) = outcome {
+            output.line(&format!("error: {error:#}"));
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{} failed", failed.join(", "));
+    }
     Ok(())
 }
 
-#[derive(Default)]
-struct Phases {
-    done: Vec<(&'static str, Duration)>,
+/// The phase that runs a part's binaries; `None` where none was chosen.
+fn tests<'a>(part: Part, built: &'a [Built], selection: &'a Selection, parts: &[Part]) -> Option<Phase<'a>> {
+    let (name, _) = PARTS.into_iter().find(|(_, other)| *other == part)?;
+    let chosen = |built: &&Built| built.parts.contains(&part) && selection.takes(built, part);
+    let mut binaries: Vec<&Built> = built.iter().filter(chosen).collect();
+    if binaries.is_empty() || !parts.contains(&part) {
+        return None;
+    }
+    binaries.sort_by_key(|built| ALL.iter().position(|listed| listed.name == built.name));
+    // Each story of a lab has the machine for itself.
+    let arguments: &[&str] = match part {
+        Part::EndToEnd => &["--test-threads=1"],
+        Part::Unit | Part::Kernel | Part::Store | Part::Vm => &[],
+    };
+    let work = move |output: &Output| run_all(&binaries, output, arguments, &selection.filters);
+    Some(Phase::new(name, work))
 }
 
-impl Phases {
-    fn run(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        println!("== {name}");
-        let begin = Instant::now();
-        work().with_context(|| format!("{name} failed"))?;
-        let took = begin.elapsed();
-        println!("== {name}: passed in {:.1} s", took.as_secs_f64());
-        self.done.push((name, took));
+fn needs(parts: &[Part]) -> Vec<Need> {
+    let mut needs = vec![Need::Check, Need::Build];
+    if parts.contains(&Part::EndToEnd) || parts.contains(&Part::Vm) {
+        needs.push(Need::Lab);
+    }
+    if !parts.is_empty() {
+        needs.push(Need::Tests);
+    }
+    if parts.contains(&Part::Vm) {
+        needs.push(Need::Vm);
+    }
+    needs
+}
+
+/// What was asked for by `--only`.
+#[derive(Debug, Default)]
+struct Selection {
+    /// Phases.
+    named: BTreeSet<String>,
+    /// Test binaries.
+    binaries: BTreeSet<String>,
+    /// Parts of tests' names.
+    filters: Vec<String>,
+}
+
+impl Selection {
+    fn of(only: &[String]) -> Self {
+        let mut selection = Self::default();
+        for name in only {
+            let is_phase = STATIC.contains(&name.as_str()) || PARTS.iter().any(|(phase, _)| phase == name);
+            if is_phase {
+                selection.named.insert(name.clone());
+            } else if ALL.iter().any(|listed| listed.name == name) {
+                selection.binaries.insert(name.clone());
+            } else {
+                selection.filters.push(name.clone());
+            }
+        }
+        selection
+    }
+
+    fn is_everything(&self) -> bool {
+        self.named.is_empty() && self.binaries.is_empty() && self.filters.is_empty()
+    }
+
+    /// The parts that are to be built and run. A filter alone is looked for in all that this kernel can run.
+    fn parts(&self) -> Vec<Part> {
+        let only_filters = self.named.is_empty() && self.binaries.is_empty() && !self.filters.is_empty();
+        PARTS
+            .into_iter()
+            .filter(|(name, part)| {
+                self.is_everything()
+                    || self.named.contains(*name)
+                    || (only_filters && *part != Part::Vm)
+                    || self.binaries.iter().any(|binary| part_of(binary) == Some(*part))
+            })
+            .map(|(_, part)| part)
+            .collect()
+    }
+
+    /// Whether a part's phase runs a binary.
+    fn takes(&self, built: &Built, part: Part) -> bool {
+        let in_phase = PARTS
+            .into_iter()
+            .any(|(name, other)| other == part && self.named.contains(name));
+        let named = part_of(&built.name) == Some(part) && self.binaries.contains(&built.name);
+        in_phase || named || (self.named.is_empty() && self.binaries.is_empty())
+    }
+
+    /// Fails where a filter names no test.
+    fn check(&self, built: &[Built], parts: &[Part]) -> Result<()> {
+        if self.filters.is_empty() {
+            return Ok(());
+        }
+        let mut tests = Vec::new();
+        for built in built {
+            if parts
+                .iter()
+                .any(|part| built.parts.contains(part) && self.takes(built, *part))
+            {
+                tests.extend(built.tests()?);
+            }
+        }
+        for filter in &self.filters {
+            if !tests.iter().any(|test| test.contains(filter)) {
+                let phases = STATIC.into_iter().chain(PARTS.into_iter().map(|(name, _)| name));
+                let binaries: Vec<&str> = ALL.iter().map(|listed| listed.name).collect();
+                bail!(
+                    "`{filter}` is no phase, no test binary, and in no test's name\nphases: {}\ntest binaries: {}",
+                    phases.collect::<Vec<_>>().join(", "),
+                    binaries.join(", ")
+                );
+            }
+        }
         Ok(())
     }
+}
 
-    fn stream(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
-        self.run(name, || stream(command))
+/// The part that runs a binary which is asked for by name: the one on this kernel, if there is one.
+fn part_of(binary: &str) -> Option<Part> {
+    let listed = ALL.iter().find(|listed| listed.name == binary)?;
+    listed.parts.first().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selection(only: &[&str]) -> Selection {
+        Selection::of(&only.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
     }
 
-    fn report(&self) {
-        for (name, took) in &self.done {
-            println!("{:>8.1} s  {name}", took.as_secs_f64());
-        }
-        let total: Duration = self.done.iter().map(|(_, took)| *took).sum();
-        println!("all passed in {:.0} s", total.as_secs_f64());
+    #[test]
+    fn without_a_choice_everything_runs() {
+        let all = selection(&[]);
+        assert!(all.is_everything());
+        assert_eq!(all.parts().len(), PARTS.len());
+    }
+
+    #[test]
+    fn a_phase_a_binary_and_a_filter_are_told_apart() {
+        assert_eq!(selection(&["store", "unit"]).parts(), [Part::Unit, Part::Store]);
+        assert_eq!(selection(&["ipvs"]).parts(), [Part::Vm]);
+        assert_eq!(selection(&["conformance"]).parts(), [Part::Kernel]);
+        let filtered = selection(&["orchestrator", "webhook"]);
+        assert_eq!(
+            (filtered.parts(), filtered.filters),
+            (vec![Part::EndToEnd], vec!["webhook".to_owned()])
+        );
+        assert!(selection(&["lints"]).parts().is_empty());
+        assert!(!selection(&["some_test"]).parts().contains(&Part::Vm));
+    }
+
+    #[test]
+    fn a_name_that_is_nothing_lists_the_choices() {
+        let error = selection(&["no-such-thing"])
+            .check(&[], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`no-such-thing`")
+                && error.contains("end-to-end")
+                && error.contains("conformance")
+        );
     }
 }

@@ -128,34 +128,45 @@ struct Scanned<'a> {
 /// When there is a violation, or a file cannot be read.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let begin = Instant::now();
-    let root = paths::workspace();
-    let sources = sources(&root)?;
-    let mut found = check(&sources);
-    found.extend(files::top_level(&root)?);
-    found.retain(|violation| !exceptions::allows(violation));
+    let mut found = all()?;
     if !arguments.paths.is_empty() {
-        let chosen = chosen(&root, &arguments.paths)?;
+        let chosen = chosen(&paths::workspace(), &arguments.paths)?;
         found.retain(|violation| {
             chosen
                 .iter()
                 .any(|path| Path::new(&violation.path).starts_with(path))
         });
     }
-    found.sort();
-    found.dedup();
     for violation in &found {
         println!("{violation}");
     }
     println!(
-        "tidy: {} files in {:.1} s, {} violations",
-        sources.len(),
+        "tidy: {} violations, in {:.1} s",
+        found.len(),
         begin.elapsed().as_secs_f64(),
-        found.len()
     );
     if !found.is_empty() {
         bail!("the tree is not tidy");
     }
     Ok(())
+}
+
+/// Every violation in the workspace, as a line.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn violations() -> Result<Vec<String>> {
+    Ok(all()?.iter().map(ToString::to_string).collect())
+}
+
+fn all() -> Result<Vec<Violation>> {
+    let root = paths::workspace();
+    let mut found = check(&sources(&root)?);
+    found.extend(files::top_level(&root)?);
+    found.retain(|violation| !exceptions::allows(violation));
+    found.sort();
+    found.dedup();
+    Ok(found)
 }
 
 fn check(sources: &[Source]) -> Vec<Violation> {

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,6 +21,7 @@ use crate::{
     command::{command, line},
     lab::state::remove_folder,
     paths,
+    phases::Output,
 };
 
 const GUEST: &str = include_str!("guest.sh");
@@ -56,6 +57,32 @@ impl Machine {
     /// # Errors
     /// When the machine cannot be started, ends before the script does, or takes longer than its limit.
     pub fn run(&self, script: &str) -> Result<i32> {
+        self.start(script, |output, errors| {
+            thread::scope(|scope| {
+                scope.spawn(|| pass_on(output, io::stdout()));
+                pass_on(errors, io::stderr());
+            });
+        })
+    }
+
+    /// [`run`](Self::run), as a phase that runs beside others: its lines are the phase's, and it gives way to the others.
+    ///
+    /// # Errors
+    /// As `run`.
+    pub fn run_to(&self, script: &str, output: &Output) -> Result<i32> {
+        self.start(script, |lines, errors| {
+            thread::scope(|scope| {
+                scope.spawn(|| output.lines(lines));
+                output.lines(errors);
+            });
+        })
+    }
+
+    fn start(
+        &self,
+        script: &str,
+        show: impl FnOnce(Option<ChildStdout>, Option<ChildStderr>) + Send,
+    ) -> Result<i32> {
         let target = fs::canonicalize(paths::target()).context("there is no target folder")?;
         let folder = RunFolder::new()?;
         let path = folder.path.join("guest.sh");
@@ -78,6 +105,8 @@ impl Machine {
         // Whatever becomes of this process, the machine ends with it: `setpriv` ties the pid namespace to this
         // process, and all that virtme-ng starts to the pid namespace.
         let mut machine = command([
+            "nice",
+            "--adjustment=10",
             "setpriv",
             "--pdeathsig",
             "KILL",
@@ -132,8 +161,7 @@ impl Machine {
             .with_context(|| format!("could not start `{}`", line(&machine)))?;
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         thread::scope(|scope| {
-            scope.spawn(|| pass_on(output, io::stdout()));
-            scope.spawn(|| pass_on(errors, io::stderr()));
+            scope.spawn(|| show(output, errors));
             self.wait(child)
         })
     }

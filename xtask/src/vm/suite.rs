@@ -1,18 +1,17 @@
 //! `cargo xtask vm test`: the tests that depend on the kernel, in a virtual machine. Depends on `build` and
 //! `machine`.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Stdio};
+use std::fs;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use super::{MachineArguments, machine::quote};
 use crate::{
-    build::{self, cargo},
-    command::line,
-    paths,
+    build, paths,
+    phases::{Output, Phases},
     programs::Need,
     setup,
+    test_binaries::{self, ALL, Built, Part},
 };
 
 /// What to test under which kernel.
@@ -51,70 +50,57 @@ impl Arguments {
     }
 }
 
-/// The agent's test binaries that are about the kernel.
-pub(crate) const AGENT_TESTS: &[&str] = &["programs", "ipvs", "conformance"];
-
 /// How much longer than on this machine the Swarm may take: the guest's processors are emulated.
 const PATIENCE: u32 = 12;
-
-/// The lab's test binaries with tests that need what this machine's kernel may lack: the first without Docker, the second
-/// without a Swarm.
-pub(crate) const LAB_TESTS: &[&str] = &["fallback", "orchestrator", "swarm"];
 
 /// Sets up, builds, and runs the tests in a virtual machine.
 ///
 /// # Errors
 /// When something cannot be set up, built or started, or a test fails.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::packages(&[Need::Build, Need::Lab, Need::Tests, Need::Vm])?.install()?;
+    setup::packages(&[Need::Check, Need::Build, Need::Lab, Need::Tests, Need::Vm])?.install()?;
     build::run()?;
-    run_built(arguments)
+    let mut phases = Phases::default();
+    let outcome = phases.run_alone("vm", |output| {
+        run_built(arguments, &test_binaries::build(&[Part::Vm])?, output)
+    });
+    print!("\n{}", phases.report());
+    outcome
 }
 
 /// [`run`], where set-up and build have been.
 ///
 /// # Errors
 /// When a machine cannot be set up or started, or a test fails.
-pub fn run_built(arguments: &Arguments) -> Result<()> {
+pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Result<()> {
     let machine = arguments.machine.machine()?;
-    let binaries = test_binaries()?;
-    let binary = |name: &str| -> Result<String> {
-        let path = binaries
-            .get(name)
-            .with_context(|| format!("cargo built no test binary `{name}`"))?;
-        Ok(quote(&path.to_string_lossy()))
-    };
     let mut script = Script::default();
-    let verifier = "--exact life::every_program_passes_the_verifier --nocapture --quiet";
-    script.step(
-        "the verifier's counts",
-        "mesh-agent",
-        &format!("{} {verifier}", binary("programs")?),
-    );
-    for name in AGENT_TESTS {
-        let chosen = if *name == "conformance" && !arguments.datapaths.is_empty() {
-            format!("MESH_DATAPATHS={} ", quote(&arguments.datapaths.join(",")))
-        } else {
-            String::new()
+    for listed in ALL.iter().filter(|listed| listed.parts.contains(&Part::Vm)) {
+        let Some(binary) = built.iter().find(|built| built.name == listed.name) else {
+            continue;
         };
-        script.step(name, "mesh-agent", &format!("{chosen}{}", binary(name)?));
+        let file = quote(&binary.file.to_string_lossy());
+        if listed.name == "programs" {
+            let verifier = "--exact life::every_program_passes_the_verifier --nocapture --quiet";
+            script.step(
+                "the verifier's counts",
+                listed.folder,
+                &format!("{file} {verifier}"),
+            );
+        }
+        let command = match listed.name {
+            "conformance" if !arguments.datapaths.is_empty() => {
+                format!("MESH_DATAPATHS={} {file}", quote(&arguments.datapaths.join(",")))
+            }
+            // These need engines, and the last one a Swarm, beside whose own mesh it runs.
+            "orchestrator" | "swarm" if arguments.without_swarm => continue,
+            "orchestrator" => format!("{} && {file} --ignored ipvs::", swarm_preparation()?),
+            "swarm" => format!("{} && {file} --ignored beside::", swarm_preparation()?),
+            _ => file,
+        };
+        script.step(listed.name, listed.folder, &command);
     }
-    script.step("fall-back from eBPF to IPVS", "tests", &binary("fallback")?);
-    let mut in_a_lab = |name, binary: String| -> Result<()> {
-        script.step(name, "tests", &format!("{} && {binary}", swarm_preparation()?));
-        Ok(())
-    };
-    if !arguments.without_swarm {
-        in_a_lab(
-            "the orchestrator on IPVS",
-            format!("{} --ignored ipvs::", binary("orchestrator")?),
-        )?;
-        in_a_lab(
-            "three-node Swarm, beside Docker's own mesh",
-            format!("{} --ignored beside::", binary("swarm")?),
-        )?;
-    }
-    match machine.run(&script.finish())? {
+    match machine.run_to(&script.finish(), output)? {
         0 => Ok(()),
         code => bail!("tests failed in the virtual machine (exit code {code})"),
     }
@@ -156,61 +142,9 @@ impl Script {
     }
 }
 
-/// The lines of `cargo test --message-format=json` that name what was built.
-#[derive(Deserialize)]
-struct Message {
-    executable: Option<PathBuf>,
-    target: Option<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-/// Builds the integration tests of the agent and of the lab, and says where each is.
-fn test_binaries() -> Result<BTreeMap<String, PathBuf>> {
-    let mut build = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    build.args(["--package", "mesh-agent", "--package", "mesh-tests"]);
-    for name in AGENT_TESTS.iter().chain(LAB_TESTS) {
-        build.args(["--test", name]);
-    }
-    let output = build
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("could not start `{}`", line(&build)))?;
-    if !output.status.success() {
-        bail!("`{}` failed ({})", line(&build), output.status);
-    }
-    Ok(parse_binaries(&String::from_utf8_lossy(&output.stdout)))
-}
-
-fn parse_binaries(messages: &str) -> BTreeMap<String, PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
-        .filter_map(|message| message.target.zip(message.executable))
-        .filter(|(target, _)| target.kind.iter().any(|kind| kind == "test"))
-        .map(|(target, executable)| (target.name, executable))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn test_binaries_are_read_from_cargos_messages() {
-        let text = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"a"},"executable":null}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"programs"},"executable":"/t/programs-1"}
-{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"b"},"executable":"/t/b"}
-{"reason":"build-finished","success":true}"#;
-        let found = parse_binaries(text);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found["programs"], PathBuf::from("/t/programs-1"));
-    }
 
     #[test]
     fn a_script_runs_every_step_and_fails_if_one_does() {
