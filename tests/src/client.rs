@@ -1,5 +1,5 @@
-//! The client: each request on a new connection, and one line of JSON for what came of it. Depends on
-//! `pattern` and `server`'s answers.
+//! The client: each request on a new connection, its outcome as one line of JSON. Depends on `pattern` and on
+//! `server`'s answers.
 
 use std::{
     io::{self, ErrorKind},
@@ -25,50 +25,50 @@ use crate::{
     server::{Hello, Received, hexadecimal},
 };
 
-/// What came of one request, as one line of JSON.
+/// The outcome of one request, one line of JSON.
 #[derive(Debug, Default, Serialize)]
 pub struct Reply {
-    /// The task that answered; empty when none did.
+    /// The task that answered; empty if none did.
     pub task: String,
-    /// The client as the replica saw it.
+    /// The client's address as the replica saw it.
     pub peer: String,
-    /// The client as it sees itself.
+    /// The client's address as it knows it.
     pub local: String,
     /// How long it took, in milliseconds.
     pub millis: f64,
     /// `answered`, `refused`, `reset`, `timeout` or `error`.
     pub outcome: &'static str,
-    /// What went wrong; empty when nothing did.
+    /// The error, if there was one.
     pub error: String,
 }
 
-/// How requests are made.
+/// How requests are sent.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct RequestOptions {
     /// How long one may take in all.
     pub timeout: Duration,
-    /// The first request's source port; the next ones count up. 0: any.
+    /// The first request's source port; each further one is one higher. 0: any port.
     pub source_port: u16,
-    /// The rest between two requests.
+    /// The pause between two requests.
     pub pause: Duration,
 }
 
-/// `GET`s the address `count` times and prints one line for each.
+/// Sends `count` `GET` requests and prints one line for each.
 ///
 /// # Errors
 /// When a reply cannot be written.
-pub async fn get(url: &Uri, count: u32, manner: Manner) -> Result<()> {
+pub async fn get(url: &Uri, count: u32, options: RequestOptions) -> Result<()> {
     for index in 0..count {
-        let port = if manner.source_port == 0 {
+        let port = if options.source_port == 0 {
             0
         } else {
-            manner.source_port.wrapping_add(index as u16)
+            options.source_port.wrapping_add(index as u16)
         };
         let begin = Instant::now();
         let mut reply = Reply::default();
-        let outcome = timeout(manner.timeout, hello(url, port, &mut reply)).await;
+        let outcome = timeout(options.timeout, hello(url, port, &mut reply)).await;
         finish(reply, begin, outcome)?;
-        tokio::time::sleep(manner.pause).await;
+        tokio::time::sleep(options.pause).await;
     }
     Ok(())
 }
@@ -86,35 +86,35 @@ async fn hello(url: &Uri, source_port: u16, reply: &mut Reply) -> Result<()> {
     Ok(())
 }
 
-/// `GET`s the address once and returns the body as it is.
+/// Sends one `GET` request and returns the body as it is.
 ///
 /// # Errors
-/// When that fails.
-pub async fn get_raw(url: &Uri, manner: Manner) -> Result<Bytes> {
+/// When it fails.
+pub async fn get_raw(url: &Uri, options: RequestOptions) -> Result<Bytes> {
     let fetch = async {
-        let stream = dial(target(url)?, manner.source_port).await?;
+        let stream = dial(target(url)?, options.source_port).await?;
         let response = send(stream, request("GET", url, empty())?).await?;
         body(response).await
     };
-    timeout(manner.timeout, fetch).await.context("timed out")?
+    timeout(options.timeout, fetch).await.context("timed out")?
 }
 
 /// Connects once and prints one line.
 ///
 /// # Errors
 /// When the reply cannot be written.
-pub async fn connect(address: SocketAddr, manner: Manner) -> Result<()> {
+pub async fn connect(address: SocketAddr, options: RequestOptions) -> Result<()> {
     let begin = Instant::now();
     let mut reply = Reply::default();
     let attempt = async {
-        let stream = dial(address, manner.source_port).await?;
+        let stream = dial(address, options.source_port).await?;
         reply.local = stream
             .local_addr()
             .context("the socket has no address")?
             .to_string();
         Ok(())
     };
-    let outcome = timeout(manner.timeout, attempt).await;
+    let outcome = timeout(options.timeout, attempt).await;
     finish(reply, begin, outcome)
 }
 
@@ -122,12 +122,12 @@ pub async fn connect(address: SocketAddr, manner: Manner) -> Result<()> {
 ///
 /// # Errors
 /// When a reply cannot be written.
-pub async fn udp(address: SocketAddr, count: u32, size: usize, manner: Manner) -> Result<()> {
+pub async fn udp(address: SocketAddr, count: u32, size: usize, options: RequestOptions) -> Result<()> {
     for _ in 0..count {
         let begin = Instant::now();
         let mut reply = Reply::default();
         let exchange = async {
-            let socket = UdpSocket::bind((unspecified(address), manner.source_port))
+            let socket = UdpSocket::bind((unspecified(address), options.source_port))
                 .await
                 .context("could not bind")?;
             socket.connect(address).await.context("could not connect")?;
@@ -143,9 +143,9 @@ pub async fn udp(address: SocketAddr, count: u32, size: usize, manner: Manner) -
             (reply.task, reply.peer) = (hello.task, hello.peer);
             Ok(())
         };
-        let outcome = timeout(manner.timeout, exchange).await;
+        let outcome = timeout(options.timeout, exchange).await;
         finish(reply, begin, outcome)?;
-        tokio::time::sleep(manner.pause).await;
+        tokio::time::sleep(options.pause).await;
     }
     Ok(())
 }
@@ -154,11 +154,11 @@ fn unspecified(like: SocketAddr) -> &'static str {
     if like.is_ipv4() { "0.0.0.0" } else { "::" }
 }
 
-/// Uploads the pattern and compares what arrived by its hash.
+/// Uploads the pattern and compares its hash with that of what arrived.
 ///
 /// # Errors
-/// When it fails, or something else arrived.
-pub async fn upload(url: &Uri, bytes: u64, manner: Manner) -> Result<Received> {
+/// When it fails, or the hashes differ.
+pub async fn upload(url: &Uri, bytes: u64, options: RequestOptions) -> Result<Received> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut offset = 0;
@@ -181,7 +181,7 @@ pub async fn upload(url: &Uri, bytes: u64, manner: Manner) -> Result<Received> {
         ))
     });
     let transfer = async {
-        let stream = dial(target(url)?, manner.source_port).await?;
+        let stream = dial(target(url)?, options.source_port).await?;
         let response = send(
             stream,
             request("POST", url, BodyExt::boxed(StreamBody::new(pieces)))?,
@@ -190,13 +190,13 @@ pub async fn upload(url: &Uri, bytes: u64, manner: Manner) -> Result<Received> {
         serde_json::from_slice::<Received>(&body(response).await?)
             .context("the answer is not the test server's")
     };
-    let received = timeout(manner.timeout, transfer)
+    let received = timeout(options.timeout, transfer)
         .await
         .context("the upload timed out")??;
     let sent = hexadecimal(&hash.finalize());
     if received.bytes != bytes || received.sha256 != sent {
         bail!(
-            "{bytes} bytes with hash {sent} were sent, {} with {} arrived",
+            "{bytes} bytes with hash {sent} were sent, and {} with hash {} arrived",
             received.bytes,
             received.sha256
         );
@@ -204,13 +204,13 @@ pub async fn upload(url: &Uri, bytes: u64, manner: Manner) -> Result<Received> {
     Ok(received)
 }
 
-/// Downloads and compares every byte.
+/// Downloads the pattern and compares every byte.
 ///
 /// # Errors
 /// When it fails, or a byte is wrong or missing. Returns the task that answered.
-pub async fn download(url: &Uri, bytes: u64, manner: Manner) -> Result<String> {
+pub async fn download(url: &Uri, bytes: u64, options: RequestOptions) -> Result<String> {
     let transfer = async {
-        let stream = dial(target(url)?, manner.source_port).await?;
+        let stream = dial(target(url)?, options.source_port).await?;
         let response = send(stream, request("GET", url, empty())?).await?;
         let task = response
             .headers()
@@ -221,7 +221,7 @@ pub async fn download(url: &Uri, bytes: u64, manner: Manner) -> Result<String> {
         let mut body = response.into_body();
         let mut offset = 0;
         while let Some(frame) = body.frame().await {
-            let frame = frame.with_context(|| format!("the download broke off after {offset} bytes"))?;
+            let frame = frame.with_context(|| format!("the download ended after {offset} bytes"))?;
             if let Some(data) = frame.data_ref() {
                 if let Some(wrong) = pattern::first_difference(data, offset) {
                     bail!("the byte at offset {wrong} is wrong");
@@ -230,11 +230,11 @@ pub async fn download(url: &Uri, bytes: u64, manner: Manner) -> Result<String> {
             }
         }
         if offset != bytes {
-            bail!("{offset} bytes came instead of {bytes}");
+            bail!("{offset} bytes arrived instead of {bytes}");
         }
         Ok(task)
     };
-    timeout(manner.timeout, transfer)
+    timeout(options.timeout, transfer)
         .await
         .context("the download timed out")?
 }
@@ -255,7 +255,7 @@ fn finish(
     }
     println!(
         "{}",
-        serde_json::to_string(&reply).context("the reply is no JSON")?
+        serde_json::to_string(&reply).context("the reply cannot be written as JSON")?
     );
     Ok(())
 }
@@ -329,10 +329,10 @@ pub(crate) fn request(method: &str, url: &Uri, body: RequestBody) -> Result<Requ
         .context("the request is malformed")
 }
 
-/// All of an answer.
+/// The whole body of an answer.
 pub(crate) async fn body(response: Response<Incoming>) -> Result<Bytes> {
     let collected = response.into_body().collect().await;
-    Ok(collected.context("the answer broke off")?.to_bytes())
+    Ok(collected.context("the answer is incomplete")?.to_bytes())
 }
 
 pub(crate) async fn send(stream: TcpStream, request: Request<RequestBody>) -> Result<Response<Incoming>> {

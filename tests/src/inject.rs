@@ -1,5 +1,4 @@
-//! Sends frames as they are, past the kernel's own protocols. The one file here with `unsafe`; depends
-//! on nothing.
+//! Sends raw frames, past the kernel's own protocols. The only file here with `unsafe`; depends on nothing.
 
 use std::{io::BufRead, mem::size_of, os::fd::AsRawFd};
 
@@ -9,7 +8,7 @@ use nix::{
     sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket},
 };
 
-/// Sends the frames, one in each line as hexadecimal digits, out of an interface; returns how many.
+/// Sends frames out of an interface, one for each line of hexadecimal digits; returns how many.
 ///
 /// # Errors
 /// When a line is no frame, or the kernel refuses it.

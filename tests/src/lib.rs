@@ -1,5 +1,5 @@
-//! The small server that the lab's services run, and the client that speaks to it. Its programs are
-//! static and depend on nothing of the mesh, so that a container without any files can run them.
+//! The small server that the lab's services run, and its client. The program is static and needs nothing of the mesh,
+//! so that it runs in a container without any other file.
 
 pub mod bench;
 pub mod client;

@@ -1,8 +1,7 @@
-//! The constant load: new connections at a steady rate whatever becomes of them, and connections that are
-//! kept meanwhile. One line of JSON says what failed, how and when. Depends on `client`.
+//! The constant load: new connections at a steady rate, whatever happens to them, and connections that stay open
+//! meanwhile. Depends on `client`.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -11,134 +10,54 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use hyper::{Uri, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
+use self::report::{Ended, kept_report, report};
+pub use self::report::{Failure, Kept, Latency, Report};
 use crate::{
-    client::{RequestBody, body, dial, empty, outcome_of, request, send, target},
+    client::{RequestBody, body, dial, empty, request, send, target},
     server::Hello,
 };
 
-/// So many failures are told in full; the rest are counted.
-const MOST_TOLD: usize = 200;
-/// More requests a second than this are not what this load is for.
+mod report;
+
+/// The highest rate that this load is meant for.
 const HIGHEST_RATE: u32 = 10_000;
 
 /// What to send.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Asked in turn.
+    /// The addresses to request, in turn.
     pub urls: Vec<Uri>,
     /// New connections each second, in all.
     pub rate: u32,
-    /// For how long.
+    /// How long to send.
     pub duration: Duration,
-    /// And then for as long as there is this file.
-    pub while_there_is: Option<PathBuf>,
-    /// What one request may take, connecting included.
+    /// After that, for as long as this file exists.
+    pub while_exists: Option<PathBuf>,
+    /// How long one request may take, including the connection.
     pub timeout: Duration,
-    /// Connections that are kept, to the addresses in turn.
+    /// How many connections stay open, to the addresses in turn.
     pub keep_alive: usize,
-    /// The rest between two requests on a kept connection.
+    /// The pause between two requests on an open connection.
     pub pause: Duration,
 }
 
 impl Load {
     fn is_over(&self, begin: Instant) -> bool {
-        begin.elapsed() >= self.duration && !self.while_there_is.as_ref().is_some_and(|file| file.exists())
+        begin.elapsed() >= self.duration && !self.while_exists.as_ref().is_some_and(|file| file.exists())
     }
 }
 
-/// What came of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    /// When it began, in milliseconds since 1970.
-    pub began: u64,
-    /// Requests on new connections.
-    pub attempts: u64,
-    /// Those that were answered.
-    pub answered: u64,
-    /// The others, by kind: `refused`, `reset`, `timeout` or `error`.
-    pub failures: BTreeMap<String, u64>,
-    /// The first of them in detail, in the order in which they were sent.
-    pub failed: Vec<Failure>,
-    /// How long the answered ones took.
-    pub latency: Latency,
-    /// Who answered how often.
-    pub tasks: BTreeMap<String, u64>,
-    /// TCP segments that were sent again in this network namespace meanwhile: what was lost and healed.
-    pub retransmitted: u64,
-    /// Those of them that open a connection: lost ones after a second, and at once those whose port meets
-    /// the end of an earlier connection at the replica.
-    pub syn_retransmitted: u64,
-    /// The kept connections.
-    pub kept: Kept,
-}
-
-/// One request that failed, or kept connection that broke.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Failure {
-    /// When it was sent, in milliseconds since the beginning.
-    pub at_millis: u64,
-    /// To what.
-    pub url: String,
-    /// `refused`, `reset`, `timeout` or `error`.
-    pub kind: String,
-    /// What the system said.
-    pub error: String,
-}
-
-/// Milliseconds that requests took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// Half took less.
-    pub p50: f64,
-    /// Nine of ten took less.
-    pub p90: f64,
-    /// 99 of 100 took less.
-    pub p99: f64,
-    /// The slowest one.
-    pub max: f64,
-}
-
-/// What became of the kept connections.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
-    /// How many there were.
-    pub connections: usize,
-    /// Requests that were answered on them.
-    pub requests: u64,
-    /// Each time that one broke, or could not be opened anew.
-    pub broken: Vec<Failure>,
-    /// How long the answered requests took.
-    pub latency: Latency,
-}
-
-impl Report {
-    /// All requests on new connections that failed.
-    #[must_use]
-    pub fn failures(&self) -> u64 {
-        self.failures.values().sum()
-    }
-}
-
-/// A request's end: when it was sent, to what, how long it took and who answered.
-struct Ended {
-    sent: Duration,
-    url: Uri,
-    took: Duration,
-    outcome: Result<String>,
-}
-
-/// Sends the load and tells what came of it.
+/// Sends the load and reports the outcome.
 ///
 /// # Errors
-/// When there is nothing to send, or the machine's counters cannot be read.
+/// When there is no address, or the kernel's counters cannot be read.
 pub async fn run(load: &Load) -> Result<Report> {
-    ensure!(!load.urls.is_empty(), "no address to ask");
+    ensure!(!load.urls.is_empty(), "no address to request");
     ensure!(
         (1..=HIGHEST_RATE).contains(&load.rate),
         "the rate is 1 to {HIGHEST_RATE} a second, not {}",
@@ -153,7 +72,7 @@ pub async fn run(load: &Load) -> Result<Report> {
     }
     let mut requests = JoinSet::new();
     let mut tick = interval(Duration::from_secs(1) / load.rate);
-    // A late start is made up for: the rate is what is promised.
+    // Catch up after a delay, to keep the rate.
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut ended = Vec::new();
     let mut urls = load.urls.iter().cycle();
@@ -200,7 +119,7 @@ async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
     }
 }
 
-/// Asks on one connection again and again until the load's end, or until the connection breaks.
+/// Sends requests on one connection until the load ends; opens it again when it breaks.
 async fn keep(url: Uri, load: Load, begin: Instant) -> Vec<Ended> {
     let mut ended = Vec::new();
     let mut sender: Option<http1::SendRequest<RequestBody>> = None;
@@ -231,11 +150,11 @@ async fn keep(url: Uri, load: Load, begin: Instant) -> Vec<Ended> {
             outcome,
         });
         if broken {
-            // It is opened anew, to tell whether that is the end of it.
+            // Open it again, to see whether that works.
             sender = None;
         }
         sleep_until(start + load.pause).await;
-        // Never twice in the same instant.
+        // At least a millisecond, should the deadline have passed.
         sleep(Duration::from_millis(1)).await;
     }
     ended
@@ -253,71 +172,7 @@ fn task(body: &[u8]) -> Result<String> {
     Ok(hello.task)
 }
 
-fn report(mut ended: Vec<Ended>) -> Report {
-    ended.sort_by_key(|one| one.sent);
-    let mut report = Report {
-        attempts: ended.len() as u64,
-        latency: latency(&ended),
-        ..Report::default()
-    };
-    for one in ended {
-        match &one.outcome {
-            Ok(task) => {
-                report.answered += 1;
-                *report.tasks.entry(task.clone()).or_default() += 1;
-            }
-            Err(error) => {
-                *report.failures.entry(outcome_of(error).to_owned()).or_default() += 1;
-                if report.failed.len() < MOST_TOLD {
-                    report.failed.push(failure(&one, error));
-                }
-            }
-        }
-    }
-    report
-}
-
-fn kept_report(connections: Vec<Vec<Ended>>) -> Kept {
-    let count = connections.len();
-    let ended: Vec<Ended> = connections.into_iter().flatten().collect();
-    let broken = ended
-        .iter()
-        .filter_map(|one| Some(failure(one, one.outcome.as_ref().err()?)))
-        .collect();
-    Kept {
-        connections: count,
-        requests: ended.iter().filter(|one| one.outcome.is_ok()).count() as u64,
-        broken,
-        latency: latency(&ended),
-    }
-}
-
-fn failure(one: &Ended, error: &anyhow::Error) -> Failure {
-    Failure {
-        at_millis: u64::try_from(one.sent.as_millis()).unwrap_or(u64::MAX),
-        url: one.url.to_string(),
-        kind: outcome_of(error).to_owned(),
-        error: format!("{error:#}"),
-    }
-}
-
-fn latency(ended: &[Ended]) -> Latency {
-    let answered = ended.iter().filter(|one| one.outcome.is_ok());
-    let mut millis: Vec<f64> = answered.map(|one| one.took.as_secs_f64() * 1000.0).collect();
-    millis.sort_by(f64::total_cmp);
-    let Some(last) = millis.len().checked_sub(1) else {
-        return Latency::default();
-    };
-    let of = |percent: usize| millis[last * percent / 100];
-    Latency {
-        p50: of(50),
-        p90: of(90),
-        p99: of(99),
-        max: millis[last],
-    }
-}
-
-/// TCP segments, and SYNs among them, that were sent again in this network namespace since it was made.
+/// TCP segments, and the SYNs among them, that were retransmitted in this network namespace so far.
 fn retransmitted() -> Result<(u64, u64)> {
     let read = |file: &str, table, name| {
         let text = fs::read_to_string(file).with_context(|| format!("could not read {file}"))?;
@@ -329,12 +184,12 @@ fn retransmitted() -> Result<(u64, u64)> {
     ))
 }
 
-/// A counter of the kernel's two-line tables: names first, then numbers.
+/// A counter in one of the kernel's two-line tables: names, then numbers.
 fn counter(text: &str, table: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(table));
     let (names, numbers) = (lines.next()?, lines.next()?);
-    let place = names.split_whitespace().position(|word| word == name)?;
-    numbers.split_whitespace().nth(place)?.parse().ok()
+    let column = names.split_whitespace().position(|found| found == name)?;
+    numbers.split_whitespace().nth(column)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -348,7 +203,7 @@ mod tests {
             urls: urls.iter().map(|url| url.parse().unwrap()).collect(),
             rate: 200,
             duration: Duration::from_millis(500),
-            while_there_is: None,
+            while_exists: None,
             timeout: Duration::from_secs(2),
             keep_alive: 2,
             pause: Duration::from_millis(20),
@@ -356,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_refused_is_told_with_its_time_and_the_rest_is_answered() {
+    async fn a_refused_request_is_reported_and_the_others_are_answered() {
         let http = TcpListener::bind("127.0.0.1:0")
             .await
             .unwrap()
@@ -366,7 +221,7 @@ mod tests {
             .unwrap()
             .local_addr()
             .unwrap();
-        // Nobody listens there: the port was free a moment ago.
+        // Nothing listens there: the port was free a moment ago.
         let closed = TcpListener::bind("127.0.0.1:0")
             .await
             .unwrap()
@@ -394,7 +249,7 @@ mod tests {
                 .iter()
                 .all(|one| one.url.contains(&closed.to_string()))
         );
-        // Of the two that are kept, one is tried again and again.
+        // Of the two that stay open, one cannot be opened.
         assert_eq!(report.kept.connections, 2);
         assert!(!report.kept.broken.is_empty(), "{report:?}");
         assert!(
@@ -413,25 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_of_what_was_answered() {
-        let ended: Vec<Ended> = (0..=100)
-            .map(|millis| Ended {
-                sent: Duration::ZERO,
-                url: Uri::default(),
-                took: Duration::from_millis(millis),
-                outcome: if millis == 100 {
-                    Err(anyhow::anyhow!("lost"))
-                } else {
-                    Ok("web.1".into())
-                },
-            })
-            .collect();
-        let latency = latency(&ended);
-        assert_eq!((latency.p50, latency.p99, latency.max), (49.0, 98.0, 99.0));
-    }
-
-    #[test]
-    fn the_kernels_tables_are_read_by_name() {
+    fn the_kernels_counters_are_read_by_name() {
         let text = "Ip: Forwarding\nIp: 1\nTcp: RtoMin RetransSegs InErrs\nTcp: 200 17 0\n";
         assert_eq!(counter(text, "Tcp:", "RetransSegs"), Some(17));
         assert_eq!(counter(text, "Tcp:", "OutRsts"), None);

@@ -1,5 +1,5 @@
-//! The bytes of uploads and downloads: the same on both sides, different at every offset, so that lost,
-//! doubled or swapped segments show. Depends on nothing.
+//! The bytes of uploads and downloads: known to both sides and different at every offset, so that lost, repeated or
+//! reordered segments are noticed. Depends on nothing.
 
 /// Fills `buffer` with the pattern's bytes from `offset` on.
 pub fn fill(buffer: &mut [u8], offset: u64) {
@@ -28,7 +28,7 @@ pub fn first_difference(bytes: &[u8], offset: u64) -> Option<u64> {
         .map(|index| offset + index as u64)
 }
 
-/// The finalizer of splitmix64: neighbours become unlike.
+/// The finalizer of splitmix64: neighbouring inputs give unrelated outputs.
 fn mix(index: u64) -> u64 {
     let mut word = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,5 +1,5 @@
-//! The server: HTTP that tells who answers and who asked, bulk data in both directions, and UDP echo.
-//! Depends on `pattern`.
+//! The server: HTTP that names the task and the client, bulk data in both directions, and UDP echo. Depends on
+//! `pattern`.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use crate::pattern;
 
-/// Bytes of a download are made in pieces of this size.
+/// Downloads are generated in pieces of this size.
 const PIECE: u64 = 64 * 1024;
 
 /// The answer of `GET /`, and of a UDP datagram.
@@ -36,18 +36,18 @@ pub struct Hello {
 pub struct Received {
     /// The task's name.
     pub task: String,
-    /// How many bytes came.
+    /// How many bytes arrived.
     pub bytes: u64,
     /// Their SHA-256 in hexadecimal digits.
     pub sha256: String,
 }
 
 #[derive(Deserialize)]
-struct Wanted {
+struct DownloadQuery {
     bytes: u64,
 }
 
-/// Serves until it is ended.
+/// Serves until SIGTERM.
 ///
 /// # Errors
 /// When a port is taken.
@@ -74,7 +74,7 @@ pub async fn serve(http_port: u16, udp_port: u16) -> Result<()> {
         .context("the HTTP server failed")
 }
 
-/// As PID 1 of a container nothing ends this process unless it listens for the signal.
+/// As PID 1 of a container, this process ends on SIGTERM only if it handles the signal.
 async fn stopped() {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::terminate()) {
@@ -115,9 +115,9 @@ async fn upload(State(task): State<Arc<str>>, body: Body) -> impl IntoResponse {
     }))
 }
 
-async fn download(State(task): State<Arc<str>>, Query(wanted): Query<Wanted>) -> impl IntoResponse {
+async fn download(State(task): State<Arc<str>>, Query(query): Query<DownloadQuery>) -> impl IntoResponse {
     let pieces = stream::unfold(0, move |offset| async move {
-        let count = PIECE.min(wanted.bytes.saturating_sub(offset));
+        let count = PIECE.min(query.bytes.saturating_sub(offset));
         if count == 0 {
             return None;
         }
@@ -136,7 +136,7 @@ async fn echo(socket: UdpSocket, task: Arc<str>) {
             peer: peer.to_string(),
         };
         if let Ok(answer) = serde_json::to_vec(&hello) {
-            // A datagram that cannot be sent is lost, as datagrams are.
+            // Datagrams may be lost.
             let _ = socket.send_to(&answer, peer).await;
         }
     }

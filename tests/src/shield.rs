@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context, Result};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-/// Becomes the command, which is refused `bpf` with `EPERM`, and all that it starts too.
+/// Becomes the command, for which, as for everything it starts, `bpf` fails with `EPERM`.
 ///
 /// # Errors
-/// When the kernel takes no filter, or the command cannot be started.
+/// When the kernel refuses the filter, or the command cannot be started.
 pub fn without_bpf(command: &[OsString]) -> Result<Infallible> {
     let (program, arguments) = command.split_first().context("no command to run")?;
     let architecture = std::env::consts::ARCH
@@ -26,8 +26,8 @@ pub fn without_bpf(command: &[OsString]) -> Result<Infallible> {
     let filter: BpfProgram = filter
         .and_then(TryInto::try_into)
         .context("could not compile the filter")?;
-    // Of this thread, which is the one that becomes the command.
-    seccompiler::apply_filter(&filter).context("the kernel takes no seccomp filter")?;
+    // Applies to this thread, the one that becomes the command.
+    seccompiler::apply_filter(&filter).context("the kernel refuses the seccomp filter")?;
     let error = Command::new(program).args(arguments).exec();
     Err(error).with_context(|| format!("could not start {}", program.display()))
 }

@@ -1,4 +1,4 @@
-//! A TLS client that shows any certificate or none, to see who is let in. Depends on nothing.
+//! A TLS client with any certificate or none, to see which ones a server accepts. Depends on nothing.
 
 use std::{
     fs,
@@ -20,8 +20,8 @@ use rustls::{
 /// How long a server has to refuse.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Dials and returns `kept` when the server lets this client stay for two seconds or speaks to it, and
-/// `refused: …` when it ends the connection.
+/// Connects; returns `kept` if the server sends data or keeps the connection for two seconds, and `refused: …` if it
+/// closes it.
 ///
 /// # Errors
 /// When the server cannot be reached, or the certificate or key cannot be read.
@@ -31,7 +31,7 @@ pub fn dial(address: SocketAddr, identity: Option<(&Path, &Path)>) -> Result<Str
         .with_safe_default_protocol_versions()
         .context("no TLS version")?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));
     let config = match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
@@ -57,7 +57,7 @@ pub fn dial(address: SocketAddr, identity: Option<(&Path, &Path)>) -> Result<Str
     })
 }
 
-/// Swarm's keys carry PEM headers that the parser does not take.
+/// Swarm's keys have PEM headers, which the parser does not accept.
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let text = fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
     let plain: String = text
@@ -69,11 +69,11 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
         .with_context(|| format!("{} holds no private key", path.display()))
 }
 
-/// Takes any server: this client has nothing to lose.
+/// Accepts any server: this client has no secrets.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct AnyServer(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! The server that load balancers are measured with. Depends on the message of its folder only.
+//! The server that load balancers are measured with. Depends only on the message in its folder.
 
 use std::{io, time::Duration};
 
@@ -13,10 +13,10 @@ use super::{Ask, MESSAGE};
 /// Bulk data is sent and received in pieces of this size.
 const PIECE: usize = 128 * 1024;
 
-/// Rest after a connection could not be accepted, which is for want of memory or descriptors.
-const REST: Duration = Duration::from_millis(10);
+/// Pause after a failed `accept`: memory or descriptors are short.
+const PAUSE: Duration = Duration::from_millis(10);
 
-/// Listens with a queue that is long enough for bursts of new connections.
+/// Listens with a backlog long enough for bursts of new connections.
 ///
 /// # Errors
 /// When the port is taken.
@@ -31,15 +31,15 @@ pub fn listen(port: u16) -> Result<TcpListener> {
         .with_context(|| format!("could not listen on TCP port {port}"))
 }
 
-/// Serves until it is ended.
+/// Serves for ever.
 pub async fn serve(listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // A client that goes away in the middle is the client's business.
+                // Errors are the client's: it has closed the connection.
                 tokio::spawn(async move { answer(stream).await.ok() });
             }
-            Err(_) => tokio::time::sleep(REST).await,
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
@@ -50,7 +50,7 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         if stream.read_exact(&mut message).await.is_err() {
-            // The end, by a FIN or otherwise.
+            // The connection has ended.
             return Ok(());
         }
         match Ask::from_bytes(message) {

@@ -1,4 +1,4 @@
-//! The server that the lab's services run, and the client that asks it.
+//! The server that the lab's services run, and its client.
 
 use std::{
     ffi::OsString,
@@ -14,7 +14,7 @@ use hyper::Uri;
 use mesh_tests::{
     bench,
     bench::client::Measure,
-    client::{self, Manner},
+    client::{self, RequestOptions},
     inject,
     load::{self, Load},
     server, shield, stranger,
@@ -29,23 +29,23 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Pretend to be a mesh agent that looks sound and cannot run.
+    /// Act as a mesh agent that passes its check but fails to run.
     #[command(hide = true)]
     Run {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Answer HTTP (who answers, who asked; uploads; downloads) and echo UDP.
+    /// Answer HTTP (the task's name and the client's address; uploads; downloads) and echo UDP.
     Serve {
         #[arg(long, default_value_t = 80)]
         port: u16,
         #[arg(long, default_value_t = 81)]
         udp_port: u16,
-        /// The port of the lean server that `bench` measures with.
+        /// The port of the minimal server for `bench`.
         #[arg(long, default_value_t = 82)]
         bench_port: u16,
     },
-    /// Load a server, or what stands before it, with as much as it takes; one line of JSON.
+    /// Measure a server, or a load balancer before it, at full load; print one line of JSON.
     Bench {
         measure: Measure,
         target: SocketAddr,
@@ -55,63 +55,63 @@ enum Action {
         /// How many connections at once.
         #[arg(long, default_value_t = 16)]
         concurrency: usize,
-        /// Addresses of this machine that connections come from, in turn.
+        /// Addresses of this machine to connect from, in turn.
         #[arg(long = "source", value_delimiter = ',')]
         sources: Vec<Ipv4Addr>,
     },
-    /// Request an address, each time on a new connection; a line of JSON for each.
+    /// Send requests, each on a new connection; print a line of JSON for each.
     Get {
         url: Uri,
         #[arg(long, default_value_t = 1)]
         count: u32,
-        /// Print the body of one answer as it is.
+        /// Send one request and print the body of its answer.
         #[arg(long)]
         raw: bool,
         #[command(flatten)]
-        manner: MannerArguments,
+        request: RequestArguments,
     },
-    /// Request addresses in turn at a steady rate, whatever becomes of the requests, and tell in one line
-    /// of JSON what failed, how and when.
+    /// Send requests to addresses in turn at a steady rate, whatever happens to them; print one line of JSON that says
+    /// what failed, how and when.
     Load {
         #[arg(required = true)]
         urls: Vec<Uri>,
         /// New connections each second, in all.
         #[arg(long, default_value_t = 100)]
         rate: u32,
-        /// For how long, in seconds.
+        /// How long, in seconds.
         #[arg(long, default_value_t = 10.0)]
         duration: f64,
-        /// Go on for as long as there is this file.
+        /// Then go on for as long as this file exists.
         #[arg(long = "while", value_name = "FILE")]
-        while_there_is: Option<PathBuf>,
-        /// How long one request may take, in milliseconds; more than the second after which TCP repeats
-        /// itself, so that what is lost and healed is slow rather than failed.
+        while_exists: Option<PathBuf>,
+        /// How long one request may take, in milliseconds; longer than the second after which TCP retransmits a SYN, so
+        /// that a lost SYN makes a request slow rather than fail.
         #[arg(long, default_value_t = 5000)]
         timeout: u64,
-        /// Connections to keep meanwhile, over the addresses in turn.
+        /// Connections to keep open meanwhile, to the addresses in turn.
         #[arg(long, default_value_t = 0)]
         keep_alive: usize,
-        /// The rest between two requests on each of them, in milliseconds.
+        /// The pause between two requests on each of them, in milliseconds.
         #[arg(long, default_value_t = 100)]
         pause: u64,
     },
-    /// Upload bytes and compare what arrived.
+    /// Upload bytes and check that they arrived.
     Upload {
         url: Uri,
         #[arg(long)]
         bytes: u64,
         #[command(flatten)]
-        manner: MannerArguments,
+        request: RequestArguments,
     },
-    /// Download bytes and compare every one.
+    /// Download bytes and check every one.
     Download {
         url: Uri,
         #[arg(long)]
         bytes: u64,
         #[command(flatten)]
-        manner: MannerArguments,
+        request: RequestArguments,
     },
-    /// Send datagrams, each from a new socket; a line of JSON for each.
+    /// Send datagrams, each from a new socket; print a line of JSON for each.
     Udp {
         address: SocketAddr,
         #[arg(long, default_value_t = 1)]
@@ -120,59 +120,59 @@ enum Action {
         #[arg(long, default_value_t = 5)]
         size: usize,
         #[command(flatten)]
-        manner: MannerArguments,
+        request: RequestArguments,
     },
-    /// Connect once and tell how that went.
+    /// Connect once and print the outcome.
     Connect {
         address: SocketAddr,
         #[command(flatten)]
-        manner: MannerArguments,
+        request: RequestArguments,
     },
-    /// Send raw frames, read from standard input as hexadecimal digits, one a line.
+    /// Send raw frames, read from standard input as one line of hexadecimal digits each.
     Inject {
         #[arg(long, default_value = "eth0")]
         interface: String,
     },
-    /// Run a command that is refused the bpf system call.
+    /// Run a command for which the bpf system call fails.
     #[command(hide = true)]
     WithoutBpf {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
-    /// Dial a TLS port and tell whether the server keeps or refuses this client.
+    /// Connect by TLS and print whether the server keeps or refuses this client.
     Tls {
         address: SocketAddr,
-        /// PEM certificate to show; none is shown without it.
+        /// The client's PEM certificate; none is sent without it.
         #[arg(long, requires = "key")]
         certificate: Option<PathBuf>,
-        /// Its PEM key.
+        /// The PEM key of the certificate.
         #[arg(long)]
         key: Option<PathBuf>,
     },
 }
 
 #[derive(Args)]
-struct MannerArguments {
+struct RequestArguments {
     /// How long one request may take, in milliseconds.
     #[arg(long, default_value_t = 2000)]
     timeout: u64,
     /// The first source port; 0 for any.
     #[arg(long, default_value_t = 0)]
     source_port: u16,
-    /// The rest between two requests, in milliseconds.
+    /// The pause between two requests, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pause: u64,
 }
 
-/// How much slower than others this machine is said to be: `$MESH_LAB_PATIENCE`, as the lab has it.
+/// How many times slower this machine is: `$MESH_LAB_PATIENCE`, as in the lab.
 fn patience() -> u32 {
     let text = std::env::var("MESH_LAB_PATIENCE").unwrap_or_default();
     text.parse::<u32>().unwrap_or(1).clamp(1, 1000)
 }
 
-impl MannerArguments {
-    fn manner(&self) -> Manner {
-        Manner {
+impl RequestArguments {
+    fn options(&self) -> RequestOptions {
+        RequestOptions {
             timeout: Duration::from_millis(self.timeout) * patience(),
             source_port: self.source_port,
             pause: Duration::from_millis(self.pause),
@@ -182,14 +182,17 @@ impl MannerArguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    if std::env::args_os().nth(1).is_some_and(|word| word == "--version") {
-        // As an agent, see `Action::Run`.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == "--version")
+    {
+        // As an agent does, see `Action::Run`.
         println!("mesh-agent 0.0.0");
         return Ok(());
     }
     match Arguments::parse().action {
-        Action::Run { arguments } if arguments.last().is_some_and(|word| word == "--check") => Ok(()),
-        Action::Run { .. } => bail!("this is no agent"),
+        Action::Run { arguments } if arguments.last().is_some_and(|argument| argument == "--check") => Ok(()),
+        Action::Run { .. } => bail!("this is not an agent"),
         Action::Serve {
             port,
             udp_port,
@@ -219,22 +222,22 @@ async fn main() -> Result<()> {
         Action::Get {
             url,
             raw: true,
-            manner,
+            request,
             ..
         } => {
-            let body = client::get_raw(&url, manner.manner()).await?;
+            let body = client::get_raw(&url, request.options()).await?;
             std::io::stdout()
                 .write_all(&body)
                 .context("could not write the answer")
         }
         Action::Get {
-            url, count, manner, ..
-        } => client::get(&url, count, manner.manner()).await,
+            url, count, request, ..
+        } => client::get(&url, count, request.options()).await,
         Action::Load {
             urls,
             rate,
             duration,
-            while_there_is,
+            while_exists,
             timeout,
             keep_alive,
             pause,
@@ -242,8 +245,8 @@ async fn main() -> Result<()> {
             let load = Load {
                 urls,
                 rate,
-                duration: Duration::try_from_secs_f64(duration).context("that is no duration")?,
-                while_there_is,
+                duration: Duration::try_from_secs_f64(duration).context("the duration is out of range")?,
+                while_exists,
                 timeout: Duration::from_millis(timeout) * patience(),
                 keep_alive,
                 pause: Duration::from_millis(pause),
@@ -252,21 +255,21 @@ async fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&report).context("no JSON")?);
             Ok(())
         }
-        Action::Upload { url, bytes, manner } => {
-            let received = client::upload(&url, bytes, manner.manner()).await?;
+        Action::Upload { url, bytes, request } => {
+            let received = client::upload(&url, bytes, request.options()).await?;
             println!("{}", serde_json::to_string(&received).context("no JSON")?);
             Ok(())
         }
-        Action::Download { url, bytes, manner } => {
-            println!("{}", client::download(&url, bytes, manner.manner()).await?);
+        Action::Download { url, bytes, request } => {
+            println!("{}", client::download(&url, bytes, request.options()).await?);
             Ok(())
         }
         Action::Udp {
             address,
             count,
             size,
-            manner,
-        } => client::udp(address, count, size, manner.manner()).await,
+            request,
+        } => client::udp(address, count, size, request.options()).await,
         Action::Inject { interface } => {
             let count = inject::from_lines(&interface, std::io::stdin().lock())?;
             println!("{count}");
@@ -282,6 +285,6 @@ async fn main() -> Result<()> {
             Ok(())
         }
         Action::WithoutBpf { command } => match shield::without_bpf(&command)? {},
-        Action::Connect { address, manner } => client::connect(address, manner.manner()).await,
+        Action::Connect { address, request } => client::connect(address, request.options()).await,
     }
 }
