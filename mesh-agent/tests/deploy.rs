@@ -22,12 +22,12 @@ fn prometheus_takes_the_scrape_example() {
         .arg(deploy("prometheus.yml"))
         .output()
         .expect("promtool must be installed: apt-get install prometheus");
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
 }
 
 #[test]
-fn the_stack_sets_only_what_the_agent_knows() {
+fn the_stack_file_sets_only_flags_of_the_agent() {
     let command = RunOptions::augment_args(clap::Command::new("run"));
     let known: BTreeSet<_> = command
         .get_arguments()

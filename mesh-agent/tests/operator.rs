@@ -1,4 +1,4 @@
-//! `meshctl` as an operator meets it: its exit codes and words, with and without an agent to talk to.
+//! `meshctl` as an operator uses it: exit codes and output, with and without an agent.
 
 use std::{
     path::Path,
@@ -92,8 +92,8 @@ fn on_tc() -> DatapathStatus {
     }
 }
 
-/// An agent that takes any choice but IPVS.
-async fn obey(mut commands: tokio::sync::mpsc::Receiver<control::Command>) {
+/// An agent that accepts any choice but IPVS.
+async fn answer_commands(mut commands: tokio::sync::mpsc::Receiver<control::Command>) {
     while let Some(command) = commands.recv().await {
         let answer = match command.request {
             control::Request::Retry => Ok(on_tc()),
@@ -113,8 +113,8 @@ fn meshctl(socket: &Path, arguments: &[&str]) -> Output {
         .expect("meshctl is built for this test")
 }
 
-/// Runs `meshctl` beside an agent; what it wrote to both outputs, and its exit code.
-async fn beside(agent: Idle, arguments: &'static [&'static str]) -> (String, Option<i32>) {
+/// Runs `meshctl` with an agent; returns what it wrote to both outputs, and its exit code.
+async fn with_agent(agent: Idle, arguments: &'static [&'static str]) -> (String, Option<i32>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("admin.sock");
     let options = doctor::Options {
@@ -125,15 +125,15 @@ async fn beside(agent: Idle, arguments: &'static [&'static str]) -> (String, Opt
     let server = AdminServer::bind(&socket, Arc::new(agent), control, options)
         .await
         .unwrap();
-    let obeying = tokio::spawn(obey(commands));
+    let answering = tokio::spawn(answer_commands(commands));
     let stop = CancellationToken::new();
     let running = tokio::spawn(server.run(stop.clone()));
     let output = tokio::task::spawn_blocking(move || meshctl(&socket, arguments));
     let output = output.await.unwrap();
     stop.cancel();
     running.await.unwrap();
-    // The socket's end of the commands has gone with it.
-    obeying.await.unwrap();
+    // The server has dropped its end of the channel.
+    answering.await.unwrap();
     let text = [output.stdout, output.stderr].concat();
     (String::from_utf8(text).unwrap(), output.status.code())
 }
@@ -155,7 +155,7 @@ fn a_wrong_flag_exits_with_125() {
 }
 
 #[test]
-fn without_an_agent_the_doctor_examines_with_its_own_permissions() {
+fn without_an_agent_the_doctor_checks_with_its_own_permissions() {
     let folder = tempfile::tempdir().unwrap();
     let docker = folder.path().join("docker.sock");
     let arguments = ["doctor", "--docker-socket", docker.to_str().unwrap()];
@@ -171,27 +171,27 @@ fn without_an_agent_the_doctor_examines_with_its_own_permissions() {
 
 #[tokio::test]
 async fn routes_are_a_table_or_json() {
-    let (text, code) = beside(Idle { broken: false }, &["routes"]).await;
+    let (text, code) = with_agent(Idle { broken: false }, &["routes"]).await;
     assert_eq!(code, Some(0));
     let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().take(3).collect();
     assert_eq!(row, ["web", "*:9200", "tcp"]);
 
-    let (text, _) = beside(Idle { broken: false }, &["routes", "--format", "json"]).await;
+    let (text, _) = with_agent(Idle { broken: false }, &["routes", "--format", "json"]).await;
     let table: Routes = serde_json::from_str(&text).unwrap();
     assert_eq!(table.routes[0].service, "web");
 }
 
 #[tokio::test]
 async fn routes_can_be_filtered() {
-    let (text, code) = beside(Idle { broken: false }, &["routes", "--service", "other"]).await;
+    let (text, code) = with_agent(Idle { broken: false }, &["routes", "--service", "other"]).await;
     assert_eq!((text.trim(), code), ("no routes", Some(0)));
-    let (text, _) = beside(Idle { broken: false }, &["routes", "--port", "9200"]).await;
+    let (text, _) = with_agent(Idle { broken: false }, &["routes", "--port", "9200"]).await;
     assert!(text.contains("web"), "{text}");
 }
 
 #[tokio::test]
-async fn status_lists_what_is_wrong() {
-    let (text, code) = beside(Idle { broken: false }, &["status"]).await;
+async fn status_lists_errors() {
+    let (text, code) = with_agent(Idle { broken: false }, &["status"]).await;
     assert_eq!(code, Some(0));
     assert!(
         text.contains("trouble: data path: attach to eth0 failed"),
@@ -201,7 +201,7 @@ async fn status_lists_what_is_wrong() {
 
 #[tokio::test]
 async fn the_rungs_are_a_table_with_a_reason_for_each_that_is_refused() {
-    let (text, code) = beside(Idle { broken: false }, &["datapath"]).await;
+    let (text, code) = with_agent(Idle { broken: false }, &["datapath"]).await;
     assert_eq!(code, Some(0), "{text}");
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "asked for: auto");
@@ -215,27 +215,27 @@ async fn the_rungs_are_a_table_with_a_reason_for_each_that_is_refused() {
     assert_eq!(lines[4], "tc              in use");
     assert!(text.contains("stepped down once"), "{text}");
 
-    let (text, _) = beside(Idle { broken: false }, &["datapath", "--format", "json"]).await;
+    let (text, _) = with_agent(Idle { broken: false }, &["datapath", "--format", "json"]).await;
     let answer: DatapathAnswer = serde_json::from_str(&text).unwrap();
     assert_eq!(answer.datapath, on_tc());
 }
 
 #[tokio::test]
-async fn the_data_path_is_changed_on_request_or_says_why_not() {
-    let (text, code) = beside(Idle { broken: false }, &["datapath", "use", "ebpf"]).await;
+async fn the_data_path_changes_on_request_or_the_refusal_is_explained() {
+    let (text, code) = with_agent(Idle { broken: false }, &["datapath", "use", "ebpf"]).await;
     assert_eq!(code, Some(0), "{text}");
     assert!(text.starts_with("asked for: ebpf"), "{text}");
-    let (text, code) = beside(Idle { broken: false }, &["datapath", "retry", "--format", "json"]).await;
+    let (text, code) = with_agent(Idle { broken: false }, &["datapath", "retry", "--format", "json"]).await;
     assert_eq!(code, Some(0), "{text}");
     serde_json::from_str::<DatapathAnswer>(&text).unwrap();
-    let (text, code) = beside(Idle { broken: false }, &["datapath", "use", "ipvs"]).await;
+    let (text, code) = with_agent(Idle { broken: false }, &["datapath", "use", "ipvs"]).await;
     assert_eq!(code, Some(1));
     assert!(text.contains("this kernel has no IPVS"), "{text}");
 }
 
 #[tokio::test]
 async fn status_names_the_rung_and_why_it_is_not_a_better_one() {
-    let (text, _) = beside(Idle { broken: false }, &["status"]).await;
+    let (text, _) = with_agent(Idle { broken: false }, &["status"]).await;
     assert!(
         text.contains("data path:   ebpf, rung tc (asked for: auto); eth0: native XDP refused: no such hook"),
         "{text}"
@@ -244,14 +244,14 @@ async fn status_names_the_rung_and_why_it_is_not_a_better_one() {
 
 #[tokio::test]
 async fn the_doctor_asks_the_running_agent() {
-    let (text, code) = beside(Idle { broken: false }, &["doctor"]).await;
+    let (text, code) = with_agent(Idle { broken: false }, &["doctor"]).await;
     assert!(text.starts_with("Examined by the running agent"), "{text}");
     assert_eq!(code, Some(1), "there is no Docker behind the agent's socket");
 }
 
 #[tokio::test]
 async fn counters_that_cannot_be_read_are_an_error_with_its_cause() {
-    let (text, code) = beside(Idle { broken: true }, &["routes"]).await;
+    let (text, code) = with_agent(Idle { broken: true }, &["routes"]).await;
     assert_eq!(code, Some(1));
     assert!(text.contains("read map flows: no such map"), "{text}");
 }

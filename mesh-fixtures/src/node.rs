@@ -1,5 +1,5 @@
-//! A node in a network namespace: interfaces, a pin directory, a cgroup, and the data path loaded into them. All of it
-//! is gone at the end of the test.
+//! A node in a network namespace: interfaces, a pin directory, a cgroup, and the data path loaded into them.
+//! All of it is gone at the end of the test.
 
 use std::{
     collections::BTreeMap,

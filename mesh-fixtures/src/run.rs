@@ -26,8 +26,8 @@ pub struct Output {
     pub frame: Vec<u8>,
 }
 
-/// Runs a program many times in a context (`struct xdp_md` or `struct __sk_buff`); returns the last output, and the
-/// nanoseconds that each run took on average.
+/// Runs a program many times in a context (`struct xdp_md` or `struct __sk_buff`); returns the last output,
+/// and the nanoseconds that each run took on average.
 pub(crate) fn run<P>(program: &P, frame: &[u8], context: &[u8], repeat: u32) -> (Output, u64)
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,

@@ -64,7 +64,8 @@ pub fn load_program(
         ..ProgramLoad::default()
     };
     // SAFETY: the command only reads: `instruction_count` instructions of 8 bytes from the slice, which this
-    // function borrows, and a C string that is static. `log_buffer` is null and `log_level` 0, so no log is written.
+    // function borrows, and a C string that is static. `log_buffer` is null and `log_level` 0, so no log is
+    // written.
     let fd = unsafe { call(PROG_LOAD, &mut attributes) }?;
     // SAFETY: the command returns a descriptor that it has just made.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -132,8 +133,8 @@ pub fn is_jited(program: BorrowedFd<'_>) -> io::Result<bool> {
         length: size_of::<ProgramInfo>() as u32,
         info: &raw mut info as u64,
     };
-    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any bytes
-    // are a valid `ProgramInfo`, and nothing else refers to it during the call.
+    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
+    // bytes are a valid `ProgramInfo`, and nothing else refers to it during the call.
     unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info.jited_length > 0)
 }
@@ -142,8 +143,9 @@ pub fn is_jited(program: BorrowedFd<'_>) -> io::Result<bool> {
 #[derive(Debug, Default)]
 pub struct Cursor(Option<u64>);
 
-/// Reads the next entries of a hash map (Linux 5.6): writes the first of `keys` and `values`, and returns how many
-/// it has written and whether these are the last. Entries that come and go meanwhile may be missed or seen twice.
+/// Reads the next entries of a hash map (Linux 5.6): writes the first of `keys` and `values`, and returns how
+/// many it has written and whether these are the last. Entries that come and go meanwhile may be missed or
+/// seen twice.
 ///
 /// # Errors
 /// The kernel's refusal; `ENOSPC` where a bucket has more entries than there is room for.
@@ -171,8 +173,9 @@ pub unsafe fn look_up_batch<K, V>(
         element_flags: 0,
         flags: 0,
     };
-    // SAFETY: the positions are 8 bytes, of which a hash map uses 4. The kernel writes at most `count` keys and
-    // values, of the sizes that the caller vouches for, into slices that are borrowed mutably and as long as that.
+    // SAFETY: the positions are 8 bytes, of which a hash map uses 4. The kernel writes at most `count` keys
+    // and values, of the sizes that the caller vouches for, into slices that are borrowed mutably and as long
+    // as that.
     let ended = match unsafe { call(MAP_LOOKUP_BATCH, &mut attributes) } {
         Ok(_) => false,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
@@ -185,10 +188,11 @@ pub unsafe fn look_up_batch<K, V>(
 /// Makes the system call; returns what it returned, which is not negative.
 ///
 /// # Safety
-/// Each address in `attributes` is 0 or points to memory that stays valid until the call returns, for as many bytes
-/// as the command reads or writes there, and what it writes is valid for its owner.
+/// Each address in `attributes` is 0 or points to memory that stays valid until the call returns, for as many
+/// bytes as the command reads or writes there, and what it writes is valid for its owner.
 unsafe fn call<T: Attributes>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: `Attributes` says that the kernel may read and write a `T` of this size; the rest is the caller's.
+    // SAFETY: `Attributes` says that the kernel may read and write a `T` of this size; the rest is the
+    // caller's.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

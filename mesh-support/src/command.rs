@@ -5,7 +5,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Runs a program in the calling thread's namespaces, with `input` on its standard input, and returns what it wrote.
+/// Runs a program in the calling thread's namespaces, with `input` on its standard input, and returns what it
+/// wrote.
 ///
 /// # Errors
 /// When it cannot be started, or fails; its arguments, its standard error and the input are in the message.

@@ -1,5 +1,5 @@
-//! Network namespaces without a name, entered by threads that end right afterwards: no thread that does other work
-//! ever changes its namespace.
+//! Network namespaces without a name, entered by threads that end right afterwards: no thread that does other
+//! work ever changes its namespace.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,8 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-/// A network namespace, and mounts where it was made with them. It ends with this value and the last socket in it.
+/// A network namespace, and mounts where it was made with them. It ends with this value and the last socket
+/// in it.
 #[derive(Debug)]
 pub struct Namespace {
     network: File,
@@ -106,8 +107,8 @@ pub fn in_new_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> 
     })
 }
 
-/// Gives the calling thread mounts that no one else sees; of a process's main thread, before it starts others, the
-/// whole process.
+/// Gives the calling thread mounts that no one else sees; of a process's main thread, before it starts
+/// others, the whole process.
 ///
 /// # Errors
 /// When the kernel refuses, e.g. without root.
@@ -128,7 +129,8 @@ pub fn mount_new(kind: &str, path: &Path) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("could not mount a {kind} on {}: {error}", path.display())))
 }
 
-/// Turns IPv6, which sends packets by itself, off in the calling thread's network namespace, if the kernel has it.
+/// Turns IPv6, which sends packets by itself, off in the calling thread's network namespace, if the kernel
+/// has it.
 ///
 /// # Errors
 /// When the setting cannot be written.

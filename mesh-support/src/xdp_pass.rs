@@ -1,8 +1,8 @@
 //! An XDP program that passes everything, for the wire's ends of veths.
 //!
-//! A veth hands what XDP sends out of it (`XDP_TX`, `XDP_REDIRECT`) to its peer only when an XDP program is on the
-//! peer as well (`veth_xdp_flush`, drivers/net/veth.c); otherwise the frames lie in a ring until something else
-//! wakes it. A real NIC has no such need.
+//! A veth hands what XDP sends out of it (`XDP_TX`, `XDP_REDIRECT`) to its peer only when an XDP program is
+//! on the peer as well (`veth_xdp_flush`, drivers/net/veth.c); otherwise the frames lie in a ring until
+//! something else wakes it. A real NIC has no such need.
 
 use std::{
     io,
@@ -24,7 +24,8 @@ pub fn load() -> io::Result<OwnedFd> {
     bpf::load_program(PROGRAM_TYPE_XDP, 0, &instructions)
 }
 
-/// Attaches it to an interface of the calling thread's network namespace, until the link that is returned is closed.
+/// Attaches it to an interface of the calling thread's network namespace, until the link that is returned is
+/// closed.
 ///
 /// # Errors
 /// The kernel's refusal.

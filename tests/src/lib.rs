@@ -1,5 +1,5 @@
-//! The small server that the lab's services run, and its client. The program is static and needs nothing of the mesh,
-//! so that it runs in a container without any other file.
+//! The small server that the lab's services run, and its client. The program is static and needs nothing of
+//! the mesh, so that it runs in a container without any other file.
 
 pub mod bench;
 pub mod client;

@@ -1,5 +1,5 @@
-//! The constant load: new connections at a steady rate, whatever happens to them, and connections that stay open
-//! meanwhile. Depends on `client`.
+//! The constant load: new connections at a steady rate, whatever happens to them, and connections that stay
+//! open meanwhile. Depends on `client`.
 
 use std::{
     fs,

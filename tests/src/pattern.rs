@@ -1,16 +1,16 @@
-//! The bytes of uploads and downloads: known to both sides and different at every offset, so that lost, repeated or
-//! reordered segments are noticed. Depends on nothing.
+//! The bytes of uploads and downloads: known to both sides and different at every offset, so that lost,
+//! repeated or reordered segments are noticed. Depends on nothing.
 
 /// Fills `buffer` with the pattern's bytes from `offset` on.
 pub fn fill(buffer: &mut [u8], offset: u64) {
     let mut position = offset;
     let mut rest = buffer;
     while !rest.is_empty() {
-        let word = mix(position / 8).to_le_bytes();
+        let block = mix(position / 8).to_le_bytes();
         let from = (position % 8) as usize;
         let count = (8 - from).min(rest.len());
         let (head, tail) = rest.split_at_mut(count);
-        head.copy_from_slice(&word[from..from + count]);
+        head.copy_from_slice(&block[from..from + count]);
         rest = tail;
         position += count as u64;
     }
@@ -30,10 +30,10 @@ pub fn first_difference(bytes: &[u8], offset: u64) -> Option<u64> {
 
 /// The finalizer of splitmix64: neighbouring inputs give unrelated outputs.
 fn mix(index: u64) -> u64 {
-    let mut word = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
+    let mut block = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    block = (block ^ (block >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    block = (block ^ (block >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    block ^ (block >> 31)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The server: HTTP that names the task and the client, bulk data in both directions, and UDP echo. Depends on
-//! `pattern`.
+//! The server: HTTP that names the task and the client, bulk data in both directions, and UDP echo. Depends
+//! on `pattern`.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 

@@ -20,8 +20,8 @@ use rustls::{
 /// How long a server has to refuse.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Connects; returns `kept` if the server sends data or keeps the connection for two seconds, and `refused: …` if it
-/// closes it.
+/// Connects; returns `kept` if the server sends data or keeps the connection for two seconds, and `refused:
+/// …` if it closes it.
 ///
 /// # Errors
 /// When the server cannot be reached, or the certificate or key cannot be read.

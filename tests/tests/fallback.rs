@@ -1,5 +1,5 @@
-//! The agent where a data path is refused: it takes the next one, or says that none works and leaves nothing.
-//! Each test has network and mounts of its own.
+//! The agent where the kernel refuses a data path: it uses the next one, or reports that none works and
+//! leaves nothing behind. Each test has network and mounts of its own.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use nix::{
 };
 use xtask::paths;
 
-/// A folder for an agent's socket, gone at the end.
-struct Place(PathBuf);
+/// A folder for an agent's socket, removed at the end.
+struct Folder(PathBuf);
 
-impl Place {
+impl Folder {
     fn new(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("mesh-fallback-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the test");
@@ -29,8 +29,8 @@ impl Place {
         self.0.join("run/admin.sock")
     }
 
-    /// An agent in network and mounts of its own, with a bpf file system, and no Docker. When it has ended,
-    /// what is left of it is listed on standard output.
+    /// Starts an agent in network and mounts of its own, with a bpf file system, and no Docker. After its
+    /// end, what it left behind is listed on standard output.
     fn agent(&self, arguments: &str, may_bpf: bool) -> Child {
         let agent = paths::program("mesh-agent");
         let shield = if may_bpf {
@@ -70,7 +70,7 @@ impl Place {
             .expect("unshare of util-linux, and root")
     }
 
-    /// What the agent says of itself, as soon as it answers; `None` if it ends instead.
+    /// The agent's data path, as soon as it answers; `None` if it ends instead.
     fn datapath(&self, agent: &mut Child) -> Option<serde_json::Value> {
         let limit = Instant::now() + Duration::from_secs(60);
         loop {
@@ -97,13 +97,13 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// The agent's words, and what it has left; it has ended.
+/// Waits for the agent's end; returns its log, what it left behind, and its exit code.
 fn end(agent: Child) -> (String, String, Option<i32>) {
     let Output {
         status,
@@ -114,16 +114,16 @@ fn end(agent: Child) -> (String, String, Option<i32>) {
     (text(stderr), text(stdout), status.code())
 }
 
-/// Asked after an agent has tried it: the kernel loads the module then.
+/// Call it after an agent has tried IPVS: that loads the module.
 fn kernel_has_ipvs() -> bool {
     Path::new("/proc/net/ip_vs").exists()
 }
 
 #[test]
-fn without_the_bpf_system_call_ipvs_is_used_and_where_there_is_none_both_refusals_are_told() {
-    let place = Place::new("auto");
-    let mut agent = place.agent("", false);
-    let found = place.datapath(&mut agent);
+fn without_the_bpf_system_call_ipvs_is_used_or_both_refusals_are_reported() {
+    let test = Folder::new("auto");
+    let mut agent = test.agent("", false);
+    let found = test.datapath(&mut agent);
     if let Some(answer) = &found {
         let datapath = &answer["datapath"];
         assert_eq!(datapath["kind"], "ipvs", "{datapath}");
@@ -131,15 +131,15 @@ fn without_the_bpf_system_call_ipvs_is_used_and_where_there_is_none_both_refusal
         assert_eq!(datapath["steps_down"], 1, "{datapath}");
         let reason = datapath["reason"].as_str().expect("a reason");
         assert!(reason.contains("Operation not permitted"), "{reason}");
-        place.stop();
+        test.stop();
     }
-    let (words, left, code) = end(agent);
-    assert_eq!(left, "", "{words}");
-    assert_eq!(found.is_some(), kernel_has_ipvs(), "{words}");
+    let (log, left, code) = end(agent);
+    assert_eq!(left, "", "{log}");
+    assert_eq!(found.is_some(), kernel_has_ipvs(), "{log}");
     if found.is_some() {
-        assert_eq!(code, Some(0), "{words}");
+        assert_eq!(code, Some(0), "{log}");
     } else {
-        assert_eq!(code, Some(1), "{words}");
+        assert_eq!(code, Some(1), "{log}");
         for part in [
             "no data path works on this node",
             "eBPF: ",
@@ -147,49 +147,49 @@ fn without_the_bpf_system_call_ipvs_is_used_and_where_there_is_none_both_refusal
             "IPVS: ",
             "module ip_vs",
         ] {
-            assert!(words.contains(part), "'{part}' is missing in: {words}");
+            assert!(log.contains(part), "'{part}' is missing in: {log}");
         }
     }
 }
 
 #[test]
-fn ipvs_alone_runs_or_names_what_the_kernel_lacks() {
-    let place = Place::new("ipvs");
-    let mut agent = place.agent("--datapath ipvs", true);
-    let found = place.datapath(&mut agent);
+fn ipvs_alone_runs_or_reports_what_the_kernel_lacks() {
+    let test = Folder::new("ipvs");
+    let mut agent = test.agent("--datapath ipvs", true);
+    let found = test.datapath(&mut agent);
     if found.is_some() {
-        place.stop();
+        test.stop();
     }
-    let (words, left, code) = end(agent);
-    assert_eq!(left, "", "{words}");
-    assert_eq!(found.is_some(), kernel_has_ipvs(), "{words}");
+    let (log, left, code) = end(agent);
+    assert_eq!(left, "", "{log}");
+    assert_eq!(found.is_some(), kernel_has_ipvs(), "{log}");
     if found.is_none() {
-        assert_eq!(code, Some(1), "{words}");
-        assert!(words.contains("load the module ip_vs"), "{words}");
-        assert!(!words.contains("eBPF: "), "it was not asked for: {words}");
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("load the module ip_vs"), "{log}");
+        assert!(!log.contains("eBPF: "), "it was not requested: {log}");
     }
 }
 
 #[test]
 fn ebpf_alone_does_not_fall_back() {
-    let place = Place::new("ebpf");
-    let mut agent = place.agent("--datapath ebpf", false);
-    assert!(place.datapath(&mut agent).is_none());
-    let (words, left, code) = end(agent);
-    assert_eq!((left.as_str(), code), ("", Some(1)), "{words}");
-    assert!(words.contains("Operation not permitted"), "{words}");
+    let test = Folder::new("ebpf");
+    let mut agent = test.agent("--datapath ebpf", false);
+    assert!(test.datapath(&mut agent).is_none());
+    let (log, left, code) = end(agent);
+    assert_eq!((left.as_str(), code), ("", Some(1)), "{log}");
+    assert!(log.contains("Operation not permitted"), "{log}");
 }
 
 #[test]
 fn where_everything_works_ebpf_is_used() {
-    let place = Place::new("works");
-    let mut agent = place.agent("", true);
-    let answer = place.datapath(&mut agent);
+    let test = Folder::new("works");
+    let mut agent = test.agent("", true);
+    let answer = test.datapath(&mut agent);
     if answer.is_some() {
-        place.stop();
+        test.stop();
     }
-    let (words, left, code) = end(agent);
-    let answer = answer.unwrap_or_else(|| panic!("the agent has ended: {words}"));
+    let (log, left, code) = end(agent);
+    let answer = answer.unwrap_or_else(|| panic!("the agent has ended: {log}"));
     assert_eq!(answer["datapath"]["kind"], "ebpf", "{answer}");
-    assert_eq!((left.as_str(), code), ("", Some(0)), "{words}");
+    assert_eq!((left.as_str(), code), ("", Some(0)), "{log}");
 }

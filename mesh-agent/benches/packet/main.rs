@@ -1,11 +1,10 @@
 //! Nanoseconds per packet of each path of the eBPF programs, by `BPF_PROG_TEST_RUN`. Run it by
 //! `cargo xtask bench packet`.
 //!
-//! A test run does not restore the packet between repetitions, so every program is measured behind a
-//! wrapper that does (mesh-ebpf, `bench`). The wrapper around an empty program is measured as well, in the
-//! same run, and subtracted; what an empty program takes by itself is left in, as in every row. Where the
-//! program changes the packet's size, so does the wrapper: half of what a change and its reverse take is
-//! subtracted for that.
+//! A test run does not restore the packet between repetitions, so every program is measured behind a wrapper
+//! that does (mesh-ebpf, `bench`). The wrapper around an empty program is measured in the same run and
+//! subtracted; the time of an empty program by itself stays in every row. Where a program changes the
+//! packet's size, the wrapper has to undo that: half the time of a change and its reverse is subtracted.
 
 mod rows;
 
@@ -34,7 +33,7 @@ use crate::rows::{Sample, print_table, rows};
 const MANY: u32 = 65_536;
 /// Entries of the flow table: the agent's default.
 const FLOW_CAPACITY: u32 = 262_144;
-/// Cuts the wrapper's counter to flow numbers that do not come again.
+/// A mask of the wrapper's counter under which no flow number repeats.
 const NEVER_AGAIN: u32 = 0x7fff_ffff;
 /// Repetitions of a measurement.
 const REPEAT: u32 = 400_000;
@@ -52,7 +51,7 @@ struct Arguments {
     /// Runs that the medians are over.
     #[arg(long, default_value_t = 7)]
     runs: u32,
-    /// Given by `cargo bench`; means nothing here.
+    /// Passed by `cargo bench`; ignored.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -87,15 +86,15 @@ enum Backend {
     Local,
 }
 
-/// What a measured path must have done with its packets.
+/// What a measured path must do with its packets.
 enum Claim {
-    /// Counted each as from a client.
+    /// Count each as from a client.
     In,
-    /// Counted each as to a client.
+    /// Count each as to a client.
     Out,
-    /// Opened a flow for each.
+    /// Open a flow for each.
     New,
-    /// Left the counters alone.
+    /// Leave the counters alone.
     Nothing,
 }
 
@@ -112,7 +111,7 @@ impl<'a> Bench<'a> {
         let cpu = nix::sched::sched_getcpu().expect("Linux tells the CPU");
         let mut cpus = nix::sched::CpuSet::new();
         cpus.set(cpu).expect("a CPU there is");
-        // The wrapper's counter is the CPU's own.
+        // The wrapper's counter is per CPU.
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).expect("this CPU may be used");
         let state = match backend {
             Backend::Remote => node.serving(Location::Remote(PEER)),
@@ -150,7 +149,7 @@ impl<'a> Bench<'a> {
         let mut samples = Vec::new();
         match backend {
             Backend::Remote => {
-                // Every flow there is from now on.
+                // Opens all flows.
                 self.xdp("bench_plain", "mesh_xdp", &syn, MANY - 1, MANY, XDP_TX);
                 samples.push(Sample {
                     name: "floor: empty program",
@@ -200,7 +199,7 @@ impl<'a> Bench<'a> {
                     });
                     add("not the mesh's", ns - base);
                 }
-                // Of other clients, so that none is among the established.
+                // From other clients, so that none is established.
                 let syn = Packet::tcp(arriving(), NEW_CLIENT, frontend(WEB), SYN)
                     .with_payload(60)
                     .frame();
@@ -274,7 +273,7 @@ impl<'a> Bench<'a> {
             }
             Claim::Nothing => {}
         }
-        assert_eq!(after, expected, "the path has not done what it was measured for");
+        assert_eq!(after, expected, "the measured path did something else");
         assert!(self.node.drops().is_empty(), "packets were dropped");
         ns
     }

@@ -1,5 +1,5 @@
-//! The mesh under test: an agent's data path on each node, which the agent's own model and plan keep in line with a
-//! cluster. Knows nothing of the kinds of data paths.
+//! The mesh under test: an agent's data path on each node, which the agent's own model and plan keep in line
+//! with a cluster. Knows nothing of the kinds of data paths.
 
 use std::{
     fmt::Write,
@@ -19,14 +19,11 @@ use mesh_agent::{
 
 pub(crate) use self::cluster::ingress_address;
 use crate::{
-    rungs::Rung,
+    rungs::{Rung, SERVICE_ADDRESS},
     world::{CLAIMED_TCP, CLAIMED_UDP, MTU, World},
 };
 
 mod cluster;
-
-/// Where connections of local processes are sent, on data paths that redirect them.
-pub(crate) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
 
 /// The TCP port of the service that most stories use; Docker's own mesh has it as well.
 pub(crate) const WEB: ServiceKey = ServiceKey {

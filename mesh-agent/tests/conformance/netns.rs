@@ -1,4 +1,5 @@
-//! The namespaces of nodes, containers and the client, and the cgroup of this process. Knows nothing of the mesh.
+//! The namespaces of nodes, containers and the client, and the cgroup of this process. Knows nothing of the
+//! mesh.
 
 use std::{
     fs,
@@ -11,8 +12,8 @@ use mesh_support::{
     namespace::{Namespace, disable_ipv6, mount_new, sysctl, unshare_mounts},
 };
 
-/// A network namespace with a `/run/mesh` and a bpf file system of its own. It is gone when this value and the last
-/// socket in it are.
+/// A network namespace with a `/run/mesh` and a bpf file system of its own. It is gone when this value and
+/// the last socket in it are.
 pub(crate) struct Netns {
     pub(crate) name: String,
     namespace: Namespace,
@@ -87,7 +88,8 @@ pub(crate) struct OwnCgroup {
 }
 
 impl OwnCgroup {
-    /// Gives this process mounts of its own, with a cgroup2 hierarchy in them. Call it before any thread is started.
+    /// Gives this process mounts of its own, with a cgroup2 hierarchy in them. Call it before any thread is
+    /// started.
     pub(crate) fn new() -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("this suite makes network namespaces and programs their packet paths: run it as root");

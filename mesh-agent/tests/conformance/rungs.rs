@@ -1,7 +1,7 @@
-//! The rungs of the ladder of data paths, and what each of them can do. The only file that names the kinds of data
-//! paths.
+//! The rungs of the ladder of data paths, and what each of them can do. The only file that names the kinds of
+//! data paths.
 
-use std::{fs, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use mesh_agent::{
@@ -13,7 +13,8 @@ use mesh_agent::{
     model::{Algorithm, NodeDatapath},
 };
 
-use crate::mesh::SERVICE_ADDRESS;
+/// Where connections of local processes are sent, on data paths that redirect them.
+pub(crate) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
 
 /// The UDP port of the tunnel between nodes.
 const TUNNEL_PORT: u16 = 6081;
@@ -180,8 +181,8 @@ impl Rung {
     }
 }
 
-/// The rungs to run: those named by `MESH_DATAPATHS` or on the command line, whether this kernel has them or not;
-/// otherwise those meant for this kernel.
+/// The rungs to run: those named by `MESH_DATAPATHS` or on the command line, whether this kernel has them or
+/// not; otherwise those meant for this kernel.
 pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
     if let Ok(names) = std::env::var("MESH_DATAPATHS") {
         return names.split(',').map(|name| by_name(name.trim())).collect();

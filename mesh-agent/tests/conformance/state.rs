@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 
 use crate::netns::{Netns, run};
 
-/// A node's interfaces, addresses, routes, rules, neighbours, filters, tables, virtual services, settings and pins, one
-/// on each line, without what changes by itself.
+/// A node's interfaces, addresses, routes, rules, neighbours, filters, tables, virtual services, settings and
+/// pins, one on each line, without what changes by itself.
 pub(crate) fn state(netns: &Netns) -> Result<Vec<String>> {
     netns
         .enter(read_state)
@@ -92,12 +92,12 @@ fn devices(links: &str) -> Vec<String> {
 fn without_timers(links: &str) -> String {
     let mut text = String::new();
     for line in links.lines() {
-        let mut words = line.split_whitespace();
-        while let Some(word) = words.next() {
-            if word.ends_with("_timer") {
-                words.next();
+        let mut fields = line.split_whitespace();
+        while let Some(field) = fields.next() {
+            if field.ends_with("_timer") {
+                fields.next();
             } else {
-                text.push_str(word);
+                text.push_str(field);
                 text.push(' ');
             }
         }
@@ -111,20 +111,20 @@ fn without_connections(services: &str) -> String {
     services
         .lines()
         .map(|line| {
-            let words: Vec<_> = line.split_whitespace().collect();
-            let kept = if words.first() == Some(&"->") {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let kept = if fields.first() == Some(&"->") {
                 4
             } else {
-                words.len()
+                fields.len()
             };
-            words[..kept.min(words.len())].join(" ") + "\n"
+            fields[..kept.min(fields.len())].join(" ") + "\n"
         })
         .collect()
 }
 
-fn lines_with(text: &str, words: &[&str]) -> String {
+fn lines_with(text: &str, fields: &[&str]) -> String {
     text.lines()
-        .filter(|line| line.split_whitespace().any(|word| words.contains(&word)))
+        .filter(|line| line.split_whitespace().any(|field| fields.contains(&field)))
         .map(|line| format!("{line}\n"))
         .collect()
 }

@@ -57,8 +57,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // Ends `accept` and `recv_from`, the latter although it returns an error: the socket is not connected.
-        // Connections end with their clients.
+        // Ends `accept` and `recv_from`, the latter although it returns an error: the socket is not
+        // connected. Connections end with their clients.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         let _ = SockRef::from(&self.datagrams).shutdown(Shutdown::Both);
         for thread in self.threads.drain(..) {
@@ -74,8 +74,8 @@ fn accept(listener: &TcpListener, name: &str) {
     }
 }
 
-/// One connection: answers `who` with name and peer, `get N` with N bytes, `put N` and N bytes with how many of them
-/// are right.
+/// One connection: answers `who` with name and peer, `get N` with N bytes, `put N` and N bytes with how many
+/// of them are right.
 fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
     // Ends this thread if the client vanishes.
     stream.set_read_timeout(Some(PATIENCE * 90))?;
@@ -215,8 +215,8 @@ impl Connection {
     }
 }
 
-/// A UDP socket on a port that has not been used for a while: to a data path, a port that is used again within half a
-/// minute is the same flow, and random ports repeat now and then.
+/// A UDP socket on a port that has not been used for a while: to a data path, a port that is used again
+/// within half a minute is the same flow, and random ports repeat now and then.
 fn fresh_datagram_socket() -> io::Result<UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000;
@@ -243,8 +243,8 @@ pub(crate) fn ask_by_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result
     })
 }
 
-/// The same from a connected socket, which receives ICMP errors. The question is no shorter than what an ICMP error
-/// quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
+/// The same from a connected socket, which receives ICMP errors. The question is no shorter than what an ICMP
+/// error quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
 pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
     netns.enter(|| {
         let socket = fresh_datagram_socket()?;

@@ -1,6 +1,6 @@
-//! Two nodes and a client on a wire, and on each node what Docker would have there: a bridge with containers, rules
-//! that drop what is not theirs, and a mesh of Docker's own that leads nowhere. Depends on `netns` and `talk`; knows
-//! nothing of our mesh.
+//! Two nodes and a client on a wire, and on each node what Docker would have there: a bridge with containers,
+//! rules that drop what is not theirs, and a mesh of Docker's own that leads nowhere. Depends on `netns` and
+//! `talk`; knows nothing of our mesh.
 
 use std::{
     fmt::Write,
@@ -216,9 +216,9 @@ fn plug(wire: &Netns, netns: &Netns, addresses: &[Ipv4Addr]) -> Result<OwnedFd> 
         .with_context(|| format!("could not put an XDP program on the wire's end to {name}"))
 }
 
-/// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): only packets from or to its bridge are
-/// forwarded, containers on the bridge cannot reach each other, and published ports go to its own mesh. Here that is
-/// an unused address, so an answer never comes from Docker's mesh.
+/// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): only packets from or to its
+/// bridge are forwarded, containers on the bridge cannot reach each other, and published ports go to its own
+/// mesh. Here that is an unused address, so an answer never comes from Docker's mesh.
 fn docker_rules() -> String {
     let unused = "172.18.255.254";
     format!(

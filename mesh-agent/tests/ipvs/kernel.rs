@@ -33,8 +33,8 @@ fn in_namespace(test: impl FnOnce(Ipvs) + Send) {
     .expect("this test makes a network namespace: run it as root");
 }
 
-fn ip(words: &[&str]) {
-    assert!(Command::new("ip").args(words).status().unwrap().success());
+fn ip(arguments: &[&str]) {
+    assert!(Command::new("ip").args(arguments).status().unwrap().success());
 }
 
 fn service(address: &str, protocol: Protocol) -> VirtualService {
@@ -124,13 +124,13 @@ fn services_and_destinations_are_made_changed_and_removed() {
     });
 }
 
-/// Has a client and a destination of this namespace exchange a word through a virtual service; the connection is
-/// open for as long as the result lives.
-fn converse(client: IpAddr, service: &VirtualService, destination: &Destination) -> Vec<OwnedFd> {
+/// Exchanges data between a client and a destination in this namespace through a virtual service; the
+/// connection is open for as long as the result lives.
+fn exchange(client: IpAddr, service: &VirtualService, destination: &Destination) -> Vec<OwnedFd> {
     let client = SocketAddr::new(client, 0);
     let front = SocketAddr::new(service.address, service.port);
     let back = SocketAddr::new(destination.address, destination.port);
-    let mut word = [0; 4];
+    let mut data = [0; 4];
     match service.protocol {
         Protocol::Tcp => {
             let listener = TcpListener::bind(back).unwrap();
@@ -141,8 +141,8 @@ fn converse(client: IpAddr, service: &VirtualService, destination: &Destination)
             dialled.set_read_timeout(Some(LIMIT)).unwrap();
             let (mut accepted, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip(), client.ip());
-            accepted.write_all(b"word").unwrap();
-            dialled.read_exact(&mut word).unwrap();
+            accepted.write_all(b"data").unwrap();
+            dialled.read_exact(&mut data).unwrap();
             vec![dialled.into(), accepted.into()]
         }
         Protocol::Udp => {
@@ -151,17 +151,17 @@ fn converse(client: IpAddr, service: &VirtualService, destination: &Destination)
                 end.set_read_timeout(Some(LIMIT)).unwrap();
             }
             socket.connect(front).unwrap();
-            socket.send(b"word").unwrap();
-            let (_, peer) = server.recv_from(&mut word).unwrap();
+            socket.send(b"data").unwrap();
+            let (_, peer) = server.recv_from(&mut data).unwrap();
             assert_eq!(peer.ip(), client.ip());
-            server.send_to(&word, peer).unwrap();
-            socket.recv(&mut word).unwrap();
+            server.send_to(&data, peer).unwrap();
+            socket.recv(&mut data).unwrap();
             vec![socket.into(), server.into()]
         }
     }
 }
 
-/// The destination's state once a connection is among its statistics.
+/// The destination's state once its statistics include a connection.
 fn counted(ipvs: &mut Ipvs, service: &VirtualService) -> DestinationState {
     let begin = Instant::now();
     loop {
@@ -175,14 +175,14 @@ fn counted(ipvs: &mut Ipvs, service: &VirtualService) -> DestinationState {
 }
 
 #[test]
-fn what_goes_through_services_of_both_families_is_counted() {
+fn traffic_through_services_of_both_families_is_counted() {
     in_namespace(|mut ipvs| {
         for ([address, destination, _], client) in FAMILIES.into_iter().zip(["172.18.0.9", "fd00::9"]) {
             for address in [address, destination, client] {
-                let mut words = vec!["address", "add", address, "dev", "lo"];
+                let mut arguments = vec!["address", "add", address, "dev", "lo"];
                 // Usable at once.
-                words.extend(address.contains(':').then_some("nodad"));
-                ip(&words);
+                arguments.extend(address.contains(':').then_some("nodad"));
+                ip(&arguments);
             }
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let service = service(address, protocol);
@@ -197,7 +197,7 @@ fn what_goes_through_services_of_both_families_is_counted() {
                         Change::NewDestination(service, destination, 1),
                     ],
                 );
-                let open = converse(client.parse().unwrap(), &service, &destination);
+                let open = exchange(client.parse().unwrap(), &service, &destination);
                 let state = counted(&mut ipvs, &service);
                 drop(open);
                 let connections = match protocol {
@@ -215,8 +215,9 @@ fn what_goes_through_services_of_both_families_is_counted() {
     });
 }
 
-/// Only tunnels may lead from one family to the other (`ip_vs_genl_set_cmd`, net/netfilter/ipvs/ip_vs_ctl.c). This is
-/// why there are no IPv6 frontends: the replicas that Swarm makes have IPv4 addresses only.
+/// Only tunnels may have destinations of the other family (`ip_vs_genl_set_cmd`,
+/// net/netfilter/ipvs/ip_vs_ctl.c). This is why there are no IPv6 frontends: the replicas that Swarm makes
+/// have IPv4 addresses only.
 #[test]
 fn with_masquerade_a_destination_of_the_other_family_is_refused() {
     in_namespace(|mut ipvs| {
@@ -245,7 +246,7 @@ fn with_masquerade_a_destination_of_the_other_family_is_refused() {
 }
 
 #[test]
-fn every_scheduler_can_be_had_with_persistence_and_without() {
+fn every_scheduler_works_with_and_without_persistence() {
     in_namespace(|mut ipvs| {
         for [address, ..] in FAMILIES {
             let service = service(address, Protocol::Tcp);
@@ -271,7 +272,7 @@ fn every_scheduler_can_be_had_with_persistence_and_without() {
 }
 
 #[test]
-fn refusals_are_told_apart() {
+fn each_refusal_has_its_own_error() {
     in_namespace(|mut ipvs| {
         let service = service("192.0.2.1", Protocol::Tcp);
         let destination = Destination {

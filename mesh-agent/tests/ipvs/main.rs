@@ -1,4 +1,4 @@
-//! The kernel's IPVS as it really is. Needs root and a kernel that has IPVS, so that `cargo test` runs it by
-//! name only (`--test ipvs`); `cargo xtask vm test` does, in a virtual machine.
+//! The kernel's IPVS itself. Needs root and a kernel with IPVS, so `cargo test` runs it only by name
+//! (`--test ipvs`); `cargo xtask vm test` runs it in a virtual machine.
 
 mod kernel;

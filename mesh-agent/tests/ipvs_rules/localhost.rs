@@ -1,4 +1,4 @@
-//! Local processes' connections to 127.0.0.0/8, and what must not be Docker's.
+//! Connections of local processes to 127.0.0.0/8, and packets that Docker's rules must not get.
 
 use std::{
     collections::BTreeMap,
@@ -11,14 +11,14 @@ use std::{
 use mesh_agent::datapath::ipvs::rules::Rules;
 
 use crate::{
-    space::{Namespace, docker_bridge, ip, nft_load, sysctl},
+    namespace::{Namespace, docker_bridge, ip, nft_load, sysctl},
     table::{DNS, NODE, WEB, apply, open, rules, target},
 };
 
 /// Longer than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A node as the data path prepares it, what is outside of it, and two containers on its bridge.
+/// A node as the data path prepares it, a machine outside, and two containers on its bridge.
 fn node() -> (Namespace, Namespace, Namespace, Namespace) {
     let node = Namespace::new();
     let outside = Namespace::new();
@@ -55,9 +55,9 @@ fn two(first: u32, second: u32) -> Rules {
     }
 }
 
-/// Answers datagrams with a name and who asked, until the test ends.
-pub(crate) fn answer_udp(space: &Namespace, at: &str, name: &'static str) {
-    let socket = space.run(|| UdpSocket::bind(at).unwrap());
+/// Answers datagrams with a name and the client's address, until the test ends.
+pub(crate) fn answer_udp(namespace: &Namespace, at: &str, name: &'static str) {
+    let socket = namespace.run(|| UdpSocket::bind(at).unwrap());
     thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((_, from)) = socket.recv_from(&mut buffer) {
@@ -66,9 +66,9 @@ pub(crate) fn answer_udp(space: &Namespace, at: &str, name: &'static str) {
     });
 }
 
-/// Answers connections with a name and who asked, until the test ends.
-pub(crate) fn answer_tcp(space: &Namespace, at: &str, name: &'static str) {
-    let listener = space.run(|| TcpListener::bind(at).unwrap());
+/// Answers connections with a name and the client's address, until the test ends.
+pub(crate) fn answer_tcp(namespace: &Namespace, at: &str, name: &'static str) {
+    let listener = namespace.run(|| TcpListener::bind(at).unwrap());
     thread::spawn(move || {
         while let Ok((mut stream, from)) = listener.accept() {
             let _ = stream.write_all(format!("{name} {}", from.ip()).as_bytes());
@@ -76,7 +76,7 @@ pub(crate) fn answer_tcp(space: &Namespace, at: &str, name: &'static str) {
     });
 }
 
-/// Asks from a fresh port; must be called inside a namespace.
+/// Asks from a new port. Call it inside a namespace.
 #[track_caller]
 pub(crate) fn ask_udp(to: &str) -> std::io::Result<String> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -88,7 +88,7 @@ pub(crate) fn ask_udp(to: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// Asks by a new connection; must be called inside a namespace.
+/// Asks over a new connection. Call it inside a namespace.
 #[track_caller]
 pub(crate) fn ask_tcp(to: &str) -> std::io::Result<String> {
     let to: SocketAddr = to.parse().unwrap();
@@ -107,7 +107,7 @@ fn count(answers: impl Iterator<Item = String>) -> BTreeMap<String, u32> {
 }
 
 #[test]
-fn connections_to_loopback_go_round_by_weight_and_are_counted() {
+fn connections_to_loopback_rotate_by_weight_and_are_counted() {
     let (node, _outside, five, six) = node();
     answer_tcp(&five, "0.0.0.0:80", "five");
     answer_tcp(&six, "0.0.0.0:80", "six");
@@ -147,7 +147,7 @@ fn connections_to_loopback_go_round_by_weight_and_are_counted() {
 #[test]
 fn a_service_without_a_replica_is_refused_at_once() {
     let (node, outside, five, _six) = node();
-    // As Docker's engine does, to keep the ports.
+    // As Docker's engine does, to reserve the ports.
     let _placeholders = node.run(|| {
         let mut rules = two(0, 0);
         rules.frontends = [WEB, DNS]
@@ -159,7 +159,7 @@ fn a_service_without_a_replica_is_refused_at_once() {
             UdpSocket::bind("0.0.0.0:5300").unwrap(),
         )
     });
-    for (space, address) in [
+    for (namespace, address) in [
         (&node, "127.0.0.1"),
         (&node, "192.0.2.1"),
         (&five, "192.0.2.1"),
@@ -167,10 +167,10 @@ fn a_service_without_a_replica_is_refused_at_once() {
     ] {
         // More often than the kernel sends ICMP messages to one address.
         for _ in 0..20 {
-            let error = space.run(|| ask_tcp(&format!("{address}:9200")).unwrap_err());
+            let error = namespace.run(|| ask_tcp(&format!("{address}:9200")).unwrap_err());
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         }
-        let error = space.run(|| ask_udp(&format!("{address}:5300")).unwrap_err());
+        let error = namespace.run(|| ask_udp(&format!("{address}:5300")).unwrap_err());
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
 }
@@ -195,13 +195,13 @@ fn a_draining_replica_keeps_its_connections() {
 }
 
 #[test]
-fn dockers_translation_does_not_get_the_frontends() {
+fn dockers_rules_do_not_translate_the_frontends() {
     let (node, client, _five, other) = node();
     answer_udp(&other, "0.0.0.0:5300", "docker");
     let mut rules = two(1, 1);
     rules.localhost.clear();
     node.run(|| {
-        // As Docker has it, with iptables' priority.
+        // Docker's rules, with iptables' priority.
         nft_load(
             "table ip nat {
                 chain ingress {
@@ -218,7 +218,7 @@ fn dockers_translation_does_not_get_the_frontends() {
             }",
         );
     });
-    // IPVS would answer where these sockets do.
+    // These sockets answer in IPVS's stead.
     answer_udp(&node, "0.0.0.0:5300", "mesh");
     let asked = || {
         let outside = client.run(|| ask_udp("192.0.2.1:5300").unwrap());
@@ -232,7 +232,7 @@ fn dockers_translation_does_not_get_the_frontends() {
 }
 
 #[test]
-fn containers_cannot_reach_or_speak_for_loopback() {
+fn containers_may_not_use_loopback_addresses() {
     let (node, _outside, five, six) = node();
     let (sender, receiver) = std::sync::mpsc::channel();
     let socket = node.run(|| UdpSocket::bind("0.0.0.0:7777").unwrap());
@@ -243,10 +243,10 @@ fn containers_cannot_reach_or_speak_for_loopback() {
         }
     });
     node.run(|| apply(&mut open(), &rules()));
-    let send = |space: &Namespace, from: &str, to: &str, what: &str| {
-        space.run(|| {
+    let send = |namespace: &Namespace, from: &str, to: &str, what: &str| {
+        namespace.run(|| {
             let socket = UdpSocket::bind(from).unwrap();
-            // Whether a packet that is dropped could be sent is no matter.
+            // Sending a packet that is then dropped may fail.
             let _ = socket.send_to(what.as_bytes(), to);
         });
     };

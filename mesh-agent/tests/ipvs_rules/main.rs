@@ -1,10 +1,10 @@
-//! What IPVS needs beside it, in this kernel: the nftables tables and the tunnel, with real packets.
+//! The nftables tables and the tunnel that IPVS needs, in this kernel and with real packets.
 //!
-//! Each test has network namespaces of its own. Needs root, iproute2 and nftables; IPVS is not needed, its
-//! part is played by sockets.
+//! Each test has network namespaces of its own. Needs root, iproute2 and nftables, but no IPVS: sockets stand
+//! in for it.
 
 mod localhost;
-mod space;
+mod namespace;
 mod table;
 mod tunnel;
 mod walk;

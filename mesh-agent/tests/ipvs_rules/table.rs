@@ -1,4 +1,4 @@
-//! The tables as `nft` shows them: whole, by difference, adopted, broken by others, removed.
+//! The tables as `nft` lists them: new, changed, adopted, damaged by other programs, removed.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -8,7 +8,7 @@ use mesh_agent::{
 };
 use mesh_support::error_chain;
 
-use crate::space::{Namespace, nft, nft_load, traces};
+use crate::namespace::{Namespace, nft, nft_load, traces};
 
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(crate) const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -75,14 +75,14 @@ pub(crate) fn apply(table: &mut Table, rules: &Rules) {
 }
 
 #[test]
-fn the_tables_read_as_the_documentation_shows_them() {
+fn the_tables_are_as_documented() {
     let listing = Namespace::new().run(|| {
         apply(&mut open(), &rules());
         nft("list ruleset")
     });
     let expected = include_str!("ruleset.nft");
     assert!(listing == expected, "the listing is now:\n{listing}");
-    // What `nft` shows, `nft` takes.
+    // `nft` accepts what it lists.
     Namespace::new().run(|| nft_load(&listing));
 }
 
@@ -93,7 +93,7 @@ fn only_the_difference_is_sent() {
         apply(&mut table, &rules());
         let before = nft("-a list ruleset");
         apply(&mut table, &rules());
-        assert_eq!(nft("-a list ruleset"), before, "nothing is made anew");
+        assert_eq!(nft("-a list ruleset"), before, "nothing is replaced");
 
         let mut more = rules();
         more.frontends.insert((NODE, Protocol::Udp, 5300));
@@ -112,7 +112,7 @@ fn only_the_difference_is_sent() {
             rules.map(str::to_owned).collect()
         };
         for line in kept(&before) {
-            assert!(after.contains(&line), "{line} is not there any more:\n{after}");
+            assert!(after.contains(&line), "{line} is gone:\n{after}");
         }
         apply(&mut table, &rules());
         assert_eq!(nft("-a list ruleset"), before, "back to where it was");
@@ -200,7 +200,7 @@ fn an_earlier_agents_table_is_read_and_replaced() {
 }
 
 #[test]
-fn what_others_have_removed_is_made_again() {
+fn what_other_programs_remove_is_restored() {
     Namespace::new().run(|| {
         let mut table = open();
         apply(&mut table, &rules());
@@ -218,7 +218,7 @@ fn what_others_have_removed_is_made_again() {
 }
 
 #[test]
-fn removal_leaves_what_is_others() {
+fn removal_leaves_tables_of_other_programs() {
     Namespace::new().run(|| {
         nft_load("add table ip other\nadd chain ip other hooked { type filter hook forward priority 0; }\n");
         let before = traces();

@@ -1,4 +1,4 @@
-//! The tunnel's device and entries as `ip` shows them: made, changed by difference, mended, removed.
+//! The tunnel's device and entries as `ip` lists them: new, changed, repaired, removed.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use mesh_agent::datapath::ipvs::tunnel::{Tunnel, TunnelError, TunnelPlan};
 use mesh_support::error_chain;
 
 use crate::{
-    space::{Namespace, docker_bridge, ip, link, output, traces},
+    namespace::{Namespace, docker_bridge, ip, link, output, traces},
     table::{NODE, PEER},
 };
 
@@ -88,7 +88,7 @@ fn the_tunnel_is_a_quiet_port_of_the_bridge() {
 }
 
 #[test]
-fn only_the_difference_is_made() {
+fn only_differences_are_applied() {
     let (node, _container) = node();
     node.run(|| {
         let mut tunnel = Tunnel::new().unwrap();
@@ -112,14 +112,14 @@ fn only_the_difference_is_made() {
             "{after}"
         );
         assert!(ip("route get 250.0.0.6").contains("via 192.0.2.4"));
-        // Another agent finds what this one has made, and takes it from there.
+        // Another agent adopts what this one made.
         apply(&mut Tunnel::new().unwrap(), &plan());
         assert_eq!(traces(), before);
     });
 }
 
 #[test]
-fn a_device_for_another_network_or_port_is_made_anew() {
+fn a_device_for_another_network_or_port_is_replaced() {
     let (node, _container) = node();
     node.run(|| {
         let mut tunnel = Tunnel::new().unwrap();
@@ -190,7 +190,7 @@ fn removal_leaves_no_trace() {
 }
 
 #[test]
-fn an_interface_of_somebody_else_is_left_alone() {
+fn an_interface_of_another_program_is_left_alone() {
     let (node, _container) = node();
     node.run(|| {
         ip("link add mesh-vx type bridge");

@@ -1,4 +1,4 @@
-//! Packets walk the tunnel between two nodes: who gets through, with which addresses, and who does not.
+//! Packets through the tunnel between two nodes: which ones pass, and with which addresses.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use mesh_agent::datapath::ipvs::{
 
 use crate::{
     localhost::{PATIENCE, answer_udp, ask_udp},
-    space::{Namespace, docker_bridge, ip, sysctl},
+    namespace::{Namespace, docker_bridge, ip, sysctl},
     table::{self, target},
     tunnel,
 };
@@ -40,7 +40,7 @@ impl Network {
         Self { wire }
     }
 
-    /// Adds a node with the tunnel to `peers`, which has the replica if `serves` says so.
+    /// Adds a node with the tunnel to `peers`; with `serves`, it has the replica.
     fn node(&self, address: Ipv4Addr, peers: &[Ipv4Addr], serves: bool) -> Namespace {
         let node = Namespace::new();
         let port = format!("node{}", address.octets()[3]);
@@ -50,7 +50,7 @@ impl Network {
         node.run(|| {
             docker_bridge();
             sysctl("net/ipv4/conf/docker_gwbridge/route_localnet", "1");
-            // The strictest there is: packets must come from where their answers would go.
+            // The strictest setting: a packet must arrive by the interface that its answer would leave by.
             sysctl("net/ipv4/conf/all/rp_filter", "1");
             let plan = TunnelPlan {
                 node_address: address,
@@ -83,7 +83,7 @@ fn a_datagram_goes_to_a_replica_of_a_peer_and_its_answer_comes_back() {
     let network = Network::new();
     let entry = network.node(ENTRY, &[OTHER], false);
     let other = network.node(OTHER, &[ENTRY], true);
-    // In the place of IPVS: a socket at the mesh address, which the node has.
+    // Instead of IPVS: a socket at the mesh address, which the node has.
     answer_udp(&other, "250.0.0.6:5300", "replica");
     entry.run(|| {
         assert_eq!(ask_udp("250.0.0.6:5300").unwrap(), "replica 192.0.2.1");
@@ -135,7 +135,7 @@ fn maximum_segment(stream: &TcpStream) -> u32 {
 }
 
 #[test]
-fn strangers_and_containers_do_not_get_into_the_tunnel() {
+fn strangers_and_containers_cannot_use_the_tunnel() {
     let network = Network::new();
     let entry = network.node(ENTRY, &[OTHER], false);
     let other = network.node(OTHER, &[ENTRY], true);
@@ -150,8 +150,8 @@ fn strangers_and_containers_do_not_get_into_the_tunnel() {
             let _ = sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned());
         }
     });
-    let send = |space: &Namespace, what: &str| {
-        space.run(|| {
+    let send = |namespace: &Namespace, what: &str| {
+        namespace.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             let _ = socket.send_to(what.as_bytes(), "250.0.0.6:5300");
         });
@@ -159,7 +159,7 @@ fn strangers_and_containers_do_not_get_into_the_tunnel() {
     send(&stranger, "a stranger's");
     send(&beside_entry, "a container's, on the entry node");
     send(&beside_replica, "a container's, beside the replica");
-    // A container that knows how frames for the peer look.
+    // A container that forges frames for the peer.
     beside_entry.run(|| {
         ip("neighbour add 172.18.0.200 lladdr fe:4d:c0:00:02:02 dev eth0");
         ip("route add 250.0.0.6 via 172.18.0.200");
@@ -169,7 +169,7 @@ fn strangers_and_containers_do_not_get_into_the_tunnel() {
     });
     send(&entry, "the entry node's");
     assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), "the entry node's");
-    // Nothing of theirs is on the way any more once a second round has come through alone.
+    // Nothing of theirs is in flight any more once a second datagram arrives alone.
     send(&entry, "again");
     assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), "again");
 }

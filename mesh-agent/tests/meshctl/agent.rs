@@ -1,5 +1,5 @@
-//! A pretended agent: takes its node's tasks through their states as a real one would, without containers. An image
-//! named `broken` cannot be run, one named `slow` never gets ready.
+//! A simulated agent: takes its node's tasks through their states as a real one does, without containers. An
+//! image named `broken` cannot be run, and one named `slow` never becomes ready.
 
 use mesh_orchestrator::{
     cluster::Cluster,
@@ -31,7 +31,7 @@ pub(crate) fn description(id: &str) -> Node {
     }
 }
 
-/// What an agent does, whenever anything has changed; for ever.
+/// Advances the tasks after every change, for ever.
 pub(crate) async fn work(cluster: Cluster, node: NodeId) {
     let mut changes = cluster.changes();
     loop {
@@ -54,7 +54,7 @@ pub(crate) async fn work(cluster: Cluster, node: NodeId) {
 
 fn advance(cluster: &Cluster, task: &Task) {
     let now = cluster.clock().now();
-    let report = |state: TaskState| cluster.report(task.id.clone(), TaskStatus::new(state, now, "pretended"));
+    let report = |state: TaskState| cluster.report(task.id.clone(), TaskStatus::new(state, now, "simulated"));
     if !task.desired.is_wanted() {
         return report(TaskState::Shutdown);
     }

@@ -1,5 +1,5 @@
-//! The real `meshctl` against the orchestrator's real API: a redb store, the leader's loops, a Unix socket. Only
-//! containers are pretended: an agent takes tasks through their states.
+//! The real `meshctl` against the orchestrator's real API: a redb store, the leader's loops, a Unix socket.
+//! Only the agent is simulated: it takes tasks through their states without containers.
 
 mod agent;
 mod managed;

@@ -8,18 +8,18 @@ use crate::server::Server;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_agents_are_deployed_updated_listed_and_left_alone() -> Result<()> {
     let server = Server::start().await?;
-    let said = server.fails("managed deploy load-balancer", 1).await?;
-    ensure!(said.contains("--image"), "{said}");
-    let said = server
+    let output = server.fails("managed deploy load-balancer", 1).await?;
+    ensure!(output.contains("--image"), "{output}");
+    let output = server
         .run("managed deploy load-balancer --image mesh-agent:2")
         .await?;
     ensure!(
-        said.code == Some(0) && said.out.starts_with("load-balancer\n"),
-        "{said:?}"
+        output.code == Some(0) && output.out.starts_with("load-balancer\n"),
+        "{output:?}"
     );
     ensure!(
-        said.out.contains("overall progress: 1 out of 1 tasks\n"),
-        "{said:?}"
+        output.out.contains("overall progress: 1 out of 1 tasks\n"),
+        "{output:?}"
     );
     server.cluster.read(|state| {
         let service = state.service_named("load-balancer");
@@ -40,27 +40,27 @@ async fn the_agents_are_deployed_updated_listed_and_left_alone() -> Result<()> {
         .await?;
     ensure!(history.lines().count() == 2, "{history}");
     // One that cannot run is a failure, though the nodes go on.
-    let said = server
+    let output = server
         .fails("managed deploy load-balancer --image broken:1", 1)
         .await?;
     ensure!(
-        said.contains("rolled back") && said.contains("alpha: no such image: broken:1"),
-        "{said}"
+        output.contains("rolled back") && output.contains("alpha: no such image: broken:1"),
+        "{output}"
     );
     let listed = server.ok("managed ls --format '{{.Image}} {{.Update}}'").await?;
     ensure!(listed == "mesh-agent:2 rollback completed\n", "{listed}");
 
     ensure!(server.ok("managed rm load-balancer").await? == "load-balancer\n");
     ensure!(server.ok("managed ls -q").await?.is_empty());
-    let said = server.fails("managed rm load-balancer", 1).await?;
-    ensure!(said.contains("not deployed"), "{said}");
+    let output = server.fails("managed rm load-balancer", 1).await?;
+    ensure!(output.contains("not deployed"), "{output}");
 
     server
         .ok("service create -q --name load-balancer --update-monitor 50ms haproxy")
         .await?;
-    let said = server
+    let output = server
         .fails("managed deploy load-balancer --image mesh-agent:2", 1)
         .await?;
-    ensure!(said.contains("a service of containers"), "{said}");
+    ensure!(output.contains("a service of containers"), "{output}");
     Ok(())
 }

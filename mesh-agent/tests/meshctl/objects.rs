@@ -46,33 +46,36 @@ async fn nodes_are_listed_drained_and_labelled() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_and_passwords_are_never_shown() -> Result<()> {
     let server = Server::start().await?;
-    let said = server
+    let output = server
         .run_with("secret create -l tier=front key -", "hunter2")
         .await?;
-    ensure!(said.code == Some(0) && said.out.lines().count() == 1, "{said:?}");
-    let id = said.out.trim().to_owned();
+    ensure!(
+        output.code == Some(0) && output.out.lines().count() == 1,
+        "{output:?}"
+    );
+    let id = output.out.trim().to_owned();
     let listed = server.ok("secret ls").await?;
     ensure!(
         listed.starts_with("ID ") && listed.contains("DRIVER    CREATED") && listed.contains(&id),
         "{listed}"
     );
-    let said = server
+    let output = server
         .run_with(
             "registry login -u me --password-stdin https://registry.example.com:5000/v2/",
             "hunter2\n",
         )
         .await?;
-    ensure!(said.code == Some(0), "{said:?}");
+    ensure!(output.code == Some(0), "{output:?}");
     ensure!(
         server
             .ok("registry ls --format '{{.Registry}} {{.Username}}'")
             .await?
             == "registry.example.com:5000 me\n"
     );
-    let said = server.run("registry login -u me -p hunter2 ghcr.io").await?;
+    let output = server.run("registry login -u me -p hunter2 ghcr.io").await?;
     ensure!(
-        said.err == "WARNING: Using --password via the CLI is insecure. Use --password-stdin.\n",
-        "{said:?}"
+        output.err == "WARNING: Using --password via the CLI is insecure. Use --password-stdin.\n",
+        "{output:?}"
     );
     ensure!(
         server

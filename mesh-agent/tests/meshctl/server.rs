@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::agent::{description, work};
 
-/// How long anything may take that is waited for.
+/// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const NODE: &str = "node1id";
@@ -36,9 +36,9 @@ pub(crate) struct Server {
     _work: JoinSet<()>,
 }
 
-/// What `meshctl` said.
+/// How a run of `meshctl` ended.
 #[derive(Debug)]
-pub(crate) struct Said {
+pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
@@ -66,12 +66,12 @@ impl Server {
         };
         let member = Member::start(&cluster, description(NODE), registration, heartbeat)?;
         running.spawn(work(cluster.clone(), NodeId::from(NODE)));
-        let lead = LeaderConfig {
+        let leadership = LeaderConfig {
             heartbeat,
             ..LeaderConfig::new(NodeId::from(NODE))
         };
         let (leading, until) = (cluster.clone(), stop.clone());
-        running.spawn(async move { leading.lead(lead, until).await });
+        running.spawn(async move { leading.lead(leadership, until).await });
         let vault = Vault::open(store, &folder.path().join("keys.json"), Timestamp(1)).await?;
         let api = Api::new(Parts {
             cluster: cluster.clone(),
@@ -79,8 +79,8 @@ impl Server {
             node: NodeId::from(NODE),
             backups: folder.path().join("backups"),
             public_url: Some("https://mesh.example".to_owned()),
-            logs: Arc::new(Written),
-            peers: Arc::new(Nobody),
+            logs: Arc::new(TwoLines),
+            peers: Arc::new(NoPeers),
             images: Arc::new(Unpinned),
         });
         let listener = UnixListener::bind(folder.path().join("admin.sock"))?;
@@ -104,7 +104,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Waits for what is to be.
+    /// Waits until the condition holds.
     pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) -> Result<()> {
         let mut changes = self.cluster.changes();
         let wait = async {
@@ -118,7 +118,7 @@ impl Server {
         };
         timeout(PATIENCE, wait)
             .await
-            .with_context(|| format!("not in time: {what}"))?
+            .with_context(|| format!("timed out: {what}"))?
     }
 
     /// A file in the server's folder.
@@ -143,47 +143,47 @@ impl Server {
     }
 
     /// Runs it to its end.
-    pub(crate) async fn run(&self, line: &str) -> Result<Said> {
+    pub(crate) async fn run(&self, line: &str) -> Result<Outcome> {
         self.run_with(line, "").await
     }
 
-    /// With something on standard input.
-    pub(crate) async fn run_with(&self, line: &str, input: &str) -> Result<Said> {
+    /// The same, with something on standard input.
+    pub(crate) async fn run_with(&self, line: &str, input: &str) -> Result<Outcome> {
         let mut child = self.command(line).stdin(Stdio::piped()).spawn()?;
         let mut stdin = child.stdin.take().context("it has a standard input")?;
         stdin.write_all(input.as_bytes()).await?;
         drop(stdin);
         let output = timeout(PATIENCE, child.wait_with_output())
             .await
-            .with_context(|| format!("{line}: not in time"))??;
-        Ok(Said {
+            .with_context(|| format!("{line}: timed out"))??;
+        Ok(Outcome {
             code: output.status.code(),
             out: String::from_utf8(output.stdout)?,
             err: String::from_utf8(output.stderr)?,
         })
     }
 
-    /// What it printed; it must have succeeded.
+    /// Runs a line that must succeed; returns its standard output.
     pub(crate) async fn ok(&self, line: &str) -> Result<String> {
-        let said = self.run(line).await?;
-        ensure!(said.code == Some(0), "{line}: {said:?}");
-        Ok(said.out)
+        let outcome = self.run(line).await?;
+        ensure!(outcome.code == Some(0), "{line}: {outcome:?}");
+        Ok(outcome.out)
     }
 
-    /// What it complained of; it must have ended with this code.
+    /// Runs a line that must end with this code; returns its standard error.
     pub(crate) async fn fails(&self, line: &str, code: i32) -> Result<String> {
-        let said = self.run(line).await?;
-        ensure!(said.code == Some(code), "{line}: {said:?}");
-        Ok(said.err)
+        let outcome = self.run(line).await?;
+        ensure!(outcome.code == Some(code), "{line}: {outcome:?}");
+        Ok(outcome.err)
     }
 }
 
 /// Two lines of each task.
 #[derive(Debug)]
-struct Written;
+struct TwoLines;
 
 #[async_trait]
-impl Logs for Written {
+impl Logs for TwoLines {
     async fn lines(
         &self,
         task: &Task,
@@ -217,12 +217,12 @@ impl Logs for Written {
     }
 }
 
-/// There are no other nodes.
+/// A cluster without other nodes.
 #[derive(Debug)]
-struct Nobody;
+struct NoPeers;
 
 #[async_trait]
-impl Peers for Nobody {
+impl Peers for NoPeers {
     async fn lines(
         &self,
         _: &Node,
@@ -233,7 +233,7 @@ impl Peers for Nobody {
     }
 }
 
-/// Every tag means the same.
+/// Resolves every tag to the same digest.
 #[derive(Debug)]
 struct Unpinned;
 

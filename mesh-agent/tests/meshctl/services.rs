@@ -23,21 +23,21 @@ const QUICK: &str =
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_lives_as_a_docker_user_expects() -> Result<()> {
     let server = Server::start().await?;
-    let said = server
+    let output = server
         .run(&format!(
             "service create --name web --replicas 2 -p 8080:80 {QUICK} nginx:1 nginx -g 'daemon off;'"
         ))
         .await?;
-    ensure!(said.code == Some(0), "{said:?}");
-    let id = said.out.lines().next().unwrap_or_default().to_owned();
-    ensure!(id.len() == 25 && said.err.is_empty(), "{said:?}");
+    ensure!(output.code == Some(0), "{output:?}");
+    let id = output.out.lines().next().unwrap_or_default().to_owned();
+    ensure!(id.len() == 25 && output.err.is_empty(), "{output:?}");
     ensure!(
-        said.out.contains("overall progress: 2 out of 2 tasks\n"),
-        "{said:?}"
+        output.out.contains("overall progress: 2 out of 2 tasks\n"),
+        "{output:?}"
     );
     ensure!(
-        said.out.ends_with(&format!("verify: Service {id} converged\n")),
-        "{said:?}"
+        output.out.ends_with(&format!("verify: Service {id} converged\n")),
+        "{output:?}"
     );
 
     let short = &id[..12];
@@ -138,19 +138,19 @@ async fn a_failed_update_ends_with_one_and_its_reason() -> Result<()> {
             "service create --name web {QUICK} --update-failure-action rollback nginx:1"
         ))
         .await?;
-    let said = server
+    let output = server
         .run("service update web --image broken:1 --fail-on-rollback")
         .await?;
-    ensure!(said.code == Some(1), "{said:?}");
+    ensure!(output.code == Some(1), "{output:?}");
     ensure!(
-        said.err.contains("meshctl: service web was rolled back: "),
-        "{said:?}"
+        output.err.contains("meshctl: service web was rolled back: "),
+        "{output:?}"
     );
-    // Docker calls that a success; so does meshctl, unless told.
-    let said = server.run("service update web --image broken:2").await?;
+    // Docker counts that as a success; so does meshctl without the flag.
+    let output = server.run("service update web --image broken:2").await?;
     ensure!(
-        said.code == Some(0) && said.out.contains("rollback: "),
-        "{said:?}"
+        output.code == Some(0) && output.out.contains("rollback: "),
+        "{output:?}"
     );
     server
         .ok("service update web --update-failure-action pause")
@@ -167,12 +167,12 @@ async fn a_failed_update_ends_with_one_and_its_reason() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_are_waited_for_until_they_have_completed() -> Result<()> {
     let server = Server::start().await?;
-    let said = server
+    let output = server
         .run("service create --name job --mode replicated-job --replicas 3 busybox true")
         .await?;
     ensure!(
-        said.code == Some(0) && said.out.ends_with("verify: job complete\n"),
-        "{said:?}"
+        output.code == Some(0) && output.out.ends_with("verify: job complete\n"),
+        "{output:?}"
     );
     let listed = server.ok("service ls --format '{{.Mode}} {{.Replicas}}'").await?;
     ensure!(
@@ -327,22 +327,26 @@ async fn logs_of_all_tasks_have_their_names_in_front() -> Result<()> {
     server
         .ok(&format!("service create --name web --replicas 10 {QUICK} nginx"))
         .await?;
-    let said = server.run("service logs --no-task-ids -t --tail 1 web").await?;
-    ensure!(said.code == Some(0) && said.out.is_empty(), "{said:?}");
+    let output = server.run("service logs --no-task-ids -t --tail 1 web").await?;
+    ensure!(output.code == Some(0) && output.out.is_empty(), "{output:?}");
     ensure!(
-        said.err
+        output
+            .err
             .contains("2026-11-21T19:00:02.000000001Z web.1@alpha     | goes on\n"),
-        "{said:?}"
+        "{output:?}"
     );
-    ensure!(said.err.contains("web.10@alpha    | goes on\n"), "{said:?}");
-    let said = server.run("service logs web").await?;
+    ensure!(output.err.contains("web.10@alpha    | goes on\n"), "{output:?}");
+    let output = server.run("service logs web").await?;
     ensure!(
-        said.out.lines().count() == 10 && said.err.lines().count() == 10,
-        "{said:?}"
+        output.out.lines().count() == 10 && output.err.lines().count() == 10,
+        "{output:?}"
     );
     let task = server.ok("service ps web --no-trunc -q -f name=web.3").await?;
-    let said = server.run(&format!("service logs --raw {}", task.trim())).await?;
-    ensure!(said.out == "begins\n" && said.err == "goes on\n", "{said:?}");
+    let output = server.run(&format!("service logs --raw {}", task.trim())).await?;
+    ensure!(
+        output.out == "begins\n" && output.err == "goes on\n",
+        "{output:?}"
+    );
     Ok(())
 }
 
@@ -365,12 +369,12 @@ async fn a_unit_is_ready_when_the_service_is_and_pauses_it_at_its_end() -> Resul
         .command("service attach web")
         .env("NOTIFY_SOCKET", &notified)
         .spawn()?;
-    let mut word = [0; 64];
-    let length = timeout(PATIENCE, socket.recv(&mut word)).await??;
+    let mut message = [0; 64];
+    let length = timeout(PATIENCE, socket.recv(&mut message)).await??;
     ensure!(
-        &word[..length] == b"READY=1\n" || &word[..length] == b"READY=1",
+        &message[..length] == b"READY=1\n" || &message[..length] == b"READY=1",
         "{:?}",
-        &word[..length]
+        &message[..length]
     );
     ensure!(server.ok("service ls --format '{{.Replicas}}'").await? == "2/2\n");
     let id = child

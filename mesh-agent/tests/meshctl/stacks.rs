@@ -28,20 +28,21 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
     let server = Server::start().await?;
     server.file("compose.yml", FILE)?;
     server.file("key", "hunter2")?;
-    let said = server.run("stack deploy -c compose.yml shop").await?;
-    ensure!(said.code == Some(0), "{said:?}");
+    let output = server.run("stack deploy -c compose.yml shop").await?;
+    ensure!(output.code == Some(0), "{output:?}");
     ensure!(
-        said.out.starts_with(
+        output.out.starts_with(
             "Creating secret shop_key\nCreating config shop_settings\nCreating service shop_db\nCreating service shop_web\n"
         ),
-        "{said:?}"
+        "{output:?}"
     );
     ensure!(
-        said.err
+        output
+            .err
             .starts_with("WARNING: ignoring keys that have no effect here: services.web.restart\n"),
-        "{said:?}"
+        "{output:?}"
     );
-    ensure!(said.out.contains("2 out of 2 tasks"), "{said:?}");
+    ensure!(output.out.contains("2 out of 2 tasks"), "{output:?}");
     ensure!(server.ok("stack ls").await? == "NAME      SERVICES\nshop      2\n");
     let services = server
         .ok("stack services shop --format '{{.Name}} {{.Replicas}} {{.Ports}}'")
@@ -54,10 +55,10 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
     ensure!(tasks == "shop_db.1\nshop_web.1\nshop_web.2\n", "{tasks}");
 
     // The same again changes nothing.
-    let said = server.run("stack deploy -c compose.yml shop").await?;
+    let output = server.run("stack deploy -c compose.yml shop").await?;
     ensure!(
-        said.code == Some(0) && said.out.contains("Updating service shop_web (id: "),
-        "{said:?}"
+        output.code == Some(0) && output.out.contains("Updating service shop_web (id: "),
+        "{output:?}"
     );
     ensure!(server.ok("service history shop_web -q").await?.lines().count() == 1);
 
@@ -65,10 +66,10 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
         "web.yml",
         "services: {web: {image: 'nginx:2', deploy: {replicas: 1, update_config: {monitor: 50ms}}}}",
     )?;
-    let said = server.run("stack deploy -c web.yml --prune shop").await?;
+    let output = server.run("stack deploy -c web.yml --prune shop").await?;
     ensure!(
-        said.code == Some(0) && said.out.contains("Removing service shop_db"),
-        "{said:?}"
+        output.code == Some(0) && output.out.contains("Removing service shop_db"),
+        "{output:?}"
     );
     let services = server
         .ok("stack services shop --format '{{.Name}} {{.Image}} {{.Replicas}}'")
@@ -82,14 +83,14 @@ async fn a_stack_is_deployed_changed_pruned_and_removed() -> Result<()> {
         "{error}"
     );
 
-    let said = server.run("stack rm shop").await?;
-    ensure!(said.code == Some(0), "{said:?}");
+    let output = server.run("stack rm shop").await?;
+    ensure!(output.code == Some(0), "{output:?}");
     for line in [
         "Removing service shop_web",
         "Removing secret shop_key",
         "Removing config shop_settings",
     ] {
-        ensure!(said.out.contains(line), "{said:?}");
+        ensure!(output.out.contains(line), "{output:?}");
     }
     ensure!(server.ok("stack ls -q").await?.is_empty() && server.ok("secret ls -q").await?.is_empty());
     Ok(())
@@ -116,10 +117,10 @@ async fn what_a_file_asks_for_in_vain_changes_nothing() -> Result<()> {
     server.fails("stack deploy -c missing.yml shop", 1).await?;
     server.fails("stack deploy shop", 1).await?;
     ensure!(server.ok("service ls -q").await?.is_empty());
-    let said = server.run("stack services shop").await?;
+    let output = server.run("stack services shop").await?;
     ensure!(
-        said.code == Some(0) && said.err == "Nothing found in stack: shop\n",
-        "{said:?}"
+        output.code == Some(0) && output.err == "Nothing found in stack: shop\n",
+        "{output:?}"
     );
     let from_stdin = server
         .run_with("stack deploy -d -c - shop", "services: {web: {image: nginx}}")

@@ -1,4 +1,4 @@
-//! Which replica a new connection goes to, for each way of balancing.
+//! The replica that a new connection goes to, for each balancing algorithm.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +73,7 @@ fn weighted_round_robin_follows_the_weights_exactly() {
 }
 
 #[test]
-fn another_weight_moves_new_connections_and_no_open_one() {
+fn a_changed_weight_moves_new_connections_only() {
     on_a_node(|node| {
         let before = replicas(node, by(Algorithm::WeightedRoundRobin), &[1, 1]);
         node.apply(&before);
@@ -88,7 +88,7 @@ fn another_weight_moves_new_connections_and_no_open_one() {
 }
 
 #[test]
-fn maglev_sends_one_endpoint_to_one_replica_when_it_comes_again() {
+fn maglev_sends_an_endpoint_to_the_same_replica_again() {
     on_a_node(|node| {
         let state = replicas(node, by(Algorithm::Maglev), &[1, 1, 1]);
         node.apply(&state);

@@ -18,7 +18,7 @@ fn local(node: &mut Node) {
     node.apply(&state);
 }
 
-/// As the container must see it, the client's address kept.
+/// The frame that the container gets: it has the client's address.
 fn delivered(packet: &Packet, service: ServiceKey) -> Vec<u8> {
     packet
         .rewritten(into_container(), packet.source, target(service))
@@ -70,7 +70,7 @@ fn tc_delivers_with_every_checksum_right() {
 }
 
 #[test]
-fn a_udp_packet_without_a_checksum_stays_without() {
+fn a_udp_packet_without_a_checksum_gets_none() {
     on_a_node(|node| {
         local(node);
         let packet = Packet::udp(arriving(), CLIENT, frontend(DNS));
@@ -84,7 +84,7 @@ fn a_udp_packet_without_a_checksum_stays_without() {
 }
 
 #[test]
-fn an_aggregated_packet_counts_as_the_packets_it_stands_for() {
+fn an_aggregated_packet_counts_as_its_segments() {
     on_a_node(|node| {
         local(node);
         node.tc_uplink(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame());
@@ -111,7 +111,7 @@ fn an_encapsulated_packet_is_unpacked_into_the_container() {
                 check_frame(&output.frame, &delivered(&inner, WEB));
             }
         }
-        // The entry node has counted them.
+        // The entry node counts them.
         let traffic = node.traffic(backend_key(WEB, 5));
         assert_eq!((traffic.connections_total, traffic.packets_in), (0, 0));
         assert!(node.drops().is_empty());
@@ -141,7 +141,7 @@ fn a_local_process_reaches_a_container_by_mesh0() {
 }
 
 #[test]
-fn a_container_that_dials_its_own_node_is_presented_by_the_nodes_address() {
+fn a_container_that_dials_its_own_node_has_the_nodes_address() {
     on_a_node(|node| {
         local(node);
         let dialler = SocketAddrV4::new(*target(WEB).ip(), 42_000);
@@ -157,7 +157,7 @@ fn a_container_that_dials_its_own_node_is_presented_by_the_nodes_address() {
 }
 
 #[test]
-fn two_flows_that_would_be_one_for_the_container_get_different_ports() {
+fn flows_that_would_collide_at_the_container_get_different_ports() {
     on_a_node(|node| {
         let mut state = node.serving(node.local());
         let second = Ipv4Addr::new(10, 0, 0, 11);

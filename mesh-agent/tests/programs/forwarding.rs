@@ -1,4 +1,4 @@
-//! Clients' packets to remote backends: encapsulated to the backend's node, the packet inside untouched.
+//! Packets from clients to remote backends: encapsulated to the backend's node, the inner packet unchanged.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -55,7 +55,7 @@ fn tc_encapsulates_as_xdp_does() {
 }
 
 #[test]
-fn the_mss_of_a_syn_is_clamped_to_what_the_tunnel_takes() {
+fn the_mss_of_a_syn_is_clamped_to_what_fits_the_tunnel() {
     on_a_node(|node| {
         remote(node);
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
@@ -81,7 +81,7 @@ fn direct_return_is_asked_for_in_the_tunnel() {
 }
 
 #[test]
-fn a_peer_behind_another_interface_is_redirected_to() {
+fn packets_for_a_peer_behind_another_interface_are_redirected() {
     on_a_node(|node| {
         let mut state = node.serving(Location::Remote(PEER));
         let elsewhere = NextHop {
@@ -99,7 +99,7 @@ fn a_peer_behind_another_interface_is_redirected_to() {
 }
 
 #[test]
-fn before_the_way_to_a_peer_is_known_the_kernel_resolves_it() {
+fn the_kernel_resolves_the_next_hop_to_a_peer_until_it_is_known() {
     on_a_node(|node| {
         let mut state = node.serving(Location::Remote(PEER));
         state.peers.insert(PEER, None);
@@ -119,7 +119,7 @@ fn before_the_way_to_a_peer_is_known_the_kernel_resolves_it() {
 }
 
 #[test]
-fn what_is_not_the_meshs_passes_untouched() {
+fn other_packets_pass_unchanged() {
     on_a_node(|node| {
         remote(node);
         let at_node = |port| SocketAddrV4::new(NODE, port);
@@ -134,12 +134,12 @@ fn what_is_not_the_meshs_passes_untouched() {
             arp,
             icmp,
             Packet::tcp(arriving(), CLIENT, at_node(22), SYN).frame(),
-            // Published for another protocol, or at another address.
+            // Another protocol than the published one; another address.
             Packet::udp(arriving(), CLIENT, at_node(WEB.port)).frame(),
             Packet::tcp(arriving(), CLIENT, elsewhere, SYN).frame(),
             // A connection that is older than the mesh.
             Packet::tcp(arriving(), CLIENT, frontend(WEB), ACK).frame(),
-            // Somebody else's Geneve.
+            // Geneve of another network.
             {
                 let mut tunnel = mesh_fixtures::cluster::from_peer(WEB, FORWARD);
                 tunnel.vni = 7;

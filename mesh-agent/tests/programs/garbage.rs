@@ -1,4 +1,4 @@
-//! Frames that no program must trust: each kind is dropped, and counted once under its reason.
+//! Malformed and forged frames: each kind is dropped, and counted once under its reason.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -20,7 +20,7 @@ fn changed(mut frame: Vec<u8>, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     frame
 }
 
-/// Feeds a frame to both of an uplink's programs, and checks that each drops it for the reason.
+/// Runs both programs of an uplink on a frame, and checks that each drops it for this reason.
 #[track_caller]
 fn check(node: &mut Node, reason: &str, frame: &[u8]) {
     check_at(node, "xdp", reason, XDP_DROP, |node| node.xdp(frame));
@@ -53,7 +53,7 @@ fn malformed_packets_are_dropped_and_counted() {
                 frame[16..18].copy_from_slice(&2000_u16.to_be_bytes());
             }),
         );
-        // An IP header shorter than one, a TCP header shorter than one.
+        // An IP header below the minimum length, a TCP header below it.
         check(node, "bad_length", &changed(web(), |frame| frame[14] = 0x44));
         check(node, "bad_length", &changed(web(), |frame| frame[46] = 0x40));
         // A TCP header longer than the packet.
@@ -91,7 +91,7 @@ fn frames_that_end_early_are_dropped_and_counted() {
                 node.xdp(&web()[..length])
             });
         }
-        // Within the TCP header, the length in the IP header being right for it.
+        // Cut within the TCP header, with a matching length in the IP header.
         let cut = changed(web(), |frame| {
             frame.truncate(14 + 20 + 12);
             frame[16..18].copy_from_slice(&32_u16.to_be_bytes());
@@ -107,17 +107,17 @@ fn bad_encapsulation_is_dropped_and_counted() {
         node.apply(&state);
         let inner = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
         let good = || from_peer(WEB, FORWARD).around(&inner);
-        for (place, value) in [
+        for (offset, value) in [
             (42, 0xc3), // version
             (42, 2),    // length of the options
-            (43, 0),    // no critical option said to be there
+            (43, 0),    // no critical option announced
             (44, 0x65), // no IPv4 inside
             (50, 0),    // option class
             (52, 0x01), // not critical
             (52, 0x84), // no kind we know
             (53, 1),    // option length
         ] {
-            let frame = changed(good(), |frame| frame[place] = value);
+            let frame = changed(good(), |frame| frame[offset] = value);
             check(node, "bad_geneve", &frame);
         }
         check(
@@ -136,7 +136,7 @@ fn bad_encapsulation_is_dropped_and_counted() {
 }
 
 #[test]
-fn only_peers_are_believed() {
+fn encapsulated_packets_are_accepted_from_peers_only() {
     on_a_node(|node| {
         let state = node.serving(node.local());
         node.apply(&state);
@@ -150,7 +150,7 @@ fn only_peers_are_believed() {
 }
 
 #[test]
-fn a_peer_is_not_believed_about_what_this_node_does_not_have() {
+fn a_peers_packet_for_an_unknown_backend_is_dropped() {
     on_a_node(|node| {
         let state = node.serving(node.local());
         node.apply(&state);
@@ -173,7 +173,7 @@ fn a_peer_is_not_believed_about_what_this_node_does_not_have() {
 }
 
 #[test]
-fn a_peer_without_a_route_is_no_way() {
+fn a_packet_for_a_peer_without_a_route_is_dropped() {
     on_a_node(|node| {
         let nowhere = Ipv4Addr::new(203, 0, 113, 9);
         let mut state = node.serving(Location::Remote(nowhere));
@@ -187,7 +187,7 @@ fn a_peer_without_a_route_is_no_way() {
 }
 
 #[test]
-fn nothing_but_frontends_is_reached_by_mesh0() {
+fn mesh0_leads_to_frontends_only() {
     on_a_node(|node| {
         let state = node.serving(node.local());
         node.apply(&state);
@@ -207,7 +207,7 @@ fn nothing_but_frontends_is_reached_by_mesh0() {
 }
 
 #[test]
-fn a_client_that_uses_one_port_for_too_many_flows_is_told_apart_no_more() {
+fn the_ninth_flow_of_one_client_port_is_dropped() {
     on_a_node(|node| {
         let mut state = node.serving(node.local());
         let addresses: Vec<Ipv4Addr> = (11..20).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();

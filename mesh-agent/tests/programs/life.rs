@@ -1,4 +1,4 @@
-//! The data path's own life: loading, adoption by the next agent, leaving.
+//! The data path's life: loading, adoption by the next agent, detaching.
 
 use std::{collections::BTreeMap, net::SocketAddrV4, path::Path, process::Command};
 
@@ -38,7 +38,7 @@ fn backend_indexes(node: &Node) -> BTreeMap<abi::BackendKey, u32> {
     pinned(node, "BACKEND_INDEX")
 }
 
-/// Which replica a frame to a peer names.
+/// The number of the replica that a frame to a peer names.
 fn named(frame: &[u8]) -> u8 {
     frame[57]
 }
@@ -102,7 +102,7 @@ fn every_program_passes_the_verifier() {
 }
 
 #[test]
-fn the_next_agent_adopts_what_a_crashed_one_has_left() {
+fn the_next_agent_adopts_the_data_path_of_a_crashed_one() {
     on_a_node(|node| {
         two_services(node);
         let before: Vec<Vec<u8>> = (50_000..50_005)
@@ -137,7 +137,7 @@ fn the_next_agent_adopts_what_a_crashed_one_has_left() {
         assert_eq!(services.len(), 1, "the other service is gone");
         let frontends: BTreeMap<abi::FrontendKey, u32> = pinned(node, "FRONTENDS");
         assert!(frontends.keys().all(|key| key.port.get() == WEB.port));
-        // Counters go on, and so does the rotation.
+        // Counters and rotation continue.
         let total: u64 = (1..=5)
             .map(|number| node.traffic(backend_key(WEB, number)).packets_in)
             .sum();
@@ -164,7 +164,7 @@ fn programs_stay_attached_while_there_is_no_agent() {
             ("mesh_local", "egress", node.mesh0, "mesh0"),
         ] {
             let pin = format!("{program}_{direction}_{interface}");
-            // A kernel without tcx has a filter instead, which needs no pin to stay.
+            // A kernel without tcx has a filter instead, which stays without a pin.
             let filters = filters(name, direction);
             assert!(
                 links.contains(&pin) || filters.contains(program),
@@ -184,7 +184,7 @@ fn filters(interface: &str, direction: &str) -> String {
 }
 
 #[test]
-fn a_flow_of_a_removed_backend_is_given_another_with_its_next_syn() {
+fn a_flow_of_a_removed_backend_gets_another_with_its_next_syn() {
     on_a_node(|node| {
         two_services(node);
         let first = named(&node.xdp(&syn(50_000)).frame);

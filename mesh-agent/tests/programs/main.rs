@@ -1,9 +1,9 @@
-//! The loaded eBPF programs, fed with crafted frames: verdict and whole output frame, by
-//! `BPF_PROG_TEST_RUN` (Linux 5.18 for a chosen interface).
+//! The loaded eBPF programs on crafted frames, by `BPF_PROG_TEST_RUN` (Linux 5.18 for a chosen interface):
+//! compares verdict and whole output frame.
 //!
-//! Each test has a network namespace, a pin directory and a cgroup of its own, programs the data path
-//! through [`mesh_agent::datapath::Datapath`] as the agent does, and opens its flows by packets. Needs
-//! root, a mounted bpffs and cgroup2, iproute2, and an agent built with its eBPF object.
+//! Each test has a node of its own ([`mesh_fixtures::node`]), fills the maps through
+//! [`mesh_agent::datapath::Datapath`] as the agent does, and opens flows by packets. Needs root, a mounted
+//! cgroup2, iproute2, and an agent built with its eBPF object.
 
 mod balance;
 mod delivery;

@@ -1,4 +1,4 @@
-//! What the mesh answers itself: RST, "port unreachable", "fragmentation needed".
+//! Answers of the mesh itself: RST, "port unreachable", "fragmentation needed".
 
 use std::{collections::BTreeMap, net::SocketAddrV4};
 
@@ -54,7 +54,7 @@ fn unreachable(code: u8, mtu: u16, about: &[u8]) -> Vec<u8> {
     message.extend(&about[14..14 + 28]);
     let sum: u32 = message
         .chunks(2)
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
         .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
@@ -141,7 +141,7 @@ fn a_connection_whose_backend_is_gone_is_reset_but_a_reset_is_not_answered() {
 }
 
 #[test]
-fn a_container_whose_answer_does_not_fit_into_the_tunnel_is_told() {
+fn a_container_gets_fragmentation_needed_if_its_answer_is_too_large_for_the_tunnel() {
     on_a_node(|node| {
         let state = node.serving(node.local());
         node.apply(&state);
@@ -162,7 +162,7 @@ fn a_container_whose_answer_does_not_fit_into_the_tunnel_is_told() {
 }
 
 #[test]
-fn what_does_not_fit_into_the_tunnel_is_said_so() {
+fn a_client_gets_fragmentation_needed_if_its_packet_is_too_large_for_the_tunnel() {
     on_a_node(|node| {
         let state = node.serving(Location::Remote(PEER));
         node.apply(&state);

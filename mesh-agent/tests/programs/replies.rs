@@ -1,4 +1,4 @@
-//! Containers' answers on their way to the client: directly, into the tunnel, out of the tunnel.
+//! Replies of containers to clients: directly, into the tunnel, out of the tunnel.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -61,7 +61,7 @@ fn an_answer_to_a_flow_from_a_peer_goes_back_through_the_tunnel() {
 }
 
 #[test]
-fn with_direct_return_it_goes_to_the_client() {
+fn with_direct_return_the_answer_goes_to_the_client() {
     on_a_node(|node| {
         local(node);
         let inner = Packet::udp(arriving(), CLIENT, SocketAddrV4::new(PEER, DNS.port));
@@ -75,7 +75,7 @@ fn with_direct_return_it_goes_to_the_client() {
 }
 
 #[test]
-fn where_there_is_no_direct_way_it_goes_back_through_the_tunnel() {
+fn without_a_route_to_the_client_a_direct_answer_goes_back_through_the_tunnel() {
     on_a_node(|node| {
         local(node);
         let unreachable = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), 40_000);
@@ -92,7 +92,7 @@ fn where_there_is_no_direct_way_it_goes_back_through_the_tunnel() {
 }
 
 #[test]
-fn an_answer_out_of_the_tunnel_reaches_the_client_as_it_is() {
+fn an_answer_out_of_the_tunnel_reaches_the_client_unchanged() {
     on_a_node(|node| {
         let state = node.serving(Location::Remote(PEER));
         node.apply(&state);
@@ -117,7 +117,7 @@ fn an_answer_out_of_the_tunnel_reaches_the_client_as_it_is() {
 }
 
 #[test]
-fn what_a_container_says_for_itself_is_left_alone() {
+fn other_packets_of_a_container_pass_unchanged() {
     on_a_node(|node| {
         local(node);
         for packet in [
@@ -136,7 +136,7 @@ fn what_a_container_says_for_itself_is_left_alone() {
 }
 
 #[test]
-fn a_port_is_used_anew_only_after_its_flow_has_closed() {
+fn a_port_opens_a_new_flow_only_after_its_old_one_closed() {
     on_a_node(|node| {
         let state = node.serving(node.local());
         node.apply(&state);

@@ -1,5 +1,5 @@
-//! The closed-loop client: each of its workers does one thing after the other, as fast as it is answered. Depends on
-//! the message of its folder only.
+//! The closed-loop client: each worker sends its next request as soon as the last one is answered. Depends
+//! only on the message in its folder.
 
 use std::{
     io,
@@ -19,20 +19,20 @@ use tokio::{
 
 use super::{Ask, MESSAGE};
 
-/// A connection or an answer that takes longer has failed.
+/// A connection or an answer that takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bulk data is counted in pieces of this size.
 const PIECE: usize = 128 * 1024;
 
-/// So many bytes are asked for at once: more than any run moves.
+/// Bytes in one bulk request: more than any run transfers.
 const ENDLESS: u64 = 1 << 50;
 
-/// What is measured.
+/// The quantity to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
-    /// A new connection for each request; its time ends with the answer.
+    /// A new connection for each request; its time includes the answer.
     Connections,
     /// Requests on connections that stay open.
     Requests,
@@ -42,35 +42,35 @@ pub enum Measure {
     Download,
 }
 
-/// What to do.
+/// A measurement.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// What is measured.
+    /// The quantity to measure.
     pub measure: Measure,
-    /// The server, or what stands before it.
+    /// The server, or a load balancer before it.
     pub target: SocketAddr,
-    /// The addresses that connections come from, in turn; empty: the kernel's choice.
+    /// Source addresses of connections, in turn; if empty, the kernel's choice.
     pub sources: Vec<Ipv4Addr>,
     /// How many workers.
     pub concurrency: usize,
-    /// For how long.
+    /// How long.
     pub seconds: f64,
 }
 
-/// What came of it.
+/// Its outcome.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// Connections, requests or bytes.
     pub count: u64,
-    /// What failed: connections or requests.
+    /// Failed connections or requests.
     pub errors: u64,
-    /// Why the first of them failed; empty when none did.
+    /// The first error; empty if there was none.
     pub error: String,
-    /// How long it took in all.
+    /// The duration.
     pub seconds: f64,
-    /// Half of the connections or requests took no longer, in microseconds.
+    /// The median time of connections or requests, in microseconds.
     pub median_us: f64,
-    /// 99 of 100 took no longer, in microseconds.
+    /// Their 99th percentile, in microseconds.
     pub p99_us: f64,
 }
 
@@ -92,7 +92,7 @@ impl Tally {
     }
 }
 
-/// Does it and says what came of it.
+/// Runs the measurement.
 ///
 /// # Errors
 /// When a worker panicked.
@@ -121,7 +121,7 @@ pub async fn run(load: &Load) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The value that this share of the sorted values does not exceed; 0 of none.
+/// The value at this rank of the sorted values, by the nearest-rank method; 0 if there are none.
 fn at_rank(sorted: &[u32], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().map_or(0.0, f64::from)
@@ -201,7 +201,7 @@ async fn exchange(stream: &mut TcpStream, ask: Ask) -> io::Result<()> {
 async fn dial(target: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     if let Some(source) = source {
-        // The port is chosen once the target is known, so each target has all of them.
+        // The port is chosen at `connect`, so that each target has all of them.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
         socket.bind((source, 0).into())?;
     }

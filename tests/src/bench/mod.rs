@@ -1,5 +1,5 @@
-//! What load balancers are measured with: a lean server and a closed-loop client, which agree on a message of 16
-//! bytes. Depends on nothing of the rest, so that what is measured is the way between them.
+//! What load balancers are measured with: a minimal server and a closed-loop client, with messages of 16
+//! bytes. Depends on nothing else here, so that mostly the path between them is measured.
 
 pub mod client;
 pub mod server;
@@ -7,19 +7,19 @@ pub mod server;
 /// Bytes of a message, and of the answer to it.
 pub const MESSAGE: usize = 16;
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// One message in answer.
+    /// One message.
     Answer,
     /// This many bytes.
     Send(u64),
-    /// One message once this many more bytes have come.
+    /// One message after this many more bytes.
     Receive(u64),
 }
 
 impl Ask {
-    /// As it is on the wire: kind and count, big-endian.
+    /// Its encoding: kind and count, big-endian.
     #[must_use]
     pub fn to_bytes(self) -> [u8; MESSAGE] {
         let (kind, count) = match self {
@@ -33,7 +33,7 @@ impl Ask {
         bytes
     }
 
-    /// Reads it; `None` when it is nothing that a client of this kind sends.
+    /// Reads it; `None` if this client does not send such a message.
     #[must_use]
     pub fn from_bytes(bytes: [u8; MESSAGE]) -> Option<Self> {
         let (kind, count) = bytes.split_first_chunk::<8>()?;
@@ -57,7 +57,7 @@ mod tests {
     use crate::bench::client::{Load, Measure};
 
     #[test]
-    fn what_is_asked_survives_the_wire() {
+    fn requests_survive_encoding() {
         for ask in [Ask::Answer, Ask::Send(7), Ask::Receive(u64::MAX)] {
             assert_eq!(Ask::from_bytes(ask.to_bytes()), Some(ask));
         }
@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_target_is_counted_and_named() -> anyhow::Result<()> {
-        // Nobody listens on a port that was free a moment ago.
+        // Nothing listens on a port that was free a moment ago.
         let address: SocketAddr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?;
         let load = Load {
             measure: Measure::Connections,

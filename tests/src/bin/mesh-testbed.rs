@@ -70,8 +70,8 @@ enum Action {
         #[command(flatten)]
         request: RequestArguments,
     },
-    /// Send requests to addresses in turn at a steady rate, whatever happens to them; print one line of JSON that says
-    /// what failed, how and when.
+    /// Send requests to addresses in turn at a steady rate, whatever happens to them; print one line of JSON
+    /// that says what failed, how and when.
     Load {
         #[arg(required = true)]
         urls: Vec<Uri>,
@@ -84,8 +84,8 @@ enum Action {
         /// Then go on for as long as this file exists.
         #[arg(long = "while", value_name = "FILE")]
         while_exists: Option<PathBuf>,
-        /// How long one request may take, in milliseconds; longer than the second after which TCP retransmits a SYN, so
-        /// that a lost SYN makes a request slow rather than fail.
+        /// How long one request may take, in milliseconds; longer than the second after which TCP retransmits
+        /// a SYN, so that a lost SYN makes a request slow rather than fail.
         #[arg(long, default_value_t = 5000)]
         timeout: u64,
         /// Connections to keep open meanwhile, to the addresses in turn.

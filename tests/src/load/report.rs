@@ -29,8 +29,8 @@ pub struct Report {
     pub tasks: BTreeMap<String, u64>,
     /// TCP segments that were retransmitted in this network namespace meanwhile: lost, but not for good.
     pub retransmitted: u64,
-    /// The SYNs among them: lost ones after a second, and at once those whose port had an earlier connection that is
-    /// still closing at the replica.
+    /// The SYNs among them: lost ones after a second, and at once those whose port had an earlier connection
+    /// that is still closing at the replica.
     pub syn_retransmitted: u64,
     /// The connections that stayed open.
     pub kept: Kept,

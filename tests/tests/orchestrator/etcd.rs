@@ -1,4 +1,4 @@
-//! An etcd cluster in a lab: a member on each node, with TLS towards each other and towards the agents.
+//! An etcd cluster in a lab: a member on each node, with TLS between members and to agents.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ impl Etcd {
         Ok(etcd)
     }
 
-    /// What an agent is told to use it.
+    /// The agent's arguments to use it.
     pub(crate) fn arguments(&self, lab: &Lab, node: &str) -> Result<Vec<String>> {
         let endpoints = lab
             .nodes()
@@ -63,7 +63,7 @@ impl Etcd {
         ])
     }
 
-    /// Starts a member, for the first time or again with what it has on its disk.
+    /// Starts a member, with an empty disk or with its old data.
     pub(crate) fn start_member(&self, lab: &Lab, node: &str) -> Result<()> {
         let address = lab.address(node)?;
         let peers = lab
@@ -82,31 +82,31 @@ impl Etcd {
             self.file(&format!("{node}.key"))?,
         );
         let script = format!("echo $$ > {PID_FILE}; exec \"$@\"");
-        let mut words = vec!["sh", "-euc", &script, "sh", "etcd", "--name", node];
-        words.extend(["--initial-cluster", &peers, "--initial-cluster-state", "new"]);
-        words.extend(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
-        words.extend([
+        let mut arguments = vec!["sh", "-euc", &script, "sh", "etcd", "--name", node];
+        arguments.extend(["--initial-cluster", &peers, "--initial-cluster-state", "new"]);
+        arguments.extend(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
+        arguments.extend([
             "--listen-client-urls",
             &client,
             "--advertise-client-urls",
             &client,
         ]);
-        words.extend([
+        arguments.extend([
             "--listen-peer-urls",
             &peer,
             "--initial-advertise-peer-urls",
             &peer,
         ]);
-        words.extend(["--client-cert-auth", "--peer-client-cert-auth", "--logger", "zap"]);
-        words.extend(["--trusted-ca-file", &ca, "--peer-trusted-ca-file", &ca]);
-        words.extend(["--cert-file", &certificate, "--peer-cert-file", &certificate]);
-        words.extend(["--key-file", &key, "--peer-key-file", &key, "--data-dir", &data]);
+        arguments.extend(["--client-cert-auth", "--peer-client-cert-auth", "--logger", "zap"]);
+        arguments.extend(["--trusted-ca-file", &ca, "--peer-trusted-ca-file", &ca]);
+        arguments.extend(["--cert-file", &certificate, "--peer-cert-file", &certificate]);
+        arguments.extend(["--key-file", &key, "--peer-key-file", &key, "--data-dir", &data]);
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(self.folder.join(format!("{node}.log")))?;
         // It ends with its node's namespaces at the latest.
-        lab.command(node, words)?
+        lab.command(node, arguments)?
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -121,15 +121,18 @@ impl Etcd {
             .map(drop)
     }
 
-    /// Waits until the member of a node answers, which it does where it has a quorum.
+    /// Waits until the member of a node answers, which needs a quorum.
     pub(crate) fn wait_for_health(&self, lab: &Lab, node: &str) -> Result<()> {
         let endpoint = format!("https://{}:2379", lab.address(node)?);
         let (ca, certificate) = (self.file("ca.pem")?, self.file(&format!("{node}.pem"))?);
         let key = self.file(&format!("{node}.key"))?;
         wait_until(&format!("etcd on {node}"), BOOT, || {
-            let words = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
+            let arguments = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
             let tls = ["--cacert", &ca, "--cert", &certificate, "--key", &key];
-            let healthy = lab.run(node, words.into_iter().chain(tls).chain(["endpoint", "health"]));
+            let healthy = lab.run(
+                node,
+                arguments.into_iter().chain(tls).chain(["endpoint", "health"]),
+            );
             match healthy {
                 Ok(_) => Ok(()),
                 Err(error) => bail!("{error:#}; end of its log: {}", self.log_tail(node)),

@@ -19,20 +19,20 @@ use xtask::{
 pub(crate) const HTTP: u16 = 9200;
 /// How long a change of the cluster may take: containers are made, started and stopped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// New connections each second under load; a slow machine is given less to do.
+/// New connections each second under load; a slow machine gets less to do.
 const RATE: u32 = 100;
-/// How long it goes on at least, however soon the change is made.
+/// How long the load lasts at least.
 const LOAD_SECONDS: u32 = 5;
 
 /// The lab, and how its agents are started.
 pub(crate) struct Fixture {
     pub(crate) lab: Lab,
-    /// What each node's agent is told beside what all are told.
+    /// Further arguments of each node's agent.
     pub(crate) more: BTreeMap<String, Vec<String>>,
 }
 
 impl Fixture {
-    /// A lab of so many plain engines, without agents.
+    /// A lab of this many plain engines, without agents.
     pub(crate) fn up(name: &str, nodes: usize) -> Result<Self> {
         for program in ["mesh-agent", "meshctl", "mesh-testbed"] {
             ensure!(
@@ -78,7 +78,7 @@ impl Fixture {
         self.until_running(replicas)
     }
 
-    /// Waits until so many replicas run, and every node sends to each of them.
+    /// Waits until this many replicas run, and every node sends to each of them.
     pub(crate) fn until_running(&self, replicas: usize) -> Result<()> {
         let api = self.api("node1")?;
         wait_until(&format!("{replicas} running tasks"), PATIENCE, || {
@@ -113,7 +113,7 @@ impl Fixture {
 
     /// The running containers of a node that the orchestrator has made.
     pub(crate) fn containers(&self, node: &str) -> Result<BTreeSet<String>> {
-        let words = [
+        let arguments = [
             "ps",
             "--no-trunc",
             "--filter",
@@ -121,23 +121,23 @@ impl Fixture {
             "--format",
             "{{.ID}}",
         ];
-        let list = self.lab.docker(node, words)?;
+        let list = self.lab.docker(node, arguments)?;
         Ok(list.lines().map(str::to_owned).collect())
     }
 
-    /// New connections to all nodes in turn while something happens; none may fail.
+    /// Sends requests to all nodes in turn while something happens; none may fail.
     pub(crate) fn without_a_failure(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.none_fails(&self.lab.nodes(), work)
     }
 
-    /// New connections to some nodes in turn while something happens; none may fail.
+    /// Sends requests to some nodes in turn while something happens; none may fail.
     pub(crate) fn none_fails(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<()> {
         let report = self.under_load(nodes, work)?;
         ensure!(report.failures() == 0, "{report:?}\n{}", self.evidence());
         Ok(())
     }
 
-    /// New connections to some nodes in turn while something happens, and what came of them.
+    /// Sends requests to some nodes in turn while something happens; returns the report.
     pub(crate) fn under_load(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<Report> {
         let urls: Vec<String> = nodes.iter().map(|node| self.url(node)).collect::<Result<_>>()?;
         let load = Load {
@@ -148,7 +148,7 @@ impl Fixture {
         };
         let report: Report = self.lab.under_load("client", &load, work)?;
         println!(
-            "    {} requests, {} failed, p99 {:.1} ms, slowest {:.1} ms, {} SYNs sent again, by {} tasks",
+            "    {} requests, {} failed, p99 {:.1} ms, slowest {:.1} ms, {} SYNs retransmitted, by {} tasks",
             report.attempts,
             report.failures(),
             report.latency.p99,
@@ -184,7 +184,7 @@ impl Fixture {
 
     /// The ends of the agents' logs, for a story that failed.
     pub(crate) fn evidence(&self) -> String {
-        let mut text = String::from("what the agents say:");
+        let mut text = String::from("the ends of the agents' logs:");
         for node in self.lab.nodes() {
             text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 40));
         }
@@ -192,7 +192,7 @@ impl Fixture {
     }
 }
 
-/// The stories' service: ready when it answers, and gone soon.
+/// The stories' service: ready when it answers, and quick to stop.
 pub(crate) fn web(replicas: usize, order: &str) -> Value {
     json!({
         "name": "web",
@@ -211,7 +211,7 @@ pub(crate) fn web(replicas: usize, order: &str) -> Value {
     })
 }
 
-/// Who answered; every request must have been.
+/// The tasks that answered; every request must have been answered.
 pub(crate) fn answered(replies: &[Reply]) -> Result<BTreeSet<String>> {
     for reply in replies {
         ensure!(reply.outcome == "answered", "{} {}", reply.outcome, reply.error);

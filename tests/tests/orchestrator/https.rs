@@ -1,4 +1,4 @@
-//! The API over HTTPS, as somebody elsewhere uses it with curl: tokens, webhooks, events.
+//! The API over HTTPS, as a remote client uses it with curl: tokens, webhooks, events.
 
 use std::{
     fs,
@@ -21,27 +21,27 @@ use crate::{
     fixture::{Fixture, PATIENCE, web},
 };
 
-pub(crate) const STORIES: [Story; 1] = [("tools_elsewhere_use_https_and_tokens", https)];
+pub(crate) const STORIES: [Story; 1] = [("remote_clients_use_https_and_tokens", https)];
 
-/// Where the API listens.
+/// The API's port.
 const PORT: u16 = 9470;
-/// How long an agent that cannot run may take to say so, in seconds.
+/// How long an agent that cannot run may take to report it, in seconds.
 const REFUSAL: &str = "20";
 /// The exit code of `timeout` where it had to end the command.
 const TIMED_OUT: i32 = 124;
 
-/// A node's API as tools elsewhere know it.
+/// A node's API as remote clients see it.
 struct Site<'a> {
     fixture: &'a Fixture,
     address: String,
     /// Its certificate's authority, which the client trusts.
     authority: String,
-    /// One that has nothing to do with it.
+    /// The certificate of another authority.
     stranger: String,
 }
 
 impl Site<'_> {
-    /// What curl is answered, at a path or a whole URL.
+    /// curl's answer from a path or a whole URL.
     fn curl(&self, token: Option<&str>, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
         let mut curl = self.command(path)?;
         curl.args(["--request", method, "--write-out", "\n%{http_code}"]);
@@ -49,10 +49,10 @@ impl Site<'_> {
             curl.args(["--header", "content-type: application/json"]);
             curl.args(["--data", &body.to_string()]);
         }
-        let said = run_with_input(&mut curl, configuration(token).as_bytes())?;
-        let (body, status) = said.rsplit_once('\n').context("curl printed no status")?;
+        let output = run_with_input(&mut curl, configuration(token).as_bytes())?;
+        let (body, status) = output.rsplit_once('\n').context("curl printed no status")?;
         Ok(Answer {
-            status: status.parse().with_context(|| format!("curl printed {said}"))?,
+            status: status.parse().with_context(|| format!("curl printed {output}"))?,
             body: body.to_owned(),
         })
     }
@@ -63,7 +63,7 @@ impl Site<'_> {
             true => format!("https://{}{path}", self.address),
             false => path.to_owned(),
         };
-        let words = [
+        let arguments = [
             "curl",
             "--silent",
             "--show-error",
@@ -73,7 +73,9 @@ impl Site<'_> {
             "-",
         ];
         let more = ["--max-time", "30", "--cacert", &self.authority, &url];
-        self.fixture.lab.command("client", words.into_iter().chain(more))
+        self.fixture
+            .lab
+            .command("client", arguments.into_iter().chain(more))
     }
 
     /// Expects a status, and returns the answer's JSON.
@@ -91,7 +93,7 @@ impl Site<'_> {
     }
 }
 
-/// Command lines are read by everybody on a machine, so that tokens do not belong there.
+/// All users of a machine can read command lines, so tokens do not belong there.
 fn configuration(token: Option<&str>) -> String {
     let header = |token| format!("header = \"Authorization: Bearer {token}\"\n");
     token.map(header).unwrap_or_default()
@@ -122,7 +124,7 @@ fn https() -> Result<()> {
     let others_key = file("other.key", &other.key)?;
     let listen = ["--api-listen", &address];
     expect_refusal(&fixture, &listen, "--api-certificate")?;
-    for (certificate, key, said) in [
+    for (certificate, key, error) in [
         ("/run/missing.pem", key.as_str(), "cannot read /run/missing.pem"),
         (&empty, &key, &format!("cannot read {empty} as PEM")),
         (&certificate, &empty, &format!("cannot read {empty} as PEM")),
@@ -133,10 +135,10 @@ fn https() -> Result<()> {
         ),
     ] {
         let files = ["--api-certificate", certificate, "--api-key", key];
-        expect_refusal(&fixture, &[&listen[..], &files].concat(), said)?;
-        // Nor is a store waited for that does not answer.
+        expect_refusal(&fixture, &[&listen[..], &files].concat(), error)?;
+        // It does not wait for a store that does not answer, either.
         let store = ["--etcd", "http://127.0.0.1:1"];
-        expect_refusal(&fixture, &[&listen[..], &files, &store].concat(), said)?;
+        expect_refusal(&fixture, &[&listen[..], &files, &store].concat(), error)?;
     }
 
     let more = [
@@ -161,8 +163,8 @@ fn https() -> Result<()> {
     fixture.lab.down()
 }
 
-/// The agent ends with an error that says so, before it has taken anything into use.
-fn expect_refusal(fixture: &Fixture, arguments: &[&str], words: &str) -> Result<()> {
+/// The agent ends with this error, before it changes anything.
+fn expect_refusal(fixture: &Fixture, arguments: &[&str], expected: &str) -> Result<()> {
     let program = paths::program("mesh-agent");
     let program = program.to_str().context("the path is not UTF-8")?;
     let mut agent = fixture
@@ -170,20 +172,20 @@ fn expect_refusal(fixture: &Fixture, arguments: &[&str], words: &str) -> Result<
         .command("node1", ["timeout", REFUSAL, program, "run", "--orchestrator"])?;
     agent.args(["--state-dir", "/run/refused"]).args(arguments);
     let output = output(&mut agent)?;
-    let said = output_text(&output);
+    let text = output_text(&output);
     ensure!(
-        !output.status.success() && output.status.code() != Some(TIMED_OUT) && said.contains(words),
-        "with {arguments:?} the agent ended with {} and said: {said}",
+        !output.status.success() && output.status.code() != Some(TIMED_OUT) && text.contains(expected),
+        "with {arguments:?} the agent ended with {} and printed: {text}",
         output.status
     );
     Ok(())
 }
 
-/// Who may do what.
+/// The permissions of tokens.
 fn tokens(site: &Site<'_>) -> Result<()> {
     let token = |name: &str, scope: &str| {
-        let words = ["token", "create", "--scope", scope, name];
-        site.fixture.lab.meshctl("node1", &words)
+        let arguments = ["token", "create", "--scope", scope, name];
+        site.fixture.lab.meshctl("node1", &arguments)
     };
     let reader = token("reader", "services:read")?;
     let writer = token("writer", "services:write")?;
@@ -223,7 +225,7 @@ fn tokens(site: &Site<'_>) -> Result<()> {
         &[],
         "curl: (",
     )?;
-    // The last of them holds.
+    // The last of the two counts.
     expect_no_answer(site, services, &["--cacert", &site.stranger], "certificate")?;
 
     site.expect(201, Some(&writer), "POST", services, Some(&body))?;
@@ -236,21 +238,21 @@ fn tokens(site: &Site<'_>) -> Result<()> {
     Ok(())
 }
 
-/// There is not even a status.
-fn expect_no_answer(site: &Site<'_>, path: &str, more: &[&str], words: &str) -> Result<()> {
+/// The server sends no status at all.
+fn expect_no_answer(site: &Site<'_>, path: &str, more: &[&str], expected: &str) -> Result<()> {
     let mut curl = site.command(path)?;
     curl.args(more).args(["--write-out", "%{http_code}"]);
     match run_with_input(&mut curl, b"") {
-        Ok(said) => bail!("{path} was answered: {said}"),
+        Ok(answer) => bail!("{path} was answered: {answer}"),
         Err(error) => {
             let text = format!("{error:#}");
-            ensure!(text.contains(words) && text.ends_with("000"), "{text}");
+            ensure!(text.contains(expected) && text.ends_with("000"), "{text}");
             Ok(())
         }
     }
 }
 
-/// A URL that needs no token rolls the service, and whoever listens hears of it.
+/// A webhook's URL, which needs no token, rolls the service, and the stream of events reports it.
 fn webhook(site: &Site<'_>) -> Result<()> {
     let lab = &site.fixture.lab;
     let listener = lab.meshctl(
@@ -262,10 +264,10 @@ fn webhook(site: &Site<'_>) -> Result<()> {
     ensure!(url.starts_with(&beginning), "{url}");
 
     let folder = lab.state().data.join("https");
-    let (head, heard) = (folder.join("events.head"), folder.join("events"));
+    let (head, events) = (folder.join("events.head"), folder.join("events"));
     let mut curl = site.command("/v1/events")?;
     curl.arg("--dump-header").arg(&head);
-    curl.args(["--no-buffer", "--output"]).arg(&heard);
+    curl.args(["--no-buffer", "--output"]).arg(&events);
     let mut curl = curl.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
     let mut input = curl.stdin.take().context("curl takes no input")?;
     input.write_all(configuration(Some(&listener)).as_bytes())?;
@@ -283,7 +285,7 @@ fn webhook(site: &Site<'_>) -> Result<()> {
     let before = site.fixture.containers("node1")?;
     site.expect(404, None, "POST", &format!("{beginning}{}", "A".repeat(43)), None)?;
     let answer = site.expect(200, None, "POST", &url, Some(&json!({"pushed": "anything"})))?;
-    // No registry answers here, so that the tag stays as it is; the service is rolled all the same.
+    // No registry answers here, so the tag stays as it is; the service is rolled anyway.
     let warning = answer["warnings"][0].as_str().unwrap_or_default();
     ensure!(warning.contains("mesh-lab/server:latest"), "{answer}");
     site.fixture.until_updated()?;
@@ -293,8 +295,8 @@ fn webhook(site: &Site<'_>) -> Result<()> {
         "{before:?} {after:?}"
     );
 
-    wait_until("the roll to be heard of", PATIENCE, || {
-        let text = read(&heard);
+    wait_until("the roll to be reported", PATIENCE, || {
+        let text = read(&events);
         for event in [
             "event: service\n",
             "event: task\n",

@@ -1,4 +1,5 @@
-//! Images of a registry that wants a password: what is pulled, what is not and why, and that nobody sees the password.
+//! Images of a registry that requires a password: what is pulled, what is not and why, and that the password
+//! is never shown.
 
 use std::{
     fs,
@@ -31,12 +32,12 @@ fn private() -> Result<()> {
     let outcome = without_credentials(&fixture)
         .and_then(|()| log_in(&fixture))
         .and_then(|()| rolls(&fixture, &registry))
-        .and_then(|()| nobody_sees_the_password(&fixture));
+        .and_then(|()| the_password_is_never_shown(&fixture));
     outcome.with_context(|| fixture.evidence())?;
     fixture.lab.down()
 }
 
-/// The tasks are rejected, and say why.
+/// The tasks are rejected, with the reason.
 fn without_credentials(fixture: &Fixture) -> Result<()> {
     let mut spec = web(1, "start-first");
     spec["task_template"]["container_spec"]["image"] = IMAGE.into();
@@ -53,11 +54,11 @@ fn without_credentials(fixture: &Fixture) -> Result<()> {
     })
 }
 
-/// From then on they run.
+/// After the login they run.
 fn log_in(fixture: &Fixture) -> Result<()> {
     let program = paths::program("meshctl");
     let program = program.to_str().context("the path is not UTF-8")?;
-    let words = [
+    let arguments = [
         program,
         "registry",
         "login",
@@ -66,8 +67,8 @@ fn log_in(fixture: &Fixture) -> Result<()> {
         "--password-stdin",
         ADDRESS,
     ];
-    let said = run_with_input(&mut fixture.lab.command("node1", words)?, PASSWORD.as_bytes())?;
-    ensure!(said.contains(ADDRESS), "{said}");
+    let output = run_with_input(&mut fixture.lab.command("node1", arguments)?, PASSWORD.as_bytes())?;
+    ensure!(output.contains(ADDRESS), "{output}");
     fixture.until_running(1)?;
     ensure!(releases(fixture)? == ["1"], "{:?}", releases(fixture)?);
     let list = fixture.lab.meshctl("node1", &["registry", "ls"])?;
@@ -75,13 +76,13 @@ fn log_in(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// A webhook starts what the tag means now, and what is here while nobody can say.
+/// A webhook starts the image that the tag means now; if the registry does not answer, the local one.
 fn rolls(fixture: &Fixture, registry: &Registry<'_>) -> Result<()> {
     let api = fixture.api("node1")?;
     let url = fixture
         .lab
         .meshctl("node1", &["webhook", "create", "web", "deploy"])?;
-    // Without a port of its own the API cannot tell its host.
+    // Without --api-listen, the API does not know its host.
     let webhook = url.trim();
     ensure!(webhook.starts_with("/v1/webhooks/"), "{url}");
 
@@ -96,8 +97,8 @@ fn rolls(fixture: &Fixture, registry: &Registry<'_>) -> Result<()> {
     let now = fixture.containers("node1")?;
     ensure!(now.len() == 1 && now.is_disjoint(&before), "{before:?} {now:?}");
     let log = fs::read_to_string(fixture.lab.agent_log("node1"))?;
-    let warned = |line: &str| line.contains("WARN") && line.contains("using the image that is here");
-    ensure!(log.lines().any(warned), "nobody is warned");
+    let warned = |line: &str| line.contains("WARN") && line.contains("using the local image");
+    ensure!(log.lines().any(warned), "the log has no warning");
 
     let task = api.running("web")?.pop().context("no task runs")?;
     let message = task["status"]["message"].as_str().unwrap_or_default();
@@ -143,8 +144,8 @@ fn releases(fixture: &Fixture) -> Result<Vec<String>> {
     Ok(releases)
 }
 
-fn nobody_sees_the_password(fixture: &Fixture) -> Result<()> {
-    let meshctl = |words: &[&str]| fixture.lab.meshctl("node1", words);
+fn the_password_is_never_shown(fixture: &Fixture) -> Result<()> {
+    let meshctl = |arguments: &[&str]| fixture.lab.meshctl("node1", arguments);
     meshctl(&["snapshot", "create"])?;
     let mut shown = vec![
         meshctl(&["registry", "ls", "--format", "json"])?,
@@ -157,7 +158,7 @@ fn nobody_sees_the_password(fixture: &Fixture) -> Result<()> {
         shown.push(fixture.lab.docker("node1", ["inspect", &container])?);
     }
     for text in &shown {
-        ensure!(!tells(text.as_bytes(), PASSWORD), "{text}");
+        ensure!(!reveals(text.as_bytes(), PASSWORD), "{text}");
     }
     let node = fixture.lab.state().data.join("node1");
     let run = format!(
@@ -171,15 +172,15 @@ fn nobody_sees_the_password(fixture: &Fixture) -> Result<()> {
     let mut known = 0;
     for file in &files {
         let bytes = fs::read(file).with_context(|| format!("could not read {}", file.display()))?;
-        ensure!(!tells(&bytes, PASSWORD), "{} has the password", file.display());
-        known += usize::from(tells(&bytes, ADDRESS));
+        ensure!(!reveals(&bytes, PASSWORD), "{} has the password", file.display());
+        known += usize::from(reveals(&bytes, ADDRESS));
     }
-    // The log, the store and the snapshot do name the registry: these are the right files.
+    // The log, the store and the backup do name the registry: these are the right files.
     ensure!(known >= 3, "the registry is named in {known} of {files:?}");
     Ok(())
 }
 
-/// The files of a folder and of those in it.
+/// The files of a folder, recursively.
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("could not read {}", folder.display()))? {
         let entry = entry?;
@@ -193,8 +194,8 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a text is in some bytes: as it is, or in base64 with whatever is before and after it.
-fn tells(bytes: &[u8], text: &str) -> bool {
+/// Whether some bytes contain a text: as it is, or in base64, with anything before and after it.
+fn reveals(bytes: &[u8], text: &str) -> bool {
     let has = |needle: &str| {
         bytes
             .windows(needle.len())
@@ -205,7 +206,7 @@ fn tells(bytes: &[u8], text: &str) -> bool {
         || alphabets.iter().any(|alphabet| {
             (0..3).any(|before| {
                 let encoded = alphabet.encode(format!("{}{text}", "-".repeat(before)));
-                // Only those letters that nothing beside the text has a part in.
+                // Only the characters that depend on nothing but the text.
                 let (first, end) = ((before * 8).div_ceil(6), (before + text.len()) * 8 / 6);
                 encoded.get(first..end).is_some_and(has)
             })

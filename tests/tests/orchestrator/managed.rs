@@ -1,4 +1,4 @@
-//! The mesh agent as a managed service: deployed by a command, tried out, and left again when it does not hold.
+//! The mesh agent as a managed service: deployed by a command, tried, and rolled back if it fails.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use xtask::{command::run, lab::engine, paths};
 use crate::{Story, fixture::Fixture};
 
 pub(crate) const STORIES: [Story; 1] = [(
-    "a_new_agent_is_deployed_under_load_and_a_bad_one_is_left_again",
+    "a_new_agent_is_deployed_under_load_and_a_bad_one_is_rolled_back",
     deployment,
 )];
 
@@ -31,8 +31,11 @@ fn deployment() -> Result<()> {
     fixture.without_a_failure(|| deploy(&fixture, "mesh-agent:2").with_context(|| fixture.evidence()))?;
     let second = executable(&fixture, "node1")?;
     ensure!(second.contains("/mesh/agent/"), "{second} runs");
-    ensure!(process(&fixture, "node1")? == pid, "another process is the agent");
-    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    ensure!(process(&fixture, "node1")? == pid, "the agent is another process");
+    ensure!(
+        fixture.containers("node1")? == containers,
+        "the containers have changed"
+    );
     expect_running(&fixture, 1)?;
     fixture.until_running(2)?;
 
@@ -40,26 +43,29 @@ fn deployment() -> Result<()> {
     fixture
         .api("node1")?
         .call("PATCH", "/v1/services/load-balancer", Some(&monitor))?;
-    // No program at all: nothing is started.
+    // Not a program: nothing is started.
     import(&fixture, "node1", "mesh-agent:garbage", b"#!/bin/sh\nexit 0\n")?;
     refused(&fixture, "mesh-agent:garbage", "not a 64-bit ELF program")?;
     ensure!(executable(&fixture, "node1")? == second, "another program runs");
-    ensure!(process(&fixture, "node1")? == pid, "another process is the agent");
+    ensure!(process(&fixture, "node1")? == pid, "the agent is another process");
 
-    // One that ends as soon as it runs: started three times by whoever looks after the agent, and left.
+    // A program that ends at once: the service manager starts it three times, and it is rolled back.
     let ends_at_once = fs::read(paths::program("mesh-testbed"))?;
     import(&fixture, "node1", "mesh-agent:broken", &ends_at_once)?;
     fixture.without_a_failure(|| {
-        looked_after(&fixture, "node1", || {
+        with_service_manager(&fixture, "node1", || {
             refused(&fixture, "mesh-agent:broken", "failed 3 times")
         })
     })?;
     ensure!(executable(&fixture, "node1")? == second, "another program runs");
-    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    ensure!(
+        fixture.containers("node1")? == containers,
+        "the containers have changed"
+    );
     expect_running(&fixture, 1)?;
     fixture.until_running(2)?;
 
-    // Whoever starts the installed program gets the deployed one.
+    // The installed program starts the deployed one.
     fixture.lab.stop_agent("node1")?;
     fixture.start_agent("node1")?;
     ensure!(executable(&fixture, "node1")? == second, "another program runs");
@@ -69,37 +75,46 @@ fn deployment() -> Result<()> {
         .lab
         .meshctl("node1", &["managed", "rm", "load-balancer"])?;
     ensure!(executable(&fixture, "node1")? == second, "another program runs");
-    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    ensure!(
+        fixture.containers("node1")? == containers,
+        "the containers have changed"
+    );
     fixture.lab.down()
 }
 
 /// Deploys an image, and waits until all nodes run it.
 pub(crate) fn deploy(fixture: &Fixture, image: &str) -> Result<()> {
-    let said = fixture
+    let output = fixture
         .lab
         .meshctl("node1", &["managed", "deploy", "load-balancer", "--image", image])?;
-    ensure!(said.starts_with("load-balancer"), "{said}");
+    ensure!(output.starts_with("load-balancer"), "{output}");
     Ok(())
 }
 
-/// Deploys an image that must fail for a reason, after which the nodes run what they ran.
+/// Deploys an image that must fail for this reason; the nodes then run the program they ran before.
 fn refused(fixture: &Fixture, image: &str, reason: &str) -> Result<()> {
     let Err(error) = deploy(fixture, image) else {
         bail!("{image} was deployed\n{}", fixture.evidence());
     };
     let error = format!("{error:?}");
     ensure!(error.contains("rolled back") && error.contains(reason), "{error}");
-    let words = ["service", "ps", "load-balancer", "--no-trunc"];
+    let arguments = ["service", "ps", "load-balancer", "--no-trunc"];
     let format = ["--format", "{{.Image}} {{.Error}}"];
-    let listed = fixture.lab.meshctl("node1", &[&words[..], &format].concat())?;
-    let told = |line: &str| line.starts_with(image) && line.contains(reason);
-    ensure!(listed.lines().any(told), "{listed}\n{}", fixture.evidence());
+    let listed = fixture
+        .lab
+        .meshctl("node1", &[&arguments[..], &format].concat())?;
+    let is_reported = |line: &str| line.starts_with(image) && line.contains(reason);
+    ensure!(
+        listed.lines().any(is_reported),
+        "{listed}\n{}",
+        fixture.evidence()
+    );
     expect_running(fixture, 1)
 }
 
-/// All agents are of the service's current specification.
+/// All agents have the service's current specification.
 pub(crate) fn expect_running(fixture: &Fixture, nodes: usize) -> Result<()> {
-    let words = [
+    let arguments = [
         "service",
         "ps",
         "load-balancer",
@@ -107,14 +122,16 @@ pub(crate) fn expect_running(fixture: &Fixture, nodes: usize) -> Result<()> {
         "desired-state=running",
     ];
     let format = ["--format", "{{.CurrentState}}"];
-    let listed = fixture.lab.meshctl("node1", &[&words[..], &format].concat())?;
+    let listed = fixture
+        .lab
+        .meshctl("node1", &[&arguments[..], &format].concat())?;
     let running = listed.lines().filter(|line| line.starts_with("Running"));
     ensure!(running.count() == nodes, "{listed}");
     Ok(())
 }
 
-/// As a service manager does: an agent that has ended is started again.
-fn looked_after(fixture: &Fixture, node: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Restarts the agent whenever it ends, as a service manager does.
+fn with_service_manager(fixture: &Fixture, node: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let arguments = fixture.lab.orchestrator_arguments(node, &[])?;
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let is_over = AtomicBool::new(false);
@@ -132,20 +149,20 @@ fn looked_after(fixture: &Fixture, node: &str, work: impl FnOnce() -> Result<()>
         is_over.store(true, Ordering::Relaxed);
         match manager.join() {
             Ok(managed) => outcome.and(managed),
-            Err(_) => bail!("the thread that looks after the agent panicked"),
+            Err(_) => bail!("the thread that restarts the agent panicked"),
         }
     })
 }
 
-/// Makes an image of the agent as it is built, and of another version of it: what follows a program in its file is
-/// nothing to it.
+/// Makes an image of another version of the agent: bytes that follow a program in its file do not matter to
+/// it.
 pub(crate) fn import_agent(fixture: &Fixture, node: &str, tag: &str) -> Result<()> {
     let mut program = fs::read(paths::program("mesh-agent"))?;
     program.extend(tag.as_bytes());
     import(fixture, node, tag, &program)
 }
 
-/// Makes an image with a program in the agent's place.
+/// Makes an image with a program instead of the agent.
 fn import(fixture: &Fixture, node: &str, tag: &str, program: &[u8]) -> Result<()> {
     let folder = fixture.lab.state().data.join(format!("image-{node}"));
     fs::create_dir_all(&folder)?;
@@ -155,7 +172,7 @@ fn import(fixture: &Fixture, node: &str, tag: &str, program: &[u8]) -> Result<()
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     drop(file);
     let file = paths::workspace().join("deploy/Dockerfile");
-    let words = [
+    let arguments = [
         "build",
         "--quiet",
         "--tag",
@@ -164,7 +181,7 @@ fn import(fixture: &Fixture, node: &str, tag: &str, program: &[u8]) -> Result<()
         text(&file)?,
         text(&folder)?,
     ];
-    run(engine::docker(fixture.lab.state(), node, words)?.env("DOCKER_BUILDKIT", "0"))
+    run(engine::docker(fixture.lab.state(), node, arguments)?.env("DOCKER_BUILDKIT", "0"))
         .with_context(|| format!("could not make the image {tag} on {node}"))?;
     Ok(())
 }
@@ -175,7 +192,7 @@ pub(crate) fn executable(fixture: &Fixture, node: &str) -> Result<String> {
     fixture.lab.run(node, ["sh", "-euc", script])
 }
 
-/// The process that a node's agent is, and when it began.
+/// The pid and the start time of a node's agent.
 fn process(fixture: &Fixture, node: &str) -> Result<String> {
     let script = "pid=$(cat /run/mesh-agent.pid); echo $pid $(cut -d' ' -f22 /proc/$pid/stat)";
     fixture.lab.run(node, ["sh", "-euc", script])

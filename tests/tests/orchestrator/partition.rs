@@ -1,4 +1,5 @@
-//! The leader's node is cut off from the others: they go on without it, and it changes nothing until it is back.
+//! The leader's node is cut off from the others: they continue without it, and it changes nothing until it is
+//! back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +14,7 @@ use xtask::lab::wait_until;
 use crate::{
     Story,
     fixture::{Fixture, HTTP, PATIENCE},
-    several::{by_node, leader, raise},
+    several::{by_node, leader, three_nodes},
 };
 
 pub(crate) const STORIES: [Story; 1] = [(
@@ -25,7 +26,7 @@ pub(crate) const STORIES: [Story; 1] = [(
 const REPLICAS: usize = 6;
 
 fn partition() -> Result<()> {
-    let (fixture, _etcd) = raise("orch-cut")?;
+    let (fixture, _etcd) = three_nodes("orch-cut")?;
     fixture
         .create_web(REPLICAS, "start-first")
         .with_context(|| fixture.evidence())?;
@@ -42,9 +43,9 @@ fn partition() -> Result<()> {
         let report = fixture.under_load(&others, || {
             fixture.lab.cut_off(&lost)?;
             let begin = Instant::now();
-            // It takes its time: its part of etcd may have been about to commit.
+            // This may take a while: its etcd member may have been about to commit.
             refusal = Some(scope.spawn(|| changes_nothing(&fixture, &lost)));
-            missed(&fixture, &lost, &others)?;
+            until_avoided(&fixture, &lost, &others)?;
             noticed = begin.elapsed();
             Ok(())
         })?;
@@ -70,11 +71,10 @@ fn partition() -> Result<()> {
     fixture.lab.down()
 }
 
-/// Every other node avoids it, though nobody may have given it up yet: until then a part of what is sent goes to its
-/// replicas.
-fn missed(fixture: &Fixture, lost: &str, others: &[&str]) -> Result<()> {
+/// Every other node avoids it, even before it is reported lost; until then some requests go to its replicas.
+fn until_avoided(fixture: &Fixture, lost: &str, others: &[&str]) -> Result<()> {
     for node in others {
-        wait_until(&format!("{node} to miss {lost}"), PATIENCE, || {
+        wait_until(&format!("{node} to avoid {lost}"), PATIENCE, || {
             let text = fixture.lab.meshctl(node, &["routes", "--format", "json"])?;
             let answer: Value = serde_json::from_str(&text).with_context(|| format!("no JSON: `{text}`"))?;
             let rows = answer["routes"].as_array().context("no routes")?;
@@ -107,7 +107,7 @@ fn replaced(fixture: &Fixture, lost: &str, others: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Who is cut off refuses to change anything, and goes on with what it has.
+/// The node that is cut off refuses changes, and its tasks keep running.
 fn changes_nothing(fixture: &Fixture, lost: &str) -> Result<()> {
     let before = fixture.containers(lost)?;
     ensure!(before.len() == REPLICAS / 3, "{before:?} run on {lost}");
@@ -118,9 +118,9 @@ fn changes_nothing(fixture: &Fixture, lost: &str) -> Result<()> {
     ensure!(refused.status == 503, "{refused:?}");
     ensure!(
         fixture.containers(lost)? == before,
-        "other containers run on {lost}"
+        "the containers of {lost} have changed"
     );
-    // Its own replicas still answer to its own processes; it has not heard that the others are lost to it.
+    // Its own replicas still answer its own processes; it does not know yet that it lost the others.
     let url = format!("http://127.0.0.1:{HTTP}/");
     let inside = fixture
         .lab
@@ -134,7 +134,7 @@ fn changes_nothing(fixture: &Fixture, lost: &str) -> Result<()> {
     Ok(())
 }
 
-/// It follows the others: what it had is stopped, and everybody knows the same.
+/// It follows the others: its old tasks are stopped, and all nodes agree.
 fn back(fixture: &Fixture, lost: &str) -> Result<()> {
     let nodes = fixture.lab.nodes();
     for node in &nodes {
@@ -144,7 +144,7 @@ fn back(fixture: &Fixture, lost: &str) -> Result<()> {
             Ok(())
         })?;
     }
-    wait_until("what runs twice to be stopped", PATIENCE, || {
+    wait_until("duplicate tasks to be stopped", PATIENCE, || {
         let left = fixture.containers(lost)?;
         ensure!(left.is_empty(), "{left:?} run on {lost}");
         Ok(())
@@ -183,7 +183,7 @@ fn one_in_each_slot(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// What a node thinks of another one.
+/// A node's status as another node reports it.
 fn status_of(fixture: &Fixture, node: &str, other: &str) -> Result<String> {
     let nodes = fixture.api(node)?.get("/v1/nodes")?;
     let found = nodes

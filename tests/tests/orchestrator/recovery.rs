@@ -1,4 +1,4 @@
-//! An empty machine on which a snapshot is put back.
+//! An empty machine that is restored from a backup.
 
 use std::fs;
 
@@ -11,27 +11,24 @@ use crate::{
     fixture::{Fixture, PATIENCE},
 };
 
-pub(crate) const STORIES: [Story; 1] = [(
-    "an_empty_machine_gets_its_services_back_from_a_snapshot",
-    from_a_snapshot,
-)];
+pub(crate) const STORIES: [Story; 1] = [("an_empty_machine_is_restored_from_a_backup", restore_from_backup)];
 
-/// What has to be kept elsewhere, beside the snapshot.
+/// What must be saved along with the backup.
 const KEY: &str = "secrets.key";
 
-fn from_a_snapshot() -> Result<()> {
+fn restore_from_backup() -> Result<()> {
     let fixture = Fixture::up("orch-snapshot", 1)?;
     fixture.start_agent("node1")?;
-    let meshctl = |words: &[&str]| fixture.lab.meshctl("node1", words);
+    let meshctl = |arguments: &[&str]| fixture.lab.meshctl("node1", arguments);
     // "open sesame"
     let secret = json!({"name": "key", "labels": {}, "data": "b3BlbiBzZXNhbWU="});
     fixture.api("node1")?.call("POST", "/v1/secrets", Some(&secret))?;
     fixture.create_web(2, "stop-first")?;
-    let words = ["service", "create", "--name", "vault", "--secret", "key"];
-    meshctl(&[&words[..], &[SERVER_IMAGE]].concat())?;
+    let arguments = ["service", "create", "--name", "vault", "--secret", "key"];
+    meshctl(&[&arguments[..], &[SERVER_IMAGE]].concat())?;
     let snapshot = meshctl(&["snapshot", "create"])?.trim().to_owned();
 
-    // All is lost but two files.
+    // Everything is lost except two files.
     let state = fixture.lab.state().data.join("node1/mesh");
     let (snapshots, saved) = (state.join("snapshots"), fixture.lab.state().data.join("saved"));
     fs::create_dir(&saved)?;

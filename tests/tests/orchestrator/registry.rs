@@ -1,4 +1,4 @@
-//! A registry in a lab that wants a name and a password, and images in it.
+//! A registry in a lab that requires a password, with images in it.
 
 use std::{
     fs::{self, File},
@@ -14,17 +14,17 @@ use xtask::{
     lab::{Lab, engine::SERVER_IMAGE, wait_until},
 };
 
-/// Where it listens: an engine speaks plain HTTP to its own machine, and wants TLS of others.
+/// Its address: Docker uses plain HTTP with registries on its own machine, and TLS with others.
 pub(crate) const ADDRESS: &str = "127.0.0.1:5000";
 /// The image, by its tag.
 pub(crate) const IMAGE: &str = "127.0.0.1:5000/team/web:stable";
-/// Who is let in.
+/// The only user.
 pub(crate) const USER: &str = "carol";
-/// In base64 it has letters that not all alphabets share.
+/// Its base64 has characters that differ between the alphabets.
 pub(crate) const PASSWORD: &str = "op~n?ses~me>4711";
 /// The file with the registry's pid as its node counts.
 const PID_FILE: &str = "/run/registry.pid";
-/// Least work: the password is nobody's.
+/// The minimum: this password protects nothing.
 const BCRYPT_COST: u32 = 4;
 const NODE: &str = "node1";
 
@@ -36,7 +36,7 @@ pub(crate) struct Registry<'a> {
 }
 
 impl<'a> Registry<'a> {
-    /// Starts it with nothing in it.
+    /// Starts it empty.
     pub(crate) fn start(lab: &'a Lab) -> Result<Self> {
         let folder = lab.state().data.join("registry");
         fs::create_dir_all(&folder)?;
@@ -55,7 +55,7 @@ impl<'a> Registry<'a> {
         Ok(registry)
     }
 
-    /// Starts it with what it has on its disk.
+    /// Starts it again with its images.
     pub(crate) fn resume(&self) -> Result<()> {
         let script = format!("echo $$ > {PID_FILE}; exec docker-registry serve \"$1\"");
         let configuration = self.file("config.yml")?;
@@ -84,14 +84,14 @@ impl<'a> Registry<'a> {
         })
     }
 
-    /// Ends it, as an outage does.
+    /// Kills it, as in an outage.
     pub(crate) fn stop(&self) -> Result<()> {
         self.lab
             .run(NODE, ["sh", "-euc", &format!("kill -KILL $(cat {PID_FILE})")])
             .map(drop)
     }
 
-    /// Pushes an image that says which release it is, forgets it in the engine, and returns its digest.
+    /// Pushes an image of a release, removes it from the engine, and returns its digest.
     pub(crate) fn push(&self, release: &str) -> Result<String> {
         let folder = self.file("docker-cli")?;
         let mut login = self
@@ -118,7 +118,7 @@ impl<'a> Registry<'a> {
         Ok(digest.to_owned())
     }
 
-    /// Takes the tag away from the engine.
+    /// Removes the tag from the engine.
     pub(crate) fn forget(&self) -> Result<()> {
         self.lab.docker(NODE, ["rmi", IMAGE]).map(drop)
     }

@@ -1,8 +1,8 @@
 //! A docker user's session, typed twice on one engine: with `docker` on a Swarm, then with `meshctl` and the
-//! orchestrator. What both say must have the same shape, but for what is meant to differ.
+//! orchestrator. Both outputs must have the same shape, except for intended differences.
 
+mod intended;
 mod lines;
-mod meant;
 mod shape;
 
 use std::{
@@ -17,27 +17,28 @@ use serde::{Deserialize, Serialize};
 use xtask::lab::wait_until;
 
 use self::{
+    intended::{Difference, INTENDED, Part},
     lines::{COMPOSE, SESSION, Step},
-    meant::{MEANT, Meant, Where},
     shape::Shape,
 };
 use crate::{Story, fixture::Fixture};
 
 pub(crate) const STORIES: [Story; 1] = [("a_docker_users_session_looks_the_same_with_meshctl", session)];
 
-/// How long a service may take to become what was asked for.
+/// How long a service may take to become as requested.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The oldest docker command-line tool that knows all that is typed, by the first number of its release.
+/// The oldest docker command-line tool that knows all commands of the session, by the first number of its
+/// release.
 const DOCKER: u32 = 26;
-/// What such a one, 28.2.2, said: for machines that have an older one. With this variable the story writes it anew.
+/// The recorded output of docker 28.2.2, for machines with an older one.
 const RECORDED: &str = include_str!("session/docker.json");
-/// Names the file to write.
+/// With this variable, the story writes the recorded output to the file that it names.
 const RECORD: &str = "MESH_SESSION_RECORD";
 
-/// What a line said.
+/// The outcome of one line.
 #[derive(Serialize, Deserialize)]
-struct Said {
+struct Outcome {
     line: String,
     code: Option<i32>,
     out: String,
@@ -63,24 +64,24 @@ fn session() -> Result<()> {
     fixture.lab.down()
 }
 
-/// What docker says: now, or what it has said.
-fn dockers(fixture: &Fixture) -> Result<Vec<Said>> {
-    let words = ["version", "--format", "{{.Client.Version}}"];
-    let release = fixture.lab.docker("node1", words)?;
+/// Docker's outcomes: of this machine's, or the recorded ones.
+fn dockers(fixture: &Fixture) -> Result<Vec<Outcome>> {
+    let arguments = ["version", "--format", "{{.Client.Version}}"];
+    let release = fixture.lab.docker("node1", arguments)?;
     let number = release
         .split('.')
         .next()
         .and_then(|number| number.parse::<u32>().ok());
     if number.is_none_or(|number| number < DOCKER) {
-        println!("    docker is {release}: compared with what release 28.2.2 said");
-        let recorded: Vec<Said> = serde_json::from_str(RECORDED).context("session/docker.json")?;
+        println!("    docker is {release}: compared with the recorded output of 28.2.2");
+        let recorded: Vec<Outcome> = serde_json::from_str(RECORDED).context("session/docker.json")?;
         let typed = SESSION.iter().filter_map(|step| match step {
             Step::Type(line) => Some(*line),
             Step::Until(_, _) => None,
         });
         ensure!(
-            recorded.iter().map(|said| said.line.as_str()).eq(typed),
-            "session/docker.json is of another session; write it anew: {RECORD}=<file> with docker {DOCKER} or newer"
+            recorded.iter().map(|outcome| outcome.line.as_str()).eq(typed),
+            "session/docker.json is of another session; record it again: {RECORD}=<file> with docker {DOCKER} or newer"
         );
         return Ok(recorded);
     }
@@ -102,13 +103,13 @@ fn dockers(fixture: &Fixture) -> Result<Vec<Said>> {
 }
 
 /// Types the whole session.
-fn record(fixture: &Fixture, program: &str) -> Result<Vec<Said>> {
+fn record(fixture: &Fixture, program: &str) -> Result<Vec<Outcome>> {
     let mut all = Vec::new();
     for step in SESSION {
         match *step {
             Step::Type(line) => {
                 let output = run(fixture, program, line)?;
-                all.push(Said {
+                all.push(Outcome {
                     line: line.to_owned(),
                     code: output.status.code(),
                     out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -118,10 +119,10 @@ fn record(fixture: &Fixture, program: &str) -> Result<Vec<Said>> {
             Step::Until(line, expected) => wait_until(line, PATIENCE, || {
                 let output = run(fixture, program, line)?;
                 let out = String::from_utf8_lossy(&output.stdout);
-                let said: BTreeSet<&str> = out.lines().collect();
-                if said != expected.lines().collect() {
+                let lines: BTreeSet<&str> = out.lines().collect();
+                if lines != expected.lines().collect() {
                     bail!(
-                        "{program} says {out:?}, {:?}",
+                        "{program} prints {out:?}, {:?}",
                         String::from_utf8_lossy(&output.stderr)
                     );
                 }
@@ -151,7 +152,7 @@ fn run(fixture: &Fixture, program: &str, line: &str) -> Result<Output> {
 }
 
 /// Compares line by line; all differences at once.
-fn compare(docker: &[Said], meshctl: &[Said]) -> Result<()> {
+fn compare(docker: &[Outcome], meshctl: &[Outcome]) -> Result<()> {
     let mut differences = Vec::new();
     let mut used = BTreeSet::new();
     for (docker, meshctl) in docker.iter().zip(meshctl) {
@@ -177,53 +178,49 @@ fn compare(docker: &[Said], meshctl: &[Said]) -> Result<()> {
         docker.len(),
         differences.join("\n")
     );
-    let idle: Vec<&str> = MEANT
+    let idle: Vec<&str> = INTENDED
         .iter()
         .enumerate()
         .filter(|(index, _)| !used.contains(index))
-        .map(|(_, meant)| meant.piece)
+        .map(|(_, difference)| difference.piece)
         .collect();
     ensure!(
         idle.is_empty(),
-        "differences that are meant, but are none: {idle:?}"
+        "intended differences that do not exist: {idle:?}"
     );
     println!(
-        "    {} lines, {} differences that are meant",
+        "    {} lines, {} intended differences",
         docker.len(),
-        MEANT.len()
+        INTENDED.len()
     );
     Ok(())
 }
 
-fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<String> {
+fn differ(docker: &Outcome, meshctl: &Outcome, used: &mut BTreeSet<usize>) -> Vec<String> {
     let mut differences = Vec::new();
-    let mut check = |what: &str, place: Where, left: String, right: String| {
-        if left != right && !is_meant(&docker.line, place, what, used) {
+    let mut check = |what: &str, part: Part, left: String, right: String| {
+        if left != right && !is_intended(&docker.line, part, what, used) {
             differences.push(format!("{what}: docker {left}, meshctl {right}"));
         }
     };
     check(
         "exit code",
-        Where::Code,
+        Part::Code,
         format!("{:?}", docker.code),
         format!("{:?}", meshctl.code),
     );
     let silent = |text: &str| {
-        if text.is_empty() {
-            "says nothing"
-        } else {
-            "says something"
-        }
+        if text.is_empty() { "is empty" } else { "has text" }
     };
     check(
         "standard error",
-        Where::Stderr,
+        Part::Stderr,
         silent(&docker.err).into(),
         silent(&meshctl.err).into(),
     );
     let (mut left, mut right) = (Shape::of(&docker.out), Shape::of(&meshctl.out));
     if docker.line.contains("stack deploy") {
-        // Docker goes through a compose file in any order.
+        // Docker processes a compose file in any order.
         left.sort();
         right.sort();
     }
@@ -231,23 +228,23 @@ fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<Stri
     if std::mem::discriminant(&left) != std::mem::discriminant(&right) {
         check(
             "standard output",
-            Where::Docker,
+            Part::Docker,
             "has another form".into(),
             "has its own".into(),
         );
         return differences;
     }
-    // The rest of both in the same order, without what is meant.
-    let mut rest = |shape: &Shape, place: Where| -> Vec<String> {
+    // The rest of both in order, without intended differences.
+    let mut rest = |shape: &Shape, part: Part| -> Vec<String> {
         let mut pieces = shape.pieces();
-        pieces.retain(|piece| !is_meant(&docker.line, place, piece, used));
-        // How often a progress is shown is a matter of time.
+        pieces.retain(|piece| !is_intended(&docker.line, part, piece, used));
+        // How often progress is shown depends on timing.
         pieces.dedup();
         pieces
     };
     let (left, right, lists) = (
-        rest(&left, Where::Docker),
-        rest(&right, Where::Meshctl),
+        rest(&left, Part::Docker),
+        rest(&right, Part::Meshctl),
         is_list(&left),
     );
     if left != right {
@@ -268,10 +265,10 @@ fn differ(docker: &Said, meshctl: &Said, used: &mut BTreeSet<usize>) -> Vec<Stri
     differences
 }
 
-/// Whether a piece of what a line says is named among what is meant to differ.
-fn is_meant(line: &str, place: Where, piece: &str, used: &mut BTreeSet<usize>) -> bool {
-    let found = MEANT.iter().position(|meant: &Meant| {
-        meant.place == place && line.contains(meant.line) && piece.starts_with(meant.piece)
+/// Whether a piece of a line's output is among the intended differences.
+fn is_intended(line: &str, part: Part, piece: &str, used: &mut BTreeSet<usize>) -> bool {
+    let found = INTENDED.iter().position(|difference: &Difference| {
+        difference.part == part && line.contains(difference.line) && piece.starts_with(difference.piece)
     });
     found.is_some_and(|index| {
         used.insert(index);

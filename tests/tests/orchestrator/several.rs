@@ -21,8 +21,8 @@ pub(crate) const STORIES: [Story; 2] = [
     ("lost_nodes_leaders_and_quorums_cost_no_running_task", losses),
 ];
 
-/// A fixture of three nodes whose agents run.
-pub(crate) fn raise(name: &str) -> Result<(Fixture, Etcd)> {
+/// Three nodes with agents, and etcd.
+pub(crate) fn three_nodes(name: &str) -> Result<(Fixture, Etcd)> {
     let mut fixture = Fixture::up(name, 3)?;
     let etcd = Etcd::start(&fixture.lab)?;
     for node in ["node1", "node2", "node3"] {
@@ -43,7 +43,7 @@ pub(crate) fn raise(name: &str) -> Result<(Fixture, Etcd)> {
 }
 
 fn together() -> Result<()> {
-    let (fixture, _etcd) = raise("orch-three")?;
+    let (fixture, _etcd) = three_nodes("orch-three")?;
     fixture
         .create_web(6, "stop-first")
         .with_context(|| fixture.evidence())?;
@@ -64,7 +64,7 @@ fn together() -> Result<()> {
     ensure!(!logs.body.contains("certificate"), "{}", logs.body);
     println!("    logs of {nodes:?}");
 
-    // Every node's agent gives way to another one, the leader's too.
+    // Every node's agent is replaced by another one, also the leader's.
     let before = all_containers(&fixture)?;
     for node in fixture.lab.nodes() {
         managed::import_agent(&fixture, node, "mesh-agent:2")?;
@@ -77,7 +77,7 @@ fn together() -> Result<()> {
         let program = managed::executable(&fixture, node)?;
         ensure!(program.contains("/mesh/agent/"), "{program} runs on {node}");
     }
-    ensure!(all_containers(&fixture)? == before, "other containers run");
+    ensure!(all_containers(&fixture)? == before, "the containers have changed");
 
     // Drain: the node's tasks move, and nothing is lost.
     let drained = json!({"availability": "drain"});
@@ -98,7 +98,7 @@ fn together() -> Result<()> {
 }
 
 fn losses() -> Result<()> {
-    let (fixture, etcd) = raise("orch-losses")?;
+    let (fixture, etcd) = three_nodes("orch-losses")?;
     fixture
         .create_web(6, "start-first")
         .with_context(|| fixture.evidence())?;
@@ -143,7 +143,7 @@ fn losses() -> Result<()> {
     fixture.until_running(6)?;
     ensure!(
         fixture.containers("node1")? == before,
-        "other containers run on node1"
+        "the containers of node1 have changed"
     );
 
     // A node is lost: its tasks run elsewhere.
@@ -162,9 +162,9 @@ fn losses() -> Result<()> {
         Ok(())
     })
     .with_context(|| fixture.evidence())?;
-    // It comes back, and what it still runs is stopped.
+    // It comes back, and its old tasks are stopped.
     fixture.start_agent(lost)?;
-    wait_until("what runs twice to be stopped", PATIENCE, || {
+    wait_until("duplicate tasks to be stopped", PATIENCE, || {
         let mut containers = 0;
         for node in fixture.lab.nodes() {
             containers += fixture.containers(node)?.len();
@@ -185,7 +185,7 @@ fn all_containers(fixture: &Fixture) -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// The host name of the leader, as a node knows it.
+/// The leader's host name, as a node reports it.
 pub(crate) fn leader(fixture: &Fixture, node: &str) -> Result<String> {
     let nodes = fixture.api(node)?.get("/v1/nodes")?;
     let leader = nodes
@@ -195,11 +195,11 @@ pub(crate) fn leader(fixture: &Fixture, node: &str) -> Result<String> {
         .find(|node| node["leader"] == true);
     match leader.and_then(|node| node["hostname"].as_str()) {
         Some(name) => Ok(name.to_owned()),
-        None => bail!("nobody leads: {nodes}"),
+        None => bail!("there is no leader: {nodes}"),
     }
 }
 
-/// How many tasks run on each node, as one of them knows it.
+/// How many tasks run on each node, as one of them reports it.
 pub(crate) fn by_node(fixture: &Fixture, node: &str) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
     for task in fixture.api(node)?.running("web")? {

@@ -15,7 +15,7 @@ pub(crate) const STORIES: [Story; 6] = [
         "an_agent_that_was_killed_or_stopped_adopts_its_containers",
         adoption,
     ),
-    ("a_task_that_ends_is_replaced_and_says_why", ends),
+    ("a_task_that_ends_is_replaced_and_reports_the_reason", ends),
     ("secrets_and_limits_arrive_and_output_is_read", contents),
     ("a_silent_engine_fails_no_task", silence),
     ("a_node_in_a_swarm_refuses_the_orchestrator", refusal),
@@ -55,7 +55,7 @@ fn life() -> Result<()> {
     ensure!(logs.status == 200, "{logs:?}");
     api.call("DELETE", "/v1/services/web", None)?;
     wait_until("all containers to go", PATIENCE, || {
-        let words = [
+        let arguments = [
             "ps",
             "--all",
             "--filter",
@@ -63,7 +63,7 @@ fn life() -> Result<()> {
             "--format",
             "{{.Names}}",
         ];
-        let left = fixture.lab.docker("node1", words)?;
+        let left = fixture.lab.docker("node1", arguments)?;
         ensure!(left.is_empty(), "{left}");
         let tasks = api.get("/v1/tasks")?;
         ensure!(tasks == json!([]), "{tasks:#}");
@@ -88,12 +88,21 @@ fn adoption() -> Result<()> {
         fixture.start_agent("node1")
     })?;
     fixture.until_running(2)?;
-    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    ensure!(
+        fixture.containers("node1")? == containers,
+        "the containers have changed"
+    );
     fixture.lab.stop_agent("node1")?;
-    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    ensure!(
+        fixture.containers("node1")? == containers,
+        "the containers have changed"
+    );
     fixture.start_agent("node1")?;
     fixture.until_running(2)?;
-    ensure!(fixture.containers("node1")? == containers, "other containers run");
+    ensure!(
+        fixture.containers("node1")? == containers,
+        "the containers have changed"
+    );
     fixture.lab.down()
 }
 
@@ -104,7 +113,7 @@ fn ends() -> Result<()> {
     let api = fixture.api("node1")?;
     let killed = fixture.containers("node1")?.pop_first().context("no container")?;
     fixture.lab.docker("node1", ["kill", &killed])?;
-    wait_until("the end to be told", PATIENCE, || {
+    wait_until("the failure to be reported", PATIENCE, || {
         let tasks = api.get("/v1/services/web/tasks")?;
         let ended = tasks
             .as_array()
@@ -128,7 +137,7 @@ fn ends() -> Result<()> {
         }
     });
     api.call("POST", "/v1/services", Some(&bad))?;
-    wait_until("the image to be missed", PATIENCE, || {
+    wait_until("the task to be rejected", PATIENCE, || {
         let tasks = api.get("/v1/services/missing/tasks")?;
         let status = &tasks[0]["status"];
         let error = status["error"].as_str().unwrap_or_default();
@@ -171,8 +180,8 @@ fn contents() -> Result<()> {
         container.map(str::to_owned).context("it does not run")
     })
     .with_context(|| fixture.evidence())?;
-    let words = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
-    let read = fixture.lab.docker("node1", words)?;
+    let arguments = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
+    let read = fixture.lab.docker("node1", arguments)?;
     ensure!(read == "open sesame", "{read}");
     let format = "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.RestartPolicy.Name}}";
     let limits = fixture
@@ -206,14 +215,14 @@ fn silence() -> Result<()> {
     let api = fixture.api("node1")?;
     let before = api.get("/v1/services/web/tasks")?;
     fixture.lab.stop_engine("node1")?;
-    wait_until("the engine to be missed", PATIENCE, || {
+    wait_until("the engine to be reported missing", PATIENCE, || {
         let nodes = api.get("/v1/nodes")?;
         ensure!(nodes[0]["status"] == "unknown", "{nodes:#}");
         Ok(())
     })
     .with_context(|| fixture.evidence())?;
-    // It stops its containers as it ends, and some ends may still have been seen; nothing is given up and nothing
-    // new is started.
+    // It stops its containers as it ends, and the agent may have seen some of them end. No task is given up,
+    // and none is started.
     let during = api.get("/v1/services/web/tasks")?;
     let live = during
         .as_array()
@@ -234,11 +243,11 @@ fn refusal() -> Result<()> {
     })?;
     let program = xtask::paths::program("mesh-agent");
     let program = program.to_str().context("the path is not UTF-8")?;
-    let said = lab.run(
+    let outcome = lab.run(
         "node1",
         [program, "run", "--orchestrator", "--state-dir", "/run/mesh-state"],
     );
-    let error = match said {
+    let error = match outcome {
         Ok(output) => anyhow::bail!("it ran: {output}"),
         Err(error) => format!("{error:?}"),
     };

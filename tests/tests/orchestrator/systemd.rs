@@ -1,7 +1,7 @@
-//! A unit of systemd stands for a service: written by `meshctl systemd generate`, run by a real systemd.
+//! A systemd unit that represents a service: written by `meshctl systemd generate`, run by a real systemd.
 //!
-//! The manager is the one that systemd starts for a user: a process like any other, which runs units as the system's
-//! does and needs no machine of its own.
+//! The manager is a user's one: an ordinary process that runs units as the system's manager does, and needs
+//! no machine of its own.
 
 use std::{
     process::{Child, Stdio},
@@ -20,7 +20,7 @@ use crate::{
     fixture::{Fixture, PATIENCE},
 };
 
-pub(crate) const STORIES: [Story; 1] = [("a_unit_of_systemd_stands_for_a_service", unit)];
+pub(crate) const STORIES: [Story; 1] = [("a_systemd_unit_starts_and_stops_a_service", unit)];
 
 /// The manager's folder on the node; units are in it, too.
 const RUNTIME: &str = "/run/systemd-of-the-story";
@@ -65,7 +65,7 @@ fn unit() -> Result<()> {
     let mut manager = Manager::start(&fixture)?;
     manager.write(&fixture)?;
 
-    // The unit is on its way until the service is ready, and no unit after it begins before.
+    // The unit is activating until the service is ready, and units after it wait.
     manager.systemctl(&["start", "--no-block", "after.service"])?;
     let containers = wait_until("the service's containers", PATIENCE, || {
         let containers = fixture.containers("node1")?;
@@ -76,7 +76,7 @@ fn unit() -> Result<()> {
     ensure!(manager.state(UNIT)? == "activating", "it was active too early");
     ensure!(
         manager.state("after.service")? == "inactive",
-        "it began too early"
+        "it started too early"
     );
     for container in &containers {
         fixture
@@ -87,17 +87,17 @@ fn unit() -> Result<()> {
     manager.until("after.service", "active")?;
     ensure!(replicas(&fixture)? == "2/2", "{}", replicas(&fixture)?);
 
-    // Its end, by ExecStop as by a signal, pauses the service.
+    // Stopping the unit, by ExecStop or by a signal, pauses the service.
     manager.systemctl(&["stop", UNIT])?;
-    ensure!(manager.state(UNIT)? == "inactive", "it did not end well");
+    ensure!(manager.state(UNIT)? == "inactive", "it failed");
     ensure!(
         manager.state("after.service")? == "inactive",
-        "what requires it goes on"
+        "a unit that requires it still runs"
     );
     ensure!(replicas(&fixture)? == "0/0", "{}", replicas(&fixture)?);
     ensure!(fixture.containers("node1")?.is_empty(), "containers are left");
 
-    // Told to end before the service was ready, it does.
+    // It can be stopped before the service is ready.
     manager.systemctl(&["start", "--no-block", UNIT])?;
     manager.until(UNIT, "activating")?;
     wait_until("the service to be resumed", PATIENCE, || {
@@ -121,7 +121,7 @@ fn unit() -> Result<()> {
 }
 
 fn replicas(fixture: &Fixture) -> Result<String> {
-    let words = [
+    let arguments = [
         "service",
         "ls",
         "--filter",
@@ -129,7 +129,7 @@ fn replicas(fixture: &Fixture) -> Result<String> {
         "--format",
         "{{.Replicas}}",
     ];
-    fixture.lab.meshctl("node1", &words)
+    fixture.lab.meshctl("node1", &arguments)
 }
 
 /// A systemd on the node.
@@ -140,7 +140,7 @@ struct Manager<'a> {
 
 impl<'a> Manager<'a> {
     fn start(fixture: &'a Fixture) -> Result<Self> {
-        // It asks whether the machine was booted with systemd by looking for that folder.
+        // By this folder it checks whether the machine was booted with systemd.
         let script = format!(
             "mkdir -p /run/systemd/system {RUNTIME}/systemd/user; export XDG_RUNTIME_DIR={RUNTIME} HOME={RUNTIME}; \
              exec {} --user --log-target=console --unit=basic.target > {RUNTIME}/log 2>&1",
@@ -162,13 +162,13 @@ impl<'a> Manager<'a> {
         Ok(manager)
     }
 
-    /// Writes the units: what meshctl says, and one that is ordered after it. systemd must have nothing to say to
-    /// them.
+    /// Writes the units that meshctl generates, and one that is ordered after them. systemd must accept them
+    /// without a warning.
     fn write(&self, fixture: &Fixture) -> Result<()> {
         let meshctl = paths::program("meshctl");
         let meshctl = meshctl.to_str().context("the path is not UTF-8")?;
         let generate = |more: &str| -> Result<String> {
-            let words = [
+            let arguments = [
                 "systemd",
                 "generate",
                 "--meshctl",
@@ -177,7 +177,7 @@ impl<'a> Manager<'a> {
                 "60",
                 more,
             ];
-            fixture.lab.meshctl("node1", &words)
+            fixture.lab.meshctl("node1", &arguments)
         };
         let after = format!(
             "[Unit]\nDescription=After the service\nRequires={UNIT}\nAfter={UNIT}\n[Service]\nExecStart=sleep infinity\n"
@@ -193,8 +193,8 @@ impl<'a> Manager<'a> {
         }
         for name in [UNIT, "mesh-agent@other.service"] {
             let unit_path = format!("SYSTEMD_UNIT_PATH={RUNTIME}/systemd/user:");
-            let words = ["env", &unit_path, "systemd-analyze", "verify", "--man=no", name];
-            let verified = output(&mut fixture.lab.command("node1", words)?)?;
+            let arguments = ["env", &unit_path, "systemd-analyze", "verify", "--man=no", name];
+            let verified = output(&mut fixture.lab.command("node1", arguments)?)?;
             ensure!(
                 verified.status.success() && !output_text(&verified).contains(name),
                 "{}",
@@ -204,11 +204,11 @@ impl<'a> Manager<'a> {
         self.systemctl(&["daemon-reload"]).map(drop)
     }
 
-    fn systemctl(&self, words: &[&str]) -> Result<String> {
+    fn systemctl(&self, arguments: &[&str]) -> Result<String> {
         let variable = format!("XDG_RUNTIME_DIR={RUNTIME}");
         let all = ["env", &variable, "systemctl", "--user"];
-        let words = all.into_iter().chain(words.iter().copied());
-        let mut command = self.fixture.lab.command("node1", words)?;
+        let arguments = all.into_iter().chain(arguments.iter().copied());
+        let mut command = self.fixture.lab.command("node1", arguments)?;
         run(command.env_remove("DBUS_SESSION_BUS_ADDRESS"))
     }
 
@@ -217,20 +217,20 @@ impl<'a> Manager<'a> {
         self.systemctl(&["show", "--property", "ActiveState", "--value", unit])
     }
 
-    fn until(&self, unit: &str, wanted: &str) -> Result<()> {
-        wait_until(&format!("{unit} to be {wanted}"), PATIENCE, || {
+    fn until(&self, unit: &str, expected: &str) -> Result<()> {
+        wait_until(&format!("{unit} to be {expected}"), PATIENCE, || {
             let state = self.state(unit)?;
-            if state != wanted {
+            if state != expected {
                 bail!("it is {state}; {}", self.log());
             }
             Ok(())
         })
     }
 
-    /// What it and its units have said.
+    /// The end of its log and its units'.
     fn log(&self) -> String {
-        let words = ["tail", "-n", "30", &format!("{RUNTIME}/log")];
-        self.fixture.lab.run("node1", words).unwrap_or_default()
+        let arguments = ["tail", "-n", "30", &format!("{RUNTIME}/log")];
+        self.fixture.lab.run("node1", arguments).unwrap_or_default()
     }
 
     fn end(&mut self) -> Result<()> {
@@ -240,7 +240,7 @@ impl<'a> Manager<'a> {
     }
 }
 
-/// Where the manager's program is: in no folder for commands.
+/// The manager's program, which is not in the PATH.
 fn program() -> Result<&'static str> {
     ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"]
         .into_iter()

@@ -12,7 +12,6 @@ use crate::{
 /// Bytes of the big transfers.
 const MIB: u64 = 1 << 20;
 
-/// All of them.
 pub(crate) const STORIES: &[Story] = &[
     (
         "requests_to_every_node_are_spread_in_rotation",
@@ -43,7 +42,7 @@ fn rotation_from_the_node(fixture: &Fixture) -> Result<()> {
             let replies = fixture.lab.fetch(node, &url, 10)?;
             expect_rotation(&replies, 5).with_context(|| format!("on {node} to {url}"))?;
         }
-        // Another node's address is served by that node, like for any client.
+        // Another node's address is served by that node, as for any client.
         let other = if node == "node1" { "node2" } else { "node1" };
         let replies = fixture.lab.fetch(node, &fixture.url(other, HTTP)?, 10)?;
         expect_rotation(&replies, 5).with_context(|| format!("on {node} to {other}"))?;
@@ -78,7 +77,7 @@ fn client_or_entry_node(fixture: &Fixture, client: &str) -> Result<()> {
             let expected = if own { client } else { &entry };
             ensure!(
                 host(&reply.peer) == expected,
-                "{} saw {} and not {expected}, asked by way of {node}",
+                "{} saw {} and not {expected}, through {node}",
                 reply.task,
                 reply.peer
             );
@@ -104,7 +103,7 @@ fn hairpin(fixture: &Fixture) -> Result<()> {
             .lines()
             .map(serde_json::from_str)
             .collect::<Result<Vec<_>, _>>()
-            .context("no JSON came")?;
+            .context("the answers are not JSON")?;
         expect_answers(&replies).with_context(|| format!("from a container on {node} to {url}"))?;
         expect_rotation(&replies, 5).with_context(|| format!("from a container on {node} to {url}"))?;
     }
@@ -124,30 +123,30 @@ fn localhost_by_ipv6(fixture: &Fixture) -> Result<()> {
 
 fn transfers(fixture: &Fixture) -> Result<()> {
     // The only replica is on node3; the client enters at node1, and once at node3 itself.
-    let place = ["--constraint", "node.hostname==node3"];
-    fixture.lab.create_service("far", 1, &["9300:80"], &place)?;
+    let constraint = ["--constraint", "node.hostname==node3"];
+    fixture.lab.create_service("far", 1, &["9300:80"], &constraint)?;
     let outcome = (|| {
         wait_for_port(fixture, "node1", 9300)?;
         wait_for_port(fixture, "node3", 9300)?;
-        // A slow machine is given less to do.
+        // A slow machine gets less to do.
         let small = 32 * MIB / u64::from(patience());
         for (node, size) in [("node1", 8 * small), ("node3", small)] {
             let bytes = size.to_string();
             let more = ["--bytes", &bytes, "--timeout", "120000"];
             let base = fixture.url(node, 9300)?;
             let upload = format!("{base}upload");
-            let mut words = vec!["upload", &upload];
-            words.extend(more);
+            let mut arguments = vec!["upload", &upload];
+            arguments.extend(more);
             fixture
                 .lab
-                .testbed("client", &words)
+                .testbed("client", &arguments)
                 .with_context(|| format!("upload of {bytes} bytes by {node}"))?;
             let download = format!("{base}download?bytes={bytes}");
-            let mut words = vec!["download", &download];
-            words.extend(more);
+            let mut arguments = vec!["download", &download];
+            arguments.extend(more);
             fixture
                 .lab
-                .testbed("client", &words)
+                .testbed("client", &arguments)
                 .with_context(|| format!("download of {bytes} bytes by {node}"))?;
         }
         // And from a process of a node without the replica.

@@ -1,4 +1,4 @@
-//! The stories of two meshes: the one that answers changes, and nobody who asks notices.
+//! Stories of the mesh beside Docker's own: when one takes over from the other, clients do not notice.
 
 use std::{thread, time::Duration};
 
@@ -17,19 +17,19 @@ use crate::{
 
 /// From Docker's mesh to eBPF and back, before the stories that hold on every data path.
 pub(crate) const ON_EBPF: &[Story] = &[(
-    "ebpf_gives_back_to_dockers_mesh_and_takes_over_again",
-    ebpf_changes_hands,
+    "ebpf_hands_over_to_dockers_mesh_and_takes_over_again",
+    ebpf_hands_over,
 )];
 
 /// From eBPF to IPVS, by accident and by request.
-pub(crate) const ON_BOTH: &[Story] = &[("ebpf_gives_way_to_ipvs_on_every_node", ebpf_gives_way)];
+pub(crate) const ON_BOTH: &[Story] = &[("ipvs_replaces_ebpf_on_every_node", ipvs_replaces_ebpf)];
 
-/// What holds on eBPF holds on IPVS, which gives back as well.
+/// The same on IPVS.
 pub(crate) const ON_IPVS: &[Story] = &[
     ("the_basic_stories_hold_on_ipvs", basics_on_ipvs),
     (
-        "ipvs_gives_back_to_dockers_mesh_and_takes_over_again",
-        ipvs_changes_hands,
+        "ipvs_hands_over_to_dockers_mesh_and_takes_over_again",
+        ipvs_hands_over,
     ),
 ];
 
@@ -39,24 +39,24 @@ const IPVS: &[&str] = &["--datapath", "ipvs"];
 /// How long the load goes on around a change, in seconds.
 const LOAD: u32 = 6;
 
-/// Connections that are kept meanwhile: two by each node.
+/// Connections that stay open meanwhile: two through each node.
 const KEPT: usize = 6;
 
-fn ebpf_changes_hands(fixture: &Fixture) -> Result<()> {
-    gives_back(fixture, "ebpf")?;
+fn ebpf_hands_over(fixture: &Fixture) -> Result<()> {
+    hands_over(fixture, "ebpf")?;
     takes_over(fixture, fixture.arguments, "ebpf")
 }
 
-fn ipvs_changes_hands(fixture: &Fixture) -> Result<()> {
-    gives_back(fixture, "ipvs")?;
+fn ipvs_hands_over(fixture: &Fixture) -> Result<()> {
+    hands_over(fixture, "ipvs")?;
     takes_over(fixture, IPVS, "ipvs")
 }
 
-/// Docker's mesh answers until the agents do; its connections may break once when the mesh changes hands.
+/// Docker's mesh answers until the agents do; open connections may break once at the hand-over.
 fn takes_over(fixture: &Fixture, arguments: &[&str], kind: &str) -> Result<()> {
     let report = under_load(fixture, &fixture.lab.nodes(), LOAD, KEPT, || {
         thread::sleep(AFTERWARDS);
-        // One after the other: what each node's own processors do is done by the same ones here.
+        // One after the other: here all nodes share the same processors.
         for node in fixture.lab.nodes() {
             fixture.lab.start_agent(node, arguments)?;
         }
@@ -65,11 +65,11 @@ fn takes_over(fixture: &Fixture, arguments: &[&str], kind: &str) -> Result<()> {
         }
         fixture.until_all_know("web", Duration::from_secs(15))
     })?;
-    expect_and_tell(&report).with_context(|| format!("while {kind} took over"))
+    expect_and_print(&report).with_context(|| format!("while {kind} took over"))
 }
 
 /// The agents stop, Docker's mesh answers again, and nothing of ours is left.
-fn gives_back(fixture: &Fixture, kind: &str) -> Result<()> {
+fn hands_over(fixture: &Fixture, kind: &str) -> Result<()> {
     let all = fixture.lab.nodes();
     for node in &all {
         until_kind(fixture, node, kind)?;
@@ -78,7 +78,7 @@ fn gives_back(fixture: &Fixture, kind: &str) -> Result<()> {
         thread::sleep(AFTERWARDS);
         stop_all(fixture)
     })?;
-    expect_and_tell(&report).with_context(|| format!("while {kind} gave back"))?;
+    expect_and_print(&report).with_context(|| format!("while {kind} handed over"))?;
     for node in all {
         expect_nothing_left(fixture, node)?;
         let url = fixture.url(node, HTTP)?;
@@ -102,12 +102,12 @@ fn stop_all(fixture: &Fixture) -> Result<()> {
     })
 }
 
-fn ebpf_gives_way(fixture: &Fixture) -> Result<()> {
+fn ipvs_replaces_ebpf(fixture: &Fixture) -> Result<()> {
     killed(fixture)?;
     changed(fixture)
 }
 
-/// eBPF goes on without the agent, and gives way to another one's IPVS.
+/// The eBPF data path works without its agent, and the next agent's IPVS replaces it.
 fn killed(fixture: &Fixture) -> Result<()> {
     let (all, node) = (fixture.lab.nodes(), "node3");
     let report = under_load(fixture, &all, LOAD, KEPT, || {
@@ -121,12 +121,12 @@ fn killed(fixture: &Fixture) -> Result<()> {
         thread::sleep(AFTERWARDS);
         fixture.lab.start_agent(node, IPVS)?;
         until_kind(fixture, node, "ipvs")?;
-        // The other nodes are given the time to follow.
+        // The other nodes get time to follow.
         wait_until("eBPF to leave", Duration::from_secs(5), || {
             fixture.no_pins_left(node)
         })
     })?;
-    expect_and_tell(&report).context("while an agent on IPVS took a dead one's place")
+    expect_and_print(&report).context("while an agent on IPVS replaced a killed one")
 }
 
 /// One after the other, so that some nodes have eBPF and others IPVS meanwhile.
@@ -140,7 +140,7 @@ fn changed(fixture: &Fixture) -> Result<()> {
         }
         Ok(())
     })?;
-    expect_and_tell(&report).context("while the nodes changed from eBPF to IPVS")?;
+    expect_and_print(&report).context("while the nodes changed from eBPF to IPVS")?;
     fixture.until_all_know("web", Duration::from_secs(15))
 }
 
@@ -155,25 +155,25 @@ fn basics_on_ipvs(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// No new request may fail. What is open when the mesh changes hands may break once, and it is told how much did:
-/// kept connections, and requests that were sent but not answered yet.
-fn expect_and_tell(report: &Report) -> Result<()> {
+/// No new request may fail. What is open at the hand-over may break once, and the number is printed: open
+/// connections, and requests that are not answered yet.
+fn expect_and_print(report: &Report) -> Result<()> {
     println!(
-        "    of {} kept connections {} broke",
+        "    of {} open connections {} broke",
         report.kept.connections,
         report.kept.broken.len()
     );
-    expect_few_new_failures(report, under_way_at_once(report))?;
+    expect_few_new_failures(report, in_flight(report))?;
     ensure!(
         report.kept.broken.len() <= report.kept.connections,
-        "a kept connection broke more than once: {:?}",
+        "an open connection broke more than once: {:?}",
         report.kept.broken
     );
     Ok(())
 }
 
-/// How many requests are under way at one moment, at most: as many as are sent in the time that one takes.
-fn under_way_at_once(report: &Report) -> u64 {
+/// How many requests are in flight at once, at most: those sent in the time that one takes.
+fn in_flight(report: &Report) -> u64 {
     let seconds = report.latency.p99 / 1000.0;
     (f64::from(rate()) * seconds).ceil() as u64
 }

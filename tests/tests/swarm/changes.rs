@@ -1,4 +1,4 @@
-//! The stories of what changes: scaling, removal, and agents and engines that stop and come back.
+//! Stories of changes: scaling, removal, and agents and engines that stop and start again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,6 @@ use crate::{
     group::Story,
 };
 
-/// All of them.
 pub(crate) const STORIES: &[Story] = &[
     ("scaling_is_followed_within_a_second", scaling),
     ("scaling_down_loses_no_request", scaling_down_under_traffic),
@@ -34,10 +33,10 @@ fn scaling(fixture: &Fixture) -> Result<()> {
         let before = fixture.names("web")?;
         fixture.lab.scale("web", replicas)?;
         if replicas < before.len() {
-            // Tasks leave the list of those that shall run at once: that is the moment that counts.
+            // Tasks leave the list of those desired to run at once: that moment counts.
             wait_until("the tasks to be taken out", Duration::from_secs(10), || {
                 let left = fixture.lab.running_tasks("web")?.len();
-                ensure!(left == replicas, "{left} tasks shall run");
+                ensure!(left == replicas, "{left} tasks are desired to run");
                 Ok(())
             })?;
         } else {
@@ -51,7 +50,7 @@ fn scaling(fixture: &Fixture) -> Result<()> {
         }
         let tasks = fixture.names("web")?;
         for node in fixture.lab.nodes() {
-            // The node that is asked last had longer; each must be right by now or within the second.
+            // The last node has had more time; each must follow within a second.
             let url = fixture.url(node, HTTP)?;
             let count = tasks.len() * 2;
             wait_until(&format!("{node} to follow to {replicas}"), SOON, || {
@@ -62,7 +61,7 @@ fn scaling(fixture: &Fixture) -> Result<()> {
                     &tasks,
                 )
             })?;
-            // And it stays so: nothing goes to a task that was taken out.
+            // And it stays so: nothing goes to a removed task.
             expect_all_of(&fixture.lab.fetch("client", &url, count * 2)?, &tasks)
                 .with_context(|| node.to_owned())?;
         }
@@ -85,9 +84,9 @@ fn scaling_down_under_traffic(fixture: &Fixture) -> Result<()> {
 
 fn labels(fixture: &Fixture) -> Result<()> {
     let service = |change: &[&str]| -> Result<()> {
-        // Labels of the service alone: its tasks go on.
-        let words = [&["service", "update", "--detach"], change, &["web"]].concat();
-        fixture.lab.docker("node1", words).map(drop)
+        // Labels of the service only: its tasks keep running.
+        let arguments = [&["service", "update", "--detach"], change, &["web"]].concat();
+        fixture.lab.docker("node1", arguments).map(drop)
     };
     let node = |change: [&str; 2]| {
         fixture
@@ -215,7 +214,7 @@ fn all_bpf_objects(fixture: &Fixture, node: &str) -> Result<BTreeSet<(String, u6
     for kind in ["prog", "map", "link"] {
         let text = fixture.lab.run(node, ["bpftool", "--json", kind, "show"])?;
         let list: Vec<Value> =
-            serde_json::from_str(&text).with_context(|| format!("bpftool {kind} said {text}"))?;
+            serde_json::from_str(&text).with_context(|| format!("bpftool {kind} printed {text}"))?;
         objects.extend(
             list.iter()
                 .filter_map(|one| Some((kind.to_owned(), one.get("id")?.as_u64()?))),
@@ -241,7 +240,7 @@ fn kept(fixture: &Fixture) -> Result<()> {
             .fetch(node, &format!("http://localhost:{HTTP}/"), 10)?,
         &tasks,
     )?;
-    // The next agent takes over what it finds, and takes it out when it is told to.
+    // The next agent adopts the data path, and removes it when it stops.
     let replies = during(fixture, &url, 150, || {
         fixture.lab.start_agent(node, fixture.arguments)
     })?;
@@ -252,7 +251,7 @@ fn kept(fixture: &Fixture) -> Result<()> {
 
 fn worker_restart(fixture: &Fixture) -> Result<()> {
     let node = "node2";
-    // Another node's traffic does not care, also not where this node's replicas serve it.
+    // Traffic through another node goes on, also to replicas on this one.
     let url = fixture.url("node1", HTTP)?;
     let replies = during(fixture, &url, 200, || {
         fixture.lab.kill_agent(node)?;
@@ -286,14 +285,14 @@ fn manager_restart(fixture: &Fixture) -> Result<()> {
 fn engine_restart(fixture: &Fixture) -> Result<()> {
     let node = "node2";
     fixture.lab.stop_engine(node)?;
-    // Swarm notices after a while and starts the node's tasks elsewhere; the others go on meanwhile.
+    // Swarm notices after a while and starts the node's tasks elsewhere.
     fixture.lab.start_engine(node)?;
     fixture.lab.wait_for_tasks("web", 5)?;
     fixture
         .until_all_know("web", Duration::from_secs(20))
         .context("after dockerd of node2 restarted")?;
     fixture.lab.stop_engine("node1")?;
-    // The manager is away, and with it every change; what runs on the workers is still served there.
+    // Without its manager the cluster cannot change; what runs on the workers is still served there.
     let reply = fixture.lab.fetch("client", &fixture.url("node3", HTTP)?, 10)?;
     ensure!(
         spread(&reply).keys().any(|task| task.starts_with("web.")),
@@ -312,7 +311,7 @@ fn engine_restart(fixture: &Fixture) -> Result<()> {
     expect_answers(&udp).context("UDP after the restarts")
 }
 
-/// Sends requests, one each 10 ms, while something happens; returns what came of each.
+/// Sends a request every 10 ms while something happens; returns the reply to each.
 fn during(
     fixture: &Fixture,
     url: &str,

@@ -1,4 +1,4 @@
-//! The stories of the data path that is changed while requests do not stop.
+//! Stories of data paths that change while requests do not stop.
 
 use std::{thread, time::Duration};
 
@@ -12,7 +12,6 @@ use crate::{
     load::{expect_no_failures, under_load},
 };
 
-/// All of them.
 pub(crate) const STORIES: &[Story] = &[
     ("the_rung_in_use_is_shown_with_its_reason", shown),
     (
@@ -21,7 +20,7 @@ pub(crate) const STORIES: &[Story] = &[
     ),
 ];
 
-/// For both data paths to be in the kernel, and for the old one to have gone.
+/// Long enough for both data paths to be in the kernel, and for the old one to go.
 const AFTERWARDS: Duration = Duration::from_millis(1500);
 
 fn shown(fixture: &Fixture) -> Result<()> {
@@ -40,7 +39,7 @@ fn shown(fixture: &Fixture) -> Result<()> {
         for status in better {
             ensure!(
                 status["reason"].as_str().is_some_and(|reason| !reason.is_empty()),
-                "{node} does not say why it is not on {status}"
+                "{node} gives no reason for not being on {status}"
             );
         }
         let metrics = fixture.lab.metrics(node)?;
@@ -62,7 +61,7 @@ fn shown(fixture: &Fixture) -> Result<()> {
 fn changed(fixture: &Fixture) -> Result<()> {
     let nodes = fixture.lab.nodes();
     let node = "node3";
-    // Connections that are open may break where eBPF and IPVS take each other's place: none is kept.
+    // Open connections may break when IPVS replaces eBPF or the reverse: none is kept open.
     let report = under_load(fixture, &nodes, 12, 0, || {
         fixture.lab.meshctl(node, &["datapath", "retry"])?;
         match fixture.lab.meshctl(node, &["datapath", "use", "ipvs"]) {
@@ -79,8 +78,8 @@ fn changed(fixture: &Fixture) -> Result<()> {
                 ensure!(!links.contains("mesh-vx"), "the tunnel is left: {links}");
             }
             Err(error) => {
-                let words = format!("{error:?}");
-                ensure!(words.contains("this kernel has no IPVS"), "{words}");
+                let text = format!("{error:?}");
+                ensure!(text.contains("this kernel has no IPVS"), "{text}");
                 let status = fixture.datapath(node)?;
                 ensure!(
                     status["kind"] == "ebpf" && status["choice"] == "auto",

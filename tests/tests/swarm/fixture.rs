@@ -76,7 +76,7 @@ impl Fixture {
     /// Nothing of the mesh may be pinned on a node.
     pub(crate) fn no_pins_left(&self, node: &str) -> Result<()> {
         // The kernel itself puts `maps.debug` and `progs.debug` into each bpf file system.
-        let words = [
+        let arguments = [
             "find",
             "/sys/fs/bpf",
             "-mindepth",
@@ -85,13 +85,13 @@ impl Fixture {
             "-name",
             "*.debug",
         ];
-        let pins = self.lab.run(node, words)?;
+        let pins = self.lab.run(node, arguments)?;
         ensure!(pins.is_empty(), "pins are left: {pins}");
         Ok(())
     }
 
-    /// What every story starts from: `web` has five replicas; where the group has agents, they run on all nodes and
-    /// know all replicas.
+    /// What every story starts from: `web` has five replicas; where the group has agents, they run on all
+    /// nodes and know all replicas.
     pub(crate) fn reset(&self) -> Result<()> {
         if self.with_agents {
             self.lab.on_each_node(|node| {
@@ -168,11 +168,11 @@ impl Fixture {
         Ok(())
     }
 
-    /// All of a node's network that an agent could change.
+    /// All parts of a node's network that an agent changes.
     pub(crate) fn network(&self, node: &str) -> Result<String> {
         let mut text = String::new();
         // Names and kinds only: counters and states change by themselves.
-        for words in [
+        for command in [
             "ip -oneline link show | sed 's/ state [A-Z]*//; s/@.*: </: </' | grep -v ': veth'",
             "ip -oneline address show scope global | grep -v ': veth'",
             "ip route show table all | grep -v 'dev veth' | grep -v fe80 | grep -v ff00",
@@ -185,8 +185,8 @@ impl Fixture {
             "iptables-save | grep -v -e '^#' | sed 's/\\[[0-9:]*\\]//' | sort",
         ] {
             // Some print nothing, and then grep fails.
-            let output = self.lab.run(node, ["sh", "-c", &format!("{words}; true")])?;
-            text += &format!("$ {words}\n{output}\n");
+            let output = self.lab.run(node, ["sh", "-c", &format!("{command}; true")])?;
+            text += &format!("$ {command}\n{output}\n");
         }
         Ok(text)
     }

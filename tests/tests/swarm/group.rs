@@ -1,5 +1,5 @@
-//! Groups of stories: each has a lab and agents of its kind. A lab is kept for the next group if that can use it,
-//! since one takes longer to bring up than most stories do.
+//! Groups of stories: each has a lab and agents of its kind. A lab is kept for the next group if that can use
+//! it, since one takes longer to bring up than most stories do.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

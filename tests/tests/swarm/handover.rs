@@ -1,4 +1,4 @@
-//! The stories of the mesh that changes hands: no request is sent to where nobody takes it.
+//! Stories of agents that start and stop: no request goes to a node that cannot deliver it.
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
@@ -13,7 +13,6 @@ use crate::{
     load::{AFTERWARDS, expect_no_failures, under_load},
 };
 
-/// All of them.
 pub(crate) const STORIES: &[Story] = &[
     (
         "a_worker_that_stops_loses_no_new_request_at_the_others",
@@ -33,7 +32,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("all_agents_may_stop_at_once", all_stop),
 ];
 
-/// Connections that are kept while an agent dies and comes back: every node has some to every other.
+/// Connections that stay open while an agent is killed and comes back: each node has some to each other.
 const KEPT: usize = 15;
 
 fn worker_stops(fixture: &Fixture) -> Result<()> {
@@ -41,7 +40,7 @@ fn worker_stops(fixture: &Fixture) -> Result<()> {
 }
 
 fn managers_stop(fixture: &Fixture) -> Result<()> {
-    // The worker follows one of them: whichever, it goes on with the other.
+    // The worker follows one of them, and continues with the other.
     for node in ["node1", "node2"] {
         stops(fixture, node).context(node)?;
         fixture.until_all_know("web", Duration::from_secs(15))?;
@@ -73,7 +72,7 @@ fn stops(fixture: &Fixture, node: &str) -> Result<()> {
 fn not_started(fixture: &Fixture) -> Result<()> {
     let node = "node3";
     fixture.lab.stop_agent(node)?;
-    let (elsewhere, there) = tasks_by_place(fixture, node)?;
+    let (elsewhere, there) = tasks_by_node(fixture, node)?;
     ensure!(
         !there.is_empty() && !elsewhere.is_empty(),
         "web does not run on {node} and elsewhere"
@@ -100,7 +99,7 @@ fn not_started(fixture: &Fixture) -> Result<()> {
     let after = stray_packets(fixture, node)?;
     ensure!(
         before == after,
-        "{node} got {} packets that nobody there takes",
+        "{node} got {} packets that nothing there accepts",
         after - before
     );
     fixture.lab.start_agent(node, fixture.arguments)?;
@@ -161,7 +160,7 @@ fn left_to_others(fixture: &Fixture) -> Result<()> {
             )
         })?;
         fixture.lab.stop_agent("node3")?;
-        // Nothing of the mesh answers, or refuses, where none of its replicas can be reached.
+        // A node that can reach none of the replicas neither answers nor refuses.
         let rows = routes(fixture, "node1")?;
         let row = rows
             .iter()
@@ -213,7 +212,7 @@ fn all_stop(fixture: &Fixture) -> Result<()> {
 }
 
 /// The names of the tasks of `web` that do not, and that do, run on a node.
-fn tasks_by_place(fixture: &Fixture, node: &str) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+fn tasks_by_node(fixture: &Fixture, node: &str) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let (there, elsewhere): (Vec<_>, Vec<_>) = fixture
         .lab
         .running_tasks("web")?
@@ -223,13 +222,13 @@ fn tasks_by_place(fixture: &Fixture, node: &str) -> Result<(BTreeSet<String>, BT
     Ok((names(elsewhere), names(there)))
 }
 
-/// UDP packets that came to a node for a port that nobody has open: the tunnel's, where no mesh is.
+/// UDP packets that a node got for a closed port, such as the tunnel's where no mesh runs.
 fn stray_packets(fixture: &Fixture, node: &str) -> Result<u64> {
     let text = fixture.lab.run(node, ["cat", "/proc/self/net/snmp"])?;
     let mut lines = text.lines().filter(|line| line.starts_with("Udp:"));
     let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let place = names.split(' ').position(|word| word == "NoPorts");
-    let number = place.and_then(|place| numbers.split(' ').nth(place));
+    let column = names.split(' ').position(|name| name == "NoPorts");
+    let number = column.and_then(|column| numbers.split(' ').nth(column));
     number
         .context("the kernel does not count")?
         .parse()
@@ -238,7 +237,7 @@ fn stray_packets(fixture: &Fixture, node: &str) -> Result<u64> {
 
 fn routes(fixture: &Fixture, node: &str) -> Result<Vec<Value>> {
     let text = fixture.lab.meshctl(node, &["routes", "--format", "json"])?;
-    let answer: Value = serde_json::from_str(&text).with_context(|| format!("meshctl said `{text}`"))?;
+    let answer: Value = serde_json::from_str(&text).with_context(|| format!("meshctl printed `{text}`"))?;
     answer["routes"]
         .as_array()
         .cloned()

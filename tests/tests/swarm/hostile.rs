@@ -1,4 +1,4 @@
-//! The stories of those who mean no good: garbage frames, and peers without a certificate.
+//! Stories of hostile peers: garbage frames, and clients without a certificate.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -15,9 +15,8 @@ use crate::{
     group::Story,
 };
 
-/// All of them.
 pub(crate) const STORIES: &[Story] = &[
-    ("garbage_frames_are_counted_and_hurt_nobody", garbage),
+    ("garbage_frames_are_counted_and_do_no_harm", garbage),
     ("a_peer_without_a_nodes_certificate_is_refused", foreign_peers),
 ];
 
@@ -55,7 +54,7 @@ fn garbage(fixture: &Fixture) -> Result<()> {
     }
     wait_until("the drops to be counted", Duration::from_secs(5), || {
         let after = drops("")?;
-        // Not every kind is dropped by the mesh: what is not for it goes on to the kernel.
+        // The mesh does not drop every kind: what is not for it goes to the kernel.
         ensure!(
             after - before >= 20.0 * 4.0,
             "mesh_drops_total went from {before} to {after}"
@@ -70,7 +69,7 @@ fn garbage(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Who the frames are for and from.
+/// The destination and the source of the frames.
 struct Target {
     to_mac: [u8; 6],
     from_mac: [u8; 6],
@@ -123,10 +122,10 @@ impl Target {
         [self.to_mac.as_slice(), &self.from_mac, &[0x08, 0x00], ip].concat()
     }
 
-    /// An IPv4 header with a right checksum; `words` are its options, `total` its claimed length.
+    /// An IPv4 header with a correct checksum; `total` is the length it claims.
     fn ip(&self, protocol: u8, fragment: u16, options: &[u8], total: u16) -> Vec<u8> {
-        let words = 5 + options.len() / 4;
-        let mut header = vec![0x40 | words as u8, 0];
+        let length = 5 + options.len() / 4;
+        let mut header = vec![0x40 | length as u8, 0];
         header.extend(total.to_be_bytes());
         header.extend([0x12, 0x34]);
         header.extend(fragment.to_be_bytes());
@@ -139,7 +138,7 @@ impl Target {
         header
     }
 
-    /// Each with what is wrong with it.
+    /// Frames, each with what is wrong with it.
     fn garbage(&self) -> Vec<(&'static str, Vec<u8>)> {
         let tcp = |flags: u8, offset: u8| {
             let mut header = 40_000_u16.to_be_bytes().to_vec();
@@ -221,7 +220,7 @@ impl Target {
                 "a UDP length below the header",
                 join(self.ip(17, 0, &[], 28), &udp(UDP, 2)),
             ),
-            ("Geneve from who is no peer", geneve(&[0, 0, 0x08, 0, 0, 0, 0, 0])),
+            ("Geneve from a stranger", geneve(&[0, 0, 0x08, 0, 0, 0, 0, 0])),
             (
                 "Geneve of a wrong version",
                 geneve(&[0xc0, 0, 0x08, 0, 0, 0, 0, 0]),
@@ -255,7 +254,7 @@ fn foreign_peers(fixture: &Fixture) -> Result<()> {
             .lab
             .testbed("client", &[&["tls", feed.as_str()], more].concat())
     };
-    // A node's own certificate is let in: the story would prove nothing otherwise.
+    // A node's own certificate is accepted: otherwise the story would prove nothing.
     let certificates = engine::data_root(fixture.lab.state(), "node2").join("swarm/certificates");
     let path = |name: &str| certificates.join(name).display().to_string();
     let (certificate, key) = (path("swarm-node.crt"), path("swarm-node.key"));
@@ -279,6 +278,6 @@ fn foreign_peers(fixture: &Fixture) -> Result<()> {
         let outcome = dial(&["--certificate", &certificate, "--key", &key])?;
         ensure!(outcome.starts_with("refused"), "{name}: {outcome}");
     }
-    // The workers' own connections go on.
+    // The workers' own connections stay.
     fixture.until_all_know("web", Duration::from_secs(5))
 }

@@ -146,8 +146,8 @@ fn expect_nothing_of(name: &str) -> Result<()> {
         let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else {
             continue;
         };
-        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&words).replace('\0', " ");
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&arguments).replace('\0', " ");
         ensure!(
             !(line.contains(&needle) && Process::of(pid).is_ok()),
             "process {pid} is left: {line}"

@@ -1,4 +1,4 @@
-//! Requests that do not stop while something changes, and what may become of them.
+//! Constant load while something changes, and how many failures are allowed.
 
 use std::{thread, time::Duration};
 
@@ -11,16 +11,16 @@ use crate::fixture::{Fixture, HTTP};
 /// New connections each second where the machine is not slow.
 const RATE: u32 = 100;
 
-/// Long enough for all nodes to follow a change, were they not told of it at once.
+/// Long enough for all nodes to follow a change by polling.
 pub(crate) const AFTERWARDS: Duration = Duration::from_millis(500);
 
-/// New connections each second, in all; a slow machine is given less to do.
+/// New connections each second, in all; a slow machine gets less to do.
 pub(crate) fn rate() -> u32 {
     (RATE / patience()).max(1)
 }
 
-/// New connections to these nodes in turn, and some that are kept, while something happens and for so long at
-/// least.
+/// Sends requests to these nodes in turn, and keeps some connections open, while something happens and for at
+/// least this many seconds.
 pub(crate) fn under_load(
     fixture: &Fixture,
     nodes: &[&str],
@@ -40,7 +40,7 @@ pub(crate) fn under_load(
     };
     let report: Report = fixture.lab.under_load("client", &load, || {
         let outcome = work();
-        // A slow machine gets the time to tell what came of it.
+        // A slow machine gets more time to show the effect.
         thread::sleep(AFTERWARDS * patience().min(4));
         outcome
     })?;
@@ -56,19 +56,19 @@ pub(crate) fn under_load(
     Ok(report)
 }
 
-/// Neither new nor kept connections were touched.
+/// No new connection failed, and no open one broke.
 pub(crate) fn expect_no_failures(report: &Report) -> Result<()> {
     expect_few_new_failures(report, 0)?;
     ensure!(
         report.kept.broken.is_empty(),
-        "of {} kept connections broke {:?}",
+        "of {} open connections broke {:?}",
         report.kept.connections,
         report.kept.broken
     );
     Ok(())
 }
 
-/// All new connections but so many were answered, without delay.
+/// At most `allowed` new connections failed, and the others were answered without delay.
 pub(crate) fn expect_few_new_failures(report: &Report, allowed: u64) -> Result<()> {
     ensure!(
         report.failures() <= allowed,
@@ -77,8 +77,8 @@ pub(crate) fn expect_few_new_failures(report: &Report, allowed: u64) -> Result<(
         report.attempts,
         report.failed
     );
-    // TCP sends again after a second what was sent to where nobody took it. One in a hundred is let pass: a
-    // busy machine loses a packet now and then.
+    // A SYN that is lost is sent again after a second. One in a hundred is allowed: a busy machine loses a
+    // packet now and then.
     ensure!(
         report.latency.p99 < 1000.0 * f64::from(patience()),
         "more than one request in a hundred took a second: {report:?}"

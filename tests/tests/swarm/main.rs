@@ -1,7 +1,7 @@
 //! The mesh on a real Swarm: a user's stories, in groups that share a lab.
 //!
-//! `cargo test --package mesh-tests --test swarm -- GROUP` runs one group; those that need a kernel with IPVS are run by
-//! `cargo xtask vm test`.
+//! `cargo test --package mesh-tests --test swarm -- GROUP` runs one group; those that need a kernel with IPVS
+//! are run by `cargo xtask vm test`.
 
 use std::{
     process::ExitCode,

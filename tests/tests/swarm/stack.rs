@@ -19,7 +19,6 @@ use crate::{
     group::Story,
 };
 
-/// All of them.
 pub(crate) const STORIES: &[Story] = &[(
     "the_stack_file_runs_the_mesh_on_every_node_and_leaves_nothing",
     stack,
@@ -77,7 +76,7 @@ fn build_image(lab: &Lab) -> Result<()> {
     let file = paths::workspace().join("deploy/Dockerfile");
     let (file, context) = (text(&file)?, text(&context)?);
     lab.on_each_node(|node| {
-        let words = [
+        let arguments = [
             "build",
             "--quiet",
             "--tag",
@@ -86,7 +85,7 @@ fn build_image(lab: &Lab) -> Result<()> {
             file,
             context,
         ];
-        run(engine::docker(lab.state(), node, words)?.env("DOCKER_BUILDKIT", "0")).map(drop)
+        run(engine::docker(lab.state(), node, arguments)?.env("DOCKER_BUILDKIT", "0")).map(drop)
     })?;
     let size = lab.docker(
         "node1",
@@ -104,7 +103,7 @@ fn build_image(lab: &Lab) -> Result<()> {
 
 fn deploy(lab: &Lab) -> Result<()> {
     let file = paths::workspace().join("deploy/stack.yml");
-    let words = [
+    let arguments = [
         "stack",
         "deploy",
         "--resolve-image",
@@ -113,7 +112,7 @@ fn deploy(lab: &Lab) -> Result<()> {
         text(&file)?,
         "mesh",
     ];
-    let mut deploy = engine::docker(lab.state(), "node1", words)?;
+    let mut deploy = engine::docker(lab.state(), "node1", arguments)?;
     deploy
         .env("DOCKER_ROOT", NODE_DOCKER_ROOT)
         .env("CGROUP", NODE_CGROUP)

@@ -1,5 +1,5 @@
-//! Puts an XDP program that passes everything at the wire's end of a veth; why is said in [`xdp_pass`]. Depends on
-//! `space`.
+//! Puts an XDP program that passes everything at the wire's end of a veth; why is said in [`xdp_pass`].
+//! Depends on `space`.
 
 use std::{os::fd::AsFd, path::Path};
 
@@ -18,8 +18,8 @@ use crate::command::run;
 /// # Errors
 /// When the kernel refuses a step.
 pub(super) fn pass_all(space: &SpaceRecord, devices: &[&str]) -> Result<()> {
-    // `ip` takes a pinned program only, so it is pinned on a bpf file system that only this thread and the `ip` it
-    // starts see, and that is gone with the thread.
+    // `ip` takes a pinned program only, so it is pinned on a bpf file system that only this thread and the
+    // `ip` it starts see, and that is gone with the thread.
     in_new_mounts(|| attach(space, devices)).context("could not get mounts of our own")?
 }
 

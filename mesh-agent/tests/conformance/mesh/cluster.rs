@@ -10,8 +10,9 @@ use mesh_agent::model::{
     ServiceKey, Task, TaskState, desired::desired,
 };
 
-use super::{ECHO, Mesh, SERVICE_ADDRESS, WEB};
+use super::{ECHO, Mesh, WEB};
 use crate::{
+    rungs::SERVICE_ADDRESS,
     talk::{TCP_PORT, UDP_PORT},
     world::{GATEWAY, Node},
 };

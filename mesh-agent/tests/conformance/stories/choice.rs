@@ -42,7 +42,8 @@ fn ask_from(mesh: &Mesh<'_>, source: Ipv4Addr) -> std::io::Result<Answer> {
     .ask()
 }
 
-/// Every algorithm serves all replicas on every data path, and the README lists those that are replaced by another.
+/// Every algorithm serves all replicas on every data path, and the README lists those that are replaced by
+/// another.
 pub(super) fn algorithms(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     for algorithm in Algorithm::ALL {

@@ -48,8 +48,8 @@ impl<'a> Meter<'a> {
             .filter(|line| line.contains("counter packets"))
             .flat_map(|line| {
                 line.split_whitespace()
-                    .skip_while(|word| *word != "counter")
-                    .filter_map(|word| word.parse().ok())
+                    .skip_while(|field| *field != "counter")
+                    .filter_map(|field| field.parse().ok())
             })
             .collect();
         numbers

@@ -67,7 +67,8 @@ pub(super) fn no_trace(mesh: &mut Mesh<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What other programs may have on a node: a table, a virtual service, filters on our interfaces, a redirected port.
+/// What other programs may have on a node: a table, a virtual service, filters on our interfaces, a
+/// redirected port.
 fn foreign(mesh: &Mesh<'_>) -> Result<Vec<(&'static str, String)>> {
     let netns = &mesh.world.node(1).netns;
     let mut seen = vec![

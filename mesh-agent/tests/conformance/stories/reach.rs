@@ -112,8 +112,9 @@ fn asked_by(mesh: &Mesh<'_>, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A replica also gets its own requests, and then the bridge has to send frames out of the port they came in by. It does
-/// so by itself only at a port in hairpin mode, and only after `br_netfilter` has translated the addresses.
+/// A replica also gets its own requests, and then the bridge has to send frames out of the port they came in
+/// by. It does so by itself only at a port in hairpin mode, and only after `br_netfilter` has translated the
+/// addresses.
 pub(super) fn replicas(mesh: &mut Mesh<'_>) -> Result<()> {
     let node = &mesh.world.node(1).netns;
     // Docker without its userland proxy does so for its containers.

@@ -1,18 +1,18 @@
-//! What a docker user types, from an empty engine to an empty engine. Each line is run twice: as it stands, and with
-//! `meshctl` for `docker`. Plain data.
+//! The commands of a docker user's session, from an empty engine to an empty engine. Each is run twice: as it
+//! is, and with `meshctl` instead of `docker`. Plain data.
 
 /// One step of the session.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
-    /// A shell's line, whose outcome is compared.
+    /// A shell command, whose outcome is compared.
     Type(&'static str),
-    /// A shell's line that is typed again until it says this; what it says by then is equal by itself.
+    /// A shell command that is repeated until it prints this.
     Until(&'static str, &'static str),
 }
 
 use Step::{Type, Until};
 
-/// A service with what most services have.
+/// A service with the usual settings.
 const CREATE: &str = "docker service create --detach --no-resolve-image --name web --replicas 2 -p 9200:80 \
      --label tier=front --label plain --container-label role=web --env MODE=fast --env LEVEL=2 \
      --constraint node.role==manager --placement-pref spread=node.labels.zone --replicas-max-per-node 4 \

@@ -1,10 +1,10 @@
-//! The shape of what a command says: without the ids, ages and moments that differ from run to run. Pure.
+//! The shape of a command's output, without the ids, ages and times that differ from run to run. Pure.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::Value;
 
-/// What a command said, in comparable pieces.
+/// A command's output, in comparable pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// A table: its columns from left to right, each with its header.
@@ -28,14 +28,14 @@ impl Shape {
         Self::Lines(lines.collect())
     }
 
-    /// For what comes in any order.
+    /// Sorts lines that come in any order.
     pub(crate) fn sort(&mut self) {
         if let Self::Lines(lines) = self {
             lines.sort();
         }
     }
 
-    /// The pieces by themselves, for what is compared one by one.
+    /// The pieces, to be compared one by one.
     pub(crate) fn pieces(&self) -> Vec<String> {
         match self {
             Self::Table(columns) => columns.iter().map(|cells| cells.join(" / ")).collect(),
@@ -45,7 +45,7 @@ impl Shape {
     }
 }
 
-/// Lines without PEM's, which are other ones each time, and the empty one that ends them.
+/// Lines without PEM blocks, which differ each time, and without the empty line after them.
 fn without_certificates(text: &str) -> impl Iterator<Item = &str> {
     let (mut inside, mut was_end) = (false, false);
     text.lines().filter(move |line| {
@@ -121,50 +121,50 @@ fn starts(header: &str) -> Vec<usize> {
 
 /// A line without what differs from run to run.
 pub(crate) fn plain(line: &str) -> String {
-    // What the machine has.
+    // Depends on the machine.
     for part in [" CPUs:\t", " Memory:\t"] {
         if line.starts_with(part) {
             return format!("{part}<amount>");
         }
     }
-    let mut words: Vec<String> = Vec::new();
-    for word in line.split(' ') {
-        match word {
-            "ago" => age(&mut words),
-            "utc" if words.len() >= 3 => {
-                let date = words.drain(words.len() - 3..).next().unwrap_or_default();
-                words.push(format!("{}<moment>", label(&date)));
+    let mut tokens: Vec<String> = Vec::new();
+    for token in line.split(' ') {
+        match token {
+            "ago" => age(&mut tokens),
+            "utc" if tokens.len() >= 3 => {
+                let date = tokens.drain(tokens.len() - 3..).next().unwrap_or_default();
+                tokens.push(format!("{}<moment>", label(&date)));
             }
-            word => words.push(shape_of(word)),
+            token => tokens.push(shape_of(token)),
         }
     }
-    words.join(" ")
+    tokens.join(" ")
 }
 
-/// Takes an age back: `Less than a second`, `3 seconds`, `About a minute`.
-fn age(words: &mut Vec<String>) {
-    words.pop();
-    let mut first = words.pop().unwrap_or_default();
+/// Replaces the age at the end: `Less than a second`, `3 seconds`, `About a minute`.
+fn age(tokens: &mut Vec<String>) {
+    tokens.pop();
+    let mut first = tokens.pop().unwrap_or_default();
     if matches!(first.as_str(), "a" | "an") {
         // `About`, or `than` and `Less`.
-        first = words.pop().unwrap_or_default();
+        first = tokens.pop().unwrap_or_default();
         if first == "than" {
-            first = words.pop().unwrap_or_default();
+            first = tokens.pop().unwrap_or_default();
         }
     }
-    words.push(format!("{}<age>", label(&first)));
+    tokens.push(format!("{}<age>", label(&first)));
 }
 
-/// A value's first word may have a label and a tab in front.
-fn label(word: &str) -> &str {
-    word.rfind('\t').map_or("", |tab| &word[..=tab])
+/// The label and the tab before a value's first token, if there are any.
+fn label(token: &str) -> &str {
+    token.rfind('\t').map_or("", |tab| &token[..=tab])
 }
 
-/// A word without what differs: ids, addresses, digests, ports that were chosen.
-fn shape_of(word: &str) -> String {
-    // What stands behind a tab is a word by itself.
+/// A token without what differs: ids, addresses, digests, chosen ports.
+fn shape_of(token: &str) -> String {
+    // A tab separates tokens as well.
     let mut shaped = String::new();
-    for (index, part) in word.split('\t').enumerate() {
+    for (index, part) in token.split('\t').enumerate() {
         if index > 0 {
             shaped.push('\t');
         }

@@ -1,11 +1,12 @@
-//! Where `meshctl` is meant to differ from `docker`, each with the reason. Everything else is a fault. Plain data.
+//! The intended differences between `meshctl` and `docker`, each with its reason. Any other is a bug. Plain
+//! data.
 
-/// Where the difference is.
+/// The part of the outcome that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Where {
-    /// Only docker says this.
+pub(crate) enum Part {
+    /// Output of docker only.
     Docker,
-    /// Only meshctl says this.
+    /// Output of meshctl only.
     Meshctl,
     /// The exit code.
     Code,
@@ -13,22 +14,20 @@ pub(crate) enum Where {
     Stderr,
 }
 
-/// A difference that is meant.
+/// An intended difference.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Meant {
+pub(crate) struct Difference {
     /// Part of the command line.
     pub(crate) line: &'static str,
-    /// Where the difference is.
-    pub(crate) place: Where,
+    pub(crate) part: Part,
     /// How the column, the key's path or the line of the output begins.
     pub(crate) piece: &'static str,
-    /// Why.
-    #[expect(dead_code, reason = "for whoever reads the table")]
+    /// The reason.
+    #[expect(dead_code, reason = "documents the table")]
     pub(crate) why: &'static str,
 }
 
-/// All of them.
-pub(crate) const MEANT: &[Meant] = &[
+pub(crate) const INTENDED: &[Difference] = &[
     // Objects.
     only_docker("secret inspect", "[].Version", NEVER_CHANGED),
     only_docker("config inspect", "[].Version", NEVER_CHANGED),
@@ -41,7 +40,7 @@ pub(crate) const MEANT: &[Meant] = &[
     only_docker(
         "service inspect",
         "[].Spec.TaskTemplate.ContainerSpec.Isolation",
-        "a word of Windows",
+        "for Windows only",
     ),
     only_docker(
         "service inspect",
@@ -56,7 +55,7 @@ pub(crate) const MEANT: &[Meant] = &[
     only_meshctl(
         "service inspect",
         "[].ServiceStatus",
-        "docker's API tells it, its inspect does not ask",
+        "docker's API has it, but its inspect does not request it",
     ),
     only_meshctl("service inspect", "[].Revision", REVISIONS),
     only_meshctl("service inspect", "[].Author", REVISIONS),
@@ -126,40 +125,40 @@ pub(crate) const MEANT: &[Meant] = &[
     code("--availability gone", EARLY),
 ];
 
-const MORE: &str = "docker does not tell";
-const NO_BIRTH: &str = "a node is there while its agent is heard, and is no object with a history";
+const MORE: &str = "docker does not show it";
+const NO_BIRTH: &str = "a node exists while its agent is alive, and has no history";
 const STATES: &str = "docker shows the states of single tasks on terminals only";
-const NEVER_CHANGED: &str = "no revisions of these are kept: they never change";
-const NO_OVERLAY: &str = "there is no overlay network here: the mesh leads to services";
+const NEVER_CHANGED: &str = "these have no revisions: they never change";
+const NO_OVERLAY: &str = "there is no overlay network: the mesh leads to services";
 const BY_NAME: &str = "services name secrets and configs, and find new ones of the same name";
 const REVISIONS: &str = "docker keeps no revisions";
 const DEADLINE: &str = "docker has no progress deadline";
-const NO_AUTHORITY: &str = "there is no authority for certificates here: they are the operator's";
+const NO_AUTHORITY: &str = "there is no certificate authority: certificates are the operator's";
 const PLUGINS: &str = "the orchestrator does not ask for the engine's plugins";
 const EARLY: &str = "refused as a flag's value; docker leaves it to its engine";
 
-const fn only_docker(line: &'static str, piece: &'static str, why: &'static str) -> Meant {
-    Meant {
+const fn only_docker(line: &'static str, piece: &'static str, why: &'static str) -> Difference {
+    Difference {
         line,
-        place: Where::Docker,
+        part: Part::Docker,
         piece,
         why,
     }
 }
 
-const fn only_meshctl(line: &'static str, piece: &'static str, why: &'static str) -> Meant {
-    Meant {
+const fn only_meshctl(line: &'static str, piece: &'static str, why: &'static str) -> Difference {
+    Difference {
         line,
-        place: Where::Meshctl,
+        part: Part::Meshctl,
         piece,
         why,
     }
 }
 
-const fn code(line: &'static str, why: &'static str) -> Meant {
-    Meant {
+const fn code(line: &'static str, why: &'static str) -> Difference {
+    Difference {
         line,
-        place: Where::Code,
+        part: Part::Code,
         piece: "",
         why,
     }

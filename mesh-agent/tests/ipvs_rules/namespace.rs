@@ -1,15 +1,15 @@
-//! Network namespaces that live as long as the test, and what the tests do in them.
+//! Network namespaces, and the commands that the tests run in them.
 
 use mesh_support::{
     command,
     namespace::{self, disable_ipv6},
 };
 
-/// A network namespace without a name; it goes with the value and the sockets inside.
+/// A network namespace without a name; it is gone when the value and the sockets inside are.
 pub(crate) struct Namespace(namespace::Namespace);
 
 impl Namespace {
-    /// Makes one, with its loopback up, without IPv6 (which sends packets of its own) and forwarding.
+    /// Makes one that forwards, with loopback up and without IPv6 (which would send packets of its own).
     #[track_caller]
     pub(crate) fn new() -> Self {
         let namespace =
@@ -22,10 +22,10 @@ impl Namespace {
         Self(namespace)
     }
 
-    /// Runs something inside, in a thread of its own.
+    /// Runs `work` inside.
     #[track_caller]
-    pub(crate) fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
-        self.0.enter(inside)
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.0.enter(work)
     }
 
     /// Joins two namespaces by a veth pair with these names and addresses.
@@ -38,8 +38,8 @@ impl Namespace {
                 other.0.path()
             ));
         });
-        for (space, (name, address)) in [(self, near), (other, far)] {
-            space.run(|| {
+        for (namespace, (name, address)) in [(self, near), (other, far)] {
+            namespace.run(|| {
                 ip(&format!("link set {name} up"));
                 if !address.is_empty() {
                     ip(&format!("address add {address} dev {name}"));
@@ -58,7 +58,7 @@ impl Namespace {
     }
 }
 
-/// Makes the bridge that Docker has on each node of a Swarm.
+/// Makes Docker's bridge, as on each node of a Swarm.
 pub(crate) fn docker_bridge() {
     ip("link add docker_gwbridge address 02:42:00:00:00:01 type bridge");
     ip("address add 172.18.0.1/16 dev docker_gwbridge");
@@ -96,7 +96,7 @@ pub(crate) fn sysctl(name: &str, value: &str) {
     namespace::sysctl(name, value).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Everything of the namespace's network that the mesh could leave a trace in.
+/// All parts of the network that the mesh changes.
 pub(crate) fn traces() -> String {
     [
         nft("list ruleset"),
@@ -109,17 +109,17 @@ pub(crate) fn traces() -> String {
     .concat()
 }
 
-/// An interface, or all of them, in full but for what a bridge's clocks show.
+/// An interface, or all of them, in full except for a bridge's timers.
 pub(crate) fn link(name: &str) -> String {
     let mut lines = String::new();
     for line in ip(&format!("-d link show {name}")).lines() {
-        let mut clock = false;
-        for word in line.split_whitespace() {
-            if !clock {
-                lines.push_str(word);
+        let mut timer = false;
+        for field in line.split_whitespace() {
+            if !timer {
+                lines.push_str(field);
                 lines.push(' ');
             }
-            clock = word.ends_with("_timer");
+            timer = field.ends_with("_timer");
         }
         lines.push('\n');
     }
