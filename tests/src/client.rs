@@ -123,6 +123,8 @@ pub async fn connect(address: SocketAddr, options: RequestOptions) -> Result<()>
 /// # Errors
 /// When a reply cannot be written.
 pub async fn udp(address: SocketAddr, count: u32, size: usize, options: RequestOptions) -> Result<()> {
+    // Kept open, so that the kernel gives no port twice: to the mesh, a port that comes again is the same flow.
+    let mut sockets = Vec::new();
     for _ in 0..count {
         let begin = Instant::now();
         let mut reply = Reply::default();
@@ -141,6 +143,9 @@ pub async fn udp(address: SocketAddr, count: u32, size: usize, options: RequestO
             let hello: Hello =
                 serde_json::from_slice(&buffer[..count]).context("not the test server's answer")?;
             (reply.task, reply.peer) = (hello.task, hello.peer);
+            if options.source_port == 0 {
+                sockets.push(socket);
+            }
             Ok(())
         };
         let outcome = timeout(options.timeout, exchange).await;

@@ -1,7 +1,10 @@
 //! Groups of stories: each has a lab and agents of its kind. A lab is kept for the next group if that can use
 //! it, since one takes longer to bring up than most stories do.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use anyhow::{Context, Result};
 use libtest_mimic::Trial;
@@ -66,9 +69,16 @@ impl Shared {
         }
         // Until the story has passed: it may panic.
         let failed = std::mem::replace(&mut self.failed, true);
+        let begin = Instant::now();
         let fixture = self.fixture(group)?;
         fixture.reset().context("could not put the lab back in order")?;
+        let prepared = begin.elapsed();
         story(fixture).with_context(|| fixture.evidence())?;
+        println!(
+            "    {:.1} s, and {:.1} s to prepare the lab",
+            (begin.elapsed() - prepared).as_secs_f64(),
+            prepared.as_secs_f64()
+        );
         self.failed = failed;
         Ok(())
     }
