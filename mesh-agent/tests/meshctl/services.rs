@@ -214,7 +214,7 @@ async fn a_wrong_flag_ends_with_125_and_what_is_refused_with_1() -> Result<()> {
         (
             "service create --name other -p 8080:80 nginx",
             1,
-            "service web publishes it",
+            "service web already publishes",
         ),
         (
             "service create --name other 'NGINX'",
