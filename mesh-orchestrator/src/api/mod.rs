@@ -3,7 +3,7 @@
 //! servers and clients.
 //!
 //! ```text
-//! request ─► router ─► admit (scope) ─► Call (path, query, body: bounded) ─► handler ─► cluster, vault, store
+//! request ─► router ─► admit (scope) ─► Call (path, query, body) ─► handler ─► cluster, vault, store
 //!              ▲
 //!         table of operations ─► OpenAPI document
 //! ```

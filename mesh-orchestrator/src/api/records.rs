@@ -45,7 +45,7 @@ fn damaged(key: &Key, error: &serde_json::Error) -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         format!(
-            "{key} is malformed (line {}, column {}): restore the newest backup, unless the store was edited by hand",
+            "{key} is malformed (line {}, column {}): if the store was not edited by hand, restore the newest backup",
             error.line(),
             error.column()
         ),

@@ -1,5 +1,5 @@
-//! A replicated job: a number of tasks must complete, with at most so many at the same time. Each change of
-//! the task template starts the job again.
+//! A replicated job: a number of tasks must complete, and a limited number of them run at the same time. Each
+//! change of the task template starts the job again.
 
 use std::collections::BTreeSet;
 

@@ -123,7 +123,7 @@ fn a_node_that_has_become_ready_again_does_not_take_every_task() {
     cluster.step();
     cluster.run_all();
     cluster.set_availability("node3", Availability::Active);
-    // None of these has a task on the third node, so its own spread alone would place one there.
+    // None of these has a task on the third node, so its own spread alone would choose that node.
     for service in 0..20 {
         cluster.scale(&format!("s{service}"), 3);
         cluster.step();
