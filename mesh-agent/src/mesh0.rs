@@ -1,8 +1,8 @@
-//! The device that local processes' connections leave by: `mesh0`, one end of a veth pair, with a route
-//! to the service address. Imports the model only; the data path's program sits on its egress.
+//! The device that local processes' connections leave by: `mesh0`, one end of a veth pair, with a route to
+//! the service address. Imports the model only. The data path attaches a program to its egress.
 //!
-//! Nothing that slips past the program goes anywhere: without ARP the kernel addresses frames on `mesh0`
-//! to `mesh0`'s own MAC address, so `mesh1` takes them for another host's and drops them.
+//! A packet that the program does not handle goes nowhere: without ARP, the kernel addresses frames on
+//! `mesh0` to `mesh0`'s own MAC address, so that `mesh1` drops them as meant for another host.
 
 use std::net::Ipv4Addr;
 
@@ -20,12 +20,12 @@ use crate::model::{HostInterface, MacAddress};
 
 /// The device with the route and the program.
 pub const DEVICE: &str = "mesh0";
-/// Its other end, which drops whatever reaches it.
+/// Its other end, which drops everything that reaches it.
 pub const OTHER_END: &str = "mesh1";
 /// Bytes that encapsulation adds to a packet; the device's MTU leaves room for them.
 pub const ENCAPSULATION_BYTES: u32 = 48;
 
-/// What the device should be like.
+/// The desired state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The /32 that is routed to it.
@@ -36,24 +36,24 @@ pub struct Settings {
     pub uplink_mtu: u32,
 }
 
-/// The device could not be made what it should be.
+/// The device could not be set up or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Mesh0Error {
     /// No netlink socket.
-    #[error("cannot open a netlink socket to make {DEVICE}; is AF_NETLINK allowed?")]
+    #[error("cannot open a netlink socket to create {DEVICE}: is AF_NETLINK allowed?")]
     Open(#[source] std::io::Error),
     /// Something else has the name.
-    #[error("an interface {0} that the mesh has not made is in the way; rename or remove it")]
+    #[error("there is an interface {0} that the mesh did not create; rename or remove it")]
     NameTaken(&'static str),
-    /// The kernel made the device, but does not list it.
-    #[error("the kernel does not list {0} that was just made; is something else removing interfaces?")]
+    /// The kernel does not list the device that it has just created.
+    #[error("{0} is gone right after it was created: is something else removing interfaces?")]
     Vanished(&'static str),
     /// The kernel refused an operation.
     #[error("cannot {operation}; the agent needs CAP_NET_ADMIN in the host's network namespace")]
     Netlink {
         /// What was tried, on what.
         operation: String,
-        /// What netlink said.
+        /// The netlink error.
         source: rtnetlink::Error,
     },
 }
@@ -64,7 +64,7 @@ pub fn is_ours(name: &str) -> bool {
     name == DEVICE || name == OTHER_END
 }
 
-/// Makes and removes the device in one network namespace.
+/// Creates and removes the device in one network namespace.
 pub struct Mesh0 {
     handle: Handle,
 }
@@ -80,10 +80,10 @@ impl Mesh0 {
         Ok(Self { handle })
     }
 
-    /// Makes the device and its route what they should be, whatever an earlier agent has left.
+    /// Brings the device and its route to the settings, whatever an earlier agent left.
     ///
     /// # Errors
-    /// When the name is taken, or the kernel refuses a step; calling it again is safe.
+    /// When the name is taken, or the kernel refuses a step; it may be called again.
     pub async fn ensure(&self, settings: Settings) -> Result<HostInterface, Mesh0Error> {
         if self.find(DEVICE).await?.is_none() {
             if self.find(OTHER_END).await?.is_some() {
@@ -94,7 +94,7 @@ impl Mesh0 {
                 .add(LinkVeth::new(DEVICE, OTHER_END).build())
                 .execute()
                 .await
-                .map_err(failed(format!("make the veth pair {DEVICE} and {OTHER_END}")))?;
+                .map_err(failed(format!("create the veth pair {DEVICE} and {OTHER_END}")))?;
         }
         let mtu = settings.uplink_mtu.saturating_sub(ENCAPSULATION_BYTES);
         for name in [DEVICE, OTHER_END] {
@@ -119,10 +119,10 @@ impl Mesh0 {
         Ok(interface)
     }
 
-    /// Removes the device, its other end and the route with it; nothing to do where there is none.
+    /// Removes the device, and its other end and route with it, if it exists.
     ///
     /// # Errors
-    /// When the kernel refuses, or the name belongs to somebody else.
+    /// When the kernel refuses, or another program's interface has the name.
     pub async fn remove(&self) -> Result<(), Mesh0Error> {
         let Some(link) = self.find(DEVICE).await? else {
             return Ok(());
@@ -139,7 +139,8 @@ impl Mesh0 {
     }
 
     async fn configure(&self, name: &str, index: u32, mtu: u32) -> Result<(), Mesh0Error> {
-        // No link-local address, no router solicitations; refused where IPv6 is off, which is as good.
+        // No link-local address, no router solicitations. The kernel refuses this where IPv6 is off, which is
+        // as good.
         let without_ipv6 = LinkMessageBuilder::<LinkUnspec>::new()
             .index(index)
             .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
@@ -147,7 +148,7 @@ impl Mesh0 {
             ])]))
             .build();
         if let Err(error) = self.handle.link().set(without_ipv6).execute().await {
-            tracing::debug!(device = name, %error, "IPv6 address generation stays as it is");
+            tracing::debug!(device = name, %error, "could not turn off IPv6 address generation");
         }
         let message = LinkMessageBuilder::<LinkUnspec>::new()
             .index(index)
@@ -169,7 +170,7 @@ impl Mesh0 {
         match request.try_next().await {
             Ok(link) => Ok(link),
             Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::ENODEV => Ok(None),
-            Err(source) => Err(failed(format!("look {name} up"))(source)),
+            Err(source) => Err(failed(format!("look up {name}"))(source)),
         }
     }
 }
@@ -242,7 +243,7 @@ mod tests {
         command::output("ip", &arguments, "").unwrap()
     }
 
-    /// A node with its address on one end of a wire.
+    /// A node with its addresses on one end of a wire.
     fn node() {
         ip("link set lo up");
         ip("link add wire0 type veth peer name wire1");
@@ -278,7 +279,7 @@ mod tests {
             assert_eq!(
                 mesh0.ensure(moved).await.unwrap(),
                 interface,
-                "adopted, not made anew"
+                "adopted, not recreated"
             );
             let routes = ip("route show 169.254.96.1");
             assert_eq!(routes.lines().count(), 1, "{routes}");
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn removal_leaves_nothing_and_may_be_repeated() {
+    fn removal_leaves_nothing_and_can_be_repeated() {
         in_namespace(async || {
             node();
             let mesh0 = Mesh0::new().unwrap();
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_of_somebody_else_is_left_alone() {
+    fn another_programs_interface_is_left_alone() {
         in_namespace(async || {
             node();
             ip("link add mesh0 type bridge");
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_program_takes_is_not_forwarded() {
+    fn a_packet_that_no_program_handles_is_not_forwarded() {
         in_namespace(async || {
             node();
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
@@ -328,11 +329,11 @@ mod tests {
                 std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "0").unwrap();
             }
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.send_to(b"nobody takes this", "169.254.96.1:9").unwrap();
+            socket.send_to(b"unhandled", "169.254.96.1:9").unwrap();
             let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
             let mesh0_line = devices.lines().find(|line| line.contains("mesh0:")).unwrap();
             let transmitted: u64 = mesh0_line.split_whitespace().nth(10).unwrap().parse().unwrap();
-            assert_eq!(transmitted, 1, "the packet went round: {mesh0_line}");
+            assert_eq!(transmitted, 1, "the packet was forwarded: {mesh0_line}");
         });
     }
 }

@@ -1,5 +1,5 @@
-//! A datapath that keeps the desired state in memory and carries no traffic: what the agent's logic
-//! is tested against, and the oracle that the kernels' datapaths are compared with.
+//! A data path that keeps the desired state in memory and carries no traffic: the agent's logic is tested
+//! against it, and it is the oracle that the kernel's data paths are compared with.
 
 use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode};
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
     plan::{DatapathChange, fold},
 };
 
-/// Desired state as the sum of the changes applied so far.
+/// A data path whose state is the sum of the changes applied to it.
 #[derive(Debug, Default)]
 pub struct MemoryDatapath {
-    /// What has been made true.
+    /// What has been applied.
     pub state: Desired,
 }
 

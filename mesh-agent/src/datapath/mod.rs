@@ -1,5 +1,5 @@
-//! What programs the packet path, behind one trait. Imports the model and the plan, nothing else of
-//! ours; aya's types stay inside `ebpf`.
+//! The packet path behind one trait, [`Datapath`], and what it reports. Imports the model and the plan; aya's
+//! types stay inside `ebpf`.
 
 use std::collections::BTreeMap;
 
@@ -19,65 +19,64 @@ mod turns;
 
 pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, ReachedRung, Rung, RungState, RungStatus};
 
-/// A packet path that can be brought to any desired state by changes.
+/// A packet path that changes can bring to any desired state.
 ///
-/// Every method is synchronous and quick (map system calls, no waiting on others), and is called from
-/// one place at a time.
+/// Every method is synchronous and quick (system calls on maps, no waiting), and no two calls overlap.
 pub trait Datapath: Send {
-    /// Makes the changes true, in order. Each is idempotent. A change that fails does not keep the
-    /// later ones from being tried; what failed is reported, and the caller tries again later.
+    /// Applies the changes in order. Each is idempotent. A change that fails does not keep later ones from
+    /// being tried; failures are returned, and the caller tries them again later.
     fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError>;
 
-    /// Reads the traffic counters. Totals never go down while the datapath lives; a service's include
-    /// those of backends that are gone.
+    /// Reads the traffic counters. Totals never go down while the data path exists; a service's totals
+    /// include those of its former backends.
     ///
     /// # Errors
     /// When the kernel refuses to read a map.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
 
-    /// What this is to other nodes, which send only to what reads their packets.
+    /// The kind as other nodes see it: they send only to nodes that read their packets.
     fn kind(&self) -> NodeDatapath;
 
-    /// Whether it was found in the kernel, as an earlier agent has left it, and carries traffic already.
+    /// Whether an earlier agent left it in the kernel, so that it already carries traffic.
     fn adopted(&self) -> bool {
         false
     }
 
-    /// Which data path runs on each interface, and why.
+    /// The mode of each interface, and the reason for it.
     fn modes(&self) -> Vec<InterfaceMode>;
 
-    /// Which rung of its own it stands on, and what refused the better ones. A data path that has but one
-    /// rung has nothing to say.
+    /// The rung that it has reached, and why not a better one. The default is for a data path with one rung
+    /// only.
     fn reached_rung(&self) -> ReachedRung {
         ReachedRung::default()
     }
 
-    /// Tries the better ones of its own rungs again, without a gap in the traffic. What is refused again
-    /// is no error: [`Self::reached_rung`] tells.
+    /// Tries its better rungs again, without interrupting the traffic. Another refusal is not an error: see
+    /// [`Self::reached_rung`].
     ///
     /// # Errors
-    /// When the kernel refuses what it took before.
+    /// When the kernel refuses what it accepted before.
     fn climb(&mut self) -> Result<(), DatapathError> {
         Ok(())
     }
 
-    /// Periodic upkeep, about once a second: the flows' clock, removal of flows that are over.
+    /// Periodic upkeep, about once a second: advances the flows' clock and removes flows that are over.
     ///
     /// # Errors
     /// When the kernel refuses to write or walk a map.
     fn maintain(&mut self) -> Result<(), DatapathError>;
 
-    /// Removes from the kernel whatever is there and not in `desired`: what an earlier agent has left.
-    /// Called once, when the first state has been applied.
+    /// Removes what an earlier agent left in the kernel and `desired` does not contain. Called once, after
+    /// the first state has been applied.
     ///
     /// # Errors
-    /// When something could not be removed; the rest is removed all the same, and it is tried again.
+    /// When something could not be removed; the rest is removed all the same, and the caller tries again.
     fn prune(&mut self, desired: &Desired) -> Result<(), DatapathError> {
         let _ = desired;
         Ok(())
     }
 
-    /// Takes everything out of the kernel: programs, links, maps, pins.
+    /// Removes everything from the kernel: programs, links, maps, pins.
     ///
     /// # Errors
     /// When something could not be removed; the rest is removed all the same.
@@ -96,7 +95,7 @@ pub struct DatapathError {
 }
 
 impl DatapathError {
-    /// Whether it failed because a device is gone: no shortcoming of the data path.
+    /// Whether it failed because a device is gone, which is not the data path's fault.
     #[must_use]
     pub fn is_missing_device(&self) -> bool {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self.source.as_ref());
@@ -127,7 +126,7 @@ fn failed(
     }
 }
 
-/// A change could not be made true.
+/// A change could not be applied.
 #[derive(Debug, thiserror::Error)]
 #[error("could not apply {change:?}")]
 pub struct ChangeError {
@@ -138,35 +137,35 @@ pub struct ChangeError {
     pub source: DatapathError,
 }
 
-/// Counters of all traffic since the datapath was first loaded.
+/// Counters of all traffic since the data path was first loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Per backend that is in the desired state now.
+    /// For each backend in the desired state.
     pub backends: BTreeMap<BackendKey, Traffic>,
-    /// Per service that is in the desired state now, backends that are gone included.
+    /// For each service in the desired state, former backends included.
     pub services: BTreeMap<ServiceKey, Traffic>,
-    /// Packets dropped, by hook and reason; every pair is listed, zero included.
+    /// Dropped packets by hook and reason; every pair is listed, those with zero too.
     pub drops: Vec<DropCount>,
     /// Entries and capacity of each map.
     pub maps: Vec<MapUsage>,
-    /// Flows that the LRU evicted or that found no room; `None` where it cannot be told.
+    /// Flow entries that the LRU table evicted to make room.
     pub flow_evictions: u64,
 }
 
-/// Traffic seen at this node as the entry node, L3 bytes (IP header included, no encapsulation).
+/// Traffic that entered the mesh at this node, in L3 bytes (IP header included, encapsulation not).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
-    /// Flows sent to the backend since the start.
+    /// Flows sent to the backend so far.
     pub connections_total: u64,
-    /// Flows now open: TCP neither closed nor reset, UDP seen in the last 30 s.
+    /// Open flows: TCP neither closed nor reset, UDP with a packet in the last 30 s.
     pub connections_active: u64,
     /// Packets from clients.
     pub packets_in: u64,
-    /// Packets to clients (unseen in `dsr` mode for remote backends).
+    /// Packets to clients (in `dsr` mode, this node does not see those of remote backends).
     pub packets_out: u64,
     /// Bytes from clients.
     pub bytes_in: u64,
-    /// Bytes to clients (unseen in `dsr` mode for remote backends).
+    /// Bytes to clients (in `dsr` mode, this node does not see those of remote backends).
     pub bytes_out: u64,
 }
 
@@ -208,29 +207,29 @@ pub struct MapUsage {
 pub struct InterfaceMode {
     /// Interface name.
     pub interface: String,
-    /// The fastest path that runs on it.
+    /// The fastest hook in use.
     pub mode: Mode,
     /// Why this one and not a faster one; empty where it is the fastest.
     pub reason: String,
 }
 
-/// Which XDP hook to use on the uplinks; `--xdp`.
+/// Which XDP hook to use on the uplinks: `--xdp`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpChoice {
-    /// The driver's hook, else the generic one, else none. None on a veth: its peer hands over packets
-    /// whose checksums are not finished, and XDP would forward them so.
+    /// The driver's hook, else the generic one, else none. None on a veth: packets from its peer have
+    /// unfinished checksums, and XDP would forward them so.
     #[default]
     Auto,
     /// The driver's hook only.
     Native,
     /// The generic hook only.
     Generic,
-    /// No XDP; tc does everything.
+    /// No XDP: tc does everything.
     Off,
 }
 
-/// Which kind of tc hook to use; `--tc`.
+/// Which kind of tc hook to use: `--tc`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TcChoice {
@@ -239,11 +238,11 @@ pub enum TcChoice {
     Auto,
     /// tcx links only.
     Tcx,
-    /// A clsact queueing discipline and its filters only.
+    /// clsact filters only.
     Clsact,
 }
 
-/// A kind of data path, fastest first.
+/// What handles an interface's packets, fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {

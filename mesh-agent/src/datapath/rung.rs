@@ -1,11 +1,11 @@
-//! The ladder of data paths: the rungs by name, fastest first, and what is known of each on a node. Plain
-//! data that status, metrics and JSON share; imports the model only.
+//! The ladder of data paths: its rungs, fastest first, and the state of each on a node. Plain data that
+//! status, metrics and JSON share; imports the model only.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::NodeDatapath;
 
-/// Which data path to use; `--datapath`.
+/// Which data path to use: `--datapath`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DatapathChoice {
@@ -29,7 +29,7 @@ impl DatapathChoice {
         }
     }
 
-    /// The kinds that it allows, best first.
+    /// The kinds that it allows, in order of preference.
     #[must_use]
     pub fn kinds(self) -> &'static [DatapathKind] {
         match self {
@@ -66,7 +66,7 @@ impl DatapathKind {
         }
     }
 
-    /// The name as people write it.
+    /// The name in messages.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -85,13 +85,13 @@ impl From<DatapathKind> for NodeDatapath {
     }
 }
 
-/// A degree of fallback, best first. A node stands on that of its slowest uplink.
+/// A step of the fallback ladder, best first. A node is on the rung of its slowest uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rung {
-    /// XDP in the driver, tc by tcx links.
+    /// XDP in the driver, tc through tcx links.
     XdpNativeTcx,
-    /// XDP in the driver, tc by clsact filters.
+    /// XDP in the driver, tc through clsact filters.
     XdpNativeClsact,
     /// XDP on the generic hook, and tc.
     XdpGeneric,
@@ -133,17 +133,17 @@ impl Rung {
     }
 }
 
-/// What is known of a rung.
+/// The state of a rung.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RungState {
-    /// The node stands on it.
+    /// The node is on it.
     InUse,
-    /// It was tried and something refused it; it is not tried again until asked for.
+    /// It was tried and refused; it is not tried again until someone asks for it (`meshctl datapath retry`).
     Refused,
-    /// It was not tried: a better one works, or the settings rule it out.
+    /// It was not tried: a better rung works, or the settings rule this one out.
     NotTried,
-    /// The kernel offers it; only the doctor, who uses none, says so.
+    /// The kernel offers it. Only the doctor reports this, as it uses no rung.
     Offered,
 }
 
@@ -160,27 +160,27 @@ impl RungState {
     }
 }
 
-/// A rung and what is known of it.
+/// A rung with its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RungStatus {
-    /// Which.
+    /// The rung.
     pub rung: Rung,
-    /// What is known.
+    /// Its state.
     pub state: RungState,
-    /// The kernel's words, or the setting that rules it out; empty where there is nothing to say.
+    /// The kernel's error, or the setting that rules it out; empty where there is no reason to give.
     pub reason: String,
 }
 
-/// How far up its own part of the ladder a data path got.
+/// The best rung that a data path has reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReachedRung {
-    /// Where it stands; `None` while no uplink is known, or for a data path with one rung only.
+    /// The rung; `None` while no uplink is known, and for a data path with one rung only.
     pub rung: Option<Rung>,
-    /// The better rungs of its own, best first, and why it does not stand there.
+    /// Its better rungs, best first, and why it is not on them.
     pub passed: Vec<RungStatus>,
 }
 
-/// The data path of the node, as status, metrics and JSON show it.
+/// The node's data path, as status, metrics and JSON show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatapathStatus {
     /// What was asked for.
@@ -189,11 +189,11 @@ pub struct DatapathStatus {
     pub kind: DatapathKind,
     /// The rung in use; `None` while no uplink is known.
     pub rung: Option<Rung>,
-    /// Why the node does not stand on a better one; empty where it is the best, or the best asked for.
+    /// Why the node is not on a better rung; empty where it is the best, or the best that was asked for.
     pub reason: String,
     /// Every rung, best first.
     pub rungs: Vec<RungStatus>,
-    /// How often a refusal has led to a worse rung since the agent's start.
+    /// How often a refusal led to a worse rung since the agent started.
     pub steps_down: u64,
 }
 
@@ -223,13 +223,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rungs_are_in_order_of_preference_and_so_are_their_kinds() {
+    fn rungs_and_their_kinds_are_in_order_of_preference() {
         assert!(Rung::ALL.is_sorted());
         assert!(Rung::ALL.map(Rung::kind).is_sorted());
     }
 
     #[test]
-    fn names_are_those_of_json() {
+    fn names_are_the_same_in_json() {
         for rung in Rung::ALL {
             assert_eq!(serde_json::to_value(rung).unwrap(), rung.name());
         }

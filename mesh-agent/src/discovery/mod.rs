@@ -1,5 +1,6 @@
-//! What a node finds out about itself: its containers (from the engine and from their network namespaces) and its
-//! network (from netlink). Imports the model, the data path's netlink, and `docker`.
+//! What a node finds out about itself: its containers (from the engine and from their network namespaces) and
+//! its network (from netlink). Imports the model, the data path's netlink, and `docker` to query the
+//! engine.
 
 pub mod containers;
 mod default_route;

@@ -1,4 +1,4 @@
-//! From the agent's snapshot and counters to metric families: a pure function. Base units, no rates.
+//! Metric families from the agent's state and counters. Pure. Base units, no rates.
 
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use crate::{
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Every family that has a sample; Prometheus' text format has no place for an empty one.
+/// Every family that has a sample; Prometheus' text format does not allow empty ones.
 pub(super) fn families(
     view: &View,
     counters: &Counters,
@@ -29,7 +29,7 @@ pub(super) fn families(
     families
 }
 
-/// The families of traffic, which services and backends share.
+/// The traffic families that services and backends have in common.
 struct TrafficFamilies {
     connections_total: MetricFamily,
     connections_active: MetricFamily,
@@ -40,9 +40,9 @@ struct TrafficFamilies {
 
 impl TrafficFamilies {
     fn new(subject: &str) -> Self {
-        let unseen = "Replies of backends on other nodes are not seen in dsr mode, so direction=\"out\" then \
-                      counts those of this node's backends only.";
-        let entered = "Counts traffic that entered the mesh at this node.";
+        let unseen = "In dsr mode this node does not see replies of backends on other nodes: direction=\"out\" then \
+                      counts only those of its own backends.";
+        let entered = "Counts only traffic that entered the mesh at this node.";
         Self {
             connections_total: counter(
                 &format!("mesh_{subject}_connections_total"),
@@ -51,22 +51,21 @@ impl TrafficFamilies {
             connections_active: gauge(
                 &format!("mesh_{subject}_connections_active"),
                 &format!(
-                    "Flows to the {subject} that are open: TCP neither closed nor reset, UDP seen in the last \
-                     30 s. {entered} In dsr mode a close by a backend on another node is not seen."
+                    "Open flows to the {subject}: TCP neither closed nor reset, UDP with a packet in the last 30 s. \
+                     {entered} In dsr mode this node does not see when a backend on another node closes a flow."
                 ),
             ),
             packets: counter(
                 &format!("mesh_{subject}_packets_total"),
                 &format!(
-                    "Packets from clients (direction=\"in\") to the {subject} and back to them (\"out\"). \
-                     {entered} {unseen}"
+                    "Packets from clients to the {subject} (direction=\"in\") and back (\"out\"). {entered} {unseen}"
                 ),
             ),
             bytes: counter(
                 &format!("mesh_{subject}_bytes_total"),
                 &format!(
-                    "L3 bytes (IP header included, encapsulation and Ethernet header not) from clients \
-                     (direction=\"in\") to the {subject} and back to them (\"out\"). {entered} {unseen}"
+                    "L3 bytes (with the IP header, without encapsulation and Ethernet header) from clients to the \
+                     {subject} (direction=\"in\") and back (\"out\"). {entered} {unseen}"
                 ),
             ),
             weight: gauge(
@@ -118,7 +117,7 @@ fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let mut traffic = TrafficFamilies::new("service");
     let mut in_state = gauge(
         "mesh_service_backends",
-        "Backends of the service that this node knows, by state.",
+        "Number of the service's backends, by state.",
     );
     for (key, service) in &view.desired.services {
         let labels = service_labels(*key, &service.name);
@@ -143,12 +142,12 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let mut traffic = TrafficFamilies::new("backend");
     let mut in_state = gauge(
         "mesh_backend_state",
-        "1 for the state the backend is in, 0 for the others.",
+        "1 for the state that the backend is in, 0 for the others.",
     );
     let mut info = gauge(
         "mesh_backend_info",
-        "Always 1: the task behind a backend, the host name of its node, and its slot (empty for a global \
-         service's).",
+        "Always 1. Labels: the task of the backend, the host name of its node, and its slot (empty for a global \
+         service).",
     );
     for (key, backend) in &view.desired.backends {
         let Some(service) = view.desired.services.get(&key.service) else {
@@ -176,7 +175,7 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
 fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let mut drops = counter(
         "mesh_drops_total",
-        "Packets that the mesh dropped, by the hook that dropped them and why.",
+        "Packets that the mesh dropped, by hook and reason.",
     );
     for drop in &counters.drops {
         let labels = vec![("reason", drop.reason.clone()), ("hook", drop.hook.clone())];
@@ -191,14 +190,14 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     }
     let mut evictions = counter(
         "mesh_flow_evictions_total",
-        "Flows that lost their place in the flow table because it was full. Established connections may \
-         have broken: raise --flow-capacity.",
+        "Entries evicted from the flow table because it was full. This may break established connections: raise \
+         --flow-capacity.",
     );
     sample(&mut evictions, Vec::new(), counters.flow_evictions);
     let mut modes = gauge(
         "mesh_datapath_mode",
-        "Always 1: the data path of an interface (xdp-native, xdp-generic, tc or ipvs), and why it is not a \
-         faster one.",
+        "Always 1. Labels: the mode of an interface (xdp-native, xdp-generic, tc or ipvs), and why not a faster \
+         one.",
     );
     for mode in &view.modes {
         let labels = vec![
@@ -211,8 +210,8 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let status = &view.datapath_status;
     let mut info = gauge(
         "mesh_datapath_info",
-        "Always 1: what carries this node's traffic (ebpf or ipvs), the rung it stands on (xdp-native-tcx, \
-         xdp-native-clsact, xdp-generic, tc or ipvs), and why that is not a better one.",
+        "Always 1. Labels: the data path of this node (ebpf or ipvs), its rung (xdp-native-tcx, \
+         xdp-native-clsact, xdp-generic, tc or ipvs), and why not a better one.",
     );
     let labels = vec![
         ("datapath", status.kind.name().to_owned()),
@@ -222,8 +221,8 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     sample(&mut info, labels, 1);
     let mut steps = counter(
         "mesh_datapath_steps_down_total",
-        "How often a refusal has led to a worse rung of the data path. `meshctl datapath retry` tries the \
-         better ones again.",
+        "How often a refusal led to a worse rung of the data path. `meshctl datapath retry` tries the better ones \
+         again.",
     );
     sample(&mut steps, Vec::new(), status.steps_down);
     vec![drops, entries, capacity, evictions, modes, info, steps]
@@ -244,9 +243,9 @@ fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {
         age.mut_metric()
             .push(gauge_metric(Vec::new(), seconds_between(confirmed, now)));
     }
-    let mut peers = gauge("mesh_peers", "Other nodes of the cluster.");
+    let mut peers = gauge("mesh_peers", "Number of other nodes in the cluster.");
     sample(&mut peers, Vec::new(), view.desired.peers.len() as u64);
-    let mut build = gauge("mesh_build_info", "Always 1: the agent's release.");
+    let mut build = gauge("mesh_build_info", "Always 1. Label: the version of the agent.");
     sample(
         &mut build,
         vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
@@ -285,7 +284,7 @@ fn family(name: &str, help: &str, kind: MetricType) -> MetricFamily {
     family
 }
 
-/// Prometheus' values are `f64`: totals past 2^53 lose their last digits, rates do not suffer.
+/// Prometheus' values are `f64`: totals above 2^53 lose their last digits, which does not matter for rates.
 fn sample(family: &mut MetricFamily, labels: Labels, value: u64) {
     let value = value as f64;
     let metric = if family.get_field_type() == MetricType::COUNTER {

@@ -1,5 +1,5 @@
-//! The agent's Prometheus metrics: the handles it observes into, and the text of one scrape. Reads the
-//! agent through [`Introspect`], like the admin API.
+//! The agent's Prometheus metrics: what the agent observes itself, and the text of a scrape. Reads the
+//! agent's state through [`Introspect`], like the admin API.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,23 +12,23 @@ pub mod server;
 
 pub use server::{MetricsServer, MetricsServerError};
 
-/// From 1 ms, about what a map update and a list over a Unix socket take, to past a slow poll.
+/// From 1 ms, about the time for a map update and a list over a Unix socket, to more than a slow poll.
 const PROGRAMMING_BUCKETS: [f64; 13] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// The metrics could not be put together.
+/// The metrics could not be collected.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The counters could not be read.
-    #[error("reading the traffic counters for the metrics failed; `meshctl doctor` tells what is missing")]
+    #[error("cannot read the traffic counters for the metrics; `meshctl doctor` shows what is missing")]
     Counters(#[source] DatapathError),
-    /// A name or value is not valid in Prometheus' data model.
-    #[error("writing the metrics failed: this is a defect, please report it")]
+    /// A name or value is invalid in Prometheus' data model.
+    #[error("cannot encode the metrics: this is a bug, please report it")]
     Encode(#[source] prometheus::Error),
 }
 
-/// What the agent observes itself, and the switch for the many series.
+/// The metrics that the agent observes itself, and whether each backend has series of its own.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -38,24 +38,24 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics with nothing observed yet. `backend_series` says whether there is a set of series for
-    /// each backend beside those of each service.
+    /// Metrics without observations. With `backend_series`, each backend has series of its own, besides those
+    /// of the services.
     ///
     /// # Errors
-    /// Never with the names in this file; the registry's signature wants it said.
+    /// If a name were invalid or used twice, which those in this file are not.
     pub fn new(backend_series: bool) -> Result<Self, MetricsError> {
         let programming = Histogram::with_opts(
             HistogramOpts::new(
                 "mesh_programming_duration_seconds",
-                "Time from the first sight of a change (Docker's event, or a poll) by its origin to the \
-                 data path of this node being brought to it.",
+                "Seconds from when the origin first saw a change (by Docker's event or a poll) until it took effect in \
+                 this node's data path.",
             )
             .buckets(PROGRAMMING_BUCKETS.to_vec()),
         )
         .map_err(MetricsError::Encode)?;
         let feed_refused = IntCounter::new(
             "mesh_feed_refused_total",
-            "Connections to this node's feed that were refused, because the peer showed no valid node \
+            "Connections to this node's feed that were refused because the peer did not present a valid node \
              certificate of this cluster.",
         )
         .map_err(MetricsError::Encode)?;
@@ -74,7 +74,7 @@ impl Metrics {
         })
     }
 
-    /// Notes that the data path was brought to a change that its origin first saw `duration` ago.
+    /// Records that a change took effect that its origin first saw `duration` ago.
     pub fn observe_programming(&self, duration: Duration) {
         self.programming.observe(duration.as_secs_f64());
     }
@@ -121,7 +121,7 @@ mod tests {
 
     /// Needs promtool, from Debian's package prometheus.
     #[test]
-    fn promtool_finds_nothing_to_say() {
+    fn promtool_accepts_the_metrics_without_a_remark() {
         let mut child = Command::new("promtool")
             .args(["check", "metrics"])
             .stdin(Stdio::piped())
@@ -133,12 +133,15 @@ mod tests {
         input.write_all(render(true).as_bytes()).unwrap();
         drop(input);
         let output = child.wait_with_output().unwrap();
-        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-        assert!(output.status.success() && said.concat().is_empty(), "{said:?}");
+        let remarks = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(
+            output.status.success() && remarks.concat().is_empty(),
+            "{remarks:?}"
+        );
     }
 
     #[test]
-    fn every_promised_series_is_there() {
+    fn every_documented_series_is_there() {
         let text = render(true);
         let backend = r#"backend="10.0.0.5:80",port="9200",protocol="tcp",service="web""#;
         for line in [
@@ -175,7 +178,7 @@ mod tests {
         assert!(text.contains(r#"reason="veth: \"generic\" XDP is off\\ here""#));
     }
 
-    /// Labels in one order, since their order carries no meaning.
+    /// The parts of a line in one order, as the order of labels has no meaning.
     fn normal(line: &str) -> Vec<String> {
         let mut parts: Vec<_> = line.split(['{', '}', ',']).map(str::to_owned).collect();
         parts.sort();
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn backend_series_can_be_switched_off_and_service_series_stay() {
+    fn backend_series_can_be_switched_off_while_service_series_stay() {
         let text = render(false);
         assert!(!text.contains("mesh_backend_"), "{text}");
         assert!(text.contains("mesh_service_connections_total{"));

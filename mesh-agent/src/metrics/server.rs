@@ -1,5 +1,5 @@
-//! Serves `/metrics` over HTTP. What a network may ask of it is bounded: connections, idle time, and one
-//! walk over the maps at a time.
+//! Serves `/metrics` over HTTP. The load that clients can cause is bounded: a number of connections, an idle
+//! time, and one walk over the maps at a time.
 
 use std::{
     io,
@@ -27,26 +27,23 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-
 use crate::admin::Introspect;
 
-/// A handful of Prometheus servers and a person with curl.
+/// Enough for a handful of Prometheus servers and a person with curl.
 const MAX_CONNECTIONS: usize = 32;
-/// Longer than the scrape interval of nearly everybody, so that a scraper keeps its connection.
+/// Longer than almost every scrape interval, so that a scraper keeps its connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(150);
 
-/// The metrics' port could not be opened.
+/// The port for the metrics could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "listening on {address} for the metrics failed: choose another address by --metrics-listen, or `off`"
-)]
+#[error("cannot listen on {address} for the metrics: choose another address with --metrics-listen, or `off`")]
 pub struct MetricsServerError {
     address: SocketAddr,
     #[source]
     source: io::Error,
 }
 
-/// An open port; [`MetricsServer::run`] answers on it.
+/// An open port, which [`MetricsServer::run`] serves.
 #[derive(Debug)]
 pub struct MetricsServer {
     listener: BoundedListener,
@@ -98,7 +95,7 @@ impl MetricsServer {
                 one_at_a_time: Arc::default(),
             });
         tokio::select! {
-            // Scrapes have nothing to lose: connections are dropped at once when the agent stops.
+            // A scrape can be repeated: connections are dropped at once when the agent stops.
             _ = axum::serve(self.listener, router).into_future() => {}
             () = stop.cancelled() => {}
         }
@@ -106,7 +103,7 @@ impl MetricsServer {
 }
 
 async fn scrape(State(scrape): State<Scrape>) -> Response {
-    let _turn = scrape.one_at_a_time.lock().await;
+    let _guard = scrape.one_at_a_time.lock().await;
     // Walking the maps takes a while when there are many flows; the runtime's threads must not wait.
     let (agent, metrics) = (scrape.agent, scrape.metrics);
     let text = tokio::task::spawn_blocking(move || metrics.render(agent.as_ref(), SystemTime::now()));
@@ -129,7 +126,7 @@ impl axum::serve::Listener for BoundedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        // The semaphore is never closed; should it be, nothing is accepted any more.
+        // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
             return std::future::pending().await;
         };
@@ -147,7 +144,7 @@ impl axum::serve::Listener for BoundedListener {
     }
 }
 
-/// A connection that ends when nothing comes in for [`IDLE_LIMIT`].
+/// A connection that ends when nothing arrives for [`IDLE_LIMIT`].
 struct BoundedStream {
     stream: TcpStream,
     idle: Pin<Box<Sleep>>,

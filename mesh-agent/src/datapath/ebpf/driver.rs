@@ -15,7 +15,8 @@ struct DriverInformation {
     rest: [u8; 160],
 }
 
-/// The driver's name, e.g. `veth` or `virtio_net`; `None` if there is no such interface or its driver does not say.
+/// The driver's name, e.g. `veth` or `virtio_net`; `None` if there is no such interface or its driver does
+/// not say.
 pub(super) fn driver_name(interface: &str) -> Option<String> {
     let socket = socket(
         AddressFamily::Inet,
@@ -29,8 +30,8 @@ pub(super) fn driver_name(interface: &str) -> Option<String> {
         driver: [0; 32],
         rest: [0; 160],
     };
-    // SAFETY: every field of `ifreq` is an integer, an array of integers, a raw pointer or a union of these, for
-    // all of which zero bytes are a valid value.
+    // SAFETY: every field of `ifreq` is an integer, an array of integers, a raw pointer or a union of these,
+    // for all of which zero bytes are a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
         return None;
@@ -39,9 +40,10 @@ pub(super) fn driver_name(interface: &str) -> Option<String> {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut information).cast();
-    // SAFETY: `ETHTOOL_GDRVINFO` writes one `ethtool_drvinfo` (196 bytes, asserted below) through `ifru_data`, which
-    // points to `information` of that size; that and `request` are live and exclusively borrowed until the call
-    // returns. The interface's name ends in a zero byte, as it is shorter than its field, which was zeroed.
+    // SAFETY: `ETHTOOL_GDRVINFO` writes one `ethtool_drvinfo` (196 bytes, asserted below) through
+    // `ifru_data`, which points to `information` of that size; that and `request` are live and exclusively
+    // borrowed until the call returns. The interface's name ends in a zero byte, as it is shorter than its
+    // field, which was zeroed.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
     if result != 0 {
         return None;

@@ -66,7 +66,8 @@ impl FlowSweep {
         self.evictions
     }
 
-    /// Walks the table if it is time to; returns whether it was. `generations` has each backend's current one.
+    /// Walks the table if it is time to; returns whether it was. `generations` has each backend's current
+    /// one.
     pub(super) fn run(
         &mut self,
         maps: &mut Maps,

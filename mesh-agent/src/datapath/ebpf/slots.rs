@@ -1,5 +1,5 @@
-//! Allocation of slots in fixed-size tables. A freed slot is reused as late as possible: a packet that read an
-//! index a moment ago must not find another owner there. Pure, but for the first generation.
+//! Allocation of slots in fixed-size tables. A freed slot is reused as late as possible: a packet that read
+//! an index a moment ago must not find another owner there. Pure, but for the first generation.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
-//! Each backend's traffic as the sum of readings of IPVS's statistics and of the counters of local
-//! processes' connections. Pure. Sums never go down: what is read is added as the difference to the last
-//! reading of the same object.
+//! Each backend's traffic, summed up from IPVS's statistics and from the counters of local processes'
+//! connections. Pure. Sums never go down: each reading adds the difference to the last reading of the same
+//! object.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use crate::{
 /// A destination of a virtual service.
 pub(super) type Position = (VirtualService, Destination);
 
-/// Sums per backend and service, and what they were last read from.
+/// Sums per backend and service, with the last readings.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     open: BTreeMap<Position, Account>,
@@ -31,7 +31,7 @@ struct Account {
 }
 
 impl Accounts {
-    /// Counts what a destination gets for a backend from now on; `since` is what it had got before.
+    /// Counts a destination's traffic for a backend from now on; `since` is its reading so far.
     pub(super) fn open(&mut self, position: Position, backend: BackendKey, since: Statistics) {
         let account = Account {
             backend,
@@ -58,12 +58,12 @@ impl Accounts {
         self.open.keys().map(|(service, _)| *service).collect()
     }
 
-    /// Stops counting a destination; what it has got stays with its backend.
+    /// Stops counting a destination; what has been counted stays with its backend.
     pub(super) fn close(&mut self, position: &Position) {
         self.open.remove(position);
     }
 
-    /// Adds what has come since the last reading.
+    /// Adds the traffic since the last reading.
     pub(super) fn read(&mut self, position: &Position, state: &DestinationState) {
         let Some(account) = self.open.get_mut(position) else {
             return;
@@ -72,7 +72,7 @@ impl Accounts {
         account.last = state.statistics;
         account.connections_open = u64::from(match position.0.protocol {
             Protocol::Tcp => state.active,
-            // IPVS calls no UDP connection active.
+            // IPVS counts every UDP connection as inactive.
             Protocol::Udp => state.inactive,
         });
         let backend = account.backend;
@@ -89,7 +89,7 @@ impl Accounts {
         );
     }
 
-    /// Adds local processes' connections that have come since the last reading.
+    /// Adds local processes' connections since the last reading.
     pub(super) fn read_local(&mut self, connections: &BTreeMap<BackendKey, u64>) {
         for (backend, total) in connections {
             let last = self.local.insert(*backend, *total).unwrap_or(0);
@@ -102,11 +102,11 @@ impl Accounts {
                 },
             );
         }
-        // A counter that is made again begins with 0.
+        // A counter that is made again starts from 0.
         self.local.retain(|backend, _| connections.contains_key(backend));
     }
 
-    /// Forgets the sums of what is not in the state; services keep what their former backends had.
+    /// Forgets the sums of what is not in the state; services keep the traffic of former backends.
     pub(super) fn keep(&mut self, state: &Desired) {
         self.backends
             .retain(|backend, _| state.backends.contains_key(backend));
@@ -146,14 +146,14 @@ impl Accounts {
     }
 }
 
-/// What has come since an earlier reading; everything, when the object was made anew in between.
+/// The difference to an earlier reading; the whole reading, if the object was made again in between.
 fn since(now: Statistics, last: Statistics) -> Statistics {
-    let anew = now.connections < last.connections
+    let restarted = now.connections < last.connections
         || now.packets_in < last.packets_in
         || now.packets_out < last.packets_out
         || now.bytes_in < last.bytes_in
         || now.bytes_out < last.bytes_out;
-    if anew {
+    if restarted {
         return now;
     }
     Statistics {
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_before_is_not_counted_and_what_begins_anew_is() {
+    fn earlier_traffic_is_not_counted_and_a_restarted_counter_is() {
         let desired = state(Balance::default(), &[(7, PEER, 1)]);
         let backend = *desired.backends.keys().next().unwrap();
         let mut accounts = Accounts::default();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_keeps_what_its_former_backends_had() {
+    fn a_service_keeps_the_traffic_of_former_backends() {
         let old = state(Balance::default(), &[(7, PEER, 1)]);
         let backend = *old.backends.keys().next().unwrap();
         let mut accounts = Accounts::default();
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(
             sums(&accounts, &old)[0],
             (0, 0),
-            "the name's next holder begins with nothing"
+            "the next backend of that key starts from nothing"
         );
     }
 }

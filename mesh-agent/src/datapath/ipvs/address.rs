@@ -1,5 +1,4 @@
-//! The names that replicas and nodes have inside the tunnel between IPVS nodes. Pure; imports the model
-//! only.
+//! The addresses of replicas and nodes inside the tunnel between IPVS nodes. Pure; imports the model only.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +6,7 @@ use crate::model::MacAddress;
 
 /// The first byte of every mesh address: 250.0.0.0/8, a part of class E, which no network uses.
 pub const MESH_NETWORK: u8 = 250;
-/// How many bits of a mesh address are the network's.
+/// Prefix length of the network of mesh addresses.
 pub const MESH_PREFIX_BITS: u8 = 8;
 
 /// The address by which other nodes reach a replica through the tunnel: its address on Docker's ingress
@@ -18,7 +17,7 @@ pub fn mesh_address(ingress: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::new(MESH_NETWORK, second, third, fourth)
 }
 
-/// Whether an address is one of replicas inside the tunnel.
+/// Whether an address is a replica's inside the tunnel.
 #[must_use]
 pub fn is_mesh_address(address: Ipv4Addr) -> bool {
     address.octets()[0] == MESH_NETWORK
@@ -26,8 +25,8 @@ pub fn is_mesh_address(address: Ipv4Addr) -> bool {
 
 /// The MAC address of a node's end of the tunnel, by the node's address as its peers know it.
 ///
-/// Locally administered, and high, so that a bridge which takes the lowest address of its ports for its
-/// own keeps the one it has.
+/// Locally administered, and high, because a bridge takes the lowest address of its ports as its own: it must
+/// keep the one that it has.
 #[must_use]
 pub fn peer_mac(node_address: Ipv4Addr) -> MacAddress {
     let [a, b, c, d] = node_address.octets();

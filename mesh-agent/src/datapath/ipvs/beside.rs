@@ -1,5 +1,5 @@
-//! What IPVS needs beside it for a desired state: the plans of the nftables rules, of bridge ports and of the
-//! tunnel. Pure.
+//! What IPVS needs besides its own table: the nftables rules, bridge ports and tunnel for a desired state.
+//! Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +19,14 @@ use crate::model::{Desired, Location};
 /// MTU assumed until an uplink is known: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
 
-/// The rules for a state, whose frontends are those of the wanted virtual services that `stand`, or have no
-/// destination and are refused: for a port that IPVS could not be given, Docker's rules stay in charge.
+/// The rules for a state. Their frontends are the wanted virtual services that `answer`: those that IPVS has,
+/// and those without a destination, which are refused. A port that IPVS could not take is left to Docker's
+/// rules.
 pub(super) fn rules(
     state: &Desired,
     options: &IpvsOptions,
     wanted: &Table,
-    stand: impl Fn(&VirtualService) -> bool,
+    answer: impl Fn(&VirtualService) -> bool,
 ) -> Rules {
     let mut rules = Rules {
         node_address: state.settings.node_address,
@@ -40,7 +41,7 @@ pub(super) fn rules(
         peers: state.peers.keys().copied().collect(),
         ..Rules::default()
     };
-    for (name, service) in wanted.iter().filter(|(name, _)| stand(name)) {
+    for (name, service) in wanted.iter().filter(|(name, _)| answer(name)) {
         let Role::Frontend(key) = service.role else {
             continue;
         };
@@ -57,7 +58,7 @@ pub(super) fn rules(
     rules
 }
 
-/// Where local processes' connections to 127.0.0.0/8 go: to what every frontend of the service has.
+/// Where local processes' connections to 127.0.0.0/8 go: the destinations of the service's frontends.
 fn targets(service: &WantedService) -> Vec<Target> {
     service
         .destinations
@@ -83,7 +84,7 @@ pub(super) fn replica_interfaces(state: &Desired) -> BTreeSet<u32> {
     interfaces.flatten().collect()
 }
 
-/// The tunnel for a state; `None` while this node does not know the address that its peers know it by.
+/// The tunnel for a state; `None` while this node does not know which address its peers use for it.
 pub(super) fn tunnel(state: &Desired, options: &IpvsOptions) -> Option<TunnelPlan> {
     let mut plan = TunnelPlan {
         bridge: options.bridge.clone(),
@@ -104,7 +105,7 @@ pub(super) fn tunnel(state: &Desired, options: &IpvsOptions) -> Option<TunnelPla
     Some(plan)
 }
 
-/// The new plan with what only the old one has: in force until nothing refers to that any more.
+/// The new plan and what only the old one has, for as long as something may refer to that.
 pub(super) fn widened(old: &TunnelPlan, new: &TunnelPlan) -> TunnelPlan {
     let mut plan = new.clone();
     plan.peers.extend(&old.peers);
@@ -154,10 +155,10 @@ mod tests {
         state
     }
 
-    fn rules_of(state: &Desired, stand: bool) -> Rules {
+    fn rules_of(state: &Desired, answer: bool) -> Rules {
         let options = IpvsOptions::default();
         let wanted = wanted::table(state, options.service_address);
-        rules(state, &options, &wanted, |_| stand)
+        rules(state, &options, &wanted, |_| answer)
     }
 
     #[test]
@@ -184,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_ipvs_could_not_be_given_stays_dockers() {
+    fn a_port_that_ipvs_could_not_take_is_left_to_docker() {
         let rules = rules_of(&node(), false);
         assert!(rules.frontends.is_empty() && rules.localhost.is_empty());
     }
 
     #[test]
-    fn only_this_nodes_replicas_have_interfaces_here() {
+    fn only_local_replicas_have_interfaces() {
         assert_eq!(replica_interfaces(&node()), [7].into());
     }
 
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn while_things_change_the_tunnel_serves_both_states() {
+    fn during_a_change_the_tunnel_serves_both_states() {
         let old = tunnel(&node(), &IpvsOptions::default()).unwrap();
         let mut new = old.clone();
         new.peers.clear();
@@ -215,7 +216,7 @@ mod tests {
         let both = widened(&old, &new);
         assert_eq!(both.peers, old.peers);
         assert_eq!(both.remote.len(), 2);
-        assert!(both.local.is_empty(), "no address is in two places");
+        assert!(both.local.is_empty(), "no address is both local and remote");
         assert_eq!(widened(&old, &old), old);
     }
 }

@@ -1,5 +1,4 @@
-//! The commands that lead from one IPVS table to another, in two halves: first what adds, then what takes
-//! away. Pure.
+//! The commands that turn one IPVS table into another, in two halves: first additions, then removals. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,17 +10,17 @@ use super::{
 /// A virtual service as it is in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Present {
-    /// How it chooses.
+    /// Its scheduler and persistence.
     pub(super) settings: Settings,
-    /// Where it sends, with weights.
+    /// Its destinations, with weights.
     pub(super) destinations: BTreeMap<Destination, u32>,
 }
 
 /// The mesh's virtual services in the kernel.
 pub(super) type PresentTable = BTreeMap<VirtualService, Present>;
 
-/// What is wanted and missing, or otherwise than wanted. A new virtual service is followed by its
-/// destinations at once; a weight of 0 comes last, when those that take over are there.
+/// Adds what is missing and changes what differs. A new virtual service is directly followed by its
+/// destinations; weights of 0 come last, after the destinations that take over.
 pub(super) fn additions(present: &PresentTable, wanted: &Table) -> Vec<Command> {
     let mut commands = Vec::new();
     for (name, service) in wanted {
@@ -47,7 +46,7 @@ pub(super) fn additions(present: &PresentTable, wanted: &Table) -> Vec<Command> 
     commands
 }
 
-/// What is there and not wanted, but for the services that are `kept`.
+/// Removes what is not wanted, except services that are `kept`.
 pub(super) fn removals(
     present: &PresentTable,
     wanted: &Table,
@@ -70,7 +69,7 @@ pub(super) fn removals(
     commands
 }
 
-/// Adds to a table what a command has made true.
+/// Applies to a table what a command has changed in the kernel.
 pub(super) fn record(present: &mut PresentTable, command: &Command) {
     match command {
         Command::NewService(name, settings) => {
@@ -189,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_commands_lead_from_one_table_to_the_other(old in table(), new in table()) {
+        fn the_commands_turn_one_table_into_the_other(old in table(), new in table()) {
             let mut kernel = present(&old);
             for command in additions(&kernel, &new) {
                 record(&mut kernel, &command);
@@ -201,14 +200,14 @@ mod tests {
         }
 
         #[test]
-        fn a_table_needs_no_command_to_stay(table in table()) {
+        fn an_unchanged_table_needs_no_command(table in table()) {
             let kernel = present(&table);
             prop_assert_eq!(additions(&kernel, &table), vec![]);
             prop_assert_eq!(removals(&kernel, &table, &BTreeSet::new()), vec![]);
         }
 
         #[test]
-        fn adding_takes_nothing_away(old in table(), new in table()) {
+        fn additions_remove_nothing(old in table(), new in table()) {
             let mut kernel = present(&old);
             for command in additions(&kernel, &new) {
                 record(&mut kernel, &command);

@@ -1,12 +1,13 @@
-//! Hairpin mode for the bridge ports of this node's replicas, so that a replica that dials its own node's port
-//! can be answered by itself. Imports the data path's netlink and its memory file only.
+//! Hairpin mode for the bridge ports of this node's replicas, so that a replica that connects to a port
+//! published by its own node can be balanced to itself. Imports the data path's netlink and its record file
+//! only.
 //!
-//! `br_netfilter` puts a reply's addresses back while the reply is still on the bridge, and then bridges it to the
-//! container that dialled. If that is the container that answered, the frame would leave by the port it came
-//! from: a bridge drops such frames but at ports in hairpin mode.
+//! `br_netfilter` restores a reply's addresses while the reply is still on the bridge, and then bridges it to
+//! the container that connected. If that is the container that replied, the frame leaves by the port it came
+//! from: a bridge drops such frames unless the port is in hairpin mode.
 //!
-//! What the mesh has set is remembered in a file. A port that was in hairpin mode already (an engine without its
-//! userland proxy sees to that) is not the mesh's, and stays so.
+//! A file records which ports the mesh has set. A port that was in hairpin mode already (an engine without
+//! its userland proxy sets it) is not the mesh's, and stays as it is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,16 +20,16 @@ use nix::errno::Errno;
 
 use super::{
     link,
-    memory_file::{MemoryError, MemoryFile},
+    record_file::{RecordError, RecordFile},
 };
 use crate::datapath::netlink::{Connection, NetlinkError};
 
-/// Names of the ports that the mesh has set, by interface index: an index alone may be another interface's by
-/// now.
+/// Names of the ports that the mesh has set, by interface index. The index alone does not suffice: by now it
+/// may be another interface's.
 type Ours = BTreeMap<u32, String>;
 
-/// What the kernel says of the ports that matter, by interface index; interfaces that have gone, or that are no
-/// bridge's ports, are not among them.
+/// The ports that the kernel has, by interface index; without interfaces that are gone or are not bridge
+/// ports.
 type Found = BTreeMap<u32, Port>;
 
 /// A bridge's port.
@@ -38,43 +39,43 @@ struct Port {
     hairpin: bool,
 }
 
-/// The bridge ports of one network namespace: of the thread that opened it.
+/// The bridge ports of one network namespace: that of the thread that opened it.
 pub(super) struct Hairpin {
     connection: Connection,
-    memory: MemoryFile,
+    record: RecordFile,
     ours: Ours,
 }
 
 /// Ports could not be put into hairpin mode, or back out of it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HairpinError {
-    #[error("cannot reach rtnetlink to set bridge ports; the agent needs CAP_NET_ADMIN")]
+    #[error("cannot open rtnetlink to set bridge ports; the agent needs CAP_NET_ADMIN")]
     Open(#[source] NetlinkError),
-    #[error("cannot look up interface {0}, a container's")]
+    #[error("cannot look up the container interface with index {0}")]
     LookUp(u32, #[source] NetlinkError),
-    #[error("cannot turn the hairpin mode of bridge port {name} {}", if *.on { "on" } else { "off" })]
+    #[error("cannot turn {} hairpin mode of the bridge port {name}", if *.on { "on" } else { "off" })]
     Set {
         name: String,
         on: bool,
         source: NetlinkError,
     },
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    Record(#[from] RecordError),
 }
 
 impl Hairpin {
-    /// Opens rtnetlink and reads what an earlier agent remembered; nothing is changed yet.
-    pub(super) fn open(memory: &Path) -> Result<Self, HairpinError> {
-        let memory = MemoryFile::new(memory);
+    /// Opens rtnetlink and reads an earlier agent's record; changes nothing.
+    pub(super) fn open(record: &Path) -> Result<Self, HairpinError> {
+        let record = RecordFile::new(record);
         Ok(Self {
             connection: Connection::open(NETLINK_ROUTE).map_err(HairpinError::Open)?,
-            ours: memory.read()?,
-            memory,
+            ours: record.read()?,
+            record,
         })
     }
 
-    /// Puts these interfaces into hairpin mode, those that are bridge ports, and all others back that the mesh
-    /// has set. After a failure the other ports are right all the same, and calling it again mends the rest.
+    /// Puts those of these interfaces that are bridge ports into hairpin mode, and takes all others that the
+    /// mesh set out of it. If it fails for a port, the others are set all the same; it may be called again.
     pub(super) fn apply(&mut self, wanted: &BTreeSet<u32>) -> Result<(), HairpinError> {
         let found = self.look(wanted)?;
         let steps = steps(wanted, &self.ours, &found);
@@ -94,7 +95,7 @@ impl Hairpin {
         outcome
     }
 
-    /// Looks at all ports that are wanted, or the mesh's.
+    /// Looks up all ports that are wanted or that the mesh has set.
     fn look(&mut self, wanted: &BTreeSet<u32>) -> Result<Found, HairpinError> {
         let mut found = Found::new();
         for &index in wanted.iter().chain(self.ours.keys()) {
@@ -112,7 +113,7 @@ impl Hairpin {
     fn set(&mut self, index: u32, name: String, on: bool) -> Result<(), HairpinError> {
         let settings = vec![InfoBridgePort::HairpinMode(on)];
         match link::set_bridge_port(&mut self.connection, index, settings) {
-            // It has gone meanwhile, or is no bridge's port any more.
+            // It is gone by now, or no longer a bridge port.
             Err(error) if matches!(error.errno(), Some(Errno::ENODEV | Errno::EOPNOTSUPP)) => Ok(()),
             result => result.map_err(|source| HairpinError::Set { name, on, source }),
         }
@@ -123,9 +124,9 @@ impl Hairpin {
             return Ok(());
         }
         if ours.is_empty() {
-            self.memory.remove()?;
+            self.record.remove()?;
         } else {
-            self.memory.write(&ours)?;
+            self.record.write(&ours)?;
         }
         self.ours = ours;
         Ok(())
@@ -143,18 +144,18 @@ impl Port {
     }
 }
 
-/// What is to be done.
+/// Changes to make.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Steps {
-    /// What is the mesh's once that has begun.
+    /// What the mesh owns once the changes begin.
     ours: Ours,
     /// Ports to put into hairpin mode, all of them in `ours`.
     on: Ours,
-    /// Ports to put back, all of them in `ours` until that is done.
+    /// Ports to take out of hairpin mode, all of them in `ours` until that is done.
     off: Ours,
 }
 
-/// What leads from what is found to what is wanted.
+/// The changes from what is found to what is wanted.
 fn steps(wanted: &BTreeSet<u32>, ours: &Ours, found: &Found) -> Steps {
     let mut steps = Steps::default();
     for (&index, port) in found {
@@ -163,7 +164,7 @@ fn steps(wanted: &BTreeSet<u32>, ours: &Ours, found: &Found) -> Steps {
             (true, false) => Some(&mut steps.on),
             (false, true) if is_ours => Some(&mut steps.off),
             (true, true) if is_ours => None,
-            // Never ours, or somebody has put it back already.
+            // It was never ours, or something else has reset it already.
             (true | false, true) | (false, false) => continue,
         };
         steps.ours.insert(index, port.name.clone());
@@ -204,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_so_already_is_not_ours() {
+    fn a_port_that_is_in_hairpin_mode_already_is_not_ours() {
         let found = found(&[(7, "veth7", true)]);
         assert_eq!(steps(&[7].into(), &Ours::new(), &found), Steps::default());
         assert_eq!(steps(&[].into(), &Ours::new(), &found), Steps::default());
     }
 
     #[test]
-    fn what_is_set_stays_ours_while_it_is_wanted_and_is_put_back_then() {
+    fn what_is_set_stays_ours_while_wanted_and_is_reset_afterwards() {
         let (ours, found) = (ports(&[(7, "veth7")]), found(&[(7, "veth7", true)]));
         let kept = steps(&[7].into(), &ours, &found);
         assert_eq!(
@@ -227,14 +228,14 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_has_put_back_is_set_again_or_forgotten() {
+    fn what_others_have_reset_is_set_again_or_forgotten() {
         let (ours, found) = (ports(&[(7, "veth7")]), found(&[(7, "veth7", false)]));
         assert_eq!(steps(&[7].into(), &ours, &found).on, ours);
         assert_eq!(steps(&[].into(), &ours, &found), Steps::default());
     }
 
     #[test]
-    fn an_interface_that_has_gone_is_forgotten_though_another_has_its_index() {
+    fn an_interface_that_is_gone_is_forgotten_even_if_another_has_its_index() {
         let ours = ports(&[(7, "veth7")]);
         assert_eq!(steps(&[7].into(), &ours, &Found::new()), Steps::default());
         let another = found(&[(7, "veth9", true)]);

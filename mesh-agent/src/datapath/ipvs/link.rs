@@ -1,4 +1,4 @@
-//! Network interfaces by rtnetlink: looked up, and told how to behave as ports of a bridge. Imports the data
+//! Looking up network interfaces, and configuring them as bridge ports, over rtnetlink. Imports the data
 //! path's netlink only.
 
 use netlink_packet_route::{
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
-/// Looks an interface up by what the request says of it: its name or its index.
+/// Looks up an interface by what the request contains: its name or its index.
 pub(super) fn look_up(
     connection: &mut Connection,
     request: LinkMessage,
@@ -25,7 +25,7 @@ pub(super) fn look_up(
     }
 }
 
-/// How the interface behaves as a bridge's port; `None` if it is no such port.
+/// The interface's settings as a bridge port; `None` if it is not a bridge port.
 pub(super) fn bridge_port(link: &LinkMessage) -> Option<&[InfoBridgePort]> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
@@ -36,7 +36,7 @@ pub(super) fn bridge_port(link: &LinkMessage) -> Option<&[InfoBridgePort]> {
     })
 }
 
-/// Says how an interface is to behave as a bridge's port; what is not named stays as it is.
+/// Changes an interface's settings as a bridge port; what is not named stays as it is.
 pub(super) fn set_bridge_port(
     connection: &mut Connection,
     index: u32,

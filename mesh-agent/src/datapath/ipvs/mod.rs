@@ -1,8 +1,8 @@
-//! The data path without eBPF: the kernel's IPVS, with what it needs beside it, programmed over netlink.
-//! Imports the model and the plan.
+//! The data path without eBPF: the kernel's IPVS, with the nftables rules, tunnel and settings that it needs,
+//! programmed over netlink. Imports the model and the plan.
 //!
-//! The desired state is kept, and kernel objects are brought to what it asks for after each batch of changes:
-//! first what others refer to is made, last what nobody refers to any more is removed.
+//! It keeps the desired state, and after each batch of changes brings the kernel's objects to what the state
+//! requires: what others refer to is made first, and what nothing refers to any more is removed last.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
 
@@ -19,7 +19,7 @@ mod difference;
 mod failed_change;
 mod hairpin;
 mod link;
-mod memory_file;
+mod record_file;
 mod services;
 mod sysctls;
 mod wanted;
@@ -38,28 +38,28 @@ use crate::{
     plan::{DatapathChange, fold},
 };
 
-/// Removes what an agent before has left in this network namespace. Looks first, so that no module is
-/// loaded where there is nothing; says whether there was anything to look at.
+/// Removes what earlier agents left in this network namespace. Looks for their traces first, so that no
+/// kernel module is loaded where there are none; returns whether there were any.
 ///
 /// # Errors
 /// When something could not be removed.
 pub fn remove_leftovers(options: IpvsOptions) -> Result<bool, DatapathError> {
-    let remembered = [SYSCTL_MEMORY, HAIRPIN_MEMORY]
+    let recorded = [SYSCTL_RECORD, HAIRPIN_RECORD]
         .iter()
-        .any(|memory| options.run_directory.join(memory).exists());
-    let joined = nix::net::if_::if_nametoindex(tunnel::DEVICE).is_ok();
-    if !(remembered || joined) {
+        .any(|record| options.run_directory.join(record).exists());
+    let connected = nix::net::if_::if_nametoindex(tunnel::DEVICE).is_ok();
+    if !(recorded || connected) {
         return Ok(false);
     }
     IpvsDatapath::new(options)?.detach()?;
     Ok(true)
 }
 
-/// File in the run folder that says what kernel settings were before.
-const SYSCTL_MEMORY: &str = "ipvs-sysctls.json";
-/// File in the run folder that says which bridge ports were put into hairpin mode.
-const HAIRPIN_MEMORY: &str = "ipvs-hairpin.json";
-/// Calls of `maintain` (about a second apart) from one look at the kernel's objects to the next.
+/// File in the run directory that records kernel settings from before the mesh changed them.
+const SYSCTL_RECORD: &str = "ipvs-sysctls.json";
+/// File in the run directory that records which bridge ports the mesh put into hairpin mode.
+const HAIRPIN_RECORD: &str = "ipvs-hairpin.json";
+/// Calls of `maintain` (about a second apart) between two checks of the kernel's objects.
 const VERIFY_EVERY: u32 = 10;
 
 /// How to set the data path up.
@@ -69,11 +69,11 @@ pub struct IpvsOptions {
     pub tunnel_port: u16,
     /// The bridge behind which containers are reached: Docker's `docker_gwbridge` for Swarm's tasks.
     pub bridge: String,
-    /// The address at which only the eBPF data path answers; it is left out here.
+    /// The address at which only the eBPF data path answers; no virtual service is made for it.
     pub service_address: Ipv4Addr,
-    /// Folder for what must outlive a killed agent, e.g. `/run/mesh`; made if it is missing.
+    /// Directory for what must outlive a killed agent, e.g. `/run/mesh`; created if it is missing.
     pub run_directory: PathBuf,
-    /// Where the kernel's settings are: `/proc/sys`, or where a container has it mounted.
+    /// Root of the kernel's settings: `/proc/sys`, or where a container has it mounted.
     pub sysctls: PathBuf,
 }
 
@@ -89,20 +89,20 @@ impl Default for IpvsOptions {
     }
 }
 
-/// The data path of one network namespace: of the thread that made it, on which all calls must be made.
+/// The data path of one network namespace: that of the thread that made it, on which all calls must be made.
 pub struct IpvsDatapath {
     options: IpvsOptions,
     state: Desired,
     services: Services,
     rules: Table,
     tunnel: Tunnel,
-    /// What was last asked of the tunnel.
+    /// The last plan for the tunnel.
     tunnel_plan: Option<TunnelPlan>,
     sysctls: Sysctls,
     hairpin: Hairpin,
-    /// Whether anything has been asked for since the start or since it was all removed.
+    /// Whether anything has been applied since the start or since everything was removed.
     engaged: bool,
-    /// Whether the kernel is not yet what the state asks for.
+    /// Whether the kernel is not yet in the state that is desired.
     unsettled: bool,
     rounds: u32,
     /// Whether an earlier agent's virtual services were found.
@@ -110,7 +110,7 @@ pub struct IpvsDatapath {
 }
 
 impl IpvsDatapath {
-    /// Opens IPVS (the kernel loads its module) and reads what an earlier agent has left. Changes nothing.
+    /// Opens IPVS (the kernel loads its module) and reads what an earlier agent left. Changes nothing.
     ///
     /// # Errors
     /// When the kernel has no IPVS or the agent may not use it.
@@ -118,10 +118,10 @@ impl IpvsDatapath {
         let services = Services::adopt()?;
         let rules = Table::open().map_err(|error| failed("open nftables", error))?;
         let tunnel = Tunnel::new().map_err(|error| failed("open rtnetlink", error))?;
-        let sysctls = Sysctls::open(&options.sysctls, &options.run_directory.join(SYSCTL_MEMORY))
-            .map_err(|error| failed("read what kernel settings were before", error))?;
-        let hairpin = Hairpin::open(&options.run_directory.join(HAIRPIN_MEMORY))
-            .map_err(|error| failed("read which bridge ports an earlier agent has set", error))?;
+        let sysctls = Sysctls::open(&options.sysctls, &options.run_directory.join(SYSCTL_RECORD))
+            .map_err(|error| failed("read the record of earlier kernel settings", error))?;
+        let hairpin = Hairpin::open(&options.run_directory.join(HAIRPIN_RECORD))
+            .map_err(|error| failed("read the record of bridge ports in hairpin mode", error))?;
         debug!("IPVS opened");
         Ok(Self {
             options,
@@ -139,11 +139,12 @@ impl IpvsDatapath {
         })
     }
 
-    /// Brings the kernel to what the state asks for: first what leads to new destinations, then these, then
-    /// the rules that send packets there; and all that is no longer wanted in the opposite order.
+    /// Brings the kernel to the desired state: first the tunnel and settings that new destinations need, then
+    /// the destinations, then the rules that send packets to them. What is no longer wanted goes in the
+    /// opposite order.
     fn reconcile(&mut self) -> Vec<Failure> {
         let wanted = wanted::table(&self.state, self.options.service_address);
-        // IPVS would drop what has no replica without a word to local processes; the rules refuse it.
+        // For a service without replicas IPVS would drop packets silently; the rules refuse them instead.
         let mut served = wanted.clone();
         served.retain(|_, service| !service.destinations.is_empty());
         let plan = beside::tunnel(&self.state, &self.options);
@@ -162,7 +163,7 @@ impl IpvsDatapath {
         let rules = beside::rules(&self.state, &self.options, &wanted, |name| {
             !served.contains_key(name) || self.services.has(name)
         });
-        // What is about to go is counted first.
+        // Count what is about to be removed.
         match self.rules.counters() {
             Ok(connections) => self.services.read_local(&connections),
             Err(error) => steps.tried("read the nftables counters", Err(error)),
@@ -182,7 +183,7 @@ impl IpvsDatapath {
         steps.failures
     }
 
-    /// Takes the frontends out of the rules, if there are any rules.
+    /// Removes the frontends from the rules, if there are any rules.
     fn empty_rules(&mut self) -> Result<(), RulesError> {
         if self.rules.read()?.is_none() {
             return Ok(());
@@ -199,26 +200,26 @@ impl IpvsDatapath {
         let result = self.tunnel.apply(&plan);
         self.tunnel_plan = Some(plan);
         match result {
-            // Docker makes the bridge when the node joins a Swarm; until then there is nothing to connect.
+            // Docker creates the bridge when the node joins a Swarm; until then there is nothing to connect.
             Err(TunnelError::NoBridge(_)) if idle => Ok(()),
             result => result,
         }
     }
 
-    /// Settings without which connections would not find their way.
+    /// Settings that IPVS connections need.
     fn set_ipvs_sysctls(&mut self) -> Result<(), SysctlError> {
-        // Docker's firewall rules judge by conntrack, which IPVS must therefore keep informed.
+        // Docker's firewall rules depend on conntrack, so IPVS must update it.
         self.sysctls.set("net/ipv4/vs/conntrack", "1")?;
-        // A connection whose destination is gone ends at its next packet.
+        // A connection whose destination is gone expires at its next packet.
         self.sysctls.set("net/ipv4/vs/expire_nodest_conn", "1")?;
-        // A client does not keep to a destination that drains.
+        // Persistence does not tie a client to a draining destination.
         self.sysctls.set("net/ipv4/vs/expire_quiescent_template", "1")?;
-        // What a replica answers to a peer is routed by the mesh address that IPVS puts into it.
+        // A replica's reply to a peer is routed again by the mesh address that IPVS writes into it.
         self.sysctls.set("net/ipv4/vs/snat_reroute", "1")
     }
 
-    /// Local processes' connections to 127.0.0.1 are sent to containers; the rules keep containers from doing
-    /// the same in the other direction, and are there first.
+    /// Lets local processes' connections to 127.0.0.1 reach containers. The rules, which are in place before,
+    /// keep containers from reaching 127.0.0.1 in turn.
     fn set_bridge_sysctls(&mut self, rules: &Rules) -> Result<(), SysctlError> {
         let bridge = &rules.bridge;
         self.sysctls
@@ -226,7 +227,7 @@ impl IpvsDatapath {
     }
 }
 
-/// The failures of a series of steps, each of which is tried whatever became of the others.
+/// The failures of a series of steps, each of which is tried whether or not others fail.
 #[derive(Default)]
 struct Steps {
     failures: Vec<Failure>,
@@ -263,12 +264,24 @@ impl Datapath for IpvsDatapath {
         for change in changes {
             match change {
                 DatapathChange::RemoveBackend(key) => drop(removed.insert(*key)),
-                // Another task gets the name of one that is gone: nothing of that is inherited.
+                // Another task takes over the key of a removed one: apply the removal first, so that it
+                // inherits nothing.
                 DatapathChange::UpsertBackend(key, _) if removed.contains(key) => {
                     failures.extend(self.reconcile());
                     removed.clear();
                 }
-                _ => {}
+                DatapathChange::Configure(_)
+                | DatapathChange::UpsertPeer(..)
+                | DatapathChange::RemovePeer(_)
+                | DatapathChange::UpsertBackend(..)
+                | DatapathChange::UpsertService(..)
+                | DatapathChange::RemoveService(_)
+                | DatapathChange::AddFrontend(_)
+                | DatapathChange::RemoveFrontend(_)
+                | DatapathChange::AttachContainer(_)
+                | DatapathChange::DetachContainer(_)
+                | DatapathChange::AttachUplink(..)
+                | DatapathChange::DetachUplink(_) => {}
             }
             fold(&mut self.state, change.clone());
         }
@@ -279,10 +292,10 @@ impl Datapath for IpvsDatapath {
         for failure in failures {
             let Some(change) = culprit(changes, failure.service) else {
                 let error: &dyn std::error::Error = &failure.error;
-                warn!(error, "the data path is not what it should be");
+                warn!(error, "a part of the data path could not be updated, retrying");
                 continue;
             };
-            // The first reason is the one that matters; the change is tried again as a whole.
+            // The first failure is the one that matters: the change is tried again as a whole.
             if errors.iter().all(|error| error.change != *change) {
                 restore(&mut self.state, &before, change);
                 errors.push(ChangeError {
@@ -318,7 +331,7 @@ impl Datapath for IpvsDatapath {
         self.rounds = self.rounds.wrapping_add(1);
         let verify = self.rounds.is_multiple_of(VERIFY_EVERY) && self.engaged;
         if verify {
-            // Others may have removed something, or Docker made its bridge anew.
+            // Something else may have removed objects, or Docker recreated its bridge.
             self.services.verify()?;
         }
         if !self.unsettled && !verify {
@@ -331,7 +344,7 @@ impl Datapath for IpvsDatapath {
     }
 
     fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
-        // What is desired has been claimed by the changes that led there.
+        // The changes so far have claimed what is desired.
         self.services.disown();
         self.reconcile()
             .into_iter()
@@ -345,7 +358,7 @@ impl Datapath for IpvsDatapath {
         self.unsettled = false;
         self.engaged = false;
         let mut steps = Steps::default();
-        // Docker's own rules are asked again before IPVS stops answering; what guards 127.0.0.0/8 goes last.
+        // Docker's own rules apply again before IPVS stops answering; the guard of 127.0.0.0/8 goes last.
         steps.tried("empty the nftables rules", self.empty_rules());
         let services = self.services.clear();
         steps.tried("remove the tunnel", self.tunnel.remove());

@@ -21,24 +21,24 @@ use crate::{
 pub(super) struct Services {
     ipvs: Ipvs,
     present: PresentTable,
-    /// What an earlier agent has left and nobody has asked for yet.
+    /// What an earlier agent left and nothing has asked for yet.
     unclaimed: BTreeSet<VirtualService>,
-    /// Destinations that an earlier agent has left: what they got before counts too.
+    /// Destinations that an earlier agent left: their earlier traffic counts too.
     inherited: BTreeSet<Position>,
     accounts: Accounts,
 }
 
-/// Something that the kernel did not do.
+/// An operation that failed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// The published port it is about; `None` when it is about all.
+    /// The published port that it concerns; `None` if it concerns all.
     pub(super) service: Option<ServiceKey>,
-    /// What, and why.
+    /// What failed, and why.
     pub(super) error: DatapathError,
 }
 
 impl Services {
-    /// Opens IPVS and reads what an earlier agent has left.
+    /// Opens IPVS and reads what an earlier agent left.
     pub(super) fn adopt() -> Result<Self, DatapathError> {
         let mut services = Self {
             ipvs: Ipvs::open().map_err(|error| failed("open IPVS", error))?,
@@ -55,7 +55,7 @@ impl Services {
         Ok(services)
     }
 
-    /// Reads the mesh's virtual services anew: somebody else may have changed them.
+    /// Reads the mesh's virtual services again: something else may have changed them.
     fn reload(&mut self) -> Result<(), IpvsError> {
         let mut present = PresentTable::new();
         for (name, settings) in self.ipvs.services()? {
@@ -80,7 +80,7 @@ impl Services {
         Ok(())
     }
 
-    /// Notices services that somebody else has removed.
+    /// Forgets services that something else has removed, so that they are made again.
     pub(super) fn verify(&mut self) -> Result<(), DatapathError> {
         let there: BTreeSet<VirtualService> = self
             .ipvs
@@ -94,17 +94,17 @@ impl Services {
         Ok(())
     }
 
-    /// Whether an earlier agent has left any that nobody has asked for yet.
+    /// Whether an earlier agent left any that nothing has asked for yet.
     pub(super) fn found_any(&self) -> bool {
         !self.unclaimed.is_empty()
     }
 
-    /// Whether a virtual service of the mesh's is there.
+    /// Whether the mesh has this virtual service in the kernel.
     pub(super) fn has(&self, name: &VirtualService) -> bool {
         self.present.contains_key(name)
     }
 
-    /// Makes what is wanted and missing, and changes what is otherwise.
+    /// Makes what is missing, and changes what differs.
     pub(super) fn grow(&mut self, wanted: &Table) -> Vec<Failure> {
         self.unclaimed.retain(|name| !wanted.contains_key(name));
         let mut failures = self.close_accounts(wanted);
@@ -113,7 +113,7 @@ impl Services {
             .into_iter()
             .partition(|command| matches!(command, Command::NewService(..) | Command::SetService(..)));
         failures.extend(self.run(services, wanted));
-        // Where a service could not be made there may be somebody else's under its name.
+        // Where a service could not be made, another program's may have its address and port.
         let destinations = destinations
             .into_iter()
             .filter(|command| self.present.contains_key(command.service()))
@@ -123,17 +123,17 @@ impl Services {
         failures
     }
 
-    /// Removes what is not wanted, but for what an earlier agent has left as whole services.
+    /// Removes what is not wanted, except whole services that an earlier agent left.
     pub(super) fn shrink(&mut self, wanted: &Table) -> Vec<Failure> {
         self.run(removals(&self.present, wanted, &self.unclaimed), wanted)
     }
 
-    /// From now on, what an earlier agent has left is not wanted.
+    /// From now on, what an earlier agent left is not wanted.
     pub(super) fn disown(&mut self) {
         self.unclaimed.clear();
     }
 
-    /// Removes everything, whatever there is.
+    /// Removes everything that is the mesh's.
     pub(super) fn clear(&mut self) -> Result<(), DatapathError> {
         self.reload()
             .map_err(|error| failed("read the IPVS table", error))?;
@@ -147,7 +147,7 @@ impl Services {
             .map_or(Ok(()), |failure| Err(failure.error))
     }
 
-    /// Reads what everything has got so far.
+    /// Reads all traffic so far.
     pub(super) fn counters(
         &mut self,
         state: &Desired,
@@ -180,7 +180,7 @@ impl Services {
         Ok(list)
     }
 
-    /// Counts for the last time what is about to go, or to be another backend's.
+    /// Takes the last reading of destinations that are about to be removed, or to become another backend's.
     fn close_accounts(&mut self, wanted: &Table) -> Vec<Failure> {
         let leaving: Vec<Position> = self
             .accounts
@@ -200,8 +200,8 @@ impl Services {
         failures
     }
 
-    /// Begins to count what is new. A destination that was there not long ago may come back with what it
-    /// had got: that is not new.
+    /// Starts counting new destinations. The kernel may return a destination that existed a moment ago with
+    /// its old statistics: these do not count.
     fn open_accounts(&mut self, wanted: &Table, old: &BTreeSet<VirtualService>) -> Vec<Failure> {
         let mut failures = Vec::new();
         for (name, service) in wanted {
@@ -286,12 +286,12 @@ impl Services {
     }
 }
 
-/// Why the kernel refused a command, and what can be done about it.
+/// Why the kernel refused a command, with a remedy.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("one that the mesh has not made is in the way; see `ipvsadm -Ln`")]
+    #[error("another program has a virtual service for this address and port; see `ipvsadm -Ln`")]
     InTheWay(#[source] KernelError),
-    #[error("this kernel has no scheduler {0}; load the module ip_vs_{0}")]
+    #[error("this kernel has no IPVS scheduler {0}; load the module ip_vs_{0}")]
     NoScheduler(String, #[source] KernelError),
     #[error(transparent)]
     Kernel(KernelError),
@@ -316,7 +316,7 @@ fn positions(present: &PresentTable) -> impl Iterator<Item = Position> {
     })
 }
 
-/// Whose traffic a position is, in a wanted table.
+/// The backend that a position counts for in a wanted table.
 fn owner(wanted: &Table, (service, destination): &Position) -> Option<BackendKey> {
     let destination = wanted.get(service)?.destinations.get(destination)?;
     Some(destination.backend)

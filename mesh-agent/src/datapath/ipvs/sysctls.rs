@@ -1,5 +1,5 @@
-//! Kernel settings that the data path needs, and what they were before: remembered in a file, so that an
-//! agent after a killed one can still put them back.
+//! Kernel settings that the data path needs. A file records their earlier values, so that they can be
+//! restored even after the agent was killed.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::memory_file::{MemoryError, MemoryFile};
+use super::record_file::{RecordError, RecordFile};
 
-/// What the settings were before the mesh changed them, by path below `/proc/sys`.
+/// The values from before the mesh changed them, by path below `/proc/sys`.
 type Before = BTreeMap<String, String>;
 
-/// The settings of one network namespace: of the thread that calls.
+/// The settings of the calling thread's network namespace.
 #[derive(Debug)]
 pub(super) struct Sysctls {
     root: PathBuf,
-    memory: MemoryFile,
+    record: RecordFile,
     before: Before,
 }
 
-/// A setting could not be read, written or remembered.
+/// A setting could not be read, written or recorded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SysctlError {
-    #[error("cannot set {path} to {value}; in a container, /proc/sys/net of the host must be writable")]
+    #[error("cannot set {path} to {value}; in a container, the host's /proc/sys/net must be writable")]
     Write {
         path: PathBuf,
         value: String,
@@ -32,21 +32,21 @@ pub(super) enum SysctlError {
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] io::Error),
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    Record(#[from] RecordError),
 }
 
 impl Sysctls {
-    /// Reads what an earlier agent remembered; nothing is changed yet.
-    pub(super) fn open(root: &Path, memory: &Path) -> Result<Self, SysctlError> {
-        let memory = MemoryFile::new(memory);
+    /// Reads an earlier agent's record; changes nothing.
+    pub(super) fn open(root: &Path, record: &Path) -> Result<Self, SysctlError> {
+        let record = RecordFile::new(record);
         Ok(Self {
             root: root.to_owned(),
-            before: memory.read()?,
-            memory,
+            before: record.read()?,
+            record,
         })
     }
 
-    /// Reads a setting; `None` where the kernel (or the interface) is without it.
+    /// Reads a setting; `None` where the kernel (or the interface) does not have it.
     pub(super) fn read(&self, name: &str) -> Result<Option<String>, SysctlError> {
         let path = self.root.join(name);
         match fs::read_to_string(&path) {
@@ -56,7 +56,8 @@ impl Sysctls {
         }
     }
 
-    /// Sets a setting that is otherwise, remembering what it was; none where the kernel is without it.
+    /// Sets a setting, and records its earlier value if that differs. Does nothing where the kernel does not
+    /// have it.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), SysctlError> {
         let Some(found) = self.read(name)? else {
             return Ok(());
@@ -66,12 +67,12 @@ impl Sysctls {
         }
         if !self.before.contains_key(name) {
             self.before.insert(name.to_owned(), found);
-            self.memory.write(&self.before)?;
+            self.record.write(&self.before)?;
         }
         self.write(name, value)
     }
 
-    /// Puts back what was changed, and forgets it.
+    /// Restores what was changed, and removes the record.
     pub(super) fn restore(&mut self) -> Result<(), SysctlError> {
         while let Some((name, value)) = self.before.pop_first() {
             if self.read(&name)?.is_some()
@@ -81,7 +82,7 @@ impl Sysctls {
                 return Err(error);
             }
         }
-        Ok(self.memory.remove()?)
+        Ok(self.record.remove()?)
     }
 
     fn write(&self, name: &str, value: &str) -> Result<(), SysctlError> {
@@ -106,41 +107,41 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{value}\n")).unwrap();
         }
-        let memory = folder.path().join("run/sysctls.json");
-        (folder, root, memory)
+        let record = folder.path().join("run/sysctls.json");
+        (folder, root, record)
     }
 
     #[test]
-    fn what_was_changed_is_put_back_even_by_a_later_agent() {
-        let (_folder, root, memory) = kernel(&[("net/a", "0"), ("net/b", "1")]);
-        let mut first = Sysctls::open(&root, &memory).unwrap();
+    fn what_was_changed_is_restored_even_by_a_later_agent() {
+        let (_folder, root, record) = kernel(&[("net/a", "0"), ("net/b", "1")]);
+        let mut first = Sysctls::open(&root, &record).unwrap();
         first.set("net/a", "1").unwrap();
         first.set("net/b", "1").unwrap();
         assert_eq!(first.read("net/a").unwrap().as_deref(), Some("1"));
         drop(first);
 
-        let mut second = Sysctls::open(&root, &memory).unwrap();
+        let mut second = Sysctls::open(&root, &record).unwrap();
         second.set("net/a", "2").unwrap();
         second.restore().unwrap();
         assert_eq!(second.read("net/a").unwrap().as_deref(), Some("0"));
         assert_eq!(second.read("net/b").unwrap().as_deref(), Some("1"));
-        assert!(!memory.exists());
+        assert!(!record.exists());
     }
 
     #[test]
-    fn a_setting_that_the_kernel_is_without_is_left_out() {
-        let (_folder, root, memory) = kernel(&[("net/a", "0")]);
-        let mut sysctls = Sysctls::open(&root, &memory).unwrap();
+    fn a_setting_that_the_kernel_does_not_have_is_skipped() {
+        let (_folder, root, record) = kernel(&[("net/a", "0")]);
+        let mut sysctls = Sysctls::open(&root, &record).unwrap();
         sysctls.set("net/conf/gone/x", "1").unwrap();
         assert_eq!(sysctls.read("net/conf/gone/x").unwrap(), None);
         sysctls.restore().unwrap();
-        assert!(!memory.exists());
+        assert!(!record.exists());
     }
 
     #[test]
-    fn an_interface_that_went_does_not_keep_the_rest_from_being_put_back() {
-        let (_folder, root, memory) = kernel(&[("net/a", "0"), ("net/b", "0")]);
-        let mut sysctls = Sysctls::open(&root, &memory).unwrap();
+    fn an_interface_that_is_gone_does_not_keep_the_rest_from_being_restored() {
+        let (_folder, root, record) = kernel(&[("net/a", "0"), ("net/b", "0")]);
+        let mut sysctls = Sysctls::open(&root, &record).unwrap();
         sysctls.set("net/a", "1").unwrap();
         sysctls.set("net/b", "1").unwrap();
         fs::remove_file(root.join("net/a")).unwrap();

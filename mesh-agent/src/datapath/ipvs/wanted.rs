@@ -1,4 +1,4 @@
-//! The IPVS table that a desired state asks for. Pure; imports the model.
+//! The IPVS table for a desired state. Pure; imports the model.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -8,7 +8,8 @@ use super::{
 };
 use crate::model::{Algorithm, Backend, BackendKey, Balance, Desired, Location, Protocol, ServiceKey};
 
-/// The largest weight asked for. IPVS counts with signed numbers, and `wrr` goes through all of them.
+/// The largest weight given to IPVS, which computes with signed numbers and whose `wrr` steps through the
+/// range.
 const MAX_WEIGHT: u32 = 65_535;
 
 /// Every virtual service that should be there.
@@ -17,9 +18,9 @@ pub(super) type Table = BTreeMap<VirtualService, WantedService>;
 /// A virtual service with its destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct WantedService {
-    /// How it chooses.
+    /// Its scheduler and persistence.
     pub(super) settings: Settings,
-    /// Where it sends.
+    /// Its destinations.
     pub(super) destinations: BTreeMap<Destination, WantedDestination>,
     /// What it is for.
     pub(super) role: Role,
@@ -30,8 +31,8 @@ pub(super) struct WantedService {
 pub(super) enum Role {
     /// It answers clients; its traffic is counted.
     Frontend(ServiceKey),
-    /// It takes what a peer sends through the tunnel to the one replica behind a mesh address; its traffic
-    /// is counted by the peer.
+    /// It delivers what a peer sends through the tunnel to the one replica behind a mesh address; the peer
+    /// counts the traffic.
     Replica(BackendKey),
 }
 
@@ -48,19 +49,19 @@ impl Role {
 /// A backend as a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WantedDestination {
-    /// Whose traffic it is.
+    /// The backend that its traffic counts for.
     pub(super) backend: BackendKey,
     /// Its share of new connections.
     pub(super) weight: u32,
 }
 
-/// Marks virtual services as the mesh's own, in the kernel itself, so that the next agent knows them and
-/// nobody else's are ever touched: no scheduler has a meaning for its third flag.
+/// Whether a virtual service is the mesh's own. The scheduler's third flag marks it in the kernel itself (no
+/// scheduler gives that flag a meaning), so that the next agent recognises it and others' are never touched.
 pub(super) fn is_ours(settings: &Settings) -> bool {
     settings.flags.third
 }
 
-/// The table for a state. `left_out` is the address that only the eBPF data path answers at.
+/// The table for a state. `left_out` is the address at which only the eBPF data path answers.
 pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
     let mut destinations: BTreeMap<ServiceKey, BTreeMap<Destination, WantedDestination>> = BTreeMap::new();
     let mut table = Table::new();
@@ -114,8 +115,8 @@ pub(super) fn destination(key: &BackendKey, backend: &Backend) -> Destination {
     }
 }
 
-/// What answers at the mesh address of a replica of this node. It knows that one replica only, so what
-/// came by the tunnel never goes on to another node.
+/// What answers at the mesh address of a replica of this node. That replica is its only destination, so what
+/// arrived through the tunnel never goes on to another node.
 fn replica(key: &BackendKey, backend: &Backend) -> (VirtualService, WantedService) {
     let wanted = WantedDestination {
         backend: *key,
@@ -148,7 +149,7 @@ fn settings(balance: Balance) -> Settings {
             second: hashed,
             third: true,
         },
-        // IPVS keeps a client for as long as it asks for no persistence of 0 seconds.
+        // IPVS has no persistence of 0 seconds.
         persistence: balance.affinity.filter(|seconds| *seconds > 0),
     }
 }
@@ -244,7 +245,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_frontend_reaches_containers_directly_and_others_by_their_mesh_address() {
+    fn a_frontend_reaches_local_replicas_directly_and_remote_ones_by_their_mesh_address() {
         let backends = [(7, container(7), 1), (8, Location::Remote(PEER), 1)];
         let table = table(&state(Balance::default(), &backends), LEFT_OUT);
         assert_eq!(
@@ -254,7 +255,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_comes_by_the_tunnel_goes_to_the_one_replica_it_names() {
+    fn what_arrives_through_the_tunnel_goes_to_the_replica_it_is_addressed_to() {
         let backends = [
             (7, container(7), 1),
             (9, container(9), 0),
@@ -268,7 +269,7 @@ pub(super) mod tests {
         assert_eq!(
             destinations(&table[&name("250.0.0.9")]),
             [("172.18.0.9:80".to_owned(), 1)],
-            "whether it drains is the entry node's business"
+            "draining is up to the entry node"
         );
         assert!(!table.contains_key(&name("250.0.0.8")), "that one is the peer's");
     }
@@ -284,14 +285,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_service_without_backends_is_answered_all_the_same() {
+    fn a_service_without_backends_still_has_a_virtual_service() {
         let table = table(&state(Balance::default(), &[]), LEFT_OUT);
         assert_eq!(destinations(&table[&name("192.0.2.1")]), []);
         assert_eq!(table.len(), 1, "and not at the service address");
     }
 
     #[test]
-    fn algorithms_and_affinity_are_asked_for_by_ipvs_names() {
+    fn algorithms_and_affinity_become_ipvs_schedulers_and_persistence() {
         for algorithm in Algorithm::ALL {
             let balance = Balance {
                 algorithm,

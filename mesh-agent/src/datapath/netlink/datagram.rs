@@ -42,7 +42,7 @@ pub(super) fn append(datagram: &mut Vec<u8>, message: &Message, flags: u16, sequ
     datagram.resize(datagram.len().next_multiple_of(4), 0);
 }
 
-/// Takes a datagram apart.
+/// Parses a datagram from the kernel.
 pub(super) fn answers(datagram: &[u8]) -> Result<Vec<Answer>, NetlinkError> {
     let mut answers = Vec::new();
     let mut rest = datagram;
@@ -74,7 +74,7 @@ pub(super) fn answers(datagram: &[u8]) -> Result<Vec<Answer>, NetlinkError> {
     Ok(answers)
 }
 
-/// The error code that an error or a dump's end carries, with its text.
+/// The error code of an error message or of the end of a dump, with its text.
 fn result(payload: &[u8], flags: u16) -> Result<Result<(), KernelError>, NetlinkError> {
     let code = payload
         .first_chunk()
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_rather_than_read() {
+    fn malformed_datagrams_are_refused() {
         for datagram in [&[0_u8; 3][..], &[255; 16], &[0; 16]] {
             assert!(answers(datagram).is_err(), "{datagram:?}");
         }

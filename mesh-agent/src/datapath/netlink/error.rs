@@ -5,14 +5,16 @@ use std::io;
 use netlink_packet_core::DecodeError;
 use nix::errno::Errno;
 
-/// How often a dump is started over because what it lists changed meanwhile.
+/// How often a dump is tried before changes to what it lists make it fail.
 pub(super) const DUMP_ATTEMPTS: usize = 8;
 
 /// A netlink operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// No socket.
-    #[error("cannot open a netlink socket of protocol {0}; does the kernel have it, is AF_NETLINK allowed?")]
+    #[error(
+        "cannot open a netlink socket of protocol {0}: does the kernel have that protocol, and is AF_NETLINK allowed?"
+    )]
     Open(isize, #[source] io::Error),
     /// The request did not reach the kernel.
     #[error("cannot send a netlink request")]
@@ -23,23 +25,23 @@ pub enum NetlinkError {
     /// The kernel refused the request.
     #[error(transparent)]
     Refused(#[from] KernelError),
-    /// The kernel refused one message of a transaction, and so all of it.
+    /// The kernel refused one message of a transaction, and with it the whole transaction.
     #[error("message {index} of the transaction was refused")]
     TransactionRefused {
         /// Which message, from 0.
         index: usize,
-        /// What the kernel said.
+        /// The kernel's error.
         source: KernelError,
     },
-    /// The answer is not what the protocol says.
-    #[error("cannot understand the kernel's answer")]
+    /// The answer does not follow the protocol.
+    #[error("cannot parse the kernel's answer to a netlink request")]
     Malformed(#[source] DecodeError),
-    /// The kernel has answered less than the protocol promises.
+    /// The kernel answered less than the protocol requires.
     #[error("the kernel did not acknowledge a netlink request")]
     Unanswered,
-    /// What a dump lists changed each time while it was listed.
+    /// Changes interrupted every attempt at a dump.
     #[error(
-        "a netlink dump was interrupted by changes {DUMP_ATTEMPTS} times; is something changing it all the time?"
+        "changes interrupted a netlink dump {DUMP_ATTEMPTS} times: is something changing what it lists all the time?"
     )]
     Unsteady,
 }
@@ -56,7 +58,7 @@ impl NetlinkError {
     }
 }
 
-/// The kernel's own words for a refusal.
+/// The kernel's error for a refused request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", refusal(.errno, .text.as_deref()))]
 pub struct KernelError {

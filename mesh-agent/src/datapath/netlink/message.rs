@@ -7,12 +7,12 @@ use super::error::NetlinkError;
 /// Bytes of a message's header.
 pub(super) const HEADER_BYTES: usize = 16;
 
-/// One message to or from the kernel; its header but for what the connection fills in itself.
+/// One message to or from the kernel, without the header fields that the connection fills in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// `nlmsg_type`.
     pub kind: u16,
-    /// `nlmsg_flags`; `NLM_F_REQUEST` and what the way of sending needs are added.
+    /// `nlmsg_flags`; the connection adds `NLM_F_REQUEST` and what the kind of exchange needs.
     pub flags: u16,
     /// What follows the header.
     pub payload: Vec<u8>,

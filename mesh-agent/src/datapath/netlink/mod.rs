@@ -1,8 +1,8 @@
 //! Synchronous netlink: one request with its acknowledgement, dumps, many requests at once, and transactions.
 //! For every data path, discovery and the doctor. Knows no protocol's messages and imports nothing of ours.
 //!
-//! The kernel handles a request inside the `send` system call, so every answer to it is there when `send` returns
-//! (the next part of a dump, when the part before it has been read). Nothing here waits.
+//! The kernel handles a request inside the `send` system call, so every answer to it is there when `send`
+//! returns (the next part of a dump, when the part before it has been read). Nothing here waits.
 
 mod datagram;
 mod error;
@@ -25,9 +25,9 @@ pub use self::{
 
 /// Room for one datagram from the kernel; the largest it makes for a dump is 32 KiB.
 const RECEIVE_BYTES: usize = 1 << 16;
-/// What a datagram to the kernel may have without asking for room.
+/// Size up to which a datagram fits into the send buffer as it is.
 const ORDINARY_BYTES: usize = 1 << 16;
-/// Requests sent at once, so that their acknowledgements fit into the socket's receive buffer.
+/// Requests sent at once: their acknowledgements must fit into the socket's receive buffer.
 const REQUESTS_AT_ONCE: usize = 64;
 
 /// A socket of one netlink protocol, in the network namespace of the thread that opened it.
@@ -37,7 +37,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Opens a socket; protocols are numbered as in `netlink_sys::protocols`.
+    /// Opens a socket. The protocol is one of `netlink_sys::protocols`.
     ///
     /// # Errors
     /// When the kernel does not have the protocol or does not allow the socket.
@@ -46,7 +46,7 @@ impl Connection {
         let mut socket = Socket::new(protocol).map_err(opened)?;
         socket.bind_auto().map_err(opened)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(opened)?;
-        // Errors repeat the header of what they answer only, and say why in words.
+        // Errors repeat only the header of the request, and come with a text.
         socket.set_cap_ack(true).map_err(opened)?;
         socket.set_ext_ack(true).map_err(opened)?;
         Ok(Self { socket, sequence: 0 })
@@ -63,11 +63,11 @@ impl Connection {
         }
     }
 
-    /// Sends requests that do not depend on one another's success; the results are in their order. A
-    /// refusal does not keep the later ones from being tried.
+    /// Sends requests that do not depend on one another; the results are in the same order. A refusal does
+    /// not keep later requests from being tried.
     ///
     /// # Errors
-    /// When the kernel could not be asked at all; some requests may have been granted then.
+    /// When the exchange itself failed; the kernel may have carried some requests out by then.
     pub fn requests(&mut self, messages: &[Message]) -> Result<Vec<Result<(), KernelError>>, NetlinkError> {
         let mut results = Vec::with_capacity(messages.len());
         for chunk in messages.chunks(REQUESTS_AT_ONCE) {
@@ -76,9 +76,9 @@ impl Connection {
             while answers.iter().any(Option::is_none) {
                 for answer in self.receive()?.ok_or(NetlinkError::Unanswered)? {
                     if let Content::Acknowledged(result) = answer.content
-                        && let Some(place) = answers.get_mut(answer.sequence.wrapping_sub(first) as usize)
+                        && let Some(slot) = answers.get_mut(answer.sequence.wrapping_sub(first) as usize)
                     {
-                        *place = Some(result);
+                        *slot = Some(result);
                     }
                 }
             }
@@ -87,7 +87,7 @@ impl Connection {
         Ok(results)
     }
 
-    /// Sends a request that is answered by one message, e.g. a look-up by key; none if the kernel only
+    /// Sends a request that one message answers, e.g. a look-up by key; `None` if the kernel only
     /// acknowledged it.
     ///
     /// # Errors
@@ -109,10 +109,10 @@ impl Connection {
         }
     }
 
-    /// Asks for a list.
+    /// Requests a list.
     ///
     /// # Errors
-    /// When the kernel refuses it, or it never held still for long enough to be listed.
+    /// When the kernel refuses it, or changes interrupted every attempt.
     pub fn dump(&mut self, message: &Message) -> Result<Vec<Message>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             if let Some(list) = self.dump_once(message)? {
@@ -143,11 +143,11 @@ impl Connection {
         }
     }
 
-    /// Sends messages in one datagram, for protocols that take one as a transaction (nfnetlink with its
-    /// begin and end messages in place). The flags are sent as they are but for `NLM_F_REQUEST`.
+    /// Sends messages in one datagram, for protocols that treat a datagram as a transaction (nfnetlink
+    /// between its begin and end messages). `NLM_F_REQUEST` is added to the messages' flags.
     ///
     /// # Errors
-    /// With the first message that was refused. Whether the rest stands is the protocol's business.
+    /// Names the first message that was refused. Whether the others took effect depends on the protocol.
     pub fn transaction(&mut self, messages: &[Message]) -> Result<(), NetlinkError> {
         let first = self.send(messages, 0)?;
         let mut refused: Option<(usize, KernelError)> = None;
@@ -167,9 +167,9 @@ impl Connection {
         })
     }
 
-    /// Sends messages in one datagram, numbered from what is returned.
+    /// Sends messages in one datagram; returns the sequence number of the first.
     fn send(&mut self, messages: &[Message], flags: u16) -> Result<u32, NetlinkError> {
-        // Whatever an earlier, failed exchange has left is not for this one.
+        // Discard what an earlier, failed exchange left.
         while self.receive()?.is_some() {}
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
@@ -182,7 +182,8 @@ impl Connection {
                 self.sequence,
             );
         }
-        // The send buffer must hold the datagram whole. Its usual size is enough but for large transactions.
+        // The send buffer must hold the whole datagram. Its default size is too small only for large
+        // transactions.
         if datagram.len() > ORDINARY_BYTES {
             setsockopt(&self.socket, SndBufForce, &datagram.len().saturating_mul(2))
                 .map_err(|errno| NetlinkError::Send(errno.into()))?;
@@ -198,9 +199,9 @@ impl Connection {
             .socket
             .recv(&mut datagram, libc::MSG_DONTWAIT | libc::MSG_TRUNC)
         {
-            Ok(length) if length > datagram.len() => Err(malformed(format!(
-                "{length} bytes in one datagram of the kernel's"
-            ))),
+            Ok(length) if length > datagram.len() => {
+                Err(malformed(format!("a datagram of {length} bytes from the kernel")))
+            }
             Ok(_) => answers(&datagram).map(Some),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(NetlinkError::Receive(error)),
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_answers_with_one_message() {
+    fn a_look_up_is_answered_by_one_message() {
         let mut loopback = LinkMessage::default();
         loopback.header.index = 1;
         let message = Message::encode(&RouteNetlinkMessage::GetLink(loopback), 0);
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_carries_the_kernels_words() {
+    fn a_refusal_carries_the_kernels_error() {
         let empty = Message::encode(&RouteNetlinkMessage::NewRoute(RouteMessage::default()), 0);
         let mut connection = connection();
         let error = connection.request(&empty).unwrap_err();

@@ -1,5 +1,4 @@
-//! What the engine knows of one container, and what its network namespace adds: the container of a task as
-//! the mesh reaches it.
+//! Inspecting one container: what the engine and the container's network namespace say about how to reach it.
 
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
 
@@ -18,18 +17,18 @@ use crate::{
 /// The id of a Docker network.
 pub(super) type NetworkId = String;
 
-/// Whose tasks' containers are looked for.
+/// Whose tasks' containers to find.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheduler {
-    /// Docker Swarm: the mesh names a task by its address on the ingress network.
+    /// Docker Swarm: the mesh identifies a task by its address on the ingress network.
     #[default]
     Swarm,
-    /// The orchestrator: the mesh names a task by an address that is in a label of its container.
+    /// The orchestrator: the mesh identifies a task by an address in a label of its container.
     Orchestrator,
 }
 
 impl Scheduler {
-    /// The label by which its containers are known, which holds the task's id.
+    /// The label that its containers have; its value is the task's id.
     pub(super) fn task_label(self) -> &'static str {
         match self {
             Self::Swarm => "com.docker.swarm.task.id",
@@ -38,16 +37,16 @@ impl Scheduler {
     }
 }
 
-/// Why a container could not be looked into.
+/// Why a container could not be inspected.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LookUpError {
+pub(super) enum InspectError {
     #[error(transparent)]
     Docker(#[from] DockerError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
 }
 
-/// What the engine says of a task's container.
+/// What the engine knows about a task's container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Described {
     task: TaskId,
@@ -56,12 +55,12 @@ struct Described {
 }
 
 /// Inspects a container and its network namespace. `None` for a container that takes no part in the mesh.
-pub(super) async fn look_into(
+pub(super) async fn inspect(
     docker: &Docker,
     scheduler: Scheduler,
     ingress: &ArcSwapOption<NetworkId>,
     id: &str,
-) -> Result<Option<(TaskId, Container)>, LookUpError> {
+) -> Result<Option<(TaskId, Container)>, InspectError> {
     let connection = docker.connection().await?;
     let inspected = connection
         .bollard
@@ -76,7 +75,7 @@ pub(super) async fn look_into(
         Scheduler::Swarm => {
             let mut described = describe_container(&inspected, ingress.load().as_deref());
             if described.is_none() && task_of(&inspected, scheduler).is_some() {
-                // The ingress network is made with the Swarm, and can be replaced by one of another name.
+                // The ingress network is created with the Swarm, and can be replaced by one of another name.
                 ingress.store(ingress_network(&connection.bollard).await?.map(Arc::new));
                 described = describe_container(&inspected, ingress.load().as_deref());
             }
@@ -129,7 +128,7 @@ fn sandbox_of(inspected: &ContainerInspectResponse) -> Option<PathBuf> {
     (!key.is_empty()).then(|| PathBuf::from(key))
 }
 
-/// `None` for a container that is not of a task, or has no name in the mesh.
+/// `None` for a container that is not a task's, or has no address in the mesh.
 fn describe_orchestrated(inspected: &ContainerInspectResponse) -> Option<Described> {
     let labels = inspected.config.as_ref()?.labels.as_ref()?;
     Some(Described {
@@ -139,7 +138,7 @@ fn describe_orchestrated(inspected: &ContainerInspectResponse) -> Option<Describ
     })
 }
 
-/// `None` for a container that is not of a task, or not on the ingress network.
+/// `None` for a container that is not a task's, or is not on the ingress network.
 fn describe_container(
     inspected: &ContainerInspectResponse,
     ingress: Option<&NetworkId>,
@@ -160,7 +159,7 @@ fn describe_container(
 mod tests {
     use super::*;
 
-    /// What `docker inspect` says of a task's container, trimmed.
+    /// What `docker inspect` prints for a task's container, shortened.
     fn inspected(networks: &str) -> ContainerInspectResponse {
         let text = format!(
             r#"{{"Config": {{"Labels": {{"com.docker.swarm.task.id": "z7x45pt9rdzcawjpoqmclxvnp"}}}},
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_orchestrated_task_is_named_by_its_label() {
+    fn an_orchestrated_task_is_identified_by_its_label() {
         let text = |label: &str| {
             format!(
                 r#"{{"Config": {{"Labels": {{"mesh.task.id": "t1", {label} "a": "b"}}}},

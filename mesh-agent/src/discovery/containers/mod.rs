@@ -1,6 +1,6 @@
-//! The containers of this node's tasks, Swarm's or the orchestrator's, and how each is reached without the
-//! overlay: follows the local engine's events and looks once into the network of each container that
-//! appears. Imports the model and `docker`.
+//! The containers of this node's tasks, Swarm's or the orchestrator's, and how to reach each without the
+//! overlay network: follows the local engine's events and inspects each container that appears. Imports the
+//! model and `docker`.
 
 mod inspect;
 mod sandbox;
@@ -24,18 +24,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use self::inspect::Scheduler;
-use self::inspect::{LookUpError, NetworkId, look_into};
+use self::inspect::{InspectError, NetworkId, inspect};
 use crate::{
     backoff::Backoff,
     docker::{Docker, DockerError},
     model::{Container, TaskId},
 };
 
-/// The containers are listed again this often, whatever the events say.
+/// The containers are listed again this often, independently of events.
 const RELIST: Duration = Duration::from_secs(15);
-/// A container that could not be looked into is tried again after this time, …
+/// A container that could not be inspected is tried again after this time, …
 const RETRY: Duration = Duration::from_millis(200);
-/// … and each time this much later, but no later than this.
+/// … which doubles with each failure, up to this.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// The node's containers, as published on a `tokio::sync::watch` channel.
@@ -43,9 +43,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 pub struct ContainerState {
     /// Running containers of tasks that the mesh can reach.
     pub containers: BTreeMap<TaskId, Container>,
-    /// What is wrong with the engine just now; `None` while it answers. The last list stays in force.
+    /// Why the engine cannot be followed at the moment; `None` while it can. The last list stays in force.
     pub trouble: Option<String>,
-    /// Whether the list has been read at least once, and each container on it looked into.
+    /// Whether the list has been read at least once, and each container on it inspected.
     pub listed: bool,
 }
 
@@ -56,23 +56,24 @@ pub struct ContainerWatcher {
     hint: Arc<dyn Fn() + Send + Sync>,
     state: watch::Sender<ContainerState>,
     known: BTreeMap<ContainerId, Knowledge>,
-    /// Whether the engine has been asked for its list at least once.
+    /// Whether the engine's list has been read at least once.
     read: bool,
     ingress: Arc<ArcSwapOption<NetworkId>>,
 }
 
 type ContainerId = String;
 
-/// What is known of one running container of a task.
+/// What is known about a running container of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Knowledge {
-    /// It is being looked into; so many times that has failed.
+    /// It is being inspected, after so many failures.
     Pending { failures: u32 },
-    /// It will be looked into again.
+    /// It could not be inspected, and will be tried again.
     Failed { failures: u32, retry: Instant },
-    /// It is reached so.
+    /// It was inspected, and this is how to reach it.
     Reached(TaskId, Container),
-    /// It takes no part in the mesh: host network, not on the ingress network, no way to the host.
+    /// It takes no part in the mesh: it has the host's network, is not on the ingress network, or no veth
+    /// leads to it.
     Apart,
 }
 
@@ -81,11 +82,11 @@ enum Knowledge {
 enum Interruption {
     #[error(transparent)]
     Docker(#[from] DockerError),
-    #[error("Docker closed its stream of events; it is restarting")]
+    #[error("Docker closed its stream of events, probably because it is restarting")]
     EventsEnded,
 }
 
-type Looked = (ContainerId, Result<Option<(TaskId, Container)>, LookUpError>);
+type Inspected = (ContainerId, Result<Option<(TaskId, Container)>, InspectError>);
 
 impl fmt::Debug for ContainerWatcher {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,8 +99,8 @@ impl fmt::Debug for ContainerWatcher {
 }
 
 impl ContainerWatcher {
-    /// A watcher; nothing happens before [`ContainerWatcher::run`]. `hint` is called on every local
-    /// event that foretells a change of a task's state, and must not block.
+    /// A watcher; nothing happens before [`ContainerWatcher::run`]. `hint` is called at every local event
+    /// that precedes a change of a task's state, and must not block.
     #[must_use]
     pub fn new(
         docker: Docker,
@@ -119,7 +120,7 @@ impl ContainerWatcher {
         (watcher, receiver)
     }
 
-    /// Follows the engine until cancelled; survives every failure of it.
+    /// Follows the engine until cancelled, through any failure of it.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut backoff = Backoff::default();
         loop {
@@ -129,15 +130,15 @@ impl ContainerWatcher {
             self.docker.reset();
             let trouble = mesh_support::error_chain(&interruption);
             self.state.send_if_modified(|state| {
-                let news = state.trouble.as_ref() != Some(&trouble);
-                if news {
+                let changed = state.trouble.as_ref() != Some(&trouble);
+                if changed {
                     warn!(
                         trouble,
-                        "local containers cannot be followed; the last list stays in force"
+                        "cannot follow local containers; the last list stays in force"
                     );
                 }
                 state.trouble = Some(trouble);
-                news
+                changed
             });
             if shutdown
                 .run_until_cancelled(sleep(backoff.next()))
@@ -157,13 +158,13 @@ impl ContainerWatcher {
     }
 
     async fn try_follow(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
-        // Subscribe first, list afterwards: what changes in between is then seen twice, not never.
+        // Subscribe first, list afterwards: what changes in between is seen twice, not never.
         let mut events = self.docker.events(&["container"]).await?;
-        let mut looks: JoinSet<Looked> = JoinSet::new();
-        // Looks that were under way when the last stream ended went with it.
+        let mut inspections: JoinSet<Inspected> = JoinSet::new();
+        // Inspections that were under way when the last stream ended were cancelled with it.
         self.known
             .retain(|_, knowledge| !matches!(knowledge, Knowledge::Pending { .. }));
-        let mut listed = self.relist(&mut looks).await?;
+        let mut listed = self.relist(&mut inspections).await?;
         backoff.reset();
         loop {
             let retry = self.known.values().filter_map(|knowledge| match knowledge {
@@ -174,17 +175,17 @@ impl ContainerWatcher {
             tokio::select! {
                 event = events.next() => {
                     let event = event.ok_or(Interruption::EventsEnded)??;
-                    self.event(&event, &mut looks);
+                    self.event(&event, &mut inspections);
                 }
-                Some(Ok((id, looked))) = looks.join_next() => self.looked(id, looked),
-                () = sleep_until(retry.unwrap_or(listed)), if retry.is_some() => self.retry(&mut looks),
-                () = sleep_until(listed + RELIST) => listed = self.relist(&mut looks).await?,
+                Some(Ok((id, inspected))) = inspections.join_next() => self.inspected(id, inspected),
+                () = sleep_until(retry.unwrap_or(listed)), if retry.is_some() => self.retry(&mut inspections),
+                () = sleep_until(listed + RELIST) => listed = self.relist(&mut inspections).await?,
             }
         }
     }
 
-    /// Lists the running containers of tasks, forgets the others, looks into the new ones.
-    async fn relist(&mut self, looks: &mut JoinSet<Looked>) -> Result<Instant, DockerError> {
+    /// Lists the running containers of tasks, forgets the others, inspects the new ones.
+    async fn relist(&mut self, inspections: &mut JoinSet<Inspected>) -> Result<Instant, DockerError> {
         let connection = self.docker.connection().await?;
         let filters = [
             ("label".to_owned(), vec![self.scheduler.task_label().to_owned()]),
@@ -202,11 +203,11 @@ impl ContainerWatcher {
         self.known.retain(|id, _| running.contains(id));
         for id in running {
             if !self.known.contains_key(&id) {
-                self.look(id, 0, looks);
+                self.inspect(id, 0, inspections);
             }
         }
         if self.state.borrow().trouble.is_some() {
-            info!("local containers are followed again");
+            info!("following local containers again");
         }
         self.state
             .send_if_modified(|state| state.trouble.take().is_some());
@@ -215,7 +216,7 @@ impl ContainerWatcher {
         Ok(Instant::now())
     }
 
-    fn event(&mut self, event: &EventMessage, looks: &mut JoinSet<Looked>) {
+    fn event(&mut self, event: &EventMessage, inspections: &mut JoinSet<Inspected>) {
         let Some(actor) = &event.actor else { return };
         let task = actor
             .attributes
@@ -227,7 +228,7 @@ impl ContainerWatcher {
         match event.action.as_deref().unwrap_or_default() {
             "start" => {
                 if !self.known.contains_key(id) {
-                    self.look(id.clone(), 0, looks);
+                    self.inspect(id.clone(), 0, inspections);
                 }
             }
             "die" | "destroy" => {
@@ -242,41 +243,41 @@ impl ContainerWatcher {
         (self.hint)();
     }
 
-    fn look(&mut self, id: ContainerId, failures: u32, looks: &mut JoinSet<Looked>) {
+    fn inspect(&mut self, id: ContainerId, failures: u32, inspections: &mut JoinSet<Inspected>) {
         self.known.insert(id.clone(), Knowledge::Pending { failures });
         let docker = self.docker.clone();
         let scheduler = self.scheduler;
         let ingress = Arc::clone(&self.ingress);
-        looks.spawn(async move {
-            let looked = look_into(&docker, scheduler, &ingress, &id).await;
-            (id, looked)
+        inspections.spawn(async move {
+            let inspected = inspect(&docker, scheduler, &ingress, &id).await;
+            (id, inspected)
         });
     }
 
-    fn retry(&mut self, looks: &mut JoinSet<Looked>) {
+    fn retry(&mut self, inspections: &mut JoinSet<Inspected>) {
         let now = Instant::now();
         let due: Vec<_> = self
             .known
             .iter()
             .filter_map(|(id, knowledge)| match knowledge {
-                Knowledge::Failed { failures, retry } if *retry <= now => Some((id.clone(), *failures)),
-                _ => None,
+                Knowledge::Failed { failures, retry } => (*retry <= now).then(|| (id.clone(), *failures)),
+                Knowledge::Pending { .. } | Knowledge::Reached(..) | Knowledge::Apart => None,
             })
             .collect();
         for (id, failures) in due {
-            self.look(id, failures, looks);
+            self.inspect(id, failures, inspections);
         }
     }
 
-    fn looked(&mut self, id: ContainerId, looked: Result<Option<(TaskId, Container)>, LookUpError>) {
-        // A container that has died while it was looked into is not known any more.
+    fn inspected(&mut self, id: ContainerId, inspected: Result<Option<(TaskId, Container)>, InspectError>) {
+        // A container that died while it was being inspected is no longer known.
         let Some(knowledge) = self.known.get_mut(&id) else {
             return;
         };
         let Knowledge::Pending { failures } = *knowledge else {
             return;
         };
-        *knowledge = match looked {
+        *knowledge = match inspected {
             Ok(Some((task, container))) => {
                 debug!(task, ?container, "container found");
                 Knowledge::Reached(task, container)
@@ -287,14 +288,14 @@ impl ContainerWatcher {
             }
             Err(error) => {
                 let error = mesh_support::error_chain(&error);
-                // The first failures are most often a container that is just being stopped.
+                // Most often the first failures are of a container that is just being stopped.
                 if failures == 3 {
                     warn!(
                         container = id,
-                        error, "cannot look into a container's network; trying on"
+                        error, "cannot inspect a container's network, retrying"
                     );
                 } else {
-                    debug!(container = id, error, "cannot look into a container's network");
+                    debug!(container = id, error, "cannot inspect a container's network");
                 }
                 let wait = RETRY.saturating_mul(1 << failures.min(8)).min(LONGEST_RETRY);
                 Knowledge::Failed {
@@ -315,14 +316,15 @@ impl ContainerWatcher {
                 Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
             })
             .collect();
-        // A picture without those that nobody has looked into yet would take their connections.
-        let unseen = |knowledge: &Knowledge| matches!(knowledge, Knowledge::Pending { failures: 0 });
-        let listed = self.read && !self.known.values().any(unseen);
+        // Before every new container has been inspected, the list would cut the connections of those that are
+        // missing.
+        let uninspected = |knowledge: &Knowledge| matches!(knowledge, Knowledge::Pending { failures: 0 });
+        let listed = self.read && !self.known.values().any(uninspected);
         self.state.send_if_modified(|state| {
-            let news = state.containers != containers || (listed && !state.listed);
+            let changed = state.containers != containers || (listed && !state.listed);
             state.containers = containers;
             state.listed |= listed;
-            news
+            changed
         });
     }
 }
@@ -332,7 +334,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn absent_engine_is_told_as_trouble() {
+    async fn an_absent_engine_is_reported_as_trouble() {
         let (watcher, mut state) =
             ContainerWatcher::new(Docker::new("/nonexistent/docker.sock"), Scheduler::Swarm, || {});
         let shutdown = CancellationToken::new();

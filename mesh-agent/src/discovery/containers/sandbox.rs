@@ -1,8 +1,8 @@
-//! How a container is reached without the overlay: asks the kernel, inside the container's network
-//! namespace, for the interface of its default route, and outside for that veth's host end.
+//! How to reach a container without the overlay network: reads the interface of the default route inside the
+//! container's network namespace, and that veth's host end outside.
 //!
-//! Invariant: only a thread that ends right afterwards ever enters a container's namespace; no thread
-//! of the agent's runtimes does.
+//! Invariant: only a thread that ends right afterwards enters a container's namespace, never a thread of the
+//! agent's runtimes.
 
 use std::{
     fs::File,
@@ -24,10 +24,10 @@ use tokio::sync::oneshot;
 
 use crate::{discovery::default_route::DefaultRoute, model::MacAddress};
 
-/// The kernel answers at once; if not, the container is asked about again later.
+/// The kernel answers at once. If it does not, the container is inspected again later.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// The container's end of the way, and the host's.
+/// Both ends of the veth between a container and the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sandbox {
     /// The container's address on the interface that leads to the host.
@@ -43,10 +43,10 @@ pub(super) struct Sandbox {
 /// A container's network could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SandboxError {
-    #[error("cannot start a thread to look into a container's network")]
+    #[error("cannot start a thread to inspect a container's network")]
     Thread(#[source] io::Error),
     #[error(
-        "cannot open the network namespace {}; is Docker's netns folder mounted here (bind mount, with \
+        "cannot open the network namespace {}; is Docker's netns directory mounted here (bind mount, with \
          propagation)?", path.display()
     )]
     Open { path: PathBuf, source: io::Error },
@@ -54,26 +54,26 @@ pub(super) enum SandboxError {
     Enter { path: PathBuf, source: nix::Error },
     #[error("cannot open a netlink socket")]
     Socket(#[source] io::Error),
-    #[error("the kernel did not list the {0} of a container's network")]
+    #[error("the kernel refused to list the {0} of a container's network")]
     Netlink(&'static str, #[source] rtnetlink::Error),
     #[error("the kernel did not answer within {LIMIT:?}")]
     Timeout,
 }
 
-/// Looks into the network namespace at `path` (Docker's `SandboxKey`). `None` when it has no default
-/// route, or one that does not lead to a bridge of this host.
+/// Reads the network namespace at `path` (Docker's `SandboxKey`). `None` if it has no default route, or one
+/// that does not lead to a bridge of this host.
 pub(super) async fn look_up(path: PathBuf) -> Result<Option<Sandbox>, SandboxError> {
     let (sender, receiver) = oneshot::channel();
     thread::Builder::new()
         .name("mesh-sandbox".to_owned())
-        // Nobody waits any more if the agent is being stopped.
+        // The receiver is gone if the agent is being stopped.
         .spawn(move || drop(sender.send(look_up_here(&path))))
         .map_err(SandboxError::Thread)?;
     receiver.await.unwrap_or(Err(SandboxError::Timeout))
 }
 
-/// Opens what the engine names by `/run` or by `/var/run`. On a host these are one folder; in the agent's
-/// own container only the one that was mounted is there.
+/// Opens a path that the engine gives below `/run` or `/var/run`. On a host these are the same directory; in
+/// the agent's own container only the one that was mounted exists.
 fn open(path: &Path) -> io::Result<File> {
     let other = match path.strip_prefix("/var/run") {
         Ok(rest) => Path::new("/run").join(rest),
@@ -95,7 +95,7 @@ fn look_up_here(path: &Path) -> Result<Option<Sandbox>, SandboxError> {
         .build()
         .map_err(SandboxError::Thread)?
         .block_on(async {
-            // A socket stays in the namespace it was opened in: this one is the host's, the next one the
+            // A socket stays in the namespace in which it was opened: this one is the host's, the next the
             // container's.
             let host = connection()?;
             setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|source| SandboxError::Enter {
@@ -128,7 +128,7 @@ async fn read(host: &Handle, inside: &Handle) -> Result<Option<Sandbox>, Sandbox
     let (Some(mac), Some(peer)) = (mac(&link), peer(&link)) else {
         return Ok(None);
     };
-    // The index means something on the host only if the interface there says the same of ours.
+    // The index is one of the host's only if the interface there names ours as its peer.
     let Some(host_end) = self::link(host, peer)
         .await?
         .filter(|end| self::peer(end) == Some(index))

@@ -1,4 +1,4 @@
-//! What netlink has told so far, and the network state that follows from it. No I/O.
+//! What netlink has reported so far, and the network state that follows from it. No I/O.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,16 +20,17 @@ use crate::{
     model::{HostInterface, MacAddress, NextHop},
 };
 
-/// What a message asks for beyond having been remembered, least first.
+/// What has to be done after a message, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Effect {
-    /// Nothing: it does not matter, or changed nothing.
+    /// Nothing: the message is irrelevant, or changes nothing.
     None,
-    /// The state has to be computed anew.
+    /// Compute the state again.
     State,
-    /// Routes may have changed; the kernel says so of few of the routes it drops, so they are read anew.
+    /// Routes may have changed. The kernel reports only few of the routes that it drops, so read them all
+    /// again.
     Routes,
-    /// Messages were lost: everything has to be read anew.
+    /// Messages were lost: read everything again.
     Overrun,
 }
 
@@ -53,11 +54,11 @@ struct Link {
     bridge_index: Option<u32>,
 }
 
-/// Everything heard, by what it is about.
+/// Everything reported so far, by subject.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     links: BTreeMap<u32, Link>,
-    /// Interface, address and prefix length: one address may be there with two lengths.
+    /// Interface, address and prefix length: an address may exist with two lengths.
     addresses: BTreeSet<(u32, Ipv4Addr, u8)>,
     /// Usable neighbours only.
     neighbours: BTreeMap<(u32, Ipv4Addr), MacAddress>,
@@ -66,7 +67,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Remembers what a multicast message says.
+    /// Records what a multicast message reports.
     pub(super) fn absorb(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Effect {
         let message = match message.payload {
             NetlinkPayload::InnerMessage(message) => message,
@@ -92,7 +93,7 @@ impl Facts {
     }
 
     pub(super) fn add_link(&mut self, message: &LinkMessage) -> Effect {
-        // Bridges announce their ports under their own family, leaving included.
+        // Bridges report their ports under a family of their own, also when they leave.
         if message.header.interface_family != AddressFamily::Unspec {
             return Effect::None;
         }
@@ -116,7 +117,7 @@ impl Facts {
                 _ => {}
             }
         }
-        // Up and down without any change here still moves routes.
+        // Even if nothing changes here, going up or down moves routes.
         self.links.insert(message.header.index, link);
         Effect::Routes
     }
@@ -187,7 +188,7 @@ impl Facts {
         }
     }
 
-    /// The neighbours on the way to peers that the kernel should resolve; with `verify` also those that
+    /// The neighbours that lead to peers and that the kernel should resolve; with `verify`, also those that
     /// are known.
     pub(super) fn neighbours_wanted(&self, verify: bool) -> BTreeSet<(u32, Ipv4Addr)> {
         self.paths
@@ -280,7 +281,7 @@ fn address(message: &AddressMessage) -> Option<(u32, Ipv4Addr, u8)> {
     let mut found = None;
     for attribute in &message.attributes {
         match attribute {
-            // The node's own end; on links without a peer address both attributes say the same.
+            // The node's own end. On links without a peer address both attributes are equal.
             AddressAttribute::Local(IpAddr::V4(address)) => found = Some(*address),
             AddressAttribute::Address(IpAddr::V4(address)) => found = found.or(Some(*address)),
             _ => {}
@@ -302,7 +303,8 @@ fn mac(bytes: &[u8]) -> Option<MacAddress> {
     bytes.try_into().ok().map(MacAddress)
 }
 
-/// Docker names a bridge `br-` and the first 12 hexadecimal digits of its network's id, unless told.
+/// Docker names a bridge `br-` and the first 12 hexadecimal digits of its network's id, unless a name is
+/// configured.
 fn is_dockers(name: &str) -> bool {
     let generated = |name: &str| {
         name.strip_prefix("br-").is_some_and(|id| {

@@ -1,5 +1,5 @@
-//! The node's network, followed by netlink: addresses, uplinks, Docker's containers' interfaces, and the way to each
-//! peer. Imports the model only; what netlink's messages mean is decided in [`facts`], without I/O.
+//! The node's network, followed over netlink: addresses, uplinks, containers' interfaces, and the next hop to
+//! each peer. Imports the model only; [`facts`] interprets netlink's messages, without I/O.
 
 mod facts;
 #[cfg(test)]
@@ -30,12 +30,12 @@ use tracing::{debug, warn};
 use self::facts::{Effect, Facts, Path};
 use super::{NetworkState, default_route::DefaultRoute};
 
-/// The kernel tells of a new container's veth in a dozen messages: they are taken together.
+/// The kernel announces a new container's veth in a dozen messages, which are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
-/// How often neighbours that are not resolved are asked for again.
+/// How often the kernel is asked to resolve neighbours that are not resolved.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
-/// Every so many resolve intervals, resolved neighbours are verified too: packets that XDP sends do not
-/// count as use in the kernel's eyes.
+/// Every so many intervals, resolved neighbours are verified too: the kernel does not see packets that XDP
+/// sends as use of a neighbour.
 const VERIFY_EVERY: u32 = 10;
 /// Room for bursts between two reads; the kernel caps it at net.core.rmem_max.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
@@ -47,37 +47,37 @@ pub enum NetworkError {
     #[error("cannot open a netlink socket; the agent needs the host's network and AF_NETLINK allowed")]
     Open(#[source] std::io::Error),
     /// The kernel refused to list something.
-    #[error("cannot list the node's {what} by netlink; see the kernel's reason")]
+    #[error("cannot list the node's {what} over netlink")]
     List {
         /// What was listed, e.g. `links`.
         what: &'static str,
-        /// What netlink said.
+        /// The netlink error.
         source: rtnetlink::Error,
     },
     /// The netlink connection is gone.
-    #[error("the netlink connection was closed by the kernel; restart the agent")]
+    #[error("the kernel closed the netlink connection; restart the agent")]
     Closed,
 }
 
-/// What does not change while the watcher runs.
+/// The watcher's settings.
 #[derive(Clone, Debug)]
 pub struct NetworkOptions {
-    /// Names of the uplinks; empty to choose them by the default routes.
+    /// Names of the uplinks; if empty, the default routes determine them.
     pub uplinks: Vec<String>,
-    /// The mesh's service address, which is none of the node's own.
+    /// The mesh's service address, which does not count as an address of the node.
     pub service_address: Ipv4Addr,
 }
 
-/// What the watcher is to find out beside the node's own interfaces.
+/// What to find out besides the node's own interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// The node's Swarm address: its interface is the uplink where there is no default route.
+    /// The node's Swarm address: without a default route, its interface is the uplink.
     pub node_address: Option<Ipv4Addr>,
-    /// Peers to which the way is wanted.
+    /// Peers whose next hops to find.
     pub peers: BTreeSet<Ipv4Addr>,
 }
 
-/// Follows the network of the namespace it was made in.
+/// Follows the network of the namespace in which it was made.
 pub struct NetworkWatcher {
     handle: Handle,
     messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
@@ -111,7 +111,7 @@ pub fn watch_network(
         .socket_mut()
         .set_rx_buf_sz(RECEIVE_BUFFER_BYTES)
     {
-        debug!(%error, "netlink's receive buffer stays at its default size");
+        debug!(%error, "could not enlarge netlink's receive buffer");
     }
     tokio::spawn(connection);
     let (state, receiver) = watch::channel(None);
@@ -128,10 +128,10 @@ pub fn watch_network(
 }
 
 impl NetworkWatcher {
-    /// Follows the network until whoever states the interest is gone.
+    /// Follows the network until the sender of the interest is dropped.
     ///
     /// # Errors
-    /// When netlink cannot be read (any more).
+    /// When netlink cannot be read.
     pub async fn run(mut self) -> Result<(), NetworkError> {
         self.list().await?;
         self.publish();
@@ -150,7 +150,7 @@ impl NetworkWatcher {
                             self.find_paths().await;
                         }
                         Effect::Overrun => {
-                            warn!("the kernel dropped netlink messages; listing the network anew");
+                            warn!("the kernel dropped netlink messages; listing the network again");
                             self.list().await?;
                         }
                     }
@@ -186,7 +186,7 @@ impl NetworkWatcher {
         Ok(effect)
     }
 
-    /// Reads everything anew: at the start, and after the kernel has dropped messages.
+    /// Reads everything again: at the start, and after the kernel has dropped messages.
     async fn list(&mut self) -> Result<(), NetworkError> {
         let mut facts = Facts::default();
         let links = self.handle.link().get().set_filter_mask(
@@ -232,7 +232,7 @@ impl NetworkWatcher {
         Ok(())
     }
 
-    /// Asks the kernel how each peer is reached.
+    /// Looks up the kernel's route to each peer.
     async fn find_paths(&mut self) {
         let interest = self.interest.borrow_and_update().clone();
         let mut paths = BTreeMap::new();
@@ -247,7 +247,7 @@ impl NetworkWatcher {
                     }
                 }
                 Ok(None) => {}
-                // "Network is unreachable" is an answer: there is no way for now.
+                // "Network is unreachable" is an answer too: for now there is no route.
                 Err(error) => debug!(%peer, %error, "no route to peer"),
             }
         }
@@ -257,8 +257,8 @@ impl NetworkWatcher {
         }
     }
 
-    /// Asks the kernel to resolve the neighbours on the way that are not resolved, or with `verify` to
-    /// check all of them.
+    /// Makes the kernel resolve the neighbours that lead to peers and are not resolved yet; with `verify`,
+    /// all of them.
     async fn solicit(&mut self, verify: bool) {
         for (interface, address) in self.facts.neighbours_wanted(verify) {
             let request = self
@@ -269,7 +269,7 @@ impl NetworkWatcher {
                 .flags(NeighbourFlags::Use)
                 .replace();
             if let Err(error) = request.execute().await {
-                debug!(%address, interface, %error, "the kernel would not resolve a neighbour");
+                debug!(%address, interface, %error, "the kernel refused to resolve a neighbour");
             }
         }
     }
@@ -287,7 +287,7 @@ impl NetworkWatcher {
         for name in missing.difference(&self.missing_uplinks) {
             warn!(
                 uplink = name,
-                "there is no Ethernet interface of that name (--uplink); waiting for it"
+                "waiting for the uplink (--uplink): there is no Ethernet interface of that name"
             );
         }
         self.missing_uplinks = missing;
@@ -306,7 +306,7 @@ fn path_of(peer: Ipv4Addr, route: &RouteMessage) -> Option<Path> {
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Gateway(address) => next = facts::ipv4(address),
-            // A gateway of another family: not resolved by IPv4's neighbour table.
+            // A gateway of another address family is not in IPv4's neighbour table.
             RouteAttribute::Via(_) => next = None,
             _ => {}
         }

@@ -53,7 +53,10 @@ impl Watched {
             .map(|found| found.unwrap().clone());
         match found {
             Ok(state) => state.unwrap(),
-            Err(_) => panic!("waited in vain until {what}; last: {:?}", self.state.borrow()),
+            Err(_) => panic!(
+                "timed out waiting until {what}; last state: {:?}",
+                self.state.borrow()
+            ),
         }
     }
 }
@@ -62,7 +65,7 @@ fn address(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-/// Two ends of a wire; the far one in the same namespace, so that nobody answers unless told.
+/// A veth pair. The far end is in the same namespace, so it answers nothing.
 fn wire() {
     ip("link add wire0 address 02:00:00:00:00:01 type veth peer name wire1");
     ip("link set wire0 up");
@@ -95,7 +98,7 @@ fn addresses_come_and_go() {
 }
 
 #[test]
-fn the_uplink_is_named_or_has_the_default_route_or_the_node_address() {
+fn the_uplink_is_given_or_has_the_default_route_or_the_node_address() {
     in_namespace(|| async {
         wire();
         ip("link add spare0 type veth peer name spare1");
@@ -117,7 +120,9 @@ fn the_uplink_is_named_or_has_the_default_route_or_the_node_address() {
             .interest
             .send_modify(|interest| interest.node_address = Some(address("192.0.2.1")));
         chosen
-            .until("the node's interface is it", |state| names(state) == ["wire0"])
+            .until("the node's interface is the uplink", |state| {
+                names(state) == ["wire0"]
+            })
             .await;
 
         ip("link set spare0 up");
@@ -125,7 +130,9 @@ fn the_uplink_is_named_or_has_the_default_route_or_the_node_address() {
         ip("address add 203.0.113.1/24 dev spare0");
         ip("route add default via 203.0.113.254");
         chosen
-            .until("the default route's is it", |state| names(state) == ["spare0"])
+            .until("the default route's interface is the uplink", |state| {
+                names(state) == ["spare0"]
+            })
             .await;
         ip("link del spare0");
         chosen
@@ -174,7 +181,7 @@ fn a_peer_has_a_next_hop_as_soon_as_its_neighbour_is_known() {
 
         ip("link set wire0 down");
         watched
-            .until("there is no way", |state| state.next_hops.is_empty())
+            .until("there is no next hop", |state| state.next_hops.is_empty())
             .await;
     });
 }

@@ -86,8 +86,8 @@ impl Tables {
         self.backends.len()
     }
 
-    /// Ends a round of changes: writes the rings that changed, then retires the backends that no ring names any
-    /// more.
+    /// Ends a round of changes: writes the rings that changed, then retires the backends that no ring names
+    /// any more.
     pub(super) fn settle(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
         // Ranges left in the previous round: packets that read them through their service are done by now.
         for (offset, length) in std::mem::take(&mut self.stale_ranges) {

@@ -1,4 +1,5 @@
-//! Peers in the maps: the index by which backends refer to them, and the next hop of each. Part of [`Tables`].
+//! Peers in the maps: the index by which backends refer to them, and the next hop of each. Part of
+//! [`Tables`].
 
 use std::net::Ipv4Addr;
 

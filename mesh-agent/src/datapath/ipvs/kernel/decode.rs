@@ -10,17 +10,19 @@ use super::{
 };
 use crate::model::Protocol;
 
-/// Attributes of one level, by kind; of a kind that comes twice, the last.
+/// Attributes of one level, by kind; if a kind comes twice, the last one counts.
 struct Attributes<'a>(Vec<(u16, &'a [u8])>);
 
 impl<'a> Attributes<'a> {
     fn read(mut bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut attributes = Vec::new();
-        // The iterator checks the lengths; the slices are taken here, as they must outlive it.
+        // The iterator checks the lengths. The slices are taken here, as they must outlive it.
         while let Some(attribute) = NlasIterator::new(bytes).next() {
             let attribute = attribute?;
             let length = usize::from(attribute.length());
-            let value = bytes.get(4..length).ok_or("an attribute beyond its message")?;
+            let value = bytes
+                .get(4..length)
+                .ok_or("an attribute that exceeds its message")?;
             attributes.push((attribute.kind(), value));
             bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -73,16 +75,12 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// What follows generic netlink's header.
+/// The attributes after generic netlink's header.
 fn body(payload: &[u8]) -> Result<Attributes<'_>, DecodeError> {
-    Attributes::read(
-        payload
-            .get(HEADER_BYTES..)
-            .ok_or("a message without its header")?,
-    )
+    Attributes::read(payload.get(HEADER_BYTES..).ok_or("a message without a header")?)
 }
 
-/// Reads a listed service; `None` for one that is not of a TCP or UDP port.
+/// Reads a listed service; `None` if it is not one of a TCP or UDP port.
 pub(super) fn read_service(payload: &[u8]) -> Result<Option<(VirtualService, Settings)>, DecodeError> {
     let service = body(payload)?.nested(SERVICE)?;
     if service.find(SERVICE_MARK).is_some() {
@@ -119,15 +117,15 @@ pub(super) fn read_service(payload: &[u8]) -> Result<Option<(VirtualService, Set
     Ok(Some((key, settings)))
 }
 
-/// Reads a listed destination of a service; `None` for one of another address family (which only
-/// tunnelling allows).
+/// Reads a listed destination of a service; `None` if it has another address family (which only tunnelling
+/// allows).
 pub(super) fn read_destination(
     payload: &[u8],
     service: &VirtualService,
 ) -> Result<Option<(Destination, DestinationState)>, DecodeError> {
     let destination = body(payload)?.nested(DESTINATION)?;
     let service_family = family(&service.address);
-    // Kernels before 3.18 do not say; then it is the service's.
+    // Kernels before 3.18 leave it out; then it is the service's.
     let family = destination.u16(DESTINATION_FAMILY).unwrap_or(service_family);
     if family != service_family {
         return Ok(None);
@@ -211,20 +209,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_service_is_read_as_it_was_written(service in service(), settings in settings()) {
+        fn a_service_is_decoded_as_it_was_encoded(service in service(), settings in settings()) {
             let bytes = command(&Command::NewService(service, settings.clone()));
             prop_assert_eq!(read_service(&bytes).unwrap(), Some((service, settings)));
         }
 
         #[test]
-        fn nonsense_is_never_fatal(bytes in prop::collection::vec(any::<u8>(), 0..200), service in service()) {
+        fn malformed_messages_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), service in service()) {
             let _ = read_service(&bytes);
             let _ = read_destination(&bytes, &service);
         }
     }
 
     #[test]
-    fn a_destination_is_read_with_its_statistics() {
+    fn a_destination_is_decoded_with_its_statistics() {
         for (address, other) in [("192.0.2.1", "192.0.2.7"), ("2001:db8::1", "2001:db8::7")] {
             let service = VirtualService {
                 address: address.parse().unwrap(),

@@ -44,7 +44,7 @@ fn full_service(command: u8, service: &VirtualService, settings: &Settings) -> V
     message(command, &[nested(SERVICE, &attributes)])
 }
 
-/// `struct ip_vs_flags`: the flags, and which of them are meant.
+/// `struct ip_vs_flags`: the flags, and a mask of those that are set or cleared.
 fn flags(settings: &Settings) -> DefaultNla {
     let SchedulerFlags { first, second, third } = settings.flags;
     let set = [
@@ -130,7 +130,7 @@ fn octets(address: &IpAddr) -> Vec<u8> {
     octets
 }
 
-/// The widest prefix of an address family: no client shares its persistence with another.
+/// The longest prefix of an address family: no two clients share their persistence.
 fn whole_address(address: &IpAddr) -> u32 {
     match address {
         IpAddr::V4(_) => u32::from_ne_bytes(Ipv4Addr::BROADCAST.octets()),

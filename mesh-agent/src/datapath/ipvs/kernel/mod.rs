@@ -1,8 +1,8 @@
-//! The kernel's IPVS over generic netlink, with both address families: virtual services, destinations,
+//! The kernel's IPVS over generic netlink, for both address families: virtual services, destinations and
 //! their statistics. Imports the model's protocols; knows nothing of the mesh.
 //!
-//! Facts from `include/uapi/linux/ip_vs.h` and `net/netfilter/ipvs/ip_vs_ctl.c`. The statistics are summed
-//! up by the kernel every two seconds; connections that are open are exact.
+//! Facts from `include/uapi/linux/ip_vs.h` and `net/netfilter/ipvs/ip_vs_ctl.c`. The kernel sums up
+//! statistics every two seconds; numbers of open connections are exact.
 
 use std::net::IpAddr;
 
@@ -23,15 +23,15 @@ mod decode;
 mod encode;
 mod numbers;
 
-/// The family's name, which is also what loads the module.
+/// The family's name. Looking it up makes the kernel load the module.
 const FAMILY: &str = "IPVS";
 
-/// What names a virtual service.
+/// The key of a virtual service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VirtualService {
-    /// The address that is answered.
+    /// The address that it answers at.
     pub address: IpAddr,
-    /// The port that is answered, host byte order.
+    /// The port that it answers at, host byte order.
     pub port: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -51,29 +51,29 @@ impl std::fmt::Display for VirtualService {
     }
 }
 
-/// How a virtual service chooses.
+/// How a virtual service chooses a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The scheduler's name, e.g. `rr`; the kernel loads the module `ip_vs_<name>`.
     pub scheduler: String,
     /// The scheduler's flags.
     pub flags: SchedulerFlags,
-    /// Seconds for which a client keeps its destination; `None` lets each connection choose anew.
+    /// Seconds for which a client keeps its destination; `None` lets each connection choose again.
     pub persistence: Option<u32>,
 }
 
-/// Three flags whose meaning is the scheduler's own.
+/// Three flags whose meaning depends on the scheduler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedulerFlags {
     /// For `mh`: choose another destination when the hashed one is not available.
     pub first: bool,
     /// For `mh`: hash the client's port too.
     pub second: bool,
-    /// No scheduler of the kernel's has a meaning for it.
+    /// No scheduler of the kernel gives it a meaning.
     pub third: bool,
 }
 
-/// What names a destination within its virtual service. All are reached by NAT.
+/// The key of a destination within its virtual service. All are reached by NAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Destination {
     /// Its address, of the virtual service's family.
@@ -88,20 +88,20 @@ impl std::fmt::Display for Destination {
     }
 }
 
-/// A destination as the kernel has it.
+/// The kernel's state of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DestinationState {
     /// Its weight; 0 gets no new connections.
     pub weight: u32,
     /// TCP connections that are established.
     pub active: u32,
-    /// All other connections: those of UDP, and of TCP that are opening or closing.
+    /// All other connections: UDP, and TCP that is opening or closing.
     pub inactive: u32,
-    /// What it has got since it was made.
+    /// Its traffic since it was made.
     pub statistics: Statistics,
 }
 
-/// Sums since the object was made. Bytes are L3.
+/// Sums since the object was made. Bytes are L3 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Connections scheduled.
@@ -119,22 +119,22 @@ pub struct Statistics {
 /// One change of the kernel's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Make a virtual service; refused with EEXIST where it is.
+    /// Make a virtual service; refused with EEXIST if it exists.
     NewService(VirtualService, Settings),
     /// Change how it chooses.
     SetService(VirtualService, Settings),
-    /// Remove it with its destinations; refused with ESRCH where it is not.
+    /// Remove it with its destinations; refused with ESRCH if it does not exist.
     RemoveService(VirtualService),
-    /// Add a destination with its weight; refused with EEXIST where it is.
+    /// Add a destination with its weight; refused with EEXIST if it exists.
     NewDestination(VirtualService, Destination, u32),
     /// Change its weight.
     SetDestination(VirtualService, Destination, u32),
-    /// Remove it; refused with ENOENT where it is not.
+    /// Remove it; refused with ENOENT if it does not exist.
     RemoveDestination(VirtualService, Destination),
 }
 
 impl Command {
-    /// The virtual service it is about.
+    /// The virtual service that it concerns.
     #[must_use]
     pub fn service(&self) -> &VirtualService {
         match self {
@@ -188,18 +188,18 @@ impl std::fmt::Display for Command {
     }
 }
 
-/// IPVS could not be asked.
+/// A request to IPVS failed.
 #[derive(Debug, thiserror::Error)]
 pub enum IpvsError {
     /// The kernel has no IPVS.
-    #[error("this kernel has no IPVS: load the module ip_vs, or take a kernel that has it")]
+    #[error("this kernel has no IPVS: load the module ip_vs, or use a kernel that has it")]
     Missing(#[source] NetlinkError),
     /// Generic netlink failed.
     #[error("cannot {operation}")]
     Netlink {
         /// What was tried, on what.
         operation: String,
-        /// What netlink said.
+        /// The netlink error.
         source: NetlinkError,
     },
 }
@@ -211,7 +211,7 @@ pub struct Ipvs {
 }
 
 impl Ipvs {
-    /// Opens IPVS of the calling thread's network namespace; the kernel loads its module if it is not yet.
+    /// Opens IPVS of the calling thread's network namespace; the kernel loads its module if necessary.
     ///
     /// # Errors
     /// When the kernel has no IPVS, or the agent may not use it (CAP_NET_ADMIN).
@@ -240,12 +240,12 @@ impl Ipvs {
             _ => None,
         });
         let family =
-            id.ok_or_else(|| opening(NetlinkError::Malformed("a family without its number".into())))?;
+            id.ok_or_else(|| opening(NetlinkError::Malformed("a family without a number".into())))?;
         Ok(Self { connection, family })
     }
 
-    /// Lists the virtual services of TCP and UDP ports; those by firewall mark and of other protocols are
-    /// not ours and left out.
+    /// Lists the virtual services of TCP and UDP ports; without those by firewall mark and of other
+    /// protocols, which are not ours.
     ///
     /// # Errors
     /// When the kernel refuses, e.g. without CAP_NET_ADMIN.
@@ -256,7 +256,7 @@ impl Ipvs {
         })
     }
 
-    /// Lists the destinations of a virtual service; none where there is no such service.
+    /// Lists the destinations of a virtual service; none if there is no such service.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -272,10 +272,11 @@ impl Ipvs {
         )
     }
 
-    /// Carries out commands, each tried whatever became of those before; the results are in their order.
+    /// Carries out commands. Each is tried, whether or not earlier ones failed; the results are in the same
+    /// order.
     ///
     /// # Errors
-    /// When the kernel could not be asked at all.
+    /// When the exchange with the kernel itself failed.
     pub fn apply(&mut self, commands: &[Command]) -> Result<Vec<Result<(), KernelError>>, IpvsError> {
         let messages: Vec<Message> = commands
             .iter()

@@ -65,7 +65,7 @@ pub(super) const MASQUERADE: u32 = 0;
 
 /// The address family, as attributes have it.
 pub(super) fn family(address: &IpAddr) -> u16 {
-    // Both are small positive numbers.
+    // Both numbers are small and positive.
     match address {
         IpAddr::V4(_) => libc::AF_INET as u16,
         IpAddr::V6(_) => libc::AF_INET6 as u16,

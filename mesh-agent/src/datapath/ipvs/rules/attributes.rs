@@ -1,9 +1,9 @@
-//! Writes and reads netlink attributes as nfnetlink has them: numbers are big-endian, texts end in a zero
-//! byte. Knows no message.
+//! Writing and reading nfnetlink's attributes: numbers are big-endian, texts end in a zero byte. Knows no
+//! message.
 
 use netlink_packet_core::{NLA_F_NESTED, NlasIterator};
 
-/// Attributes being written, one after the other.
+/// A sequence of attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attributes(Vec<u8>);
 
@@ -13,7 +13,7 @@ impl Attributes {
     }
 
     pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        // The length of an attribute is 16 bits wide. What is written here is far shorter: names are
+        // The length of an attribute is a 16-bit number. Everything written here is far shorter: names are
         // bounded, and elements are sent in portions.
         let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
@@ -45,7 +45,7 @@ impl Attributes {
         self.bytes(kind | NLA_F_NESTED, &value.0)
     }
 
-    /// Appends all of a list, each under the same number.
+    /// Appends all items of a list, each with the same kind.
     pub(super) fn list(self, kind: u16, values: impl IntoIterator<Item = Self>) -> Self {
         values
             .into_iter()
@@ -65,7 +65,7 @@ pub(super) fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
 /// The values of all attributes of a kind.
 pub(super) fn all(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
     let mut rest = attributes;
-    // The iterator of the crate borrows its attributes for as long as it lives, hence the offsets.
+    // The crate's iterator borrows its attributes for as long as it lives, hence the offsets.
     std::iter::from_fn(move || {
         loop {
             let attribute = NlasIterator::new(rest).next()?.ok()?;
@@ -79,7 +79,7 @@ pub(super) fn all(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A text without its end.
+/// A text without its zero byte.
 pub(super) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
 }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_ends_the_list() {
+    fn a_malformed_attribute_ends_the_list() {
         for bytes in [&[][..], &[0; 3], &[0; 8], &[255; 8], &[9, 0, 1, 0, 1]] {
             assert_eq!(find(bytes, 1), None, "{bytes:?}");
         }

@@ -1,4 +1,4 @@
-//! The mesh's own rules: what IPVS needs beside it, as nftables tables. Pure.
+//! The mesh's nftables tables, put together from chains and sets. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::model::{Protocol, ServiceKey};
 
-/// What routed and local packets meet.
+/// The table for routed and local packets.
 pub(super) fn ip(rules: &Rules) -> Ruleset {
     let mut chains = BTreeMap::from([
         ("guard".to_owned(), guard(rules)),
@@ -34,7 +34,7 @@ pub(super) fn ip(rules: &Rules) -> Ruleset {
     let mut localhost = BTreeMap::new();
     let mut refused = BTreeSet::new();
     for (service, targets) in &rules.localhost {
-        let places = rotation(targets);
+        let order = rotation(targets);
         for target in targets {
             let name = backend_name(target.backend);
             counters.insert(name.clone());
@@ -43,19 +43,16 @@ pub(super) fn ip(rules: &Rules) -> Ruleset {
                 chains.insert(name, chain);
             }
         }
-        if places.is_empty() {
+        if order.is_empty() {
             refused.insert(service_bytes(*service));
             localhost.insert(service_bytes(*service), SETTLE.to_owned());
             continue;
         }
-        let places = places.iter().map(|target| backend_name(target.backend)).collect();
+        let order = order.iter().map(|target| backend_name(target.backend)).collect();
         let name = service_name(*service);
         chains.insert(
             name.clone(),
-            jumped(vec![rule(
-                "each replica in its turn",
-                [Expression::Rotate(places)],
-            )]),
+            jumped(vec![rule("replicas in turn", [Expression::Rotate(order)])]),
         );
         localhost.insert(service_bytes(*service), name);
     }
@@ -96,26 +93,26 @@ pub(super) fn ip(rules: &Rules) -> Ruleset {
             names::LOCALHOST,
             Set {
                 key: &[Type::Protocol, Type::Port],
-                comment: "what local processes find at 127.0.0.0/8",
+                comment: "what local processes reach at 127.0.0.0/8",
                 content: Content::Chains(localhost),
             },
         ),
     ]);
     Ruleset {
         family: Family::Ip,
-        comment: "the routing mesh's; what IPVS needs beside it",
+        comment: "routing mesh: rules that IPVS needs",
         sets,
         counters,
         chains,
     }
 }
 
-/// What frames on bridges meet: only IPv4 between us and peers comes and goes by the tunnel, and nothing is
-/// bridged between it and containers.
+/// The table for frames on bridges: only IPv4 packets between this node and its peers use the tunnel, and
+/// nothing is bridged between the tunnel and containers.
 pub(super) fn bridge(rules: &Rules) -> Ruleset {
     Ruleset {
         family: Family::Bridge,
-        comment: "the routing mesh's; guards the tunnel between IPVS nodes",
+        comment: "routing mesh: guards the tunnel between IPVS nodes",
         sets: BTreeMap::from([(names::PEERS, addresses("the other nodes", &rules.peers))]),
         counters: BTreeSet::new(),
         chains: BTreeMap::from([
@@ -125,7 +122,7 @@ pub(super) fn bridge(rules: &Rules) -> Ruleset {
     }
 }
 
-/// The address, protocol and port that a key of the frontends' set stands for.
+/// The address, protocol and port in a key of the set of frontends.
 pub(super) fn frontend(key: &[u8]) -> Option<(Ipv4Addr, Protocol, u16)> {
     let [a, b, c, d, number, _, _, _, high, low, ..] = *key else {
         return None;

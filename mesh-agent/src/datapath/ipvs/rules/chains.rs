@@ -1,7 +1,8 @@
-//! The chains that packets meet, rule by rule. Pure.
+//! The chains that packets go through, rule by rule. Pure.
 //!
-//! The order of hooks matters: destinations are settled before Docker's chains are asked (-100), packets
-//! without a replica are refused before IPVS sees them (98), sources are translated before Docker's (100).
+//! The order of hooks matters: destinations are fixed before Docker's chains see the packet (-100), packets
+//! without a replica are refused before IPVS sees them (98), and sources are translated before Docker does it
+//! (100).
 
 use std::net::Ipv4Addr;
 
@@ -20,11 +21,11 @@ use crate::{
     model::{Protocol, ServiceKey},
 };
 
-/// The mark of packets that came by the tunnel, on this node: "MSH".
+/// The mark, on this node, of packets that arrived through the tunnel: "MSH".
 pub const TUNNEL_MARK: u32 = 0x004d_5348;
 /// The chain that leaves a connection's destination as it is.
 pub(super) const SETTLE: &str = "settle";
-/// The chain that refuses.
+/// The chain that refuses a connection.
 pub(super) const REFUSE: &str = "refuse";
 /// Bytes that the tunnel adds to a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
 const TUNNEL_BYTES: u32 = 50;
@@ -35,7 +36,7 @@ const ICMP_REDIRECT: u8 = 5;
 const TCP_FLAGS_OFFSET: u32 = 13;
 const TCP_SYN: u8 = 2;
 
-/// Drops what can only be forged.
+/// Drops packets that can only be forged.
 pub(super) fn guard(rules: &Rules) -> Chain {
     let from_bridge = on(Meta::InputInterfaceName, &rules.bridge);
     let not_by_tunnel = vec![
@@ -46,26 +47,26 @@ pub(super) fn guard(rules: &Rules) -> Chain {
     let loopback = |offset| [network(offset, LOOPBACK_NETWORK), vec![Expression::Drop]].concat();
     let rules = vec![
         rule(
-            "loopback is not reached from containers",
+            "containers may not reach loopback addresses",
             [from_bridge.clone(), loopback(DESTINATION_OFFSET)].concat(),
         ),
         rule(
-            "loopback is not spoken for by containers",
+            "containers may not use loopback source addresses",
             [from_bridge, loopback(SOURCE_OFFSET)].concat(),
         ),
         rule(
-            "mesh addresses are reached by the tunnel only",
+            "mesh addresses are reached through the tunnel only",
             [mesh_destination(), not_by_tunnel.clone()].concat(),
         ),
         rule(
-            "mesh addresses speak by the tunnel only",
+            "mesh source addresses come through the tunnel only",
             [mesh_source(), not_by_tunnel].concat(),
         ),
     ];
     hooked(HookKind::Filter, Point::Prerouting, RAW, rules)
 }
 
-/// Settles the destination of what is IPVS's before Docker's rules are asked.
+/// Fixes the destination of IPVS's packets before Docker's rules see them.
 pub(super) fn prerouting() -> Chain {
     let rules = vec![
         frontends_stay(),
@@ -97,7 +98,7 @@ pub(super) fn settle() -> Chain {
     jumped(vec![rule("", stay())])
 }
 
-/// To a replica.
+/// Sends a local process's connection to a replica.
 pub(super) fn translate(service: ServiceKey, address: Ipv4Addr, port: u16, counter: String) -> Chain {
     jumped(vec![
         rule("", [Expression::Count(counter)]),
@@ -117,8 +118,8 @@ pub(super) fn translate(service: ServiceKey, address: Ipv4Addr, port: u16, count
     ])
 }
 
-/// Only peers speak to the tunnel's port. What has no replica is refused at once, rather than dropped by
-/// IPVS with an ICMP message that the kernel sends once a second at most.
+/// Only peers may send to the tunnel's port. Connections without a replica are refused at once: IPVS would
+/// drop them, with an ICMP message that the kernel sends once a second at most.
 pub(super) fn input(rules: &Rules) -> Chain {
     let strangers = [
         protocol(Protocol::Udp),
@@ -130,14 +131,14 @@ pub(super) fn input(rules: &Rules) -> Chain {
             Expression::Drop,
         ],
     ];
-    let without_replica = |asked: Vec<Expression>| {
+    let without_replica = |destination: Vec<Expression>| {
         let mut refused = load_service(Register::First, Register::FirstAt4);
         refused.extend([
             Expression::In(names::REFUSED),
-            // Connections to replicas that drain go on.
+            // Connections to draining replicas continue.
             Expression::ConnectionIsNew,
         ]);
-        refused.extend(asked);
+        refused.extend(destination);
         refused.push(Expression::Goto(REFUSE));
         refused
     };
@@ -160,7 +161,7 @@ pub(super) fn refuse() -> Chain {
     ])
 }
 
-/// Keeps the kernel from advising containers about routes that only the node has.
+/// Keeps the kernel from sending containers ICMP redirects to routes that only the node has.
 pub(super) fn advice(rules: &Rules) -> Chain {
     let redirect = [
         on(Meta::OutputInterfaceName, &rules.bridge),
@@ -181,11 +182,11 @@ pub(super) fn advice(rules: &Rules) -> Chain {
         HookKind::Filter,
         Point::Output,
         FILTER,
-        vec![rule("no shorter way", redirect.concat())],
+        vec![rule("no ICMP redirects to containers", redirect.concat())],
     )
 }
 
-/// Keeps TCP's segments small enough for the tunnel.
+/// Lowers TCP's segment size to what fits into the tunnel.
 pub(super) fn clamp(rules: &Rules) -> Chain {
     let size = rules.uplink_mtu.saturating_sub(TUNNEL_BYTES + HEADERS_BYTES);
     let Some(size) = u16::try_from(size).ok().filter(|size| *size > 0) else {
@@ -221,7 +222,7 @@ pub(super) fn clamp(rules: &Rules) -> Chain {
     hooked(HookKind::Filter, Point::Postrouting, MANGLE, rules)
 }
 
-/// Sources that replies could not come back to are translated to the node's own address.
+/// Translates sources that replies could not return to, to the node's own address.
 pub(super) fn postrouting(rules: &Rules) -> Chain {
     let Some(node) = rules.node_address else {
         return hooked(
@@ -284,7 +285,7 @@ fn at_frontend() -> Vec<Expression> {
     expressions
 }
 
-/// Translates the destination to itself, which settles it.
+/// Translates the destination to itself, so that later rules do not translate it.
 fn stay() -> Vec<Expression> {
     vec![
         destination(),
@@ -309,10 +310,10 @@ fn from_tunnel(comment: &'static str, matches: [Vec<Expression>; 2]) -> Rule {
     rule(comment, expressions)
 }
 
-/// What comes by the tunnel: packets between peers and replicas, and nothing else.
+/// What may arrive through the tunnel: packets between peers and replicas, and nothing else.
 pub(super) fn arriving(rules: &Rules) -> Chain {
     let mut arriving = vec![rule(
-        "not the tunnel's",
+        "not from the tunnel",
         [
             Expression::Meta(Meta::InputInterfaceName, Register::First),
             Expression::Unequal(Register::First, interface(DEVICE)),
@@ -321,7 +322,7 @@ pub(super) fn arriving(rules: &Rules) -> Chain {
     )];
     if let Some(node) = rules.node_address {
         arriving.push(from_tunnel(
-            "a peer's, for a replica of this node",
+            "from a peer to a replica of this node",
             [mesh_destination(), vec![source(), Expression::In(names::PEERS)]],
         ));
         arriving.push(from_tunnel(
@@ -335,7 +336,7 @@ pub(super) fn arriving(rules: &Rules) -> Chain {
             ],
         ));
     }
-    arriving.push(rule("nobody's", [Expression::Drop]));
+    arriving.push(rule("anything else", [Expression::Drop]));
     hooked(
         HookKind::Filter,
         Point::Prerouting,
@@ -344,9 +345,9 @@ pub(super) fn arriving(rules: &Rules) -> Chain {
     )
 }
 
-/// Nothing is bridged between the tunnel and containers: what is the mesh's is routed. But for replies to a
-/// container that dialled its own node: `br_netfilter` puts the container's address back into them while they
-/// are still on the bridge, and then bridges them itself.
+/// Nothing is bridged between the tunnel and containers, as the mesh's packets are routed. The exception are
+/// replies to a container that connected to its own node: `br_netfilter` restores the container's address
+/// while they are still on the bridge, and then bridges them itself.
 pub(super) fn crossing() -> Chain {
     let reply = [
         on(Meta::InputInterfaceName, DEVICE),

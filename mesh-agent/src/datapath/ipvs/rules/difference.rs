@@ -1,6 +1,6 @@
-//! What must be done to a table to make it another. Pure; knows the rulesets only.
+//! The steps that turn one table into another. Pure; imports the rulesets' types only.
 //!
-//! The order within one transaction: what others refer to is made before and removed after them.
+//! The order within one transaction: what others refer to is added before them and removed after them.
 
 use std::fmt;
 
@@ -9,24 +9,24 @@ use super::ruleset::{Chain, Content, Family, Rule, Ruleset, Set};
 /// One step of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Operation<'a> {
-    /// Makes an empty table.
+    /// Adds an empty table.
     AddTable(Family, &'static str),
-    /// Removes a table with all that is in it.
+    /// Deletes a table with everything in it.
     DeleteTable(Family),
-    /// Makes a named counter.
+    /// Adds a named counter.
     AddCounter(Family, &'a str),
     DeleteCounter(Family, &'a str),
-    /// Makes an empty set.
+    /// Adds an empty set.
     AddSet(Family, &'static str, &'a Set),
     AddElements(Family, &'static str, Elements<'a>),
     DeleteElements(Family, &'static str, Elements<'a>),
-    /// Makes an empty chain.
+    /// Adds an empty chain.
     AddChain(Family, &'a str, &'a Chain),
-    /// Removes an empty chain.
+    /// Deletes an empty chain.
     DeleteChain(Family, &'a str),
     /// Appends a rule.
     AddRule(Family, &'a str, &'a Rule),
-    /// Removes all rules of a chain.
+    /// Deletes all rules of a chain.
     Flush(Family, &'a str),
 }
 
@@ -54,11 +54,11 @@ impl fmt::Display for Operation<'_> {
     }
 }
 
-/// Keys, with the chain to go to in maps.
+/// Keys; in maps, with the chain to go to.
 pub(super) type Elements<'a> = Vec<(&'a [u8], Option<&'a str>)>;
 
-/// The steps from one table to another of the same family; `None` is no table at all. Both have the same
-/// sets, but for their elements.
+/// The steps from one table to another of the same family; `None` stands for no table. Both have the same
+/// sets, whose elements may differ.
 pub(super) fn difference<'a>(old: Option<&'a Ruleset>, new: &'a Ruleset) -> Vec<Operation<'a>> {
     let family = new.family;
     let old_chain = |name: &str| old.and_then(|old| old.chains.get(name));
@@ -87,7 +87,7 @@ pub(super) fn difference<'a>(old: Option<&'a Ruleset>, new: &'a Ruleset) -> Vec<
             steps.push(Operation::AddChain(family, name, chain));
         }
     }
-    // Rules and elements that refer to chains and counters go before those do.
+    // Rules and elements go before the chains and counters that they refer to.
     if let Some(old) = old {
         for (name, chain) in &old.chains {
             if new.chains.get(name) != Some(chain) && !chain.rules.is_empty() {
@@ -199,7 +199,7 @@ mod tests {
         ruleset
     }
 
-    /// What the kernel would have after the steps; panics where the kernel would refuse.
+    /// The kernel's table after the steps; panics where the kernel would refuse a step.
     fn applied(old: Option<&Ruleset>, steps: &[Operation<'_>]) -> Ruleset {
         let mut state = old.cloned();
         for step in steps {
@@ -310,7 +310,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_table_becomes_any_other_by_steps_the_kernel_takes(
+        fn any_table_becomes_any_other_by_steps_that_the_kernel_accepts(
             old_keys: Vec<u8>, new_keys: Vec<u8>, old_services in services(), new_services in services(),
         ) {
             let old = table(&old_keys, &old_services);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_rule_replaces_its_chains_rules_only() {
+    fn a_changed_rule_replaces_only_the_rules_of_its_chain() {
         let mut old = table(&[1], &BTreeMap::from([(1, BTreeSet::from([1, 2]))]));
         let new = old.clone();
         let chain = old.chains.get_mut("service-1").unwrap();

@@ -1,6 +1,6 @@
-//! What IPVS needs beside it, in nftables tables of the mesh's own: packets are kept from Docker's rules,
-//! local processes reach services at 127.0.0.0/8, and the tunnel between nodes is guarded. Imports the model
-//! and the data path's netlink only.
+//! The mesh's own nftables tables, which IPVS needs: they keep its packets from Docker's rules, let local
+//! processes reach services at 127.0.0.0/8, and guard the tunnel between nodes. Imports the model and the
+//! data path's netlink only.
 
 mod attributes;
 mod build;
@@ -33,12 +33,12 @@ use crate::{
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Bridge];
 
-/// What the rules are made from.
+/// What the rules are derived from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// This node's address as its peers know it. Without one nothing comes or goes by the tunnel.
+    /// This node's address as its peers know it. Without one nothing uses the tunnel.
     pub node_address: Option<Ipv4Addr>,
-    /// The bridge that containers are on, and the tunnel with them.
+    /// The bridge whose ports containers and the tunnel are.
     pub bridge: String,
     /// UDP port of the tunnel, host byte order.
     pub tunnel_port: u16,
@@ -46,8 +46,8 @@ pub struct Rules {
     pub uplink_mtu: u32,
     /// What IPVS answers: address, protocol and port (host byte order).
     pub frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
-    /// Where local processes' connections to a service at 127.0.0.0/8 go. New connections to a service that
-    /// is listed without a replica of some weight are refused, there and at its frontends.
+    /// Where local processes' connections to a service at 127.0.0.0/8 go. If no replica of a listed service
+    /// has a weight, new connections to it are refused, there and at its frontends.
     pub localhost: BTreeMap<ServiceKey, Vec<Target>>,
     /// Addresses of this node's own replicas on the bridge.
     pub local_replicas: BTreeSet<Ipv4Addr>,
@@ -55,10 +55,10 @@ pub struct Rules {
     pub peers: BTreeSet<Ipv4Addr>,
 }
 
-/// What an earlier agent has left.
+/// What an earlier agent left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// What IPVS answered for it: address, protocol and port (host byte order).
+    /// What IPVS answered for that agent: address, protocol and port (host byte order).
     pub frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
 }
 
@@ -66,20 +66,20 @@ pub struct Found {
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
     /// No netlink socket.
-    #[error("cannot reach nftables; load the kernel module nf_tables, and give the agent CAP_NET_ADMIN")]
+    #[error("cannot open nftables; load the kernel module nf_tables, and give the agent CAP_NET_ADMIN")]
     Open(#[source] NetlinkError),
-    /// The kernel did not list something.
+    /// The kernel refused to list something.
     #[error("cannot read {0} of the nftables table `mesh`")]
     Read(&'static str, #[source] NetlinkError),
-    /// The kernel refused a transaction; nothing of it was done.
+    /// The kernel refused a transaction; none of it took effect.
     #[error(
-        "cannot write the nftables table `mesh` ({step}); does the kernel have the modules nft_chain_nat, \
-         nft_numgen, nft_reject and nf_tables' bridge family?"
+        "cannot write the nftables table `mesh` ({step}): does the kernel have the modules nft_chain_nat, \
+         nft_numgen and nft_reject, and nf_tables for bridges?"
     )]
     Write {
         /// The step that was refused.
         step: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: NetlinkError,
     },
 }
@@ -87,19 +87,19 @@ pub enum RulesError {
 /// The tables of one network namespace.
 pub struct Table {
     connection: Connection,
-    /// What the kernel has, as far as is known.
+    /// What this agent last wrote; `None` until then, and after a failure.
     known: Option<Known>,
 }
 
 struct Known {
     rulesets: [Ruleset; 2],
-    /// The kernel's numbers of the tables: others mean that somebody has removed ours.
+    /// The kernel's handles of the tables. If they have changed, something else has removed ours.
     handles: [Option<u64>; 2],
 }
 
 impl Table {
-    /// Opens nftables in the calling thread's network namespace. What is there stays as it is until the
-    /// first [`Self::apply`].
+    /// Opens nftables in the calling thread's network namespace. Changes nothing before the first
+    /// [`Self::apply`].
     ///
     /// # Errors
     /// When the kernel gives no netlink socket.
@@ -111,10 +111,10 @@ impl Table {
         })
     }
 
-    /// Reads what is there; `None` if there is no table.
+    /// Reads the table in the kernel; `None` if there is none.
     ///
     /// # Errors
-    /// When the kernel does not list it.
+    /// When the kernel refuses to list it.
     pub fn read(&mut self) -> Result<Option<Found>, RulesError> {
         if self.handle(Family::Ip)?.is_none() {
             return Ok(None);
@@ -128,11 +128,11 @@ impl Table {
         Ok(Some(Found { frontends }))
     }
 
-    /// Makes the rules true in one transaction of what differs; sends nothing if nothing does. Whatever
-    /// an earlier agent has left is replaced as a whole, but for the values of its counters.
+    /// Brings the kernel to the rules, in one transaction of what differs; sends nothing if nothing does. A
+    /// table that an earlier agent left is replaced as a whole, but keeps the values of its counters.
     ///
     /// # Errors
-    /// When the kernel refuses; then all is as before, and it may be tried again.
+    /// When the kernel refuses; then nothing has changed, and it may be called again.
     pub fn apply(&mut self, rules: &Rules) -> Result<(), RulesError> {
         let wanted = [build::ip(rules), build::bridge(rules)];
         let handles = self.handles()?;
@@ -149,7 +149,7 @@ impl Table {
                     return Ok(());
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "the nftables table is not as it was left, making it anew");
+                    tracing::warn!(error = %error, "the nftables table was changed by another program, replacing it");
                 }
             }
         }
@@ -171,11 +171,11 @@ impl Table {
         Ok(())
     }
 
-    /// Connections of local processes to 127.0.0.0/8 that each replica has got, for those that are in the
-    /// rules (with weight 0 too).
+    /// Local processes' connections to 127.0.0.0/8 that each replica in the rules (with weight 0 too) has
+    /// received.
     ///
     /// # Errors
-    /// When the kernel does not list them.
+    /// When the kernel refuses to list the counters.
     pub fn counters(&mut self) -> Result<BTreeMap<BackendKey, u64>, RulesError> {
         let counted = self.counted()?;
         Ok(counted
@@ -184,7 +184,7 @@ impl Table {
             .collect())
     }
 
-    /// Removes the tables, and all that is in them; nothing to do where there are none.
+    /// Removes the tables with everything in them, if there are any.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -240,7 +240,7 @@ impl Table {
     }
 }
 
-/// Whether the kernel says that there is no such thing: no table, or not even the family.
+/// Whether the error means that there is no table, or no support for its family.
 fn absent(error: &NetlinkError) -> bool {
     matches!(
         error.errno(),

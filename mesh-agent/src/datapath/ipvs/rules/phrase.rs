@@ -1,10 +1,9 @@
-//! Turns of phrase that the mesh's rules are made of. Pure; knows the rulesets' vocabulary and the mesh's
-//! networks.
+//! Building blocks of the mesh's rules. Pure; imports the rulesets' types and the mesh's networks.
 
 use super::ruleset::{Chain, Expression, Header, Hook, HookKind, Meta, Point, Register, Rule};
 use crate::{datapath::ipvs::address::MESH_NETWORK, model::Protocol};
 
-/// `dstnat` and `srcnat` less one: asked before Docker's own chains.
+/// `dstnat` and `srcnat` less one: before Docker's own chains.
 pub(super) const BEFORE_DOCKER_DESTINATION: i32 = -101;
 pub(super) const BEFORE_DOCKER_SOURCE: i32 = 99;
 pub(super) const RAW: i32 = -300;
@@ -63,7 +62,7 @@ pub(super) fn protocol(protocol: Protocol) -> Vec<Expression> {
     ]
 }
 
-/// TCP's and UDP's destination port.
+/// Reads TCP's or UDP's destination port.
 pub(super) fn port(register: Register) -> Expression {
     Expression::Payload {
         header: Header::Transport,
@@ -84,7 +83,7 @@ pub(super) fn on(name: Meta, device: &str) -> Vec<Expression> {
     ]
 }
 
-/// An interface's name, as wide as the kernel's.
+/// An interface's name, padded to the kernel's width.
 pub(super) fn interface(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(libc::IFNAMSIZ, 0);

@@ -1,5 +1,5 @@
-//! An nftables table as plain data: what is wanted and what is there are compared in this form. Knows the
-//! kernel's vocabulary, not what the mesh says with it.
+//! An nftables table as plain data, in which the wanted and the known table are compared. Knows the kernel's
+//! concepts, not what the mesh uses them for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// One table, whole.
+/// A whole table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ruleset {
     pub(super) family: Family,
@@ -45,13 +45,13 @@ pub(super) struct Set {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Keys, in the form the registers have them.
+    /// Keys, as bytes of registers.
     Keys(BTreeSet<Vec<u8>>),
     /// Keys with the chain to go to.
     Chains(BTreeMap<Vec<u8>, String>),
 }
 
-/// What a part of a key is.
+/// The type of a part of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
     Ipv4Address,
@@ -67,7 +67,7 @@ pub(super) struct Chain {
     pub(super) rules: Vec<Rule>,
 }
 
-/// Where in a packet's way a chain is asked.
+/// Where packets go through a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hook {
     pub(super) kind: HookKind,
@@ -78,7 +78,7 @@ pub(super) struct Hook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HookKind {
     Filter,
-    /// Asked about the first packet of a connection only.
+    /// Only the first packet of a connection goes through the chain.
     Nat,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct Rule {
     pub(super) expressions: Vec<Expression>,
 }
 
-/// A register of the kernel's little machine; by their numbers in `linux/netfilter/nf_tables.h`.
+/// A register of nf_tables, with its number in `linux/netfilter/nf_tables.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Register {
     /// The first 16 bytes.
@@ -114,7 +114,7 @@ pub(super) enum Register {
 /// One step of a rule; a match that fails ends the rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expression {
-    /// Reads a fact about the packet.
+    /// Reads metadata of the packet.
     Meta(Meta, Register),
     /// Reads bytes of a header.
     Payload {
@@ -127,19 +127,19 @@ pub(super) enum Expression {
     MaskByte(Register, u8),
     /// Matches a register's bytes.
     Equal(Register, Vec<u8>),
-    /// Matches when the register's bytes are others.
+    /// Matches when the register has other bytes.
     Unequal(Register, Vec<u8>),
     /// Matches when the first register is in the set.
     In(&'static str),
     /// Matches when the first register is not in the set.
     NotIn(&'static str),
-    /// Goes to the chain that a map has for the first register; goes on if it has none.
+    /// Goes to the chain that a map has for the first register; continues if it has none.
     GotoBy(&'static str),
     /// Goes to a chain.
     Goto(&'static str),
     /// Goes to these chains in turn.
     Rotate(Vec<String>),
-    /// Matches the first packet of a connection, and those after it until one has been answered.
+    /// Matches the packets of a connection until one has been answered.
     ConnectionIsNew,
     /// Writes a constant into a register.
     Constant(Register, Vec<u8>),
@@ -180,7 +180,8 @@ pub(super) enum Header {
 }
 
 impl Chain {
-    /// Whether a rule leads to the chain of this name; such a chain must be there first and go last.
+    /// Whether a rule goes to the chain of this name, which must then be added before it and deleted after
+    /// it.
     #[cfg(test)]
     pub(super) fn leads_to(&self, name: &str) -> bool {
         self.rules.iter().flat_map(|rule| &rule.expressions).any(

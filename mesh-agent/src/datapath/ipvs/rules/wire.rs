@@ -300,8 +300,8 @@ fn element(key: &[u8], chain: Option<&str>) -> Attributes {
     }
 }
 
-/// The comment of an object as `nft` keeps it in the user data: a type for "comment", which depends on the kind
-/// of object, the length, and the text with its zero byte.
+/// The comment of an object as `nft` keeps it in the user data: a type for "comment", which depends on the
+/// kind of object, the length, and the text with its zero byte.
 fn comment_data(kind: u8, comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
     let mut data = vec![kind, length];

@@ -1,4 +1,5 @@
-//! The VXLAN device itself: found, made, and put on the bridge. Imports the data path's netlink and links only.
+//! The VXLAN device: finding it, creating it and attaching it to the bridge. Imports the data path's netlink
+//! and links only.
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -18,7 +19,7 @@ use crate::datapath::{
 /// The name of the device.
 pub const DEVICE: &str = "mesh-vx";
 
-/// Hops that an encapsulated packet may go.
+/// TTL of encapsulated packets.
 const TTL: u8 = 64;
 
 /// An interface as the kernel lists it.
@@ -30,24 +31,24 @@ pub(super) struct Device {
     /// The bridge it is a port of.
     bridge: Option<u32>,
     up: bool,
-    /// What a VXLAN device was made with; `None` for other kinds.
+    /// The settings of a VXLAN device; `None` for other kinds.
     vxlan: Option<Vec<InfoVxlan>>,
     port: Vec<InfoBridgePort>,
 }
 
-/// Looks an interface up by its name.
+/// Looks up an interface by its name.
 pub(super) fn find(connection: &mut Connection, name: &str) -> Result<Option<Device>, TunnelError> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::IfName(name.to_owned()));
     let found = link::look_up(connection, request).map_err(|source| TunnelError::Device {
-        operation: format!("look {name} up"),
+        operation: format!("look up {name}"),
         source,
     })?;
     Ok(found.as_ref().map(Device::of))
 }
 
 impl Device {
-    /// Makes the device what the plan asks for, on this bridge.
+    /// Brings the device to the plan, as a port of this bridge.
     pub(super) fn ensure(
         connection: &mut Connection,
         plan: &TunnelPlan,
@@ -71,7 +72,12 @@ impl Device {
         }
         if device.bridge != Some(bridge.index) {
             let attribute = Some(LinkAttribute::Controller(bridge.index));
-            device.set(connection, "put on the bridge", LinkMessage::default(), attribute)?;
+            device.set(
+                connection,
+                "attach to the bridge",
+                LinkMessage::default(),
+                attribute,
+            )?;
         }
         if device.bridge != Some(bridge.index) || !device.is_quiet_port() {
             link::set_bridge_port(connection, device.index, quiet_port()).map_err(|source| {
@@ -106,8 +112,8 @@ impl Device {
         }
     }
 
-    /// Makes the device. It has the bridge's MTU before it is the bridge's port, or the bridge would take
-    /// the port's.
+    /// Creates the device. It gets the bridge's MTU before it becomes a port, or the bridge would adopt the
+    /// port's MTU.
     fn make(connection: &mut Connection, plan: &TunnelPlan, bridge: &Self) -> Result<Self, TunnelError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
@@ -121,25 +127,28 @@ impl Device {
         message.attributes.extend(bridge.mtu.map(LinkAttribute::Mtu));
         let flags = netlink_packet_core::NLM_F_CREATE | netlink_packet_core::NLM_F_EXCL;
         let failed = |source: NetlinkError| TunnelError::Device {
-            operation: format!("make {DEVICE} for network {} on UDP port {}", plan.vni, plan.port),
+            operation: format!(
+                "create {DEVICE} for network {} on UDP port {}",
+                plan.vni, plan.port
+            ),
             source,
         };
         connection
             .request(&Message::encode(&RouteNetlinkMessage::NewLink(message), flags))
             .map_err(failed)?;
         let device = find(connection, DEVICE)?.ok_or(TunnelError::Vanished)?;
-        // No link-local address; refused where IPv6 is off, which is as good.
+        // No link-local address. The kernel refuses this where IPv6 is off, which is as good.
         let without_ipv6 =
             LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
                 In6AddrGenMode::None,
             )])]);
         if let Err(error) = device.set(
             connection,
-            "turn IPv6 off",
+            "turn off IPv6 of",
             LinkMessage::default(),
             Some(without_ipv6),
         ) {
-            tracing::debug!(device = DEVICE, %error, "IPv6 address generation stays as it is");
+            tracing::debug!(device = DEVICE, %error, "could not turn off IPv6 address generation");
         }
         Ok(device)
     }
@@ -161,10 +170,10 @@ impl Device {
             })
     }
 
-    /// Whether what cannot be changed later is as the plan wants it.
+    /// Whether the settings that cannot be changed later are those of the plan.
     fn is_made_for(&self, plan: &TunnelPlan) -> bool {
         match &self.vxlan {
-            // Somebody else's: its removal says so.
+            // Another program's device: `delete` reports it.
             None => false,
             Some(found) => {
                 self.address == peer_mac(plan.node_address).0
@@ -206,7 +215,8 @@ impl Device {
     }
 }
 
-/// What the device is made with. The inner packets have checksums of their own.
+/// The settings that the device is created with. No UDP checksum, as the inner packets have checksums of
+/// their own.
 fn settings(plan: &TunnelPlan) -> Vec<InfoVxlan> {
     vec![
         InfoVxlan::Id(plan.vni),
@@ -218,7 +228,7 @@ fn settings(plan: &TunnelPlan) -> Vec<InfoVxlan> {
     ]
 }
 
-/// A bridge port that gets only what is addressed to it.
+/// The settings of a bridge port that gets only frames addressed to it.
 fn quiet_port() -> Vec<InfoBridgePort> {
     vec![
         InfoBridgePort::Learning(false),

@@ -1,5 +1,5 @@
-//! What leads packets into the tunnel and out of it: forwarding entries, neighbours, routes and a rule, as
-//! plain values with the messages that make and remove them. Pure.
+//! The forwarding entries, neighbours, routes and the rule that send packets into the tunnel and out of it:
+//! plain values, with the messages that add and remove them. Pure.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
@@ -26,11 +26,11 @@ use crate::{
     model::MacAddress,
 };
 
-/// What the mesh's routes, neighbours and rule say they were made by.
+/// The protocol number of the mesh's routes, neighbours and rule: who made them.
 pub const PROTOCOL: u8 = 77;
-/// The routing table of what this node's replicas answer to peers: "MSH".
+/// The routing table for replies of this node's replicas to peers: "MSH".
 pub const TABLE: u32 = 0x004d_5348;
-/// Where the rule that leads to it stands: before any that others are likely to have.
+/// The priority of the rule for that table: before any that others are likely to have.
 pub const RULE_PRIORITY: u32 = 77;
 
 pub(super) const MESH_PREFIX: Ipv4Addr = Ipv4Addr::new(MESH_NETWORK, 0, 0, 0);
@@ -70,19 +70,19 @@ pub(super) enum Entry {
         address: Ipv4Addr,
         peer: Ipv4Addr,
     },
-    /// The way back to a peer, for what has a mesh address.
+    /// The route back to a peer, for packets from a mesh address.
     Back { bridge: u32, peer: Ipv4Addr },
-    /// Mesh addresses that nobody answers at are unreachable, rather than sent out of an uplink.
+    /// Mesh addresses without a replica are unreachable, rather than sent out of an uplink.
     Sink,
-    /// What this node sends with a mesh address takes the ways back.
+    /// Packets that this node sends from a mesh address use the routes back.
     ///
-    /// The rule holds for packets that the node itself routes as their sender: replies of its replicas are,
-    /// once IPVS has put the mesh address into them. Strict reverse path filters ask the same question of
-    /// what peers send, so they are content too.
+    /// The rule applies to packets of which the node itself is the sender: its replicas' replies are, once
+    /// IPVS has written the mesh address into them. A strict reverse path filter makes the same look-up for
+    /// what peers send, so it accepts those packets.
     Rule,
 }
 
-/// What an entry is found by in its table: no two entries in it have the same key.
+/// What identifies an entry in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EntryKey {
     Forward(u32, MacAddress),
@@ -92,7 +92,7 @@ pub(super) enum EntryKey {
     Rule,
 }
 
-/// Every entry that a plan asks for.
+/// Every entry of a plan.
 pub(super) fn wanted(plan: &TunnelPlan, interfaces: Interfaces) -> BTreeSet<Entry> {
     let Interfaces { bridge, device } = interfaces;
     let peers = plan.peers.iter().flat_map(|peer| {
@@ -125,11 +125,17 @@ pub(super) fn wanted(plan: &TunnelPlan, interfaces: Interfaces) -> BTreeSet<Entr
 }
 
 impl Entry {
-    /// The message that makes the entry, replacing any with the same key.
+    /// The message that adds the entry, replacing one with the same key.
     pub(super) fn add(&self) -> Message {
         let flags = match self {
             Self::Rule => NLM_F_CREATE | NLM_F_EXCL,
-            _ => NLM_F_CREATE | NLM_F_REPLACE,
+            Self::Forward { .. }
+            | Self::Port { .. }
+            | Self::Neighbour { .. }
+            | Self::Local { .. }
+            | Self::Remote { .. }
+            | Self::Back { .. }
+            | Self::Sink => NLM_F_CREATE | NLM_F_REPLACE,
         };
         Message::encode(
             &self.message(
@@ -153,7 +159,7 @@ impl Entry {
         )
     }
 
-    /// What the kernel finds it by.
+    /// The key of the entry.
     pub(super) fn key(&self) -> EntryKey {
         match *self {
             Self::Forward { device, mac, .. } => EntryKey::Forward(device, mac),
@@ -238,13 +244,13 @@ impl fmt::Display for Entry {
             Self::Local { address, .. } => write!(formatter, "the local route to {address}"),
             Self::Remote { address, peer, .. } => write!(formatter, "the route to {address} via {peer}"),
             Self::Back { peer, .. } => write!(formatter, "the route to {peer} in table {TABLE}"),
-            Self::Sink => write!(formatter, "the route that leads mesh addresses nowhere"),
-            Self::Rule => write!(formatter, "the routing rule that leads to table {TABLE}"),
+            Self::Sink => write!(formatter, "the unreachable route for mesh addresses"),
+            Self::Rule => write!(formatter, "the routing rule for table {TABLE}"),
         }
     }
 }
 
-/// A forwarding entry that does not age, of the tunnel or of the bridge whose port the device is.
+/// A forwarding entry that does not age, of the tunnel itself or of the bridge that the device is a port of.
 pub(super) fn hardware(device: u32, mac: MacAddress, owner: NeighbourFlags) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -257,7 +263,7 @@ pub(super) fn hardware(device: u32, mac: MacAddress, owner: NeighbourFlags) -> N
     message
 }
 
-/// The state of an entry that does not age. On a bridge's port, `Permanent` means an address of the bridge
+/// The state of an entry that does not age. On a bridge port, `Permanent` would mean an address of the bridge
 /// itself.
 pub(super) fn lasting(owner: NeighbourFlags) -> NeighbourState {
     match owner.contains(NeighbourFlags::Own) {
@@ -284,7 +290,8 @@ pub(super) fn route_to(
         RouteAttribute::Oif(interface),
     ];
     if let Some(gateway) = gateway {
-        // The peer is no neighbour of the bridge by its address, only by our word.
+        // By its address the peer is not on the bridge's network: `Onlink` makes the kernel accept it as a
+        // gateway.
         message.header.flags = RouteFlags::Onlink;
         message
             .attributes
@@ -345,7 +352,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn replicas_on_nodes_that_are_no_peers_get_no_route() {
+    fn replicas_on_nodes_that_are_not_peers_get_no_route() {
         let remote: Vec<Entry> = wanted(&plan(), INTERFACES)
             .into_iter()
             .filter(|entry| matches!(entry, Entry::Remote { .. }))

@@ -1,4 +1,4 @@
-//! Finds the mesh's entries in what the kernel lists. Pure.
+//! Recognising the mesh's entries in what the kernel lists. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use netlink_packet_route::{
 use super::entry::{Entry, Interfaces, MESH_PREFIX, TABLE, TABLE_LOCAL, TABLE_MAIN, lasting, protocol};
 use crate::{datapath::ipvs::address::is_mesh_address, model::MacAddress};
 
-/// The requests whose answers list the mesh's entries; without the interfaces, those that outlive the device.
+/// The requests that list the mesh's entries; without interfaces, only entries that outlive the device.
 pub(super) fn lists(interfaces: Option<Interfaces>) -> Vec<(&'static str, RouteNetlinkMessage)> {
     let neighbours = |family| {
         let mut message = NeighbourMessage::default();
@@ -34,7 +34,7 @@ pub(super) fn lists(interfaces: Option<Interfaces>) -> Vec<(&'static str, RouteN
     lists
 }
 
-/// The entry that the kernel has listed, if the mesh has made it.
+/// The entry in a listed message, if it is the mesh's.
 pub(super) fn ours(message: &RouteNetlinkMessage, interfaces: Option<Interfaces>) -> Option<Entry> {
     match message {
         RouteNetlinkMessage::NewNeighbour(message) if message.header.family == AddressFamily::Bridge => {
@@ -57,7 +57,7 @@ fn forwarding(message: &NeighbourMessage, interfaces: Interfaces) -> Option<Entr
     }
     let mac = mac(message)?;
     if message.header.flags.contains(NeighbourFlags::Own) {
-        // The kernel lists the destination of this family as bytes.
+        // For this family the kernel's messages give the destination as bytes.
         let peer = message.attributes.iter().find_map(|attribute| match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_made_is_not_ours() {
+    fn what_others_made_is_not_ours() {
         let mut route = route_to(
             Ipv4Addr::new(250, 0, 0, 5),
             7,

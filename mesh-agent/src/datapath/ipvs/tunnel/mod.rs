@@ -1,8 +1,8 @@
-//! The tunnel between IPVS nodes: a VXLAN device that is a port of Docker's bridge, and what leads packets
-//! into it. Imports the data path's netlink and addresses only.
+//! The tunnel between IPVS nodes: a VXLAN device that is a port of Docker's bridge, and the routes and
+//! neighbours that send packets into it. Imports the data path's netlink and addresses only.
 //!
-//! Nothing is learned or flooded: each peer's end has a MAC address that follows from the peer's address.
-//! What the mesh has made carries its own protocol number ([`PROTOCOL`]), by which it is found again.
+//! Nothing is learned or flooded: the MAC address of each peer's end is derived from the peer's address. The
+//! mesh's entries carry a protocol number of their own ([`PROTOCOL`]), by which they are recognised.
 
 mod device;
 mod entry;
@@ -27,7 +27,7 @@ use self::{
 };
 use crate::datapath::netlink::{Connection, KernelError, Message, NetlinkError};
 
-/// What the tunnel should be.
+/// The desired state of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelPlan {
     /// The bridge that containers are on.
@@ -46,30 +46,32 @@ pub struct TunnelPlan {
     pub local: BTreeSet<Ipv4Addr>,
 }
 
-/// The tunnel could not be made what it should be.
+/// The tunnel could not be set up or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// No netlink socket.
-    #[error("cannot reach rtnetlink to make {DEVICE}; the agent needs CAP_NET_ADMIN")]
+    #[error("cannot open rtnetlink to create {DEVICE}; the agent needs CAP_NET_ADMIN")]
     Open(#[source] NetlinkError),
-    /// The bridge is not there.
-    #[error("there is no bridge {0} to put {DEVICE} on; is this node in a Swarm, and its engine running?")]
+    /// The bridge does not exist.
+    #[error(
+        "there is no bridge {0} to attach {DEVICE} to: is this node in a Swarm, and is its engine running?"
+    )]
     NoBridge(String),
     /// Something else has the name.
-    #[error("an interface {DEVICE} that is no VXLAN device is in the way; rename or remove it")]
+    #[error("there is an interface {DEVICE} that is not a VXLAN device; rename or remove it")]
     NameTaken,
-    /// The kernel made the device, but does not list it.
-    #[error("the kernel does not list {DEVICE} that was just made; is something else removing interfaces?")]
+    /// The kernel does not list the device that it has just created.
+    #[error("{DEVICE} is gone right after it was created: is something else removing interfaces?")]
     Vanished,
-    /// Something could not be listed.
+    /// The kernel refused to list something.
     #[error("cannot list {0}")]
     List(&'static str, #[source] NetlinkError),
-    /// The kernel could not be asked, or refused an operation on the device.
+    /// The exchange with the kernel failed, or the kernel refused an operation on the device.
     #[error("cannot {operation}; does the kernel have the modules vxlan and bridge?")]
     Device {
         /// What was tried, on what.
         operation: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: NetlinkError,
     },
     /// The kernel refused an entry of one of its tables.
@@ -77,7 +79,7 @@ pub enum TunnelError {
     Entry {
         /// What was tried, on what.
         operation: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: KernelError,
     },
 }
@@ -97,11 +99,11 @@ impl Tunnel {
         Ok(Self { connection })
     }
 
-    /// Makes the device and its entries what they should be, whatever is there; changes what differs only.
+    /// Brings the device and its entries to the plan; changes only what differs.
     ///
     /// # Errors
     /// When there is no bridge, the name is taken, or the kernel refuses a step; the other entries are made
-    /// all the same, and calling it again mends the rest.
+    /// all the same. It may be called again.
     pub fn apply(&mut self, plan: &TunnelPlan) -> Result<(), TunnelError> {
         let Some(bridge) = device::find(&mut self.connection, &plan.bridge)? else {
             return Err(TunnelError::NoBridge(plan.bridge.clone()));
@@ -113,7 +115,7 @@ impl Tunnel {
         };
         let wanted = entry::wanted(plan, interfaces);
         let found = self.entries(Some(interfaces))?;
-        // What is wanted replaces what has its place, and is there before what is stale goes.
+        // What is wanted replaces an entry of the same key, and is added before stale entries go.
         let add: Vec<&Entry> = wanted.difference(&found).collect();
         let replaced: BTreeSet<_> = add.iter().map(|entry| entry.key()).collect();
         let remove: Vec<&Entry> = found
@@ -125,11 +127,10 @@ impl Tunnel {
         added.and(removed)
     }
 
-    /// Removes the device and every entry, whatever bridge they were made for; nothing to do where there is
-    /// nothing.
+    /// Removes the device and every entry, whichever bridge they were made for, if there are any.
     ///
     /// # Errors
-    /// When the kernel refuses, or the name belongs to somebody else; the rest is removed all the same.
+    /// When the kernel refuses, or another program's device has the name; the rest is removed all the same.
     pub fn remove(&mut self) -> Result<(), TunnelError> {
         let device = match device::find(&mut self.connection, DEVICE)? {
             None => Ok(()),
@@ -141,7 +142,7 @@ impl Tunnel {
         device
     }
 
-    /// The mesh's entries. Those that belong to the device go with it, and are listed only if it is named.
+    /// The mesh's entries. Those that go with the device are listed only if it is given.
     fn entries(&mut self, interfaces: Option<Interfaces>) -> Result<BTreeSet<Entry>, TunnelError> {
         let mut found = BTreeSet::new();
         for (what, request) in listing::lists(interfaces) {
@@ -150,7 +151,7 @@ impl Tunnel {
                 .dump(&Message::encode(&request, 0))
                 .map_err(|error| TunnelError::List(what, error))?;
             for message in list {
-                // Messages that the crate cannot read are not ours: ours have nothing unusual.
+                // Messages that the crate cannot decode are not ours: ours contain nothing unusual.
                 if let Ok(message) = message.decode::<RouteNetlinkMessage>() {
                     found.extend(listing::ours(&message, interfaces));
                 }
@@ -190,5 +191,5 @@ impl Tunnel {
     }
 }
 
-/// What the kernel says of something that is not there any more.
+/// The kernel's errors for something that no longer exists.
 const GONE: &[Errno] = &[Errno::ENOENT, Errno::ESRCH, Errno::ENODEV];
