@@ -231,13 +231,13 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
 fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {
     let mut revision = gauge(
         "mesh_model_revision",
-        "Revision of the cluster's picture that this node's data path was last brought to; it counts up \
-         at its origin, a manager.",
+        "Revision of the cluster's snapshot that is in force in this node's data path. The manager that the snapshot \
+         comes from counts it up.",
     );
     sample(&mut revision, Vec::new(), view.applied_revision);
     let mut age = gauge(
         "mesh_model_age_seconds",
-        "Time since the cluster's picture was last confirmed to be current.",
+        "Seconds since the cluster's snapshot was last confirmed to be current.",
     );
     if let Some(confirmed) = view.source.confirmed {
         age.mut_metric()
