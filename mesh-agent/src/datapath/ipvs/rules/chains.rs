@@ -345,7 +345,7 @@ pub(super) fn arriving(rules: &Rules) -> Chain {
     )
 }
 
-/// Nothing is bridged between the tunnel and containers, as the mesh's packets are routed. The exception are
+/// Nothing is bridged between the tunnel and containers, as the mesh's packets are routed. The exceptions are
 /// replies to a container that connected to its own node: `br_netfilter` restores the container's address
 /// while they are still on the bridge, and then bridges them itself.
 pub(super) fn crossing() -> Chain {

@@ -38,7 +38,7 @@ const FAMILIES: [Family; 2] = [Family::Ip, Family::Bridge];
 pub struct Rules {
     /// This node's address as its peers know it. Without one nothing uses the tunnel.
     pub node_address: Option<Ipv4Addr>,
-    /// The bridge whose ports containers and the tunnel are.
+    /// The bridge that containers and the tunnel are ports of.
     pub bridge: String,
     /// UDP port of the tunnel, host byte order.
     pub tunnel_port: u16,
@@ -47,7 +47,7 @@ pub struct Rules {
     /// What IPVS answers: address, protocol and port (host byte order).
     pub frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     /// Where local processes' connections to a service at 127.0.0.0/8 go. If no replica of a listed service
-    /// has a weight, new connections to it are refused, there and at its frontends.
+    /// has a weight above 0, new connections to it are refused, there and at its frontends.
     pub localhost: BTreeMap<ServiceKey, Vec<Target>>,
     /// Addresses of this node's own replicas on the bridge.
     pub local_replicas: BTreeSet<Ipv4Addr>,
