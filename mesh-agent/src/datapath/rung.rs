@@ -139,7 +139,7 @@ impl Rung {
 pub enum RungState {
     /// The node is on it.
     InUse,
-    /// It was tried and refused; it is not tried again until someone asks for it (`meshctl datapath retry`).
+    /// It was tried and refused; it is not tried again before `meshctl datapath retry`.
     Refused,
     /// It was not tried: a better rung works, or the settings rule this one out.
     NotTried,
@@ -183,13 +183,13 @@ pub struct ReachedRung {
 /// The node's data path, as status, metrics and JSON show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatapathStatus {
-    /// What was asked for.
+    /// The choice on the command line.
     pub choice: DatapathChoice,
     /// What carries the traffic.
     pub kind: DatapathKind,
     /// The rung in use; `None` while no uplink is known.
     pub rung: Option<Rung>,
-    /// Why the node is not on a better rung; empty where it is the best, or the best that was asked for.
+    /// Why the node is not on a better rung; empty where it is the best, or the best of those chosen.
     pub reason: String,
     /// Every rung, best first.
     pub rungs: Vec<RungStatus>,

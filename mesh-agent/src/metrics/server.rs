@@ -75,7 +75,7 @@ impl MetricsServer {
         })
     }
 
-    /// Where it listens, with the port the kernel chose when none was asked for.
+    /// Where it listens; the port is the kernel's choice if 0 was given.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

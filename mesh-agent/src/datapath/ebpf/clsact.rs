@@ -28,14 +28,14 @@ const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 
 /// Remembers that the agent made the discipline of an interface.
 pub(super) fn remember(links: &Path, index: u32) -> Result<(), DatapathError> {
-    let mark = folder(links).join(index.to_string());
+    let mark = marks(links).join(index.to_string());
     std::fs::create_dir_all(&mark)
         .map_err(|error| failed(format!("create the directory {}", mark.display()), error))
 }
 
 /// Removes the disciplines that agents made and that no filter is left on, ours or others'.
 pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
-    let Ok(entries) = std::fs::read_dir(folder(links)) else {
+    let Ok(entries) = std::fs::read_dir(marks(links)) else {
         return Ok(());
     };
     for entry in entries.flatten() {
@@ -59,7 +59,7 @@ pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
 }
 
 /// Beside the links' directory, in which every entry is a link.
-fn folder(links: &Path) -> PathBuf {
+fn marks(links: &Path) -> PathBuf {
     links.with_file_name("clsact")
 }
 

@@ -14,11 +14,11 @@ pub mod rules;
 pub mod tunnel;
 
 mod accounts;
-mod beside;
 mod difference;
 mod failed_change;
 mod hairpin;
 mod link;
+mod plans;
 mod record_file;
 mod services;
 mod sysctls;
@@ -147,20 +147,20 @@ impl IpvsDatapath {
         // For a service without replicas IPVS would drop packets silently; the rules refuse them instead.
         let mut served = wanted.clone();
         served.retain(|_, service| !service.destinations.is_empty());
-        let plan = beside::tunnel(&self.state, &self.options);
+        let plan = plans::tunnel(&self.state, &self.options);
         let mut steps = Steps::default();
         steps.tried("change kernel settings", self.set_ipvs_sysctls());
-        let interfaces = beside::replica_interfaces(&self.state);
+        let interfaces = plans::replica_interfaces(&self.state);
         steps.tried("set replicas' bridge ports", self.hairpin.apply(&interfaces));
         if let Some(plan) = &plan {
             let wide = match &self.tunnel_plan {
-                Some(old) => beside::widened(old, plan),
+                Some(old) => plans::widened(old, plan),
                 None => plan.clone(),
             };
             steps.tried("make the tunnel", self.make_tunnel(wide));
         }
         steps.failures.extend(self.services.grow(&served));
-        let rules = beside::rules(&self.state, &self.options, &wanted, |name| {
+        let rules = plans::rules(&self.state, &self.options, &wanted, |name| {
             !served.contains_key(name) || self.services.has(name)
         });
         // Count what is about to be removed.
@@ -365,7 +365,7 @@ impl Datapath for IpvsDatapath {
         steps.tried("put bridge ports back", self.hairpin.apply(&BTreeSet::new()));
         steps.tried("put kernel settings back", self.sysctls.restore());
         steps.tried("remove the nftables rules", self.rules.remove());
-        let beside = steps.failures.into_iter().next();
-        services.and(beside.map_or(Ok(()), |failure| Err(failure.error)))
+        let first = steps.failures.into_iter().next();
+        services.and(first.map_or(Ok(()), |failure| Err(failure.error)))
     }
 }

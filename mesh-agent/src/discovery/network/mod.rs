@@ -32,7 +32,7 @@ use super::{NetworkState, default_route::DefaultRoute};
 
 /// The kernel announces a new container's veth in a dozen messages, which are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
-/// How often the kernel is asked to resolve neighbours that are not resolved.
+/// How often the kernel has to resolve neighbours that are not resolved yet.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Every so many intervals, resolved neighbours are verified too: the kernel does not see packets that XDP
 /// sends as use of a neighbour.

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::model::HostInterface;
 
-/// The folder of the pinned links, among a version's pins.
+/// The directory of the pinned links, among a version's pins.
 pub(super) const LINKS: &str = "links";
 
 /// What is attached where.

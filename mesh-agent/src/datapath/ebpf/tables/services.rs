@@ -180,8 +180,8 @@ impl Tables {
 /// Sets or clears a port's bit in the port filter.
 fn publish(maps: &mut Maps, key: ServiceKey, published: bool) -> Result<(), DatapathError> {
     let doing = |error: MapError| failed(format!("write port {} to the port filter", key.port), error);
-    let (word, bit) = port_filter_bit(key.protocol.number(), key.port);
-    let old = maps.port_filter.get(&word, 0).map_err(doing)?;
+    let (index, bit) = port_filter_bit(key.protocol.number(), key.port);
+    let old = maps.port_filter.get(&index, 0).map_err(doing)?;
     let new = if published {
         old | 1 << bit
     } else {
@@ -190,6 +190,6 @@ fn publish(maps: &mut Maps, key: ServiceKey, published: bool) -> Result<(), Data
     if new == old {
         Ok(())
     } else {
-        maps.port_filter.set(word, new, 0).map_err(doing)
+        maps.port_filter.set(index, new, 0).map_err(doing)
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 pub(super) const VERSION: u8 = 1;
 /// Bytes of generic netlink's header: command, version, two reserved.
 pub(super) const HEADER_BYTES: usize = 4;
-/// Bytes of the address attribute, whatever the family.
+/// Bytes of the address attribute, of either family.
 pub(super) const ADDRESS_BYTES: usize = 16;
 
 // IPVS_CMD_*.

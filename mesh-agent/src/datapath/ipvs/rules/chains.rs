@@ -252,7 +252,7 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
             .concat(),
         ),
         rule(
-            "a container to a replica beside it, as this node",
+            "a container to a replica of this node, as this node",
             [
                 on(Meta::InputInterfaceName, &rules.bridge),
                 towards_bridge,

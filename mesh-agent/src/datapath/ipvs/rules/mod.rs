@@ -205,9 +205,10 @@ impl Table {
         }
         let messages = wire::transaction(steps, |name| counters.get(name).copied().unwrap_or_default());
         self.connection.transaction(&messages).map_err(|source| {
-            let culprit = match &source {
-                NetlinkError::TransactionRefused { index, .. } => wire::culprit(steps, *index),
-                _ => None,
+            let culprit = if let NetlinkError::TransactionRefused { index, .. } = &source {
+                wire::culprit(steps, *index)
+            } else {
+                None
             };
             let step = culprit.map_or_else(|| format!("{} steps", steps.len()), ToString::to_string);
             RulesError::Write { step, source }

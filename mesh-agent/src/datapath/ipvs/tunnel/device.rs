@@ -74,7 +74,7 @@ impl Device {
             let attribute = Some(LinkAttribute::Controller(bridge.index));
             device.set(
                 connection,
-                "attach to the bridge",
+                "make a bridge port of",
                 LinkMessage::default(),
                 attribute,
             )?;
