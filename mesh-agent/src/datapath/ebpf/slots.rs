@@ -31,7 +31,7 @@ impl Slots {
         self.next = (slot + 1) % self.capacity;
     }
 
-    /// A free slot, the one that was freed first; `None` when all are used.
+    /// The first free slot after the one allocated last, in rotation; `None` when all are used.
     pub(super) fn allocate(&mut self) -> Option<u32> {
         let slot = (self.next..self.capacity)
             .chain(0..self.next)
