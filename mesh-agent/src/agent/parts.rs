@@ -127,7 +127,7 @@ impl Parts {
                 announcement,
                 acknowledged,
                 found: containers.clone(),
-                stands,
+                is_up: stands,
                 replace,
             };
             let run = orchestrator::run(opened, mesh, shutdown.clone());

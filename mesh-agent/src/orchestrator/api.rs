@@ -1,5 +1,5 @@
-//! What the orchestrator's API needs of this node: the logs of its tasks, those of other nodes, and what
-//! images' tags mean. Depends on the runtime and the vault.
+//! What the orchestrator's API needs from this node: the logs of its tasks, those of other nodes, and the digests of
+//! images.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -19,9 +19,9 @@ use super::{
     worker::credential,
 };
 
-/// Puts together what the API is made of.
+/// The API's dependencies.
 pub(super) fn parts(
-    snapshots: PathBuf,
+    backups: PathBuf,
     public_url: Option<String>,
     node: NodeId,
     cluster: &Cluster,
@@ -33,7 +33,7 @@ pub(super) fn parts(
         cluster: cluster.clone(),
         vault: Arc::clone(vault),
         node,
-        backups: snapshots,
+        backups,
         public_url,
         logs: Arc::new(EngineLogs(Arc::clone(runtime))),
         peers,
@@ -65,7 +65,7 @@ impl Logs for EngineLogs {
         };
         let runtime = Arc::clone(&self.0);
         let subject = format!("task {}", task.name());
-        // The engine says nothing before there is a first line; whoever follows must not wait for that.
+        // The engine does not answer before the first line, but following an empty log must start at once.
         let lines = async move {
             match runtime.logs(&container, query).await {
                 Ok(lines) => lines
@@ -92,7 +92,7 @@ impl Logs for EngineLogs {
     }
 }
 
-/// What tags mean, by the engine, which knows how to speak to registries.
+/// Resolves image tags through the engine, which implements the registries' protocol.
 #[derive(Debug)]
 struct EngineImages {
     runtime: Arc<dyn Runtime>,

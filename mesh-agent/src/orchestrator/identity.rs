@@ -1,5 +1,5 @@
-//! This node's place in the cluster: its identity, kept in a file of its own and used by no other node, and its block of the
-//! addresses by which the mesh names tasks, claimed in the store. Depends on the store's trait.
+//! This node's identity in the cluster: its id, kept in a file and used by no other node, and its block of mesh
+//! addresses, claimed in the store.
 
 use std::{
     collections::BTreeMap,
@@ -22,16 +22,16 @@ use super::worker::AddressBlock;
 
 /// File below the state folder that holds the node's id.
 const IDENTITY_FILE: &str = "node-id";
-/// Between looks at who else has the node's id.
+/// Pause between checks whether another node uses this node's id.
 const PACE: Duration = Duration::from_millis(250);
-/// As long as identifiers are.
+/// The length of ids.
 const ID_CHARS: usize = 25;
-/// Where blocks of addresses are claimed.
+/// The prefix of the keys under which blocks of addresses are claimed.
 const BLOCKS: [&str; 2] = ["mesh", "blocks"];
-/// Claims that are lost to faster nodes before this one gives up.
+/// Claims lost to other nodes before this one gives up.
 const ATTEMPTS: usize = 64;
 
-/// The node has no place in the cluster.
+/// The node has no usable identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file with the node's id cannot be read or written.
@@ -39,46 +39,46 @@ pub enum IdentityError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file holds something else.
     #[error(
-        "{} holds no node id: restore it, or remove it to join as a new node", .0.display()
+        "{} does not contain a node id: restore it, or remove it to join as a new node", .0.display()
     )]
     NoIdentity(PathBuf),
-    /// Two nodes would be taken for one.
+    /// Another node uses the same id.
     #[error(
-        "another node, at {address}, has the id of this one ({id}): if this machine or its --state-dir is a copy, remove \
+        "another node, at {address}, uses this node's id ({id}): if this machine or its --state-dir is a copy, remove \
          {} to join as a new node; if the node has moved, stop the agent there",
         path.display()
     )]
     Taken {
         /// The id.
         id: NodeId,
-        /// Where the other one is.
+        /// The other node's address.
         address: String,
         /// The file with the id.
         path: PathBuf,
     },
-    /// The store.
+    /// The store failed.
     #[error("cannot claim a block of addresses in the store")]
     Store(#[from] StoreError),
-    /// No key can be made of it.
+    /// The block's number is not a valid key.
     #[error("cannot claim a block of addresses in the store")]
     Key(#[from] InvalidKey),
     /// There are more nodes than blocks.
     #[error(
-        "the cluster has no block of addresses left: it had more than {} nodes",
+        "the cluster has no free block of addresses: more than {} nodes have joined it",
         AddressBlock::COUNT
     )]
     Full,
 }
 
-/// The node's id; made with the first start.
+/// The node's id; created at the first start.
 ///
 /// # Errors
-/// When its file cannot be used.
+/// When its file cannot be read, written or parsed.
 pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, IdentityError> {
     let path = folder.join(IDENTITY_FILE);
     let failed = |source| IdentityError::File {
@@ -98,7 +98,7 @@ pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, IdentityErro
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             std::fs::create_dir_all(folder).map_err(failed)?;
             let id = NodeId::derive(seed, &["node"]);
-            // Whole or not at all: half an id would be no node's.
+            // Atomically: a truncated id would lock this node out.
             let draft = folder.join(format!("{IDENTITY_FILE}.new"));
             let mut options = std::fs::OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600);
@@ -112,11 +112,12 @@ pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, IdentityErro
     }
 }
 
-/// Waits until no agent is heard under this node's id from another address. One that was killed there is heard for a while.
+/// Waits until no agent at another address is registered with this node's id. The registration of an agent that was
+/// killed there expires only after a while.
 ///
 /// # Errors
-/// When one is still heard after `patience`, or the store cannot be asked.
-pub(super) async fn be_alone(
+/// When one is still registered after `patience`, or the store fails.
+pub(super) async fn ensure_unique(
     store: &dyn Store,
     node: &NodeId,
     address: Ipv4Addr,
@@ -126,10 +127,10 @@ pub(super) async fn be_alone(
     let key = node_key(node.as_str())?;
     let address = address.to_string();
     let end = Instant::now() + patience;
-    let mut said = false;
+    let mut warned = false;
     loop {
-        let heard = store.get(&key).await?;
-        let other = heard
+        let stored = store.get(&key).await?;
+        let other = stored
             .and_then(|entry| serde_json::from_slice::<Registration>(&entry.value).ok())
             .filter(|registration| registration.address != address);
         let Some(other) = other else {
@@ -142,20 +143,20 @@ pub(super) async fn be_alone(
                 path: folder.join(IDENTITY_FILE),
             });
         }
-        if !std::mem::replace(&mut said, true) {
+        if !std::mem::replace(&mut warned, true) {
             warn!(
                 address = other.address,
-                "this node's id is in use elsewhere; waiting whether it stays so"
+                "another node uses this node's id; waiting for its registration to expire"
             );
         }
         sleep(PACE).await;
     }
 }
 
-/// The node's block of addresses: the one that it has, or else the first that no node has.
+/// The node's block of addresses: the one that it already has, or else the first free one.
 ///
 /// # Errors
-/// When the store cannot be asked, or none is left.
+/// When the store fails, or no block is free.
 pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<AddressBlock, IdentityError> {
     let prefix = Prefix::new(BLOCKS)?;
     for _ in 0..ATTEMPTS {
@@ -181,7 +182,7 @@ pub(super) async fn claim_block(store: &dyn Store, node: &NodeId) -> Result<Addr
             .put(key, node.as_str());
         match store.commit(transaction).await {
             Ok(_) => return Ok(block),
-            // Another node was faster; or we were, and the answer was lost.
+            // Either another node claimed it first, or this one did and the answer was lost.
             Err(StoreError::Conflict { .. } | StoreError::OutcomeUnknown { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_id_that_is_heard_elsewhere_is_refused_until_it_is_silent() {
+    async fn an_id_in_use_elsewhere_is_refused_until_its_registration_ends() {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(folder.path().join("store.redb")).unwrap());
         let id = NodeId::derive(7, &["node"]);
@@ -230,7 +231,7 @@ mod tests {
             let (store, id, folder) = (Arc::clone(&store), id.clone(), folder.path().to_owned());
             async move {
                 let patience = Duration::from_millis(patience);
-                be_alone(store.as_ref(), &id, address.into(), &folder, patience).await
+                ensure_unique(store.as_ref(), &id, address.into(), &folder, patience).await
             }
         };
         // The same node, after a restart.
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_two_nodes_have_one_block_and_each_keeps_its_own() {
+    async fn each_node_has_a_block_of_its_own_and_keeps_it() {
         let folder = tempfile::tempdir().unwrap();
         let store = RedbStore::open(folder.path().join("store.redb")).unwrap();
         let nodes: Vec<NodeId> = (0..4).map(|seed| NodeId::derive(seed, &["node"])).collect();

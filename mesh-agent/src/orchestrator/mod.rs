@@ -1,6 +1,5 @@
-//! The agent's part of the orchestrator: `mesh-agent run --orchestrator`. Runs this node's tasks in its
-//! engine, and gives the mesh its picture of the cluster from the orchestrator's objects. Depends on the
-//! orchestrator's library, `docker`, discovery's findings and the model; only `agent` imports it.
+//! The agent's side of the orchestrator: `mesh-agent run --orchestrator`. Runs this node's tasks in its engine, and
+//! gives the mesh its snapshot of the cluster from the orchestrator's objects. Only `agent` imports it.
 
 mod api;
 mod identity;

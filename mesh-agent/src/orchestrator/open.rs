@@ -1,5 +1,5 @@
-//! What must be there before the orchestrator runs on this node: an engine that is in no Swarm, the store,
-//! the key of the secrets, and the node's place in the cluster.
+//! Opens everything that the orchestrator needs on this node: an engine outside any Swarm, the store, the key of the
+//! secrets, and the node's identity.
 
 use std::{
     io,
@@ -42,10 +42,10 @@ use crate::{
     program::{ProgramError, Programs},
 };
 
-/// Between attempts to reach the engine or the store.
+/// Pause between attempts to reach the engine or the store.
 const RETRY: Duration = Duration::from_secs(1);
-/// Where to "connect" to, to learn which address the node sends from: a network for documentation. Nothing
-/// is sent.
+/// A documentation address to "connect" a UDP socket to, which shows the address that the node sends from. Nothing is
+/// sent.
 const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
 /// The orchestrator cannot run on this node.
@@ -53,29 +53,29 @@ const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 pub enum OrchestratorError {
     /// The node is in a Swarm, which schedules tasks itself.
     #[error(
-        "--orchestrator is for nodes without Swarm, and this node's engine is in one (its state is \
-         {state:?}): leave --orchestrator out, or run 'docker swarm leave' first"
+        "--orchestrator is for nodes outside Swarm, but this node is in one (its state is {state:?}): start the agent \
+         without --orchestrator, or run 'docker swarm leave' first"
     )]
     InSwarm {
-        /// The state in the engine's words.
+        /// The state as Docker names it.
         state: String,
     },
     /// It has no address that other nodes could use.
-    #[error("cannot tell by which address other nodes reach this one: name it with --node-address")]
+    #[error("cannot find the address at which other nodes reach this one: set --node-address")]
     Address(#[source] Option<io::Error>),
-    /// A folder cannot be made.
-    #[error("cannot make the folder {}", path.display())]
+    /// A folder cannot be created.
+    #[error("cannot create the folder {}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The store cannot be opened.
     #[error("cannot open the store of the cluster's objects")]
     Store(#[from] StoreError),
-    /// A certificate for etcd.
-    #[error("cannot speak to etcd")]
+    /// A certificate for etcd cannot be used.
+    #[error("cannot set up TLS for etcd")]
     Etcd(#[from] EtcdTlsFile),
     /// The objects cannot be read.
     #[error("cannot open the cluster")]
@@ -83,14 +83,14 @@ pub enum OrchestratorError {
     /// The secrets cannot be read.
     #[error("cannot open the vault of secrets (--secrets-key)")]
     Vault(#[from] VaultError),
-    /// A certificate or port of the API.
+    /// A certificate or port of the API cannot be used.
     #[error("cannot serve the orchestrator's API")]
     Tls(#[from] TlsError),
-    /// The record of the agent's programs.
-    #[error("cannot tell which program of the agent this node shall run")]
+    /// The record of agent programs cannot be read.
+    #[error("cannot read which agent program this node runs")]
     Programs(#[from] ProgramError),
-    /// No place in the cluster.
-    #[error("this node finds no place in the cluster")]
+    /// The node has no usable identity.
+    #[error("this node could not join the cluster")]
     Identity(#[from] IdentityError),
 }
 
@@ -107,24 +107,24 @@ pub struct Opened {
     pub(super) address: Ipv4Addr,
     pub(super) block: AddressBlock,
     pub(super) api: Api,
-    /// Where the API is beside the admin socket, and for whom.
+    /// The API's ports apart from the admin socket, with the access that each gives.
     pub(super) listeners: Vec<(TlsListener, Access)>,
-    /// Where other agents ask for logs.
+    /// The address at which other agents ask for logs.
     pub(super) logs: Option<SocketAddr>,
     pub(super) programs: Arc<Programs>,
 }
 
-/// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that does
-/// not answer yet. Call it inside a tokio runtime.
+/// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that does not
+/// answer yet. Call it inside a tokio runtime.
 ///
 /// # Errors
-/// What waiting does not help against.
+/// Every failure that waiting cannot cure.
 pub async fn open(
     options: &OrchestratorOptions,
     peer_port: u16,
     docker: Docker,
 ) -> Result<Opened, OrchestratorError> {
-    // What is wrong with files is told at once, and not only when engine and store have answered.
+    // Read the files first, so that their errors show before the engine and the store answer.
     let peer_credentials = peer_credentials(options)?;
     let api_server = api_server(options)?;
     let runtime = DockerRuntime::new(docker);
@@ -145,8 +145,8 @@ pub async fn open(
     let id = identity::identity(&options.state_dir, clock.seed())?;
     let store = patiently("the store", || open_store(options)).await?;
     let patience = options.heartbeat * (MISSED + 1);
-    patiently("the node's place", || async {
-        Ok(identity::be_alone(store.as_ref(), &id, address, &options.state_dir, patience).await?)
+    patiently("this node's id to be free", || async {
+        Ok(identity::ensure_unique(store.as_ref(), &id, address, &options.state_dir, patience).await?)
     })
     .await?;
     let (cluster, upkeep) = patiently("the cluster's objects", || async {
@@ -158,7 +158,7 @@ pub async fn open(
         Ok(Vault::open(Arc::clone(&store), &path, clock.now()).await?)
     })
     .await?;
-    let block = patiently("the node's place", || async {
+    let block = patiently("a block of addresses", || async {
         Ok(identity::claim_block(store.as_ref(), &id).await?)
     })
     .await?;
@@ -183,7 +183,7 @@ pub async fn open(
         listeners.push((TlsListener::bind(at, config).await?, Access::Tokens));
     }
     let api = Api::new(api::parts(
-        options.snapshots_path(),
+        options.backups_path(),
         options.public_url(),
         node.id.clone(),
         &cluster,
@@ -196,7 +196,7 @@ pub async fn open(
         name = node.hostname,
         %address,
         store = store.describe(),
-        "the orchestrator runs this node's tasks"
+        "the orchestrator is ready"
     );
     Ok(Opened {
         options: options.clone(),
@@ -216,7 +216,7 @@ pub async fn open(
 }
 
 impl Opened {
-    /// The orchestrator's API, for those who may do everything.
+    /// The orchestrator's API with full access.
     pub fn api(&self) -> Router {
         self.api.routes(Access::Trusted)
     }
@@ -227,7 +227,7 @@ impl Opened {
         &self.node.id
     }
 
-    /// Whether it may lead.
+    /// Whether it may become the leader.
     #[must_use]
     pub fn is_manager(&self) -> bool {
         self.node.role == NodeRole::Manager
@@ -240,7 +240,7 @@ impl Opened {
     }
 }
 
-/// What agents know each other by: the certificates that let them into the store.
+/// The certificates by which agents recognise each other, the same as those for the store.
 fn peer_credentials(options: &OrchestratorOptions) -> Result<Option<Credentials>, TlsError> {
     options
         .etcd_tls()
@@ -248,7 +248,7 @@ fn peer_credentials(options: &OrchestratorOptions) -> Result<Option<Credentials>
         .transpose()
 }
 
-/// Where the API is for tools elsewhere, and what it shows them.
+/// The address and TLS configuration of the API for external tools.
 fn api_server(options: &OrchestratorOptions) -> Result<Option<(SocketAddr, Arc<ServerConfig>)>, TlsError> {
     match (options.api_listen, &options.api_certificate, &options.api_key) {
         (Some(at), Some(certificate), Some(key)) => {
@@ -260,13 +260,13 @@ fn api_server(options: &OrchestratorOptions) -> Result<Option<(SocketAddr, Arc<S
 }
 
 async fn describe(runtime: &dyn Runtime) -> EngineDescription {
-    let mut said = false;
+    let mut warned = false;
     loop {
         match runtime.describe().await {
             Ok(engine) => return engine,
             Err(error) => {
-                if !std::mem::replace(&mut said, true) {
-                    warn!(error = error_chain(&error), "waiting for the engine");
+                if !std::mem::replace(&mut warned, true) {
+                    warn!(error = error_chain(&error), "waiting for Docker");
                 }
                 sleep(RETRY).await;
             }
@@ -286,16 +286,16 @@ async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, Orc
     Ok(Arc::new(EtcdStore::open(config).await?))
 }
 
-/// Tries until it succeeds, or fails in a way that waiting does not help against.
+/// Tries until it succeeds, or fails in a way that waiting cannot cure.
 async fn patiently<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T, OrchestratorError>
 where
     F: Future<Output = Result<T, OrchestratorError>>,
 {
-    let mut said = false;
+    let mut warned = false;
     loop {
         match attempt().await {
             Err(error) if is_temporary(&error) => {
-                if !std::mem::replace(&mut said, true) {
+                if !std::mem::replace(&mut warned, true) {
                     warn!(error = error_chain(&error), "waiting for {what}");
                 }
                 sleep(RETRY).await;

@@ -1,5 +1,5 @@
-//! The flags of `mesh-agent run --orchestrator`: what this node is, and where the cluster's objects are.
-//! Binds no port and reads no file.
+//! The flags of `mesh-agent run --orchestrator`: this node's properties, and where the cluster's objects are stored.
+//! Opens no port and reads no file.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -10,22 +10,21 @@ use std::{
 use clap::{Args, ValueEnum};
 use mesh_orchestrator::spec::duration;
 
-/// The shortest heartbeat: etcd grants leases of whole seconds, two at least.
+/// The shortest heartbeat: etcd's leases last whole seconds, at least two.
 const MIN_HEARTBEAT: Duration = Duration::from_millis(500);
-/// A replica that drains for longer only holds up an update.
+/// Longer drains only delay updates.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(600);
 
 /// How the orchestrator runs on this node.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Orchestrator")]
 pub struct OrchestratorOptions {
-    /// Schedule tasks without Swarm: this agent runs services on this node, and leads the cluster or
-    /// follows its leader. Refused on a node that is in a Swarm.
+    /// Schedule tasks without Swarm: run services on this node, as leader or follower of a cluster. Refused on a node
+    /// that is in a Swarm.
     #[arg(long, env = "MESH_ORCHESTRATOR")]
     pub orchestrator: bool,
 
-    /// Folder of what this node has to remember: its identity, the key of its secrets, snapshots,
-    /// the agent's programs.
+    /// Folder for this node's state: its id, the key of its secrets, backups, agent programs.
     #[arg(
         long,
         env = "MESH_STATE_DIR",
@@ -34,16 +33,15 @@ pub struct OrchestratorOptions {
     )]
     pub state_dir: PathBuf,
 
-    /// File of the cluster's objects, for one node alone [default: orchestrator.redb in --state-dir].
+    /// File with the cluster's objects, for a single node [default: orchestrator.redb in --state-dir].
     #[arg(long, env = "MESH_STORE", value_name = "PATH", conflicts_with = "etcd")]
     pub store: Option<PathBuf>,
 
-    /// Client URLs of the etcd cluster that holds the cluster's objects, for several nodes; a list with
-    /// commas.
+    /// Client URLs of the etcd cluster with the cluster's objects, for several nodes; comma-separated.
     #[arg(long, env = "MESH_ETCD", value_name = "URL", value_delimiter = ',')]
     pub etcd: Vec<String>,
 
-    /// PEM file of the authorities that sign etcd's certificates.
+    /// PEM file with the certificate authorities of etcd.
     #[arg(
         long,
         env = "MESH_ETCD_CA",
@@ -52,7 +50,7 @@ pub struct OrchestratorOptions {
     )]
     pub etcd_ca: Option<PathBuf>,
 
-    /// PEM file of this node's certificate for etcd.
+    /// PEM file with this node's client certificate for etcd.
     #[arg(
         long,
         env = "MESH_ETCD_CERTIFICATE",
@@ -69,16 +67,15 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<String>,
 
-    /// The IPv4 address at which other nodes reach this one [default: the one it sends to the internet
-    /// from].
+    /// The IPv4 address at which other nodes reach this one [default: the source address of its default route].
     #[arg(long, env = "MESH_NODE_ADDRESS", value_name = "IPV4")]
     pub node_address: Option<Ipv4Addr>,
 
-    /// Whether this node may lead the cluster.
+    /// Whether this node may become the cluster's leader.
     #[arg(long, env = "MESH_NODE_ROLE", value_name = "ROLE", default_value = "manager")]
     pub node_role: Role,
 
-    /// A label of a new node, NAME=VALUE; may be given more than once, or as a list with commas.
+    /// A label for this node when it joins, NAME=VALUE; repeatable or comma-separated.
     #[arg(
         long = "node-label",
         env = "MESH_NODE_LABELS",
@@ -88,15 +85,15 @@ pub struct OrchestratorOptions {
     )]
     pub node_labels: Vec<(String, String)>,
 
-    /// Time between two signs of life; a node that misses three is down. The same on every node.
+    /// Time between heartbeats; a node that misses three is down. Must be the same on every node.
     #[arg(long, env = "MESH_HEARTBEAT", value_name = "TIME", default_value = "5s", value_parser = heartbeat)]
     pub heartbeat: Duration,
 
-    /// How long a replica that is to stop may keep its open connections before it gets its stop signal.
+    /// How long a stopping replica may keep its open connections before it gets its stop signal.
     #[arg(long, env = "MESH_DRAIN_TIME", value_name = "TIME", default_value = "5s", value_parser = drain_time)]
     pub drain_time: Duration,
 
-    /// Folder of the files that containers see their secrets and configs in; must be in memory (tmpfs).
+    /// Folder for the files of containers' secrets and configs; must be on a tmpfs.
     #[arg(
         long,
         env = "MESH_TASK_FILES",
@@ -105,12 +102,11 @@ pub struct OrchestratorOptions {
     )]
     pub task_files: PathBuf,
 
-    /// File of the key that secrets are encrypted with [default: secrets.key in --state-dir].
+    /// File with the key that encrypts secrets [default: secrets.key in --state-dir].
     #[arg(long, env = "MESH_SECRETS_KEY", value_name = "PATH")]
     pub secrets_key: Option<PathBuf>,
 
-    /// Address and port of the HTTP API for tools elsewhere, over TLS and with tokens; the admin socket has it
-    /// in any case.
+    /// Address and port of the HTTP API for external tools, with TLS and tokens; the admin socket always serves it.
     #[arg(
         long,
         env = "MESH_API_LISTEN",
@@ -119,7 +115,7 @@ pub struct OrchestratorOptions {
     )]
     pub api_listen: Option<SocketAddr>,
 
-    /// PEM file of the HTTP API's certificate.
+    /// PEM file with the HTTP API's certificate.
     #[arg(long, env = "MESH_API_CERTIFICATE", value_name = "PATH", requires = "api_key")]
     pub api_certificate: Option<PathBuf>,
 
@@ -127,19 +123,19 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_API_KEY", value_name = "PATH", requires = "api_listen")]
     pub api_key: Option<PathBuf>,
 
-    /// What webhooks' URLs begin with [default: https:// and --api-listen].
+    /// Base of webhook URLs [default: https:// and --api-listen].
     #[arg(long, env = "MESH_API_URL", value_name = "URL")]
     pub api_url: Option<String>,
 
-    /// Folder of a manager's hourly snapshots [default: snapshots in --state-dir].
-    #[arg(long, env = "MESH_SNAPSHOTS", value_name = "PATH")]
-    pub snapshots: Option<PathBuf>,
+    /// Folder for a manager's hourly backups [default: backups in --state-dir].
+    #[arg(long, alias = "snapshots", env = "MESH_BACKUPS", value_name = "PATH")]
+    pub backups: Option<PathBuf>,
 }
 
-/// PEM files by which this node and etcd know each other.
+/// PEM files for mutual TLS between this node and etcd.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EtcdTlsPaths<'a> {
-    /// The authorities that sign etcd's certificates.
+    /// The certificate authorities of etcd.
     pub(super) authority: &'a Path,
     /// This node's certificate.
     pub(super) certificate: &'a Path,
@@ -147,10 +143,10 @@ pub(super) struct EtcdTlsPaths<'a> {
     pub(super) key: &'a Path,
 }
 
-/// This node's part in the cluster; `--node-role`.
+/// This node's role in the cluster; `--node-role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Role {
-    /// May lead the cluster.
+    /// May become the leader.
     #[default]
     Manager,
     /// Only runs tasks.
@@ -158,14 +154,14 @@ pub enum Role {
 }
 
 impl OrchestratorOptions {
-    /// Where the objects of a single node are.
+    /// The file with a single node's objects.
     #[must_use]
     pub fn store_path(&self) -> PathBuf {
         let default = || self.state_dir.join("orchestrator.redb");
         self.store.clone().unwrap_or_else(default)
     }
 
-    /// The files that let this node into etcd, all three or none.
+    /// The files for TLS with etcd; all three or none.
     pub(super) fn etcd_tls(&self) -> Option<EtcdTlsPaths<'_>> {
         Some(EtcdTlsPaths {
             authority: self.etcd_ca.as_deref()?,
@@ -174,31 +170,31 @@ impl OrchestratorOptions {
         })
     }
 
-    /// What webhooks' URLs begin with; nothing where the API is on no port.
+    /// The base of webhook URLs; `None` if the API has no port.
     #[must_use]
     pub fn public_url(&self) -> Option<String> {
         let listen = || Some(format!("https://{}", self.api_listen?));
         self.api_url.clone().or_else(listen)
     }
 
-    /// Where the key of the secrets is.
+    /// The file with the key of the secrets.
     #[must_use]
     pub fn secrets_key_path(&self) -> PathBuf {
         let default = || self.state_dir.join("secrets.key");
         self.secrets_key.clone().unwrap_or_else(default)
     }
 
-    /// Where the agent's own programs are.
+    /// The folder of agent programs.
     #[must_use]
     pub fn programs_path(&self) -> PathBuf {
         self.state_dir.join("agent")
     }
 
-    /// Where snapshots are.
+    /// The folder of backups.
     #[must_use]
-    pub fn snapshots_path(&self) -> PathBuf {
-        let default = || self.state_dir.join("snapshots");
-        self.snapshots.clone().unwrap_or_else(default)
+    pub fn backups_path(&self) -> PathBuf {
+        let default = || self.state_dir.join("backups");
+        self.backups.clone().unwrap_or_else(default)
     }
 }
 
@@ -251,23 +247,23 @@ mod tests {
     }
 
     fn parse(arguments: &[&str]) -> Result<OrchestratorOptions, clap::Error> {
-        let words = std::iter::once("mesh-agent").chain(arguments.iter().copied());
-        CommandLine::try_parse_from(words).map(|line| line.options)
+        let line = std::iter::once("mesh-agent").chain(arguments.iter().copied());
+        CommandLine::try_parse_from(line).map(|line| line.options)
     }
 
     #[test]
-    fn everything_has_a_place_below_the_state_folder() {
+    fn every_path_defaults_to_the_state_folder() {
         let options = parse(&["--orchestrator", "--state-dir", "/srv/mesh"]).unwrap();
         assert!(options.orchestrator);
         assert_eq!(options.store_path(), PathBuf::from("/srv/mesh/orchestrator.redb"));
         assert_eq!(options.secrets_key_path(), PathBuf::from("/srv/mesh/secrets.key"));
-        assert_eq!(options.snapshots_path(), PathBuf::from("/srv/mesh/snapshots"));
+        assert_eq!(options.backups_path(), PathBuf::from("/srv/mesh/backups"));
         assert_eq!(options.node_role, Role::Manager);
         assert_eq!(options.drain_time, Duration::from_secs(5));
     }
 
     #[test]
-    fn lists_are_understood() {
+    fn lists_are_parsed() {
         let options = parse(&[
             "--etcd=https://10.0.0.1:2379,https://10.0.0.2:2379",
             "--node-label",
@@ -279,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_values_and_combinations_are_refused() {
         for arguments in [
             &["--store", "/a", "--etcd", "http://x:1"][..],
             &["--etcd", "http://x:1", "--etcd-ca", "/ca"],

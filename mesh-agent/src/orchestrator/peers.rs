@@ -1,5 +1,4 @@
-//! Asks other nodes' agents for the logs of their tasks: one request for each, over mutual TLS. Depends on
-//! `tls` and on the cluster for where they are.
+//! Requests the logs of other nodes' tasks from their agents, over mutual TLS.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,11 +19,11 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{FramedRead, LinesCodec};
 
-/// For connecting, for the handshake, and for the head of the answer, each.
+/// Timeout of each step: connecting, the handshake, and the head of the answer.
 const LIMIT: Duration = Duration::from_secs(5);
-/// An answer's head is no longer.
+/// The longest head of an answer.
 const MAX_HEAD_BYTES: u64 = 16 << 10;
-/// A line of output is cut at 64 KiB by whoever sends it; JSON may take six times as much.
+/// Agents cut lines of output at 64 KiB; escaped as JSON they may be six times as long.
 const MAX_LINE_BYTES: usize = 512 << 10;
 
 /// The other nodes' agents.
@@ -34,32 +33,32 @@ pub(super) struct TlsPeers {
     pub(super) config: Arc<ClientConfig>,
 }
 
-/// Why another agent has not answered.
+/// Another agent did not answer.
 #[derive(Debug, thiserror::Error)]
 enum PeerError {
-    #[error("its agent is not heard, or serves no logs")]
-    Nowhere,
+    #[error("its agent is not registered, or does not serve logs")]
+    NoAddress,
     #[error("cannot connect to {0}; is the feed port open between the nodes?")]
     Connect(SocketAddr, #[source] io::Error),
     #[error(
-        "the TLS handshake with {0} failed; is its certificate of the same authority, and for servers too?"
+        "the TLS handshake with {0} failed; is its certificate from the same authority, and valid for servers?"
     )]
     Handshake(SocketAddr, #[source] io::Error),
-    #[error("{0} broke off")]
-    BrokenOff(SocketAddr, #[source] io::Error),
+    #[error("the connection to {0} failed")]
+    Connection(SocketAddr, #[source] io::Error),
     #[error("{0} answered '{1}'")]
     Refused(SocketAddr, String),
 }
 
-/// Nodes that know each other by no certificate do not ask each other.
+/// Agents without certificates cannot request each other's logs.
 #[derive(Debug)]
 pub(super) struct NoPeers;
 
-/// Why another node's logs are not to be had.
+/// Another node's logs are not available from here.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the nodes' agents have no certificates to know each other by (--etcd-ca, --etcd-certificate, --etcd-key): \
-     ask on that node"
+    "agents read each other's logs only with certificates (--etcd-ca, --etcd-certificate, --etcd-key): run the \
+     command on that node"
 )]
 struct NoCertificates;
 
@@ -86,10 +85,10 @@ impl Peers for TlsPeers {
         let registration = self.cluster.registration(&node.id);
         let address = registration.and_then(|registration| registration.logs?.parse().ok());
         let Some(address) = address else {
-            return Err(failed(node, PeerError::Nowhere));
+            return Err(failed(node, PeerError::NoAddress));
         };
         let stream = self
-            .ask(address, &target.local_path(options))
+            .request(address, &target.local_path(options))
             .await
             .map_err(|error| failed(node, error))?;
         let node = node.clone();
@@ -111,25 +110,25 @@ fn failed(node: &Node, error: impl std::error::Error + Send + Sync + 'static) ->
 }
 
 impl TlsPeers {
-    /// The body of an agent's answer.
-    async fn ask(
+    /// Sends a request; returns a reader of the answer's body.
+    async fn request(
         &self,
         address: SocketAddr,
         path: &str,
     ) -> Result<BufReader<TlsStream<TcpStream>>, PeerError> {
-        let late = || io::Error::from(io::ErrorKind::TimedOut);
+        let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
         let stream = timeout(LIMIT, TcpStream::connect(address))
             .await
-            .unwrap_or_else(|_| Err(late()))
+            .unwrap_or_else(|_| Err(timed_out()))
             .map_err(|error| PeerError::Connect(address, error))?;
         let name = ServerName::IpAddress(address.ip().into());
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let mut stream = timeout(LIMIT, connector.connect(name, stream))
             .await
-            .unwrap_or_else(|_| Err(late()))
+            .unwrap_or_else(|_| Err(timed_out()))
             .map_err(|error| PeerError::Handshake(address, error))?;
         let exchange = async {
-            // In this version an answer ends with its connection, and has no chunks.
+            // With HTTP/1.0 the answer has no chunks and ends with the connection.
             let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             stream.flush().await?;
@@ -139,8 +138,8 @@ impl TlsPeers {
         };
         let (status, reader) = timeout(LIMIT, exchange)
             .await
-            .unwrap_or_else(|_| Err(late()))
-            .map_err(|error| PeerError::BrokenOff(address, error))?;
+            .unwrap_or_else(|_| Err(timed_out()))
+            .map_err(|error| PeerError::Connection(address, error))?;
         if status.split(' ').nth(1) == Some("200") {
             Ok(reader)
         } else {
@@ -149,7 +148,7 @@ impl TlsPeers {
     }
 }
 
-/// Reads up to the empty line, and answers the first.
+/// Reads up to the empty line; returns the status line.
 async fn read_head<R>(reader: &mut BufReader<R>) -> io::Result<String>
 where
     R: tokio::io::AsyncRead + Unpin,

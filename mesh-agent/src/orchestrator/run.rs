@@ -1,5 +1,5 @@
-//! The orchestrator on this node, as parts that run side by side: the mirror of the objects, the lead or the
-//! wish for it, this node's registration, its tasks, and the snapshot for the mesh.
+//! Runs the orchestrator's parts on this node side by side: the mirror of the objects, the campaign for leadership,
+//! this node's registration, its tasks, and the mesh's snapshot of the cluster.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use super::{
     identity,
     open::Opened,
-    source::{self, Misunderstood},
+    source::{self, LabelErrors},
     tls::TlsListener,
     worker::{Worker, WorkerOptions},
 };
@@ -42,29 +42,29 @@ use crate::{
 pub(super) const MISSED: u32 = 3;
 /// How often the snapshot is confirmed while the store answers.
 const CONFIRM: Duration = Duration::from_secs(1);
-/// How often the node makes sure that its block of addresses is still its own.
+/// How often the node checks that its block of addresses is still its own.
 const KEEP_BLOCK: Duration = Duration::from_secs(60);
-/// How long the last reports may take when the agent ends.
+/// How long the last reports may take when the agent stops.
 const LAST_REPORTS: Duration = Duration::from_secs(1);
 
-/// The ends of channels that lead to and from the mesh.
+/// The orchestrator's ends of its channels to and from the mesh.
 #[derive(Debug)]
 pub struct Mesh {
     /// The snapshot of the cluster.
     pub state: watch::Sender<SourceState>,
-    /// What balances on this node.
+    /// This node's data-path state, to announce.
     pub announcement: watch::Receiver<NodeDatapath>,
-    /// Whether the cluster has heard it.
+    /// Which announcement the store has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
-    /// What the mesh has found of this node's containers.
+    /// The containers that the mesh found on this node.
     pub found: watch::Receiver<ContainerState>,
-    /// Whether the data path stands.
-    pub stands: watch::Receiver<bool>,
-    /// Cancelled when the agent shall give way to another program of it.
+    /// Whether the data path is up.
+    pub is_up: watch::Receiver<bool>,
+    /// Cancelled to replace the agent by another program.
     pub replace: CancellationToken,
 }
 
-/// Runs everything until told to stop. Containers and the mesh go on afterwards.
+/// Runs everything until `shutdown` is cancelled. Containers and the mesh keep running afterwards.
 ///
 /// # Errors
 /// When the node's id cannot be part of a key.
@@ -92,7 +92,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let (engine, engine_answers) = watch::channel(true);
     let registration = Registration {
         address: address.to_string(),
-        datapath: source::word(*mesh.announcement.borrow()),
+        datapath: source::datapath_name(*mesh.announcement.borrow()),
         logs: logs.map(|address| address.to_string()),
         engine: true,
         leaving: false,
@@ -121,10 +121,10 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         ..LeaderConfig::new(id.clone())
     };
     let schedule = BackupSchedule {
-        folder: options.snapshots_path(),
+        folder: options.backups_path(),
         keep: Keep::default(),
     };
-    // The mirror outlives what uses it.
+    // The mirror stops last.
     let end = CancellationToken::new();
     let lead = async {
         if is_manager {
@@ -137,7 +137,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     };
     let work = async {
         let publish = publish(&cluster, &mesh.state);
-        let speak = speak(
+        let announce = announce(
             &cluster,
             &member,
             &id,
@@ -146,7 +146,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
             &mesh.acknowledged,
         );
         let keep = keep_block(&cluster, &id, block);
-        let prove = prove(&programs, mesh.stands, member.present(), proven);
+        let prove = prove(&programs, mesh.is_up, member.present(), proven);
         let serve = join_all(
             listeners
                 .into_iter()
@@ -155,9 +155,9 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         tokio::join!(
             lead,
             worker.run(shutdown.clone()),
-            shutdown.run_until_cancelled(async { tokio::join!(publish, speak, keep, prove, serve) }),
+            shutdown.run_until_cancelled(async { tokio::join!(publish, announce, keep, prove, serve) }),
         );
-        // What the store does not take now is found out again by the next agent.
+        // The next agent repeats any report that the store does not accept now.
         let _ = timeout(LAST_REPORTS, cluster.reported()).await;
         member.leave().await;
         end.cancel();
@@ -166,19 +166,19 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     Ok(())
 }
 
-/// Tells that this program of the agent works: the data path stands, and the store was reached.
+/// Ends the trial of this agent program once the data path is up and the store was reached.
 async fn prove(
     programs: &Programs,
-    mut stands: watch::Receiver<bool>,
+    mut is_up: watch::Receiver<bool>,
     mut present: watch::Receiver<bool>,
     proven: watch::Sender<bool>,
 ) {
-    // A sender that is gone belongs to an agent that ends.
-    if stands.wait_for(|stands| *stands).await.is_ok() && present.wait_for(|present| *present).await.is_ok() {
+    // A closed channel means that the agent is stopping.
+    if is_up.wait_for(|is_up| *is_up).await.is_ok() && present.wait_for(|present| *present).await.is_ok() {
         if let Err(error) = programs.prove() {
             warn!(
                 error = error_chain(&error),
-                "that the program works is not written down"
+                "cannot record that the agent program's trial succeeded"
             );
         }
         proven.send_replace(true);
@@ -186,9 +186,9 @@ async fn prove(
     std::future::pending::<()>().await;
 }
 
-/// Answers on a port, for ever.
+/// Serves a port forever.
 async fn serve(listener: TlsListener, router: Router) {
-    // It ends only when it is told to, which nobody does.
+    // Without a shutdown signal it never returns.
     let _ = axum::serve(listener, router).await;
 }
 
@@ -196,25 +196,25 @@ async fn serve(listener: TlsListener, router: Router) {
 async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     let mut changes = cluster.changes();
     let available = cluster.available();
-    let mut said = Misunderstood::new();
+    let mut logged = LabelErrors::new();
     let mut silent = BTreeSet::new();
     let mut confirm = interval(CONFIRM);
     confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         changes.mark_unchanged();
         let registrations = cluster.registrations();
-        let (snapshot, misunderstood) = cluster.read(|state| source::snapshot(state, &registrations));
-        for error in misunderstood.difference(&said) {
+        let (snapshot, errors) = cluster.read(|state| source::snapshot(state, &registrations));
+        for error in errors.difference(&logged) {
             warn!("{error}");
         }
-        said = misunderstood;
+        logged = errors;
         let now_silent = silent_nodes(&snapshot);
         if now_silent != silent {
             match now_silent.is_empty() {
-                true => info!("the agents of all nodes are heard again"),
+                true => info!("the agents of all nodes are registered again"),
                 false => warn!(
                     nodes = ?now_silent,
-                    "agents are not heard any more: new connections go to other nodes where they can"
+                    "agents are no longer registered: new connections go to other nodes where possible"
                 ),
             }
             silent = now_silent;
@@ -230,20 +230,20 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     }
 }
 
-/// The host names of nodes that may be lost.
+/// The host names of nodes whose registration has expired.
 fn silent_nodes(snapshot: &model::Cluster) -> BTreeSet<String> {
     let silent = snapshot.nodes.values().filter(|node| node.silent);
     silent.map(|node| node.hostname.clone()).collect()
 }
 
-/// Takes a new snapshot over; true if somebody is to be woken.
+/// Stores a new snapshot; true if receivers must be notified.
 fn update(state: &mut SourceState, snapshot: model::Cluster, is_available: bool, origin: &str) -> bool {
     let mut snapshot = Arc::new(snapshot);
     keep_known(&mut snapshot, &state.cluster);
-    let trouble = (!is_available).then(|| "the store does not answer: changes wait".to_owned());
+    let trouble = (!is_available).then(|| "the store does not answer: changes are delayed".to_owned());
     let is_first = state.confirmed.is_none();
     let is_new = is_first || snapshot != state.cluster;
-    let is_told = is_new || trouble != state.trouble;
+    let notify = is_new || trouble != state.trouble;
     let now = SystemTime::now();
     if is_available || is_first {
         state.confirmed = Some(now);
@@ -255,31 +255,32 @@ fn update(state: &mut SourceState, snapshot: model::Cluster, is_available: bool,
     }
     origin.clone_into(&mut state.origin);
     state.trouble = trouble;
-    is_told
+    notify
 }
 
-/// Tells the others what this node's data path and engine are, and the agent what they have heard.
-async fn speak(
+/// Keeps this node's registration up to date with its data path and engine, and the agent with what the store
+/// acknowledged.
+async fn announce(
     cluster: &Cluster,
     member: &Member,
     node: &NodeId,
-    mut word: watch::Receiver<NodeDatapath>,
+    mut announcement: watch::Receiver<NodeDatapath>,
     mut engine: watch::Receiver<bool>,
-    told: &watch::Sender<Acknowledged>,
+    acknowledged: &watch::Sender<Acknowledged>,
 ) {
     let mut changes = cluster.changes();
     loop {
         changes.mark_unchanged();
-        let datapath = source::word(*word.borrow_and_update());
+        let datapath = source::datapath_name(*announcement.borrow_and_update());
         let answers = *engine.borrow_and_update();
-        let heard = cluster.registration(node);
-        told.send_if_modified(|told| {
-            let new = Acknowledged::by_store(heard.as_ref().map(source::datapath));
-            let has_changed = *told != new;
-            *told = new;
+        let stored = cluster.registration(node);
+        acknowledged.send_if_modified(|acknowledged| {
+            let new = Acknowledged::by_store(stored.as_ref().map(source::datapath));
+            let has_changed = *acknowledged != new;
+            *acknowledged = new;
             has_changed
         });
-        if heard.is_none_or(|heard| heard.datapath != datapath || heard.engine != answers) {
+        if stored.is_none_or(|stored| stored.datapath != datapath || stored.engine != answers) {
             member.say(|registration| {
                 registration.datapath = datapath;
                 registration.engine = answers;
@@ -287,17 +288,17 @@ async fn speak(
         }
         let ended = tokio::select! {
             changed = changes.changed() => changed.is_err(),
-            changed = word.changed() => changed.is_err(),
+            changed = announcement.changed() => changed.is_err(),
             changed = engine.changed() => changed.is_err(),
         };
         if ended {
-            // The agent is ending.
+            // The agent is stopping.
             return std::future::pending().await;
         }
     }
 }
 
-/// A snapshot that was restored may not know of this node's addresses, and gives them to another one.
+/// Watches this node's claim to its block of addresses: after an older backup is restored, another node may get it.
 async fn keep_block(cluster: &Cluster, node: &NodeId, own: super::worker::AddressBlock) {
     let mut tick = interval(KEEP_BLOCK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -306,8 +307,8 @@ async fn keep_block(cluster: &Cluster, node: &NodeId, own: super::worker::Addres
         match identity::claim_block(cluster.store().as_ref(), node).await {
             Ok(block) if block == own => {}
             Ok(_) => error!("another node has this node's block of addresses: restart this agent"),
-            // The store being away is said elsewhere.
-            Err(error) => tracing::debug!(error = error_chain(&error), "the block could not be looked at"),
+            // An unavailable store is already logged elsewhere.
+            Err(error) => tracing::debug!(error = error_chain(&error), "cannot check the block of addresses"),
         }
     }
 }
@@ -319,21 +320,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_that_says_nothing_new_wakes_nobody() {
+    fn an_unchanged_snapshot_notifies_no_one() {
         let mut state = SourceState::default();
         let mut snapshot = model::Cluster::default();
         assert!(update(&mut state, snapshot.clone(), true, "a store"));
         assert_eq!(state.revision, 1);
         state.confirmed = Some(UNIX_EPOCH);
         assert!(!update(&mut state, snapshot.clone(), true, "a store"));
-        assert!(state.confirmed > Some(UNIX_EPOCH), "it is confirmed all the same");
+        assert!(state.confirmed > Some(UNIX_EPOCH), "it is still confirmed");
         snapshot.cluster_id = "c".into();
         assert!(update(&mut state, snapshot, true, "a store"));
         assert_eq!(state.revision, 2);
     }
 
     #[test]
-    fn a_store_that_is_away_is_trouble_and_confirms_nothing() {
+    fn an_unavailable_store_is_reported_and_confirms_nothing() {
         let mut state = SourceState::default();
         update(&mut state, model::Cluster::default(), true, "a store");
         state.confirmed = Some(UNIX_EPOCH);

@@ -1,8 +1,8 @@
-//! The mesh's snapshot of the cluster, from the orchestrator's objects. Pure; imports the model only.
+//! The mesh's snapshot of the cluster, made from the orchestrator's objects. Pure.
 //!
-//! A task is a backend as long as its container is there and well: active while it is meant to run, draining
-//! from the moment it is not. Nodes whose agents are silent keep their last word until the leader has given
-//! them up; they are told apart, for new connections better go elsewhere meanwhile.
+//! A task is in the snapshot while its container runs and is healthy: active while it is wanted, draining from the
+//! moment it no longer is. A node whose registration expired is marked silent until the leader declares it down, so
+//! that new connections go elsewhere meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,26 +20,26 @@ use crate::{
     source::labels,
 };
 
-/// Names the cluster to the data path, which accepts packets from its own nodes alone.
+/// The cluster's id, by which the data path recognises packets of its own nodes.
 const CLUSTER_ID: &str = "orchestrator";
 
-/// What labels say that is not understood, for people.
-pub(super) type Misunderstood = BTreeSet<labels::LabelError>;
+/// Labels with invalid values.
+pub(super) type LabelErrors = BTreeSet<labels::LabelError>;
 
-/// The snapshot of a state.
+/// The snapshot of a state, and the labels that it ignores.
 pub(super) fn snapshot(
     state: &State,
     registrations: &BTreeMap<NodeId, Registration>,
-) -> (Cluster, Misunderstood) {
-    let mut misunderstood = Misunderstood::new();
+) -> (Cluster, LabelErrors) {
+    let mut label_errors = LabelErrors::new();
     let nodes = state
         .nodes()
         .values()
         .map(|node| {
             let (weight, error) = labels::weight(&node.hostname, &node.labels);
-            misunderstood.extend(error);
-            let word = registrations.get(&node.id);
-            (node.id.to_string(), snapshot_node(node, word, weight))
+            label_errors.extend(error);
+            let registration = registrations.get(&node.id);
+            (node.id.to_string(), snapshot_node(node, registration, weight))
         })
         .collect();
     let mut services = BTreeMap::new();
@@ -59,7 +59,7 @@ pub(super) fn snapshot(
         }
         let name = &service.spec.name;
         let (balance, errors) = labels::balance(name, &service.spec.labels);
-        misunderstood.extend(errors);
+        label_errors.extend(errors);
         let service = Service {
             name: name.clone(),
             ports,
@@ -83,7 +83,7 @@ pub(super) fn snapshot(
         services,
         tasks,
     };
-    (cluster, misunderstood)
+    (cluster, label_errors)
 }
 
 fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weight: u32) -> Node {
@@ -98,7 +98,7 @@ fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weig
             objects::NodeRole::Manager => NodeRole::Manager,
             objects::NodeRole::Worker => NodeRole::Worker,
         },
-        // An engine that does not answer takes no container with it.
+        // Containers keep running when the engine does not answer.
         ready: node.status != objects::NodeStatus::Down,
         weight,
         datapath: registration.map_or(NodeDatapath::Unknown, datapath),
@@ -106,24 +106,24 @@ fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weig
     }
 }
 
-/// What a node says of its data path.
+/// The data path that a node announces.
 pub(super) fn datapath(registration: &Registration) -> NodeDatapath {
-    read_word(&registration.datapath)
+    parse_datapath(&registration.datapath)
 }
 
-/// A node's word for its data path, as other nodes read it.
-pub(super) fn word(datapath: NodeDatapath) -> String {
+/// The name of a data path in registrations.
+pub(super) fn datapath_name(datapath: NodeDatapath) -> String {
     match serde_json::to_value(datapath) {
-        Ok(serde_json::Value::String(word)) => word,
+        Ok(serde_json::Value::String(name)) => name,
         _ => String::new(),
     }
 }
 
-fn read_word(word: &str) -> NodeDatapath {
-    serde_json::from_value(serde_json::Value::String(word.to_owned())).unwrap_or(NodeDatapath::Unknown)
+fn parse_datapath(name: &str) -> NodeDatapath {
+    serde_json::from_value(serde_json::Value::String(name.to_owned())).unwrap_or(NodeDatapath::Unknown)
 }
 
-/// `None` for a task that no connection can go to.
+/// `None` for a task that cannot take connections.
 fn snapshot_task(task: &objects::Task) -> Option<Task> {
     if task.status.state != objects::TaskState::Running {
         return None;
@@ -235,10 +235,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_published_in_ingress_mode_is_the_meshs() {
+    fn only_ports_published_in_ingress_mode_are_in_the_snapshot() {
         let state = state(objects::TaskState::Running, objects::TaskState::Running);
-        let (cluster, misunderstood) = snapshot(&state, &BTreeMap::new());
-        assert!(misunderstood.is_empty());
+        let (cluster, label_errors) = snapshot(&state, &BTreeMap::new());
+        assert!(label_errors.is_empty());
         assert_eq!(cluster.services.len(), 1);
         let web = &cluster.services["s1"];
         let port = PublishedPort {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_active_only_while_it_runs_and_shall_and_drains_as_soon_as_it_shall_not() {
+    fn a_running_task_is_active_while_wanted_and_draining_afterwards() {
         use objects::TaskState::{Failed, Ready, Remove, Running, Shutdown, Starting};
         for (desired, observed, expected) in [
             (Running, Starting, None),
@@ -272,10 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn a_node_whose_engine_is_away_keeps_its_replicas_and_its_own_word_counts() {
+    fn a_node_keeps_its_replicas_without_an_engine_and_its_registration_counts() {
         let registration = Registration {
             address: "10.1.0.7".into(),
-            datapath: word(NodeDatapath::Ebpf),
+            datapath: datapath_name(NodeDatapath::Ebpf),
             ..Registration::default()
         };
         let registrations = BTreeMap::from([(NodeId::from("a"), registration)]);
@@ -285,14 +285,14 @@ mod tests {
         assert_eq!((a.ready, a.datapath, a.weight), (true, NodeDatapath::Ebpf, 3));
         assert_eq!(a.address, Ipv4Addr::new(10, 1, 0, 7));
         assert_eq!((b.ready, b.datapath), (false, NodeDatapath::Unknown));
-        assert!(!a.silent && !b.silent, "one is heard, the other given up");
+        assert!(!a.silent && !b.silent, "one is registered, the other down");
         let (cluster, _) = snapshot(&state, &BTreeMap::new());
         assert!(cluster.nodes["a"].silent && !cluster.nodes["b"].silent);
         assert_eq!(b.address, Ipv4Addr::new(10, 1, 0, 1));
     }
 
     #[test]
-    fn a_nodes_word_is_read_as_it_is_written() {
+    fn a_data_paths_name_is_parsed_back() {
         for datapath in [
             NodeDatapath::Unknown,
             NodeDatapath::None,
@@ -300,8 +300,8 @@ mod tests {
             NodeDatapath::Ebpf,
             NodeDatapath::Ipvs,
         ] {
-            assert_eq!(read_word(&word(datapath)), datapath);
+            assert_eq!(parse_datapath(&datapath_name(datapath)), datapath);
         }
-        assert_eq!(read_word("of a later release"), NodeDatapath::Unknown);
+        assert_eq!(parse_datapath("of a later release"), NodeDatapath::Unknown);
     }
 }
