@@ -163,7 +163,7 @@ fn without_an_agent_the_doctor_checks_with_its_own_permissions() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "there is no Docker there");
     assert!(
-        text.contains("The agent is not running: examined by meshctl itself"),
+        text.contains("The agent is not running: checked by meshctl itself"),
         "{text}"
     );
     assert!(text.contains("Docker socket: start Docker"), "{text}");
@@ -194,7 +194,7 @@ async fn status_lists_errors() {
     let (text, code) = with_agent(Idle { broken: false }, &["status"]).await;
     assert_eq!(code, Some(0));
     assert!(
-        text.contains("trouble: data path: attach to eth0 failed"),
+        text.contains("problem: data path: attach to eth0 failed"),
         "{text}"
     );
 }
@@ -204,7 +204,7 @@ async fn the_rungs_are_a_table_with_a_reason_for_each_that_is_refused() {
     let (text, code) = with_agent(Idle { broken: false }, &["datapath"]).await;
     assert_eq!(code, Some(0), "{text}");
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "asked for: auto");
+    assert_eq!(lines[0], "requested: auto");
     let header: Vec<_> = lines[2].split_whitespace().collect();
     assert_eq!(header, ["RUNG", "STATE", "REASON"]);
     assert!(lines[3].starts_with("xdp-native-tcx  refused"), "{text}");
@@ -224,7 +224,7 @@ async fn the_rungs_are_a_table_with_a_reason_for_each_that_is_refused() {
 async fn the_data_path_changes_on_request_or_the_refusal_is_explained() {
     let (text, code) = with_agent(Idle { broken: false }, &["datapath", "use", "ebpf"]).await;
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.starts_with("asked for: ebpf"), "{text}");
+    assert!(text.starts_with("requested: ebpf"), "{text}");
     let (text, code) = with_agent(Idle { broken: false }, &["datapath", "retry", "--format", "json"]).await;
     assert_eq!(code, Some(0), "{text}");
     serde_json::from_str::<DatapathAnswer>(&text).unwrap();
@@ -237,7 +237,7 @@ async fn the_data_path_changes_on_request_or_the_refusal_is_explained() {
 async fn status_names_the_rung_and_why_it_is_not_a_better_one() {
     let (text, _) = with_agent(Idle { broken: false }, &["status"]).await;
     assert!(
-        text.contains("data path:   ebpf, rung tc (asked for: auto); eth0: native XDP refused: no such hook"),
+        text.contains("data path:   ebpf, rung tc (requested: auto); eth0: native XDP refused: no such hook"),
         "{text}"
     );
 }
@@ -245,7 +245,7 @@ async fn status_names_the_rung_and_why_it_is_not_a_better_one() {
 #[tokio::test]
 async fn the_doctor_asks_the_running_agent() {
     let (text, code) = with_agent(Idle { broken: false }, &["doctor"]).await;
-    assert!(text.starts_with("Examined by the running agent"), "{text}");
+    assert!(text.starts_with("Checked by the running agent"), "{text}");
     assert_eq!(code, Some(1), "there is no Docker behind the agent's socket");
 }
 

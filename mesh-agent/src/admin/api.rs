@@ -1,5 +1,5 @@
-//! The admin API's version 1: the JSON that the agent serves and `meshctl` reads. Plain data; fields are
-//! only ever added to it, so that a `meshctl` of one release reads an agent of another.
+//! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever added, so that
+//! `meshctl` and the agent may be of different releases.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ use crate::{
     model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
-/// The version in every path and answer.
+/// The API version, part of every path and answer.
 pub const VERSION: u32 = 1;
 
 /// The answer of `GET /v1/routes`.
@@ -19,13 +19,13 @@ pub const VERSION: u32 = 1;
 pub struct Routes {
     /// [`VERSION`].
     pub version: u32,
-    /// Id of the node that answers; the counters are those of traffic that entered at it.
+    /// Id of the answering node; counters cover the traffic that entered there.
     pub node: String,
-    /// In order of protocol, published port, task name.
+    /// Sorted by protocol, published port and task name.
     pub routes: Vec<Route>,
 }
 
-/// One published port of a service and one of its replicas, or the lack of any.
+/// One published port of a service with one of its replicas, or with none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// The service's name.
@@ -38,17 +38,17 @@ pub struct Route {
     pub port: u16,
     /// Every address that answers on the port on this node.
     pub frontends: Vec<Ipv4Addr>,
-    /// The replica; `None` where the service has none.
+    /// The replica; `None` if the service has none.
     pub backend: Option<RouteBackend>,
-    /// Whether new connections go there.
+    /// Whether new connections go to it.
     pub state: RouteState,
-    /// Why nothing (or nothing yet) goes there; empty where all is well.
+    /// Why it gets no traffic (yet); empty if it does.
     pub reason: String,
-    /// Traffic that entered the mesh at this node; zero where nothing is counted.
+    /// Traffic that entered the mesh at this node; zero if it is not counted.
     pub traffic: Traffic,
 }
 
-/// A replica as a route shows it.
+/// A route's replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteBackend {
     /// The task's name, e.g. `web.3`.
@@ -57,15 +57,15 @@ pub struct RouteBackend {
     pub task_id: String,
     /// The slot of a replicated service's task.
     pub slot: Option<u64>,
-    /// Host name of the node it runs on.
+    /// Host name of its node.
     pub node: String,
-    /// Id of that node.
+    /// Id of its node.
     pub node_id: String,
-    /// Whether that is the node that answers.
+    /// Whether that is the answering node.
     pub local: bool,
     /// `ip:port`: the task's address on the ingress network and the port inside the container.
     pub address: String,
-    /// Share of new connections relative to its siblings.
+    /// Its share of new connections relative to the service's other replicas.
     pub weight: u32,
 }
 
@@ -73,11 +73,11 @@ pub struct RouteBackend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouteState {
-    /// Gets new connections.
+    /// It gets new connections.
     Active,
-    /// Keeps its connections, gets no new ones.
+    /// It keeps its connections but gets no new ones.
     Draining,
-    /// The cluster says it runs, but nothing can be sent to it; the reason tells why.
+    /// It runs, but this node sends nothing to it; the reason is given.
     Excluded,
     /// The service has no replica: clients are refused.
     NoBackend,
@@ -105,20 +105,20 @@ pub struct Status {
     pub agent_version: String,
     /// Seconds since the agent started.
     pub uptime_seconds: f64,
-    /// This node's id; empty until Docker has told.
+    /// This node's id; empty until Docker answers.
     pub node: String,
-    /// This node's host name; empty until the cluster's picture has arrived.
+    /// This node's host name; empty until the first snapshot of the cluster.
     pub hostname: String,
     /// This node's address as its peers know it.
     pub node_address: Option<Ipv4Addr>,
-    /// This node's role; `None` until Docker has told, or when it is in no Swarm.
+    /// This node's role; `None` until Docker answers, and outside any Swarm.
     pub role: Option<NodeRole>,
-    /// What balances on this node; `unknown` until the agent has found its place.
+    /// The announced state of this node's data path; `unknown` during start-up.
     #[serde(default)]
     pub datapath: NodeDatapath,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
-    /// The data path of the node, and why it is not a better one.
+    /// The node's data path, and why it is not on a better rung.
     #[serde(default)]
     pub datapath_status: DatapathStatus,
     /// The data path of each interface.
@@ -129,7 +129,7 @@ pub struct Status {
     pub model: ModelStatus,
     /// How much is programmed.
     pub counts: Counts,
-    /// What is wrong just now, one line each; empty while all is well.
+    /// Current problems, one line each.
     pub errors: Vec<String>,
 }
 
@@ -140,16 +140,16 @@ pub struct Peer {
     pub hostname: String,
     /// Its id.
     pub node: String,
-    /// The address encapsulated packets go to and come from.
+    /// The address of its end of the tunnel.
     pub address: Ipv4Addr,
     /// Manager or worker.
     pub role: NodeRole,
-    /// Whether the managers see it as ready.
+    /// Whether the managers consider it ready.
     pub ready: bool,
-    /// What balances there, as far as this node has heard; nothing is sent to another kind than its own.
+    /// Its announced data path, if known; this node sends only to its own kind.
     #[serde(default)]
     pub datapath: NodeDatapath,
-    /// Whether the way to it (interface and next hop's MAC address) is known.
+    /// Whether the next hop to it (interface and MAC address) is known.
     pub resolved: bool,
 }
 
@@ -184,7 +184,7 @@ pub struct Counts {
 pub struct DatapathAnswer {
     /// [`VERSION`].
     pub version: u32,
-    /// How the data path stands, after what was asked has been done.
+    /// The data path's status after the request.
     pub datapath: DatapathStatus,
 }
 
@@ -210,11 +210,11 @@ impl From<Report> for DoctorAnswer {
 /// The body of `POST /v1/datapath/use`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UseDatapath {
-    /// What to use until the agent ends or is asked again.
+    /// The data path to use until the agent stops or gets another request.
     pub choice: DatapathChoice,
 }
 
-/// The body of every answer that is not a success.
+/// The body of every error answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What failed and why, in one line.

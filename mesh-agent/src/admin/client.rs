@@ -1,4 +1,4 @@
-//! Asks the agent of this machine through its admin socket. Used by `meshctl` and by tests.
+//! Client of this machine's agent through its admin socket, for `meshctl` and tests.
 
 use std::{
     io,
@@ -12,51 +12,51 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::api::{self, DatapathAnswer, DoctorAnswer, Failure, Routes, Status, UseDatapath};
 use crate::datapath::DatapathChoice;
 
-/// The agent answers from memory; only the doctor waits for others, and less than this.
+/// The agent answers from memory; only the doctor waits for other systems, for less than this.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The agent could not be asked.
+/// A failed request to the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens on the socket.
     #[error(
         "the mesh agent is not running (nothing answers on {socket}): start it with \
          `systemctl start mesh-agent`, `docker stack deploy -c deploy/stack.yml mesh` or \
          `mesh-agent run`; if it runs with another --admin-socket, pass that as --socket"
     )]
     NotRunning {
-        /// The socket that was tried.
+        /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// The socket is another user's.
-    #[error("no permission to open {socket}: the admin socket is its owner's only, try again as root")]
+    /// The socket belongs to another user.
+    #[error("permission denied on {socket}: only its owner may use the admin socket, try again as root")]
     Forbidden {
-        /// The socket that was tried.
+        /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// The connection or the answer broke.
-    #[error("asking the agent for {path} through {socket} failed: see the agent's log")]
+    /// The connection failed, or the answer was malformed.
+    #[error("the request for {path} to the agent on {socket} failed: see the agent's log")]
     Request {
         /// The socket.
         socket: PathBuf,
-        /// What was asked for.
+        /// The requested path.
         path: String,
         /// Why it failed.
         #[source]
         source: reqwest::Error,
     },
-    /// The agent said no.
+    /// The agent refused the request.
     #[error("the agent refused {path}: {message}")]
     Agent {
-        /// What was asked for.
+        /// The requested path.
         path: String,
-        /// The agent's own words.
+        /// The agent's message.
         message: String,
     },
 }
@@ -69,7 +69,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the agent that listens on `socket`; connects only when asked something.
+    /// A client for the agent that listens on `socket`; connects at the first request.
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
@@ -90,50 +90,50 @@ impl Client {
         })
     }
 
-    /// Where every published port goes.
+    /// The routes of every published port.
     ///
     /// # Errors
-    /// When the agent does not run, or cannot read its counters.
+    /// When the agent is not running, or cannot read its counters.
     pub async fn routes(&self) -> Result<Routes, ClientError> {
         self.get("routes").await
     }
 
-    /// How the agent is.
+    /// The agent's status.
     ///
     /// # Errors
-    /// When the agent does not run.
+    /// When the agent is not running.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.get("status").await
     }
 
-    /// What the agent finds when it examines its machine with its own permissions.
+    /// The agent's check of its machine, with its own permissions.
     ///
     /// # Errors
-    /// When the agent does not run.
+    /// When the agent is not running.
     pub async fn doctor(&self) -> Result<DoctorAnswer, ClientError> {
         self.get("doctor").await
     }
 
-    /// Which rung the data path stands on.
+    /// The data path's status.
     ///
     /// # Errors
-    /// When the agent does not run.
+    /// When the agent is not running.
     pub async fn datapath(&self) -> Result<DatapathAnswer, ClientError> {
         self.get("datapath").await
     }
 
-    /// Has the better rungs tried again.
+    /// Makes the agent try the better rungs again.
     ///
     /// # Errors
-    /// When the agent does not run, or is not ready for it.
+    /// When the agent is not running, or not ready for it.
     pub async fn retry_datapath(&self) -> Result<DatapathAnswer, ClientError> {
         self.ask(Method::POST, "datapath/retry", None::<&()>).await
     }
 
-    /// Has another data path used from now on.
+    /// Switches the agent to another data path.
     ///
     /// # Errors
-    /// When the agent does not run, or what is asked for does not work; then all is as it was.
+    /// When the agent is not running, or the data path does not work; then nothing changes.
     pub async fn use_datapath(&self, choice: DatapathChoice) -> Result<DatapathAnswer, ClientError> {
         self.ask(Method::POST, "datapath/use", Some(&UseDatapath { choice }))
             .await
@@ -155,7 +155,7 @@ impl Client {
             path: path.clone(),
             source,
         };
-        // The host is never looked up: the connection is the socket's.
+        // The host name is never resolved: requests go through the socket.
         let mut request = self.http.request(method, format!("http://mesh-agent{path}"));
         if let Some(body) = body {
             request = request.json(body);
@@ -177,7 +177,7 @@ impl Client {
     }
 }
 
-/// Why no connection to a socket came about; none if there was one.
+/// The error of a failed connection to a socket; `None` for errors after connecting.
 pub(crate) fn connect_failure(socket: &Path, error: &reqwest::Error) -> Option<ClientError> {
     let source = connect_error(error)?;
     let socket = socket.to_owned();
@@ -188,7 +188,7 @@ pub(crate) fn connect_failure(socket: &Path, error: &reqwest::Error) -> Option<C
     })
 }
 
-/// The operating system's reason why no connection came about.
+/// The operating system's error of a failed connection.
 fn connect_error(error: &reqwest::Error) -> Option<io::Error> {
     if !error.is_connect() {
         return None;
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_agent_that_does_not_run_is_named_with_the_remedy() {
+    async fn without_an_agent_the_error_names_the_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let client = Client::new(&folder.path().join("admin.sock")).unwrap();
         let error = client.status().await.unwrap_err();

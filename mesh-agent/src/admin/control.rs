@@ -1,35 +1,35 @@
-//! What the admin socket may ask the running agent to do, and how the two speak.
+//! Commands from the admin socket to the running agent.
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::datapath::{DatapathChoice, DatapathStatus};
 
-/// How many commands may wait; the agent obeys one at a time.
+/// How many commands may wait; the agent executes one at a time.
 const WAITING: usize = 4;
 
-/// What may be asked of the data path.
+/// A change of the data path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// To try the better rungs again now.
+    /// Try the better rungs again now.
     Retry,
-    /// To take another choice than that of the command line, until the agent ends.
+    /// Use another data path than the command line's, until the agent stops.
     Use(DatapathChoice),
 }
 
-/// A request and where its answer goes.
+/// A request and the channel for its answer.
 #[derive(Debug)]
 pub struct Command {
-    /// What is asked.
+    /// The request.
     pub request: Request,
-    /// Takes how the data path stands afterwards, or why all is as it was.
+    /// Receives the data path's new status, or why nothing changed.
     pub answer: oneshot::Sender<Result<DatapathStatus, String>>,
 }
 
-/// The admin socket's end.
+/// The admin socket's end of the command channel.
 #[derive(Clone, Debug)]
 pub struct Control(mpsc::Sender<Command>);
 
-/// A control and the agent's end of it.
+/// Both ends of a command channel.
 #[must_use]
 pub fn channel() -> (Control, mpsc::Receiver<Command>) {
     let (sender, receiver) = mpsc::channel(WAITING);
@@ -37,7 +37,7 @@ pub fn channel() -> (Control, mpsc::Receiver<Command>) {
 }
 
 impl Control {
-    /// Asks, and waits for the answer.
+    /// Sends a request, and waits for the answer.
     ///
     /// # Errors
     /// Why it was not done, in one line.

@@ -1,5 +1,5 @@
-//! The agent's window: the admin socket's API, its server and client. Reads the agent through
-//! [`Introspect`]; what it may ask the agent to do is in [`control`].
+//! The admin socket's API with its server and client. Reads the agent through [`Introspect`], and commands it through
+//! [`control`].
 
 pub mod api;
 pub mod client;
@@ -15,5 +15,5 @@ pub use control::Control;
 pub use server::{AdminServer, ServerError};
 pub use view::{Introspect, View};
 
-/// Where the agent listens unless told otherwise.
+/// The default path of the admin socket.
 pub const DEFAULT_SOCKET: &str = "/run/mesh/admin.sock";

@@ -1,4 +1,4 @@
-//! From the agent's snapshot and counters to the table of routes: a pure function.
+//! Computes the table of routes from the agent's view and counters. Pure.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// One route for each published port and replica; a published port without any gets one that says so.
+/// One route for each published port and replica; a published port without replicas gets one that says so.
 ///
-/// Replicas that the cluster calls running but that nothing can be sent to are listed too, with the
-/// reason: that is what an operator looks for when a replica gets no traffic.
+/// Running replicas that this node sends nothing to are listed too, with the reason: an operator looks for it when a
+/// replica gets no traffic.
 #[must_use]
 pub fn routes(view: &View, counters: &Counters) -> Routes {
     let mut addresses = BTreeMap::<ServiceKey, Vec<Ipv4Addr>>::new();
@@ -38,7 +38,7 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
     }
 }
 
-/// The rows of a service that is answered here.
+/// The rows of a service with frontends on this node.
 fn service_routes(
     view: &View,
     counters: &Counters,
@@ -64,7 +64,7 @@ fn service_routes(
     rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
     if rows.is_empty() {
         rows.push(Route {
-            // What went to replicas that are gone is the service's alone.
+            // Traffic of removed replicas is counted for the service only.
             traffic: counters.services.get(&key).copied().unwrap_or_default(),
             ..route(key, service, frontends)
         });
@@ -72,7 +72,7 @@ fn service_routes(
     rows
 }
 
-/// The rows of a service's tasks that run and get nothing from this node.
+/// The rows of a service's running tasks that this node sends nothing to.
 fn excluded_routes(
     view: &View,
     key: ServiceKey,
@@ -91,7 +91,7 @@ fn excluded_routes(
     rows
 }
 
-/// The row of a service that has no replica.
+/// The row of a service without replicas.
 fn route(key: ServiceKey, service: &ServiceEntry, frontends: &[Ipv4Addr]) -> Route {
     Route {
         service: service.name.clone(),
@@ -140,19 +140,16 @@ fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
         return Some(format!("the agent on {} is stopping", backend.node_name));
     }
     if node.is_some_and(|node| node.silent) {
-        return Some(format!(
-            "the agent on {} is not heard any more",
-            backend.node_name
-        ));
+        return Some(format!("lost contact with the agent on {}", backend.node_name));
     }
     match view.desired.peers.get(&address) {
         Some(Some(_)) => None,
-        Some(None) => Some(format!("the way to {address} is not resolved yet")),
-        None => Some(format!("{address} is no peer of this node")),
+        Some(None) => Some(format!("the next hop to {address} is not resolved yet")),
+        None => Some(format!("{address} is not a peer of this node")),
     }
 }
 
-/// Tasks of the service that run by the cluster's word but are no backends here, and why.
+/// Running tasks of the service that are not backends on this node, and why.
 fn excluded(
     view: &View,
     key: ServiceKey,
@@ -181,9 +178,7 @@ fn excluded(
         let node = cluster.nodes.get(&task.node);
         let reason = match node {
             None => "its node is not in the cluster".to_owned(),
-            Some(_) if task.node == view.node => {
-                "its container has not been found on this node (yet)".to_owned()
-            }
+            Some(_) if task.node == view.node => "its container was not found on this node (yet)".to_owned(),
             Some(node) if !node.ready => format!("node {} is not ready", node.hostname),
             Some(node) => datapath_reason(view, node),
         };
@@ -205,12 +200,12 @@ fn excluded(
 fn datapath_reason(view: &View, node: &Node) -> String {
     let name = &node.hostname;
     match node.datapath {
-        NodeDatapath::Unknown => format!("no agent has been heard of on {name}"),
-        NodeDatapath::None => format!("no data path stands on {name}: its agent was stopped, or is starting"),
+        NodeDatapath::Unknown => format!("no agent on {name} has announced its data path"),
+        NodeDatapath::None => format!("no data path is up on {name}: its agent is stopped or starting"),
         NodeDatapath::Leaving => format!("the agent on {name} is stopping"),
         kind if kind.takes_from(view.datapath) => "not programmed yet".to_owned(),
-        NodeDatapath::Ebpf => format!("{name} runs eBPF, and this node another kind of data path"),
-        NodeDatapath::Ipvs => format!("{name} runs IPVS, and this node another kind of data path"),
+        NodeDatapath::Ebpf => format!("{name} uses eBPF, this node another kind of data path"),
+        NodeDatapath::Ipvs => format!("{name} uses IPVS, this node another kind of data path"),
     }
 }
 
@@ -242,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_follow_slots_not_letters() {
+    fn rows_are_sorted_by_slot_not_by_name() {
         let (view, counters) = fixture::two_nodes();
         let tasks: Vec<_> = routes(&view, &counters)
             .routes
@@ -264,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_task_that_gets_nothing_says_why() {
+    fn a_running_task_without_traffic_has_a_reason() {
         let (view, counters) = fixture::two_nodes();
         let table = routes(&view, &counters);
         let find = |task: &str| {
@@ -273,12 +268,15 @@ mod tests {
         };
         assert_eq!(find("web.10").state, RouteState::Excluded);
         assert_eq!(find("web.10").reason, "node n3 is not ready");
-        assert_eq!(find("web.2").reason, "the way to 192.168.0.2 is not resolved yet");
+        assert_eq!(
+            find("web.2").reason,
+            "the next hop to 192.168.0.2 is not resolved yet"
+        );
         assert_eq!(find("web.3").state, RouteState::Draining);
     }
 
     #[test]
-    fn a_replica_on_a_silent_node_says_so() {
+    fn a_replica_on_a_silent_node_has_a_reason() {
         let (mut view, counters) = fixture::two_nodes();
         std::sync::Arc::make_mut(&mut view.source.cluster)
             .nodes
@@ -291,15 +289,18 @@ mod tests {
                 .as_ref()
                 .is_some_and(|backend| backend.task == "web.2")
         });
-        assert_eq!(row.unwrap().reason, "the agent on n2 is not heard any more");
+        assert_eq!(row.unwrap().reason, "lost contact with the agent on n2");
     }
 
     #[test]
-    fn a_replica_that_is_left_out_for_its_nodes_data_path_says_so() {
+    fn a_replica_excluded_for_its_nodes_data_path_has_a_reason() {
         for (kind, reason) in [
-            (NodeDatapath::Unknown, "no agent has been heard of on n2"),
-            (NodeDatapath::None, "no data path stands on n2"),
-            (NodeDatapath::Ipvs, "n2 runs IPVS"),
+            (
+                NodeDatapath::Unknown,
+                "no agent on n2 has announced its data path",
+            ),
+            (NodeDatapath::None, "no data path is up on n2"),
+            (NodeDatapath::Ipvs, "n2 uses IPVS"),
             (NodeDatapath::Leaving, "the agent on n2 is stopping"),
         ] {
             let (view, counters) = fixture::with_peer_of_kind(kind);
@@ -311,12 +312,12 @@ mod tests {
             };
             let row = find(&view, "web.2");
             assert!(row.reason.starts_with(reason), "{kind:?}: {}", row.reason);
-            assert!(!row.frontends.is_empty(), "the local replica is answered for");
+            assert!(!row.frontends.is_empty(), "the local replica keeps the frontends");
         }
     }
 
     #[test]
-    fn routes_survive_their_own_json() {
+    fn routes_round_trip_through_json() {
         let (view, counters) = fixture::two_nodes();
         let table = routes(&view, &counters);
         let text = serde_json::to_string(&table).unwrap();

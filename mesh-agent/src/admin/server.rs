@@ -1,5 +1,5 @@
-//! Serves the admin API on a Unix socket that only the agent's own user may open. Answers are computed
-//! from the agent's snapshot; what changes the agent is passed on to it through [`Control`].
+//! Serves the admin API on a Unix socket that only the agent's own user may open. Answers come from the agent's view;
+//! commands go to the agent through [`Control`].
 
 use std::{
     io,
@@ -28,26 +28,26 @@ use super::{
 };
 use crate::{datapath::DatapathStatus, doctor};
 
-/// How long requests under way may take to finish once the agent stops.
+/// How long open requests may take to finish when the agent stops.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// The admin socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Another agent answers on it.
+    /// Another agent listens on it.
     #[error(
         "another agent is already listening on {0}: stop it first, or give this one its own --admin-socket"
     )]
     InUse(PathBuf),
-    /// Something that is no socket is in the way.
+    /// The path exists and is not a socket.
     #[error("{0} exists and is not a socket: remove it, or choose another --admin-socket")]
     NotASocket(PathBuf),
-    /// The file system refused.
-    #[error("{operation} {path} for the admin socket failed: check that its folder is writable")]
+    /// A file operation failed.
+    #[error("cannot {operation} {path} for the admin socket: check that its folder is writable")]
     Io {
         /// What was tried.
         operation: &'static str,
-        /// On what.
+        /// The socket or its folder.
         path: PathBuf,
         /// Why it failed.
         #[source]
@@ -72,11 +72,11 @@ struct Admin {
 }
 
 impl AdminServer {
-    /// Opens the socket (mode 0600, its folder made with mode 0755 when missing). The socket that an
-    /// agent which was killed has left behind is replaced. Call it inside a tokio runtime.
+    /// Opens the socket (mode 0600; a missing folder is created with mode 0755). Replaces the socket of an agent that
+    /// was killed. Call it inside a tokio runtime.
     ///
     /// # Errors
-    /// When another agent answers on the socket, or the file system refuses.
+    /// When another agent listens on the socket, or a file operation fails.
     pub async fn bind(
         path: &Path,
         agent: Arc<dyn Introspect>,
@@ -93,12 +93,12 @@ impl AdminServer {
             _ => {}
         }
         ensure_folder(path)?;
-        // Bound under another name and renamed, so that the socket never appears with a wider mode and
-        // one that an agent left behind is replaced in one step.
+        // Bind under another name and rename, so that the socket never has a wider mode, and an old one is replaced
+        // atomically.
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(format!(".{}", std::process::id()));
         let fresh = PathBuf::from(fresh);
-        // Left by a process that had our id; when there is none, there is nothing to remove.
+        // An earlier process with the same pid may have left one.
         let _ = std::fs::remove_file(&fresh);
         let listener = UnixListener::bind(&fresh).map_err(fail("bind", &fresh))?;
         let publish = || {
@@ -121,14 +121,14 @@ impl AdminServer {
         })
     }
 
-    /// Also answers on these paths, which must be none of the agent's own: the orchestrator's, where it runs.
+    /// Adds the orchestrator's paths, which must not overlap with the agent's own.
     #[must_use]
     pub fn with(mut self, paths: Router) -> Self {
         self.router = self.router.merge(paths);
         self
     }
 
-    /// Answers until `stop` is cancelled, then removes the socket.
+    /// Serves until `stop` is cancelled, then removes the socket.
     pub async fn run(self, stop: CancellationToken) {
         let stopped = stop.clone();
         let serve = axum::serve(self.listener, self.router)
@@ -138,21 +138,21 @@ impl AdminServer {
             tokio::time::sleep(DRAIN).await;
         };
         tokio::select! {
-            // axum's accept loop retries by itself: it ends only by the shutdown signal.
+            // axum's accept loop retries by itself and ends only at the shutdown signal.
             _ = serve => {}
             () = give_up => {}
         }
-        // A successor may already have put its own socket here.
+        // The next agent may already have its socket here.
         if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The folder of a socket, made with mode 0755 where it is missing.
+/// The folder of a socket, created with mode 0755 if it is missing.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When a file operation fails.
 pub(crate) fn ensure_folder(socket: &Path) -> Result<&Path, ServerError> {
     let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
         return Ok(Path::new("."));
@@ -185,7 +185,7 @@ fn router(admin: Admin) -> Router {
         .fallback(|| async {
             failure(
                 StatusCode::NOT_FOUND,
-                "no such path in this agent's API; services, tasks and nodes are the orchestrator's (mesh-agent run \
+                "no such path in this agent's API; services, tasks and nodes need the orchestrator (mesh-agent run \
                  --orchestrator)"
                     .to_owned(),
             )
@@ -194,7 +194,7 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response> {
-    // Walking the maps takes a while when there are many flows; the runtime's threads must not wait.
+    // Walking the maps blocks for a while when there are many flows.
     let agent = admin.agent;
     let answer = tokio::task::spawn_blocking(move || {
         let counters = agent.counters()?;
@@ -208,7 +208,7 @@ async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response
         )),
         Err(error) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,
-            format!("reading the counters was cut short: {error}"),
+            format!("reading the counters was aborted: {error}"),
         )),
     }
 }
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         std::fs::write(&path, "precious").unwrap();

@@ -1,4 +1,4 @@
-//! From the agent's snapshot to its status: a pure function of it and the clock.
+//! Computes the agent's status from a view of it and the clock. Pure.
 
 use std::time::SystemTime;
 
@@ -66,7 +66,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
     }
 }
 
-/// Seconds from `earlier` to `later`; zero when the wall clock was set back in between.
+/// Seconds from `earlier` to `later`; zero if the wall clock was set back in between.
 #[must_use]
 pub fn seconds_between(earlier: SystemTime, later: SystemTime) -> f64 {
     later.duration_since(earlier).unwrap_or_default().as_secs_f64()
@@ -97,7 +97,7 @@ mod tests {
     use crate::admin::view::fixture;
 
     #[test]
-    fn status_tells_lag_peers_and_counts() {
+    fn status_has_lag_peers_and_counts() {
         let (view, _) = fixture::two_nodes();
         let status = status(&view, view.started + Duration::from_secs(10));
         assert_eq!(status.uptime_seconds, 10.0);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn every_trouble_is_listed_with_where_it_is() {
+    fn every_problem_is_listed_with_its_component() {
         let (mut view, _) = fixture::two_nodes();
         view.docker_trouble = Some("connection refused".to_owned());
         view.source.trouble = Some("no manager answers".to_owned());

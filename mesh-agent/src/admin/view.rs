@@ -1,4 +1,4 @@
-//! What the running agent lets others see: a snapshot of its state, and the counters on demand.
+//! A read-only view of the running agent: its state, and the counters on demand.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -8,38 +8,38 @@ use crate::{
     source::SourceState,
 };
 
-/// One consistent snapshot of the agent, replaced whole whenever something changes.
+/// One consistent copy of the agent's state, replaced as a whole whenever something changes.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// This node's id; empty until Docker has told.
+    /// This node's id; empty until Docker answers.
     pub node: String,
-    /// This node's role; `None` until Docker has told, or when it is in no Swarm.
+    /// This node's role; `None` until Docker answers, and outside any Swarm.
     pub role: Option<NodeRole>,
     /// The source's latest state.
     pub source: SourceState,
-    /// What the data path has been told to be.
+    /// The desired data path.
     pub desired: Arc<Desired>,
     /// The revision of the picture that `desired` was computed from.
     pub applied_revision: u64,
-    /// The data path of the node, and why it is not a better one.
+    /// The node's data path, and why it is not on a better rung.
     pub datapath_status: DatapathStatus,
-    /// What balances on this node.
+    /// The announced state of the node's data path.
     pub datapath: NodeDatapath,
     /// The data path of each interface.
     pub modes: Vec<InterfaceMode>,
-    /// Changes the kernel refused, each in one line; they are tried again.
+    /// Changes that the kernel refused, one line each; they are tried again.
     pub datapath_errors: Vec<String>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
-    /// What is wrong with the local engine just now; `None` while it answers.
+    /// The local engine's current problem; `None` while it answers.
     pub docker_trouble: Option<String>,
     /// When the agent started.
     pub started: SystemTime,
 }
 
-/// How the admin API and the metrics look into the agent.
+/// Read access to the agent for the admin API and the metrics.
 pub trait Introspect: Send + Sync {
-    /// The current snapshot.
+    /// The current view.
     fn view(&self) -> Arc<View>;
 
     /// Reads the traffic counters from the kernel.
@@ -51,7 +51,7 @@ pub trait Introspect: Send + Sync {
 
 #[cfg(test)]
 pub(crate) mod fixture {
-    //! A small cluster as its first node sees it, for the tests of everything that reads a [`View`].
+    //! A small cluster as its first node sees it, for tests of everything that reads a [`View`].
 
     use std::{
         collections::{BTreeMap, BTreeSet},
@@ -203,7 +203,7 @@ pub(crate) mod fixture {
         (view, counters)
     }
 
-    /// An agent that stands still.
+    /// An agent whose view never changes.
     pub(crate) struct Still(pub(crate) Arc<View>, pub(crate) Counters);
 
     impl Introspect for Still {

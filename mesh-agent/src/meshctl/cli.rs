@@ -1,5 +1,5 @@
-//! The command line of `meshctl`, of the mesh and of the orchestrator: asks the agent of this machine and prints what it
-//! says. Nothing imports it but the binaries.
+//! The command line of `meshctl`: sends requests to this machine's agent and prints the answers. Only the binaries
+//! import it.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -19,7 +19,7 @@ use crate::{
     doctor::{self, Examiner},
 };
 
-/// Shows where the mesh sends published ports and how its agent is; commands the orchestrator.
+/// Shows the mesh's routes and the agent's status, and controls the orchestrator.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, max_term_width = 100)]
 struct Arguments {
@@ -32,25 +32,25 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One row for each published port and replica: where the port goes, and why not there
+    /// Show each published port with its replicas, their traffic, and why a replica gets none
     ///
-    /// Counters are those of traffic that entered the mesh at this node. IN and OUT are L3 bytes from and
-    /// to clients (IP header included); in dsr mode replies of replicas on other nodes are not seen.
+    /// Counters cover the traffic that entered the mesh at this node. IN and OUT are L3 bytes from and to clients (IP
+    /// header included); in dsr mode replies of replicas on other nodes are not counted.
     Routes(RoutesArguments),
-    /// Role, data path of each interface, peers, age of the cluster's picture, troubles
+    /// Show role, data path of each interface, peers, age of the snapshot of the cluster, problems
     Status {
         /// How to print
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// The rungs of the data path: which is in use, and why not a better one
+    /// Show the rungs of the data path: which one is in use, and why not a better one
     ///
-    /// A rung that was refused is not tried again until asked for.
+    /// A refused rung is tried again only on request.
     Datapath(DatapathArguments),
-    /// Examines kernel, permissions and Docker; says which data path results and what to do
+    /// Check kernel, permissions and Docker, with the resulting data path and remedies
     ///
-    /// The running agent examines itself, so that its own permissions count. Without one, meshctl
-    /// examines with yours, and says so. Exits with 1 when the mesh cannot work on this machine.
+    /// The running agent does the checks, with its own permissions. Without an agent, meshctl does them with yours.
+    /// Exits with 1 if the mesh cannot work on this machine.
     Doctor(DoctorArguments),
     #[command(flatten)]
     Orchestrator(commands::Command),
@@ -67,10 +67,10 @@ struct RoutesArguments {
     /// Only replicas on this node, by host name or id
     #[arg(long)]
     node: Option<String>,
-    /// List every address that answers instead of `*`
+    /// List every address instead of `*`
     #[arg(long)]
     all_frontends: bool,
-    /// Print again every so many seconds (1 unless told) until interrupted
+    /// Repeat every SECONDS (default 1) until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     watch: Option<u32>,
@@ -90,12 +90,11 @@ struct DatapathArguments {
 
 #[derive(Debug, Subcommand)]
 enum DatapathAction {
-    /// Tries the better rungs again now
+    /// Try the better rungs again now
     ///
-    /// The new one is whole before the old one goes; connections in progress break where eBPF and IPVS
-    /// take each other's place.
+    /// The new data path is complete before the old one goes. A change between eBPF and IPVS breaks open connections.
     Retry,
-    /// Takes another data path, until the agent ends or is asked again
+    /// Use another data path, until the agent stops or gets another request
     Use {
         /// eBPF, IPVS, or the best that works
         #[arg(value_enum)]
@@ -108,7 +107,7 @@ struct DoctorArguments {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// Docker's Unix socket, when no agent runs
+    /// Docker's Unix socket, if no agent is running
     #[arg(
         long,
         env = "MESH_DOCKER_SOCKET",
@@ -116,52 +115,52 @@ struct DoctorArguments {
         value_name = "PATH"
     )]
     docker_socket: PathBuf,
-    /// Docker's data root, when no agent runs [default: what `docker info` says]
+    /// Docker's data root, if no agent is running [default: the one that `docker info` reports]
     #[arg(long, env = "MESH_DOCKER_ROOT", value_name = "PATH")]
     docker_root: Option<PathBuf>,
-    /// Mount point of the bpf file system, when no agent runs
+    /// Mount point of the bpf file system, if no agent is running
     #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf", value_name = "PATH")]
     bpffs: PathBuf,
-    /// A cgroup2 hierarchy, when no agent runs [default: the one in the mount table]
+    /// A cgroup2 hierarchy, if no agent is running [default: the one in the mount table]
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
     cgroup: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Format {
-    /// Columns for people
+    /// Columns
     #[default]
     Table,
-    /// The agent's answer, for programs
+    /// The agent's answer as JSON
     Json,
 }
 
-/// Does what the command line asks for; the process's exit code.
+/// Runs the command line; returns the process's exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(obey()),
+        Ok(runtime) => runtime.block_on(parse_and_run()),
         Err(error) => {
-            eprintln!("meshctl: starting the runtime failed: {error}");
+            eprintln!("meshctl: cannot start the runtime: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn obey() -> ExitCode {
+async fn parse_and_run() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
             let code = usage_code(&error);
-            // Nobody can be told that telling failed.
+            // If printing fails, there is nowhere to report it.
             let _ = error.print();
             return ExitCode::from(code);
         }
     };
     match run(arguments).await {
         Ok(code) => code,
-        // Whoever sent the signal knows.
+        // The sender of the signal needs no message.
         Err(error) if matches!(error.downcast_ref(), Some(Failure::Signal(_))) => exit_code(&error),
         // `meshctl routes | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -172,7 +171,7 @@ async fn obey() -> ExitCode {
     }
 }
 
-/// Docker's: 125 if a flag cannot be meant, 1 if anything else, 0 for help.
+/// Docker's exit codes: 125 for an invalid flag, 0 for help, otherwise 1.
 fn usage_code(error: &clap::Error) -> u8 {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if !error.use_stderr() {
@@ -183,7 +182,7 @@ fn usage_code(error: &clap::Error) -> u8 {
         _ => false,
     };
     match error.kind() {
-        // A command of several, without saying which.
+        // A group of commands without a subcommand prints its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 0,
         ErrorKind::MissingRequiredArgument | ErrorKind::ArgumentConflict | ErrorKind::InvalidSubcommand => 1,
         _ if is_flag => 125,
@@ -232,13 +231,13 @@ async fn routes(client: &Client, arguments: &RoutesArguments) -> anyhow::Result<
     };
     loop {
         if io::stdout().is_terminal() {
-            // Cursor home, clear to the end.
+            // Move the cursor home and clear to the end.
             write!(io::stdout(), "\x1b[H\x1b[J").context("cannot write to the terminal")?;
         }
         match print_routes(client, arguments).await {
             Ok(()) => {}
             Err(error) if is_broken_pipe(&error) => return Err(error),
-            // The agent may be restarting: whoever watches wants to see it come back.
+            // Keep watching: the agent may be restarting.
             Err(error) => eprintln!("meshctl: {error:#}"),
         }
         tokio::time::sleep(Duration::from_secs(seconds.into())).await;
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_of_wrong_command_lines_are_dockers() {
+    fn invalid_command_lines_have_dockers_exit_codes() {
         for (line, code) in [
             ("service", 0),
             ("service ls --help", 0),
@@ -332,23 +331,23 @@ mod tests {
             ("service ls --format", 125),
             ("service create --replicas many nginx", 125),
         ] {
-            let words = std::iter::once("meshctl").chain(line.split(' '));
-            let error = Arguments::try_parse_from(words).unwrap_err();
+            let arguments = std::iter::once("meshctl").chain(line.split(' '));
+            let error = Arguments::try_parse_from(arguments).unwrap_err();
             assert_eq!(usage_code(&error), code, "{line}: {error}");
         }
     }
 
-    /// All commands that do something, by the words that lead to them.
+    /// All commands without subcommands, each as the list of names that selects it.
     fn commands() -> Vec<Vec<String>> {
         use clap::CommandFactory;
-        fn walk(command: &clap::Command, words: &[String], found: &mut Vec<Vec<String>>) {
-            let words = [words, &[command.get_name().to_owned()]].concat();
+        fn walk(command: &clap::Command, parents: &[String], found: &mut Vec<Vec<String>>) {
+            let names = [parents, &[command.get_name().to_owned()]].concat();
             if !command.has_subcommands() {
-                found.push(words);
+                found.push(names);
                 return;
             }
-            for below in command.get_subcommands() {
-                walk(below, &words, found);
+            for subcommand in command.get_subcommands() {
+                walk(subcommand, &names, found);
             }
         }
         let mut found = Vec::new();
@@ -357,40 +356,40 @@ mod tests {
     }
 
     #[test]
-    fn every_command_refuses_what_it_does_not_know_and_says_how_it_is_used() {
+    fn every_command_refuses_unknown_flags_and_has_help() {
         let commands = commands();
         assert!(commands.len() > 50, "{commands:?}");
-        for words in commands {
+        for names in commands {
             let with = |more: &[&str]| {
-                let all = words.iter().map(String::as_str).chain(more.iter().copied());
+                let all = names.iter().map(String::as_str).chain(more.iter().copied());
                 Arguments::try_parse_from(all).unwrap_err()
             };
             let error = with(&["--nothing"]);
             let text = error.to_string();
-            assert_eq!(usage_code(&error), 125, "{words:?}: {text}");
+            assert_eq!(usage_code(&error), 125, "{names:?}: {text}");
             assert!(
                 text.contains("'--nothing'") && text.contains("--help"),
-                "{words:?}: {text}"
+                "{names:?}: {text}"
             );
-            assert_eq!(usage_code(&with(&["--help"])), 0, "{words:?}");
+            assert_eq!(usage_code(&with(&["--help"])), 0, "{names:?}");
         }
     }
 
     #[test]
-    fn the_nearest_known_name_is_told() {
+    fn the_closest_known_name_is_suggested() {
         for (line, near) in [
             ("servce ls", "service"),
             ("service inspct web", "inspect"),
             ("service create --replcas 2 nginx", "--replicas"),
         ] {
-            let words = std::iter::once("meshctl").chain(line.split(' '));
-            let error = Arguments::try_parse_from(words).unwrap_err().to_string();
+            let arguments = std::iter::once("meshctl").chain(line.split(' '));
+            let error = Arguments::try_parse_from(arguments).unwrap_err().to_string();
             assert!(error.contains(near), "{line}: {error}");
         }
     }
 
     #[test]
-    fn watch_is_a_switch_or_takes_seconds() {
+    fn watch_takes_optional_seconds() {
         let watch = |flag: &str| match Arguments::try_parse_from(["meshctl", "routes", flag])
             .unwrap()
             .command

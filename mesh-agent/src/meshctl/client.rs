@@ -1,4 +1,4 @@
-//! Asks the orchestrator's HTTP API through the agent's admin socket.
+//! Client of the orchestrator's HTTP API through the agent's admin socket.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,60 +11,60 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::admin::{ClientError, connect_failure};
 
-/// The API ends what takes too long by itself, and says why: reading a snapshot may take five minutes.
+/// Longer than the API's own limits, whose errors say more: reading a backup may take five minutes.
 const TIMEOUT: Duration = Duration::from_secs(330);
 
-/// Longest line of a stream, in bytes; the API's lines are shorter.
+/// Longest line of a stream, in bytes; the API's lines are shorter than this.
 const MAX_LINE: usize = 4 << 20;
 
-/// The orchestrator did not do what it was asked for.
+/// A failed request to the orchestrator.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
-    /// There is no agent to ask.
+    /// The agent does not answer.
     #[error(transparent)]
     Agent(#[from] ClientError),
     /// The agent has no orchestrator.
     #[error(
-        "the mesh agent at {socket} runs without an orchestrator: start it with `mesh-agent run --orchestrator`, or \
-         use docker's commands where the node is in a Swarm"
+        "the mesh agent at {socket} runs without the orchestrator: start it with `mesh-agent run --orchestrator`; on \
+         a node in a Swarm use docker's commands"
     )]
     NoOrchestrator {
         /// The agent's socket.
         socket: PathBuf,
     },
-    /// The orchestrator said no.
+    /// The orchestrator refused.
     #[error("{message}")]
     Refused {
         /// The HTTP status.
         status: StatusCode,
-        /// The orchestrator's own words.
+        /// The orchestrator's message.
         message: String,
     },
-    /// The connection or the answer broke.
-    #[error("asking the orchestrator for {path} failed: see the agent's log")]
+    /// The connection failed.
+    #[error("the request for {path} to the orchestrator failed: see the agent's log")]
     Broken {
-        /// What was asked for.
+        /// The requested path.
         path: String,
         /// Why.
         #[source]
         source: reqwest::Error,
     },
-    /// The answer is not what the API's version says.
+    /// The answer does not match the API's types.
     #[error(
-        "the orchestrator's answer to {path} is not understood: is meshctl of another release than the agent?"
+        "unexpected answer to {path} from the orchestrator: do meshctl and the agent have the same release?"
     )]
     Answer {
-        /// What was asked for.
+        /// The requested path.
         path: String,
-        /// Where it is not.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
 }
 
 impl ApiError {
-    /// Whether the orchestrator answered this status.
+    /// Whether the orchestrator answered with this status.
     pub(crate) fn is(&self, wanted: StatusCode) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == wanted)
     }
@@ -81,7 +81,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Connects only when asked something.
+    /// A client of the agent that listens on `socket`; connects at the first request.
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
@@ -116,7 +116,7 @@ impl Api {
         self.ask(Method::POST, path, &[], None, Some(body)).await
     }
 
-    /// Replaces an object that was read at a revision.
+    /// Replaces an object, if given only at that revision.
     pub(crate) async fn put<T: DeserializeOwned>(
         &self,
         path: &[&str],
@@ -140,7 +140,7 @@ impl Api {
             .map(drop)
     }
 
-    /// A stream of lines that may last for ever.
+    /// A stream of lines, possibly endless.
     pub(crate) async fn lines(&self, path: &[&str], query: Query<'_>) -> Result<Lines, ApiError> {
         let answer = self
             .send(Method::GET, path, query, None, None::<&()>, None)
@@ -169,7 +169,7 @@ impl Api {
             Ok(bytes) => bytes,
             Err(source) => return Err(ApiError::Broken { path, source }),
         };
-        // A change without an answer is `null` for whoever wants nothing.
+        // An empty body counts as `null`.
         let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
         serde_json::from_slice(bytes).map_err(|source| ApiError::Answer { path, source })
     }
@@ -216,7 +216,7 @@ impl Api {
                 status,
                 message: answer.error.message,
             },
-            // The agent itself answers in other words.
+            // The agent's own errors have another shape.
             Err(_) if status == StatusCode::NOT_FOUND => ApiError::NoOrchestrator {
                 socket: self.socket.clone(),
             },
@@ -228,7 +228,7 @@ impl Api {
     }
 }
 
-/// The host is never looked up: the connection is the socket's.
+/// The host name is never resolved: requests go through the socket.
 fn url(path: &[&str], query: Query<'_>) -> Url {
     let mut url = Url::parse("http://mesh-agent/").unwrap_or_else(|_| unreachable!("the URL is a constant"));
     if let Ok(mut segments) = url.path_segments_mut() {
@@ -240,18 +240,18 @@ fn url(path: &[&str], query: Query<'_>) -> Url {
     url
 }
 
-/// An answer that comes line by line.
+/// An answer of JSON lines.
 #[derive(Debug)]
 pub(crate) struct Lines {
     path: String,
     answer: reqwest::Response,
     buffer: Vec<u8>,
-    /// So many bytes of the buffer have no end of line.
+    /// The number of bytes in the buffer already searched for a line end.
     scanned: usize,
 }
 
 impl Lines {
-    /// The next one; none at the end.
+    /// The next line; `None` at the end.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ApiError> {
         loop {
             if let Some(end) = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n') {

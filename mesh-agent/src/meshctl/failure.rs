@@ -1,37 +1,36 @@
-//! Why a command fails, and with which exit code, as docker has them: 1, 125 for a flag that cannot be meant, 128 and the
-//! signal's number.
+//! Why a command fails, with docker's exit codes: 125 for an invalid flag, 128 plus the signal's number, otherwise 1.
 
 use std::io;
 
 use super::{client::ApiError, compose::ComposeError, flags::UsageError, output::template::TemplateError};
 
-/// A command did not do what it was asked for.
+/// A command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// A flag is unknown or has a value that cannot be meant.
+    /// A flag is unknown or has an invalid value.
     #[error("{0}")]
     Flag(String),
-    /// What is asked for cannot be meant.
+    /// The arguments are invalid.
     #[error("{0}")]
     Usage(String),
-    /// The orchestrator did not do it.
+    /// The request to the orchestrator failed.
     #[error(transparent)]
     Api(#[from] ApiError),
     /// A compose file cannot be deployed.
     #[error(transparent)]
     Compose(#[from] ComposeFailure),
-    /// Something of the caller's machine does not work.
+    /// An operation on this machine failed.
     #[error("{what}")]
     Io {
-        /// What was tried, and on what.
+        /// The failed operation and its object.
         what: String,
         /// Why it failed.
         source: io::Error,
     },
-    /// What was asked for was done, and has not led where it should.
+    /// The request succeeded, but not its purpose.
     #[error("{0}")]
     Outcome(String),
-    /// Several things were asked for, and some of them failed.
+    /// Several of the requested operations failed.
     #[error("{}", list(.0))]
     Several(Vec<Failure>),
     /// A signal ended it.
@@ -39,7 +38,7 @@ pub enum Failure {
     Signal(u8),
 }
 
-/// A compose file cannot be deployed; names the file or the key.
+/// A compose file cannot be deployed; the message names the file or the key.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct ComposeFailure(ComposeError);
@@ -53,7 +52,7 @@ fn list(failures: &[Failure]) -> String {
 }
 
 impl Failure {
-    /// Something of the caller's machine does not work.
+    /// An operation on this machine failed.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         |source| Self::Io { what, source }
@@ -70,7 +69,7 @@ impl Failure {
         }
     }
 
-    /// One failure of what may be several; none if there is none.
+    /// Combines failures to one; success if there are none.
     pub(crate) fn all(mut failures: Vec<Self>) -> Result<(), Self> {
         match (failures.pop(), failures.is_empty()) {
             (None, _) => Ok(()),

@@ -1,8 +1,8 @@
-//! `meshctl`'s library: the docker CLI's flags, columns and files for the orchestrator. Sees the orchestrator's
-//! API and specifications, and of the agent only its admin socket.
+//! `meshctl`: the mesh's own commands, and the docker CLI's flags, columns and files for the orchestrator. Uses only
+//! the two APIs on the agent's admin socket.
 //!
-//! `flags`, `compose`, `output`, `views` and the picture in `progress` are pure; `client` asks, `commands` put
-//! them together.
+//! `flags`, `compose`, `output`, `views` and the rendering in `progress` are pure; `client` sends requests, `commands`
+//! combine them.
 
 pub mod cli;
 pub mod table;

@@ -1,8 +1,8 @@
-//! Paths that users write relative to a folder. Pure: nothing is looked up.
+//! Resolves relative paths against a folder. Pure: accesses no file.
 
 use std::path::{Component, Path, PathBuf};
 
-/// `text` below `folder` unless it is absolute, without `.` and `..`.
+/// `text` relative to `folder`, unless it is absolute; `.` and `..` are resolved.
 pub(crate) fn absolute(folder: &Path, text: &str) -> String {
     let mut path = PathBuf::new();
     for component in folder.join(text).components() {

@@ -1,8 +1,8 @@
-//! Signals that end a command which waits.
+//! Signals that end a waiting command.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits for SIGINT, SIGTERM or SIGHUP and says which; for ever if they cannot be caught.
+/// Waits for SIGINT, SIGTERM or SIGHUP and returns its number; waits forever if they cannot be caught.
 pub(crate) async fn interrupted() -> u8 {
     let one = |kind: SignalKind| async move {
         match signal(kind) {

@@ -1,5 +1,4 @@
-//! The agent's answers as text for people: columns that `awk` can read too, one row on one line when the
-//! output is no terminal.
+//! Prints the agent's answers as tables. Unless the output is a terminal, each row is one line, for tools like `awk`.
 
 use std::{
     fmt::Write as _,
@@ -14,7 +13,7 @@ use crate::{
 };
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
-/// The table of routes; `*` stands for all of the node's addresses unless `all_frontends`.
+/// The table of routes; `*` stands for all addresses of the node unless `all_frontends`.
 pub(super) fn routes(answer: &Routes, all_frontends: bool) -> String {
     if answer.routes.is_empty() {
         return "no routes".to_owned();
@@ -69,18 +68,18 @@ fn route_cells(route: &Route, all_frontends: bool) -> Vec<Cell> {
     ]
 }
 
-/// The agent's status: facts, interfaces, peers, troubles.
+/// The agent's status: facts, interfaces, peers, problems.
 pub(super) fn status(status: &Status) -> String {
     let role = match status.role {
         Some(NodeRole::Manager) => "manager",
         Some(NodeRole::Worker) => "worker",
-        None => "not known (yet): Docker has not answered, or this node is in no Swarm",
+        None => "unknown: Docker has not answered yet, or this node is not in a Swarm",
     };
     let address = status
         .node_address
         .map_or_else(|| "-".to_owned(), |address| address.to_string());
     let return_mode = match status.return_mode {
-        ReturnMode::Tunnel => "tunnel (replies travel back through the entry node)",
+        ReturnMode::Tunnel => "tunnel (replies return through the entry node)",
         ReturnMode::Dsr => "dsr (replies go straight to the client)",
     };
     let lag = status
@@ -145,20 +144,20 @@ pub(super) fn status(status: &Status) -> String {
     };
     let _ = write!(output, "\n{peers}\n");
     for error in &status.errors {
-        let _ = write!(output, "\ntrouble: {error}");
+        let _ = write!(output, "\nproblem: {error}");
     }
     output
 }
 
-/// The ladder of data paths: what was asked for, then a row for each rung.
+/// The ladder of data paths: the configured choice, then a row for each rung.
 pub(super) fn datapath(status: &DatapathStatus) -> String {
     let steps = match status.steps_down {
         0 => String::new(),
-        1 => "\nstepped down once since the agent's start".to_owned(),
-        steps => format!("\nstepped down {steps} times since the agent's start"),
+        1 => "\nstepped down once since the agent started".to_owned(),
+        steps => format!("\nstepped down {steps} times since the agent started"),
     };
     format!(
-        "asked for: {}\n\n{}\n{steps}",
+        "requested: {}\n\n{}\n{steps}",
         status.choice.name(),
         rungs(&status.rungs)
     )
@@ -179,14 +178,14 @@ fn datapath_line(status: &DatapathStatus) -> String {
         format!("; {}", status.reason)
     };
     format!(
-        "{}, rung {} (asked for: {}){reason}",
+        "{}, rung {} (requested: {}){reason}",
         status.kind.name(),
         status.rung_name(),
         status.choice.name()
     )
 }
 
-/// The doctor's report: checks with remedies, and what follows.
+/// The doctor's report: checks, remedies, and the resulting data path.
 #[must_use]
 pub fn report(report: &Report) -> String {
     let mut table = new_table(&["CHECK", "RESULT", "FOUND"]);
@@ -194,14 +193,14 @@ pub fn report(report: &Report) -> String {
         table.add_row([check.name.as_str(), check.outcome.name(), check.detail.as_str()]);
     }
     let examiner = match report.examiner {
-        Examiner::Agent => "Examined by the running agent, with its permissions.",
+        Examiner::Agent => "Checked by the running agent, with its permissions.",
         Examiner::Meshctl => {
-            "The agent is not running: examined by meshctl itself, with the permissions of this shell."
+            "The agent is not running: checked by meshctl itself, with the permissions of this shell."
         }
     };
     let mut output = format!("{examiner}\n\n{}\n", text(&table));
-    let troubles = report.checks.iter().filter(|check| check.outcome != Outcome::Ok);
-    for (index, check) in troubles.enumerate() {
+    let problems = report.checks.iter().filter(|check| check.outcome != Outcome::Ok);
+    for (index, check) in problems.enumerate() {
         let gap = if index == 0 { "\n" } else { "" };
         let _ = writeln!(output, "{gap}{}: {}", check.name, check.remedy);
     }
@@ -240,7 +239,7 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-/// Without the blanks that padding leaves at the ends of lines.
+/// The table without the trailing blanks that padding leaves.
 fn text(table: &Table) -> String {
     let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n")
@@ -254,7 +253,7 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// Binary units; no blank before the unit, so that columns stay columns.
+/// A size in binary units; without a blank before the unit, so that `awk` sees one column.
 fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if count < 1024 {
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_one_line_with_its_frontend_folded() {
+    fn a_route_is_one_line_and_its_frontends_one_asterisk() {
         let text = routes(&answer(), false);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
@@ -344,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn all_frontends_are_listed_when_asked_for() {
+    fn all_frontends_are_listed_on_request() {
         assert!(routes(&answer(), true).contains("192.168.0.1:9200,169.254.96.1:9200"));
     }
 
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_tells_the_remedy_of_what_is_wrong_only() {
+    fn a_report_has_remedies_for_failed_checks_only() {
         let check = |name: &str, outcome, remedy: &str| Check {
             name: name.to_owned(),
             outcome,

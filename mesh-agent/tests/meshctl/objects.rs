@@ -1,4 +1,4 @@
-//! `meshctl node`, `secret`, `config`, `registry`, `webhook`, `snapshot` and `token`.
+//! `meshctl node`, `secret`, `config`, `registry`, `webhook`, `backup` and `token`.
 
 use anyhow::{Result, ensure};
 
@@ -114,7 +114,7 @@ async fn configs_show_what_is_in_them() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn webhooks_tokens_and_snapshots() -> Result<()> {
+async fn webhooks_tokens_and_backups() -> Result<()> {
     let server = Server::start().await?;
     server
         .ok("service create -q --name web --update-monitor 50ms nginx:1")
@@ -142,24 +142,24 @@ async fn webhooks_tokens_and_snapshots() -> Result<()> {
     );
     ensure!(server.ok("token rm ci").await? == "ci\n");
 
-    let name = server.ok("snapshot create").await?;
+    let name = server.ok("backup create").await?;
     ensure!(name.starts_with("manual-"), "{name}");
-    ensure!(server.ok("snapshot ls -q").await? == name);
+    ensure!(server.ok("backup ls -q").await? == name);
     let pretty = server
-        .ok(&format!("snapshot inspect --pretty {}", name.trim()))
+        .ok(&format!("backup inspect --pretty {}", name.trim()))
         .await?;
     ensure!(pretty.contains("Services:\n web\n"), "{pretty}");
     ensure!(
         server
-            .fails(&format!("snapshot restore {}", name.trim()), 1)
+            .fails(&format!("backup restore {}", name.trim()), 1)
             .await?
             .contains("--replace")
     );
     server.ok("service create -d --name late nginx").await?;
-    let restore = format!("snapshot restore --replace {}", name.trim());
+    let restore = format!("backup restore --replace {}", name.trim());
     let asked = server.run_with(&restore, "n\n").await?;
     ensure!(
-        asked.code == Some(1) && asked.out.ends_with("not in it: late\n  - all changes since the snapshot was made\nAre you sure you want to continue? [y/N] "),
+        asked.code == Some(1) && asked.out.ends_with("not in it: late\n  - all changes since the backup was created\nAre you sure you want to continue? [y/N] "),
         "{asked:?}"
     );
     ensure!(asked.err.contains("nothing was changed"), "{asked:?}");

@@ -239,7 +239,7 @@ async fn without_an_agent_every_command_says_how_to_start_one() -> Result<()> {
         "service create nginx",
         "node ls",
         "secret inspect key",
-        "snapshot create",
+        "backup create",
         "service attach web",
     ] {
         let mut command = server.command(line);

@@ -146,7 +146,7 @@ fn releases(fixture: &Fixture) -> Result<Vec<String>> {
 
 fn the_password_is_never_shown(fixture: &Fixture) -> Result<()> {
     let meshctl = |arguments: &[&str]| fixture.lab.meshctl("node1", arguments);
-    meshctl(&["snapshot", "create"])?;
+    meshctl(&["backup", "create"])?;
     let mut shown = vec![
         meshctl(&["registry", "ls", "--format", "json"])?,
         meshctl(&["service", "inspect", "web"])?,

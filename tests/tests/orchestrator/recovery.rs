@@ -17,7 +17,7 @@ pub(crate) const STORIES: [Story; 1] = [("an_empty_machine_is_restored_from_a_ba
 const KEY: &str = "secrets.key";
 
 fn restore_from_backup() -> Result<()> {
-    let fixture = Fixture::up("orch-snapshot", 1)?;
+    let fixture = Fixture::up("orch-backup", 1)?;
     fixture.start_agent("node1")?;
     let meshctl = |arguments: &[&str]| fixture.lab.meshctl("node1", arguments);
     // "open sesame"
@@ -26,13 +26,13 @@ fn restore_from_backup() -> Result<()> {
     fixture.create_web(2, "stop-first")?;
     let arguments = ["service", "create", "--name", "vault", "--secret", "key"];
     meshctl(&[&arguments[..], &[SERVER_IMAGE]].concat())?;
-    let snapshot = meshctl(&["snapshot", "create"])?.trim().to_owned();
+    let backup = meshctl(&["backup", "create"])?.trim().to_owned();
 
     // Everything is lost except two files.
     let state = fixture.lab.state().data.join("node1/mesh");
-    let (snapshots, saved) = (state.join("snapshots"), fixture.lab.state().data.join("saved"));
+    let (backups, saved) = (state.join("backups"), fixture.lab.state().data.join("saved"));
     fs::create_dir(&saved)?;
-    fs::copy(snapshots.join(&snapshot), saved.join(&snapshot))?;
+    fs::copy(backups.join(&backup), saved.join(&backup))?;
     fs::copy(state.join(KEY), saved.join(KEY))?;
     fixture.lab.stop_agent("node1")?;
     for container in fixture.containers("node1")? {
@@ -40,14 +40,14 @@ fn restore_from_backup() -> Result<()> {
     }
     fs::remove_dir_all(&state)?;
 
-    fs::create_dir_all(&snapshots)?;
-    fs::copy(saved.join(&snapshot), snapshots.join(&snapshot))?;
+    fs::create_dir_all(&backups)?;
+    fs::copy(saved.join(&backup), backups.join(&backup))?;
     fs::copy(saved.join(KEY), state.join(KEY))?;
     fixture.start_agent("node1")?;
     let services = fixture.api("node1")?.get("/v1/services")?;
     ensure!(services == json!([]), "{services:#}");
-    meshctl(&["snapshot", "inspect", &snapshot])?;
-    meshctl(&["snapshot", "restore", &snapshot])?;
+    meshctl(&["backup", "inspect", &backup])?;
+    meshctl(&["backup", "restore", &backup])?;
     fixture.until_running(2).with_context(|| fixture.evidence())?;
     let container = wait_until("the task with the secret", PATIENCE, || {
         let running = fixture.api("node1")?.running("vault")?;

@@ -91,7 +91,7 @@ fn not_started(fixture: &Fixture) -> Result<()> {
                 row_of(&rows, task).with_context(|| format!("{task} is not in the routes of {entry}"))?;
             ensure!(
                 row["state"] == "excluded"
-                    && row["reason"].to_string().contains("no data path stands on node3"),
+                    && row["reason"].to_string().contains("no data path is up on node3"),
                 "{entry} says of {task}: {row}"
             );
         }

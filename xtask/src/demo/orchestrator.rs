@@ -65,7 +65,7 @@ const SCENES: &[Scene] = &[
     ("logs: all tasks' output is read in one place", logs),
     ("webhook: a POST to a secret URL rolls the service", webhook),
     ("rollback: the specification before is back", rollback),
-    ("snapshot: everything is in one file", snapshot),
+    ("backup: everything is in one file", backup),
 ];
 
 struct Demo<'a> {
@@ -195,9 +195,9 @@ fn rollback(demo: &Demo<'_>) -> Result<()> {
     demo.meshctl(&["service", "history", SERVICE]).map(drop)
 }
 
-fn snapshot(demo: &Demo<'_>) -> Result<()> {
-    let name = demo.meshctl(&["snapshot", "create"])?;
-    let list = demo.meshctl(&["snapshot", "ls"])?;
+fn backup(demo: &Demo<'_>) -> Result<()> {
+    let name = demo.meshctl(&["backup", "create"])?;
+    let list = demo.meshctl(&["backup", "ls"])?;
     ensure!(list.contains(name.trim()), "`{name}` is not listed");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `meshctl managed`: what the cluster runs of its own. The one managed service is the mesh agent itself, and to the
-//! orchestrator an ordinary global service whose tasks have the runtime `agent`.
+//! `meshctl managed`: the cluster's own services. The only one is the mesh agent itself, for the orchestrator a global
+//! service whose tasks have the runtime `agent`.
 
 use clap::{Args, Subcommand, ValueEnum};
 use mesh_orchestrator::{
@@ -20,12 +20,12 @@ use crate::meshctl::{
     views::services,
 };
 
-/// How often an update is tried again when somebody else was faster.
+/// How often an update is tried when others change the service at the same time.
 const ATTEMPTS: u32 = 5;
-/// New tasks for one whose program did not hold, before its node is left with what it runs.
+/// How often a task whose program failed its trial is replaced.
 const RESTARTS: u32 = 2;
 
-/// What a list of managed services shows.
+/// The list of managed services.
 const LAYOUT: Layout = Layout {
     fields: &[
         ("Name", "NAME"),
@@ -38,23 +38,23 @@ const LAYOUT: Layout = Layout {
     raw: &[],
 };
 
-/// Commands for what the cluster runs of its own.
+/// Commands for the cluster's own services.
 #[derive(Debug, Subcommand)]
 pub enum ManagedCommand {
-    /// Deploy a managed service, or update it, on every node; traffic and tasks go on
+    /// Deploy or update a managed service on every node, without interrupting traffic or tasks
     ///
-    /// Each node in turn gets the program out of the image, tries it out and gives way to it. One that does not hold is
-    /// left for the one before, and the update is rolled back.
+    /// Each node in turn extracts the program from the image, tests it and switches to it. A node where it fails goes
+    /// back to its previous program, and the update is rolled back.
     Deploy(Deploy),
     /// List managed services
     #[command(visible_alias = "list")]
     Ls(PlainListFlags),
-    /// Remove a managed service; the nodes go on with the program that they run
+    /// Remove a managed service; the nodes keep running their current program
     #[command(visible_alias = "remove")]
     Rm(Remove),
 }
 
-/// What can be managed.
+/// The managed services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum ManagedService {
     /// The mesh agent of every node
@@ -75,7 +75,7 @@ pub struct Deploy {
     /// What to deploy
     #[arg(value_enum)]
     service: ManagedService,
-    /// The image whose /mesh-agent is to run [default: the one that the service has]
+    /// The image with the program /mesh-agent [default: the service's current one]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
     /// Exit immediately instead of waiting for all nodes
@@ -109,11 +109,11 @@ pub(super) async fn run(api: &Api, command: ManagedCommand) -> Result<(), Failur
     done.map_err(in_a_swarm)
 }
 
-/// Where there is no orchestrator, Swarm does it.
+/// Without the orchestrator, points to the command that does the same in a Swarm.
 fn in_a_swarm(failure: Failure) -> Failure {
     match failure {
         Failure::Api(ApiError::NoOrchestrator { .. }) => Failure::Outcome(
-            "this node's agent runs without an orchestrator: in a Swarm, 'docker stack deploy -c deploy/stack.yml \
+            "this node's agent runs without the orchestrator: in a Swarm, 'docker stack deploy -c deploy/stack.yml \
              mesh' deploys and updates the agent on every node"
                 .to_owned(),
         ),
@@ -132,7 +132,7 @@ impl Deploy {
         }
         let wait = Wait {
             quiet: self.quiet,
-            // It was not deployed then.
+            // A rollback means that it was not deployed.
             fail_on_rollback: true,
         };
         match wait_for_services(api, &[name.to_owned()], wait).await {
@@ -144,7 +144,7 @@ impl Deploy {
         }
     }
 
-    /// Why a node did not take the image, as the last one says.
+    /// The last error of a task with the image.
     async fn reason(&self, api: &Api, name: &str) -> Option<String> {
         let tasks: Vec<TaskView> = api.get(&["services", name, "tasks"], &[]).await.ok()?;
         let is_meant = |view: &&TaskView| {
@@ -164,7 +164,7 @@ impl Deploy {
             let answer = match (find(api, name).await?, &self.image) {
                 (None, None) => {
                     return Err(Failure::Usage(format!(
-                        "{name} was never deployed: name its image with --image"
+                        "{name} was never deployed: set its image with --image"
                     )));
                 }
                 (None, Some(image)) => api.post(&["services"], &specification(name, image)).await,
@@ -195,11 +195,11 @@ async fn find(api: &Api, name: &str) -> Result<Option<ServiceView>, Failure> {
         return Ok(Some(view));
     }
     Err(Failure::Outcome(format!(
-        "{name} is a service of containers: remove it, or give it another name, before the agents are managed"
+        "a service of containers is already named {name}: remove it, or deploy it under another name, first"
     )))
 }
 
-/// One node after the other, back if one fails.
+/// A service that is updated one node at a time, and rolled back if one fails.
 fn specification(name: &str, image: &str) -> ServiceSpec {
     let mut spec = empty(name.to_owned(), image);
     spec.mode = ServiceMode::Global(Global {});
@@ -213,7 +213,7 @@ fn specification(name: &str, image: &str) -> ServiceSpec {
     spec
 }
 
-/// Another image, or the same one looked at anew: a node that has its program already does nothing.
+/// Sets another image, or rolls the same one again: a node that already runs its program does nothing.
 fn renew(spec: &mut ServiceSpec, image: Option<&str>) {
     let task = std::sync::Arc::make_mut(&mut spec.task_template);
     if let Some(image) = image {
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_deployed_is_a_sound_specification() {
+    fn the_deployed_specification_is_valid() {
         let mut spec = specification("load-balancer", "mesh-agent:2")
             .validated()
             .unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn swarms_users_are_told_their_own_command() {
+    fn users_of_a_swarm_are_pointed_to_dockers_command() {
         let failure = in_a_swarm(Failure::Api(ApiError::NoOrchestrator {
             socket: "/run/mesh/admin.sock".into(),
         }));

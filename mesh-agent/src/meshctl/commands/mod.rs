@@ -1,5 +1,6 @@
 //! The orchestrator's commands: each reads its flags, asks the API, prints. Everything that decides is elsewhere.
 
+mod backup;
 mod config;
 mod logs;
 mod managed;
@@ -8,7 +9,6 @@ mod registry;
 mod secret;
 mod service;
 mod service_change;
-mod snapshot;
 mod stack;
 mod systemd;
 mod token;
@@ -37,7 +37,7 @@ use super::{
     views::inspect::without_empty,
 };
 
-/// What the orchestrator can be asked for; the docker CLI's words.
+/// Commands of the orchestrator; most are the docker CLI's.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Manage services
@@ -82,11 +82,12 @@ pub enum Command {
         #[command(subcommand)]
         command: webhook::WebhookCommand,
     },
-    /// Manage snapshots of the orchestrator's store
-    Snapshot {
+    /// Manage backups of the orchestrator's store
+    #[command(alias = "snapshot")]
+    Backup {
         /// What to do.
         #[command(subcommand)]
-        command: snapshot::SnapshotCommand,
+        command: backup::BackupCommand,
     },
     /// Manage tokens for the HTTP API
     Token {
@@ -94,7 +95,7 @@ pub enum Command {
         #[command(subcommand)]
         command: token::TokenCommand,
     },
-    /// Manage what the cluster runs of its own: the mesh agent of every node
+    /// Manage the mesh agent of every node
     Managed {
         /// What to do.
         #[command(subcommand)]
@@ -108,10 +109,10 @@ pub enum Command {
     },
 }
 
-/// Does what was asked for, of the agent that listens on a socket.
+/// Runs a command against the agent that listens on a socket.
 ///
 /// # Errors
-/// Says what failed, why, and what can be done; [`Failure::exit_code`] is the process's.
+/// What failed, why, and the remedy; [`Failure::exit_code`] is the process's.
 pub async fn run(socket: &Path, command: Command) -> Result<(), Failure> {
     let api = Api::new(socket)?;
     match command {
@@ -122,7 +123,7 @@ pub async fn run(socket: &Path, command: Command) -> Result<(), Failure> {
         Command::Config { command } => config::run(&api, command).await,
         Command::Registry { command } => registry::run(&api, command).await,
         Command::Webhook { command } => webhook::run(&api, command).await,
-        Command::Snapshot { command } => snapshot::run(&api, command).await,
+        Command::Backup { command } => backup::run(&api, command).await,
         Command::Token { command } => token::run(&api, command).await,
         Command::Managed { command } => managed::run(&api, command).await,
         Command::Systemd { command } => systemd::run(socket, command),
@@ -417,10 +418,11 @@ mod tests {
             "webhook create web ci",
             "webhook ls web",
             "webhook disable web ci",
-            "snapshot create",
-            "snapshot ls -q",
-            "snapshot inspect x",
-            "snapshot restore --replace x",
+            "backup create",
+            "backup ls -q",
+            "backup inspect x",
+            "backup restore --replace x",
+            "snapshot ls",
             "token create ci --scope services:write --scope nodes:read",
             "token ls",
             "token rm ci",

@@ -1,4 +1,4 @@
-//! `meshctl systemd generate`: a unit that stands for a service, so that other units can be ordered after it.
+//! `meshctl systemd generate`: a unit that represents a service, so that other units can depend on it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,21 +13,21 @@ use crate::{admin::DEFAULT_SOCKET, meshctl::failure::Failure};
 pub enum SystemdCommand {
     /// Print a unit that is active while a service is ready
     ///
-    /// Starting the unit resumes the service, stopping it pauses the service. Other units can have it in
-    /// After= and Requires=.
+    /// Starting the unit resumes the service, stopping it pauses the service. Other units can name it in After= and
+    /// Requires=.
     Generate(Generate),
 }
 
 /// A unit for a service.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// Print the template mesh-agent@.service, which works for every service
+    /// Print the template mesh-agent@.service, for all services
     #[arg(long)]
     template: bool,
-    /// Where meshctl is
+    /// Path of meshctl
     #[arg(long, value_name = "PATH", default_value = "/usr/local/bin/meshctl")]
     meshctl: PathBuf,
-    /// Time that the service has to become ready, and to stop
+    /// Time limit for the service to become ready, and to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u32,
     /// The service's name
@@ -41,13 +41,15 @@ pub(super) fn run(socket: &Path, command: SystemdCommand) -> Result<(), Failure>
         check_name("service", service).map_err(|error| Failure::Usage(error.to_string()))?;
     }
     if !generate.meshctl.is_absolute() {
-        return Err(Failure::Flag("--meshctl: systemd needs an absolute path".into()));
+        return Err(Failure::Flag(
+            "--meshctl: systemd requires an absolute path".into(),
+        ));
     }
     let service = generate.service.as_deref().filter(|_| !generate.template);
     print(&unit(service, &generate.meshctl, socket, generate.timeout))
 }
 
-/// The unit of one service, or the template of all.
+/// The unit of one service, or the template for all.
 fn unit(service: Option<&str>, meshctl: &Path, socket: &Path, timeout: u32) -> String {
     let (name, file) = match service {
         Some(service) => (service, format!("mesh-agent@{service}.service")),
@@ -81,15 +83,15 @@ fn unit(service: Option<&str>, meshctl: &Path, socket: &Path, timeout: u32) -> S
     )
 }
 
-/// A word of a command line as systemd reads it.
-fn quoted(word: &str) -> String {
-    let word = word.replace('%', "%%").replace('$', "$$");
-    if word
+/// A command-line argument in systemd's quoting.
+fn quoted(argument: &str) -> String {
+    let argument = argument.replace('%', "%%").replace('$', "$$");
+    if argument
         .contains(|character: char| character.is_whitespace() || matches!(character, '"' | '\'' | '\\' | ';'))
     {
-        format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
+        format!("\"{}\"", argument.replace('\\', "\\\\").replace('"', "\\\""))
     } else {
-        word
+        argument
     }
 }
 

@@ -11,7 +11,7 @@ use crate::meshctl::{client::Api, failure::Failure, flags::units, views::operato
 /// Tokens for the HTTP API.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Create a token; prints it, once and never again
+    /// Create a token and print it; it is never shown again
     Create(Create),
     /// List tokens
     #[command(visible_alias = "list")]
@@ -27,7 +27,7 @@ pub struct Create {
     /// What it allows: all, or <kind>:read or <kind>:write such as services:write
     #[arg(long, required = true, value_name = "SCOPE", value_delimiter = ',')]
     scope: Vec<Scope>,
-    /// When it ends (ms|s|m|h) [default: never]
+    /// Time until it expires (ms|s|m|h) [default: never]
     #[arg(long, value_name = "DURATION", value_parser = units::time)]
     expires: Option<Duration>,
     /// Its name

@@ -7,17 +7,17 @@ use serde_json::Value;
 use super::{PlainListFlags, now, say};
 use crate::meshctl::{client::Api, failure::Failure, views::operator};
 
-/// Webhooks of services: a secret URL that rolls a service when it is posted to.
+/// Webhooks of services: secret URLs that redeploy a service on POST.
 #[derive(Debug, Subcommand)]
 pub enum WebhookCommand {
-    /// Create a webhook; prints its URL, which is to be kept as a password
+    /// Create a webhook and print its URL; keep it secret like a password
     Create(Named),
     /// List a service's webhooks with their URLs
     #[command(visible_alias = "list")]
     Ls(Ls),
-    /// Let a webhook be called again
+    /// Enable a webhook again
     Enable(Named),
-    /// Let a webhook answer as if it did not exist
+    /// Disable a webhook; calls get the answer of one that does not exist
     Disable(Named),
     /// Remove a webhook
     #[command(visible_alias = "remove")]

@@ -1,4 +1,4 @@
-//! `webhook`, `snapshot` and `token` lists. Pure.
+//! `webhook`, `backup` and `token` lists. Pure.
 
 use mesh_orchestrator::{
     api::types::{BackupDetail, BackupView, TokenView, WebhookView},
@@ -29,8 +29,8 @@ pub(crate) const WEBHOOKS: Layout = Layout {
     raw: &[],
 };
 
-/// Snapshots.
-pub(crate) const SNAPSHOTS: Layout = Layout {
+/// Backups.
+pub(crate) const BACKUPS: Layout = Layout {
     fields: &[
         ("Name", "NAME"),
         ("Kind", "KIND"),
@@ -74,17 +74,17 @@ pub(crate) fn webhook_rows(webhooks: &[WebhookView], now: Timestamp) -> Vec<Valu
         .collect()
 }
 
-/// One row for each snapshot, the newest first.
-pub(crate) fn snapshot_rows(mut snapshots: Vec<BackupView>, now: Timestamp) -> Vec<Value> {
-    snapshots.sort_by_key(|snapshot| std::cmp::Reverse((snapshot.created_at, snapshot.name.clone())));
-    snapshots
+/// One row for each backup, the newest first.
+pub(crate) fn backup_rows(mut backups: Vec<BackupView>, now: Timestamp) -> Vec<Value> {
+    backups.sort_by_key(|backup| std::cmp::Reverse((backup.created_at, backup.name.clone())));
+    backups
         .iter()
-        .map(|snapshot| {
-            SNAPSHOTS.row([
-                snapshot.name.as_str().into(),
-                snapshot.kind.as_str().into(),
-                ago(snapshot.created_at, now).into(),
-                show_bytes(snapshot.bytes).into(),
+        .map(|backup| {
+            BACKUPS.row([
+                backup.name.as_str().into(),
+                backup.kind.as_str().into(),
+                ago(backup.created_at, now).into(),
+                show_bytes(backup.bytes).into(),
             ])
         })
         .collect()
@@ -111,8 +111,8 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
         .collect()
 }
 
-/// `snapshot inspect --pretty`.
-pub(crate) fn snapshot_pretty(detail: &BackupDetail) -> String {
+/// `backup inspect --pretty`.
+pub(crate) fn backup_pretty(detail: &BackupDetail) -> String {
     let mut text = Pretty::new();
     text.line(format_args!("Name:\t\t{}", detail.backup.name));
     text.line(format_args!("Created at:\t{}", moment(detail.backup.created_at)));
@@ -140,16 +140,16 @@ mod tests {
     use crate::meshctl::{output::Format, views::testing::NOW};
 
     #[test]
-    fn the_newest_snapshot_is_first() {
-        let snapshot = |name: &str, age: u64| BackupView {
+    fn the_newest_backup_is_first() {
+        let backup = |name: &str, age: u64| BackupView {
             name: name.into(),
             kind: "manual".into(),
             created_at: Timestamp(NOW.0 - age),
             bytes: 2048,
         };
-        let rows = snapshot_rows(vec![snapshot("old", 90_000), snapshot("new", 5_000)], NOW);
+        let rows = backup_rows(vec![backup("old", 90_000), backup("new", 5_000)], NOW);
         assert_eq!(
-            SNAPSHOTS.render(&rows, &Format::Table, false).unwrap(),
+            BACKUPS.render(&rows, &Format::Table, false).unwrap(),
             "NAME      KIND      CREATED              SIZE\n\
              new       manual    5 seconds ago        2KiB\n\
              old       manual    About a minute ago   2KiB\n"

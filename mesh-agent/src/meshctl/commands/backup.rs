@@ -1,4 +1,4 @@
-//! `meshctl snapshot`.
+//! `meshctl backup`.
 
 use std::{
     collections::BTreeSet,
@@ -12,63 +12,63 @@ use serde_json::{Value, json};
 use super::{InspectFlags, PlainListFlags, as_it_is, now, print, say};
 use crate::meshctl::{client::Api, failure::Failure, views::operator};
 
-/// Snapshots of all that the orchestrator keeps.
+/// Backups of the orchestrator's store.
 #[derive(Debug, Subcommand)]
-pub enum SnapshotCommand {
-    /// Create a snapshot
+pub enum BackupCommand {
+    /// Create a backup
     Create,
-    /// List snapshots
+    /// List backups
     #[command(visible_alias = "list")]
     Ls(PlainListFlags),
-    /// Read a snapshot from end to end and show what is in it
+    /// Verify a backup and show its contents
     Inspect(Inspect),
-    /// Put back what is in a snapshot
+    /// Restore the store from a backup
     Restore(Restore),
 }
 
-/// Snapshots in detail.
+/// Backups in detail.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Snapshots, by name
-    #[arg(required = true, value_name = "SNAPSHOT")]
-    snapshots: Vec<String>,
+    /// Backups, by name
+    #[arg(required = true, value_name = "BACKUP")]
+    backups: Vec<String>,
     #[command(flatten)]
     inspect: InspectFlags,
 }
 
-/// A snapshot to put back.
+/// A backup to restore.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// Replace what is in the store; else a store with services in it is left as it is
+    /// Replace everything in the store; without this flag, only a store without services is restored
     #[arg(long)]
     replace: bool,
     /// Do not prompt for confirmation
     #[arg(long, short)]
     force: bool,
-    /// The snapshot's name
-    #[arg(value_name = "SNAPSHOT")]
-    snapshot: String,
+    /// The backup's name
+    #[arg(value_name = "BACKUP")]
+    backup: String,
 }
 
-pub(super) async fn run(api: &Api, command: SnapshotCommand) -> Result<(), Failure> {
+pub(super) async fn run(api: &Api, command: BackupCommand) -> Result<(), Failure> {
     match command {
-        SnapshotCommand::Create => {
+        BackupCommand::Create => {
             let made: BackupView = api.post(&["backups"], &json!({})).await?;
             say(&made.name)
         }
-        SnapshotCommand::Ls(list) => {
-            let snapshots: Vec<BackupView> = api.get(&["backups"], &[]).await?;
-            list.print(&operator::SNAPSHOTS, &operator::snapshot_rows(snapshots, now()))
+        BackupCommand::Ls(list) => {
+            let backups: Vec<BackupView> = api.get(&["backups"], &[]).await?;
+            list.print(&operator::BACKUPS, &operator::backup_rows(backups, now()))
         }
-        SnapshotCommand::Inspect(asked) => {
-            let ask = |snapshot: String| async move { api.get(&["backups", &snapshot], &[]).await };
-            let names = &asked.snapshots;
+        BackupCommand::Inspect(asked) => {
+            let ask = |backup: String| async move { api.get(&["backups", &backup], &[]).await };
+            let names = &asked.backups;
             asked
                 .inspect
-                .each(names, ask, as_it_is::<BackupDetail>, operator::snapshot_pretty)
+                .each(names, ask, as_it_is::<BackupDetail>, operator::backup_pretty)
                 .await
         }
-        SnapshotCommand::Restore(asked) => restore(api, &asked).await,
+        BackupCommand::Restore(asked) => restore(api, &asked).await,
     }
 }
 
@@ -76,27 +76,27 @@ async fn restore(api: &Api, asked: &Restore) -> Result<(), Failure> {
     let Restore {
         replace,
         force,
-        snapshot,
+        backup,
     } = asked;
     if *replace && !force {
-        let detail: BackupDetail = api.get(&["backups", snapshot], &[]).await?;
+        let detail: BackupDetail = api.get(&["backups", backup], &[]).await?;
         let known: Vec<ServiceView> = api.get(&["services"], &[]).await?;
         let known = known.iter().map(|view| view.spec.name.as_str());
-        print(&warning(snapshot, &detail.content.services, known.collect()))?;
+        print(&warning(backup, &detail.content.services, known.collect()))?;
         if !is_confirmed(io::stdin().lock())? {
-            // Docker says nothing and ends with 0; whoever restores by a script must learn that it was not done.
+            // Docker exits with 0 and no message here, but a script must notice that nothing was restored.
             return Err(Failure::Outcome(format!(
-                "{snapshot} was not restored, and nothing was changed: answer y, or use --force"
+                "{backup} was not restored, and nothing was changed: answer y, or use --force"
             )));
         }
     }
-    let path = ["backups", snapshot, "restore"];
+    let path = ["backups", backup, "restore"];
     let _: Value = api.post(&path, &RestoreRequest { replace: *replace }).await?;
-    say(snapshot)
+    say(backup)
 }
 
-/// What would be lost, and docker's question.
-fn warning(snapshot: &str, kept: &[String], known: BTreeSet<&str>) -> String {
+/// What would be lost, and docker's confirmation question.
+fn warning(backup: &str, kept: &[String], known: BTreeSet<&str>) -> String {
     let lost: Vec<&str> = known
         .into_iter()
         .filter(|name| !kept.iter().any(|kept| kept == name))
@@ -107,12 +107,12 @@ fn warning(snapshot: &str, kept: &[String], known: BTreeSet<&str>) -> String {
         format!("  - services that are not in it: {}\n", lost.join(", "))
     };
     format!(
-        "WARNING! {snapshot} will replace everything that the orchestrator keeps. This will remove:\n{services}  - all \
-         changes since the snapshot was made\nAre you sure you want to continue? [y/N] "
+        "WARNING! {backup} will replace everything in the orchestrator's store. This will remove:\n{services}  - all \
+         changes since the backup was created\nAre you sure you want to continue? [y/N] "
     )
 }
 
-/// Whether the first line of an answer is docker's yes.
+/// Whether the first line of an answer confirms, by docker's rules.
 fn is_confirmed(mut answer: impl BufRead) -> Result<bool, Failure> {
     let mut line = String::new();
     answer
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_question_names_services_that_would_go() {
+    fn the_question_names_services_that_would_be_removed() {
         let kept = ["web".to_owned()];
         let text = warning("s", &kept, BTreeSet::from(["web", "db", "api"]));
         assert!(
