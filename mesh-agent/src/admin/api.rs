@@ -125,7 +125,7 @@ pub struct Status {
     pub interfaces: Vec<InterfaceMode>,
     /// The other nodes.
     pub peers: Vec<Peer>,
-    /// Where the cluster's picture comes from and how fresh it is.
+    /// The origin and age of the snapshot of the cluster.
     pub model: ModelStatus,
     /// How much is programmed.
     pub counts: Counts,
@@ -153,16 +153,16 @@ pub struct Peer {
     pub resolved: bool,
 }
 
-/// The state of the cluster's picture on this node.
+/// The snapshot of the cluster on this node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelStatus {
-    /// Where the picture comes from, for people.
+    /// A description of where the snapshot comes from.
     pub origin: String,
-    /// Revision that the data path was last brought to.
+    /// Revision that the data path has.
     pub revision_applied: u64,
-    /// Newest revision seen.
+    /// Newest revision received.
     pub revision_seen: u64,
-    /// Seconds since the picture was last confirmed to be current; `None` before the first.
+    /// Seconds since the snapshot was last confirmed to be current; `None` before the first one.
     pub lag_seconds: Option<f64>,
 }
 

@@ -19,7 +19,7 @@ pub struct View {
     pub source: SourceState,
     /// The desired data path.
     pub desired: Arc<Desired>,
-    /// The revision of the picture that `desired` was computed from.
+    /// The revision of the snapshot that `desired` was computed from.
     pub applied_revision: u64,
     /// The node's data path, and why it is not on a better rung.
     pub datapath_status: DatapathStatus,

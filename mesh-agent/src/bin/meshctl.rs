@@ -1,4 +1,4 @@
-//! `meshctl` as a program of its own; where `mesh-agent` is installed, a link of this name to it does the same.
+//! `meshctl` as a program of its own; a link of this name to `mesh-agent` does the same.
 
 fn main() -> std::process::ExitCode {
     mesh_agent::meshctl::cli::main()

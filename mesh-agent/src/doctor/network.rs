@@ -7,8 +7,8 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::discovery::default_route_interfaces;
 
-/// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. An empty `uplinks` stands
-/// for the interfaces that an agent would choose.
+/// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. If `uplinks` is
+/// empty, the interfaces of default routes count, as an agent would choose them.
 pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
     if uplinks.is_empty() {
         uplinks = default_route_interfaces().unwrap_or_default();

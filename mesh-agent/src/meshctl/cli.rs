@@ -162,7 +162,7 @@ async fn parse_and_run() -> ExitCode {
         Ok(code) => code,
         // The sender of the signal needs no message.
         Err(error) if matches!(error.downcast_ref(), Some(Failure::Signal(_))) => exit_code(&error),
-        // `meshctl routes | head` is no failure.
+        // `meshctl routes | head` succeeds.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meshctl: {error:#}");

@@ -28,7 +28,7 @@ impl Digest {
         &self.0
     }
 
-    /// The first digits, for people.
+    /// The first digits, for messages.
     #[must_use]
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)

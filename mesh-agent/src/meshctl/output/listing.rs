@@ -10,24 +10,24 @@ use super::template::{Row, Template, TemplateError, json};
 /// A kind of list: its fields with their headers, and the template of its table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    /// Docker's names of the fields, and what stands above their columns.
+    /// Docker's names of the fields, and their column headers.
     pub(crate) fields: &'static [(&'static str, &'static str)],
-    /// The columns unless told otherwise.
+    /// The template of the default columns.
     pub(crate) table: &'static str,
-    /// What `--quiet` prints of each row.
+    /// The template of a row with `--quiet`.
     pub(crate) quiet: &'static str,
-    /// What docker's `--format raw` prints of each row, a line each: name and field. The first is the id.
+    /// The lines of a row with docker's `--format raw`: name and field. The first is the id.
     pub(crate) raw: &'static [(&'static str, &'static str)],
 }
 
-/// How a list shall look.
+/// The format of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// The layout's columns.
     Table,
     /// One JSON object a line.
     Json,
-    /// Names and values, a line each.
+    /// Names and values, one line each.
     Raw,
     /// The user's columns, with a header.
     TableOf(String),
@@ -36,7 +36,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// What `--format` was given; the table if it was not.
+    /// The value of `--format`; the table without it.
     pub(crate) fn of(text: Option<&str>) -> Self {
         match text.map(str::trim) {
             None | Some("" | "table") => Self::Table,
@@ -62,7 +62,7 @@ impl Layout {
     /// The list's text, each row on a line of its own.
     ///
     /// # Errors
-    /// If the user's template asks for what there is not.
+    /// If the user's template names an unknown field.
     pub(crate) fn render(
         &self,
         rows: &[Value],
@@ -91,7 +91,7 @@ impl Layout {
             Format::Template(template) => {
                 let template = Template::parse(template)?;
                 if rows.is_empty() {
-                    // A wrong field is told also while there is nothing to list.
+                    // Report an unknown field even if there are no rows.
                     template.render(&self.header(), Row::Header)?;
                 }
                 each(rows, &template)

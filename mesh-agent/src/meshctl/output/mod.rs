@@ -1,4 +1,4 @@
-//! How answers are printed: docker's columns, templates and words for people. Pure; knows no object.
+//! Printing of answers: docker's columns, templates and wording. Pure; independent of the kinds of objects.
 
 pub(crate) mod listing;
 pub(crate) mod people;

@@ -1,4 +1,4 @@
-//! Words for people as the docker CLI has them: ages, shortened ids, images without digests. Pure.
+//! Values as the docker CLI shows them: ages, shortened ids, images without digests. Pure.
 
 use std::{cmp::Ordering, time::Duration};
 
@@ -6,7 +6,7 @@ use mesh_orchestrator::objects::Timestamp;
 use time::{OffsetDateTime, macros::format_description};
 use unicode_width::UnicodeWidthChar;
 
-/// How many characters of an id are shown.
+/// Number of characters shown of an id.
 const SHORT_ID: usize = 12;
 
 /// `5 seconds`, `About a minute`, `2 weeks`.
@@ -28,7 +28,7 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// A length of time as Go prints it, and docker in `--pretty` and in templates: `500ms`, `1m0s`.
+/// A duration as Go prints it, and docker in `--pretty` and in templates: `500ms`, `1m0s`.
 pub(crate) fn go_duration(duration: Duration) -> String {
     let (seconds, milliseconds) = (duration.as_secs(), duration.subsec_millis());
     if seconds == 0 && milliseconds > 0 {
@@ -50,7 +50,7 @@ pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
     format!("{} ago", duration(now.since(then)))
 }
 
-/// A moment as docker prints it in `inspect --pretty`.
+/// A point in time as docker prints it in `inspect --pretty`.
 pub(crate) fn moment(at: Timestamp) -> String {
     let format =
         format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3] +0000 utc");
@@ -59,7 +59,7 @@ pub(crate) fn moment(at: Timestamp) -> String {
         .unwrap_or_else(|| at.0.to_string())
 }
 
-/// A moment for programs: RFC 3339 with nine decimals, as docker's `--timestamps` has it.
+/// A point in time in RFC 3339 with nine decimals, as docker's `--timestamps` prints it.
 pub(crate) fn rfc3339(at: Timestamp) -> String {
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
     date_time(at)
@@ -77,7 +77,7 @@ pub(crate) fn short_id(id: &str) -> &str {
     id.char_indices().nth(SHORT_ID).map_or(id, |(end, _)| &id[..end])
 }
 
-/// At most so many columns; what is cut off is shown as an ellipsis.
+/// A text of at most this many columns; if it is cut, it ends in an ellipsis.
 pub(crate) fn ellipsis(text: &str, columns: usize) -> String {
     let width = |character: char| character.width().unwrap_or(0);
     if text.chars().map(width).sum::<usize>() <= columns {
@@ -92,15 +92,15 @@ pub(crate) fn ellipsis(text: &str, columns: usize) -> String {
 }
 
 /// `running` as `Running`.
-pub(crate) fn capitalised(word: &str) -> String {
-    let mut characters = word.chars();
+pub(crate) fn capitalised(text: &str) -> String {
+    let mut characters = text.chars();
     characters
         .next()
         .map(|first| first.to_uppercase().chain(characters).collect())
         .unwrap_or_default()
 }
 
-/// An image without the digest, if it has a tag; without the registry and folder that docker implies.
+/// An image without its digest, if it has a tag, and without docker's default registry and folder.
 pub(crate) fn image(image: &str) -> &str {
     let tagged = match image.split_once('@') {
         Some((name, _)) if name.rsplit('/').next().is_some_and(|last| last.contains(':')) => name,
@@ -110,7 +110,7 @@ pub(crate) fn image(image: &str) -> &str {
     familiar.strip_prefix("library/").unwrap_or(familiar)
 }
 
-/// Order in which `web.2` comes before `web.10`.
+/// Natural order: `web.2` comes before `web.10`.
 pub(crate) fn natural(left: &str, right: &str) -> Ordering {
     let (mut left, mut right) = (left, right);
     while !left.is_empty() && !right.is_empty() {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_time_are_gos() {
+    fn durations_are_gos() {
         for (milliseconds, expected) in [
             (0, "0s"),
             (500, "500ms"),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_shown_without_digest_and_what_is_implied() {
+    fn an_image_is_shown_without_digest_and_defaults() {
         for (given, shown) in [
             ("nginx:1.27@sha256:ab", "nginx:1.27"),
             ("nginx@sha256:ab", "nginx@sha256:ab"),
@@ -218,21 +218,21 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_names_count() {
+    fn numbers_in_names_are_compared_as_numbers() {
         let mut names = ["web.10", "web.2", "web", "api.1", "web.1", "web.02x"];
         names.sort_by(|left, right| natural(left, right));
         assert_eq!(names, ["api.1", "web", "web.1", "web.2", "web.02x", "web.10"]);
     }
 
     #[test]
-    fn moments() {
+    fn points_in_time() {
         assert_eq!(rfc3339(Timestamp(1_500)), "1970-01-01T00:00:01.500000000Z");
         assert_eq!(moment(Timestamp(0)), "1970-01-01 00:00:00.000 +0000 utc");
     }
 
     proptest! {
         #[test]
-        fn natural_order_is_an_order(left in "[a-c0-2]{0,6}", middle in "[a-c0-2]{0,6}", right in "[a-c0-2]{0,6}") {
+        fn natural_order_is_antisymmetric_and_transitive(left in "[a-c0-2]{0,6}", middle in "[a-c0-2]{0,6}", right in "[a-c0-2]{0,6}") {
             prop_assert_eq!(natural(&left, &right), natural(&right, &left).reverse());
             if natural(&left, &middle).is_le() && natural(&middle, &right).is_le() {
                 prop_assert!(natural(&left, &right).is_le());
