@@ -7,7 +7,7 @@ use mesh_orchestrator::{
 };
 use reqwest::StatusCode;
 
-use super::{InspectFlags, ListFlags, PlainListFlags, each, logs, now, service_change as change};
+use super::{InspectFlags, ListFlags, PlainListFlags, logs, now, service_change as change};
 use crate::meshctl::{
     client::Api,
     failure::Failure,
@@ -228,15 +228,4 @@ async fn differences(api: &Api, diff: &Diff) -> Result<(), Failure> {
         )
         .await?;
     diff.list.print(&history::DIFF, &history::diff_rows(&found))
-}
-
-/// Services by name or id, each with something done to it.
-pub(super) async fn with_each(api: &Api, services: &[String], action: &str) -> Result<(), Failure> {
-    each(services, |service| async move {
-        let _: serde_json::Value = api
-            .post(&["services", &service, action], &serde_json::json!({}))
-            .await?;
-        Ok(service)
-    })
-    .await
 }

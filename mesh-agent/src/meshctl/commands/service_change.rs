@@ -9,7 +9,7 @@ use mesh_orchestrator::{
 };
 use reqwest::StatusCode;
 
-use super::{say, service::with_each, warn_all, with_surroundings};
+use super::{each, say, warn_all, with_surroundings};
 use crate::meshctl::{
     client::{Api, ApiError},
     failure::Failure,
@@ -356,6 +356,17 @@ impl Attach {
 /// Does nothing where systemd did not start this process.
 fn notify(state: sd_notify::NotifyState<'_>) -> Result<(), Failure> {
     sd_notify::notify(&[state]).map_err(Failure::io("cannot tell systemd how the service is"))
+}
+
+/// Sends one request for each service.
+async fn with_each(api: &Api, services: &[String], action: &str) -> Result<(), Failure> {
+    each(services, |service| async move {
+        let _: serde_json::Value = api
+            .post(&["services", &service, action], &serde_json::json!({}))
+            .await?;
+        Ok(service)
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     LABELS, NANOSECONDS, TemplateError,
-    evaluate::{is_true, print},
+    values::{is_true, print},
 };
 use crate::meshctl::output::people::capitalised;
 

@@ -4,6 +4,7 @@
 mod evaluate;
 mod functions;
 mod parse;
+mod values;
 
 use std::time::Duration;
 
