@@ -49,8 +49,8 @@ pub fn own_netns_cookie() -> io::Result<u64> {
     }
 }
 
-/// The first mount of a cgroup2 hierarchy's root in the text of a `mountinfo` file. A mount of a subtree, such as a
-/// container's, counts only if there is no other.
+/// The first mount of a cgroup2 hierarchy's root in the text of a `mountinfo` file. A mount of a subtree,
+/// such as a container's, counts only if there is no other.
 fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     let mut partial = None;
     for line in mountinfo.lines() {

@@ -1,5 +1,5 @@
-//! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever added, so that
-//! `meshctl` and the agent may be of different releases.
+//! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever
+//! added, so that `meshctl` and the agent may be of different releases.
 
 use std::net::Ipv4Addr;
 

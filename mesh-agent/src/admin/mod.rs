@@ -1,5 +1,5 @@
-//! The admin socket's API with its server and client. Reads the agent through [`Introspect`], and commands it through
-//! [`control`].
+//! The admin socket's API with its server and client. Reads the agent through [`Introspect`], and commands it
+//! through [`control`].
 
 pub mod api;
 pub mod client;

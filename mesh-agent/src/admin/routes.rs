@@ -15,8 +15,8 @@ use crate::{
 
 /// One route for each published port and replica; a published port without replicas gets one that says so.
 ///
-/// Running replicas that this node sends nothing to are listed too, with the reason: an operator looks for it when a
-/// replica gets no traffic.
+/// Running replicas that this node sends nothing to are listed too, with the reason: an operator looks for it
+/// when a replica gets no traffic.
 #[must_use]
 pub fn routes(view: &View, counters: &Counters) -> Routes {
     let mut addresses = BTreeMap::<ServiceKey, Vec<Ipv4Addr>>::new();

@@ -1,5 +1,5 @@
-//! Serves the admin API on a Unix socket that only the agent's own user may open. Answers come from the agent's view;
-//! commands go to the agent through [`Control`].
+//! Serves the admin API on a Unix socket that only the agent's own user may open. Answers come from the
+//! agent's view; commands go to the agent through [`Control`].
 
 use std::{
     io,
@@ -72,8 +72,8 @@ struct Admin {
 }
 
 impl AdminServer {
-    /// Opens the socket (mode 0600; a missing folder is created with mode 0755). Replaces the socket of an agent that
-    /// was killed. Call it inside a tokio runtime.
+    /// Opens the socket (mode 0600; a missing folder is created with mode 0755). Replaces the socket of an
+    /// agent that was killed. Call it inside a tokio runtime.
     ///
     /// # Errors
     /// When another agent listens on the socket, or a file operation fails.
@@ -93,8 +93,8 @@ impl AdminServer {
             _ => {}
         }
         ensure_folder(path)?;
-        // Bind under another name and rename, so that the socket never has a wider mode, and an old one is replaced
-        // atomically.
+        // Bind under another name and rename, so that the socket never has a wider mode, and an old one is
+        // replaced atomically.
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(format!(".{}", std::process::id()));
         let fresh = PathBuf::from(fresh);

@@ -1,5 +1,5 @@
-//! `bpf(2)` probes for what the running kernel supports. Loads programs of a few instructions and closes them at
-//! once; attaches nothing.
+//! `bpf(2)` probes for what the running kernel supports. Loads programs of a few instructions and closes them
+//! at once; attaches nothing.
 
 use std::{
     io,
@@ -80,8 +80,8 @@ pub(super) fn create_lru_hash() -> io::Result<OwnedFd> {
     bpf::create_map(MAP_TYPE_LRU_HASH, 4, 4, 1)
 }
 
-/// Whether the kernel has tcx (6.6). Attaches nothing: for a link to an interface that cannot exist, a kernel with
-/// tcx returns `ENODEV`, one without it `EINVAL`.
+/// Whether the kernel has tcx (6.6). Attaches nothing: for a link to an interface that cannot exist, a kernel
+/// with tcx returns `ENODEV`, one without it `EINVAL`.
 ///
 /// # Errors
 /// When the tc program does not load.

@@ -1,5 +1,5 @@
-//! Checks of the process and of Docker: capabilities, Docker's socket, Swarm membership, node certificates, and
-//! the containers' network namespaces.
+//! Checks of the process and of Docker: capabilities, Docker's socket, Swarm membership, node certificates,
+//! and the containers' network namespaces.
 
 use std::{
     fs,

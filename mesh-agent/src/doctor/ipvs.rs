@@ -1,5 +1,5 @@
-//! Checks of what the IPVS data path needs, made by that data path's own code in a temporary network namespace.
-//! The kernel loads the modules on demand.
+//! Checks of what the IPVS data path needs, made by that data path's own code in a temporary network
+//! namespace. The kernel loads the modules on demand.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 

@@ -207,7 +207,8 @@ fn tolerate_one_failure(ebpf: &mut [Check], ipvs: &mut [Check]) {
     }
 }
 
-/// Which rungs the kernel offers. Whether an uplink's driver supports XDP shows only when a program is attached.
+/// Which rungs the kernel offers. Whether an uplink's driver supports XDP shows only when a program is
+/// attached.
 fn offered(ebpf: &[Check], ipvs: &[Check]) -> Vec<RungStatus> {
     let problem = |checks: &[Check], names: &[&str]| {
         let bad = checks

@@ -1,5 +1,5 @@
-//! The command line of `meshctl`: sends requests to this machine's agent and prints the answers. Only the binaries
-//! import it.
+//! The command line of `meshctl`: sends requests to this machine's agent and prints the answers. Only the
+//! binaries import it.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -34,8 +34,8 @@ struct Arguments {
 enum Command {
     /// Show each published port with its replicas, their traffic, and why a replica gets none
     ///
-    /// Counters cover the traffic that entered the mesh at this node. IN and OUT are L3 bytes from and to clients (IP
-    /// header included); in dsr mode replies of replicas on other nodes are not counted.
+    /// Counters cover the traffic that entered the mesh at this node. IN and OUT are L3 bytes from and to
+    /// clients (IP header included); in dsr mode replies of replicas on other nodes are not counted.
     Routes(RoutesArguments),
     /// Show role, data path of each interface, peers, age of the snapshot of the cluster, problems
     Status {
@@ -49,8 +49,8 @@ enum Command {
     Datapath(DatapathArguments),
     /// Check kernel, permissions and Docker, with the resulting data path and remedies
     ///
-    /// The running agent does the checks, with its own permissions. Without an agent, meshctl does them with yours.
-    /// Exits with 1 if the mesh cannot work on this machine.
+    /// The running agent does the checks, with its own permissions. Without an agent, meshctl does them with
+    /// yours. Exits with 1 if the mesh cannot work on this machine.
     Doctor(DoctorArguments),
     #[command(flatten)]
     Orchestrator(commands::Command),
@@ -92,7 +92,8 @@ struct DatapathArguments {
 enum DatapathAction {
     /// Try the better rungs again now
     ///
-    /// The new data path is complete before the old one goes. A change between eBPF and IPVS breaks open connections.
+    /// The new data path is complete before the old one goes. A change between eBPF and IPVS breaks open
+    /// connections.
     Retry,
     /// Use another data path, until the agent stops or gets another request
     Use {

@@ -1,4 +1,5 @@
-//! Why a command fails, with docker's exit codes: 125 for an invalid flag, 128 plus the signal's number, otherwise 1.
+//! Why a command fails, with docker's exit codes: 125 for an invalid flag, 128 plus the signal's number,
+//! otherwise 1.
 
 use std::io;
 

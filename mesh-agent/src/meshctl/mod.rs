@@ -1,8 +1,8 @@
-//! `meshctl`: the mesh's own commands, and the docker CLI's flags, columns and files for the orchestrator. Uses only
-//! the two APIs on the agent's admin socket.
+//! `meshctl`: the mesh's own commands, and the docker CLI's flags, columns and files for the orchestrator.
+//! Uses only the two APIs on the agent's admin socket.
 //!
-//! `flags`, `compose`, `output`, `views` and the rendering in `progress` are pure; `client` sends requests, `commands`
-//! combine them.
+//! `flags`, `compose`, `output`, `views` and the rendering in `progress` are pure; `client` sends requests,
+//! `commands` combine them.
 
 pub mod cli;
 pub mod table;

@@ -1,4 +1,5 @@
-//! Prints the agent's answers as tables. Unless the output is a terminal, each row is one line, for tools like `awk`.
+//! Prints the agent's answers as tables. Unless the output is a terminal, each row is one line, for tools
+//! like `awk`.
 
 use std::{
     fmt::Write as _,

@@ -1,5 +1,5 @@
-//! What the orchestrator's API needs from this node: the logs of its tasks, those of other nodes, and the digests of
-//! images.
+//! What the orchestrator's API needs from this node: the logs of its tasks, those of other nodes, and the
+//! digests of images.
 
 use std::{path::PathBuf, sync::Arc};
 

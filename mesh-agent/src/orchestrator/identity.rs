@@ -1,5 +1,5 @@
-//! This node's identity in the cluster: its id, kept in a file and used by no other node, and its block of mesh
-//! addresses, claimed in the store.
+//! This node's identity in the cluster: its id, kept in a file and used by no other node, and its block of
+//! mesh addresses, claimed in the store.
 
 use std::{
     collections::BTreeMap,
@@ -112,8 +112,8 @@ pub(super) fn identity(folder: &Path, seed: u128) -> Result<NodeId, IdentityErro
     }
 }
 
-/// Waits until no agent at another address is registered with this node's id. The registration of an agent that was
-/// killed there expires only after a while.
+/// Waits until no agent at another address is registered with this node's id. The registration of an agent
+/// that was killed there expires only after a while.
 ///
 /// # Errors
 /// When one is still registered after `patience`, or the store fails.

@@ -1,5 +1,6 @@
-//! The agent's side of the orchestrator: `mesh-agent run --orchestrator`. Runs this node's tasks in its engine, and
-//! gives the mesh its snapshot of the cluster from the orchestrator's objects. Only `agent` imports it.
+//! The agent's side of the orchestrator: `mesh-agent run --orchestrator`. Runs this node's tasks in its
+//! engine, and gives the mesh its snapshot of the cluster from the orchestrator's objects. Only `agent`
+//! imports it.
 
 mod api;
 mod identity;

@@ -1,5 +1,5 @@
-//! Opens everything that the orchestrator needs on this node: an engine outside any Swarm, the store, the key of the
-//! secrets, and the node's identity.
+//! Opens everything that the orchestrator needs on this node: an engine outside any Swarm, the store, the key
+//! of the secrets, and the node's identity.
 
 use std::{
     io,
@@ -44,8 +44,8 @@ use crate::{
 
 /// Pause between attempts to reach the engine or the store.
 const RETRY: Duration = Duration::from_secs(1);
-/// A documentation address to "connect" a UDP socket to, which shows the address that the node sends from. Nothing is
-/// sent.
+/// A documentation address to "connect" a UDP socket to, which shows the address that the node sends from.
+/// Nothing is sent.
 const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
 /// The orchestrator cannot run on this node.
@@ -114,8 +114,8 @@ pub struct Opened {
     pub(super) programs: Arc<Programs>,
 }
 
-/// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that does not
-/// answer yet. Call it inside a tokio runtime.
+/// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that
+/// does not answer yet. Call it inside a tokio runtime.
 ///
 /// # Errors
 /// Every failure that waiting cannot cure.

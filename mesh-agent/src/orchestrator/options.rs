@@ -1,5 +1,5 @@
-//! The flags of `mesh-agent run --orchestrator`: this node's properties, and where the cluster's objects are stored.
-//! Opens no port and reads no file.
+//! The flags of `mesh-agent run --orchestrator`: this node's properties, and where the cluster's objects are
+//! stored. Opens no port and reads no file.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,8 +19,8 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Orchestrator")]
 pub struct OrchestratorOptions {
-    /// Schedule tasks without Swarm: run services on this node, as leader or follower of a cluster. Refused on a node
-    /// that is in a Swarm.
+    /// Schedule tasks without Swarm: run services on this node, as leader or follower of a cluster. Refused
+    /// on a node that is in a Swarm.
     #[arg(long, env = "MESH_ORCHESTRATOR")]
     pub orchestrator: bool,
 
@@ -67,7 +67,8 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<String>,
 
-    /// The IPv4 address at which other nodes reach this one [default: the source address of its default route].
+    /// The IPv4 address at which other nodes reach this one [default: the source address of its default
+    /// route].
     #[arg(long, env = "MESH_NODE_ADDRESS", value_name = "IPV4")]
     pub node_address: Option<Ipv4Addr>,
 
@@ -106,7 +107,8 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_SECRETS_KEY", value_name = "PATH")]
     pub secrets_key: Option<PathBuf>,
 
-    /// Address and port of the HTTP API for external tools, with TLS and tokens; the admin socket always serves it.
+    /// Address and port of the HTTP API for external tools, with TLS and tokens; the admin socket always
+    /// serves it.
     #[arg(
         long,
         env = "MESH_API_LISTEN",

@@ -1,5 +1,5 @@
-//! Runs the orchestrator's parts on this node side by side: the mirror of the objects, the campaign for leadership,
-//! this node's registration, its tasks, and the mesh's snapshot of the cluster.
+//! Runs the orchestrator's parts on this node side by side: the mirror of the objects, the campaign for
+//! leadership, this node's registration, its tasks, and the mesh's snapshot of the cluster.
 
 use std::{
     collections::BTreeSet,
@@ -298,7 +298,8 @@ async fn announce(
     }
 }
 
-/// Watches this node's claim to its block of addresses: after an older backup is restored, another node may get it.
+/// Watches this node's claim to its block of addresses: after an older backup is restored, another node may
+/// get it.
 async fn keep_block(cluster: &Cluster, node: &NodeId, own: super::worker::AddressBlock) {
     let mut tick = interval(KEEP_BLOCK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

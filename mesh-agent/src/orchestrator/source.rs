@@ -1,8 +1,8 @@
 //! The mesh's snapshot of the cluster, made from the orchestrator's objects. Pure.
 //!
-//! A task is in the snapshot while its container runs and is healthy: active while it is wanted, draining from the
-//! moment it no longer is. A node whose registration expired is marked silent until the leader declares it down, so
-//! that new connections go elsewhere meanwhile.
+//! A task is in the snapshot while its container runs and is healthy: active while it is wanted, draining
+//! from the moment it no longer is. A node whose registration expired is marked silent until the leader
+//! declares it down, so that new connections go elsewhere meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! The folder of programs: one subfolder per program, named by its digest, and the record. Every file is written
-//! atomically.
+//! The folder of programs: one subfolder per program, named by its digest, and the record. Every file is
+//! written atomically.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -138,7 +138,8 @@ impl Programs {
         Ok(self.folder.join(format!("{INCOMING}{task}")))
     }
 
-    /// Stores a completely extracted program. An identical one that is already stored stays: it may be running.
+    /// Stores a completely extracted program. An identical one that is already stored stays: it may be
+    /// running.
     ///
     /// # Errors
     /// When a file operation fails.

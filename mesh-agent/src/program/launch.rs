@@ -1,5 +1,5 @@
-//! Executes the program that the record names, in this process: pid, arguments and environment stay, so that a
-//! service manager or a container sees one agent. Call it from the main thread before starting any other.
+//! Executes the program that the record names, in this process: pid, arguments and environment stay, so that
+//! a service manager or a container sees one agent. Call it from the main thread before starting any other.
 
 use std::{
     env,
@@ -59,8 +59,8 @@ pub fn start(folder: &Path) -> Start {
     Start::Proven
 }
 
-/// Executes the program that the record names next: a newly deployed one, or after a failed attempt the same one
-/// again or the previous one.
+/// Executes the program that the record names next: a newly deployed one, or after a failed attempt the same
+/// one again or the previous one.
 ///
 /// # Errors
 /// When not even the installed program can be executed.

@@ -1,9 +1,10 @@
-//! Replaces the agent's own program: program files below the state folder, the record of which one runs, and the
-//! launch. Imports nothing of the agent; the binary starts through it, and the orchestrator deploys through it.
+//! Replaces the agent's own program: program files below the state folder, the record of which one runs, and
+//! the launch. Imports nothing of the agent; the binary starts through it, and the orchestrator deploys
+//! through it.
 //!
-//! The installed program is the launcher: it executes the program that the record names, in the same process. A new
-//! program is on trial until its data path is up and it reached the store; after three failed attempts in a row the
-//! node goes back to the previous program.
+//! The installed program is the launcher: it executes the program that the record names, in the same process.
+//! A new program is on trial until its data path is up and it reached the store; after three failed attempts
+//! in a row the node goes back to the previous program.
 
 mod digest;
 mod folder;

@@ -1,7 +1,7 @@
 //! Which agent program runs on this node, and whether it is on trial. Pure.
 //!
-//! Invariants: an unproven program gets at most [`ATTEMPTS`] attempts; going back leads to the last proven program,
-//! and finally to the installed one, which needs no file in the state folder.
+//! Invariants: an unproven program gets at most [`ATTEMPTS`] attempts; going back leads to the last proven
+//! program, and finally to the installed one, which needs no file in the state folder.
 
 use std::collections::BTreeSet;
 
@@ -82,8 +82,8 @@ impl Record {
         });
     }
 
-    /// The program to execute now; `None` is the installed one. Counts the attempts of a trial, and ends the trial
-    /// after the last one.
+    /// The program to execute now; `None` is the installed one. Counts the attempts of a trial, and ends the
+    /// trial after the last one.
     pub fn begin(&mut self) -> Option<&Digest> {
         match &mut self.trial {
             None => {}

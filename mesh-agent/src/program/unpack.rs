@@ -1,5 +1,5 @@
-//! Unpacks the single file in the tar archive that Docker returns for a container's file. Bounded, as the image is
-//! not trusted.
+//! Unpacks the single file in the tar archive that Docker returns for a container's file. Bounded, as the
+//! image is not trusted.
 
 use std::{
     fs::{self, OpenOptions},
@@ -22,7 +22,8 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// Writes the archive's file to `to`, executable by all users, and syncs it to disk.
 ///
 /// # Errors
-/// When the archive is malformed or truncated, its first entry is not a regular file, or the file is too large.
+/// When the archive is malformed or truncated, its first entry is not a regular file, or the file is too
+/// large.
 pub async fn unpack(archive: BoxStream<'static, io::Result<Bytes>>, to: PathBuf) -> Result<(), ProgramError> {
     let reader = SyncIoBridge::new(StreamReader::new(archive.fuse()));
     on_the_side(move || unpack_from(reader, &to)).await

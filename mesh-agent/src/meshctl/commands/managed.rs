@@ -1,5 +1,5 @@
-//! `meshctl managed`: the cluster's own services. The only one is the mesh agent itself, for the orchestrator a global
-//! service whose tasks have the runtime `agent`.
+//! `meshctl managed`: the cluster's own services. The only one is the mesh agent itself, for the orchestrator
+//! a global service whose tasks have the runtime `agent`.
 
 use clap::{Args, Subcommand, ValueEnum};
 use mesh_orchestrator::{
@@ -43,8 +43,8 @@ const LAYOUT: Layout = Layout {
 pub enum ManagedCommand {
     /// Deploy or update a managed service on every node, without interrupting traffic or tasks
     ///
-    /// Each node in turn extracts the program from the image, tests it and switches to it. A node where it fails goes
-    /// back to its previous program, and the update is rolled back.
+    /// Each node in turn extracts the program from the image, tests it and switches to it. A node where it
+    /// fails goes back to its previous program, and the update is rolled back.
     Deploy(Deploy),
     /// List managed services
     #[command(visible_alias = "list")]

@@ -1,4 +1,5 @@
-//! The orchestrator's commands: each reads its flags, asks the API, prints. Everything that decides is elsewhere.
+//! The orchestrator's commands: each reads its flags, asks the API, prints. Everything that decides is
+//! elsewhere.
 
 mod backup;
 mod config;

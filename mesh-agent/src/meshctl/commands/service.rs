@@ -85,7 +85,8 @@ impl TaskFlags {
         self.list.format()
     }
 
-    /// `--quiet` shows whole ids in docker's `service ps`, and shortened ones in its `node ps` and `stack ps`.
+    /// `--quiet` shows whole ids in docker's `service ps`, and shortened ones in its `node ps` and `stack
+    /// ps`.
     pub(super) fn print(&self, views: Vec<TaskView>, whole_ids: bool) -> Result<(), Failure> {
         let show = tasks::Show {
             trunc: !(self.no_trunc || (whole_ids && self.list.quiet)),

@@ -1,4 +1,5 @@
-//! What changes services: `create`, `update`, `scale`, `rollback`, `rm`, `rebalance`, `pause`, `resume`, `attach`.
+//! What changes services: `create`, `update`, `scale`, `rollback`, `rm`, `rebalance`, `pause`, `resume`,
+//! `attach`.
 
 use std::time::Duration;
 

@@ -13,8 +13,8 @@ use crate::{admin::DEFAULT_SOCKET, meshctl::failure::Failure};
 pub enum SystemdCommand {
     /// Print a unit that is active while a service is ready
     ///
-    /// Starting the unit resumes the service, stopping it pauses the service. Other units can name it in After= and
-    /// Requires=.
+    /// Starting the unit resumes the service, stopping it pauses the service. Other units can name it in
+    /// After= and Requires=.
     Generate(Generate),
 }
 

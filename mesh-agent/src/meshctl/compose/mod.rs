@@ -1,5 +1,5 @@
-//! Compose files (version 3) as specifications: read, interpolated, merged, checked, converted. Pure but for the
-//! files and the environment that [`Surroundings`](super::flags::Surroundings) stands for.
+//! Compose files (version 3) as specifications: read, interpolated, merged, checked, converted. Pure but for
+//! the files and the environment that [`Surroundings`](super::flags::Surroundings) stands for.
 
 mod convert;
 mod deploy;

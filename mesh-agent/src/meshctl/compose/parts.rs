@@ -1,5 +1,5 @@
-//! What stands beside the services in a compose file: networks, volumes, secrets and configs, and by which names
-//! services mean them. Pure.
+//! What stands beside the services in a compose file: networks, volumes, secrets and configs, and by which
+//! names services mean them. Pure.
 
 use std::collections::BTreeMap;
 

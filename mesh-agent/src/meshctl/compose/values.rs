@@ -1,5 +1,5 @@
-//! Values of a service's keys that are maps or lists of their own: logging, health check, files, hosts. Pure but
-//! for environment files.
+//! Values of a service's keys that are maps or lists of their own: logging, health check, files, hosts. Pure
+//! but for environment files.
 
 use mesh_orchestrator::spec::{FileReference, HealthCheck, LogDriver, Platform, Probe};
 

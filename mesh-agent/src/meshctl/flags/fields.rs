@@ -47,8 +47,8 @@ pub(crate) fn name_of(variable: &str) -> &str {
     variable.split_once('=').map_or(variable, |(name, _)| name)
 }
 
-/// The variables in an environment file by docker's rules: one a line, `#` begins a line's comment, no quotes,
-/// values are taken as they stand.
+/// The variables in an environment file by docker's rules: one a line, `#` begins a line's comment, no
+/// quotes, values are taken as they stand.
 pub(crate) fn environment_file(text: &str) -> Result<Vec<String>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut variables = Vec::new();

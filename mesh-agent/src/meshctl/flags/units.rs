@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_orchestrator::spec::duration;
 
-/// Bytes of memory: a number, decimals allowed, with an optional unit (`b`, `k`, `m`, `g`, `t`, `p`, each also
-/// as `kb` or `kib`, in any case). Units are powers of 1024.
+/// Bytes of memory: a number, decimals allowed, with an optional unit (`b`, `k`, `m`, `g`, `t`, `p`, each
+/// also as `kb` or `kib`, in any case). Units are powers of 1024.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let refuse =
         || format!("{text:?} is no size: use a number with an optional unit, such as 512M or 1.5GiB");

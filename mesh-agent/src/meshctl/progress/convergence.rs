@@ -1,5 +1,5 @@
-//! Whether a service is as it was asked to be, from what the API answers, as docker's progress display has it.
-//! Pure: the time is passed in.
+//! Whether a service is as it was asked to be, from what the API answers, as docker's progress display has
+//! it. Pure: the time is passed in.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,8 +15,8 @@ const MAX_LINES: usize = 20;
 /// Columns of an error in a line.
 const ERROR_WIDTH: usize = 75;
 
-/// How long tasks are waited for that shall stop, beyond the time that they have for it: those of a node that is
-/// down are only known to have stopped when it is back.
+/// How long tasks are waited for that shall stop, beyond the time that they have for it: those of a node that
+/// is down are only known to have stopped when it is back.
 const STOPPING: Duration = Duration::from_secs(30);
 
 /// Time that a task has to stop unless its specification says otherwise.

@@ -1,5 +1,5 @@
-//! Shows the progress of a service: bars on a terminal, one line for each change elsewhere. Both on standard output,
-//! where docker has them.
+//! Shows the progress of a service: bars on a terminal, one line for each change elsewhere. Both on standard
+//! output, where docker has them.
 
 use std::{
     collections::BTreeMap,

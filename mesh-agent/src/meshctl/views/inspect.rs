@@ -1,5 +1,5 @@
-//! What `inspect` prints and what its templates ask for: docker's objects with docker's keys, and what only this
-//! orchestrator has beside them. Pure: answers in, JSON out.
+//! What `inspect` prints and what its templates ask for: docker's objects with docker's keys, and what only
+//! this orchestrator has beside them. Pure: answers in, JSON out.
 
 use std::time::Duration;
 

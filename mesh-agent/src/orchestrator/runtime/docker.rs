@@ -273,8 +273,8 @@ impl Runtime for DockerRuntime {
     }
 }
 
-/// Whether an error names the container itself. The engine also answers 404 for something that a container needs,
-/// such as a network or a device; that is a refusal.
+/// Whether an error names the container itself. The engine also answers 404 for something that a container
+/// needs, such as a network or a device; that is a refusal.
 fn names(error: &Error, container: &str) -> bool {
     match error {
         Error::DockerResponseServerError { message, .. } => message.contains(container),

@@ -62,7 +62,8 @@ pub(super) fn lines(output: impl Stream<Item = Result<LogOutput, Error>> + Send 
         .boxed()
 }
 
-/// The lines of one piece. The engine puts a timestamp before the first line, and with a terminal before each.
+/// The lines of one piece. The engine puts a timestamp before the first line, and with a terminal before
+/// each.
 fn split(piece: &LogOutput) -> Vec<LogLine> {
     let (message, is_error) = match piece {
         LogOutput::StdErr { message } => (message, true),

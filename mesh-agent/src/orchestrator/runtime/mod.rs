@@ -1,5 +1,5 @@
-//! A node's container runtime: a small trait and its types. Its one implementation is the node's Docker Engine.
-//! Knows nothing of the mesh.
+//! A node's container runtime: a small trait and its types. Its one implementation is the node's Docker
+//! Engine. Knows nothing of the mesh.
 
 mod create;
 mod docker;

@@ -2,7 +2,8 @@
 
 use mesh_orchestrator::objects::{NodeId, Task};
 
-/// The text with every known placeholder replaced; unknown ones stay, as the program may have templates of its own.
+/// The text with every known placeholder replaced; unknown ones stay, as the program may have templates of
+/// its own.
 pub(super) fn expand(text: &str, task: &Task, node: &NodeId) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,7 +1,8 @@
 //! The addresses by which the mesh identifies this node's tasks: a block of 240.0.0.0/8 of its own. Pure.
 //!
-//! They are identifiers: no interface has one, and no packet on a network carries one. 240.0.0.0/4 is reserved, so
-//! no client can have such an address. Their low 24 bits are unique, as the tunnel between IPVS nodes requires.
+//! They are identifiers: no interface has one, and no packet on a network carries one. 240.0.0.0/4 is
+//! reserved, so no client can have such an address. Their low 24 bits are unique, as the tunnel between IPVS
+//! nodes requires.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -26,8 +27,8 @@ impl AddressBlock {
         (number < Self::COUNT).then_some(Self { number })
     }
 
-    /// The next free address after the last one assigned, so that none is reused soon. A block's first address is
-    /// never assigned.
+    /// The next free address after the last one assigned, so that none is reused soon. A block's first
+    /// address is never assigned.
     #[must_use]
     pub(crate) fn free(self, taken: &BTreeSet<Ipv4Addr>, last: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let size = 1_u32 << BLOCK_BITS;

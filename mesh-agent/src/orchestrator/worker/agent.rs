@@ -1,8 +1,8 @@
-//! Decides what to do next for a task whose runtime is `agent`, that is, for this node's agent itself. Pure, as
-//! `machine` is for containers.
+//! Decides what to do next for a task whose runtime is `agent`, that is, for this node's agent itself. Pure,
+//! as `machine` is for containers.
 //!
-//! Invariants: stopping a task never stops the agent; the agent is replaced only by a program that was checked and
-//! tried out; only the task's own program reports RUNNING.
+//! Invariants: stopping a task never stops the agent; the agent is replaced only by a program that was
+//! checked and tried out; only the task's own program reports RUNNING.
 
 use mesh_orchestrator::objects::{Task, TaskState, TaskStatus, Timestamp};
 

@@ -1,5 +1,5 @@
-//! Whether a container has open connections, by the kernel's list of sockets in its network namespace. This decides
-//! when a drained replica may stop, whichever nodes the connections entered at.
+//! Whether a container has open connections, by the kernel's list of sockets in its network namespace. This
+//! decides when a drained replica may stop, whichever nodes the connections entered at.
 
 use std::{collections::BTreeSet, io};
 

@@ -1,5 +1,5 @@
-//! Secrets and configs as files that containers mount, in a tmpfs folder of this node: secrets are never written to a
-//! disk.
+//! Secrets and configs as files that containers mount, in a tmpfs folder of this node: secrets are never
+//! written to a disk.
 
 use std::{
     io,

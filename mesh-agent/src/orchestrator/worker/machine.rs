@@ -1,7 +1,7 @@
 //! Decides what to do next for a task of this node: a pure function of the desired state and one observation.
 //!
-//! Invariants: a task's state moves forward only; a container is stopped only if its task is no longer wanted or has
-//! ended; one that gets connections from the mesh is drained before its stop signal.
+//! Invariants: a task's state moves forward only; a container is stopped only if its task is no longer wanted
+//! or has ended; one that gets connections from the mesh is drained before its stop signal.
 
 use std::time::Duration;
 

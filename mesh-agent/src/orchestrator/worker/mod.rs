@@ -1,8 +1,8 @@
-//! Runs this node's tasks: brings the engine's containers to the desired state in the store, and reports their
-//! state. `machine` and `agent` make every decision.
+//! Runs this node's tasks: brings the engine's containers to the desired state in the store, and reports
+//! their state. `machine` and `agent` make every decision.
 //!
-//! Invariants: nothing is reported while the engine does not answer; a container that this node did not create is
-//! never touched.
+//! Invariants: nothing is reported while the engine does not answer; a container that this node did not
+//! create is never touched.
 
 mod act;
 mod addresses;

@@ -1,5 +1,5 @@
-//! The work that takes time: pulling an image, and creating, starting, stopping and removing a container. Runs beside
-//! the worker's loop.
+//! The work that takes time: pulling an image, and creating, starting, stopping and removing a container.
+//! Runs beside the worker's loop.
 
 use std::{net::Ipv4Addr, sync::Arc};
 

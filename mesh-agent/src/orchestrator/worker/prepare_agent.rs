@@ -48,7 +48,8 @@ fn prepared(own: Digest, program: Digest, warning: Option<String>) -> Preparatio
     }
 }
 
-/// Creates a container of the task's image, never to be started, after removing any left by an earlier attempt.
+/// Creates a container of the task's image, never to be started, after removing any left by an earlier
+/// attempt.
 async fn make_container(order: &Order) -> Result<String, RuntimeError> {
     let mut task = order.task.clone();
     // The image need not have a command of its own: this container never runs.

@@ -1,5 +1,5 @@
-//! The HTTP and TCP health checks, which the agent makes from outside the container. The verdict is a pure function
-//! of the results; only `watch` does I/O.
+//! The HTTP and TCP health checks, which the agent makes from outside the container. The verdict is a pure
+//! function of the results; only `watch` does I/O.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -37,8 +37,8 @@ impl Verdict {
         }
     }
 
-    /// Adds a result. Before the first success only time counts: the short first intervals must not make a container
-    /// fail sooner.
+    /// Adds a result. Before the first success only time counts: the short first intervals must not make a
+    /// container fail sooner.
     fn add(&mut self, check: &HealthCheck, success: bool, now: Timestamp) {
         self.checks = self.checks.saturating_add(1);
         if success {

@@ -1,5 +1,5 @@
-//! One pass over every task and container of this node: gathers what is known of each, has `machine` or `agent`
-//! decide, and carries the decision out. Nothing here waits.
+//! One pass over every task and container of this node: gathers what is known of each, has `machine` or
+//! `agent` decide, and carries the decision out. Nothing here waits.
 
 use std::collections::BTreeSet;
 

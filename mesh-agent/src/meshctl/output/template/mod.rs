@@ -1,5 +1,5 @@
-//! The part of Go's templates that `--format` needs: fields, `if`, `range`, pipes and docker's functions, over
-//! a JSON value. Pure.
+//! The part of Go's templates that `--format` needs: fields, `if`, `range`, pipes and docker's functions,
+//! over a JSON value. Pure.
 
 mod evaluate;
 mod functions;

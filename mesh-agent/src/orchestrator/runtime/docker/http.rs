@@ -1,5 +1,5 @@
-//! Requests that the client library cannot make: pulls and digests, whose credentials it encodes in an alphabet
-//! that engines misread, and archives.
+//! Requests that the client library cannot make: pulls and digests, whose credentials it encodes in an
+//! alphabet that engines misread, and archives.
 
 use std::{io, time::Duration};
 

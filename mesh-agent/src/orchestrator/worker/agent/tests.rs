@@ -165,7 +165,8 @@ fn a_task_that_is_no_longer_wanted_stops_nothing() {
 }
 
 proptest! {
-    /// Whatever happens, states move forward only, and only a wanted task with another program replaces the agent.
+    /// Whatever happens, states move forward only, and only a wanted task with another program replaces the
+    /// agent.
     #[test]
     fn states_move_forward_only(events in proptest::collection::vec(0_u8..8, 1..60)) {
         let mut world = World::new('a', TaskState::Running);
