@@ -252,7 +252,7 @@ fn what_it_cannot_do_names_service_and_key() {
         ),
         (
             "services: {a: {image: x, depends_on: [b]}, b: {image: x, depends_on: [a]}}",
-            "wait for each other",
+            "is a cycle",
         ),
     ] {
         let error = stack(text).unwrap_err();
