@@ -1,7 +1,7 @@
 //! The mesh's node agent as a library. `ARCHITECTURE.md` has the map and the invariants.
 //!
 //! Dependency direction, an arrow may import: binaries → `agent` → {`source`, `discovery`, `datapath`,
-//! `metrics`, `admin`, `orchestrator` → `program`} → `plan` → `model`. `meshctl` is the command line's library: it sees the admin API
+//! `metrics`, `admin`, `orchestrator`} → `plan` → `model`. `meshctl` is the command line's library: it sees the admin API
 //! and the orchestrator's, and nothing of the agent.
 
 pub mod admin;
@@ -20,5 +20,4 @@ pub mod metrics;
 pub mod model;
 pub mod orchestrator;
 pub mod plan;
-pub mod program;
 pub mod source;

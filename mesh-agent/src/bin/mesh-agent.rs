@@ -18,7 +18,7 @@ use mesh_agent::{
     config::RunOptions,
     doctor::{self, Examiner},
     meshctl,
-    program::{
+    orchestrator::program::{
         TRIAL,
         launch::{self, Start},
     },

@@ -7,6 +7,7 @@ mod identity;
 mod open;
 pub mod options;
 mod peers;
+pub mod program;
 mod run;
 pub mod runtime;
 mod source;

@@ -31,16 +31,14 @@ use super::{
     identity::{self, IdentityError},
     options::Role,
     peers::{NoPeers, TlsPeers},
+    program::{ProgramError, Programs},
     run::MISSED,
     runtime::{DockerRuntime, EngineDescription, Runtime},
     tls::{Credentials, TlsError, TlsListener},
     worker::AddressBlock,
 };
 
-use crate::{
-    docker::Docker,
-    program::{ProgramError, Programs},
-};
+use crate::docker::Docker;
 
 /// Pause between attempts to reach the engine or the store.
 const RETRY: Duration = Duration::from_secs(1);

@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use super::{
     identity,
     open::Opened,
+    program::Programs,
     source::{self, LabelErrors},
     tls::TlsListener,
     worker::{Worker, WorkerOptions},
@@ -34,7 +35,6 @@ use super::{
 use crate::{
     discovery::ContainerState,
     model::{self, NodeDatapath, announced::keep_known},
-    program::Programs,
     source::{Acknowledged, SourceState},
 };
 

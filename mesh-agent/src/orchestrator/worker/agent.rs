@@ -7,7 +7,7 @@
 use mesh_orchestrator::objects::{Task, TaskState, TaskStatus, Timestamp};
 
 use super::machine::{Next, Work};
-use crate::program::Digest;
+use crate::orchestrator::program::Digest;
 
 /// The programs that an agent task involves.
 #[derive(Clone, Debug, PartialEq, Eq)]

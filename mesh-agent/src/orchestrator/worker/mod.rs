@@ -41,8 +41,11 @@ use self::{
     prepare::{Preparation, WorkError},
     task_memory::TaskMemory,
 };
-use super::runtime::{ContainerFacts, Health, Runtime, RuntimeError, now};
-use crate::{backoff::Backoff, discovery::ContainerState, program::Programs};
+use super::{
+    program::Programs,
+    runtime::{ContainerFacts, Health, Runtime, RuntimeError, now},
+};
+use crate::{backoff::Backoff, discovery::ContainerState};
 
 /// How often all containers are listed, in addition to the engine's events.
 const RELIST: Duration = Duration::from_secs(15);

@@ -14,10 +14,10 @@ use super::{
     files::{FilesError, TaskFiles},
     machine::Work,
 };
-use crate::orchestrator::runtime::{
-    ContainerFacts, ImageReference, Pulled, RegistryCredential, Runtime, RuntimeError, Wanted,
+use crate::orchestrator::{
+    program::ProgramError,
+    runtime::{ContainerFacts, ImageReference, Pulled, RegistryCredential, Runtime, RuntimeError, Wanted},
 };
-use crate::program::ProgramError;
 
 /// The signal of the last resort.
 const KILL: &str = "SIGKILL";

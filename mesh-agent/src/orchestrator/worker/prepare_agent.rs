@@ -6,9 +6,9 @@ use super::{
     agent::AgentPrograms,
     prepare::{self, Order, Preparation, WorkError},
 };
-use crate::{
-    orchestrator::runtime::{Runtime, RuntimeError, Wanted},
+use crate::orchestrator::{
     program::{self, Digest, ProgramError, Programs, on_the_side},
+    runtime::{Runtime, RuntimeError, Wanted},
 };
 
 /// The program's path in its image.
