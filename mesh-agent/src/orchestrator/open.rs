@@ -141,22 +141,22 @@ pub async fn open(
     let programs = Arc::new(Programs::open(options.programs_path())?);
     let clock = SystemClock;
     let id = identity::identity(&options.state_dir, clock.seed())?;
-    let store = patiently("the store", || open_store(options)).await?;
+    let store = retry("the store", || open_store(options)).await?;
     let patience = options.heartbeat * (MISSED + 1);
-    patiently("this node's id to be free", || async {
+    retry("this node's id to be free", || async {
         Ok(identity::ensure_unique(store.as_ref(), &id, address, &options.state_dir, patience).await?)
     })
     .await?;
-    let (cluster, upkeep) = patiently("the cluster's objects", || async {
+    let (cluster, upkeep) = retry("the cluster's objects", || async {
         Ok(Cluster::open(Arc::clone(&store), Arc::new(clock)).await?)
     })
     .await?;
-    let vault = patiently("the vault", || async {
+    let vault = retry("the vault", || async {
         let path = options.secrets_key_path();
         Ok(Vault::open(Arc::clone(&store), &path, clock.now()).await?)
     })
     .await?;
-    let block = patiently("a block of addresses", || async {
+    let block = retry("a block of addresses", || async {
         Ok(identity::claim_block(store.as_ref(), &id).await?)
     })
     .await?;
@@ -285,7 +285,7 @@ async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, Orc
 }
 
 /// Tries until it succeeds, or fails in a way that waiting cannot cure.
-async fn patiently<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T, OrchestratorError>
+async fn retry<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T, OrchestratorError>
 where
     F: Future<Output = Result<T, OrchestratorError>>,
 {

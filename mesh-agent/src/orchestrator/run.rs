@@ -126,7 +126,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     };
     // The mirror stops last.
     let end = CancellationToken::new();
-    let lead = async {
+    let leadership = async {
         if is_manager {
             let keep_backups = cluster.keep_backups(&schedule);
             tokio::join!(
@@ -153,7 +153,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
                 .map(|(listener, access)| serve(listener, api.router(access))),
         );
         tokio::join!(
-            lead,
+            leadership,
             worker.run(shutdown.clone()),
             shutdown.run_until_cancelled(async { tokio::join!(publish, announce, keep, prove, serve) }),
         );

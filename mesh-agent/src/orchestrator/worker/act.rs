@@ -125,7 +125,12 @@ impl Worker {
             (Some(facts), Some(check)) if memory.probe.is_none() => {
                 // Without an address the probe always fails.
                 let address = facts.reached_at.unwrap_or(Ipv4Addr::UNSPECIFIED);
-                let watch = probe::watch(task.id.clone(), check.clone(), address, self.verdicts.0.clone());
+                let watch = probe::watch(
+                    task.id.clone(),
+                    check.clone(),
+                    address,
+                    self.probe_results.0.clone(),
+                );
                 memory.probe = Some(Probing {
                     health: Health::Starting,
                     task: tokio::spawn(watch).abort_handle(),

@@ -52,7 +52,7 @@ const RELIST: Duration = Duration::from_secs(15);
 /// Pause after a request that the engine failed to carry out.
 const RETRY: Duration = Duration::from_secs(2);
 /// Capacity of the channel for probe results.
-const VERDICTS: usize = 64;
+const PROBE_RESULTS: usize = 64;
 
 /// A worker's dependencies and settings.
 #[derive(Debug)]
@@ -87,12 +87,12 @@ pub(crate) struct Worker {
     /// Containers by task, as the engine last reported them.
     containers: BTreeMap<TaskId, ContainerFacts>,
     works: JoinSet<Done>,
-    verdicts: (mpsc::Sender<Verdict>, mpsc::Receiver<Verdict>),
+    probe_results: (mpsc::Sender<ProbeResult>, mpsc::Receiver<ProbeResult>),
     last_address: Option<Ipv4Addr>,
 }
 
 /// A probe's result for a task's container.
-type Verdict = (TaskId, Health);
+type ProbeResult = (TaskId, Health);
 
 /// The end of one piece of work.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl Worker {
             memories: BTreeMap::new(),
             containers: BTreeMap::new(),
             works: JoinSet::new(),
-            verdicts: mpsc::channel(VERDICTS),
+            probe_results: mpsc::channel(PROBE_RESULTS),
             last_address: None,
         }
     }
@@ -182,7 +182,7 @@ impl Worker {
                 Some(done) = self.works.join_next() => if let Ok(done) = done {
                     self.done(done).await?;
                 },
-                Some((task, health)) = self.verdicts.1.recv() => {
+                Some((task, health)) = self.probe_results.1.recv() => {
                     if let Some(probe) = self.memories.get_mut(&task).and_then(|memory| memory.probe.as_mut()) {
                         probe.health = health;
                     }

@@ -1,4 +1,4 @@
-//! The HTTP and TCP health checks, which the agent makes from outside the container. The verdict is a pure
+//! The HTTP and TCP health checks, which the agent makes from outside the container. The health is a pure
 //! function of the results; only `watch` does I/O.
 
 use std::{net::Ipv4Addr, time::Duration};
@@ -20,18 +20,18 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The health after the checks so far.
 #[derive(Clone, Copy, Debug)]
-struct Verdict {
+struct ProbedHealth {
     began: Timestamp,
-    health: Health,
+    current: Health,
     failures: u32,
     checks: u32,
 }
 
-impl Verdict {
+impl ProbedHealth {
     fn new(began: Timestamp) -> Self {
         Self {
             began,
-            health: Health::Starting,
+            current: Health::Starting,
             failures: 0,
             checks: 0,
         }
@@ -42,12 +42,12 @@ impl Verdict {
     fn add(&mut self, check: &HealthCheck, success: bool, now: Timestamp) {
         self.checks = self.checks.saturating_add(1);
         if success {
-            self.health = Health::Healthy;
+            self.current = Health::Healthy;
             self.failures = 0;
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        let given_up = match self.health {
+        let given_up = match self.current {
             Health::Healthy => self.failures >= check.retries,
             Health::Starting | Health::Unchecked => {
                 let patience = check.interval.saturating_mul(check.retries);
@@ -56,13 +56,13 @@ impl Verdict {
             Health::Unhealthy => true,
         };
         if given_up {
-            self.health = Health::Unhealthy;
+            self.current = Health::Unhealthy;
         }
     }
 
     /// Time until the next check.
     fn interval(&self, check: &HealthCheck) -> Duration {
-        match self.health {
+        match self.current {
             Health::Healthy | Health::Unhealthy => check.interval,
             Health::Starting | Health::Unchecked => FIRST_INTERVAL
                 .saturating_mul(1 << self.checks.min(8))
@@ -77,14 +77,14 @@ pub(super) fn is_ours(check: Option<&HealthCheck>) -> bool {
     check.is_some_and(|check| matches!(check.test, Probe::Http { .. } | Probe::Tcp { .. }))
 }
 
-/// Checks until aborted, and sends each change of the verdict.
+/// Checks until aborted, and sends each change of the health.
 pub(super) async fn watch(
     task: TaskId,
     check: HealthCheck,
     address: Ipv4Addr,
-    verdicts: mpsc::Sender<(TaskId, Health)>,
+    results: mpsc::Sender<(TaskId, Health)>,
 ) {
-    let mut verdict = Verdict::new(now());
+    let mut health = ProbedHealth::new(now());
     // No proxy: the container is on this node. No redirects: they may lead anywhere.
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -106,12 +106,12 @@ pub(super) async fn watch(
             (Probe::Http { .. }, Err(_)) => false,
             (Probe::None | Probe::Command(_) | Probe::Shell(_), _) => return,
         };
-        let before = verdict.health;
-        verdict.add(&check, success, now());
-        if verdict.health != before && verdicts.send((task.clone(), verdict.health)).await.is_err() {
+        let before = health.current;
+        health.add(&check, success, now());
+        if health.current != before && results.send((task.clone(), health.current)).await.is_err() {
             return;
         }
-        sleep(verdict.interval(&check)).await;
+        sleep(health.interval(&check)).await;
     }
 }
 
@@ -133,18 +133,18 @@ mod tests {
 
     #[test]
     fn a_slow_start_may_take_as_long_as_all_retries() {
-        let mut verdict = Verdict::new(seconds(0));
+        let mut health = ProbedHealth::new(seconds(0));
         for second in 1..35 {
-            verdict.add(&check(), false, seconds(second));
-            assert_eq!(verdict.health, Health::Starting, "after {second} s");
+            health.add(&check(), false, seconds(second));
+            assert_eq!(health.current, Health::Starting, "after {second} s");
         }
-        verdict.add(&check(), false, seconds(35));
-        assert_eq!(verdict.health, Health::Unhealthy);
+        health.add(&check(), false, seconds(35));
+        assert_eq!(health.current, Health::Unhealthy);
     }
 
     #[test]
     fn a_healthy_container_turns_unhealthy_after_consecutive_failures() {
-        let mut verdict = Verdict::new(seconds(0));
+        let mut health = ProbedHealth::new(seconds(0));
         for (success, expected) in [
             (true, Health::Healthy),
             (false, Health::Healthy),
@@ -155,24 +155,24 @@ mod tests {
             (false, Health::Unhealthy),
             (true, Health::Healthy),
         ] {
-            verdict.add(&check(), success, seconds(1));
-            assert_eq!(verdict.health, expected);
+            health.add(&check(), success, seconds(1));
+            assert_eq!(health.current, expected);
         }
     }
 
     #[test]
     fn the_first_checks_are_close_together() {
-        let mut verdict = Verdict::new(seconds(0));
+        let mut health = ProbedHealth::new(seconds(0));
         let intervals: Vec<_> = (0..5)
             .map(|_| {
-                let interval = verdict.interval(&check());
-                verdict.add(&check(), false, seconds(0));
+                let interval = health.interval(&check());
+                health.add(&check(), false, seconds(0));
                 interval.as_millis()
             })
             .collect();
         assert_eq!(intervals, [250, 500, 1000, 2000, 2000]);
-        verdict.add(&check(), true, seconds(0));
-        assert_eq!(verdict.interval(&check()), Duration::from_secs(10));
+        health.add(&check(), true, seconds(0));
+        assert_eq!(health.interval(&check()), Duration::from_secs(10));
     }
 
     #[tokio::test]
@@ -181,13 +181,13 @@ mod tests {
             .await
             .unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (sender, mut verdicts) = mpsc::channel(1);
+        let (sender, mut results) = mpsc::channel(1);
         let check = HealthCheck {
             test: Probe::Tcp { port },
             ..check()
         };
         let watching = tokio::spawn(watch(TaskId::from("t1"), check, Ipv4Addr::LOCALHOST, sender));
-        assert_eq!(verdicts.recv().await, Some((TaskId::from("t1"), Health::Healthy)));
+        assert_eq!(results.recv().await, Some((TaskId::from("t1"), Health::Healthy)));
         watching.abort();
     }
 }
