@@ -12,7 +12,6 @@ pub mod datapath;
 pub mod discovery;
 pub mod docker;
 pub mod doctor;
-pub mod error;
 pub mod host_facts;
 pub mod mesh0;
 pub mod meshctl;

@@ -20,7 +20,7 @@ use aya::{
 };
 use clap::Parser;
 use mesh_agent::{datapath::Traffic, model::Location};
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{NODE, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container},
     frames::{ACK, Packet, REPLY, SYN},
     node::{Node, on_a_node_with},

@@ -9,7 +9,7 @@ use mesh_agent::{
     datapath::Datapath,
     model::{Algorithm, BackendState, Balance, Desired, Location},
 };
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{PEER, WEB, arriving, backend_key, frontend, serve},
     frames::{Packet, RST, SYN},
     node::{Node, on_a_node},

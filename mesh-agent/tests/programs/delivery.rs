@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::model::{Frontend, ServiceKey};
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{
         CLIENT, DNS, MESH0_MAC, NODE, SERVICE_ADDRESS, WEB, arriving, backend_key, from_peer, frontend,
         into_container, out_of_container, target,

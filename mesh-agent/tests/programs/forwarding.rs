@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::model::{Location, NextHop, ReturnMode};
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{CLIENT, DNS, NODE, PEER, WEB, arriving, backend_key, frontend, serve, to_peer},
     frames::{ACK, FORWARD, FORWARD_DIRECT, Packet, SYN, check_frame, outer_port},
     node::{Node, on_a_node},
@@ -141,7 +141,7 @@ fn other_packets_pass_unchanged() {
             Packet::tcp(arriving(), CLIENT, frontend(WEB), ACK).frame(),
             // Geneve of another network.
             {
-                let mut tunnel = mesh_fixtures::cluster::from_peer(WEB, FORWARD);
+                let mut tunnel = mesh_agent_testing::cluster::from_peer(WEB, FORWARD);
                 tunnel.vni = 7;
                 tunnel.around(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN))
             },

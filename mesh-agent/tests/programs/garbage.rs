@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use mesh_agent::model::{Frontend, Location};
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{CLIENT, DNS, MESH0_MAC, PEER, STRANGER, WEB, arriving, from_peer, frontend},
     frames::{ACK, FORWARD, Macs, Packet, REPLY, SYN},
     node::{Node, on_a_node},

@@ -10,13 +10,13 @@ use mesh_agent::{
     datapath::Datapath,
     model::{BackendKey, Location},
 };
-use mesh_ebpf::abi::{self, VERSION};
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, frontend, serve},
     frames::{ACK, Packet, SYN, check_frame},
     node::{Node, on_a_node},
     run::XDP_TX,
 };
+use mesh_ebpf::abi::{self, VERSION};
 
 /// Five remote replicas of one service, and another service beside it.
 fn two_services(node: &mut Node) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddrV4};
 
 use etherparse::{IpNumber, Ipv4Header};
 use mesh_agent::model::Location;
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, from_peer, frontend, out_of_container, serve, target},
     frames::{ACK, FORWARD, Macs, Packet, RST, SYN, Transport, check_frame},
     node::{Node, on_a_node},

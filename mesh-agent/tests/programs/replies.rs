@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::model::Location;
-use mesh_fixtures::{
+use mesh_agent_testing::{
     cluster::{
         CLIENT, DNS, PEER, ROUTER_MAC, WEB, arriving, backend_key, from_peer, frontend, leaving_to,
         out_of_container, target, to_peer,

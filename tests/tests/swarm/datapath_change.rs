@@ -62,7 +62,7 @@ fn changed(fixture: &Fixture) -> Result<()> {
     let nodes = fixture.lab.nodes();
     let node = "node3";
     // Open connections may break when IPVS replaces eBPF or the reverse: none is kept open.
-    let report = under_load(fixture, &nodes, 12, 0, || {
+    let report = under_load(fixture, &nodes, 6, 0, || {
         fixture.lab.meshctl(node, &["datapath", "retry"])?;
         match fixture.lab.meshctl(node, &["datapath", "use", "ipvs"]) {
             Ok(_) => {

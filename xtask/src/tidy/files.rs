@@ -31,7 +31,6 @@ const TOP_LEVEL: &[&str] = &[
     "deploy",
     "mesh-agent",
     "mesh-ebpf",
-    "mesh-fixtures",
     "mesh-orchestrator",
     "mesh-support",
     "rust-toolchain.toml",

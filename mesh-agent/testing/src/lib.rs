@@ -1,4 +1,4 @@
-//! A node with the data path loaded, and frames to feed it: for the agent's tests and benchmarks.
+//! What the tests and benchmarks of the agent share: a node with the data path loaded, and frames to feed it.
 //!
 //! A failure panics, as it does in the tests that use this.
 
