@@ -1,4 +1,4 @@
-//! What more than one crate of the mesh needs. Imports none of them.
+//! Helpers that several crates of the mesh need. Imports none of them.
 
 #[cfg(feature = "bpf")]
 pub mod bpf;

@@ -123,7 +123,8 @@ pub async fn connect(address: SocketAddr, options: RequestOptions) -> Result<()>
 /// # Errors
 /// When a reply cannot be written.
 pub async fn udp(address: SocketAddr, count: u32, size: usize, options: RequestOptions) -> Result<()> {
-    // Kept open, so that the kernel gives no port twice: to the mesh, a port that comes again is the same flow.
+    // Kept open, so that the kernel gives no port twice: to the mesh, a port that comes again is the same
+    // flow.
     let mut sockets = Vec::new();
     for _ in 0..count {
         let begin = Instant::now();

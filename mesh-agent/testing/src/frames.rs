@@ -37,11 +37,11 @@ pub struct Packet {
     pub destination: SocketAddrV4,
     /// The rest of the header.
     pub transport: Transport,
-    /// What follows the headers.
+    /// The bytes after the headers.
     pub payload: Vec<u8>,
 }
 
-/// What is above IP.
+/// The transport header.
 #[derive(Clone)]
 pub enum Transport {
     /// TCP, with these fields of its header.

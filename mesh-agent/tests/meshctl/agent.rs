@@ -31,7 +31,7 @@ pub(crate) fn description(id: &str) -> Node {
     }
 }
 
-/// Advances the tasks after every change, for ever.
+/// Advances the tasks after every change, and never returns.
 pub(crate) async fn work(cluster: Cluster, node: NodeId) {
     let mut changes = cluster.changes();
     loop {

@@ -31,7 +31,7 @@ pub fn listen(port: u16) -> Result<TcpListener> {
         .with_context(|| format!("could not listen on TCP port {port}"))
 }
 
-/// Serves for ever.
+/// Serves; never returns.
 pub async fn serve(listener: TcpListener) {
     loop {
         match listener.accept().await {

@@ -97,7 +97,7 @@ fn stop(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Neither services in IPVS nor the rules and the device beside them.
+/// There are no services in IPVS, and no rules or device of ours.
 fn nothing_is_left(fixture: &Fixture) -> Result<()> {
     let services = virtual_services(fixture)?;
     ensure!(services.is_empty(), "IPVS still has {services:?}");
@@ -115,7 +115,7 @@ fn nothing_is_left(fixture: &Fixture) -> Result<()> {
     })
 }
 
-/// What IPVS balances on the node, as it lists it.
+/// The virtual services that IPVS lists on the node.
 fn virtual_services(fixture: &Fixture) -> Result<BTreeSet<String>> {
     let table = fixture.lab.run(NODE, ["cat", "/proc/net/ip_vs"])?;
     let is_service = |line: &&str| ["TCP", "UDP", "FWM"].iter().any(|kind| line.starts_with(kind));

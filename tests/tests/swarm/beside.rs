@@ -36,7 +36,7 @@ pub(crate) const ON_IPVS: &[Story] = &[
 /// Arguments of an agent on IPVS.
 const IPVS: &[&str] = &["--datapath", "ipvs"];
 
-/// How long the load goes on around a change, in seconds.
+/// How long the load around a change lasts at least, in seconds.
 const LOAD: u32 = 6;
 
 /// Connections that stay open meanwhile: two through each node.
@@ -129,7 +129,7 @@ fn killed(fixture: &Fixture) -> Result<()> {
     expect_and_print(&report).context("while an agent on IPVS replaced a killed one")
 }
 
-/// One after the other, so that some nodes have eBPF and others IPVS meanwhile.
+/// One after the other, so that for a while some nodes have eBPF and others IPVS.
 fn changed(fixture: &Fixture) -> Result<()> {
     let all = fixture.lab.nodes();
     let report = under_load(fixture, &all, LOAD, KEPT, || {

@@ -251,7 +251,7 @@ fn kept(fixture: &Fixture) -> Result<()> {
 
 fn worker_restart(fixture: &Fixture) -> Result<()> {
     let node = "node2";
-    // Traffic through another node goes on, also to replicas on this one.
+    // Traffic through another node is not disturbed, not even to replicas on this one.
     let url = fixture.url("node1", HTTP)?;
     let replies = during(fixture, &url, 200, || {
         fixture.lab.kill_agent(node)?;

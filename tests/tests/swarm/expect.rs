@@ -1,4 +1,4 @@
-//! What replies must be, whichever story asks for them.
+//! Expectations of replies that several stories share.
 
 use std::collections::BTreeSet;
 

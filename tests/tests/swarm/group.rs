@@ -22,11 +22,11 @@ pub(crate) struct Group {
     pub(crate) name: &'static str,
     /// How many of the three nodes manage.
     pub(crate) managers: usize,
-    /// What the wire leaves to the receiver.
+    /// Whether the wire leaves checksums and segmentation to the receiver.
     pub(crate) offloads: Offloads,
     /// The agents' arguments; `None`: the stories start agents by themselves, if at all.
     pub(crate) agents: Option<&'static [&'static str]>,
-    /// Whether the kernel must have IPVS. Such a group is run only if it is asked for, by `--ignored`.
+    /// Whether the kernel must have IPVS. Such a group runs only with `--ignored`.
     pub(crate) needs_ipvs: bool,
     pub(crate) stories: &'static [&'static [Story]],
 }

@@ -119,7 +119,7 @@ pub(crate) const INTENDED: &[Difference] = &[
     // Stacks.
     only_docker("stack deploy", "Creating network", NO_OVERLAY),
     only_docker("stack rm", "Removing network", NO_OVERLAY),
-    // What is refused.
+    // Refusals.
     code("--update-order sideways", EARLY),
     code("--restart-condition sometimes", EARLY),
     code("--availability gone", EARLY),

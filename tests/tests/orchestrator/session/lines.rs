@@ -106,7 +106,7 @@ pub(crate) const SESSION: &[Step] = &[
     Type("docker service inspect --format json web"),
     Type("docker service inspect web nothing"),
     Type("docker service inspect nothing"),
-    // What it says.
+    // Its output.
     Until("docker service logs talk 2>&1 | wc -l", "2\n"),
     Type("docker service logs talk"),
     Type("docker service logs --raw talk"),
@@ -191,7 +191,7 @@ pub(crate) const SESSION: &[Step] = &[
         "docker service ls -q; docker config ls -q; docker secret ls -q",
         "",
     ),
-    // What cannot be meant.
+    // Invalid commands.
     Type("docker service"),
     Type("docker service nothing"),
     Type("docker nothing"),

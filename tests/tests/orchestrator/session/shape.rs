@@ -207,7 +207,7 @@ fn shape_of_part(part: &str) -> String {
     part.to_owned()
 }
 
-/// What must hold of the texts above; run with the story, which is worth nothing if they do not.
+/// Checks of the functions above. The story runs them first: without them it would prove nothing.
 pub(crate) fn check() -> anyhow::Result<()> {
     for (line, expected) in [
         ("Running 3 seconds ago", "Running <age>"),
