@@ -95,7 +95,7 @@ fn ebpf_object(feature: &str, title: &str, object: &Path) -> Result<()> {
         &mut build,
     )?;
     let built = target.join("bpfel-unknown-none/ebpf/mesh");
-    // BTF is made from the debug information, which nobody reads afterwards; it is three quarters of the
+    // BTF is made from the debug information, which is not read afterwards; it is three quarters of the
     // object, and the agent carries that.
     let stripped = built.with_extension("stripped");
     let mut strip = command(["llvm-objcopy-22", "--strip-debug"]);
@@ -110,7 +110,8 @@ fn ebpf_object(feature: &str, title: &str, object: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds `mesh-agent` and the test server, linked statically, and links `meshctl` to the former, which is both.
+/// Builds `mesh-agent` and the test server, linked statically, and links `meshctl` to the former, which is
+/// both.
 ///
 /// # Errors
 /// When the build fails.
@@ -152,11 +153,11 @@ pub fn static_programs() -> Result<()> {
     Ok(())
 }
 
-/// The workspace's own cargo, told where the eBPF programs are.
-pub fn cargo<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
+/// The workspace's own cargo, with the location of the eBPF programs.
+pub fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let mut cargo = clean(command(["cargo"]));
     cargo
-        .args(words)
+        .args(arguments)
         .env("MESH_EBPF_OBJECT", paths::ebpf_object())
         .current_dir(paths::workspace());
     if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {

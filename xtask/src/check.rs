@@ -1,5 +1,5 @@
-//! `cargo xtask check`: what can be checked in two minutes without root, a lab or an installation. Depends on `build`,
-//! `phases`, `programs` and `tidy`.
+//! `cargo xtask check`: what can be checked in two minutes without root, a lab or an installation. Depends on
+//! `build`, `phases`, `programs` and `tidy`.
 
 use std::process::Command;
 
@@ -15,7 +15,8 @@ use crate::{
     tidy,
 };
 
-/// Unit tests that need more than a compiler, and are left out where that is missing. `cargo xtask test` runs them all.
+/// Unit tests that need more than a compiler, and are left out where that is missing. `cargo xtask test` runs
+/// them all.
 struct Demanding {
     /// What their names begin with.
     tests: &'static str,
@@ -124,9 +125,9 @@ pub fn lints(output: &Output) -> Result<()> {
     output.stream(&mut ebpf_lints())
 }
 
-/// Clippy over the eBPF programs and what measures them. They are looked at as if they were for the host: the compiler
-/// for their own target comes without clippy. That needs what the host's libraries are not built with: an unstable
-/// feature, and panics that abort.
+/// Clippy over the eBPF programs and what measures them. They are looked at as if they were for the host: the
+/// compiler for their own target comes without clippy. That needs what the host's libraries are not built
+/// with: an unstable feature, and panics that abort.
 fn ebpf_lints() -> Command {
     let mut clippy = cargo(["clippy", "--quiet", "--package", "mesh-ebpf", "--bins"]);
     clippy

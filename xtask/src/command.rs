@@ -1,5 +1,5 @@
-//! The one way this crate runs other programs: what failed is reported with what it said. Depends
-//! only on `paths`.
+//! The one way this crate runs other programs: a failure is reported with the program's output. Depends only
+//! on `paths`.
 
 use std::{
     ffi::OsStr,
@@ -14,19 +14,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::paths;
 
-/// A command from words.
-pub fn command<I, S>(words: I) -> Command
+/// A command from its program and arguments.
+pub fn command<I, S>(arguments: I) -> Command
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let mut words = words.into_iter();
-    let mut command = match words.next() {
+    let mut arguments = arguments.into_iter();
+    let mut command = match arguments.next() {
         Some(program) => Command::new(program),
         // Spawning reports the empty name in its error.
         None => Command::new(""),
     };
-    command.args(words);
+    command.args(arguments);
     command
 }
 
@@ -35,7 +35,7 @@ where
 pub fn line(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
+        .map(|argument| argument.to_string_lossy().into_owned())
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -73,12 +73,12 @@ fn answer(command: &Command, output: &Output) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// What a program said, standard error first.
+/// A program's output, standard error first.
 #[must_use]
 pub fn output_text(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
-    let words = String::from_utf8_lossy(&output.stdout);
-    format!("{}\n{}", errors.trim(), words.trim()).trim().to_owned()
+    let regular = String::from_utf8_lossy(&output.stdout);
+    format!("{}\n{}", errors.trim(), regular.trim()).trim().to_owned()
 }
 
 /// Runs with `input` on its standard input.
@@ -99,9 +99,9 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
     let output = child
         .wait_with_output()
         .with_context(|| format!("could not wait for `{}`", line(command)))?;
-    let said = answer(command, &output)?;
+    let text = answer(command, &output)?;
     written.with_context(|| format!("`{}` did not read its input", line(command)))?;
-    Ok(said)
+    Ok(text)
 }
 
 /// Runs with this terminal, so that every line is seen as it comes.
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failure_names_the_command_and_what_it_said() {
+    fn a_failure_names_the_command_and_its_output() {
         let error = run(&mut command(["sh", "-c", "echo no such thing >&2; exit 3"]))
             .unwrap_err()
             .to_string();

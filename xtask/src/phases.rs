@@ -1,5 +1,5 @@
-//! Phases of a long command: each is timed, several may run beside each other, and all are listed with their times and
-//! the test runners' closing lines at the end, also when one has failed. Depends on `command`.
+//! Phases of a long command: each is timed, several may run beside each other, and all are listed with their
+//! times and the test runners' closing lines at the end, also when one has failed. Depends on `command`.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -54,7 +54,8 @@ impl<'a> Phase<'a> {
     }
 }
 
-/// Where a phase's output goes: to standard output, with the phase's name before each line where others run beside it.
+/// Where a phase's output goes: to standard output, with the phase's name before each line where others run
+/// beside it.
 #[derive(Debug)]
 pub struct Output {
     prefix: Option<&'static str>,

@@ -1,6 +1,6 @@
-//! Every external program that the code or a test runs, with its Debian package and what needs it. Set-up installs
-//! from this table, the test suite checks it before the first test, and `cargo xtask tidy` fails where a program is
-//! run that is not in it. Data only, but for the look-up.
+//! Every external program that the code or a test runs, with its Debian package and what needs it. Set-up
+//! installs from this table, the test suite checks it before the first test, and `cargo xtask tidy` fails
+//! where a program is run that is not in it. Data only, but for the look-up.
 
 use std::path::Path;
 
@@ -42,7 +42,8 @@ const fn program(name: &'static str, package: &'static str, needs: &'static [Nee
     Program { name, package, needs }
 }
 
-/// What a program is run for everywhere: a lab, and whatever is tested or measured in one or in a virtual machine.
+/// What a program is run for everywhere: a lab, and whatever is tested or measured in one or in a virtual
+/// machine.
 const EVERYWHERE: &[Need] = &[Build, Lab, Tests, Vm, Bench];
 
 /// The programs.

@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: installs what a command needs, from the table of `programs`, and only what is missing. Depends on
-//! `command`, `programs` and, for virtual machines' kernels, `vm::kernel`.
+//! `cargo xtask setup`: installs what a command needs, from the table of `programs`, and only what is
+//! missing. Depends on `command`, `programs` and, for virtual machines' kernels, `vm::kernel`.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -53,7 +53,8 @@ impl EbpfToolchain {
     }
 }
 
-/// Takes away what `cargo run` and rustup tell their children, which would lead another cargo astray.
+/// Removes the variables that `cargo run` and rustup set for their children, which would mislead another
+/// cargo.
 #[must_use]
 pub fn clean(mut command: std::process::Command) -> std::process::Command {
     for (name, _) in std::env::vars_os() {
@@ -86,7 +87,8 @@ pub struct Linker {
     is_missing: bool,
 }
 
-/// Installs everything that any command needs and is missing, but for what virtual machines and measurements need.
+/// Installs everything that any command needs and is missing, but for what virtual machines and measurements
+/// need.
 ///
 /// # Errors
 /// When something is missing and cannot be installed.
@@ -135,7 +137,8 @@ impl Linker {
         install
             .args(["--no-default-features", "--features", "llvm-22"])
             .env("LLVM_PREFIX", prefix)
-            // It links two small programs: its own speed does not matter, and its debug information is never read.
+            // It links two small programs: its own speed does not matter, and its debug information is never
+            // read.
             .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
         command::progress("bpf-linker", "bpf-linker", &mut install)
@@ -264,7 +267,7 @@ impl NoServices {
     fn new() -> Result<Self> {
         let path = Path::new("/usr/sbin/policy-rc.d");
         if path.exists() {
-            // Somebody else's policy; it stays.
+            // An administrator's policy; it stays.
             return Ok(Self { path, ours: false });
         }
         fs::write(path, "#!/bin/sh\nexit 101\n")

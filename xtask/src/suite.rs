@@ -1,5 +1,5 @@
-//! `cargo xtask test`: everything that can be tested, in phases, of which some run beside each other. Depends on `setup`,
-//! `build`, `check`, `test_binaries` and `vm`.
+//! `cargo xtask test`: everything that can be tested, in phases, of which some run beside each other. Depends
+//! on `setup`, `build`, `check`, `test_binaries` and `vm`.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ use crate::{
 /// What of the suite to run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Run only this: a phase, a test binary, or the tests whose names hold this text. May be repeated: text then
-    /// restricts the phases and binaries that are named beside it.
+    /// Run only this: a phase, a test binary, or the tests whose names hold this text. May be repeated: text
+    /// then restricts the phases and binaries that are named beside it.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Leave out the end-to-end tests.
@@ -28,8 +28,8 @@ pub struct Arguments {
     /// Leave out what runs under another kernel, in a virtual machine.
     #[arg(long)]
     no_vm: bool,
-    /// Under the other kernel, too, try the mesh on a Swarm, beside Docker's own: takes a quarter of an hour where
-    /// the processor is emulated.
+    /// Under the other kernel, too, try the mesh on a Swarm, beside Docker's own: takes a quarter of an hour
+    /// where the processor is emulated.
     #[arg(long)]
     vm_swarm: bool,
 }
@@ -90,8 +90,8 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         })?;
     }
     let lane = |part: Part| tests(part, &built, &selection, &parts);
-    // What needs the processors runs first. The stories mostly wait, and leave them to the machine that emulates some
-    // and to the compiler, which both give way.
+    // What needs the processors runs first. The stories mostly wait, and leave them to the machine that
+    // emulates some and to the compiler, which both give way.
     let first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
         .into_iter()
         .filter_map(lane)
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phase_a_binary_and_a_filter_are_told_apart() {
+    fn a_phase_a_binary_and_a_filter_are_distinguished() {
         assert_eq!(selection(&["store", "unit"]).parts(), [Part::Unit, Part::Store]);
         assert_eq!(selection(&["ipvs"]).parts(), [Part::Vm]);
         assert_eq!(selection(&["conformance"]).parts(), [Part::Kernel]);

@@ -1,5 +1,5 @@
-//! The test binaries: which there are and what runs them, how cargo builds all of them at once, and how one is run.
-//! Depends on `build` and `phases`.
+//! The test binaries: which there are and what runs them, how cargo builds all of them at once, and how one
+//! is run. Depends on `build` and `phases`.
 
 use std::{
     path::{Path, PathBuf},

@@ -22,8 +22,8 @@ impl Claims {
         self.all.iter().all(|(_, outcome)| outcome.is_ok())
     }
 
-    /// Prints them, and ends the demo: with the lab down and what came of the claims where they are checked, with the
-    /// lab up where somebody wants to look around.
+    /// Prints them, and ends the demo: with the lab down and what came of the claims where they are checked,
+    /// with the lab up where the user wants to look around.
     pub(super) fn end(&self, mut lab: Lab, check: bool) -> Result<ExitCode> {
         println!();
         self.print();
@@ -32,11 +32,11 @@ impl Claims {
             return Ok(ExitCode::SUCCESS);
         }
         lab.down()?;
-        let (words, code) = match self.held() {
+        let (outcome, code) = match self.held() {
             true => ("every claim held", ExitCode::SUCCESS),
             false => ("not every claim held", ExitCode::FAILURE),
         };
-        println!("the lab is down; {words}");
+        println!("the lab is down; {outcome}");
         Ok(code)
     }
 

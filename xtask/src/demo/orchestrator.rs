@@ -1,5 +1,5 @@
-//! `cargo xtask demo --orchestrator`: services on one plain engine, their objects in a file, as a user of the docker CLI
-//! would run them. Depends on `lab`.
+//! `cargo xtask demo --orchestrator`: services on one plain engine, their objects in a file, as a user of the
+//! docker CLI would run them. Depends on `lab`.
 
 use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
@@ -17,10 +17,11 @@ use crate::lab::{
 const NODE: &str = "node1";
 const SERVICE: &str = "web";
 const PORT: u16 = 9200;
-/// How long the replicas may take to be what was asked for.
+/// How long the replicas may take to reach the desired state.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Brings the lab up and shows a service's life: created, scaled, updated, read, rolled by a webhook, rolled back, saved.
+/// Brings the lab up and shows a service's life: created, scaled, updated, read, rolled by a webhook, rolled
+/// back, saved.
 ///
 /// # Errors
 /// When the lab or the agent does not start.
@@ -62,7 +63,7 @@ const SCENES: &[Scene] = &[
     ("create: three replicas answer", create),
     ("scale: five replicas answer", scale),
     ("update: every task is replaced, and no request fails", update),
-    ("logs: all tasks' output is read in one place", logs),
+    ("logs: the output of all tasks is merged", logs),
     ("webhook: a POST to a secret URL rolls the service", webhook),
     ("rollback: the specification before is back", rollback),
     ("backup: everything is in one file", backup),
@@ -73,12 +74,12 @@ struct Demo<'a> {
 }
 
 impl Demo<'_> {
-    /// Types a command, shows it and what it prints.
-    fn meshctl(&self, words: &[&str]) -> Result<String> {
-        println!("\n{NODE}$ meshctl {}", words.join(" "));
-        let said = self.lab.meshctl(NODE, words)?;
-        println!("{said}");
-        Ok(said)
+    /// Runs a command, and shows it and its output.
+    fn meshctl(&self, arguments: &[&str]) -> Result<String> {
+        println!("\n{NODE}$ meshctl {}", arguments.join(" "));
+        let text = self.lab.meshctl(NODE, arguments)?;
+        println!("{text}");
+        Ok(text)
     }
 
     fn url(&self) -> Result<String> {

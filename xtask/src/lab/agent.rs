@@ -23,7 +23,7 @@ use crate::{
 /// The file with the agent's pid as its node counts.
 const PID_FILE: &str = "/run/mesh-agent.pid";
 
-/// What an agent gets where nothing else is said: the wire of the lab is fit for native XDP.
+/// An agent's arguments by default: the lab's wire supports native XDP.
 pub const DEFAULT_ARGUMENTS: &[&str] = &["--xdp", "native"];
 
 impl Lab {
@@ -77,7 +77,7 @@ impl Lab {
             ["sh", "-euc", &script, "sh", program, "run"],
         );
         if !arguments.contains(&"--log-level") {
-            // What a story that failed is looked at with.
+            // To find out why a story failed.
             agent.args(["--log-level", "debug"]);
         }
         if !arguments.contains(&"--cgroup") {
@@ -177,7 +177,7 @@ impl Lab {
     /// Runs `meshctl` on a node and returns its output.
     ///
     /// # Errors
-    /// When it fails; with what it said.
+    /// When it fails; with its output.
     pub fn meshctl(&self, node: &str, arguments: &[&str]) -> Result<String> {
         let program = paths::program("meshctl");
         let program = program
@@ -197,8 +197,8 @@ impl Lab {
         let program = program
             .to_str()
             .context("the target folder's path is not UTF-8")?;
-        let words = [program, "get", "http://127.0.0.1:9469/metrics", "--raw"];
-        let output = output(&mut enter(self.state.space(node)?, words))?;
+        let arguments = [program, "get", "http://127.0.0.1:9469/metrics", "--raw"];
+        let output = output(&mut enter(self.state.space(node)?, arguments))?;
         if !output.status.success() {
             bail!("could not read the metrics of {node}: {}", output_text(&output));
         }

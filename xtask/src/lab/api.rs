@@ -1,4 +1,4 @@
-//! The orchestrator on the lab's nodes, and a client of its API as small as can be: one request, one connection.
+//! The orchestrator on the lab's nodes, and a minimal client of its API: one request, one connection.
 //! Depends on `agent` and `wait`.
 
 use std::{
@@ -37,7 +37,7 @@ impl Lab {
         })
     }
 
-    /// What a node's agent is told to be an orchestrator.
+    /// The arguments that make a node's agent an orchestrator.
     ///
     /// # Errors
     /// When there is no such node.
@@ -52,7 +52,7 @@ impl Lab {
         Ok(arguments.into_iter().map(str::to_owned).collect())
     }
 
-    /// Where a node's orchestrator keeps what it has to remember.
+    /// Where a node's orchestrator keeps its state.
     #[must_use]
     pub fn orchestrator_folder(&self, node: &str) -> PathBuf {
         self.state().data.join(node).join("mesh")
@@ -87,13 +87,13 @@ pub struct Answer {
 }
 
 impl Api {
-    /// Sends a request; every answer is one, refusals too.
+    /// Sends a request and returns the answer, also where that is a refusal.
     ///
     /// # Errors
-    /// When nobody answers in time.
+    /// When there is no answer in time.
     pub fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
         let mut stream = UnixStream::connect(&self.socket)
-            .with_context(|| format!("nobody listens at {}", self.socket.display()))?;
+            .with_context(|| format!("nothing listens at {}", self.socket.display()))?;
         stream.set_read_timeout(Some(LIMIT))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let length = body.len();
@@ -142,7 +142,7 @@ impl Api {
         self.call("GET", path, None)
     }
 
-    /// The tasks of a service that run and shall run.
+    /// The tasks of a service that run and are meant to run.
     ///
     /// # Errors
     /// When the agent does not list them.

@@ -172,9 +172,9 @@ fn status() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn exec(name: &str, node: &str, words: &[String]) -> Result<ExitCode> {
+fn exec(name: &str, node: &str, arguments: &[String]) -> Result<ExitCode> {
     let lab = Lab::attach(name)?;
-    let mut command = lab.command(node, words.iter().map(String::as_str))?;
+    let mut command = lab.command(node, arguments.iter().map(String::as_str))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(paths::static_programs()).chain(std::env::split_paths(&path));
     command.env(

@@ -101,8 +101,8 @@ pub fn start(state: &State, node: &str) -> Result<()> {
     link_socket(state, node)
 }
 
-/// Starts a node's containerd, unless it runs. dockerd starts one by itself, and gives up when that takes longer than
-/// 15 s, which it does on slow machines.
+/// Starts a node's containerd, unless it runs. dockerd starts one by itself, and gives up when that takes
+/// longer than 15 s, which it does on slow machines.
 fn start_containerd(state: &State, node: &str) -> Result<()> {
     let space = state.space(node)?;
     let answers = || -> Result<()> {
@@ -157,9 +157,13 @@ pub fn stop(state: &State, node: &str) -> Result<()> {
 ///
 /// # Errors
 /// When there is no such node.
-pub fn docker<'a>(state: &State, node: &str, words: impl IntoIterator<Item = &'a str>) -> Result<Command> {
+pub fn docker<'a>(
+    state: &State,
+    node: &str,
+    arguments: impl IntoIterator<Item = &'a str>,
+) -> Result<Command> {
     let mut docker = enter(state.space(node)?, ["docker", "-H", "unix:///run/docker.sock"]);
-    docker.args(words);
+    docker.args(arguments);
     Ok(docker)
 }
 
@@ -204,7 +208,7 @@ pub fn form_swarm(state: &State, managers: usize) -> Result<()> {
     // Managers one after the other: each changes the quorum.
     let split = managers.saturating_sub(1).min(others.len());
     for (index, node) in others.iter().enumerate().take(split) {
-        let words = [
+        let arguments = [
             "swarm",
             "join",
             "--token",
@@ -213,7 +217,7 @@ pub fn form_swarm(state: &State, managers: usize) -> Result<()> {
             &address(index + 1),
             &manager_at,
         ];
-        run(&mut docker(state, node, words)?)?;
+        run(&mut docker(state, node, arguments)?)?;
     }
     std::thread::scope(|scope| {
         let joins: Vec<_> = others
@@ -221,7 +225,7 @@ pub fn form_swarm(state: &State, managers: usize) -> Result<()> {
             .enumerate()
             .skip(split)
             .map(|(index, node)| {
-                let words = [
+                let arguments = [
                     "swarm",
                     "join",
                     "--token",
@@ -230,7 +234,7 @@ pub fn form_swarm(state: &State, managers: usize) -> Result<()> {
                     &address(index + 1),
                     &manager_at,
                 ];
-                let join = docker(state, node, words);
+                let join = docker(state, node, arguments);
                 scope.spawn(move || run(&mut join?))
             })
             .collect();

@@ -90,11 +90,11 @@ impl Lab {
         Self::up_with(options, |_| ())
     }
 
-    /// [`up`](Self::up), telling each step as it begins.
+    /// [`up`](Self::up), reporting each step as it begins.
     ///
     /// # Errors
     /// As `up`.
-    pub fn up_with(options: &LabOptions, mut tell: impl FnMut(&str)) -> Result<Self> {
+    pub fn up_with(options: &LabOptions, mut report: impl FnMut(&str)) -> Result<Self> {
         let LabOptions {
             name,
             nodes,
@@ -110,7 +110,7 @@ impl Lab {
             && !state.spaces.iter().any(|space| space.init.is_alive())
             && !state.owner.is_alive()
         {
-            tell("removing what a killed lab left behind");
+            report("removing what a killed lab left behind");
             take_down(&state)?;
         }
         watch_signals()?;
@@ -124,7 +124,7 @@ impl Lab {
             kept: false,
             agents: Mutex::default(),
         };
-        tell("namespaces and wire");
+        report("namespaces and wire");
         wire::lay(&mut lab.state)?;
         space::start(&mut lab.state, "client")?;
         space::furnish(&lab.state, "client")?;
@@ -136,13 +136,13 @@ impl Lab {
             let host = u8::try_from(index + 1).context("too many nodes")?;
             wire::plug(&lab.state, &node, host, *offloads)?;
         }
-        tell("Docker engines");
+        report("Docker engines");
         lab.on_each_node(|node| {
             engine::start(&lab.state, node)?;
             engine::import_image(&lab.state, node)
         })?;
         if *managers > 0 {
-            tell("Swarm");
+            report("Swarm");
             engine::form_swarm(&lab.state, *managers)?;
         }
         Ok(lab)
@@ -215,24 +215,24 @@ impl Lab {
     ///
     /// # Errors
     /// When there is no such node.
-    pub fn command<'a>(&self, name: &str, words: impl IntoIterator<Item = &'a str>) -> Result<Command> {
-        Ok(space::join(self.state.space(name)?, words))
+    pub fn command<'a>(&self, name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Result<Command> {
+        Ok(space::join(self.state.space(name)?, arguments))
     }
 
     /// Runs a command on a node, or in the client, and returns its output.
     ///
     /// # Errors
-    /// When it fails; with what it said.
-    pub fn run<'a>(&self, name: &str, words: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        crate::command::run(&mut self.command(name, words)?)
+    /// When it fails; with its output.
+    pub fn run<'a>(&self, name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        crate::command::run(&mut self.command(name, arguments)?)
     }
 
     /// Runs docker's command-line tool on a node and returns its output.
     ///
     /// # Errors
-    /// When it fails; with what it said.
-    pub fn docker<'a>(&self, node: &str, words: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        crate::command::run(&mut engine::docker(&self.state, node, words)?)
+    /// When it fails; with its output.
+    pub fn docker<'a>(&self, node: &str, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        crate::command::run(&mut engine::docker(&self.state, node, arguments)?)
     }
 
     /// Stops a node's dockerd, and its containers with it.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wait::wait_until;
 
-/// One process, told from any later one with the same pid by when it started.
+/// One process. Its start time distinguishes it from any later one with the same pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its pid as the host sees it.

@@ -23,7 +23,7 @@ impl Lab {
     /// When the engine refuses it or its tasks do not run in time.
     pub fn create_service(&self, name: &str, replicas: usize, ports: &[&str], more: &[&str]) -> Result<()> {
         let count = replicas.to_string();
-        let mut words = vec![
+        let mut arguments = vec![
             "service",
             "create",
             "--detach",
@@ -34,18 +34,18 @@ impl Lab {
             &count,
         ];
         for port in ports {
-            words.extend(["-p", port]);
+            arguments.extend(["-p", port]);
         }
-        words.extend([
+        arguments.extend([
             "--env",
             "TASK={{.Service.Name}}.{{.Task.Slot}}",
             "--restart-delay",
             "500ms",
         ]);
-        words.extend(["--stop-grace-period", "3s"]);
-        words.extend(more);
-        words.push(SERVER_IMAGE);
-        self.docker("node1", words)?;
+        arguments.extend(["--stop-grace-period", "3s"]);
+        arguments.extend(more);
+        arguments.push(SERVER_IMAGE);
+        self.docker("node1", arguments)?;
         self.wait_for_tasks(name, replicas).map(drop)
     }
 
@@ -83,7 +83,7 @@ impl Lab {
         )
     }
 
-    /// The tasks of a service that run and shall run.
+    /// The tasks of a service that run and are meant to run.
     ///
     /// # Errors
     /// When the engine cannot list them.
@@ -137,12 +137,12 @@ impl Lab {
 }
 
 fn parse_task(line: &str) -> Option<ServiceTask> {
-    let mut words = line.split(' ');
+    let mut fields = line.split(' ');
     let task = ServiceTask {
-        name: words.next()?.to_owned(),
-        node: words.next()?.to_owned(),
+        name: fields.next()?.to_owned(),
+        node: fields.next()?.to_owned(),
     };
-    (words.next()? == "Running" && words.next()? == "Running").then_some(task)
+    (fields.next()? == "Running" && fields.next()? == "Running").then_some(task)
 }
 
 #[cfg(test)]
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_tasks_that_run_and_shall_run_count() {
+    fn only_tasks_that_run_and_are_meant_to_count() {
         assert_eq!(
             parse_task("web.1 node2 Running Running 2 seconds ago"),
             Some(ServiceTask {

@@ -124,12 +124,12 @@ pub fn furnish(state: &State, name: &str) -> Result<()> {
 }
 
 /// A command inside all of a space's namespaces, outside its control group.
-pub fn enter<'a>(space: &SpaceRecord, words: impl IntoIterator<Item = &'a str>) -> Command {
+pub fn enter<'a>(space: &SpaceRecord, arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let target = space.init.pid.to_string();
     let mut inside = command([
         "nsenter", "--target", &target, "--mount", "--uts", "--net", "--pid", "--wd=/",
     ]);
-    inside.args(words);
+    inside.args(arguments);
     inside
         .env_remove("DOCKER_HOST")
         .env_remove("DOCKER_CONTEXT")
@@ -138,18 +138,18 @@ pub fn enter<'a>(space: &SpaceRecord, words: impl IntoIterator<Item = &'a str>) 
 }
 
 /// A command in a space's network namespace alone, with the host's pids and files.
-pub fn enter_network<'a>(space: &SpaceRecord, words: impl IntoIterator<Item = &'a str>) -> Command {
+pub fn enter_network<'a>(space: &SpaceRecord, arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let target = space.init.pid.to_string();
     let mut inside = command(["nsenter", "--target", &target, "--net"]);
-    inside.args(words);
+    inside.args(arguments);
     inside
 }
 
 /// A command inside all of a space's namespaces and its control group, as a process of the node is.
-pub fn join<'a>(space: &SpaceRecord, words: impl IntoIterator<Item = &'a str>) -> Command {
+pub fn join<'a>(space: &SpaceRecord, arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let script = format!("echo 0 > {NODE_CGROUP}/init/cgroup.procs; exec \"$@\"");
     let mut inside = enter(space, ["sh", "-euc", &script, "sh"]);
-    inside.args(words);
+    inside.args(arguments);
     inside
 }
 

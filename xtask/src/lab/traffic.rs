@@ -11,7 +11,7 @@ use crate::{
     paths,
 };
 
-/// What came of one request.
+/// The outcome of one request.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Reply {
@@ -43,8 +43,8 @@ pub struct Load {
 }
 
 impl Lab {
-    /// Sends `count` requests one after the other, each on a new connection, and returns what came of
-    /// each. A request that fails is a reply that says so.
+    /// Sends `count` requests one after the other, each on a new connection, and returns the outcome
+    /// of each, failures included.
     ///
     /// # Errors
     /// When the client itself cannot run.
@@ -58,12 +58,12 @@ impl Lab {
     /// As `fetch`.
     pub fn fetch_with(&self, from: &str, url: &str, count: usize, more: &[&str]) -> Result<Vec<Reply>> {
         let count = count.to_string();
-        let mut words = vec!["get", url, "--count", &count];
-        words.extend(more);
-        self.replies(from, &words)
+        let mut arguments = vec!["get", url, "--count", &count];
+        arguments.extend(more);
+        self.replies(from, &arguments)
     }
 
-    /// Sends UDP datagrams, each from a new port, and returns what came of each.
+    /// Sends UDP datagrams, each from a new port, and returns the outcome of each.
     ///
     /// # Errors
     /// When the client itself cannot run.
@@ -71,7 +71,7 @@ impl Lab {
         self.replies(from, &["udp", target, "--count", &count.to_string()])
     }
 
-    /// Tries to connect once and tells how that went.
+    /// Tries to connect once and returns the outcome.
     ///
     /// # Errors
     /// When the client itself cannot run.
@@ -79,10 +79,10 @@ impl Lab {
         self.replies(from, &["connect", target])?
             .into_iter()
             .next()
-            .context("the client said nothing")
+            .context("the client printed nothing")
     }
 
-    /// Keeps up a load from a node while something happens, and returns what the client reports of it.
+    /// Keeps up a load from a node during some work, and returns the client's report.
     ///
     /// # Errors
     /// When the work fails, or the client does, ends before the work or does not keep the rate.
@@ -100,7 +100,7 @@ impl Lab {
             load.seconds.to_string(),
             load.kept.to_string(),
         );
-        let mut words = vec![
+        let mut arguments = vec![
             "load",
             "--rate",
             &rate,
@@ -109,10 +109,10 @@ impl Lab {
             "--keep-alive",
             &kept,
         ];
-        words.extend(["--while", &path]);
-        words.extend(load.urls.iter().map(String::as_str));
+        arguments.extend(["--while", &path]);
+        arguments.extend(load.urls.iter().map(String::as_str));
         let text = thread::scope(|scope| {
-            let client = scope.spawn(|| self.testbed(from, &words));
+            let client = scope.spawn(|| self.testbed(from, &arguments));
             let outcome = work();
             let ended_before = client.is_finished();
             // Its file gone, the client ends: also where the work failed.
@@ -121,44 +121,44 @@ impl Lab {
                 bail!("the thread of the load panicked")
             };
             outcome?;
-            removed.context("could not tell the load to end")?;
+            removed.context("could not end the load")?;
             let text = text?;
             ensure!(!ended_before, "the load ended before the work did: `{text}`");
             Ok(text)
         })?;
         let kept_up = |report: &Attempts| report.attempts >= u64::from(load.rate * load.seconds) * 9 / 10;
-        let said = || format!("the load said `{text}`");
+        let printed = || format!("the load printed `{text}`");
         ensure!(
-            kept_up(&serde_json::from_str(&text).with_context(said)?),
+            kept_up(&serde_json::from_str(&text).with_context(printed)?),
             "the rate was not kept: `{text}`"
         );
-        serde_json::from_str(&text).with_context(said)
+        serde_json::from_str(&text).with_context(printed)
     }
 
     /// Runs the test server's client and returns its output; a failure of what it was asked to do is an
     /// error.
     ///
     /// # Errors
-    /// When it cannot run, or says that something went wrong.
-    pub fn testbed(&self, from: &str, words: &[&str]) -> Result<String> {
+    /// When it cannot run, or reports a failure.
+    pub fn testbed(&self, from: &str, arguments: &[&str]) -> Result<String> {
         let program = paths::program("mesh-testbed");
         let program = program
             .to_str()
             .context("the target folder's path is not UTF-8")?;
-        self.run(from, std::iter::once(program).chain(words.iter().copied()))
+        self.run(from, std::iter::once(program).chain(arguments.iter().copied()))
     }
 
-    fn replies(&self, from: &str, words: &[&str]) -> Result<Vec<Reply>> {
+    fn replies(&self, from: &str, arguments: &[&str]) -> Result<Vec<Reply>> {
         let program = paths::program("mesh-testbed");
         let program = program
             .to_str()
             .context("the target folder's path is not UTF-8")?;
-        let mut client = self.command(from, std::iter::once(program).chain(words.iter().copied()))?;
+        let mut client = self.command(from, std::iter::once(program).chain(arguments.iter().copied()))?;
         let output = output(&mut client)?;
         let text = String::from_utf8_lossy(&output.stdout);
         let replies: Vec<Reply> = text
             .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("the client said `{line}`")))
+            .map(|line| serde_json::from_str(line).with_context(|| format!("the client printed `{line}`")))
             .collect::<Result<_>>()?;
         if replies.is_empty() {
             bail!(

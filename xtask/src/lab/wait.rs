@@ -20,14 +20,14 @@ static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
         .clamp(1, 1000)
 });
 
-/// How much slower than others this machine is said to be, at least 1.
+/// How much slower than others this machine is expected to be, at least 1.
 #[must_use]
 pub fn patience() -> u32 {
     *PATIENCE
 }
 
-/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet". Where `$MESH_LAB_PATIENCE` is
-/// set, that many times the timeout.
+/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet". Where
+/// `$MESH_LAB_PATIENCE` is set, that many times the timeout.
 ///
 /// # Errors
 /// When the deadline passes: the last observation, and how long was waited for what.

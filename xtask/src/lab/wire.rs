@@ -70,7 +70,8 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
 }
 
 impl Lab {
-    /// Cuts a node off from all others and the client. Its own end of the wire stays up, so that nothing on it is told.
+    /// Cuts a node off from all others and the client. Its own end of the wire stays up, so that
+    /// it sees no link failure.
     ///
     /// # Errors
     /// When there is no such node, or the kernel refuses.
@@ -87,10 +88,10 @@ impl Lab {
     }
 }
 
-fn set_port(state: &State, name: &str, words: &[&str]) -> Result<()> {
+fn set_port(state: &State, name: &str, arguments: &[&str]) -> Result<()> {
     // Its device at the wire has its name.
     state.space(name)?;
     let wire = state.space("wire")?;
-    run(enter_network(wire, ["ip", "link", "set", "dev", name]).args(words))?;
+    run(enter_network(wire, ["ip", "link", "set", "dev", name]).args(arguments))?;
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! `cargo xtask tidy`: the rules of the house that compiler and lints do not know. Each rule is a file; what it lets
-//! pass, with the reason, is in `exceptions`. Depends on `paths`, `programs` and the suite's list of test binaries.
+//! `cargo xtask tidy`: the rules of the house that compiler and lints do not know. Each rule is a file; what
+//! it lets pass, with the reason, is in `exceptions`. Depends on `paths`, `programs` and the suite's list of
+//! test binaries.
 
 use std::{
     fmt, fs,

@@ -1,5 +1,5 @@
-//! The modules of each crate, and which refers to which: what the rules about imports look at. Tests may import
-//! anything and are left out.
+//! The modules of each crate, and which refers to which: what the rules about imports look at. Tests may
+//! import anything and are left out.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ impl<'a> Modules<'a> {
                 continue;
             };
             let key = (root.to_owned(), path.clone());
-            // A library's root stands for the crate, and not the program beside it.
+            // The root of the crate is its library rather than the program beside it.
             if !modules.by_path.contains_key(&key) {
                 modules.by_path.insert(key, modules.all.len());
             }

@@ -1,5 +1,5 @@
-//! Every `unsafe` block and implementation has a comment that proves it. Clippy has the same lint, which does not see
-//! what is compiled for other targets or behind features.
+//! Every `unsafe` block and implementation has a comment that proves it. Clippy has the same lint, which does
+//! not see what is compiled for other targets or behind features.
 
 use super::{
     Rule, Scanned, Violation,

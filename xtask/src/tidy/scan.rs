@@ -162,7 +162,7 @@ fn quote(rest: &str) -> usize {
     }
 }
 
-/// The tokens without those of tests: items that `#[cfg(test)]` stands before.
+/// The tokens without those of tests: items after `#[cfg(test)]`.
 pub(super) fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
     let mut kept = Vec::with_capacity(tokens.len());
     let mut at = 0;
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_comments_and_names_are_told_apart() {
+    fn strings_comments_and_names_are_distinguished() {
         let text =
             "let a = \"x // \\\" y\"; // c \"d\"\n/* e /* f */ */ 'g' 'static r#\"h\"i\"# b\"j\" '\\'' k";
         assert_eq!(

@@ -108,7 +108,8 @@ impl Reader<'_> {
         self.skip(self.rest.find(blank).unwrap_or(self.rest.len()));
     }
 
-    /// A word; quoted parts and what is substituted are kept as they are, so that it is plain without them only.
+    /// A word; quoted parts and what is substituted are kept as they are, so that it is plain without them
+    /// only.
     fn word(&mut self) -> String {
         let (mut quote, mut length) = (None, self.rest.len());
         let mut letters = self.rest.char_indices();

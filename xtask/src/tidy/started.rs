@@ -1,4 +1,5 @@
-//! Every program that is run is in the table of programs, so that set-up installs it and the tests check for it.
+//! Every program that is run is in the table of programs, so that set-up installs it and the tests check for
+//! it.
 
 use std::collections::BTreeSet;
 

@@ -21,8 +21,8 @@ port() {
 
 exec </dev/null >"$(port virtme.stdout)" 2>"$(port virtme.stderr)"
 
-# virtme-ng mounts without a cache, so that each program is read anew each time it is started. Nobody else changes these
-# files meanwhile.
+# virtme-ng mounts without a cache, so that each program is read anew each time it is started. These files do not change
+# meanwhile.
 cached() {
     tag=$(findmnt --noheadings --output SOURCE "$1")
     umount "$1" && mount -t 9p -o "version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose,$2" "$tag" "$1"
@@ -36,7 +36,7 @@ done
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 # Not every kernel has these built in; dockerd expects them.
 modprobe -qa overlay br_netfilter veth vxlan
-# Nobody has made the folder that it names, and runc would keep files there.
+# The folder that it names does not exist, and runc would keep files there.
 unset XDG_RUNTIME_DIR
 sh "$run/command.sh"
 code=$?

@@ -1,5 +1,5 @@
-//! One virtual machine: boots a kernel over this machine's file system by virtme-ng and qemu, runs a shell script in
-//! it, and is gone. Depends on `command` and `paths`.
+//! One virtual machine: boots a kernel over this machine's file system by virtme-ng and qemu, runs a shell
+//! script in it, and ends. Depends on `command` and `paths`.
 
 use std::{
     fs,
@@ -29,10 +29,10 @@ const GUEST: &str = include_str!("guest.sh");
 /// What virtme-ng ends with when the machine ended without the command's exit code.
 const NO_CODE: i32 = 255;
 
-/// How often the machine is looked at.
+/// How often to check whether the machine has ended.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A virtual machine to be.
+/// A virtual machine to start.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// The kernel's image; its modules are found from where it is (`lib/modules` beside `boot`).
@@ -65,7 +65,8 @@ impl Machine {
         })
     }
 
-    /// [`run`](Self::run), as a phase that runs beside others: its lines are the phase's, and it gives way to the others.
+    /// [`run`](Self::run), as a phase that runs beside others: its lines are the phase's, and it gives way to
+    /// the others.
     ///
     /// # Errors
     /// As `run`.
@@ -91,18 +92,18 @@ impl Machine {
         let script = format!("{}\n{script}\n", environment());
         fs::write(&path, script).with_context(|| format!("could not write {}", path.display()))?;
 
-        let words = [folder.path.as_path(), target.as_path(), self.kernel.as_path()];
-        for word in words {
+        let paths = [folder.path.as_path(), target.as_path(), self.kernel.as_path()];
+        for path in paths {
             // virtme-ng hands them to a shell, to qemu and to the kernel's command line.
             let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._+-~".contains(letter);
-            if !word.to_str().is_some_and(|text| text.chars().all(plain)) {
+            if !path.to_str().is_some_and(|text| text.chars().all(plain)) {
                 bail!(
                     "the path {} has letters that cannot be handed to a virtual machine",
-                    word.display()
+                    path.display()
                 );
             }
         }
-        // Whatever becomes of this process, the machine ends with it: `setpriv` ties the pid namespace to this
+        // The machine ends with this process, however that ends: `setpriv` ties the pid namespace to this
         // process, and all that virtme-ng starts to the pid namespace.
         let mut machine = command([
             "nice",
@@ -277,10 +278,10 @@ fn environment() -> String {
     text
 }
 
-/// A word as a shell takes it.
+/// An argument, quoted for a shell.
 #[must_use]
-pub fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\'', "'\\''"))
+pub fn quote(argument: &str) -> String {
+    format!("'{}'", argument.replace('\'', "'\\''"))
 }
 
 fn path_with_venv() -> Result<std::ffi::OsString> {
@@ -296,10 +297,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quoted_word_is_one_word_to_a_shell() -> Result<()> {
-        let word = "it's $HOME; `x`\n\"y\"";
-        let echoed = crate::command::run(&mut command(["sh", "-c", &format!("printf %s {}", quote(word))]))?;
-        assert_eq!(echoed, word);
+    fn a_quoted_argument_is_one_argument_to_a_shell() -> Result<()> {
+        let argument = "it's $HOME; `x`\n\"y\"";
+        let echoed = crate::command::run(&mut command([
+            "sh",
+            "-c",
+            &format!("printf %s {}", quote(argument)),
+        ]))?;
+        assert_eq!(echoed, argument);
         Ok(())
     }
 }

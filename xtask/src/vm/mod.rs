@@ -39,8 +39,8 @@ pub struct MachineArguments {
     /// The kernel's image; without it Debian's own kernel is downloaded and used.
     #[arg(long, value_name = "IMAGE")]
     kernel: Option<PathBuf>,
-    /// The folder of that kernel's modules, the one named after its version; without it they are looked for in
-    /// `lib/modules` beside the image's folder.
+    /// The folder of that kernel's modules, the one named after its version; without it they are looked for
+    /// in `lib/modules` beside the image's folder.
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
     /// Memory.
@@ -112,12 +112,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         None if arguments.command.is_empty() => bail!("say what to run: `cargo xtask vm -- COMMAND`"),
         None => {
-            let words: Vec<String> = arguments
+            let quoted: Vec<String> = arguments
                 .command
                 .iter()
-                .map(|word| machine::quote(word))
+                .map(|argument| machine::quote(argument))
                 .collect();
-            let code = arguments.machine.machine()?.run(&words.join(" "))?;
+            let code = arguments.machine.machine()?.run(&quoted.join(" "))?;
             Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
         }
     }

@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Leave out the Swarm, which takes the longest.
     #[arg(long)]
     without_swarm: bool,
-    /// The data paths that the conformance suite is told of; all that the kernel has where none is named.
+    /// The data paths that the conformance suite tries; without it, all that the kernel has.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     datapaths: Vec<String>,
 }
@@ -30,12 +30,12 @@ pub struct Arguments {
 /// One of each kind: all of them take longer than the rest of the suite together.
 const SUITE_DATAPATHS: [&str; 2] = ["ebpf-native-clsact", "ipvs"];
 
-/// The suite is not held up longer than this by a machine that hangs, in seconds.
+/// The suite waits no longer than this for a machine that hangs, in seconds.
 const SUITE_LIMIT: u64 = 1200;
 
 impl Arguments {
-    /// What `cargo xtask test` runs: under Debian's kernel, with one data path of each kind, the Swarm only if it is
-    /// asked for.
+    /// What `cargo xtask test` runs: under Debian's kernel, with one data path of each kind, the Swarm only
+    /// if it is asked for.
     #[must_use]
     pub fn of_the_suite(swarm: bool) -> Self {
         let mut arguments = Self {
@@ -106,7 +106,7 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
     }
 }
 
-/// Shell words that prepare a virtual machine for a lab.
+/// A shell command that prepares a virtual machine for a lab.
 ///
 /// # Errors
 /// When there is no target folder.

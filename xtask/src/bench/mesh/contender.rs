@@ -1,11 +1,12 @@
-//! What is measured beside each other: how each is started, where it answers, how it is stopped. Depends on the stage.
+//! What is measured beside each other: how each is started, where it answers, how it is stopped. Depends on
+//! the fixture.
 
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::stage::{Place, Stage};
+use super::fixture::{Fixture, Replica};
 use crate::lab::agent::metric_sum;
 
 /// A way from a client to a replica.
@@ -28,15 +29,15 @@ pub(super) enum Contender {
     Direct,
 }
 
-/// The port of nftables' or HAProxy's own, per place.
-fn own_port(place: Place) -> u16 {
-    match place {
-        Place::Local => 9410,
-        Place::Remote => 9411,
+/// The port that nftables or HAProxy answers on for a replica.
+fn own_port(replica: Replica) -> u16 {
+    match replica {
+        Replica::Local => 9410,
+        Replica::Remote => 9411,
     }
 }
 
-/// Where the other node answers for its replica, for balancers that do not speak to other nodes' containers.
+/// Where the other node answers for its replica, for balancers that cannot reach other nodes' containers.
 const BEHIND: u16 = 9420;
 
 impl fmt::Display for Contender {
@@ -68,8 +69,8 @@ impl Contender {
     ];
 
     /// The agent's arguments, for those that are the mesh.
-    fn arguments(self, stage: &Stage) -> Option<Vec<&'static str>> {
-        let xdp = if stage.offloads { "off" } else { "native" };
+    fn arguments(self, fixture: &Fixture) -> Option<Vec<&'static str>> {
+        let xdp = if fixture.offloads { "off" } else { "native" };
         match self {
             Self::Tunnel => Some(vec!["--xdp", xdp]),
             Self::Dsr => Some(vec!["--xdp", xdp, "--return-mode", "dsr"]),
@@ -82,87 +83,87 @@ impl Contender {
     ///
     /// # Errors
     /// When it cannot be started or does not answer.
-    pub(super) fn start(self, stage: &Stage) -> Result<()> {
-        if let Some(mut arguments) = self.arguments(stage) {
-            // Its log is written to on the way of packets otherwise.
+    pub(super) fn start(self, fixture: &Fixture) -> Result<()> {
+        if let Some(mut arguments) = self.arguments(fixture) {
+            // A more verbose agent logs while packets are handled.
             arguments.extend(["--log-level", "info"]);
-            stage.lab.start_agents(&arguments)?;
-            stage.until_agents_know()?;
+            fixture.lab.start_agents(&arguments)?;
+            fixture.until_agents_know()?;
         }
         match self {
-            Self::Nftables => start_nftables(stage)?,
-            Self::Haproxy => start_haproxy(stage)?,
-            Self::Direct => stage.forward_all(&["node1", "node2"])?,
+            Self::Nftables => start_nftables(fixture)?,
+            Self::Haproxy => start_haproxy(fixture)?,
+            Self::Direct => fixture.forward_all(&["node1", "node2"])?,
             Self::Docker | Self::Tunnel | Self::Dsr | Self::Ipvs => (),
         }
-        for place in Place::ALL {
-            let target = self.aim(stage, place)?;
-            stage
+        for replica in Replica::ALL {
+            let target = self.aim(fixture, replica)?;
+            fixture
                 .until_answers(&target)
-                .with_context(|| format!("{self}, to a {place} replica"))?;
+                .with_context(|| format!("{self}, to a {replica} replica"))?;
         }
         Ok(())
     }
 
-    /// Stops it, so that nothing of it is in the way of the next one.
+    /// Stops it, so that it does not disturb the next one.
     ///
     /// # Errors
     /// When it cannot be stopped.
-    pub(super) fn stop(self, stage: &Stage) -> Result<()> {
-        if self.arguments(stage).is_some() {
-            stage.lab.stop_agents()?;
+    pub(super) fn stop(self, fixture: &Fixture) -> Result<()> {
+        if self.arguments(fixture).is_some() {
+            fixture.lab.stop_agents()?;
         }
         match self {
             Self::Nftables => {
                 for node in ["node1", "node2"] {
-                    stage.lab.run(node, ["nft", "delete", "table", "ip", "bench"])?;
+                    fixture.lab.run(node, ["nft", "delete", "table", "ip", "bench"])?;
                 }
-                stage.forward_no_more(&["node1", "node2"])
+                fixture.forward_no_more(&["node1", "node2"])
             }
             Self::Haproxy => {
                 let script = "kill $(cat /run/bench-haproxy.pid)";
-                stage.lab.run("node1", ["sh", "-euc", script])?;
-                stage
+                fixture.lab.run("node1", ["sh", "-euc", script])?;
+                fixture
                     .lab
                     .run("node2", ["nft", "delete", "table", "ip", "bench"])?;
-                stage.forward_no_more(&["node2"])
+                fixture.forward_no_more(&["node2"])
             }
-            Self::Direct => stage.forward_no_more(&["node1", "node2"]),
+            Self::Direct => fixture.forward_no_more(&["node1", "node2"]),
             Self::Docker | Self::Tunnel | Self::Dsr | Self::Ipvs => Ok(()),
         }
     }
 
-    /// Where the client finds the replica of this place, its way there prepared.
+    /// The address at which the client reaches a replica, with the client's route to it set.
     ///
     /// # Errors
     /// When the client's route cannot be set.
-    pub(super) fn aim(self, stage: &Stage, place: Place) -> Result<String> {
-        let entry = stage.lab.address("node1")?;
+    pub(super) fn aim(self, fixture: &Fixture, replica: Replica) -> Result<String> {
+        let entry = fixture.lab.address("node1")?;
         Ok(match self {
-            Self::Docker | Self::Tunnel | Self::Dsr | Self::Ipvs => format!("{entry}:{}", place.port()),
-            Self::Nftables | Self::Haproxy => format!("{entry}:{}", own_port(place)),
+            Self::Docker | Self::Tunnel | Self::Dsr | Self::Ipvs => format!("{entry}:{}", replica.port()),
+            Self::Nftables | Self::Haproxy => format!("{entry}:{}", own_port(replica)),
             Self::Direct => {
-                let container = stage.container(place);
-                let node = stage.lab.address(place.node())?;
+                let container = fixture.container(replica);
+                let node = fixture.lab.address(replica.node())?;
                 // Nodes number their containers alike: one route at a time.
                 let route = ["ip", "route", "replace", container, "via", &node];
-                stage.lab.run("client", route)?;
-                format!("{container}:{}", Stage::TARGET)
+                fixture.lab.run("client", route)?;
+                format!("{container}:{}", Fixture::TARGET)
             }
         })
     }
 
-    /// The connections that the mesh has counted, to tell that it was the one that answered; `None` for those
-    /// that are not the mesh.
+    /// The connections that the mesh has counted, to check that it was the mesh that answered; `None` for the
+    /// others.
     ///
     /// # Errors
     /// When the agent's metrics cannot be read.
-    pub(super) fn counted(self, stage: &Stage, place: Place) -> Result<Option<f64>> {
-        if self.arguments(stage).is_none() {
+    pub(super) fn counted(self, fixture: &Fixture, replica: Replica) -> Result<Option<f64>> {
+        if self.arguments(fixture).is_none() {
             return Ok(None);
         }
-        let metrics = stage.lab.metrics("node1")?;
-        let service = format!("service=\"{}\"", place.service());
+        let metrics = fixture.lab.metrics("node1")?;
+        let service = format!("service=\"{}\"", replica.service());
         Ok(Some(metric_sum(
             &metrics,
             "mesh_service_connections_total",
@@ -171,8 +172,8 @@ impl Contender {
     }
 }
 
-fn start_nftables(stage: &Stage) -> Result<()> {
-    let behind = stage.lab.address("node2")?;
+fn start_nftables(fixture: &Fixture) -> Result<()> {
+    let behind = fixture.lab.address("node2")?;
     let entry = format!(
         "table ip bench {{\n\
          chain before {{ type nat hook prerouting priority dstnat - 5; \
@@ -180,47 +181,47 @@ fn start_nftables(stage: &Stage) -> Result<()> {
          tcp dport {} dnat to numgen inc mod 1 map {{ 0 : {behind} . {BEHIND} }}; }}\n\
          chain after {{ type nat hook postrouting priority srcnat - 5; \
          ip daddr {behind} tcp dport {BEHIND} masquerade; }}\n}}\n",
-        own_port(Place::Local),
-        stage.container(Place::Local),
-        Stage::TARGET,
-        own_port(Place::Remote),
+        own_port(Replica::Local),
+        fixture.container(Replica::Local),
+        Fixture::TARGET,
+        own_port(Replica::Remote),
     );
-    stage.nft("node1", &entry)?;
-    answer_behind(stage)?;
-    stage.forward_all(&["node1", "node2"])
+    fixture.nft("node1", &entry)?;
+    answer_behind(fixture)?;
+    fixture.forward_all(&["node1", "node2"])
 }
 
 /// The other node's own DNAT to its replica.
-fn answer_behind(stage: &Stage) -> Result<()> {
+fn answer_behind(fixture: &Fixture) -> Result<()> {
     let behind = format!(
         "table ip bench {{\n\
          chain before {{ type nat hook prerouting priority dstnat - 5; \
          tcp dport {BEHIND} dnat to {}:{}; }}\n}}\n",
-        stage.container(Place::Remote),
-        Stage::TARGET,
+        fixture.container(Replica::Remote),
+        Fixture::TARGET,
     );
-    stage.nft("node2", &behind)
+    fixture.nft("node2", &behind)
 }
 
-fn start_haproxy(stage: &Stage) -> Result<()> {
+fn start_haproxy(fixture: &Fixture) -> Result<()> {
     if !crate::command::exists("haproxy") {
         bail!("HAProxy is not installed");
     }
-    answer_behind(stage)?;
-    stage.forward_all(&["node2"])?;
+    answer_behind(fixture)?;
+    fixture.forward_all(&["node2"])?;
     let configuration = format!(
         "global\n maxconn 4000\ndefaults\n mode tcp\n maxconn 4000\n timeout connect 5s\n timeout client 60s\n \
          timeout server 60s\nlisten local\n bind :{}\n server replica {}:{}\nlisten remote\n bind :{}\n \
          server replica {}:{BEHIND}\n",
-        own_port(Place::Local),
-        stage.container(Place::Local),
-        Stage::TARGET,
-        own_port(Place::Remote),
-        stage.lab.address("node2")?,
+        own_port(Replica::Local),
+        fixture.container(Replica::Local),
+        Fixture::TARGET,
+        own_port(Replica::Remote),
+        fixture.lab.address("node2")?,
     );
-    let path = stage.lab.state().data.join("haproxy.cfg");
+    let path = fixture.lab.state().data.join("haproxy.cfg");
     std::fs::write(&path, configuration).with_context(|| format!("could not write {}", path.display()))?;
     let path = path.to_string_lossy();
-    let words = ["haproxy", "-D", "-p", "/run/bench-haproxy.pid", "-f", &path];
-    stage.lab.run("node1", words).map(drop)
+    let arguments = ["haproxy", "-D", "-p", "/run/bench-haproxy.pid", "-f", &path];
+    fixture.lab.run("node1", arguments).map(drop)
 }

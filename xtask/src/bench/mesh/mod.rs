@@ -1,5 +1,5 @@
-//! `cargo xtask bench mesh`: the mesh beside Docker's own and other load balancers, in the lab, under this kernel or
-//! in a virtual machine under Debian's. Depends on `lab`, `setup`, `build` and `vm`.
+//! `cargo xtask bench mesh`: the mesh beside Docker's own and other load balancers, in the lab, under this
+//! kernel or in a virtual machine under Debian's. Depends on `lab`, `setup`, `build` and `vm`.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use self::{
     contender::Contender,
+    fixture::{Fixture, Outcome, Replica},
     report::{Metric, Sample},
-    stage::{Outcome, Place, Stage},
 };
 use super::Format;
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
 };
 
 mod contender;
+mod fixture;
 mod report;
-mod stage;
 
 /// What to measure, and where.
 #[derive(Debug, clap::Args)]
@@ -39,8 +39,8 @@ pub(super) struct Arguments {
     /// How many connections there are at once; bulk transfers have one.
     #[arg(long, default_value_t = 16)]
     concurrency: usize,
-    /// Who is measured, the reference first; without it: beside Docker's mesh where the kernel has IPVS, beside
-    /// nftables and HAProxy where not.
+    /// Who is measured, the reference first; without it: beside Docker's mesh where the kernel has IPVS,
+    /// beside nftables and HAProxy where not.
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     contenders: Vec<Contender>,
     /// Leave checksums and segmentation to the receiver, as veth pairs do; the eBPF data path is tc's then.
@@ -59,7 +59,7 @@ pub(super) struct Arguments {
 /// Sets up, builds and measures. Standard output gets the figures and nothing else.
 ///
 /// # Errors
-/// When a step fails, or somebody else has answered than was to be measured.
+/// When a step fails, or another contender has answered than the one that was measured.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let figures_to = super::silence_standard_output()?;
     if !arguments.prepared {
@@ -100,7 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 /// The same command as it is run in the virtual machine.
 fn inside(arguments: &Arguments) -> Result<String> {
     let this = std::env::current_exe().context("this program does not know where it is")?;
-    let mut words = vec![
+    let mut command_line = vec![
         this.to_string_lossy().into_owned(),
         "bench".into(),
         "mesh".into(),
@@ -119,16 +119,16 @@ fn inside(arguments: &Arguments) -> Result<String> {
     ];
     if !arguments.contenders.is_empty() {
         let names: Vec<String> = arguments.contenders.iter().map(Contender::to_string).collect();
-        words.extend(["--contenders".into(), names.join(",")]);
+        command_line.extend(["--contenders".into(), names.join(",")]);
     }
     if arguments.offloads {
-        words.push("--offloads".into());
+        command_line.push("--offloads".into());
     }
-    let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
+    let command_line: Vec<String> = command_line.iter().map(|argument| quote(argument)).collect();
     Ok(format!(
         "{} && {}",
         crate::vm::suite::swarm_preparation()?,
-        words.join(" ")
+        command_line.join(" ")
     ))
 }
 
@@ -148,38 +148,38 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
 }
 
 fn measure(arguments: &Arguments, contenders: &[Contender]) -> Result<Vec<Sample>> {
-    let stage = Stage::up(arguments.offloads)?;
-    let outcome = rounds(arguments, contenders, &stage);
+    let fixture = Fixture::up(arguments.offloads)?;
+    let outcome = rounds(arguments, contenders, &fixture);
     if outcome.is_err() {
         eprintln!(
-            "the agent of node1, if there was one, says:\n{}",
-            stage.lab.agent_log_tail("node1", 15)
+            "end of the log of node1's agent, if there was one:\n{}",
+            fixture.lab.agent_log_tail("node1", 15)
         );
     }
-    stage.lab.down()?;
+    fixture.lab.down()?;
     outcome
 }
 
-fn rounds(arguments: &Arguments, contenders: &[Contender], stage: &Stage) -> Result<Vec<Sample>> {
+fn rounds(arguments: &Arguments, contenders: &[Contender], fixture: &Fixture) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let mut turn = 0;
     for round in 0..arguments.rounds as usize {
         for index in 0..contenders.len() {
-            // Each is first once, so that none profits from its place.
+            // Each is first once, so that none profits from its turn.
             let contender = contenders[(index + round) % contenders.len()];
             println!("  round {} of {}: {contender}", round + 1, arguments.rounds);
             contender
-                .start(stage)
+                .start(fixture)
                 .with_context(|| format!("could not start {contender}"))?;
-            for place in Place::ALL {
-                let before = contender.counted(stage, place)?;
-                let (figures, connections) = one(arguments, contender, stage, place, &mut turn)
-                    .with_context(|| format!("{contender}, {place} replica"))?;
+            for replica in Replica::ALL {
+                let before = contender.counted(fixture, replica)?;
+                let (figures, connections) = one(arguments, contender, fixture, replica, &mut turn)
+                    .with_context(|| format!("{contender}, {replica} replica"))?;
                 if let Some(before) = before {
-                    until_counted(contender, stage, place, before + connections)?;
+                    until_counted(contender, fixture, replica, before + connections)?;
                 }
                 samples.extend(figures.into_iter().map(|(metric, value)| Sample {
-                    place,
+                    replica,
                     metric,
                     contender,
                     round,
@@ -187,42 +187,43 @@ fn rounds(arguments: &Arguments, contenders: &[Contender], stage: &Stage) -> Res
                 }));
             }
             contender
-                .stop(stage)
+                .stop(fixture)
                 .with_context(|| format!("could not stop {contender}"))?;
         }
     }
     Ok(samples)
 }
 
-/// Waits until the mesh has counted what it should have balanced; IPVS sums its counters up every two seconds.
-fn until_counted(contender: Contender, stage: &Stage, place: Place, expected: f64) -> Result<()> {
-    let what = format!("{contender} to have balanced what was measured to its {place} replica");
+/// Waits until the mesh has counted what it should have balanced; IPVS sums its counters up every two
+/// seconds.
+fn until_counted(contender: Contender, fixture: &Fixture, replica: Replica, expected: f64) -> Result<()> {
+    let what = format!("{contender} to have balanced what was measured to its {replica} replica");
     wait_until(&what, Duration::from_secs(10), || {
-        let counted = contender.counted(stage, place)?.unwrap_or_default();
+        let counted = contender.counted(fixture, replica)?.unwrap_or_default();
         ensure!(
             counted >= expected,
-            "{counted} of {expected} connections are counted: somebody else has answered"
+            "{counted} of {expected} connections are counted: something else has answered"
         );
         Ok(())
     })
 }
 
-/// All figures of one contender for one place, and how many connections were made for them at least.
+/// All figures of one contender for one replica, and how many connections were made for them at least.
 fn one(
     arguments: &Arguments,
     contender: Contender,
-    stage: &Stage,
-    place: Place,
+    fixture: &Fixture,
+    replica: Replica,
     turn: &mut usize,
 ) -> Result<(Vec<(Metric, f64)>, f64)> {
-    let target = contender.aim(stage, place)?;
+    let target = contender.aim(fixture, replica)?;
     let mut figures = Vec::new();
     let mut connections = 0.0;
     for measure in ["connections", "requests", "upload", "download"] {
         let bulk = matches!(measure, "upload" | "download");
         let concurrency = if bulk { 1 } else { arguments.concurrency };
         let before = busy_microseconds()?;
-        let outcome = stage
+        let outcome = fixture
             .load(measure, &target, arguments.seconds, concurrency, *turn)
             .with_context(|| format!("{measure} to {target}"))?;
         let busy = busy_microseconds()? - before;

@@ -1,12 +1,12 @@
-//! From single measurements to a table: medians, and ratios to the reference round by round. Pure; depends on what is
-//! measured.
+//! From single measurements to a table: medians, and ratios to the reference round by round. Pure; depends on
+//! what is measured.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{contender::Contender, stage::Place};
+use super::{contender::Contender, fixture::Replica};
 
 /// A figure that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -48,11 +48,11 @@ impl Metric {
 /// One figure of one round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
-    /// Where the replica was.
-    pub(super) place: Place,
+    /// Which replica it was measured to.
+    pub(super) replica: Replica,
     /// What it is.
     pub(super) metric: Metric,
-    /// Whose.
+    /// What was measured.
     pub(super) contender: Contender,
     /// Which round.
     pub(super) round: usize,
@@ -63,11 +63,11 @@ pub(super) struct Sample {
 /// All rounds of one figure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Row {
-    /// Where the replica was.
-    pub(super) place: Place,
+    /// Which replica it was measured to.
+    pub(super) replica: Replica,
     /// What it is.
     pub(super) metric: Metric,
-    /// Whose.
+    /// What was measured.
     pub(super) contender: Contender,
     /// Round by round.
     pub(super) values: Vec<f64>,
@@ -88,22 +88,22 @@ pub(super) struct Ratio {
     pub(super) most: f64,
 }
 
-/// Groups the samples, in the order of place, metric and contenders.
+/// Groups the samples, in the order of replica, metric and contenders.
 #[must_use]
 pub(super) fn rows(samples: &[Sample], contenders: &[Contender], reference: Contender) -> Vec<Row> {
-    let mut groups: BTreeMap<(Place, Metric, Contender), BTreeMap<usize, f64>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Replica, Metric, Contender), BTreeMap<usize, f64>> = BTreeMap::new();
     for sample in samples {
-        let key = (sample.place, sample.metric, sample.contender);
+        let key = (sample.replica, sample.metric, sample.contender);
         groups.entry(key).or_default().insert(sample.round, sample.value);
     }
-    let subjects: BTreeSet<(Place, Metric)> = groups.keys().map(|key| (key.0, key.1)).collect();
+    let subjects: BTreeSet<(Replica, Metric)> = groups.keys().map(|key| (key.0, key.1)).collect();
     let mut rows = Vec::new();
-    for (place, metric) in subjects {
+    for (replica, metric) in subjects {
         for &contender in contenders {
-            let Some(rounds) = groups.get(&(place, metric, contender)) else {
+            let Some(rounds) = groups.get(&(replica, metric, contender)) else {
                 continue;
             };
-            let references = groups.get(&(place, metric, reference));
+            let references = groups.get(&(replica, metric, reference));
             let ratios: Vec<f64> = rounds
                 .iter()
                 .filter_map(|(round, value)| {
@@ -113,7 +113,7 @@ pub(super) fn rows(samples: &[Sample], contenders: &[Contender], reference: Cont
                 .collect();
             let values: Vec<f64> = rounds.values().copied().collect();
             rows.push(Row {
-                place,
+                replica,
                 metric,
                 contender,
                 median: median(&values).unwrap_or_default(),
@@ -155,13 +155,13 @@ pub(super) fn table(rows: &[Row], contenders: &[Contender]) -> String {
             .into_iter()
             .chain(contenders.iter().map(|name| name.to_string().to_uppercase())),
     );
-    let subjects: BTreeSet<(Place, Metric)> = rows.iter().map(|row| (row.place, row.metric)).collect();
-    for (place, metric) in subjects {
-        let mut line = vec![place.to_string(), metric.title().to_owned()];
+    let subjects: BTreeSet<(Replica, Metric)> = rows.iter().map(|row| (row.replica, row.metric)).collect();
+    for (replica, metric) in subjects {
+        let mut line = vec![replica.to_string(), metric.title().to_owned()];
         for &contender in contenders {
             let row = rows
                 .iter()
-                .find(|row| (row.place, row.metric, row.contender) == (place, metric, contender));
+                .find(|row| (row.replica, row.metric, row.contender) == (replica, metric, contender));
             line.push(row.map_or_else(|| "-".to_owned(), cell));
         }
         table.add_row(line);
@@ -190,7 +190,7 @@ mod tests {
 
     fn sample(contender: Contender, round: usize, value: f64) -> Sample {
         Sample {
-            place: Place::Remote,
+            replica: Replica::Remote,
             metric: Metric::ConnectionsPerSecond,
             contender,
             round,

@@ -1,4 +1,4 @@
-//! Where the measuring takes place: a lab of two nodes with a replica on each, and a client. Depends on `lab`.
+//! Where measuring takes place: a lab of two nodes with a replica on each, and a client. Depends on `lab`.
 
 use std::{fmt, time::Duration};
 
@@ -13,14 +13,14 @@ use crate::{
 /// Where the replica is, as the node that the client dials sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Place {
+pub(super) enum Replica {
     /// On the node itself.
     Local,
     /// On another node.
     Remote,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Replica {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Local => "local",
@@ -29,11 +29,11 @@ impl fmt::Display for Place {
     }
 }
 
-impl Place {
+impl Replica {
     /// Both.
     pub(super) const ALL: [Self; 2] = [Self::Local, Self::Remote];
 
-    /// The service whose only replica is there.
+    /// The service that it is the only replica of.
     #[must_use]
     pub(super) fn service(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Place {
     }
 }
 
-/// What the client did, as it says.
+/// What the client reports.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Outcome {
     /// Connections, requests or bytes.
@@ -79,7 +79,7 @@ pub(super) struct Outcome {
 }
 
 /// The lab, ready.
-pub(super) struct Stage {
+pub(super) struct Fixture {
     /// The lab itself.
     pub(super) lab: Lab,
     /// Whether the wire leaves checksums and segmentation to the receiver.
@@ -93,12 +93,12 @@ pub(super) struct Stage {
 const SOURCES: usize = 48;
 const SOURCES_AT_ONCE: usize = 4;
 
-/// Connection tracking forgets closed connections soon, or its table is full after a few measurements: the same for
-/// all, on nodes and in containers.
+/// Connection tracking forgets closed connections soon, or its table is full after a few measurements: the
+/// same for all, on nodes and in containers.
 const SYSCTLS: &str = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=5 \
                        net.netfilter.nf_conntrack_tcp_timeout_close=5";
 
-impl Stage {
+impl Fixture {
     /// The port that the replicas listen on.
     pub(super) const TARGET: u16 = 82;
 
@@ -113,11 +113,11 @@ impl Stage {
             managers: 1,
             offloads: if offloads { Offloads::On } else { Offloads::Off },
         })?;
-        let addresses = Place::ALL.map(|place| {
-            let constraint = format!("node.hostname=={}", place.node());
-            let port = format!("{}:{}", place.port(), Self::TARGET);
-            lab.create_service(place.service(), 1, &[&port], &["--constraint", &constraint])?;
-            container(&lab, place)
+        let addresses = Replica::ALL.map(|replica| {
+            let constraint = format!("node.hostname=={}", replica.node());
+            let port = format!("{}:{}", replica.port(), Self::TARGET);
+            lab.create_service(replica.service(), 1, &[&port], &["--constraint", &constraint])?;
+            container(&lab, replica)
         });
         let [local, remote] = addresses;
         let sources = give_addresses(&lab)?;
@@ -135,15 +135,15 @@ impl Stage {
 
     /// The address by which its node reaches the replica.
     #[must_use]
-    pub(super) fn container(&self, place: Place) -> &str {
-        match place {
-            Place::Local => &self.local,
-            Place::Remote => &self.remote,
+    pub(super) fn container(&self, replica: Replica) -> &str {
+        match replica {
+            Replica::Local => &self.local,
+            Replica::Remote => &self.remote,
         }
     }
 
-    /// Runs the client against a target. `turn` counts measurements: each has addresses that have not been used for
-    /// a while, and so ports that are free on every machine on the way.
+    /// Runs the client against a target. `turn` counts measurements: each has addresses that have not been
+    /// used for a while, and so ports that are free on every machine on the way.
     ///
     /// # Errors
     /// When the client cannot run, or more than one in a hundred failed.
@@ -158,7 +158,7 @@ impl Stage {
         let first = turn * SOURCES_AT_ONCE % self.sources.len();
         let sources = self.sources[first..first + SOURCES_AT_ONCE].join(",");
         let (seconds, concurrency) = (seconds.to_string(), concurrency.to_string());
-        let words = [
+        let arguments = [
             "bench",
             measure,
             target,
@@ -169,9 +169,9 @@ impl Stage {
             "--source",
             &sources,
         ];
-        let text = self.lab.testbed("client", &words)?;
+        let text = self.lab.testbed("client", &arguments)?;
         let outcome: Outcome =
-            serde_json::from_str(&text).with_context(|| format!("the client said `{text}`"))?;
+            serde_json::from_str(&text).with_context(|| format!("the client printed `{text}`"))?;
         ensure!(
             outcome.count > 0 && outcome.errors * 100 <= outcome.count,
             "{} of {measure} failed and {} did not: {}",
@@ -202,8 +202,8 @@ impl Stage {
         self.lab.on_each_node(|node| {
             wait_until(&format!("the routes of {node}"), Duration::from_secs(15), || {
                 let routes = self.lab.meshctl(node, &["routes"])?;
-                for place in Place::ALL {
-                    let known = |line: &str| line.starts_with(place.service()) && line.contains(" active ");
+                for replica in Replica::ALL {
+                    let known = |line: &str| line.starts_with(replica.service()) && line.contains(" active ");
                     if !routes.lines().any(known) {
                         bail!("{routes}");
                     }
@@ -213,7 +213,8 @@ impl Stage {
         })
     }
 
-    /// Has nodes forward what their rules would drop, for contenders that are routed and no container's business.
+    /// Has nodes forward what their rules would drop, for contenders whose packets are routed past the
+    /// containers' rules.
     ///
     /// # Errors
     /// When iptables refuses.
@@ -229,9 +230,9 @@ impl Stage {
         self.each(nodes, &["iptables", "-D", "FORWARD", "-j", "ACCEPT"])
     }
 
-    fn each(&self, nodes: &[&str], words: &[&str]) -> Result<()> {
+    fn each(&self, nodes: &[&str], arguments: &[&str]) -> Result<()> {
         for node in nodes {
-            self.lab.run(node, words.iter().copied())?;
+            self.lab.run(node, arguments.iter().copied())?;
         }
         Ok(())
     }
@@ -247,26 +248,31 @@ impl Stage {
 }
 
 /// The address of a service's only container on its node's bridge, its connection tracking set.
-fn container(lab: &Lab, place: Place) -> Result<String> {
-    let node = place.node();
-    let filter = format!("label=com.docker.swarm.service.name={}", place.service());
+fn container(lab: &Lab, replica: Replica) -> Result<String> {
+    let node = replica.node();
+    let filter = format!("label=com.docker.swarm.service.name={}", replica.service());
     let id = lab.docker(node, ["ps", "--quiet", "--filter", &filter])?;
     let pid = lab.docker(node, ["inspect", "--format", "{{.State.Pid}}", &id])?;
-    // Its processes have the node's pids, its network has two interfaces: the bridge's is the one of the default route.
+    // Its processes have the node's pids, its network has two interfaces: the bridge's is the one of the
+    // default route.
     let script = format!(
         "nsenter --target {pid} --net sh -euc '{SYSCTLS} 2>/dev/null || true; \
          ip -oneline -4 address show dev $(ip route show default | sed \"s/.* dev //; s/ .*//\")'"
     );
     let text = lab.run(node, ["sh", "-euc", &script])?;
-    parse_address(&text)
-        .with_context(|| format!("the container of {} on {node} says `{text}`", place.service()))
+    parse_address(&text).with_context(|| {
+        format!(
+            "the container of {} on {node} has the addresses `{text}`",
+            replica.service()
+        )
+    })
 }
 
 /// The address in a line of `ip -oneline address`.
 fn parse_address(line: &str) -> Option<String> {
-    let mut words = line.split_whitespace();
-    words.find(|word| *word == "inet")?;
-    Some(words.next()?.split('/').next()?.to_owned())
+    let mut fields = line.split_whitespace();
+    fields.find(|field| *field == "inet")?;
+    Some(fields.next()?.split('/').next()?.to_owned())
 }
 
 /// Gives the client more addresses, and all its ports.
@@ -292,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_read_from_what_ip_says() {
+    fn an_address_is_read_from_the_output_of_ip() {
         let line =
             "17: eth1    inet 172.18.0.3/16 brd 172.18.255.255 scope global eth1\\       valid_lft forever";
         assert_eq!(parse_address(line).as_deref(), Some("172.18.0.3"));
