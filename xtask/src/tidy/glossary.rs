@@ -42,6 +42,7 @@ const LEADER: &str = "leadership or leader";
 /// `in place`, `take place`, and what a scheduler does with tasks.
 fn is_placing(before: &str, after: &str) -> bool {
     matches!(before, "in" | "take" | "takes" | "taking" | "took" | "taken")
+        || matches!(after, "task" | "tasks" | "replica" | "replicas")
         || matches!(
             after,
             "a" | "the"
@@ -163,6 +164,11 @@ pub(super) fn prose(source: &Source) -> Vec<Violation> {
     words(source, lines.map(|(index, line)| (line, index + 1)))
 }
 
+/// The packet logic is about a machine's words, and needs the name for nothing else.
+fn is_machine_code(source: &Source, entry: &Entry) -> bool {
+    entry.instead == WORD && source.path.starts_with("mesh-ebpf/")
+}
+
 fn name(source: &Source, token: &Token<'_>) -> Option<Violation> {
     let parts = segments(token.text);
     let entry = ENTRIES.iter().find(|entry| match entry.scope {
@@ -170,6 +176,9 @@ fn name(source: &Source, token: &Token<'_>) -> Option<Violation> {
         Scope::Names | Scope::NamesAndText => parts.iter().any(|part| part == entry.word),
         Scope::Text => false,
     })?;
+    if is_machine_code(source, entry) {
+        return None;
+    }
     let message = format!("`{}`: not `{}` but {}", token.text, entry.word, entry.instead);
     Some(source.violation(token.line, Rule::Glossary, message))
 }
@@ -219,6 +228,7 @@ fn words<'t>(source: &Source, pieces: impl Iterator<Item = (&'t str, usize)>) ->
         let entry = ENTRIES.iter().find(|entry| {
             matches!(entry.scope, Scope::Text | Scope::NamesAndText)
                 && entry.word == this
+                && !is_machine_code(source, entry)
                 && !(entry.allowed)(word(at.checked_sub(1)), word(at.checked_add(1)))
         });
         if let Some(entry) = entry {
