@@ -1,14 +1,14 @@
 //! `cargo xtask build`: the eBPF programs, then the static programs that carry them. Depends on `setup`
 //! for the tool chain.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{command, progress},
     paths,
-    setup::{EbpfToolchain, cargo_home, clean},
+    setup::{EbpfToolchain, Linker, cargo_home, clean},
 };
 
 /// How the eBPF programs are compiled and linked.
@@ -30,13 +30,35 @@ const EBPF_FLAGS: &[&str] = &[
 /// Where the static programs run: anywhere, an empty container included.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds everything.
+/// Builds everything, and installs the linker of eBPF programs first where it is missing.
 ///
 /// # Errors
 /// When a build fails; with the end of its output.
-pub fn run() -> Result<()> {
-    ebpf()?;
-    static_programs()
+pub fn run(linker: Linker) -> Result<()> {
+    if paths::ebpf_object().is_file() {
+        linker.install()?;
+        ebpf()?;
+        return static_programs();
+    }
+    // The first build takes minutes: what the agent depends on is compiled meanwhile, and only the agent waits.
+    let given_up = paths::ebpf_object().with_extension("failed");
+    let _ = fs::remove_file(&given_up);
+    thread::scope(|scope| {
+        let object = scope.spawn(|| {
+            let outcome = linker.install().and_then(|()| ebpf());
+            if outcome.is_err() {
+                // The agent's build script ends its wait by this file.
+                let _ = fs::create_dir_all(given_up.parent().unwrap_or(&given_up));
+                let _ = fs::write(&given_up, "");
+            }
+            outcome
+        });
+        let programs = static_programs_after_ebpf();
+        match object.join() {
+            Ok(outcome) => outcome.and(programs),
+            Err(_) => bail!("the thread that builds the eBPF programs panicked"),
+        }
+    })
 }
 
 /// Builds the eBPF programs; the result is [`paths::ebpf_object`].
@@ -105,7 +127,10 @@ fn ebpf_object(feature: &str, title: &str, object: &Path) -> Result<()> {
     // Only a changed object makes the agent's build begin anew.
     let bytes = fs::read(&stripped).with_context(|| format!("could not read {}", stripped.display()))?;
     if fs::read(object).ok().as_deref() != Some(bytes.as_slice()) {
-        fs::write(object, bytes).with_context(|| format!("could not write {}", object.display()))?;
+        // Whole at once: a build may be waiting for it.
+        let draft = object.with_extension("new");
+        fs::write(&draft, bytes).with_context(|| format!("could not write {}", draft.display()))?;
+        fs::rename(&draft, object).with_context(|| format!("could not create {}", object.display()))?;
     }
     Ok(())
 }
@@ -116,6 +141,19 @@ fn ebpf_object(feature: &str, title: &str, object: &Path) -> Result<()> {
 /// # Errors
 /// When the build fails.
 pub fn static_programs() -> Result<()> {
+    build_static(&mut static_build())
+}
+
+/// The same beside the build of the eBPF programs, which the agent's build script waits for.
+fn static_programs_after_ebpf() -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let mut build = static_build();
+    // One job is the script that waits.
+    build.args(["--jobs", &(processors + 1).to_string()]);
+    build_static(build.env("MESH_EBPF_OBJECT_AWAITED", "1"))
+}
+
+fn static_build() -> Command {
     let mut build = cargo(["build", "--release", "--target", STATIC_TARGET]);
     build.args([
         "--package",
@@ -135,11 +173,11 @@ pub fn static_programs() -> Result<()> {
             "CARGO_ENCODED_RUSTFLAGS",
             ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,--icf=all"].join("\u{1f}"),
         );
-    progress(
-        "mesh-agent, meshctl and the test server, static",
-        "static",
-        &mut build,
-    )?;
+    build
+}
+
+fn build_static(build: &mut Command) -> Result<()> {
+    progress("mesh-agent, meshctl and the test server, static", "static", build)?;
     let link = paths::program("meshctl");
     let failed = || format!("could not make {} a link to mesh-agent", link.display());
     if fs::read_link(&link).ok().as_deref() != Some(Path::new("mesh-agent")) {

@@ -6,11 +6,12 @@ use std::{
     fs::File,
     io::Write,
     process::{Command, Output, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::paths;
 
@@ -158,14 +159,17 @@ pub fn progress(title: &str, log_name: &str, command: &mut Command) -> Result<()
             tail.join("\n")
         );
     }
-    println!("  {title} ({:.1} s)", begin.elapsed().as_secs_f64());
+    BARS.suspend(|| println!("  {title} ({:.1} s)", begin.elapsed().as_secs_f64()));
     Ok(())
 }
+
+/// The lines of progress: several commands may run beside each other.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// One line of progress; silent where standard error is no terminal.
 #[must_use]
 pub fn spinner(title: &str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner().with_prefix(title.to_owned());
+    let bar = BARS.add(ProgressBar::new_spinner().with_prefix(title.to_owned()));
     if let Ok(style) = ProgressStyle::with_template("  {spinner} {prefix} [{elapsed}] {wide_msg:.dim}") {
         bar.set_style(style);
     }

@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, demo, lab, setup, suite, tidy, vm};
+use xtask::{
+    bench, build, check, demo, lab,
+    setup::{self, Linker},
+    suite, tidy, vm,
+};
 
 /// Set-up, build, lab, demo and tests of the mesh.
 #[derive(Parser)]
@@ -48,7 +52,7 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Setup => setup::run()?,
-        Command::Build => build::run()?,
+        Command::Build => build::run(Linker::default())?,
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Test(arguments) => suite::run(&arguments)?,
         Command::Check => check::run()?,

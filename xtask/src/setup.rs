@@ -80,8 +80,8 @@ pub fn clean(mut command: std::process::Command) -> std::process::Command {
     command
 }
 
-/// What set-up has left to do. The linker takes a minute to build, beside which other things can be done.
-#[derive(Debug)]
+/// What the set-up of packages leaves to do. The linker takes a minute to build, beside which other things are built.
+#[derive(Debug, Default)]
 #[must_use]
 pub struct Linker {
     is_missing: bool,

@@ -10,7 +10,7 @@ use crate::{
     lab::check_root,
     phases::{Output, Phase, Phases},
     programs::{self, Need},
-    setup,
+    setup::{self, Linker},
     test_binaries::{self, ALL, Built, Part, run_all},
     vm,
 };
@@ -70,17 +70,18 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         Part::Unit | Part::Kernel | Part::Store => true,
     });
     let needs = needs(&parts);
+    let mut linker = Linker::default();
     phases.run_alone("set-up", |_| {
-        setup::packages(&needs)?.install()?;
+        linker = setup::packages(&needs)?;
         // A test that finds a program missing would say so in the last phase.
         programs::check(&needs)
     })?;
     phases.run_alone("build", |_| {
-        build::ebpf()?;
-        match parts.contains(&Part::EndToEnd) || parts.contains(&Part::Vm) {
-            true => build::static_programs(),
-            false => Ok(()),
+        if parts.contains(&Part::EndToEnd) || parts.contains(&Part::Vm) {
+            return build::run(linker);
         }
+        linker.install()?;
+        build::ebpf()
     })?;
     let mut built = Vec::new();
     if !parts.is_empty() {

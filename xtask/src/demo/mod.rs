@@ -53,8 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     println!("set-up");
     let linker = setup::packages(&[Need::Build, Need::Lab])?;
     println!("build");
-    linker.install()?;
-    build::run()?;
+    build::run(linker)?;
     println!("lab");
     if arguments.orchestrator {
         return orchestrator::run(&arguments.name, arguments.check);

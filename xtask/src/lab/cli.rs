@@ -71,8 +71,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             offloads,
         } => {
             if !paths::program("mesh-testbed").is_file() {
-                crate::setup::packages(&[Need::Build, Need::Lab])?.install()?;
-                crate::build::run()?;
+                crate::build::run(crate::setup::packages(&[Need::Build, Need::Lab])?)?;
             }
             let offloads = if offloads { Offloads::On } else { Offloads::Off };
             up(&LabOptions {

@@ -58,8 +58,8 @@ const PATIENCE: u32 = 12;
 /// # Errors
 /// When something cannot be set up, built or started, or a test fails.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::packages(&[Need::Check, Need::Build, Need::Lab, Need::Tests, Need::Vm])?.install()?;
-    build::run()?;
+    let needs = [Need::Check, Need::Build, Need::Lab, Need::Tests, Need::Vm];
+    build::run(setup::packages(&needs)?)?;
     let mut phases = Phases::default();
     let outcome = phases.run_alone("vm", |output| {
         run_built(arguments, &test_binaries::build(&[Part::Vm])?, output)

@@ -63,8 +63,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let figures_to = super::silence_standard_output()?;
     if !arguments.prepared {
-        setup::packages(&[Need::Build, Need::Lab, Need::Bench])?.install()?;
-        build::run()?;
+        build::run(setup::packages(&[Need::Build, Need::Lab, Need::Bench])?)?;
     }
     if arguments.vm {
         let machine = arguments.machine.machine()?;
