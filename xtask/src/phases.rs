@@ -213,9 +213,9 @@ impl Phases {
     }
 }
 
-/// The same command at the lowest priority.
+/// The same command at a low priority.
 fn giving_way(command: &Command) -> Command {
-    let mut niced = crate::command::command(["nice", "--adjustment=19"]);
+    let mut niced = crate::command::command(["nice", "--adjustment=15"]);
     niced.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
@@ -264,7 +264,7 @@ mod tests {
         );
         let outcome = phases.run_together(vec![
             Phase::new("second", work("echo b >&2; exit 3")),
-            Phase::new("third", work("test $(nice) = 19")).giving_way(),
+            Phase::new("third", work("test $(nice) = 15")).giving_way(),
         ]);
         assert_eq!(outcome.unwrap_err().to_string(), "failed: second");
         let report = phases.report();
