@@ -14,6 +14,7 @@ use crate::{
     command::{command, line, output},
     paths,
     phases::Output,
+    setup::clean,
 };
 
 /// The part of the suite that a test binary belongs to.
@@ -165,7 +166,10 @@ impl Built {
     /// The command that runs it as cargo would.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut test = command([&self.file]);
+        let mut test = clean(command([&self.file]));
+        if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
+            test.env("CARGO_TARGET_DIR", target);
+        }
         test.current_dir(&self.folder)
             .env("CARGO_MANIFEST_DIR", &self.folder)
             .env("MESH_EBPF_OBJECT", paths::ebpf_object());
