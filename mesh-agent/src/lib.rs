@@ -19,4 +19,6 @@ pub mod metrics;
 pub mod model;
 pub mod orchestrator;
 pub mod plan;
+#[cfg(test)]
+mod scenarios;
 pub mod source;

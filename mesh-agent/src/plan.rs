@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::Ipv4Addr,
 };
 
@@ -40,6 +41,34 @@ pub enum DatapathChange {
     DetachContainer(u32),
     /// A node has left the cluster.
     RemovePeer(Ipv4Addr),
+}
+
+/// One line, as plans are printed.
+impl fmt::Display for DatapathChange {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configure(settings) => write!(formatter, "configure {settings}"),
+            Self::UpsertPeer(address, Some(hop)) => write!(formatter, "set peer {address} by {hop}"),
+            Self::UpsertPeer(address, None) => write!(formatter, "set peer {address} unresolved"),
+            Self::UpsertBackend(key, backend) => write!(formatter, "set backend {key} {backend}"),
+            Self::UpsertService(key, service) => write!(formatter, "set service {key} {service}"),
+            Self::AddFrontend(frontend) => write!(formatter, "add frontend {frontend}"),
+            Self::AttachContainer(index) => write!(formatter, "attach to container interface {index}"),
+            Self::AttachUplink(name, uplink) => {
+                write!(
+                    formatter,
+                    "attach to uplink {name} interface {} mtu {}",
+                    uplink.index, uplink.mtu
+                )
+            }
+            Self::DetachUplink(name) => write!(formatter, "detach from uplink {name}"),
+            Self::RemoveFrontend(frontend) => write!(formatter, "remove frontend {frontend}"),
+            Self::RemoveService(key) => write!(formatter, "remove service {key}"),
+            Self::RemoveBackend(key) => write!(formatter, "remove backend {key}"),
+            Self::DetachContainer(index) => write!(formatter, "detach from container interface {index}"),
+            Self::RemovePeer(address) => write!(formatter, "remove peer {address}"),
+        }
+    }
 }
 
 /// The changes that lead from `old` to `new`.

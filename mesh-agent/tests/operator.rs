@@ -15,6 +15,7 @@ use mesh_agent::{
     },
     datapath::{
         Counters, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung, RungState, RungStatus,
+        dump::Dump,
     },
     doctor,
     model::{Balance, Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey},
@@ -57,6 +58,11 @@ impl Introspect for Idle {
             docker_trouble: None,
             started: SystemTime::now(),
         })
+    }
+
+    fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
+        let _ = flows;
+        Ok(Dump::default())
     }
 
     fn counters(&self) -> Result<Counters, DatapathError> {

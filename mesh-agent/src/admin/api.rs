@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic},
+    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump},
     doctor::Report,
     model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
@@ -94,6 +94,16 @@ impl RouteState {
             Self::NoBackend => "no backend",
         }
     }
+}
+
+/// The answer of `GET /v1/datapath/dump`, whose parameter `flows` says how many entries of the flow table to
+/// include (none if it is missing).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpAnswer {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The tables of the data path in use.
+    pub dump: Dump,
 }
 
 /// The answer of `GET /v1/status`.

@@ -9,7 +9,7 @@ use std::{
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::api::{self, DatapathAnswer, DoctorAnswer, Failure, Routes, Status, UseDatapath};
+use super::api::{self, DatapathAnswer, DoctorAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath};
 use crate::datapath::DatapathChoice;
 
 /// The agent answers from memory; only the doctor waits for other systems, for less than this.
@@ -120,6 +120,14 @@ impl Client {
     /// When the agent is not running.
     pub async fn datapath(&self) -> Result<DatapathAnswer, ClientError> {
         self.get("datapath").await
+    }
+
+    /// The tables of the data path, with at most `flows` entries of the flow table.
+    ///
+    /// # Errors
+    /// When the agent is not running, or cannot read a table.
+    pub async fn dump(&self, flows: usize) -> Result<DumpAnswer, ClientError> {
+        self.get(&format!("datapath/dump?flows={flows}")).await
     }
 
     /// Makes the agent try the better rungs again.

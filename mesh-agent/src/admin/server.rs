@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -21,12 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Control, Introspect,
-    api::{self, DatapathAnswer, DoctorAnswer, Failure, Routes, Status, UseDatapath},
+    api::{self, DatapathAnswer, DoctorAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath},
     control::Request,
     routes::routes,
     status::status,
 };
-use crate::{datapath::DatapathStatus, doctor};
+use crate::{
+    datapath::{DatapathError, DatapathStatus},
+    doctor,
+};
 
 /// How long open requests may take to finish when the agent stops.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -180,6 +183,7 @@ fn router(admin: Admin) -> Router {
         .route("/v1/status", get(get_status))
         .route("/v1/doctor", get(get_doctor))
         .route("/v1/datapath", get(get_datapath))
+        .route("/v1/datapath/dump", get(get_dump))
         .route("/v1/datapath/retry", post(retry_datapath))
         .route("/v1/datapath/use", post(use_datapath))
         .fallback(|| async {
@@ -194,21 +198,50 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response> {
-    // Walking the maps blocks for a while when there are many flows.
     let agent = admin.agent;
-    let answer = tokio::task::spawn_blocking(move || {
+    read_kernel("counters", move || {
         let counters = agent.counters()?;
-        Ok::<_, crate::datapath::DatapathError>(routes(&agent.view(), &counters))
-    });
-    match answer.await {
-        Ok(Ok(table)) => Ok(Json(table)),
+        Ok(routes(&agent.view(), &counters))
+    })
+    .await
+}
+
+/// What to include in a dump.
+#[derive(serde::Deserialize)]
+struct DumpQuery {
+    /// At most so many entries of the flow table.
+    #[serde(default)]
+    flows: usize,
+}
+
+async fn get_dump(
+    State(admin): State<Admin>,
+    Query(query): Query<DumpQuery>,
+) -> Result<Json<DumpAnswer>, Response> {
+    read_kernel("tables", move || {
+        Ok(DumpAnswer {
+            version: api::VERSION,
+            dump: admin.agent.dump(query.flows)?,
+        })
+    })
+    .await
+}
+
+/// Reads the kernel's maps off the runtime's threads, which it would block for a while when there are many
+/// flows.
+async fn read_kernel<T: Send + 'static>(
+    what: &str,
+    read: impl FnOnce() -> Result<T, DatapathError> + Send + 'static,
+) -> Result<Json<T>, Response> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(answer)) => Ok(Json(answer)),
         Ok(Err(error)) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,
             mesh_support::error_chain(&error),
         )),
         Err(error) => Err(failure(
             StatusCode::INTERNAL_SERVER_ERROR,
-            format!("reading the counters was aborted: {error}"),
+            format!("reading the {what} was aborted: {error}"),
         )),
     }
 }

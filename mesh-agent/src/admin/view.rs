@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode},
+    datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
     model::{Desired, NodeDatapath, NodeRole, ReturnMode},
     source::SourceState,
 };
@@ -47,6 +47,12 @@ pub trait Introspect: Send + Sync {
     /// # Errors
     /// When the kernel refuses to read a map.
     fn counters(&self) -> Result<Counters, DatapathError>;
+
+    /// Reads the data path's tables from the kernel, with at most `flows` entries of the flow table.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a table.
+    fn dump(&self, flows: usize) -> Result<Dump, DatapathError>;
 }
 
 #[cfg(test)]
@@ -61,7 +67,7 @@ pub(crate) mod fixture {
 
     use super::*;
     use crate::{
-        datapath::{DropCount, MapUsage, Mode, Rung, Traffic},
+        datapath::{Datapath as _, DropCount, MapUsage, Mode, Rung, Traffic, memory::MemoryDatapath},
         model::{
             Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
             Task, TaskState, desired::desired,
@@ -213,6 +219,11 @@ pub(crate) mod fixture {
 
         fn counters(&self) -> Result<Counters, DatapathError> {
             Ok(self.1.clone())
+        }
+
+        fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
+            let state = Desired::clone(&self.0.desired);
+            MemoryDatapath { state }.dump(flows)
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::ladder::Ladder;
 use crate::{
     admin::{Introspect, View},
-    datapath::{Counters, DatapathError},
+    datapath::{Counters, DatapathError, dump::Dump},
     source::SourceState,
 };
 
@@ -64,5 +64,9 @@ impl Introspect for Introspection {
 
     fn counters(&self) -> Result<Counters, DatapathError> {
         self.datapath.lock().counters()
+    }
+
+    fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
+        self.datapath.lock().dump(flows)
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     admin::control::Request,
     datapath::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, InterfaceMode,
-        ReachedRung, Rung, RungState, RungStatus,
+        ReachedRung, Rung, RungState, RungStatus, dump::Dump,
     },
     model::{Desired, NodeDatapath},
 };
@@ -314,6 +314,11 @@ impl Ladder {
         let mut counters = self.datapath.counters()?;
         self.before.add_to(&mut counters);
         Ok(counters)
+    }
+
+    /// The tables of the data path in use.
+    pub(super) fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError> {
+        self.datapath.dump(flows)
     }
 
     pub(super) fn modes(&self) -> Vec<InterfaceMode> {

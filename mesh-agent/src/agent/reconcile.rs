@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::{ChangeError, Counters, InterfaceMode, memory::MemoryDatapath},
+        datapath::{ChangeError, Counters, InterfaceMode, dump::Dump, memory::MemoryDatapath},
         model::NodeDatapath,
     };
 
@@ -162,6 +162,10 @@ mod tests {
 
         fn counters(&mut self) -> Result<Counters, DatapathError> {
             self.memory.counters()
+        }
+
+        fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError> {
+            self.memory.dump(flows)
         }
 
         fn kind(&self) -> NodeDatapath {

@@ -1,9 +1,18 @@
 //! A data path that keeps the desired state in memory and carries no traffic: the agent's logic is tested
 //! against it, and it is the oracle that the kernel's data paths are compared with.
 
-use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode};
+use std::net::Ipv4Addr;
+
+use super::{
+    ChangeError, Counters, Datapath, DatapathError, InterfaceMode,
+    dump::{Dump, DumpedBackend, DumpedFrontend, DumpedPeer, DumpedService, DumpedSettings},
+    ebpf::{
+        dump::choice_name,
+        rings::{Candidate, ring},
+    },
+};
 use crate::{
-    model::{Desired, NodeDatapath},
+    model::{Desired, NodeDatapath, ReturnMode, ServiceEntry, desired::task_tag},
     plan::{DatapathChange, fold},
 };
 
@@ -40,6 +49,10 @@ impl Datapath for MemoryDatapath {
         })
     }
 
+    fn dump(&mut self, _: usize) -> Result<Dump, DatapathError> {
+        Ok(dump(&self.state))
+    }
+
     fn kind(&self) -> NodeDatapath {
         NodeDatapath::Ebpf
     }
@@ -56,4 +69,68 @@ impl Datapath for MemoryDatapath {
         self.state = Desired::default();
         Ok(())
     }
+}
+
+/// What the maps of the eBPF data path would hold.
+fn dump(state: &Desired) -> Dump {
+    let settings = &state.settings;
+    let services = state.services.iter().map(|(key, service)| DumpedService {
+        service: *key,
+        ring: ring_of(state, service),
+        choice: choice_name(ring(service.balance, &[]).0).to_owned(),
+    });
+    let backends = state.backends.iter().map(|(key, backend)| DumpedBackend {
+        service: key.service,
+        address: key.address,
+        target_port: backend.target_port,
+        tag: task_tag(&backend.task),
+        location: backend.location,
+    });
+    let mut frontends: Vec<_> = state
+        .frontends
+        .iter()
+        .map(|frontend| DumpedFrontend {
+            service: frontend.service,
+            address: frontend.address,
+        })
+        .collect();
+    frontends.sort_unstable();
+    let peers = state.peers.iter().map(|(address, next_hop)| DumpedPeer {
+        address: *address,
+        next_hop: *next_hop,
+    });
+    Dump {
+        datapath: NodeDatapath::Ebpf,
+        settings: Some(DumpedSettings {
+            node_address: settings.node_address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            vni: settings.vni,
+            direct_return: settings.return_mode == ReturnMode::Dsr,
+            mesh0: settings.mesh0.map_or(0, |mesh0| mesh0.index),
+        }),
+        services: services.collect(),
+        backends: backends.collect(),
+        frontends,
+        peers: peers.collect(),
+        virtual_services: Vec::new(),
+        flows: Vec::new(),
+    }
+}
+
+fn ring_of(state: &Desired, service: &ServiceEntry) -> Vec<Ipv4Addr> {
+    let candidates: Vec<_> = (0..)
+        .zip(&service.active)
+        .filter_map(|(index, key)| {
+            Some(Candidate {
+                key: *key,
+                index,
+                weight: state.backends.get(key)?.weight,
+            })
+        })
+        .collect();
+    let (_, slots) = ring(service.balance, &candidates);
+    slots
+        .into_iter()
+        .filter_map(|slot| candidates.iter().find(|candidate| candidate.index == slot))
+        .map(|candidate| candidate.key.address)
+        .collect()
 }

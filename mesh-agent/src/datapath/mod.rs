@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use self::dump::Dump;
 use crate::{
     model::{BackendKey, Desired, NodeDatapath, ServiceKey},
     plan::DatapathChange,
 };
 
+pub mod dump;
 pub mod ebpf;
 pub mod ipvs;
 pub mod memory;
@@ -33,6 +35,12 @@ pub trait Datapath: Send {
     /// # Errors
     /// When the kernel refuses to read a map.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
+
+    /// Reads its tables back, with at most `flows` entries of the flow table.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a table.
+    fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError>;
 
     /// The kind as other nodes see it: they send only to nodes that read their packets.
     fn kind(&self) -> NodeDatapath;

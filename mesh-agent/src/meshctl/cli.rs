@@ -90,6 +90,15 @@ struct DatapathArguments {
 
 #[derive(Debug, Subcommand)]
 enum DatapathAction {
+    /// Print the data path's tables as they are in the kernel
+    ///
+    /// For eBPF: settings, services with their rings, backends, frontends, peers, and on request flows. For
+    /// IPVS: its virtual services. (The nftables rules beside them: nft list table ip mesh.)
+    Dump {
+        /// At most so many entries of the flow table
+        #[arg(long, value_name = "COUNT", default_value_t = 0)]
+        flows: usize,
+    },
     /// Try the better rungs again now
     ///
     /// The new data path is complete before the old one goes. A change between eBPF and IPVS breaks open
@@ -209,6 +218,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Datapath(arguments) => {
             let answer = match arguments.action {
                 None => client.datapath().await?,
+                Some(DatapathAction::Dump { flows }) => {
+                    let answer = client.dump(flows).await?;
+                    print(arguments.format, &answer, |answer| answer.dump.to_string())?;
+                    return Ok(ExitCode::SUCCESS);
+                }
                 Some(DatapathAction::Retry) => client.retry_datapath().await?,
                 Some(DatapathAction::Use { choice }) => client.use_datapath(choice).await?,
             };

@@ -6,6 +6,8 @@ pub mod certificates;
 pub mod feed;
 pub mod hint;
 pub(crate) mod labels;
+#[cfg(test)]
+pub(crate) mod scenario;
 pub mod swarm;
 #[cfg(test)]
 pub(crate) mod test_authority;

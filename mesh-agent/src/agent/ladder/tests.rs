@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    datapath::{ChangeError, memory::MemoryDatapath},
+    datapath::{ChangeError, dump::Dump, memory::MemoryDatapath},
     model::{HostInterface, Protocol, ServiceKey},
     plan::DatapathChange,
 };
@@ -89,6 +89,10 @@ impl Datapath for Fake {
             traffic.connections_active = 1;
         }
         Ok(counters)
+    }
+
+    fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError> {
+        self.memory.dump(flows)
     }
 
     fn kind(&self) -> NodeDatapath {

@@ -8,10 +8,11 @@ mod attach;
 mod batch;
 mod clsact;
 mod driver;
+pub(super) mod dump;
 mod flows;
 mod hooks;
 mod maps;
-mod rings;
+pub(super) mod rings;
 mod slots;
 mod tables;
 mod uplink_rung;
@@ -32,7 +33,8 @@ use tracing::{debug, info};
 
 use self::{attach::Attachments, flows::FlowSweep, maps::Maps, tables::Tables};
 use super::{
-    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice, failed,
+    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice,
+    dump::Dump, failed,
 };
 use crate::{
     model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
@@ -266,6 +268,10 @@ impl Datapath for EbpfDatapath {
             .usage(self.sweep.entries(), self.options.flow_capacity);
         counters.flow_evictions = self.sweep.evictions();
         Ok(counters)
+    }
+
+    fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError> {
+        dump::read(&self.maps, flows)
     }
 
     fn kind(&self) -> NodeDatapath {

@@ -18,17 +18,17 @@ const LOAD_STEP: u64 = 1 << 16;
 
 /// An active backend as the ring sees it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub(in crate::datapath) struct Candidate {
     /// Its cluster-wide name.
-    pub(super) key: BackendKey,
+    pub(in crate::datapath) key: BackendKey,
     /// Its index in the maps.
-    pub(super) index: u32,
+    pub(in crate::datapath) index: u32,
     /// Its weight; with 0 it gets no new flows.
-    pub(super) weight: u32,
+    pub(in crate::datapath) weight: u32,
 }
 
 /// How an entry of the ring is chosen, and the backend's index in each entry.
-pub(super) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
+pub(in crate::datapath) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
     let candidates: Vec<Candidate> = candidates
         .iter()
         .copied()

@@ -32,7 +32,7 @@ use self::{
     sysctls::{SysctlError, Sysctls},
     tunnel::{Tunnel, TunnelError, TunnelPlan},
 };
-use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode, failed};
+use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode, dump::Dump, failed};
 use crate::{
     model::{BackendKey, Desired, NodeDatapath},
     plan::{DatapathChange, fold},
@@ -248,6 +248,14 @@ impl Steps {
 }
 
 impl Datapath for IpvsDatapath {
+    fn dump(&mut self, _: usize) -> Result<Dump, DatapathError> {
+        Ok(Dump {
+            datapath: NodeDatapath::Ipvs,
+            virtual_services: self.services.dump()?,
+            ..Dump::default()
+        })
+    }
+
     fn kind(&self) -> NodeDatapath {
         NodeDatapath::Ipvs
     }

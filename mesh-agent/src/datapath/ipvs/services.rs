@@ -13,7 +13,11 @@ use super::{
     wanted::{Role, Table, is_ours},
 };
 use crate::{
-    datapath::{Counters, DatapathError, netlink::KernelError},
+    datapath::{
+        Counters, DatapathError,
+        dump::{DumpedDestination, DumpedVirtualService},
+        netlink::KernelError,
+    },
     model::{BackendKey, Desired, ServiceKey},
 };
 
@@ -78,6 +82,37 @@ impl Services {
         }
         self.present = present;
         Ok(())
+    }
+
+    /// Reads the mesh's virtual services with their destinations.
+    pub(super) fn dump(&mut self) -> Result<Vec<DumpedVirtualService>, DatapathError> {
+        let reading = |error: IpvsError| failed("read the IPVS table", error);
+        let mut services = Vec::new();
+        for (name, settings) in self.ipvs.services().map_err(reading)? {
+            if !is_ours(&settings) {
+                continue;
+            }
+            let destinations = self.ipvs.destinations(&name).map_err(reading)?;
+            let mut destinations: Vec<_> = destinations
+                .into_iter()
+                .map(|(destination, state)| DumpedDestination {
+                    address: destination.address,
+                    port: destination.port,
+                    weight: state.weight,
+                })
+                .collect();
+            destinations.sort_by_key(|destination| (destination.address, destination.port));
+            services.push(DumpedVirtualService {
+                address: name.address,
+                port: name.port,
+                protocol: name.protocol,
+                scheduler: settings.scheduler,
+                persistence: settings.persistence,
+                destinations,
+            });
+        }
+        services.sort_by_key(|service| (service.protocol, service.port, service.address));
+        Ok(services)
     }
 
     /// Forgets services that something else has removed, so that they are made again.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::Ipv4Addr,
 };
 
@@ -60,6 +61,12 @@ pub struct ServiceKey {
     pub protocol: Protocol,
     /// Published port, host byte order.
     pub port: u16,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.protocol, self.port)
+    }
 }
 
 /// A service as the data path sees it.
@@ -149,4 +156,89 @@ pub struct NextHop {
     pub source_mac: MacAddress,
     /// MAC address of the peer, or of the router on the way.
     pub destination_mac: MacAddress,
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.node_address {
+            Some(address) => write!(formatter, "node {address}")?,
+            None => formatter.write_str("node unknown")?,
+        }
+        let return_mode = match self.return_mode {
+            ReturnMode::Tunnel => "tunnel",
+            ReturnMode::Dsr => "dsr",
+        };
+        write!(formatter, " vni {:#08x} return {return_mode} mesh0 ", self.vni)?;
+        match self.mesh0 {
+            Some(mesh0) => write!(formatter, "interface {}", mesh0.index),
+            None => formatter.write_str("none"),
+        }
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.service, self.address)
+    }
+}
+
+impl fmt::Display for BackendKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.service, self.address)
+    }
+}
+
+impl fmt::Display for ServiceEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.name, self.balance.algorithm.name())?;
+        if let Some(seconds) = self.balance.affinity {
+            write!(formatter, " affinity {seconds} s")?;
+        }
+        formatter.write_str(":")?;
+        if self.active.is_empty() {
+            return formatter.write_str(" no backends");
+        }
+        self.active
+            .iter()
+            .try_for_each(|key| write!(formatter, " {}", key.address))
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            task_name,
+            node_name,
+            target_port,
+            weight,
+            ..
+        } = self;
+        write!(
+            formatter,
+            "{task_name} on {node_name} {} weight {weight} ",
+            self.state.name()
+        )?;
+        match self.location {
+            Location::Local(container) => write!(
+                formatter,
+                "local {}:{target_port} interface {}",
+                container.address, container.host_interface
+            ),
+            Location::Remote(address) => write!(formatter, "remote {address} port {target_port}"),
+        }
+    }
+}
+
+impl fmt::Display for NextHop {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            interface,
+            source_mac,
+            destination_mac,
+        } = self;
+        write!(
+            formatter,
+            "interface {interface} from {source_mac} to {destination_mac}"
+        )
+    }
 }

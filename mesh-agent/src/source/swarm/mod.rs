@@ -19,7 +19,8 @@ use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::{lists::Lists, pace::Pace};
+pub(super) use self::lists::Lists;
+use self::pace::Pace;
 use super::{Announcements, HintHandle, SourceState, labels::LabelError};
 use crate::{
     backoff::Backoff,

@@ -23,7 +23,7 @@ pub(super) fn abi_frontend(frontend: Frontend) -> FrontendKey {
     }
 }
 
-pub(super) fn service_key(protocol: u16, port: Be16) -> Option<ServiceKey> {
+pub(in crate::datapath::ebpf) fn service_key(protocol: u16, port: Be16) -> Option<ServiceKey> {
     let protocol = [Protocol::Tcp, Protocol::Udp]
         .into_iter()
         .find(|known| u16::from(known.number()) == protocol)?;

@@ -25,6 +25,7 @@ use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{self, Choice};
 
 use self::counters::traffic_of;
+pub(super) use self::keys::service_key;
 use super::{
     super::{DatapathError, Traffic},
     failed,

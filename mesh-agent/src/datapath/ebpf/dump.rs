@@ -1,0 +1,193 @@
+//! Reads the maps back for a dump, from the kernel alone: nothing of what the agent remembers.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use aya::maps::MapError;
+use mesh_ebpf::abi::{self, BACKEND_LOCAL, Choice, Config, Endpoint, Flow, FlowKey, Origin, Role};
+
+use super::{
+    super::{
+        DatapathError,
+        dump::{Dump, DumpedBackend, DumpedFlow, DumpedFrontend, DumpedPeer, DumpedService, DumpedSettings},
+    },
+    failed,
+    maps::Maps,
+    tables::service_key,
+};
+use crate::model::{Container, Location, MacAddress, NextHop, NodeDatapath};
+
+/// The maps' content, with at most `flows` entries of the flow table.
+pub(super) fn read(maps: &Maps, flows: usize) -> Result<Dump, DatapathError> {
+    let config = maps.config()?;
+    Ok(Dump {
+        datapath: NodeDatapath::Ebpf,
+        settings: Some(DumpedSettings {
+            node_address: config.node_address.into(),
+            vni: config.vni.get() >> 8,
+            direct_return: config.direct_return != 0,
+            mesh0: config.mesh0,
+        }),
+        services: services(maps)?,
+        backends: backends(maps)?,
+        frontends: frontends(maps)?,
+        peers: peers(maps)?,
+        virtual_services: Vec::new(),
+        flows: read_flows(maps, &config, flows)?,
+    })
+}
+
+fn reading(map: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |error| failed(format!("read {map}"), error)
+}
+
+fn services(maps: &Maps) -> Result<Vec<DumpedService>, DatapathError> {
+    let mut services = Vec::new();
+    for entry in maps.services.iter() {
+        let (_, service) = entry.map_err(reading("SERVICES"))?;
+        let Some(key) = service_key(service.protocol, service.port) else {
+            continue;
+        };
+        let slots = service.ring_offset..service.ring_offset.saturating_add(service.ring_length);
+        let ring = slots.map(|slot| {
+            let index = maps.ring.get(&slot, 0).map_err(reading("RING"))?;
+            Ok(backend(maps, index)?.key.address.into())
+        });
+        services.push(DumpedService {
+            service: key,
+            choice: choice_name(service.choice).to_owned(),
+            ring: ring.collect::<Result<_, DatapathError>>()?,
+        });
+    }
+    services.sort_by_key(|service| service.service);
+    Ok(services)
+}
+
+/// The name of a way of choosing.
+pub(in crate::datapath) fn choice_name(choice: Choice) -> &'static str {
+    match choice {
+        Choice::HASH_ENDPOINT => "hash-endpoint",
+        Choice::HASH_ADDRESS => "hash-address",
+        Choice::LEAST => "least",
+        _ => "rotate",
+    }
+}
+
+fn backend(maps: &Maps, index: u32) -> Result<abi::Backend, DatapathError> {
+    maps.backends.get(&index, 0).map_err(reading("BACKENDS"))
+}
+
+fn backends(maps: &Maps) -> Result<Vec<DumpedBackend>, DatapathError> {
+    let mut backends = Vec::new();
+    for entry in maps.backend_index.iter() {
+        let (key, index) = entry.map_err(reading("BACKEND_INDEX"))?;
+        let Some(service) = service_key(key.protocol, key.port) else {
+            continue;
+        };
+        let value = backend(maps, index)?;
+        let location = if value.location == BACKEND_LOCAL {
+            Location::Local(Container {
+                ingress_address: key.address.into(),
+                address: value.address.into(),
+                mac: MacAddress(value.mac),
+                host_interface: value.interface,
+                gateway_mac: MacAddress(value.gateway_mac),
+            })
+        } else {
+            let next_hop = maps.next_hops.get(&value.peer, 0).map_err(reading("NEXT_HOPS"))?;
+            Location::Remote(next_hop.address.into())
+        };
+        backends.push(DumpedBackend {
+            service,
+            address: key.address.into(),
+            target_port: value.target_port.get(),
+            tag: value.tag.get(),
+            location,
+        });
+    }
+    backends.sort_by_key(|backend| (backend.service, backend.address));
+    Ok(backends)
+}
+
+fn frontends(maps: &Maps) -> Result<Vec<DumpedFrontend>, DatapathError> {
+    let mut frontends = Vec::new();
+    for entry in maps.frontends.iter() {
+        let (key, _) = entry.map_err(reading("FRONTENDS"))?;
+        if let Some(service) = service_key(key.protocol, key.port) {
+            frontends.push(DumpedFrontend {
+                service,
+                address: key.address.into(),
+            });
+        }
+    }
+    frontends.sort_unstable();
+    Ok(frontends)
+}
+
+fn peers(maps: &Maps) -> Result<Vec<DumpedPeer>, DatapathError> {
+    let mut peers = Vec::new();
+    for entry in maps.peer_index.iter() {
+        let (address, index) = entry.map_err(reading("PEER_INDEX"))?;
+        let value = maps.next_hops.get(&index, 0).map_err(reading("NEXT_HOPS"))?;
+        peers.push(DumpedPeer {
+            address: address.into(),
+            next_hop: (value.interface != 0).then_some(NextHop {
+                interface: value.interface,
+                source_mac: MacAddress(value.source_mac),
+                destination_mac: MacAddress(value.destination_mac),
+            }),
+        });
+    }
+    peers.sort_by_key(|peer| peer.address);
+    Ok(peers)
+}
+
+fn read_flows(maps: &Maps, config: &Config, limit: usize) -> Result<Vec<DumpedFlow>, DatapathError> {
+    let mut flows = Vec::new();
+    for entry in maps.flows.iter().take(limit) {
+        let (key, flow) = entry.map_err(reading("FLOWS"))?;
+        flows.push(dumped_flow(maps, config, &key, &flow)?);
+    }
+    flows.sort_by_key(|flow| (flow.protocol, flow.source, flow.destination));
+    Ok(flows)
+}
+
+fn dumped_flow(
+    maps: &Maps,
+    config: &Config,
+    key: &FlowKey,
+    flow: &Flow,
+) -> Result<DumpedFlow, DatapathError> {
+    let backend = backend(maps, flow.backend)?;
+    let current = backend.generation == flow.generation;
+    Ok(DumpedFlow {
+        protocol: key.protocol,
+        source: socket(Endpoint::new(key.source, key.source_port)),
+        destination: socket(Endpoint::new(key.destination, key.destination_port)),
+        role: role_name(flow.role).to_owned(),
+        origin: origin_name(flow.origin).to_owned(),
+        backend: current.then(|| Ipv4Addr::from(backend.key.address)),
+        idle_seconds: config.now.saturating_sub(flow.seen),
+    })
+}
+
+fn socket(endpoint: Endpoint) -> SocketAddrV4 {
+    SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::REPLY => "reply",
+        Role::ALIAS => "alias",
+        _ => "forward",
+    }
+}
+
+fn origin_name(origin: Origin) -> &'static str {
+    match origin {
+        Origin::MESH0 => "mesh0",
+        Origin::CONTAINER => "container",
+        Origin::TUNNEL => "tunnel",
+        Origin::TUNNEL_DIRECT => "tunnel-direct",
+        _ => "uplink",
+    }
+}
