@@ -1,5 +1,5 @@
 //! The mesh under test: an agent's data path on each node, which the agent's own model and plan keep in line
-//! with a cluster. Knows nothing of the kinds of data paths.
+//! with a cluster. Knows the kinds of data paths only by what their tables hold.
 
 use std::{
     fmt::Write,
@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::{
-    datapath::{Counters, Datapath, Traffic},
+    datapath::{Counters, Datapath, Traffic, dump::Dump, memory::MemoryDatapath},
     mesh0::{self, Mesh0},
     model::{
-        BackendKey, Cluster, Desired, HostInterface, Node as ClusterNode, NodeRole, Protocol, ServiceKey,
+        BackendKey, Cluster, Desired, HostInterface, Node as ClusterNode, NodeDatapath, NodeRole, Protocol,
+        ServiceKey,
     },
     plan::plan,
 };
@@ -24,6 +25,9 @@ use crate::{
 };
 
 mod cluster;
+
+/// How many entries of the flow table are read with the other tables.
+const SOME_FLOWS: usize = 16;
 
 /// The TCP port of the service that most stories use; Docker's own mesh has it as well.
 pub(crate) const WEB: ServiceKey = ServiceKey {
@@ -153,7 +157,7 @@ impl<'a> Mesh<'a> {
             if prune {
                 datapath.prune(&wanted).context("could not prune")?;
             }
-            Ok(())
+            check_tables(datapath.dump(SOME_FLOWS)?, &wanted)
         })??;
         let agent = &mut self.agents[number - 1];
         agent.applied = wanted;
@@ -275,6 +279,39 @@ impl Drop for Mesh<'_> {
         // Does nothing after a story that passed.
         let _ = self.stop();
     }
+}
+
+/// The tables, read back from the kernel, must hold what the agent has asked for.
+fn check_tables(mut found: Dump, wanted: &Desired) -> Result<()> {
+    if found.datapath == NodeDatapath::Ipvs {
+        let expected = wanted.frontends.iter().filter(|frontend| {
+            let served = wanted.services.get(&frontend.service);
+            frontend.address != SERVICE_ADDRESS && served.is_some_and(|service| !service.active.is_empty())
+        });
+        for frontend in expected {
+            let served = found.virtual_services.iter().any(|service| {
+                (service.address, service.protocol, service.port)
+                    == (
+                        frontend.address.into(),
+                        frontend.service.protocol,
+                        frontend.service.port,
+                    )
+                    && !service.destinations.is_empty()
+            });
+            ensure!(served, "{frontend} is not in the tables:\n{found}");
+        }
+        return Ok(());
+    }
+    found.flows.clear();
+    let expected = MemoryDatapath {
+        state: wanted.clone(),
+    }
+    .dump(0)?;
+    ensure!(
+        found == expected,
+        "the tables are not as they should be:\n{found}\nbut should be:\n{expected}"
+    );
+    Ok(())
 }
 
 fn make_mesh0(node_address: Ipv4Addr) -> Result<HostInterface> {
