@@ -1,9 +1,9 @@
-//! Integers in network byte order, as types, so that no other order can be stored in a header or a
-//! map by mistake. Imports nothing.
+//! Integers in network byte order as types of their own, so that no other order can be stored in a header or
+//! a map by mistake.
 
 use core::fmt;
 
-/// A type that any bytes are a valid value of, and that has no padding.
+/// A type without padding for which every bit pattern is valid.
 ///
 /// # Safety
 /// The implementor must be `repr(C)` or `repr(transparent)`, have alignment 1 or be read and written

@@ -1,10 +1,9 @@
-//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624). Imports `bytes` and
-//! `headers`.
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! The checksum is the complement of the one's-complement sum of 16-bit words. That sum does not care
-//! in which byte order it is computed, as long as every word is in the same, so all sums here are over
-//! words as they lie in memory. A [`Difference`] is the sum of new words and complemented old ones: what
-//! must be added to a sum when the old words are replaced by the new. The kernel's
+//! The checksum is the complement of the one's-complement sum of 16-bit words. The sum does not depend on the
+//! byte order as long as all words have the same, so all sums here are over words as they are in memory. A
+//! [`Difference`] is the sum of the new words and the complements of the old ones, which is what must be
+//! added to a sum when the new words replace the old ones. The kernel's
 //! `bpf_l4_csum_replace` takes the same number when its `size` is 0.
 
 use crate::{
@@ -12,7 +11,7 @@ use crate::{
     headers::Ipv4,
 };
 
-/// What a replacement of words changes in a one's-complement sum; not folded.
+/// The change of a one's-complement sum by the replacement of 16-bit words; not folded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Difference(u32);
 
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_header_sums_as_in_the_textbook() {
+    fn an_ipv4_header_has_the_published_checksum() {
         let mut header = Ipv4 {
             version_and_length: 0x45,
             service_type: 0,
@@ -201,9 +200,9 @@ mod tests {
     }
 
     proptest! {
-        /// As a header always is: with a word (version and length) that is not zero.
+        /// Like every header, with at least one word that is not zero: version and length.
         #[test]
-        fn an_update_equals_a_computation_anew(
+        fn an_update_equals_a_full_computation(
             mut words in proptest::collection::vec(word(), 4..40),
             new16 in word(),
             new32 in (word(), word()),

@@ -24,12 +24,12 @@ pub fn fits<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
     size != 0 && size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 <= u32::from(mtu)
 }
 
-/// Puts a packet into a Geneve packet to a peer. `l3_length` is the inner packet's.
+/// Encapsulates a packet for a peer. `l3_length` is that of the inner packet.
 ///
 /// The UDP checksum is left out, as RFC 8926 (3.4) allows over IPv4: the inner packet has its own.
 ///
 /// # Errors
-/// [`Refused`] when there is no room in front of the packet.
+/// [`Refused`] when there is no room before the packet.
 #[inline(always)]
 pub fn encapsulate<F: Frame>(
     frame: &mut F,
@@ -76,8 +76,8 @@ pub fn encapsulate<F: Frame>(
     Ok(())
 }
 
-/// A source port that differs between flows and stays within one, both directions the same, so that
-/// routers and receive queues spread flows but keep their packets in order (RFC 8926, 3.3).
+/// A source port that is the same for all packets of a flow, in both directions, and differs between flows,
+/// so that routers and receive queues spread flows but keep the order within each (RFC 8926, 3.3).
 #[inline(always)]
 fn entropy_port(inner: &FlowKey) -> Be16 {
     let mixed = (inner.source.raw() ^ inner.destination.raw())

@@ -10,15 +10,15 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// A change to the words that a TCP or UDP checksum covers.
+/// A change to what a TCP or UDP checksum covers.
 #[derive(Clone, Copy, Debug)]
 pub struct ChecksumChange {
     /// Offset of the checksum field in the frame.
     pub offset: usize,
     /// Whether the field is UDP's, where 0 means "none" and stays 0.
     pub udp: bool,
-    /// Change of the pseudo header. Kept apart: an skb whose checksum the hardware is yet to finish
-    /// holds the pseudo header's sum only.
+    /// Change of the pseudo header. Separate, because an skb whose checksum the hardware is to finish
+    /// holds the sum of the pseudo header only.
     pub pseudo: Difference,
     /// Change of the L4 header or payload.
     pub body: Difference,

@@ -1,7 +1,7 @@
-//! Protocol headers as they lie on the wire: Ethernet II, IPv4 (RFC 791), TCP (RFC 9293), UDP
-//! (RFC 768), ICMP (RFC 792) and Geneve (RFC 8926). Imports `bytes` only.
+//! Protocol headers as they are on the wire: Ethernet II, IPv4 (RFC 791), TCP (RFC 9293), UDP (RFC 768), ICMP
+//! (RFC 792) and Geneve (RFC 8926).
 //!
-//! All are packed: a frame gives no alignment. Sizes are asserted below.
+//! All are packed, because headers in a frame have no alignment. Sizes are asserted below.
 
 use crate::bytes::{Be16, Be32, Plain};
 
@@ -183,22 +183,22 @@ pub struct Geneve {
     pub backend_address: Be32,
     /// The backend's port inside the container.
     pub backend_port: Be16,
-    /// A fingerprint of the task's id, against an address that has since been given to another task.
+    /// A fingerprint of the task's id, in case the address has since been given to another task.
     pub backend_tag: Be16,
 }
 
 /// Option class of the mesh in Geneve packets.
 pub const GENEVE_CLASS: Be16 = Be16::new(0xff5a);
-/// Critical bit of an option's type: whoever does not know it must drop the packet.
+/// Critical bit of an option's type: a receiver that does not know the option must drop the packet.
 pub const GENEVE_CRITICAL_OPTION: u8 = 0x80;
-/// `version_and_length`, `flags` and `option_length` of every packet the mesh makes.
+/// `version_and_length` of every packet that the mesh makes.
 pub const GENEVE_VERSION_AND_LENGTH: u8 = 3;
-/// The "critical options present" flag.
+/// `flags` of every packet that the mesh makes: critical options are present.
 pub const GENEVE_FLAGS: u8 = 0x40;
-/// Words of option data.
+/// Length of the option's data in 32-bit words.
 pub const GENEVE_OPTION_LENGTH: u8 = 2;
 
-/// What a Geneve packet between nodes carries, as the option's type.
+/// What a Geneve packet between nodes carries; the type of its option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum GeneveKind {
@@ -211,7 +211,7 @@ pub enum GeneveKind {
 }
 
 impl GeneveKind {
-    /// The kind an option type stands for, if any.
+    /// The kind of an option type, if it is one.
     #[inline(always)]
     pub fn from_option(kind: u8) -> Option<Self> {
         const FORWARD: u8 = GeneveKind::Forward as u8;
@@ -226,7 +226,7 @@ impl GeneveKind {
     }
 }
 
-/// Everything the mesh puts between the Ethernet header and the client's packet.
+/// Everything that the mesh inserts between the Ethernet header and the inner packet.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
 pub struct Outer {
@@ -238,7 +238,7 @@ pub struct Outer {
     pub geneve: Geneve,
 }
 
-/// Bytes of [`Outer`]: what the tunnel takes from the MTU.
+/// Bytes of [`Outer`]: the tunnel's share of the MTU.
 pub const OUTER_LENGTH: usize = size_of::<Outer>();
 
 const _: () = assert!(size_of::<Ethernet>() == 14);

@@ -1,9 +1,8 @@
 //! The packet path of the mesh: types that kernel and agent share, and the pure packet logic.
 //!
-//! `no_std`, no I/O. The logic is generic over the packet it works on ([`frame::Frame`]) and over the
-//! maps it consults ([`tables::Tables`]), so the same functions run in XDP, in tc and in a host's unit
-//! tests. Imports nothing of ours; the programs in `programs/` (built for BPF only) and the agent's
-//! data path import it.
+//! `no_std`, no I/O. The logic is generic over the packet ([`frame::Frame`]) and the maps
+//! ([`tables::Tables`]), so the same functions run in XDP, in tc and in the host's unit tests. The programs
+//! in `programs/` (built for BPF only) and the agent's data path import it; it imports nothing of ours.
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;

@@ -1,5 +1,4 @@
-//! Clamping of TCP's maximum segment size (RFC 9293, 3.7.1), so that no segment outgrows the tunnel.
-//! Imports `checksum`, `frame` and `headers`.
+//! Clamps TCP's maximum segment size (RFC 9293, 3.7.1), so that every segment fits into the tunnel.
 
 use crate::{
     bytes::{Be16, Plain},
@@ -12,9 +11,9 @@ const OPTION_END: u8 = 0;
 const OPTION_NOTHING: u8 = 1;
 const OPTION_MSS: u8 = 2;
 const OPTION_MSS_LENGTH: u8 = 4;
-/// Options looked at before giving up; real SYNs have at most eight, MSS nearly always first.
+/// Options to look at; real SYNs have at most eight, and nearly always MSS first.
 const MAX_OPTIONS: usize = 10;
-/// Bytes that all options of a TCP header can have together.
+/// The most bytes that the options of a TCP header can have together.
 const MAX_OPTIONS_LENGTH: u8 = 40;
 
 #[derive(Clone, Copy)]
@@ -28,8 +27,8 @@ struct MssOption {
 // SAFETY: packed, no padding, integers only.
 unsafe impl Plain for MssOption {}
 
-/// Lowers the MSS option of a SYN or SYN-ACK whose IP header stands behind the Ethernet header, so
-/// that a segment's whole packet is at most `mtu` bytes. Leaves smaller values, and SYNs without it.
+/// Lowers the MSS option of a SYN or SYN-ACK (not encapsulated), so that the packet of a segment is at
+/// most `mtu` bytes. Leaves smaller values, and SYNs without the option.
 ///
 /// # Errors
 /// [`Refused`] when the checksum could not be written.
@@ -59,7 +58,7 @@ pub fn clamp<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
                 }
                 return lower(frame, offset, old, Be16::new(limit));
             }
-            // No option is shorter or longer: what follows cannot be told.
+            // No option has this length, so the next one cannot be found.
             _ if !(2..=MAX_OPTIONS_LENGTH).contains(&length) => return Ok(()),
             _ => offset += usize::from(length & 0x3f),
         }
@@ -72,7 +71,7 @@ pub fn clamp<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
 fn lower<F: Frame>(frame: &mut F, offset: usize, old: Be16, new: Be16) -> Result<(), Refused> {
     let option = frame.at_mut::<MssOption>(offset).ok_or(Refused)?;
     option.value = new;
-    // A word that begins at an odd address contributes its bytes swapped to the sum.
+    // At an odd offset, the two bytes belong to different words of the sum, as if they were swapped.
     let (old, new) = if offset.is_multiple_of(2) {
         (old, new)
     } else {

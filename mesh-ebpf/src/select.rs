@@ -1,4 +1,4 @@
-//! Choosing a backend for a new flow. Imports `abi` and `tables`.
+//! Chooses a backend for a new flow.
 
 use crate::{
     abi::{Backend, Choice, FlowKey, Service},
@@ -44,7 +44,7 @@ fn hashed<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<u32> {
 }
 
 /// The less loaded of two backends: the next in rotation and another one (the power of two choices,
-/// Mitzenmacher 2001). It needs no walk over all of them, and the loads may be a second old.
+/// Mitzenmacher 2001). That avoids a walk over all of them and works with loads that are a second old.
 #[inline(always)]
 fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
     let turn = tables.rotate(index);
@@ -61,14 +61,14 @@ fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
     Some(chosen)
 }
 
-/// Spreads a word's bits over all others (MurmurHash3's finalizer).
+/// Lets every bit affect all others (MurmurHash3's finalizer).
 #[inline(always)]
-pub fn mix(mut word: u32) -> u32 {
-    word ^= word >> 16;
-    word = word.wrapping_mul(0x85eb_ca6b);
-    word ^= word >> 13;
-    word = word.wrapping_mul(0xc2b2_ae35);
-    word ^ word >> 16
+pub fn mix(mut bits: u32) -> u32 {
+    bits ^= bits >> 16;
+    bits = bits.wrapping_mul(0x85eb_ca6b);
+    bits ^= bits >> 13;
+    bits = bits.wrapping_mul(0xc2b2_ae35);
+    bits ^ bits >> 16
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn rotation_takes_each_in_its_turn() {
+    fn rotation_takes_one_after_the_other() {
         let tables = service(Choice::ROTATE);
         let turns: Vec<_> = (0..6).map(|_| chosen(&tables, key(1, 1))).collect();
         assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
@@ -150,7 +150,7 @@ mod tests {
         tables.set_load(1, 1000, 10);
         tables.set_load(2, 0, 10);
         let spread = spread(&tables, (0..60).map(|port| key(7, port)));
-        // A third of the turns do not look at it.
+        // A third of the choices do not include it.
         assert!(spread[&2] >= 30, "{spread:?}");
     }
 
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_takes_more_gets_more() {
+    fn a_backend_with_a_smaller_step_gets_more() {
         let tables = service(Choice::LEAST);
         for (backend, step) in [(0, 4), (1, 4), (2, 1)] {
             tables.set_load(backend, 0, step);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn one_backend_is_every_choice() {
+    fn the_only_backend_is_always_chosen() {
         for choice in [
             Choice::ROTATE,
             Choice::HASH_ENDPOINT,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_backends_has_no_choice() {
+    fn a_service_without_backends_yields_none() {
         let tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[]);
         assert!(select(&tables, &key(7, 7), 0).is_none());
     }

@@ -1,4 +1,4 @@
-//! The maps that the packet logic consults. Imports `abi` only.
+//! The maps that the packet logic reads and writes.
 
 use core::ptr::NonNull;
 
@@ -7,7 +7,7 @@ use crate::abi::{
     Progress, Role, Service,
 };
 
-/// A flow's entry, in memory that other CPUs change at the same time.
+/// A flow's entry, in memory that other CPUs may change at the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowEntry(NonNull<Flow>);
 
@@ -60,8 +60,8 @@ impl FlowEntry {
         role: Role,
     }
 
-    /// Notes that a packet was seen. Writes only when the second has changed, so that a busy flow's
-    /// cache line is not passed between CPUs for every packet.
+    /// Records that a packet was seen. Writes only once a second, so that the cache line of a busy flow
+    /// does not move between CPUs for every packet.
     #[inline(always)]
     pub fn touch(self, now: u32) {
         if self.seen() != now {
@@ -70,7 +70,7 @@ impl FlowEntry {
         }
     }
 
-    /// Whether either side has begun to close.
+    /// Whether either side has started to close.
     #[inline(always)]
     pub fn is_closing(self) -> bool {
         Progress::is_closing(self.from_client(), self.from_backend())
@@ -82,14 +82,14 @@ impl FlowEntry {
         Progress::is_closed(self.from_client(), self.from_backend())
     }
 
-    /// Notes how far the client's direction has come.
+    /// Records the state of the client's direction.
     #[inline(always)]
     pub fn client_is(self, progress: Progress) {
         // SAFETY: as in `read!`; the field is aligned.
         unsafe { (&raw mut (*self.0.as_ptr()).from_client).write(progress) };
     }
 
-    /// Notes how far the backend's direction has come.
+    /// Records the state of the backend's direction.
     #[inline(always)]
     pub fn backend_is(self, progress: Progress) {
         // SAFETY: as in `read!`; the field is aligned.
@@ -105,7 +105,7 @@ impl FlowEntry {
     }
 }
 
-/// The table had no room, or the key was there already.
+/// An entry was not inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
     /// The key was there already.
@@ -122,15 +122,15 @@ pub trait Tables {
     fn is_published(&self, protocol: u8, port: u16) -> bool;
     /// The flow a packet belongs to.
     fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
-    /// Replaces a flow's entry, which is not counted as a new one.
+    /// Replaces a flow's entry, or adds it; not counted as a new flow.
     ///
     /// # Errors
     /// [`InsertError::Full`] when the table refuses.
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Adds a flow's entry under a key that must be new.
+    /// Adds a flow's entry under a new key.
     ///
     /// # Errors
-    /// [`InsertError::Exists`] when it is not.
+    /// [`InsertError::Exists`] when the key is not new, [`InsertError::Full`] when the table refuses.
     fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
     /// Index of the service that answers at a frontend.
     fn frontend(&self, key: &FrontendKey) -> Option<u32>;
@@ -138,19 +138,19 @@ pub trait Tables {
     fn service(&self, index: u32) -> Option<Service>;
     /// Index of the backend in a slot of the ring table.
     fn ring(&self, slot: u32) -> Option<u32>;
-    /// Counts a service's new flow, and tells how many there were before.
+    /// Counts a service's new flow; returns how many there were before.
     fn rotate(&self, service: u32) -> u32;
-    /// How loaded a backend is, in its service's measure.
+    /// A backend's load, to compare with those of the same service.
     fn load(&self, backend: u32) -> u64;
     /// Adds a flow to a backend's load.
     fn add_load(&self, backend: u32);
     /// A backend by index.
     fn backend(&self, index: u32) -> Option<&Backend>;
-    /// Index of the backend a Geneve packet names.
+    /// Index of the backend with a cluster-wide name.
     fn backend_index(&self, key: &BackendKey) -> Option<u32>;
     /// Index of the peer with an address.
     fn peer_index(&self, address: crate::bytes::Be32) -> Option<u32>;
-    /// The way to a peer.
+    /// The next hop to a peer.
     fn next_hop(&self, peer: u32) -> Option<&NextHop>;
     /// Counts a new flow of a backend.
     fn count_connection(&self, backend: u32);

@@ -2,7 +2,7 @@
 
 use crate::bytes::{Be16, Be32};
 
-/// Names a backend by what a Geneve packet says of it.
+/// A backend's cluster-wide name, as Geneve packets carry it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(8))]
 pub struct BackendKey {
@@ -49,13 +49,13 @@ pub struct Backend {
     pub peer: u32,
 }
 
-/// A backend's load, as far as its service chooses by it.
+/// A backend's load, for services that choose by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Load {
-    /// Open flows times [`Self::step`]; written by the agent, counted up by the programs in between.
+    /// Open flows times [`Self::step`]: written by the agent, increased by the programs in between.
     pub value: u64,
-    /// What one flow weighs: the smaller, the more the backend can take.
+    /// The load of one flow: the smaller, the more flows the backend gets.
     pub step: u64,
 }
 
@@ -65,11 +65,11 @@ pub struct Load {
 pub struct NextHop {
     /// The peer's address; zero while the slot is empty.
     pub address: Be32,
-    /// Interface to leave by; 0 while the way is not resolved.
+    /// Interface to send from; 0 while the next hop is not resolved.
     pub interface: u32,
     /// MAC address of that interface.
     pub source_mac: [u8; 6],
-    /// MAC address of the peer, or of the router on the way.
+    /// MAC address of the peer, or of the router before it.
     pub destination_mac: [u8; 6],
 }
 

@@ -12,13 +12,13 @@ pub const PORT_FILTER_WORDS: u32 = 2 * 65_536 / 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Config {
-    /// Seconds since the data path was first loaded, written by the agent.
+    /// Seconds since the data path was first loaded; written by the agent.
     pub now: u32,
     /// This node's address as its peers know it.
     pub node_address: Be32,
-    /// The address that local processes' connections are turned to.
+    /// The address that local processes' connections are redirected to.
     pub service_address: Be32,
-    /// Geneve VNI in the high 24 bits, as in the header.
+    /// Geneve VNI, in the high 24 bits as in the header.
     pub vni: Be32,
     /// UDP port of Geneve.
     pub geneve_port: Be16,
@@ -32,11 +32,11 @@ pub struct Config {
     pub mesh0_mac: [u8; 6],
     /// Zero.
     pub padding: [u8; 6],
-    /// Cookie of the host's network namespace: sockets of others are left alone.
+    /// Cookie of the host's network namespace; sockets of other namespaces are left alone.
     pub netns_cookie: u64,
 }
 
-/// What a local process dialled before its connection was turned to the service address.
+/// What a local process dialled before its connection was redirected to the service address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Dialled {

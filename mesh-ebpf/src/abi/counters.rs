@@ -51,7 +51,7 @@ impl Hook {
 pub enum DropReason {
     /// The IP version is not the EtherType's.
     BadVersion = 0,
-    /// A length field contradicts another, or the frame.
+    /// A length field contradicts another one or the frame's length.
     BadLength = 1,
     /// The frame ends within a header.
     Truncated = 2,
@@ -59,13 +59,13 @@ pub enum DropReason {
     IpOptions = 3,
     /// An IP fragment of a packet for a published port.
     Fragment = 4,
-    /// A Geneve packet for our network that is not as the mesh makes them.
+    /// A Geneve packet with our VNI that the mesh cannot have made.
     BadGeneve = 5,
-    /// An encapsulated packet from an address that is no peer's.
+    /// An encapsulated packet from an address that belongs to no peer.
     UnknownPeer = 6,
-    /// An encapsulated packet for a backend that this node does not have (any more).
+    /// An encapsulated packet for a backend that this node does not have, or no longer has.
     UnknownBackend = 7,
-    /// A reply for a flow that this node does not know (any more).
+    /// A packet of a flow that this node does not know, or no longer knows.
     UnknownFlow = 8,
     /// The service has no active backend; TCP is answered with RST, UDP with ICMP.
     NoBackend = 9,
@@ -73,15 +73,15 @@ pub enum DropReason {
     BackendGone = 10,
     /// Larger than the tunnel takes; answered with ICMP "fragmentation needed".
     TooBig = 11,
-    /// The flow table refused a new flow.
+    /// The flow table has no room for a new flow.
     FlowTableFull = 12,
-    /// No free source port to tell two flows of one client apart.
+    /// No free source port to distinguish two flows of one client.
     NoFreePort = 13,
-    /// No way to the peer or client is known.
+    /// There is no route to the peer or client.
     NoRoute = 14,
     /// The kernel refused to resize or rewrite the packet.
     RewriteFailed = 15,
-    /// A packet on mesh0 that is for no frontend.
+    /// A packet on mesh0 that is not for a frontend.
     NotAFrontend = 16,
 }
 
@@ -134,7 +134,7 @@ impl DropReason {
 /// Number of drop counters: [`drop_index`] of the last hook and reason, plus one.
 pub const DROP_COUNTERS: u32 = Hook::ALL.len() as u32 * DropReason::ALL.len() as u32;
 
-/// Where the count of a hook's drops for a reason is kept.
+/// The index of a hook's drop counter for a reason.
 #[inline(always)]
 pub const fn drop_index(hook: Hook, reason: DropReason) -> u32 {
     hook as u32 * DropReason::ALL.len() as u32 + reason as u32
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn all_hooks_and_reasons_stand_at_their_numbers() {
+    fn all_hooks_and_reasons_are_listed_by_their_numbers() {
         for (number, hook) in Hook::ALL.into_iter().enumerate() {
             assert_eq!(hook as usize, number);
         }

@@ -2,7 +2,7 @@
 
 use crate::bytes::{Be16, Be32};
 
-/// The five-tuple of a packet as it arrives, and so the key of the flow it belongs to.
+/// The five-tuple of a packet as it arrives: the key of its flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey {
@@ -68,7 +68,7 @@ impl Endpoint {
     }
 }
 
-/// Where a flow's client packets enter the node, and so where its replies leave it.
+/// Where a flow's client packets enter the node, and hence where its replies leave it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Origin(u8);
@@ -106,7 +106,7 @@ impl Role {
     pub const ALIAS: Self = Self(3);
 }
 
-/// How far one direction of a flow has come.
+/// The state of one direction of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Progress(u32);
@@ -142,18 +142,18 @@ pub struct Flow {
     pub frontend: Endpoint,
     /// The client.
     pub client: Endpoint,
-    /// The source address and port that the backend sees: the client's, but for containers that dial
-    /// their own node, and for a port two flows would otherwise share.
+    /// The source address and port that the backend sees: the client's, except for containers that dial
+    /// their own node, and where two flows would otherwise have the same tuple.
     pub presented: Endpoint,
     /// Index of the backend.
     pub backend: u32,
-    /// The generation the backend had; another one means that this backend is gone.
+    /// The backend's generation; if the backend has another one now, this one is gone.
     pub generation: u32,
-    /// The client's direction. Each direction has a word of its own, so that a plain store suffices.
+    /// The client's direction. Each direction has 32 bits of its own, so that a plain store suffices.
     pub from_client: Progress,
     /// The backend's direction.
     pub from_backend: Progress,
-    /// For flows from a peer: its index, valid while the next hop there has [`Self::peer_address`].
+    /// For flows from a peer: its index, valid as long as the next hop there has [`Self::peer_address`].
     pub peer: u32,
     /// For flows from a peer: its address.
     pub peer_address: Be32,

@@ -153,7 +153,7 @@ fn a_tiny_mtu_asks_for_no_negative_size() {
     assert_eq!(view(&frame).options, [2, 4, 0, 0]);
 }
 
-/// Where the value of the MSS option stands, by RFC 9293, 3.1.
+/// The offset of the MSS option's value, by RFC 9293, 3.1.
 fn value_offset(options: &[u8]) -> Option<usize> {
     let mut offset = 0;
     loop {

@@ -1,4 +1,4 @@
-//! Flows that would be one on the far side, and the entries that tell them apart.
+//! Flows that would have the same tuple on the backend's side, and the entries that distinguish them.
 
 use std::{
     collections::BTreeSet,

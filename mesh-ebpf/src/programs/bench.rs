@@ -32,17 +32,17 @@ static BENCH_XDP: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// The tc program to measure.
 #[map]
 static BENCH_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
-/// As large as the table of flows, for the cost of an insertion alone.
+/// As large as the flow table, to measure an insertion alone.
 #[map]
 static BENCH_INSERTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(262_144, 0);
 
-/// Puts a plain packet back and jumps.
+/// Restores a plain packet and jumps.
 #[xdp]
 pub(crate) fn bench_plain(context: XdpContext) -> u32 {
     wrap::<PLAIN>(&context)
 }
 
-/// Puts an encapsulated packet back and jumps.
+/// Restores an encapsulated packet and jumps.
 #[xdp]
 pub(crate) fn bench_inner(context: XdpContext) -> u32 {
     wrap::<INNER>(&context)
@@ -62,19 +62,19 @@ pub(crate) fn bench_tc(context: TcContext) -> i32 {
     TC_FAILED
 }
 
-/// Nothing at all.
+/// Does nothing.
 #[xdp]
 pub(crate) fn bench_empty(_: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Nothing at all, in tc.
+/// Does nothing, in tc.
 #[classifier]
 pub(crate) fn bench_tc_empty(_: TcContext) -> i32 {
     0
 }
 
-/// Makes the packet larger and smaller: half of this is what the wrapper takes where its size has changed.
+/// Makes the packet larger and smaller again: half of this is the wrapper's share where the size has changed.
 #[xdp]
 pub(crate) fn bench_resize(context: XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };

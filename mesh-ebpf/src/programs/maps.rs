@@ -1,4 +1,4 @@
-//! The maps, and [`Tables`] over them. Used by every hook.
+//! The maps, and [`Tables`] over them.
 
 use core::{arch::asm, ptr::NonNull};
 
@@ -31,7 +31,7 @@ static FRONTENDS: HashMap<FrontendKey, u32> = HashMap::pinned(MAX_FRONTENDS, 0);
 /// Services by index; a hash, not an array, because its updates are atomic.
 #[map]
 static SERVICES: HashMap<u32, Service> = HashMap::pinned(MAX_SERVICES, 0);
-/// Rotation of each service: how many flows it has had.
+/// How many flows each service has had, for rotation.
 #[map]
 static ROTATION: Array<u64> = Array::pinned(MAX_SERVICES, 0);
 /// Load of each backend whose service chooses by it.
@@ -52,7 +52,7 @@ static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::pinned(MAX_
 /// Peers by address.
 #[map]
 static PEER_INDEX: HashMap<Be32, u32> = HashMap::pinned(MAX_PEERS, 0);
-/// The way to each peer, by index.
+/// The next hop to each peer, by index.
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::pinned(MAX_PEERS, 0);
 /// Flows, both directions. The agent sets its size.
@@ -79,17 +79,17 @@ fn add(map: &PerCpuArray<u64>, index: u32) {
     }
 }
 
-/// Adds to a word that other CPUs change at the same time; the sum before. BPF has the instruction
-/// (5.12), core's atomics for this target do not.
+/// Adds to a counter that other CPUs change at the same time; returns the sum before. BPF has the
+/// instruction (Linux 5.12), but core has no atomics for this target.
 ///
 /// # Safety
-/// `word` must point to an aligned u64 that stays writable.
+/// `counter` must point to an aligned u64 that stays writable.
 #[inline(always)]
-unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
+unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
     // SAFETY: this function's contract.
     unsafe {
-        asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
-            value = inout(reg) value, word = in(reg) word);
+        asm!("{value} = atomic_fetch_add((u64 *)({counter} + 0), {value})",
+            value = inout(reg) value, counter = in(reg) counter);
     }
     value
 }
@@ -113,14 +113,14 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn is_published(&self, protocol: u8, port: u16) -> bool {
-        let (word, bit) = port_filter_bit(protocol, port);
-        PORT_FILTER.get(word).is_some_and(|word| word >> bit & 1 != 0)
+        let (index, bit) = port_filter_bit(protocol, port);
+        PORT_FILTER.get(index).is_some_and(|bits| bits >> bit & 1 != 0)
     }
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
         let pointer = NonNull::new(FLOWS.get_ptr_mut(key)?)?;
-        // SAFETY: a map value stays readable until the program ends (RCU), even when evicted.
+        // SAFETY: a map value stays readable until the program ends (RCU), even if it is evicted.
         Some(unsafe { FlowEntry::new(pointer) })
     }
 

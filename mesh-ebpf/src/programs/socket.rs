@@ -1,8 +1,8 @@
-//! The socket hooks: a local process that dials a frontend is turned to the service address, and told
-//! nothing of it.
+//! The socket hooks: a local process that dials a frontend is redirected to the service address, and does not
+//! notice.
 //!
-//! `connect` and `sendmsg` rewrite the destination, `recvmsg` and `getpeername` put back what was
-//! dialled. Sockets of other network namespaces (containers) are left alone.
+//! `connect` and `sendmsg` rewrite the destination, `recvmsg` and `getpeername` restore what was dialled.
+//! Sockets of other network namespaces (containers) are left alone.
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
@@ -19,12 +19,12 @@ use mesh_ebpf::{
 
 use crate::maps::{CONFIG, DIALLED, KernelTables};
 
-/// Let the system call go on.
+/// The system call continues.
 const PROCEED: i32 = 1;
-/// `::ffff:0:0/96`, the third word.
-const MAPPED_WORD: u32 = u32::from_be(0x0000_ffff);
-/// The last word of `::1`.
-const LOOPBACK_WORD: u32 = u32::from_be(1);
+/// The third 32 bits of `::ffff:0:0/96`.
+const MAPPED_PART: u32 = u32::from_be(0x0000_ffff);
+/// The last 32 bits of `::1`.
+const LOOPBACK_PART: u32 = u32::from_be(1);
 
 /// `connect` of IPv4 sockets.
 #[cgroup_sock_addr(connect4)]
@@ -79,7 +79,7 @@ fn dial4(context: *mut bpf_sock_addr) -> i32 {
     // SAFETY: the context is the program's; the verifier checks which fields a hook may touch.
     unsafe {
         let address = Be32::from_raw((*context).user_ip4);
-        if let Some(config) = turned(context, address, false) {
+        if let Some(config) = redirected(context, address, false) {
             (*context).user_ip4 = config.service_address.raw();
         }
     }
@@ -100,22 +100,22 @@ fn dial6(context: *mut bpf_sock_addr) -> i32 {
             return PROCEED;
         }
         let (address, loopback) = match third {
-            MAPPED_WORD => (Be32::from_raw(fourth), false),
+            MAPPED_PART => (Be32::from_raw(fourth), false),
             // `::1` and `::`, which connects to it.
-            0 if fourth == LOOPBACK_WORD || fourth == 0 => (Be32::new(0x7f00_0001), true),
+            0 if fourth == LOOPBACK_PART || fourth == 0 => (Be32::new(0x7f00_0001), true),
             _ => return PROCEED,
         };
-        if let Some(config) = turned(context, address, loopback) {
-            (*context).user_ip6[2] = MAPPED_WORD;
+        if let Some(config) = redirected(context, address, loopback) {
+            (*context).user_ip6[2] = MAPPED_PART;
             (*context).user_ip6[3] = config.service_address.raw();
         }
     }
     PROCEED
 }
 
-/// The settings, if the socket dials a frontend of this node; notes what it dialled.
+/// The settings, if the socket dials a frontend of this node; records what it dialled.
 #[inline(always)]
-fn turned(context: *mut bpf_sock_addr, address: Be32, ipv6_loopback: bool) -> Option<&'static Config> {
+fn redirected(context: *mut bpf_sock_addr, address: Be32, ipv6_loopback: bool) -> Option<&'static Config> {
     let config = own_namespace(context)?;
     // SAFETY: the context is the program's.
     let (protocol, port) = unsafe {
@@ -140,11 +140,11 @@ fn turned(context: *mut bpf_sock_addr, address: Be32, ipv6_loopback: bool) -> Op
     KernelTables.frontend(&key)?;
     // SAFETY: the context is the program's.
     let cookie = unsafe { bpf_get_socket_cookie(context.cast()) };
-    let note = Dialled {
+    let record = Dialled {
         address,
         ipv6_loopback: u32::from(ipv6_loopback),
     };
-    DIALLED.insert(cookie, note, 0).ok()?;
+    DIALLED.insert(cookie, record, 0).ok()?;
     Some(config)
 }
 
@@ -163,13 +163,13 @@ fn restore4(context: *mut bpf_sock_addr) -> i32 {
 fn restore6(context: *mut bpf_sock_addr) -> i32 {
     // SAFETY: as in `dial4`.
     unsafe {
-        if (*context).user_ip6[2] != MAPPED_WORD {
+        if (*context).user_ip6[2] != MAPPED_PART {
             return PROCEED;
         }
         if let Some(dialled) = original(context, Be32::from_raw((*context).user_ip6[3])) {
             if dialled.ipv6_loopback != 0 {
                 (*context).user_ip6[2] = 0;
-                (*context).user_ip6[3] = LOOPBACK_WORD;
+                (*context).user_ip6[3] = LOOPBACK_PART;
             } else {
                 (*context).user_ip6[3] = dialled.address.raw();
             }

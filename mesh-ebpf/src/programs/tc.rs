@@ -23,14 +23,17 @@ use mesh_ebpf::{
     verdict::Action,
 };
 
-use crate::{maps::KernelTables, xdp::route};
+use crate::{
+    maps::KernelTables,
+    xdp::{distance, route},
+};
 
-/// Let the next program, or the kernel, go on.
+/// Leaves the packet to the next program or the kernel.
 const TC_ACT_UNSPEC: i32 = -1;
-/// Headers of a plain and of an encapsulated packet, TCP options left out.
+/// Headers of a plain and of an encapsulated packet, without TCP options.
 const PLAIN_HEADERS: usize = L4_OFFSET + TCP_LENGTH;
 const ALL_HEADERS: usize = PLAIN_HEADERS + OUTER_LENGTH + 40;
-/// Taken off the front again to be rid of unfinished checksums; see [`Skb::renew`].
+/// Bytes removed from the front to discard an unfinished checksum; see [`Skb::renew`].
 const RENEWAL: usize = 40;
 
 /// Balances what arrives on an uplink.
@@ -39,7 +42,7 @@ pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
     run(&context, Hook::TcUplink)
 }
 
-/// Catches replies, and containers' own connections to the node, at a container's veth.
+/// Catches replies, and connections of containers to their own node, at a container's veth.
 #[classifier]
 pub(crate) fn mesh_container(context: TcContext) -> i32 {
     run(&context, Hook::TcContainer)
@@ -83,7 +86,7 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     verdict as i32
 }
 
-/// A socket buffer: perhaps aggregated, perhaps with a checksum that the hardware is to finish.
+/// A socket buffer. It may be aggregated, and its checksum may be left to the hardware.
 pub(crate) struct Skb {
     pub(crate) context: *mut __sk_buff,
     pub(crate) egress: bool,
@@ -162,12 +165,13 @@ impl Frame for Skb {
     #[inline(always)]
     fn remove_outer(&mut self) -> Result<(), Refused> {
         self.adjust_room(-(OUTER_LENGTH as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
-        // What was the payload of a datagram may have come with its headers outside the linear part.
+        // The headers were payload of a datagram: they may be outside the linear part.
         self.pull(PLAIN_HEADERS)
     }
 
-    /// A checksum that the hardware is to finish would spoil the new packet. The kernel forgets about it
-    /// when the bytes it begins at are taken off the front, so some are, after as many were added behind.
+    /// A checksum that is left to the hardware would corrupt the new packet. The kernel discards it when
+    /// the bytes that it starts at are removed from the front; so as many bytes are added at the end, and
+    /// then removed at the front.
     #[inline(always)]
     fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
         // SAFETY: the context is the program's.
@@ -180,7 +184,7 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
-        // What is aggregated is cut to size on its way out: 0 leaves the check of its size to that.
+        // Aggregated packets are segmented when they are sent: 0 skips the check of their size.
         let length = if self.segment_size() == 0 { l3_length } else { 0 };
         // SAFETY: the context is the program's.
         let interface = unsafe { (*self.context).ifindex };
@@ -196,15 +200,15 @@ impl Skb {
         (data + offset + size_of::<T>() <= end).then_some(data + offset)
     }
 
-    /// Makes the headers part of the linear data, where drivers or GRO left them in pages.
+    /// Moves the headers into the linear data if a driver or GRO left them in pages.
     #[inline(always)]
     fn pull_headers(&mut self) {
         let wanted = self.length().min(ALL_HEADERS as u32);
         // SAFETY: the context is the program's.
         unsafe {
-            let linear = (*self.context).data_end.wrapping_sub((*self.context).data);
+            let linear = distance((*self.context).data, (*self.context).data_end);
             if linear < wanted {
-                // A refusal shows as headers that cannot be read.
+                // If it fails, the headers cannot be read, which is noticed later.
                 bpf_skb_pull_data(self.context, wanted);
             }
         }
@@ -224,14 +228,14 @@ impl Skb {
 
     #[inline(always)]
     fn adjust_room(&mut self, change: i32, flags: u64) -> Result<(), Refused> {
-        // SAFETY: the context is the program's; pointers into the packet are fetched anew afterwards.
+        // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
         match unsafe { bpf_skb_adjust_room(self.context, change, BPF_ADJ_ROOM_MAC, flags) } {
             0 => Ok(()),
             _ => Err(Refused),
         }
     }
 
-    /// Addresses an answer to a local process: the stack takes only frames to its own interface.
+    /// Addresses an answer to a local process: the stack accepts only frames to its own interface.
     #[inline(always)]
     fn address_host(&mut self, mac: [u8; 6]) {
         if let Some(destination) = self.at_mut::<[u8; 6]>(0) {

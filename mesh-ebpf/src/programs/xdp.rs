@@ -1,5 +1,7 @@
 //! The XDP hook: packets that leave the node again are sent from here, all others pass to tc.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action, xdp_md},
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
@@ -52,7 +54,7 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
-        unsafe { (*self.context).data_end.wrapping_sub((*self.context).data) }
+        unsafe { distance((*self.context).data, (*self.context).data_end) }
     }
 
     #[inline(always)]
@@ -96,7 +98,7 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn insert_outer(&mut self) -> Result<(), Refused> {
-        // SAFETY: the context is the program's; pointers into the packet are fetched anew afterwards.
+        // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
         match unsafe { bpf_xdp_adjust_head(self.context, -(OUTER_LENGTH as i32)) } {
             0 => Ok(()),
             _ => Err(Refused),
@@ -139,7 +141,7 @@ impl XdpFrame {
     }
 }
 
-/// The way to an address by the kernel's routes and neighbours.
+/// Looks an address up in the kernel's routes and neighbours.
 #[inline(always)]
 pub(crate) fn route(
     context: *mut core::ffi::c_void,
@@ -148,7 +150,7 @@ pub(crate) fn route(
     destination: Be32,
     l3_length: u16,
 ) -> Route {
-    // SAFETY: integers and arrays of them: all zero is a value.
+    // SAFETY: integers and arrays of integers: all zeros are valid.
     let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     parameters.family = AF_INET;
     parameters.ifindex = interface;
@@ -161,12 +163,46 @@ pub(crate) fn route(
         BPF_FIB_LKUP_RET_SUCCESS => Route::Resolved(NextHop {
             address: destination,
             interface: parameters.ifindex,
-            source_mac: parameters.smac,
-            destination_mac: parameters.dmac,
+            source_mac: mac(&parameters.smac),
+            destination_mac: mac(&parameters.dmac),
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
             interface: parameters.ifindex,
         },
         _ => Route::Unreachable,
     }
+}
+
+/// The bytes between two pointers into a packet.
+///
+/// By an instruction on whole registers: the fields of the context have 32 bits, but hold pointers, and the
+/// verifier refuses a program that keeps half of a pointer on its stack.
+#[inline(always)]
+pub(crate) fn distance(data: u32, end: u32) -> u32 {
+    let mut length = u64::from(end);
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("{length} -= {data}", length = inout(reg) length, data = in(reg) u64::from(data),
+            options(pure, nomem, nostack));
+    }
+    length as u32
+}
+
+/// Reads a MAC address of a [`bpf_fib_lookup`], 16 bits at a time.
+///
+/// Its second one is at offset 58, where the verifier refuses wider reads from the stack. The compiler
+/// would choose them, as they are allowed in packets and maps.
+#[inline(always)]
+fn mac(address: &[u8; 6]) -> [u8; 6] {
+    let parts = address.as_ptr().cast::<u16>();
+    // SAFETY: within the address; both are at even offsets of an aligned structure.
+    let [first, second, third] = unsafe {
+        [
+            parts.read_volatile(),
+            parts.add(1).read_volatile(),
+            parts.add(2).read_volatile(),
+        ]
+    };
+    let ([a, b], [c, d], [e, f]) = (first.to_ne_bytes(), second.to_ne_bytes(), third.to_ne_bytes());
+    [a, b, c, d, e, f]
 }

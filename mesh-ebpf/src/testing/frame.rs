@@ -1,5 +1,5 @@
-//! A frame in a vector. It keeps the promises of [`Frame`] and no more: what is undefined there is
-//! filled with junk here, so that a test shows whoever relies on it.
+//! A frame in a vector. It guarantees what [`Frame`] does and no more: what is undefined there is junk here, so
+//! that code which relies on it fails its tests.
 
 use std::cell::Cell;
 
@@ -17,23 +17,23 @@ const JUNK: u8 = 0xaa;
 pub(crate) struct TestFrame {
     /// All of it.
     pub(crate) bytes: Vec<u8>,
-    /// What [`Frame::segments`] says.
+    /// What [`Frame::segments`] returns.
     pub(crate) segments: u32,
-    /// What [`Frame::segment_size`] says.
+    /// What [`Frame::segment_size`] returns.
     pub(crate) segment_size: u32,
     /// Whether the TCP or UDP checksum field holds the folded sum of the pseudo header only, for the
     /// hardware to finish, like an skb's with CHECKSUM_PARTIAL.
     pub(crate) partial: bool,
     /// Whether the frame can be resized.
     pub(crate) elastic: bool,
-    /// What [`Frame::route`] answers.
+    /// What [`Frame::route`] returns.
     pub(crate) way: Route,
-    /// What [`Frame::route`] was last asked: source, destination, length.
+    /// The last arguments of [`Frame::route`]: source, destination, length.
     pub(crate) asked: Cell<Option<(Be32, Be32, u16)>>,
 }
 
 impl TestFrame {
-    /// A frame that stands for itself, with a finished checksum and no way anywhere.
+    /// A frame that is not aggregated, with a finished checksum and no route.
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         Self {
             bytes,
@@ -46,13 +46,13 @@ impl TestFrame {
         }
     }
 
-    /// The same frame with another answer of [`Frame::route`].
+    /// The same frame with another result of [`Frame::route`].
     pub(crate) fn routed(mut self, way: Route) -> Self {
         self.way = way;
         self
     }
 
-    /// What the receiving node sees of a frame that was sent: the bytes, and whatever the sender's
+    /// What the receiving node sees of a frame that was sent: its bytes, and the checksum that the sender's
     /// hardware would have finished.
     pub(crate) fn received(&self) -> Self {
         let mut frame = Self::new(self.bytes.clone());

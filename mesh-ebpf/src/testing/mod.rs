@@ -1,5 +1,4 @@
-//! What the tests of the packet path stand on: a frame, the tables of a node, packets made and checked
-//! by etherparse. Built for tests only; any test module may use it.
+//! Fixtures of the packet path's tests: a frame, the tables of a node, packets made and checked by etherparse.
 
 mod frame;
 mod packets;

@@ -1,4 +1,4 @@
-//! Packets as others make and read them: built, parsed and summed by etherparse, never by the code
+//! Packets as other programs make and read them: built, parsed and summed by etherparse, never by the code
 //! under test.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -23,7 +23,7 @@ pub(crate) fn at(text: &str) -> SocketAddrV4 {
     text.parse().expect("an IPv4 address and port")
 }
 
-/// What a TCP packet carries beside its tuple.
+/// What a TCP packet has besides its tuple.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segment<'a> {
     pub(crate) flags: u8,
@@ -80,7 +80,7 @@ pub(crate) fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8
     TestFrame::new(bytes)
 }
 
-/// What whoever received a packet would answer.
+/// What the receiver of a packet would answer.
 pub(crate) fn reply_to(received: &View, flags: u8, payload: &[u8]) -> TestFrame {
     if received.protocol == PROTOCOL_TCP {
         let segment = Segment {
@@ -115,7 +115,7 @@ impl TestFrame {
     }
 }
 
-/// What is to be seen of a packet, beside its checksums.
+/// What a packet contains, besides its checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) source: SocketAddrV4,
@@ -203,7 +203,7 @@ pub(crate) fn ip_at(frame: &[u8], offset: usize) -> (Ipv4Header, &[u8]) {
     (ip, &rest[..length])
 }
 
-/// Whether an IPv4 header of 20 bytes at the offset has its right checksum; no header has not.
+/// Whether there is an IPv4 header of 20 bytes at the offset whose checksum is right.
 pub(crate) fn ip_checksum_is_right(frame: &[u8], offset: usize) -> bool {
     let Some(header) = frame.get(offset..offset + 20) else {
         return false;
@@ -211,7 +211,7 @@ pub(crate) fn ip_checksum_is_right(frame: &[u8], offset: usize) -> bool {
     words(header) == 0xffff
 }
 
-/// Gives the header of 20 bytes at the offset its right checksum.
+/// Corrects the checksum of the header of 20 bytes at the offset.
 pub(crate) fn fix_ip_checksum(frame: &mut [u8], offset: usize) {
     if let Some(header) = frame.get_mut(offset..offset + 20) {
         header[10..12].fill(0);

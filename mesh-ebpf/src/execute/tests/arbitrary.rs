@@ -1,5 +1,5 @@
-//! Frames that nobody would send, at every hook: nothing panics, what passes is whole, and what is sent
-//! has sound IP headers.
+//! Arbitrary frames, at every hook: nothing panics, what passes is unchanged, and what is sent has correct IP
+//! headers.
 
 use proptest::prelude::*;
 
@@ -22,7 +22,7 @@ fn busy_node() -> TestTables {
     tables
 }
 
-/// Good frames, to be spoilt, and where they belong.
+/// Valid frames, to be corrupted, and the hooks that they arrive at.
 fn valid_frames() -> Vec<(Hook, TestFrame)> {
     let service = SocketAddrV4::new(SERVICE_ADDRESS, 9200);
     let options = Segment {
@@ -64,7 +64,7 @@ fn valid_frames() -> Vec<(Hook, TestFrame)> {
     frames
 }
 
-/// Runs a frame, and checks what can be said of any.
+/// Runs a frame, and checks what holds for any.
 fn check(tables: &TestTables, hook: Hook, frame: &TestFrame) -> Result<(), TestCaseError> {
     let outer_is_right = ip_checksum_is_right(&frame.bytes, ETHERNET_LENGTH);
     let inner_is_right = ip_checksum_is_right(&frame.bytes, INNER);
@@ -101,7 +101,7 @@ fn check(tables: &TestTables, hook: Hook, frame: &TestFrame) -> Result<(), TestC
 }
 
 #[test]
-fn the_frames_to_be_spoilt_are_served() {
+fn the_frames_to_be_corrupted_are_served() {
     let tables = busy_node();
     assert_eq!(tables.all_drops(), 0);
     for (hook, frame) in valid_frames() {

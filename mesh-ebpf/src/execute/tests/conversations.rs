@@ -1,5 +1,5 @@
-//! Whole conversations: what the client sends is what the container gets, the addresses translated and
-//! nothing else, and the other way round; every checksum on every hop computed anew.
+//! Whole conversations: the container receives what the client sends, with translated addresses and nothing
+//! else changed, and the other way round. Every checksum is verified on every hop.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ use super::{
     *,
 };
 
-/// Holds every kind of conversation between nodes that are new each time.
+/// Every kind of talk, each between new nodes.
 fn check(
     replica: Replica,
     client: &str,

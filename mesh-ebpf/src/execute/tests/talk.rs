@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::View;
 
-/// One kind of packet, each way.
+/// One kind of packet, in both directions.
 #[derive(Clone, Debug)]
 pub(super) struct Talk {
     pub(super) protocol: u8,
@@ -25,7 +25,7 @@ impl Talk {
         }
     }
 
-    /// The client's packets: what opens the flow, and what follows.
+    /// The client's packets: the one that opens the flow, and the next.
     fn sent(&self, client: SocketAddrV4, frontend: SocketAddrV4) -> [TestFrame; 2] {
         let payload = &self.payload;
         let frames = if self.protocol == PROTOCOL_TCP {
@@ -68,25 +68,25 @@ pub(super) fn talks() -> Vec<Talk> {
     talks
 }
 
-/// Who talks to whom by which nodes.
+/// Client, frontend and the nodes between them.
 pub(super) struct Path<'a> {
     pub(super) client: SocketAddrV4,
     pub(super) frontend: SocketAddrV4,
-    /// What the container is to see as its client, where the port is not taken.
+    /// The client that the container sees, unless its port is taken.
     pub(super) presented: SocketAddrV4,
     /// Where the client's packets enter.
     pub(super) hook: Hook,
-    /// What becomes of a reply in the end.
+    /// The last action for a reply.
     pub(super) home: Action,
     pub(super) entry_node: &'a TestTables,
-    /// Where the container runs, if not there.
+    /// Where the container runs, if not on the entry node.
     pub(super) backend_node: Option<&'a TestTables>,
-    /// Whether replies go to the client from there.
+    /// Whether that node answers the client directly.
     pub(super) direct: bool,
 }
 
 impl Path<'_> {
-    /// A client's packet as the container gets it.
+    /// A client's packet as the container receives it.
     fn there(&self, mut frame: TestFrame) -> TestFrame {
         let action = run(self.entry_node, self.hook, &mut frame);
         if let Some(backend_node) = self.backend_node {
@@ -103,7 +103,7 @@ impl Path<'_> {
         frame
     }
 
-    /// A container's packet as the client gets it; `hook` is where it comes back from the tunnel.
+    /// A container's packet as the client receives it; `hook` is where it arrives from the tunnel.
     fn back(&self, frame: TestFrame, hook: Hook) -> TestFrame {
         let mut frame = frame.routed(CLIENT_ROUTE);
         let Some(backend_node) = self.backend_node else {
@@ -178,7 +178,7 @@ impl Path<'_> {
         }
     }
 
-    /// What the tunnel makes of a packet.
+    /// What the tunnel changes in a packet.
     fn clamped(&self, mut view: View) -> View {
         if self.backend_node.is_some() && view.flags & SYN != 0 {
             view.options[5..7].copy_from_slice(&(INNER_MTU - 40).to_be_bytes());

@@ -1,4 +1,4 @@
-//! Putting a packet back as it was, but for its client: the next flow's.
+//! Restores a packet, with the next flow's client.
 
 use aya_ebpf::{
     macros::map,
@@ -10,9 +10,9 @@ use mesh_ebpf::{
     headers::{ETHERNET_LENGTH, IPV4_LENGTH, OUTER_LENGTH},
 };
 
-/// Bytes copied at once, few enough that the compiler does it in line.
+/// Bytes copied at once, few enough to be copied inline.
 const PIECE: usize = 16;
-/// Pieces put back: all headers of an encapsulated packet, TCP options left out.
+/// Pieces to restore: all headers of an encapsulated packet, without TCP options.
 const PIECES: usize = 7;
 /// Offset of the client's address in a packet from it, and of its port 8 bytes later.
 pub(crate) const PLAIN: usize = ETHERNET_LENGTH + 12;
@@ -22,14 +22,14 @@ pub(crate) const INNER: usize = ETHERNET_LENGTH + OUTER_LENGTH + 16;
 /// The packet's first bytes.
 #[map]
 static BENCH_FRAME: Array<[[u8; PIECE]; PIECES]> = Array::with_max_entries(1, 0);
-/// Its whole length, and the mask that a counter is cut by to number flows.
+/// Its whole length, and the mask that makes a flow's number of a counter.
 #[map]
 static BENCH_SETTINGS: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 /// Counts packets.
 #[map]
 static BENCH_NEXT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
-/// Gives the packet its size, its headers and the next flow's client.
+/// Restores the packet's size and headers, with the next flow's client.
 #[inline(always)]
 pub(crate) fn restore<const CLIENT: usize, F: Frame>(frame: &mut F) -> Option<()> {
     let [length, mask] = *BENCH_SETTINGS.get(0)?;
@@ -52,7 +52,7 @@ pub(crate) fn restore<const CLIENT: usize, F: Frame>(frame: &mut F) -> Option<()
         *next = count.wrapping_add(1);
         count
     };
-    // An odd factor makes each number once in 2^n, neighbours far apart.
+    // An odd factor yields each number once in 2^n, and neighbours far apart.
     let flow = count.wrapping_mul(0x9e37_79b1) & mask;
     let port = if CLIENT == PLAIN {
         ETHERNET_LENGTH + IPV4_LENGTH
