@@ -16,9 +16,8 @@
 //! | `plan` | the changes from the step before |
 //! | `dump` | the tables afterwards, as `meshctl datapath dump` prints them |
 //!
-//! An input that a step does not have stays as it was. The outputs are rewritten by `UPDATE_SCENARIOS=1`, as in
-//! `UPDATE_SCENARIOS=1 cargo test -p mesh-agent --lib scenarios`; review them as a diff.
-//! rewrites the outputs; review them as a diff.
+//! An input that a step does not have stays as it was. With `UPDATE_SCENARIOS=1`, `cargo test -p mesh-agent
+//! --lib scenarios` rewrites the outputs; review them as a diff.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! A frame in a vector. It guarantees what [`Frame`] does and no more: what is undefined there is junk here, so
-//! that code which relies on it fails its tests.
+//! A frame in a vector. It guarantees what [`Frame`] does and no more: what is undefined there is junk here,
+//! so that code which relies on it fails its tests.
 
 use std::cell::Cell;
 

@@ -1,4 +1,5 @@
-//! Fixtures of the packet path's tests: a frame, the tables of a node, packets made and checked by etherparse.
+//! Fixtures of the packet path's tests: a frame, the tables of a node, and packets that etherparse makes and
+//! checks.
 
 mod frame;
 mod packets;
