@@ -1,11 +1,11 @@
-//! The orchestrator: services, tasks and nodes where there is no Swarm, as Docker's users know them.
+//! The orchestrator: services, tasks and nodes without Docker Swarm, as Docker's users know them.
 //!
-//! It is two halves that meet in [`objects`]. The pure half decides: [`spec`] is what a user asks for,
-//! [`objects`] what the cluster knows, [`commands`] are what users may do to it, [`loops`] turn
-//! (now, state, events) into changes. It has no clock, no randomness but a seed, and does no I/O. The durable half keeps: [`store`], [`secrets`] and [`backups`]. [`cluster`] puts the two together, and
-//! [`api`] serves it over HTTP.
+//! It has two halves that share [`objects`]. The pure half decides: [`spec`] is what users ask for, [`objects`] are the
+//! cluster's state, [`commands`] are the users' changes, and [`loops`] turn (now, state, events) into changes. It has
+//! no clock, no I/O, and no randomness but a seed. The durable half stores: [`store`], [`secrets`] and [`backups`].
+//! [`cluster`] joins the two, and [`api`] serves them over HTTP.
 //!
-//! Nothing here knows the mesh or runs a container: the agent does both, and depends on this crate.
+//! Nothing here knows the mesh or runs containers: the agent, which depends on this crate, does both.
 
 #![forbid(unsafe_code)]
 

@@ -281,7 +281,7 @@ async fn announce(
             has_changed
         });
         if stored.is_none_or(|stored| stored.datapath != datapath || stored.engine != answers) {
-            member.say(|registration| {
+            member.update_registration(|registration| {
                 registration.datapath = datapath;
                 registration.engine = answers;
             });

@@ -1,5 +1,4 @@
-//! What has to be done now and then: backups by the schedule, and letting the store forget. Also what users
-//! do with backups. Imports `backups` and the store's trait.
+//! Periodic work: scheduled backups and compaction of the store; also backups on request and restoring. Imports `backups` and the store's trait.
 
 use std::{
     collections::VecDeque,
@@ -17,47 +16,47 @@ use crate::{
     store::{Revision, Transaction},
 };
 
-/// How often it is looked whether something is due.
+/// How often to check whether something is due.
 const CHECK: Duration = Duration::from_secs(60);
 
-/// How often the store is made to forget.
+/// How often the store is compacted.
 const COMPACT: Duration = Duration::from_secs(300);
 
-/// Where the schedule's backups go, and which of them are kept.
+/// Where scheduled backups go, and which of them are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupSchedule {
-    /// A folder of this machine.
+    /// A folder on this machine.
     pub folder: PathBuf,
     /// Which old ones are kept.
     pub keep: Keep,
 }
 
 impl Cluster {
-    /// Writes a backup of everything to a new file in a folder.
+    /// Writes a backup of all objects to a new file in a folder.
     ///
     /// # Errors
-    /// When the store cannot be read, or the file not be written.
+    /// When the store cannot be read or the file cannot be written.
     pub async fn backup(&self, folder: &Path, kind: BackupKind) -> Result<BackupInfo, BackupError> {
         let at = self.clock().now();
         backups::create(self.store().as_ref(), folder, BackupName { kind, at }).await
     }
 
-    /// Restores a backup. Nothing else is changed meanwhile, and the control loops wait. When this returns,
-    /// [`Self::read`] shows what was in the backup; which tasks still run is found out from then on.
+    /// Restores a backup. Other changes are refused meanwhile, and the control loops wait. When this returns,
+    /// [`Self::read`] shows the backup's objects; the agents then report which tasks still run.
     ///
     /// # Errors
-    /// When the backup is not whole, or the store does not take it.
+    /// When the backup is damaged, or the store refuses it.
     pub async fn restore(&self, path: &Path, into: RestoreInto) -> Result<BackupInfo, ChangeError> {
         let info = backups::restore(self.store().as_ref(), path, into).await?;
-        // Whoever has this has all that was before it.
+        // A mirror that has this has the whole restore.
         let guard = Transaction::new().put(stored::guard()?, "restored");
         let revision = self.store().commit(guard).await?;
-        self.reach(revision).await;
+        self.catch_up_to(revision).await;
         Ok(info)
     }
 
-    /// Keeps backups by the schedule, for ever. Each machine that does it has its own, so that none is the only one
-    /// to have them.
+    /// Makes scheduled backups, forever. Every manager makes its own, so that no machine is the only one to have
+    /// them.
     pub async fn keep_backups(&self, schedule: &BackupSchedule) {
         let mut failed = false;
         loop {
@@ -68,7 +67,7 @@ impl Cluster {
                 let error = error as &dyn std::error::Error;
                 tracing::error!(
                     error,
-                    "could not make the hourly backup; tries again every minute"
+                    "could not make the hourly backup; trying again every minute"
                 );
             }
             failed = made.is_err();
@@ -76,7 +75,7 @@ impl Cluster {
         }
     }
 
-    /// Lets the store forget what is old, for ever.
+    /// Compacts the store regularly, forever.
     pub(super) async fn forget_old(&self, remember: Duration) {
         let mut seen: VecDeque<(Timestamp, Revision)> = VecDeque::new();
         loop {
@@ -104,7 +103,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Lets the store forget what is older than it has to remember.
+    /// Compacts what is older than `remember`.
     async fn forget(&self, seen: &mut VecDeque<(Timestamp, Revision)>, remember: Duration) {
         let now = self.clock().now();
         if seen
@@ -121,7 +120,7 @@ impl Cluster {
             && let Err(error) = self.store().compact(revision).await
         {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "could not let the store forget old changes");
+            tracing::warn!(error, "could not compact the store");
         }
     }
 }

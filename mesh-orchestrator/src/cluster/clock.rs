@@ -1,5 +1,4 @@
-//! Where time and randomness come from: the one place in which the orchestrator asks for either. Imports
-//! `objects`.
+//! Time and randomness: the orchestrator reads neither anywhere else. Imports `objects`.
 
 use std::{
     fmt,
@@ -13,7 +12,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time.
     fn now(&self) -> Timestamp;
 
-    /// 128 random bits, others each time.
+    /// 128 new random bits.
     fn seed(&self) -> u128;
 }
 
@@ -30,8 +29,8 @@ impl Clock for SystemClock {
     fn seed(&self) -> u128 {
         let mut bytes = [0; 16];
         if let Err(error) = getrandom::fill(&mut bytes) {
-            // Identifiers only have to differ: time and place in memory do, where the kernel gives nothing.
-            tracing::warn!(%error, "the kernel gives no random numbers");
+            // Identifiers only have to be unique: the time and a stack address are.
+            tracing::warn!(%error, "the kernel returned no random numbers; using the time instead");
             let here = std::ptr::from_ref(&bytes).addr() as u128;
             let passed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             return passed.as_nanos() ^ here << 64;

@@ -1,4 +1,4 @@
-//! Committing what was drafted, and finding out what became of it when the store went away meanwhile.
+//! Committing a draft, and finding out whether it was committed when the store's answer was lost.
 //! Imports `draft` and the store's trait.
 
 use std::time::Duration;
@@ -8,15 +8,15 @@ use tokio::time::{Instant, sleep};
 use super::{ChangeError, Cluster, draft::Batch, stored};
 use crate::store::{Expected, Key, Prefix, Revision, StoreError, Transaction, membership::Leadership};
 
-/// How long to ask for the fate of a transaction whose answer was lost.
-const FATE: Duration = Duration::from_secs(15);
+/// How long to find out the outcome of a transaction whose answer was lost.
+const OUTCOME: Duration = Duration::from_secs(15);
 
-/// The pause between two questions.
+/// The pause between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Cluster {
-    /// Commits batches one after the other, with the leader's fence if there is one; stops at the first that
-    /// fails. Answers also with the revision of the last one that was committed, if any was.
+    /// Commits batches one after the other, under the leader's fence if there is one; stops at the first that fails.
+    /// Returns the revision of the last committed batch, too, or 0.
     pub(super) async fn commit(
         &self,
         batches: &[Batch],
@@ -57,7 +57,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A transaction whose answer was lost is committed again: what it expects holds only if it was not.
+    /// Commits a transaction again if its answer was lost: its conditions hold only if it was not committed.
     async fn commit_one(
         &self,
         transaction: Transaction,
@@ -73,7 +73,7 @@ impl Cluster {
                     if witness.is_none() || is_over {
                         return Err(lost);
                     }
-                    let until = unknown.map_or_else(|| Instant::now() + FATE, |(_, until)| until);
+                    let until = unknown.map_or_else(|| Instant::now() + OUTCOME, |(_, until)| until);
                     unknown = Some((lost, until));
                 }
                 Err(StoreError::Unavailable { .. }) if unknown.is_some() && !is_over => {}

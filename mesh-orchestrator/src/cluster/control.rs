@@ -1,5 +1,5 @@
-//! The leader's own picture of the cluster: what the control loops decide is applied to it, stored under the
-//! lead, and whatever others do is taken over from the mirror. Imports `loops`, `mirror` and `draft`.
+//! The leader's own copy of the state: the control loops' decisions are applied to it and committed under the
+//! leadership fence, and changes of others are copied from the mirror. Imports `loops`, `mirror` and `draft`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +13,8 @@ use tokio::sync::broadcast::{
 
 use super::{
     ChangeError, Cluster, LeaderConfig, Registration, draft,
-    mirror::{Mirror, News},
-    silence::Silence,
+    liveness::Liveness,
+    mirror::{Mirror, Update},
     stored::Name,
 };
 use crate::{
@@ -24,76 +24,76 @@ use crate::{
     store::{Revision, membership::Leadership},
 };
 
-/// The control loops at work for one term.
+/// The control loops during one term.
 #[derive(Debug)]
 pub(super) struct Control {
     cluster: Cluster,
     controller: Controller,
     registrations: BTreeMap<NodeId, Registration>,
-    /// The mirror's revision that the controller was last like.
+    /// The mirror's revision of the last [`Self::sync`].
     synced: Revision,
-    news: broadcast::Receiver<Arc<News>>,
-    /// Objects that may be other in the mirror than here.
+    updates: broadcast::Receiver<Arc<Update>>,
+    /// Objects that may differ from the mirror.
     touched: BTreeSet<Name>,
-    /// All of them may be.
-    anew: bool,
-    silence: Silence,
+    /// Whether all objects may differ.
+    is_stale: bool,
+    liveness: Liveness,
 }
 
-/// Whether the loops may go on.
+/// Whether the loops may decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Consistency {
-    /// What they look at is what the store has.
+    /// Their state is the store's.
     Consistent,
-    /// What the store has is half a backup, or cannot be read.
+    /// A backup is being restored, or an object cannot be read.
     Inconsistent,
 }
 
 impl Control {
-    /// Begins with what the mirror has.
+    /// Starts from the mirror's state.
     pub(super) fn new(cluster: &Cluster, config: &LeaderConfig) -> Self {
         let patience = config.heartbeat.time_to_live();
-        let silence = Silence::new(patience, config.settle, cluster.clock().now());
+        let liveness = Liveness::new(patience, config.settle, cluster.clock().now());
         let mirror = cluster.mirror();
         Self {
             cluster: cluster.clone(),
             controller: Controller::new(mirror.state().clone()),
             registrations: mirror.registrations().clone(),
             synced: mirror.revision(),
-            news: cluster.inner.news.subscribe(),
+            updates: cluster.inner.updates.subscribe(),
             touched: BTreeSet::new(),
-            anew: false,
-            silence,
+            is_stale: false,
+            liveness,
         }
     }
 
-    /// Takes over what the mirror has learned, and what of our own doing has not become true.
+    /// Copies from the mirror what others have changed, and undoes our own changes that were not committed.
     pub(super) fn sync(&mut self) -> Consistency {
         let cluster = self.cluster.clone();
-        // Nothing is told while it is held: what is drained now is all that the mirror has.
+        // No update is published while the lock is held, so the channel has all that the mirror has.
         let mirror = cluster.mirror();
-        let mut anew = std::mem::take(&mut self.anew);
+        let mut is_stale = std::mem::take(&mut self.is_stale);
         loop {
-            match self.news.try_recv() {
-                Ok(news) => {
-                    anew |= news.anew;
-                    self.touched.extend(news.touched.iter().cloned());
+            match self.updates.try_recv() {
+                Ok(update) => {
+                    is_stale |= update.is_complete;
+                    self.touched.extend(update.touched.iter().cloned());
                 }
-                Err(TryRecvError::Lagged(_)) => anew = true,
+                Err(TryRecvError::Lagged(_)) => is_stale = true,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }
         let touched = std::mem::take(&mut self.touched);
-        if !anew {
+        if !is_stale {
             if touched.iter().any(|name| matches!(name, Name::Registration(_))) {
                 self.registrations = mirror.registrations().clone();
             }
             let differences = differences(self.controller.state(), &mirror, &touched);
-            anew = differences
+            is_stale = differences
                 .iter()
                 .any(|change| self.controller.apply(change).is_err());
         }
-        if anew {
+        if is_stale {
             self.controller = Controller::new(mirror.state().clone());
             self.registrations = mirror.registrations().clone();
         }
@@ -105,11 +105,11 @@ impl Control {
         }
     }
 
-    /// Lets the loops decide, and stores what they have decided. Answers when to do so again if nothing
-    /// happens before; at once, if it is in the past.
+    /// Lets the loops decide, and commits their decisions. Returns when to call this again if nothing changes before;
+    /// immediately, if that is in the past.
     ///
     /// # Errors
-    /// As [`Cluster::commit`]. What was not stored is undone by the next [`Self::sync`].
+    /// As [`Cluster::commit`]. The next [`Self::sync`] undoes what was not committed.
     pub(super) async fn step(&mut self, leadership: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
         let stepped = self.decide_and_store(leadership).await;
         if stepped.is_err() {
@@ -122,8 +122,8 @@ impl Control {
         let now = self.cluster.clock().now();
         let mut changes = Vec::new();
         let found = self
-            .silence
-            .look(self.controller.state(), &self.registrations, now);
+            .liveness
+            .check(self.controller.state(), &self.registrations, now);
         for (node, status) in found.statuses {
             tracing::info!(%node, %status, "a node's status has changed");
             let planned = commands::set_node_status(self.controller.state(), &node, status, now)?;
@@ -148,13 +148,12 @@ impl Control {
             draft::draft_since(&mirror, &author, &changes, self.synced)?
         };
         let (revision, committed) = self.cluster.commit(&drafted.batches, Some(leadership)).await;
-        // Before all of it is in the mirror, a loop would find that nothing was done and do it again, with
-        // other tasks.
-        self.cluster.reach_surely(revision).await;
+        // Until the mirror has all of it, a loop would not see its own changes and repeat them with new tasks.
+        self.cluster.wait_for(revision).await;
         committed.map(|()| wake_at)
     }
 
-    /// Runs the loops where they hold up nobody: tens of thousands of tasks take seconds.
+    /// Runs the loops on a blocking thread: tens of thousands of tasks take seconds.
     async fn decide(&mut self, now: Timestamp) -> Result<Vec<ObjectChange>, Refused> {
         let seed = self.cluster.clock().seed();
         let mut controller = std::mem::take(&mut self.controller);
@@ -165,34 +164,33 @@ impl Control {
         match decided.await {
             Ok((controller, decided)) => {
                 self.controller = controller;
-                // A fault of ours. What was applied until then is in no list: everything is to be looked
-                // at again.
-                self.anew |= decided.is_err();
+                // A bug. What was applied until then is not listed, so compare everything.
+                self.is_stale |= decided.is_err();
                 decided
             }
             Err(error) => {
-                tracing::error!(%error, "the control loops have failed; they begin anew");
-                self.anew = true;
+                tracing::error!(%error, "the control loops panicked; they start over");
+                self.is_stale = true;
                 Ok(Vec::new())
             }
         }
     }
 
-    /// Waits until there is news.
-    pub(super) async fn news(&mut self) {
-        match self.news.recv().await {
-            Ok(news) => {
-                self.anew |= news.anew;
-                self.touched.extend(news.touched.iter().cloned());
+    /// Waits until the mirror changes.
+    pub(super) async fn changed(&mut self) {
+        match self.updates.recv().await {
+            Ok(update) => {
+                self.is_stale |= update.is_complete;
+                self.touched.extend(update.touched.iter().cloned());
             }
-            Err(RecvError::Lagged(_)) => self.anew = true,
-            // The cluster's handle is ours: it cannot be closed.
+            Err(RecvError::Lagged(_)) => self.is_stale = true,
+            // The sender is in our handle, so the channel is open.
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
 }
 
-/// What has to be done to a state so that some objects are as the mirror has them.
+/// The changes that make some objects as they are in the mirror.
 fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<ObjectChange> {
     let target = mirror.state();
     let (mut gone, mut put) = (Vec::new(), Vec::new());
@@ -231,7 +229,7 @@ fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<
     gone
 }
 
-/// The object that a change is about.
+/// The object that a change affects.
 fn name(change: &ObjectChange) -> Name {
     match change {
         ObjectChange::PutService(service) => Name::Service(service.id.clone()),

@@ -1,5 +1,4 @@
-//! From changes to transactions: what has to be written for each change, what must be true of the store so
-//! that it may be, and how all of it is divided. Pure. Imports `mirror` and the store's plain data.
+//! From changes to transactions: the writes and conditions of each change, divided into batches. Pure. Imports `mirror` and the store's plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,23 +18,23 @@ use crate::{
     },
 };
 
-/// Keys of one transaction: some are left for the leader's fence, a restore's marker, and what a last change
-/// needs (a service that goes takes its old revisions and the guard along).
+/// Keys of one transaction. The rest is for the leader's fence, the restore marker, and the last change: removing a
+/// service also removes its old revisions and writes the guard.
 const MAX_KEYS: usize = MAX_OPERATIONS - 16;
 
-/// Bytes of one transaction, with some left for the same.
+/// Bytes of one transaction, less the same reserve.
 const MAX_BYTES: usize = MAX_TRANSACTION_BYTES - 4096;
 
-/// What a key must be like for a batch to be committed.
+/// What a batch expects of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
-    /// As it was in the mirror.
+    /// As in the mirror.
     Is(Expected),
-    /// As this earlier batch, by its place, has left it.
+    /// As the earlier batch with this index left it.
     Left(usize),
 }
 
-/// One transaction to be.
+/// A future transaction.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
     conditions: BTreeMap<Key, Condition>,
@@ -48,14 +47,14 @@ impl Batch {
         self.writes.is_empty()
     }
 
-    /// The transaction, given which revisions the batches before it have made.
+    /// The transaction, given the revisions of the earlier batches.
     pub(super) fn transaction(&self, before: &[Revision]) -> Transaction {
         let mut transaction = Transaction::new();
         for (key, condition) in &self.conditions {
             let expected = match condition {
                 Condition::Is(expected) => *expected,
-                Condition::Left(place) => before
-                    .get(*place)
+                Condition::Left(index) => before
+                    .get(*index)
                     .map_or(Expected::Absent, |revision| Expected::At(*revision)),
             };
             transaction = transaction.expect(key.clone(), expected);
@@ -69,7 +68,7 @@ impl Batch {
         transaction
     }
 
-    /// A key that tells whether the batch was committed, and what it holds then.
+    /// A key that shows whether the batch was committed, and its value then.
     pub(super) fn witness(&self) -> Option<(&Key, Option<&[u8]>)> {
         self.conditions.keys().find_map(|key| {
             self.writes.get(key).map(|write| match write {
@@ -80,35 +79,35 @@ impl Batch {
     }
 }
 
-/// Changes on their way to the store.
+/// Transactions in the making.
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
     mirror: &'a Mirror,
     author: &'a Author,
-    /// The changes were worked out from the state at this revision, not from the mirror.
+    /// The changes were planned from the state at this revision, not from the mirror.
     seen: Option<Revision>,
-    /// What earlier changes of the draft have made; `None` is gone.
+    /// Objects as earlier changes of the draft left them; `None` is removed.
     tasks: BTreeMap<TaskId, Option<Task>>,
     services: BTreeMap<ServiceId, Option<Revised<Arc<Service>>>>,
-    /// In which batch a key was last written, and whether it was removed there.
+    /// The index of the batch that last wrote a key, and whether it removed the key.
     written: BTreeMap<Key, (usize, bool)>,
-    /// Services that have a new revision in the batch under way: one each.
+    /// Services with a new revision in the current batch; each can have one.
     revised: BTreeSet<ServiceId>,
     made: BTreeMap<ServiceId, RevisionId>,
     batches: Vec<Batch>,
     batch: Batch,
 }
 
-/// What a draft has become.
+/// A finished draft.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drafted {
     /// To be committed in this order.
     pub(super) batches: Vec<Batch>,
-    /// The revisions that services get by it.
+    /// The new revisions of services.
     pub(super) services: BTreeMap<ServiceId, RevisionId>,
 }
 
-/// Works out what has to be committed for some changes that were planned from this very mirror.
+/// Drafts changes that were planned from the mirror's current state.
 ///
 /// # Errors
 /// If a change does not apply to what the mirror has.
@@ -117,24 +116,24 @@ pub(super) fn draft(
     author: &Author,
     changes: &[ObjectChange],
 ) -> Result<Drafted, ChangeError> {
-    work_out(mirror, author, changes, None)
+    draft_all(mirror, author, changes, None)
 }
 
-/// The same for changes that were planned from the state at an earlier revision. Tasks may have changed
-/// since: what agents report and what is meant to become of a task do not touch each other.
+/// Drafts changes that were planned from the state at an earlier revision. Tasks may have changed since: an agent's
+/// reports and the loops' decisions concern different fields of a task.
 ///
 /// # Errors
-/// As [`draft`]; a conflict if something else than a task has changed since.
+/// As [`draft`]; a conflict if anything but a task has changed since.
 pub(super) fn draft_since(
     mirror: &Mirror,
     author: &Author,
     changes: &[ObjectChange],
     seen: Revision,
 ) -> Result<Drafted, ChangeError> {
-    work_out(mirror, author, changes, Some(seen))
+    draft_all(mirror, author, changes, Some(seen))
 }
 
-fn work_out(
+fn draft_all(
     mirror: &Mirror,
     author: &Author,
     changes: &[ObjectChange],
@@ -229,14 +228,14 @@ impl Draft<'_> {
         }
     }
 
-    /// A new specification makes a new revision. What the loops note of a service (how its update stands)
-    /// does not: users' revisions would soon be gone, and what they have read out of date all the time.
+    /// A new specification makes a new revision. The loops' changes of a service, such as its update's status, do
+    /// not: they would soon displace the users' revisions, and what users have read would always be out of date.
     fn put_service(&mut self, service: &Arc<Service>) -> Result<(), ChangeError> {
         let id = &service.id;
         let key = stored::service(id)?;
         let current = self.service(id);
         if current.is_none() && self.seen.is_some() {
-            // The loops make no services: somebody has removed it.
+            // The loops create no services: a user has removed it.
             return Err(Refused::UnknownService(id.clone()).into());
         }
         if let Some(current) = &current
@@ -314,19 +313,19 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Takes over what was worked out elsewhere, but for what it expects.
+    /// Adds the writes of a staged revision.
     fn take(&mut self, transaction: Transaction) {
         for (key, write) in transaction.writes() {
             self.write(key.clone(), write.clone());
         }
     }
 
-    /// The batch holds only if nobody else has written the key.
+    /// Lets the batch commit only if no one else has written the key.
     fn expect(&mut self, key: Key) -> Result<(), ChangeError> {
         let condition = match self.written.get(&key) {
-            Some((place, _)) if *place == self.batches.len() => return Ok(()),
+            Some((index, _)) if *index == self.batches.len() => return Ok(()),
             Some((_, true)) => Condition::Is(Expected::Absent),
-            Some((place, false)) => Condition::Left(*place),
+            Some((index, false)) => Condition::Left(*index),
             None => {
                 let found = self.mirror.modified(&key);
                 if let Some(seen) = self.seen
@@ -349,13 +348,13 @@ impl Draft<'_> {
             Write::Put(value) => value.len(),
             Write::Delete => 0,
         };
-        // The key counts twice: as condition and as write.
+        // The key counts twice: as a condition and as a write.
         self.batch.bytes += size + 2 * key.as_str().len();
         self.written.insert(key.clone(), (self.batches.len(), removed));
         self.batch.writes.insert(key, write);
     }
 
-    /// Begins a new batch if so much more does not fit into this one.
+    /// Starts a new batch if this many more bytes do not fit into the current one.
     fn reserve(&mut self, bytes: usize) {
         if self.batch.writes.len() >= MAX_KEYS || self.batch.bytes + bytes + 1024 > MAX_BYTES {
             self.flush();
@@ -363,7 +362,7 @@ impl Draft<'_> {
     }
 
     fn flush(&mut self) {
-        // What comes and goes within one batch was never there; a store makes no revision of nothing.
+        // A key created and removed within one batch is not written: a store makes no revision for it.
         let absent = |condition: &Condition| *condition == Condition::Is(Expected::Absent);
         let Batch {
             conditions, writes, ..

@@ -1,4 +1,4 @@
-//! Why the cluster was not opened or changed. Imports `commands`, `objects` and the store's errors.
+//! Why the cluster could not be opened or changed. Imports `commands`, `objects` and the store's errors.
 
 use crate::{
     backups::BackupError,
@@ -7,13 +7,13 @@ use crate::{
     store::{InvalidKey, Key, StoreError, revisions::RevisionError},
 };
 
-/// An object in the store that cannot be read, or one that cannot be written.
+/// An object in the store that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{key} is not as this release writes it; install the newest release on every node, or restore the newest backup"
+    "{key} does not have the format of this release; install the newest release on every node, or restore the newest backup"
 )]
 pub struct Unreadable {
-    /// Where it is.
+    /// Its key.
     pub key: Key,
     /// What is wrong with it.
     pub source: serde_json::Error,
@@ -38,27 +38,27 @@ pub enum OpenError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
-    /// What was asked for is not possible.
-    #[error("the change is refused")]
+    /// The change is not possible.
+    #[error("the change was refused")]
     Command(#[from] CommandError),
-    /// What was worked out does not fit the state (any more).
+    /// The planned change does not fit the state, or not any more.
     #[error("the change does not fit the cluster's state")]
     Refused(#[from] Refused),
-    /// Others were faster, again and again.
-    #[error("{key} was changed by others {attempts} times while the change was made; repeat it")]
+    /// Other writers were always faster.
+    #[error("others changed {key} during each of {attempts} attempts to make the change; repeat it")]
     Contended {
         /// What they changed last.
         key: Key,
-        /// How often it was tried.
+        /// How many attempts were made.
         attempts: u32,
     },
-    /// A backup is being restored, or a restore was broken off.
+    /// A backup is being restored, or a restore was interrupted.
     #[error(
-        "nothing can be changed while a backup is restored; if the restore was broken off, restore the backup again"
+        "nothing can be changed while a backup is being restored; if the restore was interrupted, restore the backup again"
     )]
     Restoring,
-    /// The lead was lost, so that nothing may be changed in its name.
-    #[error("this node does not lead the cluster any more")]
+    /// Leadership was lost, so the leader's changes are refused.
+    #[error("this node no longer leads the cluster")]
     NotLeader,
     /// An identifier cannot be part of a key.
     #[error("an identifier is not allowed")]
@@ -67,18 +67,18 @@ pub enum ChangeError {
     #[error("one of the objects cannot be stored")]
     Unwritable(#[from] Unreadable),
     /// Old revisions.
-    #[error("the service's revisions could not be used")]
+    #[error("the service's revisions could not be read or written")]
     Revision(#[from] RevisionError),
     /// A backup.
-    #[error("the backup could not be used")]
+    #[error("the backup could not be restored")]
     Backup(#[from] BackupError),
     /// The store.
-    #[error("the store did not take the change")]
+    #[error("the store could not commit the change")]
     Store(#[from] StoreError),
 }
 
 impl ChangeError {
-    /// Whether the store is out of reach, so that the same change can go through later.
+    /// Whether the store is unavailable, so that the same change may succeed later.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {

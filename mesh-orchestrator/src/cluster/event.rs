@@ -1,11 +1,11 @@
-//! What is told of each change of the cluster. Plain data; imports `objects`.
+//! Events about the cluster's objects. Plain data; imports `objects`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{objects::Timestamp, store::Revision};
 
-/// Of what kind the changed object is.
+/// The kind of the changed object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
@@ -15,35 +15,35 @@ pub enum EventKind {
     Task,
     /// A node.
     Node,
-    /// A node's agent: whether it is heard, and what it says of itself.
+    /// A node's registration by its agent.
     Registration,
 }
 
-/// What became of the object.
+/// What happened to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventAction {
-    /// It is new.
+    /// It was created.
     Create,
-    /// It is another.
+    /// It was changed.
     Update,
-    /// It is gone.
+    /// It was removed.
     Remove,
 }
 
-/// One object has changed.
+/// A change of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
-    /// Of which kind it is.
+    /// Its kind.
     pub kind: EventKind,
     /// Its identifier.
     pub id: String,
-    /// What people call it: a service's or task's name, a node's host name.
+    /// A service's or task's name, a node's host name.
     pub name: String,
-    /// What became of it.
+    /// What happened to it.
     pub action: EventAction,
-    /// The store's revision that made it so.
+    /// The store's revision of the change.
     pub revision: Revision,
-    /// When it was seen here.
+    /// When this node saw it.
     pub time: Timestamp,
 }

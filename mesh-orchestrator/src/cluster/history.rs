@@ -1,4 +1,4 @@
-//! Old revisions of services: to look at, to compare and to go back to. Imports `commands` and the store's
+//! Old revisions of services: to inspect, compare and roll back to. Imports `commands` and the store's
 //! revisions.
 
 use std::sync::Arc;
@@ -18,16 +18,16 @@ impl Cluster {
         Revisions::new(Arc::clone(self.store()), SERVICES)
     }
 
-    /// The revisions of a service that are kept, the current one first. An old one shows the service as it
-    /// was when it was replaced.
+    /// The kept revisions of a service, the current one first. An old one shows the service as it was when it was
+    /// replaced.
     ///
     /// # Errors
-    /// [`RevisionError::Missing`] for an unknown service; when the store is away.
+    /// [`RevisionError::Missing`] for an unknown service; when the store is unavailable.
     pub async fn history(&self, service: &ServiceId) -> Result<Vec<Revised<Service>>, RevisionError> {
         self.revisions().history(service.as_str()).await
     }
 
-    /// One of the revisions of a service that are kept.
+    /// One of the kept revisions of a service.
     ///
     /// # Errors
     /// [`RevisionError::NotKept`]; as [`Self::history`].
@@ -39,7 +39,7 @@ impl Cluster {
         self.revisions().at(service.as_str(), number).await
     }
 
-    /// What differs between two specifications of a service.
+    /// The differences between two revisions of a service's specification.
     ///
     /// # Errors
     /// As [`Self::revision_of`].
@@ -62,8 +62,8 @@ impl Cluster {
         Ok(diff(&json(from)?, &json(to)?))
     }
 
-    /// Goes back to the specification that a service had at a revision, by its rollback policy; without a
-    /// number, to the one before. Changes nothing if that is what it has.
+    /// Rolls a service back to its specification at a revision, by its rollback policy; without a number, to the
+    /// previous one. Changes nothing if that is the current one.
     ///
     /// # Errors
     /// As [`Self::revision_of`] and [`Self::change`].

@@ -1,5 +1,5 @@
-//! Leading the cluster: one of the candidates runs the control loops, and whoever does not know yet that it
-//! no longer leads can change nothing. Imports `control`, `chores` and the store's membership.
+//! Leading the cluster: one of the candidates runs the control loops, and a leader that was replaced cannot change
+//! anything, even before it notices. Imports `control`, `chores` and the store's membership.
 
 use std::time::Duration;
 
@@ -19,28 +19,28 @@ use crate::{
     },
 };
 
-/// The pause before the store is asked again.
+/// The pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// The pause before the loops decide anew.
+/// The pause before the loops decide again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How a leader leads.
+/// How a candidate campaigns and leads.
 #[derive(Clone, Debug)]
 pub struct LeaderConfig {
     /// The candidate: its node.
     pub node: NodeId,
-    /// How soon another one takes over; and how long a node that was never heard in a term is waited for.
+    /// How soon another candidate takes over, and how long to wait for a node that has not been seen in a term.
     pub heartbeat: Heartbeat,
-    /// How long a leader that has just come to power waits, beyond the heartbeats, before it gives up a node:
-    /// as long as a question can take that a node has asked the store while that was away.
+    /// How long a new leader waits, beyond the heartbeats, before it marks a node down: as long as a node's request to an
+    /// unavailable store can take.
     pub settle: Duration,
-    /// How far back the store remembers changes, where it has to be told.
+    /// How long the store keeps old revisions, if it does not compact by itself.
     pub remember: Duration,
 }
 
 impl LeaderConfig {
-    /// A node with everything else as it usually is.
+    /// A candidate with default settings.
     #[must_use]
     pub fn new(node: NodeId) -> Self {
         Self {
@@ -53,15 +53,15 @@ impl LeaderConfig {
 }
 
 impl Cluster {
-    /// Stands for the lead, and runs the control loops whenever it has it, until it is told to stop; then the
-    /// lead is given up. A store that is away is waited for.
+    /// Campaigns for leadership, and runs the control loops during each term, until `shutdown`; then resigns. Waits for
+    /// a store that is unavailable.
     pub async fn lead(&self, config: LeaderConfig, shutdown: CancellationToken) {
         while let Some(leadership) = shutdown.run_until_cancelled(self.win(&config)).await {
             tracing::info!(node = %config.node, term = %leadership.term(), "leads the cluster");
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = leadership.lost() => tracing::warn!("lost leadership of the cluster; another node may lead now"),
-                end = self.term(&leadership, &config) => tracing::warn!("{end}: the control loops stop here"),
+                end = self.term(&leadership, &config) => tracing::warn!("{end}: resigning"),
                 () = self.forget_old(config.remember) => {}
             }
             leadership.resign().await;
@@ -75,7 +75,7 @@ impl Cluster {
                 Err(error) => {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
-                        "cannot stand for the lead"
+                        "could not campaign for leadership"
                     );
                     sleep(RETRY).await;
                 }
@@ -83,29 +83,29 @@ impl Cluster {
         }
     }
 
-    /// Runs the loops until they may not go on, and says why.
+    /// Runs the loops until they have to stop, and returns why.
     async fn term(&self, leadership: &Leadership, config: &LeaderConfig) -> &'static str {
-        // What the leader before us has done must be known, all of it.
-        self.reach_surely(leadership.term()).await;
+        // All changes of the previous leader must be in the mirror.
+        self.wait_for(leadership.term()).await;
         let mut control = Control::new(self, config);
         let mut inconsistent = false;
         loop {
             if control.sync() == Consistency::Inconsistent {
                 if !std::mem::replace(&mut inconsistent, true) {
                     tracing::warn!(
-                        "the control loops wait: a backup is being restored, or objects cannot be read"
+                        "the control loops wait: a backup is being restored, or an object cannot be read"
                     );
                 }
-                control.news().await;
+                control.changed().await;
                 continue;
             }
             inconsistent = false;
             match control.step(leadership).await {
                 Ok(wake_at) => self.pause(&mut control, wake_at).await,
                 Err(ChangeError::NotLeader) => return "another node leads",
-                // It may still come true, but not after the lead is given up.
+                // It may still be committed, but not after we resign.
                 Err(ChangeError::Store(StoreError::OutcomeUnknown { .. })) => {
-                    return "the store does not say what has become of a change";
+                    return "the outcome of a change is unknown";
                 }
                 Err(ChangeError::Store(StoreError::Conflict { key, found, .. })) => {
                     self.catch_up(&key, found).await;
@@ -113,16 +113,16 @@ impl Cluster {
                 Err(ChangeError::Refused(error)) => {
                     tracing::debug!(
                         error = &error as &dyn std::error::Error,
-                        "what the control loops have decided is out of date"
+                        "the control loops' decisions are out of date"
                     );
-                    // It will not be the same again, but for a fault of ours.
+                    // Only a bug would repeat it.
                     sleep(AGAIN).await;
                 }
                 Err(error) => {
-                    // What the store's absence means was said already.
+                    // `note` has logged that the store is unavailable.
                     if !error.is_unavailable() && !matches!(error, ChangeError::Restoring) {
                         let error = &error as &dyn std::error::Error;
-                        tracing::error!(error, "could not store what the control loops have decided");
+                        tracing::error!(error, "could not store the control loops' decisions");
                     }
                     sleep(RETRY).await;
                 }
@@ -130,16 +130,16 @@ impl Cluster {
         }
     }
 
-    /// Waits until something has changed, or until it is time.
+    /// Waits until something changes or `wake_at`.
     async fn pause(&self, control: &mut Control, wake_at: Option<Timestamp>) {
         let Some(wake_at) = wake_at else {
-            control.news().await;
+            control.changed().await;
             return;
         };
         let left = wake_at.since(self.clock().now());
         if !left.is_zero() {
             tokio::select! {
-                () = control.news() => {}
+                () = control.changed() => {}
                 () = sleep(left) => {}
             }
         }

@@ -1,5 +1,4 @@
-//! A node's place in the cluster: what it is, and that it is there. Imports `commands` and the store's
-//! membership.
+//! A node's membership: its registration and its object. Imports `commands` and the store's membership.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,15 +15,15 @@ use crate::{
     store::{Heartbeat, InvalidKey, membership::NodeSession},
 };
 
-/// The pause before the store is asked again.
+/// The pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How long a node that goes waits until the others know.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a leaving node waits for the store.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// This node, registered with the cluster until it is dropped.
 ///
-/// Whatever happens to the node's object (a backup is restored, a user removes it) it is put again.
+/// If the node's object is lost (a backup is restored, a user removes it), it is stored again.
 #[derive(Debug)]
 pub struct Member {
     cluster: Cluster,
@@ -36,8 +35,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Registers a node. Of its labels and its availability only a new node's count; its status is found by
-    /// the leader.
+    /// Registers a node. Labels and availability apply only to a new node; the leader determines the status.
     ///
     /// # Errors
     /// When the node's identifier has characters that a key may not have.
@@ -68,13 +66,13 @@ impl Member {
         &self.node
     }
 
-    /// Changes what others read of the node as long as it is there.
-    pub fn say(&self, change: impl FnOnce(&mut Registration)) {
+    /// Changes the node's registration.
+    pub fn update_registration(&self, change: impl FnOnce(&mut Registration)) {
         self.registration.send_modify(change);
         self.session.set(encode(&self.registration.borrow()));
     }
 
-    /// Describes the node anew: its engine has other labels, or other resources.
+    /// Describes the node again, as its engine has new labels or resources.
     pub fn describe(&self, description: Node) {
         self.description.send_if_modified(|known| {
             let has_changed = *known != description && known.id == description.id;
@@ -85,35 +83,35 @@ impl Member {
         });
     }
 
-    /// Whether the node is registered, as far as is known; follow it to tell people when it is cut off.
+    /// Whether the node is registered, as far as it knows.
     #[must_use]
     pub fn present(&self) -> watch::Receiver<bool> {
         self.session.present()
     }
 
-    /// Takes the node's registration back, because its agent ends and will be back: the cluster waits for it as
-    /// long as for one that is silent.
+    /// Withdraws the registration of an agent that stops and will be back: the cluster waits for it as long as for a silent
+    /// one.
     pub async fn leave(self) {
-        self.say(|registration| registration.leaving = true);
+        self.update_registration(|registration| registration.leaving = true);
         let mut changes = self.cluster.changes();
         let known = changes.wait_for(|_| {
             self.cluster
                 .registration(&self.node)
                 .is_some_and(|known| known.leaving)
         });
-        // If the store is away, nobody can be told.
-        let _ = timeout(FAREWELL, known).await;
+        // If the store is unavailable, no one can learn it.
+        let _ = timeout(LEAVE, known).await;
         self.describing.abort();
-        let _ = timeout(FAREWELL, self.session.withdraw()).await;
+        let _ = timeout(LEAVE, self.session.withdraw()).await;
     }
 }
 
 fn encode(registration: &Registration) -> Vec<u8> {
-    // It is made of text and numbers: it can be written.
+    // Text and numbers only: this cannot fail.
     serde_json::to_vec(registration).unwrap_or_default()
 }
 
-/// Keeps the node's object as the agent describes it.
+/// Keeps the node's object up to date with the agent's description.
 async fn describe(cluster: Cluster, mut descriptions: watch::Receiver<Node>) {
     let mut changes = cluster.changes();
     loop {

@@ -1,5 +1,5 @@
-//! All objects of the store, in memory, with the revision at which each was last written. Pure: what the
-//! store tells goes in, what has changed comes out. Imports `objects`.
+//! All objects of the store, in memory, with the revision at which each was last written. Pure: the store's batches go
+//! in, updates come out. Imports `objects`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// What is known of a service's current revision beside the service itself.
+/// A service's current revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) revision: RevisionId,
@@ -39,21 +39,21 @@ pub(super) struct Mirror {
     restoring: bool,
 }
 
-/// What a batch, or a new list, has changed.
+/// What a batch, or a new list, changed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct News {
-    /// The revision that the mirror has now.
+pub(super) struct Update {
+    /// The mirror's new revision.
     pub(super) revision: Revision,
-    /// Everything was read anew; what is not in `touched` may be other, too.
-    pub(super) anew: bool,
-    /// The objects.
+    /// Everything was read again: objects outside of `touched` may have changed, too.
+    pub(super) is_complete: bool,
+    /// The changed objects.
     pub(super) touched: BTreeSet<Name>,
-    /// The same, for those who follow from outside.
+    /// The same as events.
     pub(super) events: Vec<Event>,
 }
 
 impl Mirror {
-    /// Begins with a list of everything.
+    /// From a list of everything.
     ///
     /// # Errors
     /// If an object cannot be read, or two contradict each other.
@@ -84,7 +84,7 @@ impl Mirror {
         &self.registrations
     }
 
-    /// Who runs the control loops; nobody between two terms.
+    /// The node that runs the control loops; `None` between two terms.
     pub(super) fn leader(&self) -> Option<&Leader> {
         self.leader.as_ref()
     }
@@ -103,36 +103,36 @@ impl Mirror {
         })
     }
 
-    /// What a transaction that was worked out from this mirror must expect of a key.
+    /// What a transaction planned from this mirror must expect of a key.
     pub(super) fn expected(&self, key: &Key) -> Expected {
         self.modified(key).map_or(Expected::Absent, Expected::At)
     }
 
-    /// When a key was last written, if it is there.
+    /// The revision at which a key was last written, if it exists.
     pub(super) fn modified(&self, key: &Key) -> Option<Revision> {
         self.modified.get(key).copied()
     }
 
-    /// A backup is being restored: what is here is half of something.
+    /// Whether a backup is being restored, so that the objects are incomplete.
     pub(super) fn is_restoring(&self) -> bool {
         self.restoring
     }
 
-    /// Objects that cannot be read. What is known of them is old, and nothing may be decided from it.
+    /// Objects that cannot be read. The mirror has their previous versions, on which no decision may be based.
     pub(super) fn unreadable(&self) -> &BTreeSet<Key> {
         &self.unreadable
     }
 
-    /// Takes over what one transaction has changed.
+    /// Applies a transaction.
     ///
     /// # Errors
-    /// If it does not fit what is here. The mirror is then to be made anew.
-    pub(super) fn fold(&mut self, batch: &WatchBatch, now: Timestamp) -> Result<News, Refused> {
-        let mut news = News {
+    /// If it does not fit the objects. The mirror must then be read again.
+    pub(super) fn fold(&mut self, batch: &WatchBatch, now: Timestamp) -> Result<Update, Refused> {
+        let mut update = Update {
             revision: batch.revision,
-            ..News::default()
+            ..Update::default()
         };
-        // What goes makes room for what comes: a name, for instance.
+        // Removals first: they release names, for instance.
         let (gone, put): (Vec<_>, Vec<_>) = batch
             .events
             .iter()
@@ -140,18 +140,18 @@ impl Mirror {
         for event in gone.into_iter().chain(put) {
             match stored::name(event.key()) {
                 Name::Other => continue,
-                name => drop(news.touched.insert(name)),
+                name => drop(update.touched.insert(name)),
             }
             match event {
-                store::Event::Put(entry) => self.put(entry, now, &mut news)?,
-                store::Event::Delete(key) => self.delete(key, now, &mut news)?,
+                store::Event::Put(entry) => self.put(entry, now, &mut update)?,
+                store::Event::Delete(key) => self.delete(key, now, &mut update)?,
             }
         }
         self.revision = self.revision.max(batch.revision);
-        Ok(news)
+        Ok(update)
     }
 
-    fn put(&mut self, entry: &Entry, now: Timestamp, news: &mut News) -> Result<(), Refused> {
+    fn put(&mut self, entry: &Entry, now: Timestamp, update: &mut Update) -> Result<(), Refused> {
         let stored = match stored::read(entry) {
             Ok(stored) => stored,
             Err(error) => {
@@ -177,8 +177,8 @@ impl Mirror {
             Stored::Registration(node, registration) => {
                 let known = self.registrations.insert(node.clone(), *registration);
                 let name = self.hostname(&node);
-                self.tell(
-                    news,
+                self.add_event(
+                    update,
                     EventKind::Registration,
                     node.as_str(),
                     name,
@@ -190,7 +190,7 @@ impl Mirror {
             Stored::Service(revised) => {
                 let (id, name) = (&revised.value.id, revised.value.spec.name.clone());
                 let known = self.state.service(id).is_some();
-                self.tell(news, EventKind::Service, id.as_str(), name, action(known), now);
+                self.add_event(update, EventKind::Service, id.as_str(), name, action(known), now);
                 let head = Head {
                     revision: revised.revision,
                     author: revised.author,
@@ -200,8 +200,8 @@ impl Mirror {
             }
             Stored::Node(node) => {
                 let known = self.state.nodes().contains_key(&node.id);
-                self.tell(
-                    news,
+                self.add_event(
+                    update,
                     EventKind::Node,
                     node.id.as_str(),
                     node.hostname.clone(),
@@ -213,8 +213,8 @@ impl Mirror {
             Stored::Task(mut task) => {
                 self.share_spec(&mut task);
                 let known = self.state.tasks().contains_key(&task.id);
-                self.tell(
-                    news,
+                self.add_event(
+                    update,
                     EventKind::Task,
                     task.id.as_str(),
                     task.name(),
@@ -229,7 +229,7 @@ impl Mirror {
         self.apply(change)
     }
 
-    fn delete(&mut self, key: &Key, now: Timestamp, news: &mut News) -> Result<(), Refused> {
+    fn delete(&mut self, key: &Key, now: Timestamp, update: &mut Update) -> Result<(), Refused> {
         self.modified.remove(key);
         self.unreadable.remove(key);
         let change = match stored::name(key) {
@@ -245,8 +245,8 @@ impl Mirror {
             Name::Registration(node) => {
                 self.registrations.remove(&node);
                 let name = self.hostname(&node);
-                self.tell(
-                    news,
+                self.add_event(
+                    update,
                     EventKind::Registration,
                     node.as_str(),
                     name,
@@ -259,8 +259,8 @@ impl Mirror {
                 self.heads.remove(&id);
                 self.state.service(&id).cloned().map(|service| {
                     let name = service.spec.name.clone();
-                    self.tell(
-                        news,
+                    self.add_event(
+                        update,
                         EventKind::Service,
                         id.as_str(),
                         name,
@@ -272,12 +272,19 @@ impl Mirror {
             }
             Name::Node(id) => self.state.nodes().get(&id).map(|node| {
                 let name = node.hostname.clone();
-                self.tell(news, EventKind::Node, id.as_str(), name, EventAction::Remove, now);
+                self.add_event(
+                    update,
+                    EventKind::Node,
+                    id.as_str(),
+                    name,
+                    EventAction::Remove,
+                    now,
+                );
                 ObjectChange::RemoveNode(id)
             }),
             Name::Task(id) => self.state.tasks().get(&id).map(|task| {
-                self.tell(
-                    news,
+                self.add_event(
+                    update,
                     EventKind::Task,
                     id.as_str(),
                     task.name(),
@@ -298,7 +305,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Each task is stored with all that it runs; here tasks that run the same share it.
+    /// Each task is stored with its whole specification; in memory, tasks with equal ones share it.
     fn share_spec(&self, task: &mut Task) {
         let known = self.state.tasks().get(&task.id).map(|known| &known.spec);
         let service = self.state.service(&task.service);
@@ -315,30 +322,30 @@ impl Mirror {
             .map_or_else(String::new, |node| node.hostname.clone())
     }
 
-    fn tell(
+    fn add_event(
         &self,
-        news: &mut News,
+        update: &mut Update,
         kind: EventKind,
         id: &str,
         name: String,
         action: EventAction,
         time: Timestamp,
     ) {
-        news.events.push(Event {
+        update.events.push(Event {
             kind,
             id: id.to_owned(),
             name,
             action,
-            revision: news.revision,
+            revision: update.revision,
             time,
         });
     }
 
-    /// What has become of everything since an older mirror: as one batch would have told it.
+    /// The events since an older mirror, as one batch.
     pub(super) fn since(&self, older: &Self, now: Timestamp) -> Vec<Event> {
-        let mut news = News {
+        let mut update = Update {
             revision: self.revision,
-            ..News::default()
+            ..Update::default()
         };
         let keys: BTreeSet<&Key> = older.modified.keys().chain(self.modified.keys()).collect();
         for key in keys {
@@ -367,7 +374,14 @@ impl Mirror {
                 | Name::Restore
                 | Name::Other => continue,
             };
-            self.tell(&mut news, kind, key.name(), name.unwrap_or_default(), action, now);
+            self.add_event(
+                &mut update,
+                kind,
+                key.name(),
+                name.unwrap_or_default(),
+                action,
+                now,
+            );
         }
         let nodes: BTreeSet<&NodeId> = older
             .registrations
@@ -378,8 +392,8 @@ impl Mirror {
             let Some(action) = difference(older.registrations.get(node), self.registrations.get(node)) else {
                 continue;
             };
-            self.tell(
-                &mut news,
+            self.add_event(
+                &mut update,
                 EventKind::Registration,
                 node.as_str(),
                 self.hostname(node),
@@ -387,11 +401,11 @@ impl Mirror {
                 now,
             );
         }
-        news.events
+        update.events
     }
 }
 
-/// What has become of one thing, if anything has.
+/// What happened to one object, if anything.
 fn difference<T: PartialEq>(before: Option<T>, after: Option<T>) -> Option<EventAction> {
     match (&before, &after) {
         _ if before == after => None,

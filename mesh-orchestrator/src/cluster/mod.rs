@@ -1,5 +1,5 @@
-//! The cluster's objects in a store: mirrored in memory, and changed by transactions that hold only if
-//! nobody else was faster. Imports `objects`, `commands` and the store's trait.
+//! The cluster's objects in a store: mirrored in memory, and changed by transactions that commit only if no other
+//! writer was faster. Imports `objects`, `commands` and the store's trait.
 //!
 //! ```text
 //! store ─ list, watch ─► mirror ─► read, changes, events
@@ -8,12 +8,11 @@
 //! ```
 //!
 //! Invariants:
-//! - The mirror changes by what the store tells and by nothing else. Who has changed something waits until
-//!   the mirror has it.
-//! - Every transaction expects each object that it writes to be as the mirror had it, and no backup to be
-//!   under restoration. Names and ports of services are unique because each change of a specification also
-//!   writes one common key.
-//! - A store that is away stops changes and nothing else.
+//! - Only the store's watch changes the mirror. After a change, the caller waits until the mirror has it.
+//! - Every transaction expects each object that it writes to be as the mirror had it, and no backup to be being
+//!   restored. Names and ports of services are unique because each change of a specification also writes one common
+//!   key.
+//! - An unavailable store stops changes and nothing else.
 
 mod chores;
 mod clock;
@@ -24,11 +23,11 @@ mod error;
 mod event;
 mod history;
 mod leader;
+mod liveness;
 mod member;
 mod mirror;
 mod registration;
 mod reports;
-mod silence;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -47,7 +46,7 @@ use tokio::{
 };
 
 use self::{
-    mirror::{Mirror, News},
+    mirror::{Mirror, Update},
     reports::Reports,
 };
 use crate::{
@@ -73,19 +72,19 @@ pub use self::{
 /// How many events a listener may be behind before it misses some.
 const EVENTS: usize = 4096;
 
-/// How many transactions the control loops may be behind before they begin anew.
-const NEWS: usize = 1024;
+/// How many transactions the control loops may be behind before they start over.
+const UPDATES: usize = 1024;
 
-/// How often a change is worked out anew because others were faster.
+/// How often a change is planned again because other writers were faster.
 const ATTEMPTS: u32 = 32;
 
-/// How long all of these may take together.
+/// The time limit of all these attempts together.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long to wait until the mirror has what the store has.
+/// How long to wait until the mirror has a committed transaction.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// A handle on the cluster's objects; clones are handles on the same ones.
+/// A handle on the cluster's objects. Clones share them.
 #[derive(Clone)]
 pub struct Cluster {
     inner: Arc<Inner>,
@@ -97,7 +96,7 @@ struct Inner {
     mirror: RwLock<Mirror>,
     revision: watch::Sender<Revision>,
     events: broadcast::Sender<Event>,
-    news: broadcast::Sender<Arc<News>>,
+    updates: broadcast::Sender<Arc<Update>>,
     available: watch::Sender<bool>,
     reports: Reports,
 }
@@ -105,9 +104,9 @@ struct Inner {
 /// A change that was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
-    /// The store's revision that it made, or the current one if there was nothing to change.
+    /// The store's revision after it.
     pub revision: Revision,
-    /// The new revisions of services whose specification it changed.
+    /// The new revisions of the services whose specification it changed.
     pub services: BTreeMap<ServiceId, RevisionId>,
 }
 
@@ -122,10 +121,10 @@ impl fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// Reads all objects of a store. The [`Upkeep`] that is answered too must be run.
+    /// Reads all objects of a store. The returned [`Upkeep`] must be run.
     ///
     /// # Errors
-    /// When the store is out of reach, or holds what cannot be read.
+    /// When the store is unavailable, or has an object that cannot be read.
     pub async fn open(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Result<(Self, Upkeep), OpenError> {
         let (mirror, watch) = upkeep::begin(store.as_ref(), clock.as_ref()).await?;
         let cluster = Self {
@@ -135,7 +134,7 @@ impl Cluster {
                 revision: watch::Sender::new(mirror.revision()),
                 mirror: RwLock::new(mirror),
                 events: broadcast::Sender::new(EVENTS),
-                news: broadcast::Sender::new(NEWS),
+                updates: broadcast::Sender::new(UPDATES),
                 available: watch::Sender::new(true),
                 reports: Reports::default(),
             }),
@@ -144,68 +143,67 @@ impl Cluster {
         Ok((cluster, upkeep))
     }
 
-    /// Looks at the objects. Nothing changes meanwhile, so it must not take long, nor ask the cluster for
-    /// anything else.
-    pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
-        look(self.mirror().state())
+    /// Reads the objects. They are locked meanwhile, so `read` must be quick and must not call the cluster.
+    pub fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
+        read(self.mirror().state())
     }
 
-    /// The store's revision that the objects are of.
+    /// The store's revision of the objects.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.mirror().revision()
     }
 
-    /// Wakes after every change of the objects or of a node's registration.
+    /// Notifies of every change of an object or a node's registration.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Revision> {
         self.inner.revision.subscribe()
     }
 
-    /// What changes, object by object. A listener that is too slow is told how many it has missed.
+    /// The changes, object by object. A listener that is too slow learns how many it missed.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
     }
 
-    /// The nodes whose agents are heard, and what they say of themselves.
+    /// The registered nodes.
     #[must_use]
     pub fn registrations(&self) -> BTreeMap<NodeId, Registration> {
         self.mirror().registrations().clone()
     }
 
-    /// What a node's agent says of itself; nothing if it is not heard.
+    /// A node's registration, while its agent sends heartbeats.
     #[must_use]
     pub fn registration(&self, node: &NodeId) -> Option<Registration> {
         self.mirror().registrations().get(node).cloned()
     }
 
-    /// The node that runs the control loops; nobody between two terms.
+    /// The node that runs the control loops; `None` between two terms.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
         let mirror = self.mirror();
         mirror.leader().map(|leader| leader.candidate.as_str().into())
     }
 
-    /// Whether a backup is being restored: what is missing now may be back in a moment.
+    /// Whether a backup is being restored: what is missing now may come back.
     #[must_use]
     pub fn is_restoring(&self) -> bool {
         self.mirror().is_restoring()
     }
 
-    /// The store, for what is no business of the control loops: secrets, tokens, webhooks, ...
+    /// The store, for what does not concern the control loops: secrets, tokens, webhooks.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.inner.store
     }
 
-    /// Where time and randomness come from.
+    /// The source of time and randomness.
     #[must_use]
     pub fn clock(&self) -> &dyn Clock {
         self.inner.clock.as_ref()
     }
 
-    /// Whether the store took or answered what was last asked of it; follow it to tell people.
+    /// Whether the last request to the store succeeded.
     #[must_use]
     pub fn available(&self) -> watch::Receiver<bool> {
         self.inner.available.subscribe()
@@ -217,7 +215,7 @@ impl Cluster {
         ServiceId::derive(self.clock().seed(), &["service"])
     }
 
-    /// Who changes something now, and how they would call it.
+    /// The author of a change made now.
     #[must_use]
     pub fn author(&self, by: impl Into<String>, action: impl Into<String>) -> Author {
         Author {
@@ -227,15 +225,15 @@ impl Cluster {
         }
     }
 
-    /// Makes a change: `plan`, which is one of the [`crate::commands`] or several of them, works it out from
-    /// the state and the time. It is asked again if others change the same objects at the same time. When
-    /// this returns, [`Self::read`] shows the change.
+    /// Makes a change, which `plan` derives from the state and the time with one or several of the
+    /// [`crate::commands`]. It is called again if others change the same objects at the same time. When this returns,
+    /// [`Self::read`] shows the change.
     ///
-    /// What does not fit into one transaction (more than a hundred objects) is committed in several.
+    /// A change of more than a hundred objects is committed in several transactions.
     ///
     /// # Errors
-    /// [`ChangeError::Command`] when the plan refuses, [`ChangeError::Store`] when the store is away: it says
-    /// whether something may have been changed all the same. [`ChangeError::Contended`] when others were faster all the time.
+    /// [`ChangeError::Command`] when the plan refuses. [`ChangeError::Store`] when the store is unavailable: it says
+    /// whether something may have changed nevertheless. [`ChangeError::Contended`] when others were always faster.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
         P: Fn(&State, Timestamp) -> Result<Vec<ObjectChange>, CommandError>,
@@ -259,7 +257,7 @@ impl Cluster {
                 });
             }
             let (revision, committed) = self.commit(&drafted.batches, None).await;
-            self.reach(revision).await;
+            self.catch_up_to(revision).await;
             match committed {
                 Ok(()) => {
                     return Ok(Changed {
@@ -286,21 +284,21 @@ impl Cluster {
         Some((head.revision, head.author.clone()))
     }
 
-    /// Waits until the mirror is at a revision, but not for ever: what was committed is committed.
-    async fn reach(&self, revision: Revision) {
-        if timeout(CATCH_UP, self.reach_surely(revision)).await.is_err() {
-            tracing::warn!(%revision, "the store does not tell of what it has committed");
+    /// Waits until the mirror has a revision, for a limited time: the transaction is committed either way.
+    async fn catch_up_to(&self, revision: Revision) {
+        if timeout(CATCH_UP, self.wait_for(revision)).await.is_err() {
+            tracing::warn!(%revision, "the store's watch has not delivered a committed transaction");
         }
     }
 
-    /// Waits until the mirror is at a revision, however long that takes.
-    async fn reach_surely(&self, revision: Revision) {
+    /// Waits until the mirror has a revision.
+    async fn wait_for(&self, revision: Revision) {
         let mut changes = self.inner.revision.subscribe();
-        // The sender is ours: it cannot be gone.
+        // The sender is in `self`, so the channel is open.
         let _ = changes.wait_for(|reached| *reached >= revision).await;
     }
 
-    /// Waits until the mirror has what somebody else has done to a key.
+    /// Waits until the mirror has another writer's change of a key.
     async fn catch_up(&self, key: &Key, found: Option<Revision>) {
         let has = || {
             let mirror = self.mirror();
@@ -310,7 +308,7 @@ impl Cluster {
         let mut changes = self.inner.revision.subscribe();
         let wait = changes.wait_for(|_| has());
         if timeout(CATCH_UP, wait).await.is_err() {
-            tracing::warn!(%key, "the store does not tell of what somebody else has changed");
+            tracing::warn!(%key, "the store's watch has not delivered another writer's change");
         }
     }
 
@@ -322,7 +320,7 @@ impl Cluster {
         self.inner.mirror.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says once that the store is away, and once that it is back.
+    /// Logs once that the store is unavailable, and once that it is available again.
     fn note(&self, error: Option<&StoreError>) {
         let is_available = !error.is_some_and(StoreError::is_unavailable);
         let has_changed = self.inner.available.send_if_modified(|available| {
@@ -331,10 +329,16 @@ impl Cluster {
             has_changed
         });
         if has_changed && is_available {
-            tracing::info!(store = self.inner.store.describe(), "the store is back");
+            tracing::info!(
+                store = self.inner.store.describe(),
+                "the store is available again"
+            );
         } else if has_changed && let Some(error) = error {
             let error = error as &dyn std::error::Error;
-            tracing::warn!(error, "changes wait for the store; tasks and traffic go on");
+            tracing::warn!(
+                error,
+                "the store is unavailable: changes wait, tasks and traffic go on"
+            );
         }
     }
 }

@@ -1,26 +1,26 @@
-//! What a node's agent says of itself as long as it is heard. Plain data.
+//! What a node's agent publishes about its node. Plain data.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A node's registration: there while its agent is heard, gone after three missed heartbeats.
+/// A node's registration: removed after three missed heartbeats of its agent.
 ///
-/// What a newer release adds to it is ignored by an older one, and the other way round.
+/// Releases ignore the fields that they do not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Registration {
-    /// The address that other nodes reach it at.
+    /// The address at which other nodes reach it.
     pub address: String,
-    /// What the data path of the node is, in the agents' own words; means nothing here.
+    /// The state of the node's data path, as agents encode it; opaque here.
     pub datapath: String,
     /// `address:port` at which the agent serves the logs of its tasks, if it does.
     pub logs: Option<String>,
     /// Whether the node's container engine answers.
     pub engine: bool,
-    /// The agent ends, and will be back soon: an upgrade or a restart.
+    /// Whether the agent is stopping and will soon be back: an upgrade or a restart.
     pub leaving: bool,
     /// The agent's release.
     pub release: String,
-    /// The release of the node's container engine, as it said when the agent started.
+    /// The release of the node's container engine when the agent started.
     pub engine_version: String,
 }

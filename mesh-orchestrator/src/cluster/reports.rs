@@ -1,5 +1,5 @@
-//! What becomes of tasks, on its way from a node's agent to the store: in order, nothing twice, and through
-//! whatever keeps the store away. Imports `commit` and `draft`.
+//! Task statuses on their way from a node's agent to the store: in order, without repetition, and across outages of the
+//! store. Imports `commit` and `draft`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,7 +18,7 @@ use crate::{
 /// How many tasks' reports go into one transaction.
 const TOGETHER: usize = 64;
 
-/// The pause before the store is asked again.
+/// The pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Reports that have not been stored yet, by task, the oldest first.
@@ -37,7 +37,7 @@ impl Reports {
         let mut waiting = self.waiting();
         let statuses = waiting.entry(task).or_default();
         match statuses.back_mut() {
-            // A state that lies behind is old news; of how a task has ended the first word counts.
+            // An earlier state is out of date, and the first report of how a task ended counts.
             Some(last) if last.state > status.state || last.state.is_terminal() => {}
             Some(last) if last.state == status.state => *last = status,
             Some(_) | None => statuses.push_back(status),
@@ -45,7 +45,7 @@ impl Reports {
         self.count.send_replace(waiting.len());
     }
 
-    /// What goes next, without taking it out.
+    /// The next reports, without removing them.
     fn next(&self) -> Vec<(TaskId, VecDeque<TaskStatus>)> {
         let waiting = self.waiting();
         let next = waiting.iter().take(TOGETHER);
@@ -53,7 +53,7 @@ impl Reports {
             .collect()
     }
 
-    /// Takes out what was stored, but for what was reported meanwhile.
+    /// Removes what was stored; newer reports stay.
     fn done(&self, stored: &[(TaskId, VecDeque<TaskStatus>)]) {
         let mut waiting = self.waiting();
         for (task, done) in stored {
@@ -69,13 +69,13 @@ impl Reports {
 }
 
 impl Cluster {
-    /// Reports how far a task has come. Returns at once: the report is stored as soon as the store takes it,
-    /// after those of the same task before it. One that says nothing new, or comes too late, is dropped.
+    /// Reports a task's status. Returns immediately: the report is stored as soon as the store accepts it, after earlier
+    /// reports of the same task. A report that is not new, or out of date, is dropped.
     pub fn report(&self, task: TaskId, status: TaskStatus) {
         self.inner.reports.add(task, status);
     }
 
-    /// Waits until all that was reported is stored.
+    /// Waits until all reports are stored.
     pub async fn reported(&self) {
         // The sender lives as long as this handle.
         let _ = self
@@ -87,7 +87,7 @@ impl Cluster {
             .await;
     }
 
-    /// Stores reports for ever.
+    /// Stores reports, forever.
     pub(super) async fn store_reports(&self) {
         let reports = &self.inner.reports;
         let mut count = reports.count.subscribe();
@@ -104,15 +104,15 @@ impl Cluster {
                     together = TOGETHER;
                 }
                 Err(ChangeError::Store(StoreError::Conflict { key, found, .. })) => {
-                    // One task that somebody else changes must not hold up all others.
+                    // A task that others change must not hold up the rest.
                     together = (together / 2).max(1);
                     self.catch_up(&key, found).await;
                 }
                 Err(error) => {
-                    // What the store's absence means was said already.
+                    // `note` has logged that the store is unavailable.
                     if !error.is_unavailable() && !matches!(error, ChangeError::Restoring) {
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(error, tasks = next.len(), "could not store what tasks do");
+                        tracing::warn!(error, tasks = next.len(), "could not store task reports");
                     }
                     sleep(RETRY).await;
                 }
@@ -125,29 +125,29 @@ impl Cluster {
             let mirror = self.mirror();
             let mut changes = Vec::new();
             for (task, statuses) in reports {
-                changes.extend(news(mirror.state(), task, statuses));
+                changes.extend(new_statuses(mirror.state(), task, statuses));
             }
             draft::draft(&mirror, &self.author("agent", "report"), &changes)?
         };
         if !drafted.batches.is_empty() {
             let (revision, committed) = self.commit(&drafted.batches, None).await;
-            self.reach(revision).await;
+            self.catch_up_to(revision).await;
             committed?;
         }
         Ok(())
     }
 }
 
-/// What of some reports is new, and can still be.
-fn news(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<ObjectChange> {
+/// The reports that are new and still possible.
+fn new_statuses(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<ObjectChange> {
     let Some(task) = state.tasks().get(id) else {
         return Vec::new();
     };
     let mut seen = task.status.clone();
     let mut changes = Vec::new();
     for status in statuses {
-        let is_news = status.state > seen.state || (status.state == seen.state && !same(status, &seen));
-        if is_news && !seen.state.is_terminal() {
+        let is_new = status.state > seen.state || (status.state == seen.state && !same(status, &seen));
+        if is_new && !seen.state.is_terminal() {
             seen = status.clone();
             changes.push(ObjectChange::Observe {
                 task: id.clone(),
@@ -158,7 +158,7 @@ fn news(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> Vec<Obje
     changes
 }
 
-/// Whether two statuses say the same, whenever they were made.
+/// Whether two statuses are equal but for their time.
 fn same(one: &TaskStatus, other: &TaskStatus) -> bool {
     let at = other.at;
     TaskStatus { at, ..one.clone() } == *other

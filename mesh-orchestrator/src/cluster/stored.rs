@@ -4,11 +4,11 @@
 //! |---|---|
 //! | `/services/<id>` | a service, as a revision; old ones at `/history/services/<id>/<number>` |
 //! | `/tasks/<id>`, `/nodes/<id>` | a task, a node |
-//! | `/ports/ledger` | who was given which port |
+//! | `/ports/ledger` | the published ports of services |
 //! | `/guards/services` | written with each change of a specification, so that names and ports stay unique |
 //! | `/ephemeral/nodes/<id>` | a node's registration |
-//! | `/ephemeral/elections/control/leader` | who leads |
-//! | `/restore/unfinished` | there while a backup is restored |
+//! | `/ephemeral/elections/control/leader` | the leader |
+//! | `/restore/unfinished` | present while a backup is being restored |
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(super) enum Name {
     Registration(NodeId),
     Leader,
     Restore,
-    /// Not the cluster's business: secrets, tokens, old revisions, ...
+    /// Not part of the mirror: secrets, tokens, old revisions.
     Other,
 }
 
@@ -81,7 +81,7 @@ pub(super) fn read(entry: &Entry) -> Result<Stored, Unreadable> {
         Name::Task(_) => Stored::Task(decode(entry)?),
         Name::Node(_) => Stored::Node(decode(entry)?),
         Name::Ports => Stored::Ports(decode(entry)?),
-        // That it is there counts more than what it says.
+        // That a node is registered matters even if the content cannot be read.
         Name::Registration(node) => Stored::Registration(node, decode(entry).unwrap_or_default()),
         Name::Leader => Stored::Leader(decode(entry).ok()),
         Name::Guard => Stored::Guard,
@@ -97,7 +97,7 @@ fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
     })
 }
 
-/// What is stored for an object.
+/// The stored bytes of an object.
 pub(super) fn encode<T: Serialize>(key: &Key, object: &T) -> Result<Vec<u8>, Unreadable> {
     serde_json::to_vec(object).map_err(|source| Unreadable {
         key: key.clone(),
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_as_what_it_was_made_for() {
+    fn each_key_names_the_object_that_it_was_made_for() {
         let keys = [
             (service(&ServiceId::from("s")), Name::Service("s".into())),
             (task(&TaskId::from("t")), Name::Task("t".into())),

@@ -1,5 +1,5 @@
-//! Drafts, commits and the mirror together, on a store that is a map: what the loops decide is there in the
-//! end, whoever else writes meanwhile.
+//! Drafts, commits and the mirror together, on a store that is a map: the loops' decisions are stored, whatever else is
+//! written meanwhile.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -76,7 +76,7 @@ impl Model {
         Ok(revision)
     }
 
-    /// Drafts and commits; leaves room for a fence and a restore's marker.
+    /// Drafts and commits, with room for a fence and the restore marker.
     fn change(&mut self, changes: &[ObjectChange]) -> Result<usize, ChangeError> {
         let drafted = draft::draft(&self.mirror, &author("change"), changes)?;
         let mut made = Vec::new();
@@ -88,7 +88,7 @@ impl Model {
         Ok(made.len())
     }
 
-    /// What is listed anew is what was told bit by bit.
+    /// A new list gives the same mirror as the batches.
     fn check(&self, state: &State) {
         let entries: Vec<Entry> = self.entries.values().cloned().collect();
         let listed = Mirror::new(Revision(self.revision), &entries, Timestamp(1)).unwrap();
@@ -107,7 +107,7 @@ impl Model {
     }
 }
 
-/// A controller and a model that have seen the same.
+/// A controller and a model with the same history.
 struct Cluster {
     model: Model,
     controller: Controller,
@@ -171,11 +171,11 @@ fn web(replicas: u32) -> crate::spec::ServiceSpec {
 }
 
 #[test]
-fn what_does_not_fit_into_one_transaction_is_committed_in_several() {
+fn a_large_change_is_committed_in_several_transactions() {
     let mut cluster = Cluster::new(3);
     let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1000), cluster.now);
     assert_eq!(cluster.make(created.unwrap()), 1);
-    // Each task is made and assigned; both are in one write, or the second in a later transaction.
+    // Each task is created and assigned, in one write or in two transactions.
     assert!(cluster.step() >= 9);
     cluster.model.check(cluster.controller.state());
     let removed = commands::remove_service(cluster.controller.state(), &"s1".into());
@@ -185,7 +185,7 @@ fn what_does_not_fit_into_one_transaction_is_committed_in_several() {
 }
 
 #[test]
-fn what_comes_and_goes_at_once_is_not_written() {
+fn a_task_created_and_removed_at_once_is_not_written() {
     let mut cluster = Cluster::new(1);
     let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
     cluster.make(created.unwrap());
@@ -208,7 +208,7 @@ fn what_comes_and_goes_at_once_is_not_written() {
 }
 
 #[test]
-fn what_was_planned_from_older_objects_is_refused_but_for_tasks() {
+fn changes_planned_from_older_objects_are_refused_except_for_tasks() {
     let mut cluster = Cluster::new(1);
     let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
     cluster.make(created.unwrap());
@@ -246,7 +246,7 @@ fn what_was_planned_from_older_objects_is_refused_but_for_tasks() {
 }
 
 #[test]
-fn a_loop_never_brings_a_service_back_that_was_removed() {
+fn a_loop_never_restores_a_removed_service() {
     let mut cluster = Cluster::new(1);
     let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
     cluster.make(created.unwrap());
@@ -260,7 +260,7 @@ fn a_loop_never_brings_a_service_back_that_was_removed() {
 }
 
 #[test]
-fn an_object_that_cannot_be_read_keeps_its_last_shape_and_is_named() {
+fn an_unreadable_object_keeps_its_last_version_and_is_reported() {
     let mut cluster = Cluster::new(1);
     let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
     cluster.make(created.unwrap());
@@ -278,9 +278,9 @@ fn an_object_that_cannot_be_read_keeps_its_last_shape_and_is_named() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Users, agents and loops one after the other, in any order.
+    /// Users, agents and loops in any order.
     #[test]
-    fn the_store_has_what_was_decided(acts in prop::collection::vec(0..6_u32, 1..25)) {
+    fn the_store_has_all_decisions(acts in prop::collection::vec(0..6_u32, 1..25)) {
         let mut cluster = Cluster::new(3);
         let created = commands::create_service(cluster.controller.state(), "s1".into(), web(5), cluster.now);
         cluster.make(created.unwrap());

@@ -1,4 +1,4 @@
-//! Keeps the mirror in step with the store, for ever and through its outages. Imports `mirror` and the
+//! Keeps the mirror up to date with the store, across outages. Imports `mirror` and the
 //! store's trait.
 
 use std::{sync::Arc, time::Duration};
@@ -8,26 +8,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Cluster, OpenError,
-    mirror::{Mirror, News},
+    mirror::{Mirror, Update},
     stored::{self, Name},
 };
 use crate::store::{PAGE, Prefix, Store, StoreError, Watch, WatchBatch};
 
-/// The pause before the store is asked again.
+/// The pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How often it is looked whether the store is there.
+/// How often to check whether the store is available.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// The work behind a [`Cluster`]: without it nothing that others change is seen, and no report is stored.
+/// The background work of a [`Cluster`]: it follows the store's changes and stores reports.
 #[derive(Debug)]
-#[must_use = "nothing is seen of the store's changes until it runs"]
+#[must_use = "the store's changes are not followed until it runs"]
 pub struct Upkeep {
     cluster: Cluster,
     watch: Watch,
 }
 
-/// All objects as they are, and the watch that tells what becomes of them.
+/// All objects, and a watch of their changes from then on.
 pub(super) async fn begin(store: &dyn Store, clock: &dyn super::Clock) -> Result<(Mirror, Watch), OpenError> {
     loop {
         let mut listing = store.list(&Prefix::everything(), PAGE).await?;
@@ -42,7 +42,7 @@ pub(super) async fn begin(store: &dyn Store, clock: &dyn super::Clock) -> Result
         let mirror = Mirror::new(revision, &entries, clock.now())?;
         match store.watch(&Prefix::everything(), revision).await {
             Ok(watch) => return Ok((mirror, watch)),
-            // Compacted between the two.
+            // Compacted in between.
             Err(StoreError::Compacted { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -54,7 +54,7 @@ impl Upkeep {
         Self { cluster, watch }
     }
 
-    /// Works until it is told to stop.
+    /// Works until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { cluster, watch } = self;
         let work = async {
@@ -74,15 +74,15 @@ async fn follow(cluster: &Cluster, mut watch: Watch) {
             }
             Some(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::info!(error, "reads all of the store anew");
+                tracing::info!(error, "reading the whole store again");
             }
-            None => tracing::info!("the store's watch has ended; reads all of it anew"),
+            None => tracing::info!("the store's watch ended; reading the whole store again"),
         }
-        watch = again(cluster).await;
+        watch = read_again(cluster).await;
     }
 }
 
-async fn again(cluster: &Cluster) -> Watch {
+async fn read_again(cluster: &Cluster) -> Watch {
     loop {
         match begin(cluster.store().as_ref(), cluster.clock()).await {
             Ok((mirror, watch)) => {
@@ -93,7 +93,7 @@ async fn again(cluster: &Cluster) -> Watch {
             Err(OpenError::Store(error)) => cluster.note(Some(&error)),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "could not read the cluster's objects anew");
+                tracing::error!(error, "could not read the cluster's objects again");
             }
         }
         sleep(RETRY).await;
@@ -101,7 +101,7 @@ async fn again(cluster: &Cluster) -> Watch {
 }
 
 impl Cluster {
-    /// Asks the store for something small now and then: a watch says nothing of a store that is away.
+    /// Reads a small key regularly: a watch does not report that the store is unavailable.
     async fn probe(&self) {
         let Ok(key) = stored::restore() else {
             return;
@@ -113,16 +113,16 @@ impl Cluster {
         }
     }
 
-    /// Takes over what a transaction has changed; false if that cannot be.
+    /// Applies a transaction to the mirror; false if it does not fit.
     fn fold(&self, batch: &WatchBatch) -> bool {
         let now = self.clock().now();
         {
             let mut mirror = self.mirror_mut();
             match mirror.fold(batch, now) {
-                Ok(news) => self.tell(news),
+                Ok(update) => self.publish(update),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "a change in the store does not fit what was there");
+                    tracing::error!(error, "a change in the store does not fit the mirror");
                     return false;
                 }
             }
@@ -132,7 +132,7 @@ impl Cluster {
         true
     }
 
-    /// Puts a new mirror into the old one's place.
+    /// Replaces the mirror.
     fn replace(&self, mirror: Mirror) {
         let now = self.clock().now();
         let revision = mirror.revision();
@@ -140,23 +140,23 @@ impl Cluster {
             let mut old = self.mirror_mut();
             let events = mirror.since(&old, now);
             *old = mirror;
-            self.tell(News {
+            self.publish(Update {
                 revision,
-                anew: true,
+                is_complete: true,
                 events,
-                ..News::default()
+                ..Update::default()
             });
         }
         self.inner.revision.send_replace(revision);
     }
 
-    /// Under the mirror's lock: who looks at it and listens from there on misses nothing, and is told
-    /// nothing that it has seen.
-    fn tell(&self, news: News) {
-        for event in &news.events {
-            // Nobody may be listening.
+    /// Publishes an update, under the mirror's lock: a reader that subscribes under the lock misses nothing and sees
+    /// nothing twice.
+    fn publish(&self, update: Update) {
+        for event in &update.events {
+            // There may be no listener.
             let _ = self.inner.events.send(event.clone());
         }
-        let _ = self.inner.news.send(Arc::new(news));
+        let _ = self.inner.updates.send(Arc::new(update));
     }
 }

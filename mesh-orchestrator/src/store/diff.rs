@@ -9,15 +9,15 @@ use serde_json::Value;
 pub struct Difference {
     /// Where: `container.env[2]`.
     pub path: String,
-    /// What it was; `None` where there was no such field.
+    /// The old value; `None` if there was no such field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Value>,
-    /// What it is; `None` where there is no such field any more.
+    /// The new value; `None` if there is no such field any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Value>,
 }
 
-/// What differs between two documents, in the order of the fields' names; nothing if they are the same.
+/// The differences between two documents, in the order of field names.
 #[must_use]
 pub fn diff(from: &Value, to: &Value) -> Vec<Difference> {
     let mut differences = Vec::new();
@@ -67,11 +67,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_told_apart_by_their_path() {
+    fn each_difference_names_the_path_of_its_field() {
         let from =
             json!({"image": "web:1", "env": ["A=1", "B=2"], "limits": {"memory": 1, "cpu": 2}, "gone": null});
         let to = json!({"image": "web:2", "env": ["A=1"], "limits": {"memory": 1, "cpu": 3}, "new": true});
-        let told: Vec<String> = diff(&from, &to)
+        let differences: Vec<String> = diff(&from, &to)
             .into_iter()
             .map(|one| {
                 format!(
@@ -83,7 +83,7 @@ mod tests {
             })
             .collect();
         assert_eq!(
-            told,
+            differences,
             [
                 r#"env[1] Some("\"B=2\"") None"#,
                 r#"gone Some("null") None"#,

@@ -1,4 +1,4 @@
-//! What can go wrong in a store, told so that a caller knows what to do next. Depends on `key` and
+//! What can go wrong in a store, and what to do about it. Depends on `key` and
 //! `transaction`.
 
 use super::{Expected, Key, Revision};
@@ -6,37 +6,37 @@ use super::{Expected, Key, Revision};
 /// Any failure's cause.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a store did not do what it was asked to.
+/// Why a store refused a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Somebody else changed a key since it was read. Nothing was changed.
-    #[error("{key} was changed by somebody else: expected {expected}, found {}; read it again and repeat the change", describe(.found))]
+    /// Another writer changed a key since it was read. Nothing was changed.
+    #[error("another writer changed {key}: expected {expected}, found {}; read it again and repeat the change", describe(.found))]
     Conflict {
         /// The first key, in key order, that is not as expected.
         key: Key,
         /// What the transaction expected.
         expected: Expected,
-        /// The revision the key was last changed at; `None` where there is no such key.
+        /// The revision at which the key was last changed; `None` if there is no such key.
         found: Option<Revision>,
     },
-    /// The store cannot be reached or cannot write. Nothing was changed, and nothing can be until it is back.
+    /// The store cannot be reached or cannot write. Nothing was changed, and nothing can be until it recovers.
     #[error(
-        "could not {operation} in {store}: it is not available, so nothing was changed; tasks and traffic go on, changes wait until it is back ({advice})"
+        "could not {operation} in {store}: it is unavailable, so nothing was changed; tasks and traffic go on, changes wait until it is available again ({advice})"
     )]
     Unavailable {
         /// What was tried.
         operation: &'static str,
         /// Which store: a file, or endpoints.
         store: String,
-        /// What a person can look at.
+        /// What to check.
         advice: &'static str,
         /// The cause.
         source: Source,
     },
-    /// The store went away while it committed: the transaction is either whole in it or not at all.
+    /// The store became unavailable during a commit: it has the whole transaction or nothing of it.
     #[error(
-        "could not learn from {store} whether a transaction was committed; it is there as a whole or not at all: read it again before repeating it"
+        "{store} did not answer whether it committed a transaction, which is there as a whole or not at all; read again before repeating the change"
     )]
     OutcomeUnknown {
         /// Which store: a file, or endpoints.
@@ -44,9 +44,9 @@ pub enum StoreError {
         /// The cause.
         source: Source,
     },
-    /// The changes after a revision are no longer kept. List everything anew and watch from there.
+    /// The changes after a revision are no longer kept. List everything again and watch from there.
     #[error(
-        "the changes after revision {requested} are no longer kept (oldest: {oldest}); list everything anew and watch from there"
+        "the changes after revision {requested} are no longer kept (oldest: {oldest}); list everything again and watch from there"
     )]
     Compacted {
         /// The revision asked for.
@@ -54,19 +54,19 @@ pub enum StoreError {
         /// The oldest revision that can be watched from.
         oldest: Revision,
     },
-    /// More than one transaction may carry, in any store.
+    /// Larger than a transaction may be, in any store.
     #[error("a transaction of {found} {what} is too large; the limit is {limit}")]
     TooLarge {
         /// Of what.
         what: &'static str,
-        /// How much there is.
+        /// How many there are.
         found: usize,
-        /// How much there may be.
+        /// How many there may be.
         limit: usize,
     },
-    /// A newer release has written the store. It was left as it is.
+    /// A newer release wrote the store. It was not changed.
     #[error(
-        "{store} was written by a newer release (schema {found}, this release knows up to {known}); it was left as it is: install the newer release, or restore a backup into an empty store"
+        "{store} was written by a newer release (schema {found}, this release knows up to {known}) and was not changed; install the newer release, or restore a backup into an empty store"
     )]
     TooNew {
         /// Which store: a file, or endpoints.
@@ -76,26 +76,24 @@ pub enum StoreError {
         /// The newest schema version known.
         known: u64,
     },
-    /// What is stored makes no sense. It was left as it is.
-    #[error(
-        "{store} is damaged ({detail}); it was left as it is: move it away and restore the newest backup"
-    )]
+    /// The stored data is inconsistent. It was not changed.
+    #[error("{store} is damaged ({detail}) and was not changed; move it away and restore the newest backup")]
     Corrupt {
         /// Which store: a file, or endpoints.
         store: String,
-        /// What does not make sense.
+        /// What is wrong.
         detail: String,
     },
 }
 
 impl StoreError {
-    /// Whether the store is (or was, at a bad moment) out of reach, so that trying again later can help.
+    /// Whether the store is or was unavailable, so that trying again later can help.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::OutcomeUnknown { .. })
     }
 
-    /// Whether somebody else was faster, so that reading again and repeating the change can help.
+    /// Whether another writer was faster, so that reading again and repeating the change can help.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict { .. })
@@ -111,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_what_to_do_and_keeps_its_source_apart() {
+    fn an_error_says_what_to_do_and_leaves_out_its_source() {
         let error = StoreError::Unavailable {
             operation: "commit",
             store: "/var/lib/mesh/store.redb".to_owned(),
@@ -136,7 +134,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "/services/web was changed by somebody else: expected revision 3, found nothing; \
+            "another writer changed /services/web: expected revision 3, found nothing; \
              read it again and repeat the change"
         );
     }

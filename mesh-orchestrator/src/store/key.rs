@@ -1,5 +1,4 @@
-//! Names of what is stored: keys such as `/services/<id>`, and the prefixes they are listed and watched
-//! by. Plain data; depends on nothing of ours.
+//! Keys such as `/services/<id>`, and the prefixes by which they are listed and watched. Plain data; depends on nothing of ours.
 
 use std::{fmt, str::FromStr};
 
@@ -8,9 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 512;
 
-/// The name of one stored object: two or more segments, each begun by a slash.
+/// The name of one stored object: two or more segments, each starting with a slash.
 ///
-/// Keys are ordered by their bytes, as every store orders them.
+/// Keys are ordered by their bytes, as in every store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Key(String);
@@ -21,9 +20,9 @@ pub enum InvalidKey {
     /// Not of the form `/kind/name`.
     #[error("the key {0:?} must be two or more segments such as /services/web, none of them empty")]
     Shape(String),
-    /// A character that has no place in a key.
+    /// A character that is not allowed in a key.
     #[error(
-        "the key {key:?} has {character:?} in it; allowed are ASCII letters, digits and the characters . _ - : @ + ="
+        "the key {key:?} contains {character:?}; allowed are ASCII letters, digits and the characters . _ - : @ + ="
     )]
     Character {
         /// The whole string.
@@ -37,7 +36,7 @@ pub enum InvalidKey {
 }
 
 impl Key {
-    /// A key out of its segments, without the slashes: `Key::new(["services", id])`.
+    /// A key from its segments, without the slashes: `Key::new(["services", id])`.
     ///
     /// # Errors
     /// When a segment is empty or has a character that no key may have, or there are fewer than two.
@@ -45,7 +44,7 @@ impl Key {
         let mut text = String::new();
         for segment in segments {
             text.push('/');
-            // A slash here would make one segment two, and so let a name reach into another kind.
+            // A slash would make two segments of one, so that a name could refer to another kind of object.
             if let Some(character) = segment.chars().find(|character| !is_allowed(*character)) {
                 return Err(InvalidKey::Character {
                     key: segment.to_owned(),
@@ -118,7 +117,7 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// What keys are listed and watched by: whole segments, or everything.
+/// A prefix of keys, in whole segments.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
@@ -135,7 +134,7 @@ impl Prefix {
         Self(key.0[..end].to_owned())
     }
 
-    /// All keys below segments of ours, which are known to be allowed: `/ephemeral/nodes/`.
+    /// All keys below constant segments, which are known to be valid: `/ephemeral/nodes/`.
     pub(super) fn of_ours(path: &'static str) -> Self {
         Self(path.to_owned())
     }
@@ -163,7 +162,7 @@ impl Prefix {
         Ok(Self(text))
     }
 
-    /// What every key below it begins with; ends with a slash.
+    /// The string that every key below it starts with; ends with a slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -178,7 +177,7 @@ impl Prefix {
     /// The first string after all keys below it.
     #[must_use]
     pub fn end(&self) -> String {
-        // The last character is always a slash, and the one after it is '0'.
+        // The last character is always a slash, and '0' is the next one.
         let mut end = self.0.clone();
         end.pop();
         end.push('0');
@@ -221,13 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_reach_into_another_kind() {
+    fn a_name_cannot_refer_to_another_kind() {
         assert!(Key::new(["services", "../secrets/x"]).is_err());
         assert!(Prefix::new(["services/"]).is_err());
     }
 
     #[test]
-    fn a_prefix_holds_whole_segments_only() {
+    fn a_prefix_contains_whole_segments_only() {
         let prefix = Prefix::new(["services"]).unwrap();
         assert!(prefix.contains(&"/services/web".parse().unwrap()));
         assert!(!prefix.contains(&"/services-old/web".parse().unwrap()));

@@ -1,4 +1,4 @@
-//! A lease: keys that are there as long as whoever put them is. Depends on nothing of ours.
+//! A lease: keys that exist as long as their owner. Depends on nothing of ours.
 
 use std::{fmt, time::Duration};
 
@@ -9,24 +9,24 @@ use tokio::{
 
 use super::{Key, Prefix};
 
-/// The first segment of all keys that may vanish by themselves. They are in no backup.
+/// The first segment of all keys that are removed with a lease. Backups leave them out.
 pub const EPHEMERAL: &str = "ephemeral";
 
-/// Whether a key may vanish with a lease.
+/// Whether a key is removed with its lease.
 #[must_use]
 pub fn is_ephemeral(key: &Key) -> bool {
     key.segments().next() == Some(EPHEMERAL)
 }
 
-/// All keys that may vanish with a lease.
+/// All keys that are removed with a lease.
 pub(super) fn ephemeral() -> Prefix {
     Prefix::of_ours("/ephemeral/")
 }
 
-/// Held as long as the store hears from its holder; then the ephemeral keys committed under it vanish.
+/// Valid as long as the store receives its holder's heartbeats; then the ephemeral keys committed under it are removed.
 ///
-/// Dropping it gives it up at once, [`Lease::revoke`] also waits for that. When the process dies or is cut
-/// off, it ends after its time to live.
+/// Dropping it revokes it, [`Lease::revoke`] also waits for that. When the process dies or is cut off, it ends after
+/// its time to live.
 pub struct Lease {
     id: i64,
     lost: watch::Receiver<bool>,
@@ -34,14 +34,14 @@ pub struct Lease {
     keeper: JoinHandle<()>,
 }
 
-/// The keeping side: what a store's task uses to tell that the lease is lost, and to learn that it shall end.
+/// The renewing side: a store's task reports a lost lease, and learns that it is to be revoked.
 pub(super) struct Keeper {
     pub(super) lost: watch::Sender<bool>,
     pub(super) given_up: oneshot::Receiver<()>,
 }
 
 impl Lease {
-    /// Starts the task that keeps the lease until it is given up or lost, and then ends it.
+    /// Starts the task that renews the lease until it is revoked or lost, and then ends it.
     pub(super) fn start<F>(id: i64, keep: impl FnOnce(Keeper) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -56,15 +56,15 @@ impl Lease {
         }
     }
 
-    /// Its name in the store.
+    /// Its identifier in the store.
     #[must_use]
     pub fn id(&self) -> i64 {
         self.id
     }
 
-    /// Whether it is lost: its keys may be gone, and others may have put theirs.
+    /// Whether it is lost: its keys may have been removed, and others may have put them again.
     ///
-    /// It is known here before it is true in the store, as far as both clocks run at one pace.
+    /// This turns true before the lease ends in the store, provided that both clocks run at the same rate.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         *self.lost.borrow()
@@ -72,11 +72,11 @@ impl Lease {
 
     /// Waits until it is lost.
     pub async fn lost(&self) {
-        // An error means that the keeper has ended, which is the end of the lease too.
+        // An error means that the keeper has ended, and the lease with it.
         let _ = self.lost.clone().wait_for(|lost| *lost).await;
     }
 
-    /// Gives it up and waits until the store has been told, if it can be.
+    /// Revokes it, and waits until the store has acknowledged that, if it is available.
     pub async fn revoke(self) {
         drop(self.keep);
         // It can only fail if the runtime ends, and the lease with it.
@@ -94,7 +94,7 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// How often a holder is heard, and when it counts as gone.
+/// How often a holder sends heartbeats, and how many it may miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// The time between two heartbeats.
@@ -113,8 +113,7 @@ impl Default for Heartbeat {
 }
 
 impl Heartbeat {
-    /// The time without a heartbeat after which a holder counts as gone: whole seconds, at least two, which
-    /// is the least that etcd grants.
+    /// The time without a heartbeat after which a lease ends: whole seconds, and at least two, etcd's minimum.
     #[must_use]
     pub fn time_to_live(self) -> Duration {
         let time = self.interval * self.missed.max(1);
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_holder_is_gone_after_three_missed_heartbeats() {
+    fn a_lease_ends_after_three_missed_heartbeats() {
         assert_eq!(Heartbeat::default().time_to_live(), Duration::from_secs(15));
         let quick = Heartbeat {
             interval: Duration::from_millis(100),
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_keys_below_ephemeral_can_vanish() {
+    fn only_keys_below_ephemeral_belong_to_leases() {
         assert!(is_ephemeral(&"/ephemeral/nodes/a".parse().unwrap()));
         assert!(!is_ephemeral(&"/services/ephemeral".parse().unwrap()));
         assert!(ephemeral().contains(&"/ephemeral/nodes/a".parse().unwrap()));

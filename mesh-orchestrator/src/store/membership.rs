@@ -1,5 +1,5 @@
-//! Who is there and who leads: nodes register under a lease, candidates campaign for one lead. The same
-//! over every store. Depends on the store's trait and leases.
+//! Membership and leadership: nodes register under a lease, candidates campaign for leadership. The same on every
+//! store. Depends on the store's trait and leases.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use super::{
     StoreError, Transaction,
 };
 
-/// How long to wait before an unavailable store is asked again.
+/// The pause before an unavailable store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Where one node registers.
+/// The key of a node's registration.
 ///
 /// # Errors
 /// When the node's name has characters that a key may not have.
@@ -29,12 +29,12 @@ pub fn node_key(node: &str) -> Result<Key, InvalidKey> {
 pub struct NodeSession {
     present: watch::Receiver<bool>,
     task: JoinHandle<()>,
-    wish: watch::Sender<Wish>,
+    target: watch::Sender<Target>,
 }
 
 /// The registration that the session's owner asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Wish {
+enum Target {
     /// Present, with this value.
     Value(Vec<u8>),
     /// Absent.
@@ -46,58 +46,58 @@ impl NodeSession {
     #[must_use]
     pub fn start(store: Arc<dyn Store>, key: Key, value: Vec<u8>, heartbeat: Heartbeat) -> Self {
         let (registered, present) = watch::channel(false);
-        let (wish, wishes) = watch::channel(Wish::Value(value));
-        let keeping = Keeping {
+        let (target, targets) = watch::channel(Target::Value(value));
+        let keeper = Keeper {
             store,
             key,
             heartbeat,
             registered,
-            wishes,
+            targets,
         };
         Self {
             present,
-            task: tokio::spawn(keeping.keep()),
-            wish,
+            task: tokio::spawn(keeper.keep()),
+            target,
         }
     }
 
-    /// Gives it another value, as soon as that can be.
+    /// Changes the value as soon as the store is available.
     pub fn set(&self, value: Vec<u8>) {
-        let value = Wish::Value(value);
-        self.wish.send_if_modified(|wish| {
-            let has_changed = *wish != value;
-            *wish = value;
+        let value = Target::Value(value);
+        self.target.send_if_modified(|target| {
+            let has_changed = *target != value;
+            *target = value;
             has_changed
         });
     }
 
-    /// Whether the node is registered, as far as is known; follow it to tell people when it is cut off.
+    /// Whether the node is registered, as far as it knows.
     #[must_use]
     pub fn present(&self) -> watch::Receiver<bool> {
         self.present.clone()
     }
 
-    /// Takes the node out and waits until the store knows, if it can be told.
+    /// Removes the registration, and waits until the store has acknowledged that, if it is available.
     pub async fn withdraw(self) {
-        self.wish.send_replace(Wish::Withdrawn);
+        self.target.send_replace(Target::Withdrawn);
         // It can only fail if the runtime ends.
         let _ = self.task.await;
     }
 }
 
-/// The keeping side of a registration.
-struct Keeping {
+/// The task that keeps a node registered.
+struct Keeper {
     store: Arc<dyn Store>,
     key: Key,
     heartbeat: Heartbeat,
     registered: watch::Sender<bool>,
-    wishes: watch::Receiver<Wish>,
+    targets: watch::Receiver<Target>,
 }
 
-impl Keeping {
+impl Keeper {
     async fn keep(mut self) {
         let mut refused = false;
-        // The value is gone when the registration is withdrawn or dropped.
+        // There is no value once the registration is withdrawn or dropped.
         while let Some(value) = self.value() {
             let registered = async {
                 let lease = self.store.lease(self.heartbeat).await?;
@@ -114,31 +114,31 @@ impl Keeping {
                     }
                     self.registered.send_replace(false);
                 }
-                // Said once: it is tried until it succeeds.
+                // Logged once: it is tried until it succeeds.
                 Err(error) => {
                     if !std::mem::replace(&mut refused, true) {
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(key = %self.key, error, "could not register the node; tries again");
+                        tracing::warn!(key = %self.key, error, "could not register the node; trying again");
                     }
                 }
             }
             if self.value().is_some() {
                 tokio::select! {
                     () = sleep(RETRY) => {}
-                    _ = self.wishes.changed() => {}
+                    _ = self.targets.changed() => {}
                 }
             }
         }
     }
 
-    /// What is to be put now; nothing if the registration is to end.
+    /// The value to put; `None` if the registration is to end.
     fn value(&mut self) -> Option<Vec<u8>> {
-        if self.wishes.has_changed().is_err() {
+        if self.targets.has_changed().is_err() {
             return None;
         }
-        match &*self.wishes.borrow_and_update() {
-            Wish::Value(value) => Some(value.clone()),
-            Wish::Withdrawn => None,
+        match &*self.targets.borrow_and_update() {
+            Target::Value(value) => Some(value.clone()),
+            Target::Withdrawn => None,
         }
     }
 
@@ -147,12 +147,12 @@ impl Keeping {
         self.store.commit_under(lease, transaction).await.map(drop)
     }
 
-    /// Keeps the value up to date under a lease. True if the registration ends, false if the lease has.
+    /// Keeps the value up to date under a lease. True if the registration ends, false if the lease does.
     async fn stay(&mut self, lease: &Lease) -> bool {
         loop {
             tokio::select! {
                 () = lease.lost() => return false,
-                changed = self.wishes.changed() => {
+                changed = self.targets.changed() => {
                     if changed.is_err() {
                         return true;
                     }
@@ -162,13 +162,13 @@ impl Keeping {
                 return true;
             };
             while let Err(error) = self.put(lease, value.clone()).await {
-                tracing::debug!(key = %self.key, error = &error as &dyn std::error::Error, "could not change what the node says of itself");
+                tracing::debug!(key = %self.key, error = &error as &dyn std::error::Error, "could not update the node's registration");
                 tokio::select! {
                     () = lease.lost() => return false,
                     () = sleep(RETRY) => {}
                 }
-                // Another one takes its place, or none.
-                if self.wishes.has_changed().unwrap_or(true) {
+                // The value is outdated.
+                if self.targets.has_changed().unwrap_or(true) {
                     break;
                 }
             }
@@ -176,17 +176,17 @@ impl Keeping {
     }
 }
 
-/// Who leads; what an election's key holds.
+/// The leader, as stored in an election's key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Leader {
     /// The candidate's name: its node.
     pub candidate: String,
-    /// Its lease, which tells one term of a candidate from the next.
+    /// Its lease, which differs between terms of the same candidate.
     pub lease: i64,
 }
 
-/// The lead of one election, held until it is dropped, resigned or lost.
+/// Leadership of one election, held until it is dropped, resigned or lost.
 pub struct Leadership {
     key: Key,
     revision: Revision,
@@ -205,37 +205,37 @@ impl fmt::Debug for Leadership {
 }
 
 impl Leadership {
-    /// Lets a transaction commit only while the lead is held: whoever was leader and does not know yet
-    /// that it no longer is cannot change anything.
+    /// Lets a transaction commit only while leadership is held, so that a former leader cannot change anything, even before
+    /// it notices.
     #[must_use]
     pub fn fence(&self, transaction: Transaction) -> Transaction {
         transaction.expect(self.key.clone(), Expected::At(self.revision))
     }
 
-    /// The key that [`Self::fence`] looks at: a conflict there means that the lead is lost.
+    /// The key that [`Self::fence`] checks: a conflict there means that leadership is lost.
     #[must_use]
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// The revision at which the lead was won; higher for each later term.
+    /// The revision at which leadership was won; each later term has a higher one.
     #[must_use]
     pub fn term(&self) -> Revision {
         self.revision
     }
 
-    /// Waits until the lead is lost. The loops must stop then.
+    /// Waits until leadership is lost. The loops must stop then.
     pub async fn lost(&self) {
         self.lease.lost().await;
     }
 
-    /// Gives the lead up, so that another candidate has it at once.
+    /// Resigns, so that another candidate can win immediately.
     pub async fn resign(self) {
         self.lease.revoke().await;
     }
 }
 
-/// Where the leader of an election is named, while there is one.
+/// The key of an election's leader.
 ///
 /// # Errors
 /// When the election's name has characters that a key may not have.
@@ -243,19 +243,19 @@ pub fn election_key(election: &str) -> Result<Key, InvalidKey> {
     Key::new([EPHEMERAL, "elections", election, "leader"])
 }
 
-/// Why a campaign could not go on.
+/// Why a campaign failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CampaignError {
     /// The election's name cannot be part of a key.
     #[error("could not campaign: the election's name is not allowed")]
     Name(#[from] InvalidKey),
-    /// The store failed in a way that waiting does not help.
+    /// The store failed, and waiting does not help.
     #[error("could not campaign in the store")]
     Store(#[from] StoreError),
 }
 
-/// Stands for an election until it is won, however long the store is out of reach meanwhile.
+/// Campaigns until the election is won, across outages of the store.
 ///
 /// # Errors
 /// When the name is not allowed, or the store is damaged.
@@ -268,13 +268,13 @@ pub async fn campaign(
     let key = election_key(election)?;
     let mut waits = false;
     loop {
-        match stand(store.as_ref(), &key, candidate, heartbeat).await {
+        match campaign_once(store.as_ref(), &key, candidate, heartbeat).await {
             Ok(leadership) => return Ok(leadership),
             Err(error) if error.is_unavailable() || matches!(error, StoreError::Compacted { .. }) => {
-                // Said once: it is tried until it succeeds.
+                // Logged once: it is tried until it succeeds.
                 if !std::mem::replace(&mut waits, true) {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(%key, error, "an election waits for the store");
+                    tracing::warn!(%key, error, "the election waits for the store");
                 }
                 sleep(RETRY).await;
             }
@@ -283,8 +283,8 @@ pub async fn campaign(
     }
 }
 
-/// Stands with one lease, as long as that lasts.
-async fn stand(
+/// Campaigns with one lease, until that is lost.
+async fn campaign_once(
     store: &dyn Store,
     key: &Key,
     candidate: &str,
@@ -310,14 +310,14 @@ async fn stand(
             Err(error) => return Err(error),
         }
         if let Some(entry) = wait_for_vacancy(store, key, &value).await? {
-            // An answer was lost, but we had won.
+            // We had won, but the answer was lost.
             break won(entry.modified);
         }
     };
     Ok(Leadership { key, revision, lease })
 }
 
-/// Waits until nobody leads; answers at once with the entry if we do.
+/// Waits until there is no leader; returns our own entry if we are the leader.
 async fn wait_for_vacancy(store: &dyn Store, key: &Key, ours: &[u8]) -> Result<Option<Entry>, StoreError> {
     let prefix = Prefix::around(key);
     let listing = store.list(&prefix, PAGE).await?;

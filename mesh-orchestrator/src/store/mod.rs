@@ -1,14 +1,14 @@
-//! Where the orchestrator keeps its objects: one trait, an embedded implementation for one node
-//! ([`redb`]) and one for several ([`etcd`]), and versioned objects on top ([`revisions`]).
+//! Storage of the orchestrator's objects: one trait, an embedded implementation for one node ([`redb`]) and one for
+//! several ([`etcd`]), and versioned objects on top ([`revisions`]).
 //!
-//! What every store promises, and the conformance suite checks of each:
-//! - A transaction is committed whole or not at all, and only if all that it expects holds. What was
-//!   committed survives a crash.
-//! - Reads see every transaction that was committed before them. A list is the state at one revision,
-//!   however many pages it has.
+//! What every store guarantees, and the conformance suite checks:
+//! - A transaction is committed whole or not at all, and only if all its conditions hold. A committed transaction
+//!   survives a crash.
+//! - Reads see every transaction committed before them. A list is the state at one revision, however many pages it
+//!   has.
 //! - A watch from a list's revision sees each later transaction once, whole, in order.
 //!
-//! Depends on nothing of ours.
+//! Depends on `objects::Timestamp` only.
 
 pub mod etcd;
 pub mod membership;
@@ -34,10 +34,10 @@ pub use lease::{EPHEMERAL, Heartbeat, Lease, is_ephemeral};
 pub use transaction::{Expected, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Revision, Transaction, Write};
 pub use watch::{Event, Watch, WatchBatch};
 
-/// The version of what is stored: keys and the shape of values. A store with a higher one is refused.
+/// The version of the stored keys and values. A store with a higher one is refused.
 pub const SCHEMA: u64 = 1;
 
-/// How many entries a page of a list has where nobody cares.
+/// The default page size of a list.
 pub const PAGE: usize = 500;
 
 /// One stored object.
@@ -47,27 +47,27 @@ pub struct Entry {
     pub key: Key,
     /// Its value.
     pub value: Vec<u8>,
-    /// When it came to be (anew, if it was removed before).
+    /// When it was created, or last created again.
     pub created: Revision,
     /// When it was last changed.
     pub modified: Revision,
-    /// How many times it was written since it came to be; the first time counts.
+    /// How many times it was written since it was created, including then.
     pub version: u64,
 }
 
-/// All entries below a prefix as they were at one revision, page by page, in key order.
+/// All entries below a prefix at one revision, page by page, in key order.
 pub struct Listing {
     /// The revision; watch from here to miss nothing.
     pub revision: Revision,
-    /// The pages; none is empty.
+    /// The pages, none empty.
     pub pages: BoxStream<'static, Result<Vec<Entry>, StoreError>>,
 }
 
 impl Listing {
-    /// All of it at once.
+    /// All entries at once.
     ///
     /// # Errors
-    /// As the pages: the store is not available, or the revision was compacted between two pages.
+    /// When the store is unavailable, or the revision was compacted between two pages.
     pub async fn entries(self) -> Result<Vec<Entry>, StoreError> {
         self.pages.try_concat().await
     }
@@ -93,53 +93,52 @@ impl fmt::Debug for Listing {
 /// A durable, ordered, versioned map from keys to bytes.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
-    /// What it is, for people: a file, or endpoints.
+    /// The file or the endpoints, for messages.
     fn describe(&self) -> String;
 
-    /// One entry; `None` where there is no such key.
+    /// One entry; `None` if there is no such key.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
     async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError>;
 
-    /// What is below a prefix, in pages of at most so many entries (at least one).
+    /// The entries below a prefix, in pages of at most `page` entries (at least one).
     ///
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Corrupt`]; of a later page also [`StoreError::Compacted`].
     async fn list(&self, prefix: &Prefix, page: usize) -> Result<Listing, StoreError>;
 
-    /// Commits a transaction; answers with the revision that it made, or the current one if it changed
-    /// nothing.
+    /// Commits a transaction. Returns its revision, or the current one if it changed nothing.
     ///
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::TooLarge`] and [`StoreError::Unavailable`]: nothing was changed.
-    /// [`StoreError::OutcomeUnknown`]: it was committed or not.
+    /// [`StoreError::OutcomeUnknown`]: it may have been committed.
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError>;
 
-    /// Grants a lease, and keeps it.
+    /// Grants a lease, and renews it.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     async fn lease(&self, heartbeat: Heartbeat) -> Result<Lease, StoreError>;
 
-    /// As [`Self::commit`], but the ephemeral keys (see [`is_ephemeral`]) that it puts vanish with the
-    /// lease, unless they are put again.
+    /// As [`Self::commit`], but the ephemeral keys (see [`is_ephemeral`]) that it puts are removed with the lease, unless
+    /// they are put again.
     ///
     /// # Errors
     /// As [`Self::commit`]; [`StoreError::Unavailable`] when the lease is lost.
     async fn commit_under(&self, lease: &Lease, transaction: Transaction) -> Result<Revision, StoreError>;
 
-    /// What is changed below a prefix after a revision, as far back as the store remembers.
+    /// The changes below a prefix after a revision, as far back as the store keeps them.
     ///
-    /// The watch outlives interruptions of the store: it says nothing meanwhile, and nothing is lost.
-    /// Its last word is [`StoreError::Compacted`] when the store no longer remembers.
+    /// The watch survives outages of the store: it is silent meanwhile, and nothing is lost. It ends with
+    /// [`StoreError::Compacted`] when the store no longer has the next change.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] (also for a revision that the store never had: it is another store now),
+    /// [`StoreError::Compacted`] (also for a revision that the store never had, as it was replaced),
     /// [`StoreError::Unavailable`].
     async fn watch(&self, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError>;
 
-    /// Everything there is, at one revision.
+    /// All entries, at one revision.
     ///
     /// # Errors
     /// As [`Self::list`].
@@ -147,8 +146,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         self.list(&Prefix::everything(), PAGE).await
     }
 
-    /// Forgets what is older than a revision, where the store does not do so by itself: watches cannot ask
-    /// for it any more.
+    /// Drops the history before a revision, if the store does not do so by itself. Watches cannot start there any more.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].

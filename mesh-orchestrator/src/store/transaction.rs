@@ -1,5 +1,4 @@
-//! A transaction: what must be true of some keys, and what shall then be written, all or nothing. Plain
-//! data; depends on `key` and `error`.
+//! A transaction: conditions on some keys and writes, all or nothing. Plain data; depends on `key` and `error`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,11 +10,10 @@ use super::{Key, StoreError};
 /// The most conditions, and the most writes, of one transaction: what etcd allows by default.
 pub const MAX_OPERATIONS: usize = 128;
 
-/// The most bytes of one transaction, keys and values: what etcd allows by default (1.5 MiB), less what
-/// it needs itself.
+/// The most bytes of one transaction, keys and values: what etcd allows by default (1.5 MiB), less its overhead.
 pub const MAX_TRANSACTION_BYTES: usize = 1_500_000;
 
-/// A point in a store's history; each transaction that writes makes a new, higher one.
+/// A point in a store's history: each transaction that writes makes a new, higher one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -47,7 +45,7 @@ impl fmt::Display for Expected {
 }
 
 impl Expected {
-    /// Whether it is so, given when the key was last changed.
+    /// Whether it holds, given the revision at which the key was last changed.
     #[must_use]
     pub fn holds(self, found: Option<Revision>) -> bool {
         match self {
@@ -57,18 +55,18 @@ impl Expected {
     }
 }
 
-/// What becomes of a key.
+/// A write of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// It gets this value.
+    /// Set it to this value.
     Put(Vec<u8>),
-    /// It goes, if it is there.
+    /// Remove it, if it exists.
     Delete,
 }
 
 /// Conditions and writes that are committed together or not at all.
 ///
-/// A key has one condition and one write at most; a later one takes the place of an earlier one.
+/// A key has at most one condition and one write; a later one replaces an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     pub(super) expected: BTreeMap<Key, Expected>,
@@ -76,27 +74,27 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// One that does nothing.
+    /// An empty transaction.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Commits only if this holds of the key.
+    /// Commits only if this holds for the key.
     #[must_use]
     pub fn expect(mut self, key: Key, expected: Expected) -> Self {
         self.expected.insert(key, expected);
         self
     }
 
-    /// Gives the key a value.
+    /// Sets the key to a value.
     #[must_use]
     pub fn put(mut self, key: Key, value: impl Into<Vec<u8>>) -> Self {
         self.writes.insert(key, Write::Put(value.into()));
         self
     }
 
-    /// Removes the key; no error if it is not there.
+    /// Removes the key; no error if it does not exist.
     #[must_use]
     pub fn delete(mut self, key: Key) -> Self {
         self.writes.insert(key, Write::Delete);
@@ -113,7 +111,7 @@ impl Transaction {
         self.writes.iter()
     }
 
-    /// How many bytes it carries, keys and values.
+    /// The size of its keys and values, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let conditions: usize = self.expected.keys().map(|key| key.as_str().len()).sum();
@@ -131,7 +129,7 @@ impl Transaction {
         conditions + writes
     }
 
-    /// Holds it to the limits that all stores share, so that what one takes the others take too.
+    /// Checks the limits that all stores share, so that all of them accept the same transactions.
     ///
     /// # Errors
     /// [`StoreError::TooLarge`].
@@ -159,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_is_held_to_the_limits_of_every_store() {
+    fn all_stores_have_the_same_limits() {
         let most = (0..MAX_OPERATIONS).fold(Transaction::new(), |all, name| all.put(key(name), "x"));
         assert!(most.check().is_ok());
         let more = most.put(key(MAX_OPERATIONS), "x");

@@ -1,4 +1,4 @@
-//! What a watch tells: each committed transaction's changes below a prefix, whole and in order.
+//! What a watch delivers: each committed transaction's changes below a prefix, whole and in order.
 //! Depends on `key`, `transaction` and `error`.
 
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -8,17 +8,17 @@ use super::{Entry, Key, Revision, StoreError};
 /// How many transactions a watch may be ahead of its reader.
 const AHEAD: usize = 64;
 
-/// What became of one key.
+/// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It was made or changed.
+    /// It was created or changed.
     Put(Entry),
     /// It was removed.
     Delete(Key),
 }
 
 impl Event {
-    /// The key that it is about.
+    /// The changed key.
     #[must_use]
     pub fn key(&self) -> &Key {
         match self {
@@ -28,10 +28,10 @@ impl Event {
     }
 }
 
-/// What one transaction changed below the watched prefix, in key order; never empty.
+/// One transaction's changes below the watched prefix, in key order; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchBatch {
-    /// The revision that it made.
+    /// The transaction's revision.
     pub revision: Revision,
     /// The changes.
     pub events: Vec<Event>,
@@ -39,7 +39,7 @@ pub struct WatchBatch {
 
 pub(super) type WatchSender = mpsc::Sender<Result<WatchBatch, StoreError>>;
 
-/// A running watch; ends when it is dropped.
+/// A running watch; ends when dropped.
 #[derive(Debug)]
 pub struct Watch {
     receiver: mpsc::Receiver<Result<WatchBatch, StoreError>>,
@@ -47,7 +47,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts the task that tells what happens; it ends by itself when nobody listens.
+    /// Starts the task that delivers changes; it ends when the watch is dropped.
     pub(super) fn start<F>(work: impl FnOnce(WatchSender) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -59,8 +59,8 @@ impl Watch {
         }
     }
 
-    /// The next transaction's changes, waiting for it; `None` when the watch has ended, which it does
-    /// after an error or when the store is closed. Nothing is lost when the waiting is given up.
+    /// Waits for the next transaction's changes; `None` when the watch has ended, after an error or because the store
+    /// was closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<WatchBatch, StoreError>> {
         self.receiver.recv().await
     }

@@ -162,7 +162,7 @@ fn says(lab: &Lab) -> Result<()> {
         let mut changes = user.cluster.changes();
         for datapath in ["ebpf", "leaving", "none"] {
             one.member()?
-                .say(|registration| registration.datapath = datapath.to_owned());
+                .update_registration(|registration| registration.datapath = datapath.to_owned());
             let registered = changes.wait_for(|_| {
                 user.cluster
                     .registration(&one.node)

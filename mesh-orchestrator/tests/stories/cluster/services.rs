@@ -115,12 +115,14 @@ fn job(lab: &Lab) -> Result<()> {
         };
         user.until("five are complete", complete).await?;
         // Whatever else happens, they stay complete, and no more are created.
-        one.member()?.say(|registration| registration.engine = false);
+        one.member()?
+            .update_registration(|registration| registration.engine = false);
         user.until("the node is without engine", |state| {
             state.nodes().values().all(|node| !node.is_schedulable())
         })
         .await?;
-        one.member()?.say(|registration| registration.engine = true);
+        one.member()?
+            .update_registration(|registration| registration.engine = true);
         user.until("the node is back", |state| {
             state.nodes().values().all(|node| node.is_schedulable())
         })
