@@ -1,4 +1,4 @@
-//! A backup's file: a header line, a line for each entry, and a line with the checksum of all before.
+//! A backup's file: a header line, a line for each entry, and a line with the checksum of the rest.
 //! Depends on `schedule` and the store's trait.
 
 use std::{
@@ -28,7 +28,7 @@ const MAGIC: &str = "mesh-backup";
 /// [`MAGIC`] of files from releases that called backups snapshots.
 const OLD_MAGIC: &str = "mesh-snapshot";
 
-/// The longest line: the largest value as text, its key and some more.
+/// The longest line: the largest value as text, its key and syntax.
 const MAX_LINE_BYTES: u64 = 4 << 20;
 
 /// A backup's first line.
@@ -38,13 +38,13 @@ pub struct Header {
     magic: String,
     /// The version of the file's format.
     pub format: u32,
-    /// The version of what is stored.
+    /// The version of the stored data.
     pub schema: u64,
-    /// The store's revision that it shows.
+    /// The store's revision of the entries.
     pub revision: Revision,
     /// When it was made.
     pub created_at: Timestamp,
-    /// The store it was made of.
+    /// The store from which it was made.
     pub store: String,
     /// The release that made it.
     pub release: String,
@@ -64,7 +64,7 @@ struct Trailer {
     sha256: String,
 }
 
-/// What is in a backup that is whole.
+/// A complete backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupInfo {
     /// The file.
@@ -83,7 +83,7 @@ pub struct BackupInfo {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackupError {
-    /// The file cannot be written. No half of it is left.
+    /// The file cannot be written. Nothing of it is left.
     #[error("could not write the backup {path}; its folder must exist, be writable and have room")]
     Write {
         /// The file.
@@ -102,7 +102,7 @@ pub enum BackupError {
     /// The file is not a backup.
     #[error("{0} is not a backup")]
     NotABackup(PathBuf),
-    /// The file is cut or was changed.
+    /// The file is truncated or was changed.
     #[error("the backup {path} is damaged ({detail}); use another one")]
     Damaged {
         /// The file.
@@ -118,18 +118,18 @@ pub enum BackupError {
         /// The release that made it.
         release: String,
     },
-    /// The store has something in it.
-    #[error("{0} is not empty; restore into an empty store, or say that what is in it shall be replaced")]
+    /// The store is not empty.
+    #[error("{0} is not empty; restore into an empty store, or ask for its content to be replaced")]
     NotEmpty(String),
     /// The store.
-    #[error("the store did not do it")]
+    #[error("the store could not be read or written")]
     Store(#[from] StoreError),
 }
 
-/// Writes all of a store, as it is at one moment, to a new file in a folder.
+/// Writes all entries of a store, at one revision, to a new file in a folder.
 ///
 /// # Errors
-/// When the store cannot be read, or the file not written; then no half of it is left.
+/// When the store cannot be read or the file cannot be written. Nothing of the file is left then.
 pub async fn create(store: &dyn Store, folder: &Path, name: BackupName) -> Result<BackupInfo, BackupError> {
     let path = folder.join(name.to_string());
     let failed = |source: io::Error| BackupError::Write {
@@ -146,7 +146,7 @@ pub async fn create(store: &dyn Store, folder: &Path, name: BackupName) -> Resul
         store: store.describe(),
         release: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    // Readable by its owner only: what is not secret is still nobody's business.
+    // Readable by its owner only: not everything confidential is a secret object.
     let (file, temporary) = NamedTempFile::with_prefix_in(".backup-", folder)
         .map_err(failed)?
         .into_parts();
@@ -159,7 +159,7 @@ pub async fn create(store: &dyn Store, folder: &Path, name: BackupName) -> Resul
     let mut entries = 0;
     while let Some(page) = listing.next_page().await? {
         for Entry { key, value, .. } in page {
-            // Who is there now and who leads is not for later.
+            // Registrations and leadership are not worth keeping.
             if is_ephemeral(&key) {
                 continue;
             }
@@ -211,7 +211,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The backups in a folder, oldest first. Other files there are nobody's.
+/// The backups in a folder, oldest first. Other files are ignored.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -232,15 +232,15 @@ pub fn list(folder: &Path) -> Result<Vec<BackupName>, BackupError> {
     Ok(names)
 }
 
-/// Reads a backup through and says what is in it, if it is whole. Blocks meanwhile.
+/// Reads and checks a whole backup. Blocking.
 ///
 /// # Errors
-/// When it cannot be read, is no backup, is damaged, or was made by a newer release.
+/// When it cannot be read, is not a backup, is damaged, or was made by a newer release.
 pub fn inspect(path: &Path) -> Result<BackupInfo, BackupError> {
     read(path, |_, _| {})
 }
 
-/// Reads a backup through; what `each` was given counts only if there is no error. Blocks meanwhile.
+/// Reads a whole backup. The entries passed to `each` are valid only if there is no error. Blocking.
 ///
 /// # Errors
 /// As [`inspect`].
@@ -265,25 +265,24 @@ pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<BackupInf
     loop {
         let line = input.line().map_err(failed)?;
         if line.last() != Some(&b'\n') {
-            return Err(damaged("it is cut"));
+            return Err(damaged("it is truncated"));
         }
         if let Ok(Line { key, value }) = serde_json::from_slice(&line) {
             let value = STANDARD
                 .decode(value)
-                .map_err(|_| damaged("an entry is not as it was written"))?;
+                .map_err(|_| damaged("an entry was changed"))?;
             each(key, value);
             entries += 1;
             input.digest.update(&line);
             continue;
         }
-        let trailer: Trailer =
-            serde_json::from_slice(&line).map_err(|_| damaged("a line is not as it was written"))?;
+        let trailer: Trailer = serde_json::from_slice(&line).map_err(|_| damaged("a line was changed"))?;
         let sha256 = hexadecimal(&input.digest.clone().finalize());
         if trailer.sha256 != sha256 || trailer.entries != entries {
-            return Err(damaged("its checksum is another"));
+            return Err(damaged("its checksum does not match"));
         }
         if !input.line().map_err(failed)?.is_empty() {
-            return Err(damaged("something follows its end"));
+            return Err(damaged("there is data after its end"));
         }
         return Ok(BackupInfo {
             path: path.to_owned(),
@@ -296,7 +295,7 @@ pub fn read(path: &Path, mut each: impl FnMut(Key, Vec<u8>)) -> Result<BackupInf
 }
 
 fn header(path: &Path, line: &[u8]) -> Result<Header, BackupError> {
-    /// What the headers of all releases have.
+    /// The part of the header that all releases share.
     #[derive(Deserialize)]
     struct Any {
         magic: String,
@@ -317,7 +316,7 @@ fn header(path: &Path, line: &[u8]) -> Result<Header, BackupError> {
     }
     serde_json::from_slice(line).map_err(|error| BackupError::Damaged {
         path: path.to_owned(),
-        detail: format!("its header is not as it was written: {error}"),
+        detail: format!("its header was changed: {error}"),
     })
 }
 

@@ -1,7 +1,6 @@
-//! Backups: the whole of a store in one file, to inspect and to restore from. Depends on the store's
-//! trait.
+//! Backups: a whole store in one file, to inspect and to restore. Depends on the store's trait.
 //!
-//! Secrets are in it as they are in the store: encrypted. The key file is not, and is needed to use them.
+//! Secrets are in it as in the store, encrypted. The key file, which is needed to use them, is not.
 
 mod file;
 mod restore;

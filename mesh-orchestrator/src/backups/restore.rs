@@ -8,17 +8,16 @@ use crate::store::{
     StoreError, Transaction, is_ephemeral,
 };
 
-/// What a backup may be restored into.
+/// The store into which a backup may be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestoreInto {
     /// An empty store only.
     Empty,
-    /// Any store; what is in it is removed.
+    /// Any store; its content is removed.
     Replace,
 }
 
-/// Whether a restore into the store was begun and not finished. Nothing may be done with such a store but
-/// to restore again.
+/// Whether a restore into the store was started and not finished. Such a store can only be restored again.
 ///
 /// # Errors
 /// As [`Store::get`].
@@ -26,7 +25,7 @@ pub async fn interrupted(store: &dyn Store) -> Result<bool, BackupError> {
     Ok(store.get(&marker(store)?).await?.is_some())
 }
 
-/// There while a restore is under way.
+/// Present while a restore is in progress.
 fn marker(store: &dyn Store) -> Result<Key, StoreError> {
     Key::new(["restore", "unfinished"]).map_err(|error: InvalidKey| StoreError::Corrupt {
         store: store.describe(),
@@ -34,12 +33,12 @@ fn marker(store: &dyn Store) -> Result<Key, StoreError> {
     })
 }
 
-/// Restores a backup. It is checked as a whole before anything is changed. A restore that was broken off
-/// is known by [`interrupted`], and is repeated by restoring again.
+/// Restores a backup. It is checked as a whole before anything is changed. An interrupted restore is detected by
+/// [`interrupted`], and repeated by restoring again.
 ///
 /// # Errors
-/// When the backup is not whole or not of this release; [`BackupError::NotEmpty`]; as
-/// [`Store::commit`], [`StoreError::Conflict`] when somebody else changes the store meanwhile.
+/// When the backup is damaged or of a newer release; [`BackupError::NotEmpty`]; as [`Store::commit`],
+/// [`StoreError::Conflict`] when another writer changes the store meanwhile.
 pub async fn restore(store: &dyn Store, path: &Path, into: RestoreInto) -> Result<BackupInfo, BackupError> {
     let (info, entries) = {
         let path = path.to_owned();
@@ -57,13 +56,13 @@ pub async fn restore(store: &dyn Store, path: &Path, into: RestoreInto) -> Resul
     };
     let marker = marker(store)?;
     let present = present(store).await?;
-    // What an unfinished restore has left may always be replaced.
+    // The remains of an unfinished restore may always be replaced.
     let unfinished = present.contains(&marker);
     if !present.is_empty() && !unfinished && into == RestoreInto::Empty {
         return Err(BackupError::NotEmpty(store.describe()));
     }
     let begun = begin(store, &marker, unfinished).await?;
-    // Once more: what was written until the marker was there must go, too.
+    // Again: what was written before the marker was there must go, too.
     let present = self::present(store).await?;
     let mut batches = Batches {
         store,
@@ -87,14 +86,14 @@ pub async fn restore(store: &dyn Store, path: &Path, into: RestoreInto) -> Resul
     Ok(info)
 }
 
-/// What is in the store and stays there.
+/// The keys in the store that do not belong to leases.
 async fn present(store: &dyn Store) -> Result<Vec<Key>, StoreError> {
     let entries = store.list(&Prefix::everything(), PAGE).await?.entries().await?;
     let keys = entries.into_iter().map(|entry| entry.key);
     Ok(keys.filter(|key| !is_ephemeral(key)).collect())
 }
 
-/// Puts the marker; two restores at once do not both go on.
+/// Puts the marker, so that only one of two concurrent restores goes on.
 async fn begin(store: &dyn Store, marker: &Key, unfinished: bool) -> Result<Revision, StoreError> {
     let expected = match store.get(marker).await? {
         Some(entry) if unfinished => Expected::At(entry.modified),
@@ -106,7 +105,7 @@ async fn begin(store: &dyn Store, marker: &Key, unfinished: bool) -> Result<Revi
     store.commit(transaction).await
 }
 
-/// Writes in as few transactions as the limits allow. Each holds only while the marker is ours.
+/// Writes in as few transactions as the limits allow. Each commits only while the marker is ours.
 struct Batches<'a> {
     store: &'a dyn Store,
     marker: &'a Key,
@@ -139,12 +138,12 @@ impl Batches<'_> {
         let guarded = batch
             .clone()
             .expect(self.marker.clone(), Expected::At(self.begun));
-        // One entry may be so large that nothing else fits in.
+        // One entry may be so large that the condition does not fit.
         let transaction = if guarded.check().is_ok() { guarded } else { batch };
         self.store.commit(transaction).await.map(drop)
     }
 
-    /// The last transaction takes the marker away.
+    /// The last transaction removes the marker.
     async fn finish(mut self) -> Result<(), StoreError> {
         self.commit().await?;
         self.batch = Transaction::new().delete(self.marker.clone());

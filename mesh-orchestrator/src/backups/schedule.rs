@@ -1,4 +1,4 @@
-//! When a backup is due, and which old ones may go. Pure: names and times in, decisions out.
+//! When a backup is due, and which old ones expire. Pure: names and times in, decisions out.
 
 use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
@@ -14,27 +14,27 @@ const SUFFIX: &str = ".mesh-backup";
 const FORMAT: &[BorrowedFormatItem<'_>] =
     format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
 
-/// Who asked for a backup.
+/// The origin of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BackupKind {
-    /// The schedule; goes when it is old.
+    /// Scheduled; removed when it expires.
     Hourly,
-    /// A user; stays until they remove it.
+    /// Made by a user, who also removes it.
     Manual,
 }
 
-/// A backup's file name; says when it was made.
+/// A backup's file name, with its origin and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupName {
-    /// Who asked for it.
+    /// Its origin.
     pub kind: BackupKind,
     /// When it was made.
     pub at: Timestamp,
 }
 
-/// A file name that is none of a backup.
+/// A file name that is not a backup's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a backup; one looks like hourly-20261121T190000.000Z{SUFFIX}")]
+#[error("{0:?} is not the name of a backup; one looks like hourly-20261121T190000.000Z{SUFFIX}")]
 pub struct InvalidName(String);
 
 impl fmt::Display for BackupName {
@@ -74,12 +74,12 @@ impl FromStr for BackupName {
     }
 }
 
-/// How many of the schedule's backups are kept.
+/// How many scheduled backups are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
-    /// The newest of so many hours.
+    /// The number of hours of which the newest backup is kept.
     pub hours: usize,
-    /// The newest of so many days.
+    /// The number of days of which the newest backup is kept.
     pub days: usize,
 }
 
@@ -89,10 +89,10 @@ impl Default for Keep {
     }
 }
 
-/// Whether the schedule wants a backup now.
+/// Whether a scheduled backup is due now.
 #[must_use]
 pub fn is_due(now: Timestamp, existing: &[BackupName]) -> bool {
-    // A clock that was ahead must not stop backups until it is that late again.
+    // A backup from the future, made when the clock was ahead, must not delay the next one.
     let newest = existing
         .iter()
         .filter(|name| name.kind == BackupKind::Hourly && name.at <= now)
@@ -101,8 +101,8 @@ pub fn is_due(now: Timestamp, existing: &[BackupName]) -> bool {
     newest.is_none_or(|newest| now.since(newest) >= Duration::from_millis(HOUR))
 }
 
-/// Which of the schedule's backups may go. Hours and days count only if they have a backup: a machine
-/// that was off for long still has its last ones.
+/// The scheduled backups that expire. Only hours and days with a backup count, so that a machine that was off for long
+/// keeps its last ones.
 #[must_use]
 pub fn expired(existing: &[BackupName], keep: Keep) -> Vec<BackupName> {
     let mut scheduled: Vec<BackupName> = existing
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_when_it_was_made() {
+    fn a_name_has_origin_and_time() {
         let name = hourly(1_795_287_600_123);
         assert_eq!(name.to_string(), "hourly-20261121T190000.123Z.mesh-backup");
         assert_eq!(name.to_string().parse(), Ok(name));
@@ -152,11 +152,11 @@ mod tests {
     }
 
     #[test]
-    fn a_month_of_hourly_backups_comes_down_to_a_day_and_a_week() {
+    fn of_a_month_of_hourly_backups_a_day_and_a_week_are_kept() {
         let mut existing: Vec<BackupName> = (0..24 * 30).map(|hour| hourly(hour * HOUR + 5)).collect();
         let gone = expired(&existing, Keep::default());
         existing.retain(|name| !gone.contains(name));
-        // Of the last day all, of the six before the last each.
+        // All of the last day, and the last of each of the six days before.
         assert_eq!(existing.len(), 24 + 6);
         assert_eq!(existing.last(), Some(&hourly((24 * 30 - 1) * HOUR + 5)));
     }
@@ -179,14 +179,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_read_as_they_are_written(at in 0..4_000_000_000_000_u64, manual: bool) {
+        fn names_round_trip(at in 0..4_000_000_000_000_u64, manual: bool) {
             let kind = if manual { BackupKind::Manual } else { BackupKind::Hourly };
             let name = BackupName { kind, at: Timestamp(at) };
             prop_assert_eq!(name.to_string().parse(), Ok(name));
         }
 
         #[test]
-        fn the_newest_stays_and_so_does_what_users_made(times in prop::collection::vec(0..40 * DAY, 0..200), manual in prop::collection::vec(0..40 * DAY, 0..5)) {
+        fn the_newest_and_manual_backups_are_kept(times in prop::collection::vec(0..40 * DAY, 0..200), manual in prop::collection::vec(0..40 * DAY, 0..5)) {
             let mut existing: Vec<_> = times.iter().map(|at| hourly(*at)).collect();
             existing.extend(manual.iter().map(|at| BackupName { kind: BackupKind::Manual, at: Timestamp(*at) }));
             let gone = expired(&existing, Keep::default());

@@ -1,4 +1,4 @@
-//! The key file: the keys that stored secrets are encrypted with, the newest in use. Depends on `sealed`.
+//! The key file: the keys with which stored secrets are encrypted; the newest is active. Depends on `sealed`.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::objects::Timestamp;
 /// The version of the file's format.
 const FORMAT: u32 = 1;
 
-/// All keys of a key file. What is encrypted is encrypted with the active one.
+/// All keys of a key file. Encryption uses the active one.
 #[derive(Clone, Debug)]
 pub struct KeyRing {
     path: PathBuf,
@@ -24,7 +24,7 @@ pub struct KeyRing {
     active: KeyId,
 }
 
-/// Why a key file cannot be used, or a key is not in it.
+/// Why a key file or one of its keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyFileError {
@@ -36,7 +36,7 @@ pub enum KeyFileError {
         /// Why.
         source: io::Error,
     },
-    /// It cannot be written. The old one is untouched.
+    /// It cannot be written. The old file is unchanged.
     #[error(
         "could not write the key file {path}; its folder must be writable for the agent's user, and have room"
     )]
@@ -48,7 +48,7 @@ pub enum KeyFileError {
     },
     /// Others can read it.
     #[error(
-        "others than its owner may read the key file {path} (mode {mode:04o}); `chmod 600` it, and rotate the keys if somebody may have read it"
+        "the key file {path} can be read by others than its owner (mode {mode:04o}); `chmod 600` it, and rotate the keys if it may have been read"
     )]
     Exposed {
         /// The file.
@@ -56,9 +56,9 @@ pub enum KeyFileError {
         /// Its permissions.
         mode: u32,
     },
-    /// It is not one, or was edited or cut.
+    /// It is not a key file, or was edited or truncated.
     #[error(
-        "{path} is no key file, or a damaged one ({detail}); copy it again from a node that has it, or from your backup"
+        "{path} is not a key file or is damaged ({detail}); copy it again from a node that has it, or from your own copy"
     )]
     Damaged {
         /// The file.
@@ -66,17 +66,17 @@ pub enum KeyFileError {
         /// What is wrong with it.
         detail: String,
     },
-    /// The key that something is encrypted with is not in it.
+    /// It lacks the key of an encrypted value.
     #[error(
-        "the key {id} is not in the key file {path}; copy the file from a node that has it, or from your backup"
+        "the key {id} is not in the key file {path}; copy the file from a node that has it, or from your own copy"
     )]
     Unknown {
-        /// The key's name.
+        /// The key's identifier.
         id: String,
         /// The file.
         path: PathBuf,
     },
-    /// The active key cannot be taken out.
+    /// The active key cannot be removed.
     #[error("the key {0} is in use; add another one and encrypt everything with it first")]
     InUse(String),
     /// Encryption itself.
@@ -107,7 +107,7 @@ impl Drop for StoredKey {
 }
 
 impl KeyRing {
-    /// Makes a new key file with one key, readable by its owner only.
+    /// Creates a key file with one key, readable by its owner only.
     ///
     /// # Errors
     /// When there is a file already, or it cannot be written.
@@ -122,7 +122,7 @@ impl KeyRing {
         Ok(ring)
     }
 
-    /// Reads a key file; `None` where there is none.
+    /// Reads a key file; `None` if there is none.
     ///
     /// # Errors
     /// When it cannot be read, others can read it, or it is damaged.
@@ -145,7 +145,7 @@ impl KeyRing {
             path: path.clone(),
             detail,
         };
-        // Where it is wrong is told, never what is there: that may be a key.
+        // Report where it is wrong, never the content: that may be a key.
         let stored: Stored = serde_json::from_slice(&text)
             .map_err(|error| damaged(format!("line {}, column {}", error.line(), error.column())))?;
         if stored.format != FORMAT {
@@ -161,7 +161,7 @@ impl KeyRing {
                 Key::decode(&stored.key)
                     .filter(|key| key.id() == stored.id)
                     .map(|key| (key, stored.created_at))
-                    .ok_or_else(|| damaged(format!("the key {} is not what its name says", stored.id)))
+                    .ok_or_else(|| damaged(format!("the key {} does not match its identifier", stored.id)))
             })
             .collect::<Result<Vec<_>, _>>()?;
         if !keys.iter().any(|(key, _)| key.id() == stored.active) {
@@ -180,22 +180,22 @@ impl KeyRing {
         &self.path
     }
 
-    /// The name of the key in use.
+    /// The identifier of the active key.
     #[must_use]
     pub fn active(&self) -> &str {
         &self.active.0
     }
 
-    /// The names of all keys.
+    /// The identifiers of all keys.
     #[must_use]
     pub fn key_ids(&self) -> Vec<String> {
         self.keys.iter().map(|(key, _)| key.id().0).collect()
     }
 
-    /// Adds a new key and takes it into use; the older ones stay, for what is encrypted with them.
+    /// Adds a new key and makes it the active one; the older ones stay for what they have encrypted.
     ///
     /// # Errors
-    /// When the file cannot be written; then all is as before.
+    /// When the file cannot be written; nothing has changed then.
     pub fn add_key(&mut self, now: Timestamp) -> Result<(), KeyFileError> {
         let key = Key::generate()?;
         let mut next = self.clone();
@@ -206,10 +206,10 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Takes a key out that nothing is encrypted with any more.
+    /// Removes a key that no longer encrypts anything.
     ///
     /// # Errors
-    /// When it is the active one or not there, or the file cannot be written; then all is as before.
+    /// When it is the active one or missing, or the file cannot be written; nothing has changed then.
     pub fn remove_key(&mut self, id: &str) -> Result<(), KeyFileError> {
         if self.active.0 == id {
             return Err(KeyFileError::InUse(id.to_owned()));
@@ -224,20 +224,20 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Encrypts with the active key, for one place.
+    /// Encrypts with the active key, bound to a storage key.
     ///
     /// # Errors
-    /// When the operating system gives no random numbers.
-    pub fn seal(&self, plaintext: &Plaintext, place: &str) -> Result<Sealed, KeyFileError> {
-        Ok(self.key(&self.active)?.seal(plaintext, place)?)
+    /// When the operating system returns no random numbers.
+    pub fn seal(&self, plaintext: &Plaintext, location: &str) -> Result<Sealed, KeyFileError> {
+        Ok(self.key(&self.active)?.seal(plaintext, location)?)
     }
 
-    /// Decrypts what was encrypted for a place.
+    /// Decrypts a value that was encrypted for a storage key.
     ///
     /// # Errors
-    /// When its key is not here, or it was changed or moved.
-    pub fn open(&self, sealed: &Sealed, place: &str) -> Result<Plaintext, KeyFileError> {
-        Ok(self.key(&sealed.key_id)?.open(sealed, place)?)
+    /// When its key is missing, or it was changed or moved.
+    pub fn open(&self, sealed: &Sealed, location: &str) -> Result<Plaintext, KeyFileError> {
+        Ok(self.key(&sealed.key_id)?.open(sealed, location)?)
     }
 
     fn key(&self, id: &KeyId) -> Result<&Key, KeyFileError> {
@@ -255,7 +255,7 @@ impl KeyRing {
         }
     }
 
-    /// Writes the file whole under another name, then gives it its own.
+    /// Writes the file under a temporary name, then renames it.
     fn write(&self, replace: bool) -> Result<(), KeyFileError> {
         let failed = |source: io::Error| KeyFileError::Write {
             path: self.path.clone(),
@@ -281,7 +281,7 @@ impl KeyRing {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        // It is made with mode 0600.
+        // Created with mode 0600.
         let mut temporary = tempfile::Builder::new()
             .prefix(".keys-")
             .tempfile_in(folder)
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_is_its_owners_only_and_reads_as_it_was_written() {
+    fn a_key_file_is_readable_by_its_owner_only_and_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.json");
         assert!(KeyRing::load(&path).unwrap().is_none());
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_key_file_is_refused_without_showing_what_is_in_it() {
+    fn a_damaged_key_file_is_refused_without_showing_its_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.json");
         KeyRing::create(&path, Timestamp(1)).unwrap();

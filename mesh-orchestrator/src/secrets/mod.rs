@@ -1,13 +1,17 @@
-//! Secrets, configs and registry credentials: encrypted before they reach a store, decrypted only for
-//! whoever uses them. Depends on the store's trait.
+//! Secrets, configs and registry credentials: encrypted before they are stored, decrypted only for their users. Depends
+//! on the store's trait.
 //!
-//! What is stored is useless without the key file, which is not in the store and in no backup; on
-//! several nodes each has a copy. Names, labels and times are not secret and are stored as they are.
+//! The stored values are useless without the key file, which is neither in the store nor in backups; each manager has a
+//! copy. Names, labels and times are stored in clear text.
 
+mod error;
 mod key_file;
+mod record;
 mod sealed;
 mod vault;
 
+pub use error::VaultError;
 pub use key_file::{KeyFileError, KeyRing};
+pub use record::{Kind, Record};
 pub use sealed::{Plaintext, SealError, Sealed};
-pub use vault::{Kind, Record, Vault, VaultError};
+pub use vault::Vault;

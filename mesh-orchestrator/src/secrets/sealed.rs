@@ -1,5 +1,5 @@
-//! One encrypted value: XChaCha20-Poly1305 under a random nonce, bound to the place where it is stored.
-//! Pure but for the nonce, which comes from the operating system. Depends on nothing of ours.
+//! One encrypted value: XChaCha20-Poly1305 with a random nonce, bound to the storage key. Pure but for the nonce, which
+//! comes from the operating system. Depends on nothing of ours.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ use zeroize::Zeroizing;
 /// Bytes of a nonce.
 const NONCE_BYTES: usize = 24;
 
-/// Something secret in the clear; wiped from memory when dropped, never shown.
+/// A secret in clear text; wiped from memory when dropped, never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Plaintext(Zeroizing<Vec<u8>>);
 
 impl Plaintext {
-    /// Takes over the bytes.
+    /// From the secret's bytes.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
@@ -39,7 +39,7 @@ impl fmt::Debug for Plaintext {
     }
 }
 
-/// A key's name: from the key itself, so that two keys never share one. Tells nothing of the key.
+/// A key's identifier: a hash of the key, so that two keys never share one. It does not reveal the key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct KeyId(pub(super) String);
@@ -61,13 +61,13 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// A new one, from the operating system's randomness.
+    /// Generates a key with the operating system's randomness.
     pub(super) fn generate() -> Result<Self, SealError> {
         let bytes = <[u8; 32]>::try_generate().map_err(|_| SealError::Randomness)?;
         Ok(Self(Zeroizing::new(bytes)))
     }
 
-    /// As [`Self::encode`] wrote it.
+    /// The inverse of [`Self::encode`].
     pub(super) fn decode(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(STANDARD.decode(text).ok()?);
         let mut key = Zeroizing::new([0; 32]);
@@ -90,17 +90,17 @@ impl Key {
         KeyId(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Encrypts for one place: what is moved to another cannot be decrypted there.
-    pub(super) fn seal(&self, plaintext: &Plaintext, place: &str) -> Result<Sealed, SealError> {
+    /// Encrypts for one storage key: a value moved to another one cannot be decrypted.
+    pub(super) fn seal(&self, plaintext: &Plaintext, location: &str) -> Result<Sealed, SealError> {
         let nonce = <[u8; NONCE_BYTES]>::try_generate().map_err(|_| SealError::Randomness)?;
         let payload = Payload {
             msg: plaintext.expose(),
-            aad: place.as_bytes(),
+            aad: location.as_bytes(),
         };
         let ciphertext = self
             .cipher()
             .encrypt(&XNonce::from(nonce), payload)
-            .map_err(|_| SealError::Encrypt(place.to_owned()))?;
+            .map_err(|_| SealError::Encrypt(location.to_owned()))?;
         Ok(Sealed {
             key_id: self.id(),
             nonce: Base64(nonce.to_vec()),
@@ -108,12 +108,12 @@ impl Key {
         })
     }
 
-    pub(super) fn open(&self, sealed: &Sealed, place: &str) -> Result<Plaintext, SealError> {
-        let refused = || SealError::Decrypt(place.to_owned());
+    pub(super) fn open(&self, sealed: &Sealed, location: &str) -> Result<Plaintext, SealError> {
+        let refused = || SealError::Decrypt(location.to_owned());
         let nonce: [u8; NONCE_BYTES] = sealed.nonce.0.as_slice().try_into().map_err(|_| refused())?;
         let payload = Payload {
             msg: &sealed.ciphertext.0,
-            aad: place.as_bytes(),
+            aad: location.as_bytes(),
         };
         self.cipher()
             .decrypt(&XNonce::from(nonce), payload)
@@ -136,26 +136,26 @@ pub struct Sealed {
 }
 
 impl Sealed {
-    /// Which key it is encrypted with.
+    /// The key with which it is encrypted.
     #[must_use]
     pub fn key_id(&self) -> &str {
         &self.key_id.0
     }
 }
 
-/// Why something was not encrypted or decrypted.
+/// Why a value was not encrypted or decrypted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SealError {
-    /// The operating system gives no random numbers.
-    #[error("the operating system gives no random numbers, without which nothing can be encrypted")]
+    /// The operating system returned no random numbers.
+    #[error("the operating system returned no random numbers, without which nothing can be encrypted")]
     Randomness,
     /// Too large for the cipher.
     #[error("could not encrypt {0}")]
     Encrypt(String),
-    /// It was changed, moved from another place, or encrypted with another key of the same name.
+    /// It was changed or moved, or encrypted with another key of the same identifier.
     #[error(
-        "could not decrypt {0}: it was changed or moved since it was encrypted; create it anew or restore a backup"
+        "could not decrypt {0}: it was changed or moved since it was encrypted; create it again or restore a backup"
     )]
     Decrypt(String),
 }
@@ -190,7 +190,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens_in_its_place_only(bytes: Vec<u8>, change in 0..16_usize) {
+        fn a_sealed_value_opens_at_its_own_location_only(bytes: Vec<u8>, change in 0..16_usize) {
             let key = Key::generate().unwrap();
             let plaintext = Plaintext::new(bytes);
             let sealed = key.seal(&plaintext, "/secrets/a").unwrap();
@@ -200,14 +200,14 @@ mod tests {
             prop_assert!(key.open(&sealed, "/secrets/b").is_err());
             prop_assert!(Key::generate().unwrap().open(&sealed, "/secrets/a").is_err());
             let mut changed = sealed;
-            let place = change % changed.ciphertext.0.len();
-            changed.ciphertext.0[place] ^= 1;
+            let index = change % changed.ciphertext.0.len();
+            changed.ciphertext.0[index] ^= 1;
             prop_assert!(key.open(&changed, "/secrets/a").is_err());
         }
     }
 
     #[test]
-    fn nothing_secret_is_shown() {
+    fn debug_output_shows_no_secret() {
         let key = Key::generate().unwrap();
         let plaintext = Plaintext::new(b"hunter2".to_vec());
         assert_eq!(format!("{plaintext:?}"), "[redacted]");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_secret_is_never_encrypted_to_the_same() {
+    fn the_same_secret_is_never_encrypted_to_the_same_ciphertext() {
         let key = Key::generate().unwrap();
         let plaintext = Plaintext::new(b"hunter2".to_vec());
         assert_ne!(
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_reads_as_it_is_written() {
+    fn a_key_round_trips() {
         let key = Key::generate().unwrap();
         assert_eq!(Key::decode(&key.encode()).unwrap().id(), key.id());
         assert!(Key::decode("short").is_none());

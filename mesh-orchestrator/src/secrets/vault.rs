@@ -1,163 +1,23 @@
-//! Secrets, configs and registry credentials in a store. Depends on the store's trait, `key_file` and
-//! `sealed`.
+//! Secrets, configs and registry credentials in a store. Depends on the store's trait, `key_file` and `record`.
 
 use std::{
     collections::BTreeMap,
-    fmt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
-    key_file::{KeyFileError, KeyRing},
-    sealed::{Plaintext, Sealed},
+    error::VaultError,
+    key_file::KeyRing,
+    record::{Kind, Record},
+    sealed::Plaintext,
 };
 use crate::{
     objects::Timestamp,
-    store::{Entry, Expected, InvalidKey, Key, PAGE, Prefix, Revision, Store, StoreError, Transaction},
+    store::{Entry, Expected, Key, PAGE, Prefix, Revision, Store, StoreError, Transaction},
 };
 
-/// What is kept encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A secret of Docker's kind: a file in a container, in memory only.
-    Secret,
-    /// A config of Docker's kind: a file in a container.
-    Config,
-    /// Name and password for a registry; named by the registry's address.
-    RegistryCredential,
-    /// The secret part of a webhook's URL; named by the service's id and the webhook's name.
-    Webhook,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::Secret,
-        Self::Config,
-        Self::RegistryCredential,
-        Self::Webhook,
-    ];
-
-    /// The first segment of their keys.
-    #[must_use]
-    pub fn segment(self) -> &'static str {
-        match self {
-            Self::Secret => "secrets",
-            Self::Config => "configs",
-            Self::RegistryCredential => "registries",
-            Self::Webhook => "webhooks",
-        }
-    }
-
-    /// The most bytes of one: Docker's limits.
-    #[must_use]
-    pub fn max_bytes(self) -> usize {
-        match self {
-            Self::Secret => 500 << 10,
-            Self::Config => 1000 << 10,
-            Self::RegistryCredential => 64 << 10,
-            Self::Webhook => 1 << 10,
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Secret => "secret",
-            Self::Config => "config",
-            Self::RegistryCredential => "registry credential",
-            Self::Webhook => "webhook",
-        })
-    }
-}
-
-/// What is stored of one: all but the sealed part may be shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Record {
-    /// Its name.
-    pub name: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// When it was made.
-    pub created_at: Timestamp,
-    /// When it last got another value.
-    pub updated_at: Timestamp,
-    /// How many bytes it has in the clear.
-    pub size: usize,
-    /// The value, encrypted.
-    pub sealed: Sealed,
-}
-
-/// Why something was not kept or revealed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VaultError {
-    /// The name cannot be part of a key.
-    #[error("the name of a {kind} is not allowed")]
-    Name {
-        /// Of which kind.
-        kind: Kind,
-        /// What is wrong with it.
-        source: InvalidKey,
-    },
-    /// Larger than Docker allows.
-    #[error("a {kind} of {found} bytes is too large; the limit is {}", kind.max_bytes())]
-    TooLarge {
-        /// Of which kind.
-        kind: Kind,
-        /// How large it is.
-        found: usize,
-    },
-    /// There is one already.
-    #[error("there is a {kind} {name} already")]
-    Exists {
-        /// Of which kind.
-        kind: Kind,
-        /// Its name.
-        name: String,
-    },
-    /// There is none.
-    #[error("there is no {kind} {name}")]
-    Missing {
-        /// Of which kind.
-        kind: Kind,
-        /// Its name.
-        name: String,
-    },
-    /// The store has secrets, but this machine not their key.
-    #[error(
-        "the store's secrets are encrypted with the key {active}, which is not in {path}; copy the key file there from a node that has it, or from your backup"
-    )]
-    NoKey {
-        /// The name of the key in use.
-        active: String,
-        /// Where the key file should be.
-        path: PathBuf,
-    },
-    /// What is stored is no record.
-    #[error(
-        "{key} is no record of a secret; restore the newest backup if nobody has edited the store by hand"
-    )]
-    Damaged {
-        /// Where.
-        key: String,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The key file.
-    #[error("the key file is in the way")]
-    KeyFile(#[from] KeyFileError),
-    /// The store.
-    #[error("the store did not do it")]
-    Store(#[from] StoreError),
-}
-
-/// Keeps what is encrypted, with the keys of this machine's key file.
+/// Encrypted values in a store, with the keys of this machine's key file.
 #[derive(Debug)]
 pub struct Vault {
     store: Arc<dyn Store>,
@@ -165,8 +25,8 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// Opens the vault of a store. The key file is made with the very first use of the store, never later:
-    /// a lost file must not look like a new beginning.
+    /// Opens the vault of a store. The key file is created on the first use of the store, never later: a lost file must not
+    /// be replaced by a new one.
     ///
     /// # Errors
     /// [`VaultError::NoKey`] when the store's key is not in this machine's file.
@@ -187,7 +47,7 @@ impl Vault {
                 let keys = KeyRing::create(path, now)?;
                 let claimed = claim(store.as_ref(), &keys, Expected::Absent, path).await;
                 if let Err(VaultError::NoKey { .. }) = &claimed {
-                    // Another node was faster, and this key has encrypted nothing.
+                    // Another node was faster, and nothing is encrypted with this key.
                     let _ = std::fs::remove_file(path);
                 }
                 claimed?;
@@ -200,7 +60,7 @@ impl Vault {
         })
     }
 
-    /// Keeps something new.
+    /// Creates a value.
     ///
     /// # Errors
     /// [`VaultError::Exists`], [`VaultError::TooLarge`]; as [`Store::commit`].
@@ -223,7 +83,7 @@ impl Vault {
         }
     }
 
-    /// Keeps something in the place of what may be there, as logging in to a registry does.
+    /// Creates or replaces a value, as logging in to a registry does.
     ///
     /// # Errors
     /// [`VaultError::TooLarge`]; as [`Store::commit`].
@@ -248,7 +108,7 @@ impl Vault {
         }
     }
 
-    /// All of a kind, by name, without their values.
+    /// All records of a kind, by name.
     ///
     /// # Errors
     /// As [`Store::list`].
@@ -257,7 +117,7 @@ impl Vault {
         entries.iter().map(read).collect()
     }
 
-    /// One, without its value.
+    /// One record.
     ///
     /// # Errors
     /// [`VaultError::Missing`]; as [`Store::get`].
@@ -271,7 +131,7 @@ impl Vault {
         }
     }
 
-    /// The value of one.
+    /// One value in clear text.
     ///
     /// # Errors
     /// [`VaultError::Missing`], [`VaultError::KeyFile`]; as [`Store::get`].
@@ -281,7 +141,7 @@ impl Vault {
         Ok(self.keys().open(&record.sealed, key.as_str())?)
     }
 
-    /// Removes one.
+    /// Removes a value.
     ///
     /// # Errors
     /// [`VaultError::Missing`]; as [`Store::commit`].
@@ -299,8 +159,8 @@ impl Vault {
         Ok(())
     }
 
-    /// Adds a new key to this machine's key file. On several nodes, copy the file to all of them (each
-    /// reads it again with [`Self::reload`]) before [`Self::encrypt_anew`].
+    /// Adds a new key to this machine's key file. On several nodes, copy the file to all of them (each reads it again with
+    /// [`Self::reload`]) before [`Self::reencrypt`].
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -312,7 +172,7 @@ impl Vault {
     /// Reads the key file again.
     ///
     /// # Errors
-    /// When it cannot be read, or is gone; the keys that were read before stay in use.
+    /// When it cannot be read or is missing; the keys that were read before stay in use.
     pub fn reload(&self) -> Result<(), VaultError> {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let path = keys.path().to_owned();
@@ -323,13 +183,12 @@ impl Vault {
         Ok(())
     }
 
-    /// Encrypts with the active key all that is encrypted with another, and then removes the keys that
-    /// nothing needs any more from this machine's file. Says how many were encrypted anew. What stops it
-    /// half way does no harm; do it again.
+    /// Re-encrypts with the active key all values under other keys, then removes the unused keys from this machine's file.
+    /// Returns how many values were re-encrypted. Can be repeated after a failure.
     ///
     /// # Errors
     /// As [`Store::commit`]; [`VaultError::KeyFile`] when a key is missing.
-    pub async fn encrypt_anew(&self) -> Result<usize, VaultError> {
+    pub async fn reencrypt(&self) -> Result<usize, VaultError> {
         let keys = self.keys().clone();
         let expected = match active_key(self.store.as_ref()).await? {
             Some((_, revision)) => Expected::At(revision),
@@ -339,7 +198,7 @@ impl Vault {
         let mut count = 0;
         for kind in Kind::ALL {
             for entry in entries(self.store.as_ref(), kind).await? {
-                count += usize::from(self.encrypt_one_anew(&keys, entry.key).await?);
+                count += usize::from(self.reencrypt_one(&keys, entry.key).await?);
             }
         }
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
@@ -351,7 +210,7 @@ impl Vault {
         Ok(count)
     }
 
-    async fn encrypt_one_anew(&self, keys: &KeyRing, key: Key) -> Result<bool, VaultError> {
+    async fn reencrypt_one(&self, keys: &KeyRing, key: Key) -> Result<bool, VaultError> {
         loop {
             let Some((mut record, revision)) = self.find(&key).await? else {
                 return Ok(false);
@@ -413,8 +272,8 @@ impl Vault {
     }
 }
 
-/// The name of the key that the store's secrets are encrypted with; no key is in the store.
-fn active_place() -> Result<Key, VaultError> {
+/// Where the identifier of the active key is stored. The key itself is not.
+fn active_key_location() -> Result<Key, VaultError> {
     Key::new(["keys", "active"]).map_err(|source| VaultError::Name {
         kind: Kind::Secret,
         source,
@@ -422,16 +281,16 @@ fn active_place() -> Result<Key, VaultError> {
 }
 
 async fn active_key(store: &dyn Store) -> Result<Option<(String, Revision)>, VaultError> {
-    let entry = store.get(&active_place()?).await?;
+    let entry = store.get(&active_key_location()?).await?;
     Ok(entry.map(|entry| (String::from_utf8_lossy(&entry.value).into_owned(), entry.modified)))
 }
 
-/// Notes which key the store's secrets are encrypted with.
+/// Stores the identifier of the key with which the store's secrets are encrypted.
 async fn claim(store: &dyn Store, keys: &KeyRing, expected: Expected, path: &Path) -> Result<(), VaultError> {
-    let place = active_place()?;
+    let location = active_key_location()?;
     let transaction = Transaction::new()
-        .expect(place.clone(), expected)
-        .put(place, keys.active());
+        .expect(location.clone(), expected)
+        .put(location, keys.active());
     match store.commit(transaction).await {
         Err(StoreError::Conflict { .. }) => {
             let active = active_key(store).await?.map(|(active, _)| active);

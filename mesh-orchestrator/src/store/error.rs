@@ -49,7 +49,7 @@ pub enum StoreError {
         "the changes after revision {requested} are no longer kept (oldest: {oldest}); list everything again and watch from there"
     )]
     Compacted {
-        /// The revision asked for.
+        /// The requested revision.
         requested: Revision,
         /// The oldest revision that can be watched from.
         oldest: Revision,

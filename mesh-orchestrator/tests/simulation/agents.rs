@@ -1,4 +1,4 @@
-//! The simulated nodes: their agents take tasks through their states, and they have accidents.
+//! The simulated nodes: their agents take tasks through their states, and they fail.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,25 +15,25 @@ use mesh_orchestrator::{
     spec::{Platform, Resources},
 };
 
-/// Most nodes that a cluster has at a time.
+/// The largest number of nodes at a time.
 const MAX_NODES: usize = 9;
 
-/// All nodes and what goes on in them.
+/// All nodes and their state.
 #[derive(Debug, Default)]
 pub(crate) struct Agents {
     joined: u64,
-    /// Nodes that do not answer, and whether their containers have died with them.
+    /// Silent nodes, and whether their containers died with them.
     silent: BTreeMap<NodeId, bool>,
     /// Tasks whose containers died with their nodes.
     lost: BTreeSet<TaskId>,
-    /// When each task goes on, and whether that was planned while it was to stop.
+    /// When each task advances next, and whether that was planned while it was stopping.
     due: BTreeMap<TaskId, (Timestamp, bool)>,
     /// Nothing fails any more.
     calm: bool,
 }
 
 impl Agents {
-    /// Another node.
+    /// A new node.
     pub(crate) fn join(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         self.joined += 1;
         let number = self.joined;
@@ -65,13 +65,8 @@ impl Agents {
         commands::put_node(state, node, now)
     }
 
-    /// Something happens to a node.
-    pub(crate) fn accident(
-        &mut self,
-        random: &mut Random,
-        state: &State,
-        now: Timestamp,
-    ) -> Vec<ObjectChange> {
+    /// A node fails, recovers or is changed.
+    pub(crate) fn fail(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         let ids: Vec<&NodeId> = state.nodes().keys().collect();
         if ids.is_empty() || (ids.len() < MAX_NODES && random.chance(1, 12)) {
             return self.join(random, state, now);
@@ -156,7 +151,7 @@ impl Agents {
         self.due.values().map(|(time, _)| *time).min()
     }
 
-    /// What the agents have done by now.
+    /// The agents' reports by now.
     pub(crate) fn work(&mut self, random: &mut Random, state: &State, now: Timestamp) -> Vec<ObjectChange> {
         let mut reports = Vec::new();
         let mut due = BTreeMap::new();
@@ -164,11 +159,11 @@ impl Agents {
             .nodes_with_tasks()
             .filter_map(|node| Some((node, state.tasks_on(node)?)))
         {
-            let hears = state
+            let is_ready = state
                 .nodes()
                 .get(node)
                 .is_some_and(|node| node.status == NodeStatus::Ready);
-            if self.silent.contains_key(node) || !hears {
+            if self.silent.contains_key(node) || !is_ready {
                 continue;
             }
             for task in index.tasks.iter().filter_map(|id| state.tasks().get(id)) {
@@ -207,7 +202,7 @@ impl Agents {
         reports
     }
 
-    /// Time until a task does its next step; none if it waits for its desired state.
+    /// Time until a task advances; `None` if it waits for its desired state.
     fn plan(&self, random: &mut Random, task: &Task) -> Option<Duration> {
         let image = task.spec.container_spec.image.as_str();
         let range = match task.status.state {
@@ -217,7 +212,7 @@ impl Agents {
             TaskState::Running if image.starts_with("job") => (500, 20_000),
             TaskState::Running if self.calm => return None,
             TaskState::Running if image.starts_with("flaky") => (200, 4_000),
-            // A container crashes now and then.
+            // A container crashes occasionally.
             TaskState::Running => (20_000, 500_000),
             _ => (1, 1_500),
         };
@@ -249,7 +244,7 @@ impl Agents {
             TaskState::Running => random.one_of(&[TaskState::Failed, TaskState::Failed, TaskState::Complete]),
             _ => return None,
         };
-        Some(report(task, next, now, "as it goes"))
+        Some(report(task, next, now, "advanced"))
     }
 }
 

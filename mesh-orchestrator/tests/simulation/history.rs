@@ -1,9 +1,8 @@
 //! One seeded history of a simulated cluster.
 //!
-//! One history: users create, change, scale and remove services; nodes join, fall silent, lose power, are
-//! drained and come back; containers start slowly, crash, or have no image. After every single change the
-//! invariants are checked; at the end everything that fails stops failing, and the cluster must come to rest
-//! where it was asked to be.
+//! Users create, change, scale and remove services; nodes join, fall silent, lose power, are drained and come back;
+//! containers start slowly, crash, or have no image. The invariants are checked after every single change. At the end
+//! nothing fails any more, and the cluster must settle in the state that users asked for.
 
 use std::collections::BTreeMap;
 
@@ -19,23 +18,23 @@ use crate::{
     users::Users,
 };
 
-/// Where a history begins: any time will do.
+/// The start of a history: any time will do.
 const START: Timestamp = Timestamp(1_700_000_000_000);
-/// Steps in which the cluster must come to rest once nothing fails any more.
-const STEPS_TO_REST: u32 = 20_000;
+/// Steps in which the cluster must settle once nothing fails any more.
+const STEPS_TO_SETTLE: u32 = 20_000;
 
-/// What happened in a history, to see that a set of them is worth something.
+/// What happened in a history, to see that a set of histories covers enough.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Summary {
     /// Changes that were made, by kind.
     pub(crate) changes: BTreeMap<&'static str, u64>,
-    /// Updates that came to each end.
+    /// Finished updates, by their outcome.
     pub(crate) updates: BTreeMap<String, u64>,
-    /// Time that passed, in milliseconds.
+    /// Simulated time, in milliseconds.
     pub(crate) milliseconds: u64,
 }
 
-/// A cluster, its users and its accidents.
+/// A cluster, its users and its failures.
 pub(crate) struct Simulation {
     now: Timestamp,
     random: Random,
@@ -46,10 +45,10 @@ pub(crate) struct Simulation {
     summary: Summary,
 }
 
-/// Runs one history of some steps.
+/// Runs one history of this many steps.
 ///
 /// # Errors
-/// The invariant that was broken, when and by what.
+/// The violated invariant, and when and how it was violated.
 pub(crate) fn run(seed: u64, steps: u32) -> Result<Summary, Violation> {
     let mut simulation = Simulation::new(seed);
     let locate = |now: Timestamp| {
@@ -63,7 +62,7 @@ pub(crate) fn run(seed: u64, steps: u32) -> Result<Summary, Violation> {
     for _ in 0..steps {
         simulation.step().map_err(locate(simulation.now))?;
     }
-    simulation.rest().map_err(locate(simulation.now))?;
+    simulation.settle().map_err(locate(simulation.now))?;
     simulation.summary.milliseconds =
         u64::try_from(simulation.now.since(START).as_millis()).unwrap_or(u64::MAX);
     Ok(simulation.summary)
@@ -92,12 +91,12 @@ impl Simulation {
         self.decide()
     }
 
-    /// Something happens, time passes, and the loops see to it.
+    /// Something happens, time passes, and the loops react.
     fn step(&mut self) -> Result<(), String> {
         let state = self.controller.state();
         let changes = match self.random.below(10) {
             0..=2 => self.users.act(&mut self.random, state, self.now)?,
-            3 => self.agents.accident(&mut self.random, state, self.now),
+            3 => self.agents.fail(&mut self.random, state, self.now),
             _ => Vec::new(),
         };
         self.make(&changes)?;
@@ -112,11 +111,11 @@ impl Simulation {
         self.decide()
     }
 
-    /// Nothing fails any more: the cluster must come to rest.
-    fn rest(&mut self) -> Result<(), String> {
+    /// Nothing fails any more: the cluster must settle.
+    fn settle(&mut self) -> Result<(), String> {
         let changes = self.agents.calm(self.controller.state(), self.now);
         self.make(&changes)?;
-        for _ in 0..STEPS_TO_REST {
+        for _ in 0..STEPS_TO_SETTLE {
             self.decide()?;
             let reports = self
                 .agents
@@ -143,20 +142,20 @@ impl Simulation {
                     }
                     return self
                         .watcher
-                        .at_rest(self.controller.state(), &self.users, self.now);
+                        .settled(self.controller.state(), &self.users, self.now);
                 }
             }
         }
-        Err(format!("does not come to rest in {STEPS_TO_REST} steps"))
+        Err(format!("does not settle in {STEPS_TO_SETTLE} steps"))
     }
 
-    /// Changes from outside. What comes too late is refused, as it would be in life.
+    /// Makes changes of users and agents. Late reports are refused, as in reality.
     fn make(&mut self, changes: &[ObjectChange]) -> Result<(), String> {
         for change in changes {
             match self.controller.apply(change) {
                 Ok(()) => self.watch(change, false)?,
                 Err(Refused::Backwards { .. } | Refused::UnknownTask(_)) => {}
-                Err(error) => return Err(format!("an outside change was refused: {error}")),
+                Err(error) => return Err(format!("a change of a user or agent was refused: {error}")),
             }
         }
         Ok(())
@@ -164,7 +163,7 @@ impl Simulation {
 
     fn decide(&mut self) -> Result<(), String> {
         if self.random.chance(1, 20) {
-            self.decide_in_vain()?;
+            self.decide_and_undo()?;
         }
         let seed = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
         let made = self
@@ -174,15 +173,15 @@ impl Simulation {
         for change in &made {
             self.watch(change, true)?;
         }
-        // Comparing all of it takes longer than all the rest.
+        // Comparing whole states takes longer than everything else.
         if self.random.chance(1, 100) {
             self.watcher.same(self.controller.state())?;
         }
         Ok(())
     }
 
-    /// The store does not take what the loops decide: all of it is undone, and decided again later.
-    fn decide_in_vain(&mut self) -> Result<(), String> {
+    /// The store refuses the loops' decisions: all of them are undone, and made again later.
+    fn decide_and_undo(&mut self) -> Result<(), String> {
         let stored = self.controller.state().clone();
         let seed = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
         let made = self
@@ -237,7 +236,7 @@ impl Simulation {
         self.watcher.watch(change, is_ours)
     }
 
-    /// Another leader begins with what was stored, and with nothing else.
+    /// A new leader starts from the stored objects, and nothing else.
     fn change_leader(&mut self) -> Result<(), String> {
         let old = self.controller.state();
         let mut state = State::default();

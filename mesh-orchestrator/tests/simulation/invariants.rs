@@ -1,21 +1,21 @@
-//! What must hold after every single change, and when the cluster has come to rest. Keeps a state of its own,
-//! made from the changes alone: what the loops did but did not say would be missing there.
+//! What must hold after every single change, and when the cluster has settled. Keeps a state of its own, built from the
+//! changes alone, in which a change that the loops did not return would be missing.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use crate::{rest, users::Users};
+use crate::{settled, users::Users};
 use mesh_orchestrator::{
     loops::{Round, scheduler},
     objects::{NodeId, NodeStatus, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
     spec::{Resources, UpdateOrder},
 };
 
-/// A broken invariant.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     /// The history's seed.
     pub(crate) seed: u64,
-    /// Time since its beginning.
+    /// Time since its start.
     pub(crate) at: Duration,
     /// What is wrong.
     pub(crate) text: String,
@@ -35,14 +35,14 @@ impl fmt::Display for Violation {
 #[derive(Debug, Default)]
 pub(crate) struct Watcher {
     state: State,
-    /// Services whose policy once was start-first: two tasks of a slot may run for a time.
+    /// Services whose policy was ever start-first: two tasks of a slot may run for a time.
     start_first: BTreeSet<ServiceId>,
-    /// Tasks that were on a node when it fell silent: nobody could stop them before they were replaced.
+    /// Tasks that were on a node when it fell silent: they could not be stopped before they were replaced.
     cut_off: BTreeSet<TaskId>,
 }
 
 impl Watcher {
-    /// Checks one change that has been made; `is_ours` if a loop made it.
+    /// Checks one change; `is_ours` if a loop made it.
     pub(crate) fn watch(&mut self, change: &ObjectChange, is_ours: bool) -> Result<(), String> {
         if let ObjectChange::SetDesired { task, desired } = change
             && is_ours
@@ -55,7 +55,7 @@ impl Watcher {
             && (after.0 < before.0 || after.1 < before.1)
         {
             return Err(format!(
-                "a state has moved back from {before:?} to {after:?} by {change:?}"
+                "a state moved back from {before:?} to {after:?} by {change:?}"
             ));
         }
         match change {
@@ -107,7 +107,7 @@ impl Watcher {
             .map(|task| (task.desired, task.status.state))
     }
 
-    /// Never two tasks alive in a slot, beyond start-first's one.
+    /// A slot never has two live tasks, except with start-first.
     fn check_slot(&self, service: &ServiceId, slot: &Slot) -> Result<(), String> {
         let is_alive = |task: &&Task| {
             let starts = task.desired.is_wanted() && task.desired != TaskState::Ready;
@@ -127,10 +127,10 @@ impl Watcher {
         Ok(())
     }
 
-    /// Reservations never exceed a node, ports are taken once, and so on.
+    /// Reservations never exceed a node, ports are used once, and so on.
     fn check_node(&self, id: &NodeId, placed: &TaskId) -> Result<(), String> {
         let Some(node) = self.state.nodes().get(id) else {
-            return Err(format!("a task was placed on {id}, which is not there"));
+            return Err(format!("a task was placed on {id}, which does not exist"));
         };
         if !node.is_schedulable() {
             return Err(format!(
@@ -157,7 +157,7 @@ impl Watcher {
         let mut ports = BTreeSet::new();
         for port in holding().flat_map(|task| &task.host_ports) {
             if !ports.insert((port.protocol, port.published_port)) {
-                return Err(format!("port {} is taken twice on {id}", port.published_port));
+                return Err(format!("port {} is used twice on {id}", port.published_port));
             }
         }
         if let Some(task) = self.state.tasks().get(placed) {
@@ -167,13 +167,13 @@ impl Watcher {
                 .count();
             if limit > 0 && of_service > limit {
                 return Err(format!(
-                    "{of_service} tasks of {} are on {id}, {limit} may be",
+                    "{of_service} tasks of {} are on {id}, {limit} are allowed",
                     task.service
                 ));
             }
             if !scheduler::suits(node, &task.spec.placement) {
                 return Err(format!(
-                    "{} was placed on {id}, which does not suit it",
+                    "{} was placed on {id}, which does not satisfy its placement",
                     task.name()
                 ));
             }
@@ -233,26 +233,26 @@ impl Watcher {
         let out = slots.filter(is_out).count();
         if config.parallelism > 0 && out >= config.parallelism as usize {
             return Err(format!(
-                "{} was stopped although {out} slots are being updated already",
+                "{} was stopped although {out} slots are already being updated",
                 task.name()
             ));
         }
         Ok(())
     }
 
-    /// The loops have said all that they did, and the indexes are right.
+    /// The loops returned all their changes, and the indexes are right.
     pub(crate) fn same(&self, other: &State) -> Result<(), String> {
         if self.state.tasks() != other.tasks() || self.state.services() != other.services() {
             return Err("the changes do not add up to the state".into());
         }
         if !other.indexes_are_sound() {
-            return Err("the indexes are not what the tasks say".into());
+            return Err("the indexes do not match the tasks".into());
         }
         Ok(())
     }
 
-    /// The cluster is where it was asked to be, as far as that is possible.
-    pub(crate) fn at_rest(&self, state: &State, users: &Users, now: Timestamp) -> Result<(), String> {
+    /// The cluster is in the state that users asked for, as far as that is possible.
+    pub(crate) fn settled(&self, state: &State, users: &Users, now: Timestamp) -> Result<(), String> {
         let services: BTreeSet<&ServiceId> = state.services().keys().collect();
         if services != users.services.iter().collect() {
             return Err(format!(
@@ -262,13 +262,13 @@ impl Watcher {
         }
         for task in state.tasks().values() {
             if task.is_stopping() || task.desired == TaskState::Remove || task.is_dead() {
-                return Err(format!("is left over: {task:#?}"));
+                return Err(format!("a task is left over: {task:#?}"));
             }
             if !services.contains(&task.service) {
-                return Err(format!("has no service: {task:#?}"));
+                return Err(format!("a task has no service: {task:#?}"));
             }
         }
-        // Trying again must not find a place.
+        // Scheduling again must not find a node.
         let round = Round { now, seed: 0 };
         for (service, _, tasks) in state.unplaced() {
             let output = scheduler::schedule(&round, state, tasks);
@@ -286,6 +286,6 @@ impl Watcher {
         state
             .services()
             .values()
-            .try_for_each(|service| rest::at_rest(state, service))
+            .try_for_each(|service| settled::check(state, service))
     }
 }

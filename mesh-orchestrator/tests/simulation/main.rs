@@ -1,10 +1,10 @@
-//! Thousands of random histories of a simulated cluster; the seed of one that fails is printed.
+//! Random histories of a simulated cluster; the seed of one that fails is printed.
 
 mod agents;
 mod history;
 mod invariants;
 mod random;
-mod rest;
+mod settled;
 mod users;
 
 use std::{collections::BTreeMap, time::Instant};
@@ -17,13 +17,13 @@ const STEPS: u32 = 120;
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| {
         text.parse()
-            .unwrap_or_else(|_| panic!("{name}: {text:?} is no number"))
+            .unwrap_or_else(|_| panic!("{name}: {text:?} is not a number"))
     })
 }
 
-/// `MESH_SIMULATION_SEED=` replays one history, `MESH_SIMULATION_HISTORIES=` runs so many.
+/// `MESH_SIMULATION_SEED=` replays one history, `MESH_SIMULATION_HISTORIES=` sets their number.
 #[test]
-fn every_history_keeps_the_invariants_and_comes_to_rest() {
+fn every_history_keeps_the_invariants_and_settles() {
     let seeds = match variable("MESH_SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
         None => {

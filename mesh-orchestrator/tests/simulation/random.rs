@@ -1,11 +1,11 @@
-//! A small generator of numbers that follow from a seed (SplitMix64), the same on every machine for ever.
+//! A small seeded random number generator (SplitMix64), with the same numbers on every machine.
 
-/// Numbers that follow from a seed.
+/// Random numbers from a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Begins with a seed.
+    /// From a seed.
     #[must_use]
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
@@ -25,12 +25,12 @@ impl Random {
         self.number() % limit.max(1)
     }
 
-    /// A number from `least` to `most`.
+    /// A number from `least` to `most`, inclusive.
     pub(crate) fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most - least + 1)
     }
 
-    /// True so often in so many times.
+    /// True with a probability of `often` in `times`.
     pub(crate) fn chance(&mut self, often: u64, times: u64) -> bool {
         self.below(times) < often
     }

@@ -1,4 +1,4 @@
-//! The simulated users: they create, change, scale, roll back and remove services, good ones and bad ones.
+//! The simulated users: they create, change, scale, roll back and remove services, working and failing ones.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use mesh_orchestrator::{
     spec::ServiceSpec,
 };
 
-/// Most services at a time.
+/// The largest number of services at a time.
 const MAX_SERVICES: usize = 5;
 
-/// What users have asked for.
+/// What users asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Users {
     created: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// Somebody does something.
+    /// A user does something.
     pub(crate) fn act(
         &mut self,
         random: &mut Random,
@@ -49,7 +49,7 @@ impl Users {
                 commands::update_service(state, id, service.version, spec, now)
             }
         };
-        // What is refused is refused; nothing has changed then.
+        // A refused change changes nothing.
         Ok(changes.unwrap_or_default())
     }
 
@@ -73,7 +73,7 @@ impl Users {
 }
 
 fn new_spec(random: &mut Random, number: u64) -> Result<ServiceSpec, String> {
-    // Names come back, so that dependencies and ports are found again.
+    // Names repeat, so that dependencies and ports are reused.
     let name = format!("s{}", number % 7);
     let mode = match random.below(10) {
         0..=5 => serde_json::json!({ "replicated": { "replicas": random.below(8) } }),
@@ -175,8 +175,8 @@ fn change(random: &mut Random, service: &Service) -> Result<ServiceSpec, String>
     read(&spec)
 }
 
-/// Users of the simulation write sound specifications only: a refusal here is a fault of the simulation.
+/// The simulation generates valid specifications only: a refusal is a bug in it.
 fn read(spec: &serde_json::Value) -> Result<ServiceSpec, String> {
     ServiceSpec::from_json(spec.to_string().as_bytes())
-        .map_err(|error| format!("the simulation wrote a specification that is refused: {error}"))
+        .map_err(|error| format!("the simulation generated an invalid specification: {error}"))
 }

@@ -1,5 +1,4 @@
-//! Calling an etcd cluster: its members one after another until one answers, and what a failure says
-//! about what was asked for. Depends on etcd-client and on the store's errors.
+//! Calling an etcd cluster: its members one after another until one answers, and what a failure means for the request. Depends on etcd-client and on the store's errors.
 
 use std::{
     error::Error as _,
@@ -19,32 +18,32 @@ use crate::store::{Revision, StoreError};
 /// How long a member may take to be connected to before the next one is tried.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// How often an idle connection is probed, and how long the answer may take: a member that was cut off is
-/// given up after the sum.
+/// How often an idle connection is probed, and how long the answer may take: a member that is cut off is dropped after
+/// the sum.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// How long to wait when no member answered, before they are asked again.
+/// The pause before the members are tried again, when none answered.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The largest answer accepted, in bytes: comes in well within the time that a call may take.
+/// The largest accepted answer, in bytes: small enough to arrive within the time of a call.
 pub(super) const MAX_ANSWER_BYTES: usize = 8 << 20;
 
-/// Where the cluster is, and how to speak to it.
+/// How to connect to the cluster.
 #[derive(Clone, Debug)]
 pub struct EtcdConfig {
     /// The members' client URLs: `https://10.0.0.1:2379`.
     pub endpoints: Vec<String>,
-    /// Who we are and whom we trust; `None` only where the cluster has no TLS.
+    /// Our certificate and authorities; `None` only if the cluster has no TLS.
     pub tls: Option<EtcdTls>,
-    /// What all our keys in etcd begin with; two clusters of ours in one etcd differ in it. Begins with a
-    /// slash and does not end with one.
+    /// The prefix of all our keys in etcd, different for each cluster of ours. Starts with a slash and does not end with
+    /// one.
     pub root: String,
-    /// How long one operation may take, with all members tried.
+    /// How long one operation may take, over all members.
     pub timeout: Duration,
 }
 
 impl EtcdConfig {
-    /// For these members, with the defaults for all else: root `/mesh`, 5 s.
+    /// For these members, with defaults otherwise: root `/mesh`, 5 s.
     #[must_use]
     pub fn new(endpoints: Vec<String>, tls: Option<EtcdTls>) -> Self {
         Self {
@@ -79,7 +78,7 @@ impl EtcdTls {
     /// Reads the three files.
     ///
     /// # Errors
-    /// When one cannot be read. What is in them is looked at when the store is opened.
+    /// When one cannot be read. Their content is checked when the store is opened.
     pub fn from_files(authority: &Path, certificate: &Path, key: &Path) -> Result<Self, EtcdTlsFile> {
         let read = |path: &Path| {
             fs::read(path).map_err(|source| EtcdTlsFile {
@@ -101,22 +100,22 @@ impl fmt::Debug for EtcdTls {
     }
 }
 
-/// Whether a call changes something, so that it must not be repeated when nobody knows what became of it.
+/// Whether a call changes something, so that it must not be repeated when its outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Read,
     Write,
 }
 
-/// What a failed call says about what it asked for.
+/// What a failure means for the request.
 enum Verdict {
-    /// It was not done; another member may do it.
+    /// Not executed; another member may execute it.
     NotDone,
-    /// It was done, or will be, or not.
+    /// It may have been executed, or may still be.
     Doubt,
-    /// It was not done and will not be.
+    /// Not executed, and another member would refuse it, too.
     Refused(&'static str),
-    /// The past asked for is forgotten.
+    /// The requested revision was compacted.
     Compacted,
 }
 
@@ -134,7 +133,7 @@ impl Connection {
         let invalid = |source: Error| StoreError::Unavailable {
             operation: "use the configuration",
             store: name.clone(),
-            advice: "look at the endpoints' URLs and at the certificates",
+            advice: "check the endpoints' URLs and the certificates",
             source: Box::new(source),
         };
         if config.endpoints.is_empty() {
@@ -144,7 +143,7 @@ impl Connection {
             .with_connect_timeout(CONNECT)
             .with_keep_alive(PROBE, PROBE)
             .with_keep_alive_while_idle(true)
-            // A member without a leader refuses at once, and ends its watches, rather than keep us waiting.
+            // A member without a leader refuses immediately and ends its watches, rather than blocking us.
             .with_require_leader(true);
         if let Some(tls) = &config.tls {
             options = options.with_tls(
@@ -155,7 +154,7 @@ impl Connection {
         }
         let mut members = Vec::new();
         for endpoint in &config.endpoints {
-            // Connects when it is first used.
+            // Connects on first use.
             let client = Client::connect([endpoint], Some(options.clone()))
                 .await
                 .map_err(invalid)?;
@@ -173,13 +172,13 @@ impl Connection {
         &self.name
     }
 
-    /// The member to speak to, and its number for [`Self::avoid`].
+    /// The member to call, and its number for [`Self::avoid`].
     pub(super) fn member(&self) -> (usize, Client) {
         let number = self.preferred.load(Ordering::Relaxed) % self.members.len();
         (number, self.members[number].clone())
     }
 
-    /// Lets later calls go to the next member, unless somebody else has seen to that.
+    /// Directs later calls to the next member, unless another call has done so.
     pub(super) fn avoid(&self, number: usize) {
         let next = (number + 1) % self.members.len();
         let _ = self
@@ -224,7 +223,7 @@ impl Connection {
                     });
                 }
                 Verdict::Refused(advice) => return Err(self.unavailable(operation, advice, error)),
-                // Whoever asked for the past knows which; see `compacted`.
+                // The caller fills in the revisions.
                 Verdict::Compacted => {
                     return Err(StoreError::Compacted {
                         requested: Revision(0),
@@ -271,12 +270,12 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Whether an answer was refused here because it is too large.
+/// Whether this side refused an answer because it is too large.
 pub(super) fn is_too_large(error: &StoreError) -> bool {
     let StoreError::Unavailable { source, .. } = error else {
         return false;
     };
-    // What etcd itself says with this code is about revisions.
+    // etcd itself uses this code for revisions.
     matches!(
         source.downcast_ref(),
         Some(Error::GRpcStatus(status))
@@ -288,24 +287,24 @@ fn judge(error: &Error) -> Verdict {
     let status = match error {
         Error::GRpcStatus(status) => status,
         Error::TransportError(_) | Error::IoError(_) => return Verdict::Doubt,
-        _ => return Verdict::Refused("look at the endpoints' URLs and at the certificates"),
+        _ => return Verdict::Refused("check the endpoints' URLs and the certificates"),
     };
-    if never_left(status) {
+    if was_not_sent(status) {
         return Verdict::NotDone;
     }
-    let says = |text: &str| status.message().contains(text);
+    let mentions = |text: &str| status.message().contains(text);
     match status.code() {
-        Code::OutOfRange if says("compacted") => Verdict::Compacted,
-        Code::OutOfRange if says("future revision") => {
+        Code::OutOfRange if mentions("compacted") => Verdict::Compacted,
+        Code::OutOfRange if mentions("future revision") => {
             Verdict::Refused("the revision is ahead of etcd's: it is another cluster, or was restored")
         }
         Code::OutOfRange => Verdict::Refused("an answer is too large"),
-        // From the member's gate, which it asks before it does anything.
-        Code::Unavailable if says("no leader") => Verdict::NotDone,
-        Code::ResourceExhausted if says("database space exceeded") => Verdict::Refused(
-            "etcd's space is used up: compact and defragment it, then disarm its alarm (etcdctl alarm disarm)",
+        // The member checks this before it does anything.
+        Code::Unavailable if mentions("no leader") => Verdict::NotDone,
+        Code::ResourceExhausted if mentions("database space exceeded") => Verdict::Refused(
+            "etcd's space quota is used up: compact and defragment it, then disarm its alarm (etcdctl alarm disarm)",
         ),
-        Code::ResourceExhausted if says("too many requests") => Verdict::NotDone,
+        Code::ResourceExhausted if mentions("too many requests") => Verdict::NotDone,
         Code::InvalidArgument => Verdict::Refused(
             "etcd's limits (--max-txn-ops, --max-request-bytes) must not be below its defaults",
         ),
@@ -317,8 +316,8 @@ fn judge(error: &Error) -> Verdict {
     }
 }
 
-/// Whether the call failed before it left: no connection could be made.
-fn never_left(status: &Status) -> bool {
+/// Whether the call failed before it was sent, because there was no connection.
+fn was_not_sent(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
         if error.is::<ConnectError>() {
@@ -338,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_not_to_be_done_is_repeated() {
+    fn only_calls_known_not_to_be_executed_are_repeated() {
         assert!(matches!(
             verdict(Code::Unavailable, "etcdserver: no leader"),
             Verdict::NotDone

@@ -1,5 +1,4 @@
-//! Leases in an etcd cluster: granted, kept by heartbeats through any member, known to be lost before they
-//! are. Depends on `connection`.
+//! Leases in an etcd cluster: granted, renewed through any member, and reported as lost before they end. Depends on `connection`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,24 +7,24 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Call, Inner};
 use crate::store::{Heartbeat, Lease, StoreError, lease::Keeper};
 
-/// How long to wait before another member is tried.
+/// The pause before another member is tried.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// How long giving up may take.
+/// How long revoking may take.
 const REVOKE: Duration = Duration::from_secs(2);
 
 /// Why heartbeats stopped.
 enum Stop {
-    /// The member failed; another one will do.
+    /// The member failed; try another one.
     Broken,
-    /// The cluster says that the lease has ended.
+    /// The lease has ended.
     Ended,
 }
 
 pub(super) async fn grant(inner: &Arc<Inner>, heartbeat: Heartbeat) -> Result<Lease, StoreError> {
     let time_to_live = heartbeat.time_to_live();
     let seconds = i64::try_from(time_to_live.as_secs()).unwrap_or(i64::MAX);
-    let asked = Instant::now();
+    let requested = Instant::now();
     // If it is granted twice because an answer was lost, the unused one ends by itself.
     let granted = inner
         .connection
@@ -38,8 +37,8 @@ pub(super) async fn grant(inner: &Arc<Inner>, heartbeat: Heartbeat) -> Result<Le
         id: granted.id(),
         interval: heartbeat.interval,
         time_to_live,
-        // Counted from before the question, so that we stop believing in it before the cluster does.
-        valid_until: asked + time_to_live,
+        // Counted from before the request, so that it ends here before it ends in the cluster.
+        valid_until: requested + time_to_live,
     };
     Ok(Lease::start(granted.id(), move |keeper| holding.keep(keeper)))
 }
@@ -59,7 +58,7 @@ impl Holding {
             _ = &mut keeper.given_up => {
                 let (_, client) = self.inner.connection.member();
                 let mut leases = client.lease_client();
-                // If it does not come through, the lease ends by its time to live.
+                // Otherwise the lease ends after its time to live.
                 let _ = timeout(REVOKE, leases.revoke(self.id)).await;
             }
         }
@@ -88,20 +87,20 @@ impl Holding {
 
     /// Sends heartbeats through one member until it fails.
     async fn beat(&mut self, client: etcd_client::Client) -> Stop {
-        let mut asked = Instant::now();
+        let mut requested = Instant::now();
         let mut leases = client.lease_client();
         let begun = timeout(self.patience(), leases.keep_alive(self.id)).await;
         let (mut beats, mut answers) = match begun {
             Ok(Ok(both)) => both,
-            // So the client says that the cluster knows no such lease.
+            // The cluster knows no such lease.
             Ok(Err(etcd_client::Error::LeaseKeepAliveError(_))) => return Stop::Ended,
             Ok(Err(_)) | Err(_) => return Stop::Broken,
         };
         loop {
-            // Beginning was the first heartbeat, and has been answered.
-            self.valid_until = asked + self.time_to_live;
+            // The first heartbeat was part of the call, and has been answered.
+            self.valid_until = requested + self.time_to_live;
             sleep(self.interval.min(self.time_to_live / 3)).await;
-            asked = Instant::now();
+            requested = Instant::now();
             let answer = timeout(self.patience(), async {
                 beats.keep_alive().await?;
                 answers.message().await
@@ -114,7 +113,7 @@ impl Holding {
         }
     }
 
-    /// How long a member may take to answer: not so long that there is no time for another.
+    /// How long a member may take to answer, so that there is time for another one.
     fn patience(&self) -> Duration {
         let left = self.valid_until.saturating_duration_since(Instant::now());
         left.min(self.time_to_live / 3)

@@ -32,11 +32,11 @@ struct Inner {
 }
 
 impl EtcdStore {
-    /// Connects, and makes sure that what is stored is of a version that this release knows.
+    /// Connects, and checks that this release knows the version of the stored data.
     ///
     /// # Errors
-    /// [`StoreError::TooNew`]; [`StoreError::Unavailable`] when no majority of the cluster is reached, or
-    /// the configuration makes no sense.
+    /// [`StoreError::TooNew`]; [`StoreError::Unavailable`] when a majority of the cluster cannot be reached, or the
+    /// configuration is invalid.
     pub async fn open(config: EtcdConfig) -> Result<Self, StoreError> {
         let connection = Connection::new(&config).await?;
         let store = Self {
@@ -49,15 +49,14 @@ impl EtcdStore {
         Ok(store)
     }
 
-    /// Notes our schema in an empty store, or reads the one that is there. It is outside of what the
-    /// store lists.
+    /// Writes our schema to an empty store, or reads the existing one. It is outside of the listed keys.
     async fn check_schema(&self) -> Result<(), StoreError> {
         let name = format!("{}.schema", self.inner.root);
         let transaction = Txn::new()
             .when([Compare::create_revision(name.clone(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(name.clone(), SCHEMA.to_string(), None)])
             .or_else([TxnOp::get(name, None)]);
-        // Repeating it does no harm.
+        // Idempotent.
         let answer = self
             .inner
             .connection
@@ -81,7 +80,7 @@ impl EtcdStore {
                 known: SCHEMA,
             }),
             Some(_) => Ok(()),
-            None => Err(self.inner.corrupt("its schema is no number".to_owned())),
+            None => Err(self.inner.corrupt("its schema is not a number".to_owned())),
         }
     }
 }
@@ -98,7 +97,7 @@ impl Inner {
         }
     }
 
-    /// Our name of a key in etcd.
+    /// Our key for a key in etcd.
     fn key(&self, raw: &[u8]) -> Result<Key, StoreError> {
         std::str::from_utf8(raw)
             .ok()
@@ -106,7 +105,7 @@ impl Inner {
             .and_then(|key| key.parse().ok())
             .ok_or_else(|| {
                 let raw = String::from_utf8_lossy(raw);
-                self.corrupt(format!("somebody else has put {raw:?} among our keys"))
+                self.corrupt(format!("another program has put {raw:?} among our keys"))
             })
     }
 
@@ -122,8 +121,8 @@ impl Inner {
         })
     }
 
-    /// A page of what is below a prefix, at a revision (0: now), with the revision it is of and whether
-    /// there is more. Takes fewer at once when they are too large together.
+    /// A page of the entries below a prefix, at a revision (0: now), with its revision and whether there are more.
+    /// Reads fewer entries if they are too large together.
     async fn page(&self, position: &mut Position) -> Result<(Vec<Entry>, Revision, bool), StoreError> {
         let begin = match &position.after {
             // The first string after the key.
@@ -155,7 +154,7 @@ impl Inner {
                 Err(StoreError::Compacted { .. }) => {
                     return Err(StoreError::Compacted {
                         requested: position.revision,
-                        // The least that it can be; etcd does not say.
+                        // The lower bound; etcd does not report it.
                         oldest: Revision(position.revision.0 + 1),
                     });
                 }
@@ -178,7 +177,7 @@ impl Inner {
             .conditions()
             .map(|(key, expected)| {
                 let revision = match expected {
-                    // What is not there has the revision 0.
+                    // An absent key has revision 0.
                     Expected::Absent => 0,
                     Expected::At(revision) => signed(revision.0),
                 };
@@ -276,7 +275,7 @@ impl Store for EtcdStore {
             revision: Revision(0),
             after: None,
         };
-        // The first page is read now: it says which revision all of them are of.
+        // The first page is read now: it determines the revision of all pages.
         let (first, revision, more) = self.inner.page(&mut position).await?;
         position.revision = revision;
         position.after = first.last().map(|last| last.key.clone());
@@ -301,7 +300,7 @@ impl Store for EtcdStore {
             return Err(self.inner.connection.unavailable(
                 "commit under a lease",
                 "the lease has ended",
-                "no heartbeat came through in time",
+                "no heartbeat was answered in time",
             ));
         }
         self.inner.commit(&transaction, Some(lease)).await
@@ -311,8 +310,7 @@ impl Store for EtcdStore {
         watch::start(&self.inner, prefix, after).await
     }
 
-    /// etcd forgets nothing and grows, unless it is told to compact by itself; so the leader does this now
-    /// and then.
+    /// etcd keeps everything and grows, unless auto-compaction is configured; so the leader compacts regularly.
     async fn compact(&self, before: Revision) -> Result<(), StoreError> {
         let revision = signed(before.0);
         let compacted = self
@@ -323,14 +321,14 @@ impl Store for EtcdStore {
             })
             .await;
         match compacted {
-            // Somebody else has done it.
+            // Another client was faster.
             Ok(_) | Err(StoreError::Compacted { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 }
 
-/// Where a list has come to.
+/// The progress of a list.
 struct Position {
     inner: Arc<Inner>,
     prefix: Prefix,
@@ -359,7 +357,7 @@ fn revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
     Revision(header.map_or(0, |header| unsigned(header.revision())))
 }
 
-/// etcd counts in signed numbers that are never negative.
+/// etcd uses signed numbers that are never negative.
 fn unsigned(number: i64) -> u64 {
     number.unsigned_abs()
 }

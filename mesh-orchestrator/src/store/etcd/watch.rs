@@ -1,5 +1,5 @@
-//! Watching an etcd cluster through its members' failures: begun anew where it was broken off, so that
-//! nothing is missed and nothing told twice. Depends on `connection`.
+//! Watching an etcd cluster across failures of its members: resumed where it broke, so that nothing is missed or
+//! delivered twice. Depends on `connection`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,23 +8,22 @@ use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse};
 use super::{Call, Inner, revision, signed, unsigned};
 use crate::store::{Entry, Event, Prefix, Revision, StoreError, Watch, WatchBatch, watch::WatchSender};
 
-/// How long to wait before a broken watch is begun anew; doubled each time, up to the second.
+/// The pause before a broken watch is resumed; doubled each time, up to the second value.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// How long a member may take to say that a watch has begun.
+/// How long a member may take to confirm a watch.
 const BEGIN: Duration = Duration::from_secs(5);
 
 /// How an attempt to watch ended.
 enum End {
-    /// Nobody listens any more, or the last word was said.
+    /// The watch was dropped, or has delivered its final error.
     Done,
-    /// The member failed; another one will do.
+    /// The member failed; try another one.
     Broken,
 }
 
 pub(super) async fn start(inner: &Arc<Inner>, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError> {
-    // A read that is up to date: a revision above it is none of this cluster's, and one that is forgotten
-    // cannot be read at.
+    // A linearizable read: a higher revision is not of this cluster, and a compacted one cannot be read.
     let read = |at: Revision| {
         let options = GetOptions::new().with_revision(signed(at.0)).with_count_only();
         let key = inner.raw(prefix.as_str());
@@ -45,8 +44,8 @@ pub(super) async fn start(inner: &Arc<Inner>, prefix: &Prefix, after: Revision) 
             oldest: newest,
         });
     }
-    // From the revision itself, not the one after: an etcd before 3.6 that compacts at a revision forgets
-    // the removals of that very revision, too.
+    // From the revision itself, not the next one: etcd before 3.6 also drops the removals of the revision at which it
+    // compacts.
     let at = after.max(Revision(1));
     if at <= newest
         && let Err(error) = read(at).await
@@ -64,22 +63,27 @@ pub(super) async fn start(inner: &Arc<Inner>, prefix: &Prefix, after: Revision) 
 }
 
 async fn follow(inner: Arc<Inner>, prefix: Prefix, after: Revision, sender: WatchSender) {
-    let mut told = after;
+    let mut delivered = after;
     let mut pause = RETRY.0;
     loop {
-        let before = told;
-        match follow_member(&inner, &prefix, &mut told, &sender).await {
+        let before = delivered;
+        match follow_member(&inner, &prefix, &mut delivered, &sender).await {
             End::Done => return,
-            End::Broken if told > before => pause = RETRY.0,
+            End::Broken if delivered > before => pause = RETRY.0,
             End::Broken => pause = (pause * 2).min(RETRY.1),
         }
-        tracing::debug!(store = inner.connection.name(), %prefix, %told, "begins a broken watch anew");
+        tracing::debug!(store = inner.connection.name(), %prefix, %delivered, "resuming a broken watch");
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Watches by one member until it fails.
-async fn follow_member(inner: &Inner, prefix: &Prefix, told: &mut Revision, sender: &WatchSender) -> End {
+/// Watches through one member until it fails.
+async fn follow_member(
+    inner: &Inner,
+    prefix: &Prefix,
+    delivered: &mut Revision,
+    sender: &WatchSender,
+) -> End {
     let (number, client) = inner.connection.member();
     let broken = || {
         inner.connection.avoid(number);
@@ -87,8 +91,8 @@ async fn follow_member(inner: &Inner, prefix: &Prefix, told: &mut Revision, send
     };
     let options = WatchOptions::new()
         .with_range(inner.raw(&prefix.end()))
-        // Again from what was told last, for the same reason as in `start`; it is left out of the answer.
-        .with_start_revision(signed(told.0.max(1)))
+        // Again from the revision delivered last, for the same reason as in `start`; `batches` leaves it out.
+        .with_start_revision(signed(delivered.0.max(1)))
         .with_progress_notify();
     // An answer may carry many transactions.
     let mut watches = client.watch_client().max_decoding_message_size(usize::MAX);
@@ -102,7 +106,7 @@ async fn follow_member(inner: &Inner, prefix: &Prefix, told: &mut Revision, send
         };
         if answer.compact_revision() > 0 {
             let error = StoreError::Compacted {
-                requested: *told,
+                requested: *delivered,
                 oldest: Revision(unsigned(answer.compact_revision())),
             };
             let _ = sender.send(Err(error)).await;
@@ -112,14 +116,14 @@ async fn follow_member(inner: &Inner, prefix: &Prefix, told: &mut Revision, send
             return broken();
         }
         if answer.events().is_empty() {
-            // Nothing happened below the prefix up to here. The answer to the beginning does not say that:
-            // it has the member's revision, not what the watch has seen.
+            // A progress notification: there is nothing below the prefix up to here. The confirmation of the watch is
+            // not one: it has the member's revision, not the watch's.
             if !answer.created() {
-                *told = revision(answer.header()).max(*told);
+                *delivered = revision(answer.header()).max(*delivered);
             }
             continue;
         }
-        let batches = match batches(inner, &answer, *told) {
+        let batches = match batches(inner, &answer, *delivered) {
             Ok(batches) => batches,
             Err(error) => {
                 let _ = sender.send(Err(error)).await;
@@ -131,20 +135,24 @@ async fn follow_member(inner: &Inner, prefix: &Prefix, told: &mut Revision, send
             if sender.send(Ok(batch)).await.is_err() {
                 return End::Done;
             }
-            *told = revision;
+            *delivered = revision;
         }
     }
 }
 
-/// The answer's events by transaction. etcd never splits one over two answers, unless asked to.
-fn batches(inner: &Inner, answer: &WatchResponse, told: Revision) -> Result<Vec<WatchBatch>, StoreError> {
+/// The answer's events by transaction. etcd splits one over two answers only on request.
+fn batches(
+    inner: &Inner,
+    answer: &WatchResponse,
+    delivered: Revision,
+) -> Result<Vec<WatchBatch>, StoreError> {
     let mut batches: Vec<WatchBatch> = Vec::new();
     for event in answer.events() {
         let Some(found) = event.kv() else {
             continue;
         };
         let revision = Revision(unsigned(found.mod_revision()));
-        if revision <= told {
+        if revision <= delivered {
             continue;
         }
         let key = inner.key(found.key())?;
@@ -166,7 +174,7 @@ fn batches(inner: &Inner, answer: &WatchResponse, told: Revision) -> Result<Vec<
             }),
         }
     }
-    // A lease that ends removes its keys in no order.
+    // A lease that ends removes its keys in no particular order.
     for batch in &mut batches {
         batch.events.sort_by(|one, other| one.key().cmp(other.key()));
     }

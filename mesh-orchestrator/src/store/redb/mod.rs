@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{
     shared::{Request, Shared},
-    tables::Past,
+    tables::LogRead,
 };
 use super::{
     Entry, Expected, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction, Watch,
@@ -29,15 +29,15 @@ use super::{
 
 pub use tables::History;
 
-/// How many changes a watch reads at once.
+/// How many changes a watch reads at a time.
 const CHANGES: usize = 256;
 
-/// How long a watch waits before it asks again for a file that its disk does not give.
+/// The pause before a watch reads again from a disk that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A store in one file of this machine, which one process has open at a time.
+/// A store in one file on this machine, which one process can have open at a time.
 ///
-/// Dropping it closes the file, after the commits under way.
+/// Dropping it closes the file, after the commits in progress.
 #[derive(Debug)]
 pub struct RedbStore {
     shared: Arc<Shared>,
@@ -46,21 +46,21 @@ pub struct RedbStore {
     leases: Leases,
 }
 
-/// What was put under each lease of this process, and at which revision.
+/// The keys put under each lease of this process, and the revisions of those puts.
 type Leases = Arc<Mutex<BTreeMap<i64, Vec<(Key, Revision)>>>>;
 
 impl RedbStore {
-    /// Opens the store in a file, or makes it where there is none. Blocks while the file is checked.
+    /// Opens the store in a file, or creates it if there is none. Blocks while the file is checked.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] for a file that is torn, cut or no store, [`StoreError::TooNew`] for one of a
-    /// newer release, [`StoreError::Unavailable`] when it cannot be read or written, or another process has
-    /// it open. The file is left as it is.
+    /// [`StoreError::Corrupt`] for a file that is damaged, truncated or not a store, [`StoreError::TooNew`] for one of a
+    /// newer release, [`StoreError::Unavailable`] when it cannot be read or written, or another process has it open.
+    /// The file is not changed then.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         Self::open_with(path, History::default())
     }
 
-    /// As [`Self::open`], with another measure of how far back watches can ask.
+    /// As [`Self::open`], with another limit on how far back watches can start.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -77,7 +77,7 @@ impl RedbStore {
             .map_err(|source| StoreError::Unavailable {
                 operation: "open the store",
                 store: path.display().to_string(),
-                advice: "no thread can be started",
+                advice: "no thread could be started",
                 source: source.into(),
             })?;
         Ok(Self {
@@ -88,7 +88,7 @@ impl RedbStore {
         })
     }
 
-    /// Hands a transaction to the writing thread.
+    /// Sends a transaction to the writing thread.
     async fn write(&self, transaction: Transaction) -> Result<Revision, StoreError> {
         transaction.check()?;
         let (answer, answered) = oneshot::channel();
@@ -116,7 +116,7 @@ impl Drop for RedbStore {
     fn drop(&mut self) {
         drop(self.requests.take());
         if let Some(writer) = self.writer.take() {
-            // It cannot panic: what it does is caught.
+            // It cannot panic: its work is under `catch_unwind`.
             let _ = writer.join();
         }
         self.shared.close();
@@ -156,7 +156,7 @@ impl Store for RedbStore {
         self.write(transaction).await
     }
 
-    /// A lease of this process: it ends with it, as the next one to open the file removes what is ephemeral.
+    /// A lease of this process, which ends with it: the next process to open the file removes ephemeral keys.
     async fn lease(&self, _heartbeat: Heartbeat) -> Result<Lease, StoreError> {
         let requests = self
             .requests
@@ -185,15 +185,15 @@ impl Store for RedbStore {
             return Err(open::closed(&self.shared.path, "commit under a lease"));
         }
         let revision = self.write(transaction).await?;
-        let given_up = match self.leases().get_mut(&lease.id()) {
+        let revoked = match self.leases().get_mut(&lease.id()) {
             Some(keys) => {
                 keys.extend(put.into_iter().map(|key| (key, revision)));
                 Vec::new()
             }
-            // Given up meanwhile: nobody else will remove them.
+            // Revoked meanwhile: no one else will remove them.
             None => put,
         };
-        for key in given_up {
+        for key in revoked {
             let removal = Transaction::new()
                 .expect(key.clone(), Expected::At(revision))
                 .delete(key);
@@ -206,7 +206,7 @@ impl Store for RedbStore {
     }
 
     async fn watch(&self, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError> {
-        let past = blocking(&self.shared, {
+        let read = blocking(&self.shared, {
             let prefix = prefix.clone();
             move |shared| {
                 shared.read("watch", |transaction| {
@@ -215,7 +215,7 @@ impl Store for RedbStore {
             }
         })
         .await?;
-        if let Past::Compacted { oldest } = past {
+        if let LogRead::Compacted { oldest } = read {
             return Err(StoreError::Compacted {
                 requested: after,
                 oldest,
@@ -226,7 +226,7 @@ impl Store for RedbStore {
     }
 }
 
-/// Waits until a lease is given up, and removes what is still there of what was put under it.
+/// Waits until a lease is revoked, and removes the keys put under it that still exist.
 async fn release(id: i64, keeper: Keeper, leases: Leases, requests: mpsc::WeakUnboundedSender<Request>) {
     let _ = keeper.given_up.await;
     let keys = leases
@@ -244,14 +244,14 @@ async fn release(id: i64, keeper: Keeper, leases: Leases, requests: mpsc::WeakUn
         };
         if requests.send((transaction, answer)).is_ok() {
             drop(requests);
-            // A conflict: it was put again by somebody else, and is theirs.
+            // A conflict: it was put again by another holder, and is theirs.
             let _ = answered.await;
         }
     }
     keeper.lost.send_replace(true);
 }
 
-/// Where a list has come to.
+/// The progress of a list.
 struct Position {
     shared: Arc<Shared>,
     transaction: Arc<ReadTransaction>,
@@ -277,25 +277,25 @@ impl Position {
     }
 }
 
-/// Tells a watch what the file's log says, from a revision on.
+/// Delivers the file's log to a watch, from a revision on.
 async fn follow(shared: Arc<Shared>, prefix: Prefix, after: Revision, sender: WatchSender) {
     let mut newest = shared.newest.subscribe();
-    let mut told = after;
+    let mut delivered = after;
     loop {
         newest.borrow_and_update();
         let read = blocking(&shared, {
             let prefix = prefix.clone();
             move |shared| {
                 shared.read("watch", |transaction| {
-                    tables::changes(transaction, &prefix, told, CHANGES)
+                    tables::changes(transaction, &prefix, delivered, CHANGES)
                 })
             }
         })
         .await;
         let (batches, until) = match read {
-            Ok(Past::Batches(batches, until)) => (batches, until),
-            Ok(Past::Compacted { oldest }) => {
-                let requested = told;
+            Ok(LogRead::Batches(batches, until)) => (batches, until),
+            Ok(LogRead::Compacted { oldest }) => {
+                let requested = delivered;
                 let _ = sender
                     .send(Err(StoreError::Compacted { requested, oldest }))
                     .await;
@@ -314,9 +314,9 @@ async fn follow(shared: Arc<Shared>, prefix: Prefix, after: Revision, sender: Wa
         if !send(&sender, batches).await {
             return;
         }
-        let moved = until > told;
-        told = until;
-        // Reads again at once after news: there may be more than was read.
+        let moved = until > delivered;
+        delivered = until;
+        // Read again immediately after progress: there may be more.
         if !moved && newest.changed().await.is_err() {
             return;
         }
@@ -332,7 +332,7 @@ async fn send(sender: &WatchSender, batches: Vec<WatchBatch>) -> bool {
     true
 }
 
-/// Runs what waits for the disk where it holds up nobody.
+/// Runs disk I/O on a blocking thread.
 async fn blocking<T: Send + 'static>(
     shared: &Arc<Shared>,
     work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,

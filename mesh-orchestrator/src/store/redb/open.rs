@@ -1,5 +1,5 @@
-//! Opening the embedded store's file: making a new one without ever leaving half of it, and telling a
-//! damaged, a newer and an unreachable file apart. Depends on `tables`.
+//! Opening the embedded store's file: creating a new one atomically, and distinguishing damaged, newer and unreachable
+//! files. Depends on `tables`.
 
 use std::{
     fs::{self, File},
@@ -13,10 +13,10 @@ use redb::{Builder, Database, Error, ReadableDatabase, StorageError, backends::F
 use super::tables::{self, Failure};
 use crate::store::{SCHEMA, StoreError};
 
-/// What redb may keep in memory, in bytes. The whole of a small cluster's state.
+/// redb's cache, in bytes: enough for all of a small cluster's state.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Opens the file, or makes it where there is none.
+/// Opens the file, or creates it if there is none.
 pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.len() == 0 => Err(corrupt(path, "it is empty")),
@@ -29,14 +29,13 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
-    // Finds what a cut, a bad disk or a person's editor did to the file now, rather than in the middle of
-    // a later read.
+    // Finds damage to the file now, rather than in the middle of a later read.
     builder.set_check_integrity_on_open(true);
     builder
 }
 
 fn open_existing(path: &Path) -> Result<Database, StoreError> {
-    // Whatever a damaged file makes the reader do, it is an error and not the agent's end.
+    // A damaged file may make redb panic: that must be an error, not the end of the agent.
     let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, Failure> {
         let database = builder()
             .open(path)
@@ -48,7 +47,7 @@ fn open_existing(path: &Path) -> Result<Database, StoreError> {
         Ok((database, schema))
     }));
     let (database, schema) = opened
-        .map_err(|_| corrupt(path, "reading it makes no sense"))?
+        .map_err(|_| corrupt(path, "redb panicked while reading it"))?
         .map_err(|failure| error(path, "open the store", failure))?;
     if schema > SCHEMA {
         return Err(StoreError::TooNew {
@@ -60,8 +59,8 @@ fn open_existing(path: &Path) -> Result<Database, StoreError> {
     Ok(database)
 }
 
-/// Makes the file under another name and gives it its own when it is whole: a file that is there is
-/// either a store or damaged, never half begun.
+/// Creates the file under a temporary name and renames it when it is complete: an existing file is either a store or
+/// damaged, never incomplete.
 fn create(path: &Path) -> Result<Database, StoreError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -98,7 +97,7 @@ fn fill(file: File) -> Result<Database, Failure> {
     Ok(database)
 }
 
-/// Says what a failure means to whoever asked for the operation.
+/// Translates a failure of an operation for its caller.
 pub(super) fn error(path: &Path, operation: &'static str, failure: Failure) -> StoreError {
     match failure {
         Failure::Corrupt(detail) => corrupt(path, &detail),
@@ -157,11 +156,11 @@ fn advice(source: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static 
             "its folder must be writable for the agent's user"
         }
         Some(io::ErrorKind::NotFound) => "its folder must exist",
-        _ => "look at its disk, and at the kernel's log",
+        _ => "check its disk and the kernel's log",
     }
 }
 
-/// What a store says that was closed while somebody still had it.
+/// The error of a store that was closed while still in use.
 pub(super) fn closed(path: &Path, operation: &'static str) -> StoreError {
     StoreError::Unavailable {
         operation,

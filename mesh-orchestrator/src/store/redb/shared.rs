@@ -1,5 +1,5 @@
-//! The open file, shared by readers and the one writing thread: reading, committing in groups, and
-//! opening the file anew after its disk failed. Synchronous; depends on `tables` and `open`.
+//! The open file, shared by readers and the one writing thread: reading, committing in groups, and reopening the file
+//! after its disk failed. Synchronous; depends on `tables` and `open`.
 
 use std::{
     fmt,
@@ -20,29 +20,29 @@ use super::{
 };
 use crate::store::{MAX_OPERATIONS, Revision, StoreError, Transaction, lease};
 
-/// How many waiting transactions are committed by one write to the disk.
+/// How many waiting transactions are committed by one disk write.
 const GROUP: usize = 64;
 
-/// A transaction, and where its answer goes.
+/// A transaction, and the channel for its result.
 pub(super) type Request = (Transaction, oneshot::Sender<Result<Revision, StoreError>>);
 
-/// What a group of transactions came to, one answer each.
+/// The results of a group of transactions, one each.
 type Answers = Vec<Result<Revision, StoreError>>;
 
 pub(super) struct Shared {
     pub(super) path: PathBuf,
-    /// Tells watches that there is something new; the revision is a hint, the file decides.
+    /// Wakes watches; the revision is a hint, the file is authoritative.
     pub(super) newest: watch::Sender<Revision>,
     history: History,
-    /// How many times the file was opened anew; changed under the lock of `state`.
+    /// How many times the file was reopened; changed under the lock of `state`.
     openings: AtomicU64,
     state: RwLock<State>,
 }
 
 enum State {
-    /// With how many times it was opened before.
+    /// With the number of this opening.
     Open(Database, u64),
-    /// The disk failed; to be opened anew.
+    /// The disk failed; to be reopened.
     Failed,
     Closed,
 }
@@ -51,9 +51,9 @@ enum State {
 enum GroupFailure {
     /// The file is not open, and cannot be opened.
     NotOpen(StoreError),
-    /// Before the commit began: nothing of it is in the file.
+    /// Before the commit: nothing of it is in the file.
     Before(Failure),
-    /// In the commit. If it made it to the file all the same, these are the answers, and this the revision.
+    /// During the commit. If the file has it nevertheless, these are the results, and this is the revision.
     Within(Failure, Answers, Revision),
 }
 
@@ -88,7 +88,7 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Removes what the process that had the file open before held by leases.
+    /// Removes the leased keys of the process that had the file open before.
     fn remove_ephemeral(&self) -> Result<(), StoreError> {
         loop {
             let left = self.read("open the store", |transaction| {
@@ -115,7 +115,7 @@ impl Shared {
         self.with_transaction(operation, |transaction| work(&transaction))
     }
 
-    /// Begins a read transaction that outlives the call.
+    /// Starts a read transaction that outlives the call.
     pub(super) fn begin_read(
         &self,
         operation: &'static str,
@@ -131,7 +131,7 @@ impl Shared {
         operation: &'static str,
         work: impl Fn(ReadTransaction) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        // After a failed write redb refuses to read, too, until the file is opened anew.
+        // After a failed write redb refuses to read, too, until the file is reopened.
         for last in [false, true] {
             let failed = match &*self.state() {
                 State::Open(database, opened) => {
@@ -159,25 +159,25 @@ impl Shared {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the file anew, unless that was done since it failed in its given opening. What was committed is
-    /// in it, what was not is gone.
+    /// Reopens the file, unless that was done since the opening in which it failed. Committed transactions are in it,
+    /// others are gone.
     fn reopen(&self, failed: Option<u64>) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let opened = match &*state {
             State::Closed => return Err(open::closed(&self.path, "open the store")),
-            // Somebody else was faster.
+            // Another thread was faster.
             State::Open(_, opened) if Some(*opened) != failed => return Ok(()),
             State::Open(_, opened) => *opened,
             State::Failed => self.openings.load(Ordering::Relaxed),
         };
         self.openings.store(opened + 1, Ordering::Relaxed);
-        // Gives up the lock on the file.
+        // Releases the lock on the file.
         *state = State::Failed;
         *state = State::Open(open::open(&self.path)?, opened + 1);
         Ok(())
     }
 
-    /// Which opening is in use; `None` when the file is not open.
+    /// The number of the current opening; `None` if the file is not open.
     fn opening(&self) -> Option<u64> {
         match &*self.state() {
             State::Open(_, opened) => Some(*opened),
@@ -189,14 +189,14 @@ impl Shared {
         matches!(&*self.state(), State::Closed)
     }
 
-    /// Closes the file; whoever still uses the store is told so.
+    /// Closes the file; later calls of the store fail.
     pub(super) fn close(&self) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
-        // Wakes the watches up, which find it closed.
+        // Wake the watches, which find it closed.
         self.newest.send_modify(|_| {});
     }
 
-    /// The writing thread: commits what is asked for until nobody can ask any more.
+    /// The writing thread: commits requests until all senders are gone.
     pub(super) fn write_until_closed(&self, mut requests: mpsc::UnboundedReceiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
             let mut group = vec![first];
@@ -207,7 +207,7 @@ impl Shared {
             }
             let (transactions, callers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
             for (caller, answer) in callers.into_iter().zip(self.commit(&transactions)) {
-                // Whoever no longer listens does not want to know.
+                // The caller may no longer wait for it.
                 let _ = caller.send(answer);
             }
         }
@@ -223,7 +223,7 @@ impl Shared {
             }
             Ok(Err(GroupFailure::NotOpen(error))) => error,
             Ok(Err(GroupFailure::Before(failure))) => {
-                // Only so that the next one finds it open; this one has its answer already.
+                // For the next group: this one has failed already.
                 let _ = self.reopen(opened);
                 open::error(&self.path, "commit", failure)
             }
@@ -232,7 +232,7 @@ impl Shared {
                     .reopen(opened)
                     .and_then(|()| self.read("commit", tables::revision))
                 {
-                    // This is the only writer, so a revision reached is the group's.
+                    // This is the only writer, so this revision is the group's.
                     Ok(found) if found == intended => {
                         self.newest.send_replace(found);
                         return answers;
@@ -246,7 +246,7 @@ impl Shared {
             }
             Err(_) => StoreError::Corrupt {
                 store: self.path.display().to_string(),
-                detail: "writing to it makes no sense".to_owned(),
+                detail: "redb panicked while writing to it".to_owned(),
             },
         };
         share(error, group.len())
@@ -290,7 +290,7 @@ impl Shared {
     }
 }
 
-/// The same error for each of a group.
+/// The same error for each transaction of a group.
 fn share(error: StoreError, count: usize) -> Answers {
     let text = {
         let source: &dyn std::error::Error = &error;
@@ -320,7 +320,7 @@ fn share(error: StoreError, count: usize) -> Answers {
     (0..count).map(|_| Err(again(&error))).collect()
 }
 
-/// Whether the disk refused, as opposed to the data making no sense.
+/// Whether the disk failed, rather than the data being inconsistent.
 fn is_disk(failure: &Failure) -> bool {
     match failure {
         Failure::Redb(Error::PreviousIo) => true,

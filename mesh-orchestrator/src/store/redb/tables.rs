@@ -12,8 +12,7 @@ use crate::store::{
 /// Key to (created, modified, version, value).
 const ENTRIES: TableDefinition<'_, &str, (u64, u64, u64, &[u8])> = TableDefinition::new("entries");
 
-/// (Revision, place within it) to what became of which key: (created, version, value), or nothing when it
-/// was removed. What watches read.
+/// (Revision, index within it) to key and (created, version, value), or no value if it was removed. Read by watches.
 const LOG: TableDefinition<'_, (u64, u32), Logged<'_>> = TableDefinition::new("log");
 
 type Logged<'a> = (&'a str, Option<(u64, u64, &'a [u8])>);
@@ -23,11 +22,11 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 const META_SCHEMA: &str = "schema";
 const META_REVISION: &str = "revision";
-/// The newest revision whose changes are forgotten.
+/// The newest revision whose changes were dropped.
 const META_COMPACTED: &str = "compacted";
 const META_LOG_BYTES: &str = "log-bytes";
 
-/// How much of the past watches can ask for.
+/// How far back watches can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct History {
     /// The most transactions.
@@ -45,7 +44,7 @@ impl Default for History {
     }
 }
 
-/// What redb says, before it is known for which operation.
+/// An error of redb, before its operation is known.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
@@ -70,10 +69,10 @@ type Result<T> = std::result::Result<T, Failure>;
 
 fn parse(key: &str) -> Result<Key> {
     key.parse()
-        .map_err(|error| Failure::Corrupt(format!("a stored key is none: {error}")))
+        .map_err(|error| Failure::Corrupt(format!("a stored key is invalid: {error}")))
 }
 
-/// Makes the tables of a new store.
+/// Creates the tables of a new store.
 pub(super) fn create(transaction: &WriteTransaction) -> Result<()> {
     transaction.open_table(ENTRIES)?;
     transaction.open_table(LOG)?;
@@ -85,7 +84,7 @@ pub(super) fn create(transaction: &WriteTransaction) -> Result<()> {
     Ok(())
 }
 
-/// The version of what is stored.
+/// The version of the stored data.
 pub(super) fn schema(transaction: &ReadTransaction) -> Result<u64> {
     number(&transaction.open_table(META)?, META_SCHEMA)
 }
@@ -119,7 +118,7 @@ fn entry(key: Key, (created, modified, version, value): (u64, u64, u64, &[u8])) 
     }
 }
 
-/// Up to so many entries below a prefix, after a key.
+/// Up to `limit` entries below a prefix, after a key.
 pub(super) fn page(
     transaction: &ReadTransaction,
     prefix: &Prefix,
@@ -141,38 +140,38 @@ pub(super) fn page(
         .collect()
 }
 
-/// What is remembered of the time after a revision.
-pub(super) enum Past {
-    /// The next transactions with changes below the prefix (none: all has been told up to the revision).
+/// The log after a revision.
+pub(super) enum LogRead {
+    /// The next transactions with changes below the prefix, and the revision up to which these are all.
     Batches(Vec<WatchBatch>, Revision),
-    /// The revision is older than what is remembered, or not of this store.
+    /// The revision is older than the log, or not of this store.
     Compacted { oldest: Revision },
 }
 
-/// The changes below a prefix after a revision, of up to so many changes.
+/// The changes below a prefix after a revision, from about `limit` changes.
 pub(super) fn changes(
     transaction: &ReadTransaction,
     prefix: &Prefix,
     after: Revision,
     limit: usize,
-) -> Result<Past> {
+) -> Result<LogRead> {
     let meta = transaction.open_table(META)?;
     let (compacted, newest) = (number(&meta, META_COMPACTED)?, number(&meta, META_REVISION)?);
     if after.0 < compacted || after.0 > newest {
-        return Ok(Past::Compacted {
+        return Ok(LogRead::Compacted {
             oldest: Revision(compacted),
         });
     }
     let log = transaction.open_table(LOG)?;
     let mut batches: Vec<WatchBatch> = Vec::new();
-    let mut told = after;
+    let mut delivered = after;
     for (count, found) in log.range((after.0 + 1, 0)..)?.enumerate() {
-        let (place, change) = found?;
-        let revision = Revision(place.value().0);
-        if count >= limit && revision != told {
-            return Ok(Past::Batches(batches, told));
+        let (position, change) = found?;
+        let revision = Revision(position.value().0);
+        if count >= limit && revision != delivered {
+            return Ok(LogRead::Batches(batches, delivered));
         }
-        told = revision;
+        delivered = revision;
         let (key, put) = change.value();
         let key = parse(key)?;
         if !prefix.contains(&key) {
@@ -190,10 +189,10 @@ pub(super) fn changes(
             }),
         }
     }
-    Ok(Past::Batches(batches, Revision(newest)))
+    Ok(LogRead::Batches(batches, Revision(newest)))
 }
 
-/// Applies a transaction, or tells the first expectation that does not hold and changes nothing.
+/// Applies a transaction, or returns the first condition that does not hold and changes nothing.
 pub(super) fn apply(
     redb: &WriteTransaction,
     transaction: &Transaction,
@@ -209,7 +208,7 @@ pub(super) fn apply(
     let mut meta = redb.open_table(META)?;
     let revision = number(&meta, META_REVISION)? + 1;
     let mut log = redb.open_table(LOG)?;
-    let (mut place, mut bytes) = (0, number(&meta, META_LOG_BYTES)?);
+    let (mut index, mut bytes) = (0, number(&meta, META_LOG_BYTES)?);
     for (key, write) in transaction.writes() {
         let key = key.as_str();
         match write {
@@ -220,7 +219,7 @@ pub(super) fn apply(
                 });
                 entries.insert(key, (created, revision, version, value.as_slice()))?;
                 log.insert(
-                    (revision, place),
+                    (revision, index),
                     (key, Some((created, version, value.as_slice()))),
                 )?;
                 bytes += weight(key, Some(value.len()));
@@ -229,21 +228,21 @@ pub(super) fn apply(
                 if entries.remove(key)?.is_none() {
                     continue;
                 }
-                log.insert((revision, place), (key, None))?;
+                log.insert((revision, index), (key, None))?;
                 bytes += weight(key, None);
             }
         }
-        place += 1;
+        index += 1;
     }
-    if place == 0 {
+    if index == 0 {
         return Ok(Ok(Revision(revision - 1)));
     }
     let mut compacted = number(&meta, META_COMPACTED)?;
-    // The newest transaction is kept whatever its size, and no transaction is forgotten by half.
+    // The newest transaction is kept whatever its size, and transactions are dropped whole.
     while compacted + 1 < revision && (revision - compacted > history.revisions || bytes > history.bytes) {
         compacted += 1;
-        for forgotten in log.extract_from_if((compacted, 0)..(compacted + 1, 0), |_, _| true)? {
-            let (_, change) = forgotten?;
+        for dropped in log.extract_from_if((compacted, 0)..(compacted + 1, 0), |_, _| true)? {
+            let (_, change) = dropped?;
             let (key, put) = change.value();
             bytes = bytes.saturating_sub(weight(key, put.map(|(_, _, value)| value.len())));
         }

@@ -22,7 +22,7 @@ pub(super) fn stories() -> Vec<Story> {
         ("a_restarted_agent_keeps_its_tasks", restarted),
         ("a_node_keeps_what_users_have_set", labels),
         ("a_drained_node_loses_its_tasks", drained),
-        ("every_node_reads_what_an_agent_registers", says),
+        ("every_node_reads_what_an_agent_registers", registers),
     ]
 }
 
@@ -155,7 +155,7 @@ fn drained(lab: &Lab) -> Result<()> {
     })
 }
 
-fn says(lab: &Lab) -> Result<()> {
+fn registers(lab: &Lab) -> Result<()> {
     run(async {
         let user = lab.open().await?;
         let one = Machine::start(lab, "one", NodeRole::Manager).await?;
@@ -170,7 +170,7 @@ fn says(lab: &Lab) -> Result<()> {
             });
             tokio::time::timeout(PATIENCE, registered)
                 .await
-                .context("nothing is heard")??;
+                .context("the registration was not seen")??;
         }
         Ok(())
     })

@@ -95,7 +95,9 @@ fn election(subject: &Subject) -> Result<()> {
     run(async {
         let Fresh { store, .. } = &subject.fresh().await?;
         let first = campaign(store, "loops", "node1", QUICK).await?;
-        let name = leader(store.as_ref(), "loops").await?.context("nobody leads")?;
+        let name = leader(store.as_ref(), "loops")
+            .await?
+            .context("there is no leader")?;
         ensure!(name.candidate == "node1");
         let mut others = tokio::task::JoinSet::new();
         for candidate in ["node2", "node3"] {

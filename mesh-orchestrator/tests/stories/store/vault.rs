@@ -143,8 +143,8 @@ fn rotation(subject: &Subject) -> Result<()> {
         vault
             .create(Kind::Secret, "d", BTreeMap::new(), &secret("d"), Timestamp(5))
             .await?;
-        ensure!(vault.encrypt_anew().await? == 3);
-        ensure!(vault.encrypt_anew().await? == 0);
+        ensure!(vault.reencrypt().await? == 3);
+        ensure!(vault.reencrypt().await? == 0);
         for name in ["a", "b", "c", "d"] {
             ensure!(vault.reveal(Kind::Secret, name).await? == secret(name));
         }

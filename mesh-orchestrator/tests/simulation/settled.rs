@@ -1,4 +1,4 @@
-//! Where a service must be when its cluster has come to rest: all that was asked for, as far as it is possible.
+//! The state of a service in a settled cluster: what users asked for, as far as it is possible.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use mesh_orchestrator::{
 };
 
 /// Checks one service.
-pub(crate) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
+pub(crate) fn check(state: &State, service: &Service) -> Result<(), String> {
     let name = &service.spec.name;
     let slots: BTreeMap<Slot, Vec<&Task>> = state
         .tasks_of(&service.id)
@@ -34,7 +34,7 @@ pub(crate) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
             .filter(|task| task.status.state.is_terminal() && !task.desired.is_wanted())
             .count();
         if ended > HISTORY {
-            return Err(format!("slot {slot} of {name} remembers {ended} tasks"));
+            return Err(format!("slot {slot} of {name} keeps {ended} ended tasks"));
         }
         let live: Vec<&&Task> = tasks.iter().filter(|task| task.is_live()).collect();
         for task in &live {
@@ -45,12 +45,12 @@ pub(crate) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
                 TaskState::Pending => stuck = true,
                 TaskState::New if !service.released => stuck = true,
                 TaskState::Ready if task.desired == TaskState::Ready => {
-                    return Err(format!("is held for ever: {task:#?}"));
+                    return Err(format!("a task is held forever: {task:#?}"));
                 }
-                _ => return Err(format!("does not go on: {task:#?}")),
+                _ => return Err(format!("a task does not advance: {task:#?}")),
             }
         }
-        // Beside a task that runs there may be one that has no place.
+        // Besides a running task there may be a pending one.
         if live.len() > 1 && !live.iter().any(|task| task.status.state == TaskState::Pending) {
             return Err(format!("slot {slot} of {name} has more than one task: {live:#?}"));
         }
@@ -111,7 +111,7 @@ pub(crate) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
             ));
         }
     };
-    // A job that was done on a node stays done there, whatever becomes of the node.
+    // A job that completed on a node stays complete, whatever happens to the node.
     let is_right = if service.spec.mode.is_job() {
         taken >= expected
     } else {
@@ -119,7 +119,7 @@ pub(crate) fn at_rest(state: &State, service: &Service) -> Result<(), String> {
     };
     if !is_right {
         return Err(format!(
-            "{name} has {taken} slots, {expected} were asked for: {}",
+            "{name} has {taken} slots instead of {expected}: {}",
             describe(state, service)
         ));
     }

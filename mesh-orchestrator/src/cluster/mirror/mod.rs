@@ -1,11 +1,14 @@
 //! All objects of the store, in memory, with the revision at which each was last written. Pure: the store's batches go
 //! in, updates come out. Imports `objects`.
 
+mod events;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+use self::events::action;
 use super::{
     Event, EventAction, EventKind, OpenError, Registration,
     stored::{self, Name, Stored},
@@ -313,111 +316,5 @@ impl Mirror {
         if let Some(spec) = known.into_iter().chain(current).find(|spec| **spec == task.spec) {
             task.spec = spec.clone();
         }
-    }
-
-    fn hostname(&self, node: &NodeId) -> String {
-        self.state
-            .nodes()
-            .get(node)
-            .map_or_else(String::new, |node| node.hostname.clone())
-    }
-
-    fn add_event(
-        &self,
-        update: &mut Update,
-        kind: EventKind,
-        id: &str,
-        name: String,
-        action: EventAction,
-        time: Timestamp,
-    ) {
-        update.events.push(Event {
-            kind,
-            id: id.to_owned(),
-            name,
-            action,
-            revision: update.revision,
-            time,
-        });
-    }
-
-    /// The events since an older mirror, as one batch.
-    pub(super) fn since(&self, older: &Self, now: Timestamp) -> Vec<Event> {
-        let mut update = Update {
-            revision: self.revision,
-            ..Update::default()
-        };
-        let keys: BTreeSet<&Key> = older.modified.keys().chain(self.modified.keys()).collect();
-        for key in keys {
-            let Some(action) = difference(older.modified.get(key), self.modified.get(key)) else {
-                continue;
-            };
-            let state = if action == EventAction::Remove {
-                &older.state
-            } else {
-                &self.state
-            };
-            let (kind, name) = match stored::name(key) {
-                Name::Service(id) => (
-                    EventKind::Service,
-                    state.service(&id).map(|service| service.spec.name.clone()),
-                ),
-                Name::Task(id) => (EventKind::Task, state.tasks().get(&id).map(Task::name)),
-                Name::Node(id) => (
-                    EventKind::Node,
-                    state.nodes().get(&id).map(|node| node.hostname.clone()),
-                ),
-                Name::Ports
-                | Name::Guard
-                | Name::Registration(_)
-                | Name::Leader
-                | Name::Restore
-                | Name::Other => continue,
-            };
-            self.add_event(
-                &mut update,
-                kind,
-                key.name(),
-                name.unwrap_or_default(),
-                action,
-                now,
-            );
-        }
-        let nodes: BTreeSet<&NodeId> = older
-            .registrations
-            .keys()
-            .chain(self.registrations.keys())
-            .collect();
-        for node in nodes {
-            let Some(action) = difference(older.registrations.get(node), self.registrations.get(node)) else {
-                continue;
-            };
-            self.add_event(
-                &mut update,
-                EventKind::Registration,
-                node.as_str(),
-                self.hostname(node),
-                action,
-                now,
-            );
-        }
-        update.events
-    }
-}
-
-/// What happened to one object, if anything.
-fn difference<T: PartialEq>(before: Option<T>, after: Option<T>) -> Option<EventAction> {
-    match (&before, &after) {
-        _ if before == after => None,
-        (_, None) => Some(EventAction::Remove),
-        (before, Some(_)) => Some(action(before.is_some())),
-    }
-}
-
-fn action(known: bool) -> EventAction {
-    if known {
-        EventAction::Update
-    } else {
-        EventAction::Create
     }
 }
