@@ -1,5 +1,5 @@
-//! `cargo xtask bench orchestrator`, the control loops: 1,000 nodes and 50,000 tasks scheduled from nothing, then a
-//! service added and scaled, a task crashed and a node lost.
+//! `cargo xtask bench orchestrator`, the control loops: 1,000 nodes and 50,000 tasks scheduled from nothing,
+//! then a service added and scaled, a task crashed and a node lost.
 
 use std::time::Duration;
 

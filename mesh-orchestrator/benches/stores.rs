@@ -1,5 +1,5 @@
-//! `cargo xtask bench orchestrator`, the stores: transactions per second, a long list and a read, on the embedded store
-//! and on an etcd cluster.
+//! `cargo xtask bench orchestrator`, the stores: transactions per second, a long list and a read, on the
+//! embedded store and on an etcd cluster.
 
 use std::{
     sync::{

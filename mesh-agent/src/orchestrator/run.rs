@@ -130,7 +130,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         if is_manager {
             let keep_backups = cluster.keep_backups(&schedule);
             tokio::join!(
-                cluster.lead(leader, shutdown.clone()),
+                cluster.run_candidate(leader, shutdown.clone()),
                 shutdown.run_until_cancelled(keep_backups),
             );
         }

@@ -66,12 +66,12 @@ impl Server {
         };
         let member = Member::start(&cluster, description(NODE), registration, heartbeat)?;
         running.spawn(work(cluster.clone(), NodeId::from(NODE)));
-        let leadership = LeaderConfig {
+        let config = LeaderConfig {
             heartbeat,
             ..LeaderConfig::new(NodeId::from(NODE))
         };
         let (leading, until) = (cluster.clone(), stop.clone());
-        running.spawn(async move { leading.lead(leadership, until).await });
+        running.spawn(async move { leading.run_candidate(config, until).await });
         let vault = Vault::open(store, &folder.path().join("keys.json"), Timestamp(1)).await?;
         let api = Api::new(Parts {
             cluster: cluster.clone(),

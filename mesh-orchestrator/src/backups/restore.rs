@@ -33,8 +33,8 @@ fn marker(store: &dyn Store) -> Result<Key, StoreError> {
     })
 }
 
-/// Restores a backup. It is checked as a whole before anything is changed. An interrupted restore is detected by
-/// [`interrupted`], and repeated by restoring again.
+/// Restores a backup. It is checked as a whole before anything is changed. An interrupted restore is detected
+/// by [`interrupted`], and repeated by restoring again.
 ///
 /// # Errors
 /// When the backup is damaged or of a newer release; [`BackupError::NotEmpty`]; as [`Store::commit`],

@@ -101,8 +101,8 @@ pub fn is_due(now: Timestamp, existing: &[BackupName]) -> bool {
     newest.is_none_or(|newest| now.since(newest) >= Duration::from_millis(HOUR))
 }
 
-/// The scheduled backups that expire. Only hours and days with a backup count, so that a machine that was off for long
-/// keeps its last ones.
+/// The scheduled backups that expire. Only hours and days with a backup count, so that a machine that was off
+/// for long keeps its last ones.
 #[must_use]
 pub fn expired(existing: &[BackupName], keep: Keep) -> Vec<BackupName> {
     let mut scheduled: Vec<BackupName> = existing

@@ -1,4 +1,5 @@
-//! Periodic work: scheduled backups and compaction of the store; also backups on request and restoring. Imports `backups` and the store's trait.
+//! Periodic work: scheduled backups and compaction of the store; also backups on request and restoring.
+//! Imports `backups` and the store's trait.
 
 use std::{
     collections::VecDeque,
@@ -55,8 +56,8 @@ impl Cluster {
         Ok(info)
     }
 
-    /// Makes scheduled backups, forever. Every manager makes its own, so that no machine is the only one to have
-    /// them.
+    /// Makes scheduled backups, forever. Every manager makes its own, so that no machine is the only one to
+    /// have them.
     pub async fn keep_backups(&self, schedule: &BackupSchedule) {
         let mut failed = false;
         loop {

@@ -15,8 +15,8 @@ const OUTCOME: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Cluster {
-    /// Commits batches one after the other, under the leader's fence if there is one; stops at the first that fails.
-    /// Returns the revision of the last committed batch, too, or 0.
+    /// Commits batches one after the other, under the leader's fence if there is one; stops at the first that
+    /// fails. Returns the revision of the last committed batch, too, or 0.
     pub(super) async fn commit(
         &self,
         batches: &[Batch],

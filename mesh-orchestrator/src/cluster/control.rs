@@ -12,7 +12,7 @@ use tokio::sync::broadcast::{
 };
 
 use super::{
-    ChangeError, Cluster, LeaderConfig, Registration, draft,
+    ChangeError, Cluster, Registration, draft,
     liveness::Liveness,
     mirror::{Mirror, Update},
     stored::Name,
@@ -51,9 +51,7 @@ pub(super) enum Consistency {
 
 impl Control {
     /// Starts from the mirror's state.
-    pub(super) fn new(cluster: &Cluster, config: &LeaderConfig) -> Self {
-        let patience = config.heartbeat.time_to_live();
-        let liveness = Liveness::new(patience, config.settle, cluster.clock().now());
+    pub(super) fn new(cluster: &Cluster, liveness: Liveness) -> Self {
         let mirror = cluster.mirror();
         Self {
             cluster: cluster.clone(),
@@ -105,8 +103,8 @@ impl Control {
         }
     }
 
-    /// Lets the loops decide, and commits their decisions. Returns when to call this again if nothing changes before;
-    /// immediately, if that is in the past.
+    /// Lets the loops decide, and commits their decisions. Returns when to call this again if nothing changes
+    /// before; immediately, if that is in the past.
     ///
     /// # Errors
     /// As [`Cluster::commit`]. The next [`Self::sync`] undoes what was not committed.
@@ -148,7 +146,8 @@ impl Control {
             draft::draft_since(&mirror, &author, &changes, self.synced)?
         };
         let (revision, committed) = self.cluster.commit(&drafted.batches, Some(leadership)).await;
-        // Until the mirror has all of it, a loop would not see its own changes and repeat them with new tasks.
+        // Until the mirror has all of it, a loop would not see its own changes and repeat them with new
+        // tasks.
         self.cluster.wait_for(revision).await;
         committed.map(|()| wake_at)
     }

@@ -1,4 +1,5 @@
-//! From changes to transactions: the writes and conditions of each change, divided into batches. Pure. Imports `mirror` and the store's plain data.
+//! From changes to transactions: the writes and conditions of each change, divided into batches. Pure.
+//! Imports `mirror` and the store's plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use crate::{
     },
 };
 
-/// Keys of one transaction. The rest is for the leader's fence, the restore marker, and the last change: removing a
-/// service also removes its old revisions and writes the guard.
+/// Keys of one transaction. The rest is for the leader's fence, the restore marker, and the last change:
+/// removing a service also removes its old revisions and writes the guard.
 const MAX_KEYS: usize = MAX_OPERATIONS - 16;
 
 /// Bytes of one transaction, less the same reserve.
@@ -119,8 +120,8 @@ pub(super) fn draft(
     draft_all(mirror, author, changes, None)
 }
 
-/// Drafts changes that were planned from the state at an earlier revision. Tasks may have changed since: an agent's
-/// reports and the loops' decisions concern different fields of a task.
+/// Drafts changes that were planned from the state at an earlier revision. Tasks may have changed since: an
+/// agent's reports and the loops' decisions concern different fields of a task.
 ///
 /// # Errors
 /// As [`draft`]; a conflict if anything but a task has changed since.
@@ -228,8 +229,9 @@ impl Draft<'_> {
         }
     }
 
-    /// A new specification makes a new revision. The loops' changes of a service, such as its update's status, do
-    /// not: they would soon displace the users' revisions, and what users have read would always be out of date.
+    /// A new specification makes a new revision. The loops' changes of a service, such as its update's
+    /// status, do not: they would soon displace the users' revisions, and what users have read would always
+    /// be out of date.
     fn put_service(&mut self, service: &Arc<Service>) -> Result<(), ChangeError> {
         let id = &service.id;
         let key = stored::service(id)?;

@@ -18,8 +18,8 @@ impl Cluster {
         Revisions::new(Arc::clone(self.store()), SERVICES)
     }
 
-    /// The kept revisions of a service, the current one first. An old one shows the service as it was when it was
-    /// replaced.
+    /// The kept revisions of a service, the current one first. An old one shows the service as it was when it
+    /// was replaced.
     ///
     /// # Errors
     /// [`RevisionError::Missing`] for an unknown service; when the store is unavailable.
@@ -62,8 +62,8 @@ impl Cluster {
         Ok(diff(&json(from)?, &json(to)?))
     }
 
-    /// Rolls a service back to its specification at a revision, by its rollback policy; without a number, to the
-    /// previous one. Changes nothing if that is the current one.
+    /// Rolls a service back to its specification at a revision, by its rollback policy; without a number, to
+    /// the previous one. Changes nothing if that is the current one.
     ///
     /// # Errors
     /// As [`Self::revision_of`] and [`Self::change`].

@@ -1,5 +1,5 @@
-//! Leading the cluster: one of the candidates runs the control loops, and a leader that was replaced cannot change
-//! anything, even before it notices. Imports `control`, `chores` and the store's membership.
+//! Leading the cluster: one of the candidates runs the control loops, and a leader that was replaced cannot
+//! change anything, even before it notices. Imports `control`, `chores` and the store's membership.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ChangeError, Cluster,
     control::{Consistency, Control},
+    liveness::Liveness,
     stored::ELECTION,
 };
 use crate::{
@@ -30,10 +31,11 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub struct LeaderConfig {
     /// The candidate: its node.
     pub node: NodeId,
-    /// How soon another candidate takes over, and how long to wait for a node that has not been seen in a term.
+    /// How soon another candidate takes over, and how long to wait for a node that has not been seen in a
+    /// term.
     pub heartbeat: Heartbeat,
-    /// How long a new leader waits, beyond the heartbeats, before it marks a node down: as long as a node's request to an
-    /// unavailable store can take.
+    /// How long a new leader waits, beyond the heartbeats, before it marks a node down: as long as a node's
+    /// request to an unavailable store can take.
     pub settle: Duration,
     /// How long the store keeps old revisions, if it does not compact by itself.
     pub remember: Duration,
@@ -53,9 +55,9 @@ impl LeaderConfig {
 }
 
 impl Cluster {
-    /// Campaigns for leadership, and runs the control loops during each term, until `shutdown`; then resigns. Waits for
-    /// a store that is unavailable.
-    pub async fn lead(&self, config: LeaderConfig, shutdown: CancellationToken) {
+    /// Campaigns for leadership, and runs the control loops during each term, until `shutdown`; then resigns.
+    /// Waits for a store that is unavailable.
+    pub async fn run_candidate(&self, config: LeaderConfig, shutdown: CancellationToken) {
         while let Some(leadership) = shutdown.run_until_cancelled(self.win(&config)).await {
             tracing::info!(node = %config.node, term = %leadership.term(), "leads the cluster");
             tokio::select! {
@@ -87,7 +89,9 @@ impl Cluster {
     async fn term(&self, leadership: &Leadership, config: &LeaderConfig) -> &'static str {
         // All changes of the previous leader must be in the mirror.
         self.wait_for(leadership.term()).await;
-        let mut control = Control::new(self, config);
+        let time_to_live = config.heartbeat.time_to_live();
+        let liveness = Liveness::new(time_to_live, config.settle, self.clock().now());
+        let mut control = Control::new(self, liveness);
         let mut inconsistent = false;
         loop {
             if control.sync() == Consistency::Inconsistent {

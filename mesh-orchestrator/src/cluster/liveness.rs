@@ -1,5 +1,5 @@
-//! Which nodes are alive, and which have been silent for too long. Pure: registrations and the time go in, statuses
-//! come out. Imports `objects`.
+//! Which nodes are alive, and which have been silent for too long. Pure: registrations and the time go in,
+//! statuses come out. Imports `objects`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,10 +8,10 @@ use crate::objects::{NodeId, NodeStatus, State, Timestamp};
 
 /// What a leader knows about nodes' registrations in its term.
 ///
-/// A registration that ends has missed its heartbeats already, so its node is down. A node that was not seen in this
-/// term, or announced that it will be back, has the time of its heartbeats first. A new leader waits for all nodes:
-/// after an outage of the store, an old registration may end now while its node still waits for the answer to a request
-/// that the store has lost.
+/// A registration that ends has missed its heartbeats already, so its node is down. A node that was not seen
+/// in this term, or announced that it will be back, has the time of its heartbeats first. A new leader waits
+/// for all nodes: after an outage of the store, an old registration may end now while its node still waits
+/// for the answer to a request that the store has lost.
 #[derive(Debug)]
 pub(super) struct Liveness {
     time_to_live: Duration,
@@ -33,8 +33,8 @@ pub(super) struct Found {
 }
 
 impl Liveness {
-    /// For a term that starts now. Nodes are waited for as long as their registrations live, and a new leader adds the
-    /// time that a request to the store can take.
+    /// For a term that starts now. Nodes are waited for as long as their registrations live, and a new leader
+    /// adds the time that a request to the store can take.
     pub(super) fn new(time_to_live: Duration, settle: Duration, now: Timestamp) -> Self {
         Self {
             time_to_live,

@@ -89,8 +89,8 @@ impl Member {
         self.session.present()
     }
 
-    /// Withdraws the registration of an agent that stops and will be back: the cluster waits for it as long as for a silent
-    /// one.
+    /// Withdraws the registration of an agent that stops and will be back: the cluster waits for it as long
+    /// as for a silent one.
     pub async fn leave(self) {
         self.update_registration(|registration| registration.leaving = true);
         let mut changes = self.cluster.changes();

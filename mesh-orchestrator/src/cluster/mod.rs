@@ -1,5 +1,5 @@
-//! The cluster's objects in a store: mirrored in memory, and changed by transactions that commit only if no other
-//! writer was faster. Imports `objects`, `commands` and the store's trait.
+//! The cluster's objects in a store: mirrored in memory, and changed by transactions that commit only if no
+//! other writer was faster. Imports `objects`, `commands` and the store's trait.
 //!
 //! ```text
 //! store ─ list, watch ─► mirror ─► read, changes, events
@@ -9,9 +9,9 @@
 //!
 //! Invariants:
 //! - Only the store's watch changes the mirror. After a change, the caller waits until the mirror has it.
-//! - Every transaction expects each object that it writes to be as the mirror had it, and no backup to be being
-//!   restored. Names and ports of services are unique because each change of a specification also writes one common
-//!   key.
+//! - Every transaction expects each object that it writes to be as the mirror had it, and no backup to be
+//!   being restored. Names and ports of services are unique because each change of a specification also
+//!   writes one common key.
 //! - An unavailable store stops changes and nothing else.
 
 mod chores;
@@ -226,14 +226,15 @@ impl Cluster {
     }
 
     /// Makes a change, which `plan` derives from the state and the time with one or several of the
-    /// [`crate::commands`]. It is called again if others change the same objects at the same time. When this returns,
-    /// [`Self::read`] shows the change.
+    /// [`crate::commands`]. It is called again if others change the same objects at the same time. When this
+    /// returns, [`Self::read`] shows the change.
     ///
     /// A change of more than a hundred objects is committed in several transactions.
     ///
     /// # Errors
-    /// [`ChangeError::Command`] when the plan refuses. [`ChangeError::Store`] when the store is unavailable: it says
-    /// whether something may have changed nevertheless. [`ChangeError::Contended`] when others were always faster.
+    /// [`ChangeError::Command`] when the plan refuses. [`ChangeError::Store`] when the store is unavailable:
+    /// it says whether something may have changed nevertheless. [`ChangeError::Contended`] when others were
+    /// always faster.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
         P: Fn(&State, Timestamp) -> Result<Vec<ObjectChange>, CommandError>,

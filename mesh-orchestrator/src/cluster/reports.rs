@@ -1,5 +1,5 @@
-//! Task statuses on their way from a node's agent to the store: in order, without repetition, and across outages of the
-//! store. Imports `commit` and `draft`.
+//! Task statuses on their way from a node's agent to the store: in order, without repetition, and across
+//! outages of the store. Imports `commit` and `draft`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -69,8 +69,8 @@ impl Reports {
 }
 
 impl Cluster {
-    /// Reports a task's status. Returns immediately: the report is stored as soon as the store accepts it, after earlier
-    /// reports of the same task. A report that is not new, or out of date, is dropped.
+    /// Reports a task's status. Returns immediately: the report is stored as soon as the store accepts it,
+    /// after earlier reports of the same task. A report that is not new, or out of date, is dropped.
     pub fn report(&self, task: TaskId, status: TaskStatus) {
         self.inner.reports.add(task, status);
     }

@@ -1,5 +1,5 @@
-//! Drafts, commits and the mirror together, on a store that is a map: the loops' decisions are stored, whatever else is
-//! written meanwhile.
+//! Drafts, commits and the mirror together, on a store that is a map: the loops' decisions are stored,
+//! whatever else is written meanwhile.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

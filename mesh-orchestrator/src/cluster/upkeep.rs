@@ -150,8 +150,8 @@ impl Cluster {
         self.inner.revision.send_replace(revision);
     }
 
-    /// Publishes an update, under the mirror's lock: a reader that subscribes under the lock misses nothing and sees
-    /// nothing twice.
+    /// Publishes an update, under the mirror's lock: a reader that subscribes under the lock misses nothing
+    /// and sees nothing twice.
     fn publish(&self, update: Update) {
         for event in &update.events {
             // There may be no listener.

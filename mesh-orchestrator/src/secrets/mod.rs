@@ -1,8 +1,8 @@
-//! Secrets, configs and registry credentials: encrypted before they are stored, decrypted only for their users. Depends
-//! on the store's trait.
+//! Secrets, configs and registry credentials: encrypted before they are stored, decrypted only for their
+//! users. Depends on the store's trait.
 //!
-//! The stored values are useless without the key file, which is neither in the store nor in backups; each manager has a
-//! copy. Names, labels and times are stored in clear text.
+//! The stored values are useless without the key file, which is neither in the store nor in backups; each
+//! manager has a copy. Names, labels and times are stored in clear text.
 
 mod error;
 mod key_file;

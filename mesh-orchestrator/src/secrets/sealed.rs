@@ -1,5 +1,5 @@
-//! One encrypted value: XChaCha20-Poly1305 with a random nonce, bound to the storage key. Pure but for the nonce, which
-//! comes from the operating system. Depends on nothing of ours.
+//! One encrypted value: XChaCha20-Poly1305 with a random nonce, bound to the storage key. Pure but for the
+//! nonce, which comes from the operating system. Depends on nothing of ours.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! Secrets, configs and registry credentials in a store. Depends on the store's trait, `key_file` and `record`.
+//! Secrets, configs and registry credentials in a store. Depends on the store's trait, `key_file` and
+//! `record`.
 
 use std::{
     collections::BTreeMap,
@@ -25,8 +26,8 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// Opens the vault of a store. The key file is created on the first use of the store, never later: a lost file must not
-    /// be replaced by a new one.
+    /// Opens the vault of a store. The key file is created on the first use of the store, never later: a lost
+    /// file must not be replaced by a new one.
     ///
     /// # Errors
     /// [`VaultError::NoKey`] when the store's key is not in this machine's file.
@@ -159,8 +160,8 @@ impl Vault {
         Ok(())
     }
 
-    /// Adds a new key to this machine's key file. On several nodes, copy the file to all of them (each reads it again with
-    /// [`Self::reload`]) before [`Self::reencrypt`].
+    /// Adds a new key to this machine's key file. On several nodes, copy the file to all of them (each reads
+    /// it again with [`Self::reload`]) before [`Self::reencrypt`].
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -183,8 +184,8 @@ impl Vault {
         Ok(())
     }
 
-    /// Re-encrypts with the active key all values under other keys, then removes the unused keys from this machine's file.
-    /// Returns how many values were re-encrypted. Can be repeated after a failure.
+    /// Re-encrypts with the active key all values under other keys, then removes the unused keys from this
+    /// machine's file. Returns how many values were re-encrypted. Can be repeated after a failure.
     ///
     /// # Errors
     /// As [`Store::commit`]; [`VaultError::KeyFile`] when a key is missing.

@@ -20,7 +20,8 @@ pub enum StoreError {
         /// The revision at which the key was last changed; `None` if there is no such key.
         found: Option<Revision>,
     },
-    /// The store cannot be reached or cannot write. Nothing was changed, and nothing can be until it recovers.
+    /// The store cannot be reached or cannot write. Nothing was changed, and nothing can be until it
+    /// recovers.
     #[error(
         "could not {operation} in {store}: it is unavailable, so nothing was changed; tasks and traffic go on, changes wait until it is available again ({advice})"
     )]

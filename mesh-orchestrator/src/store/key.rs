@@ -1,4 +1,5 @@
-//! Keys such as `/services/<id>`, and the prefixes by which they are listed and watched. Plain data; depends on nothing of ours.
+//! Keys such as `/services/<id>`, and the prefixes by which they are listed and watched. Plain data; depends
+//! on nothing of ours.
 
 use std::{fmt, str::FromStr};
 

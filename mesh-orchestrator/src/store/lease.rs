@@ -23,10 +23,11 @@ pub(super) fn ephemeral() -> Prefix {
     Prefix::of_ours("/ephemeral/")
 }
 
-/// Valid as long as the store receives its holder's heartbeats; then the ephemeral keys committed under it are removed.
+/// Valid as long as the store receives its holder's heartbeats; then the ephemeral keys committed under it
+/// are removed.
 ///
-/// Dropping it revokes it, [`Lease::revoke`] also waits for that. When the process dies or is cut off, it ends after
-/// its time to live.
+/// Dropping it revokes it, [`Lease::revoke`] also waits for that. When the process dies or is cut off, it
+/// ends after its time to live.
 pub struct Lease {
     id: i64,
     lost: watch::Receiver<bool>,
@@ -113,7 +114,8 @@ impl Default for Heartbeat {
 }
 
 impl Heartbeat {
-    /// The time without a heartbeat after which a lease ends: whole seconds, and at least two, etcd's minimum.
+    /// The time without a heartbeat after which a lease ends: whole seconds, and at least two, etcd's
+    /// minimum.
     #[must_use]
     pub fn time_to_live(self) -> Duration {
         let time = self.interval * self.missed.max(1);

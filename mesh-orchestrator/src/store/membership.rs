@@ -1,5 +1,5 @@
-//! Membership and leadership: nodes register under a lease, candidates campaign for leadership. The same on every
-//! store. Depends on the store's trait and leases.
+//! Membership and leadership: nodes register under a lease, candidates campaign for leadership. The same on
+//! every store. Depends on the store's trait and leases.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -205,8 +205,8 @@ impl fmt::Debug for Leadership {
 }
 
 impl Leadership {
-    /// Lets a transaction commit only while leadership is held, so that a former leader cannot change anything, even before
-    /// it notices.
+    /// Lets a transaction commit only while leadership is held, so that a former leader cannot change
+    /// anything, even before it notices.
     #[must_use]
     pub fn fence(&self, transaction: Transaction) -> Transaction {
         transaction.expect(self.key.clone(), Expected::At(self.revision))

@@ -1,11 +1,11 @@
-//! Storage of the orchestrator's objects: one trait, an embedded implementation for one node ([`redb`]) and one for
-//! several ([`etcd`]), and versioned objects on top ([`revisions`]).
+//! Storage of the orchestrator's objects: one trait, an embedded implementation for one node ([`redb`]) and
+//! one for several ([`etcd`]), and versioned objects on top ([`revisions`]).
 //!
 //! What every store guarantees, and the conformance suite checks:
-//! - A transaction is committed whole or not at all, and only if all its conditions hold. A committed transaction
-//!   survives a crash.
-//! - Reads see every transaction committed before them. A list is the state at one revision, however many pages it
-//!   has.
+//! - A transaction is committed whole or not at all, and only if all its conditions hold. A committed
+//!   transaction survives a crash.
+//! - Reads see every transaction committed before them. A list is the state at one revision, however many
+//!   pages it has.
 //! - A watch from a list's revision sees each later transaction once, whole, in order.
 //!
 //! Depends on `objects::Timestamp` only.
@@ -19,6 +19,7 @@ mod diff;
 mod error;
 mod key;
 mod lease;
+mod revision;
 mod transaction;
 mod watch;
 
@@ -31,7 +32,8 @@ pub use diff::{Difference, diff};
 pub use error::{Source, StoreError};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES, Prefix};
 pub use lease::{EPHEMERAL, Heartbeat, Lease, is_ephemeral};
-pub use transaction::{Expected, MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Revision, Transaction, Write};
+pub use revision::{Expected, Revision};
+pub use transaction::{MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Transaction, Write};
 pub use watch::{Event, Watch, WatchBatch};
 
 /// The version of the stored keys and values. A store with a higher one is refused.
@@ -111,8 +113,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Commits a transaction. Returns its revision, or the current one if it changed nothing.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::TooLarge`] and [`StoreError::Unavailable`]: nothing was changed.
-    /// [`StoreError::OutcomeUnknown`]: it may have been committed.
+    /// [`StoreError::Conflict`], [`StoreError::TooLarge`] and [`StoreError::Unavailable`]: nothing was
+    /// changed. [`StoreError::OutcomeUnknown`]: it may have been committed.
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError>;
 
     /// Grants a lease, and renews it.
@@ -121,8 +123,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn lease(&self, heartbeat: Heartbeat) -> Result<Lease, StoreError>;
 
-    /// As [`Self::commit`], but the ephemeral keys (see [`is_ephemeral`]) that it puts are removed with the lease, unless
-    /// they are put again.
+    /// As [`Self::commit`], but the ephemeral keys (see [`is_ephemeral`]) that it puts are removed with the
+    /// lease, unless they are put again.
     ///
     /// # Errors
     /// As [`Self::commit`]; [`StoreError::Unavailable`] when the lease is lost.
@@ -146,7 +148,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         self.list(&Prefix::everything(), PAGE).await
     }
 
-    /// Drops the history before a revision, if the store does not do so by itself. Watches cannot start there any more.
+    /// Drops the history before a revision, if the store does not do so by itself. Watches cannot start there
+    /// any more.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].

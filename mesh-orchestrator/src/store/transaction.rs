@@ -1,59 +1,16 @@
-//! A transaction: conditions on some keys and writes, all or nothing. Plain data; depends on `key` and `error`.
+//! A transaction: conditions on some keys and writes, all or nothing. Plain data; depends on `key` and
+//! `error`.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::{Key, StoreError};
+use super::{Expected, Key, StoreError};
 
 /// The most conditions, and the most writes, of one transaction: what etcd allows by default.
 pub const MAX_OPERATIONS: usize = 128;
 
-/// The most bytes of one transaction, keys and values: what etcd allows by default (1.5 MiB), less its overhead.
+/// The most bytes of one transaction, keys and values: what etcd allows by default (1.5 MiB), less its
+/// overhead.
 pub const MAX_TRANSACTION_BYTES: usize = 1_500_000;
-
-/// A point in a store's history: each transaction that writes makes a new, higher one.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(transparent)]
-pub struct Revision(pub u64);
-
-impl fmt::Display for Revision {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
-
-/// What a transaction expects of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
-    /// There is no such key.
-    Absent,
-    /// The key was last changed at this revision.
-    At(Revision),
-}
-
-impl fmt::Display for Expected {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Absent => formatter.write_str("nothing"),
-            Self::At(revision) => write!(formatter, "revision {revision}"),
-        }
-    }
-}
-
-impl Expected {
-    /// Whether it holds, given the revision at which the key was last changed.
-    #[must_use]
-    pub fn holds(self, found: Option<Revision>) -> bool {
-        match self {
-            Self::Absent => found.is_none(),
-            Self::At(revision) => found == Some(revision),
-        }
-    }
-}
 
 /// A write of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,13 +136,5 @@ mod tests {
             transaction.writes().collect::<Vec<_>>(),
             [(&key(1), &Write::Delete)]
         );
-    }
-
-    #[test]
-    fn expectations_compare_the_last_change() {
-        assert!(Expected::Absent.holds(None) && !Expected::Absent.holds(Some(Revision(1))));
-        assert!(Expected::At(Revision(1)).holds(Some(Revision(1))));
-        assert!(!Expected::At(Revision(1)).holds(Some(Revision(2))));
-        assert!(!Expected::At(Revision(1)).holds(None));
     }
 }

@@ -59,8 +59,8 @@ impl Watch {
         }
     }
 
-    /// Waits for the next transaction's changes; `None` when the watch has ended, after an error or because the store
-    /// was closed. Cancel-safe.
+    /// Waits for the next transaction's changes; `None` when the watch has ended, after an error or because
+    /// the store was closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<WatchBatch, StoreError>> {
         self.receiver.recv().await
     }

@@ -65,7 +65,7 @@ impl Machine {
                 ..LeaderConfig::new(node.clone())
             };
             let (cluster, stop) = (handle.cluster.clone(), stop.clone());
-            runtime.spawn(async move { cluster.lead(config, stop).await });
+            runtime.spawn(async move { cluster.run_candidate(config, stop).await });
         }
         Ok(Self {
             handle,

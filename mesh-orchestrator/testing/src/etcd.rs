@@ -1,4 +1,5 @@
-//! A real etcd cluster on loopback: three members, with TLS between them and to clients. Needs `etcd` and `etcdctl`.
+//! A real etcd cluster on loopback: three members, with TLS between them and to clients. Needs `etcd` and
+//! `etcdctl`.
 
 use std::{
     fmt,

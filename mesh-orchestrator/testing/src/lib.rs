@@ -1,5 +1,5 @@
-//! What the orchestrator's tests and measurements share: handles on stores, simulated nodes, an etcd cluster and
-//! small disks.
+//! What the orchestrator's tests and measurements share: handles on stores, simulated nodes, an etcd cluster
+//! and small disks.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! One seeded history of a simulated cluster.
 //!
-//! Users create, change, scale and remove services; nodes join, fall silent, lose power, are drained and come back;
-//! containers start slowly, crash, or have no image. The invariants are checked after every single change. At the end
-//! nothing fails any more, and the cluster must settle in the state that users asked for.
+//! Users create, change, scale and remove services; nodes join, fall silent, lose power, are drained and come
+//! back; containers start slowly, crash, or have no image. The invariants are checked after every single
+//! change. At the end nothing fails any more, and the cluster must settle in the state that users asked for.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! What must hold after every single change, and when the cluster has settled. Keeps a state of its own, built from the
-//! changes alone, in which a change that the loops did not return would be missing.
+//! What must hold after every single change, and when the cluster has settled. Keeps a state of its own,
+//! built from the changes alone, in which a change that the loops did not return would be missing.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 

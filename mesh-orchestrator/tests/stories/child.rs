@@ -17,7 +17,7 @@ const ARGUMENT: &str = "MESH_STORY_CHILD_ARGUMENT";
 pub(crate) enum Work {
     WriteUntilKilled,
     WriteToAFullDisk,
-    LeadUntilKilled,
+    CampaignUntilKilled,
     CreateServicesUntilKilled,
 }
 
@@ -25,7 +25,7 @@ impl Work {
     const ALL: [Self; 4] = [
         Self::WriteUntilKilled,
         Self::WriteToAFullDisk,
-        Self::LeadUntilKilled,
+        Self::CampaignUntilKilled,
         Self::CreateServicesUntilKilled,
     ];
 
@@ -33,7 +33,7 @@ impl Work {
         match self {
             Self::WriteUntilKilled => "write-until-killed",
             Self::WriteToAFullDisk => "write-to-a-full-disk",
-            Self::LeadUntilKilled => "lead-until-killed",
+            Self::CampaignUntilKilled => "campaign-until-killed",
             Self::CreateServicesUntilKilled => "create-services-until-killed",
         }
     }
@@ -42,7 +42,7 @@ impl Work {
         match self {
             Self::WriteUntilKilled => store::redb::write_until_killed(argument),
             Self::WriteToAFullDisk => store::disk::write_to_a_full_disk(argument),
-            Self::LeadUntilKilled => store::etcd::lead_until_killed(argument),
+            Self::CampaignUntilKilled => store::etcd::campaign_until_killed(argument),
             Self::CreateServicesUntilKilled => cluster::crash::create_services_until_killed(argument),
         }
     }

@@ -1,8 +1,8 @@
-//! Stories of the stores and of the cluster, each on the embedded store and on a real etcd. Needs root (a full disk
-//! is a small tmpfs), `etcd` and `etcdctl`.
+//! Stories of the stores and of the cluster, each on the embedded store and on a real etcd. Needs root (a
+//! full disk is a small tmpfs), `etcd` and `etcdctl`.
 //!
-//! Each story has a store of its own, so they run side by side. Those that do not stop etcd's members share one
-//! etcd cluster.
+//! Each story has a store of its own, so they run side by side. Those that do not stop etcd's members share
+//! one etcd cluster.
 
 mod child;
 mod cluster;

@@ -1,5 +1,5 @@
-//! All objects of the store, in memory, with the revision at which each was last written. Pure: the store's batches go
-//! in, updates come out. Imports `objects`.
+//! All objects of the store, in memory, with the revision at which each was last written. Pure: the store's
+//! batches go in, updates come out. Imports `objects`.
 
 mod events;
 
@@ -121,7 +121,8 @@ impl Mirror {
         self.restoring
     }
 
-    /// Objects that cannot be read. The mirror has their previous versions, on which no decision may be based.
+    /// Objects that cannot be read. The mirror has their previous versions, on which no decision may be
+    /// based.
     pub(super) fn unreadable(&self) -> &BTreeSet<Key> {
         &self.unreadable
     }

@@ -1,4 +1,5 @@
-//! Calling an etcd cluster: its members one after another until one answers, and what a failure means for the request. Depends on etcd-client and on the store's errors.
+//! Calling an etcd cluster: its members one after another until one answers, and what a failure means for the
+//! request. Depends on etcd-client and on the store's errors.
 
 use std::{
     error::Error as _,
@@ -18,8 +19,8 @@ use crate::store::{Revision, StoreError};
 /// How long a member may take to be connected to before the next one is tried.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// How often an idle connection is probed, and how long the answer may take: a member that is cut off is dropped after
-/// the sum.
+/// How often an idle connection is probed, and how long the answer may take: a member that is cut off is
+/// dropped after the sum.
 const PROBE: Duration = Duration::from_secs(2);
 
 /// The pause before the members are tried again, when none answered.
@@ -35,8 +36,8 @@ pub struct EtcdConfig {
     pub endpoints: Vec<String>,
     /// Our certificate and authorities; `None` only if the cluster has no TLS.
     pub tls: Option<EtcdTls>,
-    /// The prefix of all our keys in etcd, different for each cluster of ours. Starts with a slash and does not end with
-    /// one.
+    /// The prefix of all our keys in etcd, different for each cluster of ours. Starts with a slash and does
+    /// not end with one.
     pub root: String,
     /// How long one operation may take, over all members.
     pub timeout: Duration,

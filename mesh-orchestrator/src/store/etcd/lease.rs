@@ -1,4 +1,5 @@
-//! Leases in an etcd cluster: granted, renewed through any member, and reported as lost before they end. Depends on `connection`.
+//! Leases in an etcd cluster: granted, renewed through any member, and reported as lost before they end.
+//! Depends on `connection`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -35,8 +35,8 @@ impl EtcdStore {
     /// Connects, and checks that this release knows the version of the stored data.
     ///
     /// # Errors
-    /// [`StoreError::TooNew`]; [`StoreError::Unavailable`] when a majority of the cluster cannot be reached, or the
-    /// configuration is invalid.
+    /// [`StoreError::TooNew`]; [`StoreError::Unavailable`] when a majority of the cluster cannot be reached,
+    /// or the configuration is invalid.
     pub async fn open(config: EtcdConfig) -> Result<Self, StoreError> {
         let connection = Connection::new(&config).await?;
         let store = Self {
@@ -121,8 +121,8 @@ impl Inner {
         })
     }
 
-    /// A page of the entries below a prefix, at a revision (0: now), with its revision and whether there are more.
-    /// Reads fewer entries if they are too large together.
+    /// A page of the entries below a prefix, at a revision (0: now), with its revision and whether there are
+    /// more. Reads fewer entries if they are too large together.
     async fn page(&self, position: &mut Position) -> Result<(Vec<Entry>, Revision, bool), StoreError> {
         let begin = match &position.after {
             // The first string after the key.
@@ -310,7 +310,8 @@ impl Store for EtcdStore {
         watch::start(&self.inner, prefix, after).await
     }
 
-    /// etcd keeps everything and grows, unless auto-compaction is configured; so the leader compacts regularly.
+    /// etcd keeps everything and grows, unless auto-compaction is configured; so the leader compacts
+    /// regularly.
     async fn compact(&self, before: Revision) -> Result<(), StoreError> {
         let revision = signed(before.0);
         let compacted = self

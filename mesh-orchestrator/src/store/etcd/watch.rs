@@ -1,5 +1,5 @@
-//! Watching an etcd cluster across failures of its members: resumed where it broke, so that nothing is missed or
-//! delivered twice. Depends on `connection`.
+//! Watching an etcd cluster across failures of its members: resumed where it broke, so that nothing is missed
+//! or delivered twice. Depends on `connection`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,8 +44,8 @@ pub(super) async fn start(inner: &Arc<Inner>, prefix: &Prefix, after: Revision) 
             oldest: newest,
         });
     }
-    // From the revision itself, not the next one: etcd before 3.6 also drops the removals of the revision at which it
-    // compacts.
+    // From the revision itself, not the next one: etcd before 3.6 also drops the removals of the revision at
+    // which it compacts.
     let at = after.max(Revision(1));
     if at <= newest
         && let Err(error) = read(at).await
@@ -116,8 +116,8 @@ async fn follow_member(
             return broken();
         }
         if answer.events().is_empty() {
-            // A progress notification: there is nothing below the prefix up to here. The confirmation of the watch is
-            // not one: it has the member's revision, not the watch's.
+            // A progress notification: there is nothing below the prefix up to here. The confirmation of the
+            // watch is not one: it has the member's revision, not the watch's.
             if !answer.created() {
                 *delivered = revision(answer.header()).max(*delivered);
             }

@@ -53,9 +53,9 @@ impl RedbStore {
     /// Opens the store in a file, or creates it if there is none. Blocks while the file is checked.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] for a file that is damaged, truncated or not a store, [`StoreError::TooNew`] for one of a
-    /// newer release, [`StoreError::Unavailable`] when it cannot be read or written, or another process has it open.
-    /// The file is not changed then.
+    /// [`StoreError::Corrupt`] for a file that is damaged, truncated or not a store, [`StoreError::TooNew`]
+    /// for one of a newer release, [`StoreError::Unavailable`] when it cannot be read or written, or another
+    /// process has it open. The file is not changed then.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         Self::open_with(path, History::default())
     }

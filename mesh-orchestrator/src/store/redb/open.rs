@@ -1,5 +1,5 @@
-//! Opening the embedded store's file: creating a new one atomically, and distinguishing damaged, newer and unreachable
-//! files. Depends on `tables`.
+//! Opening the embedded store's file: creating a new one atomically, and distinguishing damaged, newer and
+//! unreachable files. Depends on `tables`.
 
 use std::{
     fs::{self, File},
@@ -59,8 +59,8 @@ fn open_existing(path: &Path) -> Result<Database, StoreError> {
     Ok(database)
 }
 
-/// Creates the file under a temporary name and renames it when it is complete: an existing file is either a store or
-/// damaged, never incomplete.
+/// Creates the file under a temporary name and renames it when it is complete: an existing file is either a
+/// store or damaged, never incomplete.
 fn create(path: &Path) -> Result<Database, StoreError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

@@ -1,5 +1,5 @@
-//! The open file, shared by readers and the one writing thread: reading, committing in groups, and reopening the file
-//! after its disk failed. Synchronous; depends on `tables` and `open`.
+//! The open file, shared by readers and the one writing thread: reading, committing in groups, and reopening
+//! the file after its disk failed. Synchronous; depends on `tables` and `open`.
 
 use std::{
     fmt,
@@ -159,8 +159,8 @@ impl Shared {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reopens the file, unless that was done since the opening in which it failed. Committed transactions are in it,
-    /// others are gone.
+    /// Reopens the file, unless that was done since the opening in which it failed. Committed transactions
+    /// are in it, others are gone.
     fn reopen(&self, failed: Option<u64>) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let opened = match &*state {

@@ -12,7 +12,8 @@ use crate::store::{
 /// Key to (created, modified, version, value).
 const ENTRIES: TableDefinition<'_, &str, (u64, u64, u64, &[u8])> = TableDefinition::new("entries");
 
-/// (Revision, index within it) to key and (created, version, value), or no value if it was removed. Read by watches.
+/// (Revision, index within it) to key and (created, version, value), or no value if it was removed. Read by
+/// watches.
 const LOG: TableDefinition<'_, (u64, u32), Logged<'_>> = TableDefinition::new("log");
 
 type Logged<'a> = (&'a str, Option<(u64, u64, &'a [u8])>);

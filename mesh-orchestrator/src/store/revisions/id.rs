@@ -5,8 +5,9 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Identifies one revision of one object, as CouchDB's `_rev` does: `3-9f2c04ab`. The second part is a hash of the
-/// content, so that an identifier is never reused, not even when an object is removed and created again.
+/// Identifies one revision of one object, as CouchDB's `_rev` does: `3-9f2c04ab`. The second part is a hash
+/// of the content, so that an identifier is never reused, not even when an object is removed and created
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RevisionId {
     /// 1 for the first.

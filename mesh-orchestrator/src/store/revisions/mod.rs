@@ -1,5 +1,5 @@
-//! Revisions of objects: each change gets an identifier, and old revisions are kept with their author and time, to
-//! inspect, compare and roll back to. Depends on the store's trait.
+//! Revisions of objects: each change gets an identifier, and old revisions are kept with their author and
+//! time, to inspect, compare and roll back to. Depends on the store's trait.
 
 mod id;
 
@@ -168,8 +168,8 @@ pub(crate) struct Current {
 pub(crate) struct Staged {
     /// The new revision.
     pub(crate) revision: RevisionId,
-    /// Keeps the old revision, where both are too large for one transaction. To be committed first; harmless if
-    /// the second is never committed.
+    /// Keeps the old revision, where both are too large for one transaction. To be committed first; harmless
+    /// if the second is never committed.
     pub(crate) before: Option<Transaction>,
     /// Writes the new revision.
     pub(crate) transaction: Transaction,

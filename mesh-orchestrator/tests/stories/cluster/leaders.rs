@@ -37,7 +37,7 @@ fn fenced(lab: &Lab) -> Result<()> {
                 ..LeaderConfig::new(NodeId::from(format!("candidate{number}").as_str()))
             };
             let (cluster, stop) = (candidate.cluster.clone(), stop.clone());
-            tokio::spawn(async move { cluster.lead(config, stop).await });
+            tokio::spawn(async move { cluster.run_candidate(config, stop).await });
         }
         user.until("the node is ready", |state| {
             state.nodes().values().any(|node| node.is_schedulable())

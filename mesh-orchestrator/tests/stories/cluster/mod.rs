@@ -1,4 +1,5 @@
-//! The cluster on the embedded store and on etcd: users, the leader and simulated agents, on handles of their own.
+//! The cluster on the embedded store and on etcd: users, the leader and simulated agents, on handles of their
+//! own.
 
 mod backups;
 mod changes;

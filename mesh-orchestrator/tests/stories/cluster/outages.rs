@@ -1,5 +1,5 @@
-//! The store becomes unavailable and recovers: changes wait, and nothing else happens. On etcd the quorum is lost, on
-//! the embedded store the disk is full.
+//! The store becomes unavailable and recovers: changes wait, and nothing else happens. On etcd the quorum is
+//! lost, on the embedded store the disk is full.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -189,7 +189,7 @@ fn compacts() -> Result<()> {
             ..LeaderConfig::new("leader".into())
         };
         let leading = leader.cluster.clone();
-        tokio::spawn(async move { leading.lead(config, stop).await });
+        tokio::spawn(async move { leading.run_candidate(config, stop).await });
         let compacted = async {
             loop {
                 match user.cluster.store().watch(&Prefix::everything(), old).await {

@@ -1,4 +1,5 @@
-//! What the embedded store promises of its disk: one that is full or read-only stops changes and harms nothing.
+//! What the embedded store promises of its disk: one that is full or read-only stops changes and harms
+//! nothing.
 
 use std::{fs, path::Path};
 

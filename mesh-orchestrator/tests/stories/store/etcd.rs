@@ -1,5 +1,5 @@
-//! What the store on etcd promises besides: foreign certificates are refused, and losing members or the majority
-//! neither loses, repeats nor invents a change.
+//! What the store on etcd promises besides: foreign certificates are refused, and losing members or the
+//! majority neither loses, repeats nor invents a change.
 
 use std::{
     collections::BTreeSet,
@@ -45,8 +45,8 @@ pub(super) fn stories() -> Vec<OwnStory> {
     ]
 }
 
-/// A child's work: leads until it is killed.
-pub(crate) fn lead_until_killed(folder: &Path) -> Result<()> {
+/// A child's work: wins the election and leads until it is killed.
+pub(crate) fn campaign_until_killed(folder: &Path) -> Result<()> {
     run(async {
         let endpoints = fs::read_to_string(folder.join("endpoints"))?;
         let tls = EtcdTls::from_files(
@@ -131,8 +131,8 @@ fn roots() -> Result<()> {
     })
 }
 
-/// Commits numbered keys until `stop`; returns those that were certainly committed, and those whose outcome is
-/// unknown.
+/// Commits numbered keys until `stop`; returns those that were certainly committed, and those whose outcome
+/// is unknown.
 async fn write(
     store: Arc<dyn Store>,
     writer: usize,
@@ -321,7 +321,7 @@ fn leader_killed() -> Result<()> {
             ..cluster.config("/mesh")
         };
         fs::write(cluster.folder().join("endpoints"), config.endpoints.join(","))?;
-        let mut child = Work::LeadUntilKilled
+        let mut child = Work::CampaignUntilKilled
             .command(cluster.folder())?
             .stdout(Stdio::piped())
             .spawn()?;

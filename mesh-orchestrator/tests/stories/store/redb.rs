@@ -1,5 +1,5 @@
-//! What the embedded store promises besides: a crash loses no committed transaction, and a damaged or foreign file is
-//! a clear error and stays as it is.
+//! What the embedded store promises besides: a crash loses no committed transaction, and a damaged or foreign
+//! file is a clear error and stays as it is.
 
 use std::{
     fs,
@@ -93,8 +93,8 @@ fn killed() -> Result<()> {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        // The first rounds are killed while the store is created, the later ones after some commits and at any
-        // moment within the next.
+        // The first rounds are killed while the store is created, the later ones after some commits and at
+        // any moment within the next.
         if round >= 5 {
             for _ in 0..(round * 7 % 23) {
                 acknowledged = lines.next().context("the writer ended")??.parse()?;

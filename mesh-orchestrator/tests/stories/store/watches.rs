@@ -281,7 +281,8 @@ fn future(subject: &Subject) -> Result<()> {
     })
 }
 
-/// A step of a random history: per key, what is expected (nothing, the current revision, absence, a wrong revision) and written.
+/// A step of a random history: per key, what is expected (nothing, the current revision, absence, a wrong
+/// revision) and written.
 type Step = Vec<(usize, u8, Option<Vec<u8>>)>;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
