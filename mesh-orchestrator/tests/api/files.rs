@@ -34,7 +34,7 @@ async fn no_answer_contains_a_secret() -> Result<()> {
         (&json!(28), &json!({"a": "b"}))
     );
     assert_eq!(by_id.json, found.json);
-    again.error(StatusCode::CONFLICT, "there is a secret key already")?;
+    again.error(StatusCode::CONFLICT, "the secret key already exists")?;
 
     // Errors do not contain the data either.
     for (data, message) in [
