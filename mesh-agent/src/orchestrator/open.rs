@@ -29,10 +29,9 @@ use tracing::{info, warn};
 use super::{
     OrchestratorOptions, api,
     identity::{self, IdentityError},
-    options::Role,
+    options::{MISSED_HEARTBEATS, Role},
     peers::{NoPeers, TlsPeers},
     program::{ProgramError, Programs},
-    run::MISSED,
     runtime::{DockerRuntime, EngineDescription, Runtime},
     tls::{Credentials, TlsError, TlsListener},
     worker::AddressBlock,
@@ -142,7 +141,7 @@ pub async fn open(
     let clock = SystemClock;
     let id = identity::identity(&options.state_dir, clock.seed())?;
     let store = retry("the store", || open_store(options)).await?;
-    let patience = options.heartbeat * (MISSED + 1);
+    let patience = options.heartbeat * (MISSED_HEARTBEATS + 1);
     retry("this node's id to be free", || async {
         Ok(identity::ensure_unique(store.as_ref(), &id, address, &options.state_dir, patience).await?)
     })

@@ -12,6 +12,8 @@ use mesh_orchestrator::spec::duration;
 
 /// The shortest heartbeat: etcd's leases last whole seconds, at least two.
 const MIN_HEARTBEAT: Duration = Duration::from_millis(500);
+/// Heartbeats that a node may miss before it is down.
+pub(super) const MISSED_HEARTBEATS: u32 = 3;
 /// Longer drains only delay updates.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(600);
 

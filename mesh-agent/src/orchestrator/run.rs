@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use super::{
     identity,
     open::Opened,
+    options::MISSED_HEARTBEATS,
     program::Programs,
     source::{self, LabelErrors},
     tls::TlsListener,
@@ -38,8 +39,6 @@ use crate::{
     source::{Acknowledged, SourceState},
 };
 
-/// Heartbeats that a node may miss before it is down.
-pub(super) const MISSED: u32 = 3;
 /// How often the snapshot is confirmed while the store answers.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// How often the node checks that its block of addresses is still its own.
@@ -87,7 +86,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let (proven, is_proven) = watch::channel(false);
     let heartbeat = Heartbeat {
         interval: options.heartbeat,
-        missed: MISSED,
+        missed: MISSED_HEARTBEATS,
     };
     let (engine, engine_answers) = watch::channel(true);
     let registration = Registration {

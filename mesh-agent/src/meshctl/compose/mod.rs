@@ -15,7 +15,10 @@ mod values;
 
 use std::path::PathBuf;
 
-pub(crate) use stack::{FileKind, MAX_BYTES, NewFile, STACK_IMAGE, Stack, check_stack_name, read};
+pub(crate) use stack::{FileKind, MAX_BYTES, NewFile, Stack, check_stack_name, read};
+
+/// The label that keeps the image as the file has it, while the specification may have its digest.
+pub(crate) const STACK_IMAGE: &str = "com.docker.stack.image";
 
 /// Why a compose file is not deployed.
 #[derive(Debug, thiserror::Error)]

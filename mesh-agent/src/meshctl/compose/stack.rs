@@ -22,9 +22,6 @@ use super::{
 };
 use crate::meshctl::{flags::Surroundings, paths::absolute, views::stacks::NAMESPACE};
 
-/// The label that keeps the image as the file has it, while the specification may have its digest.
-pub(crate) const STACK_IMAGE: &str = "com.docker.stack.image";
-
 /// Largest compose file, in bytes.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
 
