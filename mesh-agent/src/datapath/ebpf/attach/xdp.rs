@@ -19,7 +19,7 @@ use crate::datapath::{
 const XDP_PROGRAM: &str = "mesh_xdp";
 
 impl Attachments {
-    /// Attaches XDP to the fastest hook that works; returns the result for each hook. The caller fills in tcx.
+    /// Attaches XDP to the fastest hook that works; returns the result for each. The caller fills in tcx.
     pub(super) fn attach_xdp(
         &mut self,
         programs: &mut Ebpf,
