@@ -58,6 +58,7 @@ const AYA: &[&str] = &[
     "mesh-agent/src/datapath/ebpf/",
     "mesh-agent/tests/",
     "mesh-agent/benches/",
+    "mesh-agent/testing/",
     "mesh-ebpf/",
 ];
 
