@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{NextHop, NodeDatapath, NodeId, TaskId};
+use super::{NodeDatapath, NodeId, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,31 @@ pub struct HostInterface {
     pub mac: MacAddress,
     /// MTU in bytes, L3.
     pub mtu: u32,
+}
+
+/// How frames reach a peer node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// Interface the route leaves by.
+    pub interface: u32,
+    /// That interface's MAC address.
+    pub source_mac: MacAddress,
+    /// MAC address of the peer, or of the router on the way.
+    pub destination_mac: MacAddress,
+}
+
+impl fmt::Display for NextHop {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            interface,
+            source_mac,
+            destination_mac,
+        } = self;
+        write!(
+            formatter,
+            "interface {interface} from {source_mac} to {destination_mac}"
+        )
+    }
 }
 
 /// How to reach a running container of this node without the overlay.

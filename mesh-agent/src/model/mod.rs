@@ -12,10 +12,8 @@ pub use balance::{Algorithm, Balance, NodeDatapath};
 pub use cluster::{
     Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
 };
-pub use desired::{
-    Backend, BackendKey, BackendState, Desired, Frontend, Location, NextHop, ServiceEntry, ServiceKey,
-};
-pub use local::{Container, HostInterface, Local, MacAddress, ReturnMode};
+pub use desired::{Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey};
+pub use local::{Container, HostInterface, Local, MacAddress, NextHop, ReturnMode};
 
 /// Labels by which the mesh recognises the orchestrator's containers.
 pub mod orchestrator_label {

@@ -133,7 +133,7 @@ fn a_datagram_is_answered_with_port_unreachable() {
 }
 
 #[test]
-fn a_packet_too_big_is_told_the_mtu() {
+fn a_packet_too_big_is_answered_with_the_mtu() {
     for asked in [
         segment(ACK, &[3; 1440]),
         segment(ACK, &[3; 1440]).unfinished(),

@@ -61,7 +61,7 @@ fn entry_of(tables: &TestTables, source: &str, destination: &str) -> Flow {
 }
 
 #[test]
-fn one_port_to_two_frontends_of_one_container_is_told_apart() {
+fn one_port_to_two_frontends_of_one_container_gets_two_tuples() {
     let tables = node(Replica::on(1, 1));
     let first = presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
     let second = presented(&tables, Hook::TcUplink, CLIENT, FLOATING);
@@ -81,7 +81,7 @@ fn one_port_to_two_frontends_of_one_container_is_told_apart() {
 }
 
 #[test]
-fn two_containers_with_one_port_are_told_apart() {
+fn two_containers_with_one_port_are_distinguished() {
     let tables = node(Replica::on(1, 1));
     let (one, other) = ("172.18.0.8:40000", "172.18.0.9:40000");
     let first = presented(&tables, Hook::TcContainer, one, FRONTEND);
@@ -94,7 +94,7 @@ fn two_containers_with_one_port_are_told_apart() {
 }
 
 #[test]
-fn two_containers_with_one_port_are_told_apart_by_a_remote_backend() {
+fn two_containers_with_one_port_are_distinguished_by_a_remote_backend() {
     let tables = node(Replica::on(2, 1));
     let containers = ["172.18.0.8:40000", "172.18.0.9:40000"];
     let remote = TestTables::node(2).publish(PROTOCOL_TCP, 9200, &[Replica::on(2, 1)]);
@@ -147,7 +147,7 @@ fn a_local_backends_flow_has_an_entry_for_replies() {
 }
 
 #[test]
-fn eight_flows_find_a_port_and_the_ninth_is_told_that_there_is_none() {
+fn eight_flows_find_a_port_and_the_ninth_finds_none() {
     let tables = node(Replica::on(1, 1));
     let mut ports = BTreeSet::new();
     for container in 10..18 {
@@ -231,7 +231,7 @@ fn candidates_are_no_system_ports_and_differ() {
 }
 
 #[test]
-fn a_flow_keeps_what_its_opening_said() {
+fn a_flow_keeps_what_it_was_opened_with() {
     let tables = node(Replica::on(1, 1));
     run(&tables, Hook::TcUplink, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
     let flow = entry_of(&tables, CLIENT, FRONTEND);

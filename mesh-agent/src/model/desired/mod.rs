@@ -13,6 +13,5 @@ mod types;
 pub use compute::desired;
 pub use fingerprint::{task_tag, vni};
 pub use types::{
-    Backend, BackendKey, BackendState, Desired, Frontend, Location, NextHop, ServiceEntry, ServiceKey,
-    Settings,
+    Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey, Settings,
 };

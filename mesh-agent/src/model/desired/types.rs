@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, MacAddress, NodeId, Protocol, ReturnMode, ServiceId, TaskId,
+    Balance, Container, HostInterface, NextHop, NodeId, Protocol, ReturnMode, ServiceId, TaskId,
 };
 
 /// Everything that a datapath must establish.
@@ -147,17 +147,6 @@ impl BackendState {
     }
 }
 
-/// How frames reach a peer node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NextHop {
-    /// Interface the route leaves by.
-    pub interface: u32,
-    /// That interface's MAC address.
-    pub source_mac: MacAddress,
-    /// MAC address of the peer, or of the router on the way.
-    pub destination_mac: MacAddress,
-}
-
 impl fmt::Display for Settings {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.node_address {
@@ -226,19 +215,5 @@ impl fmt::Display for Backend {
             ),
             Location::Remote(address) => write!(formatter, "remote {address} port {target_port}"),
         }
-    }
-}
-
-impl fmt::Display for NextHop {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            interface,
-            source_mac,
-            destination_mac,
-        } = self;
-        write!(
-            formatter,
-            "interface {interface} from {source_mac} to {destination_mac}"
-        )
     }
 }
