@@ -10,12 +10,12 @@ use std::{
 use mesh_agent::{
     admin::{
         AdminServer, Introspect, View,
-        api::{DatapathAnswer, Routes},
+        api::{DatapathAnswer, DumpAnswer, Routes},
         control,
     },
     datapath::{
-        Counters, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung, RungState, RungStatus,
-        dump::Dump,
+        Counters, Datapath as _, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung,
+        RungState, RungStatus, dump::Dump, memory::MemoryDatapath,
     },
     doctor,
     model::{Balance, Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey},
@@ -61,8 +61,8 @@ impl Introspect for Idle {
     }
 
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
-        let _ = flows;
-        Ok(Dump::default())
+        let state = Desired::clone(&self.view().desired);
+        MemoryDatapath { state }.dump(flows)
     }
 
     fn counters(&self) -> Result<Counters, DatapathError> {
@@ -224,6 +224,21 @@ async fn the_rungs_are_a_table_with_a_reason_for_each_that_is_refused() {
     let (text, _) = with_agent(Idle { broken: false }, &["datapath", "--format", "json"]).await;
     let answer: DatapathAnswer = serde_json::from_str(&text).unwrap();
     assert_eq!(answer.datapath, on_tc());
+}
+
+#[tokio::test]
+async fn the_tables_are_text_or_json() {
+    let (text, code) = with_agent(Idle { broken: false }, &["datapath", "dump", "--flows", "8"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("datapath ebpf\n"), "{text}");
+    assert!(
+        text.contains("\nservices\n  tcp/9200 rotate: no backends\n"),
+        "{text}"
+    );
+    let (text, code) = with_agent(Idle { broken: false }, &["datapath", "dump", "--format", "json"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    let answer: DumpAnswer = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer.dump.services.len(), 1);
 }
 
 #[tokio::test]
