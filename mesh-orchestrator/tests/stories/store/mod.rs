@@ -44,6 +44,13 @@ pub(crate) fn trials(shared: &Shared) -> Vec<Trial> {
     for (name, story) in redb::stories().into_iter().chain(disk::stories()) {
         trials.push(trial(format!("store::redb::{name}"), story));
     }
+    for (name, story) in etcd::harmless_stories() {
+        let shared = Arc::clone(shared);
+        trials.push(trial(format!("store::etcd::{name}"), move || {
+            let cluster = Cluster::shared(&shared)?;
+            story(&cluster)
+        }));
+    }
     for (name, story) in etcd::stories() {
         trials.push(trial(format!("store::etcd::{name}"), story));
     }
