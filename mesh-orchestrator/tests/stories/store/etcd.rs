@@ -29,8 +29,11 @@ use super::{
 };
 use crate::{OwnStory, child::Work};
 
+/// A story that shares a cluster.
+type SharedStory = (&'static str, fn(&Cluster) -> Result<()>);
+
 /// Stories that do not stop a member, with keys of their own.
-pub(super) fn harmless_stories() -> Vec<(&'static str, fn(&Cluster) -> Result<()>)> {
+pub(super) fn harmless_stories() -> Vec<SharedStory> {
     vec![
         ("foreign_certificates_are_refused", foreign),
         ("a_store_of_a_newer_release_stays_as_it_is", newer),
