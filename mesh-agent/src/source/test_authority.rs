@@ -72,3 +72,10 @@ impl Authority {
             .unwrap()
     }
 }
+
+/// A folder with a worker's three files.
+pub(crate) fn written(authority: &Authority, node: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    authority.write(directory.path(), node, "swarm-worker");
+    directory
+}

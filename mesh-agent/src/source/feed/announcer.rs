@@ -40,6 +40,7 @@ pub struct Acknowledged(BTreeMap<SocketAddr, NodeDatapath>);
 impl Acknowledged {
     /// Where announcements go to the orchestrator's store instead: what it holds for this node, `None`
     /// until the node is registered.
+    #[cfg(feature = "orchestrator")]
     #[must_use]
     pub(crate) fn by_store(datapath: Option<NodeDatapath>) -> Self {
         let store = SocketAddr::from(([0, 0, 0, 0], 0));

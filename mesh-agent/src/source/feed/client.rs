@@ -1,5 +1,5 @@
-//! The worker's end of the feed: follows one manager, and another one when that falls silent or no
-//! longer knows better itself. When all are away the last snapshot stays in force.
+//! The feed's client, on workers: follows one manager, and another one when that one is silent or has no current
+//! snapshot. While no manager answers, the last snapshot stays in use.
 
 use std::{
     net::SocketAddr,
@@ -20,7 +20,7 @@ use crate::{
     source::{HintHandle, NodeIdentity, SourceState},
 };
 
-/// The least time between two hints.
+/// The minimum time between two hints.
 const HINT_GAP: Duration = Duration::from_millis(60);
 
 /// What a feed client needs.
@@ -41,8 +41,7 @@ pub struct FeedClient {
 }
 
 impl FeedClient {
-    /// A client; nothing happens before [`FeedClient::run`]. Hints given to the handle are sent to the
-    /// manager.
+    /// Does nothing before [`FeedClient::run`]. Hints on the handle are sent to the manager.
     #[must_use]
     pub fn new(options: FeedClientOptions) -> (Self, watch::Receiver<SourceState>, HintHandle) {
         let (state, receiver) = watch::channel(SourceState::default());
@@ -55,14 +54,15 @@ impl FeedClient {
         (client, receiver, hint)
     }
 
-    /// Follows the managers until cancelled; survives every failure, the last snapshot stays in force.
+    /// Follows the managers until cancelled. Retries after every failure, during which the last snapshot stays
+    /// in use.
     pub async fn run(mut self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.follow_managers()).await;
     }
 
     async fn follow_managers(&mut self) {
         let mut backoff = Backoff::default();
-        // Workers spread over the managers.
+        // Spreads the workers over the managers.
         let mut turn = fastrand::usize(..1 << 16);
         loop {
             let managers = self.options.managers.borrow_and_update().clone();
@@ -77,7 +77,7 @@ impl FeedClient {
                     Err(interruption) => interruption,
                 };
                 if matches!(interruption, Interruption::Renewed) {
-                    // Nothing is wrong with this manager.
+                    // The manager itself is fine.
                     turn = turn.wrapping_sub(1);
                     info!(%manager, "connecting again with the renewed node certificate");
                 } else {
@@ -95,15 +95,12 @@ impl FeedClient {
 
     fn set_trouble(&self, trouble: String) {
         self.state.send_if_modified(|state| {
-            let news = state.trouble.as_ref() != Some(&trouble);
-            if news {
-                warn!(
-                    trouble,
-                    "no manager is followed; the last snapshot stays in force"
-                );
+            let changed = state.trouble.as_ref() != Some(&trouble);
+            if changed {
+                warn!(trouble, "no manager is followed; the last snapshot stays in use");
             }
             state.trouble = Some(trouble);
-            news
+            changed
         });
     }
 
@@ -116,7 +113,7 @@ impl FeedClient {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
         let (mut reader, mut writer) = dial(manager, &identity, Purpose::Follow).await?;
         info!(%manager, "following a manager");
-        // Until the whole snapshot has come, deltas have nothing to be applied to.
+        // Deltas need a whole snapshot to apply to.
         let mut revision = None;
         let mut asked = true;
         let mut silence = std::pin::pin!(sleep(SILENCE));
@@ -142,7 +139,7 @@ impl FeedClient {
             if next.is_some() {
                 backoff.reset();
             }
-            // A gap is asked about once; the answer closes it.
+            // Requested once after a gap, which the answer closes.
             if next.is_none() && !asked {
                 writer.send(&FromNode::NeedFull, LIMIT).await?;
             }
@@ -151,8 +148,7 @@ impl FeedClient {
         }
     }
 
-    /// Takes one message in; the revision that holds afterwards, or `None` when the whole snapshot is
-    /// needed.
+    /// Handles one message; returns the resulting revision, or `None` when a whole snapshot is needed.
     fn receive(
         &self,
         message: FromManager,
@@ -205,15 +201,17 @@ impl FeedClient {
                 let trouble = trouble.map(|trouble| format!("manager {manager}: {trouble}"));
                 self.state.send_if_modified(|state| {
                     state.confirmed = wire::time(confirmed_age).or(state.confirmed);
-                    let news = state.trouble != trouble;
+                    let changed = state.trouble != trouble;
                     state.trouble = trouble;
-                    news
+                    changed
                 });
                 Ok(revision.filter(|&revision| revision == current))
             }
             FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
             FromManager::Hello { .. } => Err(Interruption::Misbehaved("a second greeting")),
-            FromManager::Acknowledged { .. } => Err(Interruption::Misbehaved("an answer to nothing")),
+            FromManager::Acknowledged { .. } => Err(Interruption::Misbehaved(
+                "an acknowledgement without an announcement",
+            )),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The difference between two snapshots of the cluster, for the wire. Pure.
+//! The difference between two snapshots of the cluster, as sent over the feed. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Cluster, Node, Service, Task};
 
-/// What to change in one snapshot to get another.
+/// The changes that turn one snapshot into another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Delta {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,7 +65,7 @@ impl<V> MapDelta<V> {
 }
 
 impl Delta {
-    /// What leads from `old` to `new`.
+    /// The changes from `old` to `new`.
     pub(crate) fn between(old: &Cluster, new: &Cluster) -> Self {
         Self {
             cluster_id: (old.cluster_id != new.cluster_id).then(|| new.cluster_id.clone()),
@@ -75,7 +75,7 @@ impl Delta {
         }
     }
 
-    /// Changes `cluster`, which must be the old snapshot, into the new one.
+    /// Turns `cluster`, which must be the old snapshot, into the new one.
     pub(crate) fn apply(self, cluster: &mut Cluster) {
         if let Some(cluster_id) = self.cluster_id {
             cluster.cluster_id = cluster_id;

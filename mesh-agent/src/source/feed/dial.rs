@@ -1,5 +1,5 @@
-//! How a node's agent reaches a manager's: connection, TLS, greeting, and why any of it ended. For the
-//! client, which listens, and the announcer, which speaks.
+//! Connecting a node's agent to a manager's: TCP, TLS, greeting, and why a connection ended. Used by the client
+//! and the announcer.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -19,19 +19,19 @@ use crate::source::{NodeIdentity, Subject, SubjectError};
 
 /// For connecting, for TLS, and for sending one message, each.
 pub(super) const LIMIT: Duration = Duration::from_secs(3);
-/// A manager that misses three heartbeats is left.
+/// A manager that misses three heartbeats is abandoned.
 pub(super) const SILENCE: Duration = Duration::from_millis(3 * wire::HEARTBEAT.as_millis() as u64 + 500);
-/// A manager whose own snapshot is older is left for another one (it may have lost its quorum).
+/// A manager whose own snapshot is older is abandoned for another one; it may have lost its quorum.
 pub(super) const STALE: Duration = Duration::from_secs(10);
-/// One of the names in every manager's certificate.
+/// A name in every manager's certificate.
 const MANAGER: &str = "swarm-manager";
 
-/// What is read from a manager.
-pub(super) type FromIt = Reader<ReadHalf<TlsStream<TcpStream>>>;
-/// What is written to it.
-pub(super) type ToIt = Writer<WriteHalf<TlsStream<TcpStream>>>;
+/// The reading half of a connection to a manager.
+pub(super) type ManagerReader = Reader<ReadHalf<TlsStream<TcpStream>>>;
+/// Its writing half.
+pub(super) type ManagerWriter = Writer<WriteHalf<TlsStream<TcpStream>>>;
 
-/// Why a manager is no longer followed or spoken to.
+/// Why a connection to a manager ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Interruption {
     #[error("cannot connect; is the agent running there, and is the feed port open between the nodes?")]
@@ -40,15 +40,15 @@ pub(super) enum Interruption {
     Handshake(#[source] io::Error),
     #[error("this node's credentials cannot be used")]
     Credentials(#[from] TlsError),
-    #[error("its certificate is not of a Swarm node")]
+    #[error("its certificate is not a Swarm node's")]
     Subject(#[from] SubjectError),
     #[error("it is a manager of another cluster, '{0}'")]
     OtherCluster(String),
     #[error("it refuses this node: {0}")]
     Refused(String),
-    #[error("it speaks version {0} of the feed, this agent {VERSION}; run the same release on every node")]
+    #[error("it uses version {0} of the feed, this agent {VERSION}; run the same release on every node")]
     Version(u32),
-    #[error("it does not keep to the feed's rules: {0}")]
+    #[error("it violates the feed's protocol: {0}")]
     Misbehaved(&'static str),
     #[error("its snapshot of the cluster is more than {STALE:?} old")]
     Stale,
@@ -63,7 +63,7 @@ pub(super) async fn dial(
     manager: SocketAddr,
     identity: &NodeIdentity,
     purpose: Purpose,
-) -> Result<(FromIt, ToIt), Interruption> {
+) -> Result<(ManagerReader, ManagerWriter), Interruption> {
     let (reader, writer) = tokio::io::split(connect(manager, identity).await?);
     let mut reader = Reader::new(reader, wire::MAX_FROM_MANAGER);
     let mut writer = Writer::new(writer, wire::MAX_FROM_NODE);
@@ -89,7 +89,7 @@ async fn connect(manager: SocketAddr, identity: &NodeIdentity) -> Result<TlsStre
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(Interruption::Connect)?;
-    // Hints are small and urgent. Where it cannot be set, they are merely slower.
+    // Hints are small and urgent; without this they are merely slower.
     let _ = stream.set_nodelay(true);
     let name = ServerName::try_from(MANAGER).map_err(|_| Interruption::Misbehaved("its name"))?;
     let stream = timeout(LIMIT, TlsConnector::from(config).connect(name, stream))

@@ -1,7 +1,9 @@
-//! The peer feed: managers' agents stream the cluster's snapshot to the other nodes' agents, and every
-//! agent tells every manager's what data path stands on its node, by mutual TLS on Swarm's node certificates. Depends on the model and on [`super::NodeIdentity`].
+//! The feed between agents: managers' agents stream the cluster's snapshot to the other nodes, and every agent
+//! announces its node's data path to every manager. Uses mutual TLS on Swarm's node certificates. Imports the
+//! model and [`super::NodeIdentity`].
 //!
-//! Invariant: nothing is said to, or believed of, a node that TLS has not shown to belong to the cluster.
+//! Invariant: nothing is sent to, or accepted from, a peer that TLS has not authenticated as a node of the
+//! cluster.
 
 pub mod announcer;
 pub mod client;
@@ -22,12 +24,12 @@ pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
 /// The feed could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
-    /// The feed's address is taken or not the node's.
+    /// The feed's address is in use, or is not this node's.
     #[error("cannot listen for other nodes' agents on {address}; is another agent running (--feed-port)?")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

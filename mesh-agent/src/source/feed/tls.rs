@@ -1,5 +1,5 @@
-//! The TLS settings of both ends of the feed: mutual, on Swarm's node certificates, without session
-//! resumption so that every connection is checked against the current certificates.
+//! The TLS configuration of both ends of the feed: mutual authentication by Swarm's node certificates, without
+//! session resumption, so that every connection is checked against the current certificates.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// A manager's settings: clients must show a certificate of the cluster.
+/// A manager's configuration: clients must present a certificate of the cluster.
 pub(super) fn server(identity: &NodeIdentity) -> Result<Arc<ServerConfig>, TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots(), provider()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider())
@@ -37,7 +37,7 @@ pub(super) fn server(identity: &NodeIdentity) -> Result<Arc<ServerConfig>, TlsEr
     Ok(Arc::new(config))
 }
 
-/// A worker's settings.
+/// A client's configuration.
 pub(super) fn client(identity: &NodeIdentity) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?

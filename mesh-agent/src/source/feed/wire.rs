@@ -1,5 +1,5 @@
-//! What managers' and other nodes' agents say to each other: JSON messages in frames of a bounded length,
-//! four bytes of length (big-endian) first. Depends on the model and the delta.
+//! The messages between managers' and other nodes' agents: JSON in length-delimited frames (four bytes,
+//! big-endian) of limited length. Imports the model and the delta.
 
 use std::{
     io,
@@ -16,49 +16,49 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use super::delta::Delta;
 use crate::model::{Cluster, NodeDatapath};
 
-/// The version of these messages; both ends say it first, and must agree.
+/// The version of these messages. Both ends send it first, and must agree.
 pub(super) const VERSION: u32 = 3;
 /// The largest message a worker accepts: a cluster of a hundred thousand tasks.
 pub(super) const MAX_FROM_MANAGER: usize = 32 << 20;
 /// The largest message a manager accepts.
 pub(super) const MAX_FROM_NODE: usize = 1 << 10;
-/// A manager says this often that it is there.
+/// A manager sends a heartbeat this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
-/// A node repeats its announcement this often: the answer shows that the manager is there.
+/// A node repeats its announcement this often; the acknowledgement shows that the manager is alive.
 pub(super) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What a manager says. Times are told as ages: the nodes' clocks may differ.
+/// A manager's messages. Times are sent as ages, as the nodes' clocks may differ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FromManager {
-    /// Its first message.
+    /// The first message.
     Hello {
-        /// Its [`VERSION`].
+        /// The manager's [`VERSION`].
         version: u32,
     },
-    /// It will not serve this worker; the connection ends.
+    /// The manager does not serve this node; the connection ends.
     Refused {
-        /// Why, for the worker's log.
+        /// Why, for the node's log.
         reason: String,
     },
-    /// The whole snapshot.
+    /// A whole snapshot.
     Full {
         /// Its revision.
         revision: u64,
-        /// Milliseconds since the event that led to it.
+        /// Milliseconds since the event that caused it.
         changed_age: Option<u64>,
         /// The snapshot.
         cluster: Arc<Cluster>,
     },
-    /// What has changed.
+    /// The difference to the last snapshot.
     Delta {
-        /// The revision it must be applied to.
+        /// The revision that it applies to.
         from: u64,
-        /// The revision it leads to.
+        /// The resulting revision.
         to: u64,
-        /// Milliseconds since the event that led to it.
+        /// Milliseconds since the event that caused it.
         changed_age: Option<u64>,
-        /// The change.
+        /// The difference.
         delta: Delta,
     },
     /// Nothing has changed.
@@ -70,64 +70,64 @@ pub(super) enum FromManager {
         /// What is wrong with the manager's own source.
         trouble: Option<String>,
     },
-    /// The node's announcement is in the published snapshot.
+    /// The published snapshot contains the node's announcement.
     Acknowledged {
         /// What was announced.
         datapath: NodeDatapath,
     },
 }
 
-/// What a node says.
+/// A node's messages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FromNode {
-    /// Its first message.
+    /// The first message.
     Hello {
-        /// Its [`VERSION`].
+        /// The node's [`VERSION`].
         version: u32,
-        /// What the connection is for.
+        /// The purpose of the connection.
         #[serde(default)]
         purpose: Purpose,
     },
-    /// What balances on the node.
+    /// The node's data path.
     Announce {
         /// Never [`NodeDatapath::Unknown`].
         datapath: NodeDatapath,
     },
-    /// A container of a task has changed here: a task will change soon.
+    /// A task's container has changed here, so the task is about to change.
     Hint,
-    /// A delta did not fit: send the whole snapshot.
+    /// A delta did not apply: send a whole snapshot.
     NeedFull,
 }
 
-/// What a node connects for.
+/// The purpose of a node's connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Purpose {
-    /// To be told the snapshot; one manager does.
+    /// To receive snapshots, from one manager.
     #[default]
     Follow,
-    /// To tell what balances on the node; every manager has to know.
+    /// To announce its data path, to every manager.
     Announce,
 }
 
-/// The other end said something else than expected.
+/// The connection failed, or the peer broke the protocol.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WireError {
     /// The connection broke, or a frame was too long.
     #[error("the connection broke")]
     Io(#[from] io::Error),
-    /// A frame held no message.
-    #[error("a message is not understood")]
+    /// A frame contained no valid message.
+    #[error("cannot parse a message")]
     Decode(#[source] serde_json::Error),
-    /// A message could not be written.
-    #[error("a message cannot be encoded")]
+    /// A message could not be encoded.
+    #[error("cannot encode a message")]
     Encode(#[source] serde_json::Error),
-    /// The other end closed the connection.
-    #[error("the other end closed the connection")]
+    /// The peer closed the connection.
+    #[error("the peer closed the connection")]
     Closed,
-    /// The other end was silent, or did not read, for too long.
-    #[error("the other end was silent for {0:?}")]
+    /// The peer sent or read nothing for too long.
+    #[error("the peer was silent for {0:?}")]
     Silent(Duration),
 }
 
@@ -167,7 +167,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         Self(FramedWrite::new(half, codec))
     }
 
-    /// Sends a message. After an error, or when cancelled, the connection is of no use any more.
+    /// Sends a message. After an error, or when cancelled, the connection is unusable.
     pub(super) async fn send<T: Serialize>(&mut self, message: &T, limit: Duration) -> Result<(), WireError> {
         let json = serde_json::to_vec(message).map_err(WireError::Encode)?;
         tokio::time::timeout(limit, self.0.send(Bytes::from(json)))

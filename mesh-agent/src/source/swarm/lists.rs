@@ -1,5 +1,4 @@
-//! The engine's lists of services, tasks and nodes, and the cluster's snapshot they make. Pure: plain
-//! data in, the model out. Only the fields the mesh needs are read, so that new ones cannot hurt.
+//! The snapshot that the engine's lists of services, tasks and nodes make. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,16 +56,15 @@ impl Lists {
         }
     }
 
-    /// What labels ask of the mesh and it does not understand.
+    /// The mesh's labels with invalid values.
     pub(crate) fn label_errors(&self) -> BTreeSet<LabelError> {
         let services = self.services.iter().flat_map(|listed| service_balance(listed).1);
         let nodes = self.nodes.iter().filter_map(|listed| node_weight(listed).1);
         services.chain(nodes).collect()
     }
 
-    /// Whether a published service is on its way from one state to another, so that its tasks will
-    /// change soon without any event. What waits on a node that is away is not counted: it can wait
-    /// for a day.
+    /// Whether a published service is changing, so that its tasks will change soon without any event. Tasks on a
+    /// node that is down do not count: they can stay as they are for a day.
     pub(crate) fn converging(&self) -> bool {
         let away: BTreeSet<_> = self
             .nodes
@@ -104,7 +102,7 @@ fn is_converging(service: &api::Service, tasks: &[&api::Task], away: &BTreeSet<&
     for task in tasks {
         if task.desired_state <= Progress::Running {
             running += u64::from(task.status.state == Progress::Running);
-            // A task that has failed is replaced in a moment.
+            // A failed task is about to be replaced.
             moving |= task.status.state != Progress::Running;
         } else {
             moving |= task.status.state <= Progress::Running && !away.contains(&task.node);
@@ -119,15 +117,15 @@ fn is_converging(service: &api::Service, tasks: &[&api::Task], away: &BTreeSet<&
     updating || moving || replicas.is_some_and(|replicas| replicas != running)
 }
 
-/// After a change of leader Swarm calls every node `unknown` until it has reported again, which takes
-/// seconds; its containers run on meanwhile, so only a node that is known to be gone is not ready.
+/// After a change of leader Swarm lists every node as `unknown` until it has reported again, which takes
+/// seconds. Its containers keep running, so only a node that is known to be down is not ready.
 fn is_ready(listed: &api::Node) -> bool {
     matches!(listed.status.state.as_deref(), Some("ready" | "unknown"))
 }
 
 /// `None` while the node has no address: nothing can be sent to it.
 fn node(listed: &api::Node) -> Option<Node> {
-    // Some managers list themselves at 0.0.0.0; the address they advertise is right then.
+    // Some managers list themselves at 0.0.0.0; then the address that they advertise is right.
     let advertised = listed
         .manager_status
         .as_ref()
@@ -199,7 +197,7 @@ fn published_port(port: &EndpointPort) -> Option<PublishedPort> {
     })
 }
 
-/// `None` when the task does not run (yet, or any more) or has no address on the ingress network.
+/// `None` when the task does not run, or has no address on the ingress network.
 fn task(listed: &api::Task, service: &Service) -> Option<Task> {
     let state = match (listed.status.state, listed.desired_state) {
         (Progress::Running, Progress::Running) => TaskState::Active,
@@ -228,7 +226,7 @@ fn ingress_address(listed: &api::Task) -> Option<Ipv4Addr> {
         .filter(|attachment| {
             attachment.network.as_ref().is_some_and(|network| {
                 let labels = network.spec.labels.iter().flatten();
-                // Networks made before Docker 17.05 say it by a label.
+                // Networks created before Docker 17.05 have a label instead.
                 network.spec.ingress
                     || labels
                         .into_iter()

@@ -1,6 +1,5 @@
-//! The cluster's snapshot on a manager: lists services, tasks and nodes of the local engine whenever an
-//! event, a hint or the pace says so, and publishes what has changed. I/O only; what the lists mean is
-//! decided in `lists`, when to read them in `pace`.
+//! The source on a manager: lists the local engine's services, tasks and nodes when an event, a hint or the pace
+//! calls for it, and publishes changes. I/O only: `lists` interprets the lists, `pace` decides when to read them.
 
 mod lists;
 mod pace;
@@ -27,10 +26,10 @@ use crate::{
     docker::{Docker, DockerError},
 };
 
-/// Services and nodes are listed at least this often, whatever the events say.
+/// Services and nodes are listed at least this often, even without events.
 const RELIST: Duration = Duration::from_secs(10);
 
-/// A change that comes later than this after an event is not the event's.
+/// A change that comes later after an event was not caused by it.
 const NOTICED: Duration = Duration::from_secs(1);
 
 /// Follows the Swarm through the local engine; for managers only.
@@ -42,11 +41,11 @@ pub struct SwarmSource {
     lists: Lists,
     /// The first event or hint since the snapshot last changed.
     noticed: Option<SystemTime>,
-    /// What of the labels is not understood, and has been said.
-    said: BTreeSet<LabelError>,
+    /// The invalid labels that were logged.
+    logged: BTreeSet<LabelError>,
 }
 
-/// Why following the engine ended.
+/// Why following the engine was interrupted.
 #[derive(Debug, thiserror::Error)]
 enum Interruption {
     #[error(transparent)]
@@ -58,8 +57,8 @@ enum Interruption {
 }
 
 impl SwarmSource {
-    /// A source that reads from `docker`, and from `announcements` what the nodes balance with; nothing
-    /// happens before [`SwarmSource::run`]. The handle asks for a fresh list at once.
+    /// Reads from `docker`, and the nodes' data paths from `announcements`. Does nothing before
+    /// [`SwarmSource::run`]. The handle requests a fresh list.
     #[must_use]
     pub fn new(
         docker: Docker,
@@ -77,12 +76,12 @@ impl SwarmSource {
             announcements,
             lists: Lists::default(),
             noticed: None,
-            said: BTreeSet::new(),
+            logged: BTreeSet::new(),
         };
         (source, receiver, hint)
     }
 
-    /// Follows the Swarm until cancelled; survives every failure of the engine.
+    /// Follows the Swarm until cancelled; retries after every failure of the engine.
     pub async fn run(self, shutdown: CancellationToken) {
         let (announcements, state) = (self.announcements.clone(), self.state.clone());
         tokio::select! {
@@ -101,15 +100,12 @@ impl SwarmSource {
             self.noticed = None;
             let trouble = mesh_support::error_chain(&interruption);
             self.state.send_if_modified(|state| {
-                let news = state.trouble.as_ref() != Some(&trouble);
-                if news {
-                    warn!(
-                        trouble,
-                        "the Swarm cannot be followed; the last snapshot stays in force"
-                    );
+                let changed = state.trouble.as_ref() != Some(&trouble);
+                if changed {
+                    warn!(trouble, "cannot follow the Swarm; the last snapshot stays in use");
                 }
                 state.trouble = Some(trouble);
-                news
+                changed
             });
             let wait = tokio::time::sleep(backoff.next());
             if shutdown.run_until_cancelled(wait).await.is_none() {
@@ -143,7 +139,7 @@ impl SwarmSource {
                 (self.lists.services, self.lists.nodes) =
                     tokio::try_join!(self.docker.get("/services"), self.docker.get("/nodes"))?;
                 relist = false;
-                self.say_label_errors();
+                self.log_label_errors();
                 relisted = started;
             }
             self.lists.tasks = self.docker.get("/tasks").await?;
@@ -169,16 +165,16 @@ impl SwarmSource {
         }
     }
 
-    /// Each label that is not understood once.
-    fn say_label_errors(&mut self) {
+    /// Logs each invalid label once.
+    fn log_label_errors(&mut self) {
         let errors = self.lists.label_errors();
-        for error in errors.difference(&self.said) {
+        for error in errors.difference(&self.logged) {
             warn!("{error}");
         }
-        self.said = errors;
+        self.logged = errors;
     }
 
-    /// Publishes the lists if they make another snapshot than before; says whether they do.
+    /// Publishes the snapshot that the lists make; returns whether it changed.
     fn publish(&mut self, cluster_id: &str, seen: SystemTime) -> bool {
         let mut cluster = self.lists.cluster(cluster_id);
         let noticed = self.noticed;
@@ -194,7 +190,7 @@ impl SwarmSource {
                 state.changed = Some(noticed.unwrap_or(seen));
             }
             if recovered {
-                info!("the Swarm is followed again");
+                info!("following the Swarm again");
             }
             changed || recovered
         });
@@ -209,15 +205,15 @@ impl SwarmSource {
             );
             self.noticed = None;
         } else if noticed.is_some_and(|noticed| seen.duration_since(noticed).is_ok_and(|age| age > NOTICED)) {
-            // That event changed nothing here: a later change must not be dated back to it.
+            // That event changed nothing; a later change must not be attributed to it.
             self.noticed = None;
         }
         changed
     }
 }
 
-/// The first revision of a process is the time in milliseconds, so that revisions go on growing when
-/// the agent restarts: it makes fewer than a thousand a second.
+/// The first revision of a process is the time in milliseconds, so that revisions keep growing across restarts
+/// of the agent: it makes fewer than a thousand per second.
 fn next_revision(last: u64, now: SystemTime) -> u64 {
     if last > 0 {
         return last + 1;
@@ -233,7 +229,7 @@ fn concerns_lists(event: &EventMessage) -> bool {
     )
 }
 
-/// Local containers' events foretell a change of their task; health checks' `exec_…` do not.
+/// Events of local containers precede a change of their task; the `exec_…` of health checks do not.
 fn concerns_tasks(event: &EventMessage) -> bool {
     let task = event
         .actor

@@ -1,23 +1,23 @@
-//! When the tasks are listed next: often while something moves, seldom while nothing does. Pure; the
-//! clock is an argument.
+//! When to list the tasks next: often while something is changing, rarely otherwise. Pure; the clock is an
+//! argument.
 
 use std::time::{Duration, Instant};
 
-/// Between two lists while something moves. Swarm waits 2 s between taking a task out of service and
-/// stopping it: that must be seen with time to spare.
+/// The interval while something is changing. Swarm waits 2 s between taking a task out of service and stopping
+/// it, which must be noticed well before.
 const FAST: Duration = Duration::from_millis(150);
-/// Between two lists while something has been on its way for long (an image that cannot be pulled, a
-/// task that no node can take).
+/// The interval when a change has been pending for long (an image that cannot be pulled, a task that no node
+/// can run).
 const STUCK: Duration = Duration::from_millis(500);
-/// Between two lists while nothing moves.
+/// The interval while nothing is changing.
 const SLOW: Duration = Duration::from_secs(2);
-/// The least time between two lists, however many hints come.
+/// The minimum interval, however many hints arrive.
 const GAP: Duration = Duration::from_millis(40);
-/// How long after a hint the tasks may still change without another.
+/// How long after a hint the tasks may still change without another one.
 const AFTER_HINT: Duration = Duration::from_secs(5);
-/// How long something may be on its way before it counts as stuck.
+/// How long a change may be pending before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The engine gets at least this many times the time a list takes to do its own work.
+/// The engine is left alone for at least this many times the duration of a list.
 const REST: u32 = 4;
 
 /// Decides when to list next.
@@ -31,7 +31,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Begins as after a hint.
+    /// Starts as after a hint.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             hinted: now,
@@ -42,7 +42,7 @@ impl Pace {
         }
     }
 
-    /// An event or a hint came.
+    /// An event or a hint arrived.
     pub(super) fn hint(&mut self, now: Instant) {
         self.hinted = now;
     }
@@ -57,7 +57,7 @@ impl Pace {
         }
     }
 
-    /// When to list next if nothing happens until then.
+    /// When to list next without an event or hint.
     pub(super) fn next(&self, now: Instant) -> Instant {
         let interval = if now.saturating_duration_since(self.hinted) < AFTER_HINT {
             FAST
@@ -70,7 +70,7 @@ impl Pace {
         self.started + self.cost + interval.max(self.cost * REST)
     }
 
-    /// When to list next because of a hint.
+    /// When to list next after a hint.
     pub(super) fn next_hinted(&self) -> Instant {
         self.started + self.cost + GAP.max(self.cost)
     }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_often_after_a_hint_and_seldom_later() {
+    fn lists_often_after_a_hint_and_rarely_later() {
         assert_eq!(interval_after(1, false, Duration::ZERO), FAST);
         assert_eq!(interval_after(10, false, Duration::ZERO), SLOW);
     }
@@ -101,13 +101,13 @@ mod tests {
     }
 
     #[test]
-    fn slow_engine_is_given_time() {
+    fn a_slow_engine_is_listed_less_often() {
         let cost = Duration::from_millis(100);
         assert_eq!(interval_after(1, true, cost), cost * REST);
     }
 
     #[test]
-    fn hint_is_followed_almost_at_once() {
+    fn a_hint_is_followed_almost_at_once() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         pace.listed(start, start, false, false);

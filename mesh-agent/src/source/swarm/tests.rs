@@ -1,5 +1,5 @@
-//! The snapshot that a real engine's lists make. The fixtures were recorded from a Swarm of two nodes
-//! on dockerd 20.10 and trimmed, just after `web` was scaled from six replicas to two.
+//! The snapshot that a real engine's lists make. The fixtures were recorded on a Swarm of two nodes with dockerd
+//! 20.10, just after `web` was scaled from six replicas to two, and trimmed.
 
 use std::{
     net::Ipv4Addr,
@@ -15,7 +15,7 @@ const WEB: &str = "ebgqnbfxhz24xy4az6eh2zyt3";
 const MANAGER: &str = "5edh6jqu57q0yxj0whueeglrr";
 const WORKER: &str = "yaaqdtpkqyjx01mcsmbg16k32";
 
-/// The recorded lists, to be changed by a test.
+/// The recorded lists; tests change them.
 struct Recorded {
     services: Value,
     tasks: Value,
@@ -48,7 +48,7 @@ impl Recorded {
         find(&mut self.nodes, id)
     }
 
-    /// Leaves nothing on its way: only what runs and is meant to.
+    /// Removes every pending change: only tasks that run and should are left.
     fn settled(mut self) -> Self {
         let tasks = self.tasks.as_array_mut().unwrap();
         tasks.retain(|task| task["DesiredState"] == "running");
@@ -85,7 +85,7 @@ fn running_tasks_are_active_leaving_ones_drain_and_others_are_left_out() {
 }
 
 #[test]
-fn task_is_known_by_its_ingress_address_node_and_slot() {
+fn a_task_has_its_ingress_address_node_and_slot() {
     let cluster = recorded().cluster();
     let task = &cluster.tasks["w43q8mm1b6y9sb7y856u12ehs"];
     assert_eq!(task.address, Ipv4Addr::new(10, 0, 0, 5));
@@ -153,7 +153,7 @@ fn node_that_has_not_reported_to_a_new_leader_yet_stays_ready() {
 }
 
 #[test]
-fn manager_that_lists_itself_nowhere_is_found_where_it_advertises() {
+fn a_manager_without_a_listed_address_has_the_advertised_one() {
     let mut recorded = recorded();
     recorded.node(MANAGER)["Status"]["Addr"] = json!("0.0.0.0");
     assert_eq!(
@@ -177,7 +177,7 @@ fn tasks_of_unknown_nodes_are_left_out() {
 }
 
 #[test]
-fn unknown_states_and_absent_fields_hurt_nothing() {
+fn unknown_states_and_absent_fields_are_tolerated() {
     let mut recorded = recorded();
     let task = find(&mut recorded.tasks, "w43q8mm1b6y9sb7y856u12ehs");
     task["Status"]["State"] = json!("hibernating");
@@ -205,7 +205,7 @@ fn cluster_converges_while_replicas_are_missing_or_an_update_runs() {
 }
 
 #[test]
-fn what_waits_on_a_node_that_is_away_does_not_count_as_converging() {
+fn tasks_on_a_node_that_is_down_do_not_count_as_converging() {
     let mut recorded = recorded();
     let tasks = recorded.tasks.as_array_mut().unwrap();
     tasks.retain(|task| task["Status"]["State"] == "running");
@@ -215,7 +215,7 @@ fn what_waits_on_a_node_that_is_away_does_not_count_as_converging() {
 }
 
 #[test]
-fn task_of_a_service_that_is_not_listed_yet_is_noticed() {
+fn a_task_of_a_service_that_is_not_listed_yet_is_noticed() {
     let mut recorded = recorded();
     assert!(!recorded.lists().names_unknown_service());
     recorded
@@ -227,7 +227,7 @@ fn task_of_a_service_that_is_not_listed_yet_is_noticed() {
 }
 
 #[test]
-fn revisions_go_on_growing_when_the_agent_restarts() {
+fn revisions_keep_growing_across_restarts_of_the_agent() {
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let first = next_revision(0, start);
     // A thousand changes within a second, then a restart.
@@ -236,7 +236,7 @@ fn revisions_go_on_growing_when_the_agent_restarts() {
 }
 
 #[test]
-fn labels_say_how_a_service_is_balanced_and_what_a_node_can_take() {
+fn labels_set_a_services_balancing_and_a_nodes_weight() {
     let mut recorded = recorded();
     find(&mut recorded.services, WEB)["Spec"]["Labels"] =
         json!({"mesh.scheduler": "wrr", "mesh.affinity": "60", "other": "x"});
@@ -252,7 +252,7 @@ fn labels_say_how_a_service_is_balanced_and_what_a_node_can_take() {
 }
 
 #[test]
-fn a_label_that_is_not_understood_is_told_and_changes_nothing() {
+fn an_invalid_label_is_reported_and_changes_nothing() {
     let mut recorded = recorded();
     let before = recorded.cluster();
     find(&mut recorded.services, WEB)["Spec"]["Labels"] = json!({"mesh.scheduler": "best"});

@@ -1,0 +1,303 @@
+//! One connection to the feed: admits the node, then streams snapshots to it or receives its announcements.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_support::error_chain;
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpStream,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info};
+
+use super::{
+    Shared,
+    refusal::{Refusal, handshake_refusal},
+};
+use crate::{
+    model::{NodeDatapath, NodeId},
+    source::{
+        NodeIdentity, SourceState, Subject, SubjectError,
+        feed::{
+            delta::Delta,
+            wire::{self, FromManager, FromNode, Purpose, Reader, VERSION, WireError, Writer},
+        },
+    },
+};
+
+/// Time for TLS and the first message.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// A node that has just joined may connect before this manager lists it.
+const JOIN_LIMIT: Duration = Duration::from_secs(1);
+/// A peer that takes longer to read a message is disconnected.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// Hints from one peer that come faster are dropped: after each one tasks are listed often anyway.
+const HINT_GAP: Duration = Duration::from_millis(50);
+/// A peer that requests whole snapshots faster is disconnected.
+const FULL_GAP: Duration = Duration::from_millis(500);
+/// Announcements of one node that come faster are delayed: each is sent to the whole cluster.
+const ANNOUNCE_GAP: Duration = Duration::from_millis(50);
+/// A node that misses three announcements is considered disconnected.
+const ANNOUNCE_SILENCE: Duration =
+    Duration::from_millis(3 * wire::ANNOUNCE_INTERVAL.as_millis() as u64 + 500);
+/// Time for an announcement to get into the published snapshot.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
+
+/// Serves one connection.
+pub(super) async fn session(
+    stream: TcpStream,
+    peer: SocketAddr,
+    config: Arc<ServerConfig>,
+    identity: &NodeIdentity,
+    shared: &Shared,
+) -> Result<(), Refusal> {
+    // Deltas are small and urgent; without this they are merely slower.
+    let _ = stream.set_nodelay(true);
+    let stream = timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(stream))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(handshake_refusal)?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let subject = Subject::of(certificate.ok_or(Refusal::NoCertificate)?);
+    let (reader, writer) = tokio::io::split(stream);
+    let mut reader = Reader::new(reader, wire::MAX_FROM_NODE);
+    let mut writer = Writer::new(writer, wire::MAX_FROM_MANAGER);
+
+    let result = match admit(subject, identity, shared, &mut reader).await {
+        Ok((node, Purpose::Follow)) => follow(&node, peer, shared, &mut reader, &mut writer).await,
+        Ok((node, Purpose::Announce)) => unless_ended(
+            &node,
+            receive_announcements(&node, shared, &mut reader, &mut writer).await,
+        ),
+        Err(refusal) => Err(refusal),
+    };
+    if let Err(refusal) = &result {
+        let reason = refusal.to_string();
+        // The peer may have disconnected.
+        let _ = writer.send(&FromManager::Refused { reason }, SEND_LIMIT).await;
+    }
+    result
+}
+
+/// Streams snapshots, and lists the node as connected meanwhile.
+async fn follow<R, W>(
+    node: &NodeId,
+    peer: SocketAddr,
+    shared: &Shared,
+    reader: &mut Reader<R>,
+    writer: &mut Writer<W>,
+) -> Result<(), Refusal>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    info!(node, %peer, "node connected");
+    shared.status.send_modify(|status| {
+        status.peers.insert(node.clone(), peer);
+    });
+    let result = unless_ended(node, stream_snapshot(node, shared, reader, writer).await);
+    shared.status.send_modify(|status| {
+        // A newer connection of the same node keeps its entry.
+        if status.peers.get(node) == Some(&peer) {
+            status.peers.remove(node);
+        }
+    });
+    info!(node, %peer, "node disconnected");
+    result
+}
+
+/// A broken connection is no refusal.
+fn unless_ended(node: &NodeId, result: Result<(), Refusal>) -> Result<(), Refusal> {
+    match result {
+        Err(Refusal::Protocol(error @ (WireError::Io(_) | WireError::Closed | WireError::Silent(_)))) => {
+            debug!(node, error = error_chain(&error), "the connection ended");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Decides whether to serve a peer whose certificate TLS accepts; returns its node id and purpose.
+async fn admit<R: tokio::io::AsyncRead + Unpin>(
+    subject: Result<Subject, SubjectError>,
+    identity: &NodeIdentity,
+    shared: &Shared,
+    reader: &mut Reader<R>,
+) -> Result<(NodeId, Purpose), Refusal> {
+    let subject = subject?;
+    if subject.cluster_id != identity.subject.cluster_id {
+        return Err(Refusal::OtherCluster(subject.cluster_id));
+    }
+    let greeting = reader.next_within(HANDSHAKE_LIMIT).await;
+    let purpose = match greeting.map_err(Refusal::Protocol)? {
+        FromNode::Hello {
+            version: VERSION,
+            purpose,
+        } => purpose,
+        FromNode::Hello { version, .. } => return Err(Refusal::Version(version)),
+        FromNode::Announce { .. } | FromNode::Hint | FromNode::NeedFull => {
+            return Err(Refusal::Misbehaved("no greeting"));
+        }
+    };
+    let mut state = shared.options.state.clone();
+    let knows = |state: &SourceState| state.cluster.nodes.contains_key(&subject.node);
+    if !knows(&state.borrow()) {
+        shared.options.hint.hint();
+        let listed = timeout(JOIN_LIMIT, state.wait_for(knows)).await;
+        if !matches!(listed, Ok(Ok(_))) {
+            // A certificate outlives its node's membership, so the list of nodes decides.
+            return Err(Refusal::UnknownNode(subject.node));
+        }
+    }
+    Ok((subject.node, purpose))
+}
+
+async fn stream_snapshot<R, W>(
+    node: &NodeId,
+    shared: &Shared,
+    reader: &mut Reader<R>,
+    writer: &mut Writer<W>,
+) -> Result<(), Refusal>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let mut state = shared.options.state.clone();
+    let mut heartbeat = interval(wire::HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hinted: Option<Instant> = None;
+
+    send(writer, &FromManager::Hello { version: VERSION }).await?;
+    let mut sent = state.borrow_and_update().clone();
+    send(writer, &full(&sent)).await?;
+    let mut sent_full = Instant::now();
+    loop {
+        tokio::select! {
+            changed = state.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let now = state.borrow_and_update().clone();
+                if !now.cluster.nodes.contains_key(node) {
+                    return Err(Refusal::UnknownNode(node.clone()));
+                }
+                if now.revision != sent.revision {
+                    send(writer, &delta(&sent, &now)).await?;
+                }
+                if now.revision == sent.revision || now.trouble != sent.trouble {
+                    send(writer, &heartbeat_message(&now)).await?;
+                }
+                sent = now;
+            }
+            _ = heartbeat.tick() => {
+                let message = heartbeat_message(&SourceState { revision: sent.revision, ..state.borrow().clone() });
+                send(writer, &message).await?;
+            }
+            message = reader.next() => match message.map_err(Refusal::Protocol)? {
+                FromNode::Hint => {
+                    if hinted.is_none_or(|hinted| hinted.elapsed() >= HINT_GAP) {
+                        hinted = Some(Instant::now());
+                        shared.options.hint.hint();
+                    }
+                }
+                FromNode::NeedFull if sent_full.elapsed() < FULL_GAP => {
+                    return Err(Refusal::Misbehaved("it requests whole snapshots too often"));
+                }
+                FromNode::NeedFull => {
+                    sent = state.borrow_and_update().clone();
+                    send(writer, &full(&sent)).await?;
+                    sent_full = Instant::now();
+                }
+                FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
+                FromNode::Announce { .. } => {
+                    return Err(Refusal::Misbehaved("an announcement on a connection to follow"));
+                }
+            }
+        }
+    }
+}
+
+/// Receives a node's announcements, and acknowledges each when the published snapshot contains it.
+async fn receive_announcements<R, W>(
+    node: &NodeId,
+    shared: &Shared,
+    reader: &mut Reader<R>,
+    writer: &mut Writer<W>,
+) -> Result<(), Refusal>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let mut state = shared.options.state.clone();
+    let session = shared.options.announcements.open(node);
+    let mut last = None;
+    send(writer, &FromManager::Hello { version: VERSION }).await?;
+    loop {
+        let message = reader.next_within(ANNOUNCE_SILENCE).await;
+        let datapath = match message.map_err(Refusal::Protocol)? {
+            FromNode::Announce {
+                datapath: NodeDatapath::Unknown,
+            } => return Err(Refusal::Misbehaved("it announces nothing")),
+            FromNode::Announce { datapath } => datapath,
+            FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
+            FromNode::Hint | FromNode::NeedFull => {
+                return Err(Refusal::Misbehaved("a request on a connection to announce"));
+            }
+        };
+        if !session.announce(datapath) {
+            debug!(node, "the node has a newer connection");
+            return Ok(());
+        }
+        if last.replace(datapath) != Some(datapath) {
+            info!(node, datapath = datapath.name(), "a node announced its data path");
+        }
+        let listed = |state: &SourceState| state.cluster.nodes.get(node).map(|node| node.datapath);
+        let published = |state: &SourceState| listed(state).is_none_or(|listed| listed == datapath);
+        match timeout(PUBLISH_LIMIT, state.wait_for(published)).await {
+            Ok(Ok(now)) if listed(&now).is_none() => return Err(Refusal::UnknownNode(node.clone())),
+            Ok(Ok(_)) => {}
+            // The publisher has ended, or a newer connection has announced something else.
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        }
+        send(writer, &FromManager::Acknowledged { datapath }).await?;
+        sleep(ANNOUNCE_GAP).await;
+    }
+}
+
+async fn send<W: tokio::io::AsyncWrite + Unpin>(
+    writer: &mut Writer<W>,
+    message: &FromManager,
+) -> Result<(), Refusal> {
+    writer.send(message, SEND_LIMIT).await.map_err(Refusal::Protocol)
+}
+
+fn full(state: &SourceState) -> FromManager {
+    FromManager::Full {
+        revision: state.revision,
+        changed_age: wire::age(state.changed),
+        cluster: Arc::clone(&state.cluster),
+    }
+}
+
+fn delta(old: &SourceState, new: &SourceState) -> FromManager {
+    FromManager::Delta {
+        from: old.revision,
+        to: new.revision,
+        changed_age: wire::age(new.changed),
+        delta: Delta::between(&old.cluster, &new.cluster),
+    }
+}
+
+fn heartbeat_message(state: &SourceState) -> FromManager {
+    FromManager::Heartbeat {
+        revision: state.revision,
+        confirmed_age: wire::age(state.confirmed),
+        trouble: state.trouble.clone(),
+    }
+}
