@@ -1,5 +1,5 @@
-//! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports
-//! the model, the datapath's choices and the orchestrator's options; binds no port and reads no file.
+//! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports the model,
+//! the data path's choices and the orchestrator's options; binds no port and reads no file.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -8,18 +8,19 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
+#[cfg(feature = "orchestrator")]
+use crate::orchestrator::OrchestratorOptions;
 use crate::{
     datapath::{DatapathChoice, TcChoice, XdpChoice},
     model::ReturnMode,
-    orchestrator::OrchestratorOptions,
 };
 
-/// The narrowest flow table that makes sense, and the widest the kernel's memory should be asked for.
+/// The smallest flow table that makes sense, and the largest that kernel memory should be used for.
 const FLOW_CAPACITY: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
-/// What the kernel takes for an interface name.
+/// The kernel's limit for an interface name.
 const INTERFACE_NAME_BYTES: usize = 15;
 
-/// How the agent runs on this node.
+/// The options of `mesh-agent run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
     /// Docker's Unix socket.
@@ -32,14 +33,13 @@ pub struct RunOptions {
     )]
     pub docker_socket: PathBuf,
 
-    /// Docker's data root as this process sees it; Swarm's node certificates are found below it
-    /// [default: what `docker info` says].
+    /// Docker's data root as this process sees it, which contains Swarm's node certificates
+    /// [default: as reported by `docker info`].
     #[arg(long, env = "MESH_DOCKER_ROOT", value_name = "PATH", help_heading = "Docker")]
     pub docker_root: Option<PathBuf>,
 
-    /// An interface that traffic from outside arrives on; may be given more than once, or as a list with
-    /// commas [default: the interfaces of the default routes, or else the one with the node's Swarm
-    /// address].
+    /// Interface on which traffic from outside arrives; repeatable, or a comma-separated list
+    /// [default: the interfaces of the default routes, or else the one with the node's Swarm address].
     #[arg(
         long = "uplink",
         env = "MESH_UPLINK",
@@ -50,8 +50,8 @@ pub struct RunOptions {
     )]
     pub uplinks: Vec<String>,
 
-    /// How replies of a replica on another node reach the client: back through the node it asked, or
-    /// straight from the replica's node.
+    /// How replies from a replica on another node reach the client: through the node that the client
+    /// connected to, or directly from the replica's node.
     #[arg(
         long,
         env = "MESH_RETURN_MODE",
@@ -61,7 +61,7 @@ pub struct RunOptions {
     )]
     pub return_mode: ReturnMode,
 
-    /// What carries the traffic: eBPF, the kernel's IPVS, or the best that works here.
+    /// What forwards the traffic: eBPF, the kernel's IPVS, or the best of them that works on this node.
     #[arg(
         long,
         env = "MESH_DATAPATH",
@@ -71,7 +71,7 @@ pub struct RunOptions {
     )]
     pub datapath: DatapathChoice,
 
-    /// Which XDP hook to use on the uplinks.
+    /// XDP hook to use on the uplinks.
     #[arg(
         long,
         env = "MESH_XDP",
@@ -81,7 +81,7 @@ pub struct RunOptions {
     )]
     pub xdp: XdpChoice,
 
-    /// Which kind of tc hook to use.
+    /// Kind of tc hook to use.
     #[arg(
         long,
         env = "MESH_TC",
@@ -91,13 +91,13 @@ pub struct RunOptions {
     )]
     pub tc: TcChoice,
 
-    /// UDP port of encapsulated packets between the nodes; the same on every node.
+    /// UDP port for encapsulated packets between nodes; must be the same on every node.
     #[arg(long, env = "MESH_GENEVE_PORT", value_name = "PORT", default_value_t = 6081,
           value_parser = clap::value_parser!(u16).range(1..), help_heading = "Data path")]
     pub geneve_port: u16,
 
-    /// Address that local processes' connections to published ports are turned to; must be used by
-    /// nothing else.
+    /// Address to which connections of local processes to published ports are redirected; must not be used
+    /// for anything else.
     #[arg(
         long,
         env = "MESH_SERVICE_ADDRESS",
@@ -108,7 +108,7 @@ pub struct RunOptions {
     )]
     pub service_address: Ipv4Addr,
 
-    /// How many connections the flow table holds; the least recently used make room.
+    /// Number of connections that the flow table holds; the least recently used ones are evicted.
     #[arg(
         long,
         env = "MESH_FLOW_CAPACITY",
@@ -119,7 +119,7 @@ pub struct RunOptions {
     )]
     pub flow_capacity: u32,
 
-    /// Where the bpf file system is mounted; what outlives the agent is pinned in `mesh` below it.
+    /// Mount point of the bpf file system; what outlives the agent is pinned in its folder `mesh`.
     #[arg(
         long,
         env = "MESH_BPFFS",
@@ -129,13 +129,13 @@ pub struct RunOptions {
     )]
     pub bpffs: PathBuf,
 
-    /// The cgroup2 hierarchy whose processes reach published ports on this node's own addresses
+    /// The cgroup2 hierarchy whose processes can reach published ports on this node's own addresses
     /// [default: the first cgroup2 in the mount table].
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH", help_heading = "Data path")]
     pub cgroup: Option<PathBuf>,
 
-    /// Where the kernel's settings are; IPVS needs some of them changed while it is used. In a container
-    /// /proc/sys can only be read: name a mount of the host's.
+    /// Folder of the kernel's settings, some of which are changed while IPVS is used. In a container, where
+    /// /proc/sys is read-only, pass a mount of the host's.
     #[arg(
         long,
         env = "MESH_SYSCTLS",
@@ -145,7 +145,7 @@ pub struct RunOptions {
     )]
     pub sysctls: PathBuf,
 
-    /// What becomes of the data path when the agent is told to stop.
+    /// What happens to the data path when the agent is stopped.
     #[arg(
         long,
         env = "MESH_ON_STOP",
@@ -155,12 +155,12 @@ pub struct RunOptions {
     )]
     pub on_stop: OnStop,
 
-    /// TCP port on which managers' agents serve workers' agents; the same on every node.
+    /// TCP port on which managers' agents serve workers' agents; must be the same on every node.
     #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = 9468,
           value_parser = clap::value_parser!(u16).range(1..), help_heading = "Control plane")]
     pub feed_port: u16,
 
-    /// The Unix socket that meshctl talks to; made with mode 0600.
+    /// Unix socket for meshctl, created with mode 0600.
     #[arg(
         long,
         env = "MESH_ADMIN_SOCKET",
@@ -170,7 +170,7 @@ pub struct RunOptions {
     )]
     pub admin_socket: PathBuf,
 
-    /// Address and port of the Prometheus metrics, or `off`.
+    /// Address and port to serve Prometheus metrics on, or `off`.
     #[arg(
         long,
         env = "MESH_METRICS_LISTEN",
@@ -181,13 +181,13 @@ pub struct RunOptions {
     )]
     pub metrics_listen: MetricsListen,
 
-    /// Whether metrics have a series for each backend beside those for each service.
+    /// Whether to export metrics for each backend in addition to those for each service.
     #[arg(long, env = "MESH_BACKEND_METRICS", value_name = "BOOL", default_value_t = true,
           action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true",
           help_heading = "Observation")]
     pub backend_metrics: bool,
 
-    /// How log lines look.
+    /// Format of the log.
     #[arg(
         long,
         env = "MESH_LOG_FORMAT",
@@ -197,7 +197,7 @@ pub struct RunOptions {
     )]
     pub log_format: LogFormat,
 
-    /// What is logged: error, warn, info, debug or trace, or a list of module=level.
+    /// Log level: error, warn, info, debug or trace, or a comma-separated list of module=level.
     #[arg(
         long,
         env = "MESH_LOG_LEVEL",
@@ -209,31 +209,61 @@ pub struct RunOptions {
     pub log_level: String,
 
     /// Whether and how tasks are scheduled without Swarm.
+    #[cfg(feature = "orchestrator")]
     #[command(flatten)]
     pub orchestrator: OrchestratorOptions,
+
+    /// Not available: this program was built without the orchestrator.
+    #[cfg(not(feature = "orchestrator"))]
+    #[arg(
+        long = "orchestrator",
+        env = "MESH_ORCHESTRATOR",
+        help_heading = "Orchestrator"
+    )]
+    wants_orchestrator: bool,
 }
 
-/// What becomes of the data path when the agent is told to stop; `--on-stop`.
+impl RunOptions {
+    /// Whether the orchestrator is to schedule this node's tasks, instead of Swarm.
+    #[must_use]
+    pub fn wants_orchestrator(&self) -> bool {
+        #[cfg(feature = "orchestrator")]
+        let wanted = self.orchestrator.orchestrator;
+        #[cfg(not(feature = "orchestrator"))]
+        let wanted = self.wants_orchestrator;
+        wanted
+    }
+
+    /// The folder of the agent's programs; only the orchestrator replaces the agent.
+    #[cfg(feature = "orchestrator")]
+    #[must_use]
+    pub fn programs_path(&self) -> Option<PathBuf> {
+        self.wants_orchestrator()
+            .then(|| self.orchestrator.programs_path())
+    }
+}
+
+/// What happens to the data path when the agent is stopped; `--on-stop`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnStop {
-    /// Everything of the mesh leaves the kernel, and Docker's own mesh is in charge again.
+    /// Remove it; Docker's own mesh takes over again.
     #[default]
     Detach,
-    /// Traffic flows on; the next agent adopts it.
+    /// Leave it in the kernel, where it keeps forwarding; the next agent adopts it.
     Keep,
 }
 
-/// How log lines look; `--log-format`.
+/// Format of the log; `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Readable text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where metrics are served; `--metrics-listen`.
+/// Where to serve metrics; `--metrics-listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricsListen {
     /// Nowhere.
@@ -261,7 +291,7 @@ fn interface_name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err(format!(
-            "an interface name has 1 to {INTERFACE_NAME_BYTES} characters, none of them a blank, '/' or ':'"
+            "an interface name has 1 to {INTERFACE_NAME_BYTES} characters, without blanks, '/' and ':'"
         ))
     }
 }
@@ -271,7 +301,7 @@ fn service_address(text: &str) -> Result<Ipv4Addr, String> {
         .parse()
         .map_err(|_| "expected an IPv4 address such as 169.254.96.1".to_owned())?;
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast() {
-        return Err("must be an ordinary unicast address, none of 127.0.0.0/8".to_owned());
+        return Err("must be a unicast address outside 127.0.0.0/8".to_owned());
     }
     Ok(address)
 }
@@ -312,12 +342,12 @@ mod tests {
     }
 
     fn parse(arguments: &[&str]) -> Result<RunOptions, clap::Error> {
-        let words = std::iter::once("mesh-agent").chain(arguments.iter().copied());
-        CommandLine::try_parse_from(words).map(|line| line.options)
+        let line = std::iter::once("mesh-agent").chain(arguments.iter().copied());
+        CommandLine::try_parse_from(line).map(|line| line.options)
     }
 
     #[test]
-    fn defaults_are_those_that_the_help_names() {
+    fn defaults_match_the_help() {
         let options = parse(&[]).unwrap();
         assert_eq!(options.docker_socket, PathBuf::from("/var/run/docker.sock"));
         assert_eq!(options.service_address, Ipv4Addr::new(169, 254, 96, 1));
@@ -332,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_switches_are_understood() {
+    fn lists_and_switches_are_parsed() {
         let options = parse(&[
             "--uplink=eth0,eth1",
             "--uplink",
@@ -350,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_flag_and_the_value_and_what_is_allowed() {
+    fn a_refusal_names_the_flag_the_value_and_what_is_allowed() {
         for (flag, value, allowed) in [
             ("--metrics-listen", "9469", "127.0.0.1:9469"),
             ("--uplink", "an-interface-too-long", "15 characters"),

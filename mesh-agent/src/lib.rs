@@ -1,8 +1,10 @@
 //! The mesh's node agent as a library. `ARCHITECTURE.md` has the map and the invariants.
 //!
-//! Dependency direction, an arrow may import: binaries → `agent` → {`source`, `discovery`, `datapath`,
-//! `metrics`, `admin`, `orchestrator`} → `plan` → `model`. `meshctl` is the command line's library: it sees the admin API
-//! and the orchestrator's, and nothing of the agent.
+//! Direction of imports: binaries → `agent` → the parts (`source`, `discovery`, `datapath`, `metrics`, `admin`, `doctor`,
+//! `orchestrator`) → `plan` → `model`. `docker`, `backoff` and `process` import none of them. `meshctl` is the library of
+//! the command line: of the agent it knows the admin API only.
+//!
+//! The feature `orchestrator`, on by default, contains the orchestrator and meshctl's commands for it.
 
 pub mod admin;
 pub mod agent;
@@ -17,8 +19,10 @@ pub mod mesh0;
 pub mod meshctl;
 pub mod metrics;
 pub mod model;
+#[cfg(feature = "orchestrator")]
 pub mod orchestrator;
 pub mod plan;
+pub mod process;
 #[cfg(test)]
 mod scenarios;
 pub mod source;

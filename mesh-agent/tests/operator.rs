@@ -1,6 +1,7 @@
 //! `meshctl` as an operator uses it: exit codes and output, with and without an agent.
 
 use std::{
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output},
     sync::Arc,
@@ -111,7 +112,8 @@ async fn answer_commands(mut commands: tokio::sync::mpsc::Receiver<control::Comm
 }
 
 fn meshctl(socket: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_meshctl"))
+    Command::new(env!("CARGO_BIN_EXE_mesh-agent"))
+        .arg0("meshctl")
         .arg("--socket")
         .arg(socket)
         .args(arguments)

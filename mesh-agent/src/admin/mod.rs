@@ -9,6 +9,7 @@ pub mod server;
 pub mod status;
 pub mod view;
 
+#[cfg(feature = "orchestrator")]
 pub(crate) use client::connect_failure;
 pub use client::{Client, ClientError};
 pub use control::Control;

@@ -1,4 +1,4 @@
-//! Makes the data paths of this node from the command line. The only file of the agent that names them.
+//! Creates this node's data paths from the options. The only file of the agent that names their types.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::{
     DatapathFactory,
-    preflight::{EbpfGround, Lock, ebpf_ground},
+    preflight::{EbpfHost, Lock, ebpf_host},
 };
 use crate::{
     config::RunOptions,
@@ -15,21 +15,27 @@ use crate::{
         ebpf::{self, EbpfDatapath, EbpfOptions},
         ipvs::{self, IpvsDatapath, IpvsOptions},
     },
+    discovery::Scheduler,
 };
 
-/// The folder below the bpf file system in which everything is the mesh's.
+/// The mesh's folder in the bpf file system.
 const PINS: &str = "mesh";
 
-/// Brings data paths into this node's kernel.
+/// Creates data paths in this node's kernel.
 pub(super) struct NodeDatapathFactory {
     options: RunOptions,
+    scheduler: Scheduler,
     /// Held from the first use of eBPF on.
     bpffs: Option<Lock>,
 }
 
 impl NodeDatapathFactory {
-    pub(super) fn new(options: RunOptions) -> Self {
-        Self { options, bpffs: None }
+    pub(super) fn new(options: RunOptions, scheduler: Scheduler) -> Self {
+        Self {
+            options,
+            scheduler,
+            bpffs: None,
+        }
     }
 
     fn pins(&self) -> PathBuf {
@@ -37,16 +43,16 @@ impl NodeDatapathFactory {
     }
 
     fn ipvs_options(&self) -> IpvsOptions {
-        // Swarm's tasks have an interface of their own towards the host, orchestrated ones Docker's default.
-        let bridge = match self.options.orchestrator.orchestrator {
-            true => "docker0",
-            false => "docker_gwbridge",
+        // Swarm gives its tasks an interface of their own towards the host; the orchestrator's have Docker's default.
+        let bridge = match self.scheduler {
+            Scheduler::Swarm => "docker_gwbridge",
+            Scheduler::Orchestrator => "docker0",
         };
         IpvsOptions {
             bridge: bridge.to_owned(),
             tunnel_port: self.options.geneve_port,
             service_address: self.options.service_address,
-            // Where the admin socket is, which outlives the agent's own file system in a container.
+            // The admin socket's folder, which in a container outlives the agent's own file system.
             run_directory: self
                 .options
                 .admin_socket
@@ -59,15 +65,15 @@ impl NodeDatapathFactory {
     }
 
     fn ebpf(&mut self) -> Result<EbpfDatapath, DatapathError> {
-        let ground = ebpf_ground(&self.options, self.bpffs.take()).map_err(|error| DatapathError {
+        let host = ebpf_host(&self.options, self.bpffs.take()).map_err(|error| DatapathError {
             operation: "prepare eBPF".to_owned(),
             source: error.into(),
         })?;
-        let EbpfGround {
+        let EbpfHost {
             cgroup,
             netns_cookie,
             lock,
-        } = ground;
+        } = host;
         self.bpffs = Some(lock);
         let options = &self.options;
         EbpfDatapath::load(EbpfOptions {
@@ -78,7 +84,7 @@ impl NodeDatapathFactory {
             flow_capacity: options.flow_capacity,
             geneve_port: options.geneve_port,
             service_address: options.service_address,
-            // No namespace has the cookie 0: nobody is served rather than everybody.
+            // No namespace has the cookie 0: no local process is served, instead of all of them.
             netns_cookie: netns_cookie.unwrap_or(0),
         })
     }

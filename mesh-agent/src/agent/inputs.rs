@@ -1,4 +1,4 @@
-//! What the data path follows from, kept apart from what it is to be: that depends on its kind.
+//! The inputs of the desired state, kept apart from the state itself, which depends on the kind of data path.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -7,9 +7,9 @@ use crate::{
     model::{Cluster, Desired, Local, desired::desired},
 };
 
-/// What the data path follows from: the cluster, and what the node finds on itself.
+/// The cluster, and what the node has found out about itself.
 pub(super) enum Inputs {
-    /// In no Swarm: nothing is balanced.
+    /// In no cluster: nothing is balanced.
     Outside,
     /// A node of a cluster.
     Member {
@@ -20,7 +20,7 @@ pub(super) enum Inputs {
 }
 
 impl Inputs {
-    /// What a data path of a kind is to be.
+    /// The desired state of a data path of this kind.
     pub(super) fn desired(&self, kind: DatapathKind) -> Desired {
         match self {
             Self::Outside => Desired::default(),

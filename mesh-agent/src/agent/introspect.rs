@@ -1,6 +1,10 @@
-//! What the agent lets its windows see: the last snapshot, and the data path's counters.
+//! What the admin socket and the metrics see of the running agent: its last published view, and the data
+//! path's counters.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -8,11 +12,13 @@ use tokio::sync::watch;
 use super::ladder::Ladder;
 use crate::{
     admin::{Introspect, View},
+    config::RunOptions,
     datapath::{Counters, DatapathError, dump::Dump},
+    model::NodeDatapath,
     source::SourceState,
 };
 
-/// The data path, programmed by the agent's loop and read by its windows.
+/// The data path, programmed by the agent's loop and read by [`Introspection`].
 #[derive(Clone)]
 pub(super) struct SharedLadder(Arc<Mutex<Ladder>>);
 
@@ -21,7 +27,7 @@ impl SharedLadder {
         Self(Arc::new(Mutex::new(ladder)))
     }
 
-    /// Its calls are short; nobody holds this over an await.
+    /// Calls on it are short, and the lock is never held across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, Ladder> {
         // A panic elsewhere ends the agent anyway; until then the kernel's maps are as good as before.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,12 +42,36 @@ pub(super) struct Introspection {
 }
 
 impl Introspection {
-    pub(super) fn new(view: View, datapath: SharedLadder, source: watch::Receiver<SourceState>) -> Self {
+    /// An agent that is starting, and knows nothing yet.
+    pub(super) fn starting(
+        options: &RunOptions,
+        datapath: SharedLadder,
+        source: watch::Receiver<SourceState>,
+    ) -> Self {
+        let view = View {
+            node: String::new(),
+            role: None,
+            source: SourceState::default(),
+            desired: Arc::default(),
+            applied_revision: 0,
+            datapath: NodeDatapath::Unknown,
+            datapath_status: Default::default(),
+            modes: Vec::new(),
+            datapath_errors: Vec::new(),
+            return_mode: options.return_mode,
+            docker_trouble: None,
+            started: SystemTime::now(),
+        };
         Self {
             view: ArcSwap::from_pointee(view),
             datapath,
             source,
         }
+    }
+
+    /// When the agent was started.
+    pub(super) fn started(&self) -> SystemTime {
+        self.view.load().started
     }
 
     pub(super) fn publish(&self, view: View) {
@@ -52,7 +82,7 @@ impl Introspection {
 impl Introspect for Introspection {
     fn view(&self) -> Arc<View> {
         let view = self.view.load_full();
-        // Confirmations wake nobody, so the snapshot may have an old one.
+        // Confirmations wake no one, so the published view may have an old one.
         let confirmed = self.source.borrow().confirmed;
         if view.source.confirmed == confirmed {
             return view;

@@ -1,11 +1,12 @@
-//! Keeps the node on the best data path that works: steps down by itself when the kernel refuses one, up
-//! again only when asked. Knows the data paths by their trait; who makes them is told from outside.
+//! Keeps the node on the best data path that works: steps down by itself when the kernel refuses one, and up
+//! again only on request. Knows data paths by their trait only; a factory creates them.
 //!
-//! Between two data paths the new one is whole before the old one goes. The old one's going is a step of
-//! its own ([`Ladder::retire`]), so that other nodes can be told in between.
+//! When the data path changes, the new one is complete before the old one is removed. Removing it is a step of
+//! its own ([`Ladder::retire`]), so that other nodes can learn of the change in between.
 
 mod carried;
 mod reason;
+mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,35 +20,33 @@ use self::{
     carried::Carried,
     reason::{one_line, shortened},
 };
-
 use super::{Reconciler, reconcile::Round};
 use crate::{
     admin::control::Request,
     datapath::{
-        Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, InterfaceMode,
-        ReachedRung, Rung, RungState, RungStatus, dump::Dump,
+        Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung, dump::Dump,
     },
     model::{Desired, NodeDatapath},
 };
 
-/// How often in a row a data path may refuse what clients depend on before it is given up. With the
-/// reconciler's waits these are some 300 ms, enough for what is only passing.
+/// After how many refusals in a row of what clients depend on a data path is abandoned. With the reconciler's
+/// delays that takes some 300 ms, enough to sit out what is temporary.
 const STRIKES: u32 = 3;
-/// What each kind of data path is to be, as a node of that kind.
+/// The desired state of each kind of data path.
 pub(super) type DesiredFor<'a> = &'a dyn Fn(DatapathKind) -> Desired;
 
-/// Makes data paths, and removes what earlier agents have left.
+/// Creates data paths, and removes what earlier agents have left.
 pub trait DatapathFactory: Send {
-    /// Brings a data path into the kernel; each call is a new attempt.
+    /// Creates a data path in the kernel; each call is a new attempt.
     ///
     /// # Errors
-    /// What refused it. Nothing of the attempt is left then.
+    /// When the kernel refuses it. Nothing of the attempt is left then.
     fn make(&mut self, kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError>;
 
-    /// Removes whatever of a kind is in the kernel. It is not in use.
+    /// Removes everything of a kind that is not in use from the kernel.
     ///
     /// # Errors
-    /// When something could not be removed; it is tried again.
+    /// When something could not be removed; it is retried.
     fn clear(&mut self, kind: DatapathKind) -> Result<(), DatapathError>;
 }
 
@@ -63,24 +62,24 @@ pub(super) struct Ladder {
     kind: DatapathKind,
     datapath: Box<dyn Datapath>,
     reconciler: Reconciler,
-    /// A data path that has been replaced and not yet taken out.
+    /// A data path that has been replaced and not yet removed.
     retiring: Option<(DatapathKind, Box<dyn Datapath>)>,
-    /// Kinds that were tried and refused: not again until asked for.
+    /// Kinds that were tried and refused; retried on request only.
     refused: BTreeMap<DatapathKind, String>,
-    /// Kinds whose remains have to be looked for.
+    /// Kinds of which something may be left in the kernel.
     unclear: BTreeSet<DatapathKind>,
-    /// Why remains are still there.
+    /// Why it could not be removed.
     clearing_failed: Option<String>,
     strikes: u32,
     steps_down: u64,
-    /// The rung in use and the refused ones, as they were last logged.
-    said: (Option<Rung>, BTreeSet<Rung>),
-    /// What data paths that are gone have counted.
+    /// The rung in use and the refused ones, as last logged.
+    logged: (Option<Rung>, BTreeSet<Rung>),
+    /// The counters of removed data paths.
     before: Carried,
 }
 
 impl Ladder {
-    /// Makes the best data path that the choice allows and that works.
+    /// Creates the best data path that the choice allows and that works.
     ///
     /// # Errors
     /// When none does.
@@ -104,7 +103,7 @@ impl Ladder {
                         unclear: others(kind),
                         clearing_failed: None,
                         strikes: 0,
-                        said: (None, BTreeSet::new()),
+                        logged: (None, BTreeSet::new()),
                         before: Carried::default(),
                     });
                 }
@@ -124,14 +123,13 @@ impl Ladder {
         self.kind
     }
 
-    /// What an earlier agent left that still carries traffic, if it is what is used now.
+    /// The kind of an earlier agent's data path that still carries traffic and was adopted.
     pub(super) fn adopted(&self) -> Option<NodeDatapath> {
         self.datapath.adopted().then(|| self.kind.into())
     }
 
-    /// Brings the data path to what is desired. One that keeps refusing what clients depend on is given
-    /// up for the next that works, if the choice allows one.
-    /// Returns what is desired of the one in use then.
+    /// Brings the data path to the desired state. One that keeps refusing what clients depend on is abandoned
+    /// for the next one that works, if the choice allows it. Returns the desired state of the one in use then.
     pub(super) fn reconcile(&mut self, desired: DesiredFor<'_>, now: Instant) -> (Round, Desired) {
         let mut wanted = desired(self.kind);
         let mut round = self.reconciler.reconcile(&wanted, self.datapath.as_mut(), now);
@@ -145,7 +143,7 @@ impl Ladder {
         if round.failed == 0 && self.retiring.is_none() {
             self.clear();
         }
-        self.tell();
+        self.log_changes();
         (round, wanted)
     }
 
@@ -161,7 +159,7 @@ impl Ladder {
                 Ok(round) => {
                     warn!(
                         reason,
-                        "{} is given up: {} from now on",
+                        "{} is abandoned: {} from now on",
                         from.title(),
                         kind.title()
                     );
@@ -183,14 +181,14 @@ impl Ladder {
         None
     }
 
-    /// Makes another data path, whole, and puts it in charge. The old one is left to [`Self::retire`].
+    /// Creates another data path completely and switches to it. The old one is left to [`Self::retire`].
     fn change_to(
         &mut self,
         kind: DatapathKind,
         desired: DesiredFor<'_>,
         now: Instant,
     ) -> Result<Round, String> {
-        // One that has not gone yet may be of this kind.
+        // One that is still to be removed may be of this kind.
         self.retire();
         let mut datapath = self.factory.make(kind).map_err(|error| one_line(&error))?;
         let mut reconciler = Reconciler::default();
@@ -201,7 +199,7 @@ impl Ladder {
                 self.unclear.insert(kind);
                 warn!(
                     error = error_chain(&error),
-                    "an attempt could not be taken back whole"
+                    "a failed attempt could not be removed completely"
                 );
             }
             return Err(reason);
@@ -221,17 +219,17 @@ impl Ladder {
         self.retiring.is_some()
     }
 
-    /// Takes the replaced data path, if any, out of the kernel. What it counted is kept.
+    /// Removes the replaced data path, if any, from the kernel. Its counters are kept.
     pub(super) fn retire(&mut self) {
         let Some((kind, mut old)) = self.retiring.take() else {
             return;
         };
         match old.counters() {
             Ok(counters) => self.before.add(&counters),
-            Err(error) => warn!(error = error_chain(&error), "the last counters are lost"),
+            Err(error) => warn!(error = error_chain(&error), "cannot read its last counters"),
         }
         match old.detach() {
-            Ok(()) => info!("{} is out of the kernel", kind.title()),
+            Ok(()) => info!("{} was removed from the kernel", kind.title()),
             Err(error) => {
                 self.clearing_failed = Some(error_chain(&error));
                 self.unclear.insert(kind);
@@ -239,7 +237,7 @@ impl Ladder {
         }
     }
 
-    /// Removes what is left of kinds that are not in use, now that the one in use is whole.
+    /// Removes what is left of kinds that are not in use, now that the one in use is complete.
     fn clear(&mut self) {
         for kind in std::mem::take(&mut self.unclear) {
             match self.factory.clear(kind) {
@@ -247,11 +245,7 @@ impl Ladder {
                 Err(error) => {
                     let reason = error_chain(&error);
                     if self.clearing_failed.as_ref() != Some(&reason) {
-                        warn!(
-                            reason,
-                            "what is left of {} cannot be removed; trying again",
-                            kind.title()
-                        );
+                        warn!(reason, "cannot remove what is left of {}; retrying", kind.title());
                     }
                     self.clearing_failed = Some(reason);
                     self.unclear.insert(kind);
@@ -260,11 +254,11 @@ impl Ladder {
         }
     }
 
-    /// Does what was asked for.
+    /// Executes a request from the admin socket.
     ///
     /// # Errors
-    /// What refused it; everything is as it was then.
-    pub(super) fn obey(
+    /// Why it was refused; nothing has changed then.
+    pub(super) fn execute(
         &mut self,
         request: Request,
         desired: DesiredFor<'_>,
@@ -277,7 +271,7 @@ impl Ladder {
                     for &kind in choice.kinds() {
                         self.change_to(kind, desired, now)
                             .inspect_err(|reason| drop(self.refused.insert(kind, reason.clone())))?;
-                        info!("{} from now on, as asked", kind.title());
+                        info!("{} from now on, as requested", kind.title());
                     }
                     self.choice = choice;
                 } else {
@@ -286,18 +280,18 @@ impl Ladder {
                 }
             }
         }
-        self.tell();
+        self.log_changes();
         Ok(())
     }
 
     fn step_up(&mut self, desired: DesiredFor<'_>, now: Instant) -> Result<(), String> {
         let from = self.kind;
-        // Asked for: worse ones that were refused get another chance too, should they be needed.
+        // On request, worse ones that were refused may be tried again too, should they be needed.
         self.refused.retain(|kind, _| *kind < from);
         for &kind in self.choice.kinds().iter().filter(|kind| **kind < from) {
             match self.change_to(kind, desired, now) {
                 Ok(_) => {
-                    info!("{} again, as asked", kind.title());
+                    info!("{} again, as requested", kind.title());
                     return Ok(());
                 }
                 Err(reason) => {
@@ -309,7 +303,7 @@ impl Ladder {
         self.datapath.climb().map_err(|error| one_line(&error))
     }
 
-    /// Reads the counters, those of data paths before included.
+    /// Reads the counters, including those of earlier data paths.
     pub(super) fn counters(&mut self) -> Result<Counters, DatapathError> {
         let mut counters = self.datapath.counters()?;
         self.before.add_to(&mut counters);
@@ -325,7 +319,7 @@ impl Ladder {
         self.datapath.modes()
     }
 
-    /// Periodic upkeep; the replaced data path serves connections until it goes, so it is kept up too.
+    /// Periodic maintenance, also of a replaced data path, which serves connections until it is removed.
     pub(super) fn maintain(&mut self) -> Result<(), DatapathError> {
         if let Some((_, old)) = &mut self.retiring {
             old.maintain()?;
@@ -333,114 +327,23 @@ impl Ladder {
         self.datapath.maintain()
     }
 
-    /// When to try again what was refused.
+    /// When to retry what was refused.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.reconciler.retry_at()
     }
 
-    /// What is wrong just now, each in one line.
+    /// The current failures, one line each.
     pub(super) fn failures(&self) -> Vec<String> {
         let mut failures = self.reconciler.failures().to_vec();
         failures.extend(self.clearing_failed.clone());
         failures
     }
 
-    /// Takes everything out of the kernel.
+    /// Removes everything from the kernel.
     pub(super) fn detach(&mut self) -> Result<(), DatapathError> {
         self.retire();
         self.clear();
         self.datapath.detach()
-    }
-
-    /// What status, metrics and JSON show.
-    pub(super) fn status(&self) -> DatapathStatus {
-        let reached = self.reached_rung();
-        let rungs: Vec<_> = Rung::ALL
-            .into_iter()
-            .map(|rung| self.rung_status(rung, &reached))
-            .collect();
-        let mut reasons: Vec<&str> = Vec::new();
-        for better in rungs.iter().take_while(|status| status.state != RungState::InUse) {
-            if !better.reason.is_empty() && !reasons.contains(&better.reason.as_str()) {
-                reasons.push(&better.reason);
-            }
-        }
-        DatapathStatus {
-            choice: self.choice,
-            kind: self.kind,
-            rung: reached.rung,
-            reason: if reached.rung.is_some() {
-                reasons.join("; ")
-            } else {
-                "no uplink is known yet".to_owned()
-            },
-            rungs,
-            steps_down: self.steps_down,
-        }
-    }
-
-    fn reached_rung(&self) -> ReachedRung {
-        match self.kind {
-            DatapathKind::Ebpf => self.datapath.reached_rung(),
-            DatapathKind::Ipvs => ReachedRung {
-                rung: Some(Rung::Ipvs),
-                passed: Vec::new(),
-            },
-        }
-    }
-
-    fn rung_status(&self, rung: Rung, reached: &ReachedRung) -> RungStatus {
-        if reached.rung == Some(rung) {
-            return RungStatus {
-                rung,
-                state: RungState::InUse,
-                reason: String::new(),
-            };
-        }
-        if let Some(passed) = reached.passed.iter().find(|passed| passed.rung == rung) {
-            return passed.clone();
-        }
-        let kind = rung.kind();
-        let (state, reason) = match self.refused.get(&kind) {
-            Some(reason) if kind != self.kind => (RungState::Refused, reason.clone()),
-            _ if !self.choice.allows(kind) => (
-                RungState::NotTried,
-                format!("only {} is asked for", self.choice.name()),
-            ),
-            _ => (RungState::NotTried, String::new()),
-        };
-        RungStatus { rung, state, reason }
-    }
-
-    /// Logs and counts what has changed about the rungs.
-    fn tell(&mut self) {
-        let status = self.status();
-        let refused: BTreeSet<Rung> = status
-            .rungs
-            .iter()
-            .filter(|rung| rung.state == RungState::Refused)
-            .map(|rung| rung.rung)
-            .collect();
-        let (said_rung, said_refused) = &self.said;
-        // A step between kinds has been counted where it was made.
-        let hooks_refused = refused
-            .difference(said_refused)
-            .any(|rung| rung.kind() == self.kind);
-        if hooks_refused {
-            self.steps_down += 1;
-            warn!(
-                rung = status.rung_name(),
-                reason = status.reason,
-                "a better rung of the data path is refused"
-            );
-        } else if status.rung != *said_rung && status.rung.is_some() {
-            info!(
-                rung = status.rung_name(),
-                reason = status.reason,
-                "the data path's rung"
-            );
-        }
-        self.said = (status.rung, refused);
     }
 }
 

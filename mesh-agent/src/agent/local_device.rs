@@ -1,5 +1,5 @@
-//! Keeps mesh0 what it should be while the data path wants it, and takes it away when none does. Knows
-//! what was refused; the device itself is `mesh0`'s business.
+//! Keeps mesh0 configured while the data path needs it, and removes it when none does. Remembers what was
+//! refused; the device itself is `mesh0`'s.
 
 use mesh_support::error_chain;
 use tracing::warn;
@@ -9,11 +9,11 @@ use crate::{
     model::HostInterface,
 };
 
-/// The device that local processes' connections leave by, as the agent last made it.
+/// The device that local processes' connections leave by, as last configured.
 pub(super) struct LocalDevice {
     mesh0: Mesh0,
     made: Option<(Settings, HostInterface)>,
-    /// Whether there may be one in the kernel: an earlier agent's, until it has been looked for.
+    /// Whether there may be one in the kernel; at first possibly an earlier agent's.
     may_exist: bool,
     trouble: Option<String>,
 }
@@ -28,7 +28,7 @@ impl LocalDevice {
         })
     }
 
-    /// The device, if it stands.
+    /// The device, if it is up.
     pub(super) fn interface(&self) -> Option<HostInterface> {
         self.made.map(|(_, interface)| interface)
     }
@@ -38,12 +38,12 @@ impl LocalDevice {
         self.trouble.clone()
     }
 
-    /// Somebody may have removed or changed it: the next [`Self::ensure`] looks.
-    pub(super) fn doubt(&mut self) {
+    /// Makes the next [`Self::ensure`] verify that it was not removed or changed.
+    pub(super) fn verify_next_time(&mut self) {
         self.made = None;
     }
 
-    /// Makes it what it should be.
+    /// Creates or corrects the device.
     pub(super) async fn ensure(&mut self, settings: Settings) {
         if self.made.is_some_and(|(known, _)| known == settings) {
             return;
@@ -65,7 +65,7 @@ impl LocalDevice {
         }
     }
 
-    /// Takes it away, if it may be there; a refusal is said once and tried again by the next call.
+    /// Removes it, if it may exist; a refusal is logged once, and the next call retries.
     pub(super) async fn release(&mut self) {
         match self.remove().await {
             Ok(()) => self.trouble = None,
@@ -79,7 +79,7 @@ impl LocalDevice {
         }
     }
 
-    /// Takes it away for the last time.
+    /// Removes it, if it may exist.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -89,7 +89,7 @@ impl LocalDevice {
             return Ok(());
         }
         match self.mesh0.remove().await {
-            // Somebody else's device of that name is no concern of a data path that does not want one.
+            // A foreign device of that name does not matter to a data path that needs none.
             Ok(()) | Err(Mesh0Error::NameTaken(_)) => {
                 self.may_exist = false;
                 Ok(())

@@ -1,4 +1,4 @@
-//! Structured logs on standard error. Depends on the configuration only.
+//! Structured logs on standard error. Imports the configuration only.
 
 use std::io::IsTerminal;
 
@@ -6,7 +6,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::config::{LogFormat, RunOptions};
 
-/// Starts logging as the options say; the first call in a process wins.
+/// Starts logging as configured; the first call in a process wins.
 pub fn start_logging(options: &RunOptions) {
     // Validated when the command line was read.
     let filter =
@@ -26,8 +26,8 @@ pub fn start_logging(options: &RunOptions) {
     }
 }
 
-/// A plain level is the mesh's own: what libraries say at finer levels drowns it, and may quote whole
-/// answers of the engine.
+/// A plain level applies to the mesh only: libraries' finer levels are noisy, and may contain whole answers of
+/// the engine.
 fn directives(level: &str) -> String {
     match level.parse::<LevelFilter>() {
         Ok(plain) => format!("{},mesh_agent={plain}", plain.min(LevelFilter::WARN)),
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_level_is_for_the_mesh_and_a_list_is_taken_as_it_is() {
+    fn a_plain_level_applies_to_the_mesh_and_a_list_is_used_as_it_is() {
         assert_eq!(directives("debug"), "warn,mesh_agent=debug");
         assert_eq!(directives("error"), "error,mesh_agent=error");
         assert_eq!(directives("info,hyper=trace"), "info,hyper=trace");

@@ -1,5 +1,5 @@
-//! This node's place in the Swarm, as the local engine tells it: polled, for the engine has no event
-//! for a join, a promotion or a demotion of its own node.
+//! This node's membership in the cluster. The local engine is polled for it, as it has no events for a join,
+//! a promotion or a demotion of its own node.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,32 +15,32 @@ use crate::{
 
 /// A member's role rarely changes.
 const SETTLED_INTERVAL: Duration = Duration::from_secs(5);
-/// Somebody waits for the engine to come back, or for the node to join.
+/// While the engine does not answer, or the node has not joined.
 const WAITING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the engine last said of this node.
+/// What the engine last reported of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct EngineReport {
-    /// The last answer; `None` before the first.
+    /// Its last answer; `None` before the first.
     pub(super) info: Option<EngineInfo>,
-    /// Why the engine does not answer just now.
+    /// Why the engine does not answer; `None` while it does.
     pub(super) trouble: Option<String>,
-    /// The node's place in the orchestrator's cluster; then there is no Swarm to ask about.
-    pub(super) orchestrated: Option<Member>,
+    /// The membership that the source determines, where Swarm does not.
+    own: Option<Member>,
 }
 
-/// Where this node stands.
+/// This node's membership in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Membership {
-    /// The engine has not told, or is itself about to find out.
+    /// The engine has not answered, or does not know yet.
     Unknown,
-    /// In no Swarm.
+    /// In no cluster.
     Outside,
-    /// A member.
+    /// A member of the cluster.
     Member(Member),
 }
 
-/// A member of the Swarm.
+/// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) node: NodeId,
@@ -51,16 +51,16 @@ pub(super) struct Member {
 }
 
 impl EngineReport {
-    /// The standing of a node that the orchestrator runs; the engine is only asked whether it is well.
-    pub(super) fn orchestrated(member: Member) -> Self {
+    /// A report before the engine's first answer; `own` is the membership that the source determines.
+    pub(super) fn new(own: Option<Member>) -> Self {
         Self {
-            orchestrated: Some(member),
+            own,
             ..Self::default()
         }
     }
 
     pub(super) fn membership(&self, docker_root: Option<&PathBuf>) -> Membership {
-        if let Some(member) = &self.orchestrated {
+        if let Some(member) = &self.own {
             return Membership::Member(member.clone());
         }
         let Some(info) = &self.info else {
@@ -85,8 +85,8 @@ impl EngineReport {
     }
 }
 
-/// Asks the engine until cancelled, at once when hinted. Says once when it does not answer, and once
-/// when it does again.
+/// Polls the engine until cancelled, and at once when hinted. Logs when it stops answering, and when it answers
+/// again.
 pub(super) async fn follow(
     docker: Docker,
     engine: watch::Sender<EngineReport>,
@@ -130,11 +130,11 @@ fn answered(known: &mut EngineReport, engine: EngineInfo) -> bool {
         .map(|info| (info.state.as_str(), info.manager));
     if before != Some((engine.state.as_str(), engine.manager)) {
         match (engine.active, engine.manager) {
-            (true, _) if known.orchestrated.is_some() => warn!(
-                "this node has joined a Swarm: both the orchestrator and Swarm schedule tasks here now; run \
+            (true, _) if known.own.is_some() => warn!(
+                "this node has joined a Swarm: both the orchestrator and Swarm now schedule tasks here; run \
                  'docker swarm leave', or the agent without --orchestrator"
             ),
-            (false, _) if known.orchestrated.is_some() => {}
+            (false, _) if known.own.is_some() => {}
             (true, manager) => info!(
                 node = engine.node,
                 role = if manager { "manager" } else { "worker" },
@@ -155,7 +155,7 @@ fn answered(known: &mut EngineReport, engine: EngineInfo) -> bool {
 
 fn failed(known: &mut EngineReport, trouble: String) -> bool {
     if known.trouble.is_none() {
-        warn!("{trouble}; trying again until it answers");
+        warn!("{trouble}; retrying until it answers");
     }
     let changed = known.trouble.as_ref() != Some(&trouble);
     known.trouble = Some(trouble);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_about_to_find_out_is_not_taken_for_one_that_has_left() {
+    fn a_node_in_transition_is_not_taken_for_one_that_has_left() {
         assert_eq!(membership(None, None), Membership::Unknown);
         for state in ["pending", "error", "locked"] {
             assert_eq!(
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_below_the_given_root_or_the_engines() {
+    fn certificates_are_below_the_configured_root_or_the_engines() {
         let root = PathBuf::from("/host/docker");
         for (root, expected) in [
             (None, "/var/lib/docker/swarm/certificates"),
@@ -221,15 +221,15 @@ mod tests {
     }
 
     #[test]
-    fn trouble_keeps_what_the_engine_last_said() {
+    fn an_outage_of_the_engine_keeps_its_last_answer() {
         let mut known = EngineReport::default();
         assert!(answered(&mut known, engine("active", false)));
         assert!(failed(&mut known, "gone".into()));
-        assert!(!failed(&mut known, "gone".into()), "said once");
+        assert!(!failed(&mut known, "gone".into()), "logged once");
         assert!(matches!(known.membership(None), Membership::Member(_)));
         assert!(
             answered(&mut known, engine("active", false)),
-            "the recovery is news"
+            "the recovery is a change"
         );
         assert!(!answered(&mut known, engine("active", false)));
         assert_eq!(known.trouble, None);

@@ -1,17 +1,18 @@
-//! The agent's parts and how they are put together: windows, watchers and sources, each a task of its
-//! own that speaks to the loop through a channel.
+//! The agent's parts: listeners, watchers and the source. Each is a task of its own, connected to the agent's
+//! loop by channels.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::{
     AgentError,
     introspect::Introspection,
-    membership::{self, EngineReport, Member},
+    membership::{self, EngineReport},
     preflight::find_cgroup,
-    sources::{SourceHints, Sources},
+    sources::{Channels, Source, SourceHints},
     supervisor::Supervisor,
 };
 use crate::{
@@ -25,11 +26,10 @@ use crate::{
     doctor,
     metrics::{Metrics, MetricsServer},
     model::NodeDatapath,
-    orchestrator,
     source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
 };
 
-/// The ends of the parts' channels that the loop holds.
+/// The loop's ends of the parts' channels.
 pub(super) struct Parts {
     pub(super) engine: watch::Receiver<EngineReport>,
     pub(super) source: watch::Receiver<SourceState>,
@@ -38,41 +38,32 @@ pub(super) struct Parts {
     pub(super) network: watch::Receiver<Option<NetworkState>>,
     pub(super) interest: watch::Sender<Interest>,
     pub(super) hints: SourceHints,
-    pub(super) ask_docker: HintHandle,
+    pub(super) engine_hint: HintHandle,
     pub(super) commands: mpsc::Receiver<control::Command>,
 }
 
-/// The ends of the source's channels, whatever the source is.
-pub(super) struct SourceEnds {
-    /// Where the snapshot goes, …
+/// The source's ends of the channels that exist before it is spawned.
+pub(super) struct SourceChannels {
     pub(super) state: watch::Sender<SourceState>,
-    /// … and where it is read.
-    pub(super) snapshot: watch::Receiver<SourceState>,
-    /// What balances on this node.
     pub(super) announcement: watch::Receiver<NodeDatapath>,
-    /// Who has heard it.
     pub(super) acknowledged: watch::Sender<Acknowledged>,
-    /// Whether the data path stands.
-    pub(super) stands: watch::Receiver<bool>,
-    /// To ask the agent to give way to another program of it.
-    pub(super) replace: CancellationToken,
+    pub(super) is_up: watch::Receiver<bool>,
 }
 
 impl Parts {
-    /// Opens the windows first, so that what follows can be watched, then starts every part. Where there
-    /// is an orchestrator, it is the source, and Swarm is not asked.
-    pub(super) async fn start(
+    /// Spawns every part but the listeners.
+    ///
+    /// # Errors
+    /// When the node's network cannot be followed.
+    pub(super) fn spawn(
         options: &RunOptions,
-        introspection: Arc<Introspection>,
-        ends: SourceEnds,
-        orchestrator: Option<orchestrator::Opened>,
-        metrics: &Metrics,
-        shutdown: &CancellationToken,
+        docker: &Docker,
+        source: Box<dyn Source>,
+        channels: SourceChannels,
+        commands: mpsc::Receiver<control::Command>,
         supervisor: &mut Supervisor,
+        shutdown: &CancellationToken,
     ) -> Result<Self, AgentError> {
-        let paths = orchestrator.as_ref().map(orchestrator::Opened::api);
-        let commands = open_listeners(options, introspection, paths, metrics, shutdown, supervisor).await?;
-
         let (interest, interest_receiver) = watch::channel(Interest::default());
         let network_options = NetworkOptions {
             uplinks: options.uplinks.clone(),
@@ -81,110 +72,107 @@ impl Parts {
         let (watcher, network) = watch_network(network_options, interest_receiver)?;
         supervisor.spawn_fallible("network watcher", watcher.run());
 
-        let docker = Docker::new(&options.docker_socket);
-        let place = orchestrator.as_ref().map(|opened| {
-            EngineReport::orchestrated(Member {
-                node: opened.node().to_string(),
-                manager: opened.is_manager(),
-                address: opened.address(),
-                certificates: PathBuf::new(),
-            })
-        });
-        let (engine_sender, engine) = watch::channel(place.unwrap_or_default());
-        let ask_docker = HintHandle::new();
+        let (engine_sender, engine) = watch::channel(EngineReport::new(source.member()));
+        let engine_hint = HintHandle::new();
         let follow = membership::follow(
             docker.clone(),
             engine_sender,
-            ask_docker.clone(),
+            engine_hint.clone(),
             shutdown.clone(),
         );
-        supervisor.spawn("watch on Docker", follow);
+        supervisor.spawn("engine watcher", follow);
 
         let hints = SourceHints::default();
         let on_event = {
             let hints = hints.clone();
             move || hints.hint()
         };
-        let scheduler = match orchestrator {
-            Some(_) => Scheduler::Orchestrator,
-            None => Scheduler::Swarm,
-        };
-        let (watcher, containers) = ContainerWatcher::new(docker.clone(), scheduler, on_event);
+        let (watcher, containers) = ContainerWatcher::new(docker.clone(), source.scheduler(), on_event);
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
 
-        let SourceEnds {
-            state,
-            snapshot: source,
-            announcement,
-            acknowledged,
-            stands,
-            replace,
-        } = ends;
+        let snapshots = channels.state.subscribe();
         let (workers_sender, workers) = watch::channel(FeedServerStatus::default());
-        if let Some(opened) = orchestrator {
-            let mesh = orchestrator::Mesh {
-                state,
-                announcement,
-                acknowledged,
-                found: containers.clone(),
-                is_up: stands,
-                replace,
-            };
-            let run = orchestrator::run(opened, mesh, shutdown.clone());
-            supervisor.spawn_fallible("orchestrator", run);
-        } else {
-            let sources = Sources {
-                docker,
-                options: options.clone(),
-                engine: engine.clone(),
-                state,
-                workers: workers_sender,
-                hints: hints.clone(),
-                announcement,
-                acknowledged,
-            };
-            supervisor.spawn("source", sources.run(shutdown.clone()));
-        }
+        let channels = Channels {
+            state: channels.state,
+            announcement: channels.announcement,
+            acknowledged: channels.acknowledged,
+            is_up: channels.is_up,
+            engine: engine.clone(),
+            containers: containers.clone(),
+            workers: workers_sender,
+            hints: hints.clone(),
+        };
+        supervisor.spawn_source(source.run(channels, shutdown.clone()));
         Ok(Self {
             engine,
-            source,
+            source: snapshots,
             workers,
             containers,
             network,
             interest,
             hints,
-            ask_docker,
+            engine_hint,
             commands,
         })
     }
 }
 
-async fn open_listeners(
-    options: &RunOptions,
+/// The bound admin socket and metrics port.
+pub(super) struct Listeners {
+    admin: AdminServer,
+    metrics: Option<MetricsServer>,
     introspection: Arc<Introspection>,
-    orchestrator: Option<axum::Router>,
-    metrics: &Metrics,
-    shutdown: &CancellationToken,
-    supervisor: &mut Supervisor,
-) -> Result<mpsc::Receiver<control::Command>, AgentError> {
-    let doctor = doctor::Options {
-        docker_socket: options.docker_socket.clone(),
-        docker_root: options.docker_root.clone(),
-        bpffs: options.bpffs.clone(),
-        // The doctor says what is wrong where there is none.
-        cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
-        orchestrator: options.orchestrator.orchestrator,
-    };
-    let agent: Arc<dyn Introspect> = introspection;
-    let (control, commands) = control::channel();
-    let mut admin = AdminServer::bind(&options.admin_socket, Arc::clone(&agent), control, doctor).await?;
-    if let Some(paths) = orchestrator {
-        admin = admin.with(paths);
+}
+
+impl Listeners {
+    /// Binds the admin socket, whose commands come by the returned receiver, and the metrics' port.
+    ///
+    /// # Errors
+    /// When one of them is taken.
+    pub(super) async fn bind(
+        options: &RunOptions,
+        introspection: Arc<Introspection>,
+        source: &dyn Source,
+    ) -> Result<(Self, mpsc::Receiver<control::Command>), AgentError> {
+        let doctor = doctor::Options {
+            docker_socket: options.docker_socket.clone(),
+            docker_root: options.docker_root.clone(),
+            bpffs: options.bpffs.clone(),
+            // The doctor reports a missing one.
+            cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
+            orchestrator: source.scheduler() == Scheduler::Orchestrator,
+        };
+        let agent: Arc<dyn Introspect> = introspection.clone();
+        let (control, commands) = control::channel();
+        let admin = AdminServer::bind(&options.admin_socket, agent, control, doctor).await?;
+        let metrics = match options.metrics_listen {
+            MetricsListen::At(address) => Some(MetricsServer::bind(address).await?),
+            MetricsListen::Off => None,
+        };
+        let listeners = Self {
+            admin: admin.with(source.routes()),
+            metrics,
+            introspection,
+        };
+        Ok((listeners, commands))
     }
-    supervisor.spawn("admin socket", admin.run(shutdown.clone()));
-    if let MetricsListen::At(address) = options.metrics_listen {
-        let server = MetricsServer::bind(address).await?;
-        supervisor.spawn("metrics", server.run(agent, metrics.clone(), shutdown.clone()));
+
+    pub(super) fn log_addresses(&self, options: &RunOptions) {
+        let metrics = self.metrics.as_ref().map(MetricsServer::address);
+        info!(
+            admin_socket = %options.admin_socket.display(),
+            metrics = metrics.map(tracing::field::display),
+            "listening"
+        );
     }
-    Ok(commands)
+
+    pub(super) fn spawn(self, metrics: Metrics, supervisor: &mut Supervisor, shutdown: &CancellationToken) {
+        supervisor.spawn("admin socket", self.admin.run(shutdown.clone()));
+        if let Some(server) = self.metrics {
+            supervisor.spawn(
+                "metrics",
+                server.run(self.introspection, metrics, shutdown.clone()),
+            );
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What must be there before anything is started, each thing missing named in one line with its remedy.
+//! The preconditions of a start. An error names the first one that is missing, and its remedy, in one line.
 //! Reads only. The full examination is the doctor's.
 
 use std::{
@@ -16,7 +16,7 @@ use tracing::warn;
 
 use crate::{config::RunOptions, host_facts};
 
-/// Something that the agent cannot do without is missing.
+/// A precondition of the agent is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
     /// A capability is missing.
@@ -30,14 +30,14 @@ pub enum PreflightError {
     ReadCapabilities(#[source] caps::errors::CapsError),
     /// No bpf file system.
     #[error(
-        "there is no bpf file system at {} (--bpffs): 'mount -t bpf bpf {}' on the host makes one",
+        "no bpf file system is mounted at {} (--bpffs): run 'mount -t bpf bpf {}' on the host",
         .0.display(), .0.display()
     )]
     Bpffs(PathBuf),
-    /// Two agents would program the same kernel.
+    /// Another agent programs this kernel.
     #[error(
-        "another agent is running on this node (it holds {}): stop it first, or give this one folders of its \
-         own (--admin-socket, --bpffs)", .0.display()
+        "another agent is running on this node (it locks {}): stop it first, or give this one other folders \
+         (--admin-socket, --bpffs)", .0.display()
     )]
     AlreadyRunning(PathBuf),
     /// The lock cannot be taken.
@@ -45,22 +45,22 @@ pub enum PreflightError {
     Lock {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The folder of the admin socket, which is locked, cannot be made.
-    #[error("cannot make the folder of the admin socket (--admin-socket)")]
+    /// The folder of the admin socket, which is locked, cannot be created.
+    #[error("cannot create the folder of the admin socket (--admin-socket)")]
     Folder(#[from] crate::admin::ServerError),
-    /// The given cgroup is none of version 2.
+    /// The given path is not a cgroup2 hierarchy.
     #[error(
-        "{} is no cgroup2 hierarchy (--cgroup): name one, or 'mount -t cgroup2 none PATH'",
+        "{} is not a cgroup2 hierarchy (--cgroup): name one, or run 'mount -t cgroup2 none PATH'",
         .0.display()
     )]
     Cgroup(PathBuf),
     /// No cgroup2 anywhere.
     #[error(
-        "no cgroup2 hierarchy is mounted: 'mount -t cgroup2 none /sys/fs/cgroup/unified' on the host makes \
-         one, --cgroup names one that the mount table does not show"
+        "no cgroup2 hierarchy is mounted: run 'mount -t cgroup2 none /sys/fs/cgroup/unified' on the host, or \
+         name one that the mount table does not show with --cgroup"
     )]
     NoCgroup,
     /// The mount table cannot be read.
@@ -68,17 +68,17 @@ pub enum PreflightError {
     MountTable(#[source] std::io::Error),
 }
 
-/// Held while an agent runs; the kernel lets go of it however the agent ends.
+/// Held while an agent runs; the kernel releases it however the agent ends.
 pub(super) type Lock = Flock<File>;
 
-/// What eBPF stands on.
-pub(super) struct EbpfGround {
+/// What eBPF needs from the host.
+pub(super) struct EbpfHost {
     /// The cgroup2 hierarchy to attach to.
     pub(super) cgroup: PathBuf,
-    /// Cookie of the network namespace the agent runs in; `None` before Linux 5.14, where local
-    /// processes cannot be told from containers' and are not served.
+    /// Cookie of the agent's network namespace; `None` before Linux 5.14, where local processes cannot be
+    /// distinguished from containers' and are not served.
     pub(super) netns_cookie: Option<u64>,
-    /// Of the bpf file system.
+    /// Lock on the bpf file system.
     pub(super) lock: Lock,
 }
 
@@ -97,13 +97,13 @@ pub(super) fn preflight(options: &RunOptions) -> Result<Lock, PreflightError> {
     lock(crate::admin::server::ensure_folder(&options.admin_socket)?)
 }
 
-/// Checks what eBPF needs beside that, and finds what the options leave open. `held` is the lock of an
+/// Checks what eBPF needs in addition, and finds what the options do not specify. `held` is the lock from an
 /// earlier call.
 ///
 /// # Errors
 /// The first thing that is missing.
-pub(super) fn ebpf_ground(options: &RunOptions, held: Option<Lock>) -> Result<EbpfGround, PreflightError> {
-    // Before Linux 5.8 there is no CAP_BPF, and CAP_SYS_ADMIN stands for it.
+pub(super) fn ebpf_host(options: &RunOptions, held: Option<Lock>) -> Result<EbpfHost, PreflightError> {
+    // Before Linux 5.8 there is no CAP_BPF; CAP_SYS_ADMIN includes it.
     if !has(Capability::CAP_SYS_ADMIN)? && !has(Capability::CAP_BPF)? {
         return Err(PreflightError::Capability("CAP_BPF"));
     }
@@ -120,12 +120,12 @@ pub(super) fn ebpf_ground(options: &RunOptions, held: Option<Lock>) -> Result<Eb
         .inspect_err(|error| {
             warn!(
                 %error,
-                "the kernel does not tell its network namespace's cookie (Linux 5.14 does): processes of \
-                 this node do not reach published ports on its own addresses"
+                "the kernel has no cookies for network namespaces (Linux 5.14 has): processes of this node \
+                 cannot reach published ports on its own addresses"
             );
         })
         .ok();
-    Ok(EbpfGround {
+    Ok(EbpfHost {
         cgroup,
         netns_cookie,
         lock,
@@ -136,7 +136,7 @@ fn has(capability: Capability) -> Result<bool, PreflightError> {
     caps::has_cap(None, CapSet::Effective, capability).map_err(PreflightError::ReadCapabilities)
 }
 
-/// The cgroup2 hierarchy that was named, or else the one in the mount table.
+/// The configured cgroup2 hierarchy, or else the one in the mount table.
 ///
 /// # Errors
 /// When there is none.

@@ -1,5 +1,5 @@
-//! Brings the data path from what has been made true to what is desired, and again what it refused.
-//! Knows neither where the desired state comes from nor the clock.
+//! Brings the data path from the applied state to the desired one, and retries what it refused. Knows neither the
+//! origin of the desired state nor the clock.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use crate::{
     plan::{DatapathChange, fold, plan},
 };
 
-/// The first wait after a refusal; doubled by each further one.
+/// The first delay after a refusal; each further one doubles it.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// The longest wait.
+/// The longest delay.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// Keeps what the data path has accepted.
+/// Keeps the state that the data path has accepted.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     applied: Desired,
@@ -24,22 +24,22 @@ pub struct Reconciler {
     failures: Vec<String>,
 }
 
-/// What one round did.
+/// The outcome of one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
-    /// Changes that were made true.
+    /// Changes that were applied.
     pub applied: usize,
-    /// Changes that the data path refused; they are tried again.
+    /// Changes that the data path refused; they are retried.
     pub failed: usize,
-    /// Whether ports are dead for that: a refusal of something that clients depend on, and not because a
-    /// device is just going away.
+    /// Whether ports are unreachable because of that: a change that clients depend on was refused, and not
+    /// only because a device is being removed.
     pub crippled: bool,
 }
 
 impl Reconciler {
-    /// Applies the difference between what has been accepted and what is desired.
+    /// Applies the difference between the accepted and the desired state.
     ///
-    /// Once the first state stands, whatever else an earlier agent has left is removed.
+    /// When the first state is complete, everything else that an earlier agent has left is removed.
     pub fn reconcile(&mut self, desired: &Desired, datapath: &mut dyn Datapath, now: Instant) -> Round {
         let changes = plan(&self.applied, desired);
         let errors = datapath.apply(&changes);
@@ -79,27 +79,27 @@ impl Reconciler {
         }
     }
 
-    /// When to try again what was refused; `None` while everything stands.
+    /// When to retry what was refused; `None` if nothing was.
     #[must_use]
     pub fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// What the data path has accepted.
+    /// The state that the data path has accepted.
     #[must_use]
     pub fn applied(&self) -> &Desired {
         &self.applied
     }
 
-    /// What was refused in the last round, each in one line.
+    /// The refusals of the last round, one line each.
     #[must_use]
     pub fn failures(&self) -> &[String] {
         &self.failures
     }
 }
 
-/// Whether clients are not served where a change is refused. What is only left over, and what local
-/// processes alone lack, does no such harm.
+/// Whether clients are not served if a change is refused. Leftovers, and what only local processes need, do no
+/// such harm.
 fn serves_clients(change: &DatapathChange) -> bool {
     match change {
         DatapathChange::UpsertPeer(..)
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_tried_again_and_nothing_else() {
+    fn refused_changes_are_retried_and_no_others() {
         let mut datapath = Reluctant {
             refusals: 2,
             ..Reluctant::default()
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(reconciler.retry_at(), Some(start + 2 * FIRST_RETRY));
         assert_eq!(
             datapath.prunings, 0,
-            "nothing is removed before everything stands"
+            "nothing is removed before everything is applied"
         );
         assert_eq!(
             reconciler.reconcile(&state(), &mut datapath, start),
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_are_removed_once_when_the_first_state_stands() {
+    fn leftovers_are_removed_once_when_the_first_state_is_complete() {
         let mut datapath = Reluctant::default();
         let mut reconciler = Reconciler::default();
         reconciler.reconcile(&state(), &mut datapath, Instant::now());
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_between_attempts_is_bounded() {
+    fn the_delay_between_attempts_is_bounded() {
         let mut datapath = Reluctant {
             refusals: usize::MAX,
             ..Reluctant::default()

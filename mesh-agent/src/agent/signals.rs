@@ -1,9 +1,9 @@
-//! The signals that the agent obeys: stop, stop at once, reload.
+//! The signals that the agent handles: stop, stop at once, reload.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
-/// What the service manager or the operator asks for.
+/// A request by the service manager or the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     /// SIGTERM or SIGINT.
@@ -12,7 +12,7 @@ pub(super) enum Request {
     Reload,
 }
 
-/// Catches signals from its making on.
+/// Catches signals from its creation on.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -37,11 +37,11 @@ impl Signals {
         }
     }
 
-    /// From now on, one more request to stop ends the process at once.
+    /// From now on, another request to stop ends the process at once.
     pub(super) fn exit_at_the_next_stop(mut self) {
         tokio::spawn(async move {
             while self.next().await != Request::Stop {}
-            warn!("told to stop a second time: exiting at once, something may be left behind");
+            warn!("second request to stop: exiting at once; parts of the mesh may stay in the kernel");
             std::process::exit(1);
         });
     }

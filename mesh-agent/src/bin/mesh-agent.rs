@@ -1,5 +1,5 @@
-//! The node agent: reads the command line, gives up what it does not need, and runs the library's agent. By the name
-//! `meshctl`, it is that.
+//! The node agent: reads the command line, drops the privileges it does not need, and runs the library's agent.
+//! Called by the name `meshctl`, it is that program.
 
 use std::{
     io::Write,
@@ -8,23 +8,21 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use mesh_support::error_chain;
 
+#[cfg(feature = "orchestrator")]
+use mesh_agent::orchestrator::program::Launcher;
 use mesh_agent::{
     admin::{Client, DEFAULT_SOCKET},
-    agent::{self, Ended},
+    agent,
     config::RunOptions,
     doctor::{self, Examiner},
     meshctl,
-    orchestrator::program::{
-        TRIAL,
-        launch::{self, Start},
-    },
+    process::privileges,
 };
 
-/// How long the agent may take to answer that it is well.
+/// How long the agent may take to answer.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 /// The node agent of an in-kernel L4 load balancer and routing mesh for Docker Swarm.
@@ -37,20 +35,20 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the agent on this node until it is told to stop.
+    /// Run the agent on this node until it is stopped.
     ///
-    /// SIGTERM and SIGINT take the mesh out of the kernel (see --on-stop) and end it, a second one ends
-    /// it at once. SIGHUP reads certificates, cluster and network anew.
+    /// SIGTERM and SIGINT remove the mesh from the kernel (see --on-stop) and end the agent; a second one ends
+    /// it at once. SIGHUP rereads certificates, cluster and network.
     Run {
         #[command(flatten)]
         options: Box<RunOptions>,
-        /// Only looks whether these flags are understood: what a new program of the agent is asked first
+        /// Only check these flags; a new program of the agent is run with this before it is deployed
         #[arg(long, hide = true)]
         check: bool,
     },
-    /// Examines kernel, permissions and Docker; says which data path results and what to do.
+    /// Check kernel, permissions and Docker, and show which data path they allow and what to do.
     ///
-    /// Exits with 1 when the mesh cannot work on this machine.
+    /// Exits with 1 if the mesh cannot work on this machine.
     Doctor {
         /// Docker's Unix socket
         #[arg(
@@ -60,11 +58,11 @@ enum Command {
             default_value = "/var/run/docker.sock"
         )]
         docker_socket: PathBuf,
-        /// Where the bpf file system is mounted
+        /// Mount point of the bpf file system
         #[arg(long, env = "MESH_BPFFS", value_name = "PATH", default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
     },
-    /// Exits with 0 if the agent of this node answers on its admin socket.
+    /// Exit with 0 if the agent of this node answers on its admin socket.
     Health {
         /// The agent's admin socket
         #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -73,7 +71,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // The image has one program under both names: each by itself would hold nearly all of the other.
+    // One program with two names: separate ones would be nearly identical.
     let name = std::env::args_os().next().unwrap_or_default();
     if Path::new(&name).file_name() == Some(std::ffi::OsStr::new("meshctl")) {
         return meshctl::cli::main();
@@ -88,71 +86,43 @@ fn main() -> ExitCode {
         Command::Health { admin_socket } => health(&admin_socket),
     };
     result.unwrap_or_else(|error| {
-        // One line: what failed, and what it came from.
+        // One line: what failed, and why.
         let _ = writeln!(std::io::stderr(), "mesh-agent: {error:#}");
         ExitCode::FAILURE
     })
 }
 
+#[cfg(feature = "orchestrator")]
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     agent::start_logging(&options);
-    let programs = options
-        .orchestrator
-        .orchestrator
-        .then(|| options.orchestrator.programs_path());
-    // This program may give way to another one before there is a second thread.
-    let start = programs.as_deref().map_or(Start::Proven, launch::start);
-    agent::reduce_privileges()?;
+    // May execute another program instead, before there is a second thread.
+    let launcher = Launcher::start(options.programs_path());
+    privileges::reduce()?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(run_or_expire(options, start, programs.as_deref()));
-    // Whatever still runs there ends with the process, or when another program takes it over.
+    let ended = runtime.block_on(launcher.supervise(agent::run(options)));
+    // What still runs ends with the process.
     runtime.shutdown_background();
-    let failure = match ended {
-        Ok(Ended::Stopped) => return Ok(ExitCode::SUCCESS),
-        Ok(Ended::Replaced) => None,
+    Ok(match launcher.finish(ended)? {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+#[cfg(not(feature = "orchestrator"))]
+fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+    agent::start_logging(&options);
+    privileges::reduce()?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(agent::run(options));
+    // What still runs ends with the process.
+    runtime.shutdown_background();
+    Ok(match ended {
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
-            Some(format!("{error:#}"))
+            tracing::error!("{}", mesh_support::error_chain(&error));
+            ExitCode::FAILURE
         }
-    };
-    match (programs, failure) {
-        (Some(programs), None) => give_way(&programs),
-        (Some(programs), Some(reason)) if launch::is_on_trial(&programs) => {
-            launch::fail(&programs, reason);
-            give_way(&programs)
-        }
-        (Some(_) | None, _) => Ok(ExitCode::FAILURE),
-    }
-}
-
-/// Runs the agent. A program on trial that does not prove itself in time fails.
-async fn run_or_expire(options: RunOptions, start: Start, programs: Option<&Path>) -> anyhow::Result<Ended> {
-    let expired = async {
-        if let (Start::OnTrial, Some(programs)) = (start, programs) {
-            tokio::time::sleep(TRIAL).await;
-            if launch::is_on_trial(programs) {
-                return;
-            }
-        }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        ended = agent::run(options) => Ok(ended?),
-        () = expired => bail!(
-            "the data path did not stand, or the store was not reached, within {} s", TRIAL.as_secs()
-        ),
-    }
-}
-
-/// Executes the program that is next; returns only when there is none.
-fn give_way(programs: &Path) -> anyhow::Result<ExitCode> {
-    if let Err(error) = agent::pass_privileges_on() {
-        tracing::warn!(
-            error = error_chain(&error),
-            "the next program may lack permissions"
-        );
-    }
-    match launch::again(programs)? {}
+    })
 }
 
 fn doctor(docker_socket: PathBuf, bpffs: PathBuf) -> anyhow::Result<ExitCode> {

@@ -22,8 +22,6 @@ pub(super) const MAX_BODY_BYTES: usize = 128 << 20;
 const EVENT_OVERLAP_SECONDS: u64 = 3;
 /// How long the engine may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// A year: the HTTP client overflows on `Duration::MAX`.
-const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A handle on the local engine; cheap to clone. Connects on first use, and again after a failure.
 #[derive(Clone)]
@@ -36,7 +34,7 @@ pub struct Docker {
 /// One negotiated connection; both clients pool and reconnect by themselves.
 pub(crate) struct Connection {
     pub(crate) bollard: bollard::Docker,
-    http: reqwest::Client,
+    pub(super) http: reqwest::Client,
     version: String,
 }
 
@@ -180,18 +178,7 @@ impl Docker {
 }
 
 impl Connection {
-    /// A POST to the engine's API, for what the client library cannot do. It has no time limit: the caller
-    /// sets one.
-    pub(crate) fn post(&self, path: &str) -> reqwest::RequestBuilder {
-        self.http.post(self.url(path)).timeout(UNLIMITED)
-    }
-
-    /// A GET, like [`Self::post`].
-    pub(crate) fn get(&self, path: &str) -> reqwest::RequestBuilder {
-        self.http.get(self.url(path)).timeout(UNLIMITED)
-    }
-
-    fn url(&self, path: &str) -> String {
+    pub(super) fn url(&self, path: &str) -> String {
         format!("http://localhost/v{}{path}", self.version)
     }
 }

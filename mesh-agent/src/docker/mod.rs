@@ -5,10 +5,14 @@ pub(crate) mod api;
 mod client;
 mod engine;
 mod error;
+#[cfg(feature = "orchestrator")]
+mod raw;
 
+#[cfg(feature = "orchestrator")]
 pub(crate) use client::Connection;
 pub use client::Docker;
 pub(crate) use engine::host;
 pub use engine::{EngineInfo, RemoteManager};
 pub use error::DockerError;
+#[cfg(feature = "orchestrator")]
 pub(crate) use error::{refusal_message, shortened};

@@ -12,7 +12,9 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::{Failure, commands, table};
+use super::table;
+#[cfg(feature = "orchestrator")]
+use super::{Failure, commands};
 use crate::{
     admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
     datapath::DatapathChoice,
@@ -22,6 +24,12 @@ use crate::{
 /// Shows the mesh's routes and the agent's status, and controls the orchestrator.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, max_term_width = 100)]
+#[cfg_attr(
+    not(feature = "orchestrator"),
+    command(
+        after_help = "This meshctl was built without the orchestrator: its commands (service, stack, node, …) are missing."
+    )
+)]
 struct Arguments {
     /// The agent's admin socket
     #[arg(long, global = true, env = "MESH_ADMIN_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
@@ -52,6 +60,7 @@ enum Command {
     /// The running agent does the checks, with its own permissions. Without an agent, meshctl does them with
     /// yours. Exits with 1 if the mesh cannot work on this machine.
     Doctor(DoctorArguments),
+    #[cfg(feature = "orchestrator")]
     #[command(flatten)]
     Orchestrator(commands::Command),
 }
@@ -171,7 +180,7 @@ async fn parse_and_run() -> ExitCode {
     match run(arguments).await {
         Ok(code) => code,
         // The sender of the signal needs no message.
-        Err(error) if matches!(error.downcast_ref(), Some(Failure::Signal(_))) => exit_code(&error),
+        Err(error) if is_signal(&error) => exit_code(&error),
         // `meshctl routes | head` succeeds.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -200,6 +209,22 @@ fn usage_code(error: &clap::Error) -> u8 {
     }
 }
 
+#[cfg(feature = "orchestrator")]
+fn is_signal(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Failure::Signal(_)))
+}
+
+#[cfg(not(feature = "orchestrator"))]
+fn is_signal(_: &anyhow::Error) -> bool {
+    false
+}
+
+#[cfg(not(feature = "orchestrator"))]
+fn exit_code(_: &anyhow::Error) -> ExitCode {
+    ExitCode::FAILURE
+}
+
+#[cfg(feature = "orchestrator")]
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     error
         .downcast_ref::<Failure>()
@@ -232,6 +257,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(arguments) => examine(&client, arguments).await,
+        #[cfg(feature = "orchestrator")]
         Command::Orchestrator(command) => {
             commands::run(&arguments.socket, command).await?;
             Ok(ExitCode::SUCCESS)
@@ -330,6 +356,7 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    #[cfg(feature = "orchestrator")]
     #[test]
     fn invalid_command_lines_have_dockers_exit_codes() {
         for (line, code) in [
@@ -353,6 +380,7 @@ mod tests {
     }
 
     /// All commands without subcommands, each as the list of names that selects it.
+    #[cfg(feature = "orchestrator")]
     fn commands() -> Vec<Vec<String>> {
         use clap::CommandFactory;
         fn walk(command: &clap::Command, parents: &[String], found: &mut Vec<Vec<String>>) {
@@ -370,6 +398,7 @@ mod tests {
         found
     }
 
+    #[cfg(feature = "orchestrator")]
     #[test]
     fn every_command_refuses_unknown_flags_and_has_help() {
         let commands = commands();
@@ -390,6 +419,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "orchestrator")]
     #[test]
     fn the_closest_known_name_is_suggested() {
         for (line, near) in [

@@ -7,17 +7,30 @@
 pub mod cli;
 pub mod table;
 
+#[cfg(feature = "orchestrator")]
 mod client;
+#[cfg(feature = "orchestrator")]
 mod commands;
+#[cfg(feature = "orchestrator")]
 mod compose;
+#[cfg(feature = "orchestrator")]
 mod failure;
+#[cfg(feature = "orchestrator")]
 mod flags;
+#[cfg(feature = "orchestrator")]
 mod output;
+#[cfg(feature = "orchestrator")]
 mod paths;
+#[cfg(feature = "orchestrator")]
 mod progress;
+#[cfg(feature = "orchestrator")]
 mod signals;
+#[cfg(feature = "orchestrator")]
 mod views;
 
+#[cfg(feature = "orchestrator")]
 pub use client::ApiError;
+#[cfg(feature = "orchestrator")]
 pub use commands::{Command, run};
+#[cfg(feature = "orchestrator")]
 pub use failure::{ComposeFailure, Failure};

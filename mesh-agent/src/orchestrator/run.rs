@@ -18,7 +18,7 @@ use mesh_orchestrator::{
 use mesh_support::error_chain;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -36,6 +36,7 @@ use super::{
 use crate::{
     discovery::ContainerState,
     model::{self, NodeDatapath, announced::keep_known},
+    process::Ended,
     source::{Acknowledged, SourceState},
 };
 
@@ -43,6 +44,8 @@ use crate::{
 const CONFIRM: Duration = Duration::from_secs(1);
 /// How often the node checks that its block of addresses is still its own.
 const KEEP_BLOCK: Duration = Duration::from_secs(60);
+/// How long everything may take to stop before the agent is replaced.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the last reports may take when the agent stops.
 const LAST_REPORTS: Duration = Duration::from_secs(1);
 
@@ -59,15 +62,14 @@ pub struct Mesh {
     pub found: watch::Receiver<ContainerState>,
     /// Whether the data path is up.
     pub is_up: watch::Receiver<bool>,
-    /// Cancelled to replace the agent by another program.
-    pub replace: CancellationToken,
 }
 
-/// Runs everything until `shutdown` is cancelled. Containers and the mesh keep running afterwards.
+/// Runs everything until `shutdown` is cancelled, or until another program is to replace the agent. Containers and the
+/// mesh keep running afterwards.
 ///
 /// # Errors
 /// When the node's id cannot be part of a key.
-pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Result<(), InvalidKey> {
+pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Result<Ended, InvalidKey> {
     let Opened {
         options,
         runtime,
@@ -83,6 +85,8 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         logs,
         programs,
     } = opened;
+    let replace = CancellationToken::new();
+    let stop = shutdown.child_token();
     let (proven, is_proven) = watch::channel(false);
     let heartbeat = Heartbeat {
         interval: options.heartbeat,
@@ -113,7 +117,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         engine,
         programs: Arc::clone(&programs),
         proven: is_proven,
-        replace: mesh.replace,
+        replace: replace.clone(),
     });
     let leader = LeaderConfig {
         heartbeat,
@@ -129,8 +133,8 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         if is_manager {
             let keep_backups = cluster.keep_backups(&schedule);
             tokio::join!(
-                cluster.run_candidate(leader, shutdown.clone()),
-                shutdown.run_until_cancelled(keep_backups),
+                cluster.run_candidate(leader, stop.clone()),
+                stop.run_until_cancelled(keep_backups),
             );
         }
     };
@@ -153,16 +157,28 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         );
         tokio::join!(
             leadership,
-            worker.run(shutdown.clone()),
-            shutdown.run_until_cancelled(async { tokio::join!(publish, announce, keep, prove, serve) }),
+            worker.run(stop.clone()),
+            stop.run_until_cancelled(async { tokio::join!(publish, announce, keep, prove, serve) }),
         );
         // The next agent repeats any report that the store does not accept now.
         let _ = timeout(LAST_REPORTS, cluster.reported()).await;
         member.leave().await;
         end.cancel();
     };
-    tokio::join!(upkeep.run(end.clone()), work);
-    Ok(())
+    let replaced = async {
+        replace.cancelled().await;
+        stop.cancel();
+        sleep(LEAVE_LIMIT).await;
+        warn!("the orchestrator did not stop in time; replacing the agent all the same");
+    };
+    tokio::select! {
+        _ = async { tokio::join!(upkeep.run(end.clone()), work) } => {}
+        () = replaced => {}
+    }
+    Ok(match replace.is_cancelled() {
+        true => Ended::Replaced,
+        false => Ended::Stopped,
+    })
 }
 
 /// Ends the trial of this agent program once the data path is up and the store was reached.

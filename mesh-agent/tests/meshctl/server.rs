@@ -130,8 +130,9 @@ impl Server {
 
     /// The command, ready to be started.
     pub(crate) fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
         command
+            .arg0("meshctl")
             .args(shlex::split(line).expect("the test's line has closed quotes"))
             .env("MESH_ADMIN_SOCKET", self.folder.path().join("admin.sock"))
             .current_dir(self.folder.path())

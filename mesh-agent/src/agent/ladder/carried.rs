@@ -1,4 +1,4 @@
-//! What data paths that are gone have counted, so that totals go on.
+//! The counters of removed data paths, so that totals continue.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ impl Carried {
         }
     }
 
-    /// Adds them. Only what is still desired is shown, and kept.
+    /// Adds the totals to `counters`. Only what is still desired is shown, and kept.
     pub(super) fn add_to(&mut self, counters: &mut Counters) {
         self.backends.retain(|key, _| counters.backends.contains_key(key));
         self.services.retain(|key, _| counters.services.contains_key(key));
@@ -37,7 +37,7 @@ impl Carried {
     }
 }
 
-/// Connections of a data path that is gone are no longer open in it.
+/// Connections of a removed data path are no longer open in it.
 fn closed(traffic: Traffic) -> Traffic {
     Traffic {
         connections_active: 0,

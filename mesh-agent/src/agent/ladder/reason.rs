@@ -1,18 +1,18 @@
-//! Refusals as reasons: one line each, of bearable length.
+//! Errors as reasons: one line each, of limited length.
 
 use mesh_support::error_chain;
 
 use crate::datapath::DatapathError;
 
-/// The longest reason that is kept, in characters: a verifier has much to say.
+/// The longest reason, in characters: a verifier's log is long.
 const REASON_CHARACTERS: usize = 400;
 
-/// An error in one line of bearable length.
+/// An error in one line of limited length.
 pub(super) fn one_line(error: &DatapathError) -> String {
     shortened(&error_chain(error))
 }
 
-/// The first line, and the last that says something: where a verifier gives its reason.
+/// The first line, and the last meaningful one, which holds a verifier's reason.
 pub(super) fn shortened(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verifiers_long_answer_becomes_one_line() {
+    fn a_verifiers_log_becomes_one_line() {
         let log = "load mesh_xdp: refused. Verifier output: 0: R1=ctx()\n1: (b7) r0 = 0\nR5 !read_ok\n\
                    verification time 12 usec\nprocessed 3 insns (limit 1000000)\n";
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The ladder on data paths in memory that refuse on demand.
+//! The ladder on in-memory data paths that refuse on demand.
 
 use std::{
     net::Ipv4Addr,
@@ -7,12 +7,12 @@ use std::{
 
 use super::*;
 use crate::{
-    datapath::{ChangeError, dump::Dump, memory::MemoryDatapath},
+    datapath::{ChangeError, ReachedRung, RungState, RungStatus, dump::Dump, memory::MemoryDatapath},
     model::{HostInterface, Protocol, ServiceKey},
     plan::DatapathChange,
 };
 
-/// What the kernel of a test is like, and what has been done to it, in order.
+/// What a test's kernel refuses, and what was done to it, in order.
 #[derive(Default)]
 struct Kernel {
     refuses_to_make: BTreeSet<DatapathKind>,
@@ -77,7 +77,7 @@ impl Datapath for Fake {
             }
         }
         if errors.is_empty() && !changes.is_empty() {
-            kernel.log.push(format!("{} stands", self.kind.name()));
+            kernel.log.push(format!("{} is up", self.kind.name()));
         }
         errors
     }
@@ -133,10 +133,10 @@ impl Datapath for Fake {
     }
 }
 
-fn refusal(operation: &str, words: &str) -> DatapathError {
+fn refusal(operation: &str, reason: &str) -> DatapathError {
     DatapathError {
         operation: operation.into(),
-        source: words.into(),
+        source: reason.into(),
     }
 }
 
@@ -165,7 +165,7 @@ fn state(_: DatapathKind) -> Desired {
     desired
 }
 
-/// A ladder on a kernel, at the end of the agent's first rounds.
+/// A ladder on a kernel, after the agent's first round.
 struct Rig {
     kernel: SharedKernel,
     ladder: Ladder,
@@ -188,8 +188,8 @@ impl Rig {
         }
     }
 
-    fn ask(&mut self, request: Request) -> Result<(), String> {
-        let result = self.ladder.obey(request, &state, Instant::now());
+    fn request(&mut self, request: Request) -> Result<(), String> {
+        let result = self.ladder.execute(request, &state, Instant::now());
         self.ladder.retire();
         result
     }
@@ -198,7 +198,7 @@ impl Rig {
         self.kernel.lock().unwrap()
     }
 
-    /// What has been done since the last call.
+    /// What was done since the last call.
     fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.kernel().log)
     }
@@ -216,9 +216,9 @@ fn only(kind: DatapathKind) -> BTreeSet<DatapathKind> {
 use DatapathKind::{Ebpf, Ipvs};
 
 #[test]
-fn the_best_that_works_is_used_and_what_the_other_kind_left_goes_when_it_stands() {
+fn the_best_that_works_is_used_and_leftovers_of_the_other_kind_are_removed() {
     let rig = Rig::start(DatapathChoice::Auto, Kernel::default());
-    assert_eq!(rig.log(), ["make ebpf", "ebpf stands", "clear ipvs"]);
+    assert_eq!(rig.log(), ["make ebpf", "ebpf is up", "clear ipvs"]);
     let status = rig.ladder.status();
     assert_eq!((status.kind, status.rung), (Ebpf, Some(Rung::XdpNativeTcx)));
     assert_eq!((status.reason.as_str(), status.steps_down), ("", 0));
@@ -226,7 +226,7 @@ fn the_best_that_works_is_used_and_what_the_other_kind_left_goes_when_it_stands(
 }
 
 #[test]
-fn a_refused_load_steps_down_at_the_start_with_the_kernels_words() {
+fn a_refused_load_steps_down_at_the_start_with_the_kernels_reason() {
     let kernel = Kernel {
         refuses_to_make: only(Ebpf),
         ..Kernel::default()
@@ -237,11 +237,11 @@ fn a_refused_load_steps_down_at_the_start_with_the_kernels_words() {
     assert_eq!(status.reason, "load it: operation not permitted");
     assert_eq!(status.steps_down, 1);
     assert_eq!(rig.rung(Rung::Tc).state, RungState::Refused);
-    assert_eq!(rig.log(), ["make ipvs", "ipvs stands", "clear ebpf"]);
+    assert_eq!(rig.log(), ["make ipvs", "ipvs is up", "clear ebpf"]);
 }
 
 #[test]
-fn when_nothing_works_every_refusal_is_told() {
+fn when_nothing_works_every_refusal_is_reported() {
     let kernel = Kernel {
         refuses_to_make: BTreeSet::from([Ebpf, Ipvs]),
         ..Kernel::default()
@@ -257,7 +257,7 @@ fn when_nothing_works_every_refusal_is_told() {
 }
 
 #[test]
-fn a_choice_is_no_more_than_asked_for() {
+fn an_explicit_choice_has_no_fallback() {
     let kernel = Kernel {
         refuses_to_make: only(Ebpf),
         ..Kernel::default()
@@ -273,25 +273,25 @@ fn a_choice_is_no_more_than_asked_for() {
     rig.rounds(10);
     assert_eq!(rig.ladder.kind(), Ebpf);
     assert!(!rig.ladder.failures().is_empty());
-    assert_eq!(rig.rung(Rung::Ipvs).reason, "only ebpf is asked for");
+    assert_eq!(rig.rung(Rung::Ipvs).reason, "only ebpf is requested");
 }
 
 #[test]
-fn what_keeps_being_refused_at_run_time_steps_down_once_and_for_good() {
+fn persistent_refusals_step_down_once_and_permanently() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.log();
     rig.ladder.reconcile(&|_| Desired::default(), Instant::now());
     rig.kernel().refuses_uplinks = only(Ebpf);
     rig.rounds(STRIKES - 1);
-    assert_eq!(rig.ladder.kind(), Ebpf, "it may be passing");
+    assert_eq!(rig.ladder.kind(), Ebpf, "it may be temporary");
     rig.rounds(1);
     assert_eq!(rig.ladder.kind(), Ipvs);
     let log = rig.log();
     let end = &log[log.len() - 3..];
     assert_eq!(
         end,
-        ["make ipvs", "ipvs stands", "detach ebpf"],
-        "whole before the other goes: {log:?}"
+        ["make ipvs", "ipvs is up", "detach ebpf"],
+        "the new one is complete before the old one is removed: {log:?}"
     );
     assert!(rig.ladder.failures().is_empty());
     let status = rig.ladder.status();
@@ -304,12 +304,12 @@ fn what_keeps_being_refused_at_run_time_steps_down_once_and_for_good() {
 
     rig.kernel().refuses_uplinks.clear();
     rig.rounds(10);
-    assert_eq!(rig.ladder.kind(), Ipvs, "nobody has asked");
+    assert_eq!(rig.ladder.kind(), Ipvs, "not without a request");
     assert_eq!(rig.ladder.status().steps_down, 1);
 }
 
 #[test]
-fn a_device_that_is_gone_is_no_reason_to_step_down() {
+fn a_removed_device_is_no_reason_to_step_down() {
     let kernel = Kernel {
         refuses_uplinks: only(Ebpf),
         uplink_is_gone: true,
@@ -321,7 +321,7 @@ fn a_device_that_is_gone_is_no_reason_to_step_down() {
 }
 
 #[test]
-fn a_lower_rung_that_is_no_better_is_taken_back_and_not_tried_again() {
+fn a_lower_rung_that_is_refused_too_is_removed_and_not_retried() {
     let kernel = Kernel {
         refuses_uplinks: BTreeSet::from([Ebpf, Ipvs]),
         ..Kernel::default()
@@ -334,21 +334,21 @@ fn a_lower_rung_that_is_no_better_is_taken_back_and_not_tried_again() {
 }
 
 #[test]
-fn up_again_only_when_asked_and_whole_before_the_other_goes() {
+fn steps_up_only_on_request_and_completely_before_the_other_is_removed() {
     let kernel = Kernel {
         refuses_to_make: only(Ebpf),
         ..Kernel::default()
     };
     let mut rig = Rig::start(DatapathChoice::Auto, kernel);
     rig.log();
-    rig.ask(Request::Retry).unwrap();
+    rig.request(Request::Retry).unwrap();
     assert_eq!(rig.ladder.kind(), Ipvs, "still refused");
     assert_eq!(rig.log(), ["climb"]);
 
     rig.kernel().refuses_to_make.clear();
-    rig.ask(Request::Retry).unwrap();
+    rig.request(Request::Retry).unwrap();
     assert_eq!(rig.ladder.kind(), Ebpf);
-    assert_eq!(rig.log(), ["make ebpf", "ebpf stands", "detach ipvs"]);
+    assert_eq!(rig.log(), ["make ebpf", "ebpf is up", "detach ipvs"]);
     assert_eq!(rig.ladder.status().reason, "");
 }
 
@@ -356,42 +356,42 @@ fn up_again_only_when_asked_and_whole_before_the_other_goes() {
 fn a_retry_on_ebpf_tries_its_own_rungs() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.log();
-    rig.ask(Request::Retry).unwrap();
+    rig.request(Request::Retry).unwrap();
     assert_eq!(rig.log(), ["climb"]);
 }
 
 #[test]
-fn another_choice_changes_over_or_leaves_everything_as_it_was() {
+fn another_choice_is_applied_or_changes_nothing() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.kernel().refuses_to_make = only(Ipvs);
     rig.log();
-    let reason = rig.ask(Request::Use(DatapathChoice::Ipvs)).unwrap_err();
+    let reason = rig.request(Request::Use(DatapathChoice::Ipvs)).unwrap_err();
     assert_eq!(reason, "load it: operation not permitted");
     let status = rig.ladder.status();
     assert_eq!((status.choice, status.kind), (DatapathChoice::Auto, Ebpf));
 
     rig.kernel().refuses_to_make.clear();
-    rig.ask(Request::Use(DatapathChoice::Ipvs)).unwrap();
-    assert_eq!(rig.log(), ["make ipvs", "ipvs stands", "detach ebpf"]);
-    assert_eq!(rig.rung(Rung::Tc).reason, "only ipvs is asked for");
-    assert_eq!(rig.ladder.status().steps_down, 0, "asked for, not refused");
+    rig.request(Request::Use(DatapathChoice::Ipvs)).unwrap();
+    assert_eq!(rig.log(), ["make ipvs", "ipvs is up", "detach ebpf"]);
+    assert_eq!(rig.rung(Rung::Tc).reason, "only ipvs is requested");
+    assert_eq!(rig.ladder.status().steps_down, 0, "requested, not refused");
 
-    rig.ask(Request::Use(DatapathChoice::Auto)).unwrap();
+    rig.request(Request::Use(DatapathChoice::Auto)).unwrap();
     assert_eq!(rig.ladder.kind(), Ebpf);
 }
 
 #[test]
-fn a_change_over_that_is_not_whole_is_taken_back() {
+fn an_incomplete_change_is_taken_back() {
     let mut rig = Rig::start(DatapathChoice::Ipvs, Kernel::default());
     rig.kernel().refuses_uplinks = only(Ebpf);
     rig.log();
-    assert!(rig.ask(Request::Use(DatapathChoice::Ebpf)).is_err());
+    assert!(rig.request(Request::Use(DatapathChoice::Ebpf)).is_err());
     assert_eq!(rig.ladder.kind(), Ipvs);
     assert_eq!(rig.log(), ["make ebpf", "detach ebpf"]);
 }
 
 #[test]
-fn a_hook_that_is_refused_is_counted_once() {
+fn a_refused_hook_is_counted_once() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.kernel().refused_rungs = vec![RungStatus {
         rung: Rung::XdpNativeTcx,
@@ -405,19 +405,19 @@ fn a_hook_that_is_refused_is_counted_once() {
 }
 
 #[test]
-fn totals_go_on_over_a_change_of_the_data_path() {
+fn totals_continue_across_a_change_of_the_data_path() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
-    rig.ask(Request::Use(DatapathChoice::Ipvs)).unwrap();
+    rig.request(Request::Use(DatapathChoice::Ipvs)).unwrap();
     let traffic = rig.ladder.counters().unwrap().services[&WEB];
     assert_eq!((traffic.connections_total, traffic.connections_active), (10, 1));
 }
 
 #[test]
-fn everything_leaves_the_kernel_at_the_end() {
+fn everything_is_removed_from_the_kernel_at_the_end() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.log();
     rig.ladder
-        .obey(Request::Use(DatapathChoice::Ipvs), &state, Instant::now())
+        .execute(Request::Use(DatapathChoice::Ipvs), &state, Instant::now())
         .unwrap();
     rig.ladder.detach().unwrap();
     assert_eq!(rig.log()[2..], ["detach ebpf", "detach ipvs"]);

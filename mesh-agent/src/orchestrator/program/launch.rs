@@ -31,7 +31,7 @@ const LAST_RESORT: Duration = Duration::from_secs(10);
 
 /// How this process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub(super) enum Start {
     /// Without a deadline.
     Proven,
     /// On trial, for [`TRIAL`].
@@ -40,7 +40,7 @@ pub enum Start {
 
 /// Executes the program that the record names; returns if that is this one.
 #[must_use]
-pub fn start(folder: &Path) -> Start {
+pub(super) fn start(folder: &Path) -> Start {
     let programs = match Programs::open(folder) {
         Ok(programs) => programs,
         Err(error) => {
@@ -64,7 +64,7 @@ pub fn start(folder: &Path) -> Start {
 ///
 /// # Errors
 /// When not even the installed program can be executed.
-pub fn again(folder: &Path) -> Result<std::convert::Infallible, ProgramError> {
+pub(super) fn again(folder: &Path) -> Result<std::convert::Infallible, ProgramError> {
     let programs = Programs::open(folder)?;
     execute_current(&programs);
     let installed = env::var_os(INSTALLED).map_or_else(|| PathBuf::from(OWN), PathBuf::from);
@@ -81,13 +81,13 @@ pub fn again(folder: &Path) -> Result<std::convert::Infallible, ProgramError> {
 
 /// Whether this program is still on trial, by the record on disk.
 #[must_use]
-pub fn is_on_trial(folder: &Path) -> bool {
+pub(super) fn is_on_trial(folder: &Path) -> bool {
     let record = Programs::open(folder).map(|programs| programs.record());
     record.is_ok_and(|record| record.trial.is_some() && record.current == own_digest())
 }
 
 /// Records why this attempt failed, and waits before the next one.
-pub fn fail(folder: &Path, reason: String) {
+pub(super) fn fail(folder: &Path, reason: String) {
     let written = Programs::open(folder).and_then(|programs| programs.change(|record| record.fail(reason)));
     if let Err(error) = written {
         warn!(

@@ -9,13 +9,15 @@
 mod digest;
 mod folder;
 mod inspect;
-pub mod launch;
+mod launch;
+mod launcher;
 mod record;
 mod unpack;
 
 pub use digest::Digest;
 pub use folder::Programs;
 pub use inspect::{check_file, try_out};
+pub use launcher::{Launcher, RunError};
 pub use record::{Failure, Record};
 pub use unpack::{MAX_PROGRAM_BYTES, unpack};
 

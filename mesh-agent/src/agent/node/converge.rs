@@ -1,4 +1,4 @@
-//! Brings the data path to what follows from all that the running agent has been told.
+//! Brings the data path to the state that follows from everything the agent knows.
 
 use std::{
     sync::Arc,
@@ -15,21 +15,21 @@ use crate::{
 };
 
 impl Agent {
-    /// Computes what the data path should be and brings it there. Nothing is done before every part has
-    /// spoken once: an adopted data path is worth more than half a snapshot.
+    /// Computes the desired state and applies it. Does nothing before every part has reported once: an adopted
+    /// data path is worth more than a plan from half the facts.
     pub(super) fn converge(&mut self) {
         let source = self.parts.source.borrow_and_update().clone();
         let inputs = match self.inputs(&source) {
             Ok(inputs) => inputs,
             Err(waiting_for) => {
-                if self.said_waiting != Some(waiting_for) {
+                if self.logged_waiting != Some(waiting_for) {
                     info!("waiting for {waiting_for}");
-                    self.said_waiting = Some(waiting_for);
+                    self.logged_waiting = Some(waiting_for);
                 }
                 return;
             }
         };
-        self.said_waiting = None;
+        self.logged_waiting = None;
         let first = self.desired.is_none();
         let (round, desired, kind) = {
             let mut ladder = self.ladder.lock();
@@ -40,7 +40,7 @@ impl Agent {
             debug!(
                 changes = round.applied,
                 revision = source.revision,
-                "data path brought up to date"
+                "data path updated"
             );
         }
         if first {
@@ -50,12 +50,12 @@ impl Agent {
                 peers = desired.peers.len(),
                 uplinks = ?desired.uplinks.keys().collect::<Vec<_>>(),
                 revision = source.revision,
-                "the data path stands"
+                "the data path is up"
             );
         }
-        self.say_failures();
+        self.log_failures();
         if round.failed == 0 && source.revision != self.applied_revision {
-            // The first snapshot may be old news; what it took the origin is not what it took the mesh.
+            // The first snapshot may describe an old change, so its age is not a programming time.
             if !first
                 && round.applied > 0
                 && let Some(changed) = source.changed
@@ -70,16 +70,16 @@ impl Agent {
                 Membership::Member(_) => kind.into(),
                 Membership::Unknown | Membership::Outside => NodeDatapath::None,
             });
-            self.stands
-                .send_if_modified(|stands| !std::mem::replace(stands, true));
+            self.is_up
+                .send_if_modified(|is_up| !std::mem::replace(is_up, true));
         }
         self.desired = Some(Arc::new(desired));
     }
 
-    /// What the data path follows from, or what is still missing to tell.
+    /// The inputs of the desired state, or which of them is still missing.
     pub(super) fn inputs(&mut self, source: &SourceState) -> Result<Inputs, &'static str> {
         let member = match &self.membership {
-            Membership::Unknown => return Err("Docker to tell this node's place in the Swarm"),
+            Membership::Unknown => return Err("Docker to report this node's membership in a Swarm"),
             Membership::Outside => return Ok(Inputs::Outside),
             Membership::Member(member) => member,
         };
@@ -92,14 +92,14 @@ impl Agent {
         }
         let network = self.parts.network.borrow();
         let Some(network) = network.as_ref() else {
-            return Err("the first look at this node's network");
+            return Err("the first listing of this node's network");
         };
         if !self.announcement.may_plan(&source.cluster, &member.node) {
-            return Err("the agents of the other nodes to say what balances there");
+            return Err("the other nodes' agents to announce their data paths");
         }
         let local = Local {
             node: member.node.clone(),
-            // Each kind of data path is its own: see `Inputs::desired`.
+            // Depends on the kind of data path: see `Inputs::desired`.
             datapath: NodeDatapath::Unknown,
             leaving: self.announcement.is_leaving(),
             addresses: network.addresses.clone(),
@@ -117,17 +117,17 @@ impl Agent {
         })
     }
 
-    /// Each refusal once, and once that there is none any more.
-    fn say_failures(&mut self) {
+    /// Logs each refusal once, and once that there is none any more.
+    fn log_failures(&mut self) {
         let failures = self.ladder.lock().failures();
         for failure in &failures {
-            if !self.said_failures.contains(failure) {
-                error!("{failure}; trying again");
+            if !self.logged_failures.contains(failure) {
+                error!("{failure}; retrying");
             }
         }
-        if failures.is_empty() && !self.said_failures.is_empty() {
-            info!("the data path has taken what it refused before");
+        if failures.is_empty() && !self.logged_failures.is_empty() {
+            info!("the data path has accepted what it refused before");
         }
-        self.said_failures = failures;
+        self.logged_failures = failures;
     }
 }

@@ -1,4 +1,4 @@
-//! What the running agent does when something has happened: waits for it, acts on it, shows what came of it.
+//! Events: waiting for one, reacting to it, publishing the result.
 
 use std::time::{Duration, Instant};
 
@@ -6,38 +6,38 @@ use mesh_support::error_chain;
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
-use super::{Agent, notify, notify_reloading};
+use super::Agent;
 
 use crate::{
     admin::{View, control},
-    agent::membership::Membership,
+    agent::{membership::Membership, service_manager},
     datapath::{DatapathChoice, DatapathKind},
     discovery::network::Interest,
     mesh0,
     model::NodeRole,
 };
 
-/// How many rounds of upkeep lie between two looks at whether mesh0 is still what it should be.
+/// mesh0 is verified with every so-manieth maintenance.
 const MESH0_EVERY: u32 = 10;
-/// How long the other nodes may take to learn that this one has changed its kind of data path, for which
-/// both are in the kernel: managers tell the others within some 10 ms when they have been told.
+/// How long both data paths stay in the kernel when their kind changes, until the other nodes have learned of
+/// it: managers pass an announcement on within some 10 ms.
 const FOLLOWING_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why the loop acts.
-pub(super) enum Reason {
-    /// Something that the data path depends on has changed, or a refused change is due again.
-    News,
-    /// A node has connected to the feed or left it, or was refused.
+/// What the agent reacts to.
+pub(super) enum Event {
+    /// Something that the data path depends on has changed, or a refused change is due for a retry.
+    Changed,
+    /// A node has connected to the feed, disconnected, or was refused.
     Workers,
-    /// The data path's upkeep is due.
+    /// The data path's maintenance is due.
     Maintenance,
-    /// The admin socket asks for something.
+    /// A command from the admin socket.
     Command(control::Command),
 }
 
 impl Agent {
-    /// Waits for the next reason to act. Cancel safe.
-    pub(super) async fn reason(&mut self) -> Reason {
+    /// Waits for the next event. Cancel safe.
+    pub(super) async fn event(&mut self) -> Event {
         let retry_at = self.ladder.lock().retry_at();
         let retry_at = retry_at.into_iter().chain(self.retire_at);
         let retry_at = retry_at.map(tokio::time::Instant::from);
@@ -48,60 +48,60 @@ impl Agent {
                 None => std::future::pending().await,
             }
         };
-        // A sender that is gone belongs to a part that has ended; the supervisor says so.
+        // A closed channel belongs to a part that has ended, which the supervisor reports.
         tokio::select! {
-            Ok(()) = self.parts.engine.changed() => Reason::News,
-            Ok(()) = self.parts.source.changed() => Reason::News,
-            Ok(()) = self.parts.containers.changed() => Reason::News,
-            Ok(()) = self.parts.network.changed() => Reason::News,
-            Ok(()) = self.parts.workers.changed() => Reason::Workers,
-            Some(command) = self.parts.commands.recv() => Reason::Command(command),
-            () = retry => Reason::News,
-            _ = self.maintenance.tick() => Reason::Maintenance,
+            Ok(()) = self.parts.engine.changed() => Event::Changed,
+            Ok(()) = self.parts.source.changed() => Event::Changed,
+            Ok(()) = self.parts.containers.changed() => Event::Changed,
+            Ok(()) = self.parts.network.changed() => Event::Changed,
+            Ok(()) = self.parts.workers.changed() => Event::Workers,
+            Some(command) = self.parts.commands.recv() => Event::Command(command),
+            () = retry => Event::Changed,
+            _ = self.maintenance.tick() => Event::Maintenance,
         }
     }
 
-    pub(super) async fn act(&mut self, reason: Reason) {
-        let command = match reason {
-            Reason::News => None,
-            Reason::Workers => return self.count_refused(),
-            Reason::Maintenance => {
+    pub(super) async fn handle(&mut self, event: Event) {
+        let command = match event {
+            Event::Changed => None,
+            Event::Workers => return self.count_refused(),
+            Event::Maintenance => {
                 if !self.maintain() {
                     return;
                 }
                 None
             }
-            Reason::Command(command) => Some(command),
+            Event::Command(command) => Some(command),
         };
-        self.note_membership();
-        self.state_interest();
+        self.update_membership();
+        self.update_interest();
         let kind = self.ladder.lock().kind();
         if kind == DatapathKind::Ebpf || command.as_ref().is_some_and(may_lead_to_ebpf) {
             self.ensure_device().await;
         }
-        let answer = command.map(|command| (self.obey(command.request), command.answer));
+        let answer = command.map(|command| (self.execute(command.request), command.answer));
         self.converge();
         self.change_over().await;
         self.publish();
         if let Some((result, answer)) = answer {
-            // Whoever asked may have gone.
+            // The client may have disconnected.
             let _ = answer.send(result.map(|()| self.ladder.lock().status()));
         }
     }
 
-    /// Changes the data path as somebody asks.
-    fn obey(&mut self, request: control::Request) -> Result<(), String> {
+    /// Changes the data path as requested.
+    fn execute(&mut self, request: control::Request) -> Result<(), String> {
         let source = self.parts.source.borrow().clone();
-        let plan = self.inputs(&source).map_err(|missing| {
-            format!("the agent is still waiting for {missing}: ask again when it has it")
-        })?;
+        let plan = self
+            .inputs(&source)
+            .map_err(|missing| format!("the agent is still waiting for {missing}: try again later"))?;
         self.ladder
             .lock()
-            .obey(request, &|kind| plan.desired(kind), Instant::now())
+            .execute(request, &|kind| plan.desired(kind), Instant::now())
     }
 
-    /// Ends a change from one data path to another: the new one is whole, and the old one goes when the
-    /// other nodes have had the time to follow.
+    /// Ends a change from one data path to another: the new one is complete, and the old one is removed when
+    /// the other nodes have had time to follow.
     async fn change_over(&mut self) {
         let (kind, retiring) = {
             let mut ladder = self.ladder.lock();
@@ -114,31 +114,29 @@ impl Agent {
             }
             (ladder.kind(), ladder.is_retiring())
         };
-        // Before the first state stands, an earlier agent's eBPF may still be carrying traffic.
+        // Before the first state is applied, an earlier agent's eBPF may still carry traffic.
         if kind != DatapathKind::Ebpf && !retiring && self.desired.is_some() {
             self.device.release().await;
         }
     }
 
-    /// Upkeep; true when there is more to look at than the data path.
+    /// Maintains the data path; true when mesh0 is to be verified as well.
     fn maintain(&mut self) -> bool {
         if let Err(error) = self.ladder.lock().maintain() {
-            warn!(error = error_chain(&error), "the data path's upkeep failed");
+            warn!(error = error_chain(&error), "the data path's maintenance failed");
         }
-        if sd_notify::watchdog_enabled().is_some() {
-            notify(&[sd_notify::NotifyState::Watchdog]);
-        }
+        service_manager::watchdog();
         self.maintenances = self.maintenances.wrapping_add(1);
         let due = self.maintenances.is_multiple_of(MESH0_EVERY);
         if due {
-            // Somebody may have removed or changed it behind the agent's back.
-            self.device.doubt();
+            // Something else may have removed or changed it.
+            self.device.verify_next_time();
         }
         due
     }
 
-    /// Where the node stands now, or stood when Docker last could tell.
-    fn note_membership(&mut self) {
+    /// Takes over the membership, or keeps the last known one during an outage of Docker.
+    fn update_membership(&mut self) {
         let now = self
             .parts
             .engine
@@ -149,8 +147,8 @@ impl Agent {
         }
     }
 
-    /// Tells the network watcher which peers to find.
-    fn state_interest(&self) {
+    /// Passes to the network watcher which peers to resolve.
+    fn update_interest(&self) {
         let source = self.parts.source.borrow();
         let new = match &self.membership {
             Membership::Member(member) => Interest {
@@ -196,7 +194,7 @@ impl Agent {
 
     fn count_refused(&mut self) {
         let total: u64 = self.parts.workers.borrow_and_update().refused.values().sum();
-        // A new server, after a change of role, counts from zero.
+        // After a change of role, a new server counts from zero.
         let more = total.checked_sub(self.refused_seen).unwrap_or(total);
         self.metrics.feed_refused().inc_by(more);
         self.refused_seen = total;
@@ -239,19 +237,19 @@ impl Agent {
         });
     }
 
-    /// SIGHUP: certificates, cluster and network are read anew.
+    /// SIGHUP: rereads certificates, cluster and network.
     pub(super) fn reload(&self) {
         info!("reloading");
-        notify_reloading();
+        service_manager::reloading();
         self.parts.hints.reload();
-        self.parts.ask_docker.hint();
-        // Asked anew, routes and neighbours are read anew.
+        self.parts.engine_hint.hint();
+        // Makes the watcher reread routes and neighbours.
         self.parts.interest.send_modify(|_| {});
-        notify(&[sd_notify::NotifyState::Ready]);
+        service_manager::ready();
     }
 }
 
-/// Whether the data path may be eBPF after a command though it is not now.
+/// Whether a command can change the data path to eBPF.
 fn may_lead_to_ebpf(command: &control::Command) -> bool {
     match command.request {
         control::Request::Retry => true,

@@ -1,5 +1,5 @@
-//! Gives up the capabilities that the agent never uses. Capabilities belong to threads, so this happens
-//! before there is a second one.
+//! Drops the capabilities that the agent never uses. Capabilities belong to threads, so this happens before
+//! there is a second one.
 
 use std::collections::HashSet;
 
@@ -24,14 +24,14 @@ pub struct PrivilegesError {
     source: caps::errors::CapsError,
 }
 
-/// Lifts the limit on locked memory (kernels before 5.11 count maps against it) and drops every
-/// capability that the agent does not need. To be called before the first thread is started.
+/// Lifts the limit on locked memory (kernels before 5.11 count maps against it) and drops every capability that
+/// the agent does not need. Call it before the first thread is started.
 ///
 /// # Errors
 /// When the kernel refuses to read or lower the capabilities.
-pub fn reduce_privileges() -> Result<(), PrivilegesError> {
+pub fn reduce() -> Result<(), PrivilegesError> {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        debug!(%error, "the limit on locked memory stays; kernels since 5.11 do not mind");
+        debug!(%error, "cannot lift the limit on locked memory; kernels since 5.11 do not need it");
     }
     let failed = |operation| move |source| PrivilegesError { operation, source };
     let permitted = caps::read(None, CapSet::Permitted).map_err(failed("read"))?;
@@ -46,12 +46,12 @@ pub fn reduce_privileges() -> Result<(), PrivilegesError> {
     Ok(())
 }
 
-/// Lets the program that this process is about to execute have what the agent has kept. Root has it by itself; any
-/// other user only what is ambient. To be called on the thread that executes.
+/// Passes the agent's remaining capabilities on to the program that this process is about to execute. Root keeps them
+/// anyway; other users only keep ambient ones. Call it on the thread that executes.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn pass_privileges_on() -> Result<(), PrivilegesError> {
+pub fn pass_on() -> Result<(), PrivilegesError> {
     let failed = |operation| move |source| PrivilegesError { operation, source };
     let permitted = caps::read(None, CapSet::Permitted).map_err(failed("read"))?;
     caps::set(None, CapSet::Inheritable, &permitted).map_err(failed("pass on"))?;
@@ -67,7 +67,7 @@ mod tests {
     fn only_what_is_needed_is_kept() {
         // On a thread of its own, which takes its capabilities with it.
         std::thread::spawn(|| {
-            reduce_privileges().unwrap();
+            reduce().unwrap();
             let left = caps::read(None, CapSet::Effective).unwrap();
             assert!(
                 left.iter().all(|capability| KEPT.contains(capability)),
@@ -83,16 +83,16 @@ mod tests {
     #[test]
     fn what_is_kept_is_passed_on_and_nothing_else() {
         std::thread::spawn(|| {
-            reduce_privileges().unwrap();
-            pass_privileges_on().unwrap();
+            reduce().unwrap();
+            pass_on().unwrap();
             let passed = caps::read(None, CapSet::Ambient).unwrap();
             assert_eq!(passed, caps::read(None, CapSet::Permitted).unwrap());
             assert!(
                 passed.contains(&Capability::CAP_NET_ADMIN),
                 "this test needs root"
             );
-            // The next program begins as this one did.
-            reduce_privileges().unwrap();
+            // The next program starts in the same way.
+            reduce().unwrap();
             assert!(caps::read(None, CapSet::Ambient).unwrap().is_empty());
         })
         .join()
