@@ -346,7 +346,7 @@ async fn certificate_of_a_removed_node_is_refused() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-9", WORKER));
-    let refused = |state: &SourceState| state.trouble.as_ref().is_some_and(|why| why.contains("no node"));
+    let refused = |state: &SourceState| state.trouble.as_ref().is_some_and(|why| why.contains("a node of this cluster"));
     client.until("refusal", refused).await;
     server.until_refused("unknown_node").await;
 }
