@@ -1,5 +1,5 @@
-//! Delays between attempts to reach something that does not answer: doubling, bounded, and with jitter so that
-//! the nodes of a cluster do not all retry at once. Imports nothing.
+//! Delays between attempts to reach something that does not answer: doubling, bounded, and with jitter so
+//! that the nodes of a cluster do not all retry at once. Imports nothing.
 
 use std::time::Duration;
 

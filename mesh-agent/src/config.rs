@@ -1,5 +1,5 @@
-//! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports the model,
-//! the data path's choices and the orchestrator's options; binds no port and reads no file.
+//! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports the
+//! model, the data path's choices and the orchestrator's options; binds no port and reads no file.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

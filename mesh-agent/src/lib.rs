@@ -1,8 +1,8 @@
 //! The mesh's node agent as a library. `ARCHITECTURE.md` has the map and the invariants.
 //!
-//! Direction of imports: binaries → `agent` → the parts (`source`, `discovery`, `datapath`, `metrics`, `admin`, `doctor`,
-//! `orchestrator`) → `plan` → `model`. `docker`, `backoff` and `process` import none of them. `meshctl` is the library of
-//! the command line: of the agent it knows the admin API only.
+//! Direction of imports: binaries → `agent` → the parts (`source`, `discovery`, `datapath`, `metrics`,
+//! `admin`, `doctor`, `orchestrator`) → `plan` → `model`. `docker`, `backoff` and `process` import none of
+//! them. `meshctl` is the library of the command line: of the agent it knows the admin API only.
 //!
 //! The feature `orchestrator`, on by default, contains the orchestrator and meshctl's commands for it.
 

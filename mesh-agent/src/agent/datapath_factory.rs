@@ -43,7 +43,8 @@ impl NodeDatapathFactory {
     }
 
     fn ipvs_options(&self) -> IpvsOptions {
-        // Swarm gives its tasks an interface of their own towards the host; the orchestrator's have Docker's default.
+        // Swarm gives its tasks an interface of their own towards the host; the orchestrator's have Docker's
+        // default.
         let bridge = match self.scheduler {
             Scheduler::Swarm => "docker_gwbridge",
             Scheduler::Orchestrator => "docker0",

@@ -1,8 +1,8 @@
 //! Keeps the node on the best data path that works: steps down by itself when the kernel refuses one, and up
 //! again only on request. Knows data paths by their trait only; a factory creates them.
 //!
-//! When the data path changes, the new one is complete before the old one is removed. Removing it is a step of
-//! its own ([`Ladder::retire`]), so that other nodes can learn of the change in between.
+//! When the data path changes, the new one is complete before the old one is removed. Removing it is a step
+//! of its own ([`Ladder::retire`]), so that other nodes can learn of the change in between.
 
 mod carried;
 mod reason;
@@ -129,7 +129,8 @@ impl Ladder {
     }
 
     /// Brings the data path to the desired state. One that keeps refusing what clients depend on is abandoned
-    /// for the next one that works, if the choice allows it. Returns the desired state of the one in use then.
+    /// for the next one that works, if the choice allows it. Returns the desired state of the one in use
+    /// then.
     pub(super) fn reconcile(&mut self, desired: DesiredFor<'_>, now: Instant) -> (Round, Desired) {
         let mut wanted = desired(self.kind);
         let mut round = self.reconciler.reconcile(&wanted, self.datapath.as_mut(), now);

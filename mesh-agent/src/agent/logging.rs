@@ -26,8 +26,8 @@ pub fn start_logging(options: &RunOptions) {
     }
 }
 
-/// A plain level applies to the mesh only: libraries' finer levels are noisy, and may contain whole answers of
-/// the engine.
+/// A plain level applies to the mesh only: libraries' finer levels are noisy, and may contain whole answers
+/// of the engine.
 fn directives(level: &str) -> String {
     match level.parse::<LevelFilter>() {
         Ok(plain) => format!("{},mesh_agent={plain}", plain.min(LevelFilter::WARN)),

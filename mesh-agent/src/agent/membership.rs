@@ -85,8 +85,8 @@ impl EngineReport {
     }
 }
 
-/// Polls the engine until cancelled, and at once when hinted. Logs when it stops answering, and when it answers
-/// again.
+/// Polls the engine until cancelled, and at once when hinted. Logs when it stops answering, and when it
+/// answers again.
 pub(super) async fn follow(
     docker: Docker,
     engine: watch::Sender<EngineReport>,

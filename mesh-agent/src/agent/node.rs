@@ -1,5 +1,5 @@
-//! The running agent: reacts to what its parts report, until it drains and stops. What it does for an event is
-//! in [`act`], how it brings the data path up to date in [`converge`].
+//! The running agent: reacts to what its parts report, until it drains and stops. What it does for an event
+//! is in [`act`], how it brings the data path up to date in [`converge`].
 
 mod act;
 mod converge;

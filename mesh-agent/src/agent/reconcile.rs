@@ -1,5 +1,5 @@
-//! Brings the data path from the applied state to the desired one, and retries what it refused. Knows neither the
-//! origin of the desired state nor the clock.
+//! Brings the data path from the applied state to the desired one, and retries what it refused. Knows neither
+//! the origin of the desired state nor the clock.
 
 use std::time::{Duration, Instant};
 
@@ -98,8 +98,8 @@ impl Reconciler {
     }
 }
 
-/// Whether clients are not served if a change is refused. Leftovers, and what only local processes need, do no
-/// such harm.
+/// Whether clients are not served if a change is refused. Leftovers, and what only local processes need, do
+/// no such harm.
 fn serves_clients(change: &DatapathChange) -> bool {
     match change {
         DatapathChange::UpsertPeer(..)

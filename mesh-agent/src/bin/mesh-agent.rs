@@ -1,5 +1,5 @@
-//! The node agent: reads the command line, drops the privileges it does not need, and runs the library's agent.
-//! Called by the name `meshctl`, it is that program.
+//! The node agent: reads the command line, drops the privileges it does not need, and runs the library's
+//! agent. Called by the name `meshctl`, it is that program.
 
 use std::{
     io::Write,
@@ -37,8 +37,8 @@ struct Arguments {
 enum Command {
     /// Run the agent on this node until it is stopped.
     ///
-    /// SIGTERM and SIGINT remove the mesh from the kernel (see --on-stop) and end the agent; a second one ends
-    /// it at once. SIGHUP rereads certificates, cluster and network.
+    /// SIGTERM and SIGINT remove the mesh from the kernel (see --on-stop) and end the agent; a second one
+    /// ends it at once. SIGHUP rereads certificates, cluster and network.
     Run {
         #[command(flatten)]
         options: Box<RunOptions>,

@@ -13,11 +13,9 @@ use serde::de::DeserializeOwned;
 
 use super::{
     DockerError, EngineInfo,
-    error::{refusal_message, shortened},
+    error::{MAX_BODY_BYTES, refusal_message, shortened},
 };
 
-/// The largest answer that is read; ten thousand tasks take about 30 MiB.
-pub(super) const MAX_BODY_BYTES: usize = 128 << 20;
 /// Streams of events start this far in the past, so that none is lost between two streams.
 const EVENT_OVERLAP_SECONDS: u64 = 3;
 /// How long the engine may take to answer one request.

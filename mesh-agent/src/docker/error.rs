@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::client::MAX_BODY_BYTES;
-
+/// The largest answer that is read; ten thousand tasks take about 30 MiB.
+pub(super) const MAX_BODY_BYTES: usize = 128 << 20;
 /// How much of the engine's message an error repeats.
 const MAX_MESSAGE_CHARS: usize = 512;
 

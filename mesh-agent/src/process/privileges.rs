@@ -24,8 +24,8 @@ pub struct PrivilegesError {
     source: caps::errors::CapsError,
 }
 
-/// Lifts the limit on locked memory (kernels before 5.11 count maps against it) and drops every capability that
-/// the agent does not need. Call it before the first thread is started.
+/// Lifts the limit on locked memory (kernels before 5.11 count maps against it) and drops every capability
+/// that the agent does not need. Call it before the first thread is started.
 ///
 /// # Errors
 /// When the kernel refuses to read or lower the capabilities.
@@ -46,8 +46,8 @@ pub fn reduce() -> Result<(), PrivilegesError> {
     Ok(())
 }
 
-/// Passes the agent's remaining capabilities on to the program that this process is about to execute. Root keeps them
-/// anyway; other users only keep ambient ones. Call it on the thread that executes.
+/// Passes the agent's remaining capabilities on to the program that this process is about to execute. Root
+/// keeps them anyway; other users only keep ambient ones. Call it on the thread that executes.
 ///
 /// # Errors
 /// When the kernel refuses.

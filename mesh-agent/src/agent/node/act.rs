@@ -76,7 +76,7 @@ impl Agent {
         self.update_membership();
         self.update_interest();
         let kind = self.ladder.lock().kind();
-        if kind == DatapathKind::Ebpf || command.as_ref().is_some_and(may_lead_to_ebpf) {
+        if kind == DatapathKind::Ebpf || command.as_ref().is_some_and(can_result_in_ebpf) {
             self.ensure_device().await;
         }
         let answer = command.map(|command| (self.execute(command.request), command.answer));
@@ -250,7 +250,7 @@ impl Agent {
 }
 
 /// Whether a command can change the data path to eBPF.
-fn may_lead_to_ebpf(command: &control::Command) -> bool {
+fn can_result_in_ebpf(command: &control::Command) -> bool {
     match command.request {
         control::Request::Retry => true,
         control::Request::Use(choice) => choice != DatapathChoice::Ipvs,

@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Computes the desired state and applies it. Does nothing before every part has reported once: an adopted
-    /// data path is worth more than a plan from half the facts.
+    /// Computes the desired state and applies it. Does nothing before every part has reported once: an
+    /// adopted data path is worth more than a plan from half the facts.
     pub(super) fn converge(&mut self) {
         let source = self.parts.source.borrow_and_update().clone();
         let inputs = match self.inputs(&source) {

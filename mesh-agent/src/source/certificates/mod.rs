@@ -33,7 +33,8 @@ pub struct CertificateWatcher {
 }
 
 impl CertificateWatcher {
-    /// Loads the identity; [`CertificateWatcher::run`] keeps it current. The handle requests a reload (SIGHUP).
+    /// Loads the identity; [`CertificateWatcher::run`] keeps it current. The handle requests a reload
+    /// (SIGHUP).
     ///
     /// # Errors
     /// When the credentials cannot be loaded, or their folder cannot be watched.

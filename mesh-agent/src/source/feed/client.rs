@@ -1,5 +1,5 @@
-//! The feed's client, on workers: follows one manager, and another one when that one is silent or has no current
-//! snapshot. While no manager answers, the last snapshot stays in use.
+//! The feed's client, on workers: follows one manager, and another one when that one is silent or has no
+//! current snapshot. While no manager answers, the last snapshot stays in use.
 
 use std::{
     net::SocketAddr,
@@ -54,8 +54,8 @@ impl FeedClient {
         (client, receiver, hint)
     }
 
-    /// Follows the managers until cancelled. Retries after every failure, during which the last snapshot stays
-    /// in use.
+    /// Follows the managers until cancelled. Retries after every failure, during which the last snapshot
+    /// stays in use.
     pub async fn run(mut self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.follow_managers()).await;
     }

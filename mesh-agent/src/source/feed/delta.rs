@@ -93,7 +93,7 @@ pub(super) mod tests {
     use super::*;
     use crate::model::{Balance, NodeDatapath, NodeRole, Protocol, PublishedPort, TaskState};
 
-    /// Any snapshot, over few ids so that two snapshots have much in common.
+    /// Any snapshot, with few ids so that two snapshots have much in common.
     pub(crate) fn any_cluster() -> impl Strategy<Value = Cluster> {
         let node = (any::<bool>(), any::<bool>(), any::<u32>()).prop_map(|(manager, ready, address)| Node {
             hostname: format!("host-{address}"),
@@ -158,7 +158,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn delta_between_equal_pictures_is_empty() {
+    fn the_delta_between_equal_snapshots_is_empty() {
         let delta = Delta::between(&Cluster::default(), &Cluster::default());
         assert_eq!(serde_json::to_string(&delta).unwrap(), "{}");
     }

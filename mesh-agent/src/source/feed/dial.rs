@@ -1,5 +1,5 @@
-//! Connecting a node's agent to a manager's: TCP, TLS, greeting, and why a connection ended. Used by the client
-//! and the announcer.
+//! Connecting a node's agent to a manager's: TCP, TLS, greeting, and why a connection ended. Used by the
+//! client and the announcer.
 
 use std::{io, net::SocketAddr, time::Duration};
 

@@ -1,6 +1,6 @@
-//! The feed between agents: managers' agents stream the cluster's snapshot to the other nodes, and every agent
-//! announces its node's data path to every manager. Uses mutual TLS on Swarm's node certificates. Imports the
-//! model and [`super::NodeIdentity`].
+//! The feed between agents: managers' agents stream the cluster's snapshot to the other nodes, and every
+//! agent announces its node's data path to every manager. Uses mutual TLS on Swarm's node certificates.
+//! Imports the model and [`super::NodeIdentity`].
 //!
 //! Invariant: nothing is sent to, or accepted from, a peer that TLS has not authenticated as a node of the
 //! cluster.

@@ -154,7 +154,7 @@ impl Server {
     async fn until_refused(&mut self, reason: &str) {
         let refused = self.status.wait_for(|status| status.refused.contains_key(reason));
         if timeout(LIMIT, refused).await.is_err() {
-            panic!("nobody was refused for '{reason}': {:?}", self.status.borrow());
+            panic!("no peer was refused for '{reason}': {:?}", self.status.borrow());
         }
         assert!(self.status.borrow().peers.is_empty());
     }
@@ -198,7 +198,7 @@ async fn hint_of_a_worker_reaches_the_manager() {
 }
 
 #[tokio::test]
-async fn trouble_of_the_manager_is_told_and_the_snapshot_stays() {
+async fn a_managers_trouble_is_passed_on_and_the_snapshot_stays() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
@@ -212,7 +212,7 @@ async fn trouble_of_the_manager_is_told_and_the_snapshot_stays() {
 }
 
 #[tokio::test]
-async fn worker_turns_to_another_manager_and_keeps_the_snapshot_meanwhile() {
+async fn a_worker_switches_to_another_manager_and_keeps_the_snapshot_meanwhile() {
     let authority = Authority::new("cluster-1");
     let (one, two) = (serve(&authority).await, serve(&authority).await);
     let mut client = follow(
@@ -238,7 +238,7 @@ async fn worker_turns_to_another_manager_and_keeps_the_snapshot_meanwhile() {
 }
 
 #[tokio::test]
-async fn worker_whose_managers_are_all_away_keeps_its_snapshot() {
+async fn a_worker_without_any_manager_keeps_its_snapshot() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
@@ -304,7 +304,7 @@ async fn peer_of_a_foreign_authority_is_refused() {
 }
 
 #[tokio::test]
-async fn worker_does_not_believe_a_manager_of_a_foreign_authority() {
+async fn a_worker_does_not_trust_a_manager_of_a_foreign_authority() {
     let mut server = serve(&Authority::new("cluster-1")).await;
     let mut client = follow(
         &[server.address],
@@ -317,11 +317,11 @@ async fn worker_does_not_believe_a_manager_of_a_foreign_authority() {
 }
 
 #[tokio::test]
-async fn peer_of_another_cluster_is_refused_and_told_why() {
+async fn a_peer_of_another_cluster_is_refused_with_the_reason() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let other = authority.for_cluster("cluster-2").identity("worker-1", WORKER);
-    let mut reply = speak(&server, &other, &hello(VERSION)).await;
+    let mut reply = send_one(&server, &other, &hello(VERSION)).await;
     let FromManager::Refused { reason } = reply.remove(0) else {
         panic!("not refused: {reply:?}");
     };
@@ -330,7 +330,7 @@ async fn peer_of_another_cluster_is_refused_and_told_why() {
 }
 
 #[tokio::test]
-async fn peer_that_is_no_node_by_role_is_refused() {
+async fn a_peer_without_a_nodes_role_is_refused() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let visitor = authority.identity_of_any_role("worker-1", "swarm-visitor");
@@ -346,7 +346,12 @@ async fn certificate_of_a_removed_node_is_refused() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-9", WORKER));
-    let refused = |state: &SourceState| state.trouble.as_ref().is_some_and(|why| why.contains("a node of this cluster"));
+    let refused = |state: &SourceState| {
+        state
+            .trouble
+            .as_ref()
+            .is_some_and(|why| why.contains("a node of this cluster"))
+    };
     client.until("refusal", refused).await;
     server.until_refused("unknown_node").await;
 }
@@ -359,15 +364,15 @@ async fn node_that_is_removed_while_connected_is_dropped() {
     client.until("first snapshot", |state| state.revision == 7).await;
     server.state.send_replace(state(8, snapshot(&["manager-1"], 2)));
     server.until_refused("unknown_node").await;
-    assert_eq!(client.state.borrow().revision, 7, "it was told the new snapshot");
+    assert_eq!(client.state.borrow().revision, 7, "it received the new snapshot");
 }
 
 #[tokio::test]
-async fn peer_of_another_version_is_refused_and_told_why() {
+async fn a_peer_of_another_version_is_refused_with_the_reason() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
-    let reply = speak(&server, &identity, &hello(99)).await;
+    let reply = send_one(&server, &identity, &hello(99)).await;
     assert!(
         matches!(&reply[0], FromManager::Refused { reason } if reason.contains("99")),
         "{reply:?}"
@@ -381,7 +386,7 @@ async fn peer_that_sends_too_much_is_refused() {
     let mut server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
     let reason = "x".repeat(2 * wire::MAX_FROM_NODE);
-    speak(&server, &identity, &FromManager::Refused { reason }).await;
+    send_one(&server, &identity, &FromManager::Refused { reason }).await;
     server.until_refused("protocol").await;
 }
 
@@ -392,8 +397,8 @@ fn hello(version: u32) -> FromNode {
     }
 }
 
-/// Connects as `identity`, says one thing, and returns what comes back until the end.
-async fn speak(
+/// Connects as `identity`, sends one message, and returns everything that is received until the end.
+async fn send_one(
     server: &Server,
     identity: &NodeIdentity,
     message: &impl serde::Serialize,

@@ -1,5 +1,5 @@
-//! The TLS configuration of both ends of the feed: mutual authentication by Swarm's node certificates, without
-//! session resumption, so that every connection is checked against the current certificates.
+//! The TLS configuration of both ends of the feed: mutual authentication by Swarm's node certificates,
+//! without session resumption, so that every connection is checked against the current certificates.
 
 use std::sync::Arc;
 

@@ -63,8 +63,8 @@ impl Lists {
         services.chain(nodes).collect()
     }
 
-    /// Whether a published service is changing, so that its tasks will change soon without any event. Tasks on a
-    /// node that is down do not count: they can stay as they are for a day.
+    /// Whether a published service is changing, so that its tasks will change soon without any event. Tasks
+    /// on a node that is down do not count: they can stay as they are for a day.
     pub(crate) fn converging(&self) -> bool {
         let away: BTreeSet<_> = self
             .nodes

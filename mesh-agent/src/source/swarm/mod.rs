@@ -1,5 +1,6 @@
-//! The source on a manager: lists the local engine's services, tasks and nodes when an event, a hint or the pace
-//! calls for it, and publishes changes. I/O only: `lists` interprets the lists, `pace` decides when to read them.
+//! The source on a manager: lists the local engine's services, tasks and nodes when an event, a hint or the
+//! pace calls for it, and publishes changes. I/O only: `lists` interprets the lists, `pace` decides when to
+//! read them.
 
 mod lists;
 mod pace;
@@ -212,8 +213,8 @@ impl SwarmSource {
     }
 }
 
-/// The first revision of a process is the time in milliseconds, so that revisions keep growing across restarts
-/// of the agent: it makes fewer than a thousand per second.
+/// The first revision of a process is the time in milliseconds, so that revisions keep growing across
+/// restarts of the agent: it makes fewer than a thousand per second.
 fn next_revision(last: u64, now: SystemTime) -> u64 {
     if last > 0 {
         return last + 1;

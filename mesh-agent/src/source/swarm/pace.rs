@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The interval while something is changing. Swarm waits 2 s between taking a task out of service and stopping
-/// it, which must be noticed well before.
+/// The interval while something is changing. Swarm waits 2 s between taking a task out of service and
+/// stopping it, which must be noticed well before.
 const FAST: Duration = Duration::from_millis(150);
 /// The interval when a change has been pending for long (an image that cannot be pulled, a task that no node
 /// can run).

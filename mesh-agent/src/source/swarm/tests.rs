@@ -1,4 +1,5 @@
-//! The snapshot that a real engine's lists make. The fixtures were recorded on a Swarm of two nodes with dockerd
+//! The snapshot that a real engine's lists make. The fixtures were recorded on a Swarm of two nodes with
+//! dockerd
 //! 20.10, just after `web` was scaled from six replicas to two, and trimmed.
 
 use std::{

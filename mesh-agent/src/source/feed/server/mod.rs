@@ -1,5 +1,5 @@
-//! The feed's server, on managers. One task per connection, each with limits on what it accepts and how long it
-//! waits.
+//! The feed's server, on managers. One task per connection, each with limits on what it accepts and how long
+//! it waits.
 
 mod refusal;
 mod session;

@@ -1,4 +1,4 @@
-//! What nodes tell managers of their data paths, over real TLS on loopback.
+//! What nodes announce to managers, over real TLS on loopback.
 
 use super::*;
 use crate::source::{Acknowledged, Announcer, AnnouncerOptions};
@@ -16,13 +16,13 @@ struct Announcing {
 fn announce_to(managers: &[SocketAddr], identity: NodeIdentity, announcement: NodeDatapath) -> Announcing {
     let (identity_sender, identity) = watch::channel(Arc::new(identity));
     let (managers_sender, managers) = watch::channel(managers.to_vec());
-    let (announcement, word_receiver) = watch::channel(announcement);
-    let (told_sender, acknowledged) = watch::channel(Acknowledged::default());
+    let (announcement, announcement_receiver) = watch::channel(announcement);
+    let (acknowledged_sender, acknowledged) = watch::channel(Acknowledged::default());
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
         identity,
-        announcement: word_receiver,
-        acknowledged: told_sender,
+        announcement: announcement_receiver,
+        acknowledged: acknowledged_sender,
     });
     let shutdown = CancellationToken::new();
     Announcing {
@@ -44,7 +44,7 @@ impl Announcing {
         let acknowledged = timeout(LIMIT, self.acknowledged.wait_for(condition)).await;
         assert!(
             acknowledged.is_ok(),
-            "not everybody was acknowledged of {announcement:?}"
+            "not every manager acknowledged {announcement:?}"
         );
     }
 }
@@ -67,7 +67,7 @@ fn announce(datapath: NodeDatapath) -> FromNode {
     FromNode::Announce { datapath }
 }
 
-/// A connection that speaks the protocol by hand.
+/// Sends these messages on a connection of its own, and returns the replies.
 async fn converse(server: &Server, identity: &NodeIdentity, messages: &[FromNode]) -> Vec<FromManager> {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let name = "swarm-manager".try_into().unwrap();
@@ -126,13 +126,13 @@ async fn announcement_is_published_before_it_is_acknowledged_and_followers_get_i
         assert_eq!(
             seen.cluster.nodes["manager-1"].datapath,
             NodeDatapath::Unknown,
-            "a node speaks for itself only"
+            "a node announces only itself"
         );
     }
 }
 
 #[tokio::test]
-async fn every_manager_is_told_also_one_that_comes_later() {
+async fn every_manager_gets_the_announcement_also_one_that_comes_later() {
     let authority = Authority::new("cluster-1");
     let (one, two, three) = (
         serve(&authority).await,
@@ -154,12 +154,12 @@ async fn every_manager_is_told_also_one_that_comes_later() {
     assert_eq!(
         one.kind(),
         NodeDatapath::Ebpf,
-        "one that is no manager any more is acknowledged nothing"
+        "a former manager gets no announcements"
     );
 }
 
 #[tokio::test]
-async fn connection_that_is_lost_is_no_announcement() {
+async fn a_lost_connection_does_not_change_the_announcement() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
@@ -174,7 +174,7 @@ async fn connection_that_is_lost_is_no_announcement() {
 }
 
 #[tokio::test]
-async fn manager_that_comes_back_is_told_anew() {
+async fn a_manager_that_comes_back_gets_the_announcement_again() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let address = server.address;
@@ -195,7 +195,7 @@ async fn renewed_certificate_is_announced_with() {
     let identity = authority.identity("worker-1", WORKER);
     let mut announcing = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
     announcing.until_acknowledged(NodeDatapath::Ebpf, 1).await;
-    // Another node's certificate: whose announcement it is shows that the connection is a new one.
+    // Another node's certificate: which node announces shows that the connection is a new one.
     let renewed = Arc::new(authority.identity("manager-1", WORKER));
     announcing.identity.send_replace(renewed);
     let mut state = server.state.subscribe();
@@ -229,7 +229,7 @@ async fn node_that_is_removed_while_it_announces_is_dropped() {
 }
 
 #[tokio::test]
-async fn newer_connection_speaks_for_the_node() {
+async fn a_newer_connection_replaces_the_older_one() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
@@ -242,7 +242,7 @@ async fn newer_connection_speaks_for_the_node() {
 }
 
 #[tokio::test]
-async fn announcement_that_says_nothing_or_is_out_of_place_is_refused() {
+async fn an_empty_or_unexpected_announcement_is_refused() {
     let authority = Authority::new("cluster-1");
     let server = serve(&authority).await;
     let identity = authority.identity("worker-1", WORKER);
@@ -263,7 +263,7 @@ async fn announcement_that_says_nothing_or_is_out_of_place_is_refused() {
         ),
     ] {
         let replies = converse(&server, &identity, &messages).await;
-        let refused = |reply: &FromManager| matches!(reply, FromManager::Refused { reason: said } if said.contains(reason));
+        let refused = |reply: &FromManager| matches!(reply, FromManager::Refused { reason: found } if found.contains(reason));
         assert!(replies.iter().any(refused), "{reason}: {replies:?}");
         assert_eq!(server.kind(), NodeDatapath::Unknown, "{reason}");
     }
