@@ -1,5 +1,5 @@
-//! Embeds the eBPF object that `cargo xtask build` made. Without one the agent still builds (for
-//! checks, and for those who only want `meshctl`), and says at run time what is missing. A static program has its
+//! Embeds the eBPF object that `cargo xtask build` made. Without one the agent still builds (for checks, and
+//! for those who only want `meshctl`), and says at run time what is missing. A static program has its
 //! relocations packed, which are a thirteenth of it otherwise.
 
 use std::{

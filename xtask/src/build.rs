@@ -40,7 +40,8 @@ pub fn run(linker: Linker) -> Result<()> {
         ebpf()?;
         return static_programs();
     }
-    // The first build takes minutes: what the agent depends on is compiled meanwhile, and only the agent waits.
+    // The first build takes minutes: what the agent depends on is compiled meanwhile, and only the agent
+    // waits.
     let given_up = paths::ebpf_object().with_extension("failed");
     let _ = fs::remove_file(&given_up);
     thread::scope(|scope| {

@@ -80,7 +80,8 @@ pub fn clean(mut command: std::process::Command) -> std::process::Command {
     command
 }
 
-/// What the set-up of packages leaves to do. The linker takes a minute to build, beside which other things are built.
+/// What the set-up of packages leaves to do. The linker takes a minute to build, beside which other things
+/// are built.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Linker {

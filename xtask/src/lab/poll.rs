@@ -1,4 +1,4 @@
-//! Puts an XDP program that passes everything at the wire's end of a veth; why is said in [`xdp_pass`].
+//! Puts an XDP program that passes everything at the wire's end of a veth; [`xdp_pass`] explains why.
 //! Depends on `space`.
 
 use std::{os::fd::AsFd, path::Path};

@@ -173,7 +173,10 @@ fn name(source: &Source, token: &Token<'_>) -> Option<Violation> {
     let parts = segments(token.text);
     let entry = ENTRIES.iter().find(|entry| match entry.scope {
         Scope::Type => entry.word == token.text,
-        Scope::Names | Scope::NamesAndText => parts.iter().any(|part| part == entry.word),
+        Scope::Names | Scope::NamesAndText => parts.iter().enumerate().any(|(at, part)| {
+            let before = at.checked_sub(1).map_or("", |before| parts[before].as_str());
+            part == entry.word && !(entry.instead == PLACE && is_placing(before, ""))
+        }),
         Scope::Text => false,
     })?;
     if is_machine_code(source, entry) {
@@ -268,7 +271,7 @@ mod tests {
             ["cluster", "picture", "of2", "nodes"]
         );
         assert_eq!(
-            lines("struct ClusterPicture;\nlet free_places = 1;\nfn replace_in() {}"),
+            lines("struct ClusterPicture;\nlet free_places = 1;\nfn replace_in() { block_in_place() }"),
             [1, 2]
         );
         assert_eq!(lines("struct Stage;\nstruct Stages;\nlet stage = 1;"), [1]);
