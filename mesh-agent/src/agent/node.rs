@@ -153,7 +153,10 @@ impl Agent {
         loop {
             tokio::select! {
                 () = &mut left => return Ok(()),
-                ended = supervisor.ended() => return ended.map(drop),
+                ended = supervisor.ended() => match ended? {
+                    // It is too late to be replaced: the agent stops.
+                    Ended::Stopped | Ended::Replaced => {}
+                },
                 event = self.event() => self.handle(event).await,
             }
         }
