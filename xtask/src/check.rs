@@ -32,7 +32,7 @@ enum Demand {
 
 const DEMANDING: &[Demanding] = &[
     Demanding {
-        tests: "agent::privileges::tests::",
+        tests: "process::privileges::tests::",
         needs: Demand::Root,
     },
     Demanding {

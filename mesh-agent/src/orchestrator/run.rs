@@ -64,8 +64,8 @@ pub struct Mesh {
     pub is_up: watch::Receiver<bool>,
 }
 
-/// Runs everything until `shutdown` is cancelled, or until another program is to replace the agent. Containers and the
-/// mesh keep running afterwards.
+/// Runs everything until `shutdown` is cancelled, or until another program is to replace the agent.
+/// Containers and the mesh keep running afterwards.
 ///
 /// # Errors
 /// When the node's id cannot be part of a key.

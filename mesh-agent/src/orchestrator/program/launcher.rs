@@ -1,5 +1,5 @@
-//! Starts the program of the agent that the record names, supervises its trial, and starts the next one when the
-//! agent ends.
+//! Starts the program of the agent that the record names, supervises its trial, and starts the next one when
+//! the agent ends.
 
 use std::{future::Future, path::PathBuf};
 
@@ -33,8 +33,8 @@ pub enum RunError<E: std::error::Error + 'static> {
 }
 
 impl Launcher {
-    /// Executes the program that the record in `folder` names; returns if that is this one. Without a folder the
-    /// agent is never replaced. Call it before starting a thread.
+    /// Executes the program that the record in `folder` names; returns if that is this one. Without a folder
+    /// the agent is never replaced. Call it before starting a thread.
     #[must_use]
     pub fn start(folder: Option<PathBuf>) -> Self {
         let start = folder.as_deref().map_or(Start::Proven, launch::start);
@@ -64,8 +64,8 @@ impl Launcher {
         }
     }
 
-    /// Executes the next program if there is one: the agent is being replaced, or its trial has failed. Returns
-    /// whether the agent was stopped as requested.
+    /// Executes the next program if there is one: the agent is being replaced, or its trial has failed.
+    /// Returns whether the agent was stopped as requested.
     ///
     /// # Errors
     /// When no program can be executed.
