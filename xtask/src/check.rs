@@ -62,6 +62,9 @@ impl Demand {
     }
 }
 
+/// What does a part.
+type Part = fn(&Output) -> Result<()>;
+
 /// Checks, and prints how long each part took.
 ///
 /// # Errors
@@ -72,7 +75,7 @@ pub fn run() -> Result<()> {
         println!("the eBPF programs are not built: the agent is checked without them");
     }
     let mut phases = Phases::default();
-    let parts: [(&'static str, fn(&Output) -> Result<()>); 5] = [
+    let parts: [(&'static str, Part); 5] = [
         ("format", format),
         ("tidy", tidy),
         ("lints", lints),

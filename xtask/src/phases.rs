@@ -27,11 +27,14 @@ struct Done {
     closing: Vec<String>,
 }
 
+/// What a phase does.
+type Work<'a> = Box<dyn FnOnce(&Output) -> Result<()> + Send + 'a>;
+
 /// A phase to be run beside others.
 pub struct Phase<'a> {
     name: &'static str,
     gives_way: bool,
-    work: Box<dyn FnOnce(&Output) -> Result<()> + Send + 'a>,
+    work: Work<'a>,
 }
 
 impl<'a> Phase<'a> {

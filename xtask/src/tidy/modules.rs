@@ -270,9 +270,8 @@ fn module_path<'r>(file: &str, roots: &[&'r str]) -> Option<(&'r str, Vec<String
     let inside = file[root.len() + 1..].strip_suffix(".rs")?;
     let mut path: Vec<String> = inside.split('/').map(str::to_owned).collect();
     let last = path.last().map(String::as_str);
-    if last == Some("mod") || (path.len() == 1 && last == Some("lib")) {
-        path.pop();
-    } else if path.len() == 1 && last == Some("main") {
+    let is_root = path.len() == 1 && matches!(last, Some("lib" | "main"));
+    if is_root || last == Some("mod") {
         path.pop();
     }
     Some((root, path))

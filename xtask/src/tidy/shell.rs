@@ -115,11 +115,8 @@ impl Reader<'_> {
         let mut letters = self.rest.char_indices();
         while let Some((at, letter)) = letters.next() {
             match quote {
-                Some(end) => {
-                    if letter == end {
-                        quote = None;
-                    }
-                }
+                Some(end) if letter == end => quote = None,
+                Some(_) => {}
                 None if letter == '$' && self.rest[at..].starts_with("$(") => {
                     length = at;
                     break;
