@@ -267,7 +267,7 @@ mod tests {
         );
         let outcome = phases.run_together(vec![
             Phase::new("second", work("echo b >&2; exit 3")),
-            Phase::new("third", work("test $(nice) = 15")).giving_way(),
+            Phase::new("third", work("test $(nice) -gt 0")).giving_way(),
         ]);
         assert_eq!(outcome.unwrap_err().to_string(), "failed: second");
         let report = phases.report();

@@ -1,5 +1,5 @@
 //! The node's network, followed over netlink: addresses, uplinks, containers' interfaces, and the next hop to
-//! each peer. Imports the model only; [`facts`] interprets netlink's messages, without I/O.
+//! each peer. Imports the model only; `facts` interprets netlink's messages, without I/O.
 
 mod facts;
 #[cfg(test)]
