@@ -46,6 +46,9 @@ const PARTS: [(&str, Part); 5] = [
     ("vm", Part::Vm),
 ];
 
+/// The end-to-end binary whose stories need no Swarm.
+const ORCHESTRATOR_STORIES: &str = "orchestrator";
+
 /// Sets up, builds, and runs what was chosen; the runners' output is shown as it comes.
 ///
 /// # Errors
@@ -90,15 +93,29 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
             selection.check(&built, &parts)
         })?;
     }
-    let lane = |part: Part| tests(part, &built, &selection, &parts);
-    // What needs the processors runs first. The stories mostly wait, and leave them to the machine that
-    // emulates some and to the compiler, which both give way.
-    let first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
+    let lane = |part: Part| tests(name_of(part), part, &built, &selection, &parts, |_| true);
+    // Static checks take what these leave of the processors.
+    let mut first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
         .into_iter()
         .filter_map(lane)
         .collect();
+    let checks: Vec<&str> = STATIC
+        .into_iter()
+        .filter(|name| selection.is_everything() || selection.named.contains(*name))
+        .collect();
+    if !checks.is_empty() {
+        first.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
+    }
     phases.run_together(first)?;
-    let mut second: Vec<Phase<'_>> = lane(Part::EndToEnd).into_iter().collect();
+    // The stories mostly wait, and leave the processors to the machine that emulates some. Labs do not see each other.
+    let stories = |name: &'static str, of_orchestrator: bool| {
+        let chosen = move |binary: &str| (binary == ORCHESTRATOR_STORIES) == of_orchestrator;
+        tests(name, Part::EndToEnd, &built, &selection, &parts, chosen)
+    };
+    let mut second: Vec<Phase<'_>> = [stories("end-to-end", false), stories("without a Swarm", true)]
+        .into_iter()
+        .flatten()
+        .collect();
     if parts.contains(&Part::Vm) {
         let chosen = |built: &&Built| built.parts.contains(&Part::Vm) && selection.takes(built, Part::Vm);
         let binaries: Vec<Built> = built.iter().filter(chosen).cloned().collect();
@@ -106,13 +123,6 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         second.push(Phase::new("vm", move |output| {
             vm::suite::run_built(&machine, &binaries, output)
         }));
-    }
-    let checks: Vec<&str> = STATIC
-        .into_iter()
-        .filter(|name| selection.is_everything() || selection.named.contains(*name))
-        .collect();
-    if !checks.is_empty() {
-        second.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
     }
     phases.run_together(second)
 }
@@ -138,16 +148,31 @@ fn static_checks(names: &[&str], output: &Output) -> Result<()> {
     Ok(())
 }
 
-/// The phase that runs a part's binaries; `None` where none was chosen.
-fn tests<'a>(part: Part, built: &'a [Built], selection: &'a Selection, parts: &[Part]) -> Option<Phase<'a>> {
-    let (name, _) = PARTS.into_iter().find(|(_, other)| *other == part)?;
-    let chosen = |built: &&Built| built.parts.contains(&part) && selection.takes(built, part);
-    let mut binaries: Vec<&Built> = built.iter().filter(chosen).collect();
+fn name_of(part: Part) -> &'static str {
+    PARTS
+        .into_iter()
+        .find(|(_, other)| *other == part)
+        .map_or("", |(name, _)| name)
+}
+
+/// A phase that runs those binaries of a part that are chosen by name; `None` where there are none.
+fn tests<'a>(
+    name: &'static str,
+    part: Part,
+    built: &'a [Built],
+    selection: &'a Selection,
+    parts: &[Part],
+    chosen: impl Fn(&str) -> bool,
+) -> Option<Phase<'a>> {
+    let mut binaries: Vec<&Built> = built
+        .iter()
+        .filter(|built| built.parts.contains(&part) && selection.takes(built, part) && chosen(&built.name))
+        .collect();
     if binaries.is_empty() || !parts.contains(&part) {
         return None;
     }
     binaries.sort_by_key(|built| ALL.iter().position(|listed| listed.name == built.name));
-    // Each story of a lab has the machine for itself.
+    // The stories of a lab share it.
     let arguments: &[&str] = match part {
         Part::EndToEnd => &["--test-threads=1"],
         Part::Unit | Part::Kernel | Part::Store | Part::Vm => &[],
