@@ -107,7 +107,8 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         first.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
     }
     phases.run_together(first)?;
-    // The stories mostly wait, and leave the processors to the machine that emulates some. Labs do not see each other.
+    // The stories mostly wait, and leave the processors to the machine that emulates some. Labs do not see
+    // each other.
     let stories = |name: &'static str, of_orchestrator: bool| {
         let chosen = move |binary: &str| (binary == ORCHESTRATOR_STORIES) == of_orchestrator;
         tests(name, Part::EndToEnd, &built, &selection, &parts, chosen)
