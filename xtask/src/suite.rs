@@ -94,21 +94,12 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         })?;
     }
     let lane = |part: Part| tests(name_of(part), part, &built, &selection, &parts, |_| true);
-    // Static checks take what these leave of the processors.
-    let mut first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
+    let first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
         .into_iter()
         .filter_map(lane)
         .collect();
-    let checks: Vec<&str> = STATIC
-        .into_iter()
-        .filter(|name| selection.is_everything() || selection.named.contains(*name))
-        .collect();
-    if !checks.is_empty() {
-        first.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
-    }
     phases.run_together(first)?;
-    // The stories mostly wait, and leave the processors to the machine that emulates some. Labs do not see
-    // each other.
+    // The stories mostly wait: the compiler takes what they leave. Labs do not see each other.
     let stories = |name: &'static str, of_orchestrator: bool| {
         let chosen = move |binary: &str| (binary == ORCHESTRATOR_STORIES) == of_orchestrator;
         tests(name, Part::EndToEnd, &built, &selection, &parts, chosen)
@@ -117,15 +108,22 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         .into_iter()
         .flatten()
         .collect();
+    let checks: Vec<&str> = STATIC
+        .into_iter()
+        .filter(|name| selection.is_everything() || selection.named.contains(*name))
+        .collect();
+    if !checks.is_empty() {
+        second.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
+    }
+    phases.run_together(second)?;
+    // Alone: an emulated processor is slow enough that a test's time-outs pass when it has to share.
     if parts.contains(&Part::Vm) {
         let chosen = |built: &&Built| built.parts.contains(&Part::Vm) && selection.takes(built, Part::Vm);
         let binaries: Vec<Built> = built.iter().filter(chosen).cloned().collect();
         let machine = vm::suite::Arguments::of_the_suite(arguments.vm_swarm);
-        second.push(Phase::new("vm", move |output| {
-            vm::suite::run_built(&machine, &binaries, output)
-        }));
+        phases.run_alone("vm", |output| vm::suite::run_built(&machine, &binaries, output))?;
     }
-    phases.run_together(second)
+    Ok(())
 }
 
 fn static_checks(names: &[&str], output: &Output) -> Result<()> {
