@@ -95,8 +95,8 @@ fn quorum() -> Result<()> {
         let before = user.cluster.read(|state| running(state, &web));
         let mut events = user.cluster.events();
         let slots = user.watch_slots();
-        // The one that is left has not led: a leader may keep what it could not commit, and commit it when the
-        // others are back. A follower without a leader takes nothing.
+        // The member that stays is a follower, which accepts nothing without a leader. A leader would keep
+        // what it cannot commit, and commit it when the others are back.
         let leader = cluster.leader()?;
         let lost = [leader, (leader + 1) % 3];
         for member in lost {
