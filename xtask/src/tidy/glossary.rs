@@ -250,18 +250,13 @@ fn words<'t>(source: &Source, pieces: impl Iterator<Item = (&'t str, usize)>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::scan;
+    use crate::tidy::{Source, found_in};
 
     fn lines(text: &str) -> Vec<usize> {
-        let source = Source {
-            path: "a.rs".into(),
-            text: text.into(),
-        };
-        let file = Scanned {
-            tokens: scan::tokens(&source.text),
-            source: &source,
-        };
-        rust(&file).iter().map(|violation| violation.line).collect()
+        found_in(text, rust)
+            .iter()
+            .map(|violation| violation.line)
+            .collect()
     }
 
     #[test]

@@ -123,6 +123,19 @@ struct Scanned<'a> {
     tokens: Vec<Token<'a>>,
 }
 
+/// What a rule finds in a file with this text.
+#[cfg(test)]
+fn found_in(text: &str, rule: impl Fn(&Scanned<'_>) -> Vec<Violation>) -> Vec<Violation> {
+    let source = Source {
+        path: "a.rs".into(),
+        text: text.into(),
+    };
+    rule(&Scanned {
+        tokens: scan::tokens(&source.text),
+        source: &source,
+    })
+}
+
 /// Checks the whole workspace and prints each violation.
 ///
 /// # Errors

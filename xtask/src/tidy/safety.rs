@@ -42,18 +42,13 @@ fn is_proven(tokens: &[Token<'_>], at: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::{Source, scan};
+    use crate::tidy::found_in;
 
     fn lines(text: &str) -> Vec<usize> {
-        let source = Source {
-            path: "a.rs".into(),
-            text: text.into(),
-        };
-        let file = Scanned {
-            tokens: scan::tokens(&source.text),
-            source: &source,
-        };
-        check(&file).iter().map(|violation| violation.line).collect()
+        found_in(text, check)
+            .iter()
+            .map(|violation| violation.line)
+            .collect()
     }
 
     #[test]

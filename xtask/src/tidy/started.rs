@@ -213,18 +213,10 @@ fn named(name: &str, line: usize) -> Option<(String, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::scan;
+    use crate::tidy::found_in;
 
     fn unknown(text: &str) -> Vec<String> {
-        let source = Source {
-            path: "a.rs".into(),
-            text: text.into(),
-        };
-        let file = Scanned {
-            tokens: scan::tokens(&source.text),
-            source: &source,
-        };
-        check(&file)
+        found_in(text, check)
             .into_iter()
             .map(|violation| violation.message.split('`').nth(1).unwrap_or_default().to_owned())
             .collect()

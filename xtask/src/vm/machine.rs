@@ -65,8 +65,7 @@ impl Machine {
         })
     }
 
-    /// [`run`](Self::run), as a phase that runs beside others: its lines are the phase's, and it gives way to
-    /// the others.
+    /// [`run`](Self::run), as a phase: its lines are the phase's.
     ///
     /// # Errors
     /// As `run`.
