@@ -51,11 +51,12 @@ fn read_state() -> Result<Vec<String>> {
         "nft",
         &run("nft", &["--stateless", "--handle", "list", "ruleset"])?,
     );
-    add("qdisc", &run("tc", &["qdisc", "show"])?);
-    for device in devices(&links) {
-        // Fails without such a qdisc.
+    let qdiscs = run("tc", &["qdisc", "show"])?;
+    add("qdisc", &qdiscs);
+    for device in with_filters(&qdiscs) {
+        // An `ingress` qdisc has no egress hook.
         for hook in ["ingress", "egress"] {
-            if let Ok(filters) = run("tc", &["filter", "show", "dev", &device, hook]) {
+            if let Ok(filters) = run("tc", &["filter", "show", "dev", device, hook]) {
                 add(&format!("filter {device} {hook}"), &filters);
             }
         }
@@ -80,12 +81,16 @@ fn read_state() -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// The names of all interfaces.
-fn devices(links: &str) -> Vec<String> {
-    links
-        .lines()
-        .filter_map(|line| line.split(": ").nth(1)?.split('@').next().map(str::to_owned))
-        .collect()
+/// The interfaces that can have filters, of the lines `qdisc clsact ffff: dev eth0 parent ffff:fff1`.
+fn with_filters(qdiscs: &str) -> impl Iterator<Item = &str> {
+    qdiscs.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let kind = fields.nth(1)?;
+        fields
+            .skip_while(|field| *field != "dev")
+            .nth(1)
+            .filter(|_| matches!(kind, "clsact" | "ingress"))
+    })
 }
 
 /// Leaves out `gc_timer 123.45` and the like.

@@ -93,12 +93,7 @@ fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
             Some((_, count)) => {
                 let mut bytes = vec![0; number(count)?];
                 reader.read_exact(&mut bytes)?;
-                let right = bytes
-                    .iter()
-                    .zip(pattern(bytes.len()))
-                    .filter(|(got, sent)| *got == sent)
-                    .count();
-                writer.write_all(format!("{right}\n").as_bytes())?;
+                writer.write_all(format!("{}\n", right(&bytes)).as_bytes())?;
             }
         }
     }
@@ -108,9 +103,26 @@ fn number(text: &str) -> io::Result<usize> {
     text.parse().map_err(io::Error::other)
 }
 
-/// Bytes in a known order; the period is prime, so that a lost segment is noticed.
+/// The period of [`pattern`] is prime, so that a lost segment is noticed.
+const PERIOD: usize = 251;
+
+/// Bytes in a known order.
 fn pattern(count: usize) -> Vec<u8> {
-    (0..count).map(|index| (index % 251) as u8).collect()
+    let period: Vec<u8> = (0..PERIOD).map(|index| index as u8).collect();
+    let mut bytes = period.repeat(count.div_ceil(PERIOD));
+    bytes.truncate(count);
+    bytes
+}
+
+/// How many bytes are in periods that arrived as they were sent. Compared by the period, not by the byte: the
+/// suite is not optimised, and runs under emulation.
+fn right(bytes: &[u8]) -> usize {
+    let period = pattern(PERIOD);
+    bytes
+        .chunks(PERIOD)
+        .filter(|chunk| *chunk == &period[..chunk.len()])
+        .map(<[u8]>::len)
+        .sum()
 }
 
 fn echo(socket: &UdpSocket, name: &str, ended: &AtomicBool) {
@@ -183,11 +195,7 @@ impl Connection {
         self.write(format!("get {count}\n").as_bytes())?;
         let mut bytes = vec![0; count];
         self.reader.read_exact(&mut bytes)?;
-        Ok(bytes
-            .iter()
-            .zip(pattern(count))
-            .filter(|(got, sent)| *got == sent)
-            .count())
+        Ok(right(&bytes))
     }
 
     /// Uploads bytes; returns how many are right at the server.

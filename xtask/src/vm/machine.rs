@@ -105,8 +105,6 @@ impl Machine {
         // The machine ends with this process, however that ends: `setpriv` ties the pid namespace to this
         // process, and all that virtme-ng starts to the pid namespace.
         let mut machine = command([
-            "nice",
-            "--adjustment=10",
             "setpriv",
             "--pdeathsig",
             "KILL",
