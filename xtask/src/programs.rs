@@ -113,7 +113,7 @@ pub const PROGRAMS: &[Program] = &[
     program("env", "coreutils", &[Lab, Tests]),
     program("ls", "coreutils", &[Tests]),
     program("mkdir", "coreutils", EVERYWHERE),
-    program("nice", "coreutils", &[Vm]),
+    program("nice", "coreutils", &[Tests]),
     program("readlink", "coreutils", &[Tests]),
     program("rm", "coreutils", &[Lab]),
     program("sleep", "coreutils", EVERYWHERE),

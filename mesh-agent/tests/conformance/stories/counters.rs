@@ -10,25 +10,30 @@ use mesh_agent::{
 
 use super::changes::connect_to_all;
 use crate::{
-    mesh::{ECHO, Mesh, WEB},
+    mesh::Mesh,
     netns::Netns,
     talk::{Connection, PATIENCE, ask, ask_by_datagram},
     until,
     world::World,
 };
 
-/// Ports that no other story uses: in IPVS, a destination that comes back within two minutes has its old
-/// counters.
-const COUNTED: [ServiceKey; 2] = [
-    ServiceKey {
-        protocol: Protocol::Tcp,
-        port: 9310,
-    },
-    ServiceKey {
-        protocol: Protocol::Udp,
-        port: 9311,
-    },
-];
+/// A TCP and a UDP port that no other story uses: in IPVS, a destination that comes back within two minutes has
+/// its old counters, and those may lag behind by two seconds.
+const fn own_ports(tcp: u16) -> [ServiceKey; 2] {
+    [
+        ServiceKey {
+            protocol: Protocol::Tcp,
+            port: tcp,
+        },
+        ServiceKey {
+            protocol: Protocol::Udp,
+            port: tcp + 1,
+        },
+    ]
+}
+
+const COUNTED: [ServiceKey; 2] = own_ports(9310);
+const ENTERED: [ServiceKey; 2] = own_ports(9320);
 
 /// Counts a client's packets to and from a frontend.
 struct Meter<'a> {
@@ -160,17 +165,21 @@ fn until_counted(
 
 pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
     let replicas = ["a1", "a2"];
-    mesh.publish_web(Balance::default(), &replicas);
+    let [web, echo] = ENTERED;
+    mesh.publish("entered", &ENTERED, Balance::default());
+    for replica in replicas {
+        mesh.add_task("entered", replica);
+    }
     mesh.start()?;
     let world = mesh.world;
-    let target = mesh.frontend(1, WEB);
+    let target = mesh.frontend(1, web);
     let kept = connect_to_all(&world.client, target, &replicas)?;
     for _ in 0..2 {
-        ask_by_datagram(&world.client, mesh.frontend(1, ECHO))?;
+        ask_by_datagram(&world.client, mesh.frontend(1, echo))?;
     }
     until_connections(mesh, [1, 1])?;
     for replica in replicas {
-        for service in [WEB, ECHO] {
+        for service in ENTERED {
             let there = mesh.traffic(2, service, replica)?;
             ensure!(
                 there == Traffic::default(),
@@ -183,7 +192,7 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
     let node = world.node(1);
     for (number, netns, target) in [
         (2, &node.netns, target),
-        (3, &node.netns, SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port)),
+        (3, &node.netns, SocketAddrV4::new(Ipv4Addr::LOCALHOST, web.port)),
         (4, &world.container("x1").netns, target),
     ] {
         ask(netns, target)?;
@@ -204,7 +213,7 @@ fn until_connections(mesh: &mut Mesh<'_>, expected: [u64; 2]) -> Result<()> {
 /// Connections so far to the replicas on both nodes.
 fn connections(mesh: &mut Mesh<'_>) -> Result<[u64; 2]> {
     Ok([
-        mesh.traffic(1, WEB, "a1")?.connections_total,
-        mesh.traffic(1, WEB, "a2")?.connections_total,
+        mesh.traffic(1, ENTERED[0], "a1")?.connections_total,
+        mesh.traffic(1, ENTERED[0], "a2")?.connections_total,
     ])
 }
