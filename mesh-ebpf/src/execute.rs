@@ -15,7 +15,7 @@ use crate::{
         ETHERNET_LENGTH, GeneveKind, IPV4_LENGTH, Ipv4, L4_OFFSET, OUTER_LENGTH, PROTOCOL_TCP, Ports,
         TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
     },
-    mss,
+    mss, probe,
     tables::{FlowEntry, Tables},
     verdict::{Action, Decision, Verdict},
 };
@@ -42,6 +42,10 @@ pub fn execute<F: Frame, T: Tables>(
             tables.count_drop(hook, DropReason::TooBig);
             return answer(errors::too_big(frame, config.inner_mtu));
         }
+        Verdict::AnswerProbe => match probe::answer(frame) {
+            Ok(()) => Ok(Action::Answer),
+            Err(refused) => Err(refused.into()),
+        },
         Verdict::Deliver {
             flow,
             backend,

@@ -208,6 +208,10 @@ pub enum GeneveKind {
     ForwardDirect = GENEVE_CRITICAL_OPTION | 2,
     /// A backend's reply on its way to the entry node.
     Reply = GENEVE_CRITICAL_OPTION | 3,
+    /// A question whether the data path answers, from a peer's agent; nothing is encapsulated.
+    Probe = GENEVE_CRITICAL_OPTION | 8,
+    /// The same packet on its way back.
+    ProbeAnswer = GENEVE_CRITICAL_OPTION | 9,
 }
 
 impl GeneveKind {
@@ -217,10 +221,14 @@ impl GeneveKind {
         const FORWARD: u8 = GeneveKind::Forward as u8;
         const FORWARD_DIRECT: u8 = GeneveKind::ForwardDirect as u8;
         const REPLY: u8 = GeneveKind::Reply as u8;
+        const PROBE: u8 = GeneveKind::Probe as u8;
+        const PROBE_ANSWER: u8 = GeneveKind::ProbeAnswer as u8;
         match kind {
             FORWARD => Some(Self::Forward),
             FORWARD_DIRECT => Some(Self::ForwardDirect),
             REPLY => Some(Self::Reply),
+            PROBE => Some(Self::Probe),
+            PROBE_ANSWER => Some(Self::ProbeAnswer),
             _ => None,
         }
     }

@@ -20,6 +20,7 @@ pub mod mss;
 pub mod open;
 pub mod parse;
 pub mod pipeline;
+pub mod probe;
 pub mod reply;
 pub mod select;
 pub mod tables;

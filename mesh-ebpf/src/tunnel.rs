@@ -13,6 +13,7 @@ use crate::{
     },
     open,
     parse::{Packet, parse},
+    probe,
     tables::Tables,
     verdict::Decision,
 };
@@ -53,6 +54,12 @@ pub fn decide<'a, F: Frame, T: Tables>(
     if usize::from(outer_packet.total_length) < OUTER_LENGTH {
         return Decision::drop(DropReason::Truncated);
     }
+    match kind {
+        GeneveKind::Probe => return probe::decide(config, outer_packet),
+        // For the agent, whose socket has this port.
+        GeneveKind::ProbeAnswer => return Decision::PASS,
+        GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Reply => {}
+    }
     let Ok(packet) = parse(frame, ETHERNET_LENGTH + OUTER_LENGTH) else {
         return Decision::drop(DropReason::BadGeneve);
     };
@@ -63,6 +70,8 @@ pub fn decide<'a, F: Frame, T: Tables>(
         GeneveKind::Forward | GeneveKind::ForwardDirect if matches!(hook, Hook::Xdp) => Decision::PASS,
         GeneveKind::Forward => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
         GeneveKind::ForwardDirect => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
+        // Decided above.
+        GeneveKind::Probe | GeneveKind::ProbeAnswer => Decision::PASS,
     }
 }
 

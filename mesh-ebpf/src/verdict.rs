@@ -32,6 +32,7 @@ enum Kind {
     ForwardDirect,
     Reply,
     DeliverReply,
+    AnswerProbe,
 }
 
 impl<'a> Decision<'a> {
@@ -47,6 +48,12 @@ impl<'a> Decision<'a> {
     pub const TOO_BIG: Self = Self {
         kind: Kind::TooBig,
         reason: DropReason::TooBig,
+        ..Self::PASS
+    };
+
+    /// [`Verdict::AnswerProbe`].
+    pub const ANSWER_PROBE: Self = Self {
+        kind: Kind::AnswerProbe,
         ..Self::PASS
     };
 
@@ -129,6 +136,7 @@ impl<'a> Decision<'a> {
             (Kind::Drop, ..) => Verdict::Drop(self.reason),
             (Kind::Refuse, ..) => Verdict::Refuse(self.reason),
             (Kind::TooBig, ..) => Verdict::TooBig,
+            (Kind::AnswerProbe, ..) => Verdict::AnswerProbe,
             (Kind::Deliver, Some(flow), Some(backend)) => Verdict::Deliver {
                 flow,
                 backend,
@@ -205,6 +213,8 @@ pub enum Verdict<'a> {
         /// The flow.
         flow: FlowEntry,
     },
+    /// A peer's probe, back to the peer.
+    AnswerProbe,
 }
 
 /// What is left for the hook, the packet being rewritten.
@@ -256,6 +266,7 @@ mod tests {
         assert!(matches!(Decision::drop(reason).verdict(), Verdict::Drop(found) if found == reason));
         assert!(matches!(Decision::refuse(reason).verdict(), Verdict::Refuse(found) if found == reason));
         assert!(matches!(Decision::TOO_BIG.verdict(), Verdict::TooBig));
+        assert!(matches!(Decision::ANSWER_PROBE.verdict(), Verdict::AnswerProbe));
         for expected in [false, true] {
             let verdict = Decision::deliver(entry, &backend, expected).verdict();
             assert!(matches!(verdict, Verdict::Deliver { decapsulate, .. } if decapsulate == expected));

@@ -205,6 +205,10 @@ pub const FORWARD: u8 = 0x81;
 pub const FORWARD_DIRECT: u8 = 0x82;
 /// From a backend to the entry node.
 pub const REPLY: u8 = 0x83;
+/// From an agent to a peer's data path; nothing is encapsulated.
+pub const PROBE: u8 = 0x88;
+/// The same packet on its way back.
+pub const PROBE_ANSWER: u8 = 0x89;
 
 impl Tunnel {
     /// A frame that carries the IP packet of another.

@@ -10,5 +10,6 @@ mod delivery;
 mod forwarding;
 mod garbage;
 mod life;
+mod probes;
 mod refusal;
 mod replies;
