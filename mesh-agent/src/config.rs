@@ -38,8 +38,9 @@ pub struct RunOptions {
     #[arg(long, env = "MESH_DOCKER_ROOT", value_name = "PATH", help_heading = "Docker")]
     pub docker_root: Option<PathBuf>,
 
-    /// Interface on which traffic from outside arrives; repeatable, or a comma-separated list
-    /// [default: the interfaces of the default routes, or else the one with the node's Swarm address].
+    /// Another interface on which traffic from outside arrives; repeatable, or a comma-separated list. Always
+    /// used are the interfaces of the default routes, of the node's Swarm address and of the routes to the
+    /// other nodes.
     #[arg(
         long = "uplink",
         env = "MESH_UPLINK",

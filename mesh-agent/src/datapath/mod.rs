@@ -225,8 +225,8 @@ pub struct InterfaceMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpChoice {
-    /// The driver's hook, else the generic one, else none. None on a veth: packets from its peer have
-    /// unfinished checksums, and XDP would forward them so.
+    /// The driver's hook, else none: the generic hook sees packets that the kernel has aggregated, and that
+    /// have unfinished checksums. None on a veth, for the same reason: XDP would forward its peer's packets so.
     #[default]
     Auto,
     /// The driver's hook only.

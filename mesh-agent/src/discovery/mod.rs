@@ -14,17 +14,25 @@ use std::{
 use crate::model::{HostInterface, NextHop};
 
 pub use containers::{ContainerState, ContainerWatcher, Scheduler};
+use network::Interest;
+
 pub use default_route::default_route_interfaces;
 
 /// The node's network, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkState {
+    /// What this state was asked for.
+    pub interest: Interest,
     /// Every IPv4 address of the host's namespace except 127.0.0.0/8.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// The interfaces traffic from outside arrives on.
     pub uplinks: BTreeMap<String, HostInterface>,
-    /// Ports of Docker's bridges: the host ends of containers' veths.
+    /// Interfaces on which such traffic arrives too, but which the mesh cannot use, and why.
+    pub unusable_uplinks: BTreeMap<String, String>,
+    /// Ports of containers' bridges: the host ends of containers' veths.
     pub container_interfaces: BTreeSet<u32>,
+    /// The interface by which the route to each peer of interest leaves.
+    pub peer_interfaces: BTreeMap<Ipv4Addr, String>,
     /// The resolved next hop to each peer of interest.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
 }

@@ -285,8 +285,8 @@ fn conclude_ebpf(checks: &[Check]) -> Vec<String> {
     };
     let first = if ok(kernel::name::XDP) {
         format!(
-            "Uplinks: native XDP where the driver supports it, otherwise generic XDP, plus tc through {tc}; veth \
-             uplinks use tc only, because their packets arrive with unfinished checksums."
+            "Uplinks: native XDP where the driver supports it, plus tc through {tc}; veth uplinks use tc only, \
+             because their packets arrive with unfinished checksums."
         )
     } else {
         format!("Uplinks: tc through {tc} only, because XDP programs do not load.")

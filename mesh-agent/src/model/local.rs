@@ -27,7 +27,7 @@ pub struct Local {
     pub containers: BTreeMap<TaskId, Container>,
     /// Interfaces that traffic from outside arrives on, by name.
     pub uplinks: BTreeMap<String, HostInterface>,
-    /// Ports of Docker's bridges on this node: the host ends of containers' veths. Packets from containers
+    /// Ports of containers' bridges on this node: the host ends of containers' veths. Packets from containers
     /// to a published port of their own node are caught there: on the bridge itself, netfilter, which
     /// Docker enables for bridged packets, would be first.
     pub container_interfaces: BTreeSet<u32>,

@@ -94,6 +94,11 @@ impl Agent {
         let Some(network) = network.as_ref() else {
             return Err("the first listing of this node's network");
         };
+        // Which interfaces are uplinks depends on the peers. A plan before that is known would detach those
+        // of an adopted data path.
+        if self.desired.is_none() && network.interest != *self.parts.interest.borrow() {
+            return Err("the routes to the other nodes");
+        }
         if !self.announcement.may_plan(&source.cluster, &member.node) {
             return Err("the other nodes' agents to announce their data paths");
         }

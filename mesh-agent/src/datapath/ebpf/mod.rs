@@ -76,7 +76,6 @@ pub struct EbpfDatapath {
     attachments: Attachments,
     sweep: FlowSweep,
     config: Config,
-    uplink_mtu: u32,
     clock: Clock,
     options: EbpfOptions,
     adopted: bool,
@@ -164,7 +163,6 @@ impl EbpfDatapath {
             attachments,
             sweep: FlowSweep::default(),
             config,
-            uplink_mtu: DEFAULT_MTU,
             clock,
             options,
             // Each agent writes its clock, which is never 0.
@@ -193,11 +191,12 @@ impl EbpfDatapath {
             DatapathChange::AttachContainer(index) => self.attachments.container(&mut self.programs, *index),
             DatapathChange::AttachUplink(name, uplink) => {
                 self.attachments.uplink(&mut self.programs, name, uplink)?;
-                self.uplink_mtu = self.attachments.smallest_uplink_mtu().unwrap_or(DEFAULT_MTU);
-                self.config.inner_mtu = inner_mtu(self.uplink_mtu);
-                self.write_config()
+                self.follow_uplink_mtu()
             }
-            DatapathChange::DetachUplink(name) => self.attachments.remove_uplink(name),
+            DatapathChange::DetachUplink(name) => {
+                self.attachments.remove_uplink(name)?;
+                self.follow_uplink_mtu()
+            }
             DatapathChange::RemoveFrontend(frontend) => {
                 self.tables.remove_frontend(&mut self.maps, *frontend)
             }
@@ -222,6 +221,11 @@ impl EbpfDatapath {
         }
         self.write_config()?;
         self.attachments.sockets(&mut self.programs, &self.options.cgroup)
+    }
+
+    fn follow_uplink_mtu(&mut self) -> Result<(), DatapathError> {
+        self.config.inner_mtu = inner_mtu(self.attachments.smallest_uplink_mtu().unwrap_or(DEFAULT_MTU));
+        self.write_config()
     }
 
     fn write_config(&mut self) -> Result<(), DatapathError> {

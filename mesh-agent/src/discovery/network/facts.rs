@@ -14,11 +14,14 @@ use netlink_packet_route::{
     route::RouteAddress,
 };
 
-use super::{NetworkOptions, NetworkState};
+use super::{Interest, NetworkOptions, NetworkState};
 use crate::{
     mesh0,
     model::{HostInterface, MacAddress, NextHop},
 };
+
+/// Why a layer 3 device cannot be an uplink.
+const NO_MAC: &str = "it has no MAC address (WireGuard, tun, PPP): the mesh has no hook for layer 3 devices";
 
 /// What has to be done after a message, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,9 +52,18 @@ struct Link {
     /// `None` on links that are not Ethernet.
     mac: Option<MacAddress>,
     mtu: u32,
-    bridge: bool,
-    /// The bridge it is a port of.
-    bridge_index: Option<u32>,
+    kind: Kind,
+    /// The bridge, bond or the like that it is a port of.
+    controller: Option<u32>,
+}
+
+/// The kinds of links that differ for the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Loopback,
+    Bridge,
+    Veth,
+    Other,
 }
 
 /// Everything reported so far, by subject.
@@ -102,17 +114,23 @@ impl Facts {
             name: String::new(),
             mac: None,
             mtu: 0,
-            bridge: false,
-            bridge_index: None,
+            kind: match message.header.link_layer_type {
+                LinkLayerType::Loopback => Kind::Loopback,
+                _ => Kind::Other,
+            },
+            controller: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
-                LinkAttribute::Controller(index) => link.bridge_index = Some(*index),
-                LinkAttribute::LinkInfo(infos) => {
-                    link.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                LinkAttribute::Controller(index) => link.controller = Some(*index),
+                LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) => {
+                    link.kind = Kind::Bridge;
+                }
+                LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Veth)) => {
+                    link.kind = Kind::Veth;
                 }
                 _ => {}
             }
@@ -204,8 +222,11 @@ impl Facts {
     }
 
     /// The network as the rest of the agent sees it.
-    pub(super) fn state(&self, options: &NetworkOptions, node_address: Option<Ipv4Addr>) -> NetworkState {
-        let mut state = NetworkState::default();
+    pub(super) fn state(&self, options: &NetworkOptions, interest: &Interest) -> NetworkState {
+        let mut state = NetworkState {
+            interest: interest.clone(),
+            ..NetworkState::default()
+        };
         for (interface, address, _) in &self.addresses {
             let ours = self
                 .links
@@ -215,25 +236,34 @@ impl Facts {
                 state.addresses.insert(*address);
             }
         }
-        let uplinks = self.uplink_indexes(options, node_address);
+        let uplinks = self.uplink_indexes(options, interest.node_address);
         for (index, link) in &self.links {
-            let Some(mac) = link.mac.filter(|_| !mesh0::is_ours(&link.name)) else {
-                continue;
-            };
-            let interface = HostInterface {
-                index: *index,
-                mac,
-                mtu: link.mtu,
-            };
             if uplinks.contains(index) {
-                state.uplinks.insert(link.name.clone(), interface);
+                match link.mac {
+                    Some(mac) => {
+                        let interface = HostInterface {
+                            index: *index,
+                            mac,
+                            mtu: link.mtu,
+                        };
+                        state.uplinks.insert(link.name.clone(), interface);
+                    }
+                    None => drop(
+                        state
+                            .unusable_uplinks
+                            .insert(link.name.clone(), NO_MAC.to_owned()),
+                    ),
+                }
             }
-            let bridge = link.bridge_index.and_then(|bridge| self.links.get(&bridge));
-            if bridge.is_some_and(|bridge| bridge.bridge && is_dockers(&bridge.name)) {
+            if self.leads_to_container(link, &uplinks) {
                 state.container_interfaces.insert(*index);
             }
         }
         for (peer, path) in &self.paths {
+            // A peer that has an address of this node is a mistake in the cluster, not one of the network.
+            if let Some(link) = self.links.get(&path.interface).filter(|link| link.is_outside()) {
+                state.peer_interfaces.insert(*peer, link.name.clone());
+            }
             if let Some(source_mac) = self.mac_of(path.interface)
                 && let Some(destination_mac) = self.neighbours.get(&(path.interface, path.next))
             {
@@ -250,23 +280,44 @@ impl Facts {
         state
     }
 
+    /// Whatever clients or peers can send by: what carries a default route, the node's address or a route to a
+    /// peer, and what the options name.
     fn uplink_indexes(&self, options: &NetworkOptions, node_address: Option<Ipv4Addr>) -> BTreeSet<u32> {
-        if !options.uplinks.is_empty() {
-            return self
-                .links
-                .iter()
-                .filter(|(_, link)| options.uplinks.contains(&link.name))
-                .map(|(index, _)| *index)
-                .collect();
-        }
-        if !self.default_interfaces.is_empty() {
-            return self.default_interfaces.clone();
-        }
-        self.addresses
+        let with_node_address = self
+            .addresses
             .iter()
             .filter(|(_, address, _)| Some(*address) == node_address)
-            .map(|(interface, ..)| *interface)
+            .map(|(interface, ..)| *interface);
+        let found = (self.default_interfaces.iter().copied())
+            .chain(with_node_address)
+            .chain(self.paths.values().map(|path| path.interface));
+        let named = self
+            .links
+            .iter()
+            .filter(|(_, link)| options.uplinks.contains(&link.name))
+            .map(|(index, _)| *index);
+        found
+            .chain(named)
+            .filter(|index| self.links.get(index).is_some_and(Link::is_outside))
             .collect()
+    }
+
+    /// Whether a link is the host end of a container's veth. Bridges of containers can have any name; what
+    /// tells them apart is that their ports are veths, and that no traffic from outside passes them.
+    fn leads_to_container(&self, link: &Link, uplinks: &BTreeSet<u32>) -> bool {
+        let is_containers_bridge = |index: u32| {
+            self.links
+                .get(&index)
+                .is_some_and(|bridge| bridge.kind == Kind::Bridge && !uplinks.contains(&index))
+        };
+        link.kind == Kind::Veth && link.controller.is_some_and(is_containers_bridge)
+    }
+}
+
+impl Link {
+    /// Whether packets from outside the node can arrive by it.
+    fn is_outside(&self) -> bool {
+        self.kind != Kind::Loopback && !mesh0::is_ours(&self.name)
     }
 }
 
@@ -301,15 +352,4 @@ fn neighbour(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
 
 fn mac(bytes: &[u8]) -> Option<MacAddress> {
     bytes.try_into().ok().map(MacAddress)
-}
-
-/// Docker names a bridge `br-` and the first 12 hexadecimal digits of its network's id, unless a name is
-/// configured.
-fn is_dockers(name: &str) -> bool {
-    let generated = |name: &str| {
-        name.strip_prefix("br-").is_some_and(|id| {
-            id.len() == 12 && id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-        })
-    };
-    name == "docker0" || name == "docker_gwbridge" || generated(name)
 }

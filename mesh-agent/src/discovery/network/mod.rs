@@ -62,7 +62,7 @@ pub enum NetworkError {
 /// The watcher's settings.
 #[derive(Clone, Debug)]
 pub struct NetworkOptions {
-    /// Names of the uplinks; if empty, the default routes determine them.
+    /// Names of uplinks besides those that routes and addresses determine.
     pub uplinks: Vec<String>,
     /// The mesh's service address, which does not count as an address of the node.
     pub service_address: Ipv4Addr,
@@ -71,9 +71,9 @@ pub struct NetworkOptions {
 /// What to find out besides the node's own interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// The node's Swarm address: without a default route, its interface is the uplink.
+    /// The node's Swarm address: the interface that has it is an uplink.
     pub node_address: Option<Ipv4Addr>,
-    /// Peers whose next hops to find.
+    /// Peers whose next hops to find; the interfaces that lead to them are uplinks.
     pub peers: BTreeSet<Ipv4Addr>,
 }
 
@@ -83,6 +83,8 @@ pub struct NetworkWatcher {
     messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
     options: NetworkOptions,
     interest: watch::Receiver<Interest>,
+    /// The interest that the facts answer.
+    known_interest: Interest,
     facts: Facts,
     state: watch::Sender<Option<NetworkState>>,
     missing_uplinks: BTreeSet<String>,
@@ -120,6 +122,7 @@ pub fn watch_network(
         messages: messages.map(|(message, _)| message).boxed(),
         options,
         interest,
+        known_interest: Interest::default(),
         facts: Facts::default(),
         state,
         missing_uplinks: BTreeSet::new(),
@@ -234,9 +237,9 @@ impl NetworkWatcher {
 
     /// Looks up the kernel's route to each peer.
     async fn find_paths(&mut self) {
-        let interest = self.interest.borrow_and_update().clone();
+        self.known_interest = self.interest.borrow_and_update().clone();
         let mut paths = BTreeMap::new();
-        for peer in interest.peers {
+        for peer in self.known_interest.peers.iter().copied() {
             let request = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(peer, 32)
                 .build();
@@ -275,19 +278,18 @@ impl NetworkWatcher {
     }
 
     fn publish(&mut self) {
-        let node_address = self.interest.borrow().node_address;
-        let new = self.facts.state(&self.options, node_address);
+        let new = self.facts.state(&self.options, &self.known_interest);
         let missing: BTreeSet<String> = self
             .options
             .uplinks
             .iter()
-            .filter(|name| !new.uplinks.contains_key(*name))
+            .filter(|name| !new.uplinks.contains_key(*name) && !new.unusable_uplinks.contains_key(*name))
             .cloned()
             .collect();
         for name in missing.difference(&self.missing_uplinks) {
             warn!(
                 uplink = name,
-                "waiting for the uplink (--uplink): there is no Ethernet interface of that name"
+                "waiting for the uplink (--uplink): there is no interface of that name"
             );
         }
         self.missing_uplinks = missing;

@@ -97,46 +97,152 @@ fn addresses_come_and_go() {
     });
 }
 
+fn uplinks(state: &NetworkState) -> Vec<String> {
+    state.uplinks.keys().cloned().collect()
+}
+
 #[test]
-fn the_uplink_is_given_or_has_the_default_route_or_the_node_address() {
+fn whatever_clients_or_peers_can_send_by_is_an_uplink() {
     in_namespace(|| async {
         wire();
-        ip("link add spare0 type veth peer name spare1");
-        let names = |state: &NetworkState| state.uplinks.keys().cloned().collect::<Vec<_>>();
-        let mut named = Watched::start(&["spare0"]);
-        let state = named
-            .until("the uplink is there", |state| !state.uplinks.is_empty())
-            .await;
-        assert_eq!(names(&state), ["spare0"]);
-        ip("link set spare0 mtu 9000");
-        named
-            .until("its MTU has changed", |state| state.uplinks["spare0"].mtu == 9000)
+        ip("link set lo up");
+        for card in ["named", "public", "toward"] {
+            ip(&format!("link add {card}0 type veth peer name {card}1"));
+        }
+        let mut watched = Watched::start(&["named0"]);
+        let state = watched.until("it has listed", |_| true).await;
+        assert_eq!(
+            uplinks(&state),
+            ["named0"],
+            "what is named is an uplink even when it is down"
+        );
+        ip("link set named0 mtu 9000");
+        watched
+            .until("its MTU has changed", |state| state.uplinks["named0"].mtu == 9000)
             .await;
 
-        let mut chosen = Watched::start(&[]);
-        let state = chosen.until("it has listed", |_| true).await;
-        assert_eq!(names(&state), Vec::<String>::new());
-        chosen
+        watched
             .interest
             .send_modify(|interest| interest.node_address = Some(address("192.0.2.1")));
-        chosen
-            .until("the node's interface is the uplink", |state| {
-                names(state) == ["wire0"]
+        watched
+            .until("the interface of the node's address is one too", |state| {
+                uplinks(state) == ["named0", "wire0"]
             })
             .await;
 
-        ip("link set spare0 up");
-        ip("link set spare1 up");
-        ip("address add 203.0.113.1/24 dev spare0");
+        ip("link set public0 up");
+        ip("link set public1 up");
+        ip("address add 203.0.113.1/24 dev public0");
         ip("route add default via 203.0.113.254");
-        chosen
-            .until("the default route's interface is the uplink", |state| {
-                names(state) == ["spare0"]
+        watched
+            .until("the interface of the default route is one too", |state| {
+                uplinks(state) == ["named0", "public0", "wire0"]
             })
             .await;
-        ip("link del spare0");
-        chosen
-            .until("the route is gone with it", |state| names(state) == ["wire0"])
+
+        let peer = address("198.51.100.9");
+        watched
+            .interest
+            .send_modify(|interest| interest.peers = BTreeSet::from([peer]));
+        let state = watched
+            .until("the peer's route is known", |state| {
+                state.peer_interfaces.contains_key(&peer)
+            })
+            .await;
+        assert_eq!(state.peer_interfaces[&peer], "public0");
+        ip("link set toward0 up");
+        ip("link set toward1 up");
+        ip("route add 198.51.100.0/24 dev toward0");
+        let state = watched
+            .until("the interface of the peer's own route is one too", |state| {
+                uplinks(state) == ["named0", "public0", "toward0", "wire0"]
+            })
+            .await;
+        assert_eq!(state.peer_interfaces[&peer], "toward0");
+
+        ip("link del toward0");
+        ip("link del public0");
+        watched
+            .until("they are gone", |state| uplinks(state) == ["named0", "wire0"])
+            .await;
+        ip("link set wire0 down");
+        ip("link set wire0 name card0");
+        watched
+            .until("an uplink is known by its new name", |state| {
+                uplinks(state) == ["card0", "named0"]
+            })
+            .await;
+    });
+}
+
+#[test]
+fn loopback_is_no_uplink_whatever_address_it_has() {
+    in_namespace(|| async {
+        ip("link set lo up");
+        ip("address add 192.0.2.1/32 dev lo");
+        let mut watched = Watched::start(&["lo"]);
+        watched.interest.send_modify(|interest| {
+            interest.node_address = Some(address("192.0.2.1"));
+            interest.peers = BTreeSet::from([address("192.0.2.1")]);
+        });
+        let state = watched
+            .until("it has looked the peer up", |state| {
+                !state.interest.peers.is_empty()
+            })
+            .await;
+        assert_eq!(uplinks(&state), Vec::<String>::new());
+        assert!(state.peer_interfaces.is_empty());
+    });
+}
+
+#[test]
+fn a_device_without_mac_that_leads_to_a_peer_is_named_with_the_reason() {
+    in_namespace(|| async {
+        ip("tuntap add tun0 mode tun");
+        ip("address add 192.0.2.1/24 dev tun0");
+        ip("link set tun0 up");
+        let mut watched = Watched::start(&[]);
+        let peer = address("192.0.2.2");
+        watched.interest.send_modify(|interest| {
+            interest.node_address = Some(address("192.0.2.1"));
+            interest.peers = BTreeSet::from([peer]);
+        });
+        let state = watched
+            .until("the peer's route is known", |state| {
+                state.peer_interfaces.contains_key(&peer)
+            })
+            .await;
+        assert_eq!(uplinks(&state), Vec::<String>::new());
+        assert_eq!(state.peer_interfaces[&peer], "tun0");
+        assert!(
+            state.unusable_uplinks["tun0"].contains("no MAC address"),
+            "{state:?}"
+        );
+    });
+}
+
+#[test]
+fn a_bridge_that_has_the_node_address_is_an_uplink_and_its_ports_are_not_containers() {
+    in_namespace(|| async {
+        wire();
+        ip("link add lan type bridge");
+        ip("link set wire0 master lan");
+        let mut watched = Watched::start(&[]);
+        watched
+            .until("its port could be a container's", |state| {
+                state.container_interfaces.len() == 1
+            })
+            .await;
+        ip("address del 192.0.2.1/24 dev wire0");
+        ip("address add 192.0.2.1/24 dev lan");
+        ip("link set lan up");
+        watched
+            .interest
+            .send_modify(|interest| interest.node_address = Some(address("192.0.2.1")));
+        watched
+            .until("the bridge is the uplink", |state| {
+                uplinks(state) == ["lan"] && state.container_interfaces.is_empty()
+            })
             .await;
     });
 }
@@ -211,33 +317,30 @@ fn the_kernel_is_asked_to_resolve_a_peer_that_answers() {
 }
 
 #[test]
-fn only_ports_of_dockers_bridges_are_containers_interfaces() {
+fn veths_on_bridges_of_any_name_lead_to_containers() {
     in_namespace(|| async {
         let mut watched = Watched::start(&[]);
-        let names = [
-            "docker0",
-            "docker_gwbridge",
-            "br-0123456789ab",
-            "br-lan",
-            "virbr0",
-        ];
-        for (port, name) in names.iter().enumerate() {
+        ip("link add free0 type veth peer name free1");
+        ip("tuntap add tap0 mode tap");
+        for (port, name) in ["docker_gwbridge", "appbr"].iter().enumerate() {
             ip(&format!("link add {name} type bridge"));
             ip(&format!("link add port{port} type veth peer name peer{port}"));
             ip(&format!("link set port{port} master {name}"));
         }
+        // A virtual machine's interface: not a veth.
+        ip("link set tap0 master appbr");
         watched
-            .until("three ports are there", |state| {
-                state.container_interfaces.len() == 3
+            .until("the bridges' veths are there, and no others", |state| {
+                state.container_interfaces.len() == 2
             })
             .await;
-        ip("link del docker0");
+        ip("link del appbr");
         watched
-            .until("one is free", |state| state.container_interfaces.len() == 2)
+            .until("one is free", |state| state.container_interfaces.len() == 1)
             .await;
-        ip("link set port1 nomaster");
+        ip("link set port0 nomaster");
         watched
-            .until("another is free", |state| state.container_interfaces.len() == 1)
+            .until("the other is free", |state| state.container_interfaces.is_empty())
             .await;
     });
 }

@@ -132,10 +132,16 @@ impl Attachments {
         name: &str,
         interface: &HostInterface,
     ) -> Result<(), DatapathError> {
-        if let Some(uplink) = self.uplinks.get_mut(name)
-            && uplink.interface.index == interface.index
+        // An interface that was renamed keeps its programs: their pins are named after the index.
+        let known = self
+            .uplinks
+            .iter()
+            .find(|(_, uplink)| uplink.interface.index == interface.index);
+        if let Some(known) = known.map(|(name, _)| name.clone())
+            && let Some(mut uplink) = self.uplinks.remove(&known)
         {
             uplink.interface = *interface;
+            self.uplinks.insert(name.to_owned(), uplink);
             return Ok(());
         }
         self.attach_tc(programs, TcProgram::Uplink, interface.index)?;

@@ -77,7 +77,10 @@ fn untried(choice: XdpChoice, interface: &str) -> UplinkHooks {
             );
             (veth.clone(), veth)
         }
-        XdpChoice::Auto => (Outcome::Works, Outcome::Works),
+        XdpChoice::Auto => (
+            Outcome::Works,
+            not_tried("generic XDP is used only with --xdp generic"),
+        ),
         XdpChoice::Native => (
             Outcome::Works,
             not_tried("generic XDP is ruled out by --xdp native"),
