@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::Write,
+    os::fd::OwnedFd,
     process::{Command, Output, Stdio},
     sync::LazyLock,
     time::{Duration, Instant},
@@ -194,6 +195,17 @@ pub fn exists(program: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|dir| dir.join(program).is_file())
+}
+
+/// Sends to standard error what is printed from now on, and returns where standard output went.
+///
+/// # Errors
+/// When the descriptors cannot be duplicated.
+pub fn silence_standard_output() -> Result<OwnedFd> {
+    let kept =
+        nix::unistd::dup(std::io::stdout()).context("standard output cannot be kept for the figures")?;
+    nix::unistd::dup2_stdout(std::io::stderr()).context("progress cannot go to standard error")?;
+    Ok(kept)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod chaos;
 pub mod check;
 pub mod command;
 pub mod demo;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, build, check, demo, lab,
+    bench, build, chaos, check, demo, lab,
     setup::{self, Linker},
     suite, tidy, vm,
 };
@@ -35,6 +35,8 @@ enum Command {
     Lab(lab::cli::Arguments),
     /// Run a command, or the tests that depend on the kernel, under another kernel in a virtual machine.
     Vm(vm::Arguments),
+    /// Let things go wrong under load, and see what it costs the clients.
+    Chaos(chaos::Arguments),
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -58,6 +60,7 @@ fn run() -> Result<ExitCode> {
         Command::Check => check::run()?,
         Command::Tidy(arguments) => tidy::run(&arguments)?,
         Command::Bench(arguments) => bench::run(&arguments)?,
+        Command::Chaos(arguments) => return chaos::run(&arguments),
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Lab(arguments) => return lab::cli::run(arguments),
     }

@@ -1,13 +1,11 @@
 //! `cargo xtask bench`: sets up, builds what is to be measured, and runs the measurement. Depends on
 //! `setup` and `build`.
 
-use std::os::fd::OwnedFd;
-
 use anyhow::{Context, Result};
 
 use crate::{
     build::{self, cargo},
-    command::stream,
+    command::{silence_standard_output, stream},
     lab::check_root,
     paths,
     programs::Need,
@@ -63,14 +61,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             mesh::run(arguments)
         }
     }
-}
-
-/// Sends to standard error what is printed from now on, and returns where standard output went.
-fn silence_standard_output() -> Result<OwnedFd> {
-    let kept =
-        nix::unistd::dup(std::io::stdout()).context("standard output cannot be kept for the figures")?;
-    nix::unistd::dup2_stdout(std::io::stderr()).context("progress cannot go to standard error")?;
-    Ok(kept)
 }
 
 fn packet(format: Format, runs: u32) -> Result<()> {

@@ -86,6 +86,20 @@ impl Lab {
     pub fn reconnect(&self, name: &str) -> Result<()> {
         set_port(&self.state, name, &["master", "br0"])
     }
+
+    /// Runs a program on the wire, with a text on its standard input: what is between the nodes, and none of
+    /// them sees.
+    ///
+    /// # Errors
+    /// When it fails; with its output.
+    pub fn run_on_the_wire(&self, arguments: &[&str], input: &str) -> Result<()> {
+        let wire = self.state.space("wire")?;
+        run_with_input(
+            &mut enter_network(wire, arguments.iter().copied()),
+            input.as_bytes(),
+        )?;
+        Ok(())
+    }
 }
 
 fn set_port(state: &State, name: &str, arguments: &[&str]) -> Result<()> {

@@ -17,8 +17,8 @@ use crate::{
     world::World,
 };
 
-/// A TCP and a UDP port that no other story uses: in IPVS, a destination that comes back within two minutes has
-/// its old counters, and those may lag behind by two seconds.
+/// A TCP and a UDP port that no other story uses: in IPVS, a destination that comes back within two minutes
+/// has its old counters, and those may lag behind by two seconds.
 const fn own_ports(tcp: u16) -> [ServiceKey; 2] {
     [
         ServiceKey {

@@ -61,7 +61,7 @@ pub(super) struct Arguments {
 /// # Errors
 /// When a step fails, or another contender has answered than the one that was measured.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let figures_to = super::silence_standard_output()?;
+    let figures_to = crate::command::silence_standard_output()?;
     if !arguments.prepared {
         build::run(setup::packages(&[Need::Build, Need::Lab, Need::Bench])?)?;
     }

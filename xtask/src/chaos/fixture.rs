@@ -1,0 +1,203 @@
+//! The lab that scenarios are played in, and the load during each. Depends on `lab` and `outcome`.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::outcome::{Events, Report};
+use crate::lab::{self, Lab, LabOptions, traffic::Load, wait_until};
+
+/// The service that is asked.
+pub(super) const SERVICE: &str = "web";
+pub(super) const REPLICAS: usize = 5;
+const PORT: u16 = 9200;
+
+/// New connections each second, and connections that stay open.
+const RATE: u32 = 100;
+const KEPT: usize = 15;
+
+/// Before the first event, and after the last.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The options that restarted agents have, as `deploy/` sets them.
+const AGENT_ARGUMENTS: &[&str] = &["--xdp", "native"];
+
+/// A lab with a service and agents.
+pub(super) struct Fixture {
+    lab: Lab,
+}
+
+impl Fixture {
+    /// Brings it up.
+    pub(super) fn up(name: &str) -> Result<Self> {
+        let lab = lab::cli::up(&LabOptions {
+            name: name.to_owned(),
+            ..LabOptions::default()
+        })?;
+        lab.start_agents(AGENT_ARGUMENTS)?;
+        lab.create_service(SERVICE, REPLICAS, &[&format!("{PORT}:80")], &[])?;
+        Ok(Self { lab })
+    }
+
+    /// Takes it down.
+    pub(super) fn down(self) -> Result<()> {
+        self.lab.down()
+    }
+
+    /// Puts in order what an earlier scenario left behind, and sends requests to some nodes while something
+    /// happens.
+    pub(super) fn under_load(
+        &self,
+        entries: &[&str],
+        work: impl FnOnce(&Scene<'_>) -> Result<()>,
+    ) -> Result<(Report, Events)> {
+        self.lab.on_each_node(|node| {
+            if self.lab.agent_is_running(node)? {
+                return Ok(());
+            }
+            self.lab.start_agent(node, AGENT_ARGUMENTS)
+        })?;
+        self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
+        let urls = entries.iter().map(|node| self.url(node)).collect::<Result<_>>()?;
+        let load = Load {
+            urls,
+            rate: RATE,
+            seconds: 1,
+            kept: KEPT,
+        };
+        let scene = Scene {
+            fixture: self,
+            events: Mutex::new(Events::default()),
+        };
+        scene.until_all_known()?;
+        let report = self.lab.under_load("client", &load, || {
+            thread::sleep(CALM);
+            let done = work(&scene);
+            thread::sleep(CALM);
+            done
+        })?;
+        let events = scene.events.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((report, events))
+    }
+
+    fn url(&self, node: &str) -> Result<String> {
+        Ok(format!("http://{}:{PORT}/", self.lab.address(node)?))
+    }
+}
+
+/// One scenario while it is played.
+pub(super) struct Scene<'a> {
+    fixture: &'a Fixture,
+    events: Mutex<Events>,
+}
+
+impl Scene<'_> {
+    pub(super) fn lab(&self) -> &Lab {
+        &self.fixture.lab
+    }
+
+    pub(super) fn agent_arguments(&self) -> &'static [&'static str] {
+        AGENT_ARGUMENTS
+    }
+
+    /// Notes that something goes wrong, or is put right, now.
+    pub(super) fn event(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.events().moments.push(now);
+    }
+
+    /// Waits until these nodes send no new connections to a node, and notes how long that took.
+    pub(super) fn until_out(&self, lost: &str, nodes: &[&str]) -> Result<()> {
+        let begin = Instant::now();
+        self.until(nodes, &format!("to avoid {lost}"), |tasks| {
+            !tasks.iter().any(|(_, node)| node == lost)
+        })?;
+        self.events().out = Some(begin.elapsed());
+        Ok(())
+    }
+
+    /// Waits until these nodes send new connections to a node again, and notes how long that took.
+    pub(super) fn until_back(&self, lost: &str, nodes: &[&str]) -> Result<()> {
+        let begin = Instant::now();
+        self.until(nodes, &format!("to send to {lost} again"), |tasks| {
+            tasks.iter().any(|(_, node)| node == lost)
+        })?;
+        self.events().back = Some(begin.elapsed());
+        Ok(())
+    }
+
+    /// Waits until all nodes send to all replicas.
+    pub(super) fn until_all_known(&self) -> Result<()> {
+        let running = self.lab().running_tasks(SERVICE)?;
+        let running: BTreeSet<String> = running.into_iter().map(|task| task.name).collect();
+        self.until(&self.lab().nodes(), "to send to all replicas", |tasks| {
+            let known: BTreeSet<String> = tasks.iter().map(|(task, _)| task.clone()).collect();
+            known == running
+        })
+    }
+
+    /// Waits until all replicas answer through every node.
+    pub(super) fn until_all_answer(&self) -> Result<()> {
+        for node in self.lab().nodes() {
+            let url = self.fixture.url(node)?;
+            wait_until(&format!("all replicas to answer through {node}"), LIMIT, || {
+                let replies = self.lab().fetch("client", &url, 2 * REPLICAS)?;
+                let answered: BTreeSet<&str> = replies.iter().map(|reply| reply.task.as_str()).collect();
+                ensure!(
+                    answered.len() == REPLICAS && !answered.contains(""),
+                    "{answered:?} answered"
+                );
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The id of a container of the service on a node.
+    pub(super) fn container_on(&self, node: &str) -> Result<String> {
+        let label = format!("label=com.docker.swarm.service.name={SERVICE}");
+        let list = self.lab().docker(node, ["ps", "--quiet", "--filter", &label])?;
+        let first = list.lines().next().map(str::to_owned);
+        first.with_context(|| format!("no replica of {SERVICE} runs on {node}"))
+    }
+
+    /// Waits until the active replicas that each of these nodes has, with their nodes, are as they should be.
+    fn until(
+        &self,
+        nodes: &[&str],
+        what: &str,
+        condition: impl Fn(&BTreeSet<(String, String)>) -> bool,
+    ) -> Result<()> {
+        for node in nodes {
+            wait_until(&format!("{node} {what}"), LIMIT, || {
+                let text = self.lab().meshctl(node, &["routes", "--format", "json"])?;
+                let answer: Value =
+                    serde_json::from_str(&text).with_context(|| format!("no JSON: `{text}`"))?;
+                let rows = answer["routes"].as_array().context("no routes")?;
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let active: BTreeSet<(String, String)> = rows
+                    .iter()
+                    .filter(|row| row["state"] == "active")
+                    .map(|row| (text(&row["backend"]["task"]), text(&row["backend"]["node"])))
+                    .collect();
+                ensure!(condition(&active), "it sends to {active:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn events(&self) -> MutexGuard<'_, Events> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long something may take that is not what a scenario measures.
+const LIMIT: Duration = Duration::from_secs(30);

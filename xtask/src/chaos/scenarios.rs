@@ -1,0 +1,225 @@
+//! The scenarios: what goes wrong, and what that may cost the clients. `web` has five replicas on three
+//! nodes, of which `node1` manages. Depends on `fixture` and `outcome`.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    fixture::{REPLICAS, SERVICE, Scene},
+    outcome::Requirement,
+};
+use crate::lab::wait_until;
+
+/// One thing that goes wrong.
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    /// What happens.
+    pub(super) event: &'static str,
+    pub(super) required: Requirement,
+    /// The nodes that are asked.
+    pub(super) entries: &'static [&'static str],
+    pub(super) play: fn(&Scene<'_>) -> Result<()>,
+}
+
+const ALL: &[&str] = &["node1", "node2", "node3"];
+
+/// What most of them require.
+const NOTHING_LOST: Requirement = Requirement {
+    text: "nothing lost",
+    grace: Duration::ZERO,
+    failures_per_entry: None,
+    kept_may_break: false,
+};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "cable",
+        event: "the cable of node3 is out for 20 s",
+        required: Requirement {
+            text: "no new connection lost later than 1 s after the cut; all as before within 2 s of the return",
+            grace: Duration::from_secs(1),
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: &["node1", "node2"],
+        play: cable,
+    },
+    Scenario {
+        name: "container",
+        event: "the process of a replica on node3 is killed (kill -9)",
+        required: Requirement {
+            text: "nothing lost later than 100 ms",
+            grace: Duration::from_millis(100),
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        play: container,
+    },
+    Scenario {
+        name: "hung",
+        event: "a replica on node3 accepts nothing for 15 s",
+        required: Requirement {
+            text: "at most 3 unanswered opens for each entry node; back by itself",
+            grace: Duration::from_secs(15),
+            failures_per_entry: Some(3),
+            kept_may_break: true,
+        },
+        entries: ALL,
+        play: hung,
+    },
+    Scenario {
+        name: "manager",
+        event: "the agent of the only manager is killed, then a replica is removed and one added",
+        required: Requirement {
+            text: "no new connection lost, as the replicas' nodes have agents",
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        play: manager,
+    },
+    Scenario {
+        name: "worker",
+        event: "the agent of node3 is killed, and tasks move to and from its node",
+        required: Requirement {
+            text: "no new connection lost",
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        play: worker,
+    },
+    Scenario {
+        name: "restart",
+        event: "the agents are stopped (SIGTERM) and started again, one by one",
+        required: NOTHING_LOST,
+        entries: ALL,
+        play: restart,
+    },
+    Scenario {
+        name: "firewall",
+        event: "a firewall between node1 and node2 drops the mesh's UDP port for 10 s",
+        required: Requirement {
+            text: "nothing lost later than 1 s, and nothing after the return",
+            grace: Duration::from_secs(1),
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        play: firewall,
+    },
+];
+
+fn cable(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    scene.event();
+    lab.cut_off("node3")?;
+    let out = scene.until_out("node3", &["node1", "node2"]);
+    thread::sleep(Duration::from_secs(20));
+    scene.event();
+    lab.reconnect("node3")?;
+    out?;
+    scene.until_back("node3", &["node1", "node2"])
+}
+
+fn container(scene: &Scene<'_>) -> Result<()> {
+    let id = scene.container_on("node3")?;
+    scene.event();
+    scene.lab().docker("node3", ["kill", "--signal", "KILL", &id])?;
+    scene.lab().wait_for_tasks(SERVICE, REPLICAS).map(drop)?;
+    scene.until_all_known()
+}
+
+fn hung(scene: &Scene<'_>) -> Result<()> {
+    let id = scene.container_on("node3")?;
+    let pid = scene
+        .lab()
+        .docker("node3", ["inspect", "--format", "{{.State.Pid}}", &id])?;
+    let inside = |action: &str| {
+        let rule = ["INPUT", "-p", "tcp", "--dport", "80", "--syn", "-j", "DROP"];
+        let command = [
+            "nsenter",
+            "--target",
+            pid.trim(),
+            "--net",
+            "iptables",
+            "--wait",
+            action,
+        ];
+        scene.lab().run("node3", [&command[..], &rule[..]].concat())
+    };
+    scene.event();
+    inside("-I")?;
+    thread::sleep(Duration::from_secs(15));
+    inside("-D")?;
+    thread::sleep(Duration::from_secs(2));
+    scene.until_all_answer()
+}
+
+fn manager(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    lab.kill_agent("node1")?;
+    scene.event();
+    lab.scale(SERVICE, REPLICAS - 1)?;
+    lab.wait_for_tasks(SERVICE, REPLICAS - 1)?;
+    // It has got its stop signal, and its grace has passed.
+    thread::sleep(Duration::from_secs(6));
+    scene.event();
+    lab.scale(SERVICE, REPLICAS)?;
+    lab.wait_for_tasks(SERVICE, REPLICAS)?;
+    thread::sleep(Duration::from_secs(2));
+    lab.start_agent("node1", scene.agent_arguments())?;
+    scene.until_all_known()
+}
+
+fn worker(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    lab.kill_agent("node3")?;
+    scene.event();
+    lab.docker(
+        "node1",
+        [
+            "service",
+            "update",
+            "--detach=false",
+            "--quiet",
+            "--force",
+            SERVICE,
+        ],
+    )?;
+    lab.wait_for_tasks(SERVICE, REPLICAS)?;
+    thread::sleep(Duration::from_secs(2));
+    lab.start_agent("node3", scene.agent_arguments())?;
+    scene.until_all_known()
+}
+
+fn restart(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    for node in lab.nodes() {
+        let status = lab.stop_agent(node)?.context("its exit status is not known")?;
+        ensure!(status.success(), "the agent of {node} ended with {status}");
+        thread::sleep(Duration::from_secs(1));
+        lab.start_agent(node, scene.agent_arguments())?;
+        thread::sleep(Duration::from_secs(1));
+    }
+    scene.until_all_known()
+}
+
+fn firewall(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    // On the wire, as between two networks: the nodes themselves see nothing of it.
+    let table = "table bridge firewall {\n\
+                 chain forward { type filter hook forward priority 0;\n\
+                 iifname { \"node1\", \"node2\" } oifname { \"node1\", \"node2\" } udp dport 6081 drop; }\n}\n";
+    scene.event();
+    lab.run_on_the_wire(&["nft", "-f", "-"], table)?;
+    thread::sleep(Duration::from_secs(10));
+    scene.event();
+    lab.run_on_the_wire(&["nft", "delete", "table", "bridge", "firewall"], "")?;
+    wait_until("all to be as before", Duration::from_secs(10), || {
+        scene.until_all_answer()
+    })
+}
