@@ -182,6 +182,7 @@ pub(crate) mod fixture {
             source: SourceState {
                 cluster: Arc::new(cluster),
                 revision: 5,
+                epoch: 0,
                 confirmed: Some(started + Duration::from_secs(2)),
                 changed: Some(started),
                 origin: "this manager's engine".to_owned(),

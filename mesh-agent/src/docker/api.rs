@@ -8,12 +8,23 @@ use serde::Deserialize;
 /// Labels by name.
 pub(crate) type Labels = BTreeMap<String, String>;
 
+/// The version of an object in Swarm's store: the index of the change that wrote it. It grows with every
+/// change of any object, and managers agree on it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Version {
+    #[serde(default)]
+    pub(crate) index: u64,
+}
+
 /// One service of `GET /services`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Service {
     #[serde(rename = "ID")]
     pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) version: Version,
     pub(crate) spec: ServiceSpec,
     #[serde(default)]
     pub(crate) endpoint: Endpoint,
@@ -68,6 +79,8 @@ pub(crate) struct UpdateStatus {
 pub(crate) struct Task {
     #[serde(rename = "ID")]
     pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) version: Version,
     #[serde(rename = "ServiceID", default)]
     pub(crate) service: String,
     pub(crate) slot: Option<u64>,
@@ -140,6 +153,8 @@ pub(crate) struct NetworkSpec {
 pub(crate) struct Node {
     #[serde(rename = "ID")]
     pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) version: Version,
     pub(crate) spec: NodeSpec,
     #[serde(default)]
     pub(crate) description: Description,

@@ -19,7 +19,8 @@ pub struct EngineInfo {
     pub node_address: Option<Ipv4Addr>,
     /// The managers this node knows. Their ports are Swarm's own; agents listen on the feed port.
     pub remote_managers: Vec<RemoteManager>,
-    /// The cluster's id; managers only. Workers find it in their certificate (O).
+    /// The cluster's id; managers only, and only while there is a quorum (the engine's own answer is empty
+    /// without one). Workers find it in their certificate (O).
     pub cluster_id: Option<String>,
     /// Docker's data root, e.g. `/var/lib/docker`.
     pub root: PathBuf,
@@ -54,7 +55,7 @@ impl From<SystemInfo> for EngineInfo {
             .into_iter()
             .filter_map(|peer| {
                 Some(RemoteManager {
-                    node: peer.node_id?,
+                    node: peer.node_id.filter(|id| !id.is_empty())?,
                     address: host(&peer.addr?)?,
                 })
             })
@@ -67,7 +68,10 @@ impl From<SystemInfo> for EngineInfo {
             manager: swarm.control_available.unwrap_or_default(),
             node_address: swarm.node_addr.as_deref().and_then(host),
             remote_managers,
-            cluster_id: swarm.cluster.and_then(|cluster| cluster.id),
+            cluster_id: swarm
+                .cluster
+                .and_then(|cluster| cluster.id)
+                .filter(|id| !id.is_empty()),
             root: info
                 .docker_root_dir
                 .map_or_else(|| PathBuf::from("/var/lib/docker"), PathBuf::from),
@@ -87,6 +91,17 @@ pub(crate) fn host(text: &str) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn empty_ids_of_an_engine_without_a_quorum_are_no_ids() {
+        let text = r#"{"Swarm": {"NodeID": "", "NodeAddr": "192.0.2.1", "LocalNodeState": "active",
+            "ControlAvailable": true, "Cluster": {"ID": ""},
+            "RemoteManagers": [{"NodeID": "", "Addr": "192.0.2.2:2377"}]}}"#;
+        let info = EngineInfo::from(serde_json::from_str::<SystemInfo>(text).unwrap());
+        assert_eq!(info.cluster_id, None);
+        assert!(info.manager && info.active && info.node.is_empty());
+        assert_eq!(info.remote_managers, []);
+    }
 
     #[test]
     fn host_is_read_with_and_without_port() {

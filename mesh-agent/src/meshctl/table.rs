@@ -13,6 +13,10 @@ use crate::{
     model::{NodeRole, ReturnMode},
 };
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use time::{Duration, OffsetDateTime, macros::format_description};
+
+/// A snapshot that was confirmed longer ago is one that no manager has confirmed since.
+const STALE_SECONDS: f64 = 10.0;
 
 /// The table of routes; `*` stands for all addresses of the node unless `all_frontends`.
 pub(super) fn routes(answer: &Routes, all_frontends: bool) -> String {
@@ -69,6 +73,21 @@ fn route_cells(route: &Route, all_frontends: bool) -> Vec<Cell> {
     ]
 }
 
+/// How long ago the snapshot was confirmed, and since when not, if that is long.
+fn lag_line(lag: f64, now: OffsetDateTime) -> String {
+    if lag < STALE_SECONDS {
+        return format!("{lag:.1} s");
+    }
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    let since = now
+        .checked_sub(Duration::seconds_f64(lag))
+        .and_then(|since| since.format(&format).ok());
+    match since {
+        Some(since) => format!("{lag:.0} s: the snapshot in use was last confirmed at {since}"),
+        None => format!("{lag:.0} s"),
+    }
+}
+
 /// The agent's status: facts, interfaces, peers, problems.
 pub(super) fn status(status: &Status) -> String {
     let role = match status.role {
@@ -83,10 +102,10 @@ pub(super) fn status(status: &Status) -> String {
         ReturnMode::Tunnel => "tunnel (replies return through the entry node)",
         ReturnMode::Dsr => "dsr (replies go straight to the client)",
     };
-    let lag = status
-        .model
-        .lag_seconds
-        .map_or_else(|| "never confirmed".to_owned(), |lag| format!("{lag:.1} s"));
+    let lag = status.model.lag_seconds.map_or_else(
+        || "never confirmed".to_owned(),
+        |lag| lag_line(lag, OffsetDateTime::now_utc()),
+    );
     let counts = &status.counts;
     let facts = [
         (
@@ -341,6 +360,17 @@ mod tests {
             ]
         );
         assert!(lines[2].ends_with("no task runs"), "{text}");
+    }
+
+    #[test]
+    fn a_snapshot_that_no_manager_confirms_has_the_time_of_its_confirmation() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(1);
+        assert_eq!(lag_line(0.25, now), "0.2 s");
+        let stale = lag_line(65.0, now);
+        assert_eq!(
+            stale,
+            "65 s: the snapshot in use was last confirmed at 1970-01-01 00:58:55 UTC"
+        );
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub struct SourceState {
     pub cluster: Arc<Cluster>,
     /// Counts the changes at the snapshot's origin. Worker and manager agree on it.
     pub revision: u64,
+    /// The version of the newest object in the snapshot, by which managers' snapshots can be compared; 0
+    /// where the source has none. It advances without waking receivers, like `confirmed`.
+    pub epoch: u64,
     /// When the snapshot was last confirmed to be current (by a poll of the engine or a heartbeat of the
     /// feed); `None` before the first.
     pub confirmed: Option<SystemTime>,

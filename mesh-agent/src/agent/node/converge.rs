@@ -83,7 +83,8 @@ impl Agent {
             Membership::Outside => return Ok(Inputs::Outside),
             Membership::Member(member) => member,
         };
-        if source.confirmed.is_none() {
+        // A snapshot without a cluster's id is of no cluster: packets with its VNI would reach no other node.
+        if source.confirmed.is_none() || source.cluster.cluster_id.is_empty() {
             return Err("the first snapshot of the cluster");
         }
         let containers = self.parts.containers.borrow();

@@ -39,7 +39,7 @@ pub(super) async fn relay<T: Relayed>(
 
 /// A state that can be copied to the agent's own channel.
 pub(super) trait Relayed: Clone {
-    /// Replaces the last state; a source without a snapshot yet does not discard the last one.
+    /// Replaces the last state; a source without a snapshot of a cluster does not discard the last one.
     fn replace(self, last: &mut Self);
 
     /// Copies what changes without a notification; true if receivers are to be notified all the same.
@@ -56,7 +56,7 @@ impl Relayed for FeedServerStatus {
 
 impl Relayed for SourceState {
     fn replace(mut self, last: &mut Self) {
-        if self.confirmed.is_some() {
+        if names_a_cluster(&self) {
             keep_known(&mut self.cluster, &last.cluster);
             *last = self;
         } else {
@@ -65,7 +65,7 @@ impl Relayed for SourceState {
     }
 
     fn follow(&self, last: &mut Self) -> bool {
-        if self.confirmed.is_none() {
+        if !names_a_cluster(self) {
             return false;
         }
         if last.confirmed.is_none() {
@@ -74,8 +74,15 @@ impl Relayed for SourceState {
             return true;
         }
         last.confirmed = self.confirmed;
+        last.epoch = self.epoch;
         false
     }
+}
+
+/// Whether there is a snapshot. One without a cluster's id is of no cluster: an engine without a quorum has
+/// an empty answer.
+fn names_a_cluster(state: &SourceState) -> bool {
+    state.confirmed.is_some() && !state.cluster.cluster_id.is_empty()
 }
 
 #[cfg(test)]
@@ -104,7 +111,18 @@ mod tests {
         starting.replace(&mut last);
         assert_eq!((last.cluster.as_ref(), last.revision), (cluster.as_ref(), 7));
         assert_eq!(last.trouble.as_deref(), Some("no manager answers"));
+        let nameless = SourceState {
+            revision: 8,
+            confirmed: Some(SystemTime::UNIX_EPOCH),
+            trouble: Some("no quorum".into()),
+            ..SourceState::default()
+        };
+        assert!(!nameless.follow(&mut last));
+        nameless.replace(&mut last);
+        assert_eq!((last.cluster.as_ref(), last.revision), (cluster.as_ref(), 7));
+        assert_eq!(last.trouble.as_deref(), Some("no quorum"));
         let ready = SourceState {
+            cluster,
             revision: 1,
             confirmed: Some(SystemTime::UNIX_EPOCH),
             ..SourceState::default()

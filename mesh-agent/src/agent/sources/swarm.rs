@@ -173,7 +173,11 @@ impl Running {
         };
         let (managers, refresh) = self.managers(&member, &stop);
         let announcer = self.announcer(managers.clone(), identity.clone());
-        let (client, snapshot, hint) = FeedClient::new(FeedClientOptions { managers, identity });
+        let (client, snapshot, hint) = FeedClient::new(FeedClientOptions {
+            managers,
+            identity,
+            last: self.channels.state.borrow().clone(),
+        });
         self.channels.hints.set_source(hint);
         tokio::join!(
             certificates.run(stop.clone()),

@@ -115,12 +115,12 @@ async fn ingress_network(docker: &bollard::Docker) -> Result<Option<NetworkId>, 
             source,
         })?;
     let ingress = networks.into_iter().find(|network| network.ingress == Some(true));
-    Ok(ingress.and_then(|network| network.id))
+    Ok(ingress.and_then(|network| network.id).filter(|id| !id.is_empty()))
 }
 
 fn task_of(inspected: &ContainerInspectResponse, scheduler: Scheduler) -> Option<&TaskId> {
     let labels = inspected.config.as_ref()?.labels.as_ref()?;
-    labels.get(scheduler.task_label())
+    labels.get(scheduler.task_label()).filter(|task| !task.is_empty())
 }
 
 fn sandbox_of(inspected: &ContainerInspectResponse) -> Option<PathBuf> {

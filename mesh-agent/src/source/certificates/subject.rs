@@ -11,7 +11,7 @@ pub enum SubjectError {
     /// It is not an X.509 certificate.
     #[error("it cannot be parsed")]
     Malformed,
-    /// A part of the subject is missing, duplicated, or not text.
+    /// A part of the subject is missing, empty, duplicated, or not text.
     #[error("its subject does not have exactly one {0}")]
     Missing(&'static str),
     /// The OU is not one of Swarm's node roles.
@@ -61,7 +61,11 @@ where
 {
     let mut parts = parts(name);
     match (parts.next(), parts.next()) {
-        (Some(part), None) => part.as_str().map_err(|_| SubjectError::Missing(what)),
+        (Some(part), None) => part
+            .as_str()
+            .ok()
+            .filter(|part| !part.is_empty())
+            .ok_or(SubjectError::Missing(what)),
         _ => Err(SubjectError::Missing(what)),
     }
 }

@@ -1,10 +1,11 @@
 //! The feed's client, on workers: follows one manager, and another one when that one is silent or has no
-//! current snapshot. While no manager answers, the last snapshot stays in use.
+//! current snapshot. The snapshot in use is replaced by a fresher one only; while no manager has one, it
+//! stays.
 
 use std::{
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{sync::watch, time::sleep};
@@ -13,7 +14,9 @@ use tracing::{info, warn};
 
 use super::{
     dial::{Interruption, LIMIT, SILENCE, STALE, dial},
-    wire::{self, FromManager, FromNode, Purpose, WireError},
+    fresh::{Freshest, Freshness},
+    stream::{Stream, Streamed},
+    wire::{FromManager, FromNode, Purpose, WireError},
 };
 use crate::{
     backoff::Backoff,
@@ -22,6 +25,8 @@ use crate::{
 
 /// The minimum time between two hints.
 const HINT_GAP: Duration = Duration::from_millis(60);
+/// A manager whose snapshot is older than the one in use has this long to confirm a newer one.
+const OLDER_LIMIT: Duration = SILENCE;
 
 /// What a feed client needs.
 #[derive(Clone, Debug)]
@@ -30,6 +35,8 @@ pub struct FeedClientOptions {
     pub managers: watch::Receiver<Vec<SocketAddr>>,
     /// This node's credentials, as they are renewed.
     pub identity: watch::Receiver<Arc<NodeIdentity>>,
+    /// The snapshot in use, from whatever source; it stays until a manager has a fresher one.
+    pub last: SourceState,
 }
 
 /// Follows a manager's feed, and another one when that falls silent.
@@ -38,18 +45,30 @@ pub struct FeedClient {
     options: FeedClientOptions,
     state: watch::Sender<SourceState>,
     hint: HintHandle,
+    freshest: Freshest,
 }
 
 impl FeedClient {
     /// Does nothing before [`FeedClient::run`]. Hints on the handle are sent to the manager.
     #[must_use]
-    pub fn new(options: FeedClientOptions) -> (Self, watch::Receiver<SourceState>, HintHandle) {
-        let (state, receiver) = watch::channel(SourceState::default());
+    pub fn new(mut options: FeedClientOptions) -> (Self, watch::Receiver<SourceState>, HintHandle) {
+        let ours = options.last.cluster.cluster_id == options.identity.borrow().subject.cluster_id;
+        let last = Some(std::mem::take(&mut options.last)).filter(|_| ours);
+        let held = last.as_ref().and_then(|last| {
+            let age = last.confirmed?.elapsed().unwrap_or_default();
+            Some(Freshness {
+                manager: None,
+                epoch: last.epoch,
+                confirmed: Instant::now().checked_sub(age)?,
+            })
+        });
+        let (state, receiver) = watch::channel(last.unwrap_or_default());
         let hint = HintHandle::new();
         let client = Self {
             options,
             state,
             hint: hint.clone(),
+            freshest: Freshest::new(held),
         };
         (client, receiver, hint)
     }
@@ -76,13 +95,21 @@ impl FeedClient {
                     Ok(never) => match never {},
                     Err(interruption) => interruption,
                 };
-                if matches!(interruption, Interruption::Renewed) {
-                    // The manager itself is fine.
-                    turn = turn.wrapping_sub(1);
-                    info!(%manager, "connecting again with the renewed node certificate");
-                } else {
-                    let trouble = mesh_support::error_chain(&interruption);
-                    self.set_trouble(format!("manager {manager}: {trouble}"));
+                match interruption {
+                    Interruption::Renewed => {
+                        // The manager itself is fine.
+                        turn = turn.wrapping_sub(1);
+                        info!(%manager, "connecting again with the renewed node certificate");
+                    }
+                    // Of each manager in turn if the quorum is lost, so it names none.
+                    Interruption::Stale => self.set_trouble(format!(
+                        "the managers' snapshots of the cluster are more than {STALE:?} old; have they lost \
+                         their quorum (docker node ls)?"
+                    )),
+                    interruption => {
+                        let trouble = mesh_support::error_chain(&interruption);
+                        self.set_trouble(format!("manager {manager}: {trouble}"));
+                    }
                 }
                 backoff.next()
             };
@@ -97,7 +124,7 @@ impl FeedClient {
         self.state.send_if_modified(|state| {
             let changed = state.trouble.as_ref() != Some(&trouble);
             if changed {
-                warn!(trouble, "no manager is followed; the last snapshot stays in use");
+                warn!(trouble, "the last snapshot of the cluster stays in use");
             }
             state.trouble = Some(trouble);
             changed
@@ -113,8 +140,14 @@ impl FeedClient {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
         let (mut reader, mut writer) = dial(manager, &identity, Purpose::Follow).await?;
         info!(%manager, "following a manager");
+        let mut stream = Stream::new(&identity.subject.cluster_id);
+        let mut link = Link {
+            manager,
+            others,
+            since: Instant::now(),
+            in_use: false,
+        };
         // Deltas need a whole snapshot to apply to.
-        let mut revision = None;
         let mut asked = true;
         let mut silence = std::pin::pin!(sleep(SILENCE));
         let mut hint_after = tokio::time::Instant::now();
@@ -135,83 +168,97 @@ impl FeedClient {
                 Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
             };
             silence.as_mut().reset(tokio::time::Instant::now() + SILENCE);
-            let next = self.receive(message, manager, revision, others)?;
-            if next.is_some() {
+            let now = Instant::now();
+            let is_heartbeat = matches!(message, FromManager::Heartbeat { .. });
+            stream.receive(message, now)?;
+            if let Some(streamed) = stream.snapshot() {
+                self.consider(&mut link, streamed, is_heartbeat, now)?;
+            }
+            if link.in_use {
                 backoff.reset();
             }
             // Requested once after a gap, which the answer closes.
-            if next.is_none() && !asked {
+            let incomplete = stream.snapshot().is_none();
+            if incomplete && !asked {
                 writer.send(&FromNode::NeedFull, LIMIT).await?;
             }
-            asked = next.is_none();
-            revision = next;
+            asked = incomplete;
         }
     }
 
-    /// Handles one message; returns the resulting revision, or `None` when a whole snapshot is needed.
-    fn receive(
-        &self,
-        message: FromManager,
-        manager: SocketAddr,
-        revision: Option<u64>,
-        others: bool,
-    ) -> Result<Option<u64>, Interruption> {
-        match message {
-            FromManager::Full {
-                revision,
-                changed_age,
-                cluster,
-            } => {
-                self.state.send_replace(SourceState {
-                    cluster,
-                    revision,
-                    confirmed: Some(SystemTime::now()),
-                    changed: wire::time(changed_age),
-                    origin: format!("manager {manager}"),
-                    trouble: None,
-                });
-                Ok(Some(revision))
-            }
-            FromManager::Delta {
-                from,
-                to,
-                changed_age,
-                delta,
-            } => {
-                if revision != Some(from) {
-                    return Ok(None);
-                }
-                self.state.send_modify(|state| {
-                    delta.apply(Arc::make_mut(&mut state.cluster));
-                    state.revision = to;
-                    state.confirmed = Some(SystemTime::now());
-                    state.changed = wire::time(changed_age);
-                });
-                Ok(Some(to))
-            }
-            FromManager::Heartbeat {
-                revision: current,
-                confirmed_age,
-                trouble,
-            } => {
-                let stale = confirmed_age.is_none_or(|age| Duration::from_millis(age) > STALE);
-                if stale && others {
-                    return Err(Interruption::Stale);
-                }
-                let trouble = trouble.map(|trouble| format!("manager {manager}: {trouble}"));
-                self.state.send_if_modified(|state| {
-                    state.confirmed = wire::time(confirmed_age).or(state.confirmed);
-                    let changed = state.trouble != trouble;
-                    state.trouble = trouble;
-                    changed
-                });
-                Ok(revision.filter(|&revision| revision == current))
-            }
-            FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
-            FromManager::Hello { .. } => Err(Interruption::Misbehaved("a second greeting")),
-            FromManager::Acknowledged { .. } => Err(Interruption::Misbehaved(
-                "an acknowledgement without an announcement",
-            )),
+    /// Uses a manager's snapshot if it is the freshest. An error calls for another manager.
+    fn consider(
+        &mut self,
+        link: &mut Link,
+        streamed: &Streamed,
+        is_heartbeat: bool,
+        now: Instant,
+    ) -> Result<(), Interruption> {
+        let Some(confirmed) = streamed.confirmed else {
+            // A manager that has confirmed its snapshot says so with its first heartbeat, if not before.
+            return if is_heartbeat && link.others {
+                Err(Interruption::Stale)
+            } else {
+                Ok(())
+            };
+        };
+        let freshness = Freshness {
+            manager: Some(link.manager),
+            epoch: streamed.epoch,
+            confirmed,
+        };
+        if link.in_use {
+            self.freshest.advance(freshness);
+        } else {
+            link.in_use = self.freshest.offer(freshness);
         }
+        let age = now.saturating_duration_since(confirmed);
+        let stale = age > STALE;
+        if link.in_use {
+            self.install(link.manager, streamed, age);
+        }
+        if stale && link.others {
+            link.in_use = false;
+            return Err(Interruption::Stale);
+        }
+        if !link.in_use && is_heartbeat {
+            if link.others && now.duration_since(link.since) > OLDER_LIMIT {
+                return Err(Interruption::Older);
+            }
+            self.set_trouble(format!("manager {}: {}", link.manager, Interruption::Older));
+        }
+        Ok(())
     }
+
+    fn install(&self, manager: SocketAddr, streamed: &Streamed, age: Duration) {
+        let trouble = streamed.trouble.clone();
+        let trouble = trouble.or_else(|| (age > STALE).then(|| Interruption::Stale.to_string()));
+        let new = SourceState {
+            cluster: Arc::clone(&streamed.cluster),
+            revision: streamed.revision,
+            epoch: streamed.epoch,
+            confirmed: SystemTime::now().checked_sub(age),
+            changed: streamed.changed,
+            origin: format!("manager {manager}"),
+            trouble: trouble.map(|trouble| format!("manager {manager}: {trouble}")),
+        };
+        self.state.send_if_modified(|state| {
+            let notify = state.revision != new.revision
+                || state.origin != new.origin
+                || state.trouble != new.trouble
+                || !Arc::ptr_eq(&state.cluster, &new.cluster);
+            *state = new;
+            notify
+        });
+    }
+}
+
+/// A connection to a manager.
+struct Link {
+    manager: SocketAddr,
+    /// Whether there are other managers.
+    others: bool,
+    since: Instant,
+    /// Whether its snapshot is the one in use.
+    in_use: bool,
 }

@@ -13,7 +13,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     tls::{self, TlsError},
-    wire::{self, FromManager, FromNode, Purpose, Reader, VERSION, WireError, Writer},
+    wire::{self, FromManager, FromNode, OLDEST, Purpose, Reader, VERSION, WireError, Writer},
 };
 use crate::source::{NodeIdentity, Subject, SubjectError};
 
@@ -46,12 +46,17 @@ pub(super) enum Interruption {
     OtherCluster(String),
     #[error("it refuses this node: {0}")]
     Refused(String),
-    #[error("it uses version {0} of the feed, this agent {VERSION}; run the same release on every node")]
+    #[error(
+        "it speaks version {0} of the feed, this agent {OLDEST} to {VERSION}; run the same release on every \
+         node, or the one before"
+    )]
     Version(u32),
     #[error("it violates the feed's protocol: {0}")]
     Misbehaved(&'static str),
     #[error("its snapshot of the cluster is more than {STALE:?} old")]
     Stale,
+    #[error("its snapshot of the cluster is older than the one in use")]
+    Older,
     #[error("this node's certificate was renewed; connecting again with it")]
     Renewed,
     #[error("the feed ended")]
@@ -68,12 +73,15 @@ pub(super) async fn dial(
     let mut reader = Reader::new(reader, wire::MAX_FROM_MANAGER);
     let mut writer = Writer::new(writer, wire::MAX_FROM_NODE);
     let hello = FromNode::Hello {
-        version: VERSION,
+        version: OLDEST,
+        newest: VERSION,
         purpose,
     };
     writer.send(&hello, LIMIT).await?;
     match reader.next_within(SILENCE).await? {
-        FromManager::Hello { version: VERSION } => Ok((reader, writer)),
+        FromManager::Hello {
+            version: OLDEST..=VERSION,
+        } => Ok((reader, writer)),
         FromManager::Hello { version } => Err(Interruption::Version(version)),
         FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
         FromManager::Full { .. }

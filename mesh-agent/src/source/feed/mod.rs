@@ -2,6 +2,8 @@
 //! agent announces its node's data path to every manager. Uses mutual TLS on Swarm's node certificates.
 //! Imports the model and [`super::NodeIdentity`].
 //!
+//! Agents speak this version of the feed's messages and the one before.
+//!
 //! Invariant: nothing is sent to, or accepted from, a peer that TLS has not authenticated as a node of the
 //! cluster.
 
@@ -9,7 +11,9 @@ pub mod announcer;
 pub mod client;
 mod delta;
 mod dial;
+mod fresh;
 pub mod server;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -1,6 +1,8 @@
 //! Both ends of the feed over real TLS on loopback.
 
 mod announcements;
+mod freshness;
+mod previous_version;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -120,21 +122,30 @@ struct Client {
     state: watch::Receiver<SourceState>,
     hint: HintHandle,
     identity: watch::Sender<Arc<NodeIdentity>>,
-    _managers: watch::Sender<Vec<SocketAddr>>,
+    managers: watch::Sender<Vec<SocketAddr>>,
     _guard: DropGuard,
 }
 
 fn follow(managers: &[SocketAddr], identity: NodeIdentity) -> Client {
+    follow_after(SourceState::default(), managers, identity)
+}
+
+/// Follows managers where another source has run before.
+fn follow_after(last: SourceState, managers: &[SocketAddr], identity: NodeIdentity) -> Client {
     let (identity_sender, identity) = watch::channel(Arc::new(identity));
     let (managers_sender, managers) = watch::channel(managers.to_vec());
-    let (client, state, hint) = FeedClient::new(FeedClientOptions { managers, identity });
+    let (client, state, hint) = FeedClient::new(FeedClientOptions {
+        managers,
+        identity,
+        last,
+    });
     let shutdown = CancellationToken::new();
     tokio::spawn(client.run(shutdown.clone()));
     Client {
         state,
         hint,
         identity: identity_sender,
-        _managers: managers_sender,
+        managers: managers_sender,
         _guard: shutdown.drop_guard(),
     }
 }
@@ -227,6 +238,9 @@ async fn a_worker_switches_to_another_manager_and_keeps_the_snapshot_meanwhile()
     };
     followed.shutdown.cancel();
     followed.running.await.unwrap();
+    other
+        .state
+        .send_modify(|state| state.confirmed = Some(SystemTime::now()));
     let name = other.address.to_string();
     let seen = client
         .until("fail-over", |state| {
@@ -368,6 +382,26 @@ async fn node_that_is_removed_while_connected_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_snapshot_of_no_cluster_cuts_no_follower_off() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
+    client.until("first snapshot", |state| state.revision == 7).await;
+    server.state.send_replace(state(8, Cluster::default()));
+    let cluster = snapshot(&["manager-1", "worker-1"], 4);
+    server.state.send_replace(state(9, cluster.clone()));
+    let seen = client
+        .until("the next snapshot", |state| {
+            assert_ne!(state.revision, 8, "it was sent a snapshot of no cluster");
+            assert!(state.trouble.is_none(), "{state:?}");
+            state.revision == 9
+        })
+        .await;
+    assert_eq!(*seen.cluster, cluster);
+    assert_eq!(server.status.borrow().refused.len(), 0);
+}
+
+#[tokio::test]
 async fn a_peer_of_another_version_is_refused_with_the_reason() {
     let authority = Authority::new("cluster-1");
     let mut server = serve(&authority).await;
@@ -393,6 +427,7 @@ async fn peer_that_sends_too_much_is_refused() {
 fn hello(version: u32) -> FromNode {
     FromNode::Hello {
         version,
+        newest: version,
         purpose: Purpose::Follow,
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -16,8 +16,11 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use super::delta::Delta;
 use crate::model::{Cluster, NodeDatapath};
 
-/// The version of these messages. Both ends send it first, and must agree.
-pub(super) const VERSION: u32 = 3;
+/// The version of these messages. Fields that a peer does not know are ignored, and those that it does not
+/// send have defaults, so a message of one version can be read by the next and by the one before.
+pub(super) const VERSION: u32 = 4;
+/// The oldest version that is still spoken, so that agents can be upgraded one by one.
+pub(super) const OLDEST: u32 = 3;
 /// The largest message a worker accepts: a cluster of a hundred thousand tasks.
 pub(super) const MAX_FROM_MANAGER: usize = 32 << 20;
 /// The largest message a manager accepts.
@@ -33,7 +36,7 @@ pub(super) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) enum FromManager {
     /// The first message.
     Hello {
-        /// The manager's [`VERSION`].
+        /// The version that it chose.
         version: u32,
     },
     /// The manager does not serve this node; the connection ends.
@@ -47,6 +50,11 @@ pub(super) enum FromManager {
         revision: u64,
         /// Milliseconds since the event that caused it.
         changed_age: Option<u64>,
+        /// Milliseconds since the snapshot was last confirmed by a list; `None` in version 3.
+        confirmed_age: Option<u64>,
+        /// The store's version of the newest object in the snapshot; 0 in version 3.
+        #[serde(default)]
+        epoch: u64,
         /// The snapshot.
         cluster: Arc<Cluster>,
     },
@@ -58,6 +66,11 @@ pub(super) enum FromManager {
         to: u64,
         /// Milliseconds since the event that caused it.
         changed_age: Option<u64>,
+        /// Milliseconds since the snapshot was last confirmed by a list; `None` in version 3.
+        confirmed_age: Option<u64>,
+        /// The store's version of the newest object in the snapshot; 0 in version 3.
+        #[serde(default)]
+        epoch: u64,
         /// The difference.
         delta: Delta,
     },
@@ -67,6 +80,9 @@ pub(super) enum FromManager {
         revision: u64,
         /// Milliseconds since the snapshot was last confirmed.
         confirmed_age: Option<u64>,
+        /// The store's version of the newest object in the snapshot; 0 in version 3.
+        #[serde(default)]
+        epoch: u64,
         /// What is wrong with the manager's own source.
         trouble: Option<String>,
     },
@@ -83,8 +99,11 @@ pub(super) enum FromManager {
 pub(super) enum FromNode {
     /// The first message.
     Hello {
-        /// The node's [`VERSION`].
+        /// The oldest version that the node speaks. Version 3 knows no other.
         version: u32,
+        /// The newest one; 0 for `version`.
+        #[serde(default)]
+        newest: u32,
         /// The purpose of the connection.
         #[serde(default)]
         purpose: Purpose,
@@ -177,6 +196,12 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     }
 }
 
+/// The version to speak with a node that speaks `oldest` to `newest`: the newest common one.
+pub(super) fn common_version(oldest: u32, newest: u32) -> Option<u32> {
+    let version = newest.max(oldest).min(VERSION);
+    (version >= oldest.max(OLDEST)).then_some(version)
+}
+
 /// A time as an age in milliseconds.
 pub(super) fn age(time: Option<SystemTime>) -> Option<u64> {
     let age = time?.elapsed().unwrap_or_default().as_millis();
@@ -186,4 +211,28 @@ pub(super) fn age(time: Option<SystemTime>) -> Option<u64> {
 /// An age in milliseconds as a time.
 pub(super) fn time(age: Option<u64>) -> Option<SystemTime> {
     SystemTime::now().checked_sub(Duration::from_millis(age?))
+}
+
+/// An age in milliseconds as a moment of this machine's monotonic clock.
+pub(super) fn instant(age: Option<u64>, now: Instant) -> Option<Instant> {
+    now.checked_sub(Duration::from_millis(age?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_speak_their_newest_common_version() {
+        for (oldest, newest, expected) in [
+            (3, 0, Some(3)),
+            (3, 4, Some(4)),
+            (4, 5, Some(4)),
+            (5, 6, None),
+            (2, 0, None),
+            (1, 2, None),
+        ] {
+            assert_eq!(common_version(oldest, newest), expected, "{oldest} to {newest}");
+        }
+    }
 }

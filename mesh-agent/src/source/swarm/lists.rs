@@ -31,18 +31,19 @@ impl Lists {
         let nodes: BTreeMap<_, _> = self
             .nodes
             .iter()
+            .filter(|listed| !listed.id.is_empty())
             .filter_map(|listed| Some((listed.id.clone(), node(listed)?)))
             .collect();
         let services: BTreeMap<_, _> = self
             .services
             .iter()
             .map(|listed| (listed.id.clone(), service(listed)))
-            .filter(|(_, service)| !service.ports.is_empty())
+            .filter(|(id, service)| !id.is_empty() && !service.ports.is_empty())
             .collect();
         let tasks = self
             .tasks
             .iter()
-            .filter(|listed| nodes.contains_key(&listed.node))
+            .filter(|listed| !listed.id.is_empty() && nodes.contains_key(&listed.node))
             .filter_map(|listed| {
                 let service = services.get(&listed.service)?;
                 Some((listed.id.clone(), task(listed, service)?))
@@ -54,6 +55,16 @@ impl Lists {
             services,
             tasks,
         }
+    }
+
+    /// The version of the newest object: a list made later from the same store has no lower one, unless that
+    /// object was removed.
+    pub(crate) fn epoch(&self) -> u64 {
+        let services = self.services.iter().map(|listed| listed.version);
+        let tasks = self.tasks.iter().map(|listed| listed.version);
+        let nodes = self.nodes.iter().map(|listed| listed.version);
+        let versions = services.chain(tasks).chain(nodes);
+        versions.map(|version| version.index).max().unwrap_or_default()
     }
 
     /// The mesh's labels with invalid values.

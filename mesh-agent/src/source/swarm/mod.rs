@@ -53,6 +53,8 @@ enum Interruption {
     Docker(#[from] DockerError),
     #[error("Docker closed its stream of events; it is restarting, or this node is leaving the Swarm")]
     EventsEnded,
+    #[error("Swarm does not name its cluster; it has probably lost its quorum (docker node ls)")]
+    NoCluster,
     #[error("this node is in no Swarm whose services it can list; is it still a manager (docker node ls)?")]
     NoManager,
 }
@@ -124,10 +126,10 @@ impl SwarmSource {
 
     async fn try_follow(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
         let info = self.docker.info().await?;
-        let cluster_id = info
-            .cluster_id
-            .filter(|_| info.manager)
-            .ok_or(Interruption::NoManager)?;
+        if !info.manager {
+            return Err(Interruption::NoManager);
+        }
+        let cluster_id = info.cluster_id.ok_or(Interruption::NoCluster)?;
         // Subscribe first, list afterwards: what changes in between is then seen twice, not never.
         let mut events = self.docker.events(&["service", "node", "container"]).await?;
         let mut pace = Pace::new(Instant::now());
@@ -183,6 +185,7 @@ impl SwarmSource {
         self.state.send_if_modified(|state| {
             let recovered = state.trouble.take().is_some();
             state.confirmed = Some(seen);
+            state.epoch = self.lists.epoch();
             self.announcements.put_into(&mut cluster);
             changed = state.revision == 0 || *state.cluster != cluster;
             if changed {

@@ -190,6 +190,25 @@ fn unknown_states_and_absent_fields_are_tolerated() {
 }
 
 #[test]
+fn the_epoch_is_the_version_of_the_newest_object() {
+    let mut recorded = recorded();
+    let recorded_epoch = recorded.lists().epoch();
+    assert!(recorded_epoch > 0);
+    recorded.node(WORKER)["Version"]["Index"] = json!(recorded_epoch + 7);
+    assert_eq!(recorded.lists().epoch(), recorded_epoch + 7);
+    recorded.node(WORKER).as_object_mut().unwrap().remove("Version");
+    assert_eq!(recorded.lists().epoch(), recorded_epoch);
+}
+
+#[test]
+fn objects_with_an_empty_id_are_left_out() {
+    let mut recorded = recorded();
+    recorded.node(WORKER)["ID"] = json!("");
+    let cluster = recorded.cluster();
+    assert_eq!(cluster.nodes.keys().collect::<Vec<_>>(), [MANAGER]);
+}
+
+#[test]
 fn cluster_converges_while_tasks_come_and_go() {
     assert!(recorded().lists().converging());
     assert!(!recorded().settled().lists().converging());

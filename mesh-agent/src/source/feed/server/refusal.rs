@@ -7,7 +7,7 @@ use crate::{
     model::NodeId,
     source::{
         SubjectError,
-        feed::wire::{VERSION, WireError},
+        feed::wire::{OLDEST, VERSION, WireError},
     },
 };
 
@@ -28,7 +28,10 @@ pub(super) enum Refusal {
     OtherCluster(String),
     #[error("'{0}' is not, or no longer, a node of this cluster")]
     UnknownNode(NodeId),
-    #[error("it uses version {0} of the feed, this agent {VERSION}; run the same release on every node")]
+    #[error(
+        "it speaks version {0} of the feed, this agent {OLDEST} to {VERSION}; run the same release on every \
+         node, or the one before"
+    )]
     Version(u32),
     #[error("it violates the feed's protocol: {0}")]
     Misbehaved(&'static str),

@@ -26,7 +26,7 @@ use crate::{
         NodeIdentity, SourceState, Subject, SubjectError,
         feed::{
             delta::Delta,
-            wire::{self, FromManager, FromNode, Purpose, Reader, VERSION, WireError, Writer},
+            wire::{self, FromManager, FromNode, Purpose, Reader, WireError, Writer},
         },
     },
 };
@@ -70,11 +70,20 @@ pub(super) async fn session(
     let mut writer = Writer::new(writer, wire::MAX_FROM_MANAGER);
 
     let result = match admit(subject, identity, shared, &mut reader).await {
-        Ok((node, Purpose::Follow)) => follow(&node, peer, shared, &mut reader, &mut writer).await,
-        Ok((node, Purpose::Announce)) => unless_ended(
-            &node,
-            receive_announcements(&node, shared, &mut reader, &mut writer).await,
-        ),
+        Ok(admitted) => {
+            let hello = FromManager::Hello {
+                version: admitted.version,
+            };
+            let node = &admitted.node;
+            match (send(&mut writer, &hello).await, admitted.purpose) {
+                (Ok(()), Purpose::Follow) => follow(node, peer, shared, &mut reader, &mut writer).await,
+                (Ok(()), Purpose::Announce) => unless_ended(
+                    node,
+                    receive_announcements(node, shared, &mut reader, &mut writer).await,
+                ),
+                (refused, _) => unless_ended(node, refused),
+            }
+        }
         Err(refusal) => Err(refusal),
     };
     if let Err(refusal) = &result {
@@ -83,6 +92,14 @@ pub(super) async fn session(
         let _ = writer.send(&FromManager::Refused { reason }, SEND_LIMIT).await;
     }
     result
+}
+
+/// A node that is served.
+struct Admitted {
+    node: NodeId,
+    /// The version of the messages that it and this agent speak.
+    version: u32,
+    purpose: Purpose,
 }
 
 /// Streams snapshots, and lists the node as connected meanwhile.
@@ -123,30 +140,35 @@ fn unless_ended(node: &NodeId, result: Result<(), Refusal>) -> Result<(), Refusa
     }
 }
 
-/// Decides whether to serve a peer whose certificate TLS accepts; returns its node id and purpose.
+/// Decides whether to serve a peer whose certificate TLS accepts.
 async fn admit<R: tokio::io::AsyncRead + Unpin>(
     subject: Result<Subject, SubjectError>,
     identity: &NodeIdentity,
     shared: &Shared,
     reader: &mut Reader<R>,
-) -> Result<(NodeId, Purpose), Refusal> {
+) -> Result<Admitted, Refusal> {
     let subject = subject?;
     if subject.cluster_id != identity.subject.cluster_id {
         return Err(Refusal::OtherCluster(subject.cluster_id));
     }
     let greeting = reader.next_within(HANDSHAKE_LIMIT).await;
-    let purpose = match greeting.map_err(Refusal::Protocol)? {
+    let (version, purpose) = match greeting.map_err(Refusal::Protocol)? {
         FromNode::Hello {
-            version: VERSION,
+            version,
+            newest,
             purpose,
-        } => purpose,
-        FromNode::Hello { version, .. } => return Err(Refusal::Version(version)),
+        } => {
+            let common = wire::common_version(version, newest);
+            (common.ok_or(Refusal::Version(version.max(newest)))?, purpose)
+        }
         FromNode::Announce { .. } | FromNode::Hint | FromNode::NeedFull => {
             return Err(Refusal::Misbehaved("no greeting"));
         }
     };
     let mut state = shared.options.state.clone();
-    let knows = |state: &SourceState| state.cluster.nodes.contains_key(&subject.node);
+    let knows = |state: &SourceState| {
+        !state.cluster.cluster_id.is_empty() && state.cluster.nodes.contains_key(&subject.node)
+    };
     if !knows(&state.borrow()) {
         shared.options.hint.hint();
         let listed = timeout(JOIN_LIMIT, state.wait_for(knows)).await;
@@ -155,7 +177,11 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
             return Err(Refusal::UnknownNode(subject.node));
         }
     }
-    Ok((subject.node, purpose))
+    Ok(Admitted {
+        node: subject.node,
+        version,
+        purpose,
+    })
 }
 
 async fn stream_snapshot<R, W>(
@@ -173,7 +199,6 @@ where
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut hinted: Option<Instant> = None;
 
-    send(writer, &FromManager::Hello { version: VERSION }).await?;
     let mut sent = state.borrow_and_update().clone();
     send(writer, &full(&sent)).await?;
     let mut sent_full = Instant::now();
@@ -184,6 +209,10 @@ where
                     return Ok(());
                 }
                 let now = state.borrow_and_update().clone();
+                if now.cluster.cluster_id.is_empty() {
+                    // Of no cluster, so it says nothing about this node's membership.
+                    continue;
+                }
                 if !now.cluster.nodes.contains_key(node) {
                     return Err(Refusal::UnknownNode(node.clone()));
                 }
@@ -196,8 +225,10 @@ where
                 sent = now;
             }
             _ = heartbeat.tick() => {
-                let message = heartbeat_message(&SourceState { revision: sent.revision, ..state.borrow().clone() });
-                send(writer, &message).await?;
+                // The confirmation of a newer snapshot says nothing about the one that the node has.
+                let now = state.borrow().clone();
+                let current = if now.revision == sent.revision { &now } else { &sent };
+                send(writer, &heartbeat_message(current)).await?;
             }
             message = reader.next() => match message.map_err(Refusal::Protocol)? {
                 FromNode::Hint => {
@@ -237,7 +268,6 @@ where
     let mut state = shared.options.state.clone();
     let session = shared.options.announcements.open(node);
     let mut last = None;
-    send(writer, &FromManager::Hello { version: VERSION }).await?;
     loop {
         let message = reader.next_within(ANNOUNCE_SILENCE).await;
         let datapath = match message.map_err(Refusal::Protocol)? {
@@ -281,6 +311,8 @@ fn full(state: &SourceState) -> FromManager {
     FromManager::Full {
         revision: state.revision,
         changed_age: wire::age(state.changed),
+        confirmed_age: wire::age(state.confirmed),
+        epoch: state.epoch,
         cluster: Arc::clone(&state.cluster),
     }
 }
@@ -290,6 +322,8 @@ fn delta(old: &SourceState, new: &SourceState) -> FromManager {
         from: old.revision,
         to: new.revision,
         changed_age: wire::age(new.changed),
+        confirmed_age: wire::age(new.confirmed),
+        epoch: new.epoch,
         delta: Delta::between(&old.cluster, &new.cluster),
     }
 }
@@ -298,6 +332,7 @@ fn heartbeat_message(state: &SourceState) -> FromManager {
     FromManager::Heartbeat {
         revision: state.revision,
         confirmed_age: wire::age(state.confirmed),
+        epoch: state.epoch,
         trouble: state.trouble.clone(),
     }
 }

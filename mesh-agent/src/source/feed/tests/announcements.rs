@@ -93,6 +93,7 @@ async fn converse(server: &Server, identity: &NodeIdentity, messages: &[FromNode
 fn greeting() -> FromNode {
     FromNode::Hello {
         version: VERSION,
+        newest: VERSION,
         purpose: Purpose::Announce,
     }
 }
