@@ -22,6 +22,16 @@ const PORT: u16 = 9200;
 const RATE: u32 = 100;
 const KEPT: usize = 15;
 
+/// Replaces all tasks, and so spreads them over the nodes again.
+pub(super) const UPDATE: [&str; 6] = [
+    "service",
+    "update",
+    "--detach=false",
+    "--quiet",
+    "--force",
+    SERVICE,
+];
+
 /// Before the first event, and after the last.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -63,7 +73,13 @@ impl Fixture {
             }
             self.lab.start_agent(node, AGENT_ARGUMENTS)
         })?;
-        self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
+        let tasks = self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
+        let used: BTreeSet<&str> = tasks.iter().map(|task| task.node.as_str()).collect();
+        if used.len() < self.lab.nodes().len() {
+            // Swarm leaves tasks where they are when a node comes back.
+            self.lab.docker("node1", UPDATE)?;
+            self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
+        }
         let urls = entries.iter().map(|node| self.url(node)).collect::<Result<_>>()?;
         let load = Load {
             urls,
@@ -123,12 +139,10 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Waits until these nodes send new connections to a node again, and notes how long that took.
-    pub(super) fn until_back(&self, lost: &str, nodes: &[&str]) -> Result<()> {
+    /// Waits until all replicas answer through every node, and notes how long that took.
+    pub(super) fn until_back(&self) -> Result<()> {
         let begin = Instant::now();
-        self.until(nodes, &format!("to send to {lost} again"), |tasks| {
-            tasks.iter().any(|(_, node)| node == lost)
-        })?;
+        self.until_all_answer()?;
         self.events().back = Some(begin.elapsed());
         Ok(())
     }
