@@ -28,6 +28,7 @@ const TOP_LEVEL: &[&str] = &[
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
+    "SECURITY.md",
     "deploy",
     "mesh-agent",
     "mesh-ebpf",
