@@ -37,6 +37,8 @@ enum Command {
     Vm(vm::Arguments),
     /// Let things go wrong under load, and see what it costs the clients.
     Chaos(chaos::Arguments),
+    /// The same at random for a long time: what grows, and which failures nothing explains.
+    Soak(chaos::soak::Arguments),
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -60,6 +62,7 @@ fn run() -> Result<ExitCode> {
         Command::Check => check::run()?,
         Command::Tidy(arguments) => tidy::run(&arguments)?,
         Command::Bench(arguments) => bench::run(&arguments)?,
+        Command::Soak(arguments) => return chaos::soak::run(&arguments),
         Command::Chaos(arguments) => return chaos::run(&arguments),
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Lab(arguments) => return lab::cli::run(arguments),

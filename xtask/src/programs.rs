@@ -123,6 +123,8 @@ pub const PROGRAMS: &[Program] = &[
     program("touch", "coreutils", &[Vm]),
     program("true", "coreutils", EVERYWHERE),
     program("uname", "coreutils", &[Vm, Bench]),
+    program("wc", "coreutils", &[Lab]),
+    program("find", "findutils", &[Lab, Tests]),
     program("grep", "grep", &[Tests]),
     program("sed", "sed", &[Tests, Bench]),
 ];

@@ -1,7 +1,7 @@
 //! The lab that scenarios are played in, and the load during each. Depends on `lab` and `outcome`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -73,6 +73,7 @@ impl Fixture {
             }
             self.lab.start_agent(node, AGENT_ARGUMENTS)
         })?;
+        self.lab.scale(SERVICE, REPLICAS)?;
         let tasks = self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
         let used: BTreeSet<&str> = tasks.iter().map(|task| task.node.as_str()).collect();
         if used.len() < self.lab.nodes().len() {
@@ -100,6 +101,18 @@ impl Fixture {
         })?;
         let events = scene.events.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((report, events))
+    }
+
+    pub(super) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Asks something about each node.
+    pub(super) fn each_node<T>(&self, ask: impl Fn(&Self, &str) -> Result<T>) -> Result<BTreeMap<String, T>> {
+        let nodes = self.lab.nodes().into_iter();
+        nodes
+            .map(|node| Ok((node.to_owned(), ask(self, node)?)))
+            .collect()
     }
 
     fn url(&self, node: &str) -> Result<String> {

@@ -10,6 +10,7 @@ use comfy_table::{Table, presets};
 mod fixture;
 mod outcome;
 mod scenarios;
+pub mod soak;
 
 use self::{
     fixture::Fixture,
