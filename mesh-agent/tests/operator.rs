@@ -54,6 +54,7 @@ impl Introspect for Idle {
             datapath: NodeDatapath::Ebpf,
             datapath_status: on_tc(),
             modes: Vec::new(),
+            without_hook: Default::default(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump},
     doctor::Report,
-    model::{NodeDatapath, NodeRole, Protocol, ReturnMode},
+    model::{NoHook, NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
 /// The API version, part of every path and answer.
@@ -161,6 +161,9 @@ pub struct Peer {
     pub datapath: NodeDatapath,
     /// Whether the next hop to it (interface and MAC address) is known.
     pub resolved: bool,
+    /// The interface that leads to it, if the mesh has no hook there: nothing is sent to it then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_hook: Option<NoHook>,
 }
 
 /// The snapshot of the cluster on this node.

@@ -9,7 +9,8 @@ use super::{
 use crate::{
     datapath::{Counters, Traffic},
     model::{
-        Backend, BackendKey, BackendState, Location, Node, NodeDatapath, ServiceEntry, ServiceKey, TaskState,
+        Backend, BackendKey, BackendState, Location, NoHook, Node, NodeDatapath, ServiceEntry, ServiceKey,
+        TaskState,
     },
 };
 
@@ -199,6 +200,9 @@ fn excluded(
 /// Why nothing is sent to a ready node's tasks.
 fn datapath_reason(view: &View, node: &Node) -> String {
     let name = &node.hostname;
+    if let Some(NoHook { interface, reason }) = view.without_hook.get(&node.address) {
+        return format!("no hook on {interface}, which leads to {name}: {reason}");
+    }
     match node.datapath {
         NodeDatapath::Unknown => format!("no agent on {name} has announced its data path"),
         NodeDatapath::None => format!("no data path is up on {name}: its agent is stopped or starting"),

@@ -24,7 +24,7 @@ use super::{
     api::{self, DatapathAnswer, DoctorAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath},
     control::Request,
     routes::routes,
-    status::status,
+    status::{missing_hooks, status},
 };
 use crate::{
     datapath::{DatapathError, DatapathStatus},
@@ -255,6 +255,7 @@ async fn get_doctor(State(admin): State<Admin>) -> Json<DoctorAnswer> {
     let running = doctor::Running {
         interfaces: view.modes.clone(),
         datapath: view.datapath_status.clone(),
+        missing_hooks: missing_hooks(&view),
     };
     let report = doctor::examine(&admin.doctor, doctor::Examiner::Agent, Some(running)).await;
     Json(report.into())

@@ -1,12 +1,12 @@
 //! Computes the agent's status from a view of it and the clock. Pure.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use super::{
     View,
     api::{self, Counts, ModelStatus, Peer, Status},
 };
-use crate::model::BackendState;
+use crate::model::{BackendState, NoHook};
 
 /// The node's status at `now`.
 #[must_use]
@@ -24,6 +24,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             ready: node.ready,
             datapath: node.datapath,
             resolved: view.desired.peers.get(&node.address).is_some_and(Option::is_some),
+            no_hook: view.without_hook.get(&node.address).cloned(),
         })
         .collect();
     let in_state = |state| {
@@ -86,12 +87,36 @@ fn errors(view: &View) -> Vec<String> {
         .datapath_errors
         .iter()
         .map(|error| format!("data path: {error}"));
-    docker.chain(source).chain(datapath).collect()
+    let network = missing_hooks(view)
+        .into_iter()
+        .map(|line| format!("network: {line}"));
+    docker.chain(source).chain(datapath).chain(network).collect()
+}
+
+/// The interfaces that lead to other nodes and have no hook, one line each.
+#[must_use]
+pub fn missing_hooks(view: &View) -> Vec<String> {
+    let mut peers = BTreeMap::<&NoHook, Vec<&str>>::new();
+    for node in view.source.cluster.nodes.values() {
+        if let Some(no_hook) = view.without_hook.get(&node.address) {
+            peers.entry(no_hook).or_default().push(&node.hostname);
+        }
+    }
+    peers
+        .into_iter()
+        .map(|(NoHook { interface, reason }, names)| {
+            format!(
+                "no hook on {interface}, which leads to {}: {reason}; nothing is sent to them by the mesh, and this \
+                 node announces no data path",
+                names.join(", ")
+            )
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
     use crate::admin::view::fixture;
@@ -125,13 +150,22 @@ mod tests {
         view.docker_trouble = Some("connection refused".to_owned());
         view.source.trouble = Some("no manager answers".to_owned());
         view.datapath_errors = vec!["attach to eth0".to_owned()];
+        view.without_hook = BTreeMap::from([(
+            Ipv4Addr::new(192, 168, 0, 2),
+            NoHook {
+                interface: "wg0".to_owned(),
+                reason: "no MAC address".to_owned(),
+            },
+        )]);
         let status = status(&view, view.started);
         assert_eq!(
             status.errors,
             [
                 "docker: connection refused",
                 "source: no manager answers",
-                "data path: attach to eth0"
+                "data path: attach to eth0",
+                "network: no hook on wg0, which leads to n2: no MAC address; nothing is sent to them by the mesh, and \
+                 this node announces no data path"
             ]
         );
     }

@@ -1,10 +1,10 @@
 //! A read-only view of the running agent: its state, and the counters on demand.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
-    model::{Desired, NodeDatapath, NodeRole, ReturnMode},
+    model::{Desired, NoHook, NodeDatapath, NodeRole, ReturnMode},
     source::SourceState,
 };
 
@@ -27,6 +27,8 @@ pub struct View {
     pub datapath: NodeDatapath,
     /// The data path of each interface.
     pub modes: Vec<InterfaceMode>,
+    /// The peers to which nothing is sent, because there is no hook on the way to them.
+    pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
     /// Changes that the kernel refused, one line each; they are tried again.
     pub datapath_errors: Vec<String>,
     /// How replies of remote backends travel.
@@ -59,11 +61,7 @@ pub trait Introspect: Send + Sync {
 pub(crate) mod fixture {
     //! A small cluster as its first node sees it, for tests of everything that reads a [`View`].
 
-    use std::{
-        collections::{BTreeMap, BTreeSet},
-        net::Ipv4Addr,
-        time::{Duration, SystemTime},
-    };
+    use std::{collections::BTreeSet, time::Duration};
 
     use super::*;
     use crate::{
@@ -202,6 +200,7 @@ pub(crate) mod fixture {
                 mode: Mode::Tc,
                 reason: "veth: \"generic\" XDP is off\\ here".to_owned(),
             }],
+            without_hook: BTreeMap::new(),
             datapath_errors: Vec::new(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,

@@ -1,10 +1,10 @@
 //! The inputs of the desired state, kept apart from the state itself, which depends on the kind of data path.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use crate::{
     datapath::DatapathKind,
-    model::{Cluster, Desired, Local, desired::desired},
+    model::{Cluster, Desired, Local, NoHook, desired::desired},
 };
 
 /// The cluster, and what the node has found out about itself.
@@ -20,6 +20,14 @@ pub(super) enum Inputs {
 }
 
 impl Inputs {
+    /// The peers that a data path of this kind has no hook towards. Only eBPF needs hooks.
+    pub(super) fn without_hook(&self, kind: DatapathKind) -> BTreeMap<Ipv4Addr, NoHook> {
+        match (self, kind) {
+            (Self::Member { local, .. }, DatapathKind::Ebpf) => local.without_hook.clone(),
+            (Self::Member { .. } | Self::Outside, DatapathKind::Ebpf | DatapathKind::Ipvs) => BTreeMap::new(),
+        }
+    }
+
     /// The desired state of a data path of this kind.
     pub(super) fn desired(&self, kind: DatapathKind) -> Desired {
         match self {
@@ -34,6 +42,7 @@ impl Inputs {
                 if kind != DatapathKind::Ebpf {
                     local.mesh0 = None;
                 }
+                local.without_hook = self.without_hook(kind);
                 desired(cluster, &local, *service_address)
             }
         }

@@ -57,6 +57,7 @@ impl Introspection {
             datapath: NodeDatapath::Unknown,
             datapath_status: Default::default(),
             modes: Vec::new(),
+            without_hook: Default::default(),
             datapath_errors: Vec::new(),
             return_mode: options.return_mode,
             docker_trouble: None,

@@ -333,6 +333,11 @@ impl Ladder {
         self.reconciler.retry_at()
     }
 
+    /// The uplinks that the data path in use refuses to attach to, and why.
+    pub(super) fn refused_uplinks(&self) -> BTreeMap<String, String> {
+        self.reconciler.refused_uplinks().clone()
+    }
+
     /// The current failures, one line each.
     pub(super) fn failures(&self) -> Vec<String> {
         let mut failures = self.reconciler.failures().to_vec();

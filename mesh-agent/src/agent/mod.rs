@@ -4,6 +4,7 @@
 mod announcement;
 mod datapath_factory;
 mod error;
+mod hooks;
 mod inputs;
 mod introspect;
 mod ladder;

@@ -5,6 +5,8 @@ mod act;
 mod converge;
 
 use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -30,7 +32,7 @@ use super::{
 use crate::{
     config::{OnStop, RunOptions},
     metrics::Metrics,
-    model::Desired,
+    model::{Desired, NoHook},
     process::Ended,
 };
 
@@ -54,6 +56,8 @@ pub(super) struct Agent {
     /// When a replaced data path is to be removed.
     retire_at: Option<Instant>,
     desired: Option<Arc<Desired>>,
+    /// The peers that there is no hook towards.
+    without_hook: BTreeMap<Ipv4Addr, NoHook>,
     applied_revision: u64,
     logged_waiting: Option<&'static str>,
     logged_failures: Vec<String>,
@@ -90,6 +94,7 @@ impl Agent {
             ladder,
             retire_at: None,
             desired: None,
+            without_hook: BTreeMap::new(),
             applied_revision: 0,
             logged_waiting: None,
             logged_failures: Vec::new(),

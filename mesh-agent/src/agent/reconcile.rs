@@ -1,7 +1,10 @@
 //! Brings the data path from the applied state to the desired one, and retries what it refused. Knows neither
 //! the origin of the desired state nor the clock.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use crate::{
     datapath::{Datapath, DatapathError},
@@ -22,6 +25,7 @@ pub struct Reconciler {
     wait: Duration,
     retry_at: Option<Instant>,
     failures: Vec<String>,
+    refused_uplinks: BTreeMap<String, String>,
 }
 
 /// The outcome of one round.
@@ -46,6 +50,15 @@ impl Reconciler {
         self.failures = errors
             .iter()
             .map(|error| mesh_support::error_chain(error))
+            .collect();
+        self.refused_uplinks = errors
+            .iter()
+            .filter_map(|error| match &error.change {
+                DatapathChange::AttachUplink(name, _) => {
+                    Some((name.clone(), mesh_support::error_chain(&error.source)))
+                }
+                _ => None,
+            })
             .collect();
         let round = Round {
             applied: changes.len().saturating_sub(errors.len()),
@@ -89,6 +102,12 @@ impl Reconciler {
     #[must_use]
     pub fn applied(&self) -> &Desired {
         &self.applied
+    }
+
+    /// The uplinks that the data path refused to attach to in the last round, and why.
+    #[must_use]
+    pub fn refused_uplinks(&self) -> &BTreeMap<String, String> {
+        &self.refused_uplinks
     }
 
     /// The refusals of the last round, one line each.
@@ -219,6 +238,7 @@ mod tests {
             }
         );
         assert_eq!(reconciler.retry_at(), Some(start + FIRST_RETRY));
+        assert_eq!(reconciler.refused_uplinks().keys().collect::<Vec<_>>(), ["eth0"]);
         let line = &reconciler.failures()[0];
         assert!(
             line.ends_with("attach mesh_uplink to eth0: device or resource busy"),
@@ -246,6 +266,7 @@ mod tests {
             }
         );
         assert_eq!(reconciler.retry_at(), None);
+        assert!(reconciler.refused_uplinks().is_empty());
         assert_eq!(datapath.memory.state, state());
         assert_eq!(reconciler.applied(), &state());
     }

@@ -225,8 +225,8 @@ pub struct InterfaceMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpChoice {
-    /// The driver's hook, else none: the generic hook sees packets that the kernel has aggregated, and that
-    /// have unfinished checksums. None on a veth, for the same reason: XDP would forward its peer's packets so.
+    /// The driver's hook, else none: the generic hook sees packets that the kernel has aggregated and whose
+    /// checksums are unfinished. None on a veth: XDP would forward its peer's unfinished packets.
     #[default]
     Auto,
     /// The driver's hook only.
@@ -262,6 +262,8 @@ pub enum Mode {
     Tc,
     /// No eBPF: the kernel's IPVS.
     Ipvs,
+    /// Nothing: there is no hook.
+    None,
 }
 
 impl Mode {
@@ -273,6 +275,7 @@ impl Mode {
             Self::XdpGeneric => "xdp-generic",
             Self::Tc => "tc",
             Self::Ipvs => "ipvs",
+            Self::None => "none",
         }
     }
 }

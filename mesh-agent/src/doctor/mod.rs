@@ -135,6 +135,8 @@ pub struct Running {
     pub interfaces: Vec<InterfaceMode>,
     /// The data path of the node.
     pub datapath: DatapathStatus,
+    /// The interfaces that lead to other nodes and have no hook, one line each.
+    pub missing_hooks: Vec<String>,
 }
 
 /// Checks the machine with the permissions of this process. `running` is the agent's data path, if the agent
@@ -145,6 +147,9 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     let mut ipvs = ipvs::checks().await;
     let mut common = host::capability_checks();
     common.extend(host::docker_checks(options).await);
+    if let Some(running) = &running {
+        common.push(network::hooks(&running.missing_hooks));
+    }
 
     let rungs = match &running {
         Some(running) => running.datapath.rungs.clone(),

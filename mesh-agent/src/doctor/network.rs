@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::Ipv6Addr};
 
 use nix::ifaddrs::getifaddrs;
 
+use super::Check;
 use crate::discovery::default_route_interfaces;
 
 /// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. If `uplinks` is
@@ -18,6 +19,20 @@ pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
         Some((found.interface_name, address))
     });
     sentence(addresses, &uplinks)
+}
+
+/// Whether the agent has a hook on every interface that leads to another node.
+pub(super) fn hooks(missing: &[String]) -> Check {
+    const NAME: &str = "ways to other nodes";
+    if missing.is_empty() {
+        return Check::ok(NAME, "every known route to another node leaves by an uplink");
+    }
+    Check::warn(
+        NAME,
+        missing.join("; "),
+        "let the nodes reach each other by Ethernet interfaces, VLANs, bonds or bridges (docker swarm join \
+         --advertise-addr), or free the interface's hook",
+    )
 }
 
 fn sentence(
@@ -59,6 +74,14 @@ mod tests {
             assert!(text.contains("IPv4 addresses only"), "{text}");
             assert_eq!(text.lines().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_missing_hook_is_a_warning_with_a_remedy() {
+        let check = hooks(&["no hook on wg0".to_owned()]);
+        assert_eq!(check.outcome, super::super::Outcome::Warn);
+        assert!(check.detail.contains("wg0") && !check.remedy.is_empty());
+        assert_eq!(hooks(&[]).outcome, super::super::Outcome::Ok);
     }
 
     #[test]

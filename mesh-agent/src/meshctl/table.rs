@@ -154,7 +154,11 @@ pub(super) fn status(status: &Status) -> String {
             }),
             Cell::new(if peer.ready { "yes" } else { "no" }),
             Cell::new(peer.datapath.name()),
-            Cell::new(if peer.resolved { "resolved" } else { "not resolved" }),
+            Cell::new(match (&peer.no_hook, peer.resolved) {
+                (Some(no_hook), _) => format!("no hook on {}", no_hook.interface),
+                (None, true) => "resolved".to_owned(),
+                (None, false) => "not resolved".to_owned(),
+            }),
         ]);
     }
     let peers = if status.peers.is_empty() {

@@ -196,8 +196,8 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     sample(&mut evictions, Vec::new(), counters.flow_evictions);
     let mut modes = gauge(
         "mesh_datapath_mode",
-        "Always 1. Labels: the mode of an interface (xdp-native, xdp-generic, tc or ipvs), and why not a faster \
-         one.",
+        "Always 1. Labels: the mode of an interface (xdp-native, xdp-generic, tc or ipvs; none where packets arrive \
+         unseen), and why not a faster one.",
     );
     for mode in &view.modes {
         let labels = vec![

@@ -35,8 +35,19 @@ pub struct Local {
     pub mesh0: Option<HostInterface>,
     /// The next hop to each peer node's address, resolved from routes and neighbours.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
+    /// The peers to and from which packets would pass an interface without a hook: the mesh sends them nothing.
+    pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
+}
+
+/// An interface on which the mesh sees no packets, though it leads to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NoHook {
+    /// Its name.
+    pub interface: String,
+    /// Why there is no hook, e.g. the kernel's error.
+    pub reason: String,
 }
 
 /// A network interface of the host's namespace.

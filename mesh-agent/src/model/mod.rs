@@ -13,7 +13,7 @@ pub use cluster::{
     Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
 };
 pub use desired::{Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey};
-pub use local::{Container, HostInterface, Local, MacAddress, NextHop, ReturnMode};
+pub use local::{Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
 
 /// Labels by which the mesh recognises the orchestrator's containers.
 pub mod orchestrator_label {

@@ -11,7 +11,7 @@ use super::Agent;
 use crate::{
     admin::{View, control},
     agent::{membership::Membership, service_manager},
-    datapath::{DatapathChoice, DatapathKind},
+    datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
     mesh0,
     model::NodeRole,
@@ -213,11 +213,14 @@ impl Agent {
             ),
             Membership::Unknown | Membership::Outside => (String::new(), None),
         };
-        let (kind, status, modes, mut datapath_errors) = {
+        let (kind, status, mut modes, mut datapath_errors) = {
             let ladder = self.ladder.lock();
             (ladder.kind(), ladder.status(), ladder.modes(), ladder.failures())
         };
         datapath_errors.extend(self.device.trouble());
+        if kind == DatapathKind::Ebpf {
+            modes.extend(self.interfaces_without_hook());
+        }
         self.introspection.publish(View {
             node,
             role,
@@ -227,6 +230,7 @@ impl Agent {
             datapath: kind.into(),
             datapath_status: status,
             modes,
+            without_hook: self.without_hook.clone(),
             datapath_errors,
             return_mode: self.options.return_mode,
             docker_trouble: membership
@@ -235,6 +239,20 @@ impl Agent {
                 .or_else(|| self.parts.containers.borrow().trouble.clone()),
             started: self.started,
         });
+    }
+
+    /// The interfaces on which traffic from outside arrives unseen, and why.
+    fn interfaces_without_hook(&self) -> Vec<InterfaceMode> {
+        let mut reasons = self.ladder.lock().refused_uplinks();
+        if let Some(network) = self.parts.network.borrow().as_ref() {
+            reasons.extend(network.unusable_uplinks.clone());
+        }
+        let mode = |(interface, reason)| InterfaceMode {
+            interface,
+            mode: Mode::None,
+            reason,
+        };
+        reasons.into_iter().map(mode).collect()
     }
 
     /// SIGHUP: rereads certificates, cluster and network.

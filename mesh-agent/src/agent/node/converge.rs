@@ -1,23 +1,39 @@
 //! Brings the data path to the state that follows from everything the agent knows.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Agent;
 use crate::{
-    agent::{inputs::Inputs, membership::Membership},
-    model::{Local, NodeDatapath},
+    agent::{
+        hooks::{may_announce, peers_without_hook},
+        inputs::Inputs,
+        membership::Membership,
+    },
+    model::{Local, NoHook, NodeDatapath},
     source::SourceState,
 };
 
 impl Agent {
-    /// Computes the desired state and applies it. Does nothing before every part has reported once: an
-    /// adopted data path is worth more than a plan from half the facts.
+    /// Computes the desired state and applies it.
     pub(super) fn converge(&mut self) {
+        let refused = self.ladder.lock().refused_uplinks();
+        self.converge_once();
+        // Which peers can be sent to depends on which uplinks the kernel accepts.
+        if self.ladder.lock().refused_uplinks() != refused {
+            self.converge_once();
+        }
+    }
+
+    /// Does nothing before every part has reported once: an adopted data path is worth more than a plan from
+    /// half the facts.
+    fn converge_once(&mut self) {
         let source = self.parts.source.borrow_and_update().clone();
         let inputs = match self.inputs(&source) {
             Ok(inputs) => inputs,
@@ -65,15 +81,40 @@ impl Agent {
             }
             self.applied_revision = source.revision;
         }
+        self.set_without_hook(inputs.without_hook(kind));
+        match &self.membership {
+            Membership::Member(member) if may_announce(&source.cluster, &member.node, &self.without_hook) => {
+                if round.failed == 0 {
+                    self.announcement.announce(kind.into());
+                }
+            }
+            Membership::Member(_) | Membership::Unknown | Membership::Outside => {
+                self.announcement.announce(NodeDatapath::None);
+            }
+        }
         if round.failed == 0 {
-            self.announcement.announce(match self.membership {
-                Membership::Member(_) => kind.into(),
-                Membership::Unknown | Membership::Outside => NodeDatapath::None,
-            });
             self.is_up
                 .send_if_modified(|is_up| !std::mem::replace(is_up, true));
         }
         self.desired = Some(Arc::new(desired));
+    }
+
+    /// Keeps which peers there is no hook towards, and logs each interface once.
+    fn set_without_hook(&mut self, without_hook: BTreeMap<Ipv4Addr, NoHook>) {
+        let before: BTreeSet<_> = self.without_hook.values().cloned().collect();
+        let now: BTreeSet<_> = without_hook.values().cloned().collect();
+        for NoHook { interface, reason } in now.difference(&before) {
+            warn!(
+                interface,
+                reason,
+                "there is no hook on an interface that leads to other nodes: the mesh sends nothing by it, and \
+                 this node announces no data path"
+            );
+        }
+        if now.is_empty() && !before.is_empty() {
+            info!("all routes to the other nodes leave by interfaces with hooks again");
+        }
+        self.without_hook = without_hook;
     }
 
     /// The inputs of the desired state, or which of them is still missing.
@@ -114,6 +155,7 @@ impl Agent {
             container_interfaces: network.container_interfaces.clone(),
             mesh0: self.device.interface(),
             next_hops: network.next_hops.clone(),
+            without_hook: peers_without_hook(network, &self.ladder.lock().refused_uplinks()),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

@@ -65,7 +65,7 @@ impl UplinkHooks {
             (Mode::XdpNative, true) => Rung::XdpNativeTcx,
             (Mode::XdpNative, false) => Rung::XdpNativeClsact,
             (Mode::XdpGeneric, _) => Rung::XdpGeneric,
-            (Mode::Tc, _) => Rung::Tc,
+            (Mode::Tc | Mode::None, _) => Rung::Tc,
             (Mode::Ipvs, _) => Rung::Ipvs,
         }
     }

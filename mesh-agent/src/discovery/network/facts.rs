@@ -280,8 +280,8 @@ impl Facts {
         state
     }
 
-    /// Whatever clients or peers can send by: what carries a default route, the node's address or a route to a
-    /// peer, and what the options name.
+    /// Whatever clients or peers can send by: what carries a default route, the node's address or a route to
+    /// a peer, and what the options name.
     fn uplink_indexes(&self, options: &NetworkOptions, node_address: Option<Ipv4Addr>) -> BTreeSet<u32> {
         let with_node_address = self
             .addresses

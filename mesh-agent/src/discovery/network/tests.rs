@@ -317,7 +317,7 @@ fn the_kernel_is_asked_to_resolve_a_peer_that_answers() {
 }
 
 #[test]
-fn veths_on_bridges_of_any_name_lead_to_containers() {
+fn veths_on_bridges_of_any_name_are_containers_interfaces() {
     in_namespace(|| async {
         let mut watched = Watched::start(&[]);
         ip("link add free0 type veth peer name free1");

@@ -35,6 +35,9 @@ fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> O
         return Some(Reachability { location, state });
     }
     let node = cluster.nodes.get(&task.node).filter(|node| node.ready)?;
+    if local.without_hook.contains_key(&node.address) {
+        return None;
+    }
     let location = Location::Remote(node.address);
     match node.datapath {
         kind if kind.takes_from(local.datapath) => Some(Reachability { location, state }),

@@ -3,6 +3,7 @@
 use proptest::{collection, prelude::*, sample::select};
 
 use super::*;
+use crate::model::NoHook;
 
 const KINDS: [NodeDatapath; 5] = [
     NodeDatapath::Unknown,
@@ -36,6 +37,26 @@ fn tasks_on_nodes_without_a_data_path_of_this_kind_are_no_backends() {
             "{kind:?}: packets that it still sends are accepted"
         );
     }
+}
+
+#[test]
+fn nothing_is_sent_by_an_interface_without_a_hook() {
+    let (mut cluster, mut local) = pair();
+    let no_hook = NoHook {
+        interface: "wg0".into(),
+        reason: "no MAC address".into(),
+    };
+    local.without_hook.insert(Ipv4Addr::new(192, 168, 0, 2), no_hook);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+    assert!(!found.backends.contains_key(&key(12)));
+
+    cluster.tasks.remove("t1");
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(
+        found.frontends.is_empty(),
+        "the service is left to whatever else answers"
+    );
 }
 
 #[test]
