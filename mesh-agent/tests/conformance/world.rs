@@ -25,6 +25,9 @@ pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 200);
 pub(crate) const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 201);
 /// The address of Docker's bridge, the same on every node.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
+/// Another bridge of containers, with a name of its user's choice.
+const OTHER_BRIDGE: &str = "appbr";
+const OTHER_GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 1);
 /// MTU of all interfaces, bytes.
 pub(crate) const MTU: u32 = 1500;
 /// Docker's bridge.
@@ -34,8 +37,9 @@ pub(crate) const CLAIMED_TCP: u16 = 9200;
 /// The same by UDP.
 pub(crate) const CLAIMED_UDP: u16 = 9201;
 
-/// The containers of each node. Names end in the node's number; `x1` and `x2` are clients only.
-const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1"], &["a2", "b2", "x2"]];
+/// The containers of each node. Names end in the node's number; `x1`, `x2` and `y1` are clients only, and `y1` is
+/// on the other bridge.
+const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1", "y1"], &["a2", "b2", "x2"]];
 
 /// All namespaces, connected.
 pub(crate) struct World {
@@ -133,7 +137,9 @@ impl Node {
             &["-batch", "-"],
             &format!(
                 "link set eth0 address {mac}\nlink add {BRIDGE} address {gateway_mac} type bridge forward_delay 0\n\
-                 address add {GATEWAY}/16 dev {BRIDGE}\nlink set {BRIDGE} up\n"
+                 address add {GATEWAY}/16 dev {BRIDGE}\nlink set {BRIDGE} up\n\
+                 link add {OTHER_BRIDGE} type bridge forward_delay 0\n\
+                 address add {OTHER_GATEWAY}/16 dev {OTHER_BRIDGE}\nlink set {OTHER_BRIDGE} up\n"
             ),
         )?;
         netns.sysctl("ipv4/ip_forward", "1")?;
@@ -161,15 +167,21 @@ impl Node {
 impl Container {
     fn new(node: &Netns, host: u8, name: &'static str) -> Result<Self> {
         let netns = Netns::new(name)?;
-        let address = Ipv4Addr::new(172, 18, 0, host);
-        let mac = MacAddress([2, 0x42, 172, 18, 0, host]);
+        let (bridge, gateway) = if name.starts_with('y') {
+            (OTHER_BRIDGE, OTHER_GATEWAY)
+        } else {
+            (BRIDGE, GATEWAY)
+        };
+        let [a, b, c, _] = gateway.octets();
+        let address = Ipv4Addr::new(a, b, c, host);
+        let mac = MacAddress([2, 0x42, a, b, c, host]);
         let veth = format!("veth{name}");
         node.run_with_input(
             "ip",
             &["-batch", "-"],
             &format!(
                 "link add {veth} type veth peer name eth0 address {mac} netns {}\n\
-                 link set {veth} master {BRIDGE}\nlink set {veth} up\n",
+                 link set {veth} master {bridge}\nlink set {veth} up\n",
                 netns.network_path()
             ),
         )?;
@@ -177,7 +189,7 @@ impl Container {
             "ip",
             &["-batch", "-"],
             &format!(
-                "address add {address}/16 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY}\n"
+                "address add {address}/16 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n"
             ),
         )?;
         Ok(Self {
@@ -217,12 +229,16 @@ fn plug(wire: &Netns, netns: &Netns, addresses: &[Ipv4Addr]) -> Result<OwnedFd> 
 }
 
 /// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): only packets from or to its
-/// bridge are forwarded, containers on the bridge cannot reach each other, and published ports go to its own
+/// bridges are forwarded, and none between them, containers on the bridge cannot reach each other, and published ports go to its own
 /// mesh. Here that is an unused address, so an answer never comes from Docker's mesh.
 fn docker_rules() -> String {
     let unused = "172.18.255.254";
     format!(
         "*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\n\
+         -A FORWARD -i {BRIDGE} -o {OTHER_BRIDGE} -j DROP\n\
+         -A FORWARD -i {OTHER_BRIDGE} -o {BRIDGE} -j DROP\n\
+         -A FORWARD -o {OTHER_BRIDGE} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+         -A FORWARD -i {OTHER_BRIDGE} ! -o {OTHER_BRIDGE} -j ACCEPT\n\
          -A FORWARD -o {BRIDGE} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
          -A FORWARD -i {BRIDGE} ! -o {BRIDGE} -j ACCEPT\n\
          -A FORWARD -i {BRIDGE} -o {BRIDGE} -j DROP\nCOMMIT\n\
@@ -230,6 +246,7 @@ fn docker_rules() -> String {
          -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n\
          -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER-INGRESS\n\
          -A POSTROUTING -s 172.18.0.0/16 ! -o {BRIDGE} -j MASQUERADE\n\
+         -A POSTROUTING -s 172.20.0.0/16 ! -o {OTHER_BRIDGE} -j MASQUERADE\n\
          -A DOCKER-INGRESS -p tcp -m tcp --dport {CLAIMED_TCP} -j DNAT --to-destination {unused}:{TCP_PORT}\n\
          -A DOCKER-INGRESS -p udp -m udp --dport {CLAIMED_UDP} -j DNAT --to-destination {unused}:{UDP_PORT}\n\
          -A DOCKER-INGRESS -j RETURN\nCOMMIT\n"
