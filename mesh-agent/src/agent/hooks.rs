@@ -1,4 +1,4 @@
-//! Which peers' packets would pass an interface on which the mesh has no hook, and what follows from it. Pure.
+//! Which peers' packets would pass an interface without a hook of the mesh, and what follows from it. Pure.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -30,8 +30,8 @@ pub(super) fn peers_without_hook(
         .collect()
 }
 
-/// Whether this node may announce a data path: not if packets of any node that is in the cluster would come in
-/// where there is no hook. What the other nodes announce must not matter: two nodes that both lack a hook
+/// Whether this node may announce a data path: not if packets of any ready node would come in where there is
+/// no hook. What the other nodes announce must not matter: two nodes that both lack a hook
 /// would announce in turns.
 pub(super) fn may_announce(cluster: &Cluster, own: &str, without_hook: &BTreeMap<Ipv4Addr, NoHook>) -> bool {
     !cluster

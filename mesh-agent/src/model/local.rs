@@ -35,7 +35,7 @@ pub struct Local {
     pub mesh0: Option<HostInterface>,
     /// The next hop to each peer node's address, resolved from routes and neighbours.
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
-    /// The peers to and from which packets would pass an interface without a hook: the mesh sends them nothing.
+    /// The peers to and from which packets would pass an interface without a hook: they are sent nothing.
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,

@@ -11,7 +11,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::RouteAddress,
+    route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 
 use super::{Interest, NetworkOptions, NetworkState};
@@ -30,7 +30,9 @@ pub(super) enum Effect {
     None,
     /// Compute the state again.
     State,
-    /// Routes may have changed. The kernel reports only few of the routes that it drops, so read them all
+    /// Routes to peers may have changed: look them up again.
+    Peers,
+    /// Any route may have changed. The kernel reports only few of the routes that it drops, so read them all
     /// again.
     Routes,
     /// Messages were lost: read everything again.
@@ -80,7 +82,11 @@ pub(super) struct Facts {
 
 impl Facts {
     /// Records what a multicast message reports.
-    pub(super) fn absorb(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Effect {
+    pub(super) fn absorb(
+        &mut self,
+        message: NetlinkMessage<RouteNetlinkMessage>,
+        peers: &BTreeSet<Ipv4Addr>,
+    ) -> Effect {
         let message = match message.payload {
             NetlinkPayload::InnerMessage(message) => message,
             NetlinkPayload::Overrun(_) => return Effect::Overrun,
@@ -94,11 +100,12 @@ impl Facts {
             RouteNetlinkMessage::NewNeighbour(neighbour) => self.add_neighbour(&neighbour),
             RouteNetlinkMessage::DelNeighbour(neighbour) => self.remove_neighbour(&neighbour),
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                if route.header.address_family == AddressFamily::Inet {
-                    Effect::Routes
-                } else {
-                    Effect::None
-                }
+                route_effect(&route, peers)
+            }
+            RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule)
+                if rule.header.family == AddressFamily::Inet =>
+            {
+                Effect::Peers
             }
             _ => Effect::None,
         }
@@ -321,6 +328,32 @@ impl Link {
     }
 }
 
+/// What a route's change requires. A routing daemon changes thousands that matter to nothing here.
+fn route_effect(route: &RouteMessage, peers: &BTreeSet<Ipv4Addr>) -> Effect {
+    // What is in the local table follows from addresses, which are reported by themselves.
+    if route.header.address_family != AddressFamily::Inet || route.header.table == libc::RT_TABLE_LOCAL {
+        return Effect::None;
+    }
+    let length = u32::from(route.header.destination_prefix_length);
+    if length == 0 {
+        return Effect::Routes;
+    }
+    let first = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(address.to_bits()),
+        _ => None,
+    });
+    let leads_to_peer = first.is_some_and(|first| {
+        let last = first | u32::MAX.checked_shr(length).unwrap_or(0);
+        let covered = Ipv4Addr::from_bits(first)..=Ipv4Addr::from_bits(last);
+        peers.range(covered).next().is_some()
+    });
+    if leads_to_peer {
+        Effect::Peers
+    } else {
+        Effect::None
+    }
+}
+
 pub(super) fn ipv4(address: &RouteAddress) -> Option<Ipv4Addr> {
     match address {
         RouteAddress::Inet(address) => Some(*address),
@@ -352,4 +385,46 @@ fn neighbour(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
 
 fn mac(bytes: &[u8]) -> Option<MacAddress> {
     bytes.try_into().ok().map(MacAddress)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NetlinkHeader;
+    use netlink_packet_route::route::RouteHeader;
+
+    use super::*;
+
+    fn effect_of(destination: Ipv4Addr, length: u8, table: u8) -> Effect {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.destination_prefix_length = length;
+        route.header.table = table;
+        if length > 0 {
+            let destination = RouteAddress::Inet(destination);
+            route.attributes.push(RouteAttribute::Destination(destination));
+        }
+        let message = NetlinkMessage::new(
+            NetlinkHeader::default(),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)),
+        );
+        Facts::default().absorb(message, &BTreeSet::from([Ipv4Addr::new(192, 0, 2, 9)]))
+    }
+
+    #[test]
+    fn only_routes_to_a_peer_or_to_everything_matter() {
+        let main = RouteHeader::RT_TABLE_MAIN;
+        for number in 0..10_000_u32 {
+            let other = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + (number << 8));
+            assert_eq!(effect_of(other, 24, main), Effect::None, "{other}");
+        }
+        let peer = Ipv4Addr::new(192, 0, 2, 9);
+        let net = Ipv4Addr::new(192, 0, 2, 0);
+        for (destination, length) in [(peer, 32), (net, 24), (Ipv4Addr::new(128, 0, 0, 0), 1)] {
+            assert_eq!(effect_of(destination, length, main), Effect::Peers, "/{length}");
+        }
+        assert_eq!(effect_of(net, 29, main), Effect::None);
+        assert_eq!(effect_of(peer, 32, 100), Effect::Peers, "by a routing rule");
+        assert_eq!(effect_of(peer, 32, libc::RT_TABLE_LOCAL), Effect::None);
+        assert_eq!(effect_of(Ipv4Addr::UNSPECIFIED, 0, main), Effect::Routes);
+    }
 }

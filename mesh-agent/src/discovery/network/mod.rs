@@ -2,6 +2,7 @@
 //! each peer. Imports the model only; `facts` interprets netlink's messages, without I/O.
 
 mod facts;
+mod pace;
 #[cfg(test)]
 mod tests;
 
@@ -23,11 +24,14 @@ use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
 use tracing::{debug, warn};
 
-use self::facts::{Effect, Facts, Path};
+use self::{
+    facts::{Effect, Facts, Path},
+    pace::{Lookup, Pace},
+};
 use super::{NetworkState, default_route::DefaultRoute};
 
 /// The kernel announces a new container's veth in a dozen messages, which are handled together.
@@ -86,6 +90,7 @@ pub struct NetworkWatcher {
     /// The interest that the facts answer.
     known_interest: Interest,
     facts: Facts,
+    pace: Pace,
     state: watch::Sender<Option<NetworkState>>,
     missing_uplinks: BTreeSet<String>,
 }
@@ -105,6 +110,7 @@ pub fn watch_network(
         MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv4Rule,
     ];
     let (mut connection, handle, messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
@@ -124,6 +130,7 @@ pub fn watch_network(
         interest,
         known_interest: Interest::default(),
         facts: Facts::default(),
+        pace: Pace::default(),
         state,
         missing_uplinks: BTreeSet::new(),
     };
@@ -148,14 +155,9 @@ impl NetworkWatcher {
                     match effect {
                         Effect::None => continue,
                         Effect::State => {}
-                        Effect::Routes => {
-                            self.list_default_routes().await?;
-                            self.find_paths().await;
-                        }
-                        Effect::Overrun => {
-                            warn!("the kernel dropped netlink messages; listing the network again");
-                            self.list().await?;
-                        }
+                        Effect::Peers => self.pace.ask(Lookup::Peers),
+                        Effect::Routes => self.pace.ask(Lookup::DefaultRoutes),
+                        Effect::Overrun => self.pace.ask(Lookup::All),
                     }
                 }
                 changed = self.interest.changed() => {
@@ -164,27 +166,54 @@ impl NetworkWatcher {
                     }
                     self.find_paths().await;
                 }
+                () = due(self.pace.due(Instant::now())) => {}
                 _ = tick.tick() => {
-                    self.solicit(ticks.is_multiple_of(VERIFY_EVERY)).await;
+                    let verify = ticks.is_multiple_of(VERIFY_EVERY);
+                    self.solicit(verify).await;
                     ticks = ticks.wrapping_add(1);
-                    continue;
+                    if !verify {
+                        continue;
+                    }
+                    // Changes of routes that the kernel does not report.
+                    self.pace.ask(Lookup::Peers);
                 }
             }
+            self.look_up().await?;
             self.publish();
         }
+    }
+
+    /// Looks routes up if that is due. Everything else that has changed is published meanwhile.
+    async fn look_up(&mut self) -> Result<(), NetworkError> {
+        let begin = Instant::now();
+        match self.pace.take(begin) {
+            None => return Ok(()),
+            Some(Lookup::Peers) => self.find_paths().await,
+            Some(Lookup::DefaultRoutes) => {
+                self.list_default_routes().await?;
+                self.find_paths().await;
+            }
+            Some(Lookup::All) => {
+                warn!("the kernel dropped netlink messages; listing the network again");
+                self.list().await?;
+            }
+        }
+        self.pace.took(begin, Instant::now());
+        Ok(())
     }
 
     async fn absorb_burst(
         &mut self,
         first: NetlinkMessage<RouteNetlinkMessage>,
     ) -> Result<Effect, NetworkError> {
-        let mut effect = self.facts.absorb(first);
+        let peers = &self.known_interest.peers;
+        let mut effect = self.facts.absorb(first, peers);
         if effect == Effect::None {
             return Ok(effect);
         }
         let deadline = Instant::now() + DEBOUNCE;
         while let Ok(message) = timeout_at(deadline, self.messages.next()).await {
-            effect = effect.max(self.facts.absorb(message.ok_or(NetworkError::Closed)?));
+            effect = effect.max(self.facts.absorb(message.ok_or(NetworkError::Closed)?, peers));
         }
         Ok(effect)
     }
@@ -298,6 +327,13 @@ impl NetworkWatcher {
             *state = Some(new);
             changed
         });
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,5 +1,5 @@
-//! When routes are looked up: at once after a quiet time, and otherwise no more often than their number allows.
-//! No I/O; the clock is an argument.
+//! When routes are looked up: at once after a quiet time, and otherwise no more often than their number
+//! allows. No I/O; the clock is an argument.
 
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub(super) enum Lookup {
     Peers,
     /// The default routes as well, for which the kernel lists its whole table.
     DefaultRoutes,
+    /// Everything, since messages were lost.
+    All,
 }
 
 /// The look-up that is due, and when.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, process::Command, time::Duration};
 
 use mesh_support::{command, namespace::in_new_network};
-use tokio::{sync::watch, time::timeout};
+use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
 
 use super::{Interest, NetworkOptions, watch_network};
 use crate::{discovery::NetworkState, model::MacAddress};
@@ -341,6 +341,72 @@ fn veths_on_bridges_of_any_name_are_containers_interfaces() {
         ip("link set port0 nomaster");
         watched
             .until("the other is free", |state| state.container_interfaces.is_empty())
+            .await;
+    });
+}
+
+/// A routing daemon's work goes on while a route that matters changes.
+#[test]
+fn a_change_of_a_peers_route_is_followed_beside_ten_thousand_others() {
+    in_namespace(|| async {
+        wire();
+        ip("link add other0 type veth peer name other1");
+        ip("link set other0 up");
+        ip("link set other1 up");
+        let mut batch = String::new();
+        for number in 0..10_000 {
+            batch += &format!(
+                "route replace 10.{}.{}.0/24 dev wire0\n",
+                number / 250,
+                number % 250
+            );
+        }
+        let mut watched = Watched::start(&[]);
+        let peer = address("198.51.100.2");
+        watched
+            .interest
+            .send_modify(|interest| interest.peers = BTreeSet::from([peer]));
+        watched
+            .until("it has looked the peer up", |state| {
+                !state.interest.peers.is_empty()
+            })
+            .await;
+        let storm = tokio::spawn(async move {
+            for _ in 0..3 {
+                let mut daemon = tokio::process::Command::new("ip")
+                    .args(["-batch", "-"])
+                    .stdin(std::process::Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                daemon
+                    .stdin
+                    .take()
+                    .unwrap()
+                    .write_all(batch.as_bytes())
+                    .await
+                    .unwrap();
+                assert!(daemon.wait().await.unwrap().success());
+            }
+        });
+        for interface in ["wire0", "other0", "wire0"] {
+            ip(&format!("route replace 198.51.100.0/24 dev {interface}"));
+            let begin = std::time::Instant::now();
+            watched
+                .until("the peer's interface has changed", |state| {
+                    state
+                        .peer_interfaces
+                        .get(&peer)
+                        .is_some_and(|found| found == interface)
+                })
+                .await;
+            println!("{interface}: followed after {:?}", begin.elapsed());
+        }
+        storm.await.unwrap();
+        ip("route add default dev other0");
+        watched
+            .until("the default route is found among them", |state| {
+                state.uplinks.contains_key("other0")
+            })
             .await;
     });
 }

@@ -270,8 +270,8 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
     hooked(HookKind::Nat, Point::Postrouting, BEFORE_DOCKER_SOURCE, rules)
 }
 
-/// Matches what came in by a bridge of containers, of whatever name. Their replies must come back here: Docker
-/// forwards nothing from one bridge to another.
+/// Matches what came in by a bridge of containers, of whatever name. Their replies must come back here:
+/// Docker forwards nothing from one bridge to another.
 fn from_containers(rules: &Rules) -> Vec<Expression> {
     let mut expressions = on(Meta::InputInterfaceKind, "bridge");
     for uplink in &rules.uplinks {
