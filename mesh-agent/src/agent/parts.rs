@@ -87,7 +87,8 @@ impl Parts {
             let hints = hints.clone();
             move || hints.hint()
         };
-        let (watcher, containers) = ContainerWatcher::new(docker.clone(), source.scheduler(), on_event);
+        let (watcher, containers) =
+            ContainerWatcher::new(docker.clone(), source.scheduler(), network.clone(), on_event);
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
 
         let snapshots = channels.state.subscribe();

@@ -139,7 +139,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         }
     };
     let work = async {
-        let publish = publish(&cluster, &mesh.state);
+        let publish = publish(&cluster, &id, &mesh.state);
         let announce = announce(
             &cluster,
             &member,
@@ -208,7 +208,7 @@ async fn serve(listener: TlsListener, router: Router) {
 }
 
 /// Publishes the snapshot whenever the objects change.
-async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
+async fn publish(cluster: &Cluster, own: &NodeId, state: &watch::Sender<SourceState>) {
     let mut changes = cluster.changes();
     let available = cluster.available();
     let mut logged = LabelErrors::new();
@@ -218,7 +218,8 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
     loop {
         changes.mark_unchanged();
         let registrations = cluster.registrations();
-        let (snapshot, errors) = cluster.read(|state| source::snapshot(state, &registrations));
+        let (mut snapshot, errors) = cluster.read(|state| source::snapshot(state, &registrations));
+        mark_own_node(&mut snapshot, own.as_str());
         for error in errors.difference(&logged) {
             warn!("{error}");
         }
@@ -242,6 +243,13 @@ async fn publish(cluster: &Cluster, state: &watch::Sender<SourceState>) {
             },
             _ = confirm.tick() => {}
         }
+    }
+}
+
+/// This node's agent needs no registration to be known to run: this is the agent.
+fn mark_own_node(snapshot: &mut model::Cluster, own: &str) {
+    if let Some(node) = snapshot.nodes.get_mut(own) {
+        node.silent = false;
     }
 }
 
@@ -347,6 +355,26 @@ mod tests {
         snapshot.cluster_id = "c".into();
         assert!(update(&mut state, snapshot, true, "a store"));
         assert_eq!(state.revision, 2);
+    }
+
+    #[test]
+    fn a_node_that_is_not_registered_yet_does_not_count_as_silent_to_itself() {
+        let node = |name: &str| model::Node {
+            hostname: name.to_owned(),
+            address: [192, 0, 2, 1].into(),
+            role: model::NodeRole::Manager,
+            ready: true,
+            weight: 1,
+            datapath: NodeDatapath::Unknown,
+            silent: true,
+        };
+        let nodes = ["own", "other"].map(|name| (name.to_owned(), node(name)));
+        let mut snapshot = model::Cluster {
+            nodes: nodes.into(),
+            ..model::Cluster::default()
+        };
+        mark_own_node(&mut snapshot, "own");
+        assert_eq!(silent_nodes(&snapshot), ["other".to_owned()].into());
     }
 
     #[test]

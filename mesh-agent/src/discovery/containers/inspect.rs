@@ -46,6 +46,26 @@ pub(super) enum InspectError {
     Sandbox(#[from] SandboxError),
 }
 
+/// What inspecting a container found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Inspection {
+    /// It takes part in the mesh.
+    Reachable(Reachable),
+    /// It still runs as it was started before.
+    Same,
+    /// It takes no part in the mesh.
+    Apart,
+}
+
+/// A container that takes part in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reachable {
+    pub(super) task: TaskId,
+    pub(super) container: Container,
+    /// When it was started, as the engine writes it: each start can bring another address.
+    pub(super) started: Option<String>,
+}
+
 /// What the engine knows about a task's container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Described {
@@ -54,13 +74,14 @@ struct Described {
     sandbox: PathBuf,
 }
 
-/// Inspects a container and its network namespace. `None` for a container that takes no part in the mesh.
+/// Inspects a container and, unless it runs since `known_start`, its network namespace.
 pub(super) async fn inspect(
     docker: &Docker,
     scheduler: Scheduler,
     ingress: &ArcSwapOption<NetworkId>,
     id: &str,
-) -> Result<Option<(TaskId, Container)>, InspectError> {
+    known_start: Option<&str>,
+) -> Result<Inspection, InspectError> {
     let connection = docker.connection().await?;
     let inspected = connection
         .bollard
@@ -70,6 +91,10 @@ pub(super) async fn inspect(
             request: "container inspect",
             source,
         })?;
+    let started = started_at(&inspected);
+    if known_start.is_some() && started.as_deref() == known_start {
+        return Ok(Inspection::Same);
+    }
     let described = match scheduler {
         Scheduler::Orchestrator => describe_orchestrated(&inspected),
         Scheduler::Swarm => {
@@ -83,24 +108,27 @@ pub(super) async fn inspect(
         }
     };
     let Some(described) = described else {
-        return Ok(None);
+        return Ok(Inspection::Apart);
     };
-    let found = sandbox::look_up(described.sandbox).await?;
-    Ok(found.map(|sandbox| {
-        let Sandbox {
-            address,
-            mac,
-            host_interface,
-            gateway_mac,
-        } = sandbox;
-        let container = Container {
+    let Some(sandbox) = sandbox::look_up(described.sandbox).await? else {
+        return Ok(Inspection::Apart);
+    };
+    let Sandbox {
+        address,
+        mac,
+        host_interface,
+        gateway_mac,
+    } = sandbox;
+    Ok(Inspection::Reachable(Reachable {
+        task: described.task,
+        container: Container {
             ingress_address: described.ingress_address,
             address,
             mac,
             host_interface,
             gateway_mac,
-        };
-        (described.task, container)
+        },
+        started,
     }))
 }
 
@@ -121,6 +149,10 @@ async fn ingress_network(docker: &bollard::Docker) -> Result<Option<NetworkId>, 
 fn task_of(inspected: &ContainerInspectResponse, scheduler: Scheduler) -> Option<&TaskId> {
     let labels = inspected.config.as_ref()?.labels.as_ref()?;
     labels.get(scheduler.task_label()).filter(|task| !task.is_empty())
+}
+
+fn started_at(inspected: &ContainerInspectResponse) -> Option<String> {
+    inspected.state.as_ref()?.started_at.clone()
 }
 
 fn sandbox_of(inspected: &ContainerInspectResponse) -> Option<PathBuf> {

@@ -1,9 +1,12 @@
 //! The containers of this node's tasks, Swarm's or the orchestrator's, and how to reach each without the
-//! overlay network: follows the local engine's events and inspects each container that appears. Imports the
-//! model and `docker`.
+//! overlay network: follows the local engine's events and inspects each container that appears. A container
+//! whose veth is gone is gone, whatever the engine still says. Imports the model and `docker`.
 
 mod inspect;
 mod sandbox;
+#[cfg(test)]
+mod tests;
+mod veths;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +27,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use self::inspect::Scheduler;
-use self::inspect::{InspectError, NetworkId, inspect};
+use self::{
+    inspect::{InspectError, Inspection, NetworkId, Reachable, inspect},
+    veths::Veths,
+};
+use super::NetworkState;
 use crate::{
     backoff::Backoff,
     docker::{Docker, DockerError},
@@ -59,6 +66,9 @@ pub struct ContainerWatcher {
     /// Whether the engine's list has been read at least once.
     read: bool,
     ingress: Arc<ArcSwapOption<NetworkId>>,
+    /// The node's network; its sender lives as long as the agent.
+    network: watch::Receiver<Option<NetworkState>>,
+    veths: Veths,
 }
 
 type ContainerId = String;
@@ -70,8 +80,12 @@ enum Knowledge {
     Pending { failures: u32 },
     /// It could not be inspected, and will be tried again.
     Failed { failures: u32, retry: Instant },
-    /// It was inspected, and this is how to reach it.
-    Reached(TaskId, Container),
+    /// It was inspected, and this is how to reach it. It is inspected again at `verify`: while no events
+    /// came, it may have been restarted with another address.
+    Reached {
+        reachable: Reachable,
+        verify: Option<Instant>,
+    },
     /// It takes no part in the mesh: it has the host's network, is not on the ingress network, or no veth
     /// leads to it.
     Apart,
@@ -86,7 +100,7 @@ enum Interruption {
     EventsEnded,
 }
 
-type Inspected = (ContainerId, Result<Option<(TaskId, Container)>, InspectError>);
+type Inspected = (ContainerId, Result<Inspection, InspectError>);
 
 impl fmt::Debug for ContainerWatcher {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,6 +119,7 @@ impl ContainerWatcher {
     pub fn new(
         docker: Docker,
         scheduler: Scheduler,
+        network: watch::Receiver<Option<NetworkState>>,
         hint: impl Fn() + Send + Sync + 'static,
     ) -> (Self, watch::Receiver<ContainerState>) {
         let (state, receiver) = watch::channel(ContainerState::default());
@@ -116,6 +131,8 @@ impl ContainerWatcher {
             known: BTreeMap::new(),
             read: false,
             ingress: Arc::default(),
+            network,
+            veths: Veths::default(),
         };
         (watcher, receiver)
     }
@@ -141,11 +158,23 @@ impl ContainerWatcher {
                 changed
             });
             if shutdown
-                .run_until_cancelled(sleep(backoff.next()))
+                .run_until_cancelled(self.pause(backoff.next()))
                 .await
                 .is_none()
             {
                 return;
+            }
+        }
+    }
+
+    /// Waits before the engine is tried again. Veths can go meanwhile.
+    async fn pause(&mut self, wait: Duration) {
+        let mut network = self.network.clone();
+        let mut over = std::pin::pin!(sleep(wait));
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                Ok(()) = network.changed() => self.lose_veths(network.borrow_and_update().as_ref()),
             }
         }
     }
@@ -160,16 +189,20 @@ impl ContainerWatcher {
     async fn try_follow(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
         // Subscribe first, list afterwards: what changes in between is seen twice, not never.
         let mut events = self.docker.events(&["container"]).await?;
+        let mut network = self.network.clone();
+        self.lose_veths(network.borrow_and_update().as_ref());
         let mut inspections: JoinSet<Inspected> = JoinSet::new();
         // Inspections that were under way when the last stream ended were cancelled with it.
         self.known
             .retain(|_, knowledge| !matches!(knowledge, Knowledge::Pending { .. }));
         let mut listed = self.relist(&mut inspections).await?;
+        self.doubt_all(Instant::now());
         backoff.reset();
         loop {
             let retry = self.known.values().filter_map(|knowledge| match knowledge {
                 Knowledge::Failed { retry, .. } => Some(*retry),
-                Knowledge::Pending { .. } | Knowledge::Reached(..) | Knowledge::Apart => None,
+                Knowledge::Reached { verify, .. } => *verify,
+                Knowledge::Pending { .. } | Knowledge::Apart => None,
             });
             let retry = retry.min();
             tokio::select! {
@@ -177,6 +210,7 @@ impl ContainerWatcher {
                     let event = event.ok_or(Interruption::EventsEnded)??;
                     self.event(&event, &mut inspections);
                 }
+                Ok(()) = network.changed() => self.lose_veths(network.borrow_and_update().as_ref()),
                 Some(Ok((id, inspected))) = inspections.join_next() => self.inspected(id, inspected),
                 () = sleep_until(retry.unwrap_or(listed)), if retry.is_some() => self.retry(&mut inspections),
                 () = sleep_until(listed + RELIST) => listed = self.relist(&mut inspections).await?,
@@ -226,11 +260,12 @@ impl ContainerWatcher {
             return;
         };
         match event.action.as_deref().unwrap_or_default() {
-            "start" => {
-                if !self.known.contains_key(id) {
-                    self.inspect(id.clone(), 0, inspections);
-                }
-            }
+            "start" => match self.known.get_mut(id) {
+                None => self.inspect(id.clone(), 0, inspections),
+                // Streams overlap, so this may be its first start.
+                Some(Knowledge::Reached { verify, .. }) => *verify = Some(Instant::now()),
+                Some(Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart) => {}
+            },
             "die" | "destroy" => {
                 if self.known.remove(id).is_some() {
                     self.publish();
@@ -245,44 +280,116 @@ impl ContainerWatcher {
 
     fn inspect(&mut self, id: ContainerId, failures: u32, inspections: &mut JoinSet<Inspected>) {
         self.known.insert(id.clone(), Knowledge::Pending { failures });
+        self.spawn_inspection(id, None, inspections);
+    }
+
+    fn spawn_inspection(
+        &self,
+        id: ContainerId,
+        known_start: Option<String>,
+        inspections: &mut JoinSet<Inspected>,
+    ) {
         let docker = self.docker.clone();
         let scheduler = self.scheduler;
         let ingress = Arc::clone(&self.ingress);
         inspections.spawn(async move {
-            let inspected = inspect(&docker, scheduler, &ingress, &id).await;
+            let inspected = inspect(&docker, scheduler, &ingress, &id, known_start.as_deref()).await;
             (id, inspected)
         });
     }
 
-    fn retry(&mut self, inspections: &mut JoinSet<Inspected>) {
-        let now = Instant::now();
-        let due: Vec<_> = self
-            .known
-            .iter()
-            .filter_map(|(id, knowledge)| match knowledge {
-                Knowledge::Failed { failures, retry } => (*retry <= now).then(|| (id.clone(), *failures)),
-                Knowledge::Pending { .. } | Knowledge::Reached(..) | Knowledge::Apart => None,
-            })
-            .collect();
-        for (id, failures) in due {
-            self.inspect(id, failures, inspections);
+    /// Removes the containers whose veths are gone, before the engine reports it. Each is inspected again: it
+    /// may still run, and have been connected to its network again.
+    fn lose_veths(&mut self, network: Option<&NetworkState>) {
+        let Some(network) = network else { return };
+        let gone = self.veths.update(&network.container_interfaces);
+        let mut lost = false;
+        for (id, knowledge) in &mut self.known {
+            if let Knowledge::Reached { reachable, .. } = knowledge
+                && gone.contains(&reachable.container.host_interface)
+            {
+                debug!(
+                    container = id,
+                    task = reachable.task,
+                    "the container's veth is gone"
+                );
+                *knowledge = Knowledge::Failed {
+                    failures: 0,
+                    retry: Instant::now() + RETRY,
+                };
+                lost = true;
+            }
+        }
+        if lost {
+            self.publish();
+            (self.hint)();
         }
     }
 
-    fn inspected(&mut self, id: ContainerId, inspected: Result<Option<(TaskId, Container)>, InspectError>) {
+    /// After a gap in the events: has every container inspected again, each of which stays in use meanwhile.
+    fn doubt_all(&mut self, now: Instant) {
+        for knowledge in self.known.values_mut() {
+            if let Knowledge::Reached { verify, .. } = knowledge {
+                *verify = Some(now);
+            }
+        }
+    }
+
+    fn retry(&mut self, inspections: &mut JoinSet<Inspected>) {
+        let now = Instant::now();
+        let mut failed = Vec::new();
+        let mut doubted = Vec::new();
+        for (id, knowledge) in &mut self.known {
+            match knowledge {
+                Knowledge::Failed { failures, retry } if *retry <= now => {
+                    failed.push((id.clone(), *failures));
+                }
+                Knowledge::Reached { reachable, verify } if verify.is_some_and(|verify| verify <= now) => {
+                    *verify = None;
+                    doubted.push((id.clone(), reachable.started.clone()));
+                }
+                Knowledge::Pending { .. }
+                | Knowledge::Failed { .. }
+                | Knowledge::Reached { .. }
+                | Knowledge::Apart => {}
+            }
+        }
+        for (id, failures) in failed {
+            self.inspect(id, failures, inspections);
+        }
+        for (id, started) in doubted {
+            self.spawn_inspection(id, started, inspections);
+        }
+    }
+
+    fn inspected(&mut self, id: ContainerId, inspected: Result<Inspection, InspectError>) {
         // A container that died while it was being inspected is no longer known.
         let Some(knowledge) = self.known.get_mut(&id) else {
             return;
         };
-        let Knowledge::Pending { failures } = *knowledge else {
-            return;
+        let failures = match knowledge {
+            Knowledge::Pending { failures } => *failures,
+            Knowledge::Reached { verify, .. } => {
+                if let Err(error) = &inspected {
+                    // The engine's failure is not the container's.
+                    debug!(container = id, %error, "cannot verify a container's network");
+                    *verify = Some(Instant::now() + LONGEST_RETRY);
+                    return;
+                }
+                0
+            }
+            Knowledge::Failed { .. } | Knowledge::Apart => return,
         };
         *knowledge = match inspected {
-            Ok(Some((task, container))) => {
-                debug!(task, ?container, "container found");
-                Knowledge::Reached(task, container)
+            Ok(Inspection::Same) => return,
+            Ok(Inspection::Reachable(reachable)) => {
+                debug!(?reachable, "container found");
+                Knowledge::Reached {
+                    reachable,
+                    verify: None,
+                }
             }
-            Ok(None) => {
+            Ok(Inspection::Apart) => {
                 debug!(container = id, "container takes no part in the mesh");
                 Knowledge::Apart
             }
@@ -312,7 +419,7 @@ impl ContainerWatcher {
             .known
             .values()
             .filter_map(|knowledge| match knowledge {
-                Knowledge::Reached(task, container) => Some((task.clone(), *container)),
+                Knowledge::Reached { reachable, .. } => Some((reachable.task.clone(), reachable.container)),
                 Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
             })
             .collect();
@@ -326,26 +433,5 @@ impl ContainerWatcher {
             state.listed |= listed;
             changed
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn an_absent_engine_is_reported_as_trouble() {
-        let (watcher, mut state) =
-            ContainerWatcher::new(Docker::new("/nonexistent/docker.sock"), Scheduler::Swarm, || {});
-        let shutdown = CancellationToken::new();
-        let running = tokio::spawn(watcher.run(shutdown.clone()));
-        let trouble = state
-            .wait_for(|state| state.trouble.is_some())
-            .await
-            .unwrap()
-            .clone();
-        assert!(!trouble.listed && trouble.containers.is_empty());
-        shutdown.cancel();
-        running.await.unwrap();
     }
 }
