@@ -146,12 +146,13 @@ pub struct RunOptions {
     )]
     pub sysctls: PathBuf,
 
-    /// What happens to the data path when the agent is stopped.
+    /// What happens to the data path when the agent is stopped. It must outlive an agent that is restarted or
+    /// updated; `mesh-agent clean` removes it afterwards.
     #[arg(
         long,
         env = "MESH_ON_STOP",
         value_name = "WHAT",
-        default_value = "detach",
+        default_value = "keep",
         help_heading = "Data path"
     )]
     pub on_stop: OnStop,
@@ -247,11 +248,11 @@ impl RunOptions {
 /// What happens to the data path when the agent is stopped; `--on-stop`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnStop {
-    /// Remove it; Docker's own mesh takes over again.
-    #[default]
-    Detach,
     /// Leave it in the kernel, where it keeps forwarding; the next agent adopts it.
+    #[default]
     Keep,
+    /// Remove it; Docker's own mesh takes over again.
+    Detach,
 }
 
 /// Format of the log; `--log-format`.
@@ -358,7 +359,11 @@ mod tests {
         );
         assert_eq!((options.geneve_port, options.feed_port), (6081, 9468));
         assert_eq!(options.datapath, DatapathChoice::Auto);
-        assert_eq!(options.on_stop, OnStop::Detach);
+        assert_eq!(
+            options.on_stop,
+            OnStop::Keep,
+            "a restart must not interrupt traffic"
+        );
         assert!(options.backend_metrics && options.uplinks.is_empty());
     }
 

@@ -119,13 +119,13 @@ impl Mesh0 {
         Ok(interface)
     }
 
-    /// Removes the device, and its other end and route with it, if it exists.
+    /// Removes the device, and its other end and route with it; false if there is none.
     ///
     /// # Errors
     /// When the kernel refuses, or another program's interface has the name.
-    pub async fn remove(&self) -> Result<(), Mesh0Error> {
+    pub async fn remove(&self) -> Result<bool, Mesh0Error> {
         let Some(link) = self.find(DEVICE).await? else {
-            return Ok(());
+            return Ok(false);
         };
         if !is_veth(&link) {
             return Err(Mesh0Error::NameTaken(DEVICE));
@@ -135,7 +135,8 @@ impl Mesh0 {
             .del(link.header.index)
             .execute()
             .await
-            .map_err(failed(format!("remove {DEVICE}")))
+            .map_err(failed(format!("remove {DEVICE}")))?;
+        Ok(true)
     }
 
     async fn configure(&self, name: &str, index: u32, mtu: u32) -> Result<(), Mesh0Error> {
@@ -293,8 +294,8 @@ mod tests {
             node();
             let mesh0 = Mesh0::new().unwrap();
             mesh0.ensure(SETTINGS).await.unwrap();
-            mesh0.remove().await.unwrap();
-            mesh0.remove().await.unwrap();
+            assert!(mesh0.remove().await.unwrap());
+            assert!(!mesh0.remove().await.unwrap());
             let links = ip("-o link show");
             assert!(!links.contains("mesh"), "{links}");
             assert_eq!(ip("route show 169.254.96.1"), "");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args as _;
-use mesh_agent::config::RunOptions;
+use mesh_agent::{agent::CleanOptions, config::RunOptions};
 
 fn deploy(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
@@ -27,26 +27,30 @@ fn prometheus_takes_the_scrape_example() {
 }
 
 #[test]
-fn the_stack_file_sets_only_flags_of_the_agent() {
-    let command = RunOptions::augment_args(clap::Command::new("run"));
-    let known: BTreeSet<_> = command
-        .get_arguments()
-        .filter_map(|argument| argument.get_env()?.to_str())
-        .collect();
-    let stack = fs::read_to_string(deploy("stack.yml")).unwrap();
-    let set: Vec<_> = stack
-        .lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with("MESH_"))
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, _)| name)
-        .collect();
-    assert!(set.len() > 10, "the environment of the stack was found: {set:?}");
-    for name in set {
-        assert!(
-            known.contains(name),
-            "{name} is no flag of `mesh-agent run`: {known:?}"
-        );
+fn the_stack_files_set_only_flags_of_their_commands() {
+    let run = RunOptions::augment_args(clap::Command::new("run"));
+    let clean = CleanOptions::augment_args(clap::Command::new("clean"));
+    for (file, command, least) in [("stack.yml", run, 10), ("clean.yml", clean, 3)] {
+        let known: BTreeSet<_> = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_env()?.to_str())
+            .collect();
+        let stack = fs::read_to_string(deploy(file)).unwrap();
+        let set: Vec<_> = stack
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("MESH_"))
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, _)| name)
+            .collect();
+        assert!(set.len() >= least, "the environment of {file} was found: {set:?}");
+        for name in set {
+            assert!(
+                known.contains(name),
+                "{name} is no flag of `mesh-agent {}`: {known:?}",
+                command.get_name()
+            );
+        }
     }
 }
 

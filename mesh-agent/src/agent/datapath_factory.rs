@@ -19,7 +19,16 @@ use crate::{
 };
 
 /// The mesh's folder in the bpf file system.
-const PINS: &str = "mesh";
+pub(super) const PINS: &str = "mesh";
+
+/// Where an agent keeps what must outlive it: the admin socket's folder, which in a container outlives the
+/// agent's own file system.
+pub(super) fn run_folder(admin_socket: &Path) -> &Path {
+    admin_socket
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
 
 /// Creates data paths in this node's kernel.
 pub(super) struct NodeDatapathFactory {
@@ -53,14 +62,7 @@ impl NodeDatapathFactory {
             bridge: bridge.to_owned(),
             tunnel_port: self.options.geneve_port,
             service_address: self.options.service_address,
-            // The admin socket's folder, which in a container outlives the agent's own file system.
-            run_directory: self
-                .options
-                .admin_socket
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new("."))
-                .to_owned(),
+            run_directory: run_folder(&self.options.admin_socket).to_owned(),
             sysctls: self.options.sysctls.clone(),
         }
     }

@@ -90,7 +90,7 @@ impl LocalDevice {
         }
         match self.mesh0.remove().await {
             // A foreign device of that name does not matter to a data path that needs none.
-            Ok(()) | Err(Mesh0Error::NameTaken(_)) => {
+            Ok(_) | Err(Mesh0Error::NameTaken(_)) => {
                 self.may_exist = false;
                 Ok(())
             }

@@ -2,6 +2,7 @@
 //! all the others; only binaries import it.
 
 mod announcement;
+mod clean;
 mod datapath_factory;
 mod error;
 mod hooks;
@@ -21,6 +22,7 @@ mod signals;
 mod sources;
 mod supervisor;
 
+pub use clean::{CleanError, CleanOptions, Cleaned, clean};
 pub use error::AgentError;
 pub use ladder::{DatapathFactory, NothingWorks};
 pub use logging::start_logging;

@@ -94,7 +94,15 @@ pub(super) fn preflight(options: &RunOptions) -> Result<Lock, PreflightError> {
         // To enter containers' network namespaces.
         return Err(PreflightError::Capability("CAP_SYS_ADMIN"));
     }
-    lock(crate::admin::server::ensure_folder(&options.admin_socket)?)
+    lock_run_folder(&options.admin_socket)
+}
+
+/// Makes sure that no agent runs that uses this admin socket.
+///
+/// # Errors
+/// When one does, or the socket's folder cannot be locked.
+pub(super) fn lock_run_folder(admin_socket: &Path) -> Result<Lock, PreflightError> {
+    lock(crate::admin::server::ensure_folder(admin_socket)?)
 }
 
 /// Checks what eBPF needs in addition, and finds what the options do not specify. `held` is the lock from an
@@ -150,7 +158,11 @@ pub(super) fn find_cgroup(options: &RunOptions) -> Result<PathBuf, PreflightErro
     }
 }
 
-fn lock(path: &Path) -> Result<Lock, PreflightError> {
+/// Locks a folder that a running agent holds locked.
+///
+/// # Errors
+/// When an agent does, or the folder cannot be opened.
+pub(super) fn lock(path: &Path) -> Result<Lock, PreflightError> {
     let failed = |source| PreflightError::Lock {
         path: path.to_owned(),
         source,

@@ -37,8 +37,9 @@ struct Arguments {
 enum Command {
     /// Run the agent on this node until it is stopped.
     ///
-    /// SIGTERM and SIGINT remove the mesh from the kernel (see --on-stop) and end the agent; a second one
-    /// ends it at once. SIGHUP rereads certificates, cluster and network.
+    /// SIGTERM and SIGINT end the agent; the data path stays in the kernel and goes on forwarding, unless
+    /// --on-stop says otherwise. A second one ends the agent at once. SIGHUP rereads certificates, cluster
+    /// and network.
     Run {
         #[command(flatten)]
         options: Box<RunOptions>,
@@ -62,6 +63,15 @@ enum Command {
         #[arg(long, env = "MESH_BPFFS", value_name = "PATH", default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
     },
+    /// Remove everything that a stopped agent has left on this node.
+    ///
+    /// Programs, maps, pins, the device mesh0, queueing disciplines, virtual services and nftables tables of
+    /// the mesh go, and changed settings of the kernel are put back. Docker's own mesh is in charge again.
+    /// It may be repeated.
+    Clean {
+        #[command(flatten)]
+        options: agent::CleanOptions,
+    },
     /// Exit with 0 if the agent of this node answers on its admin socket.
     Health {
         /// The agent's admin socket
@@ -83,6 +93,7 @@ fn main() -> ExitCode {
             check: false,
         } => run(*options),
         Command::Doctor { docker_socket, bpffs } => doctor(docker_socket, bpffs),
+        Command::Clean { options } => clean(&options),
         Command::Health { admin_socket } => health(&admin_socket),
     };
     result.unwrap_or_else(|error| {
@@ -139,6 +150,17 @@ fn doctor(docker_socket: PathBuf, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn clean(options: &agent::CleanOptions) -> anyhow::Result<ExitCode> {
+    let removed = runtime()?.block_on(agent::clean(options))?;
+    let line = if removed.is_empty() {
+        "nothing of the mesh is on this node".to_owned()
+    } else {
+        format!("removed: {}", removed.join("; "))
+    };
+    writeln!(std::io::stdout(), "{line}").context("printing the result failed")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn health(admin_socket: &Path) -> anyhow::Result<ExitCode> {

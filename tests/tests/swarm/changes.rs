@@ -8,12 +8,16 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use xtask::lab::{Reply, traffic::spread, wait_until};
+use xtask::{
+    lab::{Reply, traffic::spread, wait_until},
+    paths,
+};
 
 use crate::{
     expect::{expect_all_of, expect_answers, expect_rotation},
     fixture::{Fixture, HTTP, SOON, UDP},
     group::Story,
+    load::{AFTERWARDS, KEPT, expect_no_failures, under_load},
 };
 
 pub(crate) const STORIES: &[Story] = &[
@@ -22,7 +26,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("labels_say_how_connections_are_spread", labels),
     ("a_removed_service_is_refused_within_a_second", removal),
     ("a_stopped_agent_leaves_nothing_behind", nothing_left),
-    ("a_kept_data_path_carries_on_without_its_agent", kept),
+    ("a_restarted_agent_loses_nothing_and_is_cleaned_away", kept),
     ("a_workers_agent_may_restart_or_crash", worker_restart),
     ("the_managers_agent_may_restart", manager_restart),
     ("dockerd_may_restart", engine_restart),
@@ -229,23 +233,40 @@ fn kept(fixture: &Fixture) -> Result<()> {
     let keep = [fixture.arguments, &["--on-stop", "keep"]].concat();
     fixture.lab.start_agent(node, &keep)?;
     fixture.until_all_know("web", Duration::from_secs(15))?;
-    let tasks = fixture.names("web")?;
-    let url = fixture.url(node, HTTP)?;
-    let replies = during(fixture, &url, 150, || fixture.lab.stop_agent(node).map(drop))?;
-    expect_answers(&replies).context("while the agent stopped")?;
-    expect_all_of(&replies, &tasks)?;
+    // New requests through every node, and connections that stay open, while the agent is away and returns.
+    let report = under_load(fixture, &fixture.lab.nodes(), 5, KEPT, || {
+        thread::sleep(AFTERWARDS);
+        fixture.lab.stop_agent(node)?;
+        thread::sleep(AFTERWARDS);
+        fixture.lab.start_agent(node, &keep)
+    })?;
+    expect_no_failures(&report).context("while the agent was restarted")?;
     expect_all_of(
         &fixture
             .lab
             .fetch(node, &format!("http://localhost:{HTTP}/"), 10)?,
-        &tasks,
+        &fixture.names("web")?,
     )?;
-    // The next agent adopts the data path, and removes it when it stops.
-    let replies = during(fixture, &url, 150, || {
-        fixture.lab.start_agent(node, fixture.arguments)
-    })?;
-    expect_answers(&replies).context("while the next agent took over")?;
+    // While an agent runs, nothing is cleaned.
+    let agent = paths::program("mesh-agent");
+    let agent = agent.to_str().context("the target folder's path is not UTF-8")?;
+    let refused = fixture
+        .lab
+        .run(node, [agent, "clean"])
+        .err()
+        .map(|error| format!("{error:#}"));
+    ensure!(
+        refused
+            .as_ref()
+            .is_some_and(|text| text.contains("another agent is running")),
+        "`mesh-agent clean` beside an agent: {refused:?}"
+    );
     fixture.lab.stop_agent(node)?;
+    let cleaned = fixture.lab.run(node, [agent, "clean"])?;
+    ensure!(
+        cleaned.contains("eBPF") && cleaned.contains("mesh0"),
+        "`mesh-agent clean` printed `{cleaned}`"
+    );
     fixture.no_pins_left(node)
 }
 

@@ -10,7 +10,7 @@ use crate::{
     expect::expect_all_of,
     fixture::{Fixture, HTTP},
     group::Story,
-    load::{AFTERWARDS, expect_no_failures, under_load},
+    load::{AFTERWARDS, KEPT, expect_no_failures, under_load},
 };
 
 pub(crate) const STORIES: &[Story] = &[
@@ -31,9 +31,6 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_killed_agent_keeps_serving", killed),
     ("all_agents_may_stop_at_once", all_stop),
 ];
-
-/// Connections that stay open while an agent is killed and comes back: each node has some to each other.
-const KEPT: usize = 15;
 
 fn worker_stops(fixture: &Fixture) -> Result<()> {
     stops(fixture, "node3")

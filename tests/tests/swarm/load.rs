@@ -14,6 +14,9 @@ const RATE: u32 = 100;
 /// Long enough for all nodes to follow a change by polling.
 pub(crate) const AFTERWARDS: Duration = Duration::from_millis(500);
 
+/// Connections that stay open while an agent ends and comes back: each node has some to each other.
+pub(crate) const KEPT: usize = 15;
+
 /// New connections each second, in all; a slow machine gets less to do.
 pub(crate) fn rate() -> u32 {
     (RATE / patience()).max(1)

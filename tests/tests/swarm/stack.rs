@@ -1,4 +1,5 @@
-//! The agent as a global service: `deploy/stack.yml` on three nodes, and nothing left when it is removed.
+//! The agent as a global service: `deploy/stack.yml` on three nodes, updated one by one under load, and
+//! nothing left after `deploy/clean.yml`.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -17,10 +18,11 @@ use crate::{
     expect::{expect_answers, expect_client_address, expect_rotation},
     fixture::{Fixture, HTTP},
     group::Story,
+    load::{KEPT, expect_no_failures, under_load},
 };
 
 pub(crate) const STORIES: &[Story] = &[(
-    "the_stack_file_runs_the_mesh_on_every_node_and_leaves_nothing",
+    "the_stack_file_runs_the_mesh_loses_nothing_in_an_update_and_is_cleaned_away",
     stack,
 )];
 
@@ -35,10 +37,11 @@ fn stack(fixture: &Fixture) -> Result<()> {
         before.push(fixture.network(node)?);
     }
 
-    deploy(lab)?;
+    deploy(lab, "stack.yml", "mesh")?;
     let outcome = fixture
         .until_all_know("web", Duration::from_secs(60))
-        .and_then(|()| look_around(fixture));
+        .and_then(|()| look_around(fixture))
+        .and_then(|()| update(fixture));
     if let Err(error) = outcome {
         let logs = lab
             .docker("node1", ["service", "logs", "--tail", "15", "mesh_agent"])
@@ -51,6 +54,7 @@ fn stack(fixture: &Fixture) -> Result<()> {
 
     lab.docker("node1", ["stack", "rm", "mesh"])?;
     lab.remove_service("mesh_agent")?;
+    clean(lab)?;
     for (node, before) in lab.nodes().into_iter().zip(before) {
         wait_until(&format!("{node} to be as before"), Duration::from_secs(5), || {
             let after = fixture.network(node)?;
@@ -101,8 +105,44 @@ fn build_image(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn deploy(lab: &Lab) -> Result<()> {
-    let file = paths::workspace().join("deploy/stack.yml");
+/// A new release: the agents are replaced one by one, and no request or connection is lost.
+fn update(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    let arguments = [
+        "service",
+        "update",
+        "--quiet",
+        "--force",
+        "--update-monitor",
+        "1s",
+        "--health-interval",
+        "1s",
+        "mesh_agent",
+    ];
+    let report = under_load(fixture, &lab.nodes(), 5, KEPT, || {
+        lab.docker("node1", arguments).map(drop)
+    })?;
+    expect_no_failures(&report).context("while the stack's agents were updated")?;
+    fixture.until_all_know("web", Duration::from_secs(10))
+}
+
+fn clean(lab: &Lab) -> Result<()> {
+    deploy(lab, "clean.yml", "mesh-clean")?;
+    let list = ["stack", "ps", "--format", "{{.CurrentState}}", "mesh-clean"];
+    wait_until("every node to be cleaned", Duration::from_secs(30), || {
+        let states = lab.docker("node1", list)?;
+        let complete = states
+            .lines()
+            .filter(|state| state.starts_with("Complete"))
+            .count();
+        ensure!(complete == lab.nodes().len(), "the tasks are: {states}");
+        Ok(())
+    })?;
+    lab.docker("node1", ["stack", "rm", "mesh-clean"]).map(drop)
+}
+
+fn deploy(lab: &Lab, file: &str, stack: &str) -> Result<()> {
+    let file = paths::workspace().join("deploy").join(file);
     let arguments = [
         "stack",
         "deploy",
@@ -110,7 +150,7 @@ fn deploy(lab: &Lab) -> Result<()> {
         "never",
         "--compose-file",
         text(&file)?,
-        "mesh",
+        stack,
     ];
     let mut deploy = engine::docker(lab.state(), "node1", arguments)?;
     deploy

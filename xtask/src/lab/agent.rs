@@ -85,6 +85,8 @@ impl Lab {
         }
         agent
             .args(arguments)
+            // A story that stops an agent means to take its data path away, unless it says otherwise.
+            .env("MESH_ON_STOP", "detach")
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);

@@ -1,7 +1,10 @@
 //! The kernel's hooks one by one: attaching a program to tcx, clsact or XDP and detaching it, pins included.
 //! Keeps no state (`attach` does).
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
@@ -95,16 +98,24 @@ pub(super) fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
 
 /// Removes the pins of agents with other map types, which cannot be adopted.
 pub(super) fn remove_other_versions(pins: &Path, own: &Path) -> Result<(), DatapathError> {
-    let Ok(entries) = std::fs::read_dir(pins) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path != own && path.is_dir() {
+    for path in versions(pins) {
+        if path != own {
             remove_pins(&path)?;
         }
     }
     Ok(())
+}
+
+/// The folders of all versions' pins.
+pub(super) fn versions(pins: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(pins) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 /// Puts the program into the pinned link if that is still attached, else makes and pins a new link.

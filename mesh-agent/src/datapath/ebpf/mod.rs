@@ -333,7 +333,9 @@ pub fn remove_leftovers(pins: &Path) -> Result<bool, DatapathError> {
     let filters = attach::sweep(|_, _| false)?;
     let pinned = pins.exists();
     if pinned {
-        clsact::release(&versioned(pins).join(attach::LINKS))?;
+        for version in hooks::versions(pins) {
+            clsact::release(&version.join(attach::LINKS))?;
+        }
         hooks::remove_other_versions(pins, Path::new(""))?;
         remove_all_pins(pins)?;
     }

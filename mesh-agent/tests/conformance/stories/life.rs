@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_agent::model::{Balance, Protocol, ServiceKey};
+use mesh_agent::{
+    agent::{self, CleanOptions, Cleaned},
+    model::{Balance, Protocol, ServiceKey},
+};
 
 use super::changes::{connect_to_all, expect_all_open};
 use crate::{
@@ -65,6 +68,45 @@ pub(super) fn no_trace(mesh: &mut Mesh<'_>) -> Result<()> {
         ensure!(left.is_empty(), "left on {}:\n{left}", node.netns.name);
     }
     Ok(())
+}
+
+pub(super) fn cleaned(mesh: &mut Mesh<'_>) -> Result<()> {
+    let world = mesh.world;
+    let mut before = Vec::new();
+    for node in &world.nodes {
+        before.push(state(&node.netns)?);
+    }
+    mesh.publish_web(Balance::default(), REPLICAS);
+    mesh.start()?;
+    exercise(mesh)?;
+    mesh.kill()?;
+    let during = state(&world.node(1).netns)?;
+    ensure!(
+        !difference(&before[0], &during).is_empty(),
+        "a killed agent has left nothing to clean"
+    );
+    for (node, before) in world.nodes.iter().zip(&before) {
+        let removed = node.netns.enter(clean)?;
+        ensure!(!removed.is_empty(), "{}: nothing was found", node.netns.name);
+        let left = difference(before, &state(&node.netns)?);
+        ensure!(left.is_empty(), "left on {}:\n{left}", node.netns.name);
+        let again = node.netns.enter(clean)?;
+        ensure!(again.is_empty(), "{}: still found {again:?}", node.netns.name);
+    }
+    Ok(())
+}
+
+/// `mesh-agent clean` with its default options.
+fn clean() -> Result<Cleaned> {
+    let options = CleanOptions {
+        admin_socket: "/run/mesh/admin.sock".into(),
+        bpffs: "/sys/fs/bpf".into(),
+        sysctls: "/proc/sys".into(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(agent::clean(&options))?)
 }
 
 /// What other programs may have on a node: a table, a virtual service, filters on our interfaces, a

@@ -60,6 +60,7 @@ pub(crate) const STORIES: &[Story] = &[
     story("only_the_entry_node_counts", counters::entry_node),
     story("what_other_programs_made_is_not_touched", life::others),
     story("a_killed_agents_data_path_is_adopted", life::adoption),
+    story("cleaning_after_a_killed_agent_leaves_no_trace", life::cleaned),
 ];
 
 const fn story(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
