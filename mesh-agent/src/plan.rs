@@ -43,6 +43,45 @@ pub enum DatapathChange {
     RemovePeer(Ipv4Addr),
 }
 
+impl DatapathChange {
+    /// The service that it is about, if it is about one.
+    #[must_use]
+    pub fn service(&self) -> Option<ServiceKey> {
+        match self {
+            Self::UpsertBackend(key, _) | Self::RemoveBackend(key) => Some(key.service),
+            Self::UpsertService(key, _) | Self::RemoveService(key) => Some(*key),
+            Self::AddFrontend(frontend) | Self::RemoveFrontend(frontend) => Some(frontend.service),
+            Self::Configure(_)
+            | Self::UpsertPeer(..)
+            | Self::RemovePeer(_)
+            | Self::AttachContainer(_)
+            | Self::DetachContainer(_)
+            | Self::AttachUplink(..)
+            | Self::DetachUplink(_) => None,
+        }
+    }
+
+    /// Whether it takes something away.
+    #[must_use]
+    pub fn is_removal(&self) -> bool {
+        match self {
+            Self::RemoveFrontend(_)
+            | Self::RemoveService(_)
+            | Self::RemoveBackend(_)
+            | Self::RemovePeer(_)
+            | Self::DetachContainer(_)
+            | Self::DetachUplink(_) => true,
+            Self::Configure(_)
+            | Self::UpsertPeer(..)
+            | Self::UpsertBackend(..)
+            | Self::UpsertService(..)
+            | Self::AddFrontend(_)
+            | Self::AttachContainer(_)
+            | Self::AttachUplink(..) => false,
+        }
+    }
+}
+
 /// One line, as plans are printed.
 impl fmt::Display for DatapathChange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

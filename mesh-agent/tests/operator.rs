@@ -56,6 +56,7 @@ impl Introspect for Idle {
             modes: Vec::new(),
             without_hook: Default::default(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
+            refused_services: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             started: SystemTime::now(),

@@ -61,6 +61,12 @@ fn service_routes(
             ..route(key, service, frontends)
         })
         .collect();
+    if let Some(reason) = view.refused_services.get(&key) {
+        for row in &mut rows {
+            row.state = RouteState::Excluded;
+            row.reason = format!("the kernel refuses the service: {reason}");
+        }
+    }
     rows.extend(excluded_routes(view, key, service, frontends));
     rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
     if rows.is_empty() {

@@ -256,6 +256,7 @@ async fn get_doctor(State(admin): State<Admin>) -> Json<DoctorAnswer> {
         interfaces: view.modes.clone(),
         datapath: view.datapath_status.clone(),
         missing_hooks: missing_hooks(&view),
+        problems: view.datapath_errors.clone(),
     };
     let report = doctor::examine(&admin.doctor, doctor::Examiner::Agent, Some(running)).await;
     Json(report.into())

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
-    model::{Desired, NoHook, NodeDatapath, NodeRole, ReturnMode},
+    model::{Desired, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
     source::SourceState,
 };
 
@@ -31,6 +31,8 @@ pub struct View {
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
     /// Changes that the kernel refused, one line each; they are tried again.
     pub datapath_errors: Vec<String>,
+    /// Services that the kernel refuses, and why: this node does not answer for them.
+    pub refused_services: BTreeMap<ServiceKey, String>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -202,6 +204,7 @@ pub(crate) mod fixture {
             }],
             without_hook: BTreeMap::new(),
             datapath_errors: Vec::new(),
+            refused_services: BTreeMap::new(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             started,

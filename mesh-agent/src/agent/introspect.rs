@@ -59,6 +59,7 @@ impl Introspection {
             modes: Vec::new(),
             without_hook: Default::default(),
             datapath_errors: Vec::new(),
+            refused_services: Default::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
             started: SystemTime::now(),

@@ -26,11 +26,11 @@ use crate::{
     datapath::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung, dump::Dump,
     },
-    model::{Desired, NodeDatapath},
+    model::{Desired, NodeDatapath, ServiceKey},
 };
 
-/// After how many refusals in a row of what clients depend on a data path is abandoned. With the reconciler's
-/// delays that takes some 300 ms, enough to sit out what is temporary.
+/// After how many refusals in a row of what every service depends on a data path is abandoned. With the
+/// reconciler's delays that takes some 300 ms, enough to sit out what is temporary.
 const STRIKES: u32 = 3;
 /// The desired state of each kind of data path.
 pub(super) type DesiredFor<'a> = &'a dyn Fn(DatapathKind) -> Desired;
@@ -128,9 +128,10 @@ impl Ladder {
         self.datapath.adopted().then(|| self.kind.into())
     }
 
-    /// Brings the data path to the desired state. One that keeps refusing what clients depend on is abandoned
-    /// for the next one that works, if the choice allows it. Returns the desired state of the one in use
-    /// then.
+    /// Brings the data path to the desired state. One that keeps refusing what every service depends on is
+    /// abandoned for the next one that works, if the choice allows it; a refusal that is about one service
+    /// takes that service out alone. Returns the desired state of the one in use then, without the frontends
+    /// of refused services.
     pub(super) fn reconcile(&mut self, desired: DesiredFor<'_>, now: Instant) -> (Round, Desired) {
         let mut wanted = desired(self.kind);
         let mut round = self.reconciler.reconcile(&wanted, self.datapath.as_mut(), now);
@@ -145,7 +146,16 @@ impl Ladder {
             self.clear();
         }
         self.log_changes();
+        let refused = self.refused_services();
+        wanted
+            .frontends
+            .retain(|frontend| !refused.contains_key(&frontend.service));
         (round, wanted)
+    }
+
+    /// The services that the data path in use refuses, and why; they have no frontends.
+    pub(super) fn refused_services(&self) -> BTreeMap<ServiceKey, String> {
+        self.reconciler.refused_services()
     }
 
     fn step_down(&mut self, desired: DesiredFor<'_>, now: Instant) -> Option<Round> {
@@ -194,7 +204,7 @@ impl Ladder {
         let mut datapath = self.factory.make(kind).map_err(|error| one_line(&error))?;
         let mut reconciler = Reconciler::default();
         let round = reconciler.reconcile(&desired(kind), datapath.as_mut(), now);
-        if round.failed > 0 {
+        if round.failed > 0 || round.crippled {
             let reason = shortened(&reconciler.failures().join("; "));
             if let Err(error) = datapath.detach() {
                 self.unclear.insert(kind);

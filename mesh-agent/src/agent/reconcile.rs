@@ -1,14 +1,19 @@
 //! Brings the data path from the applied state to the desired one, and retries what it refused. Knows neither
 //! the origin of the desired state nor the clock.
 
+mod refusals;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
+use mesh_support::error_chain;
+
+use self::refusals::Refusals;
 use crate::{
-    datapath::{Datapath, DatapathError},
-    model::Desired,
+    datapath::{ChangeError, Datapath},
+    model::{Backend, BackendKey, Desired, ServiceKey},
     plan::{DatapathChange, fold, plan},
 };
 
@@ -26,6 +31,7 @@ pub struct Reconciler {
     retry_at: Option<Instant>,
     failures: Vec<String>,
     refused_uplinks: BTreeMap<String, String>,
+    refusals: Refusals,
 }
 
 /// The outcome of one round.
@@ -33,69 +39,121 @@ pub struct Reconciler {
 pub struct Round {
     /// Changes that were applied.
     pub applied: usize,
-    /// Changes that the data path refused; they are retried.
+    /// Changes that the data path refused and that are not about one service; they are retried.
     pub failed: usize,
-    /// Whether ports are unreachable because of that: a change that clients depend on was refused, and not
-    /// only because a device is being removed.
+    /// Whether the data path does not work: something was refused that every service depends on, and not only
+    /// because a device is being removed, or several services were refused, and each one.
     pub crippled: bool,
 }
 
 impl Reconciler {
-    /// Applies the difference between the accepted and the desired state.
+    /// Applies the difference between the accepted and the desired state. A service about which a change is
+    /// refused is yielded, alone, and tried again later.
     ///
     /// When the first state is complete, everything else that an earlier agent has left is removed.
     pub fn reconcile(&mut self, desired: &Desired, datapath: &mut dyn Datapath, now: Instant) -> Round {
-        let changes = plan(&self.applied, desired);
-        let errors = datapath.apply(&changes);
-        self.failures = errors
-            .iter()
-            .map(|error| mesh_support::error_chain(error))
-            .collect();
+        if let Some(key) = self.refusals.start(desired, now) {
+            self.forget(key, desired);
+        }
+        let mut applied = Vec::new();
+        // Each pass but the last yields a service, of which the next pass removes what is there.
+        let errors = loop {
+            let changes = plan(&self.applied, &self.refusals.served(desired));
+            let errors = datapath.apply(&changes);
+            let refused = self.refusals.refuse(&errors, desired, &self.applied, now);
+            applied.extend(self.accept(changes, &errors, &refused));
+            if refused.is_empty() {
+                break errors;
+            }
+        };
+        self.refusals.finish(&applied, now);
+        let round = Round {
+            applied: applied.len(),
+            failed: errors.len(),
+            crippled: errors.iter().any(cripples) || self.refusals.is_total(desired),
+        };
         self.refused_uplinks = errors
             .iter()
             .filter_map(|error| match &error.change {
-                DatapathChange::AttachUplink(name, _) => {
-                    Some((name.clone(), mesh_support::error_chain(&error.source)))
-                }
+                DatapathChange::AttachUplink(name, _) => Some((name.clone(), error_chain(&error.source))),
                 _ => None,
             })
             .collect();
-        let round = Round {
-            applied: changes.len().saturating_sub(errors.len()),
-            failed: errors.len(),
-            crippled: errors
-                .iter()
-                .any(|error| serves_clients(&error.change) && !error.source.is_missing_device()),
-        };
-        for change in changes {
-            if !errors.iter().any(|error| error.change == change) {
-                fold(&mut self.applied, change);
-            }
-        }
+        let mut failures: Vec<String> = errors.iter().map(|error| error_chain(error)).collect();
         if round.failed == 0 && !self.pruned {
-            match datapath.prune(desired) {
+            match datapath.prune(&self.refusals.served(desired)) {
                 Ok(()) => self.pruned = true,
-                Err(error) => self.failures.push(prune_failure(&error)),
+                Err(error) => failures.push(error_chain(&error)),
             }
         }
-        self.schedule(now);
+        self.schedule(!failures.is_empty(), now);
+        for (key, reason) in self.refused_services() {
+            let name = desired
+                .services
+                .get(&key)
+                .map_or("a service", |service| &service.name);
+            failures.push(format!("{name} ({key}) is left to Docker's own mesh: {reason}"));
+        }
+        self.failures = failures;
         round
     }
 
-    fn schedule(&mut self, now: Instant) {
-        if self.failures.is_empty() {
-            self.wait = Duration::ZERO;
-            self.retry_at = None;
-        } else {
+    /// Makes the next plan apply everything of a service again, and remove what is no longer wanted.
+    fn forget(&mut self, key: ServiceKey, desired: &Desired) {
+        let is_wanted = |backend: &BackendKey, old: &Backend| {
+            let new = desired.backends.get(backend);
+            new.is_some_and(|new| new.task == old.task)
+        };
+        self.applied.frontends.retain(|frontend| frontend.service != key);
+        self.applied
+            .backends
+            .retain(|backend, old| backend.service != key || !is_wanted(backend, old));
+        self.applied.services.remove(&key);
+    }
+
+    /// Takes over what was applied, and returns it. Of a service that was refused, something may be in the
+    /// data path all the same: all changes about it count, so that they are taken back.
+    fn accept(
+        &mut self,
+        changes: Vec<DatapathChange>,
+        errors: &[ChangeError],
+        refused: &BTreeSet<ServiceKey>,
+    ) -> Vec<DatapathChange> {
+        let mut accepted = Vec::new();
+        for change in changes {
+            let error = errors.iter().find(|error| error.change == change);
+            let about = error.and_then(|error| error.service);
+            let is_taken_back = about.is_some_and(|key| refused.contains(&key)) && !change.is_removal();
+            if error.is_none() || is_taken_back {
+                fold(&mut self.applied, change.clone());
+            }
+            if error.is_none() {
+                accepted.push(change);
+            }
+        }
+        accepted
+    }
+
+    fn schedule(&mut self, failed: bool, now: Instant) {
+        if failed {
             self.wait = (self.wait * 2).clamp(FIRST_RETRY, LAST_RETRY);
             self.retry_at = Some(now + self.wait);
+        } else {
+            self.wait = Duration::ZERO;
+            self.retry_at = None;
         }
     }
 
     /// When to retry what was refused; `None` if nothing was.
     #[must_use]
     pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
+        self.retry_at.into_iter().chain(self.refusals.retry_at()).min()
+    }
+
+    /// The services that are yielded because the data path refuses something about them, and why.
+    #[must_use]
+    pub fn refused_services(&self) -> BTreeMap<ServiceKey, String> {
+        self.refusals.reasons()
     }
 
     /// The state that the data path has accepted.
@@ -117,28 +175,25 @@ impl Reconciler {
     }
 }
 
-/// Whether clients are not served if a change is refused. Leftovers, and what only local processes need, do
-/// no such harm.
-fn serves_clients(change: &DatapathChange) -> bool {
-    match change {
-        DatapathChange::UpsertPeer(..)
-        | DatapathChange::UpsertBackend(..)
+/// Whether no service can be served as it should be if a change is refused. Leftovers, and what only local
+/// processes need, do no such harm; without a peer, the services with replicas there are refused.
+fn cripples(error: &ChangeError) -> bool {
+    let harms = match &error.change {
+        DatapathChange::UpsertBackend(..)
         | DatapathChange::UpsertService(..)
         | DatapathChange::AddFrontend(_)
         | DatapathChange::AttachContainer(_)
         | DatapathChange::AttachUplink(..) => true,
         DatapathChange::Configure(_)
+        | DatapathChange::UpsertPeer(..)
         | DatapathChange::DetachUplink(_)
         | DatapathChange::RemoveFrontend(_)
         | DatapathChange::RemoveService(_)
         | DatapathChange::RemoveBackend(_)
         | DatapathChange::DetachContainer(_)
         | DatapathChange::RemovePeer(_) => false,
-    }
-}
-
-fn prune_failure(error: &DatapathError) -> String {
-    mesh_support::error_chain(error)
+    };
+    harms && error.service.is_none() && !error.source.is_missing_device()
 }
 
 #[cfg(test)]
@@ -147,7 +202,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::{ChangeError, Counters, InterfaceMode, dump::Dump, memory::MemoryDatapath},
+        datapath::{Counters, DatapathError, InterfaceMode, dump::Dump, memory::MemoryDatapath},
         model::NodeDatapath,
     };
 
@@ -167,6 +222,7 @@ mod tests {
                     self.refusals -= 1;
                     errors.push(ChangeError {
                         change: change.clone(),
+                        service: None,
                         source: DatapathError {
                             operation: "attach mesh_uplink to eth0".into(),
                             source: "device or resource busy".into(),

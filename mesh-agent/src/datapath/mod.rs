@@ -13,6 +13,7 @@ use crate::{
 
 pub mod dump;
 pub mod ebpf;
+mod failed_change;
 pub mod ipvs;
 pub mod memory;
 pub mod netlink;
@@ -140,6 +141,8 @@ fn failed(
 pub struct ChangeError {
     /// The change.
     pub change: DatapathChange,
+    /// The service that cannot be served as it should be; `None` if the failure is not about one.
+    pub service: Option<ServiceKey>,
     /// Why.
     #[source]
     pub source: DatapathError,

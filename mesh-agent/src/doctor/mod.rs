@@ -137,6 +137,8 @@ pub struct Running {
     pub datapath: DatapathStatus,
     /// The interfaces that lead to other nodes and have no hook, one line each.
     pub missing_hooks: Vec<String>,
+    /// What it could not do, one sentence each.
+    pub problems: Vec<String>,
 }
 
 /// Checks the machine with the permissions of this process. `running` is the agent's data path, if the agent
@@ -156,6 +158,8 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
         None => offered(&ebpf, &ipvs),
     };
     let mut conclusion = conclude(&ebpf, &ipvs, &common);
+    let problems = running.iter().flat_map(|running| &running.problems);
+    conclusion.extend(problems.map(|problem| format!("Problem: {problem}.")));
     let on_ipvs = match &running {
         Some(running) => running.datapath.kind == DatapathKind::Ipvs,
         None => !works(&ebpf) && works(&ipvs),

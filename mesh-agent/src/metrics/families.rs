@@ -225,7 +225,20 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
          again.",
     );
     sample(&mut steps, Vec::new(), status.steps_down);
-    vec![drops, entries, capacity, evictions, modes, info, steps]
+    let mut refused = gauge(
+        "mesh_service_refused",
+        "1 while the kernel refuses the service on this node (a full table, for instance), which is then left to \
+         Docker's own mesh. `meshctl status` has the reason.",
+    );
+    for (key, service) in &view.desired.services {
+        let is_refused = view.refused_services.contains_key(key);
+        sample(
+            &mut refused,
+            service_labels(*key, &service.name),
+            u64::from(is_refused),
+        );
+    }
+    vec![drops, entries, capacity, evictions, modes, info, steps, refused]
 }
 
 fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {

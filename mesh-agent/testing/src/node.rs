@@ -63,13 +63,24 @@ pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
     on_a_node_with(None, 4096, test);
 }
 
+/// The same, with maps of other sizes than the programs declare, by name.
+#[track_caller]
+pub fn on_a_small_node(map_sizes: &[(&'static str, u32)], test: impl FnOnce(&mut Node) + Send) {
+    in_namespaces(|| test(&mut Node::new(None, 4096, map_sizes.to_vec())));
+}
+
 /// The same with another eBPF object than the agent's, and a flow table of another size.
 #[track_caller]
 pub fn on_a_node_with(object: Option<&[u8]>, flow_capacity: u32, test: impl FnOnce(&mut Node) + Send) {
+    in_namespaces(|| test(&mut Node::new(object, flow_capacity, Vec::new())));
+}
+
+#[track_caller]
+fn in_namespaces(test: impl FnOnce() + Send) {
     in_new_network_and_mounts(|| {
         // Not every machine has one mounted.
         mount_new("bpf", Path::new(BPFFS)).expect("a bpf file system");
-        test(&mut Node::new(object, flow_capacity));
+        test();
     })
     .expect("this test loads eBPF programs into network namespaces: run it as root");
 }
@@ -91,7 +102,7 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(object: Option<&[u8]>, flow_capacity: u32) -> Self {
+    fn new(object: Option<&[u8]>, flow_capacity: u32, map_sizes: Vec<(&'static str, u32)>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "mesh-test-{}-{}",
@@ -116,6 +127,7 @@ impl Node {
             geneve_port: 6081,
             service_address: SERVICE_ADDRESS,
             netns_cookie: 0,
+            map_sizes,
         };
         let mut node = Self {
             object: object.map(<[u8]>::to_vec),

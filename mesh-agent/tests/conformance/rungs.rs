@@ -169,6 +169,7 @@ impl Rung {
                     service_address: SERVICE_ADDRESS,
                     netns_cookie: mesh_agent::host_facts::own_netns_cookie()
                         .context("the kernel does not report the cookies of network namespaces")?,
+                    map_sizes: Vec::new(),
                 };
                 Ok(Box::new(EbpfDatapath::load(options)?))
             }

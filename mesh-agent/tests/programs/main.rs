@@ -8,6 +8,7 @@
 mod balance;
 mod delivery;
 mod forwarding;
+mod full;
 mod garbage;
 mod life;
 mod probes;

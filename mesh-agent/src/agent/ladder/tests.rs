@@ -18,6 +18,7 @@ struct Kernel {
     refuses_to_make: BTreeSet<DatapathKind>,
     refuses_uplinks: BTreeSet<DatapathKind>,
     uplink_is_gone: bool,
+    refuses_service: Option<ServiceKey>,
     refused_rungs: Vec<RungStatus>,
     log: Vec<String>,
 }
@@ -70,7 +71,17 @@ impl Datapath for Fake {
                 };
                 errors.push(ChangeError {
                     change: change.clone(),
+                    service: None,
                     source,
+                });
+            } else if change.service().is_some()
+                && change.service() == kernel.refuses_service
+                && !change.is_removal()
+            {
+                errors.push(ChangeError {
+                    change: change.clone(),
+                    service: change.service(),
+                    source: refusal("write the service", "the table is full"),
                 });
             } else {
                 self.memory.apply(std::slice::from_ref(change));
@@ -318,6 +329,26 @@ fn a_removed_device_is_no_reason_to_step_down() {
     let mut rig = Rig::start(DatapathChoice::Auto, kernel);
     rig.rounds(10);
     assert_eq!(rig.ladder.kind(), Ebpf);
+}
+
+#[test]
+fn a_refused_service_is_no_reason_to_step_down() {
+    let kernel = Kernel {
+        refuses_service: Some(WEB),
+        ..Kernel::default()
+    };
+    let mut rig = Rig::start(DatapathChoice::Auto, kernel);
+    for _ in 0..10 {
+        // Each time it is due.
+        let at = rig.ladder.retry_at().unwrap();
+        rig.ladder.reconcile(&state, at);
+    }
+    assert_eq!((rig.ladder.kind(), rig.ladder.status().steps_down), (Ebpf, 0));
+    assert_eq!(
+        rig.ladder.refused_services().into_keys().collect::<Vec<_>>(),
+        [WEB]
+    );
+    assert!(rig.ladder.failures()[0].contains("web (tcp/9200)"));
 }
 
 #[test]

@@ -213,9 +213,15 @@ impl Agent {
             ),
             Membership::Unknown | Membership::Outside => (String::new(), None),
         };
-        let (kind, status, mut modes, mut datapath_errors) = {
+        let (kind, status, mut modes, mut datapath_errors, refused_services) = {
             let ladder = self.ladder.lock();
-            (ladder.kind(), ladder.status(), ladder.modes(), ladder.failures())
+            (
+                ladder.kind(),
+                ladder.status(),
+                ladder.modes(),
+                ladder.failures(),
+                ladder.refused_services(),
+            )
         };
         datapath_errors.extend(self.device.trouble());
         if kind == DatapathKind::Ebpf {
@@ -232,6 +238,7 @@ impl Agent {
             modes,
             without_hook: self.without_hook.clone(),
             datapath_errors,
+            refused_services,
             return_mode: self.options.return_mode,
             docker_trouble: membership
                 .trouble

@@ -94,11 +94,9 @@ impl Maps {
     }
 
     /// Sets a backend's traffic to zero, before its slot is reused.
-    pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), DatapathError> {
-        PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])
-            .map_err(MapError::from)
-            .and_then(|values| self.backend_counters.set(index, values, 0))
-            .map_err(|error| failed(format!("clear BACKEND_COUNTERS[{index}]"), error))
+    pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), MapError> {
+        let values = PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])?;
+        self.backend_counters.set(index, values, 0)
     }
 
     /// Dropped packets for every pair of hook and reason.

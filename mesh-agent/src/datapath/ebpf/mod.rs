@@ -29,12 +29,13 @@ use mesh_ebpf::{
     bytes::{Be16, Be32},
     headers::OUTER_LENGTH,
 };
-use tracing::{debug, info};
+use mesh_support::error_chain;
+use tracing::{debug, info, warn};
 
 use self::{attach::Attachments, flows::FlowSweep, maps::Maps, tables::Tables};
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice,
-    dump::Dump, failed,
+    dump::Dump, failed, failed_change::culprit,
 };
 use crate::{
     model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
@@ -66,6 +67,8 @@ pub struct EbpfOptions {
     pub service_address: Ipv4Addr,
     /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
     pub netns_cookie: u64,
+    /// Entries of maps that are to be smaller than the programs declare them, by name; for tests.
+    pub map_sizes: Vec<(&'static str, u32)>,
 }
 
 /// The loaded data path.
@@ -133,10 +136,15 @@ impl EbpfDatapath {
             std::fs::remove_file(&flows_pin)
                 .map_err(|error| failed(format!("remove {}", flows_pin.display()), error))?;
         }
-        let mut programs = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .default_map_pin_directory(pins)
             .map_max_entries("FLOWS", options.flow_capacity)
-            .verifier_log_level(VerifierLogLevel::STATS)
+            .verifier_log_level(VerifierLogLevel::STATS);
+        for (map, entries) in &options.map_sizes {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut programs = loader
             .load(object)
             .map_err(|error| failed("load the eBPF maps", error))?;
         attach::load_programs(&mut programs)?;
@@ -241,18 +249,24 @@ impl Datapath for EbpfDatapath {
             if let Err(source) = self.apply_one(change) {
                 errors.push(ChangeError {
                     change: change.clone(),
+                    service: change.service(),
                     source,
                 });
             }
         }
         // Rings first, then the backends that no ring names any more: no packet picks a missing backend.
-        if let Err(source) = self.tables.settle(&mut self.maps)
-            && let Some(change) = changes.last()
-        {
-            errors.push(ChangeError {
-                change: change.clone(),
-                source,
-            });
+        for (service, source) in self.tables.settle(&mut self.maps) {
+            match culprit(changes, service) {
+                Some(change) => errors.push(ChangeError {
+                    change: change.clone(),
+                    service,
+                    source,
+                }),
+                None => warn!(
+                    error = error_chain(&source),
+                    "a table could not be updated, retrying"
+                ),
+            }
         }
         errors
     }
@@ -260,7 +274,9 @@ impl Datapath for EbpfDatapath {
     fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
         // The changes so far have claimed what is desired.
         self.tables.remove_unclaimed(&mut self.maps)?;
-        self.tables.settle(&mut self.maps)?;
+        if let Some((_, error)) = self.tables.settle(&mut self.maps).into_iter().next() {
+            return Err(error);
+        }
         self.attachments.remove_unclaimed()
     }
 

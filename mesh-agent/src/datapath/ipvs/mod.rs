@@ -15,7 +15,6 @@ pub mod tunnel;
 
 mod accounts;
 mod difference;
-mod failed_change;
 mod hairpin;
 mod link;
 mod plans;
@@ -25,14 +24,18 @@ mod sysctls;
 mod wanted;
 
 use self::{
-    failed_change::{culprit, restore},
     hairpin::Hairpin,
     rules::{Rules, RulesError, Table},
     services::{Failure, Services},
     sysctls::{SysctlError, Sysctls},
     tunnel::{Tunnel, TunnelError, TunnelPlan},
 };
-use super::{ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode, dump::Dump, failed};
+use super::{
+    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, Mode,
+    dump::Dump,
+    failed,
+    failed_change::{culprit, restore},
+};
 use crate::{
     model::{BackendKey, Desired, NodeDatapath},
     plan::{DatapathChange, fold},
@@ -308,6 +311,7 @@ impl Datapath for IpvsDatapath {
                 restore(&mut self.state, &before, change);
                 errors.push(ChangeError {
                     change: change.clone(),
+                    service: failure.service,
                     source: failure.error,
                 });
             }

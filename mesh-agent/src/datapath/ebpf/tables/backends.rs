@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aya::maps::MapError;
 use mesh_ebpf::{
     abi::{self, BACKEND_LOCAL, BACKEND_REMOTE},
     bytes::Be16,
@@ -44,19 +45,11 @@ impl Tables {
             .backend_slots
             .allocate()
             .ok_or_else(|| failed(doing(), "the table of backends is full"))?;
-        let write = |maps: &mut Maps, value: &abi::Backend| {
-            maps.backends
-                .set(index, value, 0)
-                .map_err(|error| failed(doing(), error))
-        };
-        maps.clear_backend_traffic(index)?;
-        value.generation = 0;
-        write(maps, &value)?;
         value.generation = self.backend_slots.next_generation();
-        write(maps, &value)?;
-        maps.backend_index
-            .insert(abi_key(key), index, 0)
-            .map_err(|error| failed(doing(), error))?;
+        if let Err(error) = write(maps, key, index, value) {
+            self.backend_slots.release(index);
+            return Err(failed(doing(), error));
+        }
         if let Some(old) = self.backends.insert(
             key,
             BackendSlot {
@@ -119,4 +112,16 @@ impl Tables {
         }
         Some(value)
     }
+}
+
+/// Writes a backend to a free slot, whole before its generation makes it valid.
+fn write(maps: &mut Maps, key: BackendKey, index: u32, value: abi::Backend) -> Result<(), MapError> {
+    maps.clear_backend_traffic(index)?;
+    let invalid = abi::Backend {
+        generation: 0,
+        ..value
+    };
+    maps.backends.set(index, invalid, 0)?;
+    maps.backends.set(index, value, 0)?;
+    maps.backend_index.insert(abi_key(key), index, 0)
 }

@@ -88,25 +88,42 @@ impl Tables {
     }
 
     /// Ends a round of changes: writes the rings that changed, then retires the backends that no ring names
-    /// any more.
-    pub(super) fn settle(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
+    /// any more. What fails, and the service that it is about, is returned; it is tried again with the next
+    /// round.
+    pub(super) fn settle(&mut self, maps: &mut Maps) -> Vec<(Option<ServiceKey>, DatapathError)> {
         // Ranges left in the previous round: packets that read them through their service are done by now.
         for (offset, length) in std::mem::take(&mut self.stale_ranges) {
             self.ring.release(offset, length);
         }
+        let mut errors = Vec::new();
         for key in std::mem::take(&mut self.dirty) {
-            self.write_ring(maps, key)?;
+            if let Err(error) = self.write_ring(maps, key) {
+                self.dirty.insert(key);
+                errors.push((Some(key), error));
+            }
         }
         for (service, index) in std::mem::take(&mut self.retiring) {
-            let traffic = traffic_of(maps, index, 0)?;
-            maps.backends
-                .set(index, abi::Backend::default(), 0)
-                .map_err(|error| failed(format!("retire BACKENDS[{index}]"), error))?;
-            if let Some(service) = self.services.get_mut(&service) {
-                service.retired += traffic;
+            // The old ring is in force, and names it.
+            if self.dirty.contains(&service) {
+                self.retiring.push((service, index));
+            } else if let Err(error) = self.retire(maps, service, index) {
+                self.retiring.push((service, index));
+                errors.push((None, error));
             }
-            self.backend_slots.release(index);
         }
+        errors
+    }
+
+    /// Invalidates a backend that no ring names, and frees its slot.
+    fn retire(&mut self, maps: &mut Maps, service: ServiceKey, index: u32) -> Result<(), DatapathError> {
+        let traffic = traffic_of(maps, index, 0)?;
+        maps.backends
+            .set(index, abi::Backend::default(), 0)
+            .map_err(|error| failed(format!("retire BACKENDS[{index}]"), error))?;
+        if let Some(service) = self.services.get_mut(&service) {
+            service.retired += traffic;
+        }
+        self.backend_slots.release(index);
         Ok(())
     }
 

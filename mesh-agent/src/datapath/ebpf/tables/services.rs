@@ -131,11 +131,6 @@ impl Tables {
             .ring
             .allocate(length)
             .ok_or_else(|| failed(doing(), "the ring table is full"))?;
-        for (position, index) in (offset..).zip(&entries) {
-            maps.ring
-                .set(position, *index, 0)
-                .map_err(|error| failed(doing(), error))?;
-        }
         let value = Service {
             ring_offset: offset,
             ring_length: length,
@@ -143,9 +138,14 @@ impl Tables {
             port: Be16::new(key.port),
             protocol: u16::from(key.protocol.number()),
         };
-        maps.services
-            .insert(service.index, value, 0)
-            .map_err(|error| failed(doing(), error))?;
+        let written = (offset..)
+            .zip(&entries)
+            .try_for_each(|(position, index)| maps.ring.set(position, *index, 0))
+            .and_then(|()| maps.services.insert(service.index, value, 0));
+        if let Err(error) = written {
+            self.ring.release(offset, length);
+            return Err(failed(doing(), error));
+        }
         self.stale_ranges
             .push((service.offset, service.entries.len() as u32));
         service.offset = offset;

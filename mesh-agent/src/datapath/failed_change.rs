@@ -6,29 +6,17 @@ use crate::{
 };
 
 /// The change that a failure is reported for: the last one about that service, else the last of all.
-pub(super) fn culprit(changes: &[DatapathChange], service: Option<ServiceKey>) -> Option<&DatapathChange> {
-    let about = |change: &&DatapathChange| match change {
-        DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
-            Some(key.service) == service
-        }
-        DatapathChange::UpsertService(key, _) | DatapathChange::RemoveService(key) => Some(*key) == service,
-        DatapathChange::AddFrontend(frontend) | DatapathChange::RemoveFrontend(frontend) => {
-            Some(frontend.service) == service
-        }
-        DatapathChange::Configure(_)
-        | DatapathChange::UpsertPeer(..)
-        | DatapathChange::RemovePeer(_)
-        | DatapathChange::AttachContainer(_)
-        | DatapathChange::DetachContainer(_)
-        | DatapathChange::AttachUplink(..)
-        | DatapathChange::DetachUplink(_) => false,
-    };
+pub(in crate::datapath) fn culprit(
+    changes: &[DatapathChange],
+    service: Option<ServiceKey>,
+) -> Option<&DatapathChange> {
+    let about = |change: &&DatapathChange| service.is_some() && change.service() == service;
     changes.iter().rev().find(about).or(changes.last())
 }
 
 /// Takes a change back: restores what it is about to what it was before, so that the state stays what the
 /// caller believes it to be.
-pub(super) fn restore(state: &mut Desired, before: &Desired, change: &DatapathChange) {
+pub(in crate::datapath) fn restore(state: &mut Desired, before: &Desired, change: &DatapathChange) {
     let back = match change {
         DatapathChange::Configure(_) => DatapathChange::Configure(before.settings),
         DatapathChange::UpsertPeer(address, _) | DatapathChange::RemovePeer(address) => {
