@@ -22,6 +22,7 @@ pub mod model;
 #[cfg(feature = "orchestrator")]
 pub mod orchestrator;
 pub mod plan;
+pub mod probes;
 pub mod process;
 #[cfg(test)]
 mod scenarios;

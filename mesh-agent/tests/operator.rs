@@ -57,6 +57,7 @@ impl Introspect for Idle {
             without_hook: Default::default(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
             refused_services: Default::default(),
+            probes: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             started: SystemTime::now(),

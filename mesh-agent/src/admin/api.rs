@@ -144,7 +144,7 @@ pub struct Status {
 }
 
 /// Another node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its host name.
     pub hostname: String,
@@ -164,6 +164,32 @@ pub struct Peer {
     /// The interface that leads to it, if the mesh has no hook there: nothing is sent to it then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_hook: Option<NoHook>,
+    /// What its data path's answers to this node's probes show; `None` if it is not probed.
+    #[serde(default)]
+    pub probes: Option<PeerProbes>,
+}
+
+/// Whether a peer's data path answers this node's probes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerProbes {
+    /// Whether it answers, no longer answers, or has not answered yet.
+    pub state: ProbeState,
+    /// Smoothed round-trip time; `None` before the first answer.
+    pub round_trip_seconds: Option<f64>,
+    /// How long it has been silent, if it is.
+    pub silent_seconds: Option<f64>,
+}
+
+/// What a peer's data path does with this node's probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeState {
+    /// It answers.
+    Answers,
+    /// It no longer answers: new connections go elsewhere where they can.
+    Silent,
+    /// It has not answered since this agent started: it may be of an older version.
+    Unknown,
 }
 
 /// The snapshot of the cluster on this node.

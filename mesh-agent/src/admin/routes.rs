@@ -149,6 +149,19 @@ fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
     if node.is_some_and(|node| node.silent) {
         return Some(format!("lost contact with the agent on {}", backend.node_name));
     }
+    if let Some(peer) = view
+        .probes
+        .peers
+        .get(&address)
+        .filter(|peer| peer.answers == Some(false))
+    {
+        let alone = if peer.lost {
+            "; connections to it are given up"
+        } else {
+            ""
+        };
+        return Some(format!("{} does not answer this node{alone}", backend.node_name));
+    }
     match view.desired.peers.get(&address) {
         Some(Some(_)) => None,
         Some(None) => Some(format!("the next hop to {address} is not resolved yet")),
@@ -187,6 +200,9 @@ fn excluded(
             None => "its node is not in the cluster".to_owned(),
             Some(_) if task.node == view.node => "its container was not found on this node (yet)".to_owned(),
             Some(node) if !node.ready => format!("node {} is not ready", node.hostname),
+            Some(node) if view.probes.peers.get(&node.address).is_some_and(|peer| peer.lost) => {
+                format!("{} does not answer this node", node.hostname)
+            }
             Some(node) => datapath_reason(view, node),
         };
         let backend = RouteBackend {

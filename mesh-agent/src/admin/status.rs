@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use super::{
     View,
-    api::{self, Counts, ModelStatus, Peer, Status},
+    api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
 };
-use crate::model::{BackendState, NoHook};
+use crate::{
+    model::{BackendState, NoHook},
+    probes::PeerLiveness,
+};
 
 /// The node's status at `now`.
 #[must_use]
@@ -25,6 +28,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             datapath: node.datapath,
             resolved: view.desired.peers.get(&node.address).is_some_and(Option::is_some),
             no_hook: view.without_hook.get(&node.address).cloned(),
+            probes: view.probes.peers.get(&node.address).map(|peer| probes(peer, now)),
         })
         .collect();
     let in_state = |state| {
@@ -73,6 +77,18 @@ pub fn seconds_between(earlier: SystemTime, later: SystemTime) -> f64 {
     later.duration_since(earlier).unwrap_or_default().as_secs_f64()
 }
 
+fn probes(peer: &PeerLiveness, now: SystemTime) -> PeerProbes {
+    PeerProbes {
+        state: match peer.answers {
+            Some(true) => ProbeState::Answers,
+            Some(false) => ProbeState::Silent,
+            None => ProbeState::Unknown,
+        },
+        round_trip_seconds: peer.round_trip.map(|round_trip| round_trip.as_secs_f64()),
+        silent_seconds: peer.silent_since.map(|since| seconds_between(since, now)),
+    }
+}
+
 fn errors(view: &View) -> Vec<String> {
     let docker = view
         .docker_trouble
@@ -90,7 +106,21 @@ fn errors(view: &View) -> Vec<String> {
     let network = missing_hooks(view)
         .into_iter()
         .map(|line| format!("network: {line}"));
-    docker.chain(source).chain(datapath).chain(network).collect()
+    let isolated = view.probes.is_isolated().then(|| {
+        "probes: no peer answers; this node may be cut off, and keeps its connections to peers".to_owned()
+    });
+    let probes = view
+        .probes
+        .trouble
+        .iter()
+        .map(|trouble| format!("probes: {trouble}"));
+    docker
+        .chain(source)
+        .chain(datapath)
+        .chain(network)
+        .chain(isolated)
+        .chain(probes)
+        .collect()
 }
 
 /// The interfaces that lead to other nodes and have no hook, one line each.
@@ -145,6 +175,31 @@ mod tests {
     }
 
     #[test]
+    fn a_peers_answers_are_in_the_status() {
+        let (mut view, _) = fixture::two_nodes();
+        view.probes.peers.pop_first();
+        let status = status(&view, view.started + Duration::from_secs(10));
+        let probes: Vec<_> = status.peers.into_iter().map(|peer| peer.probes).collect();
+        let silent = PeerProbes {
+            state: ProbeState::Silent,
+            round_trip_seconds: Some(0.003),
+            silent_seconds: Some(6.0),
+        };
+        assert_eq!(probes, [None, Some(silent)]);
+    }
+
+    #[test]
+    fn a_node_that_no_peer_answers_says_so() {
+        let (mut view, _) = fixture::two_nodes();
+        assert_eq!(status(&view, view.started).errors, [""; 0]);
+        for peer in view.probes.peers.values_mut() {
+            peer.answers = Some(false);
+        }
+        let errors = status(&view, view.started).errors;
+        assert!(errors[0].contains("may be cut off"), "{errors:?}");
+    }
+
+    #[test]
     fn every_problem_is_listed_with_its_component() {
         let (mut view, _) = fixture::two_nodes();
         view.docker_trouble = Some("connection refused".to_owned());
@@ -157,6 +212,7 @@ mod tests {
                 reason: "no MAC address".to_owned(),
             },
         )]);
+        view.probes.trouble = Some("the port is in use".to_owned());
         let status = status(&view, view.started);
         assert_eq!(
             status.errors,
@@ -165,7 +221,8 @@ mod tests {
                 "source: no manager answers",
                 "data path: attach to eth0",
                 "network: no hook on wg0, which leads to n2: no MAC address; nothing is sent to them by the mesh, and \
-                 this node announces no data path"
+                 this node announces no data path",
+                "probes: the port is in use"
             ]
         );
     }

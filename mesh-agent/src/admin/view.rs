@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
     model::{Desired, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
+    probes::ProbeReport,
     source::SourceState,
 };
 
@@ -33,6 +34,8 @@ pub struct View {
     pub datapath_errors: Vec<String>,
     /// Services that the kernel refuses, and why: this node does not answer for them.
     pub refused_services: BTreeMap<ServiceKey, String>,
+    /// Which peers' data paths answer this node.
+    pub probes: ProbeReport,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -72,6 +75,7 @@ pub(crate) mod fixture {
             Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
             Task, TaskState, desired::desired,
         },
+        probes::PeerLiveness,
     };
 
     /// `web` (tcp 9200) with a local, a remote, a draining and an unreachable replica; `dns` (udp 53)
@@ -205,11 +209,32 @@ pub(crate) mod fixture {
             without_hook: BTreeMap::new(),
             datapath_errors: Vec::new(),
             refused_services: BTreeMap::new(),
+            probes: probes(started),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             started,
         };
         (view, counters)
+    }
+
+    /// The second node answers; the third has been silent for a while.
+    fn probes(now: SystemTime) -> ProbeReport {
+        let peer = |last, answers, milliseconds, silent_since| {
+            let liveness = PeerLiveness {
+                answers: Some(answers),
+                round_trip: Some(Duration::from_millis(milliseconds)),
+                silent_since,
+                lost: false,
+            };
+            (Ipv4Addr::new(192, 168, 0, last), liveness)
+        };
+        ProbeReport {
+            peers: BTreeMap::from([
+                peer(2, true, 2, None),
+                peer(3, false, 3, Some(now + Duration::from_secs(4))),
+            ]),
+            trouble: None,
+        }
     }
 
     /// An agent whose view never changes.

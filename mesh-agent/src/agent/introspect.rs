@@ -15,6 +15,7 @@ use crate::{
     config::RunOptions,
     datapath::{Counters, DatapathError, dump::Dump},
     model::NodeDatapath,
+    probes::ProbeReport,
     source::SourceState,
 };
 
@@ -39,6 +40,7 @@ pub(super) struct Introspection {
     view: ArcSwap<View>,
     datapath: SharedLadder,
     source: watch::Receiver<SourceState>,
+    probes: watch::Receiver<ProbeReport>,
 }
 
 impl Introspection {
@@ -47,6 +49,7 @@ impl Introspection {
         options: &RunOptions,
         datapath: SharedLadder,
         source: watch::Receiver<SourceState>,
+        probes: watch::Receiver<ProbeReport>,
     ) -> Self {
         let view = View {
             node: String::new(),
@@ -60,6 +63,7 @@ impl Introspection {
             without_hook: Default::default(),
             datapath_errors: Vec::new(),
             refused_services: Default::default(),
+            probes: ProbeReport::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
             started: SystemTime::now(),
@@ -68,6 +72,7 @@ impl Introspection {
             view: ArcSwap::from_pointee(view),
             datapath,
             source,
+            probes,
         }
     }
 
@@ -84,13 +89,15 @@ impl Introspection {
 impl Introspect for Introspection {
     fn view(&self) -> Arc<View> {
         let view = self.view.load_full();
-        // Confirmations wake no one, so the published view may have an old one.
+        // Confirmations and round-trip times wake no one, so the published view may have old ones.
         let confirmed = self.source.borrow().confirmed;
-        if view.source.confirmed == confirmed {
+        let probes = self.probes.borrow();
+        if view.source.confirmed == confirmed && view.probes == *probes {
             return view;
         }
         let mut fresh = View::clone(&view);
         fresh.source.confirmed = confirmed;
+        fresh.probes = probes.clone();
         Arc::new(fresh)
     }
 

@@ -26,6 +26,7 @@ use crate::{
     doctor,
     metrics::{Metrics, MetricsServer},
     model::NodeDatapath,
+    probes::{self, ProbeReport},
     source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
 };
 
@@ -37,9 +38,17 @@ pub(super) struct Parts {
     pub(super) containers: watch::Receiver<ContainerState>,
     pub(super) network: watch::Receiver<Option<NetworkState>>,
     pub(super) interest: watch::Sender<Interest>,
+    pub(super) probes: watch::Receiver<ProbeReport>,
+    pub(super) probe_targets: watch::Sender<Option<probes::Targets>>,
     pub(super) hints: SourceHints,
     pub(super) engine_hint: HintHandle,
     pub(super) commands: mpsc::Receiver<control::Command>,
+}
+
+/// The ends of channels whose others the listeners have.
+pub(super) struct ListenerChannels {
+    pub(super) commands: mpsc::Receiver<control::Command>,
+    pub(super) probes: watch::Sender<ProbeReport>,
 }
 
 /// The source's ends of the channels that exist before it is spawned.
@@ -60,7 +69,7 @@ impl Parts {
         docker: &Docker,
         source: Box<dyn Source>,
         channels: SourceChannels,
-        commands: mpsc::Receiver<control::Command>,
+        listeners: ListenerChannels,
         supervisor: &mut Supervisor,
         shutdown: &CancellationToken,
     ) -> Result<Self, AgentError> {
@@ -71,6 +80,13 @@ impl Parts {
         };
         let (watcher, network) = watch_network(network_options, interest_receiver)?;
         supervisor.spawn_fallible("network watcher", watcher.run());
+
+        let (probe_targets, targets) = watch::channel(None);
+        let probes = listeners.probes.subscribe();
+        supervisor.spawn(
+            "prober",
+            probes::probe(targets, listeners.probes, shutdown.clone()),
+        );
 
         let (engine_sender, engine) = watch::channel(EngineReport::new(source.member()));
         let engine_hint = HintHandle::new();
@@ -111,9 +127,11 @@ impl Parts {
             containers,
             network,
             interest,
+            probes,
+            probe_targets,
             hints,
             engine_hint,
-            commands,
+            commands: listeners.commands,
         })
     }
 }

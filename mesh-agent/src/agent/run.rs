@@ -14,7 +14,7 @@ use super::{
     ladder::Ladder,
     local_device::LocalDevice,
     node::Agent,
-    parts::{Listeners, Parts, SourceChannels},
+    parts::{ListenerChannels, Listeners, Parts, SourceChannels},
     preflight::preflight,
     service_manager,
     signals::{Request, Signals},
@@ -25,6 +25,7 @@ use crate::{
     config::RunOptions,
     docker::Docker,
     metrics::Metrics,
+    probes::ProbeReport,
     process::Ended,
     source::{Acknowledged, SourceState},
 };
@@ -51,7 +52,13 @@ pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
     let (acknowledged, acknowledgements) = watch::channel(Acknowledged::default());
     let (is_up, is_up_receiver) = watch::channel(false);
     let announcement = OwnAnnouncement::new(ladder.lock().adopted(), acknowledgements);
-    let introspection = Arc::new(Introspection::starting(&options, ladder.clone(), snapshots));
+    let (probes, probe_report) = watch::channel(ProbeReport::default());
+    let introspection = Arc::new(Introspection::starting(
+        &options,
+        ladder.clone(),
+        snapshots,
+        probe_report,
+    ));
     let (listeners, commands) =
         Listeners::bind(&options, Arc::clone(&introspection), source.as_ref()).await?;
     listeners.log_addresses(&options);
@@ -71,7 +78,7 @@ pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
         &docker,
         source,
         channels,
-        commands,
+        ListenerChannels { commands, probes },
         &mut supervisor,
         &shutdown,
     )?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    admin::api::{Route, Routes, Status},
+    admin::api::{PeerProbes, ProbeState, Route, Routes, Status},
     datapath::{DatapathStatus, InterfaceMode, RungStatus},
     doctor::{Examiner, Outcome, Report},
     model::{NodeRole, ReturnMode},
@@ -143,7 +143,15 @@ pub(super) fn status(status: &Status) -> String {
         let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
     }
     let _ = write!(output, "\n{}\n", interfaces(&status.interfaces));
-    let mut peers = new_table(&["PEER", "ADDRESS", "ROLE", "READY", "DATA PATH", "NEXT HOP"]);
+    let mut peers = new_table(&[
+        "PEER",
+        "ADDRESS",
+        "ROLE",
+        "READY",
+        "DATA PATH",
+        "NEXT HOP",
+        "PROBES",
+    ]);
     for peer in &status.peers {
         peers.add_row(vec![
             Cell::new(&peer.hostname),
@@ -159,6 +167,7 @@ pub(super) fn status(status: &Status) -> String {
                 (None, true) => "resolved".to_owned(),
                 (None, false) => "not resolved".to_owned(),
             }),
+            Cell::new(peer.probes.as_ref().map_or_else(|| "-".to_owned(), probes)),
         ]);
     }
     let peers = if status.peers.is_empty() {
@@ -171,6 +180,18 @@ pub(super) fn status(status: &Status) -> String {
         let _ = write!(output, "\nproblem: {error}");
     }
     output
+}
+
+fn probes(probes: &PeerProbes) -> String {
+    let round_trip = probes.round_trip_seconds.unwrap_or_default() * 1000.0;
+    match probes.state {
+        ProbeState::Answers => format!("answers in {round_trip:.1} ms"),
+        ProbeState::Silent => {
+            let seconds = probes.silent_seconds.unwrap_or_default();
+            format!("silent for {seconds:.0} s")
+        }
+        ProbeState::Unknown => "no answer yet".to_owned(),
+    }
 }
 
 /// The ladder of data paths: the configured choice, then a row for each rung.

@@ -24,6 +24,7 @@ pub(super) fn families(
         families.extend(backends(view, counters));
     }
     families.extend(datapath(view, counters));
+    families.extend(probes(view));
     families.extend(model(view, now));
     families.retain(|family| !family.get_metric().is_empty());
     families
@@ -239,6 +240,33 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         );
     }
     vec![drops, entries, capacity, evictions, modes, info, steps, refused]
+}
+
+fn probes(view: &View) -> Vec<MetricFamily> {
+    let mut silent = gauge(
+        "mesh_peer_silent",
+        "1 while the peer's data path no longer answers this node's probes: new connections go to other nodes where \
+         they can. Absent for peers that have not answered since the agent started.",
+    );
+    let mut round_trip = gauge(
+        "mesh_peer_round_trip_seconds",
+        "Smoothed round-trip time of this node's probes of the peer's data path.",
+    );
+    for node in view.source.cluster.nodes.values() {
+        let Some(peer) = view.probes.peers.get(&node.address) else {
+            continue;
+        };
+        let labels = vec![("peer", node.hostname.clone())];
+        if let Some(answers) = peer.answers {
+            sample(&mut silent, labels.clone(), u64::from(!answers));
+        }
+        if let Some(time) = peer.round_trip {
+            round_trip
+                .mut_metric()
+                .push(gauge_metric(labels, time.as_secs_f64()));
+        }
+    }
+    vec![silent, round_trip]
 }
 
 fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {

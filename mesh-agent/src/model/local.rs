@@ -37,6 +37,12 @@ pub struct Local {
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// The peers to and from which packets would pass an interface without a hook: they are sent nothing.
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
+    /// Addresses of peers whose data path does not answer this node: they get no new flows if possible.
+    #[serde(default)]
+    pub silent: BTreeSet<Ipv4Addr>,
+    /// Those of them that have been silent for so long that flows to them are given up.
+    #[serde(default)]
+    pub lost: BTreeSet<Ipv4Addr>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
 }

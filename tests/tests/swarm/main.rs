@@ -23,6 +23,7 @@ mod group;
 mod handover;
 mod hostile;
 mod labs;
+mod liveness;
 mod load;
 mod stack;
 
@@ -63,7 +64,7 @@ const GROUPS: &[Group] = &[
     Group {
         name: "handover",
         managers: 2,
-        stories: &[handover::STORIES, datapath_change::STORIES],
+        stories: &[liveness::STORIES, handover::STORIES, datapath_change::STORIES],
         ..DEFAULT
     },
     Group {

@@ -14,7 +14,8 @@ use crate::{
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
     mesh0,
-    model::NodeRole,
+    model::{NodeDatapath, NodeRole},
+    probes::Targets,
 };
 
 /// mesh0 is verified with every so-manieth maintenance.
@@ -54,6 +55,7 @@ impl Agent {
             Ok(()) = self.parts.source.changed() => Event::Changed,
             Ok(()) = self.parts.containers.changed() => Event::Changed,
             Ok(()) = self.parts.network.changed() => Event::Changed,
+            Ok(()) = self.parts.probes.changed() => Event::Changed,
             Ok(()) = self.parts.workers.changed() => Event::Workers,
             Some(command) = self.parts.commands.recv() => Event::Command(command),
             () = retry => Event::Changed,
@@ -82,6 +84,7 @@ impl Agent {
         let answer = command.map(|command| (self.execute(command.request), command.answer));
         self.converge();
         self.change_over().await;
+        self.update_probe_targets();
         self.publish();
         if let Some((result, answer)) = answer {
             // The client may have disconnected.
@@ -171,6 +174,33 @@ impl Agent {
         });
     }
 
+    /// Passes to the prober whom to probe: the peers whose data path can answer, once this node has its own.
+    fn update_probe_targets(&self) {
+        let settings = self.desired.as_ref().map(|desired| desired.settings);
+        let is_ebpf = self.ladder.lock().kind() == DatapathKind::Ebpf;
+        let new = match (&self.membership, settings) {
+            (Membership::Member(member), Some(settings)) if is_ebpf => {
+                let source = self.parts.source.borrow();
+                let nodes = source.cluster.nodes.iter();
+                let peers = nodes
+                    .filter(|(id, node)| **id != member.node && node.datapath == NodeDatapath::Ebpf)
+                    .map(|(_, node)| (node.address, node.hostname.clone()));
+                settings.node_address.map(|node_address| Targets {
+                    node_address,
+                    vni: settings.vni,
+                    port: self.options.geneve_port,
+                    peers: peers.collect(),
+                })
+            }
+            (Membership::Member(_) | Membership::Unknown | Membership::Outside, _) => None,
+        };
+        self.parts.probe_targets.send_if_modified(|targets| {
+            let changed = *targets != new;
+            *targets = new;
+            changed
+        });
+    }
+
     async fn ensure_device(&mut self) {
         let Some(node_address) = self.parts.interest.borrow().node_address else {
             return;
@@ -239,6 +269,7 @@ impl Agent {
             without_hook: self.without_hook.clone(),
             datapath_errors,
             refused_services,
+            probes: self.parts.probes.borrow().clone(),
             return_mode: self.options.return_mode,
             docker_trouble: membership
                 .trouble

@@ -144,6 +144,7 @@ impl Agent {
         if !self.announcement.may_plan(&source.cluster, &member.node) {
             return Err("the other nodes' agents to announce their data paths");
         }
+        let probes = self.parts.probes.borrow_and_update();
         let local = Local {
             node: member.node.clone(),
             // Depends on the kind of data path: see `Inputs::desired`.
@@ -156,6 +157,8 @@ impl Agent {
             mesh0: self.device.interface(),
             next_hops: network.next_hops.clone(),
             without_hook: peers_without_hook(network, &self.ladder.lock().refused_uplinks()),
+            silent: probes.silent(),
+            lost: probes.lost(),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::types::{BackendState, Location};
-use crate::model::{Cluster, Local, NodeDatapath, NodeId, ServiceId, Task, TaskId, TaskState};
+use crate::model::{Cluster, Local, Node, NodeDatapath, NodeId, ServiceId, Task, TaskId, TaskState};
 
 /// Where this node would send a task's packets, and whether new flows may go there.
 #[derive(Clone, Copy)]
@@ -49,13 +49,14 @@ fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> O
     }
 }
 
-/// Sends no new flows to silent nodes if a service has active tasks elsewhere that this node can reach.
-/// Otherwise the service keeps what it has: a silent node may be working.
+/// Sends no new flows to silent nodes if a service has active tasks elsewhere that this node can reach, and
+/// gives up what it has there once such a node is lost. Otherwise the service keeps what it has: a silent
+/// node may be working.
 fn avoid_silent_nodes(cluster: &Cluster, local: &Local, reachable: &mut BTreeMap<&TaskId, Reachability>) {
     let silent: BTreeSet<&NodeId> = cluster
         .nodes
         .iter()
-        .filter(|(id, node)| node.silent && **id != local.node)
+        .filter(|(id, node)| **id != local.node && is_silent(local, node))
         .map(|(id, _)| id)
         .collect();
     if silent.is_empty() {
@@ -69,10 +70,26 @@ fn avoid_silent_nodes(cluster: &Cluster, local: &Local, reachable: &mut BTreeMap
         .filter(|task| !silent.contains(&task.node))
         .map(|task| &task.service)
         .collect();
-    for (id, reachability) in reachable {
-        if task_of(id).is_some_and(|task| silent.contains(&task.node) && elsewhere.contains(&task.service)) {
+    reachable.retain(|id, reachability| {
+        let avoided =
+            task_of(id).is_some_and(|task| silent.contains(&task.node) && elsewhere.contains(&task.service));
+        if avoided {
             reachability.state = BackendState::Draining;
         }
+        !(avoided && is_lost(local, reachability.location))
+    });
+}
+
+/// Whether a node seems to be out of reach: its agent has lost contact with the cluster, or its data path
+/// does not answer this node.
+fn is_silent(local: &Local, node: &Node) -> bool {
+    node.silent || local.silent.contains(&node.address)
+}
+
+fn is_lost(local: &Local, location: Location) -> bool {
+    match location {
+        Location::Local(_) => false,
+        Location::Remote(address) => local.lost.contains(&address),
     }
 }
 

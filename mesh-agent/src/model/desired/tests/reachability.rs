@@ -161,6 +161,43 @@ fn a_silent_node_gets_no_new_flows_unless_there_is_no_other() {
 }
 
 #[test]
+fn a_peer_that_does_not_answer_this_node_gets_no_new_flows_unless_there_is_no_other() {
+    let (mut cluster, mut local) = pair();
+    local.silent.insert(cluster.nodes["there"].address);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+    assert_eq!(
+        found.backends[&key(12)].state,
+        BackendState::Draining,
+        "it keeps its flows"
+    );
+    // The managers' view comes to the same.
+    cluster.nodes.get_mut("there").unwrap().silent = true;
+    assert_eq!(desired(&cluster, &local, SERVICE_ADDRESS), found);
+    local.containers.clear();
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(12)], "it is all there is");
+}
+
+#[test]
+fn flows_to_a_lost_peer_are_given_up_unless_there_is_no_other() {
+    let (cluster, mut local) = pair();
+    let there = cluster.nodes["there"].address;
+    local.silent.insert(there);
+    local.lost.insert(there);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+    assert!(
+        !found.backends.contains_key(&key(12)),
+        "so that its flows are refused"
+    );
+    assert!(found.peers.contains_key(&there));
+    local.containers.clear();
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(12)], "it is all there is");
+}
+
+#[test]
 fn own_replicas_stay_when_the_managers_do_not_see_this_node() {
     let (mut cluster, local) = pair();
     cluster.nodes.get_mut("here").unwrap().ready = false;

@@ -1,0 +1,77 @@
+//! Which peers' data paths answer: probes through the mesh's own UDP port, turned round by the peer's eBPF
+//! program ([`mesh_ebpf::probe`]). Only eBPF nodes probe and answer. Imports the packet path's types only.
+//!
+//! [`liveness`] decides, without clock or sockets; [`prober`] sends and receives.
+
+mod liveness;
+mod prober;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
+
+pub use self::prober::probe;
+
+/// Whom to probe, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Targets {
+    /// This node's address as its peers know it.
+    pub node_address: Ipv4Addr,
+    /// The Geneve network identifier of the cluster.
+    pub vni: u32,
+    /// UDP port of Geneve.
+    pub port: u16,
+    /// The peers' host names by their addresses.
+    pub peers: BTreeMap<Ipv4Addr, String>,
+}
+
+/// What the probes have found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// Every peer that is probed.
+    pub peers: BTreeMap<Ipv4Addr, PeerLiveness>,
+    /// Why there are no probes although there are peers.
+    pub trouble: Option<String>,
+}
+
+/// What the probes of one peer have found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerLiveness {
+    /// `None` until it has answered for the first time since this agent started.
+    pub answers: Option<bool>,
+    /// Smoothed; `None` before the first answer.
+    pub round_trip: Option<Duration>,
+    /// When it fell silent, if it is.
+    pub silent_since: Option<SystemTime>,
+    /// Whether it has been silent for so long that connections to it are given up.
+    pub lost: bool,
+}
+
+impl ProbeReport {
+    /// The peers that no longer answer.
+    #[must_use]
+    pub fn silent(&self) -> BTreeSet<Ipv4Addr> {
+        self.with(|peer| peer.answers == Some(false))
+    }
+
+    /// Those of them to which connections are given up.
+    #[must_use]
+    pub fn lost(&self) -> BTreeSet<Ipv4Addr> {
+        self.with(|peer| peer.lost)
+    }
+
+    /// Whether none of several peers answers any more: then this node may be the one that is cut off.
+    #[must_use]
+    pub fn is_isolated(&self) -> bool {
+        let known = self.peers.values().filter_map(|peer| peer.answers);
+        known.clone().count() > 1 && known.clone().all(|answers| !answers)
+    }
+
+    fn with(&self, matches: impl Fn(&PeerLiveness) -> bool) -> BTreeSet<Ipv4Addr> {
+        let peers = self.peers.iter().filter(|(_, peer)| matches(peer));
+        peers.map(|(address, _)| *address).collect()
+    }
+}

@@ -1,0 +1,258 @@
+//! Sends probes and receives their answers, and reports what [`liveness`](super::liveness) makes of them.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    net::UdpSocket,
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    PeerLiveness, ProbeReport, Targets,
+    liveness::{Change, Liveness, Sent},
+    wire,
+};
+
+/// How long to wait before the port is tried again.
+const BIND_RETRY: Duration = Duration::from_secs(2);
+/// How often round-trip times are reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Probes the targets until it is stopped. Only changes wake the report's receivers; it has fresh round-trip
+/// times once a second.
+pub async fn probe(
+    mut targets: watch::Receiver<Option<Targets>>,
+    report: watch::Sender<ProbeReport>,
+    stop: CancellationToken,
+) {
+    stop.run_until_cancelled(async {
+        let mut prober = Prober {
+            liveness: Liveness::default(),
+            started: Instant::now(),
+            // A host that does not see the probes cannot answer for a peer.
+            session: fastrand::u32(..),
+            report,
+            reported: Duration::ZERO,
+            was_isolated: false,
+        };
+        let mut bound = None;
+        loop {
+            let current = targets.borrow_and_update().clone();
+            prober.follow(current.as_ref());
+            let ended = match current.filter(|targets| !targets.peers.is_empty()) {
+                Some(current) => prober.run(&current, &mut targets, &mut bound).await,
+                None => {
+                    bound = None;
+                    prober.has_trouble(None);
+                    targets.changed().await.is_err()
+                }
+            };
+            if ended {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+struct Prober {
+    liveness: Liveness,
+    started: Instant,
+    session: u32,
+    report: watch::Sender<ProbeReport>,
+    reported: Duration,
+    was_isolated: bool,
+}
+
+impl Prober {
+    fn follow(&mut self, targets: Option<&Targets>) {
+        let now = self.started.elapsed();
+        let peers = targets.into_iter().flat_map(|targets| targets.peers.keys());
+        self.liveness.follow(peers.copied(), now);
+        self.publish(now, true);
+    }
+
+    /// Probes until the targets change; true if they no longer can.
+    async fn run(
+        &mut self,
+        current: &Targets,
+        targets: &mut watch::Receiver<Option<Targets>>,
+        bound: &mut Option<Bound>,
+    ) -> bool {
+        let socket = match Bound::keep_or_open(bound, current).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                // What was known of the peers is no longer followed.
+                self.liveness = Liveness::default();
+                self.publish(self.started.elapsed(), true);
+                self.has_trouble(Some(format!(
+                    "cannot open UDP {}:{} for probes of the peers ({error}): a lost peer is noticed by its \
+                     managers only; find what uses the port with `ss -ulpn sport = :{}`",
+                    current.node_address, current.port, current.port
+                )));
+                // The device of an IPVS data path has the port until it is removed.
+                return matches!(timeout(BIND_RETRY, targets.changed()).await, Ok(Err(_)));
+            }
+        };
+        self.has_trouble(None);
+        let mut changes = Vec::new();
+        loop {
+            self.receive(socket, current, &mut changes);
+            let now = self.started.elapsed();
+            let session = self.session;
+            let next = self.liveness.step(now, &mut changes, |peer, number| {
+                let payload = wire::probe(current.vni, nonce_of(session, number));
+                match socket.try_send_to(&payload, SocketAddrV4::new(peer, current.port).into()) {
+                    Ok(_) => Sent::Yes,
+                    Err(error) => outcome(&error),
+                }
+            });
+            if !changes.is_empty() || now >= self.reported + REPORT_INTERVAL {
+                self.publish(now, !changes.is_empty());
+                self.log(current, &changes);
+                changes.clear();
+            }
+            tokio::select! {
+                changed = targets.changed() => return changed.is_err(),
+                // Answers are read at once, for the sake of their round-trip time.
+                _ = socket.readable() => {}
+                () = sleep_until(self.started + next) => {}
+            }
+        }
+    }
+
+    /// Takes every answer that has arrived.
+    fn receive(&mut self, socket: &UdpSocket, current: &Targets, changes: &mut Vec<Change>) {
+        let mut payload = [0; wire::LENGTH];
+        // Bounded: strangers must not keep this from sending.
+        for _ in 0..4 * self.liveness.peers().len().max(64) {
+            match socket.try_recv_from(&mut payload) {
+                Ok((length, SocketAddr::V4(from))) => {
+                    let number = wire::answer(current.vni, &payload[..length])
+                        .filter(|nonce| *nonce == nonce_of(self.session, *nonce as u32))
+                        .map(|nonce| nonce as u32);
+                    if let Some(number) = number {
+                        let now = self.started.elapsed();
+                        changes.extend(self.liveness.answered(*from.ip(), number, now));
+                    }
+                }
+                Ok((_, SocketAddr::V6(_))) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Duration, wake: bool) {
+        self.reported = now;
+        let wall_clock = SystemTime::now();
+        let peers = self.liveness.peers().iter().map(|peer| {
+            let liveness = PeerLiveness {
+                answers: peer.answers(),
+                round_trip: peer.round_trip,
+                silent_since: peer.silent_since.map(|since| wall_clock - (now - since)),
+                lost: peer.lost,
+            };
+            (peer.address, liveness)
+        });
+        self.report.send_if_modified(|report| {
+            report.peers = peers.collect();
+            wake
+        });
+    }
+
+    fn has_trouble(&self, trouble: Option<String>) {
+        self.report.send_if_modified(|report| {
+            let changed = report.trouble != trouble;
+            if let Some(text) = trouble.as_ref().filter(|_| changed) {
+                warn!("{text}");
+            }
+            report.trouble = trouble;
+            changed
+        });
+    }
+
+    fn log(&mut self, targets: &Targets, changes: &[Change]) {
+        let name = |address: &Ipv4Addr| targets.peers.get(address).map_or("", String::as_str);
+        for change in changes {
+            match change {
+                Change::Found(address) => info!(peer = name(address), %address, "the peer answers probes"),
+                Change::Silent(address) => warn!(
+                    peer = name(address),
+                    %address,
+                    "the peer no longer answers probes: new connections go to other nodes where they can"
+                ),
+                Change::Lost(address) => warn!(
+                    peer = name(address),
+                    %address,
+                    "the peer stays silent: connections to it are refused where its services run elsewhere"
+                ),
+                Change::Back(address, silent) => info!(
+                    peer = name(address),
+                    %address,
+                    silent_seconds = silent.as_secs_f32(),
+                    "the peer answers probes again"
+                ),
+            }
+        }
+        let is_isolated = self.report.borrow().is_isolated();
+        if is_isolated && !self.was_isolated {
+            warn!(
+                "no peer answers probes any more: this node may be cut off; connections to peers are kept, and new \
+                 ones go to them only where this node has no replica"
+            );
+        }
+        self.was_isolated = is_isolated;
+    }
+}
+
+/// What a probe's answer must repeat.
+fn nonce_of(session: u32, number: u32) -> u64 {
+    u64::from(session) << 32 | u64::from(number)
+}
+
+/// The socket of probes.
+struct Bound {
+    socket: UdpSocket,
+    at: SocketAddrV4,
+}
+
+impl Bound {
+    /// Keeps the socket while its address is the same: answers may be on their way to it.
+    ///
+    /// It has the mesh's own port: what lets the tunnel's packets through lets answers through as well.
+    async fn keep_or_open<'a>(bound: &'a mut Option<Self>, targets: &Targets) -> io::Result<&'a UdpSocket> {
+        let at = SocketAddrV4::new(targets.node_address, targets.port);
+        if bound.as_ref().is_none_or(|bound| bound.at != at) {
+            *bound = None;
+            let socket = UdpSocket::bind(at).await?;
+            // Before the first event the runtime would refuse to send.
+            socket.writable().await?;
+            *bound = Some(Self { socket, at });
+        }
+        match bound {
+            Some(bound) => Ok(&bound.socket),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+/// What a failure to send says of the peer.
+fn outcome(error: &io::Error) -> Sent {
+    match error.kind() {
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
+            Sent::Yes
+        }
+        // A full queue, a firewall of this node's own.
+        _ => Sent::No,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Stories of nodes that are lost suddenly: the others notice by themselves.
+
+use std::{
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use xtask::lab::{wait::patience, wait_until};
+
+use crate::{
+    fixture::Fixture,
+    group::Story,
+    load::{AFTERWARDS, under_load},
+};
+
+pub(crate) const STORIES: &[Story] = &[(
+    "a_node_that_is_cut_off_gets_no_new_connections_after_a_second",
+    cut_off,
+)];
+
+/// The node that is cut off.
+const LOST: &str = "node3";
+const OTHERS: [&str; 2] = ["node1", "node2"];
+/// Longer than a request waits for its answer, and shorter than the managers take to miss a node.
+const AWAY: Duration = Duration::from_secs(8);
+
+fn cut_off(fixture: &Fixture) -> Result<()> {
+    for node in OTHERS {
+        until_node3(fixture, node, "answers", true, Duration::from_secs(5))?;
+    }
+    let mut cut = 0;
+    let report = under_load(fixture, &OTHERS, 6, 0, || {
+        thread::sleep(AFTERWARDS);
+        cut = milliseconds();
+        fixture.lab.cut_off(LOST)?;
+        let outcome: Result<()> = (|| {
+            thread::sleep(AWAY);
+            for node in OTHERS {
+                until_node3(fixture, node, "silent", false, Duration::from_secs(1))?;
+            }
+            Ok(())
+        })();
+        fixture.lab.reconnect(LOST)?;
+        outcome?;
+        let begin = Instant::now();
+        for node in OTHERS {
+            until_node3(fixture, node, "answers", true, Duration::from_secs(5))?;
+        }
+        let took = begin.elapsed();
+        println!("    back after {:.1} s", took.as_secs_f64());
+        ensure!(
+            took <= Duration::from_secs(2) * patience(),
+            "it was back after {took:?}"
+        );
+        Ok(())
+    })?;
+    let limit = cut + 1000 * u64::from(patience());
+    let sent: Vec<u64> = report
+        .failed
+        .iter()
+        .map(|failure| report.began + failure.at_millis)
+        .collect();
+    if let Some(last) = sent.last() {
+        println!(
+            "    the last lost connection was opened {} ms after the cut",
+            last.saturating_sub(cut)
+        );
+    }
+    ensure!(
+        report.failures() == sent.len() as u64 && sent.iter().all(|sent| (cut..=limit).contains(sent)),
+        "{} of {} connections were lost, not only in the first second after the cut: {:?}",
+        report.failures(),
+        report.attempts,
+        report.failed
+    );
+    ensure!(!sent.is_empty(), "the cut had no effect");
+    Ok(())
+}
+
+/// Waits until a node's probes of the lost node have this result, and new connections go there or not.
+fn until_node3(fixture: &Fixture, node: &str, state: &str, active: bool, limit: Duration) -> Result<()> {
+    wait_until(&format!("{LOST} to be `{state}` at {node}"), limit, || {
+        let status = json(fixture, node, "status")?;
+        let peers = status["peers"].as_array().context("no peers")?;
+        let peer = peers.iter().find(|peer| peer["hostname"] == LOST);
+        let peer = peer.with_context(|| format!("{LOST} is not among {peers:?}"))?;
+        ensure!(peer["probes"]["state"] == state, "its status is {peer}");
+        let routes = json(fixture, node, "routes")?;
+        let rows = routes["routes"].as_array().context("no routes")?;
+        let there = rows
+            .iter()
+            .any(|row| row["backend"]["node"] == LOST && row["state"] == "active");
+        ensure!(there == active, "the routes are {rows:?}");
+        Ok(())
+    })
+}
+
+fn json(fixture: &Fixture, node: &str, command: &str) -> Result<Value> {
+    let text = fixture.lab.meshctl(node, &[command, "--format", "json"])?;
+    serde_json::from_str(&text).with_context(|| format!("meshctl printed `{text}`"))
+}
+
+fn milliseconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
