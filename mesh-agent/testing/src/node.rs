@@ -171,6 +171,11 @@ impl Node {
         &self.options.pins
     }
 
+    /// The state that was applied last.
+    pub fn state(&self) -> &Desired {
+        &self.state
+    }
+
     /// Applies a state, as the agent does.
     #[track_caller]
     pub fn apply(&mut self, state: &Desired) {

@@ -37,8 +37,8 @@ pub(crate) const CLAIMED_TCP: u16 = 9200;
 /// The same by UDP.
 pub(crate) const CLAIMED_UDP: u16 = 9201;
 
-/// The containers of each node. Names end in the node's number; `x1`, `x2` and `y1` are clients only, and `y1`
-/// is on the other bridge.
+/// The containers of each node. Names end in the node's number; `x1`, `x2` and `y1` are clients only, and
+/// `y1` is on the other bridge.
 const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1", "y1"], &["a2", "b2", "x2"]];
 
 /// All namespaces, connected.
@@ -230,7 +230,8 @@ fn plug(wire: &Netns, netns: &Netns, addresses: &[Ipv4Addr]) -> Result<OwnedFd> 
 
 /// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): only packets from or to its
 /// bridges are forwarded, and none between them, containers on the bridge cannot reach each other, and
-/// published ports go to its own mesh. Here that is an unused address, so an answer never comes from Docker's mesh.
+/// published ports go to its own mesh. Here that is an unused address, so an answer never comes from Docker's
+/// mesh.
 fn docker_rules() -> String {
     let unused = "172.18.255.254";
     format!(

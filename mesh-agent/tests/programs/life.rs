@@ -7,8 +7,8 @@ use aya::{
     programs::Program,
 };
 use mesh_agent::{
-    datapath::Datapath,
-    model::{BackendKey, Location},
+    datapath::{Datapath, Mode},
+    model::{BackendKey, HostInterface, Location, MacAddress},
 };
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, frontend, serve},
@@ -17,6 +17,8 @@ use mesh_agent_testing::{
     run::XDP_TX,
 };
 use mesh_ebpf::abi::{self, VERSION};
+use mesh_support::command;
+use nix::net::if_::if_nametoindex;
 
 /// Five remote replicas of one service, and another service beside it.
 fn two_services(node: &mut Node) {
@@ -203,6 +205,65 @@ fn a_flow_of_a_removed_backend_gets_another_with_its_next_syn() {
         let key: BackendKey = backend_key(WEB, second);
         assert_eq!(node.traffic(key).connections_total, 1);
     });
+}
+
+#[test]
+fn xdp_is_off_while_an_uplink_cannot_send_what_it_forwards() {
+    on_a_node(|node| {
+        two_services(node);
+        let modes = |node: &mut Node| -> Vec<(String, Mode, String)> {
+            let modes = node.datapath().modes().into_iter();
+            modes
+                .map(|mode| (mode.interface, mode.mode, mode.reason))
+                .collect()
+        };
+        let alone = modes(node);
+        assert_eq!((alone.len(), alone[0].1), (1, Mode::XdpNative), "{alone:?}");
+
+        ip("link add lan0 type bridge");
+        let before = node.state().clone();
+        let mut state = before.clone();
+        let lan0 = HostInterface {
+            index: if_nametoindex("lan0").unwrap(),
+            mac: MacAddress::default(),
+            mtu: 1500,
+        };
+        state.uplinks.insert("lan0".to_owned(), lan0);
+        node.apply(&state);
+        let both = modes(node);
+        assert!(both.iter().all(|(_, mode, _)| *mode == Mode::Tc), "{both:?}");
+        assert!(both[1].2.contains("lan0 has no native XDP"), "{both:?}");
+        assert!(!ip("link show dev up0").contains("prog/xdp"));
+
+        node.apply(&before);
+        assert_eq!(modes(node), alone);
+        assert!(ip("link show dev up0").contains("prog/xdp"));
+    });
+}
+
+#[test]
+fn a_renamed_uplink_keeps_its_programs() {
+    on_a_node(|node| {
+        two_services(node);
+        ip("link set up0 down");
+        ip("link set up0 name card0");
+        let mut state = node.state().clone();
+        let uplink = state.uplinks.remove("up0").unwrap();
+        state.uplinks.insert("card0".to_owned(), uplink);
+        node.apply(&state);
+        let modes = node.datapath().modes();
+        assert_eq!((modes.len(), modes[0].interface.as_str()), (1, "card0"));
+        assert!(ip("link show dev card0").contains("prog/xdp"));
+        let links = node.pins().join(format!("v{VERSION}/links"));
+        let tc = links.join(format!("mesh_uplink_ingress_{}", node.uplink));
+        let filters = filters("card0", "ingress");
+        assert!(tc.exists() || filters.contains("mesh_uplink"), "{filters}");
+    });
+}
+
+fn ip(arguments: &str) -> String {
+    let arguments: Vec<_> = arguments.split_whitespace().collect();
+    command::output("ip", &arguments, "").unwrap()
 }
 
 #[test]

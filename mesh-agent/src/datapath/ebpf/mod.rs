@@ -202,7 +202,7 @@ impl EbpfDatapath {
                 self.follow_uplink_mtu()
             }
             DatapathChange::DetachUplink(name) => {
-                self.attachments.remove_uplink(name)?;
+                self.attachments.remove_uplink(&mut self.programs, name)?;
                 self.follow_uplink_mtu()
             }
             DatapathChange::RemoveFrontend(frontend) => {

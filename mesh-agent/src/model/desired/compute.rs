@@ -17,9 +17,10 @@ use crate::model::{Cluster, Local, TaskId};
 /// ARCHITECTURE.md, "Local processes"); it is answered like an address of the node.
 ///
 /// A service is yielded if it has active tasks but this node can reach none of them (their nodes have no
-/// data path, or one of the other kind, or there is no hook on the way to them): it gets no frontends, so that
-/// whatever else answers its ports does, while the flows that the mesh already has go on. A service without any active task is not
-/// yielded; the mesh refuses its connections. A node that is leaving yields every service.
+/// data path, or one of the other kind, or there is no hook on the way to them): it gets no frontends, so
+/// that whatever else answers its ports does, while the flows that the mesh already has go on. A service
+/// without any active task is not yielded; the mesh refuses its connections. A node that is leaving yields
+/// every service.
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {

@@ -52,6 +52,8 @@ pub(super) struct Attachments {
 struct Uplink {
     interface: HostInterface,
     hooks: UplinkHooks,
+    /// Whether XDP is off only because another uplink has none: see [`Attachments::level_xdp`].
+    held_back: bool,
 }
 
 /// Loads every program into the kernel.
@@ -154,9 +156,10 @@ impl Attachments {
             Uplink {
                 interface: *interface,
                 hooks,
+                held_back: false,
             },
         );
-        Ok(())
+        self.level_xdp(programs)
     }
 
     /// Tries the better hooks again. Traffic does not stop: tc carries everything while XDP changes its hook,
@@ -194,18 +197,19 @@ impl Attachments {
                 uplink.hooks = hooks;
             }
         }
-        Ok(())
+        self.level_xdp(programs)
     }
 
     /// Detaches from an uplink.
-    pub(super) fn remove_uplink(&mut self, name: &str) -> Result<(), DatapathError> {
+    pub(super) fn remove_uplink(&mut self, programs: &mut Ebpf, name: &str) -> Result<(), DatapathError> {
         let Some(uplink) = self.uplinks.remove(name) else {
             return Ok(());
         };
         for hook in XdpHook::ALL {
             remove_pin(&self.xdp_pin(uplink.interface.index, hook))?;
         }
-        self.detach_tc(TcProgram::Uplink, uplink.interface.index)
+        self.detach_tc(TcProgram::Uplink, uplink.interface.index)?;
+        self.level_xdp(programs)
     }
 
     /// Handles what comes out of a container, at the host end of its veth.

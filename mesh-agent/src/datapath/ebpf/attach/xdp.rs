@@ -6,7 +6,7 @@ use aya::{Ebpf, programs::Xdp};
 use mesh_support::error_chain;
 use tracing::warn;
 
-use super::{Attachments, program};
+use super::{Attachments, Uplink, program};
 use crate::datapath::{
     DatapathError, Mode, XdpChoice,
     ebpf::{
@@ -55,6 +55,43 @@ impl Attachments {
         let reason = found.reason();
         warn!(interface = name, reason, "this uplink uses tc alone");
         Ok(found)
+    }
+
+    /// Uses XDP in the driver on all uplinks or on none. What XDP forwards can leave by any of them, and the
+    /// kernel drops what XDP sends to a bridge, a VLAN or a driver without XDP, and counts it nowhere. tc
+    /// sends by every interface.
+    pub(super) fn level_xdp(&mut self, programs: &mut Ebpf) -> Result<(), DatapathError> {
+        let native = |uplink: &Uplink| uplink.hooks.mode == Mode::XdpNative || uplink.held_back;
+        let mut without = self.uplinks.iter().filter(|(_, uplink)| !native(uplink));
+        let obstacle = without.next().map(|(name, _)| name.clone());
+        for name in self.uplinks.keys().cloned().collect::<Vec<_>>() {
+            let Some(uplink) = self.uplinks.get(&name) else {
+                continue;
+            };
+            let (index, mode, held_back) = (uplink.interface.index, uplink.hooks.mode, uplink.held_back);
+            let mut hooks = uplink.hooks.clone();
+            match &obstacle {
+                Some(obstacle) if mode == Mode::XdpNative => {
+                    remove_pin(&self.xdp_pin(index, XdpHook::Native))?;
+                    hooks.mode = Mode::Tc;
+                    hooks.native = Outcome::NotTried(format!(
+                        "XDP is off, because {obstacle} has no native XDP and could not send what XDP forwards"
+                    ));
+                }
+                None if held_back => {
+                    hooks = UplinkHooks {
+                        tcx: hooks.tcx,
+                        ..self.attach_xdp(programs, &name, index)?
+                    };
+                }
+                Some(_) | None => continue,
+            }
+            if let Some(uplink) = self.uplinks.get_mut(&name) {
+                uplink.hooks = hooks;
+                uplink.held_back = obstacle.is_some();
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn xdp_pin(&self, index: u32, hook: XdpHook) -> PathBuf {
