@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::{
-    lab::{Lab, LabOptions, Offloads, ServiceTask, wait_until},
+    lab::{Lab, LabOptions, Offloads, ServiceTask, Topology, wait_until},
     paths,
 };
 
@@ -29,11 +29,12 @@ pub(crate) struct Fixture {
     pub(crate) with_agents: bool,
     managers: usize,
     offloads: Offloads,
+    topology: Topology,
 }
 
 impl Fixture {
     /// A lab of three nodes with so many managers, without agents yet.
-    pub(crate) fn up(managers: usize, offloads: Offloads) -> Result<Self> {
+    pub(crate) fn up(managers: usize, offloads: Offloads, topology: Topology) -> Result<Self> {
         for program in ["mesh-agent", "meshctl", "mesh-testbed"] {
             ensure!(
                 paths::program(program).is_file(),
@@ -44,6 +45,7 @@ impl Fixture {
             name: "swarm".into(),
             managers,
             offloads,
+            topology,
             ..LabOptions::default()
         })?;
         Ok(Self {
@@ -52,12 +54,13 @@ impl Fixture {
             with_agents: false,
             managers,
             offloads,
+            topology,
         })
     }
 
     /// Whether the lab is what another group needs, or can become it.
-    pub(crate) fn can_become(&self, managers: usize, offloads: Offloads) -> bool {
-        self.managers <= managers && self.offloads == offloads
+    pub(crate) fn can_become(&self, managers: usize, offloads: Offloads, topology: Topology) -> bool {
+        self.managers <= managers && self.offloads == offloads && self.topology == topology
     }
 
     /// Stops all agents, and makes managers of workers until there are so many.

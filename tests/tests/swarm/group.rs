@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use libtest_mimic::Trial;
-use xtask::lab::Offloads;
+use xtask::lab::{Offloads, Topology};
 
 use crate::fixture::Fixture;
 
@@ -24,6 +24,8 @@ pub(crate) struct Group {
     pub(crate) managers: usize,
     /// Whether the wire leaves checksums and segmentation to the receiver.
     pub(crate) offloads: Offloads,
+    /// How the nodes are connected.
+    pub(crate) topology: Topology,
     /// The agents' arguments; `None`: the stories start agents by themselves, if at all.
     pub(crate) agents: Option<&'static [&'static str]>,
     /// Whether the kernel must have IPVS. Such a group runs only with `--ignored`.
@@ -90,7 +92,7 @@ impl Shared {
         let kept = self
             .fixture
             .take()
-            .filter(|fixture| !failed && fixture.can_become(group.managers, group.offloads));
+            .filter(|fixture| !failed && fixture.can_become(group.managers, group.offloads, group.topology));
         if let Some(mut fixture) = kept {
             fixture
                 .become_fresh(group.managers)
@@ -103,7 +105,7 @@ impl Shared {
     fn fixture(&mut self, group: Group) -> Result<&Fixture> {
         let mut fixture = match self.fixture.take() {
             Some(fixture) => fixture,
-            None => Fixture::up(group.managers, group.offloads)?,
+            None => Fixture::up(group.managers, group.offloads, group.topology)?,
         };
         fixture.with_agents = group.agents.is_some();
         fixture.arguments = group.agents.unwrap_or_default();

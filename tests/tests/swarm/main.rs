@@ -9,7 +9,7 @@ use std::{
 };
 
 use libtest_mimic::Arguments;
-use xtask::lab::{Offloads, agent::DEFAULT_ARGUMENTS};
+use xtask::lab::{Offloads, Topology, agent::DEFAULT_ARGUMENTS};
 
 use crate::group::{Group, Shared};
 
@@ -25,6 +25,7 @@ mod hostile;
 mod labs;
 mod liveness;
 mod load;
+mod networks;
 mod stack;
 
 /// The whole product with its defaults: native XDP, replies by tunnel.
@@ -32,6 +33,7 @@ const DEFAULT: Group = Group {
     name: "stories",
     managers: 1,
     offloads: Offloads::Off,
+    topology: Topology::OneCard,
     agents: Some(DEFAULT_ARGUMENTS),
     needs_ipvs: false,
     stories: &[basics::STORIES, changes::STORIES, hostile::STORIES],
@@ -79,6 +81,22 @@ const GROUPS: &[Group] = &[
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off", "--tc", "clsact"]),
         stories: &[basics::STORIES],
+        ..DEFAULT
+    },
+    // Nodes whose default route and cluster address are on different cards.
+    Group {
+        name: "two-cards",
+        topology: Topology::TwoCards,
+        stories: &[networks::STORIES],
+        ..DEFAULT
+    },
+    // Nodes whose card is a port of a bridge, with the agent's defaults.
+    Group {
+        name: "bridge",
+        offloads: Offloads::On,
+        topology: Topology::Bridge,
+        agents: Some(&[]),
+        stories: &[networks::STORIES],
         ..DEFAULT
     },
     // Beside Docker's own mesh at work, which is made of IPVS.

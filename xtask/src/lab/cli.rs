@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
-use super::{Lab, LabOptions, Offloads, check_root, engine, state::State, take_down};
+use super::{Lab, LabOptions, Offloads, Topology, check_root, engine, state::State, take_down};
 use crate::{command::spinner, paths, programs::Need};
 
 /// The lab by itself: a real Swarm on this machine, each node in namespaces of its own.
@@ -32,6 +32,9 @@ enum Action {
         /// Leave checksums and segmentation to the receiver, as veth pairs do (not fit for XDP).
         #[arg(long)]
         offloads: bool,
+        /// How the nodes are connected.
+        #[arg(long, value_enum, default_value_t)]
+        topology: Topology,
     },
     /// Take a lab down, also one whose command was killed, and remove all it has made.
     Down {
@@ -69,6 +72,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             nodes,
             managers,
             offloads,
+            topology,
         } => {
             if !paths::program("mesh-testbed").is_file() {
                 crate::build::run(crate::setup::packages(&[Need::Build, Need::Lab])?)?;
@@ -79,6 +83,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
                 nodes,
                 managers,
                 offloads,
+                topology,
             })?
             .keep();
             Ok(ExitCode::SUCCESS)

@@ -190,7 +190,14 @@ pub fn form_swarm(state: &State, managers: usize) -> Result<()> {
     let Some((first, others)) = nodes.split_first() else {
         bail!("a Swarm needs a node");
     };
-    let address = |index: usize| format!("10.99.{}.{}", state.subnet, index + 1);
+    let address = |index: usize| {
+        let host = u8::try_from(index + 1).unwrap_or(u8::MAX);
+        state
+            .topology
+            .addresses(state.subnet, host)
+            .pop()
+            .unwrap_or_default()
+    };
     run(&mut docker(
         state,
         first,

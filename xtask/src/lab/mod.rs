@@ -27,12 +27,13 @@ pub mod process;
 pub mod service;
 pub mod space;
 pub mod state;
+pub mod topology;
 pub mod traffic;
 pub mod wait;
 pub mod wire;
 
 use self::state::State;
-pub use self::{service::ServiceTask, traffic::Reply, wait::wait_until};
+pub use self::{service::ServiceTask, topology::Topology, traffic::Reply, wait::wait_until};
 use crate::paths;
 
 /// How a lab is made.
@@ -46,6 +47,8 @@ pub struct LabOptions {
     pub managers: usize,
     /// Whether the wire leaves checksums and segmentation to the receiver.
     pub offloads: Offloads,
+    /// How the nodes are connected.
+    pub topology: Topology,
 }
 
 impl Default for LabOptions {
@@ -55,6 +58,7 @@ impl Default for LabOptions {
             nodes: 3,
             managers: 1,
             offloads: Offloads::Off,
+            topology: Topology::OneCard,
         }
     }
 }
@@ -100,6 +104,7 @@ impl Lab {
             nodes,
             managers,
             offloads,
+            topology,
         } = options;
         if !(1..=100).contains(nodes) || !(0..=*nodes).contains(managers) {
             bail!("a lab has 1 to 100 nodes, and no more of them manage: not {nodes} and {managers}");
@@ -114,7 +119,7 @@ impl Lab {
             take_down(&state)?;
         }
         watch_signals()?;
-        let state = State::register(name, paths::target().join("lab").join(name))?;
+        let state = State::register(name, paths::target().join("lab").join(name), *topology)?;
         OWNED
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -199,6 +204,17 @@ impl Lab {
     /// # Errors
     /// When there is no such node.
     pub fn address(&self, name: &str) -> Result<String> {
+        self.addresses(name)?
+            .into_iter()
+            .next()
+            .with_context(|| format!("`{name}` has no address"))
+    }
+
+    /// All addresses of a node or the client: the one with the default route first, the cluster's last.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn addresses(&self, name: &str) -> Result<Vec<String>> {
         self.state.space(name)?;
         let host = match name {
             "client" => wire::CLIENT,
@@ -208,7 +224,7 @@ impl Lab {
                 .parse()
                 .with_context(|| format!("`{node}` is no node"))?,
         };
-        Ok(format!("10.99.{}.{host}", self.state.subnet))
+        Ok(self.state.topology.addresses(self.state.subnet, host))
     }
 
     /// A command that runs on a node, or in the client, as any process there does.

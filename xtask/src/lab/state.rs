@@ -1,5 +1,5 @@
 //! What a lab has started, on disk, so that any later command can find it or take it down. Depends on
-//! `process` only.
+//! `process` and `topology` only.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::process::Process;
+use super::{process::Process, topology::Topology};
 
 /// Where labs are registered: on the host, and hidden from the nodes, which have a `/run` of their own.
 const REGISTRY: &str = "/run/mesh-lab";
@@ -26,6 +26,9 @@ pub struct State {
     pub name: String,
     /// The third byte of its addresses.
     pub subnet: u8,
+    /// How its nodes are connected.
+    #[serde(default)]
+    pub topology: Topology,
     /// Where its data is: engines' data roots and logs.
     pub data: PathBuf,
     /// The process that brought it up.
@@ -50,7 +53,7 @@ impl State {
     ///
     /// # Errors
     /// When the name is taken or no subnet is free.
-    pub fn register(name: &str, data: PathBuf) -> Result<Self> {
+    pub fn register(name: &str, data: PathBuf, topology: Topology) -> Result<Self> {
         check_name(name)?;
         fs::create_dir_all(REGISTRY).with_context(|| format!("could not create {REGISTRY}"))?;
         let _lock = lock()?;
@@ -65,6 +68,7 @@ impl State {
         let state = Self {
             name: name.to_owned(),
             subnet,
+            topology,
             data,
             owner,
             spaces: Vec::new(),

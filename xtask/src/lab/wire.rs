@@ -1,5 +1,5 @@
-//! The lab's network: a bridge in a namespace of its own, so that the host's interfaces, iptables and
-//! sysctls stay as they are; nodes can be cut off from it. Depends on `space` and `state`.
+//! The lab's network: bridges in a namespace of their own, so that the host's interfaces, iptables and
+//! sysctls stay as they are; nodes can be cut off from it. Depends on `space`, `state` and `topology`.
 
 use anyhow::Result;
 
@@ -7,6 +7,7 @@ use super::{
     Lab, Offloads, poll,
     space::{enter_network, start},
     state::State,
+    topology::{FIRST, Network, Topology},
 };
 use crate::command::{run, run_with_input};
 
@@ -22,11 +23,15 @@ pub const CLIENT: u8 = 200;
 /// When the kernel refuses a bridge.
 pub fn lay(state: &mut State) -> Result<()> {
     start(state, "wire")?;
-    let batch = format!(
-        "link set lo up\nlink add br0 type bridge forward_delay 0 mcast_snooping 0\n\
-         address add 10.99.{}.{ROUTER}/24 dev br0\nlink set br0 up\n",
-        state.subnet
-    );
+    let mut batch = String::from("link set lo up\n");
+    for network in state.topology.networks() {
+        let bridge = network.bridge;
+        let address = network.address(state.subnet, ROUTER);
+        batch += &format!(
+            "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n\
+             address add {address}/24 dev {bridge}\nlink set {bridge} up\n"
+        );
+    }
     run_with_input(
         &mut enter_network(state.space("wire")?, ["ip", "-batch", "-"]),
         batch.as_bytes(),
@@ -34,26 +39,50 @@ pub fn lay(state: &mut State) -> Result<()> {
     Ok(())
 }
 
-/// Plugs a space into the wire: its end is `eth0` with the address 10.99.L.`host`.
+/// Plugs a space into the wire: its end is `eth0` with the address 10.99.L.`host`, and further cards have
+/// other networks' addresses.
 ///
 /// # Errors
 /// When the kernel refuses a veth or an off-load setting.
 pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<()> {
+    for network in state.topology.networks() {
+        plug_card(state, name, host, network, offloads)?;
+    }
+    let router = FIRST.address(state.subnet, ROUTER);
+    run(&mut enter_network(
+        state.space(name)?,
+        ["ip", "route", "add", "default", "via", &router],
+    ))?;
+    Ok(())
+}
+
+fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: Offloads) -> Result<()> {
     let wire = state.space("wire")?;
     let space = state.space(name)?;
-    let subnet = state.subnet;
+    let Network { bridge, card, .. } = network;
+    let port = network.port(name);
     // The pid is the host's: this `ip` keeps the host's pid namespace.
     let outside = format!(
-        "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0\nlink set {name} up\n",
+        "link add {port} type veth peer name {card} netns {}\nlink set {port} master {bridge}\nlink set {port} up\n",
         space.init.pid
     );
     run_with_input(
         &mut enter_network(wire, ["ip", "-batch", "-"]),
         outside.as_bytes(),
     )?;
-    let inside = format!(
-        "link set lo up\naddress add 10.99.{subnet}.{host}/24 dev eth0\nlink set eth0 up\n\
-         route add default via 10.99.{subnet}.{ROUTER}\n"
+    let mut inside = format!("link set lo up\nlink set {card} up\n");
+    let holder = if state.topology == Topology::Bridge && name.starts_with("node") {
+        inside += &format!(
+            "link add lan0 type bridge forward_delay 0 mcast_snooping 0\nlink set {card} master lan0\n\
+             link set lan0 up\n"
+        );
+        "lan0"
+    } else {
+        card
+    };
+    inside += &format!(
+        "address add {}/24 dev {holder}\n",
+        network.address(state.subnet, host)
     );
     run_with_input(
         &mut enter_network(space, ["ip", "-batch", "-"]),
@@ -61,10 +90,10 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
     )?;
     if offloads == Offloads::Off {
         // A real wire carries finished checksums, and takes what XDP sends at once.
-        for (space, device) in [(wire, name), (space, "eth0")] {
+        for (space, device) in [(wire, port.as_str()), (space, card)] {
             run(&mut enter_network(space, ["ethtool", "-K", device, "tx", "off"]))?;
         }
-        poll::pass_all(wire, &[name])?;
+        poll::pass_all(wire, &[&port])?;
     }
     Ok(())
 }
@@ -76,7 +105,10 @@ impl Lab {
     /// # Errors
     /// When there is no such node, or the kernel refuses.
     pub fn cut_off(&self, name: &str) -> Result<()> {
-        set_port(&self.state, name, &["nomaster"])
+        for network in self.state.topology.networks() {
+            set_port(&self.state, name, network, &["nomaster"])?;
+        }
+        Ok(())
     }
 
     /// Connects a node again that was cut off.
@@ -84,7 +116,10 @@ impl Lab {
     /// # Errors
     /// When there is no such node, or the kernel refuses.
     pub fn reconnect(&self, name: &str) -> Result<()> {
-        set_port(&self.state, name, &["master", "br0"])
+        for network in self.state.topology.networks() {
+            set_port(&self.state, name, network, &["master", network.bridge])?;
+        }
+        Ok(())
     }
 
     /// Runs a program on the wire, with a text on its standard input: what is between the nodes, and none of
@@ -102,10 +137,10 @@ impl Lab {
     }
 }
 
-fn set_port(state: &State, name: &str, arguments: &[&str]) -> Result<()> {
-    // Its device at the wire has its name.
+fn set_port(state: &State, name: &str, network: &Network, arguments: &[&str]) -> Result<()> {
+    // Its devices at the wire have its name.
     state.space(name)?;
     let wire = state.space("wire")?;
-    run(enter_network(wire, ["ip", "link", "set", "dev", name]).args(arguments))?;
+    run(enter_network(wire, ["ip", "link", "set", "dev", &network.port(name)]).args(arguments))?;
     Ok(())
 }

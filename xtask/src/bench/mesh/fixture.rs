@@ -112,6 +112,7 @@ impl Fixture {
             nodes: 2,
             managers: 1,
             offloads: if offloads { Offloads::On } else { Offloads::Off },
+            ..LabOptions::default()
         })?;
         let addresses = Replica::ALL.map(|replica| {
             let constraint = format!("node.hostname=={}", replica.node());
