@@ -1,5 +1,8 @@
-//! The command line of `mesh-agent run`: its flags, their environment variables and defaults. Imports the
-//! model, the data path's choices and the orchestrator's options; binds no port and reads no file.
+//! The settings of `mesh-agent run`: its flags, their environment variables and defaults; `file` is the file
+//! that completes them. Imports the model, the data path's choices and the orchestrator's options; binds no
+//! port.
+
+mod file;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -7,6 +10,8 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+
+pub use file::{ConfigError, ConfigFlag, Reloader, Settings};
 
 #[cfg(feature = "orchestrator")]
 use crate::orchestrator::OrchestratorOptions;
@@ -161,6 +166,16 @@ pub struct RunOptions {
     #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = 9468,
           value_parser = clap::value_parser!(u16).range(1..), help_heading = "Control plane")]
     pub feed_port: u16,
+
+    /// IPv4 address on which a manager's agent listens for the other nodes' agents, where the node's Swarm
+    /// address is not one of its own: behind NAT, 0.0.0.0 [default: the node's Swarm address].
+    #[arg(
+        long,
+        env = "MESH_FEED_LISTEN",
+        value_name = "IPV4",
+        help_heading = "Control plane"
+    )]
+    pub feed_listen: Option<Ipv4Addr>,
 
     /// Unix socket for meshctl, created with mode 0600.
     #[arg(
@@ -365,6 +380,26 @@ mod tests {
             "a restart must not interrupt traffic"
         );
         assert!(options.backend_metrics && options.uplinks.is_empty());
+    }
+
+    #[test]
+    fn the_readme_lists_every_setting_with_its_default() {
+        let readme = include_str!("../../README.md");
+        let command = <RunOptions as Args>::augment_args(clap::Command::new("run"));
+        for argument in command.get_arguments() {
+            let name = argument.get_long().unwrap();
+            let row = readme
+                .lines()
+                .find(|line| line.starts_with(&format!("| `{name}` |")));
+            let row = row.unwrap_or_else(|| panic!("README.md's table of settings lacks '{name}'"));
+            for default in argument.get_default_values() {
+                let default = default.to_str().unwrap();
+                assert!(row.contains(default), "{name} has the default {default}: {row}");
+            }
+            let variable = argument.get_env().unwrap().to_str().unwrap();
+            let expected = format!("MESH_{}", name.replace('-', "_").to_uppercase());
+            assert!(variable == expected || name == "node-label", "{variable}");
+        }
     }
 
     #[test]

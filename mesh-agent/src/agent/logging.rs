@@ -1,29 +1,53 @@
 //! Structured logs on standard error. Imports the configuration only.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, reload};
 
 use crate::config::{LogFormat, RunOptions};
 
 /// Starts logging as configured; the first call in a process wins.
 pub fn start_logging(options: &RunOptions) {
-    // Validated when the command line was read.
-    let filter =
-        EnvFilter::try_new(directives(&options.log_level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(&options.log_level))
         .with_writer(std::io::stderr);
-    let started = match options.log_format {
-        LogFormat::Text => builder
-            .with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let (started, set): (_, SetFilter) = match options.log_format {
+        LogFormat::Text => {
+            let builder = builder
+                .with_target(false)
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
+        }
     };
     if let Err(error) = started {
         tracing::debug!(%error, "logging was already started");
+    } else {
+        let _ = SET_FILTER.set(set);
     }
+}
+
+/// Changes the level of the log that [`start_logging`] has started.
+pub(super) fn set_level(level: &str) {
+    if let Some(Err(error)) = SET_FILTER.get().map(|set| set(filter(level))) {
+        tracing::warn!(%error, "cannot change the log level");
+    }
+}
+
+/// Replaces the filter of the log.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// The filter for a level that was validated when the settings were read.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(directives(level)).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 /// A plain level applies to the mesh only: libraries' finer levels are noisy, and may contain whole answers

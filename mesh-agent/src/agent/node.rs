@@ -3,6 +3,7 @@
 
 mod act;
 mod converge;
+mod settings;
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,7 @@ use super::{
     supervisor::Supervisor,
 };
 use crate::{
-    config::{OnStop, RunOptions},
+    config::{OnStop, Reloader, RunOptions},
     metrics::Metrics,
     model::{Desired, NoHook},
     process::Ended,
@@ -44,6 +45,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// The agent's state.
 pub(super) struct Agent {
     options: RunOptions,
+    reloader: Reloader,
     started: SystemTime,
 
     parts: Parts,
@@ -73,6 +75,7 @@ impl Agent {
     #[expect(clippy::too_many_arguments, reason = "called once, by the start of the agent")]
     pub(super) fn new(
         options: RunOptions,
+        reloader: Reloader,
         parts: Parts,
         announcement: OwnAnnouncement,
         is_up: watch::Sender<bool>,
@@ -85,6 +88,7 @@ impl Agent {
         maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let agent = Self {
             options,
+            reloader,
             started: introspection.started(),
             parts,
             membership: Membership::Unknown,
@@ -121,7 +125,10 @@ impl Agent {
             tokio::select! {
                 request = signals.next() => match request {
                     Request::Stop => return Ok(Ended::Stopped),
-                    Request::Reload => self.reload(),
+                    Request::Reload => {
+                        self.reload();
+                        self.handle(Event::Changed).await;
+                    }
                 },
                 ended = supervisor.ended() => return ended,
                 event = self.event() => self.handle(event).await,

@@ -22,7 +22,7 @@ use super::{
     supervisor::Supervisor,
 };
 use crate::{
-    config::RunOptions,
+    config::{Reloader, RunOptions},
     docker::Docker,
     metrics::Metrics,
     probes::ProbeReport,
@@ -35,7 +35,7 @@ use crate::{
 /// # Errors
 /// When the node lacks something, a port or socket is taken, a part of the agent ends unexpectedly (the
 /// data path is left in place), or the data path cannot be removed at the end.
-pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
+pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
     let _lock = preflight(&options)?;
 
@@ -84,6 +84,7 @@ pub async fn run(options: RunOptions) -> Result<Ended, AgentError> {
     )?;
     let mut agent = Agent::new(
         options,
+        reloader,
         parts,
         announcement,
         is_up,

@@ -9,14 +9,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 #[cfg(feature = "orchestrator")]
 use mesh_agent::orchestrator::program::Launcher;
 use mesh_agent::{
     admin::{Client, DEFAULT_SOCKET},
     agent,
-    config::RunOptions,
+    config::{ConfigError, ConfigFlag, Reloader, RunOptions, Settings},
     doctor::{self, Examiner},
     meshctl,
     process::privileges,
@@ -29,6 +29,8 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
+    #[command(flatten)]
+    file: ConfigFlag,
     #[command(subcommand)]
     command: Command,
 }
@@ -38,8 +40,8 @@ enum Command {
     /// Run the agent on this node until it is stopped.
     ///
     /// SIGTERM and SIGINT end the agent; the data path stays in the kernel and goes on forwarding, unless
-    /// --on-stop says otherwise. A second one ends the agent at once. SIGHUP rereads certificates, cluster
-    /// and network.
+    /// --on-stop says otherwise. A second one ends the agent at once. SIGHUP rereads settings, certificates,
+    /// cluster and network.
     Run {
         #[command(flatten)]
         options: Box<RunOptions>,
@@ -86,31 +88,45 @@ fn main() -> ExitCode {
     if Path::new(&name).file_name() == Some(std::ffi::OsStr::new("meshctl")) {
         return meshctl::cli::main();
     }
-    let result = match Arguments::parse().command {
+    let settings = Settings::new(Arguments::command(), std::env::args_os());
+    let (arguments, reloader) = match read(settings) {
+        Ok(read) => read,
+        Err(ConfigError::CommandLine(error)) => error.exit(),
+        Err(error) => return fail(&error.into()),
+    };
+    let result = match arguments.command {
         Command::Run { check: true, .. } => Ok(ExitCode::SUCCESS),
         Command::Run {
             options,
             check: false,
-        } => run(*options),
+        } => run(*options, reloader),
         Command::Doctor { docker_socket, bpffs } => doctor(docker_socket, bpffs),
         Command::Clean { options } => clean(&options),
         Command::Health { admin_socket } => health(&admin_socket),
     };
-    result.unwrap_or_else(|error| {
-        // One line: what failed, and why.
-        let _ = writeln!(std::io::stderr(), "mesh-agent: {error:#}");
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+/// One line: what failed, and why.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "mesh-agent: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn read(settings: Settings) -> Result<(Arguments, Reloader), ConfigError> {
+    let matches = settings.matches()?;
+    let arguments = Arguments::from_arg_matches(&matches)?;
+    Ok((arguments, Reloader::new(settings, &matches)))
 }
 
 #[cfg(feature = "orchestrator")]
-fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+fn run(options: RunOptions, reloader: Reloader) -> anyhow::Result<ExitCode> {
     agent::start_logging(&options);
     // May execute another program instead, before there is a second thread.
     let launcher = Launcher::start(options.programs_path());
     privileges::reduce()?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(launcher.supervise(agent::run(options)));
+    let ended = runtime.block_on(launcher.supervise(agent::run(options, reloader)));
     // What still runs ends with the process.
     runtime.shutdown_background();
     Ok(match launcher.finish(ended)? {
@@ -120,11 +136,11 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(not(feature = "orchestrator"))]
-fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+fn run(options: RunOptions, reloader: Reloader) -> anyhow::Result<ExitCode> {
     agent::start_logging(&options);
     privileges::reduce()?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(agent::run(options));
+    let ended = runtime.block_on(agent::run(options, reloader));
     // What still runs ends with the process.
     runtime.shutdown_background();
     Ok(match ended {

@@ -293,10 +293,11 @@ impl Agent {
         reasons.into_iter().map(mode).collect()
     }
 
-    /// SIGHUP: rereads certificates, cluster and network.
-    pub(super) fn reload(&self) {
+    /// SIGHUP: rereads settings, certificates, cluster and network.
+    pub(super) fn reload(&mut self) {
         info!("reloading");
         service_manager::reloading();
+        self.reload_settings();
         self.parts.hints.reload();
         self.parts.engine_hint.hint();
         // Makes the watcher reread routes and neighbours.

@@ -131,7 +131,10 @@ impl Running {
             let Some((certificates, identity)) = self.identity(&member, &stop).await else {
                 return;
             };
-            let listen = SocketAddr::new(IpAddr::V4(member.address), self.options.feed_port);
+            let listen = SocketAddr::new(
+                IpAddr::V4(self.options.feed_listen.unwrap_or(member.address)),
+                self.options.feed_port,
+            );
             let options = FeedServerOptions {
                 listen,
                 identity: identity.clone(),

@@ -29,7 +29,10 @@ pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
     /// The feed's address is in use, or is not this node's.
-    #[error("cannot listen for other nodes' agents on {address}; is another agent running (--feed-port)?")]
+    #[error(
+        "cannot listen for other nodes' agents on {address}; is another agent running (--feed-port), or is it \
+         not an address of this node (--feed-listen)?"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
