@@ -76,6 +76,31 @@ pub fn encapsulate<F: Frame>(
     Ok(())
 }
 
+/// Addresses an encapsulated packet to another peer, for another backend or for the one it names already. The
+/// inner packet stays as it is.
+///
+/// # Errors
+/// [`Refused`] when the frame ends within the headers.
+#[inline(always)]
+pub fn readdress<F: Frame>(
+    frame: &mut F,
+    config: &Config,
+    next_hop: &NextHop,
+    kind: GeneveKind,
+    backend: Option<&Backend>,
+) -> Result<(), Refused> {
+    let outer = frame.at_mut::<Outer>(ETHERNET_LENGTH).ok_or(Refused)?;
+    let length = outer.ip.total_length.get();
+    outer.ip = ipv4::header(config.node_address, next_hop.address, PROTOCOL_UDP, length);
+    outer.geneve.option_kind = kind as u8;
+    if let Some(backend) = backend {
+        outer.geneve.backend_address = backend.key.address;
+        outer.geneve.backend_port = backend.target_port;
+        outer.geneve.backend_tag = backend.tag;
+    }
+    address_frame(frame, next_hop.source_mac, next_hop.destination_mac)
+}
+
 /// A source port that is the same for all packets of a flow, in both directions, and differs between flows,
 /// so that routers and receive queues spread flows but keep the order within each (RFC 8926, 3.3).
 #[inline(always)]

@@ -1,11 +1,11 @@
 //! The first decision at every hook: whether a packet is the mesh's, and what happens to it.
 
 use crate::{
-    abi::{BACKEND_LOCAL, Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Origin, Role},
-    encapsulation, flow_state,
+    abi::{Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Origin, Role},
+    flow_state,
     frame::Frame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
-    open,
+    onward, open,
     parse::{Packet, Unparsed, parse},
     reply,
     tables::{FlowEntry, Tables},
@@ -61,7 +61,7 @@ fn unsupported<'a, T: Tables>(tables: &'a T, hook: Hook, key: &FlowKey, reason: 
     if !tables.is_published(key.protocol as u8, key.destination_port.get()) {
         return not_ours(hook);
     }
-    match tables.frontend(&frontend_key(key)) {
+    match tables.frontend(&FrontendKey::dialled(key)) {
         Some(_) => Decision::drop(reason),
         None => not_ours(hook),
     }
@@ -110,7 +110,7 @@ fn client<'a, F: Frame, T: Tables>(
     match classify(tables, packet) {
         ClientPacket::Continues { flow, backend } => {
             flow_state::client_packet(flow, config, packet);
-            to_backend(frame, config, packet, hook, flow, backend)
+            onward::decide(frame, config, packet, hook, flow, backend)
         }
         ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),
         ClientPacket::BackendGone => Decision::refuse(DropReason::BackendGone),
@@ -144,8 +144,9 @@ fn classify<'a, T: Tables>(tables: &'a T, packet: &Packet) -> ClientPacket<'a> {
         .backend(flow.backend())
         .filter(|backend| backend.generation == flow.generation());
     match backend {
-        // A SYN on a flow that is being closed: the client uses its port again.
-        Some(_) if packet.is_syn() && flow.is_closing() => ClientPacket::Opens,
+        // A SYN on a flow that is being closed: the client uses its port again. UDP flows are closed only
+        // when they are refused.
+        Some(_) if may_open && flow.is_closing() => ClientPacket::Opens,
         Some(backend) => ClientPacket::Continues { flow, backend },
         None if may_open => ClientPacket::Opens,
         None => ClientPacket::BackendGone,
@@ -162,46 +163,14 @@ fn opens<'a, F: Frame, T: Tables>(
     hook: Hook,
     origin: Origin,
 ) -> Decision<'a> {
-    let Some(service) = tables.frontend(&frontend_key(&packet.key)) else {
+    let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key)) else {
         return not_ours(hook);
     };
     match open::at_entry(tables, config, packet, service, origin) {
-        Ok((flow, backend)) => to_backend(frame, config, packet, hook, flow, backend),
+        Ok((flow, backend)) => onward::decide(frame, config, packet, hook, flow, backend),
         Err(DropReason::NoBackend) => Decision::refuse(DropReason::NoBackend),
         Err(reason) => Decision::drop(reason),
     }
-}
-
-#[inline(always)]
-fn frontend_key(key: &FlowKey) -> FrontendKey {
-    FrontendKey {
-        address: key.destination,
-        port: key.destination_port,
-        protocol: key.protocol as u16,
-    }
-}
-
-#[inline(always)]
-fn to_backend<'a, F: Frame>(
-    frame: &F,
-    config: &Config,
-    packet: &Packet,
-    hook: Hook,
-    flow: FlowEntry,
-    backend: &'a Backend,
-) -> Decision<'a> {
-    if backend.location == BACKEND_LOCAL {
-        return match hook {
-            // Packets for this node are left to tc, which keeps aggregated packets whole.
-            Hook::Xdp => Decision::PASS,
-            Hook::TcUplink | Hook::TcContainer | Hook::TcMesh0 => Decision::deliver(flow, backend, false),
-        };
-    }
-    if !encapsulation::fits(frame, packet, config.inner_mtu) {
-        return Decision::TOO_BIG;
-    }
-    let direct = config.direct_return != 0 && flow.origin() == Origin::UPLINK;
-    Decision::forward(flow, backend, direct)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Answers to the sender of a packet that cannot be served: TCP RST, ICMP errors.
 
 use crate::{
+    abi::Endpoint,
     bytes::{Be16, Be32, Plain},
-    checksum,
+    checksum::{self, Difference},
     frame::{Frame, Refused},
     headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET, PROTOCOL_ICMP,
-        PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET, OUTER_LENGTH,
+        PROTOCOL_ICMP, PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
     },
     ipv4,
 };
@@ -36,11 +37,29 @@ unsafe impl Plain for Quote {}
 /// [`Refused`] when the packet must not be answered (a RST itself) or could not be resized.
 #[inline(always)]
 pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
-    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    refuse_behind::<0, F>(frame, None)
+}
+
+/// The same for an encapsulated packet: the frame becomes a plain one, addressed to `client`, which the inner
+/// packet's sender was before its source was translated. Its Ethernet header is yet to be written.
+///
+/// # Errors
+/// As [`refuse`].
+#[inline(always)]
+pub fn refuse_inner<F: Frame>(frame: &mut F, client: Endpoint) -> Result<(), Refused> {
+    refuse_behind::<OUTER_LENGTH, F>(frame, Some(client))
+}
+
+#[inline(always)]
+fn refuse_behind<const OUTER: usize, F: Frame>(
+    frame: &mut F,
+    client: Option<Endpoint>,
+) -> Result<(), Refused> {
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH + OUTER).ok_or(Refused)?;
     if ip.protocol == PROTOCOL_TCP {
-        reset(frame, &ip)
+        reset::<OUTER, F>(frame, &ip, client)
     } else {
-        icmp(frame, ICMP_PORT_UNREACHABLE, 0)
+        icmp::<OUTER, F>(frame, ICMP_PORT_UNREACHABLE, 0, client)
     }
 }
 
@@ -50,12 +69,17 @@ pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
 /// [`Refused`] when it could not be resized.
 #[inline(always)]
 pub fn too_big<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
-    icmp(frame, ICMP_FRAGMENTATION_NEEDED, mtu)
+    icmp::<0, F>(frame, ICMP_FRAGMENTATION_NEEDED, mtu, None)
 }
 
 #[inline(always)]
-fn reset<F: Frame>(frame: &mut F, ip: &Ipv4) -> Result<(), Refused> {
-    let tcp = *frame.at::<Tcp>(L4_OFFSET).ok_or(Refused)?;
+fn reset<const OUTER: usize, F: Frame>(
+    frame: &mut F,
+    ip: &Ipv4,
+    client: Option<Endpoint>,
+) -> Result<(), Refused> {
+    let tcp = *frame.at::<Tcp>(L4_OFFSET + OUTER).ok_or(Refused)?;
+    let client = client.unwrap_or(Endpoint::new(ip.source, tcp.source));
     if tcp.flags & TCP_RST != 0 {
         return Err(Refused);
     }
@@ -79,7 +103,7 @@ fn reset<F: Frame>(frame: &mut F, ip: &Ipv4) -> Result<(), Refused> {
     };
     let mut answer = Tcp {
         source: tcp.destination,
-        destination: tcp.source,
+        destination: client.port,
         sequence,
         acknowledgement,
         data_offset: (TCP_LENGTH as u8 / 4) << 4,
@@ -90,19 +114,19 @@ fn reset<F: Frame>(frame: &mut F, ip: &Ipv4) -> Result<(), Refused> {
     };
     let control = u16::from_ne_bytes([answer.data_offset, answer.flags]);
     answer.checksum = checksum::finish(
-        checksum::pseudo_header(ip.destination, ip.source, PROTOCOL_TCP, TCP_LENGTH as u16)
-            + u32::from(tcp.source.raw())
+        checksum::pseudo_header(ip.destination, client.address, PROTOCOL_TCP, TCP_LENGTH as u16)
+            + u32::from(client.port.raw())
             + u32::from(tcp.destination.raw())
             + checksum::sum32(sequence)
             + checksum::sum32(acknowledgement)
             + u32::from(control),
     );
-    frame.renew::<RESET_LENGTH>()?;
+    frame.renew::<RESET_LENGTH, OUTER>()?;
     write_back(
         frame,
         &ethernet,
         ip.destination,
-        ip.source,
+        client.address,
         PROTOCOL_TCP,
         RESET_LENGTH as u16,
     )?;
@@ -111,9 +135,21 @@ fn reset<F: Frame>(frame: &mut F, ip: &Ipv4) -> Result<(), Refused> {
 }
 
 #[inline(always)]
-fn icmp<F: Frame>(frame: &mut F, code: u8, mtu: u16) -> Result<(), Refused> {
+fn icmp<const OUTER: usize, F: Frame>(
+    frame: &mut F,
+    code: u8,
+    mtu: u16,
+    client: Option<Endpoint>,
+) -> Result<(), Refused> {
     let ethernet = *frame.at::<Ethernet>(0).ok_or(Refused)?;
-    let quote = *frame.at::<Quote>(ETHERNET_LENGTH).ok_or(Refused)?;
+    let mut quote = *frame.at::<Quote>(ETHERNET_LENGTH + OUTER).ok_or(Refused)?;
+    if let Some(client) = client {
+        let change = Difference::NONE.replace32(quote.ip.source, client.address);
+        quote.ip.source = client.address;
+        quote.ip.checksum = checksum::updated(quote.ip.checksum, change);
+        // UDP's checksum is no longer right, but no receiver can tell: the quote ends before the payload.
+        [quote.rest[0], quote.rest[1]] = client.port.raw().to_ne_bytes();
+    }
     let mut answer = Icmp {
         kind: ICMP_UNREACHABLE,
         code,
@@ -128,7 +164,7 @@ fn icmp<F: Frame>(frame: &mut F, code: u8, mtu: u16) -> Result<(), Refused> {
     answer.checksum = checksum::finish(
         u32::from(kind) + u32::from(answer.next_hop_mtu.raw()) + quoted + checksum::sum_bytes(&quote.rest),
     );
-    frame.renew::<ERROR_LENGTH>()?;
+    frame.renew::<ERROR_LENGTH, OUTER>()?;
     write_back(
         frame,
         &ethernet,

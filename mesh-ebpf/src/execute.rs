@@ -5,10 +5,10 @@
 //! way has been looked up, and is checked before anything is written to the packet.
 
 use crate::{
-    abi::{Backend, Config, DropReason, Endpoint, FlowKey, Hook, NextHop, Origin, Role},
+    abi::{Backend, Config, DropReason, Endpoint, Event, FlowKey, Hook, NextHop, Origin, Role},
     bytes::Be16,
     checksum::{self, Difference},
-    encapsulation::{address_frame, encapsulate},
+    encapsulation::{self, address_frame, encapsulate},
     errors,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{
@@ -38,12 +38,19 @@ pub fn execute<F: Frame, T: Tables>(
             tables.count_drop(hook, reason);
             return answer(errors::refuse(frame));
         }
+        Verdict::RefuseReturned { flow, reason } if !is_xdp => {
+            refuse_returned(frame, tables, config, hook, flow, reason)
+        }
+        Verdict::SendBack { peer, reason } if !is_xdp => send_back(frame, tables, config, hook, peer, reason),
+        // XDP leaves both to tc.
+        Verdict::RefuseReturned { .. } | Verdict::SendBack { .. } => return Action::Pass,
         Verdict::TooBig => {
             tables.count_drop(hook, DropReason::TooBig);
             return answer(errors::too_big(frame, config.inner_mtu));
         }
         Verdict::AnswerProbe => match probe::answer(frame) {
-            Ok(()) => Ok(Action::Answer),
+            // As below: not as a `Result` of an action that has no payload.
+            Ok(()) => return Action::Answer,
             Err(refused) => Err(refused.into()),
         },
         Verdict::Deliver {
@@ -51,11 +58,26 @@ pub fn execute<F: Frame, T: Tables>(
             backend,
             decapsulate,
         } => deliver(frame, tables, hook, flow, backend, decapsulate),
-        Verdict::Forward { flow, backend, kind } => match way_to_peer(tables, backend) {
+        Verdict::Forward {
+            flow,
+            backend,
+            kind,
+            returned,
+        } => match way_to_peer(tables, backend) {
             // The exception, for a peer. (Both return from here: a step's `Result` with a payload that is
             // undefined for `Pass` is what the verifier refuses.)
             Some(next_hop) if is_xdp && next_hop.interface == 0 => return Action::Pass,
-            Some(next_hop) => forward(frame, tables, config, next_hop, flow, backend, kind),
+            Some(next_hop) => {
+                let written = if returned && !is_xdp {
+                    forward_returned(frame, tables, config, next_hop, flow, backend, kind)
+                } else {
+                    forward(frame, tables, config, next_hop, flow, backend, kind)
+                };
+                match written {
+                    Ok(()) => to_peer(frame, config, next_hop),
+                    Err(reason) => Err(reason),
+                }
+            }
             None => Err(DropReason::NoRoute),
         },
         Verdict::Reply { flow } => reply(frame, tables, config, flow),
@@ -103,7 +125,8 @@ fn deliver<F: Frame, T: Tables>(
 ) -> Result<Action, DropReason> {
     if decapsulate {
         frame.remove_outer()?;
-    } else {
+    }
+    if !flow.origin().is_tunnel() {
         tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
     }
     let presented = flow.presented();
@@ -141,7 +164,7 @@ fn forward<F: Frame, T: Tables>(
     flow: FlowEntry,
     backend: &Backend,
     kind: GeneveKind,
-) -> Result<Action, DropReason> {
+) -> Result<(), DropReason> {
     tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
     let (presented, frontend) = (flow.presented(), flow.frontend());
     let source_translated = presented != flow.client();
@@ -160,7 +183,28 @@ fn forward<F: Frame, T: Tables>(
         &inner,
         ip.total_length.get(),
     )?;
-    to_peer(frame, config, next_hop)
+    Ok(())
+}
+
+/// The same with a packet that a peer has sent back: the outer headers get another receiver and backend, and
+/// the inner packet stays as it is. (Without its outer headers, an skb does not always get new ones.)
+#[inline(always)]
+fn forward_returned<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    next_hop: &NextHop,
+    flow: FlowEntry,
+    backend: &Backend,
+    kind: GeneveKind,
+) -> Result<(), DropReason> {
+    tables.count_in(
+        flow.backend(),
+        frame.segments(),
+        l3_bytes(frame).wrapping_sub(OUTER_LENGTH as u32),
+    );
+    encapsulation::readdress(frame, config, next_hop, kind, Some(backend))?;
+    Ok(())
 }
 
 #[inline(always)]
@@ -222,7 +266,8 @@ fn to_entry_node<F: Frame, T: Tables>(
     to_peer(frame, config, next_hop)
 }
 
-/// The way of an encapsulated reply to its client; `None` for a process of this node, which needs none.
+/// The way of an encapsulated packet to its flow's client; `None` for a process of this node, which needs
+/// none.
 #[inline(always)]
 fn way_to_client<F: Frame>(frame: &F, flow: FlowEntry) -> Option<Route> {
     if flow.origin() == Origin::MESH0 {
@@ -233,6 +278,45 @@ fn way_to_client<F: Frame>(frame: &F, flow: FlowEntry) -> Option<Route> {
         None => 0,
     };
     Some(frame.route(flow.frontend().address, flow.client().address, length))
+}
+
+#[inline(always)]
+fn refuse_returned<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    hook: Hook,
+    flow: FlowEntry,
+    reason: DropReason,
+) -> Result<Action, DropReason> {
+    let way = way_to_client(frame, flow);
+    if errors::refuse_inner(frame, flow.client()).is_err() {
+        return Err(reason);
+    }
+    tables.count_drop(hook, reason);
+    match way {
+        Some(route) => to_client(frame, route),
+        None => to_local_process(frame, config),
+    }
+}
+
+#[inline(always)]
+fn send_back<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    config: &Config,
+    hook: Hook,
+    peer: u32,
+    reason: DropReason,
+) -> Result<Action, DropReason> {
+    let next_hop = tables
+        .next_hop(peer)
+        .filter(|next_hop| !next_hop.address.is_zero())
+        .ok_or(DropReason::NoRoute)?;
+    encapsulation::readdress(frame, config, next_hop, GeneveKind::Undeliverable, None)?;
+    tables.count_drop(hook, reason);
+    tables.count_event(Event::SentBack);
+    to_peer(frame, config, next_hop)
 }
 
 #[inline(always)]

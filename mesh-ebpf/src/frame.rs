@@ -78,11 +78,12 @@ pub trait Frame {
     fn remove_outer(&mut self) -> Result<(), Refused>;
 
     /// Turns the frame into one of `L3` bytes behind an Ethernet header, of undefined content, with no
-    /// checksum left for the hardware to finish. For control messages.
+    /// checksum left for the hardware to finish. For control messages. `OUTER` bytes of encapsulation are
+    /// before the packet that the message is about; then bytes of no meaning may be left behind the message.
     ///
     /// # Errors
     /// [`Refused`] when the kernel does not allow it.
-    fn renew<const L3: usize>(&mut self) -> Result<(), Refused>;
+    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused>;
 
     /// Looks an address up in the node's routes and neighbours.
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route;

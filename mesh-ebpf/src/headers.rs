@@ -212,6 +212,9 @@ pub enum GeneveKind {
     Probe = GENEVE_CRITICAL_OPTION | 8,
     /// The same packet on its way back.
     ProbeAnswer = GENEVE_CRITICAL_OPTION | 9,
+    /// A client's packet on its way back to the entry node, because the backend's node cannot deliver it.
+    /// Its backend is the one that it was sent to, and the inner packet is unchanged.
+    Undeliverable = GENEVE_CRITICAL_OPTION | 4,
 }
 
 impl GeneveKind {
@@ -223,12 +226,14 @@ impl GeneveKind {
         const REPLY: u8 = GeneveKind::Reply as u8;
         const PROBE: u8 = GeneveKind::Probe as u8;
         const PROBE_ANSWER: u8 = GeneveKind::ProbeAnswer as u8;
+        const UNDELIVERABLE: u8 = GeneveKind::Undeliverable as u8;
         match kind {
             FORWARD => Some(Self::Forward),
             FORWARD_DIRECT => Some(Self::ForwardDirect),
             REPLY => Some(Self::Reply),
             PROBE => Some(Self::Probe),
             PROBE_ANSWER => Some(Self::ProbeAnswer),
+            UNDELIVERABLE => Some(Self::Undeliverable),
             _ => None,
         }
     }

@@ -17,6 +17,7 @@ pub mod frame;
 pub mod headers;
 pub mod ipv4;
 pub mod mss;
+pub mod onward;
 pub mod open;
 pub mod parse;
 pub mod pipeline;

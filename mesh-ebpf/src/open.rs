@@ -1,12 +1,14 @@
 //! Opens a flow: makes the entries that pin it to the backend chosen.
 
 use crate::{
-    abi::{BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Flow, FlowKey, Origin, Role},
+    abi::{
+        BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Origin, Role,
+    },
     bytes::{Be16, Be32},
     flow_state::forward_key,
     headers::Geneve,
     parse::Packet,
-    select::select,
+    select,
     tables::{FlowEntry, InsertError, Tables},
 };
 
@@ -25,7 +27,7 @@ pub fn at_entry<'a, T: Tables>(
     service: u32,
     origin: Origin,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let (index, backend) = select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
+    let (index, backend) = select::select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
     let mut flow = new_flow(config, packet, index, backend, origin);
     if origin == Origin::CONTAINER {
         // Only this node can reach a container's own address, and a container cannot reach itself by it:
@@ -34,6 +36,34 @@ pub fn at_entry<'a, T: Tables>(
     }
     let entry = insert(tables, &packet.key, &mut flow, backend)?;
     tables.count_connection(index);
+    Ok((entry, backend))
+}
+
+/// Moves a flow on its entry node to another backend, because the node of its own could not deliver its
+/// packet. `packet` is that packet as the client sent it. A flow moves once.
+///
+/// # Errors
+/// The reason to refuse the packet.
+#[inline(always)]
+pub fn elsewhere<'a, T: Tables>(
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+    service: u32,
+    from: FlowEntry,
+) -> Result<(FlowEntry, &'a Backend), DropReason> {
+    let (index, backend) =
+        select::another(tables, &packet.key, service, from.backend()).ok_or(DropReason::Undeliverable)?;
+    let origin = from.origin();
+    let mut flow = Flow {
+        moved: 1,
+        ..new_flow(config, packet, index, backend, origin)
+    };
+    // What has been encapsulated has this source already.
+    flow.presented = from.presented();
+    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    tables.count_connection(index);
+    tables.count_event(Event::FlowMoved);
     Ok((entry, backend))
 }
 

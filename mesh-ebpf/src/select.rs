@@ -5,6 +5,10 @@ use crate::{
     tables::Tables,
 };
 
+/// Slots to look at for another backend. A ring mixes its backends, so this many slots in a row seldom hold
+/// one and the same.
+const ATTEMPTS: u32 = 8;
+
 /// Chooses a slot of the service's ring, and with it the backend, for a flow whose first packet has
 /// the tuple `key`. `None` when the service has no active backend.
 #[inline(always)]
@@ -26,9 +30,41 @@ pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option
         Choice::LEAST => least(tables, &service, index)?,
         _ => at(tables, &service, tables.rotate(index) % service.ring_length)?,
     };
-    let backend = tables.backend(chosen)?;
-    // The ring may have been rewritten since the service was read.
-    (backend.generation != 0 && backend.service == index).then_some((chosen, backend))
+    active(tables, index, chosen)
+}
+
+/// Chooses another backend than `refused`, whose node could not deliver; by a hash, so that its flows spread
+/// over the others.
+#[inline(always)]
+pub fn another<'a, T: Tables>(
+    tables: &'a T,
+    key: &FlowKey,
+    index: u32,
+    refused: u32,
+) -> Option<(u32, &'a Backend)> {
+    let service = tables.service(index)?;
+    if service.ring_length == 0 {
+        return None;
+    }
+    let first = mix(key.source.get() ^ mix(u32::from(key.source_port.get())));
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let slot = first.wrapping_add(attempt) % service.ring_length;
+        if let Some(chosen) = at(tables, &service, slot)
+            && chosen != refused
+        {
+            return active(tables, index, chosen);
+        }
+        attempt += 1;
+    }
+    None
+}
+
+/// The backend at an index, unless it is gone: the ring may have been rewritten since the service was read.
+#[inline(always)]
+fn active<T: Tables>(tables: &T, service: u32, index: u32) -> Option<(u32, &Backend)> {
+    let backend = tables.backend(index)?;
+    (backend.generation != 0 && backend.service == service).then_some((index, backend))
 }
 
 /// The backend in a slot of a service's ring.

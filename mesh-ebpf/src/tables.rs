@@ -3,8 +3,8 @@
 use core::ptr::NonNull;
 
 use crate::abi::{
-    Backend, BackendKey, Config, DropReason, Endpoint, Flow, FlowKey, FrontendKey, Hook, NextHop, Origin,
-    Progress, Role, Service,
+    Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, FrontendKey, Hook, NextHop,
+    Origin, Progress, Role, Service,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -58,6 +58,8 @@ impl FlowEntry {
         origin: Origin,
         /// Which entry this is.
         role: Role,
+        /// 1 if it has a second backend, the first one's node having sent its packet back.
+        moved: u16,
     }
 
     /// Records that a packet was seen. Writes only once a second, so that the cache line of a busy flow
@@ -94,6 +96,12 @@ impl FlowEntry {
     pub fn backend_is(self, progress: Progress) {
         // SAFETY: as in `read!`; the field is aligned.
         unsafe { (&raw mut (*self.0.as_ptr()).from_backend).write(progress) };
+    }
+
+    /// Closes the flow, as a reset from its backend would.
+    #[inline(always)]
+    pub fn close(self) {
+        self.backend_is(Progress::RESET);
     }
 
     /// A copy of the whole entry.
@@ -160,4 +168,6 @@ pub trait Tables {
     fn count_out(&self, backend: u32, packets: u32, bytes: u32);
     /// Counts a drop.
     fn count_drop(&self, hook: Hook, reason: DropReason);
+    /// Counts an event.
+    fn count_event(&self, event: Event);
 }

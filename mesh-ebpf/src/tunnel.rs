@@ -2,7 +2,7 @@
 //! or client they go.
 
 use crate::{
-    abi::{Config, DropReason, Hook, Origin, Role},
+    abi::{BACKEND_REMOTE, Config, DropReason, FrontendKey, Hook, Origin, Role},
     bytes::Be32,
     flow_state,
     frame::Frame,
@@ -11,10 +11,10 @@ use crate::{
         GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, L4_OFFSET, OUTER_LENGTH, Outer,
         UDP_LENGTH,
     },
-    open,
+    onward, open,
     parse::{Packet, parse},
     probe,
-    tables::Tables,
+    tables::{FlowEntry, Tables},
     verdict::Decision,
 };
 
@@ -58,7 +58,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
         GeneveKind::Probe => return probe::decide(config, outer_packet),
         // For the agent, whose socket has this port.
         GeneveKind::ProbeAnswer => return Decision::PASS,
-        GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Reply => {}
+        GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Reply | GeneveKind::Undeliverable => {}
     }
     let Ok(packet) = parse(frame, ETHERNET_LENGTH + OUTER_LENGTH) else {
         return Decision::drop(DropReason::BadGeneve);
@@ -67,11 +67,16 @@ pub fn decide<'a, F: Frame, T: Tables>(
     match kind {
         GeneveKind::Reply => reply(tables, config, hook, &packet),
         // Packets for this node are left to tc, and with them the flow.
-        GeneveKind::Forward | GeneveKind::ForwardDirect if matches!(hook, Hook::Xdp) => Decision::PASS,
+        GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Undeliverable
+            if matches!(hook, Hook::Xdp) =>
+        {
+            Decision::PASS
+        }
         GeneveKind::Forward => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
         GeneveKind::ForwardDirect => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
         // Decided above.
         GeneveKind::Probe | GeneveKind::ProbeAnswer => Decision::PASS,
+        GeneveKind::Undeliverable => returned(frame, tables, config, hook, &packet, &geneve, peer.0),
     }
 }
 
@@ -103,8 +108,63 @@ fn forwarded<'a, T: Tables>(
     // There is no flow, or its entry node has chosen another backend, or it has another entry node now.
     match open::at_backend(tables, config, packet, geneve, origin, peer) {
         Ok((flow, backend)) => Decision::deliver(flow, backend, true),
-        Err(reason) => Decision::drop(reason),
+        // The entry node can choose another backend.
+        Err(reason) => Decision::send_back(peer.0, reason),
     }
+}
+
+/// A client's packet that the node of its backend could not deliver, back on its entry node. A packet that
+/// may open its flow goes to another backend, once; any other is refused.
+#[inline(always)]
+fn returned<'a, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    hook: Hook,
+    packet: &Packet,
+    geneve: &Geneve,
+    peer: u32,
+) -> Decision<'a> {
+    let Some(flow) = forward_entry(tables, packet) else {
+        return Decision::drop(DropReason::UnknownFlow);
+    };
+    let backend = tables
+        .backend(flow.backend())
+        .filter(|backend| backend.generation == flow.generation());
+    if let Some(backend) = backend
+        && !(open::is_named(backend, geneve) && backend.location == BACKEND_REMOTE && backend.peer == peer)
+    {
+        if packet.may_open_flow() && flow.moved() != 0 && !flow.is_closing() {
+            // It was under way when its flow moved, and follows.
+            return onward::decide(frame, config, packet, hook, flow, backend).of_returned();
+        }
+        return Decision::drop(DropReason::UnknownFlow);
+    }
+    if packet.may_open_flow() && flow.moved() == 0 {
+        let packet = Packet {
+            key: flow_state::forward_key(flow, packet.key.protocol),
+            ..*packet
+        };
+        if let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key))
+            && let Ok((flow, backend)) = open::elsewhere(tables, config, &packet, service, flow)
+        {
+            return onward::decide(frame, config, &packet, hook, flow, backend).of_returned();
+        }
+    }
+    flow.close();
+    Decision::refuse_returned(flow, DropReason::Undeliverable)
+}
+
+/// The forward entry of the flow of a client's packet that this node has encapsulated.
+#[inline(always)]
+fn forward_entry<T: Tables>(tables: &T, packet: &Packet) -> Option<FlowEntry> {
+    let found = tables.flow(&packet.key)?;
+    let forward = if found.role() == Role::ALIAS {
+        tables.flow(&flow_state::forward_key(found, packet.key.protocol))?
+    } else {
+        found
+    };
+    (forward.role() == Role::FORWARD && !forward.origin().is_tunnel()).then_some(forward)
 }
 
 /// A backend's reply, on its entry node.

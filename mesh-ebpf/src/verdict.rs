@@ -18,6 +18,8 @@ pub struct Decision<'a> {
     reason: DropReason,
     flow: Option<FlowEntry>,
     backend: Option<&'a Backend>,
+    peer: u32,
+    returned: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ enum Kind {
     Reply,
     DeliverReply,
     AnswerProbe,
+    SendBack,
 }
 
 impl<'a> Decision<'a> {
@@ -42,6 +45,8 @@ impl<'a> Decision<'a> {
         reason: DropReason::RewriteFailed,
         flow: None,
         backend: None,
+        peer: 0,
+        returned: false,
     };
 
     /// [`Verdict::TooBig`].
@@ -74,6 +79,54 @@ impl<'a> Decision<'a> {
             kind: Kind::Refuse,
             reason,
             ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::RefuseReturned`].
+    #[inline(always)]
+    pub const fn refuse_returned(flow: FlowEntry, reason: DropReason) -> Self {
+        Self {
+            kind: Kind::Refuse,
+            reason,
+            flow: Some(flow),
+            returned: true,
+            ..Self::PASS
+        }
+    }
+
+    /// [`Verdict::SendBack`].
+    #[inline(always)]
+    pub const fn send_back(peer: u32, reason: DropReason) -> Self {
+        Self {
+            kind: Kind::SendBack,
+            reason,
+            peer,
+            ..Self::PASS
+        }
+    }
+
+    /// The same decision about a client's packet that a peer has sent back, and that is still encapsulated.
+    #[inline(always)]
+    pub const fn of_returned(self) -> Self {
+        let kind = match self.kind {
+            Kind::Deliver => Kind::DeliverDecapsulated,
+            // Its answer would be made of the outer packet. But it cannot be: the packet was in the tunnel.
+            Kind::TooBig => Kind::Drop,
+            Kind::Pass
+            | Kind::Drop
+            | Kind::Refuse
+            | Kind::DeliverDecapsulated
+            | Kind::Forward
+            | Kind::ForwardDirect
+            | Kind::Reply
+            | Kind::DeliverReply
+            | Kind::SendBack
+            | Kind::AnswerProbe => self.kind,
+        };
+        Self {
+            kind,
+            returned: true,
+            ..self
         }
     }
 
@@ -134,6 +187,14 @@ impl<'a> Decision<'a> {
     pub fn verdict(self) -> Verdict<'a> {
         match (self.kind, self.flow, self.backend) {
             (Kind::Drop, ..) => Verdict::Drop(self.reason),
+            (Kind::Refuse, Some(flow), _) => Verdict::RefuseReturned {
+                flow,
+                reason: self.reason,
+            },
+            (Kind::SendBack, ..) => Verdict::SendBack {
+                peer: self.peer,
+                reason: self.reason,
+            },
             (Kind::Refuse, ..) => Verdict::Refuse(self.reason),
             (Kind::TooBig, ..) => Verdict::TooBig,
             (Kind::AnswerProbe, ..) => Verdict::AnswerProbe,
@@ -151,11 +212,13 @@ impl<'a> Decision<'a> {
                 flow,
                 backend,
                 kind: GeneveKind::Forward,
+                returned: self.returned,
             },
             (Kind::ForwardDirect, Some(flow), Some(backend)) => Verdict::Forward {
                 flow,
                 backend,
                 kind: GeneveKind::ForwardDirect,
+                returned: self.returned,
             },
             (Kind::Reply, Some(flow), _) => Verdict::Reply { flow },
             (Kind::DeliverReply, Some(flow), _) => Verdict::DeliverReply { flow },
@@ -183,6 +246,20 @@ pub enum Verdict<'a> {
     Drop(DropReason),
     /// Refuse: answer with RST (TCP) or ICMP "port unreachable" (UDP), and count.
     Refuse(DropReason),
+    /// The same, of a client's packet that a peer has sent back: the answer is for the client.
+    RefuseReturned {
+        /// The flow.
+        flow: FlowEntry,
+        /// Why.
+        reason: DropReason,
+    },
+    /// A client's packet that this node cannot deliver: back through the tunnel to the entry node, counted.
+    SendBack {
+        /// The entry node's index.
+        peer: u32,
+        /// Why.
+        reason: DropReason,
+    },
     /// It does not fit into the tunnel: answer with ICMP "fragmentation needed", and count.
     TooBig,
     /// A client's packet, to a container of this node.
@@ -191,7 +268,7 @@ pub enum Verdict<'a> {
         flow: FlowEntry,
         /// The container.
         backend: &'a Backend,
-        /// Whether it arrived through the tunnel.
+        /// Whether it arrived through the tunnel, from its entry node or sent back to it.
         decapsulate: bool,
     },
     /// A client's packet, through the tunnel to the backend's node.
@@ -202,6 +279,8 @@ pub enum Verdict<'a> {
         backend: &'a Backend,
         /// Forward or forward with direct return.
         kind: GeneveKind,
+        /// Whether another node has sent it back, so that it is still encapsulated.
+        returned: bool,
     },
     /// A local backend's reply, to the client or to the entry node.
     Reply {
@@ -265,15 +344,36 @@ mod tests {
         assert!(matches!(Decision::PASS.verdict(), Verdict::Pass));
         assert!(matches!(Decision::drop(reason).verdict(), Verdict::Drop(found) if found == reason));
         assert!(matches!(Decision::refuse(reason).verdict(), Verdict::Refuse(found) if found == reason));
+        assert!(matches!(
+            Decision::refuse_returned(entry, reason).verdict(),
+            Verdict::RefuseReturned { reason: found, .. } if found == reason
+        ));
+        assert!(matches!(
+            Decision::send_back(7, reason).verdict(),
+            Verdict::SendBack { peer: 7, reason: found } if found == reason
+        ));
         assert!(matches!(Decision::TOO_BIG.verdict(), Verdict::TooBig));
         assert!(matches!(Decision::ANSWER_PROBE.verdict(), Verdict::AnswerProbe));
+        assert!(matches!(
+            Decision::TOO_BIG.of_returned().verdict(),
+            Verdict::Drop(DropReason::TooBig)
+        ));
+        assert!(matches!(
+            Decision::deliver(entry, &backend, false).of_returned().verdict(),
+            Verdict::Deliver {
+                decapsulate: true,
+                ..
+            }
+        ));
         for expected in [false, true] {
             let verdict = Decision::deliver(entry, &backend, expected).verdict();
             assert!(matches!(verdict, Verdict::Deliver { decapsulate, .. } if decapsulate == expected));
         }
         for (direct, expected) in [(false, GeneveKind::Forward), (true, GeneveKind::ForwardDirect)] {
             let verdict = Decision::forward(entry, &backend, direct).verdict();
-            assert!(matches!(verdict, Verdict::Forward { kind, .. } if kind == expected));
+            assert!(matches!(verdict, Verdict::Forward { kind, returned: false, .. } if kind == expected));
+            let verdict = Decision::forward(entry, &backend, direct).of_returned().verdict();
+            assert!(matches!(verdict, Verdict::Forward { kind, returned: true, .. } if kind == expected));
         }
         assert!(matches!(Decision::reply(entry).verdict(), Verdict::Reply { .. }));
         assert!(matches!(

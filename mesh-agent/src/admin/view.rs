@@ -178,6 +178,8 @@ pub(crate) mod fixture {
                 max_entries: 262_144,
             }],
             flow_evictions: 0,
+            packets_sent_back: 5,
+            flows_moved: 6,
         };
         let started = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let view = View {

@@ -161,6 +161,10 @@ pub struct Counters {
     pub maps: Vec<MapUsage>,
     /// Flow entries that the LRU table evicted to make room.
     pub flow_evictions: u64,
+    /// Packets of peers that this node could not deliver, and sent back to them.
+    pub packets_sent_back: u64,
+    /// Flows that got another backend, because a peer had sent their packet back.
+    pub flows_moved: u64,
 }
 
 /// Traffic that entered the mesh at this node, in L3 bytes (IP header included, encapsulation not).

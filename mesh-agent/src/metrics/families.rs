@@ -195,6 +195,18 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
          --flow-capacity.",
     );
     sample(&mut evictions, Vec::new(), counters.flow_evictions);
+    let mut sent_back = counter(
+        "mesh_packets_sent_back_total",
+        "Packets of other nodes for backends that this node could not deliver to (mesh_drops_total says why), and \
+         sent back. Those nodes do not know yet what runs here.",
+    );
+    sample(&mut sent_back, Vec::new(), counters.packets_sent_back);
+    let mut moved = counter(
+        "mesh_flows_moved_total",
+        "New flows that got another backend, because the first one's node could not deliver to it and sent their \
+         packet back.",
+    );
+    sample(&mut moved, Vec::new(), counters.flows_moved);
     let mut modes = gauge(
         "mesh_datapath_mode",
         "Always 1. Labels: the mode of an interface (xdp-native, xdp-generic, tc or ipvs; none where packets arrive \
@@ -239,7 +251,9 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
             u64::from(is_refused),
         );
     }
-    vec![drops, entries, capacity, evictions, modes, info, steps, refused]
+    vec![
+        drops, entries, capacity, evictions, sent_back, moved, modes, info, steps, refused,
+    ]
 }
 
 fn probes(view: &View) -> Vec<MetricFamily> {

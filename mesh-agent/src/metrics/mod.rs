@@ -159,6 +159,8 @@ mod tests {
             r#"mesh_map_entries{map="flows"} 14"#.to_owned(),
             r#"mesh_map_max_entries{map="flows"} 262144"#.to_owned(),
             "mesh_flow_evictions_total 0".to_owned(),
+            "mesh_packets_sent_back_total 5".to_owned(),
+            "mesh_flows_moved_total 6".to_owned(),
             r#"mesh_datapath_info{datapath="ebpf",reason="eth0: XDP is off",rung="tc"} 1"#.to_owned(),
             "mesh_datapath_steps_down_total 2".to_owned(),
             "mesh_model_revision 4".to_owned(),

@@ -189,7 +189,7 @@ pub struct Tunnel {
     pub to: Ipv4Addr,
     /// UDP source port.
     pub source_port: u16,
-    /// Option type: [`FORWARD`], [`FORWARD_DIRECT`] or [`REPLY`].
+    /// Option type: [`FORWARD`], [`FORWARD_DIRECT`], [`REPLY`] or [`UNDELIVERABLE`].
     pub kind: u8,
     /// The cluster's network identifier.
     pub vni: u32,
@@ -209,6 +209,8 @@ pub const REPLY: u8 = 0x83;
 pub const PROBE: u8 = 0x88;
 /// The same packet on its way back.
 pub const PROBE_ANSWER: u8 = 0x89;
+/// From the backend's node back to the entry node.
+pub const UNDELIVERABLE: u8 = 0x84;
 
 impl Tunnel {
     /// A frame that carries the IP packet of another.

@@ -145,7 +145,8 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
-    fn apply_on(&mut self, number: usize) -> Result<()> {
+    /// Applies the cluster on one node; the others keep what they had.
+    pub(crate) fn apply_on(&mut self, number: usize) -> Result<()> {
         let wanted = self.desired(number);
         let agent = &self.agents[number - 1];
         let (changes, prune) = (plan(&agent.applied, &wanted), !agent.pruned);

@@ -58,18 +58,22 @@ pub(crate) struct Capabilities {
     pub(crate) algorithms: &'static [Algorithm],
     /// Whether a client can be kept at its replica.
     pub(crate) affinity: bool,
+    /// A node sends back what it cannot deliver, and the entry node gives it to another replica.
+    pub(crate) sends_back: bool,
 }
 
 const EBPF: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: true,
     algorithms: &Algorithm::ALL,
     affinity: true,
+    sends_back: true,
 };
 
 const IPVS: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: false,
     algorithms: &Algorithm::ALL,
     affinity: true,
+    sends_back: false,
 };
 
 /// All of them, best first.

@@ -14,3 +14,4 @@ mod life;
 mod probes;
 mod refusal;
 mod replies;
+mod undeliverable;

@@ -63,7 +63,8 @@ pub enum DropReason {
     BadGeneve = 5,
     /// An encapsulated packet from an address that belongs to no peer.
     UnknownPeer = 6,
-    /// An encapsulated packet for a backend that this node does not have, or no longer has.
+    /// An encapsulated packet for a backend that this node does not have, or no longer has; sent back to the
+    /// entry node.
     UnknownBackend = 7,
     /// A packet of a flow that this node does not know, or no longer knows.
     UnknownFlow = 8,
@@ -83,11 +84,15 @@ pub enum DropReason {
     RewriteFailed = 15,
     /// A packet on mesh0 that is not for a frontend.
     NotAFrontend = 16,
+    /// A client's packet that the backend's node has sent back, and that no other backend may take: it
+    /// belongs to an open connection, or a second backend could not take it either. TCP is answered with
+    /// RST, UDP with ICMP.
+    Undeliverable = 17,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadVersion,
         Self::BadLength,
         Self::Truncated,
@@ -105,6 +110,7 @@ impl DropReason {
         Self::NoRoute,
         Self::RewriteFailed,
         Self::NotAFrontend,
+        Self::Undeliverable,
     ];
 
     /// The name in metrics.
@@ -127,6 +133,7 @@ impl DropReason {
             Self::NoRoute => "no_route",
             Self::RewriteFailed => "rewrite_failed",
             Self::NotAFrontend => "not_a_frontend",
+            Self::Undeliverable => "undeliverable",
         }
     }
 }
@@ -140,10 +147,20 @@ pub const fn drop_index(hook: Hook, reason: DropReason) -> u32 {
     hook as u32 * DropReason::ALL.len() as u32 + reason as u32
 }
 
-/// Node-wide event counts: index of flow entries inserted under a new key.
-pub const EVENT_FLOW_INSERTED: u32 = 0;
+/// What is counted for the whole node; the number is the index of the counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Event {
+    /// A flow entry was inserted under a new key.
+    FlowInserted = 0,
+    /// A packet was sent back to its entry node, because this node could not deliver it.
+    SentBack = 1,
+    /// A flow got another backend, because the first one's node had sent its packet back.
+    FlowMoved = 2,
+}
+
 /// Number of event counters.
-pub const EVENT_COUNTERS: u32 = 1;
+pub const EVENT_COUNTERS: u32 = 3;
 
 const _: () = assert!(size_of::<BackendCounters>() == 40);
 

@@ -163,8 +163,10 @@ pub struct Flow {
     pub origin: Origin,
     /// Which entry of the flow this is.
     pub role: Role,
-    /// Zero.
-    pub padding: [u8; 2],
+    /// 1 if the node of the backend chosen first could not deliver, and this is the one chosen then.
+    /// As wide as it is so that the compiler does not join it with the bytes before it to a store at an odd
+    /// offset, which the verifier refuses.
+    pub moved: u16,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);

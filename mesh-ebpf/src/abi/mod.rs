@@ -15,14 +15,12 @@ mod service;
 
 pub use backend::{BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendKey, Load, NextHop};
 pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
-pub use counters::{
-    BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, EVENT_FLOW_INSERTED, Hook, drop_index,
-};
+pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use flow::{Endpoint, Flow, FlowKey, Origin, Progress, Role};
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

@@ -1,5 +1,6 @@
 //! Services: where they are answered, and how they choose a backend.
 
+use super::FlowKey;
 use crate::bytes::{Be16, Be32};
 
 /// Names a frontend: one answered (address, port, protocol).
@@ -12,6 +13,18 @@ pub struct FrontendKey {
     pub port: Be16,
     /// IP protocol number.
     pub protocol: u16,
+}
+
+impl FrontendKey {
+    /// The frontend that a client's packet is for.
+    #[inline(always)]
+    pub fn dialled(key: &FlowKey) -> Self {
+        Self {
+            address: key.destination,
+            port: key.destination_port,
+            protocol: key.protocol as u16,
+        }
+    }
 }
 
 /// How a slot of a service's ring is chosen for a new flow.

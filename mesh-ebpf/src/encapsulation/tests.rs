@@ -103,13 +103,14 @@ fn the_option_tells_the_kind() {
         (GeneveKind::Forward, 0x81),
         (GeneveKind::ForwardDirect, 0x82),
         (GeneveKind::Reply, 0x83),
+        (GeneveKind::Undeliverable, 0x84),
     ] {
         let mut frame = a_segment();
         wrap(&mut frame, kind).expect("room");
         assert_eq!(frame.bytes[ETHERNET_LENGTH + 28 + 10], byte);
         assert_eq!(GeneveKind::from_option(byte), Some(kind));
     }
-    assert_eq!((0..=255).filter_map(GeneveKind::from_option).count(), 3);
+    assert_eq!((0..=255).filter_map(GeneveKind::from_option).count(), 6);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 
 use super::*;
 use crate::{
-    abi::Progress,
+    abi::{BACKEND_LOCAL, Progress},
     headers::PROTOCOL_TCP,
     testing::{
         ACK, FIN, INNER_MTU, RST, Replica, SERVICE_ADDRESS, SYN, Segment, TestFrame, TestTables, at, decide,

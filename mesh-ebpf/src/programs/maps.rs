@@ -9,8 +9,8 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Config, DROP_COUNTERS, Dialled, DropReason, EVENT_COUNTERS,
-        EVENT_FLOW_INSERTED, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS,
-        MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
+        Event, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS, MAX_RING,
+        MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -131,7 +131,8 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        insert_result(FLOWS.insert(key, flow, BPF_NOEXIST)).inspect(|()| add(&EVENTS, EVENT_FLOW_INSERTED))
+        insert_result(FLOWS.insert(key, flow, BPF_NOEXIST))
+            .inspect(|()| self.count_event(Event::FlowInserted))
     }
 
     #[inline(always)]
@@ -232,5 +233,10 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn count_drop(&self, hook: Hook, reason: DropReason) {
         add(&DROPS, drop_index(hook, reason));
+    }
+
+    #[inline(always)]
+    fn count_event(&self, event: Event) {
+        add(&EVENTS, event as u32);
     }
 }

@@ -172,14 +172,23 @@ impl Frame for Skb {
     /// A checksum that is left to the hardware would corrupt the new packet. The kernel discards it when
     /// the bytes that it starts at are removed from the front; so as many bytes are added at the end, and
     /// then removed at the front.
+    ///
+    /// The kernel does not change the end of an skb that is marked as encapsulated, which one is that a veth
+    /// has brought here as a peer's program made it. It keeps its end, which the message's receiver ignores.
     #[inline(always)]
-    fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
+    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused> {
+        let kept = ETHERNET_LENGTH + L3;
         // SAFETY: the context is the program's.
-        if unsafe { bpf_skb_change_tail(self.context, (ETHERNET_LENGTH + L3 + RENEWAL) as u32, 0) } != 0 {
+        let changed = unsafe { bpf_skb_change_tail(self.context, (kept + OUTER + RENEWAL) as u32, 0) } == 0;
+        if changed {
+            self.adjust_room(-((OUTER + RENEWAL) as i32), 0)?;
+        } else if OUTER == 0 || self.length() < kept as u32 {
             return Err(Refused);
+        } else {
+            let outer = (self.length() - kept as u32).min(OUTER as u32);
+            self.adjust_room(-(outer as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
         }
-        self.adjust_room(-(RENEWAL as i32), 0)?;
-        self.pull(ETHERNET_LENGTH + L3)
+        self.pull(kept)
     }
 
     #[inline(always)]

@@ -115,7 +115,7 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
+    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused> {
         let change = (ETHERNET_LENGTH + L3) as i32 - self.length() as i32;
         // SAFETY: as above.
         match unsafe { bpf_xdp_adjust_tail(self.context, change) } {

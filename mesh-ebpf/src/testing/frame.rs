@@ -125,7 +125,7 @@ impl Frame for TestFrame {
         Ok(())
     }
 
-    fn renew<const L3: usize>(&mut self) -> Result<(), Refused> {
+    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused> {
         if !self.elastic {
             return Err(Refused);
         }

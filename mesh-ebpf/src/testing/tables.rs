@@ -11,7 +11,7 @@ use std::{
 use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendCounters, BackendKey, Choice, Config, DropReason,
-        Flow, FlowKey, FrontendKey, Hook, Load, NextHop, Service, drop_index,
+        Event, Flow, FlowKey, FrontendKey, Hook, Load, NextHop, Service, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -109,6 +109,7 @@ pub(crate) struct TestTables {
     flows: Flows,
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
     drops: RefCell<BTreeMap<u32, u32>>,
+    events: RefCell<BTreeMap<u32, u32>>,
 }
 
 impl TestTables {
@@ -199,6 +200,11 @@ impl TestTables {
     /// Drops of all hooks and reasons.
     pub(crate) fn all_drops(&self) -> u32 {
         self.drops.borrow().values().sum()
+    }
+
+    /// How often an event has happened.
+    pub(crate) fn events(&self, event: Event) -> u32 {
+        self.events.borrow().get(&(event as u32)).copied().unwrap_or(0)
     }
 
     /// Sets a backend's load.
@@ -354,5 +360,9 @@ impl Tables for TestTables {
             .borrow_mut()
             .entry(drop_index(hook, reason))
             .or_default() += 1;
+    }
+
+    fn count_event(&self, event: Event) {
+        *self.events.borrow_mut().entry(event as u32).or_default() += 1;
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 
 mod malformed;
 mod replies;
+mod returned;
 
 const CLIENT: &str = "192.0.2.7:40000";
 const FRONTEND: &str = "10.0.0.1:9200";
@@ -136,7 +137,13 @@ fn a_backend_that_is_not_here_is_unknown() {
     let unknown = |tables: &TestTables, frame: &TestFrame| {
         let decision = decide(frame, tables, Hook::TcUplink).verdict();
         assert!(
-            matches!(decision, Verdict::Drop(DropReason::UnknownBackend)),
+            matches!(
+                decision,
+                Verdict::SendBack {
+                    peer: 1,
+                    reason: DropReason::UnknownBackend
+                }
+            ),
             "{decision:?}"
         );
         assert_eq!(tables.flow_count(), 0);
@@ -168,7 +175,13 @@ fn a_backend_gone_in_the_middle_of_a_flow_is_unknown() {
     tables.backends[0].tag = Be16::new(0x1111);
     let decision = decide(&encapsulated(&entry_node, ACK), &tables, Hook::TcUplink).verdict();
     assert!(
-        matches!(decision, Verdict::Drop(DropReason::UnknownBackend)),
+        matches!(
+            decision,
+            Verdict::SendBack {
+                peer: 1,
+                reason: DropReason::UnknownBackend
+            }
+        ),
         "{decision:?}"
     );
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use mesh_ebpf::{
-    abi::{Flow, FlowKey, Progress, Role},
+    abi::{Event, Flow, FlowKey, Progress, Role},
     headers::PROTOCOL_TCP,
 };
 
@@ -77,7 +77,7 @@ impl FlowSweep {
         if now < self.next {
             return Ok(false);
         }
-        let inserted = maps.flows_inserted()?;
+        let inserted = maps.events(Event::FlowInserted)?;
         let mut active: BTreeMap<u32, u64> = BTreeMap::new();
         let mut entries = 0;
         let mut over = Vec::new();

@@ -8,8 +8,8 @@ use aya::{
 };
 use mesh_ebpf::{
     abi::{
-        Backend, BackendCounters, BackendKey, Config, DropReason, EVENT_FLOW_INSERTED, Flow, FlowKey,
-        FrontendKey, Hook, Load, NextHop, Service, drop_index,
+        Backend, BackendCounters, BackendKey, Config, DropReason, Event, Flow, FlowKey, FrontendKey, Hook,
+        Load, NextHop, Service, drop_index,
     },
     bytes::Be32,
 };
@@ -120,11 +120,11 @@ impl Maps {
         Ok(drops)
     }
 
-    /// Flow entries inserted since the maps were created.
-    pub(super) fn flows_inserted(&self) -> Result<u64, DatapathError> {
+    /// How often an event has happened since the maps were created.
+    pub(super) fn events(&self, event: Event) -> Result<u64, DatapathError> {
         let values = self
             .events
-            .get(&EVENT_FLOW_INSERTED, 0)
+            .get(&(event as u32), 0)
             .map_err(|error| failed("read EVENTS", error))?;
         Ok(values.iter().sum())
     }

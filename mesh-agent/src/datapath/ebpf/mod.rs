@@ -25,7 +25,7 @@ use std::{
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_ebpf::{
-    abi::{Config, VERSION},
+    abi::{Config, Event, VERSION},
     bytes::{Be16, Be32},
     headers::OUTER_LENGTH,
 };
@@ -287,6 +287,8 @@ impl Datapath for EbpfDatapath {
             .tables
             .usage(self.sweep.entries(), self.options.flow_capacity);
         counters.flow_evictions = self.sweep.evictions();
+        counters.packets_sent_back = self.maps.events(Event::SentBack)?;
+        counters.flows_moved = self.maps.events(Event::FlowMoved)?;
         Ok(counters)
     }
 

@@ -144,6 +144,51 @@ fn is_reset(error: &io::Error) -> bool {
     )
 }
 
+/// The entry node does not know yet that a replica of the other node is gone.
+pub(super) fn stale_snapshot(mesh: &mut Mesh<'_>) -> Result<()> {
+    if !mesh.rung.capabilities.sends_back {
+        return Ok(());
+    }
+    mesh.publish_web(Balance::default(), &["a1", "a2", "b2"]);
+    mesh.start()?;
+    let world = mesh.world;
+    let mut kept = Vec::new();
+    for (source, netns, target) in sources(world, mesh) {
+        kept.push((
+            source,
+            connect_to_all(netns, target, &["a1", "a2", "b2"]).context(source)?,
+        ));
+    }
+    mesh.remove("web", "a2");
+    mesh.apply_on(2)?;
+    for (source, connections) in &mut kept {
+        let mut connection = connections.remove("a2").context("it was reached")?;
+        match connection.ask() {
+            Ok(answer) => bail!("{source}: {} still answers after its removal", answer.replica),
+            Err(error) if is_reset(&error) => {}
+            Err(error) => return Err(error).context(*source),
+        }
+        expect_all_open(connections).context(*source)?;
+    }
+    for (source, netns, target) in sources(world, mesh) {
+        let answers = spread(9, || ask(netns, target)).context(source)?;
+        ensure!(
+            answers.keys().eq(["a1", "b2"]),
+            "{source}: answered by {answers:?}"
+        );
+    }
+    let target = mesh.frontend(1, ECHO);
+    let answers = spread(9, || ask_by_datagram(&world.client, target))?;
+    ensure!(answers.keys().eq(["a1", "b2"]), "{answers:?}");
+    let (moved, sent_back) = (mesh.counters(1)?.flows_moved, mesh.counters(2)?.packets_sent_back);
+    ensure!(moved >= 5, "{moved} flows have moved");
+    ensure!(
+        sent_back > moved,
+        "{sent_back} packets came back, and {moved} flows have moved"
+    );
+    Ok(())
+}
+
 pub(super) fn growth(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.publish_web(Balance::default(), &["a1"]);
     mesh.start()?;

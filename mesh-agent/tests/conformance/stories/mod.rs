@@ -53,6 +53,10 @@ pub(crate) const STORIES: &[Story] = &[
     ),
     story("a_draining_replica_keeps_its_connections_only", changes::draining),
     story("a_removed_replicas_connections_end", changes::removal),
+    story(
+        "what_a_node_cannot_deliver_goes_to_another_replica",
+        changes::stale_snapshot,
+    ),
     story("new_replicas_take_part_at_once", changes::growth),
     story("applying_again_changes_nothing", changes::again),
     story("many_services_are_applied_in_reasonable_time", changes::scale),

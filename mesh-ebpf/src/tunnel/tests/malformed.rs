@@ -15,7 +15,7 @@ fn a_header_that_is_not_as_the_mesh_makes_it_is_bad() {
         (8, &[0xff, 0x5b]), // another class
         (10, &[0x01]),      // not critical
         (10, &[0x80]),      // no kind
-        (10, &[0x84]),      // an unknown kind
+        (10, &[0x8f]),      // an unknown kind
         (11, &[0x01]),      // a shorter option
         (11, &[0x22]),      // reserved bits
     ] {
