@@ -71,3 +71,16 @@ fn the_unit_may_write_where_the_agent_keeps_its_state() {
     // Programs of the agent are executed from there.
     assert!(!unit.lines().any(|line| line.starts_with("NoExecPaths=")));
 }
+
+#[test]
+fn the_unit_is_watched_and_never_given_up() {
+    let unit = fs::read_to_string(deploy("mesh-agent.service")).unwrap();
+    for line in [
+        "Type=notify",
+        "Restart=always",
+        "StartLimitIntervalSec=0",
+        "WatchdogSec=30",
+    ] {
+        assert!(unit.lines().any(|found| found == line), "{line} is missing");
+    }
+}

@@ -60,6 +60,8 @@ impl Introspect for Idle {
             probes: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
+            metrics_trouble: None,
+            not_ready: None,
             started: SystemTime::now(),
         })
     }

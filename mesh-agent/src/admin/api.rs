@@ -115,6 +115,9 @@ pub struct Status {
     pub agent_version: String,
     /// Seconds since the agent started.
     pub uptime_seconds: f64,
+    /// What the agent is waiting for before its data path is up for the first time; `null` once it is ready.
+    #[serde(default)]
+    pub not_ready: Option<String>,
     /// This node's id; empty until Docker answers.
     pub node: String,
     /// This node's host name; empty until the first snapshot of the cluster.

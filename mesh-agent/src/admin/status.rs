@@ -39,6 +39,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         version: api::VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: seconds_between(view.started, now),
+        not_ready: view.not_ready.clone(),
         node: view.node.clone(),
         hostname: cluster
             .nodes
@@ -114,12 +115,17 @@ fn errors(view: &View) -> Vec<String> {
         .trouble
         .iter()
         .map(|trouble| format!("probes: {trouble}"));
+    let metrics = view
+        .metrics_trouble
+        .iter()
+        .map(|trouble| format!("metrics: {trouble}"));
     docker
         .chain(source)
         .chain(datapath)
         .chain(network)
         .chain(isolated)
         .chain(probes)
+        .chain(metrics)
         .collect()
 }
 
@@ -205,6 +211,7 @@ mod tests {
         view.docker_trouble = Some("connection refused".to_owned());
         view.source.trouble = Some("no manager answers".to_owned());
         view.datapath_errors = vec!["attach to eth0".to_owned()];
+        view.metrics_trouble = Some("the port is taken".to_owned());
         view.without_hook = BTreeMap::from([(
             Ipv4Addr::new(192, 168, 0, 2),
             NoHook {
@@ -222,7 +229,8 @@ mod tests {
                 "data path: attach to eth0",
                 "network: no hook on wg0, which leads to n2: no MAC address; nothing is sent to them by the mesh, and \
                  this node announces no data path",
-                "probes: the port is in use"
+                "probes: the port is in use",
+                "metrics: the port is taken"
             ]
         );
     }

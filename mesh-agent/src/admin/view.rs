@@ -40,6 +40,10 @@ pub struct View {
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
     pub docker_trouble: Option<String>,
+    /// Why the metrics are not served; `None` while they are, or are off.
+    pub metrics_trouble: Option<String>,
+    /// What the agent is waiting for before its data path is up for the first time; `None` from then on.
+    pub not_ready: Option<String>,
     /// When the agent started.
     pub started: SystemTime,
 }
@@ -214,6 +218,8 @@ pub(crate) mod fixture {
             probes: probes(started),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
+            metrics_trouble: None,
+            not_ready: None,
             started,
         };
         (view, counters)

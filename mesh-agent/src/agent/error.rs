@@ -24,9 +24,6 @@ pub enum AgentError {
     /// The admin socket could not be opened.
     #[error("cannot open the admin socket")]
     Admin(#[from] crate::admin::ServerError),
-    /// The metrics' port could not be opened.
-    #[error("cannot open the port for metrics")]
-    MetricsPort(#[from] crate::metrics::MetricsServerError),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] std::io::Error),

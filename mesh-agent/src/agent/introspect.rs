@@ -41,6 +41,7 @@ pub(super) struct Introspection {
     datapath: SharedLadder,
     source: watch::Receiver<SourceState>,
     probes: watch::Receiver<ProbeReport>,
+    metrics_trouble: watch::Sender<Option<String>>,
 }
 
 impl Introspection {
@@ -66,6 +67,8 @@ impl Introspection {
             probes: ProbeReport::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
+            metrics_trouble: None,
+            not_ready: Some("the agent is starting".to_owned()),
             started: SystemTime::now(),
         };
         Self {
@@ -73,7 +76,13 @@ impl Introspection {
             datapath,
             source,
             probes,
+            metrics_trouble: watch::Sender::new(None),
         }
+    }
+
+    /// Where the metrics' server reports why it does not serve.
+    pub(super) fn metrics_trouble(&self) -> watch::Sender<Option<String>> {
+        self.metrics_trouble.clone()
     }
 
     /// When the agent was started.
@@ -89,15 +98,20 @@ impl Introspection {
 impl Introspect for Introspection {
     fn view(&self) -> Arc<View> {
         let view = self.view.load_full();
-        // Confirmations and round-trip times wake no one, so the published view may have old ones.
+        // These wake no one, so the published view may have old ones.
         let confirmed = self.source.borrow().confirmed;
+        let metrics_trouble = self.metrics_trouble.borrow().clone();
         let probes = self.probes.borrow();
-        if view.source.confirmed == confirmed && view.probes == *probes {
+        if view.source.confirmed == confirmed
+            && view.metrics_trouble == metrics_trouble
+            && view.probes == *probes
+        {
             return view;
         }
         let mut fresh = View::clone(&view);
         fresh.source.confirmed = confirmed;
         fresh.probes = probes.clone();
+        fresh.metrics_trouble = metrics_trouble;
         Arc::new(fresh)
     }
 

@@ -24,7 +24,7 @@ use crate::{
     },
     docker::Docker,
     doctor,
-    metrics::{Metrics, MetricsServer},
+    metrics::{self, Metrics},
     model::NodeDatapath,
     probes::{self, ProbeReport},
     source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
@@ -136,18 +136,19 @@ impl Parts {
     }
 }
 
-/// The bound admin socket and metrics port.
+/// The bound admin socket, and where metrics are to be served.
 pub(super) struct Listeners {
     admin: AdminServer,
-    metrics: Option<MetricsServer>,
+    metrics: MetricsListen,
     introspection: Arc<Introspection>,
 }
 
 impl Listeners {
-    /// Binds the admin socket, whose commands come by the returned receiver, and the metrics' port.
+    /// Binds the admin socket, whose commands come by the returned receiver. The metrics' port is bound later:
+    /// one that is taken does not keep the agent from working.
     ///
     /// # Errors
-    /// When one of them is taken.
+    /// When the socket is taken.
     pub(super) async fn bind(
         options: &RunOptions,
         introspection: Arc<Introspection>,
@@ -164,20 +165,19 @@ impl Listeners {
         let agent: Arc<dyn Introspect> = introspection.clone();
         let (control, commands) = control::channel();
         let admin = AdminServer::bind(&options.admin_socket, agent, control, doctor).await?;
-        let metrics = match options.metrics_listen {
-            MetricsListen::At(address) => Some(MetricsServer::bind(address).await?),
-            MetricsListen::Off => None,
-        };
         let listeners = Self {
             admin: admin.with(source.routes()),
-            metrics,
+            metrics: options.metrics_listen,
             introspection,
         };
         Ok((listeners, commands))
     }
 
     pub(super) fn log_addresses(&self, options: &RunOptions) {
-        let metrics = self.metrics.as_ref().map(MetricsServer::address);
+        let metrics = match self.metrics {
+            MetricsListen::At(address) => Some(address),
+            MetricsListen::Off => None,
+        };
         info!(
             admin_socket = %options.admin_socket.display(),
             metrics = metrics.map(tracing::field::display),
@@ -187,10 +187,11 @@ impl Listeners {
 
     pub(super) fn spawn(self, metrics: Metrics, supervisor: &mut Supervisor, shutdown: &CancellationToken) {
         supervisor.spawn("admin socket", self.admin.run(shutdown.clone()));
-        if let Some(server) = self.metrics {
+        if let MetricsListen::At(address) = self.metrics {
+            let trouble = self.introspection.metrics_trouble();
             supervisor.spawn(
                 "metrics",
-                server.run(self.introspection, metrics, shutdown.clone()),
+                metrics::serve(address, self.introspection, metrics, trouble, shutdown.clone()),
             );
         }
     }

@@ -1,8 +1,8 @@
 //! The agent's life from start to end. What it does in between is in [`node`](super::node).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -30,10 +30,13 @@ use crate::{
     source::{Acknowledged, SourceState},
 };
 
+/// How often the service manager learns that the agent waits for the engine and the store.
+const WAITING_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Runs the agent until it is asked to stop or to be replaced. Start logging before.
 ///
 /// # Errors
-/// When the node lacks something, a port or socket is taken, a part of the agent ends unexpectedly (the
+/// When the node lacks something, the admin socket is taken, a part of the agent ends unexpectedly (the
 /// data path is left in place), or the data path cannot be removed at the end.
 pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, AgentError> {
     let mut signals = Signals::catch().map_err(AgentError::Signals)?;
@@ -93,7 +96,6 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
         introspection,
         metrics,
     );
-    service_manager::ready();
     info!(version = env!("CARGO_PKG_VERSION"), "the mesh agent is running");
 
     // Work. A part that fails ends the agent, but not the traffic.
@@ -119,6 +121,7 @@ async fn open_source(
 ) -> Result<Option<Box<dyn Source>>, AgentError> {
     let opening = sources::open(options, docker);
     tokio::pin!(opening);
+    let mut alive = interval(WAITING_INTERVAL);
     loop {
         tokio::select! {
             source = &mut opening => return source.map(Some),
@@ -126,6 +129,8 @@ async fn open_source(
                 Request::Stop => return Ok(None),
                 Request::Reload => {}
             },
+            // An agent that has executed another program is still watched.
+            _ = alive.tick() => service_manager::watchdog(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// The agent works.
+/// The data path is up: every change of the first state was applied, and it is announced.
 pub(super) fn ready() {
     notify(&[NotifyState::Ready]);
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 #[cfg(feature = "orchestrator")]
@@ -74,7 +74,10 @@ enum Command {
         #[command(flatten)]
         options: agent::CleanOptions,
     },
-    /// Exit with 0 if the agent of this node answers on its admin socket.
+    /// Exit with 0 if the agent of this node is ready: its data path was brought up with the cluster's
+    /// services.
+    ///
+    /// It stays ready from then on; a manager or an engine that does not answer later does not change that.
     Health {
         /// The agent's admin socket
         #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -182,10 +185,13 @@ fn clean(options: &agent::CleanOptions) -> anyhow::Result<ExitCode> {
 fn health(admin_socket: &Path) -> anyhow::Result<ExitCode> {
     let answer = async {
         let client = Client::new(admin_socket)?;
-        tokio::time::timeout(HEALTH_LIMIT, client.status())
+        let status = tokio::time::timeout(HEALTH_LIMIT, client.status())
             .await
             .with_context(|| format!("the agent at {} does not answer", admin_socket.display()))??;
-        Ok(ExitCode::SUCCESS)
+        match status.not_ready {
+            None => Ok(ExitCode::SUCCESS),
+            Some(reason) => bail!("the agent is not ready: {reason}"),
+        }
     };
     runtime()?.block_on(answer)
 }

@@ -118,6 +118,13 @@ pub(super) fn status(status: &Status) -> String {
             "agent",
             format!("{}, up {:.0} s", status.agent_version, status.uptime_seconds),
         ),
+        (
+            "ready",
+            match &status.not_ready {
+                None => "yes".to_owned(),
+                Some(reason) => format!("no: {reason}"),
+            },
+        ),
         ("data path", datapath_line(&status.datapath_status)),
         ("return mode", return_mode.to_owned()),
         ("source", or_dash(&status.model.origin).to_owned()),

@@ -10,7 +10,7 @@ use crate::{admin::Introspect, datapath::DatapathError};
 mod families;
 pub mod server;
 
-pub use server::{MetricsServer, MetricsServerError};
+pub use server::{MetricsServer, MetricsServerError, serve};
 
 /// From 1 ms, about the time for a map update and a list over a Unix socket, to more than a slow poll.
 const PROGRAMMING_BUCKETS: [f64; 13] = [

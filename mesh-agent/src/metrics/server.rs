@@ -21,10 +21,11 @@ use mesh_support::error_chain;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, Sleep, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::Metrics;
 use crate::admin::Introspect;
@@ -33,6 +34,9 @@ use crate::admin::Introspect;
 const MAX_CONNECTIONS: usize = 32;
 /// Longer than almost every scrape interval, so that a scraper keeps its connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(150);
+
+/// How long to wait before a port that is taken is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
 
 /// The port for the metrics could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,37 @@ struct Scrape {
     agent: Arc<dyn Introspect>,
     metrics: Metrics,
     one_at_a_time: Arc<Mutex<()>>,
+}
+
+/// Serves at an address until `stop` is cancelled. While the address cannot be used, says so in `trouble` and
+/// tries again.
+pub async fn serve(
+    address: SocketAddr,
+    agent: Arc<dyn Introspect>,
+    metrics: Metrics,
+    trouble: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) {
+    loop {
+        match MetricsServer::bind(address).await {
+            Ok(server) => {
+                if trouble.send_replace(None).is_some() {
+                    info!(%address, "the metrics are served now");
+                }
+                return server.run(agent, metrics, stop).await;
+            }
+            Err(error) => {
+                let text = error_chain(&error);
+                if trouble.send_replace(Some(text.clone())).as_ref() != Some(&text) {
+                    warn!("{text}; retrying");
+                }
+            }
+        }
+        tokio::select! {
+            () = sleep(BIND_AGAIN) => {}
+            () = stop.cancelled() => return,
+        }
+    }
 }
 
 impl MetricsServer {
@@ -209,6 +244,31 @@ mod tests {
         stop.cancel();
         running.await.unwrap();
         assert!(http.get(&url).send().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_reported_and_served_when_it_is_free() {
+        let first = MetricsServer::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = first.address();
+        let trouble = watch::Sender::new(None);
+        let mut reported = trouble.subscribe();
+        let stop = CancellationToken::new();
+        let metrics = Metrics::new(true).unwrap();
+        let running = tokio::spawn(serve(address, fixture::still(), metrics, trouble, stop.clone()));
+        let text = reported.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert!(
+            text.contains(&address.to_string()) && text.contains("in use"),
+            "{text}"
+        );
+        drop(first);
+        reported.wait_for(Option::is_none).await.unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        http.get(format!("http://{address}/metrics"))
+            .send()
+            .await
+            .unwrap();
+        stop.cancel();
+        running.await.unwrap();
     }
 
     #[tokio::test]

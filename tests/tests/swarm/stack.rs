@@ -1,7 +1,7 @@
 //! The agent as a global service: `deploy/stack.yml` on three nodes, updated one by one under load, and
 //! nothing left after `deploy/clean.yml`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use xtask::{
@@ -105,25 +105,62 @@ fn build_image(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A new release: the agents are replaced one by one, and no request or connection is lost.
+/// A new release, and one that cannot work: no request and no connection is lost by either.
 fn update(fixture: &Fixture) -> Result<()> {
     let lab = &fixture.lab;
-    let arguments = [
-        "service",
-        "update",
-        "--quiet",
-        "--force",
-        "--update-monitor",
-        "1s",
-        "--health-interval",
-        "1s",
-        "mesh_agent",
-    ];
     let report = under_load(fixture, &lab.nodes(), 5, KEPT, || {
-        lab.docker("node1", arguments).map(drop)
+        // The agents are replaced one by one. With shorter times than the file's, for the test.
+        let mut arguments = vec!["service", "update", "--quiet", "--force"];
+        arguments.extend(["--update-monitor", "1s", "--health-interval", "1s"]);
+        arguments.extend([
+            "--health-start-period",
+            "5s",
+            "--health-retries",
+            "2",
+            "mesh_agent",
+        ]);
+        lab.docker("node1", arguments)?;
+        let good = agents(lab)?;
+        let mut arguments = vec!["service", "update", "--detach", "--quiet"];
+        arguments.extend(["--env-add", "MESH_DOCKER_SOCKET=/nowhere.sock", "mesh_agent"]);
+        lab.docker("node1", arguments)?;
+        wait_until("the update to pause", Duration::from_secs(60), || {
+            let arguments = [
+                "service",
+                "inspect",
+                "--format",
+                "{{.UpdateStatus.State}}",
+                "mesh_agent",
+            ];
+            let state = lab.docker("node1", arguments)?;
+            ensure!(state == "paused", "the update is {state}");
+            Ok(())
+        })?;
+        let left = agents(lab)?.intersection(&good).count();
+        ensure!(
+            left == lab.nodes().len() - 1,
+            "of the agents that worked, {left} still run"
+        );
+        lab.docker("node1", ["service", "rollback", "--quiet", "mesh_agent"])
+            .map(drop)
     })?;
     expect_no_failures(&report).context("while the stack's agents were updated")?;
     fixture.until_all_know("web", Duration::from_secs(10))
+}
+
+/// The agents' tasks that are to run.
+fn agents(lab: &Lab) -> Result<BTreeSet<String>> {
+    let arguments = [
+        "service",
+        "ps",
+        "--filter",
+        "desired-state=running",
+        "--format",
+        "{{.ID}}",
+        "mesh_agent",
+    ];
+    let list = lab.docker("node1", arguments)?;
+    Ok(list.lines().map(str::to_owned).collect())
 }
 
 fn clean(lab: &Lab) -> Result<()> {

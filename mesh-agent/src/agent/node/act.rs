@@ -271,6 +271,8 @@ impl Agent {
             refused_services,
             probes: self.parts.probes.borrow().clone(),
             return_mode: self.options.return_mode,
+            metrics_trouble: None,
+            not_ready: self.not_ready(),
             docker_trouble: membership
                 .trouble
                 .clone()
@@ -293,16 +295,33 @@ impl Agent {
         reasons.into_iter().map(mode).collect()
     }
 
+    /// Why the data path is not up yet; `None` once it was.
+    fn not_ready(&self) -> Option<String> {
+        if *self.is_up.borrow() {
+            return None;
+        }
+        Some(match (self.logged_waiting, self.logged_failures.first()) {
+            (Some(input), _) => format!("waiting for {input}"),
+            (None, Some(failure)) => failure.clone(),
+            (None, None) => "the agent is starting".to_owned(),
+        })
+    }
+
     /// SIGHUP: rereads settings, certificates, cluster and network.
     pub(super) fn reload(&mut self) {
         info!("reloading");
-        service_manager::reloading();
+        let is_up = *self.is_up.borrow();
+        if is_up {
+            service_manager::reloading();
+        }
         self.reload_settings();
         self.parts.hints.reload();
         self.parts.engine_hint.hint();
         // Makes the watcher reread routes and neighbours.
         self.parts.interest.send_modify(|_| {});
-        service_manager::ready();
+        if is_up {
+            service_manager::ready();
+        }
     }
 }
 

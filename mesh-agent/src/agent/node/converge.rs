@@ -15,6 +15,7 @@ use crate::{
         hooks::{may_announce, peers_without_hook},
         inputs::Inputs,
         membership::Membership,
+        service_manager,
     },
     model::{Local, NoHook, NodeDatapath},
     source::SourceState,
@@ -92,9 +93,13 @@ impl Agent {
                 self.announcement.announce(NodeDatapath::None);
             }
         }
-        if round.failed == 0 {
-            self.is_up
-                .send_if_modified(|is_up| !std::mem::replace(is_up, true));
+        if round.failed == 0
+            && self
+                .is_up
+                .send_if_modified(|is_up| !std::mem::replace(is_up, true))
+        {
+            info!("this node is ready");
+            service_manager::ready();
         }
         self.desired = Some(Arc::new(desired));
     }
