@@ -169,7 +169,6 @@ fn rules() -> Check {
         node_address: Some(ADDRESS),
         bridge: options.bridge,
         tunnel_port: options.tunnel_port,
-        uplinks: Default::default(),
         uplink_mtu: 1500,
         frontends: BTreeSet::from([(ADDRESS, Protocol::Tcp, 9)]),
         ..Rules::default()

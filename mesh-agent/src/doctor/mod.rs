@@ -183,9 +183,11 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
 }
 
 /// What a node on IPVS lacks compared to eBPF, apart from speed.
-const IPVS_LIMITS: [&str; 6] = [
+const IPVS_LIMITS: [&str; 7] = [
     "IPVS limit: replicas on other nodes see the entry node's address instead of the client's.",
     "IPVS limit: the host firewall's INPUT rules apply to published ports.",
+    "IPVS limit: containers on Docker bridges other than docker_gwbridge cannot reach published ports on their \
+     own node's addresses through the mesh, because Docker forwards no replies between bridges.",
     "IPVS limit: no direct return (--return-mode dsr); replies always go through the entry node.",
     "IPVS limit: no drop counters by hook and reason.",
     "IPVS limit: connections of local processes to ::1 are not balanced.",

@@ -60,6 +60,8 @@ pub(crate) struct Capabilities {
     pub(crate) affinity: bool,
     /// A node sends back what it cannot deliver, and the entry node gives it to another replica.
     pub(crate) sends_back: bool,
+    /// Whether containers on any bridge reach their node's ports.
+    pub(crate) any_bridge: bool,
 }
 
 const EBPF: Capabilities = Capabilities {
@@ -67,6 +69,7 @@ const EBPF: Capabilities = Capabilities {
     algorithms: &Algorithm::ALL,
     affinity: true,
     sends_back: true,
+    any_bridge: true,
 };
 
 const IPVS: Capabilities = Capabilities {
@@ -74,6 +77,8 @@ const IPVS: Capabilities = Capabilities {
     algorithms: &Algorithm::ALL,
     affinity: true,
     sends_back: false,
+    // Docker forwards nothing from one bridge to another, and IPVS's replies would have to be forwarded.
+    any_bridge: false,
 };
 
 /// All of them, best first.

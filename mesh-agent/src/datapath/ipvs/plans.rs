@@ -31,7 +31,6 @@ pub(super) fn rules(
     let mut rules = Rules {
         node_address: state.settings.node_address,
         bridge: options.bridge.clone(),
-        uplinks: state.uplinks.keys().cloned().collect(),
         tunnel_port: options.tunnel_port,
         uplink_mtu: state
             .uplinks

@@ -254,7 +254,7 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
         rule(
             "a container to a replica of this node, as this node",
             [
-                from_containers(rules),
+                on(Meta::InputInterfaceName, &rules.bridge),
                 towards_bridge,
                 vec![
                     destination(),
@@ -268,19 +268,6 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
         ),
     ];
     hooked(HookKind::Nat, Point::Postrouting, BEFORE_DOCKER_SOURCE, rules)
-}
-
-/// Matches what came in by a bridge of containers, of whatever name. Their replies must come back here:
-/// Docker forwards nothing from one bridge to another.
-fn from_containers(rules: &Rules) -> Vec<Expression> {
-    let mut expressions = on(Meta::InputInterfaceKind, "bridge");
-    for uplink in &rules.uplinks {
-        expressions.extend([
-            Expression::Meta(Meta::InputInterfaceName, Register::First),
-            Expression::Unequal(Register::First, interface(uplink)),
-        ]);
-    }
-    expressions
 }
 
 fn frontends_stay() -> Rule {

@@ -40,8 +40,6 @@ pub struct Rules {
     pub node_address: Option<Ipv4Addr>,
     /// The bridge that containers and the tunnel are ports of.
     pub bridge: String,
-    /// Interfaces on which traffic from outside arrives: all other bridges are containers'.
-    pub uplinks: BTreeSet<String>,
     /// UDP port of the tunnel, host byte order.
     pub tunnel_port: u16,
     /// MTU of the uplink, bytes.

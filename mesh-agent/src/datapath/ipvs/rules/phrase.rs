@@ -76,7 +76,6 @@ pub(super) fn load_service(protocol: Register, at: Register) -> Vec<Expression> 
     vec![Expression::Meta(Meta::Protocol, protocol), port(at)]
 }
 
-/// Matches an interface by its name or kind.
 pub(super) fn on(name: Meta, device: &str) -> Vec<Expression> {
     vec![
         Expression::Meta(name, Register::First),
@@ -84,7 +83,7 @@ pub(super) fn on(name: Meta, device: &str) -> Vec<Expression> {
     ]
 }
 
-/// An interface's name or kind, padded to the kernel's width.
+/// An interface's name, padded to the kernel's width.
 pub(super) fn interface(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(libc::IFNAMSIZ, 0);
