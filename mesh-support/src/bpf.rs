@@ -16,6 +16,7 @@ use std::{
 const MAP_CREATE: libc::c_long = 0;
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const LINK_CREATE: libc::c_long = 28;
@@ -120,6 +121,33 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     // SAFETY: the command only reads, a C string that `path` keeps until the end of this function.
     unsafe { call(OBJ_PIN, &mut attributes) }?;
     Ok(())
+}
+
+/// The interface that a pinned link of XDP or tcx is attached to; 0 if it has been detached.
+///
+/// # Errors
+/// When there is no such pin, or the kernel refuses.
+pub fn pinned_link_interface(path: &Path) -> io::Result<u32> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Pin {
+        path: path.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    // SAFETY: the command only reads, a C string that `path` keeps until the end of this function.
+    let link = unsafe { call(OBJ_GET, &mut attributes) }?;
+    // SAFETY: the command returns a descriptor that it has just made.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let mut info = LinkInfo::default();
+    let mut attributes = InfoByFd {
+        object: link.as_raw_fd() as u32,
+        length: size_of::<LinkInfo>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
+    // bytes are a valid `LinkInfo`, and nothing else refers to it during the call.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info.interface)
 }
 
 /// Whether the kernel has compiled a program to machine code.
@@ -303,3 +331,16 @@ struct ProgramInfo {
     translated_length: u32,
 }
 const _: () = assert!(size_of::<ProgramInfo>() == 24);
+
+/// The first fields of `struct bpf_link_info`, and of its member for XDP and for tcx.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    link_type: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    interface: u32,
+    attach_type: u32,
+}
+const _: () = assert!(size_of::<LinkInfo>() == 24);

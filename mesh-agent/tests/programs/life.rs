@@ -17,7 +17,7 @@ use mesh_agent_testing::{
     run::XDP_TX,
 };
 use mesh_ebpf::abi::{self, VERSION};
-use mesh_support::command;
+use mesh_support::{bpf, command};
 use nix::net::if_::if_nametoindex;
 
 /// Five remote replicas of one service, and another service beside it.
@@ -258,6 +258,41 @@ fn a_renamed_uplink_keeps_its_programs() {
         let tc = links.join(format!("mesh_uplink_ingress_{}", node.uplink));
         let filters = filters("card0", "ingress");
         assert!(tc.exists() || filters.contains("mesh_uplink"), "{filters}");
+    });
+}
+
+#[test]
+fn what_something_else_detaches_is_attached_again() {
+    on_a_node(|node| {
+        two_services(node);
+        let links = node.pins().join(format!("v{VERSION}/links"));
+        let xdp = links.join(format!("mesh_xdp_native_{}", node.uplink));
+        let tcx = links.join(format!("mesh_uplink_ingress_{}", node.uplink));
+        let index = node.uplink;
+        let interface = move |pin: &Path| bpf::pinned_link_interface(pin).unwrap();
+        assert_eq!(interface(&xdp), index);
+        let detach = |pin: &Path| {
+            let pin = pin.to_str().unwrap();
+            command::output("bpftool", &["link", "detach", "pinned", pin], "").unwrap();
+        };
+        detach(&xdp);
+        assert_eq!(interface(&xdp), 0);
+        if tcx.exists() {
+            detach(&tcx);
+        } else {
+            command::output("tc", &["qdisc", "del", "dev", "up0", "clsact"], "").unwrap();
+        }
+        assert!(!ip("link show dev up0").contains("prog/xdp"));
+        for _ in 0..3 {
+            node.datapath().maintain().unwrap();
+        }
+        assert!(ip("link show dev up0").contains("prog/xdp"));
+        assert_eq!(interface(&xdp), index);
+        if tcx.exists() {
+            assert_eq!(interface(&tcx), index);
+        } else {
+            assert!(filters("up0", "ingress").contains("mesh_uplink"));
+        }
     });
 }
 

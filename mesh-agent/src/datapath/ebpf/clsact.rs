@@ -16,7 +16,7 @@ use netlink_packet_route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::{super::DatapathError, failed};
+use super::{super::DatapathError, failed, hooks::TcHook};
 use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
 /// `TC_H_MAJ` of clsact's handle and of the parents below it (`linux/pkt_sched.h`).
@@ -56,6 +56,21 @@ pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
         }
     }
     Ok(())
+}
+
+/// Whether the discipline of an interface has filters on a hook. Unknown counts as yes.
+pub(super) fn has_filters(index: u32, hook: TcHook) -> bool {
+    let parent = match hook {
+        TcHook::Ingress => HOOKS[0],
+        TcHook::Egress => HOOKS[1],
+    };
+    let request = RouteNetlinkMessage::GetTrafficFilter(message(index, parent));
+    let listed = Connection::open(NETLINK_ROUTE)
+        .and_then(|mut connection| connection.dump(&Message::encode(&request, 0)));
+    match listed {
+        Ok(filters) => !filters.is_empty(),
+        Err(error) => !is_gone(&error),
+    }
 }
 
 /// Beside the links' directory, in which every entry is a link.

@@ -47,6 +47,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 
 /// MTU assumed until an uplink is known: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
+/// Attachments are verified with every so-manieth maintenance.
+const VERIFY_EVERY: u32 = 3;
 
 /// How to load the data path.
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ pub struct EbpfDatapath {
     clock: Clock,
     options: EbpfOptions,
     adopted: bool,
+    maintenances: u32,
 }
 
 /// The flows' clock, in seconds: continues from where the last agent left it.
@@ -175,6 +178,7 @@ impl EbpfDatapath {
             options,
             // Each agent writes its clock, which is never 0.
             adopted: old.now != 0,
+            maintenances: 0,
         })
     }
 
@@ -324,6 +328,10 @@ impl Datapath for EbpfDatapath {
             .run(&mut self.maps, now, &self.tables.current_generations())?;
         if swept {
             self.tables.write_loads(&mut self.maps, self.sweep.active())?;
+        }
+        self.maintenances = self.maintenances.wrapping_add(1);
+        if self.maintenances.is_multiple_of(VERIFY_EVERY) {
+            self.attachments.verify(&mut self.programs)?;
         }
         Ok(())
     }

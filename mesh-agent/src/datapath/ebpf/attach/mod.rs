@@ -6,6 +6,7 @@
 
 mod sockets;
 mod tc;
+mod verify;
 mod xdp;
 
 use std::{
@@ -39,6 +40,8 @@ pub(super) struct Attachments {
     tc: TcChoice,
     uplinks: BTreeMap<String, Uplink>,
     containers: BTreeSet<u32>,
+    /// The last of them that was verified; the next ones follow.
+    verified_containers: Option<u32>,
     mesh0: Option<u32>,
     sockets: bool,
     /// Programs that run as clsact filters, by interface. They have no pins.
@@ -90,6 +93,7 @@ impl Attachments {
             tc: options.tc,
             uplinks: BTreeMap::new(),
             containers: BTreeSet::new(),
+            verified_containers: None,
             mesh0: None,
             sockets: false,
             clsact: BTreeSet::new(),

@@ -98,7 +98,7 @@ impl Attachments {
         Ok(())
     }
 
-    fn tc_pin(&self, which: TcProgram, index: u32) -> PathBuf {
+    pub(super) fn tc_pin(&self, which: TcProgram, index: u32) -> PathBuf {
         let (name, hook) = (which.name(), which.hook().name());
         self.links.join(format!("{name}_{hook}_{index}"))
     }
