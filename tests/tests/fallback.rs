@@ -44,7 +44,7 @@ impl Folder {
              mount -t bpf bpf /sys/fs/bpf
              trap : TERM
              {shield} {} run --admin-socket {folder}/run/admin.sock --docker-socket {folder}/docker.sock \\
-                 --metrics-listen off {arguments} &
+                 --metrics-listen off --on-stop detach {arguments} &
              echo $! > {folder}/pid
              wait $!
              status=$?

@@ -144,8 +144,8 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Binds the admin socket, whose commands come by the returned receiver. The metrics' port is bound later:
-    /// one that is taken does not keep the agent from working.
+    /// Binds the admin socket, whose commands come by the returned receiver. The metrics' port is bound
+    /// later: one that is taken does not keep the agent from working.
     ///
     /// # Errors
     /// When the socket is taken.

@@ -6,6 +6,7 @@
 //! cgroup2, iproute2, and an agent built with its eBPF object.
 
 mod balance;
+mod crash;
 mod delivery;
 mod forwarding;
 mod full;

@@ -1,0 +1,95 @@
+//! Agents that are killed while they program the data path: whatever they leave, the next start repairs.
+
+use mesh_agent::{
+    datapath::{Datapath, memory::MemoryDatapath},
+    model::{Desired, Location},
+    plan::plan,
+};
+use mesh_agent_testing::{
+    cluster::{CLIENT, DNS, PEER, WEB, arriving, frontend, serve},
+    frames::{Packet, SYN},
+    node::{Node, on_a_node},
+    run::XDP_TX,
+};
+
+fn remote(numbers: &[u8]) -> Vec<(u8, Location)> {
+    let remote = |number: &u8| (*number, Location::Remote(PEER));
+    numbers.iter().map(remote).collect()
+}
+
+/// A service with five replicas, and one beside it.
+fn before(node: &Node) -> Desired {
+    let mut state = node.without_services();
+    serve(&mut state, WEB, &remote(&[1, 2, 3, 4, 5]));
+    serve(&mut state, DNS, &remote(&[6]));
+    state
+}
+
+/// Some replicas are gone, some are new, one service is gone.
+fn after(node: &Node) -> Desired {
+    let mut state = node.without_services();
+    serve(&mut state, WEB, &remote(&[4, 5, 6, 7]));
+    state
+}
+
+/// Kills an agent after so many changes of a plan; true if the plan has no more.
+fn killed_after(steps: usize, node: &mut Node, old: Option<&Desired>, new: &Desired) -> bool {
+    let empty = Desired::default();
+    if let Some(old) = old {
+        node.apply(old);
+    }
+    let changes = plan(old.unwrap_or(&empty), new);
+    let done = &changes[..steps.min(changes.len())];
+    assert!(node.datapath().apply(done).is_empty());
+    node.crash();
+
+    node.load();
+    node.apply(new);
+    node.datapath()
+        .prune(new)
+        .expect("what is left over can be removed");
+    let mut found = node.datapath().dump(0).expect("the tables can be read");
+    found.flows.clear();
+    let expected = MemoryDatapath { state: new.clone() }
+        .dump(0)
+        .expect("it is in memory");
+    assert!(
+        found == expected,
+        "killed after {steps} of {} changes, last {:?}: the tables are\n{found}\nbut should be\n{expected}",
+        changes.len(),
+        done.last()
+    );
+    let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+    assert_eq!(
+        node.xdp(&syn.frame()).verdict,
+        XDP_TX,
+        "killed after {steps} changes"
+    );
+    steps >= changes.len()
+}
+
+#[test]
+fn an_agent_killed_at_any_step_of_its_first_plan_is_repaired_by_the_next() {
+    let mut steps = 0;
+    let mut done = false;
+    while !done {
+        on_a_node(|node| {
+            let new = before(node);
+            done = killed_after(steps, node, None, &new);
+        });
+        steps += 1;
+    }
+}
+
+#[test]
+fn an_agent_killed_at_any_step_of_an_update_is_repaired_by_the_next() {
+    let mut steps = 0;
+    let mut done = false;
+    while !done {
+        on_a_node(|node| {
+            let (old, new) = (before(node), after(node));
+            done = killed_after(steps, node, Some(&old), &new);
+        });
+        steps += 1;
+    }
+}
