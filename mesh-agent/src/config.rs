@@ -177,6 +177,18 @@ pub struct RunOptions {
     )]
     pub feed_listen: Option<Ipv4Addr>,
 
+    /// IPv4 address to which other nodes send their packets for this one, in a Swarm that keeps data apart
+    /// from control [default: Swarm's --data-path-addr if its settings can be read, otherwise the node's
+    /// Swarm address].
+    #[arg(
+        long,
+        env = "MESH_DATA_PATH_ADDRESS",
+        value_name = "IPV4",
+        value_parser = data_path_address,
+        help_heading = "Control plane"
+    )]
+    pub data_path_address: Option<Ipv4Addr>,
+
     /// Unix socket for meshctl, created with mode 0600.
     #[arg(
         long,
@@ -321,6 +333,10 @@ fn service_address(text: &str) -> Result<Ipv4Addr, String> {
         return Err("must be a unicast address outside 127.0.0.0/8".to_owned());
     }
     Ok(address)
+}
+
+fn data_path_address(text: &str) -> Result<Ipv4Addr, String> {
+    service_address(text)
 }
 
 fn flow_capacity(text: &str) -> Result<u32, String> {

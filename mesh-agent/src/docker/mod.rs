@@ -7,6 +7,7 @@ mod engine;
 mod error;
 #[cfg(feature = "orchestrator")]
 mod raw;
+mod swarm_state;
 
 #[cfg(feature = "orchestrator")]
 pub(crate) use client::Connection;
@@ -16,3 +17,4 @@ pub use engine::{EngineInfo, RemoteManager};
 pub use error::DockerError;
 #[cfg(feature = "orchestrator")]
 pub(crate) use error::{refusal_message, shortened};
+pub(crate) use swarm_state::data_path_address;

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use super::{Cluster, NodeDatapath};
 
-/// Copies data paths from `last` to the nodes whose data path is unknown in `cluster`.
+/// Copies data paths from `last` to the nodes whose data path is unknown in `cluster`, with the addresses
+/// that they announced.
 ///
 /// A manager's agent that has just started has received no announcements yet. Its followers must not stop
 /// sending to every node because of that.
 pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
     let known = |id| {
-        let datapath = last.nodes.get(id)?.datapath;
-        (datapath != NodeDatapath::Unknown).then_some(datapath)
+        let last = last.nodes.get(id)?;
+        (last.datapath != NodeDatapath::Unknown).then_some((last.datapath, last.address))
     };
     let missing: Vec<_> = cluster
         .nodes
@@ -24,9 +25,10 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
         return;
     }
     let cluster = Arc::make_mut(cluster);
-    for (id, datapath) in missing {
+    for (id, (datapath, address)) in missing {
         if let Some(node) = cluster.nodes.get_mut(&id) {
             node.datapath = datapath;
+            node.address = address;
         }
     }
 }

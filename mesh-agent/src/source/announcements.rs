@@ -4,7 +4,12 @@
 //! Invariant: a lost connection does not change an announcement. The data path of a killed agent lives on
 //! in its kernel, so a node's last announcement stays valid until Swarm reports the node down as well.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use tokio::sync::watch;
 
@@ -25,6 +30,8 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Announcement {
     datapath: NodeDatapath,
+    /// Where its packets are to be sent, if not to the address that Swarm lists.
+    address: Option<Ipv4Addr>,
     /// The node's newest session; older ones that linger no longer count.
     session: u64,
     connected: bool,
@@ -51,9 +58,10 @@ impl Announcements {
         self.0.send_modify(|known| {
             known.session += 1;
             session = known.session;
-            let datapath = known.nodes.get(node).map(|announcement| announcement.datapath);
+            let last = known.nodes.get(node);
             let announcement = Announcement {
-                datapath: datapath.unwrap_or_default(),
+                datapath: last.map(|last| last.datapath).unwrap_or_default(),
+                address: last.and_then(|last| last.address),
                 session,
                 connected: true,
             };
@@ -67,8 +75,14 @@ impl Announcements {
     }
 
     /// Announces this manager's own node whenever `datapath` changes, until its sender is gone.
-    pub(crate) async fn announce_for(&self, node: &str, mut datapath: watch::Receiver<NodeDatapath>) {
+    pub(crate) async fn announce_for(
+        &self,
+        node: &str,
+        address: Option<Ipv4Addr>,
+        mut datapath: watch::Receiver<NodeDatapath>,
+    ) {
         let session = self.open(node);
+        session.set_address(address);
         loop {
             session.announce(*datapath.borrow_and_update());
             if datapath.changed().await.is_err() {
@@ -81,10 +95,8 @@ impl Announcements {
     /// Adds the announcements to a snapshot that is about to be published.
     pub(super) fn put_into(&self, cluster: &mut Cluster) {
         self.forget_lost(cluster);
-        for (id, datapath) in differences(&self.0.borrow(), cluster) {
-            if let Some(node) = cluster.nodes.get_mut(&id) {
-                node.datapath = datapath;
-            }
+        for (id, announced) in differences(&self.0.borrow(), cluster) {
+            announced.put_into(cluster, &id);
         }
     }
 
@@ -100,10 +112,8 @@ impl Announcements {
                     return false;
                 }
                 let cluster = Arc::make_mut(&mut state.cluster);
-                for (id, datapath) in changed {
-                    if let Some(node) = cluster.nodes.get_mut(&id) {
-                        node.datapath = datapath;
-                    }
+                for (id, announced) in changed {
+                    announced.put_into(cluster, &id);
                 }
                 state.revision += 1;
                 state.changed = Some(SystemTime::now());
@@ -134,6 +144,19 @@ impl Announcements {
 }
 
 impl AnnouncementSession {
+    /// Records the address for the node's packets.
+    pub(super) fn set_address(&self, address: Option<Ipv4Addr>) {
+        self.announcements.0.send_if_modified(|known| {
+            let announcement = known.nodes.get_mut(&self.node);
+            let Some(announcement) = announcement.filter(|known| known.session == self.session) else {
+                return false;
+            };
+            let changed = announcement.address != address;
+            announcement.address = address;
+            changed
+        });
+    }
+
     /// Records the node's data path; false if a newer session exists.
     pub(super) fn announce(&self, datapath: NodeDatapath) -> bool {
         let mut current = false;
@@ -167,20 +190,40 @@ impl Drop for AnnouncementSession {
     }
 }
 
-/// The nodes whose data path in the snapshot differs from what they announced.
-fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, NodeDatapath)> {
-    let announced = |id: &NodeId| {
-        known
-            .nodes
-            .get(id)
-            .map_or(NodeDatapath::Unknown, |announcement| announcement.datapath)
-    };
-    cluster
-        .nodes
-        .iter()
-        .filter(|(id, node)| node.datapath != announced(id))
-        .map(|(id, _)| (id.clone(), announced(id)))
-        .collect()
+/// What a node announced, as far as it is in the snapshot.
+struct Announced {
+    datapath: NodeDatapath,
+    /// `None` leaves the address that the snapshot has.
+    address: Option<Ipv4Addr>,
+}
+
+impl Announced {
+    fn put_into(&self, cluster: &mut Cluster, id: &NodeId) {
+        if let Some(node) = cluster.nodes.get_mut(id) {
+            node.datapath = self.datapath;
+            node.address = self.address.unwrap_or(node.address);
+        }
+    }
+}
+
+/// The nodes whose data path or address in the snapshot differs from what they announced. No node gets an
+/// address that is another's.
+fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Announced)> {
+    let taken: BTreeSet<Ipv4Addr> = cluster.nodes.values().map(|node| node.address).collect();
+    let mut differences = Vec::new();
+    for (id, node) in &cluster.nodes {
+        let announcement = known.nodes.get(id);
+        let announced = Announced {
+            datapath: announcement.map(|known| known.datapath).unwrap_or_default(),
+            address: announcement
+                .and_then(|known| known.address)
+                .filter(|address| !taken.contains(address)),
+        };
+        if announced.datapath != node.datapath || announced.address.is_some() {
+            differences.push((id.clone(), announced));
+        }
+    }
+    differences
 }
 
 #[cfg(test)]
@@ -260,6 +303,28 @@ mod tests {
             seen(&announcements, &[("a", false)]),
             [NodeDatapath::Ebpf],
             "the new one is connected"
+        );
+    }
+
+    #[test]
+    fn packets_go_to_the_address_that_a_node_announced_unless_it_is_anothers() {
+        let announcements = Announcements::new();
+        let session = announcements.open("a");
+        session.set_address(Some(Ipv4Addr::new(10, 7, 0, 1)));
+        session.announce(NodeDatapath::Ebpf);
+        let address = |address: [u8; 4]| {
+            let mut cluster = listed(&[("a", true), ("b", true)]);
+            cluster.nodes.get_mut("b").unwrap().address = address.into();
+            announcements.put_into(&mut cluster);
+            cluster.nodes["a"].address
+        };
+        assert_eq!(address([192, 0, 2, 2]), Ipv4Addr::new(10, 7, 0, 1));
+        assert_eq!(address([10, 7, 0, 1]), Ipv4Addr::new(192, 0, 2, 1));
+        drop(session);
+        assert_eq!(
+            address([192, 0, 2, 2]),
+            Ipv4Addr::new(10, 7, 0, 1),
+            "it stays like the announcement"
         );
     }
 

@@ -155,7 +155,14 @@ impl Agent {
         let source = self.parts.source.borrow();
         let new = match &self.membership {
             Membership::Member(member) => Interest {
-                node_address: Some(member.address),
+                // The one that it announced, where data and control have addresses of their own.
+                node_address: Some(
+                    source
+                        .cluster
+                        .nodes
+                        .get(&member.node)
+                        .map_or(member.address, |node| node.address),
+                ),
                 peers: source
                     .cluster
                     .nodes

@@ -2,7 +2,7 @@
 //! when the role changes, and announces this node's data path to every manager.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use crate::{
     agent::membership::{EngineReport, Member, Membership},
     config::RunOptions,
     discovery::Scheduler,
-    docker::Docker,
+    docker::{Docker, data_path_address},
     process::Ended,
     source::{
         Announcements, Announcer, AnnouncerOptions, CertificateWatcher, FeedClient, FeedClientOptions,
@@ -146,11 +146,13 @@ impl Running {
             tokio::join!(
                 certificates.run(stop.clone()),
                 self.serve_workers(options, &stop),
-                self.announcer(managers, identity).run(stop.clone()),
+                self.announcer(&member, managers, identity).run(stop.clone()),
                 refresh
             );
         };
-        let announce = announcements.announce_for(&member.node, self.channels.announcement.clone());
+        let data_path = self.data_path(&member);
+        let announce =
+            announcements.announce_for(&member.node, data_path, self.channels.announcement.clone());
         tokio::join!(
             source.run(stop.clone()),
             relay(snapshot.clone(), &self.channels.state, &stop),
@@ -175,7 +177,7 @@ impl Running {
             return;
         };
         let (managers, refresh) = self.managers(&member, &stop);
-        let announcer = self.announcer(managers.clone(), identity.clone());
+        let announcer = self.announcer(&member, managers.clone(), identity.clone());
         let (client, snapshot, hint) = FeedClient::new(FeedClientOptions {
             managers,
             identity,
@@ -191,14 +193,24 @@ impl Running {
         );
     }
 
+    /// Where to send this node's packets, if not to its Swarm address.
+    fn data_path(&self, member: &Member) -> Option<Ipv4Addr> {
+        self.options
+            .data_path_address
+            .or_else(|| data_path_address(&member.certificates))
+            .filter(|address| *address != member.address)
+    }
+
     fn announcer(
         &self,
+        member: &Member,
         managers: watch::Receiver<Vec<SocketAddr>>,
         identity: watch::Receiver<Arc<NodeIdentity>>,
     ) -> Announcer {
         Announcer::new(AnnouncerOptions {
             managers,
             identity,
+            address: self.data_path(member),
             announcement: self.channels.announcement.clone(),
             acknowledged: self.channels.acknowledged.clone(),
         })

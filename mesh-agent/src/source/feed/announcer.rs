@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -27,6 +27,8 @@ pub struct AnnouncerOptions {
     pub managers: watch::Receiver<Vec<SocketAddr>>,
     /// This node's credentials, as they are renewed.
     pub identity: watch::Receiver<Arc<NodeIdentity>>,
+    /// Where to send this node's packets, if not to its Swarm address.
+    pub address: Option<Ipv4Addr>,
     /// This node's data path; nothing is announced while it is [`NodeDatapath::Unknown`].
     pub announcement: watch::Receiver<NodeDatapath>,
     /// What each manager has acknowledged.
@@ -159,6 +161,7 @@ impl Link {
                     .send(
                         &FromNode::Announce {
                             datapath: announcement,
+                            address: self.options.address,
                         },
                         LIMIT,
                     )

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -112,6 +113,9 @@ pub(super) enum FromNode {
     Announce {
         /// Never [`NodeDatapath::Unknown`].
         datapath: NodeDatapath,
+        /// Where to send its packets, if not to its Swarm address; never in version 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<Ipv4Addr>,
     },
     /// A task's container has changed here, so the task is about to change.
     Hint,

@@ -270,16 +270,18 @@ where
     let mut last = None;
     loop {
         let message = reader.next_within(ANNOUNCE_SILENCE).await;
-        let datapath = match message.map_err(Refusal::Protocol)? {
+        let (datapath, address) = match message.map_err(Refusal::Protocol)? {
             FromNode::Announce {
                 datapath: NodeDatapath::Unknown,
+                ..
             } => return Err(Refusal::Misbehaved("it announces nothing")),
-            FromNode::Announce { datapath } => datapath,
+            FromNode::Announce { datapath, address } => (datapath, address),
             FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
             FromNode::Hint | FromNode::NeedFull => {
                 return Err(Refusal::Misbehaved("a request on a connection to announce"));
             }
         };
+        session.set_address(address);
         if !session.announce(datapath) {
             debug!(node, "the node has a newer connection");
             return Ok(());

@@ -3,6 +3,9 @@
 use super::*;
 use crate::source::{Acknowledged, Announcer, AnnouncerOptions};
 
+/// Where announcing nodes want their packets.
+const DATA_PATH: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
+
 struct Announcing {
     announcement: watch::Sender<NodeDatapath>,
     acknowledged: watch::Receiver<Acknowledged>,
@@ -21,6 +24,7 @@ fn announce_to(managers: &[SocketAddr], identity: NodeIdentity, announcement: No
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
         identity,
+        address: Some(DATA_PATH),
         announcement: announcement_receiver,
         acknowledged: acknowledged_sender,
     });
@@ -64,7 +68,10 @@ impl Server {
 }
 
 fn announce(datapath: NodeDatapath) -> FromNode {
-    FromNode::Announce { datapath }
+    FromNode::Announce {
+        datapath,
+        address: None,
+    }
 }
 
 /// Sends these messages on a connection of its own, and returns the replies.
@@ -123,6 +130,7 @@ async fn announcement_is_published_before_it_is_acknowledged_and_followers_get_i
                 state.cluster.nodes["worker-1"].datapath == announcement
             })
             .await;
+        assert_eq!(seen.cluster.nodes["worker-1"].address, DATA_PATH);
         assert_eq!(seen.revision, server.state.borrow().revision);
         assert_eq!(
             seen.cluster.nodes["manager-1"].datapath,
