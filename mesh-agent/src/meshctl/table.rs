@@ -331,6 +331,26 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_peers_answers_to_probes_are_one_short_text() {
+        let text = |state, round_trip_seconds, silent_seconds| {
+            probes(&PeerProbes {
+                state,
+                round_trip_seconds,
+                silent_seconds,
+            })
+        };
+        assert_eq!(
+            text(ProbeState::Answers, Some(0.000_21), None),
+            "answers in 0.2 ms"
+        );
+        assert_eq!(
+            text(ProbeState::Silent, Some(0.001), Some(11.6)),
+            "silent for 12 s"
+        );
+        assert_eq!(text(ProbeState::Unknown, None, None), "no answer yet");
+    }
+
     fn answer() -> Routes {
         let route = |service: &str, backend, state, reason: &str| Route {
             service: service.to_owned(),
