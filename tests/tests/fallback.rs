@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::sleep,
@@ -63,6 +64,8 @@ impl Folder {
                 "-c",
                 &script,
             ])
+            .env("NOTIFY_SOCKET", self.0.join("notify"))
+            .env("WATCHDOG_USEC", "30000000")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -192,4 +195,38 @@ fn where_everything_works_ebpf_is_used() {
     let answer = answer.unwrap_or_else(|| panic!("the agent has ended: {log}"));
     assert_eq!(answer["datapath"]["kind"], "ebpf", "{answer}");
     assert_eq!((left.as_str(), code), ("", Some(0)), "{log}");
+}
+
+#[test]
+fn an_agent_that_waits_for_docker_is_alive_and_not_ready() {
+    let test = Folder::new("waits");
+    // As systemd listens.
+    let service_manager = UnixDatagram::bind(test.0.join("notify")).expect("a socket");
+    service_manager
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .expect("a limit");
+    let mut agent = test.agent("", true);
+    let answer = test.datapath(&mut agent);
+    let mut reports = Vec::new();
+    while answer.is_some() && reports.len() < 3 {
+        let mut report = [0; 256];
+        let length = service_manager.recv(&mut report).expect("the loop reports");
+        reports.push(String::from_utf8_lossy(&report[..length]).trim().to_owned());
+    }
+    let health = Command::new(paths::program("mesh-agent"))
+        .args(["health", "--admin-socket"])
+        .arg(test.socket())
+        .output()
+        .expect("mesh-agent can be run");
+    if answer.is_some() {
+        test.stop();
+    }
+    let (log, _, code) = end(agent);
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(reports, ["WATCHDOG=1"; 3], "{log}");
+    let reason = String::from_utf8_lossy(&health.stderr);
+    assert!(
+        health.status.code() == Some(1) && reason.contains("not ready: waiting for Docker"),
+        "{reason}"
+    );
 }
