@@ -64,6 +64,8 @@ pub(super) struct Reachable {
     pub(super) container: Container,
     /// When it was started, as the engine writes it: each start can bring another address.
     pub(super) started: Option<String>,
+    /// Its main process, as the engine numbers it.
+    pub(super) pid: Option<i64>,
 }
 
 /// What the engine knows about a task's container.
@@ -129,6 +131,7 @@ pub(super) async fn inspect(
             gateway_mac,
         },
         started,
+        pid: inspected.state.as_ref().and_then(|state| state.pid),
     }))
 }
 

@@ -1,8 +1,9 @@
 //! The containers of this node's tasks, Swarm's or the orchestrator's, and how to reach each without the
 //! overlay network: follows the local engine's events and inspects each container that appears. A container
-//! whose veth is gone is gone, whatever the engine still says. Imports the model and `docker`.
+//! whose process or veth is gone is gone, whatever the engine still says. Imports the model and `docker`.
 
 mod inspect;
+mod process;
 mod sandbox;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use tracing::{debug, info, warn};
 pub use self::inspect::Scheduler;
 use self::{
     inspect::{InspectError, Inspection, NetworkId, Reachable, inspect},
+    process::Process,
     veths::Veths,
 };
 use super::NetworkState;
@@ -69,6 +71,8 @@ pub struct ContainerWatcher {
     /// The node's network; its sender lives as long as the agent.
     network: watch::Receiver<Option<NetworkState>>,
     veths: Veths,
+    /// Waits for the ends of reached containers' processes.
+    processes: JoinSet<(ContainerId, Option<String>)>,
 }
 
 type ContainerId = String;
@@ -86,8 +90,8 @@ enum Knowledge {
         reachable: Reachable,
         verify: Option<Instant>,
     },
-    /// It takes no part in the mesh: it has the host's network, is not on the ingress network, or no veth
-    /// leads to it.
+    /// It takes no part in the mesh: it has the host's network, is not on the ingress network, no veth leads
+    /// to it, or its process has ended.
     Apart,
 }
 
@@ -133,6 +137,7 @@ impl ContainerWatcher {
             ingress: Arc::default(),
             network,
             veths: Veths::default(),
+            processes: JoinSet::new(),
         };
         (watcher, receiver)
     }
@@ -175,6 +180,7 @@ impl ContainerWatcher {
             tokio::select! {
                 () = &mut over => return,
                 Ok(()) = network.changed() => self.lose_veths(network.borrow_and_update().as_ref()),
+                Some(Ok((id, started))) = self.processes.join_next() => self.process_ended(&id, started),
             }
         }
     }
@@ -192,9 +198,10 @@ impl ContainerWatcher {
         let mut network = self.network.clone();
         self.lose_veths(network.borrow_and_update().as_ref());
         let mut inspections: JoinSet<Inspected> = JoinSet::new();
-        // Inspections that were under way when the last stream ended were cancelled with it.
+        // Inspections that were under way when the last stream ended were cancelled with it. What took no
+        // part may have been restarted.
         self.known
-            .retain(|_, knowledge| !matches!(knowledge, Knowledge::Pending { .. }));
+            .retain(|_, knowledge| !matches!(knowledge, Knowledge::Pending { .. } | Knowledge::Apart));
         let mut listed = self.relist(&mut inspections).await?;
         self.doubt_all(Instant::now());
         backoff.reset();
@@ -211,6 +218,7 @@ impl ContainerWatcher {
                     self.event(&event, &mut inspections);
                 }
                 Ok(()) = network.changed() => self.lose_veths(network.borrow_and_update().as_ref()),
+                Some(Ok((id, started))) = self.processes.join_next() => self.process_ended(&id, started),
                 Some(Ok((id, inspected))) = inspections.join_next() => self.inspected(id, inspected),
                 () = sleep_until(retry.unwrap_or(listed)), if retry.is_some() => self.retry(&mut inspections),
                 () = sleep_until(listed + RELIST) => listed = self.relist(&mut inspections).await?,
@@ -326,6 +334,25 @@ impl ContainerWatcher {
         }
     }
 
+    /// Removes a container whose process has ended, before the engine reports it.
+    fn process_ended(&mut self, id: &str, started: Option<String>) {
+        match self.known.get_mut(id) {
+            Some(knowledge @ Knowledge::Reached { .. }) => {
+                if let Knowledge::Reached { reachable, .. } = knowledge
+                    && reachable.started != started
+                {
+                    // It has been restarted since.
+                    return;
+                }
+                debug!(container = id, "the container's process has ended");
+                *knowledge = Knowledge::Apart;
+                self.publish();
+                (self.hint)();
+            }
+            Some(Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart) | None => {}
+        }
+    }
+
     /// After a gap in the events: has every container inspected again, each of which stays in use meanwhile.
     fn doubt_all(&mut self, now: Instant) {
         for knowledge in self.known.values_mut() {
@@ -384,6 +411,13 @@ impl ContainerWatcher {
             Ok(Inspection::Same) => return,
             Ok(Inspection::Reachable(reachable)) => {
                 debug!(?reachable, "container found");
+                if let Some(process) = reachable.pid.and_then(|pid| Process::of_container(pid, &id)) {
+                    let (id, started) = (id.clone(), reachable.started.clone());
+                    self.processes.spawn(async move {
+                        process.ended().await;
+                        (id, started)
+                    });
+                }
                 Knowledge::Reached {
                     reachable,
                     verify: None,

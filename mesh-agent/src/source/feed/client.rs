@@ -102,10 +102,7 @@ impl FeedClient {
                         info!(%manager, "connecting again with the renewed node certificate");
                     }
                     // Of each manager in turn if the quorum is lost, so it names none.
-                    Interruption::Stale => self.set_trouble(format!(
-                        "the managers' snapshots of the cluster are more than {STALE:?} old; have they lost \
-                         their quorum (docker node ls)?"
-                    )),
+                    Interruption::Stale => self.set_trouble(stale_trouble()),
                     interruption => {
                         let trouble = mesh_support::error_chain(&interruption);
                         self.set_trouble(format!("manager {manager}: {trouble}"));
@@ -231,8 +228,13 @@ impl FeedClient {
     }
 
     fn install(&self, manager: SocketAddr, streamed: &Streamed, age: Duration) {
-        let trouble = streamed.trouble.clone();
-        let trouble = trouble.or_else(|| (age > STALE).then(|| Interruption::Stale.to_string()));
+        let trouble = streamed.trouble.as_ref();
+        let trouble = trouble.map(|trouble| format!("manager {manager}: {trouble}"));
+        let trouble = if age > STALE {
+            Some(stale_trouble())
+        } else {
+            trouble
+        };
         let new = SourceState {
             cluster: Arc::clone(&streamed.cluster),
             revision: streamed.revision,
@@ -240,7 +242,7 @@ impl FeedClient {
             confirmed: SystemTime::now().checked_sub(age),
             changed: streamed.changed,
             origin: format!("manager {manager}"),
-            trouble: trouble.map(|trouble| format!("manager {manager}: {trouble}")),
+            trouble,
         };
         self.state.send_if_modified(|state| {
             let notify = state.revision != new.revision
@@ -251,6 +253,14 @@ impl FeedClient {
             notify
         });
     }
+}
+
+/// Why a stale snapshot is in use. Logged once, whichever managers are tried meanwhile.
+fn stale_trouble() -> String {
+    format!(
+        "the managers' snapshots of the cluster are more than {STALE:?} old; have they lost their quorum \
+         (docker node ls)?"
+    )
 }
 
 /// A connection to a manager.
