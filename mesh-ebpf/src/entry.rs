@@ -1,8 +1,8 @@
 //! The first decision at every hook: whether a packet is the mesh's, and what happens to it.
 
 use crate::{
-    abi::{Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Origin, Role},
-    flow_state,
+    abi::{Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
+    breaker, flow_state,
     frame::Frame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
     onward, open,
@@ -107,7 +107,7 @@ fn client<'a, F: Frame, T: Tables>(
     if (key.destination == config.service_address) != (origin == Origin::MESH0) {
         return not_ours(hook);
     }
-    match classify(tables, packet) {
+    match classify(tables, config, packet) {
         ClientPacket::Continues { flow, backend } => {
             flow_state::client_packet(flow, config, packet);
             onward::decide(frame, config, packet, hook, flow, backend)
@@ -124,7 +124,7 @@ fn client<'a, F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn classify<'a, T: Tables>(tables: &'a T, packet: &Packet) -> ClientPacket<'a> {
+fn classify<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> ClientPacket<'a> {
     let may_open = packet.may_open_flow();
     let Some(flow) = tables.flow(&packet.key) else {
         return if may_open {
@@ -147,6 +147,16 @@ fn classify<'a, T: Tables>(tables: &'a T, packet: &Packet) -> ClientPacket<'a> {
         // A SYN on a flow that is being closed: the client uses its port again. UDP flows are closed only
         // when they are refused.
         Some(_) if may_open && flow.is_closing() => ClientPacket::Opens,
+        // A SYN once more, to a backend that answers nothing. (The same SYN comes twice within a second, as
+        // XDP leaves packets for this node to tc.)
+        Some(_)
+            if packet.is_syn()
+                && flow.seen() != config.now
+                && flow.opening() != Opening::ANSWERED
+                && breaker::is_open(tables, flow.backend()) =>
+        {
+            ClientPacket::Opens
+        }
         Some(backend) => ClientPacket::Continues { flow, backend },
         None if may_open => ClientPacket::Opens,
         None => ClientPacket::BackendGone,

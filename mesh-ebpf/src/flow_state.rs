@@ -1,7 +1,8 @@
 //! What a packet says about the state of its flow.
 
 use crate::{
-    abi::{Config, FlowKey, Role},
+    abi::{Config, FlowKey, Opening, Role},
+    breaker,
     parse::Packet,
     tables::{FlowEntry, Tables},
 };
@@ -29,7 +30,22 @@ pub fn backend_packet<T: Tables>(tables: &T, flow: FlowEntry, config: &Config, p
             forward.backend_is(progress);
         }
     }
+    if flow.opening() != Opening::ANSWERED && !flow.origin().is_tunnel() && breaker::is_answer(packet) {
+        first_answer(tables, flow, packet.key.protocol);
+    }
     flow.touch(config.now);
+}
+
+/// Records the first answer of a flow's backend.
+#[inline(always)]
+fn first_answer<T: Tables>(tables: &T, flow: FlowEntry, protocol: u32) {
+    flow.note_answer();
+    tables.note_answer(flow.backend());
+    if flow.role() != Role::FORWARD
+        && let Some(forward) = tables.flow(&forward_key(flow, protocol))
+    {
+        forward.note_answer();
+    }
 }
 
 /// The key of a flow's forward entry, from any of its entries.

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod breaker;
 pub mod bytes;
 pub mod checksum;
 pub mod encapsulation;

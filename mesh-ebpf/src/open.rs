@@ -2,8 +2,10 @@
 
 use crate::{
     abi::{
-        BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Origin, Role,
+        BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Opening,
+        Origin, Role,
     },
+    breaker,
     bytes::{Be16, Be32},
     flow_state::forward_key,
     headers::Geneve,
@@ -36,6 +38,7 @@ pub fn at_entry<'a, T: Tables>(
     }
     let entry = insert(tables, &packet.key, &mut flow, backend)?;
     tables.count_connection(index);
+    breaker::asked(tables, config, packet, origin, (index, backend));
     Ok((entry, backend))
 }
 
@@ -56,7 +59,7 @@ pub fn elsewhere<'a, T: Tables>(
         select::another(tables, &packet.key, service, from.backend()).ok_or(DropReason::Undeliverable)?;
     let origin = from.origin();
     let mut flow = Flow {
-        moved: 1,
+        opening: Opening::MOVED,
         ..new_flow(config, packet, index, backend, origin)
     };
     // What has been encapsulated has this source already.
@@ -64,6 +67,7 @@ pub fn elsewhere<'a, T: Tables>(
     let entry = insert(tables, &packet.key, &mut flow, backend)?;
     tables.count_connection(index);
     tables.count_event(Event::FlowMoved);
+    breaker::asked(tables, config, packet, origin, (index, backend));
     Ok((entry, backend))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     abi::{Backend, Choice, FlowKey, Service},
+    breaker,
     tables::Tables,
 };
 
@@ -30,11 +31,48 @@ pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option
         Choice::LEAST => least(tables, &service, index)?,
         _ => at(tables, &service, tables.rotate(index) % service.ring_length)?,
     };
+    let chosen = if breaker::is_open(tables, chosen) && !breaker::may_try(tables, chosen) {
+        passed_over(tables, &service, key, chosen)
+    } else {
+        chosen
+    };
+    if service.choice == Choice::LEAST {
+        tables.add_load(chosen);
+    }
     active(tables, index, chosen)
 }
 
-/// Chooses another backend than `refused`, whose node could not deliver; by a hash, so that its flows spread
-/// over the others.
+/// A backend that answers, instead of one that does not; the same one if no other answers, or if it is not of
+/// the half of them that may be passed over. As the ring shows them from a hashed slot on.
+#[inline(always)]
+fn passed_over<T: Tables>(tables: &T, service: &Service, key: &FlowKey, chosen: u32) -> u32 {
+    let first = spread(key);
+    let (mut seen, mut passed_over, mut answering) = (0, 1, chosen);
+    while seen < ATTEMPTS && seen < service.ring_length {
+        let slot = first.wrapping_add(seen) % service.ring_length;
+        seen += 1;
+        if let Some(other) = at(tables, service, slot) {
+            if !breaker::is_open(tables, other) {
+                answering = other;
+            } else if other < chosen {
+                passed_over += 1;
+            }
+        }
+    }
+    if 2 * passed_over <= seen {
+        answering
+    } else {
+        chosen
+    }
+}
+
+/// A hash of a client's tuple, by which flows that leave a backend spread over the others.
+#[inline(always)]
+fn spread(key: &FlowKey) -> u32 {
+    mix(key.source.get() ^ mix(u32::from(key.source_port.get())))
+}
+
+/// Chooses another backend than `refused`, whose node could not deliver; one that answers, if there is one.
 #[inline(always)]
 pub fn another<'a, T: Tables>(
     tables: &'a T,
@@ -46,18 +84,25 @@ pub fn another<'a, T: Tables>(
     if service.ring_length == 0 {
         return None;
     }
-    let first = mix(key.source.get() ^ mix(u32::from(key.source_port.get())));
+    let first = spread(key);
+    let mut found = refused;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let slot = first.wrapping_add(attempt) % service.ring_length;
-        if let Some(chosen) = at(tables, &service, slot)
-            && chosen != refused
+        if let Some(other) = at(tables, &service, slot)
+            && other != refused
         {
-            return active(tables, index, chosen);
+            found = other;
+            if !breaker::is_open(tables, other) {
+                break;
+            }
         }
         attempt += 1;
     }
-    None
+    if found == refused {
+        return None;
+    }
+    active(tables, index, found)
 }
 
 /// The backend at an index, unless it is gone: the ring may have been rewritten since the service was read.
@@ -93,7 +138,6 @@ fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
             chosen = other;
         }
     }
-    tables.add_load(chosen);
     Some(chosen)
 }
 

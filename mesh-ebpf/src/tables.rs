@@ -3,8 +3,8 @@
 use core::ptr::NonNull;
 
 use crate::abi::{
-    Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, FrontendKey, Hook, NextHop,
-    Origin, Progress, Role, Service,
+    Backend, BackendKey, Breaker, Config, DropReason, Endpoint, Event, Flow, FlowKey, FrontendKey, Hook,
+    NextHop, Opening, Origin, Progress, Role, Service,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -58,8 +58,8 @@ impl FlowEntry {
         origin: Origin,
         /// Which entry this is.
         role: Role,
-        /// 1 if it has a second backend, the first one's node having sent its packet back.
-        moved: u16,
+        /// How its opening went.
+        opening: Opening,
     }
 
     /// Records that a packet was seen. Writes only once a second, so that the cache line of a busy flow
@@ -96,6 +96,13 @@ impl FlowEntry {
     pub fn backend_is(self, progress: Progress) {
         // SAFETY: as in `read!`; the field is aligned.
         unsafe { (&raw mut (*self.0.as_ptr()).from_backend).write(progress) };
+    }
+
+    /// Records that the flow's backend has answered.
+    #[inline(always)]
+    pub fn note_answer(self) {
+        // SAFETY: as in `read!`; the field is aligned.
+        unsafe { (&raw mut (*self.0.as_ptr()).opening).write(Opening::ANSWERED) };
     }
 
     /// Closes the flow, as a reset from its backend would.
@@ -152,6 +159,19 @@ pub trait Tables {
     fn load(&self, backend: u32) -> u64;
     /// Adds a flow to a backend's load.
     fn add_load(&self, backend: u32);
+    /// The kernel's clock, in nanoseconds.
+    fn clock(&self) -> u64;
+    /// What is known of a backend that does not answer.
+    fn breaker(&self, backend: u32) -> Breaker;
+    /// Counts a flow that the backend has yet to answer.
+    fn count_asked(&self, backend: u32);
+    /// Records that the backend has answered.
+    fn note_answer(&self, backend: u32);
+    /// Records that a flow goes to the backend although it does not answer. One more that is not answered, or
+    /// that comes back, and the backend is passed over again.
+    fn note_trial(&self, backend: u32, now: u64);
+    /// Passes over the backend from now on, until it answers.
+    fn trip(&self, backend: u32, now: u64);
     /// A backend by index.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Index of the backend with a cluster-wide name.

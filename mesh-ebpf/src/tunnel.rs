@@ -2,7 +2,7 @@
 //! or client they go.
 
 use crate::{
-    abi::{BACKEND_REMOTE, Config, DropReason, FrontendKey, Hook, Origin, Role},
+    abi::{BACKEND_REMOTE, Config, DropReason, FrontendKey, Hook, Opening, Origin, Role},
     bytes::Be32,
     flow_state,
     frame::Frame,
@@ -134,13 +134,17 @@ fn returned<'a, F: Frame, T: Tables>(
     if let Some(backend) = backend
         && !(open::is_named(backend, geneve) && backend.location == BACKEND_REMOTE && backend.peer == peer)
     {
-        if packet.may_open_flow() && flow.moved() != 0 && !flow.is_closing() {
+        if packet.may_open_flow() && flow.opening() == Opening::MOVED && !flow.is_closing() {
             // It was under way when its flow moved, and follows.
             return onward::decide(frame, config, packet, hook, flow, backend).of_returned();
         }
         return Decision::drop(DropReason::UnknownFlow);
     }
-    if packet.may_open_flow() && flow.moved() == 0 {
+    // New flows pass over it.
+    if backend.is_some() {
+        tables.trip(flow.backend(), tables.clock());
+    }
+    if packet.may_open_flow() && flow.opening() != Opening::MOVED {
         let packet = Packet {
             key: flow_state::forward_key(flow, packet.key.protocol),
             ..*packet

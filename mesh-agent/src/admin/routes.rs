@@ -7,7 +7,7 @@ use super::{
     api::{self, Route, RouteBackend, RouteState, Routes},
 };
 use crate::{
-    datapath::{Counters, Traffic},
+    datapath::{Counters, Traffic, UNANSWERED_LIMIT},
     model::{
         Backend, BackendKey, BackendState, Location, NoHook, Node, NodeDatapath, ServiceEntry, ServiceKey,
         TaskState,
@@ -56,7 +56,9 @@ fn service_routes(
                 BackendState::Active => RouteState::Active,
                 BackendState::Draining => RouteState::Draining,
             },
-            reason: backend_reason(view, backend).unwrap_or_default(),
+            reason: backend_reason(view, backend)
+                .or_else(|| unanswered(counters, backend_key))
+                .unwrap_or_default(),
             traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),
             ..route(key, service, frontends)
         })
@@ -136,6 +138,13 @@ fn route_backend(view: &View, key: &BackendKey, backend: &Backend) -> RouteBacke
         address: backend_address(key, backend),
         weight: backend.weight,
     }
+}
+
+/// A replica that this node asks in vain, and therefore passes over.
+fn unanswered(counters: &Counters, key: &BackendKey) -> Option<String> {
+    let asked = *counters.unanswered.get(key)?;
+    (asked >= UNANSWERED_LIMIT)
+        .then(|| "asked, never answered: gets one connection a second while others answer".to_owned())
 }
 
 fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
@@ -260,6 +269,21 @@ mod tests {
         assert_eq!(first.traffic.connections_total, 7);
         assert_eq!(first.frontends.len(), 2);
         assert_eq!(first.reason, "");
+    }
+
+    #[test]
+    fn a_replica_that_is_asked_and_does_not_answer_has_a_reason() {
+        let (view, mut counters) = fixture::two_nodes();
+        let key = *view.desired.backends.keys().next().unwrap();
+        for (asked, expected) in [(UNANSWERED_LIMIT - 1, false), (UNANSWERED_LIMIT, true)] {
+            counters.unanswered.insert(key, asked);
+            let table = routes(&view, &counters);
+            let found = table
+                .routes
+                .iter()
+                .any(|route| route.reason.contains("never answered"));
+            assert_eq!(found, expected, "{asked} times");
+        }
     }
 
     #[test]

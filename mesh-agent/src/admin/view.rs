@@ -182,6 +182,7 @@ pub(crate) mod fixture {
                 max_entries: 262_144,
             }],
             flow_evictions: 0,
+            unanswered: BTreeMap::new(),
             packets_sent_back: 5,
             flows_moved: 6,
         };

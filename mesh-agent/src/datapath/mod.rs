@@ -148,11 +148,17 @@ pub struct ChangeError {
     pub source: DatapathError,
 }
 
+/// Connections without an answer from which on a backend is passed over.
+pub const UNANSWERED_LIMIT: u64 = mesh_ebpf::abi::BREAKER_LIMIT;
+
 /// Counters of all traffic since the data path was first loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// For each backend in the desired state.
     pub backends: BTreeMap<BackendKey, Traffic>,
+    /// TCP connections that a backend was asked to open since it last answered one; a backend that is not
+    /// listed has answered. The eBPF data path passes over a backend from [`UNANSWERED_LIMIT`] on.
+    pub unanswered: BTreeMap<BackendKey, u64>,
     /// For each service in the desired state, former backends included.
     pub services: BTreeMap<ServiceKey, Traffic>,
     /// Dropped packets by hook and reason; every pair is listed, those with zero too.

@@ -150,6 +150,11 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         "Always 1. Labels: the task of the backend, the host name of its node, and its slot (empty for a global \
          service).",
     );
+    let mut unanswered = gauge(
+        "mesh_backend_unanswered_opens",
+        "TCP connections that the backend was asked to open on this node since it last answered one. From 3 on it is \
+         passed over while others answer.",
+    );
     for (key, backend) in &view.desired.backends {
         let Some(service) = view.desired.services.get(&key.service) else {
             continue;
@@ -158,6 +163,8 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         labels.push(("backend", backend_address(key, backend)));
         let counted = counters.backends.get(key).copied().unwrap_or_default();
         traffic.add(&labels, &counted, u64::from(backend.weight));
+        let asked = counters.unanswered.get(key).copied().unwrap_or(0);
+        sample(&mut unanswered, labels.clone(), asked);
         for state in BackendState::ALL {
             let value = u64::from(state == backend.state);
             sample(&mut in_state, with(&labels, "state", state.name()), value);
@@ -169,7 +176,7 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         sample(&mut info, labels, 1);
     }
     let mut families = Vec::from(traffic.into_families());
-    families.extend([in_state, info]);
+    families.extend([in_state, info, unanswered]);
     families
 }
 

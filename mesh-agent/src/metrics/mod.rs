@@ -150,6 +150,7 @@ mod tests {
             format!(r#"mesh_backend_bytes_total{{direction="out",{backend}}} 300000"#),
             format!(r#"mesh_backend_packets_total{{direction="in",{backend}}} 40"#),
             format!("mesh_backend_weight{{{backend}}} 1"),
+            format!("mesh_backend_unanswered_opens{{{backend}}} 0"),
             format!(r#"mesh_backend_state{{state="active",{backend}}} 1"#),
             format!(r#"mesh_backend_state{{state="draining",{backend}}} 0"#),
             format!(r#"mesh_backend_info{{node="n1",slot="1",task="web.1",{backend}}} 1"#),

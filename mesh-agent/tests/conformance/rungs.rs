@@ -62,6 +62,8 @@ pub(crate) struct Capabilities {
     pub(crate) sends_back: bool,
     /// Whether containers on any bridge reach their node's ports.
     pub(crate) any_bridge: bool,
+    /// A replica that does not answer is passed over.
+    pub(crate) passes_over: bool,
 }
 
 const EBPF: Capabilities = Capabilities {
@@ -70,6 +72,7 @@ const EBPF: Capabilities = Capabilities {
     affinity: true,
     sends_back: true,
     any_bridge: true,
+    passes_over: true,
 };
 
 const IPVS: Capabilities = Capabilities {
@@ -79,6 +82,7 @@ const IPVS: Capabilities = Capabilities {
     sends_back: false,
     // Docker forwards nothing from one bridge to another, and IPVS's replies would have to be forwarded.
     any_bridge: false,
+    passes_over: false,
 };
 
 /// All of them, best first.

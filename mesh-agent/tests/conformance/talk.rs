@@ -184,6 +184,18 @@ impl Connection {
         })
     }
 
+    /// Connects from any address and port, and waits no longer than this.
+    pub(crate) fn open_within(netns: &Netns, target: SocketAddrV4, patience: Duration) -> io::Result<Self> {
+        netns.enter(|| {
+            let stream = TcpStream::connect_timeout(&target.into(), patience)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(Self {
+                reader: BufReader::new(stream),
+            })
+        })
+    }
+
     /// Asks for the server's name.
     pub(crate) fn ask(&mut self) -> io::Result<Answer> {
         self.write(b"who\n")?;

@@ -59,6 +59,21 @@ pub struct Load {
     pub step: u64,
 }
 
+/// What is known of a backend that does not answer. Each field is written on its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Breaker {
+    /// TCP flows opened since a flow of this node was last answered.
+    pub unanswered: u64,
+    /// When the first of those was opened, in the kernel's nanoseconds.
+    pub since: u64,
+    /// When a flow was last sent to it in spite of that.
+    pub tried: u64,
+}
+
+/// Opens without an answer after which a backend is passed over.
+pub const BREAKER_LIMIT: u64 = 3;
+
 /// How to reach a peer node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -76,4 +91,5 @@ pub struct NextHop {
 const _: () = assert!(size_of::<BackendKey>() == 8);
 const _: () = assert!(size_of::<Backend>() == 48);
 const _: () = assert!(size_of::<Load>() == 16);
+const _: () = assert!(size_of::<Breaker>() == 24);
 const _: () = assert!(size_of::<NextHop>() == 20);

@@ -134,6 +134,23 @@ impl Progress {
     }
 }
 
+/// How far a flow's opening has come, on its entry node.
+///
+/// As wide as it is so that the compiler does not join it with the bytes before it to a store at an odd
+/// offset, which the verifier refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Opening(u16);
+
+impl Opening {
+    /// Its backend has yet to answer.
+    pub const ASKED: Self = Self(0);
+    /// The same, of its second backend: the first one's node could not deliver.
+    pub const MOVED: Self = Self(1);
+    /// Its backend has answered.
+    pub const ANSWERED: Self = Self(2);
+}
+
 /// One flow: which backend it is pinned to, and how addresses are translated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -163,10 +180,8 @@ pub struct Flow {
     pub origin: Origin,
     /// Which entry of the flow this is.
     pub role: Role,
-    /// 1 if the node of the backend chosen first could not deliver, and this is the one chosen then.
-    /// As wide as it is so that the compiler does not join it with the bytes before it to a store at an odd
-    /// offset, which the verifier refuses.
-    pub moved: u16,
+    /// How the flow's opening went.
+    pub opening: Opening,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);

@@ -13,14 +13,16 @@ mod flow;
 mod pod;
 mod service;
 
-pub use backend::{BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendKey, Load, NextHop};
+pub use backend::{
+    BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendKey, Breaker, Load, NextHop,
+};
 pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
-pub use flow::{Endpoint, Flow, FlowKey, Origin, Progress, Role};
+pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role};
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

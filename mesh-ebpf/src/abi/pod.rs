@@ -1,7 +1,8 @@
 //! Lets the agent read and write the maps' types through aya.
 
 use super::{
-    Backend, BackendCounters, BackendKey, Config, Dialled, Flow, FlowKey, FrontendKey, Load, NextHop, Service,
+    Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Load,
+    NextHop, Service,
 };
 use crate::bytes::Be32;
 
@@ -16,6 +17,7 @@ pod!(
     Backend,
     BackendCounters,
     BackendKey,
+    Breaker,
     Config,
     Dialled,
     Flow,

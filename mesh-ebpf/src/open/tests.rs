@@ -244,8 +244,8 @@ fn a_flow_keeps_what_it_was_opened_with() {
     );
     assert_eq!((flow.backend, flow.generation, flow.seen), (0, 1, 1000));
     assert_eq!(
-        (flow.origin, flow.role, flow.moved),
-        (Origin::UPLINK, Role::FORWARD, 0)
+        (flow.origin, flow.role, flow.opening),
+        (Origin::UPLINK, Role::FORWARD, Opening::ASKED)
     );
 }
 

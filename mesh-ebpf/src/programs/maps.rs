@@ -3,14 +3,16 @@
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
+    helpers::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use mesh_ebpf::{
     abi::{
-        Backend, BackendCounters, BackendKey, Config, DROP_COUNTERS, Dialled, DropReason, EVENT_COUNTERS,
-        Event, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS, MAX_RING,
-        MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
+        BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Dialled,
+        DropReason, EVENT_COUNTERS, Event, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS,
+        MAX_FRONTENDS, MAX_PEERS, MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index,
+        port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -37,6 +39,9 @@ static ROTATION: Array<u64> = Array::pinned(MAX_SERVICES, 0);
 /// Load of each backend whose service chooses by it.
 #[map]
 static LOADS: Array<Load> = Array::pinned(MAX_BACKENDS, 0);
+/// Backends that do not answer, by index.
+#[map]
+static BREAKERS: Array<Breaker> = Array::pinned(MAX_BACKENDS, 0);
 /// Backend indexes; each service has a range.
 #[map]
 static RING: Array<u32> = Array::pinned(MAX_RING, 0);
@@ -174,6 +179,60 @@ impl Tables for KernelTables {
             unsafe {
                 let step = (&raw const (*load).step).read();
                 fetch_add(&raw mut (*load).value, step);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn clock(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn breaker(&self, backend: u32) -> Breaker {
+        BREAKERS.get(backend).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn count_asked(&self, backend: u32) {
+        if let Some(breaker) = BREAKERS.get_ptr_mut(backend) {
+            // SAFETY: checked; aligned u64s in a map value, which lives as long as the program runs.
+            unsafe {
+                if fetch_add(&raw mut (*breaker).unanswered, 1) == 0 {
+                    (&raw mut (*breaker).since).write(self.clock());
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn note_answer(&self, backend: u32) {
+        if let Some(breaker) = BREAKERS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*breaker).unanswered).write(0) };
+        }
+    }
+
+    #[inline(always)]
+    fn note_trial(&self, backend: u32, now: u64) {
+        if let Some(breaker) = BREAKERS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe {
+                (&raw mut (*breaker).tried).write(now);
+                (&raw mut (*breaker).unanswered).write(BREAKER_LIMIT - 1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn trip(&self, backend: u32, now: u64) {
+        if let Some(breaker) = BREAKERS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe {
+                (&raw mut (*breaker).tried).write(now);
+                (&raw mut (*breaker).since).write(0);
+                (&raw mut (*breaker).unanswered).write(BREAKER_LIMIT);
             }
         }
     }

@@ -10,8 +10,8 @@ use std::{
 
 use crate::{
     abi::{
-        BACKEND_LOCAL, BACKEND_REMOTE, Backend, BackendCounters, BackendKey, Choice, Config, DropReason,
-        Event, Flow, FlowKey, FrontendKey, Hook, Load, NextHop, Service, drop_index,
+        BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
+        Config, DropReason, Event, Flow, FlowKey, FrontendKey, Hook, Load, NextHop, Service, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -110,6 +110,11 @@ pub(crate) struct TestTables {
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
     drops: RefCell<BTreeMap<u32, u32>>,
     events: RefCell<BTreeMap<u32, u32>>,
+    breakers: RefCell<BTreeMap<u32, Breaker>>,
+    /// The kernel's clock.
+    pub(crate) clock: Cell<u64>,
+    /// How often a breaker was looked up.
+    pub(crate) breaker_look_ups: Cell<u32>,
 }
 
 impl TestTables {
@@ -318,6 +323,44 @@ impl Tables for TestTables {
         let mut loads = self.loads.borrow_mut();
         let load = loads.entry(backend).or_default();
         load.value += load.step;
+    }
+
+    fn clock(&self) -> u64 {
+        self.clock.get()
+    }
+
+    fn breaker(&self, backend: u32) -> Breaker {
+        self.breaker_look_ups.set(self.breaker_look_ups.get() + 1);
+        self.breakers.borrow().get(&backend).copied().unwrap_or_default()
+    }
+
+    fn count_asked(&self, backend: u32) {
+        let mut breakers = self.breakers.borrow_mut();
+        let breaker = breakers.entry(backend).or_default();
+        if breaker.unanswered == 0 {
+            breaker.since = self.clock.get();
+        }
+        breaker.unanswered += 1;
+    }
+
+    fn note_answer(&self, backend: u32) {
+        self.breaker_look_ups.set(self.breaker_look_ups.get() + 1);
+        self.breakers.borrow_mut().entry(backend).or_default().unanswered = 0;
+    }
+
+    fn note_trial(&self, backend: u32, now: u64) {
+        let mut breakers = self.breakers.borrow_mut();
+        let breaker = breakers.entry(backend).or_default();
+        (breaker.tried, breaker.unanswered) = (now, BREAKER_LIMIT - 1);
+    }
+
+    fn trip(&self, backend: u32, now: u64) {
+        let breaker = Breaker {
+            unanswered: BREAKER_LIMIT,
+            since: 0,
+            tried: now,
+        };
+        self.breakers.borrow_mut().insert(backend, breaker);
     }
 
     fn backend(&self, index: u32) -> Option<&Backend> {

@@ -8,8 +8,8 @@ use aya::{
 };
 use mesh_ebpf::{
     abi::{
-        Backend, BackendCounters, BackendKey, Config, DropReason, Event, Flow, FlowKey, FrontendKey, Hook,
-        Load, NextHop, Service, drop_index,
+        Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, Flow, FlowKey, FrontendKey,
+        Hook, Load, NextHop, Service, drop_index,
     },
     bytes::Be32,
 };
@@ -27,6 +27,7 @@ pub(super) struct Maps {
     pub(super) services: HashMap<MapData, u32, Service>,
     pub(super) ring: Array<MapData, u32>,
     pub(super) loads: Array<MapData, Load>,
+    breakers: Array<MapData, Breaker>,
     pub(super) backends: Array<MapData, Backend>,
     pub(super) backend_index: HashMap<MapData, BackendKey, u32>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
@@ -50,6 +51,7 @@ impl Maps {
             services: take(programs, "SERVICES")?,
             ring: take(programs, "RING")?,
             loads: take(programs, "LOADS")?,
+            breakers: take(programs, "BREAKERS")?,
             backends: take(programs, "BACKENDS")?,
             backend_index: take(programs, "BACKEND_INDEX")?,
             backend_counters: take(programs, "BACKEND_COUNTERS")?,
@@ -93,8 +95,17 @@ impl Maps {
             }))
     }
 
+    /// Connections to a backend that it was asked to open since it last answered.
+    pub(super) fn unanswered(&self, index: u32) -> Result<u64, DatapathError> {
+        let breaker = self.breakers.get(&index, 0);
+        breaker
+            .map(|breaker| breaker.unanswered)
+            .map_err(|error| failed(format!("read BREAKERS[{index}]"), error))
+    }
+
     /// Sets a backend's traffic to zero, before its slot is reused.
     pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), MapError> {
+        self.breakers.set(index, Breaker::default(), 0)?;
         let values = PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])?;
         self.backend_counters.set(index, values, 0)
     }

@@ -57,6 +57,10 @@ pub(crate) const STORIES: &[Story] = &[
         "what_a_node_cannot_deliver_goes_to_another_replica",
         changes::stale_snapshot,
     ),
+    story(
+        "a_replica_that_does_not_answer_is_passed_over_until_it_does",
+        changes::hanging_replica,
+    ),
     story("new_replicas_take_part_at_once", changes::growth),
     story("applying_again_changes_nothing", changes::again),
     story("many_services_are_applied_in_reasonable_time", changes::scale),

@@ -24,6 +24,10 @@ impl Tables {
                 *service += traffic;
             }
             counters.backends.insert(*key, traffic);
+            let unanswered = maps.unanswered(slot.index)?;
+            if unanswered > 0 {
+                counters.unanswered.insert(*key, unanswered);
+            }
         }
         Ok(counters)
     }
