@@ -46,6 +46,9 @@ const PARTS: [(&str, Part); 5] = [
     ("vm", Part::Vm),
 ];
 
+/// The kernel's binary that takes as long as the others together, and mostly waits.
+const DATA_PATHS: &str = "conformance";
+
 /// The end-to-end binary whose stories need no Swarm.
 const ORCHESTRATOR_STORIES: &str = "orchestrator";
 
@@ -94,11 +97,17 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         })?;
     }
     let lane = |part: Part| tests(name_of(part), part, &built, &selection, &parts, |_| true);
-    let first: Vec<Phase<'_>> = [Part::Unit, Part::Kernel, Part::Store]
-        .into_iter()
-        .filter_map(lane)
-        .collect();
-    phases.run_together(first)?;
+    let kernel = |name: &'static str, of_data_paths: bool| {
+        let chosen = move |binary: &str| (binary == DATA_PATHS) == of_data_paths;
+        tests(name, Part::Kernel, &built, &selection, &parts, chosen)
+    };
+    let first = [
+        lane(Part::Unit),
+        kernel(name_of(Part::Kernel), false),
+        kernel("data paths", true),
+        lane(Part::Store),
+    ];
+    phases.run_together(first.into_iter().flatten().collect())?;
     // The stories mostly wait: the compiler takes what they leave. Labs do not see each other.
     let stories = |name: &'static str, of_orchestrator: bool| {
         let chosen = move |binary: &str| (binary == ORCHESTRATOR_STORIES) == of_orchestrator;

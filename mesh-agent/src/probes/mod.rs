@@ -1,7 +1,7 @@
 //! Which peers' data paths answer: probes through the mesh's own UDP port, turned round by the peer's eBPF
 //! program ([`mesh_ebpf::probe`]). Only eBPF nodes probe and answer. Imports the packet path's types only.
 //!
-//! [`liveness`] decides, without clock or sockets; [`prober`] sends and receives.
+//! `liveness` decides, without clock or sockets; `prober` sends and receives.
 
 mod liveness;
 mod prober;
