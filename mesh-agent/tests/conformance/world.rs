@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use mesh_agent::model::{HostInterface, MacAddress};
 use mesh_support::xdp_pass;
 use nix::net::if_::if_nametoindex;
@@ -114,15 +114,9 @@ impl World {
             .unwrap_or_else(|| panic!("there is no container {name}"))
     }
 
-    /// A bridge may need a moment before it forwards, and until its state is no longer unknown: a story that
-    /// compares a node's state would see that change.
+    /// A bridge may need a moment before it forwards.
     fn wait_until_the_wire_carries(&self) -> Result<()> {
         for node in &self.nodes {
-            crate::until("the bridges are up", PATIENCE, || {
-                let bridges = node.netns.run_line("ip -o link show type bridge")?;
-                ensure!(!bridges.contains("state UNKNOWN"), "{bridges}");
-                Ok(())
-            })?;
             crate::until("the client reaches the nodes", PATIENCE, || {
                 Ok(ask(&self.client, SocketAddrV4::new(node.address, TCP_PORT))?)
             })?;
