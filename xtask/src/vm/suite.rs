@@ -92,8 +92,7 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
             "conformance" if !arguments.datapaths.is_empty() => {
                 format!("MESH_DATAPATHS={} {file}", quote(&arguments.datapaths.join(",")))
             }
-            // An agent that is killed leaves the same tables on every kernel, and loads its programs dozens of
-            // times for it.
+            // These load the programs dozens of times, and what they show is the same on every kernel.
             "programs" => format!("{file} --skip crash::"),
             // These need engines, and the last one a Swarm, beside whose own mesh it runs.
             "orchestrator" | "swarm" if arguments.without_swarm => continue,
