@@ -35,8 +35,8 @@ pub(super) const UPDATE: [&str; 6] = [
 /// Before the first event, and after the last.
 const CALM: Duration = Duration::from_secs(1);
 
-/// The agents' options: the lab's wire supports native XDP, and the data path stays when an agent stops, as it
-/// does by default.
+/// The agents' options: the lab's wire supports native XDP, and the data path stays when an agent stops, as
+/// it does by default.
 const AGENT_ARGUMENTS: &[&str] = &["--xdp", "native", "--on-stop", "keep"];
 
 /// A lab with a service and agents.
