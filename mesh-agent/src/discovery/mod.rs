@@ -5,6 +5,8 @@
 pub mod containers;
 mod default_route;
 pub mod network;
+#[cfg(test)]
+mod own_network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

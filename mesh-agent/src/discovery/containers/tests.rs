@@ -1,7 +1,7 @@
 //! The watcher against a real kernel, in network namespaces of its own, and an engine that answers as a test
 //! wants. Needs root.
 
-use std::{convert::Infallible, future::Future, net::Ipv4Addr, path::PathBuf};
+use std::{convert::Infallible, net::Ipv4Addr, path::PathBuf};
 
 use axum::{
     Router,
@@ -10,16 +10,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use mesh_support::{
-    command,
-    namespace::{Namespace, in_new_network},
-};
+use mesh_support::namespace::Namespace;
 use serde_json::json;
 use tokio::{net::UnixListener, sync::mpsc, time::timeout};
 use tokio_util::sync::DropGuard;
 
 use super::*;
-use crate::discovery::network::{Interest, NetworkOptions, watch_network};
+use crate::discovery::{
+    network::{Interest, NetworkOptions, watch_network},
+    own_network::{in_namespace, ip},
+};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const TASK: &str = "task-1";
@@ -132,22 +132,6 @@ impl Node {
             self.state.borrow()
         );
     }
-}
-
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    in_new_network(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test());
-    })
-    .expect("this test makes a network namespace: run it as root");
-}
-
-fn ip(arguments: &str) {
-    let arguments: Vec<_> = arguments.split_whitespace().collect();
-    command::output("ip", &arguments, "").unwrap();
 }
 
 /// Connects a container to the bridge as the engine does.

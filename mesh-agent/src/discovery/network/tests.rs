@@ -1,31 +1,19 @@
 //! The watcher against a real kernel, in a network namespace of its own. Needs root.
 
-use std::{collections::BTreeSet, future::Future, net::Ipv4Addr, process::Command, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, process::Command, time::Duration};
 
-use mesh_support::{command, namespace::in_new_network};
 use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
 
 use super::{Interest, NetworkOptions, watch_network};
-use crate::{discovery::NetworkState, model::MacAddress};
+use crate::{
+    discovery::{
+        NetworkState,
+        own_network::{in_namespace, ip},
+    },
+    model::MacAddress,
+};
 
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
-
-/// Runs a test on a thread with a network namespace of its own, which ends with the thread.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    in_new_network(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test());
-    })
-    .expect("this test makes a network namespace: run it as root");
-}
-
-fn ip(arguments: &str) {
-    let arguments: Vec<_> = arguments.split_whitespace().collect();
-    command::output("ip", &arguments, "").unwrap();
-}
 
 struct Watched {
     interest: watch::Sender<Interest>,

@@ -17,6 +17,7 @@ use crate::{
     state::{difference, state},
     talk::{Connection, PATIENCE, TCP_PORT, ask, ask_by_datagram, spread},
     until,
+    world::World,
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
@@ -48,12 +49,14 @@ fn exercise(mesh: &Mesh<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What each node has in its kernel.
+fn states(world: &World) -> Result<Vec<Vec<String>>> {
+    world.nodes.iter().map(|node| state(&node.netns)).collect()
+}
+
 pub(super) fn no_trace(mesh: &mut Mesh<'_>) -> Result<()> {
     let world = mesh.world;
-    let mut before = Vec::new();
-    for node in &world.nodes {
-        before.push(state(&node.netns)?);
-    }
+    let before = states(world)?;
     mesh.publish_web(Balance::default(), REPLICAS);
     mesh.start()?;
     exercise(mesh)?;
@@ -72,10 +75,7 @@ pub(super) fn no_trace(mesh: &mut Mesh<'_>) -> Result<()> {
 
 pub(super) fn cleaned(mesh: &mut Mesh<'_>) -> Result<()> {
     let world = mesh.world;
-    let mut before = Vec::new();
-    for node in &world.nodes {
-        before.push(state(&node.netns)?);
-    }
+    let before = states(world)?;
     mesh.publish_web(Balance::default(), REPLICAS);
     mesh.start()?;
     exercise(mesh)?;
