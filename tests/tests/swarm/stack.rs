@@ -120,22 +120,13 @@ fn update(fixture: &Fixture) -> Result<()> {
             "mesh_agent",
         ]);
         lab.docker("node1", arguments)?;
+        // docker returns early where Swarm begins the update late.
+        until_update(lab, "completed")?;
         let good = agents(lab)?;
         let mut arguments = vec!["service", "update", "--detach", "--quiet"];
         arguments.extend(["--env-add", "MESH_DOCKER_SOCKET=/nowhere.sock", "mesh_agent"]);
         lab.docker("node1", arguments)?;
-        wait_until("the update to pause", Duration::from_secs(60), || {
-            let arguments = [
-                "service",
-                "inspect",
-                "--format",
-                "{{.UpdateStatus.State}}",
-                "mesh_agent",
-            ];
-            let state = lab.docker("node1", arguments)?;
-            ensure!(state == "paused", "the update is {state}");
-            Ok(())
-        })?;
+        until_update(lab, "paused")?;
         let left = agents(lab)?.intersection(&good).count();
         ensure!(
             left == lab.nodes().len() - 1,
@@ -146,6 +137,26 @@ fn update(fixture: &Fixture) -> Result<()> {
     })?;
     expect_no_failures(&report).context("while the stack's agents were updated")?;
     fixture.until_all_know("web", Duration::from_secs(10))
+}
+
+/// Waits for the state of the last update of the agents.
+fn until_update(lab: &Lab, state: &str) -> Result<()> {
+    wait_until(
+        &format!("the update to be {state}"),
+        Duration::from_secs(60),
+        || {
+            let arguments = [
+                "service",
+                "inspect",
+                "--format",
+                "{{.UpdateStatus.State}}",
+                "mesh_agent",
+            ];
+            let now = lab.docker("node1", arguments)?;
+            ensure!(now == state, "the update is {now}");
+            Ok(())
+        },
+    )
 }
 
 /// The agents' tasks that are to run.
