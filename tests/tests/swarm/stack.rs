@@ -110,7 +110,8 @@ fn update(fixture: &Fixture) -> Result<()> {
     let lab = &fixture.lab;
     let report = under_load(fixture, &lab.nodes(), 5, KEPT, || {
         // The agents are replaced one by one. With shorter times than the file's, for the test.
-        let mut arguments = vec!["service", "update", "--quiet", "--force"];
+        // docker's own wait returns early where Swarm begins late.
+        let mut arguments = vec!["service", "update", "--detach", "--quiet", "--force"];
         arguments.extend(["--update-monitor", "1s", "--health-interval", "1s"]);
         arguments.extend([
             "--health-start-period",
@@ -120,7 +121,6 @@ fn update(fixture: &Fixture) -> Result<()> {
             "mesh_agent",
         ]);
         lab.docker("node1", arguments)?;
-        // docker returns early where Swarm begins the update late.
         until_update(lab, "completed")?;
         let good = agents(lab)?;
         let mut arguments = vec!["service", "update", "--detach", "--quiet"];
@@ -132,8 +132,8 @@ fn update(fixture: &Fixture) -> Result<()> {
             left == lab.nodes().len() - 1,
             "of the agents that worked, {left} still run"
         );
-        lab.docker("node1", ["service", "rollback", "--quiet", "mesh_agent"])
-            .map(drop)
+        lab.docker("node1", ["service", "rollback", "--detach", "mesh_agent"])?;
+        until_update(lab, "rollback_completed")
     })?;
     expect_no_failures(&report).context("while the stack's agents were updated")?;
     fixture.until_all_know("web", Duration::from_secs(10))
