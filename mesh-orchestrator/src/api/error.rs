@@ -201,6 +201,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::Backup(error) => error.into(),
             ChangeError::Name(error) => error.into(),
             ChangeError::Contended { .. } => Self::conflict(message).retry_after(1),
+            ChangeError::Behind { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(1),
             ChangeError::Restoring | ChangeError::NotLeader => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(5)
             }

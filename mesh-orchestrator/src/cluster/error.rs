@@ -4,7 +4,7 @@ use crate::{
     backups::BackupError,
     commands::CommandError,
     objects::Refused,
-    store::{InvalidKey, Key, StoreError, revisions::RevisionError},
+    store::{InvalidKey, Key, Revision, StoreError, revisions::RevisionError},
 };
 
 /// An object in the store that cannot be read or written.
@@ -52,6 +52,16 @@ pub enum ChangeError {
         /// How many attempts were made.
         attempts: u32,
     },
+    /// The change would do nothing in a state that is older than the store's.
+    #[error(
+        "this node has the cluster's state only up to revision {seen}, and the store is at {newest}: whether the change is needed is not known; repeat it"
+    )]
+    Behind {
+        /// The state's revision.
+        seen: Revision,
+        /// The store's.
+        newest: Revision,
+    },
     /// A backup is being restored, or a restore was interrupted.
     #[error(
         "nothing can be changed while a backup is being restored; if the restore was interrupted, restore the backup again"
@@ -83,6 +93,7 @@ impl ChangeError {
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Store(error) | Self::Revision(RevisionError::Store(error)) => error.is_unavailable(),
+            Self::Behind { .. } => true,
             _ => false,
         }
     }

@@ -12,6 +12,8 @@
 //! - Every transaction expects each object that it writes to be as the mirror had it, and no backup to be
 //!   being restored. Names and ports of services are unique because each change of a specification also
 //!   writes one common key.
+//! - A change that turns out empty or refused is planned from a state that is at least as new as the call:
+//!   nothing is committed, so only the store's revision shows that the mirror was behind.
 //! - An unavailable store stops changes and nothing else.
 
 mod chores;
@@ -53,7 +55,7 @@ use crate::{
     commands::CommandError,
     objects::{NodeId, ObjectChange, ServiceId, State, Timestamp},
     store::{
-        Key, Revision, Store, StoreError,
+        Expected, Key, Prefix, Revision, Store, StoreError, Transaction,
         revisions::{Author, RevisionId},
     },
 };
@@ -234,29 +236,41 @@ impl Cluster {
     /// # Errors
     /// [`ChangeError::Command`] when the plan refuses. [`ChangeError::Store`] when the store is unavailable:
     /// it says whether something may have changed nevertheless. [`ChangeError::Contended`] when others were
-    /// always faster.
+    /// always faster. [`ChangeError::Behind`] when the plan changes nothing in a state that is too old.
     pub async fn change<P>(&self, author: Author, plan: P) -> Result<Changed, ChangeError>
     where
         P: Fn(&State, Timestamp) -> Result<Vec<ObjectChange>, CommandError>,
     {
         let until = Instant::now() + PATIENCE;
         let mut attempts = 0;
+        let mut is_fresh = false;
         loop {
             attempts += 1;
-            let drafted = {
+            let (drafted, seen) = {
                 let mirror = self.mirror();
                 if mirror.is_restoring() {
                     return Err(ChangeError::Restoring);
                 }
-                let changes = plan(mirror.state(), self.clock().now())?;
-                draft::draft(&mirror, &author, &changes)?
+                let drafted = plan(mirror.state(), self.clock().now())
+                    .map_err(ChangeError::from)
+                    .and_then(|changes| draft::draft(&mirror, &author, &changes));
+                (drafted, mirror.revision())
             };
-            if drafted.batches.is_empty() {
-                return Ok(Changed {
-                    revision: self.revision(),
-                    services: drafted.services,
-                });
-            }
+            let drafted = match drafted {
+                Ok(drafted) if !drafted.batches.is_empty() => drafted,
+                // Nothing will be committed, so no condition shows that the mirror is behind the store.
+                answer => {
+                    if !is_fresh && seen < self.newest().await? {
+                        self.freshen().await?;
+                        is_fresh = true;
+                        continue;
+                    }
+                    return answer.map(|drafted| Changed {
+                        revision: seen,
+                        services: drafted.services,
+                    });
+                }
+            };
             let (revision, committed) = self.commit(&drafted.batches, None).await;
             self.catch_up_to(revision).await;
             match committed {
@@ -283,6 +297,34 @@ impl Cluster {
         let mirror = self.mirror();
         let head = mirror.head(service)?;
         Some((head.revision, head.author.clone()))
+    }
+
+    /// The store's revision now; other programs may have made it.
+    async fn newest(&self) -> Result<Revision, StoreError> {
+        let listing = self.store().list(&Prefix::everything(), 1).await;
+        self.note(listing.as_ref().err());
+        Ok(listing?.revision)
+    }
+
+    /// Waits until the mirror has everything that was committed before: a transaction that changes no object
+    /// is the last that it has to see.
+    async fn freshen(&self) -> Result<(), ChangeError> {
+        let last = Transaction::new()
+            .expect(stored::restore()?, Expected::Absent)
+            .put(stored::guard()?, "read");
+        let committed = self.store().commit(last).await;
+        self.note(committed.as_ref().err());
+        let revision = match committed {
+            Ok(revision) => revision,
+            Err(StoreError::Conflict { .. }) => return Err(ChangeError::Restoring),
+            Err(error) => return Err(error.into()),
+        };
+        timeout(CATCH_UP, self.wait_for(revision))
+            .await
+            .map_err(|_| ChangeError::Behind {
+                seen: self.revision(),
+                newest: revision,
+            })
     }
 
     /// Waits until the mirror has a revision, for a limited time: the transaction is committed either way.

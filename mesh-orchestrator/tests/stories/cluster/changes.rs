@@ -1,15 +1,19 @@
 //! Changing and reading the cluster's objects through several handles at once.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
 use mesh_orchestrator::{
-    cluster::{ChangeError, EventAction, EventKind},
+    cluster::{ChangeError, Cluster, EventAction, EventKind, SystemClock},
     commands::{self, CommandError},
+    objects::State,
     spec::ServiceMode,
 };
 use mesh_orchestrator_testing::{
     lab::{Handle, Lab, service},
     run,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::Story;
 
@@ -18,6 +22,7 @@ pub(super) fn stories() -> Vec<Story> {
         ("every_handle_sees_a_change_and_gets_an_event", seen),
         ("two_services_cannot_have_one_name", one_name),
         ("concurrent_changes_are_all_made", at_once),
+        ("a_handle_that_is_behind_changes_nothing_by_mistake", behind),
     ]
 }
 
@@ -119,5 +124,61 @@ fn at_once(lab: &Lab) -> Result<()> {
             })
         })
         .await
+    })
+}
+
+/// A handle whose state is old neither takes a change for done nor refuses what is possible by now.
+fn behind(lab: &Lab) -> Result<()> {
+    run(async {
+        let store = lab.store().await?;
+        let one = lab.open().await?;
+        let id = one.create(service("web", 6)?).await?;
+        // Until its upkeep runs, a handle does not see what others change.
+        let open = || Cluster::open(Arc::clone(&store), Arc::new(SystemClock));
+        let scale = async |cluster: &Cluster, replicas| {
+            let author = cluster.author("someone", "scale");
+            let plan = |state: &State, now| commands::scale_service(state, &id, replicas, now);
+            cluster.change(author, plan).await
+        };
+        let replicas = |state: &State| match state.service(&id).map(|service| service.spec.mode.clone()) {
+            Some(ServiceMode::Replicated(settings)) => settings.replicas,
+            _ => 0,
+        };
+
+        let (late, upkeep) = open().await?;
+        scale(&one.cluster, 7).await?;
+        ensure!(late.read(replicas) == 6);
+        let stop = CancellationToken::new();
+        // The change is polled first: it is planned before the handle has caught up.
+        let (scaled, ()) = tokio::join!(
+            biased;
+            async {
+                let scaled = scale(&late, 6).await;
+                stop.cancel();
+                scaled
+            },
+            upkeep.run(stop.clone())
+        );
+        scaled?;
+        one.until("the last change is made", |state| replicas(state) == 6)
+            .await?;
+
+        let (late, upkeep) = open().await?;
+        let other = one.create(service("other", 1)?).await?;
+        let stop = CancellationToken::new();
+        let (removed, ()) = tokio::join!(
+            biased;
+            async {
+                let author = late.author("someone", "remove");
+                let plan = |state: &State, _| commands::remove_service(state, &other);
+                let removed = late.change(author, plan).await;
+                stop.cancel();
+                removed
+            },
+            upkeep.run(stop.clone())
+        );
+        removed?;
+        one.until("the service is removed", |state| state.service(&other).is_none())
+            .await
     })
 }
