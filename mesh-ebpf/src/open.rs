@@ -103,7 +103,8 @@ pub fn at_backend<'a, T: Tables>(
     Ok((entry, backend))
 }
 
-/// A flow of a packet's sender to a backend, nothing translated on the sender's side.
+/// A flow of a packet's sender to a backend, nothing translated on the sender's side. Its peer is the
+/// backend's node.
 #[inline(always)]
 fn new_flow(config: &Config, packet: &Packet, index: u32, backend: &Backend, origin: Origin) -> Flow {
     let client = Endpoint::new(packet.key.source, packet.key.source_port);
@@ -113,6 +114,7 @@ fn new_flow(config: &Config, packet: &Packet, index: u32, backend: &Backend, ori
         presented: client,
         backend: index,
         generation: backend.generation,
+        peer: backend.peer,
         seen: config.now,
         origin,
         role: Role::FORWARD,

@@ -44,7 +44,7 @@ impl FlowEntry {
         backend: u32,
         /// The backend's generation.
         generation: u32,
-        /// The entry node's index.
+        /// The index of the flow's other node.
         peer: u32,
         /// The entry node's address.
         peer_address: crate::bytes::Be32,

@@ -2,7 +2,7 @@
 //! or client they go.
 
 use crate::{
-    abi::{BACKEND_REMOTE, Config, DropReason, FrontendKey, Hook, Opening, Origin, Role},
+    abi::{BACKEND_REMOTE, Backend, Config, DropReason, FrontendKey, Hook, Opening, Origin, Role},
     bytes::Be32,
     flow_state,
     frame::Frame,
@@ -63,9 +63,12 @@ pub fn decide<'a, F: Frame, T: Tables>(
     let Ok(packet) = parse(frame, ETHERNET_LENGTH + OUTER_LENGTH) else {
         return Decision::drop(DropReason::BadGeneve);
     };
+    if is_never_on_a_wire(packet.key.source) || is_never_on_a_wire(packet.key.destination) {
+        return Decision::drop(DropReason::BadGeneve);
+    }
     let peer = (peer, outer_packet.key.source);
     match kind {
-        GeneveKind::Reply => reply(tables, config, hook, &packet),
+        GeneveKind::Reply => reply(tables, config, hook, &packet, &geneve, peer.0),
         // Packets for this node are left to tc, and with them the flow.
         GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Undeliverable
             if matches!(hook, Hook::Xdp) =>
@@ -131,8 +134,12 @@ fn returned<'a, F: Frame, T: Tables>(
     let backend = tables
         .backend(flow.backend())
         .filter(|backend| backend.generation == flow.generation());
+    // When the backend is gone, its flow still knows its node.
+    if backend.is_none() && flow.peer() != peer {
+        return Decision::drop(DropReason::UnknownFlow);
+    }
     if let Some(backend) = backend
-        && !(open::is_named(backend, geneve) && backend.location == BACKEND_REMOTE && backend.peer == peer)
+        && !is_sender(backend, geneve, peer)
     {
         if packet.may_open_flow() && flow.opening() == Opening::MOVED && !flow.is_closing() {
             // It was under way when its flow moved, and follows.
@@ -171,9 +178,30 @@ fn forward_entry<T: Tables>(tables: &T, packet: &Packet) -> Option<FlowEntry> {
     (forward.role() == Role::FORWARD && !forward.origin().is_tunnel()).then_some(forward)
 }
 
-/// A backend's reply, on its entry node.
+/// Whether a peer's packet is about this backend, which is on that peer.
 #[inline(always)]
-fn reply<'a, T: Tables>(tables: &'a T, config: &Config, hook: Hook, packet: &Packet) -> Decision<'a> {
+fn is_sender(backend: &Backend, geneve: &Geneve, peer: u32) -> bool {
+    open::is_named(backend, geneve) && backend.location == BACKEND_REMOTE && backend.peer == peer
+}
+
+/// Whether no client or frontend has this address (RFC 1122, 3.2.1.3): 0.0.0.0/8, loopback, multicast,
+/// broadcast. (169.254.0.0/16 is the service address's.)
+#[inline(always)]
+fn is_never_on_a_wire(address: Be32) -> bool {
+    let first = address.get() >> 24;
+    first == 0 || first == 127 || first & 0xf0 == 224 || address.get() == u32::MAX
+}
+
+/// A backend's reply, on its entry node. Only the node of the flow's own backend may send it.
+#[inline(always)]
+fn reply<'a, T: Tables>(
+    tables: &'a T,
+    config: &Config,
+    hook: Hook,
+    packet: &Packet,
+    geneve: &Geneve,
+    peer: u32,
+) -> Decision<'a> {
     let Some(flow) = tables.flow(&packet.key.reversed()) else {
         return Decision::drop(DropReason::UnknownFlow);
     };
@@ -183,6 +211,13 @@ fn reply<'a, T: Tables>(tables: &'a T, config: &Config, hook: Hook, packet: &Pac
     if matches!(hook, Hook::Xdp) && (flow.origin() != Origin::UPLINK || flow.role() != Role::FORWARD) {
         // The client is on this node.
         return Decision::PASS;
+    }
+    // A draining backend is still in the table.
+    let is_genuine = tables
+        .backend(flow.backend())
+        .is_some_and(|backend| backend.generation == flow.generation() && is_sender(backend, geneve, peer));
+    if !is_genuine {
+        return Decision::drop(DropReason::UnknownFlow);
     }
     flow_state::backend_packet(tables, flow, config, packet);
     Decision::deliver_reply(flow)

@@ -66,7 +66,8 @@ pub enum DropReason {
     /// An encapsulated packet for a backend that this node does not have, or no longer has; sent back to the
     /// entry node.
     UnknownBackend = 7,
-    /// A packet of a flow that this node does not know, or no longer knows.
+    /// A packet of a flow that this node does not know, or no longer knows; a reply of another node or
+    /// backend than the flow's.
     UnknownFlow = 8,
     /// The service has no active backend; TCP is answered with RST, UDP with ICMP.
     NoBackend = 9,

@@ -170,7 +170,8 @@ pub struct Flow {
     pub from_client: Progress,
     /// The backend's direction.
     pub from_backend: Progress,
-    /// For flows from a peer: its index, valid as long as the next hop there has [`Self::peer_address`].
+    /// For flows from a peer: its index, valid as long as the next hop there has [`Self::peer_address`]. On
+    /// the entry node: the index of the backend's node, if that is another one.
     pub peer: u32,
     /// For flows from a peer: its address.
     pub peer_address: Be32,

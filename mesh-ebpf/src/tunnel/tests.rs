@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
 use crate::{
-    abi::{BackendKey, Progress},
+    abi::{BACKEND_LOCAL, BackendKey, Progress},
     bytes::Be16,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     testing::{

@@ -92,3 +92,40 @@ fn a_packet_inside_that_is_none_is_bad() {
         );
     }
 }
+
+#[test]
+fn a_packet_inside_with_an_address_that_no_wire_carries_is_bad() {
+    let frame = encapsulated(&node(1), SYN);
+    let at = |offset: usize, address: [u8; 4]| {
+        let mut frame = with(frame.clone(), INNER + offset, &address);
+        fix_ip_checksum(&mut frame.bytes, INNER);
+        frame
+    };
+    for address in [
+        [127, 0, 0, 1],
+        [127, 255, 255, 255],
+        [0, 0, 0, 0],
+        [0, 1, 2, 3],
+        [224, 0, 0, 1],
+        [239, 255, 255, 255],
+        [255, 255, 255, 255],
+    ] {
+        for offset in [12, 16] {
+            check_dropped(&node(2), &at(offset, address), DropReason::BadGeneve);
+        }
+    }
+    // The first and last of others; tasks' addresses of the orchestrator; the service address.
+    for address in [
+        [1, 0, 0, 1],
+        [126, 255, 255, 255],
+        [128, 0, 0, 1],
+        [223, 255, 255, 255],
+        [240, 0, 0, 1],
+        [255, 255, 255, 254],
+        [169, 254, 96, 1],
+    ] {
+        for offset in [12, 16] {
+            assert_eq!(delivered_to(&node(2), &at(offset, address)), 1);
+        }
+    }
+}

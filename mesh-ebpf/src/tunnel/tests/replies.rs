@@ -102,3 +102,97 @@ fn a_returned_reply_is_seen() {
         .key;
     assert_eq!(tables.flow(&key).expect("a flow").seen(), 2000);
 }
+
+/// An entry node with a flow of the client to the first replica, and that one's reply.
+fn answered() -> (TestTables, TestFrame) {
+    let tables = node(1);
+    run(&tables, Hook::Xdp, &mut tcp(at(CLIENT), at(FRONTEND), SYN));
+    (tables, returned_by(&node(2), RST))
+}
+
+/// The client's flow is as it was.
+#[track_caller]
+fn check_untouched(tables: &TestTables) {
+    let key = parse(&tcp(at(CLIENT), at(FRONTEND), ACK), ETHERNET_LENGTH)
+        .expect("a packet")
+        .key;
+    let flow = tables.flow(&key).expect("a flow");
+    assert_eq!(
+        (flow.from_backend(), flow.opening()),
+        (Progress::OPEN, Opening::ASKED)
+    );
+}
+
+#[test]
+fn a_reply_of_another_node_is_dropped() {
+    let (tables, frame) = answered();
+    let mut forged = with(frame.clone(), OUTER + 12, &node_address(3).octets());
+    fix_ip_checksum(&mut forged.bytes, OUTER);
+    check_dropped(&tables, &forged, DropReason::UnknownFlow);
+    check_untouched(&tables);
+    let decision = decide(&frame, &tables, Hook::Xdp).verdict();
+    assert!(matches!(decision, Verdict::DeliverReply { .. }), "{decision:?}");
+}
+
+#[test]
+fn a_reply_of_another_backend_is_dropped() {
+    let (tables, frame) = answered();
+    for (offset, bytes) in [
+        (12, &[10, 200, 0, 2][..]), // the service's other replica, on the same node
+        (16, &[0, 81]),             // another port of the container
+        (18, &[0x7a, 2]),           // another task
+    ] {
+        let forged = with(frame.clone(), GENEVE + offset, bytes);
+        check_dropped(&tables, &forged, DropReason::UnknownFlow);
+    }
+    check_untouched(&tables);
+}
+
+#[test]
+fn a_reply_of_a_backend_that_is_gone_is_dropped() {
+    let (mut tables, frame) = answered();
+    // Its slot has another backend, or none; or the replica has moved to this node.
+    tables.backends[0].generation += 1;
+    check_dropped(&tables, &frame, DropReason::UnknownFlow);
+    tables.backends[0].generation = 0;
+    check_dropped(&tables, &frame, DropReason::UnknownFlow);
+    tables.backends[0].generation = 1;
+    tables.backends[0].location = BACKEND_LOCAL;
+    check_dropped(&tables, &frame, DropReason::UnknownFlow);
+    check_untouched(&tables);
+    tables.backends.clear();
+    check_dropped(&tables, &frame, DropReason::UnknownFlow);
+}
+
+#[test]
+fn a_draining_backend_still_replies() {
+    let (mut tables, frame) = answered();
+    // It is in no ring any more.
+    tables.ring.clear();
+    for hook in [Hook::Xdp, Hook::TcUplink] {
+        let decision = decide(&frame, &tables, hook).verdict();
+        assert!(matches!(decision, Verdict::DeliverReply { .. }), "{decision:?}");
+    }
+}
+
+#[test]
+fn a_reply_to_a_container_is_checked_as_well() {
+    let (tables, backend_node) = (node(1), node(2));
+    let mut frame = tcp(at("172.18.0.9:40000"), at(FRONTEND), SYN);
+    run(&tables, Hook::TcContainer, &mut frame);
+    let mut frame = frame.received();
+    run(&backend_node, Hook::TcUplink, &mut frame);
+    let mut reply = reply_to(&view(&frame), SYN | ACK, b"");
+    run(&backend_node, Hook::TcContainer, &mut reply);
+    let reply = reply.received();
+    let mut forged = with(reply.clone(), OUTER + 12, &node_address(3).octets());
+    fix_ip_checksum(&mut forged.bytes, OUTER);
+    for (frame, expect) in [(forged, false), (reply, true)] {
+        let decision = decide(&frame, &tables, Hook::TcUplink).verdict();
+        assert_eq!(
+            matches!(decision, Verdict::DeliverReply { .. }),
+            expect,
+            "{decision:?}"
+        );
+    }
+}

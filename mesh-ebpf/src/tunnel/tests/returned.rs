@@ -320,6 +320,21 @@ fn a_backend_that_the_entry_node_no_longer_has_is_replaced_too() {
 }
 
 #[test]
+fn only_the_node_of_a_backend_that_is_gone_is_believed() {
+    let mut tables = entry_node(&ELSEWHERE);
+    let back = bounced(&tables, &tcp(at(CLIENT), at(FRONTEND), SYN));
+    tables.backends[0].generation = 0;
+    let mut forged = with(back, OUTER + 12, &node_address(3).octets());
+    fix_ip_checksum(&mut forged.bytes, OUTER);
+    let decision = decide(&forged, &tables, Hook::TcUplink).verdict();
+    assert!(
+        matches!(decision, Verdict::Drop(DropReason::UnknownFlow)),
+        "{decision:?}"
+    );
+    assert_eq!(tables.events(Event::FlowMoved), 0);
+}
+
+#[test]
 fn direct_return_is_kept() {
     let tables = entry_node(&ELSEWHERE).direct();
     let there = sent(&tables, &tcp(at(CLIENT), at(FRONTEND), SYN));
