@@ -20,6 +20,10 @@ use crate::{
     model::ReturnMode,
 };
 
+/// The default of `--geneve-port`.
+pub const DEFAULT_GENEVE_PORT: u16 = 6081;
+/// The default of `--feed-port`.
+pub const DEFAULT_FEED_PORT: u16 = 9468;
 /// The smallest flow table that makes sense, and the largest that kernel memory should be used for.
 const FLOW_CAPACITY: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
 /// The kernel's limit for an interface name.
@@ -98,7 +102,7 @@ pub struct RunOptions {
     pub tc: TcChoice,
 
     /// UDP port for encapsulated packets between nodes; must be the same on every node.
-    #[arg(long, env = "MESH_GENEVE_PORT", value_name = "PORT", default_value_t = 6081,
+    #[arg(long, env = "MESH_GENEVE_PORT", value_name = "PORT", default_value_t = DEFAULT_GENEVE_PORT,
           value_parser = clap::value_parser!(u16).range(1..), help_heading = "Data path")]
     pub geneve_port: u16,
 
@@ -163,7 +167,7 @@ pub struct RunOptions {
     pub on_stop: OnStop,
 
     /// TCP port on which managers' agents serve workers' agents; must be the same on every node.
-    #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = 9468,
+    #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = DEFAULT_FEED_PORT,
           value_parser = clap::value_parser!(u16).range(1..), help_heading = "Control plane")]
     pub feed_port: u16,
 

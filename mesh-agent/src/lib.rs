@@ -27,3 +27,6 @@ pub mod process;
 #[cfg(test)]
 mod scenarios;
 pub mod source;
+
+/// The release of this program.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

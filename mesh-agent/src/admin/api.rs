@@ -170,6 +170,9 @@ pub struct Peer {
     /// What its data path's answers to this node's probes show; `None` if it is not probed.
     #[serde(default)]
     pub probes: Option<PeerProbes>,
+    /// The release of its agent; empty if it has not announced one.
+    #[serde(default)]
+    pub agent_version: String,
 }
 
 /// Whether a peer's data path answers this node's probes.

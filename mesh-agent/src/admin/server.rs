@@ -23,8 +23,9 @@ use super::{
     Control, Introspect,
     api::{self, DatapathAnswer, DoctorAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath},
     control::Request,
+    examined::running,
     routes::routes,
-    status::{missing_hooks, status},
+    status::status,
 };
 use crate::{
     datapath::{DatapathError, DatapathStatus},
@@ -252,13 +253,8 @@ async fn get_status(State(admin): State<Admin>) -> Json<Status> {
 
 async fn get_doctor(State(admin): State<Admin>) -> Json<DoctorAnswer> {
     let view = admin.agent.view();
-    let running = doctor::Running {
-        interfaces: view.modes.clone(),
-        datapath: view.datapath_status.clone(),
-        missing_hooks: missing_hooks(&view),
-        problems: view.datapath_errors.clone(),
-    };
-    let report = doctor::examine(&admin.doctor, doctor::Examiner::Agent, Some(running)).await;
+    let running = Some(running(&view));
+    let report = doctor::examine(&admin.doctor, doctor::Examiner::Agent, running).await;
     Json(report.into())
 }
 

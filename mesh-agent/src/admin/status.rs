@@ -29,6 +29,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             resolved: view.desired.peers.get(&node.address).is_some_and(Option::is_some),
             no_hook: view.without_hook.get(&node.address).cloned(),
             probes: view.probes.peers.get(&node.address).map(|peer| probes(peer, now)),
+            agent_version: node.release.clone(),
         })
         .collect();
     let in_state = |state| {

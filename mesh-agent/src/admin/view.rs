@@ -98,6 +98,7 @@ pub(crate) mod fixture {
             weight: 1,
             datapath: if last == 2 { datapath } else { NodeDatapath::Ebpf },
             silent: false,
+            release: String::new(),
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),

@@ -156,6 +156,7 @@ mod tests {
             weight: 1,
             datapath,
             silent: false,
+            release: String::new(),
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

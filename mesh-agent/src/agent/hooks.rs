@@ -58,6 +58,7 @@ mod tests {
             weight: 1,
             datapath: NodeDatapath::Ebpf,
             silent: false,
+            release: String::new(),
         }
     }
 

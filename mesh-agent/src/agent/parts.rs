@@ -161,6 +161,8 @@ impl Listeners {
             // The doctor reports a missing one.
             cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
             orchestrator: source.scheduler() == Scheduler::Orchestrator,
+            feed_port: options.feed_port,
+            geneve_port: options.geneve_port,
         };
         let agent: Arc<dyn Introspect> = introspection.clone();
         let (control, commands) = control::channel();

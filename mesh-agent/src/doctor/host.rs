@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{self, Read},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use std::{
 use caps::{CapSet, Capability};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
-use super::{Check, Options, Outcome};
+use super::{Check, Options, Outcome, feed};
 use crate::docker::{
     Docker, DockerError,
     api::{ContainerDetail, ContainerSummary},
@@ -70,35 +71,63 @@ fn capability(granted: bool, name: &str, purpose: &str) -> Check {
     )
 }
 
-/// What the agent can find out from Docker.
-pub(super) async fn docker_checks(options: &Options) -> Vec<Check> {
+/// What Docker says.
+pub(super) struct DockerChecks {
+    pub(super) checks: Vec<Check>,
+    /// The address by which the Swarm's other nodes reach this one.
+    pub(super) node_address: Option<Ipv4Addr>,
+}
+
+/// What the agent can find out from Docker, and from the managers that Docker knows.
+pub(super) async fn docker_checks(options: &Options) -> DockerChecks {
+    let mut found = DockerChecks {
+        checks: Vec::new(),
+        node_address: None,
+    };
+    if let Err(check) = ask_docker(options, &mut found).await {
+        found.checks.push(check);
+    }
+    found
+}
+
+/// An error is the check that failed, and that rules out later ones.
+async fn ask_docker(options: &Options, found: &mut DockerChecks) -> Result<(), Check> {
     let docker = Docker::new(&options.docker_socket).with_timeout(DOCKER_TIMEOUT);
     let info = match docker.info().await {
         Ok(info) => info,
         Err(error) => {
-            return vec![Check::fail(
+            return Err(Check::fail(
                 "Docker socket",
                 mesh_support::error_chain(&error),
                 "start Docker, or pass its socket as --docker-socket; in a container, bind-mount it",
-            )];
+            ));
         }
     };
-    let mut checks = vec![Check::ok(
+    found.checks.push(Check::ok(
         "Docker socket",
         format!("{}, Docker {}", options.docker_socket.display(), info.version),
-    )];
+    ));
     let membership = membership(options.orchestrator, &info.state, info.manager);
-    let fits = membership.outcome == Outcome::Ok;
-    checks.push(membership);
-    if !fits {
-        return checks;
+    if membership.outcome != Outcome::Ok {
+        return Err(membership);
     }
-    if !options.orchestrator {
-        let root = options.docker_root.clone().unwrap_or(info.root);
-        checks.push(certificates(&root.join("swarm/certificates")));
+    found.checks.push(membership);
+    found.checks.push(namespaces(&docker).await);
+    if options.orchestrator {
+        return Ok(());
     }
-    checks.push(namespaces(&docker).await);
-    checks
+    found.node_address = info.node_address;
+    let root = options.docker_root.as_ref().unwrap_or(&info.root);
+    let folder = root.join("swarm/certificates");
+    let certificates = certificates(&folder);
+    if certificates.outcome == Outcome::Fail {
+        return Err(certificates);
+    }
+    found.checks.push(certificates);
+    found
+        .checks
+        .extend(feed::checks(&info, &folder, options.feed_port).await);
+    Ok(())
 }
 
 /// An agent needs a Swarm; with `--orchestrator` it must be outside one.

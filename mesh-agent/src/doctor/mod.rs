@@ -1,17 +1,24 @@
 //! Checks the machine: what the kernel supports, what this process may do, what Docker offers, and which data
 //! path results. Only reads and probes; leaves nothing changed.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{DatapathKind, DatapathStatus, InterfaceMode, Rung, RungState, RungStatus};
+use crate::{
+    config::{DEFAULT_FEED_PORT, DEFAULT_GENEVE_PORT},
+    datapath::{DatapathKind, DatapathStatus, InterfaceMode, Rung, RungState, RungStatus},
+};
 
 mod bpf;
+mod feed;
 mod host;
 mod ipvs;
 mod kernel;
 mod network;
+mod peers;
+
+pub use self::peers::PeerFacts;
 
 /// Paths to check; the agent passes its own settings, `meshctl` the defaults.
 #[derive(Clone, Debug)]
@@ -26,6 +33,10 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// Whether the agent runs with `--orchestrator`, on a node outside any Swarm.
     pub orchestrator: bool,
+    /// TCP port on managers, for other nodes' agents.
+    pub feed_port: u16,
+    /// UDP port of Geneve.
+    pub geneve_port: u16,
 }
 
 impl Default for Options {
@@ -36,6 +47,8 @@ impl Default for Options {
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
             orchestrator: false,
+            feed_port: DEFAULT_FEED_PORT,
+            geneve_port: DEFAULT_GENEVE_PORT,
         }
     }
 }
@@ -58,7 +71,7 @@ pub enum Outcome {
     Ok,
     /// The mesh works, but slower or with fewer features.
     Warn,
-    /// The mesh cannot work.
+    /// The mesh cannot work, or not with some of the other nodes.
     Fail,
 }
 
@@ -135,8 +148,16 @@ pub struct Running {
     pub interfaces: Vec<InterfaceMode>,
     /// The data path of the node.
     pub datapath: DatapathStatus,
+    /// The address that other nodes send to, once it is known.
+    pub node_address: Option<Ipv4Addr>,
+    /// The interfaces on which the mesh sees packets from outside.
+    pub uplinks: BTreeSet<String>,
     /// The interfaces that lead to other nodes and have no hook, one line each.
     pub missing_hooks: Vec<String>,
+    /// The other nodes.
+    pub peers: Vec<PeerFacts>,
+    /// Why the other nodes are not probed, although there are some.
+    pub probe_trouble: Option<String>,
     /// What it could not do, one sentence each.
     pub problems: Vec<String>,
 }
@@ -148,9 +169,20 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     ebpf.extend(host::ebpf_capability_checks());
     let mut ipvs = ipvs::checks().await;
     let mut common = host::capability_checks();
-    common.extend(host::docker_checks(options).await);
-    if let Some(running) = &running {
-        common.push(network::hooks(&running.missing_hooks));
+    let docker = host::docker_checks(options).await;
+    common.extend(docker.checks);
+    let mut cluster = Vec::new();
+    match &running {
+        Some(running) => {
+            let address = running.node_address;
+            common.extend(address.map(|address| network::node_address(address, Some(&running.uplinks))));
+            common.push(network::hooks(&running.missing_hooks));
+            cluster = cluster_checks(options, running);
+        }
+        None => {
+            let address = docker.node_address;
+            common.extend(address.map(|address| network::node_address(address, None)));
+        }
     }
 
     let rungs = match &running {
@@ -160,6 +192,12 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     let mut conclusion = conclude(&ebpf, &ipvs, &common);
     let problems = running.iter().flat_map(|running| &running.problems);
     conclusion.extend(problems.map(|problem| format!("Problem: {problem}.")));
+    if !works(&cluster) {
+        let failed = failed(&cluster);
+        conclusion.push(format!(
+            "Problem: the mesh may not work with some other nodes; failed checks: {failed}."
+        ));
+    }
     let on_ipvs = match &running {
         Some(running) => running.datapath.kind == DatapathKind::Ipvs,
         None => !works(&ebpf) && works(&ipvs),
@@ -168,7 +206,7 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
         conclusion.extend(IPVS_LIMITS.map(str::to_owned));
     }
     tolerate_one_failure(&mut ebpf, &mut ipvs);
-    let checks = [ebpf, ipvs, common].concat();
+    let checks = [ebpf, ipvs, common, cluster].concat();
     let interfaces = running.map(|running| running.interfaces).unwrap_or_default();
     let uplinks = interfaces.iter().map(|mode| mode.interface.clone());
     conclusion.extend(network::limit(uplinks.collect()));
@@ -180,6 +218,22 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
         interfaces,
         rungs,
     }
+}
+
+/// What the running agent knows of the other nodes.
+fn cluster_checks(options: &Options, running: &Running) -> Vec<Check> {
+    let Running { datapath, peers, .. } = running;
+    let trouble = running.probe_trouble.as_deref();
+    let mut checks = Vec::new();
+    checks.extend(peers::announcements(datapath.kind, peers));
+    checks.extend(peers::mesh_port(
+        options.geneve_port,
+        peers,
+        trouble,
+        SystemTime::now(),
+    ));
+    checks.extend(peers::releases(crate::RELEASE, peers));
+    checks
 }
 
 /// What a node on IPVS lacks compared to eBPF, apart from speed.

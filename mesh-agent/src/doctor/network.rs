@@ -1,7 +1,10 @@
-//! Finds out whether IPv6 clients, which the mesh does not balance, can reach this node. Reads its addresses
-//! and routes.
+//! Checks this node's interfaces: which one carries its address, which lack a hook, and whether IPv6 clients,
+//! which the mesh does not balance, can reach it. Reads its addresses and routes.
 
-use std::{collections::BTreeSet, net::Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use nix::ifaddrs::getifaddrs;
 
@@ -33,6 +36,57 @@ pub(super) fn hooks(missing: &[String]) -> Check {
         "let the nodes reach each other by Ethernet interfaces, VLANs, bonds or bridges (docker swarm join \
          --advertise-addr), or free the interface's hook",
     )
+}
+
+/// Whether an interface that the mesh sees carries the address that peers send to. `uplinks` is `None` if no
+/// agent has chosen any.
+pub(super) fn node_address(address: Ipv4Addr, uplinks: Option<&BTreeSet<String>>) -> Check {
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|found| {
+        let address = found.address?.as_sockaddr_in()?.ip();
+        Some((found.interface_name, address))
+    });
+    carrier(address, &addresses.collect::<Vec<_>>(), uplinks)
+}
+
+fn carrier(address: Ipv4Addr, addresses: &[(String, Ipv4Addr)], uplinks: Option<&BTreeSet<String>>) -> Check {
+    const NAME: &str = "address of this node";
+    let found = addresses.iter().find(|(_, carried)| *carried == address);
+    match (found, uplinks) {
+        (Some((interface, _)), Some(uplinks)) if !uplinks.contains(interface) => Check::warn(
+            NAME,
+            format!(
+                "{address}, which other nodes send to, is on {interface}, which is not an uplink: the mesh does not see \
+                 packets that arrive there"
+            ),
+            format!(
+                "start the agent with --uplink {interface}, and see why it was not chosen in the table below"
+            ),
+        ),
+        (Some((interface, _)), uplinks) => Check::ok(
+            NAME,
+            format!(
+                "{address} is on {interface}{}",
+                if uplinks.is_some() { ", an uplink" } else { "" }
+            ),
+        ),
+        (None, _) => {
+            let own: Vec<_> = addresses
+                .iter()
+                .filter(|(_, carried)| !carried.is_loopback())
+                .map(|(interface, carried)| format!("{carried} on {interface}"))
+                .collect();
+            Check::warn(
+                NAME,
+                format!(
+                    "{address}, which other nodes send to, is on none of this node's interfaces ({}): their packets get \
+                     here only if something on the way translates it",
+                    own.join(", ")
+                ),
+                "if the address has changed, let the node leave the Swarm and join it with --advertise-addr; behind \
+                 NAT, pass an address that other nodes reach as --data-path-address",
+            )
+        }
+    }
 }
 
 fn sentence(
@@ -74,6 +128,34 @@ mod tests {
             assert!(text.contains("IPv4 addresses only"), "{text}");
             assert_eq!(text.lines().count(), 1);
         }
+    }
+
+    #[test]
+    fn the_interface_that_carries_the_nodes_address_must_be_an_uplink() {
+        let address = |last| Ipv4Addr::new(192, 0, 2, last);
+        let addresses = [
+            ("lo".to_owned(), Ipv4Addr::LOCALHOST),
+            ("eth0".to_owned(), address(1)),
+            ("eth1".to_owned(), address(2)),
+        ];
+        let uplinks = BTreeSet::from(["eth0".to_owned()]);
+        let check = |last| carrier(address(last), &addresses, Some(&uplinks));
+        assert_eq!(check(1).outcome, super::super::Outcome::Ok);
+        assert_eq!(check(1).detail, "192.0.2.1 is on eth0, an uplink");
+        assert_eq!(check(2).outcome, super::super::Outcome::Warn);
+        assert!(check(2).remedy.contains("--uplink eth1"), "{:?}", check(2));
+        assert_eq!(check(3).outcome, super::super::Outcome::Warn);
+        assert!(
+            check(3).detail.contains("(192.0.2.1 on eth0, 192.0.2.2 on eth1)"),
+            "{:?}",
+            check(3)
+        );
+        let unknown = carrier(address(2), &addresses, None);
+        assert_eq!(
+            unknown.outcome,
+            super::super::Outcome::Ok,
+            "no agent has chosen uplinks"
+        );
     }
 
     #[test]

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use super::{Cluster, NodeDatapath};
 
-/// Copies data paths from `last` to the nodes whose data path is unknown in `cluster`, with the addresses
-/// that they announced.
+/// Copies what nodes announced from `last` to the nodes whose data path is unknown in `cluster`.
 ///
 /// A manager's agent that has just started has received no announcements yet. Its followers must not stop
 /// sending to every node because of that.
 pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
     let known = |id| {
         let last = last.nodes.get(id)?;
-        (last.datapath != NodeDatapath::Unknown).then_some((last.datapath, last.address))
+        (last.datapath != NodeDatapath::Unknown).then(|| last.clone())
     };
     let missing: Vec<_> = cluster
         .nodes
@@ -25,10 +24,11 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
         return;
     }
     let cluster = Arc::make_mut(cluster);
-    for (id, (datapath, address)) in missing {
+    for (id, last) in missing {
         if let Some(node) = cluster.nodes.get_mut(&id) {
-            node.datapath = datapath;
-            node.address = address;
+            node.datapath = last.datapath;
+            node.address = last.address;
+            node.release = last.release;
         }
     }
 }
@@ -68,6 +68,7 @@ mod tests {
             weight: 1,
             datapath,
             silent: false,
+            release: String::new(),
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

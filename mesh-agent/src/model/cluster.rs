@@ -49,6 +49,9 @@ pub struct Node {
     /// or only its agent. New flows go to other nodes if possible.
     #[serde(default)]
     pub silent: bool,
+    /// The release of its agent, as it announced it; empty if it has not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub release: String,
 }
 
 fn one() -> u32 {

@@ -367,6 +367,7 @@ mod tests {
             weight: 1,
             datapath: NodeDatapath::Unknown,
             silent: true,
+            release: String::new(),
         };
         let nodes = ["own", "other"].map(|name| (name.to_owned(), node(name)));
         let mut snapshot = model::Cluster {

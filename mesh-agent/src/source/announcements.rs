@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::SourceState;
-use crate::model::{Cluster, NodeDatapath, NodeId};
+use crate::model::{Cluster, Node, NodeDatapath, NodeId};
 
 /// The announcements of all nodes; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -27,14 +27,33 @@ struct State {
     nodes: BTreeMap<NodeId, Announcement>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Announcement {
-    datapath: NodeDatapath,
-    /// Where its packets are to be sent, if not to the address that Swarm lists.
-    address: Option<Ipv4Addr>,
+    announced: Announced,
     /// The node's newest session; older ones that linger no longer count.
     session: u64,
     connected: bool,
+}
+
+/// What a node's agent announces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// Its data path.
+    pub(super) datapath: NodeDatapath,
+    /// Where its packets are to be sent, if not to the address that Swarm lists.
+    pub(super) address: Option<Ipv4Addr>,
+    /// The agent's release; empty from older agents.
+    pub(super) release: String,
+}
+
+#[cfg(test)]
+impl From<NodeDatapath> for Announced {
+    fn from(datapath: NodeDatapath) -> Self {
+        Self {
+            datapath,
+            ..Self::default()
+        }
+    }
 }
 
 /// One connection of a node's agent. The last announcement stays valid when it is dropped.
@@ -60,8 +79,7 @@ impl Announcements {
             session = known.session;
             let last = known.nodes.get(node);
             let announcement = Announcement {
-                datapath: last.map(|last| last.datapath).unwrap_or_default(),
-                address: last.and_then(|last| last.address),
+                announced: last.map(|last| last.announced.clone()).unwrap_or_default(),
                 session,
                 connected: true,
             };
@@ -82,9 +100,12 @@ impl Announcements {
         mut datapath: watch::Receiver<NodeDatapath>,
     ) {
         let session = self.open(node);
-        session.set_address(address);
         loop {
-            session.announce(*datapath.borrow_and_update());
+            session.announce(Announced {
+                datapath: *datapath.borrow_and_update(),
+                address,
+                release: crate::RELEASE.to_owned(),
+            });
             if datapath.changed().await.is_err() {
                 // The agent is ending.
                 return std::future::pending().await;
@@ -95,9 +116,7 @@ impl Announcements {
     /// Adds the announcements to a snapshot that is about to be published.
     pub(super) fn put_into(&self, cluster: &mut Cluster) {
         self.forget_lost(cluster);
-        for (id, announced) in differences(&self.0.borrow(), cluster) {
-            announced.put_into(cluster, &id);
-        }
+        cluster.nodes.extend(differences(&self.0.borrow(), cluster));
     }
 
     /// Adds each new announcement to the published snapshot; never returns.
@@ -112,9 +131,7 @@ impl Announcements {
                     return false;
                 }
                 let cluster = Arc::make_mut(&mut state.cluster);
-                for (id, announced) in changed {
-                    announced.put_into(cluster, &id);
-                }
+                cluster.nodes.extend(changed);
                 state.revision += 1;
                 state.changed = Some(SystemTime::now());
                 true
@@ -134,7 +151,7 @@ impl Announcements {
                 .retain(|id, announcement| announcement.connected || cluster.nodes.contains_key(id));
             for (id, announcement) in &mut known.nodes {
                 if !announcement.connected && cluster.nodes.get(id).is_some_and(|node| !node.ready) {
-                    announcement.datapath = NodeDatapath::None;
+                    announcement.announced.datapath = NodeDatapath::None;
                 }
             }
             // The callers read the announcements right after this.
@@ -144,30 +161,17 @@ impl Announcements {
 }
 
 impl AnnouncementSession {
-    /// Records the address for the node's packets.
-    pub(super) fn set_address(&self, address: Option<Ipv4Addr>) {
-        self.announcements.0.send_if_modified(|known| {
-            let announcement = known.nodes.get_mut(&self.node);
-            let Some(announcement) = announcement.filter(|known| known.session == self.session) else {
-                return false;
-            };
-            let changed = announcement.address != address;
-            announcement.address = address;
-            changed
-        });
-    }
-
-    /// Records the node's data path; false if a newer session exists.
-    pub(super) fn announce(&self, datapath: NodeDatapath) -> bool {
+    /// Records what the node announces; false if a newer session exists.
+    pub(super) fn announce(&self, announced: Announced) -> bool {
         let mut current = false;
         self.announcements.0.send_if_modified(|known| {
             let Some(announcement) = known.nodes.get_mut(&self.node) else {
                 return false;
             };
             current = announcement.session == self.session;
-            let changed = current && announcement.datapath != datapath;
+            let changed = current && announcement.announced != announced;
             if changed {
-                announcement.datapath = datapath;
+                announcement.announced = announced;
             }
             changed
         });
@@ -190,40 +194,25 @@ impl Drop for AnnouncementSession {
     }
 }
 
-/// What a node announced, as far as it is in the snapshot.
-struct Announced {
-    datapath: NodeDatapath,
-    /// `None` leaves the address that the snapshot has.
-    address: Option<Ipv4Addr>,
-}
-
-impl Announced {
-    fn put_into(&self, cluster: &mut Cluster, id: &NodeId) {
-        if let Some(node) = cluster.nodes.get_mut(id) {
-            node.datapath = self.datapath;
-            node.address = self.address.unwrap_or(node.address);
-        }
-    }
-}
-
-/// The nodes whose data path or address in the snapshot differs from what they announced. No node gets an
+/// The nodes for which the snapshot differs from what they announced, as they are to be. No node gets an
 /// address that is another's.
-fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Announced)> {
+fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
     let taken: BTreeSet<Ipv4Addr> = cluster.nodes.values().map(|node| node.address).collect();
-    let mut differences = Vec::new();
-    for (id, node) in &cluster.nodes {
-        let announcement = known.nodes.get(id);
-        let announced = Announced {
-            datapath: announcement.map(|known| known.datapath).unwrap_or_default(),
-            address: announcement
-                .and_then(|known| known.address)
-                .filter(|address| !taken.contains(address)),
-        };
-        if announced.datapath != node.datapath || announced.address.is_some() {
-            differences.push((id.clone(), announced));
-        }
-    }
-    differences
+    let nodes = cluster.nodes.iter();
+    nodes
+        .filter_map(|(id, node)| {
+            let announced = known.nodes.get(id).map(|known| known.announced.clone());
+            let announced = announced.unwrap_or_default();
+            let address = announced.address.filter(|address| !taken.contains(address));
+            let new = Node {
+                datapath: announced.datapath,
+                address: address.unwrap_or(node.address),
+                release: announced.release,
+                ..node.clone()
+            };
+            (new != *node).then(|| (id.clone(), new))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -243,6 +232,7 @@ mod tests {
                 weight: 1,
                 datapath: NodeDatapath::Unknown,
                 silent: false,
+                release: String::new(),
             };
             (id.to_owned(), node)
         };
@@ -266,7 +256,7 @@ mod tests {
             seen(&announcements, &[("a", true), ("b", true)]),
             [NodeDatapath::Unknown; 2]
         );
-        assert!(session.announce(NodeDatapath::Ipvs));
+        assert!(session.announce(NodeDatapath::Ipvs.into()));
         drop(session);
         assert_eq!(
             seen(&announcements, &[("a", true), ("b", true)]),
@@ -278,7 +268,7 @@ mod tests {
     fn a_node_that_is_down_in_swarm_too_must_announce_again() {
         let announcements = Announcements::new();
         let session = announcements.open("a");
-        session.announce(NodeDatapath::Ebpf);
+        session.announce(NodeDatapath::Ebpf.into());
         assert_eq!(
             seen(&announcements, &[("a", false)]),
             [NodeDatapath::Ebpf],
@@ -287,7 +277,7 @@ mod tests {
         drop(session);
         assert_eq!(seen(&announcements, &[("a", false)]), [NodeDatapath::None]);
         assert_eq!(seen(&announcements, &[("a", true)]), [NodeDatapath::None]);
-        announcements.open("a").announce(NodeDatapath::Ebpf);
+        announcements.open("a").announce(NodeDatapath::Ebpf.into());
         assert_eq!(seen(&announcements, &[("a", true)]), [NodeDatapath::Ebpf]);
     }
 
@@ -296,8 +286,8 @@ mod tests {
         let announcements = Announcements::new();
         let old = announcements.open("a");
         let new = announcements.open("a");
-        assert!(new.announce(NodeDatapath::Ebpf));
-        assert!(!old.announce(NodeDatapath::None));
+        assert!(new.announce(NodeDatapath::Ebpf.into()));
+        assert!(!old.announce(NodeDatapath::None.into()));
         drop(old);
         assert_eq!(
             seen(&announcements, &[("a", false)]),
@@ -310,8 +300,10 @@ mod tests {
     fn packets_go_to_the_address_that_a_node_announced_unless_it_is_anothers() {
         let announcements = Announcements::new();
         let session = announcements.open("a");
-        session.set_address(Some(Ipv4Addr::new(10, 7, 0, 1)));
-        session.announce(NodeDatapath::Ebpf);
+        session.announce(Announced {
+            address: Some(Ipv4Addr::new(10, 7, 0, 1)),
+            ..NodeDatapath::Ebpf.into()
+        });
         let address = |address: [u8; 4]| {
             let mut cluster = listed(&[("a", true), ("b", true)]);
             cluster.nodes.get_mut("b").unwrap().address = address.into();
@@ -329,9 +321,22 @@ mod tests {
     }
 
     #[test]
+    fn the_agents_release_is_in_the_snapshot() {
+        let announcements = Announcements::new();
+        announcements.open("a").announce(Announced {
+            release: "1.2.3".to_owned(),
+            ..NodeDatapath::Ebpf.into()
+        });
+        let mut cluster = listed(&[("a", true), ("b", true)]);
+        announcements.put_into(&mut cluster);
+        let releases: Vec<_> = cluster.nodes.values().map(|node| node.release.as_str()).collect();
+        assert_eq!(releases, ["1.2.3", ""]);
+    }
+
+    #[test]
     fn a_removed_node_is_dropped() {
         let announcements = Announcements::new();
-        announcements.open("a").announce(NodeDatapath::Ebpf);
+        announcements.open("a").announce(NodeDatapath::Ebpf.into());
         seen(&announcements, &[("b", true)]);
         assert_eq!(seen(&announcements, &[("a", true)]), [NodeDatapath::Unknown]);
     }
@@ -347,9 +352,9 @@ mod tests {
         let session = announcements.open("a");
         let follow = async {
             for (revision, datapath) in [(8, NodeDatapath::Ebpf), (9, NodeDatapath::Leaving)] {
-                session.announce(datapath);
+                session.announce(datapath.into());
                 // Repeating an announcement changes nothing.
-                session.announce(datapath);
+                session.announce(datapath.into());
                 let now = receiver
                     .wait_for(|state| state.revision >= revision)
                     .await

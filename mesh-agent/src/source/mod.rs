@@ -19,8 +19,8 @@ use crate::model::Cluster;
 pub use announcements::Announcements;
 pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError};
 pub use feed::{
-    Acknowledged, Announcer, AnnouncerOptions, FeedClient, FeedClientOptions, FeedError, FeedServer,
-    FeedServerOptions, FeedServerStatus,
+    Acknowledged, Announcer, AnnouncerOptions, CheckError, FeedClient, FeedClientOptions, FeedError,
+    FeedServer, FeedServerOptions, FeedServerStatus, Served, check,
 };
 pub use hint::HintHandle;
 pub use swarm::SwarmSource;

@@ -47,7 +47,7 @@ impl Announced {
             .sessions
             .entry(node.to_owned())
             .or_insert_with(|| self.announcements.open(node));
-        session.announce(datapath);
+        session.announce(datapath.into());
         Ok(())
     }
 

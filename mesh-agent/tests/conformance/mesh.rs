@@ -75,6 +75,7 @@ impl<'a> Mesh<'a> {
                     weight: 1,
                     datapath: rung.node_datapath(),
                     silent: false,
+                    release: String::new(),
                 };
                 (node.netns.name.clone(), cluster_node)
             })

@@ -25,6 +25,7 @@ fn node(last: u8) -> Node {
         weight: 1,
         datapath: NodeDatapath::Ebpf,
         silent: false,
+        release: String::new(),
     }
 }
 

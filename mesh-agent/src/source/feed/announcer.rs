@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    dial::{Interruption, LIMIT, dial},
+    dial::{Connection, Interruption, LIMIT, dial},
     wire::{self, FromManager, FromNode, Purpose},
 };
 use crate::{backoff::Backoff, model::NodeDatapath, source::NodeIdentity};
@@ -153,7 +153,11 @@ impl Link {
 
     async fn announce(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
-        let (mut reader, mut writer) = dial(self.manager, &identity, Purpose::Announce).await?;
+        let Connection {
+            mut reader,
+            mut writer,
+            ..
+        } = dial(self.manager, &identity, Purpose::Announce).await?;
         loop {
             let announcement = *self.options.announcement.borrow_and_update();
             if announcement != NodeDatapath::Unknown {
@@ -162,6 +166,7 @@ impl Link {
                         &FromNode::Announce {
                             datapath: announcement,
                             address: self.options.address,
+                            release: crate::RELEASE.to_owned(),
                         },
                         LIMIT,
                     )

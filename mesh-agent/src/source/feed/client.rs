@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    dial::{Interruption, LIMIT, SILENCE, STALE, dial},
+    dial::{Connection, Interruption, LIMIT, SILENCE, STALE, dial},
     fresh::{Freshest, Freshness},
     stream::{Stream, Streamed},
     wire::{FromManager, FromNode, Purpose, WireError},
@@ -135,7 +135,11 @@ impl FeedClient {
         backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible, Interruption> {
         let identity = Arc::clone(&self.options.identity.borrow_and_update());
-        let (mut reader, mut writer) = dial(manager, &identity, Purpose::Follow).await?;
+        let Connection {
+            mut reader,
+            mut writer,
+            ..
+        } = dial(manager, &identity, Purpose::Follow).await?;
         info!(%manager, "following a manager");
         let mut stream = Stream::new(&identity.subject.cluster_id);
         let mut link = Link {

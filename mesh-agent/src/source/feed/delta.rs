@@ -107,6 +107,7 @@ pub(super) mod tests {
             weight: 1,
             datapath: NodeDatapath::Unknown,
             silent: false,
+            release: String::new(),
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

@@ -31,6 +31,14 @@ pub(super) type ManagerReader = Reader<ReadHalf<TlsStream<TcpStream>>>;
 /// Its writing half.
 pub(super) type ManagerWriter = Writer<WriteHalf<TlsStream<TcpStream>>>;
 
+/// A connection on which the manager has greeted.
+pub(super) struct Connection {
+    pub(super) reader: ManagerReader,
+    pub(super) writer: ManagerWriter,
+    /// The manager's clock at the greeting, in milliseconds since 1970; `None` from older agents.
+    pub(super) clock: Option<u64>,
+}
+
 /// Why a connection to a manager ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Interruption {
@@ -68,7 +76,7 @@ pub(super) async fn dial(
     manager: SocketAddr,
     identity: &NodeIdentity,
     purpose: Purpose,
-) -> Result<(ManagerReader, ManagerWriter), Interruption> {
+) -> Result<Connection, Interruption> {
     let (reader, writer) = tokio::io::split(connect(manager, identity).await?);
     let mut reader = Reader::new(reader, wire::MAX_FROM_MANAGER);
     let mut writer = Writer::new(writer, wire::MAX_FROM_NODE);
@@ -81,8 +89,13 @@ pub(super) async fn dial(
     match reader.next_within(SILENCE).await? {
         FromManager::Hello {
             version: OLDEST..=VERSION,
-        } => Ok((reader, writer)),
-        FromManager::Hello { version } => Err(Interruption::Version(version)),
+            clock,
+        } => Ok(Connection {
+            reader,
+            writer,
+            clock,
+        }),
+        FromManager::Hello { version, .. } => Err(Interruption::Version(version)),
         FromManager::Refused { reason } => Err(Interruption::Refused(reason)),
         FromManager::Full { .. }
         | FromManager::Delta { .. }

@@ -8,6 +8,7 @@
 //! cluster.
 
 pub mod announcer;
+pub mod check;
 pub mod client;
 mod delta;
 mod dial;
@@ -22,6 +23,7 @@ mod wire;
 use std::{io, net::SocketAddr};
 
 pub use announcer::{Acknowledged, Announcer, AnnouncerOptions};
+pub use check::{CheckError, Served, check};
 pub use client::{FeedClient, FeedClientOptions};
 pub use server::{FeedServer, FeedServerOptions, FeedServerStatus};
 

@@ -1,6 +1,7 @@
 //! Both ends of the feed over real TLS on loopback.
 
 mod announcements;
+mod checks;
 mod freshness;
 mod previous_version;
 
@@ -47,6 +48,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             weight: 1,
             datapath: NodeDatapath::Unknown,
             silent: false,
+            release: String::new(),
         };
         ((*name).to_owned(), node)
     };

@@ -39,6 +39,9 @@ pub(super) enum FromManager {
     Hello {
         /// The version that it chose.
         version: u32,
+        /// Its clock, in milliseconds since 1970; `None` from older agents. Only compared, never used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clock: Option<u64>,
     },
     /// The manager does not serve this node; the connection ends.
     Refused {
@@ -116,6 +119,9 @@ pub(super) enum FromNode {
         /// Where to send its packets, if not to its Swarm address; never in version 3.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         address: Option<Ipv4Addr>,
+        /// The agent's release; empty from older agents.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        release: String,
     },
     /// A task's container has changed here, so the task is about to change.
     Hint,
@@ -132,6 +138,8 @@ pub(super) enum Purpose {
     Follow,
     /// To announce its data path, to every manager.
     Announce,
+    /// To find out whether the manager serves the node; the connection ends with the greeting.
+    Check,
 }
 
 /// The connection failed, or the peer broke the protocol.
@@ -204,6 +212,12 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
 pub(super) fn common_version(oldest: u32, newest: u32) -> Option<u32> {
     let version = newest.max(oldest).min(VERSION);
     (version >= oldest.max(OLDEST)).then_some(version)
+}
+
+/// This machine's clock in milliseconds since 1970.
+pub(super) fn clock() -> Option<u64> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok()
 }
 
 /// A time as an age in milliseconds.

@@ -158,6 +158,7 @@ fn node(listed: &api::Node) -> Option<Node> {
         weight: node_weight(listed).0,
         datapath: NodeDatapath::Unknown,
         silent: false,
+        release: String::new(),
     })
 }
 

@@ -24,6 +24,7 @@ use crate::{
     model::{NodeDatapath, NodeId},
     source::{
         NodeIdentity, SourceState, Subject, SubjectError,
+        announcements::Announced,
         feed::{
             delta::Delta,
             wire::{self, FromManager, FromNode, Purpose, Reader, WireError, Writer},
@@ -73,10 +74,12 @@ pub(super) async fn session(
         Ok(admitted) => {
             let hello = FromManager::Hello {
                 version: admitted.version,
+                clock: wire::clock(),
             };
             let node = &admitted.node;
             match (send(&mut writer, &hello).await, admitted.purpose) {
                 (Ok(()), Purpose::Follow) => follow(node, peer, shared, &mut reader, &mut writer).await,
+                (Ok(()), Purpose::Check) => Ok(()),
                 (Ok(()), Purpose::Announce) => unless_ended(
                     node,
                     receive_announcements(node, shared, &mut reader, &mut writer).await,
@@ -270,19 +273,27 @@ where
     let mut last = None;
     loop {
         let message = reader.next_within(ANNOUNCE_SILENCE).await;
-        let (datapath, address) = match message.map_err(Refusal::Protocol)? {
+        let announced = match message.map_err(Refusal::Protocol)? {
             FromNode::Announce {
                 datapath: NodeDatapath::Unknown,
                 ..
             } => return Err(Refusal::Misbehaved("it announces nothing")),
-            FromNode::Announce { datapath, address } => (datapath, address),
+            FromNode::Announce {
+                datapath,
+                address,
+                release,
+            } => Announced {
+                datapath,
+                address,
+                release: known_release(release),
+            },
             FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
             FromNode::Hint | FromNode::NeedFull => {
                 return Err(Refusal::Misbehaved("a request on a connection to announce"));
             }
         };
-        session.set_address(address);
-        if !session.announce(datapath) {
+        let datapath = announced.datapath;
+        if !session.announce(announced) {
             debug!(node, "the node has a newer connection");
             return Ok(());
         }
@@ -299,6 +310,17 @@ where
         }
         send(writer, &FromManager::Acknowledged { datapath }).await?;
         sleep(ANNOUNCE_GAP).await;
+    }
+}
+
+/// The release, if it looks like one: it is shown to users as it is.
+fn known_release(release: String) -> String {
+    const LONGEST: usize = 40;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-+".contains(&byte);
+    if release.len() <= LONGEST && release.bytes().all(allowed) {
+        release
+    } else {
+        String::new()
     }
 }
 

@@ -71,6 +71,7 @@ fn announce(datapath: NodeDatapath) -> FromNode {
     FromNode::Announce {
         datapath,
         address: None,
+        release: "1.2.3".to_owned(),
     }
 }
 
@@ -275,5 +276,26 @@ async fn an_empty_or_unexpected_announcement_is_refused() {
         let refused = |reply: &FromManager| matches!(reply, FromManager::Refused { reason: found } if found.contains(reason));
         assert!(replies.iter().any(refused), "{reason}: {replies:?}");
         assert_eq!(server.kind(), NodeDatapath::Unknown, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn an_announcement_brings_the_release_of_the_agent_unless_it_is_no_release() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    for (sent, published) in [("1.2.3", "1.2.3"), ("1.2.3\u{1b}[31m", "")] {
+        let announcement = FromNode::Announce {
+            datapath: NodeDatapath::Ebpf,
+            address: None,
+            release: sent.to_owned(),
+        };
+        // The last message ends the connection.
+        let replies = converse(&server, &identity, &[greeting(), announcement, greeting()]).await;
+        let acknowledged = FromManager::Acknowledged {
+            datapath: NodeDatapath::Ebpf,
+        };
+        assert!(replies.contains(&acknowledged), "{replies:?}");
+        assert_eq!(server.state.borrow().cluster.nodes["worker-1"].release, published);
     }
 }

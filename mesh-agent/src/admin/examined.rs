@@ -1,0 +1,80 @@
+//! What the doctor gets to know of the running agent: computed from a view of it. Pure.
+
+use super::{View, status::missing_hooks};
+use crate::{
+    datapath::Mode,
+    doctor::{PeerFacts, Running},
+};
+
+pub(super) fn running(view: &View) -> Running {
+    let refused = |uplink: &String| {
+        let mut modes = view.modes.iter();
+        modes.any(|mode| mode.interface == *uplink && mode.mode == Mode::None)
+    };
+    let uplinks = view.desired.uplinks.keys();
+    let peers = view.source.cluster.nodes.iter();
+    Running {
+        interfaces: view.modes.clone(),
+        datapath: view.datapath_status.clone(),
+        node_address: view.desired.settings.node_address,
+        uplinks: uplinks.filter(|uplink| !refused(uplink)).cloned().collect(),
+        missing_hooks: missing_hooks(view),
+        peers: peers
+            .filter(|(id, _)| **id != view.node)
+            .map(|(_, node)| PeerFacts {
+                hostname: node.hostname.clone(),
+                address: node.address,
+                ready: node.ready,
+                datapath: node.datapath,
+                release: node.release.clone(),
+                probes: view.probes.peers.get(&node.address).copied(),
+            })
+            .collect(),
+        probe_trouble: view.probes.trouble.clone(),
+        problems: view.datapath_errors.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admin::view::fixture,
+        datapath::InterfaceMode,
+        model::{HostInterface, MacAddress},
+    };
+
+    #[test]
+    fn the_doctor_knows_each_peer_and_the_uplinks_that_have_hooks() {
+        let (mut view, _) = fixture::two_nodes();
+        let mut desired = (*view.desired).clone();
+        let uplink = HostInterface {
+            index: 2,
+            mac: MacAddress::default(),
+            mtu: 1500,
+        };
+        for name in ["eth0", "eth1"] {
+            desired.uplinks.insert(name.to_owned(), uplink);
+        }
+        view.desired = desired.into();
+        view.modes.push(InterfaceMode {
+            interface: "eth1".to_owned(),
+            mode: Mode::None,
+            reason: "busy".to_owned(),
+        });
+        let running = running(&view);
+        assert_eq!(running.uplinks, ["eth0".to_owned()].into());
+        assert_eq!(running.node_address, Some([192, 168, 0, 1].into()));
+        let peers: Vec<_> = running
+            .peers
+            .iter()
+            .map(|peer| {
+                (
+                    peer.hostname.as_str(),
+                    peer.probes.and_then(|probes| probes.answers),
+                )
+            })
+            .collect();
+        assert_eq!(peers, [("n2", Some(true)), ("n3", Some(false))]);
+    }
+}
