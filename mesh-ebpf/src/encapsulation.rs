@@ -6,22 +6,42 @@ use crate::{
     frame::{Frame, Refused},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
-        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_LENGTH, OUTER_LENGTH, Outer, PROTOCOL_UDP,
-        TCP_LENGTH, UDP_LENGTH, Udp,
+        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_LENGTH, Ipv4, OUTER_LENGTH, Outer, PROTOCOL_TCP,
+        PROTOCOL_UDP, Tcp, UDP_LENGTH, Udp,
     },
     ipv4,
-    parse::Packet,
 };
 
-/// Whether a packet, or each segment of an aggregated one, is at most `mtu` bytes.
+/// The largest packet that fits into the tunnel to a peer, in bytes from its IP header on.
 #[inline(always)]
-pub fn fits<F: Frame>(frame: &F, packet: &Packet, mtu: u16) -> bool {
-    if packet.total_length <= mtu {
-        return true;
+pub fn inner_mtu(config: &Config, next_hop: &NextHop) -> u16 {
+    if next_hop.inner_mtu == 0 {
+        config.inner_mtu
+    } else {
+        next_hop.inner_mtu
     }
+}
+
+/// Bytes of the IP packet at `offset`, without options, as it will be on a wire: of a segment if the frame is
+/// aggregated.
+///
+/// # Errors
+/// [`Refused`] when the frame ends before.
+#[inline(always)]
+pub fn wire_length<F: Frame>(frame: &F, offset: usize) -> Result<u16, Refused> {
+    let ip = frame.at::<Ipv4>(offset).ok_or(Refused)?;
     let size = frame.segment_size();
-    // 12 bytes of TCP options (timestamps) are on nearly every segment.
-    size != 0 && size + (IPV4_LENGTH + TCP_LENGTH + 12) as u32 <= u32::from(mtu)
+    if size == 0 {
+        return Ok(ip.total_length.get());
+    }
+    let l4_length = if ip.protocol == PROTOCOL_TCP {
+        let tcp = frame.at::<Tcp>(offset + IPV4_LENGTH).ok_or(Refused)?;
+        u32::from(tcp.data_offset >> 4) * 4
+    } else {
+        UDP_LENGTH as u32
+    };
+    // A segment's payload has 16 bits in the kernel too.
+    Ok(u16::try_from(IPV4_LENGTH as u32 + l4_length + size).unwrap_or(u16::MAX))
 }
 
 /// Encapsulates a packet for a peer. `l3_length` is that of the inner packet.

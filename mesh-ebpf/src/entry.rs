@@ -36,13 +36,13 @@ pub fn decide<'a, F: Frame, T: Tables>(
             if is_encapsulated(config, &packet) {
                 return tunnel::decide(frame, tables, config, hook, &packet);
             }
-            client(frame, tables, config, &packet, hook, Origin::UPLINK)
+            client(tables, config, &packet, hook, Origin::UPLINK)
         }
-        Hook::TcContainer => match reply::decide(frame, tables, config, &packet) {
+        Hook::TcContainer => match reply::decide(tables, config, &packet) {
             Some(decision) => decision,
-            None => client(frame, tables, config, &packet, hook, Origin::CONTAINER),
+            None => client(tables, config, &packet, hook, Origin::CONTAINER),
         },
-        Hook::TcMesh0 => client(frame, tables, config, &packet, hook, Origin::MESH0),
+        Hook::TcMesh0 => client(tables, config, &packet, hook, Origin::MESH0),
     }
 }
 
@@ -91,8 +91,7 @@ enum ClientPacket<'a> {
 
 /// Decides about a packet that is not encapsulated and no reply: it may be a client's.
 #[inline(always)]
-fn client<'a, F: Frame, T: Tables>(
-    frame: &F,
+fn client<'a, T: Tables>(
     tables: &'a T,
     config: &Config,
     packet: &Packet,
@@ -110,9 +109,9 @@ fn client<'a, F: Frame, T: Tables>(
     match classify(tables, config, packet) {
         ClientPacket::Continues { flow, backend } => {
             flow_state::client_packet(flow, config, packet);
-            onward::decide(frame, config, packet, hook, flow, backend)
+            onward::decide(config, hook, flow, backend)
         }
-        ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),
+        ClientPacket::Opens => opens(tables, config, packet, hook, origin),
         ClientPacket::BackendGone => Decision::refuse(DropReason::BackendGone),
         ClientPacket::OtherRole => not_ours(hook),
         // The connection may be older than the mesh: the kernel knows.
@@ -165,8 +164,7 @@ fn classify<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> C
 
 /// Opens a flow, if the packet is for a frontend.
 #[inline(always)]
-fn opens<'a, F: Frame, T: Tables>(
-    frame: &F,
+fn opens<'a, T: Tables>(
     tables: &'a T,
     config: &Config,
     packet: &Packet,
@@ -177,7 +175,7 @@ fn opens<'a, F: Frame, T: Tables>(
         return not_ours(hook);
     };
     match open::at_entry(tables, config, packet, service, origin) {
-        Ok((flow, backend)) => onward::decide(frame, config, packet, hook, flow, backend),
+        Ok((flow, backend)) => onward::decide(config, hook, flow, backend),
         Err(DropReason::NoBackend) => Decision::refuse(DropReason::NoBackend),
         Err(reason) => Decision::drop(reason),
     }

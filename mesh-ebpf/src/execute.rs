@@ -1,8 +1,9 @@
 //! Carries decisions out: rewrites the packet and names the action that is left for the hook.
 //!
-//! `execute` makes no decision of its own, with one exception: in XDP, a packet whose way to the next hop
-//! the kernel has yet to resolve is passed to tc, which can have it resolved. That is known only once the
-//! way has been looked up, and is checked before anything is written to the packet.
+//! `execute` makes no decision of its own, with two exceptions: in XDP, a packet whose way to the next hop
+//! the kernel has yet to resolve is passed to tc, which can have it resolved; and a packet that is too big
+//! for its way is answered by ICMP. Both are known only once the way has been looked up, and are checked
+//! before anything is written to the packet.
 
 use crate::{
     abi::{Backend, Config, DropReason, Endpoint, Event, FlowKey, Hook, NextHop, Origin, Role},
@@ -18,6 +19,7 @@ use crate::{
     mss, probe,
     tables::{FlowEntry, Tables},
     verdict::{Action, Decision, Verdict},
+    way::{self, Reach, Way},
 };
 
 /// Carries a decision out. The packet must be the one it was made for. A packet is rewritten whole or
@@ -44,10 +46,6 @@ pub fn execute<F: Frame, T: Tables>(
         Verdict::SendBack { peer, reason } if !is_xdp => send_back(frame, tables, config, hook, peer, reason),
         // XDP leaves both to tc.
         Verdict::RefuseReturned { .. } | Verdict::SendBack { .. } => return Action::Pass,
-        Verdict::TooBig => {
-            tables.count_drop(hook, DropReason::TooBig);
-            return answer(errors::too_big(frame, config.inner_mtu));
-        }
         Verdict::AnswerProbe => match probe::answer(frame) {
             // As below: not as a `Result` of an action that has no payload.
             Ok(()) => return Action::Answer,
@@ -67,6 +65,10 @@ pub fn execute<F: Frame, T: Tables>(
             // The exception, for a peer. (Both return from here: a step's `Result` with a payload that is
             // undefined for `Pass` is what the verifier refuses.)
             Some(next_hop) if is_xdp && next_hop.interface == 0 => return Action::Pass,
+            // The second exception. A returned packet was in the tunnel already.
+            Some(next_hop) if !returned && !way::fits(frame, encapsulation::inner_mtu(config, next_hop)) => {
+                return too_big(frame, tables, hook, encapsulation::inner_mtu(config, next_hop));
+            }
             Some(next_hop) => {
                 let written = if returned && !is_xdp {
                     forward_returned(frame, tables, config, next_hop, flow, backend, kind)
@@ -80,14 +82,21 @@ pub fn execute<F: Frame, T: Tables>(
             }
             None => Err(DropReason::NoRoute),
         },
-        Verdict::Reply { flow } => reply(frame, tables, config, flow),
+        Verdict::Reply { flow } => {
+            let way = way::of_reply(frame, tables, config, flow);
+            // The second exception.
+            if way.reach == Reach::TooBig {
+                return too_big(frame, tables, hook, way.mtu);
+            }
+            reply(frame, tables, config, flow, &way)
+        }
         Verdict::DeliverReply { flow } => {
-            let way = way_to_client(frame, flow);
+            let way = way::to_client(frame, flow);
             // The exception, for a client.
-            if is_xdp && !matches!(way, Some(Route::Resolved(_))) {
+            if is_xdp && way.reach != Reach::Resolved {
                 return Action::Pass;
             }
-            deliver_reply(frame, tables, config, flow, way)
+            deliver_reply(frame, tables, config, flow, &way)
         }
     };
     match done {
@@ -97,6 +106,12 @@ pub fn execute<F: Frame, T: Tables>(
             Action::Drop
         }
     }
+}
+
+#[inline(always)]
+fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16) -> Action {
+    tables.count_drop(hook, DropReason::TooBig);
+    answer(errors::too_big(frame, mtu))
 }
 
 #[inline(always)]
@@ -172,7 +187,9 @@ fn forward<F: Frame, T: Tables>(
     if source_translated {
         translate(frame, presented, frontend)?;
     }
-    clamp_syn(frame, &ip, config)?;
+    if is_syn(frame, &ip)? {
+        mss::clamp(frame, encapsulation::inner_mtu(config, next_hop))?;
+    }
     let inner = FlowKey::between(presented, frontend, u32::from(ip.protocol));
     encapsulate(
         frame,
@@ -213,6 +230,7 @@ fn reply<F: Frame, T: Tables>(
     tables: &T,
     config: &Config,
     flow: FlowEntry,
+    way: &Way,
 ) -> Result<Action, DropReason> {
     let (frontend, origin) = (flow.frontend(), flow.origin());
     if !origin.is_tunnel() {
@@ -222,19 +240,16 @@ fn reply<F: Frame, T: Tables>(
     // A source that the entry node translated is restored there.
     let client = flow.client();
     translate(frame, frontend, client)?;
-    if origin.is_tunnel() {
-        clamp_syn(frame, &ip, config)?;
+    if origin.is_tunnel() && is_syn(frame, &ip)? {
+        mss::clamp(frame, way::mtu_to_entry_node(tables, config, flow))?;
     }
     if origin == Origin::MESH0 {
         return to_local_process(frame, config);
     }
-    if origin != Origin::TUNNEL {
-        let route = frame.route(frontend.address, client.address, ip.total_length.get());
-        // Direct return falls back to the entry node: routing does not lead to a client that is this very
-        // node, but the entry node can send to it.
-        if origin != Origin::TUNNEL_DIRECT || !matches!(route, Route::Unreachable) {
-            return to_client(frame, route);
-        }
+    // Direct return falls back to the entry node: routing does not lead to a client that is this very node,
+    // but the entry node can send to it.
+    if origin != Origin::TUNNEL && (origin != Origin::TUNNEL_DIRECT || way.reach != Reach::Nowhere) {
+        return to_client(frame, way);
     }
     let inner = FlowKey::between(frontend, client, u32::from(ip.protocol));
     to_entry_node(frame, tables, config, flow, &inner, ip.total_length)
@@ -266,20 +281,6 @@ fn to_entry_node<F: Frame, T: Tables>(
     to_peer(frame, config, next_hop)
 }
 
-/// The way of an encapsulated packet to its flow's client; `None` for a process of this node, which needs
-/// none.
-#[inline(always)]
-fn way_to_client<F: Frame>(frame: &F, flow: FlowEntry) -> Option<Route> {
-    if flow.origin() == Origin::MESH0 {
-        return None;
-    }
-    let length = match frame.at::<Ipv4>(ETHERNET_LENGTH + OUTER_LENGTH) {
-        Some(inner) => inner.total_length.get(),
-        None => 0,
-    };
-    Some(frame.route(flow.frontend().address, flow.client().address, length))
-}
-
 #[inline(always)]
 fn refuse_returned<F: Frame, T: Tables>(
     frame: &mut F,
@@ -289,14 +290,15 @@ fn refuse_returned<F: Frame, T: Tables>(
     flow: FlowEntry,
     reason: DropReason,
 ) -> Result<Action, DropReason> {
-    let way = way_to_client(frame, flow);
+    let way = way::to_client(frame, flow);
     if errors::refuse_inner(frame, flow.client()).is_err() {
         return Err(reason);
     }
     tables.count_drop(hook, reason);
-    match way {
-        Some(route) => to_client(frame, route),
-        None => to_local_process(frame, config),
+    if flow.origin() == Origin::MESH0 {
+        to_local_process(frame, config)
+    } else {
+        to_client(frame, &way)
     }
 }
 
@@ -325,7 +327,7 @@ fn deliver_reply<F: Frame, T: Tables>(
     tables: &T,
     config: &Config,
     flow: FlowEntry,
-    way: Option<Route>,
+    way: &Way,
 ) -> Result<Action, DropReason> {
     tables.count_out(
         flow.backend(),
@@ -336,9 +338,10 @@ fn deliver_reply<F: Frame, T: Tables>(
     if flow.role() == Role::ALIAS {
         translate(frame, flow.frontend(), flow.client())?;
     }
-    match way {
-        Some(route) => to_client(frame, route),
-        None => to_local_process(frame, config),
+    if flow.origin() == Origin::MESH0 {
+        to_local_process(frame, config)
+    } else {
+        to_client(frame, way)
     }
 }
 
@@ -353,16 +356,16 @@ fn to_local_process<F: Frame>(frame: &mut F, config: &Config) -> Result<Action, 
 
 /// The last step to a client on the network or on one of this node's bridges.
 #[inline(always)]
-fn to_client<F: Frame>(frame: &mut F, route: Route) -> Result<Action, DropReason> {
-    match route {
-        Route::Resolved(next_hop) => {
-            address_frame(frame, next_hop.source_mac, next_hop.destination_mac)?;
-            Ok(Action::Transmit {
-                interface: next_hop.interface,
-            })
+fn to_client<F: Frame>(frame: &mut F, way: &Way) -> Result<Action, DropReason> {
+    let interface = way.interface;
+    match way.reach {
+        Reach::Resolved => {
+            address_frame(frame, way.source_mac, way.destination_mac)?;
+            Ok(Action::Transmit { interface })
         }
-        Route::Unresolved { interface } => Ok(Action::Route { interface }),
-        Route::Unreachable => Err(DropReason::NoRoute),
+        Reach::Unresolved => Ok(Action::Route { interface }),
+        Reach::Nowhere => Err(DropReason::NoRoute),
+        Reach::TooBig => Err(DropReason::TooBig),
     }
 }
 
@@ -379,7 +382,8 @@ fn to_peer<F: Frame>(frame: &F, config: &Config, next_hop: &NextHop) -> Result<A
         Route::Resolved(NextHop { interface, .. }) | Route::Unresolved { interface } => {
             Ok(Action::Route { interface })
         }
-        Route::Unreachable => Err(DropReason::NoRoute),
+        // Its size was not asked about.
+        Route::Unreachable | Route::TooBig { .. } => Err(DropReason::NoRoute),
     }
 }
 
@@ -389,14 +393,12 @@ fn l3_bytes<F: Frame>(frame: &F) -> u32 {
 }
 
 #[inline(always)]
-fn clamp_syn<F: Frame>(frame: &mut F, ip: &Ipv4, config: &Config) -> Result<(), Refused> {
-    if ip.protocol == PROTOCOL_TCP {
-        let tcp = frame.at::<Tcp>(L4_OFFSET).ok_or(Refused)?;
-        if tcp.flags & TCP_SYN != 0 {
-            return mss::clamp(frame, config.inner_mtu);
-        }
+fn is_syn<F: Frame>(frame: &F, ip: &Ipv4) -> Result<bool, Refused> {
+    if ip.protocol != PROTOCOL_TCP {
+        return Ok(false);
     }
-    Ok(())
+    let tcp = frame.at::<Tcp>(L4_OFFSET).ok_or(Refused)?;
+    Ok(tcp.flags & TCP_SYN != 0)
 }
 
 /// Rewrites addresses and ports, and the checksums with them.

@@ -36,6 +36,11 @@ pub enum Route {
     },
     /// There is no route, or none that the kernel forwards on.
     Unreachable,
+    /// The packet is larger than the route's MTU.
+    TooBig {
+        /// That MTU.
+        mtu: u16,
+    },
 }
 
 /// An Ethernet frame that can be read, rewritten and resized.
@@ -85,6 +90,7 @@ pub trait Frame {
     /// [`Refused`] when the kernel does not allow it.
     fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused>;
 
-    /// Looks an address up in the node's routes and neighbours.
+    /// Looks an address up in the node's routes and neighbours, for a packet (a segment of an aggregated one)
+    /// of `l3_length` bytes; 0 skips the check of its size.
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route;
 }

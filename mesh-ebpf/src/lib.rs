@@ -30,3 +30,4 @@ pub mod tables;
 mod testing;
 pub mod tunnel;
 pub mod verdict;
+pub mod way;

@@ -1,9 +1,8 @@
 //! Decides about replies of local backends, as they leave the container.
 
 use crate::{
-    abi::{Config, Origin, Role},
-    encapsulation, flow_state,
-    frame::Frame,
+    abi::{Config, Role},
+    flow_state,
     parse::Packet,
     tables::Tables,
     verdict::Decision,
@@ -11,12 +10,7 @@ use crate::{
 
 /// Decides about a packet that a container sends, if it is a reply of a flow.
 #[inline(always)]
-pub fn decide<'a, F: Frame, T: Tables>(
-    frame: &F,
-    tables: &'a T,
-    config: &Config,
-    packet: &Packet,
-) -> Option<Decision<'a>> {
+pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Option<Decision<'a>> {
     let flow = tables
         .flow(&packet.key)
         .filter(|flow| flow.role() == Role::REPLY)?;
@@ -26,9 +20,6 @@ pub fn decide<'a, F: Frame, T: Tables>(
     if !current {
         // The container that had this address is gone: another one sends this.
         return None;
-    }
-    if flow.origin() == Origin::TUNNEL && !encapsulation::fits(frame, packet, config.inner_mtu) {
-        return Some(Decision::TOO_BIG);
     }
     flow_state::backend_packet(tables, flow, config, packet);
     Some(Decision::reply(flow))

@@ -79,7 +79,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
         GeneveKind::ForwardDirect => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
         // Decided above.
         GeneveKind::Probe | GeneveKind::ProbeAnswer => Decision::PASS,
-        GeneveKind::Undeliverable => returned(frame, tables, config, hook, &packet, &geneve, peer.0),
+        GeneveKind::Undeliverable => returned(tables, config, hook, &packet, &geneve, peer.0),
     }
 }
 
@@ -119,8 +119,7 @@ fn forwarded<'a, T: Tables>(
 /// A client's packet that the node of its backend could not deliver, back on its entry node. A packet that
 /// may open its flow goes to another backend, once; any other is refused.
 #[inline(always)]
-fn returned<'a, F: Frame, T: Tables>(
-    frame: &F,
+fn returned<'a, T: Tables>(
     tables: &'a T,
     config: &Config,
     hook: Hook,
@@ -143,7 +142,7 @@ fn returned<'a, F: Frame, T: Tables>(
     {
         if packet.may_open_flow() && flow.opening() == Opening::MOVED && !flow.is_closing() {
             // It was under way when its flow moved, and follows.
-            return onward::decide(frame, config, packet, hook, flow, backend).of_returned();
+            return onward::decide(config, hook, flow, backend).of_returned();
         }
         return Decision::drop(DropReason::UnknownFlow);
     }
@@ -159,7 +158,7 @@ fn returned<'a, F: Frame, T: Tables>(
         if let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key))
             && let Ok((flow, backend)) = open::elsewhere(tables, config, &packet, service, flow)
         {
-            return onward::decide(frame, config, &packet, hook, flow, backend).of_returned();
+            return onward::decide(config, hook, flow, backend).of_returned();
         }
     }
     flow.close();

@@ -27,7 +27,6 @@ enum Kind {
     Pass,
     Drop,
     Refuse,
-    TooBig,
     Deliver,
     DeliverDecapsulated,
     Forward,
@@ -47,13 +46,6 @@ impl<'a> Decision<'a> {
         backend: None,
         peer: 0,
         returned: false,
-    };
-
-    /// [`Verdict::TooBig`].
-    pub const TOO_BIG: Self = Self {
-        kind: Kind::TooBig,
-        reason: DropReason::TooBig,
-        ..Self::PASS
     };
 
     /// [`Verdict::AnswerProbe`].
@@ -110,8 +102,6 @@ impl<'a> Decision<'a> {
     pub const fn of_returned(self) -> Self {
         let kind = match self.kind {
             Kind::Deliver => Kind::DeliverDecapsulated,
-            // Its answer would be made of the outer packet. But it cannot be: the packet was in the tunnel.
-            Kind::TooBig => Kind::Drop,
             Kind::Pass
             | Kind::Drop
             | Kind::Refuse
@@ -196,7 +186,6 @@ impl<'a> Decision<'a> {
                 reason: self.reason,
             },
             (Kind::Refuse, ..) => Verdict::Refuse(self.reason),
-            (Kind::TooBig, ..) => Verdict::TooBig,
             (Kind::AnswerProbe, ..) => Verdict::AnswerProbe,
             (Kind::Deliver, Some(flow), Some(backend)) => Verdict::Deliver {
                 flow,
@@ -260,8 +249,6 @@ pub enum Verdict<'a> {
         /// Why.
         reason: DropReason,
     },
-    /// It does not fit into the tunnel: answer with ICMP "fragmentation needed", and count.
-    TooBig,
     /// A client's packet, to a container of this node.
     Deliver {
         /// The flow.
@@ -352,12 +339,7 @@ mod tests {
             Decision::send_back(7, reason).verdict(),
             Verdict::SendBack { peer: 7, reason: found } if found == reason
         ));
-        assert!(matches!(Decision::TOO_BIG.verdict(), Verdict::TooBig));
         assert!(matches!(Decision::ANSWER_PROBE.verdict(), Verdict::AnswerProbe));
-        assert!(matches!(
-            Decision::TOO_BIG.of_returned().verdict(),
-            Verdict::Drop(DropReason::TooBig)
-        ));
         assert!(matches!(
             Decision::deliver(entry, &backend, false).of_returned().verdict(),
             Verdict::Deliver {

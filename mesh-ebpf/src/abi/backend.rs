@@ -86,10 +86,15 @@ pub struct NextHop {
     pub source_mac: [u8; 6],
     /// MAC address of the peer, or of the router before it.
     pub destination_mac: [u8; 6],
+    /// Largest packet, in bytes from its IP header on, that reaches the peer through the tunnel; 0 while that
+    /// is unknown.
+    pub inner_mtu: u16,
+    /// Zero.
+    pub padding: u16,
 }
 
 const _: () = assert!(size_of::<BackendKey>() == 8);
 const _: () = assert!(size_of::<Backend>() == 48);
 const _: () = assert!(size_of::<Load>() == 16);
 const _: () = assert!(size_of::<Breaker>() == 24);
-const _: () = assert!(size_of::<NextHop>() == 20);
+const _: () = assert!(size_of::<NextHop>() == 24);

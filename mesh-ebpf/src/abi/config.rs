@@ -22,7 +22,8 @@ pub struct Config {
     pub vni: Be32,
     /// UDP port of Geneve.
     pub geneve_port: Be16,
-    /// Largest client packet, in bytes from its IP header on, that fits into the tunnel.
+    /// Largest client packet, in bytes from its IP header on, that fits into the tunnel on every uplink; for
+    /// peers whose own is unknown.
     pub inner_mtu: u16,
     /// 1 if replies of remote backends go to the client directly.
     pub direct_return: u32,

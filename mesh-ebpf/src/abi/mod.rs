@@ -22,7 +22,7 @@ pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role};
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

@@ -6,10 +6,7 @@ use super::*;
 use crate::{
     abi::{BACKEND_LOCAL, Progress},
     headers::PROTOCOL_TCP,
-    testing::{
-        ACK, FIN, INNER_MTU, RST, Replica, SERVICE_ADDRESS, SYN, Segment, TestFrame, TestTables, at, decide,
-        tcp, udp,
-    },
+    testing::{ACK, FIN, RST, Replica, SERVICE_ADDRESS, SYN, TestFrame, TestTables, at, decide, tcp, udp},
     verdict::Verdict,
 };
 
@@ -185,36 +182,4 @@ fn fragments_and_options_are_dropped_for_frontends_only() {
         check_not_ours(&tables, &optioned(tcp(client(40000), at(other), SYN)));
         check_not_ours(&tables, &fragment(udp(client(40000), at(FRONTEND), b"x")));
     }
-}
-
-fn data(length: usize) -> TestFrame {
-    let segment = Segment {
-        flags: SYN,
-        payload: &vec![0; length - 40],
-        ..Segment::default()
-    };
-    tcp(client(40000), at(FRONTEND), segment)
-}
-
-#[test]
-fn a_packet_larger_than_the_tunnel_is_too_big_for_a_remote_backend_only() {
-    let mtu = usize::from(INNER_MTU);
-    let tables = node_with(&[Replica::on(2, 1)]);
-    chosen(&tables, Hook::Xdp, &data(mtu));
-    let decision = decide(&data(mtu + 1), &tables, Hook::Xdp).verdict();
-    assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
-    chosen(&node_with(&locals(1)), Hook::TcUplink, &data(mtu + 1));
-}
-
-#[test]
-fn an_aggregated_packet_is_too_big_when_its_segments_are() {
-    let tables = node_with(&[Replica::on(2, 1)]);
-    let mut frame = data(4000);
-    frame.segments = 3;
-    // With the headers and 12 bytes of options: exactly what fits.
-    frame.segment_size = u32::from(INNER_MTU) - 52;
-    chosen(&tables, Hook::TcUplink, &frame);
-    frame.segment_size += 1;
-    let decision = decide(&frame, &tables, Hook::TcUplink).verdict();
-    assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
 }

@@ -15,6 +15,7 @@ use crate::{
 
 mod arbitrary;
 mod conversations;
+mod sizes;
 mod talk;
 
 const CLIENT: &str = "192.0.2.7:40000";
@@ -174,18 +175,6 @@ fn a_reset_of_an_unknown_flow_is_dropped_without_an_answer() {
     let tables = node(1, LOCAL);
     let mut frame = tcp(at("10.0.0.1:1"), SocketAddrV4::new(SERVICE_ADDRESS, 9200), RST);
     check_dropped(&tables, Hook::TcMesh0, &mut frame, DropReason::UnknownFlow);
-}
-
-#[test]
-fn a_packet_too_big_is_counted_once_and_answered() {
-    let tables = node(1, REMOTE);
-    let mut frame = udp(at(CLIENT), at(FRONTEND), &[0; INNER_MTU as usize]);
-    assert_eq!(run(&tables, Hook::Xdp, &mut frame), Action::Answer);
-    assert_eq!(tables.drops(Hook::Xdp, DropReason::TooBig), 1);
-    // ICMP 3/4, with the MTU.
-    assert_eq!(frame.bytes[L4_OFFSET..L4_OFFSET + 2], [3, 4]);
-    assert_eq!(frame.bytes[L4_OFFSET + 6..L4_OFFSET + 8], INNER_MTU.to_be_bytes());
-    assert_eq!(tables.counters(1).packets_in, 0);
 }
 
 #[test]

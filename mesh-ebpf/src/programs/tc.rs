@@ -193,11 +193,9 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
-        // Aggregated packets are segmented when they are sent: 0 skips the check of their size.
-        let length = if self.segment_size() == 0 { l3_length } else { 0 };
         // SAFETY: the context is the program's.
         let interface = unsafe { (*self.context).ifindex };
-        route(self.context.cast(), interface, source, destination, length)
+        route(self.context.cast(), interface, source, destination, l3_length)
     }
 }
 

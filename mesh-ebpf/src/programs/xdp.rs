@@ -3,7 +3,10 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action, xdp_md},
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        xdp_action, xdp_md,
+    },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::xdp,
     programs::XdpContext,
@@ -165,10 +168,20 @@ pub(crate) fn route(
             interface: parameters.ifindex,
             source_mac: mac(&parameters.smac),
             destination_mac: mac(&parameters.dmac),
+            inner_mtu: 0,
+            padding: 0,
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
             interface: parameters.ifindex,
         },
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            // SAFETY: integers share the union. The kernel writes the MTU in place of the length.
+            let mtu = unsafe { parameters.__bindgen_anon_1.mtu_result };
+            Route::TooBig {
+                // Before Linux 5.12 it does not: then what every route carries.
+                mtu: if mtu < l3_length { mtu } else { 576 },
+            }
+        }
         _ => Route::Unreachable,
     }
 }

@@ -1,16 +1,11 @@
 //! Which of a container's packets are replies.
 
-use std::net::SocketAddrV4;
-
 use super::*;
 use crate::{
     abi::{Hook, Progress},
-    frame::Frame,
-    headers::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP},
+    headers::{ETHERNET_LENGTH, PROTOCOL_TCP},
     parse::parse,
-    testing::{
-        ACK, FIN, INNER_MTU, RST, Replica, SYN, TestFrame, TestTables, at, decide, run, tcp, udp, view_inner,
-    },
+    testing::{ACK, FIN, RST, Replica, SYN, TestFrame, TestTables, at, decide, run, tcp, udp},
     verdict::Verdict,
 };
 
@@ -98,47 +93,4 @@ fn a_reply_is_seen() {
     check(&tables, &frame, true);
     let key = parse(&frame, ETHERNET_LENGTH).expect("a packet").key;
     assert_eq!(tables.flow(&key).expect("a flow").seen(), 2000);
-}
-
-/// Node 2, with a flow of UDP that node 1 has sent there.
-fn behind_the_tunnel(direct: bool) -> TestTables {
-    let replicas = [Replica::on(2, 1)];
-    let mut entry_node = TestTables::node(1).publish(PROTOCOL_UDP, 9200, &replicas);
-    if direct {
-        entry_node = entry_node.direct();
-    }
-    let mut frame = udp(at(CLIENT), at("10.0.0.1:9200"), b"hello");
-    run(&entry_node, Hook::TcUplink, &mut frame);
-    assert_eq!(view_inner(&frame).source, at(CLIENT));
-    let tables = TestTables::node(2).publish(PROTOCOL_UDP, 9200, &replicas);
-    run(&tables, Hook::TcUplink, &mut frame.received());
-    tables
-}
-
-fn datagram(l3_length: usize) -> TestFrame {
-    let destination: SocketAddrV4 = at(CLIENT);
-    udp(at(CONTAINER), destination, &vec![0; l3_length - 28])
-}
-
-#[test]
-fn a_reply_larger_than_the_tunnel_is_too_big() {
-    let mtu = usize::from(INNER_MTU);
-    let tables = behind_the_tunnel(false);
-    check(&tables, &datagram(mtu), true);
-    let decision = decide(&datagram(mtu + 1), &tables, Hook::TcContainer).verdict();
-    assert!(matches!(decision, Verdict::TooBig), "{decision:?}");
-    // Its segments are what is sent.
-    let mut aggregated = datagram(4000);
-    (aggregated.segments, aggregated.segment_size) = (3, 1400);
-    assert_eq!(aggregated.length(), 4014);
-    check(&tables, &aggregated, true);
-}
-
-#[test]
-fn a_reply_that_needs_no_tunnel_may_be_larger() {
-    check(&behind_the_tunnel(true), &datagram(1500), true);
-    let tables = TestTables::node(1).publish(PROTOCOL_UDP, 9200, &[Replica::on(1, 1)]);
-    let mut first = udp(at(CLIENT), at("10.0.0.1:9200"), b"hello");
-    run(&tables, Hook::TcUplink, &mut first);
-    check(&tables, &datagram(1500), true);
 }

@@ -36,6 +36,8 @@ pub(crate) const CLIENT_ROUTE: Route = Route::Resolved(NextHop {
     interface: 3,
     source_mac: [2, 3, 0, 0, 0, 1],
     destination_mac: [2, 3, 0, 0, 0, 2],
+    inner_mtu: 0,
+    padding: 0,
 });
 
 /// The address of a node.
@@ -144,6 +146,8 @@ impl TestTables {
                 interface: UPLINK,
                 source_mac: [2, 1, 0, 0, 0, node],
                 destination_mac: [2, 1, 0, 0, 0, peer],
+                inner_mtu: 0,
+                padding: 0,
             };
         }
         tables
