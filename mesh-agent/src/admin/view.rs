@@ -156,6 +156,7 @@ pub(crate) mod fixture {
                     interface: 2,
                     source_mac: mac,
                     destination_mac: mac,
+                    mtu: Some(1400),
                 },
             )]),
             ..Local::default()

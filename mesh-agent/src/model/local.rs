@@ -76,6 +76,10 @@ pub struct NextHop {
     pub source_mac: MacAddress,
     /// MAC address of the peer, or of the router on the way.
     pub destination_mac: MacAddress,
+    /// Largest packet that reaches the peer, in bytes from its (outer) IP header on; `None` while that is
+    /// unknown.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 impl fmt::Display for NextHop {
@@ -84,11 +88,16 @@ impl fmt::Display for NextHop {
             interface,
             source_mac,
             destination_mac,
+            mtu,
         } = self;
         write!(
             formatter,
             "interface {interface} from {source_mac} to {destination_mac}"
-        )
+        )?;
+        match mtu {
+            Some(mtu) => write!(formatter, " mtu {mtu}"),
+            None => Ok(()),
+        }
     }
 }
 

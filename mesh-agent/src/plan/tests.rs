@@ -62,7 +62,7 @@ prop_compose! {
             0..4,
         ),
         addresses in prop::collection::btree_set(address(), 0..3),
-        peers in prop::collection::btree_map(address(), any::<bool>(), 0..4),
+        peers in prop::collection::btree_map(address(), any::<Option<Option<u32>>>(), 0..4),
         uplinks in prop::collection::btree_map("eth[0-2]", host_interface(), 0..3),
         dsr in any::<bool>(),
     ) -> Desired {
@@ -71,12 +71,13 @@ prop_compose! {
             state.settings.return_mode = ReturnMode::Dsr;
         }
         for (peer, resolved) in peers {
-            let hop = NextHop {
+            let hop = resolved.map(|mtu| NextHop {
                 interface: 2,
                 source_mac: INTERFACE.mac,
                 destination_mac: INTERFACE.mac,
-            };
-            state.peers.insert(peer, resolved.then_some(hop));
+                mtu,
+            });
+            state.peers.insert(peer, hop);
         }
         for (key, (id, backends)) in services {
             let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![] };

@@ -296,6 +296,7 @@ impl Node {
             interface: self.uplink,
             source_mac: MacAddress(UPLINK_MAC),
             destination_mac: MacAddress(mac),
+            mtu: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::model::{Location, NextHop, ReturnMode};
 use mesh_agent_testing::{
-    cluster::{CLIENT, DNS, NODE, PEER, WEB, arriving, backend_key, frontend, serve, to_peer},
+    cluster::{CLIENT, DNS, NODE, PEER, PEER_MAC, WEB, arriving, backend_key, frontend, serve, to_peer},
     frames::{ACK, FORWARD, FORWARD_DIRECT, Packet, SYN, check_frame, outer_port},
     node::{Node, on_a_node},
     run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS, XDP_REDIRECT, XDP_TX},
@@ -60,6 +60,25 @@ fn the_mss_of_a_syn_is_clamped_to_what_fits_the_tunnel() {
         remote(node);
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
         let clamped = syn.clone().with_mss(1500 - 48 - 40);
+        for output in [node.xdp(&syn.frame()), node.tc_uplink(&syn.frame())] {
+            let port = outer_port(&output.frame);
+            check_frame(&output.frame, &to_peer(WEB, FORWARD, port).around(&clamped));
+        }
+    });
+}
+
+#[test]
+fn the_mss_of_a_syn_is_clamped_to_what_the_way_to_its_peer_carries() {
+    on_a_node(|node| {
+        let mut state = node.serving(Location::Remote(PEER));
+        let narrow = NextHop {
+            mtu: Some(1400),
+            ..node.next_hop(PEER_MAC)
+        };
+        state.peers.insert(PEER, Some(narrow));
+        node.apply(&state);
+        let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+        let clamped = syn.clone().with_mss(1400 - 48 - 40);
         for output in [node.xdp(&syn.frame()), node.tc_uplink(&syn.frame())] {
             let port = outer_port(&output.frame);
             check_frame(&output.frame, &to_peer(WEB, FORWARD, port).around(&clamped));

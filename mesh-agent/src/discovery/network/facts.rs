@@ -46,6 +46,8 @@ pub(super) struct Path {
     pub(super) interface: u32,
     /// The peer itself, or the gateway.
     pub(super) next: Ipv4Addr,
+    /// The route's own MTU: set by an administrator, or learned by the kernel from a router on the way.
+    pub(super) mtu: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,8 +207,8 @@ impl Facts {
     }
 
     fn neighbour_effect(&self, (interface, next): (u32, Ipv4Addr), changed: bool) -> Effect {
-        let path = Path { interface, next };
-        if changed && self.paths.values().any(|known| *known == path) {
+        let leads_to_peer = |path: &Path| (path.interface, path.next) == (interface, next);
+        if changed && self.paths.values().any(leads_to_peer) {
             Effect::State
         } else {
             Effect::None
@@ -271,7 +273,8 @@ impl Facts {
             if let Some(link) = self.links.get(&path.interface).filter(|link| link.is_outside()) {
                 state.peer_interfaces.insert(*peer, link.name.clone());
             }
-            if let Some(source_mac) = self.mac_of(path.interface)
+            if let Some(link) = self.links.get(&path.interface)
+                && let Some(source_mac) = link.mac
                 && let Some(destination_mac) = self.neighbours.get(&(path.interface, path.next))
             {
                 state.next_hops.insert(
@@ -280,6 +283,7 @@ impl Facts {
                         interface: path.interface,
                         source_mac,
                         destination_mac: *destination_mac,
+                        mtu: Some(path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu))),
                     },
                 );
             }

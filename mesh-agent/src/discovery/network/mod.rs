@@ -18,7 +18,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::LinkExtentMask,
     neighbour::{NeighbourFlags, NeighbourState},
-    route::{RouteAttribute, RouteHeader, RouteMessage},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric},
 };
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
@@ -340,18 +340,26 @@ async fn due(at: Option<Instant>) {
 fn path_of(peer: Ipv4Addr, route: &RouteMessage) -> Option<Path> {
     let mut interface = None;
     let mut next = Some(peer);
+    let mut mtu = None;
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Gateway(address) => next = facts::ipv4(address),
             // A gateway of another address family is not in IPv4's neighbour table.
             RouteAttribute::Via(_) => next = None,
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
     Some(Path {
         interface: interface?,
         next: next?,
+        mtu,
     })
 }
 

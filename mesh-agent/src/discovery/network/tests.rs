@@ -273,6 +273,20 @@ fn a_peer_has_a_next_hop_as_soon_as_its_neighbour_is_known() {
             .await;
         assert_eq!(state.next_hops[&beyond], state.next_hops[&peer]);
 
+        ip("route replace 198.51.100.0/24 via 192.0.2.2 mtu 1400");
+        let state = watched
+            .until("the route has an MTU of its own", |state| {
+                state.next_hops[&beyond].mtu == Some(1400)
+            })
+            .await;
+        assert_eq!(state.next_hops[&peer].mtu, Some(1500));
+        ip("link set wire0 mtu 1300");
+        watched
+            .until("the interface carries less", |state| {
+                state.next_hops[&beyond].mtu == Some(1300)
+            })
+            .await;
+
         ip("link set wire0 down");
         watched
             .until("there is no next hop", |state| state.next_hops.is_empty())

@@ -141,6 +141,7 @@ impl Mesh<'_> {
                     interface: node.uplink.index,
                     source_mac: node.uplink.mac,
                     destination_mac: peer.uplink.mac,
+                    mtu: Some(peer.uplink.mtu),
                 };
                 (peer.address, hop)
             })

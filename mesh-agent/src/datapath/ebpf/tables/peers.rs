@@ -7,7 +7,10 @@ use mesh_ebpf::{abi, bytes::Be32};
 
 use super::{Maps, PeerSlot, Tables, remove};
 use crate::{
-    datapath::{DatapathError, ebpf::failed},
+    datapath::{
+        DatapathError,
+        ebpf::{failed, inner_mtu},
+    },
     model::NextHop,
 };
 
@@ -38,6 +41,7 @@ impl Tables {
             value.interface = hop.interface;
             value.source_mac = hop.source_mac.0;
             value.destination_mac = hop.destination_mac.0;
+            value.inner_mtu = hop.mtu.map_or(0, inner_mtu);
         }
         maps.next_hops
             .set(index, value, 0)
