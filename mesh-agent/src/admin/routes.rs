@@ -235,13 +235,20 @@ fn datapath_reason(view: &View, node: &Node) -> String {
         return format!("no hook on {interface}, which leads to {name}: {reason}");
     }
     match node.datapath {
-        NodeDatapath::Unknown => format!("no agent on {name} has announced its data path"),
+        NodeDatapath::Unknown if answers_probes(view, node) => "not programmed yet".to_owned(),
+        NodeDatapath::Unknown => {
+            format!("no agent on {name} has announced its data path, and none there answers probes")
+        }
         NodeDatapath::None => format!("no data path is up on {name}: its agent is stopped or starting"),
         NodeDatapath::Leaving => format!("the agent on {name} is stopping"),
         kind if kind.takes_from(view.datapath) => "not programmed yet".to_owned(),
         NodeDatapath::Ebpf => format!("{name} uses eBPF, this node another kind of data path"),
         NodeDatapath::Ipvs => format!("{name} uses IPVS, this node another kind of data path"),
     }
+}
+
+fn answers_probes(view: &View, node: &Node) -> bool {
+    view.probes.answered().contains(&node.address)
 }
 
 #[cfg(test)]
@@ -353,7 +360,8 @@ mod tests {
             (NodeDatapath::Ipvs, "n2 uses IPVS"),
             (NodeDatapath::Leaving, "the agent on n2 is stopping"),
         ] {
-            let (view, counters) = fixture::with_peer_of_kind(kind);
+            let (mut view, counters) = fixture::with_peer_of_kind(kind);
+            view.probes.peers.clear();
             let find = |view: &View, task: &str| {
                 let rows = routes(view, &counters).routes;
                 let of_task =

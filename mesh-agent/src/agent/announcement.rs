@@ -1,7 +1,7 @@
 //! What this node's agent announces to the others: its data path, and that it is leaving. Depends on neither
 //! the transport nor the data path.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    model::{Cluster, NodeDatapath, announced::all_announced},
+    model::{Cluster, NodeDatapath, announced::unknown_nodes},
     source::Acknowledged,
 };
 
@@ -63,9 +63,10 @@ impl OwnAnnouncement {
     }
 
     /// Whether to plan by this snapshot: not while the announcement of a node is missing to which an
-    /// adopted data path may be sending.
-    pub(super) fn may_plan(&mut self, cluster: &Cluster, own: &str) -> bool {
-        if !self.adopted || all_announced(cluster, own) {
+    /// adopted data path may be sending, unless its data path has `answered` this node's probes.
+    pub(super) fn may_plan(&mut self, cluster: &Cluster, own: &str, answered: &BTreeSet<Ipv4Addr>) -> bool {
+        let mut unknown = unknown_nodes(cluster, own, answered).peekable();
+        if !self.adopted || unknown.peek().is_none() {
             self.adopted = false;
         } else {
             let until = *self
@@ -73,14 +74,11 @@ impl OwnAnnouncement {
                 .get_or_insert_with(|| Instant::now() + OTHERS_LIMIT);
             if Instant::now() >= until {
                 self.adopted = false;
-                let silent = cluster
-                    .nodes
-                    .iter()
-                    .filter(|(id, node)| *id != own && node.ready && node.datapath == NodeDatapath::Unknown);
-                let silent: Vec<_> = silent.map(|(_, node)| node.hostname.as_str()).collect();
+                let unknown: Vec<_> = unknown.map(|node| node.hostname.as_str()).collect();
                 warn!(
-                    ?silent,
-                    "no announcement from the agents of these nodes; nothing is sent to them"
+                    ?unknown,
+                    "the agents of these nodes have announced no data path, and none answers probes: nothing is \
+                     sent to them"
                 );
             }
         }
@@ -88,6 +86,11 @@ impl OwnAnnouncement {
             self.waiting_until = None;
         }
         !self.adopted
+    }
+
+    /// Whether an earlier agent's data path carries the traffic: there was no plan yet.
+    pub(super) fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Whether this node has announced that it is leaving.
@@ -142,8 +145,6 @@ async fn announce_and_wait(
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
     use crate::model::{Node, NodeRole};
 
@@ -179,7 +180,7 @@ mod tests {
         let (mut own, _sender) = announcement(None);
         let announced = own.subscribe();
         assert_eq!(*announced.borrow(), NodeDatapath::None);
-        assert!(own.may_plan(&cluster(&[("a", NodeDatapath::Unknown)]), "own"));
+        assert!(own.may_plan(&cluster(&[("a", NodeDatapath::Unknown)]), "own", &BTreeSet::new()));
         own.announce(NodeDatapath::Ebpf);
         assert_eq!(*announced.borrow(), NodeDatapath::Ebpf);
     }
@@ -189,21 +190,37 @@ mod tests {
         let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
         assert_eq!(*own.subscribe().borrow(), NodeDatapath::Ebpf);
         let incomplete = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::Unknown)]);
-        assert!(!own.may_plan(&incomplete, "own"));
+        assert!(!own.may_plan(&incomplete, "own", &BTreeSet::new()));
         assert!(own.retry_at().is_some());
         let complete = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::None)]);
-        assert!(own.may_plan(&complete, "own"));
+        assert!(own.may_plan(&complete, "own", &BTreeSet::new()));
         assert!(own.retry_at().is_none());
-        assert!(own.may_plan(&incomplete, "own"), "it waits only once");
+        assert!(
+            own.may_plan(&incomplete, "own", &BTreeSet::new()),
+            "it waits only once"
+        );
     }
 
     #[tokio::test]
     async fn the_wait_for_a_silent_node_is_bounded() {
         let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
         let silent = cluster(&[("a", NodeDatapath::Unknown)]);
-        assert!(!own.may_plan(&silent, "own"));
+        assert!(!own.may_plan(&silent, "own", &BTreeSet::new()));
         own.waiting_until = Some(Instant::now());
-        assert!(own.may_plan(&silent, "own"));
+        assert!(own.may_plan(&silent, "own", &BTreeSet::new()));
+    }
+
+    #[tokio::test]
+    async fn a_data_path_that_answers_probes_needs_no_announcement() {
+        let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
+        let mut unknown = cluster(&[("a", NodeDatapath::Unknown), ("b", NodeDatapath::Unknown)]);
+        let (a, b) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3));
+        unknown.nodes.get_mut("a").unwrap().address = a;
+        unknown.nodes.get_mut("b").unwrap().address = b;
+        assert!(!own.may_plan(&unknown, "own", &[a].into()));
+        assert!(own.is_adopted());
+        assert!(own.may_plan(&unknown, "own", &[a, b].into()));
+        assert!(!own.is_adopted());
     }
 
     #[tokio::test]

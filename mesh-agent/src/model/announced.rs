@@ -1,8 +1,8 @@
 //! What a node assumes about the others' data paths while its source does not know them. Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
-use super::{Cluster, NodeDatapath};
+use super::{Cluster, Node, NodeDatapath};
 
 /// Copies what nodes announced from `last` to the nodes whose data path is unknown in `cluster`.
 ///
@@ -33,23 +33,25 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
     }
 }
 
-/// Whether every ready node but `own` has announced its data path.
-#[must_use]
-pub fn all_announced(cluster: &Cluster, own: &str) -> bool {
-    cluster
-        .nodes
-        .iter()
-        .all(|(id, node)| id == own || !node.ready || node.datapath != NodeDatapath::Unknown)
+/// The ready nodes but `own` of whose data path nothing is known: it was not announced, and it is none of those
+/// that have `answered` this node's probes.
+pub fn unknown_nodes<'a>(
+    cluster: &'a Cluster,
+    own: &'a str,
+    answered: &'a BTreeSet<Ipv4Addr>,
+) -> impl Iterator<Item = &'a Node> {
+    let others = cluster.nodes.iter().filter(move |(id, _)| *id != own);
+    others.map(|(_, node)| node).filter(|node| {
+        node.ready && node.datapath == NodeDatapath::Unknown && !answered.contains(&node.address)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use proptest::{collection::btree_map, prelude::*, sample::select};
 
     use super::*;
-    use crate::model::{Node, NodeRole};
+    use crate::model::NodeRole;
 
     const KINDS: [NodeDatapath; 5] = [
         NodeDatapath::Unknown,

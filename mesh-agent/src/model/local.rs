@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeDatapath, NodeId, TaskId};
+use super::{Node, NodeDatapath, NodeId, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,14 +37,32 @@ pub struct Local {
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// The peers to and from which packets would pass an interface without a hook: they are sent nothing.
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
-    /// Addresses of peers whose data path does not answer this node: they get no new flows if possible.
+    /// Addresses of peers whose data path has answered this node's probes since its agent started: an eBPF data
+    /// path serves there, whether or not its agent has announced it.
+    #[serde(default)]
+    pub answered: BTreeSet<Ipv4Addr>,
+    /// Those of them that no longer do: they get no new flows if possible.
     #[serde(default)]
     pub silent: BTreeSet<Ipv4Addr>,
-    /// Those of them that have been silent for so long that flows to them are given up.
+    /// Those of the silent ones that have been so for so long that flows to them are given up.
     #[serde(default)]
     pub lost: BTreeSet<Ipv4Addr>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
+}
+
+impl Local {
+    /// The data path that a peer is taken to have: what it announced or, while this node knows of no announcement,
+    /// what its answers to probes prove. A data path lives on in the kernel when its agent is dead, and then no
+    /// one announces it to a manager that has restarted.
+    #[must_use]
+    pub fn datapath_of(&self, peer: &Node) -> NodeDatapath {
+        match peer.datapath {
+            // Only eBPF data paths answer.
+            NodeDatapath::Unknown if self.answered.contains(&peer.address) => NodeDatapath::Ebpf,
+            announced => announced,
+        }
+    }
 }
 
 /// An interface on which the mesh sees no packets, though it leads to a peer.

@@ -51,6 +51,12 @@ pub struct PeerLiveness {
 }
 
 impl ProbeReport {
+    /// The peers that have answered, whether or not they still do.
+    #[must_use]
+    pub fn answered(&self) -> BTreeSet<Ipv4Addr> {
+        self.with(|peer| peer.answers.is_some())
+    }
+
     /// The peers that no longer answer.
     #[must_use]
     pub fn silent(&self) -> BTreeSet<Ipv4Addr> {

@@ -14,7 +14,7 @@ use crate::{
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
     mesh0,
-    model::{NodeDatapath, NodeRole},
+    model::{Cluster, Node, NodeDatapath, NodeRole, desired::vni},
     probes::Targets,
 };
 
@@ -181,25 +181,18 @@ impl Agent {
         });
     }
 
-    /// Passes to the prober whom to probe: the peers whose data path can answer, once this node has its own.
+    /// Passes to the prober whom to probe, once this node has a data path of its own, be it an earlier agent's:
+    /// the first plan of that one may depend on the answers.
     fn update_probe_targets(&self) {
-        let settings = self.desired.as_ref().map(|desired| desired.settings);
+        let is_up = self.desired.is_some() || self.announcement.is_adopted();
         let is_ebpf = self.ladder.lock().kind() == DatapathKind::Ebpf;
-        let new = match (&self.membership, settings) {
-            (Membership::Member(member), Some(settings)) if is_ebpf => {
-                let source = self.parts.source.borrow();
-                let nodes = source.cluster.nodes.iter();
-                let peers = nodes
-                    .filter(|(id, node)| **id != member.node && node.datapath == NodeDatapath::Ebpf)
-                    .map(|(_, node)| (node.address, node.hostname.clone()));
-                settings.node_address.map(|node_address| Targets {
-                    node_address,
-                    vni: settings.vni,
-                    port: self.options.geneve_port,
-                    peers: peers.collect(),
-                })
-            }
-            (Membership::Member(_) | Membership::Unknown | Membership::Outside, _) => None,
+        let new = match &self.membership {
+            Membership::Member(member) if is_up && is_ebpf => probe_targets(
+                &self.parts.source.borrow().cluster,
+                &member.node,
+                self.options.geneve_port,
+            ),
+            Membership::Member(_) | Membership::Unknown | Membership::Outside => None,
         };
         self.parts.probe_targets.send_if_modified(|targets| {
             let changed = *targets != new;
@@ -332,10 +325,81 @@ impl Agent {
     }
 }
 
+/// The peers whose data path can answer, and those that have not announced theirs: an answer proves that there is
+/// one. `None` until the cluster and this node's address are known.
+fn probe_targets(cluster: &Cluster, own: &str, port: u16) -> Option<Targets> {
+    if cluster.cluster_id.is_empty() {
+        return None;
+    }
+    let may_answer = |node: &Node| match node.datapath {
+        NodeDatapath::Ebpf => true,
+        NodeDatapath::Unknown => node.ready && !node.address.is_unspecified(),
+        NodeDatapath::None | NodeDatapath::Leaving | NodeDatapath::Ipvs => false,
+    };
+    let peers = cluster
+        .nodes
+        .iter()
+        .filter(|(id, node)| *id != own && may_answer(node))
+        .map(|(_, node)| (node.address, node.hostname.clone()));
+    Some(Targets {
+        node_address: cluster.nodes.get(own)?.address,
+        vni: vni(&cluster.cluster_id),
+        port,
+        peers: peers.collect(),
+    })
+}
+
 /// Whether a command can change the data path to eBPF.
 fn can_result_in_ebpf(command: &control::Command) -> bool {
     match command.request {
         control::Request::Retry => true,
         control::Request::Use(choice) => choice != DatapathChoice::Ipvs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn peers_that_have_announced_no_data_path_are_probed_as_well() {
+        let node = |last, ready, datapath| {
+            let node = Node {
+                hostname: format!("n{last}"),
+                address: Ipv4Addr::new(192, 0, 2, last),
+                role: NodeRole::Worker,
+                ready,
+                weight: 1,
+                datapath,
+                silent: false,
+            };
+            (format!("id{last}"), node)
+        };
+        let mut cluster = Cluster {
+            cluster_id: "cluster".to_owned(),
+            nodes: [
+                node(1, true, NodeDatapath::Unknown),
+                node(2, true, NodeDatapath::Unknown),
+                node(3, false, NodeDatapath::Unknown),
+                node(4, true, NodeDatapath::Ebpf),
+                node(5, true, NodeDatapath::Ipvs),
+                node(6, true, NodeDatapath::None),
+                node(7, true, NodeDatapath::Leaving),
+            ]
+            .into(),
+            ..Cluster::default()
+        };
+        let targets = probe_targets(&cluster, "id1", 6081).unwrap();
+        assert_eq!(targets.node_address, Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(targets.peers.values().collect::<Vec<_>>(), ["n2", "n4"]);
+
+        cluster.cluster_id.clear();
+        assert_eq!(
+            probe_targets(&cluster, "id1", 6081),
+            None,
+            "there is no snapshot yet"
+        );
     }
 }

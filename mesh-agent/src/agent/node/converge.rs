@@ -146,10 +146,14 @@ impl Agent {
         if self.desired.is_none() && network.interest != *self.parts.interest.borrow() {
             return Err("the routes to the other nodes");
         }
-        if !self.announcement.may_plan(&source.cluster, &member.node) {
+        let probes = self.parts.probes.borrow_and_update();
+        let answered = probes.answered();
+        if !self
+            .announcement
+            .may_plan(&source.cluster, &member.node, &answered)
+        {
             return Err("the other nodes' agents to announce their data paths");
         }
-        let probes = self.parts.probes.borrow_and_update();
         let local = Local {
             node: member.node.clone(),
             // Depends on the kind of data path: see `Inputs::desired`.
@@ -162,6 +166,7 @@ impl Agent {
             mesh0: self.device.interface(),
             next_hops: network.next_hops.clone(),
             without_hook: peers_without_hook(network, &self.ladder.lock().refused_uplinks()),
+            answered,
             silent: probes.silent(),
             lost: probes.lost(),
             return_mode: self.options.return_mode,

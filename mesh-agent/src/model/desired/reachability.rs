@@ -39,7 +39,7 @@ fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> O
         return None;
     }
     let location = Location::Remote(node.address);
-    match node.datapath {
+    match local.datapath_of(node) {
         kind if kind.takes_from(local.datapath) => Some(Reachability { location, state }),
         NodeDatapath::Leaving => Some(Reachability {
             location,

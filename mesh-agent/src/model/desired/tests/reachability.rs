@@ -40,6 +40,39 @@ fn tasks_on_nodes_without_a_data_path_of_this_kind_are_no_backends() {
 }
 
 #[test]
+fn a_data_path_that_answers_probes_is_sent_to_before_it_is_announced() {
+    let (mut cluster, mut local) = pair();
+    let announced = desired(&cluster, &local, SERVICE_ADDRESS);
+    local.answered.insert(cluster.nodes["there"].address);
+    cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Unknown;
+    assert_eq!(desired(&cluster, &local, SERVICE_ADDRESS), announced);
+
+    // What is announced is worth more: the programs may be about to go.
+    for kind in [NodeDatapath::None, NodeDatapath::Leaving, NodeDatapath::Ipvs] {
+        cluster.nodes.get_mut("there").unwrap().datapath = kind;
+        let found = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert_eq!(found.services[&WEB].active, [key(11)], "{kind:?}");
+    }
+    // IPVS nodes do not understand eBPF nodes.
+    cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Unknown;
+    local.datapath = NodeDatapath::Ipvs;
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+}
+
+#[test]
+fn a_node_without_an_announcement_that_has_fallen_silent_keeps_its_flows() {
+    let (mut cluster, mut local) = pair();
+    let there = cluster.nodes["there"].address;
+    cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Unknown;
+    local.answered.insert(there);
+    local.silent.insert(there);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+    assert_eq!(found.backends[&key(12)].state, BackendState::Draining);
+}
+
+#[test]
 fn nothing_is_sent_by_an_interface_without_a_hook() {
     let (mut cluster, mut local) = pair();
     let no_hook = NoHook {
