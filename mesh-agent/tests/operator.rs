@@ -62,6 +62,7 @@ impl Introspect for Idle {
             docker_trouble: None,
             metrics_trouble: None,
             not_ready: None,
+            ready_without_snapshot: None,
             started: SystemTime::now(),
         })
     }

@@ -118,6 +118,10 @@ pub struct Status {
     /// What the agent is waiting for before its data path is up for the first time; `null` once it is ready.
     #[serde(default)]
     pub not_ready: Option<String>,
+    /// Why the agent is ready although it has no snapshot of the cluster; `null` if it has one or is not
+    /// ready.
+    #[serde(default)]
+    pub ready_without_snapshot: Option<String>,
     /// This node's id; empty until Docker answers.
     pub node: String,
     /// This node's host name; empty until the first snapshot of the cluster.

@@ -41,6 +41,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: seconds_between(view.started, now),
         not_ready: view.not_ready.clone(),
+        ready_without_snapshot: view.ready_without_snapshot.clone(),
         node: view.node.clone(),
         hostname: cluster
             .nodes

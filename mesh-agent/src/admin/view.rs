@@ -44,6 +44,8 @@ pub struct View {
     pub metrics_trouble: Option<String>,
     /// What the agent is waiting for before its data path is up for the first time; `None` from then on.
     pub not_ready: Option<String>,
+    /// Why the agent is ready without a snapshot of the cluster, if it is.
+    pub ready_without_snapshot: Option<String>,
     /// When the agent started.
     pub started: SystemTime,
 }
@@ -200,6 +202,7 @@ pub(crate) mod fixture {
                 changed: Some(started),
                 origin: "this manager's engine".to_owned(),
                 trouble: None,
+                no_manager: false,
             },
             desired: Arc::new(desired),
             applied_revision: 4,
@@ -223,6 +226,7 @@ pub(crate) mod fixture {
             docker_trouble: None,
             metrics_trouble: None,
             not_ready: None,
+            ready_without_snapshot: None,
             started,
         };
         (view, counters)

@@ -69,6 +69,7 @@ impl Introspection {
             docker_trouble: None,
             metrics_trouble: None,
             not_ready: Some("the agent is starting".to_owned()),
+            ready_without_snapshot: None,
             started: SystemTime::now(),
         };
         Self {

@@ -62,6 +62,8 @@ pub(super) struct Agent {
     without_hook: BTreeMap<Ipv4Addr, NoHook>,
     applied_revision: u64,
     logged_waiting: Option<&'static str>,
+    /// Whether it counted as ready without a snapshot of the cluster when it was last asked.
+    ready_without_snapshot: bool,
     logged_failures: Vec<String>,
 
     introspection: Arc<Introspection>,
@@ -101,6 +103,7 @@ impl Agent {
             without_hook: BTreeMap::new(),
             applied_revision: 0,
             logged_waiting: None,
+            ready_without_snapshot: false,
             logged_failures: Vec::new(),
             introspection,
             metrics,

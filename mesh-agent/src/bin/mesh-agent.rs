@@ -189,7 +189,12 @@ fn health(admin_socket: &Path) -> anyhow::Result<ExitCode> {
             .await
             .with_context(|| format!("the agent at {} does not answer", admin_socket.display()))??;
         match status.not_ready {
-            None => Ok(ExitCode::SUCCESS),
+            None => {
+                let why = status.ready_without_snapshot;
+                let line = why.map_or_else(|| "ready".to_owned(), |why| format!("ready: {why}"));
+                writeln!(std::io::stdout(), "{line}").context("printing the result failed")?;
+                Ok(ExitCode::SUCCESS)
+            }
             Some(reason) => bail!("the agent is not ready: {reason}"),
         }
     };

@@ -120,9 +120,10 @@ pub(super) fn status(status: &Status) -> String {
         ),
         (
             "ready",
-            match &status.not_ready {
-                None => "yes".to_owned(),
-                Some(reason) => format!("no: {reason}"),
+            match (&status.not_ready, &status.ready_without_snapshot) {
+                (None, None) => "yes".to_owned(),
+                (None, Some(reason)) => format!("yes: {reason}"),
+                (Some(reason), _) => format!("no: {reason}"),
             },
         ),
         ("data path", datapath_line(&status.datapath_status)),

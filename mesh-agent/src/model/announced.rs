@@ -33,8 +33,8 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
     }
 }
 
-/// The ready nodes but `own` of whose data path nothing is known: it was not announced, and it is none of those
-/// that have `answered` this node's probes.
+/// The ready nodes but `own` of whose data path nothing is known: it was not announced, and it is none of
+/// those that have `answered` this node's probes.
 pub fn unknown_nodes<'a>(
     cluster: &'a Cluster,
     own: &'a str,

@@ -37,8 +37,8 @@ pub struct Local {
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// The peers to and from which packets would pass an interface without a hook: they are sent nothing.
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
-    /// Addresses of peers whose data path has answered this node's probes since its agent started: an eBPF data
-    /// path serves there, whether or not its agent has announced it.
+    /// Addresses of peers whose data path has answered this node's probes since its agent started: an eBPF
+    /// data path serves there, whether or not its agent has announced it.
     #[serde(default)]
     pub answered: BTreeSet<Ipv4Addr>,
     /// Those of them that no longer do: they get no new flows if possible.
@@ -52,9 +52,9 @@ pub struct Local {
 }
 
 impl Local {
-    /// The data path that a peer is taken to have: what it announced or, while this node knows of no announcement,
-    /// what its answers to probes prove. A data path lives on in the kernel when its agent is dead, and then no
-    /// one announces it to a manager that has restarted.
+    /// The data path that a peer is taken to have: what it announced or, while this node knows of no
+    /// announcement, what its answers to probes prove. A data path lives on in the kernel when its agent is
+    /// dead, and then no one announces it to a manager that has restarted.
     #[must_use]
     pub fn datapath_of(&self, peer: &Node) -> NodeDatapath {
         match peer.datapath {

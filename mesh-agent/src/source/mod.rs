@@ -47,4 +47,7 @@ pub struct SourceState {
     pub origin: String,
     /// What is wrong with the source; `None` while it works. The last snapshot stays in use.
     pub trouble: Option<String>,
+    /// Whether no manager's agent can be reached at all: nothing accepts connections there. What this node's
+    /// agent is like cannot be the reason.
+    pub no_manager: bool,
 }

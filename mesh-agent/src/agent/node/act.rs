@@ -6,7 +6,7 @@ use mesh_support::error_chain;
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
-use super::Agent;
+use super::{Agent, converge::FIRST_SNAPSHOT};
 
 use crate::{
     admin::{View, control},
@@ -16,6 +16,7 @@ use crate::{
     mesh0,
     model::{Cluster, Node, NodeDatapath, NodeRole, desired::vni},
     probes::Targets,
+    source::SourceState,
 };
 
 /// mesh0 is verified with every so-manieth maintenance.
@@ -181,8 +182,8 @@ impl Agent {
         });
     }
 
-    /// Passes to the prober whom to probe, once this node has a data path of its own, be it an earlier agent's:
-    /// the first plan of that one may depend on the answers.
+    /// Passes to the prober whom to probe, once this node has a data path of its own, be it an earlier
+    /// agent's: the first plan of that one may depend on the answers.
     fn update_probe_targets(&self) {
         let is_up = self.desired.is_some() || self.announcement.is_adopted();
         let is_ebpf = self.ladder.lock().kind() == DatapathKind::Ebpf;
@@ -273,6 +274,7 @@ impl Agent {
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),
+            ready_without_snapshot: self.ready_without_snapshot(),
             docker_trouble: membership
                 .trouble
                 .clone()
@@ -295,9 +297,9 @@ impl Agent {
         reasons.into_iter().map(mode).collect()
     }
 
-    /// Why the data path is not up yet; `None` once it was.
+    /// Why the data path is not up yet; `None` once it was, or if that is not for this agent to change.
     fn not_ready(&self) -> Option<String> {
-        if *self.is_up.borrow() {
+        if *self.is_up.borrow() || self.ready_without_snapshot().is_some() {
             return None;
         }
         Some(match (self.logged_waiting, self.logged_failures.first()) {
@@ -305,6 +307,14 @@ impl Agent {
             (None, Some(failure)) => failure.clone(),
             (None, None) => "the agent is starting".to_owned(),
         })
+    }
+
+    /// Why this agent counts as ready although it has no snapshot of the cluster yet: everything else is
+    /// known, an earlier agent's data path carries the traffic, and no manager's agent can be reached. If
+    /// this one did not count as ready, a release that is to repair the managers' agents would stop here.
+    pub(super) fn ready_without_snapshot(&self) -> Option<String> {
+        let adopted = self.announcement.is_adopted();
+        ready_without_snapshot(self.logged_waiting, adopted, &self.parts.source.borrow())
     }
 
     /// SIGHUP: rereads settings, certificates, cluster and network.
@@ -325,8 +335,15 @@ impl Agent {
     }
 }
 
-/// The peers whose data path can answer, and those that have not announced theirs: an answer proves that there is
-/// one. `None` until the cluster and this node's address are known.
+fn ready_without_snapshot(waiting: Option<&str>, adopted: bool, source: &SourceState) -> Option<String> {
+    (waiting == Some(FIRST_SNAPSHOT) && adopted && source.no_manager).then(|| {
+        let trouble = source.trouble.as_deref().unwrap_or_default();
+        format!("the data path of an earlier agent forwards; no manager's agent can be reached: {trouble}")
+    })
+}
+
+/// The peers whose data path can answer, and those that have not announced theirs: an answer proves that
+/// there is one. `None` until the cluster and this node's address are known.
 fn probe_targets(cluster: &Cluster, own: &str, port: u16) -> Option<Targets> {
     if cluster.cluster_id.is_empty() {
         return None;
@@ -364,6 +381,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_adopted_data_path_is_ready_without_a_snapshot_only_while_no_manager_can_be_reached() {
+        let source = |no_manager| SourceState {
+            trouble: Some("manager 192.0.2.1:7946: cannot connect".to_owned()),
+            no_manager,
+            ..SourceState::default()
+        };
+        let unreachable = source(true);
+        let reason = ready_without_snapshot(Some(FIRST_SNAPSHOT), true, &unreachable).unwrap();
+        assert!(reason.contains("192.0.2.1"), "{reason}");
+        for (waiting, adopted, source) in [
+            // It serves nothing.
+            (Some(FIRST_SNAPSHOT), false, &unreachable),
+            // A manager answers, but this agent does not get along with it.
+            (Some(FIRST_SNAPSHOT), true, &source(false)),
+            // Something of this node's own is missing.
+            (
+                Some("the first listing of this node's network"),
+                true,
+                &unreachable,
+            ),
+            (None, true, &unreachable),
+        ] {
+            let ready = ready_without_snapshot(waiting, adopted, source);
+            assert_eq!(ready, None, "{waiting:?} {adopted} {source:?}");
+        }
+    }
+
+    #[test]
     fn peers_that_have_announced_no_data_path_are_probed_as_well() {
         let node = |last, ready, datapath| {
             let node = Node {
@@ -374,6 +419,7 @@ mod tests {
                 weight: 1,
                 datapath,
                 silent: false,
+                release: String::new(),
             };
             (format!("id{last}"), node)
         };

@@ -21,6 +21,9 @@ use crate::{
     source::SourceState,
 };
 
+/// What the agent waits for when everything else is known.
+pub(super) const FIRST_SNAPSHOT: &str = "the first snapshot of the cluster";
+
 impl Agent {
     /// Computes the desired state and applies it.
     pub(super) fn converge(&mut self) {
@@ -43,6 +46,7 @@ impl Agent {
                     info!("waiting for {waiting_for}");
                     self.logged_waiting = Some(waiting_for);
                 }
+                self.count_as_ready_without_snapshot();
                 return;
             }
         };
@@ -104,6 +108,15 @@ impl Agent {
         self.desired = Some(Arc::new(desired));
     }
 
+    fn count_as_ready_without_snapshot(&mut self) {
+        let why = self.ready_without_snapshot();
+        if let Some(why) = why.as_ref().filter(|_| !self.ready_without_snapshot) {
+            warn!("this node counts as ready without a snapshot of the cluster: {why}");
+            service_manager::ready();
+        }
+        self.ready_without_snapshot = why.is_some();
+    }
+
     /// Keeps which peers there is no hook towards, and logs each interface once.
     fn set_without_hook(&mut self, without_hook: BTreeMap<Ipv4Addr, NoHook>) {
         let before: BTreeSet<_> = self.without_hook.values().cloned().collect();
@@ -129,10 +142,6 @@ impl Agent {
             Membership::Outside => return Ok(Inputs::Outside),
             Membership::Member(member) => member,
         };
-        // A snapshot without a cluster's id is of no cluster: packets with its VNI would reach no other node.
-        if source.confirmed.is_none() || source.cluster.cluster_id.is_empty() {
-            return Err("the first snapshot of the cluster");
-        }
         let containers = self.parts.containers.borrow();
         if !containers.listed {
             return Err("the first list of this node's containers");
@@ -141,6 +150,10 @@ impl Agent {
         let Some(network) = network.as_ref() else {
             return Err("the first listing of this node's network");
         };
+        // A snapshot without a cluster's id is of no cluster: packets with its VNI would reach no other node.
+        if source.confirmed.is_none() || source.cluster.cluster_id.is_empty() {
+            return Err(FIRST_SNAPSHOT);
+        }
         // Which interfaces are uplinks depends on the peers. A plan before that is known would detach those
         // of an adopted data path.
         if self.desired.is_none() && network.interest != *self.parts.interest.borrow() {

@@ -61,6 +61,7 @@ impl Relayed for SourceState {
             *last = self;
         } else {
             last.trouble = self.trouble;
+            last.no_manager = self.no_manager;
         }
     }
 

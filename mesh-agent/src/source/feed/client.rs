@@ -3,6 +3,7 @@
 //! stays.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -46,6 +47,8 @@ pub struct FeedClient {
     state: watch::Sender<SourceState>,
     hint: HintHandle,
     freshest: Freshest,
+    /// The managers that could not be reached when they were last tried.
+    unreachable: BTreeSet<SocketAddr>,
 }
 
 impl FeedClient {
@@ -69,6 +72,7 @@ impl FeedClient {
             state,
             hint: hint.clone(),
             freshest: Freshest::new(held),
+            unreachable: BTreeSet::new(),
         };
         (client, receiver, hint)
     }
@@ -85,6 +89,7 @@ impl FeedClient {
         let mut turn = fastrand::usize(..1 << 16);
         loop {
             let managers = self.options.managers.borrow_and_update().clone();
+            self.unreachable.retain(|manager| managers.contains(manager));
             let wait = if managers.is_empty() {
                 self.set_trouble("no manager is known; is this node in a Swarm (docker info)?".to_owned());
                 LIMIT
@@ -95,6 +100,11 @@ impl FeedClient {
                     Ok(never) => match never {},
                     Err(interruption) => interruption,
                 };
+                if interruption.is_unreachable() {
+                    self.unreachable.insert(manager);
+                } else {
+                    self.unreachable.remove(&manager);
+                }
                 match interruption {
                     Interruption::Renewed => {
                         // The manager itself is fine.
@@ -118,13 +128,15 @@ impl FeedClient {
     }
 
     fn set_trouble(&self, trouble: String) {
+        let managers = self.options.managers.borrow();
+        let no_manager = !managers.is_empty() && managers.iter().all(|one| self.unreachable.contains(one));
         self.state.send_if_modified(|state| {
             let changed = state.trouble.as_ref() != Some(&trouble);
             if changed {
                 warn!(trouble, "the last snapshot of the cluster stays in use");
             }
             state.trouble = Some(trouble);
-            changed
+            changed | (std::mem::replace(&mut state.no_manager, no_manager) != no_manager)
         });
     }
 
@@ -141,6 +153,7 @@ impl FeedClient {
             ..
         } = dial(manager, &identity, Purpose::Follow).await?;
         info!(%manager, "following a manager");
+        self.unreachable.remove(&manager);
         let mut stream = Stream::new(&identity.subject.cluster_id);
         let mut link = Link {
             manager,
@@ -247,6 +260,7 @@ impl FeedClient {
             changed: streamed.changed,
             origin: format!("manager {manager}"),
             trouble,
+            no_manager: false,
         };
         self.state.send_if_modified(|state| {
             let notify = state.revision != new.revision

@@ -71,6 +71,22 @@ pub(super) enum Interruption {
     Wire(#[from] WireError),
 }
 
+impl Interruption {
+    /// Whether nothing accepts connections there: no agent runs, or nothing leads to it.
+    pub(super) fn is_unreachable(&self) -> bool {
+        let Self::Connect(error) = self else {
+            return false;
+        };
+        matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::TimedOut
+        )
+    }
+}
+
 /// Connects to a manager and exchanges greetings.
 pub(super) async fn dial(
     manager: SocketAddr,

@@ -3,6 +3,7 @@
 mod announcements;
 mod checks;
 mod freshness;
+mod no_manager;
 mod previous_version;
 
 use std::{
