@@ -99,6 +99,20 @@ const GROUPS: &[Group] = &[
         stories: &[networks::STORIES],
         ..DEFAULT
     },
+    // Nodes and clients that are no neighbours, and answers that leave by another card than requests come in.
+    Group {
+        name: "routed",
+        topology: Topology::Routed,
+        stories: &[networks::STORIES, basics::STORIES],
+        ..DEFAULT
+    },
+    // Nodes with several addresses on a card and on the loopback device.
+    Group {
+        name: "multihomed",
+        topology: Topology::Multihomed,
+        stories: &[networks::STORIES, networks::MOVING],
+        ..DEFAULT
+    },
     // Beside Docker's own mesh at work, which is made of IPVS.
     Group {
         name: "beside",

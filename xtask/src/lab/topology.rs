@@ -13,6 +13,12 @@ pub enum Topology {
     TwoCards,
     /// One card that is a port of a bridge, which has the address and the default route.
     Bridge,
+    /// Two cards, each alone with a router: nodes and the client are no neighbours, and a node's answers to
+    /// the client's first address leave by the other card.
+    Routed,
+    /// One card with addresses of two subnets, two of the first, and an address on the loopback device that
+    /// the client is routed to.
+    Multihomed,
 }
 
 /// A network of a lab.
@@ -31,25 +37,92 @@ pub(super) const FIRST: Network = Network {
     card: "eth0",
     second_byte: 99,
 };
-const SECOND: Network = Network {
+/// The network of the cluster's addresses: 10.98.L.0/24.
+pub(super) const SECOND: Network = Network {
     bridge: "br1",
     card: "eth1",
     second_byte: 98,
 };
 
+/// What a multihomed node has besides its address in the first network: another one there, one on the
+/// loopback device, and one of another subnet, which is the cluster's.
+const MORE: [Address; 3] = [
+    Address {
+        second_byte: 99,
+        after: 100,
+        device: "eth0",
+        prefix: 24,
+    },
+    Address {
+        second_byte: 96,
+        after: 0,
+        device: "lo",
+        prefix: 32,
+    },
+    Address {
+        second_byte: 97,
+        after: 0,
+        device: "eth0",
+        prefix: 24,
+    },
+];
+
+/// A further address of a card.
+#[derive(Debug)]
+pub(super) struct Address {
+    second_byte: u8,
+    /// What is added to the host's number.
+    after: u8,
+    pub(super) device: &'static str,
+    pub(super) prefix: u8,
+}
+
+impl Address {
+    /// Whether it is the only one of its subnet, so that the client has one there, too.
+    pub(super) fn is_of_a_subnet_of_its_own(&self) -> bool {
+        self.prefix < 32 && self.after == 0
+    }
+
+    /// A node's.
+    pub(super) fn of(&self, subnet: u8, host: u8) -> String {
+        format!(
+            "10.{}.{subnet}.{}",
+            self.second_byte,
+            host.saturating_add(self.after)
+        )
+    }
+}
+
 impl Topology {
-    /// The network of the default routes first, the cluster's last.
+    /// The network of the default routes first.
     pub(super) fn networks(self) -> &'static [Network] {
         match self {
-            Self::OneCard | Self::Bridge => &[FIRST],
-            Self::TwoCards => &[FIRST, SECOND],
+            Self::OneCard | Self::Bridge | Self::Multihomed => &[FIRST],
+            Self::TwoCards | Self::Routed => &[FIRST, SECOND],
         }
     }
 
-    /// All addresses of a node or client, in the networks' order.
+    /// Whether the wire is a router with a cable to each card, and not a bridge.
+    pub(super) fn is_routed(self) -> bool {
+        self == Self::Routed
+    }
+
+    /// A node's addresses besides those of its networks.
+    pub(super) fn more(self) -> &'static [Address] {
+        match self {
+            Self::Multihomed => &MORE,
+            Self::OneCard | Self::TwoCards | Self::Bridge | Self::Routed => &[],
+        }
+    }
+
+    /// All addresses of a node: the default route's first, the cluster's last.
     pub(super) fn addresses(self, subnet: u8, host: u8) -> Vec<String> {
         let networks = self.networks().iter();
-        networks.map(|network| network.address(subnet, host)).collect()
+        let more = self.more().iter();
+        networks
+            .map(|network| network.address(subnet, host))
+            .chain(more.map(|address| address.of(subnet, host)))
+            .collect()
     }
 }
 

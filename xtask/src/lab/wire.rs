@@ -1,13 +1,13 @@
 //! The lab's network: bridges in a namespace of their own, so that the host's interfaces, iptables and
 //! sysctls stay as they are; nodes can be cut off from it. Depends on `space`, `state` and `topology`.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{
     Lab, Offloads, poll,
     space::{enter_network, start},
     state::State,
-    topology::{FIRST, Network, Topology},
+    topology::{FIRST, Network, SECOND, Topology},
 };
 use crate::command::{run, run_with_input};
 
@@ -24,7 +24,8 @@ pub const CLIENT: u8 = 200;
 pub fn lay(state: &mut State) -> Result<()> {
     start(state, "wire")?;
     let mut batch = String::from("link set lo up\n");
-    for network in state.topology.networks() {
+    let bridged = state.topology.networks().iter();
+    for network in bridged.filter(|_| !state.topology.is_routed()) {
         let bridge = network.bridge;
         let address = network.address(state.subnet, ROUTER);
         batch += &format!(
@@ -35,6 +36,13 @@ pub fn lay(state: &mut State) -> Result<()> {
     run_with_input(
         &mut enter_network(state.space("wire")?, ["ip", "-batch", "-"]),
         batch.as_bytes(),
+    )?;
+    // A router between the nodes' subnets, which does not tell them of shorter ways.
+    let settings = "net.ipv4.ip_forward=1\nnet.ipv4.conf.all.send_redirects=0\n\
+                    net.ipv4.conf.default.send_redirects=0\n";
+    run_with_input(
+        &mut enter_network(state.space("wire")?, ["sysctl", "--quiet", "--load=-"]),
+        settings.as_bytes(),
     )?;
     Ok(())
 }
@@ -48,11 +56,39 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
     for network in state.topology.networks() {
         plug_card(state, name, host, network, offloads)?;
     }
-    let router = FIRST.address(state.subnet, ROUTER);
-    run(&mut enter_network(
-        state.space(name)?,
-        ["ip", "route", "add", "default", "via", &router],
-    ))?;
+    let mut routes = format!("route add default via {}\n", FIRST.address(state.subnet, ROUTER));
+    if state.topology.is_routed() && name != "client" {
+        routes += &format!(
+            "route add {} via {}\n",
+            FIRST.address(state.subnet, CLIENT),
+            SECOND.address(state.subnet, ROUTER)
+        );
+    }
+    run_with_input(
+        &mut enter_network(state.space(name)?, ["ip", "-batch", "-"]),
+        routes.as_bytes(),
+    )?;
+    give_more(state, name, host)
+}
+
+/// Gives a space the further addresses of the topology; the wire routes to those that no subnet has.
+fn give_more(state: &State, name: &str, host: u8) -> Result<()> {
+    let (mut inside, mut outside) = (String::new(), String::new());
+    for more in state.topology.more() {
+        let address = more.of(state.subnet, host);
+        if name != "client" || more.is_of_a_subnet_of_its_own() {
+            inside += &format!("address add {address}/{} dev {}\n", more.prefix, more.device);
+        }
+        if name != "client" && more.device == "lo" {
+            outside += &format!("route add {address} via {}\n", FIRST.address(state.subnet, host));
+        }
+    }
+    for (space, batch) in [(name, inside), ("wire", outside)] {
+        run_with_input(
+            &mut enter_network(state.space(space)?, ["ip", "-batch", "-"]),
+            batch.as_bytes(),
+        )?;
+    }
     Ok(())
 }
 
@@ -62,10 +98,19 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
     let Network { bridge, card, .. } = network;
     let port = network.port(name);
     // The pid is the host's: this `ip` keeps the host's pid namespace.
-    let outside = format!(
-        "link add {port} type veth peer name {card} netns {}\nlink set {port} master {bridge}\nlink set {port} up\n",
+    let mut outside = format!(
+        "link add {port} type veth peer name {card} netns {}\nlink set {port} up\n",
         space.init.pid
     );
+    let (address, router) = (
+        network.address(state.subnet, host),
+        network.address(state.subnet, ROUTER),
+    );
+    outside += &if state.topology.is_routed() {
+        format!("address add {router}/32 dev {port}\nroute add {address} dev {port} src {router}\n")
+    } else {
+        format!("link set {port} master {bridge}\n")
+    };
     run_with_input(
         &mut enter_network(wire, ["ip", "-batch", "-"]),
         outside.as_bytes(),
@@ -80,10 +125,11 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
     } else {
         card
     };
-    inside += &format!(
-        "address add {}/24 dev {holder}\n",
-        network.address(state.subnet, host)
-    );
+    inside += &if state.topology.is_routed() {
+        format!("address add {address}/32 dev {holder}\nroute add {router} dev {holder} scope link\n")
+    } else {
+        format!("address add {address}/24 dev {holder}\n")
+    };
     run_with_input(
         &mut enter_network(space, ["ip", "-batch", "-"]),
         inside.as_bytes(),
@@ -103,8 +149,12 @@ impl Lab {
     /// it sees no link failure.
     ///
     /// # Errors
-    /// When there is no such node, or the kernel refuses.
+    /// When there is no such node, it has a cable to a router, or the kernel refuses.
     pub fn cut_off(&self, name: &str) -> Result<()> {
+        ensure!(
+            !self.state.topology.is_routed(),
+            "{name} is connected to a router, which would notice; use a lab with bridges"
+        );
         for network in self.state.topology.networks() {
             set_port(&self.state, name, network, &["nomaster"])?;
         }

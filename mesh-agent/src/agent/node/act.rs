@@ -164,6 +164,7 @@ impl Agent {
                         .get(&member.node)
                         .map_or(member.address, |node| node.address),
                 ),
+                advertised_address: Some(member.address),
                 peers: source
                     .cluster
                     .nodes

@@ -245,7 +245,7 @@ impl Facts {
                 state.addresses.insert(*address);
             }
         }
-        let uplinks = self.uplink_indexes(options, interest.node_address);
+        let uplinks = self.uplink_indexes(options, interest);
         for (index, link) in &self.links {
             if uplinks.contains(index) {
                 match link.mac {
@@ -291,13 +291,14 @@ impl Facts {
         state
     }
 
-    /// Whatever clients or peers can send by: what carries a default route, the node's address or a route to
-    /// a peer, and what the options name.
-    fn uplink_indexes(&self, options: &NetworkOptions, node_address: Option<Ipv4Addr>) -> BTreeSet<u32> {
+    /// Whatever clients or peers can send by: what carries a default route, the node's addresses in the
+    /// cluster or a route to a peer, and what the options name.
+    fn uplink_indexes(&self, options: &NetworkOptions, interest: &Interest) -> BTreeSet<u32> {
+        let in_cluster = [interest.node_address, interest.advertised_address];
         let with_node_address = self
             .addresses
             .iter()
-            .filter(|(_, address, _)| Some(*address) == node_address)
+            .filter(|(_, address, _)| in_cluster.contains(&Some(*address)))
             .map(|(interface, ..)| *interface);
         let found = (self.default_interfaces.iter().copied())
             .chain(with_node_address)

@@ -75,8 +75,11 @@ pub struct NetworkOptions {
 /// What to find out besides the node's own interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// The node's Swarm address: the interface that has it is an uplink.
+    /// The address by which peers reach the node: the interface that has it is an uplink.
     pub node_address: Option<Ipv4Addr>,
+    /// The address that the node's engine advertises: managers see another one where the way to them leaves
+    /// by another interface. The interface that has it is an uplink, too.
+    pub advertised_address: Option<Ipv4Addr>,
     /// Peers whose next hops to find; the interfaces that lead to them are uplinks.
     pub peers: BTreeSet<Ipv4Addr>,
 }

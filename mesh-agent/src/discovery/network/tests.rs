@@ -118,6 +118,19 @@ fn whatever_clients_or_peers_can_send_by_is_an_uplink() {
             })
             .await;
 
+        ip("link add advertised0 type veth peer name advertised1");
+        ip("link set advertised0 up");
+        ip("address add 198.18.0.1/24 dev advertised0");
+        watched
+            .interest
+            .send_modify(|interest| interest.advertised_address = Some(address("198.18.0.1")));
+        watched
+            .until("the interface of the advertised address is one too", |state| {
+                uplinks(state) == ["advertised0", "named0", "wire0"]
+            })
+            .await;
+        ip("link del advertised0");
+
         ip("link set public0 up");
         ip("link set public1 up");
         ip("address add 203.0.113.1/24 dev public0");
