@@ -6,10 +6,12 @@ use crate::{
     frame::{Frame, Refused},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
-        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_LENGTH, Ipv4, OUTER_LENGTH, Outer, PROTOCOL_TCP,
+        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_LENGTH, Ipv4, KEY_LENGTH, KEYED_OPTION_LENGTH,
+        KEYED_OUTER_LENGTH, KEYED_VERSION_AND_LENGTH, L4_OFFSET, OUTER_LENGTH, Outer, PROTOCOL_TCP,
         PROTOCOL_UDP, Tcp, UDP_LENGTH, Udp,
     },
     ipv4,
+    tables::Tables,
 };
 
 /// The largest packet that fits into the tunnel to a peer, in bytes from its IP header on.
@@ -44,55 +46,107 @@ pub fn wire_length<F: Frame>(frame: &F, offset: usize) -> Result<u16, Refused> {
     Ok(u16::try_from(IPV4_LENGTH as u32 + l4_length + size).unwrap_or(u16::MAX))
 }
 
-/// Encapsulates a packet for a peer. `l3_length` is that of the inner packet.
+/// The key that a packet to a peer carries; 0 for none.
+#[inline(always)]
+pub fn key_for<T: Tables>(tables: &T, next_hop: &NextHop) -> u64 {
+    match tables.keys() {
+        Some(keys) if next_hop.key != 0 => keys.named(next_hop.key),
+        _ => 0,
+    }
+}
+
+/// Bytes of the outer headers of an encapsulated packet, with a key or without, whose Geneve header has been
+/// checked.
+///
+/// The verifier must not know which of the two it is, or it would follow both through everything that comes
+/// after. So the length is calculated from the header each time, and never compared.
+#[inline(always)]
+pub fn outer_length<F: Frame>(frame: &F) -> usize {
+    match frame.at::<[u8; 1]>(L4_OFFSET + UDP_LENGTH) {
+        Some(version_and_length) => {
+            // SAFETY: a reference is readable. Volatile, so that the compiler does not take the value from a
+            // register that has been compared.
+            let [lengths] = unsafe { core::ptr::from_ref(version_and_length).read_volatile() };
+            OUTER_LENGTH + usize::from(lengths & KEY_BIT) * (KEY_LENGTH / KEY_BIT as usize)
+        }
+        None => OUTER_LENGTH,
+    }
+}
+
+/// What distinguishes [`KEYED_VERSION_AND_LENGTH`] from [`GENEVE_VERSION_AND_LENGTH`].
+const KEY_BIT: u8 = 4;
+const _: () = assert!(GENEVE_VERSION_AND_LENGTH & KEY_BIT == 0 && KEYED_VERSION_AND_LENGTH & KEY_BIT != 0);
+
+/// Encapsulates a packet for a peer. `l3_length` is that of the inner packet; `key` is 0 for none.
 ///
 /// The UDP checksum is left out, as RFC 8926 (3.4) allows over IPv4: the inner packet has its own.
 ///
 /// # Errors
 /// [`Refused`] when there is no room before the packet.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one of the outer headers' fields"
+)]
 #[inline(always)]
 pub fn encapsulate<F: Frame>(
     frame: &mut F,
     config: &Config,
     next_hop: &NextHop,
+    key: u64,
     backend: &Backend,
     kind: GeneveKind,
     inner: &FlowKey,
     l3_length: u16,
 ) -> Result<(), Refused> {
+    let (outer_length, version_and_length, option_length) = if key == 0 {
+        (OUTER_LENGTH, GENEVE_VERSION_AND_LENGTH, GENEVE_OPTION_LENGTH)
+    } else {
+        (KEYED_OUTER_LENGTH, KEYED_VERSION_AND_LENGTH, KEYED_OPTION_LENGTH)
+    };
     let outer = Outer {
         ip: ipv4::header(
             config.node_address,
             next_hop.address,
             PROTOCOL_UDP,
-            l3_length.wrapping_add(OUTER_LENGTH as u16),
+            l3_length.wrapping_add(outer_length as u16),
         ),
         udp: Udp {
             source: entropy_port(inner),
             destination: config.geneve_port,
-            length: Be16::new(l3_length.wrapping_add((OUTER_LENGTH - IPV4_LENGTH) as u16)),
+            length: Be16::new(l3_length.wrapping_add((outer_length - IPV4_LENGTH) as u16)),
             checksum: Be16::new(0),
         },
         geneve: Geneve {
-            version_and_length: GENEVE_VERSION_AND_LENGTH,
+            version_and_length,
             flags: GENEVE_FLAGS,
             protocol: ETHERTYPE_IPV4,
             vni: config.vni,
             option_class: GENEVE_CLASS,
             option_kind: kind as u8,
-            option_length: GENEVE_OPTION_LENGTH,
+            option_length,
             backend_address: backend.key.address,
             backend_port: backend.target_port,
             backend_tag: backend.tag,
         },
     };
-    frame.insert_outer()?;
+    frame.insert_outer(outer_length)?;
     *frame.at_mut::<Ethernet>(0).ok_or(Refused)? = Ethernet {
         destination: next_hop.destination_mac,
         source: next_hop.source_mac,
         ethertype: ETHERTYPE_IPV4,
     };
     *frame.at_mut::<Outer>(ETHERNET_LENGTH).ok_or(Refused)? = outer;
+    write_key(frame, key)
+}
+
+/// Writes the key behind the outer headers, unless it is 0.
+#[inline(always)]
+fn write_key<F: Frame>(frame: &mut F, key: u64) -> Result<(), Refused> {
+    if key != 0 {
+        *frame
+            .at_mut::<[u8; KEY_LENGTH]>(ETHERNET_LENGTH + OUTER_LENGTH)
+            .ok_or(Refused)? = key.to_ne_bytes();
+    }
     Ok(())
 }
 
@@ -100,16 +154,22 @@ pub fn encapsulate<F: Frame>(
 /// inner packet stays as it is.
 ///
 /// # Errors
-/// [`Refused`] when the frame ends within the headers.
+/// [`Refused`] when the frame ends within the headers, or when the packet has a key and the peer takes none,
+/// or the other way round: while a cluster is being upgraded. The client sends its packet again, to the new
+/// peer.
 #[inline(always)]
 pub fn readdress<F: Frame>(
     frame: &mut F,
     config: &Config,
     next_hop: &NextHop,
+    key: u64,
     kind: GeneveKind,
     backend: Option<&Backend>,
 ) -> Result<(), Refused> {
     let outer = frame.at_mut::<Outer>(ETHERNET_LENGTH).ok_or(Refused)?;
+    if (outer.geneve.version_and_length == KEYED_VERSION_AND_LENGTH) != (key != 0) {
+        return Err(Refused);
+    }
     let length = outer.ip.total_length.get();
     outer.ip = ipv4::header(config.node_address, next_hop.address, PROTOCOL_UDP, length);
     outer.geneve.option_kind = kind as u8;
@@ -118,6 +178,7 @@ pub fn readdress<F: Frame>(
         outer.geneve.backend_port = backend.target_port;
         outer.geneve.backend_tag = backend.tag;
     }
+    write_key(frame, key)?;
     address_frame(frame, next_hop.source_mac, next_hop.destination_mac)
 }
 

@@ -4,10 +4,11 @@ use crate::{
     abi::Endpoint,
     bytes::{Be16, Be32, Plain},
     checksum::{self, Difference},
+    encapsulation,
     frame::{Frame, Refused},
     headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET, OUTER_LENGTH,
-        PROTOCOL_ICMP, PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Icmp, Ipv4, L4_OFFSET, PROTOCOL_ICMP,
+        PROTOCOL_TCP, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
     },
     ipv4,
 };
@@ -37,7 +38,7 @@ unsafe impl Plain for Quote {}
 /// [`Refused`] when the packet must not be answered (a RST itself) or could not be resized.
 #[inline(always)]
 pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
-    refuse_behind::<0, F>(frame, None)
+    refuse_behind::<false, F>(frame, None)
 }
 
 /// The same for an encapsulated packet: the frame becomes a plain one, addressed to `client`, which the inner
@@ -47,19 +48,30 @@ pub fn refuse<F: Frame>(frame: &mut F) -> Result<(), Refused> {
 /// As [`refuse`].
 #[inline(always)]
 pub fn refuse_inner<F: Frame>(frame: &mut F, client: Endpoint) -> Result<(), Refused> {
-    refuse_behind::<OUTER_LENGTH, F>(frame, Some(client))
+    refuse_behind::<true, F>(frame, Some(client))
 }
 
 #[inline(always)]
-fn refuse_behind<const OUTER: usize, F: Frame>(
+fn refuse_behind<const ENCAPSULATED: bool, F: Frame>(
     frame: &mut F,
     client: Option<Endpoint>,
 ) -> Result<(), Refused> {
-    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH + OUTER).ok_or(Refused)?;
+    let outer = outer::<ENCAPSULATED, F>(frame);
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH + outer).ok_or(Refused)?;
     if ip.protocol == PROTOCOL_TCP {
-        reset::<OUTER, F>(frame, &ip, client)
+        reset::<ENCAPSULATED, F>(frame, &ip, client)
     } else {
-        icmp::<OUTER, F>(frame, ICMP_PORT_UNREACHABLE, 0, client)
+        icmp::<ENCAPSULATED, F>(frame, ICMP_PORT_UNREACHABLE, 0, client)
+    }
+}
+
+/// Bytes of outer headers before the packet.
+#[inline(always)]
+fn outer<const ENCAPSULATED: bool, F: Frame>(frame: &F) -> usize {
+    if ENCAPSULATED {
+        encapsulation::outer_length(frame)
+    } else {
+        0
     }
 }
 
@@ -69,16 +81,17 @@ fn refuse_behind<const OUTER: usize, F: Frame>(
 /// [`Refused`] when it could not be resized.
 #[inline(always)]
 pub fn too_big<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
-    icmp::<0, F>(frame, ICMP_FRAGMENTATION_NEEDED, mtu, None)
+    icmp::<false, F>(frame, ICMP_FRAGMENTATION_NEEDED, mtu, None)
 }
 
 #[inline(always)]
-fn reset<const OUTER: usize, F: Frame>(
+fn reset<const ENCAPSULATED: bool, F: Frame>(
     frame: &mut F,
     ip: &Ipv4,
     client: Option<Endpoint>,
 ) -> Result<(), Refused> {
-    let tcp = *frame.at::<Tcp>(L4_OFFSET + OUTER).ok_or(Refused)?;
+    let outer = outer::<ENCAPSULATED, F>(frame);
+    let tcp = *frame.at::<Tcp>(L4_OFFSET + outer).ok_or(Refused)?;
     let client = client.unwrap_or(Endpoint::new(ip.source, tcp.source));
     if tcp.flags & TCP_RST != 0 {
         return Err(Refused);
@@ -121,7 +134,7 @@ fn reset<const OUTER: usize, F: Frame>(
             + checksum::sum32(acknowledgement)
             + u32::from(control),
     );
-    frame.renew::<RESET_LENGTH, OUTER>()?;
+    frame.renew::<RESET_LENGTH>(outer)?;
     write_back(
         frame,
         &ethernet,
@@ -135,14 +148,15 @@ fn reset<const OUTER: usize, F: Frame>(
 }
 
 #[inline(always)]
-fn icmp<const OUTER: usize, F: Frame>(
+fn icmp<const ENCAPSULATED: bool, F: Frame>(
     frame: &mut F,
     code: u8,
     mtu: u16,
     client: Option<Endpoint>,
 ) -> Result<(), Refused> {
+    let outer = outer::<ENCAPSULATED, F>(frame);
     let ethernet = *frame.at::<Ethernet>(0).ok_or(Refused)?;
-    let mut quote = *frame.at::<Quote>(ETHERNET_LENGTH + OUTER).ok_or(Refused)?;
+    let mut quote = *frame.at::<Quote>(ETHERNET_LENGTH + outer).ok_or(Refused)?;
     if let Some(client) = client {
         let change = Difference::NONE.replace32(quote.ip.source, client.address);
         quote.ip.source = client.address;
@@ -164,7 +178,7 @@ fn icmp<const OUTER: usize, F: Frame>(
     answer.checksum = checksum::finish(
         u32::from(kind) + u32::from(answer.next_hop_mtu.raw()) + quoted + checksum::sum_bytes(&quote.rest),
     );
-    frame.renew::<ERROR_LENGTH, OUTER>()?;
+    frame.renew::<ERROR_LENGTH>(outer)?;
     write_back(
         frame,
         &ethernet,

@@ -13,8 +13,8 @@ use crate::{
     errors,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{
-        ETHERNET_LENGTH, GeneveKind, IPV4_LENGTH, Ipv4, L4_OFFSET, OUTER_LENGTH, PROTOCOL_TCP, Ports,
-        TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
+        ETHERNET_LENGTH, GeneveKind, IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP, Ports, TCP_CHECKSUM_OFFSET,
+        TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
     },
     mss, probe,
     tables::{FlowEntry, Tables},
@@ -139,7 +139,7 @@ fn deliver<F: Frame, T: Tables>(
     decapsulate: bool,
 ) -> Result<Action, DropReason> {
     if decapsulate {
-        frame.remove_outer()?;
+        frame.remove_outer(encapsulation::outer_length(frame))?;
     }
     if !flow.origin().is_tunnel() {
         tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
@@ -195,6 +195,7 @@ fn forward<F: Frame, T: Tables>(
         frame,
         config,
         next_hop,
+        encapsulation::key_for(tables, next_hop),
         backend,
         kind,
         &inner,
@@ -218,9 +219,10 @@ fn forward_returned<F: Frame, T: Tables>(
     tables.count_in(
         flow.backend(),
         frame.segments(),
-        l3_bytes(frame).wrapping_sub(OUTER_LENGTH as u32),
+        l3_bytes(frame).wrapping_sub(encapsulation::outer_length(frame) as u32),
     );
-    encapsulation::readdress(frame, config, next_hop, kind, Some(backend))?;
+    let key = encapsulation::key_for(tables, next_hop);
+    encapsulation::readdress(frame, config, next_hop, key, kind, Some(backend))?;
     Ok(())
 }
 
@@ -273,6 +275,7 @@ fn to_entry_node<F: Frame, T: Tables>(
         frame,
         config,
         next_hop,
+        encapsulation::key_for(tables, next_hop),
         backend,
         GeneveKind::Reply,
         inner,
@@ -315,7 +318,8 @@ fn send_back<F: Frame, T: Tables>(
         .next_hop(peer)
         .filter(|next_hop| !next_hop.address.is_zero())
         .ok_or(DropReason::NoRoute)?;
-    encapsulation::readdress(frame, config, next_hop, GeneveKind::Undeliverable, None)?;
+    let key = encapsulation::key_for(tables, next_hop);
+    encapsulation::readdress(frame, config, next_hop, key, GeneveKind::Undeliverable, None)?;
     tables.count_drop(hook, reason);
     tables.count_event(Event::SentBack);
     to_peer(frame, config, next_hop)
@@ -332,9 +336,9 @@ fn deliver_reply<F: Frame, T: Tables>(
     tables.count_out(
         flow.backend(),
         frame.segments(),
-        l3_bytes(frame).wrapping_sub(OUTER_LENGTH as u32),
+        l3_bytes(frame).wrapping_sub(encapsulation::outer_length(frame) as u32),
     );
-    frame.remove_outer()?;
+    frame.remove_outer(encapsulation::outer_length(frame))?;
     if flow.role() == Role::ALIAS {
         translate(frame, flow.frontend(), flow.client())?;
     }

@@ -69,26 +69,26 @@ pub trait Frame {
     /// [`Refused`] when the frame ends before the field.
     fn change_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused>;
 
-    /// Makes room for [`crate::headers::Outer`] behind the Ethernet header; the content of both is then
+    /// Makes room for `length` bytes of outer headers behind the Ethernet header; the content of both is then
     /// undefined.
     ///
     /// # Errors
     /// [`Refused`] when there is no room.
-    fn insert_outer(&mut self) -> Result<(), Refused>;
+    fn insert_outer(&mut self, length: usize) -> Result<(), Refused>;
 
     /// Removes that room again.
     ///
     /// # Errors
     /// [`Refused`] when the kernel does not allow it.
-    fn remove_outer(&mut self) -> Result<(), Refused>;
+    fn remove_outer(&mut self, length: usize) -> Result<(), Refused>;
 
     /// Turns the frame into one of `L3` bytes behind an Ethernet header, of undefined content, with no
-    /// checksum left for the hardware to finish. For control messages. `OUTER` bytes of encapsulation are
+    /// checksum left for the hardware to finish. For control messages. `outer` bytes of encapsulation are
     /// before the packet that the message is about; then bytes of no meaning may be left behind the message.
     ///
     /// # Errors
     /// [`Refused`] when the kernel does not allow it.
-    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused>;
+    fn renew<const L3: usize>(&mut self, outer: usize) -> Result<(), Refused>;
 
     /// Looks an address up in the node's routes and neighbours, for a packet (a segment of an aggregated one)
     /// of `l3_length` bytes; 0 skips the check of its size.

@@ -161,11 +161,12 @@ pub struct GeneveBase {
     pub vni: Be32,
 }
 
-/// A Geneve header with the mesh's one option, and nothing else.
+/// A Geneve header with the mesh's one option, up to the key that ends the option where a node has one.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
 pub struct Geneve {
-    /// Version (high 2 bits, 0) and length of the options in 32-bit words (low 6 bits, 3).
+    /// Version (high 2 bits, 0) and length of the options in 32-bit words (low 6 bits; 3, or 5 with a
+    /// key).
     pub version_and_length: u8,
     /// Control and critical-option bits (the two highest).
     pub flags: u8,
@@ -177,7 +178,7 @@ pub struct Geneve {
     pub option_class: Be16,
     /// Option type: a [`GeneveKind`] with the critical bit set.
     pub option_kind: u8,
-    /// Option length in 32-bit words (low 5 bits, 2).
+    /// Option length in 32-bit words (low 5 bits; 2, or 4 with a key).
     pub option_length: u8,
     /// The backend's address on Docker's ingress network, unique in the cluster.
     pub backend_address: Be32,
@@ -191,12 +192,18 @@ pub struct Geneve {
 pub const GENEVE_CLASS: Be16 = Be16::new(0xff5a);
 /// Critical bit of an option's type: a receiver that does not know the option must drop the packet.
 pub const GENEVE_CRITICAL_OPTION: u8 = 0x80;
-/// `version_and_length` of every packet that the mesh makes.
+/// `version_and_length` of a packet without a key.
 pub const GENEVE_VERSION_AND_LENGTH: u8 = 3;
 /// `flags` of every packet that the mesh makes: critical options are present.
 pub const GENEVE_FLAGS: u8 = 0x40;
 /// Length of the option's data in 32-bit words.
 pub const GENEVE_OPTION_LENGTH: u8 = 2;
+/// [`GENEVE_VERSION_AND_LENGTH`] where the option ends with a key.
+pub const KEYED_VERSION_AND_LENGTH: u8 = 5;
+/// [`GENEVE_OPTION_LENGTH`] where the option ends with a key.
+pub const KEYED_OPTION_LENGTH: u8 = 4;
+/// Bytes of a key.
+pub const KEY_LENGTH: usize = 8;
 
 /// What a Geneve packet between nodes carries; the type of its option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,8 +258,10 @@ pub struct Outer {
     pub geneve: Geneve,
 }
 
-/// Bytes of [`Outer`]: the tunnel's share of the MTU.
+/// Bytes of [`Outer`].
 pub const OUTER_LENGTH: usize = size_of::<Outer>();
+/// Bytes of [`Outer`] and the key behind it: the tunnel's share of the MTU.
+pub const KEYED_OUTER_LENGTH: usize = OUTER_LENGTH + KEY_LENGTH;
 
 const _: () = assert!(size_of::<Ethernet>() == 14);
 const _: () = assert!(size_of::<Ipv4>() == 20);

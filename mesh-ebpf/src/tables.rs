@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use crate::abi::{
     Backend, BackendKey, Breaker, Config, DropReason, Endpoint, Event, Flow, FlowKey, FrontendKey, Hook,
-    NextHop, Opening, Origin, Progress, Role, Service,
+    Keys, NextHop, Opening, Origin, Progress, Role, Service,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -178,6 +178,12 @@ pub trait Tables {
     fn backend_index(&self, key: &BackendKey) -> Option<u32>;
     /// Index of the peer with an address.
     fn peer_index(&self, address: crate::bytes::Be32) -> Option<u32>;
+    /// The keys that peers' packets carry.
+    fn keys(&self) -> Option<&Keys>;
+    /// Whether the peer has sent packets with a key, so that it does not send any without.
+    fn is_keyed(&self, peer: u32) -> bool;
+    /// Records that the peer's packets carry a key.
+    fn note_keyed(&self, peer: u32);
     /// The next hop to a peer.
     fn next_hop(&self, peer: u32) -> Option<&NextHop>;
     /// Counts a new flow of a backend.

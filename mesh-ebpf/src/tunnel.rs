@@ -4,12 +4,13 @@
 use crate::{
     abi::{BACKEND_REMOTE, Backend, Config, DropReason, FrontendKey, Hook, Opening, Origin, Role},
     bytes::Be32,
+    encapsulation::outer_length,
     flow_state,
     frame::Frame,
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
-        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, L4_OFFSET, OUTER_LENGTH, Outer,
-        UDP_LENGTH,
+        GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, KEY_LENGTH, KEYED_OPTION_LENGTH,
+        KEYED_VERSION_AND_LENGTH, L4_OFFSET, OUTER_LENGTH, Outer, UDP_LENGTH,
     },
     onward, open,
     parse::{Packet, parse},
@@ -37,11 +38,12 @@ pub fn decide<'a, F: Frame, T: Tables>(
         return Decision::drop(DropReason::Truncated);
     };
     let geneve = outer.geneve;
-    if geneve.version_and_length != GENEVE_VERSION_AND_LENGTH
+    let lengths = (geneve.version_and_length, geneve.option_length);
+    let is_keyed = lengths == (KEYED_VERSION_AND_LENGTH, KEYED_OPTION_LENGTH);
+    if !(is_keyed || lengths == (GENEVE_VERSION_AND_LENGTH, GENEVE_OPTION_LENGTH))
         || geneve.flags != GENEVE_FLAGS
         || { geneve.protocol } != ETHERTYPE_IPV4
         || { geneve.option_class } != GENEVE_CLASS
-        || geneve.option_length != GENEVE_OPTION_LENGTH
     {
         return Decision::drop(DropReason::BadGeneve);
     }
@@ -51,8 +53,13 @@ pub fn decide<'a, F: Frame, T: Tables>(
     let Some(peer) = tables.peer_index(outer_packet.key.source) else {
         return Decision::drop(DropReason::UnknownPeer);
     };
-    if usize::from(outer_packet.total_length) < OUTER_LENGTH {
+    let outer_length = outer_length(frame);
+    if usize::from(outer_packet.total_length) < outer_length {
         return Decision::drop(DropReason::Truncated);
+    }
+    // An answer to one of this node's own probes repeats its nonce instead.
+    if kind != GeneveKind::ProbeAnswer && !is_authentic(frame, tables, is_keyed, peer) {
+        return Decision::drop(DropReason::NoKey);
     }
     match kind {
         GeneveKind::Probe => return probe::decide(config, outer_packet),
@@ -60,7 +67,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
         GeneveKind::ProbeAnswer => return Decision::PASS,
         GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Reply | GeneveKind::Undeliverable => {}
     }
-    let Ok(packet) = parse(frame, ETHERNET_LENGTH + OUTER_LENGTH) else {
+    let Ok(packet) = parse(frame, ETHERNET_LENGTH + outer_length) else {
         return Decision::drop(DropReason::BadGeneve);
     };
     if is_never_on_a_wire(packet.key.source) || is_never_on_a_wire(packet.key.destination) {
@@ -81,6 +88,28 @@ pub fn decide<'a, F: Frame, T: Tables>(
         GeneveKind::Probe | GeneveKind::ProbeAnswer => Decision::PASS,
         GeneveKind::Undeliverable => returned(tables, config, hook, &packet, &geneve, peer.0),
     }
+}
+
+/// Whether a packet has one of the cluster's keys, or need not have one.
+///
+/// A peer sends packets without a key until it has learned that this node holds one, and from then on never
+/// again. So the first packet with a key ends it, and needs no agreement about when.
+#[inline(always)]
+fn is_authentic<F: Frame, T: Tables>(frame: &F, tables: &T, is_keyed: bool, peer: u32) -> bool {
+    let Some(keys) = tables.keys().filter(|keys| !keys.is_empty()) else {
+        return true;
+    };
+    if !is_keyed {
+        return !tables.is_keyed(peer);
+    }
+    let Some(key) = frame.at::<[u8; KEY_LENGTH]>(ETHERNET_LENGTH + OUTER_LENGTH) else {
+        return false;
+    };
+    let is_authentic = keys.contain(u64::from_ne_bytes(*key));
+    if is_authentic && !tables.is_keyed(peer) {
+        tables.note_keyed(peer);
+    }
+    is_authentic
 }
 
 /// A client's packet, from its entry node to a backend here.

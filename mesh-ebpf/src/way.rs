@@ -5,7 +5,7 @@ use crate::{
     abi::{Config, Origin},
     encapsulation,
     frame::{Frame, Route},
-    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+    headers::ETHERNET_LENGTH,
     tables::{FlowEntry, Tables},
 };
 
@@ -118,6 +118,7 @@ pub fn to_client<F: Frame>(frame: &F, flow: FlowEntry) -> Way {
     if flow.origin() == Origin::MESH0 {
         return Way::NOWHERE;
     }
-    let length = encapsulation::wire_length(frame, ETHERNET_LENGTH + OUTER_LENGTH).unwrap_or(0);
+    let length =
+        encapsulation::wire_length(frame, ETHERNET_LENGTH + encapsulation::outer_length(frame)).unwrap_or(0);
     Way::of(frame.route(flow.frontend().address, flow.client().address, length))
 }

@@ -101,6 +101,7 @@ pub(crate) mod fixture {
             datapath: if last == 2 { datapath } else { NodeDatapath::Ebpf },
             silent: false,
             release: String::new(),
+            keys: None,
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),
@@ -200,6 +201,7 @@ pub(crate) mod fixture {
                 epoch: 0,
                 confirmed: Some(started + Duration::from_secs(2)),
                 changed: Some(started),
+                key: None,
                 origin: "this manager's engine".to_owned(),
                 trouble: None,
                 no_manager: false,

@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    model::{Cluster, NodeDatapath, announced::unknown_nodes},
+    model::{Cluster, KeyId, NodeDatapath, announced::unknown_nodes},
     source::Acknowledged,
 };
 
@@ -25,6 +25,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// This node's announcement, and the wait for those of the others.
 pub(super) struct OwnAnnouncement {
     datapath: watch::Sender<NodeDatapath>,
+    /// The ids of the keys that the data path takes.
+    keys: watch::Sender<Vec<KeyId>>,
     acknowledged: watch::Receiver<Acknowledged>,
     /// Whether an earlier agent's data path carries traffic until the first plan.
     adopted: bool,
@@ -38,6 +40,7 @@ impl OwnAnnouncement {
     pub(super) fn new(adopted: Option<NodeDatapath>, acknowledged: watch::Receiver<Acknowledged>) -> Self {
         Self {
             datapath: watch::Sender::new(adopted.unwrap_or(NodeDatapath::None)),
+            keys: watch::Sender::default(),
             acknowledged,
             adopted: adopted.is_some(),
             leaving: false,
@@ -48,6 +51,20 @@ impl OwnAnnouncement {
     /// What is announced, as it changes.
     pub(super) fn subscribe(&self) -> watch::Receiver<NodeDatapath> {
         self.datapath.subscribe()
+    }
+
+    /// The ids of the keys that are announced, as they change.
+    pub(super) fn subscribe_keys(&self) -> watch::Receiver<Vec<KeyId>> {
+        self.keys.subscribe()
+    }
+
+    /// Announces which keys the data path takes, from now on.
+    pub(super) fn announce_keys(&self, keys: Vec<KeyId>) {
+        self.keys.send_if_modified(|announced| {
+            let changed = *announced != keys;
+            *announced = keys;
+            changed
+        });
     }
 
     /// Announces a data path that is up (or, with [`NodeDatapath::None`], gone).
@@ -158,6 +175,7 @@ mod tests {
             datapath,
             silent: false,
             release: String::new(),
+            keys: None,
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

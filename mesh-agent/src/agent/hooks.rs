@@ -59,6 +59,7 @@ mod tests {
             datapath: NodeDatapath::Ebpf,
             silent: false,
             release: String::new(),
+            keys: None,
         }
     }
 

@@ -10,6 +10,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     time::Instant,
 };
 
@@ -26,7 +27,7 @@ use crate::{
     datapath::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung, dump::Dump,
     },
-    model::{Desired, NodeDatapath, ServiceKey},
+    model::{Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
 };
 
 /// After how many refusals in a row of what every service depends on a data path is abandoned. With the
@@ -62,6 +63,8 @@ pub(super) struct Ladder {
     kind: DatapathKind,
     datapath: Box<dyn Datapath>,
     reconciler: Reconciler,
+    /// For the next data path, if the kind changes.
+    keys: TunnelKeys,
     /// A data path that has been replaced and not yet removed.
     retiring: Option<(DatapathKind, Box<dyn Datapath>)>,
     /// Kinds that were tried and refused; retried on request only.
@@ -97,6 +100,7 @@ impl Ladder {
                         kind,
                         datapath,
                         reconciler: Reconciler::default(),
+                        keys: TunnelKeys::default(),
                         retiring: None,
                         steps_down: refused.len() as u64,
                         refused,
@@ -126,6 +130,24 @@ impl Ladder {
     /// The kind of an earlier agent's data path that still carries traffic and was adopted.
     pub(super) fn adopted(&self) -> Option<NodeDatapath> {
         self.datapath.adopted().then(|| self.kind.into())
+    }
+
+    /// Takes over the keys of packets between nodes, before the state that follows from the same snapshot.
+    /// Returns the ids of those that the data path takes.
+    pub(super) fn set_keys(&mut self, keys: TunnelKeys) -> Vec<KeyId> {
+        if let Err(error) = self.datapath.set_keys(&keys) {
+            warn!(
+                error = error_chain(&error),
+                "the tunnel's keys could not be written; retrying"
+            );
+        }
+        self.keys = keys;
+        self.datapath.key_ids()
+    }
+
+    /// The key that the data path sends to each peer.
+    pub(super) fn sent_keys(&self) -> BTreeMap<Ipv4Addr, TunnelKey> {
+        self.datapath.sent_keys()
     }
 
     /// Brings the data path to the desired state. One that keeps refusing what every service depends on is
@@ -202,6 +224,7 @@ impl Ladder {
         // One that is still to be removed may be of this kind.
         self.retire();
         let mut datapath = self.factory.make(kind).map_err(|error| one_line(&error))?;
+        datapath.set_keys(&self.keys).map_err(|error| one_line(&error))?;
         let mut reconciler = Reconciler::default();
         let round = reconciler.reconcile(&desired(kind), datapath.as_mut(), now);
         if round.failed > 0 || round.crippled {

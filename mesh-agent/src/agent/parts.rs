@@ -25,7 +25,7 @@ use crate::{
     docker::Docker,
     doctor,
     metrics::{self, Metrics},
-    model::NodeDatapath,
+    model::{KeyId, NodeDatapath},
     probes::{self, ProbeReport},
     source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
 };
@@ -55,6 +55,7 @@ pub(super) struct ListenerChannels {
 pub(super) struct SourceChannels {
     pub(super) state: watch::Sender<SourceState>,
     pub(super) announcement: watch::Receiver<NodeDatapath>,
+    pub(super) keys: watch::Receiver<Vec<KeyId>>,
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     pub(super) is_up: watch::Receiver<bool>,
 }
@@ -112,6 +113,7 @@ impl Parts {
         let channels = Channels {
             state: channels.state,
             announcement: channels.announcement,
+            keys: channels.keys,
             acknowledged: channels.acknowledged,
             is_up: channels.is_up,
             engine: engine.clone(),

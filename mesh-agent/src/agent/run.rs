@@ -73,6 +73,7 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
     let channels = SourceChannels {
         state,
         announcement: announcement.subscribe(),
+        keys: announcement.subscribe_keys(),
         acknowledged,
         is_up: is_up_receiver,
     };

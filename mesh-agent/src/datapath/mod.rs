@@ -1,13 +1,13 @@
 //! The packet path behind one trait, [`Datapath`], and what it reports. Imports the model and the plan; aya's
 //! types stay inside `ebpf`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
 use self::dump::Dump;
 use crate::{
-    model::{BackendKey, Desired, NodeDatapath, ServiceKey},
+    model::{BackendKey, Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
     plan::DatapathChange,
 };
 
@@ -29,6 +29,26 @@ pub trait Datapath: Send {
     /// Applies the changes in order. Each is idempotent. A change that fails does not keep later ones from
     /// being tried; failures are returned, and the caller tries them again later.
     fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError>;
+
+    /// Takes over the key that packets between nodes carry, and which keys the peers take. Called before the
+    /// changes that follow from the same snapshot. The default is for a data path without keys.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the caller tries again.
+    fn set_keys(&mut self, keys: &TunnelKeys) -> Result<(), DatapathError> {
+        let _ = keys;
+        Ok(())
+    }
+
+    /// The ids of the keys that it takes from peers.
+    fn key_ids(&self) -> Vec<KeyId> {
+        Vec::new()
+    }
+
+    /// The key that it sends to each peer; none to a peer that is not listed.
+    fn sent_keys(&self) -> BTreeMap<Ipv4Addr, TunnelKey> {
+        BTreeMap::new()
+    }
 
     /// Reads the traffic counters. Totals never go down while the data path exists; a service's totals
     /// include those of its former backends.

@@ -71,6 +71,7 @@ mod tests {
             datapath,
             silent: false,
             release: String::new(),
+            keys: None,
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, NodeDatapath};
+use super::{Balance, KeyId, NodeDatapath};
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
@@ -52,6 +52,10 @@ pub struct Node {
     /// The release of its agent, as it announced it; empty if it has not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub release: String,
+    /// The ids of the keys that its data path takes in the tunnel: none if its agent is of a release without
+    /// keys, and not known if the agent or the manager does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Vec<KeyId>>,
 }
 
 fn one() -> u32 {

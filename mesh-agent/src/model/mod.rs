@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod desired;
 pub(crate) mod fnv1a;
 pub mod local;
+pub mod tunnel_key;
 
 pub use balance::{Algorithm, Balance, NodeDatapath};
 pub use cluster::{
@@ -14,6 +15,7 @@ pub use cluster::{
 };
 pub use desired::{Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey};
 pub use local::{Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
+pub use tunnel_key::{KeyId, TunnelKey, TunnelKeys};
 
 /// Labels by which the mesh recognises the orchestrator's containers.
 pub mod orchestrator_label {

@@ -368,6 +368,7 @@ mod tests {
             datapath: NodeDatapath::Unknown,
             silent: true,
             release: String::new(),
+            keys: None,
         };
         let nodes = ["own", "other"].map(|name| (name.to_owned(), node(name)));
         let mut snapshot = model::Cluster {

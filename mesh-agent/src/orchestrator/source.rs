@@ -104,6 +104,7 @@ fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weig
         datapath: registration.map_or(NodeDatapath::Unknown, datapath),
         silent: registration.is_none() && node.status != objects::NodeStatus::Down,
         release: registration.map_or_else(String::new, |registration| registration.release.clone()),
+        keys: None,
     }
 }
 

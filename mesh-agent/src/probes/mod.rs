@@ -13,6 +13,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::model::TunnelKey;
+
 pub use self::prober::probe;
 
 /// Whom to probe, and how.
@@ -26,6 +28,8 @@ pub struct Targets {
     pub port: u16,
     /// The peers' host names by their addresses.
     pub peers: BTreeMap<Ipv4Addr, String>,
+    /// The keys of those that take one, as the data path sends them.
+    pub keys: BTreeMap<Ipv4Addr, TunnelKey>,
 }
 
 /// What the probes have found.

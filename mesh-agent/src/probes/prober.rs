@@ -108,7 +108,11 @@ impl Prober {
             let now = self.started.elapsed();
             let session = self.session;
             let next = self.liveness.step(now, &mut changes, |peer, number| {
-                let payload = wire::probe(current.vni, nonce_of(session, number));
+                let payload = wire::probe(
+                    current.vni,
+                    nonce_of(session, number),
+                    current.keys.get(&peer).copied(),
+                );
                 match socket.try_send_to(&payload, SocketAddrV4::new(peer, current.port).into()) {
                     Ok(_) => Sent::Yes,
                     Err(error) => outcome(&error),

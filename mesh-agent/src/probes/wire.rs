@@ -3,37 +3,51 @@
 
 use mesh_ebpf::headers::{
     ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH, GENEVE_VERSION_AND_LENGTH, Geneve,
-    GeneveKind,
+    GeneveKind, KEY_LENGTH, KEYED_OPTION_LENGTH, KEYED_VERSION_AND_LENGTH,
 };
 
-/// Bytes of a probe's UDP payload.
-pub(super) const LENGTH: usize = size_of::<Geneve>();
+use crate::model::TunnelKey;
+
+/// Bytes of the longest probe's UDP payload.
+pub(super) const LENGTH: usize = WITHOUT_KEY + KEY_LENGTH;
+/// Bytes of a probe without a key.
+const WITHOUT_KEY: usize = size_of::<Geneve>();
 /// Offset of the option's type.
 const KIND: usize = 10;
 /// Offset of the nonce.
 const NONCE: usize = 12;
 
-/// A probe's payload.
-pub(super) fn probe(vni: u32, nonce: u64) -> [u8; LENGTH] {
-    packet(GeneveKind::Probe, vni, nonce)
+/// A probe's payload, with the key that the peer's packets carry.
+pub(super) fn probe(vni: u32, nonce: u64, key: Option<TunnelKey>) -> Vec<u8> {
+    let mut payload = packet(GeneveKind::Probe, vni, nonce, key.is_some()).to_vec();
+    payload.extend(key.into_iter().flat_map(TunnelKey::to_bytes));
+    payload
 }
 
-/// The nonce of an answer; `None` for any other packet.
+/// The nonce of an answer; `None` for any other packet. The nonce alone proves who sent it.
 pub(super) fn answer(vni: u32, payload: &[u8]) -> Option<u64> {
-    let nonce = payload.get(NONCE..LENGTH)?.try_into().ok()?;
+    let nonce = payload.get(NONCE..WITHOUT_KEY)?.try_into().ok()?;
     let nonce = u64::from_be_bytes(nonce);
-    (payload[..LENGTH] == packet(GeneveKind::ProbeAnswer, vni, nonce)).then_some(nonce)
+    let has_key = payload.len() == LENGTH;
+    let expected = packet(GeneveKind::ProbeAnswer, vni, nonce, has_key);
+    let is_whole = has_key || payload.len() == WITHOUT_KEY;
+    (is_whole && payload[..WITHOUT_KEY] == expected).then_some(nonce)
 }
 
-fn packet(kind: GeneveKind, vni: u32, nonce: u64) -> [u8; LENGTH] {
-    let mut bytes = [0; LENGTH];
-    bytes[0] = GENEVE_VERSION_AND_LENGTH;
+fn packet(kind: GeneveKind, vni: u32, nonce: u64, has_key: bool) -> [u8; WITHOUT_KEY] {
+    let (version_and_length, option_length) = if has_key {
+        (KEYED_VERSION_AND_LENGTH, KEYED_OPTION_LENGTH)
+    } else {
+        (GENEVE_VERSION_AND_LENGTH, GENEVE_OPTION_LENGTH)
+    };
+    let mut bytes = [0; WITHOUT_KEY];
+    bytes[0] = version_and_length;
     bytes[1] = GENEVE_FLAGS;
     bytes[2..4].copy_from_slice(&ETHERTYPE_IPV4.get().to_be_bytes());
     bytes[4..8].copy_from_slice(&(vni << 8).to_be_bytes());
     bytes[8..10].copy_from_slice(&GENEVE_CLASS.get().to_be_bytes());
     bytes[KIND] = kind as u8;
-    bytes[11] = GENEVE_OPTION_LENGTH;
+    bytes[11] = option_length;
     bytes[NONCE..].copy_from_slice(&nonce.to_be_bytes());
     bytes
 }
@@ -45,11 +59,14 @@ mod tests {
     #[test]
     fn only_an_answer_of_the_same_cluster_has_a_nonce() {
         let (vni, nonce) = (0x00ab_cdef, 0x0102_0304_0506_0708);
-        let mut packet = probe(vni, nonce);
-        assert_eq!(answer(vni, &packet), None, "a probe that no program has answered");
-        packet[KIND] = GeneveKind::ProbeAnswer as u8;
-        assert_eq!(answer(vni, &packet), Some(nonce));
-        assert_eq!(answer(vni + 1, &packet), None, "another cluster's");
-        assert_eq!(answer(vni, &packet[..LENGTH - 1]), None, "cut short");
+        for key in [None, Some(TunnelKey::derive(b"secret", "cluster"))] {
+            let mut packet = probe(vni, nonce, key);
+            assert_eq!(packet.len(), if key.is_some() { LENGTH } else { WITHOUT_KEY });
+            assert_eq!(answer(vni, &packet), None, "a probe that no program has answered");
+            packet[KIND] = GeneveKind::ProbeAnswer as u8;
+            assert_eq!(answer(vni, &packet), Some(nonce));
+            assert_eq!(answer(vni + 1, &packet), None, "another cluster's");
+            assert_eq!(answer(vni, &packet[..packet.len() - 1]), None, "cut short");
+        }
     }
 }

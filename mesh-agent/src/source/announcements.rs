@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::SourceState;
-use crate::model::{Cluster, Node, NodeDatapath, NodeId};
+use crate::model::{Cluster, KeyId, Node, NodeDatapath, NodeId};
 
 /// The announcements of all nodes; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +44,8 @@ pub(super) struct Announced {
     pub(super) address: Option<Ipv4Addr>,
     /// The agent's release; empty from older agents.
     pub(super) release: String,
+    /// The keys that the data path takes; see [`Node::keys`].
+    pub(super) keys: Option<Vec<KeyId>>,
 }
 
 #[cfg(test)]
@@ -98,6 +100,7 @@ impl Announcements {
         node: &str,
         address: Option<Ipv4Addr>,
         mut datapath: watch::Receiver<NodeDatapath>,
+        mut keys: watch::Receiver<Vec<KeyId>>,
     ) {
         let session = self.open(node);
         loop {
@@ -105,8 +108,13 @@ impl Announcements {
                 datapath: *datapath.borrow_and_update(),
                 address,
                 release: crate::RELEASE.to_owned(),
+                keys: known_keys(Some(keys.borrow_and_update().clone())),
             });
-            if datapath.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = datapath.changed() => changed,
+                changed = keys.changed() => changed,
+            };
+            if changed.is_err() {
                 // The agent is ending.
                 return std::future::pending().await;
             }
@@ -194,6 +202,15 @@ impl Drop for AnnouncementSession {
     }
 }
 
+/// What is known of a node's keys from what it announced: an agent without the field takes none, and one that
+/// holds none yet may be about to.
+pub(super) fn known_keys(announced: Option<Vec<KeyId>>) -> Option<Vec<KeyId>> {
+    match announced {
+        None => Some(Vec::new()),
+        Some(keys) => Some(keys).filter(|keys| !keys.is_empty()),
+    }
+}
+
 /// The nodes for which the snapshot differs from what they announced, as they are to be. No node gets an
 /// address that is another's.
 fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
@@ -208,6 +225,7 @@ fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
                 datapath: announced.datapath,
                 address: address.unwrap_or(node.address),
                 release: announced.release,
+                keys: announced.keys,
                 ..node.clone()
             };
             (new != *node).then(|| (id.clone(), new))
@@ -233,6 +251,7 @@ mod tests {
                 datapath: NodeDatapath::Unknown,
                 silent: false,
                 release: String::new(),
+                keys: None,
             };
             (id.to_owned(), node)
         };

@@ -14,7 +14,7 @@ pub(crate) mod test_authority;
 
 use std::{sync::Arc, time::SystemTime};
 
-use crate::model::Cluster;
+use crate::model::{Cluster, TunnelKey};
 
 pub use announcements::Announcements;
 pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError};
@@ -43,6 +43,9 @@ pub struct SourceState {
     pub confirmed: Option<SystemTime>,
     /// When the event that led to this revision was first seen by the origin.
     pub changed: Option<SystemTime>,
+    /// The key of packets between nodes; `None` while it is not known. Not part of the snapshot, which is
+    /// shown and logged.
+    pub key: Option<TunnelKey>,
     /// Where it comes from, for display: `this manager's engine`, or `manager 192.168.0.1:7946`.
     pub origin: String,
     /// What is wrong with the source; `None` while it works. The last snapshot stays in use.

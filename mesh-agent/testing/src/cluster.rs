@@ -153,6 +153,7 @@ pub fn to_peer(service: ServiceKey, kind: u8, source_port: u16) -> Tunnel {
         vni: VNI,
         backend: SocketAddrV4::new(ingress(5), target(service).port()),
         tag: task_tag(&task(5)),
+        key: None,
     }
 }
 

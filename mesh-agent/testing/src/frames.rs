@@ -197,6 +197,8 @@ pub struct Tunnel {
     pub backend: SocketAddrV4,
     /// The tag of the backend's task.
     pub tag: u16,
+    /// The cluster's key, if the packet carries one.
+    pub key: Option<[u8; 8]>,
 }
 
 /// From the entry node to a backend.
@@ -230,7 +232,10 @@ impl Tunnel {
         }
         .write(&mut frame)
         .expect("a vector takes it");
-        let udp_length = (inner.len() + OUTER - 20) as u16;
+        let key = self.key.unwrap_or_default();
+        let key = &key[..if self.key.is_some() { key.len() } else { 0 }];
+        let key_length = (key.len() / 4) as u8;
+        let udp_length = (inner.len() + OUTER + key.len() - 20) as u16;
         let mut ip = Ipv4Header::new(
             udp_length,
             64,
@@ -250,12 +255,13 @@ impl Tunnel {
         }
         .write(&mut frame)
         .expect("a vector takes it");
-        frame.extend([3, 0x40, 0x08, 0x00]);
+        frame.extend([3 + key_length, 0x40, 0x08, 0x00]);
         frame.extend((self.vni << 8).to_be_bytes());
-        frame.extend([0xff, 0x5a, self.kind, 2]);
+        frame.extend([0xff, 0x5a, self.kind, 2 + key_length]);
         frame.extend(self.backend.ip().octets());
         frame.extend(self.backend.port().to_be_bytes());
         frame.extend(self.tag.to_be_bytes());
+        frame.extend(key);
         frame.extend(inner);
         frame
     }

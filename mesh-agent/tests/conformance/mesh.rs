@@ -76,6 +76,7 @@ impl<'a> Mesh<'a> {
                     datapath: rung.node_datapath(),
                     silent: false,
                     release: String::new(),
+                    keys: None,
                 };
                 (node.netns.name.clone(), cluster_node)
             })

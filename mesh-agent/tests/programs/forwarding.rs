@@ -59,7 +59,7 @@ fn the_mss_of_a_syn_is_clamped_to_what_fits_the_tunnel() {
     on_a_node(|node| {
         remote(node);
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
-        let clamped = syn.clone().with_mss(1500 - 48 - 40);
+        let clamped = syn.clone().with_mss(1500 - 56 - 40);
         for output in [node.xdp(&syn.frame()), node.tc_uplink(&syn.frame())] {
             let port = outer_port(&output.frame);
             check_frame(&output.frame, &to_peer(WEB, FORWARD, port).around(&clamped));
@@ -78,7 +78,7 @@ fn the_mss_of_a_syn_is_clamped_to_what_the_way_to_its_peer_carries() {
         state.peers.insert(PEER, Some(narrow));
         node.apply(&state);
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
-        let clamped = syn.clone().with_mss(1400 - 48 - 40);
+        let clamped = syn.clone().with_mss(1400 - 56 - 40);
         for output in [node.xdp(&syn.frame()), node.tc_uplink(&syn.frame())] {
             let port = outer_port(&output.frame);
             check_frame(&output.frame, &to_peer(WEB, FORWARD, port).around(&clamped));

@@ -11,6 +11,7 @@ mod delivery;
 mod forwarding;
 mod full;
 mod garbage;
+mod keys;
 mod life;
 mod probes;
 mod refusal;

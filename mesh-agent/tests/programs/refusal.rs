@@ -152,11 +152,11 @@ fn a_container_gets_fragmentation_needed_if_its_answer_is_too_large_for_the_tunn
                 .with_payload(payload)
                 .frame()
         };
-        assert_eq!(node.tc_container(&answer(1452 - 28)).frame.len(), 14 + 1500);
-        let large = answer(1452 - 27);
+        assert_eq!(node.tc_container(&answer(1444 - 28)).frame.len(), 14 + 1492);
+        let large = answer(1444 - 27);
         let output = node.tc_container(&large);
         assert_eq!(output.verdict, TC_REDIRECT);
-        check_frame(&output.frame, &unreachable(4, 1452, &large));
+        check_frame(&output.frame, &unreachable(4, 1444, &large));
         assert_eq!(node.drops(), counted(&[("tc_container", "too_big", 1)]));
     });
 }
@@ -171,9 +171,9 @@ fn a_client_gets_fragmentation_needed_if_its_packet_is_too_large_for_the_tunnel(
                 .with_payload(payload)
                 .frame()
         };
-        assert_eq!(node.xdp(&datagram(1452 - 28)).frame.len(), 14 + 1500);
-        let large = datagram(1452 - 27);
-        let expected = unreachable(4, 1452, &large);
+        assert_eq!(node.xdp(&datagram(1444 - 28)).frame.len(), 14 + 1492);
+        let large = datagram(1444 - 27);
+        let expected = unreachable(4, 1444, &large);
         let by_xdp = node.xdp(&large);
         assert_eq!(by_xdp.verdict, XDP_TX);
         check_frame(&by_xdp.frame, &expected);

@@ -50,7 +50,7 @@ fn an_answer_to_a_flow_from_a_peer_goes_back_through_the_tunnel() {
         let output = node.tc_container(&answer.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
         let port = outer_port(&output.frame);
-        let clamped = answer.rewritten(arriving(), ENTRY, CLIENT).with_mss(1412);
+        let clamped = answer.rewritten(arriving(), ENTRY, CLIENT).with_mss(1404);
         check_frame(&output.frame, &to_peer(WEB, REPLY, port).around(&clamped));
 
         let data = Packet::tcp(out_of_container(), target(WEB), CLIENT, ACK);

@@ -89,8 +89,8 @@ pub struct NextHop {
     /// Largest packet, in bytes from its IP header on, that reaches the peer through the tunnel; 0 while that
     /// is unknown.
     pub inner_mtu: u16,
-    /// Zero.
-    pub padding: u16,
+    /// Which of this node's [`super::Keys`] its packets carry, from 1; 0 for none, because it holds none.
+    pub key: u16,
 }
 
 const _: () = assert!(size_of::<BackendKey>() == 8);

@@ -89,11 +89,13 @@ pub enum DropReason {
     /// belongs to an open connection, or a second backend could not take it either. TCP is answered with
     /// RST, UDP with ICMP.
     Undeliverable = 17,
+    /// An encapsulated packet without one of the cluster's keys, from a peer that has sent one before.
+    NoKey = 18,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadVersion,
         Self::BadLength,
         Self::Truncated,
@@ -112,6 +114,7 @@ impl DropReason {
         Self::RewriteFailed,
         Self::NotAFrontend,
         Self::Undeliverable,
+        Self::NoKey,
     ];
 
     /// The name in metrics.
@@ -135,6 +138,7 @@ impl DropReason {
             Self::RewriteFailed => "rewrite_failed",
             Self::NotAFrontend => "not_a_frontend",
             Self::Undeliverable => "undeliverable",
+            Self::NoKey => "no_key",
         }
     }
 }

@@ -9,6 +9,7 @@ mod backend;
 mod config;
 mod counters;
 mod flow;
+mod keys;
 #[cfg(feature = "agent")]
 mod pod;
 mod service;
@@ -19,6 +20,7 @@ pub use backend::{
 pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role};
+pub use keys::{KEY_COUNT, Keys};
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.

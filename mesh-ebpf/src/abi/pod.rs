@@ -1,7 +1,7 @@
 //! Lets the agent read and write the maps' types through aya.
 
 use super::{
-    Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Load,
+    Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Keys, Load,
     NextHop, Service,
 };
 use crate::bytes::Be32;
@@ -23,6 +23,7 @@ pod!(
     Flow,
     FlowKey,
     FrontendKey,
+    Keys,
     Load,
     NextHop,
     Service,

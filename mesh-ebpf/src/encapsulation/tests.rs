@@ -36,7 +36,7 @@ fn wrap(frame: &mut TestFrame, kind: GeneveKind) -> Result<(), Refused> {
     let next_hop = tables.next_hop(2).expect("a way to node 2");
     let backend = tables.backend(0).expect("a backend");
     let length = frame.length() as u16 - ETHERNET_LENGTH as u16;
-    encapsulate(frame, config, next_hop, backend, kind, &key(40000), length)
+    encapsulate(frame, config, next_hop, 0, backend, kind, &key(40000), length)
 }
 
 fn a_segment() -> TestFrame {

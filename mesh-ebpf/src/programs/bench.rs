@@ -16,7 +16,7 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::{Flow, FlowKey},
     frame::Frame,
-    headers::ETHERNET_LENGTH,
+    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
     parse::parse,
     tables::Tables,
 };
@@ -78,7 +78,7 @@ pub(crate) fn bench_tc_empty(_: TcContext) -> i32 {
 #[xdp]
 pub(crate) fn bench_resize(context: XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };
-    if frame.insert_outer().is_err() || frame.remove_outer().is_err() {
+    if frame.insert_outer(OUTER_LENGTH).is_err() || frame.remove_outer(OUTER_LENGTH).is_err() {
         return XDP_ABORTED;
     }
     XDP_PASS

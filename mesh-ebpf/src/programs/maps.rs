@@ -10,7 +10,7 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::{
         BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Dialled,
-        DropReason, EVENT_COUNTERS, Event, Flow, FlowKey, FrontendKey, Hook, Load, MAX_BACKENDS,
+        DropReason, EVENT_COUNTERS, Event, Flow, FlowKey, FrontendKey, Hook, Keys, Load, MAX_BACKENDS,
         MAX_FRONTENDS, MAX_PEERS, MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index,
         port_filter_bit,
     },
@@ -57,6 +57,12 @@ static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::pinned(MAX_
 /// Peers by address.
 #[map]
 static PEER_INDEX: HashMap<Be32, u32> = HashMap::pinned(MAX_PEERS, 0);
+/// The keys that peers' packets carry, one entry.
+#[map]
+static KEYS: Array<Keys> = Array::pinned(1, 0);
+/// Which peers' packets carry a key, by index: 1, or 0 until one has.
+#[map]
+static KEYED: Array<u64> = Array::pinned(MAX_PEERS, 0);
 /// The next hop to each peer, by index.
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::pinned(MAX_PEERS, 0);
@@ -252,6 +258,24 @@ impl Tables for KernelTables {
     fn peer_index(&self, address: Be32) -> Option<u32> {
         // SAFETY: the value is copied at once.
         unsafe { PEER_INDEX.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn keys(&self) -> Option<&Keys> {
+        KEYS.get(0)
+    }
+
+    #[inline(always)]
+    fn is_keyed(&self, peer: u32) -> bool {
+        KEYED.get(peer).is_some_and(|keyed| *keyed != 0)
+    }
+
+    #[inline(always)]
+    fn note_keyed(&self, peer: u32) {
+        if let Some(keyed) = KEYED.get_ptr_mut(peer) {
+            // SAFETY: checked; an aligned u64 in a map value, which lives as long as the program runs.
+            unsafe { keyed.write(1) };
+        }
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use mesh_ebpf::{
     abi::Hook,
     bytes::{Be32, Plain},
     frame::{ChecksumChange, Frame, Refused, Route},
-    headers::{ETHERNET_LENGTH, L4_OFFSET, OUTER_LENGTH, TCP_LENGTH},
+    headers::{ETHERNET_LENGTH, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH},
     pipeline,
     tables::Tables,
     verdict::Action,
@@ -32,7 +32,7 @@ use crate::{
 const TC_ACT_UNSPEC: i32 = -1;
 /// Headers of a plain and of an encapsulated packet, without TCP options.
 const PLAIN_HEADERS: usize = L4_OFFSET + TCP_LENGTH;
-const ALL_HEADERS: usize = PLAIN_HEADERS + OUTER_LENGTH + 40;
+const ALL_HEADERS: usize = PLAIN_HEADERS + KEYED_OUTER_LENGTH + 40;
 /// Bytes removed from the front to discard an unfinished checksum; see [`Skb::renew`].
 const RENEWAL: usize = 40;
 
@@ -157,14 +157,14 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn insert_outer(&mut self) -> Result<(), Refused> {
+    fn insert_outer(&mut self, length: usize) -> Result<(), Refused> {
         let flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
-        self.adjust_room(OUTER_LENGTH as i32, u64::from(flags))
+        self.adjust_room(length as i32, u64::from(flags))
     }
 
     #[inline(always)]
-    fn remove_outer(&mut self) -> Result<(), Refused> {
-        self.adjust_room(-(OUTER_LENGTH as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+    fn remove_outer(&mut self, length: usize) -> Result<(), Refused> {
+        self.adjust_room(-(length as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
         // The headers were payload of a datagram: they may be outside the linear part.
         self.pull(PLAIN_HEADERS)
     }
@@ -176,16 +176,16 @@ impl Frame for Skb {
     /// The kernel does not change the end of an skb that is marked as encapsulated, which one is that a veth
     /// has brought here as a peer's program made it. It keeps its end, which the message's receiver ignores.
     #[inline(always)]
-    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused> {
+    fn renew<const L3: usize>(&mut self, outer: usize) -> Result<(), Refused> {
         let kept = ETHERNET_LENGTH + L3;
         // SAFETY: the context is the program's.
-        let changed = unsafe { bpf_skb_change_tail(self.context, (kept + OUTER + RENEWAL) as u32, 0) } == 0;
+        let changed = unsafe { bpf_skb_change_tail(self.context, (kept + outer + RENEWAL) as u32, 0) } == 0;
         if changed {
-            self.adjust_room(-((OUTER + RENEWAL) as i32), 0)?;
-        } else if OUTER == 0 || self.length() < kept as u32 {
+            self.adjust_room(-((outer + RENEWAL) as i32), 0)?;
+        } else if outer == 0 || self.length() < kept as u32 {
             return Err(Refused);
         } else {
-            let outer = (self.length() - kept as u32).min(OUTER as u32);
+            let outer = (self.length() - kept as u32).min(outer as u32);
             self.adjust_room(-(outer as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
         }
         self.pull(kept)

@@ -17,7 +17,7 @@ use mesh_ebpf::{
     bytes::{Be32, Plain},
     checksum,
     frame::{ChecksumChange, Frame, Refused, Route},
-    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+    headers::ETHERNET_LENGTH,
     pipeline,
     verdict::Action,
 };
@@ -100,25 +100,25 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn insert_outer(&mut self) -> Result<(), Refused> {
+    fn insert_outer(&mut self, length: usize) -> Result<(), Refused> {
         // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
-        match unsafe { bpf_xdp_adjust_head(self.context, -(OUTER_LENGTH as i32)) } {
+        match unsafe { bpf_xdp_adjust_head(self.context, -(length as i32)) } {
             0 => Ok(()),
             _ => Err(Refused),
         }
     }
 
     #[inline(always)]
-    fn remove_outer(&mut self) -> Result<(), Refused> {
+    fn remove_outer(&mut self, length: usize) -> Result<(), Refused> {
         // SAFETY: as above.
-        match unsafe { bpf_xdp_adjust_head(self.context, OUTER_LENGTH as i32) } {
+        match unsafe { bpf_xdp_adjust_head(self.context, length as i32) } {
             0 => Ok(()),
             _ => Err(Refused),
         }
     }
 
     #[inline(always)]
-    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused> {
+    fn renew<const L3: usize>(&mut self, _: usize) -> Result<(), Refused> {
         let change = (ETHERNET_LENGTH + L3) as i32 - self.length() as i32;
         // SAFETY: as above.
         match unsafe { bpf_xdp_adjust_tail(self.context, change) } {
@@ -169,7 +169,7 @@ pub(crate) fn route(
             source_mac: mac(&parameters.smac),
             destination_mac: mac(&parameters.dmac),
             inner_mtu: 0,
-            padding: 0,
+            key: 0,
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
             interface: parameters.ifindex,

@@ -7,7 +7,7 @@ use crate::{
     bytes::{Be16, Be32, Plain},
     checksum,
     frame::{ChecksumChange, Frame, Refused, Route},
-    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+    headers::ETHERNET_LENGTH,
 };
 
 const JUNK: u8 = 0xaa;
@@ -107,25 +107,25 @@ impl Frame for TestFrame {
         Ok(())
     }
 
-    fn insert_outer(&mut self) -> Result<(), Refused> {
+    fn insert_outer(&mut self, length: usize) -> Result<(), Refused> {
         if !self.elastic || self.bytes.len() < ETHERNET_LENGTH {
             return Err(Refused);
         }
         self.bytes
-            .splice(..ETHERNET_LENGTH, [JUNK; ETHERNET_LENGTH + OUTER_LENGTH]);
+            .splice(..ETHERNET_LENGTH, vec![JUNK; ETHERNET_LENGTH + length]);
         Ok(())
     }
 
-    fn remove_outer(&mut self) -> Result<(), Refused> {
-        if !self.elastic || self.bytes.len() < ETHERNET_LENGTH + OUTER_LENGTH {
+    fn remove_outer(&mut self, length: usize) -> Result<(), Refused> {
+        if !self.elastic || self.bytes.len() < ETHERNET_LENGTH + length {
             return Err(Refused);
         }
         self.bytes
-            .splice(..ETHERNET_LENGTH + OUTER_LENGTH, [JUNK; ETHERNET_LENGTH]);
+            .splice(..ETHERNET_LENGTH + length, [JUNK; ETHERNET_LENGTH]);
         Ok(())
     }
 
-    fn renew<const L3: usize, const OUTER: usize>(&mut self) -> Result<(), Refused> {
+    fn renew<const L3: usize>(&mut self, _: usize) -> Result<(), Refused> {
         if !self.elastic {
             return Err(Refused);
         }

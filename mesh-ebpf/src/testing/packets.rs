@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder, TcpHeader, UdpHeader};
 
 use super::TestFrame;
-use crate::headers::{ETHERNET_LENGTH, OUTER_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::headers::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP};
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
@@ -141,7 +141,8 @@ pub(crate) fn view_inner(frame: &TestFrame) -> View {
         outer.calc_header_checksum(),
         "outer IP checksum"
     );
-    view_at(frame, ETHERNET_LENGTH + OUTER_LENGTH)
+    let options = usize::from(frame.bytes[ETHERNET_LENGTH + 28] & 0x3f) * 4;
+    view_at(frame, ETHERNET_LENGTH + 36 + options)
 }
 
 fn view_at(frame: &TestFrame, offset: usize) -> View {

@@ -11,7 +11,8 @@ use std::{
 use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
-        Config, DropReason, Event, Flow, FlowKey, FrontendKey, Hook, Load, NextHop, Service, drop_index,
+        Config, DropReason, Event, Flow, FlowKey, FrontendKey, Hook, Keys, Load, NextHop, Service,
+        drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -37,7 +38,7 @@ pub(crate) const CLIENT_ROUTE: Route = Route::Resolved(NextHop {
     source_mac: [2, 3, 0, 0, 0, 1],
     destination_mac: [2, 3, 0, 0, 0, 2],
     inner_mtu: 0,
-    padding: 0,
+    key: 0,
 });
 
 /// The address of a node.
@@ -103,6 +104,9 @@ pub(crate) struct TestTables {
     pub(crate) backend_index: BTreeMap<BackendKey, u32>,
     pub(crate) peers: BTreeMap<Be32, u32>,
     pub(crate) next_hops: Vec<NextHop>,
+    pub(crate) keys: Keys,
+    /// The peers whose packets have carried a key.
+    pub(crate) keyed: RefCell<BTreeSet<u32>>,
     /// Whether the flow table refuses new entries.
     pub(crate) full: Cell<bool>,
     node: u8,
@@ -147,7 +151,7 @@ impl TestTables {
                 source_mac: [2, 1, 0, 0, 0, node],
                 destination_mac: [2, 1, 0, 0, 0, peer],
                 inner_mtu: 0,
-                padding: 0,
+                key: 0,
             };
         }
         tables
@@ -377,6 +381,18 @@ impl Tables for TestTables {
 
     fn peer_index(&self, address: Be32) -> Option<u32> {
         self.peers.get(&address).copied()
+    }
+
+    fn keys(&self) -> Option<&Keys> {
+        Some(&self.keys)
+    }
+
+    fn is_keyed(&self, peer: u32) -> bool {
+        self.keyed.borrow().contains(&peer)
+    }
+
+    fn note_keyed(&self, peer: u32) {
+        self.keyed.borrow_mut().insert(peer);
     }
 
     fn next_hop(&self, peer: u32) -> Option<&NextHop> {

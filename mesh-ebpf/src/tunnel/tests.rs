@@ -14,6 +14,7 @@ use crate::{
     verdict::{Action, Verdict},
 };
 
+mod keys;
 mod malformed;
 mod replies;
 mod returned;

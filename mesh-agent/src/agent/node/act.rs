@@ -1,6 +1,9 @@
 //! Events: waiting for one, reacting to it, publishing the result.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use mesh_support::error_chain;
 use tokio::time::sleep_until;
@@ -193,7 +196,11 @@ impl Agent {
                 &self.parts.source.borrow().cluster,
                 &member.node,
                 self.options.geneve_port,
-            ),
+            )
+            .map(|targets| Targets {
+                keys: self.ladder.lock().sent_keys(),
+                ..targets
+            }),
             Membership::Member(_) | Membership::Unknown | Membership::Outside => None,
         };
         self.parts.probe_targets.send_if_modified(|targets| {
@@ -364,6 +371,7 @@ fn probe_targets(cluster: &Cluster, own: &str, port: u16) -> Option<Targets> {
         vni: vni(&cluster.cluster_id),
         port,
         peers: peers.collect(),
+        keys: BTreeMap::new(),
     })
 }
 
@@ -421,6 +429,7 @@ mod tests {
                 datapath,
                 silent: false,
                 release: String::new(),
+                keys: None,
             };
             (format!("id{last}"), node)
         };

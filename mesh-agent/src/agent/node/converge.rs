@@ -17,7 +17,7 @@ use crate::{
         membership::Membership,
         service_manager,
     },
-    model::{Local, NoHook, NodeDatapath},
+    model::{Local, NoHook, NodeDatapath, TunnelKeys},
     source::SourceState,
 };
 
@@ -51,6 +51,12 @@ impl Agent {
             }
         };
         self.logged_waiting = None;
+        // Before the next hops that follow from the same snapshot, and before they are announced.
+        if let Membership::Member(member) = &self.membership {
+            let keys = tunnel_keys(&source, &member.node);
+            let taken = self.ladder.lock().set_keys(keys);
+            self.announcement.announce_keys(taken);
+        }
         let first = self.desired.is_none();
         let (round, desired, kind) = {
             let mut ladder = self.ladder.lock();
@@ -203,5 +209,17 @@ impl Agent {
             info!("the data path has accepted what it refused before");
         }
         self.logged_failures = failures;
+    }
+}
+
+/// The cluster's key, and those that the peers' data paths take.
+fn tunnel_keys(source: &SourceState, own: &str) -> TunnelKeys {
+    let nodes = source.cluster.nodes.iter();
+    let peers = nodes.filter(|(id, node)| *id != own && node.datapath == NodeDatapath::Ebpf);
+    TunnelKeys {
+        current: source.key,
+        peers: peers
+            .filter_map(|(_, node)| Some((node.address, node.keys.clone()?)))
+            .collect(),
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     config::RunOptions,
     discovery::{ContainerState, Scheduler},
     docker::Docker,
-    model::NodeDatapath,
+    model::{KeyId, NodeDatapath},
     process::Ended,
     source::{Acknowledged, FeedServerStatus, SourceState},
 };
@@ -65,6 +65,8 @@ pub(super) struct Channels {
     pub(super) state: watch::Sender<SourceState>,
     /// This node's data path.
     pub(super) announcement: watch::Receiver<NodeDatapath>,
+    /// The ids of the keys that it takes.
+    pub(super) keys: watch::Receiver<Vec<KeyId>>,
     /// Who has acknowledged it.
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     /// Whether the data path is up.

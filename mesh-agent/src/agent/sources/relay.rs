@@ -58,6 +58,8 @@ impl Relayed for SourceState {
     fn replace(mut self, last: &mut Self) {
         if names_a_cluster(&self) {
             keep_known(&mut self.cluster, &last.cluster);
+            // A manager of an earlier release does not know it, and one that has just started not yet.
+            self.key = self.key.or(last.key);
             *last = self;
         } else {
             last.trouble = self.trouble;

@@ -151,8 +151,12 @@ impl Running {
             );
         };
         let data_path = self.data_path(&member);
-        let announce =
-            announcements.announce_for(&member.node, data_path, self.channels.announcement.clone());
+        let announce = announcements.announce_for(
+            &member.node,
+            data_path,
+            self.channels.announcement.clone(),
+            self.channels.keys.clone(),
+        );
         tokio::join!(
             source.run(stop.clone()),
             relay(snapshot.clone(), &self.channels.state, &stop),
@@ -212,6 +216,7 @@ impl Running {
             identity,
             address: self.data_path(member),
             announcement: self.channels.announcement.clone(),
+            keys: self.channels.keys.clone(),
             acknowledged: self.channels.acknowledged.clone(),
         })
     }

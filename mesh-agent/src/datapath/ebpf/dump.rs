@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use aya::maps::MapError;
 use mesh_ebpf::{
     abi::{self, BACKEND_LOCAL, Choice, Config, Endpoint, Flow, FlowKey, Origin, Role},
-    headers::OUTER_LENGTH,
+    headers::KEYED_OUTER_LENGTH,
 };
 
 use super::{
@@ -137,7 +137,7 @@ fn peers(maps: &Maps) -> Result<Vec<DumpedPeer>, DatapathError> {
                 interface: value.interface,
                 source_mac: MacAddress(value.source_mac),
                 destination_mac: MacAddress(value.destination_mac),
-                mtu: (value.inner_mtu != 0).then(|| u32::from(value.inner_mtu) + OUTER_LENGTH as u32),
+                mtu: (value.inner_mtu != 0).then(|| u32::from(value.inner_mtu) + KEYED_OUTER_LENGTH as u32),
             }),
         });
     }

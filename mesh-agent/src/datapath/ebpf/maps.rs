@@ -9,7 +9,7 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, Flow, FlowKey, FrontendKey,
-        Hook, Load, NextHop, Service, drop_index,
+        Hook, Keys, Load, NextHop, Service, drop_index,
     },
     bytes::Be32,
 };
@@ -33,6 +33,8 @@ pub(super) struct Maps {
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) peer_index: HashMap<MapData, Be32, u32>,
     pub(super) next_hops: Array<MapData, NextHop>,
+    keys: Array<MapData, Keys>,
+    pub(super) keyed: Array<MapData, u64>,
     pub(super) flows: HashMap<MapData, FlowKey, Flow>,
     drops: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
@@ -57,6 +59,8 @@ impl Maps {
             backend_counters: take(programs, "BACKEND_COUNTERS")?,
             peer_index: take(programs, "PEER_INDEX")?,
             next_hops: take(programs, "NEXT_HOPS")?,
+            keys: take(programs, "KEYS")?,
+            keyed: take(programs, "KEYED")?,
             flows: take(programs, "FLOWS")?,
             drops: take(programs, "DROPS")?,
             events: take(programs, "EVENTS")?,
@@ -76,6 +80,18 @@ impl Maps {
         self.config
             .set(0, config, 0)
             .map_err(|error| failed("write CONFIG", error))
+    }
+
+    /// The keys that peers' packets carry.
+    pub(super) fn keys(&self) -> Result<Keys, DatapathError> {
+        self.keys.get(&0, 0).map_err(|error| failed("read KEYS", error))
+    }
+
+    /// Replaces the keys.
+    pub(super) fn set_keys(&mut self, keys: &Keys) -> Result<(), DatapathError> {
+        self.keys
+            .set(0, keys, 0)
+            .map_err(|error| failed("write KEYS", error))
     }
 
     /// A backend's traffic, summed over all CPUs.

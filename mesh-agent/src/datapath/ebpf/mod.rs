@@ -18,6 +18,7 @@ mod tables;
 mod uplink_rung;
 
 use std::{
+    collections::BTreeMap,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Instant,
@@ -27,7 +28,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_ebpf::{
     abi::{Config, Event, VERSION},
     bytes::{Be16, Be32},
-    headers::OUTER_LENGTH,
+    headers::KEYED_OUTER_LENGTH,
 };
 use mesh_support::error_chain;
 use tracing::{debug, info, warn};
@@ -38,7 +39,7 @@ use super::{
     dump::Dump, failed, failed_change::culprit,
 };
 use crate::{
-    model::{Desired, NodeDatapath, ReturnMode, desired::Settings},
+    model::{Desired, KeyId, NodeDatapath, ReturnMode, TunnelKey, TunnelKeys, desired::Settings},
     plan::DatapathChange,
 };
 
@@ -275,6 +276,18 @@ impl Datapath for EbpfDatapath {
         errors
     }
 
+    fn set_keys(&mut self, keys: &TunnelKeys) -> Result<(), DatapathError> {
+        self.tables.set_keys(&mut self.maps, keys)
+    }
+
+    fn key_ids(&self) -> Vec<KeyId> {
+        self.tables.key_ids()
+    }
+
+    fn sent_keys(&self) -> BTreeMap<Ipv4Addr, TunnelKey> {
+        self.tables.sent_keys()
+    }
+
     fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
         // The changes so far have claimed what is desired.
         self.tables.remove_unclaimed(&mut self.maps)?;
@@ -382,5 +395,5 @@ fn versioned(pins: &Path) -> PathBuf {
 
 /// The largest packet that fits into the tunnel on an uplink of a given MTU, bytes.
 fn inner_mtu(mtu: u32) -> u16 {
-    u16::try_from(mtu.saturating_sub(OUTER_LENGTH as u32)).unwrap_or(u16::MAX)
+    u16::try_from(mtu.saturating_sub(KEYED_OUTER_LENGTH as u32)).unwrap_or(u16::MAX)
 }

@@ -26,6 +26,7 @@ fn node(last: u8) -> Node {
         datapath: NodeDatapath::Ebpf,
         silent: false,
         release: String::new(),
+        keys: None,
     }
 }
 

@@ -23,6 +23,7 @@ fn targets(port: u16) -> Targets {
         vni: 7,
         port,
         peers: BTreeMap::from([(PEER, "peer".to_owned())]),
+        keys: BTreeMap::new(),
     }
 }
 

@@ -15,7 +15,11 @@ use super::{
     dial::{Connection, Interruption, LIMIT, dial},
     wire::{self, FromManager, FromNode, Purpose},
 };
-use crate::{backoff::Backoff, model::NodeDatapath, source::NodeIdentity};
+use crate::{
+    backoff::Backoff,
+    model::{KeyId, NodeDatapath},
+    source::NodeIdentity,
+};
 
 /// More managers than any Swarm has.
 const MAX_MANAGERS: usize = 64;
@@ -31,6 +35,8 @@ pub struct AnnouncerOptions {
     pub address: Option<Ipv4Addr>,
     /// This node's data path; nothing is announced while it is [`NodeDatapath::Unknown`].
     pub announcement: watch::Receiver<NodeDatapath>,
+    /// The ids of the keys that it takes.
+    pub keys: watch::Receiver<Vec<KeyId>>,
     /// What each manager has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
 }
@@ -160,6 +166,7 @@ impl Link {
         } = dial(self.manager, &identity, Purpose::Announce).await?;
         loop {
             let announcement = *self.options.announcement.borrow_and_update();
+            let keys = self.options.keys.borrow_and_update().clone();
             if announcement != NodeDatapath::Unknown {
                 writer
                     .send(
@@ -167,6 +174,7 @@ impl Link {
                             datapath: announcement,
                             address: self.options.address,
                             release: crate::RELEASE.to_owned(),
+                            keys: Some(keys),
                         },
                         LIMIT,
                     )
@@ -178,6 +186,7 @@ impl Link {
             tokio::select! {
                 () = sleep(wire::ANNOUNCE_INTERVAL) => {}
                 Ok(()) = self.options.announcement.changed() => {}
+                Ok(()) = self.options.keys.changed() => {}
                 Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
                 message = reader.next() => {
                     expect_acknowledgement(message?, NodeDatapath::Unknown)?;

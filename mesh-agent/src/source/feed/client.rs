@@ -258,6 +258,7 @@ impl FeedClient {
             epoch: streamed.epoch,
             confirmed: SystemTime::now().checked_sub(age),
             changed: streamed.changed,
+            key: streamed.key,
             origin: format!("manager {manager}"),
             trouble,
             no_manager: false,
@@ -266,6 +267,7 @@ impl FeedClient {
             let notify = state.revision != new.revision
                 || state.origin != new.origin
                 || state.trouble != new.trouble
+                || state.key != new.key
                 || !Arc::ptr_eq(&state.cluster, &new.cluster);
             *state = new;
             notify

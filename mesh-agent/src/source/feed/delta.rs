@@ -108,6 +108,7 @@ pub(super) mod tests {
             datapath: NodeDatapath::Unknown,
             silent: false,
             release: String::new(),
+            keys: None,
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

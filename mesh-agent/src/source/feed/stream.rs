@@ -9,7 +9,7 @@ use super::{
     dial::Interruption,
     wire::{self, FromManager},
 };
-use crate::model::Cluster;
+use crate::model::{Cluster, TunnelKey};
 
 /// What one connection has received.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub(super) struct Streamed {
     pub(super) epoch: u64,
     /// When the manager last confirmed it; `None` until the manager says.
     pub(super) confirmed: Option<Instant>,
+    pub(super) key: Option<TunnelKey>,
     /// What is wrong with the manager's own source.
     pub(super) trouble: Option<String>,
 }
@@ -53,6 +54,7 @@ impl Stream {
                 changed_age,
                 confirmed_age,
                 epoch,
+                key,
                 cluster,
             } => {
                 self.snapshot = Some(Streamed {
@@ -61,6 +63,7 @@ impl Stream {
                     changed: wire::time(changed_age),
                     epoch,
                     confirmed: wire::instant(confirmed_age, now),
+                    key,
                     trouble: None,
                 });
             }
@@ -86,6 +89,7 @@ impl Stream {
                 confirmed_age,
                 epoch,
                 trouble,
+                key,
             } => {
                 self.snapshot = self
                     .snapshot
@@ -95,6 +99,7 @@ impl Stream {
                     snapshot.epoch = epoch;
                     snapshot.confirmed = wire::instant(confirmed_age, now).or(snapshot.confirmed);
                     snapshot.trouble = trouble;
+                    snapshot.key = key;
                 }
             }
             FromManager::Refused { reason } => return Err(Interruption::Refused(reason)),

@@ -3,6 +3,7 @@
 mod announcements;
 mod checks;
 mod freshness;
+mod keys;
 mod no_manager;
 mod previous_version;
 
@@ -50,6 +51,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             datapath: NodeDatapath::Unknown,
             silent: false,
             release: String::new(),
+            keys: None,
         };
         ((*name).to_owned(), node)
     };

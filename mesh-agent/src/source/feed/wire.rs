@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::delta::Delta;
-use crate::model::{Cluster, NodeDatapath};
+use crate::model::{Cluster, KeyId, NodeDatapath, TunnelKey};
 
 /// The version of these messages. Fields that a peer does not know are ignored, and those that it does not
 /// send have defaults, so a message of one version can be read by the next and by the one before.
@@ -59,6 +59,9 @@ pub(super) enum FromManager {
         /// The store's version of the newest object in the snapshot; 0 in version 3.
         #[serde(default)]
         epoch: u64,
+        /// The key of packets between nodes; `None` from older agents.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<TunnelKey>,
         /// The snapshot.
         cluster: Arc<Cluster>,
     },
@@ -89,6 +92,9 @@ pub(super) enum FromManager {
         epoch: u64,
         /// What is wrong with the manager's own source.
         trouble: Option<String>,
+        /// The key of packets between nodes; `None` from older agents.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<TunnelKey>,
     },
     /// The published snapshot contains the node's announcement.
     Acknowledged {
@@ -122,6 +128,9 @@ pub(super) enum FromNode {
         /// The agent's release; empty from older agents.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         release: String,
+        /// The ids of the keys that the data path takes; `None` from older agents, which take none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keys: Option<Vec<KeyId>>,
     },
     /// A task's container has changed here, so the task is about to change.
     Hint,

@@ -159,6 +159,7 @@ fn node(listed: &api::Node) -> Option<Node> {
         datapath: NodeDatapath::Unknown,
         silent: false,
         release: String::new(),
+        keys: None,
     })
 }
 

@@ -6,6 +6,7 @@ mod lists;
 mod pace;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(super) use self::lists::Lists;
-use self::pace::Pace;
+use self::{pace::Pace, tokens::Tokens};
 use super::{Announcements, HintHandle, SourceState, labels::LabelError};
 use crate::{
     backoff::Backoff,
@@ -142,6 +143,7 @@ impl SwarmSource {
                 (self.lists.services, self.lists.nodes) =
                     tokio::try_join!(self.docker.get("/services"), self.docker.get("/nodes"))?;
                 relist = false;
+                self.read_key(&cluster_id).await;
                 self.log_label_errors();
                 relisted = started;
             }
@@ -165,6 +167,25 @@ impl SwarmSource {
                 self.noticed.get_or_insert_with(SystemTime::now);
                 next = next.min(pace.next_hinted());
             }
+        }
+    }
+
+    /// Derives the key of packets between nodes from the managers' join token, which every manager can read
+    /// and no worker. When the token is rotated, so is the key.
+    async fn read_key(&self, cluster_id: &str) {
+        match self.docker.get::<Tokens>("/swarm").await {
+            Ok(tokens) => {
+                let key = tokens.key(cluster_id);
+                self.state.send_if_modified(|state| {
+                    let changed = key.is_some() && state.key != key;
+                    state.key = key.or(state.key);
+                    changed && state.revision > 0
+                });
+            }
+            Err(error) => debug!(
+                error = mesh_support::error_chain(&error),
+                "the tunnel's key cannot be derived yet"
+            ),
         }
     }
 

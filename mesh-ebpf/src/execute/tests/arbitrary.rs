@@ -4,7 +4,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{fix_ip_checksum, ip_checksum_is_right};
+use crate::{
+    headers::OUTER_LENGTH,
+    testing::{fix_ip_checksum, ip_checksum_is_right},
+};
 
 /// The other replica; its number is its own, as both are in one service.
 const THERE: Replica = Replica::on(2, 2);

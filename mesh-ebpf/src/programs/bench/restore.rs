@@ -35,9 +35,9 @@ pub(crate) fn restore<const CLIENT: usize, F: Frame>(frame: &mut F) -> Option<()
     let [length, mask] = *BENCH_SETTINGS.get(0)?;
     let now = frame.length();
     if now > length {
-        frame.remove_outer().ok()?;
+        frame.remove_outer(OUTER_LENGTH).ok()?;
     } else if now < length {
-        frame.insert_outer().ok()?;
+        frame.insert_outer(OUTER_LENGTH).ok()?;
     }
     let headers = BENCH_FRAME.get(0)?;
     let mut piece = 0;

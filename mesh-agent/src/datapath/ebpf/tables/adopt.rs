@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::MapError;
 use mesh_ebpf::abi::{MAX_BACKENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
 
-use super::{BackendSlot, Maps, PeerSlot, ServiceSlot, Tables, keys::service_key};
+use super::{BackendSlot, HeldKeys, Maps, PeerSlot, ServiceSlot, Tables, keys::service_key};
 use crate::{
     datapath::{
         DatapathError, Traffic,
@@ -24,6 +24,7 @@ impl Tables {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             peers: BTreeMap::new(),
+            keys: HeldKeys::adopt(maps.keys()?),
             frontends: BTreeMap::new(),
             service_slots: Slots::new(MAX_SERVICES),
             backend_slots: Slots::new(MAX_BACKENDS),
@@ -89,9 +90,13 @@ impl Tables {
         for entry in maps.peer_index.iter() {
             let (address, index) = entry.map_err(reading("PEER_INDEX"))?;
             tables.peer_slots.take(index);
-            tables
-                .peers
-                .insert(address.into(), PeerSlot { index, adopted: true });
+            let next_hop = maps.next_hops.get(&index, 0).map_err(reading("NEXT_HOPS"))?;
+            let peer = PeerSlot {
+                index,
+                key: next_hop.key,
+                adopted: true,
+            };
+            tables.peers.insert(address.into(), peer);
         }
         for entry in maps.frontends.iter() {
             let (key, _) = entry.map_err(reading("FRONTENDS"))?;

@@ -15,6 +15,7 @@ mod frontends;
 mod keys;
 mod peers;
 mod services;
+mod tunnel_keys;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +27,7 @@ use mesh_ebpf::abi::{self, Choice};
 
 use self::counters::traffic_of;
 pub(super) use self::keys::service_key;
+use self::tunnel_keys::HeldKeys;
 use super::{
     super::{DatapathError, Traffic},
     failed,
@@ -39,6 +41,7 @@ pub(super) struct Tables {
     services: BTreeMap<ServiceKey, ServiceSlot>,
     backends: BTreeMap<BackendKey, BackendSlot>,
     peers: BTreeMap<Ipv4Addr, PeerSlot>,
+    keys: HeldKeys,
     frontends: BTreeMap<Frontend, Adopted>,
     service_slots: Slots,
     backend_slots: Slots,
@@ -79,6 +82,8 @@ struct BackendSlot {
 
 struct PeerSlot {
     index: u32,
+    /// What names the key that it is sent; 0 for none.
+    key: u16,
     adopted: Adopted,
 }
 

@@ -23,18 +23,17 @@ impl Tables {
         hop: Option<NextHop>,
     ) -> Result<(), DatapathError> {
         let doing = || format!("write the next hop to peer {address}");
-        let index = match self.peers.get_mut(&address) {
-            Some(peer) => {
-                peer.adopted = false;
-                peer.index
+        let (index, key) = match self.peers.get(&address) {
+            Some(peer) => (peer.index, peer.key),
+            None => {
+                let index = self.peer_slots.allocate();
+                let index = index.ok_or_else(|| failed(doing(), "the table of peers is full"))?;
+                (index, self.keys.number_for(address, 0))
             }
-            None => self
-                .peer_slots
-                .allocate()
-                .ok_or_else(|| failed(doing(), "the table of peers is full"))?,
         };
         let mut value = abi::NextHop {
             address: address.into(),
+            key,
             ..abi::NextHop::default()
         };
         if let Some(hop) = hop {
@@ -53,6 +52,7 @@ impl Tables {
             address,
             PeerSlot {
                 index,
+                key,
                 adopted: false,
             },
         );
@@ -72,6 +72,9 @@ impl Tables {
         maps.next_hops
             .set(peer.index, abi::NextHop::default(), 0)
             .map_err(|error| failed(format!("clear the next hop to peer {address}"), error))?;
+        maps.keyed
+            .set(peer.index, 0, 0)
+            .map_err(|error| failed(format!("forget that peer {address} has sent keys"), error))?;
         self.peer_slots.release(peer.index);
         Ok(())
     }

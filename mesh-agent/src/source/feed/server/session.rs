@@ -24,7 +24,7 @@ use crate::{
     model::{NodeDatapath, NodeId},
     source::{
         NodeIdentity, SourceState, Subject, SubjectError,
-        announcements::Announced,
+        announcements::{Announced, known_keys},
         feed::{
             delta::Delta,
             wire::{self, FromManager, FromNode, Purpose, Reader, WireError, Writer},
@@ -282,10 +282,12 @@ where
                 datapath,
                 address,
                 release,
+                keys,
             } => Announced {
                 datapath,
                 address,
                 release: known_release(release),
+                keys: known_keys(keys),
             },
             FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
             FromNode::Hint | FromNode::NeedFull => {
@@ -337,6 +339,7 @@ fn full(state: &SourceState) -> FromManager {
         changed_age: wire::age(state.changed),
         confirmed_age: wire::age(state.confirmed),
         epoch: state.epoch,
+        key: state.key,
         cluster: Arc::clone(&state.cluster),
     }
 }
@@ -358,5 +361,6 @@ fn heartbeat_message(state: &SourceState) -> FromManager {
         confirmed_age: wire::age(state.confirmed),
         epoch: state.epoch,
         trouble: state.trouble.clone(),
+        key: state.key,
     }
 }

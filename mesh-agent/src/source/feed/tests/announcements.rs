@@ -1,13 +1,17 @@
 //! What nodes announce to managers, over real TLS on loopback.
 
 use super::*;
-use crate::source::{Acknowledged, Announcer, AnnouncerOptions};
+use crate::{
+    model::KeyId,
+    source::{Acknowledged, Announcer, AnnouncerOptions},
+};
 
 /// Where announcing nodes want their packets.
 const DATA_PATH: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
 
-struct Announcing {
+pub(super) struct Announcing {
     announcement: watch::Sender<NodeDatapath>,
+    pub(super) keys: watch::Sender<Vec<KeyId>>,
     acknowledged: watch::Receiver<Acknowledged>,
     identity: watch::Sender<Arc<NodeIdentity>>,
     managers: watch::Sender<Vec<SocketAddr>>,
@@ -16,21 +20,28 @@ struct Announcing {
     _guard: DropGuard,
 }
 
-fn announce_to(managers: &[SocketAddr], identity: NodeIdentity, announcement: NodeDatapath) -> Announcing {
+pub(super) fn announce_to(
+    managers: &[SocketAddr],
+    identity: NodeIdentity,
+    announcement: NodeDatapath,
+) -> Announcing {
     let (identity_sender, identity) = watch::channel(Arc::new(identity));
     let (managers_sender, managers) = watch::channel(managers.to_vec());
     let (announcement, announcement_receiver) = watch::channel(announcement);
+    let (keys, keys_receiver) = watch::channel(Vec::new());
     let (acknowledged_sender, acknowledged) = watch::channel(Acknowledged::default());
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
         identity,
         address: Some(DATA_PATH),
         announcement: announcement_receiver,
+        keys: keys_receiver,
         acknowledged: acknowledged_sender,
     });
     let shutdown = CancellationToken::new();
     Announcing {
         announcement,
+        keys,
         acknowledged,
         identity: identity_sender,
         managers: managers_sender,
@@ -72,6 +83,7 @@ fn announce(datapath: NodeDatapath) -> FromNode {
         datapath,
         address: None,
         release: "1.2.3".to_owned(),
+        keys: None,
     }
 }
 
@@ -289,6 +301,7 @@ async fn an_announcement_brings_the_release_of_the_agent_unless_it_is_no_release
             datapath: NodeDatapath::Ebpf,
             address: None,
             release: sent.to_owned(),
+            keys: None,
         };
         // The last message ends the connection.
         let replies = converse(&server, &identity, &[greeting(), announcement, greeting()]).await;
