@@ -163,9 +163,14 @@ impl Scene<'_> {
 
     /// Waits until all nodes send to all replicas.
     pub(super) fn until_all_known(&self) -> Result<()> {
+        self.until_known(&self.lab().nodes())
+    }
+
+    /// Waits until these nodes send to all replicas.
+    pub(super) fn until_known(&self, nodes: &[&str]) -> Result<()> {
         let running = self.lab().running_tasks(SERVICE)?;
         let running: BTreeSet<String> = running.into_iter().map(|task| task.name).collect();
-        self.until(&self.lab().nodes(), "to send to all replicas", |tasks| {
+        self.until(nodes, "to send to all replicas", |tasks| {
             let known: BTreeSet<String> = tasks.iter().map(|(task, _)| task.clone()).collect();
             known == running
         })

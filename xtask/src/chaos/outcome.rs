@@ -24,6 +24,7 @@ struct Failure {
     /// Since the load began.
     at_millis: u64,
     url: String,
+    kind: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -75,6 +76,8 @@ pub(super) struct Outcome {
     back_millis: Option<u64>,
     /// How many failures each kind has: refused, reset, timeout, error.
     failures: BTreeMap<String, u64>,
+    /// The same for each entry node's URL, of those that are listed.
+    failures_by_entry: BTreeMap<String, BTreeMap<String, u64>>,
     /// Why there are no figures.
     error: Option<String>,
     ok: bool,
@@ -117,6 +120,7 @@ impl Outcome {
             out_millis: events.out.map(millis),
             back_millis: events.back.map(millis),
             failures: report.failures,
+            failures_by_entry: by_entry(report.failed),
             error: None,
             ok,
         }
@@ -140,6 +144,7 @@ impl Outcome {
             out_millis: None,
             back_millis: None,
             failures: BTreeMap::new(),
+            failures_by_entry: BTreeMap::new(),
             error: Some(format!("{error:#}")),
             ok: false,
         }
@@ -195,6 +200,18 @@ fn entries(failed: &[Failure]) -> u64 {
     urls.len() as u64
 }
 
+fn by_entry(failed: Vec<Failure>) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let mut by_entry: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for failure in failed {
+        *by_entry
+            .entry(failure.url)
+            .or_default()
+            .entry(failure.kind)
+            .or_default() += 1;
+    }
+    by_entry
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -227,6 +244,7 @@ mod tests {
         let failed = at_millis.iter().map(|at| Failure {
             at_millis: *at,
             url: "http://a/".to_owned(),
+            kind: "timeout".to_owned(),
         });
         Report {
             began: 0,

@@ -93,6 +93,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         play: worker,
     },
     Scenario {
+        name: "unannounced",
+        event: "the agent of node3 is killed, then those of node1 and node2 are killed and started again",
+        required: NOTHING_LOST,
+        entries: ALL,
+        play: unannounced,
+    },
+    Scenario {
         name: "restart",
         event: "the agents are stopped (SIGTERM) and started again, one by one",
         required: NOTHING_LOST,
@@ -183,6 +190,21 @@ fn worker(scene: &Scene<'_>) -> Result<()> {
     lab.docker("node1", UPDATE)?;
     lab.wait_for_tasks(SERVICE, REPLICAS)?;
     thread::sleep(Duration::from_secs(2));
+    lab.start_agent("node3", scene.agent_arguments())?;
+    scene.until_all_known()
+}
+
+fn unannounced(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    lab.kill_agent("node3")?;
+    for node in ["node1", "node2"] {
+        scene.event();
+        lab.kill_agent(node)?;
+        lab.start_agent(node, scene.agent_arguments())?;
+        // For so long at most it waits for announcements, of which node3 makes none; then it plans.
+        thread::sleep(Duration::from_secs(4));
+    }
+    scene.until_known(&["node1", "node2"])?;
     lab.start_agent("node3", scene.agent_arguments())?;
     scene.until_all_known()
 }
