@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use xtask::lab::{wait::patience, wait_until};
+use xtask::{
+    lab::{wait::patience, wait_until},
+    paths,
+};
 
 use crate::{
     fixture::Fixture,
@@ -36,7 +39,16 @@ fn cut_off(fixture: &Fixture) -> Result<()> {
         cut = milliseconds();
         fixture.lab.cut_off(LOST)?;
         let outcome: Result<()> = (|| {
-            thread::sleep(AWAY);
+            let cut = Instant::now();
+            thread::sleep(Duration::from_secs(1));
+            expect_checks(fixture, OTHERS[0], &[("mesh port of other nodes", "warn")])?;
+            // It cannot reach the managers either.
+            expect_checks(
+                fixture,
+                LOST,
+                &[("mesh port of other nodes", "warn"), ("feed of manager", "fail")],
+            )?;
+            thread::sleep(AWAY.saturating_sub(cut.elapsed()));
             for node in OTHERS {
                 until_node3(fixture, node, "silent", false, Duration::from_secs(1))?;
             }
@@ -75,6 +87,18 @@ fn cut_off(fixture: &Fixture) -> Result<()> {
         report.attempts,
         report.failed
     );
+    expect_checks(
+        fixture,
+        LOST,
+        &[
+            ("address of this node", "ok"),
+            ("agents of other nodes", "ok"),
+            ("mesh port of other nodes", "ok"),
+            ("feed of manager", "ok"),
+            ("clock", "ok"),
+            ("releases of the agents", "ok"),
+        ],
+    )?;
     // A SYN that is sent again may already go elsewhere.
     ensure!(
         report.syn_retransmitted > 0 || !sent.is_empty(),
@@ -99,6 +123,31 @@ fn until_node3(fixture: &Fixture, node: &str, state: &str, active: bool, limit: 
         ensure!(there == active, "the routes are {rows:?}");
         Ok(())
     })
+}
+
+/// The doctor's checks whose names begin so must have these outcomes on a node.
+fn expect_checks(fixture: &Fixture, node: &str, expected: &[(&str, &str)]) -> Result<()> {
+    let program = paths::program("meshctl");
+    // It fails where a check does.
+    let command = format!("{} doctor --format json; true", program.display());
+    let text = fixture.lab.run(node, ["sh", "-c", &command])?;
+    let answer: Value = serde_json::from_str(&text).with_context(|| format!("meshctl printed `{text}`"))?;
+    let checks = answer["checks"].as_array().context("no checks")?;
+    for (name, outcome) in expected {
+        let named: Vec<_> = checks
+            .iter()
+            .filter(|check| {
+                check["name"]
+                    .as_str()
+                    .is_some_and(|found| found.starts_with(name))
+            })
+            .collect();
+        ensure!(
+            !named.is_empty() && named.iter().all(|check| check["outcome"] == *outcome),
+            "`{name}` on {node} should be `{outcome}` among {checks:?}"
+        );
+    }
+    Ok(())
 }
 
 fn json(fixture: &Fixture, node: &str, command: &str) -> Result<Value> {
