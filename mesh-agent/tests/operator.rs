@@ -12,7 +12,7 @@ use mesh_agent::{
     admin::{
         AdminServer, Introspect, View,
         api::{DatapathAnswer, DumpAnswer, Routes},
-        control,
+        control::{self, DatapathRequest},
     },
     datapath::{
         Counters, Datapath as _, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung,
@@ -58,6 +58,7 @@ impl Introspect for Idle {
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
             refused_services: Default::default(),
             probes: Default::default(),
+            drained: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,
@@ -109,9 +110,14 @@ fn on_tc() -> DatapathStatus {
 async fn answer_commands(mut commands: tokio::sync::mpsc::Receiver<control::Command>) {
     while let Some(command) = commands.recv().await {
         let answer = match command.request {
-            control::Request::Retry => Ok(on_tc()),
-            control::Request::Use(DatapathChoice::Ipvs) => Err("this kernel has no IPVS".to_owned()),
-            control::Request::Use(choice) => Ok(DatapathStatus { choice, ..on_tc() }),
+            control::Request::Datapath(DatapathRequest::Retry) => Ok(on_tc()),
+            control::Request::Datapath(DatapathRequest::Use(DatapathChoice::Ipvs)) => {
+                Err("this kernel has no IPVS".to_owned())
+            }
+            control::Request::Datapath(DatapathRequest::Use(choice)) => {
+                Ok(DatapathStatus { choice, ..on_tc() })
+            }
+            control::Request::Drain(_) => Err("web has no other replica".to_owned()),
         };
         let _ = command.answer.send(answer);
     }
@@ -283,4 +289,11 @@ async fn counters_that_cannot_be_read_are_an_error_with_its_cause() {
     let (text, code) = with_agent(Idle { broken: true }, &["routes"]).await;
     assert_eq!(code, Some(1));
     assert!(text.contains("read map flows: no such map"), "{text}");
+}
+
+#[tokio::test]
+async fn a_refused_drain_says_why() {
+    let (text, code) = with_agent(Idle { broken: false }, &["drain", "web.1"]).await;
+    assert_eq!(code, Some(1));
+    assert!(text.contains("web has no other replica"), "{text}");
 }

@@ -133,6 +133,9 @@ pub struct Status {
     /// The announced state of this node's data path; `unknown` during start-up.
     #[serde(default)]
     pub datapath: NodeDatapath,
+    /// What an operator drains on this node: its own name, or the names of tasks.
+    #[serde(default)]
+    pub drained: Vec<String>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The node's data path, and why it is not on a better rung.
@@ -235,6 +238,28 @@ pub struct DatapathAnswer {
     pub version: u32,
     /// The data path's status after the request.
     pub datapath: DatapathStatus,
+}
+
+/// The answer of `GET /v1/drain` and `POST /v1/drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainAnswer {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Whether every replica of this node is drained, later ones too.
+    pub node: bool,
+    /// The drained replicas of this node.
+    pub replicas: Vec<DrainedReplica>,
+}
+
+/// A replica that keeps its connections and gets no new ones, because an operator drains it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainedReplica {
+    /// The task's name.
+    pub task: String,
+    /// The task's id.
+    pub task_id: String,
+    /// Its open connections, through whichever node; `None` where the data path does not count them.
+    pub open: Option<u64>,
 }
 
 /// The answer of `GET /v1/doctor`.

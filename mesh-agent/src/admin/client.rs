@@ -9,7 +9,12 @@ use std::{
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::api::{self, DatapathAnswer, DoctorAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath};
+use super::{
+    api::{
+        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
+    },
+    control::DrainRequest,
+};
 use crate::datapath::DatapathChoice;
 
 /// The agent answers from memory; only the doctor waits for other systems, for less than this.
@@ -145,6 +150,22 @@ impl Client {
     pub async fn use_datapath(&self, choice: DatapathChoice) -> Result<DatapathAnswer, ClientError> {
         self.ask(Method::POST, "datapath/use", Some(&UseDatapath { choice }))
             .await
+    }
+
+    /// Drains replicas of the agent's node, or ends that.
+    ///
+    /// # Errors
+    /// When the agent is not running, or refuses; then nothing changes.
+    pub async fn drain(&self, request: &DrainRequest) -> Result<DrainAnswer, ClientError> {
+        self.ask(Method::POST, "drain", Some(request)).await
+    }
+
+    /// The drained replicas of the agent's node.
+    ///
+    /// # Errors
+    /// When the agent is not running, or cannot read its counters.
+    pub async fn drained(&self) -> Result<DrainAnswer, ClientError> {
+        self.get("drain").await
     }
 
     async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<T, ClientError> {

@@ -1,5 +1,6 @@
 //! Commands from the admin socket to the running agent.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::datapath::{DatapathChoice, DatapathStatus};
@@ -7,9 +8,31 @@ use crate::datapath::{DatapathChoice, DatapathStatus};
 /// How many commands may wait; the agent executes one at a time.
 const WAITING: usize = 4;
 
+/// What the agent is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Change the data path.
+    Datapath(DatapathRequest),
+    /// Drain replicas of this node, or end that.
+    Drain(DrainRequest),
+}
+
+/// Which replicas to drain; the body of `POST /v1/drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// The name or id of this node, or of one of its tasks.
+    pub target: String,
+    /// Whether to end a drain.
+    #[serde(default)]
+    pub undo: bool,
+    /// Whether the last replica of a service may be drained.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// A change of the data path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum DatapathRequest {
     /// Try the better rungs again now.
     Retry,
     /// Use another data path than the command line's, until the agent stops.

@@ -4,6 +4,7 @@
 pub mod api;
 pub mod client;
 pub mod control;
+mod drained;
 mod examined;
 pub mod routes;
 pub mod server;

@@ -147,7 +147,29 @@ fn unanswered(counters: &Counters, key: &BackendKey) -> Option<String> {
         .then(|| "asked, never answered: gets one connection a second while others answer".to_owned())
 }
 
+/// A replica that an operator drains.
+fn drained(view: &View, backend: &Backend) -> Option<String> {
+    let node = view.source.cluster.nodes.get(&backend.node);
+    let drained = if backend.node == view.node {
+        &view.drained
+    } else {
+        &node?.drained
+    };
+    let command = match (drained.node, drained.contains(&backend.task)) {
+        (true, _) => &backend.node_name,
+        (false, true) => &backend.task_name,
+        (false, false) => return None,
+    };
+    Some(format!(
+        "drained by an operator; `meshctl undrain {command}` on {} ends it",
+        backend.node_name
+    ))
+}
+
 fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
+    if let Some(reason) = drained(view, backend) {
+        return Some(reason);
+    }
     let Location::Remote(address) = backend.location else {
         return None;
     };
@@ -255,6 +277,29 @@ fn answers_probes(view: &View, node: &Node) -> bool {
 mod tests {
     use super::*;
     use crate::admin::view::fixture;
+
+    #[test]
+    fn a_drained_replica_is_shown_with_the_command_that_ends_it() {
+        let (mut view, counters) = fixture::two_nodes();
+        let mut cluster = (*view.source.cluster).clone();
+        cluster.nodes.get_mut("id2").unwrap().drained.node = true;
+        view.source.cluster = cluster.into();
+        view.drained.tasks = ["t1".to_owned()].into();
+        let routes = routes(&view, &counters).routes;
+        let reason = |task: &str| {
+            let mut rows = routes.iter();
+            let is_task = |row: &&Route| row.backend.as_ref().is_some_and(|backend| backend.task == task);
+            rows.find(is_task).unwrap().reason.clone()
+        };
+        assert_eq!(
+            reason("web.1"),
+            "drained by an operator; `meshctl undrain web.1` on n1 ends it"
+        );
+        assert_eq!(
+            reason("web.2"),
+            "drained by an operator; `meshctl undrain n2` on n2 ends it"
+        );
+    }
 
     #[test]
     fn a_replica_gets_one_row_per_published_port_with_its_traffic() {

@@ -21,8 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Control, Introspect,
-    api::{self, DatapathAnswer, DoctorAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath},
-    control::Request,
+    api::{
+        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
+    },
+    control::{DatapathRequest, DrainRequest, Request},
+    drained::drained,
     examined::running,
     routes::routes,
     status::status,
@@ -183,6 +186,7 @@ fn router(admin: Admin) -> Router {
         .route("/v1/routes", get(get_routes))
         .route("/v1/status", get(get_status))
         .route("/v1/doctor", get(get_doctor))
+        .route("/v1/drain", get(get_drain).post(drain))
         .route("/v1/datapath", get(get_datapath))
         .route("/v1/datapath/dump", get(get_dump))
         .route("/v1/datapath/retry", post(retry_datapath))
@@ -258,23 +262,41 @@ async fn get_doctor(State(admin): State<Admin>) -> Json<DoctorAnswer> {
     Json(report.into())
 }
 
+async fn get_drain(State(admin): State<Admin>) -> Result<Json<DrainAnswer>, Response> {
+    let agent = admin.agent;
+    read_kernel("counters", move || {
+        let counters = agent.counters()?;
+        Ok(drained(&agent.view(), &counters))
+    })
+    .await
+}
+
+async fn drain(
+    State(admin): State<Admin>,
+    Json(request): Json<DrainRequest>,
+) -> Result<Json<DrainAnswer>, Response> {
+    let done = admin.control.ask(Request::Drain(request)).await;
+    done.map_err(|reason| failure(StatusCode::CONFLICT, reason))?;
+    get_drain(State(admin)).await
+}
+
 async fn get_datapath(State(admin): State<Admin>) -> Json<DatapathAnswer> {
     Json(datapath_answer(admin.agent.view().datapath_status.clone()))
 }
 
 async fn retry_datapath(State(admin): State<Admin>) -> Result<Json<DatapathAnswer>, Response> {
-    change_datapath(&admin, Request::Retry).await
+    change_datapath(&admin, DatapathRequest::Retry).await
 }
 
 async fn use_datapath(
     State(admin): State<Admin>,
     Json(wish): Json<UseDatapath>,
 ) -> Result<Json<DatapathAnswer>, Response> {
-    change_datapath(&admin, Request::Use(wish.choice)).await
+    change_datapath(&admin, DatapathRequest::Use(wish.choice)).await
 }
 
-async fn change_datapath(admin: &Admin, request: Request) -> Result<Json<DatapathAnswer>, Response> {
-    match admin.control.ask(request).await {
+async fn change_datapath(admin: &Admin, request: DatapathRequest) -> Result<Json<DatapathAnswer>, Response> {
+    match admin.control.ask(Request::Datapath(request)).await {
         Ok(status) => Ok(Json(datapath_answer(status))),
         Err(reason) => Err(failure(StatusCode::CONFLICT, reason)),
     }
@@ -334,10 +356,11 @@ mod tests {
 
         let agent = async {
             let command = commands.recv().await.unwrap();
-            assert_eq!(command.request, Request::Use(DatapathChoice::Ipvs));
+            let use_ipvs = DatapathRequest::Use(DatapathChoice::Ipvs);
+            assert_eq!(command.request, Request::Datapath(use_ipvs));
             command.answer.send(Err("no IPVS in this kernel".into())).unwrap();
             let command = commands.recv().await.unwrap();
-            assert_eq!(command.request, Request::Retry);
+            assert_eq!(command.request, Request::Datapath(DatapathRequest::Retry));
             command.answer.send(Ok(DatapathStatus::default())).unwrap();
         };
         let asking = async {

@@ -51,6 +51,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         node_address: view.desired.settings.node_address,
         role: view.role,
         datapath: view.datapath,
+        drained: drained(view),
         return_mode: view.return_mode,
         datapath_status: view.datapath_status.clone(),
         interfaces: view.modes.clone(),
@@ -90,6 +91,17 @@ fn probes(peer: &PeerLiveness, now: SystemTime) -> PeerProbes {
         round_trip_seconds: peer.round_trip.map(|round_trip| round_trip.as_secs_f64()),
         silent_seconds: peer.silent_since.map(|since| seconds_between(since, now)),
     }
+}
+
+/// This node's own name if all of it is drained, or else the names of the drained tasks.
+fn drained(view: &View) -> Vec<String> {
+    let cluster = &view.source.cluster;
+    if view.drained.node {
+        let node = cluster.nodes.get(&view.node);
+        return vec![node.map_or_else(|| view.node.clone(), |node| node.hostname.clone())];
+    }
+    let name = |id: &String| cluster.tasks.get(id).map_or(id, |task| &task.name).clone();
+    view.drained.tasks.iter().map(name).collect()
 }
 
 fn errors(view: &View) -> Vec<String> {
@@ -235,6 +247,16 @@ mod tests {
                 "metrics: the port is taken"
             ]
         );
+    }
+
+    #[test]
+    fn drained_tasks_are_named_and_a_drained_node_by_its_own_name() {
+        let (mut view, _) = fixture::two_nodes();
+        assert_eq!(status(&view, view.started).drained, [""; 0]);
+        view.drained.tasks = ["t1", "gone"].map(str::to_owned).into();
+        assert_eq!(status(&view, view.started).drained, ["gone", "web.1"]);
+        view.drained.node = true;
+        assert_eq!(status(&view, view.started).drained, ["n1"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
-    model::{Desired, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
+    model::{Desired, Drained, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
     probes::ProbeReport,
     source::SourceState,
 };
@@ -36,6 +36,8 @@ pub struct View {
     pub refused_services: BTreeMap<ServiceKey, String>,
     /// Which peers' data paths answer this node.
     pub probes: ProbeReport,
+    /// The replicas that an operator drains on this node.
+    pub drained: Drained,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -102,6 +104,7 @@ pub(crate) mod fixture {
             silent: false,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),
@@ -188,6 +191,7 @@ pub(crate) mod fixture {
             }],
             flow_evictions: 0,
             unanswered: BTreeMap::new(),
+            open: BTreeMap::new(),
             packets_sent_back: 5,
             flows_moved: 6,
         };
@@ -224,6 +228,7 @@ pub(crate) mod fixture {
             datapath_errors: Vec::new(),
             refused_services: BTreeMap::new(),
             probes: probes(started),
+            drained: Drained::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

@@ -176,6 +176,7 @@ mod tests {
             silent: false,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

@@ -12,6 +12,7 @@ use mesh_support::error_chain;
 
 use super::{
     datapath_factory::{PINS, run_folder},
+    drains,
     preflight::{self, PreflightError},
 };
 use crate::{
@@ -89,6 +90,10 @@ pub async fn clean(options: &CleanOptions) -> Result<Cleaned, CleanError> {
     tried(
         "IPVS services, nftables tables and changed settings",
         ipvs.map_err(|error| error_chain(&error)),
+    );
+    tried(
+        "the record of drained replicas",
+        drains::remove_record(&options.admin_socket),
     );
     tried("the admin socket", remove_socket(&options.admin_socket));
     if !left.is_empty() {

@@ -60,6 +60,7 @@ mod tests {
             silent: false,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         }
     }
 

@@ -65,6 +65,7 @@ impl Introspection {
             datapath_errors: Vec::new(),
             refused_services: Default::default(),
             probes: ProbeReport::default(),
+            drained: Default::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
             metrics_trouble: None,

@@ -23,7 +23,7 @@ use self::{
 };
 use super::{Reconciler, reconcile::Round};
 use crate::{
-    admin::control::Request,
+    admin::control::DatapathRequest,
     datapath::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung, dump::Dump,
     },
@@ -294,13 +294,13 @@ impl Ladder {
     /// Why it was refused; nothing has changed then.
     pub(super) fn execute(
         &mut self,
-        request: Request,
+        request: DatapathRequest,
         desired: DesiredFor<'_>,
         now: Instant,
     ) -> Result<(), String> {
         match request {
-            Request::Retry => self.step_up(desired, now)?,
-            Request::Use(choice) => {
+            DatapathRequest::Retry => self.step_up(desired, now)?,
+            DatapathRequest::Use(choice) => {
                 if !choice.allows(self.kind) {
                     for &kind in choice.kinds() {
                         self.change_to(kind, desired, now)

@@ -4,6 +4,7 @@
 mod announcement;
 mod clean;
 mod datapath_factory;
+mod drains;
 mod error;
 mod hooks;
 mod inputs;

@@ -23,6 +23,7 @@ use self::act::Event;
 use super::{
     AgentError,
     announcement::OwnAnnouncement,
+    drains::Drains,
     introspect::{Introspection, SharedLadder},
     local_device::LocalDevice,
     membership::Membership,
@@ -51,6 +52,7 @@ pub(super) struct Agent {
     parts: Parts,
     membership: Membership,
     announcement: OwnAnnouncement,
+    drains: Drains,
     /// Whether the data path has been brought up.
     is_up: watch::Sender<bool>,
     device: LocalDevice,
@@ -80,6 +82,7 @@ impl Agent {
         reloader: Reloader,
         parts: Parts,
         announcement: OwnAnnouncement,
+        drains: Drains,
         is_up: watch::Sender<bool>,
         ladder: SharedLadder,
         device: LocalDevice,
@@ -95,6 +98,7 @@ impl Agent {
             parts,
             membership: Membership::Unknown,
             announcement,
+            drains,
             is_up,
             device,
             ladder,

@@ -25,7 +25,7 @@ use crate::{
     docker::Docker,
     doctor,
     metrics::{self, Metrics},
-    model::{KeyId, NodeDatapath},
+    model::{Drained, KeyId, NodeDatapath},
     probes::{self, ProbeReport},
     source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
 };
@@ -56,6 +56,7 @@ pub(super) struct SourceChannels {
     pub(super) state: watch::Sender<SourceState>,
     pub(super) announcement: watch::Receiver<NodeDatapath>,
     pub(super) keys: watch::Receiver<Vec<KeyId>>,
+    pub(super) drained: watch::Receiver<Drained>,
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     pub(super) is_up: watch::Receiver<bool>,
 }
@@ -114,6 +115,7 @@ impl Parts {
             state: channels.state,
             announcement: channels.announcement,
             keys: channels.keys,
+            drained: channels.drained,
             acknowledged: channels.acknowledged,
             is_up: channels.is_up,
             engine: engine.clone(),

@@ -10,6 +10,7 @@ use super::{
     AgentError,
     announcement::OwnAnnouncement,
     datapath_factory::NodeDatapathFactory,
+    drains::Drains,
     introspect::{Introspection, SharedLadder},
     ladder::Ladder,
     local_device::LocalDevice,
@@ -55,6 +56,7 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
     let (acknowledged, acknowledgements) = watch::channel(Acknowledged::default());
     let (is_up, is_up_receiver) = watch::channel(false);
     let announcement = OwnAnnouncement::new(ladder.lock().adopted(), acknowledgements);
+    let drains = Drains::load(&options.admin_socket);
     let (probes, probe_report) = watch::channel(ProbeReport::default());
     let introspection = Arc::new(Introspection::starting(
         &options,
@@ -74,6 +76,7 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
         state,
         announcement: announcement.subscribe(),
         keys: announcement.subscribe_keys(),
+        drained: drains.subscribe(),
         acknowledged,
         is_up: is_up_receiver,
     };
@@ -91,6 +94,7 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
         reloader,
         parts,
         announcement,
+        drains,
         is_up,
         ladder,
         device,

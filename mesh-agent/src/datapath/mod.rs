@@ -179,6 +179,9 @@ pub struct Counters {
     /// TCP connections that a backend was asked to open since it last answered one; a backend that is not
     /// listed has answered. The eBPF data path passes over a backend from [`UNANSWERED_LIMIT`] on.
     pub unanswered: BTreeMap<BackendKey, u64>,
+    /// Open flows in this node's table by backend: for a replica of this node those of all entry nodes. Empty
+    /// where the data path does not count them.
+    pub open: BTreeMap<BackendKey, u64>,
     /// For each service in the desired state, former backends included.
     pub services: BTreeMap<ServiceKey, Traffic>,
     /// Dropped packets by hook and reason; every pair is listed, those with zero too.

@@ -12,9 +12,12 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::table;
 #[cfg(feature = "orchestrator")]
 use super::{Failure, commands};
+use super::{
+    drain::{self, DrainArguments, UndrainArguments},
+    table,
+};
 use crate::{
     admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
     datapath::DatapathChoice,
@@ -55,6 +58,13 @@ enum Command {
     ///
     /// A refused rung is tried again only on request.
     Datapath(DatapathArguments),
+    /// Drain a replica of this node, or all of them: new connections go elsewhere, open ones go on
+    ///
+    /// Prints the open connections until none is left. A drain ends with `undrain`, with its task, or when
+    /// the node is rebooted. The node goes on answering on its addresses.
+    Drain(DrainArguments),
+    /// Give a drained replica, or all of this node, new connections again
+    Undrain(UndrainArguments),
     /// Check kernel, permissions and Docker, with the resulting data path and remedies
     ///
     /// The running agent does the checks, with its own permissions. Without an agent, meshctl does them with
@@ -254,6 +264,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             print(arguments.format, &answer, |answer| {
                 table::datapath(&answer.datapath)
             })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Drain(arguments) => {
+            drain::drain(&client, arguments).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Undrain(arguments) => {
+            drain::undrain(&client, arguments).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(arguments) => examine(&client, arguments).await,

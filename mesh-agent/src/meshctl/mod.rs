@@ -5,6 +5,7 @@
 //! `commands` combine them.
 
 pub mod cli;
+mod drain;
 pub mod table;
 
 #[cfg(feature = "orchestrator")]

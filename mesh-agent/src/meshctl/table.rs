@@ -146,7 +146,8 @@ pub(super) fn status(status: &Status) -> String {
         ),
     ];
     let mut output = String::new();
-    for (name, value) in facts {
+    let drained = (!status.drained.is_empty()).then(|| ("drained", status.drained.join(", ")));
+    for (name, value) in facts.into_iter().chain(drained) {
         // Writing to a string does not fail.
         let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
     }

@@ -29,6 +29,7 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
             node.datapath = last.datapath;
             node.address = last.address;
             node.release = last.release;
+            node.drained = last.drained;
         }
     }
 }
@@ -72,6 +73,7 @@ mod tests {
             silent: false,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, KeyId, NodeDatapath};
+use super::{Balance, Drained, KeyId, NodeDatapath};
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
@@ -56,6 +56,9 @@ pub struct Node {
     /// keys, and not known if the agent or the manager does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<Vec<KeyId>>,
+    /// The replicas that an operator drains there, as its agent announced them.
+    #[serde(default, skip_serializing_if = "Drained::is_empty")]
+    pub drained: Drained,
 }
 
 fn one() -> u32 {

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Node, NodeDatapath, NodeId, TaskId};
+use super::{Drained, Node, NodeDatapath, NodeId, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,9 @@ pub struct Local {
     /// Those of the silent ones that have been so for so long that flows to them are given up.
     #[serde(default)]
     pub lost: BTreeSet<Ipv4Addr>,
+    /// The replicas that an operator drains on this node.
+    #[serde(default)]
+    pub drained: Drained,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
 }

@@ -5,6 +5,7 @@ pub mod announced;
 pub mod balance;
 pub mod cluster;
 pub mod desired;
+pub mod drained;
 pub(crate) mod fnv1a;
 pub mod local;
 pub mod tunnel_key;
@@ -14,6 +15,7 @@ pub use cluster::{
     Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
 };
 pub use desired::{Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey};
+pub use drained::Drained;
 pub use local::{Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
 pub use tunnel_key::{KeyId, TunnelKey, TunnelKeys};
 

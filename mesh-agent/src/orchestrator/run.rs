@@ -35,7 +35,7 @@ use super::{
 
 use crate::{
     discovery::ContainerState,
-    model::{self, NodeDatapath, announced::keep_known},
+    model::{self, Drained, NodeDatapath, announced::keep_known},
     process::Ended,
     source::{Acknowledged, SourceState},
 };
@@ -56,6 +56,8 @@ pub struct Mesh {
     pub state: watch::Sender<SourceState>,
     /// This node's data-path state, to announce.
     pub announcement: watch::Receiver<NodeDatapath>,
+    /// The replicas that are drained on this node.
+    pub drained: watch::Receiver<Drained>,
     /// Which announcement the store has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
     /// The containers that the mesh found on this node.
@@ -101,6 +103,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         leaving: false,
         release: env!("CARGO_PKG_VERSION").to_owned(),
         engine_version,
+        ..Registration::default()
     };
     let id = node.id.clone();
     let is_manager = node.role == mesh_orchestrator::objects::NodeRole::Manager;
@@ -145,6 +148,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
             &member,
             &id,
             mesh.announcement,
+            mesh.drained,
             engine_answers,
             &mesh.acknowledged,
         );
@@ -288,6 +292,7 @@ async fn announce(
     member: &Member,
     node: &NodeId,
     mut announcement: watch::Receiver<NodeDatapath>,
+    mut drained: watch::Receiver<Drained>,
     mut engine: watch::Receiver<bool>,
     acknowledged: &watch::Sender<Acknowledged>,
 ) {
@@ -296,6 +301,8 @@ async fn announce(
         changes.mark_unchanged();
         let datapath = source::datapath_name(*announcement.borrow_and_update());
         let answers = *engine.borrow_and_update();
+        let drains = drained.borrow_and_update().clone();
+        let tasks: Vec<_> = drains.tasks.into_iter().collect();
         let stored = cluster.registration(node);
         acknowledged.send_if_modified(|acknowledged| {
             let new = Acknowledged::by_store(stored.as_ref().map(source::datapath));
@@ -303,15 +310,24 @@ async fn announce(
             *acknowledged = new;
             has_changed
         });
-        if stored.is_none_or(|stored| stored.datapath != datapath || stored.engine != answers) {
+        let is_stored = |stored: &Registration| {
+            stored.datapath == datapath
+                && stored.engine == answers
+                && stored.drains_node == drains.node
+                && stored.drained_tasks == tasks
+        };
+        if !stored.as_ref().is_some_and(is_stored) {
             member.update_registration(|registration| {
                 registration.datapath = datapath;
                 registration.engine = answers;
+                registration.drains_node = drains.node;
+                registration.drained_tasks = tasks;
             });
         }
         let ended = tokio::select! {
             changed = changes.changed() => changed.is_err(),
             changed = announcement.changed() => changed.is_err(),
+            changed = drained.changed() => changed.is_err(),
             changed = engine.changed() => changed.is_err(),
         };
         if ended {
@@ -369,6 +385,7 @@ mod tests {
             silent: true,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         };
         let nodes = ["own", "other"].map(|name| (name.to_owned(), node(name)));
         let mut snapshot = model::Cluster {

@@ -16,7 +16,9 @@ use mesh_orchestrator::{
 };
 
 use crate::{
-    model::{Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service, Task, TaskState},
+    model::{
+        Cluster, Drained, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service, Task, TaskState,
+    },
     source::labels,
 };
 
@@ -105,6 +107,15 @@ fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weig
         silent: registration.is_none() && node.status != objects::NodeStatus::Down,
         release: registration.map_or_else(String::new, |registration| registration.release.clone()),
         keys: None,
+        drained: registration.map(drained).unwrap_or_default(),
+    }
+}
+
+/// The replicas that an operator drains on a node, as it announces them.
+fn drained(registration: &Registration) -> Drained {
+    Drained {
+        node: registration.drains_node,
+        tasks: registration.drained_tasks.iter().cloned().collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::SourceState;
-use crate::model::{Cluster, KeyId, Node, NodeDatapath, NodeId};
+use crate::model::{Cluster, Drained, KeyId, Node, NodeDatapath, NodeId};
 
 /// The announcements of all nodes; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +46,8 @@ pub(super) struct Announced {
     pub(super) release: String,
     /// The keys that the data path takes; see [`Node::keys`].
     pub(super) keys: Option<Vec<KeyId>>,
+    /// The replicas that an operator drains on the node.
+    pub(super) drained: Drained,
 }
 
 #[cfg(test)]
@@ -94,13 +96,14 @@ impl Announcements {
         }
     }
 
-    /// Announces this manager's own node whenever `datapath` changes, until its sender is gone.
+    /// Announces this manager's own node whenever `datapath` or `drained` changes, until a sender is gone.
     pub(crate) async fn announce_for(
         &self,
         node: &str,
         address: Option<Ipv4Addr>,
         mut datapath: watch::Receiver<NodeDatapath>,
         mut keys: watch::Receiver<Vec<KeyId>>,
+        mut drained: watch::Receiver<Drained>,
     ) {
         let session = self.open(node);
         loop {
@@ -109,10 +112,12 @@ impl Announcements {
                 address,
                 release: crate::RELEASE.to_owned(),
                 keys: known_keys(Some(keys.borrow_and_update().clone())),
+                drained: drained.borrow_and_update().clone(),
             });
             let changed = tokio::select! {
                 changed = datapath.changed() => changed,
                 changed = keys.changed() => changed,
+                changed = drained.changed() => changed,
             };
             if changed.is_err() {
                 // The agent is ending.
@@ -226,6 +231,7 @@ fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
                 address: address.unwrap_or(node.address),
                 release: announced.release,
                 keys: announced.keys,
+                drained: announced.drained,
                 ..node.clone()
             };
             (new != *node).then(|| (id.clone(), new))
@@ -252,6 +258,7 @@ mod tests {
                 silent: false,
                 release: String::new(),
                 keys: None,
+                drained: Default::default(),
             };
             (id.to_owned(), node)
         };
@@ -340,16 +347,23 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_release_is_in_the_snapshot() {
+    fn the_agents_release_and_drained_replicas_are_in_the_snapshot() {
         let announcements = Announcements::new();
         announcements.open("a").announce(Announced {
             release: "1.2.3".to_owned(),
+            drained: Drained {
+                node: true,
+                ..Drained::default()
+            },
             ..NodeDatapath::Ebpf.into()
         });
         let mut cluster = listed(&[("a", true), ("b", true)]);
         announcements.put_into(&mut cluster);
-        let releases: Vec<_> = cluster.nodes.values().map(|node| node.release.as_str()).collect();
-        assert_eq!(releases, ["1.2.3", ""]);
+        let nodes = cluster.nodes.values();
+        let seen: Vec<_> = nodes
+            .map(|node| (node.release.as_str(), node.drained.node))
+            .collect();
+        assert_eq!(seen, [("1.2.3", true), ("", false)]);
     }
 
     #[test]

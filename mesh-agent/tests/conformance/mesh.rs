@@ -77,6 +77,7 @@ impl<'a> Mesh<'a> {
                     silent: false,
                     release: String::new(),
                     keys: None,
+                    drained: Default::default(),
                 };
                 (node.netns.name.clone(), cluster_node)
             })

@@ -23,4 +23,10 @@ pub struct Registration {
     pub release: String,
     /// The release of the node's container engine when the agent started.
     pub engine_version: String,
+    /// Whether an operator drains every replica of the node: the mesh sends them no new connections.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drains_node: bool,
+    /// The ids of the tasks that an operator drains on the node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drained_tasks: Vec<String>,
 }

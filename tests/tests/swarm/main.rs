@@ -17,6 +17,7 @@ mod basics;
 mod beside;
 mod changes;
 mod datapath_change;
+mod drains;
 mod expect;
 mod fixture;
 mod group;
@@ -36,7 +37,12 @@ const DEFAULT: Group = Group {
     topology: Topology::OneCard,
     agents: Some(DEFAULT_ARGUMENTS),
     needs_ipvs: false,
-    stories: &[basics::STORIES, changes::STORIES, hostile::STORIES],
+    stories: &[
+        basics::STORIES,
+        drains::STORIES,
+        changes::STORIES,
+        hostile::STORIES,
+    ],
 };
 
 /// In an order in which labs can be kept.

@@ -199,7 +199,7 @@ impl Rig {
         }
     }
 
-    fn request(&mut self, request: Request) -> Result<(), String> {
+    fn request(&mut self, request: DatapathRequest) -> Result<(), String> {
         let result = self.ladder.execute(request, &state, Instant::now());
         self.ladder.retire();
         result
@@ -372,12 +372,12 @@ fn steps_up_only_on_request_and_completely_before_the_other_is_removed() {
     };
     let mut rig = Rig::start(DatapathChoice::Auto, kernel);
     rig.log();
-    rig.request(Request::Retry).unwrap();
+    rig.request(DatapathRequest::Retry).unwrap();
     assert_eq!(rig.ladder.kind(), Ipvs, "still refused");
     assert_eq!(rig.log(), ["climb"]);
 
     rig.kernel().refuses_to_make.clear();
-    rig.request(Request::Retry).unwrap();
+    rig.request(DatapathRequest::Retry).unwrap();
     assert_eq!(rig.ladder.kind(), Ebpf);
     assert_eq!(rig.log(), ["make ebpf", "ebpf is up", "detach ipvs"]);
     assert_eq!(rig.ladder.status().reason, "");
@@ -387,7 +387,7 @@ fn steps_up_only_on_request_and_completely_before_the_other_is_removed() {
 fn a_retry_on_ebpf_tries_its_own_rungs() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.log();
-    rig.request(Request::Retry).unwrap();
+    rig.request(DatapathRequest::Retry).unwrap();
     assert_eq!(rig.log(), ["climb"]);
 }
 
@@ -396,18 +396,20 @@ fn another_choice_is_applied_or_changes_nothing() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.kernel().refuses_to_make = only(Ipvs);
     rig.log();
-    let reason = rig.request(Request::Use(DatapathChoice::Ipvs)).unwrap_err();
+    let reason = rig
+        .request(DatapathRequest::Use(DatapathChoice::Ipvs))
+        .unwrap_err();
     assert_eq!(reason, "load it: operation not permitted");
     let status = rig.ladder.status();
     assert_eq!((status.choice, status.kind), (DatapathChoice::Auto, Ebpf));
 
     rig.kernel().refuses_to_make.clear();
-    rig.request(Request::Use(DatapathChoice::Ipvs)).unwrap();
+    rig.request(DatapathRequest::Use(DatapathChoice::Ipvs)).unwrap();
     assert_eq!(rig.log(), ["make ipvs", "ipvs is up", "detach ebpf"]);
     assert_eq!(rig.rung(Rung::Tc).reason, "only ipvs is requested");
     assert_eq!(rig.ladder.status().steps_down, 0, "requested, not refused");
 
-    rig.request(Request::Use(DatapathChoice::Auto)).unwrap();
+    rig.request(DatapathRequest::Use(DatapathChoice::Auto)).unwrap();
     assert_eq!(rig.ladder.kind(), Ebpf);
 }
 
@@ -416,7 +418,7 @@ fn an_incomplete_change_is_taken_back() {
     let mut rig = Rig::start(DatapathChoice::Ipvs, Kernel::default());
     rig.kernel().refuses_uplinks = only(Ebpf);
     rig.log();
-    assert!(rig.request(Request::Use(DatapathChoice::Ebpf)).is_err());
+    assert!(rig.request(DatapathRequest::Use(DatapathChoice::Ebpf)).is_err());
     assert_eq!(rig.ladder.kind(), Ipvs);
     assert_eq!(rig.log(), ["make ebpf", "detach ebpf"]);
 }
@@ -438,7 +440,7 @@ fn a_refused_hook_is_counted_once() {
 #[test]
 fn totals_continue_across_a_change_of_the_data_path() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
-    rig.request(Request::Use(DatapathChoice::Ipvs)).unwrap();
+    rig.request(DatapathRequest::Use(DatapathChoice::Ipvs)).unwrap();
     let traffic = rig.ladder.counters().unwrap().services[&WEB];
     assert_eq!((traffic.connections_total, traffic.connections_active), (10, 1));
 }
@@ -448,7 +450,7 @@ fn everything_is_removed_from_the_kernel_at_the_end() {
     let mut rig = Rig::start(DatapathChoice::Auto, Kernel::default());
     rig.log();
     rig.ladder
-        .execute(Request::Use(DatapathChoice::Ipvs), &state, Instant::now())
+        .execute(DatapathRequest::Use(DatapathChoice::Ipvs), &state, Instant::now())
         .unwrap();
     rig.ladder.detach().unwrap();
     assert_eq!(rig.log()[2..], ["detach ebpf", "detach ipvs"]);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -96,8 +97,21 @@ impl Agent {
         }
     }
 
-    /// Changes the data path as requested.
+    /// Does what the admin socket requests.
     fn execute(&mut self, request: control::Request) -> Result<(), String> {
+        match request {
+            control::Request::Datapath(request) => self.change_datapath(request),
+            control::Request::Drain(request) => {
+                let Membership::Member(member) = &self.membership else {
+                    return Err("this node is in no cluster yet, so it has no replicas to drain".to_owned());
+                };
+                let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+                self.drains.execute(&request, &cluster, &member.node)
+            }
+        }
+    }
+
+    fn change_datapath(&mut self, request: control::DatapathRequest) -> Result<(), String> {
         let source = self.parts.source.borrow().clone();
         let plan = self
             .inputs(&source)
@@ -279,6 +293,7 @@ impl Agent {
             datapath_errors,
             refused_services,
             probes: self.parts.probes.borrow().clone(),
+            drained: self.drains.current(),
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),
@@ -377,9 +392,10 @@ fn probe_targets(cluster: &Cluster, own: &str, port: u16) -> Option<Targets> {
 
 /// Whether a command can change the data path to eBPF.
 fn can_result_in_ebpf(command: &control::Command) -> bool {
-    match command.request {
-        control::Request::Retry => true,
-        control::Request::Use(choice) => choice != DatapathChoice::Ipvs,
+    match &command.request {
+        control::Request::Datapath(control::DatapathRequest::Retry) => true,
+        control::Request::Datapath(control::DatapathRequest::Use(choice)) => *choice != DatapathChoice::Ipvs,
+        control::Request::Drain(_) => false,
     }
 }
 
@@ -430,6 +446,7 @@ mod tests {
                 silent: false,
                 release: String::new(),
                 keys: None,
+                drained: Default::default(),
             };
             (format!("id{last}"), node)
         };

@@ -173,6 +173,9 @@ impl Agent {
         {
             return Err("the other nodes' agents to announce their data paths");
         }
+        self.drains.forget(|task| {
+            containers.containers.contains_key(task) || source.cluster.tasks.contains_key(task)
+        });
         let local = Local {
             node: member.node.clone(),
             // Depends on the kind of data path: see `Inputs::desired`.
@@ -188,6 +191,7 @@ impl Agent {
             answered,
             silent: probes.silent(),
             lost: probes.lost(),
+            drained: self.drains.current(),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

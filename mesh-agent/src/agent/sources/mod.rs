@@ -21,7 +21,7 @@ use crate::{
     config::RunOptions,
     discovery::{ContainerState, Scheduler},
     docker::Docker,
-    model::{KeyId, NodeDatapath},
+    model::{Drained, KeyId, NodeDatapath},
     process::Ended,
     source::{Acknowledged, FeedServerStatus, SourceState},
 };
@@ -67,7 +67,9 @@ pub(super) struct Channels {
     pub(super) announcement: watch::Receiver<NodeDatapath>,
     /// The ids of the keys that it takes.
     pub(super) keys: watch::Receiver<Vec<KeyId>>,
-    /// Who has acknowledged it.
+    /// The replicas that are drained on this node.
+    pub(super) drained: watch::Receiver<Drained>,
+    /// Who has acknowledged the data path.
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     /// Whether the data path is up.
     pub(super) is_up: watch::Receiver<bool>,

@@ -50,6 +50,7 @@ impl Source for Orchestrator {
         let mesh = Mesh {
             state: channels.state,
             announcement: channels.announcement,
+            drained: channels.drained,
             acknowledged: channels.acknowledged,
             found: channels.containers,
             is_up: channels.is_up,

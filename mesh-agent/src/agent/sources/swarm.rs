@@ -156,6 +156,7 @@ impl Running {
             data_path,
             self.channels.announcement.clone(),
             self.channels.keys.clone(),
+            self.channels.drained.clone(),
         );
         tokio::join!(
             source.run(stop.clone()),
@@ -217,6 +218,7 @@ impl Running {
             address: self.data_path(member),
             announcement: self.channels.announcement.clone(),
             keys: self.channels.keys.clone(),
+            drained: self.channels.drained.clone(),
             acknowledged: self.channels.acknowledged.clone(),
         })
     }

@@ -32,6 +32,7 @@ const UDP_ACTIVE: u32 = 30;
 #[derive(Default)]
 pub(super) struct FlowSweep {
     active: BTreeMap<u32, u64>,
+    open: BTreeMap<u32, u64>,
     entries: u64,
     removed: u64,
     evictions: u64,
@@ -42,8 +43,10 @@ pub(super) struct FlowSweep {
 /// What the walk does with an entry.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
-    /// Keep it, and count it as an open flow.
+    /// Keep it, and count it as an open flow that entered here.
     Active,
+    /// Keep it, and count it as an open flow of a replica here that entered at another node.
+    Delivered,
     /// Keep it.
     Kept,
     /// Remove it.
@@ -51,9 +54,14 @@ enum Fate {
 }
 
 impl FlowSweep {
-    /// Open flows by backend index.
+    /// Open flows that entered at this node, by backend index.
     pub(super) fn active(&self) -> &BTreeMap<u32, u64> {
         &self.active
+    }
+
+    /// All open flows, by backend index: those of other entry nodes only where the backend is local.
+    pub(super) fn open(&self) -> &BTreeMap<u32, u64> {
+        &self.open
     }
 
     /// Entries of the table; a flow takes one or two.
@@ -79,13 +87,18 @@ impl FlowSweep {
         }
         let inserted = maps.events(Event::FlowInserted)?;
         let mut active: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut open: BTreeMap<u32, u64> = BTreeMap::new();
         let mut entries = 0;
         let mut over = Vec::new();
         super::batch::for_each(&maps.flows, BATCH, |key: &FlowKey, flow: &Flow| {
             entries += 1;
             let current = generations.get(&flow.backend) == Some(&flow.generation);
             match fate(key, flow, now, current) {
-                Fate::Active => *active.entry(flow.backend).or_default() += 1,
+                Fate::Active => {
+                    *active.entry(flow.backend).or_default() += 1;
+                    *open.entry(flow.backend).or_default() += 1;
+                }
+                Fate::Delivered => *open.entry(flow.backend).or_default() += 1,
                 Fate::Kept => {}
                 Fate::Over => over.push((*key, *flow)),
             }
@@ -107,6 +120,7 @@ impl FlowSweep {
             .evictions
             .max(inserted.saturating_sub(before + self.removed + entries));
         self.active = active;
+        self.open = open;
         self.entries = entries;
         self.next = now + if entries > LARGE { LARGE_INTERVAL } else { 1 };
         Ok(true)
@@ -115,7 +129,12 @@ impl FlowSweep {
 
 fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate {
     let idle = now.saturating_sub(flow.seen);
-    let forward = flow.role == Role::FORWARD;
+    // Each flow has one forward entry on a node.
+    let open = match (flow.role == Role::FORWARD, flow.origin.is_tunnel()) {
+        (true, false) => Fate::Active,
+        (true, true) => Fate::Delivered,
+        (false, _) => Fate::Kept,
+    };
     if !backend_is_current {
         // Kept for a while, so that packets of a connection to a removed backend are refused, not ignored.
         return if idle > HALF_CLOSED_IDLE {
@@ -127,7 +146,7 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
     if key.protocol != u32::from(PROTOCOL_TCP) {
         return match idle {
             idle if idle > UDP_IDLE => Fate::Over,
-            idle if idle <= UDP_ACTIVE && forward && !flow.origin.is_tunnel() => Fate::Active,
+            idle if idle <= UDP_ACTIVE => open,
             _ => Fate::Kept,
         };
     }
@@ -137,7 +156,7 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
         idle if closed && idle > CLOSED_LINGER => Fate::Over,
         idle if half_closed && idle > HALF_CLOSED_IDLE => Fate::Over,
         idle if idle > TCP_IDLE => Fate::Over,
-        _ if !closed && forward && !flow.origin.is_tunnel() => Fate::Active,
+        _ if !closed => open,
         _ => Fate::Kept,
     }
 }
@@ -206,12 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_entry_node_counts_a_connection() {
+    fn a_connection_of_another_entry_node_is_open_for_its_replica_only() {
         let flow = Flow {
             origin: Origin::TUNNEL,
             ..Flow::default()
         };
-        check(PROTOCOL_TCP, flow, 0, true, Fate::Kept);
+        check(PROTOCOL_TCP, flow, 0, true, Fate::Delivered);
+        check(PROTOCOL_UDP, flow, UDP_ACTIVE, true, Fate::Delivered);
+        check(PROTOCOL_UDP, flow, UDP_ACTIVE + 1, true, Fate::Kept);
+        let closed = Flow {
+            from_backend: Progress::RESET,
+            ..flow
+        };
+        check(PROTOCOL_TCP, closed, 0, true, Fate::Kept);
     }
 
     #[test]

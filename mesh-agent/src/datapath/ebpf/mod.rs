@@ -298,7 +298,9 @@ impl Datapath for EbpfDatapath {
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
-        let mut counters = self.tables.counters(&mut self.maps, self.sweep.active())?;
+        let mut counters = self
+            .tables
+            .counters(&mut self.maps, self.sweep.active(), self.sweep.open())?;
         counters.drops = self.maps.drops()?;
         counters.maps = self
             .tables

@@ -19,7 +19,8 @@ use crate::model::{Cluster, Local, TaskId};
 /// A service is yielded if it has active tasks but this node can reach none of them (their nodes have no
 /// data path, or one of the other kind, or there is no hook on the way to them): it gets no frontends, so
 /// that whatever else answers its ports does, while the flows that the mesh already has go on. A service
-/// without any active task is not yielded; the mesh refuses its connections. A node that is leaving yields
+/// without any active task, or whose tasks are all drained, is not yielded; the mesh refuses its
+/// connections. A node that is leaving yields
 /// every service.
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
@@ -42,7 +43,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         }
     }
     let reachable = reachable(cluster, local);
-    let unreached = unreached(cluster, &reachable);
+    let unreached = unreached(cluster, local, &reachable);
     for (id, service) in &cluster.services {
         for port in &service.ports {
             let key = ServiceKey {

@@ -25,9 +25,10 @@ pub(super) fn reachable<'a>(cluster: &'a Cluster, local: &Local) -> BTreeMap<&'a
 
 /// `None` where this node cannot send to the task.
 fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Reachability> {
-    let state = match task.state {
-        TaskState::Active => BackendState::Active,
-        TaskState::Draining => BackendState::Draining,
+    let state = if takes_new_flows(cluster, local, id, task) {
+        BackendState::Active
+    } else {
+        BackendState::Draining
     };
     if task.node == local.node {
         // The manager lists a task before the engine lists its container, which follows within moments.
@@ -46,6 +47,21 @@ fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> O
             state: BackendState::Draining,
         }),
         NodeDatapath::Unknown | NodeDatapath::None | NodeDatapath::Ebpf | NodeDatapath::Ipvs => None,
+    }
+}
+
+/// Whether a task is meant to take new flows: it is not about to end, and no operator drains it.
+fn takes_new_flows(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> bool {
+    let is_drained = if task.node == local.node {
+        // What this node announces comes back by the managers, later.
+        local.drained.contains(id)
+    } else {
+        let node = cluster.nodes.get(&task.node);
+        node.is_some_and(|node| node.drained.contains(id))
+    };
+    match task.state {
+        TaskState::Active => !is_drained,
+        TaskState::Draining => false,
     }
 }
 
@@ -93,9 +109,10 @@ fn is_lost(local: &Local, location: Location) -> bool {
     }
 }
 
-/// The services that have active tasks, and none to which this node can send new flows.
+/// The services that have tasks for new flows, and none to which this node can send them.
 pub(super) fn unreached<'a>(
     cluster: &'a Cluster,
+    local: &Local,
     reachable: &BTreeMap<&TaskId, Reachability>,
 ) -> BTreeSet<&'a ServiceId> {
     let mut unreached = BTreeSet::new();
@@ -106,7 +123,7 @@ pub(super) fn unreached<'a>(
             .is_some_and(|reachability| reachability.state == BackendState::Active)
         {
             reached.insert(&task.service);
-        } else if task.state == TaskState::Active {
+        } else if takes_new_flows(cluster, local, id, task) {
             unreached.insert(&task.service);
         }
     }

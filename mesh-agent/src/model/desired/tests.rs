@@ -27,6 +27,7 @@ fn node(last: u8) -> Node {
         silent: false,
         release: String::new(),
         keys: None,
+        drained: Default::default(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    model::{KeyId, NodeDatapath},
+    model::{Drained, KeyId, NodeDatapath},
     source::NodeIdentity,
 };
 
@@ -37,6 +37,8 @@ pub struct AnnouncerOptions {
     pub announcement: watch::Receiver<NodeDatapath>,
     /// The ids of the keys that it takes.
     pub keys: watch::Receiver<Vec<KeyId>>,
+    /// The replicas that are drained on this node.
+    pub drained: watch::Receiver<Drained>,
     /// What each manager has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
 }
@@ -167,6 +169,7 @@ impl Link {
         loop {
             let announcement = *self.options.announcement.borrow_and_update();
             let keys = self.options.keys.borrow_and_update().clone();
+            let drained = self.options.drained.borrow_and_update().clone();
             if announcement != NodeDatapath::Unknown {
                 writer
                     .send(
@@ -175,6 +178,7 @@ impl Link {
                             address: self.options.address,
                             release: crate::RELEASE.to_owned(),
                             keys: Some(keys),
+                            drained: Some(drained),
                         },
                         LIMIT,
                     )
@@ -187,6 +191,7 @@ impl Link {
                 () = sleep(wire::ANNOUNCE_INTERVAL) => {}
                 Ok(()) = self.options.announcement.changed() => {}
                 Ok(()) = self.options.keys.changed() => {}
+                Ok(()) = self.options.drained.changed() => {}
                 Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
                 message = reader.next() => {
                     expect_acknowledgement(message?, NodeDatapath::Unknown)?;

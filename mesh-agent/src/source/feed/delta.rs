@@ -109,6 +109,7 @@ pub(super) mod tests {
             silent: false,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

@@ -52,6 +52,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             silent: false,
             release: String::new(),
             keys: None,
+            drained: Default::default(),
         };
         ((*name).to_owned(), node)
     };

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::delta::Delta;
-use crate::model::{Cluster, KeyId, NodeDatapath, TunnelKey};
+use crate::model::{Cluster, Drained, KeyId, NodeDatapath, TunnelKey};
 
 /// The version of these messages. Fields that a peer does not know are ignored, and those that it does not
 /// send have defaults, so a message of one version can be read by the next and by the one before.
@@ -131,6 +131,9 @@ pub(super) enum FromNode {
         /// The ids of the keys that the data path takes; `None` from older agents, which take none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         keys: Option<Vec<KeyId>>,
+        /// The replicas that an operator drains on the node; `None` from agents that cannot.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drained: Option<Drained>,
     },
     /// A task's container has changed here, so the task is about to change.
     Hint,

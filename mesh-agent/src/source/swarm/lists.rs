@@ -160,6 +160,7 @@ fn node(listed: &api::Node) -> Option<Node> {
         silent: false,
         release: String::new(),
         keys: None,
+        drained: Default::default(),
     })
 }
 

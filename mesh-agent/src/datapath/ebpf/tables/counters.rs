@@ -8,11 +8,13 @@ use super::{Maps, Tables};
 use crate::datapath::{Counters, DatapathError, MapUsage, Traffic};
 
 impl Tables {
-    /// Traffic by backend and service; `active` counts open flows by backend index.
+    /// Traffic by backend and service; `active` counts the open flows that entered here by backend index,
+    /// `open` all of them.
     pub(in super::super) fn counters(
         &mut self,
         maps: &mut Maps,
         active: &BTreeMap<u32, u64>,
+        open: &BTreeMap<u32, u64>,
     ) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
         for (key, service) in &self.services {
@@ -24,6 +26,8 @@ impl Tables {
                 *service += traffic;
             }
             counters.backends.insert(*key, traffic);
+            let open = open.get(&slot.index).copied().unwrap_or(0);
+            counters.open.insert(*key, open);
             let unanswered = maps.unanswered(slot.index)?;
             if unanswered > 0 {
                 counters.unanswered.insert(*key, unanswered);

@@ -3,7 +3,7 @@
 use proptest::{collection, prelude::*, sample::select};
 
 use super::*;
-use crate::model::NoHook;
+use crate::model::{Drained, NoHook};
 
 const KINDS: [NodeDatapath; 5] = [
     NodeDatapath::Unknown,
@@ -236,6 +236,38 @@ fn own_replicas_stay_when_the_managers_do_not_see_this_node() {
     cluster.nodes.get_mut("here").unwrap().ready = false;
     let desired = desired(&cluster, &local, SERVICE_ADDRESS);
     assert_eq!(desired.services[&WEB].active, [key(11), key(12)]);
+}
+
+/// Here, the node's own record counts, which the managers repeat later.
+#[test]
+fn drained_replicas_keep_their_flows_wherever_they_run() {
+    let of = |drained: &Desired| {
+        let states = drained.backends.values();
+        states.map(|backend| backend.state).collect::<Vec<_>>()
+    };
+    let (mut cluster, mut local) = pair();
+    local.drained.tasks = ["t1".to_owned()].into();
+    let own = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(own.services[&WEB].active, [key(12)]);
+    assert_eq!(of(&own), [BackendState::Draining, BackendState::Active]);
+
+    local.drained = Drained::default();
+    cluster.nodes.get_mut("here").unwrap().drained.node = true;
+    cluster.nodes.get_mut("there").unwrap().drained.node = true;
+    let other = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(other.services[&WEB].active, [key(11)]);
+    assert_eq!(of(&other), [BackendState::Active, BackendState::Draining]);
+}
+
+/// Docker's mesh would still send there.
+#[test]
+fn a_service_whose_replicas_are_all_drained_is_refused_and_not_left_to_others() {
+    let (mut cluster, mut local) = pair();
+    local.drained.node = true;
+    cluster.nodes.get_mut("there").unwrap().drained.node = true;
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(desired.services[&WEB].active.is_empty());
+    assert_eq!(desired.frontends.len(), 2);
 }
 
 proptest! {

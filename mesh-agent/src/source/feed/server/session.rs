@@ -283,11 +283,13 @@ where
                 address,
                 release,
                 keys,
+                drained,
             } => Announced {
                 datapath,
                 address,
                 release: known_release(release),
                 keys: known_keys(keys),
+                drained: drained.unwrap_or_default(),
             },
             FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
             FromNode::Hint | FromNode::NeedFull => {

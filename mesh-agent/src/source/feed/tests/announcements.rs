@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    model::KeyId,
+    model::{Drained, KeyId},
     source::{Acknowledged, Announcer, AnnouncerOptions},
 };
 
@@ -13,6 +13,7 @@ pub(super) struct Announcing {
     announcement: watch::Sender<NodeDatapath>,
     pub(super) keys: watch::Sender<Vec<KeyId>>,
     acknowledged: watch::Receiver<Acknowledged>,
+    drained: watch::Sender<Drained>,
     identity: watch::Sender<Arc<NodeIdentity>>,
     managers: watch::Sender<Vec<SocketAddr>>,
     shutdown: CancellationToken,
@@ -29,6 +30,7 @@ pub(super) fn announce_to(
     let (managers_sender, managers) = watch::channel(managers.to_vec());
     let (announcement, announcement_receiver) = watch::channel(announcement);
     let (keys, keys_receiver) = watch::channel(Vec::new());
+    let (drained, drained_receiver) = watch::channel(Drained::default());
     let (acknowledged_sender, acknowledged) = watch::channel(Acknowledged::default());
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
@@ -36,12 +38,14 @@ pub(super) fn announce_to(
         address: Some(DATA_PATH),
         announcement: announcement_receiver,
         keys: keys_receiver,
+        drained: drained_receiver,
         acknowledged: acknowledged_sender,
     });
     let shutdown = CancellationToken::new();
     Announcing {
         announcement,
         keys,
+        drained,
         acknowledged,
         identity: identity_sender,
         managers: managers_sender,
@@ -84,6 +88,7 @@ fn announce(datapath: NodeDatapath) -> FromNode {
         address: None,
         release: "1.2.3".to_owned(),
         keys: None,
+        drained: None,
     }
 }
 
@@ -302,6 +307,7 @@ async fn an_announcement_brings_the_release_of_the_agent_unless_it_is_no_release
             address: None,
             release: sent.to_owned(),
             keys: None,
+            drained: None,
         };
         // The last message ends the connection.
         let replies = converse(&server, &identity, &[greeting(), announcement, greeting()]).await;
@@ -310,5 +316,30 @@ async fn an_announcement_brings_the_release_of_the_agent_unless_it_is_no_release
         };
         assert!(replies.contains(&acknowledged), "{replies:?}");
         assert_eq!(server.state.borrow().cluster.nodes["worker-1"].release, published);
+    }
+}
+
+/// The most tasks that can be drained at once, with ids as long as Swarm's.
+#[tokio::test]
+async fn what_a_node_drains_is_published_whenever_it_changes() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let announcing = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    server.until_kind(NodeDatapath::Ebpf).await;
+    let most = Drained {
+        node: false,
+        tasks: (0..Drained::MAX_TASKS)
+            .map(|number| format!("{number:025}"))
+            .collect(),
+    };
+    for drained in [most, Drained::default()] {
+        announcing.drained.send_replace(drained.clone());
+        let mut state = server.state.subscribe();
+        let published = state.wait_for(|state| state.cluster.nodes["worker-1"].drained == drained);
+        timeout(LIMIT, published)
+            .await
+            .expect("it was not published")
+            .unwrap();
     }
 }
