@@ -3,7 +3,7 @@
 use crate::{
     abi::{Backend, Config, FlowKey, NextHop},
     bytes::Be16,
-    frame::{Frame, Refused},
+    frame::{Frame, ReadFrame, Refused},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
         GENEVE_VERSION_AND_LENGTH, Geneve, GeneveKind, IPV4_LENGTH, Ipv4, KEY_LENGTH, KEYED_OPTION_LENGTH,
@@ -61,7 +61,7 @@ pub fn key_for<T: Tables>(tables: &T, next_hop: &NextHop) -> u64 {
 /// The verifier must not know which of the two it is, or it would follow both through everything that comes
 /// after. So the length is calculated from the header each time, and never compared.
 #[inline(always)]
-pub fn outer_length<F: Frame>(frame: &F) -> usize {
+pub fn outer_length<F: ReadFrame>(frame: &F) -> usize {
     match frame.at::<[u8; 1]>(L4_OFFSET + UDP_LENGTH) {
         Some(version_and_length) => {
             // SAFETY: a reference is readable. Volatile, so that the compiler does not take the value from a

@@ -3,7 +3,7 @@
 use crate::{
     abi::{Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
     breaker, flow_state,
-    frame::Frame,
+    frame::ReadFrame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
     onward, open,
     parse::{Packet, Unparsed, parse},
@@ -15,7 +15,7 @@ use crate::{
 
 /// Decides about a frame that arrived at a hook.
 #[inline(always)]
-pub fn decide<'a, F: Frame, T: Tables>(
+pub fn decide<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
@@ -25,6 +25,17 @@ pub fn decide<'a, F: Frame, T: Tables>(
         Some(ethernet) if { ethernet.ethertype } == ETHERTYPE_IPV4 => {}
         _ => return not_ours(hook),
     }
+    decide_ipv4(frame, tables, config, hook)
+}
+
+/// Decides about a frame of which it is known that it holds an IPv4 packet. Its Ethernet header is not read.
+#[inline(always)]
+pub fn decide_ipv4<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    hook: Hook,
+) -> Decision<'a> {
     let packet = match parse(frame, ETHERNET_LENGTH) {
         Ok(packet) => packet,
         Err(Unparsed::Other) => return not_ours(hook),

@@ -1,9 +1,10 @@
 //! Carries decisions out: rewrites the packet and names the action that is left for the hook.
 //!
 //! `execute` makes no decision of its own, with two exceptions: in XDP, a packet whose way to the next hop
-//! the kernel has yet to resolve is passed to tc, which can have it resolved; and a packet that is too big
-//! for its way is answered by ICMP. Both are known only once the way has been looked up, and are checked
-//! before anything is written to the packet.
+//! the kernel has yet to resolve is passed to tc, which can have it resolved, and so is one that leaves by
+//! a layer 3 device, to which tc alone can send; and a packet that is too big for its way is answered by
+//! ICMP. Both are known only once the way has been looked up, and are checked before anything is written to
+//! the packet.
 
 use crate::{
     abi::{Backend, Config, DropReason, Endpoint, Event, FlowKey, Hook, NextHop, Origin, Role},
@@ -64,7 +65,7 @@ pub fn execute<F: Frame, T: Tables>(
         } => match way_to_peer(tables, backend) {
             // The exception, for a peer. (Both return from here: a step's `Result` with a payload that is
             // undefined for `Pass` is what the verifier refuses.)
-            Some(next_hop) if is_xdp && next_hop.interface == 0 => return Action::Pass,
+            Some(next_hop) if is_xdp && !next_hop.takes_frames() => return Action::Pass,
             // The second exception. A returned packet was in the tunnel already.
             Some(next_hop) if !returned && !way::fits(frame, encapsulation::inner_mtu(config, next_hop)) => {
                 return too_big(frame, tables, hook, encapsulation::inner_mtu(config, next_hop));

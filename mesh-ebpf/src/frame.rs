@@ -43,11 +43,9 @@ pub enum Route {
     },
 }
 
-/// An Ethernet frame that can be read, rewritten and resized.
-///
-/// Reads and writes are bounds-checked each time; `None` means that the frame ends before. After any
-/// method that takes `&mut self`, what was read before may have moved.
-pub trait Frame {
+/// An Ethernet frame that can be read: all that deciding needs. Reads are bounds-checked each time; `None`
+/// means that the frame ends before.
+pub trait ReadFrame {
     /// Bytes, Ethernet header included.
     fn length(&self) -> u32;
 
@@ -59,7 +57,11 @@ pub trait Frame {
 
     /// The header at an offset.
     fn at<T: Plain>(&self, offset: usize) -> Option<&T>;
+}
 
+/// An Ethernet frame that can be rewritten and resized as well. Writes are bounds-checked each time, as
+/// reads are. After any method that takes `&mut self`, what was read before may have moved.
+pub trait Frame: ReadFrame {
     /// The header at an offset, to write.
     fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T>;
 

@@ -17,6 +17,7 @@ pub mod flow_state;
 pub mod frame;
 pub mod headers;
 pub mod ipv4;
+pub mod layer3;
 pub mod mss;
 pub mod onward;
 pub mod open;

@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{DropReason, FlowKey, Progress},
-    frame::Frame,
+    frame::ReadFrame,
     headers::{
         IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
         TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp, UDP_LENGTH,
@@ -62,7 +62,7 @@ pub enum Unparsed {
 /// # Errors
 /// [`Unparsed`] says what to do with a frame that holds no balanceable packet.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F, offset: usize) -> Result<Packet, Unparsed> {
+pub fn parse<F: ReadFrame>(frame: &F, offset: usize) -> Result<Packet, Unparsed> {
     let truncated = Unparsed::Invalid(DropReason::Truncated);
     let ip = *frame.at::<Ipv4>(offset).ok_or(truncated)?;
     if ip.version_and_length != 0x45 {
@@ -123,7 +123,7 @@ fn key(ip: &Ipv4, ports: &Ports) -> FlowKey {
 
 /// A header that is not the plain 20 bytes: it has options, or is malformed.
 #[inline(always)]
-fn unusual_header<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
+fn unusual_header<F: ReadFrame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
     if ip.version_and_length >> 4 != 4 {
         return Unparsed::Invalid(DropReason::BadVersion);
     }
@@ -144,7 +144,7 @@ fn unusual_header<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
 }
 
 #[inline(always)]
-fn fragment_of<F: Frame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
+fn fragment_of<F: ReadFrame>(frame: &F, offset: usize, ip: &Ipv4) -> Unparsed {
     if ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() != 0 {
         // Only the first fragment has ports. Without that one, the kernel drops the others after a timeout.
         return Unparsed::Other;

@@ -6,7 +6,7 @@ use crate::{
     bytes::Be32,
     encapsulation::outer_length,
     flow_state,
-    frame::Frame,
+    frame::ReadFrame,
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
         GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, KEY_LENGTH, KEYED_OPTION_LENGTH,
@@ -21,7 +21,7 @@ use crate::{
 
 /// Decides about a packet to this node's Geneve port.
 #[inline(always)]
-pub fn decide<'a, F: Frame, T: Tables>(
+pub fn decide<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
@@ -95,7 +95,7 @@ pub fn decide<'a, F: Frame, T: Tables>(
 /// A peer sends packets without a key until it has learned that this node holds one, and from then on never
 /// again. So the first packet with a key ends it, and needs no agreement about when.
 #[inline(always)]
-fn is_authentic<F: Frame, T: Tables>(frame: &F, tables: &T, is_keyed: bool, peer: u32) -> bool {
+fn is_authentic<F: ReadFrame, T: Tables>(frame: &F, tables: &T, is_keyed: bool, peer: u32) -> bool {
     let Some(keys) = tables.keys().filter(|keys| !keys.is_empty()) else {
         return true;
     };

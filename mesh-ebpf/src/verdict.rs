@@ -172,6 +172,12 @@ impl<'a> Decision<'a> {
         }
     }
 
+    /// Whether the packet is not the mesh's.
+    #[inline(always)]
+    pub const fn passes(&self) -> bool {
+        matches!(self.kind, Kind::Pass)
+    }
+
     /// The verdict that this decision represents.
     #[inline(always)]
     pub fn verdict(self) -> Verdict<'a> {

@@ -82,15 +82,23 @@ pub struct NextHop {
     pub address: Be32,
     /// Interface to send from; 0 while the next hop is not resolved.
     pub interface: u32,
-    /// MAC address of that interface.
+    /// MAC address of that interface; zeros on a layer 3 device.
     pub source_mac: [u8; 6],
-    /// MAC address of the peer, or of the router before it.
+    /// MAC address of the peer, or of the router before it; zeros on a layer 3 device.
     pub destination_mac: [u8; 6],
     /// Largest packet, in bytes from its IP header on, that reaches the peer through the tunnel; 0 while that
     /// is unknown.
     pub inner_mtu: u16,
     /// Which of this node's [`super::Keys`] its packets carry, from 1; 0 for none, because it holds none.
     pub key: u16,
+}
+
+impl NextHop {
+    /// Whether XDP can send to it: it is resolved, and its interface takes Ethernet frames.
+    #[inline(always)]
+    pub fn takes_frames(&self) -> bool {
+        self.interface != 0 && self.destination_mac != [0; 6]
+    }
 }
 
 const _: () = assert!(size_of::<BackendKey>() == 8);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     bytes::Be32,
+    frame::ReadFrame,
     tables::Tables,
     testing::{
         ACK, GENEVE_PORT, Replica, Segment, TestFrame, TestTables, VNI, at, node_address, tcp, udp, view,

@@ -8,7 +8,7 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
     },
     macros::classifier,
     programs::TcContext,
@@ -16,8 +16,9 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::Hook,
     bytes::{Be32, Plain},
-    frame::{ChecksumChange, Frame, Refused, Route},
-    headers::{ETHERNET_LENGTH, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH},
+    frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
+    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH},
+    layer3::Layer3Frame,
     pipeline,
     tables::Tables,
     verdict::Action,
@@ -42,6 +43,26 @@ pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
     run(&context, Hook::TcUplink)
 }
 
+/// Balances what arrives on an uplink that is a layer 3 device (WireGuard, tun, PPP).
+///
+/// Its packets come without an Ethernet header, and `bpf_redirect` to such a device takes one off again
+/// (`__bpf_redirect_no_mac`), whatever is in it.
+#[classifier]
+pub(crate) fn mesh_layer3(context: TcContext) -> i32 {
+    let mut skb = Skb {
+        context: context.skb.skb,
+        egress: false,
+    };
+    // SAFETY: the context outlives the program's run.
+    if unsafe { (*skb.context).protocol } != u32::from(ETHERTYPE_IPV4.raw()) {
+        return TC_ACT_UNSPEC;
+    }
+    skb.pull_headers();
+    let tables = KernelTables;
+    let action = pipeline::run_layer3(&mut skb, &tables, Hook::TcUplink);
+    act(&mut skb, &tables, action)
+}
+
 /// Catches replies, and connections of containers to their own node, at a container's veth.
 #[classifier]
 pub(crate) fn mesh_container(context: TcContext) -> i32 {
@@ -63,6 +84,11 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     skb.pull_headers();
     let tables = KernelTables;
     let action = pipeline::run(&mut skb, &tables, hook);
+    act(&mut skb, &tables, action)
+}
+
+#[inline(always)]
+fn act(skb: &mut Skb, tables: &KernelTables, action: Action) -> i32 {
     // SAFETY: helper calls on values; the null parameters of `bpf_redirect_neigh` ask for a look-up.
     let verdict = unsafe {
         match action {
@@ -92,7 +118,7 @@ pub(crate) struct Skb {
     pub(crate) egress: bool,
 }
 
-impl Frame for Skb {
+impl ReadFrame for Skb {
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
@@ -120,7 +146,24 @@ impl Frame for Skb {
         self.address::<T>(offset)
             .map(|address| unsafe { &*(address as *const T) })
     }
+}
 
+impl Layer3Frame for Skb {
+    /// The kernel's way to send a packet of a layer 3 device on to one of layer 2
+    /// (`__bpf_skb_change_head`): it moves the MAC header only, so that what the kernel does after the
+    /// program (`__skb_pull` by `mac_len`, the tc hook in `sch_handle_ingress`) finds the packet as if it
+    /// had come by Ethernet.
+    #[inline(always)]
+    fn insert_ethernet(&mut self) -> Result<(), Refused> {
+        // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
+        match unsafe { bpf_skb_change_head(self.context, ETHERNET_LENGTH as u32, 0) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+}
+
+impl Frame for Skb {
     #[inline(always)]
     fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as above, and `self` is borrowed for as long.

@@ -16,7 +16,7 @@ use mesh_ebpf::{
     bytes::Be16,
     bytes::{Be32, Plain},
     checksum,
-    frame::{ChecksumChange, Frame, Refused, Route},
+    frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
     headers::ETHERNET_LENGTH,
     pipeline,
     verdict::Action,
@@ -53,7 +53,7 @@ pub(crate) struct XdpFrame {
     pub(crate) context: *mut xdp_md,
 }
 
-impl Frame for XdpFrame {
+impl ReadFrame for XdpFrame {
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
@@ -76,7 +76,9 @@ impl Frame for XdpFrame {
         self.address::<T>(offset)
             .map(|address| unsafe { &*(address as *const T) })
     }
+}
 
+impl Frame for XdpFrame {
     #[inline(always)]
     fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as above, and `self` is borrowed for as long.
@@ -131,7 +133,13 @@ impl Frame for XdpFrame {
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
         // SAFETY: the context is the program's.
         let interface = unsafe { (*self.context).ingress_ifindex };
-        route(self.context.cast(), interface, source, destination, l3_length)
+        match route(self.context.cast(), interface, source, destination, l3_length) {
+            // A layer 3 device: the kernel's neighbours have no address there, and only tc can send to it.
+            Route::Resolved(next_hop) if !next_hop.takes_frames() => Route::Unresolved {
+                interface: next_hop.interface,
+            },
+            route => route,
+        }
     }
 }
 

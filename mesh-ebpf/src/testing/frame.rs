@@ -6,8 +6,9 @@ use std::cell::Cell;
 use crate::{
     bytes::{Be16, Be32, Plain},
     checksum,
-    frame::{ChecksumChange, Frame, Refused, Route},
+    frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
     headers::ETHERNET_LENGTH,
+    layer3::Layer3Frame,
 };
 
 const JUNK: u8 = 0xaa;
@@ -61,7 +62,7 @@ impl TestFrame {
     }
 }
 
-impl Frame for TestFrame {
+impl ReadFrame for TestFrame {
     fn length(&self) -> u32 {
         self.bytes.len() as u32
     }
@@ -80,7 +81,19 @@ impl Frame for TestFrame {
         // SAFETY: `bytes` has T's size, T's alignment is 1 and every bit pattern is a T (`Plain`).
         Some(unsafe { &*bytes.as_ptr().cast::<T>() })
     }
+}
 
+impl Layer3Frame for TestFrame {
+    fn insert_ethernet(&mut self) -> Result<(), Refused> {
+        if !self.elastic {
+            return Err(Refused);
+        }
+        self.bytes.splice(..0, [0; ETHERNET_LENGTH]);
+        Ok(())
+    }
+}
+
+impl Frame for TestFrame {
     fn at_mut<T: Plain>(&mut self, offset: usize) -> Option<&mut T> {
         assert_eq!(align_of::<T>(), 1, "a frame gives no alignment");
         let bytes = self.bytes.get_mut(offset..offset.checked_add(size_of::<T>())?)?;

@@ -1,0 +1,48 @@
+//! Packets of layer 3 devices (WireGuard, tun, PPP), which have no Ethernet header.
+//!
+//! The pipeline's offsets count one. So a packet is decided about as if it had one, and gets a real one
+//! before the decision is carried out: what is not the mesh's passes as it came.
+
+use crate::{
+    bytes::Plain,
+    frame::{Frame, ReadFrame, Refused},
+    headers::ETHERNET_LENGTH,
+};
+
+/// A packet that begins with its IP header, to be read as if an Ethernet header were before it. That header
+/// itself cannot be read.
+pub struct WithoutEthernet<'a, F>(pub &'a F);
+
+impl<F: ReadFrame> ReadFrame for WithoutEthernet<'_, F> {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.0.length().wrapping_add(ETHERNET_LENGTH as u32)
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        self.0.segments()
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        self.0.segment_size()
+    }
+
+    #[inline(always)]
+    fn at<T: Plain>(&self, offset: usize) -> Option<&T> {
+        self.0.at(offset.checked_sub(ETHERNET_LENGTH)?)
+    }
+}
+
+/// A packet that can be given an Ethernet header.
+pub trait Layer3Frame: Frame {
+    /// Puts an Ethernet header of zeros before the packet.
+    ///
+    /// # Errors
+    /// [`Refused`] when there is no room.
+    fn insert_ethernet(&mut self) -> Result<(), Refused>;
+}
+
+#[cfg(test)]
+mod tests;
