@@ -209,7 +209,7 @@ fn host_interface(link: &LinkMessage) -> Option<HostInterface> {
     }
     Some(HostInterface {
         index: link.header.index,
-        mac: mac?,
+        mac: Some(mac?),
         mtu: mtu?,
     })
 }

@@ -7,6 +7,8 @@ pub mod command;
 mod error;
 #[cfg(feature = "namespace")]
 pub mod namespace;
+#[cfg(feature = "tun")]
+pub mod tun;
 #[cfg(feature = "bpf")]
 pub mod xdp_pass;
 

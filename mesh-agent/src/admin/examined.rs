@@ -50,7 +50,7 @@ mod tests {
         let mut desired = (*view.desired).clone();
         let uplink = HostInterface {
             index: 2,
-            mac: MacAddress::default(),
+            mac: Some(MacAddress::default()),
             mtu: 1500,
         };
         for name in ["eth0", "eth1"] {

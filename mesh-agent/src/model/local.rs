@@ -82,8 +82,8 @@ pub struct NoHook {
 pub struct HostInterface {
     /// Kernel interface index.
     pub index: u32,
-    /// Its own MAC address.
-    pub mac: MacAddress,
+    /// Its own MAC address; `None` on a layer 3 device (WireGuard, tun, PPP).
+    pub mac: Option<MacAddress>,
     /// MTU in bytes, L3.
     pub mtu: u32,
 }
@@ -93,14 +93,27 @@ pub struct HostInterface {
 pub struct NextHop {
     /// Interface the route leaves by.
     pub interface: u32,
-    /// That interface's MAC address.
+    /// That interface's MAC address; zeros on a layer 3 device.
     pub source_mac: MacAddress,
-    /// MAC address of the peer, or of the router on the way.
+    /// MAC address of the peer, or of the router on the way; zeros on a layer 3 device.
     pub destination_mac: MacAddress,
     /// Largest packet that reaches the peer, in bytes from its (outer) IP header on; `None` while that is
     /// unknown.
     #[serde(default)]
     pub mtu: Option<u32>,
+}
+
+impl NextHop {
+    /// The next hop by a layer 3 device, which has no MAC addresses.
+    #[must_use]
+    pub fn layer3(interface: u32, mtu: Option<u32>) -> Self {
+        Self {
+            interface,
+            source_mac: MacAddress::default(),
+            destination_mac: MacAddress::default(),
+            mtu,
+        }
+    }
 }
 
 impl fmt::Display for NextHop {
@@ -111,10 +124,14 @@ impl fmt::Display for NextHop {
             destination_mac,
             mtu,
         } = self;
-        write!(
-            formatter,
-            "interface {interface} from {source_mac} to {destination_mac}"
-        )?;
+        if *self == Self::layer3(*interface, *mtu) {
+            write!(formatter, "interface {interface} without MAC addresses")?;
+        } else {
+            write!(
+                formatter,
+                "interface {interface} from {source_mac} to {destination_mac}"
+            )?;
+        }
         match mtu {
             Some(mtu) => write!(formatter, " mtu {mtu}"),
             None => Ok(()),

@@ -8,9 +8,10 @@ use crate::{
     model::{BackendState, Balance, Container, Location, MacAddress, Protocol, ReturnMode},
 };
 
+const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const INTERFACE: HostInterface = HostInterface {
     index: 2,
-    mac: MacAddress([2, 0, 0, 0, 0, 1]),
+    mac: Some(MAC),
     mtu: 1500,
 };
 
@@ -41,9 +42,9 @@ fn location() -> impl Strategy<Value = Location> {
         (address(), 10_u32..14).prop_map(|(address, host_interface)| Location::Local(Container {
             ingress_address: address,
             address,
-            mac: INTERFACE.mac,
+            mac: MAC,
             host_interface,
-            gateway_mac: INTERFACE.mac,
+            gateway_mac: MAC,
         })),
     ]
 }
@@ -73,8 +74,8 @@ prop_compose! {
         for (peer, resolved) in peers {
             let hop = resolved.map(|mtu| NextHop {
                 interface: 2,
-                source_mac: INTERFACE.mac,
-                destination_mac: INTERFACE.mac,
+                source_mac: MAC,
+                destination_mac: MAC,
                 mtu,
             });
             state.peers.insert(peer, hop);

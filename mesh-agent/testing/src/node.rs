@@ -273,7 +273,7 @@ impl Node {
     pub fn without_services(&self) -> Desired {
         let interface = |index, mac| HostInterface {
             index,
-            mac: MacAddress(mac),
+            mac: Some(MacAddress(mac)),
             mtu: 1500,
         };
         Desired {

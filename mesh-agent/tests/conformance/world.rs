@@ -157,7 +157,11 @@ impl Node {
             _server: Server::start(&netns, &format!("node{number}"))?,
             netns,
             address,
-            uplink: HostInterface { index, mac, mtu: MTU },
+            uplink: HostInterface {
+                index,
+                mac: Some(mac),
+                mtu: MTU,
+            },
             gateway_mac,
             containers,
         })

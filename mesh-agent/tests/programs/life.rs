@@ -91,6 +91,7 @@ fn every_program_passes_the_verifier() {
                 "mesh_container",
                 "mesh_getpeername4",
                 "mesh_getpeername6",
+                "mesh_layer3",
                 "mesh_local",
                 "mesh_recvmsg4",
                 "mesh_recvmsg6",
@@ -225,7 +226,7 @@ fn xdp_is_off_while_an_uplink_cannot_send_what_it_forwards() {
         let mut state = before.clone();
         let lan0 = HostInterface {
             index: if_nametoindex("lan0").unwrap(),
-            mac: MacAddress::default(),
+            mac: Some(MacAddress::default()),
             mtu: 1500,
         };
         state.uplinks.insert("lan0".to_owned(), lan0);

@@ -12,6 +12,7 @@ mod forwarding;
 mod full;
 mod garbage;
 mod keys;
+mod layer3;
 mod life;
 mod probes;
 mod refusal;

@@ -35,7 +35,7 @@ done
 
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 # Not every kernel has these built in; dockerd expects them.
-modprobe -qa overlay br_netfilter veth vxlan
+modprobe -qa overlay br_netfilter veth vxlan tun
 # The folder that it names does not exist, and runc would keep files there.
 unset XDG_RUNTIME_DIR
 sh "$run/command.sh"

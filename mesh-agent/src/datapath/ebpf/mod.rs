@@ -224,9 +224,9 @@ impl EbpfDatapath {
         self.config.node_address = settings.node_address.map_or(Be32::default(), Into::into);
         self.config.vni = Be32::new(settings.vni << 8);
         self.config.direct_return = u32::from(settings.return_mode == ReturnMode::Dsr);
-        let (index, mac) = settings
-            .mesh0
-            .map_or((0, [0; 6]), |mesh0| (mesh0.index, mesh0.mac.0));
+        let (index, mac) = settings.mesh0.map_or((0, [0; 6]), |mesh0| {
+            (mesh0.index, mesh0.mac.unwrap_or_default().0)
+        });
         self.config.mesh0 = index;
         self.config.mesh0_mac = mac;
         if index != 0 {

@@ -147,7 +147,7 @@ mod tests {
         for (name, mtu) in [("eth0", 1500), ("eth1", 1400)] {
             let uplink = HostInterface {
                 index: 2,
-                mac: MacAddress::default(),
+                mac: Some(MacAddress::default()),
                 mtu,
             };
             state.uplinks.insert(name.to_owned(), uplink);

@@ -9,7 +9,7 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage},
 };
@@ -20,8 +20,9 @@ use crate::{
     model::{HostInterface, MacAddress, NextHop},
 };
 
-/// Why a layer 3 device cannot be an uplink.
-const NO_MAC: &str = "it has no MAC address (WireGuard, tun, PPP): the mesh has no hook for layer 3 devices";
+/// Why other devices than those of Ethernet and of layer 3 cannot be uplinks.
+const NO_HOOK: &str = "the mesh has no hook for this kind of link: it is neither Ethernet nor a point-to-point \
+                       device of layer 3 (WireGuard, tun, PPP)";
 
 /// What has to be done after a message, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,12 +54,22 @@ pub(super) struct Path {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Link {
     name: String,
-    /// `None` on links that are not Ethernet.
-    mac: Option<MacAddress>,
+    header: Header,
     mtu: u32,
     kind: Kind,
     /// The bridge, bond or the like that it is a port of.
     controller: Option<u32>,
+}
+
+/// What is before the IP header of a link's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Header {
+    /// An Ethernet header; the link's own address.
+    Ethernet(MacAddress),
+    /// Nothing: a layer 3 device with one far end, which needs no neighbours.
+    None,
+    /// Something that the mesh does not know.
+    Other,
 }
 
 /// The kinds of links that differ for the mesh.
@@ -118,12 +129,16 @@ impl Facts {
         if message.header.interface_family != AddressFamily::Unspec {
             return Effect::None;
         }
-        let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        let link_type = message.header.link_layer_type;
         let mut link = Link {
             name: String::new(),
-            mac: None,
+            header: if message.header.flags.contains(LinkFlags::Pointopoint) && is_layer3(link_type) {
+                Header::None
+            } else {
+                Header::Other
+            },
             mtu: 0,
-            kind: match message.header.link_layer_type {
+            kind: match link_type {
                 LinkLayerType::Loopback => Kind::Loopback,
                 _ => Kind::Other,
             },
@@ -133,7 +148,9 @@ impl Facts {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-                LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
+                LinkAttribute::Address(bytes) if link_type == LinkLayerType::Ether => {
+                    link.header = mac(bytes).map_or(Header::Other, Header::Ethernet);
+                }
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) => {
                     link.kind = Kind::Bridge;
@@ -227,7 +244,10 @@ impl Facts {
     }
 
     fn mac_of(&self, interface: u32) -> Option<MacAddress> {
-        self.links.get(&interface)?.mac
+        match self.links.get(&interface)?.header {
+            Header::Ethernet(mac) => Some(mac),
+            Header::None | Header::Other => None,
+        }
     }
 
     /// The network as the rest of the agent sees it.
@@ -248,7 +268,12 @@ impl Facts {
         let uplinks = self.uplink_indexes(options, interest);
         for (index, link) in &self.links {
             if uplinks.contains(index) {
-                match link.mac {
+                let usable = match link.header {
+                    Header::Ethernet(mac) => Some(Some(mac)),
+                    Header::None => Some(None),
+                    Header::Other => None,
+                };
+                match usable {
                     Some(mac) => {
                         let interface = HostInterface {
                             index: *index,
@@ -257,11 +282,10 @@ impl Facts {
                         };
                         state.uplinks.insert(link.name.clone(), interface);
                     }
-                    None => drop(
-                        state
-                            .unusable_uplinks
-                            .insert(link.name.clone(), NO_MAC.to_owned()),
-                    ),
+                    None => {
+                        let reason = NO_HOOK.to_owned();
+                        state.unusable_uplinks.insert(link.name.clone(), reason);
+                    }
                 }
             }
             if self.leads_to_container(link, &uplinks) {
@@ -273,22 +297,27 @@ impl Facts {
             if let Some(link) = self.links.get(&path.interface).filter(|link| link.is_outside()) {
                 state.peer_interfaces.insert(*peer, link.name.clone());
             }
-            if let Some(link) = self.links.get(&path.interface)
-                && let Some(source_mac) = link.mac
-                && let Some(destination_mac) = self.neighbours.get(&(path.interface, path.next))
-            {
-                state.next_hops.insert(
-                    *peer,
-                    NextHop {
-                        interface: path.interface,
-                        source_mac,
-                        destination_mac: *destination_mac,
-                        mtu: Some(path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu))),
-                    },
-                );
+            if let Some(next_hop) = self.next_hop(*path) {
+                state.next_hops.insert(*peer, next_hop);
             }
         }
         state
+    }
+
+    /// The addresses of frames by a path, if that is resolved or needs none.
+    fn next_hop(&self, path: Path) -> Option<NextHop> {
+        let link = self.links.get(&path.interface)?;
+        let mtu = Some(path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
+        match link.header {
+            Header::Ethernet(source_mac) => Some(NextHop {
+                interface: path.interface,
+                source_mac,
+                destination_mac: *self.neighbours.get(&(path.interface, path.next))?,
+                mtu,
+            }),
+            Header::None => Some(NextHop::layer3(path.interface, mtu)),
+            Header::Other => None,
+        }
     }
 
     /// Whatever clients or peers can send by: what carries a default route, the node's addresses in the
@@ -331,6 +360,21 @@ impl Link {
     fn is_outside(&self) -> bool {
         self.kind != Kind::Loopback && !mesh0::is_ours(&self.name)
     }
+}
+
+/// Whether the kernel's `bpf_redirect` sends packets by links of a type without their MAC header
+/// (`dev_is_mac_header_xmit`): what such a link receives has none either.
+fn is_layer3(link_type: LinkLayerType) -> bool {
+    matches!(
+        link_type,
+        LinkLayerType::None
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+    )
 }
 
 /// What a route's change requires. A routing daemon changes thousands that matter to nothing here.
@@ -393,43 +437,4 @@ fn mac(bytes: &[u8]) -> Option<MacAddress> {
 }
 
 #[cfg(test)]
-mod tests {
-    use netlink_packet_core::NetlinkHeader;
-    use netlink_packet_route::route::RouteHeader;
-
-    use super::*;
-
-    fn effect_of(destination: Ipv4Addr, length: u8, table: u8) -> Effect {
-        let mut route = RouteMessage::default();
-        route.header.address_family = AddressFamily::Inet;
-        route.header.destination_prefix_length = length;
-        route.header.table = table;
-        if length > 0 {
-            let destination = RouteAddress::Inet(destination);
-            route.attributes.push(RouteAttribute::Destination(destination));
-        }
-        let message = NetlinkMessage::new(
-            NetlinkHeader::default(),
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)),
-        );
-        Facts::default().absorb(message, &BTreeSet::from([Ipv4Addr::new(192, 0, 2, 9)]))
-    }
-
-    #[test]
-    fn only_routes_to_a_peer_or_to_everything_matter() {
-        let main = RouteHeader::RT_TABLE_MAIN;
-        for number in 0..10_000_u32 {
-            let other = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + (number << 8));
-            assert_eq!(effect_of(other, 24, main), Effect::None, "{other}");
-        }
-        let peer = Ipv4Addr::new(192, 0, 2, 9);
-        let net = Ipv4Addr::new(192, 0, 2, 0);
-        for (destination, length) in [(peer, 32), (net, 24), (Ipv4Addr::new(128, 0, 0, 0), 1)] {
-            assert_eq!(effect_of(destination, length, main), Effect::Peers, "/{length}");
-        }
-        assert_eq!(effect_of(net, 29, main), Effect::None);
-        assert_eq!(effect_of(peer, 32, 100), Effect::Peers, "by a routing rule");
-        assert_eq!(effect_of(peer, 32, libc::RT_TABLE_LOCAL), Effect::None);
-        assert_eq!(effect_of(Ipv4Addr::UNSPECIFIED, 0, main), Effect::Routes);
-    }
-}
+mod tests;

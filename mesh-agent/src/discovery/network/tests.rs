@@ -10,7 +10,7 @@ use crate::{
         NetworkState,
         own_network::{in_namespace, ip},
     },
-    model::MacAddress,
+    model::{MacAddress, NextHop},
 };
 
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
@@ -197,7 +197,7 @@ fn loopback_is_no_uplink_whatever_address_it_has() {
 }
 
 #[test]
-fn a_device_without_mac_that_leads_to_a_peer_is_named_with_the_reason() {
+fn a_layer_3_device_that_leads_to_a_peer_is_an_uplink_and_needs_no_neighbours() {
     in_namespace(|| async {
         ip("tuntap add tun0 mode tun");
         ip("address add 192.0.2.1/24 dev tun0");
@@ -213,12 +213,12 @@ fn a_device_without_mac_that_leads_to_a_peer_is_named_with_the_reason() {
                 state.peer_interfaces.contains_key(&peer)
             })
             .await;
-        assert_eq!(uplinks(&state), Vec::<String>::new());
+        assert_eq!(uplinks(&state), ["tun0"]);
+        let tun = state.uplinks["tun0"];
+        assert_eq!((tun.mac, tun.mtu), (None, 1500));
         assert_eq!(state.peer_interfaces[&peer], "tun0");
-        assert!(
-            state.unusable_uplinks["tun0"].contains("no MAC address"),
-            "{state:?}"
-        );
+        assert_eq!(state.next_hops[&peer], NextHop::layer3(tun.index, Some(1500)));
+        assert!(state.unusable_uplinks.is_empty(), "{state:?}");
     });
 }
 

@@ -139,8 +139,8 @@ impl Mesh<'_> {
             .map(|peer| {
                 let hop = NextHop {
                     interface: node.uplink.index,
-                    source_mac: node.uplink.mac,
-                    destination_mac: peer.uplink.mac,
+                    source_mac: node.uplink.mac.unwrap_or_default(),
+                    destination_mac: peer.uplink.mac.unwrap_or_default(),
                     mtu: Some(peer.uplink.mtu),
                 };
                 (peer.address, hop)

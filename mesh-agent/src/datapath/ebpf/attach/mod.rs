@@ -59,6 +59,13 @@ struct Uplink {
     held_back: bool,
 }
 
+impl Uplink {
+    /// Its program and its index, as the functions for tc take them.
+    fn tc(&self) -> (TcProgram, u32) {
+        (TcProgram::of_uplink(&self.interface), self.interface.index)
+    }
+}
+
 /// Loads every program into the kernel.
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
     for (name, program) in programs.programs_mut() {
@@ -150,10 +157,10 @@ impl Attachments {
             self.uplinks.insert(name.to_owned(), uplink);
             return Ok(());
         }
-        self.attach_tc(programs, TcProgram::Uplink, interface.index)?;
+        self.attach_tc(programs, TcProgram::of_uplink(interface), interface.index)?;
         let hooks = UplinkHooks {
             tcx: self.tcx.clone(),
-            ..self.attach_xdp(programs, name, interface.index)?
+            ..self.attach_xdp(programs, name, interface)?
         };
         self.uplinks.insert(
             name.to_owned(),
@@ -184,15 +191,15 @@ impl Attachments {
             let Some(uplink) = self.uplinks.get(&name) else {
                 continue;
             };
-            let index = uplink.interface.index;
+            let (interface, (program, index)) = (uplink.interface, uplink.tc());
             let mut hooks = uplink.hooks.clone();
             if matches!(hooks.native, Outcome::Refused(_)) {
                 for hook in XdpHook::ALL {
                     remove_pin(&self.xdp_pin(index, hook))?;
                 }
-                hooks = self.attach_xdp(programs, &name, index)?;
+                hooks = self.attach_xdp(programs, &name, &interface)?;
             }
-            hooks.tcx = if self.clsact.contains(&(index, TcProgram::Uplink)) {
+            hooks.tcx = if self.clsact.contains(&(index, program)) {
                 self.tcx.clone()
             } else {
                 Outcome::Works
@@ -209,10 +216,11 @@ impl Attachments {
         let Some(uplink) = self.uplinks.remove(name) else {
             return Ok(());
         };
+        let (program, index) = uplink.tc();
         for hook in XdpHook::ALL {
-            remove_pin(&self.xdp_pin(uplink.interface.index, hook))?;
+            remove_pin(&self.xdp_pin(index, hook))?;
         }
-        self.detach_tc(TcProgram::Uplink, uplink.interface.index)?;
+        self.detach_tc(program, index)?;
         self.level_xdp(programs)
     }
 

@@ -8,20 +8,25 @@ use mesh_support::error_chain;
 use tracing::warn;
 
 use super::{Attachments, program};
-use crate::datapath::{
-    DatapathError, TcChoice,
-    ebpf::{
-        clsact, failed,
-        hooks::{self, TcHook, interface_name, remove_pin},
-        uplink_rung::Outcome,
+use crate::{
+    datapath::{
+        DatapathError, TcChoice,
+        ebpf::{
+            clsact, failed,
+            hooks::{self, TcHook, interface_name, remove_pin},
+            uplink_rung::Outcome,
+        },
     },
+    model::HostInterface,
 };
 
 /// A program for tc. Each has one hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum TcProgram {
-    /// For what arrives on an uplink.
+    /// For what arrives on an uplink with an Ethernet header.
     Uplink,
+    /// For what arrives on an uplink without one.
+    Layer3,
     /// For what leaves a container, at the host end of its veth.
     Container,
     /// For what local processes send into `mesh0`.
@@ -29,12 +34,13 @@ pub(super) enum TcProgram {
 }
 
 impl TcProgram {
-    const ALL: [Self; 3] = [Self::Uplink, Self::Container, Self::Local];
+    const ALL: [Self; 4] = [Self::Uplink, Self::Layer3, Self::Container, Self::Local];
 
     /// The name in the eBPF object.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Uplink => "mesh_uplink",
+            Self::Layer3 => "mesh_layer3",
             Self::Container => "mesh_container",
             Self::Local => "mesh_local",
         }
@@ -43,8 +49,16 @@ impl TcProgram {
     /// Where it is attached.
     pub(super) fn hook(self) -> TcHook {
         match self {
-            Self::Uplink | Self::Container => TcHook::Ingress,
+            Self::Uplink | Self::Layer3 | Self::Container => TcHook::Ingress,
             Self::Local => TcHook::Egress,
+        }
+    }
+
+    /// The program of an uplink.
+    pub(super) fn of_uplink(interface: &HostInterface) -> Self {
+        match interface.mac {
+            Some(_) => Self::Uplink,
+            None => Self::Layer3,
         }
     }
 }

@@ -7,7 +7,7 @@ use aya::Ebpf;
 use mesh_support::bpf;
 use tracing::warn;
 
-use super::{Attachments, TcProgram};
+use super::{Attachments, TcProgram, Uplink};
 use crate::datapath::{
     DatapathError, Mode,
     ebpf::{
@@ -23,8 +23,7 @@ const CONTAINERS_AT_A_TIME: usize = 32;
 impl Attachments {
     /// Verifies the hooks of the uplinks and of `mesh0`, and of some containers in turn.
     pub(in super::super) fn verify(&mut self, programs: &mut Ebpf) -> Result<(), DatapathError> {
-        let uplinks = self.uplinks.values().map(|uplink| uplink.interface.index);
-        let mut hooks: Vec<_> = uplinks.map(|index| (TcProgram::Uplink, index)).collect();
+        let mut hooks: Vec<_> = self.uplinks.values().map(Uplink::tc).collect();
         hooks.extend(self.mesh0.map(|index| (TcProgram::Local, index)));
         let after = self.verified_containers;
         let next = self.containers.range(after.map_or(0, |index| index + 1)..);
@@ -61,7 +60,8 @@ impl Attachments {
             let Some(uplink) = self.uplinks.get(&name) else {
                 continue;
             };
-            let (index, tcx) = (uplink.interface.index, uplink.hooks.tcx.clone());
+            let (interface, tcx) = (uplink.interface, uplink.hooks.tcx.clone());
+            let index = interface.index;
             let hook = match uplink.hooks.mode {
                 Mode::XdpNative => XdpHook::Native,
                 Mode::XdpGeneric => XdpHook::Generic,
@@ -76,7 +76,7 @@ impl Attachments {
             );
             let hooks = UplinkHooks {
                 tcx,
-                ..self.attach_xdp(programs, &name, index)?
+                ..self.attach_xdp(programs, &name, &interface)?
             };
             if let Some(uplink) = self.uplinks.get_mut(&name) {
                 uplink.hooks = hooks;

@@ -7,13 +7,16 @@ use mesh_support::error_chain;
 use tracing::warn;
 
 use super::{Attachments, Uplink, program};
-use crate::datapath::{
-    DatapathError, Mode, XdpChoice,
-    ebpf::{
-        driver::driver_name,
-        hooks::{self, XdpHook, remove_pin},
-        uplink_rung::{Outcome, UplinkHooks},
+use crate::{
+    datapath::{
+        DatapathError, Mode, XdpChoice,
+        ebpf::{
+            driver::driver_name,
+            hooks::{self, XdpHook, remove_pin},
+            uplink_rung::{Outcome, UplinkHooks},
+        },
     },
+    model::HostInterface,
 };
 
 const XDP_PROGRAM: &str = "mesh_xdp";
@@ -24,9 +27,13 @@ impl Attachments {
         &mut self,
         programs: &mut Ebpf,
         name: &str,
-        index: u32,
+        interface: &HostInterface,
     ) -> Result<UplinkHooks, DatapathError> {
-        let mut found = untried(self.xdp, name);
+        let index = interface.index;
+        let mut found = match interface.mac {
+            Some(_) => untried(self.xdp, name),
+            None => layer3(),
+        };
         for hook in XdpHook::ALL {
             if !found.xdp(hook).works() {
                 continue;
@@ -62,17 +69,19 @@ impl Attachments {
     /// sends by every interface.
     pub(super) fn level_xdp(&mut self, programs: &mut Ebpf) -> Result<(), DatapathError> {
         let native = |uplink: &Uplink| uplink.hooks.mode == Mode::XdpNative || uplink.held_back;
-        let mut without = self.uplinks.iter().filter(|(_, uplink)| !native(uplink));
+        // What leaves by a layer 3 device, XDP leaves to tc.
+        let sends = |uplink: &Uplink| uplink.interface.mac.is_none() || native(uplink);
+        let mut without = self.uplinks.iter().filter(|(_, uplink)| !sends(uplink));
         let obstacle = without.next().map(|(name, _)| name.clone());
         for name in self.uplinks.keys().cloned().collect::<Vec<_>>() {
             let Some(uplink) = self.uplinks.get(&name) else {
                 continue;
             };
-            let (index, mode, held_back) = (uplink.interface.index, uplink.hooks.mode, uplink.held_back);
+            let (interface, mode, held_back) = (uplink.interface, uplink.hooks.mode, uplink.held_back);
             let mut hooks = uplink.hooks.clone();
             match &obstacle {
                 Some(obstacle) if mode == Mode::XdpNative => {
-                    remove_pin(&self.xdp_pin(index, XdpHook::Native))?;
+                    remove_pin(&self.xdp_pin(interface.index, XdpHook::Native))?;
                     hooks.mode = Mode::Tc;
                     hooks.native = Outcome::NotTried(format!(
                         "XDP is off, because {obstacle} has no native XDP and could not send what XDP forwards"
@@ -81,7 +90,7 @@ impl Attachments {
                 None if held_back => {
                     hooks = UplinkHooks {
                         tcx: hooks.tcx,
-                        ..self.attach_xdp(programs, &name, index)?
+                        ..self.attach_xdp(programs, &name, &interface)?
                     };
                 }
                 Some(_) | None => continue,
@@ -96,6 +105,17 @@ impl Attachments {
 
     pub(super) fn xdp_pin(&self, index: u32, hook: XdpHook) -> PathBuf {
         self.links.join(format!("{XDP_PROGRAM}_{}_{index}", hook.name()))
+    }
+}
+
+/// What there is to try on a layer 3 device: nothing, and no setting is to blame.
+fn layer3() -> UplinkHooks {
+    let reason = "XDP is off: a layer 3 device has no Ethernet frames";
+    UplinkHooks {
+        mode: Mode::Tc,
+        native: Outcome::NotTried(reason.to_owned()),
+        generic: Outcome::NotTried(reason.to_owned()),
+        tcx: Outcome::Works,
     }
 }
 
