@@ -140,7 +140,7 @@ fn behind(lab: &Lab) -> Result<()> {
             let plan = |state: &State, now| commands::scale_service(state, &id, replicas, now);
             cluster.change(author, plan).await
         };
-        let replicas = |state: &State| match state.service(&id).map(|service| service.spec.mode.clone()) {
+        let replicas = |state: &State| match state.service(&id).map(|service| service.spec.mode) {
             Some(ServiceMode::Replicated(settings)) => settings.replicas,
             _ => 0,
         };
