@@ -171,6 +171,10 @@ pub struct Peer {
     pub datapath: NodeDatapath,
     /// Whether the next hop to it (interface and MAC address) is known.
     pub resolved: bool,
+    /// The largest packet that reaches it, bytes from the outer IP header on, if that is less than the
+    /// interface carries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u32>,
     /// The interface that leads to it, if the mesh has no hook there: nothing is sent to it then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_hook: Option<NoHook>,

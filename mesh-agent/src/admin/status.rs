@@ -1,6 +1,6 @@
 //! Computes the agent's status from a view of it and the clock. Pure.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 
 use super::{
     View,
@@ -27,6 +27,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             ready: node.ready,
             datapath: node.datapath,
             resolved: view.desired.peers.get(&node.address).is_some_and(Option::is_some),
+            path_mtu: smaller_path_mtu(view, node.address),
             no_hook: view.without_hook.get(&node.address).cloned(),
             probes: view.probes.peers.get(&node.address).map(|peer| probes(peer, now)),
             agent_version: node.release.clone(),
@@ -79,6 +80,14 @@ pub fn status(view: &View, now: SystemTime) -> Status {
 #[must_use]
 pub fn seconds_between(earlier: SystemTime, later: SystemTime) -> f64 {
     later.duration_since(earlier).unwrap_or_default().as_secs_f64()
+}
+
+/// What the path to a peer carries, if its interface carries more.
+fn smaller_path_mtu(view: &View, peer: Ipv4Addr) -> Option<u32> {
+    let next_hop = view.desired.peers.get(&peer)?.as_ref()?;
+    let mut uplinks = view.desired.uplinks.values();
+    let uplink = uplinks.find(|uplink| uplink.index == next_hop.interface)?;
+    next_hop.mtu.filter(|mtu| *mtu < uplink.mtu)
 }
 
 fn probes(peer: &PeerLiveness, now: SystemTime) -> PeerProbes {
@@ -169,7 +178,7 @@ mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
-    use crate::admin::view::fixture;
+    use crate::{admin::view::fixture, model::HostInterface};
 
     #[test]
     fn status_has_lag_peers_and_counts() {
@@ -206,6 +215,24 @@ mod tests {
             silent_seconds: Some(6.0),
         };
         assert_eq!(probes, [None, Some(silent)]);
+    }
+
+    #[test]
+    fn a_path_that_carries_less_than_the_uplink_is_in_the_status() {
+        let (mut view, _) = fixture::two_nodes();
+        for (mtu, expected) in [(1500, Some(1400)), (1400, None)] {
+            let mut desired = (*view.desired).clone();
+            let uplink = HostInterface {
+                index: 2,
+                mac: None,
+                mtu,
+            };
+            desired.uplinks.insert("eth0".to_owned(), uplink);
+            view.desired = desired.into();
+            let peers = status(&view, view.started).peers.into_iter();
+            let path_mtus: Vec<_> = peers.map(|peer| peer.path_mtu).collect();
+            assert_eq!(path_mtus, [None, expected]);
+        }
     }
 
     #[test]

@@ -247,6 +247,7 @@ pub(crate) mod fixture {
                 round_trip: Some(Duration::from_millis(milliseconds)),
                 silent_since,
                 lost: false,
+                path_mtu: answers.then_some(1400),
             };
             (Ipv4Addr::new(192, 168, 0, last), liveness)
         };

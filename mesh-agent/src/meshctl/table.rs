@@ -173,7 +173,10 @@ pub(super) fn status(status: &Status) -> String {
             Cell::new(peer.datapath.name()),
             Cell::new(match (&peer.no_hook, peer.resolved) {
                 (Some(no_hook), _) => format!("no hook on {}", no_hook.interface),
-                (None, true) => "resolved".to_owned(),
+                (None, true) => match peer.path_mtu {
+                    Some(mtu) => format!("resolved, path MTU {mtu}"),
+                    None => "resolved".to_owned(),
+                },
                 (None, false) => "not resolved".to_owned(),
             }),
             Cell::new(peer.probes.as_ref().map_or_else(|| "-".to_owned(), probes)),

@@ -273,6 +273,10 @@ fn probes(view: &View) -> Vec<MetricFamily> {
         "mesh_peer_round_trip_seconds",
         "Smoothed round-trip time of this node's probes of the peer's data path.",
     );
+    let mut path_mtu = gauge(
+        "mesh_peer_path_mtu_bytes",
+        "Largest packet that this node's probes have found to reach the peer, from the outer IP header on.",
+    );
     for node in view.source.cluster.nodes.values() {
         let Some(peer) = view.probes.peers.get(&node.address) else {
             continue;
@@ -281,13 +285,16 @@ fn probes(view: &View) -> Vec<MetricFamily> {
         if let Some(answers) = peer.answers {
             sample(&mut silent, labels.clone(), u64::from(!answers));
         }
+        if let Some(bytes) = peer.path_mtu {
+            sample(&mut path_mtu, labels.clone(), u64::from(bytes));
+        }
         if let Some(time) = peer.round_trip {
             round_trip
                 .mut_metric()
                 .push(gauge_metric(labels, time.as_secs_f64()));
         }
     }
-    vec![silent, round_trip]
+    vec![silent, round_trip, path_mtu]
 }
 
 fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {

@@ -170,6 +170,7 @@ mod tests {
             r#"mesh_peer_silent{peer="n2"} 0"#.to_owned(),
             r#"mesh_peer_silent{peer="n3"} 1"#.to_owned(),
             r#"mesh_peer_round_trip_seconds{peer="n2"} 0.002"#.to_owned(),
+            r#"mesh_peer_path_mtu_bytes{peer="n2"} 1400"#.to_owned(),
             "mesh_feed_refused_total 1".to_owned(),
             "mesh_programming_duration_seconds_count 1".to_owned(),
             r#"mesh_programming_duration_seconds_bucket{le="0.005"} 1"#.to_owned(),

@@ -37,6 +37,9 @@ pub struct Local {
     pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// The peers to and from which packets would pass an interface without a hook: they are sent nothing.
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
+    /// The largest packets that were found to reach the peers, bytes from the outer IP header on.
+    #[serde(default)]
+    pub path_mtus: BTreeMap<Ipv4Addr, u16>,
     /// Addresses of peers whose data path has answered this node's probes since its agent started: an eBPF
     /// data path serves there, whether or not its agent has announced it.
     #[serde(default)]

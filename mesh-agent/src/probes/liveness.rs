@@ -49,6 +49,8 @@ pub(super) struct Peer {
     waiting: bool,
     unanswered: u32,
     last_answered: Option<u32>,
+    /// When that one had been sent.
+    answered_at: Option<Duration>,
     in_a_row: u32,
     pub(super) round_trip: Option<Duration>,
     pub(super) silent_since: Option<Duration>,
@@ -143,6 +145,12 @@ impl Liveness {
         }
     }
 
+    /// When the newest of a peer's probes that was answered had been sent; `None` while it does not answer.
+    pub(super) fn answered_at(&self, address: Ipv4Addr) -> Option<Duration> {
+        let peer = &self.peers[self.index(address)?];
+        peer.answered_at.filter(|_| peer.answers() == Some(true))
+    }
+
     fn index(&self, address: Ipv4Addr) -> Option<usize> {
         self.peers
             .binary_search_by_key(&address, |peer| peer.address)
@@ -160,6 +168,7 @@ impl Peer {
             waiting: false,
             unanswered: 0,
             last_answered: None,
+            answered_at: None,
             in_a_row: 0,
             round_trip: None,
             silent_since: None,
@@ -242,6 +251,7 @@ impl Peer {
         if age == 0 {
             self.waiting = false;
         }
+        self.answered_at = Some(self.sent_at.saturating_sub(INTERVAL * age));
         let round_trip = now.saturating_sub(self.sent_at) + INTERVAL * age;
         self.round_trip = Some(match self.round_trip {
             Some(smoothed) => (smoothed * 7 + round_trip) / 8,

@@ -1,9 +1,10 @@
 //! Which peers' data paths answer: probes through the mesh's own UDP port, turned round by the peer's eBPF
 //! program ([`mesh_ebpf::probe`]). Only eBPF nodes probe and answer. Imports the packet path's types only.
 //!
-//! `liveness` decides, without clock or sockets; `prober` sends and receives.
+//! `liveness` and `path_mtu` decide, without clock or sockets; `prober` sends and receives.
 
 mod liveness;
+mod path_mtu;
 mod prober;
 mod wire;
 
@@ -30,6 +31,17 @@ pub struct Targets {
     pub peers: BTreeMap<Ipv4Addr, String>,
     /// The keys of those that take one, as the data path sends them.
     pub keys: BTreeMap<Ipv4Addr, TunnelKey>,
+    /// The routes to those whose paths are measured.
+    pub routes: BTreeMap<Ipv4Addr, Route>,
+}
+
+/// A route to a peer, as far as it matters for the size of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Index of the interface.
+    pub interface: u32,
+    /// What it carries at most, bytes.
+    pub mtu: u16,
 }
 
 /// What the probes have found.
@@ -48,6 +60,8 @@ pub struct PeerLiveness {
     pub answers: Option<bool>,
     /// Smoothed; `None` before the first answer.
     pub round_trip: Option<Duration>,
+    /// The largest packet that reaches it, bytes from the outer IP header on; `None` while that is unknown.
+    pub path_mtu: Option<u16>,
     /// When it fell silent, if it is.
     pub silent_since: Option<SystemTime>,
     /// Whether it has been silent for so long that connections to it are given up.
@@ -71,6 +85,15 @@ impl ProbeReport {
     #[must_use]
     pub fn lost(&self) -> BTreeSet<Ipv4Addr> {
         self.with(|peer| peer.lost)
+    }
+
+    /// The largest packets that reach the peers, where that is known.
+    #[must_use]
+    pub fn path_mtus(&self) -> BTreeMap<Ipv4Addr, u16> {
+        let peers = self.peers.iter();
+        peers
+            .filter_map(|(address, peer)| Some((*address, peer.path_mtu?)))
+            .collect()
     }
 
     /// Whether none of several peers answers any more: then this node may be the one that is cut off.

@@ -6,17 +6,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use tokio::{
     net::UdpSocket,
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     PeerLiveness, ProbeReport, Targets,
     liveness::{Change, Liveness, Sent},
+    path_mtu::{Found, Outcome, PathMtus},
     wire,
 };
 
@@ -35,9 +37,11 @@ pub async fn probe(
     stop.run_until_cancelled(async {
         let mut prober = Prober {
             liveness: Liveness::default(),
+            path_mtus: PathMtus::default(),
             started: Instant::now(),
             // A host that does not see the probes cannot answer for a peer.
             session: fastrand::u32(..),
+            sizes_session: fastrand::u32(..),
             report,
             reported: Duration::ZERO,
             was_isolated: false,
@@ -64,8 +68,11 @@ pub async fn probe(
 
 struct Prober {
     liveness: Liveness,
+    path_mtus: PathMtus,
     started: Instant,
     session: u32,
+    /// The same of padded probes, whose numbers are their sizes.
+    sizes_session: u32,
     report: watch::Sender<ProbeReport>,
     reported: Duration,
     was_isolated: bool,
@@ -76,6 +83,8 @@ impl Prober {
         let now = self.started.elapsed();
         let peers = targets.into_iter().flat_map(|targets| targets.peers.keys());
         self.liveness.follow(peers.copied(), now);
+        let routes = targets.map(|targets| targets.routes.clone());
+        self.path_mtus.follow(&routes.unwrap_or_default());
         self.publish(now, true);
     }
 
@@ -91,6 +100,7 @@ impl Prober {
             Err(error) => {
                 // What was known of the peers is no longer followed.
                 self.liveness = Liveness::default();
+                self.path_mtus = PathMtus::default();
                 self.publish(self.started.elapsed(), true);
                 self.has_trouble(Some(format!(
                     "cannot open UDP {}:{} for probes of the peers ({error}): a lost peer is noticed by its \
@@ -102,9 +112,9 @@ impl Prober {
             }
         };
         self.has_trouble(None);
-        let mut changes = Vec::new();
+        let (mut changes, mut found) = (Vec::new(), Vec::new());
         loop {
-            self.receive(socket, current, &mut changes);
+            self.receive(socket, current, &mut changes, &mut found);
             let now = self.started.elapsed();
             let session = self.session;
             let next = self.liveness.step(now, &mut changes, |peer, number| {
@@ -118,10 +128,31 @@ impl Prober {
                     Err(error) => outcome(&error),
                 }
             });
-            if !changes.is_empty() || now >= self.reported + REPORT_INTERVAL {
-                self.publish(now, !changes.is_empty());
+            let Self {
+                liveness, path_mtus, ..
+            } = self;
+            let session = self.sizes_session;
+            let answered = |peer| liveness.answered_at(peer);
+            path_mtus.step(now, &mut found, answered, |peer, size| {
+                let payload = wire::padded(
+                    current.vni,
+                    nonce_of(session, size.into()),
+                    current.keys.get(&peer).copied(),
+                    size,
+                );
+                match socket.try_send_to(&payload, SocketAddrV4::new(peer, current.port).into()) {
+                    Ok(_) => Outcome::Sent,
+                    Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Outcome::TooBig,
+                    Err(_) => Outcome::Failed,
+                }
+            });
+            let changed = !changes.is_empty() || !found.is_empty();
+            if changed || now >= self.reported + REPORT_INTERVAL {
+                self.publish(now, changed);
                 self.log(current, &changes);
+                log_sizes(current, &found);
                 changes.clear();
+                found.clear();
             }
             tokio::select! {
                 changed = targets.changed() => return changed.is_err(),
@@ -133,18 +164,29 @@ impl Prober {
     }
 
     /// Takes every answer that has arrived.
-    fn receive(&mut self, socket: &UdpSocket, current: &Targets, changes: &mut Vec<Change>) {
+    fn receive(
+        &mut self,
+        socket: &UdpSocket,
+        current: &Targets,
+        changes: &mut Vec<Change>,
+        found: &mut Vec<Found>,
+    ) {
         let mut payload = [0; wire::LENGTH];
         // Bounded: strangers must not keep this from sending.
         for _ in 0..4 * self.liveness.peers().len().max(64) {
             match socket.try_recv_from(&mut payload) {
                 Ok((length, SocketAddr::V4(from))) => {
-                    let number = wire::answer(current.vni, &payload[..length])
-                        .filter(|nonce| *nonce == nonce_of(self.session, *nonce as u32))
-                        .map(|nonce| nonce as u32);
-                    if let Some(number) = number {
-                        let now = self.started.elapsed();
+                    let Some(nonce) = wire::answer(current.vni, &payload[..length]) else {
+                        continue;
+                    };
+                    let now = self.started.elapsed();
+                    let number = nonce as u32;
+                    if nonce == nonce_of(self.session, number) {
                         changes.extend(self.liveness.answered(*from.ip(), number, now));
+                    } else if nonce == nonce_of(self.sizes_session, number)
+                        && let Ok(size) = u16::try_from(number)
+                    {
+                        found.extend(self.path_mtus.answered(*from.ip(), size, now));
                     }
                 }
                 Ok((_, SocketAddr::V6(_))) => {}
@@ -160,6 +202,7 @@ impl Prober {
             let liveness = PeerLiveness {
                 answers: peer.answers(),
                 round_trip: peer.round_trip,
+                path_mtu: self.path_mtus.found(peer.address),
                 silent_since: peer.silent_since.map(|since| wall_clock - (now - since)),
                 lost: peer.lost,
             };
@@ -216,6 +259,25 @@ impl Prober {
     }
 }
 
+fn log_sizes(targets: &Targets, found: &[Found]) {
+    for Found { address, mtu } in found {
+        let peer = targets.peers.get(address).map_or("", String::as_str);
+        let route_mtu = targets.routes.get(address).map_or(0, |route| route.mtu);
+        if *mtu < route_mtu {
+            warn!(
+                peer,
+                %address,
+                mtu,
+                route_mtu,
+                "the path to the peer carries smaller packets than its route: the mesh follows it, other \
+                 traffic may not"
+            );
+        } else {
+            debug!(peer, %address, mtu, "the path to the peer carries what its route does");
+        }
+    }
+}
+
 /// What a probe's answer must repeat.
 fn nonce_of(session: u32, number: u32) -> u64 {
     u64::from(session) << 32 | u64::from(number)
@@ -238,6 +300,8 @@ impl Bound {
             let socket = UdpSocket::bind(at).await?;
             // Before the first event the runtime would refuse to send.
             socket.writable().await?;
+            // What is padded must arrive whole, whatever the kernel knows of the path.
+            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
             *bound = Some(Self { socket, at });
         }
         match bound {

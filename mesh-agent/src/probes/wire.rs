@@ -3,7 +3,7 @@
 
 use mesh_ebpf::headers::{
     ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH, GENEVE_VERSION_AND_LENGTH, Geneve,
-    GeneveKind, KEY_LENGTH, KEYED_OPTION_LENGTH, KEYED_VERSION_AND_LENGTH,
+    GeneveKind, IPV4_LENGTH, KEY_LENGTH, KEYED_OPTION_LENGTH, KEYED_VERSION_AND_LENGTH, UDP_LENGTH,
 };
 
 use crate::model::TunnelKey;
@@ -24,13 +24,20 @@ pub(super) fn probe(vni: u32, nonce: u64, key: Option<TunnelKey>) -> Vec<u8> {
     payload
 }
 
-/// The nonce of an answer; `None` for any other packet. The nonce alone proves who sent it.
+/// The payload of a probe whose packet has so many bytes from its IP header on.
+pub(super) fn padded(vni: u32, nonce: u64, key: Option<TunnelKey>, size: u16) -> Vec<u8> {
+    let mut payload = probe(vni, nonce, key);
+    payload.resize(usize::from(size) - IPV4_LENGTH - UDP_LENGTH, 0);
+    payload
+}
+
+/// The nonce of an answer, padded or not; `None` for any other packet. The nonce alone proves who sent it.
 pub(super) fn answer(vni: u32, payload: &[u8]) -> Option<u64> {
     let nonce = payload.get(NONCE..WITHOUT_KEY)?.try_into().ok()?;
     let nonce = u64::from_be_bytes(nonce);
-    let has_key = payload.len() == LENGTH;
+    let has_key = payload.first() == Some(&KEYED_VERSION_AND_LENGTH);
     let expected = packet(GeneveKind::ProbeAnswer, vni, nonce, has_key);
-    let is_whole = has_key || payload.len() == WITHOUT_KEY;
+    let is_whole = !has_key || payload.len() >= LENGTH;
     (is_whole && payload[..WITHOUT_KEY] == expected).then_some(nonce)
 }
 

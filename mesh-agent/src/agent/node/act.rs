@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use crate::{
     discovery::network::Interest,
     mesh0,
     model::{Cluster, Node, NodeDatapath, NodeRole, desired::vni},
-    probes::Targets,
+    probes::{self, Targets},
     source::SourceState,
 };
 
@@ -213,6 +214,7 @@ impl Agent {
             )
             .map(|targets| Targets {
                 keys: self.ladder.lock().sent_keys(),
+                routes: self.routes_to_peers(),
                 ..targets
             }),
             Membership::Member(_) | Membership::Unknown | Membership::Outside => None,
@@ -222,6 +224,22 @@ impl Agent {
             *targets = new;
             changed
         });
+    }
+
+    /// The routes to the peers that are resolved.
+    fn routes_to_peers(&self) -> BTreeMap<Ipv4Addr, probes::Route> {
+        let network = self.parts.network.borrow();
+        let next_hops = network.iter().flat_map(|network| &network.next_hops);
+        next_hops
+            .filter_map(|(address, hop)| {
+                let route = probes::Route {
+                    interface: hop.interface,
+                    // A UDP packet has no more.
+                    mtu: u16::try_from(hop.mtu?).unwrap_or(u16::MAX - 1),
+                };
+                Some((*address, route))
+            })
+            .collect()
     }
 
     async fn ensure_device(&mut self) {
@@ -387,6 +405,7 @@ fn probe_targets(cluster: &Cluster, own: &str, port: u16) -> Option<Targets> {
         port,
         peers: peers.collect(),
         keys: BTreeMap::new(),
+        routes: BTreeMap::new(),
     })
 }
 

@@ -189,6 +189,7 @@ impl Agent {
             next_hops: network.next_hops.clone(),
             without_hook: peers_without_hook(network, &self.ladder.lock().refused_uplinks()),
             answered,
+            path_mtus: probes.path_mtus(),
             silent: probes.silent(),
             lost: probes.lost(),
             drained: self.drains.current(),

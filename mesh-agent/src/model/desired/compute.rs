@@ -9,7 +9,7 @@ use super::{
         Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey, Settings,
     },
 };
-use crate::model::{Cluster, Local, TaskId};
+use crate::model::{Cluster, Local, NextHop, TaskId};
 
 /// Computes what this node's data path must look like.
 ///
@@ -37,9 +37,11 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
     };
     for (id, node) in &cluster.nodes {
         if *id != local.node && !node.address.is_unspecified() {
-            desired
-                .peers
-                .insert(node.address, local.next_hops.get(&node.address).copied());
+            let next_hop = local.next_hops.get(&node.address).map(|hop| NextHop {
+                mtu: smaller(hop.mtu, local.path_mtus.get(&node.address).copied()),
+                ..*hop
+            });
+            desired.peers.insert(node.address, next_hop);
         }
     }
     let reachable = reachable(cluster, local);
@@ -74,6 +76,14 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         add_backends(&mut desired, cluster, id, reachability);
     }
     desired
+}
+
+/// The smaller of what a route carries and what was found to arrive.
+fn smaller(route: Option<u32>, found: Option<u16>) -> Option<u32> {
+    match (route, found.map(u32::from)) {
+        (Some(route), Some(found)) => Some(route.min(found)),
+        (route, found) => route.or(found),
+    }
 }
 
 fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachability: Reachability) {

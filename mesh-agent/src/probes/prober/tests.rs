@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::*;
+use crate::probes::Route;
 
 const NODE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -24,6 +25,13 @@ fn targets(port: u16) -> Targets {
         port,
         peers: BTreeMap::from([(PEER, "peer".to_owned())]),
         keys: BTreeMap::new(),
+        routes: BTreeMap::from([(
+            PEER,
+            Route {
+                interface: 1,
+                mtu: 1500,
+            },
+        )]),
     }
 }
 
@@ -32,22 +40,22 @@ fn free_port() -> u16 {
     socket.local_addr().unwrap().port()
 }
 
-/// Sends probes back as answers while `answers` is set.
+/// Sends probes back as answers while `answers` is set. The path to here carries packets of 1,400 bytes.
 fn answer(port: u16, answers: Arc<AtomicBool>) {
     let socket = Plain::bind((PEER, port)).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     std::thread::spawn(move || {
-        let mut payload = [0; 64];
+        let mut payload = [0; 2000];
         while let Ok((length, from)) = socket.recv_from(&mut payload) {
             payload[ANSWER.0] = ANSWER.1;
-            if answers.load(Ordering::Relaxed) {
+            if answers.load(Ordering::Relaxed) && length + 28 <= 1400 {
                 socket.send_to(&payload[..length], from).unwrap();
             }
         }
     });
 }
 
-async fn until(report: &mut watch::Receiver<ProbeReport>, what: impl Fn(&ProbeReport) -> bool) {
+async fn until(report: &mut watch::Receiver<ProbeReport>, mut what: impl FnMut(&ProbeReport) -> bool) {
     let found = timeout(LIMIT, report.wait_for(|report| what(report)))
         .await
         .is_ok();
@@ -72,6 +80,26 @@ async fn a_peer_that_stops_answering_is_reported_and_again_when_it_returns() {
     until(&mut report, |report| report.silent() == [PEER].into()).await;
     answers.store(true, Ordering::Relaxed);
     until(&mut report, |report| report.silent().is_empty()).await;
+    stop.cancel();
+    prober.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_size_that_the_path_carries_is_reported() {
+    let port = free_port();
+    answer(port, Arc::new(AtomicBool::new(true)));
+    let (_targets, receiver) = watch::channel(Some(targets(port)));
+    let (sender, mut report) = watch::channel(ProbeReport::default());
+    let stop = CancellationToken::new();
+    let prober = tokio::spawn(probe(receiver, sender, stop.clone()));
+    let mut seen = Vec::new();
+    until(&mut report, |report| {
+        seen.extend(report.path_mtus().get(&PEER));
+        seen.last() == Some(&1400)
+    })
+    .await;
+    seen.dedup();
+    assert_eq!(seen, [1280, 1400], "less at once, more when all is known");
     stop.cancel();
     prober.await.unwrap();
 }
