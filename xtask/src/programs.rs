@@ -66,6 +66,8 @@ pub const PROGRAMS: &[Program] = &[
     program("tc", "iproute2", &[Tests]),
     program("bridge", "iproute2", &[Lab, Tests]),
     program("ethtool", "ethtool", &[Lab, Tests]),
+    program("wg", "wireguard-tools", &[Lab]),
+    program("wireguard-go", "wireguard-go", &[Lab]),
     program("nsenter", "util-linux", &[Lab]),
     program("unshare", "util-linux", &[Lab, Tests, Vm]),
     program("setsid", "util-linux", &[Lab]),

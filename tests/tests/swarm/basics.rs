@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Bytes of the big transfers.
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 pub(crate) const STORIES: &[Story] = &[
     (
@@ -131,23 +131,7 @@ fn transfers(fixture: &Fixture) -> Result<()> {
         // A slow machine gets less to do.
         let small = 32 * MIB / u64::from(patience());
         for (node, size) in [("node1", 8 * small), ("node3", small)] {
-            let bytes = size.to_string();
-            let more = ["--bytes", &bytes, "--timeout", "120000"];
-            let base = fixture.url(node, 9300)?;
-            let upload = format!("{base}upload");
-            let mut arguments = vec!["upload", &upload];
-            arguments.extend(more);
-            fixture
-                .lab
-                .testbed("client", &arguments)
-                .with_context(|| format!("upload of {bytes} bytes by {node}"))?;
-            let download = format!("{base}download?bytes={bytes}");
-            let mut arguments = vec!["download", &download];
-            arguments.extend(more);
-            fixture
-                .lab
-                .testbed("client", &arguments)
-                .with_context(|| format!("download of {bytes} bytes by {node}"))?;
+            transfer(fixture, &fixture.url(node, 9300)?, size)?;
         }
         // And from a process of a node without the replica.
         let url = format!("http://localhost:9300/download?bytes={small}");
@@ -160,6 +144,21 @@ fn transfers(fixture: &Fixture) -> Result<()> {
     })();
     fixture.lab.remove_service("far")?;
     outcome
+}
+
+/// Uploads and downloads as many bytes between the client and the service at a URL.
+pub(crate) fn transfer(fixture: &Fixture, base: &str, bytes: u64) -> Result<()> {
+    let bytes = bytes.to_string();
+    let upload = format!("{base}upload");
+    let download = format!("{base}download?bytes={bytes}");
+    for (direction, url) in [("upload", &upload), ("download", &download)] {
+        let arguments = [direction, url, "--bytes", &bytes, "--timeout", "120000"];
+        fixture
+            .lab
+            .testbed("client", &arguments)
+            .with_context(|| format!("{direction} of {bytes} bytes by {base}"))?;
+    }
+    Ok(())
 }
 
 fn udp(fixture: &Fixture) -> Result<()> {

@@ -28,6 +28,7 @@ mod liveness;
 mod load;
 mod networks;
 mod stack;
+mod wireguard;
 
 /// The whole product with its defaults: native XDP, replies by tunnel.
 const DEFAULT: Group = Group {
@@ -117,6 +118,20 @@ const GROUPS: &[Group] = &[
         name: "multihomed",
         topology: Topology::Multihomed,
         stories: &[networks::STORIES, networks::MOVING],
+        ..DEFAULT
+    },
+    // Nodes whose cluster address is on a device without MAC addresses, beside XDP on the card.
+    Group {
+        name: "wireguard",
+        topology: Topology::Wireguard,
+        stories: &[networks::STORIES, wireguard::STORIES],
+        ..DEFAULT
+    },
+    // Nodes with a router between them that carries less than their cards do, and does not report it.
+    Group {
+        name: "narrow",
+        topology: Topology::Narrow,
+        stories: &[networks::NARROW],
         ..DEFAULT
     },
     // Beside Docker's own mesh at work, which is made of IPVS.

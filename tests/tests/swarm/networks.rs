@@ -3,13 +3,24 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use xtask::lab::wait_until;
+use xtask::lab::{
+    Reply,
+    wait::{patience, wait_until},
+    wire::NARROW_MTU,
+};
 
 use crate::{
-    expect::{expect_client_address, expect_rotation},
+    basics::{MIB, transfer, wait_for_port},
+    expect::{expect_answers, expect_client_address, expect_rotation},
     fixture::{Fixture, HTTP},
     group::Story,
 };
+
+/// Bytes that the tunnel adds: IPv4, UDP, Geneve, and an option with a key.
+const TUNNEL: usize = 56;
+
+/// Bytes of the IPv4 and UDP headers of a datagram.
+const UDP_HEADERS: usize = 28;
 
 pub(crate) const STORIES: &[Story] = &[(
     "every_address_of_every_node_is_answered_by_every_replica",
@@ -18,6 +29,12 @@ pub(crate) const STORIES: &[Story] = &[(
 
 /// For nodes with one card in the client's network.
 pub(crate) const MOVING: &[Story] = &[("a_virtual_address_is_answered_where_it_moves_to", moving)];
+
+/// For nodes with a router between them.
+pub(crate) const NARROW: &[Story] = &[(
+    "what_a_router_between_the_nodes_does_not_carry_is_found_out_and_not_sent",
+    narrow,
+)];
 
 fn every_address(fixture: &Fixture) -> Result<()> {
     for node in fixture.lab.nodes() {
@@ -67,6 +84,59 @@ fn moving(fixture: &Fixture) -> Result<()> {
         change("del")?;
         answered?;
     }
+    Ok(())
+}
+
+fn narrow(fixture: &Fixture) -> Result<()> {
+    let constraint = ["--constraint", "node.hostname==node3"];
+    let ports = ["9300:80", "9301:81/udp"];
+    fixture.lab.create_service("far", 1, &ports, &constraint)?;
+    let outcome = large_packets_between_the_nodes(fixture);
+    fixture.lab.remove_service("far")?;
+    outcome
+}
+
+fn large_packets_between_the_nodes(fixture: &Fixture) -> Result<()> {
+    wait_for_port(fixture, "node1", 9300)?;
+    for (node, peer) in [("node1", "node3"), ("node3", "node1")] {
+        wait_until(
+            &format!("{node} to measure its path"),
+            Duration::from_secs(15),
+            || {
+                let status = fixture.lab.meshctl(node, &["status"])?;
+                let wanted = format!("path MTU {NARROW_MTU}");
+                let mut lines = status.lines();
+                ensure!(
+                    lines.any(|line| line.contains(peer) && line.contains(&wanted)),
+                    "{node} reports\n{status}"
+                );
+                Ok(())
+            },
+        )?;
+    }
+    transfer(
+        fixture,
+        &fixture.url("node1", 9300)?,
+        64 * MIB / u64::from(patience()),
+    )?;
+    // The largest datagram that fits into the tunnel, and one that does not: its sender is answered by ICMP.
+    let target = fixture.at("node1", 9301)?;
+    let datagram = |size: usize| -> Result<Reply> {
+        let size = size.to_string();
+        let replies = fixture
+            .lab
+            .replies("client", &["udp", &target, "--size", &size])?;
+        replies.into_iter().next().context("no reply")
+    };
+    let largest = usize::from(NARROW_MTU) - TUNNEL - UDP_HEADERS;
+    expect_answers(&[datagram(largest)?]).context("the largest datagram that fits")?;
+    let refused = datagram(largest + 1)?;
+    ensure!(
+        refused.error.contains("too long"),
+        "a larger datagram: {} {}",
+        refused.outcome,
+        refused.error
+    );
     Ok(())
 }
 

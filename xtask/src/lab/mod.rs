@@ -31,6 +31,7 @@ pub mod topology;
 pub mod traffic;
 pub mod wait;
 pub mod wire;
+mod wireguard;
 
 use self::state::State;
 pub use self::{service::ServiceTask, topology::Topology, traffic::Reply, wait::wait_until};
@@ -134,13 +135,16 @@ impl Lab {
         space::start(&mut lab.state, "client")?;
         space::furnish(&lab.state, "client")?;
         wire::plug(&lab.state, "client", wire::CLIENT, *offloads)?;
+        let mut plugged = vec![("client".to_owned(), wire::CLIENT)];
         for index in 0..*nodes {
             let node = format!("node{}", index + 1);
             space::start(&mut lab.state, &node)?;
             space::furnish(&lab.state, &node)?;
             let host = u8::try_from(index + 1).context("too many nodes")?;
             wire::plug(&lab.state, &node, host, *offloads)?;
+            plugged.push((node, host));
         }
+        wireguard::connect(&lab.state, &plugged)?;
         report("Docker engines");
         lab.on_each_node(|node| {
             engine::start(&lab.state, node)?;

@@ -19,6 +19,10 @@ pub enum Topology {
     /// One card with addresses of two subnets, two of the first, and an address on the loopback device that
     /// the client is routed to.
     Multihomed,
+    /// One card with the default route; the cluster's address is on a WireGuard device over it.
+    Wireguard,
+    /// One card, and a router between the nodes that carries less than the card does.
+    Narrow,
 }
 
 /// A network of a lab.
@@ -67,6 +71,9 @@ const MORE: [Address; 3] = [
     },
 ];
 
+/// The second byte of the addresses on WireGuard devices.
+const WIREGUARD: u8 = 97;
+
 /// A further address of a card.
 #[derive(Debug)]
 pub(super) struct Address {
@@ -97,21 +104,23 @@ impl Topology {
     /// The network of the default routes first.
     pub(super) fn networks(self) -> &'static [Network] {
         match self {
-            Self::OneCard | Self::Bridge | Self::Multihomed => &[FIRST],
+            Self::OneCard | Self::Bridge | Self::Multihomed | Self::Wireguard | Self::Narrow => &[FIRST],
             Self::TwoCards | Self::Routed => &[FIRST, SECOND],
         }
     }
 
     /// Whether the wire is a router with a cable to each card, and not a bridge.
     pub(super) fn is_routed(self) -> bool {
-        self == Self::Routed
+        matches!(self, Self::Routed | Self::Narrow)
     }
 
     /// A node's addresses besides those of its networks.
     pub(super) fn more(self) -> &'static [Address] {
         match self {
             Self::Multihomed => &MORE,
-            Self::OneCard | Self::TwoCards | Self::Bridge | Self::Routed => &[],
+            Self::OneCard | Self::TwoCards | Self::Bridge | Self::Routed | Self::Wireguard | Self::Narrow => {
+                &[]
+            }
         }
     }
 
@@ -122,7 +131,21 @@ impl Topology {
         networks
             .map(|network| network.address(subnet, host))
             .chain(more.map(|address| address.of(subnet, host)))
+            .chain(self.wireguard_address(subnet, host))
             .collect()
+    }
+
+    /// The address of a node or client on its WireGuard device, where it has one.
+    pub(super) fn wireguard_address(self, subnet: u8, host: u8) -> Option<String> {
+        match self {
+            Self::Wireguard => Some(format!("10.{WIREGUARD}.{subnet}.{host}")),
+            Self::OneCard
+            | Self::TwoCards
+            | Self::Bridge
+            | Self::Routed
+            | Self::Multihomed
+            | Self::Narrow => None,
+        }
     }
 }
 

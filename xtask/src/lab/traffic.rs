@@ -148,7 +148,11 @@ impl Lab {
         self.run(from, std::iter::once(program).chain(arguments.iter().copied()))
     }
 
-    fn replies(&self, from: &str, arguments: &[&str]) -> Result<Vec<Reply>> {
+    /// Runs the client with arguments of its own, and returns the outcome of each request.
+    ///
+    /// # Errors
+    /// When the client itself cannot run.
+    pub fn replies(&self, from: &str, arguments: &[&str]) -> Result<Vec<Reply>> {
         let program = paths::program("mesh-testbed");
         let program = program
             .to_str()

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use super::{
     Lab, Offloads, poll,
     space::{enter_network, start},
-    state::State,
+    state::{SpaceRecord, State},
     topology::{FIRST, Network, SECOND, Topology},
 };
 use crate::command::{run, run_with_input};
@@ -16,6 +16,9 @@ pub const ROUTER: u8 = 254;
 
 /// The last byte of the client's address.
 pub const CLIENT: u8 = 200;
+
+/// What the router of [`Topology::Narrow`] carries between nodes, bytes.
+pub const NARROW_MTU: u16 = 1400;
 
 /// Starts the wire.
 ///
@@ -44,6 +47,22 @@ pub fn lay(state: &mut State) -> Result<()> {
         &mut enter_network(state.space("wire")?, ["sysctl", "--quiet", "--load=-"]),
         settings.as_bytes(),
     )?;
+    match state.topology {
+        Topology::Narrow => narrow(state.space("wire")?),
+        _ => Ok(()),
+    }
+}
+
+/// Prepares the router to carry less between nodes than between them and the client, whose packets have a
+/// table of routes of their own. That a tunnelled packet is too big is reported to no one, as behind many
+/// firewalls; the engines' own connections would stall without such reports.
+fn narrow(wire: &SpaceRecord) -> Result<()> {
+    let rule = format!("rule add iif client lookup {CLIENT}\n");
+    run_with_input(&mut enter_network(wire, ["ip", "-batch", "-"]), rule.as_bytes())?;
+    // The port is in the quoted UDP header: behind 8 bytes of ICMP and 20 of IP.
+    let silence = "table ip silence { chain output { type filter hook output priority 0; \
+                   icmp type destination-unreachable icmp code 4 @th,240,16 6081 drop; }; }";
+    run_with_input(&mut enter_network(wire, ["nft", "-f", "-"]), silence.as_bytes())?;
     Ok(())
 }
 
@@ -57,7 +76,7 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
         plug_card(state, name, host, network, offloads)?;
     }
     let mut routes = format!("route add default via {}\n", FIRST.address(state.subnet, ROUTER));
-    if state.topology.is_routed() && name != "client" {
+    if state.topology == Topology::Routed && name != "client" {
         routes += &format!(
             "route add {} via {}\n",
             FIRST.address(state.subnet, CLIENT),
@@ -111,6 +130,12 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
     } else {
         format!("link set {port} master {bridge}\n")
     };
+    if state.topology == Topology::Narrow && host != CLIENT {
+        outside += &format!(
+            "route change {address} dev {port} src {router} mtu lock {NARROW_MTU}\n\
+             route add {address} dev {port} table {CLIENT}\n"
+        );
+    }
     run_with_input(
         &mut enter_network(wire, ["ip", "-batch", "-"]),
         outside.as_bytes(),
