@@ -206,17 +206,16 @@ impl Agent {
     fn update_probe_targets(&self) {
         let is_up = self.desired.is_some() || self.announcement.is_adopted();
         let is_ebpf = self.ladder.lock().kind() == DatapathKind::Ebpf;
+        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
         let new = match &self.membership {
-            Membership::Member(member) if is_up && is_ebpf => probe_targets(
-                &self.parts.source.borrow().cluster,
-                &member.node,
-                self.options.geneve_port,
-            )
-            .map(|targets| Targets {
-                keys: self.ladder.lock().sent_keys(),
-                routes: self.routes_to_peers(),
-                ..targets
-            }),
+            Membership::Member(member) if is_up && is_ebpf => {
+                let targets = probe_targets(&cluster, &member.node, self.options.geneve_port);
+                targets.map(|targets| Targets {
+                    keys: self.ladder.lock().sent_keys(),
+                    routes: self.routes_to_peers(),
+                    ..targets
+                })
+            }
             Membership::Member(_) | Membership::Unknown | Membership::Outside => None,
         };
         self.parts.probe_targets.send_if_modified(|targets| {
@@ -272,7 +271,6 @@ impl Agent {
     }
 
     pub(super) fn publish(&self) {
-        let membership = self.parts.engine.borrow();
         let (node, role) = match &self.membership {
             Membership::Member(member) => (
                 member.node.clone(),
@@ -298,10 +296,16 @@ impl Agent {
         if kind == DatapathKind::Ebpf {
             modes.extend(self.interfaces_without_hook());
         }
+        // Not borrowed in the expression below: a borrow lasts until the expression's end, and what it calls
+        // borrows again. With a sender waiting in between, that would wait for ever.
+        let source = self.parts.source.borrow().clone();
+        let probes = self.parts.probes.borrow().clone();
+        let containers_trouble = self.parts.containers.borrow().trouble.clone();
+        let docker_trouble = self.parts.engine.borrow().trouble.clone();
         self.introspection.publish(View {
             node,
             role,
-            source: self.parts.source.borrow().clone(),
+            source,
             desired: self.desired.clone().unwrap_or_default(),
             applied_revision: self.applied_revision,
             datapath: kind.into(),
@@ -310,16 +314,13 @@ impl Agent {
             without_hook: self.without_hook.clone(),
             datapath_errors,
             refused_services,
-            probes: self.parts.probes.borrow().clone(),
+            probes,
             drained: self.drains.current(),
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),
             ready_without_snapshot: self.ready_without_snapshot(),
-            docker_trouble: membership
-                .trouble
-                .clone()
-                .or_else(|| self.parts.containers.borrow().trouble.clone()),
+            docker_trouble: docker_trouble.or(containers_trouble),
             started: self.started,
         });
     }
