@@ -1,7 +1,11 @@
 //! The keys by which nodes know that a packet in the tunnel is from a node of their cluster. A key's value
 //! must not reach a log, a dump or a snapshot; its id may.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
 
 use ring::hmac;
 use serde::{Deserialize, Serialize};
@@ -69,6 +73,8 @@ pub struct TunnelKeys {
     /// The keys that each peer's data path takes: none if the peer is of a release without keys. Of a peer
     /// that is not listed nothing is known, and what was known before holds.
     pub peers: BTreeMap<Ipv4Addr, Vec<KeyId>>,
+    /// The peers without a data path: one that comes up there knows no keys yet.
+    pub without_datapath: BTreeSet<Ipv4Addr>,
 }
 
 #[cfg(test)]

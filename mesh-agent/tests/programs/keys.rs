@@ -1,7 +1,7 @@
 //! Packets between nodes that hold the cluster's key.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddrV4},
 };
 
@@ -35,6 +35,7 @@ fn hold(node: &mut Node, current: TunnelKey, peer: Option<&[TunnelKey]>) -> Vec<
     let keys = TunnelKeys {
         current: Some(current),
         peers: ids.into_iter().map(|ids| (PEER, ids)).collect(),
+        without_datapath: BTreeSet::new(),
     };
     node.datapath().set_keys(&keys).expect("the maps take the keys");
     node.datapath().key_ids()
@@ -132,6 +133,32 @@ fn a_connection_of_a_peer_carries_the_key_both_ways_and_then_needs_it() {
         assert_eq!(node.tc_uplink(&without).verdict, TC_SHOT);
         hold(node, key, Some(&[]));
         assert_eq!(node.tc_uplink(&without).verdict, TC_REDIRECT);
+    });
+}
+
+#[test]
+fn a_peer_whose_data_path_is_gone_may_begin_without_a_key() {
+    on_a_node(|node| {
+        let state = node.serving(node.local());
+        node.apply(&state);
+        let key = key("first");
+        hold(node, key, Some(&[key]));
+        let syn = Packet::tcp(arriving(), CLIENT, ENTRY, SYN);
+        let (without, with) = (
+            from_peer(WEB, FORWARD).around(&syn),
+            keyed(from_peer(WEB, FORWARD), key).around(&syn),
+        );
+        assert_eq!(node.tc_uplink(&with).verdict, TC_REDIRECT);
+        assert_eq!(node.tc_uplink(&without).verdict, TC_SHOT);
+
+        let gone = TunnelKeys {
+            without_datapath: BTreeSet::from([PEER]),
+            ..TunnelKeys::default()
+        };
+        node.datapath().set_keys(&gone).expect("the maps take the keys");
+        assert_eq!(node.tc_uplink(&without).verdict, TC_REDIRECT);
+        assert_eq!(node.tc_uplink(&with).verdict, TC_REDIRECT);
+        assert_eq!(node.tc_uplink(&without).verdict, TC_SHOT);
     });
 }
 

@@ -219,12 +219,16 @@ impl Agent {
 
 /// The cluster's key, and those that the peers' data paths take.
 fn tunnel_keys(source: &SourceState, own: &str) -> TunnelKeys {
-    let nodes = source.cluster.nodes.iter();
-    let peers = nodes.filter(|(id, node)| *id != own && node.datapath == NodeDatapath::Ebpf);
+    let peers = |datapath| {
+        let nodes = source.cluster.nodes.iter();
+        let peers = nodes.filter(move |(id, node)| *id != own && node.datapath == datapath);
+        peers.map(|(_, node)| node)
+    };
     TunnelKeys {
         current: source.key,
-        peers: peers
-            .filter_map(|(_, node)| Some((node.address, node.keys.clone()?)))
+        peers: peers(NodeDatapath::Ebpf)
+            .filter_map(|node| Some((node.address, node.keys.clone()?)))
             .collect(),
+        without_datapath: peers(NodeDatapath::None).map(|node| node.address).collect(),
     }
 }

@@ -90,8 +90,9 @@ impl Tables {
         for (address, peer) in &mut self.peers {
             let number = self.keys.number_for(*address, peer.key);
             let failed = |error| failed(format!("write the key of peer {address}"), error);
-            if wanted.peers.get(address).is_some_and(Vec::is_empty) {
-                // Its packets have none, or no longer any.
+            // Its packets have no key, or no longer one, or the next ones will not have one yet.
+            let has_none = wanted.peers.get(address).is_some_and(Vec::is_empty);
+            if has_none || wanted.without_datapath.contains(address) {
                 maps.keyed.set(peer.index, 0, 0).map_err(failed)?;
             }
             if number != peer.key {
