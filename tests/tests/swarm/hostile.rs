@@ -1,6 +1,6 @@
 //! Stories of hostile peers: garbage frames, and clients without a certificate.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, net::Ipv4Addr, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use xtask::{
@@ -17,43 +17,20 @@ use crate::{
 
 pub(crate) const STORIES: &[Story] = &[
     ("garbage_frames_are_counted_and_do_no_harm", garbage),
+    ("a_forged_packet_of_a_peer_is_dropped_for_want_of_the_key", forged),
     ("a_peer_without_a_nodes_certificate_is_refused", foreign_peers),
 ];
 
 fn garbage(fixture: &Fixture) -> Result<()> {
     let node = "node2";
     let target = Target::of(fixture, node)?;
-    let drops = |reason: &str| -> Result<f64> {
-        let label = format!("reason=\"{reason}\"");
-        let labels: &[&str] = if reason.is_empty() { &[] } else { &[&label] };
-        Ok(metric_sum(
-            &fixture.lab.metrics(node)?,
-            "mesh_drops_total",
-            labels,
-        ))
-    };
-    let before = drops("")?;
-    let frames = target.garbage();
-    let lines: String = frames
-        .iter()
-        .map(|(_, frame)| hexadecimal(frame) + "\n")
-        .collect();
-    let program = paths::program("mesh-testbed");
-    let program = program
-        .to_str()
-        .context("the target folder's path is not UTF-8")?;
-    let mut inject: Command = fixture.lab.command("client", [program, "inject"])?;
+    let before = drops(fixture, node, &[])?;
+    let frames: Vec<Vec<u8>> = target.garbage().into_iter().map(|(_, frame)| frame).collect();
     for _ in 0..20 {
-        let sent = run_with_input(&mut inject, lines.as_bytes())?;
-        ensure!(
-            sent == frames.len().to_string(),
-            "{sent} frames were sent of {}",
-            frames.len()
-        );
-        inject = fixture.lab.command("client", [program, "inject"])?;
+        inject(fixture, &frames)?;
     }
     wait_until("the drops to be counted", Duration::from_secs(5), || {
-        let after = drops("")?;
+        let after = drops(fixture, node, &[])?;
         // The mesh does not drop every kind: what is not for it goes to the kernel.
         ensure!(
             after - before >= 20.0 * 4.0,
@@ -67,6 +44,71 @@ fn garbage(fixture: &Fixture) -> Result<()> {
         .context("UDP after the garbage")?;
     ensure!(fixture.lab.agent_is_running(node)?, "the agent has ended");
     Ok(())
+}
+
+/// Nothing but the key tells such a packet from the peer's own: who can forge its address can know the
+/// cluster's id.
+fn forged(fixture: &Fixture) -> Result<()> {
+    let node = "node2";
+    let dump = fixture
+        .lab
+        .meshctl(node, &["datapath", "dump", "--format", "json"])?;
+    let answer: serde_json::Value = serde_json::from_str(&dump).context("the dump is not JSON")?;
+    let dump = &answer["dump"];
+    let network = dump["settings"]["vni"].as_u64().context("the dump has no VNI")?;
+    let backend = dump["backends"][0]["address"]
+        .as_str()
+        .context("the dump has no backend")?
+        .parse::<Ipv4Addr>()?;
+    let mut target = Target::of(fixture, node)?;
+    target.from = fixture.lab.address("node1")?.parse::<Ipv4Addr>()?.octets();
+    let [_, vni @ ..] = u32::try_from(network)?.to_be_bytes();
+    // Geneve as of mesh_ebpf::headers: one option of 8 bytes, whose type is a forwarded packet.
+    let body = [
+        [3, 0x40, 0x08, 0x00].as_slice(),
+        &vni,
+        &[0, 0xff, 0x5a, 0x81, 2],
+        &backend.octets(),
+        &[0, 80, 0, 0],
+        &[0; 40],
+    ]
+    .concat();
+    let before = drops(fixture, node, &["reason=\"no_key\""])?;
+    inject(fixture, &[target.geneve(&body)])?;
+    wait_until("the packet to be dropped", Duration::from_secs(5), || {
+        let after = drops(fixture, node, &["reason=\"no_key\""])?;
+        ensure!(after == before + 1.0, "no_key went from {before} to {after}");
+        Ok(())
+    })?;
+    // The peer itself is still served.
+    let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
+    expect_rotation(&replies, 5)
+}
+
+/// Sends frames from the client as they are.
+fn inject(fixture: &Fixture, frames: &[Vec<u8>]) -> Result<()> {
+    let lines: String = frames.iter().map(|frame| hexadecimal(frame) + "\n").collect();
+    let program = paths::program("mesh-testbed");
+    let program = program
+        .to_str()
+        .context("the target folder's path is not UTF-8")?;
+    let mut inject: Command = fixture.lab.command("client", [program, "inject"])?;
+    let sent = run_with_input(&mut inject, lines.as_bytes())?;
+    ensure!(
+        sent == frames.len().to_string(),
+        "{sent} frames were sent of {}",
+        frames.len()
+    );
+    Ok(())
+}
+
+/// What a node's data path has dropped, for all reasons or some.
+fn drops(fixture: &Fixture, node: &str, labels: &[&str]) -> Result<f64> {
+    Ok(metric_sum(
+        &fixture.lab.metrics(node)?,
+        "mesh_drops_total",
+        labels,
+    ))
 }
 
 /// The destination and the source of the frames.
@@ -83,7 +125,7 @@ impl Target {
             Ok(fixture
                 .lab
                 .address(name)?
-                .parse::<std::net::Ipv4Addr>()
+                .parse::<Ipv4Addr>()
                 .context("no address")?
                 .octets())
         };
@@ -138,6 +180,13 @@ impl Target {
         header
     }
 
+    /// A packet to the mesh's UDP port.
+    fn geneve(&self, body: &[u8]) -> Vec<u8> {
+        let length = 8 + body.len() as u16;
+        let (ip, udp) = (self.ip(17, 0, &[], 20 + length), udp(6081, length));
+        self.frame(&[ip.as_slice(), &udp, body].concat())
+    }
+
     /// Frames, each with what is wrong with it.
     fn garbage(&self) -> Vec<(&'static str, Vec<u8>)> {
         let tcp = |flags: u8, offset: u8| {
@@ -146,25 +195,11 @@ impl Target {
             header.extend([0, 0, 0, 1, 0, 0, 0, 0, offset << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
             header
         };
-        let udp = |port: u16, length: u16| {
-            let mut header = 40_001_u16.to_be_bytes().to_vec();
-            header.extend(port.to_be_bytes());
-            header.extend(length.to_be_bytes());
-            header.extend([0, 0]);
-            header
-        };
         let join = |header: Vec<u8>, body: &[u8]| self.frame(&[header.as_slice(), body].concat());
         let mut version_six = join(self.ip(6, 0, &[], 40), &tcp(2, 5));
         version_six[14] = 0x65;
         let mut short_header = join(self.ip(6, 0, &[], 40), &tcp(2, 5));
         short_header[14] = 0x43;
-        let geneve = |body: &[u8]| {
-            let length = 8 + body.len() as u16;
-            join(
-                self.ip(17, 0, &[], 20 + length),
-                &[udp(6081, length).as_slice(), body].concat(),
-            )
-        };
         vec![
             ("an Ethernet header alone", self.frame(&[])),
             (
@@ -220,18 +255,26 @@ impl Target {
                 "a UDP length below the header",
                 join(self.ip(17, 0, &[], 28), &udp(UDP, 2)),
             ),
-            ("Geneve from a stranger", geneve(&[0, 0, 0x08, 0, 0, 0, 0, 0])),
+            (
+                "Geneve from a stranger",
+                self.geneve(&[0, 0, 0x08, 0, 0, 0, 0, 0]),
+            ),
             (
                 "Geneve of a wrong version",
-                geneve(&[0xc0, 0, 0x08, 0, 0, 0, 0, 0]),
+                self.geneve(&[0xc0, 0, 0x08, 0, 0, 0, 0, 0]),
             ),
             (
                 "Geneve with options beyond the packet",
-                geneve(&[0x3f, 0, 0x08, 0, 0, 0, 0, 0]),
+                self.geneve(&[0x3f, 0, 0x08, 0, 0, 0, 0, 0]),
             ),
-            ("Geneve cut short", geneve(&[0, 0])),
+            ("Geneve cut short", self.geneve(&[0, 0])),
         ]
     }
+}
+
+/// A UDP header without a checksum; `length` is the length it claims.
+fn udp(port: u16, length: u16) -> Vec<u8> {
+    [40_001, port, length, 0].map(u16::to_be_bytes).concat()
 }
 
 fn checksum(header: &[u8]) -> u16 {
