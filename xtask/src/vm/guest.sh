@@ -19,7 +19,11 @@ port() {
     done
 }
 
-exec </dev/null >"$(port virtme.stdout)" 2>"$(port virtme.stderr)"
+# Where there is udev, virtme-ng has connected them, and a port cannot be opened twice.
+exec </dev/null
+if [ "$(readlink /proc/$$/fd/1)" != "$(port virtme.stdout)" ]; then
+    exec >"$(port virtme.stdout)" 2>"$(port virtme.stderr)"
+fi
 
 # virtme-ng mounts without a cache, so that each program is read anew each time it is started. These files do not change
 # meanwhile.
@@ -42,3 +46,4 @@ sh "$run/command.sh"
 code=$?
 sync
 echo $code >"$(port virtme.ret)"
+exit $code
