@@ -122,11 +122,8 @@ fn localhost_by_ipv6(fixture: &Fixture) -> Result<()> {
 }
 
 fn transfers(fixture: &Fixture) -> Result<()> {
-    // The only replica is on node3; the client enters at node1, and once at node3 itself.
-    let constraint = ["--constraint", "node.hostname==node3"];
-    fixture.lab.create_service("far", 1, &["9300:80"], &constraint)?;
-    let outcome = (|| {
-        wait_for_port(fixture, "node1", 9300)?;
+    // The client enters at node1, and once at node3 itself.
+    with_far_replica(fixture, &["9300:80"], || {
         wait_for_port(fixture, "node3", 9300)?;
         // A slow machine gets less to do.
         let small = 32 * MIB / u64::from(patience());
@@ -141,7 +138,19 @@ fn transfers(fixture: &Fixture) -> Result<()> {
             &["download", &url, "--bytes", &bytes, "--timeout", "60000"],
         )?;
         Ok(())
-    })();
+    })
+}
+
+/// Does some work while there is a service whose only replica is on node3, and which is answered on port 9300
+/// of node1.
+pub(crate) fn with_far_replica(
+    fixture: &Fixture,
+    ports: &[&str],
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let constraint = ["--constraint", "node.hostname==node3"];
+    fixture.lab.create_service("far", 1, ports, &constraint)?;
+    let outcome = wait_for_port(fixture, "node1", 9300).and_then(|()| work());
     fixture.lab.remove_service("far")?;
     outcome
 }

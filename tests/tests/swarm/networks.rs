@@ -10,7 +10,7 @@ use xtask::lab::{
 };
 
 use crate::{
-    basics::{MIB, transfer, wait_for_port},
+    basics::{MIB, transfer, with_far_replica},
     expect::{expect_answers, expect_client_address, expect_rotation},
     fixture::{Fixture, HTTP},
     group::Story,
@@ -88,16 +88,12 @@ fn moving(fixture: &Fixture) -> Result<()> {
 }
 
 fn narrow(fixture: &Fixture) -> Result<()> {
-    let constraint = ["--constraint", "node.hostname==node3"];
-    let ports = ["9300:80", "9301:81/udp"];
-    fixture.lab.create_service("far", 1, &ports, &constraint)?;
-    let outcome = large_packets_between_the_nodes(fixture);
-    fixture.lab.remove_service("far")?;
-    outcome
+    with_far_replica(fixture, &["9300:80", "9301:81/udp"], || {
+        large_packets_between_the_nodes(fixture)
+    })
 }
 
 fn large_packets_between_the_nodes(fixture: &Fixture) -> Result<()> {
-    wait_for_port(fixture, "node1", 9300)?;
     for (node, peer) in [("node1", "node3"), ("node3", "node1")] {
         wait_until(
             &format!("{node} to measure its path"),

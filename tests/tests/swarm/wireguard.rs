@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::lab::{traffic::host, wait::patience};
 
 use crate::{
-    basics::{MIB, transfer, wait_for_port},
+    basics::{MIB, transfer, with_far_replica},
     expect::expect_rotation,
     fixture::{Fixture, UDP},
     group::Story,
@@ -39,19 +39,14 @@ fn hooks_are_named(fixture: &Fixture) -> Result<()> {
 
 /// The client and the replica's node are both behind the device.
 fn transfers(fixture: &Fixture) -> Result<()> {
-    let constraint = ["--constraint", "node.hostname==node3"];
-    fixture.lab.create_service("far", 1, &["9300:80"], &constraint)?;
-    let outcome = (|| {
-        wait_for_port(fixture, "node1", 9300)?;
+    with_far_replica(fixture, &["9300:80"], || {
         let address = cluster_address(fixture, "node1")?;
         transfer(
             fixture,
             &format!("http://{address}:9300/"),
             64 * MIB / u64::from(patience()),
         )
-    })();
-    fixture.lab.remove_service("far")?;
-    outcome
+    })
 }
 
 fn udp(fixture: &Fixture) -> Result<()> {
