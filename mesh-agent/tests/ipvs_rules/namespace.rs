@@ -1,5 +1,10 @@
 //! Network namespaces, and the commands that the tests run in them.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use mesh_support::{
     command,
     namespace::{self, disable_ipv6},
@@ -46,13 +51,19 @@ impl Namespace {
                 }
             });
         }
+        for (namespace, (name, _)) in [(self, near), (other, far)] {
+            namespace.run(|| until_it_carries(name));
+        }
     }
 
     /// Adds a container: a namespace behind a veth on `docker_gwbridge`, with the bridge as its gateway.
     pub(crate) fn container(&self, name: &str, address: &str) -> Self {
         let container = Self::new();
         self.wire(&container, (name, ""), ("eth0", &format!("{address}/16")));
-        self.run(|| ip(&format!("link set {name} master docker_gwbridge")));
+        self.run(|| {
+            ip(&format!("link set {name} master docker_gwbridge"));
+            until_it_carries("docker_gwbridge");
+        });
         container.run(|| ip("route add default via 172.18.0.1"));
         container
     }
@@ -63,6 +74,17 @@ pub(crate) fn docker_bridge() {
     ip("link add docker_gwbridge address 02:42:00:00:00:01 type bridge");
     ip("address add 172.18.0.1/16 dev docker_gwbridge");
     ip("link set docker_gwbridge up");
+}
+
+/// Waits until an interface's carrier is there: the kernel may take a second to report it, and its routes are
+/// down meanwhile.
+#[track_caller]
+pub(crate) fn until_it_carries(name: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while ip(&format!("link show {name}")).contains("NO-CARRIER") {
+        assert!(Instant::now() < deadline, "{name} has no carrier");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Runs `ip` and gives its output.

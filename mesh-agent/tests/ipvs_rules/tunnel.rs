@@ -6,7 +6,7 @@ use mesh_agent::datapath::ipvs::tunnel::{Tunnel, TunnelError, TunnelPlan};
 use mesh_support::error_chain;
 
 use crate::{
-    namespace::{Namespace, docker_bridge, ip, link, output, traces},
+    namespace::{Namespace, docker_bridge, ip, link, output, traces, until_it_carries},
     table::{NODE, PEER},
 };
 
@@ -38,6 +38,8 @@ fn node() -> (Namespace, Namespace) {
         ip("address add 192.0.2.1/24 dev up0");
         ip("link set up0 up");
         ip("link set up1 up");
+        until_it_carries("up0");
+        until_it_carries("up1");
     });
     let container = node.container("box5", "172.18.0.5");
     (node, container)
