@@ -15,6 +15,8 @@ pub(super) enum Inputs {
     Member {
         cluster: Arc<Cluster>,
         local: Box<Local>,
+        /// The kind of data path that the peers were probed for.
+        probed: DatapathKind,
         service_address: Ipv4Addr,
     },
 }
@@ -35,10 +37,14 @@ impl Inputs {
             Self::Member {
                 cluster,
                 local,
+                probed,
                 service_address,
             } => {
                 let mut local = Local::clone(local);
                 local.datapath = kind.into();
+                if kind != *probed {
+                    local.forget_probes();
+                }
                 if kind != DatapathKind::Ebpf {
                     local.mesh0 = None;
                 }

@@ -4,6 +4,7 @@
 mod act;
 mod converge;
 mod settings;
+mod targets;
 
 use std::{
     collections::BTreeMap,

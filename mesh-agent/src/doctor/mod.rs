@@ -227,6 +227,7 @@ fn cluster_checks(options: &Options, running: &Running) -> Vec<Check> {
     let mut checks = Vec::new();
     checks.extend(peers::announcements(datapath.kind, peers));
     checks.extend(peers::mesh_port(
+        datapath.kind,
         options.geneve_port,
         peers,
         trouble,

@@ -89,6 +89,7 @@ pub(super) fn announcements(own: DatapathKind, peers: &[PeerFacts]) -> Option<Ch
 
 /// Whether the peers' data paths answer probes through the mesh's UDP port.
 pub(super) fn mesh_port(
+    own: DatapathKind,
     port: u16,
     peers: &[PeerFacts],
     trouble: Option<&str>,
@@ -96,11 +97,13 @@ pub(super) fn mesh_port(
 ) -> Option<Check> {
     const NAME: &str = "mesh port of other nodes";
     if let Some(trouble) = trouble {
-        return Some(Check::warn(
-            NAME,
-            trouble,
-            format!("stop what uses UDP {port} on this node, or give all agents another --geneve-port"),
-        ));
+        let remedy = match own {
+            DatapathKind::Ebpf => {
+                format!("stop what uses UDP {port} on this node, or give all agents another --geneve-port")
+            }
+            DatapathKind::Ipvs => "allow the agent's group ICMP sockets".to_owned(),
+        };
+        return Some(Check::warn(NAME, trouble, remedy));
     }
     let probed: Vec<_> = peers
         .iter()
@@ -138,12 +141,19 @@ pub(super) fn mesh_port(
             ),
         ));
     }
+    let echo = match own {
+        DatapathKind::Ebpf => "",
+        DatapathKind::Ipvs => {
+            "on IPVS, the nodes must also answer ICMP echo requests that come by docker_gwbridge (chain INPUT, \
+             net.ipv4.icmp_echo_ignore_all); "
+        }
+    };
     Some(Check::warn(
         NAME,
         format!("probes to UDP {port}: {}", listed(&problems)),
         format!(
             "allow UDP {port} between the nodes' addresses, in both directions (nftables, ufw, the provider's security \
-             groups); `tcpdump -ni any udp port {port}` on both nodes shows how far the probes come; an agent \
+             groups); {echo}`tcpdump -ni any udp port {port}` on both nodes shows how far the probes come; an agent \
              without probes has to be updated"
         ),
     ))
@@ -278,7 +288,7 @@ mod tests {
     fn a_peer_that_does_not_answer_is_named_with_the_port_and_a_hint_at_firewalls() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
         let mut peers = [peer(2, ""), peer(3, ""), peer(4, "")];
-        let check = mesh_port(6081, &peers, None, now).unwrap();
+        let check = mesh_port(DatapathKind::Ebpf, 6081, &peers, None, now).unwrap();
         assert_eq!(check.outcome, Outcome::Ok);
         assert!(check.detail.contains("all 3 other nodes") && check.detail.contains("0.4 ms"));
         peers[0].probes = Some(PeerLiveness {
@@ -287,7 +297,7 @@ mod tests {
             ..PeerLiveness::default()
         });
         peers[1].probes = Some(PeerLiveness::default());
-        let check = mesh_port(6081, &peers, None, now).unwrap();
+        let check = mesh_port(DatapathKind::Ebpf, 6081, &peers, None, now).unwrap();
         assert_eq!(check.outcome, Outcome::Warn);
         assert_eq!(
             check.detail,
@@ -300,13 +310,17 @@ mod tests {
     #[test]
     fn the_prober_s_own_trouble_comes_first_and_without_peers_there_is_no_check() {
         let check = mesh_port(
+            DatapathKind::Ebpf,
             6081,
             &[peer(2, "")],
             Some("the port is in use"),
             SystemTime::UNIX_EPOCH,
         );
         assert_eq!(check.unwrap().detail, "the port is in use");
-        assert_eq!(mesh_port(6081, &[], None, SystemTime::UNIX_EPOCH), None);
+        assert_eq!(
+            mesh_port(DatapathKind::Ebpf, 6081, &[], None, SystemTime::UNIX_EPOCH),
+            None
+        );
         assert_eq!(announcements(DatapathKind::Ebpf, &[]), None);
     }
 

@@ -40,8 +40,8 @@ pub struct Local {
     /// The largest packets that were found to reach the peers, bytes from the outer IP header on.
     #[serde(default)]
     pub path_mtus: BTreeMap<Ipv4Addr, u16>,
-    /// Addresses of peers whose data path has answered this node's probes since its agent started: an eBPF
-    /// data path serves there, whether or not its agent has announced it.
+    /// Addresses of peers whose data path has answered this node's probes since its agent started: one of
+    /// this node's kind serves there, whether or not its agent has announced it.
     #[serde(default)]
     pub answered: BTreeSet<Ipv4Addr>,
     /// Those of them that no longer do: they get no new flows if possible.
@@ -58,14 +58,22 @@ pub struct Local {
 }
 
 impl Local {
+    /// Treats every peer as one that has never been probed.
+    pub fn forget_probes(&mut self) {
+        self.path_mtus.clear();
+        self.answered.clear();
+        self.silent.clear();
+        self.lost.clear();
+    }
+
     /// The data path that a peer is taken to have: what it announced or, while this node knows of no
     /// announcement, what its answers to probes prove. A data path lives on in the kernel when its agent is
     /// dead, and then no one announces it to a manager that has restarted.
     #[must_use]
     pub fn datapath_of(&self, peer: &Node) -> NodeDatapath {
         match peer.datapath {
-            // Only eBPF data paths answer.
-            NodeDatapath::Unknown if self.answered.contains(&peer.address) => NodeDatapath::Ebpf,
+            // Each kind has probes of its own.
+            NodeDatapath::Unknown if self.answered.contains(&peer.address) => self.datapath,
             announced => announced,
         }
     }

@@ -1,11 +1,14 @@
-//! Which peers' data paths answer: probes through the mesh's own UDP port, turned round by the peer's eBPF
-//! program ([`mesh_ebpf::probe`]). Only eBPF nodes probe and answer. Imports the packet path's types only.
+//! Which peers' data paths answer: probes that take the way of the mesh's packets, and that the peer's kernel
+//! answers, whatever became of its agent. Between eBPF nodes they are Geneve packets, turned round by the
+//! peer's program ([`mesh_ebpf::probe`]); between IPVS nodes they are ICMP echo requests through the tunnel.
+//! Imports the packet path's types only.
 //!
-//! `liveness` and `path_mtu` decide, without clock or sockets; `prober` sends and receives.
+//! `liveness` and `path_mtu` decide, without clock or sockets; `prober` sends and receives by a `socket`.
 
 mod liveness;
 mod path_mtu;
 mod prober;
+mod socket;
 mod wire;
 
 use std::{
@@ -23,12 +26,28 @@ pub use self::prober::probe;
 pub struct Targets {
     /// This node's address as its peers know it.
     pub node_address: Ipv4Addr,
-    /// The Geneve network identifier of the cluster.
-    pub vni: u32,
-    /// UDP port of Geneve.
-    pub port: u16,
     /// The peers' host names by their addresses.
     pub peers: BTreeMap<Ipv4Addr, String>,
+    /// What carries the probes.
+    pub medium: Medium,
+}
+
+/// What carries the probes, as it carries the mesh's packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// Between eBPF nodes.
+    Geneve(Geneve),
+    /// The tunnel between IPVS nodes: the peers' addresses in it, by their own.
+    Tunnel(BTreeMap<Ipv4Addr, Ipv4Addr>),
+}
+
+/// How the packets of eBPF nodes are encapsulated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Geneve {
+    /// The network identifier of the cluster.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
     /// The keys of those that take one, as the data path sends them.
     pub keys: BTreeMap<Ipv4Addr, TunnelKey>,
     /// The routes to those whose paths are measured.

@@ -1,14 +1,13 @@
 //! Sends probes and receives their answers, and reports what [`liveness`](super::liveness) makes of them.
 
 use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    collections::BTreeMap,
+    io, mem,
+    net::Ipv4Addr,
     time::{Duration, SystemTime},
 };
 
-use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use tokio::{
-    net::UdpSocket,
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
@@ -16,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    PeerLiveness, ProbeReport, Targets,
+    Geneve, Medium, PeerLiveness, ProbeReport, Targets,
     liveness::{Change, Liveness, Sent},
     path_mtu::{Found, Outcome, PathMtus},
-    wire,
+    socket::Bound,
 };
 
 /// How long to wait before the port is tried again.
@@ -45,6 +44,7 @@ pub async fn probe(
             report,
             reported: Duration::ZERO,
             was_isolated: false,
+            medium: None,
         };
         let mut bound = None;
         loop {
@@ -76,15 +76,26 @@ struct Prober {
     report: watch::Sender<ProbeReport>,
     reported: Duration,
     was_isolated: bool,
+    /// The kind of what carries the probes.
+    medium: Option<mem::Discriminant<Medium>>,
 }
 
 impl Prober {
     fn follow(&mut self, targets: Option<&Targets>) {
         let now = self.started.elapsed();
+        let medium = targets.map(|targets| mem::discriminant(&targets.medium));
+        if medium.is_some() && mem::replace(&mut self.medium, medium) != medium {
+            // A peer that answers by one way says nothing of the other.
+            self.liveness = Liveness::default();
+        }
         let peers = targets.into_iter().flat_map(|targets| targets.peers.keys());
         self.liveness.follow(peers.copied(), now);
-        let routes = targets.map(|targets| targets.routes.clone());
-        self.path_mtus.follow(&routes.unwrap_or_default());
+        let routes = match targets.map(|targets| &targets.medium) {
+            Some(Medium::Geneve(geneve)) => geneve.routes.clone(),
+            // The kernel fragments what is too big for the tunnel's way.
+            Some(Medium::Tunnel(_)) | None => BTreeMap::new(),
+        };
+        self.path_mtus.follow(&routes);
         self.publish(now, true);
     }
 
@@ -102,11 +113,7 @@ impl Prober {
                 self.liveness = Liveness::default();
                 self.path_mtus = PathMtus::default();
                 self.publish(self.started.elapsed(), true);
-                self.has_trouble(Some(format!(
-                    "cannot open UDP {}:{} for probes of the peers ({error}): a lost peer is noticed by its \
-                     managers only; find what uses the port with `ss -ulpn sport = :{}`",
-                    current.node_address, current.port, current.port
-                )));
+                self.has_trouble(Some(no_socket(current, &error)));
                 // The device of an IPVS data path has the port until it is removed.
                 return matches!(timeout(BIND_RETRY, targets.changed()).await, Ok(Err(_)));
             }
@@ -118,13 +125,8 @@ impl Prober {
             let now = self.started.elapsed();
             let session = self.session;
             let next = self.liveness.step(now, &mut changes, |peer, number| {
-                let payload = wire::probe(
-                    current.vni,
-                    nonce_of(session, number),
-                    current.keys.get(&peer).copied(),
-                );
-                match socket.try_send_to(&payload, SocketAddrV4::new(peer, current.port).into()) {
-                    Ok(_) => Sent::Yes,
+                match socket.send(current, peer, nonce_of(session, number)) {
+                    Ok(()) => Sent::Yes,
                     Err(error) => outcome(&error),
                 }
             });
@@ -133,19 +135,15 @@ impl Prober {
             } = self;
             let session = self.sizes_session;
             let answered = |peer| liveness.answered_at(peer);
-            path_mtus.step(now, &mut found, answered, |peer, size| {
-                let payload = wire::padded(
-                    current.vni,
-                    nonce_of(session, size.into()),
-                    current.keys.get(&peer).copied(),
-                    size,
-                );
-                match socket.try_send_to(&payload, SocketAddrV4::new(peer, current.port).into()) {
-                    Ok(_) => Outcome::Sent,
-                    Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Outcome::TooBig,
-                    Err(_) => Outcome::Failed,
-                }
-            });
+            if let Medium::Geneve(geneve) = &current.medium {
+                path_mtus.step(now, &mut found, answered, |peer, size| {
+                    match socket.send_padded(geneve, peer, nonce_of(session, size.into()), size) {
+                        Ok(()) => Outcome::Sent,
+                        Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Outcome::TooBig,
+                        Err(_) => Outcome::Failed,
+                    }
+                });
+            }
             let changed = !changes.is_empty() || !found.is_empty();
             if changed || now >= self.reported + REPORT_INTERVAL {
                 self.publish(now, changed);
@@ -166,30 +164,26 @@ impl Prober {
     /// Takes every answer that has arrived.
     fn receive(
         &mut self,
-        socket: &UdpSocket,
+        socket: &Bound,
         current: &Targets,
         changes: &mut Vec<Change>,
         found: &mut Vec<Found>,
     ) {
-        let mut payload = [0; wire::LENGTH];
         // Bounded: strangers must not keep this from sending.
         for _ in 0..4 * self.liveness.peers().len().max(64) {
-            match socket.try_recv_from(&mut payload) {
-                Ok((length, SocketAddr::V4(from))) => {
-                    let Some(nonce) = wire::answer(current.vni, &payload[..length]) else {
-                        continue;
-                    };
+            match socket.receive(current) {
+                Ok(Some((peer, nonce))) => {
                     let now = self.started.elapsed();
                     let number = nonce as u32;
                     if nonce == nonce_of(self.session, number) {
-                        changes.extend(self.liveness.answered(*from.ip(), number, now));
+                        changes.extend(self.liveness.answered(peer, number, now));
                     } else if nonce == nonce_of(self.sizes_session, number)
                         && let Ok(size) = u16::try_from(number)
                     {
-                        found.extend(self.path_mtus.answered(*from.ip(), size, now));
+                        found.extend(self.path_mtus.answered(peer, size, now));
                     }
                 }
-                Ok((_, SocketAddr::V6(_))) => {}
+                Ok(None) => {}
                 Err(_) => return,
             }
         }
@@ -262,7 +256,10 @@ impl Prober {
 fn log_sizes(targets: &Targets, found: &[Found]) {
     for Found { address, mtu } in found {
         let peer = targets.peers.get(address).map_or("", String::as_str);
-        let route_mtu = targets.routes.get(address).map_or(0, |route| route.mtu);
+        let route_mtu = match &targets.medium {
+            Medium::Geneve(geneve) => geneve.routes.get(address).map_or(0, |route| route.mtu),
+            Medium::Tunnel(_) => 0,
+        };
         if *mtu < route_mtu {
             warn!(
                 peer,
@@ -283,31 +280,19 @@ fn nonce_of(session: u32, number: u32) -> u64 {
     u64::from(session) << 32 | u64::from(number)
 }
 
-/// The socket of probes.
-struct Bound {
-    socket: UdpSocket,
-    at: SocketAddrV4,
-}
-
-impl Bound {
-    /// Keeps the socket while its address is the same: answers may be on their way to it.
-    ///
-    /// It has the mesh's own port: what lets the tunnel's packets through lets answers through as well.
-    async fn keep_or_open<'a>(bound: &'a mut Option<Self>, targets: &Targets) -> io::Result<&'a UdpSocket> {
-        let at = SocketAddrV4::new(targets.node_address, targets.port);
-        if bound.as_ref().is_none_or(|bound| bound.at != at) {
-            *bound = None;
-            let socket = UdpSocket::bind(at).await?;
-            // Before the first event the runtime would refuse to send.
-            socket.writable().await?;
-            // What is padded must arrive whole, whatever the kernel knows of the path.
-            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
-            *bound = Some(Self { socket, at });
-        }
-        match bound {
-            Some(bound) => Ok(&bound.socket),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        }
+/// Why there is no socket, with a remedy.
+fn no_socket(targets: &Targets, error: &io::Error) -> String {
+    let address = targets.node_address;
+    let lost = "a lost peer is noticed by its managers only";
+    match &targets.medium {
+        Medium::Geneve(Geneve { port, .. }) => format!(
+            "cannot open UDP {address}:{port} for probes of the peers ({error}): {lost}; find what uses the port with \
+             `ss -ulpn sport = :{port}`"
+        ),
+        Medium::Tunnel(_) => format!(
+            "cannot open an ICMP socket at {address} for probes of the peers ({error}): {lost}; the group of the agent \
+             must be in the range of `sysctl net.ipv4.ping_group_range`"
+        ),
     }
 }
 

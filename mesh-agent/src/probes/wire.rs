@@ -1,5 +1,6 @@
-//! A probe on the wire: a Geneve packet with the mesh's option and nothing encapsulated. In place of a
-//! backend, the option carries a nonce that the peer's program sends back.
+//! A probe on the wire: a Geneve packet with the mesh's option and nothing encapsulated, or an ICMP echo
+//! request. In place of a backend, the option carries a nonce that the peer's program sends back; an echo
+//! request carries the same.
 
 use mesh_ebpf::headers::{
     ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH, GENEVE_VERSION_AND_LENGTH, Geneve,
@@ -12,6 +13,10 @@ use crate::model::TunnelKey;
 pub(super) const LENGTH: usize = WITHOUT_KEY + KEY_LENGTH;
 /// Bytes of a probe without a key.
 const WITHOUT_KEY: usize = size_of::<Geneve>();
+/// ICMP's echo request and reply: type, code, checksum, identifier, number.
+const ECHO: [u8; ECHO_LENGTH] = [8, 0, 0, 0, 0, 0, 0, 0];
+const ECHO_REPLY: u8 = 0;
+const ECHO_LENGTH: usize = 8;
 /// Offset of the option's type.
 const KIND: usize = 10;
 /// Offset of the nonce.
@@ -39,6 +44,18 @@ pub(super) fn answer(vni: u32, payload: &[u8]) -> Option<u64> {
     let expected = packet(GeneveKind::ProbeAnswer, vni, nonce, has_key);
     let is_whole = !has_key || payload.len() >= LENGTH;
     (is_whole && payload[..WITHOUT_KEY] == expected).then_some(nonce)
+}
+
+/// An echo request. The kernel fills in the checksum and the identifier.
+pub(super) fn echo(nonce: u64) -> Vec<u8> {
+    [ECHO, nonce.to_be_bytes()].concat()
+}
+
+/// The nonce of an echo reply; `None` for any other packet.
+pub(super) fn echo_reply(packet: &[u8]) -> Option<u64> {
+    let (header, nonce) = packet.split_first_chunk::<ECHO_LENGTH>()?;
+    let nonce = u64::from_be_bytes(nonce.try_into().ok()?);
+    (header[0] == ECHO_REPLY).then_some(nonce)
 }
 
 fn packet(kind: GeneveKind, vni: u32, nonce: u64, has_key: bool) -> [u8; WITHOUT_KEY] {

@@ -5,6 +5,7 @@
 
 mod localhost;
 mod namespace;
+mod probes;
 mod table;
 mod tunnel;
 mod walk;

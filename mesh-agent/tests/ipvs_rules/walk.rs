@@ -8,30 +8,31 @@ use std::{
 };
 
 use mesh_agent::datapath::ipvs::{
+    address::{node_mesh_address, peers_mesh_addresses},
     rules::Rules,
     tunnel::{Tunnel, TunnelPlan},
 };
 
 use crate::{
     localhost::{PATIENCE, answer_udp, ask_udp},
-    namespace::{Namespace, docker_bridge, ip, sysctl},
+    namespace::{Namespace, docker_bridge, ip, sysctl, until_it_carries},
     table::{self, target},
     tunnel,
 };
 
-const ENTRY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const ENTRY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 /// A replica on the other node.
 const REPLICA: Ipv4Addr = Ipv4Addr::new(250, 0, 0, 6);
 
 /// Nodes on one network: a bridge in a namespace of its own.
-struct Network {
-    wire: Namespace,
+pub(crate) struct Network {
+    pub(crate) wire: Namespace,
 }
 
 impl Network {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let wire = Namespace::new();
         wire.run(|| {
             ip("link add wire type bridge");
@@ -41,7 +42,7 @@ impl Network {
     }
 
     /// Adds a node with the tunnel to `peers`; with `serves`, it has the replica.
-    fn node(&self, address: Ipv4Addr, peers: &[Ipv4Addr], serves: bool) -> Namespace {
+    pub(crate) fn node(&self, address: Ipv4Addr, peers: &[Ipv4Addr], serves: bool) -> Namespace {
         let node = Namespace::new();
         let port = format!("node{}", address.octets()[3]);
         self.wire
@@ -52,20 +53,21 @@ impl Network {
             sysctl("net/ipv4/conf/docker_gwbridge/route_localnet", "1");
             // The strictest setting: a packet must arrive by the interface that its answer would leave by.
             sysctl("net/ipv4/conf/all/rp_filter", "1");
-            let plan = TunnelPlan {
+            let nodes = peers_mesh_addresses(address, peers.iter().copied());
+            let mut plan = TunnelPlan {
                 node_address: address,
                 peers: peers.iter().copied().collect(),
-                remote: match serves {
-                    true => [].into(),
-                    false => [(REPLICA, OTHER)].into(),
-                },
-                local: match serves {
-                    true => [REPLICA].into(),
-                    false => [].into(),
-                },
+                remote: nodes.into_iter().map(|(peer, address)| (address, peer)).collect(),
+                local: [node_mesh_address(address)].into(),
                 ..tunnel::plan()
             };
+            if serves {
+                plan.local.insert(REPLICA);
+            } else {
+                plan.remote.insert(REPLICA, OTHER);
+            }
             tunnel::apply(&mut Tunnel::new().unwrap(), &plan);
+            until_it_carries("docker_gwbridge");
             let rules = Rules {
                 node_address: Some(address),
                 peers: plan.peers.clone(),

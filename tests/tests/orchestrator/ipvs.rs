@@ -106,7 +106,7 @@ fn nothing_is_left(fixture: &Fixture) -> Result<()> {
     let links = fixture.lab.run(NODE, ["ip", "-oneline", "link"])?;
     ensure!(!links.contains("mesh"), "{links}");
     let rules = fixture.lab.run(NODE, ["ip", "rule", "show"])?;
-    ensure!(!rules.contains("250.0.0.0/8"), "{rules}");
+    ensure!(!rules.contains("0.0.0/8"), "{rules}");
     wait_until("the port to be closed", Duration::from_secs(5), || {
         let port = format!("{}:{HTTP}", fixture.lab.address(NODE)?);
         let refused = fixture.lab.connect("client", &port)?;

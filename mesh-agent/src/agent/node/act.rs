@@ -11,7 +11,7 @@ use mesh_support::error_chain;
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
-use super::{Agent, converge::FIRST_SNAPSHOT};
+use super::{Agent, converge::FIRST_SNAPSHOT, targets::probe_targets};
 
 use crate::{
     admin::{View, control},
@@ -19,8 +19,8 @@ use crate::{
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
     mesh0,
-    model::{Cluster, Node, NodeDatapath, NodeRole, desired::vni},
-    probes::{self, Targets},
+    model::{NodeRole, desired::vni},
+    probes::{self, Geneve},
     source::SourceState,
 };
 
@@ -205,17 +205,15 @@ impl Agent {
     /// agent's: the first plan of that one may depend on the answers.
     fn update_probe_targets(&self) {
         let is_up = self.desired.is_some() || self.announcement.is_adopted();
-        let is_ebpf = self.ladder.lock().kind() == DatapathKind::Ebpf;
+        let kind = self.ladder.lock().kind();
         let cluster = Arc::clone(&self.parts.source.borrow().cluster);
         let new = match &self.membership {
-            Membership::Member(member) if is_up && is_ebpf => {
-                let targets = probe_targets(&cluster, &member.node, self.options.geneve_port);
-                targets.map(|targets| Targets {
-                    keys: self.ladder.lock().sent_keys(),
-                    routes: self.routes_to_peers(),
-                    ..targets
-                })
-            }
+            Membership::Member(member) if is_up => probe_targets(&cluster, &member.node, kind, || Geneve {
+                vni: vni(&cluster.cluster_id),
+                port: self.options.geneve_port,
+                keys: self.ladder.lock().sent_keys(),
+                routes: self.routes_to_peers(),
+            }),
             Membership::Member(_) | Membership::Unknown | Membership::Outside => None,
         };
         self.parts.probe_targets.send_if_modified(|targets| {
@@ -384,32 +382,6 @@ fn ready_without_snapshot(waiting: Option<&str>, adopted: bool, source: &SourceS
     })
 }
 
-/// The peers whose data path can answer, and those that have not announced theirs: an answer proves that
-/// there is one. `None` until the cluster and this node's address are known.
-fn probe_targets(cluster: &Cluster, own: &str, port: u16) -> Option<Targets> {
-    if cluster.cluster_id.is_empty() {
-        return None;
-    }
-    let may_answer = |node: &Node| match node.datapath {
-        NodeDatapath::Ebpf => true,
-        NodeDatapath::Unknown => node.ready && !node.address.is_unspecified(),
-        NodeDatapath::None | NodeDatapath::Leaving | NodeDatapath::Ipvs => false,
-    };
-    let peers = cluster
-        .nodes
-        .iter()
-        .filter(|(id, node)| *id != own && may_answer(node))
-        .map(|(_, node)| (node.address, node.hostname.clone()));
-    Some(Targets {
-        node_address: cluster.nodes.get(own)?.address,
-        vni: vni(&cluster.cluster_id),
-        port,
-        peers: peers.collect(),
-        keys: BTreeMap::new(),
-        routes: BTreeMap::new(),
-    })
-}
-
 /// Whether a command can change the data path to eBPF.
 fn can_result_in_ebpf(command: &control::Command) -> bool {
     match &command.request {
@@ -421,8 +393,6 @@ fn can_result_in_ebpf(command: &control::Command) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[test]
@@ -451,48 +421,5 @@ mod tests {
             let ready = ready_without_snapshot(waiting, adopted, source);
             assert_eq!(ready, None, "{waiting:?} {adopted} {source:?}");
         }
-    }
-
-    #[test]
-    fn peers_that_have_announced_no_data_path_are_probed_as_well() {
-        let node = |last, ready, datapath| {
-            let node = Node {
-                hostname: format!("n{last}"),
-                address: Ipv4Addr::new(192, 0, 2, last),
-                role: NodeRole::Worker,
-                ready,
-                weight: 1,
-                datapath,
-                silent: false,
-                release: String::new(),
-                keys: None,
-                drained: Default::default(),
-            };
-            (format!("id{last}"), node)
-        };
-        let mut cluster = Cluster {
-            cluster_id: "cluster".to_owned(),
-            nodes: [
-                node(1, true, NodeDatapath::Unknown),
-                node(2, true, NodeDatapath::Unknown),
-                node(3, false, NodeDatapath::Unknown),
-                node(4, true, NodeDatapath::Ebpf),
-                node(5, true, NodeDatapath::Ipvs),
-                node(6, true, NodeDatapath::None),
-                node(7, true, NodeDatapath::Leaving),
-            ]
-            .into(),
-            ..Cluster::default()
-        };
-        let targets = probe_targets(&cluster, "id1", 6081).unwrap();
-        assert_eq!(targets.node_address, Ipv4Addr::new(192, 0, 2, 1));
-        assert_eq!(targets.peers.values().collect::<Vec<_>>(), ["n2", "n4"]);
-
-        cluster.cluster_id.clear();
-        assert_eq!(
-            probe_targets(&cluster, "id1", 6081),
-            None,
-            "there is no snapshot yet"
-        );
     }
 }

@@ -198,6 +198,7 @@ impl Agent {
         Ok(Inputs::Member {
             cluster: Arc::clone(&source.cluster),
             local: Box::new(local),
+            probed: self.ladder.lock().kind(),
             service_address: self.options.service_address,
         })
     }

@@ -199,7 +199,7 @@ impl IpvsDatapath {
     }
 
     fn make_tunnel(&mut self, plan: TunnelPlan) -> Result<(), TunnelError> {
-        let idle = plan.remote.is_empty() && plan.local.is_empty();
+        let idle = self.state.backends.is_empty();
         let result = self.tunnel.apply(&plan);
         self.tunnel_plan = Some(plan);
         match result {
@@ -218,7 +218,10 @@ impl IpvsDatapath {
         // Persistence does not tie a client to a draining destination.
         self.sysctls.set("net/ipv4/vs/expire_quiescent_template", "1")?;
         // A replica's reply to a peer is routed again by the mesh address that IPVS writes into it.
-        self.sysctls.set("net/ipv4/vs/snat_reroute", "1")
+        self.sysctls.set("net/ipv4/vs/snat_reroute", "1")?;
+        // The agent's probes of its peers are ICMP echo requests, by a socket that needs no capability.
+        self.sysctls
+            .include("net/ipv4/ping_group_range", nix::unistd::getegid().as_raw())
     }
 
     /// Lets local processes' connections to 127.0.0.1 reach containers. The rules, which are in place before,

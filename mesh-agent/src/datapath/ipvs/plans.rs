@@ -1,14 +1,11 @@
 //! What IPVS needs besides its own table: the nftables rules, bridge ports and tunnel for a desired state.
 //! Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     IpvsOptions,
-    address::mesh_address,
+    address::{mesh_address, node_mesh_address, peers_mesh_addresses},
     kernel::VirtualService,
     rules::{Rules, Target},
     tunnel::TunnelPlan,
@@ -86,14 +83,18 @@ pub(super) fn replica_interfaces(state: &Desired) -> BTreeSet<u32> {
 
 /// The tunnel for a state; `None` while this node does not know which address its peers use for it.
 pub(super) fn tunnel(state: &Desired, options: &IpvsOptions) -> Option<TunnelPlan> {
+    let node_address = state.settings.node_address?;
+    let peers: BTreeSet<_> = state.peers.keys().copied().collect();
+    // The nodes themselves answer probes.
+    let nodes = peers_mesh_addresses(node_address, peers.iter().copied());
     let mut plan = TunnelPlan {
         bridge: options.bridge.clone(),
         vni: state.settings.vni,
         port: options.tunnel_port,
-        node_address: state.settings.node_address?,
-        peers: state.peers.keys().copied().collect(),
-        remote: BTreeMap::new(),
-        local: BTreeSet::new(),
+        node_address,
+        peers,
+        remote: nodes.into_iter().map(|(peer, address)| (address, peer)).collect(),
+        local: BTreeSet::from([node_mesh_address(node_address)]),
     };
     for (key, backend) in &state.backends {
         let address = mesh_address(key.address);
@@ -198,8 +199,10 @@ mod tests {
     #[test]
     fn the_tunnel_leads_each_mesh_address_to_its_node() {
         let plan = tunnel(&node(), &IpvsOptions::default()).unwrap();
-        assert_eq!(plan.local, [Ipv4Addr::new(250, 0, 0, 7)].into());
-        assert_eq!(plan.remote, [(Ipv4Addr::new(250, 0, 0, 8), PEER)].into());
+        let [replica, own] = [[250, 0, 0, 7], [251, 0, 2, 1]].map(Ipv4Addr::from);
+        assert_eq!(plan.local, [replica, own].into());
+        let [replica, node] = [[250, 0, 0, 8], [251, 0, 2, 2]].map(Ipv4Addr::from);
+        assert_eq!(plan.remote, [(replica, PEER), (node, PEER)].into());
         assert_eq!(plan.vni, 77);
         assert_eq!(tunnel(&Desired::default(), &IpvsOptions::default()), None);
     }
@@ -211,12 +214,13 @@ mod tests {
         new.peers.clear();
         new.remote.clear();
         // The address 250.0.0.7 has moved to the peer.
-        new.local.clear();
+        new.local.remove(&Ipv4Addr::new(250, 0, 0, 7));
         new.remote.insert(Ipv4Addr::new(250, 0, 0, 7), PEER);
         let both = widened(&old, &new);
         assert_eq!(both.peers, old.peers);
-        assert_eq!(both.remote.len(), 2);
-        assert!(both.local.is_empty(), "no address is both local and remote");
+        assert_eq!(both.remote.len(), 3);
+        let own = Ipv4Addr::new(251, 0, 2, 1);
+        assert_eq!(both.local, [own].into(), "no address is both local and remote");
         assert_eq!(widened(&old, &old), old);
     }
 }

@@ -72,6 +72,16 @@ impl Sysctls {
         self.write(name, value)
     }
 
+    /// Widens a setting that is a range of numbers so far that it includes this one. An empty range (such as
+    /// `1 0`) becomes this one alone.
+    pub(super) fn include(&mut self, name: &str, number: u32) -> Result<(), SysctlError> {
+        let found = self.read(name)?;
+        match found.and_then(|found| widened(&found, number)) {
+            Some(range) => self.set(name, &range),
+            None => Ok(()),
+        }
+    }
+
     /// Restores what was changed, and removes the record.
     pub(super) fn restore(&mut self) -> Result<(), SysctlError> {
         while let Some((name, value)) = self.before.pop_first() {
@@ -93,6 +103,19 @@ impl Sysctls {
             source,
         })
     }
+}
+
+/// The range with the number; `None` if it has it, or is no range.
+fn widened(range: &str, number: u32) -> Option<String> {
+    let mut ends = range.split_whitespace().map(str::parse::<u32>);
+    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
+        return None;
+    };
+    if first > last {
+        return Some(format!("{number} {number}"));
+    }
+    let is_in = (first..=last).contains(&number);
+    (!is_in).then(|| format!("{} {}", first.min(number), last.max(number)))
 }
 
 #[cfg(test)]
@@ -126,6 +149,24 @@ mod tests {
         assert_eq!(second.read("net/a").unwrap().as_deref(), Some("0"));
         assert_eq!(second.read("net/b").unwrap().as_deref(), Some("1"));
         assert!(!record.exists());
+    }
+
+    #[test]
+    fn a_range_is_widened_only_as_far_as_needed() {
+        for (range, number, expected) in [
+            ("1\t0", 0, Some("0 0")),
+            ("1\t0", 7, Some("7 7")),
+            ("1000\t2000", 0, Some("0 2000")),
+            ("1000\t2000", 3000, Some("1000 3000")),
+            ("0\t2147483647", 0, None),
+            ("off", 0, None),
+        ] {
+            assert_eq!(
+                widened(range, number).as_deref(),
+                expected,
+                "{range} with {number}"
+            );
+        }
     }
 
     #[test]

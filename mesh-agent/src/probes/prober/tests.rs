@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::*;
-use crate::probes::Route;
+use crate::probes::{Geneve, Route};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -21,17 +21,19 @@ const ANSWER: (usize, u8) = (10, 0x89);
 fn targets(port: u16) -> Targets {
     Targets {
         node_address: NODE,
-        vni: 7,
-        port,
         peers: BTreeMap::from([(PEER, "peer".to_owned())]),
-        keys: BTreeMap::new(),
-        routes: BTreeMap::from([(
-            PEER,
-            Route {
-                interface: 1,
-                mtu: 1500,
-            },
-        )]),
+        medium: Medium::Geneve(Geneve {
+            vni: 7,
+            port,
+            keys: BTreeMap::new(),
+            routes: BTreeMap::from([(
+                PEER,
+                Route {
+                    interface: 1,
+                    mtu: 1500,
+                },
+            )]),
+        }),
     }
 }
 

@@ -206,7 +206,7 @@ pub(super) fn clamp(rules: &Rules) -> Chain {
                         length: 1,
                         register: Register::First,
                     },
-                    Expression::MaskByte(Register::First, TCP_SYN),
+                    Expression::Mask(Register::First, vec![TCP_SYN]),
                     Expression::Unequal(Register::First, vec![0]),
                     Expression::Constant(Register::First, size.to_be_bytes().to_vec()),
                     Expression::ClampSegmentSize,

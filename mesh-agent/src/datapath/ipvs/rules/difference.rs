@@ -337,7 +337,7 @@ mod tests {
         let chain = old.chains.get_mut("service-1").unwrap();
         chain.rules[0]
             .expressions
-            .push(Expression::MaskByte(Register::First, 1));
+            .push(Expression::Mask(Register::First, vec![1]));
         let steps = difference(Some(&old), &new);
         assert_eq!(steps.len(), 2);
         assert_eq!(steps[0], Operation::Flush(Family::Ip, "service-1"));

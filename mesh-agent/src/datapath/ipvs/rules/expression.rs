@@ -35,7 +35,7 @@ pub(super) fn map(expression: &Expression) -> Option<&[String]> {
         Expression::Rotate(chains) => Some(chains),
         Expression::Meta(..)
         | Expression::Payload { .. }
-        | Expression::MaskByte(..)
+        | Expression::Mask(..)
         | Expression::Equal(..)
         | Expression::Unequal(..)
         | Expression::In(_)
@@ -77,14 +77,14 @@ pub(super) fn encode(family: Family, expression: &Expression, map: Option<u32>) 
                 .number(3, *offset)
                 .number(4, *length),
         ),
-        Expression::MaskByte(register, mask) => named(
+        Expression::Mask(register, mask) => named(
             "bitwise",
             new()
                 .number(1, *register as u32)
                 .number(2, *register as u32)
-                .number(3, 1)
-                .nested(4, new().byte(1, *mask))
-                .nested(5, new().byte(1, 0)),
+                .number(3, u32::try_from(mask.len()).unwrap_or(u32::MAX))
+                .nested(4, new().bytes(1, mask))
+                .nested(5, new().bytes(1, &vec![0; mask.len()])),
         ),
         Expression::Equal(register, value) => compare(*register, 0, value),
         Expression::Unequal(register, value) => compare(*register, 1, value),

@@ -1,7 +1,12 @@
 //! Building blocks of the mesh's rules. Pure; imports the rulesets' types and the mesh's networks.
 
+use std::net::Ipv4Addr;
+
 use super::ruleset::{Chain, Expression, Header, Hook, HookKind, Meta, Point, Register, Rule};
-use crate::{datapath::ipvs::address::MESH_NETWORK, model::Protocol};
+use crate::{
+    datapath::ipvs::address::{MESH_MASK, REPLICA_NETWORK},
+    model::Protocol,
+};
 
 /// `dstnat` and `srcnat` less one: before Docker's own chains.
 pub(super) const BEFORE_DOCKER_DESTINATION: i32 = -101;
@@ -35,11 +40,23 @@ pub(super) fn address(offset: u32) -> Expression {
 }
 
 pub(super) fn mesh_source() -> Vec<Expression> {
-    network(SOURCE_OFFSET, MESH_NETWORK)
+    mesh_network(SOURCE_OFFSET)
 }
 
 pub(super) fn mesh_destination() -> Vec<Expression> {
-    network(DESTINATION_OFFSET, MESH_NETWORK)
+    mesh_network(DESTINATION_OFFSET)
+}
+
+/// Matches the mesh addresses of replicas and of nodes.
+fn mesh_network(offset: u32) -> Vec<Expression> {
+    vec![
+        address(offset),
+        Expression::Mask(Register::First, MESH_MASK.octets().to_vec()),
+        Expression::Equal(
+            Register::First,
+            Ipv4Addr::new(REPLICA_NETWORK, 0, 0, 0).octets().to_vec(),
+        ),
+    ]
 }
 
 /// Matches a /8.

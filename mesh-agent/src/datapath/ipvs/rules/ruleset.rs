@@ -123,8 +123,8 @@ pub(super) enum Expression {
         length: u32,
         register: Register,
     },
-    /// Masks a register's first byte.
-    MaskByte(Register, u8),
+    /// Masks a register's first bytes.
+    Mask(Register, Vec<u8>),
     /// Matches a register's bytes.
     Equal(Register, Vec<u8>),
     /// Matches when the register has other bytes.

@@ -18,7 +18,7 @@ use super::TunnelPlan;
 use crate::{
     datapath::{
         ipvs::{
-            address::{MESH_NETWORK, MESH_PREFIX_BITS, peer_mac},
+            address::{MESH_NETWORKS, MESH_PREFIX_BITS, peer_mac},
             tunnel::DEVICE,
         },
         netlink::Message,
@@ -33,7 +33,6 @@ pub const TABLE: u32 = 0x004d_5348;
 /// The priority of the rule for that table: before any that others are likely to have.
 pub const RULE_PRIORITY: u32 = 77;
 
-pub(super) const MESH_PREFIX: Ipv4Addr = Ipv4Addr::new(MESH_NETWORK, 0, 0, 0);
 pub(super) const TABLE_MAIN: u32 = 254;
 pub(super) const TABLE_LOCAL: u32 = 255;
 const LOOPBACK: &str = "lo";
@@ -72,14 +71,14 @@ pub(super) enum Entry {
     },
     /// The route back to a peer, for packets from a mesh address.
     Back { bridge: u32, peer: Ipv4Addr },
-    /// Mesh addresses without a replica are unreachable, rather than sent out of an uplink.
-    Sink,
-    /// Packets that this node sends from a mesh address use the routes back.
+    /// Mesh addresses of this network that nothing has are unreachable, rather than sent out of an uplink.
+    Sink { network: u8 },
+    /// Packets that this node sends from a mesh address of this network use the routes back.
     ///
     /// The rule applies to packets of which the node itself is the sender: its replicas' replies are, once
     /// IPVS has written the mesh address into them. A strict reverse path filter makes the same look-up for
     /// what peers send, so it accepts those packets.
-    Rule,
+    Rule { network: u8 },
 }
 
 /// What identifies an entry in its table.
@@ -89,7 +88,7 @@ pub(super) enum EntryKey {
     Port(u32, MacAddress),
     Neighbour(u32, Ipv4Addr),
     Route(u32, Ipv4Addr),
-    Rule,
+    Rule(u8),
 }
 
 /// Every entry of a plan.
@@ -120,7 +119,8 @@ pub(super) fn wanted(plan: &TunnelPlan, interfaces: Interfaces) -> BTreeSet<Entr
     peers
         .chain(local)
         .chain(remote)
-        .chain([Entry::Sink, Entry::Rule])
+        .chain(MESH_NETWORKS.map(|network| Entry::Sink { network }))
+        .chain(MESH_NETWORKS.map(|network| Entry::Rule { network }))
         .collect()
 }
 
@@ -128,14 +128,14 @@ impl Entry {
     /// The message that adds the entry, replacing one with the same key.
     pub(super) fn add(&self) -> Message {
         let flags = match self {
-            Self::Rule => NLM_F_CREATE | NLM_F_EXCL,
+            Self::Rule { .. } => NLM_F_CREATE | NLM_F_EXCL,
             Self::Forward { .. }
             | Self::Port { .. }
             | Self::Neighbour { .. }
             | Self::Local { .. }
             | Self::Remote { .. }
             | Self::Back { .. }
-            | Self::Sink => NLM_F_CREATE | NLM_F_REPLACE,
+            | Self::Sink { .. } => NLM_F_CREATE | NLM_F_REPLACE,
         };
         Message::encode(
             &self.message(
@@ -168,8 +168,8 @@ impl Entry {
             Self::Local { address, .. } => EntryKey::Route(TABLE_LOCAL, address),
             Self::Remote { address, .. } => EntryKey::Route(TABLE_MAIN, address),
             Self::Back { peer, .. } => EntryKey::Route(TABLE, peer),
-            Self::Sink => EntryKey::Route(TABLE_MAIN, MESH_PREFIX),
-            Self::Rule => EntryKey::Rule,
+            Self::Sink { network } => EntryKey::Route(TABLE_MAIN, prefix(network)),
+            Self::Rule { network } => EntryKey::Rule(network),
         }
     }
 
@@ -212,7 +212,7 @@ impl Entry {
                 peer,
             } => route(route_to(address, bridge, TABLE_MAIN, Some(peer))),
             Self::Back { bridge, peer } => route(route_to(peer, bridge, TABLE, Some(peer))),
-            Self::Sink => {
+            Self::Sink { network } => {
                 let mut message = RouteMessage::default();
                 message.header = RouteHeader {
                     destination_prefix_length: MESH_PREFIX_BITS,
@@ -221,10 +221,10 @@ impl Entry {
                 };
                 message
                     .attributes
-                    .push(RouteAttribute::Destination(RouteAddress::Inet(MESH_PREFIX)));
+                    .push(RouteAttribute::Destination(RouteAddress::Inet(prefix(network))));
                 route(message)
             }
-            Self::Rule => rule(the_rule()),
+            Self::Rule { network } => rule(rule_for(network)),
         }
     }
 }
@@ -244,8 +244,14 @@ impl fmt::Display for Entry {
             Self::Local { address, .. } => write!(formatter, "the local route to {address}"),
             Self::Remote { address, peer, .. } => write!(formatter, "the route to {address} via {peer}"),
             Self::Back { peer, .. } => write!(formatter, "the route to {peer} in table {TABLE}"),
-            Self::Sink => write!(formatter, "the unreachable route for mesh addresses"),
-            Self::Rule => write!(formatter, "the routing rule for table {TABLE}"),
+            Self::Sink { network } => write!(formatter, "the unreachable route to {}", prefix(*network)),
+            Self::Rule { network } => {
+                write!(
+                    formatter,
+                    "the routing rule from {} to table {TABLE}",
+                    prefix(*network)
+                )
+            }
         }
     }
 }
@@ -310,13 +316,18 @@ fn route_header(table: u32) -> RouteHeader {
     }
 }
 
-fn the_rule() -> RuleMessage {
+/// A network of mesh addresses.
+pub(super) fn prefix(network: u8) -> Ipv4Addr {
+    Ipv4Addr::new(network, 0, 0, 0)
+}
+
+fn rule_for(network: u8) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.src_len = MESH_PREFIX_BITS;
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
-        RuleAttribute::Source(MESH_PREFIX.into()),
+        RuleAttribute::Source(prefix(network).into()),
         RuleAttribute::Iifname(LOOPBACK.to_owned()),
         RuleAttribute::Priority(RULE_PRIORITY),
         RuleAttribute::Table(TABLE),

@@ -1,6 +1,6 @@
 //! Recognising the mesh's entries in what the kernel lists. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -9,8 +9,11 @@ use netlink_packet_route::{
     rule::{RuleAttribute, RuleMessage},
 };
 
-use super::entry::{Entry, Interfaces, MESH_PREFIX, TABLE, TABLE_LOCAL, TABLE_MAIN, lasting, protocol};
-use crate::{datapath::ipvs::address::is_mesh_address, model::MacAddress};
+use super::entry::{Entry, Interfaces, TABLE, TABLE_LOCAL, TABLE_MAIN, lasting, prefix, protocol};
+use crate::{
+    datapath::ipvs::address::{MESH_NETWORKS, is_mesh_address},
+    model::MacAddress,
+};
 
 /// The requests that list the mesh's entries; without interfaces, only entries that outlive the device.
 pub(super) fn lists(interfaces: Option<Interfaces>) -> Vec<(&'static str, RouteNetlinkMessage)> {
@@ -42,10 +45,7 @@ pub(super) fn ours(message: &RouteNetlinkMessage, interfaces: Option<Interfaces>
         }
         RouteNetlinkMessage::NewNeighbour(message) => neighbour(message),
         RouteNetlinkMessage::NewRoute(message) => route(message),
-        RouteNetlinkMessage::NewRule(message) => message
-            .attributes
-            .contains(&RuleAttribute::Protocol(protocol()))
-            .then_some(Entry::Rule),
+        RouteNetlinkMessage::NewRule(message) => rule(message),
         _ => None,
     }
 }
@@ -95,6 +95,17 @@ fn mac(message: &NeighbourMessage) -> Option<MacAddress> {
     })
 }
 
+fn rule(message: &RuleMessage) -> Option<Entry> {
+    if !message.attributes.contains(&RuleAttribute::Protocol(protocol())) {
+        return None;
+    }
+    let network = message.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Source(IpAddr::V4(address)) => Some(address.octets()[0]),
+        _ => None,
+    })?;
+    Some(Entry::Rule { network })
+}
+
 fn route(message: &RouteMessage) -> Option<Entry> {
     if message.header.protocol != protocol() {
         return None;
@@ -111,8 +122,9 @@ fn route(message: &RouteMessage) -> Option<Entry> {
         }
     }
     let to = to?;
-    if (message.header.kind, to) == (RouteType::Unreachable, MESH_PREFIX) {
-        return Some(Entry::Sink);
+    if message.header.kind == RouteType::Unreachable {
+        let network = MESH_NETWORKS.into_iter().find(|network| prefix(*network) == to)?;
+        return Some(Entry::Sink { network });
     }
     let bridge = bridge?;
     match (table, gateway) {

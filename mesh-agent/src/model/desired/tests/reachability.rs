@@ -53,9 +53,12 @@ fn a_data_path_that_answers_probes_is_sent_to_before_it_is_announced() {
         let found = desired(&cluster, &local, SERVICE_ADDRESS);
         assert_eq!(found.services[&WEB].active, [key(11)], "{kind:?}");
     }
-    // IPVS nodes do not understand eBPF nodes.
+    // An answer proves the same on IPVS, and nothing where it is another kind's.
     cluster.nodes.get_mut("there").unwrap().datapath = NodeDatapath::Unknown;
     local.datapath = NodeDatapath::Ipvs;
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11), key(12)]);
+    local.forget_probes();
     let found = desired(&cluster, &local, SERVICE_ADDRESS);
     assert_eq!(found.services[&WEB].active, [key(11)]);
 }
