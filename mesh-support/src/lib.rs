@@ -4,6 +4,7 @@
 pub mod bpf;
 #[cfg(feature = "namespace")]
 pub mod command;
+pub mod duration;
 mod error;
 #[cfg(feature = "namespace")]
 pub mod namespace;
