@@ -14,6 +14,7 @@ pub mod datapath;
 pub mod discovery;
 pub mod docker;
 pub mod doctor;
+pub mod health;
 pub mod host_facts;
 pub mod mesh0;
 pub mod meshctl;

@@ -59,6 +59,7 @@ impl Introspect for Idle {
             refused_services: Default::default(),
             probes: Default::default(),
             drained: Default::default(),
+            failed: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

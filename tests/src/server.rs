@@ -1,13 +1,21 @@
 //! The server: HTTP that names the task and the client, bulk data in both directions, and UDP echo. Depends
 //! on `pattern`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
     body::Body,
     extract::{ConnectInfo, Query, State},
+    http::StatusCode,
     response::IntoResponse,
     routing::{get, post},
 };
@@ -47,7 +55,7 @@ struct DownloadQuery {
     bytes: u64,
 }
 
-/// Serves until SIGTERM.
+/// Serves until SIGTERM. SIGUSR1 turns over what `GET /healthy` answers: 200 at first, then 500.
 ///
 /// # Errors
 /// When a port is taken.
@@ -61,8 +69,18 @@ pub async fn serve(http_port: u16, udp_port: u16) -> Result<()> {
         .await
         .with_context(|| format!("could not listen on TCP port {http_port}"))?;
     tokio::spawn(echo(udp, Arc::clone(&task)));
+    let sick = Arc::new(AtomicBool::new(false));
+    tokio::spawn(turn_over(Arc::clone(&sick)));
+    let healthy = move || async move {
+        if sick.load(Ordering::Relaxed) {
+            StatusCode::INTERNAL_SERVER_ERROR
+        } else {
+            StatusCode::OK
+        }
+    };
     let router = Router::new()
         .route("/", get(hello))
+        .route("/healthy", get(healthy))
         .route("/upload", post(upload))
         .route("/download", get(download));
     let service = router
@@ -85,6 +103,17 @@ async fn stopped() {
     }
 }
 
+/// Turns it over at each SIGUSR1.
+async fn turn_over(sick: Arc<AtomicBool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut signal) = signal(SignalKind::user_defined1()) else {
+        return;
+    };
+    while signal.recv().await.is_some() {
+        sick.fetch_xor(true, Ordering::Relaxed);
+    }
+}
+
 fn task_name() -> String {
     std::env::var("TASK")
         .or_else(|_| std::env::var("HOSTNAME"))
@@ -103,7 +132,7 @@ async fn upload(State(task): State<Arc<str>>, body: Body) -> impl IntoResponse {
     let (mut bytes, mut hash) = (0, Sha256::new());
     while let Some(piece) = stream.next().await {
         let Ok(piece) = piece else {
-            return Err(axum::http::StatusCode::BAD_REQUEST);
+            return Err(StatusCode::BAD_REQUEST);
         };
         bytes += piece.len() as u64;
         hash.update(&piece);

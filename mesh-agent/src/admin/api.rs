@@ -23,6 +23,9 @@ pub struct Routes {
     pub node: String,
     /// Sorted by protocol, published port and task name.
     pub routes: Vec<Route>,
+    /// What is wrong with the services' labels and checks, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
 }
 
 /// One published port of a service with one of its replicas, or with none.

@@ -1,6 +1,10 @@
 //! What the doctor gets to know of the running agent: computed from a view of it. Pure.
 
-use super::{View, status::missing_hooks};
+use super::{
+    View,
+    health::{failing_lines, invalid_labels},
+    status::missing_hooks,
+};
 use crate::{
     datapath::Mode,
     doctor::{PeerFacts, Running},
@@ -31,7 +35,13 @@ pub(super) fn running(view: &View) -> Running {
             })
             .collect(),
         probe_trouble: view.probes.trouble.clone(),
-        problems: view.datapath_errors.clone(),
+        problems: view
+            .datapath_errors
+            .iter()
+            .cloned()
+            .chain(failing_lines(view))
+            .chain(invalid_labels(view))
+            .collect(),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod client;
 pub mod control;
 mod drained;
 mod examined;
+pub mod health;
 pub mod routes;
 pub mod server;
 pub mod status;

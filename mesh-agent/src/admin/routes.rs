@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use super::{
     View,
     api::{self, Route, RouteBackend, RouteState, Routes},
+    health::{failing_lines, invalid_labels},
 };
 use crate::{
     datapath::{Counters, Traffic, UNANSWERED_LIMIT},
@@ -36,6 +37,10 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
         version: api::VERSION,
         node: view.node.clone(),
         routes,
+        notices: failing_lines(view)
+            .into_iter()
+            .chain(invalid_labels(view))
+            .collect(),
     }
 }
 
@@ -56,7 +61,9 @@ fn service_routes(
                 BackendState::Active => RouteState::Active,
                 BackendState::Draining => RouteState::Draining,
             },
-            reason: backend_reason(view, backend)
+            reason: drained(view, backend)
+                .or_else(|| failed(view, backend))
+                .or_else(|| backend_reason(view, backend))
                 .or_else(|| unanswered(counters, backend_key))
                 .unwrap_or_default(),
             traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),
@@ -166,10 +173,17 @@ fn drained(view: &View, backend: &Backend) -> Option<String> {
     ))
 }
 
+/// A replica that fails its check.
+fn failed(view: &View, backend: &Backend) -> Option<String> {
+    let reason = view.checks().failure(&backend.task)?;
+    let tried = match backend.state {
+        BackendState::Active => "; tried all the same, as every replica fails",
+        BackendState::Draining => "",
+    };
+    Some(format!("failed its check: {reason}{tried}"))
+}
+
 fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
-    if let Some(reason) = drained(view, backend) {
-        return Some(reason);
-    }
     let Location::Remote(address) = backend.location else {
         return None;
     };
@@ -276,7 +290,34 @@ fn answers_probes(view: &View, node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::view::fixture;
+    use crate::admin::{health::tests::with_failures, view::fixture};
+
+    #[test]
+    fn a_replica_that_fails_its_check_is_shown_with_the_reason() {
+        let counters = Counters::default();
+        let shown = |own: bool| {
+            let mut view = with_failures(own);
+            let mut desired = (*view.desired).clone();
+            let backend = desired.backends.values_mut().find(|backend| backend.task == "t2");
+            backend.unwrap().state = if own {
+                BackendState::Active
+            } else {
+                BackendState::Draining
+            };
+            view.desired = desired.into();
+            let answer = routes(&view, &counters);
+            let mut rows = answer.routes.iter();
+            let is_there = |row: &&Route| {
+                row.backend
+                    .as_ref()
+                    .is_some_and(|backend| backend.task_id == "t2")
+            };
+            (rows.find(is_there).unwrap().reason.clone(), answer.notices.len())
+        };
+        assert_eq!(shown(false), ("failed its check: HTTP status 500".to_owned(), 0));
+        let all = "failed its check: HTTP status 500; tried all the same, as every replica fails";
+        assert_eq!(shown(true), (all.to_owned(), 1));
+    }
 
     #[test]
     fn a_drained_replica_is_shown_with_the_command_that_ends_it() {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 use super::{
     View,
     api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
+    health::{failing_lines, invalid_labels},
 };
 use crate::{
     model::{BackendState, NoHook},
@@ -142,6 +143,12 @@ fn errors(view: &View) -> Vec<String> {
         .metrics_trouble
         .iter()
         .map(|trouble| format!("metrics: {trouble}"));
+    let health = failing_lines(view)
+        .into_iter()
+        .map(|line| format!("health: {line}"));
+    let labels = invalid_labels(view)
+        .into_iter()
+        .map(|line| format!("labels: {line}"));
     docker
         .chain(source)
         .chain(datapath)
@@ -149,6 +156,8 @@ fn errors(view: &View) -> Vec<String> {
         .chain(isolated)
         .chain(probes)
         .chain(metrics)
+        .chain(health)
+        .chain(labels)
         .collect()
 }
 
@@ -253,6 +262,10 @@ mod tests {
         view.source.trouble = Some("no manager answers".to_owned());
         view.datapath_errors = vec!["attach to eth0".to_owned()];
         view.metrics_trouble = Some("the port is taken".to_owned());
+        let mut cluster = (*view.source.cluster).clone();
+        let web = cluster.services.get_mut("web-id").unwrap();
+        web.invalid_labels = vec!["label mesh.health=x of service web".to_owned()];
+        view.source.cluster = cluster.into();
         view.without_hook = BTreeMap::from([(
             Ipv4Addr::new(192, 168, 0, 2),
             NoHook {
@@ -271,7 +284,8 @@ mod tests {
                 "network: no hook on wg0, which leads to n2: no MAC address; nothing is sent to them by the mesh, and \
                  this node announces no data path",
                 "probes: the port is in use",
-                "metrics: the port is taken"
+                "metrics: the port is taken",
+                "labels: label mesh.health=x of service web"
             ]
         );
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
-    model::{Desired, Drained, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
+    model::{Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
     probes::ProbeReport,
     source::SourceState,
 };
@@ -38,6 +38,8 @@ pub struct View {
     pub probes: ProbeReport,
     /// The replicas that an operator drains on this node.
     pub drained: Drained,
+    /// The replicas on this node that fail their check.
+    pub failed: FailedChecks,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -50,6 +52,18 @@ pub struct View {
     pub ready_without_snapshot: Option<String>,
     /// When the agent started.
     pub started: SystemTime,
+}
+
+impl View {
+    /// The checks of all replicas, as this node knows them.
+    #[must_use]
+    pub fn checks(&self) -> Checks<'_> {
+        Checks {
+            cluster: &self.source.cluster,
+            own: &self.node,
+            failed: &self.failed,
+        }
+    }
 }
 
 /// Read access to the agent for the admin API and the metrics.
@@ -105,6 +119,8 @@ pub(crate) mod fixture {
             release: String::new(),
             keys: None,
             drained: Default::default(),
+            failed: Default::default(),
+            invalid_labels: Vec::new(),
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),
@@ -114,6 +130,8 @@ pub(crate) mod fixture {
                 target,
             }],
             balance: Balance::default(),
+            health: None,
+            invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {
             service: "web-id".to_owned(),
@@ -229,6 +247,7 @@ pub(crate) mod fixture {
             refused_services: BTreeMap::new(),
             probes: probes(started),
             drained: Drained::default(),
+            failed: FailedChecks::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

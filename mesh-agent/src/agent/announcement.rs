@@ -177,6 +177,8 @@ mod tests {
             release: String::new(),
             keys: None,
             drained: Default::default(),
+            failed: Default::default(),
+            invalid_labels: Vec::new(),
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

@@ -221,7 +221,8 @@ fn left_without<'a>(
         } else {
             node.is_some_and(|node| serves(node) && !node.drained.contains(id))
         };
-        task.state == TaskState::Active && serves
+        let fails = node.is_some_and(|node| node.failed.reason(id).is_some());
+        task.state == TaskState::Active && serves && !fails
     };
     let has = |service: &ServiceId, drained: &Drained| {
         let mut tasks = cluster.tasks.iter();

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use crate::{
     datapath::DatapathKind,
-    model::{Cluster, Desired, Local, NoHook, desired::desired},
+    model::{
+        Checks, Cluster, Desired, Local, NoHook, ServiceKey,
+        desired::{desired, failing_open},
+    },
 };
 
 /// The cluster, and what the node has found out about itself.
@@ -27,6 +30,21 @@ impl Inputs {
         match (self, kind) {
             (Self::Member { local, .. }, DatapathKind::Ebpf) => local.without_hook.clone(),
             (Self::Member { .. } | Self::Outside, DatapathKind::Ebpf | DatapathKind::Ipvs) => BTreeMap::new(),
+        }
+    }
+
+    /// The services of a desired state all of whose replicas fail their check.
+    pub(super) fn failing_services(&self, desired: &Desired) -> Vec<ServiceKey> {
+        match self {
+            Self::Outside => Vec::new(),
+            Self::Member { cluster, local, .. } => {
+                let checks = Checks {
+                    cluster,
+                    own: &local.node,
+                    failed: &local.failed,
+                };
+                failing_open(desired, checks)
+            }
         }
     }
 

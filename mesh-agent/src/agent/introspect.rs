@@ -66,6 +66,7 @@ impl Introspection {
             refused_services: Default::default(),
             probes: ProbeReport::default(),
             drained: Default::default(),
+            failed: Default::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
             metrics_trouble: None,

@@ -7,7 +7,7 @@ mod settings;
 mod targets;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -35,7 +35,7 @@ use super::{
 use crate::{
     config::{OnStop, Reloader, RunOptions},
     metrics::Metrics,
-    model::{Desired, NoHook},
+    model::{Desired, NoHook, ServiceKey},
     process::Ended,
 };
 
@@ -68,6 +68,8 @@ pub(super) struct Agent {
     /// Whether it counted as ready without a snapshot of the cluster when it was last asked.
     ready_without_snapshot: bool,
     logged_failures: Vec<String>,
+    /// The services all of whose replicas fail their check.
+    failing_services: BTreeSet<ServiceKey>,
 
     introspection: Arc<Introspection>,
     metrics: Metrics,
@@ -110,6 +112,7 @@ impl Agent {
             logged_waiting: None,
             ready_without_snapshot: false,
             logged_failures: Vec::new(),
+            failing_services: BTreeSet::new(),
             introspection,
             metrics,
             refused_seen: 0,

@@ -23,9 +23,9 @@ use crate::{
         network::{Interest, NetworkOptions, watch_network},
     },
     docker::Docker,
-    doctor,
+    doctor, health,
     metrics::{self, Metrics},
-    model::{Drained, KeyId, NodeDatapath},
+    model::{Drained, FailedChecks, KeyId, NodeDatapath},
     probes::{self, ProbeReport},
     source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
 };
@@ -40,6 +40,8 @@ pub(super) struct Parts {
     pub(super) interest: watch::Sender<Interest>,
     pub(super) probes: watch::Receiver<ProbeReport>,
     pub(super) probe_targets: watch::Sender<Option<probes::Targets>>,
+    pub(super) failed: watch::Receiver<FailedChecks>,
+    pub(super) check_targets: watch::Sender<health::Targets>,
     pub(super) hints: SourceHints,
     pub(super) engine_hint: HintHandle,
     pub(super) commands: mpsc::Receiver<control::Command>,
@@ -90,6 +92,11 @@ impl Parts {
             probes::probe(targets, listeners.probes, shutdown.clone()),
         );
 
+        let (check_targets, targets) = watch::channel(health::Targets::new());
+        let (failed_sender, failed) = watch::channel(FailedChecks::default());
+        let checks = health::check(targets, failed_sender, shutdown.clone());
+        supervisor.spawn("health checks", checks);
+
         let (engine_sender, engine) = watch::channel(EngineReport::new(source.member()));
         let engine_hint = HintHandle::new();
         let follow = membership::follow(
@@ -116,6 +123,7 @@ impl Parts {
             announcement: channels.announcement,
             keys: channels.keys,
             drained: channels.drained,
+            failed: failed.clone(),
             acknowledged: channels.acknowledged,
             is_up: channels.is_up,
             engine: engine.clone(),
@@ -133,6 +141,8 @@ impl Parts {
             interest,
             probes,
             probe_targets,
+            failed,
+            check_targets,
             hints,
             engine_hint,
             commands: listeners.commands,

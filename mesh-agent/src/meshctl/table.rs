@@ -20,6 +20,14 @@ const STALE_SECONDS: f64 = 10.0;
 
 /// The table of routes; `*` stands for all addresses of the node unless `all_frontends`.
 pub(super) fn routes(answer: &Routes, all_frontends: bool) -> String {
+    let mut output = route_rows(answer, all_frontends);
+    for notice in &answer.notices {
+        let _ = write!(output, "\n\nproblem: {notice}");
+    }
+    output
+}
+
+fn route_rows(answer: &Routes, all_frontends: bool) -> String {
     if answer.routes.is_empty() {
         return "no routes".to_owned();
     }
@@ -384,6 +392,7 @@ mod tests {
         Routes {
             version: 1,
             node: "n1".to_owned(),
+            notices: Vec::new(),
             routes: vec![
                 route("web", Some(backend), RouteState::Active, ""),
                 route("idle", None, RouteState::NoBackend, "no task runs"),

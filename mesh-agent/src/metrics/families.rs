@@ -5,7 +5,12 @@ use std::time::SystemTime;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::{
-    admin::{View, routes::backend_address, status::seconds_between},
+    admin::{
+        View,
+        health::{failing_services, invalid_labels},
+        routes::backend_address,
+        status::seconds_between,
+    },
     datapath::{Counters, Traffic},
     model::{BackendState, ServiceKey},
 };
@@ -134,8 +139,21 @@ fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
             sample(&mut in_state, with(&labels, "state", state.name()), count as u64);
         }
     }
+    let mut all_failed = gauge(
+        "mesh_service_all_checks_failed",
+        "1 while every replica of the service that this node could choose fails its check, so that all are tried. \
+         Absent for services without the label mesh.health.",
+    );
+    let failing = failing_services(view);
+    for (key, service) in &view.desired.services {
+        let listed = view.source.cluster.services.get(&service.id);
+        if listed.is_some_and(|service| service.health.is_some()) {
+            let labels = service_labels(*key, &service.name);
+            sample(&mut all_failed, labels, u64::from(failing.contains(key)));
+        }
+    }
     let mut families = Vec::from(traffic.into_families());
-    families.push(in_state);
+    families.extend([in_state, all_failed]);
     families
 }
 
@@ -155,6 +173,11 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         "TCP connections that the backend was asked to open on this node since it last answered one. From 3 on it is \
          passed over while others answer.",
     );
+    let mut failed = gauge(
+        "mesh_backend_check_failed",
+        "1 while the replica fails the check that its service's label mesh.health asks for, as its node found. Absent \
+         for services without the label.",
+    );
     for (key, backend) in &view.desired.backends {
         let Some(service) = view.desired.services.get(&key.service) else {
             continue;
@@ -165,6 +188,11 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         traffic.add(&labels, &counted, u64::from(backend.weight));
         let asked = counters.unanswered.get(key).copied().unwrap_or(0);
         sample(&mut unanswered, labels.clone(), asked);
+        let checked = view.source.cluster.services.get(&service.id);
+        if checked.is_some_and(|service| service.health.is_some()) {
+            let fails = view.checks().failure(&backend.task).is_some();
+            sample(&mut failed, labels.clone(), u64::from(fails));
+        }
         for state in BackendState::ALL {
             let value = u64::from(state == backend.state);
             sample(&mut in_state, with(&labels, "state", state.name()), value);
@@ -176,7 +204,7 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         sample(&mut info, labels, 1);
     }
     let mut families = Vec::from(traffic.into_families());
-    families.extend([in_state, info, unanswered]);
+    families.extend([in_state, info, unanswered, failed]);
     families
 }
 
@@ -314,13 +342,18 @@ fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {
     }
     let mut peers = gauge("mesh_peers", "Number of other nodes in the cluster.");
     sample(&mut peers, Vec::new(), view.desired.peers.len() as u64);
+    let mut invalid = gauge(
+        "mesh_invalid_labels",
+        "Number of the mesh's labels on services and nodes that have an invalid value; `meshctl status` lists them.",
+    );
+    sample(&mut invalid, Vec::new(), invalid_labels(view).len() as u64);
     let mut build = gauge("mesh_build_info", "Always 1. Label: the version of the agent.");
     sample(
         &mut build,
         vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
         1,
     );
-    vec![revision, age, peers, build]
+    vec![revision, age, peers, invalid, build]
 }
 
 fn service_labels(key: ServiceKey, name: &str) -> Labels {

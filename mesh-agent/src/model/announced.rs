@@ -30,6 +30,7 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
             node.address = last.address;
             node.release = last.release;
             node.drained = last.drained;
+            node.failed = last.failed;
         }
     }
 }
@@ -74,6 +75,8 @@ mod tests {
             release: String::new(),
             keys: None,
             drained: Default::default(),
+            failed: Default::default(),
+            invalid_labels: Vec::new(),
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, Drained, KeyId, NodeDatapath};
+use super::{Balance, Drained, FailedChecks, HealthCheck, KeyId, NodeDatapath};
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
@@ -59,6 +59,12 @@ pub struct Node {
     /// The replicas that an operator drains there, as its agent announced them.
     #[serde(default, skip_serializing_if = "Drained::is_empty")]
     pub drained: Drained,
+    /// The replicas there that fail the check that their service asks for, as its agent announced them.
+    #[serde(default, skip_serializing_if = "FailedChecks::is_empty")]
+    pub failed: FailedChecks,
+    /// Its labels that have an invalid value, and what applies instead, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invalid_labels: Vec<String>,
 }
 
 fn one() -> u32 {
@@ -85,6 +91,12 @@ pub struct Service {
     /// How new connections are spread (labels `mesh.scheduler` and `mesh.affinity`).
     #[serde(default)]
     pub balance: Balance,
+    /// How its replicas are checked, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+    /// Its labels that have an invalid value, and what applies instead, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invalid_labels: Vec<String>,
 }
 
 /// One published port: `-p published:target/protocol`.

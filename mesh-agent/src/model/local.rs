@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drained, Node, NodeDatapath, NodeId, TaskId};
+use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Local {
     /// The replicas that an operator drains on this node.
     #[serde(default)]
     pub drained: Drained,
+    /// The replicas on this node that fail the check that their service asks for.
+    #[serde(default)]
+    pub failed: FailedChecks,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
 }

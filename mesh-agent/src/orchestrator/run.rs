@@ -386,6 +386,8 @@ mod tests {
             release: String::new(),
             keys: None,
             drained: Default::default(),
+            failed: Default::default(),
+            invalid_labels: Vec::new(),
         };
         let nodes = ["own", "other"].map(|name| (name.to_owned(), node(name)));
         let mut snapshot = model::Cluster {

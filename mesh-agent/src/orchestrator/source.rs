@@ -39,9 +39,13 @@ pub(super) fn snapshot(
         .values()
         .map(|node| {
             let (weight, error) = labels::weight(&node.hostname, &node.labels);
+            let invalid_label = error.as_ref().map(labels::LabelError::to_string);
             label_errors.extend(error);
             let registration = registrations.get(&node.id);
-            (node.id.to_string(), snapshot_node(node, registration, weight))
+            (
+                node.id.to_string(),
+                snapshot_node(node, registration, weight, invalid_label),
+            )
         })
         .collect();
     let mut services = BTreeMap::new();
@@ -60,13 +64,15 @@ pub(super) fn snapshot(
             continue;
         }
         let name = &service.spec.name;
-        let (balance, errors) = labels::balance(name, &service.spec.labels);
-        label_errors.extend(errors);
+        let labels = labels::orchestrated(name, &service.spec.labels);
         let service = Service {
             name: name.clone(),
             ports,
-            balance,
+            balance: labels.balance,
+            health: labels.health,
+            invalid_labels: labels.errors.iter().map(labels::LabelError::to_string).collect(),
         };
+        label_errors.extend(labels.errors);
         services.insert(id.to_string(), service);
     }
     let mut tasks = BTreeMap::new();
@@ -88,7 +94,12 @@ pub(super) fn snapshot(
     (cluster, label_errors)
 }
 
-fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weight: u32) -> Node {
+fn snapshot_node(
+    node: &objects::Node,
+    registration: Option<&Registration>,
+    weight: u32,
+    invalid_label: Option<String>,
+) -> Node {
     let address = registration
         .map(|registration| registration.address.as_str())
         .filter(|address| !address.is_empty())
@@ -108,6 +119,8 @@ fn snapshot_node(node: &objects::Node, registration: Option<&Registration>, weig
         release: registration.map_or_else(String::new, |registration| registration.release.clone()),
         keys: None,
         drained: registration.map(drained).unwrap_or_default(),
+        failed: Default::default(),
+        invalid_labels: invalid_label.into_iter().collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::SourceState;
-use crate::model::{Cluster, Drained, KeyId, Node, NodeDatapath, NodeId};
+use crate::model::{Cluster, Drained, FailedChecks, KeyId, Node, NodeDatapath, NodeId};
 
 /// The announcements of all nodes; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +48,8 @@ pub(super) struct Announced {
     pub(super) keys: Option<Vec<KeyId>>,
     /// The replicas that an operator drains on the node.
     pub(super) drained: Drained,
+    /// The replicas on the node that fail their check.
+    pub(super) failed: FailedChecks,
 }
 
 #[cfg(test)]
@@ -96,7 +98,7 @@ impl Announcements {
         }
     }
 
-    /// Announces this manager's own node whenever `datapath` or `drained` changes, until a sender is gone.
+    /// Announces this manager's own node whenever something of it changes, until a sender is gone.
     pub(crate) async fn announce_for(
         &self,
         node: &str,
@@ -104,6 +106,7 @@ impl Announcements {
         mut datapath: watch::Receiver<NodeDatapath>,
         mut keys: watch::Receiver<Vec<KeyId>>,
         mut drained: watch::Receiver<Drained>,
+        mut failed: watch::Receiver<FailedChecks>,
     ) {
         let session = self.open(node);
         loop {
@@ -113,11 +116,13 @@ impl Announcements {
                 release: crate::RELEASE.to_owned(),
                 keys: known_keys(Some(keys.borrow_and_update().clone())),
                 drained: drained.borrow_and_update().clone(),
+                failed: failed.borrow_and_update().clone(),
             });
             let changed = tokio::select! {
                 changed = datapath.changed() => changed,
                 changed = keys.changed() => changed,
                 changed = drained.changed() => changed,
+                changed = failed.changed() => changed,
             };
             if changed.is_err() {
                 // The agent is ending.
@@ -232,6 +237,7 @@ fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
                 release: announced.release,
                 keys: announced.keys,
                 drained: announced.drained,
+                failed: announced.failed,
                 ..node.clone()
             };
             (new != *node).then(|| (id.clone(), new))
@@ -259,6 +265,8 @@ mod tests {
                 release: String::new(),
                 keys: None,
                 drained: Default::default(),
+                failed: Default::default(),
+                invalid_labels: Vec::new(),
             };
             (id.to_owned(), node)
         };

@@ -1,8 +1,10 @@
 //! The mesh's labels on services and nodes. Pure.
 
+mod health;
+
 use crate::{
     docker::api::Labels,
-    model::{Algorithm, Balance},
+    model::{Algorithm, Balance, HealthCheck, PublishedPort},
 };
 
 /// On a service: the balancing algorithm.
@@ -22,14 +24,50 @@ const MAX_WEIGHT: u32 = 100;
 pub(crate) struct LabelError {
     /// Whose label, e.g. `service web`.
     whose: String,
-    label: &'static str,
+    label: String,
     value: String,
     expected: String,
-    instead: &'static str,
+    instead: String,
+}
+
+/// What a service's labels ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ServiceLabels {
+    pub(crate) balance: Balance,
+    pub(crate) health: Option<HealthCheck>,
+    /// The invalid ones.
+    pub(crate) errors: Vec<LabelError>,
+}
+
+/// What the labels of a service with these published ports ask for.
+pub(crate) fn service(name: &str, labels: &Labels, ports: &[PublishedPort]) -> ServiceLabels {
+    let (balance, mut errors) = balance(name, labels);
+    let (health, more) = health::health(name, labels, ports);
+    errors.extend(more);
+    ServiceLabels {
+        balance,
+        health,
+        errors,
+    }
+}
+
+/// What the labels of a service ask for whose replicas the orchestrator checks itself.
+#[cfg_attr(
+    not(feature = "orchestrator"),
+    expect(dead_code, reason = "for the orchestrator")
+)]
+pub(crate) fn orchestrated(name: &str, labels: &Labels) -> ServiceLabels {
+    let (balance, mut errors) = balance(name, labels);
+    errors.extend(health::refused(name, labels));
+    ServiceLabels {
+        balance,
+        health: None,
+        errors,
+    }
 }
 
 /// How a service is balanced, and the labels of it that are invalid.
-pub(crate) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
+fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
     let mut errors = Vec::new();
     let whose = || format!("service {name}");
     let mut balance = Balance::default();
@@ -41,10 +79,10 @@ pub(crate) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>)
             Some(algorithm) => balance.algorithm = algorithm,
             None => errors.push(LabelError {
                 whose: whose(),
-                label: SCHEDULER,
+                label: SCHEDULER.to_owned(),
                 value: shown(value),
                 expected: format!("one of {}", Algorithm::ALL.map(Algorithm::name).join(", ")),
-                instead: "rr",
+                instead: "rr".to_owned(),
             }),
         }
     }
@@ -53,10 +91,10 @@ pub(crate) fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>)
             Some(seconds) => balance.affinity = Some(seconds),
             None => errors.push(LabelError {
                 whose: whose(),
-                label: AFFINITY,
+                label: AFFINITY.to_owned(),
                 value: shown(value),
                 expected: format!("seconds from 1 to {MAX_AFFINITY}"),
-                instead: "no affinity",
+                instead: "no affinity".to_owned(),
             }),
         }
     }
@@ -73,10 +111,10 @@ pub(crate) fn weight(name: &str, labels: &Labels) -> (u32, Option<LabelError>) {
         None => {
             let error = LabelError {
                 whose: format!("node {name}"),
-                label: WEIGHT,
+                label: WEIGHT.to_owned(),
                 value: shown(value),
                 expected: format!("a number from 1 to {MAX_WEIGHT}"),
-                instead: "1",
+                instead: "1".to_owned(),
             };
             (1, Some(error))
         }

@@ -78,6 +78,8 @@ impl<'a> Mesh<'a> {
                     release: String::new(),
                     keys: None,
                     drained: Default::default(),
+                    failed: Default::default(),
+                    invalid_labels: Vec::new(),
                 };
                 (node.netns.name.clone(), cluster_node)
             })

@@ -56,7 +56,7 @@ fn drained(fixture: &Fixture) -> Result<()> {
 }
 
 /// Waits until no node sends new connections to the task.
-fn until_avoided(fixture: &Fixture, task: &str) -> Result<()> {
+pub(crate) fn until_avoided(fixture: &Fixture, task: &str) -> Result<()> {
     for node in fixture.lab.nodes() {
         let url = fixture.url(node, HTTP)?;
         let limit = Duration::from_secs(3) * patience();

@@ -16,6 +16,7 @@ use crate::group::{Group, Shared};
 mod basics;
 mod beside;
 mod changes;
+mod checks;
 mod datapath_change;
 mod drains;
 mod expect;
@@ -41,6 +42,7 @@ const DEFAULT: Group = Group {
     stories: &[
         basics::STORIES,
         drains::STORIES,
+        checks::STORIES,
         changes::STORIES,
         hostile::STORIES,
     ],

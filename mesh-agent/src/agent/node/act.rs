@@ -18,7 +18,7 @@ use crate::{
     agent::{membership::Membership, service_manager},
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
-    mesh0,
+    health, mesh0,
     model::{NodeRole, desired::vni},
     probes::{self, Geneve},
     source::SourceState,
@@ -62,6 +62,7 @@ impl Agent {
             Ok(()) = self.parts.containers.changed() => Event::Changed,
             Ok(()) = self.parts.network.changed() => Event::Changed,
             Ok(()) = self.parts.probes.changed() => Event::Changed,
+            Ok(()) = self.parts.failed.changed() => Event::Changed,
             Ok(()) = self.parts.workers.changed() => Event::Workers,
             Some(command) = self.parts.commands.recv() => Event::Command(command),
             () = retry => Event::Changed,
@@ -91,6 +92,7 @@ impl Agent {
         self.converge();
         self.change_over().await;
         self.update_probe_targets();
+        self.update_check_targets();
         self.publish();
         if let Some((result, answer)) = answer {
             // The client may have disconnected.
@@ -223,6 +225,22 @@ impl Agent {
         });
     }
 
+    /// Passes on which replicas of this node to check, and how.
+    fn update_check_targets(&self) {
+        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+        let containers = self.parts.containers.borrow().containers.clone();
+        let new = match &self.membership {
+            Membership::Member(member) => health::targets(&cluster, &member.node, &containers),
+            Membership::Unknown => return,
+            Membership::Outside => health::Targets::new(),
+        };
+        self.parts.check_targets.send_if_modified(|targets| {
+            let changed = *targets != new;
+            *targets = new;
+            changed
+        });
+    }
+
     /// The routes to the peers that are resolved.
     fn routes_to_peers(&self) -> BTreeMap<Ipv4Addr, probes::Route> {
         let network = self.parts.network.borrow();
@@ -298,6 +316,7 @@ impl Agent {
         // borrows again. With a sender waiting in between, that would wait for ever.
         let source = self.parts.source.borrow().clone();
         let probes = self.parts.probes.borrow().clone();
+        let failed = self.parts.failed.borrow().clone();
         let containers_trouble = self.parts.containers.borrow().trouble.clone();
         let docker_trouble = self.parts.engine.borrow().trouble.clone();
         self.introspection.publish(View {
@@ -314,6 +333,7 @@ impl Agent {
             refused_services,
             probes,
             drained: self.drains.current(),
+            failed,
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),

@@ -17,7 +17,7 @@ use crate::{
         membership::Membership,
         service_manager,
     },
-    model::{Local, NoHook, NodeDatapath, TunnelKeys},
+    model::{Desired, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
     source::SourceState,
 };
 
@@ -81,6 +81,7 @@ impl Agent {
             );
         }
         self.log_failures();
+        self.log_failing_services(&inputs, &desired);
         if round.failed == 0 && source.revision != self.applied_revision {
             // The first snapshot may describe an old change, so its age is not a programming time.
             if !first
@@ -193,6 +194,7 @@ impl Agent {
             silent: probes.silent(),
             lost: probes.lost(),
             drained: self.drains.current(),
+            failed: self.parts.failed.borrow_and_update().clone(),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {
@@ -201,6 +203,27 @@ impl Agent {
             probed: self.ladder.lock().kind(),
             service_address: self.options.service_address,
         })
+    }
+
+    /// Logs once that all replicas of a service fail their check, and once that one passes again.
+    fn log_failing_services(&mut self, inputs: &Inputs, desired: &Desired) {
+        let failing: BTreeSet<_> = inputs.failing_services(desired).into_iter().collect();
+        let name = |key: &ServiceKey| desired.services.get(key).map(|service| service.name.clone());
+        for key in failing.difference(&self.failing_services) {
+            error!(
+                service = name(key),
+                port = key.port,
+                "every replica of a service fails its check: new connections go to all of them"
+            );
+        }
+        for key in self.failing_services.difference(&failing) {
+            info!(
+                service = name(key),
+                port = key.port,
+                "not every replica of the service fails its check any more"
+            );
+        }
+        self.failing_services = failing;
     }
 
     /// Logs each refusal once, and once that there is none any more.

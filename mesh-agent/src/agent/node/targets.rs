@@ -68,6 +68,8 @@ mod tests {
                 release: String::new(),
                 keys: None,
                 drained: Default::default(),
+                failed: Default::default(),
+                invalid_labels: Vec::new(),
             };
             (format!("id{last}"), node)
         };

@@ -21,7 +21,7 @@ use crate::{
     config::RunOptions,
     discovery::{ContainerState, Scheduler},
     docker::Docker,
-    model::{Drained, KeyId, NodeDatapath},
+    model::{Drained, FailedChecks, KeyId, NodeDatapath},
     process::Ended,
     source::{Acknowledged, FeedServerStatus, SourceState},
 };
@@ -69,6 +69,8 @@ pub(super) struct Channels {
     pub(super) keys: watch::Receiver<Vec<KeyId>>,
     /// The replicas that are drained on this node.
     pub(super) drained: watch::Receiver<Drained>,
+    /// The replicas on this node that fail their check.
+    pub(super) failed: watch::Receiver<FailedChecks>,
     /// Who has acknowledged the data path.
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     /// Whether the data path is up.

@@ -157,6 +157,7 @@ impl Running {
             self.channels.announcement.clone(),
             self.channels.keys.clone(),
             self.channels.drained.clone(),
+            self.channels.failed.clone(),
         );
         tokio::join!(
             source.run(stop.clone()),
@@ -219,6 +220,7 @@ impl Running {
             announcement: self.channels.announcement.clone(),
             keys: self.channels.keys.clone(),
             drained: self.channels.drained.clone(),
+            failed: self.channels.failed.clone(),
             acknowledged: self.channels.acknowledged.clone(),
         })
     }

@@ -4,6 +4,7 @@
 //! port, under the key that encapsulated packets name it by.
 
 mod compute;
+mod failing;
 mod fingerprint;
 mod reachability;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 mod types;
 
 pub use compute::desired;
+pub use failing::failing_open;
 pub use fingerprint::{task_tag, vni};
 pub use types::{
     Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey, Settings,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::types::{BackendState, Location};
-use crate::model::{Cluster, Local, Node, NodeDatapath, NodeId, ServiceId, Task, TaskId, TaskState};
+use crate::model::{Checks, Cluster, Local, Node, NodeDatapath, NodeId, ServiceId, Task, TaskId, TaskState};
 
 /// Where this node would send a task's packets, and whether new flows may go there.
 #[derive(Clone, Copy)]
@@ -20,6 +20,7 @@ pub(super) fn reachable<'a>(cluster: &'a Cluster, local: &Local) -> BTreeMap<&'a
         .filter_map(|(id, task)| Some((id, reachability(cluster, local, id, task)?)))
         .collect();
     avoid_silent_nodes(cluster, local, &mut reachable);
+    avoid_failed_replicas(cluster, local, &mut reachable);
     reachable
 }
 
@@ -94,6 +95,35 @@ fn avoid_silent_nodes(cluster: &Cluster, local: &Local, reachable: &mut BTreeMap
         }
         !(avoided && is_lost(local, reachability.location))
     });
+}
+
+/// Sends no new flows to replicas that fail their check while another of the service's passes. When all
+/// fail, all are tried: the check may be wrong, and a client that is refused has nothing.
+fn avoid_failed_replicas(cluster: &Cluster, local: &Local, reachable: &mut BTreeMap<&TaskId, Reachability>) {
+    let checks = Checks {
+        cluster,
+        own: &local.node,
+        failed: &local.failed,
+    };
+    let failed: BTreeSet<&TaskId> = reachable
+        .keys()
+        .copied()
+        .filter(|id| checks.failure(id).is_some())
+        .collect();
+    if failed.is_empty() {
+        return;
+    }
+    let service_of = |id: &TaskId| cluster.tasks.get(id).map(|task| &task.service);
+    let passed_by: BTreeSet<&ServiceId> = reachable
+        .iter()
+        .filter(|(id, reachability)| reachability.state == BackendState::Active && !failed.contains(*id))
+        .filter_map(|(id, _)| service_of(id))
+        .collect();
+    for (id, reachability) in reachable.iter_mut() {
+        if failed.contains(*id) && service_of(id).is_some_and(|service| passed_by.contains(service)) {
+            reachability.state = BackendState::Draining;
+        }
+    }
 }
 
 /// Whether a node seems to be out of reach: its agent has lost contact with the cluster, or its data path

@@ -8,6 +8,7 @@ use crate::model::{
     Service, Task, TaskState,
 };
 
+mod health;
 mod reachability;
 
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
@@ -28,6 +29,8 @@ fn node(last: u8) -> Node {
         release: String::new(),
         keys: None,
         drained: Default::default(),
+        failed: Default::default(),
+        invalid_labels: Vec::new(),
     }
 }
 
@@ -40,6 +43,8 @@ fn service(name: &str, published: u16) -> Service {
             target: 80,
         }],
         balance: Balance::default(),
+        health: None,
+        invalid_labels: Vec::new(),
     }
 }
 

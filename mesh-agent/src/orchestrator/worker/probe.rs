@@ -7,13 +7,12 @@ use mesh_orchestrator::{
     objects::{TaskId, Timestamp},
     spec::{HealthCheck, Probe},
 };
-use tokio::{
-    net::TcpStream,
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::{sync::mpsc, time::sleep};
 
-use crate::orchestrator::runtime::{Health, now};
+use crate::{
+    health::attempt::{Failure, Prober},
+    orchestrator::runtime::{Health, now},
+};
 
 /// The first interval is short, as most containers are ready within a second.
 const FIRST_INTERVAL: Duration = Duration::from_millis(250);
@@ -85,29 +84,22 @@ pub(super) async fn watch(
     results: mpsc::Sender<(TaskId, Health)>,
 ) {
     let mut health = ProbedHealth::new(now());
-    // No proxy: the container is on this node. No redirects: they may lead anywhere.
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .build();
+    let Ok(prober) = Prober::new() else {
+        // Without the HTTP client, which lacks nothing that a node may lack, no check can be made.
+        let _ = results.send((task, Health::Unhealthy)).await;
+        return;
+    };
     loop {
-        let success = match (&check.test, &client) {
-            (Probe::Tcp { port }, _) => {
-                let connected = timeout(check.timeout, TcpStream::connect((address, *port))).await;
-                matches!(connected, Ok(Ok(_)))
-            }
-            (Probe::Http { port, path }, Ok(client)) => {
-                let request = client.get(format!("http://{address}:{port}{path}")).send();
-                let answer = timeout(check.timeout, request).await;
-                answer.is_ok_and(|answer| {
-                    answer.is_ok_and(|answer| (200..400).contains(&answer.status().as_u16()))
-                })
-            }
-            (Probe::Http { .. }, Err(_)) => false,
-            (Probe::None | Probe::Command(_) | Probe::Shell(_), _) => return,
+        let result = match &check.test {
+            Probe::Tcp { port } => prober.tcp(address, *port, check.timeout).await,
+            Probe::Http { port, path } => prober.http(address, *port, path, check.timeout).await,
+            Probe::None | Probe::Command(_) | Probe::Shell(_) => return,
         };
         let before = health.current;
-        health.add(&check, success, now());
+        // What this node did late says nothing of the container.
+        if result != Err(Failure::Late) {
+            health.add(&check, result.is_ok(), now());
+        }
         if health.current != before && results.send((task.clone(), health.current)).await.is_err() {
             return;
         }

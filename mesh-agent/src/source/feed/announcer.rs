@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    model::{Drained, KeyId, NodeDatapath},
+    model::{Drained, FailedChecks, KeyId, NodeDatapath},
     source::NodeIdentity,
 };
 
@@ -39,6 +39,8 @@ pub struct AnnouncerOptions {
     pub keys: watch::Receiver<Vec<KeyId>>,
     /// The replicas that are drained on this node.
     pub drained: watch::Receiver<Drained>,
+    /// The replicas on this node that fail their check.
+    pub failed: watch::Receiver<FailedChecks>,
     /// What each manager has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
 }
@@ -164,12 +166,14 @@ impl Link {
         let Connection {
             mut reader,
             mut writer,
+            version,
             ..
         } = dial(self.manager, &identity, Purpose::Announce).await?;
         loop {
             let announcement = *self.options.announcement.borrow_and_update();
             let keys = self.options.keys.borrow_and_update().clone();
             let drained = self.options.drained.borrow_and_update().clone();
+            let failed = self.options.failed.borrow_and_update().clone();
             if announcement != NodeDatapath::Unknown {
                 writer
                     .send(
@@ -179,6 +183,7 @@ impl Link {
                             release: crate::RELEASE.to_owned(),
                             keys: Some(keys),
                             drained: Some(drained),
+                            failed: (version >= wire::WITH_FAILED_CHECKS).then_some(failed),
                         },
                         LIMIT,
                     )
@@ -192,6 +197,7 @@ impl Link {
                 Ok(()) = self.options.announcement.changed() => {}
                 Ok(()) = self.options.keys.changed() => {}
                 Ok(()) = self.options.drained.changed() => {}
+                Ok(()) = self.options.failed.changed() => {}
                 Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
                 message = reader.next() => {
                     expect_acknowledgement(message?, NodeDatapath::Unknown)?;

@@ -110,6 +110,8 @@ pub(super) mod tests {
             release: String::new(),
             keys: None,
             drained: Default::default(),
+            failed: Default::default(),
+            invalid_labels: Vec::new(),
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
@@ -120,6 +122,8 @@ pub(super) mod tests {
             name: "web".to_owned(),
             ports,
             balance: Balance::default(),
+            health: None,
+            invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(
             |(service, node, slot, active)| Task {

@@ -35,6 +35,8 @@ pub(super) type ManagerWriter = Writer<WriteHalf<TlsStream<TcpStream>>>;
 pub(super) struct Connection {
     pub(super) reader: ManagerReader,
     pub(super) writer: ManagerWriter,
+    /// The version that the manager chose.
+    pub(super) version: u32,
     /// The manager's clock at the greeting, in milliseconds since 1970; `None` from older agents.
     pub(super) clock: Option<u64>,
 }
@@ -104,11 +106,12 @@ pub(super) async fn dial(
     writer.send(&hello, LIMIT).await?;
     match reader.next_within(SILENCE).await? {
         FromManager::Hello {
-            version: OLDEST..=VERSION,
+            version: version @ OLDEST..=VERSION,
             clock,
         } => Ok(Connection {
             reader,
             writer,
+            version,
             clock,
         }),
         FromManager::Hello { version, .. } => Err(Interruption::Version(version)),

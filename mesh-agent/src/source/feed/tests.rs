@@ -53,6 +53,8 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             release: String::new(),
             keys: None,
             drained: Default::default(),
+            failed: Default::default(),
+            invalid_labels: Vec::new(),
         };
         ((*name).to_owned(), node)
     };
@@ -66,6 +68,8 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             name: format!("web{number}"),
             ports: vec![port],
             balance: Balance::default(),
+            health: None,
+            invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)
     };

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::delta::Delta;
-use crate::model::{Cluster, Drained, KeyId, NodeDatapath, TunnelKey};
+use crate::model::{Cluster, Drained, FailedChecks, KeyId, NodeDatapath, TunnelKey};
 
 /// The version of these messages. Fields that a peer does not know are ignored, and those that it does not
 /// send have defaults, so a message of one version can be read by the next and by the one before.
@@ -24,8 +24,10 @@ pub(super) const VERSION: u32 = 4;
 pub(super) const OLDEST: u32 = 3;
 /// The largest message a worker accepts: a cluster of a hundred thousand tasks.
 pub(super) const MAX_FROM_MANAGER: usize = 32 << 20;
-/// The largest message a manager accepts.
-pub(super) const MAX_FROM_NODE: usize = 1 << 10;
+/// The largest message a manager accepts: the replicas that fail their check take most of it.
+pub(super) const MAX_FROM_NODE: usize = 16 << 10;
+/// The oldest version in which replicas that fail their check are announced; before, messages were shorter.
+pub(super) const WITH_FAILED_CHECKS: u32 = 4;
 /// A manager sends a heartbeat this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A node repeats its announcement this often; the acknowledgement shows that the manager is alive.
@@ -134,6 +136,9 @@ pub(super) enum FromNode {
         /// The replicas that an operator drains on the node; `None` from agents that cannot.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         drained: Option<Drained>,
+        /// The replicas on the node that fail their check; never in version 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failed: Option<FailedChecks>,
     },
     /// A task's container has changed here, so the task is about to change.
     Hint,

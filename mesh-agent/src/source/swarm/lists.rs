@@ -11,10 +11,9 @@ use crate::{
         host,
     },
     model::{
-        Balance, Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, Task,
-        TaskState,
+        Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, Task, TaskState,
     },
-    source::labels::{self, LabelError},
+    source::labels::{self, LabelError, ServiceLabels},
 };
 
 /// The engine's three lists, as last read.
@@ -68,9 +67,11 @@ impl Lists {
     }
 
     /// The mesh's labels with invalid values.
-    pub(crate) fn label_errors(&self) -> BTreeSet<LabelError> {
-        let services = self.services.iter().flat_map(|listed| service_balance(listed).1);
+    pub(crate) fn label_errors(&self) -> BTreeSet<String> {
+        let services = self.services.iter();
+        let services = services.flat_map(|listed| service(listed).invalid_labels);
         let nodes = self.nodes.iter().filter_map(|listed| node_weight(listed).1);
+        let nodes = nodes.map(|error| error.to_string());
         services.chain(nodes).collect()
     }
 
@@ -146,6 +147,7 @@ fn node(listed: &api::Node) -> Option<Node> {
         .flatten()
         .find_map(host)?;
     let manager = listed.spec.role.as_deref() == Some("manager") || listed.manager_status.is_some();
+    let (weight, invalid_label) = node_weight(listed);
     Some(Node {
         hostname: listed.description.hostname.clone(),
         address,
@@ -155,12 +157,14 @@ fn node(listed: &api::Node) -> Option<Node> {
             NodeRole::Worker
         },
         ready: is_ready(listed),
-        weight: node_weight(listed).0,
+        weight,
         datapath: NodeDatapath::Unknown,
         silent: false,
         release: String::new(),
         keys: None,
         drained: Default::default(),
+        failed: Default::default(),
+        invalid_labels: invalid_label.iter().map(LabelError::to_string).collect(),
     })
 }
 
@@ -174,17 +178,16 @@ fn service(listed: &api::Service) -> Service {
         .collect();
     ports.sort_unstable();
     ports.dedup();
+    let labels = match &listed.spec.labels {
+        Some(labels) => labels::service(&listed.spec.name, labels, &ports),
+        None => ServiceLabels::default(),
+    };
     Service {
         name: listed.spec.name.clone(),
         ports,
-        balance: service_balance(listed).0,
-    }
-}
-
-fn service_balance(listed: &api::Service) -> (Balance, Vec<LabelError>) {
-    match &listed.spec.labels {
-        Some(labels) => labels::balance(&listed.spec.name, labels),
-        None => (Balance::default(), Vec::new()),
+        balance: labels.balance,
+        health: labels.health,
+        invalid_labels: labels.errors.iter().map(LabelError::to_string).collect(),
     }
 }
 

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 pub(super) use self::lists::Lists;
 use self::{pace::Pace, tokens::Tokens};
-use super::{Announcements, HintHandle, SourceState, labels::LabelError};
+use super::{Announcements, HintHandle, SourceState};
 use crate::{
     backoff::Backoff,
     docker::{Docker, DockerError},
@@ -44,7 +44,7 @@ pub struct SwarmSource {
     /// The first event or hint since the snapshot last changed.
     noticed: Option<SystemTime>,
     /// The invalid labels that were logged.
-    logged: BTreeSet<LabelError>,
+    logged: BTreeSet<String>,
 }
 
 /// Why following the engine was interrupted.

@@ -277,6 +277,10 @@ fn an_invalid_label_is_reported_and_changes_nothing() {
     let before = recorded.cluster();
     find(&mut recorded.services, WEB)["Spec"]["Labels"] = json!({"mesh.scheduler": "best"});
     recorded.node(WORKER)["Spec"]["Labels"] = json!({"mesh.weight": "lots"});
-    assert_eq!(recorded.cluster(), before);
+    let mut after = recorded.cluster();
+    let service = std::mem::take(&mut after.services.get_mut(WEB).unwrap().invalid_labels);
+    let node = std::mem::take(&mut after.nodes.get_mut(WORKER).unwrap().invalid_labels);
+    assert!(service[0].contains("mesh.scheduler=best") && node[0].contains("mesh.weight=lots"));
+    assert_eq!(after, before);
     assert_eq!(recorded.lists().label_errors().len(), 2);
 }

@@ -35,6 +35,8 @@ impl Mesh<'_> {
             name: name.to_owned(),
             ports,
             balance,
+            health: None,
+            invalid_labels: Vec::new(),
         };
         self.cluster.services.insert(name.to_owned(), service);
     }

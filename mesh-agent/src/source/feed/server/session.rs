@@ -284,12 +284,14 @@ where
                 release,
                 keys,
                 drained,
+                failed,
             } => Announced {
                 datapath,
                 address,
                 release: known_release(release),
                 keys: known_keys(keys),
                 drained: drained.unwrap_or_default(),
+                failed: failed.unwrap_or_default(),
             },
             FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
             FromNode::Hint | FromNode::NeedFull => {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    model::{Drained, KeyId},
+    model::{Drained, FailedChecks, KeyId},
     source::{Acknowledged, Announcer, AnnouncerOptions},
 };
 
@@ -14,6 +14,7 @@ pub(super) struct Announcing {
     pub(super) keys: watch::Sender<Vec<KeyId>>,
     acknowledged: watch::Receiver<Acknowledged>,
     drained: watch::Sender<Drained>,
+    failed: watch::Sender<FailedChecks>,
     identity: watch::Sender<Arc<NodeIdentity>>,
     managers: watch::Sender<Vec<SocketAddr>>,
     shutdown: CancellationToken,
@@ -31,6 +32,7 @@ pub(super) fn announce_to(
     let (announcement, announcement_receiver) = watch::channel(announcement);
     let (keys, keys_receiver) = watch::channel(Vec::new());
     let (drained, drained_receiver) = watch::channel(Drained::default());
+    let (failed, failed_receiver) = watch::channel(FailedChecks::default());
     let (acknowledged_sender, acknowledged) = watch::channel(Acknowledged::default());
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
@@ -39,6 +41,7 @@ pub(super) fn announce_to(
         announcement: announcement_receiver,
         keys: keys_receiver,
         drained: drained_receiver,
+        failed: failed_receiver,
         acknowledged: acknowledged_sender,
     });
     let shutdown = CancellationToken::new();
@@ -46,6 +49,7 @@ pub(super) fn announce_to(
         announcement,
         keys,
         drained,
+        failed,
         acknowledged,
         identity: identity_sender,
         managers: managers_sender,
@@ -89,6 +93,7 @@ fn announce(datapath: NodeDatapath) -> FromNode {
         release: "1.2.3".to_owned(),
         keys: None,
         drained: None,
+        failed: None,
     }
 }
 
@@ -308,6 +313,7 @@ async fn an_announcement_brings_the_release_of_the_agent_unless_it_is_no_release
             release: sent.to_owned(),
             keys: None,
             drained: None,
+            failed: None,
         };
         // The last message ends the connection.
         let replies = converse(&server, &identity, &[greeting(), announcement, greeting()]).await;
@@ -337,6 +343,34 @@ async fn what_a_node_drains_is_published_whenever_it_changes() {
         announcing.drained.send_replace(drained.clone());
         let mut state = server.state.subscribe();
         let published = state.wait_for(|state| state.cluster.nodes["worker-1"].drained == drained);
+        timeout(LIMIT, published)
+            .await
+            .expect("it was not published")
+            .unwrap();
+    }
+}
+
+/// As many replicas as can fail at once, beside the most that can be drained.
+#[tokio::test]
+async fn the_replicas_that_fail_their_check_are_published_whenever_they_change() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let announcing = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    announcing.drained.send_replace(Drained {
+        node: false,
+        tasks: (0..Drained::MAX_TASKS)
+            .map(|number| format!("{number:025}"))
+            .collect(),
+    });
+    let mut most = FailedChecks::default();
+    for number in 0..FailedChecks::MAX_TASKS {
+        assert!(most.insert(format!("{number:025}"), &"x".repeat(200)));
+    }
+    for failed in [most, FailedChecks::default()] {
+        announcing.failed.send_replace(failed.clone());
+        let mut state = server.state.subscribe();
+        let published = state.wait_for(|state| state.cluster.nodes["worker-1"].failed == failed);
         timeout(LIMIT, published)
             .await
             .expect("it was not published")
