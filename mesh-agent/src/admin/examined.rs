@@ -1,5 +1,7 @@
 //! What the doctor gets to know of the running agent: computed from a view of it. Pure.
 
+use std::net::Ipv4Addr;
+
 use super::{
     View,
     health::{failing_lines, invalid_labels},
@@ -32,6 +34,8 @@ pub(super) fn running(view: &View) -> Running {
                 datapath: node.datapath,
                 release: node.release.clone(),
                 probes: view.probes.peers.get(&node.address).copied(),
+                path_mtu: view.probes.path_mtus().get(&node.address).copied().map(u32::from),
+                uplink: uplink_to(view, node.address),
             })
             .collect(),
         probe_trouble: view.probes.trouble.clone(),
@@ -43,6 +47,14 @@ pub(super) fn running(view: &View) -> Running {
             .chain(invalid_labels(view))
             .collect(),
     }
+}
+
+/// The uplink that leads to a peer, and its MTU.
+fn uplink_to(view: &View, peer: Ipv4Addr) -> Option<(String, u32)> {
+    let next_hop = view.desired.peers.get(&peer)?.as_ref()?;
+    let mut uplinks = view.desired.uplinks.iter();
+    let (name, uplink) = uplinks.find(|(_, uplink)| uplink.index == next_hop.interface)?;
+    Some((name.clone(), uplink.mtu))
 }
 
 #[cfg(test)]
@@ -86,5 +98,13 @@ mod tests {
             })
             .collect();
         assert_eq!(peers, [("n2", Some(true)), ("n3", Some(false))]);
+        // Only the third node's next hop is known, and only the second one's path has been measured.
+        let sizes: Vec<_> = running
+            .peers
+            .iter()
+            .map(|peer| (peer.path_mtu, &peer.uplink))
+            .collect();
+        let uplink = Some(("eth0".to_owned(), 1500));
+        assert_eq!(sizes, [(Some(1400), &None), (None, &uplink)]);
     }
 }

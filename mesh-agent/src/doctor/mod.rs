@@ -16,6 +16,7 @@ mod host;
 mod ipvs;
 mod kernel;
 mod network;
+mod path_mtu;
 mod peers;
 
 pub use self::peers::PeerFacts;
@@ -233,6 +234,7 @@ fn cluster_checks(options: &Options, running: &Running) -> Vec<Check> {
         trouble,
         SystemTime::now(),
     ));
+    checks.extend(path_mtu::path_mtu(peers));
     checks.extend(peers::releases(crate::RELEASE, peers));
     checks
 }

@@ -28,6 +28,10 @@ pub struct PeerFacts {
     pub release: String,
     /// What the probes of its data path have found; `None` if it is not probed.
     pub probes: Option<PeerLiveness>,
+    /// The largest packet that reaches it, bytes from the outer IP header on; `None` while that is not known.
+    pub path_mtu: Option<u32>,
+    /// The uplink that leads to it, and the MTU of that; `None` while the next hop is not known.
+    pub uplink: Option<(String, u32)>,
 }
 
 impl PeerFacts {
@@ -216,7 +220,7 @@ fn works_with(own: &str, other: &str) -> bool {
     }
 }
 
-fn count(nodes: usize) -> String {
+pub(super) fn count(nodes: usize) -> String {
     if nodes == 1 {
         "the other node".to_owned()
     } else {
@@ -225,7 +229,7 @@ fn count(nodes: usize) -> String {
 }
 
 /// The first few, and how many more there are.
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     let shown: BTreeSet<_> = names.iter().map(String::as_str).collect();
     let more = shown.len().saturating_sub(NAMED);
     let text = shown.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
@@ -249,6 +253,8 @@ mod tests {
             ready: true,
             datapath: NodeDatapath::Ebpf,
             release: release.to_owned(),
+            path_mtu: None,
+            uplink: None,
             probes: Some(PeerLiveness {
                 answers: Some(true),
                 round_trip: Some(Duration::from_micros(u64::from(last) * 100)),

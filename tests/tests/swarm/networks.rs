@@ -110,6 +110,9 @@ fn large_packets_between_the_nodes(fixture: &Fixture) -> Result<()> {
             },
         )?;
     }
+    let doctor = fixture.lab.meshctl("node1", &["doctor"])?;
+    let wanted = format!("{NARROW_MTU} of the 1500 bytes of eth0 reach node3");
+    ensure!(doctor.contains(&wanted), "meshctl doctor printed\n{doctor}");
     transfer(
         fixture,
         &fixture.url("node1", 9300)?,
