@@ -169,10 +169,39 @@ fn without_an_agent_it_says_how_to_start_one_and_exits_with_1() {
     assert!(text.contains("systemctl start mesh-agent"), "{text}");
 }
 
+/// README's rule, which is docker's: 125 for a wrong flag, 1 for anything else that is wrong.
 #[test]
-fn a_wrong_flag_exits_with_125() {
-    let output = meshctl(Path::new("/nonexistent"), &["routes", "--port", "99999"]);
-    assert_eq!(output.status.code(), Some(125));
+fn command_lines_that_cannot_be_understood_have_one_rule_for_both_names() {
+    for (line, code) in [
+        ("meshctl", 0),
+        ("meshctl --help", 0),
+        ("meshctl routes --port 99999", 125),
+        ("meshctl routes --nothing", 125),
+        ("meshctl --nothing", 125),
+        ("meshctl drain --force --nothing", 125),
+        ("meshctl nothing", 1),
+        ("meshctl routes nothing", 1),
+        ("meshctl drain", 1),
+        ("meshctl datapath use nothing", 1),
+        ("mesh-agent", 0),
+        ("mesh-agent --help", 0),
+        ("mesh-agent run --geneve-port many", 125),
+        ("mesh-agent run --nothing", 125),
+        ("mesh-agent clean --nothing", 125),
+        ("mesh-agent health --admin-socket", 125),
+        ("mesh-agent nothing", 1),
+        ("mesh-agent health nothing", 1),
+        // The agent does not run there.
+        ("mesh-agent health --admin-socket /nonexistent", 1),
+    ] {
+        let mut parts = line.split(' ');
+        let output = Command::new(env!("CARGO_BIN_EXE_mesh-agent"))
+            .arg0(parts.next().unwrap())
+            .args(parts)
+            .output()
+            .expect("it is built for this test");
+        assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
+    }
 }
 
 #[test]

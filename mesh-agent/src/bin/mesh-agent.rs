@@ -94,7 +94,11 @@ fn main() -> ExitCode {
     let settings = Settings::new(Arguments::command(), std::env::args_os());
     let (arguments, reloader) = match read(settings) {
         Ok(read) => read,
-        Err(ConfigError::CommandLine(error)) => error.exit(),
+        Err(ConfigError::CommandLine(error)) => {
+            // If printing fails, there is nowhere to report it.
+            let _ = error.print();
+            return ExitCode::from(meshctl::usage::exit_code(&error));
+        }
         Err(error) => return fail(&error.into()),
     };
     let result = match arguments.command {

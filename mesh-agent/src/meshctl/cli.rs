@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{Failure, commands};
 use super::{
     drain::{self, DrainArguments, UndrainArguments},
-    table,
+    table, usage,
 };
 use crate::{
     admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
@@ -181,7 +181,7 @@ async fn parse_and_run() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            let code = usage_code(&error);
+            let code = usage::exit_code(&error);
             // If printing fails, there is nowhere to report it.
             let _ = error.print();
             return ExitCode::from(code);
@@ -197,25 +197,6 @@ async fn parse_and_run() -> ExitCode {
             eprintln!("meshctl: {error:#}");
             exit_code(&error)
         }
-    }
-}
-
-/// Docker's exit codes: 125 for an invalid flag, 0 for help, otherwise 1.
-fn usage_code(error: &clap::Error) -> u8 {
-    use clap::error::{ContextKind, ContextValue, ErrorKind};
-    if !error.use_stderr() {
-        return 0;
-    }
-    let is_flag = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(argument)) => argument.starts_with('-'),
-        _ => false,
-    };
-    match error.kind() {
-        // A group of commands without a subcommand prints its help.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 0,
-        ErrorKind::MissingRequiredArgument | ErrorKind::ArgumentConflict | ErrorKind::InvalidSubcommand => 1,
-        _ if is_flag => 125,
-        _ => 1,
     }
 }
 
@@ -393,7 +374,7 @@ mod tests {
         ] {
             let arguments = std::iter::once("meshctl").chain(line.split(' '));
             let error = Arguments::try_parse_from(arguments).unwrap_err();
-            assert_eq!(usage_code(&error), code, "{line}: {error}");
+            assert_eq!(usage::exit_code(&error), code, "{line}: {error}");
         }
     }
 
@@ -428,12 +409,12 @@ mod tests {
             };
             let error = with(&["--nothing"]);
             let text = error.to_string();
-            assert_eq!(usage_code(&error), 125, "{names:?}: {text}");
+            assert_eq!(usage::exit_code(&error), 125, "{names:?}: {text}");
             assert!(
                 text.contains("'--nothing'") && text.contains("--help"),
                 "{names:?}: {text}"
             );
-            assert_eq!(usage_code(&with(&["--help"])), 0, "{names:?}");
+            assert_eq!(usage::exit_code(&with(&["--help"])), 0, "{names:?}");
         }
     }
 

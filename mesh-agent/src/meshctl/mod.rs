@@ -7,6 +7,7 @@
 pub mod cli;
 mod drain;
 pub mod table;
+pub mod usage;
 
 #[cfg(feature = "orchestrator")]
 mod client;
