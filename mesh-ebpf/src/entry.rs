@@ -47,13 +47,13 @@ pub fn decide_ipv4<'a, F: ReadFrame, T: Tables>(
             if is_encapsulated(config, &packet) {
                 return tunnel::decide(frame, tables, config, hook, &packet);
             }
-            client(tables, config, &packet, hook, Origin::UPLINK)
+            client(frame, tables, config, &packet, hook, Origin::UPLINK)
         }
         Hook::TcContainer => match reply::decide(tables, config, &packet) {
             Some(decision) => decision,
-            None => client(tables, config, &packet, hook, Origin::CONTAINER),
+            None => client(frame, tables, config, &packet, hook, Origin::CONTAINER),
         },
-        Hook::TcMesh0 => client(tables, config, &packet, hook, Origin::MESH0),
+        Hook::TcMesh0 => client(frame, tables, config, &packet, hook, Origin::MESH0),
     }
 }
 
@@ -102,7 +102,8 @@ enum ClientPacket<'a> {
 
 /// Decides about a packet that is not encapsulated and no reply: it may be a client's.
 #[inline(always)]
-fn client<'a, T: Tables>(
+fn client<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     packet: &Packet,
@@ -117,12 +118,12 @@ fn client<'a, T: Tables>(
     if (key.destination == config.service_address) != (origin == Origin::MESH0) {
         return not_ours(hook);
     }
-    match classify(tables, config, packet) {
+    match classify(frame, tables, packet) {
         ClientPacket::Continues { flow, backend } => {
             flow_state::client_packet(flow, config, packet);
             onward::decide(config, hook, flow, backend)
         }
-        ClientPacket::Opens => opens(tables, config, packet, hook, origin),
+        ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),
         ClientPacket::BackendGone => Decision::refuse(DropReason::BackendGone),
         ClientPacket::OtherRole => not_ours(hook),
         // The connection may be older than the mesh: the kernel knows.
@@ -134,7 +135,7 @@ fn client<'a, T: Tables>(
 }
 
 #[inline(always)]
-fn classify<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> ClientPacket<'a> {
+fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Packet) -> ClientPacket<'a> {
     let may_open = packet.may_open_flow();
     let Some(flow) = tables.flow(&packet.key) else {
         return if may_open {
@@ -157,13 +158,11 @@ fn classify<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> C
         // A SYN on a flow that is being closed: the client uses its port again. UDP flows are closed only
         // when they are refused.
         Some(_) if may_open && flow.is_closing() => ClientPacket::Opens,
-        // A SYN once more, to a backend that answers nothing. (The same SYN comes twice within a second, as
-        // XDP leaves packets for this node to tc.)
-        Some(_)
+        // A SYN once more, to a backend that answers nothing.
+        Some(backend)
             if packet.is_syn()
-                && flow.seen() != config.now
-                && flow.opening() != Opening::ANSWERED
-                && breaker::is_open(tables, flow.backend()) =>
+                && is_sent_again(tables, flow)
+                && (breaker::is_open(tables, flow.backend()) || !open::has_veth(frame, backend)) =>
         {
             ClientPacket::Opens
         }
@@ -173,9 +172,18 @@ fn classify<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> C
     }
 }
 
+/// Whether a SYN of a flow is another than the one that opened it. The same one comes twice where XDP leaves
+/// a packet for this node to tc. By the kernel's clock, as the agent's stands still when there is no agent.
+#[inline(always)]
+fn is_sent_again<T: Tables>(tables: &T, flow: FlowEntry) -> bool {
+    let opening = flow.opening();
+    !opening.is_answered() && opening.asked_at() != Opening::time(tables.clock())
+}
+
 /// Opens a flow, if the packet is for a frontend.
 #[inline(always)]
-fn opens<'a, T: Tables>(
+fn opens<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     packet: &Packet,
@@ -185,9 +193,9 @@ fn opens<'a, T: Tables>(
     let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key)) else {
         return not_ours(hook);
     };
-    match open::at_entry(tables, config, packet, service, origin) {
+    match open::at_entry(frame, tables, config, packet, service, origin) {
         Ok((flow, backend)) => onward::decide(config, hook, flow, backend),
-        Err(DropReason::NoBackend) => Decision::refuse(DropReason::NoBackend),
+        Err(reason @ (DropReason::NoBackend | DropReason::Undeliverable)) => Decision::refuse(reason),
         Err(reason) => Decision::drop(reason),
     }
 }

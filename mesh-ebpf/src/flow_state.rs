@@ -1,7 +1,7 @@
 //! What a packet says about the state of its flow.
 
 use crate::{
-    abi::{Config, FlowKey, Opening, Role},
+    abi::{Config, FlowKey, Role},
     breaker,
     parse::Packet,
     tables::{FlowEntry, Tables},
@@ -30,7 +30,7 @@ pub fn backend_packet<T: Tables>(tables: &T, flow: FlowEntry, config: &Config, p
             forward.backend_is(progress);
         }
     }
-    if flow.opening() != Opening::ANSWERED && !flow.origin().is_tunnel() && breaker::is_answer(packet) {
+    if !flow.opening().is_answered() && !flow.origin().is_tunnel() && breaker::is_answer(packet) {
         first_answer(tables, flow, packet.key.protocol);
     }
     flow.touch(config.now);

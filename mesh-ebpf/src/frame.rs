@@ -57,6 +57,9 @@ pub trait ReadFrame {
 
     /// The header at an offset.
     fn at<T: Plain>(&self, offset: usize) -> Option<&T>;
+
+    /// Whether the node that the frame is on has an interface with this index.
+    fn has_interface(&self, index: u32) -> bool;
 }
 
 /// An Ethernet frame that can be rewritten and resized as well. Writes are bounds-checked each time, as

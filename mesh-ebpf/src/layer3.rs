@@ -33,6 +33,11 @@ impl<F: ReadFrame> ReadFrame for WithoutEthernet<'_, F> {
     fn at<T: Plain>(&self, offset: usize) -> Option<&T> {
         self.0.at(offset.checked_sub(ETHERNET_LENGTH)?)
     }
+
+    #[inline(always)]
+    fn has_interface(&self, index: u32) -> bool {
+        self.0.has_interface(index)
+    }
 }
 
 /// A packet that can be given an Ethernet header.

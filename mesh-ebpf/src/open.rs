@@ -8,6 +8,7 @@ use crate::{
     breaker,
     bytes::{Be16, Be32},
     flow_state::forward_key,
+    frame::ReadFrame,
     headers::Geneve,
     parse::Packet,
     select,
@@ -22,15 +23,27 @@ const PORT_ATTEMPTS: u32 = 8;
 /// # Errors
 /// The reason to drop the packet.
 #[inline(always)]
-pub fn at_entry<'a, T: Tables>(
+pub fn at_entry<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     packet: &Packet,
     service: u32,
     origin: Origin,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let (index, backend) = select::select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
+    let chosen = select::select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
+    let (index, backend) = if is_there(frame, tables, chosen) {
+        chosen
+    } else {
+        select::another(tables, &packet.key, service, chosen.0, false)
+            .filter(|other| is_there(frame, tables, *other))
+            .ok_or(DropReason::Undeliverable)?
+    };
     let mut flow = new_flow(config, packet, index, backend, origin);
+    if backend.location == BACKEND_LOCAL {
+        // XDP leaves the packet to tc, which must not choose again.
+        flow.opening = Opening::asked(Opening::time(tables.clock()));
+    }
     if origin == Origin::CONTAINER {
         // Only this node can reach a container's own address, and a container cannot reach itself by it:
         // as for everything that containers send out of the node, the source becomes the node's address.
@@ -43,23 +56,27 @@ pub fn at_entry<'a, T: Tables>(
 }
 
 /// Moves a flow on its entry node to another backend, because the node of its own could not deliver its
-/// packet. `packet` is that packet as the client sent it. A flow moves once.
+/// packet. `packet` is that packet as the client sent it. A flow moves [`Opening::MOVES`] times at most.
 ///
 /// # Errors
 /// The reason to refuse the packet.
 #[inline(always)]
-pub fn elsewhere<'a, T: Tables>(
+pub fn elsewhere<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     packet: &Packet,
     service: u32,
     from: FlowEntry,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let (index, backend) =
-        select::another(tables, &packet.key, service, from.backend()).ok_or(DropReason::Undeliverable)?;
+    // The first time also to one that does not answer: it may again.
+    let must_answer = from.opening().moves() != 0;
+    let (index, backend) = select::another(tables, &packet.key, service, from.backend(), must_answer)
+        .filter(|other| is_there(frame, tables, *other))
+        .ok_or(DropReason::Undeliverable)?;
     let origin = from.origin();
     let mut flow = Flow {
-        opening: Opening::MOVED,
+        opening: from.opening().moved(Opening::time(tables.clock())),
         ..new_flow(config, packet, index, backend, origin)
     };
     // What has been encapsulated has this source already.
@@ -71,12 +88,30 @@ pub fn elsewhere<'a, T: Tables>(
     Ok((entry, backend))
 }
 
+/// Whether a backend can be delivered to, as far as this node can tell. A container's veth goes with it, and
+/// an agent takes the backend out at once; but there may be none. Then other flows pass over it.
+#[inline(always)]
+fn is_there<F: ReadFrame, T: Tables>(frame: &F, tables: &T, (index, backend): (u32, &Backend)) -> bool {
+    let there = has_veth(frame, backend);
+    if !there {
+        tables.trip(index, tables.clock());
+    }
+    there
+}
+
+/// Whether a backend is elsewhere, or its container's veth is there.
+#[inline(always)]
+pub fn has_veth<F: ReadFrame>(frame: &F, backend: &Backend) -> bool {
+    backend.location != BACKEND_LOCAL || frame.has_interface(backend.interface)
+}
+
 /// Opens a flow on the node of the backend that the entry node chose.
 ///
 /// # Errors
 /// The reason to drop the packet.
 #[inline(always)]
-pub fn at_backend<'a, T: Tables>(
+pub fn at_backend<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     packet: &Packet,
@@ -91,7 +126,11 @@ pub fn at_backend<'a, T: Tables>(
     };
     let index = tables.backend_index(&key).ok_or(DropReason::UnknownBackend)?;
     let backend = tables.backend(index).ok_or(DropReason::UnknownBackend)?;
-    if !is_named(backend, geneve) || backend.location != BACKEND_LOCAL || backend.generation == 0 {
+    if !is_named(backend, geneve)
+        || backend.location != BACKEND_LOCAL
+        || backend.generation == 0
+        || !frame.has_interface(backend.interface)
+    {
         return Err(DropReason::UnknownBackend);
     }
     let mut flow = Flow {

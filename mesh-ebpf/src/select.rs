@@ -72,13 +72,15 @@ fn spread(key: &FlowKey) -> u32 {
     mix(key.source.get() ^ mix(u32::from(key.source_port.get())))
 }
 
-/// Chooses another backend than `refused`, whose node could not deliver; one that answers, if there is one.
+/// Chooses another backend than `refused`, which cannot be delivered to: one that answers or, unless it
+/// `must_answer`, any other.
 #[inline(always)]
 pub fn another<'a, T: Tables>(
     tables: &'a T,
     key: &FlowKey,
     index: u32,
     refused: u32,
+    must_answer: bool,
 ) -> Option<(u32, &'a Backend)> {
     let service = tables.service(index)?;
     if service.ring_length == 0 {
@@ -92,9 +94,12 @@ pub fn another<'a, T: Tables>(
         if let Some(other) = at(tables, &service, slot)
             && other != refused
         {
-            found = other;
             if !breaker::is_open(tables, other) {
+                found = other;
                 break;
+            }
+            if !must_answer {
+                found = other;
             }
         }
         attempt += 1;

@@ -82,11 +82,19 @@ pub fn decide<'a, F: ReadFrame, T: Tables>(
         {
             Decision::PASS
         }
-        GeneveKind::Forward => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL, peer),
-        GeneveKind::ForwardDirect => forwarded(tables, config, &packet, &geneve, Origin::TUNNEL_DIRECT, peer),
+        GeneveKind::Forward => forwarded(frame, tables, config, &packet, &geneve, Origin::TUNNEL, peer),
+        GeneveKind::ForwardDirect => forwarded(
+            frame,
+            tables,
+            config,
+            &packet,
+            &geneve,
+            Origin::TUNNEL_DIRECT,
+            peer,
+        ),
         // Decided above.
         GeneveKind::Probe | GeneveKind::ProbeAnswer => Decision::PASS,
-        GeneveKind::Undeliverable => returned(tables, config, hook, &packet, &geneve, peer.0),
+        GeneveKind::Undeliverable => returned(frame, tables, config, hook, &packet, &geneve, peer.0),
     }
 }
 
@@ -114,7 +122,8 @@ fn is_authentic<F: ReadFrame, T: Tables>(frame: &F, tables: &T, is_keyed: bool, 
 
 /// A client's packet, from its entry node to a backend here.
 #[inline(always)]
-fn forwarded<'a, T: Tables>(
+fn forwarded<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     packet: &Packet,
@@ -138,7 +147,7 @@ fn forwarded<'a, T: Tables>(
         return Decision::deliver(flow, backend, true);
     }
     // There is no flow, or its entry node has chosen another backend, or it has another entry node now.
-    match open::at_backend(tables, config, packet, geneve, origin, peer) {
+    match open::at_backend(frame, tables, config, packet, geneve, origin, peer) {
         Ok((flow, backend)) => Decision::deliver(flow, backend, true),
         // The entry node can choose another backend.
         Err(reason) => Decision::send_back(peer.0, reason),
@@ -146,9 +155,10 @@ fn forwarded<'a, T: Tables>(
 }
 
 /// A client's packet that the node of its backend could not deliver, back on its entry node. A packet that
-/// may open its flow goes to another backend, once; any other is refused.
+/// may open its flow goes to another backend, a few times; any other is refused.
 #[inline(always)]
-fn returned<'a, T: Tables>(
+fn returned<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     hook: Hook,
@@ -169,7 +179,7 @@ fn returned<'a, T: Tables>(
     if let Some(backend) = backend
         && !is_sender(backend, geneve, peer)
     {
-        if packet.may_open_flow() && flow.opening() == Opening::MOVED && !flow.is_closing() {
+        if packet.may_open_flow() && flow.opening().moves() != 0 && !flow.is_closing() {
             // It was under way when its flow moved, and follows.
             return onward::decide(config, hook, flow, backend).of_returned();
         }
@@ -179,13 +189,13 @@ fn returned<'a, T: Tables>(
     if backend.is_some() {
         tables.trip(flow.backend(), tables.clock());
     }
-    if packet.may_open_flow() && flow.opening() != Opening::MOVED {
+    if packet.may_open_flow() && flow.opening().moves() < Opening::MOVES {
         let packet = Packet {
             key: flow_state::forward_key(flow, packet.key.protocol),
             ..*packet
         };
         if let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key))
-            && let Ok((flow, backend)) = open::elsewhere(tables, config, &packet, service, flow)
+            && let Ok((flow, backend)) = open::elsewhere(frame, tables, config, &packet, service, flow)
         {
             return onward::decide(config, hook, flow, backend).of_returned();
         }

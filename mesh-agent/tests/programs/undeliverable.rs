@@ -13,7 +13,7 @@ use mesh_agent_testing::{
     },
     frames::{ACK, FORWARD, Packet, RST, SYN, Transport, Tunnel, UNDELIVERABLE, check_frame, outer_port},
     node::{Node, on_a_node},
-    run::{TC_REDIRECT, TC_SHOT, XDP_PASS},
+    run::{TC_REDIRECT, TC_SHOT, XDP_PASS, XDP_TX},
 };
 
 /// The frame as the peer sends it back.
@@ -103,6 +103,32 @@ fn what_came_back_goes_to_another_peers_backend_once() {
             assert_eq!((traffic.connections_total, traffic.packets_in), (1, 1));
         }
         let counted = BTreeMap::from([(("tc_uplink".to_owned(), "undeliverable".to_owned()), 2)]);
+        assert_eq!(node.drops(), counted);
+    });
+}
+
+/// As when a container has ended while there is no agent: its veth has gone, its backend has not.
+#[test]
+fn a_container_that_has_gone_is_passed_over() {
+    on_a_node(|node| {
+        let Location::Local(mut container) = node.local() else {
+            unreachable!("it is local");
+        };
+        container.host_interface = 99_999;
+        two_replicas(node, Location::Local(container));
+        for port in 40_000..40_010 {
+            let client = SocketAddrV4::new(*CLIENT.ip(), port);
+            let packet = Packet::tcp(arriving(), client, frontend(WEB), SYN).with_mss(536);
+            let output = node.xdp(&packet.frame());
+            assert_eq!(output.verdict, XDP_TX);
+            let expected = to_peer(WEB, FORWARD, outer_port(&output.frame));
+            check_frame(&output.frame, &expected.around(&packet));
+        }
+        let mut from_peer = from_peer(WEB, FORWARD);
+        name(&mut from_peer, 6);
+        let frame = from_peer.around(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN));
+        assert_eq!(node.tc_uplink(&frame).verdict, TC_REDIRECT, "back to the peer");
+        let counted = BTreeMap::from([(("tc_uplink".to_owned(), "unknown_backend".to_owned()), 1)]);
         assert_eq!(node.drops(), counted);
     });
 }

@@ -134,7 +134,9 @@ impl Progress {
     }
 }
 
-/// How far a flow's opening has come, on its entry node.
+/// How far a flow's opening has come, on its entry node: whether its backend has answered (bit 1), how often
+/// it has moved to another backend (bits 2 and 3), and when its backend was asked (bits 4 to 15, see
+/// [`Self::time`]).
 ///
 /// As wide as it is so that the compiler does not join it with the bytes before it to a store at an odd
 /// offset, which the verifier refuses.
@@ -143,12 +145,48 @@ impl Progress {
 pub struct Opening(u16);
 
 impl Opening {
-    /// Its backend has yet to answer.
-    pub const ASKED: Self = Self(0);
-    /// The same, of its second backend: the first one's node could not deliver.
-    pub const MOVED: Self = Self(1);
     /// Its backend has answered.
     pub const ANSWERED: Self = Self(2);
+    /// How often a flow may move to another backend.
+    pub const MOVES: u16 = 3;
+
+    /// Its backend has yet to answer.
+    #[inline(always)]
+    pub const fn asked(time: u16) -> Self {
+        Self(time << 4)
+    }
+
+    /// The same, of the next backend: the node of the one before could not deliver.
+    #[inline(always)]
+    #[must_use]
+    pub const fn moved(self, time: u16) -> Self {
+        Self(time << 4 | (self.moves() + 1) << 2)
+    }
+
+    /// Whether its backend has answered.
+    #[inline(always)]
+    pub const fn is_answered(self) -> bool {
+        self.0 & Self::ANSWERED.0 != 0
+    }
+
+    /// How often the flow has moved to another backend, which has yet to answer.
+    #[inline(always)]
+    pub const fn moves(self) -> u16 {
+        self.0 >> 2 & Self::MOVES
+    }
+
+    /// When its backend was asked. One packet passes both XDP and tc in the same instant of this clock; what
+    /// a client sends again (RFC 6298: after a second) is of another.
+    #[inline(always)]
+    pub const fn asked_at(self) -> u16 {
+        self.0 >> 4
+    }
+
+    /// The kernel's clock as openings have it: 12 bits of 268 ms each.
+    #[inline(always)]
+    pub const fn time(nanoseconds: u64) -> u16 {
+        (nanoseconds >> 28 & 0xfff) as u16
+    }
 }
 
 /// One flow: which backend it is pinned to, and how addresses are translated.
@@ -220,5 +258,21 @@ mod tests {
         ] {
             assert_eq!(origin.is_tunnel(), tunnel, "{origin:?}");
         }
+    }
+
+    #[test]
+    fn an_opening_counts_moves_and_knows_when_it_asked_last() {
+        let mut opening = Opening::asked(0xfff);
+        for moves in 0..Opening::MOVES {
+            assert_eq!((opening.moves(), opening.is_answered()), (moves, false));
+            opening = opening.moved(Opening::time(u64::from(moves) << 28));
+            assert_eq!(opening.asked_at(), moves);
+        }
+        assert_eq!(opening.moves(), Opening::MOVES);
+        assert_eq!(
+            (Opening::ANSWERED.moves(), Opening::ANSWERED.is_answered()),
+            (0, true)
+        );
+        assert_eq!(Opening::time(u64::MAX), 0xfff);
     }
 }

@@ -166,14 +166,15 @@ fn every_algorithm_passes_over() {
 
 #[test]
 fn a_syn_sent_again_goes_to_a_backend_that_answers() {
-    let mut tables = node(2);
+    let tables = node(2);
     tables.trip(0, 0);
     let syn = tcp(client(4000), at(FRONTEND), SYN);
     tables.clock.set(2 * SECOND);
     assert_eq!(open(&tables, 4000, &[1]), 1, "it tries");
     tables.clock.set(tables.clock.get() + PATIENCE);
     assert_eq!(sent(&tables, &syn).1, 1, "by XDP and then by tc");
-    tables.config_mut().now += 1;
+    // The agent's clock may stand still.
+    tables.clock.set(tables.clock.get() + SECOND);
     assert_eq!(sent(&tables, &syn).1, 2);
     // And stays there.
     assert_eq!(sent(&tables, &tcp(client(4000), at(FRONTEND), ACK)).1, 2);

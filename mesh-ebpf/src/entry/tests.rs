@@ -126,6 +126,48 @@ fn a_service_without_backends_refuses() {
     assert_eq!(tables.flow_count(), 0);
 }
 
+/// As when a container has ended and there is no agent to take it out.
+#[test]
+fn a_container_that_is_gone_is_passed_over_at_once() {
+    let replicas = [Replica::on(1, 1), Replica::on(2, 2)];
+    for hook in [Hook::Xdp, Hook::TcUplink] {
+        let tables = node_with(&replicas);
+        for port in 1000..1010 {
+            let frame = from(port, SYN).without_interface(replicas[0].interface());
+            assert_eq!(chosen(&tables, hook, &frame), 1, "{hook:?}");
+        }
+        assert_eq!(tables.all_drops(), 0);
+    }
+}
+
+#[test]
+fn a_service_whose_containers_are_all_gone_refuses() {
+    let replicas = [Replica::on(1, 1), Replica::on(1, 2)];
+    let gone = |frame: TestFrame| {
+        replicas.iter().fold(frame, |frame, replica| {
+            frame.without_interface(replica.interface())
+        })
+    };
+    for hook in [Hook::Xdp, Hook::TcUplink, Hook::TcContainer] {
+        check_refused(
+            &node_with(&replicas),
+            hook,
+            &gone(from(1000, SYN)),
+            DropReason::Undeliverable,
+        );
+    }
+}
+
+#[test]
+fn a_syn_sent_again_leaves_a_container_that_is_gone() {
+    let replicas = [Replica::on(1, 1), Replica::on(2, 2)];
+    let tables = node_with(&replicas);
+    assert_eq!(chosen(&tables, Hook::Xdp, &from(1000, SYN)), 0);
+    let again = from(1000, SYN).without_interface(replicas[0].interface());
+    tables.clock.set(1_000_000_000);
+    assert_eq!(chosen(&tables, Hook::Xdp, &again), 1);
+}
+
 #[test]
 fn a_ring_slot_that_is_being_rewritten_refuses() {
     let mut tables = node_with(&locals(1));

@@ -245,7 +245,7 @@ fn a_flow_keeps_what_it_was_opened_with() {
     assert_eq!((flow.backend, flow.generation, flow.seen), (0, 1, 1000));
     assert_eq!(
         (flow.origin, flow.role, flow.opening),
-        (Origin::UPLINK, Role::FORWARD, Opening::ASKED)
+        (Origin::UPLINK, Role::FORWARD, Opening::asked(0))
     );
 }
 

@@ -26,7 +26,7 @@ use mesh_ebpf::{
 
 use crate::{
     maps::KernelTables,
-    xdp::{distance, route},
+    xdp::{distance, has_interface, route},
 };
 
 /// Leaves the packet to the next program or the kernel.
@@ -145,6 +145,11 @@ impl ReadFrame for Skb {
         // SAFETY: within the linear part, as `address` checks; T takes any bytes at any alignment.
         self.address::<T>(offset)
             .map(|address| unsafe { &*(address as *const T) })
+    }
+
+    #[inline(always)]
+    fn has_interface(&self, index: u32) -> bool {
+        has_interface(self.context.cast(), index)
     }
 }
 

@@ -25,6 +25,8 @@ use mesh_ebpf::{
 use crate::maps::KernelTables;
 
 const AF_INET: u8 = 2;
+/// There is no such interface (errno).
+const ENODEV: i64 = 19;
 
 /// Balances what arrives on an uplink.
 #[xdp]
@@ -75,6 +77,11 @@ impl ReadFrame for XdpFrame {
         // SAFETY: within the packet, as `address` checks; T takes any bytes at any alignment.
         self.address::<T>(offset)
             .map(|address| unsafe { &*(address as *const T) })
+    }
+
+    #[inline(always)]
+    fn has_interface(&self, index: u32) -> bool {
+        has_interface(self.context.cast(), index)
     }
 }
 
@@ -150,6 +157,19 @@ impl XdpFrame {
         let (data, end) = unsafe { ((*self.context).data as usize, (*self.context).data_end as usize) };
         (data + offset + size_of::<T>() <= end).then_some(data + offset)
     }
+}
+
+/// Whether there is an interface with this index in the network namespace: without it, the kernel refuses to
+/// look up routes from there. (`bpf_check_mtu` would do, but Linux has it since 5.12.)
+#[inline(always)]
+pub(crate) fn has_interface(context: *mut core::ffi::c_void, index: u32) -> bool {
+    // SAFETY: integers and arrays of integers: all zeros are valid.
+    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    parameters.family = AF_INET;
+    parameters.ifindex = index;
+    // SAFETY: the parameters live on this stack, with their size.
+    let result = unsafe { fib_lookup(context, &mut parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
+    i64::from(result as i32) != -ENODEV
 }
 
 /// Looks an address up in the kernel's routes and neighbours.

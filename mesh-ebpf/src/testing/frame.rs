@@ -1,7 +1,7 @@
 //! A frame in a vector. It guarantees what [`Frame`] does and no more: what is undefined there is junk here,
 //! so that code which relies on it fails its tests.
 
-use std::cell::Cell;
+use std::{cell::Cell, collections::BTreeSet};
 
 use crate::{
     bytes::{Be16, Be32, Plain},
@@ -29,6 +29,8 @@ pub(crate) struct TestFrame {
     pub(crate) elastic: bool,
     /// What [`Frame::route`] returns.
     pub(crate) way: Route,
+    /// The interfaces that this node does not have.
+    pub(crate) gone: BTreeSet<u32>,
     /// The last arguments of [`Frame::route`]: source, destination, length.
     pub(crate) asked: Cell<Option<(Be32, Be32, u16)>>,
 }
@@ -43,6 +45,7 @@ impl TestFrame {
             partial: false,
             elastic: true,
             way: Route::Unreachable,
+            gone: BTreeSet::new(),
             asked: Cell::new(None),
         }
     }
@@ -50,6 +53,12 @@ impl TestFrame {
     /// The same frame with another result of [`Frame::route`].
     pub(crate) fn routed(mut self, way: Route) -> Self {
         self.way = way;
+        self
+    }
+
+    /// The same frame on a node that no longer has an interface.
+    pub(crate) fn without_interface(mut self, index: u32) -> Self {
+        self.gone.insert(index);
         self
     }
 
@@ -80,6 +89,10 @@ impl ReadFrame for TestFrame {
         let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
         // SAFETY: `bytes` has T's size, T's alignment is 1 and every bit pattern is a T (`Plain`).
         Some(unsafe { &*bytes.as_ptr().cast::<T>() })
+    }
+
+    fn has_interface(&self, index: u32) -> bool {
+        !self.gone.contains(&index)
     }
 }
 

@@ -119,7 +119,7 @@ fn check_untouched(tables: &TestTables) {
     let flow = tables.flow(&key).expect("a flow");
     assert_eq!(
         (flow.from_backend(), flow.opening()),
-        (Progress::OPEN, Opening::ASKED)
+        (Progress::OPEN, Opening::asked(0))
     );
 }
 

@@ -4,6 +4,7 @@
 use super::*;
 use crate::{
     abi::{Event, FlowKey},
+    breaker,
     testing::{SERVICE_ADDRESS, View},
 };
 
@@ -222,9 +223,10 @@ fn a_datagram_that_no_backend_takes_is_refused_and_the_next_one_tries_again() {
     assert!(!tables.flow(&key(&packet)).expect("a flow").is_closing());
 }
 
-/// Whatever the nodes know, a packet comes back twice at most, and its client is answered or it is delivered.
+/// Whatever the nodes know, a packet comes back a few times at most, and its client is answered or it is
+/// delivered.
 #[test]
-fn a_packet_is_given_to_another_backend_once() {
+fn a_packet_is_given_to_other_backends_a_few_times() {
     for packet in [
         tcp(at(CLIENT), at(FRONTEND), SYN),
         tcp(at(CLIENT), at(FRONTEND), ACK),
@@ -254,10 +256,47 @@ fn a_packet_is_given_to_another_backend_once() {
                 assert!(matches!(action, Action::Transmit { interface: 2 }), "{action:?}");
                 frame = next.received();
             }
-            assert!(sent_back <= 2, "sent back {sent_back} times");
+            let moves = if count == 1 { 0 } else { u32::from(Opening::MOVES) };
+            assert!(sent_back <= moves + 1, "sent back {sent_back} times");
             assert_eq!(tables.drops(Hook::TcUplink, DropReason::Undeliverable), 1);
         }
     }
+}
+
+/// As on an entry node without an agent, of whose replicas most have been replaced.
+#[test]
+fn a_flow_moves_on_until_a_backend_takes_it() {
+    let replicas = [(2, 1), (2, 2), (2, 3), (3, 4)].map(|(node, number)| Replica::on(node, number));
+    let stale_entry_node = entry_node(&replicas);
+    stale_entry_node.clock.set(10 * breaker::TRIAL_INTERVAL);
+    let current = TestTables::node(3).publish(PROTOCOL_TCP, 9200, &replicas);
+    for port in 40_000..40_040 {
+        stale_entry_node.forget_flows();
+        for backend in 0..4 {
+            stale_entry_node.note_answer(backend);
+        }
+        let mut frame = sent(
+            &stale_entry_node,
+            &tcp(SocketAddrV4::new([192, 0, 2, 7].into(), port), at(FRONTEND), SYN),
+        );
+        while outer(&frame).1 != 3 {
+            frame = sent(&stale(outer(&frame).1), &frame);
+            frame = sent(&stale_entry_node, &frame);
+        }
+        assert_eq!(delivered_to(&current, &frame), 4);
+    }
+    assert_eq!(stale_entry_node.all_drops(), 0);
+}
+
+#[test]
+fn a_backend_whose_container_is_gone_sends_back() {
+    let replica = Replica::on(2, 1);
+    let there = sent(&entry_node(&[replica]), &tcp(at(CLIENT), at(FRONTEND), SYN));
+    let tables = TestTables::node(2).publish(PROTOCOL_TCP, 9200, &[replica]);
+    let mut frame = there.received().without_interface(replica.interface());
+    run(&tables, Hook::TcUplink, &mut frame);
+    assert_eq!(outer(&frame).2, GeneveKind::Undeliverable as u8);
+    assert_eq!(tables.flow_count(), 0);
 }
 
 #[test]
