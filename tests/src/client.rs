@@ -156,7 +156,7 @@ pub async fn udp(address: SocketAddr, count: u32, size: usize, options: RequestO
     Ok(())
 }
 
-fn unspecified(like: SocketAddr) -> &'static str {
+pub(crate) fn unspecified(like: SocketAddr) -> &'static str {
     if like.is_ipv4() { "0.0.0.0" } else { "::" }
 }
 

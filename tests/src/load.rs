@@ -1,5 +1,5 @@
 //! The constant load: new connections at a steady rate, whatever happens to them, and connections that stay
-//! open meanwhile. Depends on `client`.
+//! open meanwhile. For UDP a connection is a socket. Depends on `exchange` and `report`.
 
 use std::{
     fs,
@@ -7,21 +7,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use hyper::{Uri, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context, Result, ensure};
+use hyper::Uri;
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
-use self::report::{Ended, kept_report, report};
 pub use self::report::{Failure, Kept, Latency, Report};
-use crate::{
-    client::{RequestBody, body, dial, empty, request, send, target},
-    server::Hello,
+use self::{
+    exchange::{Connection, ask_once},
+    report::{Ended, kept_report, report},
 };
 
+mod exchange;
 mod report;
 
 /// The highest rate that this load is meant for.
@@ -30,7 +29,7 @@ const HIGHEST_RATE: u32 = 10_000;
 /// What to send.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// The addresses to request, in turn.
+    /// The addresses to request, in turn: `http://HOST:PORT/…` or `udp://HOST:PORT`.
     pub urls: Vec<Uri>,
     /// New connections each second, in all.
     pub rate: u32,
@@ -105,12 +104,7 @@ pub async fn run(load: &Load) -> Result<Report> {
 
 async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
     let start = Instant::now();
-    let request = async {
-        let stream = dial(target(&url)?, 0).await?;
-        let response = send(stream, request("GET", &url, empty())?).await?;
-        task(&body(response).await?)
-    };
-    let outcome = within(limit, request).await;
+    let outcome = within(limit, ask_once(&url)).await;
     Ended {
         sent: start - begin,
         url,
@@ -122,37 +116,26 @@ async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
 /// Sends requests on one connection until the load ends; opens it again when it breaks.
 async fn keep(url: Uri, load: Load, begin: Instant) -> Vec<Ended> {
     let mut ended = Vec::new();
-    let mut sender: Option<http1::SendRequest<RequestBody>> = None;
+    let mut connection = None;
     while !load.is_over(begin) {
         let start = Instant::now();
         let request = async {
-            if sender.is_none() {
-                let stream = dial(target(&url)?, 0).await?;
-                let (opened, connection) = http1::handshake(TokioIo::new(stream)).await?;
-                tokio::spawn(connection);
-                sender = Some(opened);
-            }
-            let Some(sender) = &mut sender else {
-                bail!("there is no connection");
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => Connection::open(&url).await?,
             };
-            let mut request = request("GET", &url, empty())?;
-            request.headers_mut().remove("connection");
-            sender.ready().await.context("the connection was closed")?;
-            let response = sender.send_request(request).await;
-            task(&body(response.context("the request was not answered")?).await?)
+            let task = open.ask(&url).await?;
+            // One that breaks is opened again, to see whether that works.
+            connection = Some(open);
+            Ok(task)
         };
         let outcome = within(load.timeout, request).await;
-        let broken = outcome.is_err();
         ended.push(Ended {
             sent: start - begin,
             url: url.clone(),
             took: start.elapsed(),
             outcome,
         });
-        if broken {
-            // Open it again, to see whether that works.
-            sender = None;
-        }
         sleep_until(start + load.pause).await;
         // At least a millisecond, should the deadline have passed.
         sleep(Duration::from_millis(1)).await;
@@ -165,11 +148,6 @@ async fn within(limit: Duration, request: impl Future<Output = Result<String>>) 
         Ok(outcome) => outcome,
         Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut)).context("no answer in time"),
     }
-}
-
-fn task(body: &[u8]) -> Result<String> {
-    let hello: Hello = serde_json::from_slice(body).context("the answer is not the test server's")?;
-    Ok(hello.task)
 }
 
 /// TCP segments, and the SYNs among them, that were retransmitted in this network namespace so far.
@@ -231,9 +209,23 @@ mod tests {
         while tokio::net::TcpStream::connect(http).await.is_err() {
             sleep(Duration::from_millis(5)).await;
         }
-        let report = run(&load(&[format!("http://{http}/"), format!("http://{closed}/")]))
-            .await
-            .unwrap();
+        let [report, datagrams] = {
+            let (http, closed_http) = (format!("http://{http}/"), format!("http://{closed}/"));
+            let (udp, closed_udp) = (format!("udp://{udp}"), format!("udp://{closed}"));
+            let (streams, datagrams) = (load(&[http, closed_http]), load(&[udp, closed_udp]));
+            [run(&streams).await.unwrap(), run(&datagrams).await.unwrap()]
+        };
+        // A refused datagram is known by the ICMP message.
+        assert_eq!(
+            datagrams.failures.keys().collect::<Vec<_>>(),
+            ["refused"],
+            "{datagrams:?}"
+        );
+        assert!(
+            datagrams.answered.abs_diff(datagrams.failures()) <= 1,
+            "{datagrams:?}"
+        );
+        assert!(datagrams.kept.requests > 0, "{datagrams:?}");
         assert_eq!(report.answered + report.failures(), report.attempts);
         assert_eq!(
             report.failures.keys().collect::<Vec<_>>(),

@@ -73,6 +73,7 @@ enum Action {
     /// Send requests to addresses in turn at a steady rate, whatever happens to them; print one line of JSON
     /// that says what failed, how and when.
     Load {
+        /// `http://HOST:PORT/`, or `udp://HOST:PORT` for datagrams, each from a port of its own.
         #[arg(required = true)]
         urls: Vec<Uri>,
         /// New connections each second, in all.

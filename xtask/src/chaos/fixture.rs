@@ -16,11 +16,13 @@ use crate::lab::{self, Lab, LabOptions, traffic::Load, wait_until};
 /// The service that is asked.
 pub(super) const SERVICE: &str = "web";
 pub(super) const REPLICAS: usize = 5;
+/// Where it answers HTTP, and datagrams.
 const PORT: u16 = 9200;
+const DATAGRAM_PORT: u16 = 9201;
 
-/// New connections each second, and connections that stay open.
-const RATE: u32 = 100;
-const KEPT: usize = 15;
+/// New connections each second, and connections that stay open: by TCP and by UDP in turn.
+const RATE: u32 = 120;
+const KEPT: usize = 18;
 
 /// Replaces all tasks, and so spreads them over the nodes again.
 pub(super) const UPDATE: [&str; 6] = [
@@ -52,7 +54,8 @@ impl Fixture {
             ..LabOptions::default()
         })?;
         lab.start_agents(AGENT_ARGUMENTS)?;
-        lab.create_service(SERVICE, REPLICAS, &[&format!("{PORT}:80")], &[])?;
+        let ports = [format!("{PORT}:80"), format!("{DATAGRAM_PORT}:81/udp")];
+        lab.create_service(SERVICE, REPLICAS, &ports.each_ref().map(String::as_str), &[])?;
         Ok(Self { lab })
     }
 
@@ -82,7 +85,11 @@ impl Fixture {
             self.lab.docker("node1", UPDATE)?;
             self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
         }
-        let urls = entries.iter().map(|node| self.url(node)).collect::<Result<_>>()?;
+        let mut urls = Vec::new();
+        for node in entries {
+            urls.push(self.url(node)?);
+            urls.push(format!("udp://{}:{DATAGRAM_PORT}", self.lab.address(node)?));
+        }
         let load = Load {
             urls,
             rate: RATE,
@@ -193,11 +200,35 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// The id of a container of the service on a node.
-    pub(super) fn container_on(&self, node: &str) -> Result<String> {
+    /// The ids of the service's containers on a node.
+    pub(super) fn containers_on(&self, node: &str) -> Result<Vec<String>> {
         let label = format!("label=com.docker.swarm.service.name={SERVICE}");
         let list = self.lab().docker(node, ["ps", "--quiet", "--filter", &label])?;
-        let first = list.lines().next().map(str::to_owned);
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    /// Makes a replica drop what would open a connection, or stops that.
+    pub(super) fn accepts_nothing(&self, node: &str, container: &str, yes: bool) -> Result<()> {
+        let pid = self
+            .lab()
+            .docker(node, ["inspect", "--format", "{{.State.Pid}}", container])?;
+        let action = if yes { "-I" } else { "-D" };
+        let command = [
+            "nsenter",
+            "--target",
+            pid.trim(),
+            "--net",
+            "iptables",
+            "--wait",
+            action,
+        ];
+        let rule = ["INPUT", "-p", "tcp", "--dport", "80", "--syn", "-j", "DROP"];
+        self.lab().run(node, [&command[..], &rule[..]].concat()).map(drop)
+    }
+
+    /// The id of a container of the service on a node.
+    pub(super) fn container_on(&self, node: &str) -> Result<String> {
+        let first = self.containers_on(node)?.into_iter().next();
         first.with_context(|| format!("no replica of {SERVICE} runs on {node}"))
     }
 
@@ -215,12 +246,14 @@ impl Scene<'_> {
                     serde_json::from_str(&text).with_context(|| format!("no JSON: `{text}`"))?;
                 let rows = answer["routes"].as_array().context("no routes")?;
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                let active: BTreeSet<(String, String)> = rows
-                    .iter()
-                    .filter(|row| row["state"] == "active")
-                    .map(|row| (text(&row["backend"]["task"]), text(&row["backend"]["node"])))
-                    .collect();
-                ensure!(condition(&active), "it sends to {active:?}");
+                for protocol in ["tcp", "udp"] {
+                    let active: BTreeSet<(String, String)> = rows
+                        .iter()
+                        .filter(|row| row["state"] == "active" && row["protocol"] == protocol)
+                        .map(|row| (text(&row["backend"]["task"]), text(&row["backend"]["node"])))
+                        .collect();
+                    ensure!(condition(&active), "by {protocol} it sends to {active:?}");
+                }
                 Ok(())
             })?;
         }

@@ -196,8 +196,14 @@ impl Outcome {
 
 /// Through how many entry nodes requests failed.
 fn entries(failed: &[Failure]) -> u64 {
-    let urls: BTreeSet<&str> = failed.iter().map(|failure| failure.url.as_str()).collect();
-    urls.len() as u64
+    let entries: BTreeSet<&str> = failed.iter().map(|failure| host(&failure.url)).collect();
+    entries.len() as u64
+}
+
+/// The node's address in a URL, whatever the protocol and the port.
+fn host(url: &str) -> &str {
+    let address = url.split_once("://").map_or(url, |(_, address)| address);
+    address.split([':', '/']).next().unwrap_or(address)
 }
 
 fn by_entry(failed: Vec<Failure>) -> BTreeMap<String, BTreeMap<String, u64>> {

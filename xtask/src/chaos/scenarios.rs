@@ -83,14 +83,37 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "worker",
-        event: "the agent of node3 is killed, and tasks move to and from its node",
+        event: "the agent of node3 is killed, and tasks move from its node and to it",
         required: Requirement {
-            text: "no new connection lost",
+            text: "no new connection lost through the nodes with an agent",
             kept_may_break: true,
             ..NOTHING_LOST
         },
-        entries: ALL,
+        entries: &["node1", "node2"],
         play: worker,
+    },
+    Scenario {
+        name: "worker-entry",
+        event: "the same, and node3 itself is asked",
+        required: Requirement {
+            text: "at most 3 opens lost for each container that ends there",
+            grace: Duration::from_secs(60),
+            failures_per_entry: Some(9),
+            kept_may_break: true,
+        },
+        entries: &["node3"],
+        play: worker,
+    },
+    Scenario {
+        name: "replaced",
+        event: "the agent of node3 is killed, and all tasks are replaced",
+        required: Requirement {
+            text: "no new connection lost through the nodes with an agent",
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: &["node1", "node2"],
+        play: replaced,
     },
     Scenario {
         name: "unannounced",
@@ -118,6 +141,30 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         entries: ALL,
         play: firewall,
     },
+    Scenario {
+        name: "partition",
+        event: "node1, the manager, and the two others do not reach each other for 30 s",
+        required: Requirement {
+            text: "each half serves from what it has: nothing lost later than 1 s; all as before within 2 s of the return",
+            grace: Duration::from_secs(1),
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        play: partition,
+    },
+    Scenario {
+        name: "all",
+        event: "no replica accepts anything for 5 s",
+        required: Requirement {
+            text: "all are tried: nothing lost later than 1 s after they answer again",
+            grace: Duration::from_secs(6),
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        play: all,
+    },
 ];
 
 fn cable(scene: &Scene<'_>) -> Result<()> {
@@ -143,28 +190,51 @@ fn container(scene: &Scene<'_>) -> Result<()> {
 
 fn hung(scene: &Scene<'_>) -> Result<()> {
     let id = scene.container_on("node3")?;
-    let pid = scene
-        .lab()
-        .docker("node3", ["inspect", "--format", "{{.State.Pid}}", &id])?;
-    let inside = |action: &str| {
-        let rule = ["INPUT", "-p", "tcp", "--dport", "80", "--syn", "-j", "DROP"];
-        let command = [
-            "nsenter",
-            "--target",
-            pid.trim(),
-            "--net",
-            "iptables",
-            "--wait",
-            action,
-        ];
-        scene.lab().run("node3", [&command[..], &rule[..]].concat())
-    };
     scene.event();
-    inside("-I")?;
+    scene.accepts_nothing("node3", &id, true)?;
     thread::sleep(Duration::from_secs(15));
-    inside("-D")?;
+    scene.accepts_nothing("node3", &id, false)?;
     thread::sleep(Duration::from_secs(2));
     scene.until_all_answer()
+}
+
+fn all(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    let mut replicas = Vec::new();
+    for node in lab.nodes() {
+        let ids = scene.containers_on(node)?;
+        replicas.extend(ids.into_iter().map(|id| (node, id)));
+    }
+    scene.event();
+    for (node, id) in &replicas {
+        scene.accepts_nothing(node, id, true)?;
+    }
+    thread::sleep(Duration::from_secs(5));
+    scene.event();
+    for (node, id) in &replicas {
+        scene.accepts_nothing(node, id, false)?;
+    }
+    thread::sleep(Duration::from_secs(7));
+    scene.until_all_answer()
+}
+
+fn partition(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    // On the wire. The client reaches both halves.
+    let table = "table bridge partition {\n\
+                 chain forward { type filter hook forward priority 0;\n\
+                 iifname \"node1\" oifname { \"node2\", \"node3\" } drop;\n\
+                 iifname { \"node2\", \"node3\" } oifname \"node1\" drop; }\n}\n";
+    scene.event();
+    lab.run_on_the_wire(&["nft", "-f", "-"], table)?;
+    thread::sleep(Duration::from_secs(30));
+    scene.event();
+    lab.run_on_the_wire(&["nft", "delete", "table", "bridge", "partition"], "")?;
+    let back = scene.until_back();
+    // Swarm has replaced what it did not reach, and ends what it has replaced.
+    lab.wait_for_tasks(SERVICE, REPLICAS)?;
+    scene.until_all_known()?;
+    back
 }
 
 fn manager(scene: &Scene<'_>) -> Result<()> {
@@ -184,6 +254,26 @@ fn manager(scene: &Scene<'_>) -> Result<()> {
 }
 
 fn worker(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    lab.kill_agent("node3")?;
+    scene.event();
+    let availability = |value| lab.docker("node1", ["node", "update", "--availability", value, "node3"]);
+    availability("drain")?;
+    lab.wait_for_tasks(SERVICE, REPLICAS)?;
+    thread::sleep(Duration::from_secs(2));
+    // Swarm places new tasks on the node that has the fewest.
+    availability("active")?;
+    lab.scale(SERVICE, REPLICAS + 2)?;
+    lab.wait_for_tasks(SERVICE, REPLICAS + 2)?;
+    thread::sleep(Duration::from_secs(2));
+    lab.scale(SERVICE, REPLICAS)?;
+    lab.wait_for_tasks(SERVICE, REPLICAS)?;
+    thread::sleep(Duration::from_secs(2));
+    lab.start_agent("node3", scene.agent_arguments())?;
+    scene.until_all_known()
+}
+
+fn replaced(scene: &Scene<'_>) -> Result<()> {
     let lab = scene.lab();
     lab.kill_agent("node3")?;
     scene.event();
