@@ -70,11 +70,7 @@ impl Accounts {
         };
         let new = since(state.statistics, account.last);
         account.last = state.statistics;
-        account.connections_open = u64::from(match position.0.protocol {
-            Protocol::Tcp => state.active,
-            // IPVS counts every UDP connection as inactive.
-            Protocol::Udp => state.inactive,
-        });
+        account.connections_open = open_connections(&position.0, state);
         let backend = account.backend;
         self.add(
             backend,
@@ -122,6 +118,7 @@ impl Accounts {
                 .keys()
                 .map(|key| (*key, self.backends.get(key).copied().unwrap_or_default()))
                 .collect(),
+            open: state.backends.keys().map(|key| (*key, 0)).collect(),
             services: state
                 .services
                 .keys()
@@ -130,6 +127,9 @@ impl Accounts {
             ..Counters::default()
         };
         for account in self.open.values() {
+            if let Some(open) = counters.open.get_mut(&account.backend) {
+                *open += account.connections_open;
+            }
             if let Some(traffic) = counters.backends.get_mut(&account.backend) {
                 traffic.connections_active += account.connections_open;
             }
@@ -144,6 +144,15 @@ impl Accounts {
         *self.backends.entry(backend).or_default() += new;
         *self.services.entry(backend.service).or_default() += new;
     }
+}
+
+/// The open connections of a virtual service to a destination.
+pub(super) fn open_connections(service: &VirtualService, state: &DestinationState) -> u64 {
+    u64::from(match service.protocol {
+        Protocol::Tcp => state.active,
+        // IPVS counts every UDP connection as inactive.
+        Protocol::Udp => state.inactive,
+    })
 }
 
 /// The difference to an earlier reading; the whole reading, if the object was made again in between.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nix::errno::Errno;
 
 use super::{
-    accounts::{Accounts, Position},
+    accounts::{Accounts, Position, open_connections},
     difference::{Present, PresentTable, additions, record, removals},
     failed,
     kernel::{Command, Destination, DestinationState, Ipvs, IpvsError, Statistics, VirtualService},
@@ -30,6 +30,8 @@ pub(super) struct Services {
     /// Destinations that an earlier agent left: their earlier traffic counts too.
     inherited: BTreeSet<Position>,
     accounts: Accounts,
+    /// What answers for peers, with the replica of this node behind it.
+    replicas: BTreeMap<VirtualService, BackendKey>,
 }
 
 /// An operation that failed.
@@ -50,6 +52,7 @@ impl Services {
             unclaimed: BTreeSet::new(),
             inherited: BTreeSet::new(),
             accounts: Accounts::default(),
+            replicas: BTreeMap::new(),
         };
         services
             .reload()
@@ -155,6 +158,12 @@ impl Services {
             .collect();
         failures.extend(self.run(destinations, wanted));
         failures.extend(self.open_accounts(wanted, &old));
+        let present = wanted.iter().filter(|(name, _)| self.present.contains_key(name));
+        let replicas = present.filter_map(|(name, service)| match service.role {
+            Role::Replica(key) => Some((*name, key)),
+            Role::Frontend(_) => None,
+        });
+        self.replicas = replicas.collect();
         failures
     }
 
@@ -176,6 +185,7 @@ impl Services {
         let failures = self.shrink(&Table::new());
         self.accounts = Accounts::default();
         self.inherited.clear();
+        self.replicas.clear();
         failures
             .into_iter()
             .next()
@@ -193,7 +203,19 @@ impl Services {
         }
         self.accounts.read_local(local);
         self.accounts.keep(state);
-        Ok(self.accounts.counters(state))
+        let mut counters = self.accounts.counters(state);
+        // What peers have sent here is open here as well. It is counted as traffic where it came in.
+        for (name, key) in &self.replicas {
+            let destinations = self
+                .ipvs
+                .destinations(name)
+                .map_err(|error| failed("read the IPVS statistics", error))?;
+            if let Some(open) = counters.open.get_mut(key) {
+                let states = destinations.iter().map(|(_, state)| state);
+                *open += states.map(|state| open_connections(name, state)).sum::<u64>();
+            }
+        }
+        Ok(counters)
     }
 
     /// Adds up local processes' connections before their counters go.

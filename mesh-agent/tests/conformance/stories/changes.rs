@@ -8,10 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_agent::model::{Balance, Protocol, ServiceKey};
+use mesh_agent::model::{BackendKey, Balance, Protocol, ServiceKey};
 
 use crate::{
-    mesh::{ECHO, Mesh, WEB},
+    mesh::{ECHO, Mesh, WEB, ingress_address},
     netns::Netns,
     state::{difference, state},
     talk::{Connection, ask, ask_by_datagram, spread},
@@ -81,6 +81,17 @@ pub(super) fn draining(mesh: &mut Mesh<'_>) -> Result<()> {
     for (source, connections) in &mut kept {
         expect_all_open(connections).context(*source)?;
     }
+    // An operator waits until it is none: the replica's own node counts what came in by any node.
+    let key = BackendKey {
+        service: WEB,
+        address: ingress_address("a2"),
+    };
+    let sources_kept = kept.len() as u64;
+    crate::until("its connections are counted", Duration::from_secs(10), || {
+        let open = mesh.counters(2)?.open.get(&key).copied();
+        ensure!(open == Some(sources_kept), "{open:?} of {sources_kept} are open");
+        Ok(())
+    })?;
     for (source, netns, target) in sources(world, mesh) {
         let answers = spread(8, || ask(netns, target)).context(source)?;
         let expected = BTreeMap::from([("a1".to_owned(), 4), ("b2".to_owned(), 4)]);
