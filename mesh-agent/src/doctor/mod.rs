@@ -240,11 +240,14 @@ fn cluster_checks(options: &Options, running: &Running) -> Vec<Check> {
 }
 
 /// What a node on IPVS lacks compared to eBPF, apart from speed.
-const IPVS_LIMITS: [&str; 7] = [
+const IPVS_LIMITS: [&str; 10] = [
     "IPVS limit: replicas on other nodes see the entry node's address instead of the client's.",
     "IPVS limit: the host firewall's INPUT rules apply to published ports.",
-    "IPVS limit: containers on Docker bridges other than docker_gwbridge cannot reach published ports on their \
-     own node's addresses through the mesh, because Docker forwards no replies between bridges.",
+    "IPVS limit: what arrives for a replica that this node no longer has is not given to another one; connections \
+     fail until the other nodes' snapshots follow.",
+    "IPVS limit: replicas that do not answer are not passed over; only a task's health check takes them out.",
+    "IPVS limit: packets between nodes carry no key; they are accepted by the address of the node that sends them.",
+    "IPVS limit: what the path to another node carries is not measured; the kernel fragments what is too big.",
     "IPVS limit: no direct return (--return-mode dsr); replies always go through the entry node.",
     "IPVS limit: no drop counters by hook and reason.",
     "IPVS limit: connections of local processes to ::1 are not balanced.",

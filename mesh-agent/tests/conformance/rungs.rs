@@ -60,8 +60,6 @@ pub(crate) struct Capabilities {
     pub(crate) affinity: bool,
     /// A node sends back what it cannot deliver, and the entry node gives it to another replica.
     pub(crate) sends_back: bool,
-    /// Whether containers on any bridge reach their node's ports.
-    pub(crate) any_bridge: bool,
     /// A replica that does not answer is passed over.
     pub(crate) passes_over: bool,
 }
@@ -71,7 +69,6 @@ const EBPF: Capabilities = Capabilities {
     algorithms: &Algorithm::ALL,
     affinity: true,
     sends_back: true,
-    any_bridge: true,
     passes_over: true,
 };
 
@@ -80,8 +77,6 @@ const IPVS: Capabilities = Capabilities {
     algorithms: &Algorithm::ALL,
     affinity: true,
     sends_back: false,
-    // Docker forwards nothing from one bridge to another, and IPVS's replies would have to be forwarded.
-    any_bridge: false,
     passes_over: false,
 };
 

@@ -40,6 +40,7 @@ pub(crate) fn rules() -> Rules {
         node_address: Some(NODE),
         bridge: "docker_gwbridge".to_owned(),
         tunnel_port: 6081,
+        uplinks: ["up0".to_owned()].into(),
         uplink_mtu: 1500,
         frontends: [
             (NODE, Protocol::Tcp, 9200),

@@ -14,6 +14,7 @@ pub mod rules;
 pub mod tunnel;
 
 mod accounts;
+mod detour;
 mod difference;
 mod hairpin;
 mod link;
@@ -24,6 +25,7 @@ mod sysctls;
 mod wanted;
 
 use self::{
+    detour::Detour,
     hairpin::Hairpin,
     rules::{Rules, RulesError, Table},
     services::{Failure, Services},
@@ -72,7 +74,7 @@ pub struct IpvsOptions {
     pub tunnel_port: u16,
     /// The bridge behind which containers are reached: Docker's `docker_gwbridge` for Swarm's tasks.
     pub bridge: String,
-    /// The address at which only the eBPF data path answers; no virtual service is made for it.
+    /// The address at which only the eBPF data path answers.
     pub service_address: Ipv4Addr,
     /// Directory for what must outlive a killed agent, e.g. `/run/mesh`; created if it is missing.
     pub run_directory: PathBuf,
@@ -103,6 +105,7 @@ pub struct IpvsDatapath {
     tunnel_plan: Option<TunnelPlan>,
     sysctls: Sysctls,
     hairpin: Hairpin,
+    detour: Detour,
     /// Whether anything has been applied since the start or since everything was removed.
     engaged: bool,
     /// Whether the kernel is not yet in the state that is desired.
@@ -125,6 +128,7 @@ impl IpvsDatapath {
             .map_err(|error| failed("read the record of earlier kernel settings", error))?;
         let hairpin = Hairpin::open(&options.run_directory.join(HAIRPIN_RECORD))
             .map_err(|error| failed("read the record of bridge ports in hairpin mode", error))?;
+        let detour = Detour::open().map_err(|error| failed("open rtnetlink", error))?;
         debug!("IPVS opened");
         Ok(Self {
             options,
@@ -136,6 +140,7 @@ impl IpvsDatapath {
             tunnel_plan: None,
             sysctls,
             hairpin,
+            detour,
             engaged: false,
             unsettled: false,
             rounds: 0,
@@ -155,6 +160,7 @@ impl IpvsDatapath {
         steps.tried("change kernel settings", self.set_ipvs_sysctls());
         let interfaces = plans::replica_interfaces(&self.state);
         steps.tried("set replicas' bridge ports", self.hairpin.apply(&interfaces));
+        steps.tried("make the detour", self.detour.ensure());
         if let Some(plan) = &plan {
             let wide = match &self.tunnel_plan {
                 Some(old) => plans::widened(old, plan),
@@ -377,6 +383,7 @@ impl Datapath for IpvsDatapath {
         steps.tried("empty the nftables rules", self.empty_rules());
         let services = self.services.clear();
         steps.tried("remove the tunnel", self.tunnel.remove());
+        steps.tried("remove the detour", self.detour.remove());
         steps.tried("put bridge ports back", self.hairpin.apply(&BTreeSet::new()));
         steps.tried("put kernel settings back", self.sysctls.restore());
         steps.tried("remove the nftables rules", self.rules.remove());

@@ -35,6 +35,7 @@ pub(super) fn rules(
             .map(|uplink| uplink.mtu)
             .min()
             .unwrap_or(DEFAULT_MTU),
+        uplinks: state.uplinks.keys().cloned().collect(),
         peers: state.peers.keys().copied().collect(),
         ..Rules::default()
     };
@@ -129,9 +130,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::ipvs::wanted::{
-            self,
-            tests::{container, state},
+        datapath::ipvs::{
+            detour,
+            wanted::{
+                self,
+                tests::{container, state},
+            },
         },
         model::{Balance, HostInterface, MacAddress, ServiceKey},
     };
@@ -165,10 +169,12 @@ mod tests {
     #[test]
     fn the_rules_name_what_ipvs_answers_and_where_local_processes_go() {
         let rules = rules_of(&node(), true);
-        let [(address, protocol, port)] = rules.frontends.iter().copied().collect::<Vec<_>>()[..] else {
+        let [(address, protocol, port), (detour, ..)] =
+            rules.frontends.iter().copied().collect::<Vec<_>>()[..]
+        else {
             panic!("mesh addresses are no frontends: {:?}", rules.frontends);
         };
-        assert_eq!((address, port), (NODE, 9200));
+        assert_eq!((address, port, detour), (NODE, 9200, detour::FRONTEND));
         let key = ServiceKey { protocol, port };
         let targets: Vec<_> = rules.localhost[&key]
             .iter()

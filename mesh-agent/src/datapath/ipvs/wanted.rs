@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
     address::mesh_address,
+    detour,
     kernel::{Destination, SchedulerFlags, Settings, VirtualService},
 };
 use crate::model::{Algorithm, Backend, BackendKey, Balance, Desired, Location, Protocol, ServiceKey};
@@ -61,8 +62,9 @@ pub(super) fn is_ours(settings: &Settings) -> bool {
     settings.flags.third
 }
 
-/// The table for a state. `left_out` is the address at which only the eBPF data path answers.
-pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
+/// The table for a state. At the service address only the eBPF data path answers; here it stands for the
+/// detour.
+pub(super) fn table(state: &Desired, service_address: Ipv4Addr) -> Table {
     let mut destinations: BTreeMap<ServiceKey, BTreeMap<Destination, WantedDestination>> = BTreeMap::new();
     let mut table = Table::new();
     for (key, backend) in &state.backends {
@@ -86,11 +88,13 @@ pub(super) fn table(state: &Desired, left_out: Ipv4Addr) -> Table {
         let Some(service) = state.services.get(&frontend.service) else {
             continue;
         };
-        if frontend.address == left_out {
-            continue;
-        }
+        let address = if frontend.address == service_address {
+            detour::FRONTEND
+        } else {
+            frontend.address
+        };
         table.insert(
-            virtual_service(frontend.address, frontend.service.protocol, frontend.service.port),
+            virtual_service(address, frontend.service.protocol, frontend.service.port),
             WantedService {
                 settings: settings(service.balance),
                 destinations: destinations.get(&frontend.service).cloned().unwrap_or_default(),
@@ -288,7 +292,12 @@ pub(super) mod tests {
     fn a_service_without_backends_still_has_a_virtual_service() {
         let table = table(&state(Balance::default(), &[]), LEFT_OUT);
         assert_eq!(destinations(&table[&name("192.0.2.1")]), []);
-        assert_eq!(table.len(), 1, "and not at the service address");
+        let addresses: Vec<_> = table.keys().map(|name| name.address.to_string()).collect();
+        assert_eq!(
+            addresses,
+            ["192.0.2.1", "252.0.0.2"],
+            "and not at the service address"
+        );
     }
 
     #[test]

@@ -89,9 +89,7 @@ pub(super) fn local_processes(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn containers(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     asked_by(mesh, "x1")?;
-    if mesh.rung.capabilities.any_bridge {
-        asked_by(mesh, "y1").context("on a bridge of another name")?;
-    }
+    asked_by(mesh, "y1").context("on a bridge of another name")?;
     // And another node's port, like that of any machine on the network.
     let container = mesh.world.container("x1");
     let target = mesh.frontend(2, WEB);

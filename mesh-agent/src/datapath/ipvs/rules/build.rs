@@ -8,8 +8,8 @@ use std::{
 use super::{
     Rules,
     chains::{
-        REFUSE, SETTLE, advice, arriving, clamp, crossing, guard, input, output, postrouting, prerouting,
-        refuse, settle, translate,
+        REFUSE, SETTLE, advice, arriving, astray, clamp, crossing, guard, input, output, postrouting,
+        prerouting, refuse, settle, translate,
     },
     phrase::{jumped, rule},
     ruleset::{Content, Expression, Family, Ruleset, Set, Type},
@@ -21,10 +21,11 @@ use crate::model::{Protocol, ServiceKey};
 pub(super) fn ip(rules: &Rules) -> Ruleset {
     let mut chains = BTreeMap::from([
         ("guard".to_owned(), guard(rules)),
-        ("prerouting".to_owned(), prerouting()),
+        ("prerouting".to_owned(), prerouting(rules)),
         ("input".to_owned(), input(rules)),
         ("output".to_owned(), output()),
         ("advice".to_owned(), advice(rules)),
+        ("astray".to_owned(), astray()),
         ("clamp".to_owned(), clamp(rules)),
         ("postrouting".to_owned(), postrouting(rules)),
         (REFUSE.to_owned(), refuse()),

@@ -11,13 +11,13 @@ use super::{
     phrase::{
         BEFORE_BRIDGE_NETFILTER, BEFORE_DOCKER_DESTINATION, BEFORE_DOCKER_SOURCE, DESTINATION_OFFSET, FILTER,
         LOOPBACK_NETWORK, MANGLE, RAW, SOURCE_OFFSET, destination, hooked, interface, jumped, load_service,
-        mesh_destination, mesh_source, network, on, port, protocol, rule, source,
+        mesh_destination, mesh_source, network, not_by_detour, not_on, on, port, protocol, rule, source,
     },
     ruleset::{Chain, Expression, Header, HookKind, Meta, Point, Register, Rule},
     target::names,
 };
 use crate::{
-    datapath::ipvs::tunnel::DEVICE,
+    datapath::ipvs::{detour, tunnel::DEVICE},
     model::{Protocol, ServiceKey},
 };
 
@@ -62,13 +62,32 @@ pub(super) fn guard(rules: &Rules) -> Chain {
             "mesh source addresses come through the tunnel only",
             [mesh_source(), not_by_tunnel].concat(),
         ),
+        rule(
+            "the detour's addresses come by it only",
+            [
+                not_by_detour(),
+                network(DESTINATION_OFFSET, detour::NETWORK),
+                vec![Expression::Drop],
+            ]
+            .concat(),
+        ),
+        rule(
+            "the detour's source addresses come by it only",
+            [
+                not_by_detour(),
+                network(SOURCE_OFFSET, detour::NETWORK),
+                vec![Expression::Drop],
+            ]
+            .concat(),
+        ),
     ];
     hooked(HookKind::Filter, Point::Prerouting, RAW, rules)
 }
 
 /// Fixes the destination of IPVS's packets before Docker's rules see them.
-pub(super) fn prerouting() -> Chain {
+pub(super) fn prerouting(rules: &Rules) -> Chain {
     let rules = vec![
+        by_detour(rules),
         frontends_stay(),
         rule(
             "not Docker's mesh: this node's replica",
@@ -233,6 +252,21 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
         );
     };
     let towards_bridge = on(Meta::OutputInterfaceName, &rules.bridge);
+    let to_replica_as_node = |input: &str| {
+        [
+            on(Meta::InputInterfaceName, input),
+            on(Meta::OutputInterfaceName, &rules.bridge),
+            vec![
+                destination(),
+                Expression::In(names::LOCAL_REPLICAS),
+                Expression::Meta(Meta::Mark, Register::First),
+                Expression::Unequal(Register::First, TUNNEL_MARK.to_ne_bytes().to_vec()),
+                Expression::Constant(Register::First, node.octets().to_vec()),
+                Expression::SourceNat,
+            ],
+        ]
+        .concat()
+    };
     let as_node = vec![
         Expression::Constant(Register::First, node.octets().to_vec()),
         Expression::SourceNat,
@@ -244,25 +278,24 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
         ),
         rule(
             "loopback to a replica as this node",
-            [
-                towards_bridge.clone(),
-                network(SOURCE_OFFSET, LOOPBACK_NETWORK),
-                as_node.clone(),
-            ]
-            .concat(),
+            [towards_bridge, network(SOURCE_OFFSET, LOOPBACK_NETWORK), as_node].concat(),
         ),
         rule(
             "a container to a replica of this node, as this node",
+            to_replica_as_node(&rules.bridge),
+        ),
+        rule(
+            "a container on another bridge to a replica of this node, as this node",
+            to_replica_as_node(detour::IN),
+        ),
+        rule(
+            "a container on another bridge, by the detour",
             [
-                on(Meta::InputInterfaceName, &rules.bridge),
-                towards_bridge,
+                on(Meta::OutputInterfaceName, detour::OUT),
                 vec![
-                    destination(),
-                    Expression::In(names::LOCAL_REPLICAS),
-                    Expression::Meta(Meta::Mark, Register::First),
-                    Expression::Unequal(Register::First, TUNNEL_MARK.to_ne_bytes().to_vec()),
+                    Expression::Constant(Register::First, detour::CLIENT.octets().to_vec()),
+                    Expression::SourceNat,
                 ],
-                as_node,
             ]
             .concat(),
         ),
@@ -274,6 +307,40 @@ fn frontends_stay() -> Rule {
     rule(
         "not Docker's mesh: IPVS answers",
         [at_frontend(), stay()].concat(),
+    )
+}
+
+/// Sends what containers on other bridges than Docker's own send to a frontend by the detour. Those bridges
+/// have any name; an uplink can be a bridge, too.
+fn by_detour(rules: &Rules) -> Rule {
+    let mut expressions = on(Meta::InputInterfaceKind, "bridge");
+    expressions.extend(not_on(Meta::InputInterfaceName, &rules.bridge));
+    for uplink in &rules.uplinks {
+        expressions.extend(not_on(Meta::InputInterfaceName, uplink));
+    }
+    expressions.extend(at_frontend());
+    expressions.extend([
+        Expression::Constant(Register::First, detour::FRONTEND.octets().to_vec()),
+        Expression::DestinationNat {
+            address: Register::First,
+            port: None,
+        },
+    ]);
+    rule("a container on another bridge, by the detour", expressions)
+}
+
+/// Drops replies that come by the detour and belong to no connection any more: they would go round in it.
+pub(super) fn astray() -> Chain {
+    let again = [
+        on(Meta::InputInterfaceName, detour::OUT),
+        on(Meta::OutputInterfaceName, detour::IN),
+        vec![Expression::Drop],
+    ];
+    hooked(
+        HookKind::Filter,
+        Point::Forward,
+        FILTER,
+        vec![rule("of no connection", again.concat())],
     )
 }
 

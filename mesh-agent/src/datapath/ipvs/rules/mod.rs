@@ -42,6 +42,8 @@ pub struct Rules {
     pub bridge: String,
     /// UDP port of the tunnel, host byte order.
     pub tunnel_port: u16,
+    /// The interfaces that traffic from outside arrives on.
+    pub uplinks: BTreeSet<String>,
     /// MTU of the uplink, bytes.
     pub uplink_mtu: u32,
     /// What IPVS answers: address, protocol and port (host byte order).

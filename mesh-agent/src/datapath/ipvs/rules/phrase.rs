@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 
 use super::ruleset::{Chain, Expression, Header, Hook, HookKind, Meta, Point, Register, Rule};
 use crate::{
-    datapath::ipvs::address::{MESH_MASK, REPLICA_NETWORK},
+    datapath::ipvs::{
+        address::{MESH_MASK, REPLICA_NETWORK},
+        detour,
+    },
     model::Protocol,
 };
 
@@ -97,6 +100,20 @@ pub(super) fn on(name: Meta, device: &str) -> Vec<Expression> {
     vec![
         Expression::Meta(name, Register::First),
         Expression::Equal(Register::First, interface(device)),
+    ]
+}
+
+/// Matches what has not come by the detour.
+pub(super) fn not_by_detour() -> Vec<Expression> {
+    let ends = [detour::OUT, detour::IN].into_iter();
+    ends.flat_map(|name| not_on(Meta::InputInterfaceName, name))
+        .collect()
+}
+
+pub(super) fn not_on(name: Meta, device: &str) -> Vec<Expression> {
+    vec![
+        Expression::Meta(name, Register::First),
+        Expression::Unequal(Register::First, interface(device)),
     ]
 }
 

@@ -171,6 +171,7 @@ pub(super) enum Meta {
     InputInterfaceName = 6,
     OutputInterfaceName = 7,
     Protocol = 16,
+    InputInterfaceKind = 26,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
