@@ -80,6 +80,24 @@ impl DatapathChange {
             | Self::AttachUplink(..) => false,
         }
     }
+
+    /// Whether programs are attached by it.
+    #[must_use]
+    pub fn attaches(&self) -> bool {
+        match self {
+            Self::Configure(_) | Self::AttachContainer(_) | Self::AttachUplink(..) => true,
+            Self::UpsertPeer(..)
+            | Self::UpsertBackend(..)
+            | Self::UpsertService(..)
+            | Self::AddFrontend(_)
+            | Self::RemoveFrontend(_)
+            | Self::RemoveService(_)
+            | Self::RemoveBackend(_)
+            | Self::RemovePeer(_)
+            | Self::DetachContainer(_)
+            | Self::DetachUplink(_) => false,
+        }
+    }
 }
 
 /// One line, as plans are printed.

@@ -90,6 +90,7 @@ impl NodeDatapathFactory {
             // No namespace has the cookie 0: no local process is served, instead of all of them.
             netns_cookie: netns_cookie.unwrap_or(0),
             map_sizes: Vec::new(),
+            changed_maps: Vec::new(),
         })
     }
 }

@@ -111,6 +111,10 @@ impl Ladder {
                         before: Carried::default(),
                     });
                 }
+                // What serves is worth more than another kind, on which no open connection goes on.
+                Err(error) if error.leaves_earlier_serving() => {
+                    return Err(NothingWorks(vec![(kind, one_line(&error))]));
+                }
                 Err(error) => {
                     let reason = one_line(&error);
                     if choice.kinds().len() > 1 {

@@ -124,6 +124,12 @@ pub struct DatapathError {
 }
 
 impl DatapathError {
+    /// Whether an earlier agent's data path, which could not be taken over, goes on serving.
+    #[must_use]
+    pub fn leaves_earlier_serving(&self) -> bool {
+        self.source.is::<EarlierServes>()
+    }
+
     /// Whether it failed because a device is gone, which is not the data path's fault.
     #[must_use]
     pub fn is_missing_device(&self) -> bool {
@@ -143,6 +149,14 @@ impl DatapathError {
         false
     }
 }
+
+/// Why a data path was not taken over. It goes on serving, with the state that its agent has left.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the programs of this agent cannot replace it: start the earlier agent again, or choose `--datapath ipvs`, \
+     which gives its connections up"
+)]
+pub struct EarlierServes(#[source] pub DatapathError);
 
 /// An error of an operation.
 fn failed(

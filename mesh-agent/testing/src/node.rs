@@ -11,7 +11,7 @@ use std::{
 use aya::programs::{SchedClassifier, Xdp};
 use mesh_agent::{
     datapath::{
-        Datapath, TcChoice, Traffic, XdpChoice,
+        Datapath, DatapathError, TcChoice, Traffic, XdpChoice,
         ebpf::{EbpfDatapath, EbpfOptions},
     },
     host_facts::find_cgroup2,
@@ -128,6 +128,7 @@ impl Node {
             service_address: SERVICE_ADDRESS,
             netns_cookie: 0,
             map_sizes,
+            changed_maps: Vec::new(),
         };
         let mut node = Self {
             object: object.map(<[u8]>::to_vec),
@@ -144,16 +145,29 @@ impl Node {
 
     /// Loads the data path, as an agent that starts.
     pub fn load(&mut self) {
+        if let Err(error) = self.try_load() {
+            panic!("{}", error_chain(&error));
+        }
+    }
+
+    /// The same, where it may fail.
+    ///
+    /// # Errors
+    /// That of the data path.
+    pub fn try_load(&mut self) -> Result<(), DatapathError> {
+        self.crash();
         self.state = Desired::default();
         let options = self.options.clone();
-        let loaded = match &self.object {
-            Some(object) => EbpfDatapath::load_object(object, options),
-            None => EbpfDatapath::load(options),
-        };
-        match loaded {
-            Ok(datapath) => self.datapath = Some(datapath),
-            Err(error) => panic!("{}", error_chain(&error)),
-        }
+        self.datapath = Some(match &self.object {
+            Some(object) => EbpfDatapath::load_object(object, options)?,
+            None => EbpfDatapath::load(options)?,
+        });
+        Ok(())
+    }
+
+    /// How the data path is loaded the next time.
+    pub fn options(&mut self) -> &mut EbpfOptions {
+        &mut self.options
     }
 
     /// As if the agent were killed: what it has pinned stays.

@@ -46,6 +46,8 @@ pub(crate) struct Mesh<'a> {
     pub(crate) world: &'a World,
     pub(crate) rung: &'static Rung,
     pub(crate) cluster: Cluster,
+    /// Whether agents that start are of a later release, with other maps.
+    pub(crate) next_release: bool,
     cgroup: &'a Path,
     agents: Vec<Agent>,
 }
@@ -92,6 +94,7 @@ impl<'a> Mesh<'a> {
                 nodes,
                 ..Cluster::default()
             },
+            next_release: false,
             cgroup,
             agents: world.nodes.iter().map(|_| Agent::default()).collect(),
         }
@@ -114,9 +117,10 @@ impl<'a> Mesh<'a> {
             "the agent of {} runs already",
             netns.name
         );
-        let (rung, cgroup, address) = (self.rung, self.cgroup, self.world.node(number).address);
+        let (rung, cgroup, next) = (self.rung, self.cgroup, self.next_release);
+        let address = self.world.node(number).address;
         let (datapath, mesh0) = netns.enter(|| -> Result<_> {
-            let datapath = rung.load(cgroup)?;
+            let datapath = rung.load(cgroup, next)?;
             let mesh0 = rung.needs_mesh0().then(|| make_mesh0(address)).transpose()?;
             Ok((datapath, mesh0))
         })?;

@@ -163,8 +163,9 @@ impl Rung {
         }
     }
 
-    /// Loads the data path into this thread's network namespace, and adopts what is there.
-    pub(crate) fn load(&self, cgroup: &Path) -> Result<Box<dyn Datapath>> {
+    /// Loads the data path into this thread's network namespace, and adopts what is there. With `next`, it is
+    /// that of a later release, which has changed some maps.
+    pub(crate) fn load(&self, cgroup: &Path, next: bool) -> Result<Box<dyn Datapath>> {
         match self.kind {
             Kind::Ebpf { xdp, tc, .. } => {
                 let options = EbpfOptions {
@@ -178,6 +179,7 @@ impl Rung {
                     netns_cookie: mesh_agent::host_facts::own_netns_cookie()
                         .context("the kernel does not report the cookies of network namespaces")?,
                     map_sizes: Vec::new(),
+                    changed_maps: if next { vec!["NEXT_HOPS", "DROPS"] } else { vec![] },
                 };
                 Ok(Box::new(EbpfDatapath::load(options)?))
             }

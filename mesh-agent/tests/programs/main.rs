@@ -17,4 +17,5 @@ mod life;
 mod probes;
 mod refusal;
 mod replies;
+mod takeover;
 mod undeliverable;

@@ -2,14 +2,15 @@
 //!
 //! Invariants: no implicit padding, every size asserted, addresses and ports big-endian by type. What
 //! programs build on their stack is aligned to 8 bytes: the compiler writes it in units of 8, which the
-//! verifier refuses elsewhere. A change to a type here changes [`VERSION`], so that an agent does not
-//! adopt maps it would misread.
+//! verifier refuses elsewhere. A change to a type here changes [`VERSION`] and the map's number in
+//! [`LAYOUTS`], so that an agent does not adopt maps it would misread.
 
 mod backend;
 mod config;
 mod counters;
 mod flow;
 mod keys;
+mod layout;
 #[cfg(feature = "agent")]
 mod pod;
 mod service;
@@ -21,6 +22,7 @@ pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role};
 pub use keys::{KEY_COUNT, Keys};
+pub use layout::LAYOUTS;
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.

@@ -7,7 +7,9 @@ use std::{
 
 use super::*;
 use crate::{
-    datapath::{ChangeError, ReachedRung, RungState, RungStatus, dump::Dump, memory::MemoryDatapath},
+    datapath::{
+        ChangeError, EarlierServes, ReachedRung, RungState, RungStatus, dump::Dump, memory::MemoryDatapath,
+    },
     model::{HostInterface, Protocol, ServiceKey},
     plan::DatapathChange,
 };
@@ -16,6 +18,8 @@ use crate::{
 #[derive(Default)]
 struct Kernel {
     refuses_to_make: BTreeSet<DatapathKind>,
+    /// What it refuses to make would replace what an earlier agent has left.
+    earlier_serves: bool,
     refuses_uplinks: BTreeSet<DatapathKind>,
     uplink_is_gone: bool,
     refuses_service: Option<ServiceKey>,
@@ -31,7 +35,15 @@ impl DatapathFactory for Bench {
     fn make(&mut self, kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
         let mut kernel = self.0.lock().unwrap();
         if kernel.refuses_to_make.contains(&kind) {
-            return Err(refusal("load it", "operation not permitted"));
+            let error = refusal("load it", "operation not permitted");
+            return Err(if kernel.earlier_serves {
+                DatapathError {
+                    operation: "take over".to_owned(),
+                    source: EarlierServes(error).into(),
+                }
+            } else {
+                error
+            });
         }
         kernel.log.push(format!("make {}", kind.name()));
         Ok(Box::new(Fake {
@@ -265,6 +277,21 @@ fn when_nothing_works_every_refusal_is_reported() {
         error.to_string(),
         "eBPF: load it: operation not permitted; IPVS: load it: operation not permitted"
     );
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_not_given_up_for_another_kind() {
+    let kernel = Kernel {
+        refuses_to_make: only(Ebpf),
+        earlier_serves: true,
+        ..Kernel::default()
+    };
+    let kernel = Arc::new(Mutex::new(kernel));
+    let bench = Bench(Arc::clone(&kernel));
+    let started = Ladder::start(DatapathChoice::Auto, Box::new(bench));
+    let error = started.err().unwrap().to_string();
+    assert!(error.contains("start the earlier agent again"), "{error}");
+    assert!(kernel.lock().unwrap().log.is_empty());
 }
 
 #[test]

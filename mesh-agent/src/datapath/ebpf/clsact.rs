@@ -33,6 +33,13 @@ pub(super) fn remember(links: &Path, index: u32) -> Result<(), DatapathError> {
         .map_err(|error| failed(format!("create the directory {}", mark.display()), error))
 }
 
+/// Remembers as well what agents with other folders remember.
+pub(super) fn inherit(from: &Path, links: &Path) -> Result<(), DatapathError> {
+    let entries = std::fs::read_dir(marks(from)).into_iter().flatten().flatten();
+    let indexes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    indexes.into_iter().try_for_each(|index| remember(links, index))
+}
+
 /// Removes the disciplines that agents made and that no filter is left on, ours or others'.
 pub(super) fn release(links: &Path) -> Result<(), DatapathError> {
     let Ok(entries) = std::fs::read_dir(marks(links)) else {

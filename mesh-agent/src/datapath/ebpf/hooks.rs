@@ -12,6 +12,7 @@ use aya::programs::{
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     xdp::XdpLink,
 };
+use mesh_support::bpf;
 use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::{super::DatapathError, failed};
@@ -96,13 +97,13 @@ pub(super) fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Removes the pins of agents with other map types, which cannot be adopted.
-pub(super) fn remove_other_versions(pins: &Path, own: &Path) -> Result<(), DatapathError> {
-    for path in versions(pins) {
-        if path != own {
-            remove_pins(&path)?;
-        }
+/// Removes the pins of all versions.
+pub(super) fn remove_all_pins(pins: &Path) -> Result<(), DatapathError> {
+    for version in versions(pins) {
+        remove_pins(&version)?;
     }
+    // The directory itself goes too if nothing else is in it.
+    let _ = std::fs::remove_dir(pins);
     Ok(())
 }
 
@@ -118,12 +119,14 @@ pub(super) fn versions(pins: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Puts the program into the pinned link if that is still attached, else makes and pins a new link.
+/// Puts the program into the pinned link if that is still attached, else makes and pins a new link. That one
+/// sees packets before the link that is to be replaced, if any.
 pub(super) fn attach_tcx(
     program: &mut SchedClassifier,
     interface: &str,
     hook: TcHook,
     pin: &Path,
+    replaced: Option<&Path>,
 ) -> Result<(), ProgramError> {
     let adopted = PinnedLink::from_pin(pin)
         .ok()
@@ -133,8 +136,18 @@ pub(super) fn attach_tcx(
         // The pin keeps the link, so our file descriptor of it may be closed.
         return program.take_link(id).map(drop);
     }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(interface, hook.into(), options)?;
+    let replaced = replaced
+        .and_then(|pin| PinnedLink::from_pin(pin).ok())
+        .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)).ok());
+    let order = match &replaced {
+        Some(link) => {
+            LinkOrder::before_link(link).map_err(|error| ProgramError::IOError(io::Error::other(error)))?
+        }
+        None => LinkOrder::default(),
+    };
+    let id = program.attach_with_options(interface, hook.into(), TcAttachOptions::TcxOrder(order))?;
+    // The order names the link by its descriptor.
+    drop(replaced);
     pin_link(FdLink::try_from(program.take_link(id)?), pin)
 }
 
@@ -154,6 +167,17 @@ pub(super) fn attach_xdp(
     }
     let id = program.attach_to_if_index(index, hook.into())?;
     pin_link(FdLink::try_from(program.take_link(id)?), pin)
+}
+
+/// Pins a pinned link at another path as well.
+pub(super) fn share_link(from: &Path, to: &Path) -> Result<(), DatapathError> {
+    PinnedLink::from_pin(from)
+        .map_err(|error| failed(format!("open the pinned link {}", from.display()), error))
+        .and_then(|pinned| {
+            let pinned = FdLink::from(pinned).pin(to);
+            pinned.map_err(|error| failed(format!("pin {}", to.display()), error))
+        })
+        .map(drop)
 }
 
 fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), ProgramError> {
@@ -255,4 +279,9 @@ pub(super) fn remove_pin(pin: &Path) -> Result<(), DatapathError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(format!("remove the pin {}", pin.display()), error)),
     }
+}
+
+/// Whether a pinned link is still attached to an interface. A pin that cannot be read counts as none.
+pub(super) fn is_link_of(pin: &Path, index: u32) -> bool {
+    bpf::pinned_link_interface(pin).is_ok_and(|interface| interface == index)
 }

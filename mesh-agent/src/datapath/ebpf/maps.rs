@@ -1,7 +1,5 @@
 //! The eBPF maps by name and type, with the reads and writes of single values.
 
-use std::path::Path;
-
 use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
@@ -165,13 +163,4 @@ where
         .take_map(name)
         .ok_or_else(|| failed(format!("find the map {name}"), "the eBPF object does not have it"))?;
     T::try_from(map).map_err(|error| failed(format!("open the map {name}"), error))
-}
-
-/// Capacity of a pinned map; `None` if there is no such map.
-pub(super) fn pinned_capacity(path: &Path) -> Option<u32> {
-    MapData::from_pin(path)
-        .ok()?
-        .info()
-        .ok()
-        .map(|info| info.max_entries())
 }

@@ -6,37 +6,40 @@
 
 mod attach;
 mod batch;
+mod clock;
 mod clsact;
 mod driver;
 pub(super) mod dump;
 mod flows;
 mod hooks;
 mod maps;
+mod options;
+mod pins;
 pub(super) mod rings;
 mod slots;
 mod tables;
+mod takeover;
 mod uplink_rung;
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_ebpf::{
-    abi::{Config, Event, VERSION},
+    abi::{Config, Event},
     bytes::{Be16, Be32},
     headers::KEYED_OUTER_LENGTH,
 };
 use mesh_support::error_chain;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use self::{attach::Attachments, flows::FlowSweep, maps::Maps, tables::Tables};
+pub use self::options::EbpfOptions;
+use self::{
+    attach::Attachments, clock::Clock, flows::FlowSweep, maps::Maps, pins::Wanted, tables::Tables,
+    takeover::Takeover,
+};
 use super::{
-    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, TcChoice, XdpChoice,
-    dump::Dump, failed, failed_change::culprit,
+    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, dump::Dump, failed,
+    failed_change::culprit,
 };
 use crate::{
     model::{Desired, KeyId, NodeDatapath, ReturnMode, TunnelKey, TunnelKeys, desired::Settings},
@@ -51,47 +54,19 @@ const DEFAULT_MTU: u32 = 1500;
 /// Attachments are verified with every so-manieth maintenance.
 const VERIFY_EVERY: u32 = 3;
 
-/// How to load the data path.
-#[derive(Clone, Debug)]
-pub struct EbpfOptions {
-    /// Directory on a bpffs for pins; created if it is missing. Everything in it is ours.
-    pub pins: PathBuf,
-    /// A mounted cgroup2 hierarchy's root.
-    pub cgroup: PathBuf,
-    /// Which XDP mode to use.
-    pub xdp: XdpChoice,
-    /// Which kind of tc hook to use.
-    pub tc: TcChoice,
-    /// Entries of the flow table; a flow takes one or two.
-    pub flow_capacity: u32,
-    /// UDP port of the tunnel.
-    pub geneve_port: u16,
-    /// The address that local processes' connections are redirected to.
-    pub service_address: Ipv4Addr,
-    /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
-    pub netns_cookie: u64,
-    /// Entries of maps that are to be smaller than the programs declare them, by name; for tests.
-    pub map_sizes: Vec<(&'static str, u32)>,
-}
-
 /// The loaded data path.
 pub struct EbpfDatapath {
     programs: Ebpf,
     maps: Maps,
     tables: Tables,
     attachments: Attachments,
+    takeover: Takeover,
     sweep: FlowSweep,
     config: Config,
     clock: Clock,
     options: EbpfOptions,
     adopted: bool,
     maintenances: u32,
-}
-
-/// The flows' clock, in seconds: continues from where the last agent left it.
-struct Clock {
-    base: u32,
-    since: Instant,
 }
 
 impl EbpfDatapath {
@@ -114,32 +89,21 @@ impl EbpfDatapath {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_object(object: &[u8], options: EbpfOptions) -> Result<Self, DatapathError> {
-        let pins = versioned(&options.pins);
-        let adopts = pins.exists();
-        Self::load_into(&pins, object, options.clone()).inspect_err(|_| {
-            // Keep what an earlier agent left, which may still carry traffic; remove what this one began.
-            if !adopts && hooks::remove_pins(&pins).is_ok() {
-                let _ = std::fs::remove_dir(&options.pins);
-            }
-        })
+        let wanted = Wanted::of(object, &options)?;
+        let takeover = Takeover::begin(&options.pins, &wanted)?;
+        match Self::load_into(object, options, &wanted, &takeover) {
+            Ok(datapath) => Ok(Self { takeover, ..datapath }),
+            Err(error) => Err(takeover.give_up(error)),
+        }
     }
 
-    fn load_into(pins: &Path, object: &[u8], options: EbpfOptions) -> Result<Self, DatapathError> {
-        hooks::remove_other_versions(&options.pins, pins)?;
-        std::fs::create_dir_all(pins)
-            .map_err(|error| failed(format!("create the pin directory {}", pins.display()), error))?;
-        let flows_pin = pins.join("FLOWS");
-        if let Some(entries) = maps::pinned_capacity(&flows_pin)
-            && entries != options.flow_capacity
-        {
-            info!(
-                entries,
-                wanted = options.flow_capacity,
-                "the flow table's size has changed: replacing the table, its flows are lost"
-            );
-            std::fs::remove_file(&flows_pin)
-                .map_err(|error| failed(format!("remove {}", flows_pin.display()), error))?;
-        }
+    fn load_into(
+        object: &[u8],
+        options: EbpfOptions,
+        wanted: &Wanted,
+        takeover: &Takeover,
+    ) -> Result<Self, DatapathError> {
+        let pins = takeover.own();
         let mut loader = EbpfLoader::new();
         loader
             .default_map_pin_directory(pins)
@@ -152,6 +116,8 @@ impl EbpfDatapath {
             .load(object)
             .map_err(|error| failed("load the eBPF maps", error))?;
         attach::load_programs(&mut programs)?;
+        wanted.mark(pins)?;
+        takeover.copy_tables()?;
         let maps = Maps::take(&mut programs)?;
         let old = maps.config()?;
         let config = Config {
@@ -162,17 +128,15 @@ impl EbpfDatapath {
             ..old
         };
         let tables = Tables::adopt(&maps)?;
-        let attachments = Attachments::adopt(pins, &options)?;
+        let attachments = Attachments::adopt(pins, takeover.sources(), &options)?;
         debug!(backends = tables.backend_count(), "data path loaded");
-        let clock = Clock {
-            base: old.now,
-            since: Instant::now(),
-        };
+        let clock = Clock::starting_at(old.now);
         Ok(Self {
             programs,
             maps,
             tables,
             attachments,
+            takeover: Takeover::default(),
             sweep: FlowSweep::default(),
             config,
             clock,
@@ -220,6 +184,48 @@ impl EbpfDatapath {
         }
     }
 
+    fn apply_each<'a>(
+        &mut self,
+        changes: impl Iterator<Item = &'a DatapathChange>,
+        errors: &mut Vec<ChangeError>,
+    ) {
+        for change in changes {
+            if let Err(source) = self.apply_one(change) {
+                errors.push(ChangeError {
+                    change: change.clone(),
+                    service: change.service(),
+                    source,
+                });
+            }
+        }
+    }
+
+    /// Rings first, then the backends that no ring names any more: no packet picks a missing backend.
+    fn settle(&mut self, changes: &[DatapathChange], errors: &mut Vec<ChangeError>) {
+        for (service, source) in self.tables.settle(&mut self.maps) {
+            match culprit(changes, service) {
+                Some(change) => errors.push(ChangeError {
+                    change: change.clone(),
+                    service,
+                    source,
+                }),
+                None => warn!(
+                    error = error_chain(&source),
+                    "a table could not be updated, retrying"
+                ),
+            }
+        }
+    }
+
+    fn copy_flows(&mut self) {
+        if let Err(error) = self.takeover.copy_flows() {
+            warn!(
+                error = error_chain(&error),
+                "connections of the earlier data path may be lost"
+            );
+        }
+    }
+
     fn configure(&mut self, settings: &Settings) -> Result<(), DatapathError> {
         self.config.node_address = settings.node_address.map_or(Be32::default(), Into::into);
         self.config.vni = Be32::new(settings.vni << 8);
@@ -229,10 +235,10 @@ impl EbpfDatapath {
         });
         self.config.mesh0 = index;
         self.config.mesh0_mac = mac;
+        self.write_config()?;
         if index != 0 {
             self.attachments.mesh0(&mut self.programs, index)?;
         }
-        self.write_config()?;
         self.attachments.sockets(&mut self.programs, &self.options.cgroup)
     }
 
@@ -250,28 +256,20 @@ impl EbpfDatapath {
 impl Datapath for EbpfDatapath {
     fn apply(&mut self, changes: &[DatapathChange]) -> Vec<ChangeError> {
         let mut errors = Vec::new();
-        for change in changes {
-            if let Err(source) = self.apply_one(change) {
-                errors.push(ChangeError {
-                    change: change.clone(),
-                    service: change.service(),
-                    source,
-                });
-            }
+        if !self.takeover.is_pending() {
+            self.apply_each(changes.iter(), &mut errors);
+            self.settle(changes, &mut errors);
+            return errors;
         }
-        // Rings first, then the backends that no ring names any more: no packet picks a missing backend.
-        for (service, source) in self.tables.settle(&mut self.maps) {
-            match culprit(changes, service) {
-                Some(change) => errors.push(ChangeError {
-                    change: change.clone(),
-                    service,
-                    source,
-                }),
-                None => warn!(
-                    error = error_chain(&source),
-                    "a table could not be updated, retrying"
-                ),
-            }
+        // The tables are complete before a program that reads them is attached.
+        let (hooks, tables): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.attaches());
+        self.apply_each(tables.into_iter(), &mut errors);
+        self.settle(changes, &mut errors);
+        self.copy_flows();
+        if !hooks.is_empty() {
+            self.takeover.switch();
+            self.apply_each(hooks.into_iter(), &mut errors);
+            self.copy_flows();
         }
         errors
     }
@@ -294,7 +292,10 @@ impl Datapath for EbpfDatapath {
         if let Some((_, error)) = self.tables.settle(&mut self.maps).into_iter().next() {
             return Err(error);
         }
-        self.attachments.remove_unclaimed()
+        self.attachments.remove_unclaimed()?;
+        self.takeover.finish()?;
+        self.attachments.forget_replaced();
+        Ok(())
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
@@ -344,6 +345,7 @@ impl Datapath for EbpfDatapath {
         if swept {
             self.tables.write_loads(&mut self.maps, self.sweep.active())?;
         }
+        self.copy_flows();
         self.maintenances = self.maintenances.wrapping_add(1);
         if self.maintenances.is_multiple_of(VERIFY_EVERY) {
             self.attachments.verify(&mut self.programs)?;
@@ -353,15 +355,7 @@ impl Datapath for EbpfDatapath {
 
     fn detach(&mut self) -> Result<(), DatapathError> {
         self.attachments.detach()?;
-        remove_all_pins(&self.options.pins)
-    }
-}
-
-impl Clock {
-    fn now(&self) -> u32 {
-        // Never 0, so that a zeroed entry is always old.
-        let elapsed = u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX);
-        self.base.saturating_add(elapsed).max(1)
+        hooks::remove_all_pins(&self.options.pins)
     }
 }
 
@@ -377,22 +371,9 @@ pub fn remove_leftovers(pins: &Path) -> Result<bool, DatapathError> {
         for version in hooks::versions(pins) {
             clsact::release(&version.join(attach::LINKS))?;
         }
-        hooks::remove_other_versions(pins, Path::new(""))?;
-        remove_all_pins(pins)?;
+        hooks::remove_all_pins(pins)?;
     }
     Ok(pinned || filters > 0)
-}
-
-fn remove_all_pins(pins: &Path) -> Result<(), DatapathError> {
-    hooks::remove_pins(&versioned(pins))?;
-    // The directory itself goes too if nothing else is in it.
-    let _ = std::fs::remove_dir(pins);
-    Ok(())
-}
-
-/// Where this version's pins are.
-fn versioned(pins: &Path) -> PathBuf {
-    pins.join(format!("v{VERSION}"))
 }
 
 /// The largest packet that fits into the tunnel on an uplink of a given MTU, bytes.

@@ -9,6 +9,7 @@ mod choice;
 mod counters;
 mod life;
 mod reach;
+mod takeover;
 
 /// One story.
 pub(crate) struct Story {
@@ -68,6 +69,10 @@ pub(crate) const STORIES: &[Story] = &[
     story("only_the_entry_node_counts", counters::entry_node),
     story("what_other_programs_made_is_not_touched", life::others),
     story("a_killed_agents_data_path_is_adopted", life::adoption),
+    story(
+        "a_release_with_other_maps_takes_over_every_connection",
+        takeover::other_maps,
+    ),
     story("cleaning_after_a_killed_agent_leaves_no_trace", life::cleaned),
 ];
 

@@ -36,6 +36,8 @@ pub(super) const LINKS: &str = "links";
 /// What is attached where.
 pub(super) struct Attachments {
     links: PathBuf,
+    /// The links of the data paths that are being replaced.
+    replaced: Vec<PathBuf>,
     xdp: XdpChoice,
     tc: TcChoice,
     uplinks: BTreeMap<String, Uplink>,
@@ -86,9 +88,17 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
 }
 
 impl Attachments {
-    /// Lists what an earlier agent left.
-    pub(super) fn adopt(pins: &Path, options: &EbpfOptions) -> Result<Self, DatapathError> {
+    /// Lists what an earlier agent left in its folder, and in those of data paths that are to be replaced.
+    pub(super) fn adopt(
+        pins: &Path,
+        replaced: &[PathBuf],
+        options: &EbpfOptions,
+    ) -> Result<Self, DatapathError> {
         let links = pins.join(LINKS);
+        let replaced: Vec<_> = replaced.iter().map(|pins| pins.join(LINKS)).collect();
+        for earlier in &replaced {
+            clsact::inherit(earlier, &links)?;
+        }
         std::fs::create_dir_all(&links)
             .map_err(|error| failed(format!("create the pin directory {}", links.display()), error))?;
         let unclaimed = std::fs::read_dir(&links)
@@ -96,6 +106,7 @@ impl Attachments {
             .map_err(|error| failed(format!("list the pins in {}", links.display()), error))?;
         Ok(Self {
             links,
+            replaced,
             xdp: options.xdp,
             tc: options.tc,
             uplinks: BTreeMap::new(),
@@ -110,6 +121,11 @@ impl Attachments {
             },
             unclaimed,
         })
+    }
+
+    /// Ends a takeover: what has been replaced is gone.
+    pub(super) fn forget_replaced(&mut self) {
+        self.replaced.clear();
     }
 
     /// Ends the first round of changes: what is still unclaimed belongs to interfaces that the data path no

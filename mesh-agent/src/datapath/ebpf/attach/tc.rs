@@ -13,7 +13,7 @@ use crate::{
         DatapathError, TcChoice,
         ebpf::{
             clsact, failed,
-            hooks::{self, TcHook, interface_name, remove_pin},
+            hooks::{self, TcHook, interface_name, is_link_of, remove_pin},
             uplink_rung::Outcome,
         },
     },
@@ -77,8 +77,13 @@ impl Attachments {
         let doing = || format!("attach {name} to tc {} of {interface}", hook.name());
         let program: &mut SchedClassifier = program(programs, name)?;
         let pin = self.tc_pin(which, index);
+        let replaced = self
+            .replaced
+            .iter()
+            .map(|links| links.join(pin_name(which, index)));
+        let replaced = replaced.into_iter().find(|pin| is_link_of(pin, index));
         if self.tcx.works() {
-            match hooks::attach_tcx(program, &interface, hook, &pin) {
+            match hooks::attach_tcx(program, &interface, hook, &pin, replaced.as_deref()) {
                 Ok(()) => {
                     self.unclaimed.remove(&pin);
                     return Ok(());
@@ -113,9 +118,12 @@ impl Attachments {
     }
 
     pub(super) fn tc_pin(&self, which: TcProgram, index: u32) -> PathBuf {
-        let (name, hook) = (which.name(), which.hook().name());
-        self.links.join(format!("{name}_{hook}_{index}"))
+        self.links.join(pin_name(which, index))
     }
+}
+
+fn pin_name(which: TcProgram, index: u32) -> String {
+    format!("{}_{}_{index}", which.name(), which.hook().name())
 }
 
 /// Removes our filters from clsact on every interface, except those kept; returns how many were removed.

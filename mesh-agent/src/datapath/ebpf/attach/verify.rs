@@ -1,10 +1,7 @@
 //! Finds programs that something else has detached (`tc qdisc del`, `bpftool link detach`), and attaches them
 //! again. Part of [`Attachments`].
 
-use std::path::Path;
-
 use aya::Ebpf;
-use mesh_support::bpf;
 use tracing::warn;
 
 use super::{Attachments, TcProgram, Uplink};
@@ -12,7 +9,7 @@ use crate::datapath::{
     DatapathError, Mode,
     ebpf::{
         clsact,
-        hooks::{XdpHook, interface_name},
+        hooks::{XdpHook, interface_name, is_link_of},
         uplink_rung::UplinkHooks,
     },
 };
@@ -84,9 +81,4 @@ impl Attachments {
         }
         self.level_xdp(programs)
     }
-}
-
-/// Whether a pinned link is still attached to an interface. A pin that cannot be read counts as none.
-fn is_link_of(pin: &Path, index: u32) -> bool {
-    bpf::pinned_link_interface(pin).is_ok_and(|interface| interface == index)
 }

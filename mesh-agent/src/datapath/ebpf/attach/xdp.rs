@@ -12,7 +12,7 @@ use crate::{
         DatapathError, Mode, XdpChoice,
         ebpf::{
             driver::driver_name,
-            hooks::{self, XdpHook, remove_pin},
+            hooks::{self, XdpHook, is_link_of, remove_pin},
             uplink_rung::{Outcome, UplinkHooks},
         },
     },
@@ -43,6 +43,14 @@ impl Attachments {
                 remove_pin(&stale)?;
             }
             let pin = self.xdp_pin(index, hook);
+            for links in &self.replaced {
+                remove_pin(&links.join(pin_name(index, hook.other())))?;
+                // An interface has one XDP program: it is replaced in the link that there is.
+                let earlier = links.join(pin_name(index, hook));
+                if is_link_of(&earlier, index) && !pin.exists() {
+                    hooks::share_link(&earlier, &pin)?;
+                }
+            }
             let program: &mut Xdp = program(programs, XDP_PROGRAM)?;
             match hooks::attach_xdp(program, index, hook, &pin) {
                 Ok(()) => {
@@ -104,8 +112,12 @@ impl Attachments {
     }
 
     pub(super) fn xdp_pin(&self, index: u32, hook: XdpHook) -> PathBuf {
-        self.links.join(format!("{XDP_PROGRAM}_{}_{index}", hook.name()))
+        self.links.join(pin_name(index, hook))
     }
+}
+
+fn pin_name(index: u32, hook: XdpHook) -> String {
+    format!("{XDP_PROGRAM}_{}_{index}", hook.name())
 }
 
 /// What there is to try on a layer 3 device: nothing, and no setting is to blame.

@@ -1,0 +1,30 @@
+//! How to load the eBPF data path.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use super::super::{TcChoice, XdpChoice};
+
+/// How to load the data path.
+#[derive(Clone, Debug)]
+pub struct EbpfOptions {
+    /// Directory on a bpffs for pins; created if it is missing. Everything in it is ours.
+    pub pins: PathBuf,
+    /// A mounted cgroup2 hierarchy's root.
+    pub cgroup: PathBuf,
+    /// Which XDP mode to use.
+    pub xdp: XdpChoice,
+    /// Which kind of tc hook to use.
+    pub tc: TcChoice,
+    /// Entries of the flow table; a flow takes one or two.
+    pub flow_capacity: u32,
+    /// UDP port of the tunnel.
+    pub geneve_port: u16,
+    /// The address that local processes' connections are redirected to.
+    pub service_address: Ipv4Addr,
+    /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+    pub netns_cookie: u64,
+    /// Entries of maps that are to be smaller than the programs declare them, by name; for tests.
+    pub map_sizes: Vec<(&'static str, u32)>,
+    /// Maps whose layout is to count as changed, which makes this the next version; for tests.
+    pub changed_maps: Vec<&'static str>,
+}

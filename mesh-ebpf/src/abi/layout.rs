@@ -1,0 +1,28 @@
+//! Since which version each map has had its present layout.
+
+/// Each map, and the version of the maps that last changed its entries: their types, or what they mean.
+///
+/// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
+/// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
+/// nothing older is taken over.
+pub const LAYOUTS: [(&str, u32); 19] = [
+    ("BACKENDS", 4),
+    ("BACKEND_COUNTERS", 4),
+    ("BACKEND_INDEX", 4),
+    ("BREAKERS", 4),
+    ("CONFIG", 4),
+    ("DIALLED", 4),
+    ("DROPS", 5),
+    ("EVENTS", 4),
+    ("FLOWS", 4),
+    ("FRONTENDS", 4),
+    ("KEYED", 5),
+    ("KEYS", 5),
+    ("LOADS", 4),
+    ("NEXT_HOPS", 5),
+    ("PEER_INDEX", 4),
+    ("PORT_FILTER", 4),
+    ("RING", 4),
+    ("ROTATION", 4),
+    ("SERVICES", 4),
+];
