@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -11,7 +12,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::outcome::{Events, Report};
-use crate::lab::{self, Lab, LabOptions, traffic::Load, wait_until};
+use crate::{
+    lab::{self, Lab, LabOptions, traffic::Load, wait_until},
+    paths,
+};
 
 /// The service that is asked.
 pub(super) const SERVICE: &str = "web";
@@ -41,14 +45,25 @@ const CALM: Duration = Duration::from_secs(1);
 /// it does by default.
 const AGENT_ARGUMENTS: &[&str] = &["--xdp", "native", "--on-stop", "keep"];
 
+/// Whose agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agents {
+    /// Those of this tree.
+    Current,
+    /// Those of an earlier release: `--earlier-agent`.
+    Earlier,
+}
+
 /// A lab with a service and agents.
 pub(super) struct Fixture {
     lab: Lab,
+    /// The program of an earlier release's agent.
+    earlier_agent: Option<PathBuf>,
 }
 
 impl Fixture {
     /// Brings it up.
-    pub(super) fn up(name: &str) -> Result<Self> {
+    pub(super) fn up(name: &str, earlier_agent: Option<&Path>) -> Result<Self> {
         let lab = lab::cli::up(&LabOptions {
             name: name.to_owned(),
             ..LabOptions::default()
@@ -56,7 +71,10 @@ impl Fixture {
         lab.start_agents(AGENT_ARGUMENTS)?;
         let ports = [format!("{PORT}:80"), format!("{DATAGRAM_PORT}:81/udp")];
         lab.create_service(SERVICE, REPLICAS, &ports.each_ref().map(String::as_str), &[])?;
-        Ok(Self { lab })
+        Ok(Self {
+            lab,
+            earlier_agent: earlier_agent.map(Path::to_owned),
+        })
     }
 
     /// Takes it down.
@@ -69,8 +87,12 @@ impl Fixture {
     pub(super) fn under_load(
         &self,
         entries: &[&str],
+        agents: Agents,
         work: impl FnOnce(&Scene<'_>) -> Result<()>,
     ) -> Result<(Report, Events)> {
+        if agents == Agents::Earlier {
+            self.start_earlier_agents()?;
+        }
         self.lab.on_each_node(|node| {
             if self.lab.agent_is_running(node)? {
                 return Ok(());
@@ -109,6 +131,19 @@ impl Fixture {
         })?;
         let events = scene.events.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((report, events))
+    }
+
+    /// Replaces the agents by those of the earlier release, with a data path of their own.
+    fn start_earlier_agents(&self) -> Result<()> {
+        let program = self.earlier_agent.as_deref();
+        let program = program.context("name the earlier release's agent: --earlier-agent FILE")?;
+        self.lab.stop_agents()?;
+        let clean = paths::program("mesh-agent");
+        let clean = clean.to_str().context("the target folder's path is not UTF-8")?;
+        self.lab.on_each_node(|node| {
+            self.lab.run(node, [clean, "clean"])?;
+            self.lab.start_other_agent(program, node, AGENT_ARGUMENTS)
+        })
     }
 
     pub(super) fn lab(&self) -> &Lab {

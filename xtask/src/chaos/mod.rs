@@ -1,9 +1,9 @@
 //! `cargo xtask chaos`: things go wrong on a real Swarm under constant load, one scenario after the other,
 //! and each says what it cost the clients. Depends on `setup`, `build` and `lab`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 
@@ -13,7 +13,7 @@ mod scenarios;
 pub mod soak;
 
 use self::{
-    fixture::Fixture,
+    fixture::{Agents, Fixture},
     outcome::Outcome,
     scenarios::{SCENARIOS, Scenario},
 };
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Name the scenarios, with what they require, and do nothing.
     #[arg(long)]
     list: bool,
+    /// The agent of an earlier release, for the scenario `upgrade`, which is left out without it.
+    #[arg(long, value_name = "FILE")]
+    earlier_agent: Option<PathBuf>,
     /// How to print the rows.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -48,7 +51,7 @@ enum Format {
 /// # Errors
 /// When a name is no scenario's, or the lab cannot be set up.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let chosen = chosen(&arguments.scenarios)?;
+    let mut chosen = chosen(&arguments.scenarios)?;
     if arguments.list {
         for scenario in chosen {
             println!(
@@ -58,11 +61,19 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if arguments.earlier_agent.is_none() {
+        let requested = !arguments.scenarios.is_empty();
+        ensure!(
+            !requested || chosen.iter().all(|scenario| scenario.agents == Agents::Current),
+            "`upgrade` needs the agent of an earlier release: --earlier-agent FILE"
+        );
+        chosen.retain(|scenario| scenario.agents == Agents::Current);
+    }
     check_root()?;
     eprintln!("set-up and build");
     let rows_to = crate::command::silence_standard_output()?;
     build::run(setup::packages(&[Need::Build, Need::Lab])?)?;
-    let fixture = Fixture::up(&arguments.name)?;
+    let fixture = Fixture::up(&arguments.name, arguments.earlier_agent.as_deref())?;
     let mut outcomes = Vec::new();
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.event);
@@ -84,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn play(fixture: &Fixture, scenario: &'static Scenario) -> Outcome {
-    match fixture.under_load(scenario.entries, scenario.play) {
+    match fixture.under_load(scenario.entries, scenario.agents, scenario.play) {
         Ok((report, events)) => Outcome::of(scenario.name, &scenario.required, report, &events),
         Err(error) => Outcome::not_played(scenario.name, &scenario.required, &error),
     }

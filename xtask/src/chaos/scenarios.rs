@@ -6,7 +6,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    fixture::{REPLICAS, SERVICE, Scene, UPDATE},
+    fixture::{Agents, REPLICAS, SERVICE, Scene, UPDATE},
     outcome::Requirement,
 };
 use crate::lab::wait_until;
@@ -20,6 +20,8 @@ pub(super) struct Scenario {
     pub(super) required: Requirement,
     /// The nodes that are asked.
     pub(super) entries: &'static [&'static str],
+    /// The agents that run when it begins.
+    pub(super) agents: Agents,
     pub(super) play: fn(&Scene<'_>) -> Result<()>,
 }
 
@@ -44,6 +46,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: &["node1", "node2"],
+        agents: Agents::Current,
         play: cable,
     },
     Scenario {
@@ -56,6 +59,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: ALL,
+        agents: Agents::Current,
         play: container,
     },
     Scenario {
@@ -68,6 +72,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             kept_may_break: true,
         },
         entries: ALL,
+        agents: Agents::Current,
         play: hung,
     },
     Scenario {
@@ -79,6 +84,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: ALL,
+        agents: Agents::Current,
         play: manager,
     },
     Scenario {
@@ -90,6 +96,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: &["node1", "node2"],
+        agents: Agents::Current,
         play: worker,
     },
     Scenario {
@@ -102,6 +109,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             kept_may_break: true,
         },
         entries: &["node3"],
+        agents: Agents::Current,
         play: worker,
     },
     Scenario {
@@ -113,6 +121,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: &["node1", "node2"],
+        agents: Agents::Current,
         play: replaced,
     },
     Scenario {
@@ -120,6 +129,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         event: "the agent of node3 is killed, then those of node1 and node2 are killed and started again",
         required: NOTHING_LOST,
         entries: ALL,
+        agents: Agents::Current,
         play: unannounced,
     },
     Scenario {
@@ -127,6 +137,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         event: "the agents are stopped (SIGTERM) and started again, one by one",
         required: NOTHING_LOST,
         entries: ALL,
+        agents: Agents::Current,
         play: restart,
     },
     Scenario {
@@ -139,6 +150,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: ALL,
+        agents: Agents::Current,
         play: firewall,
     },
     Scenario {
@@ -151,6 +163,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: ALL,
+        agents: Agents::Current,
         play: partition,
     },
     Scenario {
@@ -163,7 +176,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             ..NOTHING_LOST
         },
         entries: ALL,
+        agents: Agents::Current,
         play: all,
+    },
+    Scenario {
+        name: "upgrade",
+        event: "the agents of an earlier release are stopped and this one's started, one by one",
+        required: NOTHING_LOST,
+        entries: ALL,
+        agents: Agents::Earlier,
+        play: upgrade,
     },
 ];
 
@@ -309,6 +331,20 @@ fn restart(scene: &Scene<'_>) -> Result<()> {
         thread::sleep(Duration::from_secs(1));
     }
     scene.until_all_known()
+}
+
+fn upgrade(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab();
+    for node in lab.nodes() {
+        scene.event();
+        let status = lab.stop_agent(node)?.context("its exit status is not known")?;
+        ensure!(status.success(), "the agent of {node} ended with {status}");
+        lab.start_agent(node, scene.agent_arguments())?;
+        // Releases are mixed for a while, in each proportion.
+        thread::sleep(Duration::from_secs(5));
+        scene.until_all_known()?;
+    }
+    scene.until_all_answer()
 }
 
 fn firewall(scene: &Scene<'_>) -> Result<()> {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    fixture::{Fixture, REPLICAS, SERVICE, Scene},
+    fixture::{Agents, Fixture, REPLICAS, SERVICE, Scene},
     outcome::{Outcome, Requirement},
 };
 use crate::{build, lab::check_root, programs::Need, setup};
@@ -58,14 +58,14 @@ const MORE_KIBIBYTES: u64 = 16 * 1024;
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     check_root()?;
     build::run(setup::packages(&[Need::Build, Need::Lab])?)?;
-    let fixture = Fixture::up(&arguments.name)?;
+    let fixture = Fixture::up(&arguments.name, None)?;
     let mut dice = Dice(arguments.seed);
     let end = Instant::now() + Duration::from_secs(arguments.minutes * 60);
     let mut first: Option<BTreeMap<String, Use>> = None;
     let mut good = true;
     let mut round = 1;
     while Instant::now() < end {
-        let played = fixture.under_load(ENTRIES, |scene| {
+        let played = fixture.under_load(ENTRIES, Agents::Current, |scene| {
             (0..ACTIONS).try_for_each(|_| act(scene, &mut dice))
         });
         let outcome = match played {

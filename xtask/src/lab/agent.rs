@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::PoisonError,
     time::Duration,
@@ -32,7 +32,15 @@ impl Lab {
     /// # Errors
     /// When it ends or does not answer; the end of its log is in the message.
     pub fn start_agent(&self, node: &str, arguments: &[&str]) -> Result<()> {
-        self.spawn_agent(node, arguments)?;
+        self.start_other_agent(&paths::program("mesh-agent"), node, arguments)
+    }
+
+    /// The same with another program, such as that of an earlier release.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_other_agent(&self, program: &Path, node: &str, arguments: &[&str]) -> Result<()> {
+        self.spawn(program, node, arguments)?;
         wait_until(&format!("the agent on {node}"), Duration::from_secs(20), || {
             self.meshctl(node, &["status"]).map(drop)
         })
@@ -57,13 +65,14 @@ impl Lab {
     /// # Errors
     /// When it cannot be started, or one runs there already.
     pub fn spawn_agent(&self, node: &str, arguments: &[&str]) -> Result<()> {
+        self.spawn(&paths::program("mesh-agent"), node, arguments)
+    }
+
+    fn spawn(&self, program: &Path, node: &str, arguments: &[&str]) -> Result<()> {
         if self.agent_is_running(node)? {
             bail!("an agent runs on {node} already");
         }
-        let program = paths::program("mesh-agent");
-        let program = program
-            .to_str()
-            .context("the target folder's path is not UTF-8")?;
+        let program = program.to_str().context("the program's path is not UTF-8")?;
         let path = self.agent_log(node);
         let log = OpenOptions::new()
             .create(true)
