@@ -20,7 +20,7 @@ use mesh_agent::{
     },
     doctor,
     model::{Balance, Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey},
-    source::SourceState,
+    source::{DrainRelay, SourceState},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +60,7 @@ impl Introspect for Idle {
             probes: Default::default(),
             drained: Default::default(),
             failed: Default::default(),
+            lost_agents: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,
@@ -143,7 +144,7 @@ async fn with_agent(agent: Idle, arguments: &'static [&'static str]) -> (String,
         ..doctor::Options::default()
     };
     let (control, commands) = control::channel();
-    let server = AdminServer::bind(&socket, Arc::new(agent), control, options)
+    let server = AdminServer::bind(&socket, Arc::new(agent), control, DrainRelay::default(), options)
         .await
         .unwrap();
     let answering = tokio::spawn(answer_commands(commands));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump},
     doctor::Report,
-    model::{NoHook, NodeDatapath, NodeRole, Protocol, ReturnMode},
+    model::{AgentConnection, DrainReport, NoHook, NodeDatapath, NodeRole, Protocol, ReturnMode},
 };
 
 /// The API version, part of every path and answer.
@@ -187,6 +187,12 @@ pub struct Peer {
     /// The release of its agent; empty if it has not announced one.
     #[serde(default)]
     pub agent_version: String,
+    /// Whether its agent is connected to the manager that the snapshot comes from.
+    #[serde(default)]
+    pub agent: AgentConnection,
+    /// How long this node has known that it is not, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_lost_seconds: Option<f64>,
 }
 
 /// Whether a peer's data path answers this node's probes.
@@ -247,26 +253,27 @@ pub struct DatapathAnswer {
     pub datapath: DatapathStatus,
 }
 
-/// The answer of `GET /v1/drain` and `POST /v1/drain`.
+/// The answer of `GET /v1/drain` and `POST /v1/drain`. The parameter `node` of the former is the id of a node
+/// whose replicas are meant; this node's if it is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrainAnswer {
     /// [`VERSION`].
     pub version: u32,
-    /// Whether every replica of this node is drained, later ones too.
-    pub node: bool,
-    /// The drained replicas of this node.
-    pub replicas: Vec<DrainedReplica>,
+    /// The node whose replicas are listed, if it is another one than this agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Elsewhere>,
+    /// The drained replicas.
+    #[serde(flatten)]
+    pub report: DrainReport,
 }
 
-/// A replica that keeps its connections and gets no new ones, because an operator drains it.
+/// Another node, whose agent was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DrainedReplica {
-    /// The task's name.
-    pub task: String,
-    /// The task's id.
-    pub task_id: String,
-    /// Its open connections, through whichever node; `None` where the data path does not count them.
-    pub open: Option<u64>,
+pub struct Elsewhere {
+    /// Its id.
+    pub node_id: String,
+    /// Its host name.
+    pub hostname: String,
 }
 
 /// The answer of `GET /v1/doctor`.

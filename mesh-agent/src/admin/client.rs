@@ -9,13 +9,10 @@ use std::{
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    api::{
-        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
-    },
-    control::DrainRequest,
+use super::api::{
+    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
 };
-use crate::datapath::DatapathChoice;
+use crate::{datapath::DatapathChoice, model::DrainRequest};
 
 /// The agent answers from memory; only the doctor waits for other systems, for less than this.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -152,7 +149,7 @@ impl Client {
             .await
     }
 
-    /// Drains replicas of the agent's node, or ends that.
+    /// Drains replicas of the agent's node (of any node, if it is a manager's), or ends that.
     ///
     /// # Errors
     /// When the agent is not running, or refuses; then nothing changes.
@@ -160,12 +157,15 @@ impl Client {
         self.ask(Method::POST, "drain", Some(request)).await
     }
 
-    /// The drained replicas of the agent's node.
+    /// The drained replicas of the agent's node, or of the node with this id.
     ///
     /// # Errors
-    /// When the agent is not running, or cannot read its counters.
-    pub async fn drained(&self) -> Result<DrainAnswer, ClientError> {
-        self.get("drain").await
+    /// When the agent is not running, cannot read its counters, or cannot ask the other node's agent.
+    pub async fn drained(&self, node: Option<&str>) -> Result<DrainAnswer, ClientError> {
+        match node {
+            Some(node) => self.get(&format!("drain?node={node}")).await,
+            None => self.get("drain").await,
+        }
     }
 
     async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<T, ClientError> {

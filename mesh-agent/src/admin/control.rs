@@ -1,9 +1,11 @@
 //! Commands from the admin socket to the running agent.
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::datapath::{DatapathChoice, DatapathStatus};
+use crate::{
+    datapath::{DatapathChoice, DatapathStatus},
+    model::DrainRequest,
+};
 
 /// How many commands may wait; the agent executes one at a time.
 const WAITING: usize = 4;
@@ -15,19 +17,6 @@ pub enum Request {
     Datapath(DatapathRequest),
     /// Drain replicas of this node, or end that.
     Drain(DrainRequest),
-}
-
-/// Which replicas to drain; the body of `POST /v1/drain`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DrainRequest {
-    /// The name or id of this node, or of one of its tasks.
-    pub target: String,
-    /// Whether to end a drain.
-    #[serde(default)]
-    pub undo: bool,
-    /// Whether the last replica of a service may be drained.
-    #[serde(default)]
-    pub force: bool,
 }
 
 /// A change of the data path.

@@ -2,17 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    View,
-    api::{self, DrainAnswer, DrainedReplica},
-};
+use super::View;
 use crate::{
     datapath::Counters,
-    model::{Location, TaskId},
+    model::{DrainReport, DrainedReplica, Location, TaskId},
 };
 
 /// The node's drained replicas.
-pub(super) fn drained(view: &View, counters: &Counters) -> DrainAnswer {
+pub(super) fn drained(view: &View, counters: &Counters) -> DrainReport {
     let mut replicas = BTreeMap::<&TaskId, DrainedReplica>::new();
     let backends = view.desired.backends.iter();
     for (key, backend) in backends.filter(|(_, backend)| view.drained.contains(&backend.task)) {
@@ -28,8 +25,7 @@ pub(super) fn drained(view: &View, counters: &Counters) -> DrainAnswer {
         // A task has a backend for each published port.
         replica.open = replica.open.zip(open).map(|(sum, open)| sum + open);
     }
-    DrainAnswer {
-        version: api::VERSION,
+    DrainReport {
         node: view.drained.node,
         replicas: replicas.into_values().collect(),
     }
@@ -67,8 +63,7 @@ mod tests {
             tasks: ["t1", "t2"].map(str::to_owned).into(),
         };
         counters.open = [(web, 3), (second, 4)].into();
-        let listed = |open| DrainAnswer {
-            version: api::VERSION,
+        let listed = |open| DrainReport {
             node: false,
             replicas: vec![DrainedReplica {
                 task: "web.1".to_owned(),

@@ -5,6 +5,7 @@ pub mod api;
 pub mod client;
 pub mod control;
 mod drained;
+mod drains;
 mod examined;
 pub mod health;
 pub mod routes;
@@ -16,6 +17,7 @@ pub mod view;
 pub(crate) use client::connect_failure;
 pub use client::{Client, ClientError};
 pub use control::Control;
+pub use drains::Drains;
 pub use server::{AdminServer, ServerError};
 pub use view::{Introspect, View};
 

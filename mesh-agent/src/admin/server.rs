@@ -24,8 +24,8 @@ use super::{
     api::{
         self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
     },
-    control::{DatapathRequest, DrainRequest, Request},
-    drained::drained,
+    control::{DatapathRequest, Request},
+    drains::Drains,
     examined::running,
     routes::routes,
     status::status,
@@ -33,6 +33,8 @@ use super::{
 use crate::{
     datapath::{DatapathError, DatapathStatus},
     doctor,
+    model::DrainRequest,
+    source::DrainRelay,
 };
 
 /// How long open requests may take to finish when the agent stops.
@@ -75,6 +77,7 @@ pub struct AdminServer {
 struct Admin {
     agent: Arc<dyn Introspect>,
     control: Control,
+    drains: Drains,
     doctor: Arc<doctor::Options>,
 }
 
@@ -88,6 +91,7 @@ impl AdminServer {
         path: &Path,
         agent: Arc<dyn Introspect>,
         control: Control,
+        relay: DrainRelay,
         doctor: doctor::Options,
     ) -> Result<Self, ServerError> {
         match std::fs::symlink_metadata(path) {
@@ -121,6 +125,7 @@ impl AdminServer {
             path: path.to_owned(),
             inode,
             router: router(Admin {
+                drains: Drains::new(Arc::clone(&agent), control.clone(), relay),
                 agent,
                 control,
                 doctor: Arc::new(doctor),
@@ -262,22 +267,30 @@ async fn get_doctor(State(admin): State<Admin>) -> Json<DoctorAnswer> {
     Json(report.into())
 }
 
-async fn get_drain(State(admin): State<Admin>) -> Result<Json<DrainAnswer>, Response> {
-    let agent = admin.agent;
-    read_kernel("counters", move || {
-        let counters = agent.counters()?;
-        Ok(drained(&agent.view(), &counters))
-    })
-    .await
+/// Whose drained replicas to list.
+#[derive(serde::Deserialize)]
+struct DrainQuery {
+    /// A node's id.
+    node: Option<String>,
+}
+
+async fn get_drain(
+    State(admin): State<Admin>,
+    Query(query): Query<DrainQuery>,
+) -> Result<Json<DrainAnswer>, Response> {
+    let listed = admin.drains.list(query.node).await;
+    listed
+        .map(Json)
+        .map_err(|reason| failure(StatusCode::INTERNAL_SERVER_ERROR, reason))
 }
 
 async fn drain(
     State(admin): State<Admin>,
     Json(request): Json<DrainRequest>,
 ) -> Result<Json<DrainAnswer>, Response> {
-    let done = admin.control.ask(Request::Drain(request)).await;
-    done.map_err(|reason| failure(StatusCode::CONFLICT, reason))?;
-    get_drain(State(admin)).await
+    let done = admin.drains.execute(request).await;
+    done.map(Json)
+        .map_err(|reason| failure(StatusCode::CONFLICT, reason))
 }
 
 async fn get_datapath(State(admin): State<Admin>) -> Json<DatapathAnswer> {
@@ -320,7 +333,8 @@ mod tests {
 
     async fn bind(path: &Path) -> Result<AdminServer, ServerError> {
         let (control, _) = crate::admin::control::channel();
-        AdminServer::bind(path, fixture::still(), control, doctor::Options::default()).await
+        let relay = DrainRelay::default();
+        AdminServer::bind(path, fixture::still(), control, relay, doctor::Options::default()).await
     }
 
     #[tokio::test]
@@ -349,7 +363,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         let (control, mut commands) = crate::admin::control::channel();
-        let server = AdminServer::bind(&path, fixture::still(), control, doctor::Options::default());
+        let (relay, options) = (DrainRelay::default(), doctor::Options::default());
+        let server = AdminServer::bind(&path, fixture::still(), control, relay, options);
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.await.unwrap().run(stop.clone()));
         let client = Client::new(&path).unwrap();

@@ -8,7 +8,7 @@ use super::{
     health::{failing_lines, invalid_labels},
 };
 use crate::{
-    model::{BackendState, NoHook},
+    model::{AgentConnection, BackendState, NoHook, Node, NodeDatapath, NodeId},
     probes::PeerLiveness,
 };
 
@@ -32,6 +32,8 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             no_hook: view.without_hook.get(&node.address).cloned(),
             probes: view.probes.peers.get(&node.address).map(|peer| probes(peer, now)),
             agent_version: node.release.clone(),
+            agent: node.agent,
+            agent_lost_seconds: view.lost_agents.get(id).map(|since| seconds_between(*since, now)),
         })
         .collect();
     let in_state = |state| {
@@ -73,7 +75,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             backends_active: in_state(BackendState::Active),
             backends_draining: in_state(BackendState::Draining),
         },
-        errors: errors(view),
+        errors: errors(view, now),
     }
 }
 
@@ -114,7 +116,7 @@ fn drained(view: &View) -> Vec<String> {
     view.drained.tasks.iter().map(name).collect()
 }
 
-fn errors(view: &View) -> Vec<String> {
+fn errors(view: &View, now: SystemTime) -> Vec<String> {
     let docker = view
         .docker_trouble
         .iter()
@@ -139,6 +141,9 @@ fn errors(view: &View) -> Vec<String> {
         .trouble
         .iter()
         .map(|trouble| format!("probes: {trouble}"));
+    let agents = lost_agents(view, now)
+        .into_iter()
+        .map(|line| format!("peers: {line}"));
     let metrics = view
         .metrics_trouble
         .iter()
@@ -155,10 +160,46 @@ fn errors(view: &View) -> Vec<String> {
         .chain(network)
         .chain(isolated)
         .chain(probes)
+        .chain(agents)
         .chain(metrics)
         .chain(health)
         .chain(labels)
         .collect()
+}
+
+/// The nodes with a data path whose agent does not keep it up to date, one line each.
+fn lost_agents(view: &View, now: SystemTime) -> Vec<String> {
+    let line = |(id, node): (&NodeId, &Node)| {
+        let answers = view.probes.peers.get(&node.address).and_then(|peer| peer.answers);
+        let has_datapath = match node.datapath {
+            NodeDatapath::Ebpf | NodeDatapath::Ipvs | NodeDatapath::Leaving => true,
+            NodeDatapath::Unknown | NodeDatapath::None => answers == Some(true),
+        };
+        let ready = node.ready && *id != view.node && has_datapath;
+        let hostname = &node.hostname;
+        match node.agent {
+            AgentConnection::Lost if ready => {
+                let since = view.lost_agents.get(id).copied().unwrap_or(now);
+                let goes_on = match answers {
+                    Some(true) => "its data path answers, and forwards as it last did",
+                    Some(false) | None => "its data path may forward as it last did",
+                };
+                Some(format!(
+                    "agent of {hostname} not connected for {:.0} s: it does not run there, or cannot reach the \
+                     managers; {goes_on}",
+                    seconds_between(since, now)
+                ))
+            }
+            AgentConnection::Unsteady if ready => Some(format!(
+                "agent of {hostname} connects again and again: see its log on that node"
+            )),
+            AgentConnection::Lost
+            | AgentConnection::Unsteady
+            | AgentConnection::Connected
+            | AgentConnection::Unknown => None,
+        }
+    };
+    view.source.cluster.nodes.iter().filter_map(line).collect()
 }
 
 /// The interfaces that lead to other nodes and have no hook, one line each.
@@ -287,6 +328,35 @@ mod tests {
                 "metrics: the port is taken",
                 "labels: label mesh.health=x of service web"
             ]
+        );
+    }
+
+    #[test]
+    fn a_peer_whose_agent_is_gone_is_named_if_its_data_path_serves() {
+        let (mut view, _) = fixture::two_nodes();
+        let mut cluster = (*view.source.cluster).clone();
+        let lost_since = view.started;
+        for (id, node) in &mut cluster.nodes {
+            // The third node is not ready, which says more.
+            node.agent = AgentConnection::Lost;
+            view.lost_agents.insert(id.clone(), lost_since);
+        }
+        view.source.cluster = cluster.clone().into();
+        let now = lost_since + Duration::from_secs(12);
+        let shown = status(&view, now);
+        assert_eq!(shown.errors.len(), 1, "{:?}", shown.errors);
+        assert!(
+            shown.errors[0].starts_with("peers: agent of n2 not connected for 12 s"),
+            "{:?}",
+            shown.errors
+        );
+        assert_eq!(shown.peers[0].agent_lost_seconds, Some(12.0));
+        cluster.nodes.get_mut("id2").unwrap().agent = AgentConnection::Unsteady;
+        view.source.cluster = cluster.into();
+        let errors = status(&view, now).errors;
+        assert!(
+            errors[0].contains("agent of n2 connects again and again"),
+            "{errors:?}"
         );
     }
 

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
-    model::{Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeRole, ReturnMode, ServiceKey},
+    model::{
+        Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodeRole, ReturnMode,
+        ServiceKey,
+    },
     probes::ProbeReport,
     source::SourceState,
 };
@@ -40,6 +43,8 @@ pub struct View {
     pub drained: Drained,
     /// The replicas on this node that fail their check.
     pub failed: FailedChecks,
+    /// Since when the managers report that these nodes' agents are not connected.
+    pub lost_agents: BTreeMap<NodeId, SystemTime>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -121,6 +126,7 @@ pub(crate) mod fixture {
             drained: Default::default(),
             failed: Default::default(),
             invalid_labels: Vec::new(),
+            agent: Default::default(),
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),
@@ -248,6 +254,7 @@ pub(crate) mod fixture {
             probes: probes(started),
             drained: Drained::default(),
             failed: FailedChecks::default(),
+            lost_agents: Default::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

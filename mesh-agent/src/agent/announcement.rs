@@ -179,6 +179,7 @@ mod tests {
             drained: Default::default(),
             failed: Default::default(),
             invalid_labels: Vec::new(),
+            agent: Default::default(),
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

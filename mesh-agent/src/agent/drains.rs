@@ -11,9 +11,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::datapath_factory::run_folder;
-use crate::{
-    admin::control::DrainRequest,
-    model::{Cluster, Drained, Node, NodeDatapath, ServiceId, Task, TaskId, TaskState},
+use crate::model::{
+    Cluster, DrainRequest, DrainTarget, Drained, Node, NodeDatapath, ServiceId, Task, TaskId, TaskState,
 };
 
 /// The record's name in the run folder.
@@ -128,18 +127,18 @@ fn change(
 ) -> Result<Drained, String> {
     let mut new = current.clone();
     match target(&request.target, cluster, own)? {
-        Target::Node if request.undo => new = Drained::default(),
-        Target::Node => new.node = true,
-        Target::Task(_) if request.undo && current.node => {
+        DrainTarget::Node(_) if request.undo => new = Drained::default(),
+        DrainTarget::Node(_) => new.node = true,
+        DrainTarget::Task(..) if request.undo && current.node => {
             return Err(format!(
                 "the whole node is drained: `meshctl undrain {}` ends that",
                 hostname(cluster, own)
             ));
         }
-        Target::Task(task) if request.undo => {
+        DrainTarget::Task(task, _) if request.undo => {
             new.tasks.remove(task);
         }
-        Target::Task(task) => {
+        DrainTarget::Task(task, _) => {
             if new.tasks.len() >= Drained::MAX_TASKS && !new.tasks.contains(task) {
                 return Err(format!(
                     "{} tasks are drained here already, and more cannot be announced: drain the whole node with \
@@ -169,36 +168,22 @@ fn change(
     }
 }
 
-enum Target<'a> {
-    Node,
-    Task(&'a TaskId),
-}
-
 /// What a name or id stands for: this node, or one of its tasks.
-fn target<'a>(target: &str, cluster: &'a Cluster, own: &str) -> Result<Target<'a>, String> {
-    if target == own || target == hostname(cluster, own) {
-        return Ok(Target::Node);
-    }
-    let here = |node: &str| format!("run the command on {node}: a node drains only what runs on it");
-    let mut nodes = cluster.nodes.iter();
-    if let Some((_, node)) = nodes.find(|(id, node)| *id == target || node.hostname == target) {
-        return Err(format!("{target} is another node; {}", here(&node.hostname)));
-    }
-    let mut named: Vec<_> = cluster
-        .tasks
-        .iter()
-        .filter(|(id, task)| *id == target || task.name == target)
-        .collect();
-    // During an update a name can have two tasks: the one that is not about to end is meant.
-    named.sort_by_key(|(_, task)| (task.node != own, task.state != TaskState::Active));
-    match named.first() {
-        Some((id, task)) if task.node == own => Ok(Target::Task(id)),
-        Some((_, task)) => Err(format!(
-            "{target} runs on another node; {}",
-            here(hostname(cluster, &task.node))
-        )),
+fn target<'a>(name: &str, cluster: &'a Cluster, own: &str) -> Result<DrainTarget<'a>, String> {
+    let there = |node: &str| {
+        format!(
+            "run the command on {} or on a manager: other nodes drain only what runs on them",
+            hostname(cluster, node)
+        )
+    };
+    match DrainTarget::find(name, cluster, own) {
+        Some(target) if target.node() == own => Ok(target),
+        Some(DrainTarget::Node(node)) => Err(format!("{name} is another node; {}", there(node))),
+        Some(DrainTarget::Task(_, task)) => {
+            Err(format!("{name} runs on another node; {}", there(&task.node)))
+        }
         None => Err(format!(
-            "no such node or running task: {target}; `meshctl routes` lists them"
+            "no such node or running task: {name}; `meshctl routes` lists them"
         )),
     }
 }

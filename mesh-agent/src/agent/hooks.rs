@@ -63,6 +63,7 @@ mod tests {
             drained: Default::default(),
             failed: Default::default(),
             invalid_labels: Vec::new(),
+            agent: Default::default(),
         }
     }
 

@@ -67,6 +67,7 @@ impl Introspection {
             probes: ProbeReport::default(),
             drained: Default::default(),
             failed: Default::default(),
+            lost_agents: Default::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
             metrics_trouble: None,

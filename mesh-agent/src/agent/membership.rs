@@ -141,6 +141,10 @@ fn answered(known: &mut EngineReport, engine: EngineInfo) -> bool {
                 docker = engine.version,
                 "this node is a member of the Swarm"
             ),
+            (false, _) if engine.state == "locked" => warn!(
+                docker = engine.version,
+                "this manager is locked; waiting for 'docker swarm unlock'"
+            ),
             (false, _) => warn!(
                 state = engine.state,
                 docker = engine.version,

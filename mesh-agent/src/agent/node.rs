@@ -35,7 +35,7 @@ use super::{
 use crate::{
     config::{OnStop, Reloader, RunOptions},
     metrics::Metrics,
-    model::{Desired, NoHook, ServiceKey},
+    model::{Desired, NoHook, NodeId, ServiceKey},
     process::Ended,
 };
 
@@ -70,6 +70,8 @@ pub(super) struct Agent {
     logged_failures: Vec<String>,
     /// The services all of whose replicas fail their check.
     failing_services: BTreeSet<ServiceKey>,
+    /// Since when the managers report that these nodes' agents are not connected.
+    lost_agents: BTreeMap<NodeId, SystemTime>,
 
     introspection: Arc<Introspection>,
     metrics: Metrics,
@@ -94,7 +96,7 @@ impl Agent {
     ) -> Self {
         let mut maintenance = interval(MAINTENANCE_INTERVAL);
         maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let agent = Self {
+        let mut agent = Self {
             options,
             reloader,
             started: introspection.started(),
@@ -113,6 +115,7 @@ impl Agent {
             ready_without_snapshot: false,
             logged_failures: Vec::new(),
             failing_services: BTreeSet::new(),
+            lost_agents: BTreeMap::new(),
             introspection,
             metrics,
             refused_seen: 0,

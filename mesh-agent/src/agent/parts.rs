@@ -16,7 +16,7 @@ use super::{
     supervisor::Supervisor,
 };
 use crate::{
-    admin::{AdminServer, Introspect, control},
+    admin::{AdminServer, Drains, Introspect, control},
     config::{MetricsListen, RunOptions},
     discovery::{
         ContainerState, ContainerWatcher, NetworkState, Scheduler,
@@ -27,7 +27,7 @@ use crate::{
     metrics::{self, Metrics},
     model::{Drained, FailedChecks, KeyId, NodeDatapath},
     probes::{self, ProbeReport},
-    source::{Acknowledged, FeedServerStatus, HintHandle, SourceState},
+    source::{Acknowledged, DrainRelay, FeedServerStatus, HintHandle, RelayedDrain, SourceState},
 };
 
 /// The loop's ends of the parts' channels.
@@ -59,6 +59,8 @@ pub(super) struct SourceChannels {
     pub(super) announcement: watch::Receiver<NodeDatapath>,
     pub(super) keys: watch::Receiver<Vec<KeyId>>,
     pub(super) drained: watch::Receiver<Drained>,
+    pub(super) drain_relay: DrainRelay,
+    pub(super) relayed_drains: mpsc::Sender<RelayedDrain>,
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     pub(super) is_up: watch::Receiver<bool>,
 }
@@ -124,6 +126,8 @@ impl Parts {
             keys: channels.keys,
             drained: channels.drained,
             failed: failed.clone(),
+            drain_relay: channels.drain_relay,
+            relayed_drains: channels.relayed_drains,
             acknowledged: channels.acknowledged,
             is_up: channels.is_up,
             engine: engine.clone(),
@@ -155,6 +159,7 @@ pub(super) struct Listeners {
     admin: AdminServer,
     metrics: MetricsListen,
     introspection: Arc<Introspection>,
+    drains: Drains,
 }
 
 impl Listeners {
@@ -167,6 +172,7 @@ impl Listeners {
         options: &RunOptions,
         introspection: Arc<Introspection>,
         source: &dyn Source,
+        drain_relay: DrainRelay,
     ) -> Result<(Self, mpsc::Receiver<control::Command>), AgentError> {
         let doctor = doctor::Options {
             docker_socket: options.docker_socket.clone(),
@@ -180,11 +186,13 @@ impl Listeners {
         };
         let agent: Arc<dyn Introspect> = introspection.clone();
         let (control, commands) = control::channel();
-        let admin = AdminServer::bind(&options.admin_socket, agent, control, doctor).await?;
+        let drains = Drains::new(Arc::clone(&agent), control.clone(), drain_relay.clone());
+        let admin = AdminServer::bind(&options.admin_socket, agent, control, drain_relay, doctor).await?;
         let listeners = Self {
             admin: admin.with(source.routes()),
             metrics: options.metrics_listen,
             introspection,
+            drains,
         };
         Ok((listeners, commands))
     }
@@ -201,8 +209,16 @@ impl Listeners {
         );
     }
 
-    pub(super) fn spawn(self, metrics: Metrics, supervisor: &mut Supervisor, shutdown: &CancellationToken) {
+    /// `relayed` brings what managers ask of this node.
+    pub(super) fn spawn(
+        self,
+        metrics: Metrics,
+        relayed: mpsc::Receiver<RelayedDrain>,
+        supervisor: &mut Supervisor,
+        shutdown: &CancellationToken,
+    ) {
         supervisor.spawn("admin socket", self.admin.run(shutdown.clone()));
+        supervisor.spawn("relayed drains", self.drains.serve(relayed, shutdown.clone()));
         if let MetricsListen::At(address) = self.metrics {
             let trouble = self.introspection.metrics_trouble();
             supervisor.spawn(

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::interval};
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -28,11 +31,13 @@ use crate::{
     metrics::Metrics,
     probes::ProbeReport,
     process::Ended,
-    source::{Acknowledged, SourceState},
+    source::{Acknowledged, DrainRelay, SourceState},
 };
 
 /// How often the service manager learns that the agent waits for the engine and the store.
 const WAITING_INTERVAL: Duration = Duration::from_secs(1);
+/// How many requests of managers may wait; each is carried out by itself.
+const RELAYED_WAITING: usize = 4;
 
 /// Runs the agent until it is asked to stop or to be replaced. Start logging before.
 ///
@@ -64,19 +69,28 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
         snapshots,
         probe_report,
     ));
-    let (listeners, commands) =
-        Listeners::bind(&options, Arc::clone(&introspection), source.as_ref()).await?;
+    let drain_relay = DrainRelay::default();
+    let (relayed_drains, relayed) = mpsc::channel(RELAYED_WAITING);
+    let (listeners, commands) = Listeners::bind(
+        &options,
+        Arc::clone(&introspection),
+        source.as_ref(),
+        drain_relay.clone(),
+    )
+    .await?;
     listeners.log_addresses(&options);
 
     // Spawn.
     let shutdown = CancellationToken::new();
     let mut supervisor = Supervisor::default();
-    listeners.spawn(metrics.clone(), &mut supervisor, &shutdown);
+    listeners.spawn(metrics.clone(), relayed, &mut supervisor, &shutdown);
     let channels = SourceChannels {
         state,
         announcement: announcement.subscribe(),
         keys: announcement.subscribe_keys(),
         drained: drains.subscribe(),
+        drain_relay,
+        relayed_drains,
         acknowledged,
         is_up: is_up_receiver,
     };

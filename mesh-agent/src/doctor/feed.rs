@@ -12,7 +12,7 @@ use mesh_support::error_chain;
 
 use super::{Check, Outcome};
 use crate::{
-    docker::EngineInfo,
+    docker::{Docker, EngineInfo},
     source::{CheckError, NodeIdentity, Served, check},
 };
 
@@ -20,7 +20,7 @@ use crate::{
 const SKEW_LIMIT_MILLISECONDS: u64 = 5_000;
 
 /// One check for each other manager, and one for the clocks.
-pub(super) async fn checks(info: &EngineInfo, certificates: &Path, port: u16) -> Vec<Check> {
+pub(super) async fn checks(docker: &Docker, info: &EngineInfo, certificates: &Path, port: u16) -> Vec<Check> {
     let managers = info
         .remote_managers
         .iter()
@@ -30,7 +30,7 @@ pub(super) async fn checks(info: &EngineInfo, certificates: &Path, port: u16) ->
     if managers.is_empty() {
         return Vec::new();
     }
-    let identity = match NodeIdentity::load(certificates) {
+    let identity = match NodeIdentity::load(certificates, docker).await {
         Ok(identity) => identity,
         // The files themselves are another check's.
         Err(error) => {

@@ -10,12 +10,16 @@ use std::{
 };
 
 use caps::{CapSet, Capability};
+use mesh_support::error_chain;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use super::{Check, Options, Outcome, feed};
-use crate::docker::{
-    Docker, DockerError,
-    api::{ContainerDetail, ContainerSummary},
+use crate::{
+    docker::{
+        Docker, DockerError,
+        api::{ContainerDetail, ContainerSummary},
+    },
+    source::{CertificateError, NodeIdentity},
 };
 
 /// The engine answers these questions from memory.
@@ -119,14 +123,17 @@ async fn ask_docker(options: &Options, found: &mut DockerChecks) -> Result<(), C
     found.node_address = info.node_address;
     let root = options.docker_root.as_ref().unwrap_or(&info.root);
     let folder = root.join("swarm/certificates");
-    let certificates = certificates(&folder);
+    let mut certificates = certificates(&folder);
+    if certificates.outcome == Outcome::Ok {
+        certificates = usable(certificates, &folder, &docker).await;
+    }
     if certificates.outcome == Outcome::Fail {
         return Err(certificates);
     }
     found.checks.push(certificates);
     found
         .checks
-        .extend(feed::checks(&info, &folder, options.feed_port).await);
+        .extend(feed::checks(&docker, &info, &folder, options.feed_port).await);
     Ok(())
 }
 
@@ -142,6 +149,11 @@ fn membership(orchestrator: bool, state: &str, is_manager: bool) -> Check {
         ),
         (false, "active") if is_manager => Check::ok(name, "active manager"),
         (false, "active") => Check::ok(name, "active worker"),
+        (false, "locked") => Check::fail(
+            name,
+            "this manager is locked: its engine was restarted in an autolocked Swarm",
+            "docker swarm unlock",
+        ),
         (false, _) => Check::fail(
             name,
             format!("this node's Swarm state is '{state}'"),
@@ -171,13 +183,21 @@ fn certificates(folder: &Path) -> Check {
     let path = folder.join("swarm-node.key");
     match read_bounded(&path) {
         Err(error) => Check::fail(name, format!("{}: {error}", path.display()), remedy),
-        // With autolock, only dockerd's memory holds the key that decrypts this one.
-        Ok(key) if String::from_utf8_lossy(&key).contains("ENCRYPTED") => Check::fail(
-            name,
-            "the node's key is encrypted, because the Swarm uses autolock",
-            "docker swarm update --autolock=false",
-        ),
         Ok(_) => Check::ok(name, folder.display().to_string()),
+    }
+}
+
+/// Checks that the agent can use what is there: an autolocked Swarm's keys have to be decrypted.
+async fn usable(check: Check, folder: &Path, docker: &Docker) -> Check {
+    match NodeIdentity::load(folder, docker).await {
+        Ok(_) => check,
+        Err(error @ CertificateError::Encrypted { .. }) => Check::fail(
+            &check.name,
+            error_chain(&error),
+            "docker swarm unlock on this node, if it is locked; otherwise give the agent the engine's own socket, \
+             not a proxy that refuses GET /swarm/unlockkey",
+        ),
+        Err(error) => Check::fail(&check.name, error_chain(&error), "docker swarm ca --rotate"),
     }
 }
 
@@ -283,13 +303,19 @@ mod tests {
         assert_eq!(check.outcome, Outcome::Ok, "{check:?}");
     }
 
-    #[test]
-    fn a_locked_key_is_reported_without_showing_it() {
+    #[tokio::test]
+    async fn a_key_that_cannot_be_unlocked_is_reported_without_showing_it() {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n");
+        write(
+            folder.path(),
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        );
         let check = certificates(folder.path());
+        assert_eq!(check.outcome, Outcome::Ok, "{check:?}");
+        let check = usable(check, folder.path(), &Docker::new("/nonexistent/docker.sock")).await;
         assert_eq!(check.outcome, Outcome::Fail);
-        assert!(check.remedy.contains("autolock=false"));
+        assert!(check.detail.contains("autolock"), "{}", check.detail);
+        assert!(check.remedy.contains("docker swarm unlock"));
         assert!(!check.detail.contains("c2VjcmV0"));
     }
 

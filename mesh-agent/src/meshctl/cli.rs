@@ -58,12 +58,13 @@ enum Command {
     ///
     /// A refused rung is tried again only on request.
     Datapath(DatapathArguments),
-    /// Drain a replica of this node, or all of them: new connections go elsewhere, open ones go on
+    /// Drain a replica, or all of a node: new connections go elsewhere, open ones go on
     ///
+    /// A manager drains on any node whose agent is connected to it; other nodes drain what runs on them.
     /// Prints the open connections until none is left. A drain ends with `undrain`, with its task, or when
-    /// the node is rebooted. The node goes on answering on its addresses.
+    /// its node is rebooted. The node goes on answering on its addresses.
     Drain(DrainArguments),
-    /// Give a drained replica, or all of this node, new connections again
+    /// Give a drained replica, or all of a node, new connections again
     Undrain(UndrainArguments),
     /// Check kernel, permissions and Docker, with the resulting data path and remedies
     ///

@@ -10,16 +10,16 @@ use clap::Args;
 
 use crate::admin::{
     Client,
-    api::{DrainAnswer, DrainedReplica},
-    control::DrainRequest,
+    api::{DrainAnswer, Elsewhere},
 };
+use crate::model::{DrainRequest, DrainedReplica};
 
 /// The agent counts connections about once a second.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct DrainArguments {
-    /// A task that runs on this node (web.3, or its id), or this node's host name for all its replicas
+    /// A task (web.3, or its id), or a node's host name or id for all its replicas
     #[arg(value_name = "TASK|NODE")]
     target: String,
     /// Also drain the last replica of a service: its new connections are refused then
@@ -32,7 +32,7 @@ pub(super) struct DrainArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct UndrainArguments {
-    /// A drained task of this node, or this node's host name to end all its drains
+    /// A drained task, or a node's host name or id to end all its drains
     #[arg(value_name = "TASK|NODE")]
     target: String,
 }
@@ -59,7 +59,11 @@ pub(super) async fn drain(client: &Client, arguments: DrainArguments) -> anyhow:
             return Ok(());
         }
         tokio::time::sleep(INTERVAL).await;
-        answer = client.drained().await?;
+        let node = answer
+            .elsewhere
+            .as_ref()
+            .map(|elsewhere| elsewhere.node_id.as_str());
+        answer = client.drained(node).await?;
     }
 }
 
@@ -71,12 +75,13 @@ pub(super) async fn undrain(client: &Client, arguments: UndrainArguments) -> any
         force: false,
     };
     let answer = client.drain(&request).await?;
-    let text = match (answer.node, answer.replicas.as_slice()) {
-        (true, _) => "this node is still drained".to_owned(),
-        (false, []) => "nothing is drained on this node".to_owned(),
+    let node = node_name(answer.elsewhere.as_ref());
+    let text = match (answer.report.node, answer.report.replicas.as_slice()) {
+        (true, _) => format!("{node} is still drained"),
+        (false, []) => format!("nothing is drained on {node}"),
         (false, left) => {
             let names: Vec<_> = left.iter().map(|replica| replica.task.as_str()).collect();
-            format!("still drained on this node: {}", names.join(", "))
+            format!("still drained on {node}: {}", names.join(", "))
         }
     };
     writeln!(io::stdout(), "{text}").context("cannot write to standard output")
@@ -84,8 +89,12 @@ pub(super) async fn undrain(client: &Client, arguments: UndrainArguments) -> any
 
 /// The replicas that a command is about: one task, or all of the node.
 fn meant<'a>(answer: &'a DrainAnswer, target: &'a str) -> impl Iterator<Item = &'a DrainedReplica> {
-    let replicas = answer.replicas.iter();
-    replicas.filter(move |replica| answer.node || replica.task == target || replica.task_id == target)
+    let replicas = answer.report.replicas.iter();
+    replicas.filter(move |replica| answer.report.node || replica.task == target || replica.task_id == target)
+}
+
+fn node_name(elsewhere: Option<&Elsewhere>) -> &str {
+    elsewhere.map_or("this node", |elsewhere| &elsewhere.hostname)
 }
 
 fn is_open(replica: &DrainedReplica) -> bool {
@@ -105,7 +114,10 @@ fn lines(answer: &DrainAnswer, target: &str) -> String {
         })
         .collect();
     if lines.is_empty() {
-        "no replica of it is left on this node\n".to_owned()
+        format!(
+            "no replica of it is left on {}\n",
+            node_name(answer.elsewhere.as_ref())
+        )
     } else {
         lines
     }
@@ -114,6 +126,7 @@ fn lines(answer: &DrainAnswer, target: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::DrainReport;
 
     #[test]
     fn only_the_replicas_that_the_command_is_about_are_shown_and_waited_for() {
@@ -124,12 +137,15 @@ mod tests {
         };
         let mut answer = DrainAnswer {
             version: 1,
-            node: false,
-            replicas: vec![
-                replica("web.1", Some(0)),
-                replica("web.2", Some(1)),
-                replica("web.3", None),
-            ],
+            elsewhere: None,
+            report: DrainReport {
+                node: false,
+                replicas: vec![
+                    replica("web.1", Some(0)),
+                    replica("web.2", Some(1)),
+                    replica("web.3", None),
+                ],
+            },
         };
         assert_eq!(lines(&answer, "web.1"), "web.1: drained, no open connections\n");
         assert_eq!(lines(&answer, "id-web.2"), "web.2: draining, 1 open connection\n");
@@ -139,7 +155,13 @@ mod tests {
             !meant(&answer, "web.3").any(is_open),
             "what is not counted is not waited for"
         );
-        answer.node = true;
+        answer.report.node = true;
         assert_eq!(lines(&answer, "n1").lines().count(), 3);
+        answer.report.replicas.clear();
+        answer.elsewhere = Some(Elsewhere {
+            node_id: "id2".to_owned(),
+            hostname: "n2".to_owned(),
+        });
+        assert_eq!(lines(&answer, "n2"), "no replica of it is left on n2\n");
     }
 }

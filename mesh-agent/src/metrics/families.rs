@@ -12,7 +12,7 @@ use crate::{
         status::seconds_between,
     },
     datapath::{Counters, Traffic},
-    model::{BackendState, ServiceKey},
+    model::{AgentConnection, BackendState, ServiceKey},
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -322,7 +322,22 @@ fn probes(view: &View) -> Vec<MetricFamily> {
                 .push(gauge_metric(labels, time.as_secs_f64()));
         }
     }
-    vec![silent, round_trip, path_mtu]
+    let mut agents = gauge(
+        "mesh_peer_agent_connected",
+        "1 if the agent of the peer is connected to the manager that this node follows, 0 if it has not been for some \
+         seconds. Absent while that is not known.",
+    );
+    for (id, node) in &view.source.cluster.nodes {
+        let connected = match node.agent {
+            AgentConnection::Connected | AgentConnection::Unsteady => 1,
+            AgentConnection::Lost => 0,
+            AgentConnection::Unknown => continue,
+        };
+        if *id != view.node {
+            sample(&mut agents, vec![("peer", node.hostname.clone())], connected);
+        }
+    }
+    vec![silent, round_trip, path_mtu, agents]
 }
 
 fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {

@@ -77,6 +77,7 @@ mod tests {
             drained: Default::default(),
             failed: Default::default(),
             invalid_labels: Vec::new(),
+            agent: Default::default(),
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

@@ -65,10 +65,35 @@ pub struct Node {
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid_labels: Vec<String>,
+    /// Whether its agent is connected to the manager's that the snapshot comes from. Its data path may work
+    /// without.
+    #[serde(default, skip_serializing_if = "AgentConnection::is_unknown")]
+    pub agent: AgentConnection,
 }
 
 fn one() -> u32 {
     1
+}
+
+/// A manager's connection from a node's agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentConnection {
+    /// Not known: the manager's agent has just started, is of an earlier release, or has no feed.
+    #[default]
+    Unknown,
+    /// The agent announces its data path.
+    Connected,
+    /// It connects again and again: the agent does not stay up, or the network does not.
+    Unsteady,
+    /// It has not been connected for some seconds: the agent does not run, or cannot reach the manager.
+    Lost,
+}
+
+impl AgentConnection {
+    fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
+    }
 }
 
 /// A node's role in Swarm.

@@ -6,6 +6,7 @@ pub mod balance;
 pub mod checks;
 pub mod cluster;
 pub mod desired;
+pub mod drain_target;
 pub mod drained;
 pub(crate) mod fnv1a;
 pub mod health;
@@ -15,10 +16,12 @@ pub mod tunnel_key;
 pub use balance::{Algorithm, Balance, NodeDatapath};
 pub use checks::Checks;
 pub use cluster::{
-    Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task, TaskId, TaskState,
+    AgentConnection, Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task,
+    TaskId, TaskState,
 };
 pub use desired::{Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey};
-pub use drained::Drained;
+pub use drain_target::DrainTarget;
+pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
 pub use local::{Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
 pub use tunnel_key::{KeyId, TunnelKey, TunnelKeys};

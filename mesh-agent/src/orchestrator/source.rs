@@ -17,7 +17,8 @@ use mesh_orchestrator::{
 
 use crate::{
     model::{
-        Cluster, Drained, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service, Task, TaskState,
+        AgentConnection, Cluster, Drained, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service,
+        Task, TaskState,
     },
     source::labels,
 };
@@ -121,6 +122,11 @@ fn snapshot_node(
         drained: registration.map(drained).unwrap_or_default(),
         failed: Default::default(),
         invalid_labels: invalid_label.into_iter().collect(),
+        // It renews its registration in the store for as long as it runs.
+        agent: match registration {
+            Some(_) => AgentConnection::Connected,
+            None => AgentConnection::Lost,
+        },
     }
 }
 

@@ -4,17 +4,26 @@
 //! Invariant: a lost connection does not change an announcement. The data path of a killed agent lives on
 //! in its kernel, so a node's last announcement stays valid until Swarm reports the node down as well.
 
+mod connections;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
+use self::connections::Connections;
 use super::SourceState;
 use crate::model::{Cluster, Drained, FailedChecks, KeyId, Node, NodeDatapath, NodeId};
+
+/// How often the connections are looked at even if none has begun or ended.
+const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The announcements of all nodes; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +31,8 @@ pub struct Announcements(Arc<watch::Sender<State>>);
 
 #[derive(Clone, Debug, Default)]
 struct State {
+    /// When the first announcement could be made.
+    started: Option<Instant>,
     /// The number of the newest session of any node.
     session: u64,
     nodes: BTreeMap<NodeId, Announcement>,
@@ -33,6 +44,7 @@ struct Announcement {
     /// The node's newest session; older ones that linger no longer count.
     session: u64,
     connected: bool,
+    connections: Connections,
 }
 
 /// What a node's agent announces.
@@ -82,12 +94,14 @@ impl Announcements {
         let mut session = 0;
         self.0.send_modify(|known| {
             known.session += 1;
+            let connections = known.nodes.get(node).map(|last| last.connections.clone());
             session = known.session;
             let last = known.nodes.get(node);
             let announcement = Announcement {
                 announced: last.map(|last| last.announced.clone()).unwrap_or_default(),
                 session,
                 connected: true,
+                connections: connections.unwrap_or_default(),
             };
             known.nodes.insert(node.to_owned(), announcement);
         });
@@ -140,6 +154,13 @@ impl Announcements {
     /// Adds each new announcement to the published snapshot; never returns.
     pub(super) async fn publish_to(&self, state: &watch::Sender<SourceState>) {
         let mut known = self.0.subscribe();
+        // That an agent has been away for long is no event.
+        let mut tick = interval(CONNECTIONS_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.0.send_if_modified(|known| {
+            known.started.get_or_insert_with(Instant::now);
+            false
+        });
         loop {
             known.mark_unchanged();
             state.send_if_modified(|state| {
@@ -154,8 +175,11 @@ impl Announcements {
                 state.changed = Some(SystemTime::now());
                 true
             });
-            if known.changed().await.is_err() {
-                return std::future::pending().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = known.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
             }
         }
     }
@@ -187,11 +211,12 @@ impl AnnouncementSession {
                 return false;
             };
             current = announcement.session == self.session;
+            let connected = current && announcement.connections.announced(self.session, Instant::now());
             let changed = current && announcement.announced != announced;
             if changed {
                 announcement.announced = announced;
             }
-            changed
+            changed || connected
         });
         current
     }
@@ -204,6 +229,7 @@ impl Drop for AnnouncementSession {
             match announcement.filter(|announcement| announcement.session == self.session) {
                 Some(announcement) => {
                     announcement.connected = false;
+                    announcement.connections.ended(Instant::now());
                     true
                 }
                 None => false,
@@ -226,8 +252,14 @@ pub(super) fn known_keys(announced: Option<Vec<KeyId>>) -> Option<Vec<KeyId>> {
 fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
     let taken: BTreeSet<Ipv4Addr> = cluster.nodes.values().map(|node| node.address).collect();
     let nodes = cluster.nodes.iter();
+    let now = Instant::now();
+    let running = known
+        .started
+        .map(|started| now.saturating_duration_since(started));
     nodes
         .filter_map(|(id, node)| {
+            let connections = known.nodes.get(id).map(|known| &known.connections);
+            let agent = connections::state(connections, running.unwrap_or_default(), now);
             let announced = known.nodes.get(id).map(|known| known.announced.clone());
             let announced = announced.unwrap_or_default();
             let address = announced.address.filter(|address| !taken.contains(address));
@@ -238,6 +270,7 @@ fn differences(known: &State, cluster: &Cluster) -> Vec<(NodeId, Node)> {
                 keys: announced.keys,
                 drained: announced.drained,
                 failed: announced.failed,
+                agent,
                 ..node.clone()
             };
             (new != *node).then(|| (id.clone(), new))
@@ -250,7 +283,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::model::{Node, NodeRole};
+    use crate::model::{AgentConnection, Node, NodeRole};
 
     fn listed(nodes: &[(&str, bool)]) -> Cluster {
         let node = |&(id, ready): &(&str, bool)| {
@@ -267,6 +300,7 @@ mod tests {
                 drained: Default::default(),
                 failed: Default::default(),
                 invalid_labels: Vec::new(),
+                agent: Default::default(),
             };
             (id.to_owned(), node)
         };
@@ -372,6 +406,29 @@ mod tests {
             .map(|node| (node.release.as_str(), node.drained.node))
             .collect();
         assert_eq!(seen, [("1.2.3", true), ("", false)]);
+    }
+
+    #[test]
+    fn the_snapshot_says_whose_agent_is_connected() {
+        let announcements = Announcements::new();
+        announcements
+            .0
+            .send_modify(|known| known.started = Instant::now().checked_sub(Duration::from_secs(60)));
+        let agents = || {
+            let mut cluster = listed(&[("a", true), ("b", true)]);
+            announcements.put_into(&mut cluster);
+            cluster.nodes.values().map(|node| node.agent).collect::<Vec<_>>()
+        };
+        let session = announcements.open("a");
+        assert_eq!(agents(), [AgentConnection::Lost; 2], "it has announced nothing");
+        session.announce(NodeDatapath::Ebpf.into());
+        assert_eq!(agents(), [AgentConnection::Connected, AgentConnection::Lost]);
+        drop(session);
+        assert_eq!(
+            agents()[0],
+            AgentConnection::Connected,
+            "it may be starting again"
+        );
     }
 
     #[test]

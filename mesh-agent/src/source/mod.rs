@@ -3,6 +3,7 @@
 
 pub mod announcements;
 pub mod certificates;
+pub mod drain_relay;
 pub mod feed;
 pub mod hint;
 pub(crate) mod labels;
@@ -17,7 +18,10 @@ use std::{sync::Arc, time::SystemTime};
 use crate::model::{Cluster, TunnelKey};
 
 pub use announcements::Announcements;
-pub use certificates::{CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError};
+pub use certificates::{
+    CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError, UnlockError,
+};
+pub use drain_relay::{DrainRelay, RelayError, RelayedDrain};
 pub use feed::{
     Acknowledged, Announcer, AnnouncerOptions, CheckError, FeedClient, FeedClientOptions, FeedError,
     FeedServer, FeedServerOptions, FeedServerStatus, Served, check,

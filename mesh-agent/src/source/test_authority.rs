@@ -58,7 +58,7 @@ impl Authority {
     pub(crate) fn identity(&self, node: &str, role: &str) -> NodeIdentity {
         let directory = tempfile::tempdir().unwrap();
         self.write(directory.path(), node, role);
-        NodeIdentity::load(directory.path()).unwrap()
+        NodeIdentity::read(directory.path(), None).unwrap()
     }
 
     /// An identity whose certificate has this role, which need not be a node's.
@@ -66,7 +66,7 @@ impl Authority {
         let (own, stranger) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         self.write(own.path(), node, "swarm-worker");
         self.write(stranger.path(), node, role);
-        NodeIdentity::load(own.path())
+        NodeIdentity::read(own.path(), None)
             .unwrap()
             .showing(stranger.path())
             .unwrap()

@@ -82,6 +82,7 @@ impl<'a> Mesh<'a> {
                     drained: Default::default(),
                     failed: Default::default(),
                     invalid_labels: Vec::new(),
+                    agent: Default::default(),
                 };
                 (node.netns.name.clone(), cluster_node)
             })

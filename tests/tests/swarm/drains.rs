@@ -23,6 +23,8 @@ pub(crate) const STORIES: &[Story] = &[
 /// A worker: it announces what it drains to the manager.
 const NODE: &str = "node2";
 
+const MANAGER: &str = "node1";
+
 /// Connections that stay open: so many that the replica has some of them.
 const KEPT: usize = 30;
 
@@ -32,7 +34,17 @@ fn drained(fixture: &Fixture) -> Result<()> {
     let task = task.with_context(|| format!("no replica runs on {NODE}"))?.name;
     let report = under_load(fixture, &fixture.lab.nodes(), 4, KEPT, || {
         thread::sleep(AFTERWARDS);
-        let text = fixture.lab.meshctl(NODE, &["drain", "--detach", &task])?;
+        // The manager has the node's agent do it; no other node can.
+        let refused = fixture.lab.meshctl("node3", &["drain", "--detach", &task]);
+        let refused = refused
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        ensure!(
+            refused.contains("run the command on node2 or on a manager"),
+            "node3: `{refused}`"
+        );
+        let text = fixture.lab.meshctl(MANAGER, &["drain", "--detach", &task])?;
         ensure!(text.starts_with(&task), "it printed `{text}`");
         until_avoided(fixture, &task)?;
         // It is announced again by the next agent, which has it from the record.
@@ -46,12 +58,16 @@ fn drained(fixture: &Fixture) -> Result<()> {
     })?;
     expect_no_failures(&report)?;
     // Their clients have closed them.
-    let text = fixture.lab.meshctl(NODE, &["drain", &task])?;
+    let text = fixture.lab.meshctl(MANAGER, &["drain", &task])?;
     ensure!(
         text.trim_end().ends_with("drained, no open connections"),
         "it printed `{text}`"
     );
-    fixture.lab.meshctl(NODE, &["undrain", &task])?;
+    let text = fixture.lab.meshctl(MANAGER, &["undrain", &task])?;
+    ensure!(
+        text.trim_end() == "nothing is drained on node2",
+        "it printed `{text}`"
+    );
     fixture.until_all_know("web", SOON * patience())
 }
 

@@ -28,6 +28,7 @@ mod labs;
 mod liveness;
 mod load;
 mod networks;
+mod rotation;
 mod stack;
 mod wireguard;
 
@@ -45,6 +46,7 @@ const DEFAULT: Group = Group {
         checks::STORIES,
         changes::STORIES,
         hostile::STORIES,
+        rotation::STORIES,
     ],
 };
 

@@ -302,6 +302,20 @@ fn replaced(scene: &Scene<'_>) -> Result<()> {
     lab.docker("node1", UPDATE)?;
     lab.wait_for_tasks(SERVICE, REPLICAS)?;
     thread::sleep(Duration::from_secs(2));
+    for node in ["node1", "node2"] {
+        wait_until(
+            "the status to name the dead agent",
+            Duration::from_secs(10),
+            || {
+                let status = lab.meshctl(node, &["status"])?;
+                ensure!(
+                    status.contains("agent of node3 not connected"),
+                    "{node}: {status}"
+                );
+                Ok(())
+            },
+        )?;
+    }
     lab.start_agent("node3", scene.agent_arguments())?;
     scene.until_all_known()
 }

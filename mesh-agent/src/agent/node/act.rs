@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_support::error_chain;
@@ -19,7 +19,7 @@ use crate::{
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
     health, mesh0,
-    model::{NodeRole, desired::vni},
+    model::{AgentConnection, Cluster, Node, NodeId, NodeRole, desired::vni},
     probes::{self, Geneve},
     source::SourceState,
 };
@@ -286,7 +286,7 @@ impl Agent {
         self.refused_seen = total;
     }
 
-    pub(super) fn publish(&self) {
+    pub(super) fn publish(&mut self) {
         let (node, role) = match &self.membership {
             Membership::Member(member) => (
                 member.node.clone(),
@@ -315,6 +315,7 @@ impl Agent {
         // Not borrowed in the expression below: a borrow lasts until the expression's end, and what it calls
         // borrows again. With a sender waiting in between, that would wait for ever.
         let source = self.parts.source.borrow().clone();
+        follow_lost(&mut self.lost_agents, &source.cluster, SystemTime::now());
         let probes = self.parts.probes.borrow().clone();
         let failed = self.parts.failed.borrow().clone();
         let containers_trouble = self.parts.containers.borrow().trouble.clone();
@@ -334,6 +335,7 @@ impl Agent {
             probes,
             drained: self.drains.current(),
             failed,
+            lost_agents: self.lost_agents.clone(),
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),
@@ -392,6 +394,15 @@ impl Agent {
         if is_up {
             service_manager::ready();
         }
+    }
+}
+
+/// Brings the times up to date since when agents are lost.
+fn follow_lost(lost: &mut BTreeMap<NodeId, SystemTime>, cluster: &Cluster, now: SystemTime) {
+    let is_lost = |node: &Node| node.agent == AgentConnection::Lost;
+    lost.retain(|id, _| cluster.nodes.get(id).is_some_and(is_lost));
+    for (id, _) in cluster.nodes.iter().filter(|(_, node)| is_lost(node)) {
+        lost.entry(id.clone()).or_insert(now);
     }
 }
 

@@ -8,7 +8,7 @@ mod swarm;
 
 use async_trait::async_trait;
 use axum::Router;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::hints::SourceHints;
@@ -23,7 +23,7 @@ use crate::{
     docker::Docker,
     model::{Drained, FailedChecks, KeyId, NodeDatapath},
     process::Ended,
-    source::{Acknowledged, FeedServerStatus, SourceState},
+    source::{Acknowledged, DrainRelay, FeedServerStatus, RelayedDrain, SourceState},
 };
 
 /// An error of any source.
@@ -71,6 +71,10 @@ pub(super) struct Channels {
     pub(super) drained: watch::Receiver<Drained>,
     /// The replicas on this node that fail their check.
     pub(super) failed: watch::Receiver<FailedChecks>,
+    /// On managers: asks other nodes about what they drain.
+    pub(super) drain_relay: DrainRelay,
+    /// Carries out what managers ask of this node.
+    pub(super) relayed_drains: mpsc::Sender<RelayedDrain>,
     /// Who has acknowledged the data path.
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     /// Whether the data path is up.

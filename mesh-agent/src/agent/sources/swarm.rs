@@ -141,6 +141,7 @@ impl Running {
                 state: snapshot.clone(),
                 hint: hint.clone(),
                 announcements: announcements.clone(),
+                drains: self.channels.drain_relay.clone(),
             };
             let (managers, refresh) = self.managers(&member, &stop);
             tokio::join!(
@@ -222,6 +223,7 @@ impl Running {
             drained: self.channels.drained.clone(),
             failed: self.channels.failed.clone(),
             acknowledged: self.channels.acknowledged.clone(),
+            drains: self.channels.relayed_drains.clone(),
         })
     }
 
@@ -263,7 +265,7 @@ impl Running {
         member: &Member,
         stop: &CancellationToken,
     ) -> Option<(CertificateWatcher, watch::Receiver<Arc<NodeIdentity>>)> {
-        let attempt = || async { CertificateWatcher::new(member.certificates.clone()) };
+        let attempt = || CertificateWatcher::new(member.certificates.clone(), self.docker.clone());
         let (watcher, identity, reload) = retry_until_done(attempt, stop).await?;
         self.channels.hints.set_certificates(reload);
         Some((watcher, identity))

@@ -31,6 +31,7 @@ fn node(last: u8) -> Node {
         drained: Default::default(),
         failed: Default::default(),
         invalid_labels: Vec::new(),
+        agent: Default::default(),
     }
 }
 

@@ -12,7 +12,11 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 
-use super::subject::{Subject, SubjectError};
+use super::{
+    subject::{Subject, SubjectError},
+    unlock::{UnlockError, UnlockKey},
+};
+use crate::docker::Docker;
 
 const CERTIFICATE: &str = "swarm-node.crt";
 const KEY: &str = "swarm-node.key";
@@ -41,14 +45,12 @@ pub enum CertificateError {
         source: pem::Error,
     },
     /// The key is encrypted.
-    #[error(
-        "the node key {} is encrypted because the Swarm uses autolock; the agent cannot use it: run \
-         'docker swarm update --autolock=false' on a manager, then 'docker swarm ca --rotate'",
-        path.display()
-    )]
+    #[error("cannot decrypt the node key {}, which is encrypted because the Swarm uses autolock", path.display())]
     Encrypted {
         /// The file.
         path: PathBuf,
+        /// Why not.
+        source: UnlockError,
     },
     /// The certificate is not a Swarm node's.
     #[error("{} is not the certificate of a Swarm node", path.display())]
@@ -101,11 +103,28 @@ impl PartialEq for NodeIdentity {
 }
 
 impl NodeIdentity {
-    /// Reads `swarm-node.crt`, `swarm-node.key` and `swarm-root-ca.crt` of a folder.
+    /// Reads `swarm-node.crt`, `swarm-node.key` and `swarm-root-ca.crt` of a folder. Asks this node's engine
+    /// for the key that decrypts the second, where it is encrypted (autolock).
     ///
     /// # Errors
-    /// When a file is missing, is not what it should be, or the key is encrypted (autolock).
-    pub fn load(directory: &Path) -> Result<Self, CertificateError> {
+    /// When a file is missing, is not what it should be, or cannot be decrypted.
+    pub async fn load(directory: &Path, docker: &Docker) -> Result<Self, CertificateError> {
+        let path = directory.join(KEY);
+        let unlock = match is_encrypted(&read(&path)?) {
+            true => Some(UnlockKey::ask(docker).await),
+            false => None,
+        };
+        let unlock = unlock.transpose();
+        Self::read(
+            directory,
+            unlock
+                .map_err(|source| CertificateError::Encrypted { path, source })?
+                .as_ref(),
+        )
+    }
+
+    /// The same, with the key that decrypts the node's, if it is needed.
+    pub(crate) fn read(directory: &Path, unlock: Option<&UnlockKey>) -> Result<Self, CertificateError> {
         let path = directory.join(CERTIFICATE);
         let chain = certificates(&path)?;
         let leaf = chain.first().ok_or_else(|| CertificateError::Pem {
@@ -115,7 +134,7 @@ impl NodeIdentity {
         let subject = Subject::of(leaf).map_err(|source| CertificateError::Subject { path, source })?;
 
         let path = directory.join(KEY);
-        let key = private_key(&read(&path)?, &path)?;
+        let key = private_key(&read(&path)?, &path, unlock)?;
 
         let path = directory.join(ROOTS);
         let mut roots = RootCertStore::empty();
@@ -138,7 +157,7 @@ impl NodeIdentity {
     pub(crate) fn showing(mut self, directory: &Path) -> Result<Self, CertificateError> {
         self.chain = certificates(&directory.join(CERTIFICATE))?;
         let path = directory.join(KEY);
-        self.key = private_key(&read(&path)?, &path)?;
+        self.key = private_key(&read(&path)?, &path, None)?;
         Ok(self)
     }
 
@@ -179,19 +198,32 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Certificate
     Ok(certificates)
 }
 
-fn private_key(text: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
-    let text = String::from_utf8_lossy(text);
-    if text.contains("ENCRYPTED") {
-        return Err(CertificateError::Encrypted {
-            path: path.to_owned(),
-        });
-    }
+/// Whether a key's PEM is encrypted.
+fn is_encrypted(pem: &[u8]) -> bool {
+    String::from_utf8_lossy(pem).contains("ENCRYPTED")
+}
+
+fn private_key(
+    pem: &[u8],
+    path: &Path,
+    unlock: Option<&UnlockKey>,
+) -> Result<PrivateKeyDer<'static>, CertificateError> {
     // Swarm adds headers (`kek-version`, and `raft-dek` on managers), which the PEM reader refuses.
-    let plain: String = text
+    let plain: String = String::from_utf8_lossy(pem)
         .lines()
         .filter(|line| !line.contains(':'))
         .flat_map(|line| [line, "\n"])
         .collect();
+    if is_encrypted(pem) {
+        // Without a key: it was encrypted after it had been looked at.
+        let key = unlock
+            .ok_or(UnlockError::NoKey)
+            .and_then(|key| key.decrypt(&plain));
+        return key.map_err(|source| CertificateError::Encrypted {
+            path: path.to_owned(),
+            source,
+        });
+    }
     PrivateKeyDer::from_pem_slice(plain.as_bytes()).map_err(|source| CertificateError::Pem {
         path: path.to_owned(),
         source,
@@ -209,7 +241,7 @@ mod tests {
     #[test]
     fn node_role_and_cluster_are_read_from_the_certificate() {
         let directory = written(&Authority::new("cluster-1"), "node-1");
-        let identity = NodeIdentity::load(directory.path()).unwrap();
+        let identity = NodeIdentity::read(directory.path(), None).unwrap();
         let expected = Subject {
             node: "node-1".to_owned(),
             role: NodeRole::Worker,
@@ -229,34 +261,20 @@ mod tests {
             format!("{begin}\nkek-version: 7\nraft-dek: c2VjcmV0\n\n{rest}"),
         )
         .unwrap();
-        NodeIdentity::load(directory.path()).unwrap();
-    }
-
-    #[test]
-    fn an_encrypted_key_names_the_remedy_and_shows_nothing_of_the_key() {
-        let directory = written(&Authority::new("cluster-1"), "node-1");
-        let text = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n-----END ENCRYPTED PRIVATE KEY-----\n";
-        std::fs::write(directory.path().join(KEY), text).unwrap();
-        let error = NodeIdentity::load(directory.path()).unwrap_err();
-        assert!(matches!(error, CertificateError::Encrypted { .. }), "{error:?}");
-        let shown = format!("{error} {error:?}");
-        assert!(
-            shown.contains("--autolock=false") && !shown.contains("c2VjcmV0"),
-            "{shown}"
-        );
+        NodeIdentity::read(directory.path(), None).unwrap();
     }
 
     #[test]
     fn a_missing_certificate_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let error = NodeIdentity::load(directory.path()).unwrap_err();
+        let error = NodeIdentity::read(directory.path(), None).unwrap_err();
         assert!(error.to_string().contains(CERTIFICATE), "{error}");
     }
 
     #[test]
     fn debug_shows_no_key() {
         let directory = written(&Authority::new("cluster-1"), "node-1");
-        let identity = NodeIdentity::load(directory.path()).unwrap();
+        let identity = NodeIdentity::read(directory.path(), None).unwrap();
         assert!(!format!("{identity:?}").contains("key"));
     }
 }

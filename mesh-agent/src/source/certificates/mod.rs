@@ -2,6 +2,7 @@
 
 mod identity;
 mod subject;
+mod unlock;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,8 +15,10 @@ use tracing::{debug, info, warn};
 pub use self::{
     identity::{CertificateError, NodeIdentity},
     subject::{Subject, SubjectError},
+    unlock::UnlockError,
 };
 use super::HintHandle;
+use crate::docker::Docker;
 
 /// The files are reread this often even if no change was reported.
 const POLL: Duration = Duration::from_secs(60);
@@ -23,9 +26,9 @@ const POLL: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// Reloads the identity when Swarm renews it.
-#[derive(Debug)]
 pub struct CertificateWatcher {
     directory: PathBuf,
+    docker: Docker,
     identity: watch::Sender<Arc<NodeIdentity>>,
     reload: HintHandle,
     // Watches until it is dropped.
@@ -34,12 +37,13 @@ pub struct CertificateWatcher {
 
 impl CertificateWatcher {
     /// Loads the identity; [`CertificateWatcher::run`] keeps it current. The handle requests a reload
-    /// (SIGHUP).
+    /// (SIGHUP). The engine is asked to unlock an encrypted key.
     ///
     /// # Errors
     /// When the credentials cannot be loaded, or their folder cannot be watched.
-    pub fn new(
+    pub async fn new(
         directory: PathBuf,
+        docker: Docker,
     ) -> Result<(Self, watch::Receiver<Arc<NodeIdentity>>, HintHandle), CertificateError> {
         let reload = HintHandle::new();
         let watch = |source| CertificateError::Watch {
@@ -58,9 +62,10 @@ impl CertificateWatcher {
             .watch(&directory, RecursiveMode::NonRecursive)
             .map_err(watch)?;
         // Load after the watch has started, so that no renewal is missed.
-        let (identity, receiver) = watch::channel(Arc::new(NodeIdentity::load(&directory)?));
+        let (identity, receiver) = watch::channel(Arc::new(NodeIdentity::load(&directory, &docker).await?));
         let this = Self {
             directory,
+            docker,
             identity,
             reload: reload.clone(),
             _watcher: watcher,
@@ -78,7 +83,7 @@ impl CertificateWatcher {
             if hinted.is_ok() {
                 tokio::time::sleep(SETTLE).await;
             }
-            match NodeIdentity::load(&self.directory) {
+            match NodeIdentity::load(&self.directory, &self.docker).await {
                 Ok(identity) => {
                     let renewed = self.identity.send_if_modified(|current| {
                         let renewed = **current != identity;
@@ -112,7 +117,10 @@ mod tests {
     async fn a_renewed_certificate_is_loaded() {
         let authority = Authority::new("cluster-1");
         let directory = written(&authority, "node-1");
-        let (watcher, mut identity, _reload) = CertificateWatcher::new(directory.path().to_owned()).unwrap();
+        let docker = Docker::new("/nonexistent/docker.sock");
+        let (watcher, mut identity, _reload) = CertificateWatcher::new(directory.path().to_owned(), docker)
+            .await
+            .unwrap();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(watcher.run(shutdown.clone()));
         let renewed = written(&authority, "node-1");
@@ -121,7 +129,7 @@ mod tests {
             std::fs::copy(renewed.path().join(file), &temporary).unwrap();
             std::fs::rename(temporary, directory.path().join(file)).unwrap();
         }
-        let expected = NodeIdentity::load(renewed.path()).unwrap();
+        let expected = NodeIdentity::read(renewed.path(), None).unwrap();
         let wait = identity.wait_for(|identity| **identity == expected);
         tokio::time::timeout(Duration::from_secs(10), wait)
             .await

@@ -7,7 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -17,12 +22,17 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    model::{Drained, FailedChecks, KeyId, NodeDatapath},
-    source::NodeIdentity,
+    model::{DrainReport, DrainRequest, Drained, FailedChecks, KeyId, NodeDatapath},
+    source::{NodeIdentity, RelayedDrain},
 };
 
 /// More managers than any Swarm has.
 const MAX_MANAGERS: usize = 64;
+/// So many replicas in one part of an answer: a node's message is limited to 1 KiB, and a replica's name and
+/// id have up to 115 characters.
+const REPLICAS_IN_PART: usize = 4;
+/// The longest reason of a refusal that is sent, in bytes.
+const MAX_REFUSAL: usize = 400;
 
 /// What an announcer needs.
 #[derive(Clone, Debug)]
@@ -43,6 +53,8 @@ pub struct AnnouncerOptions {
     pub failed: watch::Receiver<FailedChecks>,
     /// What each manager has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
+    /// Carries out the requests about drains that managers send.
+    pub drains: mpsc::Sender<RelayedDrain>,
 }
 
 /// What each manager acknowledged last.
@@ -169,40 +181,70 @@ impl Link {
             version,
             ..
         } = dial(self.manager, &identity, Purpose::Announce).await?;
+        let mut answers = FuturesUnordered::new();
         loop {
             let announcement = *self.options.announcement.borrow_and_update();
             let keys = self.options.keys.borrow_and_update().clone();
             let drained = self.options.drained.borrow_and_update().clone();
             let failed = self.options.failed.borrow_and_update().clone();
             if announcement != NodeDatapath::Unknown {
-                writer
-                    .send(
-                        &FromNode::Announce {
-                            datapath: announcement,
-                            address: self.options.address,
-                            release: crate::RELEASE.to_owned(),
-                            keys: Some(keys),
-                            drained: Some(drained),
-                            failed: (version >= wire::WITH_FAILED_CHECKS).then_some(failed),
-                        },
-                        LIMIT,
-                    )
-                    .await?;
-                expect_acknowledgement(reader.next_within(LIMIT).await?, announcement)?;
+                let message = FromNode::Announce {
+                    datapath: announcement,
+                    address: self.options.address,
+                    release: crate::RELEASE.to_owned(),
+                    keys: Some(keys),
+                    drained: Some(drained),
+                    failed: (version >= wire::WITH_FAILED_CHECKS).then_some(failed),
+                };
+                writer.send(&message, LIMIT).await?;
+                loop {
+                    match reader.next_within(LIMIT).await? {
+                        FromManager::Drain { number, request } => answers.push(self.answer(number, request)),
+                        message => break expect_acknowledgement(message, announcement)?,
+                    }
+                }
                 backoff.reset();
                 self.acknowledge(announcement);
             }
-            tokio::select! {
-                () = sleep(wire::ANNOUNCE_INTERVAL) => {}
-                Ok(()) = self.options.announcement.changed() => {}
-                Ok(()) = self.options.keys.changed() => {}
-                Ok(()) = self.options.drained.changed() => {}
-                Ok(()) = self.options.failed.changed() => {}
-                Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
-                message = reader.next() => {
-                    expect_acknowledgement(message?, NodeDatapath::Unknown)?;
+            let mut due = std::pin::pin!(sleep(wire::ANNOUNCE_INTERVAL));
+            loop {
+                tokio::select! {
+                    () = &mut due => break,
+                    Ok(()) = self.options.announcement.changed() => break,
+                    Ok(()) = self.options.keys.changed() => break,
+                    Ok(()) = self.options.drained.changed() => break,
+                    Ok(()) = self.options.failed.changed() => break,
+                    Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
+                    Some((number, answer)) = answers.next() => {
+                        for part in parts(number, answer) {
+                            writer.send(&part, LIMIT).await?;
+                        }
+                    }
+                    // Only a manager's certificate is accepted there, and only managers' requests count.
+                    message = reader.next() => match message? {
+                        FromManager::Drain { number, request } => answers.push(self.answer(number, request)),
+                        message => expect_acknowledgement(message, NodeDatapath::Unknown)?,
+                    },
                 }
             }
+        }
+    }
+
+    /// Has a request carried out.
+    fn answer(
+        &self,
+        number: u64,
+        request: Option<DrainRequest>,
+    ) -> impl Future<Output = (u64, Result<DrainReport, String>)> + use<> {
+        let drains = self.options.drains.clone();
+        async move {
+            let (answer, answered) = oneshot::channel();
+            let result = match drains.send(RelayedDrain { request, answer }).await {
+                Ok(()) => answered.await.ok(),
+                Err(_) => None,
+            };
+            let stopping = || Err("the agent is stopping".to_owned());
+            (number, result.unwrap_or_else(stopping))
         }
     }
 
@@ -220,6 +262,36 @@ impl Link {
     }
 }
 
+/// An answer in messages of limited length.
+fn parts(number: u64, answer: Result<DrainReport, String>) -> Vec<FromNode> {
+    let part = |refusal, report, more| FromNode::Drained {
+        number,
+        refusal,
+        report,
+        more,
+    };
+    let report = match answer {
+        Ok(report) => report,
+        Err(refusal) => {
+            let refusal = &refusal[..refusal.floor_char_boundary(MAX_REFUSAL)];
+            return vec![part(Some(refusal.to_owned()), DrainReport::default(), false)];
+        }
+    };
+    let of = |replicas: &[_]| DrainReport {
+        node: report.node,
+        replicas: replicas.to_vec(),
+    };
+    let mut chunks = report.replicas.chunks(REPLICAS_IN_PART).peekable();
+    let mut parts = Vec::new();
+    while let Some(chunk) = chunks.next() {
+        parts.push(part(None, of(chunk), chunks.peek().is_some()));
+    }
+    if parts.is_empty() {
+        parts.push(part(None, of(&[]), false));
+    }
+    parts
+}
+
 fn expect_acknowledgement(message: FromManager, announcement: NodeDatapath) -> Result<(), Interruption> {
     match message {
         FromManager::Acknowledged { datapath } if datapath == announcement => Ok(()),
@@ -228,7 +300,8 @@ fn expect_acknowledgement(message: FromManager, announcement: NodeDatapath) -> R
         | FromManager::Hello { .. }
         | FromManager::Full { .. }
         | FromManager::Delta { .. }
-        | FromManager::Heartbeat { .. } => {
+        | FromManager::Heartbeat { .. }
+        | FromManager::Drain { .. } => {
             Err(Interruption::Misbehaved("it did not acknowledge an announcement"))
         }
     }

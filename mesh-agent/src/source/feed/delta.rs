@@ -112,6 +112,7 @@ pub(super) mod tests {
             drained: Default::default(),
             failed: Default::default(),
             invalid_labels: Vec::new(),
+            agent: Default::default(),
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

@@ -102,6 +102,7 @@ pub(super) async fn dial(
         version: OLDEST,
         newest: VERSION,
         purpose,
+        takes_requests: purpose == Purpose::Announce,
     };
     writer.send(&hello, LIMIT).await?;
     match reader.next_within(SILENCE).await? {
@@ -119,7 +120,8 @@ pub(super) async fn dial(
         FromManager::Full { .. }
         | FromManager::Delta { .. }
         | FromManager::Heartbeat { .. }
-        | FromManager::Acknowledged { .. } => Err(Interruption::Misbehaved("no greeting")),
+        | FromManager::Acknowledged { .. }
+        | FromManager::Drain { .. } => Err(Interruption::Misbehaved("no greeting")),
     }
 }
 

@@ -109,6 +109,11 @@ impl Stream {
                     "an acknowledgement without an announcement",
                 ));
             }
+            FromManager::Drain { .. } => {
+                return Err(Interruption::Misbehaved(
+                    "a request on a connection that takes none",
+                ));
+            }
         }
         match &self.snapshot {
             Some(snapshot) if snapshot.cluster.cluster_id != self.cluster_id => {

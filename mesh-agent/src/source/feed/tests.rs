@@ -2,6 +2,7 @@
 
 mod announcements;
 mod checks;
+mod drains;
 mod freshness;
 mod keys;
 mod no_manager;
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     model::{Balance, Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service},
-    source::{Announcements, HintHandle, NodeIdentity, SourceState, test_authority::Authority},
+    source::{Announcements, DrainRelay, HintHandle, NodeIdentity, SourceState, test_authority::Authority},
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +35,7 @@ struct Server {
     state: watch::Sender<SourceState>,
     status: watch::Receiver<FeedServerStatus>,
     hint: HintHandle,
+    drains: DrainRelay,
     running: JoinHandle<()>,
     shutdown: CancellationToken,
     _guard: DropGuard,
@@ -55,6 +57,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             drained: Default::default(),
             failed: Default::default(),
             invalid_labels: Vec::new(),
+            agent: Default::default(),
         };
         ((*name).to_owned(), node)
     };
@@ -101,12 +104,14 @@ async fn serve_at(listen: SocketAddr, authority: &Authority) -> Server {
     let (state, receiver) = watch::channel(state(7, snapshot(&["manager-1", "worker-1"], 1)));
     let hint = HintHandle::new();
     let announcements = Announcements::new();
+    let drains = DrainRelay::default();
     let (server, status) = FeedServer::bind(FeedServerOptions {
         listen,
         identity,
         state: receiver,
         hint: hint.clone(),
         announcements: announcements.clone(),
+        drains: drains.clone(),
     })
     .await
     .unwrap();
@@ -121,6 +126,7 @@ async fn serve_at(listen: SocketAddr, authority: &Authority) -> Server {
         state,
         status,
         hint,
+        drains,
         running: tokio::spawn(server.run(shutdown.clone())),
         _guard: shutdown.clone().drop_guard(),
         shutdown,
@@ -439,6 +445,7 @@ fn hello(version: u32) -> FromNode {
         version,
         newest: version,
         purpose: Purpose::Follow,
+        takes_requests: false,
     }
 }
 

@@ -15,7 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::delta::Delta;
-use crate::model::{Cluster, Drained, FailedChecks, KeyId, NodeDatapath, TunnelKey};
+use crate::model::{
+    Cluster, DrainReport, DrainRequest, Drained, FailedChecks, KeyId, NodeDatapath, TunnelKey,
+};
 
 /// The version of these messages. Fields that a peer does not know are ignored, and those that it does not
 /// send have defaults, so a message of one version can be read by the next and by the one before.
@@ -103,6 +105,15 @@ pub(super) enum FromManager {
         /// What was announced.
         datapath: NodeDatapath,
     },
+    /// An operator asks about the node's drained replicas. Only sent to a node whose greeting says that it
+    /// takes requests.
+    Drain {
+        /// The number of the answer.
+        number: u64,
+        /// What to do first, if anything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<DrainRequest>,
+    },
 }
 
 /// A node's messages.
@@ -119,6 +130,9 @@ pub(super) enum FromNode {
         /// The purpose of the connection.
         #[serde(default)]
         purpose: Purpose,
+        /// Whether the node takes [`FromManager::Drain`]; older agents do not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        takes_requests: bool,
     },
     /// The node's data path.
     Announce {
@@ -144,6 +158,20 @@ pub(super) enum FromNode {
     Hint,
     /// A delta did not apply: send a whole snapshot.
     NeedFull,
+    /// The answer to [`FromManager::Drain`], or a part of it.
+    Drained {
+        /// The request's number.
+        number: u64,
+        /// Why nothing has changed; `None` if the request was carried out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refusal: Option<String>,
+        /// What is drained.
+        #[serde(default)]
+        report: DrainReport,
+        /// Whether another part follows.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
+    },
 }
 
 /// The purpose of a node's connection.

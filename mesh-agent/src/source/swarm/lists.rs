@@ -165,6 +165,7 @@ fn node(listed: &api::Node) -> Option<Node> {
         drained: Default::default(),
         failed: Default::default(),
         invalid_labels: invalid_label.iter().map(LabelError::to_string).collect(),
+        agent: Default::default(),
     })
 }
 

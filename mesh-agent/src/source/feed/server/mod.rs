@@ -1,6 +1,7 @@
 //! The feed's server, on managers. One task per connection, each with limits on what it accepts and how long
 //! it waits.
 
+mod announcing;
 mod refusal;
 mod session;
 
@@ -20,7 +21,7 @@ use self::{refusal::Refusal, session::session};
 use super::{FeedError, tls};
 use crate::{
     model::NodeId,
-    source::{Announcements, HintHandle, NodeIdentity, SourceState},
+    source::{Announcements, DrainRelay, HintHandle, NodeIdentity, SourceState},
 };
 
 /// Limits memory: two for each of more nodes than any Swarm has.
@@ -41,6 +42,8 @@ pub struct FeedServerOptions {
     pub hint: HintHandle,
     /// Receives the peers' announcements, which the publisher of the snapshot adds to it.
     pub announcements: Announcements,
+    /// Brings the requests about drains, which the nodes' agents are sent.
+    pub drains: DrainRelay,
 }
 
 /// The connected peers, for `meshctl status` and the metrics.

@@ -1,4 +1,5 @@
-//! One connection to the feed: admits the node, then streams snapshots to it or receives its announcements.
+//! One connection to the feed: admits the node, then streams snapshots to it or receives its announcements
+//! ([`super::announcing`]).
 
 use std::{
     io,
@@ -11,20 +12,20 @@ use mesh_support::error_chain;
 use rustls::ServerConfig;
 use tokio::{
     net::TcpStream,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
 use super::{
     Shared,
+    announcing::{SEND_LIMIT, receive_announcements, send},
     refusal::{Refusal, handshake_refusal},
 };
 use crate::{
-    model::{NodeDatapath, NodeId},
+    model::NodeId,
     source::{
         NodeIdentity, SourceState, Subject, SubjectError,
-        announcements::{Announced, known_keys},
         feed::{
             delta::Delta,
             wire::{self, FromManager, FromNode, Purpose, Reader, WireError, Writer},
@@ -36,19 +37,10 @@ use crate::{
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// A node that has just joined may connect before this manager lists it.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
-/// A peer that takes longer to read a message is disconnected.
-const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// Hints from one peer that come faster are dropped: after each one tasks are listed often anyway.
 const HINT_GAP: Duration = Duration::from_millis(50);
 /// A peer that requests whole snapshots faster is disconnected.
 const FULL_GAP: Duration = Duration::from_millis(500);
-/// Announcements of one node that come faster are delayed: each is sent to the whole cluster.
-const ANNOUNCE_GAP: Duration = Duration::from_millis(50);
-/// A node that misses three announcements is considered disconnected.
-const ANNOUNCE_SILENCE: Duration =
-    Duration::from_millis(3 * wire::ANNOUNCE_INTERVAL.as_millis() as u64 + 500);
-/// Time for an announcement to get into the published snapshot.
-const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Serves one connection.
 pub(super) async fn session(
@@ -82,7 +74,8 @@ pub(super) async fn session(
                 (Ok(()), Purpose::Check) => Ok(()),
                 (Ok(()), Purpose::Announce) => unless_ended(
                     node,
-                    receive_announcements(node, shared, &mut reader, &mut writer).await,
+                    receive_announcements(node, admitted.takes_requests, shared, &mut reader, &mut writer)
+                        .await,
                 ),
                 (refused, _) => unless_ended(node, refused),
             }
@@ -103,6 +96,8 @@ struct Admitted {
     /// The version of the messages that it and this agent speak.
     version: u32,
     purpose: Purpose,
+    /// Whether it takes requests.
+    takes_requests: bool,
 }
 
 /// Streams snapshots, and lists the node as connected meanwhile.
@@ -155,16 +150,18 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
         return Err(Refusal::OtherCluster(subject.cluster_id));
     }
     let greeting = reader.next_within(HANDSHAKE_LIMIT).await;
-    let (version, purpose) = match greeting.map_err(Refusal::Protocol)? {
+    let (version, purpose, takes_requests) = match greeting.map_err(Refusal::Protocol)? {
         FromNode::Hello {
             version,
             newest,
             purpose,
+            takes_requests,
         } => {
             let common = wire::common_version(version, newest);
-            (common.ok_or(Refusal::Version(version.max(newest)))?, purpose)
+            let version = common.ok_or(Refusal::Version(version.max(newest)))?;
+            (version, purpose, takes_requests)
         }
-        FromNode::Announce { .. } | FromNode::Hint | FromNode::NeedFull => {
+        FromNode::Announce { .. } | FromNode::Hint | FromNode::NeedFull | FromNode::Drained { .. } => {
             return Err(Refusal::Misbehaved("no greeting"));
         }
     };
@@ -184,6 +181,7 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
         node: subject.node,
         version,
         purpose,
+        takes_requests,
     })
 }
 
@@ -252,89 +250,12 @@ where
                 FromNode::Announce { .. } => {
                     return Err(Refusal::Misbehaved("an announcement on a connection to follow"));
                 }
+                FromNode::Drained { .. } => {
+                    return Err(Refusal::Misbehaved("an answer on a connection to follow"));
+                }
             }
         }
     }
-}
-
-/// Receives a node's announcements, and acknowledges each when the published snapshot contains it.
-async fn receive_announcements<R, W>(
-    node: &NodeId,
-    shared: &Shared,
-    reader: &mut Reader<R>,
-    writer: &mut Writer<W>,
-) -> Result<(), Refusal>
-where
-    R: tokio::io::AsyncRead + Unpin,
-    W: tokio::io::AsyncWrite + Unpin,
-{
-    let mut state = shared.options.state.clone();
-    let session = shared.options.announcements.open(node);
-    let mut last = None;
-    loop {
-        let message = reader.next_within(ANNOUNCE_SILENCE).await;
-        let announced = match message.map_err(Refusal::Protocol)? {
-            FromNode::Announce {
-                datapath: NodeDatapath::Unknown,
-                ..
-            } => return Err(Refusal::Misbehaved("it announces nothing")),
-            FromNode::Announce {
-                datapath,
-                address,
-                release,
-                keys,
-                drained,
-                failed,
-            } => Announced {
-                datapath,
-                address,
-                release: known_release(release),
-                keys: known_keys(keys),
-                drained: drained.unwrap_or_default(),
-                failed: failed.unwrap_or_default(),
-            },
-            FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
-            FromNode::Hint | FromNode::NeedFull => {
-                return Err(Refusal::Misbehaved("a request on a connection to announce"));
-            }
-        };
-        let datapath = announced.datapath;
-        if !session.announce(announced) {
-            debug!(node, "the node has a newer connection");
-            return Ok(());
-        }
-        if last.replace(datapath) != Some(datapath) {
-            info!(node, datapath = datapath.name(), "a node announced its data path");
-        }
-        let listed = |state: &SourceState| state.cluster.nodes.get(node).map(|node| node.datapath);
-        let published = |state: &SourceState| listed(state).is_none_or(|listed| listed == datapath);
-        match timeout(PUBLISH_LIMIT, state.wait_for(published)).await {
-            Ok(Ok(now)) if listed(&now).is_none() => return Err(Refusal::UnknownNode(node.clone())),
-            Ok(Ok(_)) => {}
-            // The publisher has ended, or a newer connection has announced something else.
-            Ok(Err(_)) | Err(_) => return Ok(()),
-        }
-        send(writer, &FromManager::Acknowledged { datapath }).await?;
-        sleep(ANNOUNCE_GAP).await;
-    }
-}
-
-/// The release, if it looks like one: it is shown to users as it is.
-fn known_release(release: String) -> String {
-    const LONGEST: usize = 40;
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-+".contains(&byte);
-    if release.len() <= LONGEST && release.bytes().all(allowed) {
-        release
-    } else {
-        String::new()
-    }
-}
-
-async fn send<W: tokio::io::AsyncWrite + Unpin>(
-    writer: &mut Writer<W>,
-    message: &FromManager,
-) -> Result<(), Refusal> {
-    writer.send(message, SEND_LIMIT).await.map_err(Refusal::Protocol)
 }
 
 fn full(state: &SourceState) -> FromManager {

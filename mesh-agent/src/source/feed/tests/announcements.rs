@@ -1,9 +1,11 @@
 //! What nodes announce to managers, over real TLS on loopback.
 
+use tokio::sync::mpsc;
+
 use super::*;
 use crate::{
     model::{Drained, FailedChecks, KeyId},
-    source::{Acknowledged, Announcer, AnnouncerOptions},
+    source::{Acknowledged, Announcer, AnnouncerOptions, RelayedDrain},
 };
 
 /// Where announcing nodes want their packets.
@@ -15,6 +17,7 @@ pub(super) struct Announcing {
     acknowledged: watch::Receiver<Acknowledged>,
     drained: watch::Sender<Drained>,
     failed: watch::Sender<FailedChecks>,
+    pub(super) asked: mpsc::Receiver<RelayedDrain>,
     identity: watch::Sender<Arc<NodeIdentity>>,
     managers: watch::Sender<Vec<SocketAddr>>,
     shutdown: CancellationToken,
@@ -34,6 +37,7 @@ pub(super) fn announce_to(
     let (drained, drained_receiver) = watch::channel(Drained::default());
     let (failed, failed_receiver) = watch::channel(FailedChecks::default());
     let (acknowledged_sender, acknowledged) = watch::channel(Acknowledged::default());
+    let (drains, asked) = mpsc::channel(4);
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
         identity,
@@ -43,6 +47,7 @@ pub(super) fn announce_to(
         drained: drained_receiver,
         failed: failed_receiver,
         acknowledged: acknowledged_sender,
+        drains,
     });
     let shutdown = CancellationToken::new();
     Announcing {
@@ -50,6 +55,7 @@ pub(super) fn announce_to(
         keys,
         drained,
         failed,
+        asked,
         acknowledged,
         identity: identity_sender,
         managers: managers_sender,
@@ -86,7 +92,7 @@ impl Server {
     }
 }
 
-fn announce(datapath: NodeDatapath) -> FromNode {
+pub(super) fn announce(datapath: NodeDatapath) -> FromNode {
     FromNode::Announce {
         datapath,
         address: None,
@@ -120,11 +126,12 @@ async fn converse(server: &Server, identity: &NodeIdentity, messages: &[FromNode
     replies
 }
 
-fn greeting() -> FromNode {
+pub(super) fn greeting() -> FromNode {
     FromNode::Hello {
         version: VERSION,
         newest: VERSION,
         purpose: Purpose::Announce,
+        takes_requests: false,
     }
 }
 

@@ -38,7 +38,7 @@ fn assert_readable(recorded: &Value, sent: &Value) {
 }
 
 /// A connection of a worker of version 3.
-async fn connect(
+pub(super) async fn connect(
     server: &Server,
     identity: &NodeIdentity,
 ) -> (
