@@ -10,6 +10,8 @@ mod error;
 pub mod namespace;
 #[cfg(feature = "tun")]
 pub mod tun;
+#[cfg(feature = "watched")]
+pub mod watched;
 #[cfg(feature = "bpf")]
 pub mod xdp_pass;
 

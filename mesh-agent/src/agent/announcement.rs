@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
+use mesh_support::watched::Watched as _;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -127,7 +128,7 @@ impl OwnAnnouncement {
         let mut others = cluster.nodes.iter().filter(|(id, node)| *id != own && node.ready);
         // Any node that may have a data path may be sending here, also one that has not announced it.
         let others_may_send = others.any(|(_, node)| node.datapath != NodeDatapath::None);
-        let is_up = *self.datapath.borrow() != NodeDatapath::None;
+        let is_up = self.datapath.current() != NodeDatapath::None;
         let (datapath, acknowledged) = (self.datapath.clone(), self.acknowledged.clone());
         async move {
             if !is_up {
@@ -162,6 +163,8 @@ async fn announce_and_wait(
 
 #[cfg(test)]
 mod tests {
+    use mesh_support::watched::Newest as _;
+
     use super::*;
     use crate::model::{Node, NodeRole};
 
@@ -201,16 +204,16 @@ mod tests {
     async fn a_new_data_path_is_planned_at_once_and_announced_when_it_is_up() {
         let (mut own, _sender) = announcement(None);
         let announced = own.subscribe();
-        assert_eq!(*announced.borrow(), NodeDatapath::None);
+        assert_eq!(announced.current(), NodeDatapath::None);
         assert!(own.may_plan(&cluster(&[("a", NodeDatapath::Unknown)]), "own", &BTreeSet::new()));
         own.announce(NodeDatapath::Ebpf);
-        assert_eq!(*announced.borrow(), NodeDatapath::Ebpf);
+        assert_eq!(announced.current(), NodeDatapath::Ebpf);
     }
 
     #[tokio::test]
     async fn an_adopted_data_path_is_announced_at_once_and_kept_until_the_others_have_announced() {
         let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
-        assert_eq!(*own.subscribe().borrow(), NodeDatapath::Ebpf);
+        assert_eq!(own.subscribe().current(), NodeDatapath::Ebpf);
         let incomplete = cluster(&[("a", NodeDatapath::Ebpf), ("b", NodeDatapath::Unknown)]);
         assert!(!own.may_plan(&incomplete, "own", &BTreeSet::new()));
         assert!(own.retry_at().is_some());
@@ -256,7 +259,7 @@ mod tests {
             let mut seen = Vec::new();
             while seen.last() != Some(&NodeDatapath::None) {
                 announced.changed().await.unwrap();
-                seen.push(*announced.borrow_and_update());
+                seen.push(announced.newest());
             }
             seen
         };
@@ -264,7 +267,7 @@ mod tests {
         assert_eq!(seen, [NodeDatapath::Leaving, NodeDatapath::None]);
         assert!(begin.elapsed() >= SETTLE, "the other nodes had no time to follow");
         own.announce(NodeDatapath::Ebpf);
-        assert_eq!(*announced.borrow(), NodeDatapath::None);
+        assert_eq!(announced.current(), NodeDatapath::None);
     }
 
     #[tokio::test]

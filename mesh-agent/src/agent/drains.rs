@@ -7,6 +7,7 @@ use std::{
 };
 
 use mesh_support::error_chain;
+use mesh_support::watched::Watched as _;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -21,7 +22,7 @@ const RECORD: &str = "drained.json";
 /// What this node drains, and where it is recorded.
 pub(super) struct Drains {
     record: PathBuf,
-    current: watch::Sender<Drained>,
+    drained: watch::Sender<Drained>,
 }
 
 impl Drains {
@@ -43,17 +44,17 @@ impl Drains {
         });
         Self {
             record,
-            current: watch::Sender::new(drained),
+            drained: watch::Sender::new(drained),
         }
     }
 
     /// What is drained, as it changes.
     pub(super) fn subscribe(&self) -> watch::Receiver<Drained> {
-        self.current.subscribe()
+        self.drained.subscribe()
     }
 
     pub(super) fn current(&self) -> Drained {
-        self.current.borrow().clone()
+        self.drained.current()
     }
 
     /// Carries out a request. Nothing has changed where it is refused.
@@ -72,7 +73,7 @@ impl Drains {
     }
 
     fn set(&self, new: Drained) -> Result<(), String> {
-        if *self.current.borrow() == new {
+        if self.drained.current() == new {
             return Ok(());
         }
         write(&self.record, &new).map_err(|error| {
@@ -83,7 +84,7 @@ impl Drains {
             )
         })?;
         info!(node = new.node, tasks = ?new.tasks, "the drained replicas have changed");
-        self.current.send_replace(new);
+        self.drained.send_replace(new);
         Ok(())
     }
 }

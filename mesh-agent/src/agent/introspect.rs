@@ -7,6 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use mesh_support::watched::Watched as _;
 use tokio::sync::watch;
 
 use super::ladder::Ladder;
@@ -103,18 +104,18 @@ impl Introspect for Introspection {
     fn view(&self) -> Arc<View> {
         let view = self.view.load_full();
         // These wake no one, so the published view may have old ones.
-        let confirmed = self.source.borrow().confirmed;
-        let metrics_trouble = self.metrics_trouble.borrow().clone();
-        let probes = self.probes.borrow();
+        let confirmed = self.source.current().confirmed;
+        let metrics_trouble = self.metrics_trouble.current();
+        let probes = self.probes.current();
         if view.source.confirmed == confirmed
             && view.metrics_trouble == metrics_trouble
-            && view.probes == *probes
+            && view.probes == probes
         {
             return view;
         }
         let mut fresh = View::clone(&view);
         fresh.source.confirmed = confirmed;
-        fresh.probes = probes.clone();
+        fresh.probes = probes;
         fresh.metrics_trouble = metrics_trouble;
         Arc::new(fresh)
     }

@@ -3,6 +3,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use mesh_support::watched::Watched as _;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -103,7 +104,7 @@ pub(super) async fn follow(
             }
         };
         let settled = {
-            let known = engine.borrow();
+            let known = engine.current();
             known.trouble.is_none() && known.info.as_ref().is_some_and(|info| info.active)
         };
         let interval = if settled {

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use mesh_support::watched::Watched as _;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, timeout},
@@ -171,7 +172,7 @@ impl Agent {
             Membership::Member(member) => member.node.clone(),
             Membership::Unknown | Membership::Outside => return Ok(()),
         };
-        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+        let cluster = self.parts.source.current().cluster;
         let left = self.announcement.leave(&cluster, &own);
         tokio::pin!(left);
         // From now on new connections go to what answers without the mesh; open ones go on.

@@ -8,6 +8,7 @@ mod state;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
+use mesh_support::watched::Newest as _;
 use tokio::{
     sync::{Semaphore, watch},
     task::{AbortHandle, JoinSet},
@@ -84,7 +85,7 @@ pub async fn check(
     let mut tasks = JoinSet::new();
     let mut running = BTreeMap::<TaskId, (Target, AbortHandle)>::new();
     loop {
-        let wanted = targets.borrow_and_update().clone();
+        let wanted = targets.newest();
         running.retain(|id, (target, handle)| {
             let stays = wanted.get(id) == Some(target);
             if !stays {

@@ -16,6 +16,7 @@ use mesh_orchestrator::{
     store::{Heartbeat, InvalidKey},
 };
 use mesh_support::error_chain;
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -97,7 +98,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let (engine, engine_answers) = watch::channel(true);
     let registration = Registration {
         address: address.to_string(),
-        datapath: source::datapath_name(*mesh.announcement.borrow()),
+        datapath: source::datapath_name(mesh.announcement.current()),
         logs: logs.map(|address| address.to_string()),
         engine: true,
         leaving: false,
@@ -239,7 +240,7 @@ async fn publish(cluster: &Cluster, own: &NodeId, state: &watch::Sender<SourceSt
             }
             silent = now_silent;
         }
-        let is_available = *available.borrow();
+        let is_available = available.current();
         state.send_if_modified(|state| update(state, snapshot, is_available, &cluster.store().describe()));
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
@@ -299,9 +300,9 @@ async fn announce(
     let mut changes = cluster.changes();
     loop {
         changes.mark_unchanged();
-        let datapath = source::datapath_name(*announcement.borrow_and_update());
-        let answers = *engine.borrow_and_update();
-        let drains = drained.borrow_and_update().clone();
+        let datapath = source::datapath_name(announcement.newest());
+        let answers = engine.newest();
+        let drains = drained.newest();
         let tasks: Vec<_> = drains.tasks.into_iter().collect();
         let stored = cluster.registration(node);
         acknowledged.send_if_modified(|acknowledged| {

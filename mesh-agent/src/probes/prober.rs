@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -48,7 +49,7 @@ pub async fn probe(
         };
         let mut bound = None;
         loop {
-            let current = targets.borrow_and_update().clone();
+            let current = targets.newest();
             prober.follow(current.as_ref());
             let ended = match current.filter(|targets| !targets.peers.is_empty()) {
                 Some(current) => prober.run(&current, &mut targets, &mut bound).await,
@@ -242,7 +243,7 @@ impl Prober {
                 ),
             }
         }
-        let is_isolated = self.report.borrow().is_isolated();
+        let is_isolated = self.report.current().is_isolated();
         if is_isolated && !self.was_isolated {
             warn!(
                 "no peer answers probes any more: this node may be cut off; connections to peers are kept, and new \

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -125,12 +126,12 @@ impl Announcements {
         let session = self.open(node);
         loop {
             session.announce(Announced {
-                datapath: *datapath.borrow_and_update(),
+                datapath: datapath.newest(),
                 address,
                 release: crate::RELEASE.to_owned(),
-                keys: known_keys(Some(keys.borrow_and_update().clone())),
-                drained: drained.borrow_and_update().clone(),
-                failed: failed.borrow_and_update().clone(),
+                keys: known_keys(Some(keys.newest())),
+                drained: drained.newest(),
+                failed: failed.newest(),
             });
             let changed = tokio::select! {
                 changed = datapath.changed() => changed,
@@ -148,7 +149,8 @@ impl Announcements {
     /// Adds the announcements to a snapshot that is about to be published.
     pub(super) fn put_into(&self, cluster: &mut Cluster) {
         self.forget_lost(cluster);
-        cluster.nodes.extend(differences(&self.0.borrow(), cluster));
+        let changed = self.0.read(|known| differences(known, cluster));
+        cluster.nodes.extend(changed);
     }
 
     /// Adds each new announcement to the published snapshot; never returns.
@@ -165,7 +167,7 @@ impl Announcements {
             known.mark_unchanged();
             state.send_if_modified(|state| {
                 self.forget_lost(&state.cluster);
-                let changed = differences(&self.0.borrow(), &state.cluster);
+                let changed = self.0.read(|known| differences(known, &state.cluster));
                 if changed.is_empty() || state.revision == 0 {
                     return false;
                 }

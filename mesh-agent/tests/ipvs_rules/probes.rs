@@ -9,6 +9,7 @@ use mesh_agent::{
     datapath::ipvs::address::peers_mesh_addresses,
     probes::{Medium, ProbeReport, Targets, probe},
 };
+use mesh_support::watched::Watched as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -78,7 +79,7 @@ fn drops_the_tunnel(node: &Namespace) {
 fn until(report: &watch::Receiver<ProbeReport>, what: impl Fn(bool, bool) -> bool, limit: Duration) {
     let begin = Instant::now();
     loop {
-        let report = report.borrow().clone();
+        let report = report.current();
         assert_eq!(report.trouble, None);
         if what(
             report.answered().contains(&OTHER),

@@ -35,7 +35,7 @@ pub(crate) fn description(id: &str) -> Node {
 pub(crate) async fn work(cluster: Cluster, node: NodeId) {
     let mut changes = cluster.changes();
     loop {
-        changes.borrow_and_update();
+        changes.mark_unchanged();
         let tasks: Vec<Task> = cluster.read(|state| {
             let ours = state.tasks_on(&node).into_iter().flat_map(|index| &index.tasks);
             ours.filter_map(|id| state.tasks().get(id)).cloned().collect()

@@ -1,6 +1,7 @@
 //! The state of the orchestrator, as the asked node sees it.
 
 use axum::response::Response;
+use mesh_support::watched::Watched as _;
 
 use super::{call::Call, error::ApiError, respond::ok, types::OrchestratorView};
 use crate::objects::Task;
@@ -26,7 +27,7 @@ pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
         node: call.api.node().to_string(),
         leader,
         store: cluster.store().describe(),
-        available: *cluster.available().borrow(),
+        available: cluster.available().current(),
         revision,
         nodes: count(nodes),
         services: count(services),

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -69,7 +70,7 @@ impl Member {
     /// Changes the node's registration.
     pub fn update_registration(&self, change: impl FnOnce(&mut Registration)) {
         self.registration.send_modify(change);
-        self.session.set(encode(&self.registration.borrow()));
+        self.session.set(encode(&self.registration.current()));
     }
 
     /// Describes the node again, as its engine has new labels or resources.
@@ -115,8 +116,8 @@ fn encode(registration: &Registration) -> Vec<u8> {
 async fn describe(cluster: Cluster, mut descriptions: watch::Receiver<Node>) {
     let mut changes = cluster.changes();
     loop {
-        let description = descriptions.borrow_and_update().clone();
-        changes.borrow_and_update();
+        let description = descriptions.newest();
+        changes.mark_unchanged();
         let is_due = cluster.read(|state| {
             let now = cluster.clock().now();
             !commands::describe_node(state, &description, now).is_empty()

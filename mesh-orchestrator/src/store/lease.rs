@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use mesh_support::watched::Watched as _;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -68,7 +69,7 @@ impl Lease {
     /// This turns true before the lease ends in the store, provided that both clocks run at the same rate.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        *self.lost.borrow()
+        self.lost.current()
     }
 
     /// Waits until it is lost.

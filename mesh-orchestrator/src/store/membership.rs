@@ -3,6 +3,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use mesh_support::watched::Newest as _;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -136,7 +137,7 @@ impl Keeper {
         if self.targets.has_changed().is_err() {
             return None;
         }
-        match &*self.targets.borrow_and_update() {
+        match &self.targets.newest() {
             Target::Value(value) => Some(value.clone()),
             Target::Withdrawn => None,
         }

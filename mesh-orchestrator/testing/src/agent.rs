@@ -189,7 +189,7 @@ async fn work(
 ) {
     let mut changes = cluster.changes();
     loop {
-        changes.borrow_and_update();
+        changes.mark_unchanged();
         let tasks: Vec<Task> = cluster.read(|state| {
             let ours = state.tasks_on(&node).into_iter().flat_map(|index| &index.tasks);
             ours.filter_map(|id| state.tasks().get(id)).cloned().collect()

@@ -251,7 +251,7 @@ impl Handle {
         let watching = tokio::spawn(async move {
             let mut changes = cluster.changes();
             loop {
-                changes.borrow_and_update();
+                changes.mark_unchanged();
                 cluster.read(one_in_each_slot)?;
                 tokio::select! {
                     changed = changes.changed() => changed?,

@@ -29,6 +29,7 @@ const TOP_LEVEL: &[&str] = &[
     "LICENSE-MIT",
     "README.md",
     "SECURITY.md",
+    "clippy.toml",
     "deploy",
     "mesh-agent",
     "mesh-ebpf",

@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use mesh_support::error_chain;
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
@@ -108,14 +108,14 @@ impl Agent {
                 let Membership::Member(member) = &self.membership else {
                     return Err("this node is in no cluster yet, so it has no replicas to drain".to_owned());
                 };
-                let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+                let cluster = self.parts.source.current().cluster;
                 self.drains.execute(&request, &cluster, &member.node)
             }
         }
     }
 
     fn change_datapath(&mut self, request: control::DatapathRequest) -> Result<(), String> {
-        let source = self.parts.source.borrow().clone();
+        let source = self.parts.source.current();
         let plan = self
             .inputs(&source)
             .map_err(|missing| format!("the agent is still waiting for {missing}: try again later"))?;
@@ -164,7 +164,7 @@ impl Agent {
         let now = self
             .parts
             .engine
-            .borrow_and_update()
+            .newest()
             .membership(self.options.docker_root.as_ref());
         if now != Membership::Unknown {
             self.membership = now;
@@ -173,7 +173,7 @@ impl Agent {
 
     /// Passes to the network watcher which peers to resolve.
     fn update_interest(&self) {
-        let source = self.parts.source.borrow();
+        let source = self.parts.source.current();
         let new = match &self.membership {
             Membership::Member(member) => Interest {
                 // The one that it announced, where data and control have addresses of their own.
@@ -208,7 +208,7 @@ impl Agent {
     fn update_probe_targets(&self) {
         let is_up = self.desired.is_some() || self.announcement.is_adopted();
         let kind = self.ladder.lock().kind();
-        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
+        let cluster = self.parts.source.current().cluster;
         let new = match &self.membership {
             Membership::Member(member) if is_up => probe_targets(&cluster, &member.node, kind, || Geneve {
                 vni: vni(&cluster.cluster_id),
@@ -227,8 +227,8 @@ impl Agent {
 
     /// Passes on which replicas of this node to check, and how.
     fn update_check_targets(&self) {
-        let cluster = Arc::clone(&self.parts.source.borrow().cluster);
-        let containers = self.parts.containers.borrow().containers.clone();
+        let cluster = self.parts.source.current().cluster;
+        let containers = self.parts.containers.current().containers;
         let new = match &self.membership {
             Membership::Member(member) => health::targets(&cluster, &member.node, &containers),
             Membership::Unknown => return,
@@ -243,7 +243,7 @@ impl Agent {
 
     /// The routes to the peers that are resolved.
     fn routes_to_peers(&self) -> BTreeMap<Ipv4Addr, probes::Route> {
-        let network = self.parts.network.borrow();
+        let network = self.parts.network.current();
         let next_hops = network.iter().flat_map(|network| &network.next_hops);
         next_hops
             .filter_map(|(address, hop)| {
@@ -258,13 +258,13 @@ impl Agent {
     }
 
     async fn ensure_device(&mut self) {
-        let Some(node_address) = self.parts.interest.borrow().node_address else {
+        let Some(node_address) = self.parts.interest.current().node_address else {
             return;
         };
         let uplink_mtu = self
             .parts
             .network
-            .borrow()
+            .current()
             .as_ref()
             .and_then(|network| network.uplinks.values().map(|uplink| uplink.mtu).min());
         let Some(uplink_mtu) = uplink_mtu else {
@@ -279,7 +279,7 @@ impl Agent {
     }
 
     fn count_refused(&mut self) {
-        let total: u64 = self.parts.workers.borrow_and_update().refused.values().sum();
+        let total: u64 = self.parts.workers.newest().refused.values().sum();
         // After a change of role, a new server counts from zero.
         let more = total.checked_sub(self.refused_seen).unwrap_or(total);
         self.metrics.feed_refused().inc_by(more);
@@ -312,14 +312,12 @@ impl Agent {
         if kind == DatapathKind::Ebpf {
             modes.extend(self.interfaces_without_hook());
         }
-        // Not borrowed in the expression below: a borrow lasts until the expression's end, and what it calls
-        // borrows again. With a sender waiting in between, that would wait for ever.
-        let source = self.parts.source.borrow().clone();
+        let source = self.parts.source.current();
         follow_lost(&mut self.lost_agents, &source.cluster, SystemTime::now());
-        let probes = self.parts.probes.borrow().clone();
-        let failed = self.parts.failed.borrow().clone();
-        let containers_trouble = self.parts.containers.borrow().trouble.clone();
-        let docker_trouble = self.parts.engine.borrow().trouble.clone();
+        let probes = self.parts.probes.current();
+        let failed = self.parts.failed.current();
+        let containers_trouble = self.parts.containers.current().trouble;
+        let docker_trouble = self.parts.engine.current().trouble;
         self.introspection.publish(View {
             node,
             role,
@@ -348,7 +346,7 @@ impl Agent {
     /// The interfaces on which traffic from outside arrives unseen, and why.
     fn interfaces_without_hook(&self) -> Vec<InterfaceMode> {
         let mut reasons = self.ladder.lock().refused_uplinks();
-        if let Some(network) = self.parts.network.borrow().as_ref() {
+        if let Some(network) = self.parts.network.current().as_ref() {
             reasons.extend(network.unusable_uplinks.clone());
         }
         let mode = |(interface, reason)| InterfaceMode {
@@ -361,7 +359,7 @@ impl Agent {
 
     /// Why the data path is not up yet; `None` once it was, or if that is not for this agent to change.
     fn not_ready(&self) -> Option<String> {
-        if *self.is_up.borrow() || self.ready_without_snapshot().is_some() {
+        if self.is_up.current() || self.ready_without_snapshot().is_some() {
             return None;
         }
         Some(match (self.logged_waiting, self.logged_failures.first()) {
@@ -376,13 +374,13 @@ impl Agent {
     /// this one did not count as ready, a release that is to repair the managers' agents would stop here.
     pub(super) fn ready_without_snapshot(&self) -> Option<String> {
         let adopted = self.announcement.is_adopted();
-        ready_without_snapshot(self.logged_waiting, adopted, &self.parts.source.borrow())
+        ready_without_snapshot(self.logged_waiting, adopted, &self.parts.source.current())
     }
 
     /// SIGHUP: rereads settings, certificates, cluster and network.
     pub(super) fn reload(&mut self) {
         info!("reloading");
-        let is_up = *self.is_up.borrow();
+        let is_up = self.is_up.current();
         if is_up {
             service_manager::reloading();
         }

@@ -9,6 +9,8 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
+use mesh_support::watched::{Newest as _, Watched as _};
+
 use super::Agent;
 use crate::{
     agent::{
@@ -38,7 +40,7 @@ impl Agent {
     /// Does nothing before every part has reported once: an adopted data path is worth more than a plan from
     /// half the facts.
     fn converge_once(&mut self) {
-        let source = self.parts.source.borrow_and_update().clone();
+        let source = self.parts.source.newest();
         let inputs = match self.inputs(&source) {
             Ok(inputs) => inputs,
             Err(waiting_for) => {
@@ -149,11 +151,11 @@ impl Agent {
             Membership::Outside => return Ok(Inputs::Outside),
             Membership::Member(member) => member,
         };
-        let containers = self.parts.containers.borrow();
+        let containers = self.parts.containers.current();
         if !containers.listed {
             return Err("the first list of this node's containers");
         }
-        let network = self.parts.network.borrow();
+        let network = self.parts.network.current();
         let Some(network) = network.as_ref() else {
             return Err("the first listing of this node's network");
         };
@@ -163,10 +165,10 @@ impl Agent {
         }
         // Which interfaces are uplinks depends on the peers. A plan before that is known would detach those
         // of an adopted data path.
-        if self.desired.is_none() && network.interest != *self.parts.interest.borrow() {
+        if self.desired.is_none() && network.interest != self.parts.interest.current() {
             return Err("the routes to the other nodes");
         }
-        let probes = self.parts.probes.borrow_and_update();
+        let probes = self.parts.probes.newest();
         let answered = probes.answered();
         if !self
             .announcement
@@ -194,7 +196,7 @@ impl Agent {
             silent: probes.silent(),
             lost: probes.lost(),
             drained: self.drains.current(),
-            failed: self.parts.failed.borrow_and_update().clone(),
+            failed: self.parts.failed.newest(),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ pub(super) async fn relay<T: Relayed>(
         tokio::select! {
             () = stop.cancelled() => return,
             _ = tick.tick() => {
-                let now = from.borrow();
+                let now = from.current();
                 to.send_if_modified(|last| now.follow(last));
                 continue;
             }
@@ -32,7 +33,7 @@ pub(super) async fn relay<T: Relayed>(
                 return stop.cancelled().await;
             },
         }
-        let new = from.borrow_and_update().clone();
+        let new = from.newest();
         to.send_modify(|last| new.replace(last));
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use mesh_support::error_chain;
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -100,9 +101,7 @@ impl Running {
         membership: &Membership,
     ) -> Membership {
         loop {
-            let now = engine
-                .borrow_and_update()
-                .membership(self.options.docker_root.as_ref());
+            let now = engine.newest().membership(self.options.docker_root.as_ref());
             // An unknown membership after a known one is an outage of Docker, not a change.
             if now != *membership && now != Membership::Unknown {
                 return now;
@@ -188,7 +187,7 @@ impl Running {
         let (client, snapshot, hint) = FeedClient::new(FeedClientOptions {
             managers,
             identity,
-            last: self.channels.state.borrow().clone(),
+            last: self.channels.state.current(),
         });
         self.channels.hints.set_source(hint);
         tokio::join!(
@@ -236,7 +235,7 @@ impl Running {
         let mut engine = self.channels.engine.clone();
         let port = self.options.feed_port;
         let list = move |engine: &EngineReport| managers(engine, member, port);
-        let (sender, receiver) = watch::channel(list(&engine.borrow_and_update()));
+        let (sender, receiver) = watch::channel(list(&engine.newest()));
         let refresh = async move {
             loop {
                 tokio::select! {
@@ -245,7 +244,7 @@ impl Running {
                         return stop.cancelled().await;
                     },
                 }
-                let new = list(&engine.borrow_and_update());
+                let new = list(&engine.newest());
                 sender.send_if_modified(|known| {
                     // An engine that has lost its Swarm lists no managers: keep the last list.
                     let changed = !new.is_empty() && *known != new;

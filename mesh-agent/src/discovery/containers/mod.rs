@@ -19,6 +19,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use bollard::{models::EventMessage, query_parameters::ListContainersOptionsBuilder};
 use futures_util::StreamExt;
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -179,7 +180,7 @@ impl ContainerWatcher {
         loop {
             tokio::select! {
                 () = &mut over => return,
-                Ok(()) = network.changed() => self.lose_veths(network.borrow_and_update().as_ref()),
+                Ok(()) = network.changed() => self.lose_veths(network.newest().as_ref()),
                 Some(Ok((id, started))) = self.processes.join_next() => self.process_ended(&id, started),
             }
         }
@@ -196,7 +197,7 @@ impl ContainerWatcher {
         // Subscribe first, list afterwards: what changes in between is seen twice, not never.
         let mut events = self.docker.events(&["container"]).await?;
         let mut network = self.network.clone();
-        self.lose_veths(network.borrow_and_update().as_ref());
+        self.lose_veths(network.newest().as_ref());
         let mut inspections: JoinSet<Inspected> = JoinSet::new();
         // Inspections that were under way when the last stream ended were cancelled with it. What took no
         // part may have been restarted.
@@ -217,7 +218,7 @@ impl ContainerWatcher {
                     let event = event.ok_or(Interruption::EventsEnded)??;
                     self.event(&event, &mut inspections);
                 }
-                Ok(()) = network.changed() => self.lose_veths(network.borrow_and_update().as_ref()),
+                Ok(()) = network.changed() => self.lose_veths(network.newest().as_ref()),
                 Some(Ok((id, started))) = self.processes.join_next() => self.process_ended(&id, started),
                 Some(Ok((id, inspected))) = inspections.join_next() => self.inspected(id, inspected),
                 () = sleep_until(retry.unwrap_or(listed)), if retry.is_some() => self.retry(&mut inspections),
@@ -248,7 +249,7 @@ impl ContainerWatcher {
                 self.inspect(id, 0, inspections);
             }
         }
-        if self.state.borrow().trouble.is_some() {
+        if self.state.current().trouble.is_some() {
             info!("following local containers again");
         }
         self.state

@@ -11,6 +11,7 @@ use axum::{
 };
 use futures_util::stream;
 use mesh_support::namespace::Namespace;
+use mesh_support::watched::Watched as _;
 use serde_json::json;
 use tokio::{net::UnixListener, sync::mpsc, time::timeout};
 use tokio_util::sync::DropGuard;
@@ -34,7 +35,7 @@ struct Engine {
 }
 
 fn answer(engine: &watch::Receiver<Engine>, uri: &Uri) -> Response {
-    let Engine { started, sandbox, .. } = engine.borrow().clone();
+    let Engine { started, sandbox, .. } = engine.current();
     let labels = json!({"mesh.task.id": TASK, "mesh.task.address": "240.0.0.9"});
     let path = uri.path();
     if path.ends_with("/version") {
@@ -42,7 +43,7 @@ fn answer(engine: &watch::Receiver<Engine>, uri: &Uri) -> Response {
     } else if path.ends_with("/events") {
         let mut engine = engine.clone();
         engine.mark_unchanged();
-        let now = engine.borrow().stream;
+        let now = engine.current().stream;
         let end = async move {
             let _ = engine.wait_for(|engine| engine.stream != now).await;
             None::<(Result<Bytes, Infallible>, ())>
@@ -129,7 +130,7 @@ impl Node {
         assert!(
             result.is_ok(),
             "never happened: {what}: {:?}",
-            self.state.borrow()
+            self.state.current()
         );
     }
 }
@@ -164,7 +165,7 @@ fn a_container_whose_veth_is_gone_is_gone_before_the_engine_reports_it() {
         // The engine goes on listing it as running.
         node.until("its removal", |state| state.containers.is_empty())
             .await;
-        assert!(node.state.borrow().listed);
+        assert!(node.state.current().listed);
         timeout(LIMIT, node.hints.recv()).await.expect("no hint came");
     });
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut, stream::BoxStream};
+use mesh_support::watched::Newest as _;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -269,7 +270,7 @@ impl NetworkWatcher {
 
     /// Looks up the kernel's route to each peer.
     async fn find_paths(&mut self) {
-        self.known_interest = self.interest.borrow_and_update().clone();
+        self.known_interest = self.interest.newest();
         let mut paths = BTreeMap::new();
         for peer in self.known_interest.peers.iter().copied() {
             let request = RouteMessageBuilder::<Ipv4Addr>::new()

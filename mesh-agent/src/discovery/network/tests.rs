@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, process::Command, time::Duration};
 
+use mesh_support::watched::Watched as _;
 use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
 
 use super::{Interest, NetworkOptions, watch_network};
@@ -43,7 +44,7 @@ impl Watched {
             Ok(state) => state.unwrap(),
             Err(_) => panic!(
                 "timed out waiting until {what}; last state: {:?}",
-                self.state.borrow()
+                self.state.current()
             ),
         }
     }

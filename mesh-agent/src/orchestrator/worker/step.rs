@@ -7,6 +7,7 @@ use mesh_orchestrator::{
     objects::{State, Task, TaskId, TaskState, Timestamp},
     spec::{Protocol, PublishMode, TaskRuntime},
 };
+use mesh_support::watched::Watched as _;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -90,7 +91,7 @@ impl Worker {
             let found = self
                 .options
                 .found
-                .borrow()
+                .current()
                 .containers
                 .contains_key(task.id.as_str());
             let needed =
@@ -147,7 +148,7 @@ impl Worker {
                 return memory.not_before;
             }
             let record = self.options.programs.record();
-            let agent_state = match *self.options.proven.borrow() {
+            let agent_state = match self.options.proven.current() {
                 _ if self.options.replace.is_cancelled() => AgentState::Leaving,
                 true => AgentState::Proven,
                 false => AgentState::Starting,

@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use mesh_support::watched::Watched as _;
+
 use super::*;
 use crate::probes::{Geneve, Route};
 
@@ -61,7 +63,7 @@ async fn until(report: &mut watch::Receiver<ProbeReport>, mut what: impl FnMut(&
     let found = timeout(LIMIT, report.wait_for(|report| what(report)))
         .await
         .is_ok();
-    assert!(found, "{:?}", report.borrow());
+    assert!(found, "{:?}", report.current());
 }
 
 #[tokio::test]
@@ -116,7 +118,7 @@ async fn a_port_that_is_taken_is_reported_and_used_once_it_is_free() {
     let stop = CancellationToken::new();
     let prober = tokio::spawn(probe(receiver, sender, stop.clone()));
     until(&mut report, |report| report.trouble.is_some()).await;
-    assert!(report.borrow().silent().is_empty());
+    assert!(report.current().silent().is_empty());
     drop(taken);
     until(&mut report, |report| {
         report.trouble.is_none() && report.peers.values().any(|peer| peer.answers == Some(true))

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use mesh_support::watched::Newest as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -103,12 +104,7 @@ impl Announcer {
         let mut tasks = JoinSet::new();
         let mut running: BTreeMap<SocketAddr, CancellationToken> = BTreeMap::new();
         loop {
-            let wanted: BTreeSet<_> = managers
-                .borrow_and_update()
-                .iter()
-                .take(MAX_MANAGERS)
-                .copied()
-                .collect();
+            let wanted: BTreeSet<_> = managers.newest().iter().take(MAX_MANAGERS).copied().collect();
             running.retain(|manager, stop| {
                 let stays = wanted.contains(manager);
                 if !stays {
@@ -174,7 +170,7 @@ impl Link {
     }
 
     async fn announce(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
-        let identity = Arc::clone(&self.options.identity.borrow_and_update());
+        let identity = self.options.identity.newest();
         let Connection {
             mut reader,
             mut writer,
@@ -183,10 +179,10 @@ impl Link {
         } = dial(self.manager, &identity, Purpose::Announce).await?;
         let mut answers = FuturesUnordered::new();
         loop {
-            let announcement = *self.options.announcement.borrow_and_update();
-            let keys = self.options.keys.borrow_and_update().clone();
-            let drained = self.options.drained.borrow_and_update().clone();
-            let failed = self.options.failed.borrow_and_update().clone();
+            let announcement = self.options.announcement.newest();
+            let keys = self.options.keys.newest();
+            let drained = self.options.drained.newest();
+            let failed = self.options.failed.newest();
             if announcement != NodeDatapath::Unknown {
                 let message = FromNode::Announce {
                     datapath: announcement,

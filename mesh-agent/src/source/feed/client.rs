@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -55,7 +56,7 @@ impl FeedClient {
     /// Does nothing before [`FeedClient::run`]. Hints on the handle are sent to the manager.
     #[must_use]
     pub fn new(mut options: FeedClientOptions) -> (Self, watch::Receiver<SourceState>, HintHandle) {
-        let ours = options.last.cluster.cluster_id == options.identity.borrow().subject.cluster_id;
+        let ours = options.last.cluster.cluster_id == options.identity.current().subject.cluster_id;
         let last = Some(std::mem::take(&mut options.last)).filter(|_| ours);
         let held = last.as_ref().and_then(|last| {
             let age = last.confirmed?.elapsed().unwrap_or_default();
@@ -88,7 +89,7 @@ impl FeedClient {
         // Spreads the workers over the managers.
         let mut turn = fastrand::usize(..1 << 16);
         loop {
-            let managers = self.options.managers.borrow_and_update().clone();
+            let managers = self.options.managers.newest();
             self.unreachable.retain(|manager| managers.contains(manager));
             let wait = if managers.is_empty() {
                 self.set_trouble("no manager is known; is this node in a Swarm (docker info)?".to_owned());
@@ -128,7 +129,7 @@ impl FeedClient {
     }
 
     fn set_trouble(&self, trouble: String) {
-        let managers = self.options.managers.borrow();
+        let managers = self.options.managers.current();
         let no_manager = !managers.is_empty() && managers.iter().all(|one| self.unreachable.contains(one));
         self.state.send_if_modified(|state| {
             let changed = state.trouble.as_ref() != Some(&trouble);
@@ -146,7 +147,7 @@ impl FeedClient {
         others: bool,
         backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible, Interruption> {
-        let identity = Arc::clone(&self.options.identity.borrow_and_update());
+        let identity = self.options.identity.newest();
         let Connection {
             mut reader,
             mut writer,

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use mesh_support::watched::Watched as _;
 use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -173,7 +174,7 @@ impl Client {
             return state.unwrap().clone();
         }
         drop(result);
-        panic!("never happened: {what}; the state is {:?}", self.state.borrow());
+        panic!("never happened: {what}; the state is {:?}", self.state.current());
     }
 }
 
@@ -181,9 +182,9 @@ impl Server {
     async fn until_refused(&mut self, reason: &str) {
         let refused = self.status.wait_for(|status| status.refused.contains_key(reason));
         if timeout(LIMIT, refused).await.is_err() {
-            panic!("no peer was refused for '{reason}': {:?}", self.status.borrow());
+            panic!("no peer was refused for '{reason}': {:?}", self.status.current());
         }
-        assert!(self.status.borrow().peers.is_empty());
+        assert!(self.status.current().peers.is_empty());
     }
 }
 
@@ -193,7 +194,7 @@ async fn worker_gets_the_whole_snapshot_and_then_every_change() {
     let mut server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
     let first = client.until("first snapshot", |state| state.revision == 7).await;
-    assert_eq!(first.cluster, server.state.borrow().cluster);
+    assert_eq!(first.cluster, server.state.current().cluster);
     assert!(
         first.trouble.is_none() && first.origin.contains(&server.address.to_string()),
         "{first:?}"
@@ -394,7 +395,7 @@ async fn node_that_is_removed_while_connected_is_dropped() {
     client.until("first snapshot", |state| state.revision == 7).await;
     server.state.send_replace(state(8, snapshot(&["manager-1"], 2)));
     server.until_refused("unknown_node").await;
-    assert_eq!(client.state.borrow().revision, 7, "it received the new snapshot");
+    assert_eq!(client.state.current().revision, 7, "it received the new snapshot");
 }
 
 #[tokio::test]
@@ -414,7 +415,7 @@ async fn a_snapshot_of_no_cluster_cuts_no_follower_off() {
         })
         .await;
     assert_eq!(*seen.cluster, cluster);
-    assert_eq!(server.status.borrow().refused.len(), 0);
+    assert_eq!(server.status.current().refused.len(), 0);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use std::{
 
 use bollard::models::{EventMessage, EventMessageTypeEnum};
 use futures_util::StreamExt;
+use mesh_support::watched::Watched as _;
 use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -220,7 +221,7 @@ impl SwarmSource {
             changed || recovered
         });
         if changed {
-            let state = self.state.borrow();
+            let state = self.state.current();
             debug!(
                 revision = state.revision,
                 services = state.cluster.services.len(),

@@ -282,7 +282,7 @@ async fn follow(shared: Arc<Shared>, prefix: Prefix, after: Revision, sender: Wa
     let mut newest = shared.newest.subscribe();
     let mut delivered = after;
     loop {
-        newest.borrow_and_update();
+        newest.mark_unchanged();
         let read = blocking(&shared, {
             let prefix = prefix.clone();
             move |shared| {

@@ -18,6 +18,7 @@ use mesh_orchestrator_testing::{
     lab::{Handle, Lab, running, service},
     run,
 };
+use mesh_support::watched::Watched as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::OwnStory;
@@ -111,7 +112,7 @@ fn quorum() -> Result<()> {
                 .await
                 .context("an agent did not notice the outage")??;
         }
-        ensure!(!*user.cluster.available().borrow());
+        ensure!(!user.cluster.available().current());
         // Meanwhile a container dies.
         let victim = before[0].clone();
         let holder = user

@@ -22,6 +22,7 @@ use mesh_orchestrator_testing::{
     etcd::{Authority, Cluster},
     run,
 };
+use mesh_support::watched::Newest as _;
 
 use super::{
     members::leader,
@@ -146,7 +147,7 @@ async fn write(
 ) -> Result<(BTreeSet<usize>, BTreeSet<usize>)> {
     let (mut certain, mut unknown) = (BTreeSet::new(), BTreeSet::new());
     for number in 0.. {
-        if *stop.borrow_and_update() {
+        if stop.newest() {
             break;
         }
         let name = writer * 10_000 + number;

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_support::watched::Watched as _;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -129,7 +130,7 @@ impl FeedServer {
                 self.shared.refuse(peer, &Refusal::TooManyConnections);
                 continue;
             }
-            let identity = Arc::clone(&self.shared.options.identity.borrow());
+            let identity = self.shared.options.identity.current();
             let current = config.take().filter(|(of, _)| Arc::ptr_eq(of, &identity));
             let settings = match current.map_or_else(|| tls::server(&identity), |(_, current)| Ok(current)) {
                 Ok(settings) => settings,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use mesh_support::error_chain;
+use mesh_support::watched::{Newest as _, Watched as _};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpStream,
@@ -169,7 +170,7 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
     let knows = |state: &SourceState| {
         !state.cluster.cluster_id.is_empty() && state.cluster.nodes.contains_key(&subject.node)
     };
-    if !knows(&state.borrow()) {
+    if !knows(&state.current()) {
         shared.options.hint.hint();
         let listed = timeout(JOIN_LIMIT, state.wait_for(knows)).await;
         if !matches!(listed, Ok(Ok(_))) {
@@ -200,7 +201,7 @@ where
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut hinted: Option<Instant> = None;
 
-    let mut sent = state.borrow_and_update().clone();
+    let mut sent = state.newest();
     send(writer, &full(&sent)).await?;
     let mut sent_full = Instant::now();
     loop {
@@ -209,7 +210,7 @@ where
                 if changed.is_err() {
                     return Ok(());
                 }
-                let now = state.borrow_and_update().clone();
+                let now = state.newest();
                 if now.cluster.cluster_id.is_empty() {
                     // Of no cluster, so it says nothing about this node's membership.
                     continue;
@@ -227,7 +228,7 @@ where
             }
             _ = heartbeat.tick() => {
                 // The confirmation of a newer snapshot says nothing about the one that the node has.
-                let now = state.borrow().clone();
+                let now = state.current();
                 let current = if now.revision == sent.revision { &now } else { &sent };
                 send(writer, &heartbeat_message(current)).await?;
             }
@@ -242,7 +243,7 @@ where
                     return Err(Refusal::Misbehaved("it requests whole snapshots too often"));
                 }
                 FromNode::NeedFull => {
-                    sent = state.borrow_and_update().clone();
+                    sent = state.newest();
                     send(writer, &full(&sent)).await?;
                     sent_full = Instant::now();
                 }

@@ -80,7 +80,7 @@ impl Announcing {
 
 impl Server {
     fn kind(&self) -> NodeDatapath {
-        self.state.borrow().cluster.nodes["worker-1"].datapath
+        self.state.current().cluster.nodes["worker-1"].datapath
     }
 
     async fn until_kind(&self, kind: NodeDatapath) {
@@ -161,7 +161,7 @@ async fn announcement_is_published_before_it_is_acknowledged_and_followers_get_i
             })
             .await;
         assert_eq!(seen.cluster.nodes["worker-1"].address, DATA_PATH);
-        assert_eq!(seen.revision, server.state.borrow().revision);
+        assert_eq!(seen.revision, server.state.current().revision);
         assert_eq!(
             seen.cluster.nodes["manager-1"].datapath,
             NodeDatapath::Unknown,
@@ -328,7 +328,10 @@ async fn an_announcement_brings_the_release_of_the_agent_unless_it_is_no_release
             datapath: NodeDatapath::Ebpf,
         };
         assert!(replies.contains(&acknowledged), "{replies:?}");
-        assert_eq!(server.state.borrow().cluster.nodes["worker-1"].release, published);
+        assert_eq!(
+            server.state.current().cluster.nodes["worker-1"].release,
+            published
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use mesh_support::watched::Watched as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -14,13 +15,13 @@ async fn a_check_tells_the_managers_time_and_is_not_a_follower() {
     let server = serve(&authority).await;
     let mut client = follow(&[server.address], authority.identity("worker-1", WORKER));
     client.until("first snapshot", |state| state.revision == 7).await;
-    let before = server.status.borrow().clone();
+    let before = server.status.current();
     let served = check(server.address, &authority.identity("worker-1", WORKER))
         .await
         .unwrap();
     let ahead = served.clock_ahead.expect("this agent tells its time");
     assert!(ahead.unsigned_abs() < 5_000, "the same clock, {ahead} ms apart");
-    assert_eq!(*server.status.borrow(), before, "the follower stays listed");
+    assert_eq!(server.status.current(), before, "the follower stays listed");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! A worker between managers whose snapshots are not equally fresh, over real TLS on loopback.
 
+use mesh_support::watched::Watched as _;
+
 use super::*;
 
 /// What a manager has at `epoch`, confirmed so many seconds ago. The number of services tells snapshots
@@ -110,6 +112,6 @@ async fn another_clusters_snapshot_is_not_kept() {
     Arc::make_mut(&mut last.cluster).cluster_id = "cluster-2".to_owned();
     let worker = authority.identity("worker-1", WORKER);
     let mut client = follow_after(last, &[server.address], worker);
-    assert_eq!(client.state.borrow().revision, 0);
+    assert_eq!(client.state.current().revision, 0);
     client.until("first snapshot", |state| state.revision == 7).await;
 }

@@ -1,6 +1,8 @@
 //! The key of packets between nodes, on its way to the nodes and back as what they take, over real TLS on
 //! loopback.
 
+use mesh_support::watched::Watched as _;
+
 use super::{announcements::announce_to, *};
 use crate::model::{KeyId, TunnelKey};
 
@@ -15,7 +17,7 @@ impl Server {
         if timeout(LIMIT, published).await.is_err() {
             panic!(
                 "{keys:?} was not published: {:?}",
-                self.state.borrow().cluster.nodes
+                self.state.current().cluster.nodes
             );
         }
     }

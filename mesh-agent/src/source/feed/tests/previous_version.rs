@@ -1,6 +1,7 @@
 //! Agents of this version and of the one before in one cluster. The fixtures were recorded from agents of
 //! version 3.
 
+use mesh_support::watched::Watched as _;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -88,7 +89,7 @@ async fn worker_of_the_previous_version_follows_and_announces() {
     writer.send(&line(NODE, 2), LIMIT).await.unwrap();
     assert_readable(&line(MANAGER, 4), &reader.next_within(LIMIT).await.unwrap());
     assert_eq!(
-        server.state.borrow().cluster.nodes["worker-1"].datapath,
+        server.state.current().cluster.nodes["worker-1"].datapath,
         NodeDatapath::Ebpf
     );
 }
