@@ -21,15 +21,16 @@ use crate::model::{
 
 /// The version of these messages. Fields that a peer does not know are ignored, and those that it does not
 /// send have defaults, so a message of one version can be read by the next and by the one before.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// The oldest version that is still spoken, so that agents can be upgraded one by one.
 pub(super) const OLDEST: u32 = 3;
 /// The largest message a worker accepts: a cluster of a hundred thousand tasks.
 pub(super) const MAX_FROM_MANAGER: usize = 32 << 20;
-/// The largest message a manager accepts: the replicas that fail their check take most of it.
+/// The largest message a manager accepts: the replicas that fail their check take most of it. 1 KiB before
+/// version 5.
 pub(super) const MAX_FROM_NODE: usize = 16 << 10;
 /// The oldest version in which replicas that fail their check are announced; before, messages were shorter.
-pub(super) const WITH_FAILED_CHECKS: u32 = 4;
+pub(super) const WITH_FAILED_CHECKS: u32 = 5;
 /// A manager sends a heartbeat this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A node repeats its announcement this often; the acknowledgement shows that the manager is alive.
@@ -150,7 +151,7 @@ pub(super) enum FromNode {
         /// The replicas that an operator drains on the node; `None` from agents that cannot.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         drained: Option<Drained>,
-        /// The replicas on the node that fail their check; never in version 3.
+        /// The replicas on the node that fail their check; never before version 5.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         failed: Option<FailedChecks>,
     },
@@ -290,8 +291,9 @@ mod tests {
         for (oldest, newest, expected) in [
             (3, 0, Some(3)),
             (3, 4, Some(4)),
-            (4, 5, Some(4)),
-            (5, 6, None),
+            (4, 5, Some(5)),
+            (5, 6, Some(5)),
+            (6, 7, None),
             (2, 0, None),
             (1, 2, None),
         ] {

@@ -2,11 +2,12 @@
 //! version 3.
 
 use mesh_support::watched::Watched as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::*;
+use super::{announcements::announce_to, *};
+use crate::model::{Drained, FailedChecks};
 
 const MANAGER: &str = include_str!("../fixtures/version-3-manager.jsonl");
 const NODE: &str = include_str!("../fixtures/version-3-node.jsonl");
@@ -126,4 +127,46 @@ async fn manager_of_the_previous_version_is_followed() {
     // That agent serves exactly this version.
     assert_readable(&line(NODE, 0), &greeting);
     assert_eq!(greeting["hello"]["version"], 3);
+}
+
+/// What a manager of version 4 accepts.
+const MAX_FROM_NODE_BEFORE_5: usize = 1 << 10;
+
+#[tokio::test]
+async fn manager_of_version_4_is_announced_no_more_than_it_can_read() {
+    let authority = Authority::new("cluster-1");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let identity = authority.identity("worker-1", WORKER);
+    let announcing = announce_to(&[listener.local_addr().unwrap()], identity, NodeDatapath::Ebpf);
+    announcing.failed.send_modify(|failed| {
+        for number in 0..FailedChecks::MAX_TASKS {
+            assert!(failed.insert(format!("{number:025}"), &"x".repeat(FailedChecks::MAX_REASON)));
+        }
+    });
+    announcing.drained.send_modify(|drained| {
+        drained.tasks = (0..Drained::MAX_TASKS)
+            .map(|number| format!("{number:025}"))
+            .collect();
+    });
+    announcing.keys.send_replace(vec![u32::MAX, u32::MAX - 1]);
+
+    let config = tls::server(&authority.identity("manager-1", "swarm-manager")).unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let stream = TlsAcceptor::from(config).accept(stream).await.unwrap();
+    let (reader, writer) = tokio::io::split(stream);
+    let mut reader = Reader::new(reader, MAX_FROM_NODE_BEFORE_5);
+    let mut writer = Writer::new(writer, wire::MAX_FROM_MANAGER);
+    let greeting: Value = reader.next_within(LIMIT).await.unwrap();
+    assert!(greeting["hello"]["newest"].as_u64() > Some(4), "{greeting}");
+    writer
+        .send(&json!({"hello": {"version": 4}}), LIMIT)
+        .await
+        .unwrap();
+    let announced: Value = reader.next_within(LIMIT).await.unwrap();
+    assert_eq!(announced["announce"]["datapath"], "ebpf");
+    assert_eq!(
+        announced["announce"]["drained"]["tasks"].as_array().map(Vec::len),
+        Some(24)
+    );
+    assert!(announced["announce"].get("failed").is_none(), "{announced}");
 }
