@@ -54,18 +54,34 @@ pub(super) enum Agents {
     Earlier,
 }
 
+/// How many nodes a lab has, and how many of them manage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cluster {
+    pub(super) nodes: usize,
+    pub(super) managers: usize,
+}
+
+/// What most scenarios are played in.
+pub(super) const ONE_MANAGER: Cluster = Cluster {
+    nodes: 3,
+    managers: 1,
+};
+
 /// A lab with a service and agents.
 pub(super) struct Fixture {
     lab: Lab,
+    pub(super) cluster: Cluster,
     /// The program of an earlier release's agent.
     earlier_agent: Option<PathBuf>,
 }
 
 impl Fixture {
     /// Brings it up.
-    pub(super) fn up(name: &str, earlier_agent: Option<&Path>) -> Result<Self> {
+    pub(super) fn up(name: &str, cluster: Cluster, earlier_agent: Option<&Path>) -> Result<Self> {
         let lab = lab::cli::up(&LabOptions {
             name: name.to_owned(),
+            nodes: cluster.nodes,
+            managers: cluster.managers,
             ..LabOptions::default()
         })?;
         lab.start_agents(AGENT_ARGUMENTS)?;
@@ -73,6 +89,7 @@ impl Fixture {
         lab.create_service(SERVICE, REPLICAS, &ports.each_ref().map(String::as_str), &[])?;
         Ok(Self {
             lab,
+            cluster,
             earlier_agent: earlier_agent.map(Path::to_owned),
         })
     }

@@ -9,6 +9,7 @@ use comfy_table::{Table, presets};
 
 mod fixture;
 mod outcome;
+mod play;
 mod scenarios;
 pub mod soak;
 
@@ -55,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
         for scenario in chosen {
             println!(
-                "{:<12}{}\n{:<12}required: {}",
+                "{:<14}{}\n{:<14}required: {}",
                 scenario.name, scenario.event, "", scenario.required.text
             );
         }
@@ -73,15 +74,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     eprintln!("set-up and build");
     let rows_to = crate::command::silence_standard_output()?;
     build::run(setup::packages(&[Need::Build, Need::Lab])?)?;
-    let fixture = Fixture::up(&arguments.name, arguments.earlier_agent.as_deref())?;
+    let mut fixture: Option<Fixture> = None;
     let mut outcomes = Vec::new();
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.event);
-        let outcome = play(&fixture, scenario);
+        let suitable = match fixture.take() {
+            Some(lab) if lab.cluster == scenario.cluster => lab,
+            other => {
+                other.map_or(Ok(()), Fixture::down)?;
+                let earlier = arguments.earlier_agent.as_deref();
+                Fixture::up(&arguments.name, scenario.cluster, earlier)?
+            }
+        };
+        let outcome = play(&suitable, scenario);
+        fixture = Some(suitable);
         eprintln!("  {}", outcome.sentence());
         outcomes.push(outcome);
     }
-    fixture.down()?;
+    fixture.map_or(Ok(()), Fixture::down)?;
     nix::unistd::dup2_stdout(rows_to)?;
     match arguments.format {
         Format::Table => println!("{}", table(&outcomes)),

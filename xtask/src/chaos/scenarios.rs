@@ -1,15 +1,15 @@
 //! The scenarios: what goes wrong, and what that may cost the clients. `web` has five replicas on three
-//! nodes, of which `node1` manages. Depends on `fixture` and `outcome`.
+//! nodes, of which `node1` manages. Depends on `fixture`, `outcome` and `play`.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use super::{
-    fixture::{Agents, REPLICAS, SERVICE, Scene, UPDATE},
+    fixture::{Agents, Cluster, ONE_MANAGER, Scene},
     outcome::Requirement,
+    play,
 };
-use crate::lab::wait_until;
 
 /// One thing that goes wrong.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(super) struct Scenario {
     pub(super) entries: &'static [&'static str],
     /// The agents that run when it begins.
     pub(super) agents: Agents,
+    pub(super) cluster: Cluster,
     pub(super) play: fn(&Scene<'_>) -> Result<()>,
 }
 
@@ -47,7 +48,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: &["node1", "node2"],
         agents: Agents::Current,
-        play: cable,
+        cluster: ONE_MANAGER,
+        play: play::cable,
     },
     Scenario {
         name: "container",
@@ -60,7 +62,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: ALL,
         agents: Agents::Current,
-        play: container,
+        cluster: ONE_MANAGER,
+        play: play::container,
     },
     Scenario {
         name: "hung",
@@ -73,7 +76,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: ALL,
         agents: Agents::Current,
-        play: hung,
+        cluster: ONE_MANAGER,
+        play: play::hung,
     },
     Scenario {
         name: "manager",
@@ -85,7 +89,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: ALL,
         agents: Agents::Current,
-        play: manager,
+        cluster: ONE_MANAGER,
+        play: play::manager,
     },
     Scenario {
         name: "worker",
@@ -97,7 +102,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: &["node1", "node2"],
         agents: Agents::Current,
-        play: worker,
+        cluster: ONE_MANAGER,
+        play: play::worker,
     },
     Scenario {
         name: "worker-entry",
@@ -110,7 +116,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: &["node3"],
         agents: Agents::Current,
-        play: worker,
+        cluster: ONE_MANAGER,
+        play: play::worker,
     },
     Scenario {
         name: "replaced",
@@ -122,7 +129,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: &["node1", "node2"],
         agents: Agents::Current,
-        play: replaced,
+        cluster: ONE_MANAGER,
+        play: play::replaced,
     },
     Scenario {
         name: "unannounced",
@@ -130,7 +138,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         required: NOTHING_LOST,
         entries: ALL,
         agents: Agents::Current,
-        play: unannounced,
+        cluster: ONE_MANAGER,
+        play: play::unannounced,
     },
     Scenario {
         name: "restart",
@@ -138,7 +147,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         required: NOTHING_LOST,
         entries: ALL,
         agents: Agents::Current,
-        play: restart,
+        cluster: ONE_MANAGER,
+        play: play::restart,
     },
     Scenario {
         name: "firewall",
@@ -151,7 +161,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: ALL,
         agents: Agents::Current,
-        play: firewall,
+        cluster: ONE_MANAGER,
+        play: play::firewall,
     },
     Scenario {
         name: "partition",
@@ -164,7 +175,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: ALL,
         agents: Agents::Current,
-        play: partition,
+        cluster: ONE_MANAGER,
+        play: play::partition,
     },
     Scenario {
         name: "all",
@@ -177,7 +189,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
         entries: ALL,
         agents: Agents::Current,
-        play: all,
+        cluster: ONE_MANAGER,
+        play: play::all,
     },
     Scenario {
         name: "upgrade",
@@ -185,194 +198,35 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         required: NOTHING_LOST,
         entries: ALL,
         agents: Agents::Earlier,
-        play: upgrade,
+        cluster: ONE_MANAGER,
+        play: play::upgrade,
+    },
+    Scenario {
+        name: "busy",
+        event: "every processor is busy with something else for 10 minutes",
+        required: Requirement {
+            text: "nothing lost, and no node taken for silent",
+            ..NOTHING_LOST
+        },
+        entries: ALL,
+        agents: Agents::Current,
+        cluster: ONE_MANAGER,
+        play: play::busy,
+    },
+    Scenario {
+        name: "quorum",
+        event: "node3, whose snapshots node4 follows, is cut off from the other managers; then all tasks are replaced",
+        required: Requirement {
+            text: "workers keep the fresher snapshot: no new connection lost",
+            kept_may_break: true,
+            ..NOTHING_LOST
+        },
+        entries: &["node1", "node2", "node4"],
+        agents: Agents::Current,
+        cluster: Cluster {
+            nodes: 4,
+            managers: 3,
+        },
+        play: play::quorum,
     },
 ];
-
-fn cable(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    scene.event();
-    lab.cut_off("node3")?;
-    let out = scene.until_out("node3", &["node1", "node2"]);
-    thread::sleep(Duration::from_secs(20));
-    scene.event();
-    lab.reconnect("node3")?;
-    out?;
-    // Swarm has moved its tasks meanwhile, and moves none back: the node itself must answer for all.
-    scene.until_back()
-}
-
-fn container(scene: &Scene<'_>) -> Result<()> {
-    let id = scene.container_on("node3")?;
-    scene.event();
-    scene.lab().docker("node3", ["kill", "--signal", "KILL", &id])?;
-    scene.lab().wait_for_tasks(SERVICE, REPLICAS).map(drop)?;
-    scene.until_all_known()
-}
-
-fn hung(scene: &Scene<'_>) -> Result<()> {
-    let id = scene.container_on("node3")?;
-    scene.event();
-    scene.accepts_nothing("node3", &id, true)?;
-    thread::sleep(Duration::from_secs(15));
-    scene.accepts_nothing("node3", &id, false)?;
-    thread::sleep(Duration::from_secs(2));
-    scene.until_all_answer()
-}
-
-fn all(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    let mut replicas = Vec::new();
-    for node in lab.nodes() {
-        let ids = scene.containers_on(node)?;
-        replicas.extend(ids.into_iter().map(|id| (node, id)));
-    }
-    scene.event();
-    for (node, id) in &replicas {
-        scene.accepts_nothing(node, id, true)?;
-    }
-    thread::sleep(Duration::from_secs(5));
-    scene.event();
-    for (node, id) in &replicas {
-        scene.accepts_nothing(node, id, false)?;
-    }
-    thread::sleep(Duration::from_secs(7));
-    scene.until_all_answer()
-}
-
-fn partition(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    // On the wire. The client reaches both halves.
-    let table = "table bridge partition {\n\
-                 chain forward { type filter hook forward priority 0;\n\
-                 iifname \"node1\" oifname { \"node2\", \"node3\" } drop;\n\
-                 iifname { \"node2\", \"node3\" } oifname \"node1\" drop; }\n}\n";
-    scene.event();
-    lab.run_on_the_wire(&["nft", "-f", "-"], table)?;
-    thread::sleep(Duration::from_secs(30));
-    scene.event();
-    lab.run_on_the_wire(&["nft", "delete", "table", "bridge", "partition"], "")?;
-    let back = scene.until_back();
-    // Swarm has replaced what it did not reach, and ends what it has replaced.
-    lab.wait_for_tasks(SERVICE, REPLICAS)?;
-    scene.until_all_known()?;
-    back
-}
-
-fn manager(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    lab.kill_agent("node1")?;
-    scene.event();
-    lab.scale(SERVICE, REPLICAS - 1)?;
-    lab.wait_for_tasks(SERVICE, REPLICAS - 1)?;
-    // It has got its stop signal, and its grace has passed.
-    thread::sleep(Duration::from_secs(6));
-    scene.event();
-    lab.scale(SERVICE, REPLICAS)?;
-    lab.wait_for_tasks(SERVICE, REPLICAS)?;
-    thread::sleep(Duration::from_secs(2));
-    lab.start_agent("node1", scene.agent_arguments())?;
-    scene.until_all_known()
-}
-
-fn worker(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    lab.kill_agent("node3")?;
-    scene.event();
-    let availability = |value| lab.docker("node1", ["node", "update", "--availability", value, "node3"]);
-    availability("drain")?;
-    lab.wait_for_tasks(SERVICE, REPLICAS)?;
-    thread::sleep(Duration::from_secs(2));
-    // Swarm places new tasks on the node that has the fewest.
-    availability("active")?;
-    lab.scale(SERVICE, REPLICAS + 2)?;
-    lab.wait_for_tasks(SERVICE, REPLICAS + 2)?;
-    thread::sleep(Duration::from_secs(2));
-    lab.scale(SERVICE, REPLICAS)?;
-    lab.wait_for_tasks(SERVICE, REPLICAS)?;
-    thread::sleep(Duration::from_secs(2));
-    lab.start_agent("node3", scene.agent_arguments())?;
-    scene.until_all_known()
-}
-
-fn replaced(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    lab.kill_agent("node3")?;
-    scene.event();
-    lab.docker("node1", UPDATE)?;
-    lab.wait_for_tasks(SERVICE, REPLICAS)?;
-    thread::sleep(Duration::from_secs(2));
-    for node in ["node1", "node2"] {
-        wait_until(
-            "the status to name the dead agent",
-            Duration::from_secs(10),
-            || {
-                let status = lab.meshctl(node, &["status"])?;
-                ensure!(
-                    status.contains("agent of node3 not connected"),
-                    "{node}: {status}"
-                );
-                Ok(())
-            },
-        )?;
-    }
-    lab.start_agent("node3", scene.agent_arguments())?;
-    scene.until_all_known()
-}
-
-fn unannounced(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    lab.kill_agent("node3")?;
-    for node in ["node1", "node2"] {
-        scene.event();
-        lab.kill_agent(node)?;
-        lab.start_agent(node, scene.agent_arguments())?;
-        // For so long at most it waits for announcements, of which node3 makes none; then it plans.
-        thread::sleep(Duration::from_secs(4));
-    }
-    scene.until_known(&["node1", "node2"])?;
-    lab.start_agent("node3", scene.agent_arguments())?;
-    scene.until_all_known()
-}
-
-fn restart(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    for node in lab.nodes() {
-        let status = lab.stop_agent(node)?.context("its exit status is not known")?;
-        ensure!(status.success(), "the agent of {node} ended with {status}");
-        thread::sleep(Duration::from_secs(1));
-        lab.start_agent(node, scene.agent_arguments())?;
-        thread::sleep(Duration::from_secs(1));
-    }
-    scene.until_all_known()
-}
-
-fn upgrade(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    for node in lab.nodes() {
-        scene.event();
-        let status = lab.stop_agent(node)?.context("its exit status is not known")?;
-        ensure!(status.success(), "the agent of {node} ended with {status}");
-        lab.start_agent(node, scene.agent_arguments())?;
-        // Releases are mixed for a while, in each proportion.
-        thread::sleep(Duration::from_secs(5));
-        scene.until_all_known()?;
-    }
-    scene.until_all_answer()
-}
-
-fn firewall(scene: &Scene<'_>) -> Result<()> {
-    let lab = scene.lab();
-    // On the wire, as between two networks: the nodes themselves see nothing of it.
-    let table = "table bridge firewall {\n\
-                 chain forward { type filter hook forward priority 0;\n\
-                 iifname { \"node1\", \"node2\" } oifname { \"node1\", \"node2\" } udp dport 6081 drop; }\n}\n";
-    scene.event();
-    lab.run_on_the_wire(&["nft", "-f", "-"], table)?;
-    thread::sleep(Duration::from_secs(10));
-    scene.event();
-    lab.run_on_the_wire(&["nft", "delete", "table", "bridge", "firewall"], "")?;
-    wait_until("all to be as before", Duration::from_secs(10), || {
-        scene.until_all_answer()
-    })
-}

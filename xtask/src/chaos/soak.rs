@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    fixture::{Agents, Fixture, REPLICAS, SERVICE, Scene},
+    fixture::{Agents, Fixture, ONE_MANAGER, REPLICAS, SERVICE, Scene},
     outcome::{Outcome, Requirement},
 };
 use crate::{build, lab::check_root, programs::Need, setup};
@@ -58,7 +58,7 @@ const MORE_KIBIBYTES: u64 = 16 * 1024;
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     check_root()?;
     build::run(setup::packages(&[Need::Build, Need::Lab])?)?;
-    let fixture = Fixture::up(&arguments.name, None)?;
+    let fixture = Fixture::up(&arguments.name, ONE_MANAGER, None)?;
     let mut dice = Dice(arguments.seed);
     let end = Instant::now() + Duration::from_secs(arguments.minutes * 60);
     let mut first: Option<BTreeMap<String, Use>> = None;
