@@ -42,8 +42,8 @@ const DEFAULT: Group = Group {
     needs_ipvs: false,
     stories: &[
         basics::STORIES,
-        drains::STORIES,
         checks::STORIES,
+        drains::STORIES,
         changes::STORIES,
         hostile::STORIES,
         rotation::STORIES,

@@ -36,7 +36,13 @@ fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> O
         let location = Location::Local(*local.containers.get(id)?);
         return Some(Reachability { location, state });
     }
-    let node = cluster.nodes.get(&task.node).filter(|node| node.ready)?;
+    let node = cluster.nodes.get(&task.node)?;
+    // What managers do not hear of may work: its connections go on while its data path answers this node.
+    let state = match node.ready {
+        true => state,
+        false if local.answered.contains(&node.address) && !is_silent(local, node) => BackendState::Draining,
+        false => return None,
+    };
     if local.without_hook.contains_key(&node.address) {
         return None;
     }

@@ -24,6 +24,20 @@ fn tasks_of_a_node_that_is_not_ready_are_no_backends() {
 }
 
 #[test]
+fn flows_go_on_to_a_node_that_managers_do_not_hear_of_while_its_data_path_answers() {
+    let (mut cluster, mut local) = pair();
+    let there = cluster.nodes["there"].address;
+    cluster.nodes.get_mut("there").unwrap().ready = false;
+    local.answered.insert(there);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+    assert_eq!(found.backends[&key(12)].state, BackendState::Draining);
+    local.silent.insert(there);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(!found.backends.contains_key(&key(12)));
+}
+
+#[test]
 fn tasks_on_nodes_without_a_data_path_of_this_kind_are_no_backends() {
     for kind in [NodeDatapath::Unknown, NodeDatapath::None, NodeDatapath::Ipvs] {
         let (mut cluster, local) = pair();
