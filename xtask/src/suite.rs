@@ -46,8 +46,14 @@ const PARTS: [(&str, Part); 5] = [
     ("vm", Part::Vm),
 ];
 
-/// The kernel's binary that takes as long as the others together, and mostly waits.
+/// The kernel's binary that takes longer than the others together, and mostly waits.
 const DATA_PATHS: &str = "conformance";
+
+/// So it runs twice at the same time, each time without some of its data paths.
+const HALVES: [(&str, &[&str]); 2] = [
+    ("native", &["--skip", "ebpf-generic", "--skip", "ebpf-tc"]),
+    ("others", &["--skip", "ebpf-native"]),
+];
 
 /// The end-to-end binary whose stories need no Swarm.
 const ORCHESTRATOR_STORIES: &str = "orchestrator";
@@ -96,22 +102,32 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
             selection.check(&built, &parts)
         })?;
     }
-    let lane = |part: Part| tests(name_of(part), part, &built, &selection, &parts, |_| true);
-    let kernel = |name: &'static str, of_data_paths: bool| {
+    let lane = |part: Part| tests(name_of(part), part, &[], &built, &selection, &parts, |_| true);
+    let kernel = |name: &'static str, arguments: &'static [&'static str], of_data_paths: bool| {
         let chosen = move |binary: &str| (binary == DATA_PATHS) == of_data_paths;
-        tests(name, Part::Kernel, &built, &selection, &parts, chosen)
+        tests(name, Part::Kernel, arguments, &built, &selection, &parts, chosen)
     };
-    let first = [
+    let mut first = vec![
         lane(Part::Unit),
-        kernel(name_of(Part::Kernel), false),
-        kernel("data paths", true),
+        kernel(name_of(Part::Kernel), &[], false),
         lane(Part::Store),
     ];
+    first.extend(HALVES.map(|(name, arguments)| kernel(name, arguments, true)));
     phases.run_together(first.into_iter().flatten().collect())?;
     // The stories mostly wait: the compiler takes what they leave. Labs do not see each other.
     let stories = |name: &'static str, of_orchestrator: bool| {
         let chosen = move |binary: &str| (binary == ORCHESTRATOR_STORIES) == of_orchestrator;
-        tests(name, Part::EndToEnd, &built, &selection, &parts, chosen)
+        // The stories of a lab share it.
+        let one_by_one = &["--test-threads=1"];
+        tests(
+            name,
+            Part::EndToEnd,
+            one_by_one,
+            &built,
+            &selection,
+            &parts,
+            chosen,
+        )
     };
     let mut second: Vec<Phase<'_>> = [stories("end-to-end", false), stories("without a Swarm", true)]
         .into_iter()
@@ -163,10 +179,12 @@ fn name_of(part: Part) -> &'static str {
         .map_or("", |(name, _)| name)
 }
 
-/// A phase that runs those binaries of a part that are chosen by name; `None` where there are none.
+/// A phase that runs those binaries of a part that are chosen by name, with arguments; `None` where there are
+/// none.
 fn tests<'a>(
     name: &'static str,
     part: Part,
+    arguments: &'static [&'static str],
     built: &'a [Built],
     selection: &'a Selection,
     parts: &[Part],
@@ -180,11 +198,6 @@ fn tests<'a>(
         return None;
     }
     binaries.sort_by_key(|built| ALL.iter().position(|listed| listed.name == built.name));
-    // The stories of a lab share it.
-    let arguments: &[&str] = match part {
-        Part::EndToEnd => &["--test-threads=1"],
-        Part::Unit | Part::Kernel | Part::Store | Part::Vm => &[],
-    };
     let work = move |output: &Output| run_all(&binaries, output, arguments, &selection.filters);
     Some(Phase::new(name, work))
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{
-    Reply,
+    Lab, Reply,
     traffic::{host, spread},
 };
 
@@ -28,6 +28,16 @@ pub(crate) fn expect_rotation(replies: &[Reply], replicas: usize) -> Result<()> 
         "each of {replicas} replicas should answer {share} times, and the answers were {spread:?}"
     );
     Ok(())
+}
+
+/// Ten requests from somewhere to a URL are spread evenly over five replicas, at the second attempt at the
+/// latest. The client's port may be that of an earlier connection that was never answered: to the mesh it is
+/// the same one then, which stays with its replica and takes no turn.
+pub(crate) fn expect_requests_in_rotation(lab: &Lab, from: &str, url: &str) -> Result<()> {
+    let attempt = || expect_rotation(&lab.fetch(from, url, 10)?, 5);
+    attempt()
+        .or_else(|_| attempt())
+        .with_context(|| format!("from {from} to {url}"))
 }
 
 /// Every request was answered.

@@ -10,7 +10,7 @@ use xtask::{
 };
 
 use crate::{
-    expect::{expect_answers, expect_rotation},
+    expect::{expect_answers, expect_requests_in_rotation},
     fixture::{Fixture, HTTP, UDP},
     group::Story,
 };
@@ -38,8 +38,8 @@ fn garbage(fixture: &Fixture) -> Result<()> {
         );
         Ok(())
     })?;
-    let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
-    expect_rotation(&replies, 5).context("after the garbage")?;
+    expect_requests_in_rotation(&fixture.lab, "client", &fixture.url(node, HTTP)?)
+        .context("after the garbage")?;
     expect_answers(&fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 5)?)
         .context("UDP after the garbage")?;
     ensure!(fixture.lab.agent_is_running(node)?, "the agent has ended");
@@ -55,8 +55,7 @@ fn forged(fixture: &Fixture) -> Result<()> {
         "it was accepted"
     );
     // The peer itself is still served.
-    let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
-    expect_rotation(&replies, 5)
+    expect_requests_in_rotation(&fixture.lab, "client", &fixture.url(node, HTTP)?)
 }
 
 /// What a node makes of a packet whose inside is empty.

@@ -41,9 +41,10 @@ const DEFAULT: Group = Group {
     agents: Some(DEFAULT_ARGUMENTS),
     needs_ipvs: false,
     stories: &[
-        basics::STORIES,
         checks::STORIES,
+        // Before those that use UDP: a drain waits until its flows have been idle.
         drains::STORIES,
+        basics::STORIES,
         changes::STORIES,
         hostile::STORIES,
         rotation::STORIES,
