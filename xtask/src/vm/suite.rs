@@ -93,7 +93,7 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
                 format!("MESH_DATAPATHS={} {file}", quote(&arguments.datapaths.join(",")))
             }
             // These load the programs dozens of times, and what they show is the same on every kernel.
-            "programs" => format!("{file} --skip crash::"),
+            "programs" => format!("{file} --skip crash:: --skip takeover::an_agent_killed"),
             // These need engines, and the last one a Swarm, beside whose own mesh it runs.
             "orchestrator" | "swarm" if arguments.without_swarm => continue,
             "orchestrator" => format!("{} && {file} --ignored ipvs::", swarm_preparation()?),
