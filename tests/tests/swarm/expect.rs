@@ -31,8 +31,9 @@ pub(crate) fn expect_rotation(replies: &[Reply], replicas: usize) -> Result<()> 
 }
 
 /// Ten requests from somewhere to a URL are spread evenly over five replicas, at the second attempt at the
-/// latest. The client's port may be that of an earlier connection that was never answered: to the mesh it is
-/// the same one then, which stays with its replica and takes no turn.
+/// latest. A replica may not have finished with an earlier connection from the client's port. Then it asks
+/// (RFC 5961, a challenge ACK), the client resets that connection and sends its SYN again, which takes
+/// another turn.
 pub(crate) fn expect_requests_in_rotation(lab: &Lab, from: &str, url: &str) -> Result<()> {
     let attempt = || expect_rotation(&lab.fetch(from, url, 10)?, 5);
     attempt()
