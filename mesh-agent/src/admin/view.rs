@@ -114,19 +114,9 @@ pub(crate) mod fixture {
     /// The same, where the first node's ready peer balances with something else.
     pub(crate) fn with_peer_of_kind(datapath: NodeDatapath) -> (View, Counters) {
         let node = |hostname: &str, last, role, ready| Node {
-            hostname: hostname.to_owned(),
-            address: Ipv4Addr::new(192, 168, 0, last),
-            role,
             ready,
-            weight: 1,
             datapath: if last == 2 { datapath } else { NodeDatapath::Ebpf },
-            silent: false,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
+            ..Node::new(hostname.to_owned(), Ipv4Addr::new(192, 168, 0, last), role)
         };
         let service = |name: &str, protocol, published, target| Service {
             name: name.to_owned(),

@@ -170,19 +170,8 @@ mod tests {
 
     fn cluster(others: &[(&str, NodeDatapath)]) -> Cluster {
         let node = |datapath| Node {
-            hostname: "host".to_owned(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            role: NodeRole::Worker,
-            ready: true,
-            weight: 1,
             datapath,
-            silent: false,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
+            ..Node::new("host".to_owned(), Ipv4Addr::new(192, 0, 2, 1), NodeRole::Worker)
         };
         let own = ("own".to_owned(), node(NodeDatapath::Unknown));
         let others = others

@@ -51,19 +51,9 @@ mod tests {
 
     fn node(last: u8, ready: bool) -> Node {
         Node {
-            hostname: format!("n{last}"),
-            address: address(last),
-            role: NodeRole::Worker,
             ready,
-            weight: 1,
             datapath: NodeDatapath::Ebpf,
-            silent: false,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
+            ..Node::new(format!("n{last}"), address(last), NodeRole::Worker)
         }
     }
 

@@ -65,19 +65,9 @@ mod tests {
 
     fn any_cluster() -> impl Strategy<Value = Cluster> {
         let node = (select(KINDS.as_slice()), any::<bool>()).prop_map(|(datapath, ready)| Node {
-            hostname: "host".to_owned(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            role: NodeRole::Worker,
             ready,
-            weight: 1,
             datapath,
-            silent: false,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
+            ..Node::new("host".to_owned(), Ipv4Addr::new(192, 0, 2, 1), NodeRole::Worker)
         });
         btree_map("[a-f]", node, 0..6).prop_map(|nodes| Cluster {
             nodes,

@@ -71,6 +71,28 @@ pub struct Node {
     pub agent: AgentConnection,
 }
 
+impl Node {
+    /// A ready node of which no more is known.
+    #[must_use]
+    pub fn new(hostname: String, address: Ipv4Addr, role: NodeRole) -> Self {
+        Self {
+            hostname,
+            address,
+            role,
+            ready: true,
+            weight: one(),
+            datapath: NodeDatapath::default(),
+            silent: false,
+            release: String::new(),
+            keys: None,
+            drained: Drained::default(),
+            failed: FailedChecks::default(),
+            invalid_labels: Vec::new(),
+            agent: AgentConnection::default(),
+        }
+    }
+}
+
 fn one() -> u32 {
     1
 }

@@ -377,19 +377,8 @@ mod tests {
     #[test]
     fn a_node_that_is_not_registered_yet_does_not_count_as_silent_to_itself() {
         let node = |name: &str| model::Node {
-            hostname: name.to_owned(),
-            address: [192, 0, 2, 1].into(),
-            role: model::NodeRole::Manager,
-            ready: true,
-            weight: 1,
-            datapath: NodeDatapath::Unknown,
             silent: true,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
+            ..model::Node::new(name.to_owned(), [192, 0, 2, 1].into(), model::NodeRole::Manager)
         };
         let nodes = ["own", "other"].map(|name| (name.to_owned(), node(name)));
         let mut snapshot = model::Cluster {

@@ -290,19 +290,8 @@ mod tests {
     fn listed(nodes: &[(&str, bool)]) -> Cluster {
         let node = |&(id, ready): &(&str, bool)| {
             let node = Node {
-                hostname: id.to_owned(),
-                address: Ipv4Addr::new(192, 0, 2, 1),
-                role: NodeRole::Worker,
                 ready,
-                weight: 1,
-                datapath: NodeDatapath::Unknown,
-                silent: false,
-                release: String::new(),
-                keys: None,
-                drained: Default::default(),
-                failed: Default::default(),
-                invalid_labels: Vec::new(),
-                agent: Default::default(),
+                ..Node::new(id.to_owned(), Ipv4Addr::new(192, 0, 2, 1), NodeRole::Worker)
             };
             (id.to_owned(), node)
         };

@@ -70,19 +70,8 @@ impl<'a> Mesh<'a> {
             .iter()
             .map(|node| {
                 let cluster_node = ClusterNode {
-                    hostname: node.netns.name.clone(),
-                    address: node.address,
-                    role: NodeRole::Manager,
-                    ready: true,
-                    weight: 1,
                     datapath: rung.node_datapath(),
-                    silent: false,
-                    release: String::new(),
-                    keys: None,
-                    drained: Default::default(),
-                    failed: Default::default(),
-                    invalid_labels: Vec::new(),
-                    agent: Default::default(),
+                    ..ClusterNode::new(node.netns.name.clone(), node.address, NodeRole::Manager)
                 };
                 (node.netns.name.clone(), cluster_node)
             })

@@ -58,19 +58,13 @@ mod tests {
     fn peers_of_this_nodes_kind_are_probed_and_those_that_have_announced_none() {
         let node = |last, ready, datapath| {
             let node = Node {
-                hostname: format!("n{last}"),
-                address: Ipv4Addr::new(192, 0, 2, last),
-                role: NodeRole::Worker,
                 ready,
-                weight: 1,
                 datapath,
-                silent: false,
-                release: String::new(),
-                keys: None,
-                drained: Default::default(),
-                failed: Default::default(),
-                invalid_labels: Vec::new(),
-                agent: Default::default(),
+                ..Node::new(
+                    format!("n{last}"),
+                    Ipv4Addr::new(192, 0, 2, last),
+                    NodeRole::Worker,
+                )
             };
             (format!("id{last}"), node)
         };

@@ -19,19 +19,12 @@ const WEB: ServiceKey = ServiceKey {
 
 fn node(last: u8) -> Node {
     Node {
-        hostname: format!("host{last}"),
-        address: Ipv4Addr::new(192, 168, 0, last),
-        role: NodeRole::Worker,
-        ready: true,
-        weight: 1,
         datapath: NodeDatapath::Ebpf,
-        silent: false,
-        release: String::new(),
-        keys: None,
-        drained: Default::default(),
-        failed: Default::default(),
-        invalid_labels: Vec::new(),
-        agent: Default::default(),
+        ..Node::new(
+            format!("host{last}"),
+            Ipv4Addr::new(192, 168, 0, last),
+            NodeRole::Worker,
+        )
     }
 }
 

@@ -91,28 +91,17 @@ pub(super) mod tests {
     use proptest::{collection, option, prelude::*};
 
     use super::*;
-    use crate::model::{Balance, NodeDatapath, NodeRole, Protocol, PublishedPort, TaskState};
+    use crate::model::{Balance, NodeRole, Protocol, PublishedPort, TaskState};
 
     /// Any snapshot, with few ids so that two snapshots have much in common.
     pub(crate) fn any_cluster() -> impl Strategy<Value = Cluster> {
         let node = (any::<bool>(), any::<bool>(), any::<u32>()).prop_map(|(manager, ready, address)| Node {
-            hostname: format!("host-{address}"),
-            address: address.into(),
-            role: if manager {
-                NodeRole::Manager
-            } else {
-                NodeRole::Worker
-            },
             ready,
-            weight: 1,
-            datapath: NodeDatapath::Unknown,
-            silent: false,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
+            ..Node::new(
+                format!("host-{address}"),
+                address.into(),
+                [NodeRole::Worker, NodeRole::Manager][usize::from(manager)],
+            )
         });
         let port = (any::<bool>(), 1..4_u16).prop_map(|(udp, port)| PublishedPort {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

@@ -45,21 +45,7 @@ struct Server {
 
 fn snapshot(nodes: &[&str], services: u16) -> Cluster {
     let node = |name: &&str| {
-        let node = Node {
-            hostname: (*name).to_owned(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            role: NodeRole::Worker,
-            ready: true,
-            weight: 1,
-            datapath: NodeDatapath::Unknown,
-            silent: false,
-            release: String::new(),
-            keys: None,
-            drained: Default::default(),
-            failed: Default::default(),
-            invalid_labels: Vec::new(),
-            agent: Default::default(),
-        };
+        let node = Node::new((*name).to_owned(), Ipv4Addr::new(192, 0, 2, 1), NodeRole::Worker);
         ((*name).to_owned(), node)
     };
     let service = |number: u16| {

@@ -10,9 +10,7 @@ use crate::{
         api::{self, EndpointPort, Progress},
         host,
     },
-    model::{
-        Cluster, Node, NodeDatapath, NodeId, NodeRole, Protocol, PublishedPort, Service, Task, TaskState,
-    },
+    model::{Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, Task, TaskState},
     source::labels::{self, LabelError, ServiceLabels},
 };
 
@@ -147,25 +145,17 @@ fn node(listed: &api::Node) -> Option<Node> {
         .flatten()
         .find_map(host)?;
     let manager = listed.spec.role.as_deref() == Some("manager") || listed.manager_status.is_some();
+    let role = if manager {
+        NodeRole::Manager
+    } else {
+        NodeRole::Worker
+    };
     let (weight, invalid_label) = node_weight(listed);
     Some(Node {
-        hostname: listed.description.hostname.clone(),
-        address,
-        role: if manager {
-            NodeRole::Manager
-        } else {
-            NodeRole::Worker
-        },
         ready: is_ready(listed),
         weight,
-        datapath: NodeDatapath::Unknown,
-        silent: false,
-        release: String::new(),
-        keys: None,
-        drained: Default::default(),
-        failed: Default::default(),
         invalid_labels: invalid_label.iter().map(LabelError::to_string).collect(),
-        agent: Default::default(),
+        ..Node::new(listed.description.hostname.clone(), address, role)
     })
 }
 
