@@ -84,18 +84,16 @@ fn client_or_entry_node(fixture: &Fixture, client: &str) -> Result<()> {
 }
 
 fn hairpin(fixture: &Fixture) -> Result<()> {
+    let tasks = fixture.lab.running_tasks("web")?;
     for node in fixture.lab.nodes() {
-        let filter = "label=com.docker.swarm.service.name=web";
-        let list = fixture.lab.docker(node, ["ps", "--quiet", "--filter", filter])?;
-        let container = list
-            .lines()
-            .next()
-            .with_context(|| format!("no replica runs on {node}"))?;
+        let task = tasks.iter().find(|task| task.node == node);
+        let task = task.with_context(|| format!("no replica runs on {node}"))?;
+        let container = fixture.lab.container_of(task)?;
         let url = fixture.url(node, HTTP)?;
         let program = "/bin/mesh-testbed";
         let text = fixture
             .lab
-            .docker(node, ["exec", container, program, "get", &url, "--count", "10"])?;
+            .docker(node, ["exec", &container, program, "get", &url, "--count", "10"])?;
         let replies = text
             .lines()
             .map(serde_json::from_str)

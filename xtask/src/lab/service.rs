@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Lab, engine::SERVER_IMAGE, wait::wait_until};
 
@@ -102,6 +102,21 @@ impl Lab {
         let mut tasks: Vec<ServiceTask> = list.lines().filter_map(parse_task).collect();
         tasks.sort();
         Ok(tasks)
+    }
+
+    /// The id of the container of a task that runs. A container that the engine still stops is not of such
+    /// a task, although the engine lists it.
+    ///
+    /// # Errors
+    /// When the task's node has no container for it.
+    pub fn container_of(&self, task: &ServiceTask) -> Result<String> {
+        // The newest container of the slot is listed first.
+        let filter = format!("name=^{}\\.", task.name.replace('.', "\\."));
+        let list = self.docker(&task.node, ["ps", "--quiet", "--filter", &filter])?;
+        let first = list.lines().next();
+        first
+            .map(str::to_owned)
+            .with_context(|| format!("{} has no container for {}", task.node, task.name))
     }
 
     /// Removes a service, if it is there, and waits until its containers are gone.
