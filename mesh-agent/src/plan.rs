@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::model::{
-    Backend, BackendKey, Desired, Frontend, HostInterface, NextHop, ServiceEntry, ServiceKey,
+    Backend, BackendKey, Desired, Frontend, HostInterface, Masquerade, NextHop, ServiceEntry, ServiceKey,
     desired::Settings,
 };
 
@@ -19,6 +19,8 @@ pub enum DatapathChange {
     Configure(Settings),
     /// A peer appears, or its next hop changes; `None` while that is not resolved.
     UpsertPeer(Ipv4Addr, Option<NextHop>),
+    /// A container sees a source instead of clients of one of its networks.
+    UpsertMasquerade(Masquerade, Ipv4Addr),
     /// A backend appears or changes (state, weight, location).
     UpsertBackend(BackendKey, Backend),
     /// A service appears or its rotation changes.
@@ -37,6 +39,8 @@ pub enum DatapathChange {
     RemoveService(ServiceKey),
     /// A backend is gone: its flows must no longer be delivered.
     RemoveBackend(BackendKey),
+    /// The container is gone, or no longer has the network.
+    RemoveMasquerade(Masquerade),
     /// The container is gone.
     DetachContainer(u32),
     /// A node has left the cluster.
@@ -54,6 +58,8 @@ impl DatapathChange {
             Self::Configure(_)
             | Self::UpsertPeer(..)
             | Self::RemovePeer(_)
+            | Self::UpsertMasquerade(..)
+            | Self::RemoveMasquerade(_)
             | Self::AttachContainer(_)
             | Self::DetachContainer(_)
             | Self::AttachUplink(..)
@@ -69,10 +75,12 @@ impl DatapathChange {
             | Self::RemoveService(_)
             | Self::RemoveBackend(_)
             | Self::RemovePeer(_)
+            | Self::RemoveMasquerade(_)
             | Self::DetachContainer(_)
             | Self::DetachUplink(_) => true,
             Self::Configure(_)
             | Self::UpsertPeer(..)
+            | Self::UpsertMasquerade(..)
             | Self::UpsertBackend(..)
             | Self::UpsertService(..)
             | Self::AddFrontend(_)
@@ -87,12 +95,14 @@ impl DatapathChange {
         match self {
             Self::Configure(_) | Self::AttachContainer(_) | Self::AttachUplink(..) => true,
             Self::UpsertPeer(..)
+            | Self::UpsertMasquerade(..)
             | Self::UpsertBackend(..)
             | Self::UpsertService(..)
             | Self::AddFrontend(_)
             | Self::RemoveFrontend(_)
             | Self::RemoveService(_)
             | Self::RemoveBackend(_)
+            | Self::RemoveMasquerade(_)
             | Self::RemovePeer(_)
             | Self::DetachContainer(_)
             | Self::DetachUplink(_) => false,
@@ -107,6 +117,8 @@ impl fmt::Display for DatapathChange {
             Self::Configure(settings) => write!(formatter, "configure {settings}"),
             Self::UpsertPeer(address, Some(hop)) => write!(formatter, "set peer {address} by {hop}"),
             Self::UpsertPeer(address, None) => write!(formatter, "set peer {address} unresolved"),
+            Self::UpsertMasquerade(key, source) => write!(formatter, "set masquerade {key} as {source}"),
+            Self::RemoveMasquerade(key) => write!(formatter, "remove masquerade {key}"),
             Self::UpsertBackend(key, backend) => write!(formatter, "set backend {key} {backend}"),
             Self::UpsertService(key, service) => write!(formatter, "set service {key} {service}"),
             Self::AddFrontend(frontend) => write!(formatter, "add frontend {frontend}"),
@@ -154,6 +166,8 @@ pub fn fold(state: &mut Desired, change: DatapathChange) {
     match change {
         DatapathChange::Configure(settings) => state.settings = settings,
         DatapathChange::UpsertPeer(address, hop) => drop(state.peers.insert(address, hop)),
+        DatapathChange::UpsertMasquerade(key, source) => drop(state.masquerades.insert(key, source)),
+        DatapathChange::RemoveMasquerade(key) => drop(state.masquerades.remove(&key)),
         DatapathChange::UpsertBackend(key, backend) => drop(state.backends.insert(key, backend)),
         DatapathChange::UpsertService(key, service) => drop(state.services.insert(key, service)),
         DatapathChange::AddFrontend(frontend) => drop(state.frontends.insert(frontend)),
@@ -224,6 +238,10 @@ fn difference(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
             .map(|index| DatapathChange::AttachContainer(*index)),
     );
     changes.extend(
+        upserts(&old.masquerades, &new.masquerades)
+            .map(|(key, source)| DatapathChange::UpsertMasquerade(*key, *source)),
+    );
+    changes.extend(
         upserts(&old.backends, &new.backends)
             .map(|(key, backend)| DatapathChange::UpsertBackend(*key, backend.clone())),
     );
@@ -250,6 +268,9 @@ fn difference(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
     );
     changes.extend(removals(&old.services, &new.services).map(|key| DatapathChange::RemoveService(*key)));
     changes.extend(removals(&old.backends, &new.backends).map(|key| DatapathChange::RemoveBackend(*key)));
+    changes.extend(
+        removals(&old.masquerades, &new.masquerades).map(|key| DatapathChange::RemoveMasquerade(*key)),
+    );
     changes.extend(
         old.container_interfaces
             .difference(&new.container_interfaces)

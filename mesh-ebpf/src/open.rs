@@ -178,6 +178,10 @@ fn insert<T: Tables>(
     backend: &Backend,
 ) -> Result<FlowEntry, DropReason> {
     if backend.location == BACKEND_LOCAL {
+        // The container would answer an address of one of its own networks there, and not by way of the host.
+        if let Some(source) = tables.masquerade(backend.interface, flow.presented.address) {
+            flow.presented.address = source;
+        }
         claim(
             tables,
             flow,

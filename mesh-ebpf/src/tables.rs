@@ -174,6 +174,9 @@ pub trait Tables {
     fn trip(&self, backend: u32, now: u64);
     /// A backend by index.
     fn backend(&self, index: u32) -> Option<&Backend>;
+    /// The source that a container on an interface gets to see instead of a client whose address is of one of
+    /// its networks.
+    fn masquerade(&self, interface: u32, client: crate::bytes::Be32) -> Option<crate::bytes::Be32>;
     /// Index of the backend with a cluster-wide name.
     fn backend_index(&self, key: &BackendKey) -> Option<u32>;
     /// Index of the peer with an address.

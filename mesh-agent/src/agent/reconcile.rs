@@ -186,6 +186,8 @@ fn cripples(error: &ChangeError) -> bool {
         | DatapathChange::AttachUplink(..) => true,
         DatapathChange::Configure(_)
         | DatapathChange::UpsertPeer(..)
+        | DatapathChange::UpsertMasquerade(..)
+        | DatapathChange::RemoveMasquerade(_)
         | DatapathChange::DetachUplink(_)
         | DatapathChange::RemoveFrontend(_)
         | DatapathChange::RemoveService(_)

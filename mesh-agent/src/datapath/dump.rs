@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Location, NextHop, NodeDatapath, Protocol, ServiceKey};
+use crate::model::{Location, Masquerade, NextHop, NodeDatapath, Protocol, ServiceKey};
 
 /// Rings of more slots than this are printed as the number of slots of each backend.
 const PRINTED_RING: usize = 32;
@@ -31,6 +31,9 @@ pub struct Dump {
     pub frontends: Vec<DumpedFrontend>,
     /// Peers and the next hops to them; eBPF only.
     pub peers: Vec<DumpedPeer>,
+    /// What containers see instead of clients of their own networks; eBPF only.
+    #[serde(default)]
+    pub masquerades: Vec<DumpedMasquerade>,
     /// Virtual services; IPVS only.
     pub virtual_services: Vec<DumpedVirtualService>,
     /// Entries of the flow table, as many as were asked for; eBPF only.
@@ -94,6 +97,16 @@ pub struct DumpedPeer {
     pub next_hop: Option<NextHop>,
 }
 
+/// Clients that a container would answer by a network of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DumpedMasquerade {
+    /// The container and the clients.
+    #[serde(flatten)]
+    pub key: Masquerade,
+    /// The source that the container sees.
+    pub source: Ipv4Addr,
+}
+
 /// A virtual service of IPVS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DumpedVirtualService {
@@ -151,6 +164,7 @@ impl fmt::Display for Dump {
         section(formatter, "backends", &self.backends)?;
         section(formatter, "frontends", &self.frontends)?;
         section(formatter, "peers", &self.peers)?;
+        section(formatter, "masquerades", &self.masquerades)?;
         section(formatter, "virtual services", &self.virtual_services)?;
         section(formatter, "flows", &self.flows)
     }
@@ -235,6 +249,12 @@ impl fmt::Display for DumpedPeer {
             Some(next_hop) => next_hop.fmt(formatter),
             None => formatter.write_str("unresolved"),
         }
+    }
+}
+
+impl fmt::Display for DumpedMasquerade {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} as {}", self.key, self.source)
     }
 }
 

@@ -25,6 +25,12 @@ pub(in crate::datapath) fn restore(state: &mut Desired, before: &Desired, change
                 None => DatapathChange::RemovePeer(*address),
             }
         }
+        DatapathChange::UpsertMasquerade(key, _) | DatapathChange::RemoveMasquerade(key) => {
+            match before.masquerades.get(key) {
+                Some(source) => DatapathChange::UpsertMasquerade(*key, *source),
+                None => DatapathChange::RemoveMasquerade(*key),
+            }
+        }
         DatapathChange::UpsertBackend(key, _) | DatapathChange::RemoveBackend(key) => {
             match before.backends.get(key) {
                 Some(backend) => DatapathChange::UpsertBackend(*key, backend.clone()),

@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode,
-    dump::{Dump, DumpedBackend, DumpedFrontend, DumpedPeer, DumpedService, DumpedSettings},
+    dump::{
+        Dump, DumpedBackend, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedService, DumpedSettings,
+    },
     ebpf::{
         dump::choice_name,
         rings::{Candidate, ring},
@@ -99,6 +101,10 @@ fn dump(state: &Desired) -> Dump {
         address: *address,
         next_hop: *next_hop,
     });
+    let masquerades = state.masquerades.iter().map(|(key, source)| DumpedMasquerade {
+        key: *key,
+        source: *source,
+    });
     Dump {
         datapath: NodeDatapath::Ebpf,
         settings: Some(DumpedSettings {
@@ -111,6 +117,7 @@ fn dump(state: &Desired) -> Dump {
         backends: backends.collect(),
         frontends,
         peers: peers.collect(),
+        masquerades: masquerades.collect(),
         virtual_services: Vec::new(),
         flows: Vec::new(),
     }

@@ -1,10 +1,10 @@
 //! Default routes in what the kernel lists: read in one way for uplinks, for containers and for the doctor.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::net::if_::if_indextoname;
@@ -18,6 +18,8 @@ pub(super) struct DefaultRoute {
     table: u32,
     /// Its metric: the lowest wins.
     pub(super) metric: u32,
+    /// The router that it leads to, if it leads to one.
+    pub(super) gateway: Option<Ipv4Addr>,
     /// The interfaces that it leads out of; several if it is a multipath route.
     pub(super) interfaces: Vec<u32>,
 }
@@ -34,12 +36,14 @@ impl DefaultRoute {
         let mut found = Self {
             table: u32::from(route.header.table),
             metric: 0,
+            gateway: None,
             interfaces: Vec::new(),
         };
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Table(number) => found.table = *number,
                 RouteAttribute::Priority(priority) => found.metric = *priority,
+                RouteAttribute::Gateway(RouteAddress::Inet(address)) => found.gateway = Some(*address),
                 RouteAttribute::Oif(index) => found.interfaces.push(*index),
                 RouteAttribute::MultiPath(hops) => found.interfaces.extend(
                     hops.iter()
@@ -89,10 +93,6 @@ pub fn default_route_interfaces() -> Result<BTreeSet<String>, NetlinkError> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
-    use netlink_packet_route::route::RouteAddress;
-
     use super::*;
 
     fn route(address: Ipv4Addr, prefix_length: u8, interface: u32) -> RouteMessage {

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, TaskId};
+use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, Subnet, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Local {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Running containers of Swarm tasks, by task.
     pub containers: BTreeMap<TaskId, Container>,
+    /// The networks of those containers, by the host ends of their veths.
+    #[serde(default)]
+    pub attached: BTreeMap<u32, Attached>,
     /// Interfaces that traffic from outside arrives on, by name.
     pub uplinks: BTreeMap<String, HostInterface>,
     /// Ports of containers' bridges on this node: the host ends of containers' veths. Packets from containers
@@ -167,6 +170,15 @@ pub struct Container {
     pub host_interface: u32,
     /// Source MAC address of frames to the container: that of its gateway, the bridge.
     pub gateway_mac: MacAddress,
+}
+
+/// The networks that a container answers by itself, rather than by way of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The host, as the container's default route names it.
+    pub gateway: Ipv4Addr,
+    /// The networks: those it is attached to, and what else it has routes for.
+    pub subnets: BTreeSet<Subnet>,
 }
 
 /// How replies of remote backends reach the client, for the whole node.

@@ -11,6 +11,7 @@ pub mod drained;
 pub(crate) mod fnv1a;
 pub mod health;
 pub mod local;
+pub mod subnet;
 pub mod tunnel_key;
 
 pub use balance::{Algorithm, Balance, NodeDatapath};
@@ -19,11 +20,14 @@ pub use cluster::{
     AgentConnection, Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task,
     TaskId, TaskState,
 };
-pub use desired::{Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey};
+pub use desired::{
+    Backend, BackendKey, BackendState, Desired, Frontend, Location, Masquerade, ServiceEntry, ServiceKey,
+};
 pub use drain_target::DrainTarget;
 pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
-pub use local::{Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
+pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
+pub use subnet::Subnet;
 pub use tunnel_key::{KeyId, TunnelKey, TunnelKeys};
 
 /// Labels by which the mesh recognises the orchestrator's containers.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
-    model::{BackendState, Balance, Container, Location, MacAddress, Protocol, ReturnMode},
+    model::{BackendState, Balance, Container, Location, MacAddress, Protocol, ReturnMode, Subnet},
 };
 
 const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -65,9 +65,14 @@ prop_compose! {
         addresses in prop::collection::btree_set(address(), 0..3),
         peers in prop::collection::btree_map(address(), any::<Option<Option<u32>>>(), 0..4),
         uplinks in prop::collection::btree_map("eth[0-2]", host_interface(), 0..3),
+        masquerades in prop::collection::btree_map((10_u32..14, 22_u8..26), address(), 0..4),
         dsr in any::<bool>(),
     ) -> Desired {
         let mut state = Desired { uplinks, ..Desired::default() };
+        for ((interface, prefix), source) in masquerades {
+            let clients = Subnet::of(Ipv4Addr::new(10, 0, 0, 0), prefix);
+            state.masquerades.insert(Masquerade { interface, clients }, source);
+        }
         if dsr {
             state.settings.return_mode = ReturnMode::Dsr;
         }

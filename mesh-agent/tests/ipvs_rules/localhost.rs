@@ -263,3 +263,27 @@ fn containers_may_not_use_loopback_addresses() {
     send(&six, "172.18.0.6:0", "172.18.0.1:7777", "honest");
     assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), b"honest");
 }
+
+#[test]
+fn a_client_of_a_replicas_own_network_is_seen_as_the_node() {
+    let (node, outside, five, _six) = node();
+    answer_udp(&five, "0.0.0.0:53", "five");
+    // The network that the client's second address is of.
+    five.run(|| {
+        ip("link add lan0 type veth peer name lan1");
+        ip("link set lan0 up");
+        ip("address add 10.0.0.5/24 dev lan0");
+    });
+    node.run(|| {
+        apply(&mut open(), &two(1, 1));
+        sysctl("net/ipv4/ip_forward", "1");
+        ip("route add 10.0.0.77 via 192.0.2.9");
+    });
+    outside.run(|| {
+        ip("address add 10.0.0.77/32 dev eth0");
+        ip("route add 172.18.0.0/16 via 192.0.2.1");
+        assert_eq!(ask_udp("172.18.0.5:53").unwrap(), "five 192.0.2.9");
+        ip("route change 172.18.0.0/16 via 192.0.2.1 src 10.0.0.77");
+        assert_eq!(ask_udp("172.18.0.5:53").unwrap(), "five 192.0.2.1");
+    });
+}

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use mesh_agent::{
     datapath::ipvs::rules::{Rules, Table, Target},
-    model::{BackendKey, Protocol, ServiceKey},
+    model::{BackendKey, Protocol, ServiceKey, Subnet},
 };
 use mesh_support::error_chain;
 
@@ -59,6 +59,7 @@ pub(crate) fn rules() -> Rules {
             (DNS, Vec::new()),
         ]),
         local_replicas: [Ipv4Addr::new(172, 18, 0, 5)].into(),
+        masquerades: [(Subnet::of(Ipv4Addr::new(10, 0, 0, 0), 24), NODE)].into(),
         peers: [PEER].into(),
     }
 }

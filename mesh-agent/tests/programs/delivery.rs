@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use mesh_agent::model::{Frontend, ServiceKey};
+use mesh_agent::model::{Frontend, Masquerade, ServiceKey};
 use mesh_agent_testing::{
     cluster::{
         CLIENT, DNS, MESH0_MAC, NODE, SERVICE_ADDRESS, WEB, arriving, backend_key, from_peer, frontend,
@@ -186,5 +186,63 @@ fn flows_that_would_collide_at_the_container_get_different_ports() {
             destination: arriving().source,
         };
         check_frame(&output.frame, &answer.rewritten(back, other, CLIENT).frame());
+    });
+}
+
+#[test]
+fn a_client_whom_the_container_would_answer_by_its_own_network_has_another_source() {
+    on_a_node(|node| {
+        let mut state = node.serving(node.local());
+        let container = node.container;
+        // The longest prefix decides, and of this container only.
+        for (interface, clients, source) in [
+            (container, "192.0.2.0/24", NODE),
+            (container, "192.0.0.0/16", Ipv4Addr::new(172, 18, 0, 1)),
+            (container + 1, "192.0.2.10/32", Ipv4Addr::new(172, 18, 0, 1)),
+        ] {
+            let clients = clients.parse().expect("a subnet");
+            state
+                .masquerades
+                .insert(Masquerade { interface, clients }, source);
+        }
+        node.apply(&state);
+        let presented = SocketAddrV4::new(NODE, CLIENT.port());
+        let seen = |packet: &Packet, service| {
+            packet
+                .rewritten(into_container(), presented, target(service))
+                .frame()
+        };
+        let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+        assert_eq!(node.xdp(&syn.frame()).verdict, XDP_PASS);
+        check_frame(&node.tc_uplink(&syn.frame()).frame, &seen(&syn, WEB));
+        let query = Packet::udp(arriving(), CLIENT, frontend(DNS));
+        check_frame(&node.tc_uplink(&query.frame()).frame, &seen(&query, DNS));
+        let entry = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), WEB.port);
+        let other = SocketAddrV4::new(*CLIENT.ip(), 41_000);
+        let inner = Packet::tcp(arriving(), other, entry, SYN);
+        let output = node.tc_uplink(&from_peer(WEB, FORWARD).around(&inner));
+        let presented_other = SocketAddrV4::new(NODE, 41_000);
+        let expected = inner.rewritten(into_container(), presented_other, target(WEB));
+        check_frame(&output.frame, &expected.frame());
+        let answer = Packet::tcp(out_of_container(), target(WEB), presented, SYN | ACK);
+        let output = node.tc_container(&answer.frame());
+        let back = Macs {
+            source: arriving().destination,
+            destination: arriving().source,
+        };
+        check_frame(
+            &output.frame,
+            &answer.rewritten(back, frontend(WEB), CLIENT).frame(),
+        );
+        // Once the container has left the networks, clients are seen as they are; and so after a restart.
+        state.masquerades.retain(|key, _| key.interface != container);
+        node.apply(&state);
+        let late = Packet::tcp(
+            arriving(),
+            SocketAddrV4::new(*CLIENT.ip(), 42_000),
+            frontend(WEB),
+            SYN,
+        );
+        check_frame(&node.tc_uplink(&late.frame()).frame, &delivered(&late, WEB));
     });
 }

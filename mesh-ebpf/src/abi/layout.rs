@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 19] = [
+pub const LAYOUTS: [(&str, u32); 20] = [
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
@@ -19,6 +19,7 @@ pub const LAYOUTS: [(&str, u32); 19] = [
     ("KEYED", 5),
     ("KEYS", 5),
     ("LOADS", 4),
+    ("MASQUERADES", 5),
     ("NEXT_HOPS", 5),
     ("PEER_INDEX", 4),
     ("PORT_FILTER", 4),

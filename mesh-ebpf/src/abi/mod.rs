@@ -11,6 +11,7 @@ mod counters;
 mod flow;
 mod keys;
 mod layout;
+mod masquerade;
 #[cfg(feature = "agent")]
 mod pod;
 mod service;
@@ -23,6 +24,7 @@ pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, E
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role};
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
+pub use masquerade::Masquerade;
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.
@@ -38,3 +40,5 @@ pub const MAX_RING: u32 = 262_144;
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// Peer nodes.
 pub const MAX_PEERS: u32 = 4_096;
+/// Networks of all containers of a node. The kernel allocates only what is used.
+pub const MAX_MASQUERADES: u32 = 65_536;

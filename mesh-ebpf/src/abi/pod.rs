@@ -2,7 +2,7 @@
 
 use super::{
     Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Keys, Load,
-    NextHop, Service,
+    Masquerade, NextHop, Service,
 };
 use crate::bytes::Be32;
 
@@ -25,6 +25,7 @@ pod!(
     FrontendKey,
     Keys,
     Load,
+    Masquerade,
     NextHop,
     Service,
 );

@@ -324,3 +324,45 @@ fn an_entry_of_another_role_does_not_hold_a_port() {
     check_floating_port(&tables, true);
     assert_eq!(tables.flow(&reply_key()).expect("an entry").role(), Role::REPLY);
 }
+
+/// What the container of [`Replica::on`] node 1 sees instead of clients of a network.
+fn hide(tables: &mut TestTables, network: &str, source: Ipv4Addr) {
+    let address = Be32::from(*at(&format!("{network}:0")).ip());
+    tables
+        .masquerades
+        .insert((Replica::on(1, 1).interface(), address.get() >> 8), source.into());
+}
+
+#[test]
+fn a_client_whom_the_container_would_answer_by_its_own_network_gets_another_source() {
+    let mut tables = node(Replica::on(1, 1));
+    hide(&mut tables, "192.0.2.0", node_address(1));
+    let first = presented(&tables, Hook::TcUplink, CLIENT, FRONTEND);
+    assert_eq!((*first.ip(), first.port()), (node_address(1), 40000));
+    check_back(&tables, first, CLIENT, FRONTEND);
+    let data = delivered(&tables, Hook::TcUplink, CLIENT, FRONTEND, ACK);
+    assert_eq!(view(&data).source, first);
+    // Another one with the same port is distinguished.
+    let second = presented(&tables, Hook::TcUplink, "192.0.2.8:40000", FRONTEND);
+    assert_eq!(second.ip(), first.ip());
+    assert_ne!(second, first);
+    check_back(&tables, second, "192.0.2.8:40000", FRONTEND);
+    let other = "198.51.100.7:40000";
+    assert_eq!(presented(&tables, Hook::TcUplink, other, FRONTEND), at(other));
+}
+
+#[test]
+fn what_counts_is_the_source_that_the_container_would_see() {
+    let mut tables = node(Replica::on(1, 1));
+    let gateway = Ipv4Addr::new(172, 18, 0, 254);
+    // The container that connects is of this network, but is seen as its node.
+    hide(&mut tables, "172.18.0.0", gateway);
+    let container = "172.18.0.8:40000";
+    let seen = presented(&tables, Hook::TcContainer, container, FRONTEND);
+    assert_eq!(*seen.ip(), node_address(1));
+    let mut tables = node(Replica::on(1, 1));
+    hide(&mut tables, "10.0.0.0", gateway);
+    let seen = presented(&tables, Hook::TcContainer, container, FRONTEND);
+    assert_eq!(*seen.ip(), gateway);
+    check_back(&tables, seen, container, FRONTEND);
+}

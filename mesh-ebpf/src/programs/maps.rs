@@ -5,14 +5,14 @@ use core::{arch::asm, ptr::NonNull};
 use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use mesh_ebpf::{
     abi::{
         BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Dialled,
         DropReason, EVENT_COUNTERS, Event, Flow, FlowKey, FrontendKey, Hook, Keys, Load, MAX_BACKENDS,
-        MAX_FRONTENDS, MAX_PEERS, MAX_RING, MAX_SERVICES, NextHop, PORT_FILTER_WORDS, Service, drop_index,
-        port_filter_bit,
+        MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, Masquerade, NextHop,
+        PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -57,6 +57,9 @@ static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::pinned(MAX_
 /// Peers by address.
 #[map]
 static PEER_INDEX: HashMap<Be32, u32> = HashMap::pinned(MAX_PEERS, 0);
+/// What containers see instead of clients of their own networks.
+#[map]
+static MASQUERADES: LpmTrie<Masquerade, Be32> = LpmTrie::pinned(MAX_MASQUERADES, 0);
 /// The keys that peers' packets carry, one entry.
 #[map]
 static KEYS: Array<Keys> = Array::pinned(1, 0);
@@ -246,6 +249,12 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn backend(&self, index: u32) -> Option<&Backend> {
         BACKENDS.get(index)
+    }
+
+    #[inline(always)]
+    fn masquerade(&self, interface: u32, client: Be32) -> Option<Be32> {
+        let key = Key::new(Masquerade::BITS, Masquerade { interface, client });
+        MASQUERADES.get(&key).copied()
     }
 
     #[inline(always)]

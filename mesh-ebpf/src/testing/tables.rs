@@ -102,6 +102,8 @@ pub(crate) struct TestTables {
     pub(crate) ring: Vec<u32>,
     pub(crate) backends: Vec<Backend>,
     pub(crate) backend_index: BTreeMap<BackendKey, u32>,
+    /// What the container on an interface sees instead of clients of a network, by the first 24 bits of that.
+    pub(crate) masquerades: BTreeMap<(u32, u32), Be32>,
     pub(crate) peers: BTreeMap<Be32, u32>,
     pub(crate) next_hops: Vec<NextHop>,
     pub(crate) keys: Keys,
@@ -373,6 +375,10 @@ impl Tables for TestTables {
 
     fn backend(&self, index: u32) -> Option<&Backend> {
         self.backends.get(index as usize)
+    }
+
+    fn masquerade(&self, interface: u32, client: Be32) -> Option<Be32> {
+        self.masquerades.get(&(interface, client.get() >> 8)).copied()
     }
 
     fn backend_index(&self, key: &BackendKey) -> Option<u32> {

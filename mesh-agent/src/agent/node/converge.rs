@@ -186,6 +186,7 @@ impl Agent {
             leaving: self.announcement.is_leaving(),
             addresses: network.addresses.clone(),
             containers: containers.containers.clone(),
+            attached: containers.attached.clone(),
             uplinks: network.uplinks.clone(),
             container_interfaces: network.container_interfaces.clone(),
             mesh0: self.device.interface(),

@@ -11,11 +11,14 @@ use mesh_ebpf::{
 use super::{
     super::{
         DatapathError,
-        dump::{Dump, DumpedBackend, DumpedFlow, DumpedFrontend, DumpedPeer, DumpedService, DumpedSettings},
+        dump::{
+            Dump, DumpedBackend, DumpedFlow, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedService,
+            DumpedSettings,
+        },
     },
     failed,
     maps::Maps,
-    tables::service_key,
+    tables::{masquerade, service_key},
 };
 use crate::model::{Container, Location, MacAddress, NextHop, NodeDatapath};
 
@@ -34,6 +37,7 @@ pub(super) fn read(maps: &Maps, flows: usize) -> Result<Dump, DatapathError> {
         backends: backends(maps)?,
         frontends: frontends(maps)?,
         peers: peers(maps)?,
+        masquerades: masquerades(maps)?,
         virtual_services: Vec::new(),
         flows: read_flows(maps, &config, flows)?,
     })
@@ -124,6 +128,19 @@ fn frontends(maps: &Maps) -> Result<Vec<DumpedFrontend>, DatapathError> {
     }
     frontends.sort_unstable();
     Ok(frontends)
+}
+
+fn masquerades(maps: &Maps) -> Result<Vec<DumpedMasquerade>, DatapathError> {
+    let mut masquerades = Vec::new();
+    for entry in maps.masquerades.iter() {
+        let (key, source) = entry.map_err(reading("MASQUERADES"))?;
+        masquerades.push(DumpedMasquerade {
+            key: masquerade(&key),
+            source: source.into(),
+        });
+    }
+    masquerades.sort_unstable();
+    Ok(masquerades)
 }
 
 fn peers(maps: &Maps) -> Result<Vec<DumpedPeer>, DatapathError> {

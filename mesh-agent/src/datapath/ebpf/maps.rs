@@ -2,12 +2,12 @@
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, Flow, FlowKey, FrontendKey,
-        Hook, Keys, Load, NextHop, Service, drop_index,
+        Hook, Keys, Load, Masquerade, NextHop, Service, drop_index,
     },
     bytes::Be32,
 };
@@ -29,6 +29,7 @@ pub(super) struct Maps {
     pub(super) backends: Array<MapData, Backend>,
     pub(super) backend_index: HashMap<MapData, BackendKey, u32>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
+    pub(super) masquerades: LpmTrie<MapData, Masquerade, Be32>,
     pub(super) peer_index: HashMap<MapData, Be32, u32>,
     pub(super) next_hops: Array<MapData, NextHop>,
     keys: Array<MapData, Keys>,
@@ -55,6 +56,7 @@ impl Maps {
             backends: take(programs, "BACKENDS")?,
             backend_index: take(programs, "BACKEND_INDEX")?,
             backend_counters: take(programs, "BACKEND_COUNTERS")?,
+            masquerades: take(programs, "MASQUERADES")?,
             peer_index: take(programs, "PEER_INDEX")?,
             next_hops: take(programs, "NEXT_HOPS")?,
             keys: take(programs, "KEYS")?,

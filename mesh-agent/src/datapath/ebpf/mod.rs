@@ -158,6 +158,10 @@ impl EbpfDatapath {
             DatapathChange::UpsertPeer(address, hop) => {
                 self.tables.upsert_peer(&mut self.maps, *address, *hop)
             }
+            DatapathChange::UpsertMasquerade(key, source) => {
+                self.tables.upsert_masquerade(&mut self.maps, *key, *source)
+            }
+            DatapathChange::RemoveMasquerade(key) => self.tables.remove_masquerade(&mut self.maps, *key),
             DatapathChange::UpsertBackend(key, backend) => {
                 self.tables.upsert_backend(&mut self.maps, *key, backend)
             }

@@ -293,6 +293,8 @@ impl Datapath for IpvsDatapath {
                 DatapathChange::Configure(_)
                 | DatapathChange::UpsertPeer(..)
                 | DatapathChange::RemovePeer(_)
+                | DatapathChange::UpsertMasquerade(..)
+                | DatapathChange::RemoveMasquerade(_)
                 | DatapathChange::UpsertBackend(..)
                 | DatapathChange::UpsertService(..)
                 | DatapathChange::RemoveService(_)

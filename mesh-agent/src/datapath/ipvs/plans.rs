@@ -53,6 +53,10 @@ pub(super) fn rules(
             rules.local_replicas.insert(container.address);
         }
     }
+    // By network alone: rules by replica as well would be many, and this rung hides most clients anyway.
+    for (key, source) in &state.masquerades {
+        rules.masquerades.entry(key.clients).or_insert(*source);
+    }
     rules
 }
 

@@ -11,7 +11,7 @@ use bollard::{
 use super::sandbox::{self, Sandbox, SandboxError};
 use crate::{
     docker::{Docker, DockerError},
-    model::{Container, TaskId, orchestrator_label},
+    model::{Attached, Container, TaskId, orchestrator_label},
 };
 
 /// The id of a Docker network.
@@ -62,6 +62,8 @@ pub(super) enum Inspection {
 pub(super) struct Reachable {
     pub(super) task: TaskId,
     pub(super) container: Container,
+    /// Its networks.
+    pub(super) attached: Option<Attached>,
     /// When it was started, as the engine writes it: each start can bring another address.
     pub(super) started: Option<String>,
     /// Its main process, as the engine numbers it.
@@ -120,6 +122,7 @@ pub(super) async fn inspect(
         mac,
         host_interface,
         gateway_mac,
+        attached,
     } = sandbox;
     Ok(Inspection::Reachable(Reachable {
         task: described.task,
@@ -130,6 +133,7 @@ pub(super) async fn inspect(
             host_interface,
             gateway_mac,
         },
+        attached,
         started,
         pid: inspected.state.as_ref().and_then(|state| state.pid),
     }))

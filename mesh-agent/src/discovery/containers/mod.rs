@@ -38,7 +38,7 @@ use super::NetworkState;
 use crate::{
     backoff::Backoff,
     docker::{Docker, DockerError},
-    model::{Container, TaskId},
+    model::{Attached, Container, TaskId},
 };
 
 /// The containers are listed again this often, independently of events.
@@ -53,6 +53,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 pub struct ContainerState {
     /// Running containers of tasks that the mesh can reach.
     pub containers: BTreeMap<TaskId, Container>,
+    /// Their networks, by the host ends of their veths.
+    pub attached: BTreeMap<u32, Attached>,
     /// Why the engine cannot be followed at the moment; `None` while it can. The last list stays in force.
     pub trouble: Option<String>,
     /// Whether the list has been read at least once, and each container on it inspected.
@@ -450,21 +452,26 @@ impl ContainerWatcher {
     }
 
     fn publish(&self) {
-        let containers: BTreeMap<_, _> = self
-            .known
-            .values()
-            .filter_map(|knowledge| match knowledge {
-                Knowledge::Reached { reachable, .. } => Some((reachable.task.clone(), reachable.container)),
-                Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
-            })
+        let reached = self.known.values().filter_map(|knowledge| match knowledge {
+            Knowledge::Reached { reachable, .. } => Some(reachable),
+            Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
+        });
+        let containers: BTreeMap<_, _> = reached
+            .clone()
+            .map(|reachable| (reachable.task.clone(), reachable.container))
+            .collect();
+        let attached: BTreeMap<_, _> = reached
+            .filter_map(|reachable| Some((reachable.container.host_interface, reachable.attached.clone()?)))
             .collect();
         // Before every new container has been inspected, the list would cut the connections of those that are
         // missing.
         let uninspected = |knowledge: &Knowledge| matches!(knowledge, Knowledge::Pending { failures: 0 });
         let listed = self.read && !self.known.values().any(uninspected);
         self.state.send_if_modified(|state| {
-            let changed = state.containers != containers || (listed && !state.listed);
+            let same = (&state.containers, &state.attached) == (&containers, &attached);
+            let changed = !same || (listed && !state.listed);
             state.containers = containers;
+            state.attached = attached;
             state.listed |= listed;
             changed
         });

@@ -5,6 +5,7 @@
 //! agent's runtimes.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr},
@@ -15,20 +16,25 @@ use std::{
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::{
+    AddressFamily,
     address::AddressAttribute,
     link::{LinkAttribute, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 use tokio::sync::oneshot;
 
-use crate::{discovery::default_route::DefaultRoute, model::MacAddress};
+use crate::{
+    discovery::default_route::DefaultRoute,
+    model::{Attached, MacAddress, Subnet},
+};
 
 /// The kernel answers at once. If it does not, the container is inspected again later.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// Both ends of the veth between a container and the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sandbox {
     /// The container's address on the interface that leads to the host.
     pub(super) address: Ipv4Addr,
@@ -38,6 +44,8 @@ pub(super) struct Sandbox {
     pub(super) host_interface: u32,
     /// MAC address of the bridge that the host's end is in.
     pub(super) gateway_mac: MacAddress,
+    /// The networks that the container answers by itself; `None` if its default route names no router.
+    pub(super) attached: Option<Attached>,
 }
 
 /// A container's network could not be read.
@@ -116,7 +124,8 @@ fn connection() -> Result<Handle, SandboxError> {
 }
 
 async fn read(host: &Handle, inside: &Handle) -> Result<Option<Sandbox>, SandboxError> {
-    let Some(index) = default_route_interface(inside).await? else {
+    let routes = routes(inside).await?;
+    let Some((default, index)) = best_default(&routes) else {
         return Ok(None);
     };
     let Some(address) = address(inside, index).await? else {
@@ -148,26 +157,58 @@ async fn read(host: &Handle, inside: &Handle) -> Result<Option<Sandbox>, Sandbox
         mac,
         host_interface: peer,
         gateway_mac,
+        attached: default.gateway.map(|gateway| Attached {
+            gateway,
+            subnets: subnets(&routes, gateway, index),
+        }),
     }))
 }
 
-/// The interface of the IPv4 default route with the lowest metric.
-async fn default_route_interface(handle: &Handle) -> Result<Option<u32>, SandboxError> {
+async fn routes(handle: &Handle) -> Result<Vec<RouteMessage>, SandboxError> {
     let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let routes: Vec<_> = handle
-        .route()
-        .get(request)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|source| SandboxError::Netlink("routes", source))?;
-    let best = routes.iter().filter_map(DefaultRoute::of).filter_map(|route| {
+    let routes = handle.route().get(request).execute().try_collect().await;
+    routes.map_err(|source| SandboxError::Netlink("routes", source))
+}
+
+/// The IPv4 default route with the lowest metric, and its interface.
+fn best_default(routes: &[RouteMessage]) -> Option<(DefaultRoute, u32)> {
+    let defaults = routes.iter().filter_map(DefaultRoute::of).filter_map(|route| {
         let [interface] = route.interfaces[..] else {
             return None;
         };
-        Some((route.metric, interface))
+        Some((route, interface))
     });
-    Ok(best.min().map(|(_, interface)| interface))
+    defaults.min_by_key(|(route, interface)| (route.metric, *interface))
+}
+
+/// What the routes lead to elsewhere than to the gateway.
+fn subnets(routes: &[RouteMessage], gateway: Ipv4Addr, interface: u32) -> BTreeSet<Subnet> {
+    let elsewhere = routes.iter().filter_map(|route| {
+        let RouteHeader {
+            address_family,
+            destination_prefix_length,
+            table,
+            kind,
+            ..
+        } = route.header;
+        let of_main_table = address_family == AddressFamily::Inet
+            && table == RouteHeader::RT_TABLE_MAIN
+            && kind == RouteType::Unicast;
+        let (mut destination, mut by_gateway, mut by_interface) = (None, false, false);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
+                RouteAttribute::Gateway(address) => by_gateway = *address == RouteAddress::Inet(gateway),
+                RouteAttribute::Oif(index) => by_interface = *index == interface,
+                _ => {}
+            }
+        }
+        // The default route itself has no destination.
+        (of_main_table && !(by_gateway && by_interface))
+            .then(|| destination.map(|address| Subnet::of(address, destination_prefix_length)))
+            .flatten()
+    });
+    elsewhere.collect()
 }
 
 async fn address(handle: &Handle, index: u32) -> Result<Option<Ipv4Addr>, SandboxError> {

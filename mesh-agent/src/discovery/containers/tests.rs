@@ -191,6 +191,40 @@ fn a_container_that_restarted_while_no_events_came_is_read_again() {
     });
 }
 
+#[test]
+fn the_networks_that_a_container_answers_by_itself_are_found() {
+    in_namespace(|| async {
+        let container = Namespace::new().unwrap();
+        let mut node = Node::start(&[(&container, "172.20.0.2")]).await;
+        let index = |state: &ContainerState| state.containers.get(TASK).map(|found| found.host_interface);
+        node.until("the container", |state| index(state).is_some()).await;
+        assert!(
+            node.state.current().attached.is_empty(),
+            "its route names no router"
+        );
+        container.enter(|| {
+            ip("link add lan0 type veth peer name lan1");
+            ip("address add 10.0.1.7/24 dev lan0");
+            ip("link set lan0 up");
+            ip("route add 192.0.2.0/24 via 172.20.0.1");
+            ip("route add 198.51.100.0/25 via 10.0.1.1");
+            ip("route replace default via 172.20.0.1");
+        });
+        // As after a restart.
+        node.engine.send_modify(|engine| {
+            engine.started = "2026-01-01T00:00:09Z";
+            engine.stream += 1;
+        });
+        node.until("its networks", |state| !state.attached.is_empty())
+            .await;
+        let state = node.state.current();
+        let attached = &state.attached[&index(&state).unwrap()];
+        assert_eq!(attached.gateway, Ipv4Addr::new(172, 20, 0, 1));
+        let subnets: Vec<_> = attached.subnets.iter().map(ToString::to_string).collect();
+        assert_eq!(subnets, ["10.0.1.0/24", "172.20.0.0/24", "198.51.100.0/25"]);
+    });
+}
+
 #[tokio::test]
 async fn an_absent_engine_is_reported_as_trouble() {
     let (_network, receiver) = watch::channel(None);

@@ -6,10 +6,11 @@ use super::{
     fingerprint::vni,
     reachability::{Reachability, reachable, unreached},
     types::{
-        Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey, Settings,
+        Backend, BackendKey, BackendState, Desired, Frontend, Location, Masquerade, ServiceEntry, ServiceKey,
+        Settings,
     },
 };
-use crate::model::{Cluster, Local, NextHop, TaskId};
+use crate::model::{Attached, Cluster, Local, NextHop, TaskId};
 
 /// Computes what this node's data path must look like.
 ///
@@ -75,7 +76,25 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
     for (id, reachability) in reachable {
         add_backends(&mut desired, cluster, id, reachability);
     }
+    for (interface, attached) in &local.attached {
+        if desired.container_interfaces.contains(interface) {
+            add_masquerades(&mut desired, *interface, attached);
+        }
+    }
     desired
+}
+
+/// As for what containers send out of the node, the source becomes the node's address; but if the container
+/// would answer that by one of its networks as well, its gateway's.
+fn add_masquerades(desired: &mut Desired, interface: u32, attached: &Attached) {
+    let hides = |address| attached.subnets.iter().any(|subnet| subnet.contains(address));
+    let node = desired.settings.node_address.filter(|address| !hides(*address));
+    let source = node.unwrap_or(attached.gateway);
+    for clients in attached.subnets.iter().copied() {
+        desired
+            .masquerades
+            .insert(Masquerade { interface, clients }, source);
+    }
 }
 
 /// The smaller of what a route carries and what was found to arrive.

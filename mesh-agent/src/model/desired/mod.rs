@@ -15,5 +15,6 @@ pub use compute::desired;
 pub use failing::failing_open;
 pub use fingerprint::{task_tag, vni};
 pub use types::{
-    Backend, BackendKey, BackendState, Desired, Frontend, Location, ServiceEntry, ServiceKey, Settings,
+    Backend, BackendKey, BackendState, Desired, Frontend, Location, Masquerade, ServiceEntry, ServiceKey,
+    Settings,
 };

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::model::{
-    Balance, Cluster, Container, Local, MacAddress, Node, NodeDatapath, NodeRole, Protocol, PublishedPort,
-    Service, Task, TaskState,
+    Attached, Balance, Cluster, Container, Local, MacAddress, Node, NodeDatapath, NodeRole, Protocol,
+    PublishedPort, Service, Task, TaskState,
 };
 
 mod health;
@@ -83,6 +83,13 @@ fn pair() -> (Cluster, Local) {
         ..Local::default()
     };
     (cluster, local)
+}
+
+fn attached(subnets: &[&str]) -> Attached {
+    Attached {
+        gateway: Ipv4Addr::new(172, 18, 0, 1),
+        subnets: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+    }
 }
 
 fn key(last: u8) -> BackendKey {
@@ -191,4 +198,37 @@ fn a_service_without_tasks_is_answered_and_has_no_backends() {
     let desired = desired(&cluster, &local, SERVICE_ADDRESS);
     assert!(desired.services[&WEB].active.is_empty());
     assert_eq!(desired.frontends.len(), 2);
+}
+
+#[test]
+fn clients_of_a_replicas_own_networks_are_masqueraded() {
+    let (cluster, mut local) = pair();
+    let check = |local: &Local, expected: &[(&str, [u8; 4])]| {
+        let masquerades = desired(&cluster, local, SERVICE_ADDRESS).masquerades;
+        let expected = expected.iter().map(|(clients, source)| {
+            let clients = clients.parse().unwrap();
+            (
+                Masquerade {
+                    interface: 111,
+                    clients,
+                },
+                Ipv4Addr::from(*source),
+            )
+        });
+        assert_eq!(masquerades, expected.collect());
+    };
+    check(&local, &[]);
+    // As the node. A container of another task's is none of the mesh's.
+    local
+        .attached
+        .insert(111, attached(&["10.0.0.0/24", "172.18.0.0/16"]));
+    local.attached.insert(112, attached(&["10.0.0.0/24"]));
+    let node = [192, 168, 0, 1];
+    check(&local, &[("10.0.0.0/24", node), ("172.18.0.0/16", node)]);
+    // Unless the replica would not answer the node's address either.
+    local
+        .attached
+        .insert(111, attached(&["10.0.0.0/24", "192.168.0.0/20"]));
+    let gateway = [172, 18, 0, 1];
+    check(&local, &[("10.0.0.0/24", gateway), ("192.168.0.0/20", gateway)]);
 }

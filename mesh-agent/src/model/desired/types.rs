@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, NextHop, NodeId, Protocol, ReturnMode, ServiceId, TaskId,
+    Balance, Container, HostInterface, NextHop, NodeId, Protocol, ReturnMode, ServiceId, Subnet, TaskId,
 };
 
 /// Everything that a datapath must establish.
@@ -21,6 +21,8 @@ pub struct Desired {
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
     /// Every backend, active or draining.
     pub backends: BTreeMap<BackendKey, Backend>,
+    /// The source that a container sees instead of clients that it would answer by a network of its own.
+    pub masquerades: BTreeMap<Masquerade, Ipv4Addr>,
     /// Peer nodes: the only addresses encapsulated packets are accepted from or sent to.
     pub peers: BTreeMap<Ipv4Addr, Option<NextHop>>,
     /// Interfaces on which traffic from outside arrives.
@@ -114,6 +116,15 @@ pub struct Backend {
     pub weight: u32,
 }
 
+/// Clients that a local backend's container would answer by a network of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Masquerade {
+    /// Host end of the container's veth.
+    pub interface: u32,
+    /// The clients.
+    pub clients: Subnet,
+}
+
 /// Where a backend's packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Location {
@@ -168,6 +179,12 @@ impl fmt::Display for Settings {
 impl fmt::Display for Frontend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} {}", self.service, self.address)
+    }
+}
+
+impl fmt::Display for Masquerade {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "interface {} clients {}", self.interface, self.clients)
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::MapError;
 use mesh_ebpf::abi::{MAX_BACKENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
 
-use super::{BackendSlot, HeldKeys, Maps, PeerSlot, ServiceSlot, Tables, keys::service_key};
+use super::{
+    BackendSlot, HeldKeys, Maps, PeerSlot, ServiceSlot, Tables, keys::service_key, masquerades::masquerade,
+};
 use crate::{
     datapath::{
         DatapathError, Traffic,
@@ -26,6 +28,7 @@ impl Tables {
             peers: BTreeMap::new(),
             keys: HeldKeys::adopt(maps.keys()?),
             frontends: BTreeMap::new(),
+            masquerades: BTreeMap::new(),
             service_slots: Slots::new(MAX_SERVICES),
             backend_slots: Slots::new(MAX_BACKENDS),
             peer_slots: Slots::new(MAX_PEERS),
@@ -109,6 +112,10 @@ impl Tables {
                     true,
                 );
             }
+        }
+        for key in maps.masquerades.keys() {
+            let key = key.map_err(reading("MASQUERADES"))?;
+            tables.masquerades.insert(masquerade(&key), true);
         }
         Ok(tables)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_ebpf::abi::{MAX_BACKENDS, MAX_FRONTENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
+use mesh_ebpf::abi::{MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES};
 
 use super::{Maps, Tables};
 use crate::datapath::{Counters, DatapathError, MapUsage, Traffic};
@@ -47,6 +47,7 @@ impl Tables {
             usage("backends", self.backends.len() as u64, MAX_BACKENDS),
             usage("flows", flows, flow_capacity),
             usage("frontends", self.frontends.len() as u64, MAX_FRONTENDS),
+            usage("masquerades", self.masquerades.len() as u64, MAX_MASQUERADES),
             usage("peers", self.peers.len() as u64, MAX_PEERS),
             usage("ring", u64::from(self.ring.used()), MAX_RING),
             usage("services", self.services.len() as u64, MAX_SERVICES),

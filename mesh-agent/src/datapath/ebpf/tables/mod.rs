@@ -13,6 +13,7 @@ mod backends;
 mod counters;
 mod frontends;
 mod keys;
+mod masquerades;
 mod peers;
 mod services;
 mod tunnel_keys;
@@ -26,15 +27,15 @@ use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{self, Choice};
 
 use self::counters::traffic_of;
-pub(super) use self::keys::service_key;
 use self::tunnel_keys::HeldKeys;
+pub(super) use self::{keys::service_key, masquerades::masquerade};
 use super::{
     super::{DatapathError, Traffic},
     failed,
     maps::Maps,
     slots::{Ranges, Slots},
 };
-use crate::model::{BackendKey, Balance, Frontend, ServiceKey};
+use crate::model::{BackendKey, Balance, Frontend, Masquerade, ServiceKey};
 
 /// What is in the maps, and where.
 pub(super) struct Tables {
@@ -43,6 +44,7 @@ pub(super) struct Tables {
     peers: BTreeMap<Ipv4Addr, PeerSlot>,
     keys: HeldKeys,
     frontends: BTreeMap<Frontend, Adopted>,
+    masquerades: BTreeMap<Masquerade, Adopted>,
     service_slots: Slots,
     backend_slots: Slots,
     peer_slots: Slots,
@@ -167,7 +169,18 @@ impl Tables {
         backends
             .into_iter()
             .try_for_each(|key| self.remove_backend(maps, key))?;
-        peers.into_iter().try_for_each(|key| self.remove_peer(maps, key))
+        peers
+            .into_iter()
+            .try_for_each(|key| self.remove_peer(maps, key))?;
+        let masquerades: Vec<_> = self
+            .masquerades
+            .iter()
+            .filter(|(_, adopted)| **adopted)
+            .map(|(key, _)| *key)
+            .collect();
+        masquerades
+            .into_iter()
+            .try_for_each(|key| self.remove_masquerade(maps, key))
     }
 }
 

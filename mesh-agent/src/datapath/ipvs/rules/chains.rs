@@ -12,6 +12,7 @@ use super::{
         BEFORE_BRIDGE_NETFILTER, BEFORE_DOCKER_DESTINATION, BEFORE_DOCKER_SOURCE, DESTINATION_OFFSET, FILTER,
         LOOPBACK_NETWORK, MANGLE, RAW, SOURCE_OFFSET, destination, hooked, interface, jumped, load_service,
         mesh_destination, mesh_source, network, not_by_detour, not_on, on, port, protocol, rule, source,
+        subnet,
     },
     ruleset::{Chain, Expression, Header, HookKind, Meta, Point, Register, Rule},
     target::names,
@@ -271,7 +272,24 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
         Expression::Constant(Register::First, node.octets().to_vec()),
         Expression::SourceNat,
     ];
-    let rules = vec![
+    let of_own_network = rules.masquerades.iter().map(|(clients, source)| {
+        rule(
+            "a client of a replica's own network",
+            [
+                on(Meta::OutputInterfaceName, &rules.bridge),
+                subnet(SOURCE_OFFSET, *clients),
+                vec![
+                    destination(),
+                    Expression::In(names::LOCAL_REPLICAS),
+                    Expression::Constant(Register::First, source.octets().to_vec()),
+                    Expression::SourceNat,
+                ],
+            ]
+            .concat(),
+        )
+    });
+    let of_own_network: Vec<_> = of_own_network.collect();
+    let mut rules = vec![
         rule(
             "into the tunnel as this node",
             [towards_bridge.clone(), mesh_destination(), as_node.clone()].concat(),
@@ -300,6 +318,7 @@ pub(super) fn postrouting(rules: &Rules) -> Chain {
             .concat(),
         ),
     ];
+    rules.extend(of_own_network);
     hooked(HookKind::Nat, Point::Postrouting, BEFORE_DOCKER_SOURCE, rules)
 }
 

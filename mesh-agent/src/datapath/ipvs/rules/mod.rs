@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     datapath::netlink::{Connection, Message, NetlinkError},
-    model::{BackendKey, Protocol, ServiceKey},
+    model::{BackendKey, Protocol, ServiceKey, Subnet},
 };
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Bridge];
@@ -53,6 +53,9 @@ pub struct Rules {
     pub localhost: BTreeMap<ServiceKey, Vec<Target>>,
     /// Addresses of this node's own replicas on the bridge.
     pub local_replicas: BTreeSet<Ipv4Addr>,
+    /// Networks that some of those answer by themselves, and the source that all of them see instead of
+    /// clients of these.
+    pub masquerades: BTreeMap<Subnet, Ipv4Addr>,
     /// The other nodes.
     pub peers: BTreeSet<Ipv4Addr>,
 }

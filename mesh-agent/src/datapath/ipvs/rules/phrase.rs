@@ -8,7 +8,7 @@ use crate::{
         address::{MESH_MASK, REPLICA_NETWORK},
         detour,
     },
-    model::Protocol,
+    model::{Protocol, Subnet},
 };
 
 /// `dstnat` and `srcnat` less one: before Docker's own chains.
@@ -72,6 +72,15 @@ pub(super) fn network(offset: u32, first_byte: u8) -> Vec<Expression> {
             register: Register::First,
         },
         Expression::Equal(Register::First, vec![first_byte]),
+    ]
+}
+
+/// Matches a network.
+pub(super) fn subnet(offset: u32, subnet: Subnet) -> Vec<Expression> {
+    vec![
+        address(offset),
+        Expression::Mask(Register::First, subnet.mask().octets().to_vec()),
+        Expression::Equal(Register::First, subnet.address().octets().to_vec()),
     ]
 }
 
