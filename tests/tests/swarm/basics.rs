@@ -12,7 +12,8 @@ use crate::{
 /// Bytes of the big transfers.
 pub(crate) const MIB: u64 = 1 << 20;
 
-pub(crate) const STORIES: &[Story] = &[
+/// Small requests: for every way in which nodes can be connected.
+pub(crate) const REQUESTS: &[Story] = &[
     (
         "requests_to_every_node_are_spread_in_rotation",
         rotation_from_the_client,
@@ -24,9 +25,10 @@ pub(crate) const STORIES: &[Story] = &[
     ("the_replica_sees_the_clients_address", client_address),
     ("a_container_reaches_its_own_nodes_port", hairpin),
     ("localhost_by_ipv6_does_not_hang", localhost_by_ipv6),
-    ("big_transfers_through_a_remote_replica_arrive_whole", transfers),
     ("udp_is_echoed_by_local_and_remote_replicas", udp),
 ];
+
+pub(crate) const TRANSFERS: &[Story] = &[("big_transfers_through_a_remote_replica_arrive_whole", transfers)];
 
 fn rotation_from_the_client(fixture: &Fixture) -> Result<()> {
     for node in fixture.lab.nodes() {

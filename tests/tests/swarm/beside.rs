@@ -148,7 +148,7 @@ fn basics_on_ipvs(fixture: &Fixture) -> Result<()> {
     for node in fixture.lab.nodes() {
         until_kind(fixture, node, "ipvs")?;
     }
-    for (name, story) in basics::STORIES {
+    for (name, story) in basics::REQUESTS.iter().chain(basics::TRANSFERS) {
         println!("    {name}");
         story(fixture).context(*name)?;
     }

@@ -44,7 +44,9 @@ const DEFAULT: Group = Group {
         checks::STORIES,
         // Before those that use UDP: a drain waits until its flows have been idle.
         drains::STORIES,
-        basics::STORIES,
+        basics::REQUESTS,
+        basics::TRANSFERS,
+        networks::HIDDEN,
         changes::STORIES,
         hostile::STORIES,
         rotation::STORIES,
@@ -58,13 +60,13 @@ const GROUPS: &[Group] = &[
     Group {
         name: "dsr",
         agents: Some(&["--xdp", "native", "--return-mode", "dsr"]),
-        stories: &[basics::STORIES],
+        stories: &[basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
     },
     Group {
         name: "generic",
         agents: Some(&["--xdp", "generic"]),
-        stories: &[basics::STORIES],
+        stories: &[basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
     },
     // The agent as a global service.
@@ -81,25 +83,32 @@ const GROUPS: &[Group] = &[
         stories: &[liveness::STORIES, handover::STORIES, datapath_change::STORIES],
         ..DEFAULT
     },
+    // A node that gets another address.
+    Group {
+        name: "renewed",
+        managers: 2,
+        stories: &[networks::RENEWED],
+        ..DEFAULT
+    },
     Group {
         name: "tc",
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off"]),
-        stories: &[basics::STORIES],
+        stories: &[basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
     },
     Group {
         name: "clsact",
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off", "--tc", "clsact"]),
-        stories: &[basics::STORIES],
+        stories: &[basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
     },
     // Nodes whose default route and cluster address are on different cards.
     Group {
         name: "two-cards",
         topology: Topology::TwoCards,
-        stories: &[networks::STORIES],
+        stories: &[networks::STORIES, networks::REROUTED, basics::REQUESTS],
         ..DEFAULT
     },
     // Nodes whose card is a port of a bridge, with the agent's defaults.
@@ -108,42 +117,63 @@ const GROUPS: &[Group] = &[
         offloads: Offloads::On,
         topology: Topology::Bridge,
         agents: Some(&[]),
-        stories: &[networks::STORIES],
+        stories: &[networks::STORIES, basics::REQUESTS],
         ..DEFAULT
     },
     // Nodes and clients that are no neighbours, and answers that leave by another card than requests come in.
     Group {
         name: "routed",
         topology: Topology::Routed,
-        stories: &[networks::STORIES, basics::STORIES],
+        stories: &[networks::STORIES, basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
     },
     // Nodes with several addresses on a card and on the loopback device.
     Group {
         name: "multihomed",
         topology: Topology::Multihomed,
-        stories: &[networks::STORIES, networks::MOVING],
+        stories: &[networks::STORIES, networks::MOVING, basics::REQUESTS],
         ..DEFAULT
     },
     // Nodes whose cluster address is on a device without MAC addresses, beside XDP on the card.
     Group {
         name: "wireguard",
         topology: Topology::Wireguard,
-        stories: &[networks::STORIES, wireguard::STORIES],
+        stories: &[networks::STORIES, wireguard::STORIES, basics::REQUESTS],
         ..DEFAULT
     },
     // Nodes with a router between them that carries less than their cards do, and does not report it.
     Group {
         name: "narrow",
         topology: Topology::Narrow,
-        stories: &[networks::NARROW],
+        stories: &[networks::NARROW, basics::REQUESTS],
+        ..DEFAULT
+    },
+    // Nodes whose cards carry less than their containers' do.
+    Group {
+        name: "small-mtu",
+        topology: Topology::SmallMtu,
+        stories: &[networks::SMALL_MTU],
+        ..DEFAULT
+    },
+    // Nodes behind a router that translates their addresses.
+    Group {
+        name: "nat",
+        topology: Topology::Nat,
+        agents: None,
+        stories: &[networks::NAT],
         ..DEFAULT
     },
     // Beside Docker's own mesh at work, which is made of IPVS.
     Group {
         name: "beside",
         needs_ipvs: true,
-        stories: &[beside::ON_EBPF, basics::STORIES, beside::ON_BOTH, beside::ON_IPVS],
+        stories: &[
+            beside::ON_EBPF,
+            basics::REQUESTS,
+            basics::TRANSFERS,
+            beside::ON_BOTH,
+            beside::ON_IPVS,
+        ],
         ..DEFAULT
     },
 ];

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{
     Reply,
+    traffic::host,
     wait::{patience, wait_until},
-    wire::NARROW_MTU,
+    wire::{NARROW_MTU, SMALL_MTU as MTU},
 };
 
 use crate::{
     basics::{MIB, transfer, with_far_replica},
     expect::{expect_answers, expect_client_address, expect_rotation},
-    fixture::{Fixture, HTTP},
+    fixture::{Fixture, HTTP, UDP},
     group::Story,
 };
 
@@ -36,16 +37,34 @@ pub(crate) const NARROW: &[Story] = &[(
     narrow,
 )];
 
+/// For nodes whose card has a smaller MTU than their containers.
+pub(crate) const SMALL_MTU: &[Story] = &[(
+    "what_a_nodes_card_does_not_carry_is_reported_to_its_containers",
+    small_mtu,
+)];
+
+/// For nodes that their Swarm knows by addresses that are on none of their interfaces.
+pub(crate) const NAT: &[Story] = &[(
+    "packets_between_nodes_take_the_addresses_that_agents_are_given",
+    behind_nat,
+)];
+
+/// For nodes with one card in the client's network.
+pub(crate) const HIDDEN: &[Story] = &[(
+    "a_client_of_one_of_the_replicas_own_networks_is_answered",
+    hidden_client,
+)];
+
+/// For nodes with one card, of which the third is a worker.
+pub(crate) const RENEWED: &[Story] = &[("a_node_whose_address_changes_is_found_again", renewed)];
+
+/// For nodes with two cards.
+pub(crate) const REROUTED: &[Story] = &[("the_default_route_moves_to_another_card", rerouted)];
+
 fn every_address(fixture: &Fixture) -> Result<()> {
     for node in fixture.lab.nodes() {
         for address in fixture.lab.addresses(node)? {
-            let client = source(fixture, &address)?;
-            let replies = fixture
-                .lab
-                .fetch("client", &format!("http://{address}:{HTTP}/"), 10)?;
-            let context = || format!("from the client to {node} by {address}");
-            expect_rotation(&replies, 5).with_context(context)?;
-            expect_client_address(&replies, &client).with_context(context)?;
+            answered_at(fixture, node, &address)?;
         }
         let status = fixture.lab.meshctl(node, &["status"])?;
         ensure!(
@@ -54,6 +73,17 @@ fn every_address(fixture: &Fixture) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn answered_at(fixture: &Fixture, node: &str, address: &str) -> Result<()> {
+    let client = source(fixture, address)?;
+    let url = format!("http://{address}:{HTTP}/");
+    let replies = fixture
+        .lab
+        .fetch_with("client", &url, 10, &["--timeout", "500"])?;
+    let context = || format!("from the client to {node} by {address}");
+    expect_rotation(&replies, 5).with_context(context)?;
+    expect_client_address(&replies, &client).with_context(context)
 }
 
 /// As keepalived moves it: the address goes from one node to another, and its neighbours learn of it.
@@ -119,17 +149,9 @@ fn large_packets_between_the_nodes(fixture: &Fixture) -> Result<()> {
         64 * MIB / u64::from(patience()),
     )?;
     // The largest datagram that fits into the tunnel, and one that does not: its sender is answered by ICMP.
-    let target = fixture.at("node1", 9301)?;
-    let datagram = |size: usize| -> Result<Reply> {
-        let size = size.to_string();
-        let replies = fixture
-            .lab
-            .replies("client", &["udp", &target, "--size", &size])?;
-        replies.into_iter().next().context("no reply")
-    };
     let largest = usize::from(NARROW_MTU) - TUNNEL - UDP_HEADERS;
-    expect_answers(&[datagram(largest)?]).context("the largest datagram that fits")?;
-    let refused = datagram(largest + 1)?;
+    expect_answers(&[datagram(fixture, "node1", largest)?]).context("the largest datagram that fits")?;
+    let refused = datagram(fixture, "node1", largest + 1)?;
     ensure!(
         refused.error.contains("too long"),
         "a larger datagram: {} {}",
@@ -137,6 +159,176 @@ fn large_packets_between_the_nodes(fixture: &Fixture) -> Result<()> {
         refused.error
     );
     Ok(())
+}
+
+fn small_mtu(fixture: &Fixture) -> Result<()> {
+    with_far_replica(fixture, &["9300:80", "9301:81/udp"], || {
+        for (node, headers) in [("node3", UDP_HEADERS), ("node1", UDP_HEADERS + TUNNEL)] {
+            let largest = usize::from(MTU) - headers;
+            expect_answers(&[datagram(fixture, node, largest)?])
+                .with_context(|| format!("the largest datagram by {node}"))?;
+            let refused = datagram(fixture, node, largest + 1)?;
+            ensure!(
+                refused.error.contains("too long"),
+                "a larger datagram by {node}: {} {}",
+                refused.outcome,
+                refused.error
+            );
+            // Afterwards: once the client knows what the way carries, it fragments larger datagrams itself.
+            let size = 64 * MIB / u64::from(patience());
+            transfer(fixture, &fixture.url(node, 9300)?, size)?;
+        }
+        Ok(())
+    })
+}
+
+fn behind_nat(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    lab.on_each_node(|node| {
+        let address = lab.address(node)?;
+        let arguments = [
+            "--xdp",
+            "native",
+            "--feed-listen",
+            "0.0.0.0",
+            "--data-path-address",
+            &address,
+        ];
+        lab.start_agent(node, &arguments)
+    })?;
+    fixture.until_all_know("web", Duration::from_secs(20))?;
+    for node in lab.nodes() {
+        let replies = lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
+        expect_rotation(&replies, 5).with_context(|| format!("by {node}"))?;
+        expect_client_address(&replies, &lab.address("client")?)?;
+        let dump = lab.meshctl(node, &["datapath", "dump"])?;
+        for peer in lab.nodes().into_iter().filter(|peer| *peer != node) {
+            let address = lab.address(peer)?;
+            ensure!(
+                dump.contains(&format!("{address} interface")),
+                "{node} does not send to {address}:\n{dump}"
+            );
+        }
+    }
+    lab.stop_agents()
+}
+
+/// The client gets an address of the ingress network, which every replica is attached to.
+fn hidden_client(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    let client = lab.address("client")?;
+    let (hidden, with_prefix) = ("10.0.0.77", "10.0.0.77/32");
+    lab.run("client", ["ip", "address", "add", with_prefix, "dev", "eth0"])?;
+    let outcome = lab
+        .run_on_the_wire(&["ip", "route", "add", hidden, "via", &client], "")
+        .and_then(|()| {
+            for node in lab.nodes() {
+                let route = format!("{} dev eth0 src {hidden}", lab.address(node)?);
+                let arguments = ["ip", "route", "add"].into_iter().chain(route.split(' '));
+                lab.run("client", arguments)?;
+            }
+            from_a_hidden_client(fixture)
+        });
+    // Its routes go with it.
+    lab.run("client", ["ip", "address", "del", with_prefix, "dev", "eth0"])?;
+    lab.run_on_the_wire(&["ip", "route", "del", hidden], "")?;
+    outcome
+}
+
+fn from_a_hidden_client(fixture: &Fixture) -> Result<()> {
+    let tasks = fixture.lab.running_tasks("web")?;
+    for node in fixture.lab.nodes() {
+        let mut replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
+        expect_rotation(&replies, 5).with_context(|| format!("by {node}"))?;
+        let echoes = fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 10)?;
+        expect_rotation(&echoes, 5).with_context(|| format!("UDP by {node}"))?;
+        replies.extend(echoes);
+        for reply in &replies {
+            let task = tasks.iter().find(|task| task.name == reply.task);
+            let own = fixture.lab.address(&task.context("an unknown task")?.node)?;
+            ensure!(
+                host(&reply.peer) == own,
+                "{} saw {} and not its node's {own}",
+                reply.task,
+                reply.peer
+            );
+        }
+    }
+    Ok(())
+}
+
+/// As a DHCP client does it that is given another address: the old one goes first, and the routes with it.
+fn renewed(fixture: &Fixture) -> Result<()> {
+    let before = fixture.lab.address("node3")?;
+    let after = format!("{before}3");
+    let there = change_address(fixture, &before, &after);
+    let back = change_address(fixture, &after, &before);
+    there.and(back)
+}
+
+fn change_address(fixture: &Fixture, from: &str, to: &str) -> Result<()> {
+    let lab = &fixture.lab;
+    let router = lab.address("wire")?;
+    let script = format!(
+        "ip address del {from}/24 dev eth0; ip address add {to}/24 dev eth0; ip route add default via {router}"
+    );
+    lab.run("node3", ["sh", "-euc", &script])?;
+    let client = lab.address("client")?;
+    wait_until(
+        &format!("node3 to be found at {to}"),
+        Duration::from_secs(60),
+        || {
+            for host in [to, &lab.address("node1")?] {
+                let url = format!("http://{host}:{HTTP}/");
+                let replies = lab.fetch_with("client", &url, 10, &["--timeout", "500"])?;
+                expect_rotation(&replies, 5).with_context(|| format!("by {host}"))?;
+                expect_client_address(&replies, &client)?;
+            }
+            let url = format!("http://localhost:{HTTP}/");
+            expect_rotation(&lab.fetch_with("node3", &url, 10, &["--timeout", "500"])?, 5)
+                .context("on node3 itself")
+        },
+    )
+}
+
+fn rerouted(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    let routers = lab.addresses("wire")?;
+    let [first, second] = &routers[..] else {
+        bail!("the wire has the addresses {routers:?}");
+    };
+    let change = |router: &str| lab.run("node2", ["ip", "route", "replace", "default", "via", router]);
+    change(second)?;
+    let outcome = wait_until(
+        "the node's other card to do alone",
+        Duration::from_secs(5),
+        || {
+            // The first card has neither the default route nor the cluster's address now.
+            for node in lab.nodes() {
+                for address in lab.addresses(node)?.iter().skip(usize::from(node == "node2")) {
+                    answered_at(fixture, node, address)?;
+                }
+            }
+            Ok(())
+        },
+    );
+    change(first)?;
+    outcome?;
+    wait_until(
+        "every address to be answered again",
+        Duration::from_secs(5),
+        || every_address(fixture),
+    )
+}
+
+/// Sends a datagram of so many bytes to the far replica by a node.
+fn datagram(fixture: &Fixture, node: &str, size: usize) -> Result<Reply> {
+    let target = fixture.at(node, 9301)?;
+    let size = size.to_string();
+    let replies = fixture
+        .lab
+        .replies("client", &["udp", &target, "--size", &size])?;
+    replies.into_iter().next().context("no reply")
 }
 
 /// The address with which the client speaks to another.

@@ -23,6 +23,11 @@ pub enum Topology {
     Wireguard,
     /// One card, and a router between the nodes that carries less than the card does.
     Narrow,
+    /// One card with a smaller MTU than containers have, at a router that reports what is too big for it.
+    SmallMtu,
+    /// One card, behind a router that translates addresses: the cluster knows a node by an address that is on
+    /// none of its interfaces.
+    Nat,
 }
 
 /// A network of a lab.
@@ -74,6 +79,14 @@ const MORE: [Address; 3] = [
 /// The second byte of the addresses on WireGuard devices.
 const WIREGUARD: u8 = 97;
 
+/// The second byte of the addresses that a router translates.
+const TRANSLATED: u8 = 95;
+
+/// The address that a router translates to a node's own.
+pub(super) fn translated_address(subnet: u8, host: u8) -> String {
+    format!("10.{TRANSLATED}.{subnet}.{host}")
+}
+
 /// A further address of a card.
 #[derive(Debug)]
 pub(super) struct Address {
@@ -104,23 +117,34 @@ impl Topology {
     /// The network of the default routes first.
     pub(super) fn networks(self) -> &'static [Network] {
         match self {
-            Self::OneCard | Self::Bridge | Self::Multihomed | Self::Wireguard | Self::Narrow => &[FIRST],
+            Self::OneCard
+            | Self::Bridge
+            | Self::Multihomed
+            | Self::Wireguard
+            | Self::Narrow
+            | Self::SmallMtu
+            | Self::Nat => &[FIRST],
             Self::TwoCards | Self::Routed => &[FIRST, SECOND],
         }
     }
 
     /// Whether the wire is a router with a cable to each card, and not a bridge.
     pub(super) fn is_routed(self) -> bool {
-        matches!(self, Self::Routed | Self::Narrow)
+        matches!(self, Self::Routed | Self::Narrow | Self::SmallMtu)
     }
 
     /// A node's addresses besides those of its networks.
     pub(super) fn more(self) -> &'static [Address] {
         match self {
             Self::Multihomed => &MORE,
-            Self::OneCard | Self::TwoCards | Self::Bridge | Self::Routed | Self::Wireguard | Self::Narrow => {
-                &[]
-            }
+            Self::OneCard
+            | Self::TwoCards
+            | Self::Bridge
+            | Self::Routed
+            | Self::Wireguard
+            | Self::Narrow
+            | Self::SmallMtu
+            | Self::Nat => &[],
         }
     }
 
@@ -132,6 +156,7 @@ impl Topology {
             .map(|network| network.address(subnet, host))
             .chain(more.map(|address| address.of(subnet, host)))
             .chain(self.wireguard_address(subnet, host))
+            .chain((self == Self::Nat).then(|| translated_address(subnet, host)))
             .collect()
     }
 
@@ -144,7 +169,9 @@ impl Topology {
             | Self::Bridge
             | Self::Routed
             | Self::Multihomed
-            | Self::Narrow => None,
+            | Self::Narrow
+            | Self::SmallMtu
+            | Self::Nat => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
     Lab, Offloads, poll,
     space::{enter_network, start},
     state::{SpaceRecord, State},
-    topology::{FIRST, Network, SECOND, Topology},
+    topology::{FIRST, Network, SECOND, Topology, translated_address},
 };
 use crate::command::{run, run_with_input};
 
@@ -19,6 +19,9 @@ pub const CLIENT: u8 = 200;
 
 /// What the router of [`Topology::Narrow`] carries between nodes, bytes.
 pub const NARROW_MTU: u16 = 1400;
+
+/// The MTU of the nodes' cards in [`Topology::SmallMtu`], bytes.
+pub const SMALL_MTU: u16 = 1450;
 
 /// Starts the wire.
 ///
@@ -49,6 +52,7 @@ pub fn lay(state: &mut State) -> Result<()> {
     )?;
     match state.topology {
         Topology::Narrow => narrow(state.space("wire")?),
+        Topology::Nat => translate(state),
         _ => Ok(()),
     }
 }
@@ -63,6 +67,27 @@ fn narrow(wire: &SpaceRecord) -> Result<()> {
     let silence = "table ip silence { chain output { type filter hook output priority 0; \
                    icmp type destination-unreachable icmp code 4 @th,240,16 6081 drop; }; }";
     run_with_input(&mut enter_network(wire, ["nft", "-f", "-"]), silence.as_bytes())?;
+    Ok(())
+}
+
+/// Makes the wire a router that knows each host by a second address, one for one, as clouds give them.
+fn translate(state: &State) -> Result<()> {
+    let subnet = state.subnet;
+    let hosts = || (1..=u8::MAX).filter(|host| *host != ROUTER);
+    let pairs = |from: fn(u8, u8) -> String, to: fn(u8, u8) -> String| {
+        let pairs = hosts().map(|host| format!("{} : {}", from(subnet, host), to(subnet, host)));
+        pairs.collect::<Vec<_>>().join(", ")
+    };
+    let own = |subnet, host| FIRST.address(subnet, host);
+    let (inwards, outwards) = (pairs(translated_address, own), pairs(own, translated_address));
+    let rules = format!(
+        "table ip nat {{\n\
+         chain in {{ type nat hook prerouting priority -100; dnat to ip daddr map {{ {inwards} }}; }}\n\
+         chain out {{ type nat hook postrouting priority 100; ct status dnat snat to ip saddr map {{ {outwards} \
+         }}; }}\n}}\n"
+    );
+    let wire = state.space("wire")?;
+    run_with_input(&mut enter_network(wire, ["nft", "-f", "-"]), rules.as_bytes())?;
     Ok(())
 }
 
@@ -141,6 +166,13 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
         outside.as_bytes(),
     )?;
     let mut inside = format!("link set lo up\nlink set {card} up\n");
+    if state.topology == Topology::SmallMtu && host != CLIENT {
+        run(&mut enter_network(
+            wire,
+            ["ip", "link", "set", &port, "mtu", &SMALL_MTU.to_string()],
+        ))?;
+        inside += &format!("link set {card} mtu {SMALL_MTU}\n");
+    }
     let holder = if state.topology == Topology::Bridge && name.starts_with("node") {
         inside += &format!(
             "link add lan0 type bridge forward_delay 0 mcast_snooping 0\nlink set {card} master lan0\n\
