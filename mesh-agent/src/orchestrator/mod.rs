@@ -3,6 +3,7 @@
 //! imports it.
 
 mod api;
+mod drains;
 mod identity;
 mod open;
 pub mod options;
@@ -14,6 +15,7 @@ mod source;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod tunnel_key;
 mod worker;
 
 pub use identity::IdentityError;

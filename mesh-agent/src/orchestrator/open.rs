@@ -106,8 +106,10 @@ pub struct Opened {
     pub(super) api: Api,
     /// The API's ports apart from the admin socket, with the access that each gives.
     pub(super) listeners: Vec<(TlsListener, Access)>,
-    /// The address at which other agents ask for logs.
+    /// The address at which other agents ask this one.
     pub(super) logs: Option<SocketAddr>,
+    /// The other agents; `None` without certificates.
+    pub(super) peers: Option<Arc<TlsPeers>>,
     pub(super) programs: Arc<Programs>,
 }
 
@@ -165,20 +167,24 @@ pub async fn open(
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     let mut listeners = Vec::new();
     let mut logs = None;
-    let mut peers: Arc<dyn Peers> = Arc::new(NoPeers);
+    let mut peers = None;
     if let Some(credentials) = peer_credentials {
         let at = SocketAddr::from((address, peer_port));
         let listener = TlsListener::bind(at, credentials.server(true)?).await?;
         listeners.push((listener, Access::Trusted));
         logs = Some(at);
-        peers = Arc::new(TlsPeers {
+        peers = Some(Arc::new(TlsPeers {
             cluster: cluster.clone(),
             config: credentials.client()?,
-        });
+        }));
     }
     if let Some((at, config)) = api_server {
         listeners.push((TlsListener::bind(at, config).await?, Access::Tokens));
     }
+    let log_sources: Arc<dyn Peers> = match &peers {
+        Some(peers) => Arc::clone(peers) as Arc<dyn Peers>,
+        None => Arc::new(NoPeers),
+    };
     let api = Api::new(api::parts(
         options.backups_path(),
         options.public_url(),
@@ -186,7 +192,7 @@ pub async fn open(
         &cluster,
         &vault,
         &runtime,
-        peers,
+        log_sources,
     ));
     info!(
         node = %node.id,
@@ -208,6 +214,7 @@ pub async fn open(
         api,
         listeners,
         logs,
+        peers,
         programs,
     })
 }

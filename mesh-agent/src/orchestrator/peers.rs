@@ -1,4 +1,4 @@
-//! Requests the logs of other nodes' tasks from their agents, over mutual TLS.
+//! Asks other nodes' agents, over mutual TLS: for the logs of their tasks, and to drain replicas.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,8 +7,9 @@ use futures_util::{StreamExt, stream::BoxStream};
 use mesh_orchestrator::{
     api::{LogOptions, LogTarget, LogsError, Peers, types::LogLine},
     cluster::Cluster,
-    objects::Node,
+    objects::{Node, NodeId},
 };
+use mesh_support::error_chain;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::{
@@ -19,12 +20,22 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{FramedRead, LinesCodec};
 
+use crate::model::{DrainReport, DrainRequest};
+
 /// Timeout of each step: connecting, the handshake, and the head of the answer.
 const LIMIT: Duration = Duration::from_secs(5);
 /// The longest head of an answer.
 const MAX_HEAD_BYTES: u64 = 16 << 10;
 /// Agents cut lines of output at 64 KiB; escaped as JSON they may be six times as long.
 const MAX_LINE_BYTES: usize = 512 << 10;
+/// The longest list of drained replicas: of more than a node runs.
+const MAX_DRAIN_BYTES: u64 = 1 << 20;
+
+/// Where agents take other agents' requests to drain. Not part of the API: users ask their own node's agent.
+pub(super) const DRAIN_PATH: &str = "/v1/relayed/drain";
+
+/// What a node drains then, or why nothing has changed.
+pub(super) type DrainAnswer = Result<DrainReport, String>;
 
 /// The other nodes' agents.
 #[derive(Debug)]
@@ -36,7 +47,7 @@ pub(super) struct TlsPeers {
 /// Another agent did not answer.
 #[derive(Debug, thiserror::Error)]
 enum PeerError {
-    #[error("its agent is not registered, or does not serve logs")]
+    #[error("its agent is not registered, or does not serve other agents")]
     NoAddress,
     #[error("cannot connect to {0}; is the feed port open between the nodes?")]
     Connect(SocketAddr, #[source] io::Error),
@@ -46,21 +57,23 @@ enum PeerError {
     Handshake(SocketAddr, #[source] io::Error),
     #[error("the connection to {0} failed")]
     Connection(SocketAddr, #[source] io::Error),
-    #[error("{0} answered '{1}'")]
+    #[error("{0} answered '{1}'; is its agent of an earlier release?")]
     Refused(SocketAddr, String),
+    #[error("the answer of {0} cannot be understood")]
+    Answer(SocketAddr, #[source] serde_json::Error),
 }
 
 /// Agents without certificates cannot request each other's logs.
 #[derive(Debug)]
 pub(super) struct NoPeers;
 
-/// Another node's logs are not available from here.
+/// Another node's agent cannot be asked from here.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "agents read each other's logs only with certificates (--etcd-ca, --etcd-certificate, --etcd-key): run the \
-     command on that node"
+    "agents ask each other only with certificates (--etcd-ca, --etcd-certificate, --etcd-key): run the command on \
+     that node"
 )]
-struct NoCertificates;
+pub(super) struct NoCertificates;
 
 #[async_trait]
 impl Peers for NoPeers {
@@ -82,15 +95,11 @@ impl Peers for TlsPeers {
         target: &LogTarget,
         options: &LogOptions,
     ) -> Result<BoxStream<'static, Result<LogLine, LogsError>>, LogsError> {
-        let registration = self.cluster.registration(&node.id);
-        let address = registration.and_then(|registration| registration.logs?.parse().ok());
-        let Some(address) = address else {
-            return Err(failed(node, PeerError::NoAddress));
+        let asked = async {
+            let address = self.address(&node.id)?;
+            self.request(address, &target.local_path(options), None).await
         };
-        let stream = self
-            .request(address, &target.local_path(options))
-            .await
-            .map_err(|error| failed(node, error))?;
+        let stream = asked.await.map_err(|error| failed(node, error))?;
         let node = node.clone();
         let lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
         Ok(lines
@@ -110,11 +119,35 @@ fn failed(node: &Node, error: impl std::error::Error + Send + Sync + 'static) ->
 }
 
 impl TlsPeers {
-    /// Sends a request; returns a reader of the answer's body.
+    /// Has a request carried out on a node; without one, asks what is drained there.
+    pub(super) async fn drain(&self, node: &NodeId, request: Option<DrainRequest>) -> DrainAnswer {
+        let asked = async {
+            let address = self.address(node)?;
+            let body = request.map(|request| serde_json::to_vec(&request).unwrap_or_default());
+            let reader = self.request(address, DRAIN_PATH, body.as_deref()).await?;
+            let mut answer = Vec::new();
+            timeout(LIMIT, reader.take(MAX_DRAIN_BYTES).read_to_end(&mut answer))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                .map_err(|error| PeerError::Connection(address, error))?;
+            serde_json::from_slice(&answer).map_err(|error| PeerError::Answer(address, error))
+        };
+        asked.await.unwrap_or_else(|error| Err(error_chain(&error)))
+    }
+
+    /// Where a node's agent can be asked.
+    fn address(&self, node: &NodeId) -> Result<SocketAddr, PeerError> {
+        let registration = self.cluster.registration(node);
+        let address = registration.and_then(|registration| registration.logs?.parse().ok());
+        address.ok_or(PeerError::NoAddress)
+    }
+
+    /// Sends a request, with a JSON body if it changes something; returns a reader of the answer's body.
     async fn request(
         &self,
         address: SocketAddr,
         path: &str,
+        body: Option<&[u8]>,
     ) -> Result<BufReader<TlsStream<TcpStream>>, PeerError> {
         let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
         let stream = timeout(LIMIT, TcpStream::connect(address))
@@ -129,8 +162,19 @@ impl TlsPeers {
             .map_err(|error| PeerError::Handshake(address, error))?;
         let exchange = async {
             // With HTTP/1.0 the answer has no chunks and ends with the connection.
-            let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
+            let (method, content) = match body {
+                None => ("GET", String::new()),
+                Some(body) => (
+                    "POST",
+                    format!(
+                        "content-type: application/json\r\ncontent-length: {}\r\n",
+                        body.len()
+                    ),
+                ),
+            };
+            let head = format!("{method} {path} HTTP/1.0\r\nhost: {address}\r\n{content}\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(body.unwrap_or_default()).await?;
             stream.flush().await?;
             let mut reader = BufReader::new(stream);
             let status = read_head(&mut reader).await?;

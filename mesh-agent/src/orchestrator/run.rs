@@ -10,6 +10,7 @@ use std::{
 use axum::Router;
 use futures_util::future::join_all;
 use mesh_orchestrator::{
+    api::Access,
     backups::Keep,
     cluster::{BackupSchedule, Cluster, LeaderConfig, Member, Registration},
     objects::NodeId,
@@ -18,27 +19,28 @@ use mesh_orchestrator::{
 use mesh_support::error_chain;
 use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    identity,
+    drains, identity,
     open::Opened,
     options::MISSED_HEARTBEATS,
     program::Programs,
     source::{self, LabelErrors},
     tls::TlsListener,
+    tunnel_key,
     worker::{Worker, WorkerOptions},
 };
 
 use crate::{
     discovery::ContainerState,
-    model::{self, Drained, NodeDatapath, announced::keep_known},
+    model::{self, Drained, KeyId, NodeDatapath, announced::keep_known},
     process::Ended,
-    source::{Acknowledged, SourceState},
+    source::{Acknowledged, DrainRelay, RelayedDrain, SourceState},
 };
 
 /// How often the snapshot is confirmed while the store answers.
@@ -57,8 +59,14 @@ pub struct Mesh {
     pub state: watch::Sender<SourceState>,
     /// This node's data-path state, to announce.
     pub announcement: watch::Receiver<NodeDatapath>,
+    /// The ids of the keys that it takes in the tunnel.
+    pub keys: watch::Receiver<Vec<KeyId>>,
     /// The replicas that are drained on this node.
     pub drained: watch::Receiver<Drained>,
+    /// Where requests of this node's operator to other nodes' agents come from.
+    pub drain_relay: DrainRelay,
+    /// Carries out what other nodes' agents ask of this node.
+    pub relayed_drains: mpsc::Sender<RelayedDrain>,
     /// Which announcement the store has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
     /// The containers that the mesh found on this node.
@@ -86,6 +94,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         api,
         listeners,
         logs,
+        peers,
         programs,
     } = opened;
     let replace = CancellationToken::new();
@@ -104,6 +113,8 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         leaving: false,
         release: env!("CARGO_PKG_VERSION").to_owned(),
         engine_version,
+        // Without the field it would be the registration of a release that knows no keys.
+        keys: Some(mesh.keys.current()),
         ..Registration::default()
     };
     let id = node.id.clone();
@@ -112,7 +123,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let worker = Worker::new(WorkerOptions {
         runtime,
         cluster: cluster.clone(),
-        vault,
+        vault: Arc::clone(&vault),
         node: id.clone(),
         block,
         found: mesh.found,
@@ -144,26 +155,32 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     };
     let work = async {
         let publish = publish(&cluster, &id, &mesh.state);
-        let announce = announce(
-            &cluster,
-            &member,
-            &id,
-            mesh.announcement,
-            mesh.drained,
-            engine_answers,
-            &mesh.acknowledged,
-        );
+        let announced = Announced {
+            datapath: mesh.announcement,
+            keys: mesh.keys,
+            drained: mesh.drained,
+            engine: engine_answers,
+        };
+        let announce = announce(&cluster, &member, &id, announced, &mesh.acknowledged);
+        let key = tunnel_key::follow(&vault, cluster.clock(), is_manager, &mesh.state);
+        let carry = drains::carry(&mesh.drain_relay, peers);
         let keep = keep_block(&cluster, &id, block);
         let prove = prove(&programs, mesh.is_up, member.present(), proven);
-        let serve = join_all(
-            listeners
-                .into_iter()
-                .map(|(listener, access)| serve(listener, api.router(access))),
-        );
+        let serve = join_all(listeners.into_iter().map(|(listener, access)| {
+            let router = match access {
+                Access::Trusted => api
+                    .router(access)
+                    .merge(drains::routes(mesh.relayed_drains.clone())),
+                Access::Tokens => api.router(access),
+            };
+            serve(listener, router)
+        }));
         tokio::join!(
             leadership,
             worker.run(stop.clone()),
-            stop.run_until_cancelled(async { tokio::join!(publish, announce, keep, prove, serve) }),
+            stop.run_until_cancelled(async {
+                tokio::join!(publish, announce, key, carry, keep, prove, serve)
+            }),
         );
         // The next agent repeats any report that the store does not accept now.
         let _ = timeout(LAST_REPORTS, cluster.reported()).await;
@@ -286,23 +303,30 @@ fn update(state: &mut SourceState, snapshot: model::Cluster, is_available: bool,
     notify
 }
 
-/// Keeps this node's registration up to date with its data path and engine, and the agent with what the store
+/// What this node announces by its registration.
+struct Announced {
+    datapath: watch::Receiver<NodeDatapath>,
+    keys: watch::Receiver<Vec<KeyId>>,
+    drained: watch::Receiver<Drained>,
+    engine: watch::Receiver<bool>,
+}
+
+/// Keeps this node's registration up to date with what it announces, and the agent with what the store
 /// acknowledged.
 async fn announce(
     cluster: &Cluster,
     member: &Member,
     node: &NodeId,
-    mut announcement: watch::Receiver<NodeDatapath>,
-    mut drained: watch::Receiver<Drained>,
-    mut engine: watch::Receiver<bool>,
+    mut announced: Announced,
     acknowledged: &watch::Sender<Acknowledged>,
 ) {
     let mut changes = cluster.changes();
     loop {
         changes.mark_unchanged();
-        let datapath = source::datapath_name(announcement.newest());
-        let answers = engine.newest();
-        let drains = drained.newest();
+        let datapath = source::datapath_name(announced.datapath.newest());
+        let keys = Some(announced.keys.newest());
+        let answers = announced.engine.newest();
+        let drains = announced.drained.newest();
         let tasks: Vec<_> = drains.tasks.into_iter().collect();
         let stored = cluster.registration(node);
         acknowledged.send_if_modified(|acknowledged| {
@@ -313,6 +337,7 @@ async fn announce(
         });
         let is_stored = |stored: &Registration| {
             stored.datapath == datapath
+                && stored.keys == keys
                 && stored.engine == answers
                 && stored.drains_node == drains.node
                 && stored.drained_tasks == tasks
@@ -320,6 +345,7 @@ async fn announce(
         if !stored.as_ref().is_some_and(is_stored) {
             member.update_registration(|registration| {
                 registration.datapath = datapath;
+                registration.keys = keys;
                 registration.engine = answers;
                 registration.drains_node = drains.node;
                 registration.drained_tasks = tasks;
@@ -327,9 +353,10 @@ async fn announce(
         }
         let ended = tokio::select! {
             changed = changes.changed() => changed.is_err(),
-            changed = announcement.changed() => changed.is_err(),
-            changed = drained.changed() => changed.is_err(),
-            changed = engine.changed() => changed.is_err(),
+            changed = announced.datapath.changed() => changed.is_err(),
+            changed = announced.keys.changed() => changed.is_err(),
+            changed = announced.drained.changed() => changed.is_err(),
+            changed = announced.engine.changed() => changed.is_err(),
         };
         if ended {
             // The agent is stopping.

@@ -20,11 +20,11 @@ use crate::{
         AgentConnection, Cluster, Drained, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service,
         Task, TaskState,
     },
-    source::labels,
+    source::{announcements::known_keys, labels},
 };
 
 /// The cluster's id, by which the data path recognises packets of its own nodes.
-const CLUSTER_ID: &str = "orchestrator";
+pub(super) const CLUSTER_ID: &str = "orchestrator";
 
 /// Labels with invalid values.
 pub(super) type LabelErrors = BTreeSet<labels::LabelError>;
@@ -118,7 +118,7 @@ fn snapshot_node(
         datapath: registration.map_or(NodeDatapath::Unknown, datapath),
         silent: registration.is_none() && node.status != objects::NodeStatus::Down,
         release: registration.map_or_else(String::new, |registration| registration.release.clone()),
-        keys: None,
+        keys: registration.and_then(|registration| known_keys(registration.keys.clone())),
         drained: registration.map(drained).unwrap_or_default(),
         failed: Default::default(),
         invalid_labels: invalid_label.into_iter().collect(),
@@ -308,6 +308,7 @@ mod tests {
         let registration = Registration {
             address: "10.1.0.7".into(),
             datapath: datapath_name(NodeDatapath::Ebpf),
+            keys: Some(vec![7]),
             ..Registration::default()
         };
         let registrations = BTreeMap::from([(NodeId::from("a"), registration)]);
@@ -316,6 +317,10 @@ mod tests {
         let (a, b) = (&cluster.nodes["a"], &cluster.nodes["b"]);
         assert_eq!((a.ready, a.datapath, a.weight), (true, NodeDatapath::Ebpf, 3));
         assert_eq!(a.address, Ipv4Addr::new(10, 1, 0, 7));
+        assert_eq!(
+            (a.keys.as_deref(), b.keys.as_deref()),
+            (Some([7].as_slice()), None)
+        );
         assert_eq!((b.ready, b.datapath), (false, NodeDatapath::Unknown));
         assert!(!a.silent && !b.silent, "one is registered, the other down");
         let (cluster, _) = snapshot(&state, &BTreeMap::new());

@@ -242,7 +242,7 @@ impl Drop for AnnouncementSession {
 
 /// What is known of a node's keys from what it announced: an agent without the field takes none, and one that
 /// holds none yet may be about to.
-pub(super) fn known_keys(announced: Option<Vec<KeyId>>) -> Option<Vec<KeyId>> {
+pub(crate) fn known_keys(announced: Option<Vec<KeyId>>) -> Option<Vec<KeyId>> {
     match announced {
         None => Some(Vec::new()),
         Some(keys) => Some(keys).filter(|keys| !keys.is_empty()),

@@ -1,5 +1,7 @@
-//! Requests about drains on their way from a manager to the node whose replicas they are about. The feed
-//! carries them; what they do is none of its business. Imports the model only.
+//! Requests about drains on their way from a manager to the node whose replicas they are about. In a Swarm
+//! the feed carries them, over the connection that each node's agent keeps to the manager; without a Swarm,
+//! one carrier knows the way to all agents. What the requests do is none of their business. Imports the model
+//! only.
 
 use std::{
     collections::BTreeMap,
@@ -45,9 +47,17 @@ pub enum RelayError {
     Refused(String),
 }
 
-/// A manager's connections to the agents that take requests; clones share them.
+/// A manager's ways to the agents that take requests; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct DrainRelay(Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<RelayedDrain>>>>);
+pub struct DrainRelay(Arc<Mutex<Ways>>);
+
+#[derive(Debug, Default)]
+struct Ways {
+    /// The nodes whose agents have connected.
+    connections: BTreeMap<NodeId, mpsc::Sender<RelayedDrain>>,
+    /// Carries requests to all other nodes.
+    carrier: Option<mpsc::Sender<(NodeId, RelayedDrain)>>,
+}
 
 impl DrainRelay {
     /// Asks the agent of a node, and waits for its answer.
@@ -55,13 +65,21 @@ impl DrainRelay {
     /// # Errors
     /// When it cannot be asked, or refuses.
     pub async fn ask(&self, node: &str, request: Option<DrainRequest>) -> Result<DrainReport, RelayError> {
-        let connection = self.lock().get(node).cloned();
-        let connection = connection.ok_or(RelayError::NotConnected)?;
+        let (connection, carrier) = {
+            let ways = self.lock();
+            (ways.connections.get(node).cloned(), ways.carrier.clone())
+        };
         let (answer, answered) = oneshot::channel();
         let asked = async {
             let relayed = RelayedDrain { request, answer };
-            let sent = connection.send(relayed).await;
-            sent.map_err(|_| RelayError::NotConnected)?;
+            let is_sent = match (connection, carrier) {
+                (Some(connection), _) => connection.send(relayed).await.is_ok(),
+                (None, Some(carrier)) => carrier.send((node.to_owned(), relayed)).await.is_ok(),
+                (None, None) => false,
+            };
+            if !is_sent {
+                return Err(RelayError::NotConnected);
+            }
             answered.await.map_err(|_| RelayError::NoAnswer)
         };
         timeout(ANSWER_LIMIT, asked)
@@ -73,7 +91,7 @@ impl DrainRelay {
     /// The requests to a node that has connected. They end when it has a newer connection.
     pub(super) fn open(&self, node: &str) -> RelayedRequests {
         let (sender, requests) = mpsc::channel(WAITING);
-        self.lock().insert(node.to_owned(), sender.clone());
+        self.lock().connections.insert(node.to_owned(), sender.clone());
         RelayedRequests {
             relay: self.clone(),
             node: node.to_owned(),
@@ -83,7 +101,14 @@ impl DrainRelay {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, mpsc::Sender<RelayedDrain>>> {
+    /// The requests to all nodes that have no connection of their own, for who knows the way to them.
+    pub(crate) fn carry(&self) -> mpsc::Receiver<(NodeId, RelayedDrain)> {
+        let (sender, requests) = mpsc::channel(WAITING);
+        self.lock().carrier = Some(sender);
+        requests
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ways> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,14 +134,14 @@ impl RelayedRequests {
 
 impl Drop for RelayedRequests {
     fn drop(&mut self) {
-        let mut connections = self.relay.lock();
+        let mut ways = self.relay.lock();
         let own = self.sender.upgrade();
-        let current = connections.get(&self.node);
+        let current = ways.connections.get(&self.node);
         if own
             .zip(current)
             .is_some_and(|(own, current)| own.same_channel(current))
         {
-            connections.remove(&self.node);
+            ways.connections.remove(&self.node);
         }
     }
 }
@@ -200,6 +225,25 @@ mod tests {
         };
         let (answer, ()) = tokio::join!(relay.ask("a", None), answered);
         assert_eq!(answer, Ok(report(&["web.1"])));
+    }
+
+    #[tokio::test]
+    async fn a_carrier_takes_the_requests_to_nodes_that_have_not_connected() {
+        let relay = DrainRelay::default();
+        let mut carried = relay.carry();
+        let mut connected = relay.open("a");
+        let answered = async {
+            let (node, asked) = carried.recv().await.unwrap();
+            asked.answer.send(Err(format!("asked {node}"))).unwrap();
+            let asked = connected.next().await;
+            asked.answer.send(Ok(report(&["web.1"]))).unwrap();
+        };
+        let asked = async { (relay.ask("b", None).await, relay.ask("a", None).await) };
+        let ((other, own), ()) = tokio::join!(asked, answered);
+        assert_eq!(other, Err(RelayError::Refused("asked b".to_owned())));
+        assert_eq!(own, Ok(report(&["web.1"])));
+        drop(carried);
+        assert_eq!(relay.ask("b", None).await, Err(RelayError::NotConnected));
     }
 
     #[tokio::test]

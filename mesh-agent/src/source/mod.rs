@@ -58,3 +58,12 @@ pub struct SourceState {
     /// agent is like cannot be the reason.
     pub no_manager: bool,
 }
+
+impl SourceState {
+    /// Takes the cluster's key over; what is not known replaces none. True if receivers must be notified.
+    pub(crate) fn take_key(&mut self, key: Option<TunnelKey>) -> bool {
+        let changed = key.is_some() && self.key != key;
+        self.key = key.or(self.key);
+        changed && self.revision > 0
+    }
+}

@@ -167,7 +167,7 @@ fn references(spec: &ServiceSpec, kind: Kind) -> &[FileReference] {
     match kind {
         Kind::Secret => &container.secrets,
         Kind::Config => &container.configs,
-        Kind::RegistryCredential | Kind::Webhook => &[],
+        Kind::RegistryCredential | Kind::Webhook | Kind::Agents => &[],
     }
 }
 

@@ -1,4 +1,4 @@
-//! Nodes: list, inspect, modify, remove.
+//! Nodes: list, inspect, modify, remove, and the key of the packets between them.
 
 use axum::response::Response;
 
@@ -64,6 +64,12 @@ pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
             commands::remove_node(state, &id)
         })
         .await?;
+    no_content()
+}
+
+pub(super) async fn rotate_tunnel_key(call: Call) -> Result<Response, ApiError> {
+    let now = call.api.cluster().clock().now();
+    call.api.vault().rotate_tunnel_secret(now).await?;
     no_content()
 }
 

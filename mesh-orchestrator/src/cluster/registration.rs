@@ -23,6 +23,10 @@ pub struct Registration {
     pub release: String,
     /// The release of the node's container engine when the agent started.
     pub engine_version: String,
+    /// The ids of the keys that the node's data path takes in other nodes' packets; `None` from an agent that
+    /// knows no keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Vec<u32>>,
     /// Whether an operator drains every replica of the node: the mesh sends them no new connections.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub drains_node: bool,

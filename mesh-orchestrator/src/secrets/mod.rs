@@ -8,6 +8,7 @@ mod error;
 mod key_file;
 mod record;
 mod sealed;
+mod tunnel;
 mod vault;
 
 pub use error::VaultError;

@@ -18,15 +18,18 @@ pub enum Kind {
     RegistryCredential,
     /// The secret part of a webhook's URL; named after the service's id and the webhook's name.
     Webhook,
+    /// What the cluster's agents share, and no user sees.
+    Agents,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Secret,
         Self::Config,
         Self::RegistryCredential,
         Self::Webhook,
+        Self::Agents,
     ];
 
     /// The first segment of their keys.
@@ -37,6 +40,7 @@ impl Kind {
             Self::Config => "configs",
             Self::RegistryCredential => "registries",
             Self::Webhook => "webhooks",
+            Self::Agents => "agents",
         }
     }
 
@@ -47,7 +51,7 @@ impl Kind {
             Self::Secret => 500 << 10,
             Self::Config => 1000 << 10,
             Self::RegistryCredential => 64 << 10,
-            Self::Webhook => 1 << 10,
+            Self::Webhook | Self::Agents => 1 << 10,
         }
     }
 }
@@ -59,6 +63,7 @@ impl fmt::Display for Kind {
             Self::Config => "config",
             Self::RegistryCredential => "registry credential",
             Self::Webhook => "webhook",
+            Self::Agents => "agents' secret",
         })
     }
 }

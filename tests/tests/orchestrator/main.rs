@@ -13,6 +13,7 @@ mod images;
 mod ipvs;
 mod managed;
 mod partition;
+mod peers;
 mod recovery;
 mod registry;
 mod session;

@@ -13,11 +13,14 @@ use crate::{
     Story,
     etcd::Etcd,
     fixture::{Fixture, PATIENCE},
-    managed,
+    managed, peers,
 };
 
 pub(crate) const STORIES: [Story; 2] = [
-    ("three_nodes_share_services_logs_and_updates", together),
+    (
+        "three_nodes_share_services_keys_drains_logs_and_updates",
+        together,
+    ),
     ("lost_nodes_leaders_and_quorums_cost_no_running_task", losses),
 ];
 
@@ -53,6 +56,8 @@ fn together() -> Result<()> {
         "{counts:?}"
     );
     fixture.without_a_failure(|| fixture.roll("2"))?;
+    peers::key(&fixture).context("the key of packets between nodes")?;
+    peers::drain(&fixture).context("a drain on another node")?;
 
     let logs = fixture.api("node2")?.send("GET", "/v1/services/web/logs", None)?;
     let nodes: BTreeSet<String> = logs

@@ -6,12 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use xtask::lab::{engine, wait::patience, wait_until};
+use xtask::lab::{engine, forge::Received, wait::patience, wait_until};
 
 use crate::{
     fixture::Fixture,
     group::Story,
-    hostile::{Received, send_as_peer},
     load::{KEPT, expect_no_failures, under_load},
 };
 
@@ -58,7 +57,7 @@ fn tokens(fixture: &Fixture) -> Result<()> {
         for node in [NODE, "node3"] {
             wait_until(&format!("{node} to take the new key"), LIMIT * patience(), || {
                 ensure!(
-                    send_as_peer(fixture, node, Some(new))? == Received::WithKey,
+                    fixture.lab.send_as_peer(node, MANAGER, Some(new))? == Received::WithKey,
                     "not yet"
                 );
                 Ok(())
@@ -66,12 +65,12 @@ fn tokens(fixture: &Fixture) -> Result<()> {
         }
         let before = keys[keys.len() - 2];
         ensure!(
-            send_as_peer(fixture, NODE, Some(before))? == Received::WithKey,
+            fixture.lab.send_as_peer(NODE, MANAGER, Some(before))? == Received::WithKey,
             "{NODE} refuses the key before, which peers may still send"
         );
     }
     ensure!(
-        send_as_peer(fixture, NODE, Some(keys[0]))? == Received::WithoutKey,
+        fixture.lab.send_as_peer(NODE, MANAGER, Some(keys[0]))? == Received::WithoutKey,
         "{NODE} takes a key that was replaced twice"
     );
     fixture

@@ -22,6 +22,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod engine;
+pub mod forge;
 mod poll;
 pub mod process;
 pub mod service;

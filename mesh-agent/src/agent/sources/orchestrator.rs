@@ -50,7 +50,10 @@ impl Source for Orchestrator {
         let mesh = Mesh {
             state: channels.state,
             announcement: channels.announcement,
+            keys: channels.keys,
             drained: channels.drained,
+            drain_relay: channels.drain_relay,
+            relayed_drains: channels.relayed_drains,
             acknowledged: channels.acknowledged,
             found: channels.containers,
             is_up: channels.is_up,

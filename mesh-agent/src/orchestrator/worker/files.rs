@@ -132,7 +132,7 @@ fn target(kind: Kind, reference: &FileReference) -> String {
     match kind {
         _ if name.starts_with('/') => name.clone(),
         Kind::Secret => format!("{SECRETS_FOLDER}{name}"),
-        Kind::Config | Kind::RegistryCredential | Kind::Webhook => format!("/{name}"),
+        Kind::Config | Kind::RegistryCredential | Kind::Webhook | Kind::Agents => format!("/{name}"),
     }
 }
 

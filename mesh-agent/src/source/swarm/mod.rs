@@ -177,11 +177,7 @@ impl SwarmSource {
         match self.docker.get::<Tokens>("/swarm").await {
             Ok(tokens) => {
                 let key = tokens.key(cluster_id);
-                self.state.send_if_modified(|state| {
-                    let changed = key.is_some() && state.key != key;
-                    state.key = key.or(state.key);
-                    changed && state.revision > 0
-                });
+                self.state.send_if_modified(|state| state.take_key(key));
             }
             Err(error) => debug!(
                 error = mesh_support::error_chain(&error),

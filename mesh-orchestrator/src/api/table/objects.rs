@@ -66,6 +66,14 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
         )
         .writes(Nodes),
         Operation::new(
+            POST,
+            "/v1/tunnel-key/rotate",
+            "rotateTunnelKey",
+            "Makes another key for packets between nodes; the one before stays valid until the next time.",
+            nodes::rotate_tunnel_key,
+        )
+        .writes(Nodes),
+        Operation::new(
             GET,
             "/v1/secrets",
             "listSecrets",

@@ -19,6 +19,7 @@ pub(super) fn stories() -> Vec<Story> {
     vec![
         ("secrets_are_stored_encrypted_and_revealed_by_name", secrets),
         ("keys_are_rotated_without_losing_a_secret", rotation),
+        ("the_tunnels_secret_is_made_once_and_replaced_when_asked", tunnel),
         ("a_lost_key_file_is_not_replaced_by_a_new_one", lost_key),
     ]
 }
@@ -122,6 +123,27 @@ fn secrets(subject: &Subject) -> Result<()> {
         vault.remove(Kind::Secret, "password").await?;
         let gone = vault.reveal(Kind::Secret, "password").await;
         ensure!(matches!(gone, Err(VaultError::Missing { .. })), "{gone:?}");
+        Ok(())
+    })
+}
+
+fn tunnel(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("keys.json");
+        let vault = Vault::open(Arc::clone(store), &path, Timestamp(1)).await?;
+        ensure!(vault.tunnel_secret().await?.is_none());
+        let (one, other) = tokio::join!(
+            vault.ensure_tunnel_secret(Timestamp(2)),
+            vault.ensure_tunnel_secret(Timestamp(2))
+        );
+        let first = one?.context("there is none")?;
+        ensure!(other? == Some(first.clone()), "two nodes have made one each");
+        ensure!(first.expose().len() == 32 && first.expose().iter().any(|byte| *byte != 0));
+        vault.rotate_tunnel_secret(Timestamp(3)).await?;
+        let second = vault.ensure_tunnel_secret(Timestamp(4)).await?;
+        ensure!(second.is_some() && second != Some(first));
         Ok(())
     })
 }
