@@ -37,6 +37,21 @@ fn sent(tables: &TestTables, hook: Hook, frame: &TestFrame) -> TestFrame {
     frame.received()
 }
 
+/// What opens a connection, as the first node sends it to the second: with the key.
+#[track_caller]
+fn opening() -> TestFrame {
+    let entry_node = keyed(1, &REPLICAS, &[2]);
+    sent(&entry_node, Hook::Xdp, &tcp(at(CLIENT), at(FRONTEND), SYN))
+}
+
+/// What a node has sent to the second one, and what came back from there because it has no replica.
+#[track_caller]
+fn sent_back(entry_node: &TestTables, packet: &TestFrame) -> [TestFrame; 2] {
+    let there = sent(entry_node, Hook::TcUplink, packet);
+    let back = sent(&keyed(2, &[], &[1]), Hook::TcUplink, &there);
+    [there, back]
+}
+
 fn with_key(frame: &TestFrame, key: u64) -> TestFrame {
     with(frame.clone(), KEY_AT, &key.to_ne_bytes())
 }
@@ -80,11 +95,7 @@ fn a_connection_between_nodes_that_hold_the_key_carries_it_both_ways() {
 
 #[test]
 fn a_wrong_key_is_dropped_from_every_peer() {
-    let there = sent(
-        &keyed(1, &REPLICAS, &[2]),
-        Hook::Xdp,
-        &tcp(at(CLIENT), at(FRONTEND), SYN),
-    );
+    let there = opening();
     for key in [0, KEY ^ 1, KEY ^ (1 << 63), KEY.swap_bytes() ^ 1] {
         let tables = keyed(2, &REPLICAS, &[]);
         check_dropped(&tables, &with_key(&there, key), DropReason::NoKey);
@@ -100,12 +111,10 @@ fn a_wrong_key_is_dropped_from_every_peer() {
 
 #[test]
 fn a_packet_without_a_key_is_dropped_once_its_peer_has_sent_one() {
-    let packet = tcp(at(CLIENT), at(FRONTEND), SYN);
     let tables = keyed(2, &REPLICAS, &[1]);
     let without = encapsulated(&node(1), SYN);
     assert_eq!(delivered_to(&tables, &without), 1, "of an earlier release");
-    let there = sent(&keyed(1, &REPLICAS, &[2]), Hook::Xdp, &packet);
-    delivered_to(&tables, &there);
+    delivered_to(&tables, &opening());
     check_dropped(&tables, &without, DropReason::NoKey);
     // Replies too, and what a peer says that it cannot deliver.
     for kind in [GeneveKind::Reply, GeneveKind::Undeliverable, GeneveKind::Probe] {
@@ -121,11 +130,7 @@ fn a_packet_without_a_key_is_dropped_once_its_peer_has_sent_one() {
 #[test]
 fn a_node_without_keys_accepts_any_and_none() {
     let tables = node(2);
-    let there = sent(
-        &keyed(1, &REPLICAS, &[2]),
-        Hook::Xdp,
-        &tcp(at(CLIENT), at(FRONTEND), SYN),
-    );
+    let there = opening();
     assert_eq!(delivered_to(&tables, &with_key(&there, 99)), 1);
     assert!(!tables.is_keyed(1), "it cannot tell");
     assert_eq!(delivered_to(&tables, &encapsulated(&node(1), SYN)), 1);
@@ -133,11 +138,7 @@ fn a_node_without_keys_accepts_any_and_none() {
 
 #[test]
 fn a_frame_with_a_key_cut_anywhere_is_dropped() {
-    let whole = sent(
-        &keyed(1, &REPLICAS, &[2]),
-        Hook::Xdp,
-        &tcp(at(CLIENT), at(FRONTEND), SYN),
-    );
+    let whole = opening();
     let tables = keyed(2, &REPLICAS, &[1]);
     for length in OUTER + 20..whole.bytes.len() {
         let mut frame = whole.clone();
@@ -157,11 +158,7 @@ fn a_frame_with_a_key_cut_anywhere_is_dropped() {
 
 #[test]
 fn the_two_lengths_must_agree() {
-    let there = sent(
-        &keyed(1, &REPLICAS, &[2]),
-        Hook::Xdp,
-        &tcp(at(CLIENT), at(FRONTEND), SYN),
-    );
+    let there = opening();
     for (version, option) in [(5, 2), (3, 4), (4, 3), (7, 6)] {
         let frame = with(with(there.clone(), GENEVE, &[version]), GENEVE + 11, &[option]);
         check_dropped(&keyed(2, &REPLICAS, &[]), &frame, DropReason::BadGeneve);
@@ -175,8 +172,7 @@ fn what_comes_back_carries_the_key_and_goes_to_another_node_with_it() {
         udp(at(CLIENT), at(FRONTEND), b"a question"),
     ] {
         let entry_node = keyed(1, &ELSEWHERE, &[2, 3]);
-        let there = sent(&entry_node, Hook::TcUplink, &packet);
-        let back = sent(&keyed(2, &[], &[1]), Hook::TcUplink, &there);
+        let [there, back] = sent_back(&entry_node, &packet);
         assert_eq!(back.bytes[GENEVE + 10], GeneveKind::Undeliverable as u8);
         assert_eq!(back.bytes[KEY_AT..], there.bytes[KEY_AT..]);
         let again = sent(&entry_node, Hook::TcUplink, &back);
@@ -189,8 +185,7 @@ fn what_comes_back_carries_the_key_and_goes_to_another_node_with_it() {
 #[test]
 fn a_client_is_refused_when_no_other_node_takes_a_packet_with_a_key() {
     let entry_node = keyed(1, &[Replica::on(2, 1)], &[2]);
-    let there = sent(&entry_node, Hook::TcUplink, &tcp(at(CLIENT), at(FRONTEND), SYN));
-    let back = sent(&keyed(2, &[], &[1]), Hook::TcUplink, &there);
+    let [_, back] = sent_back(&entry_node, &tcp(at(CLIENT), at(FRONTEND), SYN));
     let answer = view(&sent(&entry_node, Hook::TcUplink, &back));
     assert_eq!((answer.source, answer.destination), (at(FRONTEND), at(CLIENT)));
     assert_eq!(answer.flags, RST | ACK);
@@ -200,8 +195,7 @@ fn a_client_is_refused_when_no_other_node_takes_a_packet_with_a_key() {
 fn what_comes_back_does_not_change_its_form_for_a_node_of_an_earlier_release() {
     let entry_node = keyed(1, &ELSEWHERE, &[2]);
     let packet = tcp(at(CLIENT), at(FRONTEND), SYN);
-    let there = sent(&entry_node, Hook::TcUplink, &packet);
-    let mut back = sent(&keyed(2, &[], &[1]), Hook::TcUplink, &there);
+    let [_, mut back] = sent_back(&entry_node, &packet);
     assert_eq!(run(&entry_node, Hook::TcUplink, &mut back), Action::Drop);
     assert_eq!(entry_node.drops(Hook::TcUplink, DropReason::RewriteFailed), 1);
     // The flow has moved, so the client's next try gets there.
