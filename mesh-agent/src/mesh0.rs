@@ -211,6 +211,7 @@ fn host_interface(link: &LinkMessage) -> Option<HostInterface> {
         index: link.header.index,
         mac: Some(mac?),
         mtu: mtu?,
+        has_vlans: false,
     })
 }
 

@@ -74,6 +74,7 @@ mod tests {
             index: 2,
             mac: Some(MacAddress::default()),
             mtu: 1500,
+            has_vlans: false,
         };
         for name in ["eth0", "eth1"] {
             desired.uplinks.insert(name.to_owned(), uplink);

@@ -276,6 +276,7 @@ mod tests {
                 index: 2,
                 mac: None,
                 mtu,
+                has_vlans: false,
             };
             desired.uplinks.insert("eth0".to_owned(), uplink);
             view.desired = desired.into();

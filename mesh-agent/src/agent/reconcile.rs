@@ -274,6 +274,7 @@ mod tests {
             index: 2,
             mac: Default::default(),
             mtu: 1500,
+            has_vlans: false,
         };
         desired.uplinks.insert("eth0".into(), uplink);
         desired

@@ -103,6 +103,9 @@ pub struct HostInterface {
     pub mac: Option<MacAddress>,
     /// MTU in bytes, L3.
     pub mtu: u32,
+    /// Whether VLAN devices are on it, to which a part of its frames belongs.
+    #[serde(default)]
+    pub has_vlans: bool,
 }
 
 /// How frames reach a peer node.

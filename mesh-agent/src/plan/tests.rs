@@ -13,6 +13,7 @@ const INTERFACE: HostInterface = HostInterface {
     index: 2,
     mac: Some(MAC),
     mtu: 1500,
+    has_vlans: false,
 };
 
 fn protocol() -> impl Strategy<Value = Protocol> {

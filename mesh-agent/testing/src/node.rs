@@ -289,6 +289,7 @@ impl Node {
             index,
             mac: Some(MacAddress(mac)),
             mtu: 1500,
+            has_vlans: false,
         };
         Desired {
             uplinks: BTreeMap::from([("up0".to_owned(), interface(self.uplink, UPLINK_MAC))]),

@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::{
-    datapath::{Counters, Datapath, Traffic, dump::Dump, memory::MemoryDatapath},
+    datapath::{Counters, Datapath, Mode, Traffic, dump::Dump, memory::MemoryDatapath},
     mesh0::{self, Mesh0},
     model::{
         BackendKey, Cluster, Desired, HostInterface, Node as ClusterNode, NodeDatapath, NodeRole, Protocol,
         ServiceKey,
     },
     plan::plan,
+    probes::ProbeReport,
 };
 
 pub(crate) use self::cluster::ingress_address;
@@ -48,6 +49,10 @@ pub(crate) struct Mesh<'a> {
     pub(crate) cluster: Cluster,
     /// Whether agents that start are of a later release, with other maps.
     pub(crate) next_release: bool,
+    /// Whether agents find VLAN devices on their uplinks.
+    pub(crate) finds_vlans: bool,
+    /// What node 1 has found out about its peer by probes.
+    pub(crate) probed: ProbeReport,
     cgroup: &'a Path,
     agents: Vec<Agent>,
 }
@@ -85,6 +90,8 @@ impl<'a> Mesh<'a> {
                 ..Cluster::default()
             },
             next_release: false,
+            finds_vlans: false,
+            probed: ProbeReport::default(),
             cgroup,
             agents: world.nodes.iter().map(|_| Agent::default()).collect(),
         }
@@ -123,11 +130,15 @@ impl<'a> Mesh<'a> {
         self.check_modes(number)
     }
 
-    fn check_modes(&mut self, number: usize) -> Result<()> {
-        let expected = self.rung.mode();
+    /// A node's uplinks must have the rung's hook, or tc where XDP could not tell VLANs apart.
+    pub(crate) fn check_modes(&mut self, number: usize) -> Result<()> {
+        let expected = match self.rung.mode() {
+            Mode::XdpNative | Mode::XdpGeneric if self.finds_vlans => Mode::Tc,
+            mode => mode,
+        };
         let modes = self.on(number, |datapath| datapath.modes())?;
         ensure!(
-            modes.len() == 1 && modes[0].mode == expected,
+            !modes.is_empty() && modes.iter().all(|found| found.mode == expected),
             "node{number} runs {modes:?}, not {}",
             expected.name()
         );

@@ -8,10 +8,13 @@ use mesh_agent::{
     datapath::{
         Datapath, Mode, TcChoice, XdpChoice,
         ebpf::{EbpfDatapath, EbpfOptions},
-        ipvs::{IpvsDatapath, IpvsOptions},
+        ipvs::{IpvsDatapath, IpvsOptions, address::peers_mesh_addresses},
     },
     model::{Algorithm, NodeDatapath},
+    probes::{Geneve, Medium},
 };
+
+use crate::world::Link;
 
 /// Where connections of local processes are sent, on data paths that redirect them.
 pub(crate) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
@@ -19,7 +22,7 @@ pub(crate) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
 /// The UDP port of the tunnel between nodes.
 const TUNNEL_PORT: u16 = 6081;
 
-/// One way to move packets.
+/// One way to move packets, and what they come in by.
 #[derive(Debug)]
 pub(crate) struct Rung {
     /// Its name on the command line and in `MESH_DATAPATHS`, and the first part of its stories' names.
@@ -27,6 +30,8 @@ pub(crate) struct Rung {
     kind: Kind,
     /// The kernels it is meant for.
     kernels: Kernels,
+    /// What nodes are connected by.
+    pub(crate) link: Link,
     pub(crate) capabilities: Capabilities,
 }
 
@@ -80,7 +85,7 @@ const IPVS: Capabilities = Capabilities {
     passes_over: false,
 };
 
-/// All of them, best first.
+/// All of them, best first, and then those on other links than a card.
 pub(crate) const LADDER: &[Rung] = &[
     Rung {
         name: "ebpf-native-tcx",
@@ -90,6 +95,7 @@ pub(crate) const LADDER: &[Rung] = &[
             mode: Mode::XdpNative,
         },
         kernels: Kernels::Since(6, 6),
+        link: Link::Card,
         capabilities: EBPF,
     },
     Rung {
@@ -100,6 +106,7 @@ pub(crate) const LADDER: &[Rung] = &[
             mode: Mode::XdpNative,
         },
         kernels: Kernels::Since(5, 15),
+        link: Link::Card,
         capabilities: EBPF,
     },
     Rung {
@@ -110,6 +117,7 @@ pub(crate) const LADDER: &[Rung] = &[
             mode: Mode::XdpGeneric,
         },
         kernels: Kernels::Since(5, 15),
+        link: Link::Card,
         capabilities: EBPF,
     },
     Rung {
@@ -120,12 +128,45 @@ pub(crate) const LADDER: &[Rung] = &[
             mode: Mode::Tc,
         },
         kernels: Kernels::Since(5, 15),
+        link: Link::Card,
         capabilities: EBPF,
     },
     Rung {
         name: "ipvs",
         kind: Kind::Ipvs,
         kernels: Kernels::WithModule("ip_vs"),
+        link: Link::Card,
+        capabilities: IPVS,
+    },
+    // A VLAN device has no XDP in a driver, so none is used on the card below it either.
+    Rung {
+        name: "vlan-ebpf",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Native,
+            tc: TcChoice::Auto,
+            mode: Mode::Tc,
+        },
+        kernels: Kernels::WithModule("8021q"),
+        link: Link::Vlan,
+        capabilities: EBPF,
+    },
+    // A bond has, where its cards do.
+    Rung {
+        name: "bond-ebpf-native",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Native,
+            tc: TcChoice::Auto,
+            mode: Mode::XdpNative,
+        },
+        kernels: Kernels::WithModule("bonding"),
+        link: Link::Bond,
+        capabilities: EBPF,
+    },
+    Rung {
+        name: "vlan-ipvs",
+        kind: Kind::Ipvs,
+        kernels: Kernels::WithModule("ip_vs"),
+        link: Link::Vlan,
         capabilities: IPVS,
     },
 ];
@@ -160,6 +201,18 @@ impl Rung {
         match self.kind {
             Kind::Ebpf { mode, .. } => mode,
             Kind::Ipvs => Mode::Ipvs,
+        }
+    }
+
+    /// What carries the probes of a node to a peer.
+    pub(crate) fn medium(&self, own: Ipv4Addr, peer: Ipv4Addr, vni: u32) -> Medium {
+        match self.kind {
+            Kind::Ebpf { .. } => Medium::Geneve(Geneve {
+                vni,
+                port: TUNNEL_PORT,
+                ..Geneve::default()
+            }),
+            Kind::Ipvs => Medium::Tunnel(peers_mesh_addresses(own, [peer].into_iter())),
         }
     }
 

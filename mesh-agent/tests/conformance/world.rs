@@ -3,6 +3,7 @@
 //! `talk`; knows nothing of our mesh.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::OwnedFd,
@@ -41,12 +42,53 @@ pub(crate) const CLAIMED_UDP: u16 = 9201;
 /// `y1` is on the other bridge.
 const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1", "y1"], &["a2", "b2", "x2"]];
 
+/// What a machine is connected to the wire by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// A card.
+    Card,
+    /// A VLAN device on a card, which is an uplink, too, but has no address.
+    Vlan,
+    /// A bond of two cards, of which one carries.
+    Bond,
+}
+
+impl Link {
+    /// The interface that has the addresses.
+    pub(crate) fn device(self) -> &'static str {
+        match self {
+            Self::Card => "eth0",
+            Self::Vlan => "eth0.5",
+            Self::Bond => "bond0",
+        }
+    }
+
+    /// The interfaces that a node takes for uplinks.
+    fn uplinks(self) -> &'static [&'static str] {
+        match self {
+            Self::Card => &["eth0"],
+            Self::Vlan => &["eth0", "eth0.5"],
+            Self::Bond => &["bond0"],
+        }
+    }
+
+    /// The cards, and each one's end at the wire.
+    fn cards(self, name: &str) -> Vec<(&'static str, String)> {
+        let first = ("eth0", name.to_owned());
+        match self {
+            Self::Card | Self::Vlan => vec![first],
+            Self::Bond => vec![first, ("eth1", format!("{name}-eth1"))],
+        }
+    }
+}
+
 /// All namespaces, connected.
 pub(crate) struct World {
-    _wire: Netns,
+    pub(crate) link: Link,
+    pub(crate) wire: Netns,
     pub(crate) client: Netns,
     pub(crate) nodes: Vec<Node>,
-    _client_end: OwnedFd,
+    _client_ends: Vec<OwnedFd>,
     _client_server: Server,
 }
 
@@ -54,10 +96,13 @@ pub(crate) struct World {
 pub(crate) struct Node {
     pub(crate) netns: Netns,
     pub(crate) address: Ipv4Addr,
+    /// The interface that has the address.
     pub(crate) uplink: HostInterface,
+    /// All uplinks, by their names.
+    pub(crate) uplinks: BTreeMap<String, HostInterface>,
     pub(crate) gateway_mac: MacAddress,
     pub(crate) containers: Vec<Container>,
-    _end: OwnedFd,
+    _ends: Vec<OwnedFd>,
     _server: Server,
 }
 
@@ -75,24 +120,34 @@ pub(crate) struct Container {
 
 impl World {
     /// Makes them.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(link: Link) -> Result<Self> {
         let wire = Netns::new("wire")?;
-        wire.run_with_input(
-            "ip",
-            &["-batch", "-"],
-            "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
-             address add 10.99.0.254/24 dev br0\nlink set br0 up\n",
-        )?;
+        let mut script = String::new();
+        let _ = writeln!(
+            script,
+            "link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up"
+        );
+        let gateway = match link {
+            Link::Card | Link::Bond => "br0",
+            Link::Vlan => {
+                script += "link add link br0 name br0.5 type vlan id 5\nlink set br0.5 up\n";
+                "br0.5"
+            }
+        };
+        let _ = writeln!(script, "address add 10.99.0.254/24 dev {gateway}");
+        wire.run_with_input("ip", &["-batch", "-"], &script)?;
         let client = Netns::new("client")?;
-        let client_end = plug(&wire, &client, &[CLIENT, OTHER_CLIENT])?;
+        let client_mac = MacAddress([2, 0x99, 0, 0, 0, 200]);
+        let client_ends = plug(&wire, &client, link, client_mac, &[CLIENT, OTHER_CLIENT])?;
         let nodes = (1..=2_u8)
             .zip(CONTAINERS)
-            .map(|(number, names)| Node::new(&wire, number, names))
+            .map(|(number, names)| Node::new(&wire, link, number, names))
             .collect::<Result<_>>()?;
         let world = Self {
-            _client_end: client_end,
+            link,
+            _client_ends: client_ends,
             _client_server: Server::start(&client, "client")?,
-            _wire: wire,
+            wire,
             client,
             nodes,
         };
@@ -126,17 +181,17 @@ impl World {
 }
 
 impl Node {
-    fn new(wire: &Netns, number: u8, names: &[&'static str]) -> Result<Self> {
+    fn new(wire: &Netns, link: Link, number: u8, names: &[&'static str]) -> Result<Self> {
         let netns = Netns::new(&format!("node{number}"))?;
         let address = Ipv4Addr::new(10, 99, 0, number);
-        let end = plug(wire, &netns, &[address])?;
         let mac = MacAddress([2, 0x99, 0, 0, 0, number]);
+        let ends = plug(wire, &netns, link, mac, &[address])?;
         let gateway_mac = MacAddress([2, 0x42, 0, 0, 0, number]);
         netns.run_with_input(
             "ip",
             &["-batch", "-"],
             &format!(
-                "link set eth0 address {mac}\nlink add {BRIDGE} address {gateway_mac} type bridge forward_delay 0\n\
+                "link add {BRIDGE} address {gateway_mac} type bridge forward_delay 0\n\
                  address add {GATEWAY}/16 dev {BRIDGE}\nlink set {BRIDGE} up\n\
                  link add {OTHER_BRIDGE} type bridge forward_delay 0\n\
                  address add {OTHER_GATEWAY}/16 dev {OTHER_BRIDGE}\nlink set {OTHER_BRIDGE} up\n"
@@ -151,17 +206,22 @@ impl Node {
             .zip(names)
             .map(|(host, name)| Container::new(&netns, host, name))
             .collect::<Result<_>>()?;
-        let index = netns.enter(|| if_nametoindex("eth0"))?;
+        let uplink = |name: &str| -> Result<HostInterface> {
+            Ok(HostInterface {
+                index: netns.enter(|| if_nametoindex(name))?,
+                mac: Some(mac),
+                mtu: MTU,
+                has_vlans: link == Link::Vlan && name == "eth0",
+            })
+        };
+        let named = |name: &&str| Ok(((*name).to_owned(), uplink(name)?));
         Ok(Self {
-            _end: end,
+            uplink: uplink(link.device())?,
+            uplinks: link.uplinks().iter().map(named).collect::<Result<_>>()?,
+            _ends: ends,
             _server: Server::start(&netns, &format!("node{number}"))?,
             netns,
             address,
-            uplink: HostInterface {
-                index,
-                mac: Some(mac),
-                mtu: MTU,
-            },
             gateway_mac,
             containers,
         })
@@ -207,29 +267,55 @@ impl Container {
     }
 }
 
-/// Connects a namespace to the wire by its `eth0`, until the returned XDP link is closed.
-fn plug(wire: &Netns, netns: &Netns, addresses: &[Ipv4Addr]) -> Result<OwnedFd> {
-    let name = &netns.name;
-    wire.run_with_input(
-        "ip",
-        &["-batch", "-"],
-        &format!(
-            "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0\nlink set {name} up\n",
+/// Connects a namespace to the wire, until the returned XDP links are closed.
+fn plug(
+    wire: &Netns,
+    netns: &Netns,
+    link: Link,
+    mac: MacAddress,
+    addresses: &[Ipv4Addr],
+) -> Result<Vec<OwnedFd>> {
+    let cards = link.cards(&netns.name);
+    let (mut outside, mut inside) = (String::new(), String::new());
+    if link == Link::Bond {
+        inside.push_str("link add bond0 type bond mode active-backup miimon 50\n");
+    }
+    for (card, end) in &cards {
+        let _ = writeln!(
+            outside,
+            "link add {end} type veth peer name {card} address {mac} netns {}\n\
+             link set {end} master br0\nlink set {end} up",
             netns.network_path()
-        ),
-    )?;
-    let mut script = String::new();
+        );
+        match link {
+            Link::Card | Link::Vlan => {
+                let _ = writeln!(inside, "link set {card} up");
+            }
+            Link::Bond => {
+                let _ = writeln!(inside, "link set {card} master bond0");
+            }
+        }
+    }
+    let device = link.device();
+    if link == Link::Vlan {
+        let _ = writeln!(inside, "link add link eth0 name {device} type vlan id 5");
+    }
     for address in addresses {
-        let _ = writeln!(script, "address add {address}/24 dev eth0");
+        let _ = writeln!(inside, "address add {address}/24 dev {device}");
     }
-    script.push_str("link set eth0 up\nroute add default via 10.99.0.254\n");
-    netns.run_with_input("ip", &["-batch", "-"], &script)?;
+    let _ = writeln!(inside, "link set {device} up\nroute add default via 10.99.0.254");
+    wire.run_with_input("ip", &["-batch", "-"], &outside)?;
+    netns.run_with_input("ip", &["-batch", "-"], &inside)?;
     // A real wire carries finished checksums, and delivers what XDP sends at once.
-    for (netns, device) in [(wire, name.as_str()), (netns, "eth0")] {
-        netns.run("ethtool", &["-K", device, "tx", "off"])?;
+    for (card, end) in &cards {
+        wire.run("ethtool", &["-K", end, "tx", "off"])?;
+        netns.run("ethtool", &["-K", card, "tx", "off"])?;
     }
-    wire.enter(|| xdp_pass::attach(if_nametoindex(name.as_str())?))
-        .with_context(|| format!("could not put an XDP program on the wire's end to {name}"))
+    let pass = |end: &str| {
+        wire.enter(|| xdp_pass::attach(if_nametoindex(end)?))
+            .with_context(|| format!("could not put an XDP program on the wire's end {end}"))
+    };
+    cards.iter().map(|(_, end)| pass(end)).collect()
 }
 
 /// What Docker puts into iptables on a node of a Swarm (moby, `libnetwork`): only packets from or to its

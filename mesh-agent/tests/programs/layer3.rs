@@ -48,6 +48,7 @@ impl FarEnd {
             index: self.index,
             mac: None,
             mtu: 1500,
+            has_vlans: false,
         };
         state.uplinks = [("tun0".to_owned(), uplink)].into();
         state.peers = [(PEER, Some(NextHop::layer3(self.index, None)))].into();

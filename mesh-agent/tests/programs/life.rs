@@ -235,6 +235,7 @@ fn xdp_is_off_while_an_uplink_cannot_send_what_it_forwards() {
             index: if_nametoindex("lan0").unwrap(),
             mac: Some(MacAddress::default()),
             mtu: 1500,
+            has_vlans: false,
         };
         state.uplinks.insert("lan0".to_owned(), lan0);
         node.apply(&state);

@@ -34,6 +34,8 @@ const TC_ACT_UNSPEC: i32 = -1;
 /// Headers of a plain and of an encapsulated packet, without TCP options.
 const PLAIN_HEADERS: usize = L4_OFFSET + TCP_LENGTH;
 const ALL_HEADERS: usize = PLAIN_HEADERS + KEYED_OUTER_LENGTH + 40;
+/// The bits of a VLAN tag that name the VLAN; 0 is none (a tag that only carries a priority).
+const VLAN_ID: u32 = 0x0fff;
 /// Bytes removed from the front to discard an unfinished checksum; see [`Skb::renew`].
 const RENEWAL: usize = 40;
 
@@ -77,6 +79,9 @@ pub(crate) fn mesh_local(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(context: &TcContext, hook: Hook) -> i32 {
+    if is_of_a_vlan(context) {
+        return TC_ACT_UNSPEC;
+    }
     let mut skb = Skb {
         context: context.skb.skb,
         egress: matches!(hook, Hook::TcMesh0),
@@ -85,6 +90,17 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     let tables = KernelTables;
     let action = pipeline::run(&mut skb, &tables, hook);
     act(&mut skb, &tables, action)
+}
+
+/// Whether the packet is of a VLAN. The card or the kernel has moved its tag out of the frame by now
+/// (`skb_vlan_untag`), so it looks like one of the interface itself, but it is the VLAN device's, whose own
+/// hook sees it next without the tag. If it were sent on from here, its tag would go with it: into a
+/// container, whose kernel drops it, or out of the node on that VLAN.
+#[inline(always)]
+fn is_of_a_vlan(context: &TcContext) -> bool {
+    let skb = context.skb.skb;
+    // SAFETY: the context outlives the program's run.
+    unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID != 0 }
 }
 
 #[inline(always)]

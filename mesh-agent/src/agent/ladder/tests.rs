@@ -176,6 +176,7 @@ fn state(_: DatapathKind) -> Desired {
         index: 2,
         mac: Default::default(),
         mtu: 1500,
+        has_vlans: false,
     };
     desired.uplinks.insert("eth0".into(), uplink);
     let service = crate::model::ServiceEntry {

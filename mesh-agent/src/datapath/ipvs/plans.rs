@@ -158,6 +158,7 @@ mod tests {
                 index: 2,
                 mac: Some(MacAddress::default()),
                 mtu,
+                has_vlans: false,
             };
             state.uplinks.insert(name.to_owned(), uplink);
         }

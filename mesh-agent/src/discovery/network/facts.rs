@@ -59,6 +59,8 @@ struct Link {
     kind: Kind,
     /// The bridge, bond or the like that it is a port of.
     controller: Option<u32>,
+    /// The link whose frames with its tag are its own, if it is a VLAN.
+    vlan_of: Option<u32>,
 }
 
 /// What is before the IP header of a link's packets.
@@ -78,6 +80,7 @@ enum Kind {
     Loopback,
     Bridge,
     Veth,
+    Vlan,
     Other,
 }
 
@@ -143,7 +146,9 @@ impl Facts {
                 _ => Kind::Other,
             },
             controller: None,
+            vlan_of: None,
         };
+        let mut below = None;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -152,14 +157,13 @@ impl Facts {
                     link.header = mac(bytes).map_or(Header::Other, Header::Ethernet);
                 }
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
-                LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) => {
-                    link.kind = Kind::Bridge;
-                }
-                LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Veth)) => {
-                    link.kind = Kind::Veth;
-                }
+                LinkAttribute::Link(index) => below = Some(*index),
+                LinkAttribute::LinkInfo(infos) => link.kind = kind(infos).unwrap_or(link.kind),
                 _ => {}
             }
+        }
+        if link.kind == Kind::Vlan {
+            link.vlan_of = below;
         }
         // Even if nothing changes here, going up or down moves routes.
         self.links.insert(message.header.index, link);
@@ -279,6 +283,7 @@ impl Facts {
                             index: *index,
                             mac,
                             mtu: link.mtu,
+                            has_vlans: self.has_vlans(*index),
                         };
                         state.uplinks.insert(link.name.clone(), interface);
                     }
@@ -302,6 +307,10 @@ impl Facts {
             }
         }
         state
+    }
+
+    fn has_vlans(&self, index: u32) -> bool {
+        self.links.values().any(|link| link.vlan_of == Some(index))
     }
 
     /// The addresses of frames by a path, if that is resolved or needs none.
@@ -360,6 +369,16 @@ impl Link {
     fn is_outside(&self) -> bool {
         self.kind != Kind::Loopback && !mesh0::is_ours(&self.name)
     }
+}
+
+/// What a link's details say of its kind.
+fn kind(infos: &[LinkInfo]) -> Option<Kind> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(Kind::Bridge),
+        LinkInfo::Kind(InfoKind::Veth) => Some(Kind::Veth),
+        LinkInfo::Kind(InfoKind::Vlan) => Some(Kind::Vlan),
+        _ => None,
+    })
 }
 
 /// Whether the kernel's `bpf_redirect` sends packets by links of a type without their MAC header

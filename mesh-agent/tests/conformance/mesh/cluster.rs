@@ -5,9 +5,12 @@ use std::{
     net::Ipv4Addr,
 };
 
-use mesh_agent::model::{
-    Balance, Container as LocalContainer, Desired, Local, NextHop, Protocol, PublishedPort, Service,
-    ServiceKey, Task, TaskState, desired::desired,
+use mesh_agent::{
+    model::{
+        Balance, Container as LocalContainer, Desired, HostInterface, Local, NextHop, Protocol,
+        PublishedPort, Service, ServiceKey, Task, TaskState, desired::desired,
+    },
+    probes::ProbeReport,
 };
 
 use super::{ECHO, Mesh, WEB};
@@ -95,6 +98,11 @@ impl Mesh<'_> {
     }
 
     fn local(&self, number: usize) -> Local {
+        let probed = if number == 1 {
+            self.probed.clone()
+        } else {
+            ProbeReport::default()
+        };
         let node = self.world.node(number);
         let containers = self
             .cluster
@@ -121,7 +129,14 @@ impl Mesh<'_> {
             datapath: self.rung.node_datapath(),
             addresses: BTreeSet::from([node.address, GATEWAY]),
             containers,
-            uplinks: BTreeMap::from([("eth0".to_owned(), node.uplink)]),
+            uplinks: node
+                .uplinks
+                .iter()
+                .map(|(name, uplink)| {
+                    let has_vlans = uplink.has_vlans || self.finds_vlans;
+                    (name.clone(), HostInterface { has_vlans, ..*uplink })
+                })
+                .collect(),
             container_interfaces: node
                 .containers
                 .iter()
@@ -129,6 +144,9 @@ impl Mesh<'_> {
                 .collect(),
             mesh0: self.agents[number - 1].mesh0,
             next_hops: self.next_hops(node),
+            answered: probed.answered(),
+            silent: probed.silent(),
+            lost: probed.lost(),
             ..Local::default()
         }
     }

@@ -2,12 +2,14 @@
 
 use anyhow::Result;
 
-use crate::mesh::Mesh;
+use crate::{mesh::Mesh, world::Link};
 
 mod changes;
 mod choice;
 mod counters;
 mod life;
+mod links;
+mod liveness;
 mod reach;
 mod takeover;
 
@@ -17,6 +19,8 @@ pub(crate) struct Story {
     pub(crate) name: &'static str,
     /// Whether it needs nodes that no data path has ever touched.
     pub(crate) untouched: bool,
+    /// What nodes are connected by. One that is about something else needs a card alone.
+    pub(crate) links: &'static [Link],
     /// Proves it. No agent runs at the start; those that run at the end are stopped.
     pub(crate) run: fn(&mut Mesh<'_>) -> Result<()>,
 }
@@ -28,22 +32,27 @@ pub(crate) const STORIES: &[Story] = &[
         untouched: true,
         ..story("detaching_leaves_no_trace", life::no_trace)
     },
-    story("requests_rotate_over_local_and_remote_replicas", reach::rotation),
-    story("every_node_answers", reach::every_node_answers),
-    story("datagrams_rotate_and_are_answered", reach::datagrams),
-    story(
+    on_every_link("requests_rotate_over_local_and_remote_replicas", reach::rotation),
+    on_every_link("every_node_answers", reach::every_node_answers),
+    on_every_link("datagrams_rotate_and_are_answered", reach::datagrams),
+    on_every_link(
         "local_processes_reach_replicas_by_any_address_of_the_node",
         reach::local_processes,
     ),
-    story("containers_reach_their_own_nodes_ports", reach::containers),
+    on_every_link("containers_reach_their_own_nodes_ports", reach::containers),
     story(
         "replicas_reach_themselves_by_their_own_nodes_ports",
         reach::replicas,
     ),
-    story("replicas_see_the_clients_address", reach::replicas_see_clients),
-    story("bulk_transfers_arrive_whole", reach::bulk),
-    story("a_service_without_replicas_refuses_at_once", reach::refusal),
-    story("other_traffic_passes", reach::other_traffic),
+    on_every_link("replicas_see_the_clients_address", reach::replicas_see_clients),
+    on_every_link("bulk_transfers_arrive_whole", reach::bulk),
+    on_every_link("a_service_without_replicas_refuses_at_once", reach::refusal),
+    on_every_link("other_traffic_passes", reach::other_traffic),
+    story("frames_of_a_vlan_are_left_to_its_device", links::tagged),
+    Story {
+        links: &[Link::Bond],
+        ..story("a_bond_that_loses_a_cable_goes_on", links::lost_cable)
+    },
     story("every_algorithm_is_known_or_refused", choice::algorithms),
     story("weights_are_kept", choice::weights),
     story("a_hash_keeps_a_clients_port_at_its_replica", choice::hash),
@@ -52,15 +61,19 @@ pub(crate) const STORIES: &[Story] = &[
         "affinity_keeps_a_client_until_its_replica_drains",
         choice::affinity,
     ),
-    story("a_draining_replica_keeps_its_connections_only", changes::draining),
+    on_every_link("a_draining_replica_keeps_its_connections_only", changes::draining),
     story("a_removed_replicas_connections_end", changes::removal),
-    story(
+    on_every_link(
         "what_a_node_cannot_deliver_goes_to_another_replica",
         changes::stale_snapshot,
     ),
     story(
         "a_replica_that_does_not_answer_is_passed_over_until_it_does",
         changes::hanging_replica,
+    ),
+    story(
+        "a_node_that_is_cut_off_leaves_rotation_and_comes_back",
+        liveness::cut_off,
     ),
     story("new_replicas_take_part_at_once", changes::growth),
     story("applying_again_changes_nothing", changes::again),
@@ -80,6 +93,15 @@ const fn story(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Stor
     Story {
         name,
         untouched: false,
+        links: &[Link::Card],
         run,
+    }
+}
+
+/// One about how packets come in and go out.
+const fn on_every_link(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
+    Story {
+        links: &[Link::Card, Link::Vlan, Link::Bond],
+        ..story(name, run)
     }
 }

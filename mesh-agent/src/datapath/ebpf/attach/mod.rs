@@ -169,9 +169,20 @@ impl Attachments {
         if let Some(known) = known.map(|(name, _)| name.clone())
             && let Some(mut uplink) = self.uplinks.remove(&known)
         {
+            let as_before = uplink.interface.has_vlans == interface.has_vlans;
             uplink.interface = *interface;
+            if !as_before {
+                for hook in XdpHook::ALL {
+                    remove_pin(&self.xdp_pin(interface.index, hook))?;
+                }
+                uplink.hooks = UplinkHooks {
+                    tcx: uplink.hooks.tcx,
+                    ..self.attach_xdp(programs, name, interface)?
+                };
+                uplink.held_back = false;
+            }
             self.uplinks.insert(name.to_owned(), uplink);
-            return Ok(());
+            return self.level_xdp(programs);
         }
         self.attach_tc(programs, TcProgram::of_uplink(interface), interface.index)?;
         let hooks = UplinkHooks {

@@ -11,7 +11,7 @@ use crate::{
     datapath::{
         DatapathError, Mode, XdpChoice,
         ebpf::{
-            driver::driver_name,
+            driver::{driver_name, takes_vlan_tags_off},
             hooks::{self, XdpHook, is_link_of, remove_pin},
             uplink_rung::{Outcome, UplinkHooks},
         },
@@ -31,8 +31,12 @@ impl Attachments {
     ) -> Result<UplinkHooks, DatapathError> {
         let index = interface.index;
         let mut found = match interface.mac {
+            Some(_) if interface.has_vlans && takes_vlan_tags_off(name) => off(
+                "XDP is off: VLAN devices are on it, and the card takes the tags off before XDP could tell whose the \
+                 frames are (`ethtool -K … rxvlan off` before the agent starts leaves them on)",
+            ),
             Some(_) => untried(self.xdp, name),
-            None => layer3(),
+            None => off("XDP is off: a layer 3 device has no Ethernet frames"),
         };
         for hook in XdpHook::ALL {
             if !found.xdp(hook).works() {
@@ -120,9 +124,8 @@ fn pin_name(index: u32, hook: XdpHook) -> String {
     format!("{XDP_PROGRAM}_{}_{index}", hook.name())
 }
 
-/// What there is to try on a layer 3 device: nothing, and no setting is to blame.
-fn layer3() -> UplinkHooks {
-    let reason = "XDP is off: a layer 3 device has no Ethernet frames";
+/// Nothing is tried, for this reason, and no setting is to blame.
+fn off(reason: &str) -> UplinkHooks {
     UplinkHooks {
         mode: Mode::Tc,
         native: Outcome::NotTried(reason.to_owned()),

@@ -64,6 +64,7 @@ fn point_to_point_devices_of_layer_3_are_uplinks_without_a_mac_address() {
         index: 7,
         mac: None,
         mtu: 1400,
+        has_vlans: false,
     };
     // tun and WireGuard; PPP; IP-in-IP; GRE; a modem.
     for link_type in [
@@ -97,4 +98,41 @@ fn other_links_without_a_mac_address_are_named_with_the_reason() {
         assert!(state.uplinks.is_empty(), "{link_type:?}");
         assert_eq!(state.unusable_uplinks["link"], NO_HOOK, "{link_type:?}");
     }
+}
+
+#[test]
+fn a_card_is_known_to_have_vlans_while_there_is_one() {
+    let link = |index, name: &str, more: &[LinkAttribute]| {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.link_layer_type = LinkLayerType::Ether;
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+        ];
+        link.attributes.extend_from_slice(more);
+        link
+    };
+    let info = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+    let vlan = link(9, "card.5", &[LinkAttribute::Link(7), info(InfoKind::Vlan)]);
+    let mut facts = Facts::default();
+    facts.add_link(&link(7, "card", &[]));
+    facts.add_link(&link(
+        8,
+        "other",
+        &[LinkAttribute::Link(7), info(InfoKind::MacVlan)],
+    ));
+    let options = NetworkOptions {
+        uplinks: vec!["card".to_owned(), "card.5".to_owned()],
+        service_address: Ipv4Addr::new(169, 254, 96, 1),
+    };
+    let have_vlans = |facts: &Facts| -> Vec<_> {
+        let uplinks = facts.state(&options, &Interest::default()).uplinks;
+        uplinks.values().map(|uplink| uplink.has_vlans).collect()
+    };
+    assert_eq!(have_vlans(&facts), [false]);
+    facts.add_link(&vlan);
+    assert_eq!(have_vlans(&facts), [true, false]);
+    facts.remove_link(&vlan);
+    assert_eq!(have_vlans(&facts), [false]);
 }
