@@ -28,8 +28,9 @@ pub(crate) struct Group {
     pub(crate) topology: Topology,
     /// The agents' arguments; `None`: the stories start agents by themselves, if at all.
     pub(crate) agents: Option<&'static [&'static str]>,
-    /// Whether the kernel must have IPVS. Such a group runs only with `--ignored`.
-    pub(crate) needs_ipvs: bool,
+    /// Whether the kernel must have what not every one has: IPVS, VLAN devices or bonds. Such a group runs
+    /// only with `--ignored`.
+    pub(crate) needs_a_vm: bool,
     pub(crate) stories: &'static [&'static [Story]],
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn trials(group: Group, shared: &Arc<Mutex<Shared>>) -> Vec<Trial> {
                     .run(group, story)
                     .map_err(|error| format!("{error:?}").into())
             })
-            .with_ignored_flag(group.needs_ipvs)
+            .with_ignored_flag(group.needs_a_vm)
         })
         .collect()
 }

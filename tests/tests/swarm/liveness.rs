@@ -1,4 +1,4 @@
-//! Stories of nodes that are lost suddenly: the others notice by themselves.
+//! Stories of nodes and replicas that are lost suddenly: the mesh notices by itself.
 
 use std::{
     thread,
@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use mesh_tests::load::Report;
 use serde_json::Value;
 use xtask::{
     lab::{wait::patience, wait_until},
@@ -22,6 +23,15 @@ pub(crate) const STORIES: &[Story] = &[(
     "a_node_that_is_cut_off_gets_no_new_connections_after_a_second",
     cut_off,
 )];
+
+/// The same for agents on IPVS, where no program in the kernel helps.
+pub(crate) const ON_IPVS: &[Story] = &[
+    (
+        "on_ipvs_a_node_that_is_cut_off_gets_no_new_connections_after_a_second",
+        cut_off,
+    ),
+    ("on_ipvs_a_replica_that_is_killed_gets_no_new_connections", killed),
+];
 
 /// The node that is cut off.
 const LOST: &str = "node3";
@@ -68,25 +78,7 @@ fn cut_off(fixture: &Fixture) -> Result<()> {
         );
         Ok(())
     })?;
-    let limit = cut + 1000 * u64::from(patience());
-    let sent: Vec<u64> = report
-        .failed
-        .iter()
-        .map(|failure| report.began + failure.at_millis)
-        .collect();
-    if let Some(last) = sent.last() {
-        println!(
-            "    the last lost connection was opened {} ms after the cut",
-            last.saturating_sub(cut)
-        );
-    }
-    ensure!(
-        report.failures() == sent.len() as u64 && sent.iter().all(|sent| (cut..=limit).contains(sent)),
-        "{} of {} connections were lost, not only in the first second after the cut: {:?}",
-        report.failures(),
-        report.attempts,
-        report.failed
-    );
+    expect_losses(&report, cut, cut + 1000 * u64::from(patience()))?;
     expect_checks(
         fixture,
         LOST,
@@ -101,8 +93,51 @@ fn cut_off(fixture: &Fixture) -> Result<()> {
     )?;
     // A SYN that is sent again may already go elsewhere.
     ensure!(
-        report.syn_retransmitted > 0 || !sent.is_empty(),
+        report.syn_retransmitted > 0 || report.failures() > 0,
         "the cut had no effect"
+    );
+    Ok(())
+}
+
+/// Its process is killed, and Swarm starts another one instead.
+fn killed(fixture: &Fixture) -> Result<()> {
+    let tasks = fixture.lab.running_tasks("web")?;
+    let task = tasks.iter().find(|task| task.node == LOST);
+    let container = fixture.lab.container_of(task.context("no replica runs there")?)?;
+    let (mut begin, mut end) = (0, 0);
+    let report = under_load(fixture, &fixture.lab.nodes(), 6, 0, || {
+        thread::sleep(AFTERWARDS);
+        begin = milliseconds();
+        fixture
+            .lab
+            .docker(LOST, ["kill", "--signal", "KILL", &container])?;
+        end = milliseconds();
+        fixture.lab.wait_for_tasks("web", 5).map(drop)
+    })?;
+    expect_losses(&report, begin, end + 1000 * u64::from(patience()))?;
+    fixture.until_all_know("web", Duration::from_secs(15))
+}
+
+/// Connections were lost between these times only.
+fn expect_losses(report: &Report, from: u64, limit: u64) -> Result<()> {
+    let sent: Vec<u64> = report
+        .failed
+        .iter()
+        .map(|failure| report.began + failure.at_millis)
+        .collect();
+    if let Some(last) = sent.last() {
+        println!(
+            "    the last lost connection was opened {} ms after the loss",
+            last.saturating_sub(from)
+        );
+    }
+    ensure!(
+        report.failures() == sent.len() as u64 && sent.iter().all(|sent| (from..=limit).contains(sent)),
+        "{} of {} connections were lost, not only in the {} ms after the loss: {:?}",
+        report.failures(),
+        report.attempts,
+        limit - from,
+        report.failed
     );
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The mesh on a real Swarm: a user's stories, in groups that share a lab.
 //!
-//! `cargo test --package mesh-tests --test swarm -- GROUP` runs one group; those that need a kernel with IPVS
-//! are run by `cargo xtask vm test`.
+//! `cargo test --package mesh-tests --test swarm -- GROUP` runs one group; those that need a kernel with
+//! IPVS, VLAN devices or bonds are run by `cargo xtask vm test`.
 
 use std::{
     process::ExitCode,
@@ -18,6 +18,7 @@ mod beside;
 mod changes;
 mod checks;
 mod datapath_change;
+mod devices;
 mod drains;
 mod expect;
 mod fixture;
@@ -39,7 +40,7 @@ const DEFAULT: Group = Group {
     offloads: Offloads::Off,
     topology: Topology::OneCard,
     agents: Some(DEFAULT_ARGUMENTS),
-    needs_ipvs: false,
+    needs_a_vm: false,
     stories: &[
         checks::STORIES,
         // Before those that use UDP: a drain waits until its flows have been idle.
@@ -163,10 +164,26 @@ const GROUPS: &[Group] = &[
         stories: &[networks::NAT],
         ..DEFAULT
     },
+    // Nodes whose cluster address is in a VLAN of the card that has the default route.
+    Group {
+        name: "vlan",
+        topology: Topology::Vlan,
+        needs_a_vm: true,
+        stories: &[networks::STORIES, devices::VLAN],
+        ..DEFAULT
+    },
+    // Nodes with a bond of two cards.
+    Group {
+        name: "bond",
+        topology: Topology::Bond,
+        needs_a_vm: true,
+        stories: &[networks::STORIES, devices::BOND],
+        ..DEFAULT
+    },
     // Beside Docker's own mesh at work, which is made of IPVS.
     Group {
         name: "beside",
-        needs_ipvs: true,
+        needs_a_vm: true,
         stories: &[
             beside::ON_EBPF,
             basics::REQUESTS,
@@ -174,6 +191,14 @@ const GROUPS: &[Group] = &[
             beside::ON_BOTH,
             beside::ON_IPVS,
         ],
+        ..DEFAULT
+    },
+    // What fails where all agents are on IPVS.
+    Group {
+        name: "ipvs",
+        agents: Some(&["--datapath", "ipvs"]),
+        needs_a_vm: true,
+        stories: &[liveness::ON_IPVS],
         ..DEFAULT
     },
 ];

@@ -28,6 +28,10 @@ pub enum Topology {
     /// One card, behind a router that translates addresses: the cluster knows a node by an address that is on
     /// none of its interfaces.
     Nat,
+    /// One card with the default route; the cluster's address is on a VLAN device on it.
+    Vlan,
+    /// Two cards in a bond, of which one carries; the bond has the address and the default route.
+    Bond,
 }
 
 /// A network of a lab.
@@ -50,6 +54,13 @@ pub(super) const FIRST: Network = Network {
 pub(super) const SECOND: Network = Network {
     bridge: "br1",
     card: "eth1",
+    second_byte: 98,
+};
+
+/// The network of the cluster's addresses in a VLAN of the first network's cables.
+pub(super) const TAGGED: Network = Network {
+    bridge: "br0.5",
+    card: "eth0.5",
     second_byte: 98,
 };
 
@@ -123,8 +134,19 @@ impl Topology {
             | Self::Wireguard
             | Self::Narrow
             | Self::SmallMtu
-            | Self::Nat => &[FIRST],
+            | Self::Nat
+            | Self::Bond => &[FIRST],
+            Self::Vlan => &[FIRST, TAGGED],
             Self::TwoCards | Self::Routed => &[FIRST, SECOND],
+        }
+    }
+
+    /// The cards of one space in a network, as many as have cables.
+    pub(super) fn cards(self, space: &str, network: &Network) -> Vec<&'static str> {
+        match self {
+            Self::Bond if space != "client" => vec![network.card, "eth1"],
+            _ if network.vlan().is_some() => Vec::new(),
+            _ => vec![network.card],
         }
     }
 
@@ -144,7 +166,9 @@ impl Topology {
             | Self::Wireguard
             | Self::Narrow
             | Self::SmallMtu
-            | Self::Nat => &[],
+            | Self::Nat
+            | Self::Vlan
+            | Self::Bond => &[],
         }
     }
 
@@ -171,7 +195,9 @@ impl Topology {
             | Self::Multihomed
             | Self::Narrow
             | Self::SmallMtu
-            | Self::Nat => None,
+            | Self::Nat
+            | Self::Vlan
+            | Self::Bond => None,
         }
     }
 }
@@ -182,11 +208,21 @@ impl Network {
         format!("10.{}.{subnet}.{host}", self.second_byte)
     }
 
-    /// The name of the wire's end of a card.
+    /// The name of the wire's end of its card.
     pub(super) fn port(&self, space: &str) -> String {
-        match self.card {
-            "eth0" => space.to_owned(),
-            card => format!("{space}-{card}"),
-        }
+        port(space, self.card)
+    }
+
+    /// The card below a VLAN, and its number.
+    pub(super) fn vlan(&self) -> Option<(&'static str, &'static str)> {
+        self.card.split_once('.')
+    }
+}
+
+/// The name of the wire's end of a card.
+pub(super) fn port(space: &str, card: &str) -> String {
+    match card {
+        "eth0" => space.to_owned(),
+        card => format!("{space}-{card}"),
     }
 }

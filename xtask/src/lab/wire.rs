@@ -1,13 +1,13 @@
 //! The lab's network: bridges in a namespace of their own, so that the host's interfaces, iptables and
 //! sysctls stay as they are; nodes can be cut off from it. Depends on `space`, `state` and `topology`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, anyhow, ensure};
 
 use super::{
     Lab, Offloads, poll,
     space::{enter_network, start},
     state::{SpaceRecord, State},
-    topology::{FIRST, Network, SECOND, Topology, translated_address},
+    topology::{FIRST, Network, SECOND, Topology, port, translated_address},
 };
 use crate::command::{run, run_with_input};
 
@@ -34,15 +34,26 @@ pub fn lay(state: &mut State) -> Result<()> {
     for network in bridged.filter(|_| !state.topology.is_routed()) {
         let bridge = network.bridge;
         let address = network.address(state.subnet, ROUTER);
-        batch += &format!(
-            "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n\
-             address add {address}/24 dev {bridge}\nlink set {bridge} up\n"
-        );
+        batch += &match network.vlan() {
+            Some((_, number)) => {
+                format!(
+                    "link add link {} name {bridge} type vlan id {number}\n",
+                    FIRST.bridge
+                )
+            }
+            None => format!("link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n"),
+        };
+        batch += &format!("address add {address}/24 dev {bridge}\nlink set {bridge} up\n");
+    }
+    if state.topology == Topology::Bond {
+        // To fail before anything else is started.
+        batch += "link add bond0 type bond\nlink delete bond0\n";
     }
     run_with_input(
         &mut enter_network(state.space("wire")?, ["ip", "-batch", "-"]),
         batch.as_bytes(),
-    )?;
+    )
+    .map_err(|error| explain(error, state.topology))?;
     // A router between the nodes' subnets, which does not tell them of shorter ways.
     let settings = "net.ipv4.ip_forward=1\nnet.ipv4.conf.all.send_redirects=0\n\
                     net.ipv4.conf.default.send_redirects=0\n";
@@ -55,6 +66,22 @@ pub fn lay(state: &mut State) -> Result<()> {
         Topology::Nat => translate(state),
         _ => Ok(()),
     }
+}
+
+/// Says what is missing where the kernel does not know a type of device.
+fn explain(error: Error, topology: Topology) -> Error {
+    let (devices, module) = match topology {
+        Topology::Vlan => ("VLAN devices", "8021q"),
+        Topology::Bond => ("bonds", "bonding"),
+        _ => return error,
+    };
+    if !format!("{error:#}").contains("Unknown device type") {
+        return error;
+    }
+    anyhow!(
+        "this kernel has no {devices} (module {module}), which this topology is made of; the kernel of \
+         `cargo xtask vm -- COMMAND` has them"
+    )
 }
 
 /// Prepares the router to carry less between nodes than between them and the client, whose packets have a
@@ -139,22 +166,28 @@ fn give_more(state: &State, name: &str, host: u8) -> Result<()> {
 fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: Offloads) -> Result<()> {
     let wire = state.space("wire")?;
     let space = state.space(name)?;
-    let Network { bridge, card, .. } = network;
-    let port = network.port(name);
+    let cards = state.topology.cards(name, network);
     // The pid is the host's: this `ip` keeps the host's pid namespace.
-    let mut outside = format!(
-        "link add {port} type veth peer name {card} netns {}\nlink set {port} up\n",
-        space.init.pid
-    );
+    let mut outside = String::new();
+    for card in &cards {
+        let port = port(name, card);
+        outside += &format!(
+            "link add {port} type veth peer name {card} netns {}\nlink set {port} up\n",
+            space.init.pid
+        );
+        if !state.topology.is_routed() {
+            outside += &format!("link set {port} master {}\n", network.bridge);
+        }
+    }
     let (address, router) = (
         network.address(state.subnet, host),
         network.address(state.subnet, ROUTER),
     );
-    outside += &if state.topology.is_routed() {
-        format!("address add {router}/32 dev {port}\nroute add {address} dev {port} src {router}\n")
-    } else {
-        format!("link set {port} master {bridge}\n")
-    };
+    let port = network.port(name);
+    if state.topology.is_routed() {
+        outside +=
+            &format!("address add {router}/32 dev {port}\nroute add {address} dev {port} src {router}\n");
+    }
     if state.topology == Topology::Narrow && host != CLIENT {
         outside += &format!(
             "route change {address} dev {port} src {router} mtu lock {NARROW_MTU}\n\
@@ -165,23 +198,14 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
         &mut enter_network(wire, ["ip", "-batch", "-"]),
         outside.as_bytes(),
     )?;
-    let mut inside = format!("link set lo up\nlink set {card} up\n");
+    let (holder, mut inside) = holder(state.topology, name, network);
     if state.topology == Topology::SmallMtu && host != CLIENT {
         run(&mut enter_network(
             wire,
             ["ip", "link", "set", &port, "mtu", &SMALL_MTU.to_string()],
         ))?;
-        inside += &format!("link set {card} mtu {SMALL_MTU}\n");
+        inside += &format!("link set {} mtu {SMALL_MTU}\n", network.card);
     }
-    let holder = if state.topology == Topology::Bridge && name.starts_with("node") {
-        inside += &format!(
-            "link add lan0 type bridge forward_delay 0 mcast_snooping 0\nlink set {card} master lan0\n\
-             link set lan0 up\n"
-        );
-        "lan0"
-    } else {
-        card
-    };
     inside += &if state.topology.is_routed() {
         format!("address add {address}/32 dev {holder}\nroute add {router} dev {holder} scope link\n")
     } else {
@@ -193,12 +217,43 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
     )?;
     if offloads == Offloads::Off {
         // A real wire carries finished checksums, and takes what XDP sends at once.
-        for (space, device) in [(wire, port.as_str()), (space, card)] {
-            run(&mut enter_network(space, ["ethtool", "-K", device, "tx", "off"]))?;
+        for card in cards {
+            let port = self::port(name, card);
+            for (space, device) in [(wire, port.as_str()), (space, card)] {
+                run(&mut enter_network(space, ["ethtool", "-K", device, "tx", "off"]))?;
+            }
+            poll::pass_all(wire, &[&port])?;
         }
-        poll::pass_all(wire, &[&port])?;
     }
     Ok(())
+}
+
+/// The device of a space that has its address in a network, and what makes it and sets it up.
+fn holder(topology: Topology, name: &str, network: &Network) -> (&'static str, String) {
+    let card = network.card;
+    let up = format!("link set lo up\nlink set {card} up\n");
+    let is_node = name.starts_with("node");
+    if let Some((below, number)) = network.vlan() {
+        (
+            card,
+            format!("link add link {below} name {card} type vlan id {number}\n{up}"),
+        )
+    } else if topology == Topology::Bridge && is_node {
+        let bridge = "link add lan0 type bridge forward_delay 0 mcast_snooping 0";
+        (
+            "lan0",
+            format!("{up}{bridge}\nlink set {card} master lan0\nlink set lan0 up\n"),
+        )
+    } else if topology == Topology::Bond && is_node {
+        let mut bond = "link add bond0 type bond mode active-backup miimon 100\n".to_owned();
+        // A bond takes only cards that are down, and sets them up.
+        for card in topology.cards(name, network) {
+            bond += &format!("link set {card} master bond0\n");
+        }
+        ("bond0", format!("link set lo up\n{bond}link set bond0 up\n"))
+    } else {
+        (card, up)
+    }
 }
 
 impl Lab {
@@ -213,7 +268,7 @@ impl Lab {
             "{name} is connected to a router, which would notice; use a lab with bridges"
         );
         for network in self.state.topology.networks() {
-            set_port(&self.state, name, network, &["nomaster"])?;
+            set_ports(&self.state, name, network, &["nomaster"])?;
         }
         Ok(())
     }
@@ -224,7 +279,7 @@ impl Lab {
     /// When there is no such node, or the kernel refuses.
     pub fn reconnect(&self, name: &str) -> Result<()> {
         for network in self.state.topology.networks() {
-            set_port(&self.state, name, network, &["master", network.bridge])?;
+            set_ports(&self.state, name, network, &["master", network.bridge])?;
         }
         Ok(())
     }
@@ -244,10 +299,12 @@ impl Lab {
     }
 }
 
-fn set_port(state: &State, name: &str, network: &Network, arguments: &[&str]) -> Result<()> {
+fn set_ports(state: &State, name: &str, network: &Network, arguments: &[&str]) -> Result<()> {
     // Its devices at the wire have its name.
     state.space(name)?;
     let wire = state.space("wire")?;
-    run(enter_network(wire, ["ip", "link", "set", "dev", &network.port(name)]).args(arguments))?;
+    for card in state.topology.cards(name, network) {
+        run(enter_network(wire, ["ip", "link", "set", "dev", &port(name, card)]).args(arguments))?;
+    }
     Ok(())
 }

@@ -30,6 +30,9 @@ pub struct Arguments {
 /// One of each kind: all of them take longer than the rest of the suite together.
 const SUITE_DATAPATHS: [&str; 2] = ["ebpf-native-clsact", "ipvs"];
 
+/// The groups of the Swarm's stories that this kernel is needed for.
+const SWARM_GROUPS: [&str; 4] = ["beside", "ipvs", "vlan", "bond"];
+
 /// The suite waits no longer than this for a machine that hangs, in seconds.
 const SUITE_LIMIT: u64 = 1200;
 
@@ -94,10 +97,18 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
             }
             // These load the programs dozens of times, and what they show is the same on every kernel.
             "programs" => format!("{file} --skip crash:: --skip takeover::an_agent_killed"),
-            // These need engines, and the last one a Swarm, beside whose own mesh it runs.
+            // These need engines, and the last one a Swarm.
             "orchestrator" | "swarm" if arguments.without_swarm => continue,
             "orchestrator" => format!("{} && {file} --ignored ipvs::", swarm_preparation()?),
-            "swarm" => format!("{} && {file} --ignored beside::", swarm_preparation()?),
+            "swarm" => {
+                let preparation = swarm_preparation()?;
+                for group in SWARM_GROUPS {
+                    let name = format!("swarm, {group}");
+                    let command = format!("{preparation} && {file} --ignored {group}::");
+                    script.step(&name, listed.folder, &command);
+                }
+                continue;
+            }
             _ => file,
         };
         script.step(listed.name, listed.folder, &command);
