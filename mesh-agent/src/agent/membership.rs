@@ -60,6 +60,14 @@ impl EngineReport {
         }
     }
 
+    /// What is wrong with the engine, for display.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let is_locked = self.own.is_none() && self.info.as_ref().is_some_and(EngineInfo::is_locked);
+        self.trouble
+            .clone()
+            .or_else(|| is_locked.then(|| LOCKED.to_owned()))
+    }
+
     pub(super) fn membership(&self, docker_root: Option<&PathBuf>) -> Membership {
         if let Some(member) = &self.own {
             return Membership::Member(member.clone());
@@ -85,6 +93,9 @@ impl EngineReport {
         })
     }
 }
+
+/// A locked manager is no member of its Swarm until it is unlocked.
+const LOCKED: &str = "this manager is locked; waiting for 'docker swarm unlock'";
 
 /// Polls the engine until cancelled, and at once when hinted. Logs when it stops answering, and when it
 /// answers again.
@@ -142,10 +153,7 @@ fn answered(known: &mut EngineReport, engine: EngineInfo) -> bool {
                 docker = engine.version,
                 "this node is a member of the Swarm"
             ),
-            (false, _) if engine.state == "locked" => warn!(
-                docker = engine.version,
-                "this manager is locked; waiting for 'docker swarm unlock'"
-            ),
+            (false, _) if engine.is_locked() => warn!(docker = engine.version, "{LOCKED}"),
             (false, _) => warn!(
                 state = engine.state,
                 docker = engine.version,
@@ -208,6 +216,19 @@ mod tests {
             membership(Some(engine("inactive", false)), None),
             Membership::Outside
         );
+    }
+
+    #[test]
+    fn a_locked_manager_is_in_trouble_until_it_is_unlocked() {
+        let mut known = EngineReport::default();
+        for (state, is_locked) in [("locked", true), ("active", false)] {
+            assert!(answered(&mut known, engine(state, false)));
+            let trouble = known.trouble();
+            assert_eq!(
+                trouble.is_some_and(|trouble| trouble.contains("docker swarm unlock")),
+                is_locked
+            );
+        }
     }
 
     #[test]

@@ -29,6 +29,13 @@ pub struct EngineInfo {
 }
 
 impl EngineInfo {
+    /// Whether this is a manager of an autolocked Swarm whose engine was restarted: until it is unlocked, it
+    /// is no member.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.state == "locked"
+    }
+
     /// Where Swarm keeps this node's certificate, key and root bundle.
     #[must_use]
     pub fn certificates(&self) -> PathBuf {

@@ -1,12 +1,15 @@
-//! A story of secrets that are rotated while requests do not stop: join tokens and with them the tunnel's
-//! key, and the Swarm's root; and of managers whose keys are encrypted.
+//! Stories of secrets that are rotated while requests do not stop: join tokens and with them the tunnel's
+//! key, and the Swarm's root; and of managers whose keys are encrypted, and which are locked.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use xtask::lab::{engine, forge::Received, wait::patience, wait_until};
+use xtask::{
+    command::run_with_input,
+    lab::{engine, forge::Received, wait::patience, wait_until},
+};
 
 use crate::{
     fixture::Fixture,
@@ -14,10 +17,16 @@ use crate::{
     load::{KEPT, expect_no_failures, under_load},
 };
 
-pub(crate) const STORIES: &[Story] = &[(
-    "secrets_are_rotated_and_managers_locked_without_a_failed_request",
-    rotated,
-)];
+pub(crate) const STORIES: &[Story] = &[
+    (
+        "secrets_are_rotated_and_managers_locked_without_a_failed_request",
+        rotated,
+    ),
+    (
+        "a_locked_manager_waits_to_be_unlocked_without_a_failed_request",
+        locked,
+    ),
+];
 
 const MANAGER: &str = "node1";
 const NODE: &str = "node2";
@@ -126,6 +135,63 @@ fn root(fixture: &Fixture) -> Result<()> {
         )?;
     }
     until_followed(fixture)
+}
+
+/// The engine of an autolocked Swarm's only manager restarts: it is locked, and there is no Swarm to ask.
+fn locked(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    let docker = |arguments: &[&str]| lab.docker(MANAGER, arguments.iter().copied());
+    docker(&["swarm", "update", "--autolock=true"])?;
+    let unlock_key = docker(&["swarm", "unlock-key", "--quiet"])?;
+    // The containers of an engine end with it; what they serve is not what this story is about.
+    docker(&["node", "update", "--availability", "drain", MANAGER])?;
+    wait_until("no replica to run on the manager", LIMIT * patience(), || {
+        let tasks = lab.wait_for_tasks("web", 5)?;
+        let here = tasks.iter().filter(|task| task.node == MANAGER).count();
+        ensure!(here == 0, "{here} run there");
+        Ok(())
+    })?;
+    fixture.until_all_know("web", LIMIT * patience())?;
+    let report = under_load(fixture, &lab.nodes(), 4, KEPT, || {
+        lab.stop_engine(MANAGER)?;
+        lab.start_engine(MANAGER)?;
+        let state = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
+        ensure!(state.trim() == "locked", "the engine is {state}");
+        // The others show what the manager's agent reports.
+        for node in lab.nodes() {
+            until_it_says(fixture, node, "docker swarm unlock")?;
+        }
+        // One that starts now does not even know its node's id.
+        lab.kill_agent(MANAGER)?;
+        lab.start_agent(MANAGER, fixture.arguments)?;
+        until_it_says(fixture, MANAGER, "docker swarm unlock")?;
+        let mut unlock = engine::docker(lab.state(), MANAGER, ["swarm", "unlock"])?;
+        run_with_input(&mut unlock, unlock_key.trim().as_bytes())?;
+        wait_until("the Swarm to have its manager again", LIMIT * patience(), || {
+            docker(&["node", "ls"]).map(drop)
+        })?;
+        until_followed(fixture)
+    })?;
+    docker(&["swarm", "update", "--autolock=false"])?;
+    docker(&["node", "update", "--availability", "active", MANAGER])?;
+    // The next story scales up again: Swarm moves no task back by itself.
+    lab.scale("web", 2)?;
+    lab.wait_for_tasks("web", 2)?;
+    expect_no_failures(&report)
+}
+
+/// Waits until a node's status has a problem that names this.
+fn until_it_says(fixture: &Fixture, node: &str, text: &str) -> Result<()> {
+    wait_until(&format!("{node} to say `{text}`"), LIMIT * patience(), || {
+        let status = fixture.lab.meshctl(node, &["status", "--format", "json"])?;
+        let status: Value = serde_json::from_str(&status)?;
+        ensure!(
+            status["errors"].to_string().contains(text),
+            "its errors are {}",
+            status["errors"]
+        );
+        Ok(())
+    })
 }
 
 /// A manager's agent that starts has to decrypt its node's key.

@@ -317,7 +317,7 @@ impl Agent {
         let probes = self.parts.probes.current();
         let failed = self.parts.failed.current();
         let containers_trouble = self.parts.containers.current().trouble;
-        let docker_trouble = self.parts.engine.current().trouble;
+        let docker_trouble = self.parts.engine.current().trouble();
         self.introspection.publish(View {
             node,
             role,

@@ -57,6 +57,8 @@ enum Interruption {
     EventsEnded,
     #[error("Swarm does not name its cluster; it has probably lost its quorum (docker node ls)")]
     NoCluster,
+    #[error("this manager is locked, as its engine was restarted: it waits for 'docker swarm unlock'")]
+    Locked,
     #[error("this node is in no Swarm whose services it can list; is it still a manager (docker node ls)?")]
     NoManager,
 }
@@ -128,6 +130,9 @@ impl SwarmSource {
 
     async fn try_follow(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
         let info = self.docker.info().await?;
+        if info.is_locked() {
+            return Err(Interruption::Locked);
+        }
         if !info.manager {
             return Err(Interruption::NoManager);
         }
