@@ -3,7 +3,9 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::PathBuf,
+    sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -104,10 +106,12 @@ pub async fn run(load: &Load) -> Result<Report> {
 
 async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
     let start = Instant::now();
-    let outcome = within(limit, ask_once(&url)).await;
+    let own = OnceLock::new();
+    let outcome = within(limit, ask_once(&url, &own)).await;
     Ended {
         sent: start - begin,
         url,
+        own: own.get().copied(),
         took: start.elapsed(),
         outcome,
     }
@@ -116,23 +120,29 @@ async fn ask(url: Uri, limit: Duration, begin: Instant) -> Ended {
 /// Sends requests on one connection until the load ends; opens it again when it breaks.
 async fn keep(url: Uri, load: Load, begin: Instant) -> Vec<Ended> {
     let mut ended = Vec::new();
-    let mut connection = None;
+    // With its own address.
+    let mut connection: Option<(Connection, Option<SocketAddr>)> = None;
     while !load.is_over(begin) {
         let start = Instant::now();
+        let own = OnceLock::new();
         let request = async {
             let mut open = match connection.take() {
-                Some(open) => open,
-                None => Connection::open(&url).await?,
+                Some((open, address)) => {
+                    address.map(|address| own.get_or_init(|| address));
+                    open
+                }
+                None => Connection::open(&url, &own).await?,
             };
             let task = open.ask(&url).await?;
             // One that breaks is opened again, to see whether that works.
-            connection = Some(open);
+            connection = Some((open, own.get().copied()));
             Ok(task)
         };
         let outcome = within(load.timeout, request).await;
         ended.push(Ended {
             sent: start - begin,
             url: url.clone(),
+            own: own.get().copied(),
             took: start.elapsed(),
             outcome,
         });

@@ -2,22 +2,27 @@
 //! `client`.
 
 use std::{
+    future::poll_fn,
     io::ErrorKind,
+    net::SocketAddr,
     ops::Range,
+    os::fd::AsFd,
+    pin::pin,
     sync::{
-        LazyLock,
+        LazyLock, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
 use hyper::{Uri, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use crate::{
-    client::{RequestBody, body, dial, empty, request, send, target, unspecified},
+    client::{RequestBody, body, empty, request, send, target, unspecified},
     server::Hello,
 };
 
@@ -37,11 +42,12 @@ pub(super) enum Connection {
 }
 
 impl Connection {
-    pub(super) async fn open(url: &Uri) -> Result<Self> {
+    /// `own` receives its own address, also where no one answers.
+    pub(super) async fn open(url: &Uri, own: &OnceLock<SocketAddr>) -> Result<Self> {
         if is_udp(url) {
-            return Ok(Self::Datagrams(socket(url).await?));
+            return Ok(Self::Datagrams(socket(url, own).await?));
         }
-        let stream = dial(target(url)?, 0).await?;
+        let stream = dial_noting(target(url)?, own).await?;
         let (opened, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Self::Http(opened))
@@ -62,14 +68,39 @@ impl Connection {
     }
 }
 
-/// Asks on a connection of its own; returns the task that answered.
-pub(super) async fn ask_once(url: &Uri) -> Result<String> {
+/// Asks on a connection of its own; returns the task that answered. `own` as in [`Connection::open`].
+pub(super) async fn ask_once(url: &Uri, own: &OnceLock<SocketAddr>) -> Result<String> {
     if is_udp(url) {
-        return datagram(&socket(url).await?).await;
+        return datagram(&socket(url, own).await?).await;
     }
-    let stream = dial(target(url)?, 0).await?;
+    let stream = dial_noting(target(url)?, own).await?;
     let response = send(stream, request("GET", url, empty())?).await?;
     task(&body(response).await?)
+}
+
+/// Connects, and notes the connection's own address before it is known whether it succeeds.
+async fn dial_noting(address: SocketAddr, own: &OnceLock<SocketAddr>) -> Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }
+    .context("no socket")?;
+    let twin = socket.as_fd().try_clone_to_owned().context("no socket")?;
+    let mut connecting = pin!(socket.connect(address));
+    // Polled once, it has sent the SYN, and the socket has its address.
+    let first = poll_fn(|context| Poll::Ready(connecting.as_mut().poll(context))).await;
+    note(own, std::net::TcpStream::from(twin).local_addr());
+    let connected = match first {
+        Poll::Ready(connected) => connected,
+        Poll::Pending => connecting.await,
+    };
+    connected.with_context(|| format!("could not connect to {address}"))
+}
+
+fn note(own: &OnceLock<SocketAddr>, address: std::io::Result<SocketAddr>) {
+    if let Ok(address) = address {
+        own.get_or_init(|| address);
+    }
 }
 
 fn is_udp(url: &Uri) -> bool {
@@ -78,7 +109,7 @@ fn is_udp(url: &Uri) -> bool {
 
 /// A socket with a port that no load has had for minutes: to the mesh, a port that comes again is the same
 /// flow, which stays with its replica.
-async fn socket(url: &Uri) -> Result<UdpSocket> {
+async fn socket(url: &Uri, own: &OnceLock<SocketAddr>) -> Result<UdpSocket> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     static BEGIN: LazyLock<u64> = LazyLock::new(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -96,6 +127,7 @@ async fn socket(url: &Uri) -> Result<UdpSocket> {
         }
     };
     socket.connect(address).await.context("could not connect")?;
+    note(own, socket.local_addr());
     Ok(socket)
 }
 

@@ -1,6 +1,6 @@
 //! The report of a load: one line of JSON that says what failed, how and when.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::Result;
 use hyper::Uri;
@@ -43,6 +43,9 @@ pub struct Failure {
     pub at_millis: u64,
     /// The address.
     pub url: String,
+    /// The client's own address and port; `None` if it got none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<SocketAddr>,
     /// `refused`, `reset`, `timeout` or `error`.
     pub kind: String,
     /// The error.
@@ -88,6 +91,8 @@ pub(super) struct Ended {
     /// Since the load began.
     pub(super) sent: Duration,
     pub(super) url: Uri,
+    /// The client's own address, where it is known.
+    pub(super) own: Option<SocketAddr>,
     pub(super) took: Duration,
     pub(super) outcome: Result<String>,
 }
@@ -135,6 +140,7 @@ fn failure(one: &Ended, error: &anyhow::Error) -> Failure {
     Failure {
         at_millis: u64::try_from(one.sent.as_millis()).unwrap_or(u64::MAX),
         url: one.url.to_string(),
+        own: one.own,
         kind: outcome_of(error).to_owned(),
         error: format!("{error:#}"),
     }
@@ -166,6 +172,7 @@ mod tests {
             .map(|millis| Ended {
                 sent: Duration::ZERO,
                 url: Uri::default(),
+                own: None,
                 took: Duration::from_millis(millis),
                 outcome: if millis == 100 {
                     Err(anyhow::anyhow!("lost"))

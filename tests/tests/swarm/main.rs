@@ -16,6 +16,7 @@ use crate::group::{Group, Shared};
 mod basics;
 mod beside;
 mod changes;
+mod chaos;
 mod checks;
 mod datapath_change;
 mod devices;
@@ -81,7 +82,12 @@ const GROUPS: &[Group] = &[
     Group {
         name: "handover",
         managers: 2,
-        stories: &[liveness::STORIES, handover::STORIES, datapath_change::STORIES],
+        stories: &[
+            liveness::STORIES,
+            chaos::STORIES,
+            handover::STORIES,
+            datapath_change::STORIES,
+        ],
         ..DEFAULT
     },
     // A node that gets another address.

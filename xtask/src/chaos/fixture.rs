@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -67,38 +67,38 @@ pub(super) const ONE_MANAGER: Cluster = Cluster {
     managers: 1,
 };
 
-/// A lab with a service and agents.
-pub(super) struct Fixture {
-    lab: Lab,
-    pub(super) cluster: Cluster,
-    /// The program of an earlier release's agent.
-    earlier_agent: Option<PathBuf>,
+/// Brings up a lab with agents and the service.
+pub(super) fn up(name: &str, cluster: Cluster) -> Result<Lab> {
+    let lab = lab::cli::up(&LabOptions {
+        name: name.to_owned(),
+        nodes: cluster.nodes,
+        managers: cluster.managers,
+        ..LabOptions::default()
+    })?;
+    lab.start_agents(AGENT_ARGUMENTS)?;
+    let ports = [format!("{PORT}:80"), format!("{DATAGRAM_PORT}:81/udp")];
+    lab.create_service(SERVICE, REPLICAS, &ports.each_ref().map(String::as_str), &[])?;
+    Ok(lab)
 }
 
-impl Fixture {
-    /// Brings it up.
-    pub(super) fn up(name: &str, cluster: Cluster, earlier_agent: Option<&Path>) -> Result<Self> {
-        let lab = lab::cli::up(&LabOptions {
-            name: name.to_owned(),
-            nodes: cluster.nodes,
-            managers: cluster.managers,
-            ..LabOptions::default()
-        })?;
-        lab.start_agents(AGENT_ARGUMENTS)?;
-        let ports = [format!("{PORT}:80"), format!("{DATAGRAM_PORT}:81/udp")];
-        lab.create_service(SERVICE, REPLICAS, &ports.each_ref().map(String::as_str), &[])?;
-        Ok(Self {
-            lab,
-            cluster,
-            earlier_agent: earlier_agent.map(Path::to_owned),
-        })
-    }
+/// A lab with the service and agents, and how to play in it.
+pub(super) struct Fixture<'a> {
+    pub(super) lab: &'a Lab,
+    /// The program of an earlier release's agent.
+    pub(super) earlier_agent: Option<&'a Path>,
+    pub(super) pace: Pace,
+}
 
-    /// Takes it down.
-    pub(super) fn down(self) -> Result<()> {
-        self.lab.down()
-    }
+/// How long what goes wrong lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As long as the event says.
+    Full,
+    /// Only as long as its requirement needs to be seen.
+    Brief,
+}
 
+impl Fixture<'_> {
     /// Puts in order what an earlier scenario left behind, and sends requests to some nodes while something
     /// happens.
     pub(super) fn under_load(
@@ -110,6 +110,31 @@ impl Fixture {
         if agents == Agents::Earlier {
             self.start_earlier_agents()?;
         }
+        self.put_in_order()?;
+        let mut urls = Vec::new();
+        for node in entries {
+            urls.push(self.url(node)?);
+            urls.push(format!("udp://{}:{DATAGRAM_PORT}", self.lab.address(node)?));
+        }
+        let load = Load {
+            urls,
+            rate: RATE,
+            seconds: 1,
+            kept: KEPT,
+        };
+        let scene = self.scene();
+        let report = self.lab.under_load("client", &load, || {
+            thread::sleep(CALM);
+            let done = work(&scene);
+            thread::sleep(CALM);
+            done
+        })?;
+        let events = scene.events.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((report, events))
+    }
+
+    /// Starts the agents that do not run, and scales the service to what it had, on all nodes.
+    pub(super) fn put_in_order(&self) -> Result<()> {
         self.lab.on_each_node(|node| {
             if self.lab.agent_is_running(node)? {
                 return Ok(());
@@ -124,35 +149,19 @@ impl Fixture {
             self.lab.docker("node1", UPDATE)?;
             self.lab.wait_for_tasks(SERVICE, REPLICAS)?;
         }
-        let mut urls = Vec::new();
-        for node in entries {
-            urls.push(self.url(node)?);
-            urls.push(format!("udp://{}:{DATAGRAM_PORT}", self.lab.address(node)?));
-        }
-        let load = Load {
-            urls,
-            rate: RATE,
-            seconds: 1,
-            kept: KEPT,
-        };
-        let scene = Scene {
+        self.scene().until_all_known()
+    }
+
+    fn scene(&self) -> Scene<'_> {
+        Scene {
             fixture: self,
             events: Mutex::new(Events::default()),
-        };
-        scene.until_all_known()?;
-        let report = self.lab.under_load("client", &load, || {
-            thread::sleep(CALM);
-            let done = work(&scene);
-            thread::sleep(CALM);
-            done
-        })?;
-        let events = scene.events.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok((report, events))
+        }
     }
 
     /// Replaces the agents by those of the earlier release, with a data path of their own.
     fn start_earlier_agents(&self) -> Result<()> {
-        let program = self.earlier_agent.as_deref();
+        let program = self.earlier_agent;
         let program = program.context("name the earlier release's agent: --earlier-agent FILE")?;
         self.lab.stop_agents()?;
         let clean = paths::program("mesh-agent");
@@ -163,15 +172,11 @@ impl Fixture {
         })
     }
 
-    pub(super) fn lab(&self) -> &Lab {
-        &self.lab
-    }
-
     /// Asks something about each node.
-    pub(super) fn each_node<T>(&self, ask: impl Fn(&Self, &str) -> Result<T>) -> Result<BTreeMap<String, T>> {
+    pub(super) fn each_node<T>(&self, ask: impl Fn(&Lab, &str) -> Result<T>) -> Result<BTreeMap<String, T>> {
         let nodes = self.lab.nodes().into_iter();
         nodes
-            .map(|node| Ok((node.to_owned(), ask(self, node)?)))
+            .map(|node| Ok((node.to_owned(), ask(self.lab, node)?)))
             .collect()
     }
 
@@ -182,13 +187,22 @@ impl Fixture {
 
 /// One scenario while it is played.
 pub(super) struct Scene<'a> {
-    fixture: &'a Fixture,
+    fixture: &'a Fixture<'a>,
     events: Mutex<Events>,
 }
 
 impl Scene<'_> {
     pub(super) fn lab(&self) -> &Lab {
-        &self.fixture.lab
+        self.fixture.lab
+    }
+
+    /// Waits for as long as something is to last: so many seconds, or fewer where it is played briefly.
+    pub(super) fn lasts(&self, seconds: u64, brief: u64) {
+        let seconds = match self.fixture.pace {
+            Pace::Full => seconds,
+            Pace::Brief => brief,
+        };
+        thread::sleep(Duration::from_secs(seconds));
     }
 
     pub(super) fn agent_arguments(&self) -> &'static [&'static str] {
@@ -259,21 +273,27 @@ impl Scene<'_> {
         Ok(list.lines().map(str::to_owned).collect())
     }
 
+    /// Kills the process of a replica on a node, and notes that.
+    pub(super) fn kill_replica(&self, node: &str) -> Result<()> {
+        let container = self.container_on(node)?;
+        let pid = self.pid(node, &container)?;
+        self.event();
+        // Not by `docker kill`, which takes longer than what is measured.
+        let kill = format!("kill -KILL {pid}");
+        self.lab().run(node, ["sh", "-c", &kill]).map(drop)
+    }
+
+    /// The pid of a container's first process.
+    fn pid(&self, node: &str, container: &str) -> Result<String> {
+        let arguments = ["inspect", "--format", "{{.State.Pid}}", container];
+        Ok(self.lab().docker(node, arguments)?.trim().to_owned())
+    }
+
     /// Makes a replica drop what would open a connection, or stops that.
     pub(super) fn accepts_nothing(&self, node: &str, container: &str, yes: bool) -> Result<()> {
-        let pid = self
-            .lab()
-            .docker(node, ["inspect", "--format", "{{.State.Pid}}", container])?;
+        let pid = self.pid(node, container)?;
         let action = if yes { "-I" } else { "-D" };
-        let command = [
-            "nsenter",
-            "--target",
-            pid.trim(),
-            "--net",
-            "iptables",
-            "--wait",
-            action,
-        ];
+        let command = ["nsenter", "--target", &pid, "--net", "iptables", "--wait", action];
         let rule = ["INPUT", "-p", "tcp", "--dport", "80", "--syn", "-j", "DROP"];
         self.lab().run(node, [&command[..], &rule[..]].concat()).map(drop)
     }

@@ -14,11 +14,16 @@ mod scenarios;
 pub mod soak;
 
 use self::{
-    fixture::{Agents, Fixture},
+    fixture::{Agents, Cluster, Fixture, Pace},
     outcome::Outcome,
     scenarios::{SCENARIOS, Scenario},
 };
-use crate::{build, lab::check_root, programs::Need, setup};
+use crate::{
+    build,
+    lab::{Lab, check_root},
+    programs::Need,
+    setup,
+};
 
 /// What is to go wrong.
 #[derive(Debug, clap::Args)]
@@ -74,24 +79,28 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     eprintln!("set-up and build");
     let rows_to = crate::command::silence_standard_output()?;
     build::run(setup::packages(&[Need::Build, Need::Lab])?)?;
-    let mut fixture: Option<Fixture> = None;
+    let mut lab: Option<(Lab, Cluster)> = None;
     let mut outcomes = Vec::new();
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.event);
-        let suitable = match fixture.take() {
-            Some(lab) if lab.cluster == scenario.cluster => lab,
+        let suitable = match lab.take() {
+            Some((lab, cluster)) if cluster == scenario.cluster => lab,
             other => {
-                other.map_or(Ok(()), Fixture::down)?;
-                let earlier = arguments.earlier_agent.as_deref();
-                Fixture::up(&arguments.name, scenario.cluster, earlier)?
+                other.map_or(Ok(()), |(lab, _)| lab.down())?;
+                fixture::up(&arguments.name, scenario.cluster)?
             }
         };
-        let outcome = play(&suitable, scenario);
-        fixture = Some(suitable);
+        let fixture = Fixture {
+            lab: &suitable,
+            earlier_agent: arguments.earlier_agent.as_deref(),
+            pace: Pace::Full,
+        };
+        let outcome = play(&fixture, scenario);
+        lab = Some((suitable, scenario.cluster));
         eprintln!("  {}", outcome.sentence());
         outcomes.push(outcome);
     }
-    fixture.map_or(Ok(()), Fixture::down)?;
+    lab.map_or(Ok(()), |(lab, _)| lab.down())?;
     nix::unistd::dup2_stdout(rows_to)?;
     match arguments.format {
         Format::Table => println!("{}", table(&outcomes)),
@@ -104,7 +113,27 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-fn play(fixture: &Fixture, scenario: &'static Scenario) -> Outcome {
+/// Plays a scenario briefly on a lab that has the service and agents already. Returns its outcome in a
+/// sentence.
+///
+/// # Errors
+/// When it cannot be played, or misses its requirement.
+pub fn play_briefly(lab: &Lab, name: &str) -> Result<String> {
+    let mut outcomes = Vec::new();
+    for scenario in chosen(&[name.to_owned()])? {
+        let fixture = Fixture {
+            lab,
+            earlier_agent: None,
+            pace: Pace::Brief,
+        };
+        let outcome = play(&fixture, scenario);
+        ensure!(outcome.holds(), "{outcome:#?}");
+        outcomes.push(outcome.sentence());
+    }
+    Ok(outcomes.join("; "))
+}
+
+fn play(fixture: &Fixture<'_>, scenario: &'static Scenario) -> Outcome {
     match fixture.under_load(scenario.entries, scenario.agents, scenario.play) {
         Ok((report, events)) => Outcome::of(scenario.name, &scenario.required, report, &events),
         Err(error) => Outcome::not_played(scenario.name, &scenario.required, &error),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddrV4,
     time::Duration,
 };
 
@@ -15,22 +16,25 @@ pub(super) struct Report {
     attempts: u64,
     failures: BTreeMap<String, u64>,
     /// The first failures in detail, in the order in which they were sent.
-    failed: Vec<Failure>,
-    kept: Kept,
+    pub(super) failed: Vec<Failure>,
+    pub(super) kept: Kept,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-struct Failure {
+pub(super) struct Failure {
     /// Since the load began.
-    at_millis: u64,
-    url: String,
-    kind: String,
+    pub(super) at_millis: u64,
+    pub(super) url: String,
+    /// The client's own address and port.
+    #[serde(default)]
+    pub(super) own: Option<SocketAddrV4>,
+    pub(super) kind: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Kept {
+pub(super) struct Kept {
     connections: usize,
-    broken: Vec<Failure>,
+    pub(super) broken: Vec<Failure>,
 }
 
 /// What a scenario may cost.
@@ -44,6 +48,8 @@ pub(super) struct Requirement {
     pub(super) failures_per_entry: Option<u64>,
     /// Whether connections that were open may break.
     pub(super) kept_may_break: bool,
+    /// How long after the last event all may take to be as before, where that is required.
+    pub(super) back_within: Option<Duration>,
 }
 
 /// What happened when.
@@ -107,7 +113,12 @@ impl Outcome {
             too_late += in_time.saturating_sub(most);
         }
         let kept_broken = report.kept.broken.len();
-        let ok = too_late == 0 && (required.kept_may_break || kept_broken == 0);
+        let is_back = match (required.back_within, events.back) {
+            (Some(limit), Some(back)) => back <= limit,
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let ok = too_late == 0 && is_back && (required.kept_may_break || kept_broken == 0);
         Self {
             scenario,
             required: required.text,
@@ -178,13 +189,16 @@ impl Outcome {
             return format!("could not be played: {error}");
         }
         format!(
-            "{} of {} requests failed {:?}, {} of them too late; {} of {} kept connections broke{}",
+            "{} of {} requests failed {:?}, {} of them too late; {} of {} kept connections broke{}{}",
             self.failed,
             self.requests,
             self.failures,
             self.too_late,
             self.kept_broken,
             self.kept,
+            self.back_millis.map_or(String::new(), |millis| format!(
+                "; all was as before after {millis} ms"
+            )),
             if self.ok {
                 String::new()
             } else {
@@ -201,7 +215,7 @@ fn entries(failed: &[Failure]) -> u64 {
 }
 
 /// The node's address in a URL, whatever the protocol and the port.
-fn host(url: &str) -> &str {
+pub(super) fn host(url: &str) -> &str {
     let address = url.split_once("://").map_or(url, |(_, address)| address);
     address.split([':', '/']).next().unwrap_or(address)
 }
@@ -231,6 +245,7 @@ mod tests {
         grace: Duration::from_secs(1),
         failures_per_entry: None,
         kept_may_break: false,
+        back_within: None,
     };
     const THREE_EACH: Requirement = Requirement {
         text: "at most three each",
@@ -250,6 +265,7 @@ mod tests {
         let failed = at_millis.iter().map(|at| Failure {
             at_millis: *at,
             url: "http://a/".to_owned(),
+            own: None,
             kind: "timeout".to_owned(),
         });
         Report {
@@ -282,6 +298,22 @@ mod tests {
         report.failures.insert("refused".to_owned(), 300);
         let outcome = outcome(&A_SECOND, report, &[1000]);
         assert_eq!((outcome.holds(), outcome.too_late), (false, 300));
+    }
+
+    #[test]
+    fn what_must_be_back_in_time_is() {
+        const BACK: Requirement = Requirement {
+            back_within: Some(Duration::from_secs(2)),
+            ..A_SECOND
+        };
+        for (back, holds) in [(Some(2000), true), (Some(2001), false), (None, false)] {
+            let events = Events {
+                back: back.map(Duration::from_millis),
+                ..Events::default()
+            };
+            let outcome = Outcome::of("some", &BACK, report(&[]), &events);
+            assert_eq!(outcome.holds(), holds, "{back:?}");
+        }
     }
 
     #[test]

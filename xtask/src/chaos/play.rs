@@ -24,7 +24,7 @@ pub(super) fn cable(scene: &Scene<'_>) -> Result<()> {
     scene.event();
     lab.cut_off("node3")?;
     let out = scene.until_out("node3", &["node1", "node2"]);
-    thread::sleep(Duration::from_secs(20));
+    scene.lasts(20, 5);
     scene.event();
     lab.reconnect("node3")?;
     out?;
@@ -33,9 +33,7 @@ pub(super) fn cable(scene: &Scene<'_>) -> Result<()> {
 }
 
 pub(super) fn container(scene: &Scene<'_>) -> Result<()> {
-    let id = scene.container_on("node3")?;
-    scene.event();
-    scene.lab().docker("node3", ["kill", "--signal", "KILL", &id])?;
+    scene.kill_replica("node3")?;
     scene.lab().wait_for_tasks(SERVICE, REPLICAS).map(drop)?;
     scene.until_all_known()
 }
@@ -44,7 +42,7 @@ pub(super) fn hung(scene: &Scene<'_>) -> Result<()> {
     let id = scene.container_on("node3")?;
     scene.event();
     scene.accepts_nothing("node3", &id, true)?;
-    thread::sleep(Duration::from_secs(15));
+    scene.lasts(15, 5);
     scene.accepts_nothing("node3", &id, false)?;
     thread::sleep(Duration::from_secs(2));
     scene.until_all_answer()
@@ -61,12 +59,12 @@ pub(super) fn all(scene: &Scene<'_>) -> Result<()> {
     for (node, id) in &replicas {
         scene.accepts_nothing(node, id, true)?;
     }
-    thread::sleep(Duration::from_secs(5));
+    scene.lasts(5, 3);
     scene.event();
     for (node, id) in &replicas {
         scene.accepts_nothing(node, id, false)?;
     }
-    thread::sleep(Duration::from_secs(7));
+    scene.lasts(7, 7);
     scene.until_all_answer()
 }
 
@@ -284,7 +282,7 @@ pub(super) fn firewall(scene: &Scene<'_>) -> Result<()> {
                  iifname { \"node1\", \"node2\" } oifname { \"node1\", \"node2\" } udp dport 6081 drop; }\n}\n";
     scene.event();
     lab.run_on_the_wire(&["nft", "-f", "-"], table)?;
-    thread::sleep(Duration::from_secs(10));
+    scene.lasts(10, 4);
     scene.event();
     lab.run_on_the_wire(&["nft", "delete", "table", "bridge", "firewall"], "")?;
     wait_until("all to be as before", Duration::from_secs(10), || {

@@ -34,199 +34,186 @@ const NOTHING_LOST: Requirement = Requirement {
     grace: Duration::ZERO,
     failures_per_entry: None,
     kept_may_break: false,
+    back_within: None,
 };
 
-pub(super) const SCENARIOS: &[Scenario] = &[
+/// The same of new connections only: what a kept one was connected to is gone, or out of reach.
+const NO_NEW_LOST: Requirement = Requirement {
+    text: "no new connection lost",
+    kept_may_break: true,
+    ..NOTHING_LOST
+};
+
+/// A scenario as most are: all nodes of a lab with one manager are asked, and nothing may be lost.
+const fn scenario(name: &'static str, event: &'static str, play: fn(&Scene<'_>) -> Result<()>) -> Scenario {
     Scenario {
-        name: "cable",
-        event: "the cable of node3 is out for 20 s",
-        required: Requirement {
-            text: "no new connection lost later than 1 s after the cut; all as before within 2 s of the return",
-            grace: Duration::from_secs(1),
-            kept_may_break: true,
-            ..NOTHING_LOST
-        },
-        entries: &["node1", "node2"],
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::cable,
-    },
-    Scenario {
-        name: "container",
-        event: "the process of a replica on node3 is killed (kill -9)",
-        required: Requirement {
-            text: "nothing lost later than 100 ms",
-            grace: Duration::from_millis(100),
-            kept_may_break: true,
-            ..NOTHING_LOST
-        },
+        name,
+        event,
+        required: NOTHING_LOST,
         entries: ALL,
         agents: Agents::Current,
         cluster: ONE_MANAGER,
-        play: play::container,
+        play,
+    }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        required: Requirement {
+            text: "no new connection lost later than 1 s after the cut; all as before within 2 s of the return",
+            grace: Duration::from_secs(1),
+            back_within: Some(Duration::from_secs(2)),
+            ..NO_NEW_LOST
+        },
+        entries: &["node1", "node2"],
+        ..scenario("cable", "the cable of node3 is out for 20 s", play::cable)
     },
     Scenario {
-        name: "hung",
-        event: "a replica on node3 accepts nothing for 15 s",
+        required: Requirement {
+            text: "nothing lost later than 100 ms",
+            grace: Duration::from_millis(100),
+            ..NO_NEW_LOST
+        },
+        ..scenario(
+            "container",
+            "the process of a replica on node3 is killed (kill -9)",
+            play::container,
+        )
+    },
+    Scenario {
         required: Requirement {
             text: "at most 3 unanswered opens for each entry node; back by itself",
             grace: Duration::from_secs(15),
             failures_per_entry: Some(3),
-            kept_may_break: true,
+            ..NO_NEW_LOST
         },
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::hung,
+        ..scenario("hung", "a replica on node3 accepts nothing for 15 s", play::hung)
     },
     Scenario {
-        name: "manager",
-        event: "the agent of the only manager is killed, then a replica is removed and one added",
         required: Requirement {
             text: "no new connection lost, as the replicas' nodes have agents",
-            kept_may_break: true,
-            ..NOTHING_LOST
+            ..NO_NEW_LOST
         },
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::manager,
+        ..scenario(
+            "manager",
+            "the agent of the only manager is killed, then a replica is removed and one added",
+            play::manager,
+        )
     },
     Scenario {
-        name: "worker",
-        event: "the agent of node3 is killed, and tasks move from its node and to it",
         required: Requirement {
             text: "no new connection lost through the nodes with an agent",
-            kept_may_break: true,
-            ..NOTHING_LOST
+            ..NO_NEW_LOST
         },
         entries: &["node1", "node2"],
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::worker,
+        ..scenario(
+            "worker",
+            "the agent of node3 is killed, and tasks move from its node and to it",
+            play::worker,
+        )
     },
     Scenario {
-        name: "worker-entry",
-        event: "the same, and node3 itself is asked",
         required: Requirement {
             text: "at most 3 opens lost for each container that ends there",
             grace: Duration::from_secs(60),
             failures_per_entry: Some(9),
-            kept_may_break: true,
+            ..NO_NEW_LOST
         },
         entries: &["node3"],
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::worker,
+        ..scenario(
+            "worker-entry",
+            "the same, and node3 itself is asked",
+            play::worker,
+        )
     },
     Scenario {
-        name: "replaced",
-        event: "the agent of node3 is killed, and all tasks are replaced",
         required: Requirement {
             text: "no new connection lost through the nodes with an agent",
-            kept_may_break: true,
-            ..NOTHING_LOST
+            ..NO_NEW_LOST
         },
         entries: &["node1", "node2"],
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::replaced,
+        ..scenario(
+            "replaced",
+            "the agent of node3 is killed, and all tasks are replaced",
+            play::replaced,
+        )
     },
+    scenario(
+        "unannounced",
+        "the agent of node3 is killed, then those of node1 and node2 are killed and started again",
+        play::unannounced,
+    ),
+    scenario(
+        "restart",
+        "the agents are stopped (SIGTERM) and started again, one by one",
+        play::restart,
+    ),
     Scenario {
-        name: "unannounced",
-        event: "the agent of node3 is killed, then those of node1 and node2 are killed and started again",
-        required: NOTHING_LOST,
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::unannounced,
-    },
-    Scenario {
-        name: "restart",
-        event: "the agents are stopped (SIGTERM) and started again, one by one",
-        required: NOTHING_LOST,
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::restart,
-    },
-    Scenario {
-        name: "firewall",
-        event: "a firewall between node1 and node2 drops the mesh's UDP port for 10 s",
         required: Requirement {
             text: "nothing lost later than 1 s, and nothing after the return",
             grace: Duration::from_secs(1),
-            kept_may_break: true,
-            ..NOTHING_LOST
+            ..NO_NEW_LOST
         },
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::firewall,
+        ..scenario(
+            "firewall",
+            "a firewall between node1 and node2 drops the mesh's UDP port for 10 s",
+            play::firewall,
+        )
     },
     Scenario {
-        name: "partition",
-        event: "node1, the manager, and the two others do not reach each other for 30 s",
         required: Requirement {
             text: "each half serves from what it has: nothing lost later than 1 s; all as before within 2 s of the return",
             grace: Duration::from_secs(1),
-            kept_may_break: true,
-            ..NOTHING_LOST
+            back_within: Some(Duration::from_secs(2)),
+            ..NO_NEW_LOST
         },
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::partition,
+        ..scenario(
+            "partition",
+            "node1, the manager, and the two others do not reach each other for 30 s",
+            play::partition,
+        )
     },
     Scenario {
-        name: "all",
-        event: "no replica accepts anything for 5 s",
         required: Requirement {
             text: "all are tried: nothing lost later than 1 s after they answer again",
             grace: Duration::from_secs(6),
-            kept_may_break: true,
-            ..NOTHING_LOST
+            ..NO_NEW_LOST
         },
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::all,
+        ..scenario("all", "no replica accepts anything for 5 s", play::all)
     },
     Scenario {
-        name: "upgrade",
-        event: "the agents of an earlier release are stopped and this one's started, one by one",
-        required: NOTHING_LOST,
-        entries: ALL,
         agents: Agents::Earlier,
-        cluster: ONE_MANAGER,
-        play: play::upgrade,
+        ..scenario(
+            "upgrade",
+            "the agents of an earlier release are stopped and this one's started, one by one",
+            play::upgrade,
+        )
     },
     Scenario {
-        name: "busy",
-        event: "every processor is busy with something else for 10 minutes",
         required: Requirement {
             text: "nothing lost, and no node taken for silent",
             ..NOTHING_LOST
         },
-        entries: ALL,
-        agents: Agents::Current,
-        cluster: ONE_MANAGER,
-        play: play::busy,
+        ..scenario(
+            "busy",
+            "every processor is busy with something else for 10 minutes",
+            play::busy,
+        )
     },
     Scenario {
-        name: "quorum",
-        event: "node3, whose snapshots node4 follows, is cut off from the other managers; then all tasks are replaced",
         required: Requirement {
             text: "workers keep the fresher snapshot: no new connection lost",
-            kept_may_break: true,
-            ..NOTHING_LOST
+            ..NO_NEW_LOST
         },
         entries: &["node1", "node2", "node4"],
-        agents: Agents::Current,
         cluster: Cluster {
             nodes: 4,
             managers: 3,
         },
-        play: play::quorum,
+        ..scenario(
+            "quorum",
+            "node3, whose snapshots node4 follows, is cut off from the other managers; then all tasks are replaced",
+            play::quorum,
+        )
     },
 ];
