@@ -17,7 +17,10 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use bollard::{models::EventMessage, query_parameters::ListContainersOptionsBuilder};
+use bollard::{
+    models::{EventActor, EventMessage, EventMessageTypeEnum},
+    query_parameters::ListContainersOptionsBuilder,
+};
 use futures_util::StreamExt;
 use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::{
@@ -197,7 +200,7 @@ impl ContainerWatcher {
 
     async fn try_follow(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Interruption> {
         // Subscribe first, list afterwards: what changes in between is seen twice, not never.
-        let mut events = self.docker.events(&["container"]).await?;
+        let mut events = self.docker.events(&["container", "network"]).await?;
         let mut network = self.network.clone();
         self.lose_veths(network.newest().as_ref());
         let mut inspections: JoinSet<Inspected> = JoinSet::new();
@@ -263,6 +266,10 @@ impl ContainerWatcher {
 
     fn event(&mut self, event: &EventMessage, inspections: &mut JoinSet<Inspected>) {
         let Some(actor) = &event.actor else { return };
+        if event.typ == Some(EventMessageTypeEnum::NETWORK) {
+            self.network_event(event.action.as_deref().unwrap_or_default(), actor, inspections);
+            return;
+        }
         let task = actor
             .attributes
             .as_ref()
@@ -287,6 +294,19 @@ impl ContainerWatcher {
             _ => return,
         }
         (self.hint)();
+    }
+
+    /// A container that is connected to a network, or no longer, can have another address and answers other
+    /// clients by itself. It stays in use while it is inspected again.
+    fn network_event(&self, action: &str, network: &EventActor, inspections: &mut JoinSet<Inspected>) {
+        let attributes = network.attributes.as_ref();
+        let container = attributes.and_then(|attributes| attributes.get("container"));
+        if let Some(id) = container
+            && matches!(action, "connect" | "disconnect")
+            && matches!(self.known.get(id), Some(Knowledge::Reached { .. }))
+        {
+            self.spawn_inspection(id.clone(), None, inspections);
+        }
     }
 
     fn inspect(&mut self, id: ContainerId, failures: u32, inspections: &mut JoinSet<Inspected>) {

@@ -32,6 +32,8 @@ struct Engine {
     sandbox: String,
     /// A stream of events ends when this changes.
     stream: u32,
+    /// A stream of events reports that the container was connected to a network when this changes.
+    connections: u32,
 }
 
 fn answer(engine: &watch::Receiver<Engine>, uri: &Uri) -> Response {
@@ -43,13 +45,15 @@ fn answer(engine: &watch::Receiver<Engine>, uri: &Uri) -> Response {
     } else if path.ends_with("/events") {
         let mut engine = engine.clone();
         engine.mark_unchanged();
-        let now = engine.current().stream;
-        let end = async move {
-            let _ = engine.wait_for(|engine| engine.stream != now).await;
-            None::<(Result<Bytes, Infallible>, ())>
-        };
-        let mut end = Some(Box::pin(end));
-        let events = stream::unfold((), move |()| end.take().expect("it is polled once"));
+        let now = engine.current();
+        let events = stream::unfold((engine, now), |(mut engine, now)| async move {
+            let changed = |new: &Engine| (new.stream, new.connections) != (now.stream, now.connections);
+            let new = engine.wait_for(changed).await.ok()?.clone();
+            let connected = json!({"Type": "network", "Action": "connect",
+                                   "Actor": {"ID": "n1", "Attributes": {"container": "c1"}}});
+            let line = Bytes::from(format!("{connected}\n"));
+            (new.stream == now.stream).then_some((Ok::<_, Infallible>(line), (engine, new)))
+        });
         Body::from_stream(events).into_response()
     } else if path.ends_with("/containers/json") {
         axum::Json(json!([{"Id": "c1", "Labels": labels}])).into_response()
@@ -88,6 +92,7 @@ impl Node {
             started: "2026-01-01T00:00:00Z",
             sandbox: containers[0].0.path(),
             stream: 0,
+            connections: 0,
         });
         let serve = Router::new().fallback(move |uri: Uri| async move { answer(&receiver, &uri) });
         let listener = UnixListener::bind(&socket).unwrap();
@@ -210,11 +215,7 @@ fn the_networks_that_a_container_answers_by_itself_are_found() {
             ip("route add 198.51.100.0/25 via 10.0.1.1");
             ip("route replace default via 172.20.0.1");
         });
-        // As after a restart.
-        node.engine.send_modify(|engine| {
-            engine.started = "2026-01-01T00:00:09Z";
-            engine.stream += 1;
-        });
+        node.engine.send_modify(|engine| engine.connections += 1);
         node.until("its networks", |state| !state.attached.is_empty())
             .await;
         let state = node.state.current();
