@@ -206,6 +206,11 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     if on_ipvs {
         conclusion.extend(IPVS_LIMITS.map(str::to_owned));
     }
+    // IPVS needs no hooks.
+    let on_ebpf = running
+        .iter()
+        .filter(|running| running.datapath.kind == DatapathKind::Ebpf);
+    conclusion.extend(on_ebpf.filter_map(|running| network::unseen(&running.uplinks)));
     tolerate_one_failure(&mut ebpf, &mut ipvs);
     let checks = [ebpf, ipvs, common, cluster].concat();
     let interfaces = running.map(|running| running.interfaces).unwrap_or_default();

@@ -4,12 +4,13 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
 };
 
 use nix::ifaddrs::getifaddrs;
 
 use super::Check;
-use crate::discovery::default_route_interfaces;
+use crate::{discovery::default_route_interfaces, mesh0};
 
 /// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. If `uplinks` is
 /// empty, the interfaces of default routes count, as an agent would choose them.
@@ -22,6 +23,38 @@ pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
         Some((found.interface_name, address))
     });
     sentence(addresses, &uplinks)
+}
+
+/// A sentence that names the addresses at which the mesh sees no clients, if there are any: those of
+/// interfaces that are no uplinks, and no bridges, which are containers'.
+pub(super) fn unseen(uplinks: &BTreeSet<String>) -> Option<String> {
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|found| {
+        let address = found.address?.as_sockaddr_in()?.ip();
+        Some((found.interface_name, address))
+    });
+    let is_bridge = |name: &str| Path::new("/sys/class/net").join(name).join("bridge").exists();
+    unseen_of(addresses, uplinks, is_bridge)
+}
+
+fn unseen_of(
+    addresses: impl Iterator<Item = (String, Ipv4Addr)>,
+    uplinks: &BTreeSet<String>,
+    is_bridge: impl Fn(&str) -> bool,
+) -> Option<String> {
+    let unseen: Vec<_> = addresses
+        .filter(|(name, address)| {
+            let known = uplinks.contains(name) || mesh0::is_ours(name) || is_bridge(name);
+            !(known || address.is_loopback() || name == "lo")
+        })
+        .map(|(name, address)| format!("{address} on {name}"))
+        .collect();
+    (!unseen.is_empty()).then(|| {
+        format!(
+            "Limit: what clients send to {} is left to Docker: those interfaces carry neither a default route nor a way \
+             to other nodes. --uplink names more interfaces.",
+            unseen.join(", ")
+        )
+    })
 }
 
 /// Whether the agent has a hook on every interface that leads to another node.
@@ -156,6 +189,28 @@ mod tests {
             super::super::Outcome::Ok,
             "no agent has chosen uplinks"
         );
+    }
+
+    #[test]
+    fn addresses_of_other_interfaces_than_uplinks_and_bridges_are_named() {
+        let addresses = [
+            ("lo", [127, 0, 0, 1]),
+            ("lo", [192, 0, 2, 9]),
+            ("eth0", [192, 0, 2, 1]),
+            ("docker0", [172, 17, 0, 1]),
+            ("mesh0", [169, 254, 96, 2]),
+            ("eth1", [198, 51, 100, 1]),
+        ];
+        let text = |uplinks: &[&str]| {
+            let addresses = addresses
+                .iter()
+                .map(|(name, address)| ((*name).to_owned(), Ipv4Addr::from(*address)));
+            let uplinks = uplinks.iter().map(|name| (*name).to_owned()).collect();
+            unseen_of(addresses, &uplinks, |name| name == "docker0")
+        };
+        let named = text(&["eth0"]).unwrap();
+        assert!(named.contains("to 198.51.100.1 on eth1 is left"), "{named}");
+        assert_eq!(text(&["eth0", "eth1"]), None);
     }
 
     #[test]

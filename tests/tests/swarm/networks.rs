@@ -309,6 +309,9 @@ fn rerouted(fixture: &Fixture) -> Result<()> {
                     answered_at(fixture, node, address)?;
                 }
             }
+            let doctor = lab.meshctl("node2", &["doctor"])?;
+            let unseen = format!("{} on eth0 is left to Docker", lab.address("node2")?);
+            ensure!(doctor.contains(&unseen), "meshctl doctor printed\n{doctor}");
             Ok(())
         },
     );
