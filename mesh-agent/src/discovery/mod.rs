@@ -2,6 +2,7 @@
 //! its network (from netlink). Imports the model, the data path's netlink, and `docker` to query the
 //! engine.
 
+mod bridges;
 pub mod containers;
 mod default_route;
 pub mod network;
@@ -18,6 +19,7 @@ use crate::model::{HostInterface, NextHop};
 pub use containers::{ContainerState, ContainerWatcher, Scheduler};
 use network::Interest;
 
+pub use bridges::bridges;
 pub use default_route::default_route_interfaces;
 
 /// The node's network, as published on a `tokio::sync::watch` channel.

@@ -4,13 +4,15 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr},
-    path::Path,
 };
 
 use nix::ifaddrs::getifaddrs;
 
 use super::Check;
-use crate::{discovery::default_route_interfaces, mesh0};
+use crate::{
+    discovery::{bridges, default_route_interfaces},
+    mesh0,
+};
 
 /// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. If `uplinks` is
 /// empty, the interfaces of default routes count, as an agent would choose them.
@@ -32,18 +34,17 @@ pub(super) fn unseen(uplinks: &BTreeSet<String>) -> Option<String> {
         let address = found.address?.as_sockaddr_in()?.ip();
         Some((found.interface_name, address))
     });
-    let is_bridge = |name: &str| Path::new("/sys/class/net").join(name).join("bridge").exists();
-    unseen_of(addresses, uplinks, is_bridge)
+    unseen_of(addresses, uplinks, &bridges().ok()?)
 }
 
 fn unseen_of(
     addresses: impl Iterator<Item = (String, Ipv4Addr)>,
     uplinks: &BTreeSet<String>,
-    is_bridge: impl Fn(&str) -> bool,
+    bridges: &BTreeSet<String>,
 ) -> Option<String> {
     let unseen: Vec<_> = addresses
         .filter(|(name, address)| {
-            let known = uplinks.contains(name) || mesh0::is_ours(name) || is_bridge(name);
+            let known = uplinks.contains(name) || mesh0::is_ours(name) || bridges.contains(name);
             !(known || address.is_loopback() || name == "lo")
         })
         .map(|(name, address)| format!("{address} on {name}"))
@@ -206,7 +207,7 @@ mod tests {
                 .iter()
                 .map(|(name, address)| ((*name).to_owned(), Ipv4Addr::from(*address)));
             let uplinks = uplinks.iter().map(|name| (*name).to_owned()).collect();
-            unseen_of(addresses, &uplinks, |name| name == "docker0")
+            unseen_of(addresses, &uplinks, &["docker0".to_owned()].into())
         };
         let named = text(&["eth0"]).unwrap();
         assert!(named.contains("to 198.51.100.1 on eth1 is left"), "{named}");

@@ -62,7 +62,7 @@ const GROUPS: &[Group] = &[
     Group {
         name: "dsr",
         agents: Some(&["--xdp", "native", "--return-mode", "dsr"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS],
+        stories: &[basics::REQUESTS, basics::TRANSFERS, networks::HIDDEN],
         ..DEFAULT
     },
     Group {
