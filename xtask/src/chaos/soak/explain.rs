@@ -1,8 +1,9 @@
-//! Why requests failed: the entry node's flow table shows which replica each was given. Depends on `outcome`.
+//! What flow tables say: which replica a failed request was given, and which flows are left. Depends on
+//! `outcome`.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
@@ -27,16 +28,50 @@ pub(super) fn unexplained<'a>(lab: &Lab, failed: impl Iterator<Item = &'a Failur
         let Some(failed) = by_node.get(address.as_str()) else {
             continue;
         };
-        let arguments = ["datapath", "dump", "--flows", MOST_FLOWS, "--format", "json"];
-        let dump: Value = serde_json::from_str(&lab.meshctl(node, &arguments)?).context("no JSON")?;
-        let flows = dump["dump"]["flows"].as_array().context("no flows")?;
+        let flows = flows(lab, node)?;
         for failure in failed {
-            if let Err(reason) = explain(failure, flows) {
+            if let Err(reason) = explain(failure, &flows) {
                 unexplained.push(format!("the failure of {failure:?} through {node}: {reason}"));
             }
         }
     }
     Ok(unexplained)
+}
+
+/// How many flows of each kind a node has, and for how long they have been idle.
+pub(super) fn kinds(lab: &Lab, node: &str) -> Result<String> {
+    let mut kinds: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+    for flow in flows(lab, node)? {
+        let backend = match &flow["backend"] {
+            Value::Null => "a replica that is gone",
+            _ => "a replica that is there",
+        };
+        let text = |field: &str| flow[field].as_str().unwrap_or_default().to_owned();
+        let kind = format!(
+            "protocol {}, {}, from {}, of {backend}",
+            flow["protocol"],
+            text("role"),
+            text("origin")
+        );
+        let idle = flow["idle_seconds"].as_u64().unwrap_or_default();
+        let (count, least, most) = kinds.entry(kind).or_insert((0, idle, idle));
+        *count += 1;
+        *least = idle.min(*least);
+        *most = idle.max(*most);
+    }
+    let lines = kinds
+        .iter()
+        .map(|(kind, (count, least, most))| format!("{count} ({kind}), idle for {least} to {most} s"));
+    Ok(lines.collect::<Vec<_>>().join("; "))
+}
+
+fn flows(lab: &Lab, node: &str) -> Result<Vec<Value>> {
+    let arguments = ["datapath", "dump", "--flows", MOST_FLOWS, "--format", "json"];
+    let mut dump: Value = serde_json::from_str(&lab.meshctl(node, &arguments)?).context("no JSON")?;
+    match dump["dump"]["flows"].take() {
+        Value::Array(flows) => Ok(flows),
+        other => bail!("the flows of {node} are {other}"),
+    }
 }
 
 fn explain(failure: &Failure, flows: &[Value]) -> Result<(), String> {

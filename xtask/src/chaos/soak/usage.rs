@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     chaos::{
         fixture::{Fixture, REPLICAS},
-        soak::MOST_REPLICAS,
+        soak::{MOST_REPLICAS, explain},
     },
     lab::{Lab, agent::metric_sum, wait_until},
 };
@@ -74,7 +74,8 @@ impl Baseline {
                 let used = Use::read(fixture.lab, node)?;
                 ensure!(used.flows <= FLOWS_LEFT, "{} are left", used.flows);
                 Ok(used.flows)
-            })?;
+            })
+            .with_context(|| explain::kinds(fixture.lab, node).unwrap_or_default())?;
             println!("{node}: {left} flows are left");
         }
         Ok(())
