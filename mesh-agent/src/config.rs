@@ -118,7 +118,8 @@ pub struct RunOptions {
     )]
     pub service_address: Ipv4Addr,
 
-    /// Number of connections that the flow table holds; the least recently used ones are evicted.
+    /// Number of open connections that the flow table holds (one to a replica of the same node counts twice);
+    /// when it is full, those that have been idle for longest make room.
     #[arg(
         long,
         env = "MESH_FLOW_CAPACITY",

@@ -4,7 +4,7 @@
 //! count. UDP does not count, as a service may never answer it. In `dsr`, this node does not see answers.
 
 use crate::{
-    abi::{BACKEND_LOCAL, BREAKER_LIMIT, Backend, Config, Origin},
+    abi::{BACKEND_LOCAL, BREAKER_LIMIT, Backend, Config, FlowKey, Origin},
     headers::{PROTOCOL_TCP, TCP_RST},
     parse::Packet,
     tables::Tables,
@@ -21,12 +21,12 @@ pub const TRIAL_INTERVAL: u64 = 1_000_000_000;
 pub fn asked<T: Tables>(
     tables: &T,
     config: &Config,
-    packet: &Packet,
+    key: &FlowKey,
     origin: Origin,
     (index, backend): (u32, &Backend),
 ) {
     let direct = backend.location != BACKEND_LOCAL && config.direct_return != 0 && origin == Origin::UPLINK;
-    if packet.key.protocol == u32::from(PROTOCOL_TCP) && !direct {
+    if key.protocol == u32::from(PROTOCOL_TCP) && !direct {
         tables.count_asked(index);
     }
 }

@@ -1,7 +1,7 @@
 //! The first decision at every hook: whether a packet is the mesh's, and what happens to it.
 
 use crate::{
-    abi::{Backend, Config, DropReason, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
+    abi::{Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
     breaker, flow_state,
     frame::ReadFrame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
@@ -120,7 +120,7 @@ fn client<'a, F: ReadFrame, T: Tables>(
     }
     match classify(frame, tables, packet) {
         ClientPacket::Continues { flow, backend } => {
-            flow_state::client_packet(flow, config, packet);
+            let flow = flow_state::client_packet(tables, flow, backend, config, packet);
             onward::decide(config, hook, flow, backend)
         }
         ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),
@@ -129,7 +129,11 @@ fn client<'a, F: ReadFrame, T: Tables>(
         // The connection may be older than the mesh: the kernel knows.
         ClientPacket::UnknownFlow => match hook {
             Hook::TcMesh0 => Decision::refuse(DropReason::UnknownFlow),
-            Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::PASS,
+            Hook::Xdp => Decision::PASS,
+            Hook::TcUplink | Hook::TcContainer => {
+                tables.count_event(Event::FlowUnknown);
+                Decision::PASS
+            }
         },
     }
 }
@@ -155,9 +159,9 @@ fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Pack
         .backend(flow.backend())
         .filter(|backend| backend.generation == flow.generation());
     match backend {
-        // A SYN on a flow that is being closed: the client uses its port again. UDP flows are closed only
-        // when they are refused.
-        Some(_) if may_open && flow.is_closing() => ClientPacket::Opens,
+        // A SYN on a flow that is closed: the client uses its port again. While one side still sends, it is
+        // its backend that knows what the SYN is. UDP flows are closed only when they are refused.
+        Some(_) if may_open && flow.is_closed() => ClientPacket::Opens,
         // A SYN once more, to a backend that answers nothing.
         Some(backend)
             if packet.is_syn()
@@ -193,7 +197,7 @@ fn opens<'a, F: ReadFrame, T: Tables>(
     let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key)) else {
         return not_ours(hook);
     };
-    match open::at_entry(frame, tables, config, packet, service, origin) {
+    match open::at_entry(frame, tables, config, &packet.key, service, origin) {
         Ok((flow, backend)) => onward::decide(config, hook, flow, backend),
         Err(reason @ (DropReason::NoBackend | DropReason::Undeliverable)) => Decision::refuse(reason),
         Err(reason) => Decision::drop(reason),

@@ -1,51 +1,169 @@
 //! What a packet says about the state of its flow.
+//!
+//! A flow is half-open until client and backend talk: TCP until the client acknowledges the answer, UDP until
+//! there is an answer. Half-open flows have a table of their own, in which new ones push out old ones; open
+//! ones are safe from that. With direct return the entry node sees no answers, and goes by what follows from
+//! the client.
+//!
+//! The forward entry has the state of both directions. A flow's other entry, by which its backend's packets
+//! are found, lives as long as that.
 
 use crate::{
-    abi::{Config, FlowKey, Role},
+    abi::{BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Opening, Origin, Role, is_in_sequence},
     breaker,
+    headers::{PROTOCOL_TCP, TCP_SYN},
     parse::Packet,
     tables::{FlowEntry, Tables},
 };
 
-/// Records a client's packet in its flow's forward entry.
+/// Records a client's packet in its flow's forward entry. Returns where that is now.
 #[inline(always)]
-pub fn client_packet(flow: FlowEntry, config: &Config, packet: &Packet) {
+pub fn client_packet<T: Tables>(
+    tables: &T,
+    flow: FlowEntry,
+    backend: &Backend,
+    config: &Config,
+    packet: &Packet,
+) -> FlowEntry {
     flow.touch(config.now);
-    if let Some(progress) = packet.progress() {
+    let is_direct = is_direct(config, flow, backend);
+    if is_direct && packet.continues() {
+        flow.note_client_next(packet.next_sequence());
+    }
+    if let Some(progress) = packet.progress()
+        && is_in_sequence(packet.sequence, client_next(tables, flow, backend, packet))
+    {
         flow.client_is(progress);
     }
+    let opening = flow.opening();
+    if opening.is_open() || !(opening.is_answered() || is_direct) {
+        return flow;
+    }
+    if packet.continues() || packet.key.protocol != u32::from(PROTOCOL_TCP) {
+        open(tables, flow, backend, &packet.key)
+    } else {
+        flow
+    }
 }
 
-/// Records a backend's packet in the entry that it was found by, and in the flow's forward entry, which
-/// knows the state of both directions.
+/// Records a backend's packet in the entry that has `key`, and in the flow's forward entry. Returns where the
+/// first is now.
 #[inline(always)]
-pub fn backend_packet<T: Tables>(tables: &T, flow: FlowEntry, config: &Config, packet: &Packet) {
-    if let Some(progress) = packet.progress() {
-        if flow.role() != Role::REPLY {
-            flow.backend_is(progress);
-        }
-        if flow.role() != Role::FORWARD
-            && let Some(forward) = tables.flow(&forward_key(flow, packet.key.protocol))
-        {
-            forward.backend_is(progress);
-        }
+pub fn backend_packet<T: Tables>(
+    tables: &T,
+    key: &FlowKey,
+    flow: FlowEntry,
+    config: &Config,
+    packet: &Packet,
+) -> FlowEntry {
+    let is_known = packet.progress().is_none() && flow.opening().is_answered() && flow.seen() == config.now;
+    let flow = if is_known {
+        flow
+    } else {
+        note(tables, key, flow, config, packet)
+    };
+    if packet.continues() {
+        flow.note_client_next(packet.acknowledged);
+        flow.note_backend_next(packet.next_sequence());
     }
-    if !flow.opening().is_answered() && !flow.origin().is_tunnel() && breaker::is_answer(packet) {
-        first_answer(tables, flow, packet.key.protocol);
-    }
+    flow
+}
+
+/// Records a packet that says something new.
+#[inline(always)]
+fn note<T: Tables>(
+    tables: &T,
+    key: &FlowKey,
+    flow: FlowEntry,
+    config: &Config,
+    packet: &Packet,
+) -> FlowEntry {
     flow.touch(config.now);
+    let forward = if flow.role() == Role::FORWARD {
+        flow
+    } else {
+        match tables.flow(&forward_key(flow, packet.key.protocol)) {
+            Some(forward) if forward.is_of_flow_of(flow) => forward,
+            // The client uses its port for another flow by now.
+            _ => return flow,
+        }
+    };
+    forward.touch(config.now);
+    let is_first = !flow.opening().is_answered() && breaker::is_answer(packet);
+    if is_first {
+        flow.opening_is(Opening::ANSWERED);
+        forward.opening_is(Opening::ANSWERED);
+        if packet.tcp_flags & TCP_SYN != 0 {
+            // What seemed to close it before was of an earlier connection.
+            forward.reopen();
+        }
+        if !flow.origin().is_tunnel() {
+            tables.note_answer(flow.backend());
+        }
+    }
+    if let Some(progress) = packet.progress()
+        && is_in_sequence(packet.sequence, flow.backend_next())
+    {
+        forward.backend_is(progress);
+    }
+    if is_first
+        && packet.key.protocol != u32::from(PROTOCOL_TCP)
+        && let Some(backend) = tables.backend(flow.backend())
+    {
+        open(
+            tables,
+            forward,
+            backend,
+            &forward_key(forward, packet.key.protocol),
+        );
+        return tables.open_entry(key).unwrap_or(flow);
+    }
+    flow
 }
 
-/// Records the first answer of a flow's backend.
+/// Moves a flow's entries to the table of open flows: the one for the backend's packets first, so that the
+/// client's next packet tries again if that has no room. Returns where the forward entry is now.
 #[inline(always)]
-fn first_answer<T: Tables>(tables: &T, flow: FlowEntry, protocol: u32) {
-    flow.note_answer();
-    tables.note_answer(flow.backend());
-    if flow.role() != Role::FORWARD
-        && let Some(forward) = tables.flow(&forward_key(flow, protocol))
+fn open<T: Tables>(tables: &T, forward: FlowEntry, backend: &Backend, key: &FlowKey) -> FlowEntry {
+    if let Some(other_key) = other_key(forward, backend, key.protocol)
+        && let Some(other) = tables.half_open_entry(&other_key)
+        && other.is_of_flow_of(forward)
+        && !move_entry(tables, &other_key, other)
     {
-        forward.note_answer();
+        return forward;
     }
+    if move_entry(tables, key, forward) {
+        tables.open_entry(key).unwrap_or(forward)
+    } else {
+        forward
+    }
+}
+
+#[inline(always)]
+fn move_entry<T: Tables>(tables: &T, key: &FlowKey, entry: FlowEntry) -> bool {
+    entry.opening_is(Opening::OPEN);
+    let is_moved = tables.open_flow(key, entry).is_ok();
+    if !is_moved {
+        entry.opening_is(Opening::ANSWERED);
+        tables.count_event(Event::FlowNotOpened);
+    }
+    is_moved
+}
+
+/// The sequence number of the client's next packet, about. What the backend's packets say of it is in the
+/// entry that they are found by.
+#[inline(always)]
+fn client_next<T: Tables>(tables: &T, forward: FlowEntry, backend: &Backend, packet: &Packet) -> u32 {
+    match other_key(forward, backend, packet.key.protocol) {
+        Some(key) => tables.flow(&key).map_or(0, FlowEntry::client_next),
+        None => forward.client_next(),
+    }
+}
+
+/// Whether replies go to the client directly, past this node, the entry node.
+#[inline(always)]
+fn is_direct(config: &Config, flow: FlowEntry, backend: &Backend) -> bool {
+    config.direct_return != 0 && flow.origin() == Origin::UPLINK && backend.location != BACKEND_LOCAL
 }
 
 /// The key of a flow's forward entry, from any of its entries.
@@ -53,3 +171,21 @@ fn first_answer<T: Tables>(tables: &T, flow: FlowEntry, protocol: u32) {
 pub fn forward_key(entry: FlowEntry, protocol: u32) -> FlowKey {
     FlowKey::between(entry.client(), entry.frontend(), protocol)
 }
+
+/// The key of a flow's other entry, if it has one: its replies' as they leave a local container, or else its
+/// client's packets' as a remote backend sees them, where their source was translated.
+#[inline(always)]
+fn other_key(forward: FlowEntry, backend: &Backend, protocol: u32) -> Option<FlowKey> {
+    let presented = forward.presented();
+    if backend.location == BACKEND_LOCAL {
+        let container = Endpoint::new(backend.address, backend.target_port);
+        Some(FlowKey::between(container, presented, protocol))
+    } else if presented != forward.client() {
+        Some(FlowKey::between(presented, forward.frontend(), protocol))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

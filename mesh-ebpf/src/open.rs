@@ -10,12 +10,12 @@ use crate::{
     flow_state::forward_key,
     frame::ReadFrame,
     headers::Geneve,
-    parse::Packet,
     select,
     tables::{FlowEntry, InsertError, Tables},
 };
 
-/// Source ports to try where two flows would have the same tuple.
+/// Source ports to try where two flows would have the same tuple. With a quarter of all ports taken, all of
+/// the random ones are taken once in 16,384 times.
 const PORT_ATTEMPTS: u32 = 8;
 
 /// Opens a flow on its entry node.
@@ -27,19 +27,19 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
-    packet: &Packet,
+    key: &FlowKey,
     service: u32,
     origin: Origin,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let chosen = select::select(tables, &packet.key, service).ok_or(DropReason::NoBackend)?;
+    let chosen = select::select(tables, key, service).ok_or(DropReason::NoBackend)?;
     let (index, backend) = if is_there(frame, tables, chosen) {
         chosen
     } else {
-        select::another(tables, &packet.key, service, chosen.0, false)
+        select::another(tables, key, service, chosen.0, false)
             .filter(|other| is_there(frame, tables, *other))
             .ok_or(DropReason::Undeliverable)?
     };
-    let mut flow = new_flow(config, packet, index, backend, origin);
+    let mut flow = new_flow(config, key, index, backend, origin);
     if backend.location == BACKEND_LOCAL {
         // XDP leaves the packet to tc, which must not choose again.
         flow.opening = Opening::asked(Opening::time(tables.clock()));
@@ -49,14 +49,14 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
         // as for everything that containers send out of the node, the source becomes the node's address.
         flow.presented.address = config.node_address;
     }
-    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    let entry = insert(tables, key, &mut flow, backend)?;
     tables.count_connection(index);
-    breaker::asked(tables, config, packet, origin, (index, backend));
+    breaker::asked(tables, config, key, origin, (index, backend));
     Ok((entry, backend))
 }
 
 /// Moves a flow on its entry node to another backend, because the node of its own could not deliver its
-/// packet. `packet` is that packet as the client sent it. A flow moves [`Opening::MOVES`] times at most.
+/// packet. `key` is of that packet as the client sent it. A flow moves [`Opening::MOVES`] times at most.
 ///
 /// # Errors
 /// The reason to refuse the packet.
@@ -65,26 +65,26 @@ pub fn elsewhere<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
-    packet: &Packet,
+    key: &FlowKey,
     service: u32,
     from: FlowEntry,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
     // The first time also to one that does not answer: it may again.
     let must_answer = from.opening().moves() != 0;
-    let (index, backend) = select::another(tables, &packet.key, service, from.backend(), must_answer)
+    let (index, backend) = select::another(tables, key, service, from.backend(), must_answer)
         .filter(|other| is_there(frame, tables, *other))
         .ok_or(DropReason::Undeliverable)?;
     let origin = from.origin();
     let mut flow = Flow {
         opening: from.opening().moved(Opening::time(tables.clock())),
-        ..new_flow(config, packet, index, backend, origin)
+        ..new_flow(config, key, index, backend, origin)
     };
     // What has been encapsulated has this source already.
     flow.presented = from.presented();
-    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    let entry = insert(tables, key, &mut flow, backend)?;
     tables.count_connection(index);
     tables.count_event(Event::FlowMoved);
-    breaker::asked(tables, config, packet, origin, (index, backend));
+    breaker::asked(tables, config, key, origin, (index, backend));
     Ok((entry, backend))
 }
 
@@ -114,17 +114,17 @@ pub fn at_backend<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
-    packet: &Packet,
+    key: &FlowKey,
     geneve: &Geneve,
     origin: Origin,
     peer: (u32, Be32),
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let key = BackendKey {
+    let name = BackendKey {
         address: geneve.backend_address,
-        port: packet.key.destination_port,
-        protocol: packet.key.protocol as u16,
+        port: key.destination_port,
+        protocol: key.protocol as u16,
     };
-    let index = tables.backend_index(&key).ok_or(DropReason::UnknownBackend)?;
+    let index = tables.backend_index(&name).ok_or(DropReason::UnknownBackend)?;
     let backend = tables.backend(index).ok_or(DropReason::UnknownBackend)?;
     if !is_named(backend, geneve)
         || backend.location != BACKEND_LOCAL
@@ -136,19 +136,19 @@ pub fn at_backend<'a, F: ReadFrame, T: Tables>(
     let mut flow = Flow {
         peer: peer.0,
         peer_address: peer.1,
-        ..new_flow(config, packet, index, backend, origin)
+        ..new_flow(config, key, index, backend, origin)
     };
-    let entry = insert(tables, &packet.key, &mut flow, backend)?;
+    let entry = insert(tables, key, &mut flow, backend)?;
     Ok((entry, backend))
 }
 
 /// A flow of a packet's sender to a backend, nothing translated on the sender's side. Its peer is the
 /// backend's node.
 #[inline(always)]
-fn new_flow(config: &Config, packet: &Packet, index: u32, backend: &Backend, origin: Origin) -> Flow {
-    let client = Endpoint::new(packet.key.source, packet.key.source_port);
+fn new_flow(config: &Config, key: &FlowKey, index: u32, backend: &Backend, origin: Origin) -> Flow {
+    let client = Endpoint::new(key.source, key.source_port);
     Flow {
-        frontend: Endpoint::new(packet.key.destination, packet.key.destination_port),
+        frontend: Endpoint::new(key.destination, key.destination_port),
         client,
         presented: client,
         backend: index,
@@ -198,7 +198,7 @@ fn insert<T: Tables>(
         added => added,
     }
     .map_err(|_| DropReason::FlowTableFull)?;
-    tables.flow(key).ok_or(DropReason::FlowTableFull)
+    tables.half_open_entry(key).ok_or(DropReason::FlowTableFull)
 }
 
 /// Claims the tuple that identifies this flow on the backend's side: with the client's own port if no
@@ -234,7 +234,7 @@ fn claim<T: Tables>(
             }
         }
         attempt += 1;
-        flow.presented.port = candidate(flow.client.port, attempt);
+        flow.presented.port = candidate(tables.random());
     }
     Err(DropReason::NoFreePort)
 }
@@ -257,13 +257,11 @@ fn is_held<T: Tables>(tables: &T, other: FlowEntry, flow: &Flow, protocol: u32) 
             .is_some_and(|backend| backend.generation == other.generation())
 }
 
-/// The n-th other port to try: spread over 1024 and up, different for each n.
+/// Another port to try, of 1024 and up. Random (RFC 6056), so that flows of the same port do not try the same
+/// ones, and no one can guess it.
 #[inline(always)]
-fn candidate(port: Be16, attempt: u32) -> Be16 {
-    let spread = u32::from(port.get())
-        .wrapping_mul(0x9e37)
-        .wrapping_add(attempt.wrapping_mul(0x3d4d));
-    Be16::new(1024 + ((spread & 0xffff) % 64_512) as u16)
+fn candidate(random: u32) -> Be16 {
+    Be16::new(1024 + ((random & 0xffff) % 64_512) as u16)
 }
 
 #[cfg(test)]

@@ -18,6 +18,12 @@ pub struct Packet {
     pub total_length: u16,
     /// TCP's flags; 0 for UDP.
     pub tcp_flags: u8,
+    /// TCP's sequence number; 0 for UDP.
+    pub sequence: u32,
+    /// How much TCP's sequence number advances with this packet; 0 for UDP.
+    pub advance: u16,
+    /// The sequence number that its sender expects; 0 for UDP.
+    pub acknowledged: u32,
 }
 
 impl Packet {
@@ -31,6 +37,18 @@ impl Packet {
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
+    }
+
+    /// The sequence number of the sender's next packet.
+    #[inline(always)]
+    pub fn next_sequence(&self) -> u32 {
+        self.sequence.wrapping_add(u32::from(self.advance))
+    }
+
+    /// Whether this is of a TCP connection that goes on: neither opens nor resets it.
+    #[inline(always)]
+    pub fn continues(&self) -> bool {
+        self.key.protocol == u32::from(PROTOCOL_TCP) && self.tcp_flags & (TCP_SYN | TCP_RST) == 0
     }
 
     /// How far the packet's direction of its flow has come, if the packet changes that.
@@ -81,7 +99,7 @@ pub fn parse<F: ReadFrame>(frame: &F, offset: usize) -> Result<Packet, Unparsed>
         return Err(Unparsed::Invalid(DropReason::BadLength));
     }
     let ports_offset = offset + IPV4_LENGTH;
-    let (ports, tcp_flags) = if ip.protocol == PROTOCOL_TCP {
+    let (ports, tcp) = if ip.protocol == PROTOCOL_TCP {
         if usize::from(total_length) < IPV4_LENGTH + TCP_LENGTH {
             return Err(truncated);
         }
@@ -90,24 +108,46 @@ pub fn parse<F: ReadFrame>(frame: &F, offset: usize) -> Result<Packet, Unparsed>
         if header < TCP_LENGTH || IPV4_LENGTH + header > usize::from(total_length) {
             return Err(Unparsed::Invalid(DropReason::BadLength));
         }
+        let payload = total_length - (IPV4_LENGTH + header) as u16;
         (
             Ports {
                 source: tcp.source,
                 destination: tcp.destination,
             },
-            tcp.flags,
+            TcpState {
+                flags: tcp.flags,
+                sequence: tcp.sequence.get(),
+                // SYN and FIN have a number of their own (RFC 9293, 3.4).
+                advance: payload + u16::from(tcp.flags & (TCP_SYN | TCP_FIN) != 0),
+                acknowledged: tcp.acknowledgement.get(),
+            },
         )
     } else {
         if usize::from(total_length) < IPV4_LENGTH + UDP_LENGTH {
             return Err(truncated);
         }
-        (*frame.at::<Ports>(ports_offset).ok_or(truncated)?, 0)
+        (
+            *frame.at::<Ports>(ports_offset).ok_or(truncated)?,
+            TcpState::default(),
+        )
     };
     Ok(Packet {
         key: key(&ip, &ports),
         total_length,
-        tcp_flags,
+        tcp_flags: tcp.flags,
+        sequence: tcp.sequence,
+        advance: tcp.advance,
+        acknowledged: tcp.acknowledged,
     })
+}
+
+/// What a TCP header says about its connection.
+#[derive(Default)]
+struct TcpState {
+    flags: u8,
+    sequence: u32,
+    advance: u16,
+    acknowledged: u32,
 }
 
 #[inline(always)]

@@ -21,7 +21,7 @@ pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) ->
         // The container that had this address is gone: another one sends this.
         return None;
     }
-    flow_state::backend_packet(tables, flow, config, packet);
+    let flow = flow_state::backend_packet(tables, &packet.key, flow, config, packet);
     Some(Decision::reply(flow))
 }
 

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use crate::abi::{
     Backend, BackendKey, Breaker, Config, DropReason, Endpoint, Event, Flow, FlowKey, FrontendKey, Hook,
-    Keys, NextHop, Opening, Origin, Progress, Role, Service,
+    Keys, NextHop, Opening, Origin, Progress, Role, SEQUENCE_STEP, Service,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -60,6 +60,10 @@ impl FlowEntry {
         role: Role,
         /// How its opening went.
         opening: Opening,
+        /// The sequence number of the client's next packet, about.
+        client_next: u32,
+        /// The sequence number of the backend's next packet, about.
+        backend_next: u32,
     }
 
     /// Records that a packet was seen. Writes only once a second, so that the cache line of a busy flow
@@ -98,11 +102,50 @@ impl FlowEntry {
         unsafe { (&raw mut (*self.0.as_ptr()).from_backend).write(progress) };
     }
 
-    /// Records that the flow's backend has answered.
+    /// Records that nothing has closed it.
     #[inline(always)]
-    pub fn note_answer(self) {
+    pub fn reopen(self) {
+        self.client_is(Progress::OPEN);
+        self.backend_is(Progress::OPEN);
+    }
+
+    /// Records how its opening went.
+    #[inline(always)]
+    pub fn opening_is(self, opening: Opening) {
         // SAFETY: as in `read!`; the field is aligned.
-        unsafe { (&raw mut (*self.0.as_ptr()).opening).write(Opening::ANSWERED) };
+        unsafe { (&raw mut (*self.0.as_ptr()).opening).write(opening) };
+    }
+
+    /// Records the sequence number of the client's next packet, if it is far from the one known.
+    #[inline(always)]
+    pub fn note_client_next(self, next: u32) {
+        if has_advanced(self.client_next(), next) {
+            // SAFETY: as in `read!`; the field is aligned.
+            unsafe { (&raw mut (*self.0.as_ptr()).client_next).write(next) };
+        }
+    }
+
+    /// Records the sequence number of the backend's next packet, if it is far from the one known.
+    #[inline(always)]
+    pub fn note_backend_next(self, next: u32) {
+        if has_advanced(self.backend_next(), next) {
+            // SAFETY: as in `read!`; the field is aligned.
+            unsafe { (&raw mut (*self.0.as_ptr()).backend_next).write(next) };
+        }
+    }
+
+    /// The entry's memory, for the kernel to copy.
+    #[inline(always)]
+    pub fn pointer(self) -> NonNull<Flow> {
+        self.0
+    }
+
+    /// Whether another entry is of the same flow. (A port's next flow has the same client and frontend.)
+    #[inline(always)]
+    pub fn is_of_flow_of(self, other: Self) -> bool {
+        self.backend() == other.backend()
+            && self.generation() == other.generation()
+            && self.presented() == other.presented()
     }
 
     /// Closes the flow, as a reset from its backend would.
@@ -120,6 +163,13 @@ impl FlowEntry {
     }
 }
 
+/// Whether a sequence number is a step further than the one known, if any is.
+#[inline(always)]
+fn has_advanced(known: u32, next: u32) -> bool {
+    // Half of the numbers are behind (RFC 9293, 3.4): sent again.
+    known == 0 || (SEQUENCE_STEP..1 << 31).contains(&next.wrapping_sub(known))
+}
+
 /// An entry was not inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
@@ -129,24 +179,43 @@ pub enum InsertError {
     Full,
 }
 
-/// The maps. Every method is one look-up at most.
+/// The maps. Every method is one look-up at most, where it does not say otherwise.
 pub trait Tables {
     /// Node-wide settings.
     fn config(&self) -> Option<&Config>;
     /// Whether any service publishes the port.
     fn is_published(&self, protocol: u8, port: u16) -> bool;
-    /// The flow a packet belongs to.
-    fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
-    /// Replaces a flow's entry, or adds it; not counted as a new flow.
+    /// The flow a packet belongs to: an open one (one look-up), or a half-open one (a second).
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        match self.open_entry(key) {
+            Some(entry) => Some(entry),
+            None => self.half_open_entry(key),
+        }
+    }
+    /// An entry of the table of open flows. What follows a look-up in one table is half the work to verify of
+    /// what follows one in both.
+    fn open_entry(&self, key: &FlowKey) -> Option<FlowEntry>;
+    /// An entry of the table of half-open flows.
+    fn half_open_entry(&self, key: &FlowKey) -> Option<FlowEntry>;
+    /// Replaces the entry that a key has in either table by one of a half-open flow.
     ///
     /// # Errors
     /// [`InsertError::Full`] when the table refuses.
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Adds a flow's entry under a new key.
+    /// Adds the entry of a half-open flow under a key that is new to both tables.
     ///
     /// # Errors
     /// [`InsertError::Exists`] when the key is not new, [`InsertError::Full`] when the table refuses.
     fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+    /// Moves an entry to the table of open flows, where no new flow pushes it out. The entry is another one
+    /// afterwards: look it up again.
+    ///
+    /// # Errors
+    /// [`InsertError::Full`] when that table has no room: the entry is where it was.
+    fn open_flow(&self, key: &FlowKey, entry: FlowEntry) -> Result<(), InsertError>;
+    /// A number that no one can guess.
+    fn random(&self) -> u32;
     /// Index of the service that answers at a frontend.
     fn frontend(&self, key: &FrontendKey) -> Option<u32>;
     /// A service by index.

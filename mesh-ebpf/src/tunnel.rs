@@ -143,11 +143,11 @@ fn forwarded<'a, F: ReadFrame, T: Tables>(
         // another flow by now.
         && !(packet.is_syn() && flow.is_closing())
     {
-        flow_state::client_packet(flow, config, packet);
+        let flow = flow_state::client_packet(tables, flow, backend, config, packet);
         return Decision::deliver(flow, backend, true);
     }
     // There is no flow, or its entry node has chosen another backend, or it has another entry node now.
-    match open::at_backend(frame, tables, config, packet, geneve, origin, peer) {
+    match open::at_backend(frame, tables, config, &packet.key, geneve, origin, peer) {
         Ok((flow, backend)) => Decision::deliver(flow, backend, true),
         // The entry node can choose another backend.
         Err(reason) => Decision::send_back(peer.0, reason),
@@ -190,12 +190,9 @@ fn returned<'a, F: ReadFrame, T: Tables>(
         tables.trip(flow.backend(), tables.clock());
     }
     if packet.may_open_flow() && flow.opening().moves() < Opening::MOVES {
-        let packet = Packet {
-            key: flow_state::forward_key(flow, packet.key.protocol),
-            ..*packet
-        };
-        if let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key))
-            && let Ok((flow, backend)) = open::elsewhere(frame, tables, config, &packet, service, flow)
+        let key = flow_state::forward_key(flow, packet.key.protocol);
+        if let Some(service) = tables.frontend(&FrontendKey::dialled(&key))
+            && let Ok((flow, backend)) = open::elsewhere(frame, tables, config, &key, service, flow)
         {
             return onward::decide(config, hook, flow, backend).of_returned();
         }
@@ -240,7 +237,8 @@ fn reply<'a, T: Tables>(
     geneve: &Geneve,
     peer: u32,
 ) -> Decision<'a> {
-    let Some(flow) = tables.flow(&packet.key.reversed()) else {
+    let key = packet.key.reversed();
+    let Some(flow) = tables.flow(&key) else {
         return Decision::drop(DropReason::UnknownFlow);
     };
     if flow.role() == Role::REPLY || flow.origin().is_tunnel() {
@@ -257,7 +255,7 @@ fn reply<'a, T: Tables>(
     if !is_genuine {
         return Decision::drop(DropReason::UnknownFlow);
     }
-    flow_state::backend_packet(tables, flow, config, packet);
+    let flow = flow_state::backend_packet(tables, &key, flow, config, packet);
     Decision::deliver_reply(flow)
 }
 

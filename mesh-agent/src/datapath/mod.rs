@@ -202,8 +202,16 @@ pub struct Counters {
     pub drops: Vec<DropCount>,
     /// Entries and capacity of each map.
     pub maps: Vec<MapUsage>,
-    /// Flow entries that the LRU table evicted to make room.
+    /// Open flows that were removed to make room for others.
     pub flow_evictions: u64,
+    /// Entries of half-open flows that newer ones have pushed out.
+    pub half_open_evictions: u64,
+    /// How often a flow that began to talk found no room among the open ones, and stayed among the half-open
+    /// ones.
+    pub flows_not_opened: u64,
+    /// TCP packets in mid-connection to published ports, of flows that this node does not know: left to the
+    /// kernel.
+    pub unknown_flows: u64,
     /// Packets of peers that this node could not deliver, and sent back to them.
     pub packets_sent_back: u64,
     /// Flows that got another backend, because a peer had sent their packet back.

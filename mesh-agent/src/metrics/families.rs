@@ -226,10 +226,27 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     }
     let mut evictions = counter(
         "mesh_flow_evictions_total",
-        "Entries evicted from the flow table because it was full. This may break established connections: raise \
-         --flow-capacity.",
+        "Flows that had to make room for others. Of open ones, this breaks connections: raise --flow-capacity. Of \
+         half-open ones, someone asks for more connections than are answered.",
     );
-    sample(&mut evictions, Vec::new(), counters.flow_evictions);
+    for (state, flows) in [
+        ("open", counters.flow_evictions),
+        ("half_open", counters.half_open_evictions),
+    ] {
+        sample(&mut evictions, vec![("state", state.to_owned())], flows);
+    }
+    let mut not_opened = counter(
+        "mesh_flows_not_opened_total",
+        "Packets of connections that found no room in the full table of open flows, and go on in that of half-open \
+         ones, where new connections may push them out: raise --flow-capacity.",
+    );
+    sample(&mut not_opened, Vec::new(), counters.flows_not_opened);
+    let mut unknown = counter(
+        "mesh_unknown_flow_packets_total",
+        "TCP packets in mid-connection to published ports whose connection this node does not know. They are left \
+         to the kernel, which refuses them unless the connection is older than the mesh.",
+    );
+    sample(&mut unknown, Vec::new(), counters.unknown_flows);
     let mut sent_back = counter(
         "mesh_packets_sent_back_total",
         "Packets of other nodes for backends that this node could not deliver to (mesh_drops_total says why), and \
@@ -287,7 +304,8 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         );
     }
     vec![
-        drops, entries, capacity, evictions, sent_back, moved, modes, info, steps, refused,
+        drops, entries, capacity, evictions, not_opened, unknown, sent_back, moved, modes, info, steps,
+        refused,
     ]
 }
 

@@ -171,6 +171,16 @@ pub fn from_peer(service: ServiceKey, kind: u8) -> Tunnel {
     }
 }
 
+/// The same about another replica.
+#[must_use]
+pub fn from_peer_about(number: u8, service: ServiceKey, kind: u8) -> Tunnel {
+    Tunnel {
+        backend: SocketAddrV4::new(ingress(number), target(service).port()),
+        tag: task_tag(&task(number)),
+        ..from_peer(service, kind)
+    }
+}
+
 pub(crate) fn ingress(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 255, 0, number)
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddrV4,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -16,7 +17,7 @@ use mesh_agent::{
     },
     host_facts::find_cgroup2,
     model::{
-        BackendKey, Container, Desired, HostInterface, Location, MacAddress, NextHop, ReturnMode,
+        BackendKey, Container, Desired, HostInterface, Location, MacAddress, NextHop, ReturnMode, ServiceKey,
         desired::Settings,
     },
     plan::plan,
@@ -30,9 +31,10 @@ use nix::net::if_::if_nametoindex;
 use crate::{
     cluster::{
         CONTAINER, CONTAINER_MAC, DNS, GATEWAY_MAC, MESH0_MAC, NODE, PEER, PEER_MAC, SERVICE_ADDRESS,
-        UPLINK_MAC, VNI, WEB, ingress, serve,
+        UPLINK_MAC, VNI, WEB, arriving, from_peer_about, frontend, ingress, serve,
     },
-    run::{Output, run},
+    frames::{ACK, Packet, REPLY, SYN},
+    run::{Output, XDP_TX, run},
 };
 
 /// The links of a node: an uplink to a router and a peer, a container's veth, mesh0. The far ends only
@@ -203,6 +205,20 @@ impl Node {
     /// Feeds a frame to the XDP program, as if received on the uplink.
     pub fn xdp(&mut self, frame: &[u8]) -> Output {
         self.run_xdp("mesh_xdp", frame, 1).0
+    }
+
+    /// Opens a client's connection to a service whose replicas are on the peer; returns the replica's number.
+    pub fn connect(&mut self, service: ServiceKey, client: SocketAddrV4) -> u8 {
+        let from_client = |flags| Packet::tcp(arriving(), client, frontend(service), flags).frame();
+        let sent = self.xdp(&from_client(SYN));
+        assert_eq!(sent.verdict, XDP_TX, "a SYN of {client}");
+        // The last byte of the backend's ingress address in the Geneve option.
+        let replica = sent.frame[57];
+        let answer = Packet::tcp(arriving(), frontend(service), client, SYN | ACK);
+        let answer = self.xdp(&from_peer_about(replica, service, REPLY).around(&answer));
+        assert_eq!(answer.verdict, XDP_TX, "an answer to {client}");
+        self.xdp(&from_client(ACK));
+        replica
     }
 
     /// Runs an XDP program many times; returns the last output, and the nanoseconds each took on average.

@@ -142,7 +142,7 @@ fn least_connection_prefers_the_replica_with_fewer_open_ones() {
         let state = replicas(node, by(Algorithm::LeastConnection), &[1, 1]);
         node.apply(&state);
         let first: Vec<_> = (0..20).map(|number| client(7, 40_000 + number)).collect();
-        let homes: Vec<u8> = first.iter().map(|client| chosen(node, *client)).collect();
+        let homes: Vec<u8> = first.iter().map(|client| node.connect(WEB, *client)).collect();
         // All of one replica's connections end; the data path's upkeep notices.
         for (client, home) in first.iter().zip(&homes) {
             if *home == 1 {

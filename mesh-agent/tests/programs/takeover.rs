@@ -44,11 +44,15 @@ fn frame(port: u16, flags: u8) -> Vec<u8> {
     Packet::tcp(arriving(), client, frontend(WEB), flags).frame()
 }
 
-/// Opens five connections, and returns what becomes of their next packets.
+/// Opens five connections, two of which are answered, and returns what becomes of their next packets.
 fn connections(node: &mut Node) -> Vec<(u16, Vec<u8>)> {
     (50_000..50_005)
         .map(|port| {
-            node.xdp(&frame(port, SYN));
+            if port % 2 == 0 {
+                node.xdp(&frame(port, SYN));
+            } else {
+                node.connect(WEB, SocketAddrV4::new(*CLIENT.ip(), port));
+            }
             (port, node.xdp(&frame(port, ACK)).frame)
         })
         .collect()
@@ -162,7 +166,7 @@ fn flows_of_an_unknown_layout_are_not_misread() {
         node.apply(&state);
         connections(node);
         node.crash();
-        node.options().changed_maps = vec!["FLOWS"];
+        node.options().changed_maps = vec!["FLOWS", "HALF_OPEN"];
         node.load();
         node.apply(&state);
         node.datapath()

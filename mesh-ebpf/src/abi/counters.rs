@@ -156,16 +156,23 @@ pub const fn drop_index(hook: Hook, reason: DropReason) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Event {
-    /// A flow entry was inserted under a new key.
+    /// An entry was added to the table of half-open flows.
     FlowInserted = 0,
     /// A packet was sent back to its entry node, because this node could not deliver it.
     SentBack = 1,
     /// A flow got another backend, because the first one's node had sent its packet back.
     FlowMoved = 2,
+    /// An entry went from the table of half-open flows to that of open ones.
+    FlowOpened = 3,
+    /// A flow began to talk, and the table of open flows had no room for it.
+    FlowNotOpened = 4,
+    /// TCP in mid-connection to a published port, of a flow that this node does not know: left to the kernel,
+    /// whose answer is a RST unless the connection is older than the mesh.
+    FlowUnknown = 5,
 }
 
 /// Number of event counters.
-pub const EVENT_COUNTERS: u32 = 3;
+pub const EVENT_COUNTERS: u32 = 6;
 
 const _: () = assert!(size_of::<BackendCounters>() == 40);
 

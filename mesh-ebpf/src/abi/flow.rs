@@ -134,9 +134,9 @@ impl Progress {
     }
 }
 
-/// How far a flow's opening has come, on its entry node: whether its backend has answered (bit 1), how often
-/// it has moved to another backend (bits 2 and 3), and when its backend was asked (bits 4 to 15, see
-/// [`Self::time`]).
+/// How far a flow's opening has come: whether the flow is open (bit 0), whether its backend has answered
+/// (bit 1), and on its entry node how often it has moved to another backend (bits 2 and 3) and when its
+/// backend was asked (bits 4 to 15, see [`Self::time`]).
 ///
 /// As wide as it is so that the compiler does not join it with the bytes before it to a store at an odd
 /// offset, which the verifier refuses.
@@ -147,6 +147,8 @@ pub struct Opening(u16);
 impl Opening {
     /// Its backend has answered.
     pub const ANSWERED: Self = Self(2);
+    /// Client and backend talk: its entries are in the table of open flows, or about to be.
+    pub const OPEN: Self = Self(3);
     /// How often a flow may move to another backend.
     pub const MOVES: u16 = 3;
 
@@ -161,6 +163,12 @@ impl Opening {
     #[must_use]
     pub const fn moved(self, time: u16) -> Self {
         Self(time << 4 | (self.moves() + 1) << 2)
+    }
+
+    /// Whether the flow is open, rather than half-open.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 & 1 != 0
     }
 
     /// Whether its backend has answered.
@@ -221,11 +229,32 @@ pub struct Flow {
     pub role: Role,
     /// How the flow's opening went.
     pub opening: Opening,
+    /// TCP: the sequence number that the client's next packet has, give or take [`SEQUENCE_STEP`]; 0 when
+    /// it is unknown. Kept in the entry that the backend's packets are found by, and with direct return,
+    /// where this node does not see those, in the client's.
+    pub client_next: u32,
+    /// The same of the backend's next packet.
+    pub backend_next: u32,
+}
+
+/// By how much a sequence number has advanced when it is noted again. Seldom, so that the cache line of
+/// a busy flow does not move between CPUs for every packet.
+pub const SEQUENCE_STEP: u32 = 1 << 19;
+
+/// How far from the expected sequence number a packet that closes a flow may be: data may be lost on the way
+/// before it. (RFC 5961 asks of the receiver to take a RST at the very number only; it checks for itself.)
+const SEQUENCE_WINDOW: u32 = 1 << 20;
+
+/// Whether a packet with this sequence number can be the next one of a flow: its number is near the
+/// expected one (RFC 9293, 3.4: modulo 2^32), or none is expected yet.
+#[inline(always)]
+pub fn is_in_sequence(sequence: u32, expected: u32) -> bool {
+    expected == 0 || sequence.wrapping_sub(expected.wrapping_sub(SEQUENCE_WINDOW)) <= 2 * SEQUENCE_WINDOW
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
 const _: () = assert!(size_of::<Endpoint>() == 8);
-const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<Flow>() == 64);
 
 #[cfg(test)]
 mod tests {
@@ -274,5 +303,27 @@ mod tests {
             (0, true)
         );
         assert_eq!(Opening::time(u64::MAX), 0xfff);
+        assert!(Opening::OPEN.is_open() && Opening::OPEN.is_answered());
+        assert!(!Opening::ANSWERED.is_open() && !opening.is_open());
+    }
+
+    #[test]
+    fn a_sequence_number_is_near_modulo_two_to_the_32() {
+        for (sequence, expected, is_near) in [
+            (5000, 0, true),
+            (5000, 5000, true),
+            (5000 + SEQUENCE_WINDOW, 5000, true),
+            (5001 + SEQUENCE_WINDOW, 5000, false),
+            (5000_u32.wrapping_sub(SEQUENCE_WINDOW), 5000, true),
+            (4999_u32.wrapping_sub(SEQUENCE_WINDOW), 5000, false),
+            (3, u32::MAX, true),
+            (5000 ^ 1 << 31, 5000, false),
+        ] {
+            assert_eq!(
+                is_in_sequence(sequence, expected),
+                is_near,
+                "{sequence} {expected}"
+            );
+        }
     }
 }

@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 20] = [
+pub const LAYOUTS: [(&str, u32); 21] = [
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
@@ -14,8 +14,9 @@ pub const LAYOUTS: [(&str, u32); 20] = [
     ("DIALLED", 4),
     ("DROPS", 5),
     ("EVENTS", 4),
-    ("FLOWS", 4),
+    ("FLOWS", 6),
     ("FRONTENDS", 4),
+    ("HALF_OPEN", 6),
     ("KEYED", 5),
     ("KEYS", 5),
     ("LOADS", 4),

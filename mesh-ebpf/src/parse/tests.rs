@@ -9,7 +9,7 @@ use crate::{
     abi::FlowKey,
     bytes::Be16,
     headers::{ETHERNET_LENGTH, PROTOCOL_ICMP},
-    testing::{ACK, SYN, Segment, TestFrame, at, tcp, udp},
+    testing::{ACK, FIN, RST, SYN, Segment, TestFrame, at, tcp, udp},
 };
 
 const IP: usize = ETHERNET_LENGTH;
@@ -18,6 +18,8 @@ const L4: usize = ETHERNET_LENGTH + IPV4_LENGTH;
 fn a_segment() -> TestFrame {
     let segment = Segment {
         flags: ACK,
+        sequence: 1000,
+        acknowledgement: 2000,
         payload: b"hello",
         ..Segment::default()
     };
@@ -54,8 +56,30 @@ fn a_tcp_packet_gives_its_tuple_length_and_flags() {
         key: the_key(PROTOCOL_TCP),
         total_length: 45,
         tcp_flags: ACK,
+        sequence: 1000,
+        advance: 5,
+        acknowledged: 2000,
     };
     check(&a_segment(), Ok(packet));
+}
+
+#[test]
+fn a_syn_and_a_fin_have_a_sequence_number_of_their_own() {
+    for (flags, payload, expected) in [
+        (SYN, &b""[..], 1),
+        (FIN | ACK, b"hello", 6),
+        (RST, b"", 0),
+        (ACK, b"", 0),
+    ] {
+        let segment = Segment {
+            flags,
+            sequence: u32::MAX,
+            payload,
+            ..Segment::default()
+        };
+        let packet = parse(&tcp(at("192.0.2.7:40000"), at("10.0.0.1:9200"), segment), IP).expect("a packet");
+        assert_eq!(packet.next_sequence(), u32::MAX.wrapping_add(expected), "{flags}");
+    }
 }
 
 #[test]
@@ -64,6 +88,9 @@ fn a_udp_packet_has_no_flags() {
         key: the_key(PROTOCOL_UDP),
         total_length: 33,
         tcp_flags: 0,
+        sequence: 0,
+        advance: 0,
+        acknowledged: 0,
     };
     check(&a_datagram(), Ok(packet));
 }

@@ -3,7 +3,7 @@
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_map_update_elem},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
@@ -69,9 +69,12 @@ static KEYED: Array<u64> = Array::pinned(MAX_PEERS, 0);
 /// The next hop to each peer, by index.
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::pinned(MAX_PEERS, 0);
-/// Flows, both directions. The agent sets its size.
+/// Open flows, both directions. The agent sets its size, and makes room when it is nearly full.
 #[map]
-static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(262_144, 0);
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(262_144, 0);
+/// Half-open flows, both directions. New ones push out old ones. The agent sets its size.
+#[map]
+static HALF_OPEN: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
 /// Drops by hook and reason.
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DROP_COUNTERS, 0);
@@ -108,6 +111,15 @@ unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
     value
 }
 
+/// The entry behind a pointer into one of the flow tables.
+#[inline(always)]
+fn entry(pointer: *mut Flow) -> Option<FlowEntry> {
+    // SAFETY: a map value stays readable and writable until the program ends. Both maps are preallocated:
+    // an entry that is removed meanwhile may hold another flow at once, of which the program then reads or
+    // writes a field or two. It holds plain integers only.
+    Some(unsafe { FlowEntry::new(NonNull::new(pointer)?) })
+}
+
 #[inline(always)]
 fn insert_result(result: Result<(), i32>) -> Result<(), InsertError> {
     result.map_err(|error| {
@@ -132,21 +144,58 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
-        let pointer = NonNull::new(FLOWS.get_ptr_mut(key)?)?;
-        // SAFETY: a map value stays readable until the program ends (RCU), even if it is evicted.
-        Some(unsafe { FlowEntry::new(pointer) })
+    fn open_entry(&self, key: &FlowKey) -> Option<FlowEntry> {
+        entry(FLOWS.get_ptr_mut(key)?)
+    }
+
+    #[inline(always)]
+    fn half_open_entry(&self, key: &FlowKey) -> Option<FlowEntry> {
+        entry(HALF_OPEN.get_ptr_mut(key)?)
     }
 
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        insert_result(FLOWS.insert(key, flow, 0))
+        insert_result(HALF_OPEN.insert(key, flow, 0))?;
+        if FLOWS.remove(key).is_ok() {
+            self.count_event(Event::FlowInserted);
+        }
+        Ok(())
     }
 
     #[inline(always)]
     fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        insert_result(FLOWS.insert(key, flow, BPF_NOEXIST))
+        if FLOWS.get_ptr(key).is_some() {
+            return Err(InsertError::Exists);
+        }
+        insert_result(HALF_OPEN.insert(key, flow, BPF_NOEXIST))
             .inspect(|()| self.count_event(Event::FlowInserted))
+    }
+
+    #[inline(always)]
+    fn open_flow(&self, key: &FlowKey, entry: FlowEntry) -> Result<(), InsertError> {
+        // SAFETY: the map's own address, and a key and a value that the program may read. Not by way of a
+        // copy of the value: the stack is small.
+        let result = unsafe {
+            bpf_map_update_elem(
+                (&raw const FLOWS).cast_mut().cast(),
+                (&raw const *key).cast(),
+                entry.pointer().as_ptr().cast_const().cast(),
+                0,
+            )
+        };
+        if result != 0 {
+            return Err(InsertError::Full);
+        }
+        // Found in the other table from now on, even if this fails: then it is pushed out some time.
+        let _ = HALF_OPEN.remove(key);
+        self.count_event(Event::FlowOpened);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
     }
 
     #[inline(always)]

@@ -49,7 +49,9 @@ pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
 ///
 /// Its packets come without an Ethernet header, and `bpf_redirect` to such a device takes one off again
 /// (`__bpf_redirect_no_mac`), whatever is in it.
+// Inline, since on Linux 6.1 a frame of its own would take 32 bytes of a stack that is all but full.
 #[classifier]
+#[inline(always)]
 pub(crate) fn mesh_layer3(context: TcContext) -> i32 {
     let mut skb = Skb {
         context: context.skb.skb,

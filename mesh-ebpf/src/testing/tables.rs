@@ -109,18 +109,23 @@ pub(crate) struct TestTables {
     pub(crate) keys: Keys,
     /// The peers whose packets have carried a key.
     pub(crate) keyed: RefCell<BTreeSet<u32>>,
-    /// Whether the flow table refuses new entries.
+    /// Whether the table of half-open flows refuses new entries.
     pub(crate) full: Cell<bool>,
+    /// Whether the table of open flows does.
+    pub(crate) open_full: Cell<bool>,
     node: u8,
     rotation: RefCell<BTreeMap<u32, u32>>,
     loads: RefCell<BTreeMap<u32, Load>>,
-    flows: Flows,
+    open: Flows,
+    half_open: Flows,
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
     drops: RefCell<BTreeMap<u32, u32>>,
     events: RefCell<BTreeMap<u32, u32>>,
     breakers: RefCell<BTreeMap<u32, Breaker>>,
     /// The kernel's clock.
     pub(crate) clock: Cell<u64>,
+    random: Cell<u32>,
+    fixed_random: Cell<Option<u32>>,
     /// How often a breaker was looked up.
     pub(crate) breaker_look_ups: Cell<u32>,
 }
@@ -222,6 +227,11 @@ impl TestTables {
         self.events.borrow().get(&(event as u32)).copied().unwrap_or(0)
     }
 
+    /// Forgets what has happened.
+    pub(crate) fn forget_events(&self) {
+        self.events.borrow_mut().clear();
+    }
+
     /// Sets a backend's load.
     pub(crate) fn set_load(&self, backend: u32, value: u64, step: u64) {
         self.loads.borrow_mut().insert(backend, Load { value, step });
@@ -234,12 +244,28 @@ impl TestTables {
 
     /// Flow entries, of all roles.
     pub(crate) fn flow_count(&self) -> usize {
-        self.flows.entries.borrow().len()
+        self.open_count() + self.half_open.entries.borrow().len()
     }
 
-    /// Forgets all flows, as an LRU map may.
+    /// Entries of open flows.
+    pub(crate) fn open_count(&self) -> usize {
+        self.open.entries.borrow().len()
+    }
+
+    /// Makes every random number this one.
+    pub(crate) fn fix_random(&self, random: u32) {
+        self.fixed_random.set(Some(random));
+    }
+
+    /// Forgets all flows.
     pub(crate) fn forget_flows(&self) {
-        self.flows.forget();
+        self.open.forget();
+        self.forget_half_open();
+    }
+
+    /// Forgets the half-open ones, as an LRU map may.
+    pub(crate) fn forget_half_open(&self) {
+        self.half_open.forget();
     }
 }
 
@@ -257,6 +283,16 @@ impl Flows {
         if let Some(old) = self.entries.borrow_mut().insert(*key, entry) {
             self.replaced.borrow_mut().push(old);
         }
+    }
+
+    fn find(&self, key: &FlowKey) -> Option<NonNull<Flow>> {
+        self.entries.borrow().get(key).copied()
+    }
+
+    fn remove(&self, key: &FlowKey) -> bool {
+        let old = self.entries.borrow_mut().remove(key);
+        self.replaced.borrow_mut().extend(old);
+        old.is_some()
     }
 
     fn forget(&self) {
@@ -285,25 +321,55 @@ impl Tables for TestTables {
         self.published.contains(&(protocol, port))
     }
 
-    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
-        let entry = *self.flows.entries.borrow().get(key)?;
+    fn open_entry(&self, key: &FlowKey) -> Option<FlowEntry> {
         // SAFETY: freed with the tables only, which the tests keep longer than any entry.
-        Some(unsafe { FlowEntry::new(entry) })
+        self.open.find(key).map(|entry| unsafe { FlowEntry::new(entry) })
+    }
+
+    fn half_open_entry(&self, key: &FlowKey) -> Option<FlowEntry> {
+        // SAFETY: as above.
+        self.half_open
+            .find(key)
+            .map(|entry| unsafe { FlowEntry::new(entry) })
     }
 
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
         if self.full.get() {
             return Err(InsertError::Full);
         }
-        self.flows.store(key, flow);
+        self.half_open.store(key, flow);
+        self.open.remove(key);
         Ok(())
     }
 
     fn add_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        if self.flows.entries.borrow().contains_key(key) {
+        if self.flow(key).is_some() {
             return Err(InsertError::Exists);
         }
         self.put_flow(key, flow)
+    }
+
+    fn open_flow(&self, key: &FlowKey, entry: FlowEntry) -> Result<(), InsertError> {
+        if self.open_full.get() {
+            return Err(InsertError::Full);
+        }
+        self.open.store(key, &entry.copy());
+        self.half_open.remove(key);
+        self.count_event(Event::FlowOpened);
+        Ok(())
+    }
+
+    fn random(&self) -> u32 {
+        if let Some(fixed) = self.fixed_random.get() {
+            return fixed;
+        }
+        let next = self
+            .random
+            .get()
+            .wrapping_mul(747_796_405)
+            .wrapping_add(2_891_336_453);
+        self.random.set(next);
+        crate::select::mix(next)
     }
 
     fn frontend(&self, key: &FrontendKey) -> Option<u32> {

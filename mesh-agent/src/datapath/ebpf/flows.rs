@@ -1,10 +1,11 @@
-//! Upkeep of the flow table: counts open flows by backend, removes flows that are over.
+//! Upkeep of the flow tables: counts open flows by backend, removes flows that are over, and makes room among
+//! the open ones before they fill their table.
 //!
-//! The table is an LRU and would work without it. But counting open connections takes a walk over all flows,
-//! and only without dead flows does the number of entries show how full the table is.
+//! A flow is judged by its forward entry, which knows both directions. Its other entry stays as long as that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use aya::maps::{HashMap, MapData};
 use mesh_ebpf::{
     abi::{Event, Flow, FlowKey, Progress, Role},
     headers::PROTOCOL_TCP,
@@ -14,33 +15,50 @@ use super::{super::DatapathError, failed, maps::Maps};
 
 /// Flows read per system call.
 const BATCH: usize = 4096;
-/// A table of more entries than this is walked every [`LARGE_INTERVAL`] seconds, a smaller one each second.
+/// Tables of more entries than this are walked every [`LARGE_INTERVAL`] seconds, smaller ones each second.
 const LARGE: u64 = 20_000;
 const LARGE_INTERVAL: u32 = 10;
 /// Seconds that a flow stays after it is closed, for packets that are still under way.
 const CLOSED_LINGER: u32 = 10;
 /// Seconds without a packet after which a TCP flow with one side closed is over.
 const HALF_CLOSED_IDLE: u32 = 300;
-/// Seconds without a packet after which an open TCP flow is considered dead. Longer than any keep-alive.
-const TCP_IDLE: u32 = 24 * 60 * 60;
+/// Seconds without a packet after which a TCP flow that did not get to talk is over.
+const HALF_OPEN_IDLE: u32 = 60;
+/// Seconds without a packet after which an open TCP flow is over: those of a keep-alive (Linux:
+/// `tcp_keepalive_time`), and its probes.
+const TCP_IDLE: u32 = 2 * 60 * 60 + 15 * 60;
 /// Seconds without a packet after which a UDP flow is over.
 const UDP_IDLE: u32 = 120;
 /// Seconds without a packet after which a UDP flow no longer counts as active.
 const UDP_ACTIVE: u32 = 30;
+/// A table of open flows that is fuller than this makes room: sixteenths of its size.
+const FULL: u64 = 15;
+/// How full it is afterwards.
+const ROOM_MADE: u64 = 14;
 
 /// The result of the last walk.
 #[derive(Default)]
 pub(super) struct FlowSweep {
     active: BTreeMap<u32, u64>,
     open: BTreeMap<u32, u64>,
+    /// Entries of the table of open flows.
     entries: u64,
-    removed: u64,
-    evictions: u64,
-    inserted_before: Option<u64>,
+    half_open: HalfOpen,
+    pushed_out: u64,
     next: u32,
 }
 
-/// What the walk does with an entry.
+/// The table of half-open flows, which pushes out entries by itself.
+#[derive(Default)]
+struct HalfOpen {
+    entries: u64,
+    removed: u64,
+    pushed_out: u64,
+    /// What was inserted and has left by the programs' own doing, before the first walk.
+    before: Option<u64>,
+}
+
+/// What the walk does with a flow.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     /// Keep it, and count it as an open flow that entered here.
@@ -51,6 +69,15 @@ enum Fate {
     Kept,
     /// Remove it.
     Over,
+}
+
+/// What the entries of a flow have in common, and no entry of another flow has.
+type Identity = (FlowKey, u32, u32);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    HalfOpen,
+    Open,
 }
 
 impl FlowSweep {
@@ -64,76 +91,192 @@ impl FlowSweep {
         &self.open
     }
 
-    /// Entries of the table; a flow takes one or two.
+    /// Entries of the table of open flows; a flow takes one or two.
     pub(super) fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Entries that are gone without having been removed by a walk.
-    pub(super) fn evictions(&self) -> u64 {
-        self.evictions
+    /// Entries of the table of half-open flows.
+    pub(super) fn half_open_entries(&self) -> u64 {
+        self.half_open.entries
     }
 
-    /// Walks the table if it is time to; returns whether it was. `generations` has each backend's current
-    /// one.
+    /// Open flows that were removed to make room.
+    pub(super) fn pushed_out(&self) -> u64 {
+        self.pushed_out
+    }
+
+    /// Entries of half-open flows that newer ones have pushed out.
+    pub(super) fn half_open_pushed_out(&self) -> u64 {
+        self.half_open.pushed_out
+    }
+
+    /// Walks the tables if it is time to; returns whether it was. `generations` has each backend's current
+    /// one, `capacity` is the size of the table of open flows.
     pub(super) fn run(
         &mut self,
         maps: &mut Maps,
         now: u32,
         generations: &BTreeMap<u32, u32>,
+        capacity: u32,
     ) -> Result<bool, DatapathError> {
         if now < self.next {
             return Ok(false);
         }
-        let inserted = maps.events(Event::FlowInserted)?;
-        let mut active: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut entries = 0;
-        let mut over = Vec::new();
-        super::batch::for_each(&maps.flows, BATCH, |key: &FlowKey, flow: &Flow| {
-            entries += 1;
-            let current = generations.get(&flow.backend) == Some(&flow.generation);
-            match fate(key, flow, now, current) {
-                Fate::Active => {
-                    *active.entry(flow.backend).or_default() += 1;
-                    *open.entry(flow.backend).or_default() += 1;
-                }
-                Fate::Delivered => *open.entry(flow.backend).or_default() += 1,
-                Fate::Kept => {}
-                Fate::Over => over.push((*key, *flow)),
-            }
-        })
-        .map_err(|error| failed("walk the flow table", error))?;
-        for (key, flow) in &over {
-            // If it was opened again since it was read, it is not over; if it is gone, that is as good.
-            let unchanged = maps.flows.get(key, 0).is_ok_and(|now| now == *flow);
-            if unchanged && maps.flows.remove(key).is_ok() {
-                self.removed += 1;
-                entries -= 1;
-            }
+        let entered = maps.events(Event::FlowInserted)?;
+        let left = maps.events(Event::FlowOpened)?;
+        let mut walk = Walk {
+            now,
+            generations,
+            active: BTreeMap::new(),
+            open: BTreeMap::new(),
+            alive: HashSet::new(),
+            over: Vec::new(),
+            others: Vec::new(),
+        };
+        // In the direction that entries take, so that none is missed on its way.
+        let half_open = walk.table(&maps.half_open, Table::HalfOpen)?;
+        let entries = walk.table(&maps.flows, Table::Open)?;
+        let (removed_half_open, removed) = walk.clean_up(maps);
+        self.active = walk.active;
+        self.open = walk.open;
+        self.half_open
+            .count(entered.saturating_sub(left), half_open, removed_half_open);
+        self.entries = entries - removed;
+        if self.entries > u64::from(capacity) * FULL / 16 {
+            let flows = make_room(
+                &mut maps.flows,
+                self.entries - u64::from(capacity) * ROOM_MADE / 16,
+            )
+            .map_err(|error| failed("make room in the flow table", error))?;
+            self.pushed_out += flows;
         }
-        // What the first walk finds counts as inserted before it.
-        let before = *self
-            .inserted_before
-            .get_or_insert(inserted.saturating_sub(entries + self.removed));
-        self.evictions = self
-            .evictions
-            .max(inserted.saturating_sub(before + self.removed + entries));
-        self.active = active;
-        self.open = open;
-        self.entries = entries;
-        self.next = now + if entries > LARGE { LARGE_INTERVAL } else { 1 };
+        let all = self.entries + self.half_open.entries;
+        self.next = now + if all > LARGE { LARGE_INTERVAL } else { 1 };
         Ok(true)
     }
 }
 
+impl HalfOpen {
+    /// `entered`: what was inserted and has not gone on to the other table.
+    fn count(&mut self, entered: u64, entries: u64, removed: u64) {
+        self.removed += removed;
+        self.entries = entries - removed;
+        // What the first walk finds counts as inserted before it.
+        let accounted = self.removed + self.entries;
+        let before = *self.before.get_or_insert(entered.saturating_sub(accounted));
+        self.pushed_out = self.pushed_out.max(entered.saturating_sub(before + accounted));
+    }
+}
+
+/// A walk over both tables.
+struct Walk<'a> {
+    now: u32,
+    generations: &'a BTreeMap<u32, u32>,
+    active: BTreeMap<u32, u64>,
+    open: BTreeMap<u32, u64>,
+    /// The flows that stay.
+    alive: HashSet<Identity>,
+    /// Forward entries of flows that do not.
+    over: Vec<(Table, FlowKey, Flow)>,
+    /// Other entries that have been idle for long enough to be removed with their flow.
+    others: Vec<(Table, FlowKey, Flow)>,
+}
+
+impl Walk<'_> {
+    /// Reads a table; returns how many entries it has.
+    fn table(&mut self, map: &HashMap<MapData, FlowKey, Flow>, table: Table) -> Result<u64, DatapathError> {
+        let mut entries = 0;
+        super::batch::for_each(map, BATCH, |key: &FlowKey, flow: &Flow| {
+            entries += 1;
+            self.entry(table, key, flow);
+        })
+        .map_err(|error| failed("walk the flow table", error))?;
+        Ok(entries)
+    }
+
+    fn entry(&mut self, table: Table, key: &FlowKey, flow: &Flow) {
+        if flow.role != Role::FORWARD {
+            // Its own packets are the flow's: it is not seen later than that.
+            if self.now.saturating_sub(flow.seen) > CLOSED_LINGER {
+                self.others.push((table, *key, *flow));
+            }
+            return;
+        }
+        let current = self.generations.get(&flow.backend) == Some(&flow.generation);
+        match fate(key, flow, self.now, current) {
+            Fate::Active => {
+                *self.active.entry(flow.backend).or_default() += 1;
+                *self.open.entry(flow.backend).or_default() += 1;
+            }
+            Fate::Delivered => *self.open.entry(flow.backend).or_default() += 1,
+            Fate::Kept => {}
+            Fate::Over => {
+                self.over.push((table, *key, *flow));
+                return;
+            }
+        }
+        self.alive.insert(identity(key, flow));
+    }
+
+    /// Removes what is over; returns how many entries of each table.
+    fn clean_up(&mut self, maps: &mut Maps) -> (u64, u64) {
+        let (mut half_open, mut open) = (0, 0);
+        let others = std::mem::take(&mut self.others);
+        let orphans = others
+            .into_iter()
+            .filter(|(_, key, flow)| !self.alive.contains(&identity(key, flow)));
+        for (table, key, flow) in self.over.drain(..).chain(orphans) {
+            let (map, removed) = match table {
+                Table::HalfOpen => (&mut maps.half_open, &mut half_open),
+                Table::Open => (&mut maps.flows, &mut open),
+            };
+            // If it was opened again since it was read, it is not over; if it is gone, that is as good.
+            let unchanged = map.get(&key, 0).is_ok_and(|now| now == flow);
+            *removed += u64::from(unchanged && map.remove(&key).is_ok());
+        }
+        (half_open, open)
+    }
+}
+
+/// Removes the flows that will be missed least, of at least so many entries; returns how many.
+fn make_room(
+    map: &mut HashMap<MapData, FlowKey, Flow>,
+    entries: u64,
+) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+    let mut flows = Vec::new();
+    super::batch::for_each(map, BATCH, |key: &FlowKey, flow: &Flow| {
+        if flow.role == Role::FORWARD {
+            let is_open = !Progress::is_closing(flow.from_client, flow.from_backend);
+            flows.push((is_open, flow.seen, *key));
+        }
+    })?;
+    // A flow has one entry or two. What closes goes first, then what has been idle for longest.
+    let last = (entries as usize).min(flows.len());
+    if last < flows.len() {
+        flows.select_nth_unstable(last);
+    }
+    let mut removed = 0;
+    for (_, _, key) in &flows[..last] {
+        removed += u64::from(map.remove(key).is_ok());
+    }
+    // Their other entries are found without them by the next walk.
+    Ok(removed)
+}
+
+/// A flow's identity, from any of its entries.
+fn identity(key: &FlowKey, flow: &Flow) -> Identity {
+    let forward = FlowKey::between(flow.client, flow.frontend, key.protocol);
+    (forward, flow.backend, flow.generation)
+}
+
+/// What happens to a flow, by its forward entry.
 fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate {
     let idle = now.saturating_sub(flow.seen);
-    // Each flow has one forward entry on a node.
-    let open = match (flow.role == Role::FORWARD, flow.origin.is_tunnel()) {
-        (true, false) => Fate::Active,
-        (true, true) => Fate::Delivered,
-        (false, _) => Fate::Kept,
+    let open = if flow.origin.is_tunnel() {
+        Fate::Delivered
+    } else {
+        Fate::Active
     };
     if !backend_is_current {
         // Kept for a while, so that packets of a connection to a removed backend are refused, not ignored.
@@ -155,15 +298,19 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
     match idle {
         idle if closed && idle > CLOSED_LINGER => Fate::Over,
         idle if half_closed && idle > HALF_CLOSED_IDLE => Fate::Over,
+        idle if !flow.opening.is_open() && idle > HALF_OPEN_IDLE => Fate::Over,
         idle if idle > TCP_IDLE => Fate::Over,
-        _ if !closed => open,
+        _ if !closed && flow.opening.is_open() => open,
         _ => Fate::Kept,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use mesh_ebpf::{abi::Origin, headers::PROTOCOL_UDP};
+    use mesh_ebpf::{
+        abi::{Opening, Origin},
+        headers::PROTOCOL_UDP,
+    };
 
     use super::*;
 
@@ -185,14 +332,28 @@ mod tests {
     }
 
     #[test]
-    fn an_open_connection_is_active_for_a_day() {
+    fn an_open_connection_is_active_until_its_keep_alive_would_have_failed() {
         let open = Flow {
             origin: Origin::UPLINK,
+            opening: Opening::OPEN,
             ..Flow::default()
         };
         check(PROTOCOL_TCP, open, 0, true, Fate::Active);
         check(PROTOCOL_TCP, open, TCP_IDLE, true, Fate::Active);
         check(PROTOCOL_TCP, open, TCP_IDLE + 1, true, Fate::Over);
+    }
+
+    #[test]
+    fn a_connection_that_does_not_get_to_talk_is_not_active_and_over_after_a_minute() {
+        for opening in [Opening::asked(0), Opening::ANSWERED] {
+            let half_open = Flow {
+                origin: Origin::UPLINK,
+                opening,
+                ..Flow::default()
+            };
+            check(PROTOCOL_TCP, half_open, HALF_OPEN_IDLE, true, Fate::Kept);
+            check(PROTOCOL_TCP, half_open, HALF_OPEN_IDLE + 1, true, Fate::Over);
+        }
     }
 
     #[test]
@@ -206,6 +367,7 @@ mod tests {
         check(PROTOCOL_TCP, reset, CLOSED_LINGER + 1, true, Fate::Over);
         let half = Flow {
             origin: Origin::UPLINK,
+            opening: Opening::OPEN,
             from_client: Progress::FINISHED,
             ..Flow::default()
         };
@@ -228,6 +390,7 @@ mod tests {
     fn a_connection_of_another_entry_node_is_open_for_its_replica_only() {
         let flow = Flow {
             origin: Origin::TUNNEL,
+            opening: Opening::OPEN,
             ..Flow::default()
         };
         check(PROTOCOL_TCP, flow, 0, true, Fate::Delivered);

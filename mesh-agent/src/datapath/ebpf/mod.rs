@@ -10,6 +10,7 @@ mod clock;
 mod clsact;
 mod driver;
 pub(super) mod dump;
+mod earlier;
 mod flows;
 mod hooks;
 mod maps;
@@ -108,6 +109,7 @@ impl EbpfDatapath {
         loader
             .default_map_pin_directory(pins)
             .map_max_entries("FLOWS", options.flow_capacity)
+            .map_max_entries("HALF_OPEN", options.half_open_capacity())
             .verifier_log_level(VerifierLogLevel::STATS);
         for (map, entries) in &options.map_sizes {
             loader.map_max_entries(map, *entries);
@@ -307,10 +309,18 @@ impl Datapath for EbpfDatapath {
             .tables
             .counters(&mut self.maps, self.sweep.active(), self.sweep.open())?;
         counters.drops = self.maps.drops()?;
-        counters.maps = self
-            .tables
-            .usage(self.sweep.entries(), self.options.flow_capacity);
-        counters.flow_evictions = self.sweep.evictions();
+        counters.maps = self.tables.usage([
+            ("flows", self.sweep.entries(), self.options.flow_capacity),
+            (
+                "half_open",
+                self.sweep.half_open_entries(),
+                self.options.half_open_capacity(),
+            ),
+        ]);
+        counters.flow_evictions = self.sweep.pushed_out();
+        counters.half_open_evictions = self.sweep.half_open_pushed_out();
+        counters.flows_not_opened = self.maps.events(Event::FlowNotOpened)?;
+        counters.unknown_flows = self.maps.events(Event::FlowUnknown)?;
         counters.packets_sent_back = self.maps.events(Event::SentBack)?;
         counters.flows_moved = self.maps.events(Event::FlowMoved)?;
         Ok(counters)
@@ -343,9 +353,12 @@ impl Datapath for EbpfDatapath {
     fn maintain(&mut self) -> Result<(), DatapathError> {
         self.write_config()?;
         let now = self.config.now;
-        let swept = self
-            .sweep
-            .run(&mut self.maps, now, &self.tables.current_generations())?;
+        let swept = self.sweep.run(
+            &mut self.maps,
+            now,
+            &self.tables.current_generations(),
+            self.options.flow_capacity,
+        )?;
         if swept {
             self.tables.write_loads(&mut self.maps, self.sweep.active())?;
         }

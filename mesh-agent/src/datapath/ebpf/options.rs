@@ -15,7 +15,7 @@ pub struct EbpfOptions {
     pub xdp: XdpChoice,
     /// Which kind of tc hook to use.
     pub tc: TcChoice,
-    /// Entries of the flow table; a flow takes one or two.
+    /// Entries of the table of open flows; a flow takes one or two.
     pub flow_capacity: u32,
     /// UDP port of the tunnel.
     pub geneve_port: u16,
@@ -27,4 +27,12 @@ pub struct EbpfOptions {
     pub map_sizes: Vec<(&'static str, u32)>,
     /// Maps whose layout is to count as changed, which makes this the next version; for tests.
     pub changed_maps: Vec<&'static str>,
+}
+
+impl EbpfOptions {
+    /// Entries of the table of half-open flows: few, as a flow is in it for a round trip, and enough that
+    /// new ones push out none of these.
+    pub(super) fn half_open_capacity(&self) -> u32 {
+        (self.flow_capacity / 4).max(1024)
+    }
 }

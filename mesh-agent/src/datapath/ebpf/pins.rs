@@ -15,7 +15,7 @@ use aya::maps::{MapData, MapInfo};
 use aya_obj::{Object, maps::PinningType};
 use mesh_ebpf::abi::{LAYOUTS, VERSION};
 
-use super::{super::DatapathError, EbpfOptions, attach::LINKS, failed};
+use super::{super::DatapathError, EbpfOptions, attach::LINKS, earlier::FlowBefore6, failed};
 
 /// The folder of a version's layouts: an empty folder for each map, named after it and its layout. So an
 /// agent that is older than the maps knows which of them it can use.
@@ -33,6 +33,9 @@ const INDEXED: [&str; 8] = [
     "RING",
     "SERVICES",
 ];
+
+/// Earlier layouts whose entries can be converted: the map, its layout's number, and the bytes of a value.
+const CONVERTIBLE: [(&str, u32, u32); 1] = [("FLOWS", 4, size_of::<FlowBefore6>() as u32)];
 
 /// The maps that this agent's programs need.
 pub(super) struct Wanted {
@@ -58,6 +61,8 @@ pub(super) enum Fate {
     Kept,
     /// The new one has another size, or refers to others that are not kept: its entries are copied.
     Copied,
+    /// It has an earlier layout that this release knows: its entries are converted.
+    Converted,
     /// Its entries are written anew, or lost.
     Dropped,
 }
@@ -77,6 +82,7 @@ impl Wanted {
                 let entries = match (name.as_str(), size) {
                     (_, Some((_, entries))) => *entries,
                     ("FLOWS", None) => options.flow_capacity,
+                    ("HALF_OPEN", None) => options.half_open_capacity(),
                     (_, None) => map.max_entries(),
                 };
                 let shape = Shape {
@@ -226,8 +232,9 @@ fn fates(wanted: &BTreeMap<String, Shape>, found: &BTreeMap<String, Shape>) -> B
     wanted
         .iter()
         .map(|(name, shape)| {
+            let name = name.as_str();
             let fate = match found.get(name) {
-                Some(found) if found == shape && !apart.contains(name.as_str()) => Fate::Kept,
+                Some(found) if found == shape && !apart.contains(name) => Fate::Kept,
                 Some(found)
                     if (Shape {
                         entries: shape.entries,
@@ -236,9 +243,10 @@ fn fates(wanted: &BTreeMap<String, Shape>, found: &BTreeMap<String, Shape>) -> B
                 {
                     Fate::Copied
                 }
+                Some(found) if CONVERTIBLE.contains(&(name, found.layout, found.value)) => Fate::Converted,
                 Some(_) | None => Fate::Dropped,
             };
-            (name.clone(), fate)
+            (name.to_owned(), fate)
         })
         .collect()
 }
@@ -287,6 +295,19 @@ mod tests {
         check(&[("FLOWS", shape(4, 8, 32))], &[("FLOWS", Fate::Copied)]);
         // A size that is not what the layout says.
         check(&[("CONFIG", shape(4, 12, 16))], &[("CONFIG", Fate::Dropped)]);
+    }
+
+    #[test]
+    fn flows_of_an_earlier_release_are_converted() {
+        let before = Shape {
+            kind: 9,
+            ..shape(4, 56, 16)
+        };
+        let wanted = maps(&[("FLOWS", shape(6, 64, 16))]);
+        let fate = |found: Shape| fates(&wanted, &maps(&[("FLOWS", found)]))["FLOWS"];
+        assert_eq!(fate(before), Fate::Converted);
+        assert_eq!(fate(Shape { value: 48, ..before }), Fate::Dropped);
+        assert_eq!(fate(Shape { layout: 3, ..before }), Fate::Dropped);
     }
 
     #[test]

@@ -23,7 +23,9 @@ use tracing::{info, warn};
 
 use super::{
     super::{DatapathError, EarlierServes},
-    batch, failed,
+    batch,
+    earlier::FlowBefore6,
+    failed,
     hooks::{remove_pins, versions},
     pins::{self, Fate, Wanted},
 };
@@ -32,6 +34,7 @@ use super::{
 const BATCH: usize = 4096;
 
 const FLOWS: &str = "FLOWS";
+const HALF_OPEN: &str = "HALF_OPEN";
 /// Without these, an open connection is not known any more.
 const FLOWS_DEPEND_ON: [&str; 4] = [FLOWS, "BACKENDS", "BACKEND_INDEX", "SERVICES"];
 
@@ -45,8 +48,8 @@ pub(super) struct Takeover {
     /// The folder that was this agent's own until its maps did not fit any more.
     moved: Option<PathBuf>,
     fates: BTreeMap<String, Fate>,
-    /// The flow tables of the sources whose entries this agent can read.
-    flow_tables: Vec<PathBuf>,
+    /// The flow tables of the sources whose entries this agent can read, and what becomes of those.
+    flow_tables: Vec<(PathBuf, &'static str, Fate)>,
     /// Whether programs of this agent's folder are attached, so that its entries are newer.
     switched: bool,
     flows: u64,
@@ -94,8 +97,11 @@ impl Takeover {
             .map_err(|error| failed(format!("create the pin directory {}", own.display()), error))?;
         for source in self.sources.iter().rev() {
             self.fates = wanted.fates(source);
-            if self.fates.get(FLOWS) != Some(&Fate::Dropped) {
-                self.flow_tables.push(source.join(FLOWS));
+            for name in [HALF_OPEN, FLOWS] {
+                match self.fates.get(name) {
+                    None | Some(Fate::Dropped) => {}
+                    Some(fate) => self.flow_tables.push((source.join(name), name, *fate)),
+                }
             }
         }
         let Some(source) = self.sources.first().filter(|_| !self.switched) else {
@@ -157,6 +163,7 @@ impl Takeover {
             from = %source.display(),
             kept = named(Fate::Kept),
             copied = named(Fate::Copied),
+            converted = named(Fate::Converted),
             renewed = named(Fate::Dropped),
             "taking over from a data path with other maps"
         );
@@ -178,10 +185,18 @@ impl Takeover {
         } else {
             Existing::Replaced
         };
-        let to = self.own.join(FLOWS);
-        for from in self.flow_tables.iter().filter(|from| !pins::is_shared(from, &to)) {
-            self.flows += copy_hash::<FlowKey, Flow>(from, &to, existing)
-                .map_err(|error| failed("copy the flow table", error))?;
+        for (from, name, fate) in &self.flow_tables {
+            let to = self.own.join(name);
+            if pins::is_shared(from, &to) {
+                continue;
+            }
+            let copied = match fate {
+                Fate::Converted => convert_hash(from, &to, existing, |_: &FlowKey, flow: &FlowBefore6| {
+                    Flow::from(*flow)
+                }),
+                Fate::Kept | Fate::Copied | Fate::Dropped => copy_hash::<FlowKey, Flow>(from, &to, existing),
+            };
+            self.flows += copied.map_err(|error| failed(format!("copy {name}"), error))?;
         }
         Ok(())
     }
@@ -247,7 +262,17 @@ type CopyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Copies entries; returns how many. Those that find no room are lost.
 fn copy_hash<K: Pod, V: Pod>(from: &Path, to: &Path, existing: Existing) -> Result<u64, CopyError> {
-    let from: HashMap<MapData, K, V> = open(from)?.try_into()?;
+    convert_hash(from, to, existing, |_: &K, value: &V| *value)
+}
+
+/// The same with entries that have another type.
+fn convert_hash<K: Pod, E: Pod, V: Pod>(
+    from: &Path,
+    to: &Path,
+    existing: Existing,
+    convert: impl Fn(&K, &E) -> V,
+) -> Result<u64, CopyError> {
+    let from: HashMap<MapData, K, E> = open(from)?.try_into()?;
     let mut to: HashMap<MapData, K, V> = open(to)?.try_into()?;
     let flags = match existing {
         Existing::Replaced => 0,
@@ -255,7 +280,7 @@ fn copy_hash<K: Pod, V: Pod>(from: &Path, to: &Path, existing: Existing) -> Resu
     };
     let mut copied = 0;
     batch::for_each(&from, BATCH, |key, value| {
-        copied += u64::from(to.insert(key, value, flags).is_ok());
+        copied += u64::from(to.insert(key, convert(key, value), flags).is_ok());
     })?;
     Ok(copied)
 }

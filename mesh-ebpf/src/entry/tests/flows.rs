@@ -70,24 +70,39 @@ fn a_syn_sent_again_stays() {
 }
 
 #[test]
-fn a_syn_on_a_port_being_closed_gets_the_next_backend() {
-    for end in [FIN | ACK, RST, RST | ACK] {
+fn a_syn_on_the_port_of_a_connection_that_is_over_gets_the_next_backend() {
+    for end in [RST, RST | ACK] {
         let tables = node_with(&locals(5));
         assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
         assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, end)), 0);
         assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 1);
         assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, ACK)), 1);
     }
+    let tables = node_with(&locals(5));
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
+    answer(&tables, FIN | ACK);
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, FIN | ACK)), 0);
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 1);
+}
+
+/// The first backend's packet to the client.
+fn answer(tables: &TestTables, flags: u8) {
+    let reply = tcp(at("172.18.0.1:80"), client(40000), flags);
+    let decision = decide(&reply, tables, Hook::TcContainer).verdict();
+    assert!(matches!(decision, Verdict::Reply { .. }), "{decision:?}");
 }
 
 #[test]
-fn a_syn_after_the_backend_has_finished_gets_the_next_backend() {
+fn a_syn_does_not_move_a_transfer_of_which_one_side_is_done() {
     let tables = node_with(&locals(5));
     assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
-    let reply = tcp(at("172.18.0.1:80"), client(40000), FIN | ACK);
-    let decision = decide(&reply, &tables, Hook::TcContainer).verdict();
-    assert!(matches!(decision, Verdict::Reply { .. }), "{decision:?}");
-    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 1);
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, FIN | ACK)), 0);
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, ACK)), 0);
+    let tables = node_with(&locals(5));
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
+    answer(&tables, FIN | ACK);
+    assert_eq!(chosen(&tables, Hook::TcUplink, &from(40000, SYN)), 0);
 }
 
 #[test]
@@ -97,6 +112,8 @@ fn what_opens_nothing_and_has_no_flow_is_the_kernels() {
         for hook in [Hook::Xdp, Hook::TcUplink, Hook::TcContainer] {
             check_passes(&tables, hook, &from(40000, flags));
         }
+        assert_eq!(tables.events(Event::FlowUnknown), 2, "the tc hooks count it");
+        tables.forget_events();
         let frame = tcp(
             at("10.0.0.1:40000"),
             SocketAddrV4::new(SERVICE_ADDRESS, 9200),

@@ -36,22 +36,24 @@ impl Tables {
         Ok(counters)
     }
 
-    /// Entries and capacity of each map whose fill the agent knows.
-    pub(in super::super) fn usage(&self, flows: u64, flow_capacity: u32) -> Vec<MapUsage> {
+    /// Entries and capacity of each map whose fill the agent knows; those of the flows are given.
+    pub(in super::super) fn usage(&self, flows: [(&str, u64, u32); 2]) -> Vec<MapUsage> {
         let usage = |map: &str, entries: u64, max_entries: u32| MapUsage {
             map: map.to_owned(),
             entries,
             max_entries: u64::from(max_entries),
         };
-        vec![
+        let mut all = vec![
             usage("backends", self.backends.len() as u64, MAX_BACKENDS),
-            usage("flows", flows, flow_capacity),
             usage("frontends", self.frontends.len() as u64, MAX_FRONTENDS),
             usage("masquerades", self.masquerades.len() as u64, MAX_MASQUERADES),
             usage("peers", self.peers.len() as u64, MAX_PEERS),
             usage("ring", u64::from(self.ring.used()), MAX_RING),
             usage("services", self.services.len() as u64, MAX_SERVICES),
-        ]
+        ];
+        all.extend(flows.map(|(map, entries, max_entries)| usage(map, entries, max_entries)));
+        all.sort_by(|one, other| one.map.cmp(&other.map));
+        all
     }
 }
 
