@@ -15,7 +15,8 @@ use super::changes::{connect_to_all, expect_all_open};
 use crate::{
     mesh::{Mesh, WEB},
     netns::Netns,
-    talk::Connection,
+    talk::{Connection, PATIENCE},
+    until,
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
@@ -67,13 +68,16 @@ pub(super) fn other_maps(mesh: &mut Mesh<'_>) -> Result<()> {
     }
     expect_all_open(&mut kept).context("after the takeover")?;
     expect_all_open(&mut local).context("of a local process, after the takeover")?;
-    let after = mesh.counters(1)?;
-    for (name, old) in &before.backends {
-        let new = after.backends.get(name).context("a backend has no counters")?;
-        ensure!(
-            new.packets_in > old.packets_in || name.service != WEB,
-            "the counters of {name:?} were reset: {old:?}, {new:?}"
-        );
-    }
-    Ok(())
+    // IPVS sums up every two seconds.
+    until("every backend has counted more packets", PATIENCE, || {
+        let after = mesh.counters(1)?;
+        for (name, old) in &before.backends {
+            let new = after.backends.get(name).context("a backend has no counters")?;
+            ensure!(
+                new.packets_in > old.packets_in || name.service != WEB,
+                "the counters of {name:?} were reset: {old:?}, {new:?}"
+            );
+        }
+        Ok(())
+    })
 }
