@@ -1,11 +1,11 @@
 //! What containers see instead of clients of their own networks, in the maps. Part of [`Tables`].
 
-use std::{io, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use aya::maps::{MapError, lpm_trie::Key};
+use aya::maps::lpm_trie::Key;
 use mesh_ebpf::{abi, bytes::Be32};
 
-use super::{Maps, Tables};
+use super::{Maps, Tables, removed};
 use crate::{
     datapath::{DatapathError, ebpf::failed},
     model::{Masquerade, Subnet},
@@ -33,11 +33,7 @@ impl Tables {
         key: Masquerade,
     ) -> Result<(), DatapathError> {
         self.masquerades.remove(&key);
-        match maps.masquerades.remove(&abi_key(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed("remove an entry of MASQUERADES", error)),
-        }
+        removed(maps.masquerades.remove(&abi_key(key)), "MASQUERADES")
     }
 }
 

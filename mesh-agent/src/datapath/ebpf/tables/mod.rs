@@ -190,7 +190,12 @@ fn remove<K: aya::Pod, V: aya::Pod>(
     key: &K,
     name: &str,
 ) -> Result<(), DatapathError> {
-    match map.remove(key) {
+    removed(map.remove(key), name)
+}
+
+/// What came of removing an entry of a map; if it was gone already, that is as good.
+fn removed(outcome: Result<(), MapError>, name: &str) -> Result<(), DatapathError> {
+    match outcome {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(format!("remove an entry of {name}"), error)),
