@@ -1,10 +1,12 @@
 //! The stories that hold in every variant of the data path.
 
 use anyhow::{Context, Result, ensure};
-use xtask::lab::{traffic::host, wait::patience};
+use xtask::lab::wait::patience;
 
 use crate::{
-    expect::{expect_answers, expect_client_address, expect_requests_in_rotation, expect_rotation},
+    expect::{
+        expect_answers, expect_client_address, expect_peers, expect_requests_in_rotation, expect_rotation,
+    },
     fixture::{Fixture, HTTP, UDP},
     group::Story,
 };
@@ -69,18 +71,14 @@ fn client_or_entry_node(fixture: &Fixture, client: &str) -> Result<()> {
         let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 5)?;
         expect_answers(&replies)?;
         let entry = fixture.lab.address(node)?;
-        for reply in &replies {
-            let own = tasks
-                .iter()
-                .any(|task| task.name == reply.task && task.node == node);
-            let expected = if own { client } else { &entry };
-            ensure!(
-                host(&reply.peer) == expected,
-                "{} saw {} and not {expected}, through {node}",
-                reply.task,
-                reply.peer
-            );
-        }
+        expect_peers(&tasks, &replies, |own| {
+            Ok(if own == node {
+                client.to_owned()
+            } else {
+                entry.clone()
+            })
+        })
+        .with_context(|| format!("through {node}"))?;
     }
     Ok(())
 }

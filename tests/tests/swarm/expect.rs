@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{
-    Lab, Reply,
+    Lab, Reply, ServiceTask,
     traffic::{host, spread},
 };
 
@@ -75,6 +75,25 @@ pub(crate) fn expect_client_address(replies: &[Reply], client: &str) -> Result<(
             reply.task,
             reply.peer,
             reply.local
+        );
+    }
+    Ok(())
+}
+
+/// Each replica saw what `expected` says for the node that it runs on.
+pub(crate) fn expect_peers(
+    tasks: &[ServiceTask],
+    replies: &[Reply],
+    expected: impl Fn(&str) -> Result<String>,
+) -> Result<()> {
+    for reply in replies {
+        let task = tasks.iter().find(|task| task.name == reply.task);
+        let expected = expected(&task.context("an unknown task")?.node)?;
+        ensure!(
+            host(&reply.peer) == expected,
+            "{} saw {} and not {expected}",
+            reply.task,
+            reply.peer
         );
     }
     Ok(())

@@ -5,14 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{
     Reply,
-    traffic::host,
     wait::{patience, wait_until},
     wire::{NARROW_MTU, SMALL_MTU as MTU},
 };
 
 use crate::{
     basics::{MIB, transfer, with_far_replica},
-    expect::{expect_answers, expect_client_address, expect_rotation},
+    expect::{expect_answers, expect_client_address, expect_peers, expect_rotation},
     fixture::{Fixture, HTTP, UDP},
     group::Story,
 };
@@ -243,16 +242,7 @@ fn from_a_hidden_client(fixture: &Fixture) -> Result<()> {
         let echoes = fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 10)?;
         expect_rotation(&echoes, 5).with_context(|| format!("UDP by {node}"))?;
         replies.extend(echoes);
-        for reply in &replies {
-            let task = tasks.iter().find(|task| task.name == reply.task);
-            let own = fixture.lab.address(&task.context("an unknown task")?.node)?;
-            ensure!(
-                host(&reply.peer) == own,
-                "{} saw {} and not its node's {own}",
-                reply.task,
-                reply.peer
-            );
-        }
+        expect_peers(&tasks, &replies, |own| fixture.lab.address(own))?;
     }
     Ok(())
 }
