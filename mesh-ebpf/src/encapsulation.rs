@@ -1,8 +1,9 @@
 //! The tunnel between nodes: its headers, and which packets fit into it.
 
 use crate::{
-    abi::{Backend, Config, FlowKey, NextHop},
+    abi::{Backend, Config, DropReason, FlowKey, NextHop},
     bytes::Be16,
+    checksum::{self, Difference},
     frame::{Frame, ReadFrame, Refused},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
@@ -77,7 +78,8 @@ pub fn outer_length<F: ReadFrame>(frame: &F) -> usize {
 const KEY_BIT: u8 = 4;
 const _: () = assert!(GENEVE_VERSION_AND_LENGTH & KEY_BIT == 0 && KEYED_VERSION_AND_LENGTH & KEY_BIT != 0);
 
-/// Encapsulates a packet for a peer. `l3_length` is that of the inner packet; `key` is 0 for none.
+/// Encapsulates a packet for a peer. `ip` is the packet's header; `key` is 0 for none. The outer header has
+/// the inner one's DSCP and ECN (RFC 6040, 4.1).
 ///
 /// The UDP checksum is left out, as RFC 8926 (3.4) allows over IPv4: the inner packet has its own.
 ///
@@ -96,24 +98,26 @@ pub fn encapsulate<F: Frame>(
     backend: &Backend,
     kind: GeneveKind,
     inner: &FlowKey,
-    l3_length: u16,
+    ip: &Ipv4,
 ) -> Result<(), Refused> {
     let (outer_length, version_and_length, option_length) = if key == 0 {
         (OUTER_LENGTH, GENEVE_VERSION_AND_LENGTH, GENEVE_OPTION_LENGTH)
     } else {
         (KEYED_OUTER_LENGTH, KEYED_VERSION_AND_LENGTH, KEYED_OPTION_LENGTH)
     };
+    let length = ipv4::length(frame, ETHERNET_LENGTH, ip) + outer_length as u32;
     let outer = Outer {
         ip: ipv4::header(
             config.node_address,
             next_hop.address,
             PROTOCOL_UDP,
-            l3_length.wrapping_add(outer_length as u16),
+            ipv4::length_field(length),
+            ip.service_type,
         ),
         udp: Udp {
             source: entropy_port(inner),
             destination: config.geneve_port,
-            length: Be16::new(l3_length.wrapping_add((outer_length - IPV4_LENGTH) as u16)),
+            length: ipv4::length_field(length - IPV4_LENGTH as u32),
             checksum: Be16::new(0),
         },
         geneve: Geneve {
@@ -138,6 +142,35 @@ pub fn encapsulate<F: Frame>(
     *frame.at_mut::<Outer>(ETHERNET_LENGTH).ok_or(Refused)? = outer;
     write_key(frame, key)
 }
+
+/// Takes the outer headers off. A congestion mark that the outer header got on its way goes on in the inner
+/// one (RFC 6040, 4.2); the Ethernet header is yet to be written.
+///
+/// # Errors
+/// The reason to drop the packet: also that it was marked although its sender does not understand marks.
+#[inline(always)]
+pub fn decapsulate<F: Frame>(frame: &mut F) -> Result<(), DropReason> {
+    let outer = frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?.service_type;
+    frame.remove_outer(outer_length(frame))?;
+    if outer & ECN != CONGESTION_EXPERIENCED {
+        return Ok(());
+    }
+    let ip = frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    let old = ip.service_type;
+    if old & ECN == 0 {
+        return Err(DropReason::BadGeneve);
+    }
+    ip.service_type = old | CONGESTION_EXPERIENCED;
+    let word = |service_type| Be16::from_raw(u16::from_ne_bytes([ip.version_and_length, service_type]));
+    let change = Difference::NONE.replace16(word(old), word(ip.service_type));
+    ip.checksum = checksum::updated(ip.checksum, change);
+    Ok(())
+}
+
+/// The bits of [`Ipv4::service_type`] for explicit congestion notification (RFC 3168); 0: not understood.
+const ECN: u8 = 3;
+/// ... when a router has marked the packet.
+const CONGESTION_EXPERIENCED: u8 = 3;
 
 /// Writes the key behind the outer headers, unless it is 0.
 #[inline(always)]
@@ -170,8 +203,14 @@ pub fn readdress<F: Frame>(
     if (outer.geneve.version_and_length == KEYED_VERSION_AND_LENGTH) != (key != 0) {
         return Err(Refused);
     }
-    let length = outer.ip.total_length.get();
-    outer.ip = ipv4::header(config.node_address, next_hop.address, PROTOCOL_UDP, length);
+    let (length, service_type) = (outer.ip.total_length, outer.ip.service_type);
+    outer.ip = ipv4::header(
+        config.node_address,
+        next_hop.address,
+        PROTOCOL_UDP,
+        length,
+        service_type,
+    );
     outer.geneve.option_kind = kind as u8;
     if let Some(backend) = backend {
         outer.geneve.backend_address = backend.key.address;

@@ -4,7 +4,7 @@ use crate::{
     abi::{Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
     breaker, flow_state,
     frame::ReadFrame,
-    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
+    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet},
     onward, open,
     parse::{Packet, Unparsed, parse},
     reply,
@@ -39,12 +39,12 @@ pub fn decide_ipv4<'a, F: ReadFrame, T: Tables>(
     let packet = match parse(frame, ETHERNET_LENGTH) {
         Ok(packet) => packet,
         Err(Unparsed::Other) => return not_ours(hook),
-        Err(Unparsed::Invalid(reason)) => return Decision::drop(reason),
+        Err(Unparsed::Exceptional) => return Decision::exceptional(hook),
         Err(Unparsed::Unsupported(reason, key)) => return unsupported(tables, hook, &key, reason),
     };
     match hook {
         Hook::Xdp | Hook::TcUplink => {
-            if is_encapsulated(config, &packet) {
+            if tunnel::is_encapsulated(config, &packet) {
                 return tunnel::decide(frame, tables, config, hook, &packet);
             }
             client(frame, tables, config, &packet, hook, Origin::UPLINK)
@@ -66,7 +66,7 @@ fn not_ours<'a>(hook: Hook) -> Decision<'a> {
     }
 }
 
-/// A fragment, or a packet with IP options: dropped if it is for a frontend.
+/// A malformed packet, or one with IP options: dropped if it is for a frontend.
 #[inline(always)]
 fn unsupported<'a, T: Tables>(tables: &'a T, hook: Hook, key: &FlowKey, reason: DropReason) -> Decision<'a> {
     if !tables.is_published(key.protocol as u8, key.destination_port.get()) {
@@ -76,14 +76,6 @@ fn unsupported<'a, T: Tables>(tables: &'a T, hook: Hook, key: &FlowKey, reason: 
         Some(_) => Decision::drop(reason),
         None => not_ours(hook),
     }
-}
-
-/// Whether a packet is for this node's end of the tunnel.
-#[inline(always)]
-fn is_encapsulated(config: &Config, packet: &Packet) -> bool {
-    packet.key.destination_port == config.geneve_port
-        && packet.key.protocol == u32::from(PROTOCOL_UDP)
-        && packet.key.destination == config.node_address
 }
 
 /// What the flow table says about a client's packet to a published port.

@@ -210,7 +210,7 @@ fn write_back<F: Frame>(
         ethertype: ETHERTYPE_IPV4,
     };
     *frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)? =
-        ipv4::header(source, destination, protocol, length);
+        ipv4::header(source, destination, protocol, Be16::new(length), 0);
     Ok(())
 }
 

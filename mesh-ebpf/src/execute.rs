@@ -36,6 +36,7 @@ pub fn execute<F: Frame, T: Tables>(
     let is_xdp = matches!(hook, Hook::Xdp);
     let done = match decision.verdict() {
         Verdict::Pass => return Action::Pass,
+        Verdict::Exceptional => return Action::Exceptional,
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
             tables.count_drop(hook, reason);
@@ -140,17 +141,20 @@ fn deliver<F: Frame, T: Tables>(
     decapsulate: bool,
 ) -> Result<Action, DropReason> {
     if decapsulate {
-        frame.remove_outer(encapsulation::outer_length(frame))?;
+        encapsulation::decapsulate(frame)?;
     }
     if !flow.origin().is_tunnel() {
         tables.count_in(flow.backend(), frame.segments(), l3_bytes(frame));
     }
     let presented = flow.presented();
-    translate(
-        frame,
-        presented,
-        Endpoint::new(backend.address, backend.target_port),
-    )?;
+    let container = Endpoint::new(backend.address, backend.target_port);
+    translate::<true, F>(frame, presented, container)?;
+    Ok(into_container(frame, hook, backend)?)
+}
+
+/// The last step to a container.
+#[inline(always)]
+pub fn into_container<F: Frame>(frame: &mut F, hook: Hook, backend: &Backend) -> Result<Action, Refused> {
     address_frame(frame, backend.gateway_mac, backend.mac)?;
     Ok(match hook {
         // Past the host's receive queue, which only an ingress hook can do.
@@ -165,7 +169,7 @@ fn deliver<F: Frame, T: Tables>(
 
 /// The next hop to a remote backend's node; `None` if that node has left.
 #[inline(always)]
-fn way_to_peer<'a, T: Tables>(tables: &'a T, backend: &Backend) -> Option<&'a NextHop> {
+pub fn way_to_peer<'a, T: Tables>(tables: &'a T, backend: &Backend) -> Option<&'a NextHop> {
     tables
         .next_hop(backend.peer)
         .filter(|next_hop| !next_hop.address.is_zero())
@@ -186,7 +190,7 @@ fn forward<F: Frame, T: Tables>(
     let source_translated = presented != flow.client();
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
     if source_translated {
-        translate(frame, presented, frontend)?;
+        translate::<false, F>(frame, presented, frontend)?;
     }
     if is_syn(frame, &ip)? {
         mss::clamp(frame, encapsulation::inner_mtu(config, next_hop))?;
@@ -200,7 +204,7 @@ fn forward<F: Frame, T: Tables>(
         backend,
         kind,
         &inner,
-        ip.total_length.get(),
+        &ip,
     )?;
     Ok(())
 }
@@ -242,7 +246,7 @@ fn reply<F: Frame, T: Tables>(
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
     // A source that the entry node translated is restored there.
     let client = flow.client();
-    translate(frame, frontend, client)?;
+    translate::<true, F>(frame, frontend, client)?;
     if origin.is_tunnel() && is_syn(frame, &ip)? {
         mss::clamp(frame, way::mtu_to_entry_node(tables, config, flow))?;
     }
@@ -255,23 +259,28 @@ fn reply<F: Frame, T: Tables>(
         return to_client(frame, way);
     }
     let inner = FlowKey::between(frontend, client, u32::from(ip.protocol));
-    to_entry_node(frame, tables, config, flow, &inner, ip.total_length)
+    let backend = tables.backend(flow.backend()).ok_or(DropReason::UnknownBackend)?;
+    to_entry_node(frame, tables, config, flow, backend, &inner, &ip)
 }
 
+/// The last step to a flow's entry node. `inner` is the tuple that spreads flows, `ip` the packet's header.
+///
+/// # Errors
+/// The reason to drop the packet.
 #[inline(always)]
-fn to_entry_node<F: Frame, T: Tables>(
+pub fn to_entry_node<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
     flow: FlowEntry,
+    backend: &Backend,
     inner: &FlowKey,
-    length: Be16,
+    ip: &Ipv4,
 ) -> Result<Action, DropReason> {
     let next_hop = tables
         .next_hop(flow.peer())
         .filter(|next_hop| next_hop.address == flow.peer_address())
         .ok_or(DropReason::NoRoute)?;
-    let backend = tables.backend(flow.backend()).ok_or(DropReason::UnknownBackend)?;
     encapsulate(
         frame,
         config,
@@ -280,7 +289,7 @@ fn to_entry_node<F: Frame, T: Tables>(
         backend,
         GeneveKind::Reply,
         inner,
-        length.get(),
+        ip,
     )?;
     to_peer(frame, config, next_hop)
 }
@@ -339,9 +348,9 @@ fn deliver_reply<F: Frame, T: Tables>(
         frame.segments(),
         l3_bytes(frame).wrapping_sub(encapsulation::outer_length(frame) as u32),
     );
-    frame.remove_outer(encapsulation::outer_length(frame))?;
+    encapsulation::decapsulate(frame)?;
     if flow.role() == Role::ALIAS {
-        translate(frame, flow.frontend(), flow.client())?;
+        translate::<false, F>(frame, flow.frontend(), flow.client())?;
     }
     if flow.origin() == Origin::MESH0 {
         to_local_process(frame, config)
@@ -352,7 +361,7 @@ fn deliver_reply<F: Frame, T: Tables>(
 
 /// The last step to a process of this node.
 #[inline(always)]
-fn to_local_process<F: Frame>(frame: &mut F, config: &Config) -> Result<Action, DropReason> {
+pub fn to_local_process<F: Frame>(frame: &mut F, config: &Config) -> Result<Action, DropReason> {
     address_frame(frame, config.mesh0_mac, config.mesh0_mac)?;
     Ok(Action::IntoHost {
         interface: config.mesh0,
@@ -361,7 +370,7 @@ fn to_local_process<F: Frame>(frame: &mut F, config: &Config) -> Result<Action, 
 
 /// The last step to a client on the network or on one of this node's bridges.
 #[inline(always)]
-fn to_client<F: Frame>(frame: &mut F, way: &Way) -> Result<Action, DropReason> {
+pub fn to_client<F: Frame>(frame: &mut F, way: &Way) -> Result<Action, DropReason> {
     let interface = way.interface;
     match way.reach {
         Reach::Resolved => {
@@ -377,7 +386,7 @@ fn to_client<F: Frame>(frame: &mut F, way: &Way) -> Result<Action, DropReason> {
 /// The last step to a peer. The agent keeps the way to it in a map; until it has resolved the way, the
 /// kernel does.
 #[inline(always)]
-fn to_peer<F: Frame>(frame: &F, config: &Config, next_hop: &NextHop) -> Result<Action, DropReason> {
+pub fn to_peer<F: Frame>(frame: &F, config: &Config, next_hop: &NextHop) -> Result<Action, DropReason> {
     if next_hop.interface != 0 {
         return Ok(Action::Transmit {
             interface: next_hop.interface,
@@ -406,9 +415,14 @@ fn is_syn<F: Frame>(frame: &F, ip: &Ipv4) -> Result<bool, Refused> {
     Ok(tcp.flags & TCP_SYN != 0)
 }
 
-/// Rewrites addresses and ports, and the checksums with them.
+/// Rewrites addresses and ports, and the checksums with them. Between client and container a packet takes one
+/// `HOP`, as through a router. One that has none left goes on: its sender has reached the address it sent to.
 #[inline(always)]
-pub fn translate<F: Frame>(frame: &mut F, source: Endpoint, destination: Endpoint) -> Result<(), Refused> {
+pub fn translate<const HOP: bool, F: Frame>(
+    frame: &mut F,
+    source: Endpoint,
+    destination: Endpoint,
+) -> Result<(), Refused> {
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
     let ports = *frame.at::<Ports>(L4_OFFSET).ok_or(Refused)?;
     let pseudo = Difference::NONE
@@ -433,7 +447,14 @@ pub fn translate<F: Frame>(frame: &mut F, source: Endpoint, destination: Endpoin
     let header = frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
     header.source = source.address;
     header.destination = destination.address;
-    header.checksum = checksum::updated(ip.checksum, pseudo);
+    let hops = if HOP && ip.time_to_live > 1 {
+        header.time_to_live = ip.time_to_live - 1;
+        let word = |hops| Be16::from_raw(u16::from_ne_bytes([hops, ip.protocol]));
+        Difference::NONE.replace16(word(ip.time_to_live), word(ip.time_to_live - 1))
+    } else {
+        Difference::NONE
+    };
+    header.checksum = checksum::updated(ip.checksum, pseudo.and(hops));
     *frame.at_mut::<Ports>(L4_OFFSET).ok_or(Refused)? = Ports {
         source: source.port,
         destination: destination.port,

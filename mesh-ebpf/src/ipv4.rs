@@ -1,21 +1,23 @@
-//! The IPv4 headers of packets that the mesh itself originates: tunnels, resets, ICMP errors.
+//! IPv4: the headers of packets that the mesh itself originates (tunnels, resets, ICMP errors), and lengths.
 
 use crate::{
     bytes::{Be16, Be32},
     checksum,
+    frame::ReadFrame,
     headers::{IPV4_DONT_FRAGMENT, Ipv4},
 };
 
 /// Hops such a packet may take; Linux's default.
 const TIME_TO_LIVE: u8 = 64;
 
-/// A header without options, with its checksum. `length` is that of the header and its payload.
+/// A header without options, with its checksum. `length` is that of the header and its payload;
+/// `service_type` has DSCP and ECN.
 #[inline(always)]
-pub fn header(source: Be32, destination: Be32, protocol: u8, length: u16) -> Ipv4 {
+pub fn header(source: Be32, destination: Be32, protocol: u8, length: Be16, service_type: u8) -> Ipv4 {
     let mut header = Ipv4 {
         version_and_length: 0x45,
-        service_type: 0,
-        total_length: Be16::new(length),
+        service_type,
+        total_length: length,
         identification: Be16::new(0),
         fragment: IPV4_DONT_FRAGMENT,
         time_to_live: TIME_TO_LIVE,
@@ -26,4 +28,22 @@ pub fn header(source: Be32, destination: Be32, protocol: u8, length: u16) -> Ipv
     };
     header.checksum = checksum::ipv4(&header);
     header
+}
+
+/// Bytes of the IP packet at `offset`, header included. What GRO or TSO has aggregated can be more than its
+/// header can say (BIG TCP, Linux 6.3: the field is 0), and has no padding behind it.
+#[inline(always)]
+pub fn length<F: ReadFrame>(frame: &F, offset: usize, ip: &Ipv4) -> u32 {
+    if frame.segment_size() == 0 {
+        u32::from(ip.total_length.get())
+    } else {
+        frame.length().wrapping_sub(offset as u32)
+    }
+}
+
+/// How a header says a length: an aggregated packet's can be more than that, and is 0 then. Its segments
+/// get theirs when the kernel or the card makes them.
+#[inline(always)]
+pub fn length_field(length: u32) -> Be16 {
+    Be16::new(u16::try_from(length).unwrap_or(0))
 }

@@ -30,7 +30,7 @@ pub fn run_layer3<F: Layer3Frame, T: Tables>(packet: &mut F, tables: &T, hook: H
     let mut decision = decide_ipv4(&WithoutEthernet(packet), tables, config, hook);
     // A failure becomes a decision rather than an action: an action without a payload leaves that
     // undefined, which the verifier refuses here (see `Decision`).
-    if !decision.passes()
+    if !decision.leaves_packet()
         && let Err(refused) = packet.insert_ethernet()
     {
         decision = Decision::drop(refused.into());

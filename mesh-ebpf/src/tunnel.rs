@@ -10,14 +10,83 @@ use crate::{
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
         GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, KEY_LENGTH, KEYED_OPTION_LENGTH,
-        KEYED_VERSION_AND_LENGTH, L4_OFFSET, OUTER_LENGTH, Outer, UDP_LENGTH,
+        KEYED_VERSION_AND_LENGTH, L4_OFFSET, OUTER_LENGTH, Outer, PROTOCOL_UDP, UDP_LENGTH,
     },
     onward, open,
-    parse::{Packet, parse},
+    parse::{Packet, Unparsed, parse},
     probe,
     tables::{FlowEntry, Tables},
     verdict::Decision,
 };
+
+/// Whether a packet is for this node's end of the tunnel.
+#[inline(always)]
+pub fn is_encapsulated(config: &Config, packet: &Packet) -> bool {
+    packet.key.destination_port == config.geneve_port
+        && packet.key.protocol == u32::from(PROTOCOL_UDP)
+        && packet.key.destination == config.node_address
+}
+
+/// What the outer headers of a peer's packet say.
+#[derive(Clone, Copy)]
+pub struct Envelope {
+    /// What it carries.
+    pub kind: GeneveKind,
+    /// The Geneve header.
+    pub geneve: Geneve,
+    /// The peer's index and address.
+    pub peer: (u32, Be32),
+}
+
+/// Reads the outer headers of a packet to this node's Geneve port.
+///
+/// # Errors
+/// What happens to a packet that is not the mesh's, or not a peer's.
+#[inline(always)]
+pub fn open_envelope<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    outer_packet: &Packet,
+) -> Result<Envelope, Decision<'a>> {
+    match frame.at::<GeneveBase>(L4_OFFSET + UDP_LENGTH) {
+        // Another network's Geneve on the same port.
+        Some(base) if { base.vni } != config.vni => return Err(Decision::PASS),
+        Some(_) => {}
+        None => return Err(Decision::drop(DropReason::Truncated)),
+    }
+    let Some(outer) = frame.at::<Outer>(ETHERNET_LENGTH) else {
+        return Err(Decision::drop(DropReason::Truncated));
+    };
+    let geneve = outer.geneve;
+    let lengths = (geneve.version_and_length, geneve.option_length);
+    let is_keyed = lengths == (KEYED_VERSION_AND_LENGTH, KEYED_OPTION_LENGTH);
+    if !(is_keyed || lengths == (GENEVE_VERSION_AND_LENGTH, GENEVE_OPTION_LENGTH))
+        || geneve.flags != GENEVE_FLAGS
+        || { geneve.protocol } != ETHERTYPE_IPV4
+        || { geneve.option_class } != GENEVE_CLASS
+    {
+        return Err(Decision::drop(DropReason::BadGeneve));
+    }
+    let Some(kind) = GeneveKind::from_option(geneve.option_kind) else {
+        return Err(Decision::drop(DropReason::BadGeneve));
+    };
+    let Some(peer) = tables.peer_index(outer_packet.key.source) else {
+        return Err(Decision::drop(DropReason::UnknownPeer));
+    };
+    if outer_packet.total_length < outer_length(frame) as u32 {
+        return Err(Decision::drop(DropReason::Truncated));
+    }
+    // An answer to one of this node's own probes repeats its nonce instead.
+    if kind != GeneveKind::ProbeAnswer && !is_authentic(frame, tables, is_keyed, peer) {
+        return Err(Decision::drop(DropReason::NoKey));
+    }
+    Ok(Envelope {
+        kind,
+        geneve,
+        peer: (peer, outer_packet.key.source),
+    })
+}
 
 /// Decides about a packet to this node's Geneve port.
 #[inline(always)]
@@ -28,52 +97,24 @@ pub fn decide<'a, F: ReadFrame, T: Tables>(
     hook: Hook,
     outer_packet: &Packet,
 ) -> Decision<'a> {
-    match frame.at::<GeneveBase>(L4_OFFSET + UDP_LENGTH) {
-        // Another network's Geneve on the same port.
-        Some(base) if { base.vni } != config.vni => return Decision::PASS,
-        Some(_) => {}
-        None => return Decision::drop(DropReason::Truncated),
-    }
-    let Some(outer) = frame.at::<Outer>(ETHERNET_LENGTH) else {
-        return Decision::drop(DropReason::Truncated);
+    let Envelope { kind, geneve, peer } = match open_envelope(frame, tables, config, outer_packet) {
+        Ok(envelope) => envelope,
+        Err(decision) => return decision,
     };
-    let geneve = outer.geneve;
-    let lengths = (geneve.version_and_length, geneve.option_length);
-    let is_keyed = lengths == (KEYED_VERSION_AND_LENGTH, KEYED_OPTION_LENGTH);
-    if !(is_keyed || lengths == (GENEVE_VERSION_AND_LENGTH, GENEVE_OPTION_LENGTH))
-        || geneve.flags != GENEVE_FLAGS
-        || { geneve.protocol } != ETHERTYPE_IPV4
-        || { geneve.option_class } != GENEVE_CLASS
-    {
-        return Decision::drop(DropReason::BadGeneve);
-    }
-    let Some(kind) = GeneveKind::from_option(geneve.option_kind) else {
-        return Decision::drop(DropReason::BadGeneve);
-    };
-    let Some(peer) = tables.peer_index(outer_packet.key.source) else {
-        return Decision::drop(DropReason::UnknownPeer);
-    };
-    let outer_length = outer_length(frame);
-    if usize::from(outer_packet.total_length) < outer_length {
-        return Decision::drop(DropReason::Truncated);
-    }
-    // An answer to one of this node's own probes repeats its nonce instead.
-    if kind != GeneveKind::ProbeAnswer && !is_authentic(frame, tables, is_keyed, peer) {
-        return Decision::drop(DropReason::NoKey);
-    }
     match kind {
         GeneveKind::Probe => return probe::decide(config, outer_packet),
         // For the agent, whose socket has this port.
         GeneveKind::ProbeAnswer => return Decision::PASS,
         GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Reply | GeneveKind::Undeliverable => {}
     }
-    let Ok(packet) = parse(frame, ETHERNET_LENGTH + outer_length) else {
-        return Decision::drop(DropReason::BadGeneve);
+    let packet = match parse(frame, ETHERNET_LENGTH + outer_length(frame)) {
+        Ok(packet) => packet,
+        Err(Unparsed::Exceptional) => return Decision::exceptional(hook),
+        Err(_) => return Decision::drop(DropReason::BadGeneve),
     };
     if is_never_on_a_wire(packet.key.source) || is_never_on_a_wire(packet.key.destination) {
         return Decision::drop(DropReason::BadGeneve);
     }
-    let peer = (peer, outer_packet.key.source);
     match kind {
         GeneveKind::Reply => reply(tables, config, hook, &packet, &geneve, peer.0),
         // Packets for this node are left to tc, and with them the flow.
@@ -215,14 +256,14 @@ fn forward_entry<T: Tables>(tables: &T, packet: &Packet) -> Option<FlowEntry> {
 
 /// Whether a peer's packet is about this backend, which is on that peer.
 #[inline(always)]
-fn is_sender(backend: &Backend, geneve: &Geneve, peer: u32) -> bool {
+pub fn is_sender(backend: &Backend, geneve: &Geneve, peer: u32) -> bool {
     open::is_named(backend, geneve) && backend.location == BACKEND_REMOTE && backend.peer == peer
 }
 
 /// Whether no client or frontend has this address (RFC 1122, 3.2.1.3): 0.0.0.0/8, loopback, multicast,
 /// broadcast. (169.254.0.0/16 is the service address's.)
 #[inline(always)]
-fn is_never_on_a_wire(address: Be32) -> bool {
+pub fn is_never_on_a_wire(address: Be32) -> bool {
     let first = address.get() >> 24;
     first == 0 || first == 127 || first & 0xf0 == 224 || address.get() == u32::MAX
 }

@@ -2,7 +2,7 @@
 //! for the hook once the decision has been executed.
 
 use crate::{
-    abi::{Backend, DropReason},
+    abi::{Backend, DropReason, Hook},
     headers::GeneveKind,
     tables::FlowEntry,
 };
@@ -25,6 +25,7 @@ pub struct Decision<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Pass,
+    Exceptional,
     Drop,
     Refuse,
     Deliver,
@@ -53,6 +54,16 @@ impl<'a> Decision<'a> {
         kind: Kind::AnswerProbe,
         ..Self::PASS
     };
+
+    /// [`Verdict::Exceptional`]. XDP has no program for these: it leaves them to tc.
+    #[inline(always)]
+    pub const fn exceptional(hook: Hook) -> Self {
+        let kind = match hook {
+            Hook::Xdp => Kind::Pass,
+            Hook::TcUplink | Hook::TcContainer | Hook::TcMesh0 => Kind::Exceptional,
+        };
+        Self { kind, ..Self::PASS }
+    }
 
     /// [`Verdict::Drop`].
     #[inline(always)]
@@ -103,6 +114,7 @@ impl<'a> Decision<'a> {
         let kind = match self.kind {
             Kind::Deliver => Kind::DeliverDecapsulated,
             Kind::Pass
+            | Kind::Exceptional
             | Kind::Drop
             | Kind::Refuse
             | Kind::DeliverDecapsulated
@@ -172,10 +184,10 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Whether the packet is not the mesh's.
+    /// Whether the packet stays as it is: it is not the mesh's, or for another program of ours.
     #[inline(always)]
-    pub const fn passes(&self) -> bool {
-        matches!(self.kind, Kind::Pass)
+    pub const fn leaves_packet(&self) -> bool {
+        matches!(self.kind, Kind::Pass | Kind::Exceptional)
     }
 
     /// The verdict that this decision represents.
@@ -193,6 +205,7 @@ impl<'a> Decision<'a> {
             },
             (Kind::Refuse, ..) => Verdict::Refuse(self.reason),
             (Kind::AnswerProbe, ..) => Verdict::AnswerProbe,
+            (Kind::Exceptional, ..) => Verdict::Exceptional,
             (Kind::Deliver, Some(flow), Some(backend)) => Verdict::Deliver {
                 flow,
                 backend,
@@ -237,6 +250,8 @@ impl<'a> Decision<'a> {
 pub enum Verdict<'a> {
     /// Leave it to the next program or the kernel.
     Pass,
+    /// For the program of exceptional packets.
+    Exceptional,
     /// Drop and count.
     Drop(DropReason),
     /// Refuse: answer with RST (TCP) or ICMP "port unreachable" (UDP), and count.
@@ -294,6 +309,8 @@ pub enum Verdict<'a> {
 pub enum Action {
     /// Leave it to the next program or the kernel.
     Pass,
+    /// Leave it to the hook's program of exceptional packets, [`crate::exceptional`] (tc only).
+    Exceptional,
     /// Drop it; it is counted already.
     Drop,
     /// Out of an interface.
@@ -335,6 +352,10 @@ mod tests {
         let backend = Backend::default();
         let reason = DropReason::Fragment;
         assert!(matches!(Decision::PASS.verdict(), Verdict::Pass));
+        assert!(matches!(
+            Decision::exceptional(Hook::TcUplink).verdict(),
+            Verdict::Exceptional
+        ));
         assert!(matches!(Decision::drop(reason).verdict(), Verdict::Drop(found) if found == reason));
         assert!(matches!(Decision::refuse(reason).verdict(), Verdict::Refuse(found) if found == reason));
         assert!(matches!(

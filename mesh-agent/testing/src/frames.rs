@@ -39,6 +39,8 @@ pub struct Packet {
     pub transport: Transport,
     /// The bytes after the headers.
     pub payload: Vec<u8>,
+    /// The time to live.
+    pub hops: u8,
 }
 
 /// The transport header.
@@ -83,6 +85,7 @@ impl Packet {
             destination,
             transport,
             payload,
+            hops: 64,
         }
     }
 
@@ -95,6 +98,7 @@ impl Packet {
             destination,
             transport: Transport::Udp,
             payload: b"a datagram".to_vec(),
+            hops: 64,
         }
     }
 
@@ -125,12 +129,21 @@ impl Packet {
         }
     }
 
+    /// The same packet one hop further: between client and container.
+    #[must_use]
+    pub fn routed(&self, macs: Macs, source: SocketAddrV4, destination: SocketAddrV4) -> Self {
+        Self {
+            hops: self.hops - 1,
+            ..self.rewritten(macs, source, destination)
+        }
+    }
+
     /// The whole frame.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {
         let mut ip = Ipv4Header::new(
             0,
-            64,
+            self.hops,
             IpNumber::TCP,
             self.source.ip().octets(),
             self.destination.ip().octets(),

@@ -21,7 +21,7 @@ fn local(node: &mut Node) {
 /// The frame that the container gets: it has the client's address.
 fn delivered(packet: &Packet, service: ServiceKey) -> Vec<u8> {
     packet
-        .rewritten(into_container(), packet.source, target(service))
+        .routed(into_container(), packet.source, target(service))
         .frame()
 }
 
@@ -136,7 +136,7 @@ fn a_local_process_reaches_a_container_by_mesh0() {
         let answer = Packet::tcp(out_of_container(), target(WEB), process, SYN | ACK);
         let output = node.tc_container(&answer.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
-        check_frame(&output.frame, &answer.rewritten(own, service, process).frame());
+        check_frame(&output.frame, &answer.routed(own, service, process).frame());
     });
 }
 
@@ -151,7 +151,7 @@ fn a_container_that_dials_its_own_node_has_the_nodes_address() {
         let presented = SocketAddrV4::new(NODE, 42_000);
         check_frame(
             &output.frame,
-            &syn.rewritten(into_container(), presented, target(WEB)).frame(),
+            &syn.routed(into_container(), presented, target(WEB)).frame(),
         );
     });
 }
@@ -176,7 +176,7 @@ fn flows_that_would_collide_at_the_container_get_different_ports() {
         let presented = SocketAddrV4::new(*CLIENT.ip(), port);
         check_frame(
             &output.frame,
-            &syn.rewritten(into_container(), presented, target(WEB)).frame(),
+            &syn.routed(into_container(), presented, target(WEB)).frame(),
         );
         // The answer goes to the port the client used, from the address it dialled.
         let answer = Packet::tcp(out_of_container(), target(WEB), presented, SYN | ACK);
@@ -185,7 +185,7 @@ fn flows_that_would_collide_at_the_container_get_different_ports() {
             source: arriving().destination,
             destination: arriving().source,
         };
-        check_frame(&output.frame, &answer.rewritten(back, other, CLIENT).frame());
+        check_frame(&output.frame, &answer.routed(back, other, CLIENT).frame());
     });
 }
 
@@ -209,7 +209,7 @@ fn a_client_whom_the_container_would_answer_by_its_own_network_has_another_sourc
         let presented = SocketAddrV4::new(NODE, CLIENT.port());
         let seen = |packet: &Packet, service| {
             packet
-                .rewritten(into_container(), presented, target(service))
+                .routed(into_container(), presented, target(service))
                 .frame()
         };
         let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
@@ -222,7 +222,7 @@ fn a_client_whom_the_container_would_answer_by_its_own_network_has_another_sourc
         let inner = Packet::tcp(arriving(), other, entry, SYN);
         let output = node.tc_uplink(&from_peer(WEB, FORWARD).around(&inner));
         let presented_other = SocketAddrV4::new(NODE, 41_000);
-        let expected = inner.rewritten(into_container(), presented_other, target(WEB));
+        let expected = inner.routed(into_container(), presented_other, target(WEB));
         check_frame(&output.frame, &expected.frame());
         let answer = Packet::tcp(out_of_container(), target(WEB), presented, SYN | ACK);
         let output = node.tc_container(&answer.frame());
@@ -230,10 +230,7 @@ fn a_client_whom_the_container_would_answer_by_its_own_network_has_another_sourc
             source: arriving().destination,
             destination: arriving().source,
         };
-        check_frame(
-            &output.frame,
-            &answer.rewritten(back, frontend(WEB), CLIENT).frame(),
-        );
+        check_frame(&output.frame, &answer.routed(back, frontend(WEB), CLIENT).frame());
         // Once the container has left the networks, clients are seen as they are; and so after a restart.
         state.masquerades.retain(|key, _| key.interface != container);
         node.apply(&state);

@@ -10,7 +10,7 @@ use mesh_agent_testing::{
     cluster::{CLIENT, DNS, MESH0_MAC, PEER, STRANGER, WEB, arriving, from_peer, frontend},
     frames::{ACK, FORWARD, Macs, Packet, REPLY, SYN},
     node::{Node, on_a_node},
-    run::{Output, TC_SHOT, XDP_DROP},
+    run::{Output, TC_SHOT, XDP_DROP, XDP_PASS},
 };
 
 fn web() -> Vec<u8> {
@@ -48,7 +48,6 @@ fn malformed_packets_are_dropped_and_counted() {
     on_a_node(|node| {
         let state = node.serving(Location::Remote(PEER));
         node.apply(&state);
-        check(node, "bad_version", &changed(web(), |frame| frame[14] = 0x65));
         check(
             node,
             "bad_length",
@@ -56,8 +55,7 @@ fn malformed_packets_are_dropped_and_counted() {
                 frame[16..18].copy_from_slice(&2000_u16.to_be_bytes());
             }),
         );
-        // An IP header below the minimum length, a TCP header below it.
-        check(node, "bad_length", &changed(web(), |frame| frame[14] = 0x44));
+        // A TCP header below the minimum length.
         check(node, "bad_length", &changed(web(), |frame| frame[46] = 0x40));
         // A TCP header longer than the packet.
         check(node, "bad_length", &changed(web(), |frame| frame[46] = 0xf0));
@@ -79,8 +77,29 @@ fn malformed_packets_are_dropped_and_counted() {
                 frame.splice(34..34, [1, 1, 1, 0]);
             }),
         );
-        // The first fragment; later ones have no ports and are left to the kernel.
-        check(node, "fragment", &changed(web(), |frame| frame[20] = 0x20));
+    });
+}
+
+#[test]
+fn what_has_no_ports_is_left_to_the_kernel() {
+    on_a_node(|node| {
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&state);
+        let before = node.drops();
+        let other_version = changed(web(), |frame| frame[14] = 0x65);
+        let short_header = changed(web(), |frame| frame[14] = 0x44);
+        let frames = [
+            &web()[..14],
+            &web()[..15],
+            &web()[..33],
+            &other_version,
+            &short_header,
+        ];
+        for frame in frames {
+            let output = node.xdp(frame);
+            assert_eq!((output.verdict, output.frame.as_slice()), (XDP_PASS, frame));
+        }
+        assert_eq!(node.drops(), before);
     });
 }
 
@@ -89,11 +108,6 @@ fn frames_that_end_early_are_dropped_and_counted() {
     on_a_node(|node| {
         let state = node.serving(Location::Remote(PEER));
         node.apply(&state);
-        for length in [14, 15, 33] {
-            check_at(node, "xdp", "truncated", XDP_DROP, |node| {
-                node.xdp(&web()[..length])
-            });
-        }
         // Cut within the TCP header, with a matching length in the IP header.
         let cut = changed(web(), |frame| {
             frame.truncate(14 + 20 + 12);
@@ -128,8 +142,6 @@ fn bad_encapsulation_is_dropped_and_counted() {
             "bad_geneve",
             &from_peer(WEB, FORWARD).around_ip(&[0x45; 19]),
         );
-        let icmp = changed(good(), |frame| frame[62 + 9] = 1);
-        check(node, "bad_geneve", &icmp);
         let cut = changed(good(), |frame| frame.truncate(50));
         let cut = changed(cut, |frame| {
             frame[16..18].copy_from_slice(&36_u16.to_be_bytes());

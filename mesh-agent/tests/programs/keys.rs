@@ -112,12 +112,12 @@ fn a_connection_of_a_peer_carries_the_key_both_ways_and_then_needs_it() {
         assert_eq!(output.verdict, TC_REDIRECT);
         check_frame(
             &output.frame,
-            &syn.rewritten(into_container(), CLIENT, target(WEB)).frame(),
+            &syn.routed(into_container(), CLIENT, target(WEB)).frame(),
         );
         let answer = Packet::tcp(out_of_container(), target(WEB), CLIENT, ACK).with_payload(500);
         let output = node.tc_container(&answer.frame());
         let port = outer_port(&output.frame);
-        let restored = answer.rewritten(arriving(), ENTRY, CLIENT);
+        let restored = answer.routed(arriving(), ENTRY, CLIENT);
         check_frame(
             &output.frame,
             &keyed(to_peer(WEB, REPLY, port), key).around(&restored),
@@ -183,7 +183,7 @@ fn the_next_agent_adopts_the_keys_and_who_has_sent_them() {
         let answer = Packet::tcp(out_of_container(), target(WEB), CLIENT, ACK);
         let output = node.tc_container(&answer.frame());
         let port = outer_port(&output.frame);
-        let restored = answer.rewritten(arriving(), ENTRY, CLIENT);
+        let restored = answer.routed(arriving(), ENTRY, CLIENT);
         check_frame(
             &output.frame,
             &keyed(to_peer(WEB, REPLY, port), key).around(&restored),

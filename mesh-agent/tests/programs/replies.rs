@@ -32,7 +32,7 @@ fn an_answer_to_a_client_of_this_node_comes_from_the_frontend() {
             bytes += answer.frame().len() as u64 - 14;
             let output = node.tc_container(&answer.frame());
             assert_eq!(output.verdict, TC_REDIRECT);
-            let expected = answer.rewritten(leaving_to(ROUTER_MAC), frontend(WEB), CLIENT);
+            let expected = answer.routed(leaving_to(ROUTER_MAC), frontend(WEB), CLIENT);
             check_frame(&output.frame, &expected.frame());
         }
         let traffic = node.traffic(backend_key(WEB, 5));
@@ -50,12 +50,12 @@ fn an_answer_to_a_flow_from_a_peer_goes_back_through_the_tunnel() {
         let output = node.tc_container(&answer.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
         let port = outer_port(&output.frame);
-        let clamped = answer.rewritten(arriving(), ENTRY, CLIENT).with_mss(1404);
+        let clamped = answer.routed(arriving(), ENTRY, CLIENT).with_mss(1404);
         check_frame(&output.frame, &to_peer(WEB, REPLY, port).around(&clamped));
 
         let data = Packet::tcp(out_of_container(), target(WEB), CLIENT, ACK);
         let output = node.tc_container(&data.frame());
-        let restored = data.rewritten(arriving(), ENTRY, CLIENT);
+        let restored = data.routed(arriving(), ENTRY, CLIENT);
         check_frame(&output.frame, &to_peer(WEB, REPLY, port).around(&restored));
     });
 }
@@ -69,7 +69,7 @@ fn with_direct_return_the_answer_goes_to_the_client() {
         let answer = Packet::udp(out_of_container(), target(DNS), CLIENT);
         let output = node.tc_container(&answer.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
-        let expected = answer.rewritten(leaving_to(ROUTER_MAC), SocketAddrV4::new(PEER, DNS.port), CLIENT);
+        let expected = answer.routed(leaving_to(ROUTER_MAC), SocketAddrV4::new(PEER, DNS.port), CLIENT);
         check_frame(&output.frame, &expected.frame());
     });
 }
@@ -86,7 +86,7 @@ fn without_a_route_to_the_client_a_direct_answer_goes_back_through_the_tunnel() 
         let output = node.tc_container(&answer.frame());
         assert_eq!(output.verdict, TC_REDIRECT);
         let port = outer_port(&output.frame);
-        let restored = answer.rewritten(arriving(), entry, unreachable);
+        let restored = answer.routed(arriving(), entry, unreachable);
         check_frame(&output.frame, &to_peer(DNS, REPLY, port).around(&restored));
     });
 }

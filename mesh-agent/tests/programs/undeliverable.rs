@@ -142,7 +142,7 @@ fn what_came_back_goes_to_a_container_of_this_node() {
         let port = outer_port(&node.tc_uplink(&packet.frame()).frame);
         let output = node.tc_uplink(&back(WEB, 5, port, &packet));
         assert_eq!(output.verdict, TC_REDIRECT);
-        let expected = packet.rewritten(into_container(), CLIENT, target(WEB));
+        let expected = packet.routed(into_container(), CLIENT, target(WEB));
         check_frame(&output.frame, &expected.frame());
         assert!(node.drops().is_empty());
     });

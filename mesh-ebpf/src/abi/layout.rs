@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 21] = [
+pub const LAYOUTS: [(&str, u32); 22] = [
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
@@ -14,6 +14,7 @@ pub const LAYOUTS: [(&str, u32); 21] = [
     ("DIALLED", 4),
     ("DROPS", 5),
     ("EVENTS", 4),
+    ("EXCEPTIONAL", 7),
     ("FLOWS", 6),
     ("FRONTENDS", 4),
     ("HALF_OPEN", 6),

@@ -8,6 +8,7 @@
 mod backend;
 mod config;
 mod counters;
+mod exceptional;
 mod flow;
 mod keys;
 mod layout;
@@ -21,6 +22,7 @@ pub use backend::{
 };
 pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
+pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role, SEQUENCE_STEP, is_in_sequence};
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
@@ -28,7 +30,7 @@ pub use masquerade::Masquerade;
 pub use service::{Choice, FrontendKey, Service};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

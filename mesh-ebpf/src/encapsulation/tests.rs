@@ -36,8 +36,8 @@ fn wrap(frame: &mut TestFrame, kind: GeneveKind) -> Result<(), Refused> {
     let config = tables.config().expect("settings");
     let next_hop = tables.next_hop(2).expect("a way to node 2");
     let backend = tables.backend(0).expect("a backend");
-    let length = frame.length() as u16 - ETHERNET_LENGTH as u16;
-    encapsulate(frame, config, next_hop, 0, backend, kind, &key(40000), length)
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    encapsulate(frame, config, next_hop, 0, backend, kind, &key(40000), &ip)
 }
 
 fn a_segment() -> TestFrame {

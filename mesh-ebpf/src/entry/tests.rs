@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 use super::*;
 use crate::{
     abi::{BACKEND_LOCAL, Progress},
-    headers::PROTOCOL_TCP,
+    headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     testing::{ACK, FIN, RST, Replica, SERVICE_ADDRESS, SYN, TestFrame, TestTables, at, decide, tcp, udp},
     verdict::Verdict,
 };
@@ -94,12 +94,26 @@ fn other_ethertypes_are_not_ours() {
 }
 
 #[test]
-fn nonsense_is_dropped_at_every_hook() {
-    for hook in Hook::ALL {
-        let mut frame = from(40000, SYN);
-        frame.bytes[ETHERNET_LENGTH] = 0x65;
-        check_dropped(&node_with(&locals(1)), hook, &frame, DropReason::BadVersion);
+fn a_broken_packet_is_dropped_if_it_is_for_a_frontend_and_else_not_ours() {
+    let broken = |destination, (offset, byte): (usize, u8)| {
+        let mut frame = tcp(client(40000), at(destination), SYN);
+        frame.bytes[offset] = byte;
+        frame
+    };
+    // The IP header's length, TCP's header length, the packet's length, IP options.
+    for (change, reason) in [
+        ((ETHERNET_LENGTH + 3, 30), DropReason::Truncated),
+        ((ETHERNET_LENGTH + 32, 0x10), DropReason::BadLength),
+        ((ETHERNET_LENGTH + 2, 0x10), DropReason::BadLength),
+    ] {
+        for hook in [Hook::Xdp, Hook::TcUplink, Hook::TcContainer] {
+            check_dropped(&node_with(&locals(1)), hook, &broken(FRONTEND, change), reason);
+        }
+        for other in ["10.0.0.1:9201", "10.0.0.77:9200"] {
+            check_not_ours(&node_with(&locals(1)), &broken(other, change));
+        }
     }
+    check_not_ours(&node_with(&locals(1)), &broken(FRONTEND, (ETHERNET_LENGTH, 0x65)));
 }
 
 #[test]
@@ -204,24 +218,17 @@ fn the_service_address_is_for_mesh0_alone() {
 }
 
 #[test]
-fn fragments_and_options_are_dropped_for_frontends_only() {
+fn options_are_dropped_for_frontends_only() {
     let tables = node_with(&locals(1));
-    let fragment = |mut frame: TestFrame| {
-        frame.bytes[ETHERNET_LENGTH + 6] = 0x20;
-        frame
-    };
     let optioned = |mut frame: TestFrame| {
         frame.bytes.splice(34..34, [1; 4]);
         frame.bytes[ETHERNET_LENGTH] = 0x46;
         frame
     };
     for hook in [Hook::Xdp, Hook::TcUplink, Hook::TcContainer] {
-        check_dropped(&tables, hook, &fragment(from(40000, SYN)), DropReason::Fragment);
         check_dropped(&tables, hook, &optioned(from(40000, SYN)), DropReason::IpOptions);
     }
     for other in ["10.0.0.1:9201", "10.0.0.77:9200"] {
-        check_not_ours(&tables, &fragment(tcp(client(40000), at(other), SYN)));
         check_not_ours(&tables, &optioned(tcp(client(40000), at(other), SYN)));
-        check_not_ours(&tables, &fragment(udp(client(40000), at(FRONTEND), b"x")));
     }
 }

@@ -5,6 +5,8 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "is_val_statically_known has no stable name")]
 
 #[cfg(feature = "bench")]
 mod bench;

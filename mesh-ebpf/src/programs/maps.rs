@@ -5,14 +5,14 @@ use core::{arch::asm, ptr::NonNull};
 use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_map_update_elem},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
 };
 use mesh_ebpf::{
     abi::{
         BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Dialled,
-        DropReason, EVENT_COUNTERS, Event, Flow, FlowKey, FrontendKey, Hook, Keys, Load, MAX_BACKENDS,
-        MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, Masquerade, NextHop,
-        PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
+        DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow, FlowKey, FrontendKey, Hook, Keys,
+        Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, Masquerade,
+        NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -84,6 +84,10 @@ static EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(EVENT_COUNTERS, 0);
 /// What local processes dialled, by socket cookie.
 #[map]
 pub(crate) static DIALLED: LruHashMap<u64, Dialled> = LruHashMap::pinned(65_536, 0);
+
+/// The programs of exceptional packets.
+#[map]
+pub(crate) static EXCEPTIONAL: ProgramArray = ProgramArray::pinned(EXCEPTIONAL_PROGRAMS, 0);
 
 /// The kernel's maps.
 pub(crate) struct KernelTables;

@@ -1,5 +1,7 @@
 //! The tc hooks: ingress of uplinks, ingress of containers' veths, egress of mesh0.
 
+use core::{arch::asm, intrinsics::is_val_statically_known, mem::offset_of};
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
@@ -14,8 +16,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use mesh_ebpf::{
-    abi::Hook,
+    abi::{Exceptional, Hook},
     bytes::{Be32, Plain},
+    exceptional,
     frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH},
     layer3::Layer3Frame,
@@ -25,7 +28,7 @@ use mesh_ebpf::{
 };
 
 use crate::{
-    maps::KernelTables,
+    maps::{EXCEPTIONAL, KernelTables},
     xdp::{distance, has_interface, route},
 };
 
@@ -39,59 +42,104 @@ const VLAN_ID: u32 = 0x0fff;
 /// Bytes removed from the front to discard an unfinished checksum; see [`Skb::renew`].
 const RENEWAL: usize = 40;
 
+// The hooks' functions are inline: on Linux 6.1, a frame of its own would take 32 bytes of a stack that is
+// all but full, and tail calls from such a frame need a JIT that knows them.
+
 /// Balances what arrives on an uplink.
 #[classifier]
+#[inline(always)]
 pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
-    run(&context, Hook::TcUplink)
+    run(&context, Hook::TcUplink, Exceptional::Uplink)
 }
 
 /// Balances what arrives on an uplink that is a layer 3 device (WireGuard, tun, PPP).
 ///
 /// Its packets come without an Ethernet header, and `bpf_redirect` to such a device takes one off again
 /// (`__bpf_redirect_no_mac`), whatever is in it.
-// Inline, since on Linux 6.1 a frame of its own would take 32 bytes of a stack that is all but full.
 #[classifier]
 #[inline(always)]
 pub(crate) fn mesh_layer3(context: TcContext) -> i32 {
-    let mut skb = Skb {
-        context: context.skb.skb,
-        egress: false,
-    };
-    // SAFETY: the context outlives the program's run.
-    if unsafe { (*skb.context).protocol } != u32::from(ETHERTYPE_IPV4.raw()) {
+    let Some(mut skb) = layer3(&context) else {
         return TC_ACT_UNSPEC;
-    }
-    skb.pull_headers();
-    let tables = KernelTables;
-    let action = pipeline::run_layer3(&mut skb, &tables, Hook::TcUplink);
-    act(&mut skb, &tables, action)
+    };
+    let action = pipeline::run_layer3(&mut skb, &KernelTables, Hook::TcUplink);
+    act(&mut skb, action, Some(Exceptional::Layer3))
 }
 
 /// Catches replies, and connections of containers to their own node, at a container's veth.
 #[classifier]
+#[inline(always)]
 pub(crate) fn mesh_container(context: TcContext) -> i32 {
-    run(&context, Hook::TcContainer)
+    run(&context, Hook::TcContainer, Exceptional::Container)
 }
 
 /// Balances what local processes send.
 #[classifier]
+#[inline(always)]
 pub(crate) fn mesh_local(context: TcContext) -> i32 {
-    run(&context, Hook::TcMesh0)
+    run(&context, Hook::TcMesh0, Exceptional::Local)
+}
+
+/// What [`mesh_uplink`] leaves to it.
+#[classifier]
+#[inline(always)]
+pub(crate) fn exceptional_uplink(context: TcContext) -> i32 {
+    run_exceptional(&context, Hook::TcUplink)
+}
+
+/// What [`mesh_layer3`] leaves to it.
+#[classifier]
+#[inline(always)]
+pub(crate) fn exceptional_layer3(context: TcContext) -> i32 {
+    let Some(mut skb) = layer3(&context) else {
+        return TC_ACT_UNSPEC;
+    };
+    let action = exceptional::run_layer3(&mut skb, &KernelTables, Hook::TcUplink);
+    act(&mut skb, action, None)
+}
+
+/// What [`mesh_container`] leaves to it.
+#[classifier]
+#[inline(always)]
+pub(crate) fn exceptional_container(context: TcContext) -> i32 {
+    run_exceptional(&context, Hook::TcContainer)
+}
+
+/// What [`mesh_local`] leaves to it.
+#[classifier]
+#[inline(always)]
+pub(crate) fn exceptional_local(context: TcContext) -> i32 {
+    run_exceptional(&context, Hook::TcMesh0)
 }
 
 #[inline(always)]
-fn run(context: &TcContext, hook: Hook) -> i32 {
+fn run(context: &TcContext, hook: Hook, exceptional: Exceptional) -> i32 {
     if is_of_a_vlan(context) {
         return TC_ACT_UNSPEC;
     }
-    let mut skb = Skb {
-        context: context.skb.skb,
-        egress: matches!(hook, Hook::TcMesh0),
-    };
+    let mut skb = Skb::new(context, hook);
     skb.pull_headers();
-    let tables = KernelTables;
-    let action = pipeline::run(&mut skb, &tables, hook);
-    act(&mut skb, &tables, action)
+    let action = pipeline::run(&mut skb, &KernelTables, hook);
+    act(&mut skb, action, Some(exceptional))
+}
+
+#[inline(always)]
+fn run_exceptional(context: &TcContext, hook: Hook) -> i32 {
+    let mut skb = Skb::new(context, hook);
+    let action = exceptional::run(&mut skb, &KernelTables, hook);
+    act(&mut skb, action, None)
+}
+
+/// An IPv4 packet of a layer 3 device.
+#[inline(always)]
+fn layer3(context: &TcContext) -> Option<Skb> {
+    let mut skb = Skb::new(context, Hook::TcUplink);
+    // SAFETY: the context outlives the program's run.
+    if unsafe { (*skb.context).protocol } != u32::from(ETHERTYPE_IPV4.raw()) {
+        return None;
+    }
+    skb.pull_headers();
+    Some(skb)
 }
 
 /// Whether the packet is of a VLAN. The card or the kernel has moved its tag out of the frame by now
@@ -105,18 +153,26 @@ fn is_of_a_vlan(context: &TcContext) -> bool {
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID != 0 }
 }
 
+/// Does what is left to do with a packet. `exceptional` is the program to call for exceptional ones.
 #[inline(always)]
-fn act(skb: &mut Skb, tables: &KernelTables, action: Action) -> i32 {
+fn act(skb: &mut Skb, action: Action, exceptional: Option<Exceptional>) -> i32 {
     // SAFETY: helper calls on values; the null parameters of `bpf_redirect_neigh` ask for a look-up.
     let verdict = unsafe {
         match action {
             Action::Pass => return TC_ACT_UNSPEC,
+            Action::Exceptional => {
+                if let Some(program) = exceptional {
+                    // Returns only if there is no such program.
+                    call(skb, program);
+                }
+                return TC_ACT_UNSPEC;
+            }
             Action::Drop => return TC_ACT_SHOT,
             Action::Transmit { interface } => bpf_redirect(interface, 0),
             Action::Answer => {
                 let back = if skb.egress { u64::from(BPF_F_INGRESS) } else { 0 };
                 if skb.egress
-                    && let Some(config) = tables.config()
+                    && let Some(config) = KernelTables.config()
                 {
                     skb.address_host(config.mesh0_mac);
                 }
@@ -128,6 +184,16 @@ fn act(skb: &mut Skb, tables: &KernelTables, action: Action) -> i32 {
         }
     };
     verdict as i32
+}
+
+/// Goes on with another program, which sees the packet as it is.
+///
+/// # Safety
+/// Nothing of this program's is left to drop.
+#[inline(always)]
+unsafe fn call(skb: &Skb, program: Exceptional) {
+    // SAFETY: this function's contract; the context is the program's.
+    unsafe { EXCEPTIONAL.tail_call(&TcContext::new(skb.context), program as u32) };
 }
 
 /// A socket buffer. It may be aggregated, and its checksum may be left to the hardware.
@@ -267,10 +333,42 @@ impl Frame for Skb {
 
 impl Skb {
     #[inline(always)]
+    fn new(context: &TcContext, hook: Hook) -> Self {
+        Self {
+            context: context.skb.skb,
+            egress: matches!(hook, Hook::TcMesh0),
+        }
+    }
+
+    #[inline(always)]
     fn address<T>(&self, offset: usize) -> Option<usize> {
-        // SAFETY: the context is the program's.
-        let (data, end) = unsafe { ((*self.context).data as usize, (*self.context).data_end as usize) };
-        (data + offset + size_of::<T>() <= end).then_some(data + offset)
+        let (data, end) = self.bounds();
+        let mut offset = offset;
+        if !is_val_statically_known(offset) {
+            // SAFETY: changes nothing. (An instruction, as BTF has no lines for none.) The compiler no longer
+            // knows what the offset is made of: it would add its parts to the pointer one by one and subtract
+            // the rest, which the verifier refuses.
+            unsafe { asm!("{offset} = {offset}", offset = inout(reg) offset, options(pure, nomem, nostack)) };
+        }
+        let start = data + offset;
+        (start + size_of::<T>() <= end).then_some(start)
+    }
+
+    /// Where the linear data begins and ends.
+    ///
+    /// By instructions of our own: the fields have 32 bits, but hold pointers. The compiler may load them in
+    /// one block and widen them in another, and the verifier does not take the result for a pointer.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let (data, end): (u64, u64);
+        // SAFETY: loads from the context, which is the program's, at its own offsets.
+        unsafe {
+            asm!("{data} = *(u32 *)({context} + {offset})", data = out(reg) data, context = in(reg) self.context,
+                offset = const offset_of!(__sk_buff, data), options(pure, readonly, nostack));
+            asm!("{end} = *(u32 *)({context} + {offset})", end = out(reg) end, context = in(reg) self.context,
+                offset = const offset_of!(__sk_buff, data_end), options(pure, readonly, nostack));
+        }
+        (data as usize, end as usize)
     }
 
     /// Moves the headers into the linear data if a driver or GRO left them in pages.

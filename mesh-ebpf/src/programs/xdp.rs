@@ -33,7 +33,8 @@ const ENODEV: i64 = 19;
 pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };
     match pipeline::run(&mut frame, &KernelTables, Hook::Xdp) {
-        Action::Pass => xdp_action::XDP_PASS,
+        // tc has a program for exceptional packets.
+        Action::Pass | Action::Exceptional => xdp_action::XDP_PASS,
         Action::Answer => xdp_action::XDP_TX,
         Action::Transmit { interface } => {
             // SAFETY: the context is the one the program was called with.

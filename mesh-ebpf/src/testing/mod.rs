@@ -7,8 +7,8 @@ mod tables;
 
 pub(crate) use frame::TestFrame;
 pub(crate) use packets::{
-    ACK, FIN, PSH, RST, SYN, Segment, View, at, fix_ip_checksum, ip_at, ip_checksum_is_right, reply_to, tcp,
-    udp, view, view_inner,
+    ACK, ErrorView, FIN, PSH, RST, SYN, Segment, View, at, fix_ip_checksum, icmp, ip_at,
+    ip_checksum_is_right, reply_to, tcp, udp, view, view_error, view_inner,
 };
 pub(crate) use tables::{
     CLIENT_ROUTE, GENEVE_PORT, INNER_MTU, MESH0, Replica, SERVICE_ADDRESS, TestTables, VNI, node_address,
@@ -16,13 +16,31 @@ pub(crate) use tables::{
 
 use crate::{
     abi::Hook,
-    entry, pipeline,
+    entry, exceptional, pipeline,
     verdict::{Action, Decision},
 };
 
 /// Does with a frame what a hook does.
 pub(crate) fn run(tables: &TestTables, hook: Hook, frame: &mut TestFrame) -> Action {
-    pipeline::run(frame, tables, hook)
+    let before = frame.bytes.clone();
+    match pipeline::run(frame, tables, hook) {
+        Action::Exceptional => {
+            assert_eq!(
+                frame.bytes, before,
+                "the program that is called gets it as it came"
+            );
+            exceptional::run(frame, tables, hook)
+        }
+        action => action,
+    }
+}
+
+/// The same with a packet of a layer 3 device.
+pub(crate) fn run_layer3(tables: &TestTables, hook: Hook, packet: &mut TestFrame) -> Action {
+    match pipeline::run_layer3(packet, tables, hook) {
+        Action::Exceptional => exceptional::run_layer3(packet, tables, hook),
+        action => action,
+    }
 }
 
 /// Decides about a frame at a node that has its settings.

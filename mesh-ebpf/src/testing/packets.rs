@@ -80,6 +80,22 @@ pub(crate) fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8
     TestFrame::new(bytes)
 }
 
+/// An ICMP message. Of an error, the payload is what it quotes: a packet from its IP header on.
+pub(crate) fn icmp(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    (kind, code, rest): (u8, u8, [u8; 4]),
+    payload: &[u8],
+) -> TestFrame {
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(SENDER_MAC, RECEIVER_MAC)
+        .ipv4(source.octets(), destination.octets(), 61)
+        .icmpv4_raw(kind, code, rest)
+        .write(&mut bytes, payload)
+        .expect("the payload fits");
+    TestFrame::new(bytes)
+}
+
 /// What the receiver of a packet would answer.
 pub(crate) fn reply_to(received: &View, flags: u8, payload: &[u8]) -> TestFrame {
     if received.protocol == PROTOCOL_TCP {
@@ -194,6 +210,45 @@ fn view_at(frame: &TestFrame, offset: usize) -> View {
     };
     assert_eq!(found, expected, "L4 checksum of {view:?}");
     view
+}
+
+/// What an ICMP error says: its own addresses, type, code and rest of the header, and between which endpoints
+/// the packet that it quotes went. Asserts that all checksums are right, also the quoted one of a packet that
+/// is quoted whole.
+pub(crate) fn view_error(frame: &TestFrame, offset: usize) -> ErrorView {
+    let (ip, message) = ip_at(&frame.bytes, offset);
+    assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "IP checksum");
+    assert_eq!(ip.protocol, IpNumber::ICMP);
+    let mut padded = message.to_vec();
+    padded.resize(message.len().next_multiple_of(2), 0);
+    assert_eq!(words(&padded), 0xffff, "ICMP checksum");
+    let quote = &message[8..];
+    assert!(ip_checksum_is_right(quote, 0), "quoted IP checksum");
+    let (quoted, l4) = Ipv4Header::from_slice(quote).expect("a quoted IPv4 header");
+    let port = |index| u16::from_be_bytes([l4[index], l4[index + 1]]);
+    if quote.len() == usize::from(quoted.total_len) {
+        view_at(&TestFrame::new(quote.to_vec()), 0);
+    }
+    ErrorView {
+        source: ip.source.into(),
+        destination: ip.destination.into(),
+        header: message[..8]
+            .try_into()
+            .map(|[kind, code, _, _, rest @ ..]: [u8; 8]| (kind, code, rest))
+            .expect("8 bytes"),
+        quoted_source: SocketAddrV4::new(quoted.source.into(), port(0)),
+        quoted_destination: SocketAddrV4::new(quoted.destination.into(), port(2)),
+    }
+}
+
+/// An ICMP error, without its checksums.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ErrorView {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) header: (u8, u8, [u8; 4]),
+    pub(crate) quoted_source: SocketAddrV4,
+    pub(crate) quoted_destination: SocketAddrV4,
 }
 
 /// The IPv4 header at an offset, and its payload.

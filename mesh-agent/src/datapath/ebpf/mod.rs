@@ -110,7 +110,11 @@ impl EbpfDatapath {
             .default_map_pin_directory(pins)
             .map_max_entries("FLOWS", options.flow_capacity)
             .map_max_entries("HALF_OPEN", options.half_open_capacity())
-            .verifier_log_level(VerifierLogLevel::STATS);
+            .verifier_log_level(if std::env::var_os("VLOG").is_some() {
+                VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS
+            } else {
+                VerifierLogLevel::STATS
+            });
         for (map, entries) in &options.map_sizes {
             loader.map_max_entries(map, *entries);
         }

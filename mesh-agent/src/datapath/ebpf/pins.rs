@@ -15,7 +15,13 @@ use aya::maps::{MapData, MapInfo};
 use aya_obj::{Object, maps::PinningType};
 use mesh_ebpf::abi::{LAYOUTS, VERSION};
 
-use super::{super::DatapathError, EbpfOptions, attach::LINKS, earlier::FlowBefore6, failed};
+use super::{
+    super::DatapathError,
+    EbpfOptions,
+    attach::{EXCEPTIONAL, LINKS},
+    earlier::FlowBefore6,
+    failed,
+};
 
 /// The folder of a version's layouts: an empty folder for each map, named after it and its layout. So an
 /// agent that is older than the maps knows which of them it can use.
@@ -234,6 +240,8 @@ fn fates(wanted: &BTreeMap<String, Shape>, found: &BTreeMap<String, Shape>) -> B
         .map(|(name, shape)| {
             let name = name.as_str();
             let fate = match found.get(name) {
+                // Programs of either version call their own.
+                _ if name == EXCEPTIONAL => Fate::Dropped,
                 Some(found) if found == shape && !apart.contains(name) => Fate::Kept,
                 Some(found)
                     if (Shape {
@@ -275,7 +283,9 @@ mod tests {
     }
 
     fn check(changed: &[(&str, Shape)], expected: &[(&str, Fate)]) {
-        let fates = fates(&maps(changed), &maps(&[]));
+        let mut fates = fates(&maps(changed), &maps(&[]));
+        // Both versions' programs are callable while one takes over from the other.
+        assert_eq!(fates.remove(EXCEPTIONAL), Some(Fate::Dropped));
         let other: BTreeMap<&str, Fate> = fates
             .iter()
             .filter(|(_, fate)| **fate != Fate::Kept)

@@ -75,6 +75,7 @@ fn check(tables: &TestTables, hook: Hook, frame: &TestFrame) -> Result<(), TestC
     match run(tables, hook, &mut after) {
         Action::Pass => prop_assert_eq!(&after.bytes, &frame.bytes, "passed, but written to"),
         Action::Drop => {}
+        Action::Exceptional => prop_assert!(false, "the program that is called does not call another"),
         // Made by us.
         Action::Answer => prop_assert!(ip_checksum_is_right(&after.bytes, ETHERNET_LENGTH)),
         action @ (Action::Transmit { .. }

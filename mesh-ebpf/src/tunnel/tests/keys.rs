@@ -140,7 +140,7 @@ fn a_node_without_keys_accepts_any_and_none() {
 fn a_frame_with_a_key_cut_anywhere_is_dropped() {
     let whole = opening();
     let tables = keyed(2, &REPLICAS, &[1]);
-    for length in OUTER + 20..whole.bytes.len() {
+    for length in OUTER + 28..whole.bytes.len() {
         let mut frame = whole.clone();
         frame.bytes.truncate(length);
         let mut frame = with(frame, OUTER + 2, &((length - OUTER) as u16).to_be_bytes());

