@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
-    breaker, flow_state,
+    breaker, flow_state, fragment,
     frame::ReadFrame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet},
     onward, open,
@@ -42,18 +42,32 @@ pub fn decide_ipv4<'a, F: ReadFrame, T: Tables>(
         Err(Unparsed::Exceptional) => return Decision::exceptional(hook),
         Err(Unparsed::Unsupported(reason, key)) => return unsupported(tables, hook, &key, reason),
     };
+    if matches!(hook, Hook::Xdp | Hook::TcUplink) && tunnel::is_encapsulated(config, &packet) {
+        return tunnel::decide(frame, tables, config, hook, &packet);
+    }
+    let decision = decide_packet(frame, tables, config, hook, &packet);
+    if packet.is_first_fragment {
+        return fragment::first(frame, tables, hook, ETHERNET_LENGTH, &packet, decision);
+    }
+    decision
+}
+
+/// Decides about a packet that is not encapsulated.
+#[inline(always)]
+fn decide_packet<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    hook: Hook,
+    packet: &Packet,
+) -> Decision<'a> {
     match hook {
-        Hook::Xdp | Hook::TcUplink => {
-            if tunnel::is_encapsulated(config, &packet) {
-                return tunnel::decide(frame, tables, config, hook, &packet);
-            }
-            client(frame, tables, config, &packet, hook, Origin::UPLINK)
-        }
-        Hook::TcContainer => match reply::decide(tables, config, &packet) {
+        Hook::Xdp | Hook::TcUplink => client(frame, tables, config, packet, hook, Origin::UPLINK),
+        Hook::TcContainer => match reply::decide(tables, config, packet) {
             Some(decision) => decision,
-            None => client(frame, tables, config, &packet, hook, Origin::CONTAINER),
+            None => client(frame, tables, config, packet, hook, Origin::CONTAINER),
         },
-        Hook::TcMesh0 => client(frame, tables, config, &packet, hook, Origin::MESH0),
+        Hook::TcMesh0 => client(frame, tables, config, packet, hook, Origin::MESH0),
     }
 }
 

@@ -14,8 +14,9 @@ use crate::{
     errors,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{
-        ETHERNET_LENGTH, GeneveKind, IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP, Ports, TCP_CHECKSUM_OFFSET,
-        TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
+        ETHERNET_LENGTH, GeneveKind, IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK,
+        IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP, Ports, TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp,
+        UDP_CHECKSUM_OFFSET,
     },
     mss, probe,
     tables::{FlowEntry, Tables},
@@ -24,9 +25,9 @@ use crate::{
 };
 
 /// Carries a decision out. The packet must be the one it was made for. A packet is rewritten whole or
-/// dropped and counted.
+/// dropped and counted. `FRAGMENTS`: it may be a fragment other than the first.
 #[inline(always)]
-pub fn execute<F: Frame, T: Tables>(
+pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
@@ -57,7 +58,7 @@ pub fn execute<F: Frame, T: Tables>(
             flow,
             backend,
             decapsulate,
-        } => deliver(frame, tables, hook, flow, backend, decapsulate),
+        } => deliver::<FRAGMENTS, F, T>(frame, tables, hook, flow, backend, decapsulate),
         Verdict::Forward {
             flow,
             backend,
@@ -75,7 +76,7 @@ pub fn execute<F: Frame, T: Tables>(
                 let written = if returned && !is_xdp {
                     forward_returned(frame, tables, config, next_hop, flow, backend, kind)
                 } else {
-                    forward(frame, tables, config, next_hop, flow, backend, kind)
+                    forward::<FRAGMENTS, F, T>(frame, tables, config, next_hop, flow, backend, kind)
                 };
                 match written {
                     Ok(()) => to_peer(frame, config, next_hop),
@@ -90,7 +91,7 @@ pub fn execute<F: Frame, T: Tables>(
             if way.reach == Reach::TooBig {
                 return too_big(frame, tables, hook, way.mtu);
             }
-            reply(frame, tables, config, flow, &way)
+            reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
         Verdict::DeliverReply { flow } => {
             let way = way::to_client(frame, flow);
@@ -98,7 +99,7 @@ pub fn execute<F: Frame, T: Tables>(
             if is_xdp && way.reach != Reach::Resolved {
                 return Action::Pass;
             }
-            deliver_reply(frame, tables, config, flow, &way)
+            deliver_reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
     };
     match done {
@@ -112,6 +113,13 @@ pub fn execute<F: Frame, T: Tables>(
 
 #[inline(always)]
 fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16) -> Action {
+    // What is in fragments already can be in more of them.
+    if let Some(ip) = frame.at::<Ipv4>(ETHERNET_LENGTH)
+        && ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0
+        && ip.fragment.raw() & IPV4_DONT_FRAGMENT.raw() == 0
+    {
+        return Action::Split { mtu };
+    }
     tables.count_drop(hook, DropReason::TooBig);
     answer(errors::too_big(frame, mtu))
 }
@@ -132,7 +140,7 @@ impl From<Refused> for DropReason {
 }
 
 #[inline(always)]
-fn deliver<F: Frame, T: Tables>(
+fn deliver<const FRAGMENTS: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     hook: Hook,
@@ -148,7 +156,7 @@ fn deliver<F: Frame, T: Tables>(
     }
     let presented = flow.presented();
     let container = Endpoint::new(backend.address, backend.target_port);
-    translate::<true, F>(frame, presented, container)?;
+    translate::<true, FRAGMENTS, F>(frame, presented, container)?;
     Ok(into_container(frame, hook, backend)?)
 }
 
@@ -176,7 +184,7 @@ pub fn way_to_peer<'a, T: Tables>(tables: &'a T, backend: &Backend) -> Option<&'
 }
 
 #[inline(always)]
-fn forward<F: Frame, T: Tables>(
+fn forward<const FRAGMENTS: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
@@ -190,7 +198,7 @@ fn forward<F: Frame, T: Tables>(
     let source_translated = presented != flow.client();
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
     if source_translated {
-        translate::<false, F>(frame, presented, frontend)?;
+        translate::<false, FRAGMENTS, F>(frame, presented, frontend)?;
     }
     if is_syn(frame, &ip)? {
         mss::clamp(frame, encapsulation::inner_mtu(config, next_hop))?;
@@ -232,7 +240,7 @@ fn forward_returned<F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn reply<F: Frame, T: Tables>(
+fn reply<const FRAGMENTS: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
@@ -246,7 +254,7 @@ fn reply<F: Frame, T: Tables>(
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(DropReason::Truncated)?;
     // A source that the entry node translated is restored there.
     let client = flow.client();
-    translate::<true, F>(frame, frontend, client)?;
+    translate::<true, FRAGMENTS, F>(frame, frontend, client)?;
     if origin.is_tunnel() && is_syn(frame, &ip)? {
         mss::clamp(frame, way::mtu_to_entry_node(tables, config, flow))?;
     }
@@ -336,7 +344,7 @@ fn send_back<F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn deliver_reply<F: Frame, T: Tables>(
+fn deliver_reply<const FRAGMENTS: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     config: &Config,
@@ -350,7 +358,7 @@ fn deliver_reply<F: Frame, T: Tables>(
     );
     encapsulation::decapsulate(frame)?;
     if flow.role() == Role::ALIAS {
-        translate::<false, F>(frame, flow.frontend(), flow.client())?;
+        translate::<false, FRAGMENTS, F>(frame, flow.frontend(), flow.client())?;
     }
     if flow.origin() == Origin::MESH0 {
         to_local_process(frame, config)
@@ -415,35 +423,22 @@ fn is_syn<F: Frame>(frame: &F, ip: &Ipv4) -> Result<bool, Refused> {
     Ok(tcp.flags & TCP_SYN != 0)
 }
 
-/// Rewrites addresses and ports, and the checksums with them. Between client and container a packet takes one
+/// Rewrites addresses and ports, and the checksums with them. A fragment other than the first has neither ports
+/// nor a checksum; the first one's checksum is that of the whole packet. Between client and container a packet takes one
 /// `HOP`, as through a router. One that has none left goes on: its sender has reached the address it sent to.
 #[inline(always)]
-pub fn translate<const HOP: bool, F: Frame>(
+pub fn translate<const HOP: bool, const FRAGMENTS: bool, F: Frame>(
     frame: &mut F,
     source: Endpoint,
     destination: Endpoint,
 ) -> Result<(), Refused> {
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
-    let ports = *frame.at::<Ports>(L4_OFFSET).ok_or(Refused)?;
     let pseudo = Difference::NONE
         .replace32(ip.source, source.address)
         .replace32(ip.destination, destination.address);
-    let body = Difference::NONE
-        .replace16(ports.source, source.port)
-        .replace16(ports.destination, destination.port);
-    let udp = ip.protocol != PROTOCOL_TCP;
-    let field = if udp {
-        UDP_CHECKSUM_OFFSET
-    } else {
-        TCP_CHECKSUM_OFFSET
-    };
-    let same_ports = { ports.source } == source.port && { ports.destination } == destination.port;
-    frame.change_checksum(ChecksumChange {
-        offset: L4_OFFSET + field,
-        udp,
-        pseudo,
-        body: if same_ports { Difference::NONE } else { body },
-    })?;
+    if !FRAGMENTS || ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() == 0 {
+        translate_ports(frame, &ip, pseudo, source.port, destination.port)?;
+    }
     let header = frame.at_mut::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
     header.source = source.address;
     header.destination = destination.address;
@@ -455,10 +450,35 @@ pub fn translate<const HOP: bool, F: Frame>(
         Difference::NONE
     };
     header.checksum = checksum::updated(ip.checksum, pseudo.and(hops));
-    *frame.at_mut::<Ports>(L4_OFFSET).ok_or(Refused)? = Ports {
-        source: source.port,
-        destination: destination.port,
+    Ok(())
+}
+
+#[inline(always)]
+fn translate_ports<F: Frame>(
+    frame: &mut F,
+    ip: &Ipv4,
+    pseudo: Difference,
+    source: Be16,
+    destination: Be16,
+) -> Result<(), Refused> {
+    let ports = *frame.at::<Ports>(L4_OFFSET).ok_or(Refused)?;
+    let body = Difference::NONE
+        .replace16(ports.source, source)
+        .replace16(ports.destination, destination);
+    let udp = ip.protocol != PROTOCOL_TCP;
+    let field = if udp {
+        UDP_CHECKSUM_OFFSET
+    } else {
+        TCP_CHECKSUM_OFFSET
     };
+    let same_ports = { ports.source } == source && { ports.destination } == destination;
+    frame.change_checksum(ChecksumChange {
+        offset: L4_OFFSET + field,
+        udp,
+        pseudo,
+        body: if same_ports { Difference::NONE } else { body },
+    })?;
+    *frame.at_mut::<Ports>(L4_OFFSET).ok_or(Refused)? = Ports { source, destination };
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! The packet being processed: an XDP frame, an skb, or a test's bytes.
 
+use core::ptr::NonNull;
+
 use crate::{
-    abi::NextHop,
+    abi::{Held, NextHop},
     bytes::{Be32, Plain},
     checksum::Difference,
 };
@@ -60,6 +62,36 @@ pub trait ReadFrame {
 
     /// Whether the node that the frame is on has an interface with this index.
     fn has_interface(&self, index: u32) -> bool;
+}
+
+/// A frame of which long parts can be copied.
+pub trait CopyFrame: ReadFrame {
+    /// Copies `length` bytes at an offset.
+    ///
+    /// # Errors
+    /// [`Refused`] when the frame ends before, or when there are more than fit.
+    fn load(&self, offset: usize, length: usize, to: NonNull<Held>) -> Result<(), Refused>;
+}
+
+/// A frame that can become several.
+pub trait FragmentFrame: Frame + CopyFrame {
+    /// Lets a copy of the frame arrive at this hook again.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel has no memory for it.
+    fn send_copy_again(&mut self) -> Result<(), Refused>;
+
+    /// Lets the frame end at an offset.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel does not allow it.
+    fn truncate(&mut self, length: usize) -> Result<(), Refused>;
+
+    /// Replaces everything from an offset on, however long that is.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel does not allow it.
+    fn replace(&mut self, offset: usize, with: &Held) -> Result<(), Refused>;
 }
 
 /// An Ethernet frame that can be rewritten and resized as well. Writes are bounds-checked each time, as

@@ -25,6 +25,8 @@ pub const TCP_ACK: u8 = 0x10;
 
 /// "Don't fragment" in [`Ipv4::fragment`].
 pub const IPV4_DONT_FRAGMENT: Be16 = Be16::new(0x4000);
+/// "More fragments" in [`Ipv4::fragment`].
+pub const IPV4_MORE_FRAGMENTS: Be16 = Be16::new(0x2000);
 /// "More fragments" and the offset in [`Ipv4::fragment`]: not zero in every fragment.
 pub const IPV4_FRAGMENT_MASK: Be16 = Be16::new(0x3fff);
 /// The offset alone: not zero in every fragment but the first.

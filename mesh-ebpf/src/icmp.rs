@@ -145,7 +145,18 @@ pub fn decide_encapsulated<'a, F: ReadFrame, T: Tables>(
     let Some((flow, backend)) = current(tables, &key) else {
         return unknown;
     };
-    let is_genuine = if toward == Toward::Backend {
+    if is_of_peer(flow, backend, envelope, toward == Toward::Backend) {
+        Decision::to(toward, flow, backend, true)
+    } else {
+        unknown
+    }
+}
+
+/// Whether a peer may send something of a flow: to its backend here, as the entry node, or else from its backend
+/// there, to the client.
+#[inline(always)]
+pub fn is_of_peer(flow: FlowEntry, backend: &Backend, envelope: &Envelope, to_backend: bool) -> bool {
+    if to_backend {
         flow.role() == Role::FORWARD
             && flow.origin().is_tunnel()
             && (flow.peer(), flow.peer_address()) == envelope.peer
@@ -155,17 +166,12 @@ pub fn decide_encapsulated<'a, F: ReadFrame, T: Tables>(
         flow.role() != Role::REPLY
             && !flow.origin().is_tunnel()
             && tunnel::is_sender(backend, &envelope.geneve, envelope.peer.0)
-    };
-    if is_genuine {
-        Decision::to(toward, flow, backend, true)
-    } else {
-        unknown
     }
 }
 
 /// A flow's entry and its backend, if that is still the same.
 #[inline(always)]
-fn current<'a, T: Tables>(tables: &'a T, key: &FlowKey) -> Option<(FlowEntry, &'a Backend)> {
+pub fn current<'a, T: Tables>(tables: &'a T, key: &FlowKey) -> Option<(FlowEntry, &'a Backend)> {
     let flow = tables.flow(key)?;
     let backend = tables
         .backend(flow.backend())

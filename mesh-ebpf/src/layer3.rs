@@ -3,9 +3,12 @@
 //! The pipeline's offsets count one. So a packet is decided about as if it had one, and gets a real one
 //! before the decision is carried out: what is not the mesh's passes as it came.
 
+use core::ptr::NonNull;
+
 use crate::{
+    abi::Held,
     bytes::Plain,
-    frame::{Frame, ReadFrame, Refused},
+    frame::{CopyFrame, Frame, ReadFrame, Refused},
     headers::ETHERNET_LENGTH,
 };
 
@@ -37,6 +40,14 @@ impl<F: ReadFrame> ReadFrame for WithoutEthernet<'_, F> {
     #[inline(always)]
     fn has_interface(&self, index: u32) -> bool {
         self.0.has_interface(index)
+    }
+}
+
+impl<F: CopyFrame> CopyFrame for WithoutEthernet<'_, F> {
+    #[inline(always)]
+    fn load(&self, offset: usize, length: usize, to: NonNull<Held>) -> Result<(), Refused> {
+        let offset = offset.checked_sub(ETHERNET_LENGTH).ok_or(Refused)?;
+        self.0.load(offset, length, to)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod errors;
 pub mod exceptional;
 pub mod execute;
 pub mod flow_state;
+pub mod fragment;
 pub mod frame;
 pub mod headers;
 pub mod icmp;

@@ -4,13 +4,13 @@ use crate::{
     abi::{DropReason, FlowKey, Progress},
     frame::ReadFrame,
     headers::{
-        IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, Ipv4, PROTOCOL_ICMP, PROTOCOL_TCP,
+        IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, IPV4_MORE_FRAGMENTS, Ipv4, PROTOCOL_ICMP, PROTOCOL_TCP,
         PROTOCOL_UDP, Ports, TCP_ACK, TCP_FIN, TCP_LENGTH, TCP_RST, TCP_SYN, Tcp, UDP_LENGTH,
     },
     ipv4,
 };
 
-/// A TCP or UDP packet over IPv4, its lengths consistent, not a fragment, without IP options.
+/// A TCP or UDP packet over IPv4, or the first fragment of one, its lengths consistent, without IP options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Its five-tuple.
@@ -25,6 +25,8 @@ pub struct Packet {
     pub advance: u32,
     /// The sequence number that its sender expects; 0 for UDP.
     pub acknowledged: u32,
+    /// Whether this is the first of several fragments.
+    pub is_first_fragment: bool,
 }
 
 impl Packet {
@@ -70,7 +72,7 @@ impl Packet {
 pub enum Unparsed {
     /// Nothing that the mesh can judge: another protocol, or without the ports that would say whose it is.
     Other,
-    /// An ICMP message or a fragment: for [`crate::exceptional`].
+    /// An ICMP message or a later fragment: for [`crate::exceptional`].
     Exceptional,
     /// A packet that the mesh does not balance: dropped if it is for a frontend, else passed.
     Unsupported(DropReason, FlowKey),
@@ -93,7 +95,7 @@ pub fn parse<F: ReadFrame>(frame: &F, offset: usize) -> Result<Packet, Unparsed>
             Unparsed::Other
         });
     }
-    if ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0 {
+    if ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() != 0 {
         return Err(Unparsed::Exceptional);
     }
     let ports_offset = offset + IPV4_LENGTH;
@@ -134,6 +136,7 @@ pub fn parse<F: ReadFrame>(frame: &F, offset: usize) -> Result<Packet, Unparsed>
         sequence: tcp.sequence,
         advance: tcp.advance,
         acknowledged: tcp.acknowledged,
+        is_first_fragment: ip.fragment.raw() & IPV4_MORE_FRAGMENTS.raw() != 0,
     })
 }
 

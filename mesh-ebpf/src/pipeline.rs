@@ -18,7 +18,7 @@ pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook) -> Action
         return Action::Pass;
     };
     let decision = decide(frame, tables, config, hook);
-    execute(frame, tables, config, hook, decision)
+    execute::<false, F, T>(frame, tables, config, hook, decision)
 }
 
 /// The same with an IPv4 packet that begins with its IP header. It gets an Ethernet header unless it passes.
@@ -35,5 +35,5 @@ pub fn run_layer3<F: Layer3Frame, T: Tables>(packet: &mut F, tables: &T, hook: H
     {
         decision = Decision::drop(refused.into());
     }
-    execute(packet, tables, config, hook, decision)
+    execute::<false, F, T>(packet, tables, config, hook, decision)
 }

@@ -3,8 +3,8 @@
 use core::ptr::NonNull;
 
 use crate::abi::{
-    Backend, BackendKey, Breaker, Config, DropReason, Endpoint, Event, Flow, FlowKey, FrontendKey, Hook,
-    Keys, NextHop, Opening, Origin, Progress, Role, SEQUENCE_STEP, Service,
+    Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason, Endpoint, Event, Flow, FlowKey,
+    FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, Progress, Role, SEQUENCE_STEP, Service,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -258,6 +258,16 @@ pub trait Tables {
     fn note_keyed(&self, peer: u32);
     /// The next hop to a peer.
     fn next_hop(&self, peer: u32) -> Option<&NextHop>;
+    /// A packet of which a fragment has been seen.
+    fn datagram(&self, key: &DatagramKey) -> Option<Datagram>;
+    /// Notes what is known of it. Old ones are pushed out.
+    fn put_datagram(&self, key: &DatagramKey, datagram: &Datagram);
+    /// A fragment that waits.
+    fn held(&self, key: &HeldKey) -> Option<&Held>;
+    /// Keeps the scratch memory as a fragment that waits. Old ones are pushed out.
+    fn hold_scratch(&self, key: &HeldKey);
+    /// Memory for the length of the program's run.
+    fn scratch(&self) -> Option<NonNull<Held>>;
     /// Counts a new flow of a backend.
     fn count_connection(&self, backend: u32);
     /// Counts packets from clients.

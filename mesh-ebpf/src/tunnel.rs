@@ -5,7 +5,7 @@ use crate::{
     abi::{BACKEND_REMOTE, Backend, Config, DropReason, FrontendKey, Hook, Opening, Origin, Role},
     bytes::Be32,
     encapsulation::outer_length,
-    flow_state,
+    flow_state, fragment,
     frame::ReadFrame,
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, GENEVE_CLASS, GENEVE_FLAGS, GENEVE_OPTION_LENGTH,
@@ -97,45 +97,64 @@ pub fn decide<'a, F: ReadFrame, T: Tables>(
     hook: Hook,
     outer_packet: &Packet,
 ) -> Decision<'a> {
-    let Envelope { kind, geneve, peer } = match open_envelope(frame, tables, config, outer_packet) {
+    let envelope = match open_envelope(frame, tables, config, outer_packet) {
         Ok(envelope) => envelope,
         Err(decision) => return decision,
     };
-    match kind {
+    match envelope.kind {
         GeneveKind::Probe => return probe::decide(config, outer_packet),
         // For the agent, whose socket has this port.
         GeneveKind::ProbeAnswer => return Decision::PASS,
         GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Reply | GeneveKind::Undeliverable => {}
     }
-    let packet = match parse(frame, ETHERNET_LENGTH + outer_length(frame)) {
+    let offset = ETHERNET_LENGTH + outer_length(frame);
+    let packet = match parse(frame, offset) {
         Ok(packet) => packet,
         Err(Unparsed::Exceptional) => return Decision::exceptional(hook),
         Err(_) => return Decision::drop(DropReason::BadGeneve),
     };
+    let decision = decide_inner(frame, tables, config, hook, &envelope, &packet);
+    if packet.is_first_fragment {
+        fragment::note(frame, tables, offset, &packet.key);
+    }
+    decision
+}
+
+/// Decides about a packet that was encapsulated.
+#[inline(always)]
+fn decide_inner<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    hook: Hook,
+    envelope: &Envelope,
+    packet: &Packet,
+) -> Decision<'a> {
+    let Envelope { kind, geneve, peer } = *envelope;
     if is_never_on_a_wire(packet.key.source) || is_never_on_a_wire(packet.key.destination) {
         return Decision::drop(DropReason::BadGeneve);
     }
     match kind {
-        GeneveKind::Reply => reply(tables, config, hook, &packet, &geneve, peer.0),
+        GeneveKind::Reply => reply(tables, config, hook, packet, &geneve, peer.0),
         // Packets for this node are left to tc, and with them the flow.
         GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Undeliverable
             if matches!(hook, Hook::Xdp) =>
         {
             Decision::PASS
         }
-        GeneveKind::Forward => forwarded(frame, tables, config, &packet, &geneve, Origin::TUNNEL, peer),
+        GeneveKind::Forward => forwarded(frame, tables, config, packet, &geneve, Origin::TUNNEL, peer),
         GeneveKind::ForwardDirect => forwarded(
             frame,
             tables,
             config,
-            &packet,
+            packet,
             &geneve,
             Origin::TUNNEL_DIRECT,
             peer,
         ),
-        // Decided above.
+        // No packet is inside.
         GeneveKind::Probe | GeneveKind::ProbeAnswer => Decision::PASS,
-        GeneveKind::Undeliverable => returned(frame, tables, config, hook, &packet, &geneve, peer.0),
+        GeneveKind::Undeliverable => returned(frame, tables, config, hook, packet, &geneve, peer.0),
     }
 }
 

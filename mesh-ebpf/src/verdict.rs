@@ -313,6 +313,14 @@ pub enum Action {
     Exceptional,
     /// Drop it; it is counted already.
     Drop,
+    /// Leave it, with an Ethernet header, to the hook's program of exceptional packets: it is a fragment, and to
+    /// be split into smaller ones of at most so many bytes, from the IP header on (tc only).
+    Split {
+        /// The bytes.
+        mtu: u16,
+    },
+    /// Let it arrive at the hook again (tc only).
+    Again,
     /// Out of an interface.
     Transmit {
         /// Interface index.

@@ -57,7 +57,7 @@ pub enum DropReason {
     Truncated = 2,
     /// An IP option in a packet for a published port.
     IpOptions = 3,
-    /// An IP fragment of a packet for a published port.
+    /// A fragment of which the first one is not known: from a peer, or one that no packet has.
     Fragment = 4,
     /// A Geneve packet with our VNI that the mesh cannot have made.
     BadGeneve = 5,

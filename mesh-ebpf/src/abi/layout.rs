@@ -5,12 +5,13 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 22] = [
+pub const LAYOUTS: [(&str, u32); 25] = [
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
     ("BREAKERS", 4),
     ("CONFIG", 4),
+    ("DATAGRAMS", 7),
     ("DIALLED", 4),
     ("DROPS", 5),
     ("EVENTS", 4),
@@ -18,6 +19,7 @@ pub const LAYOUTS: [(&str, u32); 22] = [
     ("FLOWS", 6),
     ("FRONTENDS", 4),
     ("HALF_OPEN", 6),
+    ("HELD", 7),
     ("KEYED", 5),
     ("KEYS", 5),
     ("LOADS", 4),
@@ -27,5 +29,6 @@ pub const LAYOUTS: [(&str, u32); 22] = [
     ("PORT_FILTER", 4),
     ("RING", 4),
     ("ROTATION", 4),
+    ("SCRATCH", 7),
     ("SERVICES", 4),
 ];

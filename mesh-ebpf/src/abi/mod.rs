@@ -10,6 +10,7 @@ mod config;
 mod counters;
 mod exceptional;
 mod flow;
+mod fragment;
 mod keys;
 mod layout;
 mod masquerade;
@@ -24,6 +25,10 @@ pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role, SEQUENCE_STEP, is_in_sequence};
+pub use fragment::{
+    Datagram, DatagramKey, DatagramState, HELD_LENGTH, HELD_PER_DATAGRAM, Held, HeldKey, MAX_DATAGRAMS,
+    MAX_HELD,
+};
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
 pub use masquerade::Masquerade;

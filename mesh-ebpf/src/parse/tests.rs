@@ -59,6 +59,7 @@ fn a_tcp_packet_gives_its_tuple_length_and_flags() {
         sequence: 1000,
         advance: 5,
         acknowledged: 2000,
+        is_first_fragment: false,
     };
     check(&a_segment(), Ok(packet));
 }
@@ -91,6 +92,7 @@ fn a_udp_packet_has_no_flags() {
         sequence: 0,
         advance: 0,
         acknowledged: 0,
+        is_first_fragment: false,
     };
     check(&a_datagram(), Ok(packet));
 }
@@ -208,8 +210,8 @@ fn options_beyond_the_frame_are_nothing_of_ours() {
 }
 
 #[test]
-fn fragments_and_icmp_are_exceptional() {
-    for fragment in [[0x20, 0], [0x20, 1], [0, 1], [0x1f, 0xff], [0x40, 1]] {
+fn later_fragments_and_icmp_are_exceptional() {
+    for fragment in [[0x20, 1], [0, 1], [0x1f, 0xff], [0x40, 1]] {
         for frame in [a_segment(), a_datagram()] {
             check(&with(frame, IP + 6, &fragment), Err(Unparsed::Exceptional));
         }
@@ -218,6 +220,14 @@ fn fragments_and_icmp_are_exceptional() {
         &with(a_segment(), IP + 9, &[PROTOCOL_ICMP]),
         Err(Unparsed::Exceptional),
     );
+}
+
+#[test]
+fn a_first_fragment_is_a_packet() {
+    for (fragment, is_first) in [([0x20, 0], true), ([0x60, 0], true), ([0x40, 0], false)] {
+        let packet = parse(&with(a_datagram(), IP + 6, &fragment), IP).expect("a packet");
+        assert_eq!(packet.is_first_fragment, is_first, "{fragment:?}");
+    }
 }
 
 #[test]

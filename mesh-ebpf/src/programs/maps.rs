@@ -9,10 +9,11 @@ use aya_ebpf::{
 };
 use mesh_ebpf::{
     abi::{
-        BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Dialled,
-        DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow, FlowKey, FrontendKey, Hook, Keys,
-        Load, MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, Masquerade,
-        NextHop, PORT_FILTER_WORDS, Service, drop_index, port_filter_bit,
+        BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Datagram,
+        DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow, FlowKey,
+        FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_BACKENDS, MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD,
+        MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, Masquerade, NextHop, PORT_FILTER_WORDS, Service,
+        drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -85,6 +86,15 @@ static EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(EVENT_COUNTERS, 0);
 #[map]
 pub(crate) static DIALLED: LruHashMap<u64, Dialled> = LruHashMap::pinned(65_536, 0);
 
+/// Packets of which fragments have been seen. New ones push out old ones.
+#[map]
+static DATAGRAMS: LruHashMap<DatagramKey, Datagram> = LruHashMap::pinned(MAX_DATAGRAMS, 0);
+/// Fragments that came before the first one of their packet. New ones push out old ones.
+#[map]
+static HELD: LruHashMap<HeldKey, Held> = LruHashMap::pinned(MAX_HELD, 0);
+/// Memory for what is too large for the stack, one entry.
+#[map]
+static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
 /// The programs of exceptional packets.
 #[map]
 pub(crate) static EXCEPTIONAL: ProgramArray = ProgramArray::pinned(EXCEPTIONAL_PROGRAMS, 0);
@@ -343,6 +353,46 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn next_hop(&self, peer: u32) -> Option<&NextHop> {
         NEXT_HOPS.get(peer)
+    }
+
+    #[inline(always)]
+    fn datagram(&self, key: &DatagramKey) -> Option<Datagram> {
+        // SAFETY: the value is copied at once.
+        unsafe { DATAGRAMS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_datagram(&self, key: &DatagramKey, datagram: &Datagram) {
+        // Without room, its later fragments are unknown, and counted as such.
+        let _ = DATAGRAMS.insert(key, datagram, 0);
+    }
+
+    #[inline(always)]
+    fn held(&self, key: &HeldKey) -> Option<&Held> {
+        // SAFETY: the value stays readable until the program ends. If it is pushed out meanwhile, its bytes
+        // can be another fragment's, which the receiver of the packet then does not put together.
+        unsafe { HELD.get(key) }
+    }
+
+    #[inline(always)]
+    fn hold_scratch(&self, key: &HeldKey) {
+        if let Some(scratch) = self.scratch() {
+            // SAFETY: the map's own address, and a key and a value that the program may read. Not by way of
+            // a copy of the value, for which the stack is too small.
+            unsafe {
+                bpf_map_update_elem(
+                    (&raw const HELD).cast_mut().cast(),
+                    (&raw const *key).cast(),
+                    scratch.as_ptr().cast_const().cast(),
+                    0,
+                )
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<NonNull<Held>> {
+        NonNull::new(SCRATCH.get_ptr_mut(0)?)
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! The tc hooks: ingress of uplinks, ingress of containers' veths, egress of mesh0.
 
-use core::{arch::asm, intrinsics::is_val_statically_known, mem::offset_of};
+use core::{arch::asm, intrinsics::is_val_statically_known, mem::offset_of, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{
@@ -9,17 +9,18 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     macros::classifier,
     programs::TcContext,
 };
 use mesh_ebpf::{
-    abi::{Exceptional, Hook},
+    abi::{Exceptional, HELD_LENGTH, Held, Hook},
     bytes::{Be32, Plain},
     exceptional,
-    frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
+    frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route},
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH},
     layer3::Layer3Frame,
     pipeline,
@@ -168,6 +169,17 @@ fn act(skb: &mut Skb, action: Action, exceptional: Option<Exceptional>) -> i32 {
                 return TC_ACT_UNSPEC;
             }
             Action::Drop => return TC_ACT_SHOT,
+            Action::Split { .. } => {
+                match exceptional {
+                    // It has got an Ethernet header.
+                    Some(Exceptional::Layer3) => call(skb, Exceptional::Uplink),
+                    Some(program) => call(skb, program),
+                    // That program has split it.
+                    None => {}
+                }
+                return TC_ACT_SHOT;
+            }
+            Action::Again => bpf_redirect((*skb.context).ifindex, skb.again()),
             Action::Transmit { interface } => bpf_redirect(interface, 0),
             Action::Answer => {
                 let back = if skb.egress { u64::from(BPF_F_INGRESS) } else { 0 };
@@ -331,7 +343,75 @@ impl Frame for Skb {
     }
 }
 
+impl CopyFrame for Skb {
+    #[inline(always)]
+    fn load(&self, offset: usize, length: usize, to: NonNull<Held>) -> Result<(), Refused> {
+        let length = bounded(length)?;
+        // SAFETY: the context is the program's, and `to` has room for `HELD_LENGTH` bytes.
+        unsafe {
+            let bytes = (&raw mut (*to.as_ptr()).bytes).cast();
+            if bpf_skb_load_bytes(self.context.cast(), offset as u32, bytes, length) != 0 {
+                return Err(Refused);
+            }
+            (&raw mut (*to.as_ptr()).length).write(u64::from(length));
+        }
+        Ok(())
+    }
+}
+
+impl FragmentFrame for Skb {
+    #[inline(always)]
+    fn send_copy_again(&mut self) -> Result<(), Refused> {
+        // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
+        match unsafe { bpf_clone_redirect(self.context, (*self.context).ifindex, self.again()) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> Result<(), Refused> {
+        // SAFETY: as above.
+        match unsafe { bpf_skb_change_tail(self.context, length as u32, 0) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, offset: usize, with: &Held) -> Result<(), Refused> {
+        let length = bounded(with.length as usize)?;
+        self.truncate(offset + length as usize)?;
+        // SAFETY: the context is the program's, and at most `HELD_LENGTH` bytes are read.
+        match unsafe {
+            bpf_skb_store_bytes(self.context, offset as u32, with.bytes.as_ptr().cast(), length, 0)
+        } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+}
+
+/// A length that [`Held`] has room for, and that the verifier knows as such.
+#[inline(always)]
+fn bounded(length: usize) -> Result<u32, Refused> {
+    let mut last = (length as u64).wrapping_sub(1);
+    if last >= HELD_LENGTH as u64 {
+        return Err(Refused);
+    }
+    // SAFETY: changes nothing. The compiler no longer knows that the mask changes nothing either; Linux 6.1
+    // needs it to see that the length is not 0.
+    unsafe { asm!("{last} = {last}", last = inout(reg) last, options(pure, nomem, nostack)) };
+    Ok((last & (HELD_LENGTH as u64 - 1)) as u32 + 1)
+}
+
 impl Skb {
+    /// The flags of a redirection to this hook.
+    #[inline(always)]
+    fn again(&self) -> u64 {
+        if self.egress { 0 } else { u64::from(BPF_F_INGRESS) }
+    }
+
     #[inline(always)]
     fn new(context: &TcContext, hook: Hook) -> Self {
         Self {

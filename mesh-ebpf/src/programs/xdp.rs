@@ -34,7 +34,7 @@ pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
     let mut frame = XdpFrame { context: context.ctx };
     match pipeline::run(&mut frame, &KernelTables, Hook::Xdp) {
         // tc has a program for exceptional packets.
-        Action::Pass | Action::Exceptional => xdp_action::XDP_PASS,
+        Action::Pass | Action::Exceptional | Action::Split { .. } => xdp_action::XDP_PASS,
         Action::Answer => xdp_action::XDP_TX,
         Action::Transmit { interface } => {
             // SAFETY: the context is the one the program was called with.
@@ -45,9 +45,11 @@ pub(crate) fn mesh_xdp(context: XdpContext) -> u32 {
                 unsafe { bpf_redirect(interface, 0) as u32 }
             }
         }
-        Action::Drop | Action::IntoContainer { .. } | Action::IntoHost { .. } | Action::Route { .. } => {
-            xdp_action::XDP_DROP
-        }
+        Action::Drop
+        | Action::Again
+        | Action::IntoContainer { .. }
+        | Action::IntoHost { .. }
+        | Action::Route { .. } => xdp_action::XDP_DROP,
     }
 }
 

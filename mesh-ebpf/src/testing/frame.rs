@@ -1,12 +1,13 @@
 //! A frame in a vector. It guarantees what [`Frame`] does and no more: what is undefined there is junk here,
 //! so that code which relies on it fails its tests.
 
-use std::{cell::Cell, collections::BTreeSet};
+use std::{cell::Cell, collections::BTreeSet, ptr::NonNull};
 
 use crate::{
+    abi::Held,
     bytes::{Be16, Be32, Plain},
     checksum,
-    frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
+    frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route},
     headers::ETHERNET_LENGTH,
     layer3::Layer3Frame,
 };
@@ -31,6 +32,8 @@ pub(crate) struct TestFrame {
     pub(crate) way: Route,
     /// The interfaces that this node does not have.
     pub(crate) gone: BTreeSet<u32>,
+    /// Copies that arrive at the hook again.
+    pub(crate) again: Vec<TestFrame>,
     /// The last arguments of [`Frame::route`]: source, destination, length.
     pub(crate) asked: Cell<Option<(Be32, Be32, u16)>>,
 }
@@ -46,6 +49,7 @@ impl TestFrame {
             elastic: true,
             way: Route::Unreachable,
             gone: BTreeSet::new(),
+            again: Vec::new(),
             asked: Cell::new(None),
         }
     }
@@ -93,6 +97,42 @@ impl ReadFrame for TestFrame {
 
     fn has_interface(&self, index: u32) -> bool {
         !self.gone.contains(&index)
+    }
+}
+
+impl CopyFrame for TestFrame {
+    fn load(&self, offset: usize, length: usize, to: NonNull<Held>) -> Result<(), Refused> {
+        let bytes = self.bytes.get(offset..offset + length).ok_or(Refused)?;
+        // SAFETY: the tests' tables own the memory, and nothing else uses it meanwhile.
+        let to = unsafe { &mut *to.as_ptr() };
+        to.bytes.get_mut(..length).ok_or(Refused)?.copy_from_slice(bytes);
+        to.length = length as u64;
+        Ok(())
+    }
+}
+
+impl FragmentFrame for TestFrame {
+    fn send_copy_again(&mut self) -> Result<(), Refused> {
+        let copy = self.clone();
+        self.again.push(Self {
+            again: Vec::new(),
+            ..copy
+        });
+        Ok(())
+    }
+
+    fn truncate(&mut self, length: usize) -> Result<(), Refused> {
+        if !self.elastic {
+            return Err(Refused);
+        }
+        self.bytes.resize(length, JUNK);
+        Ok(())
+    }
+
+    fn replace(&mut self, offset: usize, with: &Held) -> Result<(), Refused> {
+        self.truncate(offset)?;
+        self.bytes.extend(&with.bytes[..with.length as usize]);
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Fixtures of the packet path's tests: a frame, the tables of a node, and packets that etherparse makes and
 //! checks.
 
+use std::collections::VecDeque;
+
 mod frame;
 mod packets;
 mod tables;
@@ -31,14 +33,32 @@ pub(crate) fn run(tables: &TestTables, hook: Hook, frame: &mut TestFrame) -> Act
             );
             exceptional::run(frame, tables, hook)
         }
+        Action::Split { .. } => exceptional::run(frame, tables, hook),
         action => action,
     }
+}
+
+/// Does with a frame, and with what becomes of it, what a hook does, until all of that has left the hook.
+pub(crate) fn run_until_gone(tables: &TestTables, hook: Hook, frame: TestFrame) -> Vec<(Action, TestFrame)> {
+    let mut arriving = VecDeque::from([frame]);
+    let mut left = Vec::new();
+    while let Some(mut frame) = arriving.pop_front() {
+        let action = run(tables, hook, &mut frame);
+        arriving.extend(frame.again.drain(..));
+        match action {
+            Action::Again => arriving.push_back(frame),
+            action => left.push((action, frame)),
+        }
+    }
+    left
 }
 
 /// The same with a packet of a layer 3 device.
 pub(crate) fn run_layer3(tables: &TestTables, hook: Hook, packet: &mut TestFrame) -> Action {
     match pipeline::run_layer3(packet, tables, hook) {
         Action::Exceptional => exceptional::run_layer3(packet, tables, hook),
+        // With its Ethernet header.
+        Action::Split { .. } => exceptional::run(packet, tables, hook),
         action => action,
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
-        Config, DropReason, Event, Flow, FlowKey, FrontendKey, Hook, Keys, Load, NextHop, Service,
-        drop_index,
+        Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
+        HeldKey, Hook, Keys, Load, NextHop, Service, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -114,6 +114,10 @@ pub(crate) struct TestTables {
     /// Whether the table of open flows does.
     pub(crate) open_full: Cell<bool>,
     node: u8,
+    datagrams: RefCell<BTreeMap<DatagramKey, Datagram>>,
+    held: RefCell<BTreeMap<HeldKey, NonNull<Held>>>,
+    scratch: Cell<Option<NonNull<Held>>>,
+    memory: Memory,
     rotation: RefCell<BTreeMap<u32, u32>>,
     loads: RefCell<BTreeMap<u32, Load>>,
     open: Flows,
@@ -242,6 +246,11 @@ impl TestTables {
         self.counters.borrow().get(&backend).copied().unwrap_or_default()
     }
 
+    /// Fragments that wait.
+    pub(crate) fn held_count(&self) -> usize {
+        self.held.borrow().len()
+    }
+
     /// Flow entries, of all roles.
     pub(crate) fn flow_count(&self) -> usize {
         self.open_count() + self.half_open.entries.borrow().len()
@@ -266,6 +275,27 @@ impl TestTables {
     /// Forgets the half-open ones, as an LRU map may.
     pub(crate) fn forget_half_open(&self) {
         self.half_open.forget();
+    }
+}
+
+/// Fragments' memory, kept as long as the table.
+#[derive(Default)]
+struct Memory(RefCell<Vec<NonNull<Held>>>);
+
+impl Memory {
+    fn keep(&self, held: Held) -> NonNull<Held> {
+        let held = NonNull::from(Box::leak(Box::new(held)));
+        self.0.borrow_mut().push(held);
+        held
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        for held in self.0.borrow_mut().drain(..) {
+            // SAFETY: leaked by `keep`, and listed here only.
+            drop(unsafe { Box::from_raw(held.as_ptr()) });
+        }
     }
 }
 
@@ -469,6 +499,37 @@ impl Tables for TestTables {
 
     fn next_hop(&self, peer: u32) -> Option<&NextHop> {
         self.next_hops.get(peer as usize)
+    }
+
+    fn datagram(&self, key: &DatagramKey) -> Option<Datagram> {
+        self.datagrams.borrow().get(key).copied()
+    }
+
+    fn put_datagram(&self, key: &DatagramKey, datagram: &Datagram) {
+        self.datagrams.borrow_mut().insert(*key, *datagram);
+    }
+
+    fn held(&self, key: &HeldKey) -> Option<&Held> {
+        // SAFETY: freed with the tables only, and written no more.
+        self.held.borrow().get(key).map(|held| unsafe { held.as_ref() })
+    }
+
+    fn hold_scratch(&self, key: &HeldKey) {
+        let scratch = self.scratch().expect("there is some");
+        // SAFETY: freed with the tables only, and nothing else uses it meanwhile.
+        let held = self.memory.keep(unsafe { *scratch.as_ptr() });
+        self.held.borrow_mut().insert(*key, held);
+    }
+
+    fn scratch(&self) -> Option<NonNull<Held>> {
+        if self.scratch.get().is_none() {
+            let empty = Held {
+                length: 0,
+                bytes: [0; HELD_LENGTH],
+            };
+            self.scratch.set(Some(self.memory.keep(empty)));
+        }
+        self.scratch.get()
     }
 
     fn count_connection(&self, backend: u32) {

@@ -1,0 +1,86 @@
+//! Fragments of IP packets: which packet each belongs to, and those that came before the first one.
+
+use crate::bytes::{Be16, Be32};
+
+/// Packets whose fragments can be told apart at a time.
+pub const MAX_DATAGRAMS: u32 = 4_096;
+/// Fragments that wait for the first one at a time.
+pub const MAX_HELD: u32 = 256;
+/// Fragments of one packet that wait for the first one at most: as many as 64 KiB have at Ethernet's MTU.
+pub const HELD_PER_DATAGRAM: u16 = 48;
+/// Bytes of a fragment, IP header included, that can be held, or split off from another one.
+pub const HELD_LENGTH: usize = 2_048;
+
+/// What all fragments of one packet have in common (RFC 791, 3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct DatagramKey {
+    /// Sender.
+    pub source: Be32,
+    /// Receiver.
+    pub destination: Be32,
+    /// The sender's number of the packet.
+    pub identification: Be16,
+    /// IP protocol number.
+    pub protocol: u16,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// A packet of which a fragment has been seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Datagram {
+    /// The kernel's clock when the first of them was seen, nanoseconds.
+    pub since: u64,
+    /// What is known of it.
+    pub state: DatagramState,
+    /// Sender's port, once its first fragment was seen.
+    pub source_port: Be16,
+    /// Receiver's port, the same.
+    pub destination_port: Be16,
+    /// How many fragments came before the first one.
+    pub held: u16,
+    /// 0 until the first one comes, then 1 and how many of those have followed it.
+    pub released: u16,
+    /// How often they may yet wait, the first one being split and its parts on their way.
+    pub waits: u32,
+}
+
+/// What is known of a packet of which a fragment has been seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct DatagramState(u32);
+
+impl DatagramState {
+    /// Its first fragment has not been seen.
+    pub const WAITING: Self = Self(0);
+    /// It is of a flow.
+    pub const OURS: Self = Self(1);
+    /// It is none of the mesh's.
+    pub const OTHER: Self = Self(2);
+}
+
+/// One of the fragments that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct HeldKey {
+    /// Of this packet.
+    pub datagram: DatagramKey,
+    /// In the order of arrival.
+    pub number: u64,
+}
+
+/// A fragment that waits, or the second part of one that is split.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub struct Held {
+    /// Bytes, from the IP header on.
+    pub length: u64,
+    /// Those bytes, and undefined ones behind.
+    pub bytes: [u8; HELD_LENGTH],
+}
+
+const _: () = assert!(size_of::<DatagramKey>() == 16);
+const _: () = assert!(size_of::<Datagram>() == 24);
+const _: () = assert!(size_of::<HeldKey>() == 24);

@@ -1,0 +1,362 @@
+//! Fragments. Only the first one of a packet has its ports: the pipeline takes that as any other packet and notes
+//! to which flow the packet belongs, and the later ones follow ([`crate::exceptional`]). A copy of one that
+//! comes before the first is kept until then; the original passes, as it may be another's. The first one goes on
+//! then, and a carrier follows, which becomes one after the other.
+//!
+//! What is too big for its way is split further. Packets are put together again by their receiver.
+
+use crate::{
+    abi::{
+        Datagram, DatagramKey, DatagramState, DropReason, FlowKey, HELD_LENGTH, HELD_PER_DATAGRAM, HeldKey,
+        Hook,
+    },
+    bytes::Be16,
+    checksum,
+    frame::{CopyFrame, FragmentFrame, ReadFrame, Refused},
+    headers::{
+        ETHERNET_LENGTH, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, IPV4_MORE_FRAGMENTS,
+        Ipv4, Ports,
+    },
+    parse::Packet,
+    tables::Tables,
+    verdict::{Action, Decision},
+};
+
+/// How long fragments of one packet are known to belong together, nanoseconds: as long as Linux waits for the
+/// rest of them (`net.ipv4.ipfrag_time`). Numbers of packets are used again.
+const LIFETIME: u64 = 30_000_000_000;
+
+/// The fragment field of a carrier: a frame that takes the place of fragments that came before the first one of
+/// their packet, one after the other. No fragment begins there: it would end behind the longest packet.
+const CARRIER: u16 = 0x3fff;
+
+/// How often a carrier arrives again before the parts of the first fragment, which are right behind it. They may
+/// have got lost.
+const MOST_WAITS: u32 = 4;
+
+/// A fragment: of which packet it is, and what its header says.
+#[derive(Clone, Copy)]
+pub struct Fragment {
+    key: DatagramKey,
+    total_length: u16,
+    is_first: bool,
+    is_carrier: bool,
+}
+
+/// The fragment at `offset`, if there is one, whole and without options.
+#[inline(always)]
+pub fn find<F: ReadFrame>(frame: &F, offset: usize) -> Option<Fragment> {
+    let ip = frame.at::<Ipv4>(offset)?;
+    let total_length = ip.total_length.get();
+    let is_one = ip.version_and_length == 0x45
+        && ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0
+        && usize::from(total_length) >= IPV4_LENGTH
+        && u32::from(total_length) + offset as u32 <= frame.length();
+    is_one.then_some(Fragment {
+        key: key(ip),
+        total_length,
+        is_first: ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() == 0,
+        is_carrier: ip.fragment.get() == CARRIER,
+    })
+}
+
+#[inline(always)]
+fn key(ip: &Ipv4) -> DatagramKey {
+    DatagramKey {
+        source: ip.source,
+        destination: ip.destination,
+        identification: ip.identification,
+        protocol: u16::from(ip.protocol),
+        padding: 0,
+    }
+}
+
+/// What is known of a packet.
+#[inline(always)]
+fn known<T: Tables>(tables: &T, key: &DatagramKey) -> Option<Datagram> {
+    tables
+        .datagram(key)
+        .filter(|datagram| tables.clock().wrapping_sub(datagram.since) < LIFETIME)
+}
+
+/// Whether fragments came before the first one, and no carrier has been sent for them.
+#[inline(always)]
+fn has_to_release(datagram: &Datagram) -> bool {
+    datagram.held != 0 && datagram.released == 0
+}
+
+#[inline(always)]
+fn new_one<T: Tables>(tables: &T) -> Datagram {
+    Datagram {
+        since: tables.clock(),
+        ..Datagram::default()
+    }
+}
+
+/// Notes to which flow the packet of a first fragment at `offset` belongs.
+#[inline(always)]
+pub fn note<F: ReadFrame, T: Tables>(frame: &F, tables: &T, offset: usize, flow: &FlowKey) {
+    if let Some(ip) = frame.at::<Ipv4>(offset) {
+        let datagram = Datagram {
+            state: DatagramState::OURS,
+            source_port: flow.source_port,
+            destination_port: flow.destination_port,
+            ..new_one(tables)
+        };
+        tables.put_datagram(&key(ip), &datagram);
+    }
+}
+
+/// Notes the same about a first fragment that is not encapsulated, about which a decision was made. If there are
+/// some that came before it, it is for [`Fragment::send_carrier`].
+#[inline(always)]
+pub fn first<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    hook: Hook,
+    offset: usize,
+    packet: &Packet,
+    decision: Decision<'a>,
+) -> Decision<'a> {
+    let Some(ip) = frame.at::<Ipv4>(offset) else {
+        return decision;
+    };
+    let key = key(ip);
+    let is_ours = !decision.leaves_packet();
+    // XDP leaves much to tc, and with it the note. What this node's own kernels send is in order.
+    if !is_ours && !matches!(hook, Hook::TcUplink) {
+        return decision;
+    }
+    let datagram = known(tables, &key).unwrap_or_else(|| new_one(tables));
+    let datagram = Datagram {
+        state: if is_ours {
+            DatagramState::OURS
+        } else {
+            DatagramState::OTHER
+        },
+        source_port: packet.key.source_port,
+        destination_port: packet.key.destination_port,
+        waits: 0,
+        ..datagram
+    };
+    tables.put_datagram(&key, &datagram);
+    if is_ours && has_to_release(&datagram) {
+        Decision::exceptional(hook)
+    } else {
+        decision
+    }
+}
+
+impl Fragment {
+    /// Whether it is the first one.
+    #[inline(always)]
+    pub fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    /// Whether it is a carrier.
+    #[inline(always)]
+    pub fn is_carrier(&self) -> bool {
+        self.is_carrier
+    }
+
+    /// The tuple of its packet, if that is known to be the mesh's.
+    #[inline(always)]
+    pub fn flow_key<F: ReadFrame, T: Tables>(&self, frame: &F, tables: &T, offset: usize) -> Option<FlowKey> {
+        let (source_port, destination_port) = if self.is_first {
+            let ports = frame.at::<Ports>(offset + IPV4_LENGTH)?;
+            (ports.source, ports.destination)
+        } else {
+            let datagram = known(tables, &self.key)?;
+            if datagram.state != DatagramState::OURS {
+                return None;
+            }
+            (datagram.source_port, datagram.destination_port)
+        };
+        Some(FlowKey {
+            source: self.key.source,
+            destination: self.key.destination,
+            source_port,
+            destination_port,
+            protocol: u32::from(self.key.protocol),
+        })
+    }
+
+    /// Keeps a copy of one of whose packet the first one has not come.
+    #[inline(always)]
+    pub fn hold<F: CopyFrame, T: Tables>(&self, frame: &F, tables: &T, offset: usize) {
+        let mut datagram = known(tables, &self.key).unwrap_or_else(|| new_one(tables));
+        if datagram.state != DatagramState::WAITING || datagram.held >= HELD_PER_DATAGRAM {
+            return;
+        }
+        let Some(scratch) = tables.scratch() else {
+            return;
+        };
+        if frame
+            .load(offset, usize::from(self.total_length), scratch)
+            .is_err()
+        {
+            return;
+        }
+        tables.hold_scratch(&HeldKey {
+            datagram: self.key,
+            number: u64::from(datagram.held),
+        });
+        datagram.held += 1;
+        tables.put_datagram(&self.key, &datagram);
+    }
+
+    /// Sends a carrier after a first fragment if there are some that came before it. The IP header is at
+    /// `offset`.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel does not allow it.
+    #[inline(always)]
+    pub fn send_carrier<F: FragmentFrame, T: Tables>(
+        &self,
+        frame: &mut F,
+        tables: &T,
+        offset: usize,
+    ) -> Result<(), Refused> {
+        let Some(datagram) = known(tables, &self.key).filter(has_to_release) else {
+            return Ok(());
+        };
+        tables.put_datagram(
+            &self.key,
+            &Datagram {
+                released: 1,
+                ..datagram
+            },
+        );
+        let ip = *frame.at::<Ipv4>(offset).ok_or(Refused)?;
+        set_header(frame, offset, &ip, 0, CARRIER)?;
+        frame.send_copy_again()?;
+        *frame.at_mut::<Ipv4>(offset).ok_or(Refused)? = ip;
+        Ok(())
+    }
+
+    /// Lets a carrier become the next of the fragments that it is sent for.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel does not allow it.
+    #[inline(always)]
+    pub fn unload<F: FragmentFrame, T: Tables>(
+        &self,
+        frame: &mut F,
+        tables: &T,
+        offset: usize,
+    ) -> Result<Unloaded, Refused> {
+        let Some(before) = known(tables, &self.key)
+            .filter(|datagram| datagram.released != 0 && datagram.released <= datagram.held)
+        else {
+            return Ok(Unloaded::Nothing);
+        };
+        if before.waits != 0 {
+            tables.put_datagram(
+                &self.key,
+                &Datagram {
+                    waits: before.waits - 1,
+                    ..before
+                },
+            );
+            return Ok(Unloaded::Waits);
+        }
+        let datagram = Datagram {
+            released: before.released + 1,
+            ..before
+        };
+        tables.put_datagram(&self.key, &datagram);
+        if datagram.released <= datagram.held {
+            frame.send_copy_again()?;
+        }
+        let held = HeldKey {
+            datagram: self.key,
+            number: u64::from(before.released - 1),
+        };
+        match tables.held(&held) {
+            Some(held) => {
+                frame.replace(offset, held)?;
+                Ok(Unloaded::Fragment)
+            }
+            // It has been pushed out.
+            None => Ok(Unloaded::Nothing),
+        }
+    }
+}
+
+/// What has become of a carrier.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unloaded {
+    /// A fragment that waited.
+    Fragment,
+    /// It waits itself, until the first fragment has gone on.
+    Waits,
+    /// There is no more to carry.
+    Nothing,
+}
+
+/// Splits the fragment that a frame is into two, the first one as large as `mtu` allows. Both arrive at the
+/// hook again.
+///
+/// # Errors
+/// The reason to drop it.
+#[inline(always)]
+pub fn split<F: FragmentFrame, T: Tables>(frame: &mut F, tables: &T, mtu: u16) -> Result<Action, DropReason> {
+    let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
+    // Offsets are in units of 8 bytes.
+    let kept = mtu.saturating_sub(IPV4_LENGTH as u16) & !7;
+    let payload = ip.total_length.get().saturating_sub(IPV4_LENGTH as u16);
+    if kept == 0 || payload <= kept || usize::from(payload - kept) > HELD_LENGTH {
+        return Err(DropReason::TooBig);
+    }
+    if ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() == 0
+        && let Some(datagram) = known(tables, &key(&ip))
+    {
+        // Its carrier, if there is one, arrives before its parts.
+        tables.put_datagram(
+            &key(&ip),
+            &Datagram {
+                waits: MOST_WAITS,
+                ..datagram
+            },
+        );
+    }
+    let scratch = tables.scratch().ok_or(Refused)?;
+    let end = ETHERNET_LENGTH + IPV4_LENGTH + usize::from(kept);
+    frame.load(end, usize::from(payload - kept), scratch)?;
+    frame.truncate(end)?;
+    let fragment = ip.fragment.get();
+    set_header(
+        frame,
+        ETHERNET_LENGTH,
+        &ip,
+        kept,
+        fragment | IPV4_MORE_FRAGMENTS.get(),
+    )?;
+    frame.send_copy_again()?;
+    // SAFETY: the memory is this run's own, and `load` has written what is read.
+    frame.replace(ETHERNET_LENGTH + IPV4_LENGTH, unsafe { scratch.as_ref() })?;
+    set_header(frame, ETHERNET_LENGTH, &ip, payload - kept, fragment + kept / 8)?;
+    Ok(Action::Again)
+}
+
+#[inline(always)]
+fn set_header<F: FragmentFrame>(
+    frame: &mut F,
+    offset: usize,
+    ip: &Ipv4,
+    payload: u16,
+    fragment: u16,
+) -> Result<(), Refused> {
+    let mut header = Ipv4 {
+        total_length: Be16::new(payload + IPV4_LENGTH as u16),
+        fragment: Be16::new(fragment),
+        ..*ip
+    };
+    header.checksum = checksum::ipv4(&header);
+    *frame.at_mut::<Ipv4>(offset).ok_or(Refused)? = header;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
