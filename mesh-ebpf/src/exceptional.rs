@@ -3,7 +3,7 @@
 //! of any packet. The hook's program calls that one with the packet as it came.
 
 use crate::{
-    abi::{Config, DropReason, Hook, Role},
+    abi::{Config, DropReason, FlowKey, Hook, Role},
     encapsulation,
     execute::execute,
     fragment::{self, Fragment, Unloaded},
@@ -129,10 +129,13 @@ fn decide<'a, F: CopyFrame, T: Tables>(
     if let Some(fragment) = fragment::find(frame, ETHERNET_LENGTH) {
         return Decisions::of_packet(plain_fragment(frame, tables, config, hook, &fragment));
     }
-    let outer = match parse(frame, ETHERNET_LENGTH) {
-        Ok(packet) if tunnel::is_encapsulated(config, &packet) => packet,
-        _ => return Decisions::PASS,
+    let Ok(outer) = parse(frame, ETHERNET_LENGTH) else {
+        return Decisions::PASS;
     };
+    if !tunnel::is_encapsulated(config, &outer) {
+        // It is too big for its way, and to be split.
+        return Decisions::of_packet(known_flow(tables, config, hook, &outer.key));
+    }
     // The pipeline has opened it just now.
     let Ok(envelope) = tunnel::open_envelope(frame, tables, config, &outer) else {
         return Decisions::PASS;
@@ -152,7 +155,7 @@ fn is_icmp<F: CopyFrame>(frame: &F, offset: usize) -> bool {
         .is_some_and(|ip| ip.protocol == PROTOCOL_ICMP)
 }
 
-/// Decides about a fragment that is not encapsulated. Its flow has been opened by the first one.
+/// Decides about a fragment that is not encapsulated.
 #[inline(always)]
 fn plain_fragment<'a, F: CopyFrame, T: Tables>(
     frame: &F,
@@ -168,7 +171,13 @@ fn plain_fragment<'a, F: CopyFrame, T: Tables>(
         }
         return Decision::PASS;
     };
-    let Some((flow, backend)) = icmp::current(tables, &key) else {
+    known_flow(tables, config, hook, &key)
+}
+
+/// Decides about a packet that is not encapsulated, of a flow that the pipeline has opened.
+#[inline(always)]
+fn known_flow<'a, T: Tables>(tables: &'a T, config: &Config, hook: Hook, key: &FlowKey) -> Decision<'a> {
+    let Some((flow, backend)) = icmp::current(tables, key) else {
         return Decision::drop(DropReason::UnknownFlow);
     };
     flow.touch(config.now);

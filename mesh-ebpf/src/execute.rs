@@ -11,12 +11,11 @@ use crate::{
     bytes::Be16,
     checksum::{self, Difference},
     encapsulation::{self, address_frame, encapsulate},
-    errors,
+    errors, fragment,
     frame::{ChecksumChange, Frame, Refused, Route},
     headers::{
-        ETHERNET_LENGTH, GeneveKind, IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK,
-        IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP, Ports, TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp,
-        UDP_CHECKSUM_OFFSET,
+        ETHERNET_LENGTH, GeneveKind, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP,
+        Ports, TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
     },
     mss, probe,
     tables::{FlowEntry, Tables},
@@ -113,11 +112,7 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
 
 #[inline(always)]
 fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16) -> Action {
-    // What is in fragments already can be in more of them.
-    if let Some(ip) = frame.at::<Ipv4>(ETHERNET_LENGTH)
-        && ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0
-        && ip.fragment.raw() & IPV4_DONT_FRAGMENT.raw() == 0
-    {
+    if fragment::may_be_split(frame) {
         return Action::Split { mtu };
     }
     tables.count_drop(hook, DropReason::TooBig);
@@ -423,9 +418,10 @@ fn is_syn<F: Frame>(frame: &F, ip: &Ipv4) -> Result<bool, Refused> {
     Ok(tcp.flags & TCP_SYN != 0)
 }
 
-/// Rewrites addresses and ports, and the checksums with them. A fragment other than the first has neither ports
-/// nor a checksum; the first one's checksum is that of the whole packet. Between client and container a packet takes one
-/// `HOP`, as through a router. One that has none left goes on: its sender has reached the address it sent to.
+/// Rewrites addresses and ports, and the checksums with them. A fragment other than the first has neither
+/// ports nor a checksum; the first one's checksum is that of the whole packet. Between client and container a
+/// packet takes one `HOP`, as through a router. One that has none left goes on: its sender has reached the
+/// address it sent to.
 #[inline(always)]
 pub fn translate<const HOP: bool, const FRAGMENTS: bool, F: Frame>(
     frame: &mut F,

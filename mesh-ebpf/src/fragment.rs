@@ -1,7 +1,7 @@
-//! Fragments. Only the first one of a packet has its ports: the pipeline takes that as any other packet and notes
-//! to which flow the packet belongs, and the later ones follow ([`crate::exceptional`]). A copy of one that
-//! comes before the first is kept until then; the original passes, as it may be another's. The first one goes on
-//! then, and a carrier follows, which becomes one after the other.
+//! Fragments. Only the first one of a packet has its ports: the pipeline takes that as any other packet and
+//! notes to which flow the packet belongs, and the later ones follow ([`crate::exceptional`]). A copy of one
+//! that comes before the first is kept until then; the original passes, as it may be another's. The first one
+//! goes on then, and a carrier follows, which becomes one after the other.
 //!
 //! What is too big for its way is split further. Packets are put together again by their receiver.
 
@@ -14,8 +14,8 @@ use crate::{
     checksum,
     frame::{CopyFrame, FragmentFrame, ReadFrame, Refused},
     headers::{
-        ETHERNET_LENGTH, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, IPV4_MORE_FRAGMENTS,
-        Ipv4, Ports,
+        ETHERNET_LENGTH, IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH,
+        IPV4_MORE_FRAGMENTS, Ipv4, L4_OFFSET, PROTOCOL_UDP, Ports, Udp,
     },
     parse::Packet,
     tables::Tables,
@@ -26,12 +26,12 @@ use crate::{
 /// rest of them (`net.ipv4.ipfrag_time`). Numbers of packets are used again.
 const LIFETIME: u64 = 30_000_000_000;
 
-/// The fragment field of a carrier: a frame that takes the place of fragments that came before the first one of
+/// The fragment field of a carrier: a frame that becomes the fragments that came before the first one of
 /// their packet, one after the other. No fragment begins there: it would end behind the longest packet.
 const CARRIER: u16 = 0x3fff;
 
-/// How often a carrier arrives again before the parts of the first fragment, which are right behind it. They may
-/// have got lost.
+/// How often a carrier arrives again before the parts of the first fragment, which are right behind it. They
+/// may have got lost.
 const MOST_WAITS: u32 = 4;
 
 /// A fragment: of which packet it is, and what its header says.
@@ -107,8 +107,8 @@ pub fn note<F: ReadFrame, T: Tables>(frame: &F, tables: &T, offset: usize, flow:
     }
 }
 
-/// Notes the same about a first fragment that is not encapsulated, about which a decision was made. If there are
-/// some that came before it, it is for [`Fragment::send_carrier`].
+/// Notes the same about a first fragment that is not encapsulated, about which a decision was made. If there
+/// are some that came before it, it is for [`Fragment::send_carrier`].
 #[inline(always)]
 pub fn first<'a, F: ReadFrame, T: Tables>(
     frame: &F,
@@ -295,8 +295,35 @@ pub enum Unloaded {
     Nothing,
 }
 
-/// Splits the fragment that a frame is into two, the first one as large as `mtu` allows. Both arrive at the
-/// hook again.
+/// Whether the packet may be split into fragments, or a fragment into smaller ones: its sender must allow it.
+/// A datagram whose checksum is left to the hardware cannot be split: it would be finished for each part.
+#[inline(always)]
+pub fn may_be_split<F: ReadFrame>(frame: &F) -> bool {
+    let Some(ip) = frame.at::<Ipv4>(ETHERNET_LENGTH) else {
+        return false;
+    };
+    if ip.fragment.raw() & IPV4_DONT_FRAGMENT.raw() != 0 || frame.segment_size() != 0 {
+        return false;
+    }
+    if ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0 {
+        return true;
+    }
+    let (source, destination, length) = (ip.source, ip.destination, ip.total_length.get());
+    let is_udp = ip.protocol == PROTOCOL_UDP;
+    let Some(udp) = frame.at::<Udp>(L4_OFFSET) else {
+        return false;
+    };
+    let unfinished = checksum::fold(checksum::pseudo_header(
+        source,
+        destination,
+        PROTOCOL_UDP,
+        length.wrapping_sub(IPV4_LENGTH as u16),
+    ));
+    is_udp && udp.checksum.raw() != unfinished
+}
+
+/// Splits the packet or fragment that a frame is into two, the first one as large as `mtu` allows. Both
+/// arrive at the hook again.
 ///
 /// # Errors
 /// The reason to drop it.

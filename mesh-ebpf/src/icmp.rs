@@ -152,8 +152,8 @@ pub fn decide_encapsulated<'a, F: ReadFrame, T: Tables>(
     }
 }
 
-/// Whether a peer may send something of a flow: to its backend here, as the entry node, or else from its backend
-/// there, to the client.
+/// Whether a peer may send something of a flow: to its backend here, as the entry node, or else from its
+/// backend there, to the client.
 #[inline(always)]
 pub fn is_of_peer(flow: FlowEntry, backend: &Backend, envelope: &Envelope, to_backend: bool) -> bool {
     if to_backend {

@@ -313,8 +313,8 @@ pub enum Action {
     Exceptional,
     /// Drop it; it is counted already.
     Drop,
-    /// Leave it, with an Ethernet header, to the hook's program of exceptional packets: it is a fragment, and to
-    /// be split into smaller ones of at most so many bytes, from the IP header on (tc only).
+    /// Leave it, with an Ethernet header, to the hook's program of exceptional packets: it is to be split
+    /// into fragments of at most so many bytes, from the IP header on (tc only).
     Split {
         /// The bytes.
         mtu: u16,

@@ -13,7 +13,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use socket2::{Domain, SockRef, Socket, Type};
+use etherparse::{Ipv4Header, PacketBuilder};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::netns::Netns;
 
@@ -125,12 +126,15 @@ fn right(bytes: &[u8]) -> usize {
         .sum()
 }
 
+/// Answers with name and peer, in as many bytes as the question had if those suffice.
 fn echo(socket: &UdpSocket, name: &str, ended: &AtomicBool) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     while !ended.load(Ordering::Relaxed) {
         // Errors are about clients that are gone.
-        if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{name} {peer}").as_bytes(), peer);
+        if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let mut answer = format!("{name} {peer}").into_bytes();
+            answer.resize(length.max(answer.len()), b'\n');
+            let _ = socket.send_to(&answer, peer);
         }
     }
 }
@@ -274,6 +278,81 @@ pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddrV4) -> 
         let mut buffer = [0; 128];
         let length = socket.recv(&mut buffer)?;
         Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+    })
+}
+
+/// Asks with a datagram of so many bytes; the answer must have as many. Either may be lost once: kernels
+/// forbid to split what fits their card, and learn from that what the way carries.
+pub(crate) fn ask_with(netns: &Netns, target: SocketAddrV4, size: usize) -> io::Result<Answer> {
+    netns.enter(|| {
+        let socket = fresh_datagram_socket()?;
+        let ask = |patience| {
+            socket.send_to(&vec![b'?'; size], target)?;
+            answer_of(&socket, target, size, patience)
+        };
+        let is_lost = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        for _ in 0..2 {
+            match ask(PATIENCE / 5) {
+                Err(error) if is_lost(&error) => {}
+                answer => return answer,
+            }
+        }
+        ask(PATIENCE)
+    })
+}
+
+fn answer_of(
+    socket: &UdpSocket,
+    target: SocketAddrV4,
+    size: usize,
+    patience: Duration,
+) -> io::Result<Answer> {
+    socket.set_read_timeout(Some(patience))?;
+    let mut buffer = vec![0; 1 << 16];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    if (length, from) != (size, SocketAddr::V4(target)) {
+        return Err(io::Error::other(format!("{length} bytes came from {from}")));
+    }
+    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+}
+
+/// The same in fragments of which the last is sent first, from one of the client's addresses.
+pub(crate) fn ask_backwards(
+    netns: &Netns,
+    source: Ipv4Addr,
+    target: SocketAddrV4,
+    size: usize,
+) -> io::Result<Answer> {
+    /// Bytes of a fragment: a multiple of 8.
+    const STEP: usize = 1480;
+    netns.enter(|| {
+        let socket = fresh_datagram_socket()?;
+        let port = socket.local_addr()?.port();
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4(source.octets(), target.ip().octets(), 64)
+            .udp(port, target.port())
+            .write(&mut packet, &vec![b'?'; size])
+            .map_err(io::Error::other)?;
+        let (header, payload) = Ipv4Header::from_slice(&packet).map_err(io::Error::other)?;
+        // A raw socket that is given the header.
+        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        let count = payload.len().div_ceil(STEP);
+        for (number, part) in payload.chunks(STEP).enumerate().rev() {
+            let mut header = header.clone();
+            header.dont_fragment = false;
+            header.more_fragments = number + 1 < count;
+            header.identification = port;
+            header.fragment_offset = u16::try_from(number * STEP / 8)
+                .ok()
+                .and_then(|offset| offset.try_into().ok())
+                .ok_or_else(|| io::Error::other("too long a datagram"))?;
+            header.set_payload_len(part.len()).map_err(io::Error::other)?;
+            let mut fragment = Vec::new();
+            header.write(&mut fragment)?;
+            fragment.extend_from_slice(part);
+            raw.send_to(&fragment, &SocketAddr::V4(target).into())?;
+        }
+        answer_of(&socket, target, size, PATIENCE)
     })
 }
 

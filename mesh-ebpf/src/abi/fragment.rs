@@ -2,7 +2,7 @@
 
 use crate::bytes::{Be16, Be32};
 
-/// Packets whose fragments can be told apart at a time.
+/// Packets whose fragments are known to belong together at a time.
 pub const MAX_DATAGRAMS: u32 = 4_096;
 /// Fragments that wait for the first one at a time.
 pub const MAX_HELD: u32 = 256;

@@ -49,7 +49,8 @@ fn fragments(source: SocketAddrV4, destination: SocketAddrV4, length: usize, mtu
         .collect()
 }
 
-/// The datagram that its receiver puts together, with every checksum checked, or nothing if parts are missing.
+/// The datagram that its receiver puts together, with every checksum checked, or nothing if parts are
+/// missing.
 fn together(frames: &[TestFrame]) -> Option<TestFrame> {
     let mut parts = Vec::new();
     for frame in frames {
@@ -277,6 +278,31 @@ fn a_peers_later_fragment_without_its_first_is_dropped_and_counted() {
         Action::Drop
     );
     assert_eq!(other.drops(Hook::TcUplink, DropReason::Fragment), 1);
+}
+
+#[test]
+fn a_datagram_is_split_if_its_sender_allows_it() {
+    let (entry, other) = nodes(2);
+    for (frame, is_split) in [
+        (udp(at(CLIENT), at(FRONTEND), &payload(1472)), true),
+        // The hardware would finish the checksum of each part.
+        (udp(at(CLIENT), at(FRONTEND), &payload(1472)).unfinished(), false),
+    ] {
+        let mut frame = frame;
+        frame.bytes[IP + 6] = 0;
+        fix_ip_checksum(&mut frame.bytes, IP);
+        if is_split {
+            let encapsulated = through(&entry, Hook::TcUplink, vec![frame], TO_PEER);
+            assert_eq!(encapsulated.len(), 2);
+            let there = through(&other, Hook::TcUplink, received(&encapsulated), INTO_CONTAINER);
+            assert_eq!(
+                view(&together(&there).expect("all fragments")).payload,
+                payload(1472)
+            );
+        } else {
+            assert_eq!(run_until_gone(&entry, Hook::TcUplink, frame)[0].0, Action::Answer);
+        }
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod counters;
 mod life;
 mod links;
 mod liveness;
+mod packets;
 mod reach;
 mod takeover;
 
@@ -47,6 +48,22 @@ pub(crate) const STORIES: &[Story] = &[
     on_every_link("replicas_see_the_clients_address", reach::replicas_see_clients),
     on_every_link("bulk_transfers_arrive_whole", reach::bulk),
     on_every_link("a_service_without_replicas_refuses_at_once", reach::refusal),
+    on_every_link(
+        "datagrams_of_any_size_are_answered_by_as_many_bytes",
+        packets::datagrams_of_any_size,
+    ),
+    story(
+        "fragments_may_arrive_in_reverse_order",
+        packets::last_fragment_first,
+    ),
+    on_every_link(
+        "a_clients_socket_learns_that_a_replica_refuses_its_datagram",
+        packets::closed_port,
+    ),
+    story(
+        "a_replica_learns_from_a_router_what_the_way_carries",
+        packets::narrow_way,
+    ),
     on_every_link("other_traffic_passes", reach::other_traffic),
     story("frames_of_a_vlan_are_left_to_its_device", links::tagged),
     Story {

@@ -1,0 +1,135 @@
+//! Packets that are not whole, not small, or about other packets: fragments and ICMP errors.
+
+use std::{
+    io::ErrorKind,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_agent::model::{Balance, Protocol, PublishedPort, ServiceKey};
+
+use crate::{
+    mesh::{ECHO, Mesh, WEB},
+    netns::Netns,
+    talk::{Connection, ask_backwards, ask_by_connected_datagram, ask_with},
+    world::CLIENT,
+};
+
+/// One byte less and one more than Ethernet carries, what a DNS answer may have, and the most that UDP can
+/// say.
+const SIZES: [usize; 4] = [1472, 1473, 4096, 65_507];
+
+/// A published port behind which nothing listens.
+const CLOSED: ServiceKey = ServiceKey {
+    protocol: Protocol::Udp,
+    port: 9340,
+};
+
+/// Runs with a replica on the entry node, then with one on the other node.
+fn with_each_replica(mesh: &mut Mesh<'_>, mut run: impl FnMut(&Mesh<'_>) -> Result<()>) -> Result<()> {
+    for replica in ["a1", "a2"] {
+        mesh.cluster.tasks.clear();
+        mesh.publish_web(Balance::default(), &[replica]);
+        if let Some(service) = mesh.cluster.services.get_mut("web") {
+            service.ports.push(PublishedPort {
+                protocol: Protocol::Udp,
+                published: CLOSED.port,
+                target: 5353,
+            });
+        }
+        if replica == "a1" {
+            mesh.start()?;
+        } else {
+            mesh.apply()?;
+        }
+        run(mesh).with_context(|| format!("with the replica {replica}"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn datagrams_of_any_size(mesh: &mut Mesh<'_>) -> Result<()> {
+    with_each_replica(mesh, |mesh| {
+        let node = &mesh.world.node(1).netns;
+        let entry = mesh.frontend(1, ECHO);
+        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, ECHO.port);
+        for (who, netns, target) in [
+            ("the client", &mesh.world.client, entry),
+            ("a local process", node, entry),
+            ("a local process by 127.0.0.1", node, loopback),
+            ("a container", &mesh.world.container("x1").netns, entry),
+        ] {
+            for size in SIZES {
+                ask_with(netns, target, size).with_context(|| format!("{size} bytes of {who}"))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn last_fragment_first(mesh: &mut Mesh<'_>) -> Result<()> {
+    with_each_replica(mesh, |mesh| {
+        // Of one that does not come in fragments the other node's answer may be lost, see `ask_with`.
+        for size in &SIZES[1..] {
+            ask_backwards(&mesh.world.client, CLIENT, mesh.frontend(1, ECHO), *size)
+                .with_context(|| format!("{size} bytes"))?;
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn closed_port(mesh: &mut Mesh<'_>) -> Result<()> {
+    with_each_replica(mesh, |mesh| {
+        for (who, netns) in [
+            ("the client", &mesh.world.client),
+            ("a local process", &mesh.world.node(1).netns),
+            ("a container", &mesh.world.container("x1").netns),
+        ] {
+            match ask_by_connected_datagram(netns, mesh.frontend(1, CLOSED)) {
+                Ok(answer) => bail!("{} answers {who}", answer.replica),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) => return Err(error).context(who),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A client behind a router whose way to it carries less than both ends' cards: only the router knows.
+pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
+    const BYTES: usize = 3_000_000;
+    let router = &mesh.world.client;
+    let far = Netns::new("far")?;
+    router.sysctl("ipv4/ip_forward", "1")?;
+    router.run_with_input(
+        "ip",
+        &["-batch", "-"],
+        &format!(
+            "link add far0 mtu 1300 type veth peer name eth0 mtu 1500 netns {}\n\
+             address add 10.98.0.1/24 dev far0\nlink set far0 up\n",
+            far.network_path()
+        ),
+    )?;
+    far.run_with_input(
+        "ip",
+        &["-batch", "-"],
+        "address add 10.98.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 10.98.0.1\n",
+    )?;
+    for number in [1, 2] {
+        let node = &mesh.world.node(number).netns;
+        node.run_line(&format!("ip route add 10.98.0.0/24 via {CLIENT}"))?;
+    }
+    with_each_replica(mesh, |mesh| {
+        let mut connection = Connection::open(&far, mesh.frontend(1, WEB))?;
+        let right = connection.download(BYTES)?;
+        ensure!(right == BYTES, "{right} of {BYTES} bytes are right");
+        Ok(())
+    })?;
+    for number in [1, 2] {
+        mesh.world
+            .node(number)
+            .netns
+            .run_line("ip route del 10.98.0.0/24")?;
+    }
+    router.run_line("ip link del far0")?;
+    router.sysctl("ipv4/ip_forward", "0")
+}
