@@ -8,6 +8,7 @@ use crate::{
     onward, open,
     parse::{Packet, Unparsed, parse},
     reply,
+    source_rules::{self, Phase},
     tables::{FlowEntry, Tables},
     tunnel,
     verdict::Decision,
@@ -136,12 +137,31 @@ fn client<'a, F: ReadFrame, T: Tables>(
         ClientPacket::UnknownFlow => match hook {
             Hook::TcMesh0 => Decision::refuse(DropReason::UnknownFlow),
             Hook::Xdp => Decision::PASS,
-            Hook::TcUplink | Hook::TcContainer => {
-                tables.count_event(Event::FlowUnknown);
-                Decision::PASS
-            }
+            Hook::TcUplink | Hook::TcContainer => unknown_flow(frame, tables, packet, hook, origin),
         },
     }
+}
+
+/// Leaves a connection that the mesh does not know to the kernel, unless the service's rules are against it:
+/// then it may have been known, and the agent has removed it as a rule changed.
+#[inline(always)]
+fn unknown_flow<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    packet: &Packet,
+    hook: Hook,
+    origin: Origin,
+) -> Decision<'a> {
+    let key = &packet.key;
+    if let Some(index) = tables.frontend(&FrontendKey::dialled(key))
+        && let Some(service) = tables.service(index)
+        && let Some(refusal) =
+            source_rules::refusal(frame, tables, hook, origin, key, service.policy, Phase::Open)
+    {
+        return refusal;
+    }
+    tables.count_event(Event::FlowUnknown);
+    Decision::PASS
 }
 
 #[inline(always)]
@@ -200,10 +220,18 @@ fn opens<'a, F: ReadFrame, T: Tables>(
     hook: Hook,
     origin: Origin,
 ) -> Decision<'a> {
-    let Some(service) = tables.frontend(&FrontendKey::dialled(&packet.key)) else {
+    let key = &packet.key;
+    let Some(index) = tables.frontend(&FrontendKey::dialled(key)) else {
         return not_ours(hook);
     };
-    match open::at_entry(frame, tables, config, &packet.key, service, origin) {
+    let Some(service) = tables.service(index) else {
+        return Decision::refuse(DropReason::NoBackend);
+    };
+    let phase = Phase::Opening;
+    if let Some(refusal) = source_rules::refusal(frame, tables, hook, origin, key, service.policy, phase) {
+        return refusal;
+    }
+    match open::at_entry(frame, tables, config, key, (index, &service), origin) {
         Ok((flow, backend)) => onward::decide(config, hook, flow, backend),
         Err(reason @ (DropReason::NoBackend | DropReason::Undeliverable)) => Decision::refuse(reason),
         Err(reason) => Decision::drop(reason),

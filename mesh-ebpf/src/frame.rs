@@ -60,6 +60,9 @@ pub trait ReadFrame {
     /// The header at an offset.
     fn at<T: Plain>(&self, offset: usize) -> Option<&T>;
 
+    /// The index of the interface that the frame came in by.
+    fn interface(&self) -> u32;
+
     /// Whether the node that the frame is on has an interface with this index.
     fn has_interface(&self, index: u32) -> bool;
 }

@@ -38,6 +38,11 @@ impl<F: ReadFrame> ReadFrame for WithoutEthernet<'_, F> {
     }
 
     #[inline(always)]
+    fn interface(&self) -> u32 {
+        self.0.interface()
+    }
+
+    #[inline(always)]
     fn has_interface(&self, index: u32) -> bool {
         self.0.has_interface(index)
     }

@@ -29,6 +29,7 @@ pub mod pipeline;
 pub mod probe;
 pub mod reply;
 pub mod select;
+pub mod source_rules;
 pub mod tables;
 #[cfg(test)]
 mod testing;

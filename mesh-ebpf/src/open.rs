@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Opening,
-        Origin, Role,
+        Origin, Role, Service,
     },
     breaker,
     bytes::{Be16, Be32},
@@ -28,14 +28,14 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
     tables: &'a T,
     config: &Config,
     key: &FlowKey,
-    service: u32,
+    service: (u32, &Service),
     origin: Origin,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
     let chosen = select::select(tables, key, service).ok_or(DropReason::NoBackend)?;
     let (index, backend) = if is_there(frame, tables, chosen) {
         chosen
     } else {
-        select::another(tables, key, service, chosen.0, false)
+        select::another(tables, key, service.0, chosen.0, false)
             .filter(|other| is_there(frame, tables, *other))
             .ok_or(DropReason::Undeliverable)?
     };

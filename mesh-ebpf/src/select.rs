@@ -13,8 +13,11 @@ const ATTEMPTS: u32 = 8;
 /// Chooses a slot of the service's ring, and with it the backend, for a flow whose first packet has
 /// the tuple `key`. `None` when the service has no active backend.
 #[inline(always)]
-pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option<(u32, &'a Backend)> {
-    let service = tables.service(index)?;
+pub fn select<'a, T: Tables>(
+    tables: &'a T,
+    key: &FlowKey,
+    (index, service): (u32, &Service),
+) -> Option<(u32, &'a Backend)> {
     if service.ring_length == 0 {
         return None;
     }
@@ -23,16 +26,16 @@ pub fn select<'a, T: Tables>(tables: &'a T, key: &FlowKey, index: u32) -> Option
             let port = u32::from(key.source_port.get());
             hashed(
                 tables,
-                &service,
+                service,
                 mix(key.source.get() ^ mix(port | key.protocol << 16)),
             )?
         }
-        Choice::HASH_ADDRESS => hashed(tables, &service, mix(key.source.get()))?,
-        Choice::LEAST => least(tables, &service, index)?,
-        _ => at(tables, &service, tables.rotate(index) % service.ring_length)?,
+        Choice::HASH_ADDRESS => hashed(tables, service, mix(key.source.get()))?,
+        Choice::LEAST => least(tables, service, index)?,
+        _ => at(tables, service, tables.rotate(index) % service.ring_length)?,
     };
     let chosen = if breaker::is_open(tables, chosen) && !breaker::may_try(tables, chosen) {
-        passed_over(tables, &service, key, chosen)
+        passed_over(tables, service, key, chosen)
     } else {
         chosen
     };
@@ -188,7 +191,8 @@ mod tests {
     }
 
     fn chosen(tables: &TestTables, key: FlowKey) -> u32 {
-        select(tables, &key, 0).expect("a backend").0
+        let service = tables.services[&0];
+        select(tables, &key, (0, &service)).expect("a backend").0
     }
 
     fn spread(tables: &TestTables, keys: impl Iterator<Item = FlowKey>) -> BTreeMap<u32, usize> {
@@ -285,6 +289,7 @@ mod tests {
     #[test]
     fn a_service_without_backends_yields_none() {
         let tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[]);
-        assert!(select(&tables, &key(7, 7), 0).is_none());
+        let service = tables.services[&0];
+        assert!(select(&tables, &key(7, 7), (0, &service)).is_none());
     }
 }

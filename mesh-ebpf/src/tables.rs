@@ -4,7 +4,8 @@ use core::ptr::NonNull;
 
 use crate::abi::{
     Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason, Endpoint, Event, Flow, FlowKey,
-    FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, Progress, Role, SEQUENCE_STEP, Service,
+    FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, Policy, Progress, Role, SEQUENCE_STEP,
+    Service, SourceVerdicts,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -246,6 +247,13 @@ pub trait Tables {
     /// The source that a container on an interface gets to see instead of a client whose address is of one of
     /// its networks.
     fn masquerade(&self, interface: u32, client: crate::bytes::Be32) -> Option<crate::bytes::Be32>;
+    /// What a policy says of a client: the verdicts of its longest prefix.
+    fn source_rule(
+        &self,
+        policy: Policy,
+        interface: u32,
+        client: crate::bytes::Be32,
+    ) -> Option<SourceVerdicts>;
     /// Index of the backend with a cluster-wide name.
     fn backend_index(&self, key: &BackendKey) -> Option<u32>;
     /// Index of the peer with an address.

@@ -34,6 +34,9 @@ pub struct Dump {
     /// What containers see instead of clients of their own networks; eBPF only.
     #[serde(default)]
     pub masquerades: Vec<DumpedMasquerade>,
+    /// Who may come in, by service; eBPF only.
+    #[serde(default)]
+    pub policies: Vec<DumpedPolicy>,
     /// Virtual services; IPVS only.
     pub virtual_services: Vec<DumpedVirtualService>,
     /// Entries of the flow table, as many as were asked for; eBPF only.
@@ -107,6 +110,15 @@ pub struct DumpedMasquerade {
     pub source: Ipv4Addr,
 }
 
+/// The source rules of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DumpedPolicy {
+    /// The service.
+    pub service: ServiceKey,
+    /// Its rules, of which the longest prefix decides.
+    pub rules: String,
+}
+
 /// A virtual service of IPVS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DumpedVirtualService {
@@ -165,6 +177,7 @@ impl fmt::Display for Dump {
         section(formatter, "frontends", &self.frontends)?;
         section(formatter, "peers", &self.peers)?;
         section(formatter, "masquerades", &self.masquerades)?;
+        section(formatter, "source rules", &self.policies)?;
         section(formatter, "virtual services", &self.virtual_services)?;
         section(formatter, "flows", &self.flows)
     }
@@ -255,6 +268,12 @@ impl fmt::Display for DumpedPeer {
 impl fmt::Display for DumpedMasquerade {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} as {}", self.key, self.source)
+    }
+}
+
+impl fmt::Display for DumpedPolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.service, self.rules)
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode,
     dump::{
-        Dump, DumpedBackend, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedService, DumpedSettings,
+        Dump, DumpedBackend, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedPolicy, DumpedService,
+        DumpedSettings,
     },
     ebpf::{
         dump::choice_name,
@@ -101,6 +102,13 @@ fn dump(state: &Desired) -> Dump {
         address: *address,
         next_hop: *next_hop,
     });
+    let policies = state.services.iter().filter_map(|(key, service)| {
+        let policy = service.policy.as_ref()?;
+        Some(DumpedPolicy {
+            service: *key,
+            rules: policy.to_string(),
+        })
+    });
     let masquerades = state.masquerades.iter().map(|(key, source)| DumpedMasquerade {
         key: *key,
         source: *source,
@@ -118,6 +126,7 @@ fn dump(state: &Desired) -> Dump {
         frontends,
         peers: peers.collect(),
         masquerades: masquerades.collect(),
+        policies: policies.collect(),
         virtual_services: Vec::new(),
         flows: Vec::new(),
     }

@@ -11,6 +11,7 @@ pub mod drained;
 pub(crate) mod fnv1a;
 pub mod health;
 pub mod local;
+pub mod source_policy;
 pub mod subnet;
 pub mod tunnel_key;
 
@@ -27,6 +28,9 @@ pub use drain_target::DrainTarget;
 pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
 pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
+pub use source_policy::{
+    Ingress, Prefix, PrefixError, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,
+};
 pub use subnet::Subnet;
 pub use tunnel_key::{KeyId, TunnelKey, TunnelKeys};
 

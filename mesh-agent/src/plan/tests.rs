@@ -87,7 +87,7 @@ prop_compose! {
             state.peers.insert(peer, hop);
         }
         for (key, (id, backends)) in services {
-            let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![] };
+            let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![], policy: None };
             for (address, location, active, task) in backends {
                 let backend_key = BackendKey { service: key, address };
                 let state_of = if active { BackendState::Active } else { BackendState::Draining };

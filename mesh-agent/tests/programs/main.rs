@@ -18,5 +18,6 @@ mod life;
 mod probes;
 mod refusal;
 mod replies;
+mod source_rules;
 mod takeover;
 mod undeliverable;

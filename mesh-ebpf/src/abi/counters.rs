@@ -91,11 +91,15 @@ pub enum DropReason {
     Undeliverable = 17,
     /// An encapsulated packet without one of the cluster's keys, from a peer that has sent one before.
     NoKey = 18,
+    /// A client that the source rules of its service drop: the host's own firewall, or the service's labels.
+    SourceDenied = 19,
+    /// A client that those rules reject; TCP is answered with RST, UDP with ICMP.
+    SourceRejected = 20,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::BadVersion,
         Self::BadLength,
         Self::Truncated,
@@ -115,6 +119,8 @@ impl DropReason {
         Self::NotAFrontend,
         Self::Undeliverable,
         Self::NoKey,
+        Self::SourceDenied,
+        Self::SourceRejected,
     ];
 
     /// The name in metrics.
@@ -139,6 +145,8 @@ impl DropReason {
             Self::NotAFrontend => "not_a_frontend",
             Self::Undeliverable => "undeliverable",
             Self::NoKey => "no_key",
+            Self::SourceDenied => "source_denied",
+            Self::SourceRejected => "source_rejected",
         }
     }
 }

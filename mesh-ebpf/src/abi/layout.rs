@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 25] = [
+pub const LAYOUTS: [(&str, u32); 26] = [
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
@@ -13,7 +13,7 @@ pub const LAYOUTS: [(&str, u32); 25] = [
     ("CONFIG", 4),
     ("DATAGRAMS", 7),
     ("DIALLED", 4),
-    ("DROPS", 5),
+    ("DROPS", 7),
     ("EVENTS", 4),
     ("EXCEPTIONAL", 7),
     ("FLOWS", 6),
@@ -31,4 +31,5 @@ pub const LAYOUTS: [(&str, u32); 25] = [
     ("ROTATION", 4),
     ("SCRATCH", 7),
     ("SERVICES", 4),
+    ("SOURCE_RULES", 7),
 ];

@@ -17,6 +17,7 @@ mod masquerade;
 #[cfg(feature = "agent")]
 mod pod;
 mod service;
+mod source_rule;
 
 pub use backend::{
     BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendKey, Breaker, Load, NextHop,
@@ -33,6 +34,7 @@ pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
 pub use masquerade::Masquerade;
 pub use service::{Choice, FrontendKey, Service};
+pub use source_rule::{Policy, SourceRule, SourceVerdict, SourceVerdicts};
 
 /// Version of everything in this module; part of the pins' path.
 pub const VERSION: u32 = 7;
@@ -49,3 +51,5 @@ pub const MAX_FRONTENDS: u32 = 65_536;
 pub const MAX_PEERS: u32 = 4_096;
 /// Networks of all containers of a node. The kernel allocates only what is used.
 pub const MAX_MASQUERADES: u32 = 65_536;
+/// Source rules of all policies. The kernel allocates only what is used.
+pub const MAX_SOURCE_RULES: u32 = 1_048_576;

@@ -2,7 +2,7 @@
 
 use super::{
     Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Keys, Load,
-    Masquerade, NextHop, Service,
+    Masquerade, NextHop, Service, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 
@@ -28,6 +28,8 @@ pod!(
     Masquerade,
     NextHop,
     Service,
+    SourceRule,
+    SourceVerdicts,
 );
 // SAFETY: transparent over u32.
 unsafe impl aya::Pod for Be32 {}

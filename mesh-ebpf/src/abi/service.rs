@@ -1,6 +1,6 @@
 //! Services: where they are answered, and how they choose a backend.
 
-use super::FlowKey;
+use super::{FlowKey, Policy};
 use crate::bytes::{Be16, Be32};
 
 /// Names a frontend: one answered (address, port, protocol).
@@ -30,7 +30,7 @@ impl FrontendKey {
 /// How a slot of a service's ring is chosen for a new flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
-pub struct Choice(u32);
+pub struct Choice(u16);
 
 impl Choice {
     /// One slot after the other.
@@ -53,6 +53,8 @@ pub struct Service {
     pub ring_length: u32,
     /// How a slot is chosen.
     pub choice: Choice,
+    /// Who may come in. (The two are as long as the choice was alone, and an earlier agent left zeros here.)
+    pub policy: Policy,
     /// Published port and protocol, so that an agent can adopt what it finds.
     pub port: Be16,
     /// IP protocol number.

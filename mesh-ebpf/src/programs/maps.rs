@@ -12,8 +12,8 @@ use mesh_ebpf::{
         BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Datagram,
         DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow, FlowKey,
         FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_BACKENDS, MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD,
-        MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, Masquerade, NextHop, PORT_FILTER_WORDS, Service,
-        drop_index, port_filter_bit,
+        MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, MAX_SOURCE_RULES, Masquerade, NextHop,
+        PORT_FILTER_WORDS, Policy, Service, SourceRule, SourceVerdicts, drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -61,6 +61,9 @@ static PEER_INDEX: HashMap<Be32, u32> = HashMap::pinned(MAX_PEERS, 0);
 /// What containers see instead of clients of their own networks.
 #[map]
 static MASQUERADES: LpmTrie<Masquerade, Be32> = LpmTrie::pinned(MAX_MASQUERADES, 0);
+/// Who may come in, by policy.
+#[map]
+static SOURCE_RULES: LpmTrie<SourceRule, SourceVerdicts> = LpmTrie::pinned(MAX_SOURCE_RULES, 0);
 /// The keys that peers' packets carry, one entry.
 #[map]
 static KEYS: Array<Keys> = Array::pinned(1, 0);
@@ -98,6 +101,19 @@ static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
 /// The programs of exceptional packets.
 #[map]
 pub(crate) static EXCEPTIONAL: ProgramArray = ProgramArray::pinned(EXCEPTIONAL_PROGRAMS, 0);
+
+/// A key of [`SOURCE_RULES`] in units of 8 bytes. Of smaller ones the compiler joins any two, also where the
+/// verifier refuses it.
+#[repr(transparent)]
+struct SourceKey([u64; 4]);
+
+/// Two fields that are next to each other in memory.
+#[inline(always)]
+fn pair(first: u32, second: u32) -> u64 {
+    u64::from_le(u64::from(first) | u64::from(second) << 32)
+}
+
+const _: () = assert!(size_of::<SourceKey>() == size_of::<Key<SourceRule>>());
 
 /// The kernel's maps.
 pub(crate) struct KernelTables;
@@ -318,6 +334,20 @@ impl Tables for KernelTables {
     fn masquerade(&self, interface: u32, client: Be32) -> Option<Be32> {
         let key = Key::new(Masquerade::BITS, Masquerade { interface, client });
         MASQUERADES.get(&key).copied()
+    }
+
+    #[inline(always)]
+    fn source_rule(&self, policy: Policy, interface: u32, client: Be32) -> Option<SourceVerdicts> {
+        let [first, second, third, fourth] = SourceRule::mapped(client);
+        let key = SourceKey([
+            pair(SourceRule::BITS, u32::from(policy.id())),
+            pair(interface, 0),
+            pair(first.raw(), second.raw()),
+            pair(third.raw(), fourth.raw()),
+        ]);
+        // SAFETY: the two have the same size, and the other one has integers only and no alignment.
+        let key = unsafe { &*(&raw const key).cast::<Key<SourceRule>>() };
+        SOURCE_RULES.get(key).copied()
     }
 
     #[inline(always)]

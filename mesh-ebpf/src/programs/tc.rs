@@ -244,6 +244,12 @@ impl ReadFrame for Skb {
     }
 
     #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.context).ifindex }
+    }
+
+    #[inline(always)]
     fn has_interface(&self, index: u32) -> bool {
         has_interface(self.context.cast(), index)
     }

@@ -83,6 +83,12 @@ impl ReadFrame for XdpFrame {
     }
 
     #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the context is the program's.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
     fn has_interface(&self, index: u32) -> bool {
         has_interface(self.context.cast(), index)
     }

@@ -28,6 +28,8 @@ pub(crate) struct TestFrame {
     pub(crate) partial: bool,
     /// Whether the frame can be resized.
     pub(crate) elastic: bool,
+    /// The interface that it came in by.
+    pub(crate) interface: u32,
     /// What [`Frame::route`] returns.
     pub(crate) way: Route,
     /// The interfaces that this node does not have.
@@ -47,6 +49,7 @@ impl TestFrame {
             segment_size: 0,
             partial: false,
             elastic: true,
+            interface: 2,
             way: Route::Unreachable,
             gone: BTreeSet::new(),
             again: Vec::new(),
@@ -93,6 +96,10 @@ impl ReadFrame for TestFrame {
         let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
         // SAFETY: `bytes` has T's size, T's alignment is 1 and every bit pattern is a T (`Plain`).
         Some(unsafe { &*bytes.as_ptr().cast::<T>() })
+    }
+
+    fn interface(&self) -> u32 {
+        self.interface
     }
 
     fn has_interface(&self, index: u32) -> bool {

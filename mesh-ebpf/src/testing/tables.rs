@@ -12,7 +12,7 @@ use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
         Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
-        HeldKey, Hook, Keys, Load, NextHop, Service, drop_index,
+        HeldKey, Hook, Keys, Load, NextHop, Policy, Service, SourceVerdicts, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -104,6 +104,8 @@ pub(crate) struct TestTables {
     pub(crate) backend_index: BTreeMap<BackendKey, u32>,
     /// What the container on an interface sees instead of clients of a network, by the first 24 bits of that.
     pub(crate) masquerades: BTreeMap<(u32, u32), Be32>,
+    /// Verdicts by policy, interface and source: the first 24 bits of an IPv4 address, or 0 for all others.
+    pub(crate) source_rules: BTreeMap<(u32, u32, u32), SourceVerdicts>,
     pub(crate) peers: BTreeMap<Be32, u32>,
     pub(crate) next_hops: Vec<NextHop>,
     pub(crate) keys: Keys,
@@ -178,6 +180,7 @@ impl TestTables {
                 ring_offset: self.ring.len() as u32,
                 ring_length: replicas.len() as u32,
                 choice: Choice::ROTATE,
+                policy: Policy::NONE,
                 port: Be16::new(port),
                 protocol: u16::from(protocol),
             },
@@ -475,6 +478,12 @@ impl Tables for TestTables {
 
     fn masquerade(&self, interface: u32, client: Be32) -> Option<Be32> {
         self.masquerades.get(&(interface, client.get() >> 8)).copied()
+    }
+
+    fn source_rule(&self, policy: Policy, interface: u32, client: Be32) -> Option<SourceVerdicts> {
+        let policy = u32::from(policy.id());
+        let verdicts = |source| self.source_rules.get(&(policy, interface, source));
+        verdicts(client.get() >> 8).or_else(|| verdicts(0)).copied()
     }
 
     fn backend_index(&self, key: &BackendKey) -> Option<u32> {

@@ -184,6 +184,7 @@ fn state(_: DatapathKind) -> Desired {
         name: "web".into(),
         balance: Default::default(),
         active: Vec::new(),
+        policy: None,
     };
     desired.services.insert(WEB, service);
     desired

@@ -314,6 +314,7 @@ mod tests {
                 name: format!("web{port}"),
                 balance: Default::default(),
                 active,
+                policy: None,
             };
             desired.services.insert(service, entry);
             desired.frontends.insert(Frontend {

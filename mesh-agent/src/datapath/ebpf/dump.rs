@@ -12,13 +12,13 @@ use super::{
     super::{
         DatapathError,
         dump::{
-            Dump, DumpedBackend, DumpedFlow, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedService,
-            DumpedSettings,
+            Dump, DumpedBackend, DumpedFlow, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedPolicy,
+            DumpedService, DumpedSettings,
         },
     },
     failed,
     maps::Maps,
-    tables::{masquerade, service_key},
+    tables::{masquerade, policies, service_key},
 };
 use crate::model::{Container, Location, MacAddress, NextHop, NodeDatapath};
 
@@ -38,6 +38,7 @@ pub(super) fn read(maps: &Maps, flows: usize) -> Result<Dump, DatapathError> {
         frontends: frontends(maps)?,
         peers: peers(maps)?,
         masquerades: masquerades(maps)?,
+        policies: read_policies(maps)?,
         virtual_services: Vec::new(),
         flows: read_flows(maps, &config, flows)?,
     })
@@ -141,6 +142,21 @@ fn masquerades(maps: &Maps) -> Result<Vec<DumpedMasquerade>, DatapathError> {
     }
     masquerades.sort_unstable();
     Ok(masquerades)
+}
+
+fn read_policies(maps: &Maps) -> Result<Vec<DumpedPolicy>, DatapathError> {
+    let policies = policies(maps)?;
+    let mut dumped = Vec::new();
+    for entry in maps.services.iter() {
+        let (_, service) = entry.map_err(reading("SERVICES"))?;
+        let key = service_key(service.protocol, service.port);
+        if let (Some(service), Some(policy)) = (key, policies.get(&service.policy.id())) {
+            let rules = policy.to_string();
+            dumped.push(DumpedPolicy { service, rules });
+        }
+    }
+    dumped.sort_unstable();
+    Ok(dumped)
 }
 
 fn peers(maps: &Maps) -> Result<Vec<DumpedPeer>, DatapathError> {

@@ -3,15 +3,19 @@
 //!
 //! A flow is judged by its forward entry, which knows both directions. Its other entry stays as long as that.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use aya::maps::{HashMap, MapData};
 use mesh_ebpf::{
-    abi::{Event, Flow, FlowKey, Progress, Role},
+    abi::{Event, Flow, FlowKey, Origin, Progress, Role},
     headers::PROTOCOL_TCP,
 };
 
-use super::{super::DatapathError, failed, maps::Maps};
+use super::{super::DatapathError, failed, maps::Maps, tables::service_key};
+use crate::model::{ServiceKey, SourcePolicy};
 
 /// Flows read per system call.
 const BATCH: usize = 4096;
@@ -45,6 +49,8 @@ pub(super) struct FlowSweep {
     entries: u64,
     half_open: HalfOpen,
     pushed_out: u64,
+    /// The policies that the flows were judged by last.
+    policies: BTreeMap<ServiceKey, Arc<SourcePolicy>>,
     next: u32,
 }
 
@@ -118,9 +124,12 @@ impl FlowSweep {
         maps: &mut Maps,
         now: u32,
         generations: &BTreeMap<u32, u32>,
+        policies: BTreeMap<ServiceKey, Arc<SourcePolicy>>,
         capacity: u32,
     ) -> Result<bool, DatapathError> {
-        if now < self.next {
+        // New flows are judged as they open, so the open ones only when rules have changed.
+        let judges = policies != self.policies;
+        if now < self.next && !judges {
             return Ok(false);
         }
         let entered = maps.events(Event::FlowInserted)?;
@@ -128,11 +137,13 @@ impl FlowSweep {
         let mut walk = Walk {
             now,
             generations,
+            policies: judges.then_some(&policies),
             active: BTreeMap::new(),
             open: BTreeMap::new(),
             alive: HashSet::new(),
             over: Vec::new(),
             others: Vec::new(),
+            denied: Vec::new(),
         };
         // In the direction that entries take, so that none is missed on its way.
         let half_open = walk.table(&maps.half_open, Table::HalfOpen)?;
@@ -140,6 +151,7 @@ impl FlowSweep {
         let (removed_half_open, removed) = walk.clean_up(maps);
         self.active = walk.active;
         self.open = walk.open;
+        self.policies = policies;
         self.half_open
             .count(entered.saturating_sub(left), half_open, removed_half_open);
         self.entries = entries - removed;
@@ -173,6 +185,8 @@ impl HalfOpen {
 struct Walk<'a> {
     now: u32,
     generations: &'a BTreeMap<u32, u32>,
+    /// The rules to judge open flows by; none if they have not changed.
+    policies: Option<&'a BTreeMap<ServiceKey, Arc<SourcePolicy>>>,
     active: BTreeMap<u32, u64>,
     open: BTreeMap<u32, u64>,
     /// The flows that stay.
@@ -181,6 +195,8 @@ struct Walk<'a> {
     over: Vec<(Table, FlowKey, Flow)>,
     /// Other entries that have been idle for long enough to be removed with their flow.
     others: Vec<(Table, FlowKey, Flow)>,
+    /// Forward entries of clients that may no longer come in.
+    denied: Vec<(Table, FlowKey)>,
 }
 
 impl Walk<'_> {
@@ -201,6 +217,13 @@ impl Walk<'_> {
             if self.now.saturating_sub(flow.seen) > CLOSED_LINGER {
                 self.others.push((table, *key, *flow));
             }
+            return;
+        }
+        if self
+            .policies
+            .is_some_and(|policies| is_denied(policies, key, flow))
+        {
+            self.denied.push((table, *key));
             return;
         }
         let current = self.generations.get(&flow.backend) == Some(&flow.generation);
@@ -235,8 +258,26 @@ impl Walk<'_> {
             let unchanged = map.get(&key, 0).is_ok_and(|now| now == flow);
             *removed += u64::from(unchanged && map.remove(&key).is_ok());
         }
+        for (table, key) in self.denied.drain(..) {
+            let (map, removed) = match table {
+                Table::HalfOpen => (&mut maps.half_open, &mut half_open),
+                Table::Open => (&mut maps.flows, &mut open),
+            };
+            *removed += u64::from(map.remove(&key).is_ok());
+        }
         (half_open, open)
     }
+}
+
+/// Whether the rules of a flow's service are against it by now. They hold where it entered, and not for
+/// processes of the node (see `mesh_ebpf::source_rules`).
+fn is_denied(policies: &BTreeMap<ServiceKey, Arc<SourcePolicy>>, key: &FlowKey, flow: &Flow) -> bool {
+    if flow.origin != Origin::UPLINK && flow.origin != Origin::CONTAINER {
+        return false;
+    }
+    service_key(key.protocol as u16, flow.frontend.port)
+        .and_then(|service| policies.get(&service))
+        .is_some_and(|policy| !policy.keeps(flow.origin == Origin::CONTAINER, flow.client.address.into()))
 }
 
 /// Removes the flows that will be missed least, of at least so many entries; returns how many.
@@ -308,11 +349,13 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
 #[cfg(test)]
 mod tests {
     use mesh_ebpf::{
-        abi::{Opening, Origin},
+        abi::{Endpoint, Opening},
+        bytes::Be16,
         headers::PROTOCOL_UDP,
     };
 
     use super::*;
+    use crate::model::{Ingress, SourceRules, SourceVerdict, SourceVerdicts};
 
     fn check(protocol: u8, flow: Flow, idle: u32, current: bool, expected: Fate) {
         let key = FlowKey {
@@ -411,5 +454,36 @@ mod tests {
         };
         check(PROTOCOL_TCP, flow, 0, false, Fate::Kept);
         check(PROTOCOL_TCP, flow, HALF_CLOSED_IDLE + 1, false, Fate::Over);
+    }
+
+    #[test]
+    fn an_open_flow_ends_when_the_rules_are_against_its_client() {
+        let drop = SourceVerdicts::both(SourceVerdict::Drop);
+        let rules = SourceRules::from([("192.0.2.0/24".parse().unwrap(), drop)]);
+        let policy = Arc::new(SourcePolicy::new([(Ingress::Any, rules)]).unwrap());
+        let service = ServiceKey {
+            protocol: crate::model::Protocol::Tcp,
+            port: 9200,
+        };
+        let policies = BTreeMap::from([(service, policy)]);
+        let denied = |port, client: [u8; 4], origin| {
+            let key = FlowKey {
+                protocol: u32::from(PROTOCOL_TCP),
+                ..FlowKey::default()
+            };
+            let flow = Flow {
+                frontend: Endpoint::new(Default::default(), Be16::new(port)),
+                client: Endpoint::new(std::net::Ipv4Addr::from(client).into(), Be16::new(40_000)),
+                origin,
+                ..Flow::default()
+            };
+            is_denied(&policies, &key, &flow)
+        };
+        assert!(denied(9200, [192, 0, 2, 7], Origin::UPLINK));
+        assert!(denied(9200, [192, 0, 2, 7], Origin::CONTAINER));
+        assert!(!denied(9200, [192, 0, 2, 7], Origin::MESH0));
+        assert!(!denied(9200, [192, 0, 2, 7], Origin::TUNNEL));
+        assert!(!denied(9200, [192, 0, 3, 7], Origin::UPLINK));
+        assert!(!denied(9201, [192, 0, 2, 7], Origin::UPLINK));
     }
 }

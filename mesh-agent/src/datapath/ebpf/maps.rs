@@ -7,7 +7,7 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, Flow, FlowKey, FrontendKey,
-        Hook, Keys, Load, Masquerade, NextHop, Service, drop_index,
+        Hook, Keys, Load, Masquerade, NextHop, Service, SourceRule, SourceVerdicts, drop_index,
     },
     bytes::Be32,
 };
@@ -30,6 +30,7 @@ pub(super) struct Maps {
     pub(super) backend_index: HashMap<MapData, BackendKey, u32>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) masquerades: LpmTrie<MapData, Masquerade, Be32>,
+    pub(super) source_rules: LpmTrie<MapData, SourceRule, SourceVerdicts>,
     pub(super) peer_index: HashMap<MapData, Be32, u32>,
     pub(super) next_hops: Array<MapData, NextHop>,
     keys: Array<MapData, Keys>,
@@ -58,6 +59,7 @@ impl Maps {
             backend_index: take(programs, "BACKEND_INDEX")?,
             backend_counters: take(programs, "BACKEND_COUNTERS")?,
             masquerades: take(programs, "MASQUERADES")?,
+            source_rules: take(programs, "SOURCE_RULES")?,
             peer_index: take(programs, "PEER_INDEX")?,
             next_hops: take(programs, "NEXT_HOPS")?,
             keys: take(programs, "KEYS")?,

@@ -361,6 +361,7 @@ impl Datapath for EbpfDatapath {
             &mut self.maps,
             now,
             &self.tables.current_generations(),
+            self.tables.policies_in_force(),
             self.options.flow_capacity,
         )?;
         if swept {

@@ -207,6 +207,7 @@ pub(super) mod tests {
             name: "web".into(),
             balance,
             active: Vec::new(),
+            policy: None,
         };
         for (last, location, weight) in backends {
             let key = key(*last);

@@ -4,6 +4,7 @@
 //! The kernel handles a request inside the `send` system call, so every answer to it is there when `send`
 //! returns (the next part of a dump, when the part before it has been read). Nothing here waits.
 
+pub(crate) mod attributes;
 mod datagram;
 mod error;
 mod message;

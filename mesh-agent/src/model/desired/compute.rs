@@ -69,6 +69,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                     name: service.name.clone(),
                     balance: service.balance,
                     active: Vec::new(),
+                    policy: None,
                 }
             });
         }

@@ -4,12 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, NextHop, NodeId, Protocol, ReturnMode, ServiceId, Subnet, TaskId,
+    Balance, Container, HostInterface, NextHop, NodeId, Protocol, ReturnMode, ServiceId, SourcePolicy,
+    Subnet, TaskId,
 };
 
 /// Everything that a datapath must establish.
@@ -82,6 +84,9 @@ pub struct ServiceEntry {
     pub balance: Balance,
     /// Backends that new flows may go to, in the order of rotation.
     pub active: Vec<BackendKey>,
+    /// Who may come in; `None` for everyone.
+    #[serde(skip)]
+    pub policy: Option<Arc<SourcePolicy>>,
 }
 
 /// A backend's cluster-wide name: the task's ingress address, for one published port.
@@ -199,6 +204,9 @@ impl fmt::Display for ServiceEntry {
         write!(formatter, "{} {}", self.name, self.balance.algorithm.name())?;
         if let Some(seconds) = self.balance.affinity {
             write!(formatter, " affinity {seconds} s")?;
+        }
+        if let Some(policy) = &self.policy {
+            write!(formatter, " source rules ({policy})")?;
         }
         formatter.write_str(":")?;
         if self.active.is_empty() {

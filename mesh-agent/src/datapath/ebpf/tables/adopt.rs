@@ -6,7 +6,8 @@ use aya::maps::MapError;
 use mesh_ebpf::abi::{MAX_BACKENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
 
 use super::{
-    BackendSlot, HeldKeys, Maps, PeerSlot, ServiceSlot, Tables, keys::service_key, masquerades::masquerade,
+    BackendSlot, HeldKeys, Maps, PeerSlot, Policies, ServiceSlot, Tables, keys::service_key,
+    masquerades::masquerade,
 };
 use crate::{
     datapath::{
@@ -29,6 +30,7 @@ impl Tables {
             keys: HeldKeys::adopt(maps.keys()?),
             frontends: BTreeMap::new(),
             masquerades: BTreeMap::new(),
+            policies: Policies::adopt(maps)?,
             service_slots: Slots::new(MAX_SERVICES),
             backend_slots: Slots::new(MAX_BACKENDS),
             peer_slots: Slots::new(MAX_PEERS),
@@ -64,6 +66,8 @@ impl Tables {
                     balance: Balance::default(),
                     active: Vec::new(),
                     choice: service.choice,
+                    policy: service.policy,
+                    written_policy: service.policy,
                     retired: Traffic::default(),
                     adopted: true,
                 },

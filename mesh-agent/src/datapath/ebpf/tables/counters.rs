@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use mesh_ebpf::abi::{MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES};
+use mesh_ebpf::abi::{
+    MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, MAX_SOURCE_RULES,
+};
 
 use super::{Maps, Tables};
 use crate::datapath::{Counters, DatapathError, MapUsage, Traffic};
@@ -50,6 +52,7 @@ impl Tables {
             usage("peers", self.peers.len() as u64, MAX_PEERS),
             usage("ring", u64::from(self.ring.used()), MAX_RING),
             usage("services", self.services.len() as u64, MAX_SERVICES),
+            usage("source_rules", self.policies.rules() as u64, MAX_SOURCE_RULES),
         ];
         all.extend(flows.map(|(map, entries, max_entries)| usage(map, entries, max_entries)));
         all.sort_by(|one, other| one.map.cmp(&other.map));

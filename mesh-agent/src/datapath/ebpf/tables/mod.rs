@@ -15,6 +15,7 @@ mod frontends;
 mod keys;
 mod masquerades;
 mod peers;
+mod policies;
 mod services;
 mod tunnel_keys;
 
@@ -24,11 +25,11 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use mesh_ebpf::abi::{self, Choice};
+use mesh_ebpf::abi::{self, Choice, Policy};
 
 use self::counters::traffic_of;
-use self::tunnel_keys::HeldKeys;
-pub(super) use self::{keys::service_key, masquerades::masquerade};
+pub(super) use self::{keys::service_key, masquerades::masquerade, policies::policies};
+use self::{policies::Policies, tunnel_keys::HeldKeys};
 use super::{
     super::{DatapathError, Traffic},
     failed,
@@ -45,6 +46,7 @@ pub(super) struct Tables {
     keys: HeldKeys,
     frontends: BTreeMap<Frontend, Adopted>,
     masquerades: BTreeMap<Masquerade, Adopted>,
+    policies: Policies,
     service_slots: Slots,
     backend_slots: Slots,
     peer_slots: Slots,
@@ -70,6 +72,10 @@ struct ServiceSlot {
     balance: Balance,
     active: Vec<BackendKey>,
     choice: Choice,
+    /// Who is to be let in.
+    policy: Policy,
+    /// Who is let in, until its ring is written again.
+    written_policy: Policy,
     /// Traffic of its former backends.
     retired: Traffic,
     adopted: Adopted,
@@ -117,6 +123,9 @@ impl Tables {
                 self.retiring.push((service, index));
                 errors.push((None, error));
             }
+        }
+        if let Err(error) = self.settle_policies(maps) {
+            errors.push((None, error));
         }
         errors
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::maps::MapError;
 use mesh_ebpf::{
-    abi::{Choice, Load, Service, port_filter_bit},
+    abi::{Choice, Load, Policy, Service, port_filter_bit},
     bytes::Be16,
 };
 
@@ -34,8 +34,10 @@ impl Tables {
                 "the table of services is full",
             )
         })?;
+        let policy = self.policies.hold(maps, entry.policy.as_ref())?;
         if let Some(service) = self.services.get_mut(&key) {
             service.balance = entry.balance;
+            service.policy = policy;
             service.active.clone_from(&entry.active);
             service.adopted = false;
         }
@@ -123,7 +125,11 @@ impl Tables {
             }
         }
         let known = maps.services.get(&service.index, 0).is_ok();
-        if known && entries == service.entries && choice == service.choice {
+        if known
+            && entries == service.entries
+            && choice == service.choice
+            && service.policy == service.written_policy
+        {
             return Ok(());
         }
         let length = entries.len() as u32;
@@ -135,6 +141,7 @@ impl Tables {
             ring_offset: offset,
             ring_length: length,
             choice,
+            policy: service.policy,
             port: Be16::new(key.port),
             protocol: u16::from(key.protocol.number()),
         };
@@ -151,6 +158,7 @@ impl Tables {
         service.offset = offset;
         service.entries = entries;
         service.choice = choice;
+        service.written_policy = service.policy;
         Ok(())
     }
 
@@ -169,6 +177,8 @@ impl Tables {
                 balance: Balance::default(),
                 active: Vec::new(),
                 choice: Choice::ROTATE,
+                policy: Policy::NONE,
+                written_policy: Policy::NONE,
                 retired: Traffic::default(),
                 adopted: false,
             },

@@ -1,10 +1,8 @@
 //! A rule's expressions as nf_tables' attributes, numbered as in `linux/netfilter/nf_tables.h`. Imports the
 //! rulesets' types only.
 
-use super::{
-    attributes::Attributes,
-    ruleset::{Expression, Family, Meta, Register},
-};
+use super::ruleset::{Expression, Family, Meta, Register};
+use crate::datapath::netlink::attributes::Attributes;
 
 /// The object type "counter", in objects and in references to them.
 pub(super) const COUNTER: u32 = 1;

@@ -2,7 +2,6 @@
 //! processes reach services at 127.0.0.0/8, and guard the tunnel between nodes. Imports the model and the
 //! data path's netlink only.
 
-mod attributes;
 mod build;
 mod chains;
 mod difference;

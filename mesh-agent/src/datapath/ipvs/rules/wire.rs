@@ -2,12 +2,14 @@
 //! `linux/netfilter/nf_tables.h`, in its order. Knows the rulesets' types, not what they are for.
 
 use super::{
-    attributes::{Attributes, all, find, long, text},
     difference::{Elements, Operation},
     expression::{self, COUNTER},
     ruleset::{Chain, Content, Family, HookKind, Rule, Set, Type},
 };
-use crate::datapath::netlink::Message;
+use crate::datapath::netlink::{
+    Message,
+    attributes::{Attributes, all, find, long, text},
+};
 
 /// The name of our tables.
 pub(super) const TABLE: &str = "mesh";

@@ -5,14 +5,14 @@ use netlink_packet_core::{NLA_F_NESTED, NlasIterator};
 
 /// A sequence of attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         // The length of an attribute is a 16-bit number. Everything written here is far shorter: names are
         // bounded, and elements are sent in portions.
         let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
@@ -23,47 +23,47 @@ impl Attributes {
         self
     }
 
-    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    pub(super) fn byte(self, kind: u16, value: u8) -> Self {
+    pub(crate) fn byte(self, kind: u16, value: u8) -> Self {
         self.bytes(kind, &[value])
     }
 
-    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn number(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(super) fn long(self, kind: u16, value: u64) -> Self {
+    pub(crate) fn long(self, kind: u16, value: u64) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(super) fn nested(self, kind: u16, value: Self) -> Self {
+    pub(crate) fn nested(self, kind: u16, value: Self) -> Self {
         self.bytes(kind | NLA_F_NESTED, &value.0)
     }
 
     /// Appends all items of a list, each with the same kind.
-    pub(super) fn list(self, kind: u16, values: impl IntoIterator<Item = Self>) -> Self {
+    pub(crate) fn list(self, kind: u16, values: impl IntoIterator<Item = Self>) -> Self {
         values
             .into_iter()
             .fold(self, |attributes, value| attributes.nested(kind, value))
     }
 
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 }
 
 /// The value of the first attribute of a kind.
-pub(super) fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     all(attributes, kind).next()
 }
 
 /// The values of all attributes of a kind.
-pub(super) fn all(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn all(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
     let mut rest = attributes;
     // The crate's iterator borrows its attributes for as long as it lives, hence the offsets.
     std::iter::from_fn(move || {
@@ -80,12 +80,12 @@ pub(super) fn all(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A text without its zero byte.
-pub(super) fn text(value: &[u8]) -> String {
+pub(crate) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
 }
 
 /// A 64-bit number.
-pub(super) fn long(value: &[u8]) -> Option<u64> {
+pub(crate) fn long(value: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(value.try_into().ok()?))
 }
 
