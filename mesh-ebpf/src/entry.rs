@@ -1,11 +1,11 @@
 //! The first decision at every hook: whether a packet is the mesh's, and what happens to it.
 
 use crate::{
-    abi::{Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin, Role},
+    abi::{Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin, OwnKey, Role},
     breaker, flow_state, fragment,
     frame::ReadFrame,
-    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet},
-    onward, open,
+    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
+    ipv4, onward, open,
     parse::{Packet, Unparsed, parse},
     reply,
     source_rules::{self, Phase},
@@ -118,6 +118,9 @@ fn client<'a, F: ReadFrame, T: Tables>(
     origin: Origin,
 ) -> Decision<'a> {
     let key = &packet.key;
+    if origin == Origin::CONTAINER {
+        note_own(tables, key);
+    }
     if !tables.is_published(key.protocol as u8, key.destination_port.get()) {
         return not_ours(hook);
     }
@@ -224,6 +227,13 @@ fn opens<'a, F: ReadFrame, T: Tables>(
     let Some(index) = tables.frontend(&FrontendKey::dialled(key)) else {
         return not_ours(hook);
     };
+    let is_from_network = matches!(hook, Hook::Xdp | Hook::TcUplink);
+    if is_from_network && is_martian(frame, key) {
+        return Decision::drop(DropReason::Martian);
+    }
+    if is_from_network && is_udp(key) && tables.is_own(&OwnKey::answered(key)) {
+        return Decision::PASS;
+    }
     let Some(service) = tables.service(index) else {
         return Decision::refuse(DropReason::NoBackend);
     };
@@ -235,6 +245,28 @@ fn opens<'a, F: ReadFrame, T: Tables>(
         Ok((flow, backend)) => onward::decide(config, hook, flow, backend),
         Err(reason @ (DropReason::NoBackend | DropReason::Undeliverable)) => Decision::refuse(reason),
         Err(reason) => Decision::drop(reason),
+    }
+}
+
+/// Whether what would answer the packet would go astray, or to more than its sender.
+#[inline(always)]
+fn is_martian<F: ReadFrame>(frame: &F, key: &FlowKey) -> bool {
+    let is_for_group = frame
+        .at::<Ethernet>(0)
+        .is_some_and(|ethernet| ethernet.destination[0] & 1 != 0);
+    is_for_group || key.source == key.destination || ipv4::is_never_on_a_wire(key.source)
+}
+
+#[inline(always)]
+fn is_udp(key: &FlowKey) -> bool {
+    key.protocol == u32::from(PROTOCOL_UDP)
+}
+
+/// Notes that a container awaits an answer at a port that is also published: masquerading leaves it the port.
+#[inline(always)]
+fn note_own<T: Tables>(tables: &T, key: &FlowKey) {
+    if is_udp(key) && tables.is_published(PROTOCOL_UDP, key.source_port.get()) {
+        tables.note_own(&OwnKey::asked(key));
     }
 }
 

@@ -31,6 +31,17 @@ struct Quote {
 // SAFETY: packed, no padding, integers only.
 unsafe impl Plain for Quote {}
 
+/// Whether a refusal would be larger than the packet. From the network, where a sender need not be who it
+/// says, such a packet gets none, so that no one can make the mesh send more than they do.
+#[inline(always)]
+pub fn is_larger_than<F: Frame>(frame: &F) -> bool {
+    frame.at::<Ipv4>(ETHERNET_LENGTH).is_none_or(|ip| {
+        ip.protocol != PROTOCOL_TCP
+            && usize::from(ip.total_length.get()) < ERROR_LENGTH
+            && frame.segment_size() == 0
+    })
+}
+
 /// Turns the packet into a refusal, addressed to its sender: RST for TCP (RFC 9293,
 /// 3.10.7.1), "port unreachable" for UDP.
 ///

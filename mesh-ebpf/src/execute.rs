@@ -40,6 +40,10 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
             tables.count_drop(hook, reason);
+            let is_from_network = matches!(hook, Hook::Xdp | Hook::TcUplink);
+            if (is_from_network && errors::is_larger_than(frame)) || !tables.may_answer() {
+                return Action::Drop;
+            }
             return answer(errors::refuse(frame));
         }
         Verdict::RefuseReturned { flow, reason } if !is_xdp => {
@@ -116,6 +120,9 @@ fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16)
         return Action::Split { mtu };
     }
     tables.count_drop(hook, DropReason::TooBig);
+    if !tables.may_answer() {
+        return Action::Drop;
+    }
     answer(errors::too_big(frame, mtu))
 }
 
@@ -307,7 +314,7 @@ fn refuse_returned<F: Frame, T: Tables>(
     reason: DropReason,
 ) -> Result<Action, DropReason> {
     let way = way::to_client(frame, flow);
-    if errors::refuse_inner(frame, flow.client()).is_err() {
+    if !tables.may_answer() || errors::refuse_inner(frame, flow.client()).is_err() {
         return Err(reason);
     }
     tables.count_drop(hook, reason);

@@ -17,7 +17,7 @@ use crate::{
         L4_OFFSET, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TCP_CHECKSUM_OFFSET,
         UDP_CHECKSUM_OFFSET,
     },
-    open,
+    ipv4, open,
     tables::{FlowEntry, Tables},
     tunnel::{self, Envelope},
     verdict::Action,
@@ -134,7 +134,7 @@ pub fn decide_encapsulated<'a, F: ReadFrame, T: Tables>(
     let Some(key) = message.quoted() else {
         return Decision::drop(DropReason::BadGeneve);
     };
-    if tunnel::is_never_on_a_wire(source) || tunnel::is_never_on_a_wire(destination) {
+    if ipv4::is_never_on_a_wire(source) || ipv4::is_never_on_a_wire(destination) {
         return Decision::drop(DropReason::BadGeneve);
     }
     let (toward, key) = match envelope.kind {

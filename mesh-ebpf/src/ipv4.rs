@@ -47,3 +47,11 @@ pub fn length<F: ReadFrame>(frame: &F, offset: usize, ip: &Ipv4) -> u32 {
 pub fn length_field(length: u32) -> Be16 {
     Be16::new(u16::try_from(length).unwrap_or(0))
 }
+
+/// Whether no client or frontend has this address (RFC 1122, 3.2.1.3): 0.0.0.0/8, loopback, multicast,
+/// broadcast. (169.254.0.0/16 is the service address's.)
+#[inline(always)]
+pub fn is_never_on_a_wire(address: Be32) -> bool {
+    let first = address.get() >> 24;
+    first == 0 || first == 127 || first & 0xf0 == 224 || address.get() == u32::MAX
+}

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::abi::{
     Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason, Endpoint, Event, Flow, FlowKey,
-    FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, Policy, Progress, Role, SEQUENCE_STEP,
-    Service, SourceVerdicts,
+    FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, OwnKey, Policy, Progress, Role,
+    SEQUENCE_STEP, Service, SourceVerdicts,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -266,6 +266,12 @@ pub trait Tables {
     fn note_keyed(&self, peer: u32);
     /// The next hop to a peer.
     fn next_hop(&self, peer: u32) -> Option<&NextHop>;
+    /// Whether this processor may make one more answer now; counts it.
+    fn may_answer(&self) -> bool;
+    /// Whether an answer to a process or container of this node is awaited.
+    fn is_own(&self, key: &OwnKey) -> bool;
+    /// Notes that one is awaited.
+    fn note_own(&self, key: &OwnKey);
     /// A packet of which a fragment has been seen.
     fn datagram(&self, key: &DatagramKey) -> Option<Datagram>;
     /// Notes what is known of it. Old ones are pushed out.

@@ -12,7 +12,7 @@ use crate::{
         GENEVE_VERSION_AND_LENGTH, Geneve, GeneveBase, GeneveKind, KEY_LENGTH, KEYED_OPTION_LENGTH,
         KEYED_VERSION_AND_LENGTH, L4_OFFSET, OUTER_LENGTH, Outer, PROTOCOL_UDP, UDP_LENGTH,
     },
-    onward, open,
+    ipv4, onward, open,
     parse::{Packet, Unparsed, parse},
     probe,
     tables::{FlowEntry, Tables},
@@ -131,7 +131,7 @@ fn decide_inner<'a, F: ReadFrame, T: Tables>(
     packet: &Packet,
 ) -> Decision<'a> {
     let Envelope { kind, geneve, peer } = *envelope;
-    if is_never_on_a_wire(packet.key.source) || is_never_on_a_wire(packet.key.destination) {
+    if ipv4::is_never_on_a_wire(packet.key.source) || ipv4::is_never_on_a_wire(packet.key.destination) {
         return Decision::drop(DropReason::BadGeneve);
     }
     match kind {
@@ -277,14 +277,6 @@ fn forward_entry<T: Tables>(tables: &T, packet: &Packet) -> Option<FlowEntry> {
 #[inline(always)]
 pub fn is_sender(backend: &Backend, geneve: &Geneve, peer: u32) -> bool {
     open::is_named(backend, geneve) && backend.location == BACKEND_REMOTE && backend.peer == peer
-}
-
-/// Whether no client or frontend has this address (RFC 1122, 3.2.1.3): 0.0.0.0/8, loopback, multicast,
-/// broadcast. (169.254.0.0/16 is the service address's.)
-#[inline(always)]
-pub fn is_never_on_a_wire(address: Be32) -> bool {
-    let first = address.get() >> 24;
-    first == 0 || first == 127 || first & 0xf0 == 224 || address.get() == u32::MAX
 }
 
 /// A backend's reply, on its entry node. Only the node of the flow's own backend may send it.

@@ -207,6 +207,7 @@ pub(crate) mod fixture {
             half_open_evictions: 9,
             flows_not_opened: 3,
             unknown_flows: 11,
+            answers_suppressed: 13,
             unanswered: BTreeMap::new(),
             open: BTreeMap::new(),
             packets_sent_back: 5,

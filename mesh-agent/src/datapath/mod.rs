@@ -212,6 +212,8 @@ pub struct Counters {
     /// TCP packets in mid-connection to published ports, of flows that this node does not know: left to the
     /// kernel.
     pub unknown_flows: u64,
+    /// RST and ICMP errors that were not made, as there were too many.
+    pub answers_suppressed: u64,
     /// Packets of peers that this node could not deliver, and sent back to them.
     pub packets_sent_back: u64,
     /// Flows that got another backend, because a peer had sent their packet back.

@@ -247,6 +247,11 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
          to the kernel, which refuses them unless the connection is older than the mesh.",
     );
     sample(&mut unknown, Vec::new(), counters.unknown_flows);
+    let mut suppressed = counter(
+        "mesh_answers_suppressed_total",
+        "RST and ICMP errors that the mesh did not send, as it had sent thousands in that second.",
+    );
+    sample(&mut suppressed, Vec::new(), counters.answers_suppressed);
     let mut sent_back = counter(
         "mesh_packets_sent_back_total",
         "Packets of other nodes for backends that this node could not deliver to (mesh_drops_total says why), and \
@@ -304,8 +309,8 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         );
     }
     vec![
-        drops, entries, capacity, evictions, not_opened, unknown, sent_back, moved, modes, info, steps,
-        refused,
+        drops, entries, capacity, evictions, not_opened, unknown, suppressed, sent_back, moved, modes, info,
+        steps, refused,
     ]
 }
 

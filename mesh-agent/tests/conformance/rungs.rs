@@ -67,6 +67,8 @@ pub(crate) struct Capabilities {
     pub(crate) sends_back: bool,
     /// A replica that does not answer is passed over.
     pub(crate) passes_over: bool,
+    /// Answers to datagrams that a process or container of the node sends from a published port are its own.
+    pub(crate) knows_own_datagrams: bool,
 }
 
 const EBPF: Capabilities = Capabilities {
@@ -75,6 +77,7 @@ const EBPF: Capabilities = Capabilities {
     affinity: true,
     sends_back: true,
     passes_over: true,
+    knows_own_datagrams: true,
 };
 
 const IPVS: Capabilities = Capabilities {
@@ -83,6 +86,7 @@ const IPVS: Capabilities = Capabilities {
     affinity: true,
     sends_back: false,
     passes_over: false,
+    knows_own_datagrams: false,
 };
 
 /// All of them, best first, and then those on other links than a card.

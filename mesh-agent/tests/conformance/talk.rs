@@ -281,6 +281,16 @@ pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddrV4) -> 
     })
 }
 
+/// Asks once, with a datagram from a port.
+pub(crate) fn ask_from_port(netns: &Netns, port: u16, target: SocketAddrV4) -> io::Result<Answer> {
+    netns.enter(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        let question = b"who is it that answers here?";
+        socket.send_to(question, target)?;
+        answer_of(&socket, target, question.len(), PATIENCE)
+    })
+}
+
 /// Asks with a datagram of so many bytes; the answer must have as many. Either may be lost once: kernels
 /// forbid to split what fits their card, and learn from that what the way carries.
 pub(crate) fn ask_with(netns: &Netns, target: SocketAddrV4, size: usize) -> io::Result<Answer> {
@@ -292,7 +302,7 @@ pub(crate) fn ask_with(netns: &Netns, target: SocketAddrV4, size: usize) -> io::
         };
         let is_lost = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         for _ in 0..2 {
-            match ask(PATIENCE / 5) {
+            match ask(PATIENCE / 20) {
                 Err(error) if is_lost(&error) => {}
                 answer => return answer,
             }

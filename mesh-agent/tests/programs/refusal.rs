@@ -108,7 +108,9 @@ fn a_syn_to_a_service_without_backends_is_refused() {
 fn a_datagram_to_a_service_without_backends_is_answered_by_icmp() {
     on_a_node(|node| {
         without_backends(node);
-        let datagram = Packet::udp(arriving(), CLIENT, frontend(DNS)).frame();
+        let datagram = Packet::udp(arriving(), CLIENT, frontend(DNS))
+            .with_payload(28)
+            .frame();
         let expected = unreachable(3, 0, &datagram);
         check_frame(&node.xdp(&datagram).frame, &expected);
         check_frame(&node.tc_uplink(&datagram).frame, &expected);

@@ -49,8 +49,9 @@ impl Hook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DropReason {
-    /// The IP version is not the EtherType's.
-    BadVersion = 0,
+    /// A packet for a published port from an address that no sender has (0.0.0.0/8, loopback, multicast,
+    /// broadcast, the receiver's own), or to a group of machines by its MAC address.
+    Martian = 0,
     /// A length field contradicts another one or the frame's length.
     BadLength = 1,
     /// The frame ends within a header.
@@ -100,7 +101,7 @@ pub enum DropReason {
 impl DropReason {
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; 21] = [
-        Self::BadVersion,
+        Self::Martian,
         Self::BadLength,
         Self::Truncated,
         Self::IpOptions,
@@ -126,7 +127,7 @@ impl DropReason {
     /// The name in metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Self::BadVersion => "bad_version",
+            Self::Martian => "martian",
             Self::BadLength => "bad_length",
             Self::Truncated => "truncated",
             Self::IpOptions => "ip_options",
@@ -177,10 +178,12 @@ pub enum Event {
     /// TCP in mid-connection to a published port, of a flow that this node does not know: left to the kernel,
     /// whose answer is a RST unless the connection is older than the mesh.
     FlowUnknown = 5,
+    /// A RST or an ICMP error was not made, as there were too many.
+    AnswerSuppressed = 6,
 }
 
 /// Number of event counters.
-pub const EVENT_COUNTERS: u32 = 6;
+pub const EVENT_COUNTERS: u32 = 7;
 
 const _: () = assert!(size_of::<BackendCounters>() == 40);
 

@@ -5,7 +5,8 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 26] = [
+pub const LAYOUTS: [(&str, u32); 28] = [
+    ("ANSWERED", 7),
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
@@ -25,6 +26,7 @@ pub const LAYOUTS: [(&str, u32); 26] = [
     ("LOADS", 4),
     ("MASQUERADES", 5),
     ("NEXT_HOPS", 5),
+    ("OWN_DATAGRAMS", 7),
     ("PEER_INDEX", 4),
     ("PORT_FILTER", 4),
     ("RING", 4),

@@ -232,3 +232,64 @@ fn options_are_dropped_for_frontends_only() {
         check_not_ours(&tables, &optioned(tcp(client(40000), at(other), SYN)));
     }
 }
+
+#[test]
+fn what_no_sender_can_have_sent_opens_nothing_and_gets_no_answer() {
+    for replicas in [locals(1), vec![]] {
+        for source in [
+            "0.0.0.1",
+            "127.0.0.1",
+            "224.0.0.1",
+            "239.1.2.3",
+            "255.255.255.255",
+            "10.0.0.1",
+        ] {
+            let tables = node_with(&replicas).publish(PROTOCOL_UDP, 9200, &replicas);
+            let source = at(&format!("{source}:40000"));
+            for frame in [
+                tcp(source, at(FRONTEND), SYN),
+                udp(source, at(FRONTEND), b"a query of some length"),
+            ] {
+                for hook in UPLINKS {
+                    check_dropped(&tables, hook, &frame, DropReason::Martian);
+                }
+            }
+            assert_eq!(tables.flow_count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_packet_for_a_group_of_machines_opens_nothing() {
+    let tables = node_with(&locals(1));
+    let mut frame = from(40000, SYN);
+    frame.bytes[..6].fill(0xff);
+    for hook in UPLINKS {
+        check_dropped(&tables, hook, &frame, DropReason::Martian);
+    }
+}
+
+#[test]
+fn an_answer_to_a_containers_own_datagram_is_not_a_clients() {
+    let tables = TestTables::node(1).publish(PROTOCOL_UDP, 9200, &locals(1));
+    let server = at("192.0.2.53:53");
+    let answer = udp(server, at(FRONTEND), b"answer");
+    check_passes(
+        &tables,
+        Hook::TcContainer,
+        &udp(at("172.18.0.9:9200"), server, b"query"),
+    );
+    for hook in UPLINKS {
+        check_passes(&tables, hook, &answer);
+    }
+    assert_eq!(tables.flow_count(), 0);
+    // Another port of the server has not been asked.
+    assert_eq!(
+        chosen(
+            &tables,
+            Hook::TcUplink,
+            &udp(at("192.0.2.53:54"), at(FRONTEND), b"query")
+        ),
+        0
+    );
+}

@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 
 use super::*;
 use crate::{
-    abi::BackendCounters,
+    abi::{BackendCounters, MAX_ANSWERS},
     headers::{PROTOCOL_UDP, TCP_FIN},
     testing::{
         ACK, CLIENT_ROUTE, INNER_MTU, MESH0, RST, Replica, SERVICE_ADDRESS, SYN, Segment, TestFrame,
@@ -239,5 +239,45 @@ fn a_segment_that_is_no_syn_keeps_its_options() {
         let mut frame = tcp(at(CLIENT), at(FRONTEND), segment);
         run(&tables, Hook::TcUplink, &mut frame);
         assert_eq!(view_inner(&frame).options, [2, 4, 0x05, 0xb4]);
+    }
+}
+
+#[test]
+fn answers_are_bounded_in_number_and_size() {
+    let refusing = || {
+        TestTables::node(1)
+            .publish(PROTOCOL_TCP, 9200, &[])
+            .publish(PROTOCOL_UDP, 9200, &[])
+    };
+    let small = udp(at(CLIENT), at(FRONTEND), b"x");
+    for (hook, frame, expected) in [
+        (Hook::TcUplink, syn(), Action::Answer),
+        (
+            Hook::TcUplink,
+            udp(at(CLIENT), at(FRONTEND), &[0; 28]),
+            Action::Answer,
+        ),
+        (
+            Hook::TcUplink,
+            udp(at(CLIENT), at(FRONTEND), &[0; 27]),
+            Action::Drop,
+        ),
+        (Hook::Xdp, small.clone(), Action::Drop),
+        // Who sends this is known.
+        (Hook::TcContainer, small, Action::Answer),
+    ] {
+        let tables = refusing();
+        let mut answered = frame.clone();
+        assert_eq!(run(&tables, hook, &mut answered), expected);
+        assert_eq!(tables.drops(hook, DropReason::NoBackend), 1);
+        if expected == Action::Answer && hook != Hook::TcContainer {
+            assert!(answered.bytes.len() <= frame.bytes.len().max(ETHERNET_LENGTH + 40));
+        }
+        tables.answers.set(MAX_ANSWERS as u32);
+        assert_eq!(
+            run(&tables, hook, &mut frame.clone()),
+            Action::Drop,
+            "one too many"
+        );
     }
 }

@@ -9,11 +9,12 @@ use aya_ebpf::{
 };
 use mesh_ebpf::{
     abi::{
-        BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS, Datagram,
-        DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow, FlowKey,
-        FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_BACKENDS, MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD,
-        MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, MAX_SOURCE_RULES, Masquerade, NextHop,
-        PORT_FILTER_WORDS, Policy, Service, SourceRule, SourceVerdicts, drop_index, port_filter_bit,
+        Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS,
+        Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow,
+        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_ANSWERS, MAX_BACKENDS, MAX_DATAGRAMS,
+        MAX_FRONTENDS, MAX_HELD, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
+        MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_WORDS, Policy, Service,
+        SourceRule, SourceVerdicts, drop_index, port_filter_bit,
     },
     bytes::Be32,
     tables::{FlowEntry, InsertError, Tables},
@@ -89,6 +90,13 @@ static EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(EVENT_COUNTERS, 0);
 #[map]
 pub(crate) static DIALLED: LruHashMap<u64, Dialled> = LruHashMap::pinned(65_536, 0);
 
+/// How many answers each processor has made, one entry.
+#[map]
+static ANSWERED: PerCpuArray<Answered> = PerCpuArray::pinned(1, 0);
+/// When this node's processes and containers last sent datagrams from published ports. New ones push out old
+/// ones.
+#[map]
+static OWN_DATAGRAMS: LruHashMap<OwnKey, u64> = LruHashMap::pinned(MAX_OWN, 0);
 /// Packets of which fragments have been seen. New ones push out old ones.
 #[map]
 static DATAGRAMS: LruHashMap<DatagramKey, Datagram> = LruHashMap::pinned(MAX_DATAGRAMS, 0);
@@ -383,6 +391,36 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn next_hop(&self, peer: u32) -> Option<&NextHop> {
         NEXT_HOPS.get(peer)
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(answered) = ANSWERED.get_ptr_mut(0) else {
+            return false;
+        };
+        let span = self.clock() >> 30;
+        // SAFETY: a per-CPU array's value is this CPU's own, and the pointer was checked.
+        let answered = unsafe { &mut *answered };
+        if answered.span != span {
+            (answered.span, answered.count) = (span, 0);
+        }
+        answered.count += 1;
+        let may = answered.count <= MAX_ANSWERS;
+        if !may {
+            self.count_event(Event::AnswerSuppressed);
+        }
+        may
+    }
+
+    #[inline(always)]
+    fn is_own(&self, key: &OwnKey) -> bool {
+        // SAFETY: the value is read at once.
+        unsafe { OWN_DATAGRAMS.get(key) }.is_some_and(|sent| self.clock().wrapping_sub(*sent) < OWN_LIFETIME)
+    }
+
+    #[inline(always)]
+    fn note_own(&self, key: &OwnKey) {
+        let _ = OWN_DATAGRAMS.insert(key, self.clock(), 0);
     }
 
     #[inline(always)]

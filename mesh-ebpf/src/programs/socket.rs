@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mesh_ebpf::{
-    abi::{Config, Dialled, FrontendKey},
+    abi::{Config, Dialled, FrontendKey, OwnKey},
     bytes::{Be16, Be32},
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     tables::Tables,
@@ -117,6 +117,7 @@ fn dial6(context: *mut bpf_sock_addr) -> i32 {
 #[inline(always)]
 fn redirected(context: *mut bpf_sock_addr, address: Be32, ipv6_loopback: bool) -> Option<&'static Config> {
     let config = own_namespace(context)?;
+    note_own(context, address);
     // SAFETY: the context is the program's.
     let (protocol, port) = unsafe {
         (
@@ -146,6 +147,31 @@ fn redirected(context: *mut bpf_sock_addr, address: Be32, ipv6_loopback: bool) -
     };
     DIALLED.insert(cookie, record, 0).ok()?;
     Some(config)
+}
+
+/// Notes that a process awaits an answer at a UDP port that is also published. (A socket without a port gets
+/// one later, from a range in which ports are seldom published.)
+#[inline(always)]
+fn note_own(context: *mut bpf_sock_addr, address: Be32) {
+    // SAFETY: the context is the program's, and the socket was checked.
+    let (protocol, remote_port, local_port) = unsafe {
+        let socket = (*context).__bindgen_anon_1.sk;
+        if socket.is_null() {
+            return;
+        }
+        (
+            (*context).protocol as u8,
+            Be16::from_raw((*context).user_port as u16),
+            Be16::new((*socket).src_port as u16),
+        )
+    };
+    if protocol == PROTOCOL_UDP && KernelTables.is_published(PROTOCOL_UDP, local_port.get()) {
+        KernelTables.note_own(&OwnKey {
+            remote: address,
+            remote_port,
+            local_port,
+        });
+    }
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
         Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
-        HeldKey, Hook, Keys, Load, NextHop, Policy, Service, SourceVerdicts, drop_index,
+        HeldKey, Hook, Keys, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Service, SourceVerdicts, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -116,6 +116,9 @@ pub(crate) struct TestTables {
     /// Whether the table of open flows does.
     pub(crate) open_full: Cell<bool>,
     node: u8,
+    /// Answers made in the present span of time.
+    pub(crate) answers: Cell<u32>,
+    own: RefCell<BTreeSet<OwnKey>>,
     datagrams: RefCell<BTreeMap<DatagramKey, Datagram>>,
     held: RefCell<BTreeMap<HeldKey, NonNull<Held>>>,
     scratch: Cell<Option<NonNull<Held>>>,
@@ -508,6 +511,19 @@ impl Tables for TestTables {
 
     fn next_hop(&self, peer: u32) -> Option<&NextHop> {
         self.next_hops.get(peer as usize)
+    }
+
+    fn may_answer(&self) -> bool {
+        self.answers.set(self.answers.get() + 1);
+        u64::from(self.answers.get()) <= MAX_ANSWERS
+    }
+
+    fn is_own(&self, key: &OwnKey) -> bool {
+        self.own.borrow().contains(key)
+    }
+
+    fn note_own(&self, key: &OwnKey) {
+        self.own.borrow_mut().insert(*key);
     }
 
     fn datagram(&self, key: &DatagramKey) -> Option<Datagram> {

@@ -325,6 +325,7 @@ impl Datapath for EbpfDatapath {
         counters.half_open_evictions = self.sweep.half_open_pushed_out();
         counters.flows_not_opened = self.maps.events(Event::FlowNotOpened)?;
         counters.unknown_flows = self.maps.events(Event::FlowUnknown)?;
+        counters.answers_suppressed = self.maps.events(Event::AnswerSuppressed)?;
         counters.packets_sent_back = self.maps.events(Event::SentBack)?;
         counters.flows_moved = self.maps.events(Event::FlowMoved)?;
         Ok(counters)

@@ -65,6 +65,10 @@ pub(crate) const STORIES: &[Story] = &[
         packets::narrow_way,
     ),
     on_every_link("other_traffic_passes", reach::other_traffic),
+    story(
+        "answers_to_what_is_sent_from_a_published_port_are_the_senders",
+        packets::own_datagrams,
+    ),
     story("frames_of_a_vlan_are_left_to_its_device", links::tagged),
     Story {
         links: &[Link::Bond],

@@ -11,7 +11,7 @@ use mesh_agent::model::{Balance, Protocol, PublishedPort, ServiceKey};
 use crate::{
     mesh::{ECHO, Mesh, WEB},
     netns::Netns,
-    talk::{Connection, ask_backwards, ask_by_connected_datagram, ask_with},
+    talk::{Connection, UDP_PORT, ask_backwards, ask_by_connected_datagram, ask_from_port, ask_with},
     world::CLIENT,
 };
 
@@ -90,6 +90,31 @@ pub(super) fn closed_port(mesh: &mut Mesh<'_>) -> Result<()> {
                 Err(error) => return Err(error).context(who),
             }
         }
+        Ok(())
+    })
+}
+
+/// A name server that asks others from its own port, say, on a node where that port is also published.
+pub(super) fn own_datagrams(mesh: &mut Mesh<'_>) -> Result<()> {
+    if !mesh.rung.capabilities.knows_own_datagrams {
+        return Ok(());
+    }
+    with_each_replica(mesh, |mesh| {
+        let outside = SocketAddrV4::new(CLIENT, UDP_PORT);
+        for (who, netns) in [
+            ("a process", &mesh.world.node(1).netns),
+            ("a container", &mesh.world.container("x1").netns),
+        ] {
+            let answer = ask_from_port(netns, ECHO.port, outside).context(who)?;
+            ensure!(
+                answer.replica == "client",
+                "{who} got the answer of {}",
+                answer.replica
+            );
+        }
+        // And clients from the same machine are served as before.
+        let answer = ask_with(&mesh.world.client, mesh.frontend(1, ECHO), 100)?;
+        ensure!(answer.replica != "client", "{answer:?}");
         Ok(())
     })
 }
