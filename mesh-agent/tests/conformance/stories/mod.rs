@@ -65,6 +65,7 @@ pub(crate) const STORIES: &[Story] = &[
         packets::narrow_way,
     ),
     on_every_link("other_traffic_passes", reach::other_traffic),
+    story("tcp_packets_of_more_than_64_kib_pass_whole", packets::big_tcp),
     story(
         "answers_to_what_is_sent_from_a_published_port_are_the_senders",
         packets::own_datagrams,

@@ -6,13 +6,22 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_agent::model::{Balance, Protocol, PublishedPort, ServiceKey};
+use mesh_agent::{
+    datapath::DropCount,
+    model::{Balance, Protocol, PublishedPort, ServiceKey},
+};
+
+use netlink_packet_route::link::LinkAttribute;
+use nix::net::if_::if_nametoindex;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use crate::{
     mesh::{ECHO, Mesh, WEB},
     netns::Netns,
-    talk::{Connection, UDP_PORT, ask_backwards, ask_by_connected_datagram, ask_from_port, ask_with},
-    world::CLIENT,
+    talk::{
+        Connection, TCP_PORT, UDP_PORT, ask_backwards, ask_by_connected_datagram, ask_from_port, ask_with,
+    },
+    world::{BRIDGE, CLIENT},
 };
 
 /// One byte less and one more than Ethernet carries, what a DNS answer may have, and the most that UDP can
@@ -116,6 +125,66 @@ pub(super) fn own_datagrams(mesh: &mut Mesh<'_>) -> Result<()> {
         let answer = ask_with(&mesh.world.client, mesh.frontend(1, ECHO), 100)?;
         ensure!(answer.replica != "client", "{answer:?}");
         Ok(())
+    })
+}
+
+/// BIG TCP (Linux 6.3): packets whose length their own header cannot say. A container sends them to replicas, and
+/// to a server that is none.
+pub(super) fn big_tcp(mesh: &mut Mesh<'_>) -> Result<()> {
+    const BYTES: usize = 3_000_000;
+    let world = mesh.world;
+    for name in ["x1", "a1"] {
+        allow_big_tcp(&world.container(name).netns, "eth0")?;
+        allow_big_tcp(&world.node(1).netns, &format!("veth{name}"))?;
+    }
+    allow_big_tcp(&world.node(1).netns, BRIDGE)?;
+    with_each_replica(mesh, |mesh| {
+        for target in [SocketAddrV4::new(CLIENT, TCP_PORT), mesh.frontend(1, WEB)] {
+            let mut connection = Connection::open(&mesh.world.container("x1").netns, target)?;
+            let (down, up) = (connection.download(BYTES)?, connection.upload(BYTES)?);
+            ensure!(
+                (down, up) == (BYTES, BYTES),
+                "{down} down and {up} up of {BYTES} bytes are right by {target}"
+            );
+        }
+        Ok(())
+    })?;
+    let is_lost =
+        |drop: &&DropCount| drop.packets != 0 && ["truncated", "bad_length"].contains(&&*drop.reason);
+    let drops = mesh.counters(1)?.drops;
+    ensure!(!drops.iter().any(|drop| is_lost(&drop)), "{drops:?}");
+    Ok(())
+}
+
+/// Lets a card send and receive packets of 185 kB. (iproute2 can since 6.3.)
+fn allow_big_tcp(netns: &Netns, card: &str) -> Result<()> {
+    netns.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            let connection = tokio::spawn(connection);
+            let message = LinkMessageBuilder::<LinkUnspec>::new()
+                .index(if_nametoindex(card)?)
+                .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(185_000))
+                .append_extra_attribute(LinkAttribute::GroIpv4MaxSize(185_000))
+                .build();
+            let done = handle.link().set(message).execute().await;
+            connection.abort();
+            match done {
+                Ok(()) => Ok(()),
+                // A kernel before 6.3: then there are no such packets.
+                Err(rtnetlink::Error::NetlinkError(error)) => {
+                    ensure!(
+                        error.raw_code() == -libc::EOPNOTSUPP || error.raw_code() == -libc::EINVAL,
+                        "{error}"
+                    );
+                    Ok(())
+                }
+                Err(error) => Err(error.into()),
+            }
+        })
     })
 }
 
