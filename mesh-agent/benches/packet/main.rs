@@ -124,7 +124,7 @@ impl<'a> Bench<'a> {
         };
         node.apply(&state);
         let mut take = |name: &str| {
-            let map = node.datapath().programs().take_map(name);
+            let map = node.datapath().object().take_map(name);
             map.unwrap_or_else(|| panic!("the object has no map {name}: was it built for this?"))
         };
         Self {
@@ -324,12 +324,11 @@ impl<'a> Bench<'a> {
         repeat: u32,
         verdict: u32,
     ) -> f64 {
-        let target: &Xdp = self
+        let target: &mut Xdp = self
             .node
             .datapath()
-            .programs()
             .program(program)
-            .expect("the object has it")
+            .expect("the program can be loaded")
             .try_into()
             .expect("an XDP program");
         let target = descriptor(target.fd().expect("it is loaded"));
@@ -345,12 +344,11 @@ impl<'a> Bench<'a> {
 
     /// Measures a tc program behind its wrapper.
     fn tc(&mut self, program: &str, frame: &[u8], mask: u32, repeat: u32, verdict: u32) -> f64 {
-        let target: &SchedClassifier = self
+        let target: &mut SchedClassifier = self
             .node
             .datapath()
-            .programs()
             .program(program)
-            .expect("the object has it")
+            .expect("the program can be loaded")
             .try_into()
             .expect("a tc program");
         let target = descriptor(target.fd().expect("it is loaded"));

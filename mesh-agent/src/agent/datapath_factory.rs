@@ -89,6 +89,7 @@ impl NodeDatapathFactory {
             service_address: options.service_address,
             // No namespace has the cookie 0: no local process is served, instead of all of them.
             netns_cookie: netns_cookie.unwrap_or(0),
+            load_when_used: false,
             map_sizes: Vec::new(),
             changed_maps: Vec::new(),
         })

@@ -129,6 +129,7 @@ impl Node {
             geneve_port: 6081,
             service_address: SERVICE_ADDRESS,
             netns_cookie: 0,
+            load_when_used: true,
             map_sizes,
             changed_maps: Vec::new(),
         };
@@ -229,9 +230,8 @@ impl Node {
         context[12..16].copy_from_slice(&self.uplink.to_ne_bytes());
         let program: &mut Xdp = self
             .datapath()
-            .programs()
-            .program_mut(name)
-            .expect("the object has it")
+            .program(name)
+            .expect("the program can be loaded")
             .try_into()
             .expect("an XDP program");
         run(program, frame, &context, repeat)
@@ -274,9 +274,8 @@ impl Node {
         context[176..180].copy_from_slice(&size.to_ne_bytes());
         let program: &mut SchedClassifier = self
             .datapath()
-            .programs()
-            .program_mut(name)
-            .expect("the object has it")
+            .program(name)
+            .expect("the program can be loaded")
             .try_into()
             .expect("a tc program");
         run(program, frame, &context, repeat)

@@ -235,6 +235,7 @@ impl Rung {
                     service_address: SERVICE_ADDRESS,
                     netns_cookie: mesh_agent::host_facts::own_netns_cookie()
                         .context("the kernel does not report the cookies of network namespaces")?,
+                    load_when_used: true,
                     map_sizes: Vec::new(),
                     changed_maps: if next { vec!["NEXT_HOPS", "DROPS"] } else { vec![] },
                 };

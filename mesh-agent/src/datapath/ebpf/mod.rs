@@ -22,9 +22,13 @@ mod tables;
 mod takeover;
 mod uplink_rung;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel, programs::Program};
 use mesh_ebpf::{
     abi::{Config, Event},
     bytes::{Be16, Be32},
@@ -121,7 +125,10 @@ impl EbpfDatapath {
         let mut programs = loader
             .load(object)
             .map_err(|error| failed("load the eBPF maps", error))?;
-        attach::load_programs(&mut programs)?;
+        if !options.load_when_used {
+            let earlier = takeover.sources().iter().map(PathBuf::as_path);
+            attach::load_programs(&mut programs, earlier.chain([pins]))?;
+        }
         wanted.mark(pins)?;
         takeover.copy_tables()?;
         let maps = Maps::take(&mut programs)?;
@@ -153,8 +160,16 @@ impl EbpfDatapath {
         })
     }
 
-    /// The programs, for tests that run them on frames.
-    pub fn programs(&mut self) -> &mut Ebpf {
+    /// A loaded program, for tests that run it on frames.
+    ///
+    /// # Errors
+    /// When there is none of this name, or the kernel refuses it.
+    pub fn program(&mut self, name: &str) -> Result<&mut Program, DatapathError> {
+        attach::loaded_program(&mut self.programs, name)
+    }
+
+    /// The object, for tests that need to know what is in it.
+    pub fn object(&mut self) -> &mut Ebpf {
         &mut self.programs
     }
 

@@ -23,6 +23,9 @@ pub struct EbpfOptions {
     pub service_address: Ipv4Addr,
     /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
     pub netns_cookie: u64,
+    /// Whether each program is loaded when it is first used, rather than all at once; for tests, which use
+    /// few of them: the verifier takes most of their time.
+    pub load_when_used: bool,
     /// Entries of maps that are to be smaller than the programs declare them, by name; for tests.
     pub map_sizes: Vec<(&'static str, u32)>,
     /// Maps whose layout is to count as changed, which makes this the next version; for tests.

@@ -73,49 +73,71 @@ impl Uplink {
     }
 }
 
-/// Loads every program into the kernel, and makes the hooks' programs find those that they call.
-pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), DatapathError> {
-    load_each(programs)?;
-    let map = programs.take_map(EXCEPTIONAL).ok_or_else(|| {
-        failed(
-            format!("find the map {EXCEPTIONAL}"),
-            "the eBPF object does not have it",
-        )
-    })?;
-    let mut called =
-        ProgramArray::try_from(map).map_err(|error| failed(format!("open the map {EXCEPTIONAL}"), error))?;
-    for one in Exceptional::ALL {
-        let what = || format!("make the eBPF program {} callable", one.name());
-        let program: &SchedClassifier = programs
-            .program(one.name())
-            .ok_or_else(|| failed(what(), "the eBPF object does not have it"))?
-            .try_into()
-            .map_err(|error| failed(what(), error))?;
-        let program = program.fd().map_err(|error| failed(what(), error))?;
-        called
-            .set(one as u32, program, 0)
-            .map_err(|error| failed(what(), error))?;
+/// Loads into the kernel every program that this node needs: a kernel that refuses one is noticed before any
+/// hook has changed. The one for devices without MAC addresses is not among them unless an earlier agent has
+/// used it, in one of the given folders: few nodes have such a device, and the verifier takes long for it.
+pub(super) fn load_programs<'a>(
+    programs: &mut Ebpf,
+    mut folders: impl Iterator<Item = &'a Path>,
+) -> Result<(), DatapathError> {
+    let layer3 = TcProgram::Layer3.name();
+    let has_layer3 = folders.any(|pins| {
+        let links = std::fs::read_dir(pins.join(LINKS));
+        links.is_ok_and(|links| {
+            links
+                .flatten()
+                .any(|link| link.file_name().to_string_lossy().starts_with(layer3))
+        })
+    });
+    let names: Vec<String> = programs.programs().map(|(name, _)| name.to_owned()).collect();
+    let is_called = |name: &str| Exceptional::ALL.iter().any(|called| called.name() == name);
+    for name in &names {
+        if !is_called(name) && (name != layer3 || has_layer3) {
+            loaded_program(programs, name)?;
+        }
     }
-    // Its pin keeps the map, and the map the programs.
     Ok(())
 }
 
-fn load_each(programs: &mut Ebpf) -> Result<(), DatapathError> {
-    for (name, program) in programs.programs_mut() {
-        let loaded = match program {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => continue,
-        };
-        loaded.map_err(|error| {
-            failed(
-                format!("load the eBPF program {name} (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"),
-                error,
-            )
-        })?;
-    }
-    Ok(())
+/// Loads a program into the kernel, unless it is loaded, and returns whether it was not.
+fn load(programs: &mut Ebpf, name: &str) -> Result<bool, DatapathError> {
+    let program = programs
+        .program_mut(name)
+        .ok_or_else(|| failed(finding(name), "the object does not have it"))?;
+    let loaded = match program {
+        Program::Xdp(program) if program.fd().is_err() => program.load(),
+        Program::SchedClassifier(program) if program.fd().is_err() => program.load(),
+        Program::CgroupSockAddr(program) if program.fd().is_err() => program.load(),
+        _ => return Ok(false),
+    };
+    loaded.map(|()| true).map_err(|error| {
+        failed(
+            format!("load the eBPF program {name} (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"),
+            error,
+        )
+    })
+}
+
+/// Loads the program for exceptional packets, and makes it callable.
+fn load_exceptional(programs: &mut Ebpf, one: Exceptional) -> Result<(), DatapathError> {
+    load(programs, one.name())?;
+    let what = || format!("make the eBPF program {} callable", one.name());
+    let program: &mut SchedClassifier = programs
+        .program_mut(one.name())
+        .ok_or_else(|| failed(what(), "the eBPF object does not have it"))?
+        .try_into()
+        .map_err(|error| failed(what(), error))?;
+    let program = program
+        .fd()
+        .and_then(|program| program.try_clone().map_err(ProgramError::IOError))
+        .map_err(|error| failed(what(), error))?;
+    let map = programs
+        .map_mut(EXCEPTIONAL)
+        .ok_or_else(|| failed(what(), "the eBPF object does not have the map of such programs"))?;
+    let mut called = ProgramArray::try_from(map).map_err(|error| failed(what(), error))?;
+    called
+        .set(one as u32, &program, 0)
+        .map_err(|error| failed(what(), error))
 }
 
 impl Attachments {
@@ -344,16 +366,32 @@ impl Attachments {
     }
 }
 
-/// A program of the loaded object, by its name.
+/// A program of the object, by its name. It is loaded where it is not.
 fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, DatapathError>
 where
     &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    let doing = || format!("find the program {name} in the eBPF object");
-    let program = programs
-        .program_mut(name)
-        .ok_or_else(|| failed(doing(), "the object does not have it"))?;
-    program
+    loaded_program(programs, name)?
         .try_into()
-        .map_err(|error: ProgramError| failed(doing(), error))
+        .map_err(|error: ProgramError| failed(finding(name), error))
+}
+
+/// The same, of any kind. The program that it calls for exceptional packets is loaded as well.
+pub(super) fn loaded_program<'a>(
+    programs: &'a mut Ebpf,
+    name: &str,
+) -> Result<&'a mut Program, DatapathError> {
+    let calls = TcProgram::ALL.into_iter().find(|program| program.name() == name);
+    if load(programs, name)?
+        && let Some(program) = calls
+    {
+        load_exceptional(programs, program.exceptional())?;
+    }
+    programs
+        .program_mut(name)
+        .ok_or_else(|| failed(finding(name), "the object does not have it"))
+}
+
+fn finding(name: &str) -> String {
+    format!("find the program {name} in the eBPF object")
 }

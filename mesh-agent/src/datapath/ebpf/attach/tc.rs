@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use aya::{Ebpf, programs::SchedClassifier};
+use mesh_ebpf::abi::Exceptional;
 use mesh_support::error_chain;
 use tracing::warn;
 
@@ -34,7 +35,7 @@ pub(super) enum TcProgram {
 }
 
 impl TcProgram {
-    const ALL: [Self; 4] = [Self::Uplink, Self::Layer3, Self::Container, Self::Local];
+    pub(super) const ALL: [Self; 4] = [Self::Uplink, Self::Layer3, Self::Container, Self::Local];
 
     /// The name in the eBPF object.
     pub(super) fn name(self) -> &'static str {
@@ -43,6 +44,16 @@ impl TcProgram {
             Self::Layer3 => "mesh_layer3",
             Self::Container => "mesh_container",
             Self::Local => "mesh_local",
+        }
+    }
+
+    /// The program that it calls for exceptional packets.
+    pub(super) fn exceptional(self) -> Exceptional {
+        match self {
+            Self::Uplink => Exceptional::Uplink,
+            Self::Layer3 => Exceptional::Layer3,
+            Self::Container => Exceptional::Container,
+            Self::Local => Exceptional::Local,
         }
     }
 
