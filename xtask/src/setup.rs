@@ -67,7 +67,10 @@ pub fn clean(mut command: std::process::Command) -> std::process::Command {
             "RUST_RECURSION_COUNT",
             "RUSTDOC",
         ];
-        let belongs_to_person = matches!(&*text, "CARGO_HOME" | "CARGO_NET_OFFLINE" | "CARGO_HTTP_CAINFO")
+        let belongs_to_person = matches!(
+            &*text,
+            "CARGO_HOME" | "CARGO_INCREMENTAL" | "CARGO_NET_OFFLINE" | "CARGO_HTTP_CAINFO"
+        ) || text.starts_with("CARGO_PROFILE")
             || text.starts_with("CARGO_REGISTR")
             || text.starts_with("CARGO_SOURCE")
             || text.starts_with("CARGO_HTTP");

@@ -46,17 +46,60 @@ const PARTS: [(&str, Part); 5] = [
     ("vm", Part::Vm),
 ];
 
+/// How a phase runs its test binaries.
+#[derive(Clone, Copy)]
+struct Runner {
+    /// The phase's name.
+    name: &'static str,
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+}
+
+const fn runner(name: &'static str, arguments: &'static [&'static str]) -> Runner {
+    Runner {
+        name,
+        arguments,
+        environment: &[],
+    }
+}
+
 /// The kernel's binary that takes longer than the others together, and mostly waits.
 const DATA_PATHS: &str = "conformance";
 
 /// So it runs twice at the same time, each time without some of its data paths.
-const HALVES: [(&str, &[&str]); 2] = [
-    ("native", &["--skip", "ebpf-generic", "--skip", "ebpf-tc"]),
-    ("others", &["--skip", "ebpf-native"]),
+const HALVES: [Runner; 2] = [
+    runner("native", &["--skip", "ebpf-generic", "--skip", "ebpf-tc"]),
+    runner("others", &["--skip", "ebpf-native"]),
 ];
 
 /// The end-to-end binary whose stories need no Swarm.
 const ORCHESTRATOR_STORIES: &str = "orchestrator";
+
+/// The end-to-end binary whose stories need one. They take longer than all others and mostly wait, so it runs
+/// twice at the same time as well.
+const SWARM_STORIES: &str = "swarm";
+
+/// The stories of a lab share it.
+const ONE_BY_ONE: &[&str] = &["--test-threads=1"];
+
+/// The end-to-end phases and their binaries. Labs do not see each other.
+const LABS: [(Runner, &[&str]); 3] = [
+    (
+        Runner {
+            environment: &[("MESH_LANE", "changes")],
+            ..runner("end-to-end", ONE_BY_ONE)
+        },
+        &["fallback", SWARM_STORIES],
+    ),
+    (
+        Runner {
+            environment: &[("MESH_LANE", "variants")],
+            ..runner("variants", ONE_BY_ONE)
+        },
+        &[SWARM_STORIES],
+    ),
+    (runner("without a Swarm", ONE_BY_ONE), &[ORCHESTRATOR_STORIES]),
+];
 
 /// Sets up, builds, and runs what was chosen; the runners' output is shown as it comes.
 ///
@@ -102,36 +145,23 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
             selection.check(&built, &parts)
         })?;
     }
-    let lane = |part: Part| tests(name_of(part), part, &[], &built, &selection, &parts, |_| true);
-    let kernel = |name: &'static str, arguments: &'static [&'static str], of_data_paths: bool| {
-        let chosen = move |binary: &str| (binary == DATA_PATHS) == of_data_paths;
-        tests(name, Part::Kernel, arguments, &built, &selection, &parts, chosen)
+    let tests = |runner: Runner, part: Part, chosen: &dyn Fn(&str) -> bool| {
+        tests(runner, part, &built, &selection, &parts, chosen)
     };
+    let lane = |part: Part| tests(runner(name_of(part), &[]), part, &|_| true);
     let mut first = vec![
         lane(Part::Unit),
-        kernel(name_of(Part::Kernel), &[], false),
+        tests(runner(name_of(Part::Kernel), &[]), Part::Kernel, &|binary| {
+            binary != DATA_PATHS
+        }),
         lane(Part::Store),
     ];
-    first.extend(HALVES.map(|(name, arguments)| kernel(name, arguments, true)));
+    first.extend(HALVES.map(|half| tests(half, Part::Kernel, &|binary| binary == DATA_PATHS)));
     phases.run_together(first.into_iter().flatten().collect())?;
-    // The stories mostly wait: the compiler takes what they leave. Labs do not see each other.
-    let stories = |name: &'static str, of_orchestrator: bool| {
-        let chosen = move |binary: &str| (binary == ORCHESTRATOR_STORIES) == of_orchestrator;
-        // The stories of a lab share it.
-        let one_by_one = &["--test-threads=1"];
-        tests(
-            name,
-            Part::EndToEnd,
-            one_by_one,
-            &built,
-            &selection,
-            &parts,
-            chosen,
-        )
-    };
-    let mut second: Vec<Phase<'_>> = [stories("end-to-end", false), stories("without a Swarm", true)]
-        .into_iter()
-        .flatten()
+    // The stories mostly wait: the compiler takes what they leave.
+    let mut second: Vec<Phase<'_>> = LABS
+        .iter()
+        .filter_map(|(runner, binaries)| tests(*runner, Part::EndToEnd, &|binary| binaries.contains(&binary)))
         .collect();
     let checks: Vec<&str> = STATIC
         .into_iter()
@@ -179,16 +209,14 @@ fn name_of(part: Part) -> &'static str {
         .map_or("", |(name, _)| name)
 }
 
-/// A phase that runs those binaries of a part that are chosen by name, with arguments; `None` where there are
-/// none.
+/// A phase that runs those binaries of a part that are chosen by name; `None` where there are none.
 fn tests<'a>(
-    name: &'static str,
+    runner: Runner,
     part: Part,
-    arguments: &'static [&'static str],
     built: &'a [Built],
     selection: &'a Selection,
     parts: &[Part],
-    chosen: impl Fn(&str) -> bool,
+    chosen: &dyn Fn(&str) -> bool,
 ) -> Option<Phase<'a>> {
     let mut binaries: Vec<&Built> = built
         .iter()
@@ -198,7 +226,16 @@ fn tests<'a>(
         return None;
     }
     binaries.sort_by_key(|built| ALL.iter().position(|listed| listed.name == built.name));
-    let work = move |output: &Output| run_all(&binaries, output, arguments, &selection.filters);
+    let Runner {
+        name,
+        arguments,
+        environment,
+    } = runner;
+    let work = move |output: &Output| {
+        run_all(&binaries, output, |binary, output| {
+            binary.run(output, arguments, environment, &selection.filters)
+        })
+    };
     Some(Phase::new(name, work))
 }
 
@@ -333,6 +370,16 @@ mod tests {
         );
         assert!(selection(&["lints"]).parts().is_empty());
         assert!(!selection(&["some_test"]).parts().contains(&Part::Vm));
+    }
+
+    #[test]
+    fn every_end_to_end_binary_is_in_a_phase() {
+        for listed in ALL.iter().filter(|listed| listed.parts.contains(&Part::EndToEnd)) {
+            let phases = LABS
+                .iter()
+                .filter(|(_, binaries)| binaries.contains(&listed.name));
+            assert!(phases.count() > 0, "{}", listed.name);
+        }
     }
 
     #[test]

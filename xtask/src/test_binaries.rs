@@ -195,7 +195,13 @@ impl Built {
     ///
     /// # Errors
     /// When a test fails.
-    pub fn run(&self, output: &Output, arguments: &[&str], filters: &[String]) -> Result<()> {
+    pub fn run(
+        &self,
+        output: &Output,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        filters: &[String],
+    ) -> Result<()> {
         output.line(&format!("-- {}", self.name));
         // libtest takes several filters, libtest-mimic one.
         let runs: Vec<Vec<&str>> = match filters {
@@ -204,7 +210,9 @@ impl Built {
         };
         for filter in runs {
             let mut test = self.command();
-            test.args(filter).args(arguments);
+            test.args(filter)
+                .args(arguments)
+                .envs(environment.iter().copied());
             output.stream(&mut test)?;
         }
         Ok(())
@@ -215,10 +223,14 @@ impl Built {
 ///
 /// # Errors
 /// Names those that failed.
-pub fn run_all(binaries: &[&Built], output: &Output, arguments: &[&str], filters: &[String]) -> Result<()> {
+pub fn run_all(
+    binaries: &[&Built],
+    output: &Output,
+    run: impl Fn(&Built, &Output) -> Result<()>,
+) -> Result<()> {
     let mut failed = Vec::new();
     for binary in binaries {
-        if let Err(error) = binary.run(output, arguments, filters) {
+        if let Err(error) = run(binary, output) {
             output.line(&format!("error: {error:#}"));
             failed.push(binary.name.as_str());
         }

@@ -33,8 +33,8 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// A lab of three nodes with so many managers, without agents yet.
-    pub(crate) fn up(managers: usize, offloads: Offloads, topology: Topology) -> Result<Self> {
+    /// A lab of this name, of three nodes with so many managers, without agents yet.
+    pub(crate) fn up(name: &str, managers: usize, offloads: Offloads, topology: Topology) -> Result<Self> {
         for program in ["mesh-agent", "meshctl", "mesh-testbed"] {
             ensure!(
                 paths::program(program).is_file(),
@@ -42,7 +42,7 @@ impl Fixture {
             );
         }
         let lab = Lab::up(&LabOptions {
-            name: "swarm".into(),
+            name: name.into(),
             managers,
             offloads,
             topology,

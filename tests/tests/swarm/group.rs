@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use libtest_mimic::Trial;
 use xtask::lab::{Offloads, Topology};
 
@@ -15,11 +15,42 @@ use crate::fixture::Fixture;
 /// One story: its name and what it does.
 pub(crate) type Story = (&'static str, fn(&Fixture) -> Result<()>);
 
+/// The two parts of the groups, which take about as long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// What changes while requests go on: replicas, nodes and agents. Mostly waits.
+    Changes,
+    /// The same requests by other hooks, and over other wires.
+    Variants,
+}
+
+impl Lane {
+    /// The lane that `MESH_LANE` names; `None`: both.
+    pub(crate) fn chosen() -> Result<Option<Self>> {
+        match std::env::var("MESH_LANE").as_deref() {
+            Err(_) => Ok(None),
+            Ok("changes") => Ok(Some(Self::Changes)),
+            Ok("variants") => Ok(Some(Self::Variants)),
+            Ok(other) => bail!("MESH_LANE is `changes` or `variants`, not `{other}`"),
+        }
+    }
+
+    /// The name of the lab of its groups.
+    fn lab(self) -> &'static str {
+        match self {
+            Self::Changes => "swarm",
+            Self::Variants => "variants",
+        }
+    }
+}
+
 /// Stories that are run one after the other in one lab.
 #[derive(Clone, Copy)]
 pub(crate) struct Group {
     /// The first part of its stories' names.
     pub(crate) name: &'static str,
+    /// The part of the groups that it is in.
+    pub(crate) lane: Lane,
     /// How many of the three nodes manage.
     pub(crate) managers: usize,
     /// Whether the wire leaves checksums and segmentation to the receiver.
@@ -106,7 +137,7 @@ impl Shared {
     fn fixture(&mut self, group: Group) -> Result<&Fixture> {
         let mut fixture = match self.fixture.take() {
             Some(fixture) => fixture,
-            None => Fixture::up(group.managers, group.offloads, group.topology)?,
+            None => Fixture::up(group.lane.lab(), group.managers, group.offloads, group.topology)?,
         };
         fixture.with_agents = group.agents.is_some();
         fixture.arguments = group.agents.unwrap_or_default();

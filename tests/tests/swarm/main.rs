@@ -1,7 +1,8 @@
 //! The mesh on a real Swarm: a user's stories, in groups that share a lab.
 //!
 //! `cargo test --package mesh-tests --test swarm -- GROUP` runs one group; those that need a kernel with
-//! IPVS, VLAN devices or bonds are run by `cargo xtask vm test`.
+//! IPVS, VLAN devices or bonds are run by `cargo xtask vm test`. `MESH_LANE=changes` and `MESH_LANE=variants`
+//! run a part each, in labs of different names, so that both can run at the same time.
 
 use std::{
     process::ExitCode,
@@ -11,7 +12,7 @@ use std::{
 use libtest_mimic::Arguments;
 use xtask::lab::{Offloads, Topology, agent::DEFAULT_ARGUMENTS};
 
-use crate::group::{Group, Shared};
+use crate::group::{Group, Lane, Shared};
 
 mod basics;
 mod beside;
@@ -37,6 +38,7 @@ mod wireguard;
 /// The whole product with its defaults: native XDP, replies by tunnel.
 const DEFAULT: Group = Group {
     name: "stories",
+    lane: Lane::Changes,
     managers: 1,
     offloads: Offloads::Off,
     topology: Topology::OneCard,
@@ -61,12 +63,14 @@ const GROUPS: &[Group] = &[
     // The basic stories in the other variants of the data path.
     Group {
         name: "dsr",
+        lane: Lane::Variants,
         agents: Some(&["--xdp", "native", "--return-mode", "dsr"]),
         stories: &[basics::REQUESTS, basics::TRANSFERS, networks::HIDDEN],
         ..DEFAULT
     },
     Group {
         name: "generic",
+        lane: Lane::Variants,
         agents: Some(&["--xdp", "generic"]),
         stories: &[basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
@@ -99,6 +103,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "tc",
+        lane: Lane::Variants,
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off"]),
         stories: &[basics::REQUESTS, basics::TRANSFERS],
@@ -106,6 +111,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "clsact",
+        lane: Lane::Variants,
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off", "--tc", "clsact"]),
         stories: &[basics::REQUESTS, basics::TRANSFERS],
@@ -114,6 +120,7 @@ const GROUPS: &[Group] = &[
     // Nodes whose default route and cluster address are on different cards.
     Group {
         name: "two-cards",
+        lane: Lane::Variants,
         topology: Topology::TwoCards,
         stories: &[networks::STORIES, networks::REROUTED, basics::REQUESTS],
         ..DEFAULT
@@ -121,6 +128,7 @@ const GROUPS: &[Group] = &[
     // Nodes whose card is a port of a bridge, with the agent's defaults.
     Group {
         name: "bridge",
+        lane: Lane::Variants,
         offloads: Offloads::On,
         topology: Topology::Bridge,
         agents: Some(&[]),
@@ -130,6 +138,7 @@ const GROUPS: &[Group] = &[
     // Nodes and clients that are no neighbours, and answers that leave by another card than requests come in.
     Group {
         name: "routed",
+        lane: Lane::Variants,
         topology: Topology::Routed,
         stories: &[networks::STORIES, basics::REQUESTS, basics::TRANSFERS],
         ..DEFAULT
@@ -137,6 +146,7 @@ const GROUPS: &[Group] = &[
     // Nodes with several addresses on a card and on the loopback device.
     Group {
         name: "multihomed",
+        lane: Lane::Variants,
         topology: Topology::Multihomed,
         stories: &[networks::STORIES, networks::MOVING, basics::REQUESTS],
         ..DEFAULT
@@ -144,6 +154,7 @@ const GROUPS: &[Group] = &[
     // Nodes whose cluster address is on a device without MAC addresses, beside XDP on the card.
     Group {
         name: "wireguard",
+        lane: Lane::Variants,
         topology: Topology::Wireguard,
         stories: &[networks::STORIES, wireguard::STORIES, basics::REQUESTS],
         ..DEFAULT
@@ -151,6 +162,7 @@ const GROUPS: &[Group] = &[
     // Nodes with a router between them that carries less than their cards do, and does not report it.
     Group {
         name: "narrow",
+        lane: Lane::Variants,
         topology: Topology::Narrow,
         stories: &[networks::NARROW, basics::REQUESTS],
         ..DEFAULT
@@ -158,6 +170,7 @@ const GROUPS: &[Group] = &[
     // Nodes whose cards carry less than their containers' do.
     Group {
         name: "small-mtu",
+        lane: Lane::Variants,
         topology: Topology::SmallMtu,
         stories: &[networks::SMALL_MTU],
         ..DEFAULT
@@ -165,6 +178,7 @@ const GROUPS: &[Group] = &[
     // Nodes behind a router that translates their addresses.
     Group {
         name: "nat",
+        lane: Lane::Variants,
         topology: Topology::Nat,
         agents: None,
         stories: &[networks::NAT],
@@ -214,9 +228,21 @@ fn main() -> ExitCode {
     // They share labs, and the machine's processors.
     arguments.test_threads = Some(1);
     let shared = Arc::new(Mutex::new(Shared::default()));
-    let mut trials = labs::trials();
+    let lane = match Lane::chosen() {
+        Ok(lane) => lane,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut trials = Vec::new();
+    if lane != Some(Lane::Variants) {
+        trials.extend(labs::trials());
+    }
     for group in GROUPS {
-        trials.extend(group::trials(*group, &shared));
+        if lane.is_none_or(|lane| lane == group.lane) {
+            trials.extend(group::trials(*group, &shared));
+        }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Takes the lab down.
