@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use super::{
     View,
     health::{failing_lines, invalid_labels},
+    ports::port_lines,
     status::missing_hooks,
 };
 use crate::{
@@ -45,6 +46,7 @@ pub(super) fn running(view: &View) -> Running {
             .cloned()
             .chain(failing_lines(view))
             .chain(invalid_labels(view))
+            .chain(port_lines(view))
             .collect(),
     }
 }

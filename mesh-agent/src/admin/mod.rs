@@ -8,6 +8,7 @@ mod drained;
 mod drains;
 mod examined;
 pub mod health;
+mod ports;
 pub mod routes;
 pub mod server;
 pub mod status;

@@ -76,6 +76,12 @@ fn service_routes(
             row.reason = format!("the kernel refuses the service: {reason}");
         }
     }
+    if let Some(purpose) = view.desired.left.get(&key) {
+        for row in &mut rows {
+            row.state = RouteState::Excluded;
+            row.reason = format!("the port is that of {purpose}");
+        }
+    }
     rows.extend(excluded_routes(view, key, service, frontends));
     rows.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
     if rows.is_empty() {

@@ -6,6 +6,7 @@ use super::{
     View,
     api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
     health::{failing_lines, invalid_labels},
+    ports::port_lines,
 };
 use crate::{
     model::{AgentConnection, BackendState, NoHook, Node, NodeDatapath, NodeId},
@@ -148,6 +149,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
         .metrics_trouble
         .iter()
         .map(|trouble| format!("metrics: {trouble}"));
+    let ports = port_lines(view).into_iter().map(|line| format!("ports: {line}"));
     let health = failing_lines(view)
         .into_iter()
         .map(|line| format!("health: {line}"));
@@ -162,6 +164,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
         .chain(probes)
         .chain(agents)
         .chain(metrics)
+        .chain(ports)
         .chain(health)
         .chain(labels)
         .collect()

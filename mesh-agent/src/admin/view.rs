@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
     model::{
-        Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodeRole, ReturnMode,
-        ServiceKey,
+        Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodeRole, OccupiedPort,
+        ReturnMode, ServiceKey,
     },
     probes::ProbeReport,
     source::SourceState,
@@ -37,6 +37,8 @@ pub struct View {
     pub datapath_errors: Vec<String>,
     /// Services that the kernel refuses, and why: this node does not answer for them.
     pub refused_services: BTreeMap<ServiceKey, String>,
+    /// The published ports that something else of this node serves as well.
+    pub occupied_ports: Vec<OccupiedPort>,
     /// Which peers' data paths answer this node.
     pub probes: ProbeReport,
     /// The replicas that an operator drains on this node.
@@ -139,6 +141,7 @@ pub(crate) mod fixture {
         };
         let cluster = Cluster {
             cluster_id: "cluster".to_owned(),
+            data_path_port: None,
             nodes: BTreeMap::from([
                 ("id1".to_owned(), node("n1", 1, NodeRole::Manager, true)),
                 ("id2".to_owned(), node("n2", 2, NodeRole::Worker, true)),
@@ -245,6 +248,7 @@ pub(crate) mod fixture {
             without_hook: BTreeMap::new(),
             datapath_errors: Vec::new(),
             refused_services: BTreeMap::new(),
+            occupied_ports: Vec::new(),
             probes: probes(started),
             drained: Drained::default(),
             failed: FailedChecks::default(),

@@ -65,6 +65,7 @@ impl Introspection {
             without_hook: Default::default(),
             datapath_errors: Vec::new(),
             refused_services: Default::default(),
+            occupied_ports: Vec::new(),
             probes: ProbeReport::default(),
             drained: Default::default(),
             failed: Default::default(),

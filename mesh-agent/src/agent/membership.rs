@@ -188,6 +188,8 @@ mod tests {
             manager,
             node_address: active.then_some(std::net::Ipv4Addr::new(192, 0, 2, 1)),
             remote_managers: Vec::new(),
+            manager_ports: [2377].into(),
+            data_path_port: None,
             cluster_id: None,
             root: "/var/lib/docker".into(),
             version: "20.10.24".into(),

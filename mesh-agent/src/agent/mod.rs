@@ -17,6 +17,7 @@ mod node;
 mod parts;
 mod preflight;
 mod reconcile;
+mod reserved_ports;
 mod run;
 mod service_manager;
 mod signals;

@@ -1,7 +1,7 @@
 //! The agent's parts: listeners, watchers and the source. Each is a task of its own, connected to the agent's
 //! loop by channels.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,11 +21,12 @@ use crate::{
     discovery::{
         ContainerState, ContainerWatcher, NetworkState, Scheduler,
         network::{Interest, NetworkOptions, watch_network},
+        ports,
     },
     docker::Docker,
     doctor, health,
     metrics::{self, Metrics},
-    model::{Drained, FailedChecks, KeyId, NodeDatapath},
+    model::{Drained, FailedChecks, KeyId, NodeDatapath, OccupiedPort, ServiceKey},
     probes::{self, ProbeReport},
     source::{Acknowledged, DrainRelay, FeedServerStatus, HintHandle, RelayedDrain, SourceState},
 };
@@ -42,6 +43,8 @@ pub(super) struct Parts {
     pub(super) probe_targets: watch::Sender<Option<probes::Targets>>,
     pub(super) failed: watch::Receiver<FailedChecks>,
     pub(super) check_targets: watch::Sender<health::Targets>,
+    pub(super) occupied_ports: watch::Receiver<Vec<OccupiedPort>>,
+    pub(super) published_ports: watch::Sender<BTreeSet<ServiceKey>>,
     pub(super) hints: SourceHints,
     pub(super) engine_hint: HintHandle,
     pub(super) commands: mpsc::Receiver<control::Command>,
@@ -109,6 +112,14 @@ impl Parts {
         );
         supervisor.spawn("engine watcher", follow);
 
+        let (published_ports, published) = watch::channel(BTreeSet::new());
+        let (occupied_sender, occupied_ports) = watch::channel(Vec::new());
+        let observer = ports::PortObserver::new(docker.clone(), find_cgroup(options).ok());
+        supervisor.spawn(
+            "port observer",
+            observer.run(published, occupied_sender, shutdown.clone()),
+        );
+
         let hints = SourceHints::default();
         let on_event = {
             let hints = hints.clone();
@@ -147,6 +158,8 @@ impl Parts {
             probe_targets,
             failed,
             check_targets,
+            occupied_ports,
+            published_ports,
             hints,
             engine_hint,
             commands: listeners.commands,

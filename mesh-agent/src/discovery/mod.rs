@@ -8,6 +8,7 @@ mod default_route;
 pub mod network;
 #[cfg(test)]
 mod own_network;
+pub mod ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -195,6 +195,20 @@ pub(crate) struct ManagerStatus {
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct ContainerSummary {
     pub(crate) id: String,
+    /// Each with a slash before it.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
+    #[serde(default)]
+    pub(crate) ports: Vec<ContainerPort>,
+}
+
+/// A port of a container; of the host as well, where it is published there.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ContainerPort {
+    pub(crate) public_port: Option<u16>,
+    #[serde(rename = "Type", default)]
+    pub(crate) protocol: String,
 }
 
 /// A container as `GET /containers/{id}/json` describes it.

@@ -1,6 +1,6 @@
 //! The engine's description of itself: `docker info`.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
 
 use bollard::models::{LocalNodeState, SystemInfo};
 
@@ -19,6 +19,10 @@ pub struct EngineInfo {
     pub node_address: Option<Ipv4Addr>,
     /// The managers this node knows. Their ports are Swarm's own; agents listen on the feed port.
     pub remote_managers: Vec<RemoteManager>,
+    /// The TCP ports on which those managers serve Swarm.
+    pub manager_ports: BTreeSet<u16>,
+    /// The UDP port of overlay networks; managers only.
+    pub data_path_port: Option<u16>,
     /// The cluster's id; managers only, and only while there is a quorum (the engine's own answer is empty
     /// without one). Workers find it in their certificate (O).
     pub cluster_id: Option<String>,
@@ -56,9 +60,12 @@ impl From<SystemInfo> for EngineInfo {
     fn from(info: SystemInfo) -> Self {
         let swarm = info.swarm.unwrap_or_default();
         let state = swarm.local_node_state.unwrap_or(LocalNodeState::INACTIVE);
-        let mut remote_managers: Vec<_> = swarm
-            .remote_managers
-            .unwrap_or_default()
+        let managers = swarm.remote_managers.unwrap_or_default();
+        let manager_ports = managers
+            .iter()
+            .filter_map(|peer| peer.addr.as_ref()?.rsplit_once(':')?.1.parse().ok())
+            .collect();
+        let mut remote_managers: Vec<_> = managers
             .into_iter()
             .filter_map(|peer| {
                 Some(RemoteManager {
@@ -75,6 +82,12 @@ impl From<SystemInfo> for EngineInfo {
             manager: swarm.control_available.unwrap_or_default(),
             node_address: swarm.node_addr.as_deref().and_then(host),
             remote_managers,
+            manager_ports,
+            data_path_port: swarm
+                .cluster
+                .as_ref()
+                .and_then(|cluster| u16::try_from(cluster.data_path_port?).ok())
+                .filter(|port| *port != 0),
             cluster_id: swarm
                 .cluster
                 .and_then(|cluster| cluster.id)
@@ -102,12 +115,16 @@ mod tests {
     #[test]
     fn empty_ids_of_an_engine_without_a_quorum_are_no_ids() {
         let text = r#"{"Swarm": {"NodeID": "", "NodeAddr": "192.0.2.1", "LocalNodeState": "active",
-            "ControlAvailable": true, "Cluster": {"ID": ""},
+            "ControlAvailable": true, "Cluster": {"ID": "", "DataPathPort": 7789},
             "RemoteManagers": [{"NodeID": "", "Addr": "192.0.2.2:2377"}]}}"#;
         let info = EngineInfo::from(serde_json::from_str::<SystemInfo>(text).unwrap());
         assert_eq!(info.cluster_id, None);
         assert!(info.manager && info.active && info.node.is_empty());
         assert_eq!(info.remote_managers, []);
+        assert_eq!(
+            (info.manager_ports, info.data_path_port),
+            ([2377].into(), Some(7789))
+        );
     }
 
     #[test]

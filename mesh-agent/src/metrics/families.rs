@@ -297,20 +297,36 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     sample(&mut steps, Vec::new(), status.steps_down);
     let mut refused = gauge(
         "mesh_service_refused",
-        "1 while the kernel refuses the service on this node (a full table, for instance), which is then left to \
-         Docker's own mesh. `meshctl status` has the reason.",
+        "1 while the service is left to Docker's own mesh on this node: the kernel refuses it (a full table, for \
+         instance), or it publishes a port that the mesh, Swarm or the orchestrator needs. `meshctl status` has the \
+         reason.",
     );
     for (key, service) in &view.desired.services {
-        let is_refused = view.refused_services.contains_key(key);
+        let is_refused = view.refused_services.contains_key(key) || view.desired.left.contains_key(key);
         sample(
             &mut refused,
             service_labels(*key, &service.name),
             u64::from(is_refused),
         );
     }
+    let mut occupied = gauge(
+        "mesh_published_port_in_use",
+        "1 while a process or another container of this node serves the port that the service publishes as well: \
+         clients of this node reach the service, not that one.",
+    );
+    for port in &view.occupied_ports {
+        let name = view
+            .desired
+            .services
+            .get(&port.service)
+            .map(|service| service.name.as_str());
+        let mut labels = service_labels(port.service, name.unwrap_or_default());
+        labels.push(("owner", port.owner.clone()));
+        sample(&mut occupied, labels, 1);
+    }
     vec![
         drops, entries, capacity, evictions, not_opened, unknown, suppressed, sent_back, moved, modes, info,
-        steps, refused,
+        steps, refused, occupied,
     ]
 }
 

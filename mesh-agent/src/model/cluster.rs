@@ -19,6 +19,10 @@ pub type TaskId = String;
 pub struct Cluster {
     /// Swarm's cluster id; the O of every node certificate.
     pub cluster_id: String,
+    /// The UDP port of Swarm's overlay networks (`docker swarm init --data-path-port`); `None` where the
+    /// source does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path_port: Option<u16>,
     /// Every node of the cluster, ready or not.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Services that publish at least one port in ingress mode.

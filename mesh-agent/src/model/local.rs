@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, Subnet, TaskId};
+use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, ReservedPort, Subnet, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +59,9 @@ pub struct Local {
     /// The replicas on this node that fail the check that their service asks for.
     #[serde(default)]
     pub failed: FailedChecks,
+    /// The ports that are never frontends.
+    #[serde(default)]
+    pub reserved: Vec<ReservedPort>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
 }

@@ -11,6 +11,8 @@ pub mod drained;
 pub(crate) mod fnv1a;
 pub mod health;
 pub mod local;
+pub mod occupied;
+pub mod reserved;
 pub mod source_policy;
 pub mod subnet;
 pub mod tunnel_key;
@@ -28,6 +30,8 @@ pub use drain_target::DrainTarget;
 pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
 pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
+pub use occupied::OccupiedPort;
+pub use reserved::ReservedPort;
 pub use source_policy::{
     Ingress, Prefix, PrefixError, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,
 };

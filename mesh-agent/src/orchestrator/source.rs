@@ -88,6 +88,7 @@ pub(super) fn snapshot(
     }
     let cluster = Cluster {
         cluster_id: CLUSTER_ID.to_owned(),
+        data_path_port: None,
         nodes,
         services,
         tasks,

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::{
-    lab::{Reply, traffic::spread, wait_until},
+    lab::{Reply, space::NODE_CGROUP, traffic::spread, wait_until},
     paths,
 };
 
@@ -24,6 +24,10 @@ pub(crate) const STORIES: &[Story] = &[
     ("scaling_is_followed_within_a_second", scaling),
     ("scaling_down_loses_no_request", scaling_down_under_traffic),
     ("labels_say_how_connections_are_spread", labels),
+    (
+        "ports_that_the_node_needs_are_left_to_it_or_reported",
+        taken_ports,
+    ),
     ("a_removed_service_is_refused_within_a_second", removal),
     ("a_stopped_agent_leaves_nothing_behind", nothing_left),
     ("a_restarted_agent_loses_nothing_and_is_cleaned_away", kept),
@@ -134,6 +138,52 @@ fn labels(fixture: &Fixture) -> Result<()> {
     wait_until("rotation again", SOON, || {
         expect_rotation(&fixture.lab.fetch("client", &url, 10)?, 5)
     })
+}
+
+/// A service publishes the port of the mesh's feed, and one on which a process of a worker listens.
+fn taken_ports(fixture: &Fixture) -> Result<()> {
+    let node = "node2";
+    // In a cgroup of its own, as services of the host are.
+    let cgroup = format!("{NODE_CGROUP}/listener");
+    let listen = format!(
+        "mkdir -p {cgroup}; echo $$ > {cgroup}/cgroup.procs; busybox nc -l -p 2222 >/dev/null 2>&1 </dev/null & echo $!"
+    );
+    let listener = fixture.lab.run(node, ["sh", "-c", &listen])?;
+    fixture
+        .lab
+        .create_service("taken", 0, &["9468:80", "2222:80"], &[])?;
+    let reported = wait_until("the worker to report both", Duration::from_secs(5), || {
+        let status = fixture.lab.meshctl(node, &["status"])?;
+        let left = "taken (tcp/9468) is left to Docker's own mesh: the port is that of the mesh's feed";
+        let occupied = format!("a process of /listener on {node} serves tcp/2222 as well");
+        for expected in [left, &occupied] {
+            ensure!(status.contains(expected), "{status}");
+        }
+        // Docker listens on the port as well, since it is published.
+        ensure!(
+            !status.contains("dockerd") && !status.contains("docker-proxy"),
+            "{status}"
+        );
+        let metrics = fixture.lab.metrics(node)?;
+        for (name, port) in [
+            ("mesh_service_refused", 9468),
+            ("mesh_published_port_in_use", 2222),
+        ] {
+            let port = format!("port=\"{port}\"");
+            let is_set = |line: &str| line.starts_with(name) && line.contains(&port) && line.ends_with(" 1");
+            ensure!(metrics.lines().any(is_set), "{name} of {port} is not 1");
+        }
+        Ok(())
+    });
+    // Workers go on to learn of changes from the manager.
+    let feed = reported.and_then(|()| {
+        fixture.lab.scale("web", 4)?;
+        fixture.lab.wait_for_tasks("web", 4)?;
+        fixture.until_all_know("web", SOON)
+    });
+    fixture.lab.docker("node1", ["service", "rm", "taken"])?;
+    fixture.lab.run(node, ["sh", "-c", &format!("kill {listener}")])?;
+    feed
 }
 
 fn removal(fixture: &Fixture) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Events: waiting for one, reacting to it, publishing the result.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     time::{Duration, Instant, SystemTime},
 };
@@ -19,7 +19,7 @@ use crate::{
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
     discovery::network::Interest,
     health, mesh0,
-    model::{AgentConnection, Cluster, Node, NodeId, NodeRole, desired::vni},
+    model::{AgentConnection, Cluster, Node, NodeId, NodeRole, ServiceKey, desired::vni},
     probes::{self, Geneve},
     source::SourceState,
 };
@@ -36,6 +36,8 @@ pub(super) enum Event {
     Changed,
     /// A node has connected to the feed, disconnected, or was refused.
     Workers,
+    /// Something else of the node serves a published port, or no longer does.
+    Ports,
     /// The data path's maintenance is due.
     Maintenance,
     /// A command from the admin socket.
@@ -63,6 +65,7 @@ impl Agent {
             Ok(()) = self.parts.network.changed() => Event::Changed,
             Ok(()) = self.parts.probes.changed() => Event::Changed,
             Ok(()) = self.parts.failed.changed() => Event::Changed,
+            Ok(()) = self.parts.occupied_ports.changed() => Event::Ports,
             Ok(()) = self.parts.workers.changed() => Event::Workers,
             Some(command) = self.parts.commands.recv() => Event::Command(command),
             () = retry => Event::Changed,
@@ -74,6 +77,7 @@ impl Agent {
         let command = match event {
             Event::Changed => None,
             Event::Workers => return self.count_refused(),
+            Event::Ports => return self.publish(),
             Event::Maintenance => {
                 if !self.maintain() {
                     return;
@@ -93,6 +97,7 @@ impl Agent {
         self.change_over().await;
         self.update_probe_targets();
         self.update_check_targets();
+        self.update_published_ports();
         self.publish();
         if let Some((result, answer)) = answer {
             // The client may have disconnected.
@@ -241,6 +246,26 @@ impl Agent {
         });
     }
 
+    /// Passes on which ports services publish, so that others who serve them are found.
+    fn update_published_ports(&self) {
+        let new: BTreeSet<ServiceKey> = self
+            .desired
+            .iter()
+            .flat_map(|desired| {
+                desired
+                    .services
+                    .keys()
+                    .filter(|key| !desired.left.contains_key(key))
+            })
+            .copied()
+            .collect();
+        self.parts.published_ports.send_if_modified(|ports| {
+            let changed = *ports != new;
+            *ports = new;
+            changed
+        });
+    }
+
     /// The routes to the peers that are resolved.
     fn routes_to_peers(&self) -> BTreeMap<Ipv4Addr, probes::Route> {
         let network = self.parts.network.current();
@@ -330,6 +355,7 @@ impl Agent {
             without_hook: self.without_hook.clone(),
             datapath_errors,
             refused_services,
+            occupied_ports: self.parts.occupied_ports.current(),
             probes,
             drained: self.drains.current(),
             failed,

@@ -17,6 +17,7 @@ use crate::{
         hooks::{may_announce, peers_without_hook},
         inputs::Inputs,
         membership::Membership,
+        reserved_ports::reserved_ports,
         service_manager,
     },
     model::{Desired, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
@@ -198,6 +199,11 @@ impl Agent {
             lost: probes.lost(),
             drained: self.drains.current(),
             failed: self.parts.failed.newest(),
+            reserved: reserved_ports(
+                &self.options,
+                self.parts.engine.current().info.as_ref(),
+                source.cluster.data_path_port,
+            ),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

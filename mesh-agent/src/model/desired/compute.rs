@@ -22,7 +22,7 @@ use crate::model::{Attached, Cluster, Local, NextHop, TaskId};
 /// that whatever else answers its ports does, while the flows that the mesh already has go on. A service
 /// without any active task, or whose tasks are all drained, is not yielded; the mesh refuses its
 /// connections. A node that is leaving yields
-/// every service.
+/// every service, and a service that publishes a port which the cluster itself needs is yielded always.
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {
@@ -53,10 +53,18 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                 protocol: port.protocol,
                 port: port.published,
             };
+            if let Some(reserved) = local
+                .reserved
+                .iter()
+                .find(|reserved| (reserved.protocol, reserved.port) == (key.protocol, key.port))
+            {
+                desired.left.insert(key, reserved.purpose.clone());
+            }
+            let is_left = desired.left.contains_key(&key);
             // Swarm refuses a second service on a published port. If a source lists one all the same,
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
-                if !local.leaving && !unreached.contains(id) {
+                if !local.leaving && !is_left && !unreached.contains(id) {
                     for address in local.addresses.iter().copied().chain([service_address]) {
                         desired.frontends.insert(Frontend {
                             address,

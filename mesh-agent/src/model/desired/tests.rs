@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::model::{
     Attached, Balance, Cluster, Container, Local, MacAddress, Node, NodeDatapath, NodeRole, Protocol,
-    PublishedPort, Service, Task, TaskState,
+    PublishedPort, ReservedPort, Service, Task, TaskState,
 };
 
 mod health;
@@ -67,6 +67,7 @@ fn container(last: u8) -> Container {
 fn pair() -> (Cluster, Local) {
     let cluster = Cluster {
         cluster_id: "cluster".into(),
+        data_path_port: None,
         nodes: [("here".into(), node(1)), ("there".into(), node(2))].into(),
         services: [("s1".into(), service("web", 9200))].into(),
         tasks: [
@@ -97,6 +98,27 @@ fn key(last: u8) -> BackendKey {
         service: WEB,
         address: Ipv4Addr::new(10, 0, 0, last),
     }
+}
+
+#[test]
+fn a_port_that_the_cluster_needs_is_no_frontend_whatever_publishes_it() {
+    let (cluster, mut local) = pair();
+    let reserved = |protocol| ReservedPort {
+        protocol,
+        port: WEB.port,
+        purpose: "the mesh's feed (--feed-port)".to_owned(),
+    };
+    local.reserved = vec![reserved(Protocol::Udp)];
+    let other_protocol = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(!other_protocol.frontends.is_empty() && other_protocol.left.is_empty());
+    local.reserved = vec![reserved(Protocol::Tcp)];
+    let desired = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(desired.frontends.is_empty(), "{:?}", desired.frontends);
+    assert_eq!(
+        desired.left,
+        [(WEB, "the mesh's feed (--feed-port)".to_owned())].into()
+    );
+    assert_eq!(desired.services[&WEB].active.len(), 2, "open connections go on");
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Desired {
     pub frontends: BTreeSet<Frontend>,
     /// The services behind them, by the protocol and published port that name them.
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// Those of them whose port is never a frontend, and what it is.
+    pub left: BTreeMap<ServiceKey, String>,
     /// Every backend, active or draining.
     pub backends: BTreeMap<BackendKey, Backend>,
     /// The source that a container sees instead of clients that it would answer by a network of its own.

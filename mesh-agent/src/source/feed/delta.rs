@@ -11,6 +11,8 @@ use crate::model::{Cluster, Node, Service, Task};
 pub(crate) struct Delta {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data_path_port: Option<u16>,
     #[serde(default, skip_serializing_if = "MapDelta::is_empty")]
     nodes: MapDelta<Node>,
     #[serde(default, skip_serializing_if = "MapDelta::is_empty")]
@@ -69,6 +71,10 @@ impl Delta {
     pub(crate) fn between(old: &Cluster, new: &Cluster) -> Self {
         Self {
             cluster_id: (old.cluster_id != new.cluster_id).then(|| new.cluster_id.clone()),
+            // A manager that knows it does not forget it.
+            data_path_port: new
+                .data_path_port
+                .filter(|_| old.data_path_port != new.data_path_port),
             nodes: MapDelta::between(&old.nodes, &new.nodes),
             services: MapDelta::between(&old.services, &new.services),
             tasks: MapDelta::between(&old.tasks, &new.tasks),
@@ -79,6 +85,9 @@ impl Delta {
     pub(crate) fn apply(self, cluster: &mut Cluster) {
         if let Some(cluster_id) = self.cluster_id {
             cluster.cluster_id = cluster_id;
+        }
+        if self.data_path_port.is_some() {
+            cluster.data_path_port = self.data_path_port;
         }
         self.nodes.apply(&mut cluster.nodes);
         self.services.apply(&mut cluster.services);
@@ -136,6 +145,7 @@ pub(super) mod tests {
             collection::btree_map("[a-e]", task, 0..5),
         )
             .prop_map(|(cluster_id, nodes, services, tasks)| Cluster {
+                data_path_port: Some(if cluster_id == "x" { 4789 } else { 7789 }),
                 cluster_id,
                 nodes,
                 services,

@@ -48,6 +48,7 @@ impl Lists {
             .collect();
         Cluster {
             cluster_id: cluster_id.to_owned(),
+            data_path_port: None,
             nodes,
             services,
             tasks,

@@ -42,6 +42,8 @@ pub struct SwarmSource {
     hint: HintHandle,
     announcements: Announcements,
     lists: Lists,
+    /// The UDP port of overlay networks.
+    data_path_port: Option<u16>,
     /// The first event or hint since the snapshot last changed.
     noticed: Option<SystemTime>,
     /// The invalid labels that were logged.
@@ -82,6 +84,7 @@ impl SwarmSource {
             hint: hint.clone(),
             announcements,
             lists: Lists::default(),
+            data_path_port: None,
             noticed: None,
             logged: BTreeSet::new(),
         };
@@ -137,6 +140,7 @@ impl SwarmSource {
             return Err(Interruption::NoManager);
         }
         let cluster_id = info.cluster_id.ok_or(Interruption::NoCluster)?;
+        self.data_path_port = info.data_path_port;
         // Subscribe first, list afterwards: what changes in between is then seen twice, not never.
         let mut events = self.docker.events(&["service", "node", "container"]).await?;
         let mut pace = Pace::new(Instant::now());
@@ -203,6 +207,7 @@ impl SwarmSource {
     /// Publishes the snapshot that the lists make; returns whether it changed.
     fn publish(&mut self, cluster_id: &str, seen: SystemTime) -> bool {
         let mut cluster = self.lists.cluster(cluster_id);
+        cluster.data_path_port = self.data_path_port;
         let noticed = self.noticed;
         let mut changed = false;
         self.state.send_if_modified(|state| {
