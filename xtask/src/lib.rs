@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod check;
 pub mod command;
 pub mod demo;
+pub mod fuzz;
 pub mod lab;
 pub mod paths;
 pub mod phases;

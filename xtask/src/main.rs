@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, build, chaos, check, demo, lab,
+    bench, build, chaos, check, demo, fuzz, lab,
     setup::{self, Linker},
     suite, tidy, vm,
 };
@@ -39,6 +39,8 @@ enum Command {
     Chaos(chaos::Arguments),
     /// The same at random for a long time: what grows, and which failures nothing explains.
     Soak(chaos::soak::Arguments),
+    /// Feed random and spoilt frames to the packet path, and see whether it does any harm.
+    Fuzz(fuzz::Arguments),
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -60,6 +62,7 @@ fn run() -> Result<ExitCode> {
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Test(arguments) => suite::run(&arguments)?,
         Command::Check => check::run()?,
+        Command::Fuzz(arguments) => fuzz::run(&arguments)?,
         Command::Tidy(arguments) => tidy::run(&arguments)?,
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::Soak(arguments) => return chaos::soak::run(&arguments),

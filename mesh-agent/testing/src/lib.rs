@@ -4,5 +4,6 @@
 
 pub mod cluster;
 pub mod frames;
+pub mod fuzz;
 pub mod node;
 pub mod run;

@@ -34,7 +34,7 @@ use crate::{
         UPLINK_MAC, VNI, WEB, arriving, from_peer_about, frontend, ingress, serve,
     },
     frames::{ACK, Packet, REPLY, SYN},
-    run::{Output, XDP_TX, run},
+    run::{Entry, Output, XDP_TX, run},
 };
 
 /// The links of a node: an uplink to a router and a peer, a container's veth, mesh0. The far ends only
@@ -224,6 +224,10 @@ impl Node {
 
     /// Runs an XDP program many times; returns the last output, and the nanoseconds each took on average.
     pub fn run_xdp(&mut self, name: &str, frame: &[u8], repeat: u32) -> (Output, u64) {
+        refused(self.try_xdp(name, frame, repeat))
+    }
+
+    fn try_xdp(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<(Output, u64), String> {
         // `struct xdp_md`: data_end, ingress_ifindex.
         let mut context = [0_u8; 24];
         context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
@@ -235,6 +239,21 @@ impl Node {
             .try_into()
             .expect("an XDP program");
         run(program, frame, &context, repeat)
+    }
+
+    /// Feeds a frame to the program where it comes in.
+    ///
+    /// # Errors
+    /// The kernel's, where it refuses the test run.
+    pub fn feed(&mut self, entry: Entry, frame: &[u8]) -> Result<Output, String> {
+        let (name, interface) = match entry {
+            Entry::Xdp => return Ok(self.try_xdp("mesh_xdp", frame, 1)?.0),
+            Entry::Uplink => ("mesh_uplink", self.uplink),
+            Entry::Layer3 => ("mesh_layer3", self.uplink),
+            Entry::Container => ("mesh_container", self.container),
+            Entry::Local => ("mesh_local", self.mesh0),
+        };
+        Ok(self.try_tc(name, interface, frame, 0, 1)?.0)
     }
 
     /// Feeds a frame to the uplink's tc program.
@@ -266,6 +285,17 @@ impl Node {
         segments: u32,
         repeat: u32,
     ) -> (Output, u64) {
+        refused(self.try_tc(name, interface, frame, segments, repeat))
+    }
+
+    fn try_tc(
+        &mut self,
+        name: &str,
+        interface: u32,
+        frame: &[u8],
+        segments: u32,
+        repeat: u32,
+    ) -> Result<(Output, u64), String> {
         // `struct __sk_buff`: ifindex, gso_segs, gso_size.
         let mut context = [0_u8; 192];
         context[40..44].copy_from_slice(&interface.to_ne_bytes());
@@ -359,6 +389,10 @@ impl Drop for Node {
         let _ = fs::remove_dir_all(&self.options.pins);
         let _ = fs::remove_dir(&self.options.cgroup);
     }
+}
+
+fn refused(outcome: Result<(Output, u64), String>) -> (Output, u64) {
+    outcome.unwrap_or_else(|error| panic!("the kernel refused a test run: {error}"))
 }
 
 fn index(name: &str) -> u32 {

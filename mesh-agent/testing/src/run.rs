@@ -18,6 +18,44 @@ pub const TC_SHOT: u32 = 2;
 /// tc: out of, or into, another interface.
 pub const TC_REDIRECT: u32 = 7;
 
+/// Where a frame comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// XDP on the uplink.
+    Xdp,
+    /// tc on the uplink.
+    Uplink,
+    /// tc on an uplink without Ethernet headers: the frame begins with the IP header.
+    Layer3,
+    /// tc on the container's veth.
+    Container,
+    /// tc on mesh0.
+    Local,
+}
+
+impl Entry {
+    /// Every one.
+    pub const ALL: [Self; 5] = [
+        Self::Xdp,
+        Self::Uplink,
+        Self::Layer3,
+        Self::Container,
+        Self::Local,
+    ];
+
+    /// The name in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Uplink => "uplink",
+            Self::Layer3 => "layer3",
+            Self::Container => "container",
+            Self::Local => "local",
+        }
+    }
+}
+
 /// A program's verdict on a frame, and the frame it left.
 pub struct Output {
     /// One of the constants above.
@@ -28,7 +66,10 @@ pub struct Output {
 
 /// Runs a program many times in a context (`struct xdp_md` or `struct __sk_buff`); returns the last output,
 /// and the nanoseconds that each run took on average.
-pub(crate) fn run<P>(program: &P, frame: &[u8], context: &[u8], repeat: u32) -> (Output, u64)
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn run<P>(program: &P, frame: &[u8], context: &[u8], repeat: u32) -> Result<(Output, u64), String>
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,
 {
@@ -41,11 +82,11 @@ where
             repeat,
             ..TestRunOptions::default()
         })
-        .unwrap_or_else(|error| panic!("the kernel refused a test run: {}", error_chain(&error)));
+        .map_err(|error| error_chain(&error))?;
     out.truncate(result.data_size_out as usize);
     let output = Output {
         verdict: result.return_value,
         frame: out,
     };
-    (output, result.duration.as_nanos() as u64)
+    Ok((output, result.duration.as_nanos() as u64))
 }

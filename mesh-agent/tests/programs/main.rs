@@ -11,6 +11,7 @@ mod delivery;
 mod flows;
 mod forwarding;
 mod full;
+mod fuzz;
 mod garbage;
 mod keys;
 mod layer3;

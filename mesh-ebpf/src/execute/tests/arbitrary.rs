@@ -118,8 +118,14 @@ fn the_frames_to_be_corrupted_are_served() {
     }
 }
 
+/// `cargo xtask fuzz` tries more.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("MESH_FUZZ_CASES").ok();
+    ProptestConfig::with_cases(cases.map_or(2000, |cases| cases.parse().expect("a number")))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(config())]
 
     #[test]
     fn arbitrary_bytes_do_no_harm(
