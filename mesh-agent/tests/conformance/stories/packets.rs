@@ -128,8 +128,8 @@ pub(super) fn own_datagrams(mesh: &mut Mesh<'_>) -> Result<()> {
     })
 }
 
-/// BIG TCP (Linux 6.3): packets whose length their own header cannot say. A container sends them to replicas, and
-/// to a server that is none.
+/// BIG TCP (Linux 6.3): packets whose length their own header cannot say. A container sends them to replicas,
+/// and to a server that is none.
 pub(super) fn big_tcp(mesh: &mut Mesh<'_>) -> Result<()> {
     const BYTES: usize = 3_000_000;
     let world = mesh.world;
