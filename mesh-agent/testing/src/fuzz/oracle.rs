@@ -82,6 +82,16 @@ pub(super) fn is_carrier(entry: Entry, frame: &[u8]) -> bool {
     ip.is_some_and(|ip| number(&ip.header[6..]) & 0x3fff == 0x3fff)
 }
 
+/// Whether parts of a packet, or fragments that came before it, may arrive after it, at the programs that are
+/// attached.
+pub(super) fn has_followers(entry: Entry, frame: &[u8]) -> bool {
+    /// What the tunnel carries.
+    const LARGEST: usize = 1400;
+    let start = if entry == Entry::Layer3 { 0 } else { ETHERNET };
+    let ip = frame.get(start..).and_then(Ip::of);
+    frame.len() > LARGEST || ip.is_some_and(|ip| ip.is_fragment())
+}
+
 /// Whether no program may do more than pass a frame on. False where that is not certain.
 pub(super) fn is_not_ours(entry: Entry, frame: &[u8]) -> bool {
     match entry {
