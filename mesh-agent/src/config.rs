@@ -167,6 +167,17 @@ pub struct RunOptions {
     )]
     pub on_stop: OnStop,
 
+    /// What becomes of the rules that the node's operator has in the chain DOCKER-USER: they are translated,
+    /// or published ports are open whatever they say.
+    #[arg(
+        long,
+        env = "MESH_HOST_FIREWALL",
+        value_name = "WHAT",
+        default_value = "translate",
+        help_heading = "Data path"
+    )]
+    pub host_firewall: HostFirewall,
+
     /// TCP port on which managers' agents serve workers' agents; must be the same on every node.
     #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = DEFAULT_FEED_PORT,
           value_parser = clap::value_parser!(u16).range(1..), help_heading = "Control plane")]
@@ -285,6 +296,17 @@ pub enum OnStop {
     Keep,
     /// Remove it; Docker's own mesh takes over again.
     Detach,
+}
+
+/// What becomes of the host's own firewall; `--host-firewall`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HostFirewall {
+    /// The rules of DOCKER-USER hold for published ports; a port that a rule is about which the mesh cannot
+    /// express is left to Docker's own mesh.
+    #[default]
+    Translate,
+    /// They do not.
+    Ignore,
 }
 
 /// Format of the log; `--log-format`.

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{
     View,
+    firewall::inexpressible_rules,
     health::{failing_lines, invalid_labels},
     ports::port_lines,
     status::missing_hooks,
@@ -45,6 +46,7 @@ pub(super) fn running(view: &View) -> Running {
             .iter()
             .cloned()
             .chain(failing_lines(view))
+            .chain(inexpressible_rules(view))
             .chain(invalid_labels(view))
             .chain(port_lines(view))
             .collect(),

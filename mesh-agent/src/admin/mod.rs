@@ -7,6 +7,7 @@ pub mod control;
 mod drained;
 mod drains;
 mod examined;
+mod firewall;
 pub mod health;
 mod ports;
 pub mod routes;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use super::{
     View,
     api::{self, Route, RouteBackend, RouteState, Routes},
+    firewall::inexpressible_rules,
     health::{failing_lines, invalid_labels},
 };
 use crate::{
@@ -39,6 +40,7 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
         routes,
         notices: failing_lines(view)
             .into_iter()
+            .chain(inexpressible_rules(view))
             .chain(invalid_labels(view))
             .collect(),
     }
@@ -80,6 +82,12 @@ fn service_routes(
         for row in &mut rows {
             row.state = RouteState::Excluded;
             row.reason = format!("the port is that of {purpose}");
+        }
+    }
+    if let Some(rule) = view.desired.inexpressible.get(&key) {
+        for row in &mut rows {
+            row.state = RouteState::Excluded;
+            row.reason = format!("left to Docker's own mesh: a rule of the host's firewall, {rule}");
         }
     }
     rows.extend(excluded_routes(view, key, service, frontends));

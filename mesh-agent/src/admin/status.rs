@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 use super::{
     View,
     api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
+    firewall::inexpressible_rules,
     health::{failing_lines, invalid_labels},
     ports::port_lines,
 };
@@ -153,6 +154,9 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
     let health = failing_lines(view)
         .into_iter()
         .map(|line| format!("health: {line}"));
+    let firewall = inexpressible_rules(view)
+        .into_iter()
+        .map(|line| format!("firewall: {line}"));
     let labels = invalid_labels(view)
         .into_iter()
         .map(|line| format!("labels: {line}"));
@@ -166,6 +170,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
         .chain(metrics)
         .chain(ports)
         .chain(health)
+        .chain(firewall)
         .chain(labels)
         .collect()
 }

@@ -20,13 +20,14 @@ use crate::{
     config::{MetricsListen, RunOptions},
     discovery::{
         ContainerState, ContainerWatcher, NetworkState, Scheduler,
+        host_firewall::watch_host_firewall,
         network::{Interest, NetworkOptions, watch_network},
         ports,
     },
     docker::Docker,
     doctor, health,
     metrics::{self, Metrics},
-    model::{Drained, FailedChecks, KeyId, NodeDatapath, OccupiedPort, ServiceKey},
+    model::{Drained, FailedChecks, KeyId, NodeDatapath, OccupiedPort, PortPolicies, ServiceKey},
     probes::{self, ProbeReport},
     source::{Acknowledged, DrainRelay, FeedServerStatus, HintHandle, RelayedDrain, SourceState},
 };
@@ -38,6 +39,7 @@ pub(super) struct Parts {
     pub(super) workers: watch::Receiver<FeedServerStatus>,
     pub(super) containers: watch::Receiver<ContainerState>,
     pub(super) network: watch::Receiver<Option<NetworkState>>,
+    pub(super) host_firewall: watch::Receiver<Option<Arc<PortPolicies>>>,
     pub(super) interest: watch::Sender<Interest>,
     pub(super) probes: watch::Receiver<ProbeReport>,
     pub(super) probe_targets: watch::Sender<Option<probes::Targets>>,
@@ -89,6 +91,9 @@ impl Parts {
         };
         let (watcher, network) = watch_network(network_options, interest_receiver)?;
         supervisor.spawn_fallible("network watcher", watcher.run());
+
+        let (watcher, host_firewall) = watch_host_firewall(network.clone());
+        supervisor.spawn("host firewall watcher", watcher.run(shutdown.clone()));
 
         let (probe_targets, targets) = watch::channel(None);
         let probes = listeners.probes.subscribe();
@@ -153,6 +158,7 @@ impl Parts {
             workers,
             containers,
             network,
+            host_firewall,
             interest,
             probes,
             probe_targets,

@@ -5,6 +5,7 @@
 mod bridges;
 pub mod containers;
 mod default_route;
+pub mod host_firewall;
 pub mod network;
 #[cfg(test)]
 mod own_network;
@@ -15,7 +16,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use crate::model::{HostInterface, NextHop};
+use crate::model::{HostInterface, NextHop, Subnet};
 
 pub use containers::{ContainerState, ContainerWatcher, Scheduler};
 use network::Interest;
@@ -36,6 +37,8 @@ pub struct NetworkState {
     pub unusable_uplinks: BTreeMap<String, String>,
     /// Ports of containers' bridges: the host ends of containers' veths.
     pub container_interfaces: BTreeSet<u32>,
+    /// The networks of the bridges that containers are on, by name.
+    pub bridges: BTreeMap<String, BTreeSet<Subnet>>,
     /// The interface by which the route to each peer of interest leaves.
     pub peer_interfaces: BTreeMap<Ipv4Addr, String>,
     /// The resolved next hop to each peer of interest.

@@ -324,9 +324,35 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         labels.push(("owner", port.owner.clone()));
         sample(&mut occupied, labels, 1);
     }
+    let mut inexpressible = gauge(
+        "mesh_service_inexpressible_rule",
+        "1 while the service is left to Docker's own mesh on this node, because the mesh cannot express a rule of \
+         the host's firewall (DOCKER-USER). `meshctl status` has the rule.",
+    );
+    for (key, service) in &view.desired.services {
+        let is_left = view.desired.inexpressible.contains_key(key);
+        sample(
+            &mut inexpressible,
+            service_labels(*key, &service.name),
+            u64::from(is_left),
+        );
+    }
     vec![
-        drops, entries, capacity, evictions, not_opened, unknown, suppressed, sent_back, moved, modes, info,
-        steps, refused, occupied,
+        drops,
+        entries,
+        capacity,
+        evictions,
+        not_opened,
+        unknown,
+        suppressed,
+        sent_back,
+        moved,
+        modes,
+        info,
+        steps,
+        refused,
+        occupied,
+        inexpressible,
     ]
 }
 

@@ -5,11 +5,12 @@ use std::{
     fmt,
     net::Ipv4Addr,
     str::FromStr,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, ReservedPort, Subnet, TaskId};
+use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, PortPolicies, ReservedPort, Subnet, TaskId};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub struct Local {
     /// The ports that are never frontends.
     #[serde(default)]
     pub reserved: Vec<ReservedPort>,
+    /// What the host's own firewall means for published ports.
+    #[serde(skip)]
+    pub host_firewall: Arc<PortPolicies>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
 }

@@ -12,6 +12,7 @@ pub(crate) mod fnv1a;
 pub mod health;
 pub mod local;
 pub mod occupied;
+pub mod port_policy;
 pub mod reserved;
 pub mod source_policy;
 pub mod subnet;
@@ -31,6 +32,7 @@ pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
 pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
 pub use occupied::OccupiedPort;
+pub use port_policy::{PortPolicies, PortPolicy};
 pub use reserved::ReservedPort;
 pub use source_policy::{
     Ingress, Prefix, PrefixError, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,

@@ -26,6 +26,7 @@ mod expect;
 mod fixture;
 mod group;
 mod handover;
+mod host_firewall;
 mod hostile;
 mod labs;
 mod liveness;
@@ -52,6 +53,7 @@ const DEFAULT: Group = Group {
         basics::TRANSFERS,
         networks::HIDDEN,
         changes::STORIES,
+        host_firewall::STORIES,
         hostile::STORIES,
         rotation::STORIES,
     ],

@@ -63,6 +63,7 @@ impl Agent {
             Ok(()) = self.parts.source.changed() => Event::Changed,
             Ok(()) = self.parts.containers.changed() => Event::Changed,
             Ok(()) = self.parts.network.changed() => Event::Changed,
+            Ok(()) = self.parts.host_firewall.changed() => Event::Changed,
             Ok(()) = self.parts.probes.changed() => Event::Changed,
             Ok(()) = self.parts.failed.changed() => Event::Changed,
             Ok(()) = self.parts.occupied_ports.changed() => Event::Ports,

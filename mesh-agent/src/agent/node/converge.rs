@@ -20,6 +20,7 @@ use crate::{
         reserved_ports::reserved_ports,
         service_manager,
     },
+    config::HostFirewall,
     model::{Desired, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
     source::SourceState,
 };
@@ -180,6 +181,13 @@ impl Agent {
         self.drains.forget(|task| {
             containers.containers.contains_key(task) || source.cluster.tasks.contains_key(task)
         });
+        let host_firewall = match self.options.host_firewall {
+            HostFirewall::Translate => self.parts.host_firewall.newest(),
+            HostFirewall::Ignore => Some(Arc::default()),
+        };
+        let Some(host_firewall) = host_firewall else {
+            return Err("the first look at the host's firewall");
+        };
         let local = Local {
             node: member.node.clone(),
             // Depends on the kind of data path: see `Inputs::desired`.
@@ -204,6 +212,7 @@ impl Agent {
                 self.parts.engine.current().info.as_ref(),
                 source.cluster.data_path_port,
             ),
+            host_firewall,
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

@@ -47,6 +47,7 @@ fn apply(name: &str, new: &RunOptions, options: &mut RunOptions) -> bool {
         }
         // Read when the next state is computed.
         "return-mode" => options.return_mode = new.return_mode,
+        "host-firewall" => options.host_firewall = new.host_firewall,
         // Read when the agent stops.
         "on-stop" => options.on_stop = new.on_stop,
         _ => return false,

@@ -17,7 +17,7 @@ use netlink_packet_route::{
 use super::{Interest, NetworkOptions, NetworkState};
 use crate::{
     mesh0,
-    model::{HostInterface, MacAddress, NextHop},
+    model::{HostInterface, MacAddress, NextHop, Subnet},
 };
 
 /// Why other devices than those of Ethernet and of layer 3 cannot be uplinks.
@@ -295,6 +295,12 @@ impl Facts {
             }
             if self.leads_to_container(link, &uplinks) {
                 state.container_interfaces.insert(*index);
+            }
+            if link.kind == Kind::Bridge && !uplinks.contains(index) {
+                let addresses = self.addresses.iter();
+                let own = addresses.filter(|(interface, ..)| interface == index);
+                let subnets = own.map(|(_, address, prefix)| Subnet::of(*address, *prefix));
+                state.bridges.insert(link.name.clone(), subnets.collect());
             }
         }
         for (peer, path) in &self.paths {

@@ -1,6 +1,6 @@
 //! Computes the desired data path.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use super::{
     fingerprint::vni,
@@ -10,12 +10,14 @@ use super::{
         Settings,
     },
 };
-use crate::model::{Attached, Cluster, Local, NextHop, TaskId};
+use crate::model::{Attached, Cluster, Local, NextHop, NodeDatapath, PortPolicy, SourcePolicy, TaskId};
 
 /// Computes what this node's data path must look like.
 ///
 /// `service_address` is the address that connections of local processes are redirected to (see
 /// ARCHITECTURE.md, "Local processes"); it is answered like an address of the node.
+///
+/// A service is also yielded if a rule of the host's firewall about its port cannot be expressed.
 ///
 /// A service is yielded if it has active tasks but this node can reach none of them (their nodes have no
 /// data path, or one of the other kind, or there is no hook on the way to them): it gets no frontends, so
@@ -64,7 +66,11 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // Swarm refuses a second service on a published port. If a source lists one all the same,
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
-                if !local.leaving && !is_left && !unreached.contains(id) {
+                let policy = host_policy(local, key);
+                if let Err(rule) = &policy {
+                    desired.inexpressible.insert(key, Arc::clone(rule));
+                }
+                if !local.leaving && !is_left && !unreached.contains(id) && policy.is_ok() {
                     for address in local.addresses.iter().copied().chain([service_address]) {
                         desired.frontends.insert(Frontend {
                             address,
@@ -77,7 +83,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                     name: service.name.clone(),
                     balance: service.balance,
                     active: Vec::new(),
-                    policy: None,
+                    policy: policy.unwrap_or_default(),
                 }
             });
         }
@@ -91,6 +97,19 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         }
     }
     desired
+}
+
+/// Whom the host's own firewall lets in to a published port; or the rule for which the port is left to
+/// Docker's mesh. Packets to IPVS do not pass DOCKER-USER, and its rules are not translated for it.
+fn host_policy(local: &Local, key: ServiceKey) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {
+    match local.host_firewall.of(key.protocol, key.port) {
+        PortPolicy::Everyone => Ok(None),
+        PortPolicy::Rules(_) if local.datapath == NodeDatapath::Ipvs => {
+            Err("rules in DOCKER-USER, which are not translated for IPVS".into())
+        }
+        PortPolicy::Rules(policy) => Ok(Some(policy)),
+        PortPolicy::Inexpressible(rule) => Err(rule),
+    }
 }
 
 /// As for what containers send out of the node, the source becomes the node's address; but if the container

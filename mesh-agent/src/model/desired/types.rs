@@ -34,6 +34,9 @@ pub struct Desired {
     /// Host ends of containers' veths, where replies of local backends are caught, and what containers send
     /// to the node's published ports.
     pub container_interfaces: BTreeSet<u32>,
+    /// Published ports that are left to Docker's own mesh, because of a rule of the host's firewall that
+    /// cannot be expressed; and which.
+    pub inexpressible: BTreeMap<ServiceKey, Arc<str>>,
     /// Node-wide settings.
     pub settings: Settings,
 }
