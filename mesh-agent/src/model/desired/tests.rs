@@ -1,11 +1,12 @@
 //! The desired data path of a node of two, and the services that it answers.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use super::*;
 use crate::model::{
-    Attached, Balance, Cluster, Container, Local, MacAddress, Node, NodeDatapath, NodeRole, Protocol,
-    PublishedPort, ReservedPort, Service, Task, TaskState,
+    Attached, Balance, Cluster, Container, Ingress, Local, MacAddress, Node, NodeDatapath, NodeRole,
+    PortPolicies, PortPolicy, Protocol, PublishedPort, ReservedPort, Service, SourcePolicy, SourceRules,
+    SourceVerdict, SourceVerdicts, Task, TaskState,
 };
 
 mod health;
@@ -119,6 +120,27 @@ fn a_port_that_the_cluster_needs_is_no_frontend_whatever_publishes_it() {
         [(WEB, "the mesh's feed (--feed-port)".to_owned())].into()
     );
     assert_eq!(desired.services[&WEB].active.len(), 2, "open connections go on");
+}
+
+#[test]
+fn the_hosts_firewall_gives_a_service_its_rules_or_leaves_it_to_docker() {
+    let (cluster, mut local) = pair();
+    let drop = SourceVerdicts::both(SourceVerdict::Drop);
+    let rules = SourceRules::from([("192.0.2.7".parse().unwrap(), drop)]);
+    let policy = SourcePolicy::new([(Ingress::Any, rules)]).map(Arc::new);
+    let rules = PortPolicy::Rules(policy.clone().unwrap());
+    local.host_firewall = Arc::new(PortPolicies::all(&rules));
+    let translated = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(translated.services[&WEB].policy, policy);
+    assert!(!translated.frontends.is_empty() && translated.inexpressible.is_empty());
+    local.datapath = NodeDatapath::Ipvs;
+    let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible.contains_key(&WEB));
+    local.datapath = NodeDatapath::Ebpf;
+    local.host_firewall = Arc::new(PortPolicies::all(&PortPolicy::Inexpressible("a rule".into())));
+    let left = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(left.frontends.is_empty());
+    assert_eq!(left.inexpressible, [(WEB, "a rule".into())].into());
 }
 
 #[test]
