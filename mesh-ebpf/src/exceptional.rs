@@ -96,10 +96,7 @@ fn release<const OFFSET: usize, F: FragmentFrame, T: Tables>(
         match fragment.unload(frame, tables, OFFSET) {
             Ok(Unloaded::Fragment) => Ok(()),
             Ok(Unloaded::Waits) => return Action::Again,
-            Ok(Unloaded::Nothing) => {
-                tables.count_drop(hook, DropReason::Fragment);
-                return Action::Drop;
-            }
+            Ok(Unloaded::Nothing) => return Action::Pass,
             Err(refused) => Err(refused),
         }
     } else if fragment.is_first() {
@@ -164,6 +161,10 @@ fn plain_fragment<'a, F: CopyFrame, T: Tables>(
     hook: Hook,
     fragment: &Fragment,
 ) -> Decision<'a> {
+    if fragment.is_carrier() {
+        // With nothing to carry, or another's: no packet is so long, and the kernel drops it.
+        return Decision::PASS;
+    }
     let Some(key) = fragment.flow_key(frame, tables, ETHERNET_LENGTH) else {
         // What this node's own kernels send is in order.
         if matches!(hook, Hook::TcUplink) && !fragment.is_first() {
@@ -186,7 +187,8 @@ fn known_flow<'a, T: Tables>(tables: &'a T, config: &Config, hook: Hook, key: &F
     } else if flow.role() == Role::FORWARD && !flow.origin().is_tunnel() {
         onward::decide(config, hook, flow, backend)
     } else {
-        Decision::drop(DropReason::UnknownFlow)
+        // Its flow's packets come in elsewhere.
+        Decision::PASS
     }
 }
 

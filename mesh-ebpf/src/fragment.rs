@@ -247,6 +247,7 @@ impl Fragment {
         offset: usize,
     ) -> Result<Unloaded, Refused> {
         let Some(before) = known(tables, &self.key)
+            .filter(|datagram| datagram.state == DatagramState::OURS)
             .filter(|datagram| datagram.released != 0 && datagram.released <= datagram.held)
         else {
             return Ok(Unloaded::Nothing);

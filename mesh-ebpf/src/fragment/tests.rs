@@ -315,3 +315,34 @@ fn fragments_that_must_not_be_split_are_answered() {
     assert_eq!(left[0].0, Action::Answer);
     assert_eq!(entry.drops(Hook::TcUplink, DropReason::TooBig), 1);
 }
+
+#[test]
+fn a_forged_carrier_passes_unchanged() {
+    let (entry, _) = nodes(1);
+    let sent = fragments(at(CLIENT), at(FRONTEND), 8000, 1500);
+    assert_eq!(
+        through(&entry, Hook::TcUplink, sent[1..].to_vec(), INTO_CONTAINER).len(),
+        0
+    );
+    let mut forged = sent[1].clone();
+    forged.bytes[IP + 6..IP + 8].copy_from_slice(&CARRIER.to_be_bytes());
+    fix_ip_checksum(&mut forged.bytes, IP);
+    let left = run_until_gone(&entry, Hook::TcUplink, forged.clone());
+    assert_eq!((left[0].0, &left[0].1.bytes), (Action::Pass, &forged.bytes));
+    assert_eq!(entry.all_drops(), 0);
+}
+
+#[test]
+fn a_fragment_with_the_numbers_of_a_replicas_answer_passes_at_an_uplink() {
+    let (entry, _) = nodes(1);
+    let mut question = udp(at(CLIENT), at(FRONTEND), b"query");
+    crate::testing::run(&entry, Hook::TcUplink, &mut question);
+    let answer = fragments(at(CONTAINER), at(CLIENT), 3000, 1500);
+    through(&entry, Hook::TcContainer, answer.clone(), TO_CLIENT);
+    let mut elsewhere = answer[1].clone();
+    assert_eq!(
+        crate::testing::run(&entry, Hook::TcUplink, &mut elsewhere),
+        Action::Pass
+    );
+    assert_eq!(elsewhere.bytes, answer[1].bytes);
+}
