@@ -1,4 +1,5 @@
-//! What of the host's own firewall an operator has to know: from the agent's view. Pure.
+//! What of the host's own firewall, and of the labels on who may come in, an operator has to know: from the
+//! agent's view. Pure.
 
 use super::View;
 
@@ -10,8 +11,7 @@ pub(crate) fn inexpressible_rules(view: &View) -> Vec<String> {
         let service = view.desired.services.get(key);
         let name = service.map_or("a service", |service| &service.name);
         format!(
-            "{name} ({key}) is left to Docker's own mesh: the mesh cannot express a rule of the host's firewall, \
-             {rule}"
+            "{name} ({key}) is left to Docker's own mesh: this data path cannot tell who may come in by {rule}"
         )
     };
     view.desired.inexpressible.iter().map(line).collect()
@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(
             inexpressible_rules(&view),
             [
-                "web (tcp/9200) is left to Docker's own mesh: the mesh cannot express a rule of the host's firewall, \
+                "web (tcp/9200) is left to Docker's own mesh: this data path cannot tell who may come in by \
                  -A DOCKER-USER -m set -j DROP"
             ]
         );

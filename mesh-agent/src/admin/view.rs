@@ -129,6 +129,7 @@ pub(crate) mod fixture {
             }],
             balance: Balance::default(),
             health: None,
+            clients: crate::model::Clients::default(),
             invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, Drained, FailedChecks, HealthCheck, KeyId, NodeDatapath};
+use super::{Balance, Clients, Drained, FailedChecks, HealthCheck, KeyId, NodeDatapath};
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
@@ -145,6 +145,9 @@ pub struct Service {
     /// How its replicas are checked, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,
+    /// Which clients may come in (labels `mesh.allow` and `mesh.deny`).
+    #[serde(default, skip_serializing_if = "Clients::are_all")]
+    pub clients: Clients,
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid_labels: Vec<String>,

@@ -4,6 +4,7 @@
 pub mod announced;
 pub mod balance;
 pub mod checks;
+mod clients;
 pub mod cluster;
 pub mod desired;
 pub mod drain_target;
@@ -20,6 +21,7 @@ pub mod tunnel_key;
 
 pub use balance::{Algorithm, Balance, NodeDatapath};
 pub use checks::Checks;
+pub use clients::Clients;
 pub use cluster::{
     AgentConnection, Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, ServiceId, Task,
     TaskId, TaskState,

@@ -8,7 +8,7 @@ use std::{
     str::FromStr,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::Subnet;
 
@@ -125,6 +125,19 @@ impl From<Ipv4Addr> for Prefix {
     }
 }
 
+impl Serialize for Prefix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address().to_ipv4_mapped() {
@@ -201,6 +214,27 @@ impl SourcePolicy {
             return None;
         }
         Some(Self { rules })
+    }
+
+    /// A policy that lets in whom both this one and the rules let in; `None` if that is everyone.
+    #[must_use]
+    pub fn and(policy: Option<&Self>, rules: &SourceRules) -> Option<Self> {
+        let Some(policy) = policy else {
+            return Self::new([(Ingress::Any, rules.clone())]);
+        };
+        let stricter = |(ingress, own): (&Ingress, &SourceRules)| {
+            let prefixes = own.keys().chain(rules.keys());
+            let both = prefixes.map(|prefix| {
+                let (one, other) = (longest(own, *prefix), longest(rules, *prefix));
+                let verdicts = SourceVerdicts {
+                    opening: one.opening.max(other.opening),
+                    open: one.open.max(other.open),
+                };
+                (*prefix, verdicts)
+            });
+            (*ingress, both.collect())
+        };
+        Self::new(policy.rules.iter().map(stricter))
     }
 
     /// The policy that these entries of a data path are.
@@ -308,6 +342,22 @@ impl fmt::Display for SourcePolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_policies_let_in_whom_both_let_in() {
+        let own = SourcePolicy::new([(Ingress::Any, rules(&[("192.0.2.0/24", DROP)]))]);
+        let labels = rules(&[("::/0", DROP), ("192.0.0.0/16", ACCEPT), ("192.0.2.7", ACCEPT)]);
+        let both = SourcePolicy::and(own.as_ref(), &labels).unwrap();
+        for (client, expected) in [
+            ("192.0.2.7", DROP),
+            ("192.0.2.8", DROP),
+            ("192.0.3.7", ACCEPT),
+            ("198.51.100.7", DROP),
+        ] {
+            assert_eq!(both.verdicts(Ingress::Any, prefix(client)), expected, "{client}");
+        }
+        assert_eq!(SourcePolicy::and(None, &rules(&[])), None);
+    }
 
     const DROP: SourceVerdicts = SourceVerdicts::both(SourceVerdict::Drop);
     const ACCEPT: SourceVerdicts = SourceVerdicts::both(SourceVerdict::Accept);

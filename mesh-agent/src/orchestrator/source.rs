@@ -70,6 +70,7 @@ pub(super) fn snapshot(
             name: name.clone(),
             ports,
             balance: labels.balance,
+            clients: labels.clients,
             health: labels.health,
             invalid_labels: labels.errors.iter().map(labels::LabelError::to_string).collect(),
         };

@@ -1,10 +1,11 @@
 //! The mesh's labels on services and nodes. Pure.
 
+mod clients;
 mod health;
 
 use crate::{
     docker::api::Labels,
-    model::{Algorithm, Balance, HealthCheck, PublishedPort},
+    model::{Algorithm, Balance, Clients, HealthCheck, PublishedPort},
 };
 
 /// On a service: the balancing algorithm.
@@ -35,6 +36,7 @@ pub(crate) struct LabelError {
 pub(crate) struct ServiceLabels {
     pub(crate) balance: Balance,
     pub(crate) health: Option<HealthCheck>,
+    pub(crate) clients: Clients,
     /// The invalid ones.
     pub(crate) errors: Vec<LabelError>,
 }
@@ -44,9 +46,12 @@ pub(crate) fn service(name: &str, labels: &Labels, ports: &[PublishedPort]) -> S
     let (balance, mut errors) = balance(name, labels);
     let (health, more) = health::health(name, labels, ports);
     errors.extend(more);
+    let (clients, more) = clients::clients(name, labels);
+    errors.extend(more);
     ServiceLabels {
         balance,
         health,
+        clients,
         errors,
     }
 }
@@ -59,9 +64,12 @@ pub(crate) fn service(name: &str, labels: &Labels, ports: &[PublishedPort]) -> S
 pub(crate) fn orchestrated(name: &str, labels: &Labels) -> ServiceLabels {
     let (balance, mut errors) = balance(name, labels);
     errors.extend(health::refused(name, labels));
+    let (clients, more) = clients::clients(name, labels);
+    errors.extend(more);
     ServiceLabels {
         balance,
         health: None,
+        clients,
         errors,
     }
 }

@@ -10,7 +10,9 @@ use super::{
         Settings,
     },
 };
-use crate::model::{Attached, Cluster, Local, NextHop, NodeDatapath, PortPolicy, SourcePolicy, TaskId};
+use crate::model::{
+    Attached, Cluster, Local, NextHop, NodeDatapath, PortPolicy, Service, SourcePolicy, TaskId,
+};
 
 /// Computes what this node's data path must look like.
 ///
@@ -66,7 +68,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // Swarm refuses a second service on a published port. If a source lists one all the same,
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
-                let policy = host_policy(local, key);
+                let policy = policy(local, key, service);
                 if let Err(rule) = &policy {
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }
@@ -99,8 +101,20 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
     desired
 }
 
-/// Whom the host's own firewall lets in to a published port; or the rule for which the port is left to
-/// Docker's mesh. Packets to IPVS do not pass DOCKER-USER, and its rules are not translated for it.
+/// Whom the host's own firewall and the service's labels let in to a published port; or the rule for which
+/// the port is left to Docker's mesh. Packets to IPVS do not pass DOCKER-USER, and neither its rules nor
+/// labels are translated for it.
+fn policy(local: &Local, key: ServiceKey, service: &Service) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {
+    let of_host = host_policy(local, key)?;
+    if service.clients.are_all() {
+        return Ok(of_host);
+    }
+    if local.datapath == NodeDatapath::Ipvs {
+        return Err("its labels mesh.allow and mesh.deny, which do not hold on IPVS".into());
+    }
+    Ok(SourcePolicy::and(of_host.as_deref(), &service.clients.rules()).map(Arc::new))
+}
+
 fn host_policy(local: &Local, key: ServiceKey) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {
     match local.host_firewall.of(key.protocol, key.port) {
         PortPolicy::Everyone => Ok(None),

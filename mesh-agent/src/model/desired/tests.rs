@@ -39,6 +39,7 @@ fn service(name: &str, published: u16) -> Service {
         }],
         balance: Balance::default(),
         health: None,
+        clients: crate::model::Clients::default(),
         invalid_labels: Vec::new(),
     }
 }
@@ -141,6 +142,28 @@ fn the_hosts_firewall_gives_a_service_its_rules_or_leaves_it_to_docker() {
     let left = desired(&cluster, &local, SERVICE_ADDRESS);
     assert!(left.frontends.is_empty());
     assert_eq!(left.inexpressible, [(WEB, "a rule".into())].into());
+}
+
+#[test]
+fn a_services_labels_say_who_may_come_in_beside_the_hosts_firewall() {
+    let (mut cluster, mut local) = pair();
+    let drop = SourceVerdicts::both(SourceVerdict::Drop);
+    let rules = SourceRules::from([("192.0.2.7".parse().unwrap(), drop)]);
+    let of_host = SourcePolicy::new([(Ingress::Any, rules)]).map(Arc::new).unwrap();
+    local.host_firewall = Arc::new(PortPolicies::all(&PortPolicy::Rules(of_host)));
+    for service in cluster.services.values_mut() {
+        service.clients.allow = vec!["192.0.2.0/24".parse().unwrap()];
+    }
+    let on_ebpf = desired(&cluster, &local, SERVICE_ADDRESS);
+    let policy = on_ebpf.services[&WEB].policy.clone().unwrap();
+    let opening = |client: &str| policy.verdicts(Ingress::Any, client.parse().unwrap()).opening;
+    assert_eq!(opening("192.0.2.8"), SourceVerdict::Accept);
+    assert_eq!(opening("192.0.2.7"), SourceVerdict::Drop);
+    assert_eq!(opening("198.51.100.7"), SourceVerdict::Drop);
+    local.host_firewall = Arc::default();
+    local.datapath = NodeDatapath::Ipvs;
+    let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("mesh.allow"));
 }
 
 #[test]

@@ -122,6 +122,7 @@ pub(super) mod tests {
             ports,
             balance: Balance::default(),
             health: None,
+            clients: crate::model::Clients::default(),
             invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(

@@ -59,6 +59,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             ports: vec![port],
             balance: Balance::default(),
             health: None,
+            clients: crate::model::Clients::default(),
             invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)

@@ -178,6 +178,7 @@ fn service(listed: &api::Service) -> Service {
         name: listed.spec.name.clone(),
         ports,
         balance: labels.balance,
+        clients: labels.clients,
         health: labels.health,
         invalid_labels: labels.errors.iter().map(LabelError::to_string).collect(),
     }

@@ -39,6 +39,7 @@ impl Mesh<'_> {
             ports,
             balance,
             health: None,
+            clients: mesh_agent::model::Clients::default(),
             invalid_labels: Vec::new(),
         };
         self.cluster.services.insert(name.to_owned(), service);
