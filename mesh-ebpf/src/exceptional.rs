@@ -165,11 +165,15 @@ fn plain_fragment<'a, F: CopyFrame, T: Tables>(
         // With nothing to carry, or another's: no packet is so long, and the kernel drops it.
         return Decision::PASS;
     }
-    let Some(key) = fragment.flow_key(frame, tables, ETHERNET_LENGTH) else {
-        // What this node's own kernels send is in order.
-        if matches!(hook, Hook::TcUplink) && !fragment.is_first() {
-            fragment.hold(frame, tables, ETHERNET_LENGTH);
-        }
+    let mut key = fragment.flow_key(frame, tables, ETHERNET_LENGTH);
+    // What this node's own kernels send is in order.
+    if key.is_none() && matches!(hook, Hook::TcUplink) && !fragment.is_first() {
+        fragment.hold(frame, tables, ETHERNET_LENGTH);
+        // The first one may have come on another CPU meanwhile, too early to let this one follow. (If not,
+        // the receiver gets it twice.)
+        key = fragment.flow_key(frame, tables, ETHERNET_LENGTH);
+    }
+    let Some(key) = key else {
         return Decision::PASS;
     };
     known_flow(tables, config, hook, &key)

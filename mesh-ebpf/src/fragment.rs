@@ -18,7 +18,7 @@ use crate::{
         IPV4_MORE_FRAGMENTS, Ipv4, L4_OFFSET, PROTOCOL_UDP, Ports, Udp,
     },
     parse::Packet,
-    tables::Tables,
+    tables::{DatagramEntry, Tables},
     verdict::{Action, Decision},
 };
 
@@ -71,40 +71,67 @@ fn key(ip: &Ipv4) -> DatagramKey {
     }
 }
 
-/// What is known of a packet.
+/// What is known of a packet. Its number may be of an earlier one: then nothing is, and it starts anew.
 #[inline(always)]
-fn known<T: Tables>(tables: &T, key: &DatagramKey) -> Option<Datagram> {
+fn known<T: Tables>(tables: &T, key: &DatagramKey) -> Option<DatagramEntry> {
     tables
         .datagram(key)
-        .filter(|datagram| tables.clock().wrapping_sub(datagram.since) < LIFETIME)
+        .filter(|datagram| tables.clock().wrapping_sub(datagram.since()) < LIFETIME)
+}
+
+/// The same, or a new entry.
+#[inline(always)]
+fn known_or_new<T: Tables>(tables: &T, key: &DatagramKey) -> Option<DatagramEntry> {
+    let since = tables.clock();
+    let datagram = tables.new_datagram(
+        key,
+        &Datagram {
+            since,
+            ..Datagram::default()
+        },
+    )?;
+    if since.wrapping_sub(datagram.since()) >= LIFETIME {
+        datagram.set_since(since);
+        datagram.set_state(DatagramState::WAITING);
+        datagram.set_held(0);
+        datagram.set_released(0);
+        datagram.set_waits(0);
+    }
+    Some(datagram)
 }
 
 /// Whether fragments came before the first one, and no carrier has been sent for them.
 #[inline(always)]
-fn has_to_release(datagram: &Datagram) -> bool {
-    datagram.held != 0 && datagram.released == 0
+fn has_to_release(datagram: DatagramEntry) -> bool {
+    datagram.held() != 0 && datagram.released() == 0
 }
 
+/// Notes whose a packet is. The ports before the state, by which others know that they are there.
 #[inline(always)]
-fn new_one<T: Tables>(tables: &T) -> Datagram {
-    Datagram {
-        since: tables.clock(),
-        ..Datagram::default()
-    }
+fn assign(datagram: DatagramEntry, flow: &FlowKey, state: DatagramState) {
+    datagram.set_source_port(flow.source_port);
+    datagram.set_destination_port(flow.destination_port);
+    datagram.set_waits(0);
+    datagram.set_state(state);
 }
 
 /// Notes to which flow the packet of a first fragment at `offset` belongs.
 #[inline(always)]
 pub fn note<F: ReadFrame, T: Tables>(frame: &F, tables: &T, offset: usize, flow: &FlowKey) {
-    if let Some(ip) = frame.at::<Ipv4>(offset) {
-        let datagram = Datagram {
+    let Some(ip) = frame.at::<Ipv4>(offset) else {
+        return;
+    };
+    // The peer sends them in order: none has come before.
+    tables.put_datagram(
+        &key(ip),
+        &Datagram {
+            since: tables.clock(),
             state: DatagramState::OURS,
             source_port: flow.source_port,
             destination_port: flow.destination_port,
-            ..new_one(tables)
-        };
-        tables.put_datagram(&key(ip), &datagram);
-    }
+            ..Datagram::default()
+        },
+    );
 }
 
 /// Notes the same about a first fragment that is not encapsulated, about which a decision was made. If there
@@ -127,20 +154,16 @@ pub fn first<'a, F: ReadFrame, T: Tables>(
     if !is_ours && !matches!(hook, Hook::TcUplink) {
         return decision;
     }
-    let datagram = known(tables, &key).unwrap_or_else(|| new_one(tables));
-    let datagram = Datagram {
-        state: if is_ours {
-            DatagramState::OURS
-        } else {
-            DatagramState::OTHER
-        },
-        source_port: packet.key.source_port,
-        destination_port: packet.key.destination_port,
-        waits: 0,
-        ..datagram
+    let Some(datagram) = known_or_new(tables, &key) else {
+        return decision;
     };
-    tables.put_datagram(&key, &datagram);
-    if is_ours && has_to_release(&datagram) {
+    let state = if is_ours {
+        DatagramState::OURS
+    } else {
+        DatagramState::OTHER
+    };
+    assign(datagram, &packet.key, state);
+    if is_ours && has_to_release(datagram) {
         Decision::exceptional(hook)
     } else {
         decision
@@ -168,10 +191,10 @@ impl Fragment {
             (ports.source, ports.destination)
         } else {
             let datagram = known(tables, &self.key)?;
-            if datagram.state != DatagramState::OURS {
+            if datagram.state() != DatagramState::OURS {
                 return None;
             }
-            (datagram.source_port, datagram.destination_port)
+            (datagram.source_port(), datagram.destination_port())
         };
         Some(FlowKey {
             source: self.key.source,
@@ -185,8 +208,10 @@ impl Fragment {
     /// Keeps a copy of one of whose packet the first one has not come.
     #[inline(always)]
     pub fn hold<F: CopyFrame, T: Tables>(&self, frame: &F, tables: &T, offset: usize) {
-        let mut datagram = known(tables, &self.key).unwrap_or_else(|| new_one(tables));
-        if datagram.state != DatagramState::WAITING || datagram.held >= HELD_PER_DATAGRAM {
+        let Some(datagram) = known_or_new(tables, &self.key) else {
+            return;
+        };
+        if datagram.state() != DatagramState::WAITING || datagram.held() >= HELD_PER_DATAGRAM {
             return;
         }
         let Some(scratch) = tables.scratch() else {
@@ -200,10 +225,8 @@ impl Fragment {
         }
         tables.hold_scratch(&HeldKey {
             datagram: self.key,
-            number: u64::from(datagram.held),
+            number: tables.count_held(datagram),
         });
-        datagram.held += 1;
-        tables.put_datagram(&self.key, &datagram);
     }
 
     /// Sends a carrier after a first fragment if there are some that came before it. The IP header is at
@@ -218,16 +241,11 @@ impl Fragment {
         tables: &T,
         offset: usize,
     ) -> Result<(), Refused> {
-        let Some(datagram) = known(tables, &self.key).filter(has_to_release) else {
-            return Ok(());
-        };
-        tables.put_datagram(
-            &self.key,
-            &Datagram {
-                released: 1,
-                ..datagram
-            },
-        );
+        match known(tables, &self.key) {
+            // Another CPU may have sent one just now.
+            Some(datagram) if has_to_release(datagram) && tables.count_released(datagram) == 0 => {}
+            _ => return Ok(()),
+        }
         let ip = *frame.at::<Ipv4>(offset).ok_or(Refused)?;
         set_header(frame, offset, &ip, 0, CARRIER)?;
         frame.send_copy_again()?;
@@ -246,33 +264,25 @@ impl Fragment {
         tables: &T,
         offset: usize,
     ) -> Result<Unloaded, Refused> {
-        let Some(before) = known(tables, &self.key)
-            .filter(|datagram| datagram.state == DatagramState::OURS)
-            .filter(|datagram| datagram.released != 0 && datagram.released <= datagram.held)
+        let Some(datagram) = known(tables, &self.key)
+            .filter(|datagram| datagram.state() == DatagramState::OURS && datagram.released() != 0)
         else {
             return Ok(Unloaded::Nothing);
         };
-        if before.waits != 0 {
-            tables.put_datagram(
-                &self.key,
-                &Datagram {
-                    waits: before.waits - 1,
-                    ..before
-                },
-            );
+        if datagram.waits() != 0 {
+            datagram.set_waits(datagram.waits().wrapping_sub(1));
             return Ok(Unloaded::Waits);
         }
-        let datagram = Datagram {
-            released: before.released + 1,
-            ..before
-        };
-        tables.put_datagram(&self.key, &datagram);
-        if datagram.released <= datagram.held {
+        let released = tables.count_released(datagram);
+        if released > datagram.held() {
+            return Ok(Unloaded::Nothing);
+        }
+        if released < datagram.held() {
             frame.send_copy_again()?;
         }
         let held = HeldKey {
             datagram: self.key,
-            number: u64::from(before.released - 1),
+            number: released.wrapping_sub(1),
         };
         match tables.held(&held) {
             Some(held) => {
@@ -341,13 +351,7 @@ pub fn split<F: FragmentFrame, T: Tables>(frame: &mut F, tables: &T, mtu: u16) -
         && let Some(datagram) = known(tables, &key(&ip))
     {
         // Its carrier, if there is one, arrives before its parts.
-        tables.put_datagram(
-            &key(&ip),
-            &Datagram {
-                waits: MOST_WAITS,
-                ..datagram
-            },
-        );
+        datagram.set_waits(MOST_WAITS);
     }
     let scratch = tables.scratch().ok_or(Refused)?;
     let end = ETHERNET_LENGTH + IPV4_LENGTH + usize::from(kept);

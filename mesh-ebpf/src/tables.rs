@@ -3,9 +3,9 @@
 use core::ptr::NonNull;
 
 use crate::abi::{
-    Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason, Endpoint, Event, Flow, FlowKey,
-    FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, OwnKey, Policy, Progress, Role,
-    SEQUENCE_STEP, Service, SourceVerdicts,
+    Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DatagramState, DropReason, Endpoint, Event,
+    Flow, FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, NextHop, Opening, Origin, OwnKey, Policy,
+    Progress, Role, SEQUENCE_STEP, Service, SourceVerdicts,
 };
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
@@ -164,6 +164,62 @@ impl FlowEntry {
     }
 }
 
+/// What is known of a fragmented packet, in memory that other CPUs may change at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct DatagramEntry(NonNull<Datagram>);
+
+macro_rules! datagram_fields {
+    ($($(#[$doc:meta])* $name:ident, $set:ident: $kind:ty),* $(,)?) => { $(
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(self) -> $kind {
+            // SAFETY: `new`'s contract; every field is an aligned integer, and accepts any bits.
+            unsafe { (&raw const (*self.0.as_ptr()).$name).read() }
+        }
+
+        /// Sets it.
+        #[inline(always)]
+        pub fn $set(self, value: $kind) {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*self.0.as_ptr()).$name).write(value) };
+        }
+    )* };
+}
+
+impl DatagramEntry {
+    /// An entry behind a pointer.
+    ///
+    /// # Safety
+    /// As for [`FlowEntry::new`].
+    #[inline(always)]
+    pub unsafe fn new(pointer: NonNull<Datagram>) -> Self {
+        Self(pointer)
+    }
+
+    datagram_fields! {
+        /// When the first of its fragments was seen.
+        since, set_since: u64,
+        /// How many came before the first one.
+        held, set_held: u64,
+        /// How many of those have followed it, and 1.
+        released, set_released: u64,
+        /// What is known of it.
+        state, set_state: DatagramState,
+        /// How often they may yet wait.
+        waits, set_waits: u32,
+        /// Sender's port.
+        source_port, set_source_port: crate::bytes::Be16,
+        /// Receiver's port.
+        destination_port, set_destination_port: crate::bytes::Be16,
+    }
+
+    /// The entry's memory.
+    #[inline(always)]
+    pub fn pointer(self) -> NonNull<Datagram> {
+        self.0
+    }
+}
+
 /// Whether a sequence number is a step further than the one known, if any is.
 #[inline(always)]
 fn has_advanced(known: u32, next: u32) -> bool {
@@ -273,9 +329,16 @@ pub trait Tables {
     /// Notes that one is awaited.
     fn note_own(&self, key: &OwnKey);
     /// A packet of which a fragment has been seen.
-    fn datagram(&self, key: &DatagramKey) -> Option<Datagram>;
-    /// Notes what is known of it. Old ones are pushed out.
+    fn datagram(&self, key: &DatagramKey) -> Option<DatagramEntry>;
+    /// Makes the entry of one, unless there is one, and finds it again (two look-ups). Old ones are pushed
+    /// out.
+    fn new_datagram(&self, key: &DatagramKey, datagram: &Datagram) -> Option<DatagramEntry>;
+    /// Replaces what is known of one.
     fn put_datagram(&self, key: &DatagramKey, datagram: &Datagram);
+    /// Adds 1 to how many of its fragments came before the first one; returns how many there were before.
+    fn count_held(&self, datagram: DatagramEntry) -> u64;
+    /// Adds 1 to how many of those have followed it; returns how many there were before.
+    fn count_released(&self, datagram: DatagramEntry) -> u64;
     /// A fragment that waits.
     fn held(&self, key: &HeldKey) -> Option<&Held>;
     /// Keeps the scratch memory as a fragment that waits. Old ones are pushed out.

@@ -7,7 +7,7 @@ pub const MAX_DATAGRAMS: u32 = 4_096;
 /// Fragments that wait for the first one at a time.
 pub const MAX_HELD: u32 = 256;
 /// Fragments of one packet that wait for the first one at most: as many as 64 KiB have at Ethernet's MTU.
-pub const HELD_PER_DATAGRAM: u16 = 48;
+pub const HELD_PER_DATAGRAM: u64 = 48;
 /// Bytes of a fragment, IP header included, that can be held, or split off from another one.
 pub const HELD_LENGTH: usize = 2_048;
 
@@ -27,24 +27,27 @@ pub struct DatagramKey {
     pub padding: u32,
 }
 
-/// A packet of which a fragment has been seen.
+/// A packet of which a fragment has been seen. Its fragments may arrive on several processors at a time, so
+/// the counters are changed atomically, and the other fields one by one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Datagram {
     /// The kernel's clock when the first of them was seen, nanoseconds.
     pub since: u64,
+    /// How many fragments came before the first one.
+    pub held: u64,
+    /// 0 until the first one comes, then 1 and how many of those have followed it.
+    pub released: u64,
     /// What is known of it.
     pub state: DatagramState,
+    /// How often they may yet wait, the first one being split and its parts on their way.
+    pub waits: u32,
     /// Sender's port, once its first fragment was seen.
     pub source_port: Be16,
     /// Receiver's port, the same.
     pub destination_port: Be16,
-    /// How many fragments came before the first one.
-    pub held: u16,
-    /// 0 until the first one comes, then 1 and how many of those have followed it.
-    pub released: u16,
-    /// How often they may yet wait, the first one being split and its parts on their way.
-    pub waits: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// What is known of a packet of which a fragment has been seen.
@@ -82,5 +85,5 @@ pub struct Held {
 }
 
 const _: () = assert!(size_of::<DatagramKey>() == 16);
-const _: () = assert!(size_of::<Datagram>() == 24);
+const _: () = assert!(size_of::<Datagram>() == 40);
 const _: () = assert!(size_of::<HeldKey>() == 24);

@@ -17,7 +17,7 @@ use mesh_ebpf::{
         SourceRule, SourceVerdicts, drop_index, port_filter_bit,
     },
     bytes::Be32,
-    tables::{FlowEntry, InsertError, Tables},
+    tables::{DatagramEntry, FlowEntry, InsertError, Tables},
 };
 
 const BPF_NOEXIST: u64 = 1;
@@ -424,15 +424,35 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn datagram(&self, key: &DatagramKey) -> Option<Datagram> {
-        // SAFETY: the value is copied at once.
-        unsafe { DATAGRAMS.get(key) }.copied()
+    fn datagram(&self, key: &DatagramKey) -> Option<DatagramEntry> {
+        let pointer = NonNull::new(DATAGRAMS.get_ptr_mut(key)?)?;
+        // SAFETY: as an entry of the flow tables.
+        Some(unsafe { DatagramEntry::new(pointer) })
+    }
+
+    #[inline(always)]
+    fn new_datagram(&self, key: &DatagramKey, datagram: &Datagram) -> Option<DatagramEntry> {
+        // Another CPU may have made it. Without room, its later fragments are unknown, and counted as such.
+        let _ = DATAGRAMS.insert(key, datagram, BPF_NOEXIST);
+        self.datagram(key)
     }
 
     #[inline(always)]
     fn put_datagram(&self, key: &DatagramKey, datagram: &Datagram) {
-        // Without room, its later fragments are unknown, and counted as such.
+        // As above.
         let _ = DATAGRAMS.insert(key, datagram, 0);
+    }
+
+    #[inline(always)]
+    fn count_held(&self, datagram: DatagramEntry) -> u64 {
+        // SAFETY: an aligned u64 in a map value, which lives as long as the program runs.
+        unsafe { fetch_add(&raw mut (*datagram.pointer().as_ptr()).held, 1) }
+    }
+
+    #[inline(always)]
+    fn count_released(&self, datagram: DatagramEntry) -> u64 {
+        // SAFETY: as above.
+        unsafe { fetch_add(&raw mut (*datagram.pointer().as_ptr()).released, 1) }
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 mod frame;
+mod memory;
 mod packets;
 mod tables;
 

@@ -8,6 +8,7 @@ use std::{
     net::Ipv4Addr,
 };
 
+use super::memory::{Flows, Memory};
 use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
@@ -16,7 +17,7 @@ use crate::{
     },
     bytes::{Be16, Be32},
     frame::Route,
-    tables::{FlowEntry, InsertError, Tables},
+    tables::{DatagramEntry, FlowEntry, InsertError, Tables},
 };
 
 pub(crate) const GENEVE_PORT: u16 = 6081;
@@ -119,7 +120,7 @@ pub(crate) struct TestTables {
     /// Answers made in the present span of time.
     pub(crate) answers: Cell<u32>,
     own: RefCell<BTreeSet<OwnKey>>,
-    datagrams: RefCell<BTreeMap<DatagramKey, Datagram>>,
+    datagrams: RefCell<BTreeMap<DatagramKey, Box<Datagram>>>,
     held: RefCell<BTreeMap<HeldKey, NonNull<Held>>>,
     scratch: Cell<Option<NonNull<Held>>>,
     memory: Memory,
@@ -281,70 +282,6 @@ impl TestTables {
     /// Forgets the half-open ones, as an LRU map may.
     pub(crate) fn forget_half_open(&self) {
         self.half_open.forget();
-    }
-}
-
-/// Fragments' memory, kept as long as the table.
-#[derive(Default)]
-struct Memory(RefCell<Vec<NonNull<Held>>>);
-
-impl Memory {
-    fn keep(&self, held: Held) -> NonNull<Held> {
-        let held = NonNull::from(Box::leak(Box::new(held)));
-        self.0.borrow_mut().push(held);
-        held
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        for held in self.0.borrow_mut().drain(..) {
-            // SAFETY: leaked by `keep`, and listed here only.
-            drop(unsafe { Box::from_raw(held.as_ptr()) });
-        }
-    }
-}
-
-/// The flow table. What is replaced or forgotten stays readable as long as the table, as in the kernel
-/// it does until the program ends.
-#[derive(Default)]
-struct Flows {
-    entries: RefCell<BTreeMap<FlowKey, NonNull<Flow>>>,
-    replaced: RefCell<Vec<NonNull<Flow>>>,
-}
-
-impl Flows {
-    fn store(&self, key: &FlowKey, flow: &Flow) {
-        let entry = NonNull::from(Box::leak(Box::new(*flow)));
-        if let Some(old) = self.entries.borrow_mut().insert(*key, entry) {
-            self.replaced.borrow_mut().push(old);
-        }
-    }
-
-    fn find(&self, key: &FlowKey) -> Option<NonNull<Flow>> {
-        self.entries.borrow().get(key).copied()
-    }
-
-    fn remove(&self, key: &FlowKey) -> bool {
-        let old = self.entries.borrow_mut().remove(key);
-        self.replaced.borrow_mut().extend(old);
-        old.is_some()
-    }
-
-    fn forget(&self) {
-        let entries = std::mem::take(&mut *self.entries.borrow_mut());
-        self.replaced.borrow_mut().extend(entries.into_values());
-    }
-}
-
-impl Drop for Flows {
-    fn drop(&mut self) {
-        self.forget();
-        for entry in self.replaced.borrow_mut().drain(..) {
-            // SAFETY: leaked by `store`, held in exactly one collection; the tests keep no entry longer
-            // than its tables, by the contract of `FlowEntry::new`.
-            drop(unsafe { Box::from_raw(entry.as_ptr()) });
-        }
     }
 }
 
@@ -526,12 +463,34 @@ impl Tables for TestTables {
         self.own.borrow_mut().insert(*key);
     }
 
-    fn datagram(&self, key: &DatagramKey) -> Option<Datagram> {
-        self.datagrams.borrow().get(key).copied()
+    fn datagram(&self, key: &DatagramKey) -> Option<DatagramEntry> {
+        let mut datagrams = self.datagrams.borrow_mut();
+        let datagram: &mut Datagram = datagrams.get_mut(key)?;
+        // SAFETY: boxed, never removed, and nothing else refers to it meanwhile.
+        Some(unsafe { DatagramEntry::new(NonNull::from(datagram)) })
+    }
+
+    fn new_datagram(&self, key: &DatagramKey, datagram: &Datagram) -> Option<DatagramEntry> {
+        let make = || Box::new(*datagram);
+        self.datagrams.borrow_mut().entry(*key).or_insert_with(make);
+        self.datagram(key)
     }
 
     fn put_datagram(&self, key: &DatagramKey, datagram: &Datagram) {
-        self.datagrams.borrow_mut().insert(*key, *datagram);
+        self.new_datagram(key, datagram);
+        if let Some(known) = self.datagrams.borrow_mut().get_mut(key) {
+            **known = *datagram;
+        }
+    }
+
+    fn count_held(&self, datagram: DatagramEntry) -> u64 {
+        datagram.set_held(datagram.held() + 1);
+        datagram.held() - 1
+    }
+
+    fn count_released(&self, datagram: DatagramEntry) -> u64 {
+        datagram.set_released(datagram.released() + 1);
+        datagram.released() - 1
     }
 
     fn held(&self, key: &HeldKey) -> Option<&Held> {

@@ -216,7 +216,17 @@ fn until_refused(fixture: &Fixture, node: &str) -> Result<()> {
 fn nothing_left(fixture: &Fixture) -> Result<()> {
     let node = "node2";
     fixture.lab.stop_agent(node)?;
-    let before = fixture.network(node)?;
+    let mut before = String::new();
+    // The kernel takes a program off after its link's last pin is gone, in its own time.
+    wait_until(
+        "the kernel to take the programs off",
+        Duration::from_secs(5),
+        || {
+            before = fixture.network(node)?;
+            ensure!(!before.contains("mesh_"), "there are some:\n{before}");
+            Ok(())
+        },
+    )?;
     fixture.lab.start_agent(node, fixture.arguments)?;
     fixture.until_all_know("web", Duration::from_secs(15))?;
     let objects = bpf_objects(fixture, node)?;

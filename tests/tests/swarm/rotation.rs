@@ -144,7 +144,13 @@ fn locked(fixture: &Fixture) -> Result<()> {
     docker(&["swarm", "update", "--autolock=true"])?;
     let unlock_key = docker(&["swarm", "unlock-key", "--quiet"])?;
     // The containers of an engine end with it; what they serve is not what this story is about.
-    docker(&["node", "update", "--availability", "drain", MANAGER])?;
+    // Two changes of a node in a row can be "out of sequence".
+    let set_availability = |availability| {
+        wait_until("Docker to change the manager's availability", LIMIT, || {
+            docker(&["node", "update", "--availability", availability, MANAGER]).map(drop)
+        })
+    };
+    set_availability("drain")?;
     wait_until("no replica to run on the manager", LIMIT * patience(), || {
         let tasks = lab.wait_for_tasks("web", 5)?;
         let here = tasks.iter().filter(|task| task.node == MANAGER).count();
@@ -173,7 +179,7 @@ fn locked(fixture: &Fixture) -> Result<()> {
         until_followed(fixture)
     })?;
     docker(&["swarm", "update", "--autolock=false"])?;
-    docker(&["node", "update", "--availability", "active", MANAGER])?;
+    set_availability("active")?;
     // The next story scales up again: Swarm moves no task back by itself.
     lab.scale("web", 2)?;
     lab.wait_for_tasks("web", 2)?;
