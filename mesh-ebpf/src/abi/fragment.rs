@@ -5,9 +5,10 @@ use crate::bytes::{Be16, Be32};
 /// Packets whose fragments are known to belong together at a time.
 pub const MAX_DATAGRAMS: u32 = 4_096;
 /// Fragments that wait for the first one at a time.
-pub const MAX_HELD: u32 = 256;
-/// Fragments of one packet that wait for the first one at most: as many as 64 KiB have at Ethernet's MTU.
-pub const HELD_PER_DATAGRAM: u64 = 48;
+pub const MAX_HELD: u32 = 512;
+/// Fragments of one packet that wait for the first one at most: more than 64 KiB have at the smallest MTU
+/// that every host takes, 576 bytes (RFC 791), or when routers split those of Ethernet's MTU once more.
+pub const HELD_PER_DATAGRAM: u64 = 128;
 /// Bytes of a fragment, IP header included, that can be held, or split off from another one.
 pub const HELD_LENGTH: usize = 2_048;
 
