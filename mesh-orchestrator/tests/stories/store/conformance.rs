@@ -246,7 +246,8 @@ fn pages(subject: &Subject) -> Result<()> {
         };
         let revision = store.commit(round(0)).await?;
         let mut listing = store.list(&Prefix::new(["a"])?, 7).await?;
-        ensure!(listing.revision == revision);
+        // Other tests write to the same etcd.
+        ensure!(listing.revision >= revision);
         let (mut seen, mut rounds) = (Vec::new(), 0);
         while let Some(page) = listing.next_page().await? {
             ensure!(!page.is_empty() && page.len() <= 7, "a page of {}", page.len());
