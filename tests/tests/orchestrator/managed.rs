@@ -11,9 +11,16 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
-use xtask::{command::run, lab::engine, paths};
+use xtask::{
+    command::run,
+    lab::{engine, wait_until},
+    paths,
+};
 
-use crate::{Story, fixture::Fixture};
+use crate::{
+    Story,
+    fixture::{Fixture, PATIENCE},
+};
 
 pub(crate) const STORIES: [Story; 1] = [(
     "a_new_agent_is_deployed_under_load_and_a_bad_one_is_rolled_back",
@@ -122,12 +129,15 @@ pub(crate) fn expect_running(fixture: &Fixture, nodes: usize) -> Result<()> {
         "desired-state=running",
     ];
     let format = ["--format", "{{.CurrentState}}"];
-    let listed = fixture
-        .lab
-        .meshctl("node1", &[&arguments[..], &format].concat())?;
-    let running = listed.lines().filter(|line| line.starts_with("Running"));
-    ensure!(running.count() == nodes, "{listed}");
-    Ok(())
+    // A node reports its task's state in its own time.
+    wait_until("every agent to run", PATIENCE, || {
+        let listed = fixture
+            .lab
+            .meshctl("node1", &[&arguments[..], &format].concat())?;
+        let running = listed.lines().filter(|line| line.starts_with("Running"));
+        ensure!(running.count() == nodes, "{listed}");
+        Ok(())
+    })
 }
 
 /// Restarts the agent whenever it ends, as a service manager does.

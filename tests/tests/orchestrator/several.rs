@@ -152,7 +152,8 @@ fn losses() -> Result<()> {
     );
 
     // A node is lost: its tasks run elsewhere.
-    let lost = if self::leader(&fixture, "node1")? == "node3" {
+    let leads = |fixture: &Fixture| wait_until("a leader", PATIENCE, || self::leader(fixture, "node1"));
+    let lost = if leads(&fixture)? == "node3" {
         "node2"
     } else {
         "node3"
