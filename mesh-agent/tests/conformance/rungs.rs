@@ -69,8 +69,9 @@ pub(crate) struct Capabilities {
     pub(crate) passes_over: bool,
     /// Answers to datagrams that a process or container of the node sends from a published port are its own.
     pub(crate) knows_own_datagrams: bool,
-    /// Processes and containers of the node, too, can send datagrams that need fragments.
-    pub(crate) takes_own_fragments: bool,
+    /// Datagrams of every size and sender arrive, or their sender learns what does; not only those that
+    /// clients send in fragments.
+    pub(crate) takes_every_size: bool,
 }
 
 const EBPF: Capabilities = Capabilities {
@@ -80,7 +81,7 @@ const EBPF: Capabilities = Capabilities {
     sends_back: true,
     passes_over: true,
     knows_own_datagrams: true,
-    takes_own_fragments: true,
+    takes_every_size: true,
 };
 
 const IPVS: Capabilities = Capabilities {
@@ -90,7 +91,7 @@ const IPVS: Capabilities = Capabilities {
     sends_back: false,
     passes_over: false,
     knows_own_datagrams: false,
-    takes_own_fragments: false,
+    takes_every_size: false,
 };
 
 /// All of them, best first, and then those on other links than a card.

@@ -67,10 +67,11 @@ pub(super) fn datagrams_of_any_size(mesh: &mut Mesh<'_>) -> Result<()> {
             ("a local process by 127.0.0.1", node, loopback),
             ("a container", &mesh.world.container("x1").netns, entry),
         ] {
-            if who != "the client" && !mesh.rung.capabilities.takes_own_fragments {
+            let takes_all = mesh.rung.capabilities.takes_every_size;
+            if who != "the client" && !takes_all {
                 continue;
             }
-            for size in SIZES {
+            for size in SIZES.into_iter().filter(|size| takes_all || *size > 1472) {
                 ask_with(netns, target, size).with_context(|| format!("{size} bytes of {who}"))?;
             }
         }
