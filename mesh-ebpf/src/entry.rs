@@ -184,9 +184,7 @@ fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Pack
             ClientPacket::OtherRole
         };
     }
-    let backend = tables
-        .backend(flow.backend())
-        .filter(|backend| backend.generation == flow.generation());
+    let backend = tables.backend_of(flow);
     match backend {
         // A SYN on a flow that is closed: the client uses its port again. While one side still sends, it is
         // its backend that knows what the SYN is. UDP flows are closed only when they are refused.

@@ -5,9 +5,9 @@
 use crate::{
     abi::{Config, DropReason, FlowKey, Hook, Role},
     encapsulation,
-    execute::execute,
+    execute::{counted, execute},
     fragment::{self, Fragment, Unloaded},
-    frame::{CopyFrame, FragmentFrame, Refused},
+    frame::{CopyFrame, FragmentFrame},
     headers::{ETHERNET_LENGTH, GeneveKind, Ipv4, PROTOCOL_ICMP},
     icmp,
     layer3::{Layer3Frame, WithoutEthernet},
@@ -94,23 +94,18 @@ fn release<const OFFSET: usize, F: FragmentFrame, T: Tables>(
     };
     let done = if fragment.is_carrier() {
         match fragment.unload(frame, tables, OFFSET) {
-            Ok(Unloaded::Fragment) => Ok(()),
-            Ok(Unloaded::Waits) => return Action::Again,
-            Ok(Unloaded::Nothing) => return Action::Pass,
+            Ok(Unloaded::Waits) => Ok(Action::Again),
+            Ok(Unloaded::Fragment | Unloaded::Nothing) => Ok(Action::Pass),
             Err(refused) => Err(refused),
         }
     } else if fragment.is_first() {
-        fragment.send_carrier(frame, tables, OFFSET)
+        fragment
+            .send_carrier(frame, tables, OFFSET)
+            .map(|()| Action::Pass)
     } else {
-        Ok(())
+        Ok(Action::Pass)
     };
-    match done {
-        Ok(()) => Action::Pass,
-        Err(Refused) => {
-            tables.count_drop(hook, DropReason::RewriteFailed);
-            Action::Drop
-        }
-    }
+    counted(tables, hook, done.map_err(DropReason::from))
 }
 
 #[inline(always)]
@@ -241,13 +236,7 @@ fn carry_out<F: FragmentFrame, T: Tables>(
         return icmp::execute(frame, tables, config, hook, decisions.error);
     }
     match execute::<true, F, T>(frame, tables, config, hook, decisions.packet) {
-        Action::Split { mtu } => match fragment::split(frame, tables, mtu) {
-            Ok(action) => action,
-            Err(reason) => {
-                tables.count_drop(hook, reason);
-                Action::Drop
-            }
-        },
+        Action::Split { mtu } => counted(tables, hook, fragment::split(frame, tables, mtu)),
         action => action,
     }
 }

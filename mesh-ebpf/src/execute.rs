@@ -105,6 +105,12 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
             deliver_reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
     };
+    counted(tables, hook, done)
+}
+
+/// What is left for the hook, a drop being counted.
+#[inline(always)]
+pub fn counted<T: Tables>(tables: &T, hook: Hook, done: Result<Action, DropReason>) -> Action {
     match done {
         Ok(action) => action,
         Err(reason) => {

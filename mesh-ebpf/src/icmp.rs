@@ -10,7 +10,7 @@ use crate::{
     bytes::{Be16, Be32, Plain},
     checksum::{self, Difference},
     encapsulation,
-    execute::{into_container, to_client, to_entry_node, to_local_process, to_peer, way_to_peer},
+    execute::{counted, into_container, to_client, to_entry_node, to_local_process, to_peer, way_to_peer},
     frame::{Frame, ReadFrame, Refused},
     headers::{
         ETHERNET_LENGTH, GeneveKind, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, Icmp, Ipv4,
@@ -173,9 +173,7 @@ pub fn is_of_peer(flow: FlowEntry, backend: &Backend, envelope: &Envelope, to_ba
 #[inline(always)]
 pub fn current<'a, T: Tables>(tables: &'a T, key: &FlowKey) -> Option<(FlowEntry, &'a Backend)> {
     let flow = tables.flow(key)?;
-    let backend = tables
-        .backend(flow.backend())
-        .filter(|backend| backend.generation == flow.generation())?;
+    let backend = tables.backend_of(flow)?;
     Some((flow, backend))
 }
 
@@ -244,13 +242,7 @@ pub fn execute<F: Frame, T: Tables>(
         (Toward::Nowhere, ..) => Err(decision.reason),
         (Toward::Stack | Toward::Backend | Toward::Client, ..) => return Action::Pass,
     };
-    match done {
-        Ok(action) => action,
-        Err(reason) => {
-            tables.count_drop(hook, reason);
-            Action::Drop
-        }
-    }
+    counted(tables, hook, done)
 }
 
 /// An error about what a backend has sent.

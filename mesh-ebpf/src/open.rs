@@ -252,9 +252,7 @@ fn is_held<T: Tables>(tables: &T, other: FlowEntry, flow: &Flow, protocol: u32) 
     !forward.is_closed()
         && forward.presented() == flow.presented
         && forward.backend() == other.backend()
-        && tables
-            .backend(other.backend())
-            .is_some_and(|backend| backend.generation == other.generation())
+        && tables.backend_of(other).is_some()
 }
 
 /// Another port to try, of 1024 and up. Random (RFC 6056), so that flows of the same port do not try the same

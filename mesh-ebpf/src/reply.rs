@@ -14,9 +14,7 @@ pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) ->
     let flow = tables
         .flow(&packet.key)
         .filter(|flow| flow.role() == Role::REPLY)?;
-    let current = tables
-        .backend(flow.backend())
-        .is_some_and(|backend| backend.generation == flow.generation());
+    let current = tables.backend_of(flow).is_some();
     if !current {
         // The container that had this address is gone: another one sends this.
         return None;

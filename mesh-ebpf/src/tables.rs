@@ -300,6 +300,12 @@ pub trait Tables {
     fn trip(&self, backend: u32, now: u64);
     /// A backend by index.
     fn backend(&self, index: u32) -> Option<&Backend>;
+    /// A flow's backend, unless another one has its index by now.
+    #[inline(always)]
+    fn backend_of(&self, flow: FlowEntry) -> Option<&Backend> {
+        self.backend(flow.backend())
+            .filter(|backend| backend.generation == flow.generation())
+    }
     /// The source that a container on an interface gets to see instead of a client whose address is of one of
     /// its networks.
     fn masquerade(&self, interface: u32, client: crate::bytes::Be32) -> Option<crate::bytes::Be32>;

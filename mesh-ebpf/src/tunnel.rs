@@ -194,8 +194,7 @@ fn forwarded<'a, F: ReadFrame, T: Tables>(
     if let Some(flow) = tables.flow(&packet.key)
         && flow.role() == Role::FORWARD
         && flow.origin() == origin
-        && let Some(backend) = tables.backend(flow.backend())
-        && backend.generation == flow.generation()
+        && let Some(backend) = tables.backend_of(flow)
         && open::is_named(backend, geneve)
         && flow.peer() == peer.0
         && flow.peer_address() == peer.1
@@ -229,9 +228,7 @@ fn returned<'a, F: ReadFrame, T: Tables>(
     let Some(flow) = forward_entry(tables, packet) else {
         return Decision::drop(DropReason::UnknownFlow);
     };
-    let backend = tables
-        .backend(flow.backend())
-        .filter(|backend| backend.generation == flow.generation());
+    let backend = tables.backend_of(flow);
     // When the backend is gone, its flow still knows its node.
     if backend.is_none() && flow.peer() != peer {
         return Decision::drop(DropReason::UnknownFlow);
@@ -302,8 +299,8 @@ fn reply<'a, T: Tables>(
     }
     // A draining backend is still in the table.
     let is_genuine = tables
-        .backend(flow.backend())
-        .is_some_and(|backend| backend.generation == flow.generation() && is_sender(backend, geneve, peer));
+        .backend_of(flow)
+        .is_some_and(|backend| is_sender(backend, geneve, peer));
     if !is_genuine {
         return Decision::drop(DropReason::UnknownFlow);
     }
