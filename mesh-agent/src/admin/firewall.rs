@@ -1,30 +1,34 @@
 //! What of the host's own firewall, and of the labels on who may come in, an operator has to know: from the
 //! agent's view. Pure.
 
+use std::sync::Arc;
+
 use super::View;
+use crate::model::ServiceKey;
 
 /// The published ports that are left to Docker's own mesh, and the rule because of which they are; a line
 /// each.
 #[must_use]
 pub(crate) fn inexpressible_rules(view: &View) -> Vec<String> {
-    let line = |(key, rule)| {
+    let line = |(key, rule): (&ServiceKey, &Arc<str>)| {
         let service = view.desired.services.get(key);
         let name = service.map_or("a service", |service| &service.name);
-        format!(
-            "{name} ({key}) is left to Docker's own mesh: this data path cannot tell who may come in by {rule}"
-        )
+        format!("{name} ({key}) is {}", left_by(rule))
     };
     view.desired.inexpressible.iter().map(line).collect()
 }
 
+/// What has become of a port because of a rule or a label that the data path cannot keep.
+pub(crate) fn left_by(rule: &str) -> String {
+    format!("left to Docker's own mesh: this data path cannot tell who may come in by {rule}")
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
         admin::{routes::routes, view::fixture},
-        model::{Desired, Protocol, ServiceKey},
+        model::{Desired, Protocol},
     };
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use super::{
     View,
     api::{self, Route, RouteBackend, RouteState, Routes},
-    firewall::inexpressible_rules,
+    firewall::{inexpressible_rules, left_by},
     health::{failing_lines, invalid_labels},
 };
 use crate::{
@@ -87,7 +87,7 @@ fn service_routes(
     if let Some(rule) = view.desired.inexpressible.get(&key) {
         for row in &mut rows {
             row.state = RouteState::Excluded;
-            row.reason = format!("left to Docker's own mesh: a rule of the host's firewall, {rule}");
+            row.reason = left_by(rule);
         }
     }
     rows.extend(excluded_routes(view, key, service, frontends));

@@ -327,7 +327,7 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let mut inexpressible = gauge(
         "mesh_service_inexpressible_rule",
         "1 while the service is left to Docker's own mesh on this node, because the mesh cannot express a rule of \
-         the host's firewall (DOCKER-USER). `meshctl status` has the rule.",
+         the host's firewall (DOCKER-USER) or, on IPVS, a label on who may come in. `meshctl status` has which.",
     );
     for (key, service) in &view.desired.services {
         let is_left = view.desired.inexpressible.contains_key(key);
