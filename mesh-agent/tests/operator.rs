@@ -44,6 +44,7 @@ impl Introspect for Idle {
                 balance: Balance::default(),
                 active: Vec::new(),
                 policy: None,
+                idle: Default::default(),
             },
         );
         Arc::new(View {

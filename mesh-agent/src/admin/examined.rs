@@ -3,10 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    View,
-    firewall::inexpressible_rules,
-    health::{failing_lines, invalid_labels},
-    ports::port_lines,
+    View, firewall::inexpressible_rules, health::failing_lines, labels::ignored_labels, ports::port_lines,
     status::missing_hooks,
 };
 use crate::{
@@ -47,7 +44,7 @@ pub(super) fn running(view: &View) -> Running {
             .cloned()
             .chain(failing_lines(view))
             .chain(inexpressible_rules(view))
-            .chain(invalid_labels(view))
+            .chain(ignored_labels(view))
             .chain(port_lines(view))
             .collect(),
     }

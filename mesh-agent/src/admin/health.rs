@@ -44,16 +44,6 @@ pub fn failing_lines(view: &View) -> Vec<String> {
     failing_services(view).into_iter().filter_map(line).collect()
 }
 
-/// The labels of services and nodes that have an invalid value, a line each.
-#[must_use]
-pub fn invalid_labels(view: &View) -> Vec<String> {
-    let cluster = &view.source.cluster;
-    let services = cluster.services.values();
-    let services = services.flat_map(|service| &service.invalid_labels);
-    let nodes = cluster.nodes.values().flat_map(|node| &node.invalid_labels);
-    services.chain(nodes).cloned().collect()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::time::Duration;
@@ -96,17 +86,5 @@ pub(super) mod tests {
                  HTTP status 500)"
             ]
         );
-    }
-
-    #[test]
-    fn invalid_labels_of_services_and_nodes_are_listed() {
-        let (mut view, _) = fixture::two_nodes();
-        let mut cluster = Cluster::clone(&view.source.cluster);
-        let web = cluster.services.get_mut("web-id").unwrap();
-        web.invalid_labels = vec!["of web".to_owned()];
-        let node = cluster.nodes.get_mut("id3").unwrap();
-        node.invalid_labels = vec!["of n3".to_owned()];
-        view.source.cluster = cluster.into();
-        assert_eq!(invalid_labels(&view), ["of web", "of n3"]);
     }
 }

@@ -9,6 +9,7 @@ mod drains;
 mod examined;
 mod firewall;
 pub mod health;
+pub(crate) mod labels;
 mod ports;
 pub mod routes;
 pub mod server;

@@ -6,7 +6,8 @@ use super::{
     View,
     api::{self, Route, RouteBackend, RouteState, Routes},
     firewall::{inexpressible_rules, left_by},
-    health::{failing_lines, invalid_labels},
+    health::failing_lines,
+    labels::ignored_labels,
 };
 use crate::{
     datapath::{Counters, Traffic, UNANSWERED_LIMIT},
@@ -41,7 +42,7 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
         notices: failing_lines(view)
             .into_iter()
             .chain(inexpressible_rules(view))
-            .chain(invalid_labels(view))
+            .chain(ignored_labels(view))
             .collect(),
     }
 }

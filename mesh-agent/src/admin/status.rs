@@ -6,7 +6,8 @@ use super::{
     View,
     api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
     firewall::inexpressible_rules,
-    health::{failing_lines, invalid_labels},
+    health::failing_lines,
+    labels::ignored_labels,
     ports::port_lines,
 };
 use crate::{
@@ -157,7 +158,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
     let firewall = inexpressible_rules(view)
         .into_iter()
         .map(|line| format!("firewall: {line}"));
-    let labels = invalid_labels(view)
+    let labels = ignored_labels(view)
         .into_iter()
         .map(|line| format!("labels: {line}"));
     docker

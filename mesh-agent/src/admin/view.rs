@@ -130,6 +130,7 @@ pub(crate) mod fixture {
             balance: Balance::default(),
             health: None,
             clients: crate::model::Clients::default(),
+            idle: crate::model::IdleLimits::default(),
             invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {

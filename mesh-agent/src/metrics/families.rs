@@ -6,9 +6,7 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 
 use crate::{
     admin::{
-        View,
-        health::{failing_services, invalid_labels},
-        routes::backend_address,
+        View, health::failing_services, labels::ignored_labels, routes::backend_address,
         status::seconds_between,
     },
     datapath::{Counters, Traffic},
@@ -424,9 +422,10 @@ fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {
     sample(&mut peers, Vec::new(), view.desired.peers.len() as u64);
     let mut invalid = gauge(
         "mesh_invalid_labels",
-        "Number of the mesh's labels on services and nodes that have an invalid value; `meshctl status` lists them.",
+        "Number of the mesh's labels on services and nodes that have an invalid value, or that this node's data path \
+         does not apply; `meshctl status` lists them.",
     );
-    sample(&mut invalid, Vec::new(), invalid_labels(view).len() as u64);
+    sample(&mut invalid, Vec::new(), ignored_labels(view).len() as u64);
     let mut build = gauge("mesh_build_info", "Always 1. Label: the version of the agent.");
     sample(
         &mut build,

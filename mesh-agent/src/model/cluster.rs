@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, Clients, Drained, FailedChecks, HealthCheck, KeyId, NodeDatapath};
+use super::{Balance, Clients, Drained, FailedChecks, HealthCheck, IdleLimits, KeyId, NodeDatapath};
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
@@ -148,6 +148,9 @@ pub struct Service {
     /// Which clients may come in (labels `mesh.allow` and `mesh.deny`).
     #[serde(default, skip_serializing_if = "Clients::are_all")]
     pub clients: Clients,
+    /// For how long its flows may be idle (labels `mesh.idle-timeout` and `mesh.udp-timeout`).
+    #[serde(default, skip_serializing_if = "IdleLimits::are_defaults")]
+    pub idle: IdleLimits,
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid_labels: Vec<String>,

@@ -11,6 +11,7 @@ pub mod drain_target;
 pub mod drained;
 pub(crate) mod fnv1a;
 pub mod health;
+mod idle_limits;
 pub mod local;
 pub mod occupied;
 pub mod port_policy;
@@ -32,6 +33,7 @@ pub use desired::{
 pub use drain_target::DrainTarget;
 pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
+pub use idle_limits::IdleLimits;
 pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
 pub use occupied::OccupiedPort;
 pub use port_policy::{PortPolicies, PortPolicy};

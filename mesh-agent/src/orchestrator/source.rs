@@ -71,6 +71,7 @@ pub(super) fn snapshot(
             ports,
             balance: labels.balance,
             clients: labels.clients,
+            idle: labels.idle,
             health: labels.health,
             invalid_labels: labels.errors.iter().map(labels::LabelError::to_string).collect(),
         };

@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
-    model::{BackendState, Balance, Container, Location, MacAddress, Protocol, ReturnMode, Subnet},
+    model::{
+        BackendState, Balance, Container, IdleLimits, Location, MacAddress, Protocol, ReturnMode, Subnet,
+    },
 };
 
 const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -87,7 +89,7 @@ prop_compose! {
             state.peers.insert(peer, hop);
         }
         for (key, (id, backends)) in services {
-            let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![], policy: None };
+            let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![], policy: None, idle: IdleLimits::default() };
             for (address, location, active, task) in backends {
                 let backend_key = BackendKey { service: key, address };
                 let state_of = if active { BackendState::Active } else { BackendState::Draining };

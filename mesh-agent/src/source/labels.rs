@@ -2,10 +2,11 @@
 
 mod clients;
 mod health;
+mod idle_limits;
 
 use crate::{
     docker::api::Labels,
-    model::{Algorithm, Balance, Clients, HealthCheck, PublishedPort},
+    model::{Algorithm, Balance, Clients, HealthCheck, IdleLimits, PublishedPort},
 };
 
 /// On a service: the balancing algorithm.
@@ -37,22 +38,17 @@ pub(crate) struct ServiceLabels {
     pub(crate) balance: Balance,
     pub(crate) health: Option<HealthCheck>,
     pub(crate) clients: Clients,
+    pub(crate) idle: IdleLimits,
     /// The invalid ones.
     pub(crate) errors: Vec<LabelError>,
 }
 
 /// What the labels of a service with these published ports ask for.
 pub(crate) fn service(name: &str, labels: &Labels, ports: &[PublishedPort]) -> ServiceLabels {
-    let (balance, mut errors) = balance(name, labels);
-    let (health, more) = health::health(name, labels, ports);
-    errors.extend(more);
-    let (clients, more) = clients::clients(name, labels);
-    errors.extend(more);
+    let (health, errors) = health::health(name, labels, ports);
     ServiceLabels {
-        balance,
         health,
-        clients,
-        errors,
+        ..of_data_path(name, labels, errors)
     }
 }
 
@@ -62,15 +58,20 @@ pub(crate) fn service(name: &str, labels: &Labels, ports: &[PublishedPort]) -> S
     expect(dead_code, reason = "for the orchestrator")
 )]
 pub(crate) fn orchestrated(name: &str, labels: &Labels) -> ServiceLabels {
-    let (balance, mut errors) = balance(name, labels);
-    errors.extend(health::refused(name, labels));
-    let (clients, more) = clients::clients(name, labels);
-    errors.extend(more);
+    of_data_path(name, labels, health::refused(name, labels))
+}
+
+/// What the labels ask of the data path. `errors` are those of the other labels.
+fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> ServiceLabels {
+    let (balance, of_balance) = balance(name, labels);
+    let (clients, of_clients) = clients::clients(name, labels);
+    let (idle, of_idle) = idle_limits::idle_limits(name, labels);
     ServiceLabels {
         balance,
         health: None,
         clients,
-        errors,
+        idle,
+        errors: [of_balance, errors, of_clients, of_idle].concat(),
     }
 }
 

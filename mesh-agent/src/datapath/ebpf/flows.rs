@@ -15,7 +15,7 @@ use mesh_ebpf::{
 };
 
 use super::{super::DatapathError, failed, maps::Maps, tables::service_key};
-use crate::model::{ServiceKey, SourcePolicy};
+use crate::model::{IdleLimits, ServiceKey, SourcePolicy};
 
 /// Flows read per system call.
 const BATCH: usize = 4096;
@@ -29,9 +29,9 @@ const HALF_CLOSED_IDLE: u32 = 300;
 /// Seconds without a packet after which a TCP flow that did not get to talk is over.
 const HALF_OPEN_IDLE: u32 = 60;
 /// Seconds without a packet after which an open TCP flow is over: those of a keep-alive (Linux:
-/// `tcp_keepalive_time`), and its probes.
+/// `tcp_keepalive_time`), and its probes. A label may say otherwise.
 const TCP_IDLE: u32 = 2 * 60 * 60 + 15 * 60;
-/// Seconds without a packet after which a UDP flow is over.
+/// Seconds without a packet after which a UDP flow is over. A label may say otherwise.
 const UDP_IDLE: u32 = 120;
 /// Seconds without a packet after which a UDP flow no longer counts as active.
 const UDP_ACTIVE: u32 = 30;
@@ -118,13 +118,15 @@ impl FlowSweep {
     }
 
     /// Walks the tables if it is time to; returns whether it was. `generations` has each backend's current
-    /// one, `capacity` is the size of the table of open flows.
+    /// one, `idle` the limits of services that do not have the default ones, `capacity` is the size of the
+    /// table of open flows.
     pub(super) fn run(
         &mut self,
         maps: &mut Maps,
         now: u32,
         generations: &BTreeMap<u32, u32>,
         policies: BTreeMap<ServiceKey, Arc<SourcePolicy>>,
+        idle: &BTreeMap<ServiceKey, IdleLimits>,
         capacity: u32,
     ) -> Result<bool, DatapathError> {
         // New flows are judged as they open, so the open ones only when rules have changed.
@@ -138,6 +140,7 @@ impl FlowSweep {
             now,
             generations,
             policies: judges.then_some(&policies),
+            idle,
             active: BTreeMap::new(),
             open: BTreeMap::new(),
             alive: HashSet::new(),
@@ -187,6 +190,8 @@ struct Walk<'a> {
     generations: &'a BTreeMap<u32, u32>,
     /// The rules to judge open flows by; none if they have not changed.
     policies: Option<&'a BTreeMap<ServiceKey, Arc<SourcePolicy>>>,
+    /// For how long the flows of some services may be idle.
+    idle: &'a BTreeMap<ServiceKey, IdleLimits>,
     active: BTreeMap<u32, u64>,
     open: BTreeMap<u32, u64>,
     /// The flows that stay.
@@ -227,7 +232,7 @@ impl Walk<'_> {
             return;
         }
         let current = self.generations.get(&flow.backend) == Some(&flow.generation);
-        match fate(key, flow, self.now, current) {
+        match fate(key, flow, self.now, current, self.limits(key, flow)) {
             Fate::Active => {
                 *self.active.entry(flow.backend).or_default() += 1;
                 *self.open.entry(flow.backend).or_default() += 1;
@@ -240,6 +245,16 @@ impl Walk<'_> {
             }
         }
         self.alive.insert(identity(key, flow));
+    }
+
+    /// For how long a flow may be idle.
+    fn limits(&self, key: &FlowKey, flow: &Flow) -> IdleLimits {
+        if self.idle.is_empty() {
+            return IdleLimits::default();
+        }
+        service_key(key.protocol as u16, flow.frontend.port)
+            .and_then(|service| self.idle.get(&service).copied())
+            .unwrap_or_default()
     }
 
     /// Removes what is over; returns how many entries of each table.
@@ -312,7 +327,7 @@ fn identity(key: &FlowKey, flow: &Flow) -> Identity {
 }
 
 /// What happens to a flow, by its forward entry.
-fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate {
+fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool, limits: IdleLimits) -> Fate {
     let idle = now.saturating_sub(flow.seen);
     let open = if flow.origin.is_tunnel() {
         Fate::Delivered
@@ -329,7 +344,7 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
     }
     if key.protocol != u32::from(PROTOCOL_TCP) {
         return match idle {
-            idle if idle > UDP_IDLE => Fate::Over,
+            idle if idle > limits.udp.unwrap_or(UDP_IDLE) => Fate::Over,
             idle if idle <= UDP_ACTIVE => open,
             _ => Fate::Kept,
         };
@@ -340,7 +355,7 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool) -> Fate 
         idle if closed && idle > CLOSED_LINGER => Fate::Over,
         idle if half_closed && idle > HALF_CLOSED_IDLE => Fate::Over,
         idle if !flow.opening.is_open() && idle > HALF_OPEN_IDLE => Fate::Over,
-        idle if idle > TCP_IDLE => Fate::Over,
+        idle if flow.opening.is_open() && idle > limits.tcp.unwrap_or(TCP_IDLE) => Fate::Over,
         _ if !closed && flow.opening.is_open() => open,
         _ => Fate::Kept,
     }
@@ -358,6 +373,10 @@ mod tests {
     use crate::model::{Ingress, SourceRules, SourceVerdict, SourceVerdicts};
 
     fn check(protocol: u8, flow: Flow, idle: u32, current: bool, expected: Fate) {
+        check_limited(IdleLimits::default(), protocol, flow, idle, current, expected);
+    }
+
+    fn check_limited(limits: IdleLimits, protocol: u8, flow: Flow, idle: u32, current: bool, expected: Fate) {
         let key = FlowKey {
             protocol: u32::from(protocol),
             ..FlowKey::default()
@@ -368,7 +387,7 @@ mod tests {
             ..flow
         };
         assert_eq!(
-            fate(&key, &flow, 1000 + idle, current),
+            fate(&key, &flow, 1000 + idle, current, limits),
             expected,
             "{flow:?} idle {idle}"
         );
@@ -427,6 +446,54 @@ mod tests {
         check(PROTOCOL_UDP, flow, UDP_ACTIVE, true, Fate::Active);
         check(PROTOCOL_UDP, flow, UDP_ACTIVE + 1, true, Fate::Kept);
         check(PROTOCOL_UDP, flow, UDP_IDLE + 1, true, Fate::Over);
+    }
+
+    #[test]
+    fn labels_shorten_and_lengthen_how_long_a_flow_may_be_idle() {
+        let open = Flow {
+            origin: Origin::UPLINK,
+            opening: Opening::OPEN,
+            ..Flow::default()
+        };
+        let half_closed = Flow {
+            from_client: Progress::FINISHED,
+            ..open
+        };
+        let half_open = Flow {
+            opening: Opening::ANSWERED,
+            ..open
+        };
+        let limits = |seconds| IdleLimits {
+            tcp: Some(seconds),
+            udp: Some(seconds),
+        };
+        let check = check_limited;
+        check(limits(20), PROTOCOL_TCP, open, 20, true, Fate::Active);
+        check(limits(20), PROTOCOL_TCP, open, 21, true, Fate::Over);
+        check(limits(20), PROTOCOL_TCP, half_closed, 21, true, Fate::Over);
+        check(
+            limits(20),
+            PROTOCOL_TCP,
+            half_open,
+            HALF_OPEN_IDLE,
+            true,
+            Fate::Kept,
+        );
+        check(limits(20), PROTOCOL_UDP, open, 20, true, Fate::Active);
+        check(limits(20), PROTOCOL_UDP, open, 21, true, Fate::Over);
+        check(limits(86_400), PROTOCOL_TCP, open, 86_400, true, Fate::Active);
+        check(limits(86_400), PROTOCOL_TCP, open, 86_401, true, Fate::Over);
+        let half_closed_idle = HALF_CLOSED_IDLE + 1;
+        check(
+            limits(86_400),
+            PROTOCOL_TCP,
+            half_closed,
+            half_closed_idle,
+            true,
+            Fate::Over,
+        );
+        check(limits(86_400), PROTOCOL_UDP, open, 86_400, true, Fate::Kept);
+        check(limits(86_400), PROTOCOL_UDP, open, 86_401, true, Fate::Over);
     }
 
     #[test]

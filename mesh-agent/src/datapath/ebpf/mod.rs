@@ -378,6 +378,7 @@ impl Datapath for EbpfDatapath {
             now,
             &self.tables.current_generations(),
             self.tables.policies_in_force(),
+            &self.tables.idle_limits(),
             self.options.flow_capacity,
         )?;
         if swept {

@@ -208,6 +208,7 @@ pub(super) mod tests {
             balance,
             active: Vec::new(),
             policy: None,
+            idle: Default::default(),
         };
         for (last, location, weight) in backends {
             let key = key(*last);

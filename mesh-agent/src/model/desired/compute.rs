@@ -86,6 +86,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                     balance: service.balance,
                     active: Vec::new(),
                     policy: policy.unwrap_or_default(),
+                    idle: service.idle,
                 }
             });
         }

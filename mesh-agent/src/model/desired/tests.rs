@@ -40,6 +40,7 @@ fn service(name: &str, published: u16) -> Service {
         balance: Balance::default(),
         health: None,
         clients: crate::model::Clients::default(),
+        idle: crate::model::IdleLimits::default(),
         invalid_labels: Vec::new(),
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, NextHop, NodeId, Protocol, ReturnMode, ServiceId, SourcePolicy,
-    Subnet, TaskId,
+    Balance, Container, HostInterface, IdleLimits, NextHop, NodeId, Protocol, ReturnMode, ServiceId,
+    SourcePolicy, Subnet, TaskId,
 };
 
 /// Everything that a datapath must establish.
@@ -92,6 +92,9 @@ pub struct ServiceEntry {
     /// Who may come in; `None` for everyone.
     #[serde(skip)]
     pub policy: Option<Arc<SourcePolicy>>,
+    /// For how long its flows may be idle.
+    #[serde(skip)]
+    pub idle: IdleLimits,
 }
 
 /// A backend's cluster-wide name: the task's ingress address, for one published port.
@@ -210,6 +213,7 @@ impl fmt::Display for ServiceEntry {
         if let Some(seconds) = self.balance.affinity {
             write!(formatter, " affinity {seconds} s")?;
         }
+        write!(formatter, "{}", self.idle)?;
         if let Some(policy) = &self.policy {
             write!(formatter, " source rules ({policy})")?;
         }

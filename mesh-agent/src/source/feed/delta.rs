@@ -123,6 +123,7 @@ pub(super) mod tests {
             balance: Balance::default(),
             health: None,
             clients: crate::model::Clients::default(),
+            idle: crate::model::IdleLimits::default(),
             invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(

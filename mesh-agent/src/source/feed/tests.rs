@@ -60,6 +60,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             balance: Balance::default(),
             health: None,
             clients: crate::model::Clients::default(),
+            idle: crate::model::IdleLimits::default(),
             invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)

@@ -179,6 +179,7 @@ fn service(listed: &api::Service) -> Service {
         ports,
         balance: labels.balance,
         clients: labels.clients,
+        idle: labels.idle,
         health: labels.health,
         invalid_labels: labels.errors.iter().map(LabelError::to_string).collect(),
     }

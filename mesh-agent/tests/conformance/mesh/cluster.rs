@@ -40,6 +40,7 @@ impl Mesh<'_> {
             balance,
             health: None,
             clients: mesh_agent::model::Clients::default(),
+            idle: mesh_agent::model::IdleLimits::default(),
             invalid_labels: Vec::new(),
         };
         self.cluster.services.insert(name.to_owned(), service);

@@ -68,6 +68,7 @@ impl Tables {
                     choice: service.choice,
                     policy: service.policy,
                     written_policy: service.policy,
+                    idle: None,
                     retired: Traffic::default(),
                     adopted: true,
                 },

@@ -36,7 +36,7 @@ use super::{
     maps::Maps,
     slots::{Ranges, Slots},
 };
-use crate::model::{BackendKey, Balance, Frontend, Masquerade, ServiceKey};
+use crate::model::{BackendKey, Balance, Frontend, IdleLimits, Masquerade, ServiceKey};
 
 /// What is in the maps, and where.
 pub(super) struct Tables {
@@ -76,6 +76,8 @@ struct ServiceSlot {
     policy: Policy,
     /// Who is let in, until its ring is written again.
     written_policy: Policy,
+    /// For how long its flows may be idle; unknown until it has been asked for.
+    idle: Option<IdleLimits>,
     /// Traffic of its former backends.
     retired: Traffic,
     adopted: Adopted,

@@ -17,7 +17,7 @@ use crate::{
             rings::{Candidate, load_step, ring},
         },
     },
-    model::{Balance, ServiceEntry, ServiceKey},
+    model::{Balance, IdleLimits, ServiceEntry, ServiceKey},
 };
 
 impl Tables {
@@ -38,6 +38,7 @@ impl Tables {
         if let Some(service) = self.services.get_mut(&key) {
             service.balance = entry.balance;
             service.policy = policy;
+            service.idle = Some(entry.idle);
             service.active.clone_from(&entry.active);
             service.adopted = false;
         }
@@ -61,6 +62,20 @@ impl Tables {
         self.service_slots.release(service.index);
         self.dirty.remove(&key);
         Ok(())
+    }
+
+    /// For how long flows may be idle, of the services where that is not the default. An adopted service says
+    /// that only when it is asked for; until then its flows stay.
+    pub(in super::super) fn idle_limits(&self) -> BTreeMap<ServiceKey, IdleLimits> {
+        let unlimited = IdleLimits {
+            tcp: Some(u32::MAX),
+            udp: Some(u32::MAX),
+        };
+        self.services
+            .iter()
+            .map(|(key, service)| (*key, service.idle.unwrap_or(unlimited)))
+            .filter(|(_, limits)| !limits.are_defaults())
+            .collect()
     }
 
     /// Resets the load of each backend whose service balances by load to the flows that it has now.
@@ -179,6 +194,7 @@ impl Tables {
                 choice: Choice::ROTATE,
                 policy: Policy::NONE,
                 written_policy: Policy::NONE,
+                idle: None,
                 retired: Traffic::default(),
                 adopted: false,
             },

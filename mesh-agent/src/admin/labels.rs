@@ -1,0 +1,76 @@
+//! What of the mesh's labels an operator has to know: from the agent's view. Pure.
+
+use super::View;
+use crate::model::{NodeDatapath, Service};
+
+/// The labels of services and nodes that have an invalid value, and those that this node's data path does not
+/// apply; a line each.
+#[must_use]
+pub(crate) fn ignored_labels(view: &View) -> Vec<String> {
+    let cluster = &view.source.cluster;
+    let services = cluster.services.values();
+    let invalid = services.flat_map(|service| &service.invalid_labels);
+    let of_nodes = cluster.nodes.values().flat_map(|node| &node.invalid_labels);
+    let unapplied = cluster
+        .services
+        .values()
+        .flat_map(|service| unapplied(view, service));
+    invalid.chain(of_nodes).cloned().chain(unapplied).collect()
+}
+
+/// The time-outs of IPVS are the node's, for all services.
+fn unapplied(view: &View, service: &Service) -> Vec<String> {
+    if view.datapath != NodeDatapath::Ipvs {
+        return Vec::new();
+    }
+    let line = |label: &str| {
+        format!(
+            "label {label} of service {} does not hold on IPVS, whose time-outs are the node's (ipvsadm --set)",
+            service.name
+        )
+    };
+    let tcp = service.idle.tcp.map(|_| line("mesh.idle-timeout"));
+    let udp = service.idle.udp.map(|_| line("mesh.udp-timeout"));
+    tcp.into_iter().chain(udp).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admin::view::fixture,
+        model::{Cluster, IdleLimits},
+    };
+
+    #[test]
+    fn invalid_labels_of_services_and_nodes_are_listed() {
+        let (mut view, _) = fixture::two_nodes();
+        let mut cluster = Cluster::clone(&view.source.cluster);
+        let web = cluster.services.get_mut("web-id").unwrap();
+        web.invalid_labels = vec!["of web".to_owned()];
+        let node = cluster.nodes.get_mut("id3").unwrap();
+        node.invalid_labels = vec!["of n3".to_owned()];
+        view.source.cluster = cluster.into();
+        assert_eq!(ignored_labels(&view), ["of web", "of n3"]);
+    }
+
+    #[test]
+    fn time_outs_are_listed_where_the_data_path_is_ipvs() {
+        let (mut view, _) = fixture::two_nodes();
+        let mut cluster = Cluster::clone(&view.source.cluster);
+        cluster.services.get_mut("web-id").unwrap().idle = IdleLimits {
+            tcp: Some(60),
+            udp: Some(10),
+        };
+        view.source.cluster = cluster.into();
+        assert_eq!(ignored_labels(&view), [""; 0]);
+        view.datapath = NodeDatapath::Ipvs;
+        assert_eq!(
+            ignored_labels(&view),
+            ["idle", "udp"].map(|label| format!(
+                "label mesh.{label}-timeout of service web does not hold on IPVS, whose time-outs are the node's \
+                 (ipvsadm --set)"
+            ))
+        );
+    }
+}
