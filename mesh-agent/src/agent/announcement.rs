@@ -18,6 +18,9 @@ use crate::{
 /// How long an agent that adopts a data path waits for the other nodes' announcements: longer than the
 /// longest pause between two attempts of theirs to reach a manager that has just come back.
 const OTHERS_LIMIT: Duration = Duration::from_secs(3);
+/// How long it waits for answers to its probes from nodes that managers call down, as such a node may be for
+/// months: several probes long.
+const DOWN_LIMIT: Duration = Duration::from_secs(1);
 /// How long the managers may take to acknowledge that this node is leaving.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(1);
 /// After the managers have published it: time for the other nodes to follow, and for requests in flight.
@@ -32,6 +35,7 @@ pub(super) struct OwnAnnouncement {
     /// Whether an earlier agent's data path carries traffic until the first plan.
     adopted: bool,
     leaving: bool,
+    waiting_since: Option<Instant>,
     waiting_until: Option<Instant>,
 }
 
@@ -45,6 +49,7 @@ impl OwnAnnouncement {
             acknowledged,
             adopted: adopted.is_some(),
             leaving: false,
+            waiting_since: None,
             waiting_until: None,
         }
     }
@@ -83,16 +88,20 @@ impl OwnAnnouncement {
     /// Whether to plan by this snapshot: not while the announcement of a node is missing to which an
     /// adopted data path may be sending, unless its data path has `answered` this node's probes.
     pub(super) fn may_plan(&mut self, cluster: &Cluster, own: &str, answered: &BTreeSet<Ipv4Addr>) -> bool {
-        let mut unknown = unknown_nodes(cluster, own, answered).peekable();
-        if !self.adopted || unknown.peek().is_none() {
+        let unknown: Vec<_> = unknown_nodes(cluster, own, answered).collect();
+        if !self.adopted || unknown.is_empty() {
             self.adopted = false;
         } else {
-            let until = *self
-                .waiting_until
-                .get_or_insert_with(|| Instant::now() + OTHERS_LIMIT);
-            if Instant::now() >= until {
+            let limit = match unknown.iter().any(|node| node.ready) {
+                true => OTHERS_LIMIT,
+                false => DOWN_LIMIT,
+            };
+            let now = Instant::now();
+            let until = *self.waiting_since.get_or_insert(now) + limit;
+            self.waiting_until = Some(until);
+            if now >= until {
                 self.adopted = false;
-                let unknown: Vec<_> = unknown.map(|node| node.hostname.as_str()).collect();
+                let unknown: Vec<_> = unknown.iter().map(|node| node.hostname.as_str()).collect();
                 warn!(
                     ?unknown,
                     "the agents of these nodes have announced no data path, and none answers probes: nothing is \
@@ -166,7 +175,7 @@ mod tests {
     use mesh_support::watched::Newest as _;
 
     use super::*;
-    use crate::model::{Node, NodeRole};
+    use crate::model::{Node, NodeRole, Task, TaskState};
 
     fn cluster(others: &[(&str, NodeDatapath)]) -> Cluster {
         let node = |datapath| Node {
@@ -220,8 +229,36 @@ mod tests {
         let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
         let silent = cluster(&[("a", NodeDatapath::Unknown)]);
         assert!(!own.may_plan(&silent, "own", &BTreeSet::new()));
-        own.waiting_until = Some(Instant::now());
+        own.waiting_since = Some(Instant::now() - OTHERS_LIMIT);
         assert!(own.may_plan(&silent, "own", &BTreeSet::new()));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_down_but_has_tasks_gets_the_time_to_answer_a_probe() {
+        let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
+        let mut down = cluster(&[("a", NodeDatapath::Unknown), ("gone", NodeDatapath::Unknown)]);
+        for id in ["a", "gone"] {
+            down.nodes.get_mut(id).unwrap().ready = false;
+        }
+        let task = Task {
+            service: "web".to_owned(),
+            name: "web.1".to_owned(),
+            slot: Some(1),
+            node: "a".to_owned(),
+            address: Ipv4Addr::new(10, 0, 0, 2),
+            state: TaskState::Active,
+        };
+        down.tasks.insert("task".to_owned(), task);
+        assert!(!own.may_plan(&down, "own", &BTreeSet::new()));
+        own.waiting_since = Some(Instant::now() - DOWN_LIMIT);
+        assert!(own.may_plan(&down, "own", &BTreeSet::new()));
+
+        let (mut own, _sender) = announcement(Some(NodeDatapath::Ebpf));
+        down.tasks.clear();
+        assert!(
+            own.may_plan(&down, "own", &BTreeSet::new()),
+            "nothing is sent there"
+        );
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
-use super::{Cluster, Node, NodeDatapath};
+use super::{Cluster, Node, NodeDatapath, NodeId};
 
 /// Copies what nodes announced from `last` to the nodes whose data path is unknown in `cluster`.
 ///
@@ -29,23 +29,28 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
             node.datapath = last.datapath;
             node.address = last.address;
             node.release = last.release;
+            node.keys = last.keys;
             node.drained = last.drained;
             node.failed = last.failed;
         }
     }
 }
 
-/// The ready nodes but `own` of whose data path nothing is known: it was not announced, and it is none of
-/// those that have `answered` this node's probes.
+/// The nodes but `own` that may have a data path of which nothing is known: it was not announced, and it is
+/// none of those that have `answered` this node's probes. A node that is not ready counts if it has tasks: what
+/// managers do not hear of may work.
 pub fn unknown_nodes<'a>(
     cluster: &'a Cluster,
     own: &'a str,
     answered: &'a BTreeSet<Ipv4Addr>,
 ) -> impl Iterator<Item = &'a Node> {
     let others = cluster.nodes.iter().filter(move |(id, _)| *id != own);
-    others.map(|(_, node)| node).filter(|node| {
-        node.ready && node.datapath == NodeDatapath::Unknown && !answered.contains(&node.address)
-    })
+    let unknown = others
+        .filter(|(_, node)| node.datapath == NodeDatapath::Unknown && !answered.contains(&node.address));
+    let has_tasks = |id: &NodeId| cluster.tasks.values().any(|task| task.node == *id);
+    unknown
+        .filter(move |(id, node)| node.ready || has_tasks(*id))
+        .map(|(_, node)| node)
 }
 
 #[cfg(test)]
@@ -53,7 +58,7 @@ mod tests {
     use proptest::{collection::btree_map, prelude::*, sample::select};
 
     use super::*;
-    use crate::model::NodeRole;
+    use crate::model::{KeyId, NodeRole};
 
     const KINDS: [NodeDatapath; 5] = [
         NodeDatapath::Unknown,
@@ -111,6 +116,23 @@ mod tests {
                 prop_assert_eq!(node.datapath, expected);
             }
         }
+    }
+
+    #[test]
+    fn the_keys_that_a_node_takes_are_remembered_with_its_data_path() {
+        let node = |datapath, keys| Node {
+            datapath,
+            keys,
+            ..Node::new("host".to_owned(), Ipv4Addr::new(192, 0, 2, 1), NodeRole::Worker)
+        };
+        let cluster = |node| Cluster {
+            nodes: [("a".to_owned(), node)].into(),
+            ..Cluster::default()
+        };
+        let last = cluster(node(NodeDatapath::Ebpf, Some(vec![KeyId::default()])));
+        let mut now = Arc::new(cluster(node(NodeDatapath::Unknown, None)));
+        keep_known(&mut now, &last);
+        assert_eq!(*now, last);
     }
 
     #[test]

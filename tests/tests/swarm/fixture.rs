@@ -122,7 +122,10 @@ impl Fixture {
         let mut text = String::from("the story failed; the ends of the agents' logs:");
         for node in self.lab.nodes() {
             text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 30));
-            text += &format!("\ndrops: {:?}", self.drops(node).unwrap_or_default());
+        }
+        // Last, as the end of a long output is what one sees.
+        for node in self.lab.nodes() {
+            text += &format!("\ndrops of {node}: {:?}", self.drops(node).unwrap_or_default());
         }
         text
     }

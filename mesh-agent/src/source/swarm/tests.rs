@@ -147,10 +147,10 @@ fn nodes_have_role_address_and_readiness() {
 #[test]
 fn node_that_has_not_reported_to_a_new_leader_yet_stays_ready() {
     let mut recorded = recorded();
-    recorded.node(WORKER)["Status"]["State"] = json!("unknown");
-    assert!(recorded.cluster().nodes[WORKER].ready);
-    recorded.node(WORKER)["Status"]["State"] = json!("disconnected");
-    assert!(!recorded.cluster().nodes[WORKER].ready);
+    for state in ["unknown", "disconnected"] {
+        recorded.node(WORKER)["Status"]["State"] = json!(state);
+        assert!(recorded.cluster().nodes[WORKER].ready, "{state}");
+    }
 }
 
 #[test]
