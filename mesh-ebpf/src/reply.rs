@@ -11,6 +11,10 @@ use crate::{
 /// Decides about a packet that a container sends, if it is a reply of a flow.
 #[inline(always)]
 pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Option<Decision<'a>> {
+    // Most of what a container sends comes from another port: an array read spares it the look-ups.
+    if !tables.is_backend_port(packet.key.protocol as u8, packet.key.source_port.get()) {
+        return None;
+    }
     let flow = tables
         .flow(&packet.key)
         .filter(|flow| flow.role() == Role::REPLY)?;

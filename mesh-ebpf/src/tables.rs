@@ -242,6 +242,8 @@ pub trait Tables {
     fn config(&self) -> Option<&Config>;
     /// Whether any service publishes the port.
     fn is_published(&self, protocol: u8, port: u16) -> bool;
+    /// Whether any backend of this node listens on the port, in its container.
+    fn is_backend_port(&self, protocol: u8, port: u16) -> bool;
     /// The flow a packet belongs to: an open one (one look-up), or a half-open one (a second).
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {

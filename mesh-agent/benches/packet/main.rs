@@ -24,7 +24,7 @@ use mesh_agent_testing::{
     cluster::{NODE, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container},
     frames::{ACK, Packet, REPLY, SYN},
     node::{Node, on_a_node_with},
-    run::{TC_REDIRECT, XDP_PASS, XDP_TX},
+    run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS, XDP_TX},
 };
 use mesh_ebpf::abi::{Flow, FlowKey, Opening, VERSION};
 
@@ -237,6 +237,19 @@ impl<'a> Bench<'a> {
                 let (_, tc_empty) = self
                     .node
                     .run_tc("bench_tc_empty", self.node.uplink, &ack, 0, REPEAT);
+                // As a container answers and asks, with the client where the wrapper changes it.
+                let own = Packet::tcp(out_of_container(), CLIENT, SocketAddrV4::new(NODE, 22), ACK)
+                    .with_payload(60)
+                    .frame();
+                let base = self.tc("bench_tc_empty", &own, MANY - 1, REPEAT, 0);
+                let ns = self.claim(Claim::Nothing, |bench| {
+                    bench.tc("mesh_container", &own, MANY - 1, REPEAT, TC_UNSPEC)
+                });
+                samples.push(Sample {
+                    name: "not the mesh's (container)",
+                    flows: MANY,
+                    ns: ns - base + tc_empty as f64,
+                });
                 for flows in [1, MANY] {
                     let mask = flows - 1;
                     let base = self.tc("bench_tc_empty", &ack, mask, REPEAT, 0);

@@ -37,8 +37,8 @@ pub fn keep_known(cluster: &mut Arc<Cluster>, last: &Cluster) {
 }
 
 /// The nodes but `own` that may have a data path of which nothing is known: it was not announced, and it is
-/// none of those that have `answered` this node's probes. A node that is not ready counts if it has tasks: what
-/// managers do not hear of may work.
+/// none of those that have `answered` this node's probes. A node that is not ready counts if it has tasks:
+/// what managers do not hear of may work.
 pub fn unknown_nodes<'a>(
     cluster: &'a Cluster,
     own: &'a str,
@@ -49,7 +49,7 @@ pub fn unknown_nodes<'a>(
         .filter(|(_, node)| node.datapath == NodeDatapath::Unknown && !answered.contains(&node.address));
     let has_tasks = |id: &NodeId| cluster.tasks.values().any(|task| task.node == *id);
     unknown
-        .filter(move |(id, node)| node.ready || has_tasks(*id))
+        .filter(move |(id, node)| node.ready || has_tasks(id))
         .map(|(_, node)| node)
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use aya::maps::{Array, Map, MapData};
 use mesh_agent::model::Location;
 use mesh_agent_testing::{
     cluster::{
@@ -12,6 +13,7 @@ use mesh_agent_testing::{
     node::{Node, on_a_node},
     run::{TC_REDIRECT, TC_UNSPEC, XDP_TX},
 };
+use mesh_ebpf::abi::VERSION;
 
 /// The frontend as a client of the peer has dialled it.
 const ENTRY: SocketAddrV4 = SocketAddrV4::new(PEER, WEB.port);
@@ -19,6 +21,51 @@ const ENTRY: SocketAddrV4 = SocketAddrV4::new(PEER, WEB.port);
 fn local(node: &mut Node) {
     let state = node.serving(node.local());
     node.apply(&state);
+}
+
+/// The ports that the map of the backends' ports has bits for: TCP from 0, UDP from 65,536.
+fn backend_ports(node: &Node) -> Vec<u32> {
+    let filter = filter(node);
+    let entries = (0..filter.len()).map(|index| (index, filter.get(&index, 0).expect("an entry")));
+    entries
+        .flat_map(|(index, bits)| {
+            let set = (0..64).filter(move |bit| bits >> bit & 1 != 0);
+            set.map(move |bit| index * 64 + bit)
+        })
+        .collect()
+}
+
+fn filter(node: &Node) -> Array<MapData, u64> {
+    let path = node.pins().join(format!("v{VERSION}")).join("BACKEND_PORTS");
+    let map = Map::Array(MapData::from_pin(&path).expect("the map is pinned"));
+    map.try_into().expect("an array of bits")
+}
+
+#[test]
+fn replies_are_looked_for_at_the_ports_of_this_nodes_backends_only() {
+    on_a_node(|node| {
+        assert!(backend_ports(node).is_empty());
+        local(node);
+        let (web, dns) = (u32::from(target(WEB).port()), u32::from(target(DNS).port()));
+        assert_eq!(backend_ports(node), [web, 65_536 + dns]);
+        node.tc_uplink(&Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN).frame());
+        let answer = Packet::tcp(out_of_container(), target(WEB), CLIENT, SYN | ACK).frame();
+        assert_eq!(node.tc_container(&answer).verdict, TC_REDIRECT);
+
+        // The maps of an earlier version have no such filter: a new agent fills it before it attaches.
+        node.crash();
+        for index in 0..filter(node).len() {
+            filter(node).set(index, 0, 0).expect("the map can be written");
+        }
+        node.load();
+        assert_eq!(backend_ports(node), [web, 65_536 + dns]);
+        assert_eq!(node.tc_container(&answer).verdict, TC_REDIRECT);
+
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&state);
+        assert!(backend_ports(node).is_empty());
+        assert_eq!(node.tc_container(&answer).verdict, TC_UNSPEC);
+    });
 }
 
 #[test]

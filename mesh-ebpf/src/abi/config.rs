@@ -5,8 +5,8 @@ use crate::{
     headers::PROTOCOL_UDP,
 };
 
-/// 64-bit words of the published-port filter: 65,536 bits for each of TCP and UDP.
-pub const PORT_FILTER_WORDS: u32 = 2 * 65_536 / 64;
+/// Entries, of 64 bits each, of a filter of ports: 65,536 bits for each of TCP and UDP.
+pub const PORT_FILTER_ENTRIES: u32 = 2 * 65_536 / 64;
 
 /// Node-wide settings, one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct Dialled {
     pub ipv6_loopback: u32,
 }
 
-/// Word and bit of a published port in the port filter.
+/// Index and bit of a port in a filter of ports.
 #[inline(always)]
 pub fn port_filter_bit(protocol: u8, port: u16) -> (u32, u32) {
     let half = if protocol == PROTOCOL_UDP { 1024 } else { 0 };
@@ -63,7 +63,7 @@ mod tests {
     use crate::headers::PROTOCOL_TCP;
 
     #[test]
-    fn every_published_port_has_a_bit_of_its_own() {
+    fn every_port_has_a_bit_of_its_own() {
         let mut bits: Vec<u32> = [PROTOCOL_TCP, PROTOCOL_UDP]
             .into_iter()
             .flat_map(|protocol| {
@@ -75,6 +75,6 @@ mod tests {
             })
             .collect();
         bits.sort_unstable();
-        assert!(bits.into_iter().eq(0..PORT_FILTER_WORDS * 64));
+        assert!(bits.into_iter().eq(0..PORT_FILTER_ENTRIES * 64));
     }
 }

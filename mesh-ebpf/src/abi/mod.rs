@@ -24,7 +24,7 @@ pub use answers::{Answered, MAX_ANSWERS, MAX_OWN, OWN_LIFETIME, OwnKey};
 pub use backend::{
     BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendKey, Breaker, Load, NextHop,
 };
-pub use config::{Config, Dialled, PORT_FILTER_WORDS, port_filter_bit};
+pub use config::{Config, Dialled, PORT_FILTER_ENTRIES, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role, SEQUENCE_STEP, is_in_sequence};

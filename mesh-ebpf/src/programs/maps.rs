@@ -13,7 +13,7 @@ use mesh_ebpf::{
         Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow,
         FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_ANSWERS, MAX_BACKENDS, MAX_DATAGRAMS,
         MAX_FRONTENDS, MAX_HELD, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
-        MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_WORDS, Policy, Service,
+        MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES, Policy, Service,
         SourceRule, SourceVerdicts, drop_index, port_filter_bit,
     },
     bytes::Be32,
@@ -28,7 +28,10 @@ const EEXIST: i32 = -17;
 pub(crate) static CONFIG: Array<Config> = Array::pinned(1, 0);
 /// One bit per published port.
 #[map]
-static PORT_FILTER: Array<u64> = Array::pinned(PORT_FILTER_WORDS, 0);
+static PORT_FILTER: Array<u64> = Array::pinned(PORT_FILTER_ENTRIES, 0);
+/// One bit per port that a backend of this node listens on.
+#[map]
+static BACKEND_PORTS: Array<u64> = Array::pinned(PORT_FILTER_ENTRIES, 0);
 /// Which service answers at an address and port.
 #[map]
 static FRONTENDS: HashMap<FrontendKey, u32> = HashMap::pinned(MAX_FRONTENDS, 0);
@@ -179,6 +182,12 @@ impl Tables for KernelTables {
     fn is_published(&self, protocol: u8, port: u16) -> bool {
         let (index, bit) = port_filter_bit(protocol, port);
         PORT_FILTER.get(index).is_some_and(|bits| bits >> bit & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn is_backend_port(&self, protocol: u8, port: u16) -> bool {
+        let (index, bit) = port_filter_bit(protocol, port);
+        BACKEND_PORTS.get(index).is_some_and(|bits| bits >> bit & 1 != 0)
     }
 
     #[inline(always)]

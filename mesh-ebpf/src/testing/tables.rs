@@ -294,6 +294,14 @@ impl Tables for TestTables {
         self.published.contains(&(protocol, port))
     }
 
+    fn is_backend_port(&self, protocol: u8, port: u16) -> bool {
+        let mut local = self
+            .backends
+            .iter()
+            .filter(|backend| backend.location == BACKEND_LOCAL);
+        local.any(|backend| backend.key.protocol == u16::from(protocol) && backend.target_port.get() == port)
+    }
+
     fn open_entry(&self, key: &FlowKey) -> Option<FlowEntry> {
         // SAFETY: freed with the tables only, which the tests keep longer than any entry.
         self.open.find(key).map(|entry| unsafe { FlowEntry::new(entry) })

@@ -21,6 +21,7 @@ use super::{
 pub(super) struct Maps {
     config: Array<MapData, Config>,
     pub(super) port_filter: Array<MapData, u64>,
+    pub(super) backend_ports: Array<MapData, u64>,
     pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
     pub(super) services: HashMap<MapData, u32, Service>,
     pub(super) ring: Array<MapData, u32>,
@@ -50,6 +51,7 @@ impl Maps {
         Ok(Self {
             config: take(programs, "CONFIG")?,
             port_filter: take(programs, "PORT_FILTER")?,
+            backend_ports: take(programs, "BACKEND_PORTS")?,
             frontends: take(programs, "FRONTENDS")?,
             services: take(programs, "SERVICES")?,
             ring: take(programs, "RING")?,

@@ -114,11 +114,7 @@ impl EbpfDatapath {
             .default_map_pin_directory(pins)
             .map_max_entries("FLOWS", options.flow_capacity)
             .map_max_entries("HALF_OPEN", options.half_open_capacity())
-            .verifier_log_level(if std::env::var_os("VLOG").is_some() {
-                VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS
-            } else {
-                VerifierLogLevel::STATS
-            });
+            .verifier_log_level(VerifierLogLevel::STATS);
         for (map, entries) in &options.map_sizes {
             loader.map_max_entries(map, *entries);
         }
@@ -131,7 +127,7 @@ impl EbpfDatapath {
         }
         wanted.mark(pins)?;
         takeover.copy_tables()?;
-        let maps = Maps::take(&mut programs)?;
+        let mut maps = Maps::take(&mut programs)?;
         let old = maps.config()?;
         let config = Config {
             service_address: options.service_address.into(),
@@ -140,7 +136,7 @@ impl EbpfDatapath {
             inner_mtu: inner_mtu(DEFAULT_MTU),
             ..old
         };
-        let tables = Tables::adopt(&maps)?;
+        let tables = Tables::adopt(&mut maps)?;
         let attachments = Attachments::adopt(pins, takeover.sources(), &options)?;
         debug!(backends = tables.backend_count(), "data path loaded");
         let clock = Clock::starting_at(old.now);

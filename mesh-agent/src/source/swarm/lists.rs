@@ -128,9 +128,9 @@ fn is_converging(service: &api::Service, tasks: &[&api::Task], away: &BTreeSet<&
     updating || moving || replicas.is_some_and(|replicas| replicas != running)
 }
 
-/// Only a node that is known to be down is not ready. The containers of the others keep running: after a change
-/// of leader Swarm lists every node as `unknown` until it has reported again, which takes seconds, and one that
-/// was sent to look for another manager as `disconnected` (swarmkit's dispatcher, `disconnectNode`).
+/// Only a node that is known to be down is not ready. The containers of the others keep running: after a
+/// change of leader Swarm lists every node as `unknown` until it has reported again, which takes seconds, and
+/// one that was sent to look for another manager as `disconnected` (swarmkit's dispatcher, `disconnectNode`).
 fn is_ready(listed: &api::Node) -> bool {
     matches!(
         listed.status.state.as_deref(),

@@ -6,7 +6,7 @@ use aya::maps::MapError;
 use mesh_ebpf::abi::{MAX_BACKENDS, MAX_PEERS, MAX_RING, MAX_SERVICES};
 
 use super::{
-    BackendSlot, HeldKeys, Maps, PeerSlot, Policies, ServiceSlot, Tables, keys::service_key,
+    BackendPorts, BackendSlot, HeldKeys, Maps, PeerSlot, Policies, ServiceSlot, Tables, keys::service_key,
     masquerades::masquerade,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 
 impl Tables {
     /// Reads what an earlier agent left in the maps: nothing, when they are new.
-    pub(in super::super) fn adopt(maps: &Maps) -> Result<Self, DatapathError> {
+    pub(in super::super) fn adopt(maps: &mut Maps) -> Result<Self, DatapathError> {
         let mut tables = Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -31,6 +31,7 @@ impl Tables {
             frontends: BTreeMap::new(),
             masquerades: BTreeMap::new(),
             policies: Policies::adopt(maps)?,
+            backend_ports: BackendPorts::default(),
             service_slots: Slots::new(MAX_SERVICES),
             backend_slots: Slots::new(MAX_BACKENDS),
             peer_slots: Slots::new(MAX_PEERS),
@@ -122,6 +123,8 @@ impl Tables {
             let key = key.map_err(reading("MASQUERADES"))?;
             tables.masquerades.insert(masquerade(&key), true);
         }
+        let backends = tables.backends.values().map(|slot| &slot.value);
+        tables.backend_ports = BackendPorts::adopt(maps, backends)?;
         Ok(tables)
     }
 }

@@ -46,9 +46,15 @@ impl Tables {
             .allocate()
             .ok_or_else(|| failed(doing(), "the table of backends is full"))?;
         value.generation = self.backend_slots.next_generation();
-        if let Err(error) = write(maps, key, index, value) {
+        // Its first reply must find the bit set.
+        let written = match self.backend_ports.add(maps, &value) {
+            Ok(()) => write(maps, key, index, value).map_err(|error| failed(doing(), error)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
             self.backend_slots.release(index);
-            return Err(failed(doing(), error));
+            self.backend_ports.remove(maps, &value)?;
+            return Err(error);
         }
         if let Some(old) = self.backends.insert(
             key,

@@ -9,6 +9,7 @@
 //! - A backend is retired only when no ring names it.
 
 mod adopt;
+mod backend_ports;
 mod backends;
 mod counters;
 mod frontends;
@@ -28,8 +29,8 @@ use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{self, Choice, Policy};
 
 use self::counters::traffic_of;
+use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
 pub(super) use self::{keys::service_key, masquerades::masquerade, policies::policies};
-use self::{policies::Policies, tunnel_keys::HeldKeys};
 use super::{
     super::{DatapathError, Traffic},
     failed,
@@ -47,6 +48,7 @@ pub(super) struct Tables {
     frontends: BTreeMap<Frontend, Adopted>,
     masquerades: BTreeMap<Masquerade, Adopted>,
     policies: Policies,
+    backend_ports: BackendPorts,
     service_slots: Slots,
     backend_slots: Slots,
     peer_slots: Slots,
@@ -135,9 +137,12 @@ impl Tables {
     /// Invalidates a backend that no ring names, and frees its slot.
     fn retire(&mut self, maps: &mut Maps, service: ServiceKey, index: u32) -> Result<(), DatapathError> {
         let traffic = traffic_of(maps, index, 0)?;
+        let doing = |error| failed(format!("retire BACKENDS[{index}]"), error);
+        let backend = maps.backends.get(&index, 0).map_err(doing)?;
         maps.backends
             .set(index, abi::Backend::default(), 0)
-            .map_err(|error| failed(format!("retire BACKENDS[{index}]"), error))?;
+            .map_err(doing)?;
+        self.backend_ports.remove(maps, &backend)?;
         if let Some(service) = self.services.get_mut(&service) {
             service.retired += traffic;
         }

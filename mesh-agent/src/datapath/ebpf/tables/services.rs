@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::MapError;
 use mesh_ebpf::{
-    abi::{Choice, Load, Policy, Service, port_filter_bit},
+    abi::{Choice, Load, Policy, Service},
     bytes::Be16,
 };
 
-use super::{Maps, ServiceSlot, Tables, remove};
+use super::{Maps, ServiceSlot, Tables, backend_ports::set_port, remove};
 use crate::{
     datapath::{
         DatapathError, Traffic,
@@ -205,17 +204,6 @@ impl Tables {
 
 /// Sets or clears a port's bit in the port filter.
 fn publish(maps: &mut Maps, key: ServiceKey, published: bool) -> Result<(), DatapathError> {
-    let doing = |error: MapError| failed(format!("write port {} to the port filter", key.port), error);
-    let (index, bit) = port_filter_bit(key.protocol.number(), key.port);
-    let old = maps.port_filter.get(&index, 0).map_err(doing)?;
-    let new = if published {
-        old | 1 << bit
-    } else {
-        old & !(1 << bit)
-    };
-    if new == old {
-        Ok(())
-    } else {
-        maps.port_filter.set(index, new, 0).map_err(doing)
-    }
+    set_port(&mut maps.port_filter, key.protocol.number(), key.port, published)
+        .map_err(|error| failed(format!("write port {} to the port filter", key.port), error))
 }
