@@ -189,11 +189,13 @@ fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Pack
         // A SYN on a flow that is closed: the client uses its port again. While one side still sends, it is
         // its backend that knows what the SYN is. UDP flows are closed only when they are refused.
         Some(_) if may_open && flow.is_closed() => ClientPacket::Opens,
-        // A SYN once more, to a backend that answers nothing.
+        // The client asks once more: its backend answers nothing, or its answer would not be known as one.
         Some(backend)
-            if packet.is_syn()
+            if may_open
                 && is_sent_again(tables, flow)
-                && (breaker::is_open(tables, flow.backend()) || !open::has_veth(frame, backend)) =>
+                && (packet.is_syn()
+                    && (breaker::is_open(tables, flow.backend()) || !open::has_veth(frame, backend))
+                    || flow_state::lacks_other(tables, flow, backend, packet.key.protocol)) =>
         {
             ClientPacket::Opens
         }
@@ -203,8 +205,9 @@ fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Pack
     }
 }
 
-/// Whether a SYN of a flow is another than the one that opened it. The same one comes twice where XDP leaves
-/// a packet for this node to tc. By the kernel's clock, as the agent's stands still when there is no agent.
+/// Whether a packet that may open a flow is another than the one that opened it. The same one comes twice
+/// where XDP leaves a packet for this node to tc. By the kernel's clock, as the agent's stands still when
+/// there is no agent.
 #[inline(always)]
 fn is_sent_again<T: Tables>(tables: &T, flow: FlowEntry) -> bool {
     let opening = flow.opening();

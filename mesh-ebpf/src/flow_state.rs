@@ -187,5 +187,16 @@ fn other_key(forward: FlowEntry, backend: &Backend, protocol: u32) -> Option<Flo
     }
 }
 
+/// Whether the entry by which the backend's packets are found has been pushed out of the table of half-open
+/// flows: then no answer would be known as one, however often the client asks.
+#[inline(always)]
+pub fn lacks_other<T: Tables>(tables: &T, forward: FlowEntry, backend: &Backend, protocol: u32) -> bool {
+    !forward.opening().is_answered()
+        && other_key(forward, backend, protocol).is_some_and(|key| {
+            let other = tables.half_open_entry(&key);
+            !other.is_some_and(|other| other.is_of_flow_of(forward))
+        })
+}
+
 #[cfg(test)]
 mod tests;

@@ -201,6 +201,7 @@ fn forwarded<'a, F: ReadFrame, T: Tables>(
         // As at the entry node, the client uses its port again after a close. The reply entry may belong to
         // another flow by now.
         && !(packet.is_syn() && flow.is_closing())
+        && !(packet.may_open_flow() && flow_state::lacks_other(tables, flow, backend, packet.key.protocol))
     {
         let flow = flow_state::client_packet(tables, flow, backend, config, packet);
         return Decision::deliver(flow, backend, true);

@@ -92,6 +92,34 @@ fn a_connection_is_open_once_the_client_acknowledges_the_answer() {
 }
 
 #[test]
+fn a_client_that_asks_again_is_answered_though_the_entry_for_answers_was_pushed_out() {
+    let tables = node(1, LOCAL);
+    from_client(&tables, segment(SYN, 1000, 0));
+    tables.forget_other_entries();
+    assert_eq!(tables.flow_count(), 1);
+    tables.clock.set(1_000_000_000);
+    from_client(&tables, segment(SYN, 1000, 0));
+    from_container(&tables, segment(SYN | ACK, 5000, 1001));
+    from_client(&tables, segment(ACK, 1001, 5001));
+    assert_eq!((tables.flow_count(), tables.open_count()), (2, 2));
+
+    // The same at a backend's node, and for datagrams.
+    let (entry_node, backend_node) = (node(1, REMOTE), node(2, REMOTE));
+    let ask = || {
+        let mut frame = udp(at(CLIENT), at(FRONTEND), b"x");
+        run(&entry_node, Hook::TcUplink, &mut frame);
+        run(&backend_node, Hook::TcUplink, &mut frame);
+        frame
+    };
+    ask();
+    backend_node.forget_other_entries();
+    let seen = view(&ask());
+    let mut reply = reply_to(&seen, 0, b"x").routed(CLIENT_ROUTE);
+    run(&backend_node, Hook::TcContainer, &mut reply);
+    assert_eq!(view_inner(&reply).source, at(FRONTEND));
+}
+
+#[test]
 fn a_connection_to_another_node_is_open_on_both() {
     let (entry_node, backend_node) = (node(1, REMOTE), node(2, REMOTE));
     let send = |segment: Segment<'static>| {

@@ -13,7 +13,8 @@ use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
         Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
-        HeldKey, Hook, Keys, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Service, SourceVerdicts, drop_index,
+        HeldKey, Hook, Keys, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Role, Service, SourceVerdicts,
+        drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -277,6 +278,21 @@ impl TestTables {
     pub(crate) fn forget_flows(&self) {
         self.open.forget();
         self.forget_half_open();
+    }
+
+    /// Forgets the half-open ones that only a backend's packets are found by, as an LRU map may.
+    pub(crate) fn forget_other_entries(&self) {
+        let of = |role: Role| {
+            let entries = self.half_open.entries.borrow();
+            // SAFETY: freed with the tables only.
+            let found = entries
+                .iter()
+                .filter(|(_, entry)| unsafe { entry.as_ref() }.role == role);
+            found.map(|(key, _)| *key).collect::<Vec<_>>()
+        };
+        for key in [Role::REPLY, Role::ALIAS].into_iter().flat_map(of) {
+            self.half_open.remove(&key);
+        }
     }
 
     /// Forgets the half-open ones, as an LRU map may.
