@@ -44,6 +44,7 @@ impl Introspect for Idle {
                 balance: Balance::default(),
                 active: Vec::new(),
                 policy: None,
+                closed: Default::default(),
                 idle: Default::default(),
             },
         );

@@ -23,7 +23,7 @@ pub struct Routes {
     pub node: String,
     /// Sorted by protocol, published port and task name.
     pub routes: Vec<Route>,
-    /// What is wrong with the services' labels and checks, one line each.
+    /// What is wrong with the services' labels and checks, and whom they keep out, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
 }

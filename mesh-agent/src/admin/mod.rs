@@ -1,6 +1,7 @@
 //! The admin socket's API with its server and client. Reads the agent through [`Introspect`], and commands it
 //! through [`control`].
 
+pub(crate) mod access;
 pub mod api;
 pub mod client;
 pub mod control;

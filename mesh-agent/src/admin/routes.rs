@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
     View,
+    access::{access_lines, unpublished},
     api::{self, Route, RouteBackend, RouteState, Routes},
     firewall::{inexpressible_rules, left_by},
     health::failing_lines,
@@ -12,8 +13,8 @@ use super::{
 use crate::{
     datapath::{Counters, Traffic, UNANSWERED_LIMIT},
     model::{
-        Backend, BackendKey, BackendState, Location, NoHook, Node, NodeDatapath, ServiceEntry, ServiceKey,
-        TaskState,
+        Backend, BackendKey, BackendState, Frontend, Location, NoHook, Node, NodeDatapath, ServiceEntry,
+        ServiceKey, TaskState,
     },
 };
 
@@ -24,7 +25,16 @@ use crate::{
 #[must_use]
 pub fn routes(view: &View, counters: &Counters) -> Routes {
     let mut addresses = BTreeMap::<ServiceKey, Vec<Ipv4Addr>>::new();
-    for frontend in &view.desired.frontends {
+    let is_closed = |frontend: &Frontend| {
+        let service = view.desired.services.get(&frontend.service);
+        service.is_some_and(|service| service.closed.contains(&frontend.address))
+    };
+    for frontend in view
+        .desired
+        .frontends
+        .iter()
+        .filter(|frontend| !is_closed(frontend))
+    {
         addresses
             .entry(frontend.service)
             .or_default()
@@ -43,6 +53,7 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
             .into_iter()
             .chain(inexpressible_rules(view))
             .chain(ignored_labels(view))
+            .chain(access_lines(view))
             .collect(),
     }
 }
@@ -67,6 +78,7 @@ fn service_routes(
             reason: drained(view, backend)
                 .or_else(|| failed(view, backend))
                 .or_else(|| backend_reason(view, backend))
+                .or_else(|| unpublished(view, key, service))
                 .or_else(|| unanswered(counters, backend_key))
                 .unwrap_or_default(),
             traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),

@@ -131,6 +131,7 @@ pub(crate) mod fixture {
             health: None,
             clients: crate::model::Clients::default(),
             idle: crate::model::IdleLimits::default(),
+            publish_on: crate::model::PublishOn::default(),
             invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {

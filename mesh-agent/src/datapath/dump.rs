@@ -89,6 +89,9 @@ pub struct DumpedFrontend {
     pub service: ServiceKey,
     /// The address.
     pub address: Ipv4Addr,
+    /// Whether it refuses everyone.
+    #[serde(default)]
+    pub closed: bool,
 }
 
 /// A peer.
@@ -251,7 +254,8 @@ impl fmt::Display for DumpedBackend {
 
 impl fmt::Display for DumpedFrontend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {}", self.service, self.address)
+        let closed = if self.closed { " closed" } else { "" };
+        write!(formatter, "{} {}{closed}", self.service, self.address)
     }
 }
 

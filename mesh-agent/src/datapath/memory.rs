@@ -95,6 +95,10 @@ fn dump(state: &Desired) -> Dump {
         .map(|frontend| DumpedFrontend {
             service: frontend.service,
             address: frontend.address,
+            closed: state
+                .services
+                .get(&frontend.service)
+                .is_some_and(|service| service.closed.contains(&frontend.address)),
         })
         .collect();
     frontends.sort_unstable();

@@ -1,11 +1,18 @@
 //! The cluster as a source reports it. Plain serde data, in ordered maps throughout, so that equal clusters
 //! serialise to equal bytes.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balance, Clients, Drained, FailedChecks, HealthCheck, IdleLimits, KeyId, NodeDatapath};
+use super::{
+    Balance, Clients, Drained, FailedChecks, HealthCheck, IdleLimits, KeyId, NodeDatapath, NodeSubject,
+    PublishOn,
+};
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
 pub type NodeId = String;
@@ -66,6 +73,9 @@ pub struct Node {
     /// The replicas there that fail the check that their service asks for, as its agent announced them.
     #[serde(default, skip_serializing_if = "FailedChecks::is_empty")]
     pub failed: FailedChecks,
+    /// Its own labels, those of them that a service's `mesh.publish-on` names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid_labels: Vec<String>,
@@ -91,8 +101,26 @@ impl Node {
             keys: None,
             drained: Drained::default(),
             failed: FailedChecks::default(),
+            labels: BTreeMap::new(),
             invalid_labels: Vec::new(),
             agent: AgentConnection::default(),
+        }
+    }
+}
+
+impl Cluster {
+    /// Keeps of the nodes' labels those that services name, so that no others are sent to every node.
+    pub(crate) fn forget_unnamed_labels(&mut self) {
+        let services = self.services.values();
+        let conditions = services.flat_map(|service| &service.publish_on.nodes);
+        let named: BTreeSet<&String> = conditions
+            .filter_map(|condition| match &condition.subject {
+                NodeSubject::Label(label) => Some(label),
+                NodeSubject::Id | NodeSubject::Hostname | NodeSubject::Role => None,
+            })
+            .collect();
+        for node in self.nodes.values_mut() {
+            node.labels.retain(|label, _| named.contains(label));
         }
     }
 }
@@ -151,6 +179,9 @@ pub struct Service {
     /// For how long its flows may be idle (labels `mesh.idle-timeout` and `mesh.udp-timeout`).
     #[serde(default, skip_serializing_if = "IdleLimits::are_defaults")]
     pub idle: IdleLimits,
+    /// Where its ports are published (label `mesh.publish-on`).
+    #[serde(default, skip_serializing_if = "PublishOn::is_everywhere")]
+    pub publish_on: PublishOn,
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid_labels: Vec<String>,

@@ -15,6 +15,7 @@ mod idle_limits;
 pub mod local;
 pub mod occupied;
 pub mod port_policy;
+mod publish_on;
 pub mod reserved;
 pub mod source_policy;
 pub mod subnet;
@@ -37,6 +38,7 @@ pub use idle_limits::IdleLimits;
 pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
 pub use occupied::OccupiedPort;
 pub use port_policy::{PortPolicies, PortPolicy};
+pub use publish_on::{NodeCondition, NodeSubject, PublishOn};
 pub use reserved::ReservedPort;
 pub use source_policy::{
     Ingress, Prefix, PrefixError, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,

@@ -216,25 +216,26 @@ impl SourcePolicy {
         Some(Self { rules })
     }
 
-    /// A policy that lets in whom both this one and the rules let in; `None` if that is everyone.
+    /// A policy that lets in whom both let in; `None` if that is everyone. Where both tell interfaces apart,
+    /// it has the interfaces that both know.
     #[must_use]
-    pub fn and(policy: Option<&Self>, rules: &SourceRules) -> Option<Self> {
-        let Some(policy) = policy else {
-            return Self::new([(Ingress::Any, rules.clone())]);
+    pub fn both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let (Some(one), Some(other)) = (&one, &other) else {
+            return one.or(other);
         };
-        let stricter = |(ingress, own): (&Ingress, &SourceRules)| {
-            let prefixes = own.keys().chain(rules.keys());
-            let both = prefixes.map(|prefix| {
-                let (one, other) = (longest(own, *prefix), longest(rules, *prefix));
-                let verdicts = SourceVerdicts {
-                    opening: one.opening.max(other.opening),
-                    open: one.open.max(other.open),
-                };
-                (*prefix, verdicts)
-            });
-            (*ingress, both.collect())
+        let (finer, coarser) = if one.is_by_interface() {
+            (one, other)
+        } else {
+            (other, one)
         };
-        Self::new(policy.rules.iter().map(stricter))
+        let rules = finer.rules.iter().filter_map(|(ingress, rules)| {
+            let others = coarser
+                .rules
+                .get(&Ingress::Any)
+                .or_else(|| coarser.rules.get(ingress))?;
+            Some((*ingress, stricter(rules, others)))
+        });
+        Self::new(rules)
     }
 
     /// The policy that these entries of a data path are.
@@ -302,6 +303,20 @@ fn longest(rules: &SourceRules, client: Prefix) -> SourceVerdicts {
         .unwrap_or_default()
 }
 
+/// For each prefix of either, the stricter of both verdicts.
+fn stricter(one: &SourceRules, other: &SourceRules) -> SourceRules {
+    let prefixes = one.keys().chain(other.keys());
+    let verdicts = prefixes.map(|prefix| {
+        let (one, other) = (longest(one, *prefix), longest(other, *prefix));
+        let verdicts = SourceVerdicts {
+            opening: one.opening.max(other.opening),
+            open: one.open.max(other.open),
+        };
+        (*prefix, verdicts)
+    });
+    verdicts.collect()
+}
+
 fn concise(mut rules: SourceRules) -> SourceRules {
     rules.entry(Prefix::ALL).or_default();
     let mut kept = SourceRules::new();
@@ -341,13 +356,16 @@ impl fmt::Display for SourcePolicy {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn two_policies_let_in_whom_both_let_in() {
         let own = SourcePolicy::new([(Ingress::Any, rules(&[("192.0.2.0/24", DROP)]))]);
         let labels = rules(&[("::/0", DROP), ("192.0.0.0/16", ACCEPT), ("192.0.2.7", ACCEPT)]);
-        let both = SourcePolicy::and(own.as_ref(), &labels).unwrap();
+        let labels = SourcePolicy::new([(Ingress::Any, labels)]);
+        let both = SourcePolicy::both(own.clone(), labels).unwrap();
         for (client, expected) in [
             ("192.0.2.7", DROP),
             ("192.0.2.8", DROP),
@@ -356,7 +374,37 @@ mod tests {
         ] {
             assert_eq!(both.verdicts(Ingress::Any, prefix(client)), expected, "{client}");
         }
-        assert_eq!(SourcePolicy::and(None, &rules(&[])), None);
+        assert_eq!(SourcePolicy::both(None, None), None);
+        assert_eq!(SourcePolicy::both(own.clone(), None), own);
+        assert_eq!(SourcePolicy::both(None, own.clone()), own);
+    }
+
+    #[test]
+    fn of_two_policies_by_interface_those_that_both_know_are_kept() {
+        let by = |indexes: &[u32], text| {
+            let uplinks = indexes.iter().map(|index| Ingress::Uplink(*index));
+            let ingresses = uplinks.map(|ingress| (ingress, rules(&[(text, DROP)])));
+            SourcePolicy::new(ingresses.chain([(Ingress::Containers, rules(&[]))]))
+        };
+        let any = SourcePolicy::new([(Ingress::Any, rules(&[("192.0.2.9", DROP)]))]);
+        let both = SourcePolicy::both(any, by(&[2], "192.0.2.7")).unwrap();
+        for (ingress, client, expected) in [
+            (Ingress::Uplink(2), "192.0.2.7", DROP),
+            (Ingress::Uplink(2), "192.0.2.9", DROP),
+            (Ingress::Uplink(2), "192.0.2.8", ACCEPT),
+            (Ingress::Containers, "192.0.2.7", ACCEPT),
+            (Ingress::Containers, "192.0.2.9", DROP),
+        ] {
+            assert_eq!(
+                both.verdicts(ingress, prefix(client)),
+                expected,
+                "{ingress:?} {client}"
+            );
+        }
+        let both = SourcePolicy::both(by(&[2, 3], "192.0.2.7"), by(&[3, 4], "192.0.2.8")).unwrap();
+        let known: BTreeSet<_> = both.entries().map(|(ingress, ..)| ingress).collect();
+        assert_eq!(known, [Ingress::Uplink(3), Ingress::Containers].into());
+        assert_eq!(both.verdicts(Ingress::Uplink(3), prefix("192.0.2.7")), DROP);
     }
 
     const DROP: SourceVerdicts = SourceVerdicts::both(SourceVerdict::Drop);

@@ -72,6 +72,7 @@ pub(super) fn snapshot(
             balance: labels.balance,
             clients: labels.clients,
             idle: labels.idle,
+            publish_on: labels.publish_on,
             health: labels.health,
             invalid_labels: labels.errors.iter().map(labels::LabelError::to_string).collect(),
         };
@@ -88,13 +89,14 @@ pub(super) fn snapshot(
             }
         }
     }
-    let cluster = Cluster {
+    let mut cluster = Cluster {
         cluster_id: CLUSTER_ID.to_owned(),
         data_path_port: None,
         nodes,
         services,
         tasks,
     };
+    cluster.forget_unnamed_labels();
     (cluster, label_errors)
 }
 
@@ -124,6 +126,7 @@ fn snapshot_node(
         keys: registration.and_then(|registration| known_keys(registration.keys.clone())),
         drained: registration.map(drained).unwrap_or_default(),
         failed: Default::default(),
+        labels: node.labels.clone(),
         invalid_labels: invalid_label.into_iter().collect(),
         // It renews its registration in the store for as long as it runs.
         agent: match registration {

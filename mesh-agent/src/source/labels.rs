@@ -3,10 +3,11 @@
 mod clients;
 mod health;
 mod idle_limits;
+mod publish_on;
 
 use crate::{
     docker::api::Labels,
-    model::{Algorithm, Balance, Clients, HealthCheck, IdleLimits, PublishedPort},
+    model::{Algorithm, Balance, Clients, HealthCheck, IdleLimits, PublishOn, PublishedPort},
 };
 
 /// On a service: the balancing algorithm.
@@ -39,6 +40,7 @@ pub(crate) struct ServiceLabels {
     pub(crate) health: Option<HealthCheck>,
     pub(crate) clients: Clients,
     pub(crate) idle: IdleLimits,
+    pub(crate) publish_on: PublishOn,
     /// The invalid ones.
     pub(crate) errors: Vec<LabelError>,
 }
@@ -66,12 +68,14 @@ fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> Service
     let (balance, of_balance) = balance(name, labels);
     let (clients, of_clients) = clients::clients(name, labels);
     let (idle, of_idle) = idle_limits::idle_limits(name, labels);
+    let (publish_on, of_publish_on) = publish_on::publish_on(name, labels);
     ServiceLabels {
         balance,
         health: None,
         clients,
         idle,
-        errors: [of_balance, errors, of_clients, of_idle].concat(),
+        publish_on,
+        errors: [of_balance, errors, of_clients, of_idle, of_publish_on].concat(),
     }
 }
 

@@ -57,6 +57,7 @@ pub fn serve(state: &mut Desired, key: ServiceKey, backends: &[(u8, Location)]) 
         balance: Balance::default(),
         active: Vec::new(),
         policy: None,
+        closed: Default::default(),
         idle: Default::default(),
     };
     for (number, location) in backends {

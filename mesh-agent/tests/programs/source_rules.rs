@@ -137,6 +137,42 @@ fn rules_of_one_interface_do_not_hold_on_another() {
 }
 
 #[test]
+fn an_address_that_is_closed_refuses_everyone_until_it_is_opened() {
+    on_a_node(|node| {
+        let open = node.serving(Location::Remote(PEER));
+        let mut closed = open.clone();
+        for service in closed.services.values_mut() {
+            service.closed = [*frontend(WEB).ip()].into();
+        }
+        node.apply(&open);
+        node.connect(WEB, CLIENT);
+        let later = Packet::tcp(arriving(), CLIENT, frontend(WEB), ACK).frame();
+        assert_eq!(node.xdp(&later).verdict, XDP_TX);
+        node.apply(&closed);
+        node.datapath().maintain().expect("the walk over the flows");
+        for expected in 1..=2 {
+            assert_eq!(node.xdp(&first(other(), WEB)).verdict, XDP_TX, "a RST");
+            assert_eq!(dropped(node, "xdp", "source_rejected"), expected);
+            assert_eq!(node.xdp(&later).verdict, XDP_PASS, "the flow is gone");
+            node.tc_uplink(&later);
+            assert_eq!(dropped(node, "tc_uplink", "source_rejected"), expected);
+            // The next agent finds it so.
+            node.crash();
+            node.load();
+            let dump = node.datapath().dump(0).expect("the maps can be read");
+            assert!(dump.frontends.iter().any(|frontend| frontend.closed));
+            assert!(dump.services.iter().all(|service| service.service.port != 0));
+            node.apply(&closed);
+        }
+        node.apply(&open);
+        node.connect(WEB, other());
+        assert_eq!(dropped(node, "xdp", "source_rejected"), 2);
+        let dump = node.datapath().dump(0).expect("the maps can be read");
+        assert!(dump.frontends.iter().all(|frontend| !frontend.closed));
+    });
+}
+
+#[test]
 fn the_next_agent_takes_the_rules_over() {
     on_a_node(|node| {
         let state = with(&node.serving(node.local()), anywhere(DROP));

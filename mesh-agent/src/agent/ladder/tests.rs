@@ -185,6 +185,7 @@ fn state(_: DatapathKind) -> Desired {
         balance: Default::default(),
         active: Vec::new(),
         policy: None,
+        closed: Default::default(),
         idle: Default::default(),
     };
     desired.services.insert(WEB, service);

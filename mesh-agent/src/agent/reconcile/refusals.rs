@@ -315,6 +315,7 @@ mod tests {
                 balance: Default::default(),
                 active,
                 policy: None,
+                closed: Default::default(),
                 idle: Default::default(),
             };
             desired.services.insert(service, entry);

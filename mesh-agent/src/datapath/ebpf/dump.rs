@@ -18,7 +18,7 @@ use super::{
     },
     failed,
     maps::Maps,
-    tables::{masquerade, policies, service_key},
+    tables::{CLOSED, masquerade, policies, service_key},
 };
 use crate::model::{Container, Location, MacAddress, NextHop, NodeDatapath};
 
@@ -52,7 +52,7 @@ fn services(maps: &Maps) -> Result<Vec<DumpedService>, DatapathError> {
     let mut services = Vec::new();
     for entry in maps.services.iter() {
         let (_, service) = entry.map_err(reading("SERVICES"))?;
-        let Some(key) = service_key(service.protocol, service.port) else {
+        let Some(key) = service_key(service.protocol, service.port).filter(|key| *key != CLOSED) else {
             continue;
         };
         let slots = service.ring_offset..service.ring_offset.saturating_add(service.ring_length);
@@ -118,17 +118,30 @@ fn backends(maps: &Maps) -> Result<Vec<DumpedBackend>, DatapathError> {
 
 fn frontends(maps: &Maps) -> Result<Vec<DumpedFrontend>, DatapathError> {
     let mut frontends = Vec::new();
+    let closed = index_of_closed(maps)?;
     for entry in maps.frontends.iter() {
-        let (key, _) = entry.map_err(reading("FRONTENDS"))?;
+        let (key, index) = entry.map_err(reading("FRONTENDS"))?;
         if let Some(service) = service_key(key.protocol, key.port) {
             frontends.push(DumpedFrontend {
                 service,
                 address: key.address.into(),
+                closed: Some(index) == closed,
             });
         }
     }
     frontends.sort_unstable();
     Ok(frontends)
+}
+
+/// The service that closed frontends lead to.
+fn index_of_closed(maps: &Maps) -> Result<Option<u32>, DatapathError> {
+    for entry in maps.services.iter() {
+        let (index, service) = entry.map_err(reading("SERVICES"))?;
+        if service_key(service.protocol, service.port) == Some(CLOSED) {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
 }
 
 fn masquerades(maps: &Maps) -> Result<Vec<DumpedMasquerade>, DatapathError> {
@@ -149,7 +162,7 @@ fn read_policies(maps: &Maps) -> Result<Vec<DumpedPolicy>, DatapathError> {
     let mut dumped = Vec::new();
     for entry in maps.services.iter() {
         let (_, service) = entry.map_err(reading("SERVICES"))?;
-        let key = service_key(service.protocol, service.port);
+        let key = service_key(service.protocol, service.port).filter(|key| *key != CLOSED);
         if let (Some(service), Some(policy)) = (key, policies.get(&service.policy.id())) {
             let rules = policy.to_string();
             dumped.push(DumpedPolicy { service, rules });

@@ -3,10 +3,7 @@
 //!
 //! A flow is judged by its forward entry, which knows both directions. Its other entry stays as long as that.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashSet};
 
 use aya::maps::{HashMap, MapData};
 use mesh_ebpf::{
@@ -14,8 +11,13 @@ use mesh_ebpf::{
     headers::PROTOCOL_TCP,
 };
 
-use super::{super::DatapathError, failed, maps::Maps, tables::service_key};
-use crate::model::{IdleLimits, ServiceKey, SourcePolicy};
+use super::{
+    super::DatapathError,
+    failed,
+    maps::Maps,
+    tables::{Access, service_key},
+};
+use crate::model::{IdleLimits, ServiceKey};
 
 /// Flows read per system call.
 const BATCH: usize = 4096;
@@ -49,8 +51,8 @@ pub(super) struct FlowSweep {
     entries: u64,
     half_open: HalfOpen,
     pushed_out: u64,
-    /// The policies that the flows were judged by last.
-    policies: BTreeMap<ServiceKey, Arc<SourcePolicy>>,
+    /// What the flows were judged by last.
+    access: BTreeMap<ServiceKey, Access>,
     next: u32,
 }
 
@@ -125,12 +127,12 @@ impl FlowSweep {
         maps: &mut Maps,
         now: u32,
         generations: &BTreeMap<u32, u32>,
-        policies: BTreeMap<ServiceKey, Arc<SourcePolicy>>,
+        access: BTreeMap<ServiceKey, Access>,
         idle: &BTreeMap<ServiceKey, IdleLimits>,
         capacity: u32,
     ) -> Result<bool, DatapathError> {
         // New flows are judged as they open, so the open ones only when rules have changed.
-        let judges = policies != self.policies;
+        let judges = access != self.access;
         if now < self.next && !judges {
             return Ok(false);
         }
@@ -139,7 +141,7 @@ impl FlowSweep {
         let mut walk = Walk {
             now,
             generations,
-            policies: judges.then_some(&policies),
+            access: judges.then_some(&access),
             idle,
             active: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -154,7 +156,7 @@ impl FlowSweep {
         let (removed_half_open, removed) = walk.clean_up(maps);
         self.active = walk.active;
         self.open = walk.open;
-        self.policies = policies;
+        self.access = access;
         self.half_open
             .count(entered.saturating_sub(left), half_open, removed_half_open);
         self.entries = entries - removed;
@@ -189,7 +191,7 @@ struct Walk<'a> {
     now: u32,
     generations: &'a BTreeMap<u32, u32>,
     /// The rules to judge open flows by; none if they have not changed.
-    policies: Option<&'a BTreeMap<ServiceKey, Arc<SourcePolicy>>>,
+    access: Option<&'a BTreeMap<ServiceKey, Access>>,
     /// For how long the flows of some services may be idle.
     idle: &'a BTreeMap<ServiceKey, IdleLimits>,
     active: BTreeMap<u32, u64>,
@@ -224,10 +226,7 @@ impl Walk<'_> {
             }
             return;
         }
-        if self
-            .policies
-            .is_some_and(|policies| is_denied(policies, key, flow))
-        {
+        if self.access.is_some_and(|access| is_denied(access, key, flow)) {
             self.denied.push((table, *key));
             return;
         }
@@ -286,13 +285,18 @@ impl Walk<'_> {
 
 /// Whether the rules of a flow's service are against it by now. They hold where it entered, and not for
 /// processes of the node (see `mesh_ebpf::source_rules`).
-fn is_denied(policies: &BTreeMap<ServiceKey, Arc<SourcePolicy>>, key: &FlowKey, flow: &Flow) -> bool {
+fn is_denied(access: &BTreeMap<ServiceKey, Access>, key: &FlowKey, flow: &Flow) -> bool {
     if flow.origin != Origin::UPLINK && flow.origin != Origin::CONTAINER {
         return false;
     }
     service_key(key.protocol as u16, flow.frontend.port)
-        .and_then(|service| policies.get(&service))
-        .is_some_and(|policy| !policy.keeps(flow.origin == Origin::CONTAINER, flow.client.address.into()))
+        .and_then(|service| access.get(&service))
+        .is_some_and(|access| {
+            let from_container = flow.origin == Origin::CONTAINER;
+            let policy = access.policy.as_ref();
+            access.closed.contains(&flow.frontend.address.into())
+                || policy.is_some_and(|policy| !policy.keeps(from_container, flow.client.address.into()))
+        })
 }
 
 /// Removes the flows that will be missed least, of at least so many entries; returns how many.
@@ -363,6 +367,8 @@ fn fate(key: &FlowKey, flow: &Flow, now: u32, backend_is_current: bool, limits: 
 
 #[cfg(test)]
 mod tests {
+    use std::{net::Ipv4Addr, sync::Arc};
+
     use mesh_ebpf::{
         abi::{Endpoint, Opening},
         bytes::Be16,
@@ -370,7 +376,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::model::{Ingress, SourceRules, SourceVerdict, SourceVerdicts};
+    use crate::model::{Ingress, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts};
 
     fn check(protocol: u8, flow: Flow, idle: u32, current: bool, expected: Fate) {
         check_limited(IdleLimits::default(), protocol, flow, idle, current, expected);
@@ -532,20 +538,30 @@ mod tests {
             protocol: crate::model::Protocol::Tcp,
             port: 9200,
         };
-        let policies = BTreeMap::from([(service, policy)]);
-        let denied = |port, client: [u8; 4], origin| {
+        let closed = Ipv4Addr::new(198, 51, 100, 1);
+        let access = Access {
+            policy: Some(policy),
+            closed: [closed].into(),
+        };
+        let access = BTreeMap::from([(service, access)]);
+        let denied_at = |address: Ipv4Addr, port, client: [u8; 4], origin| {
             let key = FlowKey {
                 protocol: u32::from(PROTOCOL_TCP),
                 ..FlowKey::default()
             };
             let flow = Flow {
-                frontend: Endpoint::new(Default::default(), Be16::new(port)),
-                client: Endpoint::new(std::net::Ipv4Addr::from(client).into(), Be16::new(40_000)),
+                frontend: Endpoint::new(address.into(), Be16::new(port)),
+                client: Endpoint::new(Ipv4Addr::from(client).into(), Be16::new(40_000)),
                 origin,
                 ..Flow::default()
             };
-            is_denied(&policies, &key, &flow)
+            is_denied(&access, &key, &flow)
         };
+        let open = Ipv4Addr::new(198, 51, 100, 2);
+        let denied = |port, client, origin| denied_at(open, port, client, origin);
+        assert!(denied_at(closed, 9200, [192, 0, 3, 7], Origin::UPLINK));
+        assert!(!denied_at(closed, 9201, [192, 0, 3, 7], Origin::UPLINK));
+        assert!(!denied_at(closed, 9200, [192, 0, 3, 7], Origin::TUNNEL));
         assert!(denied(9200, [192, 0, 2, 7], Origin::UPLINK));
         assert!(denied(9200, [192, 0, 2, 7], Origin::CONTAINER));
         assert!(!denied(9200, [192, 0, 2, 7], Origin::MESH0));

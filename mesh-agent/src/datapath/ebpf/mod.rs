@@ -373,7 +373,7 @@ impl Datapath for EbpfDatapath {
             &mut self.maps,
             now,
             &self.tables.current_generations(),
-            self.tables.policies_in_force(),
+            self.tables.access_in_force(),
             &self.tables.idle_limits(),
             self.options.flow_capacity,
         )?;

@@ -208,6 +208,7 @@ pub(super) mod tests {
             balance,
             active: Vec::new(),
             policy: None,
+            closed: Default::default(),
             idle: Default::default(),
         };
         for (last, location, weight) in backends {

@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use super::{
+    access::{Access, access},
     fingerprint::vni,
     reachability::{Reachability, reachable, unreached},
     types::{
@@ -10,9 +11,7 @@ use super::{
         Settings,
     },
 };
-use crate::model::{
-    Attached, Cluster, Local, NextHop, NodeDatapath, PortPolicy, Service, SourcePolicy, TaskId,
-};
+use crate::model::{Attached, Cluster, Local, NextHop, TaskId};
 
 /// Computes what this node's data path must look like.
 ///
@@ -49,6 +48,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             desired.peers.insert(node.address, next_hop);
         }
     }
+    let own = cluster.nodes.get(&local.node);
     let reachable = reachable(cluster, local);
     let unreached = unreached(cluster, local, &reachable);
     for (id, service) in &cluster.services {
@@ -68,11 +68,11 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // Swarm refuses a second service on a published port. If a source lists one all the same,
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
-                let policy = policy(local, key, service);
-                if let Err(rule) = &policy {
+                let access = access(local, own, key, service);
+                if let Err(rule) = &access {
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }
-                if !local.leaving && !is_left && !unreached.contains(id) && policy.is_ok() {
+                if !local.leaving && !is_left && !unreached.contains(id) && access.is_ok() {
                     for address in local.addresses.iter().copied().chain([service_address]) {
                         desired.frontends.insert(Frontend {
                             address,
@@ -80,12 +80,14 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                         });
                     }
                 }
+                let Access { policy, closed } = access.unwrap_or_default();
                 ServiceEntry {
                     id: id.clone(),
                     name: service.name.clone(),
                     balance: service.balance,
                     active: Vec::new(),
-                    policy: policy.unwrap_or_default(),
+                    policy,
+                    closed,
                     idle: service.idle,
                 }
             });
@@ -100,31 +102,6 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         }
     }
     desired
-}
-
-/// Whom the host's own firewall and the service's labels let in to a published port; or the rule for which
-/// the port is left to Docker's mesh. Packets to IPVS do not pass DOCKER-USER, and neither its rules nor
-/// labels are translated for it.
-fn policy(local: &Local, key: ServiceKey, service: &Service) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {
-    let of_host = host_policy(local, key)?;
-    if service.clients.are_all() {
-        return Ok(of_host);
-    }
-    if local.datapath == NodeDatapath::Ipvs {
-        return Err("its labels mesh.allow and mesh.deny, which do not hold on IPVS".into());
-    }
-    Ok(SourcePolicy::and(of_host.as_deref(), &service.clients.rules()).map(Arc::new))
-}
-
-fn host_policy(local: &Local, key: ServiceKey) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {
-    match local.host_firewall.of(key.protocol, key.port) {
-        PortPolicy::Everyone => Ok(None),
-        PortPolicy::Rules(_) if local.datapath == NodeDatapath::Ipvs => {
-            Err("rules in DOCKER-USER, which are not translated for IPVS".into())
-        }
-        PortPolicy::Rules(policy) => Ok(Some(policy)),
-        PortPolicy::Inexpressible(rule) => Err(rule),
-    }
 }
 
 /// As for what containers send out of the node, the source becomes the node's address; but if the container

@@ -3,9 +3,11 @@
 //! Invariant: whatever the source, datapaths see only this model. A backend is listed once per published
 //! port, under the key that encapsulated packets name it by.
 
+mod access;
 mod compute;
 mod failing;
 mod fingerprint;
+mod published;
 mod reachability;
 #[cfg(test)]
 mod tests;

@@ -4,9 +4,9 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use super::*;
 use crate::model::{
-    Attached, Balance, Cluster, Container, Ingress, Local, MacAddress, Node, NodeDatapath, NodeRole,
-    PortPolicies, PortPolicy, Protocol, PublishedPort, ReservedPort, Service, SourcePolicy, SourceRules,
-    SourceVerdict, SourceVerdicts, Task, TaskState,
+    Attached, Balance, Cluster, Container, Ingress, Local, MacAddress, Node, NodeCondition, NodeDatapath,
+    NodeRole, NodeSubject, PortPolicies, PortPolicy, Protocol, PublishOn, PublishedPort, ReservedPort,
+    Service, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts, Task, TaskState,
 };
 
 mod health;
@@ -41,6 +41,7 @@ fn service(name: &str, published: u16) -> Service {
         health: None,
         clients: crate::model::Clients::default(),
         idle: crate::model::IdleLimits::default(),
+        publish_on: crate::model::PublishOn::default(),
         invalid_labels: Vec::new(),
     }
 }
@@ -165,6 +166,54 @@ fn a_services_labels_say_who_may_come_in_beside_the_hosts_firewall() {
     local.datapath = NodeDatapath::Ipvs;
     let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
     assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("mesh.allow"));
+}
+
+#[test]
+fn a_service_is_closed_where_its_label_does_not_publish_it() {
+    let (mut cluster, mut local) = pair();
+    let own = Ipv4Addr::new(192, 168, 0, 1);
+    let publish = |cluster: &mut Cluster, publish_on: PublishOn| {
+        for service in cluster.services.values_mut() {
+            service.publish_on = publish_on.clone();
+        }
+    };
+    let elsewhere = PublishOn {
+        addresses: vec!["10.0.0.0/8".parse().unwrap()],
+        ..PublishOn::default()
+    };
+    publish(&mut cluster, elsewhere);
+    let state = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(state.services[&WEB].closed, [own].into());
+    assert_eq!(
+        state.frontends.len(),
+        2,
+        "a port that is not the mesh's would be Docker's"
+    );
+    let condition = NodeCondition {
+        subject: NodeSubject::Label("edge".to_owned()),
+        equal: true,
+        value: "true".to_owned(),
+    };
+    let edge = PublishOn {
+        nodes: vec![condition],
+        ..PublishOn::default()
+    };
+    publish(&mut cluster, edge);
+    assert_eq!(
+        desired(&cluster, &local, SERVICE_ADDRESS).services[&WEB].closed,
+        [own].into()
+    );
+    local.datapath = NodeDatapath::Ipvs;
+    let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("mesh.publish-on"));
+    let node = cluster.nodes.get_mut(&local.node).unwrap();
+    node.labels.insert("edge".to_owned(), "true".to_owned());
+    node.labels.insert("other".to_owned(), "x".to_owned());
+    let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(on_ipvs.services[&WEB].closed.is_empty() && on_ipvs.inexpressible.is_empty());
+    cluster.forget_unnamed_labels();
+    let labels = &cluster.nodes[&local.node].labels;
+    assert_eq!(labels.keys().collect::<Vec<_>>(), ["edge"]);
 }
 
 #[test]

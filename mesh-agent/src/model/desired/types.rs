@@ -92,6 +92,9 @@ pub struct ServiceEntry {
     /// Who may come in; `None` for everyone.
     #[serde(skip)]
     pub policy: Option<Arc<SourcePolicy>>,
+    /// The node's addresses at which it refuses everyone.
+    #[serde(skip)]
+    pub closed: BTreeSet<Ipv4Addr>,
     /// For how long its flows may be idle.
     #[serde(skip)]
     pub idle: IdleLimits,
@@ -216,6 +219,10 @@ impl fmt::Display for ServiceEntry {
         write!(formatter, "{}", self.idle)?;
         if let Some(policy) = &self.policy {
             write!(formatter, " source rules ({policy})")?;
+        }
+        for (number, address) in self.closed.iter().enumerate() {
+            let before = if number == 0 { " closed at " } else { ", " };
+            write!(formatter, "{before}{address}")?;
         }
         formatter.write_str(":")?;
         if self.active.is_empty() {

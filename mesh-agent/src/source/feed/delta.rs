@@ -124,6 +124,7 @@ pub(super) mod tests {
             health: None,
             clients: crate::model::Clients::default(),
             idle: crate::model::IdleLimits::default(),
+            publish_on: crate::model::PublishOn::default(),
             invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(

@@ -61,6 +61,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             health: None,
             clients: crate::model::Clients::default(),
             idle: crate::model::IdleLimits::default(),
+            publish_on: crate::model::PublishOn::default(),
             invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)

@@ -46,13 +46,15 @@ impl Lists {
                 Some((listed.id.clone(), task(listed, service)?))
             })
             .collect();
-        Cluster {
+        let mut cluster = Cluster {
             cluster_id: cluster_id.to_owned(),
             data_path_port: None,
             nodes,
             services,
             tasks,
-        }
+        };
+        cluster.forget_unnamed_labels();
+        cluster
     }
 
     /// The version of the newest object: a list made later from the same store has no lower one, unless that
@@ -159,6 +161,7 @@ fn node(listed: &api::Node) -> Option<Node> {
     Some(Node {
         ready: is_ready(listed),
         weight,
+        labels: listed.spec.labels.clone().unwrap_or_default(),
         invalid_labels: invalid_label.iter().map(LabelError::to_string).collect(),
         ..Node::new(listed.description.hostname.clone(), address, role)
     })
@@ -184,6 +187,7 @@ fn service(listed: &api::Service) -> Service {
         balance: labels.balance,
         clients: labels.clients,
         idle: labels.idle,
+        publish_on: labels.publish_on,
         health: labels.health,
         invalid_labels: labels.errors.iter().map(LabelError::to_string).collect(),
     }

@@ -41,6 +41,7 @@ impl Mesh<'_> {
             health: None,
             clients: mesh_agent::model::Clients::default(),
             idle: mesh_agent::model::IdleLimits::default(),
+            publish_on: mesh_agent::model::PublishOn::default(),
             invalid_labels: Vec::new(),
         };
         self.cluster.services.insert(name.to_owned(), service);

@@ -69,6 +69,7 @@ impl Tables {
                     choice: service.choice,
                     policy: service.policy,
                     written_policy: service.policy,
+                    closed: BTreeSet::new(),
                     idle: None,
                     retired: Traffic::default(),
                     adopted: true,

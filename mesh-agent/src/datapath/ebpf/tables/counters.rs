@@ -6,7 +6,7 @@ use mesh_ebpf::abi::{
     MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, MAX_SOURCE_RULES,
 };
 
-use super::{Maps, Tables};
+use super::{CLOSED, Maps, Tables};
 use crate::datapath::{Counters, DatapathError, MapUsage, Traffic};
 
 impl Tables {
@@ -19,7 +19,7 @@ impl Tables {
         open: &BTreeMap<u32, u64>,
     ) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
-        for (key, service) in &self.services {
+        for (key, service) in self.services.iter().filter(|(key, _)| **key != CLOSED) {
             counters.services.insert(*key, service.retired);
         }
         for (key, slot) in &self.backends {

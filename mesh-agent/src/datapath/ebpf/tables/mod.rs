@@ -29,15 +29,19 @@ use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{self, Choice, Policy};
 
 use self::counters::traffic_of;
+pub(super) use self::{
+    keys::service_key,
+    masquerades::masquerade,
+    policies::{Access, policies},
+};
 use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
-pub(super) use self::{keys::service_key, masquerades::masquerade, policies::policies};
 use super::{
     super::{DatapathError, Traffic},
     failed,
     maps::Maps,
     slots::{Ranges, Slots},
 };
-use crate::model::{BackendKey, Balance, Frontend, IdleLimits, Masquerade, ServiceKey};
+use crate::model::{BackendKey, Balance, Frontend, IdleLimits, Masquerade, Protocol, ServiceKey};
 
 /// What is in the maps, and where.
 pub(super) struct Tables {
@@ -61,6 +65,13 @@ pub(super) struct Tables {
     stale_ranges: Vec<(u32, u32)>,
 }
 
+/// The service that refuses everyone, to which a service's frontends lead where they are closed. No service
+/// publishes its port.
+pub(super) const CLOSED: ServiceKey = ServiceKey {
+    protocol: Protocol::Tcp,
+    port: 0,
+};
+
 /// Whether an earlier agent left it and nothing has asked for it yet.
 type Adopted = bool;
 
@@ -78,6 +89,8 @@ struct ServiceSlot {
     policy: Policy,
     /// Who is let in, until its ring is written again.
     written_policy: Policy,
+    /// The addresses at which its frontends are those of [`CLOSED`].
+    closed: BTreeSet<Ipv4Addr>,
     /// For how long its flows may be idle; unknown until it has been asked for.
     idle: Option<IdleLimits>,
     /// Traffic of its former backends.

@@ -4,7 +4,11 @@
 //! rules of the one before are removed a round later, when no packet reads them any more. Services of equal
 //! policies share one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use aya::maps::lpm_trie::Key;
 use mesh_ebpf::{
@@ -17,6 +21,15 @@ use crate::{
     datapath::{DatapathError, ebpf::failed},
     model::{Ingress, Prefix, ServiceKey, SourcePolicy, SourceVerdict, SourceVerdicts},
 };
+
+/// Who may come in to a service, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Access {
+    /// Who may; `None` for everyone.
+    pub(in super::super) policy: Option<Arc<SourcePolicy>>,
+    /// The addresses at which no one may.
+    pub(in super::super) closed: BTreeSet<Ipv4Addr>,
+}
 
 /// The policies in the maps, by id.
 #[derive(Default)]
@@ -114,14 +127,19 @@ impl Tables {
             .try_for_each(|id| self.policies.remove(maps, id))
     }
 
-    /// The policies in force, by service.
-    pub(in super::super) fn policies_in_force(&self) -> BTreeMap<ServiceKey, Arc<SourcePolicy>> {
+    /// The access in force to each service that does not let everyone in everywhere.
+    pub(in super::super) fn access_in_force(&self) -> BTreeMap<ServiceKey, Access> {
         self.services
             .iter()
-            .filter_map(|(key, service)| {
-                let policy = self.policies.held.get(&service.written_policy.id())?;
-                Some((*key, Arc::clone(policy)))
+            .map(|(key, service)| {
+                let policy = self.policies.held.get(&service.written_policy.id());
+                let access = Access {
+                    policy: policy.cloned(),
+                    closed: service.closed.clone(),
+                };
+                (*key, access)
             })
+            .filter(|(_, access)| *access != Access::default())
             .collect()
     }
 }

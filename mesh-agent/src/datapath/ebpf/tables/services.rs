@@ -1,6 +1,6 @@
 //! Services in the maps, with the ring of backends that new flows choose from. Part of [`Tables`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_ebpf::{
     abi::{Choice, Load, Policy, Service},
@@ -42,6 +42,7 @@ impl Tables {
             service.adopted = false;
         }
         self.dirty.insert(key);
+        self.close_frontends(maps, key, &entry.closed)?;
         publish(maps, key, true)
     }
 
@@ -193,6 +194,7 @@ impl Tables {
                 choice: Choice::ROTATE,
                 policy: Policy::NONE,
                 written_policy: Policy::NONE,
+                closed: BTreeSet::new(),
                 idle: None,
                 retired: Traffic::default(),
                 adopted: false,

@@ -1,0 +1,179 @@
+//! Which services do not let everyone in everywhere on this node, and why: from the agent's view. Pure.
+
+use std::net::Ipv4Addr;
+
+use super::View;
+use crate::model::{Prefix, Service, ServiceEntry, ServiceKey};
+
+/// A line names so many addresses or prefixes.
+const SHOWN: usize = 8;
+
+/// One line for each label that keeps clients out of a service here.
+#[must_use]
+pub(crate) fn access_lines(view: &View) -> Vec<String> {
+    let services = view.desired.services.iter();
+    let held = services.filter(|(key, _)| !view.desired.inexpressible.contains_key(key));
+    held.flat_map(|(key, entry)| lines(view, *key, entry)).collect()
+}
+
+/// Why clients of the network reach a service at none of this node's addresses, if that is so by its label.
+pub(super) fn unpublished(view: &View, key: ServiceKey, entry: &ServiceEntry) -> Option<String> {
+    let frontends = view.desired.frontends.iter();
+    let open =
+        frontends.filter(|frontend| frontend.service == key && !entry.closed.contains(&frontend.address));
+    // The service address, by which the node's own processes come in.
+    let is_everywhere = !entry.closed.is_empty() && open.count() == 1;
+    is_everywhere.then(|| "not published on this node (mesh.publish-on): clients are refused".to_owned())
+}
+
+fn lines(view: &View, key: ServiceKey, entry: &ServiceEntry) -> Vec<String> {
+    let Some(service) = view.source.cluster.services.get(&entry.id) else {
+        return Vec::new();
+    };
+    let name = format!("{} ({key})", service.name);
+    let label = format!("mesh.publish-on={}", service.publish_on);
+    let closed = match unpublished(view, key, entry) {
+        Some(_) => Some(format!(
+            "{name} is not published on this node, whose own processes alone reach it ({label})"
+        )),
+        None if entry.closed.is_empty() => None,
+        None => {
+            let addresses = shown(entry.closed.iter().map(Ipv4Addr::to_string));
+            Some(format!("{name} refuses clients at {addresses} ({label})"))
+        }
+    };
+    let interfaces = &service.publish_on.interfaces;
+    let by_interface = (!interfaces.is_empty()).then(|| {
+        let only = shown(interfaces.iter().cloned());
+        format!("{name} refuses clients of the network that do not come in by {only} ({label})")
+    });
+    closed
+        .into_iter()
+        .chain(by_interface)
+        .chain(clients(&name, service))
+        .collect()
+}
+
+fn clients(name: &str, service: &Service) -> Option<String> {
+    let prefixes = |prefixes: &[Prefix]| shown(prefixes.iter().map(Prefix::to_string));
+    let clients = &service.clients;
+    let allowed = (!clients.allow.is_empty()).then(|| format!("mesh.allow={}", prefixes(&clients.allow)));
+    let denied = (!clients.deny.is_empty()).then(|| format!("mesh.deny={}", prefixes(&clients.deny)));
+    let labels: Vec<_> = allowed.into_iter().chain(denied).collect();
+    (!labels.is_empty()).then(|| format!("{name} lets in clients as its labels say: {}", labels.join(" ")))
+}
+
+fn shown(texts: impl Iterator<Item = String>) -> String {
+    let texts: Vec<_> = texts.collect();
+    let more = texts.len().saturating_sub(SHOWN);
+    let first = texts
+        .iter()
+        .take(SHOWN)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(",");
+    if more == 0 {
+        first
+    } else {
+        format!("{first} and {more} more")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        admin::{routes::routes, view::fixture},
+        datapath::Counters,
+        model::{Cluster, Desired, Frontend},
+    };
+
+    const OWN: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+    const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    fn with(change: impl FnOnce(&mut Service), closed: &[Ipv4Addr]) -> View {
+        let (mut view, _) = fixture::two_nodes();
+        let mut cluster = Cluster::clone(&view.source.cluster);
+        change(cluster.services.get_mut("web-id").unwrap());
+        view.source.cluster = cluster.into();
+        let mut desired = Desired::clone(&view.desired);
+        let web = desired.services.values_mut().find(|entry| entry.id == "web-id");
+        web.unwrap().closed = closed.iter().copied().collect();
+        let frontend = desired
+            .frontends
+            .iter()
+            .find(|frontend| frontend.address == OWN)
+            .copied();
+        desired.frontends.extend(frontend.map(|frontend| Frontend {
+            address: OTHER,
+            ..frontend
+        }));
+        view.desired = Arc::new(desired);
+        view
+    }
+
+    #[test]
+    fn addresses_that_are_closed_are_named_with_the_label() {
+        assert_eq!(access_lines(&with(|_| {}, &[])), [""; 0]);
+        let label =
+            |service: &mut Service| service.publish_on.addresses = vec!["10.0.0.0/8".parse().unwrap()];
+        let view = with(label, &[OWN]);
+        let line = "web (tcp/9200) refuses clients at 192.168.0.1 (mesh.publish-on=10.0.0.0/8)";
+        assert_eq!(access_lines(&view), [line]);
+        let shown = routes(&view, &Counters::default());
+        assert!(
+            shown.notices.iter().any(|notice| notice == line),
+            "{:?}",
+            shown.notices
+        );
+        for row in shown
+            .routes
+            .iter()
+            .filter(|row| row.service == "web" && row.port == 9200)
+        {
+            assert!(row.frontends.contains(&OTHER), "{row:?}");
+            assert!(!row.frontends.contains(&OWN), "{row:?}");
+            assert!(!row.reason.contains("mesh.publish-on"), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_where_a_service_is_not_published_says_so_beside_its_replicas() {
+        let label =
+            |service: &mut Service| service.publish_on.addresses = vec!["2001:db8::/32".parse().unwrap()];
+        let view = with(label, &[OWN, OTHER]);
+        let line = "web (tcp/9200) is not published on this node, whose own processes alone reach it \
+                    (mesh.publish-on=2001:db8::/32)";
+        assert_eq!(access_lines(&view), [line]);
+        let shown = routes(&view, &Counters::default());
+        let mut of_web = shown
+            .routes
+            .iter()
+            .filter(|row| row.service == "web" && row.port == 9200);
+        assert!(of_web.any(|row| row.reason.contains("mesh.publish-on")));
+    }
+
+    #[test]
+    fn labels_about_clients_and_interfaces_are_shown() {
+        let view = with(
+            |service| {
+                service.publish_on.interfaces = vec!["eth1".to_owned()];
+                service.clients.allow = vec!["192.0.2.0/24".parse().unwrap()];
+                service.clients.deny = (0..9).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect();
+            },
+            &[],
+        );
+        let lines = access_lines(&view);
+        assert!(lines.iter().any(|line| {
+            line == "web (tcp/9200) refuses clients of the network that do not come in by eth1 (mesh.publish-on=eth1)"
+        }), "{lines:?}");
+        let clients = lines.iter().find(|line| line.contains("mesh.allow")).unwrap();
+        assert!(
+            clients.contains("mesh.allow=192.0.2.0/24 mesh.deny=192.0.2.0/32,"),
+            "{clients}"
+        );
+        assert!(clients.ends_with("192.0.2.7/32 and 1 more"), "{clients}");
+    }
+}

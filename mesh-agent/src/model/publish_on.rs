@@ -1,0 +1,78 @@
+//! Where a service's ports are published, as its labels say. Pure.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Prefix;
+
+/// The nodes, and on them the addresses and interfaces, where a service is published. A list without entries
+/// limits nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishOn {
+    /// The addresses that clients may dial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Prefix>,
+    /// The interfaces by which clients of the network may come in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
+    /// What a node must be: all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeCondition>,
+}
+
+/// A condition on a node, as Swarm's placement constraints are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCondition {
+    /// What is compared.
+    pub subject: NodeSubject,
+    /// Whether it must be equal, rather than different.
+    pub equal: bool,
+    /// With what; case does not matter.
+    pub value: String,
+}
+
+/// What a condition on a node is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeSubject {
+    /// `node.id`
+    Id,
+    /// `node.hostname`
+    Hostname,
+    /// `node.role`
+    Role,
+    /// `node.labels.NAME`; a label that the node does not have is empty.
+    Label(String),
+}
+
+impl PublishOn {
+    /// Whether it is everywhere.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for PublishOn {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = self.addresses.iter().map(Prefix::to_string);
+        let interfaces = self.interfaces.iter().cloned();
+        let nodes = self.nodes.iter().map(NodeCondition::to_string);
+        let entries: Vec<_> = addresses.chain(interfaces).chain(nodes).collect();
+        formatter.write_str(&entries.join(","))
+    }
+}
+
+impl fmt::Display for NodeCondition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operator = if self.equal { "==" } else { "!=" };
+        let value = &self.value;
+        match &self.subject {
+            NodeSubject::Id => write!(formatter, "node.id{operator}{value}"),
+            NodeSubject::Hostname => write!(formatter, "node.hostname{operator}{value}"),
+            NodeSubject::Role => write!(formatter, "node.role{operator}{value}"),
+            NodeSubject::Label(label) => write!(formatter, "node.labels.{label}{operator}{value}"),
+        }
+    }
+}
