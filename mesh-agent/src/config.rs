@@ -17,7 +17,7 @@ pub use file::{ConfigError, ConfigFlag, Reloader, Settings};
 use crate::orchestrator::OrchestratorOptions;
 use crate::{
     datapath::{DatapathChoice, TcChoice, XdpChoice},
-    model::ReturnMode,
+    model::{PolicyRule, ReturnMode},
 };
 
 /// The default of `--geneve-port`.
@@ -177,6 +177,18 @@ pub struct RunOptions {
         help_heading = "Data path"
     )]
     pub host_firewall: HostFirewall,
+
+    /// A rule on who may come in to the published ports of this node, whatever service has them, such as
+    /// `allow 443/tcp` or `deny any from any on eth0`; repeatable, or a list separated by semicolons. The
+    /// first rule that is about a packet decides.
+    #[arg(
+        long,
+        env = "MESH_POLICY",
+        value_name = "RULE",
+        value_delimiter = ';',
+        help_heading = "Data path"
+    )]
+    pub policy: Vec<PolicyRule>,
 
     /// TCP port on which managers' agents serve workers' agents; must be the same on every node.
     #[arg(long, env = "MESH_FEED_PORT", value_name = "PORT", default_value_t = DEFAULT_FEED_PORT,
@@ -475,6 +487,7 @@ mod tests {
             ("--xdp", "fast", "native"),
             ("--datapath", "iptables", "ipvs"),
             ("--return-mode", "nat", "tunnel"),
+            ("--policy", "alow 443", "allow, deny or reject"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();
             let text = error.to_string();

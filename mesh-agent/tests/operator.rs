@@ -65,6 +65,7 @@ impl Introspect for Idle {
             drained: Default::default(),
             failed: Default::default(),
             lost_agents: Default::default(),
+            policy: Arc::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

@@ -1,14 +1,15 @@
 //! Which services do not let everyone in everywhere on this node, and why: from the agent's view. Pure.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::View;
-use crate::model::{Prefix, Service, ServiceEntry, ServiceKey};
+use crate::model::{PolicyRule, Prefix, Service, ServiceEntry, ServiceKey};
 
 /// A line names so many addresses or prefixes.
 const SHOWN: usize = 8;
 
-/// One line for each label that keeps clients out of a service here.
+/// One line for each label that keeps clients out of a service here, and for the node's own policy where it
+/// does.
 #[must_use]
 pub(crate) fn access_lines(view: &View) -> Vec<String> {
     let services = view.desired.services.iter();
@@ -38,24 +39,59 @@ fn lines(view: &View, key: ServiceKey, entry: &ServiceEntry) -> Vec<String> {
         )),
         None if entry.closed.is_empty() => None,
         None => {
-            let addresses = shown(entry.closed.iter().map(Ipv4Addr::to_string));
+            let addresses = shown(entry.closed.iter().map(Ipv4Addr::to_string), ",");
             Some(format!("{name} refuses clients at {addresses} ({label})"))
         }
     };
     let interfaces = &service.publish_on.interfaces;
     let by_interface = (!interfaces.is_empty()).then(|| {
-        let only = shown(interfaces.iter().cloned());
+        let only = shown(interfaces.iter().cloned(), ",");
         format!("{name} refuses clients of the network that do not come in by {only} ({label})")
     });
+    let by_node = of_node(view, key, &name);
     closed
         .into_iter()
         .chain(by_interface)
+        .chain(by_node)
         .chain(clients(&name, service))
         .collect()
 }
 
+/// The rules of the node's own policy that are about a port, if they keep anyone out.
+fn of_node(view: &View, key: ServiceKey, name: &str) -> Option<String> {
+    view.policy.of(key.protocol, key.port, &uplinks(view))?;
+    let rules = shown(
+        view.policy
+            .about(key.protocol, key.port)
+            .map(PolicyRule::to_string),
+        "; ",
+    );
+    Some(format!(
+        "{name} lets in clients as this node's own rules say (setting policy): {rules}"
+    ))
+}
+
+/// One line for each interface that the node's own policy names and the mesh has no hook on.
+#[must_use]
+pub(crate) fn unknown_interfaces(view: &View) -> Vec<String> {
+    let uplinks = uplinks(view);
+    let line = |(interface, rule): (&str, &PolicyRule)| {
+        format!(
+            "{interface}, which the rule '{rule}' names, is not an interface of the mesh (see the setting uplink)"
+        )
+    };
+    view.policy.unknown_interfaces(&uplinks).map(line).collect()
+}
+
+fn uplinks(view: &View) -> BTreeMap<&str, u32> {
+    let uplinks = view.desired.uplinks.iter();
+    uplinks
+        .map(|(name, uplink)| (name.as_str(), uplink.index))
+        .collect()
+}
+
 fn clients(name: &str, service: &Service) -> Option<String> {
-    let prefixes = |prefixes: &[Prefix]| shown(prefixes.iter().map(Prefix::to_string));
+    let prefixes = |prefixes: &[Prefix]| shown(prefixes.iter().map(Prefix::to_string), ",");
     let clients = &service.clients;
     let allowed = (!clients.allow.is_empty()).then(|| format!("mesh.allow={}", prefixes(&clients.allow)));
     let denied = (!clients.deny.is_empty()).then(|| format!("mesh.deny={}", prefixes(&clients.deny)));
@@ -63,7 +99,7 @@ fn clients(name: &str, service: &Service) -> Option<String> {
     (!labels.is_empty()).then(|| format!("{name} lets in clients as its labels say: {}", labels.join(" ")))
 }
 
-fn shown(texts: impl Iterator<Item = String>) -> String {
+fn shown(texts: impl Iterator<Item = String>, separator: &str) -> String {
     let texts: Vec<_> = texts.collect();
     let more = texts.len().saturating_sub(SHOWN);
     let first = texts
@@ -71,7 +107,7 @@ fn shown(texts: impl Iterator<Item = String>) -> String {
         .take(SHOWN)
         .map(String::as_str)
         .collect::<Vec<_>>()
-        .join(",");
+        .join(separator);
     if more == 0 {
         first
     } else {
@@ -87,7 +123,7 @@ mod tests {
     use crate::{
         admin::{routes::routes, view::fixture},
         datapath::Counters,
-        model::{Cluster, Desired, Frontend},
+        model::{Cluster, Desired, Frontend, NodePolicy},
     };
 
     const OWN: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -153,6 +189,35 @@ mod tests {
             .iter()
             .filter(|row| row.service == "web" && row.port == 9200);
         assert!(of_web.any(|row| row.reason.contains("mesh.publish-on")));
+    }
+
+    #[test]
+    fn the_nodes_own_policy_is_shown_where_it_keeps_clients_out() {
+        let mut view = with(|_| {}, &[]);
+        let rules = ["allow 443", "deny 9200/tcp from 192.0.2.0/24", "deny any on eth9"];
+        view.policy = NodePolicy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect()).into();
+        let lines = access_lines(&view);
+        assert!(
+            lines.contains(
+                &"web (tcp/9200) lets in clients as this node's own rules say (setting policy): \
+             deny 9200/tcp from 192.0.2.0/24; deny any on eth9"
+                    .to_owned()
+            ),
+            "{lines:?}"
+        );
+        assert_eq!(
+            unknown_interfaces(&view),
+            [
+                "eth9, which the rule 'deny any on eth9' names, is not an interface of the mesh (see the setting uplink)"
+            ]
+        );
+        let status = crate::admin::status::status(&view, view.started);
+        assert_eq!(status.policy, rules);
+        assert!(
+            status.errors.iter().any(|line| line.starts_with("policy: eth9")),
+            "{:?}",
+            status.errors
+        );
     }
 
     #[test]

@@ -139,6 +139,9 @@ pub struct Status {
     /// What an operator drains on this node: its own name, or the names of tasks.
     #[serde(default)]
     pub drained: Vec<String>,
+    /// The rules of the node's own policy, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy: Vec<String>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The node's data path, and why it is not on a better rung.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 
 use super::{
     View,
+    access::unknown_interfaces,
     api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
     firewall::inexpressible_rules,
     health::failing_lines,
@@ -59,6 +60,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         role: view.role,
         datapath: view.datapath,
         drained: drained(view),
+        policy: view.policy.rules().iter().map(ToString::to_string).collect(),
         return_mode: view.return_mode,
         datapath_status: view.datapath_status.clone(),
         interfaces: view.modes.clone(),
@@ -158,6 +160,9 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
     let firewall = inexpressible_rules(view)
         .into_iter()
         .map(|line| format!("firewall: {line}"));
+    let policy = unknown_interfaces(view)
+        .into_iter()
+        .map(|line| format!("policy: {line}"));
     let labels = ignored_labels(view)
         .into_iter()
         .map(|line| format!("labels: {line}"));
@@ -172,6 +177,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
         .chain(ports)
         .chain(health)
         .chain(firewall)
+        .chain(policy)
         .chain(labels)
         .collect()
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 use crate::{
     datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
     model::{
-        Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodeRole, OccupiedPort,
-        ReturnMode, ServiceKey,
+        Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodePolicy, NodeRole,
+        OccupiedPort, ReturnMode, ServiceKey,
     },
     probes::ProbeReport,
     source::SourceState,
@@ -47,6 +47,8 @@ pub struct View {
     pub failed: FailedChecks,
     /// Since when the managers report that these nodes' agents are not connected.
     pub lost_agents: BTreeMap<NodeId, SystemTime>,
+    /// The node's own policy on who may come in to published ports.
+    pub policy: Arc<NodePolicy>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -256,6 +258,7 @@ pub(crate) mod fixture {
             drained: Drained::default(),
             failed: FailedChecks::default(),
             lost_agents: Default::default(),
+            policy: Arc::default(),
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

@@ -70,6 +70,7 @@ impl Introspection {
             drained: Default::default(),
             failed: Default::default(),
             lost_agents: Default::default(),
+            policy: Arc::default(),
             return_mode: options.return_mode,
             docker_trouble: None,
             metrics_trouble: None,

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     config::{OnStop, Reloader, RunOptions},
     metrics::Metrics,
-    model::{Desired, NoHook, NodeId, ServiceKey},
+    model::{Desired, NoHook, NodeId, NodePolicy, ServiceKey},
     process::Ended,
 };
 
@@ -48,6 +48,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// The agent's state.
 pub(super) struct Agent {
     options: RunOptions,
+    /// Its setting `policy`.
+    policy: Arc<NodePolicy>,
     reloader: Reloader,
     started: SystemTime,
 
@@ -98,6 +100,7 @@ impl Agent {
         let mut maintenance = interval(MAINTENANCE_INTERVAL);
         maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut agent = Self {
+            policy: Arc::new(NodePolicy::new(options.policy.clone())),
             options,
             reloader,
             started: introspection.started(),

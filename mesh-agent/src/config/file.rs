@@ -8,8 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, parser::ValueSource};
-use toml::{Table, Value};
+use clap::{
+    Arg, ArgMatches, Args, Command, FromArgMatches,
+    error::{ContextKind, ContextValue},
+    parser::ValueSource,
+};
+use toml::{
+    Table, Value,
+    de::{DeTable, DeValue},
+};
 
 use super::RunOptions;
 
@@ -58,33 +65,43 @@ pub enum ConfigError {
         source: Box<toml::de::Error>,
     },
     /// A key that is no flag's name.
-    #[error("{}: unknown key '{key}'; did you mean '{nearest}'?", path.display())]
+    #[error("{}{}: unknown key '{key}'; did you mean '{nearest}'?", path.display(), at(*line))]
     UnknownKey {
         /// The file.
         path: PathBuf,
+        /// The key's line.
+        line: Option<usize>,
         /// The key.
         key: String,
         /// The known key that is most like it.
         nearest: String,
     },
     /// A value of a kind that no flag takes.
-    #[error("{}: '{key}' must be {expected}", path.display())]
+    #[error("{}{}: '{key}' must be {expected}", path.display(), at(*line))]
     Kind {
         /// The file.
         path: PathBuf,
+        /// The key's line.
+        line: Option<usize>,
         /// The key.
         key: String,
         /// What the flag takes.
         expected: &'static str,
     },
     /// A value that its flag does not allow.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}{}: {reason}", path.display(), at(*line))]
     Refused {
         /// The file.
         path: PathBuf,
+        /// The value's line; `None` if it is not about a single value.
+        line: Option<usize>,
         /// Why, as the command line would say.
         reason: String,
     },
+}
+
+fn at(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(", line {line}"))
 }
 
 /// A command line and the file that completes it.
@@ -133,19 +150,19 @@ impl Settings {
             return Ok(parse(&self.arguments)?);
         };
         let is_named = is_given(given, "config");
-        let Some(table) = read(path, is_named)? else {
+        let Some(file) = read(path, is_named)? else {
             return Ok(parse(&self.arguments)?);
         };
         let mut arguments = self.arguments.clone();
-        for (key, value) in &table {
+        for (key, value) in &file.table {
             let Some(setting) = find(&self.command, RUN, key) else {
-                return Err(unknown(path, key, &self.command));
+                return Err(unknown(path, &file, key, &self.command));
             };
             // Other subcommands have some of the settings.
             if subcommand.get_name() != RUN && find(&self.command, name, key).is_none() {
                 continue;
             }
-            let flags = flags(path, setting, key, value)?;
+            let flags = flags(path, &file, setting, key, value)?;
             if !is_given(given, setting.get_id().as_str()) {
                 arguments.extend(flags);
             }
@@ -153,6 +170,7 @@ impl Settings {
         parse(&arguments).map_err(|error| match parse(&self.arguments) {
             Ok(_) => ConfigError::Refused {
                 path: path.clone(),
+                line: file.line_of(&error),
                 reason: first_paragraph(&error.to_string()),
             },
             Err(error) => ConfigError::CommandLine(error),
@@ -217,8 +235,44 @@ fn is_given(matches: &ArgMatches, id: &str) -> bool {
     )
 }
 
+/// A file's content.
+struct Content {
+    table: Table,
+    text: String,
+}
+
+impl Content {
+    /// The line of a key's value, or of one in its list.
+    fn line(&self, key: &str, is_it: impl Fn(&DeValue<'_>) -> bool) -> Option<usize> {
+        let table = DeTable::parse(&self.text).ok()?;
+        let (name, value) = table.get_ref().iter().find(|(name, _)| name.get_ref() == key)?;
+        let within = value.get_ref().as_array().and_then(|values| {
+            let mut values = values.iter();
+            values
+                .find(|value| is_it(value.get_ref()))
+                .map(|value| value.span())
+        });
+        let start = within.unwrap_or_else(|| name.span()).start;
+        Some(self.text.get(..start)?.matches('\n').count() + 1)
+    }
+
+    /// The line of the value that the command line refuses.
+    fn line_of(&self, error: &clap::Error) -> Option<usize> {
+        let text = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        let flag = text(ContextKind::InvalidArg)?.strip_prefix("--")?;
+        let key = flag.split([' ', '=']).next()?;
+        let refused = text(ContextKind::InvalidValue).unwrap_or_default();
+        self.line(key, |value| {
+            value.as_str().is_some_and(|value| value.contains(refused))
+        })
+    }
+}
+
 /// The file's content; `None` if there is none where it may be missing.
-fn read(path: &Path, is_named: bool) -> Result<Option<Table>, ConfigError> {
+fn read(path: &Path, is_named: bool) -> Result<Option<Content>, ConfigError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !is_named => return Ok(None),
@@ -229,10 +283,13 @@ fn read(path: &Path, is_named: bool) -> Result<Option<Table>, ConfigError> {
             });
         }
     };
-    text.parse().map(Some).map_err(|source| ConfigError::Syntax {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })
+    match text.parse() {
+        Ok(table) => Ok(Some(Content { table, text })),
+        Err(source) => Err(ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        }),
+    }
 }
 
 fn name_of(argument: &Arg) -> &str {
@@ -252,20 +309,28 @@ fn find<'a>(command: &'a Command, subcommand: &str, key: &str) -> Option<&'a Arg
     settings(command, subcommand).find(|argument| name_of(argument) == key)
 }
 
-fn unknown(path: &Path, key: &str, command: &Command) -> ConfigError {
+fn unknown(path: &Path, file: &Content, key: &str, command: &Command) -> ConfigError {
     let names = settings(command, RUN).map(name_of);
     let nearest = names.min_by_key(|name| strsim::damerau_levenshtein(key, name));
     ConfigError::UnknownKey {
         path: path.to_owned(),
+        line: file.line(key, |_| false),
         key: key.to_owned(),
         nearest: nearest.unwrap_or_default().to_owned(),
     }
 }
 
 /// A key and its value as they are on the command line.
-fn flags(path: &Path, setting: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>, ConfigError> {
+fn flags(
+    path: &Path,
+    file: &Content,
+    setting: &Arg,
+    key: &str,
+    value: &Value,
+) -> Result<Vec<OsString>, ConfigError> {
     let kind = |expected| ConfigError::Kind {
         path: path.to_owned(),
+        line: file.line(key, |_| false),
         key: key.to_owned(),
         expected,
     };

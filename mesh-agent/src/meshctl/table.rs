@@ -155,7 +155,8 @@ pub(super) fn status(status: &Status) -> String {
     ];
     let mut output = String::new();
     let drained = (!status.drained.is_empty()).then(|| ("drained", status.drained.join(", ")));
-    for (name, value) in facts.into_iter().chain(drained) {
+    let policy = (!status.policy.is_empty()).then(|| ("policy", status.policy.join("; ")));
+    for (name, value) in facts.into_iter().chain(policy).chain(drained) {
         // Writing to a string does not fail.
         let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
     }

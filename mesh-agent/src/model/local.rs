@@ -10,7 +10,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drained, FailedChecks, Node, NodeDatapath, NodeId, PortPolicies, ReservedPort, Subnet, TaskId};
+use super::{
+    Drained, FailedChecks, Node, NodeDatapath, NodeId, NodePolicy, PortPolicies, ReservedPort, Subnet, TaskId,
+};
 
 /// Everything on this node that determines its data path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,9 @@ pub struct Local {
     /// What the host's own firewall means for published ports.
     #[serde(skip)]
     pub host_firewall: Arc<PortPolicies>,
+    /// The node's own policy on who may come in to published ports.
+    #[serde(skip)]
+    pub policy: Arc<NodePolicy>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
 }

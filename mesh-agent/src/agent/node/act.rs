@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -361,6 +362,7 @@ impl Agent {
             drained: self.drains.current(),
             failed,
             lost_agents: self.lost_agents.clone(),
+            policy: Arc::clone(&self.policy),
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),

@@ -213,6 +213,7 @@ impl Agent {
                 source.cluster.data_path_port,
             ),
             host_firewall,
+            policy: Arc::clone(&self.policy),
             return_mode: self.options.return_mode,
         };
         Ok(Inputs::Member {

@@ -1,11 +1,11 @@
 //! Reads the configuration file again: applies what can change while the agent runs, and names what cannot.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tracing::{error, info, warn};
 
 use super::Agent;
-use crate::{agent::logging, config::RunOptions};
+use crate::{agent::logging, config::RunOptions, model::NodePolicy};
 
 impl Agent {
     /// Nothing changes if the file is wrong.
@@ -29,6 +29,9 @@ impl Agent {
                 return;
             }
         };
+        if applied.contains("policy") {
+            self.policy = Arc::new(NodePolicy::new(self.options.policy.clone()));
+        }
         if !applied.is_empty() {
             info!(settings = ?applied, "settings changed");
         }
@@ -47,6 +50,7 @@ fn apply(name: &str, new: &RunOptions, options: &mut RunOptions) -> bool {
         }
         // Read when the next state is computed.
         "return-mode" => options.return_mode = new.return_mode,
+        "policy" => options.policy.clone_from(&new.policy),
         "host-firewall" => options.host_firewall = new.host_firewall,
         // Read when the agent stops.
         "on-stop" => options.on_stop = new.on_stop,

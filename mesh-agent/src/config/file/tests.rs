@@ -97,6 +97,52 @@ fn a_value_is_checked_like_its_flag() {
     assert_refused("feed-port = ", &["not valid TOML"]);
 }
 
+#[test]
+fn an_error_names_the_line() {
+    let content = "# The edge.\npolicy = [\n    'allow 443/tcp',\n    'deny 80/sctp',\n    'deny any',\n]\n";
+    assert_refused(content, &[", line 4: ", "'80/sctp' is no port", "--policy"]);
+    let content = "policy = ['allow 443']\n\nfeed-port = 0\n";
+    assert_refused(content, &[", line 3: ", "--feed-port"]);
+    assert_refused("\nmetrics_listen = 'off'", &[", line 2: unknown key"]);
+    assert_refused("\n\n[policy]\nallow = 443", &[", line 3: 'policy' must be"]);
+    assert_refused(
+        "policy = [\n'allow 443'\n'deny any'",
+        &["line 3", "not valid TOML"],
+    );
+}
+
+#[test]
+fn the_nodes_policy_is_a_list_of_rules() {
+    let content = "policy = ['allow 443/tcp; allow from 10.0.0.0/8', 'deny any']";
+    let texts = |options: RunOptions| options.policy.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let rules = ["allow 443/tcp", "allow from 10.0.0.0/8", "deny any"];
+    assert_eq!(texts(options(content, &["run"])), rules);
+    assert_eq!(
+        texts(options(content, &["run", "--policy=deny any"])),
+        ["deny any"]
+    );
+}
+
+#[test]
+fn a_bad_policy_leaves_the_one_in_force() {
+    let (file, settings) = program("policy = ['allow 443']", &["run"]);
+    let matches = settings.matches().unwrap();
+    let mut reloader = Reloader::new(settings, &matches);
+    fs::write(file.path(), "policy = ['allow 444', 'dany 80']").unwrap();
+    let error = reloader
+        .reload(|name, _| panic!("{name} is applied"))
+        .unwrap_err();
+    assert!(error.to_string().contains("not with 'dany'"), "{error}");
+    fs::write(file.path(), "policy = ['allow 444']").unwrap();
+    let mut applied = Vec::new();
+    let waiting = reloader.reload(|name, new| {
+        applied.push((name.to_owned(), new.policy[0].to_string()));
+        true
+    });
+    assert!(waiting.unwrap().is_empty());
+    assert_eq!(applied, [("policy".to_owned(), "allow 444".to_owned())]);
+}
+
 #[cfg(feature = "orchestrator")]
 #[test]
 fn a_switch_is_true_or_false() {

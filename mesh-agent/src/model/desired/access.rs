@@ -18,19 +18,24 @@ pub(super) struct Access {
     pub(super) closed: BTreeSet<Ipv4Addr>,
 }
 
-/// The access to a published port; or the rule for which the port is left to Docker's mesh. Packets to IPVS
-/// do not pass DOCKER-USER, and neither its rules nor labels are translated for it.
+/// The access to a published port, `of_node` being whom the node's own policy lets in; or the rule for which
+/// the port is left to Docker's mesh. Packets to IPVS do not pass DOCKER-USER, and neither its rules nor
+/// labels are translated for it.
 pub(super) fn access(
     local: &Local,
     own: Option<&Node>,
     key: ServiceKey,
     service: &Service,
+    of_node: Option<Arc<SourcePolicy>>,
 ) -> Result<Access, Arc<str>> {
     let of_host = host_policy(local, key)?;
     let of_clients = (!service.clients.are_all()).then(|| service.clients.rules());
     let of_interfaces = interface_policy(&service.publish_on, &local.uplinks);
     let closed = closed(&service.publish_on, &local.node, own, &local.addresses);
     if local.datapath == NodeDatapath::Ipvs {
+        if of_node.is_some() {
+            return Err("the node's own rules (setting policy), which do not hold on IPVS".into());
+        }
         if of_clients.is_some() {
             return Err("its labels mesh.allow and mesh.deny, which do not hold on IPVS".into());
         }
@@ -38,19 +43,24 @@ pub(super) fn access(
             return Err("its label mesh.publish-on, which does not hold on IPVS".into());
         }
     }
-    if of_clients.is_none() && of_interfaces.is_none() {
-        return Ok(Access {
-            policy: of_host,
-            closed,
-        });
-    }
     let of_clients = of_clients.and_then(|rules| SourcePolicy::new([(Ingress::Any, rules)]));
-    let of_labels = SourcePolicy::both(of_clients, of_interfaces);
-    let policy = SourcePolicy::both(of_host.map(Arc::unwrap_or_clone), of_labels);
-    Ok(Access {
-        policy: policy.map(Arc::new),
-        closed,
-    })
+    // Most services have one policy or none, which they share.
+    let policies = [
+        of_host,
+        of_node,
+        of_clients.map(Arc::new),
+        of_interfaces.map(Arc::new),
+    ];
+    let policy = policies
+        .into_iter()
+        .fold(None, |policy, other| match (policy, other) {
+            (Some(policy), Some(other)) => {
+                let [policy, other] = [policy, other].map(Arc::unwrap_or_clone);
+                SourcePolicy::both(Some(policy), Some(other)).map(Arc::new)
+            }
+            (policy, other) => policy.or(other),
+        });
+    Ok(Access { policy, closed })
 }
 
 fn host_policy(local: &Local, key: ServiceKey) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {

@@ -11,7 +11,7 @@ use super::{
         Settings,
     },
 };
-use crate::model::{Attached, Cluster, Local, NextHop, TaskId};
+use crate::model::{Attached, Cluster, Compiled, Local, NextHop, TaskId};
 
 /// Computes what this node's data path must look like.
 ///
@@ -49,6 +49,9 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         }
     }
     let own = cluster.nodes.get(&local.node);
+    let uplinks = local.uplinks.iter();
+    let uplinks = uplinks.map(|(name, uplink)| (name.as_str(), uplink.index));
+    let mut of_node = Compiled::new(&local.policy, uplinks.collect());
     let reachable = reachable(cluster, local);
     let unreached = unreached(cluster, local, &reachable);
     for (id, service) in &cluster.services {
@@ -68,7 +71,8 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // Swarm refuses a second service on a published port. If a source lists one all the same,
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
-                let access = access(local, own, key, service);
+                let of_node = of_node.of(key.protocol, key.port);
+                let access = access(local, own, key, service, of_node);
                 if let Err(rule) = &access {
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }

@@ -5,8 +5,8 @@ use std::{net::Ipv4Addr, sync::Arc};
 use super::*;
 use crate::model::{
     Attached, Balance, Cluster, Container, Ingress, Local, MacAddress, Node, NodeCondition, NodeDatapath,
-    NodeRole, NodeSubject, PortPolicies, PortPolicy, Protocol, PublishOn, PublishedPort, ReservedPort,
-    Service, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts, Task, TaskState,
+    NodePolicy, NodeRole, NodeSubject, PortPolicies, PortPolicy, Protocol, PublishOn, PublishedPort,
+    ReservedPort, Service, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts, Task, TaskState,
 };
 
 mod health;
@@ -166,6 +166,43 @@ fn a_services_labels_say_who_may_come_in_beside_the_hosts_firewall() {
     local.datapath = NodeDatapath::Ipvs;
     let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
     assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("mesh.allow"));
+}
+
+#[test]
+fn the_nodes_own_policy_holds_beside_labels_and_the_hosts_firewall() {
+    let (mut cluster, mut local) = pair();
+    let rules = ["deny 9200/tcp from 192.0.2.7", "allow from 198.51.100.0/24"];
+    local.policy = Arc::new(NodePolicy::new(
+        rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+    ));
+    let opening = |state: &Desired, client: &str| {
+        let policy = state.services[&WEB].policy.as_ref().unwrap();
+        policy.verdicts(Ingress::Any, client.parse().unwrap()).opening
+    };
+    let alone = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(opening(&alone, "192.0.2.7"), SourceVerdict::Drop);
+    assert_eq!(opening(&alone, "192.0.2.8"), SourceVerdict::Accept);
+    for service in cluster.services.values_mut() {
+        service.clients.allow = vec!["192.0.2.0/24".parse().unwrap()];
+    }
+    let both = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(
+        opening(&both, "192.0.2.7"),
+        SourceVerdict::Drop,
+        "a label opens nothing"
+    );
+    assert_eq!(
+        opening(&both, "198.51.100.7"),
+        SourceVerdict::Drop,
+        "nor does the policy"
+    );
+    assert_eq!(opening(&both, "192.0.2.8"), SourceVerdict::Accept);
+    for service in cluster.services.values_mut() {
+        service.clients = Default::default();
+    }
+    local.datapath = NodeDatapath::Ipvs;
+    let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("setting policy"));
 }
 
 #[test]
