@@ -32,6 +32,7 @@ mod labs;
 mod liveness;
 mod load;
 mod networks;
+mod policy;
 mod rotation;
 mod stack;
 mod wireguard;
@@ -54,6 +55,7 @@ const DEFAULT: Group = Group {
         networks::HIDDEN,
         changes::STORIES,
         host_firewall::STORIES,
+        policy::STORIES,
         hostile::STORIES,
         rotation::STORIES,
     ],

@@ -29,12 +29,12 @@ use aya::maps::{HashMap, MapData, MapError};
 use mesh_ebpf::abi::{self, Choice, Policy};
 
 use self::counters::traffic_of;
+use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
 pub(super) use self::{
     keys::service_key,
     masquerades::masquerade,
     policies::{Access, policies},
 };
-use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
 use super::{
     super::{DatapathError, Traffic},
     failed,
