@@ -12,6 +12,7 @@ use crate::{
 
 mod bpf;
 mod feed;
+mod firewall;
 mod host;
 mod ipvs;
 mod kernel;
@@ -211,6 +212,9 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
         .iter()
         .filter(|running| running.datapath.kind == DatapathKind::Ebpf);
     conclusion.extend(on_ebpf.filter_map(|running| network::unseen(&running.uplinks)));
+    if !on_ipvs {
+        conclusion.extend(firewall::limit());
+    }
     tolerate_one_failure(&mut ebpf, &mut ipvs);
     let checks = [ebpf, ipvs, common, cluster].concat();
     let interfaces = running.map(|running| running.interfaces).unwrap_or_default();

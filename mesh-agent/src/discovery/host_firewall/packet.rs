@@ -7,7 +7,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::ruleset::{Condition, Ports, Subject};
+use super::ruleset::{Condition, FIRST_CLIENT_PORT, Ports, Subject};
 use crate::model::{Prefix, Protocol, ServiceKey, Subnet};
 
 /// Docker's bridge by which the ingress network's sandbox is reached.
@@ -93,7 +93,7 @@ impl Packet<'_> {
             Subject::OriginalDestinationPorts(ports) => self.of_service(ports),
             // A rule about the ports that clients choose from is meant so. One about others is about
             // services: that an answer goes to such a port is chance.
-            Subject::DestinationPorts(ports) => Truth::of(has_all(ports, 1024)),
+            Subject::DestinationPorts(ports) => Truth::of(has_all(ports, FIRST_CLIENT_PORT)),
             Subject::SourcePorts(ports) if has_all(ports, 1) => Truth::Yes,
             Subject::SourcePorts(_) => Truth::Unknown,
             Subject::EitherPort(ports) => self.of_service(ports),

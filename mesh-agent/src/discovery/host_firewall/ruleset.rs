@@ -8,6 +8,9 @@ use crate::model::Subnet;
 /// The chain that Docker sends all traffic to containers through first, for rules of the operator.
 pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 
+/// Clients choose their ports from this one on.
+pub(super) const FIRST_CLIENT_PORT: u16 = 1024;
+
 /// The chains of one filter table, by name, each with its rules in order.
 pub(super) type Chains = BTreeMap<String, Vec<Rule>>;
 
@@ -16,6 +19,18 @@ pub(super) type Chains = BTreeMap<String, Vec<Rule>>;
 pub(super) struct Rule {
     pub(super) conditions: Vec<Condition>,
     pub(super) action: Action,
+}
+
+impl Rule {
+    /// Whether it is about packets that come from ports of services, not from those that clients choose.
+    pub(super) fn is_about_services_answers(&self) -> bool {
+        self.conditions.iter().any(|condition| match &condition.subject {
+            Subject::SourcePorts(ports) if !condition.inverted => {
+                ports.iter().all(|range| *range.end() < FIRST_CLIENT_PORT)
+            }
+            _ => false,
+        })
+    }
 }
 
 /// What a rule does.

@@ -210,12 +210,33 @@ fn ufw_docker_closes_what_ufw_does_not_open() {
     assert_eq!(policy(UFW_DOCKER, Tcp, 8443), PortPolicy::Everyone);
     check_text(UFW_DOCKER, Udp, 53, &format!("drop ::/0, {local}"));
     assert_eq!(policy(UFW_DOCKER, Udp, 40_000), PortPolicy::Everyone);
-    // Whether these come in depends on the client's port.
+    // Name servers' answers come in, and no client because it sends from their port.
+    check_text(UFW_DOCKER, Udp, 5353, &format!("drop ::/0, {local}"));
+}
+
+#[test]
+fn a_rule_about_clients_from_a_services_port_is_not_expressed_where_it_keeps_them_out() {
+    let rule = "-A DOCKER-USER -p udp --sports 19,53,123 -j DROP";
+    check_inexpressible(rule, Udp, 5353, rule);
+    assert_eq!(policy(rule, Tcp, 5353), PortPolicy::Everyone);
+    // Where it may come back to a chain that drops what it does not name, neither.
+    let rules = "-A DOCKER-USER -j answers
+                 -A answers -p udp --sports 53 -j RETURN
+                 -A answers -j ACCEPT
+                 -A DOCKER-USER -j DROP";
+    check_inexpressible(rules, Udp, 5353, "-A answers -p udp --sports 53 -j RETURN");
+    let rules = "-A DOCKER-USER -j answers
+                 -A answers -p udp --sports 53 -j ACCEPT
+                 -A DOCKER-USER -j DROP";
+    check_text(rules, Udp, 5353, "drop ::/0");
+    // Those are ports that clients have.
+    let rules = "-A DOCKER-USER -p udp --sports 1000:2000 -j ACCEPT
+                 -A DOCKER-USER -j DROP";
     check_inexpressible(
-        UFW_DOCKER,
+        rules,
         Udp,
         5353,
-        "-A DOCKER-USER -p udp --sports 53 --dports 1024:65535 -j RETURN",
+        "-A DOCKER-USER -p udp --sports 1000:2000 -j ACCEPT",
     );
 }
 

@@ -319,6 +319,15 @@ impl<'a> Walker<'a> {
                 end = outcome;
                 break;
             }
+            // A service's answers to containers and the host are let in by its port (`--sport 53`). That a
+            // client chooses such a port is chance, and no reason to come in.
+            let lets_in = match outcome {
+                End::Verdict(verdict) => verdict == SourceVerdict::Accept,
+                End::Return => depth == 0,
+            };
+            if lets_in && packet.phase != Phase::Answer && rule.is_about_services_answers() {
+                continue;
+            }
             possible.push((rule, outcome));
         }
         // To the top chain, the end of the chain and an ACCEPT are the same.
