@@ -130,6 +130,17 @@ pub struct RunOptions {
     )]
     pub flow_capacity: u32,
 
+    /// New connections to a published port per second past which a node keeps no flow entries for them until
+    /// they are open, so that a flood pushes out none of those that are about to open (eBPF); 0 for never. If
+    /// not given, an eighth of the flow capacity.
+    #[arg(
+        long,
+        env = "MESH_FLOOD_LIMIT",
+        value_name = "CONNECTIONS",
+        help_heading = "Data path"
+    )]
+    pub flood_limit: Option<u32>,
+
     /// Mount point of the bpf file system; what outlives the agent is pinned in its folder `mesh`.
     #[arg(
         long,

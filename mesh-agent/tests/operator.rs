@@ -43,6 +43,7 @@ impl Introspect for Idle {
                 name: "web".to_owned(),
                 balance: Balance::default(),
                 active: Vec::new(),
+                limits: Default::default(),
                 policy: None,
                 closed: Default::default(),
                 idle: Default::default(),

@@ -1,13 +1,18 @@
 //! The first decision at every hook: whether a packet is the mesh's, and what happens to it.
 
 use crate::{
-    abi::{Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin, OwnKey, Role},
-    breaker, flow_state, fragment,
+    abi::{
+        BACKEND_LOCAL, Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin,
+        OwnKey, Role,
+    },
+    breaker, flood,
+    flood_tables::Mark,
+    flow_state, fragment,
     frame::ReadFrame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
     ipv4, onward, open,
     parse::{Packet, Unparsed, parse},
-    reply,
+    reply, select,
     source_rules::{self, Phase},
     tables::{FlowEntry, Tables},
     tunnel,
@@ -99,6 +104,8 @@ enum ClientPacket<'a> {
     Continues { flow: FlowEntry, backend: &'a Backend },
     /// It may open a flow, and no other flow has a claim to its tuple (any more).
     Opens,
+    /// It may open a flow, and gets none: its service is past its flood limit.
+    PastLimit,
     /// TCP of a flow whose backend is gone.
     BackendGone,
     /// TCP with the tuple of a reply, or of a flow whose entry node is another one.
@@ -128,12 +135,13 @@ fn client<'a, F: ReadFrame, T: Tables>(
     if (key.destination == config.service_address) != (origin == Origin::MESH0) {
         return not_ours(hook);
     }
-    match classify(frame, tables, packet) {
+    match classify(frame, tables, packet, origin) {
         ClientPacket::Continues { flow, backend } => {
             let flow = flow_state::client_packet(tables, flow, backend, config, packet);
             onward::decide(config, hook, flow, backend)
         }
         ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),
+        ClientPacket::PastLimit => past_limit(frame, tables, config, packet, hook),
         ClientPacket::BackendGone => Decision::refuse(DropReason::BackendGone),
         ClientPacket::OtherRole => not_ours(hook),
         // The connection may be older than the mesh: the kernel knows.
@@ -168,10 +176,20 @@ fn unknown_flow<'a, F: ReadFrame, T: Tables>(
 }
 
 #[inline(always)]
-fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Packet) -> ClientPacket<'a> {
+fn classify<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    packet: &Packet,
+    origin: Origin,
+) -> ClientPacket<'a> {
     let may_open = packet.may_open_flow();
+    // Random tuples are in no table, and to find that out costs more than all the rest.
+    if origin == Origin::UPLINK && packet.is_syn() && tables.is_past_limit(&packet.key) {
+        return ClientPacket::PastLimit;
+    }
     let Some(flow) = tables.flow(&packet.key) else {
-        return if may_open {
+        // A flood may have kept its flow out of the tables.
+        return if may_open || (origin == Origin::UPLINK && tables.is_flooded()) {
             ClientPacket::Opens
         } else {
             ClientPacket::UnknownFlow
@@ -188,7 +206,10 @@ fn classify<'a, F: ReadFrame, T: Tables>(frame: &F, tables: &'a T, packet: &Pack
     match backend {
         // A SYN on a flow that is closed: the client uses its port again. While one side still sends, it is
         // its backend that knows what the SYN is. UDP flows are closed only when they are refused.
-        Some(_) if may_open && flow.is_closed() => ClientPacket::Opens,
+        // In a flood, its SYN may have passed without a flow.
+        Some(_) if flow.is_closed() && (may_open || (origin == Origin::UPLINK && tables.is_flooded())) => {
+            ClientPacket::Opens
+        }
         // The client asks once more: its backend answers nothing, or its answer would not be known as one.
         Some(backend)
             if may_open
@@ -214,7 +235,8 @@ fn is_sent_again<T: Tables>(tables: &T, flow: FlowEntry) -> bool {
     !opening.is_answered() && opening.asked_at() != Opening::time(tables.clock())
 }
 
-/// Opens a flow, if the packet is for a frontend.
+/// Opens a flow, if the packet is for a frontend. Where a flood has kept flows out of the tables, the packet
+/// may be in mid-connection.
 #[inline(always)]
 fn opens<'a, F: ReadFrame, T: Tables>(
     frame: &F,
@@ -238,14 +260,87 @@ fn opens<'a, F: ReadFrame, T: Tables>(
     let Some(service) = tables.service(index) else {
         return Decision::refuse(DropReason::NoBackend);
     };
-    let phase = Phase::Opening;
+    let may_open = packet.may_open_flow();
+    let phase = if may_open { Phase::Opening } else { Phase::Open };
     if let Some(refusal) = source_rules::refusal(frame, tables, hook, origin, key, service.policy, phase) {
         return refusal;
     }
-    match open::at_entry(frame, tables, config, key, (index, &service), origin) {
+    tables.mark(Mark::First, may_open);
+    tables.mark(Mark::Hashed, false);
+    tables.mark(Mark::Tracked, true);
+    // As for source rules, processes of the node itself are under no limit.
+    let openings = if origin == Origin::MESH0 {
+        None
+    } else {
+        tables.openings(index)
+    };
+    let span = tables.span();
+    if origin == Origin::UPLINK
+        && let Some(openings) = openings
+    {
+        tables.mark(Mark::Hashed, flood::is_recent(openings, span));
+    }
+    if !tables.is_marked(Mark::First) && !tables.is_marked(Mark::Hashed) {
+        if hook != Hook::Xdp {
+            tables.count_event(Event::FlowUnknown);
+        }
+        return Decision::PASS;
+    }
+    let Some(chosen) = select::select(tables, key, (index, &service)) else {
+        return Decision::refuse(DropReason::NoBackend);
+    };
+    if hook == Hook::Xdp && chosen.1.location == BACKEND_LOCAL && tables.is_marked(Mark::Hashed) {
+        // Left to tc, which chooses the same one, and counts it.
+        return Decision::PASS;
+    }
+    if let Some(openings) = openings
+        && let Err(reason) = flood::admit(tables, openings, span, index, packet, origin)
+    {
+        return Decision::drop(reason);
+    }
+    match open::at_entry(frame, tables, config, packet, index, origin, chosen) {
         Ok((flow, backend)) => onward::decide(config, hook, flow, backend),
         Err(reason @ (DropReason::NoBackend | DropReason::Undeliverable)) => Decision::refuse(reason),
         Err(reason) => Decision::drop(reason),
+    }
+}
+
+/// Sends a SYN on without a flow: its service is past its flood limit in this span. The same as [`opens`]
+/// comes to, with the least work, as it is done for each packet of a flood.
+#[inline(always)]
+fn past_limit<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+    hook: Hook,
+) -> Decision<'a> {
+    let key = &packet.key;
+    let Some(index) = tables.frontend(&FrontendKey::dialled(key)) else {
+        return not_ours(hook);
+    };
+    if is_martian(frame, key) {
+        return Decision::drop(DropReason::Martian);
+    }
+    let Some(service) = tables.service(index) else {
+        return Decision::refuse(DropReason::NoBackend);
+    };
+    let (origin, phase) = (Origin::UPLINK, Phase::Opening);
+    if let Some(refusal) = source_rules::refusal(frame, tables, hook, origin, key, service.policy, phase) {
+        return refusal;
+    }
+    let Some(chosen) = select::by_hash(tables, key, (index, &service)) else {
+        return Decision::refuse(DropReason::NoBackend);
+    };
+    if hook == Hook::Xdp && chosen.1.location == BACKEND_LOCAL {
+        return Decision::PASS;
+    }
+    if let Err(reason) = flood::admit_past_limit(tables, index, key) {
+        return Decision::drop(reason);
+    }
+    match open::untracked(tables, config, key, chosen) {
+        Some(flow) => onward::decide(config, hook, flow, chosen.1),
+        None => Decision::drop(DropReason::FlowTableFull),
     }
 }
 

@@ -106,8 +106,9 @@ fn note<T: Tables>(
     {
         forward.backend_is(progress);
     }
+    // A backend that sends anything but a SYN has had the client's acknowledgement of its own.
     if is_first
-        && packet.key.protocol != u32::from(PROTOCOL_TCP)
+        && packet.tcp_flags & TCP_SYN == 0
         && let Some(backend) = tables.backend(flow.backend())
     {
         open(

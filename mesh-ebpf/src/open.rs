@@ -3,13 +3,16 @@
 use crate::{
     abi::{
         BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Opening,
-        Origin, Role, Service,
+        Origin, Role, untracked_slot,
     },
     breaker,
     bytes::{Be16, Be32},
+    flood,
+    flood_tables::Mark,
     flow_state::forward_key,
     frame::ReadFrame,
     headers::Geneve,
+    parse::Packet,
     select,
     tables::{FlowEntry, InsertError, Tables},
 };
@@ -27,15 +30,16 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
-    key: &FlowKey,
-    service: (u32, &Service),
+    packet: &Packet,
+    service: u32,
     origin: Origin,
+    chosen: (u32, &'a Backend),
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
-    let chosen = select::select(tables, key, service).ok_or(DropReason::NoBackend)?;
-    let (index, backend) = if is_there(frame, tables, chosen) {
+    let key = &packet.key;
+    let (index, backend) = if !tables.is_marked(Mark::Tracked) || is_there(frame, tables, chosen) {
         chosen
     } else {
-        select::another(tables, key, service.0, chosen.0, false)
+        select::another(tables, key, service, chosen.0, false)
             .filter(|other| is_there(frame, tables, *other))
             .ok_or(DropReason::Undeliverable)?
     };
@@ -50,9 +54,42 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
         flow.presented.address = config.node_address;
     }
     let entry = insert(tables, key, &mut flow, backend)?;
-    tables.count_connection(index);
-    breaker::asked(tables, config, key, origin, (index, backend));
+    if tables.is_marked(Mark::Tracked) {
+        tables.count_connection(index);
+        if tables.is_marked(Mark::First) {
+            breaker::asked(tables, config, key, origin, (index, backend));
+        }
+    }
     Ok((entry, backend))
+}
+
+/// Prepares a packet of the network's for its backend without a flow.
+#[inline(always)]
+pub fn untracked<T: Tables>(
+    tables: &T,
+    config: &Config,
+    key: &FlowKey,
+    (index, backend): (u32, &Backend),
+) -> Option<FlowEntry> {
+    let mut flow = new_flow(config, key, index, backend, Origin::UPLINK);
+    if backend.location == BACKEND_LOCAL {
+        if let Some(source) = tables.masquerade(backend.interface, flow.presented.address) {
+            flow.presented.address = source;
+        }
+        keep_untracked(tables, &mut flow, backend, key.protocol);
+    }
+    flow.role = Role::FORWARD;
+    tables.count_event(Event::FlowUntracked);
+    tables.stage(&flow)
+}
+
+/// Keeps what translates the replies of a flow that has no entries.
+#[inline(always)]
+fn keep_untracked<T: Tables>(tables: &T, flow: &mut Flow, backend: &Backend, protocol: u32) {
+    flow.role = Role::REPLY;
+    let container = Endpoint::new(backend.address, backend.target_port);
+    let reply = FlowKey::between(container, flow.presented, protocol);
+    tables.keep_untracked(untracked_slot(&reply), flow);
 }
 
 /// Moves a flow on its entry node to another backend, because the node of its own could not deliver its
@@ -69,6 +106,7 @@ pub fn elsewhere<'a, F: ReadFrame, T: Tables>(
     service: u32,
     from: FlowEntry,
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
+    tables.mark(Mark::Tracked, true);
     // The first time also to one that does not answer: it may again.
     let must_answer = from.opening().moves() != 0;
     let (index, backend) = select::another(tables, key, service, from.backend(), must_answer)
@@ -114,11 +152,12 @@ pub fn at_backend<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
     config: &Config,
-    key: &FlowKey,
+    packet: &Packet,
     geneve: &Geneve,
     origin: Origin,
     peer: (u32, Be32),
 ) -> Result<(FlowEntry, &'a Backend), DropReason> {
+    let key = &packet.key;
     let name = BackendKey {
         address: geneve.backend_address,
         port: key.destination_port,
@@ -126,11 +165,11 @@ pub fn at_backend<'a, F: ReadFrame, T: Tables>(
     };
     let index = tables.backend_index(&name).ok_or(DropReason::UnknownBackend)?;
     let backend = tables.backend(index).ok_or(DropReason::UnknownBackend)?;
-    if !is_named(backend, geneve)
-        || backend.location != BACKEND_LOCAL
-        || backend.generation == 0
-        || !frame.has_interface(backend.interface)
-    {
+    if !is_named(backend, geneve) || backend.location != BACKEND_LOCAL || backend.generation == 0 {
+        return Err(DropReason::UnknownBackend);
+    }
+    flood::admit_forwarded(tables, backend.service, packet)?;
+    if tables.is_marked(Mark::Tracked) && !frame.has_interface(backend.interface) {
         return Err(DropReason::UnknownBackend);
     }
     let mut flow = Flow {
@@ -169,7 +208,8 @@ pub fn is_named(backend: &Backend, geneve: &Geneve) -> bool {
         && backend.tag == { geneve.backend_tag }
 }
 
-/// Inserts the flow's entries, the one for replies first, so that a reply always finds it.
+/// Inserts the flow's entries, the one for replies first, so that a reply always finds it. A flow that is
+/// not [`Mark::Tracked`] gets none: only its replies' translation is kept for the moment.
 #[inline(always)]
 fn insert<T: Tables>(
     tables: &T,
@@ -182,23 +222,28 @@ fn insert<T: Tables>(
         if let Some(source) = tables.masquerade(backend.interface, flow.presented.address) {
             flow.presented.address = source;
         }
-        claim(
-            tables,
-            flow,
-            Role::REPLY,
-            Endpoint::new(backend.address, backend.target_port),
-            key.protocol,
-        )?;
+        let container = Endpoint::new(backend.address, backend.target_port);
+        if tables.is_marked(Mark::Tracked) {
+            claim(tables, flow, Role::REPLY, container, key.protocol)?;
+        } else {
+            keep_untracked(tables, flow, backend, key.protocol);
+        }
     } else if flow.presented != flow.client {
         claim(tables, flow, Role::ALIAS, flow.frontend, key.protocol)?;
     }
     flow.role = Role::FORWARD;
-    match tables.add_flow(key, flow) {
-        Err(InsertError::Exists) => tables.put_flow(key, flow),
-        added => added,
+    if tables.is_marked(Mark::Tracked) {
+        match tables.add_flow(key, flow) {
+            Err(InsertError::Exists) => tables.put_flow(key, flow),
+            added => added,
+        }
+        .map_err(|_| DropReason::FlowTableFull)?;
+    } else {
+        tables.count_event(Event::FlowUntracked);
     }
-    .map_err(|_| DropReason::FlowTableFull)?;
-    tables.half_open_entry(key).ok_or(DropReason::FlowTableFull)
+    // Not looked up again: a look-up right after an insertion makes the kernel keep entries that no packet
+    // follows, at the cost of those that one does.
+    tables.stage(flow).ok_or(DropReason::FlowTableFull)
 }
 
 /// Claims the tuple that identifies this flow on the backend's side: with the client's own port if no

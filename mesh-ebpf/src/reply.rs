@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{Config, Role},
-    flow_state,
+    flood, flow_state,
     parse::Packet,
     tables::Tables,
     verdict::Decision,
@@ -15,9 +15,12 @@ pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) ->
     if !tables.is_backend_port(packet.key.protocol as u8, packet.key.source_port.get()) {
         return None;
     }
-    let flow = tables
-        .flow(&packet.key)
-        .filter(|flow| flow.role() == Role::REPLY)?;
+    let Some(flow) = tables.flow(&packet.key) else {
+        return flood::flow_of_reply(tables, packet).map(Decision::reply);
+    };
+    if flow.role() != Role::REPLY {
+        return None;
+    }
     let current = tables.backend_of(flow).is_some();
     if !current {
         // The container that had this address is gone: another one sends this.

@@ -3,6 +3,8 @@
 use crate::{
     abi::{Backend, Choice, FlowKey, Service},
     breaker,
+    flood_tables::Mark,
+    hash::mix,
     tables::Tables,
 };
 
@@ -12,6 +14,8 @@ const ATTEMPTS: u32 = 8;
 
 /// Chooses a slot of the service's ring, and with it the backend, for a flow whose first packet has
 /// the tuple `key`. `None` when the service has no active backend.
+///
+/// [`Mark::Hashed`]: the packet may get no flow, and the next one must have the same backend.
 #[inline(always)]
 pub fn select<'a, T: Tables>(
     tables: &'a T,
@@ -21,15 +25,11 @@ pub fn select<'a, T: Tables>(
     if service.ring_length == 0 {
         return None;
     }
+    if tables.is_marked(Mark::Hashed) {
+        return by_hash(tables, key, (index, service));
+    }
     let chosen = match service.choice {
-        Choice::HASH_ENDPOINT => {
-            let port = u32::from(key.source_port.get());
-            hashed(
-                tables,
-                service,
-                mix(key.source.get() ^ mix(port | key.protocol << 16)),
-            )?
-        }
+        Choice::HASH_ENDPOINT => hashed(tables, service, endpoint_hash(key))?,
         Choice::HASH_ADDRESS => hashed(tables, service, mix(key.source.get()))?,
         Choice::LEAST => least(tables, service, index)?,
         _ => at(tables, service, tables.rotate(index) % service.ring_length)?,
@@ -43,6 +43,38 @@ pub fn select<'a, T: Tables>(
         tables.add_load(chosen);
     }
     active(tables, index, chosen)
+}
+
+/// Chooses a backend by a hash of the client's address and port, or of its address alone where the service
+/// does that: all packets of a flow get the same one without a flow.
+#[inline(always)]
+pub fn by_hash<'a, T: Tables>(
+    tables: &'a T,
+    key: &FlowKey,
+    (index, service): (u32, &Service),
+) -> Option<(u32, &'a Backend)> {
+    if service.ring_length == 0 {
+        return None;
+    }
+    let hash = if service.choice == Choice::HASH_ADDRESS {
+        mix(key.source.get())
+    } else {
+        endpoint_hash(key)
+    };
+    let chosen = hashed(tables, service, hash)?;
+    let chosen = if breaker::is_open(tables, chosen) {
+        passed_over(tables, service, key, chosen)
+    } else {
+        chosen
+    };
+    active(tables, index, chosen)
+}
+
+/// A hash of a client's address and port.
+#[inline(always)]
+fn endpoint_hash(key: &FlowKey) -> u32 {
+    let port = u32::from(key.source_port.get());
+    mix(key.source.get() ^ mix(port | key.protocol << 16))
 }
 
 /// A backend that answers, instead of one that does not; the same one if no other answers, or if it is not of
@@ -147,16 +179,6 @@ fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
         }
     }
     Some(chosen)
-}
-
-/// Lets every bit affect all others (MurmurHash3's finalizer).
-#[inline(always)]
-pub fn mix(mut bits: u32) -> u32 {
-    bits ^= bits >> 16;
-    bits = bits.wrapping_mul(0x85eb_ca6b);
-    bits ^= bits >> 13;
-    bits = bits.wrapping_mul(0xc2b2_ae35);
-    bits ^ bits >> 16
 }
 
 #[cfg(test)]

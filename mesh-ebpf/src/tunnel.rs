@@ -2,7 +2,10 @@
 //! or client they go.
 
 use crate::{
-    abi::{BACKEND_REMOTE, Backend, Config, DropReason, FrontendKey, Hook, Opening, Origin, Role},
+    abi::{
+        BACKEND_REMOTE, Backend, BackendKey, Config, DropReason, Endpoint, Flow, FlowKey, FrontendKey, Hook,
+        Opening, Origin, Role,
+    },
     bytes::Be32,
     encapsulation::outer_length,
     flow_state, fragment,
@@ -207,7 +210,7 @@ fn forwarded<'a, F: ReadFrame, T: Tables>(
         return Decision::deliver(flow, backend, true);
     }
     // There is no flow, or its entry node has chosen another backend, or it has another entry node now.
-    match open::at_backend(frame, tables, config, &packet.key, geneve, origin, peer) {
+    match open::at_backend(frame, tables, config, packet, geneve, origin, peer) {
         Ok((flow, backend)) => Decision::deliver(flow, backend, true),
         // The entry node can choose another backend.
         Err(reason) => Decision::send_back(peer.0, reason),
@@ -289,7 +292,10 @@ fn reply<'a, T: Tables>(
 ) -> Decision<'a> {
     let key = packet.key.reversed();
     let Some(flow) = tables.flow(&key) else {
-        return Decision::drop(DropReason::UnknownFlow);
+        return match flow_of_untracked_reply(tables, &key, geneve, peer) {
+            Some(flow) => Decision::deliver_reply(flow),
+            None => Decision::drop(DropReason::UnknownFlow),
+        };
     };
     if flow.role() == Role::REPLY || flow.origin().is_tunnel() {
         return Decision::drop(DropReason::UnknownFlow);
@@ -307,6 +313,41 @@ fn reply<'a, T: Tables>(
     }
     let flow = flow_state::backend_packet(tables, &key, flow, config, packet);
     Decision::deliver_reply(flow)
+}
+
+/// The flow of a remote backend's reply that has no entries. `key` is of its client's packets.
+#[inline(always)]
+fn flow_of_untracked_reply<T: Tables>(
+    tables: &T,
+    key: &FlowKey,
+    geneve: &Geneve,
+    peer: u32,
+) -> Option<FlowEntry> {
+    if !tables.is_flooded() {
+        return None;
+    }
+    let name = BackendKey {
+        address: geneve.backend_address,
+        port: key.destination_port,
+        protocol: key.protocol as u16,
+    };
+    let index = tables.backend_index(&name)?;
+    let backend = tables.backend(index)?;
+    if backend.generation == 0 || !is_sender(backend, geneve, peer) {
+        return None;
+    }
+    let client = Endpoint::new(key.source, key.source_port);
+    tables.stage(&Flow {
+        frontend: Endpoint::new(key.destination, key.destination_port),
+        client,
+        presented: client,
+        backend: index,
+        generation: backend.generation,
+        peer,
+        origin: Origin::UPLINK,
+        role: Role::FORWARD,
+        ..Flow::default()
+    })
 }
 
 #[cfg(test)]

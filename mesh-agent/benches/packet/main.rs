@@ -19,7 +19,10 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, Xdp},
 };
 use clap::Parser;
-use mesh_agent::{datapath::Traffic, model::Location};
+use mesh_agent::{
+    datapath::Traffic,
+    model::{Limits, Location},
+};
 use mesh_agent_testing::{
     cluster::{NODE, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container},
     frames::{ACK, Packet, REPLY, SYN},
@@ -38,6 +41,14 @@ const FLOW_CAPACITY: u32 = 262_144;
 const WRAPPER_INVERSE: u32 = 0x2f51;
 /// Parts in which they are opened, each less than the table of half-open flows holds.
 const PARTS: u32 = 8;
+/// The row of how many open flows survive the row of new ones.
+const SURVIVORS: &str = "survivors of the new flows, percent";
+/// Past it at once: flows get no entries.
+const FLOODED: Limits = Limits {
+    max_new: None,
+    max_new_per_source: None,
+    flood: Some(1),
+};
 /// A mask of the wrapper's counter under which no flow number repeats.
 const NEVER_AGAIN: u32 = 0x7fff_ffff;
 /// Repetitions of a measurement.
@@ -99,6 +110,8 @@ enum Claim {
     Out,
     /// Open a flow for each.
     New,
+    /// The same, without entries but for the first of a second.
+    Untracked,
     /// Leave the counters alone.
     Nothing,
 }
@@ -122,7 +135,7 @@ impl<'a> Bench<'a> {
             Backend::Remote => node.serving(Location::Remote(PEER)),
             Backend::Local => node.serving(node.local()),
         };
-        node.apply(&state);
+        node.apply(&Node::without_flood_limit(&state));
         let mut take = |name: &str| {
             let map = node.datapath().object().take_map(name);
             map.unwrap_or_else(|| panic!("the object has no map {name}: was it built for this?"))
@@ -228,6 +241,24 @@ impl<'a> Bench<'a> {
                     flows: 0,
                     ns: ns - base - resize + empty,
                 });
+                samples.push(Sample {
+                    name: SURVIVORS,
+                    flows: MANY,
+                    ns: f64::from(self.survivors()) * 100.0 / f64::from(MANY),
+                });
+                let state = self.node.state().clone();
+                self.node.apply(&Node::limited(&state, FLOODED));
+                // An answer: otherwise each new flow looks for another backend.
+                self.node.connect(WEB, CLIENT);
+                let ns = self.claim(Claim::Untracked, |bench| {
+                    bench.xdp("bench_plain", "mesh_xdp", &syn, NEVER_AGAIN, REPEAT, XDP_TX)
+                });
+                self.node.apply(&state);
+                samples.push(Sample {
+                    name: "new flow past the flood limit",
+                    flows: 0,
+                    ns: ns - base - resize + empty,
+                });
             }
             Backend::Local => {
                 for _ in 0..PARTS {
@@ -276,6 +307,16 @@ impl<'a> Bench<'a> {
         samples
     }
 
+    /// How many of the open flows are still known.
+    fn survivors(&self) -> u32 {
+        let folder = self.node.pins().join(format!("v{VERSION}"));
+        let data = MapData::from_pin(folder.join("FLOWS")).expect("the map is pinned");
+        let map: HashMap<MapData, FlowKey, Flow> = Map::from_map_data(data)
+            .and_then(TryInto::try_into)
+            .expect("a hash map of flows");
+        map.keys().filter(Result::is_ok).count() as u32
+    }
+
     /// Makes the half-open flows open ones, as if they had been answered.
     fn open_asked(&mut self) {
         let folder = self.node.pins().join(format!("v{VERSION}"));
@@ -319,6 +360,12 @@ impl<'a> Bench<'a> {
             Claim::New => {
                 expected.packets_in += packets;
                 expected.connections_total += packets;
+            }
+            Claim::Untracked => {
+                let tracked = after.connections_total - before.connections_total;
+                assert!(tracked < 5, "{tracked} flows have got entries");
+                expected.packets_in += packets;
+                expected.connections_total += tracked;
             }
             Claim::Nothing => {}
         }

@@ -134,6 +134,7 @@ pub(crate) mod fixture {
             clients: crate::model::Clients::default(),
             idle: crate::model::IdleLimits::default(),
             publish_on: crate::model::PublishOn::default(),
+            limits: crate::model::Limits::default(),
             invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {
@@ -216,6 +217,8 @@ pub(crate) mod fixture {
             flows_not_opened: 3,
             unknown_flows: 11,
             answers_suppressed: 13,
+            untracked_packets: 17,
+            flooded: std::collections::BTreeSet::new(),
             unanswered: BTreeMap::new(),
             open: BTreeMap::new(),
             packets_sent_back: 5,

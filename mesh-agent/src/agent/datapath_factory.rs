@@ -85,6 +85,7 @@ impl NodeDatapathFactory {
             xdp: options.xdp,
             tc: options.tc,
             flow_capacity: options.flow_capacity,
+            flood_limit: options.flood_limit,
             geneve_port: options.geneve_port,
             service_address: options.service_address,
             // No namespace has the cookie 0: no local process is served, instead of all of them.

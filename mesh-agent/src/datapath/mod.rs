@@ -1,7 +1,10 @@
 //! The packet path behind one trait, [`Datapath`], and what it reports. Imports the model and the plan; aya's
 //! types stay inside `ebpf`.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -212,6 +215,10 @@ pub struct Counters {
     /// TCP packets in mid-connection to published ports, of flows that this node does not know: left to the
     /// kernel.
     pub unknown_flows: u64,
+    /// Packets of flooded services that were forwarded without flow entries.
+    pub untracked_packets: u64,
+    /// Services that have had more new flows in the last second than their flood limit.
+    pub flooded: BTreeSet<ServiceKey>,
     /// RST and ICMP errors that were not made, as there were too many.
     pub answers_suppressed: u64,
     /// Packets of peers that this node could not deliver, and sent back to them.

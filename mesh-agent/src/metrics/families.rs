@@ -250,6 +250,24 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         "RST and ICMP errors that the mesh did not send, as it had sent thousands in that second.",
     );
     sample(&mut suppressed, Vec::new(), counters.answers_suppressed);
+    let mut untracked = counter(
+        "mesh_untracked_packets_total",
+        "Packets of new connections that were forwarded without flow entries, because their service had more of \
+         them in that second than --flood-limit or its label mesh.flood-limit.",
+    );
+    sample(&mut untracked, Vec::new(), counters.untracked_packets);
+    let mut flooded = gauge(
+        "mesh_service_flooded",
+        "1 while the service gets more new connections per second at this node than its flood limit.",
+    );
+    for (key, service) in &view.desired.services {
+        let is_flooded = counters.flooded.contains(key);
+        sample(
+            &mut flooded,
+            service_labels(*key, &service.name),
+            u64::from(is_flooded),
+        );
+    }
     let mut sent_back = counter(
         "mesh_packets_sent_back_total",
         "Packets of other nodes for backends that this node could not deliver to (mesh_drops_total says why), and \
@@ -343,6 +361,8 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         not_opened,
         unknown,
         suppressed,
+        untracked,
+        flooded,
         sent_back,
         moved,
         modes,

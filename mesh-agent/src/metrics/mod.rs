@@ -164,6 +164,7 @@ mod tests {
             "mesh_flows_not_opened_total 3".to_owned(),
             "mesh_unknown_flow_packets_total 11".to_owned(),
             "mesh_answers_suppressed_total 13".to_owned(),
+            "mesh_untracked_packets_total 17".to_owned(),
             "mesh_packets_sent_back_total 5".to_owned(),
             "mesh_flows_moved_total 6".to_owned(),
             r#"mesh_datapath_info{datapath="ebpf",reason="eth0: XDP is off",rung="tc"} 1"#.to_owned(),

@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Balance, Clients, Drained, FailedChecks, HealthCheck, IdleLimits, KeyId, NodeDatapath, NodeSubject,
-    PublishOn,
+    Balance, Clients, Drained, FailedChecks, HealthCheck, IdleLimits, KeyId, Limits, NodeDatapath,
+    NodeSubject, PublishOn,
 };
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
@@ -182,6 +182,9 @@ pub struct Service {
     /// Where its ports are published (label `mesh.publish-on`).
     #[serde(default, skip_serializing_if = "PublishOn::is_everywhere")]
     pub publish_on: PublishOn,
+    /// How many new connections it takes.
+    #[serde(default, skip_serializing_if = "Limits::are_default")]
+    pub limits: Limits,
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid_labels: Vec<String>,

@@ -73,6 +73,7 @@ pub(super) fn snapshot(
             clients: labels.clients,
             idle: labels.idle,
             publish_on: labels.publish_on,
+            limits: labels.limits,
             health: labels.health,
             invalid_labels: labels.errors.iter().map(labels::LabelError::to_string).collect(),
         };

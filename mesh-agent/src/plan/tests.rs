@@ -89,7 +89,7 @@ prop_compose! {
             state.peers.insert(peer, hop);
         }
         for (key, (id, backends)) in services {
-            let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![], policy: None, closed: [].into(), idle: IdleLimits::default() };
+            let mut entry = ServiceEntry { id: format!("service{id}"), name: "web".into(), balance: Balance::default(), active: vec![], limits: Default::default(), policy: None, closed: [].into(), idle: IdleLimits::default() };
             for (address, location, active, task) in backends {
                 let backend_key = BackendKey { service: key, address };
                 let state_of = if active { BackendState::Active } else { BackendState::Draining };

@@ -3,11 +3,12 @@
 mod clients;
 mod health;
 mod idle_limits;
+mod limits;
 mod publish_on;
 
 use crate::{
     docker::api::Labels,
-    model::{Algorithm, Balance, Clients, HealthCheck, IdleLimits, PublishOn, PublishedPort},
+    model::{Algorithm, Balance, Clients, HealthCheck, IdleLimits, Limits, PublishOn, PublishedPort},
 };
 
 /// On a service: the balancing algorithm.
@@ -41,6 +42,7 @@ pub(crate) struct ServiceLabels {
     pub(crate) clients: Clients,
     pub(crate) idle: IdleLimits,
     pub(crate) publish_on: PublishOn,
+    pub(crate) limits: Limits,
     /// The invalid ones.
     pub(crate) errors: Vec<LabelError>,
 }
@@ -69,13 +71,15 @@ fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> Service
     let (clients, of_clients) = clients::clients(name, labels);
     let (idle, of_idle) = idle_limits::idle_limits(name, labels);
     let (publish_on, of_publish_on) = publish_on::publish_on(name, labels);
+    let (limits, of_limits) = limits::limits(name, labels);
     ServiceLabels {
         balance,
         health: None,
         clients,
         idle,
         publish_on,
-        errors: [of_balance, errors, of_clients, of_idle, of_publish_on].concat(),
+        limits,
+        errors: [of_balance, errors, of_clients, of_idle, of_publish_on, of_limits].concat(),
     }
 }
 

@@ -56,6 +56,7 @@ pub fn serve(state: &mut Desired, key: ServiceKey, backends: &[(u8, Location)]) 
         name: "web".to_owned(),
         balance: Balance::default(),
         active: Vec::new(),
+        limits: Default::default(),
         policy: None,
         closed: Default::default(),
         idle: Default::default(),

@@ -17,8 +17,8 @@ use mesh_agent::{
     },
     host_facts::find_cgroup2,
     model::{
-        BackendKey, Container, Desired, HostInterface, Location, MacAddress, NextHop, ReturnMode, ServiceKey,
-        desired::Settings,
+        BackendKey, Container, Desired, HostInterface, Limits, Location, MacAddress, NextHop, ReturnMode,
+        ServiceKey, desired::Settings,
     },
     plan::plan,
 };
@@ -126,6 +126,7 @@ impl Node {
             xdp: XdpChoice::Native,
             tc: TcChoice::Auto,
             flow_capacity,
+            flood_limit: None,
             geneve_port: 6081,
             service_address: SERVICE_ADDRESS,
             netns_cookie: 0,
@@ -166,6 +167,26 @@ impl Node {
             None => EbpfDatapath::load(options)?,
         });
         Ok(())
+    }
+
+    /// A state in which services have these limits of new flows.
+    #[must_use]
+    pub fn limited(state: &Desired, limits: Limits) -> Desired {
+        let mut state = state.clone();
+        for service in state.services.values_mut() {
+            service.limits = limits;
+        }
+        state
+    }
+
+    /// The same without a flood limit.
+    #[must_use]
+    pub fn without_flood_limit(state: &Desired) -> Desired {
+        let limits = Limits {
+            flood: Some(0),
+            ..Limits::default()
+        };
+        Self::limited(state, limits)
     }
 
     /// How the data path is loaded the next time.

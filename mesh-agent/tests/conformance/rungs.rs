@@ -236,6 +236,7 @@ impl Rung {
                     xdp,
                     tc,
                     flow_capacity: 16_384,
+                    flood_limit: None,
                     geneve_port: TUNNEL_PORT,
                     service_address: SERVICE_ADDRESS,
                     netns_cookie: mesh_agent::host_facts::own_netns_cookie()

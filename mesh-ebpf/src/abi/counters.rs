@@ -96,11 +96,16 @@ pub enum DropReason {
     SourceDenied = 19,
     /// A client that those rules reject; TCP is answered with RST, UDP with ICMP.
     SourceRejected = 20,
+    /// The first packet of a connection past the service's limit of new ones (label
+    /// `mesh.max-new-connections`).
+    MaxNewConnections = 21,
+    /// The same past the limit of one client (label `mesh.max-new-connections-per-source`).
+    MaxNewConnectionsPerSource = 22,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Martian,
         Self::BadLength,
         Self::Truncated,
@@ -122,6 +127,8 @@ impl DropReason {
         Self::NoKey,
         Self::SourceDenied,
         Self::SourceRejected,
+        Self::MaxNewConnections,
+        Self::MaxNewConnectionsPerSource,
     ];
 
     /// The name in metrics.
@@ -148,6 +155,8 @@ impl DropReason {
             Self::NoKey => "no_key",
             Self::SourceDenied => "source_denied",
             Self::SourceRejected => "source_rejected",
+            Self::MaxNewConnections => "max_new_connections",
+            Self::MaxNewConnectionsPerSource => "max_new_connections_per_source",
         }
     }
 }
@@ -180,10 +189,12 @@ pub enum Event {
     FlowUnknown = 5,
     /// A RST or an ICMP error was not made, as there were too many.
     AnswerSuppressed = 6,
+    /// A packet of a flooded service was forwarded, and its flow got no entries.
+    FlowUntracked = 7,
 }
 
 /// Number of event counters.
-pub const EVENT_COUNTERS: u32 = 7;
+pub const EVENT_COUNTERS: u32 = 8;
 
 const _: () = assert!(size_of::<BackendCounters>() == 40);
 

@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 29] = [
+pub const LAYOUTS: [(&str, u32); 36] = [
     ("ANSWERED", 7),
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
@@ -15,9 +15,10 @@ pub const LAYOUTS: [(&str, u32); 29] = [
     ("CONFIG", 4),
     ("DATAGRAMS", 7),
     ("DIALLED", 4),
-    ("DROPS", 7),
+    ("DROPS", 8),
     ("EVENTS", 4),
     ("EXCEPTIONAL", 7),
+    ("FLOOD", 8),
     ("FLOWS", 6),
     ("FRONTENDS", 4),
     ("HALF_OPEN", 6),
@@ -25,14 +26,20 @@ pub const LAYOUTS: [(&str, u32); 29] = [
     ("KEYED", 5),
     ("KEYS", 5),
     ("LOADS", 4),
+    ("MARKS", 8),
     ("MASQUERADES", 5),
     ("NEXT_HOPS", 5),
+    ("OPENINGS", 8),
     ("OWN_DATAGRAMS", 7),
+    ("PAST_LIMIT", 8),
     ("PEER_INDEX", 4),
     ("PORT_FILTER", 4),
     ("RING", 4),
     ("ROTATION", 4),
     ("SCRATCH", 7),
     ("SERVICES", 4),
+    ("SOURCE_OPENINGS", 8),
     ("SOURCE_RULES", 7),
+    ("STAGED", 8),
+    ("UNTRACKED", 8),
 ];

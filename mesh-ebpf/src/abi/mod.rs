@@ -15,6 +15,7 @@ mod fragment;
 mod keys;
 mod layout;
 mod masquerade;
+mod openings;
 #[cfg(feature = "agent")]
 mod pod;
 mod service;
@@ -35,11 +36,14 @@ pub use fragment::{
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
 pub use masquerade::Masquerade;
+pub use openings::{
+    FLOOD_MEMORY, MAX_SOURCES, MAX_UNTRACKED, Openings, SourceKey, SourceOpenings, span, untracked_slot,
+};
 pub use service::{Choice, FrontendKey, Service};
 pub use source_rule::{Policy, SourceRule, SourceVerdict, SourceVerdicts};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

@@ -2,7 +2,7 @@
 
 use super::{
     Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Keys, Load,
-    Masquerade, NextHop, Service, SourceRule, SourceVerdicts,
+    Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 
@@ -27,6 +27,7 @@ pod!(
     Load,
     Masquerade,
     NextHop,
+    Openings,
     Service,
     SourceRule,
     SourceVerdicts,

@@ -10,6 +10,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod flood_maps;
 mod maps;
 mod socket;
 mod tc;

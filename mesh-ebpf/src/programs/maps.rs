@@ -143,7 +143,7 @@ fn add(map: &PerCpuArray<u64>, index: u32) {
 /// # Safety
 /// `counter` must point to an aligned u64 that stays writable.
 #[inline(always)]
-unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
+pub(crate) unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
     // SAFETY: this function's contract.
     unsafe {
         asm!("{value} = atomic_fetch_add((u64 *)({counter} + 0), {value})",
@@ -154,7 +154,7 @@ unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
 
 /// The entry behind a pointer into one of the flow tables.
 #[inline(always)]
-fn entry(pointer: *mut Flow) -> Option<FlowEntry> {
+pub(crate) fn entry(pointer: *mut Flow) -> Option<FlowEntry> {
     // SAFETY: a map value stays readable and writable until the program ends. Both maps are preallocated:
     // an entry that is removed meanwhile may hold another flow at once, of which the program then reads or
     // writes a field or two. It holds plain integers only.

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+mod flood;
 mod frame;
 mod memory;
 mod packets;

@@ -8,7 +8,10 @@ use std::{
     net::Ipv4Addr,
 };
 
-use super::memory::{Flows, Memory};
+use super::{
+    flood::FloodMemory,
+    memory::{Flows, Memory},
+};
 use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
@@ -137,6 +140,7 @@ pub(crate) struct TestTables {
     pub(crate) clock: Cell<u64>,
     random: Cell<u32>,
     fixed_random: Cell<Option<u32>>,
+    pub(super) flood: FloodMemory,
     /// How often a breaker was looked up.
     pub(crate) breaker_look_ups: Cell<u32>,
 }
@@ -366,7 +370,7 @@ impl Tables for TestTables {
             .wrapping_mul(747_796_405)
             .wrapping_add(2_891_336_453);
         self.random.set(next);
-        crate::select::mix(next)
+        crate::hash::mix(next)
     }
 
     fn frontend(&self, key: &FrontendKey) -> Option<u32> {

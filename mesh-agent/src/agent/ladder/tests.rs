@@ -184,6 +184,7 @@ fn state(_: DatapathKind) -> Desired {
         name: "web".into(),
         balance: Default::default(),
         active: Vec::new(),
+        limits: Default::default(),
         policy: None,
         closed: Default::default(),
         idle: Default::default(),

@@ -314,6 +314,7 @@ mod tests {
                 name: format!("web{port}"),
                 balance: Default::default(),
                 active,
+                limits: Default::default(),
                 policy: None,
                 closed: Default::default(),
                 idle: Default::default(),

@@ -1,6 +1,20 @@
 //! The clock that flows are dated by.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use mesh_ebpf::abi::span;
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_gettime},
+};
+
+/// The present span of the counts of new flows.
+pub(super) fn present_span() -> u64 {
+    // The kernel's own clock, as the programs read it; it can always be read.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or(TimeSpec::new(0, 0));
+    let nanoseconds = Duration::from(now).as_nanos();
+    span(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+}
 
 /// The flows' clock, in seconds: continues from where the last agent left it.
 pub(super) struct Clock {

@@ -7,7 +7,7 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, Flow, FlowKey, FrontendKey,
-        Hook, Keys, Load, Masquerade, NextHop, Service, SourceRule, SourceVerdicts, drop_index,
+        Hook, Keys, Load, Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts, drop_index,
     },
     bytes::Be32,
 };
@@ -24,6 +24,7 @@ pub(super) struct Maps {
     pub(super) backend_ports: Array<MapData, u64>,
     pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
     pub(super) services: HashMap<MapData, u32, Service>,
+    pub(super) openings: Array<MapData, Openings>,
     pub(super) ring: Array<MapData, u32>,
     pub(super) loads: Array<MapData, Load>,
     breakers: Array<MapData, Breaker>,
@@ -54,6 +55,7 @@ impl Maps {
             backend_ports: take(programs, "BACKEND_PORTS")?,
             frontends: take(programs, "FRONTENDS")?,
             services: take(programs, "SERVICES")?,
+            openings: take(programs, "OPENINGS")?,
             ring: take(programs, "RING")?,
             loads: take(programs, "LOADS")?,
             breakers: take(programs, "BREAKERS")?,
@@ -123,6 +125,14 @@ impl Maps {
         breaker
             .map(|breaker| breaker.unanswered)
             .map_err(|error| failed(format!("read BREAKERS[{index}]"), error))
+    }
+
+    /// Whether a service had more new flows than its flood limit in this span or the one before.
+    pub(super) fn is_flooded(&self, service: u32, span: u64) -> Result<bool, DatapathError> {
+        let openings = self.openings.get(&service, 0);
+        openings
+            .map(|openings| openings.flooded != 0 && span.saturating_sub(openings.flooded) <= 1)
+            .map_err(|error| failed(format!("read OPENINGS[{service}]"), error))
     }
 
     /// Sets a backend's traffic to zero, before its slot is reused.

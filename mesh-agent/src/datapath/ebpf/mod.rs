@@ -136,7 +136,7 @@ impl EbpfDatapath {
             inner_mtu: inner_mtu(DEFAULT_MTU),
             ..old
         };
-        let tables = Tables::adopt(&mut maps)?;
+        let tables = Tables::adopt(&mut maps, options.flood_limit())?;
         let attachments = Attachments::adopt(pins, takeover.sources(), &options)?;
         debug!(backends = tables.backend_count(), "data path loaded");
         let clock = Clock::starting_at(old.now);
@@ -336,6 +336,7 @@ impl Datapath for EbpfDatapath {
         counters.half_open_evictions = self.sweep.half_open_pushed_out();
         counters.flows_not_opened = self.maps.events(Event::FlowNotOpened)?;
         counters.unknown_flows = self.maps.events(Event::FlowUnknown)?;
+        counters.untracked_packets = self.maps.events(Event::FlowUntracked)?;
         counters.answers_suppressed = self.maps.events(Event::AnswerSuppressed)?;
         counters.packets_sent_back = self.maps.events(Event::SentBack)?;
         counters.flows_moved = self.maps.events(Event::FlowMoved)?;

@@ -17,6 +17,9 @@ pub struct EbpfOptions {
     pub tc: TcChoice,
     /// Entries of the table of open flows; a flow takes one or two.
     pub flow_capacity: u32,
+    /// New flows of a service per second past which flows get no entries until they are open; 0 for never.
+    /// `None` for as many as keep a half-open flow for a second or longer.
+    pub flood_limit: Option<u32>,
     /// UDP port of the tunnel.
     pub geneve_port: u16,
     /// The address that local processes' connections are redirected to.
@@ -37,5 +40,10 @@ impl EbpfOptions {
     /// new ones push out none of these.
     pub(super) fn half_open_capacity(&self) -> u32 {
         (self.flow_capacity / 4).max(1024)
+    }
+
+    /// The flood limit of services that have none of their own. A flow has up to two entries.
+    pub(super) fn flood_limit(&self) -> u32 {
+        self.flood_limit.unwrap_or(self.half_open_capacity() / 2)
     }
 }

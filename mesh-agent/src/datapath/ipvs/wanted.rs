@@ -207,6 +207,7 @@ pub(super) mod tests {
             name: "web".into(),
             balance,
             active: Vec::new(),
+            limits: Default::default(),
             policy: None,
             closed: Default::default(),
             idle: Default::default(),

@@ -42,6 +42,9 @@ pub(super) fn access(
         if of_interfaces.is_some() || !closed.is_empty() {
             return Err("its label mesh.publish-on, which does not hold on IPVS".into());
         }
+        if service.limits.refuse() {
+            return Err("its limits of new connections, which do not hold on IPVS".into());
+        }
     }
     let of_clients = of_clients.and_then(|rules| SourcePolicy::new([(Ingress::Any, rules)]));
     // Most services have one policy or none, which they share.

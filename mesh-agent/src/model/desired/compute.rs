@@ -89,6 +89,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                     id: id.clone(),
                     name: service.name.clone(),
                     balance: service.balance,
+                    limits: service.limits,
                     active: Vec::new(),
                     policy,
                     closed,

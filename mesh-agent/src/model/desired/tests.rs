@@ -4,9 +4,10 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use super::*;
 use crate::model::{
-    Attached, Balance, Cluster, Container, Ingress, Local, MacAddress, Node, NodeCondition, NodeDatapath,
-    NodePolicy, NodeRole, NodeSubject, PortPolicies, PortPolicy, Protocol, PublishOn, PublishedPort,
-    ReservedPort, Service, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts, Task, TaskState,
+    Attached, Balance, Cluster, Container, Ingress, Limits, Local, MacAddress, Node, NodeCondition,
+    NodeDatapath, NodePolicy, NodeRole, NodeSubject, PortPolicies, PortPolicy, Protocol, PublishOn,
+    PublishedPort, ReservedPort, Service, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts, Task,
+    TaskState,
 };
 
 mod health;
@@ -42,6 +43,7 @@ fn service(name: &str, published: u16) -> Service {
         clients: crate::model::Clients::default(),
         idle: crate::model::IdleLimits::default(),
         publish_on: crate::model::PublishOn::default(),
+        limits: Limits::default(),
         invalid_labels: Vec::new(),
     }
 }
@@ -166,6 +168,28 @@ fn a_services_labels_say_who_may_come_in_beside_the_hosts_firewall() {
     local.datapath = NodeDatapath::Ipvs;
     let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
     assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("mesh.allow"));
+}
+
+#[test]
+fn a_service_with_limits_of_new_connections_is_left_to_docker_on_ipvs() {
+    let (mut cluster, mut local) = pair();
+    for service in cluster.services.values_mut() {
+        service.limits.max_new_per_source = Some(20);
+    }
+    let on_ebpf = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(on_ebpf.services[&WEB].limits.max_new_per_source, Some(20));
+    assert!(!on_ebpf.frontends.is_empty());
+    local.datapath = NodeDatapath::Ipvs;
+    let on_ipvs = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(on_ipvs.frontends.is_empty() && on_ipvs.inexpressible[&WEB].contains("new connections"));
+    // What is past a flood limit is not refused.
+    for service in cluster.services.values_mut() {
+        service.limits = Limits {
+            flood: Some(1),
+            ..Limits::default()
+        };
+    }
+    assert!(!desired(&cluster, &local, SERVICE_ADDRESS).frontends.is_empty());
 }
 
 #[test]

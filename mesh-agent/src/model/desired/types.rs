@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, IdleLimits, NextHop, NodeId, Protocol, ReturnMode, ServiceId,
+    Balance, Container, HostInterface, IdleLimits, Limits, NextHop, NodeId, Protocol, ReturnMode, ServiceId,
     SourcePolicy, Subnet, TaskId,
 };
 
@@ -89,6 +89,9 @@ pub struct ServiceEntry {
     pub balance: Balance,
     /// Backends that new flows may go to, in the order of rotation.
     pub active: Vec<BackendKey>,
+    /// How many new flows it takes.
+    #[serde(default)]
+    pub limits: Limits,
     /// Who may come in; `None` for everyone.
     #[serde(skip)]
     pub policy: Option<Arc<SourcePolicy>>,
@@ -217,6 +220,9 @@ impl fmt::Display for ServiceEntry {
             write!(formatter, " affinity {seconds} s")?;
         }
         write!(formatter, "{}", self.idle)?;
+        if !self.limits.are_default() {
+            write!(formatter, " limits ({})", self.limits)?;
+        }
         if let Some(policy) = &self.policy {
             write!(formatter, " source rules ({policy})")?;
         }

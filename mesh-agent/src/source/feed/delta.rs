@@ -125,6 +125,7 @@ pub(super) mod tests {
             clients: crate::model::Clients::default(),
             idle: crate::model::IdleLimits::default(),
             publish_on: crate::model::PublishOn::default(),
+            limits: crate::model::Limits::default(),
             invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(

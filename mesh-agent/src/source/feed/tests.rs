@@ -62,6 +62,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             clients: crate::model::Clients::default(),
             idle: crate::model::IdleLimits::default(),
             publish_on: crate::model::PublishOn::default(),
+            limits: crate::model::Limits::default(),
             invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)

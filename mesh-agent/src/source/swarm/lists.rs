@@ -188,6 +188,7 @@ fn service(listed: &api::Service) -> Service {
         clients: labels.clients,
         idle: labels.idle,
         publish_on: labels.publish_on,
+        limits: labels.limits,
         health: labels.health,
         invalid_labels: labels.errors.iter().map(LabelError::to_string).collect(),
     }

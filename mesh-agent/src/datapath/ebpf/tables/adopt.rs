@@ -22,7 +22,7 @@ use crate::{
 
 impl Tables {
     /// Reads what an earlier agent left in the maps: nothing, when they are new.
-    pub(in super::super) fn adopt(maps: &mut Maps) -> Result<Self, DatapathError> {
+    pub(in super::super) fn adopt(maps: &mut Maps, flood_limit: u32) -> Result<Self, DatapathError> {
         let mut tables = Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -32,6 +32,7 @@ impl Tables {
             masquerades: BTreeMap::new(),
             policies: Policies::adopt(maps)?,
             backend_ports: BackendPorts::default(),
+            flood_limit,
             service_slots: Slots::new(MAX_SERVICES),
             backend_slots: Slots::new(MAX_BACKENDS),
             peer_slots: Slots::new(MAX_PEERS),

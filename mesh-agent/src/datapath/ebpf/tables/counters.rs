@@ -7,7 +7,7 @@ use mesh_ebpf::abi::{
 };
 
 use super::{CLOSED, Maps, Tables};
-use crate::datapath::{Counters, DatapathError, MapUsage, Traffic};
+use crate::datapath::{Counters, DatapathError, MapUsage, Traffic, ebpf::clock::present_span};
 
 impl Tables {
     /// Traffic by backend and service; `active` counts the open flows that entered here by backend index,
@@ -19,8 +19,12 @@ impl Tables {
         open: &BTreeMap<u32, u64>,
     ) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
+        let span = present_span();
         for (key, service) in self.services.iter().filter(|(key, _)| **key != CLOSED) {
             counters.services.insert(*key, service.retired);
+            if maps.is_flooded(service.index, span)? {
+                counters.flooded.insert(*key);
+            }
         }
         for (key, slot) in &self.backends {
             let traffic = traffic_of(maps, slot.index, active.get(&slot.index).copied().unwrap_or(0))?;

@@ -53,6 +53,8 @@ pub(super) struct Tables {
     masquerades: BTreeMap<Masquerade, Adopted>,
     policies: Policies,
     backend_ports: BackendPorts,
+    /// Of services that have none of their own.
+    flood_limit: u32,
     service_slots: Slots,
     backend_slots: Slots,
     peer_slots: Slots,

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aya::maps::MapError;
 use mesh_ebpf::{
-    abi::{Choice, Load, Policy, Service},
+    abi::{Choice, Load, Openings, Policy, Service},
     bytes::Be16,
 };
 
@@ -16,7 +17,7 @@ use crate::{
             rings::{Candidate, load_step, ring},
         },
     },
-    model::{Balance, IdleLimits, ServiceEntry, ServiceKey},
+    model::{Balance, IdleLimits, Limits, ServiceEntry, ServiceKey},
 };
 
 impl Tables {
@@ -41,9 +42,36 @@ impl Tables {
             service.active.clone_from(&entry.active);
             service.adopted = false;
         }
+        self.write_limits(maps, key, entry.limits)?;
         self.dirty.insert(key);
         self.close_frontends(maps, key, &entry.closed)?;
         publish(maps, key, true)
+    }
+
+    /// Writes a service's limits of new flows, unless they hold already: its counts begin anew.
+    fn write_limits(&self, maps: &mut Maps, key: ServiceKey, limits: Limits) -> Result<(), DatapathError> {
+        let Some(service) = self.services.get(&key) else {
+            return Ok(());
+        };
+        let doing = |error: MapError| failed(format!("write the limits of port {}", key.port), error);
+        let known = maps.openings.get(&service.index, 0).map_err(doing)?;
+        let wanted = Openings {
+            max_new: limits.max_new.unwrap_or(0),
+            max_new_per_source: limits.max_new_per_source.unwrap_or(0),
+            flood_limit: limits.flood.unwrap_or(self.flood_limit),
+            ..known
+        };
+        let of = |openings: &Openings| {
+            (
+                openings.max_new,
+                openings.max_new_per_source,
+                openings.flood_limit,
+            )
+        };
+        if of(&known) == of(&wanted) {
+            return Ok(());
+        }
+        maps.openings.set(service.index, wanted, 0).map_err(doing)
     }
 
     /// Unpublishes a service and removes it.
