@@ -126,7 +126,12 @@ const GROUPS: &[Group] = &[
         name: "two-cards",
         lane: Lane::Variants,
         topology: Topology::TwoCards,
-        stories: &[networks::STORIES, networks::REROUTED, basics::REQUESTS],
+        stories: &[
+            networks::STORIES,
+            policy::BY_INTERFACE,
+            networks::REROUTED,
+            basics::REQUESTS,
+        ],
         ..DEFAULT
     },
     // Nodes whose card is a port of a bridge, with the agent's defaults.

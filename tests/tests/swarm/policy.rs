@@ -21,6 +21,10 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_label_ends_connections_that_are_idle_for_too_long", idle),
 ];
 
+/// For nodes with two cards, and a client in the networks of both.
+pub(crate) const BY_INTERFACE: &[Story] =
+    &[("a_service_is_published_on_one_of_two_interfaces", by_interface)];
+
 const NODE: &str = "node1";
 const OTHER: &str = "node2";
 const LIMIT: Duration = Duration::from_secs(5);
@@ -92,6 +96,22 @@ fn published_at_node1_only(fixture: &Fixture) -> Result<()> {
     // The node's own processes come in.
     let url = format!("http://127.0.0.1:{HTTP}/");
     expect_answers(&fixture.lab.fetch(OTHER, &url, 2)?)
+}
+
+fn by_interface(fixture: &Fixture) -> Result<()> {
+    let addresses = fixture.lab.addresses(NODE)?;
+    let [first, second] = &addresses[..] else {
+        bail!("{NODE} has other addresses than one for each card: {addresses:?}");
+    };
+    for (interface, open, closed) in [("eth0", first, second), ("eth1", second, first)] {
+        with_label(fixture, &format!("mesh.publish-on={interface}"), || {
+            until_all_at(fixture, "client", closed, "refused")?;
+            until_all_at(fixture, "client", open, "answered")?;
+            until_routes_say(fixture, NODE, &format!("do not come in by {interface} "))
+        })?;
+        until_all_at(fixture, "client", closed, "answered")?;
+    }
+    Ok(())
 }
 
 /// As an operator would: rules in the agent's configuration file, and SIGHUP.
@@ -224,8 +244,12 @@ fn with_label(fixture: &Fixture, label: &str, story: impl FnOnce() -> Result<()>
 
 /// Waits until all of some requests to a node end in one way.
 fn until_all(fixture: &Fixture, from: &str, node: &str, outcome: &str) -> Result<()> {
-    let url = fixture.url(node, HTTP)?;
-    let what = format!("requests of {from} to {node} to end as {outcome}");
+    until_all_at(fixture, from, &fixture.lab.address(node)?, outcome)
+}
+
+fn until_all_at(fixture: &Fixture, from: &str, address: &str, outcome: &str) -> Result<()> {
+    let url = format!("http://{address}:{HTTP}/");
+    let what = format!("requests of {from} to {address} to end as {outcome}");
     wait_until(&what, LIMIT * patience(), || {
         let replies = fixture.lab.fetch_with(from, &url, 3, &["--timeout", "300"])?;
         match replies.iter().find(|reply| reply.outcome != outcome) {
