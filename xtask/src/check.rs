@@ -44,6 +44,14 @@ const DEMANDING: &[Demanding] = &[
         needs: Demand::Root,
     },
     Demanding {
+        tests: "doctor::firewall::tests::chains_of_the_kernel",
+        needs: Demand::Root,
+    },
+    Demanding {
+        tests: "discovery::host_firewall::tests::",
+        needs: Demand::Root,
+    },
+    Demanding {
         tests: "mesh0::tests::",
         needs: Demand::Root,
     },
