@@ -100,13 +100,6 @@ impl Prefix {
     pub fn contains(self, other: Self) -> bool {
         self.length <= other.length && other.bits & mask(self.length) == self.bits
     }
-
-    /// Itself and all shorter prefixes that contain it, the longest first.
-    pub fn parents(self) -> impl Iterator<Item = Self> {
-        (0..=self.length)
-            .rev()
-            .map(move |length| Self::of(self.address(), length))
-    }
 }
 
 fn mask(length: u8) -> u128 {
@@ -295,12 +288,21 @@ impl SourcePolicy {
     }
 }
 
-/// The verdicts of the longest prefix.
+/// The verdicts of the longest prefix that contains a client's. In their order it is the last one up to that;
+/// or, if that one is another's, the last one up to what both have in common, and so on. (Rules can be
+/// thousands, and to look for each length would take a hundred times as long.)
 fn longest(rules: &SourceRules, client: Prefix) -> SourceVerdicts {
-    client
-        .parents()
-        .find_map(|prefix| rules.get(&prefix).copied())
-        .unwrap_or_default()
+    let mut client = client;
+    loop {
+        let Some((prefix, verdicts)) = rules.range(..=client).next_back() else {
+            return SourceVerdicts::default();
+        };
+        if prefix.contains(client) {
+            return *verdicts;
+        }
+        let common = (prefix.bits ^ client.bits).leading_zeros();
+        client = Prefix::of(client.address(), common as u8);
+    }
 }
 
 /// For each prefix of either, the stricter of both verdicts.
@@ -358,7 +360,32 @@ impl fmt::Display for SourcePolicy {
 mod tests {
     use std::collections::BTreeSet;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn the_longest_prefix_is_found_as_by_trying_every_length(
+            prefixes in prop::collection::btree_map((0..64_u128, 0..=128_u8), 0..3_u8, 0..12),
+            client in (0..64_u128, 100..=128_u8),
+        ) {
+            // Few bits at both ends, so that many are parts of others.
+            let prefix = |(bits, length): (u128, u8)| {
+                let bits = (bits >> 3) << 125 | bits & 7 | (bits & 4) << 60;
+                Prefix::of(Ipv6Addr::from_bits(bits), length)
+            };
+            let verdict = [DROP, ACCEPT, SourceVerdicts::both(SourceVerdict::Reject)];
+            let rules: SourceRules = prefixes
+                .into_iter()
+                .map(|(key, number)| (prefix(key), verdict[usize::from(number)]))
+                .collect();
+            let client = prefix(client);
+            let mut parents = (0..=client.length).rev().map(|length| Prefix::of(client.address(), length));
+            let expected = parents.find_map(|prefix| rules.get(&prefix).copied());
+            prop_assert_eq!(longest(&rules, client), expected.unwrap_or_default());
+        }
+    }
 
     #[test]
     fn two_policies_let_in_whom_both_let_in() {

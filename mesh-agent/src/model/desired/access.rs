@@ -1,7 +1,11 @@
 //! Who may come in to a published port of this node, and where: from the firewall of the host and the labels
 //! of the service.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use super::{
     published::{closed, interface_policy},
@@ -27,6 +31,7 @@ pub(super) fn access(
     key: ServiceKey,
     service: &Service,
     of_node: Option<Arc<SourcePolicy>>,
+    combined: &mut Combined,
 ) -> Result<Access, Arc<str>> {
     let of_host = host_policy(local, key)?;
     let of_clients = (!service.clients.are_all()).then(|| service.clients.rules());
@@ -47,23 +52,38 @@ pub(super) fn access(
         }
     }
     let of_clients = of_clients.and_then(|rules| SourcePolicy::new([(Ingress::Any, rules)]));
-    // Most services have one policy or none, which they share.
-    let policies = [
-        of_host,
-        of_node,
-        of_clients.map(Arc::new),
-        of_interfaces.map(Arc::new),
-    ];
-    let policy = policies
-        .into_iter()
-        .fold(None, |policy, other| match (policy, other) {
-            (Some(policy), Some(other)) => {
-                let [policy, other] = [policy, other].map(Arc::unwrap_or_clone);
-                SourcePolicy::both(Some(policy), Some(other)).map(Arc::new)
-            }
-            (policy, other) => policy.or(other),
-        });
+    let of_labels = SourcePolicy::both(of_clients, of_interfaces).map(Arc::new);
+    let policy = both(combined.both(of_host, of_node), of_labels);
     Ok(Access { policy, closed })
+}
+
+/// What the host's firewall and the node's policy are together, for each pair of them: many services have the
+/// same, which can be of thousands of rules.
+#[derive(Debug, Default)]
+pub(super) struct Combined {
+    /// By their locations in memory. Both outlive this.
+    known: BTreeMap<[usize; 2], Shared>,
+}
+
+type Shared = Option<Arc<SourcePolicy>>;
+
+impl Combined {
+    fn both(&mut self, of_host: Shared, of_node: Shared) -> Shared {
+        let location = |policy: &Shared| policy.as_ref().map_or(0, |policy| Arc::as_ptr(policy) as usize);
+        let locations = [&of_host, &of_node].map(location);
+        let combine = || both(of_host, of_node);
+        self.known.entry(locations).or_insert_with(combine).clone()
+    }
+}
+
+fn both(one: Shared, other: Shared) -> Shared {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            let [one, other] = [one, other].map(Arc::unwrap_or_clone);
+            SourcePolicy::both(Some(one), Some(other)).map(Arc::new)
+        }
+        (one, other) => one.or(other),
+    }
 }
 
 fn host_policy(local: &Local, key: ServiceKey) -> Result<Option<Arc<SourcePolicy>>, Arc<str>> {

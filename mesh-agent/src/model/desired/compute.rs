@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use super::{
-    access::{Access, access},
+    access::{Access, Combined, access},
     fingerprint::vni,
     reachability::{Reachability, reachable, unreached},
     types::{
@@ -51,6 +51,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
     let own = cluster.nodes.get(&local.node);
     let uplinks = local.uplinks.iter();
     let uplinks = uplinks.map(|(name, uplink)| (name.as_str(), uplink.index));
+    let mut combined = Combined::default();
     let mut of_node = Compiled::new(&local.policy, uplinks.collect());
     let reachable = reachable(cluster, local);
     let unreached = unreached(cluster, local, &reachable);
@@ -72,7 +73,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
                 let of_node = of_node.of(key.protocol, key.port);
-                let access = access(local, own, key, service, of_node);
+                let access = access(local, own, key, service, of_node, &mut combined);
                 if let Err(rule) = &access {
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }
