@@ -102,15 +102,16 @@ fn unsupported<'a, T: Tables>(tables: &'a T, hook: Hook, key: &FlowKey, reason: 
 enum ClientPacket<'a> {
     /// The next packet of a flow whose backend is still there.
     Continues { flow: FlowEntry, backend: &'a Backend },
-    /// It may open a flow, and no other flow has a claim to its tuple (any more).
+    /// It may open a flow, and no other flow has a claim to its tuple (any more); or it is in mid-connection,
+    /// and a flow may be made for it.
     Opens,
     /// It may open a flow, and gets none: its service is past its flood limit.
     PastLimit,
     /// TCP of a flow whose backend is gone.
     BackendGone,
-    /// TCP with the tuple of a reply, or of a flow whose entry node is another one.
+    /// TCP with the tuple of a reply, or of a connection that is the kernel's.
     OtherRole,
-    /// TCP in mid-connection, of a flow that the mesh does not know.
+    /// TCP in mid-connection, of a flow that the mesh does not know, or whose entry node was another one.
     UnknownFlow,
 }
 
@@ -135,7 +136,7 @@ fn client<'a, F: ReadFrame, T: Tables>(
     if (key.destination == config.service_address) != (origin == Origin::MESH0) {
         return not_ours(hook);
     }
-    match classify(frame, tables, packet, origin) {
+    match classify(frame, tables, config, packet, hook, origin) {
         ClientPacket::Continues { flow, backend } => {
             let flow = flow_state::client_packet(tables, flow, backend, config, packet);
             onward::decide(config, hook, flow, backend)
@@ -144,11 +145,11 @@ fn client<'a, F: ReadFrame, T: Tables>(
         ClientPacket::PastLimit => past_limit(frame, tables, config, packet, hook),
         ClientPacket::BackendGone => Decision::refuse(DropReason::BackendGone),
         ClientPacket::OtherRole => not_ours(hook),
-        // The connection may be older than the mesh: the kernel knows.
         ClientPacket::UnknownFlow => match hook {
             Hook::TcMesh0 => Decision::refuse(DropReason::UnknownFlow),
-            Hook::Xdp => Decision::PASS,
-            Hook::TcUplink | Hook::TcContainer => unknown_flow(frame, tables, packet, hook, origin),
+            // tc decides.
+            Hook::Xdp | Hook::TcUplink => Decision::PASS,
+            Hook::TcContainer => unknown_flow(frame, tables, packet, hook, origin),
         },
     }
 }
@@ -179,7 +180,9 @@ fn unknown_flow<'a, F: ReadFrame, T: Tables>(
 fn classify<'a, F: ReadFrame, T: Tables>(
     frame: &F,
     tables: &'a T,
+    config: &Config,
     packet: &Packet,
+    hook: Hook,
     origin: Origin,
 ) -> ClientPacket<'a> {
     let may_open = packet.may_open_flow();
@@ -187,19 +190,28 @@ fn classify<'a, F: ReadFrame, T: Tables>(
     if origin == Origin::UPLINK && packet.is_syn() && tables.is_past_limit(&packet.key) {
         return ClientPacket::PastLimit;
     }
+    let may_be_adopted = matches!(hook, Hook::TcUplink);
     let Some(flow) = tables.flow(&packet.key) else {
         // A flood may have kept its flow out of the tables.
-        return if may_open || (origin == Origin::UPLINK && tables.is_flooded()) {
+        return if may_open || may_be_adopted || (origin == Origin::UPLINK && tables.is_flooded()) {
             ClientPacket::Opens
         } else {
             ClientPacket::UnknownFlow
         };
     };
     if flow.role() != Role::FORWARD || flow.origin().is_tunnel() {
+        if flow.role() == Role::FOREIGN {
+            flow.touch(config.now);
+        }
         return if may_open {
             ClientPacket::Opens
-        } else {
+        } else if flow.role() != Role::FORWARD {
             ClientPacket::OtherRole
+        } else if may_be_adopted {
+            // Its address has moved here, or it comes by another router than before.
+            ClientPacket::Opens
+        } else {
+            ClientPacket::UnknownFlow
         };
     }
     let backend = tables.backend_of(flow);
@@ -235,8 +247,10 @@ fn is_sent_again<T: Tables>(tables: &T, flow: FlowEntry) -> bool {
     !opening.is_answered() && opening.asked_at() != Opening::time(tables.clock())
 }
 
-/// Opens a flow, if the packet is for a frontend. Where a flood has kept flows out of the tables, the packet
-/// may be in mid-connection.
+/// Opens a flow, if the packet is for a frontend. The packet may be in mid-connection: where a flood has kept
+/// flows out of the tables, and where a hash finds its backend again. Any other connection is left to the
+/// kernel: it may be older than the mesh. The service's rules are asked first, as the agent removes flows
+/// that they no longer let in.
 #[inline(always)]
 fn opens<'a, F: ReadFrame, T: Tables>(
     frame: &F,
@@ -266,19 +280,33 @@ fn opens<'a, F: ReadFrame, T: Tables>(
         return refusal;
     }
     tables.mark(Mark::First, may_open);
-    tables.mark(Mark::Hashed, false);
+    // What its address has brought along, or this node has forgotten: the same backend is found again.
+    tables.mark(
+        Mark::Hashed,
+        origin == Origin::UPLINK
+            && !may_open
+            && packet.continues()
+            && packet.progress().is_none()
+            && service.choice.is_by_hash()
+            && config.direct_return == 0,
+    );
     tables.mark(Mark::Tracked, true);
     // As for source rules, processes of the node itself are under no limit.
     let openings = if origin == Origin::MESH0 {
         None
     } else {
-        tables.openings(index)
+        let Some(openings) = tables.openings(index) else {
+            return Decision::refuse(DropReason::NoBackend);
+        };
+        Some(openings)
     };
     let span = tables.span();
     if origin == Origin::UPLINK
         && let Some(openings) = openings
     {
-        tables.mark(Mark::Hashed, flood::is_recent(openings, span));
+        if flood::is_recent(openings, span) {
+            tables.mark(Mark::Hashed, true);
+        }
     }
     if !tables.is_marked(Mark::First) && !tables.is_marked(Mark::Hashed) {
         if hook != Hook::Xdp {

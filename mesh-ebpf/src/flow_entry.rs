@@ -99,6 +99,13 @@ impl FlowEntry {
         unsafe { (&raw mut (*self.0.as_ptr()).from_backend).write(progress) };
     }
 
+    /// Leaves the connection to the kernel from now on.
+    #[inline(always)]
+    pub fn disown(self) {
+        // SAFETY: as in `read!`; the field is a byte.
+        unsafe { (&raw mut (*self.0.as_ptr()).role).write(Role::FOREIGN) };
+    }
+
     /// Records that nothing has closed it.
     #[inline(always)]
     pub fn reopen(self) {

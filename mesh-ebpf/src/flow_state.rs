@@ -9,7 +9,10 @@
 //! are found, lives as long as that.
 
 use crate::{
-    abi::{BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Opening, Origin, Role, is_in_sequence},
+    abi::{
+        BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Opening, Origin, Progress, Role,
+        is_in_sequence,
+    },
     breaker,
     headers::{PROTOCOL_TCP, TCP_SYN},
     parse::Packet,
@@ -47,7 +50,7 @@ pub fn client_packet<T: Tables>(
 }
 
 /// Records a backend's packet in the entry that has `key`, and in the flow's forward entry. Returns where the
-/// first is now.
+/// first is now: [`Role::FOREIGN`] if the packet says that the backend does not know the connection.
 #[inline(always)]
 pub fn backend_packet<T: Tables>(
     tables: &T,
@@ -89,6 +92,14 @@ fn note<T: Tables>(
         }
     };
     forward.touch(config.now);
+    if forward.from_backend() == Progress::UNPROVEN {
+        if !breaker::is_answer(packet) {
+            forward.disown();
+            flow.disown();
+            return flow;
+        }
+        forward.backend_is(Progress::OPEN);
+    }
     let is_first = !flow.opening().is_answered() && breaker::is_answer(packet);
     if is_first {
         flow.opening_is(Opening::ANSWERED);

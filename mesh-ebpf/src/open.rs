@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Opening,
-        Origin, Role, untracked_slot,
+        Origin, Progress, Role, untracked_slot,
     },
     breaker,
     bytes::{Be16, Be32},
@@ -21,7 +21,9 @@ use crate::{
 /// the random ones are taken once in 16,384 times.
 const PORT_ATTEMPTS: u32 = 8;
 
-/// Opens a flow on its entry node.
+/// Opens a flow on its entry node. If its first packet here is one in mid-connection, the backend has yet to
+/// show that it knows the connection: if it does not, its RST says so, and the kernel gets what follows, as
+/// the connection may be older than the mesh. (With direct return, this node does not see that RST.)
 ///
 /// # Errors
 /// The reason to drop the packet.
@@ -53,11 +55,16 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
         // as for everything that containers send out of the node, the source becomes the node's address.
         flow.presented.address = config.node_address;
     }
+    if !tables.is_marked(Mark::First) && config.direct_return == 0 {
+        flow.from_backend = Progress::UNPROVEN;
+    }
     let entry = insert(tables, key, &mut flow, backend)?;
     if tables.is_marked(Mark::Tracked) {
         tables.count_connection(index);
         if tables.is_marked(Mark::First) {
             breaker::asked(tables, config, key, origin, (index, backend));
+        } else {
+            tables.count_event(Event::FlowAdopted);
         }
     }
     Ok((entry, backend))

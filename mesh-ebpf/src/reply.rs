@@ -1,7 +1,7 @@
 //! Decides about replies of local backends, as they leave the container.
 
 use crate::{
-    abi::{Config, Role},
+    abi::{Config, DropReason, Role},
     flood, flow_state,
     parse::Packet,
     tables::Tables,
@@ -27,6 +27,9 @@ pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) ->
         return None;
     }
     let flow = flow_state::backend_packet(tables, &packet.key, flow, config, packet);
+    if flow.role() == Role::FOREIGN {
+        return Some(Decision::drop(DropReason::UnknownFlow));
+    }
     Some(Decision::reply(flow))
 }
 

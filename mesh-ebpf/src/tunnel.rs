@@ -297,7 +297,7 @@ fn reply<'a, T: Tables>(
             None => Decision::drop(DropReason::UnknownFlow),
         };
     };
-    if flow.role() == Role::REPLY || flow.origin().is_tunnel() {
+    if flow.role() == Role::REPLY || flow.role() == Role::FOREIGN || flow.origin().is_tunnel() {
         return Decision::drop(DropReason::UnknownFlow);
     }
     if matches!(hook, Hook::Xdp) && (flow.origin() != Origin::UPLINK || flow.role() != Role::FORWARD) {
@@ -312,6 +312,9 @@ fn reply<'a, T: Tables>(
         return Decision::drop(DropReason::UnknownFlow);
     }
     let flow = flow_state::backend_packet(tables, &key, flow, config, packet);
+    if flow.role() == Role::FOREIGN {
+        return Decision::drop(DropReason::UnknownFlow);
+    }
     Decision::deliver_reply(flow)
 }
 

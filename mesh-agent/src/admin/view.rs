@@ -216,6 +216,7 @@ pub(crate) mod fixture {
             half_open_evictions: 9,
             flows_not_opened: 3,
             unknown_flows: 11,
+            flows_adopted: 12,
             answers_suppressed: 13,
             untracked_packets: 17,
             flooded: std::collections::BTreeSet::new(),

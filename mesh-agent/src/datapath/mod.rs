@@ -219,6 +219,9 @@ pub struct Counters {
     pub untracked_packets: u64,
     /// Services that have had more new flows in the last second than their flood limit.
     pub flooded: BTreeSet<ServiceKey>,
+    /// Flows that were opened in mid-connection, for the backend that their tuple leads to.
+    #[serde(default)]
+    pub flows_adopted: u64,
     /// RST and ICMP errors that were not made, as there were too many.
     pub answers_suppressed: u64,
     /// Packets of peers that this node could not deliver, and sent back to them.

@@ -245,6 +245,12 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
          to the kernel, which refuses them unless the connection is older than the mesh.",
     );
     sample(&mut unknown, Vec::new(), counters.unknown_flows);
+    let mut adopted = counter(
+        "mesh_flows_adopted_total",
+        "Connections that this node did not know and went on with, as their service is balanced by a hash (mh, sh): \
+         an address that has moved here brings them along.",
+    );
+    sample(&mut adopted, Vec::new(), counters.flows_adopted);
     let mut suppressed = counter(
         "mesh_answers_suppressed_total",
         "RST and ICMP errors that the mesh did not send, as it had sent thousands in that second.",

@@ -191,10 +191,12 @@ pub enum Event {
     AnswerSuppressed = 6,
     /// A packet of a flooded service was forwarded, and its flow got no entries.
     FlowUntracked = 7,
+    /// A flow was opened in mid-connection, for the backend that its tuple leads to on every node.
+    FlowAdopted = 8,
 }
 
 /// Number of event counters.
-pub const EVENT_COUNTERS: u32 = 8;
+pub const EVENT_COUNTERS: u32 = 9;
 
 const _: () = assert!(size_of::<BackendCounters>() == 40);
 

@@ -104,6 +104,8 @@ impl Role {
     pub const REPLY: Self = Self(2);
     /// Keyed by the client's packets as a remote backend sees them, where the source was translated.
     pub const ALIAS: Self = Self(3);
+    /// Left to the kernel: of a connection that was adopted, and of which its backend knows nothing.
+    pub const FOREIGN: Self = Self(4);
 }
 
 /// The state of one direction of a flow.
@@ -118,6 +120,8 @@ impl Progress {
     pub const FINISHED: Self = Self(1);
     /// A RST was seen.
     pub const RESET: Self = Self(2);
+    /// Of a backend that was chosen in mid-connection, and has yet to show that it knows the connection.
+    pub const UNPROVEN: Self = Self(3);
 
     /// Whether either side of a flow has begun to close.
     #[inline(always)]

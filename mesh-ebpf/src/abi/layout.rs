@@ -16,7 +16,7 @@ pub const LAYOUTS: [(&str, u32); 36] = [
     ("DATAGRAMS", 7),
     ("DIALLED", 4),
     ("DROPS", 8),
-    ("EVENTS", 4),
+    ("EVENTS", 8),
     ("EXCEPTIONAL", 7),
     ("FLOOD", 8),
     ("FLOWS", 6),

@@ -41,6 +41,12 @@ impl Choice {
     pub const HASH_ADDRESS: Self = Self(2);
     /// The less loaded of two slots.
     pub const LEAST: Self = Self(3);
+
+    /// Whether all nodes choose the same backend for all packets of a client's port.
+    #[inline(always)]
+    pub const fn is_by_hash(self) -> bool {
+        self.0 == Self::HASH_ENDPOINT.0 || self.0 == Self::HASH_ADDRESS.0
+    }
 }
 
 /// A service's range of the ring table, replaced as a whole.

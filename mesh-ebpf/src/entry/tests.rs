@@ -10,6 +10,7 @@ use crate::{
     verdict::Verdict,
 };
 
+mod adopted;
 mod flows;
 
 const UPLINKS: [Hook; 2] = [Hook::Xdp, Hook::TcUplink];

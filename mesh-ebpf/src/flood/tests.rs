@@ -157,8 +157,12 @@ fn a_backend_that_refuses_an_acknowledgement_opens_nothing() {
     flood(&tables);
     tables.clock.set(tables.clock.get() + SECOND);
     let received = delivered(&tables, tcp(client(1), at(FRONTEND), ACK));
-    answered(&tables, &received, RST);
-    delivered(&tables, tcp(client(1), at(FRONTEND), ACK));
+    let mut reset = reply_to(&view(&received), RST, b"").routed(CLIENT_ROUTE);
+    let action = run(&tables, Hook::TcContainer, &mut reset);
+    assert!(matches!(action, Action::Drop), "{action:?}");
+    // The kernel may know the connection.
+    let action = run(&tables, Hook::TcUplink, &mut tcp(client(1), at(FRONTEND), ACK));
+    assert!(matches!(action, Action::Pass), "{action:?}");
     assert_eq!(tables.open_count(), 0);
 }
 

@@ -1,10 +1,12 @@
 //! Stories of nodes whose network is more than one card with one address.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_tests::load::Report;
 use xtask::lab::{
     Reply,
+    traffic::Load,
     wait::{patience, wait_until},
     wire::{NARROW_MTU, SMALL_MTU as MTU},
 };
@@ -14,6 +16,7 @@ use crate::{
     expect::{expect_answers, expect_client_address, expect_peers, expect_rotation},
     fixture::{Fixture, HTTP, UDP},
     group::Story,
+    load::expect_no_failures,
 };
 
 /// Bytes that the tunnel adds: IPv4, UDP, Geneve, and an option with a key.
@@ -28,7 +31,13 @@ pub(crate) const STORIES: &[Story] = &[(
 )];
 
 /// For nodes with one card in the client's network.
-pub(crate) const MOVING: &[Story] = &[("a_virtual_address_is_answered_where_it_moves_to", moving)];
+pub(crate) const MOVING: &[Story] = &[
+    ("a_virtual_address_is_answered_where_it_moves_to", moving),
+    (
+        "connections_that_are_spread_by_a_hash_move_with_their_address",
+        moving_along,
+    ),
+];
 
 /// For nodes with a router between them.
 pub(crate) const NARROW: &[Story] = &[(
@@ -114,6 +123,70 @@ fn moving(fixture: &Fixture) -> Result<()> {
         answered?;
     }
     Ok(())
+}
+
+/// Every node finds the same replica for a client, so none of its connections breaks.
+fn moving_along(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    let first = lab.address("node1")?;
+    let (network, _) = first.rsplit_once('.').context("the node has no address")?;
+    let address = format!("{network}.241");
+    let with_prefix = format!("{address}/32");
+    let nodes = ["node1", "node3"];
+    let label = |change: &str| lab.docker("node1", ["service", "update", "--detach", change, "web"]);
+    label("--label-add=mesh.scheduler=mh")?;
+    for node in nodes {
+        lab.run(node, ["ip", "address", "add", &with_prefix, "dev", "eth0"])?;
+    }
+    // What a gratuitous ARP does to its neighbours.
+    let point_to = |node: &str| -> Result<()> {
+        let mac = lab.run(node, ["cat", "/sys/class/net/eth0/address"])?;
+        let entry = ["neigh", "replace", &address, "lladdr", mac.trim(), "dev", "eth0"];
+        lab.run("client", ["ip"].into_iter().chain(entry)).map(drop)
+    };
+    let load = Load {
+        urls: vec![format!("http://{address}:{HTTP}/")],
+        rate: 20,
+        seconds: 2,
+        kept: 10,
+    };
+    let outcome = (|| {
+        for node in nodes.into_iter().rev() {
+            point_to(node)?;
+            wait_until(
+                &format!("{address} to be answered on {node}"),
+                Duration::from_secs(5),
+                || {
+                    let routes = lab.meshctl(node, &["routes"])?;
+                    ensure!(routes.contains("mh"), "the label is not known there:\n{routes}");
+                    let replies = lab.fetch("client", &load.urls[0], 20)?;
+                    let answered = replies.iter().all(|reply| reply.outcome == "answered");
+                    ensure!(answered, "{replies:?}");
+                    Ok(())
+                },
+            )?;
+        }
+        lab.under_load("client", &load, || {
+            thread::sleep(Duration::from_secs(1));
+            point_to("node3")
+        })
+    })();
+    label("--label-rm=mesh.scheduler")?;
+    for node in nodes {
+        lab.run(node, ["ip", "address", "del", &with_prefix, "dev", "eth0"])?;
+    }
+    lab.run("client", ["ip", "neigh", "del", &address, "dev", "eth0"])?;
+    let report: Report = outcome?;
+    expect_no_failures(&report)?;
+    let metrics = lab.metrics("node3")?;
+    let adopted = metrics
+        .lines()
+        .find(|line| line.starts_with("mesh_flows_adopted_total"));
+    ensure!(
+        adopted.is_some_and(|line| line.ends_with(" 10")),
+        "of 10 connections that have moved, node3 counts {adopted:?}"
+    );
+    fixture.until_all_know("web", Duration::from_secs(5))
 }
 
 fn narrow(fixture: &Fixture) -> Result<()> {

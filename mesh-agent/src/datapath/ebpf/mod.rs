@@ -337,6 +337,7 @@ impl Datapath for EbpfDatapath {
         counters.flows_not_opened = self.maps.events(Event::FlowNotOpened)?;
         counters.unknown_flows = self.maps.events(Event::FlowUnknown)?;
         counters.untracked_packets = self.maps.events(Event::FlowUntracked)?;
+        counters.flows_adopted = self.maps.events(Event::FlowAdopted)?;
         counters.answers_suppressed = self.maps.events(Event::AnswerSuppressed)?;
         counters.packets_sent_back = self.maps.events(Event::SentBack)?;
         counters.flows_moved = self.maps.events(Event::FlowMoved)?;
