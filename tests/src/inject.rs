@@ -1,6 +1,10 @@
 //! Sends raw frames, past the kernel's own protocols. The only file here with `unsafe`; depends on nothing.
 
-use std::{io::BufRead, mem::size_of, os::fd::AsRawFd};
+use std::{
+    io::BufRead,
+    mem::size_of,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -13,10 +17,7 @@ use nix::{
 /// # Errors
 /// When a line is no frame, or the kernel refuses it.
 pub fn from_lines(interface: &str, lines: impl BufRead) -> Result<usize> {
-    let index = if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))?;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-        .context("could not open a packet socket; that needs CAP_NET_RAW")?;
-    let address = link_address(index)?;
+    let (socket, address) = (raw_socket()?, link_address(interface)?);
     let mut count = 0;
     for line in lines.lines() {
         let frame = bytes(line.context("could not read a frame")?.trim())?;
@@ -27,7 +28,15 @@ pub fn from_lines(interface: &str, lines: impl BufRead) -> Result<usize> {
     Ok(count)
 }
 
-fn link_address(index: u32) -> Result<LinkAddr> {
+/// A socket that sends frames as they are.
+pub(crate) fn raw_socket() -> Result<OwnedFd> {
+    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+        .context("could not open a packet socket; that needs CAP_NET_RAW")
+}
+
+/// Where such a socket sends to: out of an interface.
+pub(crate) fn link_address(interface: &str) -> Result<LinkAddr> {
+    let index = if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))?;
     let raw = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: 0,

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::Write,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::PathBuf,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use mesh_tests::{
     bench,
     bench::client::Measure,
     client::{self, RequestOptions},
-    inject,
+    flood, inject,
     load::{self, Load},
     server, shield, stranger,
 };
@@ -131,6 +131,20 @@ enum Action {
     },
     /// Send raw frames, read from standard input as one line of hexadecimal digits each.
     Inject {
+        #[arg(long, default_value = "eth0")]
+        interface: String,
+    },
+    /// Send SYNs from random addresses, and print how many.
+    Flood {
+        target: SocketAddrV4,
+        /// The receiver's MAC address.
+        #[arg(long)]
+        to_mac: String,
+        /// How many a second at most; without it, as many as it can.
+        #[arg(long, default_value_t = u32::MAX)]
+        rate: u32,
+        #[arg(long, default_value_t = 1)]
+        seconds: u64,
         #[arg(long, default_value = "eth0")]
         interface: String,
     },
@@ -274,6 +288,17 @@ async fn main() -> Result<()> {
         Action::Inject { interface } => {
             let count = inject::from_lines(&interface, std::io::stdin().lock())?;
             println!("{count}");
+            Ok(())
+        }
+        Action::Flood {
+            target,
+            to_mac,
+            rate,
+            seconds,
+            interface,
+        } => {
+            let duration = Duration::from_secs(seconds);
+            println!("{}", flood::run(&interface, &to_mac, target, rate, duration)?);
             Ok(())
         }
         Action::Tls {

@@ -24,6 +24,7 @@ mod devices;
 mod drains;
 mod expect;
 mod fixture;
+mod floods;
 mod group;
 mod handover;
 mod host_firewall;
@@ -57,6 +58,7 @@ const DEFAULT: Group = Group {
         host_firewall::STORIES,
         policy::STORIES,
         hostile::STORIES,
+        floods::STORIES,
         rotation::STORIES,
     ],
 };

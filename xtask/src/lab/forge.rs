@@ -103,6 +103,30 @@ impl Lab {
         Ok(())
     }
 
+    /// Sends SYNs to a node's port from random addresses, at most so many a second; returns how many.
+    ///
+    /// # Errors
+    /// When it cannot send.
+    pub fn flood(&self, node: &str, port: u16, rate: u32, seconds: u32) -> Result<u64> {
+        let mac: Vec<String> = self.mac(node)?.iter().map(|byte| format!("{byte:02x}")).collect();
+        let target = format!("{}:{port}", self.address(node)?);
+        let (rate, seconds) = (rate.to_string(), seconds.to_string());
+        let arguments = [
+            "flood",
+            &target,
+            "--to-mac",
+            &mac.join(":"),
+            "--rate",
+            &rate,
+            "--seconds",
+            &seconds,
+        ];
+        let sent = self.testbed("client", &arguments)?;
+        sent.trim()
+            .parse()
+            .with_context(|| format!("the client printed `{sent}`"))
+    }
+
     /// What a node's data path has dropped, for all reasons or some.
     ///
     /// # Errors
