@@ -366,6 +366,7 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         evictions,
         not_opened,
         unknown,
+        adopted,
         suppressed,
         untracked,
         flooded,

@@ -4,6 +4,7 @@ use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::load::Report;
+use serde_json::Value;
 use xtask::lab::{
     Reply,
     traffic::Load,
@@ -140,8 +141,12 @@ fn moving_along(fixture: &Fixture) -> Result<()> {
     }
     // What a gratuitous ARP does to its neighbours.
     let point_to = |node: &str| -> Result<()> {
-        let mac = lab.run(node, ["cat", "/sys/class/net/eth0/address"])?;
-        let entry = ["neigh", "replace", &address, "lladdr", mac.trim(), "dev", "eth0"];
+        let links = lab.run(node, ["ip", "-json", "link", "show", "dev", "eth0"])?;
+        let links: Value = serde_json::from_str(&links).context("`ip` printed no JSON")?;
+        let mac = links[0]["address"]
+            .as_str()
+            .context("the card has no MAC address")?;
+        let entry = ["neigh", "replace", &address, "lladdr", mac, "dev", "eth0"];
         lab.run("client", ["ip"].into_iter().chain(entry)).map(drop)
     };
     let load = Load {
@@ -154,14 +159,17 @@ fn moving_along(fixture: &Fixture) -> Result<()> {
         for node in nodes.into_iter().rev() {
             point_to(node)?;
             wait_until(
-                &format!("{address} to be answered on {node}"),
+                &format!("{address} to be answered on {node} by a hash"),
                 Duration::from_secs(5),
                 || {
-                    let routes = lab.meshctl(node, &["routes"])?;
-                    ensure!(routes.contains("mh"), "the label is not known there:\n{routes}");
                     let replies = lab.fetch("client", &load.urls[0], 20)?;
                     let answered = replies.iter().all(|reply| reply.outcome == "answered");
                     ensure!(answered, "{replies:?}");
+                    // A hash spreads them as evenly once in 300 times.
+                    ensure!(
+                        expect_rotation(&replies, 5).is_err(),
+                        "the label is not known there"
+                    );
                     Ok(())
                 },
             )?;
