@@ -303,10 +303,9 @@ fn opens<'a, F: ReadFrame, T: Tables>(
     let span = tables.span();
     if origin == Origin::UPLINK
         && let Some(openings) = openings
+        && flood::is_recent(openings, span)
     {
-        if flood::is_recent(openings, span) {
-            tables.mark(Mark::Hashed, true);
-        }
+        tables.mark(Mark::Hashed, true);
     }
     if !tables.is_marked(Mark::First) && !tables.is_marked(Mark::Hashed) {
         if hook != Hook::Xdp {
