@@ -84,6 +84,8 @@ const GROUPS: &[Group] = &[
     // The agent as a global service.
     Group {
         name: "stack",
+        // Not for its kind, but so that both parts take about as long.
+        lane: Lane::Variants,
         agents: None,
         stories: &[stack::STORIES],
         ..DEFAULT
