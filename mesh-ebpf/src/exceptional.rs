@@ -126,7 +126,7 @@ fn decide<'a, F: CopyFrame, T: Tables>(
     };
     if !tunnel::is_encapsulated(config, &outer) {
         // It is too big for its way, and to be split.
-        return Decisions::of_packet(known_flow(tables, config, hook, &outer.key));
+        return Decisions::of_packet(ours(known_flow(tables, config, hook, &outer.key)));
     }
     // The pipeline has opened it just now.
     let Ok(envelope) = tunnel::open_envelope(frame, tables, config, &outer) else {
@@ -171,7 +171,23 @@ fn plain_fragment<'a, F: CopyFrame, T: Tables>(
     let Some(key) = key else {
         return Decision::PASS;
     };
-    known_flow(tables, config, hook, &key)
+    let decision = known_flow(tables, config, hook, &key);
+    if fragment.is_first() {
+        ours(decision)
+    } else {
+        decision
+    }
+}
+
+/// The decision about a packet of which the pipeline knows that it is ours: it may have been written to. If
+/// its flow has no entries (its service is flooded), one of another flow may have its key.
+#[inline(always)]
+fn ours(decision: Decision<'_>) -> Decision<'_> {
+    if decision.leaves_packet() {
+        Decision::drop(DropReason::UnknownFlow)
+    } else {
+        decision
+    }
 }
 
 /// Decides about a packet that is not encapsulated, of a flow that the pipeline has opened.

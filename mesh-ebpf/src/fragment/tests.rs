@@ -6,10 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    exceptional,
     headers::{OUTER_LENGTH, PROTOCOL_UDP},
     testing::{
         CLIENT_ROUTE, INNER_MTU, Replica, SERVICE_ADDRESS, TestFrame, TestTables, at, fix_ip_checksum,
-        ip_checksum_is_right, run_layer3, run_until_gone, udp, view,
+        ip_checksum_is_right, run, run_layer3, run_until_gone, udp, view,
     },
 };
 
@@ -82,6 +83,21 @@ fn together(frames: &[TestFrame]) -> Option<TestFrame> {
     bytes[IP + 6..IP + 8].fill(0);
     fix_ip_checksum(&mut bytes, IP);
     Some(TestFrame::new(bytes))
+}
+
+#[test]
+fn what_is_to_be_split_is_dropped_if_its_flow_is_another_ones_by_now() {
+    let (entry_node, backend_node) = nodes(2);
+    let mut frame = udp(at(CLIENT), at(FRONTEND), b"x");
+    run(&entry_node, Hook::TcUplink, &mut frame);
+    run(&backend_node, Hook::TcUplink, &mut frame);
+    let whole = udp(at(CLIENT), at(FRONTEND), &payload(1500));
+    let first = fragments(at(CLIENT), at(FRONTEND), 3000, 1500).swap_remove(0);
+    for (count, mut frame) in [(1, whole), (2, first)] {
+        let action = exceptional::run(&mut frame, &backend_node, Hook::TcUplink);
+        assert!(matches!(action, Action::Drop), "{action:?}");
+        assert_eq!(backend_node.drops(Hook::TcUplink, DropReason::UnknownFlow), count);
+    }
 }
 
 /// What leaves a hook by `action` when these frames arrive; nothing else leaves it but what passes.
