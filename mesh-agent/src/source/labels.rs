@@ -34,6 +34,25 @@ pub(crate) struct LabelError {
     instead: String,
 }
 
+impl LabelError {
+    /// Of a label, or a part of its value, on the service of this name.
+    fn of_service(
+        name: &str,
+        label: &str,
+        value: &str,
+        expected: impl Into<String>,
+        instead: impl Into<String>,
+    ) -> Self {
+        Self {
+            whose: format!("service {name}"),
+            label: shown(label),
+            value: shown(value),
+            expected: expected.into(),
+            instead: instead.into(),
+        }
+    }
+}
+
 /// What a service's labels ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServiceLabels {
@@ -86,7 +105,6 @@ fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> Service
 /// How a service is balanced, and the labels of it that are invalid.
 fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
     let mut errors = Vec::new();
-    let whose = || format!("service {name}");
     let mut balance = Balance::default();
     if let Some(value) = labels.get(SCHEDULER) {
         match Algorithm::ALL
@@ -94,25 +112,25 @@ fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
             .find(|known| known.name() == value.trim())
         {
             Some(algorithm) => balance.algorithm = algorithm,
-            None => errors.push(LabelError {
-                whose: whose(),
-                label: SCHEDULER.to_owned(),
-                value: shown(value),
-                expected: format!("one of {}", Algorithm::ALL.map(Algorithm::name).join(", ")),
-                instead: "rr".to_owned(),
-            }),
+            None => {
+                let expected = format!("one of {}", Algorithm::ALL.map(Algorithm::name).join(", "));
+                errors.push(LabelError::of_service(name, SCHEDULER, value, expected, "rr"));
+            }
         }
     }
     if let Some(value) = labels.get(AFFINITY) {
         match within(value, MAX_AFFINITY) {
             Some(seconds) => balance.affinity = Some(seconds),
-            None => errors.push(LabelError {
-                whose: whose(),
-                label: AFFINITY.to_owned(),
-                value: shown(value),
-                expected: format!("seconds from 1 to {MAX_AFFINITY}"),
-                instead: "no affinity".to_owned(),
-            }),
+            None => {
+                let expected = format!("seconds from 1 to {MAX_AFFINITY}");
+                errors.push(LabelError::of_service(
+                    name,
+                    AFFINITY,
+                    value,
+                    expected,
+                    "no affinity",
+                ));
+            }
         }
     }
     (balance, errors)

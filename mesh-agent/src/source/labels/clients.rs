@@ -1,6 +1,6 @@
 //! The labels that say which clients may come in to a service. Pure.
 
-use super::{LabelError, shown};
+use super::LabelError;
 use crate::{
     docker::api::Labels,
     model::{Clients, Prefix},
@@ -21,13 +21,8 @@ pub(super) fn clients(name: &str, labels: &Labels) -> (Clients, Vec<LabelError>)
             .filter_map(|part| {
                 let prefix = part.parse().ok();
                 if prefix.is_none() {
-                    errors.push(LabelError {
-                        whose: format!("service {name}"),
-                        label: label.to_owned(),
-                        value: shown(part),
-                        expected: "addresses and prefixes such as 192.0.2.0/24".to_owned(),
-                        instead: "the others".to_owned(),
-                    });
+                    let expected = "addresses and prefixes such as 192.0.2.0/24";
+                    errors.push(LabelError::of_service(name, label, part, expected, "the others"));
                 }
                 prefix
             })

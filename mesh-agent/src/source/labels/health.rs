@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use mesh_support::duration;
 
-use super::{LabelError, shown};
+use super::LabelError;
 use crate::{
     docker::api::Labels,
     model::{HealthCheck, HealthProbe, Protocol, PublishedPort},
@@ -137,13 +137,8 @@ struct Found<'a> {
 
 impl Found<'_> {
     fn refuse(&mut self, label: &str, value: &str, expected: &str, instead: &str) {
-        self.errors.push(LabelError {
-            whose: format!("service {}", self.name),
-            label: shown(label),
-            value: shown(value),
-            expected: expected.to_owned(),
-            instead: instead.to_owned(),
-        });
+        let error = LabelError::of_service(self.name, label, value, expected, instead);
+        self.errors.push(error);
     }
 
     /// A label that is misspelt would change nothing without a message.

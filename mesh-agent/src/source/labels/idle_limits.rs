@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use mesh_support::duration;
 
-use super::{LabelError, shown};
+use super::LabelError;
 use crate::{docker::api::Labels, model::IdleLimits};
 
 /// Of open TCP connections.
@@ -24,13 +24,8 @@ pub(super) fn idle_limits(name: &str, labels: &Labels) -> (IdleLimits, Vec<Label
         let time = time.filter(|time| ALLOWED.contains(time));
         if time.is_none() {
             let [shortest, longest] = [ALLOWED.start(), ALLOWED.end()].map(|time| duration::format(*time));
-            errors.push(LabelError {
-                whose: format!("service {name}"),
-                label: label.to_owned(),
-                value: shown(value),
-                expected: format!("a time from {shortest} to {longest}, like 30m"),
-                instead: default.to_owned(),
-            });
+            let expected = format!("a time from {shortest} to {longest}, like 30m");
+            errors.push(LabelError::of_service(name, label, value, expected, default));
         }
         time.map(|time| time.as_millis().div_ceil(1000) as u32)
     };

@@ -1,6 +1,6 @@
 //! The labels that limit a service's new connections. Pure.
 
-use super::{LabelError, shown};
+use super::LabelError;
 use crate::{docker::api::Labels, model::Limits};
 
 /// New connections per second and node at most.
@@ -20,13 +20,8 @@ pub(super) fn limits(name: &str, labels: &Labels) -> (Limits, Vec<LabelError>) {
         let number = text.trim().parse().ok();
         let number = number.filter(|number| (smallest..=LARGEST).contains(number));
         if number.is_none() {
-            errors.push(LabelError {
-                whose: format!("service {name}"),
-                label: label.to_owned(),
-                value: shown(text),
-                expected: format!("a number per second from {smallest} to {LARGEST}"),
-                instead: instead.to_owned(),
-            });
+            let expected = format!("a number per second from {smallest} to {LARGEST}");
+            errors.push(LabelError::of_service(name, label, text, expected, instead));
         }
         number
     };

@@ -1,6 +1,6 @@
 //! The label that says where a service's ports are published. Pure.
 
-use super::{LabelError, shown};
+use super::LabelError;
 use crate::{
     docker::api::Labels,
     model::{NodeCondition, NodeSubject, PublishOn},
@@ -37,13 +37,9 @@ pub(super) fn publish_on(name: &str, labels: &Labels) -> (PublishOn, Vec<LabelEr
             ));
         }
     }
-    let errors = errors.into_iter().map(|(entry, expected)| LabelError {
-        whose: format!("service {name}"),
-        label: PUBLISH_ON.to_owned(),
-        value: shown(entry),
-        expected: expected.to_owned(),
-        instead: "the others".to_owned(),
-    });
+    let errors = errors
+        .into_iter()
+        .map(|(entry, expected)| LabelError::of_service(name, PUBLISH_ON, entry, expected, "the others"));
     (found, errors.collect())
 }
 
