@@ -5,23 +5,12 @@ use core::ptr::NonNull;
 use crate::{
     abi::{Flow, FlowKey, Openings},
     bytes::Be32,
-    flow_entry::FlowEntry,
+    flow_entry::{FlowEntry, read},
 };
 
 /// A service's limits of new flows and its counts, in memory that other CPUs may change at the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct OpeningsEntry(NonNull<Openings>);
-
-macro_rules! openings_fields {
-    ($($(#[$doc:meta])* $name:ident: $kind:ty),* $(,)?) => { $(
-        $(#[$doc])*
-        #[inline(always)]
-        pub fn $name(self) -> $kind {
-            // SAFETY: `new`'s contract; every field is an aligned integer, and accepts any bits.
-            unsafe { (&raw const (*self.0.as_ptr()).$name).read() }
-        }
-    )* };
-}
 
 macro_rules! openings_counters {
     ($($(#[$doc:meta])* $name:ident, $counter:ident),* $(,)?) => { $(
@@ -44,7 +33,7 @@ impl OpeningsEntry {
         Self(pointer)
     }
 
-    openings_fields! {
+    read! {
         /// The limit of new flows; 0 for none.
         max_new: u32,
         /// The limit of one client's; 0 for none.

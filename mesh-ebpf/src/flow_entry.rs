@@ -8,16 +8,18 @@ use crate::abi::{Endpoint, Flow, Opening, Origin, Progress, Role, SEQUENCE_STEP}
 #[derive(Clone, Copy, Debug)]
 pub struct FlowEntry(NonNull<Flow>);
 
+/// Methods that read the fields of an entry that is shared with other CPUs.
 macro_rules! read {
     ($($(#[$doc:meta])* $name:ident: $kind:ty),* $(,)?) => { $(
         $(#[$doc])*
         #[inline(always)]
         pub fn $name(self) -> $kind {
-            // SAFETY: `new`'s contract; every field is an aligned integer, and `Flow` accepts any bits.
+            // SAFETY: `new`'s contract; every field is an aligned integer, and accepts any bits.
             unsafe { (&raw const (*self.0.as_ptr()).$name).read() }
         }
     )* };
 }
+pub(crate) use read;
 
 impl FlowEntry {
     /// An entry behind a pointer.

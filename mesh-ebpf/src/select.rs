@@ -29,8 +29,7 @@ pub fn select<'a, T: Tables>(
         return by_hash(tables, key, (index, service));
     }
     let chosen = match service.choice {
-        Choice::HASH_ENDPOINT => hashed(tables, service, endpoint_hash(key))?,
-        Choice::HASH_ADDRESS => hashed(tables, service, mix(key.source.get()))?,
+        Choice::HASH_ENDPOINT | Choice::HASH_ADDRESS => hashed(tables, service, sender_hash(key, service))?,
         Choice::LEAST => least(tables, service, index)?,
         _ => at(tables, service, tables.rotate(index) % service.ring_length)?,
     };
@@ -56,12 +55,7 @@ pub fn by_hash<'a, T: Tables>(
     if service.ring_length == 0 {
         return None;
     }
-    let hash = if service.choice == Choice::HASH_ADDRESS {
-        mix(key.source.get())
-    } else {
-        endpoint_hash(key)
-    };
-    let chosen = hashed(tables, service, hash)?;
+    let chosen = hashed(tables, service, sender_hash(key, service))?;
     let chosen = if breaker::is_open(tables, chosen) {
         passed_over(tables, service, key, chosen)
     } else {
@@ -70,9 +64,12 @@ pub fn by_hash<'a, T: Tables>(
     active(tables, index, chosen)
 }
 
-/// A hash of a client's address and port.
+/// A hash of a client's address and port, or of its address alone where the service chooses by that.
 #[inline(always)]
-fn endpoint_hash(key: &FlowKey) -> u32 {
+fn sender_hash(key: &FlowKey, service: &Service) -> u32 {
+    if service.choice == Choice::HASH_ADDRESS {
+        return mix(key.source.get());
+    }
     let port = u32::from(key.source_port.get());
     mix(key.source.get() ^ mix(port | key.protocol << 16))
 }
