@@ -88,8 +88,11 @@ impl OwnAnnouncement {
     /// Whether to plan by this snapshot: not while the announcement of a node is missing to which an
     /// adopted data path may be sending, unless its data path has `answered` this node's probes.
     pub(super) fn may_plan(&mut self, cluster: &Cluster, own: &str, answered: &BTreeSet<Ipv4Addr>) -> bool {
+        if !self.adopted {
+            return true;
+        }
         let unknown: Vec<_> = unknown_nodes(cluster, own, answered).collect();
-        if !self.adopted || unknown.is_empty() {
+        if unknown.is_empty() {
             self.adopted = false;
         } else {
             let limit = match unknown.iter().any(|node| node.ready) {
