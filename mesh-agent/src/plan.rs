@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::model::{
-    Backend, BackendKey, Desired, Frontend, HostInterface, Masquerade, NextHop, ServiceEntry, ServiceKey,
-    desired::Settings,
+    Backend, BackendKey, Desired, Frontend, HostInterface, MacAddress, Masquerade, NextHop, ServiceEntry,
+    ServiceKey, desired::Settings,
 };
 
 /// One idempotent step.
@@ -17,6 +17,8 @@ use crate::model::{
 pub enum DatapathChange {
     /// Node-wide settings.
     Configure(Settings),
+    /// The MAC addresses that the node's frames have.
+    SetMacs(BTreeSet<MacAddress>),
     /// A peer appears, or its next hop changes; `None` while that is not resolved.
     UpsertPeer(Ipv4Addr, Option<NextHop>),
     /// A container sees a source instead of clients of one of its networks.
@@ -56,6 +58,7 @@ impl DatapathChange {
             Self::UpsertService(key, _) | Self::RemoveService(key) => Some(*key),
             Self::AddFrontend(frontend) | Self::RemoveFrontend(frontend) => Some(frontend.service),
             Self::Configure(_)
+            | Self::SetMacs(_)
             | Self::UpsertPeer(..)
             | Self::RemovePeer(_)
             | Self::UpsertMasquerade(..)
@@ -79,6 +82,7 @@ impl DatapathChange {
             | Self::DetachContainer(_)
             | Self::DetachUplink(_) => true,
             Self::Configure(_)
+            | Self::SetMacs(_)
             | Self::UpsertPeer(..)
             | Self::UpsertMasquerade(..)
             | Self::UpsertBackend(..)
@@ -94,7 +98,8 @@ impl DatapathChange {
     pub fn attaches(&self) -> bool {
         match self {
             Self::Configure(_) | Self::AttachContainer(_) | Self::AttachUplink(..) => true,
-            Self::UpsertPeer(..)
+            Self::SetMacs(_)
+            | Self::UpsertPeer(..)
             | Self::UpsertMasquerade(..)
             | Self::UpsertBackend(..)
             | Self::UpsertService(..)
@@ -115,6 +120,10 @@ impl fmt::Display for DatapathChange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Configure(settings) => write!(formatter, "configure {settings}"),
+            Self::SetMacs(macs) => {
+                write!(formatter, "set MAC addresses")?;
+                macs.iter().try_for_each(|mac| write!(formatter, " {mac}"))
+            }
             Self::UpsertPeer(address, Some(hop)) => write!(formatter, "set peer {address} by {hop}"),
             Self::UpsertPeer(address, None) => write!(formatter, "set peer {address} unresolved"),
             Self::UpsertMasquerade(key, source) => write!(formatter, "set masquerade {key} as {source}"),
@@ -165,6 +174,7 @@ pub fn plan(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
 pub fn fold(state: &mut Desired, change: DatapathChange) {
     match change {
         DatapathChange::Configure(settings) => state.settings = settings,
+        DatapathChange::SetMacs(macs) => state.macs = macs,
         DatapathChange::UpsertPeer(address, hop) => drop(state.peers.insert(address, hop)),
         DatapathChange::UpsertMasquerade(key, source) => drop(state.masquerades.insert(key, source)),
         DatapathChange::RemoveMasquerade(key) => drop(state.masquerades.remove(&key)),
@@ -228,6 +238,9 @@ fn difference(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
     let mut changes = Vec::new();
     if old.settings != new.settings {
         changes.push(DatapathChange::Configure(new.settings));
+    }
+    if old.macs != new.macs {
+        changes.push(DatapathChange::SetMacs(new.macs.clone()));
     }
     changes.extend(
         upserts(&old.peers, &new.peers).map(|(address, hop)| DatapathChange::UpsertPeer(*address, *hop)),

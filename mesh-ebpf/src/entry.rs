@@ -268,6 +268,9 @@ fn opens<'a, F: ReadFrame, T: Tables>(
     if is_from_network && is_martian(frame, key) {
         return Decision::drop(DropReason::Martian);
     }
+    if is_from_network && !is_for_this_node(frame, tables, config) {
+        return for_another(tables, hook);
+    }
     if is_from_network && is_udp(key) && tables.is_own(&OwnKey::answered(key)) {
         return Decision::PASS;
     }
@@ -349,6 +352,9 @@ fn past_limit<'a, F: ReadFrame, T: Tables>(
     if is_martian(frame, key) {
         return Decision::drop(DropReason::Martian);
     }
+    if !is_for_this_node(frame, tables, config) {
+        return for_another(tables, hook);
+    }
     let Some(service) = tables.service(index) else {
         return Decision::refuse(DropReason::NoBackend);
     };
@@ -378,6 +384,30 @@ fn is_martian<F: ReadFrame>(frame: &F, key: &FlowKey) -> bool {
         .at::<Ethernet>(0)
         .is_some_and(|ethernet| ethernet.destination[0] & 1 != 0);
     is_for_group || key.source == key.destination || ipv4::is_never_on_a_wire(key.source)
+}
+
+/// Whether a frame has a MAC address of this node. Other machines' frames arrive here while a switch does not
+/// know where those are, and on ports of a bridge; the kernel takes them for its own no more than this does.
+/// Asked as a flow opens, so that an open one does not pay for it.
+#[inline(always)]
+fn is_for_this_node<F: ReadFrame, T: Tables>(frame: &F, tables: &T, config: &Config) -> bool {
+    if config.knows_macs == 0 {
+        return true;
+    }
+    match frame.at::<Ethernet>(0) {
+        Some(ethernet) => tables.is_host_mac(ethernet.destination),
+        // Of a layer 3 device.
+        None => true,
+    }
+}
+
+/// Leaves a frame that is for another machine to the kernel.
+#[inline(always)]
+fn for_another<'a, T: Tables>(tables: &T, hook: Hook) -> Decision<'a> {
+    if hook != Hook::Xdp {
+        tables.count_event(Event::OtherMachine);
+    }
+    Decision::PASS
 }
 
 #[inline(always)]

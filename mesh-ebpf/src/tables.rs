@@ -80,6 +80,8 @@ pub enum InsertError {
 pub trait Tables: FloodTables {
     /// Node-wide settings.
     fn config(&self) -> Option<&Config>;
+    /// Whether an interface of this node has a MAC address.
+    fn is_host_mac(&self, mac: [u8; 6]) -> bool;
     /// Whether any service publishes the port.
     fn is_published(&self, protocol: u8, port: u16) -> bool;
     /// Whether any backend of this node listens on the port, in its container.

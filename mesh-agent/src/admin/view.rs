@@ -217,6 +217,7 @@ pub(crate) mod fixture {
             flows_not_opened: 3,
             unknown_flows: 11,
             flows_adopted: 12,
+            frames_for_others: 19,
             answers_suppressed: 13,
             untracked_packets: 17,
             flooded: std::collections::BTreeSet::new(),

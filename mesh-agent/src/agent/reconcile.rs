@@ -185,6 +185,7 @@ fn cripples(error: &ChangeError) -> bool {
         | DatapathChange::AttachContainer(_)
         | DatapathChange::AttachUplink(..) => true,
         DatapathChange::Configure(_)
+        | DatapathChange::SetMacs(_)
         | DatapathChange::UpsertPeer(..)
         | DatapathChange::UpsertMasquerade(..)
         | DatapathChange::RemoveMasquerade(_)

@@ -19,6 +19,7 @@ pub(in crate::datapath) fn culprit(
 pub(in crate::datapath) fn restore(state: &mut Desired, before: &Desired, change: &DatapathChange) {
     let back = match change {
         DatapathChange::Configure(_) => DatapathChange::Configure(before.settings),
+        DatapathChange::SetMacs(_) => DatapathChange::SetMacs(before.macs.clone()),
         DatapathChange::UpsertPeer(address, _) | DatapathChange::RemovePeer(address) => {
             match before.peers.get(address) {
                 Some(hop) => DatapathChange::UpsertPeer(*address, *hop),

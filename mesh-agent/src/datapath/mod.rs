@@ -222,6 +222,9 @@ pub struct Counters {
     /// Flows that were opened in mid-connection, for the backend that their tuple leads to.
     #[serde(default)]
     pub flows_adopted: u64,
+    /// Frames for published ports that had the MAC address of another machine.
+    #[serde(default)]
+    pub frames_for_others: u64,
     /// RST and ICMP errors that were not made, as there were too many.
     pub answers_suppressed: u64,
     /// Packets of peers that this node could not deliver, and sent back to them.

@@ -16,7 +16,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use crate::model::{HostInterface, NextHop, Subnet};
+use crate::model::{HostInterface, MacAddress, NextHop, Subnet};
 
 pub use containers::{ContainerState, ContainerWatcher, Scheduler};
 use network::Interest;
@@ -31,6 +31,9 @@ pub struct NetworkState {
     pub interest: Interest,
     /// Every IPv4 address of the host's namespace except 127.0.0.0/8.
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// The MAC addresses of the host's interfaces, those of containers' veths excepted: a macvlan's or a
+    /// bridge's frames arrive by the interface below it, with an address of its own.
+    pub macs: BTreeSet<MacAddress>,
     /// The interfaces traffic from outside arrives on.
     pub uplinks: BTreeMap<String, HostInterface>,
     /// Interfaces on which such traffic arrives too, but which the mesh cannot use, and why.

@@ -251,6 +251,12 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
          an address that has moved here brings them along.",
     );
     sample(&mut adopted, Vec::new(), counters.flows_adopted);
+    let mut others = counter(
+        "mesh_frames_for_other_machines_total",
+        "Frames from the network that would have opened a connection to a published port, but have the MAC address \
+         of another machine, as on a bridge, or while a switch sends them to every port. Left to the kernel.",
+    );
+    sample(&mut others, Vec::new(), counters.frames_for_others);
     let mut suppressed = counter(
         "mesh_answers_suppressed_total",
         "RST and ICMP errors that the mesh did not send, as it had sent thousands in that second.",
@@ -367,6 +373,7 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         not_opened,
         unknown,
         adopted,
+        others,
         suppressed,
         untracked,
         flooded,

@@ -168,6 +168,7 @@ mod tests {
             "mesh_packets_sent_back_total 5".to_owned(),
             "mesh_flows_moved_total 6".to_owned(),
             "mesh_flows_adopted_total 12".to_owned(),
+            "mesh_frames_for_other_machines_total 19".to_owned(),
             r#"mesh_datapath_info{datapath="ebpf",reason="eth0: XDP is off",rung="tc"} 1"#.to_owned(),
             "mesh_datapath_steps_down_total 2".to_owned(),
             "mesh_model_revision 4".to_owned(),

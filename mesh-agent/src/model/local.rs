@@ -31,6 +31,9 @@ pub struct Local {
     /// The networks of those containers, by the host ends of their veths.
     #[serde(default)]
     pub attached: BTreeMap<u32, Attached>,
+    /// The MAC addresses of the host's interfaces, those of containers' veths excepted.
+    #[serde(default)]
+    pub macs: BTreeSet<MacAddress>,
     /// Interfaces that traffic from outside arrives on, by name.
     pub uplinks: BTreeMap<String, HostInterface>,
     /// Ports of containers' bridges on this node: the host ends of containers' veths. Packets from containers

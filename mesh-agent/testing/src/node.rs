@@ -358,6 +358,7 @@ impl Node {
             has_vlans: false,
         };
         Desired {
+            macs: [MacAddress(UPLINK_MAC)].into(),
             uplinks: BTreeMap::from([("up0".to_owned(), interface(self.uplink, UPLINK_MAC))]),
             peers: BTreeMap::from([(PEER, Some(self.next_hop(PEER_MAC)))]),
             container_interfaces: [self.container].into(),

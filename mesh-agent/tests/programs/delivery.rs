@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use mesh_agent::model::{Frontend, Masquerade, ServiceKey};
+use mesh_agent::model::{Frontend, MacAddress, Masquerade, ServiceKey};
 use mesh_agent_testing::{
     cluster::{
         CLIENT, DNS, MESH0_MAC, NODE, SERVICE_ADDRESS, WEB, arriving, backend_key, from_peer, frontend,
@@ -10,7 +10,7 @@ use mesh_agent_testing::{
     },
     frames::{ACK, FORWARD, FORWARD_DIRECT, Macs, Packet, SYN, check_frame},
     node::{Node, on_a_node},
-    run::{TC_REDIRECT, XDP_PASS},
+    run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS},
 };
 
 fn local(node: &mut Node) {
@@ -66,6 +66,33 @@ fn tc_delivers_with_every_checksum_right() {
             .map(|(packet, _)| packet.frame().len() - 14)
             .sum();
         assert_eq!((traffic.packets_in, traffic.bytes_in), (7, bytes as u64));
+    });
+}
+
+#[test]
+fn what_has_another_machines_mac_address_passes_until_the_node_has_that_address() {
+    on_a_node(|node| {
+        local(node);
+        let syn = Packet::tcp(arriving(), CLIENT, frontend(WEB), SYN);
+        let other = MacAddress([2, 0x77, 0, 0, 0, 1]);
+        let mut frame = syn.frame();
+        frame[..6].copy_from_slice(&other.0);
+        assert_eq!(node.xdp(&frame).verdict, XDP_PASS);
+        let output = node.tc_uplink(&frame);
+        assert_eq!(output.verdict, TC_UNSPEC);
+        check_frame(&output.frame, &frame);
+        // Such as a macvlan's, whose address moves here with its frontends.
+        let mut state = node.serving(node.local());
+        state.macs.insert(other);
+        node.apply(&state);
+        assert_eq!(node.tc_uplink(&frame).verdict, TC_REDIRECT);
+        state.macs.clear();
+        node.apply(&state);
+        assert_eq!(
+            node.tc_uplink(&syn.frame()).verdict,
+            TC_REDIRECT,
+            "they are not known"
+        );
     });
 }
 

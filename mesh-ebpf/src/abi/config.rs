@@ -31,8 +31,10 @@ pub struct Config {
     pub mesh0: u32,
     /// MAC address of mesh0.
     pub mesh0_mac: [u8; 6],
+    /// 1 if all MAC addresses of this node are known ([`mac_key`]), so that no other is taken.
+    pub knows_macs: u16,
     /// Zero.
-    pub padding: [u8; 6],
+    pub padding: [u8; 4],
     /// Cookie of the host's network namespace; sockets of other namespaces are left alone.
     pub netns_cookie: u64,
 }
@@ -45,6 +47,13 @@ pub struct Dialled {
     pub address: Be32,
     /// 1 if it was `::1` rather than an IPv4 address.
     pub ipv6_loopback: u32,
+}
+
+/// A MAC address of this node, as a key: its bytes in the order of transmission, then zeros.
+#[inline(always)]
+pub const fn mac_key(mac: [u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = mac;
+    u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 /// Index and bit of a port in a filter of ports.

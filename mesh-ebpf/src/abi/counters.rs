@@ -193,10 +193,13 @@ pub enum Event {
     FlowUntracked = 7,
     /// A flow was opened in mid-connection, for the backend that its tuple leads to on every node.
     FlowAdopted = 8,
+    /// A frame of the network's that would have opened a flow had the MAC address of another machine: left to
+    /// the kernel, which drops it, or forwards it on a bridge.
+    OtherMachine = 9,
 }
 
 /// Number of event counters.
-pub const EVENT_COUNTERS: u32 = 9;
+pub const EVENT_COUNTERS: u32 = 10;
 
 const _: () = assert!(size_of::<BackendCounters>() == 40);
 

@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 36] = [
+pub const LAYOUTS: [(&str, u32); 37] = [
     ("ANSWERED", 7),
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
@@ -23,6 +23,7 @@ pub const LAYOUTS: [(&str, u32); 36] = [
     ("FRONTENDS", 4),
     ("HALF_OPEN", 6),
     ("HELD", 7),
+    ("HOST_MACS", 9),
     ("KEYED", 5),
     ("KEYS", 5),
     ("LOADS", 4),

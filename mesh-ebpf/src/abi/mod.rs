@@ -25,7 +25,7 @@ pub use answers::{Answered, MAX_ANSWERS, MAX_OWN, OWN_LIFETIME, OwnKey};
 pub use backend::{
     BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendKey, Breaker, Load, NextHop,
 };
-pub use config::{Config, Dialled, PORT_FILTER_ENTRIES, port_filter_bit};
+pub use config::{Config, Dialled, PORT_FILTER_ENTRIES, mac_key, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
 pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role, SEQUENCE_STEP, is_in_sequence};
@@ -43,7 +43,7 @@ pub use service::{Choice, FrontendKey, Service};
 pub use source_rule::{Policy, SourceRule, SourceVerdict, SourceVerdicts};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;
@@ -53,6 +53,8 @@ pub const MAX_SERVICES: u32 = 4_096;
 pub const MAX_RING: u32 = 262_144;
 /// Frontends (addresses times published ports) a node can hold.
 pub const MAX_FRONTENDS: u32 = 65_536;
+/// MAC addresses of a node. One that has more takes frames with any.
+pub const MAX_HOST_MACS: u32 = 1_024;
 /// Peer nodes.
 pub const MAX_PEERS: u32 = 4_096;
 /// Networks of all containers of a node. The kernel allocates only what is used.

@@ -261,6 +261,27 @@ fn what_no_sender_can_have_sent_opens_nothing_and_gets_no_answer() {
 }
 
 #[test]
+fn what_is_for_another_machine_opens_nothing_and_passes() {
+    let mut tables = node_with(&locals(1)).publish(PROTOCOL_UDP, 9200, &locals(1));
+    let connection = from(40000, SYN);
+    let datagram = udp(client(40000), at(FRONTEND), b"query");
+    for mut frame in [connection.clone(), datagram] {
+        frame.bytes[5] ^= 1;
+        for hook in UPLINKS {
+            check_passes(&tables, hook, &frame);
+        }
+        // XDP leaves it to tc, which counts it.
+        assert_eq!((tables.flow_count(), tables.events(Event::OtherMachine)), (0, 1));
+        tables.forget_events();
+    }
+    tables.host_macs.clear();
+    check_passes(&tables, Hook::TcUplink, &connection);
+    // Which addresses are the node's is not known.
+    tables.config_mut().knows_macs = 0;
+    assert_eq!(chosen(&tables, Hook::TcUplink, &connection), 0);
+}
+
+#[test]
 fn a_packet_for_a_group_of_machines_opens_nothing() {
     let tables = node_with(&locals(1));
     let mut frame = from(40000, SYN);

@@ -342,3 +342,15 @@ fn processes_of_the_node_are_under_no_limit() {
     }
     assert_eq!(tables.flow_count(), 20);
 }
+
+#[test]
+fn a_flood_for_another_machine_is_left_to_the_kernel() {
+    let tables = two_local(FLOOD);
+    flood(&tables);
+    let mut frame = tcp(client(1), at(FRONTEND), SYN);
+    frame.bytes[5] ^= 1;
+    for hook in [Hook::Xdp, Hook::TcUplink] {
+        assert_eq!(run(&tables, hook, &mut frame), Action::Pass);
+    }
+    assert_eq!(tables.events(Event::OtherMachine), 1);
+}

@@ -12,9 +12,9 @@ use mesh_ebpf::{
         Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS,
         Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow,
         FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_ANSWERS, MAX_BACKENDS, MAX_DATAGRAMS,
-        MAX_FRONTENDS, MAX_HELD, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
+        MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
         MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES, Policy, Service,
-        SourceRule, SourceVerdicts, drop_index, port_filter_bit,
+        SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
     },
     bytes::Be32,
     tables::{DatagramEntry, FlowEntry, InsertError, Tables},
@@ -26,6 +26,9 @@ const EEXIST: i32 = -17;
 /// Node-wide settings, one entry.
 #[map]
 pub(crate) static CONFIG: Array<Config> = Array::pinned(1, 0);
+/// The MAC addresses of this node's interfaces.
+#[map]
+static HOST_MACS: HashMap<u64, u32> = HashMap::pinned(MAX_HOST_MACS, 0);
 /// One bit per published port.
 #[map]
 static PORT_FILTER: Array<u64> = Array::pinned(PORT_FILTER_ENTRIES, 0);
@@ -419,6 +422,12 @@ impl Tables for KernelTables {
             self.count_event(Event::AnswerSuppressed);
         }
         may
+    }
+
+    #[inline(always)]
+    fn is_host_mac(&self, mac: [u8; 6]) -> bool {
+        // SAFETY: the value is not read.
+        unsafe { HOST_MACS.get(&mac_key(mac)) }.is_some()
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use std::{
 use super::{
     flood::FloodMemory,
     memory::{Flows, Memory},
+    packets::RECEIVER_MAC,
 };
 use crate::{
     abi::{
@@ -101,6 +102,7 @@ impl Replica {
 #[derive(Default)]
 pub(crate) struct TestTables {
     pub(crate) config: Option<Config>,
+    pub(crate) host_macs: BTreeSet<[u8; 6]>,
     pub(crate) published: BTreeSet<(u8, u16)>,
     pub(crate) frontends: BTreeMap<FrontendKey, u32>,
     pub(crate) services: BTreeMap<u32, Service>,
@@ -160,8 +162,10 @@ impl TestTables {
                 inner_mtu: INNER_MTU,
                 mesh0: MESH0,
                 mesh0_mac: [2, 7, 0, 0, 0, node],
+                knows_macs: 1,
                 ..Config::default()
             }),
+            host_macs: [RECEIVER_MAC].into(),
             ..Self::default()
         };
         for peer in (1..=NODES).filter(|peer| *peer != node) {
@@ -308,6 +312,10 @@ impl TestTables {
 impl Tables for TestTables {
     fn config(&self) -> Option<&Config> {
         self.config.as_ref()
+    }
+
+    fn is_host_mac(&self, mac: [u8; 6]) -> bool {
+        self.host_macs.contains(&mac)
     }
 
     fn is_published(&self, protocol: u8, port: u16) -> bool {

@@ -197,6 +197,7 @@ impl Agent {
             containers: containers.containers.clone(),
             attached: containers.attached.clone(),
             uplinks: network.uplinks.clone(),
+            macs: network.macs.clone(),
             container_interfaces: network.container_interfaces.clone(),
             mesh0: self.device.interface(),
             next_hops: network.next_hops.clone(),

@@ -20,6 +20,7 @@ use super::{
 /// Every map that the agent reads or writes.
 pub(super) struct Maps {
     config: Array<MapData, Config>,
+    pub(super) host_macs: HashMap<MapData, u64, u32>,
     pub(super) port_filter: Array<MapData, u64>,
     pub(super) backend_ports: Array<MapData, u64>,
     pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
@@ -51,6 +52,7 @@ impl Maps {
             .map_err(|(file, error)| failed(format!("count the possible CPUs in {file}"), error))?;
         Ok(Self {
             config: take(programs, "CONFIG")?,
+            host_macs: take(programs, "HOST_MACS")?,
             port_filter: take(programs, "PORT_FILTER")?,
             backend_ports: take(programs, "BACKEND_PORTS")?,
             frontends: take(programs, "FRONTENDS")?,

@@ -13,6 +13,7 @@ pub(super) mod dump;
 mod earlier;
 mod flows;
 mod hooks;
+mod host_macs;
 mod maps;
 mod options;
 mod pins;
@@ -23,7 +24,7 @@ mod takeover;
 mod uplink_rung;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
@@ -47,7 +48,7 @@ use super::{
     failed_change::culprit,
 };
 use crate::{
-    model::{Desired, KeyId, NodeDatapath, ReturnMode, TunnelKey, TunnelKeys, desired::Settings},
+    model::{Desired, KeyId, MacAddress, NodeDatapath, ReturnMode, TunnelKey, TunnelKeys, desired::Settings},
     plan::DatapathChange,
 };
 
@@ -172,6 +173,7 @@ impl EbpfDatapath {
     fn apply_one(&mut self, change: &DatapathChange) -> Result<(), DatapathError> {
         match change {
             DatapathChange::Configure(settings) => self.configure(settings),
+            DatapathChange::SetMacs(macs) => self.set_macs(macs),
             DatapathChange::UpsertPeer(address, hop) => {
                 self.tables.upsert_peer(&mut self.maps, *address, *hop)
             }
@@ -263,6 +265,14 @@ impl EbpfDatapath {
         self.attachments.sockets(&mut self.programs, &self.options.cgroup)
     }
 
+    /// No frame is taken for another machine's before all of the node's own addresses are known.
+    fn set_macs(&mut self, macs: &BTreeSet<MacAddress>) -> Result<(), DatapathError> {
+        let are_all_known = host_macs::add(&mut self.maps, macs)?;
+        self.config.knows_macs = u16::from(are_all_known);
+        self.write_config()?;
+        host_macs::retain(&mut self.maps, macs)
+    }
+
     fn follow_uplink_mtu(&mut self) -> Result<(), DatapathError> {
         self.config.inner_mtu = inner_mtu(self.attachments.smallest_uplink_mtu().unwrap_or(DEFAULT_MTU));
         self.write_config()
@@ -338,6 +348,7 @@ impl Datapath for EbpfDatapath {
         counters.unknown_flows = self.maps.events(Event::FlowUnknown)?;
         counters.untracked_packets = self.maps.events(Event::FlowUntracked)?;
         counters.flows_adopted = self.maps.events(Event::FlowAdopted)?;
+        counters.frames_for_others = self.maps.events(Event::OtherMachine)?;
         counters.answers_suppressed = self.maps.events(Event::AnswerSuppressed)?;
         counters.packets_sent_back = self.maps.events(Event::SentBack)?;
         counters.flows_moved = self.maps.events(Event::FlowMoved)?;

@@ -291,6 +291,7 @@ impl Datapath for IpvsDatapath {
                     removed.clear();
                 }
                 DatapathChange::Configure(_)
+                | DatapathChange::SetMacs(_)
                 | DatapathChange::UpsertPeer(..)
                 | DatapathChange::RemovePeer(_)
                 | DatapathChange::UpsertMasquerade(..)

@@ -295,6 +295,8 @@ impl Facts {
             }
             if self.leads_to_container(link, &uplinks) {
                 state.container_interfaces.insert(*index);
+            } else {
+                state.macs.extend(self.mac_of(*index));
             }
             if link.kind == Kind::Bridge && !uplinks.contains(index) {
                 let addresses = self.addresses.iter();

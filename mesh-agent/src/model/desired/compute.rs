@@ -29,6 +29,7 @@ use crate::model::{Attached, Cluster, Compiled, Local, NextHop, TaskId};
 #[must_use]
 pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> Desired {
     let mut desired = Desired {
+        macs: local.macs.clone(),
         uplinks: local.uplinks.clone(),
         container_interfaces: local.container_interfaces.clone(),
         settings: Settings {

@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, IdleLimits, Limits, NextHop, NodeId, Protocol, ReturnMode, ServiceId,
-    SourcePolicy, Subnet, TaskId,
+    Balance, Container, HostInterface, IdleLimits, Limits, MacAddress, NextHop, NodeId, Protocol, ReturnMode,
+    ServiceId, SourcePolicy, Subnet, TaskId,
 };
 
 /// Everything that a datapath must establish.
@@ -29,6 +29,8 @@ pub struct Desired {
     pub masquerades: BTreeMap<Masquerade, Ipv4Addr>,
     /// Peer nodes: the only addresses encapsulated packets are accepted from or sent to.
     pub peers: BTreeMap<Ipv4Addr, Option<NextHop>>,
+    /// The MAC addresses of the node's interfaces: frames from outside to any other are not for it.
+    pub macs: BTreeSet<MacAddress>,
     /// Interfaces on which traffic from outside arrives.
     pub uplinks: BTreeMap<String, HostInterface>,
     /// Host ends of containers' veths, where replies of local backends are caught, and what containers send

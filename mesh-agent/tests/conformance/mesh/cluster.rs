@@ -133,6 +133,7 @@ impl Mesh<'_> {
             datapath: self.rung.node_datapath(),
             addresses: BTreeSet::from([node.address, GATEWAY]),
             containers,
+            macs: node.uplinks.values().filter_map(|uplink| uplink.mac).collect(),
             uplinks: node
                 .uplinks
                 .iter()

@@ -216,7 +216,7 @@ impl Tables {
 }
 
 /// Removes an entry; if it is gone already, that is as good.
-fn remove<K: aya::Pod, V: aya::Pod>(
+pub(super) fn remove<K: aya::Pod, V: aya::Pod>(
     map: &mut HashMap<MapData, K, V>,
     key: &K,
     name: &str,

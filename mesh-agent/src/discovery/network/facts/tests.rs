@@ -136,3 +136,42 @@ fn a_card_is_known_to_have_vlans_while_there_is_one() {
     facts.remove_link(&vlan);
     assert_eq!(have_vlans(&facts), [false]);
 }
+
+#[test]
+fn the_nodes_mac_addresses_are_those_of_all_but_containers_veths() {
+    let link = |index, last, more: &[LinkAttribute]| {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.link_layer_type = LinkLayerType::Ether;
+        link.attributes = vec![
+            LinkAttribute::IfName(format!("link{index}")),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, last]),
+        ];
+        link.attributes.extend_from_slice(more);
+        link
+    };
+    let info = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+    let mut facts = Facts::default();
+    facts.add_link(&link(7, 1, &[]));
+    facts.add_link(&link(8, 2, &[LinkAttribute::Link(7), info(InfoKind::MacVlan)]));
+    facts.add_link(&link(9, 3, &[info(InfoKind::Bridge)]));
+    facts.add_link(&link(
+        10,
+        4,
+        &[LinkAttribute::Controller(9), info(InfoKind::Veth)],
+    ));
+    let options = NetworkOptions {
+        uplinks: vec!["link7".to_owned()],
+        service_address: Ipv4Addr::new(169, 254, 96, 1),
+    };
+    let macs = |facts: &Facts| facts.state(&options, &Interest::default()).macs;
+    assert_eq!(
+        macs(&facts),
+        [1, 2, 3].map(|last| MacAddress([2, 0, 0, 0, 0, last])).into()
+    );
+    facts.add_link(&link(7, 5, &[]));
+    assert!(
+        macs(&facts).contains(&MacAddress([2, 0, 0, 0, 0, 5])),
+        "its address changes"
+    );
+}
