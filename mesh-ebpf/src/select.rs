@@ -31,6 +31,7 @@ pub fn select<'a, T: Tables>(
     let chosen = match service.choice {
         Choice::HASH_ENDPOINT | Choice::HASH_ADDRESS => hashed(tables, service, sender_hash(key, service))?,
         Choice::LEAST => least(tables, service, index)?,
+        Choice::RANDOM => at(tables, service, tables.random() % service.ring_length)?,
         _ => at(tables, service, tables.rotate(index) % service.ring_length)?,
     };
     let chosen = if breaker::is_open(tables, chosen) && !breaker::may_try(tables, chosen) {
@@ -230,6 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn random_choices_are_spread_evenly() {
+        let tables = service(Choice::RANDOM);
+        let turns: Vec<_> = (0..3000).map(|_| chosen(&tables, key(1, 1))).collect();
+        // Five standard deviations of a binomial distribution: sqrt(3000 * 1/3 * 2/3) is 26.
+        for backend in 0..3 {
+            let count = turns.iter().filter(|turn| **turn == backend).count();
+            assert!((870..=1130).contains(&count), "{backend}: {count}");
+        }
+        let repeated = turns.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        assert!((870..=1130).contains(&repeated), "not in turn: {repeated}");
+    }
+
+    #[test]
     fn a_hashed_endpoint_stays_and_endpoints_spread() {
         let tables = service(Choice::HASH_ENDPOINT);
         for port in 1000..1100 {
@@ -295,6 +309,7 @@ mod tests {
             Choice::HASH_ENDPOINT,
             Choice::HASH_ADDRESS,
             Choice::LEAST,
+            Choice::RANDOM,
         ] {
             let mut tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[Replica::on(1, 1)]);
             tables

@@ -18,11 +18,21 @@ pub(crate) fn ignored_labels(view: &View) -> Vec<String> {
     invalid.chain(of_nodes).cloned().chain(unapplied).collect()
 }
 
-/// The time-outs of IPVS are the node's, for all services.
+/// What the labels ask for that IPVS has not.
 fn unapplied(view: &View, service: &Service) -> Vec<String> {
     if view.datapath != NodeDatapath::Ipvs {
         return Vec::new();
     }
+    let algorithm = service.balance.algorithm;
+    let scheduler = (algorithm != algorithm.in_ipvs()).then(|| {
+        format!(
+            "label mesh.scheduler={} of service {} does not hold on IPVS, which has no such scheduler: {} is used",
+            algorithm.name(),
+            service.name,
+            algorithm.in_ipvs().name()
+        )
+    });
+    // Its time-outs are the node's, for all services.
     let line = |label: &str| {
         format!(
             "label {label} of service {} does not hold on IPVS, whose time-outs are the node's (ipvsadm --set)",
@@ -31,7 +41,7 @@ fn unapplied(view: &View, service: &Service) -> Vec<String> {
     };
     let tcp = service.idle.tcp.map(|_| line("mesh.idle-timeout"));
     let udp = service.idle.udp.map(|_| line("mesh.udp-timeout"));
-    tcp.into_iter().chain(udp).collect()
+    scheduler.into_iter().chain(tcp).chain(udp).collect()
 }
 
 #[cfg(test)]
@@ -39,7 +49,7 @@ mod tests {
     use super::*;
     use crate::{
         admin::view::fixture,
-        model::{Cluster, IdleLimits},
+        model::{Algorithm, Cluster, IdleLimits},
     };
 
     #[test]
@@ -52,6 +62,25 @@ mod tests {
         node.invalid_labels = vec!["of n3".to_owned()];
         view.source.cluster = cluster.into();
         assert_eq!(ignored_labels(&view), ["of web", "of n3"]);
+    }
+
+    #[test]
+    fn a_balancing_algorithm_that_ipvs_has_not_is_listed_with_the_one_in_its_stead() {
+        let (mut view, _) = fixture::two_nodes();
+        view.datapath = NodeDatapath::Ipvs;
+        for algorithm in Algorithm::ALL {
+            let mut cluster = Cluster::clone(&view.source.cluster);
+            cluster.services.get_mut("web-id").unwrap().balance.algorithm = algorithm;
+            view.source.cluster = cluster.into();
+            let expected = match algorithm {
+                Algorithm::Random => vec![
+                    "label mesh.scheduler=random of service web does not hold on IPVS, which has no such scheduler: \
+                     wrr is used",
+                ],
+                _ => vec![],
+            };
+            assert_eq!(ignored_labels(&view), expected);
+        }
     }
 
     #[test]

@@ -72,8 +72,13 @@ fn probe() -> Vec<Check> {
 /// Which IPVS schedulers the kernel has.
 fn schedulers(mut ipvs: Ipvs) -> Check {
     let name = "IPVS schedulers";
-    let services = Algorithm::ALL.into_iter().zip(1..);
-    let commands: Vec<Command> = services
+    let algorithms = || {
+        Algorithm::ALL
+            .into_iter()
+            .filter(|known| known.in_ipvs() == *known)
+    };
+    let commands: Vec<Command> = algorithms()
+        .zip(1..)
         .map(|(algorithm, port)| {
             let service = VirtualService {
                 address: ADDRESS.into(),
@@ -92,13 +97,13 @@ fn schedulers(mut ipvs: Ipvs) -> Check {
         Ok(results) => results,
         Err(error) => return Check::fail(name, error_chain(&error), "see the check 'IPVS'"),
     };
-    let refused: Vec<_> = Algorithm::ALL
-        .into_iter()
+    let refused: Vec<_> = algorithms()
         .zip(results)
         .filter_map(|(algorithm, result)| Some((algorithm.name(), result.err()?)))
         .collect();
     if refused.is_empty() {
-        return Check::ok(name, Algorithm::ALL.map(Algorithm::name).join(", "));
+        let names: Vec<_> = algorithms().map(Algorithm::name).collect();
+        return Check::ok(name, names.join(", "));
     }
     let reasons: Vec<_> = refused
         .iter()

@@ -4,56 +4,128 @@ use serde::{Deserialize, Serialize};
 
 /// How a service chooses a backend for a new connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Exchanged", into = "Exchanged")]
 pub struct Balance {
-    /// The balancing algorithm. Agents exchange it under the name of its label, `mesh.scheduler`.
-    #[serde(default, rename = "scheduler")]
+    /// The balancing algorithm.
     pub algorithm: Algorithm,
     /// Seconds for which a client address keeps its backend after its last connection; `None` if a backend is
     /// chosen for each connection.
-    #[serde(default)]
     pub affinity: Option<u32>,
 }
 
-/// A balancing algorithm; the names are those of IPVS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A balancing algorithm; the names are those of IPVS, where it has the algorithm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Algorithm {
     /// One after the other.
     #[default]
-    #[serde(rename = "rr")]
     RoundRobin,
     /// One after the other, each as often as its weight says.
-    #[serde(rename = "wrr")]
     WeightedRoundRobin,
+    /// Any, each as often as its weight says.
+    Random,
     /// By a consistent hash of the client's address and port (Maglev, NSDI 2016).
-    #[serde(rename = "mh")]
     Maglev,
     /// The one with the fewest connections.
-    #[serde(rename = "lc")]
     LeastConnection,
     /// The one with the fewest connections for its weight.
+    WeightedLeastConnection,
+}
+
+/// A [`Balance`] as agents exchange it. Those of earlier releases refuse a snapshot with an algorithm that
+/// they do not know, so they read the one that is most like it.
+#[derive(Serialize, Deserialize)]
+struct Exchanged {
+    #[serde(default)]
+    scheduler: KnownAlgorithm,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    random: bool,
+    #[serde(default)]
+    affinity: Option<u32>,
+}
+
+/// The algorithms that every release knows.
+#[derive(Default, Serialize, Deserialize)]
+enum KnownAlgorithm {
+    #[default]
+    #[serde(rename = "rr")]
+    RoundRobin,
+    #[serde(rename = "wrr")]
+    WeightedRoundRobin,
+    #[serde(rename = "mh")]
+    Maglev,
+    #[serde(rename = "lc")]
+    LeastConnection,
     #[serde(rename = "wlc")]
     WeightedLeastConnection,
 }
 
+impl From<Balance> for Exchanged {
+    fn from(balance: Balance) -> Self {
+        Self {
+            scheduler: match balance.algorithm {
+                Algorithm::RoundRobin => KnownAlgorithm::RoundRobin,
+                Algorithm::WeightedRoundRobin | Algorithm::Random => KnownAlgorithm::WeightedRoundRobin,
+                Algorithm::Maglev => KnownAlgorithm::Maglev,
+                Algorithm::LeastConnection => KnownAlgorithm::LeastConnection,
+                Algorithm::WeightedLeastConnection => KnownAlgorithm::WeightedLeastConnection,
+            },
+            random: balance.algorithm == Algorithm::Random,
+            affinity: balance.affinity,
+        }
+    }
+}
+
+impl From<Exchanged> for Balance {
+    fn from(exchanged: Exchanged) -> Self {
+        Self {
+            algorithm: match exchanged.scheduler {
+                _ if exchanged.random => Algorithm::Random,
+                KnownAlgorithm::RoundRobin => Algorithm::RoundRobin,
+                KnownAlgorithm::WeightedRoundRobin => Algorithm::WeightedRoundRobin,
+                KnownAlgorithm::Maglev => Algorithm::Maglev,
+                KnownAlgorithm::LeastConnection => Algorithm::LeastConnection,
+                KnownAlgorithm::WeightedLeastConnection => Algorithm::WeightedLeastConnection,
+            },
+            affinity: exchanged.affinity,
+        }
+    }
+}
+
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RoundRobin,
         Self::WeightedRoundRobin,
+        Self::Random,
         Self::Maglev,
         Self::LeastConnection,
         Self::WeightedLeastConnection,
     ];
 
-    /// The name in labels, columns and JSON, which is the one that IPVS uses.
+    /// The name in labels and columns, which is the one that IPVS uses, where it has the algorithm.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "rr",
             Self::WeightedRoundRobin => "wrr",
+            Self::Random => "random",
             Self::Maglev => "mh",
             Self::LeastConnection => "lc",
             Self::WeightedLeastConnection => "wlc",
+        }
+    }
+
+    /// The algorithm that IPVS has, or the one that is most like it.
+    #[must_use]
+    pub fn in_ipvs(self) -> Self {
+        match self {
+            // The same shares. There is no such scheduler in IPVS.
+            Self::Random => Self::WeightedRoundRobin,
+            Self::RoundRobin
+            | Self::WeightedRoundRobin
+            | Self::Maglev
+            | Self::LeastConnection
+            | Self::WeightedLeastConnection => self,
         }
     }
 }
@@ -96,5 +168,25 @@ impl NodeDatapath {
             Self::Ebpf | Self::Ipvs => self == own,
             Self::Unknown | Self::None | Self::Leaving => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_algorithm_arrives_and_earlier_releases_can_read_it() {
+        for algorithm in Algorithm::ALL {
+            let balance = Balance {
+                algorithm,
+                affinity: Some(60),
+            };
+            let sent = serde_json::to_value(balance).unwrap();
+            let known = ["rr", "wrr", "mh", "lc", "wlc"];
+            assert!(known.contains(&sent["scheduler"].as_str().unwrap()), "{sent}");
+            assert_eq!(serde_json::from_value::<Balance>(sent).unwrap(), balance);
+        }
+        assert_eq!(serde_json::from_str::<Balance>("{}").unwrap(), Balance::default());
     }
 }

@@ -200,13 +200,14 @@ mod tests {
     fn an_invalid_label_is_reported_and_the_default_applies() {
         let (balance, errors) = balance(
             "web",
-            &labels(&[("mesh.scheduler", "random"), ("mesh.affinity", "0")]),
+            &labels(&[("mesh.scheduler", "fastest"), ("mesh.affinity", "0")]),
         );
         assert_eq!(balance, Balance::default());
         assert_eq!(
             errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
-                "label mesh.scheduler=random of service web: expected one of rr, wrr, mh, lc, wlc; using rr",
+                "label mesh.scheduler=fastest of service web: expected one of rr, wrr, random, mh, lc, wlc; using \
+                 rr",
                 "label mesh.affinity=0 of service web: expected seconds from 1 to 86400; using no \
                  affinity",
             ]

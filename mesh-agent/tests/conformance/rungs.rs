@@ -86,7 +86,13 @@ const EBPF: Capabilities = Capabilities {
 
 const IPVS: Capabilities = Capabilities {
     shows_clients_to_remote_replicas: false,
-    algorithms: &Algorithm::ALL,
+    algorithms: &[
+        Algorithm::RoundRobin,
+        Algorithm::WeightedRoundRobin,
+        Algorithm::Maglev,
+        Algorithm::LeastConnection,
+        Algorithm::WeightedLeastConnection,
+    ],
     affinity: true,
     sends_back: false,
     passes_over: false,

@@ -254,7 +254,7 @@ fn every_scheduler_works_with_and_without_persistence() {
             for algorithm in Algorithm::ALL {
                 for persistence in [Some(60), None] {
                     let wanted = Settings {
-                        scheduler: algorithm.name().to_owned(),
+                        scheduler: algorithm.in_ipvs().name().to_owned(),
                         flags: SchedulerFlags {
                             first: persistence.is_some(),
                             second: persistence.is_none(),

@@ -18,7 +18,7 @@ use mesh_agent_testing::{
 fn by(algorithm: Algorithm) -> Balance {
     Balance {
         algorithm,
-        affinity: None,
+        ..Balance::default()
     }
 }
 
@@ -66,6 +66,22 @@ fn weighted_round_robin_follows_the_weights_exactly() {
         node.apply(&state);
         let spread = spread(node, (0..40).map(|number| client(7, 40_000 + number)));
         assert_eq!(spread, [(1, 10), (2, 30)].into());
+    });
+}
+
+#[test]
+fn a_random_choice_follows_the_weights_and_no_turns() {
+    on_a_node(|node| {
+        let state = replicas(node, by(Algorithm::Random), &[1, 3]);
+        node.apply(&state);
+        let homes: Vec<u8> = (0..400)
+            .map(|number| chosen(node, client(7, 40_000 + number)))
+            .collect();
+        // Six standard deviations of a binomial distribution: sqrt(400 * 1/4 * 3/4) is 9.
+        let first = homes.iter().filter(|home| **home == 1).count();
+        assert!((48..=152).contains(&first), "{first} of 400");
+        let turns = homes.chunks(4).filter(|turn| *turn == &homes[..4]).count();
+        assert!(turns < 90, "{turns} of 100 rounds are the same");
     });
 }
 

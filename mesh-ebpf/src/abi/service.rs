@@ -41,6 +41,8 @@ impl Choice {
     pub const HASH_ADDRESS: Self = Self(2);
     /// The less loaded of two slots.
     pub const LEAST: Self = Self(3);
+    /// Any slot. (Programs of earlier releases take one after the other instead.)
+    pub const RANDOM: Self = Self(4);
 
     /// Whether all nodes choose the same backend for all packets of a client's port.
     #[inline(always)]

@@ -152,6 +152,7 @@ fn every_algorithm_passes_over() {
         Choice::HASH_ENDPOINT,
         Choice::HASH_ADDRESS,
         Choice::LEAST,
+        Choice::RANDOM,
     ] {
         let mut tables = node(4);
         tables

@@ -109,6 +109,7 @@ fn a_connection_begun_in_a_flood_is_opened_by_what_follows() {
     for choice in [
         Choice::ROTATE,
         Choice::LEAST,
+        Choice::RANDOM,
         Choice::HASH_ADDRESS,
         Choice::HASH_ENDPOINT,
     ] {

@@ -76,6 +76,7 @@ pub(in crate::datapath) fn choice_name(choice: Choice) -> &'static str {
         Choice::HASH_ENDPOINT => "hash-endpoint",
         Choice::HASH_ADDRESS => "hash-address",
         Choice::LEAST => "least",
+        Choice::RANDOM => "random",
         _ => "rotate",
     }
 }

@@ -41,6 +41,7 @@ pub(in crate::datapath) fn ring(balance: Balance, candidates: &[Candidate]) -> (
     match balance.algorithm {
         Algorithm::RoundRobin => (Choice::ROTATE, plain()),
         Algorithm::WeightedRoundRobin => (Choice::ROTATE, weighted(&candidates)),
+        Algorithm::Random => (Choice::RANDOM, weighted(&candidates)),
         Algorithm::Maglev => (Choice::HASH_ENDPOINT, hash_table(&candidates)),
         Algorithm::LeastConnection | Algorithm::WeightedLeastConnection => (Choice::LEAST, plain()),
     }
@@ -52,6 +53,7 @@ pub(super) fn load_step(balance: Balance, weight: u32) -> u64 {
         Algorithm::WeightedLeastConnection => LOAD_STEP / u64::from(weight.max(1)),
         Algorithm::RoundRobin
         | Algorithm::WeightedRoundRobin
+        | Algorithm::Random
         | Algorithm::Maglev
         | Algorithm::LeastConnection => LOAD_STEP,
     }
@@ -172,7 +174,7 @@ mod tests {
     fn by(algorithm: Algorithm) -> Balance {
         Balance {
             algorithm,
-            affinity: None,
+            ..Balance::default()
         }
     }
 
@@ -194,6 +196,13 @@ mod tests {
     fn weighted_round_robin_interleaves_its_turns() {
         let (choice, entries) = ring(by(Algorithm::WeightedRoundRobin), &candidates(&[10, 30, 10]));
         assert_eq!((choice, entries), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
+    }
+
+    #[test]
+    fn a_random_choice_is_of_entries_in_proportion_to_the_weights() {
+        let (choice, entries) = ring(by(Algorithm::Random), &candidates(&[10, 30, 10]));
+        assert_eq!(choice, Choice::RANDOM);
+        assert_eq!(count(&entries), [(100, 1), (101, 3), (102, 1)].into());
     }
 
     #[test]

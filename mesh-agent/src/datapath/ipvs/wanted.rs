@@ -147,7 +147,7 @@ fn virtual_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> VirtualS
 fn settings(balance: Balance) -> Settings {
     let hashed = balance.algorithm == Algorithm::Maglev;
     Settings {
-        scheduler: balance.algorithm.name().to_owned(),
+        scheduler: balance.algorithm.in_ipvs().name().to_owned(),
         flags: SchedulerFlags {
             first: hashed,
             second: hashed,
@@ -313,7 +313,11 @@ pub(super) mod tests {
             };
             let table = table(&state(balance, &[]), LEFT_OUT);
             let settings = &table[&name("192.0.2.1")].settings;
-            assert_eq!(settings.scheduler, algorithm.name());
+            let expected = match algorithm {
+                Algorithm::Random => "wrr",
+                other => other.name(),
+            };
+            assert_eq!(settings.scheduler, expected);
             assert_eq!(settings.persistence, Some(300));
             assert!(is_ours(settings));
             assert_eq!(settings.flags.second, algorithm == Algorithm::Maglev);

@@ -23,7 +23,7 @@ const README: &str = include_str!("../../../../README.md");
 fn by(algorithm: Algorithm) -> Balance {
     Balance {
         algorithm,
-        affinity: None,
+        ..Balance::default()
     }
 }
 
