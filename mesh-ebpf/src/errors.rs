@@ -95,6 +95,15 @@ pub fn too_big<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
     icmp::<false, F>(frame, ICMP_FRAGMENTATION_NEEDED, mtu, None)
 }
 
+/// The same for an encapsulated packet: the frame becomes a plain one, to the inner packet's sender.
+///
+/// # Errors
+/// As [`too_big`].
+#[inline(always)]
+pub fn too_big_inner<F: Frame>(frame: &mut F, mtu: u16) -> Result<(), Refused> {
+    icmp::<true, F>(frame, ICMP_FRAGMENTATION_NEEDED, mtu, None)
+}
+
 #[inline(always)]
 fn reset<const ENCAPSULATED: bool, F: Frame>(
     frame: &mut F,

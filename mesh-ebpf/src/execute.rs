@@ -97,10 +97,14 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
             reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
         Verdict::DeliverReply { flow } => {
-            let way = way::to_client(frame, flow);
+            let way = way::to_client(frame, tables, flow);
             // The exception, for a client.
             if is_xdp && way.reach != Reach::Resolved {
                 return Action::Pass;
+            }
+            // The second exception.
+            if way.reach == Reach::TooBig && flow.role() == Role::FORWARD {
+                return too_big_inner(frame, tables, hook, way.mtu);
             }
             deliver_reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
@@ -130,6 +134,18 @@ fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16)
         return Action::Drop;
     }
     answer(errors::too_big(frame, mtu))
+}
+
+/// Answers a remote backend's reply. The error arrives at this hook as a router's would: it goes back to the
+/// backend. (What may be split gets one, too: the container's kernel learns to split it.)
+#[inline(always)]
+fn too_big_inner<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16) -> Action {
+    tables.count_drop(hook, DropReason::TooBig);
+    if tables.may_answer() && errors::too_big_inner(frame, mtu).is_ok() {
+        Action::Again
+    } else {
+        Action::Drop
+    }
 }
 
 #[inline(always)]
@@ -319,7 +335,7 @@ fn refuse_returned<F: Frame, T: Tables>(
     flow: FlowEntry,
     reason: DropReason,
 ) -> Result<Action, DropReason> {
-    let way = way::to_client(frame, flow);
+    let way = way::to_client(frame, tables, flow);
     if !tables.may_answer() || errors::refuse_inner(frame, flow.client()).is_err() {
         return Err(reason);
     }

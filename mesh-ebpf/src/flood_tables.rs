@@ -33,6 +33,11 @@ impl OpeningsEntry {
         Self(pointer)
     }
 
+    #[inline(always)]
+    fn at(self) -> *mut Openings {
+        self.0.as_ptr()
+    }
+
     read! {
         /// The limit of new flows; 0 for none.
         max_new: u32,

@@ -2,20 +2,20 @@
 
 use core::ptr::NonNull;
 
-use crate::abi::{Endpoint, Flow, Opening, Origin, Progress, Role, SEQUENCE_STEP};
+use crate::abi::{Endpoint, Flow, FlowRecord, KnownWay, Opening, Origin, Progress, Role, SEQUENCE_STEP};
 
 /// A flow's entry, in memory that other CPUs may change at the same time.
 #[derive(Clone, Copy, Debug)]
-pub struct FlowEntry(NonNull<Flow>);
+pub struct FlowEntry(NonNull<FlowRecord>);
 
-/// Methods that read the fields of an entry that is shared with other CPUs.
+/// Methods that read the fields of an entry that is shared with other CPUs; its address is that of `at`.
 macro_rules! read {
     ($($(#[$doc:meta])* $name:ident: $kind:ty),* $(,)?) => { $(
         $(#[$doc])*
         #[inline(always)]
         pub fn $name(self) -> $kind {
             // SAFETY: `new`'s contract; every field is an aligned integer, and accepts any bits.
-            unsafe { (&raw const (*self.0.as_ptr()).$name).read() }
+            unsafe { (&raw const (*self.at()).$name).read() }
         }
     )* };
 }
@@ -25,11 +25,17 @@ impl FlowEntry {
     /// An entry behind a pointer.
     ///
     /// # Safety
-    /// `pointer` must point to a `Flow` that stays readable and writable while the entry is used. (In
+    /// `pointer` must point to a `FlowRecord` that stays readable and writable while the entry is used. (In
     /// the kernel: a map value, valid until the program ends even when it is deleted meanwhile.)
     #[inline(always)]
-    pub unsafe fn new(pointer: NonNull<Flow>) -> Self {
+    pub unsafe fn new(pointer: NonNull<FlowRecord>) -> Self {
         Self(pointer)
+    }
+
+    #[inline(always)]
+    fn at(self) -> *mut Flow {
+        // SAFETY: a field of what `new`'s contract says is there.
+        unsafe { &raw mut (*self.0.as_ptr()).flow }
     }
 
     read! {
@@ -65,13 +71,29 @@ impl FlowEntry {
         backend_next: u32,
     }
 
+    /// The way to the client, if it was looked up at this moment. (Another processor may be writing it: then
+    /// the moment has just begun, and the way that it finds is the one that this one would.)
+    #[inline(always)]
+    pub fn way(self, moment: u32) -> Option<KnownWay> {
+        // SAFETY: `new`'s contract; the field is aligned, and made of integers.
+        let way = unsafe { (&raw const (*self.0.as_ptr()).way).read() };
+        (way.moment == moment).then_some(way)
+    }
+
+    /// Records it.
+    #[inline(always)]
+    pub fn note_way(self, way: KnownWay) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).way).write(way) };
+    }
+
     /// Records that a packet was seen. Writes only once a second, so that the cache line of a busy flow
     /// does not move between CPUs for every packet.
     #[inline(always)]
     pub fn touch(self, now: u32) {
         if self.seen() != now {
             // SAFETY: as in `read!`; the field is aligned.
-            unsafe { (&raw mut (*self.0.as_ptr()).seen).write(now) };
+            unsafe { (&raw mut (*self.at()).seen).write(now) };
         }
     }
 
@@ -91,21 +113,21 @@ impl FlowEntry {
     #[inline(always)]
     pub fn client_is(self, progress: Progress) {
         // SAFETY: as in `read!`; the field is aligned.
-        unsafe { (&raw mut (*self.0.as_ptr()).from_client).write(progress) };
+        unsafe { (&raw mut (*self.at()).from_client).write(progress) };
     }
 
     /// Records the state of the backend's direction.
     #[inline(always)]
     pub fn backend_is(self, progress: Progress) {
         // SAFETY: as in `read!`; the field is aligned.
-        unsafe { (&raw mut (*self.0.as_ptr()).from_backend).write(progress) };
+        unsafe { (&raw mut (*self.at()).from_backend).write(progress) };
     }
 
     /// Leaves the connection to the kernel from now on.
     #[inline(always)]
     pub fn disown(self) {
         // SAFETY: as in `read!`; the field is a byte.
-        unsafe { (&raw mut (*self.0.as_ptr()).role).write(Role::FOREIGN) };
+        unsafe { (&raw mut (*self.at()).role).write(Role::FOREIGN) };
     }
 
     /// Records that nothing has closed it.
@@ -119,7 +141,7 @@ impl FlowEntry {
     #[inline(always)]
     pub fn opening_is(self, opening: Opening) {
         // SAFETY: as in `read!`; the field is aligned.
-        unsafe { (&raw mut (*self.0.as_ptr()).opening).write(opening) };
+        unsafe { (&raw mut (*self.at()).opening).write(opening) };
     }
 
     /// Records the sequence number of the client's next packet, if it is far from the one known.
@@ -127,7 +149,7 @@ impl FlowEntry {
     pub fn note_client_next(self, next: u32) {
         if has_advanced(self.client_next(), next) {
             // SAFETY: as in `read!`; the field is aligned.
-            unsafe { (&raw mut (*self.0.as_ptr()).client_next).write(next) };
+            unsafe { (&raw mut (*self.at()).client_next).write(next) };
         }
     }
 
@@ -136,13 +158,13 @@ impl FlowEntry {
     pub fn note_backend_next(self, next: u32) {
         if has_advanced(self.backend_next(), next) {
             // SAFETY: as in `read!`; the field is aligned.
-            unsafe { (&raw mut (*self.0.as_ptr()).backend_next).write(next) };
+            unsafe { (&raw mut (*self.at()).backend_next).write(next) };
         }
     }
 
     /// The entry's memory, for the kernel to copy.
     #[inline(always)]
-    pub fn pointer(self) -> NonNull<Flow> {
+    pub fn pointer(self) -> NonNull<FlowRecord> {
         self.0
     }
 
@@ -165,7 +187,7 @@ impl FlowEntry {
     #[inline(always)]
     pub fn copy(self) -> Flow {
         // SAFETY: as in `read!`; a torn copy is still a valid `Flow`.
-        unsafe { self.0.as_ptr().read() }
+        unsafe { self.at().read() }
     }
 }
 

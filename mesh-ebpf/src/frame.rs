@@ -29,7 +29,8 @@ pub struct ChecksumChange {
 /// How the node's routes and neighbours lead to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Interface and MAC addresses are known.
+    /// Interface and MAC addresses are known, and what it carries: `inner_mtu` is the route's MTU, or (before
+    /// Linux 5.12) the length of the packet asked about, or 0.
     Resolved(NextHop),
     /// The interface is known, the neighbour's MAC address is not yet.
     Unresolved {

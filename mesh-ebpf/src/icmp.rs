@@ -295,7 +295,7 @@ fn from_backend<F: Frame, T: Tables>(
 ) -> Result<Action, DropReason> {
     let (frontend, client, origin) = (flow.frontend(), flow.client(), flow.origin());
     let way = if is_encapsulated {
-        let way = way::to_client(frame, flow);
+        let way = way::to_client(frame, tables, flow);
         encapsulation::decapsulate(frame)?;
         way
     } else {

@@ -131,6 +131,8 @@ pub trait Tables: FloodTables {
     fn add_load(&self, backend: u32);
     /// The kernel's clock, in nanoseconds.
     fn clock(&self) -> u64;
+    /// The kernel's clock, as ways to clients have it: [`crate::abi::KnownWay::moment`].
+    fn moment(&self) -> u32;
     /// What is known of a backend that does not answer.
     fn breaker(&self, backend: u32) -> Breaker;
     /// Counts a flow that the backend has yet to answer.

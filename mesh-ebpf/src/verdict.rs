@@ -350,11 +350,11 @@ mod tests {
     use core::ptr::NonNull;
 
     use super::*;
-    use crate::abi::Flow;
+    use crate::abi::FlowRecord;
 
     #[test]
     fn a_decision_has_the_verdict_that_it_was_made_with() {
-        let mut flow = Flow::default();
+        let mut flow = FlowRecord::default();
         // SAFETY: the flow outlives the entry, and nothing else uses it meanwhile.
         let entry = unsafe { FlowEntry::new(NonNull::from(&mut flow)) };
         let backend = Backend::default();

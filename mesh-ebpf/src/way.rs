@@ -2,7 +2,7 @@
 //! rewritten.
 
 use crate::{
-    abi::{Config, Origin},
+    abi::{Config, KnownWay, Origin},
     encapsulation,
     frame::{Frame, Route},
     headers::ETHERNET_LENGTH,
@@ -83,7 +83,7 @@ pub fn of_reply<F: Frame, T: Tables>(frame: &F, tables: &T, config: &Config, flo
     }
     let length = encapsulation::wire_length(frame, ETHERNET_LENGTH).unwrap_or(u16::MAX);
     if origin != Origin::TUNNEL {
-        let way = Way::of(frame.route(flow.frontend().address, flow.client().address, length));
+        let way = lately(frame, tables, flow, length);
         if origin != Origin::TUNNEL_DIRECT || way.reach != Reach::Nowhere {
             return way;
         }
@@ -114,11 +114,63 @@ pub fn mtu_to_entry_node<T: Tables>(tables: &T, config: &Config, flow: FlowEntry
 /// The way of an encapsulated packet to its flow's client; nowhere for a process of this node, which needs
 /// none.
 #[inline(always)]
-pub fn to_client<F: Frame>(frame: &F, flow: FlowEntry) -> Way {
+pub fn to_client<F: Frame, T: Tables>(frame: &F, tables: &T, flow: FlowEntry) -> Way {
     if flow.origin() == Origin::MESH0 {
         return Way::NOWHERE;
     }
     let length =
         encapsulation::wire_length(frame, ETHERNET_LENGTH + encapsulation::outer_length(frame)).unwrap_or(0);
-    Way::of(frame.route(flow.frontend().address, flow.client().address, length))
+    lately(frame, tables, flow, length)
 }
+
+/// The way of a packet of `length` bytes to its flow's client: the one found a moment ago, or the kernel's.
+/// Routes and neighbours that change are followed within that moment, without an agent.
+#[inline(always)]
+fn lately<F: Frame, T: Tables>(frame: &F, tables: &T, flow: FlowEntry, length: u16) -> Way {
+    let moment = tables.moment();
+    if let Some(known) = flow.way(moment)
+        && length <= known.mtu
+        && length != 0
+    {
+        return Way {
+            reach: Reach::Resolved,
+            interface: known.interface,
+            source_mac: bytes(known.source_mac),
+            destination_mac: bytes(known.destination_mac),
+            mtu: 0,
+        };
+    }
+    let route = frame.route(flow.frontend().address, flow.client().address, length);
+    if let Route::Resolved(next_hop) = route
+        && next_hop.takes_frames()
+    {
+        flow.note_way(KnownWay {
+            moment,
+            interface: next_hop.interface,
+            mtu: next_hop.inner_mtu,
+            source_mac: pairs(next_hop.source_mac),
+            destination_mac: pairs(next_hop.destination_mac),
+            padding: 0,
+        });
+    }
+    Way::of(route)
+}
+
+/// A MAC address in units that are aligned in an entry.
+#[inline(always)]
+fn pairs([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
+    [
+        u16::from_ne_bytes([a, b]),
+        u16::from_ne_bytes([c, d]),
+        u16::from_ne_bytes([e, f]),
+    ]
+}
+
+#[inline(always)]
+fn bytes([first, second, third]: [u16; 3]) -> [u8; 6] {
+    let ([a, b], [c, d], [e, f]) = (first.to_ne_bytes(), second.to_ne_bytes(), third.to_ne_bytes());
+    [a, b, c, d, e, f]
+}
+
+#[cfg(test)]
+mod tests;

@@ -29,7 +29,7 @@ use mesh_agent_testing::{
     node::{Node, on_a_node_with},
     run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS, XDP_TX},
 };
-use mesh_ebpf::abi::{Flow, FlowKey, Opening, VERSION};
+use mesh_ebpf::abi::{FlowKey, FlowRecord, Opening, VERSION};
 
 use crate::rows::{Sample, print_table, rows};
 
@@ -311,7 +311,7 @@ impl<'a> Bench<'a> {
     fn survivors(&self) -> u32 {
         let folder = self.node.pins().join(format!("v{VERSION}"));
         let data = MapData::from_pin(folder.join("FLOWS")).expect("the map is pinned");
-        let map: HashMap<MapData, FlowKey, Flow> = Map::from_map_data(data)
+        let map: HashMap<MapData, FlowKey, FlowRecord> = Map::from_map_data(data)
             .and_then(TryInto::try_into)
             .expect("a hash map of flows");
         map.keys().filter(Result::is_ok).count() as u32
@@ -320,7 +320,7 @@ impl<'a> Bench<'a> {
     /// Makes the half-open flows open ones, as if they had been answered.
     fn open_asked(&mut self) {
         let folder = self.node.pins().join(format!("v{VERSION}"));
-        let map = |name: &str| -> HashMap<MapData, FlowKey, Flow> {
+        let map = |name: &str| -> HashMap<MapData, FlowKey, FlowRecord> {
             let data = MapData::from_pin(folder.join(name)).expect("the map is pinned");
             let map = Map::from_map_data(data).expect("a map of a known type");
             map.try_into().expect("a hash map of flows")
@@ -330,14 +330,11 @@ impl<'a> Bench<'a> {
         // In the order in which the wrapper comes by them. Otherwise neighbours in time are none in memory,
         // and a look-up takes twice as long: as in a table that has been filled and emptied several times.
         asked.sort_by_key(|(key, _)| key.source.get().wrapping_mul(WRAPPER_INVERSE) & (MANY - 1));
-        for (key, flow) in asked {
+        for (key, mut record) in asked {
             // Not those that the row of new flows has left.
-            if Ipv4Addr::from(flow.client.address).octets()[..2] == CLIENT.ip().octets()[..2] {
-                let flow = Flow {
-                    opening: Opening::OPEN,
-                    ..flow
-                };
-                open.insert(key, flow, 0).expect("room");
+            if Ipv4Addr::from(record.flow.client.address).octets()[..2] == CLIENT.ip().octets()[..2] {
+                record.flow.opening = Opening::OPEN;
+                open.insert(key, record, 0).expect("room");
             }
             half_open.remove(&key).expect("it is there");
         }

@@ -241,6 +241,53 @@ pub struct Flow {
     pub backend_next: u32,
 }
 
+/// A flow as the flow tables hold it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct FlowRecord {
+    /// The flow.
+    pub flow: Flow,
+    /// How the backend's packets reach the client, in the entry that those are found by.
+    pub way: KnownWay,
+}
+
+impl From<Flow> for FlowRecord {
+    fn from(flow: Flow) -> Self {
+        Self {
+            flow,
+            way: KnownWay::default(),
+        }
+    }
+}
+
+/// The way to a flow's client, as the kernel's routes and neighbours have lately shown it: to look it up
+/// again costs as much as all else that is done for a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct KnownWay {
+    /// The moment at which it was looked up ([`Self::moment`]); it holds during that. 0 if it never was.
+    pub moment: u32,
+    /// Interface index.
+    pub interface: u32,
+    /// The largest packet that it carries, bytes from the IP header on.
+    pub mtu: u16,
+    /// The interface's MAC address.
+    pub source_mac: [u16; 3],
+    /// MAC address of the client, or of the router before it.
+    pub destination_mac: [u16; 3],
+    /// Zero.
+    pub padding: u16,
+}
+
+impl KnownWay {
+    /// The kernel's clock in moments of 128 jiffies: 0.13 to 1.3 s, half a second on most kernels
+    /// (`CONFIG_HZ`). By that clock, as the agent's stands still when there is no agent. Never 0.
+    #[inline(always)]
+    pub const fn moment(jiffies: u64) -> u32 {
+        (jiffies >> 7) as u32 | 1 << 31
+    }
+}
+
 /// By how much a sequence number has advanced when it is noted again. Seldom, so that the cache line of
 /// a busy flow does not move between CPUs for every packet.
 pub const SEQUENCE_STEP: u32 = 1 << 19;
@@ -258,7 +305,9 @@ pub fn is_in_sequence(sequence: u32, expected: u32) -> bool {
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
 const _: () = assert!(size_of::<Endpoint>() == 8);
+const _: () = assert!(size_of::<KnownWay>() == 24);
 const _: () = assert!(size_of::<Flow>() == 64);
+const _: () = assert!(size_of::<FlowRecord>() == 88);
 
 #[cfg(test)]
 mod tests {

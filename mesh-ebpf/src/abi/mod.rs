@@ -28,7 +28,10 @@ pub use backend::{
 pub use config::{Config, Dialled, PORT_FILTER_ENTRIES, mac_key, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
 pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
-pub use flow::{Endpoint, Flow, FlowKey, Opening, Origin, Progress, Role, SEQUENCE_STEP, is_in_sequence};
+pub use flow::{
+    Endpoint, Flow, FlowKey, FlowRecord, KnownWay, Opening, Origin, Progress, Role, SEQUENCE_STEP,
+    is_in_sequence,
+};
 pub use fragment::{
     Datagram, DatagramKey, DatagramState, HELD_LENGTH, HELD_PER_DATAGRAM, Held, HeldKey, MAX_DATAGRAMS,
     MAX_HELD,

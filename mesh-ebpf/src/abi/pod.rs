@@ -1,8 +1,8 @@
 //! Lets the agent read and write the maps' types through aya.
 
 use super::{
-    Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FrontendKey, Keys, Load,
-    Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts,
+    Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FlowRecord, FrontendKey,
+    Keys, Load, Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 
@@ -22,6 +22,7 @@ pod!(
     Dialled,
     Flow,
     FlowKey,
+    FlowRecord,
     FrontendKey,
     Keys,
     Load,

@@ -9,7 +9,7 @@ use crate::{
     headers::{PROTOCOL_UDP, TCP_FIN},
     testing::{
         ACK, CLIENT_ROUTE, INNER_MTU, MESH0, RST, Replica, SERVICE_ADDRESS, SYN, Segment, TestFrame,
-        TestTables, at, fix_ip_checksum, node_address, reply_to, run, tcp, udp, view, view_inner,
+        TestTables, at, fix_ip_checksum, node_address, reply_to, run, tcp, udp, view, view_error, view_inner,
     },
 };
 

@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use mesh_ebpf::{
-    abi::{Flow, FlowKey},
+    abi::{FlowKey, FlowRecord},
     frame::Frame,
     headers::{ETHERNET_LENGTH, OUTER_LENGTH},
     parse::parse,
@@ -22,7 +22,12 @@ use mesh_ebpf::{
 };
 
 use self::restore::{INNER, PLAIN, restore};
-use crate::{maps::KernelTables, tc::Skb, xdp::XdpFrame};
+use crate::{
+    flow_maps::{staged, update},
+    maps::KernelTables,
+    tc::Skb,
+    xdp::XdpFrame,
+};
 
 const TC_FAILED: i32 = 2;
 
@@ -34,7 +39,7 @@ static BENCH_XDP: ProgramArray = ProgramArray::with_max_entries(1, 0);
 static BENCH_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// As large as the flow table, to measure an insertion alone.
 #[map]
-static BENCH_INSERTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(262_144, 0);
+static BENCH_INSERTS: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(262_144, 0);
 
 /// Restores a plain packet and jumps.
 #[xdp]
@@ -109,9 +114,10 @@ pub(crate) fn bench_insert(context: XdpContext) -> u32 {
     let Some(key) = key(&context) else {
         return XDP_ABORTED;
     };
-    match BENCH_INSERTS.insert(key, Flow::default(), 0) {
-        Ok(()) => XDP_PASS,
-        Err(_) => XDP_ABORTED,
+    // SAFETY: a map like the flow tables, and a record in a map.
+    match staged().map(|record| unsafe { update(&raw const BENCH_INSERTS, &key, record, 0) }) {
+        Some(0) => XDP_PASS,
+        Some(_) | None => XDP_ABORTED,
     }
 }
 

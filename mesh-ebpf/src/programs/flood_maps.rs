@@ -18,7 +18,10 @@ use mesh_ebpf::{
     tables::FlowEntry,
 };
 
-use crate::maps::{KernelTables, entry, fetch_add};
+use crate::{
+    flow_maps::{entry, stage},
+    maps::{KernelTables, fetch_add},
+};
 
 /// Limits and counts of new flows, by service.
 #[map]
@@ -36,9 +39,6 @@ static PAST_LIMIT: Array<u64> = Array::pinned(2 * 65_536, 0);
 /// What translates the replies of flows that have no entries, for the moment until those come.
 #[map]
 static UNTRACKED: Array<Flow> = Array::pinned(MAX_UNTRACKED, 0);
-/// The flow of the packet that a processor deals with, one entry.
-#[map]
-static STAGED: PerCpuArray<Flow> = PerCpuArray::pinned(1, 0);
 /// What is noted about that packet.
 #[map]
 static MARKS: PerCpuArray<[u64; 4]> = PerCpuArray::pinned(1, 0);
@@ -56,10 +56,7 @@ fn past_limit_index(key: &FlowKey) -> u32 {
 impl FloodTables for KernelTables {
     #[inline(always)]
     fn stage(&self, flow: &Flow) -> Option<FlowEntry> {
-        let staged = STAGED.get_ptr_mut(0)?;
-        // SAFETY: this CPU's own value, checked; programs at these hooks do not interrupt each other.
-        unsafe { staged.write(*flow) };
-        entry(staged)
+        entry(stage(flow)?)
     }
 
     #[inline(always)]

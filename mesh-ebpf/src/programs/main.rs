@@ -11,6 +11,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod flood_maps;
+mod flow_maps;
 mod maps;
 mod socket;
 mod tc;

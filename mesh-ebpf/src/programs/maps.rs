@@ -3,7 +3,7 @@
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_map_update_elem},
+    helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_map_update_elem},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
 };
@@ -11,17 +11,18 @@ use mesh_ebpf::{
     abi::{
         Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS,
         Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow,
-        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, Load, MAX_ANSWERS, MAX_BACKENDS, MAX_DATAGRAMS,
-        MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
-        MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES, Policy, Service,
-        SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
+        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS,
+        MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING,
+        MAX_SERVICES, MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES,
+        Policy, Service, SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
     },
     bytes::Be32,
     tables::{DatagramEntry, FlowEntry, InsertError, Tables},
 };
 
+use crate::flow_maps::{FLOWS, HALF_OPEN, entry, insert, update};
+
 const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
 
 /// Node-wide settings, one entry.
 #[map]
@@ -80,12 +81,6 @@ static KEYED: Array<u64> = Array::pinned(MAX_PEERS, 0);
 /// The next hop to each peer, by index.
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::pinned(MAX_PEERS, 0);
-/// Open flows, both directions. The agent sets its size, and makes room when it is nearly full.
-#[map]
-static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(262_144, 0);
-/// Half-open flows, both directions. New ones push out old ones. The agent sets its size.
-#[map]
-static HALF_OPEN: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
 /// Drops by hook and reason.
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DROP_COUNTERS, 0);
@@ -155,26 +150,6 @@ pub(crate) unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
     value
 }
 
-/// The entry behind a pointer into one of the flow tables.
-#[inline(always)]
-pub(crate) fn entry(pointer: *mut Flow) -> Option<FlowEntry> {
-    // SAFETY: a map value stays readable and writable until the program ends. Both maps are preallocated:
-    // an entry that is removed meanwhile may hold another flow at once, of which the program then reads or
-    // writes a field or two. It holds plain integers only.
-    Some(unsafe { FlowEntry::new(NonNull::new(pointer)?) })
-}
-
-#[inline(always)]
-fn insert_result(result: Result<(), i32>) -> Result<(), InsertError> {
-    result.map_err(|error| {
-        if error == EEXIST {
-            InsertError::Exists
-        } else {
-            InsertError::Full
-        }
-    })
-}
-
 impl Tables for KernelTables {
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
@@ -205,7 +180,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        insert_result(HALF_OPEN.insert(key, flow, 0))?;
+        insert(key, flow, 0)?;
         if FLOWS.remove(key).is_ok() {
             self.count_event(Event::FlowInserted);
         }
@@ -217,22 +192,13 @@ impl Tables for KernelTables {
         if FLOWS.get_ptr(key).is_some() {
             return Err(InsertError::Exists);
         }
-        insert_result(HALF_OPEN.insert(key, flow, BPF_NOEXIST))
-            .inspect(|()| self.count_event(Event::FlowInserted))
+        insert(key, flow, BPF_NOEXIST).inspect(|()| self.count_event(Event::FlowInserted))
     }
 
     #[inline(always)]
     fn open_flow(&self, key: &FlowKey, entry: FlowEntry) -> Result<(), InsertError> {
-        // SAFETY: the map's own address, and a key and a value that the program may read. Not by way of a
-        // copy of the value: the stack is small.
-        let result = unsafe {
-            bpf_map_update_elem(
-                (&raw const FLOWS).cast_mut().cast(),
-                (&raw const *key).cast(),
-                entry.pointer().as_ptr().cast_const().cast(),
-                0,
-            )
-        };
+        // SAFETY: one of the flow tables, and a record in the other.
+        let result = unsafe { update(&raw const FLOWS, key, entry.pointer().as_ptr(), 0) };
         if result != 0 {
             return Err(InsertError::Full);
         }
@@ -295,6 +261,12 @@ impl Tables for KernelTables {
     fn clock(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn moment(&self) -> u32 {
+        // SAFETY: a helper without arguments, which the kernel's verifier replaces by one load.
+        KnownWay::moment(unsafe { bpf_jiffies64() })
     }
 
     #[inline(always)]
@@ -427,7 +399,7 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn is_host_mac(&self, mac: [u8; 6]) -> bool {
         // SAFETY: the value is not read.
-        unsafe { HOST_MACS.get(&mac_key(mac)) }.is_some()
+        unsafe { HOST_MACS.get(mac_key(mac)) }.is_some()
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! The XDP hook: packets that leave the node again are sent from here, all others pass to tc.
 
-use core::arch::asm;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{
@@ -172,12 +172,12 @@ impl XdpFrame {
 /// look up routes from there. (`bpf_check_mtu` would do, but Linux has it since 5.12.)
 #[inline(always)]
 pub(crate) fn has_interface(context: *mut core::ffi::c_void, index: u32) -> bool {
-    // SAFETY: integers and arrays of integers: all zeros are valid.
-    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut memory = MaybeUninit::uninit();
+    let parameters = zeroed(&mut memory);
     parameters.family = AF_INET;
     parameters.ifindex = index;
     // SAFETY: the parameters live on this stack, with their size.
-    let result = unsafe { fib_lookup(context, &mut parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let result = unsafe { fib_lookup(context, parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
     i64::from(result as i32) != -ENODEV
 }
 
@@ -190,22 +190,24 @@ pub(crate) fn route(
     destination: Be32,
     l3_length: u16,
 ) -> Route {
-    // SAFETY: integers and arrays of integers: all zeros are valid.
-    let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut memory = MaybeUninit::uninit();
+    let parameters = zeroed(&mut memory);
     parameters.family = AF_INET;
     parameters.ifindex = interface;
     parameters.__bindgen_anon_1.tot_len = l3_length;
     parameters.__bindgen_anon_3.ipv4_src = source.raw();
     parameters.__bindgen_anon_4.ipv4_dst = destination.raw();
     // SAFETY: the parameters live on this stack, with their size.
-    let result = unsafe { fib_lookup(context, &mut parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let result = unsafe { fib_lookup(context, parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
     match result as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => Route::Resolved(NextHop {
             address: destination,
             interface: parameters.ifindex,
             source_mac: mac(&parameters.smac),
             destination_mac: mac(&parameters.dmac),
-            inner_mtu: 0,
+            // SAFETY: integers share the union. The kernel writes the MTU in place of the length; before
+            // Linux 5.12 the length stays.
+            inner_mtu: unsafe { parameters.__bindgen_anon_1.mtu_result },
             key: 0,
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
@@ -220,6 +222,27 @@ pub(crate) fn route(
             }
         }
         _ => Route::Unreachable,
+    }
+}
+
+/// Parameters of a look-up, in units of which stores to the stack are aligned.
+#[repr(C, align(8))]
+struct FibParameters(bpf_fib_lookup);
+
+const FIB_WORDS: usize = size_of::<FibParameters>() / size_of::<u64>();
+
+/// Makes parameters that are all zeros. The compiler would call `memset`, which is a loop over single bytes
+/// here, and takes as long as the look-up.
+#[inline(always)]
+fn zeroed(memory: &mut MaybeUninit<FibParameters>) -> &mut bpf_fib_lookup {
+    let words = memory.as_mut_ptr().cast::<u64>();
+    // SAFETY: as many words as there are, aligned; the type's fields are integers and arrays of integers, of
+    // which all zeros are valid.
+    unsafe {
+        for index in 0..FIB_WORDS {
+            words.add(index).write_volatile(0);
+        }
+        &mut memory.assume_init_mut().0
     }
 }
 

@@ -4,7 +4,7 @@
 use core::ptr::NonNull;
 use std::{cell::RefCell, collections::BTreeMap};
 
-use crate::abi::{Flow, FlowKey, Held};
+use crate::abi::{Flow, FlowKey, FlowRecord, Held};
 
 /// Fragments' memory, kept as long as the table.
 #[derive(Default)]
@@ -31,19 +31,19 @@ impl Drop for Memory {
 /// it does until the program ends.
 #[derive(Default)]
 pub(crate) struct Flows {
-    pub(crate) entries: RefCell<BTreeMap<FlowKey, NonNull<Flow>>>,
-    replaced: RefCell<Vec<NonNull<Flow>>>,
+    pub(crate) entries: RefCell<BTreeMap<FlowKey, NonNull<FlowRecord>>>,
+    replaced: RefCell<Vec<NonNull<FlowRecord>>>,
 }
 
 impl Flows {
     pub(crate) fn store(&self, key: &FlowKey, flow: &Flow) {
-        let entry = NonNull::from(Box::leak(Box::new(*flow)));
+        let entry = NonNull::from(Box::leak(Box::new(FlowRecord::from(*flow))));
         if let Some(old) = self.entries.borrow_mut().insert(*key, entry) {
             self.replaced.borrow_mut().push(old);
         }
     }
 
-    pub(crate) fn find(&self, key: &FlowKey) -> Option<NonNull<Flow>> {
+    pub(crate) fn find(&self, key: &FlowKey) -> Option<NonNull<FlowRecord>> {
         self.entries.borrow().get(key).copied()
     }
 

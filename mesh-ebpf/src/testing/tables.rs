@@ -17,8 +17,8 @@ use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
         Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
-        HeldKey, Hook, Keys, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Role, Service, SourceVerdicts,
-        drop_index,
+        HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Role, Service,
+        SourceVerdicts, drop_index,
     },
     bytes::{Be16, Be32},
     frame::Route,
@@ -295,7 +295,7 @@ impl TestTables {
             // SAFETY: freed with the tables only.
             let found = entries
                 .iter()
-                .filter(|(_, entry)| unsafe { entry.as_ref() }.role == role);
+                .filter(|(_, entry)| unsafe { entry.as_ref() }.flow.role == role);
             found.map(|(key, _)| *key).collect::<Vec<_>>()
         };
         for key in [Role::REPLY, Role::ALIAS].into_iter().flat_map(of) {
@@ -412,6 +412,10 @@ impl Tables for TestTables {
 
     fn clock(&self) -> u64 {
         self.clock.get()
+    }
+
+    fn moment(&self) -> u32 {
+        KnownWay::moment(self.clock.get() >> 20)
     }
 
     fn breaker(&self, backend: u32) -> Breaker {

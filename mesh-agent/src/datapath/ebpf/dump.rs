@@ -195,8 +195,8 @@ fn peers(maps: &Maps) -> Result<Vec<DumpedPeer>, DatapathError> {
 fn read_flows(maps: &Maps, config: &Config, limit: usize) -> Result<Vec<DumpedFlow>, DatapathError> {
     let mut flows = Vec::new();
     for entry in maps.flows.iter().chain(maps.half_open.iter()).take(limit) {
-        let (key, flow) = entry.map_err(reading("FLOWS"))?;
-        flows.push(dumped_flow(maps, config, &key, &flow)?);
+        let (key, record) = entry.map_err(reading("FLOWS"))?;
+        flows.push(dumped_flow(maps, config, &key, &record.flow)?);
     }
     flows.sort_by_key(|flow| (flow.protocol, flow.source, flow.destination));
     Ok(flows)

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use aya::maps::{HashMap, MapData};
 use mesh_ebpf::{
-    abi::{Event, Flow, FlowKey, Origin, Progress, Role},
+    abi::{Event, Flow, FlowKey, FlowRecord, Origin, Progress, Role},
     headers::PROTOCOL_TCP,
 };
 
@@ -208,11 +208,15 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Reads a table; returns how many entries it has.
-    fn table(&mut self, map: &HashMap<MapData, FlowKey, Flow>, table: Table) -> Result<u64, DatapathError> {
+    fn table(
+        &mut self,
+        map: &HashMap<MapData, FlowKey, FlowRecord>,
+        table: Table,
+    ) -> Result<u64, DatapathError> {
         let mut entries = 0;
-        super::batch::for_each(map, BATCH, |key: &FlowKey, flow: &Flow| {
+        super::batch::for_each(map, BATCH, |key: &FlowKey, record: &FlowRecord| {
             entries += 1;
-            self.entry(table, key, flow);
+            self.entry(table, key, &record.flow);
         })
         .map_err(|error| failed("walk the flow table", error))?;
         Ok(entries)
@@ -269,7 +273,7 @@ impl Walk<'_> {
                 Table::Open => (&mut maps.flows, &mut open),
             };
             // If it was opened again since it was read, it is not over; if it is gone, that is as good.
-            let unchanged = map.get(&key, 0).is_ok_and(|now| now == flow);
+            let unchanged = map.get(&key, 0).is_ok_and(|now| now.flow == flow);
             *removed += u64::from(unchanged && map.remove(&key).is_ok());
         }
         for (table, key) in self.denied.drain(..) {
@@ -301,16 +305,20 @@ fn is_denied(access: &BTreeMap<ServiceKey, Access>, key: &FlowKey, flow: &Flow) 
 
 /// Removes the flows that will be missed least, of at least so many entries; returns how many.
 fn make_room(
-    map: &mut HashMap<MapData, FlowKey, Flow>,
+    map: &mut HashMap<MapData, FlowKey, FlowRecord>,
     entries: u64,
 ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
     let mut flows = Vec::new();
-    super::batch::for_each(map, BATCH, |key: &FlowKey, flow: &Flow| {
-        if flow.role == Role::FORWARD {
-            let is_open = !Progress::is_closing(flow.from_client, flow.from_backend);
-            flows.push((is_open, flow.seen, *key));
-        }
-    })?;
+    super::batch::for_each(
+        map,
+        BATCH,
+        |key: &FlowKey, FlowRecord { flow, .. }: &FlowRecord| {
+            if flow.role == Role::FORWARD {
+                let is_open = !Progress::is_closing(flow.from_client, flow.from_backend);
+                flows.push((is_open, flow.seen, *key));
+            }
+        },
+    )?;
     // A flow has one entry or two. What closes goes first, then what has been idle for longest.
     let last = (entries as usize).min(flows.len());
     if last < flows.len() {

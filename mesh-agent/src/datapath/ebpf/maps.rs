@@ -6,8 +6,9 @@ use aya::{
 };
 use mesh_ebpf::{
     abi::{
-        Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, Flow, FlowKey, FrontendKey,
-        Hook, Keys, Load, Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts, drop_index,
+        Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, FlowKey, FlowRecord,
+        FrontendKey, Hook, Keys, Load, Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts,
+        drop_index,
     },
     bytes::Be32,
 };
@@ -38,8 +39,8 @@ pub(super) struct Maps {
     pub(super) next_hops: Array<MapData, NextHop>,
     keys: Array<MapData, Keys>,
     pub(super) keyed: Array<MapData, u64>,
-    pub(super) flows: HashMap<MapData, FlowKey, Flow>,
-    pub(super) half_open: HashMap<MapData, FlowKey, Flow>,
+    pub(super) flows: HashMap<MapData, FlowKey, FlowRecord>,
+    pub(super) half_open: HashMap<MapData, FlowKey, FlowRecord>,
     drops: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     cpus: usize,

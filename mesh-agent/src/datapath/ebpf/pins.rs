@@ -13,7 +13,7 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use aya_obj::{Object, maps::PinningType};
-use mesh_ebpf::abi::{LAYOUTS, VERSION};
+use mesh_ebpf::abi::{Flow, LAYOUTS, VERSION};
 
 use super::{
     super::DatapathError,
@@ -41,7 +41,12 @@ const INDEXED: [&str; 8] = [
 ];
 
 /// Earlier layouts whose entries can be converted: the map, its layout's number, and the bytes of a value.
-const CONVERTIBLE: [(&str, u32, u32); 1] = [("FLOWS", 4, size_of::<FlowBefore6>() as u32)];
+/// Before 9, flows had no way to their client.
+const CONVERTIBLE: [(&str, u32, u32); 3] = [
+    ("FLOWS", 4, size_of::<FlowBefore6>() as u32),
+    ("FLOWS", 6, size_of::<Flow>() as u32),
+    ("HALF_OPEN", 6, size_of::<Flow>() as u32),
+];
 
 /// The maps that this agent's programs need.
 pub(super) struct Wanted {
@@ -185,6 +190,11 @@ pub(super) fn is_shared(one: &Path, other: &Path) -> bool {
     id(one).is_some_and(|map| id(other) == Some(map))
 }
 
+/// The bytes of a pinned map's values.
+pub(super) fn value_size(pin: &Path) -> Option<usize> {
+    MapInfo::from_pin(pin).ok().map(|info| info.value_size() as usize)
+}
+
 /// Whether programs have been attached by links in a folder.
 pub(super) fn has_links(folder: &Path) -> bool {
     fs::read_dir(folder.join(LINKS)).is_ok_and(|mut links| links.next().is_some())
@@ -313,9 +323,10 @@ mod tests {
             kind: 9,
             ..shape(4, 56, 16)
         };
-        let wanted = maps(&[("FLOWS", shape(6, 64, 16))]);
+        let wanted = maps(&[("FLOWS", shape(9, 88, 16))]);
         let fate = |found: Shape| fates(&wanted, &maps(&[("FLOWS", found)]))["FLOWS"];
         assert_eq!(fate(before), Fate::Converted);
+        assert_eq!(fate(shape(6, 64, 16)), Fate::Converted);
         assert_eq!(fate(Shape { value: 48, ..before }), Fate::Dropped);
         assert_eq!(fate(Shape { layout: 3, ..before }), Fate::Dropped);
     }

@@ -15,7 +15,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use mesh_ebpf::{
-    abi::{Backend, BackendKey, Config, Dialled, Flow, FlowKey, FrontendKey, Keys, Service},
+    abi::{Backend, BackendKey, Config, Dialled, Flow, FlowKey, FlowRecord, FrontendKey, Keys, Service},
     bytes::Be32,
 };
 use mesh_support::error_chain;
@@ -191,10 +191,17 @@ impl Takeover {
                 continue;
             }
             let copied = match fate {
-                Fate::Converted => convert_hash(from, &to, existing, |_: &FlowKey, flow: &FlowBefore6| {
-                    Flow::from(*flow)
+                Fate::Converted if pins::value_size(from) == Some(size_of::<FlowBefore6>()) => {
+                    convert_hash(from, &to, existing, |_: &FlowKey, flow: &FlowBefore6| {
+                        FlowRecord::from(Flow::from(*flow))
+                    })
+                }
+                Fate::Converted => convert_hash(from, &to, existing, |_: &FlowKey, flow: &Flow| {
+                    FlowRecord::from(*flow)
                 }),
-                Fate::Kept | Fate::Copied | Fate::Dropped => copy_hash::<FlowKey, Flow>(from, &to, existing),
+                Fate::Kept | Fate::Copied | Fate::Dropped => {
+                    copy_hash::<FlowKey, FlowRecord>(from, &to, existing)
+                }
             };
             self.flows += copied.map_err(|error| failed(format!("copy {name}"), error))?;
         }

@@ -192,7 +192,8 @@ fn allow_big_tcp(netns: &Netns, card: &str) -> Result<()> {
     })
 }
 
-/// A client behind a router whose way to it carries less than both ends' cards: only the router knows.
+/// A client behind a router whose way to it carries less than both ends' cards: only the router knows, and
+/// then the entry node does.
 pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
     const BYTES: usize = 3_000_000;
     let router = &mesh.world.client;
@@ -217,9 +218,13 @@ pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
         node.run_line(&format!("ip route add 10.98.0.0/24 via {CLIENT}"))?;
     }
     with_each_replica(mesh, |mesh| {
-        let mut connection = Connection::open(&far, mesh.frontend(1, WEB))?;
-        let right = connection.download(BYTES)?;
-        ensure!(right == BYTES, "{right} of {BYTES} bytes are right");
+        let entry_node = &mesh.world.node(1).netns;
+        for mtu in ["", "mtu 1200"] {
+            entry_node.run_line(&format!("ip route replace 10.98.0.0/24 via {CLIENT} {mtu}"))?;
+            let mut connection = Connection::open(&far, mesh.frontend(1, WEB))?;
+            let right = connection.download(BYTES)?;
+            ensure!(right == BYTES, "{right} of {BYTES} bytes are right ({mtu})");
+        }
         Ok(())
     })?;
     for number in [1, 2] {

@@ -155,6 +155,39 @@ fn a_direct_reply_may_be_as_large_as_its_own_way_carries() {
 }
 
 #[test]
+fn a_remote_reply_larger_than_the_route_to_its_client_is_answered_at_its_container() {
+    let (entry_node, backend_node) = (node(1, REMOTE), node(2, REMOTE));
+    let mut request = udp(at(CLIENT), at(FRONTEND), b"x");
+    run(&entry_node, Hook::Xdp, &mut request);
+    let mut request = request.received();
+    run(&backend_node, Hook::TcUplink, &mut request);
+    let answer = reply_to(&view(&request), 0, &[7; 1400]);
+    let mut reply = answer.clone();
+    assert_eq!(run(&backend_node, Hook::TcContainer, &mut reply), TO_PEER);
+    let mut reply = reply.received().routed(Route::TooBig { mtu: 1300 });
+    assert_eq!(run(&entry_node, Hook::Xdp, &mut reply.clone()), Action::Pass);
+    assert_eq!(run(&entry_node, Hook::TcUplink, &mut reply), Action::Again);
+    assert_eq!(entry_node.drops(Hook::TcUplink, DropReason::TooBig), 1);
+    assert_eq!(run(&entry_node, Hook::TcUplink, &mut reply), TO_PEER);
+    let mut error = reply.received();
+    let interface = REMOTE.interface();
+    assert_eq!(
+        run(&backend_node, Hook::TcUplink, &mut error),
+        Action::IntoContainer { interface }
+    );
+    let error = view_error(&error, ETHERNET_LENGTH);
+    assert_eq!(error.header, (3, 4, [0, 0, 0x05, 0x14]), "1300");
+    assert_eq!(
+        (error.source, error.destination),
+        (*at(CLIENT).ip(), REMOTE.address())
+    );
+    assert_eq!(
+        (error.quoted_source, error.quoted_destination),
+        (at(CONTAINER), at(CLIENT))
+    );
+}
+
+#[test]
 fn a_reply_larger_than_the_route_to_its_client_is_answered() {
     let mut tables = node(1, LOCAL);
     run(&tables, Hook::TcUplink, &mut udp(at(CLIENT), at(FRONTEND), b"x"));
