@@ -185,7 +185,9 @@ pub fn from_peer_about(number: u8, service: ServiceKey, kind: u8) -> Tunnel {
     }
 }
 
-pub(crate) fn ingress(number: u8) -> Ipv4Addr {
+/// The address of a replica on the ingress network, which names it in the cluster.
+#[must_use]
+pub fn ingress(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 255, 0, number)
 }
 

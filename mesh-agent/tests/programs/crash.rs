@@ -1,16 +1,18 @@
 //! Agents that are killed while they program the data path: whatever they leave, the next start repairs.
 
+use aya::maps::{Array, HashMap, Map, MapData};
 use mesh_agent::{
     datapath::{Datapath, memory::MemoryDatapath},
     model::{Desired, Location},
     plan::plan,
 };
 use mesh_agent_testing::{
-    cluster::{CLIENT, DNS, PEER, WEB, arriving, frontend, serve},
+    cluster::{CLIENT, DNS, PEER, WEB, arriving, frontend, ingress, serve},
     frames::{Packet, SYN},
     node::{Node, on_a_node},
     run::XDP_TX,
 };
+use mesh_ebpf::abi::{self, VERSION};
 
 fn remote(numbers: &[u8]) -> Vec<(u8, Location)> {
     let remote = |number: &u8| (*number, Location::Remote(PEER));
@@ -79,6 +81,52 @@ fn an_agent_killed_at_any_step_of_its_first_plan_is_repaired_by_the_next() {
         });
         steps += 1;
     }
+}
+
+fn pinned<K: aya::Pod, V: aya::Pod>(node: &Node, name: &str) -> HashMap<MapData, K, V> {
+    let map = Map::from_map_data(pin(node, name)).expect("a map of a known type");
+    map.try_into().expect("a hash map of that type")
+}
+
+fn pin(node: &Node, name: &str) -> MapData {
+    MapData::from_pin(node.pins().join(format!("v{VERSION}")).join(name)).expect("the map is pinned")
+}
+
+#[test]
+fn the_flows_of_a_backend_that_was_half_removed_end() {
+    on_a_node(|node| {
+        let old = before(node);
+        node.apply(&old);
+        let mut index = pinned::<abi::BackendKey, u32>(node, "BACKEND_INDEX");
+        let half_removed: Vec<_> = (index.keys())
+            .map(|key| key.expect("a key"))
+            .filter(|key| {
+                [1, 2, 3]
+                    .map(|number| ingress(number).into())
+                    .contains(&key.address)
+            })
+            .collect();
+        assert_eq!(half_removed.len(), 3);
+        for key in half_removed {
+            index.remove(&key).expect("it is there");
+        }
+        node.crash();
+
+        node.load();
+        let new = after(node);
+        node.apply(&new);
+        node.datapath()
+            .prune(&new)
+            .expect("what is left over can be removed");
+        let backends: Array<_, abi::Backend> = Map::from_map_data(pin(node, "BACKENDS"))
+            .expect("a map of a known type")
+            .try_into()
+            .expect("an array of backends");
+        let in_use = backends
+            .iter()
+            .filter(|backend| backend.as_ref().expect("a backend").generation != 0);
+        assert_eq!(in_use.count(), new.backends.len());
+    });
 }
 
 #[test]

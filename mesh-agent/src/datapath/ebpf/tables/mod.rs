@@ -26,7 +26,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use mesh_ebpf::abi::{self, Choice, Policy};
+use mesh_ebpf::abi::{self, Choice, MAX_BACKENDS, Policy};
 
 use self::counters::traffic_of;
 use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
@@ -211,7 +211,26 @@ impl Tables {
             .collect();
         masquerades
             .into_iter()
-            .try_for_each(|key| self.remove_masquerade(maps, key))
+            .try_for_each(|key| self.remove_masquerade(maps, key))?;
+        self.clear_unnamed_backends(maps)
+    }
+
+    /// Ends the flows of backends that an agent had taken out of the index when it was killed: no ring names
+    /// them any more, and nothing else would.
+    fn clear_unnamed_backends(&self, maps: &mut Maps) -> Result<(), DatapathError> {
+        let known: BTreeSet<u32> = (self.backends.values().map(|slot| slot.index))
+            .chain(self.retiring.iter().map(|(_, index)| *index))
+            .collect();
+        for index in (0..MAX_BACKENDS).filter(|index| !known.contains(index)) {
+            let doing = |error| failed(format!("clear BACKENDS[{index}]"), error);
+            let backend = maps.backends.get(&index, 0).map_err(doing)?;
+            if backend.generation != 0 {
+                maps.backends
+                    .set(index, abi::Backend::default(), 0)
+                    .map_err(doing)?;
+            }
+        }
+        Ok(())
     }
 }
 
