@@ -148,32 +148,9 @@ fn client<'a, F: ReadFrame, T: Tables>(
         ClientPacket::UnknownFlow => match hook {
             Hook::TcMesh0 => Decision::refuse(DropReason::UnknownFlow),
             // tc decides.
-            Hook::Xdp | Hook::TcUplink => Decision::PASS,
-            Hook::TcContainer => unknown_flow(frame, tables, packet, hook, origin),
+            Hook::Xdp | Hook::TcUplink | Hook::TcContainer => Decision::PASS,
         },
     }
-}
-
-/// Leaves a connection that the mesh does not know to the kernel, unless the service's rules are against it:
-/// then it may have been known, and the agent has removed it as a rule changed.
-#[inline(always)]
-fn unknown_flow<'a, F: ReadFrame, T: Tables>(
-    frame: &F,
-    tables: &'a T,
-    packet: &Packet,
-    hook: Hook,
-    origin: Origin,
-) -> Decision<'a> {
-    let key = &packet.key;
-    if let Some(index) = tables.frontend(&FrontendKey::dialled(key))
-        && let Some(service) = tables.service(index)
-        && let Some(refusal) =
-            source_rules::refusal(frame, tables, hook, origin, key, service.policy, Phase::Open)
-    {
-        return refusal;
-    }
-    tables.count_event(Event::FlowUnknown);
-    Decision::PASS
 }
 
 #[inline(always)]
@@ -190,10 +167,11 @@ fn classify<'a, F: ReadFrame, T: Tables>(
     if origin == Origin::UPLINK && packet.is_syn() && tables.is_past_limit(&packet.key) {
         return ClientPacket::PastLimit;
     }
-    let may_be_adopted = matches!(hook, Hook::TcUplink);
+    // Whether it is adopted or left to the kernel is decided as for a new flow, by the same rules.
+    let may_be_unknown = matches!(hook, Hook::TcUplink | Hook::TcContainer);
     let Some(flow) = tables.flow(&packet.key) else {
         // A flood may have kept its flow out of the tables.
-        return if may_open || may_be_adopted || (origin == Origin::UPLINK && tables.is_flooded()) {
+        return if may_open || may_be_unknown || (origin == Origin::UPLINK && tables.is_flooded()) {
             ClientPacket::Opens
         } else {
             ClientPacket::UnknownFlow
@@ -207,7 +185,7 @@ fn classify<'a, F: ReadFrame, T: Tables>(
             ClientPacket::Opens
         } else if flow.role() != Role::FORWARD {
             ClientPacket::OtherRole
-        } else if may_be_adopted {
+        } else if may_be_unknown {
             // Its address has moved here, or it comes by another router than before.
             ClientPacket::Opens
         } else {
