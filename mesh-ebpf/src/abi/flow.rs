@@ -280,11 +280,11 @@ pub struct KnownWay {
 }
 
 impl KnownWay {
-    /// The kernel's clock in moments of 128 jiffies: 0.13 to 1.3 s, half a second on most kernels
+    /// The kernel's clock in moments of 64 jiffies: 64 ms to 0.64 s, a quarter of a second on most kernels
     /// (`CONFIG_HZ`). By that clock, as the agent's stands still when there is no agent. Never 0.
     #[inline(always)]
     pub const fn moment(jiffies: u64) -> u32 {
-        (jiffies >> 7) as u32 | 1 << 31
+        (jiffies >> 6) as u32 | 1 << 31
     }
 }
 
