@@ -135,6 +135,7 @@ pub(crate) mod fixture {
             idle: crate::model::IdleLimits::default(),
             publish_on: crate::model::PublishOn::default(),
             limits: crate::model::Limits::default(),
+            weights: crate::model::Weights::default(),
             invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Balance, Clients, Drained, FailedChecks, HealthCheck, IdleLimits, KeyId, Limits, NodeDatapath,
-    NodeSubject, PublishOn,
+    NodeSubject, PublishOn, Weights,
 };
 
 /// Swarm's node id, 25 lower-case characters; also the CN of the node's certificate.
@@ -73,7 +73,7 @@ pub struct Node {
     /// The replicas there that fail the check that their service asks for, as its agent announced them.
     #[serde(default, skip_serializing_if = "FailedChecks::is_empty")]
     pub failed: FailedChecks,
-    /// Its own labels, those of them that a service's `mesh.publish-on` names.
+    /// Its own labels, those of them that a service's `mesh.publish-on` or `mesh.weights` names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Its labels that have an invalid value, and what applies instead, a sentence each.
@@ -111,8 +111,11 @@ impl Node {
 impl Cluster {
     /// Keeps of the nodes' labels those that services name, so that no others are sent to every node.
     pub(crate) fn forget_unnamed_labels(&mut self) {
-        let services = self.services.values();
-        let conditions = services.flat_map(|service| &service.publish_on.nodes);
+        let conditions = self.services.values().flat_map(|service| {
+            let weights = service.weights.0.iter();
+            let weights = weights.map(|entry| &entry.condition);
+            service.publish_on.nodes.iter().chain(weights)
+        });
         let named: BTreeSet<&String> = conditions
             .filter_map(|condition| match &condition.subject {
                 NodeSubject::Label(label) => Some(label),
@@ -170,6 +173,9 @@ pub struct Service {
     /// How new connections are spread (labels `mesh.scheduler` and `mesh.affinity`).
     #[serde(default)]
     pub balance: Balance,
+    /// What shares of new connections its replicas get (label `mesh.weights`).
+    #[serde(default, skip_serializing_if = "Weights::are_the_nodes")]
+    pub weights: Weights,
     /// How its replicas are checked, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,

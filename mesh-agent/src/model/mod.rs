@@ -14,6 +14,7 @@ pub mod health;
 mod idle_limits;
 mod limits;
 pub mod local;
+mod node_condition;
 mod node_policy;
 pub mod occupied;
 pub mod port_policy;
@@ -22,6 +23,7 @@ pub mod reserved;
 pub mod source_policy;
 pub mod subnet;
 pub mod tunnel_key;
+mod weights;
 
 pub use balance::{Algorithm, Balance, NodeDatapath};
 pub use checks::Checks;
@@ -39,17 +41,19 @@ pub use health::{FailedChecks, HealthCheck, HealthProbe};
 pub use idle_limits::IdleLimits;
 pub use limits::Limits;
 pub use local::{Attached, Container, HostInterface, Local, MacAddress, NextHop, NoHook, ReturnMode};
+pub use node_condition::{NodeCondition, NodeSubject};
 pub(crate) use node_policy::Compiled;
 pub use node_policy::{NodePolicy, PolicyRule, PolicyRuleError};
 pub use occupied::OccupiedPort;
 pub use port_policy::{PortPolicies, PortPolicy};
-pub use publish_on::{NodeCondition, NodeSubject, PublishOn};
+pub use publish_on::PublishOn;
 pub use reserved::ReservedPort;
 pub use source_policy::{
     Ingress, Prefix, PrefixError, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,
 };
 pub use subnet::Subnet;
 pub use tunnel_key::{KeyId, TunnelKey, TunnelKeys};
+pub use weights::{NodeWeight, Weights};
 
 /// Labels by which the mesh recognises the orchestrator's containers.
 pub mod orchestrator_label {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Prefix;
+use super::{NodeCondition, Prefix};
 
 /// The nodes, and on them the addresses and interfaces, where a service is published. A list without entries
 /// limits nothing.
@@ -19,31 +19,6 @@ pub struct PublishOn {
     /// What a node must be: all of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<NodeCondition>,
-}
-
-/// A condition on a node, as Swarm's placement constraints are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeCondition {
-    /// What is compared.
-    pub subject: NodeSubject,
-    /// Whether it must be equal, rather than different.
-    pub equal: bool,
-    /// With what; case does not matter.
-    pub value: String,
-}
-
-/// What a condition on a node is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NodeSubject {
-    /// `node.id`
-    Id,
-    /// `node.hostname`
-    Hostname,
-    /// `node.role`
-    Role,
-    /// `node.labels.NAME`; a label that the node does not have is empty.
-    Label(String),
 }
 
 impl PublishOn {
@@ -61,18 +36,5 @@ impl fmt::Display for PublishOn {
         let nodes = self.nodes.iter().map(NodeCondition::to_string);
         let entries: Vec<_> = addresses.chain(interfaces).chain(nodes).collect();
         formatter.write_str(&entries.join(","))
-    }
-}
-
-impl fmt::Display for NodeCondition {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let operator = if self.equal { "==" } else { "!=" };
-        let value = &self.value;
-        match &self.subject {
-            NodeSubject::Id => write!(formatter, "node.id{operator}{value}"),
-            NodeSubject::Hostname => write!(formatter, "node.hostname{operator}{value}"),
-            NodeSubject::Role => write!(formatter, "node.role{operator}{value}"),
-            NodeSubject::Label(label) => write!(formatter, "node.labels.{label}{operator}{value}"),
-        }
     }
 }

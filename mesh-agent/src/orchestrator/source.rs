@@ -70,6 +70,7 @@ pub(super) fn snapshot(
             name: name.clone(),
             ports,
             balance: labels.balance,
+            weights: labels.weights,
             clients: labels.clients,
             idle: labels.idle,
             publish_on: labels.publish_on,

@@ -4,11 +4,15 @@ mod clients;
 mod health;
 mod idle_limits;
 mod limits;
+mod node_condition;
 mod publish_on;
+mod weights;
 
 use crate::{
     docker::api::Labels,
-    model::{Algorithm, Balance, Clients, HealthCheck, IdleLimits, Limits, PublishOn, PublishedPort},
+    model::{
+        Algorithm, Balance, Clients, HealthCheck, IdleLimits, Limits, PublishOn, PublishedPort, Weights,
+    },
 };
 
 /// On a service: the balancing algorithm.
@@ -57,6 +61,7 @@ impl LabelError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServiceLabels {
     pub(crate) balance: Balance,
+    pub(crate) weights: Weights,
     pub(crate) health: Option<HealthCheck>,
     pub(crate) clients: Clients,
     pub(crate) idle: IdleLimits,
@@ -87,18 +92,29 @@ pub(crate) fn orchestrated(name: &str, labels: &Labels) -> ServiceLabels {
 /// What the labels ask of the data path. `errors` are those of the other labels.
 fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> ServiceLabels {
     let (balance, of_balance) = balance(name, labels);
+    let (weights, of_weights) = weights::weights(name, labels);
     let (clients, of_clients) = clients::clients(name, labels);
     let (idle, of_idle) = idle_limits::idle_limits(name, labels);
     let (publish_on, of_publish_on) = publish_on::publish_on(name, labels);
     let (limits, of_limits) = limits::limits(name, labels);
     ServiceLabels {
         balance,
+        weights,
         health: None,
         clients,
         idle,
         publish_on,
         limits,
-        errors: [of_balance, errors, of_clients, of_idle, of_publish_on, of_limits].concat(),
+        errors: [
+            of_balance,
+            of_weights,
+            errors,
+            of_clients,
+            of_idle,
+            of_publish_on,
+            of_limits,
+        ]
+        .concat(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 use super::{
     access::{Access, Combined, access},
     fingerprint::vni,
+    node_condition::weight,
     reachability::{Reachability, reachable, unreached},
     types::{
         Backend, BackendKey, BackendState, Desired, Frontend, Location, Masquerade, ServiceEntry, ServiceKey,
@@ -142,7 +143,7 @@ fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachabil
     };
     let Reachability { location, state } = reachability;
     let weight = match state {
-        BackendState::Active => node.weight,
+        BackendState::Active => weight(&service.weights, &task.node, node),
         BackendState::Draining => 0,
     };
     for port in &service.ports {

@@ -7,6 +7,7 @@ mod access;
 mod compute;
 mod failing;
 mod fingerprint;
+mod node_condition;
 mod published;
 mod reachability;
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::{
     net::Ipv4Addr,
 };
 
+use super::node_condition::holds;
 use crate::model::{
-    HostInterface, Ingress, Node, NodeCondition, NodeRole, NodeSubject, Prefix, PublishOn, SourcePolicy,
-    SourceRules, SourceVerdict, SourceVerdicts,
+    HostInterface, Ingress, Node, Prefix, PublishOn, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,
 };
 
 /// Those of a node's addresses at which a service is not published.
@@ -51,22 +51,10 @@ pub(super) fn interface_policy(
     SourcePolicy::new(uplinks.iter().map(of_uplink).chain([containers]))
 }
 
-fn holds(condition: &NodeCondition, id: &str, node: &Node) -> bool {
-    let found = match &condition.subject {
-        NodeSubject::Id => id,
-        NodeSubject::Hostname => &node.hostname,
-        NodeSubject::Role => match node.role {
-            NodeRole::Manager => "manager",
-            NodeRole::Worker => "worker",
-        },
-        NodeSubject::Label(label) => node.labels.get(label).map_or("", String::as_str),
-    };
-    found.eq_ignore_ascii_case(&condition.value) == condition.equal
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{NodeCondition, NodeRole, NodeSubject};
 
     const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 0, 2, 1)];
 

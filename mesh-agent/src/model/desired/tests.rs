@@ -43,6 +43,7 @@ fn service(name: &str, published: u16) -> Service {
         clients: crate::model::Clients::default(),
         idle: crate::model::IdleLimits::default(),
         publish_on: crate::model::PublishOn::default(),
+        weights: Default::default(),
         limits: Limits::default(),
         invalid_labels: Vec::new(),
     }

@@ -126,6 +126,7 @@ pub(super) mod tests {
             idle: crate::model::IdleLimits::default(),
             publish_on: crate::model::PublishOn::default(),
             limits: crate::model::Limits::default(),
+            weights: crate::model::Weights::default(),
             invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(

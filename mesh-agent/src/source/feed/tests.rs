@@ -63,6 +63,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             idle: crate::model::IdleLimits::default(),
             publish_on: crate::model::PublishOn::default(),
             limits: crate::model::Limits::default(),
+            weights: crate::model::Weights::default(),
             invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)

@@ -1,10 +1,7 @@
 //! The label that says where a service's ports are published. Pure.
 
-use super::LabelError;
-use crate::{
-    docker::api::Labels,
-    model::{NodeCondition, NodeSubject, PublishOn},
-};
+use super::{LabelError, node_condition::condition};
+use crate::{docker::api::Labels, model::PublishOn};
 
 /// Addresses, prefixes, interfaces and conditions on nodes.
 const PUBLISH_ON: &str = "mesh.publish-on";
@@ -41,31 +38,6 @@ pub(super) fn publish_on(name: &str, labels: &Labels) -> (PublishOn, Vec<LabelEr
         .into_iter()
         .map(|(entry, expected)| LabelError::of_service(name, PUBLISH_ON, entry, expected, "the others"));
     (found, errors.collect())
-}
-
-fn condition(text: &str) -> Option<NodeCondition> {
-    let (subject, equal, value) = match (text.split_once("=="), text.split_once("!=")) {
-        (Some((subject, value)), None) => (subject, true, value),
-        (None, Some((subject, value))) => (subject, false, value),
-        (Some(_), Some(_)) | (None, None) => return None,
-    };
-    let subject = match subject.trim() {
-        "node.id" => NodeSubject::Id,
-        "node.hostname" => NodeSubject::Hostname,
-        "node.role" => NodeSubject::Role,
-        other => NodeSubject::Label(
-            other
-                .strip_prefix("node.labels.")
-                .filter(|label| !label.is_empty())?
-                .to_owned(),
-        ),
-    };
-    let value = value.trim().to_owned();
-    (!value.is_empty()).then_some(NodeCondition {
-        subject,
-        equal,
-        value,
-    })
 }
 
 /// What looks like the beginning of an address is a misspelt one.

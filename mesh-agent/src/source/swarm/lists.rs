@@ -185,6 +185,7 @@ fn service(listed: &api::Service) -> Service {
         name: listed.spec.name.clone(),
         ports,
         balance: labels.balance,
+        weights: labels.weights,
         clients: labels.clients,
         idle: labels.idle,
         publish_on: labels.publish_on,

@@ -42,6 +42,7 @@ impl Mesh<'_> {
             clients: mesh_agent::model::Clients::default(),
             idle: mesh_agent::model::IdleLimits::default(),
             publish_on: mesh_agent::model::PublishOn::default(),
+            weights: mesh_agent::model::Weights::default(),
             limits: mesh_agent::model::Limits::default(),
             invalid_labels: Vec::new(),
         };
