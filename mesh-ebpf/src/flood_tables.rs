@@ -45,6 +45,8 @@ impl OpeningsEntry {
         max_new_per_source: u32,
         /// Past this many, flows get no entries; 0 for never.
         flood_limit: u32,
+        /// Seconds for which a client stays with its backend; 0 for no affinity.
+        affinity: u32,
         /// The span of the counts.
         span: u64,
         /// The last span with a flood; 0 for none.

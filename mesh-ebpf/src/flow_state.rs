@@ -13,7 +13,7 @@ use crate::{
         BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Opening, Origin, Progress, Role,
         is_in_sequence,
     },
-    breaker,
+    affinity, breaker,
     headers::{PROTOCOL_TCP, TCP_SYN},
     parse::Packet,
     tables::{FlowEntry, Tables},
@@ -145,6 +145,7 @@ fn open<T: Tables>(tables: &T, forward: FlowEntry, backend: &Backend, key: &Flow
         return forward;
     }
     if move_entry(tables, key, forward) {
+        affinity::note(tables, forward, backend);
         tables.open_entry(key).unwrap_or(forward)
     } else {
         forward

@@ -6,6 +6,8 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod affinity;
+pub mod affinity_tables;
 pub mod breaker;
 pub mod bytes;
 pub mod checksum;

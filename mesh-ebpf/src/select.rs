@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{Backend, Choice, FlowKey, Service},
-    breaker,
+    affinity, breaker,
     flood_tables::Mark,
     hash::mix,
     tables::Tables,
@@ -25,28 +25,30 @@ pub fn select<'a, T: Tables>(
     if service.ring_length == 0 {
         return None;
     }
-    if tables.is_marked(Mark::Hashed) {
-        return by_hash(tables, key, (index, service));
-    }
-    let chosen = match service.choice {
-        Choice::HASH_ENDPOINT | Choice::HASH_ADDRESS => hashed(tables, service, sender_hash(key, service))?,
+    let choice = service.choice.within_ring();
+    let chosen = match choice {
+        Choice::HASH_ADDRESS => by_address(tables, service, key, index)?,
+        _ if tables.is_marked(Mark::Hashed) => hashed(tables, service, sender_hash(key, service))?,
+        Choice::HASH_ENDPOINT => hashed(tables, service, sender_hash(key, service))?,
         Choice::LEAST => least(tables, service, index)?,
         Choice::RANDOM => at(tables, service, tables.random() % service.ring_length)?,
         _ => at(tables, service, tables.rotate(index) % service.ring_length)?,
     };
-    let chosen = if breaker::is_open(tables, chosen) && !breaker::may_try(tables, chosen) {
+    let chosen = if breaker::is_open(tables, chosen)
+        && (tables.is_marked(Mark::Hashed) || !breaker::may_try(tables, chosen))
+    {
         passed_over(tables, service, key, chosen)
     } else {
         chosen
     };
-    if service.choice == Choice::LEAST {
+    if choice == Choice::LEAST && !tables.is_marked(Mark::Hashed) {
         tables.add_load(chosen);
     }
     active(tables, index, chosen)
 }
 
-/// Chooses a backend by a hash of the client's address and port, or of its address alone where the service
-/// does that: all packets of a flow get the same one without a flow.
+/// Chooses a backend by a hash of the client's address and port, or by its affinity where the service has
+/// that: all packets of a flow get the same one without a flow.
 #[inline(always)]
 pub fn by_hash<'a, T: Tables>(
     tables: &'a T,
@@ -56,7 +58,11 @@ pub fn by_hash<'a, T: Tables>(
     if service.ring_length == 0 {
         return None;
     }
-    let chosen = hashed(tables, service, sender_hash(key, service))?;
+    let chosen = if service.choice.within_ring() == Choice::HASH_ADDRESS {
+        by_address(tables, service, key, index)?
+    } else {
+        hashed(tables, service, sender_hash(key, service))?
+    };
     let chosen = if breaker::is_open(tables, chosen) {
         passed_over(tables, service, key, chosen)
     } else {
@@ -65,10 +71,19 @@ pub fn by_hash<'a, T: Tables>(
     active(tables, index, chosen)
 }
 
+/// The backend that a client has affinity with, or else the one that a hash of its address selects.
+#[inline(always)]
+fn by_address<T: Tables>(tables: &T, service: &Service, key: &FlowKey, index: u32) -> Option<u32> {
+    match affinity::backend(tables, index, key.source) {
+        Some(chosen) => Some(chosen),
+        None => hashed(tables, service, sender_hash(key, service)),
+    }
+}
+
 /// A hash of a client's address and port, or of its address alone where the service chooses by that.
 #[inline(always)]
 fn sender_hash(key: &FlowKey, service: &Service) -> u32 {
-    if service.choice == Choice::HASH_ADDRESS {
+    if service.choice.within_ring() == Choice::HASH_ADDRESS {
         return mix(key.source.get());
     }
     let port = u32::from(key.source_port.get());
@@ -76,7 +91,8 @@ fn sender_hash(key: &FlowKey, service: &Service) -> u32 {
 }
 
 /// A backend that answers, instead of one that does not; the same one if no other answers, or if it is not of
-/// the half of them that may be passed over. As the ring shows them from a hashed slot on.
+/// the half of them that may be passed over. As the ring shows them from a hashed slot on. Where the ring has
+/// none, and others follow it, one of those.
 #[inline(always)]
 fn passed_over<T: Tables>(tables: &T, service: &Service, key: &FlowKey, chosen: u32) -> u32 {
     let first = spread(key);
@@ -92,11 +108,46 @@ fn passed_over<T: Tables>(tables: &T, service: &Service, key: &FlowKey, chosen: 
             }
         }
     }
-    if 2 * passed_over <= seen {
-        answering
-    } else {
-        chosen
+    if 2 * passed_over > seen {
+        answering = chosen;
     }
+    if answering == chosen && service.choice.prefers() {
+        return behind_ring(tables, service, first, (chosen, chosen), true);
+    }
+    answering
+}
+
+/// A backend of the entries that follow the ring's own: one that answers or, unless it `must_answer`, any but
+/// `refused`. Otherwise the one that was found before.
+#[inline(always)]
+fn behind_ring<T: Tables>(
+    tables: &T,
+    service: &Service,
+    first: u32,
+    (refused, mut found): (u32, u32),
+    must_answer: bool,
+) -> u32 {
+    let end = service.ring_offset + service.ring_length;
+    let Some(length) = tables.ring(end) else {
+        return found;
+    };
+    let mut attempt = 0;
+    while attempt < ATTEMPTS && length != 0 {
+        let slot = first.wrapping_add(attempt) % length;
+        if let Some(other) = tables.ring(end + 1 + slot)
+            && other != refused
+        {
+            if !breaker::is_open(tables, other) {
+                found = other;
+                break;
+            }
+            if !must_answer {
+                found = other;
+            }
+        }
+        attempt += 1;
+    }
+    found
 }
 
 /// A hash of a client's tuple, by which flows that leave a backend spread over the others.
@@ -136,6 +187,9 @@ pub fn another<'a, T: Tables>(
             }
         }
         attempt += 1;
+    }
+    if service.choice.prefers() && (found == refused || breaker::is_open(tables, found)) {
+        found = behind_ring(tables, &service, first, (refused, found), must_answer);
     }
     if found == refused {
         return None;
@@ -180,150 +234,4 @@ fn least<T: Tables>(tables: &T, service: &Service, index: u32) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{collections::BTreeMap, net::Ipv4Addr};
-
-    use super::*;
-    use crate::{
-        bytes::Be16,
-        headers::PROTOCOL_TCP,
-        testing::{Replica, TestTables},
-    };
-
-    const REPLICAS: [Replica; 3] = [Replica::on(1, 1), Replica::on(1, 2), Replica::on(2, 3)];
-
-    fn service(choice: Choice) -> TestTables {
-        let mut tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &REPLICAS);
-        tables
-            .services
-            .entry(0)
-            .and_modify(|service| service.choice = choice);
-        tables
-    }
-
-    fn key(address: u8, port: u16) -> FlowKey {
-        FlowKey {
-            source: Ipv4Addr::new(192, 0, 2, address).into(),
-            source_port: Be16::new(port),
-            protocol: u32::from(PROTOCOL_TCP),
-            ..FlowKey::default()
-        }
-    }
-
-    fn chosen(tables: &TestTables, key: FlowKey) -> u32 {
-        let service = tables.services[&0];
-        select(tables, &key, (0, &service)).expect("a backend").0
-    }
-
-    fn spread(tables: &TestTables, keys: impl Iterator<Item = FlowKey>) -> BTreeMap<u32, usize> {
-        let mut spread = BTreeMap::new();
-        for key in keys {
-            *spread.entry(chosen(tables, key)).or_default() += 1;
-        }
-        spread
-    }
-
-    #[test]
-    fn rotation_takes_one_after_the_other() {
-        let tables = service(Choice::ROTATE);
-        let turns: Vec<_> = (0..6).map(|_| chosen(&tables, key(1, 1))).collect();
-        assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
-    }
-
-    #[test]
-    fn random_choices_are_spread_evenly() {
-        let tables = service(Choice::RANDOM);
-        let turns: Vec<_> = (0..3000).map(|_| chosen(&tables, key(1, 1))).collect();
-        // Five standard deviations of a binomial distribution: sqrt(3000 * 1/3 * 2/3) is 26.
-        for backend in 0..3 {
-            let count = turns.iter().filter(|turn| **turn == backend).count();
-            assert!((870..=1130).contains(&count), "{backend}: {count}");
-        }
-        let repeated = turns.windows(2).filter(|pair| pair[0] == pair[1]).count();
-        assert!((870..=1130).contains(&repeated), "not in turn: {repeated}");
-    }
-
-    #[test]
-    fn a_hashed_endpoint_stays_and_endpoints_spread() {
-        let tables = service(Choice::HASH_ENDPOINT);
-        for port in 1000..1100 {
-            assert_eq!(chosen(&tables, key(7, port)), chosen(&tables, key(7, port)));
-        }
-        let spread = spread(&tables, (1000..4000).map(|port| key(7, port)));
-        assert!(
-            spread.values().all(|count| (900..1100).contains(count)),
-            "{spread:?}"
-        );
-    }
-
-    #[test]
-    fn a_hashed_address_stays_whatever_its_port_and_addresses_spread() {
-        let tables = service(Choice::HASH_ADDRESS);
-        let home = chosen(&tables, key(7, 1));
-        assert!((1..1000).all(|port| chosen(&tables, key(7, port)) == home));
-        let spread = spread(&tables, (0..=255).map(|address| key(address, 1)));
-        assert!(spread.values().all(|count| *count > 60), "{spread:?}");
-    }
-
-    #[test]
-    fn the_less_loaded_of_two_is_chosen() {
-        let tables = service(Choice::LEAST);
-        tables.set_load(0, 1000, 10);
-        tables.set_load(1, 1000, 10);
-        tables.set_load(2, 0, 10);
-        let spread = spread(&tables, (0..60).map(|port| key(7, port)));
-        // A third of the choices do not include it.
-        assert!(spread[&2] >= 30, "{spread:?}");
-    }
-
-    #[test]
-    fn equal_loads_are_kept_equal() {
-        let tables = service(Choice::LEAST);
-        for backend in 0..3 {
-            tables.set_load(backend, 0, 1);
-        }
-        let spread = spread(&tables, (0..300).map(|port| key(7, port)));
-        assert!(
-            spread.values().all(|count| (97..=103).contains(count)),
-            "{spread:?}"
-        );
-    }
-
-    #[test]
-    fn a_backend_with_a_smaller_step_gets_more() {
-        let tables = service(Choice::LEAST);
-        for (backend, step) in [(0, 4), (1, 4), (2, 1)] {
-            tables.set_load(backend, 0, step);
-        }
-        let spread = spread(&tables, (0..600).map(|port| key(7, port)));
-        assert!(
-            spread[&2] > 2 * spread[&0] && spread[&2] > 2 * spread[&1],
-            "{spread:?}"
-        );
-    }
-
-    #[test]
-    fn the_only_backend_is_always_chosen() {
-        for choice in [
-            Choice::ROTATE,
-            Choice::HASH_ENDPOINT,
-            Choice::HASH_ADDRESS,
-            Choice::LEAST,
-            Choice::RANDOM,
-        ] {
-            let mut tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[Replica::on(1, 1)]);
-            tables
-                .services
-                .entry(0)
-                .and_modify(|service| service.choice = choice);
-            assert_eq!(chosen(&tables, key(7, 7)), 0, "{choice:?}");
-        }
-    }
-
-    #[test]
-    fn a_service_without_backends_yields_none() {
-        let tables = TestTables::node(1).publish(PROTOCOL_TCP, 9200, &[]);
-        let service = tables.services[&0];
-        assert!(select(&tables, &key(7, 7), (0, &service)).is_none());
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use crate::{
         Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DatagramState, DropReason, Event, Flow,
         FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, NextHop, OwnKey, Policy, Service, SourceVerdicts,
     },
+    affinity_tables::AffinityTables,
     flood_tables::FloodTables,
 };
 
@@ -77,7 +78,7 @@ pub enum InsertError {
 }
 
 /// The maps. Every method is one look-up at most, where it does not say otherwise.
-pub trait Tables: FloodTables {
+pub trait Tables: FloodTables + AffinityTables {
     /// Node-wide settings.
     fn config(&self) -> Option<&Config>;
     /// Whether an interface of this node has a MAC address.

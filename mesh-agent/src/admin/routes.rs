@@ -96,6 +96,7 @@ fn service_routes(
                 .or_else(|| backend_reason(view, backend))
                 .or_else(|| unpublished(view, key, service))
                 .or_else(|| unanswered(counters, backend_key))
+                .or_else(|| not_preferred(view, service, backend))
                 .unwrap_or_default(),
             traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),
             ..route(key, service, frontends)
@@ -195,6 +196,13 @@ fn unanswered(counters: &Counters, key: &BackendKey) -> Option<String> {
     let asked = *counters.unanswered.get(key)?;
     (asked >= UNANSWERED_LIMIT)
         .then(|| "asked, never answered: gets one connection a second while others answer".to_owned())
+}
+
+/// A replica that gets nothing while this node's own work.
+fn not_preferred(view: &View, service: &ServiceEntry, backend: &Backend) -> Option<String> {
+    let is_other = backend.state == BackendState::Active && !backend.location.is_local();
+    (is_other && view.desired.prefers_local(service))
+        .then(|| "this node's own replicas are preferred (mesh.prefer-local)".to_owned())
 }
 
 /// A replica that an operator drains.
@@ -420,6 +428,35 @@ mod tests {
                 .any(|route| route.reason.contains("never answered"));
             assert_eq!(found, expected, "{asked} times");
         }
+    }
+
+    #[test]
+    fn a_remote_replica_has_a_reason_where_the_nodes_own_are_preferred() {
+        let (mut view, counters) = fixture::two_nodes();
+        let mut desired = (*view.desired).clone();
+        for service in desired.services.values_mut() {
+            service.balance.prefer_local = true;
+        }
+        for hop in desired.peers.values_mut() {
+            *hop = Some(crate::model::NextHop::layer3(2, None));
+        }
+        view.desired = desired.into();
+        let reason = |view: &View, task: &str| {
+            let rows = routes(view, &counters).routes;
+            let is_task = |row: &Route| row.backend.as_ref().is_some_and(|backend| backend.task == task);
+            rows.into_iter().find(is_task).unwrap().reason
+        };
+        assert_eq!(reason(&view, "web.1"), "");
+        let expected = "this node's own replicas are preferred (mesh.prefer-local)";
+        assert_eq!(reason(&view, "web.2"), expected);
+        let mut desired = (*view.desired).clone();
+        for service in desired.services.values_mut() {
+            service
+                .active
+                .retain(|key| !desired.backends[key].location.is_local());
+        }
+        view.desired = desired.into();
+        assert_eq!(reason(&view, "web.2"), "");
     }
 
     #[test]

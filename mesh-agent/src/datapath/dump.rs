@@ -61,10 +61,13 @@ pub struct DumpedSettings {
 pub struct DumpedService {
     /// Protocol and published port.
     pub service: ServiceKey,
-    /// How a slot of the ring is chosen: `rotate`, `hash-endpoint`, `hash-address` or `least`.
+    /// How a slot of the ring is chosen: `rotate`, `random`, `hash-endpoint`, `hash-address` or `least`.
     pub choice: String,
     /// The backend in each slot, by its cluster-wide address.
     pub ring: Vec<Ipv4Addr>,
+    /// The same of the backends that are chosen only where none of the ring works.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Ipv4Addr>,
 }
 
 /// A backend.
@@ -215,20 +218,28 @@ impl fmt::Display for DumpedService {
         if self.ring.is_empty() {
             return formatter.write_str(" no backends");
         }
-        if self.ring.len() <= PRINTED_RING {
-            return self
-                .ring
-                .iter()
-                .try_for_each(|address| write!(formatter, " {address}"));
+        print_ring(formatter, &self.ring)?;
+        if !self.others.is_empty() {
+            formatter.write_str(", otherwise")?;
+            print_ring(formatter, &self.others)?;
         }
-        let mut slots = BTreeMap::<Ipv4Addr, usize>::new();
-        for address in &self.ring {
-            *slots.entry(*address).or_default() += 1;
-        }
-        slots
-            .iter()
-            .try_for_each(|(address, count)| write!(formatter, " {address} in {count} slots"))
+        Ok(())
     }
+}
+
+fn print_ring(formatter: &mut fmt::Formatter<'_>, ring: &[Ipv4Addr]) -> fmt::Result {
+    if ring.len() <= PRINTED_RING {
+        return ring
+            .iter()
+            .try_for_each(|address| write!(formatter, " {address}"));
+    }
+    let mut slots = BTreeMap::<Ipv4Addr, usize>::new();
+    for address in ring {
+        *slots.entry(*address).or_default() += 1;
+    }
+    slots
+        .iter()
+        .try_for_each(|(address, count)| write!(formatter, " {address} in {count} slots"))
 }
 
 impl fmt::Display for DumpedBackend {
@@ -338,6 +349,7 @@ mod tests {
             },
             choice: "hash-address".to_owned(),
             ring,
+            others: Vec::new(),
         };
         let (one, other) = (Ipv4Addr::new(10, 0, 0, 5), Ipv4Addr::new(10, 0, 0, 6));
         assert_eq!(
@@ -351,6 +363,14 @@ mod tests {
             "tcp/9200 hash-address: 10.0.0.5 in 20 slots 10.0.0.6 in 21 slots"
         );
         assert_eq!(service(vec![]).to_string(), "tcp/9200 hash-address: no backends");
+        let preferring = DumpedService {
+            others: vec![other],
+            ..service(vec![one])
+        };
+        assert_eq!(
+            preferring.to_string(),
+            "tcp/9200 hash-address: 10.0.0.5, otherwise 10.0.0.6"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     },
 };
 use crate::{
-    model::{Desired, NodeDatapath, ReturnMode, ServiceEntry, desired::task_tag},
+    model::{Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey, desired::task_tag},
     plan::{DatapathChange, fold},
 };
 
@@ -77,11 +77,10 @@ impl Datapath for MemoryDatapath {
 /// What the maps of the eBPF data path would hold.
 fn dump(state: &Desired) -> Dump {
     let settings = &state.settings;
-    let services = state.services.iter().map(|(key, service)| DumpedService {
-        service: *key,
-        ring: ring_of(state, service),
-        choice: choice_name(ring(service.balance, &[]).0).to_owned(),
-    });
+    let services = state
+        .services
+        .iter()
+        .map(|(key, service)| dumped(state, *key, service));
     let backends = state.backends.iter().map(|(key, backend)| DumpedBackend {
         service: key.service,
         address: key.address,
@@ -136,7 +135,7 @@ fn dump(state: &Desired) -> Dump {
     }
 }
 
-fn ring_of(state: &Desired, service: &ServiceEntry) -> Vec<Ipv4Addr> {
+fn dumped(state: &Desired, key: ServiceKey, service: &ServiceEntry) -> DumpedService {
     let candidates: Vec<_> = (0..)
         .zip(&service.active)
         .filter_map(|(index, key)| {
@@ -144,13 +143,20 @@ fn ring_of(state: &Desired, service: &ServiceEntry) -> Vec<Ipv4Addr> {
                 key: *key,
                 index,
                 weight: state.backends.get(key)?.weight,
+                local: state.backends.get(key)?.location.is_local(),
             })
         })
         .collect();
-    let (_, slots) = ring(service.balance, &candidates);
-    slots
-        .into_iter()
-        .filter_map(|slot| candidates.iter().find(|candidate| candidate.index == slot))
-        .map(|candidate| candidate.key.address)
-        .collect()
+    let ring = ring(service.balance, &candidates);
+    let addresses = |slots: Vec<u32>| {
+        let slots = slots.into_iter();
+        let found = slots.filter_map(|slot| candidates.iter().find(|candidate| candidate.index == slot));
+        found.map(|candidate| candidate.key.address).collect()
+    };
+    DumpedService {
+        service: key,
+        choice: choice_name(ring.choice).to_owned(),
+        ring: addresses(ring.entries),
+        others: addresses(ring.others),
+    }
 }

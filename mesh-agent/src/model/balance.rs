@@ -11,6 +11,8 @@ pub struct Balance {
     /// Seconds for which a client address keeps its backend after its last connection; `None` if a backend is
     /// chosen for each connection.
     pub affinity: Option<u32>,
+    /// Whether each node's new connections go to its own backends while one of those works.
+    pub prefer_local: bool,
 }
 
 /// A balancing algorithm; the names are those of IPVS, where it has the algorithm.
@@ -41,6 +43,8 @@ struct Exchanged {
     random: bool,
     #[serde(default)]
     affinity: Option<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    prefer_local: bool,
 }
 
 /// The algorithms that every release knows.
@@ -71,6 +75,7 @@ impl From<Balance> for Exchanged {
             },
             random: balance.algorithm == Algorithm::Random,
             affinity: balance.affinity,
+            prefer_local: balance.prefer_local,
         }
     }
 }
@@ -87,6 +92,7 @@ impl From<Exchanged> for Balance {
                 KnownAlgorithm::WeightedLeastConnection => Algorithm::WeightedLeastConnection,
             },
             affinity: exchanged.affinity,
+            prefer_local: exchanged.prefer_local,
         }
     }
 }
@@ -181,6 +187,7 @@ mod tests {
             let balance = Balance {
                 algorithm,
                 affinity: Some(60),
+                prefer_local: true,
             };
             let sent = serde_json::to_value(balance).unwrap();
             let known = ["rr", "wrr", "mh", "lc", "wlc"];

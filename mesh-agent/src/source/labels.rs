@@ -19,6 +19,8 @@ use crate::{
 const SCHEDULER: &str = "mesh.scheduler";
 /// On a service: for how many seconds a client stays with its replica.
 const AFFINITY: &str = "mesh.affinity";
+/// On a service: whether each node chooses its own replicas first.
+const PREFER_LOCAL: &str = "mesh.prefer-local";
 /// On a node: the share of new connections that each of its tasks gets.
 const WEIGHT: &str = "mesh.weight";
 /// The longest affinity, seconds: a day.
@@ -149,6 +151,18 @@ fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
             }
         }
     }
+    if let Some(value) = labels.get(PREFER_LOCAL) {
+        match value.trim().parse() {
+            Ok(prefer_local) => balance.prefer_local = prefer_local,
+            Err(_) => errors.push(LabelError::of_service(
+                name,
+                PREFER_LOCAL,
+                value,
+                "true or false",
+                "false",
+            )),
+        }
+    }
     (balance, errors)
 }
 
@@ -210,6 +224,25 @@ mod tests {
     fn affinity_is_in_seconds() {
         let (balance, errors) = balance("web", &labels(&[("mesh.affinity", "300")]));
         assert_eq!((balance.affinity, errors), (Some(300), vec![]));
+    }
+
+    #[test]
+    fn a_node_prefers_its_own_replicas_if_a_label_says_so() {
+        for (value, expected, invalid) in [
+            ("true", true, false),
+            (" true ", true, false),
+            ("false", false, false),
+            ("yes", false, true),
+            ("", false, true),
+        ] {
+            let (balance, errors) = balance("web", &labels(&[("mesh.prefer-local", value)]));
+            assert_eq!(balance.prefer_local, expected, "{value}");
+            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            let line = format!(
+                "label mesh.prefer-local={value} of service web: expected true or false; using false"
+            );
+            assert_eq!(errors, if invalid { vec![line] } else { vec![] });
+        }
     }
 
     #[test]

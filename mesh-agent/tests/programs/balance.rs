@@ -11,8 +11,9 @@ use mesh_agent::{
 };
 use mesh_agent_testing::{
     cluster::{PEER, WEB, arriving, backend_key, frontend, serve},
-    frames::{Packet, RST},
+    frames::{Packet, RST, SYN},
     node::{Node, on_a_node},
+    run::{XDP_PASS, XDP_TX},
 };
 
 fn by(algorithm: Algorithm) -> Balance {
@@ -146,6 +147,99 @@ fn affinity_keeps_an_address_until_its_replica_drains() {
         let moved = spread(node, (100..150).map(|number| client(7, 40_000 + number)));
         assert_eq!(moved.len(), 1, "the address has one new home: {moved:?}");
         assert!(!moved.contains_key(&home));
+    });
+}
+
+#[test]
+fn affinity_survives_scaling_and_the_next_agent() {
+    on_a_node(|node| {
+        let balance = Balance {
+            affinity: Some(600),
+            ..Balance::default()
+        };
+        let three = replicas(node, balance, &[1, 1, 1]);
+        node.apply(&three);
+        let clients = 1..=60;
+        let homes: Vec<u8> = clients
+            .clone()
+            .map(|address| chosen(node, client(address, 40_000)))
+            .collect();
+        let four = replicas(node, balance, &[1, 1, 1, 1]);
+        let changes = mesh_agent::plan::plan(&three, &four);
+        assert!(node.datapath().apply(&changes).is_empty());
+        let again = |node: &mut Node, port| -> Vec<u8> {
+            clients
+                .clone()
+                .map(|address| chosen(node, client(address, port)))
+                .collect()
+        };
+        assert_eq!(again(node, 40_001), homes);
+        let new = spread(node, (100..160).map(|address| client(address, 40_000)));
+        assert!(new.contains_key(&4), "new clients use the new replica: {new:?}");
+
+        node.crash();
+        node.load();
+        let changes = mesh_agent::plan::plan(&Desired::default(), &four);
+        assert!(node.datapath().apply(&changes).is_empty());
+        assert_eq!(again(node, 40_002), homes);
+
+        // Its clients are the only ones that move, and they have a new home each.
+        let mut drained = four.clone();
+        let gone = backend_key(WEB, 1);
+        if let Some(service) = drained.services.get_mut(&WEB) {
+            service.active.retain(|key| *key != gone);
+        }
+        let changes = mesh_agent::plan::plan(&four, &drained);
+        assert!(node.datapath().apply(&changes).is_empty());
+        let after = again(node, 40_003);
+        for (before, after) in homes.iter().zip(&after) {
+            assert!(
+                *after != 1 && (*before == 1 || before == after),
+                "{before} to {after}"
+            );
+        }
+        let changes = mesh_agent::plan::plan(&drained, &four);
+        assert!(node.datapath().apply(&changes).is_empty());
+        assert_eq!(again(node, 40_004), after);
+    });
+}
+
+#[test]
+fn a_nodes_own_replica_is_preferred_while_it_answers() {
+    on_a_node(|node| {
+        let local = node.local();
+        let mut state = node.without_services();
+        serve(&mut state, WEB, &[(1, local), (2, Location::Remote(PEER))]);
+        if let Some(service) = state.services.get_mut(&WEB) {
+            service.balance.prefer_local = true;
+        }
+        node.apply(&state);
+        let syn = |node: &mut Node, port| {
+            let verdict = node
+                .xdp(&Packet::tcp(arriving(), client(7, port), frontend(WEB), SYN).frame())
+                .verdict;
+            // What the container here is to get is left to tc.
+            [(XDP_PASS, 1), (XDP_TX, 2)]
+                .into_iter()
+                .find(|(known, _)| *known == verdict)
+        };
+        for port in 40_000..40_020 {
+            assert_eq!(syn(node, port), Some((XDP_PASS, 1)));
+        }
+        // Twenty connections that it has not answered, by now for long enough.
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        let tried = (41_000..41_020)
+            .filter(|port| syn(node, *port) == Some((XDP_PASS, 1)))
+            .count();
+        assert!(tried <= 2, "{tried} of 20 went to a replica that does not answer");
+
+        let before = state.clone();
+        if let Some(service) = state.services.get_mut(&WEB) {
+            service.active.retain(|key| *key != backend_key(WEB, 1));
+        }
+        let changes = mesh_agent::plan::plan(&before, &state);
+        assert!(node.datapath().apply(&changes).is_empty());
+        assert_eq!(syn(node, 42_000), Some((XDP_TX, 2)), "it drains");
     });
 }
 

@@ -5,7 +5,8 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 37] = [
+pub const LAYOUTS: [(&str, u32); 39] = [
+    ("AFFINITIES", 9),
     ("ANSWERED", 7),
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
@@ -24,13 +25,14 @@ pub const LAYOUTS: [(&str, u32); 37] = [
     ("HALF_OPEN", 9),
     ("HELD", 7),
     ("HOST_MACS", 9),
+    ("IN_RING", 9),
     ("KEYED", 5),
     ("KEYS", 5),
     ("LOADS", 4),
     ("MARKS", 8),
     ("MASQUERADES", 5),
     ("NEXT_HOPS", 5),
-    ("OPENINGS", 8),
+    ("OPENINGS", 9),
     ("OWN_DATAGRAMS", 7),
     ("PAST_LIMIT", 8),
     ("PEER_INDEX", 4),

@@ -5,6 +5,7 @@
 //! verifier refuses elsewhere. A change to a type here changes [`VERSION`] and the map's number in
 //! [`LAYOUTS`], so that an agent does not adopt maps it would misread.
 
+mod affinity;
 mod answers;
 mod backend;
 mod config;
@@ -21,6 +22,7 @@ mod pod;
 mod service;
 mod source_rule;
 
+pub use affinity::{Affinity, AffinityKey, MAX_AFFINITIES};
 pub use answers::{Answered, MAX_ANSWERS, MAX_OWN, OWN_LIFETIME, OwnKey};
 pub use backend::{
     BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendKey, Breaker, Load, NextHop,

@@ -17,7 +17,7 @@ pub const MAX_SOURCES: u32 = 65_536;
 /// Flows without entries whose replies can be under way at a time: a power of two.
 pub const MAX_UNTRACKED: u32 = 65_536;
 
-/// A service's limits, written by the agent, and its counts of the present span.
+/// A service's limits and affinity, written by the agent, and its counts of the present span.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Openings {
@@ -27,8 +27,8 @@ pub struct Openings {
     pub max_new_per_source: u32,
     /// New flows in a span past which flows get no entries; 0 for never.
     pub flood_limit: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Seconds after its last new flow for which a client stays with its backend; 0 for no affinity.
+    pub affinity: u32,
     /// The span of the counts.
     pub span: u64,
     /// First packets of clients.

@@ -44,7 +44,32 @@ impl Choice {
     /// Any slot. (Programs of earlier releases take one after the other instead.)
     pub const RANDOM: Self = Self(4);
 
-    /// Whether all nodes choose the same backend for all packets of a client's port.
+    /// The service's ring has the node's own backends, or all where it has none, and is followed by the
+    /// number of the other backends' entries, and those.
+    const PREFERS: u16 = 1 << 8;
+
+    /// The same, where other backends are chosen only if those of the ring do not work.
+    #[must_use]
+    pub const fn preferring(self) -> Self {
+        Self(self.0 | Self::PREFERS)
+    }
+
+    /// Whether other entries follow the ring's own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn prefers(self) -> bool {
+        self.0 & Self::PREFERS != 0
+    }
+
+    /// How a slot is chosen, whether or not other entries follow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn within_ring(self) -> Self {
+        Self(self.0 & !Self::PREFERS)
+    }
+
+    /// Whether all nodes choose the same backend for all packets of a client's port. Not where each prefers
+    /// its own.
     #[inline(always)]
     pub const fn is_by_hash(self) -> bool {
         self.0 == Self::HASH_ENDPOINT.0 || self.0 == Self::HASH_ADDRESS.0
@@ -57,7 +82,7 @@ impl Choice {
 pub struct Service {
     /// First slot in the ring table.
     pub ring_offset: u32,
-    /// Slots; 0 when the service has no active backend.
+    /// Slots; 0 when the service has no active backend. Others may follow them: see [`Choice::prefers`].
     pub ring_length: u32,
     /// How a slot is chosen.
     pub choice: Choice,

@@ -254,3 +254,86 @@ fn a_backend_whose_node_sends_back_is_passed_over() {
         assert_eq!(frame.bytes[33], 3, "to node 3");
     }
 }
+
+/// Splits the ring: the first replicas are the node's own, the others follow.
+fn preferring(mut tables: TestTables, own: u32) -> TestTables {
+    let backends = 0..tables.services[&0].ring_length;
+    let offset = tables.ring.len() as u32;
+    tables.ring.extend(0..own);
+    tables.ring.push(backends.end - own);
+    tables.ring.extend(own..backends.end);
+    if let Some(service) = tables.services.get_mut(&0) {
+        service.choice = service.choice.preferring();
+        (service.ring_offset, service.ring_length) = (offset, own);
+    }
+    tables
+}
+
+#[test]
+fn preferred_backends_are_chosen_while_they_answer() {
+    for choice in [
+        Choice::ROTATE,
+        Choice::RANDOM,
+        Choice::HASH_ENDPOINT,
+        Choice::LEAST,
+    ] {
+        let mut tables = node(4);
+        if let Some(service) = tables.services.get_mut(&0) {
+            service.choice = choice;
+        }
+        let tables = preferring(tables, 2);
+        let asked = load(&tables, 100, &[]);
+        assert_eq!(asked.keys().copied().collect::<Vec<_>>(), [1, 2], "{choice:?}");
+    }
+}
+
+#[test]
+fn one_preferred_backend_stands_in_for_another_before_others_do() {
+    let tables = preferring(node(4), 2);
+    assert_eq!(known(&tables, 50, &[2]), BTreeMap::from([(1, 50)]));
+}
+
+#[test]
+fn others_are_chosen_while_no_preferred_backend_answers() {
+    let tables = preferring(node(4), 2);
+    let asked = known(&tables, 60, &[1, 2]);
+    assert!(asked[&3] > 15 && asked[&4] > 15, "{asked:?}");
+    let tried = asked.get(&1).unwrap_or(&0) + asked.get(&2).unwrap_or(&0);
+    assert!(tried <= 2, "two may try: {asked:?}");
+    tables.clock.set(tables.clock.get() + TRIAL_INTERVAL);
+    load(&tables, 10, &[]);
+    let asked = load(&tables, 50, &[]);
+    assert_eq!(asked.keys().copied().collect::<Vec<_>>(), [1, 2], "they are back");
+}
+
+#[test]
+fn where_no_backend_answers_the_preferred_ones_are_tried() {
+    let tables = preferring(node(2), 1);
+    known(&tables, 200, &[1, 2]);
+    let asked = load(&tables, 50, &[1, 2]);
+    assert!(asked[&1] > 45, "{asked:?}");
+}
+
+#[test]
+fn what_cannot_be_delivered_to_the_only_preferred_backend_goes_to_another() {
+    for must_answer in [false, true] {
+        let tables = preferring(node(3), 1);
+        let key = crate::abi::FlowKey::default();
+        let found = crate::select::another(&tables, &key, 0, 0, must_answer).map(|(index, _)| index);
+        assert!(found == Some(1) || found == Some(2), "{found:?}");
+    }
+    let tables = preferring(node(2), 2);
+    let key = crate::abi::FlowKey::default();
+    let found = crate::select::another(&tables, &key, 0, 0, true).map(|(index, _)| index);
+    assert_eq!(found, Some(1), "no others follow");
+}
+
+#[test]
+fn a_service_that_prefers_its_nodes_backends_is_not_the_same_on_every_node() {
+    assert!(Choice::HASH_ADDRESS.is_by_hash());
+    assert!(!Choice::HASH_ADDRESS.preferring().is_by_hash());
+    assert_eq!(
+        Choice::HASH_ADDRESS.preferring().within_ring(),
+        Choice::HASH_ADDRESS
+    );
+}

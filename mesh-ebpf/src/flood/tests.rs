@@ -25,7 +25,7 @@ const UNLIMITED: Openings = Openings {
     max_new: 0,
     max_new_per_source: 0,
     flood_limit: 0,
-    padding: 0,
+    affinity: 0,
     span: 0,
     opened: 0,
     forwarded: 0,

@@ -8,6 +8,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "is_val_statically_known has no stable name")]
 
+mod affinity_maps;
 #[cfg(feature = "bench")]
 mod bench;
 mod flood_maps;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+mod affinity;
 mod flood;
 mod frame;
 mod memory;

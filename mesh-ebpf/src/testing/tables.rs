@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    affinity::AffinityMemory,
     flood::FloodMemory,
     memory::{Flows, Memory},
     packets::RECEIVER_MAC,
@@ -143,6 +144,7 @@ pub(crate) struct TestTables {
     random: Cell<u32>,
     fixed_random: Cell<Option<u32>>,
     pub(super) flood: FloodMemory,
+    pub(super) affinity: AffinityMemory,
     /// How often a breaker was looked up.
     pub(crate) breaker_look_ups: Cell<u32>,
 }

@@ -55,15 +55,17 @@ fn services(maps: &Maps) -> Result<Vec<DumpedService>, DatapathError> {
         let Some(key) = service_key(service.protocol, service.port).filter(|key| *key != CLOSED) else {
             continue;
         };
-        let slots = service.ring_offset..service.ring_offset.saturating_add(service.ring_length);
-        let ring = slots.map(|slot| {
-            let index = maps.ring.get(&slot, 0).map_err(reading("RING"))?;
-            Ok(backend(maps, index)?.key.address.into())
-        });
+        let ring = maps.read_ring(&service)?;
+        let addresses = |slots: Vec<u32>| -> Result<Vec<Ipv4Addr>, DatapathError> {
+            let slots = slots.into_iter();
+            let addresses = slots.map(|index| Ok(backend(maps, index)?.key.address.into()));
+            addresses.collect()
+        };
         services.push(DumpedService {
             service: key,
             choice: choice_name(service.choice).to_owned(),
-            ring: ring.collect::<Result<_, DatapathError>>()?,
+            ring: addresses(ring.entries)?,
+            others: addresses(ring.others)?,
         });
     }
     services.sort_by_key(|service| service.service);
@@ -72,7 +74,7 @@ fn services(maps: &Maps) -> Result<Vec<DumpedService>, DatapathError> {
 
 /// The name of a way of choosing.
 pub(in crate::datapath) fn choice_name(choice: Choice) -> &'static str {
-    match choice {
+    match choice.within_ring() {
         Choice::HASH_ENDPOINT => "hash-endpoint",
         Choice::HASH_ADDRESS => "hash-address",
         Choice::LEAST => "least",

@@ -7,7 +7,8 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, FlowKey, FlowRecord,
-        FrontendKey, Hook, Keys, Load, Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts,
+        FrontendKey, Hook, Keys, Load, MAX_RING, Masquerade, NextHop, Openings, Service, SourceRule,
+        SourceVerdicts,
         drop_index,
     },
     bytes::Be32,
@@ -16,6 +17,7 @@ use mesh_ebpf::{
 use super::{
     super::{DatapathError, DropCount},
     failed,
+    rings::Ring,
 };
 
 /// Every map that the agent reads or writes.
@@ -28,6 +30,7 @@ pub(super) struct Maps {
     pub(super) services: HashMap<MapData, u32, Service>,
     pub(super) openings: Array<MapData, Openings>,
     pub(super) ring: Array<MapData, u32>,
+    in_ring: Array<MapData, u32>,
     pub(super) loads: Array<MapData, Load>,
     breakers: Array<MapData, Breaker>,
     pub(super) backends: Array<MapData, Backend>,
@@ -60,6 +63,7 @@ impl Maps {
             services: take(programs, "SERVICES")?,
             openings: take(programs, "OPENINGS")?,
             ring: take(programs, "RING")?,
+            in_ring: take(programs, "IN_RING")?,
             loads: take(programs, "LOADS")?,
             breakers: take(programs, "BREAKERS")?,
             backends: take(programs, "BACKENDS")?,
@@ -77,6 +81,41 @@ impl Maps {
             events: take(programs, "EVENTS")?,
             cpus,
         })
+    }
+
+    /// The ring of a service.
+    pub(super) fn read_ring(&self, service: &Service) -> Result<Ring, DatapathError> {
+        let slot = |slot: u32| {
+            let read = self.ring.get(&slot.min(MAX_RING - 1), 0);
+            read.map_err(|error| failed(format!("read RING[{slot}]"), error))
+        };
+        let range = |first: u32, length: u32| -> Result<Vec<u32>, DatapathError> {
+            (first..first.saturating_add(length).min(MAX_RING))
+                .map(slot)
+                .collect()
+        };
+        let end = service.ring_offset.saturating_add(service.ring_length);
+        let others = if service.choice.prefers() { slot(end)? } else { 0 };
+        Ok(Ring {
+            choice: service.choice,
+            entries: range(service.ring_offset, service.ring_length)?,
+            others: range(end.saturating_add(1), others)?,
+        })
+    }
+
+    /// Whether clients with affinity may stay with a backend of this generation.
+    pub(super) fn takes_new_flows(&self, index: u32, generation: u32) -> Result<bool, DatapathError> {
+        let in_ring = self.in_ring.get(&index, 0);
+        in_ring
+            .map(|in_ring| in_ring == generation)
+            .map_err(|error| failed(format!("read IN_RING[{index}]"), error))
+    }
+
+    /// Lets clients with affinity stay with a backend of this generation; 0: with none.
+    pub(super) fn set_takes_new_flows(&mut self, index: u32, generation: u32) -> Result<(), DatapathError> {
+        self.in_ring
+            .set(index, generation, 0)
+            .map_err(|error| failed(format!("write IN_RING[{index}]"), error))
     }
 
     /// The settings in force.

@@ -25,24 +25,83 @@ pub(in crate::datapath) struct Candidate {
     pub(in crate::datapath) index: u32,
     /// Its weight; with 0 it gets no new flows.
     pub(in crate::datapath) weight: u32,
+    /// Whether it is a container of this node.
+    pub(in crate::datapath) local: bool,
 }
 
-/// How an entry of the ring is chosen, and the backend's index in each entry.
-pub(in crate::datapath) fn ring(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
-    let candidates: Vec<Candidate> = candidates
-        .iter()
-        .copied()
-        .filter(|candidate| candidate.weight > 0)
-        .collect();
+/// What a service's new flows choose from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::datapath) struct Ring {
+    /// How an entry is chosen.
+    pub(in crate::datapath) choice: Choice,
+    /// The backend's index in each entry.
+    pub(in crate::datapath) entries: Vec<u32>,
+    /// The same of the backends that are chosen only where none of the ring works.
+    pub(in crate::datapath) others: Vec<u32>,
+}
+
+impl Ring {
+    /// What is written to the map: the entries and, where others may follow, their number and those.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        let mut slots = self.entries.clone();
+        if self.choice.prefers() {
+            slots.push(self.others.len() as u32);
+            slots.extend(&self.others);
+        }
+        slots
+    }
+
+    /// How many slots that takes.
+    pub(super) fn length(&self) -> u32 {
+        let behind = if self.choice.prefers() {
+            1 + self.others.len()
+        } else {
+            0
+        };
+        (self.entries.len() + behind) as u32
+    }
+
+    /// Whether it has the backend with an index.
+    pub(super) fn names(&self, index: u32) -> bool {
+        self.entries.contains(&index) || self.others.contains(&index)
+    }
+}
+
+/// The ring of a service's candidates.
+pub(in crate::datapath) fn ring(balance: Balance, candidates: &[Candidate]) -> Ring {
+    let candidates = candidates.iter().copied();
+    let candidates = candidates.filter(|candidate| candidate.weight > 0);
+    if !balance.prefer_local {
+        let (choice, entries) = spread(balance, &candidates.collect::<Vec<_>>());
+        return Ring {
+            choice,
+            entries,
+            others: Vec::new(),
+        };
+    }
+    let (mut own, mut others): (Vec<_>, Vec<_>) = candidates.partition(|candidate| candidate.local);
+    if own.is_empty() {
+        std::mem::swap(&mut own, &mut others);
+    }
+    let (choice, entries) = spread(balance, &own);
+    Ring {
+        choice: choice.preferring(),
+        entries,
+        others: spread(balance, &others).1,
+    }
+}
+
+/// How one of several backends is chosen, and the entries to choose from.
+fn spread(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
     if balance.affinity.is_some() {
-        return (Choice::HASH_ADDRESS, hash_table(&candidates));
+        return (Choice::HASH_ADDRESS, hash_table(candidates));
     }
     let plain = || candidates.iter().map(|candidate| candidate.index).collect();
     match balance.algorithm {
         Algorithm::RoundRobin => (Choice::ROTATE, plain()),
-        Algorithm::WeightedRoundRobin => (Choice::ROTATE, weighted(&candidates)),
-        Algorithm::Random => (Choice::RANDOM, weighted(&candidates)),
-        Algorithm::Maglev => (Choice::HASH_ENDPOINT, hash_table(&candidates)),
+        Algorithm::WeightedRoundRobin => (Choice::ROTATE, weighted(candidates)),
+        Algorithm::Random => (Choice::RANDOM, weighted(candidates)),
+        Algorithm::Maglev => (Choice::HASH_ENDPOINT, hash_table(candidates)),
         Algorithm::LeastConnection | Algorithm::WeightedLeastConnection => (Choice::LEAST, plain()),
     }
 }
@@ -167,8 +226,16 @@ mod tests {
                 },
                 index: 100 + index,
                 weight: *weight,
+                local: index % 2 == 0,
             })
             .collect()
+    }
+
+    /// The ring of a balance that prefers no backends.
+    fn even(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
+        let ring = ring(balance, candidates);
+        assert!(ring.others.is_empty());
+        (ring.choice, ring.entries)
     }
 
     fn by(algorithm: Algorithm) -> Balance {
@@ -188,19 +255,19 @@ mod tests {
 
     #[test]
     fn round_robin_ignores_weights() {
-        let (choice, entries) = ring(by(Algorithm::RoundRobin), &candidates(&[1, 5, 2]));
+        let (choice, entries) = even(by(Algorithm::RoundRobin), &candidates(&[1, 5, 2]));
         assert_eq!((choice, entries), (Choice::ROTATE, vec![100, 101, 102]));
     }
 
     #[test]
     fn weighted_round_robin_interleaves_its_turns() {
-        let (choice, entries) = ring(by(Algorithm::WeightedRoundRobin), &candidates(&[10, 30, 10]));
+        let (choice, entries) = even(by(Algorithm::WeightedRoundRobin), &candidates(&[10, 30, 10]));
         assert_eq!((choice, entries), (Choice::ROTATE, vec![101, 100, 101, 102, 101]));
     }
 
     #[test]
     fn a_random_choice_is_of_entries_in_proportion_to_the_weights() {
-        let (choice, entries) = ring(by(Algorithm::Random), &candidates(&[10, 30, 10]));
+        let (choice, entries) = even(by(Algorithm::Random), &candidates(&[10, 30, 10]));
         assert_eq!(choice, Choice::RANDOM);
         assert_eq!(count(&entries), [(100, 1), (101, 3), (102, 1)].into());
     }
@@ -211,8 +278,30 @@ mod tests {
             let balance = Balance {
                 algorithm,
                 affinity: Some(300),
+                ..Balance::default()
             };
-            assert_eq!(ring(balance, &candidates(&[1, 1])).0, Choice::HASH_ADDRESS);
+            assert_eq!(even(balance, &candidates(&[1, 1])).0, Choice::HASH_ADDRESS);
+        }
+    }
+
+    #[test]
+    fn a_nodes_own_backends_are_preferred_and_the_others_follow() {
+        for algorithm in Algorithm::ALL {
+            let balance = Balance {
+                prefer_local: true,
+                ..by(algorithm)
+            };
+            let all = ring(balance, &candidates(&[1, 2, 3, 4]));
+            assert!(all.choice.prefers(), "{algorithm:?}");
+            assert_eq!(count(&all.entries).into_keys().collect::<Vec<_>>(), [100, 102]);
+            assert_eq!(count(&all.others).into_keys().collect::<Vec<_>>(), [101, 103]);
+            let slots = all.slots();
+            assert_eq!(slots.len() as u32, all.length());
+            assert_eq!(slots[all.entries.len()] as usize, all.others.len());
+
+            let remote = ring(balance, &candidates(&[0, 2, 0, 4]));
+            assert_eq!(count(&remote.entries).into_keys().collect::<Vec<_>>(), [101, 103]);
+            assert!(remote.choice.prefers() && remote.others.is_empty());
         }
     }
 
@@ -226,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_hash_table_gives_each_its_share() {
-        let (choice, entries) = ring(by(Algorithm::Maglev), &candidates(&[1, 1, 2]));
+        let (choice, entries) = even(by(Algorithm::Maglev), &candidates(&[1, 1, 2]));
         assert_eq!((choice, entries.len()), (Choice::HASH_ENDPOINT, 1021));
         let counts = count(&entries);
         assert!(counts[&102].abs_diff(2 * counts[&100]) <= 4, "{counts:?}");
@@ -262,10 +351,13 @@ mod tests {
             weights in prop::collection::vec(0_u32..5, 0..30),
             algorithm in prop::sample::select(Algorithm::ALL.to_vec()),
             affinity in prop::option::of(1_u32..100),
+            prefer_local: bool,
         ) {
             let candidates = candidates(&weights);
-            let (_, entries) = ring(Balance { algorithm, affinity }, &candidates);
-            let named: Vec<u32> = count(&entries).into_keys().collect();
+            let balance = Balance { algorithm, affinity, prefer_local };
+            let ring = ring(balance, &candidates);
+            let named = ring.entries.iter().chain(&ring.others).copied().collect::<Vec<_>>();
+            let named: Vec<u32> = count(&named).into_keys().collect();
             let active: Vec<u32> = candidates
                 .iter()
                 .filter(|candidate| candidate.weight > 0)

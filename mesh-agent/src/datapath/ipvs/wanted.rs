@@ -71,7 +71,9 @@ pub(super) fn table(state: &Desired, service_address: Ipv4Addr) -> Table {
         let Some(service) = state.services.get(&key.service) else {
             continue;
         };
-        let active = service.active.contains(key);
+        // IPVS has no others to go to when those that it prefers do not answer: its plan must say.
+        let is_preferred = backend.location.is_local() || !state.prefers_local(service);
+        let active = service.active.contains(key) && is_preferred;
         destinations.entry(key.service).or_default().insert(
             destination(key, backend),
             WantedDestination {
@@ -283,6 +285,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn remote_replicas_have_weight_0_while_the_nodes_own_are_preferred() {
+        let balance = Balance {
+            prefer_local: true,
+            ..Balance::default()
+        };
+        for (local, remote) in [(1, 0), (0, 1)] {
+            let backends = [(7, container(7), local), (8, Location::Remote(PEER), 1)];
+            let table = table(&state(balance, &backends), LEFT_OUT);
+            assert_eq!(
+                destinations(&table[&name("192.0.2.1")]),
+                [
+                    ("172.18.0.7:80".to_owned(), local),
+                    ("250.0.0.8:9200".to_owned(), remote)
+                ]
+            );
+        }
+    }
+
+    #[test]
     fn a_draining_backend_stays_with_weight_0() {
         let backends = [(7, container(7), 1), (8, Location::Remote(PEER), 0)];
         let table = table(&state(Balance::default(), &backends), LEFT_OUT);
@@ -310,6 +331,7 @@ pub(super) mod tests {
             let balance = Balance {
                 algorithm,
                 affinity: Some(300),
+                ..Balance::default()
             };
             let table = table(&state(balance, &[]), LEFT_OUT);
             let settings = &table[&name("192.0.2.1")].settings;

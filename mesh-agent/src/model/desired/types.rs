@@ -179,6 +179,27 @@ impl BackendState {
     }
 }
 
+impl Location {
+    /// Whether it is a container of this node.
+    #[must_use]
+    pub fn is_local(self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+}
+
+impl Desired {
+    /// Whether a service's new flows go to this node's own backends only, for as long as one of those works.
+    #[must_use]
+    pub fn prefers_local(&self, service: &ServiceEntry) -> bool {
+        let is_local = |key| {
+            self.backends
+                .get(key)
+                .is_some_and(|backend| backend.location.is_local())
+        };
+        service.balance.prefer_local && service.active.iter().any(is_local)
+    }
+}
+
 impl fmt::Display for Settings {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.node_address {
@@ -220,6 +241,9 @@ impl fmt::Display for ServiceEntry {
         write!(formatter, "{} {}", self.name, self.balance.algorithm.name())?;
         if let Some(seconds) = self.balance.affinity {
             write!(formatter, " affinity {seconds} s")?;
+        }
+        if self.balance.prefer_local {
+            formatter.write_str(" prefer local")?;
         }
         write!(formatter, "{}", self.idle)?;
         if !self.limits.are_default() {

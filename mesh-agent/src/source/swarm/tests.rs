@@ -265,6 +265,7 @@ fn labels_set_a_services_balancing_and_a_nodes_weight() {
     let expected = Balance {
         algorithm: Algorithm::WeightedRoundRobin,
         affinity: Some(60),
+        ..Balance::default()
     };
     assert_eq!(cluster.services[WEB].balance, expected);
     assert_eq!(cluster.nodes[WORKER].weight, 7);

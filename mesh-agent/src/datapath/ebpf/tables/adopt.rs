@@ -48,26 +48,17 @@ impl Tables {
             let Some(key) = service_key(service.protocol, service.port) else {
                 continue;
             };
-            let mut entries = Vec::new();
-            for position in service.ring_offset
-                ..service
-                    .ring_offset
-                    .saturating_add(service.ring_length)
-                    .min(MAX_RING)
-            {
-                entries.push(maps.ring.get(&position, 0).map_err(reading("RING"))?);
-            }
+            let ring = maps.read_ring(&service)?;
             tables.service_slots.take(index);
-            tables.ring.take(service.ring_offset, service.ring_length);
+            tables.ring.take(service.ring_offset, ring.length());
             tables.services.insert(
                 key,
                 ServiceSlot {
                     index,
                     offset: service.ring_offset,
-                    entries,
+                    ring,
                     balance: Balance::default(),
                     active: Vec::new(),
-                    choice: service.choice,
                     policy: service.policy,
                     written_policy: service.policy,
                     closed: BTreeSet::new(),
@@ -94,6 +85,7 @@ impl Tables {
                     index,
                     weight: 1,
                     value,
+                    in_ring: maps.takes_new_flows(index, value.generation)?,
                     adopted: true,
                 },
             );

@@ -62,6 +62,7 @@ impl Tables {
                 index,
                 weight: backend.weight,
                 value,
+                in_ring: false,
                 adopted: false,
             },
         ) {

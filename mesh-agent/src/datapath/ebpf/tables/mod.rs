@@ -26,7 +26,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use mesh_ebpf::abi::{self, Choice, MAX_BACKENDS, Policy};
+use mesh_ebpf::abi::{self, MAX_BACKENDS, Policy};
 
 use self::counters::traffic_of;
 use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
@@ -39,6 +39,7 @@ use super::{
     super::{DatapathError, Traffic},
     failed,
     maps::Maps,
+    rings::Ring,
     slots::{Ranges, Slots},
 };
 use crate::model::{BackendKey, Balance, Frontend, IdleLimits, Masquerade, Protocol, ServiceKey};
@@ -81,12 +82,11 @@ struct ServiceSlot {
     index: u32,
     /// Where its ring begins.
     offset: u32,
-    /// What its ring holds: the index of a backend in each entry.
-    entries: Vec<u32>,
+    /// Its ring, as it is in the maps.
+    ring: Ring,
     /// How it is balanced; unknown until it has been asked for.
     balance: Balance,
     active: Vec<BackendKey>,
-    choice: Choice,
     /// Who is to be let in.
     policy: Policy,
     /// Who is let in, until its ring is written again.
@@ -104,6 +104,8 @@ struct BackendSlot {
     index: u32,
     weight: u32,
     value: abi::Backend,
+    /// Whether clients with affinity may stay with it: as its service's ring has it.
+    in_ring: bool,
     adopted: Adopted,
 }
 
@@ -152,6 +154,7 @@ impl Tables {
     /// Invalidates a backend that no ring names, and frees its slot.
     fn retire(&mut self, maps: &mut Maps, service: ServiceKey, index: u32) -> Result<(), DatapathError> {
         let traffic = traffic_of(maps, index, 0)?;
+        maps.set_takes_new_flows(index, 0)?;
         let doing = |error| failed(format!("retire BACKENDS[{index}]"), error);
         let backend = maps.backends.get(&index, 0).map_err(doing)?;
         maps.backends

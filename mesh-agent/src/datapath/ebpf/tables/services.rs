@@ -1,10 +1,13 @@
 //! Services in the maps, with the ring of backends that new flows choose from. Part of [`Tables`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use aya::maps::MapError;
 use mesh_ebpf::{
-    abi::{Choice, Load, Openings, Policy, Service},
+    abi::{BACKEND_LOCAL, Choice, Load, Openings, Policy, Service},
     bytes::Be16,
 };
 
@@ -14,10 +17,10 @@ use crate::{
         DatapathError, Traffic,
         ebpf::{
             failed,
-            rings::{Candidate, load_step, ring},
+            rings::{Candidate, Ring, load_step, ring},
         },
     },
-    model::{Balance, IdleLimits, Limits, ServiceEntry, ServiceKey},
+    model::{BackendKey, Balance, IdleLimits, ServiceEntry, ServiceKey},
 };
 
 impl Tables {
@@ -42,14 +45,21 @@ impl Tables {
             service.active.clone_from(&entry.active);
             service.adopted = false;
         }
-        self.write_limits(maps, key, entry.limits)?;
+        self.write_limits(maps, key, entry)?;
         self.dirty.insert(key);
         self.close_frontends(maps, key, &entry.closed)?;
         publish(maps, key, true)
     }
 
-    /// Writes a service's limits of new flows, unless they hold already: its counts begin anew.
-    fn write_limits(&self, maps: &mut Maps, key: ServiceKey, limits: Limits) -> Result<(), DatapathError> {
+    /// Writes a service's limits of new flows and its affinity, unless they hold already: its counts begin
+    /// anew.
+    fn write_limits(
+        &self,
+        maps: &mut Maps,
+        key: ServiceKey,
+        entry: &ServiceEntry,
+    ) -> Result<(), DatapathError> {
+        let limits = entry.limits;
         let Some(service) = self.services.get(&key) else {
             return Ok(());
         };
@@ -59,6 +69,7 @@ impl Tables {
             max_new: limits.max_new.unwrap_or(0),
             max_new_per_source: limits.max_new_per_source.unwrap_or(0),
             flood_limit: limits.flood.unwrap_or(self.flood_limit),
+            affinity: entry.balance.affinity.unwrap_or(0),
             ..known
         };
         let of = |openings: &Openings| {
@@ -66,6 +77,7 @@ impl Tables {
                 openings.max_new,
                 openings.max_new_per_source,
                 openings.flood_limit,
+                openings.affinity,
             )
         };
         if of(&known) == of(&wanted) {
@@ -85,8 +97,7 @@ impl Tables {
             return Ok(());
         };
         remove(&mut maps.services, &service.index, "SERVICES")?;
-        self.stale_ranges
-            .push((service.offset, service.entries.len() as u32));
+        self.stale_ranges.push((service.offset, service.ring.length()));
         self.service_slots.release(service.index);
         self.dirty.remove(&key);
         Ok(())
@@ -115,7 +126,7 @@ impl Tables {
         for service in self
             .services
             .values()
-            .filter(|service| service.choice == Choice::LEAST)
+            .filter(|service| service.ring.choice.within_ring() == Choice::LEAST)
         {
             for slot in service.active.iter().filter_map(|key| self.backends.get(key)) {
                 let step = load_step(service.balance, slot.weight);
@@ -147,12 +158,13 @@ impl Tables {
                     key: *key,
                     index: slot.index,
                     weight: slot.weight,
+                    local: slot.value.location == BACKEND_LOCAL,
                 })
             })
             .collect();
-        let (choice, entries) = ring(service.balance, &candidates);
+        let ring = ring(service.balance, &candidates);
         let doing = || format!("write the ring of port {}", key.port);
-        if choice == Choice::LEAST {
+        if ring.choice.within_ring() == Choice::LEAST {
             for candidate in &candidates {
                 let step = load_step(service.balance, candidate.weight);
                 let mut load = maps
@@ -168,40 +180,55 @@ impl Tables {
             }
         }
         let known = maps.services.get(&service.index, 0).is_ok();
-        if known
-            && entries == service.entries
-            && choice == service.choice
-            && service.policy == service.written_policy
-        {
-            return Ok(());
+        if known && ring == service.ring && service.policy == service.written_policy {
+            return self.note_ring(maps, key);
         }
-        let length = entries.len() as u32;
+        let length = ring.length();
         let offset = self
             .ring
             .allocate(length)
             .ok_or_else(|| failed(doing(), "the ring table is full"))?;
         let value = Service {
             ring_offset: offset,
-            ring_length: length,
-            choice,
+            ring_length: ring.entries.len() as u32,
+            choice: ring.choice,
             policy: service.policy,
             port: Be16::new(key.port),
             protocol: u16::from(key.protocol.number()),
         };
         let written = (offset..)
-            .zip(&entries)
-            .try_for_each(|(position, index)| maps.ring.set(position, *index, 0))
+            .zip(ring.slots())
+            .try_for_each(|(position, index)| maps.ring.set(position, index, 0))
             .and_then(|()| maps.services.insert(service.index, value, 0));
         if let Err(error) = written {
             self.ring.release(offset, length);
             return Err(failed(doing(), error));
         }
-        self.stale_ranges
-            .push((service.offset, service.entries.len() as u32));
+        self.stale_ranges.push((service.offset, service.ring.length()));
         service.offset = offset;
-        service.entries = entries;
-        service.choice = choice;
+        service.ring = ring;
         service.written_policy = service.policy;
+        self.note_ring(maps, key)
+    }
+
+    /// Writes which backends a service's ring names: clients with affinity stay with no others.
+    fn note_ring(&mut self, maps: &mut Maps, key: ServiceKey) -> Result<(), DatapathError> {
+        let Some(service) = self.services.get(&key) else {
+            return Ok(());
+        };
+        let first = BackendKey {
+            service: key,
+            address: Ipv4Addr::UNSPECIFIED,
+        };
+        let backends = self.backends.range_mut(first..);
+        for (_, backend) in backends.take_while(|(backend, _)| backend.service == key) {
+            let in_ring = service.ring.names(backend.index);
+            if backend.in_ring != in_ring {
+                let generation = if in_ring { backend.value.generation } else { 0 };
+                maps.set_takes_new_flows(backend.index, generation)?;
+                backend.in_ring = in_ring;
+            }
+        }
         Ok(())
     }
 
@@ -216,10 +243,9 @@ impl Tables {
             ServiceSlot {
                 index,
                 offset: 0,
-                entries: Vec::new(),
+                ring: Ring::default(),
                 balance: Balance::default(),
                 active: Vec::new(),
-                choice: Choice::ROTATE,
                 policy: Policy::NONE,
                 written_policy: Policy::NONE,
                 closed: BTreeSet::new(),
