@@ -18,8 +18,24 @@ pub(crate) fn ignored_labels(view: &View) -> Vec<String> {
     invalid.chain(of_nodes).cloned().chain(unapplied).collect()
 }
 
-/// What the labels ask for that IPVS has not.
+/// What the labels ask for that does not hold.
 fn unapplied(view: &View, service: &Service) -> Vec<String> {
+    let balance = service.balance;
+    let slow_start = (balance.slow_start.is_some() && balance.slow_start().is_none()).then(|| {
+        format!(
+            "label mesh.slow-start of service {} does not hold with mesh.scheduler=mh or mesh.affinity: each step \
+             would move clients",
+            service.name
+        )
+    });
+    slow_start
+        .into_iter()
+        .chain(unapplied_by_ipvs(view, service))
+        .collect()
+}
+
+/// What the labels ask for that IPVS has not.
+fn unapplied_by_ipvs(view: &View, service: &Service) -> Vec<String> {
     if view.datapath != NodeDatapath::Ipvs {
         return Vec::new();
     }
@@ -62,6 +78,22 @@ mod tests {
         node.invalid_labels = vec!["of n3".to_owned()];
         view.source.cluster = cluster.into();
         assert_eq!(ignored_labels(&view), ["of web", "of n3"]);
+    }
+
+    #[test]
+    fn a_slow_start_is_listed_where_a_hash_chooses() {
+        let (mut view, _) = fixture::two_nodes();
+        for (algorithm, affinity, count) in [
+            (Algorithm::RoundRobin, None, 0),
+            (Algorithm::Maglev, None, 1),
+            (Algorithm::RoundRobin, Some(60), 1),
+        ] {
+            let mut cluster = Cluster::clone(&view.source.cluster);
+            let balance = &mut cluster.services.get_mut("web-id").unwrap().balance;
+            (balance.algorithm, balance.affinity, balance.slow_start) = (algorithm, affinity, Some(30));
+            view.source.cluster = cluster.into();
+            assert_eq!(ignored_labels(&view).len(), count, "{algorithm:?} {affinity:?}");
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     datapath::{Counters, Traffic, UNANSWERED_LIMIT},
     model::{
-        Backend, BackendKey, BackendState, Frontend, Location, NoHook, Node, NodeDatapath, ServiceEntry,
-        ServiceKey, TaskState,
+        Backend, BackendKey, BackendState, FULL_SHARE, Frontend, Location, NoHook, Node, NodeDatapath,
+        ServiceEntry, ServiceKey, TaskState,
     },
 };
 
@@ -97,6 +97,7 @@ fn service_routes(
                 .or_else(|| unpublished(view, key, service))
                 .or_else(|| unanswered(counters, backend_key))
                 .or_else(|| not_preferred(view, service, backend))
+                .or_else(|| starting(backend))
                 .unwrap_or_default(),
             traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),
             ..route(key, service, frontends)
@@ -196,6 +197,12 @@ fn unanswered(counters: &Counters, key: &BackendKey) -> Option<String> {
     let asked = *counters.unanswered.get(key)?;
     (asked >= UNANSWERED_LIMIT)
         .then(|| "asked, never answered: gets one connection a second while others answer".to_owned())
+}
+
+/// A replica that is new, and does not get its full share yet.
+fn starting(backend: &Backend) -> Option<String> {
+    let share = backend.share;
+    (share < FULL_SHARE).then(|| format!("new: gets {share}/{FULL_SHARE} of its share (mesh.slow-start)"))
 }
 
 /// A replica that gets nothing while this node's own work.

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     config::{OnStop, Reloader, RunOptions},
     metrics::Metrics,
-    model::{Desired, NoHook, NodeId, NodePolicy, ServiceKey},
+    model::{Desired, NoHook, NodeId, NodePolicy, ServiceKey, SlowStart},
     process::Ended,
 };
 
@@ -71,6 +71,9 @@ pub(super) struct Agent {
     /// Whether it counted as ready without a snapshot of the cluster when it was last asked.
     ready_without_snapshot: bool,
     logged_failures: Vec<String>,
+    slow_start: SlowStart,
+    /// When the share of a replica that starts slowly next grows.
+    share_grows_at: Option<Instant>,
     /// The services all of whose replicas fail their check.
     failing_services: BTreeSet<ServiceKey>,
     /// Since when the managers report that these nodes' agents are not connected.
@@ -118,6 +121,8 @@ impl Agent {
             logged_waiting: None,
             ready_without_snapshot: false,
             logged_failures: Vec::new(),
+            slow_start: SlowStart::default(),
+            share_grows_at: None,
             failing_services: BTreeSet::new(),
             lost_agents: BTreeMap::new(),
             introspection,

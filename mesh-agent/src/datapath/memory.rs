@@ -143,6 +143,7 @@ fn dumped(state: &Desired, key: ServiceKey, service: &ServiceEntry) -> DumpedSer
                 key: *key,
                 index,
                 weight: state.backends.get(key)?.weight,
+                share: state.backends.get(key)?.share,
                 local: state.backends.get(key)?.location.is_local(),
             })
         })

@@ -13,6 +13,18 @@ pub struct Balance {
     pub affinity: Option<u32>,
     /// Whether each node's new connections go to its own backends while one of those works.
     pub prefer_local: bool,
+    /// Seconds over which a new backend's share grows to its full one.
+    pub slow_start: Option<u32>,
+}
+
+impl Balance {
+    /// Over how many seconds a new backend's share grows. Where a hash chooses, it would move clients with
+    /// each step, so there it has its full share at once.
+    #[must_use]
+    pub fn slow_start(&self) -> Option<u32> {
+        let hashes = self.affinity.is_some() || self.algorithm == Algorithm::Maglev;
+        self.slow_start.filter(|_| !hashes)
+    }
 }
 
 /// A balancing algorithm; the names are those of IPVS, where it has the algorithm.
@@ -45,6 +57,8 @@ struct Exchanged {
     affinity: Option<u32>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     prefer_local: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slow_start: Option<u32>,
 }
 
 /// The algorithms that every release knows.
@@ -76,6 +90,7 @@ impl From<Balance> for Exchanged {
             random: balance.algorithm == Algorithm::Random,
             affinity: balance.affinity,
             prefer_local: balance.prefer_local,
+            slow_start: balance.slow_start,
         }
     }
 }
@@ -93,6 +108,7 @@ impl From<Exchanged> for Balance {
             },
             affinity: exchanged.affinity,
             prefer_local: exchanged.prefer_local,
+            slow_start: exchanged.slow_start,
         }
     }
 }
@@ -188,6 +204,7 @@ mod tests {
                 algorithm,
                 affinity: Some(60),
                 prefer_local: true,
+                slow_start: Some(30),
             };
             let sent = serde_json::to_value(balance).unwrap();
             let known = ["rr", "wrr", "mh", "lc", "wlc"];

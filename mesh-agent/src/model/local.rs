@@ -65,6 +65,9 @@ pub struct Local {
     /// The replicas on this node that fail the check that their service asks for.
     #[serde(default)]
     pub failed: FailedChecks,
+    /// The shares of new replicas, of ten parts, where their services let them start slowly.
+    #[serde(default)]
+    pub starting: BTreeMap<TaskId, u8>,
     /// The ports that are never frontends.
     #[serde(default)]
     pub reserved: Vec<ReservedPort>,

@@ -20,6 +20,7 @@ pub mod occupied;
 pub mod port_policy;
 mod publish_on;
 pub mod reserved;
+mod slow_start;
 pub mod source_policy;
 pub mod subnet;
 pub mod tunnel_key;
@@ -48,6 +49,7 @@ pub use occupied::OccupiedPort;
 pub use port_policy::{PortPolicies, PortPolicy};
 pub use publish_on::PublishOn;
 pub use reserved::ReservedPort;
+pub use slow_start::{FULL_SHARE, Shares, SlowStart};
 pub use source_policy::{
     Ingress, Prefix, PrefixError, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,
 };

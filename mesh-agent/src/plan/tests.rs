@@ -102,7 +102,7 @@ prop_compose! {
                     target_port: 80,
                     location,
                     state: state_of,
-                    weight: u32::from(active),
+                    share: 10, weight: u32::from(active),
                 };
                 if state.backends.contains_key(&backend_key) {
                     continue;

@@ -8,6 +8,10 @@ mod node_condition;
 mod publish_on;
 mod weights;
 
+use std::{ops::RangeInclusive, time::Duration};
+
+use mesh_support::duration;
+
 use crate::{
     docker::api::Labels,
     model::{
@@ -21,6 +25,10 @@ const SCHEDULER: &str = "mesh.scheduler";
 const AFFINITY: &str = "mesh.affinity";
 /// On a service: whether each node chooses its own replicas first.
 const PREFER_LOCAL: &str = "mesh.prefer-local";
+/// On a service: over what time a new replica's share grows.
+const SLOW_START: &str = "mesh.slow-start";
+/// The times that may be.
+const SLOW_STARTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 /// On a node: the share of new connections that each of its tasks gets.
 const WEIGHT: &str = "mesh.weight";
 /// The longest affinity, seconds: a day.
@@ -163,6 +171,19 @@ fn balance(name: &str, labels: &Labels) -> (Balance, Vec<LabelError>) {
             )),
         }
     }
+    if let Some(value) = labels.get(SLOW_START) {
+        let time = duration::parse(value.trim()).ok();
+        match time.filter(|time| SLOW_STARTS.contains(time)) {
+            Some(time) => balance.slow_start = Some(time.as_millis().div_ceil(1000) as u32),
+            None => errors.push(LabelError::of_service(
+                name,
+                SLOW_START,
+                value,
+                "a time from 1s to 1h, like 30s",
+                "no slow start",
+            )),
+        }
+    }
     (balance, errors)
 }
 
@@ -242,6 +263,23 @@ mod tests {
                 "label mesh.prefer-local={value} of service web: expected true or false; using false"
             );
             assert_eq!(errors, if invalid { vec![line] } else { vec![] });
+        }
+    }
+
+    #[test]
+    fn a_slow_start_is_a_time_in_seconds_rounded_up() {
+        for (value, expected) in [("30s", 30), ("1500ms", 2), (" 1h ", 3600)] {
+            let (balance, errors) = balance("web", &labels(&[("mesh.slow-start", value)]));
+            assert_eq!((balance.slow_start, errors), (Some(expected), vec![]));
+        }
+        for value in ["", "0s", "30", "2h", "slowly"] {
+            let (balance, errors) = balance("web", &labels(&[("mesh.slow-start", value)]));
+            assert_eq!(balance.slow_start, None, "{value}");
+            let line = format!(
+                "label mesh.slow-start={value} of service web: expected a time from 1s to 1h, like 30s; using no \
+                 slow start"
+            );
+            assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [line]);
         }
     }
 

@@ -76,6 +76,7 @@ pub fn serve(state: &mut Desired, key: ServiceKey, backends: &[(u8, Location)]) 
                 location: *location,
                 state: BackendState::Active,
                 weight: 1,
+                share: 10,
             },
         );
     }

@@ -21,7 +21,7 @@ use crate::{
         service_manager,
     },
     config::HostFirewall,
-    model::{Desired, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
+    model::{Checks, Desired, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
     source::SourceState,
 };
 
@@ -188,6 +188,14 @@ impl Agent {
         let Some(host_firewall) = host_firewall else {
             return Err("the first look at the host's firewall");
         };
+        let failed = self.parts.failed.newest();
+        let checks = Checks {
+            cluster: &source.cluster,
+            own: &member.node,
+            failed: &failed,
+        };
+        let shares = self.slow_start.observe(checks, Instant::now());
+        self.share_grows_at = shares.next;
         let local = Local {
             node: member.node.clone(),
             // Depends on the kind of data path: see `Inputs::desired`.
@@ -207,7 +215,8 @@ impl Agent {
             silent: probes.silent(),
             lost: probes.lost(),
             drained: self.drains.current(),
-            failed: self.parts.failed.newest(),
+            failed,
+            starting: shares.of_new,
             reserved: reserved_ports(
                 &self.options,
                 self.parts.engine.current().info.as_ref(),

@@ -306,6 +306,7 @@ mod tests {
                         location: Location::Remote(Ipv4Addr::new(192, 0, 2, 2)),
                         state: BackendState::Active,
                         weight: 1,
+                        share: 10,
                     },
                 );
             }

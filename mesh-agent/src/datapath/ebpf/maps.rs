@@ -8,8 +8,7 @@ use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, FlowKey, FlowRecord,
         FrontendKey, Hook, Keys, Load, MAX_RING, Masquerade, NextHop, Openings, Service, SourceRule,
-        SourceVerdicts,
-        drop_index,
+        SourceVerdicts, drop_index,
     },
     bytes::Be32,
 };
@@ -177,9 +176,10 @@ impl Maps {
             .map_err(|error| failed(format!("read OPENINGS[{service}]"), error))
     }
 
-    /// Sets a backend's traffic to zero, before its slot is reused.
+    /// Sets a backend's traffic and load to zero, before its slot is reused.
     pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), MapError> {
         self.breakers.set(index, Breaker::default(), 0)?;
+        self.loads.set(index, Load::default(), 0)?;
         let values = PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])?;
         self.backend_counters.set(index, values, 0)
     }

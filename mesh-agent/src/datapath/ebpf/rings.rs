@@ -5,7 +5,7 @@ use mesh_ebpf::abi::Choice;
 
 use crate::{
     datapath::turns::{reduced, turns},
-    model::{Algorithm, BackendKey, Balance, fnv1a::fnv1a_64},
+    model::{Algorithm, BackendKey, Balance, FULL_SHARE, fnv1a::fnv1a_64},
 };
 
 /// Sizes of hash tables: primes, as Maglev's permutations need.
@@ -13,6 +13,8 @@ const TABLE_SIZES: [usize; 4] = [251, 1021, 4093, 16_381];
 /// A hash table has this many entries for each backend at least, up to the largest size, so that shares
 /// differ by about 1 % (Maglev, NSDI 2016, section 5.3).
 const ENTRIES_EACH: usize = 100;
+/// A ring of turns that is made anew with each step of a slow start has no more than about so many.
+const MOST_TURNS: u64 = 4096;
 /// What one flow adds to the load of a backend of weight 1, where the least loaded is chosen.
 const LOAD_STEP: u64 = 1 << 16;
 
@@ -25,6 +27,8 @@ pub(in crate::datapath) struct Candidate {
     pub(in crate::datapath) index: u32,
     /// Its weight; with 0 it gets no new flows.
     pub(in crate::datapath) weight: u32,
+    /// How much of its share it gets, of ten parts.
+    pub(in crate::datapath) share: u8,
     /// Whether it is a container of this node.
     pub(in crate::datapath) local: bool,
 }
@@ -98,33 +102,43 @@ fn spread(balance: Balance, candidates: &[Candidate]) -> (Choice, Vec<u32>) {
     }
     let plain = || candidates.iter().map(|candidate| candidate.index).collect();
     match balance.algorithm {
-        Algorithm::RoundRobin => (Choice::ROTATE, plain()),
-        Algorithm::WeightedRoundRobin => (Choice::ROTATE, weighted(candidates)),
-        Algorithm::Random => (Choice::RANDOM, weighted(candidates)),
+        Algorithm::RoundRobin if candidates.iter().all(|candidate| candidate.share == FULL_SHARE) => {
+            (Choice::ROTATE, plain())
+        }
+        Algorithm::RoundRobin => (Choice::ROTATE, weighted(candidates, |_| 1)),
+        Algorithm::WeightedRoundRobin => (Choice::ROTATE, weighted(candidates, |candidate| candidate.weight)),
+        Algorithm::Random => (Choice::RANDOM, weighted(candidates, |candidate| candidate.weight)),
         Algorithm::Maglev => (Choice::HASH_ENDPOINT, hash_table(candidates)),
         Algorithm::LeastConnection | Algorithm::WeightedLeastConnection => (Choice::LEAST, plain()),
     }
 }
 
 /// What one flow adds to its backend's load.
-pub(super) fn load_step(balance: Balance, weight: u32) -> u64 {
-    match balance.algorithm {
+pub(super) fn load_step(balance: Balance, weight: u32, share: u8) -> u64 {
+    let step = match balance.algorithm {
         Algorithm::WeightedLeastConnection => LOAD_STEP / u64::from(weight.max(1)),
         Algorithm::RoundRobin
         | Algorithm::WeightedRoundRobin
         | Algorithm::Random
         | Algorithm::Maglev
         | Algorithm::LeastConnection => LOAD_STEP,
-    }
+    };
+    step * u64::from(FULL_SHARE) / u64::from(share.max(1))
 }
 
-/// Each backend as often as its weight says.
-fn weighted(candidates: &[Candidate]) -> Vec<u32> {
-    let weights: Vec<u64> = candidates
-        .iter()
-        .map(|candidate| u64::from(candidate.weight))
-        .collect();
-    turns(&reduced(&weights))
+/// Each backend as often as its weight and its share say.
+fn weighted(candidates: &[Candidate], weight: impl Fn(&Candidate) -> u32) -> Vec<u32> {
+    let part = |candidate: &Candidate| u64::from(weight(candidate)) * u64::from(candidate.share);
+    let mut parts = reduced(&candidates.iter().map(part).collect::<Vec<_>>());
+    let all: u64 = parts.iter().sum();
+    let is_exact = candidates.iter().all(|candidate| candidate.share == FULL_SHARE);
+    if all > MOST_TURNS && !is_exact {
+        // For a short time: about the right shares are as good.
+        for part in &mut parts {
+            *part = (*part * MOST_TURNS / all).max(1);
+        }
+    }
+    turns(&parts)
         .into_iter()
         .map(|turn| candidates[turn].index)
         .collect()
@@ -226,6 +240,7 @@ mod tests {
                 },
                 index: 100 + index,
                 weight: *weight,
+                share: FULL_SHARE,
                 local: index % 2 == 0,
             })
             .collect()
@@ -308,9 +323,53 @@ mod tests {
     #[test]
     fn a_flow_counts_less_towards_the_load_of_a_heavier_backend() {
         let weighted = by(Algorithm::WeightedLeastConnection);
-        assert_eq!(load_step(weighted, 4) * 4, load_step(weighted, 1));
+        assert_eq!(load_step(weighted, 4, 10) * 4, load_step(weighted, 1, 10));
         let plain = by(Algorithm::LeastConnection);
-        assert_eq!(load_step(plain, 4), load_step(plain, 1));
+        assert_eq!(load_step(plain, 4, 10), load_step(plain, 1, 10));
+    }
+
+    #[test]
+    fn a_flow_counts_more_towards_the_load_of_a_backend_that_starts_slowly() {
+        for algorithm in [Algorithm::LeastConnection, Algorithm::WeightedLeastConnection] {
+            let full = load_step(by(algorithm), 3, 10);
+            assert_eq!(load_step(by(algorithm), 3, 1), 10 * full);
+            assert_eq!(load_step(by(algorithm), 3, 5), 2 * full);
+        }
+    }
+
+    #[test]
+    fn a_backend_that_starts_slowly_has_fewer_turns() {
+        let mut starting = candidates(&[1, 1, 2]);
+        starting[1].share = 5;
+        for (algorithm, expected) in [
+            (Algorithm::RoundRobin, [2, 1, 2]),
+            (Algorithm::WeightedRoundRobin, [2, 1, 4]),
+            (Algorithm::Random, [2, 1, 4]),
+        ] {
+            let (_, entries) = even(by(algorithm), &starting);
+            let counts: Vec<_> = count(&entries).into_values().collect();
+            assert_eq!(counts, expected, "{algorithm:?}");
+        }
+        for candidate in &mut starting {
+            candidate.share = 1;
+        }
+        let (_, entries) = even(by(Algorithm::RoundRobin), &starting);
+        assert_eq!(
+            count(&entries).into_values().collect::<Vec<_>>(),
+            [1, 1, 1],
+            "all are new"
+        );
+    }
+
+    #[test]
+    fn many_backends_of_odd_weights_that_start_slowly_do_not_fill_the_ring_table() {
+        let mut starting = candidates(&(1..=99).collect::<Vec<_>>());
+        starting[7].share = 3;
+        let (_, entries) = even(by(Algorithm::WeightedRoundRobin), &starting);
+        assert!(entries.len() <= MOST_TURNS as usize + 99, "{}", entries.len());
+        let counts = count(&entries);
+        assert_eq!(counts.len(), 99);
+        assert!(counts[&198].abs_diff(2 * counts[&149]) <= 4, "{counts:?}");
     }
 
     #[test]
@@ -354,7 +413,7 @@ mod tests {
             prefer_local: bool,
         ) {
             let candidates = candidates(&weights);
-            let balance = Balance { algorithm, affinity, prefer_local };
+            let balance = Balance { algorithm, affinity, prefer_local, slow_start: None };
             let ring = ring(balance, &candidates);
             let named = ring.entries.iter().chain(&ring.others).copied().collect::<Vec<_>>();
             let named: Vec<u32> = count(&named).into_keys().collect();

@@ -78,7 +78,11 @@ pub(super) fn table(state: &Desired, service_address: Ipv4Addr) -> Table {
             destination(key, backend),
             WantedDestination {
                 backend: *key,
-                weight: if active { backend.weight.min(MAX_WEIGHT) } else { 0 },
+                weight: if active {
+                    weight(service.balance, backend)
+                } else {
+                    0
+                },
             },
         );
         if let Location::Local(_) = backend.location {
@@ -146,10 +150,35 @@ fn virtual_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> VirtualS
     }
 }
 
+/// The weight of an active backend. With a slow start, the schedulers that ignore weights are replaced by
+/// those that do not.
+fn weight(balance: Balance, backend: &Backend) -> u32 {
+    if balance.slow_start().is_none() {
+        return backend.weight.min(MAX_WEIGHT);
+    }
+    let full = match balance.algorithm {
+        Algorithm::RoundRobin | Algorithm::LeastConnection => 1,
+        Algorithm::WeightedRoundRobin
+        | Algorithm::Random
+        | Algorithm::Maglev
+        | Algorithm::WeightedLeastConnection => backend.weight,
+    };
+    full.saturating_mul(u32::from(backend.share)).min(MAX_WEIGHT)
+}
+
+/// The algorithm whose name the kernel knows.
+fn scheduler(balance: Balance) -> Algorithm {
+    match balance.algorithm.in_ipvs() {
+        Algorithm::RoundRobin if balance.slow_start().is_some() => Algorithm::WeightedRoundRobin,
+        Algorithm::LeastConnection if balance.slow_start().is_some() => Algorithm::WeightedLeastConnection,
+        algorithm => algorithm,
+    }
+}
+
 fn settings(balance: Balance) -> Settings {
     let hashed = balance.algorithm == Algorithm::Maglev;
     Settings {
-        scheduler: balance.algorithm.in_ipvs().name().to_owned(),
+        scheduler: scheduler(balance).name().to_owned(),
         flags: SchedulerFlags {
             first: hashed,
             second: hashed,
@@ -188,6 +217,7 @@ pub(super) mod tests {
                 BackendState::Active
             },
             weight,
+            share: 10,
         }
     }
 
@@ -282,6 +312,34 @@ pub(super) mod tests {
             "draining is up to the entry node"
         );
         assert!(!table.contains_key(&name("250.0.0.8")), "that one is the peer's");
+    }
+
+    #[test]
+    fn a_replica_that_starts_slowly_has_less_weight_under_a_scheduler_that_uses_it() {
+        for (algorithm, scheduler, weights) in [
+            (Algorithm::RoundRobin, "wrr", [10, 3]),
+            (Algorithm::WeightedRoundRobin, "wrr", [20, 15]),
+            (Algorithm::LeastConnection, "wlc", [10, 3]),
+            (Algorithm::WeightedLeastConnection, "wlc", [20, 15]),
+        ] {
+            let balance = Balance {
+                algorithm,
+                slow_start: Some(30),
+                ..Balance::default()
+            };
+            let backends = [(7, container(7), 2), (9, container(9), 5)];
+            let mut state = state(balance, &backends);
+            if let Some(backend) = state.backends.get_mut(&key(9)) {
+                backend.share = 3;
+            }
+            let wanted = &table(&state, LEFT_OUT)[&name("192.0.2.1")];
+            assert_eq!(wanted.settings.scheduler, scheduler);
+            let found: Vec<_> = destinations(wanted)
+                .into_iter()
+                .map(|(_, weight)| weight)
+                .collect();
+            assert_eq!(found, weights, "{algorithm:?}");
+        }
     }
 
     #[test]

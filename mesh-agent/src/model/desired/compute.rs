@@ -12,7 +12,7 @@ use super::{
         Settings,
     },
 };
-use crate::model::{Attached, Cluster, Compiled, Local, NextHop, TaskId};
+use crate::model::{Attached, Cluster, Compiled, FULL_SHARE, Local, NextHop, TaskId};
 
 /// Computes what this node's data path must look like.
 ///
@@ -102,7 +102,8 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         }
     }
     for (id, reachability) in reachable {
-        add_backends(&mut desired, cluster, id, reachability);
+        let share = local.starting.get(id).copied().unwrap_or(FULL_SHARE);
+        add_backends(&mut desired, cluster, id, reachability, share);
     }
     for (interface, attached) in &local.attached {
         if desired.container_interfaces.contains(interface) {
@@ -133,7 +134,13 @@ fn smaller(route: Option<u32>, found: Option<u16>) -> Option<u32> {
     }
 }
 
-fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachability: Reachability) {
+fn add_backends(
+    desired: &mut Desired,
+    cluster: &Cluster,
+    id: &TaskId,
+    reachability: Reachability,
+    share: u8,
+) {
     let Some(task) = cluster.tasks.get(id) else {
         return;
     };
@@ -187,6 +194,7 @@ fn add_backends(desired: &mut Desired, cluster: &Cluster, id: &TaskId, reachabil
                 location,
                 state,
                 weight,
+                share,
             },
         );
     }

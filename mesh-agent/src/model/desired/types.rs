@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Balance, Container, HostInterface, IdleLimits, Limits, MacAddress, NextHop, NodeId, Protocol, ReturnMode,
-    ServiceId, SourcePolicy, Subnet, TaskId,
+    Balance, Container, FULL_SHARE, HostInterface, IdleLimits, Limits, MacAddress, NextHop, NodeId, Protocol,
+    ReturnMode, ServiceId, SourcePolicy, Subnet, TaskId,
 };
 
 /// Everything that a datapath must establish.
@@ -135,6 +135,13 @@ pub struct Backend {
     pub state: BackendState,
     /// Share of new flows relative to the service's other backends; 0 while draining.
     pub weight: u32,
+    /// How much of that it gets, of ten parts: all, unless it is new and starts slowly.
+    #[serde(default = "full_share")]
+    pub share: u8,
+}
+
+fn full_share() -> u8 {
+    FULL_SHARE
 }
 
 /// Clients that a local backend's container would answer by a network of its own.
@@ -245,6 +252,9 @@ impl fmt::Display for ServiceEntry {
         if self.balance.prefer_local {
             formatter.write_str(" prefer local")?;
         }
+        if let Some(seconds) = self.balance.slow_start() {
+            write!(formatter, " slow start {seconds} s")?;
+        }
         write!(formatter, "{}", self.idle)?;
         if !self.limits.are_default() {
             write!(formatter, " limits ({})", self.limits)?;
@@ -273,6 +283,7 @@ impl fmt::Display for Backend {
             node_name,
             target_port,
             weight,
+            share,
             ..
         } = self;
         write!(
@@ -280,6 +291,9 @@ impl fmt::Display for Backend {
             "{task_name} on {node_name} {} weight {weight} ",
             self.state.name()
         )?;
+        if *share < FULL_SHARE {
+            write!(formatter, "share {share}/{FULL_SHARE} ")?;
+        }
         match self.location {
             Location::Local(container) => write!(
                 formatter,

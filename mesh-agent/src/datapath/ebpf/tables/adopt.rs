@@ -17,7 +17,7 @@ use crate::{
             slots::{Ranges, Slots},
         },
     },
-    model::{BackendKey, Balance, Frontend},
+    model::{BackendKey, Balance, FULL_SHARE, Frontend},
 };
 
 impl Tables {
@@ -84,6 +84,7 @@ impl Tables {
                 BackendSlot {
                     index,
                     weight: 1,
+                    share: FULL_SHARE,
                     value,
                     in_ring: maps.takes_new_flows(index, value.generation)?,
                     adopted: true,

@@ -34,8 +34,8 @@ impl Tables {
             value.generation = slot.value.generation;
             if slot.value == value {
                 slot.adopted = false;
-                if slot.weight != backend.weight {
-                    slot.weight = backend.weight;
+                if (slot.weight, slot.share) != (backend.weight, backend.share) {
+                    (slot.weight, slot.share) = (backend.weight, backend.share);
                     self.dirty.insert(key.service);
                 }
                 return Ok(());
@@ -61,6 +61,7 @@ impl Tables {
             BackendSlot {
                 index,
                 weight: backend.weight,
+                share: backend.share,
                 value,
                 in_ring: false,
                 adopted: false,

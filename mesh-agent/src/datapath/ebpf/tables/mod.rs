@@ -103,6 +103,8 @@ struct ServiceSlot {
 struct BackendSlot {
     index: u32,
     weight: u32,
+    /// How much of its share it gets, of ten parts.
+    share: u8,
     value: abi::Backend,
     /// Whether clients with affinity may stay with it: as its service's ring has it.
     in_ring: bool,

@@ -129,7 +129,7 @@ impl Tables {
             .filter(|service| service.ring.choice.within_ring() == Choice::LEAST)
         {
             for slot in service.active.iter().filter_map(|key| self.backends.get(key)) {
-                let step = load_step(service.balance, slot.weight);
+                let step = load_step(service.balance, slot.weight, slot.share);
                 let flows = active.get(&slot.index).copied().unwrap_or(0);
                 let load = Load {
                     value: flows.saturating_mul(step),
@@ -158,6 +158,7 @@ impl Tables {
                     key: *key,
                     index: slot.index,
                     weight: slot.weight,
+                    share: slot.share,
                     local: slot.value.location == BACKEND_LOCAL,
                 })
             })
@@ -166,13 +167,18 @@ impl Tables {
         let doing = || format!("write the ring of port {}", key.port);
         if ring.choice.within_ring() == Choice::LEAST {
             for candidate in &candidates {
-                let step = load_step(service.balance, candidate.weight);
+                let step = load_step(service.balance, candidate.weight, candidate.share);
                 let mut load = maps
                     .loads
                     .get(&candidate.index, 0)
                     .map_err(|error| failed(doing(), error))?;
                 if load.step != step {
-                    load = Load { value: 0, step };
+                    // The same flows count for more or less from now on.
+                    let flows = load.value.checked_div(load.step).unwrap_or(0);
+                    load = Load {
+                        value: flows.saturating_mul(step),
+                        step,
+                    };
                     maps.loads
                         .set(candidate.index, load, 0)
                         .map_err(|error| failed(doing(), error))?;
