@@ -230,6 +230,7 @@ impl Tables {
             let doing = |error| failed(format!("clear BACKENDS[{index}]"), error);
             let backend = maps.backends.get(&index, 0).map_err(doing)?;
             if backend.generation != 0 {
+                maps.set_takes_new_flows(index, 0)?;
                 maps.backends
                     .set(index, abi::Backend::default(), 0)
                     .map_err(doing)?;
