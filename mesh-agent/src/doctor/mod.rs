@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{DEFAULT_FEED_PORT, DEFAULT_GENEVE_PORT},
     datapath::{DatapathKind, DatapathStatus, InterfaceMode, Rung, RungState, RungStatus},
+    discovery::default_route_interfaces,
 };
 
+mod advertisements;
 mod bpf;
 mod feed;
 mod firewall;
@@ -179,11 +181,14 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
             let address = running.node_address;
             common.extend(address.map(|address| network::node_address(address, Some(&running.uplinks))));
             common.push(network::hooks(&running.missing_hooks));
+            common.extend(advertisements::check(&running.uplinks));
             cluster = cluster_checks(options, running);
         }
         None => {
             let address = docker.node_address;
             common.extend(address.map(|address| network::node_address(address, None)));
+            let uplinks = default_route_interfaces().unwrap_or_default();
+            common.extend(advertisements::check(&uplinks));
         }
     }
 
