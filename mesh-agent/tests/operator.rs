@@ -1,6 +1,7 @@
 //! `meshctl` as an operator uses it: exit codes and output, with and without an agent.
 
 use std::{
+    net::{Ipv4Addr, SocketAddrV4},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output},
@@ -11,15 +12,18 @@ use std::{
 use mesh_agent::{
     admin::{
         AdminServer, Introspect, View,
-        api::{DatapathAnswer, DumpAnswer, Routes},
+        api::{DatapathAnswer, DumpAnswer, Flows, Routes},
         control::{self, DatapathRequest},
     },
     datapath::{
         Counters, Datapath as _, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung,
-        RungState, RungStatus, dump::Dump, memory::MemoryDatapath,
+        RungState, RungStatus,
+        dump::Dump,
+        flow_list::{FirstFlows, FlowFilter, FlowState, Ingress, ListedFlow},
+        memory::MemoryDatapath,
     },
     doctor,
-    model::{Balance, Desired, NodeDatapath, ReturnMode, ServiceEntry, ServiceKey},
+    model::{Balance, Desired, NodeDatapath, Protocol, ReturnMode, ServiceEntry, ServiceKey},
     source::{DrainRelay, SourceState},
 };
 use tokio_util::sync::CancellationToken;
@@ -32,7 +36,7 @@ struct Idle {
 impl Introspect for Idle {
     fn view(&self) -> Arc<View> {
         let key = ServiceKey {
-            protocol: mesh_agent::model::Protocol::Tcp,
+            protocol: Protocol::Tcp,
             port: 9200,
         };
         let mut desired = Desired::default();
@@ -79,6 +83,25 @@ impl Introspect for Idle {
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
         let state = Desired::clone(&self.view().desired);
         MemoryDatapath { state }.dump(flows)
+    }
+
+    fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {
+        let mut flows = FirstFlows::new(limit);
+        let flow = |number: u8| ListedFlow {
+            protocol: Protocol::Tcp,
+            client: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, number), 40_000),
+            frontend: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 9200),
+            presented: None,
+            backend: None,
+            state: FlowState::Open,
+            idle_seconds: Some(3),
+            ingress: Ingress::Network,
+        };
+        (1..=3)
+            .map(flow)
+            .filter(|flow| filter.admits(flow))
+            .for_each(|flow| flows.add(flow));
+        Ok(flows)
     }
 
     fn counters(&self) -> Result<Counters, DatapathError> {
@@ -244,6 +267,44 @@ async fn routes_can_be_filtered() {
     assert_eq!((text.trim(), code), ("no routes", Some(0)));
     let (text, _) = with_agent(Idle { broken: false }, &["routes", "--port", "9200"]).await;
     assert!(text.contains("web"), "{text}");
+}
+
+#[tokio::test]
+async fn flows_are_filtered_by_the_agent_and_limited() {
+    let (text, code) = with_agent(Idle { broken: false }, &["flows", "--client", "192.0.2.2/31"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    let rows: Vec<_> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .collect();
+    assert_eq!(rows.len(), 3, "{text}");
+    assert_eq!(
+        rows[1],
+        [
+            "192.0.2.2:40000",
+            "10.0.0.1:9200",
+            "tcp",
+            "web",
+            "gone",
+            "-",
+            "open",
+            "3s",
+            "network"
+        ]
+    );
+    let (text, code) = with_agent(
+        Idle { broken: false },
+        &["flows", "--limit", "1", "--format", "json"],
+    )
+    .await;
+    assert_eq!(code, Some(0), "{text}");
+    let answer: Flows = serde_json::from_str(&text).unwrap();
+    assert_eq!((answer.flows.len(), answer.more), (1, 2));
+    let (text, code) = with_agent(Idle { broken: false }, &["flows", "--service", "other"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("has the name or id 'other'"), "{text}");
+    let (text, code) = with_agent(Idle { broken: false }, &["flows", "--limit", "0"]).await;
+    assert_eq!(code, Some(125), "{text}");
 }
 
 #[tokio::test]

@@ -1,14 +1,14 @@
 //! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever
 //! added, so that `meshctl` and the agent may be of different releases.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump},
+    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump, flow_list::FlowState},
     doctor::Report,
-    model::{AgentConnection, DrainReport, NoHook, NodeDatapath, NodeRole, Protocol, ReturnMode},
+    model::{AgentConnection, DrainReport, NoHook, NodeDatapath, NodeRole, Prefix, Protocol, ReturnMode},
 };
 
 /// The API version, part of every path and answer.
@@ -107,6 +107,117 @@ pub struct DumpAnswer {
     pub version: u32,
     /// The tables of the data path in use.
     pub dump: Dump,
+}
+
+/// The parameters of `GET /v1/flows`: every one that is given is a condition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowQuery {
+    /// A service's name or id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The client's address, or a prefix of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Prefix>,
+    /// A task's name or id, or its address on the ingress network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// How far the flow has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<FlowState>,
+    /// TCP or UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// At most so many flows, [`DEFAULT_FLOWS`] if it is missing; no more than [`MAX_FLOWS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// How many flows are listed unless a request says otherwise.
+pub const DEFAULT_FLOWS: usize = 100;
+/// How many flows one answer has at most.
+pub const MAX_FLOWS: usize = 10_000;
+
+/// The answer of `GET /v1/flows`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Id of the answering node.
+    pub node: String,
+    /// Host name of the answering node.
+    pub hostname: String,
+    /// Sorted by protocol, published port and client.
+    pub flows: Vec<Flow>,
+    /// How many more there were than the limit.
+    pub more: u64,
+}
+
+/// A connection, or a client's exchange of datagrams with a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The service's name; `None` if it is gone.
+    pub service: Option<String>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The client.
+    pub client: SocketAddrV4,
+    /// What it dialled.
+    pub frontend: SocketAddrV4,
+    /// What the replica sees instead of the client, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presented: Option<SocketAddrV4>,
+    /// The replica; `None` once it is gone.
+    pub backend: Option<FlowBackend>,
+    /// How far it has come.
+    pub state: FlowState,
+    /// Seconds since a packet was last seen; `None` on IPVS.
+    pub idle_seconds: Option<u32>,
+    /// Where its client's packets enter.
+    pub ingress: FlowIngress,
+    /// The node where they enter the mesh, if it is another one: its host name or, if that is not known, its
+    /// address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry_node: Option<String>,
+}
+
+/// A flow's replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowBackend {
+    /// The task's name, e.g. `web.3`.
+    pub task: String,
+    /// The task's id.
+    pub task_id: String,
+    /// Host name of its node.
+    pub node: String,
+    /// `ip:port`: the task's address on the ingress network and the port inside the container.
+    pub address: String,
+}
+
+/// Where a flow's client packets enter the answering node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowIngress {
+    /// From the network.
+    Network,
+    /// From a process of the node.
+    Host,
+    /// From a container of the node.
+    Container,
+    /// Through the tunnel, from the node that the client dialled.
+    Tunnel,
+}
+
+impl FlowIngress {
+    /// The name in columns and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Host => "host",
+            Self::Container => "container",
+            Self::Tunnel => "tunnel",
+        }
+    }
 }
 
 /// The answer of `GET /v1/status`.

@@ -10,7 +10,8 @@ use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::api::{
-    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
+    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, FlowQuery, Flows, Routes, Status,
+    UseDatapath,
 };
 use crate::{datapath::DatapathChoice, model::DrainRequest};
 
@@ -100,6 +101,14 @@ impl Client {
         self.get("routes").await
     }
 
+    /// The flows that a query is about.
+    ///
+    /// # Errors
+    /// When the agent is not running, does not know what the query names, or cannot read a table.
+    pub async fn flows(&self, query: &FlowQuery) -> Result<Flows, ClientError> {
+        self.ask(Method::GET, "flows", query, None::<&()>).await
+    }
+
     /// The agent's status.
     ///
     /// # Errors
@@ -137,7 +146,7 @@ impl Client {
     /// # Errors
     /// When the agent is not running, or not ready for it.
     pub async fn retry_datapath(&self) -> Result<DatapathAnswer, ClientError> {
-        self.ask(Method::POST, "datapath/retry", None::<&()>).await
+        self.ask(Method::POST, "datapath/retry", &(), None::<&()>).await
     }
 
     /// Switches the agent to another data path.
@@ -145,7 +154,7 @@ impl Client {
     /// # Errors
     /// When the agent is not running, or the data path does not work; then nothing changes.
     pub async fn use_datapath(&self, choice: DatapathChoice) -> Result<DatapathAnswer, ClientError> {
-        self.ask(Method::POST, "datapath/use", Some(&UseDatapath { choice }))
+        self.ask(Method::POST, "datapath/use", &(), Some(&UseDatapath { choice }))
             .await
     }
 
@@ -154,7 +163,7 @@ impl Client {
     /// # Errors
     /// When the agent is not running, or refuses; then nothing changes.
     pub async fn drain(&self, request: &DrainRequest) -> Result<DrainAnswer, ClientError> {
-        self.ask(Method::POST, "drain", Some(request)).await
+        self.ask(Method::POST, "drain", &(), Some(request)).await
     }
 
     /// The drained replicas of the agent's node, or of the node with this id.
@@ -169,13 +178,14 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, what: &str) -> Result<T, ClientError> {
-        self.ask(Method::GET, what, None::<&()>).await
+        self.ask(Method::GET, what, &(), None::<&()>).await
     }
 
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         what: &str,
+        query: &impl Serialize,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
         let path = format!("/v{}/{what}", api::VERSION);
@@ -185,7 +195,8 @@ impl Client {
             source,
         };
         // The host name is never resolved: requests go through the socket.
-        let mut request = self.http.request(method, format!("http://mesh-agent{path}"));
+        let request = self.http.request(method, format!("http://mesh-agent{path}"));
+        let mut request = request.query(query);
         if let Some(body) = body {
             request = request.json(body);
         }

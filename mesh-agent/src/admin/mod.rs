@@ -9,6 +9,7 @@ mod drained;
 mod drains;
 mod examined;
 mod firewall;
+mod flows;
 pub mod health;
 pub(crate) mod labels;
 mod ports;

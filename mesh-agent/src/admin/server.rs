@@ -16,17 +16,22 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Mutex,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Control, Introspect,
     api::{
-        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, Routes, Status, UseDatapath,
+        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, FlowQuery, Flows, Routes,
+        Status, UseDatapath,
     },
     control::{DatapathRequest, Request},
     drains::Drains,
     examined::running,
+    flows,
     routes::routes,
     status::status,
 };
@@ -79,6 +84,7 @@ struct Admin {
     control: Control,
     drains: Drains,
     doctor: Arc<doctor::Options>,
+    walk: Arc<Mutex<()>>,
 }
 
 impl AdminServer {
@@ -129,6 +135,7 @@ impl AdminServer {
                 agent,
                 control,
                 doctor: Arc::new(doctor),
+                walk: Arc::default(),
             }),
         })
     }
@@ -189,6 +196,7 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Serve
 fn router(admin: Admin) -> Router {
     Router::new()
         .route("/v1/routes", get(get_routes))
+        .route("/v1/flows", get(get_flows))
         .route("/v1/status", get(get_status))
         .route("/v1/doctor", get(get_doctor))
         .route("/v1/drain", get(get_drain).post(drain))
@@ -212,6 +220,23 @@ async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response
     read_kernel("counters", move || {
         let counters = agent.counters()?;
         Ok(routes(&agent.view(), &counters))
+    })
+    .await
+}
+
+async fn get_flows(
+    State(admin): State<Admin>,
+    Query(query): Query<FlowQuery>,
+) -> Result<Json<Flows>, Response> {
+    let agent = admin.agent;
+    let view = agent.view();
+    let filter = flows::filter(&view, &query).map_err(|reason| failure(StatusCode::NOT_FOUND, reason))?;
+    // One walk of the tables at a time.
+    let turn = admin.walk.lock_owned().await;
+    read_kernel("flows", move || {
+        let found = agent.flows(&filter, flows::limit(&query))?;
+        drop(turn);
+        Ok(flows::answer(&view, found))
     })
     .await
 }

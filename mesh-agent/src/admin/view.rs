@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
 use crate::{
-    datapath::{Counters, DatapathError, DatapathStatus, InterfaceMode, dump::Dump},
+    datapath::{
+        Counters, DatapathError, DatapathStatus, InterfaceMode,
+        dump::Dump,
+        flow_list::{FirstFlows, FlowFilter},
+    },
     model::{
         Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodePolicy, NodeRole,
         OccupiedPort, ReturnMode, ServiceKey,
@@ -91,17 +95,27 @@ pub trait Introspect: Send + Sync {
     /// # Errors
     /// When the kernel refuses to read a table.
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError>;
+
+    /// Reads the flows that a filter admits, at most `limit` of them, and counts the others.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a table.
+    fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError>;
 }
 
 #[cfg(test)]
 pub(crate) mod fixture {
     //! A small cluster as its first node sees it, for tests of everything that reads a [`View`].
 
-    use std::{collections::BTreeSet, time::Duration};
+    use std::{collections::BTreeSet, net::SocketAddrV4, time::Duration};
 
     use super::*;
     use crate::{
-        datapath::{Datapath as _, DropCount, MapUsage, Mode, Rung, Traffic, memory::MemoryDatapath},
+        datapath::{
+            Datapath as _, DropCount, MapUsage, Mode, Rung, Traffic,
+            flow_list::{FlowState, Ingress, ListedFlow},
+            memory::MemoryDatapath,
+        },
         model::{
             Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
             Task, TaskState, desired::desired,
@@ -312,6 +326,40 @@ pub(crate) mod fixture {
             let state = Desired::clone(&self.0.desired);
             MemoryDatapath { state }.dump(flows)
         }
+
+        fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {
+            let mut first = FirstFlows::new(limit);
+            flows(&self.0)
+                .into_iter()
+                .filter(|flow| filter.admits(flow))
+                .for_each(|flow| first.add(flow));
+            Ok(first)
+        }
+    }
+
+    /// One flow to each backend, from clients 192.0.2.1 and so on, and one to a backend that is gone.
+    fn flows(view: &View) -> Vec<ListedFlow> {
+        let flow = |last, backend| ListedFlow {
+            protocol: Protocol::Tcp,
+            client: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), 40_000),
+            frontend: SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 1), 9200),
+            presented: None,
+            backend,
+            state: FlowState::Open,
+            idle_seconds: Some(last.into()),
+            ingress: Ingress::Network,
+        };
+        let backends = view.desired.backends.keys();
+        let gone = ListedFlow {
+            state: FlowState::HalfOpen,
+            ingress: Ingress::Node(Ipv4Addr::new(192, 168, 0, 2)),
+            ..flow(99, None)
+        };
+        (1..)
+            .zip(backends)
+            .map(|(last, key)| flow(last, Some(*key)))
+            .chain([gone])
+            .collect()
     }
 
     /// The fixture as an agent.

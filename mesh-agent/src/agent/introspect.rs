@@ -14,7 +14,11 @@ use super::ladder::Ladder;
 use crate::{
     admin::{Introspect, View},
     config::RunOptions,
-    datapath::{Counters, DatapathError, dump::Dump},
+    datapath::{
+        Counters, DatapathError,
+        dump::Dump,
+        flow_list::{FirstFlows, FlowCursor, FlowFilter},
+    },
     model::NodeDatapath,
     probes::ProbeReport,
     source::SourceState,
@@ -128,5 +132,19 @@ impl Introspect for Introspection {
 
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
         self.datapath.lock().dump(flows)
+    }
+
+    fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {
+        let mut flows = FirstFlows::new(limit);
+        let mut cursor = FlowCursor::default();
+        let mut visit = |flow| {
+            if filter.admits(&flow) {
+                flows.add(flow);
+            }
+        };
+        // The lock is let go between two pages, for the agent's loop. Should that replace the data path
+        // meanwhile, the list has some flows of each.
+        while self.datapath.lock().read_flows(&mut cursor, &mut visit)? {}
+        Ok(flows)
     }
 }

@@ -25,7 +25,9 @@ use super::{Reconciler, reconcile::Round};
 use crate::{
     admin::control::DatapathRequest,
     datapath::{
-        Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung, dump::Dump,
+        Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung,
+        dump::Dump,
+        flow_list::{FlowCursor, ListedFlow},
     },
     model::{Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
 };
@@ -351,6 +353,15 @@ impl Ladder {
     /// The tables of the data path in use.
     pub(super) fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError> {
         self.datapath.dump(flows)
+    }
+
+    /// The next flows of the data path in use; see [`Datapath::read_flows`].
+    pub(super) fn read_flows(
+        &mut self,
+        cursor: &mut FlowCursor,
+        visit: &mut dyn FnMut(ListedFlow),
+    ) -> Result<bool, DatapathError> {
+        self.datapath.read_flows(cursor, visit)
     }
 
     pub(super) fn modes(&self) -> Vec<InterfaceMode> {

@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::dump::Dump;
+use self::{
+    dump::Dump,
+    flow_list::{FlowCursor, ListedFlow},
+};
 use crate::{
     model::{BackendKey, Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
     plan::DatapathChange,
@@ -17,6 +20,7 @@ use crate::{
 pub mod dump;
 pub mod ebpf;
 mod failed_change;
+pub mod flow_list;
 pub mod ipvs;
 pub mod memory;
 pub mod netlink;
@@ -65,6 +69,21 @@ pub trait Datapath: Send {
     /// # Errors
     /// When the kernel refuses to read a table.
     fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError>;
+
+    /// Visits the next of its flows, a few thousand at a time, so that other callers do not wait for long.
+    /// Returns whether there are more. Flows that come and go meanwhile may be missed or visited twice. The
+    /// default is for a data path that knows none.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a table.
+    fn read_flows(
+        &mut self,
+        cursor: &mut FlowCursor,
+        visit: &mut dyn FnMut(ListedFlow),
+    ) -> Result<bool, DatapathError> {
+        let _ = (cursor, visit);
+        Ok(false)
+    }
 
     /// The kind as other nodes see it: they send only to nodes that read their packets.
     fn kind(&self) -> NodeDatapath;

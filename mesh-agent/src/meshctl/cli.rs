@@ -1,21 +1,16 @@
 //! The command line of `meshctl`: sends requests to this machine's agent and prints the answers. Only the
 //! binaries import it.
 
-use std::{
-    io::{self, IsTerminal, Write},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
+use clap::{Args, Parser, Subcommand};
 
 #[cfg(feature = "orchestrator")]
 use super::{Failure, commands};
 use super::{
     drain::{self, DrainArguments, UndrainArguments},
+    flows::{self, FlowsArguments},
+    print::{Format, Watch, is_broken_pipe, print, repeat},
     table, usage,
 };
 use crate::{
@@ -48,6 +43,11 @@ enum Command {
     /// Counters cover the traffic that entered the mesh at this node. IN and OUT are L3 bytes from and to
     /// clients (IP header included); in dsr mode replies of replicas on other nodes are not counted.
     Routes(RoutesArguments),
+    /// List connections: client, replica, state, where they entered
+    ///
+    /// One row per connection, or per client of a UDP service, sorted by port and client. Reads the data
+    /// path's tables in small steps, so that it disturbs no traffic.
+    Flows(FlowsArguments),
     /// Show role, data path of each interface, peers, age of the snapshot of the cluster, problems
     Status {
         /// How to print
@@ -90,10 +90,8 @@ struct RoutesArguments {
     /// List every address instead of `*`
     #[arg(long)]
     all_frontends: bool,
-    /// Repeat every SECONDS (default 1) until interrupted
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1",
-          value_parser = clap::value_parser!(u32).range(1..=3600))]
-    watch: Option<u32>,
+    #[command(flatten)]
+    watch: Watch,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -154,15 +152,6 @@ struct DoctorArguments {
     /// A cgroup2 hierarchy, if no agent is running [default: the one in the mount table]
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
     cgroup: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    /// Columns
-    #[default]
-    Table,
-    /// The agent's answer as JSON
-    Json,
 }
 
 /// Runs the command line; returns the process's exit code.
@@ -227,6 +216,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let client = Client::new(&arguments.socket)?;
     match arguments.command {
         Command::Routes(arguments) => routes(&client, &arguments).await,
+        Command::Flows(arguments) => flows::run(&client, &arguments).await,
         Command::Status { format } => {
             let status = client.status().await?;
             print(format, &status, table::status)?;
@@ -266,31 +256,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn routes(client: &Client, arguments: &RoutesArguments) -> anyhow::Result<ExitCode> {
-    let Some(seconds) = arguments.watch else {
-        print_routes(client, arguments).await?;
-        return Ok(ExitCode::SUCCESS);
-    };
-    loop {
-        if io::stdout().is_terminal() {
-            // Move the cursor home and clear to the end.
-            write!(io::stdout(), "\x1b[H\x1b[J").context("cannot write to the terminal")?;
-        }
-        match print_routes(client, arguments).await {
-            Ok(()) => {}
-            Err(error) if is_broken_pipe(&error) => return Err(error),
-            // Keep watching: the agent may be restarting.
-            Err(error) => eprintln!("meshctl: {error:#}"),
-        }
-        tokio::time::sleep(Duration::from_secs(seconds.into())).await;
-    }
+    repeat(&arguments.watch, || print_routes(client, arguments)).await
 }
 
-async fn print_routes(client: &Client, arguments: &RoutesArguments) -> anyhow::Result<()> {
+async fn print_routes(client: &Client, arguments: &RoutesArguments) -> anyhow::Result<ExitCode> {
     let mut answer = client.routes().await?;
     answer.routes.retain(|route| wanted(route, arguments));
     print(arguments.format, &answer, |answer| {
         table::routes(answer, arguments.all_frontends)
-    })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn wanted(route: &Route, arguments: &RoutesArguments) -> bool {
@@ -328,22 +303,6 @@ async fn examine(client: &Client, arguments: DoctorArguments) -> anyhow::Result<
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn print<T: Serialize>(format: Format, value: &T, table: impl Fn(&T) -> String) -> anyhow::Result<()> {
-    let text = match format {
-        Format::Table => table(value),
-        Format::Json => serde_json::to_string_pretty(value).context("cannot write the answer as JSON")?,
-    };
-    let mut output = io::stdout().lock();
-    writeln!(output, "{}", text.trim_end())
-        .and_then(|()| output.flush())
-        .context("cannot write to standard output")
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let cause = error.root_cause().downcast_ref::<io::Error>();
-    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]
@@ -439,7 +398,7 @@ mod tests {
             .unwrap()
             .command
         {
-            Command::Routes(arguments) => arguments.watch,
+            Command::Routes(arguments) => arguments.watch.seconds(),
             _ => None,
         };
         assert_eq!(watch("--watch"), Some(1));

@@ -6,6 +6,8 @@
 
 pub mod cli;
 mod drain;
+mod flows;
+mod print;
 pub mod table;
 pub mod usage;
 

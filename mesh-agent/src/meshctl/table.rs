@@ -291,7 +291,7 @@ fn interfaces(modes: &[InterfaceMode]) -> String {
     text(&table)
 }
 
-fn new_table(header: &[&str]) -> Table {
+pub(super) fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
     table.set_content_arrangement(if io::stdout().is_terminal() {
@@ -306,12 +306,12 @@ fn new_table(header: &[&str]) -> Table {
 }
 
 /// The table without the trailing blanks that padding leaves.
-fn text(table: &Table) -> String {
+pub(super) fn text(table: &Table) -> String {
     let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n")
 }
 
-fn number(value: impl ToString) -> Cell {
+pub(super) fn number(value: impl ToString) -> Cell {
     Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
 }
 
@@ -320,7 +320,7 @@ fn or_dash(text: &str) -> &str {
 }
 
 /// A size in binary units; without a blank before the unit, so that `awk` sees one column.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if count < 1024 {
         return format!("{count}B");

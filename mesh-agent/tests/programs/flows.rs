@@ -1,19 +1,25 @@
 //! The tables of open and half-open flows when they fill up.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
     thread,
     time::Duration,
 };
 
 use mesh_agent::{
-    datapath::{Counters, Datapath, MapUsage},
+    datapath::{
+        Counters, Datapath, MapUsage,
+        flow_list::{FlowCursor, FlowState, Ingress, ListedFlow},
+    },
     model::Location,
 };
 use mesh_agent_testing::{
-    cluster::{PEER, WEB, arriving, frontend},
-    frames::{ACK, Packet, RST, SYN},
-    node::{Node, on_a_node_with},
+    cluster::{
+        CONTAINER, NODE, PEER, WEB, arriving, backend_key, from_peer_about, frontend, out_of_container,
+    },
+    frames::{ACK, FORWARD, Packet, RST, SYN},
+    node::{Node, on_a_node, on_a_node_with},
     run::{XDP_PASS, XDP_TX},
 };
 
@@ -111,5 +117,83 @@ fn a_full_table_refuses_nothing_and_makes_room_for_what_is_in_use() {
         assert_eq!(after.flow_evictions, full.flow_evictions);
         node.connect(WEB, client(2000));
         assert_eq!(known(node, 2000..2001), 1);
+    });
+}
+
+/// Every flow, read page by page, and how many pages that took.
+fn list(node: &mut Node) -> (Vec<ListedFlow>, usize) {
+    let (mut flows, mut pages) = (Vec::new(), 1);
+    let mut cursor = FlowCursor::default();
+    let read = |cursor: &mut FlowCursor, flows: &mut Vec<ListedFlow>, node: &mut Node| {
+        let read = node.datapath().read_flows(cursor, &mut |flow| flows.push(flow));
+        read.expect("the flows can be read")
+    };
+    while read(&mut cursor, &mut flows, node) {
+        pages += 1;
+    }
+    (flows, pages)
+}
+
+#[test]
+fn flows_are_listed_page_by_page_each_once() {
+    on_a_node_with(None, 8192, |node| {
+        let state = node.serving(Location::Remote(PEER));
+        node.apply(&Node::without_flood_limit(&state));
+        for number in 0..5000 {
+            node.connect(WEB, client(number));
+        }
+        assert_eq!(verdict(node, client(5000), SYN), XDP_TX);
+        assert_eq!(verdict(node, client(7), RST), XDP_TX);
+        let (flows, pages) = list(node);
+        assert!(pages > 2, "{pages} for both tables");
+        let clients: BTreeSet<_> = flows.iter().map(|flow| flow.client.port()).collect();
+        assert_eq!((flows.len(), clients.len()), (5001, 5001));
+        for flow in &flows {
+            let expected = match flow.client.port() - 10_000 {
+                7 => FlowState::Closed,
+                5000 => FlowState::HalfOpen,
+                _ => FlowState::Open,
+            };
+            assert_eq!(flow.state, expected, "{flow:?}");
+            assert_eq!(flow.backend, Some(backend_key(WEB, 5)), "{flow:?}");
+            assert_eq!((flow.frontend, flow.ingress), (frontend(WEB), Ingress::Network));
+            assert_eq!(flow.presented, None);
+        }
+        // Those of a backend that is gone are listed without it.
+        node.apply(&node.without_services());
+        let (flows, _) = list(node);
+        assert_eq!(flows.len(), 5001);
+        assert!(flows.iter().all(|flow| flow.backend.is_none()));
+    });
+}
+
+#[test]
+fn a_flow_to_a_local_replica_is_listed_once_and_says_from_which_node_it_came() {
+    on_a_node(|node| {
+        let local = node.local();
+        node.apply(&node.serving(local));
+        let here = Packet::tcp(arriving(), client(1), frontend(WEB), SYN).frame();
+        node.tc_uplink(&here);
+        let inner = Packet::tcp(arriving(), client(2), frontend(WEB), SYN);
+        node.tc_uplink(&from_peer_about(5, WEB, FORWARD).around(&inner));
+        // A container that dials its own node, which answers it by the node's address.
+        let container = SocketAddrV4::new(CONTAINER, 10_003);
+        let own = Packet::tcp(out_of_container(), container, frontend(WEB), SYN).frame();
+        node.tc_container(&own);
+        let (mut flows, _) = list(node);
+        flows.sort_by_key(|flow| flow.client.port());
+        let found: Vec<_> = flows
+            .iter()
+            .map(|flow| (flow.client, flow.ingress, flow.presented.map(|it| *it.ip())))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (client(1), Ingress::Network, None),
+                (client(2), Ingress::Node(PEER), None),
+                (container, Ingress::Container, Some(NODE)),
+            ]
+        );
+        assert!(flows.iter().all(|flow| flow.backend == Some(backend_key(WEB, 5))));
     });
 }

@@ -20,7 +20,7 @@ use super::{
 use crate::model::{IdleLimits, ServiceKey};
 
 /// Flows read per system call.
-const BATCH: usize = 4096;
+pub(super) const BATCH: usize = 4096;
 /// Tables of more entries than this are walked every [`LARGE_INTERVAL`] seconds, smaller ones each second.
 const LARGE: u64 = 20_000;
 const LARGE_INTERVAL: u32 = 10;

@@ -11,6 +11,7 @@ mod clsact;
 mod driver;
 pub(super) mod dump;
 mod earlier;
+mod flow_list;
 mod flows;
 mod hooks;
 mod host_macs;
@@ -44,8 +45,11 @@ use self::{
     takeover::Takeover,
 };
 use super::{
-    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung, dump::Dump, failed,
+    ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung,
+    dump::Dump,
+    failed,
     failed_change::culprit,
+    flow_list::{FlowCursor, ListedFlow},
 };
 use crate::{
     model::{Desired, KeyId, MacAddress, NodeDatapath, ReturnMode, TunnelKey, TunnelKeys, desired::Settings},
@@ -357,6 +361,15 @@ impl Datapath for EbpfDatapath {
 
     fn dump(&mut self, flows: usize) -> Result<Dump, DatapathError> {
         dump::read(&self.maps, flows)
+    }
+
+    fn read_flows(
+        &mut self,
+        cursor: &mut FlowCursor,
+        visit: &mut dyn FnMut(ListedFlow),
+    ) -> Result<bool, DatapathError> {
+        let backends = self.tables.backends_by_index();
+        flow_list::read(&self.maps, cursor, &backends, self.clock.now(), visit)
     }
 
     fn kind(&self) -> NodeDatapath {

@@ -14,6 +14,7 @@ pub mod rules;
 pub mod tunnel;
 
 mod accounts;
+mod connections;
 mod detour;
 mod difference;
 mod hairpin;
@@ -37,6 +38,7 @@ use super::{
     dump::Dump,
     failed,
     failed_change::{culprit, restore},
+    flow_list::{FlowCursor, ListedFlow},
 };
 use crate::{
     model::{BackendKey, Desired, NodeDatapath},
@@ -266,6 +268,23 @@ impl Datapath for IpvsDatapath {
             virtual_services: self.services.dump()?,
             ..Dump::default()
         })
+    }
+
+    fn read_flows(
+        &mut self,
+        _: &mut FlowCursor,
+        visit: &mut dyn FnMut(ListedFlow),
+    ) -> Result<bool, DatapathError> {
+        let own = self.state.settings.node_address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let peers = address::peers_mesh_addresses(own, self.state.peers.keys().copied());
+        let peer_of = |client| {
+            let mut peers = peers.iter();
+            peers.find_map(|(peer, inside)| (*inside == client).then_some(*peer))
+        };
+        self.services
+            .connections(peer_of, visit)
+            .map_err(|error| failed("read IPVS's connections in /proc/net/ip_vs_conn", error))?;
+        Ok(false)
     }
 
     fn kind(&self) -> NodeDatapath {

@@ -1,12 +1,17 @@
 //! The mesh's virtual services in the kernel: brings them to a wanted table, and counts their traffic.
 //! Never touches a virtual service that does not carry the mesh's mark.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+};
 
 use nix::errno::Errno;
 
 use super::{
     accounts::{Accounts, Position, open_connections},
+    connections,
     difference::{Present, PresentTable, additions, record, removals},
     failed,
     kernel::{Command, Destination, DestinationState, Ipvs, IpvsError, Statistics, VirtualService},
@@ -16,6 +21,7 @@ use crate::{
     datapath::{
         Counters, DatapathError,
         dump::{DumpedDestination, DumpedVirtualService},
+        flow_list::{Ingress, ListedFlow},
         netlink::KernelError,
     },
     model::{BackendKey, Desired, ServiceKey},
@@ -190,6 +196,40 @@ impl Services {
             .into_iter()
             .next()
             .map_or(Ok(()), |failure| Err(failure.error))
+    }
+
+    /// Visits every connection of the mesh: those that entered here, and those that peers have sent here.
+    pub(super) fn connections(
+        &self,
+        peer_of: impl Fn(Ipv4Addr) -> Option<Ipv4Addr>,
+        visit: &mut dyn FnMut(ListedFlow),
+    ) -> io::Result<()> {
+        connections::for_each(|connection| {
+            let replica = self.replicas.get(&connection.service).copied();
+            if replica.is_none() && !self.present.contains_key(&connection.service) {
+                return;
+            }
+            let backend =
+                replica.or_else(|| self.accounts.owner(&(connection.service, connection.destination)));
+            let IpAddr::V4(address) = connection.service.address else {
+                return;
+            };
+            // The virtual service of a replica has its own port.
+            let port = replica.map_or(connection.service.port, |key| key.service.port);
+            visit(ListedFlow {
+                protocol: connection.service.protocol,
+                client: connection.client,
+                frontend: SocketAddrV4::new(address, port),
+                presented: None,
+                backend,
+                state: connection.state,
+                idle_seconds: None,
+                ingress: match (replica, peer_of(*connection.client.ip())) {
+                    (Some(_), Some(peer)) => Ingress::Node(peer),
+                    (Some(_) | None, _) => Ingress::Network,
+                },
+            });
+        })
     }
 
     /// Reads all traffic so far.

@@ -97,6 +97,14 @@ impl Tables {
             .collect()
     }
 
+    /// Each backend by index, with its generation.
+    pub(in super::super) fn backends_by_index(&self) -> BTreeMap<u32, (u32, BackendKey)> {
+        self.backends
+            .iter()
+            .map(|(key, slot)| (slot.index, (slot.value.generation, *key)))
+            .collect()
+    }
+
     fn backend_value(&self, key: BackendKey, backend: &Backend, service: u32) -> Option<abi::Backend> {
         let mut value = abi::Backend {
             service,

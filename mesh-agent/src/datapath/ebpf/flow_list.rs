@@ -1,0 +1,122 @@
+//! Reads the flow tables a page at a time, for operators: one record for each flow, by its forward entry.
+
+use std::{collections::BTreeMap, net::SocketAddrV4};
+
+use mesh_ebpf::abi::{Endpoint, Flow, FlowKey, Origin, Progress, Role};
+
+use super::{
+    super::{
+        DatapathError,
+        flow_list::{FlowCursor, FlowState, Ingress, ListedFlow},
+    },
+    batch, failed,
+    flows::BATCH,
+    maps::Maps,
+    tables::service_key,
+};
+use crate::model::BackendKey;
+
+/// Visits the flows of the next page; returns whether there are more. `backends` has the backends by index,
+/// with their generations, `now` is the time on the flows' clock.
+pub(super) fn read(
+    maps: &Maps,
+    cursor: &mut FlowCursor,
+    backends: &BTreeMap<u32, (u32, BackendKey)>,
+    now: u32,
+    visit: &mut dyn FnMut(ListedFlow),
+) -> Result<bool, DatapathError> {
+    // In the direction that entries take, so that none is missed on its way.
+    let map = match cursor.tables {
+        0 => &maps.half_open,
+        1 => &maps.flows,
+        _ => return Ok(false),
+    };
+    let ended = batch::next(map, BATCH, &mut cursor.position, |key: &FlowKey, flow: &Flow| {
+        if flow.role == Role::FORWARD
+            && let Some(flow) = listed(key, flow, backends, now)
+        {
+            visit(flow);
+        }
+    })
+    .map_err(|error| failed("read the flow table", error))?;
+    if ended {
+        *cursor = FlowCursor {
+            tables: cursor.tables + 1,
+            ..FlowCursor::default()
+        };
+    }
+    Ok(cursor.tables < 2)
+}
+
+fn listed(
+    key: &FlowKey,
+    flow: &Flow,
+    backends: &BTreeMap<u32, (u32, BackendKey)>,
+    now: u32,
+) -> Option<ListedFlow> {
+    let backend = backends.get(&flow.backend);
+    let is_presented = flow.presented != flow.client;
+    Some(ListedFlow {
+        protocol: service_key(key.protocol as u16, flow.frontend.port)?.protocol,
+        client: socket(flow.client),
+        frontend: socket(flow.frontend),
+        presented: is_presented.then(|| socket(flow.presented)),
+        backend: backend.and_then(|(generation, key)| (*generation == flow.generation).then_some(*key)),
+        state: state(flow),
+        idle_seconds: Some(now.saturating_sub(flow.seen)),
+        ingress: match flow.origin {
+            Origin::MESH0 => Ingress::Host,
+            Origin::CONTAINER => Ingress::Container,
+            Origin::TUNNEL | Origin::TUNNEL_DIRECT => Ingress::Node(flow.peer_address.into()),
+            _ => Ingress::Network,
+        },
+    })
+}
+
+fn state(flow: &Flow) -> FlowState {
+    // A connection that was adopted is no open one before its backend has shown that it knows it.
+    let is_proven = flow.from_backend != Progress::UNPROVEN;
+    if Progress::is_closed(flow.from_client, flow.from_backend) {
+        FlowState::Closed
+    } else if is_proven && Progress::is_closing(flow.from_client, flow.from_backend) {
+        FlowState::Closing
+    } else if is_proven && flow.opening.is_open() {
+        FlowState::Open
+    } else {
+        FlowState::HalfOpen
+    }
+}
+
+fn socket(endpoint: Endpoint) -> SocketAddrV4 {
+    SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_ebpf::abi::Opening;
+
+    use super::*;
+
+    #[test]
+    fn the_state_follows_from_both_directions() {
+        let flow = |opening, from_client, from_backend| Flow {
+            opening,
+            from_client,
+            from_backend,
+            ..Flow::default()
+        };
+        let (open, finished, reset) = (Progress::OPEN, Progress::FINISHED, Progress::RESET);
+        for (flow, expected) in [
+            (flow(Opening::asked(7), open, open), FlowState::HalfOpen),
+            (flow(Opening::ANSWERED, open, open), FlowState::HalfOpen),
+            (flow(Opening::OPEN, open, open), FlowState::Open),
+            (flow(Opening::OPEN, open, Progress::UNPROVEN), FlowState::HalfOpen),
+            (flow(Opening::OPEN, finished, open), FlowState::Closing),
+            (flow(Opening::OPEN, open, finished), FlowState::Closing),
+            (flow(Opening::OPEN, finished, finished), FlowState::Closed),
+            (flow(Opening::ANSWERED, open, reset), FlowState::Closed),
+        ] {
+            assert_eq!(state(&flow), expected, "{flow:?}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `meshctl flows`.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use comfy_table::Cell;
+
+use super::{
+    print::{Format, Watch, print, repeat},
+    table::{new_table, number, text},
+};
+use crate::{
+    admin::{
+        Client,
+        api::{DEFAULT_FLOWS, Flow, FlowQuery, Flows, MAX_FLOWS},
+    },
+    datapath::flow_list::FlowState,
+    model::{Prefix, Protocol},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct FlowsArguments {
+    /// Only this service's, by name or id
+    #[arg(long)]
+    service: Option<String>,
+    /// Only of clients with this address or prefix
+    #[arg(long, value_name = "ADDRESS[/BITS]")]
+    client: Option<Prefix>,
+    /// Only this replica's, by task name, id or address on the ingress network
+    #[arg(long, value_name = "TASK")]
+    backend: Option<String>,
+    /// Only in this state
+    #[arg(long, value_enum)]
+    state: Option<FlowState>,
+    /// Only of this protocol
+    #[arg(long, value_enum)]
+    protocol: Option<Transport>,
+    /// At most so many; the last line counts the others
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_FLOWS, value_parser = limit)]
+    limit: usize,
+    #[command(flatten)]
+    watch: Watch,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    let limit = text.parse().ok().filter(|limit| (1..=MAX_FLOWS).contains(limit));
+    limit.ok_or_else(|| format!("expected a number from 1 to {MAX_FLOWS}"))
+}
+
+impl FlowsArguments {
+    fn query(&self) -> FlowQuery {
+        FlowQuery {
+            service: self.service.clone(),
+            client: self.client,
+            backend: self.backend.clone(),
+            state: self.state,
+            protocol: self.protocol.map(|protocol| match protocol {
+                Transport::Tcp => Protocol::Tcp,
+                Transport::Udp => Protocol::Udp,
+            }),
+            limit: Some(self.limit),
+        }
+    }
+}
+
+pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::Result<ExitCode> {
+    let query = arguments.query();
+    let show = async || {
+        print(arguments.format, &client.flows(&query).await?, table)?;
+        Ok(ExitCode::SUCCESS)
+    };
+    repeat(&arguments.watch, show).await
+}
+
+fn table(answer: &Flows) -> String {
+    if answer.flows.is_empty() {
+        return "no flows".to_owned();
+    }
+    let mut table = new_table(&[
+        "CLIENT", "FRONTEND", "PROTO", "SERVICE", "TASK", "NODE", "STATE", "IDLE", "ENTERED",
+    ]);
+    for flow in &answer.flows {
+        table.add_row(cells(flow));
+    }
+    let rest = match answer.more {
+        0 => String::new(),
+        more => format!("\n\n{more} more; see --limit, or narrow it down by a filter"),
+    };
+    format!("{}{rest}", text(&table))
+}
+
+fn cells(flow: &Flow) -> Vec<Cell> {
+    let backend = flow.backend.as_ref();
+    let entered = match &flow.entry_node {
+        Some(node) => format!("from {node}"),
+        None => flow.ingress.name().to_owned(),
+    };
+    let client = match flow.presented {
+        Some(presented) => format!("{}>{presented}", flow.client),
+        None => flow.client.to_string(),
+    };
+    vec![
+        Cell::new(client),
+        Cell::new(flow.frontend),
+        Cell::new(flow.protocol),
+        Cell::new(flow.service.as_deref().unwrap_or("-")),
+        Cell::new(backend.map_or("gone", |backend| &backend.task)),
+        Cell::new(backend.map_or("-", |backend| &backend.node)),
+        Cell::new(flow.state.name()),
+        number(flow.idle_seconds.map_or_else(|| "-".to_owned(), idle)),
+        Cell::new(entered),
+    ]
+}
+
+/// A time in its largest unit.
+fn idle(seconds: u32) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200.. => format!("{}h", seconds / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::{FlowBackend, FlowIngress};
+
+    fn flow() -> Flow {
+        Flow {
+            service: Some("web".to_owned()),
+            protocol: Protocol::Tcp,
+            client: "192.0.2.7:40000".parse().unwrap(),
+            frontend: "10.0.0.1:9200".parse().unwrap(),
+            presented: None,
+            backend: Some(FlowBackend {
+                task: "web.1".to_owned(),
+                task_id: "t1".to_owned(),
+                node: "n1".to_owned(),
+                address: "10.0.1.5:80".to_owned(),
+            }),
+            state: FlowState::HalfOpen,
+            idle_seconds: Some(3),
+            ingress: FlowIngress::Network,
+            entry_node: None,
+        }
+    }
+
+    fn answer(flows: Vec<Flow>, more: u64) -> Flows {
+        Flows {
+            version: 1,
+            node: "id1".to_owned(),
+            hostname: "n1".to_owned(),
+            flows,
+            more,
+        }
+    }
+
+    #[test]
+    fn a_flow_is_one_line_and_says_where_it_entered() {
+        let presented = Flow {
+            presented: Some("10.0.0.1:40000".parse().unwrap()),
+            backend: None,
+            ingress: FlowIngress::Tunnel,
+            entry_node: Some("n2".to_owned()),
+            idle_seconds: None,
+            ..flow()
+        };
+        let text = table(&answer(vec![flow(), presented], 0));
+        let lines: Vec<_> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines[1..],
+            [
+                "192.0.2.7:40000 10.0.0.1:9200 tcp web web.1 n1 half-open 3s network",
+                "192.0.2.7:40000>10.0.0.1:40000 10.0.0.1:9200 tcp web gone - half-open - from n2",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_listed_is_counted() {
+        assert_eq!(table(&answer(Vec::new(), 0)), "no flows");
+        let text = table(&answer(vec![flow()], 12));
+        assert!(
+            text.ends_with("\n\n12 more; see --limit, or narrow it down by a filter"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn idle_times_are_short() {
+        assert_eq!(
+            [0, 119, 120, 7199, 7200].map(idle),
+            ["0s", "119s", "2m", "119m", "2h"]
+        );
+    }
+}
