@@ -1,10 +1,11 @@
 //! `meshctl` as an operator uses it: exit codes and output, with and without an agent.
 
 use std::{
+    io::Read,
     net::{Ipv4Addr, SocketAddrV4},
     os::unix::process::CommandExt,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::Arc,
     time::SystemTime,
 };
@@ -24,7 +25,7 @@ use mesh_agent::{
     },
     doctor,
     model::{Balance, Desired, NodeDatapath, Protocol, ReturnMode, ServiceEntry, ServiceKey},
-    source::{DrainRelay, SourceState},
+    source::{Relay, SourceState},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -155,17 +156,52 @@ async fn answer_commands(mut commands: tokio::sync::mpsc::Receiver<control::Comm
 }
 
 fn meshctl(socket: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mesh-agent"))
-        .arg0("meshctl")
-        .arg("--socket")
-        .arg(socket)
-        .args(arguments)
+    command(socket, arguments)
         .output()
         .expect("meshctl is built for this test")
 }
 
+fn command(socket: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
+    command
+        .arg0("meshctl")
+        .arg("--socket")
+        .arg(socket)
+        .args(arguments);
+    command
+}
+
 /// Runs `meshctl` with an agent; returns what it wrote to both outputs, and its exit code.
-async fn with_agent(agent: Idle, arguments: &'static [&'static str]) -> (String, Option<i32>) {
+async fn with_agent(agent: Idle, arguments: &[&'static str]) -> (String, Option<i32>) {
+    let arguments = arguments.to_vec();
+    serving(agent, move |socket| meshctl(socket, &arguments)).await
+}
+
+/// The same, once it has printed something, while `then` is done to it.
+async fn with_running(
+    arguments: &[&'static str],
+    then: impl FnOnce(&Path, &std::process::Child) + Send + 'static,
+) -> (String, Option<i32>) {
+    let arguments = arguments.to_vec();
+    let run = move |socket: &Path| {
+        let mut child = command(socket, &arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("meshctl is built for this test");
+        let mut first = vec![0; 1];
+        let stdout = child.stdout.as_mut().expect("it is piped");
+        stdout.read_exact(&mut first).expect("it prints something");
+        then(socket, &child);
+        let mut output = child.wait_with_output().expect("it ends");
+        output.stdout.splice(0..0, first);
+        output
+    };
+    serving(Idle { broken: false }, run).await
+}
+
+/// Runs a command while an agent serves.
+async fn serving(agent: Idle, run: impl FnOnce(&Path) -> Output + Send + 'static) -> (String, Option<i32>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("admin.sock");
     let options = doctor::Options {
@@ -173,13 +209,13 @@ async fn with_agent(agent: Idle, arguments: &'static [&'static str]) -> (String,
         ..doctor::Options::default()
     };
     let (control, commands) = control::channel();
-    let server = AdminServer::bind(&socket, Arc::new(agent), control, DrainRelay::default(), options)
+    let server = AdminServer::bind(&socket, Arc::new(agent), control, Relay::default(), options)
         .await
         .unwrap();
     let answering = tokio::spawn(answer_commands(commands));
     let stop = CancellationToken::new();
     let running = tokio::spawn(server.run(stop.clone()));
-    let output = tokio::task::spawn_blocking(move || meshctl(&socket, arguments));
+    let output = tokio::task::spawn_blocking(move || run(&socket));
     let output = output.await.unwrap();
     stop.cancel();
     running.await.unwrap();
@@ -305,6 +341,49 @@ async fn flows_are_filtered_by_the_agent_and_limited() {
     assert!(text.contains("has the name or id 'other'"), "{text}");
     let (text, code) = with_agent(Idle { broken: false }, &["flows", "--limit", "0"]).await;
     assert_eq!(code, Some(125), "{text}");
+}
+
+#[tokio::test]
+async fn rates_are_printed_once_as_a_table_or_a_line_of_json() {
+    let (text, code) = with_agent(Idle { broken: false }, &["top", "--once"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().take(4).collect();
+    assert_eq!(row, ["web", "9200/tcp", "*", "*"]);
+    let json = ["top", "--once", "--all-nodes", "--format", "json"];
+    let (text, code) = with_agent(Idle { broken: false }, &json).await;
+    assert_eq!((text.lines().count(), code), (1, Some(0)), "{text}");
+    let screen: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(screen["services"][0]["connections_per_second"], 0.0);
+    let (text, code) = with_agent(Idle { broken: true }, &["top", "--once"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("read map flows"), "{text}");
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_the_rates_well() {
+    let interrupt = |_: &Path, child: &std::process::Child| {
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    };
+    let (text, code) = with_running(&["top"], interrupt).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("SERVICE"), "{text}");
+}
+
+#[tokio::test]
+async fn all_nodes_are_asked_by_a_node_that_has_no_others() {
+    let all = ["flows", "--all-nodes", "--format", "json"];
+    let (text, code) = with_agent(Idle { broken: false }, &all).await;
+    assert_eq!(code, Some(0), "{text}");
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer["nodes"][0]["flows"].as_array().unwrap().len(), 3);
+    assert_eq!(answer["failed"].as_array().unwrap().len(), 0);
+    let (text, code) = with_agent(Idle { broken: false }, &["status", "--node", "elsewhere"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("no node has the host name or id 'elsewhere'"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

@@ -15,12 +15,16 @@ use crate::{
 pub const VERSION: u32 = 1;
 
 /// The answer of `GET /v1/routes`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Routes {
     /// [`VERSION`].
     pub version: u32,
     /// Id of the answering node; counters cover the traffic that entered there.
     pub node: String,
+    /// For how many seconds the agent had been running when the counters were read: two readings make a rate.
+    /// 0 from earlier releases.
+    #[serde(default)]
+    pub clock_seconds: f64,
     /// Sorted by protocol, published port and task name.
     pub routes: Vec<Route>,
     /// What is wrong with the services' labels and checks, and whom they keep out, one line each.

@@ -1,6 +1,7 @@
 //! Client of this machine's agent through its admin socket, for `meshctl` and tests.
 
 use std::{
+    fmt::Write as _,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -69,6 +70,8 @@ pub enum ClientError {
 pub struct Client {
     socket: PathBuf,
     http: reqwest::Client,
+    /// What precedes each path, if another node's agent is meant.
+    prefix: String,
 }
 
 impl Client {
@@ -90,7 +93,28 @@ impl Client {
         Ok(Self {
             socket: socket.to_owned(),
             http,
+            prefix: String::new(),
         })
+    }
+
+    /// A client for the agent of another node, by host name or id. This machine's agent asks it, and must
+    /// be a manager's.
+    #[must_use]
+    pub fn on(&self, node: &str) -> Self {
+        let encoded: String = node.bytes().fold(String::new(), |mut encoded, byte| {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                    encoded.push(char::from(byte));
+                }
+                // Writing to a string does not fail.
+                _ => drop(write!(encoded, "%{byte:02X}")),
+            }
+            encoded
+        });
+        Self {
+            prefix: format!("on/{encoded}/"),
+            ..self.clone()
+        }
     }
 
     /// The routes of every published port.
@@ -188,7 +212,7 @@ impl Client {
         query: &impl Serialize,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        let path = format!("/v{}/{what}", api::VERSION);
+        let path = format!("/v{}/{}{what}", api::VERSION, self.prefix);
         let fail = |source| ClientError::Request {
             socket: self.socket.clone(),
             path: path.clone(),

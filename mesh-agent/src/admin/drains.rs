@@ -4,8 +4,6 @@
 use std::sync::Arc;
 
 use mesh_support::error_chain;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Control, Introspect, View,
@@ -15,37 +13,26 @@ use super::{
 };
 use crate::{
     model::{DrainReport, DrainRequest, DrainTarget, NodeId, NodeRole},
-    source::{DrainRelay, RelayedDrain},
+    source::Relay,
 };
 
 /// Carries out what operators and managers ask.
 #[derive(Clone)]
-pub struct Drains {
+pub(super) struct Drains {
     agent: Arc<dyn Introspect>,
     control: Control,
-    relay: DrainRelay,
+    relay: Relay,
 }
 
 impl Drains {
     /// Of an agent and, if it is a manager's, of those that are connected to it.
     #[must_use]
-    pub fn new(agent: Arc<dyn Introspect>, control: Control, relay: DrainRelay) -> Self {
+    pub(super) fn new(agent: Arc<dyn Introspect>, control: Control, relay: Relay) -> Self {
         Self {
             agent,
             control,
             relay,
         }
-    }
-
-    /// Carries out what managers ask of this node, until cancelled.
-    pub(crate) async fn serve(self, mut relayed: mpsc::Receiver<RelayedDrain>, shutdown: CancellationToken) {
-        let serve = async {
-            while let Some(RelayedDrain { request, answer }) = relayed.recv().await {
-                // The manager may have given up.
-                let _ = answer.send(self.here(request).await);
-            }
-        };
-        shutdown.run_until_cancelled(serve).await;
     }
 
     /// Carries out a request of this node's operator, wherever the replica runs.
@@ -71,7 +58,8 @@ impl Drains {
         }
     }
 
-    async fn here(&self, request: Option<DrainRequest>) -> Result<DrainReport, String> {
+    /// Carries out a request about this node's replicas.
+    pub(super) async fn here(&self, request: Option<DrainRequest>) -> Result<DrainReport, String> {
         if let Some(request) = request {
             self.control.ask(Request::Drain(request)).await?;
         }
@@ -93,7 +81,7 @@ impl Drains {
     ) -> Result<DrainAnswer, String> {
         let listed = view.source.cluster.nodes.get(&node);
         let hostname = listed.map_or_else(|| node.clone(), |node| node.hostname.clone());
-        match self.relay.ask(&node, request).await {
+        match self.relay.drain(&node, request).await {
             Ok(report) => Ok(answer(
                 report,
                 Some(Elsewhere {

@@ -13,6 +13,7 @@ mod flows;
 pub mod health;
 pub(crate) mod labels;
 mod ports;
+mod relayed;
 pub mod routes;
 pub mod server;
 pub mod status;
@@ -22,7 +23,7 @@ pub mod view;
 pub(crate) use client::connect_failure;
 pub use client::{Client, ClientError};
 pub use control::Control;
-pub use drains::Drains;
+pub use relayed::Relayed;
 pub use server::{AdminServer, ServerError};
 pub use view::{Introspect, View};
 

@@ -48,6 +48,7 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
     Routes {
         version: api::VERSION,
         node: view.node.clone(),
+        clock_seconds: 0.0,
         routes,
         notices: failing_lines(view)
             .into_iter()

@@ -6,13 +6,13 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
-    http::StatusCode,
+    extract::{self, Query, RawQuery, State},
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -32,14 +32,15 @@ use super::{
     drains::Drains,
     examined::running,
     flows,
+    relayed::{self, Relayed, find_node},
     routes::routes,
     status::status,
 };
 use crate::{
     datapath::{DatapathError, DatapathStatus},
     doctor,
-    model::DrainRequest,
-    source::DrainRelay,
+    model::{DrainRequest, NodeRole},
+    source::Relay,
 };
 
 /// How long open requests may take to finish when the agent stops.
@@ -76,6 +77,7 @@ pub struct AdminServer {
     path: PathBuf,
     inode: u64,
     router: Router,
+    relayed: Relayed,
 }
 
 #[derive(Clone)]
@@ -83,7 +85,9 @@ struct Admin {
     agent: Arc<dyn Introspect>,
     control: Control,
     drains: Drains,
+    relay: Relay,
     doctor: Arc<doctor::Options>,
+    started: Instant,
     walk: Arc<Mutex<()>>,
 }
 
@@ -97,7 +101,7 @@ impl AdminServer {
         path: &Path,
         agent: Arc<dyn Introspect>,
         control: Control,
-        relay: DrainRelay,
+        relay: Relay,
         doctor: doctor::Options,
     ) -> Result<Self, ServerError> {
         match std::fs::symlink_metadata(path) {
@@ -126,18 +130,28 @@ impl AdminServer {
         let inode = publish()
             .inspect_err(|_| drop(std::fs::remove_file(&fresh)))
             .map_err(fail("create", path))?;
+        let admin = Admin {
+            drains: Drains::new(Arc::clone(&agent), control.clone(), relay.clone()),
+            agent,
+            control,
+            relay,
+            doctor: Arc::new(doctor),
+            started: Instant::now(),
+            walk: Arc::default(),
+        };
         Ok(Self {
             listener,
             path: path.to_owned(),
             inode,
-            router: router(Admin {
-                drains: Drains::new(Arc::clone(&agent), control.clone(), relay),
-                agent,
-                control,
-                doctor: Arc::new(doctor),
-                walk: Arc::default(),
-            }),
+            relayed: Relayed::new(admin.drains.clone(), reads().with_state(admin.clone())),
+            router: router(admin),
         })
+    }
+
+    /// What carries out the requests of other nodes.
+    #[must_use]
+    pub fn relayed(&self) -> Relayed {
+        self.relayed.clone()
     }
 
     /// Adds the orchestrator's paths, which must not overlap with the agent's own.
@@ -193,11 +207,17 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Serve
     }
 }
 
-fn router(admin: Admin) -> Router {
+/// What managers may read from other nodes, too: no secrets, and nothing that changes anything.
+fn reads() -> Router<Admin> {
     Router::new()
         .route("/v1/routes", get(get_routes))
         .route("/v1/flows", get(get_flows))
         .route("/v1/status", get(get_status))
+}
+
+fn router(admin: Admin) -> Router {
+    reads()
+        .route("/v1/on/{node}/{*path}", get(get_elsewhere))
         .route("/v1/doctor", get(get_doctor))
         .route("/v1/drain", get(get_drain).post(drain))
         .route("/v1/datapath", get(get_datapath))
@@ -219,7 +239,11 @@ async fn get_routes(State(admin): State<Admin>) -> Result<Json<Routes>, Response
     let agent = admin.agent;
     read_kernel("counters", move || {
         let counters = agent.counters()?;
-        Ok(routes(&agent.view(), &counters))
+        let clock_seconds = admin.started.elapsed().as_secs_f64();
+        Ok(Routes {
+            clock_seconds,
+            ..routes(&agent.view(), &counters)
+        })
     })
     .await
 }
@@ -239,6 +263,29 @@ async fn get_flows(
         Ok(flows::answer(&view, found))
     })
     .await
+}
+
+/// What another node's agent shows at a path.
+async fn get_elsewhere(
+    State(admin): State<Admin>,
+    extract::Path((node, path)): extract::Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Response> {
+    let view = admin.agent.view();
+    let id = find_node(&view, &node).map_err(|reason| failure(StatusCode::NOT_FOUND, reason))?;
+    let path = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    let read = if id == view.node {
+        relayed::read(reads().with_state(admin), &path).await
+    } else if view.role == Some(NodeRole::Manager) {
+        let read = admin.relay.read(&id, path).await;
+        read.map_err(|error| error.to_string())
+    } else {
+        Err("only a manager can ask other nodes' agents: run the command on one, or on that node".to_owned())
+    };
+    match read {
+        Ok(json) => Ok(([(CONTENT_TYPE, "application/json")], json).into_response()),
+        Err(reason) => Err(failure(StatusCode::BAD_GATEWAY, format!("{node}: {reason}"))),
+    }
 }
 
 /// What to include in a dump.
@@ -358,7 +405,7 @@ mod tests {
 
     async fn bind(path: &Path) -> Result<AdminServer, ServerError> {
         let (control, _) = crate::admin::control::channel();
-        let relay = DrainRelay::default();
+        let relay = Relay::default();
         AdminServer::bind(path, fixture::still(), control, relay, doctor::Options::default()).await
     }
 
@@ -388,7 +435,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         let (control, mut commands) = crate::admin::control::channel();
-        let (relay, options) = (DrainRelay::default(), doctor::Options::default());
+        let (relay, options) = (Relay::default(), doctor::Options::default());
         let server = AdminServer::bind(&path, fixture::still(), control, relay, options);
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.await.unwrap().run(stop.clone()));

@@ -16,7 +16,7 @@ use super::{
     supervisor::Supervisor,
 };
 use crate::{
-    admin::{AdminServer, Drains, Introspect, control},
+    admin::{AdminServer, Introspect, control},
     config::{MetricsListen, RunOptions},
     discovery::{
         ContainerState, ContainerWatcher, NetworkState, Scheduler,
@@ -29,7 +29,7 @@ use crate::{
     metrics::{self, Metrics},
     model::{Drained, FailedChecks, KeyId, NodeDatapath, OccupiedPort, PortPolicies, ServiceKey},
     probes::{self, ProbeReport},
-    source::{Acknowledged, DrainRelay, FeedServerStatus, HintHandle, RelayedDrain, SourceState},
+    source::{Acknowledged, FeedServerStatus, HintHandle, Relay, RelayedRequest, SourceState},
 };
 
 /// The loop's ends of the parts' channels.
@@ -64,8 +64,8 @@ pub(super) struct SourceChannels {
     pub(super) announcement: watch::Receiver<NodeDatapath>,
     pub(super) keys: watch::Receiver<Vec<KeyId>>,
     pub(super) drained: watch::Receiver<Drained>,
-    pub(super) drain_relay: DrainRelay,
-    pub(super) relayed_drains: mpsc::Sender<RelayedDrain>,
+    pub(super) relay: Relay,
+    pub(super) relayed: mpsc::Sender<RelayedRequest>,
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     pub(super) is_up: watch::Receiver<bool>,
 }
@@ -142,8 +142,8 @@ impl Parts {
             keys: channels.keys,
             drained: channels.drained,
             failed: failed.clone(),
-            drain_relay: channels.drain_relay,
-            relayed_drains: channels.relayed_drains,
+            relay: channels.relay,
+            relayed: channels.relayed,
             acknowledged: channels.acknowledged,
             is_up: channels.is_up,
             engine: engine.clone(),
@@ -178,7 +178,6 @@ pub(super) struct Listeners {
     admin: AdminServer,
     metrics: MetricsListen,
     introspection: Arc<Introspection>,
-    drains: Drains,
 }
 
 impl Listeners {
@@ -191,7 +190,7 @@ impl Listeners {
         options: &RunOptions,
         introspection: Arc<Introspection>,
         source: &dyn Source,
-        drain_relay: DrainRelay,
+        relay: Relay,
     ) -> Result<(Self, mpsc::Receiver<control::Command>), AgentError> {
         let doctor = doctor::Options {
             docker_socket: options.docker_socket.clone(),
@@ -205,13 +204,11 @@ impl Listeners {
         };
         let agent: Arc<dyn Introspect> = introspection.clone();
         let (control, commands) = control::channel();
-        let drains = Drains::new(Arc::clone(&agent), control.clone(), drain_relay.clone());
-        let admin = AdminServer::bind(&options.admin_socket, agent, control, drain_relay, doctor).await?;
+        let admin = AdminServer::bind(&options.admin_socket, agent, control, relay, doctor).await?;
         let listeners = Self {
             admin: admin.with(source.routes()),
             metrics: options.metrics_listen,
             introspection,
-            drains,
         };
         Ok((listeners, commands))
     }
@@ -228,16 +225,17 @@ impl Listeners {
         );
     }
 
-    /// `relayed` brings what managers ask of this node.
+    /// `asked` brings what managers ask of this node.
     pub(super) fn spawn(
         self,
         metrics: Metrics,
-        relayed: mpsc::Receiver<RelayedDrain>,
+        asked: mpsc::Receiver<RelayedRequest>,
         supervisor: &mut Supervisor,
         shutdown: &CancellationToken,
     ) {
+        let relayed = self.admin.relayed();
         supervisor.spawn("admin socket", self.admin.run(shutdown.clone()));
-        supervisor.spawn("relayed drains", self.drains.serve(relayed, shutdown.clone()));
+        supervisor.spawn("relayed requests", relayed.serve(asked, shutdown.clone()));
         if let MetricsListen::At(address) = self.metrics {
             let trouble = self.introspection.metrics_trouble();
             supervisor.spawn(

@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     probes::ProbeReport,
     process::Ended,
-    source::{Acknowledged, DrainRelay, SourceState},
+    source::{Acknowledged, Relay, SourceState},
 };
 
 /// How often the service manager learns that the agent waits for the engine and the store.
@@ -69,13 +69,13 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
         snapshots,
         probe_report,
     ));
-    let drain_relay = DrainRelay::default();
-    let (relayed_drains, relayed) = mpsc::channel(RELAYED_WAITING);
+    let relay = Relay::default();
+    let (relayed, asked) = mpsc::channel(RELAYED_WAITING);
     let (listeners, commands) = Listeners::bind(
         &options,
         Arc::clone(&introspection),
         source.as_ref(),
-        drain_relay.clone(),
+        relay.clone(),
     )
     .await?;
     listeners.log_addresses(&options);
@@ -83,14 +83,14 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
     // Spawn.
     let shutdown = CancellationToken::new();
     let mut supervisor = Supervisor::default();
-    listeners.spawn(metrics.clone(), relayed, &mut supervisor, &shutdown);
+    listeners.spawn(metrics.clone(), asked, &mut supervisor, &shutdown);
     let channels = SourceChannels {
         state,
         announcement: announcement.subscribe(),
         keys: announcement.subscribe_keys(),
         drained: drains.subscribe(),
-        drain_relay,
-        relayed_drains,
+        relay,
+        relayed,
         acknowledged,
         is_up: is_up_receiver,
     };

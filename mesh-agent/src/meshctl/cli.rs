@@ -10,11 +10,17 @@ use super::{Failure, commands};
 use super::{
     drain::{self, DrainArguments, UndrainArguments},
     flows::{self, FlowsArguments},
+    nodes::Nodes,
     print::{Format, Watch, is_broken_pipe, print, repeat},
-    table, usage,
+    table,
+    top::{self, TopArguments},
+    usage,
 };
 use crate::{
-    admin::{Client, ClientError, DEFAULT_SOCKET, api::Route},
+    admin::{
+        Client, ClientError, DEFAULT_SOCKET,
+        api::{Route, Status},
+    },
     datapath::DatapathChoice,
     doctor::{self, Examiner},
 };
@@ -48,8 +54,15 @@ enum Command {
     /// One row per connection, or per client of a UDP service, sorted by port and client. Reads the data
     /// path's tables in small steps, so that it disturbs no traffic.
     Flows(FlowsArguments),
+    /// Show live rates: new connections, packets and bytes, by service and replica
+    ///
+    /// Each screen is the difference of two readings of the counters, the busiest first. Rates cover the
+    /// traffic that entered the mesh at the node, as the counters of `routes` do.
+    Top(TopArguments),
     /// Show role, data path of each interface, peers, age of the snapshot of the cluster, problems
     Status {
+        #[command(flatten)]
+        nodes: Nodes,
         /// How to print
         #[arg(long, value_enum, default_value_t)]
         format: Format,
@@ -217,10 +230,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Routes(arguments) => routes(&client, &arguments).await,
         Command::Flows(arguments) => flows::run(&client, &arguments).await,
-        Command::Status { format } => {
-            let status = client.status().await?;
-            print(format, &status, table::status)?;
-            Ok(ExitCode::SUCCESS)
+        Command::Top(arguments) => top::run(&client, &arguments).await,
+        Command::Status { nodes, format } => {
+            let ask = async |client: &Client| client.status().await;
+            let all = |answers: &[Status]| {
+                let each: Vec<_> = answers.iter().map(table::status).collect();
+                each.join("\n\n")
+            };
+            nodes.show(&client, format, ask, all).await
         }
         Command::Datapath(arguments) => {
             let answer = match arguments.action {

@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 use comfy_table::Cell;
 
 use super::{
-    print::{Format, Watch, print, repeat},
+    nodes::Nodes,
+    print::{Format, Watch, repeat},
     table::{new_table, number, text},
 };
 use crate::{
@@ -38,6 +39,8 @@ pub(super) struct FlowsArguments {
     /// At most so many; the last line counts the others
     #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_FLOWS, value_parser = limit)]
     limit: usize,
+    #[command(flatten)]
+    nodes: Nodes,
     #[command(flatten)]
     watch: Watch,
     /// How to print
@@ -74,24 +77,40 @@ impl FlowsArguments {
 
 pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::Result<ExitCode> {
     let query = arguments.query();
+    let nodes = &arguments.nodes;
     let show = async || {
-        print(arguments.format, &client.flows(&query).await?, table)?;
-        Ok(ExitCode::SUCCESS)
+        let ask = async |client: &Client| client.flows(&query).await;
+        let table = |answers: &[Flows]| table(answers, nodes.are_all());
+        nodes.show(client, arguments.format, ask, table).await
     };
     repeat(&arguments.watch, show).await
 }
 
-fn table(answer: &Flows) -> String {
-    if answer.flows.is_empty() {
+/// The flows of one node or, in one order, of all: the rows of a flow that passes two nodes are neighbours.
+fn table(answers: &[Flows], names_nodes: bool) -> String {
+    let mut flows: Vec<(&str, &Flow)> = Vec::new();
+    for answer in answers {
+        flows.extend(answer.flows.iter().map(|flow| (answer.hostname.as_str(), flow)));
+    }
+    if flows.is_empty() {
         return "no flows".to_owned();
     }
-    let mut table = new_table(&[
+    flows.sort_by_key(|(_, flow)| {
+        let frontend = flow.frontend;
+        (flow.protocol, frontend.port(), flow.client, *frontend.ip())
+    });
+    let mut header = vec![
         "CLIENT", "FRONTEND", "PROTO", "SERVICE", "TASK", "NODE", "STATE", "IDLE", "ENTERED",
-    ]);
-    for flow in &answer.flows {
-        table.add_row(cells(flow));
+    ];
+    if names_nodes {
+        header.insert(0, "AT");
     }
-    let rest = match answer.more {
+    let mut table = new_table(&header);
+    for (node, flow) in flows {
+        let at = names_nodes.then(|| Cell::new(node));
+        table.add_row(at.into_iter().chain(cells(flow)));
+    }
+    let rest = match answers.iter().map(|answer| answer.more).sum::<u64>() {
         0 => String::new(),
         more => format!("\n\n{more} more; see --limit, or narrow it down by a filter"),
     };
@@ -175,7 +194,7 @@ mod tests {
             idle_seconds: None,
             ..flow()
         };
-        let text = table(&answer(vec![flow(), presented], 0));
+        let text = table(&[answer(vec![flow(), presented], 0)], false);
         let lines: Vec<_> = text
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -191,12 +210,39 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_is_counted() {
-        assert_eq!(table(&answer(Vec::new(), 0)), "no flows");
-        let text = table(&answer(vec![flow()], 12));
+        assert_eq!(table(&[answer(Vec::new(), 0)], false), "no flows");
+        let text = table(&[answer(vec![flow()], 12)], false);
         assert!(
             text.ends_with("\n\n12 more; see --limit, or narrow it down by a filter"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_rows_of_all_nodes_are_in_one_order_and_name_theirs() {
+        let later = Flow {
+            client: "192.0.2.8:40000".parse().unwrap(),
+            ..flow()
+        };
+        let other = Flows {
+            hostname: "n2".to_owned(),
+            ..answer(vec![flow()], 3)
+        };
+        let text = table(&[answer(vec![flow(), later], 2), other], true);
+        let rows: Vec<Vec<_>> = text
+            .lines()
+            .map(|line| line.split_whitespace().take(2).collect())
+            .collect();
+        assert_eq!(
+            rows[..4],
+            [
+                ["AT", "CLIENT"],
+                ["n1", "192.0.2.7:40000"],
+                ["n2", "192.0.2.7:40000"],
+                ["n1", "192.0.2.8:40000"]
+            ]
+        );
+        assert!(text.contains("\n\n5 more"), "{text}");
     }
 
     #[test]

@@ -7,8 +7,10 @@
 pub mod cli;
 mod drain;
 mod flows;
+mod nodes;
 mod print;
 pub mod table;
+mod top;
 pub mod usage;
 
 #[cfg(feature = "orchestrator")]

@@ -393,6 +393,7 @@ mod tests {
         Routes {
             version: 1,
             node: "n1".to_owned(),
+            clock_seconds: 0.0,
             notices: Vec::new(),
             routes: vec![
                 route("web", Some(backend), RouteState::Active, ""),

@@ -3,12 +3,12 @@
 //! imports it.
 
 mod api;
-mod drains;
 mod identity;
 mod open;
 pub mod options;
 mod peers;
 pub mod program;
+mod relayed;
 mod run;
 pub mod runtime;
 mod source;

@@ -1,4 +1,5 @@
-//! Asks other nodes' agents, over mutual TLS: for the logs of their tasks, and to drain replicas.
+//! Asks other nodes' agents, over mutual TLS: for the logs of their tasks, to drain replicas, and for what
+//! they show.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use mesh_orchestrator::{
 use mesh_support::error_chain;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -20,7 +22,10 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{FramedRead, LinesCodec};
 
-use crate::model::{DrainReport, DrainRequest};
+use crate::{
+    model::{DrainReport, DrainRequest},
+    source::relay::MAX_TEXT,
+};
 
 /// Timeout of each step: connecting, the handshake, and the head of the answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -33,6 +38,14 @@ const MAX_DRAIN_BYTES: u64 = 1 << 20;
 
 /// Where agents take other agents' requests to drain. Not part of the API: users ask their own node's agent.
 pub(super) const DRAIN_PATH: &str = "/v1/relayed/drain";
+
+/// Where they take what other agents read, followed by what that is.
+pub(super) const READ_PATH: &str = "/v1/relayed/read";
+/// The longest answer to that: as JSON in JSON, a text may take twice its length.
+const MAX_READ_BYTES: u64 = 2 * MAX_TEXT as u64 + 1024;
+
+/// What another node's agent shows, or why it does not.
+pub(super) type ReadAnswer = Result<String, String>;
 
 /// What a node drains then, or why nothing has changed.
 pub(super) type DrainAnswer = Result<DrainReport, String>;
@@ -121,12 +134,30 @@ fn failed(node: &Node, error: impl std::error::Error + Send + Sync + 'static) ->
 impl TlsPeers {
     /// Has a request carried out on a node; without one, asks what is drained there.
     pub(super) async fn drain(&self, node: &NodeId, request: Option<DrainRequest>) -> DrainAnswer {
+        let body = request.map(|request| serde_json::to_vec(&request).unwrap_or_default());
+        self.relay(node, DRAIN_PATH, body.as_deref(), MAX_DRAIN_BYTES)
+            .await
+    }
+
+    /// Reads what a node's agent shows at a path of its admin API.
+    pub(super) async fn read(&self, node: &NodeId, path: &str) -> ReadAnswer {
+        self.relay(node, &format!("{READ_PATH}/{path}"), None, MAX_READ_BYTES)
+            .await
+    }
+
+    /// Has another node's agent carry out a request, and reads its answer of limited length.
+    async fn relay<T: DeserializeOwned>(
+        &self,
+        node: &NodeId,
+        path: &str,
+        body: Option<&[u8]>,
+        longest: u64,
+    ) -> Result<T, String> {
         let asked = async {
             let address = self.address(node)?;
-            let body = request.map(|request| serde_json::to_vec(&request).unwrap_or_default());
-            let reader = self.request(address, DRAIN_PATH, body.as_deref()).await?;
+            let reader = self.request(address, path, body).await?;
             let mut answer = Vec::new();
-            timeout(LIMIT, reader.take(MAX_DRAIN_BYTES).read_to_end(&mut answer))
+            timeout(LIMIT, reader.take(longest).read_to_end(&mut answer))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|error| PeerError::Connection(address, error))?;

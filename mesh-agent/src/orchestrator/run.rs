@@ -26,10 +26,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    drains, identity,
+    identity,
     open::Opened,
     options::MISSED_HEARTBEATS,
     program::Programs,
+    relayed,
     source::{self, LabelErrors},
     tls::TlsListener,
     tunnel_key,
@@ -40,7 +41,7 @@ use crate::{
     discovery::ContainerState,
     model::{self, Drained, KeyId, NodeDatapath, announced::keep_known},
     process::Ended,
-    source::{Acknowledged, DrainRelay, RelayedDrain, SourceState},
+    source::{Acknowledged, Relay, RelayedRequest, SourceState},
 };
 
 /// How often the snapshot is confirmed while the store answers.
@@ -64,9 +65,9 @@ pub struct Mesh {
     /// The replicas that are drained on this node.
     pub drained: watch::Receiver<Drained>,
     /// Where requests of this node's operator to other nodes' agents come from.
-    pub drain_relay: DrainRelay,
+    pub relay: Relay,
     /// Carries out what other nodes' agents ask of this node.
-    pub relayed_drains: mpsc::Sender<RelayedDrain>,
+    pub relayed: mpsc::Sender<RelayedRequest>,
     /// Which announcement the store has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
     /// The containers that the mesh found on this node.
@@ -163,14 +164,12 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         };
         let announce = announce(&cluster, &member, &id, announced, &mesh.acknowledged);
         let key = tunnel_key::follow(&vault, cluster.clock(), is_manager, &mesh.state);
-        let carry = drains::carry(&mesh.drain_relay, peers);
+        let carry = relayed::carry(&mesh.relay, peers);
         let keep = keep_block(&cluster, &id, block);
         let prove = prove(&programs, mesh.is_up, member.present(), proven);
         let serve = join_all(listeners.into_iter().map(|(listener, access)| {
             let router = match access {
-                Access::Trusted => api
-                    .router(access)
-                    .merge(drains::routes(mesh.relayed_drains.clone())),
+                Access::Trusted => api.router(access).merge(relayed::routes(mesh.relayed.clone())),
                 Access::Tokens => api.router(access),
             };
             serve(listener, router)

@@ -3,10 +3,10 @@
 
 pub mod announcements;
 pub mod certificates;
-pub mod drain_relay;
 pub mod feed;
 pub mod hint;
 pub(crate) mod labels;
+pub mod relay;
 #[cfg(test)]
 pub(crate) mod scenario;
 pub mod swarm;
@@ -21,12 +21,12 @@ pub use announcements::Announcements;
 pub use certificates::{
     CertificateError, CertificateWatcher, NodeIdentity, Subject, SubjectError, UnlockError,
 };
-pub use drain_relay::{DrainRelay, RelayError, RelayedDrain};
 pub use feed::{
     Acknowledged, Announcer, AnnouncerOptions, CheckError, FeedClient, FeedClientOptions, FeedError,
     FeedServer, FeedServerOptions, FeedServerStatus, Served, check,
 };
 pub use hint::HintHandle;
+pub use relay::{Relay, RelayError, RelayedRequest};
 pub use swarm::SwarmSource;
 
 /// The latest snapshot of the cluster, published on a `tokio::sync::watch` channel.

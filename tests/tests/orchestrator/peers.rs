@@ -93,5 +93,17 @@ pub(crate) fn drain(fixture: &Fixture) -> Result<()> {
         text.trim_end() == format!("nothing is drained on {NODE}"),
         "it printed `{text}`"
     );
+    reads(fixture)?;
     fixture.until_running(running.len())
+}
+
+/// A manager shows what another node's agent does.
+fn reads(fixture: &Fixture) -> Result<()> {
+    let text = fixture.lab.meshctl(
+        MANAGER,
+        &["flows", "--node", NODE, "--limit", "1", "--format", "json"],
+    )?;
+    let flows: Value = serde_json::from_str(&text).with_context(|| format!("it printed `{text}`"))?;
+    ensure!(flows["hostname"] == NODE, "it printed `{text}`");
+    Ok(())
 }

@@ -33,6 +33,7 @@ mod labs;
 mod liveness;
 mod load;
 mod networks;
+mod observe;
 mod policy;
 mod rotation;
 mod stack;
@@ -51,6 +52,7 @@ const DEFAULT: Group = Group {
         checks::STORIES,
         // Before those that use UDP: a drain waits until its flows have been idle.
         drains::STORIES,
+        observe::STORIES,
         basics::REQUESTS,
         basics::TRANSFERS,
         networks::HIDDEN,

@@ -23,7 +23,7 @@ use crate::{
     docker::Docker,
     model::{Drained, FailedChecks, KeyId, NodeDatapath},
     process::Ended,
-    source::{Acknowledged, DrainRelay, FeedServerStatus, RelayedDrain, SourceState},
+    source::{Acknowledged, FeedServerStatus, Relay, RelayedRequest, SourceState},
 };
 
 /// An error of any source.
@@ -71,10 +71,10 @@ pub(super) struct Channels {
     pub(super) drained: watch::Receiver<Drained>,
     /// The replicas on this node that fail their check.
     pub(super) failed: watch::Receiver<FailedChecks>,
-    /// On managers: asks other nodes about what they drain.
-    pub(super) drain_relay: DrainRelay,
+    /// On managers: asks other nodes' agents.
+    pub(super) relay: Relay,
     /// Carries out what managers ask of this node.
-    pub(super) relayed_drains: mpsc::Sender<RelayedDrain>,
+    pub(super) relayed: mpsc::Sender<RelayedRequest>,
     /// Who has acknowledged the data path.
     pub(super) acknowledged: watch::Sender<Acknowledged>,
     /// Whether the data path is up.

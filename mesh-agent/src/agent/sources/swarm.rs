@@ -140,7 +140,7 @@ impl Running {
                 state: snapshot.clone(),
                 hint: hint.clone(),
                 announcements: announcements.clone(),
-                drains: self.channels.drain_relay.clone(),
+                relay: self.channels.relay.clone(),
             };
             let (managers, refresh) = self.managers(&member, &stop);
             tokio::join!(
@@ -222,7 +222,7 @@ impl Running {
             drained: self.channels.drained.clone(),
             failed: self.channels.failed.clone(),
             acknowledged: self.channels.acknowledged.clone(),
-            drains: self.channels.relayed_drains.clone(),
+            relayed: self.channels.relayed.clone(),
         })
     }
 

@@ -7,10 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use mesh_support::watched::Newest as _;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
     time::sleep,
 };
@@ -19,21 +18,17 @@ use tracing::{debug, warn};
 
 use super::{
     dial::{Connection, Interruption, LIMIT, dial},
+    requests::Requests,
     wire::{self, FromManager, FromNode, Purpose},
 };
 use crate::{
     backoff::Backoff,
-    model::{DrainReport, DrainRequest, Drained, FailedChecks, KeyId, NodeDatapath},
-    source::{NodeIdentity, RelayedDrain},
+    model::{Drained, FailedChecks, KeyId, NodeDatapath},
+    source::{NodeIdentity, RelayedRequest},
 };
 
 /// More managers than any Swarm has.
 const MAX_MANAGERS: usize = 64;
-/// So many replicas in one part of an answer: a node's message is limited to 1 KiB, and a replica's name and
-/// id have up to 115 characters.
-const REPLICAS_IN_PART: usize = 4;
-/// The longest reason of a refusal that is sent, in bytes.
-const MAX_REFUSAL: usize = 400;
 
 /// What an announcer needs.
 #[derive(Clone, Debug)]
@@ -54,8 +49,8 @@ pub struct AnnouncerOptions {
     pub failed: watch::Receiver<FailedChecks>,
     /// What each manager has acknowledged.
     pub acknowledged: watch::Sender<Acknowledged>,
-    /// Carries out the requests about drains that managers send.
-    pub drains: mpsc::Sender<RelayedDrain>,
+    /// Takes the requests that managers send to where they are carried out.
+    pub relayed: mpsc::Sender<RelayedRequest>,
 }
 
 /// What each manager acknowledged last.
@@ -177,7 +172,7 @@ impl Link {
             version,
             ..
         } = dial(self.manager, &identity, Purpose::Announce).await?;
-        let mut answers = FuturesUnordered::new();
+        let mut requests = Requests::new(self.options.relayed.clone());
         loop {
             let announcement = self.options.announcement.newest();
             let keys = self.options.keys.newest();
@@ -194,9 +189,8 @@ impl Link {
                 };
                 writer.send(&message, LIMIT).await?;
                 loop {
-                    match reader.next_within(LIMIT).await? {
-                        FromManager::Drain { number, request } => answers.push(self.answer(number, request)),
-                        message => break expect_acknowledgement(message, announcement)?,
+                    if let Some(message) = requests.take(reader.next_within(LIMIT).await?) {
+                        break expect_acknowledgement(message, announcement)?;
                     }
                 }
                 backoff.reset();
@@ -211,36 +205,17 @@ impl Link {
                     Ok(()) = self.options.drained.changed() => break,
                     Ok(()) = self.options.failed.changed() => break,
                     Ok(()) = self.options.identity.changed() => return Err(Interruption::Renewed),
-                    Some((number, answer)) = answers.next() => {
-                        for part in parts(number, answer) {
+                    Some(parts) = requests.next() => {
+                        for part in parts {
                             writer.send(&part, LIMIT).await?;
                         }
                     }
                     // Only a manager's certificate is accepted there, and only managers' requests count.
-                    message = reader.next() => match message? {
-                        FromManager::Drain { number, request } => answers.push(self.answer(number, request)),
-                        message => expect_acknowledgement(message, NodeDatapath::Unknown)?,
+                    message = reader.next() => if let Some(message) = requests.take(message?) {
+                        expect_acknowledgement(message, NodeDatapath::Unknown)?;
                     },
                 }
             }
-        }
-    }
-
-    /// Has a request carried out.
-    fn answer(
-        &self,
-        number: u64,
-        request: Option<DrainRequest>,
-    ) -> impl Future<Output = (u64, Result<DrainReport, String>)> + use<> {
-        let drains = self.options.drains.clone();
-        async move {
-            let (answer, answered) = oneshot::channel();
-            let result = match drains.send(RelayedDrain { request, answer }).await {
-                Ok(()) => answered.await.ok(),
-                Err(_) => None,
-            };
-            let stopping = || Err("the agent is stopping".to_owned());
-            (number, result.unwrap_or_else(stopping))
         }
     }
 
@@ -258,36 +233,6 @@ impl Link {
     }
 }
 
-/// An answer in messages of limited length.
-fn parts(number: u64, answer: Result<DrainReport, String>) -> Vec<FromNode> {
-    let part = |refusal, report, more| FromNode::Drained {
-        number,
-        refusal,
-        report,
-        more,
-    };
-    let report = match answer {
-        Ok(report) => report,
-        Err(refusal) => {
-            let refusal = &refusal[..refusal.floor_char_boundary(MAX_REFUSAL)];
-            return vec![part(Some(refusal.to_owned()), DrainReport::default(), false)];
-        }
-    };
-    let of = |replicas: &[_]| DrainReport {
-        node: report.node,
-        replicas: replicas.to_vec(),
-    };
-    let mut chunks = report.replicas.chunks(REPLICAS_IN_PART).peekable();
-    let mut parts = Vec::new();
-    while let Some(chunk) = chunks.next() {
-        parts.push(part(None, of(chunk), chunks.peek().is_some()));
-    }
-    if parts.is_empty() {
-        parts.push(part(None, of(&[]), false));
-    }
-    parts
-}
-
 fn expect_acknowledgement(message: FromManager, announcement: NodeDatapath) -> Result<(), Interruption> {
     match message {
         FromManager::Acknowledged { datapath } if datapath == announcement => Ok(()),
@@ -297,8 +242,7 @@ fn expect_acknowledgement(message: FromManager, announcement: NodeDatapath) -> R
         | FromManager::Full { .. }
         | FromManager::Delta { .. }
         | FromManager::Heartbeat { .. }
-        | FromManager::Drain { .. } => {
-            Err(Interruption::Misbehaved("it did not acknowledge an announcement"))
-        }
+        | FromManager::Drain { .. }
+        | FromManager::Read { .. } => Err(Interruption::Misbehaved("it did not acknowledge an announcement")),
     }
 }

@@ -103,6 +103,7 @@ pub(super) async fn dial(
         newest: VERSION,
         purpose,
         takes_requests: purpose == Purpose::Announce,
+        takes_reads: purpose == Purpose::Announce,
     };
     writer.send(&hello, LIMIT).await?;
     match reader.next_within(SILENCE).await? {
@@ -121,7 +122,8 @@ pub(super) async fn dial(
         | FromManager::Delta { .. }
         | FromManager::Heartbeat { .. }
         | FromManager::Acknowledged { .. }
-        | FromManager::Drain { .. } => Err(Interruption::Misbehaved("no greeting")),
+        | FromManager::Drain { .. }
+        | FromManager::Read { .. } => Err(Interruption::Misbehaved("no greeting")),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod client;
 mod delta;
 mod dial;
 mod fresh;
+mod requests;
 pub mod server;
 mod stream;
 #[cfg(test)]

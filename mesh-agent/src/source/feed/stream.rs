@@ -109,7 +109,7 @@ impl Stream {
                     "an acknowledgement without an announcement",
                 ));
             }
-            FromManager::Drain { .. } => {
+            FromManager::Drain { .. } | FromManager::Read { .. } => {
                 return Err(Interruption::Misbehaved(
                     "a request on a connection that takes none",
                 ));

@@ -2,11 +2,11 @@
 
 mod announcements;
 mod checks;
-mod drains;
 mod freshness;
 mod keys;
 mod no_manager;
 mod previous_version;
+mod requests;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Balance, Cluster, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service},
-    source::{Announcements, DrainRelay, HintHandle, NodeIdentity, SourceState, test_authority::Authority},
+    source::{Announcements, HintHandle, NodeIdentity, Relay, SourceState, test_authority::Authority},
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ struct Server {
     state: watch::Sender<SourceState>,
     status: watch::Receiver<FeedServerStatus>,
     hint: HintHandle,
-    drains: DrainRelay,
+    relay: Relay,
     running: JoinHandle<()>,
     shutdown: CancellationToken,
     _guard: DropGuard,
@@ -96,14 +96,14 @@ async fn serve_at(listen: SocketAddr, authority: &Authority) -> Server {
     let (state, receiver) = watch::channel(state(7, snapshot(&["manager-1", "worker-1"], 1)));
     let hint = HintHandle::new();
     let announcements = Announcements::new();
-    let drains = DrainRelay::default();
+    let relay = Relay::default();
     let (server, status) = FeedServer::bind(FeedServerOptions {
         listen,
         identity,
         state: receiver,
         hint: hint.clone(),
         announcements: announcements.clone(),
-        drains: drains.clone(),
+        relay: relay.clone(),
     })
     .await
     .unwrap();
@@ -118,7 +118,7 @@ async fn serve_at(listen: SocketAddr, authority: &Authority) -> Server {
         state,
         status,
         hint,
-        drains,
+        relay,
         running: tokio::spawn(server.run(shutdown.clone())),
         _guard: shutdown.clone().drop_guard(),
         shutdown,
@@ -438,6 +438,7 @@ fn hello(version: u32) -> FromNode {
         newest: version,
         purpose: Purpose::Follow,
         takes_requests: false,
+        takes_reads: false,
     }
 }
 

@@ -115,6 +115,14 @@ pub(super) enum FromManager {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request: Option<DrainRequest>,
     },
+    /// An operator reads what the node's agent shows on its own admin socket. Only sent to a node whose
+    /// greeting says that it takes such requests.
+    Read {
+        /// The number of the answer.
+        number: u64,
+        /// What to read: a path below the version of the admin API, with its query.
+        path: String,
+    },
 }
 
 /// A node's messages.
@@ -134,6 +142,9 @@ pub(super) enum FromNode {
         /// Whether the node takes [`FromManager::Drain`]; older agents do not.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         takes_requests: bool,
+        /// Whether the node takes [`FromManager::Read`]; older agents do not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        takes_reads: bool,
     },
     /// The node's data path.
     Announce {
@@ -169,6 +180,20 @@ pub(super) enum FromNode {
         /// What is drained.
         #[serde(default)]
         report: DrainReport,
+        /// Whether another part follows.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
+    },
+    /// The answer to [`FromManager::Read`], or a part of it.
+    WasRead {
+        /// The request's number.
+        number: u64,
+        /// Why there is nothing to read; `None` if there is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refusal: Option<String>,
+        /// A part of the answer's JSON.
+        #[serde(default)]
+        text: String,
         /// Whether another part follows.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         more: bool,

@@ -11,8 +11,8 @@ use crate::{
     source::{
         SourceState,
         announcements::{Announced, known_keys},
-        drain_relay::{Pending, RelayedDrain, RelayedRequests},
         feed::wire::{self, FromManager, FromNode, Reader, WireError, Writer},
+        relay::{Pending, RelayedRequest, RelayedRequests},
     },
 };
 
@@ -26,11 +26,18 @@ pub(super) const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// Time for an announcement to get into the published snapshot.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(2);
 
+/// Which requests a node's greeting says that it takes, if any.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Takes {
+    /// Whether that includes those to read.
+    pub(super) reads: bool,
+}
+
 /// Receives a node's announcements, and acknowledges each when the published snapshot contains it. In
 /// between, the node is sent requests, if it takes any.
 pub(super) async fn receive_announcements<R, W>(
     node: &NodeId,
-    takes_requests: bool,
+    takes: Option<Takes>,
     shared: &Shared,
     reader: &mut Reader<R>,
     writer: &mut Writer<W>,
@@ -41,7 +48,7 @@ where
 {
     let mut state = shared.options.state.clone();
     let session = shared.options.announcements.open(node);
-    let mut requests = takes_requests.then(|| shared.options.drains.open(node));
+    let mut requests = takes.map(|takes| shared.options.relay.open(node, takes.reads));
     let mut pending = Pending::default();
     let mut last = None;
     loop {
@@ -82,9 +89,8 @@ where
     loop {
         let message = tokio::select! {
             message = reader.next() => message.map_err(Refusal::Protocol)?,
-            RelayedDrain { request, answer } = next_request(requests) => {
-                let number = pending.ask(answer);
-                send(writer, &FromManager::Drain { number, request }).await?;
+            request = next_request(requests) => {
+                send(writer, &numbered(pending, request)).await?;
                 continue;
             }
             () = &mut silence => return Err(Refusal::Protocol(WireError::Silent(ANNOUNCE_SILENCE))),
@@ -116,7 +122,13 @@ where
                 refusal,
                 report,
                 more,
-            } => pending.answer(number, refusal.map_or(Ok(report), Err), more),
+            } => pending.drained(number, refusal.map_or(Ok(report), Err), more),
+            FromNode::WasRead {
+                number,
+                refusal,
+                text,
+                more,
+            } => pending.was_read(number, refusal.map_or(Ok(text), Err), more),
             FromNode::Hello { .. } => return Err(Refusal::Misbehaved("a second greeting")),
             FromNode::Hint | FromNode::NeedFull => {
                 return Err(Refusal::Misbehaved("a request on a connection to announce"));
@@ -125,7 +137,20 @@ where
     }
 }
 
-async fn next_request(requests: &mut Option<RelayedRequests>) -> RelayedDrain {
+fn numbered(pending: &mut Pending, request: RelayedRequest) -> FromManager {
+    match request {
+        RelayedRequest::Drain { request, answer } => FromManager::Drain {
+            number: pending.drain(answer),
+            request,
+        },
+        RelayedRequest::Read { path, answer } => FromManager::Read {
+            number: pending.read(answer),
+            path,
+        },
+    }
+}
+
+async fn next_request(requests: &mut Option<RelayedRequests>) -> RelayedRequest {
     match requests {
         Some(requests) => requests.next().await,
         None => std::future::pending().await,

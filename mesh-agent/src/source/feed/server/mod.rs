@@ -22,7 +22,7 @@ use self::{refusal::Refusal, session::session};
 use super::{FeedError, tls};
 use crate::{
     model::NodeId,
-    source::{Announcements, DrainRelay, HintHandle, NodeIdentity, SourceState},
+    source::{Announcements, HintHandle, NodeIdentity, Relay, SourceState},
 };
 
 /// Limits memory: two for each of more nodes than any Swarm has.
@@ -43,8 +43,8 @@ pub struct FeedServerOptions {
     pub hint: HintHandle,
     /// Receives the peers' announcements, which the publisher of the snapshot adds to it.
     pub announcements: Announcements,
-    /// Brings the requests about drains, which the nodes' agents are sent.
-    pub drains: DrainRelay,
+    /// Brings the requests that the nodes' agents are sent.
+    pub relay: Relay,
 }
 
 /// The connected peers, for `meshctl status` and the metrics.

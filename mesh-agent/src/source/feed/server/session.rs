@@ -20,7 +20,7 @@ use tracing::{debug, info};
 
 use super::{
     Shared,
-    announcing::{SEND_LIMIT, receive_announcements, send},
+    announcing::{SEND_LIMIT, Takes, receive_announcements, send},
     refusal::{Refusal, handshake_refusal},
 };
 use crate::{
@@ -75,8 +75,7 @@ pub(super) async fn session(
                 (Ok(()), Purpose::Check) => Ok(()),
                 (Ok(()), Purpose::Announce) => unless_ended(
                     node,
-                    receive_announcements(node, admitted.takes_requests, shared, &mut reader, &mut writer)
-                        .await,
+                    receive_announcements(node, admitted.takes, shared, &mut reader, &mut writer).await,
                 ),
                 (refused, _) => unless_ended(node, refused),
             }
@@ -97,8 +96,8 @@ struct Admitted {
     /// The version of the messages that it and this agent speak.
     version: u32,
     purpose: Purpose,
-    /// Whether it takes requests.
-    takes_requests: bool,
+    /// The requests that it takes.
+    takes: Option<Takes>,
 }
 
 /// Streams snapshots, and lists the node as connected meanwhile.
@@ -151,18 +150,27 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
         return Err(Refusal::OtherCluster(subject.cluster_id));
     }
     let greeting = reader.next_within(HANDSHAKE_LIMIT).await;
-    let (version, purpose, takes_requests) = match greeting.map_err(Refusal::Protocol)? {
+    let (version, purpose, takes) = match greeting.map_err(Refusal::Protocol)? {
         FromNode::Hello {
             version,
             newest,
             purpose,
             takes_requests,
+            takes_reads,
         } => {
             let common = wire::common_version(version, newest);
             let version = common.ok_or(Refusal::Version(version.max(newest)))?;
-            (version, purpose, takes_requests)
+            (
+                version,
+                purpose,
+                takes_requests.then_some(Takes { reads: takes_reads }),
+            )
         }
-        FromNode::Announce { .. } | FromNode::Hint | FromNode::NeedFull | FromNode::Drained { .. } => {
+        FromNode::Announce { .. }
+        | FromNode::Hint
+        | FromNode::NeedFull
+        | FromNode::Drained { .. }
+        | FromNode::WasRead { .. } => {
             return Err(Refusal::Misbehaved("no greeting"));
         }
     };
@@ -182,7 +190,7 @@ async fn admit<R: tokio::io::AsyncRead + Unpin>(
         node: subject.node,
         version,
         purpose,
-        takes_requests,
+        takes,
     })
 }
 
@@ -251,7 +259,7 @@ where
                 FromNode::Announce { .. } => {
                     return Err(Refusal::Misbehaved("an announcement on a connection to follow"));
                 }
-                FromNode::Drained { .. } => {
+                FromNode::Drained { .. } | FromNode::WasRead { .. } => {
                     return Err(Refusal::Misbehaved("an answer on a connection to follow"));
                 }
             }

@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     model::{Drained, FailedChecks, KeyId},
-    source::{Acknowledged, Announcer, AnnouncerOptions, RelayedDrain},
+    source::{Acknowledged, Announcer, AnnouncerOptions, RelayedRequest},
 };
 
 /// Where announcing nodes want their packets.
@@ -17,7 +17,7 @@ pub(super) struct Announcing {
     acknowledged: watch::Receiver<Acknowledged>,
     pub(super) drained: watch::Sender<Drained>,
     pub(super) failed: watch::Sender<FailedChecks>,
-    pub(super) asked: mpsc::Receiver<RelayedDrain>,
+    pub(super) asked: mpsc::Receiver<RelayedRequest>,
     identity: watch::Sender<Arc<NodeIdentity>>,
     managers: watch::Sender<Vec<SocketAddr>>,
     shutdown: CancellationToken,
@@ -37,7 +37,7 @@ pub(super) fn announce_to(
     let (drained, drained_receiver) = watch::channel(Drained::default());
     let (failed, failed_receiver) = watch::channel(FailedChecks::default());
     let (acknowledged_sender, acknowledged) = watch::channel(Acknowledged::default());
-    let (drains, asked) = mpsc::channel(4);
+    let (relayed, asked) = mpsc::channel(4);
     let announcer = Announcer::new(AnnouncerOptions {
         managers,
         identity,
@@ -47,7 +47,7 @@ pub(super) fn announce_to(
         drained: drained_receiver,
         failed: failed_receiver,
         acknowledged: acknowledged_sender,
-        drains,
+        relayed,
     });
     let shutdown = CancellationToken::new();
     Announcing {
@@ -132,6 +132,7 @@ pub(super) fn greeting() -> FromNode {
         newest: VERSION,
         purpose: Purpose::Announce,
         takes_requests: false,
+        takes_reads: false,
     }
 }
 

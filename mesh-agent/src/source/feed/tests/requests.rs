@@ -1,4 +1,4 @@
-//! What a manager asks of a node about its drained replicas, and the answers, over real TLS on loopback.
+//! What a manager asks of a node, and the answers, over real TLS on loopback.
 
 use super::{
     announcements::{announce, announce_to, greeting},
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     model::{DrainReport, DrainRequest, DrainedReplica},
-    source::RelayError,
+    source::{RelayError, RelayedRequest},
 };
 
 /// So many replicas with names so long that they need several messages.
@@ -26,16 +26,25 @@ fn report() -> DrainReport {
 impl Server {
     /// Asks as soon as the node is connected.
     async fn ask(&self, request: Option<DrainRequest>) -> Result<DrainReport, RelayError> {
-        let asked = async {
-            loop {
-                match self.drains.ask("worker-1", request.clone()).await {
-                    Err(RelayError::NotConnected) => tokio::time::sleep(Duration::from_millis(10)).await,
-                    answer => return answer,
-                }
-            }
-        };
-        timeout(LIMIT, asked).await.expect("the node did not connect")
+        until_connected(async || self.relay.drain("worker-1", request.clone()).await).await
     }
+
+    /// Reads as soon as the node is connected.
+    async fn read(&self, path: &str) -> Result<String, RelayError> {
+        until_connected(async || self.relay.read("worker-1", path.to_owned()).await).await
+    }
+}
+
+async fn until_connected<T>(ask: impl AsyncFn() -> Result<T, RelayError>) -> Result<T, RelayError> {
+    let asked = async {
+        loop {
+            match ask().await {
+                Err(RelayError::NotConnected) => tokio::time::sleep(Duration::from_millis(10)).await,
+                answer => return answer,
+            }
+        }
+    };
+    timeout(LIMIT, asked).await.expect("the node did not connect")
 }
 
 #[tokio::test]
@@ -55,9 +64,15 @@ async fn a_manager_asks_a_node_and_gets_its_whole_answer() {
         (None, Err("\u{1f6ab}".repeat(2000))),
     ] {
         let agent = async {
-            let asked = node.asked.recv().await.unwrap();
-            assert_eq!(asked.request, request);
-            asked.answer.send(answer.clone()).unwrap();
+            let RelayedRequest::Drain {
+                request: asked,
+                answer: sender,
+            } = node.asked.recv().await.unwrap()
+            else {
+                panic!("a request about drains");
+            };
+            assert_eq!(asked, request);
+            sender.send(answer.clone()).unwrap();
         };
         let (answered, ()) = tokio::join!(server.ask(request.clone()), agent);
         match answer {
@@ -99,7 +114,26 @@ async fn a_node_that_does_not_take_requests_is_sent_none() {
         writer.send(&announce(NodeDatapath::Ebpf), LIMIT).await.unwrap();
         let reply: FromManager = reader.next_within(LIMIT).await.unwrap();
         assert!(matches!(reply, FromManager::Acknowledged { .. }), "{reply:?}");
-        let asked = server.drains.ask("worker-1", None).await;
+        let asked = server.relay.drain("worker-1", None).await;
         assert_eq!(asked, Err(RelayError::NotConnected));
+    }
+}
+
+#[tokio::test]
+async fn a_manager_reads_a_text_of_any_length_from_a_node() {
+    let authority = Authority::new("cluster-1");
+    let server = serve(&authority).await;
+    let identity = authority.identity("worker-1", WORKER);
+    let mut node = announce_to(&[server.address], identity, NodeDatapath::Ebpf);
+    for text in ["{}".to_owned(), "\"\u{1f6ab}\"".repeat(50_000)] {
+        let agent = async {
+            let RelayedRequest::Read { path, answer } = node.asked.recv().await.unwrap() else {
+                panic!("a request to read");
+            };
+            assert_eq!(path, "flows?limit=1");
+            answer.send(Ok(text.clone())).unwrap();
+        };
+        let (read, ()) = tokio::join!(server.read("flows?limit=1"), agent);
+        assert_eq!(read, Ok(text));
     }
 }
