@@ -20,6 +20,7 @@ use mesh_agent::{
         Counters, Datapath as _, DatapathChoice, DatapathError, DatapathKind, DatapathStatus, Rung,
         RungState, RungStatus,
         dump::Dump,
+        explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter, FlowState, Ingress, ListedFlow},
         memory::MemoryDatapath,
     },
@@ -84,6 +85,10 @@ impl Introspect for Idle {
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
         let state = Desired::clone(&self.view().desired);
         MemoryDatapath { state }.dump(flows)
+    }
+
+    fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {
+        MemoryDatapath::default().explain(question)
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {
@@ -341,6 +346,17 @@ async fn flows_are_filtered_by_the_agent_and_limited() {
     assert!(text.contains("has the name or id 'other'"), "{text}");
     let (text, code) = with_agent(Idle { broken: false }, &["flows", "--limit", "0"]).await;
     assert_eq!(code, Some(125), "{text}");
+}
+
+#[tokio::test]
+async fn a_packet_is_explained_by_the_agent_or_it_says_why_not() {
+    let explain = ["explain", "127.0.0.1", "10.0.0.1:9200"];
+    let (text, code) = with_agent(Idle { broken: false }, &explain).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("this node's data path is not eBPF"), "{text}");
+    let (text, code) = with_agent(Idle { broken: false }, &["explain", "192.0.2.7", "10.0.0.1"]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("DST:PORT"), "{text}");
 }
 
 #[tokio::test]

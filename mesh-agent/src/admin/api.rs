@@ -224,6 +224,80 @@ impl FlowIngress {
     }
 }
 
+/// The parameters of `GET /v1/explain`: a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainQuery {
+    /// Where it comes from.
+    pub source: Ipv4Addr,
+    /// Its source port; any if it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    /// Where it goes.
+    pub destination: SocketAddrV4,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The interface by which it arrives; follows from its source if it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+}
+
+/// The answer of `GET /v1/explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Id of the answering node.
+    pub node: String,
+    /// Host name of the answering node.
+    pub hostname: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where the packet comes from.
+    pub source: SocketAddrV4,
+    /// Whether its port was not given.
+    pub is_port_assumed: bool,
+    /// Where it goes.
+    pub destination: SocketAddrV4,
+    /// The decisions about it, in their order.
+    pub steps: Vec<Step>,
+    /// What becomes of it.
+    pub outcome: ExplainedOutcome,
+    /// The name of the reason for which it is dropped or refused, as in `mesh_drops_total`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The replica that it goes to.
+    pub backend: Option<FlowBackend>,
+    /// Whether another flow may take the turn first, so that this one gets another replica.
+    pub is_forecast: bool,
+}
+
+/// A decision about a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What is decided.
+    pub step: String,
+    /// How, in a sentence.
+    pub detail: String,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExplainedOutcome {
+    /// It is not the mesh's.
+    LeftToKernel,
+    /// It is dropped without an answer.
+    Dropped,
+    /// Its sender gets a RST or an ICMP error.
+    Refused,
+    /// It goes into a container of the node.
+    Delivered,
+    /// It goes through the tunnel to another node.
+    Forwarded,
+    /// It is a replica's reply.
+    Reply,
+}
+
 /// The answer of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {

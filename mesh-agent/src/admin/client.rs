@@ -11,8 +11,8 @@ use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::api::{
-    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, FlowQuery, Flows, Routes, Status,
-    UseDatapath,
+    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, ExplainQuery, Explained, Failure, FlowQuery,
+    Flows, Routes, Status, UseDatapath,
 };
 use crate::{datapath::DatapathChoice, model::DrainRequest};
 
@@ -131,6 +131,14 @@ impl Client {
     /// When the agent is not running, does not know what the query names, or cannot read a table.
     pub async fn flows(&self, query: &FlowQuery) -> Result<Flows, ClientError> {
         self.ask(Method::GET, "flows", query, None::<&()>).await
+    }
+
+    /// What the data path would do with a packet, and why.
+    ///
+    /// # Errors
+    /// When the agent is not running, its data path is not eBPF, or a table cannot be read.
+    pub async fn explain(&self, query: &ExplainQuery) -> Result<Explained, ClientError> {
+        self.ask(Method::GET, "explain", query, None::<&()>).await
     }
 
     /// The agent's status.

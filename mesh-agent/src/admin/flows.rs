@@ -109,7 +109,8 @@ fn flow(view: &View, found: ListedFlow) -> Flow {
     }
 }
 
-fn backend(view: &View, key: &BackendKey) -> FlowBackend {
+/// A backend with the names of its task and node.
+pub(super) fn backend(view: &View, key: &BackendKey) -> FlowBackend {
     match view.desired.backends.get(key) {
         Some(backend) => FlowBackend {
             task: backend.task_name.clone(),

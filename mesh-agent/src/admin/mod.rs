@@ -8,6 +8,7 @@ pub mod control;
 mod drained;
 mod drains;
 mod examined;
+mod explain;
 mod firewall;
 mod flows;
 pub mod health;

@@ -214,7 +214,7 @@ fn not_preferred(view: &View, service: &ServiceEntry, backend: &Backend) -> Opti
 }
 
 /// A replica that an operator drains.
-fn drained(view: &View, backend: &Backend) -> Option<String> {
+pub(super) fn drained(view: &View, backend: &Backend) -> Option<String> {
     let node = view.source.cluster.nodes.get(&backend.node);
     let drained = if backend.node == view.node {
         &view.drained
@@ -233,7 +233,7 @@ fn drained(view: &View, backend: &Backend) -> Option<String> {
 }
 
 /// A replica that fails its check.
-fn failed(view: &View, backend: &Backend) -> Option<String> {
+pub(super) fn failed(view: &View, backend: &Backend) -> Option<String> {
     let reason = view.checks().failure(&backend.task)?;
     let tried = match backend.state {
         BackendState::Active => "; tried all the same, as every replica fails",
@@ -242,7 +242,8 @@ fn failed(view: &View, backend: &Backend) -> Option<String> {
     Some(format!("failed its check: {reason}{tried}"))
 }
 
-fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
+/// Why a backend gets nothing from this node, or may not, because of the way to it.
+pub(super) fn backend_reason(view: &View, backend: &Backend) -> Option<String> {
     let Location::Remote(address) = backend.location else {
         return None;
     };

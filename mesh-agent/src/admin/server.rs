@@ -16,6 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use nix::net::if_::if_nametoindex;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Mutex,
@@ -25,19 +26,20 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Control, Introspect,
     api::{
-        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Failure, FlowQuery, Flows, Routes,
-        Status, UseDatapath,
+        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, ExplainQuery, Explained, Failure,
+        FlowQuery, Flows, Routes, Status, UseDatapath,
     },
     control::{DatapathRequest, Request},
     drains::Drains,
     examined::running,
-    flows,
+    explain, flows,
     relayed::{self, Relayed, find_node},
     routes::routes,
     status::status,
 };
 use crate::{
     datapath::{DatapathError, DatapathStatus},
+    discovery::interface_to,
     doctor,
     model::{DrainRequest, NodeRole},
     source::Relay,
@@ -212,6 +214,7 @@ fn reads() -> Router<Admin> {
     Router::new()
         .route("/v1/routes", get(get_routes))
         .route("/v1/flows", get(get_flows))
+        .route("/v1/explain", get(get_explanation))
         .route("/v1/status", get(get_status))
 }
 
@@ -265,6 +268,24 @@ async fn get_flows(
     .await
 }
 
+async fn get_explanation(
+    State(admin): State<Admin>,
+    Query(query): Query<ExplainQuery>,
+) -> Result<Json<Explained>, Response> {
+    let agent = admin.agent;
+    let view = agent.view();
+    let index_of = |name: &str| if_nametoindex(name).ok();
+    // Where there is no route, the first uplink is as good as any.
+    let route_to = |address| interface_to(address).ok().flatten();
+    let question = explain::question(&view, &query, index_of, route_to)
+        .map_err(|reason| failure(StatusCode::NOT_FOUND, reason))?;
+    read_kernel("tables", move || {
+        let found = agent.explain(&question)?;
+        Ok(explain::answer(&view, &query, &question, &found))
+    })
+    .await
+}
+
 /// What another node's agent shows at a path.
 async fn get_elsewhere(
     State(admin): State<Admin>,
@@ -284,7 +305,11 @@ async fn get_elsewhere(
     };
     match read {
         Ok(json) => Ok(([(CONTENT_TYPE, "application/json")], json).into_response()),
-        Err(reason) => Err(failure(StatusCode::BAD_GATEWAY, format!("{node}: {reason}"))),
+        Err(reason) => {
+            let named = view.source.cluster.nodes.get(&id);
+            let hostname = named.map_or(&id, |node| &node.hostname);
+            Err(failure(StatusCode::BAD_GATEWAY, format!("{hostname}: {reason}")))
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     datapath::{
         Counters, DatapathError, DatapathStatus, InterfaceMode,
         dump::Dump,
+        explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter},
     },
     model::{
@@ -101,6 +102,12 @@ pub trait Introspect: Send + Sync {
     /// # Errors
     /// When the kernel refuses to read a table.
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError>;
+
+    /// What the data path would do with a packet, and why.
+    ///
+    /// # Errors
+    /// When it cannot know, or the kernel refuses to read a table.
+    fn explain(&self, question: &Question) -> Result<Explanation, DatapathError>;
 }
 
 #[cfg(test)]
@@ -325,6 +332,11 @@ pub(crate) mod fixture {
         fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
             let state = Desired::clone(&self.0.desired);
             MemoryDatapath { state }.dump(flows)
+        }
+
+        fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {
+            let state = Desired::clone(&self.0.desired);
+            MemoryDatapath { state }.explain(question)
         }
 
         fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

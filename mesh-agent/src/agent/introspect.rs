@@ -17,6 +17,7 @@ use crate::{
     datapath::{
         Counters, DatapathError,
         dump::Dump,
+        explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowCursor, FlowFilter},
     },
     model::NodeDatapath,
@@ -132,6 +133,10 @@ impl Introspect for Introspection {
 
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
         self.datapath.lock().dump(flows)
+    }
+
+    fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {
+        self.datapath.lock().explain(question)
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

@@ -27,6 +27,7 @@ use crate::{
     datapath::{
         Counters, Datapath, DatapathChoice, DatapathError, DatapathKind, InterfaceMode, Rung,
         dump::Dump,
+        explain::{Explanation, Question},
         flow_list::{FlowCursor, ListedFlow},
     },
     model::{Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
@@ -362,6 +363,11 @@ impl Ladder {
         visit: &mut dyn FnMut(ListedFlow),
     ) -> Result<bool, DatapathError> {
         self.datapath.read_flows(cursor, visit)
+    }
+
+    /// What the data path in use would do with a packet.
+    pub(super) fn explain(&mut self, question: &Question) -> Result<Explanation, DatapathError> {
+        self.datapath.explain(question)
     }
 
     pub(super) fn modes(&self) -> Vec<InterfaceMode> {

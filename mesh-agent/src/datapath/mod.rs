@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     dump::Dump,
+    explain::{Explanation, Question},
     flow_list::{FlowCursor, ListedFlow},
 };
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
 
 pub mod dump;
 pub mod ebpf;
+pub mod explain;
 mod failed_change;
 pub mod flow_list;
 pub mod ipvs;
@@ -83,6 +85,20 @@ pub trait Datapath: Send {
     ) -> Result<bool, DatapathError> {
         let _ = (cursor, visit);
         Ok(false)
+    }
+
+    /// What would become of a packet, and why. Changes nothing. The default is for a data path that leaves
+    /// the decisions to others.
+    ///
+    /// # Errors
+    /// When it cannot know, or the kernel refuses to read a table.
+    fn explain(&mut self, question: &Question) -> Result<Explanation, DatapathError> {
+        let _ = question;
+        Err(failed(
+            "explain a packet",
+            "this node's data path is not eBPF, whose tables say what is decided; `meshctl routes` shows where the \
+             port goes, and `meshctl datapath` why the node has no other",
+        ))
     }
 
     /// The kind as other nodes see it: they send only to nodes that read their packets.

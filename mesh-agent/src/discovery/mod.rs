@@ -10,6 +10,7 @@ pub mod network;
 #[cfg(test)]
 mod own_network;
 pub mod ports;
+mod route_to;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ use network::Interest;
 
 pub use bridges::bridges;
 pub use default_route::default_route_interfaces;
+pub use route_to::interface_to;
 
 /// The node's network, as published on a `tokio::sync::watch` channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

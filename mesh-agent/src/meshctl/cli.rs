@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use super::{Failure, commands};
 use super::{
     drain::{self, DrainArguments, UndrainArguments},
+    explain::{self, ExplainArguments},
     flows::{self, FlowsArguments},
     nodes::Nodes,
     print::{Format, Watch, is_broken_pipe, print, repeat},
@@ -49,6 +50,12 @@ enum Command {
     /// Counters cover the traffic that entered the mesh at this node. IN and OUT are L3 bytes from and to
     /// clients (IP header included); in dsr mode replies of replicas on other nodes are not counted.
     Routes(RoutesArguments),
+    /// Explain what becomes of a packet, decision by decision, without sending it
+    ///
+    /// The agent runs the data path's own logic over its live tables: interface and hooks, frontend, flow,
+    /// source rules, algorithm, health, replica, tunnel, way back. Nothing is changed or counted. The packet
+    /// is the first of its connection or, where there is that connection, its next. eBPF only.
+    Explain(ExplainArguments),
     /// List connections: client, replica, state, where they entered
     ///
     /// One row per connection, or per client of a UDP service, sorted by port and client. Reads the data
@@ -229,6 +236,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let client = Client::new(&arguments.socket)?;
     match arguments.command {
         Command::Routes(arguments) => routes(&client, &arguments).await,
+        Command::Explain(arguments) => explain::run(&client, &arguments).await,
         Command::Flows(arguments) => flows::run(&client, &arguments).await,
         Command::Top(arguments) => top::run(&client, &arguments).await,
         Command::Status { nodes, format } => {

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::Cell;
 
 use super::{
     nodes::Nodes,
-    print::{Format, Watch, repeat},
+    print::{Format, Transport, Watch, repeat},
     table::{new_table, number, text},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         api::{DEFAULT_FLOWS, Flow, FlowQuery, Flows, MAX_FLOWS},
     },
     datapath::flow_list::FlowState,
-    model::{Prefix, Protocol},
+    model::Prefix,
 };
 
 #[derive(Debug, Args)]
@@ -48,12 +48,6 @@ pub(super) struct FlowsArguments {
     format: Format,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Transport {
-    Tcp,
-    Udp,
-}
-
 fn limit(text: &str) -> Result<usize, String> {
     let limit = text.parse().ok().filter(|limit| (1..=MAX_FLOWS).contains(limit));
     limit.ok_or_else(|| format!("expected a number from 1 to {MAX_FLOWS}"))
@@ -66,10 +60,7 @@ impl FlowsArguments {
             client: self.client,
             backend: self.backend.clone(),
             state: self.state,
-            protocol: self.protocol.map(|protocol| match protocol {
-                Transport::Tcp => Protocol::Tcp,
-                Transport::Udp => Protocol::Udp,
-            }),
+            protocol: self.protocol.map(Transport::protocol),
             limit: Some(self.limit),
         }
     }
@@ -152,7 +143,10 @@ fn idle(seconds: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::{FlowBackend, FlowIngress};
+    use crate::{
+        admin::api::{FlowBackend, FlowIngress},
+        model::Protocol,
+    };
 
     fn flow() -> Flow {
         Flow {

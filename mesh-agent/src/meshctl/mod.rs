@@ -6,6 +6,7 @@
 
 pub mod cli;
 mod drain;
+mod explain;
 mod flows;
 mod nodes;
 mod print;

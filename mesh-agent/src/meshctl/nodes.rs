@@ -117,8 +117,8 @@ pub(super) async fn of_all<T>(
         match answer {
             Ok(answer) => all.nodes.push(answer),
             Err(error) => all.failed.push(Failed {
+                error: reason(&hostname, error),
                 node: hostname,
-                error: reason(error),
             }),
         }
     }
@@ -126,9 +126,14 @@ pub(super) async fn of_all<T>(
 }
 
 /// Why a node did not answer, without what is the same for all of them.
-fn reason(error: ClientError) -> String {
+fn reason(hostname: &str, error: ClientError) -> String {
     match error {
-        ClientError::Agent { message, .. } => message,
+        ClientError::Agent { message, .. } => {
+            let rest = message
+                .strip_prefix(hostname)
+                .and_then(|rest| rest.strip_prefix(": "));
+            rest.unwrap_or(&message).to_owned()
+        }
         error => mesh_support::error_chain(&error),
     }
 }

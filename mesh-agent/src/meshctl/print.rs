@@ -10,6 +10,8 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::model::Protocol;
+
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(super) enum Format {
     /// Columns
@@ -17,6 +19,21 @@ pub(super) enum Format {
     Table,
     /// The agent's answer as JSON
     Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    pub(super) fn protocol(self) -> Protocol {
+        match self {
+            Self::Tcp => Protocol::Tcp,
+            Self::Udp => Protocol::Udp,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@
 mod balance;
 mod crash;
 mod delivery;
+mod explain;
 mod flood;
 mod flows;
 mod forwarding;

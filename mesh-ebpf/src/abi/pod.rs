@@ -1,8 +1,9 @@
 //! Lets the agent read and write the maps' types through aya.
 
 use super::{
-    Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey, FlowRecord, FrontendKey,
-    Keys, Load, Masquerade, NextHop, Openings, Service, SourceRule, SourceVerdicts,
+    Affinity, AffinityKey, Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey,
+    FlowRecord, FrontendKey, Keys, Load, Masquerade, NextHop, Openings, OwnKey, Service, SourceKey,
+    SourceOpenings, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 
@@ -14,6 +15,8 @@ macro_rules! pod {
     )* };
 }
 pod!(
+    Affinity,
+    AffinityKey,
     Backend,
     BackendCounters,
     BackendKey,
@@ -29,7 +32,10 @@ pod!(
     Masquerade,
     NextHop,
     Openings,
+    OwnKey,
     Service,
+    SourceKey,
+    SourceOpenings,
     SourceRule,
     SourceVerdicts,
 );

@@ -67,6 +67,20 @@ fn flows_and_rates(fixture: &Fixture) -> Result<()> {
         );
     }
 
+    // What is forecast happens.
+    let client = replies[0].local.rsplit_once(':').context("no client")?.0;
+    let dialled = format!("{}:{HTTP}", lab.address(WORKER)?);
+    for _ in 0..5 {
+        let arguments = ["explain", client, &dialled, "--node", WORKER];
+        let explained = json(fixture, MANAGER, &arguments)?;
+        let replies = lab.fetch("client", &fixture.url(WORKER, HTTP)?, 1)?;
+        ensure!(
+            explained["backend"]["task"] == *replies[0].task,
+            "{} answered, after {explained}",
+            replies[0].task
+        );
+    }
+
     let refused = refusal(fixture, OTHER_WORKER, &["flows", "--node", WORKER])?;
     ensure!(
         refused.contains("only a manager can ask"),
@@ -77,7 +91,7 @@ fn flows_and_rates(fixture: &Fixture) -> Result<()> {
     wait_until("the missing node to be named", limit, || {
         let refused = refusal(fixture, MANAGER, &["flows", "--all-nodes"])?;
         ensure!(
-            refused.contains("node3: its agent is not connected"),
+            refused.contains("meshctl: node3: its agent is not connected"),
             "it printed `{refused}`"
         );
         Ok(())

@@ -10,10 +10,14 @@ use nix::{
 
 /// The present span of the counts of new flows.
 pub(super) fn present_span() -> u64 {
-    // The kernel's own clock, as the programs read it; it can always be read.
+    span(kernel_clock())
+}
+
+/// The kernel's own clock, as the programs read it, in nanoseconds.
+pub(super) fn kernel_clock() -> u64 {
+    // It can always be read.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or(TimeSpec::new(0, 0));
-    let nanoseconds = Duration::from(now).as_nanos();
-    span(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The flows' clock, in seconds: continues from where the last agent left it.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddrV4};
 
-use mesh_ebpf::abi::{Endpoint, Flow, FlowKey, Origin, Progress, Role};
+use mesh_ebpf::abi::{Endpoint, Flow, FlowKey, FlowRecord, Opening, Origin, Progress, Role};
 
 use super::{
     super::{
@@ -31,13 +31,19 @@ pub(super) fn read(
         1 => &maps.flows,
         _ => return Ok(false),
     };
-    let ended = batch::next(map, BATCH, &mut cursor.position, |key: &FlowKey, flow: &Flow| {
-        if flow.role == Role::FORWARD
-            && let Some(flow) = listed(key, flow, backends, now)
-        {
-            visit(flow);
-        }
-    })
+    let position = &mut cursor.position;
+    let ended = batch::next(
+        map,
+        BATCH,
+        position,
+        |key: &FlowKey, FlowRecord { flow, .. }: &FlowRecord| {
+            if flow.role == Role::FORWARD
+                && let Some(flow) = listed(key, flow, backends, now)
+            {
+                visit(flow);
+            }
+        },
+    )
     .map_err(|error| failed("read the flow table", error))?;
     if ended {
         *cursor = FlowCursor {
@@ -62,7 +68,7 @@ fn listed(
         frontend: socket(flow.frontend),
         presented: is_presented.then(|| socket(flow.presented)),
         backend: backend.and_then(|(generation, key)| (*generation == flow.generation).then_some(*key)),
-        state: state(flow),
+        state: state(flow.from_client, flow.from_backend, flow.opening),
         idle_seconds: Some(now.saturating_sub(flow.seen)),
         ingress: match flow.origin {
             Origin::MESH0 => Ingress::Host,
@@ -73,14 +79,15 @@ fn listed(
     })
 }
 
-fn state(flow: &Flow) -> FlowState {
+/// How far a flow has come, by its forward entry.
+pub(super) fn state(from_client: Progress, from_backend: Progress, opening: Opening) -> FlowState {
     // A connection that was adopted is no open one before its backend has shown that it knows it.
-    let is_proven = flow.from_backend != Progress::UNPROVEN;
-    if Progress::is_closed(flow.from_client, flow.from_backend) {
+    let is_proven = from_backend != Progress::UNPROVEN;
+    if Progress::is_closed(from_client, from_backend) {
         FlowState::Closed
-    } else if is_proven && Progress::is_closing(flow.from_client, flow.from_backend) {
+    } else if is_proven && Progress::is_closing(from_client, from_backend) {
         FlowState::Closing
-    } else if is_proven && flow.opening.is_open() {
+    } else if is_proven && opening.is_open() {
         FlowState::Open
     } else {
         FlowState::HalfOpen
@@ -93,30 +100,23 @@ fn socket(endpoint: Endpoint) -> SocketAddrV4 {
 
 #[cfg(test)]
 mod tests {
-    use mesh_ebpf::abi::Opening;
-
     use super::*;
 
     #[test]
     fn the_state_follows_from_both_directions() {
-        let flow = |opening, from_client, from_backend| Flow {
-            opening,
-            from_client,
-            from_backend,
-            ..Flow::default()
-        };
         let (open, finished, reset) = (Progress::OPEN, Progress::FINISHED, Progress::RESET);
-        for (flow, expected) in [
-            (flow(Opening::asked(7), open, open), FlowState::HalfOpen),
-            (flow(Opening::ANSWERED, open, open), FlowState::HalfOpen),
-            (flow(Opening::OPEN, open, open), FlowState::Open),
-            (flow(Opening::OPEN, open, Progress::UNPROVEN), FlowState::HalfOpen),
-            (flow(Opening::OPEN, finished, open), FlowState::Closing),
-            (flow(Opening::OPEN, open, finished), FlowState::Closing),
-            (flow(Opening::OPEN, finished, finished), FlowState::Closed),
-            (flow(Opening::ANSWERED, open, reset), FlowState::Closed),
+        for (opening, from_client, from_backend, expected) in [
+            (Opening::asked(7), open, open, FlowState::HalfOpen),
+            (Opening::ANSWERED, open, open, FlowState::HalfOpen),
+            (Opening::OPEN, open, open, FlowState::Open),
+            (Opening::OPEN, open, Progress::UNPROVEN, FlowState::HalfOpen),
+            (Opening::OPEN, finished, open, FlowState::Closing),
+            (Opening::OPEN, open, finished, FlowState::Closing),
+            (Opening::OPEN, finished, finished, FlowState::Closed),
+            (Opening::ANSWERED, open, reset, FlowState::Closed),
         ] {
-            assert_eq!(state(&flow), expected, "{flow:?}");
+            let found = state(from_client, from_backend, opening);
+            assert_eq!(found, expected, "{opening:?} {from_client:?} {from_backend:?}");
         }
     }
 }

@@ -160,10 +160,14 @@ impl Maps {
             }))
     }
 
+    /// What is known of a backend that does not answer.
+    pub(super) fn breaker(&self, index: u32) -> Result<Breaker, MapError> {
+        self.breakers.get(&index, 0)
+    }
+
     /// Connections to a backend that it was asked to open since it last answered.
     pub(super) fn unanswered(&self, index: u32) -> Result<u64, DatapathError> {
-        let breaker = self.breakers.get(&index, 0);
-        breaker
+        self.breaker(index)
             .map(|breaker| breaker.unanswered)
             .map_err(|error| failed(format!("read BREAKERS[{index}]"), error))
     }

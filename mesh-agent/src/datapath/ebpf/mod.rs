@@ -11,6 +11,7 @@ mod clsact;
 mod driver;
 pub(super) mod dump;
 mod earlier;
+mod explain;
 mod flow_list;
 mod flows;
 mod hooks;
@@ -47,6 +48,7 @@ use self::{
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung,
     dump::Dump,
+    explain::{Explanation, Question},
     failed,
     failed_change::culprit,
     flow_list::{FlowCursor, ListedFlow},
@@ -370,6 +372,10 @@ impl Datapath for EbpfDatapath {
     ) -> Result<bool, DatapathError> {
         let backends = self.tables.backends_by_index();
         flow_list::read(&self.maps, cursor, &backends, self.clock.now(), visit)
+    }
+
+    fn explain(&mut self, question: &Question) -> Result<Explanation, DatapathError> {
+        explain::explain(&self.programs, &self.maps, self.clock.now(), question)
     }
 
     fn kind(&self) -> NodeDatapath {
