@@ -124,8 +124,8 @@ pub(crate) mod fixture {
             memory::MemoryDatapath,
         },
         model::{
-            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Service,
-            Task, TaskState, desired::desired,
+            Balance, Cluster, Container, Local, MacAddress, NextHop, Node, Protocol, PublishedPort, Replicas,
+            Service, Task, TaskState, desired::desired,
         },
         probes::PeerLiveness,
     };
@@ -258,6 +258,11 @@ pub(crate) mod fixture {
                 epoch: 0,
                 confirmed: Some(started + Duration::from_secs(2)),
                 changed: Some(started),
+                replicas: Arc::new(vec![Replicas {
+                    service: "worker".to_owned(),
+                    wanted: 3,
+                    running: 2,
+                }]),
                 key: None,
                 origin: "this manager's engine".to_owned(),
                 trouble: None,

@@ -111,10 +111,13 @@ impl Introspect for Introspection {
     fn view(&self) -> Arc<View> {
         let view = self.view.load_full();
         // These wake no one, so the published view may have old ones.
-        let confirmed = self.source.current().confirmed;
+        let SourceState {
+            confirmed, replicas, ..
+        } = self.source.current();
         let metrics_trouble = self.metrics_trouble.current();
         let probes = self.probes.current();
         if view.source.confirmed == confirmed
+            && view.source.replicas == replicas
             && view.metrics_trouble == metrics_trouble
             && view.probes == probes
         {
@@ -122,6 +125,7 @@ impl Introspect for Introspection {
         }
         let mut fresh = View::clone(&view);
         fresh.source.confirmed = confirmed;
+        fresh.source.replicas = replicas;
         fresh.probes = probes;
         fresh.metrics_trouble = metrics_trouble;
         Arc::new(fresh)

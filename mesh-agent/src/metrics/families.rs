@@ -26,6 +26,7 @@ pub(super) fn families(
     if backend_series {
         families.extend(backends(view, counters));
     }
+    families.extend(replicas(view));
     families.extend(datapath(view, counters));
     families.extend(probes(view));
     families.extend(model(view, now));
@@ -153,6 +154,30 @@ fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let mut families = Vec::from(traffic.into_families());
     families.extend([in_state, all_failed]);
     families
+}
+
+/// How many replicas services should have and how many run, where the source knows it.
+fn replicas(view: &View) -> [MetricFamily; 2] {
+    let known = "Of all services, with or without published ports; exported by managers.";
+    let mut wanted = gauge(
+        "mesh_service_replicas_wanted",
+        &format!(
+            "Replicas that the service should have; of a global service or a job, the tasks that are meant to run. \
+             {known}"
+        ),
+    );
+    let mut running = gauge(
+        "mesh_service_replicas_running",
+        &format!(
+            "Replicas of the service that are meant to run and do, healthy where there is a check. {known}"
+        ),
+    );
+    for replicas in view.source.replicas.iter() {
+        let labels = || vec![("service", replicas.service.clone())];
+        sample(&mut wanted, labels(), replicas.wanted);
+        sample(&mut running, labels(), replicas.running);
+    }
+    [wanted, running]
 }
 
 fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {

@@ -156,6 +156,8 @@ mod tests {
             format!(r#"mesh_backend_info{{node="n1",slot="1",task="web.1",{backend}}} 1"#),
             r#"mesh_service_connections_total{port="53",protocol="udp",service="dns"} 7"#.to_owned(),
             r#"mesh_service_backends{port="53",protocol="udp",service="dns",state="active"} 0"#.to_owned(),
+            r#"mesh_service_replicas_wanted{service="worker"} 3"#.to_owned(),
+            r#"mesh_service_replicas_running{service="worker"} 2"#.to_owned(),
             r#"mesh_drops_total{hook="xdp",reason="unknown_peer"} 3"#.to_owned(),
             r#"mesh_map_entries{map="flows"} 14"#.to_owned(),
             r#"mesh_map_max_entries{map="flows"} 262144"#.to_owned(),

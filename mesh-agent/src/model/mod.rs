@@ -19,6 +19,7 @@ mod node_policy;
 pub mod occupied;
 pub mod port_policy;
 mod publish_on;
+mod replicas;
 pub mod reserved;
 mod slow_start;
 pub mod source_policy;
@@ -48,6 +49,7 @@ pub use node_policy::{NodePolicy, PolicyRule, PolicyRuleError};
 pub use occupied::OccupiedPort;
 pub use port_policy::{PortPolicies, PortPolicy};
 pub use publish_on::PublishOn;
+pub use replicas::Replicas;
 pub use reserved::ReservedPort;
 pub use slow_start::{FULL_SHARE, Shares, SlowStart};
 pub use source_policy::{

@@ -240,6 +240,7 @@ async fn publish(cluster: &Cluster, own: &NodeId, state: &watch::Sender<SourceSt
         changes.mark_unchanged();
         let registrations = cluster.registrations();
         let (mut snapshot, errors) = cluster.read(|state| source::snapshot(state, &registrations));
+        let replicas = Arc::new(cluster.read(source::replicas));
         mark_own_node(&mut snapshot, own.as_str());
         for error in errors.difference(&logged) {
             warn!("{error}");
@@ -257,7 +258,10 @@ async fn publish(cluster: &Cluster, own: &NodeId, state: &watch::Sender<SourceSt
             silent = now_silent;
         }
         let is_available = available.current();
-        state.send_if_modified(|state| update(state, snapshot, is_available, &cluster.store().describe()));
+        state.send_if_modified(|state| {
+            state.replicas = replicas;
+            update(state, snapshot, is_available, &cluster.store().describe())
+        });
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
                 return std::future::pending().await;

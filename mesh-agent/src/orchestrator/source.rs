@@ -12,13 +12,13 @@ use std::{
 use mesh_orchestrator::{
     cluster::Registration,
     objects::{self, NodeId, Slot, State},
-    spec::{self, PublishMode},
+    spec::{self, PublishMode, ServiceMode},
 };
 
 use crate::{
     model::{
-        AgentConnection, Cluster, Drained, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Service,
-        Task, TaskState,
+        AgentConnection, Cluster, Drained, Node, NodeDatapath, NodeRole, Protocol, PublishedPort, Replicas,
+        Service, Task, TaskState,
     },
     source::{announcements::known_keys, labels},
 };
@@ -100,6 +100,33 @@ pub(super) fn snapshot(
     };
     cluster.forget_unnamed_labels();
     (cluster, label_errors)
+}
+
+/// The replicas of every service, by name.
+pub(super) fn replicas(state: &State) -> Vec<Replicas> {
+    let mut meant = BTreeMap::<_, (u64, u64)>::new();
+    for task in state.tasks().values().filter(|task| task.desired.is_wanted()) {
+        let (all, running) = meant.entry(&task.service).or_default();
+        *all += 1;
+        *running += u64::from(task.status.state == objects::TaskState::Running);
+    }
+    let services = state.services().values();
+    let mut replicas: Vec<_> = services
+        .map(|service| {
+            let (all, running) = meant.get(&service.id).copied().unwrap_or_default();
+            let wanted = match service.spec.mode {
+                ServiceMode::Replicated(mode) => u64::from(mode.replicas),
+                ServiceMode::Global(_) | ServiceMode::ReplicatedJob(_) | ServiceMode::GlobalJob(_) => all,
+            };
+            Replicas {
+                service: service.spec.name.clone(),
+                wanted,
+                running,
+            }
+        })
+        .collect();
+    replicas.sort_by(|left, right| left.service.cmp(&right.service));
+    replicas
 }
 
 fn snapshot_node(
@@ -272,6 +299,21 @@ mod tests {
         };
         apply(&mut state, vec![ObjectChange::CreateTask(Box::new(task))]);
         state
+    }
+
+    #[test]
+    fn replicas_of_all_services_are_counted() {
+        let counted = |desired, observed| {
+            let replicas = replicas(&state(desired, observed));
+            let each = replicas.into_iter();
+            each.map(|it| (it.service, it.wanted, it.running))
+                .collect::<Vec<_>>()
+        };
+        let expected = |running| vec![("db".to_owned(), 1, 0), ("web".to_owned(), 1, running)];
+        use objects::TaskState::{Running, Shutdown, Starting};
+        assert_eq!(counted(Running, Running), expected(1));
+        assert_eq!(counted(Running, Starting), expected(0));
+        assert_eq!(counted(Shutdown, Running), expected(0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(crate) mod test_authority;
 
 use std::{sync::Arc, time::SystemTime};
 
-use crate::model::{Cluster, TunnelKey};
+use crate::model::{Cluster, Replicas, TunnelKey};
 
 pub use announcements::Announcements;
 pub use certificates::{
@@ -47,6 +47,9 @@ pub struct SourceState {
     pub confirmed: Option<SystemTime>,
     /// When the event that led to this revision was first seen by the origin.
     pub changed: Option<SystemTime>,
+    /// The replicas of all services; empty where the source does not know them (a worker of a Swarm). Not
+    /// part of the snapshot, which has published services only. They change without waking receivers.
+    pub replicas: Arc<Vec<Replicas>>,
     /// The key of packets between nodes; `None` while it is not known. Not part of the snapshot, which is
     /// shown and logged.
     pub key: Option<TunnelKey>,

@@ -1,6 +1,6 @@
 //! Relays the current source's channel to the agent's own, which outlives a change of the source.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::sync::watch;
@@ -79,6 +79,7 @@ impl Relayed for SourceState {
         }
         last.confirmed = self.confirmed;
         last.epoch = self.epoch;
+        last.replicas = Arc::clone(&self.replicas);
         false
     }
 }
@@ -91,7 +92,7 @@ fn names_a_cluster(state: &SourceState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::SystemTime};
+    use std::time::SystemTime;
 
     use super::*;
     use crate::model::Cluster;

@@ -259,6 +259,7 @@ impl FeedClient {
             epoch: streamed.epoch,
             confirmed: SystemTime::now().checked_sub(age),
             changed: streamed.changed,
+            replicas: Arc::default(),
             key: streamed.key,
             origin: format!("manager {manager}"),
             trouble,

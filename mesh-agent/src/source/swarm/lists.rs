@@ -10,7 +10,7 @@ use crate::{
         api::{self, EndpointPort, Progress},
         host,
     },
-    model::{Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Service, Task, TaskState},
+    model::{Cluster, Node, NodeId, NodeRole, Protocol, PublishedPort, Replicas, Service, Task, TaskState},
     source::labels::{self, LabelError, ServiceLabels},
 };
 
@@ -55,6 +55,34 @@ impl Lists {
         };
         cluster.forget_unnamed_labels();
         cluster
+    }
+
+    /// The replicas of every service, by name.
+    pub(crate) fn replicas(&self) -> Vec<Replicas> {
+        let mut meant = BTreeMap::<_, (u64, u64)>::new();
+        for task in self
+            .tasks
+            .iter()
+            .filter(|task| task.desired_state == Progress::Running)
+        {
+            let (all, running) = meant.entry(&task.service).or_default();
+            *all += 1;
+            *running += u64::from(task.status.state == Progress::Running);
+        }
+        let services = self.services.iter().filter(|listed| !listed.id.is_empty());
+        let mut replicas: Vec<_> = services
+            .map(|listed| {
+                let (all, running) = meant.get(&listed.id).copied().unwrap_or_default();
+                let replicated = listed.spec.mode.replicated.as_ref();
+                Replicas {
+                    service: listed.spec.name.clone(),
+                    wanted: replicated.and_then(|mode| mode.replicas).unwrap_or(all),
+                    running,
+                }
+            })
+            .collect();
+        replicas.sort_by(|left, right| left.service.cmp(&right.service));
+        replicas
     }
 
     /// The version of the newest object: a list made later from the same store has no lower one, unless that

@@ -214,6 +214,7 @@ impl SwarmSource {
             let recovered = state.trouble.take().is_some();
             state.confirmed = Some(seen);
             state.epoch = self.lists.epoch();
+            state.replicas = Arc::new(self.lists.replicas());
             self.announcements.put_into(&mut cluster);
             changed = state.revision == 0 || *state.cluster != cluster;
             if changed {

@@ -32,6 +32,31 @@ fn recorded() -> Recorded {
     }
 }
 
+#[test]
+fn replicas_of_all_services_are_counted_also_of_those_without_ports() {
+    let of = |recorded: &Recorded| {
+        let replicas = recorded.lists().replicas();
+        let each = replicas.iter();
+        each.map(|it| (it.service.clone(), it.wanted, it.running))
+            .collect::<Vec<_>>()
+    };
+    let expected = |web_wanted, web_running| {
+        vec![
+            ("dyn".to_owned(), 2, 2),
+            ("hostmode".to_owned(), 1, 1),
+            ("web".to_owned(), web_wanted, web_running),
+        ]
+    };
+    // Those that are still being removed do not count.
+    let mut swarm = recorded();
+    assert_eq!(of(&swarm), expected(2, 2));
+    swarm.services[0]["Spec"]["Mode"]["Replicated"]["Replicas"] = json!(5);
+    let tasks = swarm.tasks.as_array_mut().unwrap();
+    let running = |task: &&mut Value| task["ServiceID"] == WEB && task["DesiredState"] == "running";
+    tasks.iter_mut().find(running).unwrap()["Status"]["State"] = json!("starting");
+    assert_eq!(of(&swarm), expected(5, 1));
+}
+
 impl Recorded {
     fn lists(&self) -> Lists {
         Lists {
