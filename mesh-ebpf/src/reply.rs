@@ -4,7 +4,7 @@ use crate::{
     abi::{Config, DropReason, Role},
     flood, flow_state,
     parse::Packet,
-    tables::Tables,
+    tables::{FlowEntry, Tables},
     verdict::Decision,
 };
 
@@ -23,14 +23,24 @@ pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) ->
     }
     let current = tables.backend_of(flow).is_some();
     if !current {
-        // The container that had this address is gone: another one sends this.
-        return None;
+        return of_backend_that_is_gone(flow, packet);
     }
     let flow = flow_state::backend_packet(tables, &packet.key, flow, config, packet);
     if flow.role() == Role::FOREIGN {
         return Some(Decision::drop(DropReason::UnknownFlow));
     }
     Some(Decision::reply(flow))
+}
+
+/// A packet of a connection whose backend was taken out: its drain has taken too long. If it opens a
+/// connection, the container that had this address is gone, and another one sends this.
+#[inline(always)]
+fn of_backend_that_is_gone<'a>(flow: FlowEntry, packet: &Packet) -> Option<Decision<'a>> {
+    if packet.continues() {
+        return Some(Decision::refuse(DropReason::BackendGone));
+    }
+    flow.disown();
+    None
 }
 
 #[cfg(test)]

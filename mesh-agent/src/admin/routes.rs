@@ -13,8 +13,8 @@ use super::{
 use crate::{
     datapath::{Counters, Traffic, UNANSWERED_LIMIT},
     model::{
-        Backend, BackendKey, BackendState, FULL_SHARE, Frontend, Location, NoHook, Node, NodeDatapath,
-        ServiceEntry, ServiceKey, TaskState,
+        Backend, BackendKey, BackendState, Draining, FULL_SHARE, Frontend, Location, NoHook, Node,
+        NodeDatapath, ServiceEntry, ServiceKey, Task, TaskId, TaskState,
     },
 };
 
@@ -303,6 +303,9 @@ fn excluded(
         let node = cluster.nodes.get(&task.node);
         let reason = match node {
             None => "its node is not in the cluster".to_owned(),
+            Some(_) if drained_out(view, id, task) => {
+                "drained for longer than mesh.drain-timeout: what was open is reset".to_owned()
+            }
             Some(_) if task.node == view.node => "its container was not found on this node (yet)".to_owned(),
             Some(node) if !node.ready => format!("node {} is not ready", node.hostname),
             Some(node) if view.probes.peers.get(&node.address).is_some_and(|peer| peer.lost) => {
@@ -322,6 +325,17 @@ fn excluded(
         };
         Some((backend, reason))
     })
+}
+
+/// Whether an operator drains a task of a service whose drains end, so that it is no backend any more.
+fn drained_out(view: &View, id: &TaskId, task: &Task) -> bool {
+    let draining = Draining {
+        cluster: &view.source.cluster,
+        own: &view.node,
+        drained: &view.drained,
+    };
+    let service = view.source.cluster.services.get(&task.service);
+    service.is_some_and(|service| service.drain_timeout.is_some()) && draining.has(id, task)
 }
 
 /// Why nothing is sent to a ready node's tasks.
@@ -400,6 +414,28 @@ mod tests {
             reason("web.2"),
             "drained by an operator; `meshctl undrain n2` on n2 ends it"
         );
+    }
+
+    #[test]
+    fn a_replica_whose_drain_has_ended_is_shown_with_the_reason() {
+        let (mut view, counters) = fixture::two_nodes();
+        view.drained.tasks = ["t1".to_owned()].into();
+        let mut desired = (*view.desired).clone();
+        desired.backends.retain(|_, backend| backend.task != "t1");
+        view.desired = desired.into();
+        let mut cluster = (*view.source.cluster).clone();
+        cluster.services.get_mut("web-id").unwrap().drain_timeout = Some(60);
+        view.source.cluster = cluster.into();
+        let rows = routes(&view, &counters).routes;
+        let is_it = |row: &&Route| {
+            row.backend
+                .as_ref()
+                .is_some_and(|backend| backend.task_id == "t1")
+        };
+        let row = rows.iter().find(is_it).unwrap();
+        assert_eq!(row.state, RouteState::Excluded);
+        let expected = "drained for longer than mesh.drain-timeout";
+        assert!(row.reason.starts_with(expected), "{}", row.reason);
     }
 
     #[test]

@@ -157,6 +157,7 @@ pub(crate) mod fixture {
             publish_on: crate::model::PublishOn::default(),
             limits: crate::model::Limits::default(),
             weights: crate::model::Weights::default(),
+            drain_timeout: None,
             invalid_labels: Vec::new(),
         };
         let task = |slot, node: &str, last, state| Task {

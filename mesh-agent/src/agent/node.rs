@@ -36,7 +36,7 @@ use super::{
 use crate::{
     config::{OnStop, Reloader, RunOptions},
     metrics::Metrics,
-    model::{Desired, NoHook, NodeId, NodePolicy, ServiceKey, SlowStart},
+    model::{Desired, DrainTimes, NoHook, NodeId, NodePolicy, ServiceKey, SlowStart},
     process::Ended,
 };
 
@@ -72,8 +72,9 @@ pub(super) struct Agent {
     ready_without_snapshot: bool,
     logged_failures: Vec<String>,
     slow_start: SlowStart,
-    /// When the share of a replica that starts slowly next grows.
-    share_grows_at: Option<Instant>,
+    drain_times: DrainTimes,
+    /// When the share of a replica that starts slowly next grows, or a drain has taken as long as it may.
+    due_at: Option<Instant>,
     /// The services all of whose replicas fail their check.
     failing_services: BTreeSet<ServiceKey>,
     /// Since when the managers report that these nodes' agents are not connected.
@@ -122,7 +123,8 @@ impl Agent {
             ready_without_snapshot: false,
             logged_failures: Vec::new(),
             slow_start: SlowStart::default(),
-            share_grows_at: None,
+            drain_times: DrainTimes::default(),
+            due_at: None,
             failing_services: BTreeSet::new(),
             lost_agents: BTreeMap::new(),
             introspection,

@@ -188,6 +188,10 @@ pub struct Service {
     /// Where its ports are published (label `mesh.publish-on`).
     #[serde(default, skip_serializing_if = "PublishOn::is_everywhere")]
     pub publish_on: PublishOn,
+    /// Seconds after which connections that are still open on a draining replica are reset; `None` for never
+    /// (label `mesh.drain-timeout`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<u32>,
     /// How many new connections it takes.
     #[serde(default, skip_serializing_if = "Limits::are_default")]
     pub limits: Limits,

@@ -68,6 +68,9 @@ pub struct Local {
     /// The shares of new replicas, of ten parts, where their services let them start slowly.
     #[serde(default)]
     pub starting: BTreeMap<TaskId, u8>,
+    /// The tasks that have drained for as long as they may: what is open there is reset.
+    #[serde(default)]
+    pub drained_out: BTreeSet<TaskId>,
     /// The ports that are never frontends.
     #[serde(default)]
     pub reserved: Vec<ReservedPort>,

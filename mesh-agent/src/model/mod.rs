@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod desired;
 pub mod drain_target;
 pub mod drained;
+mod draining;
 pub(crate) mod fnv1a;
 pub mod health;
 mod idle_limits;
@@ -39,6 +40,7 @@ pub use desired::{
 };
 pub use drain_target::DrainTarget;
 pub use drained::{DrainReport, DrainRequest, Drained, DrainedReplica};
+pub use draining::{DrainTimes, Draining, EndedDrains};
 pub use health::{FailedChecks, HealthCheck, HealthProbe};
 pub use idle_limits::IdleLimits;
 pub use limits::Limits;

@@ -104,6 +104,7 @@ mod tests {
             idle: Default::default(),
             publish_on: Default::default(),
             limits: Default::default(),
+            drain_timeout: None,
             invalid_labels: Vec::new(),
         };
         let tasks = tasks.iter().map(|(id, state)| {

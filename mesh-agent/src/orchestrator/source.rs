@@ -75,6 +75,7 @@ pub(super) fn snapshot(
             idle: labels.idle,
             publish_on: labels.publish_on,
             limits: labels.limits,
+            drain_timeout: labels.drain_timeout,
             health: labels.health,
             invalid_labels: labels.errors.iter().map(labels::LabelError::to_string).collect(),
         };

@@ -77,6 +77,7 @@ pub(crate) struct ServiceLabels {
     pub(crate) idle: IdleLimits,
     pub(crate) publish_on: PublishOn,
     pub(crate) limits: Limits,
+    pub(crate) drain_timeout: Option<u32>,
     /// The invalid ones.
     pub(crate) errors: Vec<LabelError>,
 }
@@ -105,6 +106,7 @@ fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> Service
     let (weights, of_weights) = weights::weights(name, labels);
     let (clients, of_clients) = clients::clients(name, labels);
     let (idle, of_idle) = idle_limits::idle_limits(name, labels);
+    let (drain_timeout, of_drain_timeout) = idle_limits::drain_timeout(name, labels);
     let (publish_on, of_publish_on) = publish_on::publish_on(name, labels);
     let (limits, of_limits) = limits::limits(name, labels);
     ServiceLabels {
@@ -115,12 +117,14 @@ fn of_data_path(name: &str, labels: &Labels, errors: Vec<LabelError>) -> Service
         idle,
         publish_on,
         limits,
+        drain_timeout,
         errors: [
             of_balance,
             of_weights,
             errors,
             of_clients,
             of_idle,
+            of_drain_timeout,
             of_publish_on,
             of_limits,
         ]

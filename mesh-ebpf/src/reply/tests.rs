@@ -5,7 +5,7 @@ use crate::{
     abi::{Hook, Progress},
     headers::{ETHERNET_LENGTH, PROTOCOL_TCP},
     parse::parse,
-    testing::{ACK, FIN, RST, Replica, SYN, TestFrame, TestTables, at, decide, run, tcp, udp},
+    testing::{ACK, FIN, RST, Replica, SYN, TestFrame, TestTables, at, decide, run, tcp, udp, view},
     verdict::Verdict,
 };
 
@@ -60,10 +60,35 @@ fn a_reply_is_one_at_its_containers_veth_only() {
 }
 
 #[test]
-fn what_a_successor_of_the_container_sends_is_its_own() {
+fn a_container_whose_backend_was_taken_out_is_refused() {
     let mut tables = open();
-    tables.backends[0].generation += 1;
-    check(&tables, &tcp(at(CONTAINER), at(CLIENT), ACK), false);
+    tables.backends[0] = Default::default();
+    let published = [Replica::on(1, 9)];
+    tables = tables.publish(PROTOCOL_TCP, 9300, &published);
+    for flags in [ACK, FIN | ACK] {
+        let mut frame = tcp(at(CONTAINER), at(CLIENT), flags);
+        let decision = decide(&frame, &tables, Hook::TcContainer).verdict();
+        assert!(
+            matches!(decision, Verdict::Refuse(DropReason::BackendGone)),
+            "{decision:?}"
+        );
+        run(&tables, Hook::TcContainer, &mut frame);
+        let answer = view(&frame);
+        assert_eq!((answer.source, answer.destination), (at(CLIENT), at(CONTAINER)));
+        assert_ne!(answer.flags & RST, 0);
+    }
+    // It has reset the connection by itself.
+    check(&tables, &tcp(at(CONTAINER), at(CLIENT), RST), false);
+}
+
+#[test]
+fn what_a_successor_of_the_container_sends_is_its_own() {
+    for flags in [SYN, SYN | ACK] {
+        let mut tables = open();
+        tables.backends[0].generation += 1;
+        check(&tables, &tcp(at(CONTAINER), at(CLIENT), flags), false);
+        check(&tables, &tcp(at(CONTAINER), at(CLIENT), ACK), false);
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod beside;
 mod changes;
 mod chaos;
 mod checks;
+mod choosing;
 mod datapath_change;
 mod devices;
 mod drains;
@@ -57,6 +58,7 @@ const DEFAULT: Group = Group {
         basics::TRANSFERS,
         networks::HIDDEN,
         changes::STORIES,
+        choosing::STORIES,
         host_firewall::STORIES,
         policy::STORIES,
         hostile::STORIES,

@@ -49,10 +49,7 @@ impl Agent {
     /// Waits for the next event. Cancel safe.
     pub(super) async fn event(&mut self) -> Event {
         let retry_at = self.ladder.lock().retry_at();
-        let retry_at = retry_at
-            .into_iter()
-            .chain(self.retire_at)
-            .chain(self.share_grows_at);
+        let retry_at = retry_at.into_iter().chain(self.retire_at).chain(self.due_at);
         let retry_at = retry_at.map(tokio::time::Instant::from);
         let retry_at = retry_at.chain(self.announcement.retry_at()).min();
         let retry = async {

@@ -21,7 +21,7 @@ use crate::{
         service_manager,
     },
     config::HostFirewall,
-    model::{Checks, Desired, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
+    model::{Checks, Desired, Draining, Local, NoHook, NodeDatapath, ServiceKey, TunnelKeys},
     source::SourceState,
 };
 
@@ -194,8 +194,16 @@ impl Agent {
             own: &member.node,
             failed: &failed,
         };
-        let shares = self.slow_start.observe(checks, Instant::now());
-        self.share_grows_at = shares.next;
+        let now = Instant::now();
+        let shares = self.slow_start.observe(checks, now);
+        let drained = self.drains.current();
+        let draining = Draining {
+            cluster: &source.cluster,
+            own: &member.node,
+            drained: &drained,
+        };
+        let ended = self.drain_times.observe(draining, now);
+        self.due_at = shares.next.into_iter().chain(ended.next).min();
         let local = Local {
             node: member.node.clone(),
             // Depends on the kind of data path: see `Inputs::desired`.
@@ -214,7 +222,8 @@ impl Agent {
             path_mtus: probes.path_mtus(),
             silent: probes.silent(),
             lost: probes.lost(),
-            drained: self.drains.current(),
+            drained,
+            drained_out: ended.tasks,
             failed,
             starting: shares.of_new,
             reserved: reserved_ports(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::types::{BackendState, Location};
-use crate::model::{Checks, Cluster, Local, Node, NodeDatapath, NodeId, ServiceId, Task, TaskId, TaskState};
+use crate::model::{Checks, Cluster, Draining, Local, Node, NodeDatapath, NodeId, ServiceId, Task, TaskId};
 
 /// Where this node would send a task's packets, and whether new flows may go there.
 #[derive(Clone, Copy)]
@@ -24,8 +24,11 @@ pub(super) fn reachable<'a>(cluster: &'a Cluster, local: &Local) -> BTreeMap<&'a
     reachable
 }
 
-/// `None` where this node cannot send to the task.
+/// `None` where this node cannot send to the task, or no longer does.
 fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Reachability> {
+    if local.drained_out.contains(id) {
+        return None;
+    }
     let state = if takes_new_flows(cluster, local, id, task) {
         BackendState::Active
     } else {
@@ -59,17 +62,12 @@ fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> O
 
 /// Whether a task is meant to take new flows: it is not about to end, and no operator drains it.
 fn takes_new_flows(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> bool {
-    let is_drained = if task.node == local.node {
-        // What this node announces comes back by the managers, later.
-        local.drained.contains(id)
-    } else {
-        let node = cluster.nodes.get(&task.node);
-        node.is_some_and(|node| node.drained.contains(id))
+    let draining = Draining {
+        cluster,
+        own: &local.node,
+        drained: &local.drained,
     };
-    match task.state {
-        TaskState::Active => !is_drained,
-        TaskState::Draining => false,
-    }
+    !draining.has(id, task)
 }
 
 /// Sends no new flows to silent nodes if a service has active tasks elsewhere that this node can reach, and

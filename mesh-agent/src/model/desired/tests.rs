@@ -44,6 +44,7 @@ fn service(name: &str, published: u16) -> Service {
         idle: crate::model::IdleLimits::default(),
         publish_on: crate::model::PublishOn::default(),
         weights: Default::default(),
+        drain_timeout: None,
         limits: Limits::default(),
         invalid_labels: Vec::new(),
     }

@@ -127,6 +127,7 @@ pub(super) mod tests {
             publish_on: crate::model::PublishOn::default(),
             limits: crate::model::Limits::default(),
             weights: crate::model::Weights::default(),
+            drain_timeout: None,
             invalid_labels: Vec::new(),
         });
         let task = ("[a-c]", "[a-c]", option::of(0..3_u64), any::<bool>()).prop_map(

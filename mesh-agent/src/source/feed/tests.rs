@@ -64,6 +64,7 @@ fn snapshot(nodes: &[&str], services: u16) -> Cluster {
             publish_on: crate::model::PublishOn::default(),
             limits: crate::model::Limits::default(),
             weights: crate::model::Weights::default(),
+            drain_timeout: None,
             invalid_labels: Vec::new(),
         };
         (format!("service-{number}"), service)

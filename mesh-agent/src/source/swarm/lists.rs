@@ -218,6 +218,7 @@ fn service(listed: &api::Service) -> Service {
         idle: labels.idle,
         publish_on: labels.publish_on,
         limits: labels.limits,
+        drain_timeout: labels.drain_timeout,
         health: labels.health,
         invalid_labels: labels.errors.iter().map(LabelError::to_string).collect(),
     }

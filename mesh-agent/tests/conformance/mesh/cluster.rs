@@ -43,6 +43,7 @@ impl Mesh<'_> {
             idle: mesh_agent::model::IdleLimits::default(),
             publish_on: mesh_agent::model::PublishOn::default(),
             weights: mesh_agent::model::Weights::default(),
+            drain_timeout: None,
             limits: mesh_agent::model::Limits::default(),
             invalid_labels: Vec::new(),
         };

@@ -341,3 +341,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_replica_that_has_drained_for_as_long_as_it_may_is_no_backend() {
+    let (mut cluster, mut local) = pair();
+    let mut tasks = cluster.tasks.iter_mut();
+    let (id, task) = tasks.find(|(_, task)| task.node == "there").unwrap();
+    task.state = TaskState::Draining;
+    let id = id.clone();
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.backends[&key(12)].state, BackendState::Draining);
+    local.drained_out.insert(id);
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(!found.backends.contains_key(&key(12)));
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+}
