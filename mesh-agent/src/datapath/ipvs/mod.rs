@@ -277,9 +277,10 @@ impl Datapath for IpvsDatapath {
     ) -> Result<bool, DatapathError> {
         let own = self.state.settings.node_address.unwrap_or(Ipv4Addr::UNSPECIFIED);
         let peers = address::peers_mesh_addresses(own, self.state.peers.keys().copied());
-        let peer_of = |client| {
+        // A peer sends what others have sent to it with its own address.
+        let peer_of = |source| {
             let mut peers = peers.iter();
-            peers.find_map(|(peer, inside)| (*inside == client).then_some(*peer))
+            peers.find_map(|(peer, inside)| (*peer == source || *inside == source).then_some(*peer))
         };
         self.services
             .connections(peer_of, visit)

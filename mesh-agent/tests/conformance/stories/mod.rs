@@ -7,6 +7,7 @@ use crate::{mesh::Mesh, world::Link};
 mod changes;
 mod choice;
 mod counters;
+mod flows;
 mod life;
 mod links;
 mod liveness;
@@ -102,6 +103,10 @@ pub(crate) const STORIES: &[Story] = &[
     story("many_services_are_applied_in_reasonable_time", changes::scale),
     story("counters_are_exact", counters::exact),
     story("only_the_entry_node_counts", counters::entry_node),
+    story(
+        "open_connections_are_listed_on_every_node_they_pass",
+        flows::listed,
+    ),
     story("what_other_programs_made_is_not_touched", life::others),
     story("a_killed_agents_data_path_is_adopted", life::adoption),
     story(
