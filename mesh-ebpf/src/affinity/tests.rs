@@ -1,6 +1,8 @@
 //! Clients of a service with affinity, over scaling, draining, time-outs and floods.
 
-use std::net::SocketAddrV4;
+use std::{collections::BTreeMap, net::SocketAddrV4};
+
+use proptest::prelude::*;
 
 use crate::{
     abi::{Choice, Hook, Openings},
@@ -256,5 +258,57 @@ fn services_without_affinity_are_not_looked_up() {
             open(&tables, client(address, 1));
         }
         assert_eq!((tables.affinity_look_ups(), tables.affinity_count()), (0, 0));
+    }
+}
+
+/// What happens to a service and its clients.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Open(u8),
+    Scale(u32),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1_u8..20).prop_map(Step::Open),
+        1 => (1_u32..=4).prop_map(Step::Scale),
+        1 => (1_u64..90).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_client_moves_only_when_its_time_is_over_or_its_backend_is_gone(
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let mut tables = node(Choice::HASH_ADDRESS, 3);
+        let (mut count, mut now, mut port) = (3, 0, 0);
+        // The backend of each client's last connection, and when that was.
+        let mut last = BTreeMap::<u8, (u8, u64)>::new();
+        for step in steps {
+            match step {
+                Step::Scale(to) => {
+                    count = to;
+                    scale(&mut tables, to);
+                }
+                Step::Wait(seconds) => {
+                    now += seconds;
+                    wait(&tables, seconds);
+                }
+                Step::Open(address) => {
+                    port += 1;
+                    let number = open(&tables, client(address, port));
+                    let known = last.get(&address).filter(|(backend, since)| {
+                        u32::from(*backend) <= count && now - since <= u64::from(LIFETIME)
+                    });
+                    let expected = known.map_or_else(|| hashed(address, count), |(backend, _)| *backend);
+                    prop_assert_eq!(number, expected);
+                    last.insert(address, (number, now));
+                }
+            }
+        }
     }
 }

@@ -220,7 +220,10 @@ fn mix(hash: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::Ipv4Addr};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        net::Ipv4Addr,
+    };
 
     use proptest::prelude::*;
 
@@ -402,6 +405,65 @@ mod tests {
         let here = hash_table(&there);
         there.reverse();
         assert_eq!(hash_table(&there), here);
+    }
+
+    /// Candidates of equal weights with these addresses.
+    fn at_addresses(addresses: &BTreeSet<u32>) -> Vec<Candidate> {
+        let mut found = candidates(&vec![1; addresses.len()]);
+        for (candidate, address) in found.iter_mut().zip(addresses) {
+            candidate.key.address = Ipv4Addr::from(*address);
+        }
+        found
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The paper's section 5.3: as backends take turns, the shares of equal ones differ by an entry. When
+        /// one goes, few entries of the others move.
+        #[test]
+        fn maglev_is_even_and_moves_few_entries(
+            addresses in prop::collection::btree_set(0x0a00_0001_u32..0x0a00_ffff, 2..60),
+        ) {
+            let all = at_addresses(&addresses);
+            let table = hash_table(&all);
+            let counts: Vec<usize> = count(&table).into_values().collect();
+            let (most, fewest) = (counts.iter().max().unwrap(), counts.iter().min().unwrap());
+            prop_assert!(most - fewest <= 1, "{counts:?}");
+
+            let gone = all[addresses.len() / 2];
+            let others: Vec<_> = all.iter().copied().filter(|one| one.index != gone.index).collect();
+            let without = hash_table(&others);
+            if without.len() == table.len() {
+                let moved = table.iter().zip(&without);
+                let moved = moved.filter(|(before, after)| **before != gone.index && before != after).count();
+                prop_assert!(moved * 10 <= table.len(), "{moved} of {}", table.len());
+            }
+        }
+
+        #[test]
+        fn maglev_follows_the_weights(weights in prop::collection::vec(1_u32..=10, 1..40)) {
+            let table = hash_table(&candidates(&weights));
+            let sum: u32 = weights.iter().sum();
+            for (index, weight) in (100..).zip(&weights) {
+                let found = table.iter().filter(|entry| **entry == index).count() as f64;
+                let expected = table.len() as f64 * f64::from(*weight) / f64::from(sum);
+                prop_assert!((found - expected).abs() <= 0.02 * expected + 10.0, "{found} of {expected}");
+            }
+        }
+
+        /// In one round, each backend has its share exactly.
+        #[test]
+        fn turns_follow_the_weights_exactly(weights in prop::collection::vec(1_u32..=10, 1..20)) {
+            for algorithm in [Algorithm::WeightedRoundRobin, Algorithm::Random] {
+                let (_, entries) = even(by(algorithm), &candidates(&weights));
+                let sum: u32 = weights.iter().sum();
+                for (index, weight) in (100..).zip(&weights) {
+                    let found = entries.iter().filter(|entry| **entry == index).count();
+                    prop_assert_eq!(found * sum as usize, entries.len() * *weight as usize);
+                }
+            }
+        }
     }
 
     proptest! {
