@@ -231,16 +231,20 @@ impl Node {
 
     /// Opens a client's connection to a service whose replicas are on the peer; returns the replica's number.
     pub fn connect(&mut self, service: ServiceKey, client: SocketAddrV4) -> u8 {
-        let from_client = |flags| Packet::tcp(arriving(), client, frontend(service), flags).frame();
-        let sent = self.xdp(&from_client(SYN));
+        let sent = self.xdp(&Packet::tcp(arriving(), client, frontend(service), SYN).frame());
         assert_eq!(sent.verdict, XDP_TX, "a SYN of {client}");
         // The last byte of the backend's ingress address in the Geneve option.
         let replica = sent.frame[57];
+        self.answer(service, client, replica);
+        replica
+    }
+
+    /// Has a connection open whose SYN has gone to a remote replica.
+    pub fn answer(&mut self, service: ServiceKey, client: SocketAddrV4, replica: u8) {
         let answer = Packet::tcp(arriving(), frontend(service), client, SYN | ACK);
         let answer = self.xdp(&from_peer_about(replica, service, REPLY).around(&answer));
         assert_eq!(answer.verdict, XDP_TX, "an answer to {client}");
-        self.xdp(&from_client(ACK));
-        replica
+        self.xdp(&Packet::tcp(arriving(), client, frontend(service), ACK).frame());
     }
 
     /// Runs an XDP program many times; returns the last output, and the nanoseconds each took on average.

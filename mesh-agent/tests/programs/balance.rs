@@ -158,7 +158,30 @@ fn affinity_survives_scaling_and_the_next_agent() {
             ..Balance::default()
         };
         let three = replicas(node, balance, &[1, 1, 1]);
-        node.apply(&three);
+        // Connections that rotation has given to a replica are no reason to stay there.
+        let rotating = replicas(node, Balance::default(), &[1, 1, 1]);
+        node.apply(&rotating);
+        let begun: Vec<u8> = (200..=210)
+            .map(|address| {
+                let syn = Packet::tcp(arriving(), client(address, 40_000), frontend(WEB), SYN);
+                node.xdp(&syn.frame()).frame[57]
+            })
+            .collect();
+        let changes = mesh_agent::plan::plan(&rotating, &three);
+        assert!(node.datapath().apply(&changes).is_empty());
+        for (address, replica) in (200..=210).zip(&begun) {
+            node.answer(WEB, client(address, 40_000), *replica);
+        }
+        let hashed = |node: &mut Node, port| -> Vec<u8> {
+            (200..=210)
+                .map(|address| chosen(node, client(address, port)))
+                .collect()
+        };
+        let homes = hashed(node, 40_001);
+        assert_ne!(homes, begun);
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        node.datapath().maintain().expect("affinity can begin");
+        assert_eq!(hashed(node, 40_002), homes);
         let clients = 1..=60;
         let homes: Vec<u8> = clients
             .clone()

@@ -98,6 +98,8 @@ fn affinity(fixture: &Fixture) -> Result<()> {
     fixture.lab.wait_for_tasks("web", 3)?;
     fixture.until_all_know("web", SOON * patience())?;
     with_labels(fixture, &["mesh.affinity=60"], || {
+        // Clients are noted once what was begun without the label has opened.
+        std::thread::sleep(Duration::from_millis(2500) * patience().min(4));
         let mut homes = BTreeMap::new();
         for client in clients {
             let home = wait_until("affinity", LIMIT * patience(), || home(client))?;

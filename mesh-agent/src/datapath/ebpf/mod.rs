@@ -409,6 +409,7 @@ impl Datapath for EbpfDatapath {
             &self.tables.idle_limits(),
             self.options.flow_capacity,
         )?;
+        self.tables.begin_affinities(&mut self.maps)?;
         if swept {
             self.tables.write_loads(&mut self.maps, self.sweep.active())?;
         }

@@ -65,6 +65,11 @@ impl Ring {
         (self.entries.len() + behind) as u32
     }
 
+    /// Whether a client's address chooses.
+    pub(super) fn is_by_address(&self) -> bool {
+        self.choice.within_ring() == Choice::HASH_ADDRESS
+    }
+
     /// Whether it has the backend with an index.
     pub(super) fn names(&self, index: u32) -> bool {
         self.entries.contains(&index) || self.others.contains(&index)

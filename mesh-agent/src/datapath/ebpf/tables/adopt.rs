@@ -57,6 +57,7 @@ impl Tables {
                     index,
                     offset: service.ring_offset,
                     ring,
+                    by_address_since: None,
                     balance: Balance::default(),
                     active: Vec::new(),
                     policy: service.policy,

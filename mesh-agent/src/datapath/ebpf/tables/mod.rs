@@ -23,6 +23,7 @@ mod tunnel_keys;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::Instant,
 };
 
 use aya::maps::{HashMap, MapData, MapError};
@@ -84,6 +85,8 @@ struct ServiceSlot {
     offset: u32,
     /// Its ring, as it is in the maps.
     ring: Ring,
+    /// Since when that is chosen from by address, if clients may not keep their backends yet.
+    by_address_since: Option<Instant>,
     /// How it is balanced; unknown until it has been asked for.
     balance: Balance,
     active: Vec<BackendKey>,

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::{Duration, Instant},
 };
 
 use aya::maps::MapError;
@@ -22,6 +23,23 @@ use crate::{
     },
     model::{BackendKey, Balance, IdleLimits, ServiceEntry, ServiceKey},
 };
+
+/// After this time, flows that were begun before it have opened.
+const OPENING_TIME: Duration = Duration::from_secs(1);
+
+impl ServiceSlot {
+    /// For how many seconds a client may keep its backend. Until flows that were not yet begun by its address
+    /// have opened, they would be taken for its affinity, and the nodes would not agree.
+    fn affinity_in_force(&self) -> u32 {
+        let since = self.by_address_since.map(|since| since.elapsed());
+        let is_settled = since.is_none_or(|since| since >= OPENING_TIME);
+        let affinity = self
+            .balance
+            .affinity
+            .filter(|_| is_settled && self.ring.is_by_address());
+        affinity.unwrap_or(0)
+    }
+}
 
 impl Tables {
     /// Publishes a service. Its ring is written when the round of changes ends.
@@ -69,7 +87,7 @@ impl Tables {
             max_new: limits.max_new.unwrap_or(0),
             max_new_per_source: limits.max_new_per_source.unwrap_or(0),
             flood_limit: limits.flood.unwrap_or(self.flood_limit),
-            affinity: entry.balance.affinity.unwrap_or(0),
+            affinity: service.affinity_in_force(),
             ..known
         };
         let of = |openings: &Openings| {
@@ -84,6 +102,25 @@ impl Tables {
             return Ok(());
         }
         maps.openings.set(service.index, wanted, 0).map_err(doing)
+    }
+
+    /// Lets clients keep their backends where a ring that is chosen from by address has been in force for
+    /// long enough.
+    pub(in super::super) fn begin_affinities(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
+        for service in self.services.values_mut() {
+            if service.by_address_since.is_none() || service.affinity_in_force() == 0 {
+                continue;
+            }
+            let doing = |error| failed(format!("write OPENINGS[{}]", service.index), error);
+            let known = maps.openings.get(&service.index, 0).map_err(doing)?;
+            let wanted = Openings {
+                affinity: service.affinity_in_force(),
+                ..known
+            };
+            maps.openings.set(service.index, wanted, 0).map_err(doing)?;
+            service.by_address_since = None;
+        }
+        Ok(())
     }
 
     /// Unpublishes a service and removes it.
@@ -211,6 +248,9 @@ impl Tables {
             return Err(failed(doing(), error));
         }
         self.stale_ranges.push((service.offset, service.ring.length()));
+        if ring.is_by_address() && !service.ring.is_by_address() {
+            service.by_address_since = Some(Instant::now());
+        }
         service.offset = offset;
         service.ring = ring;
         service.written_policy = service.policy;
@@ -250,6 +290,7 @@ impl Tables {
                 index,
                 offset: 0,
                 ring: Ring::default(),
+                by_address_since: None,
                 balance: Balance::default(),
                 active: Vec::new(),
                 policy: Policy::NONE,
