@@ -254,12 +254,22 @@ impl Narrator<'_> {
             format!("the mesh does not answer it because of a rule that it cannot express: {rule}")
         } else if let Some(reason) = self.view.refused_services.get(&key) {
             format!("the mesh does not answer it: the kernel refuses the service: {reason}")
+        } else if let Some(other) = self.other_node() {
+            format!("{address} is an address of {other}, which answers there: ask it (--node {other})")
         } else {
             format!(
                 "{address} is not answered for this service: it is no address of this node, or none of the \
                      service's replicas can be reached from here"
             )
         })
+    }
+
+    /// The host name of the node that was asked about, if it is another one.
+    fn other_node(&self) -> Option<&str> {
+        let address = self.question.destination.ip();
+        let mut nodes = self.view.source.cluster.nodes.iter();
+        let (_, node) = nodes.find(|(id, node)| **id != self.view.node && node.address == *address)?;
+        Some(&node.hostname)
     }
 
     fn flow(&self) -> Option<String> {

@@ -275,3 +275,34 @@ fn a_port_that_no_one_publishes_is_left_to_the_kernel() {
     assert_eq!(steps["port"], "no service publishes tcp/9200");
     assert_eq!(answer.outcome, ExplainedOutcome::LeftToKernel);
 }
+
+#[test]
+fn for_another_nodes_address_that_node_is_to_be_asked() {
+    let not_here = Explanation {
+        service: None,
+        rules: None,
+        choice: None,
+        backend: None,
+        outcome: Outcome::Passed,
+        ..forwarded()
+    };
+    let (_, steps) = explained(&view(), &not_here);
+    assert!(
+        steps["frontend"].starts_with("192.168.0.1 is not answered"),
+        "{}",
+        steps["frontend"]
+    );
+    let view = view();
+    let query = ExplainQuery {
+        destination: "192.168.0.2:9200".parse().unwrap(),
+        ..query(CLIENT, Some("eth0"))
+    };
+    let question = question(&view, &query, |_| None, |_| None).unwrap();
+    let answer = answer(&view, &query, &question, &not_here);
+    let frontend = answer.steps.iter().find(|step| step.step == "frontend").unwrap();
+    assert!(
+        frontend.detail.ends_with("ask it (--node n2)"),
+        "{}",
+        frontend.detail
+    );
+}
