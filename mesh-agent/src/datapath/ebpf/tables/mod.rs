@@ -27,7 +27,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use mesh_ebpf::abi::{self, MAX_BACKENDS, Policy};
+use mesh_ebpf::abi::{self, Policy};
 
 use self::counters::traffic_of;
 use self::{backend_ports::BackendPorts, policies::Policies, tunnel_keys::HeldKeys};
@@ -229,7 +229,7 @@ impl Tables {
         let known: BTreeSet<u32> = (self.backends.values().map(|slot| slot.index))
             .chain(self.retiring.iter().map(|(_, index)| *index))
             .collect();
-        for index in (0..MAX_BACKENDS).filter(|index| !known.contains(index)) {
+        for index in (0..maps.backends.len()).filter(|index| !known.contains(index)) {
             let doing = |error| failed(format!("clear BACKENDS[{index}]"), error);
             let backend = maps.backends.get(&index, 0).map_err(doing)?;
             if backend.generation != 0 {
