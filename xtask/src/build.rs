@@ -1,12 +1,7 @@
 //! `cargo xtask build`: the eBPF programs, then the static programs that carry them. Depends on `setup`
 //! for the tool chain.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-};
+use std::{fs, path::Path, process::Command, thread};
 
 use anyhow::{Context, Result, bail};
 
@@ -32,15 +27,6 @@ const EBPF_FLAGS: &[&str] = &[
     "bpf_target_arch=\"x86_64\"",
 ];
 
-/// Lets a build run beside that of the eBPF programs, which the agent's build script waits for.
-pub fn await_object(build: &mut Command) {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    // One job is the script that waits.
-    build
-        .args(["--jobs", &(processors + 1).to_string()])
-        .env("MESH_EBPF_OBJECT_AWAITED", "1");
-}
-
 /// Where the static programs run: anywhere, an empty container included.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -56,8 +42,8 @@ pub fn run(linker: Linker) -> Result<()> {
     }
     // The first build takes minutes: what the agent depends on is compiled meanwhile, and only the agent
     // waits.
-    let given_up = given_up();
-    forget_failure();
+    let given_up = paths::ebpf_object().with_extension("failed");
+    let _ = fs::remove_file(&given_up);
     thread::scope(|scope| {
         let object = scope.spawn(|| {
             let outcome = linker.install().and_then(|()| ebpf());
@@ -74,16 +60,6 @@ pub fn run(linker: Linker) -> Result<()> {
             Err(_) => bail!("the thread that builds the eBPF programs panicked"),
         }
     })
-}
-
-/// What ends the wait of build scripts for the eBPF programs.
-fn given_up() -> PathBuf {
-    paths::ebpf_object().with_extension("failed")
-}
-
-/// Removes what an earlier build that failed has left for build scripts that wait for it.
-pub fn forget_failure() {
-    let _ = fs::remove_file(given_up());
 }
 
 /// Builds the eBPF programs; the result is [`paths::ebpf_object`].
@@ -171,9 +147,11 @@ pub fn static_programs() -> Result<()> {
 
 /// The same beside the build of the eBPF programs, which the agent's build script waits for.
 fn static_programs_after_ebpf() -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
     let mut build = static_build();
-    await_object(&mut build);
-    build_static(&mut build)
+    // One job is the script that waits.
+    build.args(["--jobs", &(processors + 1).to_string()]);
+    build_static(build.env("MESH_EBPF_OBJECT_AWAITED", "1"))
 }
 
 fn static_build() -> Command {

@@ -1,21 +1,17 @@
 //! `cargo xtask test`: everything that can be tested, in phases, of which some run beside each other. Depends
 //! on `setup`, `build`, `check`, `test_binaries` and `vm`.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
     build, check,
     lab::check_root,
-    paths,
     phases::{Output, Phase, Phases},
     programs::{self, Need},
     setup::{self, Linker},
-    test_binaries::{self, ALL, Awaited, Built, Part, run_all},
+    test_binaries::{self, ALL, Built, Part, run_all},
     vm,
 };
 
@@ -135,7 +131,20 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         // A test that finds a program missing would say so in the last phase.
         programs::check(&needs)
     })?;
-    let built = build_all(phases, &parts, &selection, linker)?;
+    phases.run_alone("build", |_| {
+        if parts.contains(&Part::EndToEnd) || parts.contains(&Part::Vm) {
+            return build::run(linker);
+        }
+        linker.install()?;
+        build::ebpf()
+    })?;
+    let mut built = Vec::new();
+    if !parts.is_empty() {
+        phases.run_alone("test binaries", |_| {
+            built = test_binaries::build(&parts)?;
+            selection.check(&built, &parts)
+        })?;
+    }
     let tests = |runner: Runner, part: Part, chosen: &dyn Fn(&str) -> bool| {
         tests(runner, part, &built, &selection, &parts, chosen)
     };
@@ -170,40 +179,6 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         phases.run_alone("vm", |output| vm::suite::run_built(&machine, &binaries, output))?;
     }
     Ok(())
-}
-
-/// Builds what is tested and the test binaries. Side by side on a new machine, where that takes minutes: the
-/// end of one build uses one processor only.
-fn build_all(
-    phases: &mut Phases,
-    parts: &[Part],
-    selection: &Selection,
-    linker: Linker,
-) -> Result<Vec<Built>> {
-    let built = Mutex::new(Vec::new());
-    let tests = |awaited: Awaited| -> Result<()> {
-        let binaries = test_binaries::build(parts, awaited)?;
-        selection.check(&binaries, parts)?;
-        *built.lock().unwrap_or_else(PoisonError::into_inner) = binaries;
-        Ok(())
-    };
-    let runs_agent = parts.contains(&Part::EndToEnd) || parts.contains(&Part::Vm);
-    if runs_agent && !paths::ebpf_object().is_file() {
-        build::forget_failure();
-        phases.run_together(vec![
-            Phase::new("build", |_| build::run(linker)),
-            Phase::new("test binaries", |_| tests(Awaited::EbpfObject)),
-        ])?;
-    } else {
-        phases.run_alone("build", |_| match runs_agent {
-            true => build::run(linker),
-            false => linker.install().and_then(|()| build::ebpf()),
-        })?;
-        if !parts.is_empty() {
-            phases.run_alone("test binaries", |_| tests(Awaited::Nothing))?;
-        }
-    }
-    Ok(built.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn static_checks(names: &[&str], output: &Output) -> Result<()> {

@@ -94,24 +94,12 @@ pub struct Built {
     pub folder: PathBuf,
 }
 
-/// What is built beside the test binaries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
-    /// The eBPF programs.
-    EbpfObject,
-    /// Nothing.
-    Nothing,
-}
-
 /// Builds the test binaries of the given parts, all by one call of cargo.
 ///
 /// # Errors
 /// When they do not build.
-pub fn build(parts: &[Part], awaited: Awaited) -> Result<Vec<Built>> {
+pub fn build(parts: &[Part]) -> Result<Vec<Built>> {
     let mut build = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    if awaited == Awaited::EbpfObject {
-        crate::build::await_object(&mut build);
-    }
     // The same packages always: a dependency's features depend on which are built.
     build.arg("--workspace");
     if parts.contains(&Part::Unit) {

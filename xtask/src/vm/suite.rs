@@ -11,7 +11,7 @@ use crate::{
     phases::{Output, Phases},
     programs::Need,
     setup,
-    test_binaries::{self, ALL, Awaited, Built, Part},
+    test_binaries::{self, ALL, Built, Part},
 };
 
 /// What to test under which kernel.
@@ -78,11 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     build::run(setup::packages(&needs)?)?;
     let mut phases = Phases::default();
     let outcome = phases.run_alone("vm", |output| {
-        run_built(
-            arguments,
-            &test_binaries::build(&[Part::Vm], Awaited::Nothing)?,
-            output,
-        )
+        run_built(arguments, &test_binaries::build(&[Part::Vm])?, output)
     });
     print!("\n{}", phases.report());
     outcome
