@@ -1,10 +1,12 @@
 //! Agents that are killed while they program the data path: whatever they leave, the next start repairs.
 
+use std::mem::discriminant;
+
 use aya::maps::{Array, HashMap, Map, MapData};
 use mesh_agent::{
     datapath::{Datapath, memory::MemoryDatapath},
     model::{Desired, Location},
-    plan::plan,
+    plan::{DatapathChange, plan},
 };
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, frontend, ingress, serve},
@@ -34,8 +36,17 @@ fn after(node: &Node) -> Desired {
     state
 }
 
-/// Kills an agent after so many changes of a plan; true if the plan has no more.
-fn killed_after(steps: usize, node: &mut Node, old: Option<&Desired>, new: &Desired) -> bool {
+/// Where in a plan an agent is killed next: after the last of several changes of a kind, and at the end.
+pub(crate) fn next_cut(changes: &[DatapathChange], steps: usize) -> Option<usize> {
+    let is_cut = |steps: &usize| match changes.get(*steps) {
+        Some(next) => discriminant(next) != discriminant(&changes[*steps - 1]),
+        None => true,
+    };
+    (steps + 1..=changes.len()).find(is_cut)
+}
+
+/// Kills an agent after so many changes of a plan; returns after how many to kill the next one.
+fn killed_after(steps: usize, node: &mut Node, old: Option<&Desired>, new: &Desired) -> Option<usize> {
     let empty = Desired::default();
     if let Some(old) = old {
         node.apply(old);
@@ -67,19 +78,17 @@ fn killed_after(steps: usize, node: &mut Node, old: Option<&Desired>, new: &Desi
         XDP_TX,
         "killed after {steps} changes"
     );
-    steps >= changes.len()
+    next_cut(&changes, steps)
 }
 
 #[test]
 fn an_agent_killed_at_any_step_of_its_first_plan_is_repaired_by_the_next() {
-    let mut steps = 0;
-    let mut done = false;
-    while !done {
+    let mut cut = Some(0);
+    while let Some(steps) = cut {
         on_a_node(|node| {
             let new = before(node);
-            done = killed_after(steps, node, None, &new);
+            cut = killed_after(steps, node, None, &new);
         });
-        steps += 1;
     }
 }
 
@@ -131,13 +140,11 @@ fn the_flows_of_a_backend_that_was_half_removed_end() {
 
 #[test]
 fn an_agent_killed_at_any_step_of_an_update_is_repaired_by_the_next() {
-    let mut steps = 0;
-    let mut done = false;
-    while !done {
+    let mut cut = Some(0);
+    while let Some(steps) = cut {
         on_a_node(|node| {
             let (old, new) = (before(node), after(node));
-            done = killed_after(steps, node, Some(&old), &new);
+            cut = killed_after(steps, node, Some(&old), &new);
         });
-        steps += 1;
     }
 }

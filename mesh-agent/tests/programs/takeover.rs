@@ -17,6 +17,8 @@ use mesh_agent_testing::{
 use mesh_ebpf::abi::VERSION;
 use mesh_support::bpf;
 
+use crate::crash::next_cut;
+
 /// As when the next release has changed the next hops and the counters of drops.
 fn next_version(options: &mut EbpfOptions) {
     options.changed_maps = vec!["NEXT_HOPS", "DROPS", "KEYS"];
@@ -204,8 +206,9 @@ fn what_cannot_be_replaced_stays_as_it_is() {
     });
 }
 
-/// Kills an agent after so many changes of the plan by which it takes over; true if the plan has no more.
-fn killed_after(steps: usize, node: &mut Node) -> bool {
+/// Kills an agent after so many changes of the plan by which it takes over; returns after how many to kill
+/// the next one.
+fn killed_after(steps: usize, node: &mut Node) -> Option<usize> {
     let state = node.serving(Location::Remote(PEER));
     node.apply(&state);
     let before = connections(node);
@@ -236,15 +239,13 @@ fn killed_after(steps: usize, node: &mut Node) -> bool {
     for (port, frame_before) in &before {
         check_frame(&node.xdp(&frame(*port, ACK)).frame, frame_before);
     }
-    steps >= changes.len()
+    next_cut(&changes, steps)
 }
 
 #[test]
 fn an_agent_killed_at_any_step_of_a_takeover_is_repaired_by_the_next() {
-    let mut steps = 0;
-    let mut done = false;
-    while !done {
-        on_a_node(|node| done = killed_after(steps, node));
-        steps += 1;
+    let mut cut = Some(0);
+    while let Some(steps) = cut {
+        on_a_node(|node| cut = killed_after(steps, node));
     }
 }

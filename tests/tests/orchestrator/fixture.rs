@@ -18,7 +18,7 @@ use xtask::{
 /// The port that the stories' service publishes.
 pub(crate) const HTTP: u16 = 9200;
 /// How long a change of the cluster may take: containers are made, started and stopped.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// New connections each second under load; a slow machine gets less to do.
 const RATE: u32 = 100;
 /// How long the load lasts at least.

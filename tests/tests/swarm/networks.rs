@@ -189,9 +189,10 @@ fn moving_along(fixture: &Fixture) -> Result<()> {
     let metrics = lab.metrics("node3")?;
     let adopted = metrics
         .lines()
-        .find(|line| line.starts_with("mesh_flows_adopted_total"));
+        .find_map(|line| line.strip_prefix("mesh_flows_adopted_total "));
+    // One that was being opened may have moved as well.
     ensure!(
-        adopted.is_some_and(|line| line.ends_with(" 10")),
+        adopted.is_some_and(|count| count.parse::<u32>().is_ok_and(|count| count >= 10)),
         "of 10 connections that have moved, node3 counts {adopted:?}"
     );
     fixture.until_all_know("web", Duration::from_secs(5))

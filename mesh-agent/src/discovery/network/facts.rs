@@ -162,6 +162,10 @@ impl Facts {
                 _ => {}
             }
         }
+        if link.name.is_empty() {
+            // About something else than the link itself: events of wireless cards (`wireless_send_event`).
+            return Effect::None;
+        }
         if link.kind == Kind::Vlan {
             link.vlan_of = below;
         }

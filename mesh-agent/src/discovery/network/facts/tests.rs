@@ -175,3 +175,24 @@ fn the_nodes_mac_addresses_are_those_of_all_but_containers_veths() {
         "its address changes"
     );
 }
+
+#[test]
+fn an_event_of_a_wireless_card_does_not_change_its_link() {
+    let mut link = LinkMessage::default();
+    link.header.index = 7;
+    link.header.link_layer_type = LinkLayerType::Ether;
+    link.attributes = vec![
+        LinkAttribute::IfName("wlan0".to_owned()),
+        LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+    ];
+    let mut facts = Facts::default();
+    facts.add_link(&link);
+    let options = NetworkOptions {
+        uplinks: vec!["wlan0".to_owned()],
+        service_address: Ipv4Addr::new(169, 254, 96, 1),
+    };
+    let before = facts.state(&options, &Interest::default());
+    link.attributes.clear();
+    assert_eq!(facts.add_link(&link), Effect::None);
+    assert_eq!(facts.state(&options, &Interest::default()), before);
+}
