@@ -243,11 +243,8 @@ fn opens<'a, F: ReadFrame, T: Tables>(
         return not_ours(hook);
     };
     let is_from_network = matches!(hook, Hook::Xdp | Hook::TcUplink);
-    if is_from_network && is_martian(frame, key) {
-        return Decision::drop(DropReason::Martian);
-    }
-    if is_from_network && !is_for_this_node(frame, tables, config) {
-        return for_another(tables, hook);
+    if is_from_network && let Some(decision) = misdirected(frame, tables, config, hook, key) {
+        return decision;
     }
     if is_from_network && is_udp(key) && tables.is_own(&OwnKey::answered(key)) {
         return Decision::PASS;
@@ -327,11 +324,8 @@ fn past_limit<'a, F: ReadFrame, T: Tables>(
     let Some(index) = tables.frontend(&FrontendKey::dialled(key)) else {
         return not_ours(hook);
     };
-    if is_martian(frame, key) {
-        return Decision::drop(DropReason::Martian);
-    }
-    if !is_for_this_node(frame, tables, config) {
-        return for_another(tables, hook);
+    if let Some(decision) = misdirected(frame, tables, config, hook, key) {
+        return decision;
     }
     let Some(service) = tables.service(index) else {
         return Decision::refuse(DropReason::NoBackend);
@@ -353,6 +347,28 @@ fn past_limit<'a, F: ReadFrame, T: Tables>(
         Some(flow) => onward::decide(config, hook, flow, chosen.1),
         None => Decision::drop(DropReason::FlowTableFull),
     }
+}
+
+/// What happens to a frame of the network's that opens no flow whatever its service says: a martian, or one
+/// that is for another machine, and left to the kernel.
+#[inline(always)]
+fn misdirected<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    config: &Config,
+    hook: Hook,
+    key: &FlowKey,
+) -> Option<Decision<'a>> {
+    if is_martian(frame, key) {
+        return Some(Decision::drop(DropReason::Martian));
+    }
+    if is_for_this_node(frame, tables, config) {
+        return None;
+    }
+    if hook != Hook::Xdp {
+        tables.count_event(Event::OtherMachine);
+    }
+    Some(Decision::PASS)
 }
 
 /// Whether what would answer the packet would go astray, or to more than its sender.
@@ -377,15 +393,6 @@ fn is_for_this_node<F: ReadFrame, T: Tables>(frame: &F, tables: &T, config: &Con
         // Of a layer 3 device.
         None => true,
     }
-}
-
-/// Leaves a frame that is for another machine to the kernel.
-#[inline(always)]
-fn for_another<'a, T: Tables>(tables: &T, hook: Hook) -> Decision<'a> {
-    if hook != Hook::Xdp {
-        tables.count_event(Event::OtherMachine);
-    }
-    Decision::PASS
 }
 
 #[inline(always)]

@@ -27,9 +27,8 @@ pub fn select<'a, T: Tables>(
     }
     let choice = service.choice.within_ring();
     let chosen = match choice {
-        Choice::HASH_ADDRESS => by_address(tables, service, key, index)?,
-        _ if tables.is_marked(Mark::Hashed) => hashed(tables, service, sender_hash(key, service))?,
-        Choice::HASH_ENDPOINT => hashed(tables, service, sender_hash(key, service))?,
+        _ if tables.is_marked(Mark::Hashed) => by_sender(tables, service, key, index)?,
+        Choice::HASH_ADDRESS | Choice::HASH_ENDPOINT => by_sender(tables, service, key, index)?,
         Choice::LEAST => least(tables, service, index)?,
         Choice::RANDOM => at(tables, service, tables.random() % service.ring_length)?,
         _ => at(tables, service, tables.rotate(index) % service.ring_length)?,
@@ -58,11 +57,7 @@ pub fn by_hash<'a, T: Tables>(
     if service.ring_length == 0 {
         return None;
     }
-    let chosen = if service.choice.within_ring() == Choice::HASH_ADDRESS {
-        by_address(tables, service, key, index)?
-    } else {
-        hashed(tables, service, sender_hash(key, service))?
-    };
+    let chosen = by_sender(tables, service, key, index)?;
     let chosen = if breaker::is_open(tables, chosen) {
         passed_over(tables, service, key, chosen)
     } else {
@@ -71,13 +66,16 @@ pub fn by_hash<'a, T: Tables>(
     active(tables, index, chosen)
 }
 
-/// The backend that a client has affinity with, or else the one that a hash of its address selects.
+/// The backend that a client has affinity with where the service has that, or else the one that its hash
+/// selects.
 #[inline(always)]
-fn by_address<T: Tables>(tables: &T, service: &Service, key: &FlowKey, index: u32) -> Option<u32> {
-    match affinity::backend(tables, index, key.source) {
-        Some(chosen) => Some(chosen),
-        None => hashed(tables, service, sender_hash(key, service)),
+fn by_sender<T: Tables>(tables: &T, service: &Service, key: &FlowKey, index: u32) -> Option<u32> {
+    if service.choice.within_ring() == Choice::HASH_ADDRESS
+        && let Some(chosen) = affinity::backend(tables, index, key.source)
+    {
+        return Some(chosen);
     }
+    hashed(tables, service, sender_hash(key, service))
 }
 
 /// A hash of a client's address and port, or of its address alone where the service chooses by that.
@@ -124,17 +122,30 @@ fn behind_ring<T: Tables>(
     tables: &T,
     service: &Service,
     first: u32,
-    (refused, mut found): (u32, u32),
+    (refused, found): (u32, u32),
     must_answer: bool,
 ) -> u32 {
     let end = service.ring_offset + service.ring_length;
-    let Some(length) = tables.ring(end) else {
-        return found;
-    };
+    match tables.ring(end) {
+        Some(0) | None => found,
+        Some(length) => other_of(tables, (end + 1, length), first, (refused, found), must_answer),
+    }
+}
+
+/// The same of the entries in a part of the ring table, of which there is one at least: where it begins, and
+/// how many they are.
+#[inline(always)]
+fn other_of<T: Tables>(
+    tables: &T,
+    (offset, length): (u32, u32),
+    first: u32,
+    (refused, mut found): (u32, u32),
+    must_answer: bool,
+) -> u32 {
     let mut attempt = 0;
-    while attempt < ATTEMPTS && length != 0 {
+    while attempt < ATTEMPTS {
         let slot = first.wrapping_add(attempt) % length;
-        if let Some(other) = tables.ring(end + 1 + slot)
+        if let Some(other) = tables.ring(offset + slot)
             && other != refused
         {
             if !breaker::is_open(tables, other) {
@@ -171,23 +182,8 @@ pub fn another<'a, T: Tables>(
         return None;
     }
     let first = spread(key);
-    let mut found = refused;
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        let slot = first.wrapping_add(attempt) % service.ring_length;
-        if let Some(other) = at(tables, &service, slot)
-            && other != refused
-        {
-            if !breaker::is_open(tables, other) {
-                found = other;
-                break;
-            }
-            if !must_answer {
-                found = other;
-            }
-        }
-        attempt += 1;
-    }
+    let ring = (service.ring_offset, service.ring_length);
+    let mut found = other_of(tables, ring, first, (refused, refused), must_answer);
     if service.choice.prefers() && (found == refused || breaker::is_open(tables, found)) {
         found = behind_ring(tables, &service, first, (refused, found), must_answer);
     }

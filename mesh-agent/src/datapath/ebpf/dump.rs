@@ -223,7 +223,8 @@ fn dumped_flow(
     })
 }
 
-fn socket(endpoint: Endpoint) -> SocketAddrV4 {
+/// An endpoint as the agent has it.
+pub(super) fn socket(endpoint: Endpoint) -> SocketAddrV4 {
     SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
 }
 

@@ -1,15 +1,17 @@
 //! Reads the flow tables a page at a time, for operators: one record for each flow, by its forward entry.
 
-use std::{collections::BTreeMap, net::SocketAddrV4};
+use std::collections::BTreeMap;
 
-use mesh_ebpf::abi::{Endpoint, Flow, FlowKey, FlowRecord, Opening, Origin, Progress, Role};
+use mesh_ebpf::abi::{Flow, FlowKey, FlowRecord, Opening, Origin, Progress, Role};
 
 use super::{
     super::{
         DatapathError,
         flow_list::{FlowCursor, FlowState, Ingress, ListedFlow},
     },
-    batch, failed,
+    batch,
+    dump::socket,
+    failed,
     flows::BATCH,
     maps::Maps,
     tables::service_key,
@@ -92,10 +94,6 @@ pub(super) fn state(from_client: Progress, from_backend: Progress, opening: Open
     } else {
         FlowState::HalfOpen
     }
-}
-
-fn socket(endpoint: Endpoint) -> SocketAddrV4 {
-    SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{
         flow_list::FlowState,
     },
     clock::kernel_clock,
-    dump::choice_name,
+    dump::{choice_name, socket},
     failed, flow_list,
     maps::Maps,
     tables::{CLOSED, service_key},
@@ -146,7 +146,7 @@ fn backend_key(backend: &abi::Backend) -> Option<BackendKey> {
 
 fn presented(flow: FlowEntry) -> Option<SocketAddrV4> {
     let presented = flow.presented();
-    (presented != flow.client()).then(|| SocketAddrV4::new(presented.address.into(), presented.port.get()))
+    (presented != flow.client()).then(|| socket(presented))
 }
 
 /// What the rules say of the packet, if they were asked.

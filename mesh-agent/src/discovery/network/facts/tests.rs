@@ -100,26 +100,32 @@ fn other_links_without_a_mac_address_are_named_with_the_reason() {
     }
 }
 
+/// An Ethernet link, by the last byte of its address.
+fn link(index: u32, name: &str, last: u8, more: &[LinkAttribute]) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.link_layer_type = LinkLayerType::Ether;
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Address(vec![2, 0, 0, 0, 0, last]),
+    ];
+    link.attributes.extend_from_slice(more);
+    link
+}
+
+fn info(kind: InfoKind) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])
+}
+
 #[test]
 fn a_card_is_known_to_have_vlans_while_there_is_one() {
-    let link = |index, name: &str, more: &[LinkAttribute]| {
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        link.header.link_layer_type = LinkLayerType::Ether;
-        link.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
-        ];
-        link.attributes.extend_from_slice(more);
-        link
-    };
-    let info = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
-    let vlan = link(9, "card.5", &[LinkAttribute::Link(7), info(InfoKind::Vlan)]);
+    let vlan = link(9, "card.5", 1, &[LinkAttribute::Link(7), info(InfoKind::Vlan)]);
     let mut facts = Facts::default();
-    facts.add_link(&link(7, "card", &[]));
+    facts.add_link(&link(7, "card", 1, &[]));
     facts.add_link(&link(
         8,
         "other",
+        1,
         &[LinkAttribute::Link(7), info(InfoKind::MacVlan)],
     ));
     let options = NetworkOptions {
@@ -139,29 +145,23 @@ fn a_card_is_known_to_have_vlans_while_there_is_one() {
 
 #[test]
 fn the_nodes_mac_addresses_are_those_of_all_but_containers_veths() {
-    let link = |index, last, more: &[LinkAttribute]| {
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        link.header.link_layer_type = LinkLayerType::Ether;
-        link.attributes = vec![
-            LinkAttribute::IfName(format!("link{index}")),
-            LinkAttribute::Address(vec![2, 0, 0, 0, 0, last]),
-        ];
-        link.attributes.extend_from_slice(more);
-        link
-    };
-    let info = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
     let mut facts = Facts::default();
-    facts.add_link(&link(7, 1, &[]));
-    facts.add_link(&link(8, 2, &[LinkAttribute::Link(7), info(InfoKind::MacVlan)]));
-    facts.add_link(&link(9, 3, &[info(InfoKind::Bridge)]));
+    facts.add_link(&link(7, "card", 1, &[]));
+    facts.add_link(&link(
+        8,
+        "child",
+        2,
+        &[LinkAttribute::Link(7), info(InfoKind::MacVlan)],
+    ));
+    facts.add_link(&link(9, "bridge", 3, &[info(InfoKind::Bridge)]));
     facts.add_link(&link(
         10,
+        "veth",
         4,
         &[LinkAttribute::Controller(9), info(InfoKind::Veth)],
     ));
     let options = NetworkOptions {
-        uplinks: vec!["link7".to_owned()],
+        uplinks: vec!["card".to_owned()],
         service_address: Ipv4Addr::new(169, 254, 96, 1),
     };
     let macs = |facts: &Facts| facts.state(&options, &Interest::default()).macs;
@@ -169,7 +169,7 @@ fn the_nodes_mac_addresses_are_those_of_all_but_containers_veths() {
         macs(&facts),
         [1, 2, 3].map(|last| MacAddress([2, 0, 0, 0, 0, last])).into()
     );
-    facts.add_link(&link(7, 5, &[]));
+    facts.add_link(&link(7, "card", 5, &[]));
     assert!(
         macs(&facts).contains(&MacAddress([2, 0, 0, 0, 0, 5])),
         "its address changes"
@@ -178,13 +178,7 @@ fn the_nodes_mac_addresses_are_those_of_all_but_containers_veths() {
 
 #[test]
 fn an_event_of_a_wireless_card_does_not_change_its_link() {
-    let mut link = LinkMessage::default();
-    link.header.index = 7;
-    link.header.link_layer_type = LinkLayerType::Ether;
-    link.attributes = vec![
-        LinkAttribute::IfName("wlan0".to_owned()),
-        LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
-    ];
+    let mut link = link(7, "wlan0", 1, &[]);
     let mut facts = Facts::default();
     facts.add_link(&link);
     let options = NetworkOptions {
