@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    docker::{Docker, EngineInfo},
+    docker::{Docker, DockerError, EngineInfo},
     model::NodeId,
     source::HintHandle,
 };
@@ -75,7 +75,7 @@ impl EngineReport {
         let Some(info) = &self.info else {
             return Membership::Unknown;
         };
-        if info.state == "inactive" {
+        if info.is_outside() {
             return Membership::Outside;
         }
         let (true, Some(address)) = (info.active && !info.node.is_empty(), info.node_address) else {
@@ -106,7 +106,8 @@ pub(super) async fn follow(
     shutdown: CancellationToken,
 ) {
     loop {
-        match docker.info().await {
+        let answer = ask(&docker, &engine.current()).await;
+        match answer {
             Ok(info) => engine.send_if_modified(|known| answered(known, info)),
             Err(error) => {
                 docker.reset();
@@ -129,6 +130,21 @@ pub(super) async fn follow(
             () = sleep(interval) => {}
         }
     }
+}
+
+/// Asks the engine about itself.
+///
+/// An engine that stops closes its socket first, then stops its Swarm node, and still answers what it was
+/// asked before: that it is `inactive`, although the node remains a member (moby, `start` in
+/// `cmd/dockerd/daemon.go`). One that has left its Swarm answers the same on a new connection.
+async fn ask(docker: &Docker, known: &EngineReport) -> Result<EngineInfo, DockerError> {
+    let info = docker.info().await?;
+    let was_member = known.info.as_ref().is_some_and(|info| !info.is_outside());
+    if info.is_outside() && was_member {
+        docker.reset();
+        return docker.info().await;
+    }
+    Ok(info)
 }
 
 fn answered(known: &mut EngineReport, engine: EngineInfo) -> bool {
@@ -177,7 +193,63 @@ fn failed(known: &mut EngineReport, trouble: String) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::{Json, Router, http::Uri};
+    use mesh_support::watched::Watched as _;
+    use serde_json::json;
+    use tokio::{net::UnixListener, task::JoinHandle};
+
     use super::*;
+
+    /// An engine at a socket, in the state of the moment. One that is `stopping` closes its socket while it
+    /// makes its answer, which is the one of an engine outside any Swarm.
+    fn run_engine(socket: PathBuf, state: watch::Receiver<&'static str>) -> JoinHandle<()> {
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answer = move |uri: Uri| {
+            let (socket, mut state) = (socket.clone(), state.current());
+            async move {
+                if uri.path().ends_with("/version") {
+                    return Json(json!({"ApiVersion": "1.41"}));
+                }
+                if state == "stopping" {
+                    std::fs::remove_file(socket).unwrap();
+                    state = "inactive";
+                }
+                Json(json!({"Swarm": {"NodeID": "node", "NodeAddr": "192.0.2.1", "LocalNodeState": state}}))
+            }
+        };
+        tokio::spawn(async move {
+            axum::serve(listener, Router::new().fallback(answer))
+                .await
+                .unwrap()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_engine_stops_has_not_left_its_swarm() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("docker.sock");
+        let (state, receiver) = watch::channel("active");
+        let docker = Docker::new(&socket);
+        let mut known = EngineReport::default();
+
+        let running = run_engine(socket.clone(), receiver.clone());
+        let member = ask(&docker, &known).await.unwrap();
+        answered(&mut known, member);
+        assert!(matches!(known.membership(None), Membership::Member(_)));
+        state.send_replace("stopping");
+        assert!(
+            ask(&docker, &known).await.is_err(),
+            "the answer of an engine that stops counts"
+        );
+        running.abort();
+
+        state.send_replace("inactive");
+        let restarted = run_engine(socket, receiver);
+        let left = ask(&docker, &known).await.unwrap();
+        answered(&mut known, left);
+        assert_eq!(known.membership(None), Membership::Outside);
+        restarted.abort();
+    }
 
     fn engine(state: &str, manager: bool) -> EngineInfo {
         let active = state == "active";

@@ -33,6 +33,12 @@ pub struct EngineInfo {
 }
 
 impl EngineInfo {
+    /// Whether the engine is in no Swarm.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        self.state == "inactive"
+    }
+
     /// Whether this is a manager of an autolocked Swarm whose engine was restarted: until it is unlocked, it
     /// is no member.
     #[must_use]
