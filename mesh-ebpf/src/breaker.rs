@@ -16,19 +16,11 @@ pub const PATIENCE: u64 = 100_000_000;
 /// Nanoseconds between two flows that try whether a backend answers again.
 pub const TRIAL_INTERVAL: u64 = 1_000_000_000;
 
-/// Counts a new flow that its backend must answer by way of this node.
+/// Whether the backend must answer a new flow by way of this node.
 #[inline(always)]
-pub fn asked<T: Tables>(
-    tables: &T,
-    config: &Config,
-    key: &FlowKey,
-    origin: Origin,
-    (index, backend): (u32, &Backend),
-) {
+pub fn must_answer(config: &Config, key: &FlowKey, origin: Origin, backend: &Backend) -> bool {
     let direct = backend.location != BACKEND_LOCAL && config.direct_return != 0 && origin == Origin::UPLINK;
-    if key.protocol == u32::from(PROTOCOL_TCP) && !direct {
-        tables.count_asked(index);
-    }
+    key.protocol == u32::from(PROTOCOL_TCP) && !direct
 }
 
 /// Whether a backend's packet answers an open. A RST does not: nothing listens there.

@@ -2,8 +2,7 @@
 
 use crate::{
     abi::{
-        BACKEND_LOCAL, Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Opening, Origin,
-        OwnKey, Role,
+        BACKEND_LOCAL, Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Origin, OwnKey, Role,
     },
     breaker, flood,
     flood_tables::Mark,
@@ -12,7 +11,7 @@ use crate::{
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, PROTOCOL_UDP},
     ipv4, onward, open,
     parse::{Packet, Unparsed, parse},
-    reply, select,
+    reply, select, signals,
     source_rules::{self, Phase},
     tables::{FlowEntry, Tables},
     tunnel,
@@ -201,28 +200,25 @@ fn classify<'a, F: ReadFrame, T: Tables>(
             ClientPacket::Opens
         }
         // The client asks once more: its backend answers nothing, or its answer would not be known as one.
-        Some(backend)
-            if may_open
-                && is_sent_again(tables, flow)
+        Some(backend) if may_open && !flow.opening().is_open() && signals::is_sent_again(tables, flow) => {
+            let is_unanswered = !flow.opening().is_answered();
+            if packet.is_syn() {
+                signals::asked_again(tables, flow);
+            }
+            if is_unanswered
                 && (packet.is_syn()
                     && (breaker::is_open(tables, flow.backend()) || !open::has_veth(frame, backend))
-                    || flow_state::lacks_other(tables, flow, backend, packet.key.protocol)) =>
-        {
-            ClientPacket::Opens
+                    || flow_state::lacks_other(tables, flow, backend, packet.key.protocol))
+            {
+                ClientPacket::Opens
+            } else {
+                ClientPacket::Continues { flow, backend }
+            }
         }
         Some(backend) => ClientPacket::Continues { flow, backend },
         None if may_open => ClientPacket::Opens,
         None => ClientPacket::BackendGone,
     }
-}
-
-/// Whether a packet that may open a flow is another than the one that opened it. The same one comes twice
-/// where XDP leaves a packet for this node to tc. By the kernel's clock, as the agent's stands still when
-/// there is no agent.
-#[inline(always)]
-fn is_sent_again<T: Tables>(tables: &T, flow: FlowEntry) -> bool {
-    let opening = flow.opening();
-    !opening.is_answered() && opening.asked_at() != Opening::time(tables.clock())
 }
 
 /// Opens a flow, if the packet is for a frontend. The packet may be in mid-connection: where a flood has kept

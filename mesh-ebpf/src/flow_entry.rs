@@ -144,6 +144,25 @@ impl FlowEntry {
         unsafe { (&raw mut (*self.at()).opening).write(opening) };
     }
 
+    /// When the backend was asked ([`crate::abi::asked_moment`]); 0 if that is not known, or it has answered.
+    #[inline(always)]
+    pub fn asked(self) -> u32 {
+        if self.opening().is_answered() {
+            0
+        } else {
+            self.client_next()
+        }
+    }
+
+    /// Records that the backend has answered.
+    #[inline(always)]
+    pub fn note_answer(self) {
+        // Until now it was when the backend was asked.
+        // SAFETY: as in `read!`; the field is aligned.
+        unsafe { (&raw mut (*self.at()).client_next).write(0) };
+        self.opening_is(self.opening().answered());
+    }
+
     /// Records the sequence number of the client's next packet, if it is far from the one known.
     #[inline(always)]
     pub fn note_client_next(self, next: u32) {

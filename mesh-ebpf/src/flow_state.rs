@@ -16,6 +16,7 @@ use crate::{
     affinity, breaker,
     headers::{PROTOCOL_TCP, TCP_SYN},
     parse::Packet,
+    signals,
     tables::{FlowEntry, Tables},
 };
 
@@ -36,6 +37,7 @@ pub fn client_packet<T: Tables>(
     if let Some(progress) = packet.progress()
         && is_in_sequence(packet.sequence, client_next(tables, flow, backend, packet))
     {
+        signals::reset_by_client(tables, flow, packet);
         flow.client_is(progress);
     }
     let opening = flow.opening();
@@ -102,8 +104,9 @@ fn note<T: Tables>(
     }
     let is_first = !flow.opening().is_answered() && breaker::is_answer(packet);
     if is_first {
-        flow.opening_is(Opening::ANSWERED);
-        forward.opening_is(Opening::ANSWERED);
+        signals::answered(tables, flow, packet);
+        flow.note_answer();
+        forward.note_answer();
         if packet.tcp_flags & TCP_SYN != 0 {
             // What seemed to close it before was of an earlier connection.
             forward.reopen();
@@ -115,6 +118,7 @@ fn note<T: Tables>(
     if let Some(progress) = packet.progress()
         && is_in_sequence(packet.sequence, flow.backend_next())
     {
+        signals::reset_by_backend(tables, forward, packet);
         forward.backend_is(progress);
     }
     // A backend that sends anything but a SYN has had the client's acknowledgement of its own.
@@ -164,9 +168,12 @@ fn move_entry<T: Tables>(tables: &T, key: &FlowKey, entry: FlowEntry) -> bool {
 }
 
 /// The sequence number of the client's next packet, about. What the backend's packets say of it is in the
-/// entry that they are found by.
+/// entry that they are found by; until there is one, that has something else there.
 #[inline(always)]
 fn client_next<T: Tables>(tables: &T, forward: FlowEntry, backend: &Backend, packet: &Packet) -> u32 {
+    if !forward.opening().is_answered() {
+        return 0;
+    }
     match other_key(forward, backend, packet.key.protocol) {
         Some(key) => tables.flow(&key).map_or(0, FlowEntry::client_next),
         None => forward.client_next(),

@@ -35,6 +35,8 @@ pub mod pipeline;
 pub mod probe;
 pub mod reply;
 pub mod select;
+pub mod signal_tables;
+pub mod signals;
 pub mod source_rules;
 pub mod tables;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         BACKEND_LOCAL, Backend, BackendKey, Config, DropReason, Endpoint, Event, Flow, FlowKey, Opening,
-        Origin, Progress, Role, untracked_slot,
+        Origin, Progress, Role, asked_moment, untracked_slot,
     },
     breaker,
     bytes::{Be16, Be32},
@@ -46,9 +46,11 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
             .ok_or(DropReason::Undeliverable)?
     };
     let mut flow = new_flow(config, key, index, backend, origin);
-    if backend.location == BACKEND_LOCAL {
-        // XDP leaves the packet to tc, which must not choose again.
-        flow.opening = Opening::asked(Opening::time(tables.clock()));
+    let now = tables.clock();
+    // Where XDP leaves the packet to tc, that must not choose again.
+    flow.opening = Opening::asked(Opening::time(now));
+    if tables.is_marked(Mark::First) && breaker::must_answer(config, key, origin, backend) {
+        flow.client_next = asked_moment(now);
     }
     if origin == Origin::CONTAINER {
         // Only this node can reach a container's own address, and a container cannot reach itself by it:
@@ -61,9 +63,9 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
     let entry = insert(tables, key, &mut flow, backend)?;
     if tables.is_marked(Mark::Tracked) {
         tables.count_connection(index);
-        if tables.is_marked(Mark::First) {
-            breaker::asked(tables, config, key, origin, (index, backend));
-        } else {
+        if flow.client_next != 0 {
+            tables.count_asked(index);
+        } else if !tables.is_marked(Mark::First) {
             tables.count_event(Event::FlowAdopted);
         }
     }
@@ -120,16 +122,22 @@ pub fn elsewhere<'a, F: ReadFrame, T: Tables>(
         .filter(|other| is_there(frame, tables, *other))
         .ok_or(DropReason::Undeliverable)?;
     let origin = from.origin();
+    let now = tables.clock();
     let mut flow = Flow {
-        opening: from.opening().moved(Opening::time(tables.clock())),
+        opening: from.opening().moved(Opening::time(now)),
         ..new_flow(config, key, index, backend, origin)
     };
+    if breaker::must_answer(config, key, origin, backend) {
+        flow.client_next = asked_moment(now);
+    }
     // What has been encapsulated has this source already.
     flow.presented = from.presented();
     let entry = insert(tables, key, &mut flow, backend)?;
     tables.count_connection(index);
     tables.count_event(Event::FlowMoved);
-    breaker::asked(tables, config, key, origin, (index, backend));
+    if flow.client_next != 0 {
+        tables.count_asked(index);
+    }
     Ok((entry, backend))
 }
 

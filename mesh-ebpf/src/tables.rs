@@ -10,6 +10,7 @@ use crate::{
     },
     affinity_tables::AffinityTables,
     flood_tables::FloodTables,
+    signal_tables::SignalTables,
 };
 
 /// What is known of a fragmented packet, in memory that other CPUs may change at the same time.
@@ -78,7 +79,7 @@ pub enum InsertError {
 }
 
 /// The maps. Every method is one look-up at most, where it does not say otherwise.
-pub trait Tables: FloodTables + AffinityTables {
+pub trait Tables: FloodTables + AffinityTables + SignalTables {
     /// Node-wide settings.
     fn config(&self) -> Option<&Config>;
     /// Whether an interface of this node has a MAC address.

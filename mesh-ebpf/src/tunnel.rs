@@ -17,7 +17,7 @@ use crate::{
     },
     ipv4, onward, open,
     parse::{Packet, Unparsed, parse},
-    probe,
+    probe, signals,
     tables::{FlowEntry, Tables},
     verdict::Decision,
 };
@@ -248,6 +248,9 @@ fn returned<'a, F: ReadFrame, T: Tables>(
     }
     // New flows pass over it.
     if backend.is_some() {
+        if packet.is_syn() {
+            signals::unanswered(tables, flow);
+        }
         tables.trip(flow.backend(), tables.clock());
     }
     if packet.may_open_flow() && flow.opening().moves() < Opening::MOVES {

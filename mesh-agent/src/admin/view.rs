@@ -119,7 +119,7 @@ pub(crate) mod fixture {
     use super::*;
     use crate::{
         datapath::{
-            Datapath as _, DropCount, MapUsage, Mode, Rung, Traffic,
+            AnswerTimes, Datapath as _, DropCount, MapUsage, Mode, Rung, Signals, Traffic,
             flow_list::{FlowState, Ingress, ListedFlow},
             memory::MemoryDatapath,
         },
@@ -222,6 +222,21 @@ pub(crate) mod fixture {
             bytes_in: 4_000,
             bytes_out: 300_000,
         };
+        let signals = Signals {
+            refused: 2,
+            unanswered: 1,
+            syns_retransmitted: 3,
+            reset_by_clients: 4,
+            reset_by_backend: 5,
+            answers: AnswerTimes {
+                sum: 2_000_900_000,
+                counts: vec![0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+            },
+        };
+        let tcp = desired
+            .backends
+            .keys()
+            .filter(|key| key.service.protocol == Protocol::Tcp);
         let counters = Counters {
             backends: desired.backends.keys().map(|key| (*key, traffic)).collect(),
             services: desired.services.keys().map(|key| (*key, traffic)).collect(),
@@ -245,6 +260,7 @@ pub(crate) mod fixture {
             untracked_packets: 17,
             flooded: std::collections::BTreeSet::new(),
             unanswered: BTreeMap::new(),
+            signals: tcp.map(|key| (*key, signals.clone())).collect(),
             open: BTreeMap::new(),
             packets_sent_back: 5,
             flows_moved: 6,

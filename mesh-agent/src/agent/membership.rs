@@ -220,7 +220,7 @@ mod tests {
         tokio::spawn(async move {
             axum::serve(listener, Router::new().fallback(answer))
                 .await
-                .unwrap()
+                .unwrap();
         })
     }
 

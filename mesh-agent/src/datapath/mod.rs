@@ -27,9 +27,11 @@ pub mod ipvs;
 pub mod memory;
 pub mod netlink;
 mod rung;
+mod signals;
 mod turns;
 
 pub use rung::{DatapathChoice, DatapathKind, DatapathStatus, ReachedRung, Rung, RungState, RungStatus};
+pub use signals::{AnswerTimes, Signals};
 
 /// A packet path that changes can bring to any desired state.
 ///
@@ -231,6 +233,9 @@ pub struct Counters {
     /// TCP connections that a backend was asked to open since it last answered one; a backend that is not
     /// listed has answered. The eBPF data path passes over a backend from [`UNANSWERED_LIMIT`] on.
     pub unanswered: BTreeMap<BackendKey, u64>,
+    /// How each backend of TCP answers. Empty where the data path does not count it.
+    #[serde(default)]
+    pub signals: BTreeMap<BackendKey, Signals>,
     /// Open flows in this node's table by backend: for a replica of this node those of all entry nodes. Empty
     /// where the data path does not count them.
     pub open: BTreeMap<BackendKey, u64>,

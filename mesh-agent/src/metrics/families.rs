@@ -2,8 +2,12 @@
 
 use std::time::SystemTime;
 
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 
+use super::{
+    samples::{Labels, counter, gauge, gauge_metric, sample, with},
+    signals::SignalFamilies,
+};
 use crate::{
     admin::{
         View, health::failing_services, labels::ignored_labels, routes::backend_address,
@@ -12,8 +16,6 @@ use crate::{
     datapath::{Counters, Traffic},
     model::{AgentConnection, BackendState, ServiceKey},
 };
-
-type Labels = Vec<(&'static str, String)>;
 
 /// Every family that has a sample; Prometheus' text format does not allow empty ones.
 pub(super) fn families(
@@ -182,6 +184,7 @@ fn replicas(view: &View) -> [MetricFamily; 2] {
 
 fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
     let mut traffic = TrafficFamilies::new("backend");
+    let mut signals = SignalFamilies::new();
     let mut in_state = gauge(
         "mesh_backend_state",
         "1 for the state that the backend is in, 0 for the others.",
@@ -209,6 +212,9 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         labels.push(("backend", backend_address(key, backend)));
         let counted = counters.backends.get(key).copied().unwrap_or_default();
         traffic.add(&labels, &counted, u64::from(backend.weight));
+        if let Some(counted) = counters.signals.get(key) {
+            signals.add(&labels, counted);
+        }
         let asked = counters.unanswered.get(key).copied().unwrap_or(0);
         sample(&mut unanswered, labels.clone(), asked);
         let checked = view.source.cluster.services.get(&service.id);
@@ -227,6 +233,7 @@ fn backends(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         sample(&mut info, labels, 1);
     }
     let mut families = Vec::from(traffic.into_families());
+    families.extend(signals.into_families());
     families.extend([in_state, info, unanswered, failed]);
     families
 }
@@ -500,61 +507,4 @@ fn service_labels(key: ServiceKey, name: &str) -> Labels {
         ("port", key.port.to_string()),
         ("protocol", key.protocol.to_string()),
     ]
-}
-
-fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
-    let mut labels = labels.clone();
-    labels.push((name, value.to_owned()));
-    labels
-}
-
-fn counter(name: &str, help: &str) -> MetricFamily {
-    family(name, help, MetricType::COUNTER)
-}
-
-fn gauge(name: &str, help: &str) -> MetricFamily {
-    family(name, help, MetricType::GAUGE)
-}
-
-fn family(name: &str, help: &str, kind: MetricType) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family
-}
-
-/// Prometheus' values are `f64`: totals above 2^53 lose their last digits, which does not matter for rates.
-fn sample(family: &mut MetricFamily, labels: Labels, value: u64) {
-    let value = value as f64;
-    let metric = if family.get_field_type() == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        let mut metric = Metric::from_label(pairs(labels));
-        metric.set_counter(counter);
-        metric
-    } else {
-        gauge_metric(labels, value)
-    };
-    family.mut_metric().push(metric);
-}
-
-fn gauge_metric(labels: Labels, value: f64) -> Metric {
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
-    let mut metric = Metric::from_label(pairs(labels));
-    metric.set_gauge(gauge);
-    metric
-}
-
-fn pairs(labels: Labels) -> Vec<LabelPair> {
-    labels
-        .into_iter()
-        .map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name(name.to_owned());
-            pair.set_value(value);
-            pair
-        })
-        .collect()
 }

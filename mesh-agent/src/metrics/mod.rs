@@ -8,7 +8,9 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, Registry, TextEncoder};
 use crate::{admin::Introspect, datapath::DatapathError};
 
 mod families;
+mod samples;
 pub mod server;
+mod signals;
 
 pub use server::{MetricsServer, MetricsServerError, serve};
 
@@ -149,6 +151,17 @@ mod tests {
             format!("mesh_backend_connections_active{{{backend}}} 2"),
             format!(r#"mesh_backend_bytes_total{{direction="out",{backend}}} 300000"#),
             format!(r#"mesh_backend_packets_total{{direction="in",{backend}}} 40"#),
+            format!("mesh_backend_connections_refused_total{{{backend}}} 2"),
+            format!("mesh_backend_connections_unanswered_total{{{backend}}} 1"),
+            format!("mesh_backend_syns_retransmitted_total{{{backend}}} 3"),
+            format!(r#"mesh_backend_connections_reset_total{{from="client",{backend}}} 4"#),
+            format!(r#"mesh_backend_connections_reset_total{{from="backend",{backend}}} 5"#),
+            format!(r#"mesh_backend_connect_duration_seconds_bucket{{{backend},le="0.00005"}} 0"#),
+            format!(r#"mesh_backend_connect_duration_seconds_bucket{{{backend},le="0.0005"}} 3"#),
+            format!(r#"mesh_backend_connect_duration_seconds_bucket{{{backend},le="1"}} 3"#),
+            format!(r#"mesh_backend_connect_duration_seconds_bucket{{{backend},le="+Inf"}} 4"#),
+            format!("mesh_backend_connect_duration_seconds_sum{{{backend}}} 2.0009"),
+            format!("mesh_backend_connect_duration_seconds_count{{{backend}}} 4"),
             format!("mesh_backend_weight{{{backend}}} 1"),
             format!("mesh_backend_unanswered_opens{{{backend}}} 0"),
             format!(r#"mesh_backend_state{{state="active",{backend}}} 1"#),
@@ -199,6 +212,20 @@ mod tests {
         let mut parts: Vec<_> = line.split(['{', '}', ',']).map(str::to_owned).collect();
         parts.sort();
         parts
+    }
+
+    #[test]
+    fn a_backend_whose_data_path_does_not_count_its_answers_has_no_series_of_them() {
+        let text = render(true);
+        let has = |name: &str, of: &str| {
+            text.lines()
+                .any(|line| line.starts_with(name) && line.contains(of))
+        };
+        let udp = r#"port="53",protocol="udp""#;
+        assert!(has("mesh_backend_connect_duration_seconds_count", "9200"));
+        for name in ["connections_refused", "connections_reset", "connect_duration"] {
+            assert!(!has(&format!("mesh_backend_{name}"), udp), "{name}\n{text}");
+        }
     }
 
     #[test]

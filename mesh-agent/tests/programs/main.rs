@@ -21,6 +21,7 @@ mod life;
 mod probes;
 mod refusal;
 mod replies;
+mod signals;
 mod source_rules;
 mod takeover;
 mod undeliverable;

@@ -194,6 +194,20 @@ impl Opening {
         self.0 >> 4
     }
 
+    /// The same, its backend having answered.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answered(self) -> Self {
+        Self(self.0 & !0xf | Self::ANSWERED.0)
+    }
+
+    /// The same, its backend being asked once more at another time.
+    #[inline(always)]
+    #[must_use]
+    pub const fn again(self, time: u16) -> Self {
+        Self(time << 4 | self.0 & 0xf)
+    }
+
     /// The kernel's clock as openings have it: 12 bits of 268 ms each.
     #[inline(always)]
     pub const fn time(nanoseconds: u64) -> u16 {
@@ -235,7 +249,8 @@ pub struct Flow {
     pub opening: Opening,
     /// TCP: the sequence number that the client's next packet has, give or take [`SEQUENCE_STEP`]; 0 when
     /// it is unknown. Kept in the entry that the backend's packets are found by, and with direct return,
-    /// where this node does not see those, in the client's.
+    /// where this node does not see those, in the client's. On the entry node, until the backend answers:
+    /// when it was asked ([`asked_moment`]), or 0.
     pub client_next: u32,
     /// The same of the backend's next packet.
     pub backend_next: u32,
@@ -286,6 +301,18 @@ impl KnownWay {
     pub const fn moment(jiffies: u64) -> u32 {
         (jiffies >> 6) as u32 | 1 << 31
     }
+}
+
+/// The kernel's clock as a half-open flow has it: 32 bits of 256 ns each, 18 minutes. Never 0.
+#[inline(always)]
+pub const fn asked_moment(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 8) as u32 | 1
+}
+
+/// The nanoseconds since such a moment, to 256 or two times that.
+#[inline(always)]
+pub const fn since_asked(moment: u32, nanoseconds: u64) -> u64 {
+    (asked_moment(nanoseconds).wrapping_sub(moment) as u64) << 8
 }
 
 /// By how much a sequence number has advanced when it is noted again. Seldom, so that the cache line of
@@ -358,6 +385,27 @@ mod tests {
         assert_eq!(Opening::time(u64::MAX), 0xfff);
         assert!(Opening::OPEN.is_open() && Opening::OPEN.is_answered());
         assert!(!Opening::ANSWERED.is_open() && !opening.is_open());
+    }
+
+    #[test]
+    fn an_opening_keeps_its_time_as_it_is_answered_and_its_moves_as_it_is_asked_again() {
+        let asked = Opening::asked(7).moved(9).again(11);
+        assert_eq!((asked.asked_at(), asked.moves()), (11, 1));
+        assert!(!asked.is_answered() && !asked.is_open());
+        let answered = asked.answered();
+        assert_eq!((answered.asked_at(), answered.moves()), (11, 0));
+        assert!(answered.is_answered() && !answered.is_open());
+    }
+
+    #[test]
+    fn a_moment_of_asking_is_never_0_and_counts_beyond_the_end_of_its_clock() {
+        assert_ne!(asked_moment(0), 0);
+        for start in [0, 255, 1 << 40, (1 << 40) - 300] {
+            for elapsed in [0, 256, 50_000, 3_000_000_000] {
+                let found = since_asked(asked_moment(start), start + elapsed);
+                assert!(found.abs_diff(elapsed) <= 512, "{start} + {elapsed}: {found}");
+            }
+        }
     }
 
     #[test]

@@ -5,13 +5,14 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 39] = [
+pub const LAYOUTS: [(&str, u32); 40] = [
     ("AFFINITIES", 9),
     ("ANSWERED", 7),
     ("BACKENDS", 4),
     ("BACKEND_COUNTERS", 4),
     ("BACKEND_INDEX", 4),
     ("BACKEND_PORTS", 7),
+    ("BACKEND_SIGNALS", 9),
     ("BREAKERS", 4),
     ("CONFIG", 4),
     ("DATAGRAMS", 7),

@@ -20,6 +20,7 @@ mod openings;
 #[cfg(feature = "agent")]
 mod pod;
 mod service;
+mod signals;
 mod source_rule;
 
 pub use affinity::{Affinity, AffinityKey, MAX_AFFINITIES};
@@ -32,7 +33,7 @@ pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, E
 pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
 pub use flow::{
     Endpoint, Flow, FlowKey, FlowRecord, KnownWay, Opening, Origin, Progress, Role, SEQUENCE_STEP,
-    is_in_sequence,
+    asked_moment, is_in_sequence, since_asked,
 };
 pub use fragment::{
     Datagram, DatagramKey, DatagramState, HELD_LENGTH, HELD_PER_DATAGRAM, Held, HeldKey, MAX_DATAGRAMS,
@@ -45,6 +46,7 @@ pub use openings::{
     FLOOD_MEMORY, MAX_SOURCES, MAX_UNTRACKED, Openings, SourceKey, SourceOpenings, span, untracked_slot,
 };
 pub use service::{Choice, FrontendKey, Service};
+pub use signals::{ANSWER_TIMES, BackendSignals, Signal, answer_bucket};
 pub use source_rule::{Policy, SourceRule, SourceVerdict, SourceVerdicts};
 
 /// Version of everything in this module; part of the pins' path.

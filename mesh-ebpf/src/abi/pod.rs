@@ -1,9 +1,9 @@
 //! Lets the agent read and write the maps' types through aya.
 
 use super::{
-    Affinity, AffinityKey, Backend, BackendCounters, BackendKey, Breaker, Config, Dialled, Flow, FlowKey,
-    FlowRecord, FrontendKey, Keys, Load, Masquerade, NextHop, Openings, OwnKey, Service, SourceKey,
-    SourceOpenings, SourceRule, SourceVerdicts,
+    Affinity, AffinityKey, Backend, BackendCounters, BackendKey, BackendSignals, Breaker, Config, Dialled,
+    Flow, FlowKey, FlowRecord, FrontendKey, Keys, Load, Masquerade, NextHop, Openings, OwnKey, Service,
+    SourceKey, SourceOpenings, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 
@@ -20,6 +20,7 @@ pod!(
     Backend,
     BackendCounters,
     BackendKey,
+    BackendSignals,
     Breaker,
     Config,
     Dialled,

@@ -8,6 +8,7 @@ mod flood;
 mod frame;
 mod memory;
 mod packets;
+mod signals;
 mod tables;
 
 pub(crate) use frame::TestFrame;

@@ -13,6 +13,7 @@ use super::{
     flood::FloodMemory,
     memory::{Flows, Memory},
     packets::RECEIVER_MAC,
+    signals::SignalMemory,
 };
 use crate::{
     abi::{
@@ -145,6 +146,7 @@ pub(crate) struct TestTables {
     fixed_random: Cell<Option<u32>>,
     pub(super) flood: FloodMemory,
     pub(super) affinity: AffinityMemory,
+    pub(super) signals: SignalMemory,
     /// How often a breaker was looked up.
     pub(crate) breaker_look_ups: Cell<u32>,
 }

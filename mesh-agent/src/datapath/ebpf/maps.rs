@@ -6,9 +6,9 @@ use aya::{
 };
 use mesh_ebpf::{
     abi::{
-        Backend, BackendCounters, BackendKey, Breaker, Config, DropReason, Event, FlowKey, FlowRecord,
-        FrontendKey, Hook, Keys, Load, MAX_RING, Masquerade, NextHop, Openings, Service, SourceRule,
-        SourceVerdicts, drop_index,
+        Backend, BackendCounters, BackendKey, BackendSignals, Breaker, Config, DropReason, Event, FlowKey,
+        FlowRecord, FrontendKey, Hook, Keys, Load, MAX_RING, Masquerade, NextHop, Openings, Service,
+        SourceRule, SourceVerdicts, drop_index,
     },
     bytes::Be32,
 };
@@ -35,6 +35,7 @@ pub(super) struct Maps {
     pub(super) backends: Array<MapData, Backend>,
     pub(super) backend_index: HashMap<MapData, BackendKey, u32>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
+    backend_signals: Array<MapData, BackendSignals>,
     pub(super) masquerades: LpmTrie<MapData, Masquerade, Be32>,
     pub(super) source_rules: LpmTrie<MapData, SourceRule, SourceVerdicts>,
     pub(super) peer_index: HashMap<MapData, Be32, u32>,
@@ -68,6 +69,7 @@ impl Maps {
             backends: take(programs, "BACKENDS")?,
             backend_index: take(programs, "BACKEND_INDEX")?,
             backend_counters: take(programs, "BACKEND_COUNTERS")?,
+            backend_signals: take(programs, "BACKEND_SIGNALS")?,
             masquerades: take(programs, "MASQUERADES")?,
             source_rules: take(programs, "SOURCE_RULES")?,
             peer_index: take(programs, "PEER_INDEX")?,
@@ -160,6 +162,13 @@ impl Maps {
             }))
     }
 
+    /// How a backend has answered.
+    pub(super) fn backend_signals(&self, index: u32) -> Result<BackendSignals, DatapathError> {
+        self.backend_signals
+            .get(&index, 0)
+            .map_err(|error| failed(format!("read BACKEND_SIGNALS[{index}]"), error))
+    }
+
     /// What is known of a backend that does not answer.
     pub(super) fn breaker(&self, index: u32) -> Result<Breaker, MapError> {
         self.breakers.get(&index, 0)
@@ -184,6 +193,7 @@ impl Maps {
     pub(super) fn clear_backend_traffic(&mut self, index: u32) -> Result<(), MapError> {
         self.breakers.set(index, Breaker::default(), 0)?;
         self.loads.set(index, Load::default(), 0)?;
+        self.backend_signals.set(index, BackendSignals::default(), 0)?;
         let values = PerCpuValues::try_from(vec![BackendCounters::default(); self.cpus])?;
         self.backend_counters.set(index, values, 0)
     }

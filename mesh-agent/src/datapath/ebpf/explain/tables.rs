@@ -15,13 +15,14 @@ use mesh_ebpf::{
     abi::{
         Affinity, AffinityKey, Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason,
         Event, FLOOD_MEMORY, Flow, FlowKey, FlowRecord, FrontendKey, Held, HeldKey, Hook, Keys, Load,
-        Masquerade, NextHop, OWN_LIFETIME, Openings, OwnKey, Policy, Service, SourceKey, SourceOpenings,
-        SourceRule, SourceVerdicts, port_filter_bit, span,
+        Masquerade, NextHop, OWN_LIFETIME, Openings, OwnKey, Policy, Service, Signal, SourceKey,
+        SourceOpenings, SourceRule, SourceVerdicts, port_filter_bit, span,
     },
     affinity_tables::AffinityTables,
     bytes::Be32,
     flood_tables::{FloodTables, Mark, OpeningsEntry},
     headers::PROTOCOL_UDP,
+    signal_tables::SignalTables,
     tables::{DatagramEntry, FlowEntry, InsertError, Tables},
 };
 
@@ -392,6 +393,12 @@ impl Tables for LiveTables<'_> {
     fn count_drop(&self, _: Hook, _: DropReason) {}
 
     fn count_event(&self, _: Event) {}
+}
+
+impl SignalTables for LiveTables<'_> {
+    fn count_signal(&self, _: u32, _: Signal) {}
+
+    fn count_answer(&self, _: u32, _: usize, _: u64) {}
 }
 
 impl AffinityTables for LiveTables<'_> {

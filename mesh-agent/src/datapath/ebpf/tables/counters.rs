@@ -7,7 +7,10 @@ use mesh_ebpf::abi::{
 };
 
 use super::{CLOSED, Maps, Tables};
-use crate::datapath::{Counters, DatapathError, MapUsage, Traffic, ebpf::clock::present_span};
+use crate::{
+    datapath::{Counters, DatapathError, MapUsage, Traffic, ebpf::clock::present_span},
+    model::Protocol,
+};
 
 impl Tables {
     /// Traffic by backend and service; `active` counts the open flows that entered here by backend index,
@@ -34,6 +37,11 @@ impl Tables {
             counters.backends.insert(*key, traffic);
             let open = open.get(&slot.index).copied().unwrap_or(0);
             counters.open.insert(*key, open);
+            if key.service.protocol == Protocol::Tcp {
+                counters
+                    .signals
+                    .insert(*key, maps.backend_signals(slot.index)?.into());
+            }
             let unanswered = maps.unanswered(slot.index)?;
             if unanswered > 0 {
                 counters.unanswered.insert(*key, unanswered);
