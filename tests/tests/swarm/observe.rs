@@ -4,7 +4,7 @@ use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use xtask::lab::{wait::patience, wait_until};
+use xtask::lab::{Reply, ServiceTask, agent::metric_sum, wait::patience, wait_until};
 
 use crate::{
     fixture::{Fixture, HTTP},
@@ -12,10 +12,13 @@ use crate::{
     load::{AFTERWARDS, expect_no_failures, under_load},
 };
 
-pub(crate) const STORIES: &[Story] = &[(
-    "a_manager_shows_the_flows_and_rates_of_every_node",
-    flows_and_rates,
-)];
+pub(crate) const STORIES: &[Story] = &[
+    (
+        "a_manager_shows_the_flows_and_rates_of_every_node",
+        flows_and_rates,
+    ),
+    ("a_scrape_shows_how_each_replica_answers", signals),
+];
 
 const MANAGER: &str = "node1";
 const WORKER: &str = "node2";
@@ -98,6 +101,119 @@ fn flows_and_rates(fixture: &Fixture) -> Result<()> {
     })?;
     lab.start_agent(OTHER_WORKER, fixture.arguments)?;
     fixture.until_all_know("web", limit)
+}
+
+/// One replica refuses for a while, and then does not answer. What the other ones do is not taken for its
+/// doing.
+fn signals(fixture: &Fixture) -> Result<()> {
+    let lab = &fixture.lab;
+    let tasks = lab.running_tasks("web")?;
+    let task = tasks.iter().find(|task| task.node != WORKER);
+    let task = task.context("no replica is on another node")?;
+    let before = Scrape::of(fixture, task)?;
+
+    expect_failure(&fetch(fixture, 5)?, None)?;
+    let answered = Scrape::of(fixture, task)?;
+    answered.expect_since(&before, [0.0, 0.0, 0.0, 1.0, 5.0])?;
+
+    for (target, outcome, expected) in [
+        // RST in place of SYN-ACK.
+        (
+            &["REJECT", "--reject-with", "tcp-reset"][..],
+            "refused",
+            [1.0, 0.0, 0.0, 0.0, 4.0],
+        ),
+        // The client sends its SYN again after a second.
+        (&["DROP"], "timeout", [0.0, 1.0, 1.0, 0.0, 4.0]),
+    ] {
+        let rule = |action: &str| {
+            let container = lab.container_of(task)?;
+            let process = lab.docker(&task.node, ["inspect", "--format", "{{.State.Pid}}", &container])?;
+            let mut command = vec!["nsenter", "--target", process.trim(), "--net", "iptables", action];
+            command.extend(["INPUT", "--protocol", "tcp", "--dport", "80", "--jump"]);
+            command.extend(target);
+            lab.run(&task.node, command)
+        };
+        let before = Scrape::of(fixture, task)?;
+        rule("--append")?;
+        let found = fetch(fixture, 5)
+            .and_then(|replies| expect_failure(&replies, Some(outcome)))
+            .and_then(|()| Scrape::of(fixture, task)?.expect_since(&before, expected));
+        rule("--delete")?;
+        found.with_context(|| format!("while {} has {target:?}", task.name))?;
+    }
+    expect_failure(&fetch(fixture, 5)?, None)
+}
+
+/// Requests at a worker, for longer than it takes to send a SYN again.
+fn fetch(fixture: &Fixture, count: usize) -> Result<Vec<Reply>> {
+    let url = fixture.url(WORKER, HTTP)?;
+    fixture
+        .lab
+        .fetch_with("client", &url, count, &["--timeout", "1500"])
+}
+
+/// One of the requests has failed so, or none.
+fn expect_failure(replies: &[Reply], expected: Option<&str>) -> Result<()> {
+    let outcomes = replies.iter().map(|reply| reply.outcome.as_str());
+    let failures: Vec<&str> = outcomes.filter(|outcome| *outcome != "answered").collect();
+    ensure!(
+        failures == expected.as_slice(),
+        "the failures of {replies:?} are not {expected:?}"
+    );
+    Ok(())
+}
+
+/// What a worker's metrics say of a replica: refused, unanswered, sent again, answered; and the answers of
+/// all.
+struct Scrape([f64; 5]);
+
+impl Scrape {
+    fn of(fixture: &Fixture, task: &ServiceTask) -> Result<Self> {
+        let text = fixture.lab.metrics(WORKER)?;
+        let port = format!("port=\"{HTTP}\"");
+        let name = format!("task=\"{}\"", task.name);
+        let info = text.lines().find(|line| {
+            line.starts_with("mesh_backend_info{") && line.contains(&name) && line.contains(&port)
+        });
+        let backend = info
+            .and_then(|line| line.split_once("backend=\""))
+            .and_then(|(_, rest)| rest.split_once('"'));
+        let (backend, _) = backend.with_context(|| format!("{} has no series: {text}", task.name))?;
+        let labels = [format!("backend=\"{backend}\""), port];
+        let labels = [labels[0].as_str(), labels[1].as_str()];
+        let sum =
+            |metric: &str, labels: &[&str]| metric_sum(&text, &format!("mesh_backend_{metric}"), labels);
+        let answers = |labels: &[&str]| {
+            let count = sum("connect_duration_seconds_count", labels);
+            // No answer takes as long as that here.
+            let fast = [labels, &["le=\"1\""]].concat();
+            let fast = sum("connect_duration_seconds_bucket", &fast);
+            ensure!(fast == count, "{fast} of {count} answers took less than a second");
+            Ok(count)
+        };
+        Ok(Self([
+            sum("connections_refused_total", &labels),
+            sum("connections_unanswered_total", &labels),
+            sum("syns_retransmitted_total", &labels),
+            answers(&labels)?,
+            answers(&labels[1..])?,
+        ]))
+    }
+
+    fn expect_since(&self, before: &Self, expected: [f64; 5]) -> Result<()> {
+        let since: Vec<f64> = self
+            .0
+            .iter()
+            .zip(before.0)
+            .map(|(now, before)| now - before)
+            .collect();
+        ensure!(
+            since == expected,
+            "refused, unanswered, sent again, answered, and answered by all: {since:?} instead of {expected:?}"
+        );
+        Ok(())
+    }
 }
 
 fn json(fixture: &Fixture, node: &str, arguments: &[&str]) -> Result<Value> {
