@@ -53,6 +53,9 @@ pub struct Route {
     pub reason: String,
     /// Traffic that entered the mesh at this node; zero if it is not counted.
     pub traffic: Traffic,
+    /// TCP connections that the replica refused or did not answer; `None` if they are not counted.
+    #[serde(default)]
+    pub connections_failed: Option<u64>,
 }
 
 /// A route's replica.

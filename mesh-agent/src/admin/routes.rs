@@ -11,7 +11,7 @@ use super::{
     labels::ignored_labels,
 };
 use crate::{
-    datapath::{Counters, Traffic, UNANSWERED_LIMIT},
+    datapath::{Counters, Signals, Traffic, UNANSWERED_LIMIT},
     model::{
         Backend, BackendKey, BackendState, Draining, FULL_SHARE, Frontend, Location, NoHook, Node,
         NodeDatapath, ServiceEntry, ServiceKey, Task, TaskId, TaskState,
@@ -101,6 +101,7 @@ fn service_routes(
                 .or_else(|| starting(backend))
                 .unwrap_or_default(),
             traffic: counters.backends.get(backend_key).copied().unwrap_or_default(),
+            connections_failed: counters.signals.get(backend_key).map(Signals::failed),
             ..route(key, service, frontends)
         })
         .collect();
@@ -165,6 +166,7 @@ fn route(key: ServiceKey, service: &ServiceEntry, frontends: &[Ipv4Addr]) -> Rou
         state: RouteState::NoBackend,
         reason: "no task of the service is running".to_owned(),
         traffic: Traffic::default(),
+        connections_failed: None,
     }
 }
 
@@ -456,6 +458,7 @@ mod tests {
         );
         assert!(backend.local);
         assert_eq!(first.traffic.connections_total, 7);
+        assert_eq!(first.connections_failed, Some(3));
         assert_eq!(first.frontends.len(), 2);
         assert_eq!(first.reason, "");
     }

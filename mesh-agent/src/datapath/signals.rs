@@ -20,6 +20,14 @@ pub struct Signals {
     pub answers: AnswerTimes,
 }
 
+impl Signals {
+    /// Connections that came to nothing: refused or unanswered.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.refused + self.unanswered
+    }
+}
+
 /// A histogram of times from SYN to SYN-ACK.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerTimes {

@@ -379,6 +379,7 @@ mod tests {
                 bytes_in: 5_000_000,
                 ..Traffic::default()
             },
+            connections_failed: None,
         };
         let backend = RouteBackend {
             task: "web.1".to_owned(),

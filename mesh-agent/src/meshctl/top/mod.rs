@@ -206,6 +206,7 @@ fn table(screen: &Screen) -> String {
         "TASK",
         "NODE",
         "NEW/S",
+        "FAILED/S",
         "ACTIVE",
         "PKTS/S IN",
         "PKTS/S OUT",
@@ -243,6 +244,11 @@ fn cells(service: &str, port: &str, backend: Option<(&str, &str)>, rates: &Rates
         Cell::new(task),
         Cell::new(node),
         number(rate(rates.connections_per_second)),
+        number(
+            rates
+                .connections_failed_per_second
+                .map_or_else(|| "-".to_owned(), rate),
+        ),
         number(rates.connections_active),
         number(rate(rates.packets_in_per_second)),
         number(rate(rates.packets_out_per_second)),
@@ -340,7 +346,7 @@ mod tests {
             .collect();
         let row = |task, node| {
             vec![
-                "db", "9200/tcp", task, node, "10", "3", "100", "0.0", "2.0KiB", "0B",
+                "db", "9200/tcp", task, node, "10", "1.0", "3", "100", "0.0", "2.0KiB", "0B",
             ]
         };
         assert_eq!(rows[1..], [row("*", "*"), row("db.1", "n1")]);

@@ -14,6 +14,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Rates {
     pub(super) connections_per_second: f64,
+    /// Those that their replica refused or did not answer; `None` where that is not counted.
+    pub(super) connections_failed_per_second: Option<f64>,
     /// Open at the end.
     pub(super) connections_active: u64,
     pub(super) packets_in_per_second: f64,
@@ -55,12 +57,13 @@ pub(super) fn rates(before: &Routes, after: &Routes, elapsed: f64) -> Vec<RouteR
     let earlier: BTreeMap<_, _> = before
         .routes
         .iter()
-        .map(|route| (key(route), route.traffic))
+        .map(|route| (key(route), (route.traffic, route.connections_failed)))
         .collect();
     let routes = after.routes.iter().map(|route| {
         // A replica that was not there before has counted from zero.
         let before = earlier.get(&key(route)).copied().unwrap_or_default();
-        (route.clone(), between(before, route.traffic, seconds))
+        let after = (route.traffic, route.connections_failed);
+        (route.clone(), between(before, after, seconds))
     });
     routes.collect()
 }
@@ -72,7 +75,10 @@ fn key(route: &Route) -> Key<'_> {
     (route.protocol, route.port, task)
 }
 
-fn between(before: Traffic, after: Traffic, seconds: f64) -> Rates {
+/// What the data path counts of a route.
+type Counted = (Traffic, Option<u64>);
+
+fn between((before, failed_before): Counted, (after, failed): Counted, seconds: f64) -> Rates {
     // Counters that begin again count from zero.
     let rate = |before: u64, after: u64| {
         let passed = if after < before { after } else { after - before };
@@ -80,6 +86,7 @@ fn between(before: Traffic, after: Traffic, seconds: f64) -> Rates {
     };
     Rates {
         connections_per_second: rate(before.connections_total, after.connections_total),
+        connections_failed_per_second: failed.map(|failed| rate(failed_before.unwrap_or(0), failed)),
         connections_active: after.connections_active,
         packets_in_per_second: rate(before.packets_in, after.packets_in),
         packets_out_per_second: rate(before.packets_out, after.packets_out),
@@ -91,6 +98,9 @@ fn between(before: Traffic, after: Traffic, seconds: f64) -> Rates {
 impl AddAssign for Rates {
     fn add_assign(&mut self, other: Self) {
         self.connections_per_second += other.connections_per_second;
+        if let Some(failed) = other.connections_failed_per_second {
+            *self.connections_failed_per_second.get_or_insert(0.0) += failed;
+        }
         self.connections_active += other.connections_active;
         self.packets_in_per_second += other.packets_in_per_second;
         self.packets_out_per_second += other.packets_out_per_second;
@@ -174,6 +184,7 @@ pub(super) mod tests {
             state: RouteState::Active,
             reason: String::new(),
             traffic,
+            connections_failed: Some(traffic.connections_total / 10),
         }
     }
 
@@ -217,6 +228,26 @@ pub(super) mod tests {
             .map(|(_, rates)| rates.connections_per_second)
             .collect();
         assert_eq!(found, [2.0, 3.0]);
+    }
+
+    #[test]
+    fn failures_add_up_where_they_are_counted() {
+        let failed = |failed| Rates {
+            connections_failed_per_second: failed,
+            ..Rates::default()
+        };
+        let of = |task: &str| route("web", task, Traffic::default());
+        for (counted, sum_of_all) in [
+            ([None, None], None),
+            ([Some(1.0), None], Some(1.0)),
+            ([Some(1.0), Some(2.0)], Some(3.0)),
+        ] {
+            let rates = counted.map(|counted| (of("web.1"), failed(counted)));
+            assert_eq!(sum(rates)[0].rates, failed(sum_of_all));
+        }
+        let read = |connections| reading(0.0, vec![route("web", "web.1", traffic(connections, 0))]);
+        let found = rates(&read(100), &read(140), 2.0)[0].1;
+        assert_eq!(found.connections_failed_per_second, Some(2.0));
     }
 
     #[test]
