@@ -23,6 +23,7 @@ use mesh_agent::{
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter, FlowState, Ingress, ListedFlow},
         memory::MemoryDatapath,
+        monitor::Observations,
     },
     doctor,
     model::{Balance, Desired, NodeDatapath, Protocol, ReturnMode, ServiceEntry, ServiceKey},
@@ -85,6 +86,10 @@ impl Introspect for Idle {
     fn dump(&self, flows: usize) -> Result<Dump, DatapathError> {
         let state = Desired::clone(&self.view().desired);
         MemoryDatapath { state }.dump(flows)
+    }
+
+    fn observe(&self, _: Option<u64>) -> Result<Observations, DatapathError> {
+        Ok(Observations::default())
     }
 
     fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {

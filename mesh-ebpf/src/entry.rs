@@ -68,7 +68,7 @@ fn decide_packet<'a, F: ReadFrame, T: Tables>(
 ) -> Decision<'a> {
     match hook {
         Hook::Xdp | Hook::TcUplink => client(frame, tables, config, packet, hook, Origin::UPLINK),
-        Hook::TcContainer => match reply::decide(tables, config, packet) {
+        Hook::TcContainer => match reply::decide(frame, tables, config, packet) {
             Some(decision) => decision,
             None => client(frame, tables, config, packet, hook, Origin::CONTAINER),
         },
@@ -137,7 +137,7 @@ fn client<'a, F: ReadFrame, T: Tables>(
     }
     match classify(frame, tables, config, packet, hook, origin) {
         ClientPacket::Continues { flow, backend } => {
-            let flow = flow_state::client_packet(tables, flow, backend, config, packet);
+            let flow = flow_state::client_packet(frame, tables, flow, backend, config, packet);
             onward::decide(config, hook, flow, backend)
         }
         ClientPacket::Opens => opens(frame, tables, config, packet, hook, origin),

@@ -11,7 +11,7 @@ use crate::{
     headers::{ETHERNET_LENGTH, GeneveKind, Ipv4, PROTOCOL_ICMP},
     icmp,
     layer3::{Layer3Frame, WithoutEthernet},
-    onward,
+    observe, onward,
     parse::parse,
     tables::Tables,
     tunnel::{self, Envelope},
@@ -73,7 +73,7 @@ pub fn run_layer3<F: FragmentFrame + Layer3Frame, T: Tables>(
         return Action::Pass;
     }
     if packet.insert_ethernet().is_err() {
-        tables.count_drop(hook, DropReason::RewriteFailed);
+        observe::dropped(packet, tables, hook, DropReason::RewriteFailed);
         return Action::Drop;
     }
     carry_out(packet, tables, config, hook, &decisions)
@@ -105,7 +105,7 @@ fn release<const OFFSET: usize, F: FragmentFrame, T: Tables>(
     } else {
         Ok(Action::Pass)
     };
-    counted(tables, hook, done.map_err(DropReason::from))
+    counted(frame, tables, hook, done.map_err(DropReason::from))
 }
 
 #[inline(always)]
@@ -252,7 +252,10 @@ fn carry_out<F: FragmentFrame, T: Tables>(
         return icmp::execute(frame, tables, config, hook, decisions.error);
     }
     match execute::<true, F, T>(frame, tables, config, hook, decisions.packet) {
-        Action::Split { mtu } => counted(tables, hook, fragment::split(frame, tables, mtu)),
+        Action::Split { mtu } => {
+            let split = fragment::split(frame, tables, mtu);
+            counted(frame, tables, hook, split)
+        }
         action => action,
     }
 }

@@ -12,12 +12,12 @@ use crate::{
     checksum::{self, Difference},
     encapsulation::{self, address_frame, encapsulate},
     errors, fragment,
-    frame::{ChecksumChange, Frame, Refused, Route},
+    frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
     headers::{
         ETHERNET_LENGTH, GeneveKind, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP,
         Ports, TCP_CHECKSUM_OFFSET, TCP_SYN, Tcp, UDP_CHECKSUM_OFFSET,
     },
-    mss, probe,
+    mss, observe, probe,
     tables::{FlowEntry, Tables},
     verdict::{Action, Decision, Verdict},
     way::{self, Reach, Way},
@@ -39,7 +39,7 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
         Verdict::Exceptional => return Action::Exceptional,
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
-            tables.count_drop(hook, reason);
+            observe::refused(frame, tables, hook, reason);
             let is_from_network = matches!(hook, Hook::Xdp | Hook::TcUplink);
             if (is_from_network && errors::is_larger_than(frame)) || !tables.may_answer() {
                 return Action::Drop;
@@ -109,16 +109,21 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
             deliver_reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
     };
-    counted(tables, hook, done)
+    counted(frame, tables, hook, done)
 }
 
 /// What is left for the hook, a drop being counted.
 #[inline(always)]
-pub fn counted<T: Tables>(tables: &T, hook: Hook, done: Result<Action, DropReason>) -> Action {
+pub fn counted<F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    hook: Hook,
+    done: Result<Action, DropReason>,
+) -> Action {
     match done {
         Ok(action) => action,
         Err(reason) => {
-            tables.count_drop(hook, reason);
+            observe::dropped(frame, tables, hook, reason);
             Action::Drop
         }
     }
@@ -129,7 +134,7 @@ fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16)
     if fragment::may_be_split(frame) {
         return Action::Split { mtu };
     }
-    tables.count_drop(hook, DropReason::TooBig);
+    observe::refused(frame, tables, hook, DropReason::TooBig);
     if !tables.may_answer() {
         return Action::Drop;
     }
@@ -140,7 +145,7 @@ fn too_big<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16)
 /// backend. (What may be split gets one, too: the container's kernel learns to split it.)
 #[inline(always)]
 fn too_big_inner<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook, mtu: u16) -> Action {
-    tables.count_drop(hook, DropReason::TooBig);
+    observe::refused(frame, tables, hook, DropReason::TooBig);
     if tables.may_answer() && errors::too_big_inner(frame, mtu).is_ok() {
         Action::Again
     } else {
@@ -339,7 +344,7 @@ fn refuse_returned<F: Frame, T: Tables>(
     if !tables.may_answer() || errors::refuse_inner(frame, flow.client()).is_err() {
         return Err(reason);
     }
-    tables.count_drop(hook, reason);
+    observe::refused(frame, tables, hook, reason);
     if flow.origin() == Origin::MESH0 {
         to_local_process(frame, config)
     } else {

@@ -10,11 +10,13 @@
 
 use crate::{
     abi::{
-        BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Opening, Origin, Progress, Role,
+        BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Observed, Opening, Origin, Progress, Role,
         is_in_sequence,
     },
     affinity, breaker,
+    frame::ReadFrame,
     headers::{PROTOCOL_TCP, TCP_SYN},
+    observe,
     parse::Packet,
     signals,
     tables::{FlowEntry, Tables},
@@ -22,7 +24,8 @@ use crate::{
 
 /// Records a client's packet in its flow's forward entry. Returns where that is now.
 #[inline(always)]
-pub fn client_packet<T: Tables>(
+pub fn client_packet<F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &T,
     flow: FlowEntry,
     backend: &Backend,
@@ -38,7 +41,11 @@ pub fn client_packet<T: Tables>(
         && is_in_sequence(packet.sequence, client_next(tables, flow, backend, packet))
     {
         signals::reset_by_client(tables, flow, packet);
+        let was_closed = flow.is_closed();
         flow.client_is(progress);
+        if !was_closed && flow.is_closed() {
+            observe::ended(frame, tables, flow, ended_by(progress, Observed::ResetByClient));
+        }
     }
     let opening = flow.opening();
     if opening.is_open() || !(opening.is_answered() || is_direct) {
@@ -54,7 +61,8 @@ pub fn client_packet<T: Tables>(
 /// Records a backend's packet in the entry that has `key`, and in the flow's forward entry. Returns where the
 /// first is now: [`Role::FOREIGN`] if the packet says that the backend does not know the connection.
 #[inline(always)]
-pub fn backend_packet<T: Tables>(
+pub fn backend_packet<F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &T,
     key: &FlowKey,
     flow: FlowEntry,
@@ -65,7 +73,7 @@ pub fn backend_packet<T: Tables>(
     let flow = if is_known {
         flow
     } else {
-        note(tables, key, flow, config, packet)
+        note(frame, tables, key, flow, config, packet)
     };
     if packet.continues() {
         flow.note_client_next(packet.acknowledged);
@@ -76,7 +84,8 @@ pub fn backend_packet<T: Tables>(
 
 /// Records a packet that says something new.
 #[inline(always)]
-fn note<T: Tables>(
+fn note<F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &T,
     key: &FlowKey,
     flow: FlowEntry,
@@ -119,7 +128,16 @@ fn note<T: Tables>(
         && is_in_sequence(packet.sequence, flow.backend_next())
     {
         signals::reset_by_backend(tables, forward, packet);
+        let was_closed = forward.is_closed();
         forward.backend_is(progress);
+        if !was_closed && forward.is_closed() {
+            observe::ended(
+                frame,
+                tables,
+                forward,
+                ended_by(progress, Observed::ResetByBackend),
+            );
+        }
     }
     // A backend that sends anything but a SYN has had the client's acknowledgement of its own.
     if is_first
@@ -135,6 +153,16 @@ fn note<T: Tables>(
         return tables.open_entry(key).unwrap_or(flow);
     }
     flow
+}
+
+/// How a connection ended, if a packet did that.
+#[inline(always)]
+fn ended_by(progress: Progress, reset: Observed) -> Observed {
+    if progress == Progress::RESET {
+        reset
+    } else {
+        Observed::Closed
+    }
 }
 
 /// Moves a flow's entries to the table of open flows: the one for the backend's packets first, so that the

@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{Held, NextHop},
+    abi::{CAPTURE_LENGTH, HEAD_LENGTH, Held, NextHop},
     bytes::{Be32, Plain},
     checksum::Difference,
 };
@@ -63,6 +63,29 @@ pub trait ReadFrame {
 
     /// The index of the interface that the frame came in by.
     fn interface(&self) -> u32;
+
+    /// Copies the frame's first bytes, at most [`CAPTURE_LENGTH`] of them, to an offset in `head`: 0, or the
+    /// length of an Ethernet header. Returns how many. The last few bytes of a frame may be left out.
+    #[inline(always)]
+    fn copy_head<const AT: usize>(&self, head: NonNull<[u8; HEAD_LENGTH]>) -> u64 {
+        let to = head.as_ptr().cast::<u8>();
+        let Some(first) = self.at::<[u8; 2]>(0) else {
+            return 0;
+        };
+        // SAFETY: what is copied has no alignment, and `head` has room for an Ethernet header and
+        // `CAPTURE_LENGTH` bytes.
+        unsafe { to.add(AT).cast::<[u8; 2]>().write(*first) };
+        // The headers of TCP and UDP over IP are a multiple of 4 bytes, behind 14 of Ethernet.
+        let mut copied = 2;
+        while copied + 4 <= CAPTURE_LENGTH
+            && let Some(chunk) = self.at::<[u8; 4]>(copied)
+        {
+            // SAFETY: as above.
+            unsafe { to.add(AT + copied).cast::<[u8; 4]>().write(*chunk) };
+            copied += 4;
+        }
+        copied as u64
+    }
 
     /// Whether the node that the frame is on has an interface with this index.
     fn has_interface(&self, index: u32) -> bool;

@@ -242,7 +242,7 @@ pub fn execute<F: Frame, T: Tables>(
         (Toward::Nowhere, ..) => Err(decision.reason),
         (Toward::Stack | Toward::Backend | Toward::Client, ..) => return Action::Pass,
     };
-    counted(tables, hook, done)
+    counted(frame, tables, hook, done)
 }
 
 /// An error about what a backend has sent.

@@ -6,10 +6,10 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::Held,
+    abi::{HEAD_LENGTH, Held},
     bytes::Plain,
     frame::{CopyFrame, Frame, ReadFrame, Refused},
-    headers::ETHERNET_LENGTH,
+    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet},
 };
 
 /// A packet that begins with its IP header, to be read as if an Ethernet header were before it. That header
@@ -40,6 +40,19 @@ impl<F: ReadFrame> ReadFrame for WithoutEthernet<'_, F> {
     #[inline(always)]
     fn interface(&self) -> u32 {
         self.0.interface()
+    }
+
+    #[inline(always)]
+    fn copy_head<const AT: usize>(&self, head: NonNull<[u8; HEAD_LENGTH]>) -> u64 {
+        const { assert!(AT == 0, "there is room for one Ethernet header") };
+        let header = Ethernet {
+            destination: [0; 6],
+            source: [0; 6],
+            ethertype: ETHERTYPE_IPV4,
+        };
+        // SAFETY: the header has no alignment, and `head` is longer.
+        unsafe { head.cast::<Ethernet>().write(header) };
+        self.0.copy_head::<ETHERNET_LENGTH>(head) + ETHERNET_LENGTH as u64
     }
 
     #[inline(always)]

@@ -28,6 +28,7 @@ pub mod icmp;
 pub mod ipv4;
 pub mod layer3;
 pub mod mss;
+pub mod observe;
 pub mod onward;
 pub mod open;
 pub mod parse;

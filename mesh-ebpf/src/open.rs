@@ -12,6 +12,7 @@ use crate::{
     flow_state::forward_key,
     frame::ReadFrame,
     headers::Geneve,
+    observe,
     parse::Packet,
     select,
     tables::{FlowEntry, InsertError, Tables},
@@ -62,7 +63,7 @@ pub fn at_entry<'a, F: ReadFrame, T: Tables>(
     }
     let entry = insert(tables, key, &mut flow, backend)?;
     if tables.is_marked(Mark::Tracked) {
-        tables.count_connection(index);
+        observe::opened(frame, tables, (index, backend));
         if flow.client_next != 0 {
             tables.count_asked(index);
         } else if !tables.is_marked(Mark::First) {
@@ -133,7 +134,7 @@ pub fn elsewhere<'a, F: ReadFrame, T: Tables>(
     // What has been encapsulated has this source already.
     flow.presented = from.presented();
     let entry = insert(tables, key, &mut flow, backend)?;
-    tables.count_connection(index);
+    observe::opened(frame, tables, (index, backend));
     tables.count_event(Event::FlowMoved);
     if flow.client_next != 0 {
         tables.count_asked(index);

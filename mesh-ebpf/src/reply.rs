@@ -3,6 +3,7 @@
 use crate::{
     abi::{Config, DropReason, Role},
     flood, flow_state,
+    frame::ReadFrame,
     parse::Packet,
     tables::{FlowEntry, Tables},
     verdict::Decision,
@@ -10,7 +11,12 @@ use crate::{
 
 /// Decides about a packet that a container sends, if it is a reply of a flow.
 #[inline(always)]
-pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) -> Option<Decision<'a>> {
+pub fn decide<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+) -> Option<Decision<'a>> {
     // Most of what a container sends comes from another port: an array read spares it the look-ups.
     if !tables.is_backend_port(packet.key.protocol as u8, packet.key.source_port.get()) {
         return None;
@@ -25,7 +31,7 @@ pub fn decide<'a, T: Tables>(tables: &'a T, config: &Config, packet: &Packet) ->
     if !current {
         return of_backend_that_is_gone(flow, packet);
     }
-    let flow = flow_state::backend_packet(tables, &packet.key, flow, config, packet);
+    let flow = flow_state::backend_packet(frame, tables, &packet.key, flow, config, packet);
     if flow.role() == Role::FOREIGN {
         return Some(Decision::drop(DropReason::UnknownFlow));
     }

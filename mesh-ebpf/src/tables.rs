@@ -6,10 +6,12 @@ pub use crate::flow_entry::FlowEntry;
 use crate::{
     abi::{
         Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DatagramState, DropReason, Event, Flow,
-        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, NextHop, OwnKey, Policy, Service, SourceVerdicts,
+        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, NextHop, OwnKey, Policy, Report, Service,
+        SourceVerdicts,
     },
     affinity_tables::AffinityTables,
     flood_tables::FloodTables,
+    frame::ReadFrame,
     signal_tables::SignalTables,
 };
 
@@ -207,6 +209,8 @@ pub trait Tables: FloodTables + AffinityTables + SignalTables {
     fn count_out(&self, backend: u32, packets: u32, bytes: u32);
     /// Counts a drop.
     fn count_drop(&self, hook: Hook, reason: DropReason);
+    /// Reports what became of a packet, if someone watches.
+    fn report<F: ReadFrame>(&self, frame: &F, report: Report);
     /// Counts an event.
     fn count_event(&self, event: Event);
 }

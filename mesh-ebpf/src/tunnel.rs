@@ -138,7 +138,7 @@ fn decide_inner<'a, F: ReadFrame, T: Tables>(
         return Decision::drop(DropReason::BadGeneve);
     }
     match kind {
-        GeneveKind::Reply => reply(tables, config, hook, packet, &geneve, peer.0),
+        GeneveKind::Reply => reply(frame, tables, config, hook, packet, &geneve, peer.0),
         // Packets for this node are left to tc, and with them the flow.
         GeneveKind::Forward | GeneveKind::ForwardDirect | GeneveKind::Undeliverable
             if matches!(hook, Hook::Xdp) =>
@@ -206,7 +206,7 @@ fn forwarded<'a, F: ReadFrame, T: Tables>(
         && !(packet.is_syn() && flow.is_closing())
         && !(packet.may_open_flow() && flow_state::lacks_other(tables, flow, backend, packet.key.protocol))
     {
-        let flow = flow_state::client_packet(tables, flow, backend, config, packet);
+        let flow = flow_state::client_packet(frame, tables, flow, backend, config, packet);
         return Decision::deliver(flow, backend, true);
     }
     // There is no flow, or its entry node has chosen another backend, or it has another entry node now.
@@ -285,7 +285,8 @@ pub fn is_sender(backend: &Backend, geneve: &Geneve, peer: u32) -> bool {
 
 /// A backend's reply, on its entry node. Only the node of the flow's own backend may send it.
 #[inline(always)]
-fn reply<'a, T: Tables>(
+fn reply<'a, F: ReadFrame, T: Tables>(
+    frame: &F,
     tables: &'a T,
     config: &Config,
     hook: Hook,
@@ -314,7 +315,7 @@ fn reply<'a, T: Tables>(
     if !is_genuine {
         return Decision::drop(DropReason::UnknownFlow);
     }
-    let flow = flow_state::backend_packet(tables, &key, flow, config, packet);
+    let flow = flow_state::backend_packet(frame, tables, &key, flow, config, packet);
     if flow.role() == Role::FOREIGN {
         return Decision::drop(DropReason::UnknownFlow);
     }

@@ -20,7 +20,7 @@ use aya::{
 };
 use clap::Parser;
 use mesh_agent::{
-    datapath::Traffic,
+    datapath::{Datapath as _, Traffic},
     model::{Limits, Location},
 };
 use mesh_agent_testing::{
@@ -256,6 +256,16 @@ impl<'a> Bench<'a> {
                 self.node.apply(&state);
                 samples.push(Sample {
                     name: "new flow past the flood limit",
+                    flows: 0,
+                    ns: ns - base - resize + empty,
+                });
+                // From now on someone watches, for longer than the row takes.
+                self.node.datapath().observe(None).expect("reports can be made");
+                let ns = self.claim(Claim::New, |bench| {
+                    bench.xdp("bench_plain", "mesh_xdp", &syn, NEVER_AGAIN, REPEAT, XDP_TX)
+                });
+                samples.push(Sample {
+                    name: "new flow, while `monitor` watches",
                     flows: 0,
                     ns: ns - base - resize + empty,
                 });

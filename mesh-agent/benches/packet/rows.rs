@@ -41,7 +41,7 @@ pub(crate) fn rows(samples: &[Sample]) -> Result<Vec<Row>> {
             | "established local (XDP before tc)"
             | "decapsulation" => values_of(samples, "floor: hash look-up", sample.flows),
             "not the mesh's" | "not the mesh's (container)" => values_of(samples, "floor: parse", 1),
-            "new flow" => values_of(samples, "floor: LRU insert", 0),
+            "new flow" | "new flow, while `monitor` watches" => values_of(samples, "floor: LRU insert", 0),
             _ => values_of(samples, "floor: empty program", 1),
         };
         rows.push(Row {

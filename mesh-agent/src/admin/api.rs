@@ -1,12 +1,15 @@
 //! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever
 //! added, so that `meshctl` and the agent may be of different releases.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump, flow_list::FlowState},
+    datapath::{
+        DatapathChoice, DatapathStatus, InterfaceMode, Traffic, dump::Dump, flow_list::FlowState,
+        monitor::EventKind,
+    },
     doctor::Report,
     model::{AgentConnection, DrainReport, NoHook, NodeDatapath, NodeRole, Prefix, Protocol, ReturnMode},
 };
@@ -137,6 +140,76 @@ pub struct FlowQuery {
     /// At most so many flows, [`DEFAULT_FLOWS`] if it is missing; no more than [`MAX_FLOWS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+}
+
+/// The parameters of `GET /v1/monitor`: every one that is given is a condition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorQuery {
+    /// [`Events::next`] of the answer before. Without it there are no events yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// A service's name or id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// An address, or a prefix of it, that a packet comes from or goes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Prefix>,
+    /// What became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<EventKind>,
+    /// Whether to send the packets' first bytes as well.
+    #[serde(default)]
+    pub heads: bool,
+}
+
+/// The answer of `GET /v1/monitor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Id of the answering node.
+    pub node: String,
+    /// Host name of the answering node.
+    pub hostname: String,
+    /// In their order.
+    pub events: Vec<PacketEvent>,
+    /// What to ask with the next time, within 5 s: reports end when no one asks.
+    pub next: u64,
+    /// How many events there were that no one can see any more: more than the node reports or keeps.
+    pub lost: u64,
+}
+
+/// What became of a packet, or by it of its connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketEvent {
+    /// When (RFC 3339).
+    pub time: String,
+    /// What became of it.
+    pub event: EventKind,
+    /// Why: the reason of a drop as in the metrics, or who has reset a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// `tcp`, `udp`, `icmp`, or the number; `None` if the packet cannot be read.
+    pub protocol: Option<String>,
+    /// Sender.
+    pub source: Option<IpAddr>,
+    /// Sender's port.
+    pub source_port: Option<u16>,
+    /// Receiver.
+    pub destination: Option<IpAddr>,
+    /// Receiver's port.
+    pub destination_port: Option<u16>,
+    /// The service's name.
+    pub service: Option<String>,
+    /// The replica of the connection.
+    pub backend: Option<FlowBackend>,
+    /// The interface that the packet came in by.
+    pub interface: String,
+    /// Bytes of its frame.
+    pub length: u32,
+    /// The first of them, from the Ethernet header on, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
 }
 
 /// How many flows are listed unless a request says otherwise.

@@ -11,8 +11,8 @@ use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::api::{
-    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, ExplainQuery, Explained, Failure, FlowQuery,
-    Flows, Routes, Status, UseDatapath,
+    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Events, ExplainQuery, Explained, Failure,
+    FlowQuery, Flows, MonitorQuery, Routes, Status, UseDatapath,
 };
 use crate::{datapath::DatapathChoice, model::DrainRequest};
 
@@ -139,6 +139,14 @@ impl Client {
     /// When the agent is not running, its data path is not eBPF, or a table cannot be read.
     pub async fn explain(&self, query: &ExplainQuery) -> Result<Explained, ClientError> {
         self.ask(Method::GET, "explain", query, None::<&()>).await
+    }
+
+    /// What became of packets since the last question.
+    ///
+    /// # Errors
+    /// When the agent is not running, its data path is not eBPF, or a table cannot be read.
+    pub async fn monitor(&self, query: &MonitorQuery) -> Result<Events, ClientError> {
+        self.ask(Method::GET, "monitor", query, None::<&()>).await
     }
 
     /// The agent's status.

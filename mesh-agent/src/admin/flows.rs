@@ -39,7 +39,7 @@ pub(super) fn filter(view: &View, query: &FlowQuery) -> Result<FlowFilter, Strin
     })
 }
 
-fn services(view: &View, name: &str) -> Result<BTreeSet<ServiceKey>, String> {
+pub(super) fn services(view: &View, name: &str) -> Result<BTreeSet<ServiceKey>, String> {
     let entries = view.desired.services.iter();
     let found: BTreeSet<_> = entries
         .filter(|(_, service)| service.name == name || service.id == name)

@@ -13,6 +13,7 @@ mod firewall;
 mod flows;
 pub mod health;
 pub(crate) mod labels;
+mod monitor;
 mod ports;
 mod relayed;
 pub mod routes;

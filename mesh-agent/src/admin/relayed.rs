@@ -28,6 +28,10 @@ pub struct Relayed {
     reads: Router,
 }
 
+/// Marks a request of another node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AskedByNode;
+
 impl fmt::Debug for Relayed {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Relayed").finish_non_exhaustive()
@@ -77,7 +81,10 @@ pub(super) async fn read(reads: Router, path: &str) -> Result<String, String> {
         )
     };
     let request = Request::get(format!("/v{}/{path}", super::api::VERSION));
-    let request = request.body(Body::empty()).map_err(|_| unknown())?;
+    let request = request
+        .extension(AskedByNode)
+        .body(Body::empty())
+        .map_err(|_| unknown())?;
     // A router is always ready, and fails never.
     let Ok(answer) = reads.oneshot(request).await;
     let status = answer.status();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{self, Query, RawQuery, State},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
@@ -26,14 +26,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Control, Introspect,
     api::{
-        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, ExplainQuery, Explained, Failure,
-        FlowQuery, Flows, Routes, Status, UseDatapath,
+        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Events, ExplainQuery, Explained,
+        Failure, FlowQuery, Flows, MonitorQuery, Routes, Status, UseDatapath,
     },
     control::{DatapathRequest, Request},
     drains::Drains,
     examined::running,
-    explain, flows,
-    relayed::{self, Relayed, find_node},
+    explain, flows, monitor,
+    relayed::{self, AskedByNode, Relayed, find_node},
     routes::routes,
     status::status,
 };
@@ -209,12 +209,14 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Serve
     }
 }
 
-/// What managers may read from other nodes, too: no secrets, and nothing that changes anything.
+/// What managers may read from other nodes, too: no secrets, no payload of packets, and nothing that
+/// changes anything.
 fn reads() -> Router<Admin> {
     Router::new()
         .route("/v1/routes", get(get_routes))
         .route("/v1/flows", get(get_flows))
         .route("/v1/explain", get(get_explanation))
+        .route("/v1/monitor", get(get_events))
         .route("/v1/status", get(get_status))
 }
 
@@ -282,6 +284,22 @@ async fn get_explanation(
     read_kernel("tables", move || {
         let found = agent.explain(&question)?;
         Ok(explain::answer(&view, &query, &question, &found))
+    })
+    .await
+}
+
+async fn get_events(
+    State(admin): State<Admin>,
+    by_node: Option<Extension<AskedByNode>>,
+    Query(query): Query<MonitorQuery>,
+) -> Result<Json<Events>, Response> {
+    let agent = admin.agent;
+    let view = agent.view();
+    let filter = monitor::Filter::new(&view, &query, by_node.is_some())
+        .map_err(|reason| failure(StatusCode::NOT_FOUND, reason))?;
+    read_kernel("reports", move || {
+        let found = agent.observe(query.since)?;
+        Ok(monitor::answer(&view, &filter, found))
     })
     .await
 }

@@ -8,6 +8,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter},
+        monitor::Observations,
     },
     model::{
         Checks, Desired, Drained, FailedChecks, NoHook, NodeDatapath, NodeId, NodePolicy, NodeRole,
@@ -108,6 +109,12 @@ pub trait Introspect: Send + Sync {
     /// # Errors
     /// When it cannot know, or the kernel refuses to read a table.
     fn explain(&self, question: &Question) -> Result<Explanation, DatapathError>;
+
+    /// What became of single packets since an earlier question.
+    ///
+    /// # Errors
+    /// When the data path does not report it, or the kernel refuses to read or write a map.
+    fn observe(&self, since: Option<u64>) -> Result<Observations, DatapathError>;
 }
 
 #[cfg(test)]
@@ -359,6 +366,11 @@ pub(crate) mod fixture {
         fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {
             let state = Desired::clone(&self.0.desired);
             MemoryDatapath { state }.explain(question)
+        }
+
+        fn observe(&self, since: Option<u64>) -> Result<Observations, DatapathError> {
+            let state = Desired::clone(&self.0.desired);
+            MemoryDatapath { state }.observe(since)
         }
 
         fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

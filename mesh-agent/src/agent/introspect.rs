@@ -19,6 +19,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowCursor, FlowFilter},
+        monitor::Observations,
     },
     model::NodeDatapath,
     probes::ProbeReport,
@@ -141,6 +142,10 @@ impl Introspect for Introspection {
 
     fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {
         self.datapath.lock().explain(question)
+    }
+
+    fn observe(&self, since: Option<u64>) -> Result<Observations, DatapathError> {
+        self.datapath.lock().observe(since)
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

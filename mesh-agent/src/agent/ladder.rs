@@ -29,6 +29,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FlowCursor, ListedFlow},
+        monitor::Observations,
     },
     model::{Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
 };
@@ -368,6 +369,11 @@ impl Ladder {
     /// What the data path in use would do with a packet.
     pub(super) fn explain(&mut self, question: &Question) -> Result<Explanation, DatapathError> {
         self.datapath.explain(question)
+    }
+
+    /// What the data path in use has done with packets; see [`Datapath::observe`].
+    pub(super) fn observe(&mut self, since: Option<u64>) -> Result<Observations, DatapathError> {
+        self.datapath.observe(since)
     }
 
     pub(super) fn modes(&self) -> Vec<InterfaceMode> {

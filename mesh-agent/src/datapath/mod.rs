@@ -12,6 +12,7 @@ use self::{
     dump::Dump,
     explain::{Explanation, Question},
     flow_list::{FlowCursor, ListedFlow},
+    monitor::Observations,
 };
 use crate::{
     model::{BackendKey, Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
@@ -25,6 +26,7 @@ mod failed_change;
 pub mod flow_list;
 pub mod ipvs;
 pub mod memory;
+pub mod monitor;
 pub mod netlink;
 mod rung;
 mod signals;
@@ -100,6 +102,21 @@ pub trait Datapath: Send {
             "explain a packet",
             "this node's data path is not eBPF, whose tables say what is decided; `meshctl routes` shows where the \
              port goes, and `meshctl datapath` why the node has no other",
+        ))
+    }
+
+    /// What became of single packets since an earlier question, whose answer had the number `since`; without
+    /// it, from now on. Reports are made for [`monitor::WATCH`] after each question. The default is for a
+    /// data path that makes none.
+    ///
+    /// # Errors
+    /// When it makes none, or the kernel refuses to read or write a map.
+    fn observe(&mut self, since: Option<u64>) -> Result<Observations, DatapathError> {
+        let _ = since;
+        Err(failed(
+            "watch packets",
+            "this node's data path is not eBPF, whose programs report what they do; `meshctl flows` lists \
+             connections, and `meshctl datapath` says why the node has no other",
         ))
     }
 

@@ -11,6 +11,7 @@ use super::{
     drain::{self, DrainArguments, UndrainArguments},
     explain::{self, ExplainArguments},
     flows::{self, FlowsArguments},
+    monitor::{self, MonitorArguments},
     nodes::Nodes,
     print::{Format, Watch, is_broken_pipe, print, repeat},
     table,
@@ -61,6 +62,12 @@ enum Command {
     /// One row per connection, or per client of a UDP service, sorted by port and client. Reads the data
     /// path's tables in small steps, so that it disturbs no traffic.
     Flows(FlowsArguments),
+    /// Watch what becomes of packets: connections opened and closed, packets refused and dropped, and why
+    ///
+    /// One line per event, in UTC, until interrupted. The programs report as long as someone watches, at
+    /// most about 2,000 events a second and node: what is past that is counted. The source is the packet's,
+    /// which may be the replica. eBPF only.
+    Monitor(MonitorArguments),
     /// Show live rates: new connections, packets and bytes, by service and replica
     ///
     /// Each screen is the difference of two readings of the counters, the busiest first. Rates cover the
@@ -238,6 +245,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Routes(arguments) => routes(&client, &arguments).await,
         Command::Explain(arguments) => explain::run(&client, &arguments).await,
         Command::Flows(arguments) => flows::run(&client, &arguments).await,
+        Command::Monitor(arguments) => monitor::run(&client, &arguments).await,
         Command::Top(arguments) => top::run(&client, &arguments).await,
         Command::Status { nodes, format } => {
             let ask = async |client: &Client| client.status().await;

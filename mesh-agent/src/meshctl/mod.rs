@@ -8,6 +8,7 @@ pub mod cli;
 mod drain;
 mod explain;
 mod flows;
+mod monitor;
 mod nodes;
 mod print;
 pub mod table;

@@ -54,6 +54,16 @@ impl Nodes {
         }
     }
 
+    /// The agents that are asked, by their host names.
+    pub(super) async fn each(&self, client: &Client) -> Result<Vec<(String, Client)>, ClientError> {
+        if self.all_nodes {
+            return all(client).await;
+        }
+        let one = self.one(client);
+        let hostname = one.status().await?.hostname;
+        Ok(vec![(hostname, one)])
+    }
+
     /// Asks, and prints the answers.
     pub(super) async fn show<T: Serialize>(
         &self,
@@ -92,11 +102,8 @@ impl<T> OfAll<T> {
     }
 }
 
-/// Asks the agents of all nodes.
-pub(super) async fn of_all<T>(
-    client: &Client,
-    ask: impl AsyncFn(&Client) -> Result<T, ClientError>,
-) -> Result<OfAll<T>, ClientError> {
+/// The agents of all nodes, by their host names.
+async fn all(client: &Client) -> Result<Vec<(String, Client)>, ClientError> {
     let status = client.status().await?;
     let others = status
         .peers
@@ -104,7 +111,15 @@ pub(super) async fn of_all<T>(
         .map(|peer| (peer.hostname, client.on(&peer.node)));
     let mut nodes: Vec<(String, Client)> = others.chain([(status.hostname, client.clone())]).collect();
     nodes.sort_by(|(left, _), (right, _)| left.cmp(right));
-    let asked = nodes.into_iter().map(|(hostname, client)| {
+    Ok(nodes)
+}
+
+/// Asks the agents of all nodes.
+pub(super) async fn of_all<T>(
+    client: &Client,
+    ask: impl AsyncFn(&Client) -> Result<T, ClientError>,
+) -> Result<OfAll<T>, ClientError> {
+    let asked = all(client).await?.into_iter().map(|(hostname, client)| {
         let ask = &ask;
         async move { (hostname, ask(&client).await) }
     });

@@ -230,6 +230,16 @@ impl Protocol {
             Self::Udp => 17,
         }
     }
+
+    /// The protocol with an IANA number, if it is one of these.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Protocol {

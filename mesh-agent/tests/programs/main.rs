@@ -18,6 +18,7 @@ mod garbage;
 mod keys;
 mod layer3;
 mod life;
+mod monitor;
 mod probes;
 mod refusal;
 mod replies;

@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 40] = [
+pub const LAYOUTS: [(&str, u32); 43] = [
     ("AFFINITIES", 9),
     ("ANSWERED", 7),
     ("BACKENDS", 4),
@@ -33,11 +33,13 @@ pub const LAYOUTS: [(&str, u32); 40] = [
     ("MARKS", 8),
     ("MASQUERADES", 5),
     ("NEXT_HOPS", 5),
+    ("OBSERVATIONS", 9),
     ("OPENINGS", 9),
     ("OWN_DATAGRAMS", 7),
     ("PAST_LIMIT", 8),
     ("PEER_INDEX", 4),
     ("PORT_FILTER", 4),
+    ("REPORTED", 9),
     ("RING", 4),
     ("ROTATION", 4),
     ("SCRATCH", 7),
@@ -46,4 +48,5 @@ pub const LAYOUTS: [(&str, u32); 40] = [
     ("SOURCE_RULES", 7),
     ("STAGED", 9),
     ("UNTRACKED", 9),
+    ("WATCHED", 9),
 ];

@@ -16,6 +16,7 @@ mod fragment;
 mod keys;
 mod layout;
 mod masquerade;
+mod monitor;
 mod openings;
 #[cfg(feature = "agent")]
 mod pod;
@@ -42,6 +43,9 @@ pub use fragment::{
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
 pub use masquerade::Masquerade;
+pub use monitor::{
+    CAPTURE_LENGTH, HEAD_LENGTH, NO_BACKEND, OBSERVATIONS_LENGTH, Observation, Observed, Report, Reported,
+};
 pub use openings::{
     FLOOD_MEMORY, MAX_SOURCES, MAX_UNTRACKED, Openings, SourceKey, SourceOpenings, span, untracked_slot,
 };

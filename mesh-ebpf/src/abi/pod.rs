@@ -2,8 +2,8 @@
 
 use super::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendKey, BackendSignals, Breaker, Config, Dialled,
-    Flow, FlowKey, FlowRecord, FrontendKey, Keys, Load, Masquerade, NextHop, Openings, OwnKey, Service,
-    SourceKey, SourceOpenings, SourceRule, SourceVerdicts,
+    Flow, FlowKey, FlowRecord, FrontendKey, Keys, Load, Masquerade, NextHop, Openings, OwnKey, Reported,
+    Service, SourceKey, SourceOpenings, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 
@@ -34,6 +34,7 @@ pod!(
     NextHop,
     Openings,
     OwnKey,
+    Reported,
     Service,
     SourceKey,
     SourceOpenings,

@@ -14,6 +14,7 @@ mod bench;
 mod flood_maps;
 mod flow_maps;
 mod maps;
+mod monitor_maps;
 mod signal_maps;
 mod socket;
 mod tc;

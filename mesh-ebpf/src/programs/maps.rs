@@ -14,13 +14,17 @@ use mesh_ebpf::{
         FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS,
         MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING,
         MAX_SERVICES, MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES,
-        Policy, Service, SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
+        Policy, Report, Service, SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
     },
     bytes::Be32,
+    frame::ReadFrame,
     tables::{DatagramEntry, FlowEntry, InsertError, Tables},
 };
 
-use crate::flow_maps::{FLOWS, HALF_OPEN, entry, insert, update};
+use crate::{
+    flow_maps::{FLOWS, HALF_OPEN, entry, insert, update},
+    monitor_maps,
+};
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -506,6 +510,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn count_drop(&self, hook: Hook, reason: DropReason) {
         add(&DROPS, drop_index(hook, reason));
+    }
+
+    #[inline(always)]
+    fn report<F: ReadFrame>(&self, frame: &F, report: Report) {
+        monitor_maps::report(frame, || self.clock(), report);
     }
 
     #[inline(always)]

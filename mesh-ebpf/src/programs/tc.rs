@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use mesh_ebpf::{
-    abi::{Exceptional, HELD_LENGTH, Held, Hook},
+    abi::{CAPTURE_LENGTH, Exceptional, HEAD_LENGTH, HELD_LENGTH, Held, Hook},
     bytes::{Be32, Plain},
     exceptional,
     frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route},
@@ -250,6 +250,22 @@ impl ReadFrame for Skb {
     }
 
     #[inline(always)]
+    fn copy_head<const AT: usize>(&self, head: NonNull<[u8; HEAD_LENGTH]>) -> u64 {
+        let length = (self.length() as usize).min(CAPTURE_LENGTH);
+        let Ok(length) = bounded::<CAPTURE_LENGTH>(length) else {
+            return 0;
+        };
+        // SAFETY: the context is the program's; `head` has room for an Ethernet header and as many bytes.
+        unsafe {
+            let to = head.as_ptr().byte_add(AT).cast();
+            match bpf_skb_load_bytes(self.context.cast(), 0, to, length) {
+                0 => u64::from(length),
+                _ => 0,
+            }
+        }
+    }
+
+    #[inline(always)]
     fn has_interface(&self, index: u32) -> bool {
         has_interface(self.context.cast(), index)
     }
@@ -352,7 +368,7 @@ impl Frame for Skb {
 impl CopyFrame for Skb {
     #[inline(always)]
     fn load(&self, offset: usize, length: usize, to: NonNull<Held>) -> Result<(), Refused> {
-        let length = bounded(length)?;
+        let length = bounded::<HELD_LENGTH>(length)?;
         // SAFETY: the context is the program's, and `to` has room for `HELD_LENGTH` bytes.
         unsafe {
             let bytes = (&raw mut (*to.as_ptr()).bytes).cast();
@@ -386,7 +402,7 @@ impl FragmentFrame for Skb {
 
     #[inline(always)]
     fn replace(&mut self, offset: usize, with: &Held) -> Result<(), Refused> {
-        let length = bounded(with.length as usize)?;
+        let length = bounded::<HELD_LENGTH>(with.length as usize)?;
         self.truncate(offset + length as usize)?;
         // SAFETY: the context is the program's, and at most `HELD_LENGTH` bytes are read.
         match unsafe {
@@ -400,15 +416,15 @@ impl FragmentFrame for Skb {
 
 /// A length that [`Held`] has room for, and that the verifier knows as such.
 #[inline(always)]
-fn bounded(length: usize) -> Result<u32, Refused> {
+fn bounded<const MOST: usize>(length: usize) -> Result<u32, Refused> {
     let mut last = (length as u64).wrapping_sub(1);
-    if last >= HELD_LENGTH as u64 {
+    if last >= MOST as u64 {
         return Err(Refused);
     }
     // SAFETY: changes nothing. The compiler no longer knows that the mask changes nothing either; Linux 6.1
     // needs it to see that the length is not 0.
     unsafe { asm!("{last} = {last}", last = inout(reg) last, options(pure, nomem, nostack)) };
-    Ok((last & (HELD_LENGTH as u64 - 1)) as u32 + 1)
+    Ok((last & (MOST as u64 - 1)) as u32 + 1)
 }
 
 impl Skb {

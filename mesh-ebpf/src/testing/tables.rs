@@ -19,11 +19,11 @@ use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
         Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
-        HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Role, Service,
+        HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Report, Role, Service,
         SourceVerdicts, drop_index,
     },
     bytes::{Be16, Be32},
-    frame::Route,
+    frame::{ReadFrame, Route},
     tables::{DatagramEntry, FlowEntry, InsertError, Tables},
 };
 
@@ -139,6 +139,7 @@ pub(crate) struct TestTables {
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
     drops: RefCell<BTreeMap<u32, u32>>,
     events: RefCell<BTreeMap<u32, u32>>,
+    pub(crate) reports: RefCell<Vec<Report>>,
     breakers: RefCell<BTreeMap<u32, Breaker>>,
     /// The kernel's clock.
     pub(crate) clock: Cell<u64>,
@@ -584,6 +585,10 @@ impl Tables for TestTables {
             .borrow_mut()
             .entry(drop_index(hook, reason))
             .or_default() += 1;
+    }
+
+    fn report<F: ReadFrame>(&self, _: &F, report: Report) {
+        self.reports.borrow_mut().push(report);
     }
 
     fn count_event(&self, event: Event) {

@@ -23,6 +23,7 @@ pub(crate) const STORIES: &[Story] = &[
 const MANAGER: &str = "node1";
 const WORKER: &str = "node2";
 const OTHER_WORKER: &str = "node3";
+const LIMIT: Duration = Duration::from_secs(10);
 
 fn flows_and_rates(fixture: &Fixture) -> Result<()> {
     let lab = &fixture.lab;
@@ -83,6 +84,8 @@ fn flows_and_rates(fixture: &Fixture) -> Result<()> {
             replies[0].task
         );
     }
+
+    opened_connections(fixture).context("what `monitor` shows")?;
 
     let refused = refusal(fixture, OTHER_WORKER, &["flows", "--node", WORKER])?;
     ensure!(
@@ -214,6 +217,56 @@ impl Scrape {
         );
         Ok(())
     }
+}
+
+/// A manager watches connections that open at a worker, and sees the replica which answers each.
+fn opened_connections(fixture: &Fixture) -> Result<()> {
+    let arguments = [
+        "monitor",
+        "--all-nodes",
+        "--service",
+        "web",
+        "--event",
+        "opened",
+        "--count",
+        "8",
+        "--format",
+        "json",
+    ];
+    let mut replies = Vec::new();
+    let lines = thread::scope(|scope| {
+        let watching = scope.spawn(|| fixture.lab.meshctl(MANAGER, &arguments));
+        let limit = LIMIT * patience();
+        wait_until("`monitor` to have seen enough", limit, || {
+            replies.extend(fixture.lab.fetch("client", &fixture.url(WORKER, HTTP)?, 1)?);
+            ensure!(
+                watching.is_finished(),
+                "it saw too little of {} connections",
+                replies.len()
+            );
+            Ok(())
+        })
+        .and_then(|()| watching.join().map_err(|_| anyhow::anyhow!("it panicked"))?)
+    })?;
+    let events: Vec<Value> = lines
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    ensure!(events.len() == 8, "it printed `{lines}`");
+    for event in events {
+        let source = format!(
+            "{}:{}",
+            event["source"].as_str().unwrap_or_default(),
+            event["source_port"]
+        );
+        let reply = replies.iter().find(|reply| reply.local == source);
+        let reply = reply.with_context(|| format!("no request was sent from {source}: {event}"))?;
+        ensure!(
+            event["node"] == WORKER && event["backend"]["task"] == *reply.task,
+            "{reply:?} was shown as {event}"
+        );
+    }
+    Ok(())
 }
 
 fn json(fixture: &Fixture, node: &str, arguments: &[&str]) -> Result<Value> {

@@ -229,7 +229,7 @@ impl Maps {
     }
 }
 
-fn take<T>(programs: &mut Ebpf, name: &str) -> Result<T, DatapathError>
+pub(super) fn take<T>(programs: &mut Ebpf, name: &str) -> Result<T, DatapathError>
 where
     T: TryFrom<Map, Error = MapError>,
 {

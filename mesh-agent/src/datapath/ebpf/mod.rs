@@ -14,9 +14,11 @@ mod earlier;
 mod explain;
 mod flow_list;
 mod flows;
+mod frame;
 mod hooks;
 mod host_macs;
 mod maps;
+mod monitor;
 mod options;
 mod pins;
 pub(super) mod rings;
@@ -42,8 +44,8 @@ use tracing::{debug, warn};
 
 pub use self::options::EbpfOptions;
 use self::{
-    attach::Attachments, clock::Clock, flows::FlowSweep, maps::Maps, pins::Wanted, tables::Tables,
-    takeover::Takeover,
+    attach::Attachments, clock::Clock, flows::FlowSweep, maps::Maps, monitor::Monitor, pins::Wanted,
+    tables::Tables, takeover::Takeover,
 };
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung,
@@ -52,6 +54,7 @@ use super::{
     failed,
     failed_change::culprit,
     flow_list::{FlowCursor, ListedFlow},
+    monitor::Observations,
 };
 use crate::{
     model::{Desired, KeyId, MacAddress, NodeDatapath, ReturnMode, TunnelKey, TunnelKeys, desired::Settings},
@@ -70,6 +73,7 @@ const VERIFY_EVERY: u32 = 3;
 pub struct EbpfDatapath {
     programs: Ebpf,
     maps: Maps,
+    monitor: Monitor,
     tables: Tables,
     attachments: Attachments,
     takeover: Takeover,
@@ -135,6 +139,7 @@ impl EbpfDatapath {
         wanted.mark(pins)?;
         takeover.copy_tables()?;
         let mut maps = Maps::take(&mut programs)?;
+        let monitor = Monitor::take(&mut programs)?;
         let old = maps.config()?;
         let config = Config {
             service_address: options.service_address.into(),
@@ -150,6 +155,7 @@ impl EbpfDatapath {
         Ok(Self {
             programs,
             maps,
+            monitor,
             tables,
             attachments,
             takeover: Takeover::default(),
@@ -378,6 +384,11 @@ impl Datapath for EbpfDatapath {
         explain::explain(&self.programs, &self.maps, self.clock.now(), question)
     }
 
+    fn observe(&mut self, since: Option<u64>) -> Result<Observations, DatapathError> {
+        let backends = self.tables.backends_by_index();
+        self.monitor.observe(since, &self.config, &backends)
+    }
+
     fn kind(&self) -> NodeDatapath {
         NodeDatapath::Ebpf
     }
@@ -409,6 +420,7 @@ impl Datapath for EbpfDatapath {
             &self.tables.idle_limits(),
             self.options.flow_capacity,
         )?;
+        self.monitor.maintain()?;
         self.tables.begin_affinities(&mut self.maps)?;
         if swept {
             self.tables.write_loads(&mut self.maps, self.sweep.active())?;

@@ -1,7 +1,6 @@
 //! Decides about a packet that was never sent, with the packet logic that the programs have and the maps that
 //! they read, and reports what was decided by what. Nothing is written to a map.
 
-mod frame;
 mod tables;
 
 use std::{collections::BTreeMap, net::SocketAddrV4};
@@ -17,10 +16,7 @@ use mesh_ebpf::{
     verdict::Verdict,
 };
 
-use self::{
-    frame::Imagined,
-    tables::{LiveTables, Noted},
-};
+use self::tables::{LiveTables, Noted};
 use super::{
     super::{
         DatapathError,
@@ -30,6 +26,7 @@ use super::{
     clock::kernel_clock,
     dump::{choice_name, socket},
     failed, flow_list,
+    frame::StoredFrame,
     maps::Maps,
     tables::{CLOSED, service_key},
 };
@@ -69,7 +66,7 @@ pub(super) fn explain(
         PacketIngress::Container { interface } => (&[Hook::TcContainer], interface),
         PacketIngress::Host => (&[Hook::TcMesh0], config.mesh0),
     };
-    let frame = Imagined::new(&key, flags, interface);
+    let frame = StoredFrame::imagined(&key, flags, interface);
     let mut passed = Vec::new();
     let mut last = Outcome::Passed;
     let mut chosen = None;

@@ -15,12 +15,13 @@ use mesh_ebpf::{
     abi::{
         Affinity, AffinityKey, Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason,
         Event, FLOOD_MEMORY, Flow, FlowKey, FlowRecord, FrontendKey, Held, HeldKey, Hook, Keys, Load,
-        Masquerade, NextHop, OWN_LIFETIME, Openings, OwnKey, Policy, Service, Signal, SourceKey,
+        Masquerade, NextHop, OWN_LIFETIME, Openings, OwnKey, Policy, Report, Service, Signal, SourceKey,
         SourceOpenings, SourceRule, SourceVerdicts, port_filter_bit, span,
     },
     affinity_tables::AffinityTables,
     bytes::Be32,
     flood_tables::{FloodTables, Mark, OpeningsEntry},
+    frame::ReadFrame,
     headers::PROTOCOL_UDP,
     signal_tables::SignalTables,
     tables::{DatagramEntry, FlowEntry, InsertError, Tables},
@@ -391,6 +392,8 @@ impl Tables for LiveTables<'_> {
     fn count_out(&self, _: u32, _: u32, _: u32) {}
 
     fn count_drop(&self, _: Hook, _: DropReason) {}
+
+    fn report<F: ReadFrame>(&self, _: &F, _: Report) {}
 
     fn count_event(&self, _: Event) {}
 }

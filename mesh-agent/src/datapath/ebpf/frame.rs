@@ -1,4 +1,5 @@
-//! A frame that was never sent, for the packet logic to decide about.
+//! A frame in ordinary memory, for the packet logic to read: one that was never sent, or the captured head of
+//! one that was.
 
 use mesh_ebpf::{
     abi::FlowKey,
@@ -10,15 +11,31 @@ use mesh_ebpf::{
 };
 use nix::net::if_::if_indextoname;
 
-/// A frame with a packet of a tuple, without payload, for this node.
-pub(super) struct Imagined {
+/// The first bytes of a frame, or all.
+pub(super) struct StoredFrame {
     bytes: Vec<u8>,
+    length: u32,
     interface: u32,
 }
 
-impl Imagined {
-    /// The packet as it arrives by an interface; TCP with these flags.
-    pub(super) fn new(key: &FlowKey, tcp_flags: u8, interface: u32) -> Self {
+impl StoredFrame {
+    /// The first bytes of a frame of this length.
+    pub(super) fn captured(bytes: Vec<u8>, length: u32, interface: u32) -> Self {
+        Self {
+            bytes,
+            length,
+            interface,
+        }
+    }
+
+    /// The bytes that there are.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// A packet of a tuple, without payload, for this node, as it arrives by an interface; TCP with these
+    /// flags.
+    pub(super) fn imagined(key: &FlowKey, tcp_flags: u8, interface: u32) -> Self {
         let is_tcp = key.protocol == u32::from(PROTOCOL_TCP);
         let l4_length = if is_tcp { TCP_LENGTH } else { UDP_LENGTH };
         let total_length = (IPV4_LENGTH + l4_length) as u16;
@@ -39,13 +56,14 @@ impl Imagined {
         } else {
             put(L4_OFFSET + 4, &(UDP_LENGTH as u16).to_be_bytes());
         }
-        Self { bytes, interface }
+        let length = bytes.len() as u32;
+        Self::captured(bytes, length, interface)
     }
 }
 
-impl ReadFrame for Imagined {
+impl ReadFrame for StoredFrame {
     fn length(&self) -> u32 {
-        self.bytes.len() as u32
+        self.length
     }
 
     fn segments(&self) -> u32 {
@@ -93,7 +111,7 @@ mod tests {
                 destination_port: Be16::new(9200),
                 protocol: u32::from(protocol),
             };
-            let packet = parse(&Imagined::new(&key, flags, 2), ETHERNET_LENGTH).unwrap();
+            let packet = parse(&StoredFrame::imagined(&key, flags, 2), ETHERNET_LENGTH).unwrap();
             assert_eq!(packet.key, key);
             assert_eq!(packet.tcp_flags, flags);
             assert!(packet.may_open_flow());

@@ -1,0 +1,212 @@
+//! Reads what the programs report of single packets, and has them report only while someone asks.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf},
+};
+use mesh_ebpf::{
+    abi::{Config, DropReason, FlowKey, Observation as Raw, Observed, Reported},
+    encapsulation::outer_length,
+    frame::ReadFrame as _,
+    headers::{ETHERNET_LENGTH, IPV4_LENGTH, Ipv4, PROTOCOL_TCP, Tcp, UDP_LENGTH},
+    parse::{Unparsed, parse},
+    tunnel,
+};
+use nix::net::if_::if_indextoname;
+
+use super::{
+    super::{
+        DatapathError,
+        monitor::{EventKind, Observation, Observations, PacketTuple, Recent, WATCH},
+    },
+    clock::kernel_clock,
+    failed,
+    frame::StoredFrame,
+    maps::take,
+};
+use crate::model::BackendKey;
+
+/// How many reports the processors make in a second, about, all together.
+const REPORTS_PER_SECOND: u64 = 2_048;
+/// What each of them may make at least.
+const LEAST: u64 = 32;
+
+/// The programs' reports.
+pub(super) struct Monitor {
+    watched: Array<MapData, u64>,
+    reported: PerCpuArray<MapData, Reported>,
+    ring: RingBuf<MapData>,
+    recent: Recent,
+    /// When someone last asked.
+    asked: Option<Instant>,
+    cpus: usize,
+}
+
+impl Monitor {
+    /// Takes its maps out of the loaded object. No one asks yet, whatever an earlier agent's did.
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DatapathError> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(file, error)| failed(format!("count the possible CPUs in {file}"), error))?;
+        let mut monitor = Self {
+            watched: take(programs, "WATCHED")?,
+            reported: take(programs, "REPORTED")?,
+            ring: take(programs, "OBSERVATIONS")?,
+            recent: Recent::default(),
+            asked: None,
+            cpus,
+        };
+        monitor.set_limit(0)?;
+        Ok(monitor)
+    }
+
+    /// The reports from a number on. The programs make them for a few seconds from now.
+    pub(super) fn observe(
+        &mut self,
+        since: Option<u64>,
+        config: &Config,
+        backends: &BTreeMap<u32, (u32, BackendKey)>,
+    ) -> Result<Observations, DatapathError> {
+        if self.asked.is_none() {
+            self.begin()?;
+        }
+        self.asked = Some(Instant::now());
+        let (now, clock) = (SystemTime::now(), kernel_clock());
+        while let Some(item) = self.ring.next() {
+            let Some(raw) = read(&item) else {
+                continue;
+            };
+            self.recent.skip(raw.skipped);
+            let age = Duration::from_nanos(clock.saturating_sub(raw.clock));
+            if let Some(observation) = observation(&raw, now - age, config, backends) {
+                self.recent.push(observation);
+            }
+        }
+        Ok(self.recent.since(since))
+    }
+
+    /// Ends the reports when no one asks any more.
+    pub(super) fn maintain(&mut self) -> Result<(), DatapathError> {
+        if self.asked.is_some_and(|asked| asked.elapsed() > WATCH) {
+            self.set_limit(0)?;
+            self.asked = None;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), DatapathError> {
+        // What no one has read is old.
+        while self.ring.next().is_some() {}
+        let none = vec![Reported::default(); self.cpus];
+        let none = PerCpuValues::try_from(none).map_err(|error| failed("write REPORTED", error))?;
+        self.reported
+            .set(0, none, 0)
+            .map_err(|error| failed("write REPORTED", error))?;
+        self.set_limit((REPORTS_PER_SECOND / self.cpus as u64).max(LEAST))
+    }
+
+    fn set_limit(&mut self, limit: u64) -> Result<(), DatapathError> {
+        self.watched
+            .set(0, limit, 0)
+            .map_err(|error| failed("write WATCHED", error))
+    }
+}
+
+fn read(item: &[u8]) -> Option<Raw> {
+    if item.len() < size_of::<Raw>() {
+        return None;
+    }
+    // SAFETY: long enough, and the fields are integers and bytes, which may have any bits.
+    Some(unsafe { item.as_ptr().cast::<Raw>().read_unaligned() })
+}
+
+fn observation(
+    raw: &Raw,
+    at: SystemTime,
+    config: &Config,
+    backends: &BTreeMap<u32, (u32, BackendKey)>,
+) -> Option<Observation> {
+    let drop_reason = || {
+        DropReason::ALL
+            .get(raw.reason as usize)
+            .map(|reason| reason.name())
+    };
+    let (kind, reason) = match Observed::ALL.get(raw.kind as usize)? {
+        Observed::Opened => (EventKind::Opened, None),
+        Observed::Closed => (EventKind::Closed, None),
+        Observed::ResetByClient => (EventKind::Closed, Some("reset_by_client")),
+        Observed::ResetByBackend => (EventKind::Closed, Some("reset_by_backend")),
+        Observed::Refused => (EventKind::Refused, drop_reason()),
+        Observed::Dropped => (EventKind::Dropped, drop_reason()),
+    };
+    let captured = usize::try_from(raw.captured).ok()?;
+    let head = raw.head.get(..captured)?.to_vec();
+    let frame = StoredFrame::captured(head, raw.length, raw.interface);
+    let (tuple, headers) = examine(&frame, config);
+    let backend = backends.get(&raw.backend);
+    Some(Observation {
+        at,
+        kind,
+        reason,
+        tuple,
+        backend: backend.and_then(|(generation, key)| (*generation == raw.generation).then_some(*key)),
+        interface: if_indextoname(raw.interface).map_or_else(
+            |_| raw.interface.to_string(),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+        length: raw.length,
+        head: frame.into_bytes(),
+        headers: headers.min(captured),
+    })
+}
+
+/// The addresses of a packet, or of the one that it encapsulates, and the bytes before its payload.
+fn examine(frame: &StoredFrame, config: &Config) -> (Option<PacketTuple>, usize) {
+    let offset = match parse(frame, ETHERNET_LENGTH) {
+        Ok(outer) if tunnel::is_encapsulated(config, &outer) => ETHERNET_LENGTH + outer_length(frame),
+        _ => ETHERNET_LENGTH,
+    };
+    let tuple = packet(frame, offset);
+    let transport = offset + IPV4_LENGTH;
+    let length = match tuple {
+        Some(PacketTuple {
+            ports: Some(_),
+            protocol: PROTOCOL_TCP,
+            ..
+        }) => frame
+            .at::<Tcp>(transport)
+            .map_or(0, |tcp| usize::from(tcp.data_offset >> 4) * 4),
+        Some(PacketTuple { ports: Some(_), .. }) => UDP_LENGTH,
+        _ => 0,
+    };
+    (tuple, transport + length)
+}
+
+fn packet(frame: &StoredFrame, offset: usize) -> Option<PacketTuple> {
+    match parse(frame, offset) {
+        Ok(packet) => Some(of_key(&packet.key)),
+        Err(Unparsed::Unsupported(_, key)) => Some(of_key(&key)),
+        Err(Unparsed::Exceptional | Unparsed::Other) => {
+            let ip = frame.at::<Ipv4>(offset)?;
+            (ip.version_and_length >> 4 == 4).then(|| PacketTuple {
+                protocol: ip.protocol,
+                source: ip.source.into(),
+                destination: ip.destination.into(),
+                ports: None,
+            })
+        }
+    }
+}
+
+fn of_key(key: &FlowKey) -> PacketTuple {
+    PacketTuple {
+        protocol: key.protocol as u8,
+        source: key.source.into(),
+        destination: key.destination.into(),
+        ports: Some((key.source_port.get(), key.destination_port.get())),
+    }
+}
