@@ -246,6 +246,16 @@ impl<'a> Bench<'a> {
                     flows: MANY,
                     ns: f64::from(self.survivors()) * 100.0 / f64::from(MANY),
                 });
+                // From now on someone watches, for longer than the row takes.
+                self.node.datapath().observe(None).expect("reports can be made");
+                let ns = self.claim(Claim::New, |bench| {
+                    bench.xdp("bench_plain", "mesh_xdp", &syn, NEVER_AGAIN, REPEAT, XDP_TX)
+                });
+                samples.push(Sample {
+                    name: "new flow, while `monitor` watches",
+                    flows: 0,
+                    ns: ns - base - resize + empty,
+                });
                 let state = self.node.state().clone();
                 self.node.apply(&Node::limited(&state, FLOODED));
                 // An answer: otherwise each new flow looks for another backend.
@@ -256,16 +266,6 @@ impl<'a> Bench<'a> {
                 self.node.apply(&state);
                 samples.push(Sample {
                     name: "new flow past the flood limit",
-                    flows: 0,
-                    ns: ns - base - resize + empty,
-                });
-                // From now on someone watches, for longer than the row takes.
-                self.node.datapath().observe(None).expect("reports can be made");
-                let ns = self.claim(Claim::New, |bench| {
-                    bench.xdp("bench_plain", "mesh_xdp", &syn, NEVER_AGAIN, REPEAT, XDP_TX)
-                });
-                samples.push(Sample {
-                    name: "new flow, while `monitor` watches",
                     flows: 0,
                     ns: ns - base - resize + empty,
                 });
