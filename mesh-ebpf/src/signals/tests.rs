@@ -291,3 +291,15 @@ fn what_was_noted_at_the_beginning_is_no_sequence_number_later() {
         lab.check(&[(Signal::ResetByClient, 1)]);
     }
 }
+
+#[test]
+fn a_client_closes_its_flow_before_the_answer_whatever_is_noted_there() {
+    for mut lab in Lab::all() {
+        lab.entry.clock.set(0x3000_0000 << 8);
+        lab.client_sends(SYN);
+        lab.client_sends(RST);
+        lab.client_sends(SYN);
+        assert_eq!(lab.entry.counters(0).connections, 2);
+        lab.check(&[]);
+    }
+}
