@@ -25,6 +25,7 @@ pub(super) fn task(spec: Arc<TaskSpec>) -> Task {
         finished_at: None,
         not_before: None,
         restarts: Vec::new(),
+        failures: 0,
         update_began: None,
         given_up: false,
     }

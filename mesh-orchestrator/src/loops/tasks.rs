@@ -35,6 +35,7 @@ pub(super) fn new_task(round: &Round, service: &Service, slot: Slot, purpose: &s
         finished_at: None,
         not_before: None,
         restarts: Vec::new(),
+        failures: 0,
         update_began: None,
         given_up: false,
     }

@@ -2,6 +2,7 @@
 
 mod life;
 mod nodes;
+mod restarts;
 mod updates;
 
 use std::collections::BTreeMap;

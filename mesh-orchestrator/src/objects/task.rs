@@ -117,12 +117,23 @@ pub struct Task {
     /// When earlier tasks of the slot were replaced, as far as the restart policy counts that.
     #[serde(default)]
     pub restarts: Vec<Timestamp>,
+    /// How many tasks of the slot have failed in a row before it: the restart delay grows with it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
     /// When the update started with this slot, if an update created the task.
     #[serde(default)]
     pub update_began: Option<Timestamp>,
     /// The restart policy allows no further task in this slot: it stays as it is.
     #[serde(default)]
     pub given_up: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde asks for"
+)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Task {

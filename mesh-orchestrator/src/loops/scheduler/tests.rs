@@ -141,7 +141,11 @@ fn a_node_where_the_service_keeps_failing_is_avoided() {
         json["task_template"]["restart_policy"] = serde_json::json!({ "delay": "0" });
     }));
     cluster.step();
-    (0..4).for_each(|_| cluster.fail_all());
+    for _ in 0..4 {
+        cluster.fail_all();
+        // Failures in a row are followed by ever longer delays.
+        cluster.pass(2);
+    }
     // The other node is fuller, but has not failed.
     cluster.put_node(node(2));
     cluster.create(spec("other", |json| {
@@ -160,7 +164,7 @@ fn a_node_where_the_service_keeps_failing_is_avoided() {
         .id
         .clone();
     cluster.observe(&last, TaskState::Failed);
-    cluster.step();
+    cluster.pass(2);
     assert_eq!(per_node(&cluster), BTreeMap::from([("node2".into(), 2)]));
 }
 
