@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 /// The largest answer that is read; ten thousand tasks take about 30 MiB.
 pub(super) const MAX_BODY_BYTES: usize = 128 << 20;
-/// How much of the engine's message an error repeats.
-const MAX_MESSAGE_CHARS: usize = 512;
+/// How much of the engine's message an error repeats. Its own are shorter; a runtime's hook may print more.
+const MAX_MESSAGE_CHARS: usize = 4096;
 
 /// A request to the engine failed.
 #[derive(Debug, thiserror::Error)]

@@ -168,7 +168,7 @@ fn progress(
     let ours = |task: &&Task| task.update_began.is_some_and(|began| began >= status.started_at);
     if let Some(task) = current().filter(ours).find(|task| has_failed(task, config)) {
         let cause = task.status.error.as_deref().unwrap_or(&task.status.message);
-        *reason = Some(format!("task {} of {} failed: {cause}", task.id, task.name()));
+        *reason = Some(format!("{cause} (task {} of {})", task.id, task.name()));
         return Progress::Failed;
     }
     // A slot that was given up counts as such only while no wanted task is in it.
@@ -196,7 +196,10 @@ fn progress(
         if deadline.is_some_and(|deadline| deadline <= round.now) {
             let limit = crate::spec::duration::format(config.progress_deadline);
             let message = &newest.status.message;
-            *reason = Some(format!("{} did not run within {limit}: {message}", newest.name()));
+            *reason = Some(format!(
+                "{message} ({} did not run within {limit})",
+                newest.name()
+            ));
             return Progress::Failed;
         }
         return Progress::Busy(deadline);

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -44,9 +47,16 @@ impl ImageResolver for Registry {
     }
 }
 
+/// The service whose output is interrupted when it is followed.
+pub(crate) const INTERRUPTED: &str = "interrupted";
+
 /// Logs with two lines for each task, one second apart, with different times for each slot.
-#[derive(Debug)]
-pub(crate) struct TwoLines;
+#[derive(Debug, Default)]
+pub(crate) struct TwoLines {
+    /// How often the output of [`INTERRUPTED`] was followed: it ends after the first line, then the engine
+    /// does not answer, and then it has the second line.
+    followed: AtomicUsize,
+}
 
 #[async_trait]
 impl Logs for TwoLines {
@@ -67,6 +77,25 @@ impl Logs for TwoLines {
             line(1, LogStream::Stdout, "first line"),
             line(2, LogStream::Stderr, "second line"),
         ];
+        if &*task.service_name == INTERRUPTED {
+            let times = match options.follow {
+                true => self.followed.fetch_add(1, Ordering::Relaxed),
+                false => 0,
+            };
+            match times {
+                0 => {
+                    lines.pop();
+                    return Ok(stream::iter(lines).boxed());
+                }
+                1 | 2 => {
+                    return Err(LogsError {
+                        subject: task.name(),
+                        source: "the engine restarts".into(),
+                    });
+                }
+                _ => {}
+            }
+        }
         if let Some(tail) = options.tail {
             lines.drain(
                 ..lines

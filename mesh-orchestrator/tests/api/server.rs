@@ -99,7 +99,7 @@ impl Server {
             node: node.into(),
             backups: self.folder.path().join("backups"),
             public_url: Some("https://mesh.example".to_owned()),
-            logs: Arc::new(TwoLines),
+            logs: Arc::new(TwoLines::default()),
             peers: Arc::new(Sockets(self.folder.path().to_owned())),
             images: Arc::clone(&self.images) as Arc<dyn ImageResolver>,
         });

@@ -11,7 +11,10 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::server::{Server, spec};
+use crate::{
+    providers::INTERRUPTED,
+    server::{Server, spec},
+};
 
 type Lines = BoxStream<'static, Result<String>>;
 
@@ -189,6 +192,30 @@ async fn followed_logs_include_tasks_that_appear_later() -> Result<()> {
         .await?;
     scaled.expect(StatusCode::OK)?;
     read(8).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followed_logs_go_on_after_an_interruption() -> Result<()> {
+    let server = Server::start().await?;
+    server.create(spec(INTERRUPTED, 1)).await?;
+    server.until(INTERRUPTED, |view| view.running == 1).await?;
+    let path = format!("/v1/services/{INTERRUPTED}/logs?follow=true");
+    let mut lines = server.request(Method::GET, &path)?.lines().await?;
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|line| line != "second line") {
+        let line = timeout(PATIENCE, lines.next()).await.context("no line in time")?;
+        let line: LogLine = serde_json::from_str(&line.context("the stream has ended")??)?;
+        seen.push(line.line);
+    }
+    assert_eq!(
+        seen,
+        [
+            "first line",
+            "[could not read the logs of interrupted.1: the engine restarts]",
+            "second line"
+        ]
+    );
     Ok(())
 }
 

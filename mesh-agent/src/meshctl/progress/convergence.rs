@@ -12,8 +12,9 @@ use mesh_orchestrator::{
 /// Most tasks that have a line of their own.
 const MAX_LINES: usize = 20;
 
-/// Columns of an error in a line.
-const ERROR_WIDTH: usize = 75;
+/// How often in a row a task must fail before it ran, to call that its end: it is tried again, but what
+/// refuses it is unlikely to change by itself.
+const ATTEMPTS: u32 = 3;
 
 /// How long tasks are waited for that shall stop, beyond the time that they have for it: those of a node that
 /// is down are only known to have stopped when it is back.
@@ -37,6 +38,8 @@ pub(crate) struct Picture {
     pub(crate) lines: Vec<Line>,
     /// Why tasks do not run yet.
     pub(crate) waiting: Vec<String>,
+    /// Why a task cannot start, after several attempts.
+    pub(crate) refused: Option<String>,
 }
 
 /// A task on its way.
@@ -74,7 +77,7 @@ pub(crate) enum Outcome {
     RolledBack(String),
     /// The update, or the way back, has stopped.
     Paused(String),
-    /// Tasks have ended and are not replaced.
+    /// Tasks have ended and are not replaced, or cannot start.
     GivenUp(String),
 }
 
@@ -131,6 +134,10 @@ impl Convergence {
         }
         if let Some(error) = given_up {
             return Step::End(Outcome::GivenUp(error));
+        }
+        // An update judges its tasks itself.
+        if let Some(error) = picture.refused.as_ref().filter(|_| !is_active) {
+            return Step::End(Outcome::GivenUp(error.clone()));
         }
         if picture.done < picture.total {
             return match self.since.take() {
@@ -208,8 +215,9 @@ fn picture(service: &ServiceView, tasks: &[TaskView]) -> (Picture, Option<String
         .find(|view| view.task.given_up && view.task.status.state != TaskState::Complete)
         .map(|view| {
             let error = view.task.status.error.as_deref().unwrap_or("it has ended");
-            format!("task {} is not restarted: {error}", view.name)
+            format!("{error} (task {}, which is not restarted)", view.name)
         });
+    let refused = slots.values().copied().filter(wanted).find_map(refused);
     let status = current_update(service);
     let picture = Picture {
         rollback: status.is_some_and(|status| status.state.is_rollback() && status.completed_at.is_none()),
@@ -231,8 +239,26 @@ fn picture(service: &ServiceView, tasks: &[TaskView]) -> (Picture, Option<String
             Vec::new()
         },
         waiting: service.waiting.clone(),
+        refused,
     };
     (picture, given_up)
+}
+
+/// Why a task cannot start, if it and those before it have failed often enough before they ran.
+fn refused(view: &TaskView) -> Option<String> {
+    let task = &view.task;
+    let attempts = task.failures + 1;
+    let never_ran =
+        task.started_at.is_none() && matches!(task.status.state, TaskState::Rejected | TaskState::Failed);
+    let error = task
+        .status
+        .error
+        .as_deref()
+        .filter(|_| never_ran && attempts >= ATTEMPTS)?;
+    Some(format!(
+        "{error} (task {} after {attempts} attempts; more follow, as its restart policy says)",
+        view.name
+    ))
 }
 
 /// The task that counts in its slot: one that is meant to run, the newest.
@@ -247,7 +273,7 @@ fn lines<'a>(mode: ServiceMode, total: u32, tasks: impl Iterator<Item = &'a Task
     let of_task = |label: String, view: &TaskView| Line {
         label,
         state: Some(view.task.status.state),
-        error: shortened(view.task.status.error.as_deref().unwrap_or_default()),
+        error: one_line(view.task.status.error.as_deref().unwrap_or_default()),
     };
     if mode.is_global() {
         return tasks
@@ -275,8 +301,8 @@ fn lines<'a>(mode: ServiceMode, total: u32, tasks: impl Iterator<Item = &'a Task
         .collect()
 }
 
-fn shortened(error: &str) -> String {
-    crate::meshctl::output::people::ellipsis(&error.replace('\n', " "), ERROR_WIDTH)
+fn one_line(error: &str) -> String {
+    error.replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -441,9 +467,35 @@ mod tests {
         assert_eq!(
             step,
             Step::End(Outcome::GivenUp(
-                "task web.1 is not restarted: task: non-zero exit (1)".into()
+                "task: non-zero exit (1) (task web.1, which is not restarted)".into()
             ))
         );
+    }
+
+    #[test]
+    fn a_task_that_cannot_start_ends_the_waiting_with_the_engines_own_reason() {
+        let reason = "failed to create task for container: failed to create shim task: OCI runtime create \
+                      failed: exec: \"nosuchcommand\": executable file not found in $PATH: unknown";
+        for state in [TaskState::Rejected, TaskState::Failed] {
+            let mut refused = task("a", "web", 1, state);
+            refused.task.desired = TaskState::Running;
+            refused.task.started_at = None;
+            refused.task.status.error = Some(reason.into());
+            refused.task.failures = 1;
+            let (picture, step) = Convergence::default().observe(&service("web"), &[refused.clone()], at(0));
+            assert_eq!(step, Step::Wait, "a second attempt may succeed");
+            assert_eq!(picture.lines[0].error, reason, "in full");
+            refused.task.failures = 2;
+            let (_, step) = Convergence::default().observe(&service("web"), &[refused.clone()], at(0));
+            assert!(
+                matches!(&step, Step::End(Outcome::GivenUp(message)) if message.starts_with(reason)),
+                "{step:?}"
+            );
+            // A program that ran may do better when what it needs is there.
+            refused.task.started_at = Some(NOW);
+            let (_, step) = Convergence::default().observe(&service("web"), &[refused], at(0));
+            assert_eq!(step, Step::Wait);
+        }
     }
 
     #[test]

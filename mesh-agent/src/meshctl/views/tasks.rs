@@ -141,7 +141,7 @@ fn current_state(state: TaskState, at: Timestamp, now: Timestamp) -> String {
 /// Why it failed; of a task that waits, what for.
 fn error(view: &TaskView, trunc: bool) -> String {
     let status = &view.task.status;
-    let waits = status.state == TaskState::Pending && view.task.desired.is_wanted();
+    let waits = matches!(status.state, TaskState::New | TaskState::Pending) && view.task.desired.is_wanted();
     let text = match &status.error {
         Some(error) => error.as_str(),
         None if waits => status.message.as_str(),
@@ -239,15 +239,25 @@ mod tests {
 
     #[test]
     fn a_task_that_waits_says_what_for() {
-        let mut waiting = task("t", "web", 1, TaskState::Pending);
-        waiting.node_hostname = None;
-        waiting.task.node = None;
-        waiting.task.status.message = "no suitable node (insufficient memory on 2 nodes)".into();
-        let text = render(vec![waiting], &Format::Table, SHOW);
-        assert!(
-            text.contains("Pending 2 hours ago   \"no suitable node (insufficien…\""),
-            "{text}"
-        );
+        for (state, name, reason) in [
+            (
+                TaskState::Pending,
+                "Pending",
+                "no suitable node (insufficient memory on 2 nodes)",
+            ),
+            (TaskState::New, "New", "waiting for database"),
+        ] {
+            let mut waiting = task("t", "web", 1, state);
+            waiting.node_hostname = None;
+            waiting.task.node = None;
+            waiting.task.status.message = reason.into();
+            let text = render(vec![waiting], &Format::Table, SHOW);
+            let begins: String = reason.chars().take(20).collect();
+            assert!(
+                text.contains(&format!("{name} 2 hours ago   \"{begins}")),
+                "{text}"
+            );
+        }
     }
 
     #[test]

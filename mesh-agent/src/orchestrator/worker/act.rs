@@ -108,7 +108,13 @@ impl Worker {
     /// An address that no container of this node has or is about to get.
     fn free_address(&self) -> Option<Ipv4Addr> {
         let chosen = self.memories.values().filter_map(|memory| memory.address);
-        let taken = self.containers.values().filter_map(|facts| facts.address);
+        // Containers of the history do not start again.
+        let history = self.history();
+        let live = self
+            .containers
+            .values()
+            .filter(|facts| !history.contains(&facts.task));
+        let taken = live.filter_map(|facts| facts.address);
         self.options
             .block
             .free(&taken.chain(chosen).collect(), self.last_address)

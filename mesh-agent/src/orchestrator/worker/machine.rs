@@ -1,7 +1,8 @@
 //! Decides what to do next for a task of this node: a pure function of the desired state and one observation.
 //!
 //! Invariants: a task's state moves forward only; a container is stopped only if its task is no longer wanted
-//! or has ended; one that gets connections from the mesh is drained before its stop signal.
+//! or has ended; one that gets connections from the mesh is drained before its stop signal; one that has ended
+//! is kept while its task is in the history.
 
 use std::time::Duration;
 
@@ -241,16 +242,19 @@ fn end(now: Timestamp, container: &ContainerFacts, ending: Ending) -> Next {
     }
 }
 
-/// What to do next with a container of this node whose task is gone or assigned elsewhere.
-pub(super) fn orphan(
+/// What to do next with a container of this node whose task has ended, is gone or is assigned elsewhere. One
+/// that ran is kept with its output for as long as its task is `in_history`.
+pub(super) fn leftover(
     now: Timestamp,
     container: &ContainerFacts,
+    in_history: bool,
     in_progress: Option<Work>,
     ending: Ending,
 ) -> Next {
     match (&container.phase, in_progress) {
         (_, Some(_)) => WAIT,
         (Phase::Running, None) => end(now, container, ending),
+        (Phase::Exited { .. }, None) if in_history => WAIT,
         (Phase::Created | Phase::Exited { .. }, None) => Next::Begin(Work::Remove),
     }
 }

@@ -240,7 +240,7 @@ impl Worker {
         match work {
             Work::Prepare | Work::Start if error.is_final() => {
                 debug!(%task, ?work, error = text, "Docker refused it");
-                memory.refused = Some(text);
+                memory.refused = Some(error.reason());
             }
             _ => {
                 warn!(%task, ?work, error = text, "failed; trying again");

@@ -7,6 +7,7 @@ use mesh_orchestrator::{
     objects::{NodeId, Task},
     secrets::{Kind, Vault, VaultError},
 };
+use mesh_support::error_chain;
 use tracing::warn;
 
 use super::{
@@ -38,7 +39,7 @@ pub(super) struct Preparation {
 pub(in crate::orchestrator) enum WorkError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("cannot create the files of its secrets and configs")]
+    #[error(transparent)]
     Files(#[from] FilesError),
     #[error("cannot read the credential for registry {registry}")]
     Credential { registry: String, source: VaultError },
@@ -47,6 +48,15 @@ pub(in crate::orchestrator) enum WorkError {
 }
 
 impl WorkError {
+    /// The reason for the task's status. The engine's own message stands alone: it is what users look for, and
+    /// columns show only its beginning.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Runtime(RuntimeError::Refused { message, .. }) => message.clone(),
+            other => error_chain(other),
+        }
+    }
+
     /// Whether trying again is useless.
     pub(super) fn is_final(&self) -> bool {
         match self {
@@ -161,5 +171,21 @@ pub(in crate::orchestrator) async fn credential(
         },
         Err(VaultError::Missing { .. }) => Ok(None),
         Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_reported_in_the_engines_own_words() {
+        let message = "network nope not found".to_owned();
+        let error = WorkError::from(RuntimeError::Refused {
+            operation: "create container",
+            subject: "web.1.3k5jd".into(),
+            message: message.clone(),
+        });
+        assert_eq!(error.reason(), message);
     }
 }

@@ -62,11 +62,13 @@ impl Worker {
             wake = earlier(wake, until);
             self.memories.insert(id, memory);
         }
-        wake = earlier(wake, self.step_orphans(&known));
+        let history = self.history();
+        wake = earlier(wake, self.step_leftovers(&known, &history));
         let containers = &self.containers;
         let files = &self.files;
         self.memories.retain(|id, memory| {
-            let keep = known.contains(id) || containers.contains_key(id) || memory.in_progress.is_some();
+            let is_left = containers.contains_key(id) && !history.contains(id);
+            let keep = known.contains(id) || is_left || memory.in_progress.is_some();
             if !keep {
                 files.remove(id);
             }
@@ -193,23 +195,43 @@ impl Worker {
         })
     }
 
-    fn step_orphans(&mut self, known: &BTreeSet<TaskId>) -> Option<Timestamp> {
-        let orphans: Vec<ContainerFacts> = self
+    /// Tasks that have ended on this node and that the cluster keeps, with an ended container.
+    pub(super) fn history(&self) -> BTreeSet<TaskId> {
+        let node = &self.options.node;
+        let ended = self
+            .containers
+            .values()
+            .filter(|facts| matches!(facts.phase, Phase::Exited { .. }));
+        self.options.cluster.read(|state| {
+            let is_kept = |id: &&TaskId| {
+                state.tasks().get(*id).is_some_and(|task| {
+                    task.node.as_ref() == Some(node)
+                        && task.status.state.is_terminal()
+                        && task.desired != TaskState::Remove
+                })
+            };
+            ended.map(|facts| &facts.task).filter(is_kept).cloned().collect()
+        })
+    }
+
+    fn step_leftovers(&mut self, known: &BTreeSet<TaskId>, history: &BTreeSet<TaskId>) -> Option<Timestamp> {
+        let leftovers: Vec<ContainerFacts> = self
             .containers
             .values()
             .filter(|facts| !known.contains(&facts.task))
             .cloned()
             .collect();
         let mut wake = None;
-        for container in orphans {
+        for container in leftovers {
             let now = now();
+            let in_history = history.contains(&container.task);
             let mut memory = self.memories.remove(&container.task).unwrap_or_default();
             memory.probe = None;
             let in_progress = memory.in_progress.as_ref().map(|(work, _)| *work);
             let until = if let Some(time) = memory.not_before.filter(|time| *time > now) {
                 Some(time)
             } else {
-                match machine::orphan(now, &container, in_progress, memory.ending) {
+                match machine::leftover(now, &container, in_history, in_progress, memory.ending) {
                     Next::Begin(work) => {
                         if work == Work::Signal {
                             info!(container = container.id, task = %container.task, "stopping a container whose task is gone");

@@ -1,6 +1,7 @@
 //! Logs of tasks, read from this node's engine and from other nodes, and merged into one stream of JSON
 //! lines.
 
+mod follow;
 mod merge;
 mod since;
 mod sources;

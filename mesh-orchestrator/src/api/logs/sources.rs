@@ -1,19 +1,15 @@
-//! The sources of a target's lines: this node's engine and other nodes' agents. A followed stream also
-//! includes tasks that appear later.
+//! The sources of a target's lines: this node's engine and other nodes' agents.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
 };
 use mesh_support::error_chain;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::sync::mpsc;
 
-use super::{
-    merge::{in_order, nearly_in_order},
-    since::parse_since,
-};
+use super::{follow::follow, merge::in_order};
 use crate::{
     api::{
         Api,
@@ -23,11 +19,11 @@ use crate::{
     objects::{Node, NodeId, State, Task, TaskId, TaskState, Timestamp},
 };
 
-/// Number of lines that are buffered for the client.
-const BUFFER: usize = 256;
+/// Lines of one source, or why they cannot be read.
+pub(super) type Lines = BoxStream<'static, Result<LogLine, LogsError>>;
 
-/// The pause before a node is asked again whose stream has ended.
-const RETRY: Duration = Duration::from_secs(2);
+/// Number of lines that are buffered for the client.
+pub(super) const BUFFER: usize = 256;
 
 /// All lines of the target. They stop when the receiver is dropped.
 pub(super) fn lines(
@@ -48,24 +44,25 @@ pub(super) fn lines(
             follow(request, into).await;
         } else {
             let sources = request.sources();
-            let streams = sources.into_iter().map(|source| request.once(source)).collect();
-            in_order(streams, into).await;
+            let streams = sources.into_iter().map(|source| request.once(source));
+            in_order(streams.collect(), into).await;
         }
     });
     lines
 }
 
+/// What a client asks for.
 #[derive(Clone)]
-struct Request {
-    api: Api,
+pub(super) struct Request {
+    pub(super) api: Api,
     target: LogTarget,
-    options: LogOptions,
+    pub(super) options: LogOptions,
     local: bool,
 }
 
 /// A source of lines.
 #[derive(Clone, Debug)]
-enum LineSource {
+pub(super) enum LineSource {
     /// A task of this node.
     Local(Box<Task>),
     /// The tasks of the target on another node.
@@ -73,7 +70,7 @@ enum LineSource {
 }
 
 impl LineSource {
-    fn id(&self) -> String {
+    pub(super) fn id(&self) -> String {
         match self {
             Self::Local(task) => task.id.to_string(),
             Self::Remote(node) => format!("node {}", node.id),
@@ -83,14 +80,14 @@ impl LineSource {
 
 impl Request {
     /// The current sources.
-    fn sources(&self) -> Vec<LineSource> {
+    pub(super) fn sources(&self) -> Vec<LineSource> {
         self.api
             .cluster()
             .read(|state| sources(state, &self.target, self.api.node(), self.local))
     }
 
     /// Whether the target may still write lines.
-    fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&self) -> bool {
         self.api.cluster().read(|state| match &self.target {
             LogTarget::Service(id) => state.service(id).is_some(),
             LogTarget::Task(id) => state
@@ -100,35 +97,87 @@ impl Request {
         })
     }
 
-    /// The lines of a source. A failure is reported as a line, as the other sources may be fine.
+    /// The state of a source that is a task, if the task is still there.
+    pub(super) fn state_of(&self, source: &LineSource) -> Option<TaskState> {
+        match source {
+            LineSource::Local(task) => self
+                .api
+                .cluster()
+                .read(|state| state.tasks().get(&task.id).map(|task| task.status.state)),
+            LineSource::Remote(_) => None,
+        }
+    }
+
+    /// Whether a source writes no more lines.
+    pub(super) fn is_over(&self, source: &LineSource) -> bool {
+        match source {
+            LineSource::Local(_) => self.state_of(source).is_none_or(TaskState::is_terminal),
+            LineSource::Remote(node) => {
+                let is_node =
+                    |other: &LineSource| matches!(other, LineSource::Remote(other) if other.id == node.id);
+                !self.is_alive() || !self.sources().iter().any(is_node)
+            }
+        }
+    }
+
+    /// The lines that a source has. A failure is reported as a line, as the other sources may be fine.
     fn once(&self, source: LineSource) -> BoxStream<'static, LogLine> {
         let request = self.clone();
-        let options = self.options;
-        stream::once(async move { request.open(source, options).await })
-            .flatten()
+        let lines = self.open(source.clone(), self.options);
+        lines
+            .map(move |line| line.unwrap_or_else(|error| request.trouble(&source, &error)))
             .boxed()
     }
 
-    async fn open(self, source: LineSource, options: LogOptions) -> BoxStream<'static, LogLine> {
-        let now = self.api.cluster().clock().now();
+    /// Reads a source's lines.
+    pub(super) fn open(&self, source: LineSource, options: LogOptions) -> Lines {
+        let request = self.clone();
+        stream::once(async move {
+            match request.try_open(source, options).await {
+                Ok(lines) => lines,
+                Err(error) => stream::iter([Err(error)]).boxed(),
+            }
+        })
+        .flatten()
+        .boxed()
+    }
+
+    async fn try_open(&self, source: LineSource, options: LogOptions) -> Result<Lines, LogsError> {
+        match &source {
+            LineSource::Local(known) => {
+                // It may have a container now.
+                let task = self
+                    .api
+                    .cluster()
+                    .read(|state| state.tasks().get(&known.id).cloned())
+                    .unwrap_or_else(|| (**known).clone());
+                let lines = self.api.logs().lines(&task, &options).await?;
+                let named = self.named(&source);
+                Ok(lines
+                    .map(move |line| line.map(|line| written(&named, line)))
+                    .boxed())
+            }
+            LineSource::Remote(node) => self.api.peers().lines(node, &self.target, &options).await,
+        }
+    }
+
+    /// A line that reports why a source could not be read.
+    pub(super) fn trouble(&self, source: &LineSource, error: &LogsError) -> LogLine {
+        let (task, task_name, node) = self.named(source);
+        LogLine {
+            time: rfc3339(self.api.cluster().clock().now()),
+            task,
+            task_name,
+            node,
+            stream: LogStream::Stderr,
+            line: format!("[{}]", error_chain(error)),
+        }
+    }
+
+    fn named(&self, source: &LineSource) -> Named {
         match source {
-            LineSource::Local(task) => {
-                let hostname = self.hostname(task.node.as_ref());
-                let named = (task.id.clone(), task.name(), hostname);
-                match self.api.logs().lines(&task, &options).await {
-                    Ok(lines) => lines.map(move |line| written(&named, line, now)).boxed(),
-                    Err(error) => only(trouble(&named, &error, now)),
-                }
-            }
-            LineSource::Remote(node) => {
-                let named = (TaskId::from(""), "-".to_owned(), node.hostname.clone());
-                match self.api.peers().lines(&node, &self.target, &options).await {
-                    Ok(lines) => lines
-                        .map(move |line| line.unwrap_or_else(|error| trouble(&named, &error, now)))
-                        .boxed(),
-                    Err(error) => only(trouble(&named, &error, now)),
-                }
-            }
+            LineSource::Local(task) => (task.id.clone(), task.name(), self.hostname(task.node.as_ref())),
+            LineSource::Remote(node) => (TaskId::from(""), "-".to_owned(), node.hostname.clone()),
         }
     }
 
@@ -178,100 +227,17 @@ fn sources(state: &State, target: &LogTarget, here: &NodeId, local: bool) -> Vec
     sources
 }
 
-async fn follow(request: Request, into: mpsc::Sender<LogLine>) {
-    let (sorted, from) = mpsc::channel(BUFFER);
-    let mut sources = JoinSet::new();
-    let passing = tokio::spawn(nearly_in_order(from, into.clone()));
-    let mut changes = request.api.cluster().changes();
-    let mut known: BTreeSet<String> = BTreeSet::new();
-    let mut later = request.clone();
-    // All output of tasks that appear later is included.
-    later.options.tail = None;
-    let mut first = true;
-    loop {
-        for source in request.sources() {
-            if known.insert(source.id()) {
-                let one = if first { request.clone() } else { later.clone() };
-                sources.spawn(pass(one, source, sorted.clone()));
-            }
-        }
-        first = false;
-        if sources.is_empty() && !request.is_alive() {
-            break;
-        }
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { break },
-            Some(_) = sources.join_next(), if !sources.is_empty() => {}
-            () = into.closed() => break,
-        }
-    }
-    drop(sorted);
-    // It fails only when the runtime shuts down.
-    let _ = passing.await;
-}
-
-/// Forwards the lines of a source until it ends. Another node whose stream ends early is asked again for the
-/// output after its last line.
-async fn pass(request: Request, source: LineSource, into: mpsc::Sender<LogLine>) {
-    let mut last = String::new();
-    let mut options = request.options;
-    loop {
-        let mut lines = request.clone().open(source.clone(), options).await;
-        let mut sent_any = false;
-        while let Some(line) = lines.next().await {
-            if line.time <= last && !last.is_empty() && matches!(source, LineSource::Remote(_)) && !sent_any {
-                continue;
-            }
-            sent_any = true;
-            last.clone_from(&line.time);
-            if into.send(line).await.is_err() {
-                return;
-            }
-        }
-        let LineSource::Remote(node) = &source else {
-            return;
-        };
-        let has_more = request.is_alive()
-            && request
-                .sources()
-                .iter()
-                .any(|other| matches!(other, LineSource::Remote(other) if other.id == node.id));
-        if !has_more {
-            return;
-        }
-        sleep(RETRY).await;
-        options.tail = None;
-        options.since = parse_since(&last, request.api.cluster().clock().now()).or(options.since);
-    }
-}
-
 type Named = (TaskId, String, String);
 
-fn written(named: &Named, line: Result<TaskLine, LogsError>, now: Timestamp) -> LogLine {
-    let (task, task_name, node) = named.clone();
-    match line {
-        Ok(line) => LogLine {
-            time: line.time,
-            task,
-            task_name,
-            node,
-            stream: line.stream,
-            line: line.line,
-        },
-        Err(error) => trouble(named, &error, now),
-    }
-}
-
-/// A line that reports why a source could not be read.
-fn trouble(named: &Named, error: &LogsError, now: Timestamp) -> LogLine {
+fn written(named: &Named, line: TaskLine) -> LogLine {
     let (task, task_name, node) = named.clone();
     LogLine {
-        time: rfc3339(now),
+        time: line.time,
         task,
         task_name,
         node,
-        stream: LogStream::Stderr,
-        line: format!("[{}]", error_chain(error)),
+        stream: line.stream,
+        line: line.line,
     }
 }
 
@@ -283,8 +249,4 @@ fn rfc3339(at: Timestamp) -> String {
         .ok()
         .and_then(|time| time.format(format).ok())
         .unwrap_or_default()
-}
-
-fn only(line: LogLine) -> BoxStream<'static, LogLine> {
-    stream::iter([line]).boxed()
 }

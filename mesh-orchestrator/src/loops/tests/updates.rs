@@ -151,7 +151,7 @@ fn a_failure_pauses_the_update_and_names_the_task() {
         .message
         .clone();
     assert!(
-        message.starts_with("update paused: task ") && message.contains("web."),
+        message.starts_with("update paused: set by the test (task ") && message.contains(" of web."),
         "{message}"
     );
     assert_eq!(cluster.running("web").len(), 2, "only the first slot was touched");
@@ -226,7 +226,7 @@ fn an_update_whose_tasks_fit_no_node_fails_instead_of_hanging() {
         .message
         .clone();
     assert!(
-        message.contains("did not run within 30s: no suitable node (insufficient memory on 3 nodes)"),
+        message.starts_with("update paused: no suitable node (insufficient memory on 3 nodes) (web."),
         "{message}"
     );
     assert_eq!(cluster.running("web").len(), 2, "the old tasks stay");

@@ -302,13 +302,34 @@ fn an_orphan_is_stopped_and_removed() {
     let running = container(Phase::Running);
     let now = Timestamp(5_000);
     assert_eq!(
-        orphan(now, &running, None, Ending::default()),
+        leftover(now, &running, false, None, Ending::default()),
         Next::Begin(Work::Signal)
     );
-    assert_eq!(orphan(now, &running, Some(Work::Signal), Ending::default()), WAIT);
+    assert_eq!(
+        leftover(now, &running, false, Some(Work::Signal), Ending::default()),
+        WAIT
+    );
     let stopped = container(exited(0));
     assert_eq!(
-        orphan(now, &stopped, None, Ending::default()),
+        leftover(now, &stopped, false, None, Ending::default()),
         Next::Begin(Work::Remove)
+    );
+}
+
+#[test]
+fn an_ended_container_is_kept_while_its_task_is_in_the_history() {
+    let now = Timestamp(1000);
+    let stopped = container(exited(3));
+    assert_eq!(leftover(now, &stopped, true, None, Ending::default()), WAIT);
+    // One that never ran has no output, and one that still runs must end first.
+    let created = container(Phase::Created);
+    assert_eq!(
+        leftover(now, &created, true, None, Ending::default()),
+        Next::Begin(Work::Remove)
+    );
+    let running = container(Phase::Running);
+    assert_eq!(
+        leftover(now, &running, true, None, Ending::default()),
+        Next::Begin(Work::Signal)
     );
 }
