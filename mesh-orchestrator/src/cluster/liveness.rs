@@ -4,7 +4,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::Registration;
-use crate::objects::{NodeId, NodeStatus, State, Timestamp};
+use crate::objects::{Node, NodeId, NodeStatus, State, Timestamp};
+
+/// How long a node's engine may not answer until the node is down: its agent cannot know then whether its
+/// containers run. An engine that is upgraded is back before.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a leader knows about nodes' registrations in its term.
 ///
@@ -62,7 +66,13 @@ impl Liveness {
                     if registration.engine {
                         NodeStatus::Ready
                     } else {
-                        NodeStatus::Unknown
+                        match without_engine(node, self.settled_at, now) {
+                            Ok(status) => status,
+                            Err(until) => {
+                                found.wake_at = Some(found.wake_at.map_or(until, |wake| wake.min(until)));
+                                NodeStatus::Unknown
+                            }
+                        }
                     }
                 }
                 None if node.status == NodeStatus::Down => NodeStatus::Down,
@@ -85,6 +95,23 @@ impl Liveness {
             }
         }
         found
+    }
+}
+
+/// The status of a node whose engine does not answer, or until when it is waited for.
+fn without_engine(node: &Node, settled_at: Timestamp, now: Timestamp) -> Result<NodeStatus, Timestamp> {
+    match node.status {
+        // It stays down until its engine answers: its tasks run elsewhere.
+        NodeStatus::Down => Ok(NodeStatus::Down),
+        NodeStatus::Ready => Err(now + ENGINE_PATIENCE),
+        NodeStatus::Unknown => {
+            let until = (node.status_since + ENGINE_PATIENCE).max(settled_at);
+            if until <= now {
+                Ok(NodeStatus::Down)
+            } else {
+                Err(until)
+            }
+        }
     }
 }
 
@@ -135,6 +162,51 @@ mod tests {
         registered.get_mut("a").unwrap().engine = false;
         let found = liveness.check(&state(NodeStatus::Ready), &registered, LATER);
         assert_eq!(found.statuses, [("a".into(), NodeStatus::Unknown)]);
+    }
+
+    #[test]
+    fn a_node_whose_engine_stays_away_is_down_until_it_answers() {
+        let mut liveness = settled();
+        let mut registered = registrations(false);
+        registered.get_mut("a").unwrap().engine = false;
+        let mut state = state(NodeStatus::Ready);
+        let mut check = |state: &mut State, registered: &BTreeMap<NodeId, Registration>, now| {
+            let found = liveness.check(state, registered, now);
+            for (node, status) in &found.statuses {
+                for change in crate::commands::set_node_status(state, node, *status, now).unwrap() {
+                    state.apply(&change).unwrap();
+                }
+            }
+            (state.nodes().values().next().unwrap().status, found.wake_at)
+        };
+        let until = LATER + ENGINE_PATIENCE;
+        assert_eq!(
+            check(&mut state, &registered, LATER),
+            (NodeStatus::Unknown, Some(until))
+        );
+        let before = LATER + Duration::from_secs(59);
+        assert_eq!(
+            check(&mut state, &registered, before),
+            (NodeStatus::Unknown, Some(until))
+        );
+        assert_eq!(check(&mut state, &registered, until), (NodeStatus::Down, None));
+        // Down, until it is back.
+        let later = until + Duration::from_secs(600);
+        assert_eq!(check(&mut state, &registered, later), (NodeStatus::Down, None));
+        registered.get_mut("a").unwrap().engine = true;
+        assert_eq!(check(&mut state, &registered, later), (NodeStatus::Ready, None));
+    }
+
+    #[test]
+    fn a_new_leader_waits_for_an_engine_as_for_all_nodes() {
+        let mut liveness = Liveness::new(TIME_TO_LIVE, Duration::from_secs(10), LATER);
+        let mut registered = registrations(false);
+        registered.get_mut("a").unwrap().engine = false;
+        let found = liveness.check(&state(NodeStatus::Unknown), &registered, LATER);
+        let until = LATER + TIME_TO_LIVE + Duration::from_secs(10);
+        assert_eq!((found.statuses.len(), found.wake_at), (0, Some(until)));
+        let found = liveness.check(&state(NodeStatus::Unknown), &registered, until);
+        assert_eq!(found.statuses, [("a".into(), NodeStatus::Down)]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub enum NodeStatus {
     Unknown,
     /// Its agent and its engine answer.
     Ready,
-    /// Its agent has not reported for too long.
+    /// Its agent has not reported, or its engine has not answered, for too long: its tasks run elsewhere.
     Down,
 }
 

@@ -75,8 +75,8 @@ pub(super) fn lines(output: impl Stream<Item = Result<LogOutput, Error>> + Send 
         .boxed()
 }
 
-/// Puts lines together. The engine stores a long line in pieces of 16 KiB, each with the line's time, and only
-/// the last has a line break; a terminal's output comes in pieces of any size.
+/// Puts lines together. The engine stores a long line in pieces of 16 KiB, each with the line's time, and
+/// only the last has a line break; a terminal's output comes in pieces of any size.
 #[derive(Debug, Default)]
 struct Splitter {
     /// The lines that have begun: standard output, standard error.

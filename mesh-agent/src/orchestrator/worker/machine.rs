@@ -1,8 +1,8 @@
 //! Decides what to do next for a task of this node: a pure function of the desired state and one observation.
 //!
 //! Invariants: a task's state moves forward only; a container is stopped only if its task is no longer wanted
-//! or has ended; one that gets connections from the mesh is drained before its stop signal; one that has ended
-//! is kept while its task is in the history.
+//! or has ended; one that gets connections from the mesh is drained before its stop signal; one that has
+//! ended is kept while its task is in the history.
 
 use std::time::Duration;
 

@@ -48,8 +48,8 @@ pub(in crate::orchestrator) enum WorkError {
 }
 
 impl WorkError {
-    /// The reason for the task's status. The engine's own message stands alone: it is what users look for, and
-    /// columns show only its beginning.
+    /// The reason for the task's status. The engine's own message stands alone: it is what users look for,
+    /// and columns show only its beginning.
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Runtime(RuntimeError::Refused { message, .. }) => message.clone(),
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_reported_in_the_engines_own_words() {
+    fn a_refusal_is_reported_with_nothing_before_the_engines_message() {
         let message = "network nope not found".to_owned();
         let error = WorkError::from(RuntimeError::Refused {
             operation: "create container",

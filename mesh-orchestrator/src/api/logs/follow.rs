@@ -18,12 +18,15 @@ use tokio::{
 use super::{
     merge::{in_order, nearly_in_order},
     since::parse_since,
-    sources::{BUFFER, LineSource, Request},
+    sources::{LineSource, Request},
 };
 use crate::{
     api::{log_sources::LogOptions, types::LogLine},
     objects::{TaskId, Timestamp},
 };
+
+/// Number of lines that are buffered for sorting.
+const BUFFER: usize = 256;
 
 /// The pause before a source is read again whose stream has ended.
 const RETRY: Duration = Duration::from_secs(1);

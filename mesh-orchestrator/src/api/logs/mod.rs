@@ -13,15 +13,22 @@ use axum::{
 };
 use futures_util::stream;
 
-use self::since::parse_since;
+use tokio::sync::mpsc;
+
+use self::{follow::follow, merge::in_order, since::parse_since, sources::Request};
 use super::{
+    Api,
     call::Call,
     error::ApiError,
     log_sources::{LogOptions, LogTarget},
     reference,
     service_access::find,
+    types::LogLine,
 };
 use crate::objects::Timestamp;
+
+/// Number of lines that are buffered for the client.
+const BUFFER: usize = 256;
 
 /// The content type of a stream of lines.
 pub(super) const NDJSON: &str = "application/x-ndjson";
@@ -53,7 +60,7 @@ fn answer(call: &Call, target: LogTarget) -> Result<Response, ApiError> {
     };
     let local = call.switch("local")?;
     let permit = call.api.stream_permit()?;
-    let lines = sources::lines(&call.api, target, options, local);
+    let lines = lines(&call.api, target, options, local);
     let text = stream::unfold((lines, permit), |(mut lines, permit)| async move {
         let line = lines.recv().await?;
         let mut text = serde_json::to_vec(&line).unwrap_or_default();
@@ -65,6 +72,27 @@ fn answer(call: &Call, target: LogTarget) -> Result<Response, ApiError> {
     });
     let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON))];
     Ok((StatusCode::OK, content_type, Body::from_stream(text)).into_response())
+}
+
+/// All lines of the target. They stop when the receiver is dropped.
+fn lines(api: &Api, target: LogTarget, options: LogOptions, local: bool) -> mpsc::Receiver<LogLine> {
+    let (into, lines) = mpsc::channel(BUFFER);
+    let request = Request {
+        api: api.clone(),
+        target,
+        options,
+        local,
+    };
+    tokio::spawn(async move {
+        if request.options.follow {
+            follow(request, into).await;
+        } else {
+            let sources = request.sources();
+            let streams = sources.into_iter().map(|source| request.once(source));
+            in_order(streams.collect(), into).await;
+        }
+    });
+    lines
 }
 
 fn since(call: &Call) -> Result<Option<Timestamp>, ApiError> {

@@ -7,9 +7,7 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use mesh_support::error_chain;
-use tokio::sync::mpsc;
 
-use super::{follow::follow, merge::in_order};
 use crate::{
     api::{
         Api,
@@ -22,42 +20,14 @@ use crate::{
 /// Lines of one source, or why they cannot be read.
 pub(super) type Lines = BoxStream<'static, Result<LogLine, LogsError>>;
 
-/// Number of lines that are buffered for the client.
-pub(super) const BUFFER: usize = 256;
-
-/// All lines of the target. They stop when the receiver is dropped.
-pub(super) fn lines(
-    api: &Api,
-    target: LogTarget,
-    options: LogOptions,
-    local: bool,
-) -> mpsc::Receiver<LogLine> {
-    let (into, lines) = mpsc::channel(BUFFER);
-    let request = Request {
-        api: api.clone(),
-        target,
-        options,
-        local,
-    };
-    tokio::spawn(async move {
-        if request.options.follow {
-            follow(request, into).await;
-        } else {
-            let sources = request.sources();
-            let streams = sources.into_iter().map(|source| request.once(source));
-            in_order(streams.collect(), into).await;
-        }
-    });
-    lines
-}
-
 /// What a client asks for.
 #[derive(Clone)]
 pub(super) struct Request {
     pub(super) api: Api,
-    target: LogTarget,
+    pub(super) target: LogTarget,
     pub(super) options: LogOptions,
-    local: bool,
+    /// Only of this node's tasks.
+    pub(super) local: bool,
 }
 
 /// A source of lines.
@@ -121,7 +91,7 @@ impl Request {
     }
 
     /// The lines that a source has. A failure is reported as a line, as the other sources may be fine.
-    fn once(&self, source: LineSource) -> BoxStream<'static, LogLine> {
+    pub(super) fn once(&self, source: LineSource) -> BoxStream<'static, LogLine> {
         let request = self.clone();
         let lines = self.open(source.clone(), self.options);
         lines

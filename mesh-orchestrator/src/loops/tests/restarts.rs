@@ -34,7 +34,7 @@ const FAULTS: [Fault; 4] = [
     ),
 ];
 
-/// Lets each task fail as soon as it can, for some time. Returns when new tasks were created, in milliseconds.
+/// Lets each task fail as soon as it can, for some time. Returns when tasks were created, in milliseconds.
 fn fail_for(cluster: &mut Cluster, seconds: u64, (name, may_fail, end): Fault) -> Vec<u64> {
     let start = cluster.now;
     let mut created = Vec::new();
@@ -67,7 +67,7 @@ fn fail_for(cluster: &mut Cluster, seconds: u64, (name, may_fail, end): Fault) -
 fn with(policy: serde_json::Value) -> Cluster {
     let mut cluster = Cluster::of(3);
     cluster.create(spec("web", |json| {
-        json["task_template"]["restart_policy"] = policy
+        json["task_template"]["restart_policy"] = policy;
     }));
     cluster.step();
     cluster
@@ -137,7 +137,7 @@ fn a_change_of_the_service_does_not_wait_for_the_delay() {
     fail_for(&mut cluster, 5, FAULTS[0]);
     assert!(cluster.running("web").is_empty());
     cluster.update("web", |json| {
-        json["task_template"]["container_spec"]["image"] = "nginx:2".into()
+        json["task_template"]["container_spec"]["image"] = "nginx:2".into();
     });
     cluster.step();
     cluster.settle();
