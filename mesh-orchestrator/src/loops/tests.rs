@@ -2,6 +2,7 @@
 
 mod life;
 mod nodes;
+mod ports;
 mod restarts;
 mod updates;
 

@@ -89,9 +89,23 @@ fn check_update(field: &str, config: &UpdateConfig, is_rollback: bool) -> Result
 
 fn check_ports(spec: &ServiceSpec) -> Result<(), SpecError> {
     let mut seen = BTreeSet::new();
+    let networks = &spec.task_template.networks;
+    let unreachable = networks
+        .iter()
+        .find(|network| matches!(network.as_str(), "host" | "none"));
     for (index, port) in spec.endpoint_spec.ports.iter().enumerate() {
         let field = format!("endpoint_spec.ports[{index}]");
         port.check(&field)?;
+        if let Some(network) = unreachable.filter(|_| port.publish_mode == PublishMode::Ingress) {
+            return Err(SpecError::invalid(
+                format!("{field}.publish_mode"),
+                "ingress",
+                match network.as_str() {
+                    "host" => "host, or no port: on the network host the container has the node's own ports",
+                    _ => "no port: on the network none the container has no address",
+                },
+            ));
+        }
         if port.publish_mode == PublishMode::Host && port.published_port.is_none() {
             let field = format!("{field}.published_port");
             return Err(SpecError::invalid(
@@ -129,6 +143,21 @@ mod tests {
         ServiceSpec::from_json(json.to_string().as_bytes())
             .unwrap_err()
             .to_string()
+    }
+
+    #[test]
+    fn the_mesh_publishes_no_port_of_a_container_that_it_cannot_reach() {
+        for network in ["host", "none"] {
+            let message = refused(|json| {
+                json["task_template"]["networks"] = serde_json::json!([network]);
+                json["endpoint_spec"] =
+                    serde_json::json!({"ports": [{"target_port": 8088, "published_port": 8088}]});
+            });
+            assert!(
+                message.contains("ports[0].publish_mode") && message.contains(&format!("network {network}")),
+                "{message}"
+            );
+        }
     }
 
     #[test]
