@@ -1,12 +1,16 @@
-//! Handles the tasks of a node that is drained, goes down or is removed.
+//! Handles the tasks of a node that is drained, goes down, is removed or no longer suits them.
 
 use std::time::Duration;
 
 use super::{
     LoopOutput, Round, Subject,
+    scheduler::suits,
     tasks::{stop, successor},
 };
-use crate::objects::{NodeId, NodeStatus, ObjectChange, Slot, State, Task, TaskState, TaskStatus};
+use crate::{
+    objects::{Node, NodeId, NodeStatus, ObjectChange, Slot, State, Task, TaskState, TaskStatus},
+    spec::Resources,
+};
 
 /// Time after which the tasks of a node that is down count as orphaned.
 pub const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -17,7 +21,8 @@ pub const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub fn nodes(round: &Round, state: &State, id: &NodeId) -> LoopOutput {
     let mut output = LoopOutput::default();
     let node = state.nodes().get(id);
-    if node.is_some_and(|node| node.status != NodeStatus::Down && node.keeps_tasks()) {
+    if let Some(node) = node.filter(|node| node.status != NodeStatus::Down && node.keeps_tasks()) {
+        unsuitable(&mut output, round, state, node);
         return output;
     }
     let mut orphaned = node.is_none();
@@ -47,6 +52,45 @@ pub fn nodes(round: &Round, state: &State, id: &NodeId) -> LoopOutput {
         }
     }
     output
+}
+
+/// Moves tasks away that the node no longer suits, as its labels or its capacity have changed. Of tasks that
+/// reserve more than there is, the oldest stay.
+fn unsuitable(output: &mut LoopOutput, round: &Round, state: &State, node: &Node) {
+    let tasks = state
+        .tasks_on(&node.id)
+        .into_iter()
+        .flat_map(|index| &index.tasks);
+    let holds = |task: &&Task| task.is_live() && task.status.state.holds_resources();
+    let mut tasks: Vec<&Task> = tasks
+        .filter_map(|id| state.tasks().get(id))
+        .filter(holds)
+        .collect();
+    tasks.sort_by_key(|task| (task.created_at, &task.id));
+    let mut reserved = Resources::default();
+    for task in tasks {
+        let with_it = reserved.plus(task.spec.resources.reservations);
+        // Global services follow the nodes themselves.
+        let is_free_to_move = matches!(task.slot, Slot::Number(_));
+        if is_free_to_move && !(suits(node, &task.spec.placement) && fits(with_it, task, node)) {
+            evict(output, round, state, task);
+        } else {
+            reserved = with_it;
+        }
+    }
+}
+
+/// Whether what is reserved on a node, with a task, is there. Only what the task itself reserves counts, and
+/// only what is known of the node: 0 is not.
+fn fits(reserved: Resources, task: &Task, node: &Node) -> bool {
+    let own = task.spec.resources.reservations;
+    let is_there = |own, reserved, all| own == 0 || all == 0 || reserved <= all;
+    is_there(own.nano_cpus, reserved.nano_cpus, node.resources.nano_cpus)
+        && is_there(
+            own.memory_bytes,
+            reserved.memory_bytes,
+            node.resources.memory_bytes,
+        )
 }
 
 fn evict(output: &mut LoopOutput, round: &Round, state: &State, task: &Task) {

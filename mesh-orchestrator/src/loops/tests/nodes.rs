@@ -121,6 +121,64 @@ fn a_global_service_follows_the_nodes() {
     );
 }
 
+#[test]
+fn tasks_leave_a_node_whose_labels_no_longer_suit_them() {
+    let labelled = |number, zone: &str| {
+        let mut node = node(number);
+        node.labels.insert("zone".into(), zone.into());
+        node
+    };
+    let mut cluster = Cluster::of(0);
+    (1..=2).for_each(|number| cluster.put_node(labelled(number, "a")));
+    cluster.create(spec("web", |json| {
+        replicas(2)(json);
+        json["task_template"]["placement"] = serde_json::json!({ "constraints": ["node.labels.zone==a"] });
+    }));
+    cluster.create(spec("any", replicas(2)));
+    cluster.step();
+    cluster.settle();
+    assert_eq!(
+        running_on(&cluster),
+        BTreeMap::from([("node1".into(), 2), ("node2".into(), 2)])
+    );
+    cluster.put_node(labelled(1, "b"));
+    cluster.step();
+    cluster.settle();
+    assert_eq!(
+        running_on(&cluster),
+        BTreeMap::from([("node1".into(), 1), ("node2".into(), 3)])
+    );
+    // No node suits any more: nothing runs against its constraint.
+    cluster.put_node(labelled(2, "b"));
+    cluster.step();
+    cluster.settle();
+    assert!(cluster.running("web").is_empty());
+    assert_eq!(cluster.running("any").len(), 2);
+}
+
+#[test]
+fn tasks_leave_a_node_that_has_less_than_they_reserve() {
+    let mut cluster = Cluster::of(2);
+    cluster.create(spec("web", |json| {
+        replicas(4)(json);
+        json["task_template"]["resources"] =
+            serde_json::json!({ "reservations": { "memory_bytes": 3_u64 << 30 } });
+    }));
+    cluster.create(spec("free", replicas(2)));
+    cluster.step();
+    cluster.settle();
+    assert_eq!(cluster.running("web").len(), 4);
+    let mut smaller = node(1);
+    smaller.resources.memory_bytes = 4 << 30;
+    cluster.put_node(smaller);
+    cluster.step();
+    cluster.settle();
+    assert_eq!(
+        (cluster.running("web").len(), cluster.running("free").len()),
+        (3, 2)
+    );
+}
+
 proptest! {
     #[test]
     fn a_global_service_runs_once_on_each_active_node(
