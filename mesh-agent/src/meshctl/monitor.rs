@@ -134,7 +134,12 @@ pub(super) async fn run(client: &Client, arguments: &MonitorArguments) -> anyhow
             }
         }
         if left == Some(0) {
-            return Ok(ExitCode::SUCCESS);
+            let is_complete = watched.iter().all(|watched| watched.trouble.is_none());
+            return Ok(if is_complete {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         tokio::time::sleep(INTERVAL).await;
     }
