@@ -52,6 +52,12 @@ impl WorkError {
     /// and columns show only its beginning.
     pub(super) fn reason(&self) -> String {
         match self {
+            // A registry's error need not name the image.
+            Self::Runtime(RuntimeError::Refused {
+                operation: "pull",
+                subject,
+                message,
+            }) if !message.contains(subject.as_str()) => format!("{message} (image {subject})"),
             Self::Runtime(RuntimeError::Refused { message, .. }) => message.clone(),
             other => error_chain(other),
         }
