@@ -1,7 +1,7 @@
 //! Replaces a task that has ended on its own: after a delay, as the restart policy allows.
 //!
 //! The delay is the policy's, and grows while a slot's tasks keep failing: twice as long each time, up to a
-//! minute, as the engine does for containers with a restart policy. A task that ran for [`LASTING`] begins
+//! minute, as the engine does for containers with a restart policy. A task that ran for 10 s begins
 //! anew.
 //!
 //! A task that has run is replaced at once by one that is prepared and held until the delay is over. One that

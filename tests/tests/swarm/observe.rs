@@ -253,7 +253,8 @@ fn opened_connections(fixture: &Fixture) -> Result<()> {
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()?;
     ensure!(events.len() == 8, "it printed `{lines}`");
-    for event in events {
+    let mut others = Vec::new();
+    for event in &events {
         let source = format!(
             "{}:{}",
             event["source"].as_str().unwrap_or_default(),
@@ -261,10 +262,15 @@ fn opened_connections(fixture: &Fixture) -> Result<()> {
         );
         let reply = replies.iter().find(|reply| reply.local == source);
         let reply = reply.with_context(|| format!("no request was sent from {source}: {event}"))?;
-        ensure!(
-            event["node"] == WORKER && event["backend"]["task"] == *reply.task,
-            "{reply:?} was shown as {event}"
-        );
+        ensure!(event["node"] == WORKER, "{reply:?} was shown as {event}");
+        if event["backend"]["task"] != *reply.task {
+            others.push(format!("{reply:?} was shown as {event}"));
+        }
+    }
+    // One may have been moved on after it was opened.
+    ensure!(others.len() <= 1, "{others:#?}, of {replies:?} and `{lines}`");
+    if let Some(other) = others.first() {
+        println!("    another replica answered: {other}, of {replies:?} and `{lines}`");
     }
     Ok(())
 }
