@@ -92,7 +92,8 @@ pub struct Observations {
 /// The last reports, numbered in their order, for several who watch at once.
 #[derive(Debug, Default)]
 pub struct Recent {
-    kept: VecDeque<Observation>,
+    /// With their numbers, of which those are left out that were never made.
+    kept: VecDeque<(u64, Observation)>,
     /// The number of the next one.
     next: u64,
 }
@@ -103,17 +104,13 @@ impl Recent {
         if self.kept.len() == KEPT {
             self.kept.pop_front();
         }
-        self.kept.push_back(observation);
+        self.kept.push_back((self.next, observation));
         self.next += 1;
     }
 
     /// Counts reports that were never made, as there were too many.
     pub fn skip(&mut self, count: u64) {
         self.next = self.next.saturating_add(count);
-        // The numbers of what is kept are counted from the last one.
-        if count > 0 {
-            self.kept.clear();
-        }
     }
 
     /// Those from a number on; `None` asks for nothing yet but the number. After a number that has not been
@@ -126,13 +123,14 @@ impl Recent {
                 ..Observations::default()
             };
         };
-        let first = self.next - self.kept.len() as u64;
+        let first = self.kept.front().map_or(self.next, |(first, _)| *first);
         let from = if number > self.next { first } else { number };
-        let passed = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
+        let passed = self.kept.partition_point(|(number, _)| *number < from);
+        let new = self.kept.range(passed..);
         Observations {
-            list: self.kept.iter().skip(passed).cloned().collect(),
+            lost: self.next - from - new.len() as u64,
             next: self.next,
-            lost: first.saturating_sub(from),
+            list: new.map(|(_, observation)| observation.clone()).collect(),
         }
     }
 }
@@ -183,6 +181,9 @@ mod tests {
         recent.push(observation(7));
         let found = recent.since(Some(found.next));
         assert_eq!((lengths(&found), found.lost), (vec![7], 5));
+        let all = recent.since(Some(found.next - 8));
+        let last = KEPT as u32 + 2;
+        assert_eq!((lengths(&all), all.lost), (vec![last - 1, last, 7], 5));
     }
 
     #[test]

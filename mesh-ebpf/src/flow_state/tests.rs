@@ -8,8 +8,8 @@ use crate::{
     headers::{ETHERNET_LENGTH, PROTOCOL_UDP},
     parse::parse,
     testing::{
-        ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, Segment, TestFrame, TestTables, at, reply_to, run, tcp,
-        udp, view, view_inner,
+        ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, Segment, TestFrame, TestTables, at, reply_to, run,
+        segment, tcp, udp, view, view_inner,
     },
     verdict::Action,
 };
@@ -24,16 +24,6 @@ fn node(number: u8, replica: Replica) -> TestTables {
     TestTables::node(number)
         .publish(PROTOCOL_TCP, 9200, &[replica])
         .publish(PROTOCOL_UDP, 9200, &[replica])
-}
-
-/// A segment of the client's side (`sequence` counts from its SYN's) or of the backend's.
-fn segment(flags: u8, sequence: u32, acknowledgement: u32) -> Segment<'static> {
-    Segment {
-        flags,
-        sequence,
-        acknowledgement,
-        ..Segment::default()
-    }
 }
 
 fn from_client(tables: &TestTables, segment: Segment<'_>) -> TestFrame {

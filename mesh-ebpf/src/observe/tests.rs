@@ -5,8 +5,8 @@ use crate::{
     abi::Event,
     headers::PROTOCOL_TCP,
     testing::{
-        ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, Segment, TestFrame, TestTables, at, reply_to, run, tcp,
-        view,
+        ACK, CLIENT_ROUTE, FIN, RST, Replica, SYN, Segment, TestFrame, TestTables, at, reply_to, run,
+        segment, tcp, view,
     },
 };
 
@@ -15,15 +15,6 @@ const FRONTEND: &str = "10.0.0.1:9200";
 const CONTAINER: &str = "172.18.0.1:80";
 const LOCAL: Replica = Replica::on(1, 1);
 const REMOTE: Replica = Replica::on(2, 1);
-
-fn segment(flags: u8, sequence: u32, acknowledgement: u32) -> Segment<'static> {
-    Segment {
-        flags,
-        sequence,
-        acknowledgement,
-        ..Segment::default()
-    }
-}
 
 fn from_client(tables: &TestTables, segment: Segment<'_>) -> TestFrame {
     let mut frame = tcp(at(CLIENT), at(FRONTEND), segment);

@@ -14,7 +14,7 @@ mod tables;
 pub(crate) use frame::TestFrame;
 pub(crate) use packets::{
     ACK, ErrorView, FIN, PSH, RST, SYN, Segment, View, at, fix_ip_checksum, icmp, ip_at,
-    ip_checksum_is_right, reply_to, tcp, udp, view, view_error, view_inner,
+    ip_checksum_is_right, reply_to, segment, tcp, udp, view, view_error, view_inner,
 };
 pub(crate) use tables::{
     CLIENT_ROUTE, GENEVE_PORT, INNER_MTU, MESH0, Replica, SERVICE_ADDRESS, TestTables, VNI, node_address,

@@ -43,6 +43,16 @@ impl From<u8> for Segment<'_> {
     }
 }
 
+/// A segment of the client's side (`sequence` counts from its SYN's) or of the backend's.
+pub(crate) fn segment(flags: u8, sequence: u32, acknowledgement: u32) -> Segment<'static> {
+    Segment {
+        flags,
+        sequence,
+        acknowledgement,
+        ..Segment::default()
+    }
+}
+
 /// A TCP packet. Its options are padded with zeros to a multiple of 4 bytes.
 pub(crate) fn tcp<'a>(
     source: SocketAddrV4,

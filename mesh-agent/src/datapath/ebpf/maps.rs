@@ -46,7 +46,8 @@ pub(super) struct Maps {
     pub(super) half_open: HashMap<MapData, FlowKey, FlowRecord>,
     drops: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
-    cpus: usize,
+    /// How many values a map for each processor has.
+    pub(super) cpus: usize,
 }
 
 impl Maps {

@@ -139,7 +139,7 @@ impl EbpfDatapath {
         wanted.mark(pins)?;
         takeover.copy_tables()?;
         let mut maps = Maps::take(&mut programs)?;
-        let monitor = Monitor::take(&mut programs)?;
+        let monitor = Monitor::take(&mut programs, maps.cpus)?;
         let old = maps.config()?;
         let config = Config {
             service_address: options.service_address.into(),

@@ -49,9 +49,7 @@ pub(super) struct Monitor {
 
 impl Monitor {
     /// Takes its maps out of the loaded object. No one asks yet, whatever an earlier agent's did.
-    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DatapathError> {
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(file, error)| failed(format!("count the possible CPUs in {file}"), error))?;
+    pub(super) fn take(programs: &mut Ebpf, cpus: usize) -> Result<Self, DatapathError> {
         let mut monitor = Self {
             watched: take(programs, "WATCHED")?,
             reported: take(programs, "REPORTED")?,

@@ -24,11 +24,8 @@ pub(super) fn abi_frontend(frontend: Frontend) -> FrontendKey {
 }
 
 pub(in crate::datapath::ebpf) fn service_key(protocol: u16, port: Be16) -> Option<ServiceKey> {
-    let protocol = [Protocol::Tcp, Protocol::Udp]
-        .into_iter()
-        .find(|known| u16::from(known.number()) == protocol)?;
     Some(ServiceKey {
-        protocol,
+        protocol: Protocol::from_number(u8::try_from(protocol).ok()?)?,
         port: port.get(),
     })
 }
