@@ -1,5 +1,9 @@
 //! Phases of a long command: each is timed, several may run beside each other, and all are listed with their
 //! times and the test runners' closing lines at the end, also when one has failed. Depends on `command`.
+//!
+//! The report ends with what failed and why: where a log is cut, its end is what is kept.
+
+mod failures;
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -11,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use self::failures::Excerpt;
 use crate::command::line;
 
 /// What has been done so far.
@@ -25,6 +30,7 @@ struct Done {
     took: Duration,
     error: Option<anyhow::Error>,
     closing: Vec<String>,
+    excerpt: Excerpt,
 }
 
 /// What a phase does.
@@ -63,21 +69,35 @@ impl<'a> Phase<'a> {
 pub struct Output {
     prefix: Option<&'static str>,
     gives_way: bool,
-    closing: Mutex<Vec<String>>,
+    kept: Mutex<Kept>,
+}
+
+/// What the report shows of a phase's output.
+#[derive(Debug, Default)]
+struct Kept {
+    closing: Vec<String>,
+    excerpt: Excerpt,
 }
 
 impl Output {
+    fn new(prefix: Option<&'static str>, gives_way: bool) -> Self {
+        Self {
+            prefix,
+            gives_way,
+            kept: Mutex::default(),
+        }
+    }
+
     /// Shows one line.
     pub fn line(&self, line: &str) {
         match self.prefix {
             Some(name) => println!("{name:>10} | {line}"),
             None => println!("{line}"),
         }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.excerpt.line(line);
         if line.starts_with("test result:") {
-            self.closing
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(line.to_owned());
+            kept.closing.push(line.to_owned());
         }
     }
 
@@ -132,12 +152,7 @@ impl Phases {
     /// # Errors
     /// When the phase fails.
     pub fn run_alone(&mut self, name: &'static str, work: impl FnOnce(&Output) -> Result<()>) -> Result<()> {
-        let output = Output {
-            prefix: None,
-            gives_way: false,
-            closing: Mutex::default(),
-        };
-        let done = timed(name, output, work);
+        let done = timed(name, Output::new(None, false), work);
         self.note(vec![done])
     }
 
@@ -156,11 +171,7 @@ impl Phases {
                          gives_way,
                          work,
                      }| {
-                        let output = Output {
-                            prefix: (!alone).then_some(name),
-                            gives_way: gives_way && !alone,
-                            closing: Mutex::default(),
-                        };
+                        let output = Output::new((!alone).then_some(name), gives_way && !alone);
                         (name, scope.spawn(move || timed(name, output, work)))
                     },
                 )
@@ -171,6 +182,7 @@ impl Phases {
                     took: Duration::ZERO,
                     error: Some(anyhow::anyhow!("its thread panicked")),
                     closing: Vec::new(),
+                    excerpt: Excerpt::default(),
                 })
             };
             threads.into_iter().map(join).collect()
@@ -192,7 +204,8 @@ impl Phases {
         outcome
     }
 
-    /// Lists the phases with their times, what failed in them and how the test runners closed.
+    /// Lists the phases with their times and how the test runners closed; at the end, the failed phases with
+    /// the failed tests and the ends of their messages.
     #[must_use]
     pub fn report(&self) -> String {
         let mut text = String::new();
@@ -202,14 +215,20 @@ impl Phases {
                 took,
                 error,
                 closing,
+                excerpt: _,
             } = done;
             let outcome = if error.is_some() { "FAILED" } else { "passed" };
             text += &format!("{:>8.1} s  {outcome}  {name}\n", took.as_secs_f64());
             for line in closing {
                 text += &format!("{:>12}{line}\n", "");
             }
+        }
+        for Done {
+            name, error, excerpt, ..
+        } in &self.done
+        {
             if let Some(error) = error {
-                text += &format!("{:>12}{error:#}\n", "");
+                text += &format!("\n{name} failed: {error:#}\n{}", excerpt.report());
             }
         }
         text
@@ -239,14 +258,13 @@ fn timed(name: &'static str, output: Output, work: impl FnOnce(&Output) -> Resul
     let took = begin.elapsed();
     let text = if outcome.is_ok() { "passed" } else { "FAILED" };
     println!("== {name}: {text} in {:.1} s", took.as_secs_f64());
+    let kept = output.kept.into_inner().unwrap_or_else(PoisonError::into_inner);
     Done {
         name,
         took,
         error: outcome.err(),
-        closing: output
-            .closing
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner),
+        closing: kept.closing,
+        excerpt: kept.excerpt,
     }
 }
 
@@ -275,10 +293,30 @@ mod tests {
             "passed  first",
             "test result: ok. 1 passed",
             "FAILED  second",
-            "exit status: 3",
             "passed  third",
         ] {
             assert!(report.contains(expected), "{expected}: {report}");
         }
+        let (_, last) = report.rsplit_once("\n\n").unwrap();
+        assert!(
+            last.starts_with("second failed:") && last.contains("exit status: 3") && last.ends_with("  b\n"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn the_report_ends_with_the_failed_tests_and_why_they_failed() {
+        let mut phases = Phases::default();
+        let script = "printf '%s\\n' 'failures:' '' '---- a::story ----' 'logs' '' 'Caused by:' '    the reason' '' \
+                      'Stack backtrace:' '   0: main' '' 'failures:' '    a::story' '' 'test result: FAILED. 1 failed'; exit 1";
+        let failed = phases.run_alone("stories", |output| {
+            output.stream(&mut command(["sh", "-c", script]))
+        });
+        assert!(failed.is_err());
+        let report = phases.report();
+        assert!(
+            report.ends_with("\n  a::story\n    Caused by:\n        the reason\n"),
+            "{report}"
+        );
     }
 }
