@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build, check,
-    lab::check_root,
+    lab::{check_root, wait::SLACK},
     phases::{Output, Phase, Phases},
     programs::{self, Need},
     setup::{self, Linker},
@@ -82,23 +82,33 @@ const SWARM_STORIES: &str = "swarm";
 /// The stories of a lab share it.
 const ONE_BY_ONE: &[&str] = &["--test-threads=1"];
 
+/// The lanes of stories have the processors together, and the checks what they leave: what a user sees within
+/// a second takes longer then.
+const BESIDE_OTHERS: (&str, &str) = (SLACK, "3");
+
 /// The end-to-end phases and their binaries. Labs do not see each other.
 const LABS: [(Runner, &[&str]); 3] = [
     (
         Runner {
-            environment: &[("MESH_LANE", "changes")],
+            environment: &[BESIDE_OTHERS, ("MESH_LANE", "changes")],
             ..runner("end-to-end", ONE_BY_ONE)
         },
         &["fallback", SWARM_STORIES],
     ),
     (
         Runner {
-            environment: &[("MESH_LANE", "variants")],
+            environment: &[BESIDE_OTHERS, ("MESH_LANE", "variants")],
             ..runner("variants", ONE_BY_ONE)
         },
         &[SWARM_STORIES],
     ),
-    (runner("without a Swarm", ONE_BY_ONE), &[ORCHESTRATOR_STORIES]),
+    (
+        Runner {
+            environment: &[BESIDE_OTHERS],
+            ..runner("without a Swarm", ONE_BY_ONE)
+        },
+        &[ORCHESTRATOR_STORIES],
+    ),
 ];
 
 /// Sets up, builds, and runs what was chosen; the runners' output is shown as it comes.

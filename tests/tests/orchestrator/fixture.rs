@@ -18,9 +18,12 @@ use xtask::{
 /// The port that the stories' service publishes.
 pub(crate) const HTTP: u16 = 9200;
 /// How long a change of the cluster may take: containers are made, started and stopped.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// New connections each second under load; a slow machine gets less to do.
 const RATE: u32 = 100;
+/// HTTP's numbers for a change that another one prevents, and for a store that is unavailable.
+const CONFLICT: u16 = 409;
+pub(crate) const UNAVAILABLE: u16 = 503;
 /// How long the load lasts at least.
 const LOAD_SECONDS: u32 = 5;
 
@@ -61,9 +64,7 @@ impl Fixture {
             .flatten()
             .map(String::as_str)
             .collect();
-        self.lab
-            .start_orchestrator(node, &more)
-            .with_context(|| self.evidence())
+        self.lab.start_orchestrator(node, &more)
     }
 
     /// A node's API.
@@ -73,9 +74,37 @@ impl Fixture {
 
     /// Creates the stories' service, and waits until its replicas answer.
     pub(crate) fn create_web(&self, replicas: usize, order: &str) -> Result<()> {
-        self.api("node1")?
-            .call("POST", "/v1/services", Some(&web(replicas, order)))?;
+        self.change("node1", "POST", "/v1/services", &web(replicas, order))?;
         self.until_running(replicas)
+    }
+
+    /// Makes a change by a node's API, as soon as the store is available: etcd may be electing a leader, or
+    /// be slow. A change that was made although the answer was lost counts.
+    pub(crate) fn change(&self, node: &str, method: &str, path: &str, body: &Value) -> Result<()> {
+        let api = self.api(node)?;
+        let mut was_unavailable = false;
+        let what = format!("{node} to make the change {method} {path}");
+        let answer = wait_until(&what, PATIENCE, || {
+            let answer = api.send(method, path, Some(body))?;
+            if answer.status == UNAVAILABLE {
+                was_unavailable = true;
+                bail!("{answer:?}");
+            }
+            Ok(answer)
+        })?;
+        if was_unavailable && answer.status == CONFLICT {
+            return Ok(());
+        }
+        answer.accepted().map(drop).context(what)
+    }
+
+    /// `meshctl` on a node, again while the store is unavailable.
+    pub(crate) fn meshctl(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let what = format!("the store to take `meshctl {}`", arguments.join(" "));
+        wait_until(&what, PATIENCE, || match self.lab.meshctl(node, arguments) {
+            Err(error) if format!("{error:#}").contains("so nothing was changed") => Err(error),
+            outcome => Ok(outcome),
+        })?
     }
 
     /// Waits until this many replicas run, and every node sends to each of them.
@@ -85,7 +114,7 @@ impl Fixture {
             let running = api.running("web")?;
             if running.len() != replicas {
                 let tasks = api.get("/v1/services/web/tasks")?;
-                bail!("{} run: {tasks:#}", running.len());
+                bail!("{} run: {}", running.len(), states(&tasks).join(", "));
             }
             Ok(())
         })?;
@@ -133,7 +162,8 @@ impl Fixture {
     /// Sends requests to some nodes in turn while something happens; none may fail.
     pub(crate) fn none_fails(&self, nodes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<()> {
         let report = self.under_load(nodes, work)?;
-        ensure!(report.failures() == 0, "{report:?}\n{}", self.evidence());
+        let failures = report.failures();
+        ensure!(failures == 0, "{failures} requests failed: {report:?}");
         Ok(())
     }
 
@@ -161,9 +191,8 @@ impl Fixture {
 
     /// Changes the service's environment and waits until all tasks are of that change.
     pub(crate) fn roll(&self, generation: &str) -> Result<()> {
-        let api = self.api("node1")?;
         let env = json!({"task_template": {"container_spec": {"env": [format!("GENERATION={generation}")]}}});
-        api.call("PATCH", "/v1/services/web", Some(&env))?;
+        self.change("node1", "PATCH", "/v1/services/web", &env)?;
         self.until_updated()
     }
 
@@ -179,17 +208,47 @@ impl Fixture {
             );
             Ok(())
         })
-        .with_context(|| self.evidence())
+    }
+
+    /// Takes the lab down after a story; if that failed, its error gets the ends of the agents' logs.
+    pub(crate) fn end(self, outcome: Result<()>) -> Result<()> {
+        outcome.with_context(|| self.evidence())?;
+        self.lab.down()
     }
 
     /// The ends of the agents' logs, for a story that failed.
-    pub(crate) fn evidence(&self) -> String {
+    fn evidence(&self) -> String {
         let mut text = String::from("the ends of the agents' logs:");
         for node in self.lab.nodes() {
             text += &format!("\n--- {node}\n{}", self.lab.agent_log_tail(node, 40));
         }
         text
     }
+}
+
+/// A story on one node with an agent.
+pub(crate) fn on_one_node(name: &str, story: fn(&Fixture) -> Result<()>) -> Result<()> {
+    let fixture = Fixture::up(name, 1)?;
+    let outcome = fixture.start_agent("node1").and_then(|()| story(&fixture));
+    fixture.end(outcome)
+}
+
+/// Each task with its node, desired and actual state, and the reason of a failure.
+fn states(tasks: &Value) -> Vec<String> {
+    let tasks = tasks.as_array().into_iter().flatten();
+    tasks
+        .map(|task| {
+            let (status, error) = (&task["status"], &task["status"]["error"]);
+            let text = format!(
+                "{} on {}: {}, to be {}",
+                task["name"], task["node_hostname"], status["state"], task["desired"]
+            );
+            match error.as_str() {
+                Some(error) => format!("{text} ({error})"),
+                None => text,
+            }
+        })
+        .collect()
 }
 
 /// The stories' service: ready when it answers, and quick to stop.

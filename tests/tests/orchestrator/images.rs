@@ -33,8 +33,7 @@ fn private() -> Result<()> {
         .and_then(|()| log_in(&fixture))
         .and_then(|()| rolls(&fixture, &registry))
         .and_then(|()| the_password_is_never_shown(&fixture));
-    outcome.with_context(|| fixture.evidence())?;
-    fixture.lab.down()
+    fixture.end(outcome)
 }
 
 /// The tasks are rejected, with the reason.

@@ -22,8 +22,7 @@ fn life() -> Result<()> {
     fixture.more.insert(NODE.to_owned(), arguments);
     fixture.start_agent(NODE)?;
     let outcome = use_it(&fixture).and_then(|()| leave(&fixture));
-    outcome.with_context(|| fixture.evidence())?;
-    fixture.lab.down()
+    fixture.end(outcome)
 }
 
 fn use_it(fixture: &Fixture) -> Result<()> {

@@ -13,8 +13,8 @@ use xtask::lab::wait_until;
 
 use crate::{
     Story,
-    fixture::{Fixture, HTTP, PATIENCE},
-    several::{by_node, leader, three_nodes},
+    fixture::{Fixture, HTTP, PATIENCE, UNAVAILABLE},
+    several::{QUICK_HEARTBEAT, by_node, leader, some_leader, three_nodes},
 };
 
 pub(crate) const STORIES: [Story; 1] = [(
@@ -26,26 +26,31 @@ pub(crate) const STORIES: [Story; 1] = [(
 const REPLICAS: usize = 6;
 
 fn partition() -> Result<()> {
-    let (fixture, _etcd) = three_nodes("orch-cut")?;
-    fixture
-        .create_web(REPLICAS, "start-first")
-        .with_context(|| fixture.evidence())?;
-    let lost = leader(&fixture, "node1")?;
+    let (fixture, _etcd) = three_nodes("orch-cut", QUICK_HEARTBEAT)?;
+    let outcome = cut_off(&fixture);
+    fixture.end(outcome)
+}
+
+fn cut_off(fixture: &Fixture) -> Result<()> {
+    fixture.create_web(REPLICAS, "start-first")?;
+    let lost = some_leader(fixture, "node1")?;
+    let old = fixture.containers(&lost)?;
+    ensure!(old.len() == REPLICAS / 3, "{old:?} run on {lost}");
     let others: Vec<&str> = fixture
         .lab
         .nodes()
         .into_iter()
         .filter(|node| *node != lost)
         .collect();
-    let outcome = thread::scope(|scope| {
+    thread::scope(|scope| {
         let mut refusal = None;
         let mut noticed = Duration::ZERO;
         let report = fixture.under_load(&others, || {
             fixture.lab.cut_off(&lost)?;
             let begin = Instant::now();
             // This may take a while: its etcd member may have been about to commit.
-            refusal = Some(scope.spawn(|| changes_nothing(&fixture, &lost)));
-            until_avoided(&fixture, &lost, &others)?;
+            refusal = Some(scope.spawn(|| changes_nothing(fixture, &lost, &old)));
+            until_avoided(fixture, &lost, &others)?;
             noticed = begin.elapsed();
             Ok(())
         })?;
@@ -53,22 +58,22 @@ fn partition() -> Result<()> {
         // It had a third of the replicas.
         ensure!(report.failures() * 2 < report.attempts, "{report:?}");
         fixture.none_fails(&others, || {
-            replaced(&fixture, &lost, &others)?;
+            replaced(fixture, &lost, &others)?;
             match refusal.map(ScopedJoinHandle::join) {
                 Some(Ok(outcome)) => outcome?,
                 Some(Err(_)) | None => bail!("the thread that asked {lost} panicked"),
             }
             fixture.lab.reconnect(&lost)?;
             let begin = Instant::now();
-            back(&fixture, &lost)?;
+            back(fixture, &lost, &old)?;
             println!("    {lost} was back after {:.1} s", begin.elapsed().as_secs_f64());
             Ok(())
         })
-    });
-    outcome.with_context(|| fixture.evidence())?;
+    })?;
     fixture.until_running(REPLICAS)?;
-    one_in_each_slot(&fixture)?;
-    fixture.lab.down()
+    wait_until("one running task in each slot", PATIENCE, || {
+        one_in_each_slot(fixture)
+    })
 }
 
 /// Every other node avoids it, even before it is reported lost; until then some requests go to its replicas.
@@ -108,34 +113,36 @@ fn replaced(fixture: &Fixture, lost: &str, others: &[&str]) -> Result<()> {
 }
 
 /// The node that is cut off refuses changes, and its tasks keep running.
-fn changes_nothing(fixture: &Fixture, lost: &str) -> Result<()> {
-    let before = fixture.containers(lost)?;
-    ensure!(before.len() == REPLICAS / 3, "{before:?} run on {lost}");
+fn changes_nothing(fixture: &Fixture, lost: &str, old: &BTreeSet<String>) -> Result<()> {
     let scale = json!({"replicas": 1});
     let refused = fixture
         .api(lost)?
         .send("POST", "/v1/services/web/scale", Some(&scale))?;
-    ensure!(refused.status == 503, "{refused:?}");
-    ensure!(
-        fixture.containers(lost)? == before,
-        "the containers of {lost} have changed"
-    );
-    // Its own replicas still answer its own processes; it does not know yet that it lost the others.
+    ensure!(refused.status == UNAVAILABLE, "{refused:?}");
+    let now = fixture.containers(lost)?;
+    ensure!(now == *old, "{old:?} ran on {lost}, and {now:?} run");
+    // Its own replicas still answer its own processes; it may not know yet that it lost the others.
     let url = format!("http://127.0.0.1:{HTTP}/");
-    let inside = fixture
-        .lab
-        .fetch_with(lost, &url, REPLICAS, &["--timeout", "300"])?;
-    let answered: BTreeSet<_> = inside
-        .iter()
-        .filter(|reply| reply.outcome == "answered")
-        .map(|reply| &reply.task)
-        .collect();
-    ensure!(answered.len() == before.len(), "{answered:?} answered on {lost}");
-    Ok(())
+    wait_until(
+        &format!("the replicas of {lost} to answer there"),
+        PATIENCE,
+        || {
+            let inside = fixture
+                .lab
+                .fetch_with(lost, &url, REPLICAS, &["--timeout", "300"])?;
+            let answered: BTreeSet<_> = inside
+                .iter()
+                .filter(|reply| reply.outcome == "answered")
+                .map(|reply| &reply.task)
+                .collect();
+            ensure!(answered.len() == old.len(), "{answered:?} answered");
+            Ok(())
+        },
+    )
 }
 
 /// It follows the others: its old tasks are stopped, and all nodes agree.
-fn back(fixture: &Fixture, lost: &str) -> Result<()> {
+fn back(fixture: &Fixture, lost: &str, old: &BTreeSet<String>) -> Result<()> {
     let nodes = fixture.lab.nodes();
     for node in &nodes {
         wait_until(&format!("{node} to see {lost} again"), PATIENCE, || {
@@ -145,16 +152,19 @@ fn back(fixture: &Fixture, lost: &str) -> Result<()> {
         })?;
     }
     wait_until("duplicate tasks to be stopped", PATIENCE, || {
-        let left = fixture.containers(lost)?;
-        ensure!(left.is_empty(), "{left:?} run on {lost}");
+        let now = fixture.containers(lost)?;
+        ensure!(now.is_disjoint(old), "{old:?} ran on {lost}, and {now:?} run");
         Ok(())
     })?;
-    let leaders: BTreeSet<String> = nodes
-        .iter()
-        .map(|node| leader(fixture, node))
-        .collect::<Result<_>>()?;
-    ensure!(leaders.len() == 1 && !leaders.contains(lost), "{leaders:?} lead");
-    Ok(())
+    // It may be the node that is back: another one can lose its lease, and the election is free then.
+    wait_until("the nodes to agree on a leader", PATIENCE, || {
+        let leaders: BTreeSet<String> = nodes
+            .iter()
+            .map(|node| leader(fixture, node))
+            .collect::<Result<_>>()?;
+        ensure!(leaders.len() == 1, "{leaders:?} lead");
+        Ok(())
+    })
 }
 
 /// No slot has two running tasks, in the objects or in the engines.
@@ -166,7 +176,8 @@ fn one_in_each_slot(fixture: &Fixture) -> Result<()> {
     let slots: BTreeSet<String> = running.iter().map(|task| task["slot"].to_string()).collect();
     ensure!(
         running.len() == REPLICAS && slots.len() == REPLICAS,
-        "{running:#?}"
+        "{} tasks run in the slots {slots:?}",
+        running.len()
     );
     let known: BTreeSet<String> = running
         .iter()

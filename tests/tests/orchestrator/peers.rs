@@ -22,13 +22,16 @@ pub(crate) fn key(fixture: &Fixture) -> Result<()> {
             is_required(node)
         })?;
     }
-    let first = keys(fixture)?;
-    ensure!(
-        first.len() == 1 && first.iter().flatten().count() == 1,
-        "the nodes take {first:?}"
-    );
+    let first = wait_until("all nodes to take one key", PATIENCE, || {
+        let first = keys(fixture)?;
+        ensure!(
+            first.len() == 1 && first.iter().flatten().count() == 1,
+            "they take {first:?}"
+        );
+        Ok(first)
+    })?;
     fixture.without_a_failure(|| {
-        fixture.lab.meshctl(MANAGER, &["node", "rotate-key"])?;
+        fixture.meshctl(MANAGER, &["node", "rotate-key"])?;
         wait_until("all nodes to take both keys", PATIENCE, || {
             let both = keys(fixture)?;
             ensure!(
@@ -61,18 +64,20 @@ fn keys(fixture: &Fixture) -> Result<Vec<Vec<u64>>> {
 
 /// A manager has another node's agent drain a replica there.
 pub(crate) fn drain(fixture: &Fixture) -> Result<()> {
-    let running = fixture.api(MANAGER)?.running("web")?;
-    let tasks = running.iter().filter(|task| task["node_hostname"] == NODE);
-    let task = tasks.filter_map(|task| task["name"].as_str()).next();
-    let task = task.with_context(|| format!("no replica runs on {NODE}: {running:#?}"))?;
+    let (running, task) = wait_until(&format!("a replica on {NODE}"), PATIENCE, || {
+        let running = fixture.api(MANAGER)?.running("web")?;
+        let tasks = running.iter().filter(|task| task["node_hostname"] == NODE);
+        let task = tasks.filter_map(|task| task["name"].as_str()).next();
+        let task = task.with_context(|| format!("{} run elsewhere", running.len()))?;
+        Ok((running.len(), task.to_owned()))
+    })?;
+    let task = task.as_str();
     fixture.without_a_failure(|| {
         let text = fixture.lab.meshctl(MANAGER, &["drain", "--detach", task])?;
         ensure!(text.starts_with(task), "it printed `{text}`");
         for node in fixture.lab.nodes() {
             wait_until(&format!("{node} to avoid {task}"), PATIENCE, || {
-                let replies = fixture
-                    .lab
-                    .fetch("client", &fixture.url(node)?, 2 * running.len())?;
+                let replies = fixture.lab.fetch("client", &fixture.url(node)?, 2 * running)?;
                 let answered = answered(&replies)?;
                 ensure!(!answered.contains(task), "{answered:?} answered");
                 Ok(())
@@ -94,7 +99,7 @@ pub(crate) fn drain(fixture: &Fixture) -> Result<()> {
         "it printed `{text}`"
     );
     reads(fixture)?;
-    fixture.until_running(running.len())
+    fixture.until_running(running)
 }
 
 /// A manager shows what another node's agent does.

@@ -8,17 +8,17 @@ use xtask::lab::{engine::SERVER_IMAGE, wait_until};
 
 use crate::{
     Story,
-    fixture::{Fixture, PATIENCE},
+    fixture::{Fixture, PATIENCE, on_one_node},
 };
 
-pub(crate) const STORIES: [Story; 1] = [("an_empty_machine_is_restored_from_a_backup", restore_from_backup)];
+pub(crate) const STORIES: [Story; 1] = [("an_empty_machine_is_restored_from_a_backup", || {
+    on_one_node("orch-backup", restore_from_backup)
+})];
 
 /// What must be saved along with the backup.
 const KEY: &str = "secrets.key";
 
-fn restore_from_backup() -> Result<()> {
-    let fixture = Fixture::up("orch-backup", 1)?;
-    fixture.start_agent("node1")?;
+fn restore_from_backup(fixture: &Fixture) -> Result<()> {
     let meshctl = |arguments: &[&str]| fixture.lab.meshctl("node1", arguments);
     // "open sesame"
     let secret = json!({"name": "key", "labels": {}, "data": "b3BlbiBzZXNhbWU="});
@@ -48,7 +48,7 @@ fn restore_from_backup() -> Result<()> {
     ensure!(services == json!([]), "{services:#}");
     meshctl(&["backup", "inspect", &backup])?;
     meshctl(&["backup", "restore", &backup])?;
-    fixture.until_running(2).with_context(|| fixture.evidence())?;
+    fixture.until_running(2)?;
     let container = wait_until("the task with the secret", PATIENCE, || {
         let running = fixture.api("node1")?.running("vault")?;
         let container = running
@@ -59,5 +59,5 @@ fn restore_from_backup() -> Result<()> {
     let read = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
     let read = fixture.lab.docker("node1", read)?;
     ensure!(read == "open sesame", "{read}");
-    fixture.lab.down()
+    Ok(())
 }

@@ -55,13 +55,14 @@ fn session() -> Result<()> {
     let docker = dockers(&fixture)?;
     fixture.start_agent("node1")?;
     let began = Instant::now();
-    let meshctl = record(&fixture, "meshctl").with_context(|| fixture.evidence())?;
-    println!(
-        "    the session takes {:.1} s with meshctl",
-        began.elapsed().as_secs_f64()
-    );
-    compare(&docker, &meshctl)?;
-    fixture.lab.down()
+    let outcome = record(&fixture, "meshctl").and_then(|meshctl| {
+        println!(
+            "    the session takes {:.1} s with meshctl",
+            began.elapsed().as_secs_f64()
+        );
+        compare(&docker, &meshctl)
+    });
+    fixture.end(outcome)
 }
 
 /// Docker's outcomes: of this machine's, or the recorded ones.

@@ -6,28 +6,32 @@ use xtask::lab::{Lab, LabOptions, engine::SERVER_IMAGE, traffic::host, wait_unti
 
 use crate::{
     Story,
-    fixture::{Fixture, HTTP, PATIENCE, answered},
+    fixture::{Fixture, HTTP, PATIENCE, answered, on_one_node},
 };
 
 pub(crate) const STORIES: [Story; 6] = [
-    ("one_node_runs_scales_updates_and_removes_a_service", life),
+    ("one_node_runs_scales_updates_and_removes_a_service", || {
+        on_one_node("orch-life", life)
+    }),
     (
         "an_agent_that_was_killed_or_stopped_adopts_its_containers",
-        adoption,
+        || on_one_node("orch-adopt", adoption),
     ),
-    ("a_task_that_ends_is_replaced_and_reports_the_reason", ends),
-    ("secrets_and_limits_arrive_and_output_is_read", contents),
-    ("a_silent_engine_fails_no_task", silence),
+    ("a_task_that_ends_is_replaced_and_reports_the_reason", || {
+        on_one_node("orch-ends", ends)
+    }),
+    ("secrets_and_limits_arrive_and_output_is_read", || {
+        on_one_node("orch-inside", contents)
+    }),
+    ("a_silent_engine_fails_no_task", || {
+        on_one_node("orch-silence", silence)
+    }),
     ("a_node_in_a_swarm_refuses_the_orchestrator", refusal),
 ];
 
-fn life() -> Result<()> {
-    let fixture = Fixture::up("orch-life", 1)?;
-    fixture.start_agent("node1")?;
+fn life(fixture: &Fixture) -> Result<()> {
     let api = fixture.api("node1")?;
-    fixture
-        .create_web(3, "stop-first")
-        .with_context(|| fixture.evidence())?;
+    fixture.create_web(3, "stop-first")?;
     let client = fixture.lab.address("client")?;
     let replies = fixture.lab.fetch("client", &fixture.url("node1")?, 6)?;
     for reply in &replies {
@@ -68,18 +72,15 @@ fn life() -> Result<()> {
         let tasks = api.get("/v1/tasks")?;
         ensure!(tasks == json!([]), "{tasks:#}");
         Ok(())
-    })
-    .with_context(|| fixture.evidence())?;
+    })?;
     let refused = fixture
         .lab
         .connect("client", &format!("{}:{HTTP}", fixture.lab.address("node1")?))?;
     ensure!(refused.outcome == "refused", "{refused:?}");
-    fixture.lab.down()
+    Ok(())
 }
 
-fn adoption() -> Result<()> {
-    let fixture = Fixture::up("orch-adopt", 1)?;
-    fixture.start_agent("node1")?;
+fn adoption(fixture: &Fixture) -> Result<()> {
     fixture.create_web(2, "stop-first")?;
     let containers = fixture.containers("node1")?;
     ensure!(containers.len() == 2, "{containers:?}");
@@ -103,12 +104,10 @@ fn adoption() -> Result<()> {
         fixture.containers("node1")? == containers,
         "the containers have changed"
     );
-    fixture.lab.down()
+    Ok(())
 }
 
-fn ends() -> Result<()> {
-    let fixture = Fixture::up("orch-ends", 1)?;
-    fixture.start_agent("node1")?;
+fn ends(fixture: &Fixture) -> Result<()> {
     fixture.create_web(2, "stop-first")?;
     let api = fixture.api("node1")?;
     let killed = fixture.containers("node1")?.pop_first().context("no container")?;
@@ -147,12 +146,10 @@ fn ends() -> Result<()> {
         );
         Ok(())
     })?;
-    fixture.lab.down()
+    Ok(())
 }
 
-fn contents() -> Result<()> {
-    let fixture = Fixture::up("orch-inside", 1)?;
-    fixture.start_agent("node1")?;
+fn contents(fixture: &Fixture) -> Result<()> {
     let api = fixture.api("node1")?;
     // "open sesame"
     let secret = json!({"name": "key", "labels": {}, "data": "b3BlbiBzZXNhbWU="});
@@ -178,8 +175,7 @@ fn contents() -> Result<()> {
             .first()
             .and_then(|task| task["status"]["container"].as_str());
         container.map(str::to_owned).context("it does not run")
-    })
-    .with_context(|| fixture.evidence())?;
+    })?;
     let arguments = ["exec", &container, "/bin/busybox", "cat", "/run/secrets/key"];
     let read = fixture.lab.docker("node1", arguments)?;
     ensure!(read == "open sesame", "{read}");
@@ -205,12 +201,10 @@ fn contents() -> Result<()> {
     })?;
     let log = std::fs::read_to_string(fixture.lab.agent_log("node1"))?;
     ensure!(!log.contains("sesame"), "the agent's log has the secret");
-    fixture.lab.down()
+    Ok(())
 }
 
-fn silence() -> Result<()> {
-    let fixture = Fixture::up("orch-silence", 1)?;
-    fixture.start_agent("node1")?;
+fn silence(fixture: &Fixture) -> Result<()> {
     fixture.create_web(2, "stop-first")?;
     let api = fixture.api("node1")?;
     let before = api.get("/v1/services/web/tasks")?;
@@ -219,8 +213,7 @@ fn silence() -> Result<()> {
         let nodes = api.get("/v1/nodes")?;
         ensure!(nodes[0]["status"] == "unknown", "{nodes:#}");
         Ok(())
-    })
-    .with_context(|| fixture.evidence())?;
+    })?;
     // It stops its containers as it ends, and the agent may have seen some of them end. No task is given up,
     // and none is started.
     let during = api.get("/v1/services/web/tasks")?;
@@ -231,8 +224,8 @@ fn silence() -> Result<()> {
         .filter(|task| task["desired"] == "running");
     ensure!(live.count() <= 2, "{before:#}\n{during:#}");
     fixture.lab.start_engine("node1")?;
-    fixture.until_running(2).with_context(|| fixture.evidence())?;
-    fixture.lab.down()
+    fixture.until_running(2)?;
+    Ok(())
 }
 
 fn refusal() -> Result<()> {

@@ -17,23 +17,23 @@ use xtask::{
 
 use crate::{
     Story,
-    fixture::{Fixture, PATIENCE},
+    fixture::{Fixture, PATIENCE, on_one_node},
 };
 
-pub(crate) const STORIES: [Story; 1] = [("a_systemd_unit_starts_and_stops_a_service", unit)];
+pub(crate) const STORIES: [Story; 1] = [("a_systemd_unit_starts_and_stops_a_service", || {
+    on_one_node("s-systemd", unit)
+})];
 
 /// The manager's folder on the node; units are in it, too.
 const RUNTIME: &str = "/run/systemd-of-the-story";
 /// The service's unit.
 const UNIT: &str = "mesh-agent@web.service";
 
-fn unit() -> Result<()> {
+fn unit(fixture: &Fixture) -> Result<()> {
     ensure!(
         exists("systemd-analyze"),
         "systemd is not installed; run `cargo xtask setup`"
     );
-    let fixture = Fixture::up("s-systemd", 1)?;
-    fixture.start_agent("node1")?;
     let script = "trap 'exit 0' TERM; while true; do busybox sleep 0.1; done";
     fixture.lab.meshctl(
         "node1",
@@ -62,8 +62,8 @@ fn unit() -> Result<()> {
     fixture
         .lab
         .meshctl("node1", &["service", "pause", "--quiet", "web"])?;
-    let mut manager = Manager::start(&fixture)?;
-    manager.write(&fixture)?;
+    let mut manager = Manager::start(fixture)?;
+    manager.write(fixture)?;
 
     // The unit is activating until the service is ready, and units after it wait.
     manager.systemctl(&["start", "--no-block", "after.service"])?;
@@ -71,8 +71,7 @@ fn unit() -> Result<()> {
         let containers = fixture.containers("node1")?;
         ensure!(containers.len() == 2, "{containers:?}; {}", manager.log());
         Ok(containers)
-    })
-    .with_context(|| fixture.evidence())?;
+    })?;
     ensure!(manager.state(UNIT)? == "activating", "it was active too early");
     ensure!(
         manager.state("after.service")? == "inactive",
@@ -85,7 +84,7 @@ fn unit() -> Result<()> {
     }
     manager.until(UNIT, "active")?;
     manager.until("after.service", "active")?;
-    ensure!(replicas(&fixture)? == "2/2", "{}", replicas(&fixture)?);
+    ensure!(replicas(fixture)? == "2/2", "{}", replicas(fixture)?);
 
     // Stopping the unit, by ExecStop or by a signal, pauses the service.
     manager.systemctl(&["stop", UNIT])?;
@@ -94,18 +93,18 @@ fn unit() -> Result<()> {
         manager.state("after.service")? == "inactive",
         "a unit that requires it still runs"
     );
-    ensure!(replicas(&fixture)? == "0/0", "{}", replicas(&fixture)?);
+    ensure!(replicas(fixture)? == "0/0", "{}", replicas(fixture)?);
     ensure!(fixture.containers("node1")?.is_empty(), "containers are left");
 
     // It can be stopped before the service is ready.
     manager.systemctl(&["start", "--no-block", UNIT])?;
     manager.until(UNIT, "activating")?;
     wait_until("the service to be resumed", PATIENCE, || {
-        ensure!(replicas(&fixture)?.ends_with("/2"));
+        ensure!(replicas(fixture)?.ends_with("/2"));
         Ok(())
     })?;
     manager.systemctl(&["stop", UNIT])?;
-    ensure!(replicas(&fixture)? == "0/0", "{}", replicas(&fixture)?);
+    ensure!(replicas(fixture)? == "0/0", "{}", replicas(fixture)?);
 
     // A service that does not exist is a failure.
     let nothing = "mesh-agent@nothing.service";
@@ -116,8 +115,7 @@ fn unit() -> Result<()> {
     let status = manager.systemctl(&["show", "--property", "ExecMainStatus", "--value", nothing])?;
     ensure!(status == "1", "it ended with {status}");
     manager.systemctl(&["stop", nothing])?;
-    manager.end()?;
-    fixture.lab.down()
+    manager.end()
 }
 
 fn replicas(fixture: &Fixture) -> Result<String> {

@@ -4,9 +4,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::lab::wait::patience;
 
 use crate::{
-    expect::{
-        expect_answers, expect_client_address, expect_peers, expect_requests_in_rotation, expect_rotation,
-    },
+    expect::{expect_answers, expect_client_address, expect_peers, expect_requests_in_rotation, in_rotation},
     fixture::{Fixture, HTTP, UDP},
     group::Story,
 };
@@ -91,16 +89,18 @@ fn hairpin(fixture: &Fixture) -> Result<()> {
         let container = fixture.lab.container_of(task)?;
         let url = fixture.url(node, HTTP)?;
         let program = "/bin/mesh-testbed";
-        let text = fixture
-            .lab
-            .docker(node, ["exec", &container, program, "get", &url, "--count", "10"])?;
-        let replies = text
-            .lines()
-            .map(serde_json::from_str)
-            .collect::<Result<Vec<_>, _>>()
-            .context("the answers are not JSON")?;
-        expect_answers(&replies).with_context(|| format!("from a container on {node} to {url}"))?;
-        expect_rotation(&replies, 5).with_context(|| format!("from a container on {node} to {url}"))?;
+        in_rotation(|| {
+            let text = fixture
+                .lab
+                .docker(node, ["exec", &container, program, "get", &url, "--count", "10"])?;
+            let replies = text.lines().map(serde_json::from_str);
+            let replies = replies
+                .collect::<Result<Vec<_>, _>>()
+                .context("the answers are not JSON")?;
+            expect_answers(&replies)?;
+            Ok(replies)
+        })
+        .with_context(|| format!("from a container on {node} to {url}"))?;
     }
     Ok(())
 }
@@ -169,9 +169,9 @@ fn udp(fixture: &Fixture) -> Result<()> {
     let client = fixture.lab.address("client")?;
     let hides_clients = fixture.hides_clients()?;
     for node in fixture.lab.nodes() {
-        let from_the_client = || -> Result<()> {
+        // A port that the client has used towards another node, which it takes at random, is translated.
+        in_rotation(|| {
             let replies = fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 10)?;
-            expect_rotation(&replies, 5)?;
             for reply in replies.iter().filter(|_| !hides_clients) {
                 let port = reply.local.rsplit(':').next().unwrap_or_default();
                 ensure!(
@@ -181,14 +181,11 @@ fn udp(fixture: &Fixture) -> Result<()> {
                     reply.peer
                 );
             }
-            Ok(())
-        };
-        // A port that the client has used towards another node, which it takes at random, is translated.
-        from_the_client()
-            .or_else(|_| from_the_client())
-            .with_context(|| format!("from the client to {node}"))?;
-        let replies = fixture.lab.datagrams(node, &format!("127.0.0.1:{UDP}"), 10)?;
-        expect_rotation(&replies, 5).with_context(|| format!("on {node} to localhost"))?;
+            Ok(replies)
+        })
+        .with_context(|| format!("from the client to {node}"))?;
+        in_rotation(|| fixture.lab.datagrams(node, &format!("127.0.0.1:{UDP}"), 10))
+            .with_context(|| format!("on {node} to localhost"))?;
     }
     Ok(())
 }
@@ -198,7 +195,7 @@ pub(crate) fn wait_for_port(fixture: &Fixture, node: &str, port: u16) -> Result<
     let url = fixture.url(node, port)?;
     xtask::lab::wait_until(
         &format!("port {port} of {node}"),
-        std::time::Duration::from_secs(10),
+        std::time::Duration::from_secs(20),
         || expect_answers(&fixture.lab.fetch_with("client", &url, 1, &["--timeout", "500"])?),
     )
 }

@@ -30,15 +30,26 @@ pub(crate) fn expect_rotation(replies: &[Reply], replicas: usize) -> Result<()> 
     Ok(())
 }
 
-/// Ten requests from somewhere to a URL are spread evenly over five replicas, at the second attempt at the
+/// Ten requests from somewhere to a URL are spread evenly over five replicas, at the third attempt at the
 /// latest. A replica may not have finished with an earlier connection from the client's port. Then it asks
 /// (RFC 5961, a challenge ACK), the client resets that connection and sends its SYN again, which takes
 /// another turn.
 pub(crate) fn expect_requests_in_rotation(lab: &Lab, from: &str, url: &str) -> Result<()> {
-    let attempt = || expect_rotation(&lab.fetch(from, url, 10)?, 5);
-    attempt()
-        .or_else(|_| attempt())
+    in_rotation(|| lab.fetch(from, url, 10))
+        .map(drop)
         .with_context(|| format!("from {from} to {url}"))
+}
+
+/// The replies to ten requests that are spread evenly over five replicas, at the third attempt at the
+/// latest: a client's port may be taken by an earlier connection or flow, as [`expect_requests_in_rotation`]
+/// explains.
+pub(crate) fn in_rotation(send: impl Fn() -> Result<Vec<Reply>>) -> Result<Vec<Reply>> {
+    let attempt = || {
+        let replies = send()?;
+        expect_rotation(&replies, 5)?;
+        Ok(replies)
+    };
+    attempt().or_else(|_| attempt()).or_else(|_| attempt())
 }
 
 /// Every request was answered.

@@ -9,7 +9,10 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::load::Report;
 use serde_json::Value;
 use xtask::{
-    lab::{wait::patience, wait_until},
+    lab::{
+        wait::{patience, slack},
+        wait_until,
+    },
     paths,
 };
 
@@ -98,12 +101,12 @@ fn cut_off_while(fixture: &Fixture, work: impl FnOnce(Instant) -> Result<()>) ->
         let took = begin.elapsed();
         println!("    back after {:.1} s", took.as_secs_f64());
         ensure!(
-            took <= Duration::from_secs(2) * patience(),
+            took <= Duration::from_secs(2) * patience() * slack(),
             "it was back after {took:?}"
         );
         Ok(())
     })?;
-    expect_losses(&report, cut, cut + 1000 * u64::from(patience()))?;
+    expect_losses(&report, cut, cut + a_second())?;
     // A SYN that is sent again may already go elsewhere.
     ensure!(
         report.syn_retransmitted > 0 || report.failures() > 0,
@@ -127,8 +130,13 @@ fn killed(fixture: &Fixture) -> Result<()> {
         end = milliseconds();
         fixture.lab.wait_for_tasks("web", 5).map(drop)
     })?;
-    expect_losses(&report, begin, end + 1000 * u64::from(patience()))?;
+    expect_losses(&report, begin, end + a_second())?;
     fixture.until_all_know("web", Duration::from_secs(15))
+}
+
+/// The milliseconds within which connections may be lost.
+fn a_second() -> u64 {
+    1000 * u64::from(patience() * slack())
 }
 
 /// Connections were lost between these times only.

@@ -14,11 +14,17 @@ use xtask::lab::{
 
 use crate::{
     basics::{MIB, transfer, with_far_replica},
-    expect::{expect_answers, expect_client_address, expect_peers, expect_rotation},
+    expect::{
+        expect_answers, expect_client_address, expect_peers, expect_requests_in_rotation, expect_rotation,
+        in_rotation,
+    },
     fixture::{Fixture, HTTP, UDP},
     group::Story,
     load::expect_no_failures,
 };
+
+/// How long the mesh may take to follow a change of the nodes' networks.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Bytes that the tunnel adds: IPv4, UDP, Geneve, and an option with a key.
 const TUNNEL: usize = 56;
@@ -71,6 +77,13 @@ pub(crate) const RENEWED: &[Story] = &[("a_node_whose_address_changes_is_found_a
 pub(crate) const REROUTED: &[Story] = &[("the_default_route_moves_to_another_card", rerouted)];
 
 fn every_address(fixture: &Fixture) -> Result<()> {
+    // A new lab may still be resolving its neighbours, and an answer may be late.
+    wait_until("every address to be answered", LIMIT, || {
+        every_address_now(fixture)
+    })
+}
+
+fn every_address_now(fixture: &Fixture) -> Result<()> {
     for node in fixture.lab.nodes() {
         for address in fixture.lab.addresses(node)? {
             answered_at(fixture, node, &address)?;
@@ -231,30 +244,31 @@ fn large_packets_between_the_nodes(fixture: &Fixture) -> Result<()> {
     )?;
     // The largest datagram that fits into the tunnel, and one that does not: its sender is answered by ICMP.
     let largest = usize::from(NARROW_MTU) - TUNNEL - UDP_HEADERS;
-    expect_answers(&[datagram(fixture, "node1", largest)?]).context("the largest datagram that fits")?;
-    let refused = datagram(fixture, "node1", largest + 1)?;
-    ensure!(
-        refused.error.contains("too long"),
-        "a larger datagram: {} {}",
-        refused.outcome,
-        refused.error
-    );
-    Ok(())
+    expect_largest_datagram(fixture, "node1", largest)
+}
+
+/// A datagram of this size is answered; the sender of one that is larger by a byte gets an error.
+fn expect_largest_datagram(fixture: &Fixture, node: &str, largest: usize) -> Result<()> {
+    // A datagram may be lost, and is not sent again.
+    wait_until(&format!("{largest} bytes to be carried by {node}"), LIMIT, || {
+        expect_answers(&[datagram(fixture, node, largest)?])
+    })?;
+    wait_until("a larger datagram to be refused", LIMIT, || {
+        let refused = datagram(fixture, node, largest + 1)?;
+        ensure!(
+            refused.error.contains("too long"),
+            "by {node}: {} {}",
+            refused.outcome,
+            refused.error
+        );
+        Ok(())
+    })
 }
 
 fn small_mtu(fixture: &Fixture) -> Result<()> {
     with_far_replica(fixture, &["9300:80", "9301:81/udp"], || {
         for (node, headers) in [("node3", UDP_HEADERS), ("node1", UDP_HEADERS + TUNNEL)] {
-            let largest = usize::from(MTU) - headers;
-            expect_answers(&[datagram(fixture, node, largest)?])
-                .with_context(|| format!("the largest datagram by {node}"))?;
-            let refused = datagram(fixture, node, largest + 1)?;
-            ensure!(
-                refused.error.contains("too long"),
-                "a larger datagram by {node}: {} {}",
-                refused.outcome,
-                refused.error
-            );
+            expect_largest_datagram(fixture, node, usize::from(MTU) - headers)?;
             // Afterwards: once the client knows what the way carries, it fragments larger datagrams itself.
             let size = 64 * MIB / u64::from(patience());
             transfer(fixture, &fixture.url(node, 9300)?, size)?;
@@ -279,9 +293,9 @@ fn behind_nat(fixture: &Fixture) -> Result<()> {
     })?;
     fixture.until_all_know("web", Duration::from_secs(20))?;
     for node in lab.nodes() {
-        let replies = lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
-        expect_rotation(&replies, 5).with_context(|| format!("by {node}"))?;
-        expect_client_address(&replies, &lab.address("client")?)?;
+        let url = fixture.url(node, HTTP)?;
+        expect_requests_in_rotation(lab, "client", &url)?;
+        expect_client_address(&lab.fetch("client", &url, 10)?, &lab.address("client")?)?;
         let dump = lab.meshctl(node, &["datapath", "dump"])?;
         for peer in lab.nodes().into_iter().filter(|peer| *peer != node) {
             let address = lab.address(peer)?;
@@ -319,10 +333,11 @@ fn hidden_client(fixture: &Fixture) -> Result<()> {
 fn from_a_hidden_client(fixture: &Fixture) -> Result<()> {
     let tasks = fixture.lab.running_tasks("web")?;
     for node in fixture.lab.nodes() {
-        let mut replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
-        expect_rotation(&replies, 5).with_context(|| format!("by {node}"))?;
-        let echoes = fixture.lab.datagrams("client", &fixture.at(node, UDP)?, 10)?;
-        expect_rotation(&echoes, 5).with_context(|| format!("UDP by {node}"))?;
+        let (url, at) = (fixture.url(node, HTTP)?, fixture.at(node, UDP)?);
+        let mut replies =
+            in_rotation(|| fixture.lab.fetch("client", &url, 10)).with_context(|| format!("by {node}"))?;
+        let echoes = in_rotation(|| fixture.lab.datagrams("client", &at, 10))
+            .with_context(|| format!("UDP by {node}"))?;
         replies.extend(echoes);
         expect_peers(&tasks, &replies, |own| fixture.lab.address(own))?;
     }
@@ -389,11 +404,9 @@ fn rerouted(fixture: &Fixture) -> Result<()> {
     );
     change(first)?;
     outcome?;
-    wait_until(
-        "every address to be answered again",
-        Duration::from_secs(5),
-        || every_address(fixture),
-    )
+    wait_until("every address to be answered again", LIMIT, || {
+        every_address_now(fixture)
+    })
 }
 
 /// Sends a datagram of so many bytes to the far replica by a node.

@@ -15,7 +15,7 @@ use xtask::{
 };
 
 use crate::{
-    expect::{expect_answers, expect_client_address, expect_rotation},
+    expect::{expect_answers, expect_client_address, in_rotation},
     fixture::{Fixture, HTTP},
     group::Story,
     load::{KEPT, expect_no_failures, under_load},
@@ -111,20 +111,19 @@ fn update(fixture: &Fixture) -> Result<()> {
     let report = under_load(fixture, &lab.nodes(), 5, KEPT, || {
         // The agents are replaced one by one. With shorter times than the file's, for the test.
         // docker's own wait returns early where Swarm begins late.
-        let mut arguments = vec!["service", "update", "--detach", "--quiet", "--force"];
-        arguments.extend(["--update-monitor", "1s", "--health-interval", "1s"]);
-        arguments.extend([
-            "--health-start-period",
-            "5s",
-            "--health-retries",
-            "2",
-            "mesh_agent",
-        ]);
+        let update = ["service", "update", "--detach", "--quiet"];
+        let mut arguments = update.to_vec();
+        arguments.extend(["--force", "--update-monitor", "1s", "--health-interval", "1s"]);
+        // An agent that can work is ready before, also on a slow machine.
+        arguments.extend(["--health-start-period", "60s", "--health-retries", "2"]);
+        arguments.push("mesh_agent");
         lab.docker("node1", arguments)?;
         until_update(lab, "completed")?;
         let good = agents(lab)?;
-        let mut arguments = vec!["service", "update", "--detach", "--quiet"];
-        arguments.extend(["--env-add", "MESH_DOCKER_SOCKET=/nowhere.sock", "mesh_agent"]);
+        let mut arguments = update.to_vec();
+        arguments.extend(["--env-add", "MESH_DOCKER_SOCKET=/nowhere.sock"]);
+        // This one is never ready.
+        arguments.extend(["--health-start-period", "5s", "mesh_agent"]);
         lab.docker("node1", arguments)?;
         until_update(lab, "paused")?;
         let left = agents(lab)?.intersection(&good).count();
@@ -211,8 +210,9 @@ fn deploy(lab: &Lab, file: &str, stack: &str) -> Result<()> {
 fn look_around(fixture: &Fixture) -> Result<()> {
     let client = fixture.lab.address("client")?;
     for node in fixture.lab.nodes() {
-        let replies = fixture.lab.fetch("client", &fixture.url(node, HTTP)?, 10)?;
-        expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
+        let url = fixture.url(node, HTTP)?;
+        let replies = in_rotation(|| fixture.lab.fetch("client", &url, 10))
+            .with_context(|| format!("from the client to {node}"))?;
         expect_client_address(&replies, &client)?;
         let replies = fixture
             .lab

@@ -6,7 +6,7 @@ use xtask::lab::{traffic::host, wait::patience};
 
 use crate::{
     basics::{MIB, transfer, with_far_replica},
-    expect::expect_rotation,
+    expect::in_rotation,
     fixture::{Fixture, UDP},
     group::Story,
 };
@@ -53,8 +53,8 @@ fn udp(fixture: &Fixture) -> Result<()> {
     let client = cluster_address(fixture, "client")?;
     for node in fixture.lab.nodes() {
         let address = cluster_address(fixture, node)?;
-        let replies = fixture.lab.datagrams("client", &format!("{address}:{UDP}"), 10)?;
-        expect_rotation(&replies, 5).with_context(|| format!("from the client to {node}"))?;
+        let replies = in_rotation(|| fixture.lab.datagrams("client", &format!("{address}:{UDP}"), 10))
+            .with_context(|| format!("from the client to {node}"))?;
         for reply in &replies {
             ensure!(host(&reply.peer) == client, "{} saw {}", reply.task, reply.peer);
         }

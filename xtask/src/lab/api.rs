@@ -37,7 +37,8 @@ impl Lab {
         })
     }
 
-    /// The arguments that make a node's agent an orchestrator.
+    /// The arguments that make a node's agent an orchestrator. Nodes are lost soon, unless `more` has another
+    /// `--heartbeat`.
     ///
     /// # Errors
     /// When there is no such node.
@@ -47,7 +48,10 @@ impl Lab {
         let address = self.address(node)?;
         let mut arguments = DEFAULT_ARGUMENTS.to_vec();
         arguments.extend(["--orchestrator", "--state-dir", state, "--node-address", &address]);
-        arguments.extend(["--heartbeat", "1s", "--drain-time", "2s"]);
+        arguments.extend(["--drain-time", "2s"]);
+        if !more.contains(&"--heartbeat") {
+            arguments.extend(["--heartbeat", "1s"]);
+        }
         arguments.extend(more);
         Ok(arguments.into_iter().map(str::to_owned).collect())
     }
@@ -86,6 +90,20 @@ pub struct Answer {
     pub body: String,
 }
 
+impl Answer {
+    /// What was answered to a request that must have succeeded.
+    ///
+    /// # Errors
+    /// When it was refused.
+    pub fn accepted(&self) -> Result<Value> {
+        ensure!((200..300).contains(&self.status), "{} {}", self.status, self.body);
+        if self.body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&self.body).with_context(|| format!("no JSON: `{}`", self.body))
+    }
+}
+
 impl Api {
     /// Sends a request and returns the answer, also where that is a refusal.
     ///
@@ -122,16 +140,7 @@ impl Api {
     /// When it is refused.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let answer = self.send(method, path, body)?;
-        ensure!(
-            (200..300).contains(&answer.status),
-            "{method} {path}: {} {}",
-            answer.status,
-            answer.body
-        );
-        if answer.body.is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_str(&answer.body).with_context(|| format!("no JSON: `{}`", answer.body))
+        answer.accepted().with_context(|| format!("{method} {path}"))
     }
 
     /// Asks for something.

@@ -12,13 +12,16 @@ use anyhow::{Context, Result};
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How many times as long as elsewhere a condition is waited for: `$MESH_LAB_PATIENCE`, for slow machines.
-static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
-    std::env::var("MESH_LAB_PATIENCE")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1)
-        .clamp(1, 1000)
-});
+static PATIENCE: LazyLock<u32> = LazyLock::new(|| factor("MESH_LAB_PATIENCE"));
+
+/// The variable of [`slack`].
+pub const SLACK: &str = "MESH_LAB_SLACK";
+static SLACK_FACTOR: LazyLock<u32> = LazyLock::new(|| factor(SLACK));
+
+fn factor(variable: &str) -> u32 {
+    let text = std::env::var(variable).unwrap_or_default();
+    text.parse().unwrap_or(1).clamp(1, 1000)
+}
 
 /// How much slower than others this machine is expected to be, at least 1.
 #[must_use]
@@ -26,14 +29,21 @@ pub fn patience() -> u32 {
     *PATIENCE
 }
 
-/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet". Where
-/// `$MESH_LAB_PATIENCE` is set, that many times the timeout.
+/// How many times as long as alone a condition may take, at least 1: `$MESH_LAB_SLACK`, where other tests
+/// have the processors as well and a process may have to wait for its turn. The tests do no less for it.
+#[must_use]
+pub fn slack() -> u32 {
+    *SLACK_FACTOR
+}
+
+/// Looks until `probe` succeeds and returns what it saw. Every error means "not yet". The timeout is
+/// multiplied by [`patience`] and [`slack`].
 ///
 /// # Errors
 /// When the deadline passes: the last observation, and how long was waited for what.
 pub fn wait_until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let begin = Instant::now();
-    let timeout = timeout * patience();
+    let timeout = timeout * patience() * slack();
     loop {
         match probe() {
             Ok(value) => return Ok(value),
