@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use crate::model::{
@@ -27,6 +27,8 @@ pub enum DatapathChange {
     UpsertBackend(BackendKey, Backend),
     /// A service appears or its rotation changes.
     UpsertService(ServiceKey, ServiceEntry),
+    /// An IPv6 address of the node is translated to an IPv4 one, at which it answers.
+    AddOwnIpv6(Ipv6Addr, Ipv4Addr),
     /// An address starts to answer.
     AddFrontend(Frontend),
     /// Attach to the host end of a container's veth, which sees its replies and its connections to the node.
@@ -37,6 +39,8 @@ pub enum DatapathChange {
     DetachUplink(String),
     /// An address no longer answers.
     RemoveFrontend(Frontend),
+    /// An IPv6 address is no longer translated.
+    RemoveOwnIpv6(Ipv6Addr, Ipv4Addr),
     /// A service is gone.
     RemoveService(ServiceKey),
     /// A backend is gone: its flows must no longer be delivered.
@@ -63,6 +67,8 @@ impl DatapathChange {
             | Self::RemovePeer(_)
             | Self::UpsertMasquerade(..)
             | Self::RemoveMasquerade(_)
+            | Self::AddOwnIpv6(..)
+            | Self::RemoveOwnIpv6(..)
             | Self::AttachContainer(_)
             | Self::DetachContainer(_)
             | Self::AttachUplink(..)
@@ -75,6 +81,7 @@ impl DatapathChange {
     pub fn is_removal(&self) -> bool {
         match self {
             Self::RemoveFrontend(_)
+            | Self::RemoveOwnIpv6(..)
             | Self::RemoveService(_)
             | Self::RemoveBackend(_)
             | Self::RemovePeer(_)
@@ -87,6 +94,7 @@ impl DatapathChange {
             | Self::UpsertMasquerade(..)
             | Self::UpsertBackend(..)
             | Self::UpsertService(..)
+            | Self::AddOwnIpv6(..)
             | Self::AddFrontend(_)
             | Self::AttachContainer(_)
             | Self::AttachUplink(..) => false,
@@ -103,6 +111,8 @@ impl DatapathChange {
             | Self::UpsertMasquerade(..)
             | Self::UpsertBackend(..)
             | Self::UpsertService(..)
+            | Self::AddOwnIpv6(..)
+            | Self::RemoveOwnIpv6(..)
             | Self::AddFrontend(_)
             | Self::RemoveFrontend(_)
             | Self::RemoveService(_)
@@ -130,6 +140,7 @@ impl fmt::Display for DatapathChange {
             Self::RemoveMasquerade(key) => write!(formatter, "remove masquerade {key}"),
             Self::UpsertBackend(key, backend) => write!(formatter, "set backend {key} {backend}"),
             Self::UpsertService(key, service) => write!(formatter, "set service {key} {service}"),
+            Self::AddOwnIpv6(address, mapped) => write!(formatter, "translate {address} to {mapped}"),
             Self::AddFrontend(frontend) => write!(formatter, "add frontend {frontend}"),
             Self::AttachContainer(index) => write!(formatter, "attach to container interface {index}"),
             Self::AttachUplink(name, uplink) => {
@@ -141,6 +152,9 @@ impl fmt::Display for DatapathChange {
             }
             Self::DetachUplink(name) => write!(formatter, "detach from uplink {name}"),
             Self::RemoveFrontend(frontend) => write!(formatter, "remove frontend {frontend}"),
+            Self::RemoveOwnIpv6(address, mapped) => {
+                write!(formatter, "stop to translate {address} to {mapped}")
+            }
             Self::RemoveService(key) => write!(formatter, "remove service {key}"),
             Self::RemoveBackend(key) => write!(formatter, "remove backend {key}"),
             Self::DetachContainer(index) => write!(formatter, "detach from container interface {index}"),
@@ -180,6 +194,8 @@ pub fn fold(state: &mut Desired, change: DatapathChange) {
         DatapathChange::RemoveMasquerade(key) => drop(state.masquerades.remove(&key)),
         DatapathChange::UpsertBackend(key, backend) => drop(state.backends.insert(key, backend)),
         DatapathChange::UpsertService(key, service) => drop(state.services.insert(key, service)),
+        DatapathChange::AddOwnIpv6(address, mapped) => drop(state.own_ipv6.insert(address, mapped)),
+        DatapathChange::RemoveOwnIpv6(address, _) => drop(state.own_ipv6.remove(&address)),
         DatapathChange::AddFrontend(frontend) => drop(state.frontends.insert(frontend)),
         DatapathChange::AttachContainer(index) => drop(state.container_interfaces.insert(index)),
         DatapathChange::AttachUplink(name, uplink) => drop(state.uplinks.insert(name, uplink)),
@@ -217,9 +233,35 @@ fn retire(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
         }
     }
     changes.extend(replaced.into_iter().map(DatapathChange::RemoveBackend));
+    changes.extend(retire_ipv6(old, new));
     changes
         .extend(recreated(&old.uplinks, &new.uplinks).map(|name| DatapathChange::DetachUplink(name.clone())));
     changes
+}
+
+/// Removes the IPv6 addresses that are translated to another IPv4 one than before, with their frontends: the
+/// old one may be another address's next.
+fn retire_ipv6(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
+    let moved: BTreeMap<Ipv4Addr, Ipv6Addr> = old
+        .own_ipv6
+        .iter()
+        .filter(|(address, mapped)| {
+            let is_moved = new.own_ipv6.get(*address).is_some_and(|next| next != *mapped);
+            let is_taken = |(other, next): (&Ipv6Addr, &Ipv4Addr)| other != *address && next == *mapped;
+            is_moved || new.own_ipv6.iter().any(is_taken)
+        })
+        .map(|(address, mapped)| (*mapped, *address))
+        .collect();
+    let frontends = old.frontends.iter();
+    let frontends = frontends.filter(|frontend| moved.contains_key(&frontend.address));
+    frontends
+        .map(|frontend| DatapathChange::RemoveFrontend(*frontend))
+        .chain(
+            moved
+                .iter()
+                .map(|(mapped, address)| DatapathChange::RemoveOwnIpv6(*address, *mapped)),
+        )
+        .collect()
 }
 
 fn recreated<'a>(
@@ -263,6 +305,10 @@ fn difference(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
             .map(|(key, service)| DatapathChange::UpsertService(*key, service.clone())),
     );
     changes.extend(
+        upserts(&old.own_ipv6, &new.own_ipv6)
+            .map(|(address, mapped)| DatapathChange::AddOwnIpv6(*address, *mapped)),
+    );
+    changes.extend(
         new.frontends
             .difference(&old.frontends)
             .map(|frontend| DatapathChange::AddFrontend(*frontend)),
@@ -278,6 +324,12 @@ fn difference(old: &Desired, new: &Desired) -> Vec<DatapathChange> {
         old.frontends
             .difference(&new.frontends)
             .map(|frontend| DatapathChange::RemoveFrontend(*frontend)),
+    );
+    changes.extend(
+        old.own_ipv6
+            .iter()
+            .filter(|(address, _)| !new.own_ipv6.contains_key(*address))
+            .map(|(address, mapped)| DatapathChange::RemoveOwnIpv6(*address, *mapped)),
     );
     changes.extend(removals(&old.services, &new.services).map(|key| DatapathChange::RemoveService(*key)));
     changes.extend(removals(&old.backends, &new.backends).map(|key| DatapathChange::RemoveBackend(*key)));

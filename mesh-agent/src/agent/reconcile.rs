@@ -176,7 +176,7 @@ impl Reconciler {
 }
 
 /// Whether no service can be served as it should be if a change is refused. Leftovers, and what only local
-/// processes need, do no such harm; without a peer, the services with replicas there are refused.
+/// processes or clients of IPv6 need, do no such harm; without a peer, the services with replicas there are refused.
 fn cripples(error: &ChangeError) -> bool {
     let harms = match &error.change {
         DatapathChange::UpsertBackend(..)
@@ -189,6 +189,8 @@ fn cripples(error: &ChangeError) -> bool {
         | DatapathChange::UpsertPeer(..)
         | DatapathChange::UpsertMasquerade(..)
         | DatapathChange::RemoveMasquerade(_)
+        | DatapathChange::AddOwnIpv6(..)
+        | DatapathChange::RemoveOwnIpv6(..)
         | DatapathChange::DetachUplink(_)
         | DatapathChange::RemoveFrontend(_)
         | DatapathChange::RemoveService(_)

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ pub struct Dump {
     pub services: Vec<DumpedService>,
     /// Backends, draining ones included; eBPF only.
     pub backends: Vec<DumpedBackend>,
+    /// The node's IPv6 addresses that are translated; eBPF only.
+    #[serde(default)]
+    pub own_ipv6: Vec<DumpedIpv6>,
     /// Where services are answered; eBPF only.
     pub frontends: Vec<DumpedFrontend>,
     /// Peers and the next hops to them; eBPF only.
@@ -83,6 +86,15 @@ pub struct DumpedBackend {
     pub tag: u16,
     /// Where its packets go.
     pub location: Location,
+}
+
+/// An IPv6 address of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DumpedIpv6 {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// The IPv4 address that stands for it in frontends.
+    pub mapped: Ipv4Addr,
 }
 
 /// An answered address.
@@ -180,6 +192,7 @@ impl fmt::Display for Dump {
         }
         section(formatter, "services", &self.services)?;
         section(formatter, "backends", &self.backends)?;
+        section(formatter, "IPv6 addresses", &self.own_ipv6)?;
         section(formatter, "frontends", &self.frontends)?;
         section(formatter, "peers", &self.peers)?;
         section(formatter, "masquerades", &self.masquerades)?;
@@ -260,6 +273,12 @@ impl fmt::Display for DumpedBackend {
             ),
             Location::Remote(node) => write!(formatter, "on {node} port {target_port}"),
         }
+    }
+}
+
+impl fmt::Display for DumpedIpv6 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} as {}", self.address, self.mapped)
     }
 }
 

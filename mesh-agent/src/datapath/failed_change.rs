@@ -50,6 +50,12 @@ pub(in crate::datapath) fn restore(state: &mut Desired, before: &Desired, change
                 false => DatapathChange::RemoveFrontend(*frontend),
             }
         }
+        DatapathChange::AddOwnIpv6(address, mapped) | DatapathChange::RemoveOwnIpv6(address, mapped) => {
+            match before.own_ipv6.get(address) {
+                Some(before) => DatapathChange::AddOwnIpv6(*address, *before),
+                None => DatapathChange::RemoveOwnIpv6(*address, *mapped),
+            }
+        }
         DatapathChange::AttachContainer(index) | DatapathChange::DetachContainer(index) => {
             match before.container_interfaces.contains(index) {
                 true => DatapathChange::AttachContainer(*index),

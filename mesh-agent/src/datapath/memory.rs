@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode,
     dump::{
-        Dump, DumpedBackend, DumpedFrontend, DumpedMasquerade, DumpedPeer, DumpedPolicy, DumpedService,
-        DumpedSettings,
+        Dump, DumpedBackend, DumpedFrontend, DumpedIpv6, DumpedMasquerade, DumpedPeer, DumpedPolicy,
+        DumpedService, DumpedSettings,
     },
     ebpf::{
         dump::choice_name,
@@ -88,6 +88,10 @@ fn dump(state: &Desired) -> Dump {
         tag: task_tag(&backend.task),
         location: backend.location,
     });
+    let own_ipv6 = state.own_ipv6.iter().map(|(address, mapped)| DumpedIpv6 {
+        address: *address,
+        mapped: *mapped,
+    });
     let mut frontends: Vec<_> = state
         .frontends
         .iter()
@@ -126,6 +130,7 @@ fn dump(state: &Desired) -> Dump {
         }),
         services: services.collect(),
         backends: backends.collect(),
+        own_ipv6: own_ipv6.collect(),
         frontends,
         peers: peers.collect(),
         masquerades: masquerades.collect(),

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     str::FromStr,
     sync::Arc,
 };
@@ -26,6 +26,9 @@ pub struct Local {
     pub leaving: bool,
     /// Every IPv4 address of the host's network namespace except 127.0.0.0/8.
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// The IPv6 addresses of that namespace at which services are answered; empty where IPv6 is not served.
+    #[serde(default)]
+    pub ipv6_addresses: BTreeSet<Ipv6Addr>,
     /// Running containers of Swarm tasks, by task.
     pub containers: BTreeMap<TaskId, Container>,
     /// The networks of those containers, by the host ends of their veths.

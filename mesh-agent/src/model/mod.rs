@@ -15,6 +15,7 @@ pub mod health;
 mod idle_limits;
 mod limits;
 pub mod local;
+pub mod mapped;
 mod node_condition;
 mod node_policy;
 pub mod occupied;

@@ -118,6 +118,12 @@ impl From<Ipv4Addr> for Prefix {
     }
 }
 
+impl From<Ipv6Addr> for Prefix {
+    fn from(address: Ipv6Addr) -> Self {
+        Self::of(address, 128)
+    }
+}
+
 impl Serialize for Prefix {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

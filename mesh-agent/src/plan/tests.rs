@@ -7,6 +7,7 @@ use crate::{
     datapath::{Datapath, memory::MemoryDatapath},
     model::{
         BackendState, Balance, Container, IdleLimits, Location, MacAddress, Protocol, ReturnMode, Subnet,
+        mapped::is_own,
     },
 };
 
@@ -68,10 +69,18 @@ prop_compose! {
         addresses in prop::collection::btree_set(address(), 0..3),
         peers in prop::collection::btree_map(address(), any::<Option<Option<u32>>>(), 0..4),
         uplinks in prop::collection::btree_map("eth[0-2]", host_interface(), 0..3),
+        own_ipv6 in prop::collection::btree_map(0_u16..4, 0_u8..5, 0..4),
         masquerades in prop::collection::btree_map((10_u32..14, 22_u8..26), address(), 0..4),
         dsr in any::<bool>(),
     ) -> Desired {
         let mut state = Desired { uplinks, ..Desired::default() };
+        for (address, mapped) in own_ipv6 {
+            let mapped = Ipv4Addr::new(252, 0, 0, mapped);
+            // No two have the same.
+            if state.own_ipv6.values().all(|other| *other != mapped) {
+                state.own_ipv6.insert(Ipv6Addr::from_bits(address.into()), mapped);
+            }
+        }
         for ((interface, prefix), source) in masquerades {
             let clients = Subnet::of(Ipv4Addr::new(10, 0, 0, 0), prefix);
             state.masquerades.insert(Masquerade { interface, clients }, source);
@@ -120,7 +129,7 @@ prop_compose! {
                 }
                 state.backends.insert(backend_key, backend);
             }
-            for address in &addresses {
+            for address in addresses.iter().chain(state.own_ipv6.values()) {
                 state.frontends.insert(Frontend { address: *address, service: key });
             }
             state.services.insert(key, entry);
@@ -136,7 +145,13 @@ fn check_closed(state: &Desired) -> Result<(), TestCaseError> {
             state.services.contains_key(&frontend.service),
             "{frontend:?} has no service"
         );
+        prop_assert!(
+            !is_own(frontend.address) || state.own_ipv6.values().any(|mapped| *mapped == frontend.address),
+            "{frontend:?} has no IPv6 address"
+        );
     }
+    let stand_ins: BTreeSet<_> = state.own_ipv6.values().collect();
+    prop_assert_eq!(stand_ins.len(), state.own_ipv6.len());
     for (key, service) in &state.services {
         for backend in &service.active {
             prop_assert!(state.backends.contains_key(backend), "{key:?} lacks {backend:?}");
@@ -245,5 +260,37 @@ fn an_uplink_with_another_mtu_is_not_detached() {
                 ..INTERFACE
             }
         )]
+    );
+}
+
+#[test]
+fn an_ipv6_address_is_translated_before_it_answers_and_until_it_no_longer_does() {
+    let key = ServiceKey {
+        protocol: Protocol::Tcp,
+        port: 9200,
+    };
+    let (address, mapped) = (Ipv6Addr::LOCALHOST, Ipv4Addr::new(252, 0, 0, 1));
+    let frontend = Frontend {
+        address: mapped,
+        service: key,
+    };
+    let served = Desired {
+        own_ipv6: [(address, mapped)].into(),
+        frontends: [frontend].into(),
+        ..Desired::default()
+    };
+    assert_eq!(
+        plan(&Desired::default(), &served),
+        [
+            DatapathChange::AddOwnIpv6(address, mapped),
+            DatapathChange::AddFrontend(frontend),
+        ]
+    );
+    assert_eq!(
+        plan(&served, &Desired::default()),
+        [
+            DatapathChange::RemoveFrontend(frontend),
+            DatapathChange::RemoveOwnIpv6(address, mapped),
+        ]
     );
 }

@@ -210,6 +210,7 @@ impl Agent {
             datapath: NodeDatapath::Unknown,
             leaving: self.announcement.is_leaving(),
             addresses: network.addresses.clone(),
+            ipv6_addresses: BTreeSet::new(),
             containers: containers.containers.clone(),
             attached: containers.attached.clone(),
             uplinks: network.uplinks.clone(),

@@ -16,7 +16,7 @@ use super::{
             DumpedService, DumpedSettings,
         },
     },
-    failed,
+    failed, mapped,
     maps::Maps,
     tables::{CLOSED, masquerade, policies, service_key},
 };
@@ -35,6 +35,7 @@ pub(super) fn read(maps: &Maps, flows: usize) -> Result<Dump, DatapathError> {
         }),
         services: services(maps)?,
         backends: backends(maps)?,
+        own_ipv6: mapped::own(maps)?,
         frontends: frontends(maps)?,
         peers: peers(maps)?,
         masquerades: masquerades(maps)?,

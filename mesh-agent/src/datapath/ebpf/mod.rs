@@ -17,6 +17,7 @@ mod flows;
 mod frame;
 mod hooks;
 mod host_macs;
+mod mapped;
 mod maps;
 mod monitor;
 mod options;
@@ -199,6 +200,8 @@ impl EbpfDatapath {
             DatapathChange::UpsertService(key, service) => {
                 self.tables.upsert_service(&mut self.maps, *key, service)
             }
+            DatapathChange::AddOwnIpv6(address, to) => mapped::add_own(&mut self.maps, *address, *to),
+            DatapathChange::RemoveOwnIpv6(address, to) => mapped::remove_own(&mut self.maps, *address, *to),
             DatapathChange::AddFrontend(frontend) => self.tables.add_frontend(&mut self.maps, *frontend),
             DatapathChange::AttachContainer(index) => self.attachments.container(&mut self.programs, *index),
             DatapathChange::AttachUplink(name, uplink) => {
@@ -329,12 +332,13 @@ impl Datapath for EbpfDatapath {
         self.tables.sent_keys()
     }
 
-    fn prune(&mut self, _: &Desired) -> Result<(), DatapathError> {
+    fn prune(&mut self, desired: &Desired) -> Result<(), DatapathError> {
         // The changes so far have claimed what is desired.
         self.tables.remove_unclaimed(&mut self.maps)?;
         if let Some((_, error)) = self.tables.settle(&mut self.maps).into_iter().next() {
             return Err(error);
         }
+        mapped::retain_own(&mut self.maps, &desired.own_ipv6)?;
         self.attachments.remove_unclaimed()?;
         self.takeover.finish()?;
         self.attachments.forget_replaced();

@@ -319,6 +319,8 @@ impl Datapath for IpvsDatapath {
                 | DatapathChange::UpsertBackend(..)
                 | DatapathChange::UpsertService(..)
                 | DatapathChange::RemoveService(_)
+                | DatapathChange::AddOwnIpv6(..)
+                | DatapathChange::RemoveOwnIpv6(..)
                 | DatapathChange::AddFrontend(_)
                 | DatapathChange::RemoveFrontend(_)
                 | DatapathChange::AttachContainer(_)

@@ -11,7 +11,7 @@ use super::{
     published::{closed, interface_policy},
     types::ServiceKey,
 };
-use crate::model::{Ingress, Local, Node, NodeDatapath, PortPolicy, Service, SourcePolicy};
+use crate::model::{Ingress, Local, Node, NodeDatapath, PortPolicy, Prefix, Service, SourcePolicy};
 
 /// Who may come in, and where.
 #[derive(Debug, Default)]
@@ -23,7 +23,8 @@ pub(super) struct Access {
 }
 
 /// The access to a published port, `of_node` being whom the node's own policy lets in; or the rule for which
-/// the port is left to Docker's mesh. Packets to IPVS do not pass DOCKER-USER, and neither its rules nor
+/// the port is left to Docker's mesh; `addresses` are those of the node, as frontends have them and as they
+/// are. Packets to IPVS do not pass DOCKER-USER, and neither its rules nor
 /// labels are translated for it.
 pub(super) fn access(
     local: &Local,
@@ -31,12 +32,13 @@ pub(super) fn access(
     key: ServiceKey,
     service: &Service,
     of_node: Option<Arc<SourcePolicy>>,
+    addresses: &BTreeMap<Ipv4Addr, Prefix>,
     combined: &mut Combined,
 ) -> Result<Access, Arc<str>> {
     let of_host = host_policy(local, key)?;
     let of_clients = (!service.clients.are_all()).then(|| service.clients.rules());
     let of_interfaces = interface_policy(&service.publish_on, &local.uplinks);
-    let closed = closed(&service.publish_on, &local.node, own, &local.addresses);
+    let closed = closed(&service.publish_on, &local.node, own, addresses);
     if local.datapath == NodeDatapath::Ipvs {
         if of_node.is_some() {
             return Err("the node's own rules (setting policy), which do not hold on IPVS".into());

@@ -1,6 +1,6 @@
 //! Computes the desired data path.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use super::{
     access::{Access, Combined, access},
@@ -12,7 +12,9 @@ use super::{
         Settings,
     },
 };
-use crate::model::{Attached, Cluster, Compiled, FULL_SHARE, Local, NextHop, TaskId};
+use crate::model::{
+    Attached, Cluster, Compiled, FULL_SHARE, Local, NextHop, NodeDatapath, Prefix, TaskId, mapped,
+};
 
 /// Computes what this node's data path must look like.
 ///
@@ -41,6 +43,10 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         },
         ..Desired::default()
     };
+    // No other data path translates.
+    if local.datapath == NodeDatapath::Ebpf {
+        desired.own_ipv6 = mapped::own(&local.ipv6_addresses);
+    }
     for (id, node) in &cluster.nodes {
         if *id != local.node && !node.address.is_unspecified() {
             let next_hop = local.next_hops.get(&node.address).map(|hop| NextHop {
@@ -50,6 +56,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             desired.peers.insert(node.address, next_hop);
         }
     }
+    let addresses = node_addresses(local, &desired);
     let own = cluster.nodes.get(&local.node);
     let uplinks = local.uplinks.iter();
     let uplinks = uplinks.map(|(name, uplink)| (name.as_str(), uplink.index));
@@ -75,12 +82,12 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
             // the port stays with the first by id, whatever their order.
             desired.services.entry(key).or_insert_with(|| {
                 let of_node = of_node.of(key.protocol, key.port);
-                let access = access(local, own, key, service, of_node, &mut combined);
+                let access = access(local, own, key, service, of_node, &addresses, &mut combined);
                 if let Err(rule) = &access {
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }
                 if !local.leaving && !is_left && !unreached.contains(id) && access.is_ok() {
-                    for address in local.addresses.iter().copied().chain([service_address]) {
+                    for address in addresses.keys().copied().chain([service_address]) {
                         desired.frontends.insert(Frontend {
                             address,
                             service: key,
@@ -111,6 +118,15 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
         }
     }
     desired
+}
+
+/// The addresses of frontends on this node, and what they are outside of the data path.
+fn node_addresses(local: &Local, desired: &Desired) -> BTreeMap<Ipv4Addr, Prefix> {
+    let ipv4 = local.addresses.iter();
+    let ipv6 = desired.own_ipv6.iter();
+    ipv4.map(|address| (*address, Prefix::from(*address)))
+        .chain(ipv6.map(|(address, mapped)| (*mapped, Prefix::from(*address))))
+        .collect()
 }
 
 /// As for what containers send out of the node, the source becomes the node's address; but if the container

@@ -10,23 +10,21 @@ use crate::model::{
     HostInterface, Ingress, Node, Prefix, PublishOn, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts,
 };
 
-/// Those of a node's addresses at which a service is not published.
+/// Those of a node's addresses, as frontends have them, at which a service is not published.
 pub(super) fn closed(
     publish_on: &PublishOn,
     id: &str,
     node: Option<&Node>,
-    addresses: &BTreeSet<Ipv4Addr>,
+    addresses: &BTreeMap<Ipv4Addr, Prefix>,
 ) -> BTreeSet<Ipv4Addr> {
     let mut conditions = publish_on.nodes.iter();
     let is_there = node.is_none_or(|node| conditions.all(|condition| holds(condition, id, node)));
-    let is_open = |address: Ipv4Addr| {
+    let is_open = |address: Prefix| {
         let mut prefixes = publish_on.addresses.iter();
-        is_there
-            && (publish_on.addresses.is_empty()
-                || prefixes.any(|prefix| prefix.contains(Prefix::from(address))))
+        is_there && (publish_on.addresses.is_empty() || prefixes.any(|prefix| prefix.contains(address)))
     };
-    let addresses = addresses.iter().copied();
-    addresses.filter(|address| !is_open(*address)).collect()
+    let closed = addresses.iter().filter(|(_, address)| !is_open(**address));
+    closed.map(|(frontend, _)| *frontend).collect()
 }
 
 /// The interfaces as a policy, if the label names any: clients that come in by another uplink are refused, as
@@ -56,7 +54,17 @@ mod tests {
     use super::*;
     use crate::model::{NodeCondition, NodeRole, NodeSubject};
 
-    const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 0, 2, 1)];
+    /// The last one stands for 2001:db8::1.
+    const ADDRESSES: [Ipv4Addr; 3] = [
+        Ipv4Addr::new(10, 0, 0, 1),
+        Ipv4Addr::new(192, 0, 2, 1),
+        Ipv4Addr::new(252, 0, 0, 1),
+    ];
+
+    fn addresses() -> BTreeMap<Ipv4Addr, Prefix> {
+        let actual = ["10.0.0.1", "192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap());
+        ADDRESSES.into_iter().zip(actual).collect()
+    }
 
     fn node(labels: &[(&str, &str)]) -> Node {
         let labels = labels.iter();
@@ -83,12 +91,17 @@ mod tests {
                 addresses: prefixes.iter().map(|text| text.parse().unwrap()).collect(),
                 ..PublishOn::default()
             };
-            closed(&publish_on, "id1", Some(&node(&[])), &ADDRESSES.into())
+            closed(&publish_on, "id1", Some(&node(&[])), &addresses())
         };
         assert_eq!(closed_by(&[]), [].into());
-        assert_eq!(closed_by(&["10.0.0.0/8"]), [ADDRESSES[1]].into());
-        assert_eq!(closed_by(&["10.0.0.0/8", "192.0.2.1"]), [].into());
-        assert_eq!(closed_by(&["2001:db8::/32"]), ADDRESSES.into());
+        let [_, second, ipv6] = ADDRESSES;
+        assert_eq!(closed_by(&["10.0.0.0/8"]), [second, ipv6].into());
+        assert_eq!(closed_by(&["10.0.0.0/8", "192.0.2.1"]), [ipv6].into());
+        assert_eq!(
+            closed_by(&["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"]),
+            [].into()
+        );
+        assert_eq!(closed_by(&["2001:db9::/32", "252.0.0.0/8"]), ADDRESSES.into());
     }
 
     #[test]
@@ -114,7 +127,7 @@ mod tests {
                 nodes,
                 ..PublishOn::default()
             };
-            let closed = closed(&publish_on, "id1", Some(&node(labels)), &ADDRESSES.into());
+            let closed = closed(&publish_on, "id1", Some(&node(labels)), &addresses());
             let expected = if is_open { [].into() } else { ADDRESSES.into() };
             assert_eq!(closed, expected, "{publish_on} {labels:?}");
         }

@@ -11,6 +11,7 @@ use crate::model::{
 };
 
 mod health;
+mod ipv6;
 mod reachability;
 
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);

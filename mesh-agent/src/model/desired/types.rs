@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -19,7 +19,9 @@ use crate::model::{
 pub struct Desired {
     /// Addresses and ports that are answered.
     pub frontends: BTreeSet<Frontend>,
-    /// The services behind them, by the protocol and published port that name them.
+    /// The node's IPv6 addresses that are answered, and the IPv4 ones that stand for them in frontends.
+    pub own_ipv6: BTreeMap<Ipv6Addr, Ipv4Addr>,
+    /// The services behind the frontends, by the protocol and published port that name them.
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
     /// Those of them whose port is never a frontend, and what it is.
     pub left: BTreeMap<ServiceKey, String>,
@@ -59,7 +61,7 @@ pub struct Settings {
 /// One answered (address, port, protocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Frontend {
-    /// A node's address, or the mesh's service address.
+    /// A node's address, one that stands for a node's IPv6 address, or the mesh's service address.
     pub address: Ipv4Addr,
     /// Which service answers: its protocol and published port.
     pub service: ServiceKey,
