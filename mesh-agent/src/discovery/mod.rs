@@ -14,7 +14,7 @@ mod route_to;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use crate::model::{HostInterface, MacAddress, NextHop, Subnet};
@@ -33,6 +33,8 @@ pub struct NetworkState {
     pub interest: Interest,
     /// Every IPv4 address of the host's namespace except 127.0.0.0/8.
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// Its global and unique-local IPv6 addresses.
+    pub ipv6_addresses: BTreeSet<Ipv6Addr>,
     /// The MAC addresses of the host's interfaces, those of containers' veths excepted: a macvlan's or a
     /// bridge's frames arrive by the interface below it, with an address of its own.
     pub macs: BTreeSet<MacAddress>,

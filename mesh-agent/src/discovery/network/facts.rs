@@ -1,5 +1,7 @@
 //! What netlink has reported so far, and the network state that follows from it. No I/O.
 
+mod ipv6;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -14,6 +16,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 
+use self::ipv6::Ipv6Addresses;
 use super::{Interest, NetworkOptions, NetworkState};
 use crate::{
     mesh0,
@@ -90,6 +93,7 @@ pub(super) struct Facts {
     links: BTreeMap<u32, Link>,
     /// Interface, address and prefix length: an address may exist with two lengths.
     addresses: BTreeSet<(u32, Ipv4Addr, u8)>,
+    ipv6_addresses: Ipv6Addresses,
     /// Usable neighbours only.
     neighbours: BTreeMap<(u32, Ipv4Addr), MacAddress>,
     pub(super) default_interfaces: BTreeSet<u32>,
@@ -181,11 +185,15 @@ impl Facts {
         let index = message.header.index;
         self.links.remove(&index);
         self.addresses.retain(|(interface, ..)| *interface != index);
+        self.ipv6_addresses.remove_interface(index);
         self.neighbours.retain(|(interface, _), _| *interface != index);
         Effect::Routes
     }
 
     pub(super) fn add_address(&mut self, message: &AddressMessage) -> Effect {
+        if message.header.family == AddressFamily::Inet6 {
+            return state_if(self.ipv6_addresses.add(message));
+        }
         match address(message) {
             Some(key) if self.addresses.insert(key) => Effect::Routes,
             _ => Effect::None,
@@ -193,6 +201,9 @@ impl Facts {
     }
 
     fn remove_address(&mut self, message: &AddressMessage) -> Effect {
+        if message.header.family == AddressFamily::Inet6 {
+            return state_if(self.ipv6_addresses.remove(message));
+        }
         match address(message) {
             Some(key) if self.addresses.remove(&key) => Effect::Routes,
             _ => Effect::None,
@@ -233,11 +244,7 @@ impl Facts {
 
     fn neighbour_effect(&self, (interface, next): (u32, Ipv4Addr), changed: bool) -> Effect {
         let leads_to_peer = |path: &Path| (path.interface, path.next) == (interface, next);
-        if changed && self.paths.values().any(leads_to_peer) {
-            Effect::State
-        } else {
-            Effect::None
-        }
+        state_if(changed && self.paths.values().any(leads_to_peer))
     }
 
     /// The neighbours that lead to peers and that the kernel should resolve; with `verify`, also those that
@@ -264,12 +271,13 @@ impl Facts {
             interest: interest.clone(),
             ..NetworkState::default()
         };
+        let is_ours = |interface: u32| {
+            let link = self.links.get(&interface);
+            link.is_some_and(|link| mesh0::is_ours(&link.name))
+        };
+        state.ipv6_addresses = self.ipv6_addresses.of(|interface| !is_ours(interface));
         for (interface, address, _) in &self.addresses {
-            let ours = self
-                .links
-                .get(interface)
-                .is_some_and(|link| mesh0::is_ours(&link.name));
-            if !ours && !address.is_loopback() && *address != options.service_address {
+            if !is_ours(*interface) && !address.is_loopback() && *address != options.service_address {
                 state.addresses.insert(*address);
             }
         }
@@ -381,6 +389,11 @@ impl Link {
     fn is_outside(&self) -> bool {
         self.kind != Kind::Loopback && !mesh0::is_ours(&self.name)
     }
+}
+
+/// The effect of what changes the state, or nothing.
+fn state_if(changed: bool) -> Effect {
+    if changed { Effect::State } else { Effect::None }
 }
 
 /// What a link's details say of its kind.

@@ -113,6 +113,7 @@ pub fn watch_network(
         MulticastGroup::Link,
         MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
     ];

@@ -1,6 +1,11 @@
 //! The watcher against a real kernel, in a network namespace of its own. Needs root.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+    process::Command,
+    time::Duration,
+};
 
 use mesh_support::watched::Watched as _;
 use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
@@ -82,6 +87,48 @@ fn addresses_come_and_go() {
             .until("it is gone", |state| {
                 state.addresses == BTreeSet::from([address("192.0.2.1")])
             })
+            .await;
+    });
+}
+
+#[test]
+fn ipv6_addresses_come_when_no_one_else_has_them_and_go() {
+    in_namespace(|| async {
+        // The wire's other end is in this namespace, and answers for the address that the first one tries.
+        ip("link add wire0 type veth peer name wire1");
+        ip("address add fd00::dd/64 dev wire1 nodad");
+        ip("link set wire0 up");
+        ip("link set wire1 up");
+        ip("link set lo up");
+        ip("link add mesh0 type bridge");
+        ip("address add fd00::5/64 dev mesh0 nodad");
+        ip("address add 2001:db8::7/128 dev lo");
+        let found = |texts: &[&str]| -> BTreeSet<Ipv6Addr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let mut watched = Watched::start(&[]);
+        let state = watched.until("it has listed", |_| true).await;
+        assert_eq!(state.ipv6_addresses, found(&["fd00::dd", "2001:db8::7"]));
+        ip("address add fd00::dd/64 dev wire0");
+        ip("address add fd00::1/64 dev wire0");
+        let state = watched
+            .until("the address is verified", |state| {
+                state.ipv6_addresses.contains(&"fd00::1".parse().unwrap())
+            })
+            .await;
+        assert_eq!(
+            state.ipv6_addresses,
+            found(&["fd00::1", "fd00::dd", "2001:db8::7"])
+        );
+        ip("address del fd00::dd/64 dev wire1");
+        let two = found(&["fd00::1", "2001:db8::7"]);
+        watched
+            .until("the other's address is gone", |state| state.ipv6_addresses == two)
+            .await;
+        ip("address del fd00::1/64 dev wire0");
+        ip("address del 2001:db8::7/128 dev lo");
+        watched
+            .until("all are gone", |state| state.ipv6_addresses.is_empty())
             .await;
     });
 }
