@@ -1,8 +1,10 @@
-//! The device that local processes' connections leave by: `mesh0`, one end of a veth pair, with a route to
+//! The device that local processes' connections, and answers to IPv6 clients, leave by: `mesh0`, one end of a veth pair, with a route to
 //! the service address. Imports the model only. The data path attaches a program to its egress.
 //!
 //! A packet that the program does not handle goes nowhere: without ARP, the kernel addresses frames on
 //! `mesh0` to `mesh0`'s own MAC address, so that `mesh1` drops them as meant for another host.
+
+mod clients;
 
 use std::net::Ipv4Addr;
 
@@ -32,8 +34,10 @@ pub struct Settings {
     pub service_address: Ipv4Addr,
     /// Source address of connections that leave by it: this node's address as its peers know it.
     pub node_address: Ipv4Addr,
-    /// MTU of the uplink, bytes.
+    /// The smallest MTU of an uplink, bytes.
     pub uplink_mtu: u32,
+    /// Whether IPv6 clients are served, to whom answers leave by it too.
+    pub ipv6: bool,
 }
 
 /// The device could not be set up or removed.
@@ -223,13 +227,14 @@ mod tests {
 
     use super::*;
 
-    const SETTINGS: Settings = Settings {
+    pub(super) const SETTINGS: Settings = Settings {
         service_address: Ipv4Addr::new(169, 254, 96, 1),
         node_address: Ipv4Addr::new(192, 0, 2, 1),
         uplink_mtu: 1500,
+        ipv6: false,
     };
 
-    fn in_namespace(test: impl AsyncFnOnce() + Send) {
+    pub(super) fn in_namespace(test: impl AsyncFnOnce() + Send) {
         in_new_network(|| {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -240,13 +245,13 @@ mod tests {
         .expect("this test makes a network namespace: run it as root");
     }
 
-    fn ip(arguments: &str) -> String {
+    pub(super) fn ip(arguments: &str) -> String {
         let arguments: Vec<_> = arguments.split_whitespace().collect();
         command::output("ip", &arguments, "").unwrap()
     }
 
     /// A node with its addresses on one end of a wire.
-    fn node() {
+    pub(super) fn node() {
         ip("link set lo up");
         ip("link add wire0 type veth peer name wire1");
         ip("link set wire0 up");

@@ -1,6 +1,6 @@
 //! Which services do not let everyone in everywhere on this node, and why: from the agent's view. Pure.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use super::View;
 use crate::model::{PolicyRule, Prefix, Service, ServiceEntry, ServiceKey};
@@ -39,7 +39,9 @@ fn lines(view: &View, key: ServiceKey, entry: &ServiceEntry) -> Vec<String> {
         )),
         None if entry.closed.is_empty() => None,
         None => {
-            let addresses = shown(entry.closed.iter().map(Ipv4Addr::to_string), ",");
+            let closed = entry.closed.iter();
+            let closed = closed.map(|address| view.desired.actual(*address).to_string());
+            let addresses = shown(closed, ",");
             Some(format!("{name} refuses clients at {addresses} ({label})"))
         }
     };
@@ -117,7 +119,7 @@ fn shown(texts: impl Iterator<Item = String>, separator: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{net::Ipv4Addr, sync::Arc};
 
     use super::*;
     use crate::{
@@ -176,12 +178,22 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_address_that_is_closed_is_named_as_it_is() {
+        let (fixture, _) = fixture::two_nodes();
+        let mapped: Vec<_> = fixture.desired.own_ipv6.values().copied().collect();
+        let lines = access_lines(&with(|_| {}, &mapped));
+        assert!(lines[0].contains("refuses clients at 2001:db8::1"), "{lines:?}");
+    }
+
+    #[test]
     fn a_node_where_a_service_is_not_published_says_so_beside_its_replicas() {
         let label =
-            |service: &mut Service| service.publish_on.addresses = vec!["2001:db8::/32".parse().unwrap()];
-        let view = with(label, &[OWN, OTHER]);
+            |service: &mut Service| service.publish_on.addresses = vec!["2001:db9::/32".parse().unwrap()];
+        let (fixture, _) = fixture::two_nodes();
+        let ipv6 = fixture.desired.own_ipv6.values().copied();
+        let view = with(label, &[OWN, OTHER].into_iter().chain(ipv6).collect::<Vec<_>>());
         let line = "web (tcp/9200) is not published on this node, whose own processes alone reach it \
-                    (mesh.publish-on=2001:db8::/32)";
+                    (mesh.publish-on=2001:db9::/32)";
         assert_eq!(access_lines(&view), [line]);
         let shown = routes(&view, &Counters::default());
         let mut of_web = shown

@@ -1,7 +1,7 @@
 //! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever
 //! added, so that `meshctl` and the agent may be of different releases.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +46,11 @@ pub struct Route {
     pub protocol: Protocol,
     /// The published port.
     pub port: u16,
-    /// Every address that answers on the port on this node.
+    /// Every IPv4 address that answers on the port on this node.
     pub frontends: Vec<Ipv4Addr>,
+    /// Every IPv6 address that does.
+    #[serde(default)]
+    pub ipv6_frontends: Vec<Ipv6Addr>,
     /// The replica; `None` if the service has none.
     pub backend: Option<RouteBackend>,
     /// Whether new connections go to it.

@@ -1,6 +1,9 @@
 //! Computes the table of routes from the agent's view and counters. Pure.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     View,
@@ -24,7 +27,7 @@ use crate::{
 /// when a replica gets no traffic.
 #[must_use]
 pub fn routes(view: &View, counters: &Counters) -> Routes {
-    let mut addresses = BTreeMap::<ServiceKey, Vec<Ipv4Addr>>::new();
+    let mut addresses = BTreeMap::<ServiceKey, Addresses>::new();
     let is_closed = |frontend: &Frontend| {
         let service = view.desired.services.get(&frontend.service);
         service.is_some_and(|service| service.closed.contains(&frontend.address))
@@ -35,10 +38,11 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
         .iter()
         .filter(|frontend| !is_closed(frontend))
     {
-        addresses
-            .entry(frontend.service)
-            .or_default()
-            .push(frontend.address);
+        let answered = addresses.entry(frontend.service).or_default();
+        match view.desired.actual(frontend.address) {
+            IpAddr::V4(address) => answered.ipv4.push(address),
+            IpAddr::V6(address) => answered.ipv6.push(address),
+        }
     }
     let mut routes = Vec::new();
     for (key, service) in &view.desired.services {
@@ -75,13 +79,20 @@ fn floods(view: &View, counters: &Counters) -> Vec<String> {
         .collect()
 }
 
+/// Where a port is answered.
+#[derive(Clone, Debug, Default)]
+struct Addresses {
+    ipv4: Vec<Ipv4Addr>,
+    ipv6: Vec<Ipv6Addr>,
+}
+
 /// The rows of a service with frontends on this node.
 fn service_routes(
     view: &View,
     counters: &Counters,
     key: ServiceKey,
     service: &ServiceEntry,
-    frontends: &[Ipv4Addr],
+    frontends: &Addresses,
 ) -> Vec<Route> {
     let backends = view.desired.backends.iter();
     let mut rows: Vec<Route> = backends
@@ -140,7 +151,7 @@ fn excluded_routes(
     view: &View,
     key: ServiceKey,
     service: &ServiceEntry,
-    frontends: &[Ipv4Addr],
+    frontends: &Addresses,
 ) -> Vec<Route> {
     let mut rows: Vec<Route> = excluded(view, key, service)
         .map(|(backend, reason)| Route {
@@ -155,13 +166,14 @@ fn excluded_routes(
 }
 
 /// The row of a service without replicas.
-fn route(key: ServiceKey, service: &ServiceEntry, frontends: &[Ipv4Addr]) -> Route {
+fn route(key: ServiceKey, service: &ServiceEntry, frontends: &Addresses) -> Route {
     Route {
         service: service.name.clone(),
         service_id: service.id.clone(),
         protocol: key.protocol,
         port: key.port,
-        frontends: frontends.to_vec(),
+        frontends: frontends.ipv4.clone(),
+        ipv6_frontends: frontends.ipv6.clone(),
         backend: None,
         state: RouteState::NoBackend,
         reason: "no task of the service is running".to_owned(),
@@ -460,6 +472,12 @@ mod tests {
         assert_eq!(first.traffic.connections_total, 7);
         assert_eq!(first.connections_failed, Some(3));
         assert_eq!(first.frontends.len(), 2);
+        let own: Ipv6Addr = "2001:db8::1".parse().unwrap();
+        assert_eq!(
+            first.ipv6_frontends,
+            [own],
+            "as it is, not as the data path has it"
+        );
         assert_eq!(first.reason, "");
     }
 

@@ -199,6 +199,7 @@ pub(crate) mod fixture {
             node: "id1".to_owned(),
             datapath: NodeDatapath::Ebpf,
             addresses: BTreeSet::from([Ipv4Addr::new(192, 168, 0, 1)]),
+            ipv6_addresses: BTreeSet::from(["2001:db8::1".parse().unwrap()]),
             containers: BTreeMap::from([(
                 "t1".to_owned(),
                 Container {

@@ -13,6 +13,8 @@ use crate::{
 pub(super) struct LocalDevice {
     mesh0: Mesh0,
     made: Option<(Settings, HostInterface)>,
+    /// Whether answers to IPv6 clients are routed to it.
+    leads_to_ipv6: bool,
     /// Whether there may be one in the kernel; at first possibly an earlier agent's.
     may_exist: bool,
     trouble: Option<String>,
@@ -23,6 +25,7 @@ impl LocalDevice {
         Ok(Self {
             mesh0: Mesh0::new()?,
             made: None,
+            leads_to_ipv6: false,
             may_exist: true,
             trouble: None,
         })
@@ -31,6 +34,11 @@ impl LocalDevice {
     /// The device, if it is up.
     pub(super) fn interface(&self) -> Option<HostInterface> {
         self.made.map(|(_, interface)| interface)
+    }
+
+    /// Whether answers to IPv6 clients are routed to it.
+    pub(super) fn leads_to_ipv6(&self) -> bool {
+        self.made.is_some() && self.leads_to_ipv6
     }
 
     /// What is wrong with it, in one line.
@@ -52,30 +60,45 @@ impl LocalDevice {
         match self.mesh0.ensure(settings).await {
             Ok(interface) => {
                 self.made = Some((settings, interface));
+                self.ensure_clients(settings, interface).await;
+            }
+            Err(error) => {
+                self.made = None;
+                self.note(
+                    &error,
+                    "; local processes do not reach published ports until this succeeds",
+                );
+            }
+        }
+    }
+
+    async fn ensure_clients(&mut self, settings: Settings, interface: HostInterface) {
+        match self.mesh0.ensure_clients(settings, interface).await {
+            Ok(()) => {
+                self.leads_to_ipv6 = settings.ipv6;
                 self.trouble = None;
             }
             Err(error) => {
-                let trouble = error_chain(&error);
-                if self.trouble.as_ref() != Some(&trouble) {
-                    warn!("{trouble}; local processes do not reach published ports until this succeeds");
-                }
-                self.made = None;
-                self.trouble = Some(trouble);
+                self.leads_to_ipv6 = false;
+                self.note(&error, "; IPv6 is not served until this succeeds");
             }
         }
+    }
+
+    /// Keeps what went wrong, and logs it unless it was so before.
+    fn note(&mut self, error: &Mesh0Error, consequence: &str) {
+        let trouble = error_chain(error);
+        if self.trouble.as_ref() != Some(&trouble) {
+            warn!("{trouble}{consequence}");
+        }
+        self.trouble = Some(trouble);
     }
 
     /// Removes it, if it may exist; a refusal is logged once, and the next call retries.
     pub(super) async fn release(&mut self) {
         match self.remove().await {
             Ok(()) => self.trouble = None,
-            Err(error) => {
-                let trouble = error_chain(&error);
-                if self.trouble.as_ref() != Some(&trouble) {
-                    warn!("{trouble}");
-                }
-                self.trouble = Some(trouble);
-            }
+            Err(error) => self.note(&error, ""),
         }
     }
 

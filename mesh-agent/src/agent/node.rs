@@ -3,6 +3,7 @@
 
 mod act;
 mod converge;
+mod ipv6;
 mod settings;
 mod targets;
 

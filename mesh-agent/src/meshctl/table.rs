@@ -52,10 +52,11 @@ fn route_rows(answer: &Routes, all_frontends: bool) -> String {
 
 fn route_cells(route: &Route, all_frontends: bool) -> Vec<Cell> {
     let frontend = if all_frontends {
-        let addresses = route.frontends.iter();
-        let all: Vec<_> = addresses
-            .map(|address| format!("{address}:{}", route.port))
-            .collect();
+        let ipv4 = route.frontends.iter();
+        let ipv4 = ipv4.map(|address| format!("{address}:{}", route.port));
+        let ipv6 = route.ipv6_frontends.iter();
+        let ipv6 = ipv6.map(|address| format!("[{address}]:{}", route.port));
+        let all: Vec<_> = ipv4.chain(ipv6).collect();
         all.join(",")
     } else {
         format!("*:{}", route.port)
@@ -372,6 +373,7 @@ mod tests {
             protocol: Protocol::Tcp,
             port: 9200,
             frontends: vec![[192, 168, 0, 1].into(), [169, 254, 96, 1].into()],
+            ipv6_frontends: vec!["2001:db8::1".parse().unwrap()],
             backend,
             state,
             reason: reason.to_owned(),
@@ -444,7 +446,7 @@ mod tests {
 
     #[test]
     fn all_frontends_are_listed_on_request() {
-        assert!(routes(&answer(), true).contains("192.168.0.1:9200,169.254.96.1:9200"));
+        assert!(routes(&answer(), true).contains("192.168.0.1:9200,169.254.96.1:9200,[2001:db8::1]:9200"));
     }
 
     #[test]

@@ -330,6 +330,7 @@ fn make_mesh0(node_address: Ipv4Addr) -> Result<HostInterface> {
         service_address: SERVICE_ADDRESS,
         node_address,
         uplink_mtu: MTU,
+        ipv6: false,
     };
     with_mesh0(async |mesh0| mesh0.ensure(settings).await)
 }

@@ -301,6 +301,7 @@ impl Agent {
             service_address: self.options.service_address,
             node_address,
             uplink_mtu,
+            ipv6: !self.ipv6_addresses().is_empty(),
         };
         self.device.ensure(settings).await;
     }

@@ -210,7 +210,11 @@ impl Agent {
             datapath: NodeDatapath::Unknown,
             leaving: self.announcement.is_leaving(),
             addresses: network.addresses.clone(),
-            ipv6_addresses: BTreeSet::new(),
+            ipv6_addresses: if self.device.leads_to_ipv6() {
+                self.ipv6_addresses()
+            } else {
+                BTreeSet::new()
+            },
             containers: containers.containers.clone(),
             attached: containers.attached.clone(),
             uplinks: network.uplinks.clone(),

@@ -171,6 +171,7 @@ pub(super) mod tests {
                 _ => 9200,
             },
             frontends: Vec::new(),
+            ipv6_frontends: Vec::new(),
             backend: Some(RouteBackend {
                 task: task.to_owned(),
                 task_id: format!("{task}-id"),

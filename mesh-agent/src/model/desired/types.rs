@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -43,6 +43,18 @@ pub struct Desired {
     pub inexpressible: BTreeMap<ServiceKey, Arc<str>>,
     /// Node-wide settings.
     pub settings: Settings,
+}
+
+impl Desired {
+    /// The address of the node that a frontend's address is, or stands for.
+    #[must_use]
+    pub fn actual(&self, frontend: Ipv4Addr) -> IpAddr {
+        let mut own = self.own_ipv6.iter();
+        match own.find(|(_, mapped)| **mapped == frontend) {
+            Some((address, _)) => (*address).into(),
+            None => frontend.into(),
+        }
+    }
 }
 
 /// Node-wide settings of the data path.
