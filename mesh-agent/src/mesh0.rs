@@ -1,5 +1,6 @@
-//! The device that local processes' connections, and answers to IPv6 clients, leave by: `mesh0`, one end of a veth pair, with a route to
-//! the service address. Imports the model only. The data path attaches a program to its egress.
+//! The device that local processes' connections, and answers to IPv6 clients, leave by: `mesh0`, one end of a
+//! veth pair, with a route to the service address. Imports the model only. The data path attaches a program
+//! to its egress.
 //!
 //! A packet that the program does not handle goes nowhere: without ARP, the kernel addresses frames on
 //! `mesh0` to `mesh0`'s own MAC address, so that `mesh1` drops them as meant for another host.

@@ -2,6 +2,7 @@
 //! through [`control`].
 
 pub(crate) mod access;
+mod answered;
 pub mod api;
 pub mod client;
 pub mod control;

@@ -1,13 +1,9 @@
 //! Computes the table of routes from the agent's view and counters. Pure.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
-
 use super::{
     View,
     access::{access_lines, unpublished},
+    answered::{Addresses, answered},
     api::{self, Route, RouteBackend, RouteState, Routes},
     firewall::{inexpressible_rules, left_by},
     health::failing_lines,
@@ -16,8 +12,8 @@ use super::{
 use crate::{
     datapath::{Counters, Signals, Traffic, UNANSWERED_LIMIT},
     model::{
-        Backend, BackendKey, BackendState, Draining, FULL_SHARE, Frontend, Location, NoHook, Node,
-        NodeDatapath, ServiceEntry, ServiceKey, Task, TaskId, TaskState,
+        Backend, BackendKey, BackendState, Draining, FULL_SHARE, Location, NoHook, Node, NodeDatapath,
+        ServiceEntry, ServiceKey, Task, TaskId, TaskState,
     },
 };
 
@@ -27,23 +23,7 @@ use crate::{
 /// when a replica gets no traffic.
 #[must_use]
 pub fn routes(view: &View, counters: &Counters) -> Routes {
-    let mut addresses = BTreeMap::<ServiceKey, Addresses>::new();
-    let is_closed = |frontend: &Frontend| {
-        let service = view.desired.services.get(&frontend.service);
-        service.is_some_and(|service| service.closed.contains(&frontend.address))
-    };
-    for frontend in view
-        .desired
-        .frontends
-        .iter()
-        .filter(|frontend| !is_closed(frontend))
-    {
-        let answered = addresses.entry(frontend.service).or_default();
-        match view.desired.actual(frontend.address) {
-            IpAddr::V4(address) => answered.ipv4.push(address),
-            IpAddr::V6(address) => answered.ipv6.push(address),
-        }
-    }
+    let addresses = answered(&view.desired);
     let mut routes = Vec::new();
     for (key, service) in &view.desired.services {
         let frontends = addresses.get(key).cloned().unwrap_or_default();
@@ -77,13 +57,6 @@ fn floods(view: &View, counters: &Counters) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// Where a port is answered.
-#[derive(Clone, Debug, Default)]
-struct Addresses {
-    ipv4: Vec<Ipv4Addr>,
-    ipv6: Vec<Ipv6Addr>,
 }
 
 /// The rows of a service with frontends on this node.
@@ -377,6 +350,8 @@ fn answers_probes(view: &View, node: &Node) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
     use crate::admin::{health::tests::with_failures, view::fixture};
 

@@ -176,7 +176,8 @@ impl Reconciler {
 }
 
 /// Whether no service can be served as it should be if a change is refused. Leftovers, and what only local
-/// processes or clients of IPv6 need, do no such harm; without a peer, the services with replicas there are refused.
+/// processes or clients of IPv6 need, do no such harm; without a peer, the services with replicas there are
+/// refused.
 fn cripples(error: &ChangeError) -> bool {
     let harms = match &error.change {
         DatapathChange::UpsertBackend(..)

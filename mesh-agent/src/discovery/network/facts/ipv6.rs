@@ -12,9 +12,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 pub(super) struct Ipv6Addresses(BTreeSet<(u32, Ipv6Addr)>);
 
 impl Ipv6Addresses {
-    /// Takes over what is reported of an address; false if that changes nothing. The kernel reports an address
-    /// again when it has found that no one else has it, or that someone has. A deprecated one is still
-    /// answered.
+    /// Takes over what is reported of an address; false if that changes nothing. The kernel reports it again
+    /// when it has found that no one else has it, or that someone has. A deprecated one is still answered.
     pub(super) fn add(&mut self, message: &AddressMessage) -> bool {
         let flags = message.header.flags;
         if flags.intersects(AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed) {
