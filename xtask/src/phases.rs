@@ -237,7 +237,7 @@ impl Phases {
 
 /// The same command at a low priority.
 fn giving_way(command: &Command) -> Command {
-    let mut niced = crate::command::command(["nice", "--adjustment=15"]);
+    let mut niced = crate::command::command(["nice", "--adjustment=19"]);
     niced.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {

@@ -168,7 +168,6 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
     ];
     first.extend(HALVES.map(|half| tests(half, Part::Kernel, &|binary| binary == DATA_PATHS)));
     phases.run_together(first.into_iter().flatten().collect())?;
-    // The stories mostly wait: the compiler takes what they leave.
     let mut second: Vec<Phase<'_>> = LABS
         .iter()
         .filter_map(|(runner, binaries)| tests(*runner, Part::EndToEnd, &|binary| binaries.contains(&binary)))
@@ -177,18 +176,24 @@ fn run_phases(arguments: &Arguments, phases: &mut Phases) -> Result<()> {
         .into_iter()
         .filter(|name| selection.is_everything() || selection.named.contains(*name))
         .collect();
-    if !checks.is_empty() {
-        second.push(Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
+    let checks = (!checks.is_empty())
+        .then(|| Phase::new("checks", move |output| static_checks(&checks, output)).giving_way());
+    if !parts.contains(&Part::Vm) {
+        // The stories wait now and then: the compiler takes what they leave.
+        second.extend(checks);
+        return phases.run_together(second);
     }
     phases.run_together(second)?;
-    // Alone: an emulated processor is slow enough that a test's time-outs pass when it has to share.
-    if parts.contains(&Part::Vm) {
-        let chosen = |built: &&Built| built.parts.contains(&Part::Vm) && selection.takes(built, Part::Vm);
-        let binaries: Vec<Built> = built.iter().filter(chosen).cloned().collect();
-        let machine = vm::suite::Arguments::of_the_suite(arguments.vm_swarm);
-        phases.run_alone("vm", |output| vm::suite::run_built(&machine, &binaries, output))?;
-    }
-    Ok(())
+    // After all else: an emulated processor is slow enough that a test's time-outs pass when it has to share.
+    // Only the compiler takes what it leaves, as most tests there use one of its two processors.
+    let chosen = |built: &&Built| built.parts.contains(&Part::Vm) && selection.takes(built, Part::Vm);
+    let binaries: Vec<Built> = built.iter().filter(chosen).cloned().collect();
+    let machine = vm::suite::Arguments::of_the_suite(arguments.vm_swarm);
+    let mut last = vec![Phase::new("vm", move |output| {
+        vm::suite::run_built(&machine, &binaries, output)
+    })];
+    last.extend(checks);
+    phases.run_together(last)
 }
 
 fn static_checks(names: &[&str], output: &Output) -> Result<()> {
