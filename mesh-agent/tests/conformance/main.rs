@@ -1,8 +1,8 @@
 //! What every data path must do, as stories that are run against each of them on this kernel.
 //!
-//! `cargo test -p mesh-agent --test conformance` runs every data path meant for this kernel;
-//! `MESH_DATAPATHS=ebpf-tc,ipvs` (or one name as an argument) runs exactly those, and one that does not work
-//! here fails. No Docker engine is needed: nodes, containers and the client are network namespaces, each
+//! `cargo test -p mesh-agent --test conformance` runs every data path meant for this kernel; what the programs
+//! decide is tried once where the same ones run by several hooks. `MESH_DATAPATHS=ebpf-tc,ipvs` (or one name
+//! as an argument) runs exactly those with all stories, and one that does not work here fails. No Docker engine is needed: nodes, containers and the client are network namespaces, each
 //! story makes up its cluster, and the agent's own model, plan and data path do the rest. Needs root,
 //! iproute2, iptables, nftables, ethtool, and an agent built with its eBPF object.
 //!
@@ -21,7 +21,7 @@ use libtest_mimic::{Arguments, Trial};
 use crate::{
     mesh::Mesh,
     netns::OwnCgroup,
-    rungs::Rung,
+    rungs::{Chosen, Rung},
     stories::{STORIES, Story},
     world::World,
 };
@@ -66,9 +66,11 @@ fn main() -> ExitCode {
     let fixture = Arc::new(Mutex::new(cgroup.map(|cgroup| Fixture { cgroup, world: None })));
     let trials = rungs
         .iter()
-        .flat_map(|rung| STORIES.iter().map(move |story| (*rung, story)))
-        .filter(|(rung, story)| story.links.contains(&rung.link))
-        .map(|(rung, story)| {
+        .flat_map(|chosen| STORIES.iter().map(move |story| (*chosen, story)))
+        .filter(|(chosen, story)| {
+            story.links.contains(&chosen.rung.link) && (story.of_hooks || !chosen.hooks_only)
+        })
+        .map(|(Chosen { rung, .. }, story)| {
             let fixture = Arc::clone(&fixture);
             Trial::test(format!("{}::{}", rung.name, story.name), move || {
                 // A story that panicked leaves the fixture to the next one.

@@ -45,6 +45,17 @@ enum Kind {
     Ipvs,
 }
 
+/// The programs that decide what happens to packets: the same ones may run by several hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Programs {
+    /// Of XDP, with those of tc beside them.
+    Xdp,
+    /// Of tc alone.
+    Tc,
+    /// The kernel's.
+    Ipvs,
+}
+
 /// Which kernels must run a rung, unless the rungs to run are named.
 #[derive(Debug)]
 enum Kernels {
@@ -195,6 +206,17 @@ impl Rung {
         }
     }
 
+    fn programs(&self) -> Programs {
+        match self.kind {
+            Kind::Ebpf {
+                mode: Mode::XdpNative | Mode::XdpGeneric,
+                ..
+            } => Programs::Xdp,
+            Kind::Ebpf { .. } => Programs::Tc,
+            Kind::Ipvs => Programs::Ipvs,
+        }
+    }
+
     /// Whether connections of local processes need the device mesh0.
     pub(crate) fn needs_mesh0(&self) -> bool {
         match self.kind {
@@ -262,14 +284,28 @@ impl Rung {
     }
 }
 
-/// The rungs to run: those named by `MESH_DATAPATHS` or on the command line, whether this kernel has them or
-/// not; otherwise those meant for this kernel.
-pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
+/// A rung to run, and which stories.
+#[derive(Clone, Copy)]
+pub(crate) struct Chosen {
+    pub(crate) rung: &'static Rung,
+    /// Whether the stories about what the programs decide are left out: an earlier rung runs them with the
+    /// same programs.
+    pub(crate) hooks_only: bool,
+}
+
+/// The rungs to run: those named by `MESH_DATAPATHS` or on the command line with all stories, whether this
+/// kernel has them or not; otherwise those meant for this kernel.
+pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<Chosen>> {
+    let whole = |rung| Chosen {
+        rung,
+        hooks_only: false,
+    };
     if let Ok(names) = std::env::var("MESH_DATAPATHS") {
-        return names.split(',').map(|name| by_name(name.trim())).collect();
+        let rungs = names.split(',').map(|name| by_name(name.trim()));
+        return rungs.map(|rung| rung.map(whole)).collect();
     }
     if let Some(rung) = LADDER.iter().find(|rung| filter == Some(rung.name)) {
-        return Ok(vec![rung]);
+        return Ok(vec![whole(rung)]);
     }
     let names = nix::sys::utsname::uname()?;
     let release = names.release().to_string_lossy();
@@ -278,7 +314,13 @@ pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<&'static Rung>> {
         Kernels::Since(major, minor) => kernel >= (major, minor),
         Kernels::WithModule(name) => has_module(&release, name),
     };
-    Ok(LADDER.iter().filter(is_meant).collect())
+    let mut chosen: Vec<Chosen> = Vec::new();
+    for rung in LADDER.iter().filter(is_meant) {
+        let runs_them = |earlier: &Chosen| earlier.rung.programs() == rung.programs();
+        let hooks_only = chosen.iter().any(runs_them);
+        chosen.push(Chosen { rung, hooks_only });
+    }
+    Ok(chosen)
 }
 
 fn by_name(name: &str) -> Result<&'static Rung> {

@@ -23,6 +23,9 @@ pub(crate) struct Story {
     pub(crate) untouched: bool,
     /// What nodes are connected by. One that is about something else needs a card alone.
     pub(crate) links: &'static [Link],
+    /// Whether it is about how packets come in and go out, or about hooks themselves, and not about what the
+    /// programs decide.
+    pub(crate) of_hooks: bool,
     /// Proves it. No agent runs at the start; those that run at the end are stopped.
     pub(crate) run: fn(&mut Mesh<'_>) -> Result<()>,
 }
@@ -76,34 +79,34 @@ pub(crate) const STORIES: &[Story] = &[
         links: &[Link::Bond],
         ..story("a_bond_that_loses_a_cable_goes_on", links::lost_cable)
     },
-    story("every_algorithm_is_known_or_refused", choice::algorithms),
-    story("weights_are_kept", choice::weights),
-    story("a_hash_keeps_a_clients_port_at_its_replica", choice::hash),
-    story("the_idle_replica_is_preferred", choice::least_connections),
-    story(
+    decision("every_algorithm_is_known_or_refused", choice::algorithms),
+    decision("weights_are_kept", choice::weights),
+    decision("a_hash_keeps_a_clients_port_at_its_replica", choice::hash),
+    decision("the_idle_replica_is_preferred", choice::least_connections),
+    decision(
         "affinity_keeps_a_client_until_its_replica_drains",
         choice::affinity,
     ),
     on_every_link("a_draining_replica_keeps_its_connections_only", changes::draining),
-    story("a_removed_replicas_connections_end", changes::removal),
+    decision("a_removed_replicas_connections_end", changes::removal),
     on_every_link(
         "what_a_node_cannot_deliver_goes_to_another_replica",
         changes::stale_snapshot,
     ),
-    story(
+    decision(
         "a_replica_that_does_not_answer_is_passed_over_until_it_does",
         changes::hanging_replica,
     ),
-    story(
+    decision(
         "a_node_that_is_cut_off_leaves_rotation_and_comes_back",
         liveness::cut_off,
     ),
-    story("new_replicas_take_part_at_once", changes::growth),
+    decision("new_replicas_take_part_at_once", changes::growth),
     story("applying_again_changes_nothing", changes::again),
-    story("many_services_are_applied_in_reasonable_time", changes::scale),
-    story("counters_are_exact", counters::exact),
-    story("only_the_entry_node_counts", counters::entry_node),
-    story(
+    decision("many_services_are_applied_in_reasonable_time", changes::scale),
+    decision("counters_are_exact", counters::exact),
+    decision("only_the_entry_node_counts", counters::entry_node),
+    decision(
         "open_connections_are_listed_on_every_node_they_pass",
         flows::listed,
     ),
@@ -121,11 +124,20 @@ const fn story(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Stor
         name,
         untouched: false,
         links: &[Link::Card],
+        of_hooks: true,
         run,
     }
 }
 
-/// One about how packets come in and go out.
+/// One about what the programs decide, by whichever hooks they run.
+const fn decision(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
+    Story {
+        of_hooks: false,
+        ..story(name, run)
+    }
+}
+
+/// One that every link can change.
 const fn on_every_link(name: &'static str, run: fn(&mut Mesh<'_>) -> Result<()>) -> Story {
     Story {
         links: &[Link::Card, Link::Vlan, Link::Bond],
