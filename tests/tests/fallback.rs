@@ -16,6 +16,10 @@ use nix::{
 };
 use xtask::paths;
 
+/// How long an agent may take to answer or to end: on an emulated processor, the kernel verifies its programs
+/// for a minute.
+const LIMIT: Duration = Duration::from_secs(240);
+
 /// A folder for an agent's socket, removed at the end.
 struct Folder(PathBuf);
 
@@ -75,7 +79,7 @@ impl Folder {
 
     /// The agent's data path, as soon as it answers; `None` if it ends instead.
     fn datapath(&self, agent: &mut Child) -> Option<serde_json::Value> {
-        let limit = Instant::now() + Duration::from_secs(60);
+        let limit = Instant::now() + LIMIT;
         loop {
             let output = Command::new(paths::program("meshctl"))
                 .args(["datapath", "--format", "json", "--socket"])

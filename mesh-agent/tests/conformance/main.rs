@@ -1,10 +1,11 @@
 //! What every data path must do, as stories that are run against each of them on this kernel.
 //!
-//! `cargo test -p mesh-agent --test conformance` runs every data path meant for this kernel; what the programs
-//! decide is tried once where the same ones run by several hooks. `MESH_DATAPATHS=ebpf-tc,ipvs` (or one name
-//! as an argument) runs exactly those with all stories, and one that does not work here fails. No Docker engine is needed: nodes, containers and the client are network namespaces, each
-//! story makes up its cluster, and the agent's own model, plan and data path do the rest. Needs root,
-//! iproute2, iptables, nftables, ethtool, and an agent built with its eBPF object.
+//! `cargo test -p mesh-agent --test conformance` runs every data path meant for this kernel; what the
+//! programs decide is tried once where the same ones run by several hooks. `MESH_DATAPATHS=ebpf-tc,ipvs` (or
+//! one name as an argument) runs exactly those with all stories, and one that does not work here fails. No
+//! Docker engine is needed: nodes, containers and the client are network namespaces, each story makes up its
+//! cluster, and the agent's own model, plan and data path do the rest. Needs root, iproute2, iptables,
+//! nftables, ethtool, and an agent built with its eBPF object.
 //!
 //! `rungs` lists what is tried, and where data paths may differ; `world` makes the nodes and the wire, `mesh`
 //! runs the data paths, `talk` has servers and clients, `state` reads what a node has in its kernel.
