@@ -189,6 +189,17 @@ pub struct RunOptions {
     )]
     pub host_firewall: HostFirewall,
 
+    /// Whether published ports are answered at the node's IPv6 addresses: unless the host's rules for IPv6,
+    /// which the mesh's packets do not pass, restrict what comes in; whatever they are; or never.
+    #[arg(
+        long,
+        env = "MESH_IPV6",
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub ipv6: Ipv6,
+
     /// A rule on who may come in to the published ports of this node, whatever service has them, such as
     /// `allow 443/tcp` or `deny any from any on eth0`; repeatable, or a list separated by semicolons. The
     /// first rule that is about a packet decides.
@@ -332,6 +343,18 @@ pub enum HostFirewall {
     Ignore,
 }
 
+/// Whether IPv6 is served; `--ipv6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Ipv6 {
+    /// Unless the host's rules for IPv6 restrict what comes in.
+    #[default]
+    Auto,
+    /// Whatever those rules are.
+    On,
+    /// Never.
+    Off,
+}
+
 /// Format of the log; `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -446,6 +469,7 @@ mod tests {
             "a restart must not interrupt traffic"
         );
         assert!(options.backend_metrics && options.uplinks.is_empty());
+        assert_eq!(options.ipv6, Ipv6::Auto);
     }
 
     #[test]
@@ -498,6 +522,7 @@ mod tests {
             ("--xdp", "fast", "native"),
             ("--datapath", "iptables", "ipvs"),
             ("--return-mode", "nat", "tunnel"),
+            ("--ipv6", "yes", "auto"),
             ("--policy", "alow 443", "allow, deny or reject"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();

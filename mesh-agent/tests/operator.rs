@@ -74,6 +74,7 @@ impl Introspect for Idle {
             failed: Default::default(),
             lost_agents: Default::default(),
             policy: Arc::default(),
+            ipv6_left: None,
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

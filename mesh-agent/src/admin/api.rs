@@ -410,6 +410,9 @@ pub struct Status {
     /// The rules of the node's own policy, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policy: Vec<String>,
+    /// Whether IPv6 is served.
+    #[serde(default)]
+    pub ipv6: Ipv6Status,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The node's data path, and why it is not on a better rung.
@@ -425,6 +428,15 @@ pub struct Status {
     pub counts: Counts,
     /// Current problems, one line each.
     pub errors: Vec<String>,
+}
+
+/// Whether a node serves IPv6. Of an agent that cannot, everything is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Status {
+    /// The node's addresses at which it is served.
+    pub addresses: Vec<Ipv6Addr>,
+    /// Why it is not; `null` if it is.
+    pub reason: Option<String>,
 }
 
 /// Another node of the cluster.

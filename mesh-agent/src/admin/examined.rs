@@ -37,6 +37,7 @@ pub(super) fn running(view: &View) -> Running {
                 uplink: uplink_to(view, node.address),
             })
             .collect(),
+        ipv6_left: view.ipv6_left.clone(),
         probe_trouble: view.probes.trouble.clone(),
         problems: view
             .datapath_errors

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 use super::{
     View,
     access::unknown_interfaces,
-    api::{self, Counts, ModelStatus, Peer, PeerProbes, ProbeState, Status},
+    api::{self, Counts, Ipv6Status, ModelStatus, Peer, PeerProbes, ProbeState, Status},
     firewall::inexpressible_rules,
     health::failing_lines,
     labels::ignored_labels,
@@ -61,6 +61,10 @@ pub fn status(view: &View, now: SystemTime) -> Status {
         datapath: view.datapath,
         drained: drained(view),
         policy: view.policy.rules().iter().map(ToString::to_string).collect(),
+        ipv6: Ipv6Status {
+            addresses: view.desired.own_ipv6.keys().copied().collect(),
+            reason: view.ipv6_left.clone(),
+        },
         return_mode: view.return_mode,
         datapath_status: view.datapath_status.clone(),
         interfaces: view.modes.clone(),

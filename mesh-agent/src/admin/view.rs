@@ -55,6 +55,8 @@ pub struct View {
     pub lost_agents: BTreeMap<NodeId, SystemTime>,
     /// The node's own policy on who may come in to published ports.
     pub policy: Arc<NodePolicy>,
+    /// Why IPv6 is not served at this node's addresses; `None` if it is.
+    pub ipv6_left: Option<String>,
     /// How replies of remote backends travel.
     pub return_mode: ReturnMode,
     /// The local engine's current problem; `None` while it answers.
@@ -316,6 +318,7 @@ pub(crate) mod fixture {
             failed: FailedChecks::default(),
             lost_agents: Default::default(),
             policy: Arc::default(),
+            ipv6_left: None,
             return_mode: ReturnMode::Tunnel,
             docker_trouble: None,
             metrics_trouble: None,

@@ -77,6 +77,7 @@ impl Introspection {
             failed: Default::default(),
             lost_agents: Default::default(),
             policy: Arc::default(),
+            ipv6_left: None,
             return_mode: options.return_mode,
             docker_trouble: None,
             metrics_trouble: None,

@@ -20,14 +20,14 @@ use crate::{
     config::{MetricsListen, RunOptions},
     discovery::{
         ContainerState, ContainerWatcher, NetworkState, Scheduler,
-        host_firewall::watch_host_firewall,
+        host_firewall::{ipv6::watch_ipv6_rules, watch_host_firewall},
         network::{Interest, NetworkOptions, watch_network},
         ports,
     },
     docker::Docker,
     doctor, health,
     metrics::{self, Metrics},
-    model::{Drained, FailedChecks, KeyId, NodeDatapath, OccupiedPort, PortPolicies, ServiceKey},
+    model::{Drained, FailedChecks, Ipv6Rules, KeyId, NodeDatapath, OccupiedPort, PortPolicies, ServiceKey},
     probes::{self, ProbeReport},
     source::{Acknowledged, FeedServerStatus, HintHandle, Relay, RelayedRequest, SourceState},
 };
@@ -40,6 +40,7 @@ pub(super) struct Parts {
     pub(super) containers: watch::Receiver<ContainerState>,
     pub(super) network: watch::Receiver<Option<NetworkState>>,
     pub(super) host_firewall: watch::Receiver<Option<Arc<PortPolicies>>>,
+    pub(super) ipv6_rules: watch::Receiver<Option<Ipv6Rules>>,
     pub(super) interest: watch::Sender<Interest>,
     pub(super) probes: watch::Receiver<ProbeReport>,
     pub(super) probe_targets: watch::Sender<Option<probes::Targets>>,
@@ -94,6 +95,9 @@ impl Parts {
 
         let (watcher, host_firewall) = watch_host_firewall(network.clone());
         supervisor.spawn("host firewall watcher", watcher.run(shutdown.clone()));
+
+        let (watcher, ipv6_rules) = watch_ipv6_rules();
+        supervisor.spawn("IPv6 rules watcher", watcher.run(shutdown.clone()));
 
         let (probe_targets, targets) = watch::channel(None);
         let probes = listeners.probes.subscribe();
@@ -159,6 +163,7 @@ impl Parts {
             containers,
             network,
             host_firewall,
+            ipv6_rules,
             interest,
             probes,
             probe_targets,

@@ -11,14 +11,20 @@ const NAME: &str = "IPv6 router advertisements";
 /// advertisement has given has one.
 const PERMANENT: u32 = 0x80;
 
-/// A warning about the interfaces whose addresses and default route will expire; nothing where none is.
+/// Bits of a route's flags: a default one, of a router's advertisement (`linux/ipv6_route.h`).
+const DEFAULT_OF_ROUTER: u32 = 0x0005_0000;
+
+/// A warning about the interfaces whose addresses or default route will expire; nothing where none is.
 pub(super) fn check(interfaces: &BTreeSet<String>) -> Option<Check> {
     let addresses = fs::read_to_string("/proc/net/if_inet6").ok()?;
     let setting = |interface: &str, name: &str| {
         let path = Path::new("/proc/sys/net/ipv6/conf").join(interface).join(name);
         fs::read_to_string(path).ok()?.trim().parse().ok()
     };
-    let advertised = advertised(&addresses);
+    let mut advertised = advertised(&addresses);
+    advertised.extend(routed(
+        &fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default(),
+    ));
     warning(interfaces.intersection(&advertised), setting)
 }
 
@@ -32,6 +38,17 @@ fn advertised(addresses: &str) -> BTreeSet<String> {
         (scope == 0 && flags & PERMANENT == 0).then(|| fields.next().map(str::to_owned))?
     };
     addresses.lines().filter_map(interface).collect()
+}
+
+/// The interfaces with a default route that a router advertises, from the kernel's table: destination and
+/// source with the lengths of their prefixes, next hop, metric, two counts, flags and name.
+fn routed(routes: &str) -> BTreeSet<String> {
+    let interface = |line: &str| {
+        let mut fields = line.split_whitespace().skip(8);
+        let flags = u32::from_str_radix(fields.next()?, 16).ok()?;
+        (flags & DEFAULT_OF_ROUTER == DEFAULT_OF_ROUTER).then(|| fields.next().map(str::to_owned))?
+    };
+    routes.lines().filter_map(interface).collect()
 }
 
 fn warning<'a>(
@@ -53,8 +70,8 @@ fn warning<'a>(
         Check::warn(
             NAME,
             format!(
-                "{} has an address from a router, but no longer follows it, because IPv6 forwarding is on: the \
-                 address and the default route expire",
+                "{} has an address or its default route from a router, but no longer follows it, because IPv6 \
+                 forwarding is on: both expire",
                 ignoring.join(", ")
             ),
             format!(
@@ -78,6 +95,18 @@ mod tests {
                      00000000000000000000000000000001 01 80 10 80       lo\n\
                      a line of a later kernel\n";
         assert_eq!(advertised(table), BTreeSet::from(["eth0".to_owned()]));
+    }
+
+    #[test]
+    fn interfaces_with_default_routes_of_routers_are_found() {
+        // A router's, one by hand, and a network that a router has advertised.
+        let table = "00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+                     fe800000000000000000000000000001 00000400 00000001 00000000 00450003     eth0\n\
+                     00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+                     fe800000000000000000000000000001 00000400 00000001 00000000 00000003     eth1\n\
+                     20010db8000000000000000000000000 40 00000000000000000000000000000000 00 \
+                     00000000000000000000000000000000 00000100 00000001 00000000 00040001     eth2\n";
+        assert_eq!(routed(table), BTreeSet::from(["eth0".to_owned()]));
     }
 
     #[test]

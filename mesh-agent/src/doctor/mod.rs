@@ -160,6 +160,8 @@ pub struct Running {
     pub missing_hooks: Vec<String>,
     /// The other nodes.
     pub peers: Vec<PeerFacts>,
+    /// Why it does not serve IPv6; `None` if it does.
+    pub ipv6_left: Option<String>,
     /// Why the other nodes are not probed, although there are some.
     pub probe_trouble: Option<String>,
     /// What it could not do, one sentence each.
@@ -222,9 +224,13 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     }
     tolerate_one_failure(&mut ebpf, &mut ipvs);
     let checks = [ebpf, ipvs, common, cluster].concat();
+    let ipv6_left = match &running {
+        Some(running) => running.ipv6_left.clone(),
+        None => network::ipv6_left(on_ipvs),
+    };
     let interfaces = running.map(|running| running.interfaces).unwrap_or_default();
     let uplinks = interfaces.iter().map(|mode| mode.interface.clone());
-    conclusion.extend(network::limit(uplinks.collect()));
+    conclusion.extend(ipv6_left.and_then(|reason| network::limit(uplinks.collect(), &reason)));
     Report {
         examiner,
         works: works(&checks),

@@ -1,5 +1,5 @@
-//! Checks this node's interfaces: which one carries its address, which lack a hook, and whether IPv6 clients,
-//! which the mesh does not balance, can reach it. Reads its addresses and routes.
+//! Checks this node's interfaces: which one carries its address, which lack a hook, and whether IPv6 clients that
+//! the mesh does not balance can reach it. Reads its addresses and routes.
 
 use std::{
     collections::BTreeSet,
@@ -10,13 +10,28 @@ use nix::ifaddrs::getifaddrs;
 
 use super::Check;
 use crate::{
-    discovery::{bridges, default_route_interfaces},
+    discovery::{bridges, default_route_interfaces, host_firewall::ipv6::ipv6_rules},
     mesh0,
+    model::Ipv6Rules,
 };
 
-/// A sentence saying that IPv6 clients are not balanced, if any can reach an uplink. If `uplinks` is
+/// Why an agent would not serve IPv6 here, unless its setting says otherwise.
+pub(super) fn ipv6_left(on_ipvs: bool) -> Option<String> {
+    if on_ipvs {
+        return Some("this node's data path would be IPVS".to_owned());
+    }
+    match ipv6_rules() {
+        Ok(Ipv6Rules::Open) => None,
+        Ok(Ipv6Rules::Restricted(chain)) => Some(format!(
+            "the mesh would open what the host's own rules may close: {chain} (`--ipv6 on` serves it all the same)"
+        )),
+        Err(trouble) => Some(trouble),
+    }
+}
+
+/// A sentence saying that IPv6 clients are not balanced, and why, if any can reach an uplink. If `uplinks` is
 /// empty, the interfaces of default routes count, as an agent would choose them.
-pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
+pub(super) fn limit(mut uplinks: BTreeSet<String>, reason: &str) -> Option<String> {
     if uplinks.is_empty() {
         uplinks = default_route_interfaces().unwrap_or_default();
     }
@@ -24,7 +39,7 @@ pub(super) fn limit(mut uplinks: BTreeSet<String>) -> Option<String> {
         let address = found.address?.as_sockaddr_in6()?.ip();
         Some((found.interface_name, address))
     });
-    sentence(addresses, &uplinks)
+    sentence(addresses, &uplinks, reason)
 }
 
 /// A sentence that names the addresses at which the mesh sees no clients, if there are any: those of
@@ -126,12 +141,12 @@ fn carrier(address: Ipv4Addr, addresses: &[(String, Ipv4Addr)], uplinks: Option<
 fn sentence(
     mut addresses: impl Iterator<Item = (String, Ipv6Addr)>,
     uplinks: &BTreeSet<String>,
+    reason: &str,
 ) -> Option<String> {
     let (interface, address) =
         addresses.find(|(interface, address)| uplinks.contains(interface) && is_global(*address))?;
     Some(format!(
-        "Limit: IPv6 clients (this node has {address} on {interface}) are not balanced, because replicas have IPv4 \
-         addresses only."
+        "Limit: IPv6 clients (this node has {address} on {interface}) are not balanced: {reason}."
     ))
 }
 
@@ -151,7 +166,7 @@ mod tests {
         let addresses = addresses
             .iter()
             .map(|(interface, address)| ((*interface).to_owned(), address.parse().unwrap()));
-        sentence(addresses, &BTreeSet::from(["eth0".to_owned()]))
+        sentence(addresses, &BTreeSet::from(["eth0".to_owned()]), "it is off")
     }
 
     #[test]
@@ -159,7 +174,7 @@ mod tests {
         for address in ["2001:db8::7", "fd00::7"] {
             let text = limit_of(&[("lo", "::1"), ("eth0", "fe80::1"), ("eth0", address)]).unwrap();
             assert!(text.contains(&format!("{address} on eth0")), "{text}");
-            assert!(text.contains("IPv4 addresses only"), "{text}");
+            assert!(text.ends_with("are not balanced: it is off."), "{text}");
             assert_eq!(text.lines().count(), 1);
         }
     }

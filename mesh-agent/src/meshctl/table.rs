@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    admin::api::{PeerProbes, ProbeState, Route, Routes, Status},
+    admin::api::{Ipv6Status, PeerProbes, ProbeState, Route, Routes, Status},
     datapath::{DatapathStatus, InterfaceMode, RungStatus},
     doctor::{Examiner, Outcome, Report},
     model::{NodeRole, ReturnMode},
@@ -48,6 +48,16 @@ fn route_rows(answer: &Routes, all_frontends: bool) -> String {
         table.add_row(row);
     }
     text(&table)
+}
+
+/// Whether IPv6 is served; nothing of an agent that does not know.
+fn ipv6_line(ipv6: &Ipv6Status) -> Option<String> {
+    match (&ipv6.reason, ipv6.addresses.len()) {
+        (Some(reason), _) => Some(format!("not served: {reason}")),
+        (None, 0) => None,
+        (None, 1) => Some("served at 1 address".to_owned()),
+        (None, addresses) => Some(format!("served at {addresses} addresses")),
+    }
 }
 
 fn route_cells(route: &Route, all_frontends: bool) -> Vec<Cell> {
@@ -157,7 +167,8 @@ pub(super) fn status(status: &Status) -> String {
     let mut output = String::new();
     let drained = (!status.drained.is_empty()).then(|| ("drained", status.drained.join(", ")));
     let policy = (!status.policy.is_empty()).then(|| ("policy", status.policy.join("; ")));
-    for (name, value) in facts.into_iter().chain(policy).chain(drained) {
+    let ipv6 = ipv6_line(&status.ipv6).map(|line| ("ipv6", line));
+    for (name, value) in facts.into_iter().chain(ipv6).chain(policy).chain(drained) {
         // Writing to a string does not fail.
         let _ = writeln!(output, "{:<12} {value}", format!("{name}:"));
     }
@@ -442,6 +453,23 @@ mod tests {
             stale,
             "65 s: the snapshot in use was last confirmed at 1970-01-01 00:58:55 UTC"
         );
+    }
+
+    #[test]
+    fn whether_ipv6_is_served_is_one_line() {
+        let line = |addresses: &[&str], reason: Option<&str>| {
+            ipv6_line(&Ipv6Status {
+                addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+                reason: reason.map(str::to_owned),
+            })
+        };
+        assert_eq!(line(&[], None), None, "an earlier release's agent");
+        assert_eq!(line(&["fd00::1"], None).unwrap(), "served at 1 address");
+        assert_eq!(
+            line(&["fd00::1", "fd00::2"], None).unwrap(),
+            "served at 2 addresses"
+        );
+        assert_eq!(line(&[], Some("it is off")).unwrap(), "not served: it is off");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use prometheus::proto::MetricFamily;
 
 use super::{
+    ipv6,
     samples::{Labels, counter, gauge, gauge_metric, sample, with},
     signals::SignalFamilies,
 };
@@ -30,6 +31,7 @@ pub(super) fn families(
     }
     families.extend(replicas(view));
     families.extend(datapath(view, counters));
+    families.extend(ipv6::families(view));
     families.extend(probes(view));
     families.extend(model(view, now));
     families.retain(|family| !family.get_metric().is_empty());

@@ -8,6 +8,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, Registry, TextEncoder};
 use crate::{admin::Introspect, datapath::DatapathError};
 
 mod families;
+mod ipv6;
 mod samples;
 pub mod server;
 mod signals;
@@ -186,6 +187,7 @@ mod tests {
             "mesh_frames_for_other_machines_total 19".to_owned(),
             r#"mesh_datapath_info{datapath="ebpf",reason="eth0: XDP is off",rung="tc"} 1"#.to_owned(),
             "mesh_datapath_steps_down_total 2".to_owned(),
+            "mesh_ipv6_addresses 1".to_owned(),
             "mesh_model_revision 4".to_owned(),
             "mesh_model_age_seconds 8".to_owned(),
             "mesh_peers 2".to_owned(),

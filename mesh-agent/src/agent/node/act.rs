@@ -12,7 +12,7 @@ use mesh_support::watched::{Newest as _, Watched as _};
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
-use super::{Agent, converge::FIRST_SNAPSHOT, targets::probe_targets};
+use super::{Agent, converge::FIRST_SNAPSHOT, ipv6::Ipv6Choice, targets::probe_targets};
 
 use crate::{
     admin::{View, control},
@@ -65,6 +65,7 @@ impl Agent {
             Ok(()) = self.parts.containers.changed() => Event::Changed,
             Ok(()) = self.parts.network.changed() => Event::Changed,
             Ok(()) = self.parts.host_firewall.changed() => Event::Changed,
+            Ok(()) = self.parts.ipv6_rules.changed() => Event::Changed,
             Ok(()) = self.parts.probes.changed() => Event::Changed,
             Ok(()) = self.parts.failed.changed() => Event::Changed,
             Ok(()) = self.parts.occupied_ports.changed() => Event::Ports,
@@ -297,11 +298,17 @@ impl Agent {
         let Some(uplink_mtu) = uplink_mtu else {
             return;
         };
+        let ipv6 = match self.ipv6() {
+            Ipv6Choice::Served(_) => true,
+            Ipv6Choice::Left(_) => false,
+            // An earlier agent's may carry connections.
+            Ipv6Choice::Unknown => return,
+        };
         let settings = mesh0::Settings {
             service_address: self.options.service_address,
             node_address,
             uplink_mtu,
-            ipv6: !self.ipv6_addresses().is_empty(),
+            ipv6,
         };
         self.device.ensure(settings).await;
     }
@@ -364,6 +371,7 @@ impl Agent {
             failed,
             lost_agents: self.lost_agents.clone(),
             policy: Arc::clone(&self.policy),
+            ipv6_left: self.ipv6_left(kind),
             return_mode: self.options.return_mode,
             metrics_trouble: None,
             not_ready: self.not_ready(),

@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use mesh_support::watched::{Newest as _, Watched as _};
 
-use super::Agent;
+use super::{Agent, ipv6::Ipv6Choice};
 use crate::{
     agent::{
         hooks::{may_announce, peers_without_hook},
@@ -188,6 +188,9 @@ impl Agent {
         let Some(host_firewall) = host_firewall else {
             return Err("the first look at the host's firewall");
         };
+        if self.ipv6() == Ipv6Choice::Unknown {
+            return Err("the first look at the host's rules for IPv6");
+        }
         let failed = self.parts.failed.newest();
         let checks = Checks {
             cluster: &source.cluster,
@@ -210,11 +213,7 @@ impl Agent {
             datapath: NodeDatapath::Unknown,
             leaving: self.announcement.is_leaving(),
             addresses: network.addresses.clone(),
-            ipv6_addresses: if self.device.leads_to_ipv6() {
-                self.ipv6_addresses()
-            } else {
-                BTreeSet::new()
-            },
+            ipv6_addresses: self.ipv6_addresses(),
             containers: containers.containers.clone(),
             attached: containers.attached.clone(),
             uplinks: network.uplinks.clone(),

@@ -52,6 +52,7 @@ fn apply(name: &str, new: &RunOptions, options: &mut RunOptions) -> bool {
         "return-mode" => options.return_mode = new.return_mode,
         "policy" => options.policy.clone_from(&new.policy),
         "host-firewall" => options.host_firewall = new.host_firewall,
+        "ipv6" => options.ipv6 = new.ipv6,
         // Read when the agent stops.
         "on-stop" => options.on_stop = new.on_stop,
         _ => return false,

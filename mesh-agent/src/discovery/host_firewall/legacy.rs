@@ -1,15 +1,49 @@
 //! Reads the filter table of iptables-legacy, which the kernel hands out by a socket option, as one block of
 //! entries. Layouts are those of `linux/netfilter_ipv4/ip_tables.h`.
 
-use std::{collections::BTreeMap, fs, io, net::UdpSocket, os::fd::AsRawFd};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::{
     extensions::{self, array, subnet},
     ruleset::{Action, Chains, Condition, Rule, Subject},
 };
 
-/// The tables that exist: asking the kernel for another would make it.
-const TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+/// What differs between IPv4's tables and IPv6's.
+pub(super) struct Layout {
+    /// The file of the tables that exist: asking the kernel for another would make it.
+    pub(super) tables: &'static str,
+    pub(super) family: AddressFamily,
+    /// Of the socket option.
+    pub(super) level: i32,
+    /// Bytes of an entry (`ipt_entry`) before its matches.
+    pub(super) entry_bytes: usize,
+    /// Where it has its target's offset, and then the next entry's.
+    pub(super) target: usize,
+}
+
+/// A table as the kernel hands it out.
+pub(super) struct Block {
+    /// `ipt_getinfo`
+    pub(super) info: Vec<u8>,
+    pub(super) entries: Vec<u8>,
+}
+
+/// The target of the entries before user-defined chains.
+pub(super) const MARKER: &str = "ERROR";
+
+const LAYOUT: Layout = Layout {
+    tables: "/proc/thread-self/net/ip_tables_names",
+    family: AddressFamily::Inet,
+    level: libc::IPPROTO_IP,
+    entry_bytes: 112,
+    target: 88,
+};
 const TABLE: &str = "filter";
 /// How often reading is tried again when the table changes meanwhile.
 const ATTEMPTS: usize = 5;
@@ -22,8 +56,7 @@ const HEADER_BYTES: usize = 40;
 /// Where the entries' size is in both.
 const INFO_SIZE: usize = 80;
 const HEADER_SIZE: usize = 32;
-/// Bytes of `ipt_entry` before its matches, and of a match or target before its data.
-const ENTRY_BYTES: usize = 112;
+/// Bytes of a match or target before its data.
 const EXTENSION_BYTES: usize = 32;
 
 const GOTO: u8 = 2;
@@ -31,30 +64,37 @@ const FRAGMENT: u8 = 1;
 
 /// The chains of the table; none where there is no such table.
 pub(super) fn read() -> io::Result<Chains> {
-    let Ok(tables) = fs::read_to_string(TABLES) else {
-        return Ok(Chains::new());
+    let block = block(&LAYOUT)?;
+    Ok(block.map(|block| chains(&block.entries)).unwrap_or_default())
+}
+
+/// The filter table; `None` where there is none.
+pub(super) fn block(layout: &Layout) -> io::Result<Option<Block>> {
+    let Ok(tables) = fs::read_to_string(layout.tables) else {
+        return Ok(None);
     };
     if !tables.lines().any(|name| name == TABLE) {
-        return Ok(Chains::new());
+        return Ok(None);
     }
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let socket = socket(layout.family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     for _ in 0..ATTEMPTS {
         let mut info = named(INFO_BYTES);
-        option(&socket, GET_INFO, &mut info)?;
+        option(&socket, layout, GET_INFO, &mut info)?;
         let size = number(&info, INFO_SIZE).unwrap_or_default();
         let mut entries = named(HEADER_BYTES + size as usize);
         entries[HEADER_SIZE..HEADER_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
-        match option(&socket, GET_ENTRIES, &mut entries) {
+        match option(&socket, layout, GET_ENTRIES, &mut entries) {
             // It has another size by now.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             outcome => {
                 outcome?;
-                return Ok(chains(&entries[HEADER_BYTES..]));
+                let entries = entries.split_off(HEADER_BYTES);
+                return Ok(Some(Block { info, entries }));
             }
         }
     }
     Err(io::Error::other(
-        "the filter table of iptables-legacy changed each time it was read",
+        "the filter table of iptables-legacy or ip6tables-legacy changed each time it was read",
     ))
 }
 
@@ -65,13 +105,13 @@ fn named(bytes: usize) -> Vec<u8> {
     request
 }
 
-fn option(socket: &UdpSocket, option: i32, request: &mut [u8]) -> io::Result<()> {
+fn option(socket: &OwnedFd, layout: &Layout, option: i32, request: &mut [u8]) -> io::Result<()> {
     let mut length = request.len() as libc::socklen_t;
     // SAFETY: the kernel reads and writes `length` bytes of the request at most, which outlives the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
+            layout.level,
             option,
             request.as_mut_ptr().cast(),
             &raw mut length,
@@ -84,7 +124,7 @@ fn option(socket: &UdpSocket, option: i32, request: &mut [u8]) -> io::Result<()>
     }
 }
 
-fn number(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(super) fn number(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(array(bytes, offset)?))
 }
 
@@ -114,13 +154,13 @@ impl<'a> Extension<'a> {
 }
 
 /// The entries of the table, by offset.
-fn entries(bytes: &[u8]) -> Vec<(usize, &[u8])> {
+pub(super) fn entries<'a>(bytes: &'a [u8], layout: &Layout) -> Vec<(usize, &'a [u8])> {
     let mut found = Vec::new();
     let mut offset = 0;
-    while let Some(length) = short(bytes, offset + 90) {
+    while let Some(length) = short(bytes, offset + layout.target + 2) {
         let Some(entry) = bytes
             .get(offset..offset + length)
-            .filter(|_| length >= ENTRY_BYTES)
+            .filter(|_| length >= layout.entry_bytes)
         else {
             break;
         };
@@ -130,34 +170,40 @@ fn entries(bytes: &[u8]) -> Vec<(usize, &[u8])> {
     found
 }
 
-/// User-defined chains begin with an entry whose target is `ERROR`, with the chain's name. (The chains before
-/// the first of them are the kernel's own.)
-pub(super) fn chains(bytes: &[u8]) -> Chains {
-    let entries = entries(bytes);
-    let target = |entry: &[u8]| Some(Extension::at(entry.get(short(entry, 88)?..)?)?.0.name);
-    let name = |entry: &[u8]| {
-        let (target, _) = Extension::at(entry.get(short(entry, 88)?..)?)?;
-        let end = target.data.iter().position(|byte| *byte == 0)?;
-        Some(String::from_utf8_lossy(&target.data[..end]).into_owned())
-    };
+/// Where user-defined chains begin: after an entry whose target is `ERROR`, with the chain's name. (The chains
+/// before the first of them are the kernel's own.)
+pub(super) fn starts(bytes: &[u8], layout: &Layout) -> BTreeMap<usize, String> {
     let mut starts = BTreeMap::new();
-    for pair in entries.windows(2) {
-        if target(pair[0].1).as_deref() == Some("ERROR")
-            && let Some(name) = name(pair[0].1)
+    for pair in entries(bytes, layout).windows(2) {
+        if let Some(target) = target(pair[0].1, layout)
+            && target.name == MARKER
+            && let Some(end) = target.data.iter().position(|byte| *byte == 0)
         {
+            let name = String::from_utf8_lossy(&target.data[..end]).into_owned();
             starts.insert(pair[1].0, name);
         }
     }
+    starts
+}
+
+fn target<'a>(entry: &'a [u8], layout: &Layout) -> Option<Extension<'a>> {
+    let (target, _) = Extension::at(entry.get(short(entry, layout.target)?..)?)?;
+    Some(target)
+}
+
+/// The user-defined chains.
+pub(super) fn chains(bytes: &[u8]) -> Chains {
+    let starts = starts(bytes, &LAYOUT);
     let mut chains = Chains::new();
     let mut current: Option<&String> = None;
-    for (offset, entry) in &entries {
-        current = starts.get(offset).or(current);
-        if target(entry).as_deref() == Some("ERROR") {
+    for (offset, entry) in entries(bytes, &LAYOUT) {
+        current = starts.get(&offset).or(current);
+        if target(entry, &LAYOUT).is_some_and(|target| target.name == MARKER) {
             current = None;
         }
         if let Some(chain) = current {
             let rules = chains.entry(chain.clone()).or_default();
-            rules.extend(rule(entry, *offset, &starts));
+            rules.extend(rule(entry, offset, &starts));
         }
     }
     // The last one is the return to where the chain was called from, which no one has written.
@@ -173,8 +219,8 @@ fn rule(entry: &[u8], offset: usize, starts: &BTreeMap<usize, String>) -> Option
     if flags & FRAGMENT != 0 {
         conditions.push(Condition::new(Subject::Other("fragment".to_owned()), false));
     }
-    let target_offset = short(entry, 88)?;
-    let mut next = ENTRY_BYTES;
+    let target_offset = short(entry, LAYOUT.target)?;
+    let mut next = LAYOUT.entry_bytes;
     while next < target_offset {
         let (extension, size) = Extension::at(entry.get(next..)?)?;
         conditions.extend(extensions::conditions(
@@ -184,25 +230,36 @@ fn rule(entry: &[u8], offset: usize, starts: &BTreeMap<usize, String>) -> Option
         ));
         next += size.max(EXTENSION_BYTES);
     }
-    let (target, _) = Extension::at(entry.get(target_offset..)?)?;
-    let action = if target.name.is_empty() {
-        match number(target.data, 0)?.cast_signed() {
-            -1 => Action::Drop,
-            -2 => Action::Accept,
-            -5 => Action::Return,
-            // A jump to the next entry is no target at all.
-            jump if jump == (offset + entry.len()) as i32 => Action::Continue(String::new()),
-            jump if jump >= 0 => match starts.get(&(jump as usize)) {
-                Some(chain) if flags & GOTO != 0 => Action::Goto(chain.clone()),
-                Some(chain) => Action::Jump(chain.clone()),
-                None => Action::Other("a jump".to_owned()),
-            },
-            _ => Action::Other("a verdict".to_owned()),
-        }
-    } else {
-        extensions::target(&target.name)
+    let action = match action(entry, offset, starts, &LAYOUT)? {
+        Action::Jump(chain) if flags & GOTO != 0 => Action::Goto(chain),
+        action => action,
     };
     Some(Rule { conditions, action })
+}
+
+/// What an entry's target does. Whether a jump comes back is in the entry's flags.
+pub(super) fn action(
+    entry: &[u8],
+    offset: usize,
+    starts: &BTreeMap<usize, String>,
+    layout: &Layout,
+) -> Option<Action> {
+    let target = target(entry, layout)?;
+    if !target.name.is_empty() {
+        return Some(extensions::target(&target.name));
+    }
+    Some(match number(target.data, 0)?.cast_signed() {
+        -1 => Action::Drop,
+        -2 => Action::Accept,
+        -5 => Action::Return,
+        // A jump to the next entry is no target at all.
+        jump if jump == (offset + entry.len()) as i32 => Action::Continue(String::new()),
+        jump if jump >= 0 => match starts.get(&(jump as usize)) {
+            Some(chain) => Action::Jump(chain.clone()),
+            None => Action::Other("a jump".to_owned()),
+        },
+        _ => Action::Other("a verdict".to_owned()),
+    })
 }
 
 /// The conditions of `ipt_ip`.

@@ -5,6 +5,7 @@
 //! Both tables are read from the kernel with the capability that the agent has anyway (CAP_NET_ADMIN).
 
 mod extensions;
+pub mod ipv6;
 mod legacy;
 mod nf_tables;
 mod packet;

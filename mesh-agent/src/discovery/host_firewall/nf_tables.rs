@@ -19,9 +19,11 @@ use crate::{
 
 const TABLE: &str = "filter";
 /// `NFNL_SUBSYS_NFTABLES`, and its request for rules.
-const GET_RULE: u16 = 10 << 8 | 7;
+pub(super) const GET_RULE: u16 = 10 << 8 | 7;
+/// `NFT_REG_VERDICT`
+const VERDICT: u32 = 0;
 /// Bytes of `nfgenmsg` before the attributes.
-const HEADER_BYTES: usize = 4;
+pub(super) const HEADER_BYTES: usize = 4;
 
 /// The chains of the table; none where nf_tables or the table is missing.
 pub(super) fn read(netfilter: &mut Connection) -> Result<Chains, NetlinkError> {
@@ -75,7 +77,7 @@ enum Loaded {
 }
 
 /// A rule from its expressions.
-fn rule(expressions: &[u8]) -> Rule {
+pub(super) fn rule(expressions: &[u8]) -> Rule {
     let mut registers = BTreeMap::<u32, Loaded>::new();
     let mut conditions = Vec::<Condition>::new();
     let mut action = Action::Continue(String::new());
@@ -98,7 +100,18 @@ fn rule(expressions: &[u8]) -> Rule {
             }
             "target" => action = extensions::target(&find(data, 1).map(text).unwrap_or_default()),
             "reject" => action = Action::Reject,
-            "immediate" => action = verdict(data),
+            "immediate" => match number(data, 1) {
+                // A port to translate to, a mark to set.
+                Some(register) if register != VERDICT => {
+                    drop(registers.insert(register, Loaded::Unknown("immediate")));
+                }
+                Some(_) | None => action = verdict(data),
+            },
+            // A map decides about the packet.
+            "lookup" if number(data, 3) == Some(VERDICT) => {
+                action = Action::Other("a verdict map".to_owned())
+            }
+            "queue" => action = Action::Other("queue".to_owned()),
             other => conditions.push(unknown(other)),
         }
     }
@@ -131,7 +144,7 @@ fn joined(conditions: Vec<Condition>) -> Vec<Condition> {
     kept
 }
 
-fn number(attributes: &[u8], kind: u16) -> Option<u32> {
+pub(super) fn number(attributes: &[u8], kind: u16) -> Option<u32> {
     Some(u32::from_be_bytes(array(find(attributes, kind)?, 0)?))
 }
 
