@@ -1,5 +1,5 @@
-//! Checks this node's interfaces: which one carries its address, which lack a hook, and whether IPv6 clients that
-//! the mesh does not balance can reach it. Reads its addresses and routes.
+//! Checks this node's interfaces: which one carries its address, which lack a hook, and whether IPv6 clients
+//! that the mesh does not balance can reach it. Reads its addresses and routes.
 
 use std::{
     collections::BTreeSet,

@@ -7,6 +7,6 @@ use std::sync::Arc;
 pub enum Ipv6Rules {
     /// They refuse nothing.
     Open,
-    /// They may, or cannot be read; in words.
+    /// They may, or cannot be read: a sentence says which chain does, or why.
     Restricted(Arc<str>),
 }

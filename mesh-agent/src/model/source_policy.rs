@@ -247,6 +247,13 @@ impl SourcePolicy {
         Self { rules }
     }
 
+    /// The first prefix of IPv6 clients, if a rule is about those alone.
+    #[must_use]
+    pub fn ipv6_prefix(&self) -> Option<Prefix> {
+        let mut prefixes = self.entries().map(|(_, prefix, _)| prefix);
+        prefixes.find(|prefix| !prefix.contains(Prefix::IPV4) && !Prefix::IPV4.contains(*prefix))
+    }
+
     /// Whether it tells interfaces apart.
     #[must_use]
     pub fn is_by_interface(&self) -> bool {

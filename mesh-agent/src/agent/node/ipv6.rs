@@ -14,7 +14,7 @@ pub(super) enum Ipv6Choice {
     Unknown,
     /// It is served at these addresses.
     Served(BTreeSet<Ipv6Addr>),
-    /// It is left to whatever else serves it; in words, why.
+    /// It is left to whatever else serves it, for this reason.
     Left(String),
 }
 

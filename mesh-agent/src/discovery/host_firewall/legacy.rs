@@ -170,8 +170,8 @@ pub(super) fn entries<'a>(bytes: &'a [u8], layout: &Layout) -> Vec<(usize, &'a [
     found
 }
 
-/// Where user-defined chains begin: after an entry whose target is `ERROR`, with the chain's name. (The chains
-/// before the first of them are the kernel's own.)
+/// Where user-defined chains begin: after an entry whose target is `ERROR`, with the chain's name. (The
+/// chains before the first of them are the kernel's own.)
 pub(super) fn starts(bytes: &[u8], layout: &Layout) -> BTreeMap<usize, String> {
     let mut starts = BTreeMap::new();
     for pair in entries(bytes, layout).windows(2) {

@@ -109,7 +109,7 @@ pub(super) fn rule(expressions: &[u8]) -> Rule {
             },
             // A map decides about the packet.
             "lookup" if number(data, 3) == Some(VERDICT) => {
-                action = Action::Other("a verdict map".to_owned())
+                action = Action::Other("a verdict map".to_owned());
             }
             "queue" => action = Action::Other("queue".to_owned()),
             other => conditions.push(unknown(other)),

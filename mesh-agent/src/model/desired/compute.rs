@@ -21,6 +21,9 @@ use crate::model::{
 /// `service_address` is the address that connections of local processes are redirected to (see
 /// ARCHITECTURE.md, "Local processes"); it is answered like an address of the node.
 ///
+/// A service is not answered at IPv6 addresses if a rule is about IPv6 clients, which the data path cannot
+/// tell apart.
+///
 /// A service is also yielded if a rule of the host's firewall about its port cannot be expressed.
 ///
 /// A service is yielded if it has active tasks but this node can reach none of them (their nodes have no
@@ -87,7 +90,12 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }
                 if !local.leaving && !is_left && !unreached.contains(id) && access.is_ok() {
-                    for address in addresses.keys().copied().chain([service_address]) {
+                    let policy = access.iter().find_map(|access| access.policy.as_deref());
+                    // The data path knows IPv6 clients by the addresses that stand for them only.
+                    let leaves_ipv6 = policy.is_some_and(|policy| policy.ipv6_prefix().is_some());
+                    let own = addresses.keys().copied();
+                    let answered = own.filter(|address| !(leaves_ipv6 && mapped::is_own(*address)));
+                    for address in answered.chain([service_address]) {
                         desired.frontends.insert(Frontend {
                             address,
                             service: key,

@@ -1,5 +1,5 @@
-//! The host's rules for IPv6: whether there are any that restrict what comes in, which the mesh, whose packets
-//! do not pass them, would open.
+//! The host's rules for IPv6: whether there are any that restrict what comes in, which the mesh, whose
+//! packets do not pass them, would open.
 
 mod legacy;
 mod nf_tables;
@@ -22,6 +22,8 @@ use crate::{datapath::netlink::Connection, model::Ipv6Rules};
 pub struct Ipv6RulesWatcher {
     changes: Option<TokioSocket>,
     rules: watch::Sender<Option<Ipv6Rules>>,
+    /// Whether they have been read.
+    known: bool,
     trouble: Option<String>,
 }
 
@@ -33,6 +35,7 @@ pub fn watch_ipv6_rules() -> (Ipv6RulesWatcher, watch::Receiver<Option<Ipv6Rules
     let watcher = Ipv6RulesWatcher {
         changes: changes().ok(),
         rules,
+        known: false,
         trouble: None,
     };
     (watcher, receiver)
@@ -54,11 +57,13 @@ impl Ipv6RulesWatcher {
     /// Reads the rules. If that fails, those known go on, and if none are, there may be any.
     fn look(&mut self) {
         let (rules, trouble) = match ipv6_rules() {
-            Ok(rules) => (Some(rules), None),
+            Ok(rules) => {
+                self.known = true;
+                (Some(rules), None)
+            }
             Err(trouble) => {
-                let unknown = self.rules.borrow().is_none();
-                let restricted = unknown.then(|| Ipv6Rules::Restricted(trouble.clone().into()));
-                (restricted, Some(trouble))
+                let restricted = Ipv6Rules::Restricted(trouble.as_str().into());
+                ((!self.known).then_some(restricted), Some(trouble))
             }
         };
         if let Some(trouble) = trouble.as_ref().filter(|_| self.trouble != trouble) {
@@ -80,7 +85,7 @@ impl Ipv6RulesWatcher {
 /// What the rules of the calling thread's network namespace do now.
 ///
 /// # Errors
-/// When they cannot be read; in words.
+/// When they cannot be read; a sentence says why.
 pub fn ipv6_rules() -> Result<Ipv6Rules, String> {
     let mut tables = Vec::new();
     // A kernel without nf_tables has no rules there.

@@ -55,7 +55,8 @@ pub(super) fn restriction(tables: &[Table]) -> Option<String> {
 
 fn of_base(table: &Table, name: &str, chain: &Chain) -> Option<String> {
     let base = chain.base?;
-    if !base.accepts && !(base.hook == Hook::Forward && is_dockers_forward(chain)) {
+    let is_dockers = base.hook == Hook::Forward && is_dockers_forward(chain);
+    if !base.accepts && !is_dockers {
         return Some(format!(
             "the chain {name} ({}) has a policy other than accept",
             table.name

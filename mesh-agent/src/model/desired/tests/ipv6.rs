@@ -73,3 +73,23 @@ fn a_service_is_closed_at_ipv6_addresses_at_which_its_label_does_not_publish_it(
     assert_eq!(closed_by("2001:db8::/32"), [Ipv4Addr::new(192, 168, 0, 1)].into());
     assert_eq!(closed_by("::/0"), [].into());
 }
+
+#[test]
+fn a_rule_about_ipv6_clients_leaves_ipv6_to_docker_and_no_other_rule_does() {
+    let (mut cluster, local) = with_ipv6();
+    let mapped = mapped::own(&local.ipv6_addresses)[&ADDRESS];
+    let mut is_answered = |deny: &[&str]| {
+        let service = cluster.services.get_mut("s1").unwrap();
+        service.clients.deny = deny.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        let found = desired(&cluster, &local, SERVICE_ADDRESS);
+        assert!(
+            answered(&found).contains(&Ipv4Addr::new(192, 168, 0, 1)),
+            "{deny:?}"
+        );
+        answered(&found).contains(&mapped)
+    };
+    assert!(is_answered(&[]));
+    assert!(is_answered(&["192.0.2.0/24"]));
+    assert!(is_answered(&["::/0"]));
+    assert!(!is_answered(&["192.0.2.0/24", "2001:db8::/32"]));
+}
