@@ -258,11 +258,19 @@ impl Draft<'_> {
             let current = match &current {
                 Some(revised) => Some(Current {
                     revision: revised.revision,
-                    stored: stored::encode(&key, revised)?,
+                    stored: stored::encode(&key, revised, self.mirror.later(&key))?,
                 }),
                 None => None,
             };
-            revisions::stage(SERVICES, id.as_str(), current, service, self.author.clone())?
+            let later = self.mirror.later(&key);
+            revisions::stage(
+                SERVICES,
+                id.as_str(),
+                current,
+                service,
+                self.author.clone(),
+                later,
+            )?
         };
         if let Some(before) = staged.before {
             self.flush();
@@ -301,7 +309,7 @@ impl Draft<'_> {
     }
 
     fn put<T: Serialize>(&mut self, key: Key, object: &T) -> Result<(), ChangeError> {
-        let value = stored::encode(&key, object)?;
+        let value = stored::encode(&key, object, self.mirror.later(&key))?;
         self.reserve(key.as_str().len() + value.len());
         self.expect(key.clone())?;
         self.write(key, Write::Put(value));

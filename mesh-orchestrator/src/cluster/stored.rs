@@ -19,6 +19,7 @@ use crate::{
     objects::{Node, NodeId, PortLedger, Service, ServiceId, Task, TaskId},
     store::{
         Entry, InvalidKey, Key,
+        later::{self, LaterFields},
         membership::{self, Leader},
         revisions::Revised,
     },
@@ -74,32 +75,51 @@ pub(super) fn name(key: &Key) -> Name {
     }
 }
 
-/// Reads an entry.
-pub(super) fn read(entry: &Entry) -> Result<Stored, Unreadable> {
+/// Reads an entry, and what a later release has added to it.
+pub(super) fn read(entry: &Entry) -> Result<(Stored, Option<LaterFields>), Unreadable> {
     Ok(match name(&entry.key) {
-        Name::Service(_) => Stored::Service(decode(entry)?),
-        Name::Task(_) => Stored::Task(decode(entry)?),
-        Name::Node(_) => Stored::Node(decode(entry)?),
-        Name::Ports => Stored::Ports(decode(entry)?),
+        Name::Service(_) => decode(entry, Stored::Service)?,
+        Name::Task(_) => decode(entry, Stored::Task)?,
+        Name::Node(_) => decode(entry, Stored::Node)?,
+        Name::Ports => decode(entry, Stored::Ports)?,
         // That a node is registered matters even if the content cannot be read.
-        Name::Registration(node) => Stored::Registration(node, decode(entry).unwrap_or_default()),
-        Name::Leader => Stored::Leader(decode(entry).ok()),
-        Name::Guard => Stored::Guard,
-        Name::Restore => Stored::Restore,
-        Name::Other => Stored::Other,
+        Name::Registration(node) => {
+            let registration = serde_json::from_slice(&entry.value).unwrap_or_default();
+            (Stored::Registration(node, registration), None)
+        }
+        Name::Leader => {
+            let leader = decode(entry, |leader| Stored::Leader(Some(leader)));
+            (leader.map_or(Stored::Leader(None), |(leader, _)| leader), None)
+        }
+        Name::Guard => (Stored::Guard, None),
+        Name::Restore => (Stored::Restore, None),
+        Name::Other => (Stored::Other, None),
     })
 }
 
-fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
-    serde_json::from_slice(&entry.value).map_err(|source| Unreadable {
-        key: entry.key.clone(),
-        source,
-    })
+fn decode<T>(
+    entry: &Entry,
+    stored: impl FnOnce(T) -> Stored,
+) -> Result<(Stored, Option<LaterFields>), Unreadable>
+where
+    T: Serialize + DeserializeOwned,
+{
+    match later::read(&entry.value) {
+        Ok((object, later)) => Ok((stored(object), later)),
+        Err(source) => Err(Unreadable {
+            key: entry.key.clone(),
+            source,
+        }),
+    }
 }
 
-/// The stored bytes of an object.
-pub(super) fn encode<T: Serialize>(key: &Key, object: &T) -> Result<Vec<u8>, Unreadable> {
-    serde_json::to_vec(object).map_err(|source| Unreadable {
+/// The stored bytes of an object, with what a later release has added to it.
+pub(super) fn encode<T: Serialize>(
+    key: &Key,
+    object: &T,
+    later: Option<&LaterFields>,
+) -> Result<Vec<u8>, Unreadable> {
+    later::write(object, later).map_err(|source| Unreadable {
         key: key.clone(),
         source,
     })

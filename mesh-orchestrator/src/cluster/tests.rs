@@ -275,6 +275,73 @@ fn an_unreadable_object_keeps_its_last_version_and_is_reported() {
     assert!(Arc::new(error).to_string().contains("could not read"));
 }
 
+#[test]
+fn what_a_later_release_has_added_survives_every_change() {
+    let mut cluster = Cluster::new(1);
+    let created = commands::create_service(cluster.controller.state(), "s1".into(), web(1), cluster.now);
+    cluster.make(created.unwrap());
+    cluster.step();
+    let mut upgrade = Transaction::new();
+    for (key, entry) in &cluster.model.entries {
+        if let Ok(mut object) = serde_json::from_slice::<serde_json::Value>(&entry.value)
+            && object.is_object()
+        {
+            object["later"] = 1.into();
+            for part in ["value", "spec", "status"] {
+                if object[part].is_object() {
+                    object[part]["later"] = 2.into();
+                }
+            }
+            upgrade = upgrade.put(key.clone(), object.to_string());
+        }
+    }
+    let keys: Vec<Key> = upgrade.writes().map(|(key, _)| key.clone()).collect();
+    for prefix in ["/services/", "/tasks/", "/nodes/", "/ports/"] {
+        assert!(
+            keys.iter().any(|key| key.as_str().starts_with(prefix)),
+            "{keys:?}"
+        );
+    }
+    cluster.model.commit(&upgrade).unwrap();
+    let before = cluster.model.mirror.revision();
+    assert!(cluster.model.mirror.unreadable().is_empty());
+    cluster.model.check(cluster.controller.state());
+
+    // The objects of the cluster are written anew, the service both with and without a new revision.
+    let state = cluster.controller.state();
+    let mut other = state.nodes().values().next().unwrap().clone();
+    other.labels.insert("zone".into(), "a".into());
+    let mut spec = web(1);
+    spec.labels.insert("zone".into(), "a".into());
+    let version = state.service(&"s1".into()).unwrap().version;
+    let updated = commands::update_service(state, &"s1".into(), version, spec, cluster.now).unwrap();
+    let relabelled = commands::put_node(state, other, cluster.now);
+    cluster.make(updated);
+    cluster.make(relabelled);
+    cluster.run_all();
+    let service = cluster.controller.state().service(&"s1".into()).unwrap().clone();
+    let mut service = (*service).clone();
+    service.released = !service.released;
+    let ledger = cluster.controller.state().port_ledger().clone();
+    cluster.make(vec![
+        ObjectChange::PutService(Arc::new(service)),
+        ObjectChange::PutPorts(ledger),
+    ]);
+    for key in &keys {
+        let entry = &cluster.model.entries[key];
+        assert!(entry.modified > before, "{key} was not written");
+        let text = String::from_utf8_lossy(&entry.value);
+        let kept = text.matches("\"later\":").count();
+        let expected = match key.segments().next() {
+            Some("tasks") => 3,
+            Some("services") => 2,
+            _ => 1,
+        };
+        assert_eq!(kept, expected, "{text}");
+    }
+    cluster.model.check(cluster.controller.state());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

@@ -18,6 +18,7 @@ pub mod revisions;
 mod diff;
 mod error;
 mod key;
+pub(crate) mod later;
 mod lease;
 mod revision;
 mod transaction;

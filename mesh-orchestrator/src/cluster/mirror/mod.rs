@@ -17,6 +17,7 @@ use crate::{
     objects::{NodeId, ObjectChange, Refused, Service, ServiceId, State, Task, Timestamp},
     store::{
         self, Entry, Expected, Key, Revision, WatchBatch,
+        later::LaterFields,
         membership::Leader,
         revisions::{Author, Revised, RevisionId},
     },
@@ -39,6 +40,8 @@ pub(super) struct Mirror {
     registrations: BTreeMap<NodeId, Registration>,
     leader: Option<Leader>,
     unreadable: BTreeSet<Key>,
+    /// What a later release has added to objects.
+    later: BTreeMap<Key, LaterFields>,
     restoring: bool,
 }
 
@@ -127,6 +130,11 @@ impl Mirror {
         &self.unreadable
     }
 
+    /// What a later release has added to an object: a write of the object keeps it.
+    pub(super) fn later(&self, key: &Key) -> Option<&LaterFields> {
+        self.later.get(key)
+    }
+
     /// Applies a transaction.
     ///
     /// # Errors
@@ -157,7 +165,10 @@ impl Mirror {
 
     fn put(&mut self, entry: &Entry, now: Timestamp, update: &mut Update) -> Result<(), Refused> {
         let stored = match stored::read(entry) {
-            Ok(stored) => stored,
+            Ok((stored, later)) => {
+                self.note_later(&entry.key, later);
+                stored
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(error, "an object in the store cannot be read");
@@ -233,9 +244,23 @@ impl Mirror {
         self.apply(change)
     }
 
+    fn note_later(&mut self, key: &Key, later: Option<LaterFields>) {
+        let Some(later) = later else {
+            self.later.remove(key);
+            return;
+        };
+        // Logged once, not for each object of a cluster that is being upgraded.
+        if self.later.is_empty() {
+            let fields = later.names();
+            tracing::info!(%key, ?fields, "a later release stores fields that this one does not know: it keeps them as they are");
+        }
+        self.later.insert(key.clone(), later);
+    }
+
     fn delete(&mut self, key: &Key, now: Timestamp, update: &mut Update) -> Result<(), Refused> {
         self.modified.remove(key);
         self.unreadable.remove(key);
+        self.later.remove(key);
         let change = match stored::name(key) {
             Name::Other | Name::Guard => None,
             Name::Restore => {

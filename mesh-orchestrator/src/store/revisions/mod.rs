@@ -9,7 +9,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{Entry, InvalidKey, Key, MAX_TRANSACTION_BYTES, PAGE, Prefix, Store, StoreError, Transaction};
+use super::{
+    Entry, InvalidKey, Key, MAX_TRANSACTION_BYTES, PAGE, Prefix, Store, StoreError, Transaction,
+    later::{self, LaterFields},
+};
 use crate::objects::Timestamp;
 
 pub use id::{InvalidRevision, RevisionId};
@@ -175,17 +178,18 @@ pub(crate) struct Staged {
     pub(crate) transaction: Transaction,
 }
 
-/// Prepares a new object, or a new revision of `current`.
+/// Prepares a new object, or a new revision of `current`, which has fields of a later release.
 pub(crate) fn stage<T: Serialize>(
     kind: &'static str,
     name: &str,
     current: Option<Current>,
     value: &T,
     author: Author,
+    later: Option<&LaterFields>,
 ) -> Result<Staged, RevisionError> {
     let key = Key::new([kind, name])?;
     let parent = current.as_ref().map(|current| current.revision);
-    let (revision, bytes) = write(&key, parent, value, author)?;
+    let (revision, bytes) = write(&key, parent, value, author, later)?;
     let mut transaction = Transaction::new().put(key.clone(), bytes);
     let mut before = None;
     if let Some(current) = current {
@@ -222,8 +226,11 @@ fn damaged(key: &Key, source: serde_json::Error) -> RevisionError {
     }
 }
 
-fn read<T: DeserializeOwned>(entry: &Entry) -> Result<Revised<T>, RevisionError> {
-    serde_json::from_slice(&entry.value).map_err(|error| damaged(&entry.key, error))
+fn read<T: Serialize + DeserializeOwned>(entry: &Entry) -> Result<Revised<T>, RevisionError> {
+    match later::read(&entry.value) {
+        Ok((revised, _)) => Ok(revised),
+        Err(error) => Err(damaged(&entry.key, error)),
+    }
 }
 
 /// The next revision of an object, and its stored bytes.
@@ -232,6 +239,7 @@ fn write<T: Serialize>(
     parent: Option<RevisionId>,
     value: &T,
     author: Author,
+    later: Option<&LaterFields>,
 ) -> Result<(RevisionId, Vec<u8>), RevisionError> {
     let bytes = |revision| {
         let revised = Revised {
@@ -239,7 +247,7 @@ fn write<T: Serialize>(
             author: author.clone(),
             value,
         };
-        serde_json::to_vec(&revised).map_err(|error| damaged(key, error))
+        later::write(&revised, later).map_err(|error| damaged(key, error))
     };
     // A hash of the parent, the author and the value.
     let parent = parent.unwrap_or(RevisionId { number: 0, digest: 0 });
@@ -275,7 +283,7 @@ mod tests {
             revision,
             stored: stored.as_bytes().to_vec(),
         });
-        stage("things", "web", current, &value, author(by)).unwrap()
+        stage("things", "web", current, &value, author(by), None).unwrap()
     }
 
     #[test]
