@@ -4,9 +4,10 @@
 //! count. UDP does not count, as a service may never answer it. In `dsr`, this node does not see answers.
 
 use crate::{
-    abi::{BACKEND_LOCAL, BREAKER_LIMIT, Backend, Config, FlowKey, Origin},
+    abi::{BREAKER_LIMIT, Backend, Config, FlowKey, Origin},
     headers::{PROTOCOL_TCP, TCP_RST},
     parse::Packet,
+    onward::is_direct,
     tables::Tables,
 };
 
@@ -19,8 +20,7 @@ pub const TRIAL_INTERVAL: u64 = 1_000_000_000;
 /// Whether the backend must answer a new flow by way of this node.
 #[inline(always)]
 pub fn must_answer(config: &Config, key: &FlowKey, origin: Origin, backend: &Backend) -> bool {
-    let direct = backend.location != BACKEND_LOCAL && config.direct_return != 0 && origin == Origin::UPLINK;
-    key.protocol == u32::from(PROTOCOL_TCP) && !direct
+    key.protocol == u32::from(PROTOCOL_TCP) && !is_direct(config, origin, key.source, backend)
 }
 
 /// Whether a backend's packet answers an open. A RST does not: nothing listens there.

@@ -240,10 +240,21 @@ const _: () = assert!(UDP_LENGTH + size_of::<Geneve>() + IPV4_LENGTH == OUTER_LE
 /// [`Refused`] when there is none.
 #[inline(always)]
 pub fn address_frame<F: Frame>(frame: &mut F, source: [u8; 6], destination: [u8; 6]) -> Result<(), Refused> {
+    address_frame_of(frame, source, destination, ETHERTYPE_IPV4)
+}
+
+/// The same with the EtherType of what the frame carries.
+#[inline(always)]
+pub fn address_frame_of<F: Frame>(
+    frame: &mut F,
+    source: [u8; 6],
+    destination: [u8; 6],
+    ethertype: Be16,
+) -> Result<(), Refused> {
     *frame.at_mut::<Ethernet>(0).ok_or(Refused)? = Ethernet {
         destination,
         source,
-        ethertype: ETHERTYPE_IPV4,
+        ethertype,
     };
     Ok(())
 }

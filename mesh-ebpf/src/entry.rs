@@ -3,6 +3,7 @@
 use crate::{
     abi::{
         BACKEND_LOCAL, Backend, Config, DropReason, Event, FlowKey, FrontendKey, Hook, Origin, OwnKey, Role,
+        is_mapped_client, is_mapped_own,
     },
     breaker, flood,
     flood_tables::Mark,
@@ -373,7 +374,12 @@ fn is_martian<F: ReadFrame>(frame: &F, key: &FlowKey) -> bool {
     let is_for_group = frame
         .at::<Ethernet>(0)
         .is_some_and(|ethernet| ethernet.destination[0] & 1 != 0);
-    is_for_group || key.source == key.destination || ipv4::is_never_on_a_wire(key.source)
+    // Mapped addresses are of packets that were IPv6, and of no others.
+    let is_mapped = is_mapped_client(key.source) || is_mapped_own(key.destination);
+    is_for_group
+        || key.source == key.destination
+        || ipv4::is_never_on_a_wire(key.source)
+        || is_mapped != frame.was_ipv6()
 }
 
 /// Whether a frame has a MAC address of this node. Other machines' frames arrive here while a switch does not

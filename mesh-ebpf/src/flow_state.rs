@@ -10,13 +10,13 @@
 
 use crate::{
     abi::{
-        BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Observed, Opening, Origin, Progress, Role,
+        BACKEND_LOCAL, Backend, Config, Endpoint, Event, FlowKey, Observed, Opening, Progress, Role,
         is_in_sequence,
     },
     affinity, breaker,
     frame::ReadFrame,
     headers::{PROTOCOL_TCP, TCP_SYN},
-    observe,
+    observe, onward,
     parse::Packet,
     signals,
     tables::{FlowEntry, Tables},
@@ -208,10 +208,9 @@ fn client_next<T: Tables>(tables: &T, forward: FlowEntry, backend: &Backend, pac
     }
 }
 
-/// Whether replies go to the client directly, past this node, the entry node.
 #[inline(always)]
 fn is_direct(config: &Config, flow: FlowEntry, backend: &Backend) -> bool {
-    config.direct_return != 0 && flow.origin() == Origin::UPLINK && backend.location != BACKEND_LOCAL
+    onward::is_direct(config, flow.origin(), flow.client().address, backend)
 }
 
 /// The key of a flow's forward entry, from any of its entries.

@@ -3,9 +3,10 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{CAPTURE_LENGTH, HEAD_LENGTH, Held, NextHop},
+    abi::{CAPTURE_LENGTH, HEAD_LENGTH, Held, Ipv6Address, NextHop},
     bytes::{Be32, Plain},
     checksum::Difference,
+    headers::{Ipv4, Ipv6},
 };
 
 /// The kernel refused to resize or rewrite the packet.
@@ -63,6 +64,12 @@ pub trait ReadFrame {
 
     /// The index of the interface that the frame came in by.
     fn interface(&self) -> u32;
+
+    /// Whether its IPv4 header was an IPv6 header when it came.
+    #[inline(always)]
+    fn was_ipv6(&self) -> bool {
+        false
+    }
 
     /// Copies the frame's first bytes, at most [`CAPTURE_LENGTH`] of them, to an offset in `head`: 0, or the
     /// length of an Ethernet header. Returns how many. The last few bytes of a frame may be left out.
@@ -157,4 +164,31 @@ pub trait Frame: ReadFrame {
     /// Looks an address up in the node's routes and neighbours, for a packet (a segment of an aggregated one)
     /// of `l3_length` bytes; 0 skips the check of its size.
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route;
+}
+
+/// A frame whose IP header can become that of the other version. Checksums behind it stay as they are.
+pub trait TranslateFrame: Frame {
+    /// Puts an IPv4 header in place of an IPv6 header, and its EtherType before it.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel does not allow it.
+    fn put_ipv4(&mut self, header: &Ipv4) -> Result<(), Refused>;
+
+    /// Puts an IPv6 header in place of an IPv4 header, and its EtherType before it.
+    ///
+    /// # Errors
+    /// [`Refused`] when there is no room.
+    fn put_ipv6(&mut self, header: &Ipv6) -> Result<(), Refused>;
+
+    /// Makes room behind the IPv6 header, of undefined content.
+    ///
+    /// # Errors
+    /// [`Refused`] when there is no room.
+    fn insert_extension(&mut self, length: usize) -> Result<(), Refused>;
+
+    /// Lets what runs next know that the packet was IPv6 ([`ReadFrame::was_ipv6`]).
+    fn note_ipv6(&mut self);
+
+    /// As [`Frame::route`], of IPv6, whatever the packet's size.
+    fn route_ipv6(&self, source: &Ipv6Address, destination: &Ipv6Address) -> Route;
 }

@@ -1,4 +1,4 @@
-//! Protocol headers as they are on the wire: Ethernet II, IPv4 (RFC 791), TCP (RFC 9293), UDP (RFC 768), ICMP
+//! Protocol headers as they are on the wire: Ethernet II, IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768), ICMP
 //! (RFC 792) and Geneve (RFC 8926).
 //!
 //! All are packed, because headers in a frame have no alignment. Sizes are asserted below.
@@ -7,12 +7,19 @@ use crate::bytes::{Be16, Be32, Plain};
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
 /// IP protocol number of ICMP.
 pub const PROTOCOL_ICMP: u8 = 1;
 /// IP protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
+/// Next header of IPv6's fragment header.
+pub const IPV6_FRAGMENT: u8 = 44;
 
 /// TCP's FIN flag.
 pub const TCP_FIN: u8 = 0x01;
@@ -36,12 +43,16 @@ pub const IPV4_FRAGMENT_OFFSET_MASK: Be16 = Be16::new(0x1fff);
 pub const ETHERNET_LENGTH: usize = size_of::<Ethernet>();
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LENGTH: usize = size_of::<Ipv4>();
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_LENGTH: usize = size_of::<Ipv6>();
 /// Bytes of a TCP header without options.
 pub const TCP_LENGTH: usize = size_of::<Tcp>();
 /// Bytes of a UDP header.
 pub const UDP_LENGTH: usize = size_of::<Udp>();
 /// Offset of the L4 header in a frame whose IPv4 header has no options.
 pub const L4_OFFSET: usize = ETHERNET_LENGTH + IPV4_LENGTH;
+/// Offset of the L4 header in a frame whose IPv6 header has no extensions.
+pub const IPV6_L4_OFFSET: usize = ETHERNET_LENGTH + IPV6_LENGTH;
 /// Offset of a TCP header's checksum field within the header.
 pub const TCP_CHECKSUM_OFFSET: usize = 16;
 /// Offset of a UDP header's checksum field within the header.
@@ -83,6 +94,38 @@ pub struct Ipv4 {
     pub source: Be32,
     /// Receiver.
     pub destination: Be32,
+}
+
+/// An IPv6 header without extension headers.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Ipv6 {
+    /// Version (4 bits, 6), traffic class (8 bits: DSCP and ECN) and flow label (20 bits).
+    pub version_class_label: Be32,
+    /// Bytes behind this header.
+    pub payload_length: Be16,
+    /// Protocol of the payload, or the kind of the first extension header.
+    pub next_header: u8,
+    /// Hops left.
+    pub hop_limit: u8,
+    /// Sender.
+    pub source: [Be32; 4],
+    /// Receiver.
+    pub destination: [Be32; 4],
+}
+
+/// IPv6's fragment header.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Ipv6Fragment {
+    /// Protocol of the payload.
+    pub next_header: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Offset in units of 8 bytes (13 bits), two zeros, and whether more fragments follow.
+    pub fragment: Be16,
+    /// Identifies the fragments of one packet.
+    pub identification: Be32,
 }
 
 /// A TCP header without its options.
@@ -267,6 +310,8 @@ pub const KEYED_OUTER_LENGTH: usize = OUTER_LENGTH + KEY_LENGTH;
 
 const _: () = assert!(size_of::<Ethernet>() == 14);
 const _: () = assert!(size_of::<Ipv4>() == 20);
+const _: () = assert!(size_of::<Ipv6>() == 40);
+const _: () = assert!(size_of::<Ipv6Fragment>() == 8);
 const _: () = assert!(size_of::<Tcp>() == 20);
 const _: () = assert!(size_of::<Udp>() == 8);
 const _: () = assert!(size_of::<Icmp>() == 8);
@@ -279,4 +324,5 @@ macro_rules! plain {
         unsafe impl Plain for $name {}
     )* };
 }
-plain!(Ethernet, Ipv4, Tcp, Udp, Ports, Icmp, GeneveBase, Geneve, Outer);
+plain!(
+    Ethernet, Ipv4, Ipv6, Ipv6Fragment, Tcp, Udp, Ports, Icmp, GeneveBase, Geneve, Outer);

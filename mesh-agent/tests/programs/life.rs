@@ -119,6 +119,9 @@ fn every_program_passes_the_verifier() {
                 "mesh_sendmsg6",
                 "mesh_uplink",
                 "mesh_xdp",
+                "to_ipv4_container",
+                "to_ipv4_uplink",
+                "to_ipv6",
             ]
         );
     });

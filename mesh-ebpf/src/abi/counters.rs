@@ -101,11 +101,16 @@ pub enum DropReason {
     MaxNewConnections = 21,
     /// The same past the limit of one client (label `mesh.max-new-connections-per-source`).
     MaxNewConnectionsPerSource = 22,
+    /// A packet of an IPv6 client for which no IPv4 address can stand: there were too many new clients of
+    /// late, or others have all that it could get.
+    NoClientAddress = 23,
+    /// A datagram for an IPv6 client without a checksum, which IPv6 does not take (RFC 8200, 8.1).
+    NoChecksum = 24,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Martian,
         Self::BadLength,
         Self::Truncated,
@@ -129,6 +134,8 @@ impl DropReason {
         Self::SourceRejected,
         Self::MaxNewConnections,
         Self::MaxNewConnectionsPerSource,
+        Self::NoClientAddress,
+        Self::NoChecksum,
     ];
 
     /// The name in metrics.
@@ -157,6 +164,8 @@ impl DropReason {
             Self::SourceRejected => "source_rejected",
             Self::MaxNewConnections => "max_new_connections",
             Self::MaxNewConnectionsPerSource => "max_new_connections_per_source",
+            Self::NoClientAddress => "no_client_address",
+            Self::NoChecksum => "no_checksum",
         }
     }
 }

@@ -5,7 +5,7 @@
 /// An agent that finds the maps of another version goes on using those whose layout is its own. So a change
 /// to an entry sets its map's number to the new [`super::VERSION`]. What was the same in version 4 has 4:
 /// nothing older is taken over.
-pub const LAYOUTS: [(&str, u32); 43] = [
+pub const LAYOUTS: [(&str, u32); 48] = [
     ("AFFINITIES", 9),
     ("ANSWERED", 7),
     ("BACKENDS", 4),
@@ -14,12 +14,14 @@ pub const LAYOUTS: [(&str, u32); 43] = [
     ("BACKEND_PORTS", 7),
     ("BACKEND_SIGNALS", 9),
     ("BREAKERS", 4),
+    ("CALLED", 10),
+    ("CLIENTS_BY_IPV4", 10),
+    ("CLIENTS_BY_IPV6", 10),
     ("CONFIG", 4),
     ("DATAGRAMS", 7),
     ("DIALLED", 4),
-    ("DROPS", 8),
+    ("DROPS", 10),
     ("EVENTS", 8),
-    ("EXCEPTIONAL", 7),
     ("FLOOD", 8),
     ("FLOWS", 9),
     ("FRONTENDS", 4),
@@ -32,9 +34,12 @@ pub const LAYOUTS: [(&str, u32); 43] = [
     ("LOADS", 4),
     ("MARKS", 8),
     ("MASQUERADES", 5),
+    ("NEW_CLIENTS", 10),
     ("NEXT_HOPS", 5),
     ("OBSERVATIONS", 9),
     ("OPENINGS", 9),
+    ("OWN_BY_IPV4", 10),
+    ("OWN_BY_IPV6", 10),
     ("OWN_DATAGRAMS", 7),
     ("PAST_LIMIT", 8),
     ("PEER_INDEX", 4),

@@ -8,13 +8,14 @@
 mod affinity;
 mod answers;
 mod backend;
+mod called;
 mod config;
 mod counters;
-mod exceptional;
 mod flow;
 mod fragment;
 mod keys;
 mod layout;
+mod mapped;
 mod masquerade;
 mod monitor;
 mod openings;
@@ -29,9 +30,9 @@ pub use answers::{Answered, MAX_ANSWERS, MAX_OWN, OWN_LIFETIME, OwnKey};
 pub use backend::{
     BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendKey, Breaker, Load, NextHop,
 };
+pub use called::{CALLED_PROGRAMS, Called};
 pub use config::{Config, Dialled, PORT_FILTER_ENTRIES, mac_key, port_filter_bit};
 pub use counters::{BackendCounters, DROP_COUNTERS, DropReason, EVENT_COUNTERS, Event, Hook, drop_index};
-pub use exceptional::{EXCEPTIONAL_PROGRAMS, Exceptional};
 pub use flow::{
     Endpoint, Flow, FlowKey, FlowRecord, KnownWay, Opening, Origin, Progress, Role, SEQUENCE_STEP,
     asked_moment, is_in_sequence, since_asked,
@@ -42,6 +43,10 @@ pub use fragment::{
 };
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
+pub use mapped::{
+    Ipv6Address, MAX_MAPPED_CLIENTS, MAX_NEW_CLIENTS, MAX_OWN_IPV6, MappedClient, is_mapped_client, is_mapped_own,
+    mapped_client,
+};
 pub use masquerade::Masquerade;
 pub use monitor::{
     CAPTURE_LENGTH, HEAD_LENGTH, NO_BACKEND, OBSERVATIONS_LENGTH, Observation, Observed, Report, Reported,
@@ -54,7 +59,7 @@ pub use signals::{ANSWER_TIMES, BackendSignals, Signal, answer_bucket};
 pub use source_rule::{Policy, SourceRule, SourceVerdict, SourceVerdicts};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

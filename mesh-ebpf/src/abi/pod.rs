@@ -2,7 +2,7 @@
 
 use super::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendKey, BackendSignals, Breaker, Config, Dialled,
-    Flow, FlowKey, FlowRecord, FrontendKey, Keys, Load, Masquerade, NextHop, Openings, OwnKey, Reported,
+    Flow, FlowKey, FlowRecord, FrontendKey, Ipv6Address, Keys, Load, MappedClient, Masquerade, NextHop, Openings, OwnKey, Reported,
     Service, SourceKey, SourceOpenings, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
@@ -28,8 +28,10 @@ pod!(
     FlowKey,
     FlowRecord,
     FrontendKey,
+    Ipv6Address,
     Keys,
     Load,
+    MappedClient,
     Masquerade,
     NextHop,
     Openings,

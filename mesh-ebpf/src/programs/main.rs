@@ -13,11 +13,13 @@ mod affinity_maps;
 mod bench;
 mod flood_maps;
 mod flow_maps;
+mod mapped_maps;
 mod maps;
 mod monitor_maps;
 mod signal_maps;
 mod socket;
 mod tc;
+mod translate;
 mod xdp;
 
 /// Nothing in here panics; the linker removes this function.

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use mesh_ebpf::{
     abi::{
-        Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, DROP_COUNTERS,
-        Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, EXCEPTIONAL_PROGRAMS, Event, Flow,
+        Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, CALLED_PROGRAMS, DROP_COUNTERS,
+        Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, Event, Flow,
         FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS,
         MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING,
         MAX_SERVICES, MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES,
@@ -111,9 +111,9 @@ static HELD: LruHashMap<HeldKey, Held> = LruHashMap::pinned(MAX_HELD, 0);
 /// Memory for what is too large for the stack, one entry.
 #[map]
 static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
-/// The programs of exceptional packets.
+/// The programs that others call.
 #[map]
-pub(crate) static EXCEPTIONAL: ProgramArray = ProgramArray::pinned(EXCEPTIONAL_PROGRAMS, 0);
+pub(crate) static CALLED: ProgramArray = ProgramArray::pinned(CALLED_PROGRAMS, 0);
 
 /// A key of [`SOURCE_RULES`] in units of 8 bytes. Of smaller ones the compiler joins any two, also where the
 /// verifier refuses it.
@@ -152,6 +152,22 @@ pub(crate) unsafe fn fetch_add(counter: *mut u64, mut value: u64) -> u64 {
             value = inout(reg) value, counter = in(reg) counter);
     }
     value
+}
+
+/// Counts one more of what may happen `most` times on each CPU in about a second; whether it may.
+#[inline(always)]
+pub(crate) fn is_within(counts: &PerCpuArray<Answered>, clock: u64, most: u64) -> bool {
+    let Some(counts) = counts.get_ptr_mut(0) else {
+        return false;
+    };
+    let span = clock >> 30;
+    // SAFETY: a per-CPU array's value is this CPU's own, and the pointer was checked.
+    let counts = unsafe { &mut *counts };
+    if counts.span != span {
+        (counts.span, counts.count) = (span, 0);
+    }
+    counts.count += 1;
+    counts.count <= most
 }
 
 impl Tables for KernelTables {
@@ -383,17 +399,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn may_answer(&self) -> bool {
-        let Some(answered) = ANSWERED.get_ptr_mut(0) else {
-            return false;
-        };
-        let span = self.clock() >> 30;
-        // SAFETY: a per-CPU array's value is this CPU's own, and the pointer was checked.
-        let answered = unsafe { &mut *answered };
-        if answered.span != span {
-            (answered.span, answered.count) = (span, 0);
-        }
-        answered.count += 1;
-        let may = answered.count <= MAX_ANSWERS;
+        let may = is_within(&ANSWERED, self.clock(), MAX_ANSWERS);
         if !may {
             self.count_event(Event::AnswerSuppressed);
         }

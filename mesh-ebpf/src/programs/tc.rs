@@ -17,24 +17,29 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use mesh_ebpf::{
-    abi::{CAPTURE_LENGTH, Exceptional, HEAD_LENGTH, HELD_LENGTH, Held, Hook},
-    bytes::{Be32, Plain},
+    abi::{
+        CAPTURE_LENGTH, Called, HEAD_LENGTH, HELD_LENGTH, Held, Hook, is_mapped_client, is_mapped_own,
+    },
+    bytes::{Be16, Be32, Plain},
     exceptional,
     frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route},
-    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH},
+    headers::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, KEYED_OUTER_LENGTH, L4_OFFSET, TCP_LENGTH,
+    },
     layer3::Layer3Frame,
-    pipeline,
+    left_over, pipeline,
     tables::Tables,
     verdict::Action,
 };
 
 use crate::{
-    maps::{EXCEPTIONAL, KernelTables},
+    maps::{CALLED, KernelTables},
+    translate::WAS_IPV6,
     xdp::{distance, has_interface, route},
 };
 
 /// Leaves the packet to the next program or the kernel.
-const TC_ACT_UNSPEC: i32 = -1;
+pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 /// Headers of a plain and of an encapsulated packet, without TCP options.
 const PLAIN_HEADERS: usize = L4_OFFSET + TCP_LENGTH;
 const ALL_HEADERS: usize = PLAIN_HEADERS + KEYED_OUTER_LENGTH + 40;
@@ -50,7 +55,12 @@ const RENEWAL: usize = 40;
 #[classifier]
 #[inline(always)]
 pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
-    run(&context, Hook::TcUplink, Exceptional::Uplink)
+    run(
+        &context,
+        Hook::TcUplink,
+        Called::ExceptionalUplink,
+        Called::ToIpv4Uplink,
+    )
 }
 
 /// Balances what arrives on an uplink that is a layer 3 device (WireGuard, tun, PPP).
@@ -64,21 +74,32 @@ pub(crate) fn mesh_layer3(context: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let action = pipeline::run_layer3(&mut skb, &KernelTables, Hook::TcUplink);
-    act(&mut skb, action, Some(Exceptional::Layer3))
+    act(&mut skb, action, Some(Called::ExceptionalLayer3))
 }
 
 /// Catches replies, and connections of containers to their own node, at a container's veth.
 #[classifier]
 #[inline(always)]
 pub(crate) fn mesh_container(context: TcContext) -> i32 {
-    run(&context, Hook::TcContainer, Exceptional::Container)
+    run(
+        &context,
+        Hook::TcContainer,
+        Called::ExceptionalContainer,
+        Called::ToIpv4Container,
+    )
 }
 
 /// Balances what local processes send.
 #[classifier]
 #[inline(always)]
 pub(crate) fn mesh_local(context: TcContext) -> i32 {
-    run(&context, Hook::TcMesh0, Exceptional::Local)
+    let skb = Skb::new(&context, Hook::TcMesh0);
+    if skb.is_ipv4_to(is_mapped_client) {
+        // SAFETY: nothing is left to drop.
+        unsafe { call(&skb, Called::ToIpv6) };
+        return TC_ACT_SHOT;
+    }
+    run(&context, Hook::TcMesh0, Called::ExceptionalLocal, Called::ToIpv6)
 }
 
 /// What [`mesh_uplink`] leaves to it.
@@ -114,13 +135,21 @@ pub(crate) fn exceptional_local(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn run(context: &TcContext, hook: Hook, exceptional: Exceptional) -> i32 {
+fn run(context: &TcContext, hook: Hook, exceptional: Called, to_ipv4: Called) -> i32 {
     if is_of_a_vlan(context) {
         return TC_ACT_UNSPEC;
     }
     let mut skb = Skb::new(context, hook);
     skb.pull_headers();
-    let action = pipeline::run(&mut skb, &KernelTables, hook);
+    let mut action = pipeline::run(&mut skb, &KernelTables, hook);
+    if matches!(action, Action::Pass) {
+        if skb.protocol() == ETHERTYPE_IPV6 {
+            // SAFETY: nothing is left to drop. Returns only if there is no such program.
+            unsafe { call(&skb, to_ipv4) };
+        } else if skb.was_ipv6() {
+            action = left_over::refuse(&mut skb, &KernelTables, hook);
+        }
+    }
     act(&mut skb, action, Some(exceptional))
 }
 
@@ -128,6 +157,9 @@ fn run(context: &TcContext, hook: Hook, exceptional: Exceptional) -> i32 {
 fn run_exceptional(context: &TcContext, hook: Hook) -> i32 {
     let mut skb = Skb::new(context, hook);
     let action = exceptional::run(&mut skb, &KernelTables, hook);
+    if matches!(action, Action::Pass) && skb.was_ipv6() {
+        return TC_ACT_SHOT;
+    }
     act(&mut skb, action, None)
 }
 
@@ -135,8 +167,7 @@ fn run_exceptional(context: &TcContext, hook: Hook) -> i32 {
 #[inline(always)]
 fn layer3(context: &TcContext) -> Option<Skb> {
     let mut skb = Skb::new(context, Hook::TcUplink);
-    // SAFETY: the context outlives the program's run.
-    if unsafe { (*skb.context).protocol } != u32::from(ETHERTYPE_IPV4.raw()) {
+    if skb.protocol() != ETHERTYPE_IPV4 {
         return None;
     }
     skb.pull_headers();
@@ -156,7 +187,7 @@ fn is_of_a_vlan(context: &TcContext) -> bool {
 
 /// Does what is left to do with a packet. `exceptional` is the program to call for exceptional ones.
 #[inline(always)]
-fn act(skb: &mut Skb, action: Action, exceptional: Option<Exceptional>) -> i32 {
+pub(crate) fn act(skb: &mut Skb, action: Action, exceptional: Option<Called>) -> i32 {
     // SAFETY: helper calls on values; the null parameters of `bpf_redirect_neigh` ask for a look-up.
     let verdict = unsafe {
         match action {
@@ -172,7 +203,7 @@ fn act(skb: &mut Skb, action: Action, exceptional: Option<Exceptional>) -> i32 {
             Action::Split { .. } => {
                 match exceptional {
                     // It has got an Ethernet header.
-                    Some(Exceptional::Layer3) => call(skb, Exceptional::Uplink),
+                    Some(Called::ExceptionalLayer3) => call(skb, Called::ExceptionalUplink),
                     Some(program) => call(skb, program),
                     // That program has split it.
                     None => {}
@@ -181,6 +212,11 @@ fn act(skb: &mut Skb, action: Action, exceptional: Option<Exceptional>) -> i32 {
             }
             Action::Again => bpf_redirect((*skb.context).ifindex, skb.again()),
             Action::Transmit { interface } => bpf_redirect(interface, 0),
+            Action::Answer if !skb.egress && skb.is_ipv4_to(is_mapped_client) => {
+                // It is IPv6 before it leaves.
+                let mesh0 = KernelTables.config().map_or(0, |config| config.mesh0);
+                bpf_redirect(mesh0, 0)
+            }
             Action::Answer => {
                 let back = if skb.egress { u64::from(BPF_F_INGRESS) } else { 0 };
                 if skb.egress
@@ -203,9 +239,9 @@ fn act(skb: &mut Skb, action: Action, exceptional: Option<Exceptional>) -> i32 {
 /// # Safety
 /// Nothing of this program's is left to drop.
 #[inline(always)]
-unsafe fn call(skb: &Skb, program: Exceptional) {
+pub(crate) unsafe fn call(skb: &Skb, program: Called) {
     // SAFETY: this function's contract; the context is the program's.
-    unsafe { EXCEPTIONAL.tail_call(&TcContext::new(skb.context), program as u32) };
+    unsafe { CALLED.tail_call(&TcContext::new(skb.context), program as u32) };
 }
 
 /// A socket buffer. It may be aggregated, and its checksum may be left to the hardware.
@@ -247,6 +283,13 @@ impl ReadFrame for Skb {
     fn interface(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.context).ifindex }
+    }
+
+    #[inline(always)]
+    fn was_ipv6(&self) -> bool {
+        // SAFETY: as above.
+        let noted = unsafe { [(*self.context).cb[0], (*self.context).cb[1]] };
+        noted == WAS_IPV6 && self.is_ipv4_to(is_mapped_own)
     }
 
     #[inline(always)]
@@ -428,6 +471,20 @@ fn bounded<const MOST: usize>(length: usize) -> Result<u32, Refused> {
 }
 
 impl Skb {
+    /// The EtherType that the kernel knows the packet by.
+    #[inline(always)]
+    fn protocol(&self) -> Be16 {
+        // SAFETY: the context outlives the program's run.
+        Be16::from_raw(unsafe { (*self.context).protocol } as u16)
+    }
+
+    /// Whether the packet is IPv4, for such an address.
+    #[inline(always)]
+    fn is_ipv4_to(&self, is_such: impl Fn(Be32) -> bool) -> bool {
+        let ip = self.at::<Ipv4>(ETHERNET_LENGTH);
+        self.protocol() == ETHERTYPE_IPV4 && ip.is_some_and(|ip| is_such(ip.destination))
+    }
+
     /// The flags of a redirection to this hook.
     #[inline(always)]
     fn again(&self) -> u64 {
@@ -435,7 +492,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn new(context: &TcContext, hook: Hook) -> Self {
+    pub(crate) fn new(context: &TcContext, hook: Hook) -> Self {
         Self {
             context: context.skb.skb,
             egress: matches!(hook, Hook::TcMesh0),
@@ -475,7 +532,7 @@ impl Skb {
 
     /// Moves the headers into the linear data if a driver or GRO left them in pages.
     #[inline(always)]
-    fn pull_headers(&mut self) {
+    pub(crate) fn pull_headers(&mut self) {
         let wanted = self.length().min(ALL_HEADERS as u32);
         // SAFETY: the context is the program's.
         unsafe {

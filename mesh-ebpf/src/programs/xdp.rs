@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use mesh_ebpf::{
-    abi::{Hook, NextHop},
+    abi::{Hook, Ipv6Address, NextHop},
     bytes::Be16,
     bytes::{Be32, Plain},
     checksum,
@@ -25,6 +25,7 @@ use mesh_ebpf::{
 use crate::maps::KernelTables;
 
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// There is no such interface (errno).
 const ENODEV: i64 = 19;
 
@@ -221,6 +222,38 @@ pub(crate) fn route(
                 mtu: if mtu < l3_length { mtu } else { 576 },
             }
         }
+        _ => Route::Unreachable,
+    }
+}
+
+/// The same of IPv6, whatever the packet's size.
+#[inline(always)]
+pub(crate) fn route_ipv6(
+    context: *mut core::ffi::c_void,
+    interface: u32,
+    source: &Ipv6Address,
+    destination: &Ipv6Address,
+) -> Route {
+    let mut memory = MaybeUninit::uninit();
+    let parameters = zeroed(&mut memory);
+    parameters.family = AF_INET6;
+    parameters.ifindex = interface;
+    parameters.__bindgen_anon_3.ipv6_src = source.0.map(Be32::raw);
+    parameters.__bindgen_anon_4.ipv6_dst = destination.0.map(Be32::raw);
+    // SAFETY: the parameters live on this stack, with their size.
+    let result = unsafe { fib_lookup(context, parameters, size_of::<bpf_fib_lookup>() as i32, 0) };
+    match result as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Route::Resolved(NextHop {
+            address: Be32::new(0),
+            interface: parameters.ifindex,
+            source_mac: mac(&parameters.smac),
+            destination_mac: mac(&parameters.dmac),
+            inner_mtu: 0,
+            key: 0,
+        }),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
+            interface: parameters.ifindex,
+        },
         _ => Route::Unreachable,
     }
 }

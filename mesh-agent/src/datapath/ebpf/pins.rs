@@ -18,7 +18,7 @@ use mesh_ebpf::abi::{Flow, LAYOUTS, VERSION};
 use super::{
     super::DatapathError,
     EbpfOptions,
-    attach::{EXCEPTIONAL, LINKS},
+    attach::{CALLED, LINKS},
     earlier::FlowBefore6,
     failed,
 };
@@ -251,7 +251,7 @@ fn fates(wanted: &BTreeMap<String, Shape>, found: &BTreeMap<String, Shape>) -> B
             let name = name.as_str();
             let fate = match found.get(name) {
                 // Programs of either version call their own.
-                _ if name == EXCEPTIONAL => Fate::Dropped,
+                _ if name == CALLED => Fate::Dropped,
                 Some(found) if found == shape && !apart.contains(name) => Fate::Kept,
                 Some(found)
                     if (Shape {
@@ -295,7 +295,7 @@ mod tests {
     fn check(changed: &[(&str, Shape)], expected: &[(&str, Fate)]) {
         let mut fates = fates(&maps(changed), &maps(&[]));
         // Both versions' programs are callable while one takes over from the other.
-        assert_eq!(fates.remove(EXCEPTIONAL), Some(Fate::Dropped));
+        assert_eq!(fates.remove(CALLED), Some(Fate::Dropped));
         let other: BTreeMap<&str, Fate> = fates
             .iter()
             .filter(|(_, fate)| **fate != Fate::Kept)

@@ -19,7 +19,7 @@ use aya::{
     maps::ProgramArray,
     programs::{Program, ProgramError, SchedClassifier},
 };
-use mesh_ebpf::abi::Exceptional;
+use mesh_ebpf::abi::Called;
 use tracing::{debug, warn};
 
 use self::tc::TcProgram;
@@ -36,7 +36,7 @@ use crate::model::HostInterface;
 pub(super) const LINKS: &str = "links";
 
 /// The map of programs that other programs call.
-pub(super) const EXCEPTIONAL: &str = "EXCEPTIONAL";
+pub(super) const CALLED: &str = "CALLED";
 
 /// What is attached where.
 pub(super) struct Attachments {
@@ -90,9 +90,10 @@ pub(super) fn load_programs<'a>(
         })
     });
     let names: Vec<String> = programs.programs().map(|(name, _)| name.to_owned()).collect();
-    let is_called = |name: &str| Exceptional::ALL.iter().any(|called| called.name() == name);
+    let is_hooks = |name: &str| TcProgram::ALL.into_iter().any(|program| program.name() == name);
+    let is_called = |name: &str| Called::ALL.iter().any(|called| called.name() == name);
     for name in &names {
-        if !is_called(name) && (name != layer3 || has_layer3) {
+        if (is_hooks(name) || !is_called(name)) && (name != layer3 || has_layer3) {
             loaded_program(programs, name)?;
         }
     }
@@ -118,8 +119,8 @@ fn load(programs: &mut Ebpf, name: &str) -> Result<bool, DatapathError> {
     })
 }
 
-/// Loads the program for exceptional packets, and makes it callable.
-fn load_exceptional(programs: &mut Ebpf, one: Exceptional) -> Result<(), DatapathError> {
+/// Loads a program that others call, and makes it callable.
+fn load_called(programs: &mut Ebpf, one: Called) -> Result<(), DatapathError> {
     load(programs, one.name())?;
     let what = || format!("make the eBPF program {} callable", one.name());
     let program: &mut SchedClassifier = programs
@@ -132,8 +133,8 @@ fn load_exceptional(programs: &mut Ebpf, one: Exceptional) -> Result<(), Datapat
         .and_then(|program| program.try_clone().map_err(ProgramError::IOError))
         .map_err(|error| failed(what(), error))?;
     let map = programs
-        .map_mut(EXCEPTIONAL)
-        .ok_or_else(|| failed(what(), "the eBPF object does not have the map of such programs"))?;
+        .map_mut(CALLED)
+        .ok_or_else(|| failed(what(), "the eBPF object does not have the map of called programs"))?;
     let mut called = ProgramArray::try_from(map).map_err(|error| failed(what(), error))?;
     called
         .set(one as u32, &program, 0)
@@ -376,7 +377,7 @@ where
         .map_err(|error: ProgramError| failed(finding(name), error))
 }
 
-/// The same, of any kind. The program that it calls for exceptional packets is loaded as well.
+/// The same, of any kind. The programs that it calls are loaded as well.
 pub(super) fn loaded_program<'a>(
     programs: &'a mut Ebpf,
     name: &str,
@@ -385,7 +386,9 @@ pub(super) fn loaded_program<'a>(
     if load(programs, name)?
         && let Some(program) = calls
     {
-        load_exceptional(programs, program.exceptional())?;
+        for called in program.calls() {
+            load_called(programs, *called)?;
+        }
     }
     programs
         .program_mut(name)

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use aya::{Ebpf, programs::SchedClassifier};
-use mesh_ebpf::abi::Exceptional;
+use mesh_ebpf::abi::Called;
 use mesh_support::error_chain;
 use tracing::warn;
 
@@ -47,13 +47,21 @@ impl TcProgram {
         }
     }
 
-    /// The program that it calls for exceptional packets.
-    pub(super) fn exceptional(self) -> Exceptional {
+    /// The programs that it calls, and that those call: for exceptional packets, and for those of IPv6 clients.
+    pub(super) fn calls(self) -> &'static [Called] {
         match self {
-            Self::Uplink => Exceptional::Uplink,
-            Self::Layer3 => Exceptional::Layer3,
-            Self::Container => Exceptional::Container,
-            Self::Local => Exceptional::Local,
+            Self::Uplink => &[
+                Called::ExceptionalUplink,
+                Called::ToIpv4Uplink,
+                Called::Uplink,
+            ],
+            Self::Layer3 => &[Called::ExceptionalLayer3],
+            Self::Container => &[
+                Called::ExceptionalContainer,
+                Called::ToIpv4Container,
+                Called::Container,
+            ],
+            Self::Local => &[Called::ExceptionalLocal, Called::ToIpv6],
         }
     }
 

@@ -1,0 +1,73 @@
+//! Gives each IPv6 client the IPv4 address that stands for it: on every node the same one, as long as no two
+//! clients of a node would have it.
+
+use crate::{
+    abi::{DropReason, Ipv6Address, MappedClient, mapped_client},
+    bytes::Be32,
+    hash::mix,
+    mapped_tables::MappedTables,
+};
+
+/// Addresses that are tried for a client. With 100,000 others, all are taken once in 10^11 times.
+const ATTEMPTS: u32 = 4;
+
+/// The address that a client gets unless another one has it.
+#[inline(always)]
+pub fn preferred(address: &Ipv6Address) -> Be32 {
+    attempt(address, 0)
+}
+
+#[inline(always)]
+fn attempt(address: &Ipv6Address, number: u32) -> Be32 {
+    let [first, second, third, fourth] = address.0;
+    let mut bits = mix(first.get() ^ number);
+    bits = mix(bits.wrapping_add(second.get()));
+    bits = mix(bits.wrapping_add(third.get()));
+    mapped_client(mix(bits.wrapping_add(fourth.get())))
+}
+
+/// The address that stands for the client of a packet that came in by an interface.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn client<T: MappedTables>(
+    tables: &T,
+    address: &Ipv6Address,
+    interface: u32,
+) -> Result<Be32, DropReason> {
+    let client = MappedClient {
+        address: *address,
+        interface,
+        padding: 0,
+    };
+    // Either table may have pushed it out.
+    if let Some(mapped) = tables.client_mapped(address)
+        && let Some(known) = tables.mapped_client(mapped)
+        && known.address == *address
+    {
+        if known.interface != interface {
+            tables.map_client(&client, mapped);
+        }
+        return Ok(mapped);
+    }
+    if !tables.may_map_client() {
+        return Err(DropReason::NoClientAddress);
+    }
+    let mut number = 0;
+    while number < ATTEMPTS {
+        let mapped = attempt(address, number);
+        if tables
+            .mapped_client(mapped)
+            .is_none_or(|other| other.address == *address)
+        {
+            tables.map_client(&client, mapped);
+            return Ok(mapped);
+        }
+        number += 1;
+    }
+    Err(DropReason::NoClientAddress)
+}
+
+#[cfg(test)]
+mod tests;

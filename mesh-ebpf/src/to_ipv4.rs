@@ -1,0 +1,154 @@
+//! Makes a client's IPv6 packet one that the pipeline knows: IPv4, between the addresses that stand for the
+//! client and for what it dialled (RFC 7915, 5). The hook's program calls this for what it passes, and is
+//! called again with the result. Nothing else of IPv6 is touched: neighbour discovery, other ports, and
+//! packets with extension headers, which the kernel refuses at ports that no process listens on.
+
+use crate::{
+    abi::{DropReason, FrontendKey, Hook, Ipv6Address, OwnKey},
+    bytes::{Be16, Be32},
+    checksum::{self, Difference},
+    frame::{ChecksumChange, TranslateFrame},
+    headers::{
+        ETHERNET_LENGTH, IPV4_DONT_FRAGMENT, IPV4_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, Ipv4,
+        PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TCP_CHECKSUM_OFFSET, TCP_LENGTH,
+        UDP_CHECKSUM_OFFSET, UDP_LENGTH,
+    },
+    ipv4,
+    ipv6::Header,
+    mapped,
+    mapped_tables::MappedTables,
+    observe, translated_error,
+};
+
+/// What happens to an IPv6 packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It is not the mesh's, and is as it came.
+    Pass,
+    /// It is IPv4 now: for the hook's program.
+    Pipeline,
+    /// It is an ICMP error of IPv4 now: for the program of exceptional packets.
+    Exceptional,
+    /// It is dropped, and counted.
+    Drop,
+}
+
+/// Translates the packet if it is for a frontend.
+#[inline(always)]
+pub fn run<F: TranslateFrame, T: MappedTables>(frame: &mut F, tables: &T, hook: Hook) -> Next {
+    let Some(ip) = Header::read(frame, ETHERNET_LENGTH) else {
+        return Next::Pass;
+    };
+    let Some(own) = tables.own_mapped(&ip.destination) else {
+        return Next::Pass;
+    };
+    let done = match ip.next_header {
+        PROTOCOL_TCP | PROTOCOL_UDP => packet(frame, tables, &ip, own),
+        PROTOCOL_ICMPV6 => translated_error::to_ipv4(frame, tables, &ip, own),
+        _ => Ok(Next::Pass),
+    };
+    match done {
+        Ok(next) => {
+            if !matches!(next, Next::Pass) {
+                frame.note_ipv6();
+            }
+            next
+        }
+        Err(reason) => {
+            observe::dropped(frame, tables, hook, reason);
+            Next::Drop
+        }
+    }
+}
+
+/// Whether a port of one of the node's addresses is a frontend.
+#[inline(always)]
+pub fn is_frontend<T: MappedTables>(tables: &T, protocol: u8, address: Be32, port: Be16) -> bool {
+    let frontend = FrontendKey {
+        address,
+        port,
+        protocol: u16::from(protocol),
+    };
+    tables.is_published(protocol, port.get()) && tables.frontend(&frontend).is_some()
+}
+
+#[inline(always)]
+fn packet<F: TranslateFrame, T: MappedTables>(
+    frame: &mut F,
+    tables: &T,
+    ip: &Header,
+    own: Be32,
+) -> Result<Next, DropReason> {
+    let (source, destination) = (&ip.source, &ip.destination);
+    let Some(ports) = frame.at::<Ports>(IPV6_L4_OFFSET).copied() else {
+        return Ok(Next::Pass);
+    };
+    if !is_frontend(tables, ip.next_header, own, ports.destination) || !source.is_global() {
+        return Ok(Next::Pass);
+    }
+    let is_udp = ip.next_header == PROTOCOL_UDP;
+    if is_udp && is_answer(tables, source, &ports) {
+        return Ok(Next::Pass);
+    }
+    let payload = if frame.segment_size() == 0 {
+        u32::from(ip.payload_length.get())
+    } else {
+        frame.length().wrapping_sub(IPV6_L4_OFFSET as u32)
+    };
+    if payload + IPV6_L4_OFFSET as u32 > frame.length() {
+        return Err(DropReason::BadLength);
+    }
+    let (header, field) = if is_udp {
+        (UDP_LENGTH, UDP_CHECKSUM_OFFSET)
+    } else {
+        (TCP_LENGTH, TCP_CHECKSUM_OFFSET)
+    };
+    if payload < header as u32 {
+        return Err(DropReason::Truncated);
+    }
+    let client = mapped::client(tables, source, frame.interface())?;
+    frame.change_checksum(ChecksumChange {
+        offset: IPV6_L4_OFFSET + field,
+        udp: is_udp,
+        pseudo: Difference::NONE.replace_ipv6([source, destination], [client, own]),
+        body: Difference::NONE,
+    })?;
+    let header = ipv4_header(ip, ip.next_header, payload, client, own);
+    frame.put_ipv4(&header)?;
+    Ok(Next::Pipeline)
+}
+
+/// Whether it is an answer to a process of this node, which uses a published port itself; or has no checksum,
+/// as no datagram over IPv6 has that a process made, which the kernel drops (RFC 8200, 8.1).
+#[inline(always)]
+fn is_answer<T: MappedTables>(tables: &T, source: &Ipv6Address, ports: &Ports) -> bool {
+    tables.is_own(&OwnKey {
+        remote: mapped::preferred(source),
+        remote_port: ports.source,
+        local_port: ports.destination,
+    })
+}
+
+/// The IPv4 header of what an IPv6 header says, with `payload` bytes behind it.
+#[inline(always)]
+pub fn ipv4_header(ip: &Header, protocol: u8, payload: u32, source: Be32, destination: Be32) -> Ipv4 {
+    let mut header = Ipv4 {
+        version_and_length: 0x45,
+        service_type: ip.traffic_class(),
+        total_length: ipv4::length_field(payload + IPV4_LENGTH as u32),
+        identification: Be16::new(0),
+        fragment: IPV4_DONT_FRAGMENT,
+        time_to_live: ip.hop_limit,
+        protocol,
+        checksum: Be16::new(0),
+        source,
+        destination,
+    };
+    header.checksum = checksum::ipv4(&header);
+    header
+}
+
+const _: () = assert!(IPV6_L4_OFFSET == ETHERNET_LENGTH + IPV6_LENGTH);
+
+#[cfg(test)]
+mod tests;
