@@ -6,8 +6,8 @@
 use crate::{
     abi::{BREAKER_LIMIT, Backend, Config, FlowKey, Origin},
     headers::{PROTOCOL_TCP, TCP_RST},
-    parse::Packet,
     onward::is_direct,
+    parse::Packet,
     tables::Tables,
 };
 

@@ -325,4 +325,15 @@ macro_rules! plain {
     )* };
 }
 plain!(
-    Ethernet, Ipv4, Ipv6, Ipv6Fragment, Tcp, Udp, Ports, Icmp, GeneveBase, Geneve, Outer);
+    Ethernet,
+    Ipv4,
+    Ipv6,
+    Ipv6Fragment,
+    Tcp,
+    Udp,
+    Ports,
+    Icmp,
+    GeneveBase,
+    Geneve,
+    Outer
+);

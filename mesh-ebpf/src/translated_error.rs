@@ -7,8 +7,9 @@ use crate::{
     checksum,
     frame::{Refused, TranslateFrame},
     headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH, IPV6_L4_OFFSET,
-        IPV6_LENGTH, Icmp, Ipv4, Ipv6, L4_OFFSET, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK,
+        IPV4_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, Icmp, Ipv4, Ipv6, L4_OFFSET, PROTOCOL_ICMP,
+        PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
     },
     ipv6::Header,
     mapped_tables::MappedTables,
@@ -86,7 +87,13 @@ pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
     let Some(client) = tables.client_mapped(&quote.destination) else {
         return Ok(Next::Pass);
     };
-    let quoted = ipv4_header(&quote, protocol, u32::from(quote.payload_length.get()), own, client);
+    let quoted = ipv4_header(
+        &quote,
+        protocol,
+        u32::from(quote.payload_length.get()),
+        own,
+        client,
+    );
     let mut icmp = meaning.header();
     // The quoted header's sum is zero in one's complement, as its checksum is right.
     icmp.checksum = checksum::finish(meaning.sum() + 0xffff + sum_of_rest(rest));
@@ -119,9 +126,7 @@ pub fn to_ipv6<F: TranslateFrame, T: MappedTables>(
     if ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0 {
         return Err(DropReason::Fragment);
     }
-    let error = frame
-        .at::<Error<Ipv4>>(L4_OFFSET)
-        .ok_or(DropReason::Truncated)?;
+    let error = frame.at::<Error<Ipv4>>(L4_OFFSET).ok_or(DropReason::Truncated)?;
     let (quote, rest) = (error.quote, error.rest);
     let meaning = Meaning::in_ipv6(&error.icmp);
     if meaning.is_none() {

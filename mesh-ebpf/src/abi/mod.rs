@@ -44,8 +44,8 @@ pub use fragment::{
 pub use keys::{KEY_COUNT, Keys};
 pub use layout::LAYOUTS;
 pub use mapped::{
-    Ipv6Address, MAX_MAPPED_CLIENTS, MAX_NEW_CLIENTS, MAX_OWN_IPV6, MappedClient, is_mapped_client, is_mapped_own,
-    mapped_client,
+    Ipv6Address, MAX_MAPPED_CLIENTS, MAX_NEW_CLIENTS, MAX_OWN_IPV6, MappedClient, is_mapped_client,
+    is_mapped_own, mapped_client,
 };
 pub use masquerade::Masquerade;
 pub use monitor::{

@@ -2,8 +2,8 @@
 
 use super::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendKey, BackendSignals, Breaker, Config, Dialled,
-    Flow, FlowKey, FlowRecord, FrontendKey, Ipv6Address, Keys, Load, MappedClient, Masquerade, NextHop, Openings, OwnKey, Reported,
-    Service, SourceKey, SourceOpenings, SourceRule, SourceVerdicts,
+    Flow, FlowKey, FlowRecord, FrontendKey, Ipv6Address, Keys, Load, MappedClient, Masquerade, NextHop,
+    Openings, OwnKey, Reported, Service, SourceKey, SourceOpenings, SourceRule, SourceVerdicts,
 };
 use crate::bytes::Be32;
 

@@ -9,12 +9,12 @@ use aya_ebpf::{
 };
 use mesh_ebpf::{
     abi::{
-        Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Config, CALLED_PROGRAMS, DROP_COUNTERS,
-        Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, Event, Flow,
-        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS,
-        MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING,
-        MAX_SERVICES, MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES,
-        Policy, Report, Service, SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
+        Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, CALLED_PROGRAMS, Config,
+        DROP_COUNTERS, Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, Event, Flow, FlowKey,
+        FrontendKey, Held, HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS, MAX_DATAGRAMS,
+        MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
+        MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES, Policy, Report,
+        Service, SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
     },
     bytes::Be32,
     frame::ReadFrame,

@@ -11,9 +11,11 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mesh_ebpf::{
-    abi::{Config, Dialled, FrontendKey, OwnKey},
+    abi::{Config, Dialled, FrontendKey, Ipv6Address, OwnKey},
     bytes::{Be16, Be32},
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
+    mapped,
+    mapped_tables::MappedTables,
     tables::Tables,
 };
 
@@ -38,7 +40,8 @@ pub(crate) fn mesh_sendmsg4(context: SockAddrContext) -> i32 {
     dial4(context.sock_addr)
 }
 
-/// `connect` of IPv6 sockets, which reach IPv4 by mapped addresses.
+/// `connect` of IPv6 sockets, which reach IPv4 by mapped addresses (RFC 4291, 2.5.5.2), unless they are for IPv6
+/// only.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn mesh_connect6(context: SockAddrContext) -> i32 {
     dial6(context.sock_addr)
@@ -96,16 +99,22 @@ fn dial6(context: *mut bpf_sock_addr) -> i32 {
             (*context).user_ip6[2],
             (*context).user_ip6[3],
         ];
-        if first != 0 || second != 0 {
-            return PROCEED;
-        }
-        let (address, loopback) = match third {
-            MAPPED_PART => (Be32::from_raw(fourth), false),
+        let (address, loopback) = match [first, second, third] {
+            [0, 0, MAPPED_PART] => (Be32::from_raw(fourth), false),
             // `::1` and `::`, which connects to it.
-            0 if fourth == LOOPBACK_PART || fourth == 0 => (Be32::new(0x7f00_0001), true),
-            _ => return PROCEED,
+            [0, 0, 0] if fourth == LOOPBACK_PART || fourth == 0 => (Be32::new(0x7f00_0001), true),
+            _ => {
+                let address = Ipv6Address([first, second, third, fourth].map(Be32::from_raw));
+                // Of another node, what its answers would come from: see `to_ipv4`.
+                let mapped = KernelTables
+                    .own_mapped(&address)
+                    .unwrap_or_else(|| mapped::preferred(&address));
+                (mapped, false)
+            }
         };
         if let Some(config) = redirected(context, address, loopback) {
+            (*context).user_ip6[0] = 0;
+            (*context).user_ip6[1] = 0;
             (*context).user_ip6[2] = MAPPED_PART;
             (*context).user_ip6[3] = config.service_address.raw();
         }
@@ -196,6 +205,13 @@ fn restore6(context: *mut bpf_sock_addr) -> i32 {
             if dialled.ipv6_loopback != 0 {
                 (*context).user_ip6[2] = 0;
                 (*context).user_ip6[3] = LOOPBACK_PART;
+            } else if let Some(Ipv6Address([first, second, third, fourth])) =
+                KernelTables.own_ipv6(dialled.address)
+            {
+                (*context).user_ip6[0] = first.raw();
+                (*context).user_ip6[1] = second.raw();
+                (*context).user_ip6[2] = third.raw();
+                (*context).user_ip6[3] = fourth.raw();
             } else {
                 (*context).user_ip6[3] = dialled.address.raw();
             }

@@ -17,9 +17,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use mesh_ebpf::{
-    abi::{
-        CAPTURE_LENGTH, Called, HEAD_LENGTH, HELD_LENGTH, Held, Hook, is_mapped_client, is_mapped_own,
-    },
+    abi::{CAPTURE_LENGTH, Called, HEAD_LENGTH, HELD_LENGTH, Held, Hook, is_mapped_client, is_mapped_own},
     bytes::{Be16, Be32, Plain},
     exceptional,
     frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route},

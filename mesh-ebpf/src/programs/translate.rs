@@ -33,7 +33,12 @@ pub(crate) const WAS_IPV6: [u32; 2] = [0x6d65_7368, 0x9219_b5a4];
 #[classifier]
 #[inline(always)]
 pub(crate) fn to_ipv4_uplink(context: TcContext) -> i32 {
-    translate(&context, Hook::TcUplink, Called::Uplink, Called::ExceptionalUplink)
+    translate(
+        &context,
+        Hook::TcUplink,
+        Called::Uplink,
+        Called::ExceptionalUplink,
+    )
 }
 
 /// An IPv6 packet of a container.
@@ -141,7 +146,13 @@ impl Skb {
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
         // SAFETY: the context is the program's, and the memory has so many bytes.
         match unsafe {
-            bpf_skb_store_bytes(self.context, ETHERNET_LENGTH as u32, memory.as_ptr().cast(), length, flags)
+            bpf_skb_store_bytes(
+                self.context,
+                ETHERNET_LENGTH as u32,
+                memory.as_ptr().cast(),
+                length,
+                flags,
+            )
         } {
             0 => Ok(()),
             _ => Err(Refused),

@@ -4,11 +4,13 @@
 use std::{cell::Cell, collections::BTreeSet, ptr::NonNull};
 
 use crate::{
-    abi::Held,
+    abi::{Held, Ipv6Address},
     bytes::{Be16, Be32, Plain},
     checksum,
-    frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route},
-    headers::ETHERNET_LENGTH,
+    frame::{ChecksumChange, CopyFrame, FragmentFrame, Frame, ReadFrame, Refused, Route, TranslateFrame},
+    headers::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_LENGTH, Ipv4, Ipv6,
+    },
     layer3::Layer3Frame,
 };
 
@@ -32,6 +34,8 @@ pub(crate) struct TestFrame {
     pub(crate) interface: u32,
     /// What [`Frame::route`] returns.
     pub(crate) way: Route,
+    /// Whether it was IPv6 when it came.
+    pub(crate) was_ipv6: bool,
     /// The interfaces that this node does not have.
     pub(crate) gone: BTreeSet<u32>,
     /// Copies that arrive at the hook again.
@@ -51,6 +55,7 @@ impl TestFrame {
             elastic: true,
             interface: 2,
             way: Route::Unreachable,
+            was_ipv6: false,
             gone: BTreeSet::new(),
             again: Vec::new(),
             asked: Cell::new(None),
@@ -100,6 +105,10 @@ impl ReadFrame for TestFrame {
 
     fn interface(&self) -> u32 {
         self.interface
+    }
+
+    fn was_ipv6(&self) -> bool {
+        self.was_ipv6
     }
 
     fn has_interface(&self, index: u32) -> bool {
@@ -209,6 +218,47 @@ impl Frame for TestFrame {
 
     fn route(&self, source: Be32, destination: Be32, l3_length: u16) -> Route {
         self.asked.set(Some((source, destination, l3_length)));
+        self.way
+    }
+}
+
+impl TestFrame {
+    fn put<T: Plain>(&mut self, removed: usize, header: &T, ethertype: Be16) -> Result<(), Refused> {
+        if !self.elastic || self.bytes.len() < ETHERNET_LENGTH + removed {
+            return Err(Refused);
+        }
+        let room = vec![JUNK; size_of::<T>()];
+        self.bytes
+            .splice(ETHERNET_LENGTH..ETHERNET_LENGTH + removed, room);
+        *self.at_mut::<T>(ETHERNET_LENGTH).ok_or(Refused)? = *header;
+        self.at_mut::<Ethernet>(0).ok_or(Refused)?.ethertype = ethertype;
+        Ok(())
+    }
+}
+
+impl TranslateFrame for TestFrame {
+    fn put_ipv4(&mut self, header: &Ipv4) -> Result<(), Refused> {
+        self.put(IPV6_LENGTH, header, ETHERTYPE_IPV4)
+    }
+
+    fn put_ipv6(&mut self, header: &Ipv6) -> Result<(), Refused> {
+        self.put(IPV4_LENGTH, header, ETHERTYPE_IPV6)
+    }
+
+    fn insert_extension(&mut self, length: usize) -> Result<(), Refused> {
+        let at = ETHERNET_LENGTH + IPV6_LENGTH;
+        if !self.elastic || self.bytes.len() < at {
+            return Err(Refused);
+        }
+        self.bytes.splice(at..at, vec![JUNK; length]);
+        Ok(())
+    }
+
+    fn note_ipv6(&mut self) {
+        self.was_ipv6 = true;
+    }
+
+    fn route_ipv6(&self, _: &Ipv6Address, _: &Ipv6Address) -> Route {
         self.way
     }
 }

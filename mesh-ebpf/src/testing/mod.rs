@@ -6,8 +6,10 @@ use std::collections::VecDeque;
 mod affinity;
 mod flood;
 mod frame;
+mod mapped;
 mod memory;
 mod packets;
+mod packets_v6;
 mod signals;
 mod tables;
 
@@ -16,6 +18,7 @@ pub(crate) use packets::{
     ACK, ErrorView, FIN, PSH, RST, SYN, Segment, View, at, fix_ip_checksum, icmp, ip_at,
     ip_checksum_is_right, reply_to, segment, tcp, udp, view, view_error, view_inner,
 };
+pub(crate) use packets_v6::{at_v6, icmp_v6, tcp_v6, udp_v6, view_error_v6, view_v6};
 pub(crate) use tables::{
     CLIENT_ROUTE, GENEVE_PORT, INNER_MTU, MESH0, Replica, SERVICE_ADDRESS, TestTables, VNI, node_address,
 };

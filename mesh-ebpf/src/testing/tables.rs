@@ -11,6 +11,7 @@ use std::{
 use super::{
     affinity::AffinityMemory,
     flood::FloodMemory,
+    mapped::MappedMemory,
     memory::{Flows, Memory},
     packets::RECEIVER_MAC,
     signals::SignalMemory,
@@ -148,6 +149,7 @@ pub(crate) struct TestTables {
     pub(super) flood: FloodMemory,
     pub(super) affinity: AffinityMemory,
     pub(super) signals: SignalMemory,
+    pub(super) mapped: MappedMemory,
     /// How often a breaker was looked up.
     pub(crate) breaker_look_ups: Cell<u32>,
 }

@@ -50,11 +50,7 @@ impl TcProgram {
     /// The programs that it calls, and that those call: for exceptional packets, and for those of IPv6 clients.
     pub(super) fn calls(self) -> &'static [Called] {
         match self {
-            Self::Uplink => &[
-                Called::ExceptionalUplink,
-                Called::ToIpv4Uplink,
-                Called::Uplink,
-            ],
+            Self::Uplink => &[Called::ExceptionalUplink, Called::ToIpv4Uplink, Called::Uplink],
             Self::Layer3 => &[Called::ExceptionalLayer3],
             Self::Container => &[
                 Called::ExceptionalContainer,
