@@ -2,7 +2,7 @@
 
 use std::{
     io::Read,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output, Stdio},
@@ -101,8 +101,8 @@ impl Introspect for Idle {
         let mut flows = FirstFlows::new(limit);
         let flow = |number: u8| ListedFlow {
             protocol: Protocol::Tcp,
-            client: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, number), 40_000),
-            frontend: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 9200),
+            client: SocketAddr::from(([192, 0, 2, number], 40_000)),
+            frontend: SocketAddr::from(([10, 0, 0, 1], 9200)),
             presented: None,
             backend: None,
             state: FlowState::Open,

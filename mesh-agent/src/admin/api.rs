@@ -1,7 +1,7 @@
 //! Version 1 of the admin API: the JSON that the agent serves and `meshctl` reads. Fields are only ever
 //! added, so that `meshctl` and the agent may be of different releases.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -243,9 +243,9 @@ pub struct Flow {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The client.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// What it dialled.
-    pub frontend: SocketAddrV4,
+    pub frontend: SocketAddr,
     /// What the replica sees instead of the client, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presented: Option<SocketAddrV4>,

@@ -123,7 +123,7 @@ pub trait Introspect: Send + Sync {
 pub(crate) mod fixture {
     //! A small cluster as its first node sees it, for tests of everything that reads a [`View`].
 
-    use std::{collections::BTreeSet, net::SocketAddrV4, time::Duration};
+    use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
     use super::*;
     use crate::{
@@ -391,8 +391,8 @@ pub(crate) mod fixture {
     fn flows(view: &View) -> Vec<ListedFlow> {
         let flow = |last, backend| ListedFlow {
             protocol: Protocol::Tcp,
-            client: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), 40_000),
-            frontend: SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 1), 9200),
+            client: SocketAddr::from(([192, 0, 2, last], 40_000)),
+            frontend: SocketAddr::from(([192, 168, 0, 1], 9200)),
             presented: None,
             backend,
             state: FlowState::Open,

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
 use mesh_support::bpf::Cursor;
@@ -57,10 +57,10 @@ pub struct ListedFlow {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The client.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// What it dialled.
-    pub frontend: SocketAddrV4,
-    /// What the backend sees instead of the client, if anything.
+    pub frontend: SocketAddr,
+    /// What the backend sees instead of the client, if anything. Of an IPv6 client, the address that stands for it.
     pub presented: Option<SocketAddrV4>,
     /// Its backend; `None` once that is gone.
     pub backend: Option<BackendKey>,
@@ -107,7 +107,7 @@ impl FlowFilter {
             && self.state.is_none_or(|state| state == flow.state)
             && self
                 .client
-                .is_none_or(|prefix| prefix.contains((*flow.client.ip()).into()))
+                .is_none_or(|prefix| prefix.contains(flow.client.ip().into()))
             && self
                 .services
                 .as_ref()
@@ -134,7 +134,7 @@ pub struct FirstFlows {
 }
 
 /// No two flows have the same.
-type Order = (Protocol, u16, SocketAddrV4, Ipv4Addr);
+type Order = (Protocol, u16, SocketAddr, IpAddr);
 
 impl FirstFlows {
     /// None yet, and never more than `limit`.
@@ -153,7 +153,7 @@ impl FirstFlows {
             flow.protocol,
             flow.frontend.port(),
             flow.client,
-            *flow.frontend.ip(),
+            flow.frontend.ip(),
         );
         self.matches += 1;
         if self.flows.len() >= self.limit && self.flows.last_key_value().is_none_or(|(last, _)| *last < order)
@@ -182,8 +182,8 @@ mod tests {
     fn flow(port: u16, client: u16) -> ListedFlow {
         ListedFlow {
             protocol: Protocol::Tcp,
-            client: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 7), client),
-            frontend: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), port),
+            client: SocketAddr::from(([192, 0, 2, 7], client)),
+            frontend: SocketAddr::from(([10, 0, 0, 1], port)),
             presented: None,
             backend: Some(backend(port)),
             state: FlowState::Open,

@@ -88,7 +88,7 @@ fn table(answers: &[Flows], names_nodes: bool) -> String {
     }
     flows.sort_by_key(|(_, flow)| {
         let frontend = flow.frontend;
-        (flow.protocol, frontend.port(), flow.client, *frontend.ip())
+        (flow.protocol, frontend.port(), flow.client, frontend.ip())
     });
     let mut header = vec![
         "CLIENT", "FRONTEND", "PROTO", "SERVICE", "TASK", "NODE", "STATE", "IDLE", "ENTERED",

@@ -118,6 +118,15 @@ impl From<Ipv4Addr> for Prefix {
     }
 }
 
+impl From<IpAddr> for Prefix {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => address.into(),
+        }
+    }
+}
+
 impl From<Ipv6Addr> for Prefix {
     fn from(address: Ipv6Addr) -> Self {
         Self::of(address, 128)

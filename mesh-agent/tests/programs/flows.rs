@@ -156,7 +156,7 @@ fn flows_are_listed_page_by_page_each_once() {
             };
             assert_eq!(flow.state, expected, "{flow:?}");
             assert_eq!(flow.backend, Some(backend_key(WEB, 5)), "{flow:?}");
-            assert_eq!((flow.frontend, flow.ingress), (frontend(WEB), Ingress::Network));
+            assert_eq!((flow.frontend, flow.ingress), (frontend(WEB).into(), Ingress::Network));
             assert_eq!(flow.presented, None);
         }
         // Those of a backend that is gone are listed without it.
@@ -189,9 +189,9 @@ fn a_flow_to_a_local_replica_is_listed_once_and_says_from_which_node_it_came() {
         assert_eq!(
             found,
             [
-                (client(1), Ingress::Network, None),
-                (client(2), Ingress::Node(PEER), None),
-                (container, Ingress::Container, Some(NODE)),
+                (client(1).into(), Ingress::Network, None),
+                (client(2).into(), Ingress::Node(PEER), None),
+                (container.into(), Ingress::Container, Some(NODE)),
             ]
         );
         assert!(flows.iter().all(|flow| flow.backend == Some(backend_key(WEB, 5))));

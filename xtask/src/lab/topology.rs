@@ -213,6 +213,11 @@ impl Network {
         port(space, self.card)
     }
 
+    /// The IPv6 address of the same host. There are none where the wire is a router.
+    pub(super) fn ipv6_address(&self, subnet: u8, host: u8) -> String {
+        format!("fd00:{:x}:{subnet:x}::{host:x}", self.second_byte)
+    }
+
     /// The card below a VLAN, and its number.
     pub(super) fn vlan(&self) -> Option<(&'static str, &'static str)> {
         self.card.split_once('.')

@@ -209,7 +209,9 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
     inside += &if state.topology.is_routed() {
         format!("address add {address}/32 dev {holder}\nroute add {router} dev {holder} scope link\n")
     } else {
-        format!("address add {address}/24 dev {holder}\n")
+        // No other host has it: it need not be looked for before it is used.
+        let ipv6 = network.ipv6_address(state.subnet, host);
+        format!("address add {address}/24 dev {holder}\naddress add {ipv6}/64 dev {holder} nodad\n")
     };
     run_with_input(
         &mut enter_network(space, ["ip", "-batch", "-"]),

@@ -1,6 +1,6 @@
 //! Reads the flow tables a page at a time, for operators: one record for each flow, by its forward entry.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_ebpf::abi::{Flow, FlowKey, FlowRecord, Opening, Origin, Progress, Role};
 
@@ -13,6 +13,7 @@ use super::{
     dump::socket,
     failed,
     flows::BATCH,
+    mapped,
     maps::Maps,
     tables::service_key,
 };
@@ -40,7 +41,7 @@ pub(super) fn read(
         position,
         |key: &FlowKey, FlowRecord { flow, .. }: &FlowRecord| {
             if flow.role == Role::FORWARD
-                && let Some(flow) = listed(key, flow, backends, now)
+                && let Some(flow) = listed(maps, key, flow, backends, now)
             {
                 visit(flow);
             }
@@ -57,18 +58,19 @@ pub(super) fn read(
 }
 
 fn listed(
+    maps: &Maps,
     key: &FlowKey,
     flow: &Flow,
     backends: &BTreeMap<u32, (u32, BackendKey)>,
     now: u32,
 ) -> Option<ListedFlow> {
     let backend = backends.get(&flow.backend);
-    let is_presented = flow.presented != flow.client;
+    let (client, presented) = (mapped::client(maps, flow.client), socket(flow.presented));
     Some(ListedFlow {
         protocol: service_key(key.protocol as u16, flow.frontend.port)?.protocol,
-        client: socket(flow.client),
-        frontend: socket(flow.frontend),
-        presented: is_presented.then(|| socket(flow.presented)),
+        client,
+        frontend: mapped::dialled(maps, flow.frontend),
+        presented: (SocketAddr::from(presented) != client).then_some(presented),
         backend: backend.and_then(|(generation, key)| (*generation == flow.generation).then_some(*key)),
         state: state(flow.from_client, flow.from_backend, flow.opening),
         idle_seconds: Some(now.saturating_sub(flow.seen)),

@@ -1,24 +1,47 @@
-//! The node's IPv6 addresses, as the programs that translate packets find them.
+//! The node's IPv6 addresses, as the programs that translate packets find them, and the IPv6 clients that
+//! those have given an IPv4 address.
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use aya::maps::MapError;
+use mesh_ebpf::{
+    abi::{Endpoint, Ipv6Address, is_mapped_client, is_mapped_own},
+    bytes::Be32,
 };
 
 use super::{
     super::{DatapathError, dump::DumpedIpv6},
+    dump::socket,
+    failed,
     maps::Maps,
 };
 
 /// Makes packets to an IPv6 address of the node ones to the IPv4 address that stands for it.
 pub(super) fn add_own(maps: &mut Maps, address: Ipv6Addr, mapped: Ipv4Addr) -> Result<(), DatapathError> {
-    let _ = (maps, address, mapped);
-    Ok(())
+    let (ipv6, ipv4) = (Ipv6Address::from(address), Be32::from(mapped));
+    // What replies come from first: packets come in as soon as the other one is there.
+    maps.own_by_ipv4
+        .insert(ipv4, ipv6, 0)
+        .map_err(|error| failed(format!("write OWN_BY_IPV4[{mapped}]"), error))?;
+    maps.own_by_ipv6
+        .insert(ipv6, ipv4, 0)
+        .map_err(|error| failed(format!("write OWN_BY_IPV6[{address}]"), error))
 }
 
-/// Ends that.
+/// Ends that, unless another address has taken the IPv4 address over.
 pub(super) fn remove_own(maps: &mut Maps, address: Ipv6Addr, mapped: Ipv4Addr) -> Result<(), DatapathError> {
-    let _ = (maps, address, mapped);
+    let (ipv6, ipv4) = (Ipv6Address::from(address), Be32::from(mapped));
+    if matches!(maps.own_by_ipv6.get(&ipv6, 0), Ok(current) if current == ipv4) {
+        removed(maps.own_by_ipv6.remove(&ipv6))
+            .map_err(|error| failed(format!("remove OWN_BY_IPV6[{address}]"), error))?;
+    }
+    if matches!(maps.own_by_ipv4.get(&ipv4, 0), Ok(current) if current == ipv6) {
+        removed(maps.own_by_ipv4.remove(&ipv4))
+            .map_err(|error| failed(format!("remove OWN_BY_IPV4[{mapped}]"), error))?;
+    }
     Ok(())
 }
 
@@ -27,12 +50,49 @@ pub(super) fn retain_own(
     maps: &mut Maps,
     wanted: &BTreeMap<Ipv6Addr, Ipv4Addr>,
 ) -> Result<(), DatapathError> {
-    let _ = (maps, wanted);
+    for DumpedIpv6 { address, mapped } in own(maps)? {
+        if wanted.get(&address) != Some(&mapped) {
+            remove_own(maps, address, mapped)?;
+        }
+    }
     Ok(())
 }
 
 /// The addresses that are translated.
 pub(super) fn own(maps: &Maps) -> Result<Vec<DumpedIpv6>, DatapathError> {
-    let _ = maps;
-    Ok(Vec::new())
+    let entries = maps.own_by_ipv6.iter().map(|entry| {
+        let (address, mapped) = entry.map_err(|error| failed("read OWN_BY_IPV6", error))?;
+        Ok(DumpedIpv6 {
+            address: address.into(),
+            mapped: mapped.into(),
+        })
+    });
+    entries.collect()
+}
+
+/// A client, by its own address where this node knows whom a mapped one stands for.
+pub(super) fn client(maps: &Maps, client: Endpoint) -> SocketAddr {
+    let known = is_mapped_client(client.address).then(|| maps.clients_by_ipv4.get(&client.address, 0));
+    endpoint(client, known.and_then(Result::ok).map(|known| known.address))
+}
+
+/// What a client has dialled, by the node's own address that a mapped one stands for.
+pub(super) fn dialled(maps: &Maps, frontend: Endpoint) -> SocketAddr {
+    let known = is_mapped_own(frontend.address).then(|| maps.own_by_ipv4.get(&frontend.address, 0));
+    endpoint(frontend, known.and_then(Result::ok))
+}
+
+fn endpoint(endpoint: Endpoint, address: Option<Ipv6Address>) -> SocketAddr {
+    match address {
+        Some(address) => (Ipv6Addr::from(address), endpoint.port.get()).into(),
+        None => socket(endpoint).into(),
+    }
+}
+
+/// An entry that is not there counts as removed.
+fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound) => Ok(()),
+        outcome => outcome,
+    }
 }

@@ -7,8 +7,8 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Backend, BackendCounters, BackendKey, BackendSignals, Breaker, Config, DropReason, Event, FlowKey,
-        FlowRecord, FrontendKey, Hook, Keys, Load, MAX_RING, Masquerade, NextHop, Openings, Service,
-        SourceRule, SourceVerdicts, drop_index,
+        FlowRecord, FrontendKey, Hook, Ipv6Address, Keys, Load, MAX_RING, MappedClient, Masquerade, NextHop,
+        Openings, Service, SourceRule, SourceVerdicts, drop_index,
     },
     bytes::Be32,
 };
@@ -25,6 +25,9 @@ pub(super) struct Maps {
     pub(super) host_macs: HashMap<MapData, u64, u32>,
     pub(super) port_filter: Array<MapData, u64>,
     pub(super) backend_ports: Array<MapData, u64>,
+    pub(super) own_by_ipv6: HashMap<MapData, Ipv6Address, Be32>,
+    pub(super) own_by_ipv4: HashMap<MapData, Be32, Ipv6Address>,
+    pub(super) clients_by_ipv4: HashMap<MapData, Be32, MappedClient>,
     pub(super) frontends: HashMap<MapData, FrontendKey, u32>,
     pub(super) services: HashMap<MapData, u32, Service>,
     pub(super) openings: Array<MapData, Openings>,
@@ -60,6 +63,9 @@ impl Maps {
             host_macs: take(programs, "HOST_MACS")?,
             port_filter: take(programs, "PORT_FILTER")?,
             backend_ports: take(programs, "BACKEND_PORTS")?,
+            own_by_ipv6: take(programs, "OWN_BY_IPV6")?,
+            own_by_ipv4: take(programs, "OWN_BY_IPV4")?,
+            clients_by_ipv4: take(programs, "CLIENTS_BY_IPV4")?,
             frontends: take(programs, "FRONTENDS")?,
             services: take(programs, "SERVICES")?,
             openings: take(programs, "OPENINGS")?,

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use nix::errno::Errno;
@@ -218,8 +218,8 @@ impl Services {
             let port = replica.map_or(connection.service.port, |key| key.service.port);
             visit(ListedFlow {
                 protocol: connection.service.protocol,
-                client: connection.client,
-                frontend: SocketAddrV4::new(address, port),
+                client: connection.client.into(),
+                frontend: SocketAddr::from((address, port)),
                 presented: None,
                 backend,
                 state: connection.state,

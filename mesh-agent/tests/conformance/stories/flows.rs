@@ -37,7 +37,7 @@ pub(super) fn listed(mesh: &mut Mesh<'_>) -> Result<()> {
     // The replica's node knows by which node its connection has come.
     let from = Ingress::Node(world.node(1).address);
     until_open(mesh, 2, &[(ingress_address("a2"), from)].into())?;
-    let clients: BTreeSet<_> = flows(mesh, 1)?.iter().map(|flow| *flow.client.ip()).collect();
+    let clients: BTreeSet<_> = flows(mesh, 1)?.iter().map(|flow| flow.client.ip()).collect();
     ensure!(clients.len() == 1, "{clients:?} are one client");
     drop(kept);
     until_open(mesh, 1, &BTreeMap::new())
