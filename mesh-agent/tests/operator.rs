@@ -2,7 +2,7 @@
 
 use std::{
     io::Read,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output, Stdio},
@@ -22,6 +22,7 @@ use mesh_agent::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter, FlowState, Ingress, ListedFlow},
+        mapped::MappedClient,
         memory::MemoryDatapath,
         monitor::Observations,
     },
@@ -95,6 +96,18 @@ impl Introspect for Idle {
 
     fn explain(&self, question: &Question) -> Result<Explanation, DatapathError> {
         MemoryDatapath::default().explain(question)
+    }
+
+    fn mapped_clients(&self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+        let client = MappedClient {
+            address: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 7].into(),
+            mapped: [248, 1, 2, 3].into(),
+            interface: "eth0".to_owned(),
+        };
+        Ok(Some(client)
+            .into_iter()
+            .filter(|client| of.is_none_or(|address| client.is(address)))
+            .collect())
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

@@ -2,12 +2,14 @@
 //!
 //! `execute` makes no decision of its own, with two exceptions: in XDP, a packet whose way to the next hop
 //! the kernel has yet to resolve is passed to tc, which can have it resolved, and so is one that leaves by
-//! a layer 3 device, to which tc alone can send; and a packet that is too big for its way is answered by
+//! a layer 3 device or is for an IPv6 client, to which tc alone can send; and a packet that is too big for its way is answered by
 //! ICMP. Both are known only once the way has been looked up, and are checked before anything is written to
 //! the packet.
 
 use crate::{
-    abi::{Backend, Config, DropReason, Endpoint, Event, FlowKey, Hook, NextHop, Origin, Role},
+    abi::{
+        Backend, Config, DropReason, Endpoint, Event, FlowKey, Hook, NextHop, Origin, Role, is_mapped_client,
+    },
     bytes::Be16,
     checksum::{self, Difference},
     encapsulation::{self, address_frame, encapsulate},
@@ -97,6 +99,10 @@ pub fn execute<const FRAGMENTS: bool, F: Frame, T: Tables>(
             reply::<FRAGMENTS, F, T>(frame, tables, config, flow, &way)
         }
         Verdict::DeliverReply { flow } => {
+            // mesh0, where replies to IPv6 clients become IPv6, takes none of XDP's frames.
+            if is_xdp && is_mapped_client(flow.client().address) {
+                return Action::Pass;
+            }
             let way = way::to_client(frame, tables, flow);
             // The exception, for a client.
             if is_xdp && way.reach != Reach::Resolved {

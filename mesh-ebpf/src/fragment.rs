@@ -8,14 +8,14 @@
 use crate::{
     abi::{
         Datagram, DatagramKey, DatagramState, DropReason, FlowKey, HELD_LENGTH, HELD_PER_DATAGRAM, HeldKey,
-        Hook,
+        Hook, is_mapped_client,
     },
     bytes::Be16,
     checksum,
     frame::{CopyFrame, FragmentFrame, ReadFrame, Refused},
     headers::{
         ETHERNET_LENGTH, IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH,
-        IPV4_MORE_FRAGMENTS, Ipv4, L4_OFFSET, PROTOCOL_UDP, Ports, Udp,
+        IPV4_MORE_FRAGMENTS, Ipv4, Ipv6Fragment, L4_OFFSET, PROTOCOL_UDP, Ports, Udp,
     },
     parse::Packet,
     tables::{DatagramEntry, Tables},
@@ -342,6 +342,12 @@ pub fn may_be_split<F: ReadFrame>(frame: &F) -> bool {
 pub fn split<F: FragmentFrame, T: Tables>(frame: &mut F, tables: &T, mtu: u16) -> Result<Action, DropReason> {
     let ip = *frame.at::<Ipv4>(ETHERNET_LENGTH).ok_or(Refused)?;
     // Offsets are in units of 8 bytes.
+    let mtu = if is_mapped_client(ip.destination) {
+        // IPv6 says in a header of its own that a packet is a fragment.
+        mtu.saturating_sub(size_of::<Ipv6Fragment>() as u16)
+    } else {
+        mtu
+    };
     let kept = mtu.saturating_sub(IPV4_LENGTH as u16) & !7;
     let payload = ip.total_length.get().saturating_sub(IPV4_LENGTH as u16);
     if kept == 0 || payload <= kept || usize::from(payload - kept) > HELD_LENGTH {

@@ -151,7 +151,11 @@ pub fn to_ipv6<F: TranslateFrame, T: MappedTables>(
             + sum_of_header(&quoted, client, &dialled)
             + sum_of_rest(rest),
     );
-    frame.renew::<RENEWED_V6>(0)?;
+    // What a peer has sent does not always change its length at its end. What is left behind the message is
+    // no part of it.
+    if frame.renew::<RENEWED_V6>(0).is_err() {
+        frame.lengthen(ETHERNET_LENGTH + RENEWED_V6)?;
+    }
     frame.put_ipv6(&ipv6_header(ip, PROTOCOL_ICMPV6, ERROR_V6 as u32, own, client))?;
     *frame.at_mut::<Error<Ipv6>>(IPV6_L4_OFFSET).ok_or(Refused)? = Error {
         icmp,

@@ -10,9 +10,12 @@ use std::{
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::api::{
-    self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Events, ExplainQuery, Explained, Failure,
-    FlowQuery, Flows, MonitorQuery, Routes, Status, UseDatapath,
+use super::{
+    api::{
+        self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Events, ExplainQuery, Explained,
+        Failure, FlowQuery, Flows, MonitorQuery, Routes, Status, UseDatapath,
+    },
+    clients::{Clients, ClientsQuery},
 };
 use crate::{datapath::DatapathChoice, model::DrainRequest};
 
@@ -147,6 +150,14 @@ impl Client {
     /// When the agent is not running, its data path is not eBPF, or a table cannot be read.
     pub async fn monitor(&self, query: &MonitorQuery) -> Result<Events, ClientError> {
         self.ask(Method::GET, "monitor", query, None::<&()>).await
+    }
+
+    /// The IPv6 clients that a query is about.
+    ///
+    /// # Errors
+    /// When the agent is not running, or cannot read a table.
+    pub async fn clients(&self, query: &ClientsQuery) -> Result<Clients, ClientError> {
+        self.ask(Method::GET, "clients", query, None::<&()>).await
     }
 
     /// The agent's status.

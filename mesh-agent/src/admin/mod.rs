@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod answered;
 pub mod api;
 pub mod client;
+pub mod clients;
 pub mod control;
 mod drained;
 mod drains;

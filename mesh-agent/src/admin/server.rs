@@ -29,6 +29,7 @@ use super::{
         self, DatapathAnswer, DoctorAnswer, DrainAnswer, DumpAnswer, Events, ExplainQuery, Explained,
         Failure, FlowQuery, Flows, MonitorQuery, Routes, Status, UseDatapath,
     },
+    clients::{self, Clients, ClientsQuery},
     control::{DatapathRequest, Request},
     drains::Drains,
     examined::running,
@@ -215,6 +216,7 @@ fn reads() -> Router<Admin> {
     Router::new()
         .route("/v1/routes", get(get_routes))
         .route("/v1/flows", get(get_flows))
+        .route("/v1/clients", get(get_clients))
         .route("/v1/explain", get(get_explanation))
         .route("/v1/monitor", get(get_events))
         .route("/v1/status", get(get_status))
@@ -266,6 +268,22 @@ async fn get_flows(
         let found = agent.flows(&filter, flows::limit(&query))?;
         drop(turn);
         Ok(flows::answer(&view, found))
+    })
+    .await
+}
+
+async fn get_clients(
+    State(admin): State<Admin>,
+    Query(query): Query<ClientsQuery>,
+) -> Result<Json<Clients>, Response> {
+    let agent = admin.agent;
+    let view = agent.view();
+    // One walk of the tables at a time.
+    let turn = admin.walk.lock_owned().await;
+    read_kernel("clients", move || {
+        let found = agent.mapped_clients(query.address)?;
+        drop(turn);
+        Ok(clients::answer(&view, &query, found))
     })
     .await
 }

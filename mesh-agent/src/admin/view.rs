@@ -1,6 +1,11 @@
 //! A read-only view of the running agent: its state, and the counters on demand.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use crate::{
     datapath::{
@@ -8,6 +13,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter},
+        mapped::MappedClient,
         monitor::Observations,
     },
     model::{
@@ -117,6 +123,12 @@ pub trait Introspect: Send + Sync {
     /// # Errors
     /// When the data path does not report it, or the kernel refuses to read or write a map.
     fn observe(&self, since: Option<u64>) -> Result<Observations, DatapathError>;
+
+    /// The IPv6 clients that replicas see by an IPv4 address: that with an address, or all.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a table.
+    fn mapped_clients(&self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError>;
 }
 
 #[cfg(test)]
@@ -375,6 +387,18 @@ pub(crate) mod fixture {
         fn observe(&self, since: Option<u64>) -> Result<Observations, DatapathError> {
             let state = Desired::clone(&self.0.desired);
             MemoryDatapath { state }.observe(since)
+        }
+
+        fn mapped_clients(&self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+            let client = |last| MappedClient {
+                address: [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into(),
+                mapped: [248, 1, 2, last as u8].into(),
+                interface: "eth0".to_owned(),
+            };
+            let clients = [9, 5, 7].map(client).into_iter();
+            Ok(clients
+                .filter(|client| of.is_none_or(|address| client.is(address)))
+                .collect())
         }
 
         fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

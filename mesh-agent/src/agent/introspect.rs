@@ -2,6 +2,7 @@
 //! path's counters.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -19,6 +20,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowCursor, FlowFilter},
+        mapped::MappedClient,
         monitor::Observations,
     },
     model::NodeDatapath,
@@ -147,6 +149,10 @@ impl Introspect for Introspection {
 
     fn observe(&self, since: Option<u64>) -> Result<Observations, DatapathError> {
         self.datapath.lock().observe(since)
+    }
+
+    fn mapped_clients(&self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+        self.datapath.lock().mapped_clients(of)
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FirstFlows, DatapathError> {

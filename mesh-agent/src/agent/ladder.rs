@@ -10,7 +10,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::Instant,
 };
 
@@ -29,6 +29,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FlowCursor, ListedFlow},
+        mapped::MappedClient,
         monitor::Observations,
     },
     model::{Desired, KeyId, NodeDatapath, ServiceKey, TunnelKey, TunnelKeys},
@@ -374,6 +375,11 @@ impl Ladder {
     /// What the data path in use has done with packets; see [`Datapath::observe`].
     pub(super) fn observe(&mut self, since: Option<u64>) -> Result<Observations, DatapathError> {
         self.datapath.observe(since)
+    }
+
+    /// The IPv6 clients of the data path in use; see [`Datapath::mapped_clients`].
+    pub(super) fn mapped_clients(&mut self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+        self.datapath.mapped_clients(of)
     }
 
     pub(super) fn modes(&self) -> Vec<InterfaceMode> {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use self::{
     dump::Dump,
     explain::{Explanation, Question},
     flow_list::{FlowCursor, ListedFlow},
+    mapped::MappedClient,
     monitor::Observations,
 };
 use crate::{
@@ -25,6 +26,7 @@ pub mod explain;
 mod failed_change;
 pub mod flow_list;
 pub mod ipvs;
+pub mod mapped;
 pub mod memory;
 pub mod monitor;
 pub mod netlink;
@@ -118,6 +120,16 @@ pub trait Datapath: Send {
             "this node's data path is not eBPF, whose programs report what they do; `meshctl flows` lists \
              connections, and `meshctl datapath` says why the node has no other",
         ))
+    }
+
+    /// The IPv6 clients that it knows, in no order: that with an address, or all. The default is for a data path
+    /// that serves none.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read a table.
+    fn mapped_clients(&mut self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+        let _ = of;
+        Ok(Vec::new())
     }
 
     /// The kind as other nodes see it: they send only to nodes that read their packets.

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 #[cfg(feature = "orchestrator")]
 use super::{Failure, commands};
 use super::{
+    clients::{self, ClientsArguments},
     drain::{self, DrainArguments, UndrainArguments},
     explain::{self, ExplainArguments},
     flows::{self, FlowsArguments},
@@ -62,6 +63,11 @@ enum Command {
     /// One row per connection, or per client of a UDP service, sorted by port and client. Reads the data
     /// path's tables in small steps, so that it disturbs no traffic.
     Flows(FlowsArguments),
+    /// List IPv6 clients, and the IPv4 address by which replicas see each
+    ///
+    /// The address of a client stays the same, on every node. `meshctl clients 248.12.34.56` says who that
+    /// was, for as long as the node remembers its last 100,000 IPv6 clients.
+    Clients(ClientsArguments),
     /// Watch what becomes of packets: connections opened and closed, packets refused and dropped, and why
     ///
     /// One line per event, in UTC, until interrupted. The programs report as long as someone watches, at
@@ -245,6 +251,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Routes(arguments) => routes(&client, &arguments).await,
         Command::Explain(arguments) => explain::run(&client, &arguments).await,
         Command::Flows(arguments) => flows::run(&client, &arguments).await,
+        Command::Clients(arguments) => clients::run(&client, &arguments).await,
         Command::Monitor(arguments) => monitor::run(&client, &arguments).await,
         Command::Top(arguments) => top::run(&client, &arguments).await,
         Command::Status { nodes, format } => {

@@ -17,6 +17,7 @@ pub mod usage;
 
 #[cfg(feature = "orchestrator")]
 mod client;
+mod clients;
 #[cfg(feature = "orchestrator")]
 mod commands;
 #[cfg(feature = "orchestrator")]

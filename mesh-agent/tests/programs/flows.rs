@@ -156,7 +156,10 @@ fn flows_are_listed_page_by_page_each_once() {
             };
             assert_eq!(flow.state, expected, "{flow:?}");
             assert_eq!(flow.backend, Some(backend_key(WEB, 5)), "{flow:?}");
-            assert_eq!((flow.frontend, flow.ingress), (frontend(WEB).into(), Ingress::Network));
+            assert_eq!(
+                (flow.frontend, flow.ingress),
+                (frontend(WEB).into(), Ingress::Network)
+            );
             assert_eq!(flow.presented, None);
         }
         // Those of a backend that is gone are listed without it.

@@ -362,3 +362,18 @@ fn a_fragment_with_the_numbers_of_a_replicas_answer_passes_at_an_uplink() {
     );
     assert_eq!(elsewhere.bytes, answer[1].bytes);
 }
+
+#[test]
+fn fragments_for_an_ipv6_client_leave_room_for_the_header_that_says_so() {
+    let (entry, _) = nodes(1);
+    for (client, most) in [("248.1.2.3:40000", 1472), ("192.0.2.7:40000", 1480)] {
+        let mut frame = udp(at("252.1.2.3:5353"), at(client), &payload(1472));
+        frame.bytes[IP + 6] = 0;
+        fix_ip_checksum(&mut frame.bytes, IP);
+        assert_eq!(split(&mut frame, &entry, 1480), Ok(Action::Again));
+        let first = &frame.again[0];
+        let length = first.bytes.len() - IP;
+        assert!((most - 8..=most).contains(&length), "{client}: {length}");
+        assert!(together(&[first.clone(), frame.clone()]).is_some());
+    }
+}

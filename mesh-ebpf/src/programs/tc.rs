@@ -543,7 +543,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn pull(&mut self, length: usize) -> Result<(), Refused> {
+    pub(crate) fn pull(&mut self, length: usize) -> Result<(), Refused> {
         if self.address::<u8>(length - 1).is_some() {
             return Ok(());
         }
@@ -555,7 +555,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn adjust_room(&mut self, change: i32, flags: u64) -> Result<(), Refused> {
+    pub(crate) fn adjust_room(&mut self, change: i32, flags: u64) -> Result<(), Refused> {
         // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
         match unsafe { bpf_skb_adjust_room(self.context, change, BPF_ADJ_ROOM_MAC, flags) } {
             0 => Ok(()),

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::{Called, Hook, Ipv6Address},
     bytes::Be16,
-    frame::{Frame, Refused, Route, TranslateFrame},
+    frame::{Frame, ReadFrame, Refused, Route, TranslateFrame},
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6},
     to_ipv4::{self, Next},
     to_ipv6,
@@ -92,6 +92,16 @@ impl TranslateFrame for Skb {
         self.change_protocol(ETHERTYPE_IPV6)?;
         // SAFETY: as above.
         self.store(unsafe { transmute_copy::<Ipv6, [u32; 10]>(header) })
+    }
+
+    /// At the front, where the kernel lets also an skb that is marked as encapsulated grow.
+    #[inline(always)]
+    fn lengthen(&mut self, length: usize) -> Result<(), Refused> {
+        let missing = (length as u32).saturating_sub(self.length());
+        if missing != 0 {
+            self.adjust_room(missing as i32, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+        }
+        self.pull(length)
     }
 
     #[inline(always)]

@@ -245,6 +245,12 @@ impl TranslateFrame for TestFrame {
         self.put(IPV4_LENGTH, header, ETHERTYPE_IPV6)
     }
 
+    fn lengthen(&mut self, length: usize) -> Result<(), Refused> {
+        let length = length.max(self.bytes.len());
+        self.bytes = vec![JUNK; length];
+        Ok(())
+    }
+
     fn insert_extension(&mut self, length: usize) -> Result<(), Refused> {
         let at = ETHERNET_LENGTH + IPV6_LENGTH;
         if !self.elastic || self.bytes.len() < at {

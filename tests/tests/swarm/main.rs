@@ -30,6 +30,7 @@ mod group;
 mod handover;
 mod host_firewall;
 mod hostile;
+mod ipv6;
 mod labs;
 mod liveness;
 mod load;
@@ -56,6 +57,8 @@ const DEFAULT: Group = Group {
         observe::STORIES,
         basics::REQUESTS,
         basics::TRANSFERS,
+        ipv6::REQUESTS,
+        ipv6::STORIES,
         networks::HIDDEN,
         changes::STORIES,
         choosing::STORIES,
@@ -75,14 +78,19 @@ const GROUPS: &[Group] = &[
         name: "dsr",
         lane: Lane::Variants,
         agents: Some(&["--xdp", "native", "--return-mode", "dsr"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS, networks::HIDDEN],
+        stories: &[
+            basics::REQUESTS,
+            basics::TRANSFERS,
+            ipv6::REQUESTS,
+            networks::HIDDEN,
+        ],
         ..DEFAULT
     },
     Group {
         name: "generic",
         lane: Lane::Variants,
         agents: Some(&["--xdp", "generic"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS],
+        stories: &[basics::REQUESTS, basics::TRANSFERS, ipv6::REQUESTS],
         ..DEFAULT
     },
     // The agent as a global service.
@@ -118,7 +126,7 @@ const GROUPS: &[Group] = &[
         lane: Lane::Variants,
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS],
+        stories: &[basics::REQUESTS, basics::TRANSFERS, ipv6::REQUESTS],
         ..DEFAULT
     },
     Group {
@@ -126,7 +134,7 @@ const GROUPS: &[Group] = &[
         lane: Lane::Variants,
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off", "--tc", "clsact"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS],
+        stories: &[basics::REQUESTS, basics::TRANSFERS, ipv6::REQUESTS],
         ..DEFAULT
     },
     // Nodes whose default route and cluster address are on different cards.

@@ -220,16 +220,30 @@ impl Lab {
     /// # Errors
     /// When there is no such node.
     pub fn addresses(&self, name: &str) -> Result<Vec<String>> {
+        let host = self.host(name)?;
+        Ok(self.state.topology.addresses(self.state.subnet, host))
+    }
+
+    /// The IPv6 address of a node or the client beside the first one, where the wire is no router.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn ipv6_address(&self, name: &str) -> Result<String> {
+        let host = self.host(name)?;
+        Ok(topology::FIRST.ipv6_address(self.state.subnet, host))
+    }
+
+    /// The number of a node or the client in each of its networks.
+    fn host(&self, name: &str) -> Result<u8> {
         self.state.space(name)?;
-        let host = match name {
-            "client" => wire::CLIENT,
-            "wire" => wire::ROUTER,
+        match name {
+            "client" => Ok(wire::CLIENT),
+            "wire" => Ok(wire::ROUTER),
             node => node
                 .trim_start_matches("node")
                 .parse()
-                .with_context(|| format!("`{node}` is no node"))?,
-        };
-        Ok(self.state.topology.addresses(self.state.subnet, host))
+                .with_context(|| format!("`{node}` is no node")),
+        }
     }
 
     /// A command that runs on a node, or in the client, as any process there does.

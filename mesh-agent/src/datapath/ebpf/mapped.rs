@@ -3,19 +3,22 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use aya::maps::MapError;
 use mesh_ebpf::{
-    abi::{Endpoint, Ipv6Address, is_mapped_client, is_mapped_own},
+    abi::{self, Endpoint, Ipv6Address, is_mapped_client, is_mapped_own},
     bytes::Be32,
 };
 
 use super::{
-    super::{DatapathError, dump::DumpedIpv6},
+    super::{DatapathError, dump::DumpedIpv6, mapped::MappedClient},
+    batch,
     dump::socket,
     failed,
+    flows::BATCH,
+    hooks::interface_name,
     maps::Maps,
 };
 
@@ -87,6 +90,35 @@ fn endpoint(endpoint: Endpoint, address: Option<Ipv6Address>) -> SocketAddr {
         Some(address) => (Ipv6Addr::from(address), endpoint.port.get()).into(),
         None => socket(endpoint).into(),
     }
+}
+
+/// The IPv6 clients that the programs have given an address: that with an address, or all.
+pub(super) fn clients(maps: &Maps, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+    let mut interfaces = BTreeMap::new();
+    let mut shown = |mapped: Be32, client: &abi::MappedClient| MappedClient {
+        address: client.address.into(),
+        mapped: mapped.into(),
+        interface: interfaces
+            .entry(client.interface)
+            .or_insert_with_key(|index| interface_name(*index).unwrap_or_else(|_| index.to_string()))
+            .clone(),
+    };
+    if let Some(IpAddr::V4(mapped)) = of {
+        let known = maps.clients_by_ipv4.get(&mapped.into(), 0).ok();
+        return Ok(known
+            .map(|client| shown(mapped.into(), &client))
+            .into_iter()
+            .collect());
+    }
+    let mut found = Vec::new();
+    let visit = |mapped: &Be32, client: &abi::MappedClient| {
+        if of.is_none_or(|address| address == IpAddr::V6(client.address.into())) {
+            found.push(shown(*mapped, client));
+        }
+    };
+    batch::for_each(&maps.clients_by_ipv4, BATCH, visit)
+        .map_err(|error| failed("read CLIENTS_BY_IPV4", error))?;
+    Ok(found)
 }
 
 /// An entry that is not there counts as removed.

@@ -30,7 +30,7 @@ mod uplink_rung;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -55,6 +55,7 @@ use super::{
     failed,
     failed_change::culprit,
     flow_list::{FlowCursor, ListedFlow},
+    mapped::MappedClient,
     monitor::Observations,
 };
 use crate::{
@@ -391,6 +392,10 @@ impl Datapath for EbpfDatapath {
     fn observe(&mut self, since: Option<u64>) -> Result<Observations, DatapathError> {
         let backends = self.tables.backends_by_index();
         self.monitor.observe(since, &self.config, &backends)
+    }
+
+    fn mapped_clients(&mut self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
+        mapped::clients(&self.maps, of)
     }
 
     fn kind(&self) -> NodeDatapath {
