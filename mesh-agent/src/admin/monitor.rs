@@ -1,6 +1,6 @@
 //! What became of packets, by the names of the agent's view. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
+use std::{collections::BTreeSet, time::SystemTime};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -108,9 +108,9 @@ fn event(view: &View, filter: &Filter, service: Option<ServiceKey>, observation:
         event: observation.kind,
         reason: observation.reason.map(str::to_owned),
         protocol: tuple.map(|tuple| protocol_name(tuple.protocol)),
-        source: tuple.map(|tuple| IpAddr::from(tuple.source)),
+        source: tuple.map(|tuple| tuple.source),
         source_port: ports.map(|(source, _)| source),
-        destination: tuple.map(|tuple| IpAddr::from(tuple.destination)),
+        destination: tuple.map(|tuple| tuple.destination),
         destination_port: ports.map(|(_, destination)| destination),
         service: service
             .and_then(|key| view.desired.services.get(&key))

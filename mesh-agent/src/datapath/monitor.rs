@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -47,10 +47,10 @@ impl EventKind {
 pub struct PacketTuple {
     /// IP protocol number.
     pub protocol: u8,
-    /// Sender.
-    pub source: Ipv4Addr,
+    /// Sender; of an IPv6 client its own address.
+    pub source: IpAddr,
     /// Receiver.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Their ports; `None` in a packet without.
     pub ports: Option<(u16, u16)>,
 }

@@ -15,6 +15,7 @@ mod forwarding;
 mod full;
 mod fuzz;
 mod garbage;
+mod ipv6;
 mod keys;
 mod layer3;
 mod life;

@@ -47,8 +47,8 @@ fn syn(client: SocketAddrV4) -> Vec<u8> {
 fn tuple(source: SocketAddrV4, destination: SocketAddrV4) -> Option<PacketTuple> {
     Some(PacketTuple {
         protocol: 6,
-        source: *source.ip(),
-        destination: *destination.ip(),
+        source: source.ip().to_owned().into(),
+        destination: destination.ip().to_owned().into(),
         ports: Some((source.port(), destination.port())),
     })
 }

@@ -9,7 +9,7 @@ use std::{
 use aya::maps::MapError;
 use mesh_ebpf::{
     abi::{self, Endpoint, Ipv6Address, is_mapped_client, is_mapped_own},
-    bytes::Be32,
+    bytes::{Be16, Be32},
 };
 
 use super::{
@@ -83,6 +83,19 @@ pub(super) fn client(maps: &Maps, client: Endpoint) -> SocketAddr {
 pub(super) fn dialled(maps: &Maps, frontend: Endpoint) -> SocketAddr {
     let known = is_mapped_own(frontend.address).then(|| maps.own_by_ipv4.get(&frontend.address, 0));
     endpoint(frontend, known.and_then(Result::ok))
+}
+
+/// An address of a packet: the IPv6 address that it stands for, if this node knows that.
+pub(super) fn shown(maps: &Maps, address: IpAddr) -> IpAddr {
+    let IpAddr::V4(mapped) = address else {
+        return address;
+    };
+    let mapped = Endpoint::new(mapped.into(), Be16::default());
+    match (is_mapped_client(mapped.address), is_mapped_own(mapped.address)) {
+        (true, _) => client(maps, mapped).ip(),
+        (_, true) => dialled(maps, mapped).ip(),
+        _ => address,
+    }
 }
 
 fn endpoint(endpoint: Endpoint, address: Option<Ipv6Address>) -> SocketAddr {

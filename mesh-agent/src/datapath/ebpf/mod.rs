@@ -391,7 +391,7 @@ impl Datapath for EbpfDatapath {
 
     fn observe(&mut self, since: Option<u64>) -> Result<Observations, DatapathError> {
         let backends = self.tables.backends_by_index();
-        self.monitor.observe(since, &self.config, &backends)
+        self.monitor.observe(since, &self.maps, &self.config, &backends)
     }
 
     fn mapped_clients(&mut self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {

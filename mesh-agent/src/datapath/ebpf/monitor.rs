@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -11,9 +12,14 @@ use aya::{
 };
 use mesh_ebpf::{
     abi::{Config, DropReason, FlowKey, Observation as Raw, Observed, Reported},
+    bytes::Be32,
     encapsulation::outer_length,
     frame::ReadFrame as _,
-    headers::{ETHERNET_LENGTH, IPV4_LENGTH, Ipv4, PROTOCOL_TCP, Tcp, UDP_LENGTH},
+    headers::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_L4_OFFSET, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP,
+        Ports, Tcp, UDP_LENGTH,
+    },
+    ipv6::Header,
     parse::{Unparsed, parse},
     tunnel,
 };
@@ -27,7 +33,8 @@ use super::{
     clock::kernel_clock,
     failed,
     frame::StoredFrame,
-    maps::take,
+    mapped,
+    maps::{Maps, take},
 };
 use crate::model::BackendKey;
 
@@ -66,6 +73,7 @@ impl Monitor {
     pub(super) fn observe(
         &mut self,
         since: Option<u64>,
+        maps: &Maps,
         config: &Config,
         backends: &BTreeMap<u32, (u32, BackendKey)>,
     ) -> Result<Observations, DatapathError> {
@@ -80,7 +88,7 @@ impl Monitor {
             };
             self.recent.skip(raw.skipped);
             let age = Duration::from_nanos(clock.saturating_sub(raw.clock));
-            if let Some(observation) = observation(&raw, now - age, config, backends) {
+            if let Some(observation) = observation(&raw, now - age, maps, config, backends) {
                 self.recent.push(observation);
             }
         }
@@ -125,6 +133,7 @@ fn read(item: &[u8]) -> Option<Raw> {
 fn observation(
     raw: &Raw,
     at: SystemTime,
+    maps: &Maps,
     config: &Config,
     backends: &BTreeMap<u32, (u32, BackendKey)>,
 ) -> Option<Observation> {
@@ -145,6 +154,11 @@ fn observation(
     let head = raw.head.get(..captured)?.to_vec();
     let frame = StoredFrame::captured(head, raw.length, raw.interface);
     let (tuple, headers) = examine(&frame, config);
+    let tuple = tuple.map(|tuple| PacketTuple {
+        source: mapped::shown(maps, tuple.source),
+        destination: mapped::shown(maps, tuple.destination),
+        ..tuple
+    });
     let backend = backends.get(&raw.backend);
     Some(Observation {
         at,
@@ -164,6 +178,10 @@ fn observation(
 
 /// The addresses of a packet, or of the one that it encapsulates, and the bytes before its payload.
 fn examine(frame: &StoredFrame, config: &Config) -> (Option<PacketTuple>, usize) {
+    let is_ipv6 = |ethernet: &Ethernet| { ethernet.ethertype } == ETHERTYPE_IPV6;
+    if frame.at(0).is_some_and(is_ipv6) {
+        return ipv6_packet(frame);
+    }
     let offset = match parse(frame, ETHERNET_LENGTH) {
         Ok(outer) if tunnel::is_encapsulated(config, &outer) => ETHERNET_LENGTH + outer_length(frame),
         _ => ETHERNET_LENGTH,
@@ -184,6 +202,24 @@ fn examine(frame: &StoredFrame, config: &Config) -> (Option<PacketTuple>, usize)
     (tuple, transport + length)
 }
 
+/// The same of an IPv6 packet. What is behind an extension header counts as payload.
+fn ipv6_packet(frame: &StoredFrame) -> (Option<PacketTuple>, usize) {
+    let Some(ip) = Header::read(frame, ETHERNET_LENGTH) else {
+        return (None, ETHERNET_LENGTH);
+    };
+    let ports = match ip.next_header {
+        PROTOCOL_TCP | PROTOCOL_UDP => frame.at::<Ports>(IPV6_L4_OFFSET),
+        _ => None,
+    };
+    let tuple = PacketTuple {
+        protocol: ip.next_header,
+        source: Ipv6Addr::from(ip.source).into(),
+        destination: Ipv6Addr::from(ip.destination).into(),
+        ports: ports.map(|ports| ({ ports.source }.get(), { ports.destination }.get())),
+    };
+    (Some(tuple), IPV6_L4_OFFSET)
+}
+
 fn packet(frame: &StoredFrame, offset: usize) -> Option<PacketTuple> {
     match parse(frame, offset) {
         Ok(packet) => Some(of_key(&packet.key)),
@@ -192,19 +228,23 @@ fn packet(frame: &StoredFrame, offset: usize) -> Option<PacketTuple> {
             let ip = frame.at::<Ipv4>(offset)?;
             (ip.version_and_length >> 4 == 4).then(|| PacketTuple {
                 protocol: ip.protocol,
-                source: ip.source.into(),
-                destination: ip.destination.into(),
+                source: address(ip.source),
+                destination: address(ip.destination),
                 ports: None,
             })
         }
     }
 }
 
+fn address(address: Be32) -> IpAddr {
+    Ipv4Addr::from(address).into()
+}
+
 fn of_key(key: &FlowKey) -> PacketTuple {
     PacketTuple {
         protocol: key.protocol as u8,
-        source: key.source.into(),
-        destination: key.destination.into(),
+        source: address(key.source),
+        destination: address(key.destination),
         ports: Some((key.source_port.get(), key.destination_port.get())),
     }
 }
