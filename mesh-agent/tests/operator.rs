@@ -368,6 +368,20 @@ async fn flows_are_filtered_by_the_agent_and_limited() {
 }
 
 #[tokio::test]
+async fn an_ipv6_client_is_named_by_the_address_that_replicas_see() {
+    for address in ["248.1.2.3", "2001:db8::7"] {
+        let (text, code) = with_agent(Idle { broken: false }, &["clients", address]).await;
+        assert_eq!(code, Some(0), "{text}");
+        let row: Vec<_> = text.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+        assert_eq!(row, ["2001:db8::7", "248.1.2.3", "eth0"]);
+    }
+    let (text, code) = with_agent(Idle { broken: false }, &["clients", "248.9.9.9"]).await;
+    assert_eq!((code, text.trim()), (Some(0), "no such IPv6 clients"));
+    let (text, code) = with_agent(Idle { broken: false }, &["clients", "someone"]).await;
+    assert_eq!(code, Some(125), "{text}");
+}
+
+#[tokio::test]
 async fn a_packet_is_explained_by_the_agent_or_it_says_why_not() {
     let explain = ["explain", "127.0.0.1", "10.0.0.1:9200"];
     let (text, code) = with_agent(Idle { broken: false }, &explain).await;
