@@ -372,7 +372,12 @@ async fn an_ipv6_client_is_named_by_the_address_that_replicas_see() {
     for address in ["248.1.2.3", "2001:db8::7"] {
         let (text, code) = with_agent(Idle { broken: false }, &["clients", address]).await;
         assert_eq!(code, Some(0), "{text}");
-        let row: Vec<_> = text.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+        let row: Vec<_> = text
+            .lines()
+            .nth(1)
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
         assert_eq!(row, ["2001:db8::7", "248.1.2.3", "eth0"]);
     }
     let (text, code) = with_agent(Idle { broken: false }, &["clients", "248.9.9.9"]).await;

@@ -2,9 +2,9 @@
 //!
 //! `execute` makes no decision of its own, with two exceptions: in XDP, a packet whose way to the next hop
 //! the kernel has yet to resolve is passed to tc, which can have it resolved, and so is one that leaves by
-//! a layer 3 device or is for an IPv6 client, to which tc alone can send; and a packet that is too big for its way is answered by
-//! ICMP. Both are known only once the way has been looked up, and are checked before anything is written to
-//! the packet.
+//! a layer 3 device or is for an IPv6 client, to which tc alone can send; and a packet that is too big for
+//! its way is answered by ICMP. Both are known only once the way has been looked up, and are checked before
+//! anything is written to the packet.
 
 use crate::{
     abi::{

@@ -180,8 +180,8 @@ pub trait TranslateFrame: Frame {
     /// [`Refused`] when there is no room.
     fn put_ipv6(&mut self, header: &Ipv6) -> Result<(), Refused>;
 
-    /// Lets the frame have at least `length` bytes, behind an Ethernet header of undefined content, also where
-    /// [`Frame::renew`] is refused.
+    /// Lets the frame have at least `length` bytes, behind an Ethernet header of undefined content, also
+    /// where [`Frame::renew`] is refused.
     ///
     /// # Errors
     /// [`Refused`] when there is no room.

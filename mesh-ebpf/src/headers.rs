@@ -1,5 +1,5 @@
-//! Protocol headers as they are on the wire: Ethernet II, IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768), ICMP
-//! (RFC 792) and Geneve (RFC 8926).
+//! Protocol headers as they are on the wire: Ethernet II, IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293),
+//! UDP (RFC 768), ICMP (RFC 792) and Geneve (RFC 8926).
 //!
 //! All are packed, because headers in a frame have no alignment. Sizes are asserted below.
 

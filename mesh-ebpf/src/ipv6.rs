@@ -3,8 +3,10 @@
 use crate::{
     abi::Ipv6Address,
     bytes::{Be16, Be32},
+    checksum,
     frame::ReadFrame,
-    headers::Ipv6,
+    headers::{IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, Ipv6},
+    ipv4,
 };
 
 /// What an IPv6 header says.
@@ -46,4 +48,42 @@ impl Header {
     pub fn traffic_class(&self) -> u8 {
         (self.version_class_label.get() >> 20) as u8
     }
+}
+
+/// The IPv6 header of what an IPv4 header says, with `payload` bytes behind it.
+#[inline(always)]
+pub fn of_ipv4(
+    ip: &Ipv4,
+    next_header: u8,
+    payload: u32,
+    source: &Ipv6Address,
+    destination: &Ipv6Address,
+) -> Ipv6 {
+    Ipv6 {
+        version_class_label: Be32::new(6 << 28 | u32::from(ip.service_type) << 20),
+        payload_length: ipv4::length_field(payload),
+        next_header,
+        hop_limit: ip.time_to_live,
+        source: source.0,
+        destination: destination.0,
+    }
+}
+
+/// The IPv4 header of what an IPv6 header says, with `payload` bytes behind it.
+#[inline(always)]
+pub fn to_ipv4(ip: &Header, protocol: u8, payload: u32, source: Be32, destination: Be32) -> Ipv4 {
+    let mut header = Ipv4 {
+        version_and_length: 0x45,
+        service_type: ip.traffic_class(),
+        total_length: ipv4::length_field(payload + IPV4_LENGTH as u32),
+        identification: Be16::new(0),
+        fragment: IPV4_DONT_FRAGMENT,
+        time_to_live: ip.hop_limit,
+        protocol,
+        checksum: Be16::new(0),
+        source,
+        destination,
+    };
+    header.checksum = checksum::ipv4(&header);
+    header
 }

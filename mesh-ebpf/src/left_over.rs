@@ -1,5 +1,5 @@
-//! What was IPv6, and what the pipeline passes: the kernel cannot take it, as it is IPv4 by now. It is refused,
-//! as the kernel refuses what no process listens for.
+//! What was IPv6, and what the pipeline passes: the kernel cannot take it, as it is IPv4 by now. It is
+//! refused, as the kernel refuses what no process listens for.
 
 use crate::{
     abi::{DropReason, Hook},

@@ -2,8 +2,8 @@
 //! clients of a node would have it.
 
 use crate::{
-    abi::{DropReason, Ipv6Address, MappedClient, mapped_client},
-    bytes::Be32,
+    abi::{DropReason, FrontendKey, Ipv6Address, MappedClient, mapped_client},
+    bytes::{Be16, Be32},
     hash::mix,
     mapped_tables::MappedTables,
 };
@@ -67,6 +67,17 @@ pub fn client<T: MappedTables>(
         number += 1;
     }
     Err(DropReason::NoClientAddress)
+}
+
+/// Whether a port of one of the node's addresses is a frontend.
+#[inline(always)]
+pub fn is_frontend<T: MappedTables>(tables: &T, protocol: u8, address: Be32, port: Be16) -> bool {
+    let frontend = FrontendKey {
+        address,
+        port,
+        protocol: u16::from(protocol),
+    };
+    tables.is_published(protocol, port.get()) && tables.frontend(&frontend).is_some()
 }
 
 #[cfg(test)]

@@ -4,16 +4,15 @@
 //! packets with extension headers, which the kernel refuses at ports that no process listens on.
 
 use crate::{
-    abi::{DropReason, FrontendKey, Hook, Ipv6Address, OwnKey},
-    bytes::{Be16, Be32},
-    checksum::{self, Difference},
+    abi::{DropReason, Hook, Ipv6Address, OwnKey},
+    bytes::Be32,
+    checksum::Difference,
     frame::{ChecksumChange, TranslateFrame},
     headers::{
-        ETHERNET_LENGTH, IPV4_DONT_FRAGMENT, IPV4_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, Ipv4, PROTOCOL_ICMPV6,
-        PROTOCOL_TCP, PROTOCOL_UDP, Ports, TCP_CHECKSUM_OFFSET, TCP_LENGTH, UDP_CHECKSUM_OFFSET, UDP_LENGTH,
+        ETHERNET_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
+        TCP_CHECKSUM_OFFSET, TCP_LENGTH, UDP_CHECKSUM_OFFSET, UDP_LENGTH,
     },
-    ipv4,
-    ipv6::Header,
+    ipv6::{self, Header},
     mapped,
     mapped_tables::MappedTables,
     observe, translated_error,
@@ -43,7 +42,11 @@ pub fn run<F: TranslateFrame, T: MappedTables>(frame: &mut F, tables: &T, hook: 
     };
     let done = match ip.next_header {
         PROTOCOL_TCP | PROTOCOL_UDP => packet(frame, tables, &ip, own),
-        PROTOCOL_ICMPV6 => translated_error::to_ipv4(frame, tables, &ip, own),
+        PROTOCOL_ICMPV6 => match translated_error::to_ipv4(frame, tables, &ip, own) {
+            Ok(true) => Ok(Next::Exceptional),
+            Ok(false) => Ok(Next::Pass),
+            Err(reason) => Err(reason),
+        },
         _ => Ok(Next::Pass),
     };
     match done {
@@ -60,17 +63,6 @@ pub fn run<F: TranslateFrame, T: MappedTables>(frame: &mut F, tables: &T, hook: 
     }
 }
 
-/// Whether a port of one of the node's addresses is a frontend.
-#[inline(always)]
-pub fn is_frontend<T: MappedTables>(tables: &T, protocol: u8, address: Be32, port: Be16) -> bool {
-    let frontend = FrontendKey {
-        address,
-        port,
-        protocol: u16::from(protocol),
-    };
-    tables.is_published(protocol, port.get()) && tables.frontend(&frontend).is_some()
-}
-
 #[inline(always)]
 fn packet<F: TranslateFrame, T: MappedTables>(
     frame: &mut F,
@@ -82,7 +74,7 @@ fn packet<F: TranslateFrame, T: MappedTables>(
     let Some(ports) = frame.at::<Ports>(IPV6_L4_OFFSET).copied() else {
         return Ok(Next::Pass);
     };
-    if !is_frontend(tables, ip.next_header, own, ports.destination) || !source.is_global() {
+    if !mapped::is_frontend(tables, ip.next_header, own, ports.destination) || !source.is_global() {
         return Ok(Next::Pass);
     }
     let is_udp = ip.next_header == PROTOCOL_UDP;
@@ -112,7 +104,7 @@ fn packet<F: TranslateFrame, T: MappedTables>(
         pseudo: Difference::NONE.replace_ipv6([source, destination], [client, own]),
         body: Difference::NONE,
     })?;
-    let header = ipv4_header(ip, ip.next_header, payload, client, own);
+    let header = ipv6::to_ipv4(ip, ip.next_header, payload, client, own);
     frame.put_ipv4(&header)?;
     Ok(Next::Pipeline)
 }
@@ -126,25 +118,6 @@ fn is_answer<T: MappedTables>(tables: &T, source: &Ipv6Address, ports: &Ports) -
         remote_port: ports.source,
         local_port: ports.destination,
     })
-}
-
-/// The IPv4 header of what an IPv6 header says, with `payload` bytes behind it.
-#[inline(always)]
-pub fn ipv4_header(ip: &Header, protocol: u8, payload: u32, source: Be32, destination: Be32) -> Ipv4 {
-    let mut header = Ipv4 {
-        version_and_length: 0x45,
-        service_type: ip.traffic_class(),
-        total_length: ipv4::length_field(payload + IPV4_LENGTH as u32),
-        identification: Be16::new(0),
-        fragment: IPV4_DONT_FRAGMENT,
-        time_to_live: ip.hop_limit,
-        protocol,
-        checksum: Be16::new(0),
-        source,
-        destination,
-    };
-    header.checksum = checksum::ipv4(&header);
-    header
 }
 
 const _: () = assert!(IPV6_L4_OFFSET == ETHERNET_LENGTH + IPV6_LENGTH);

@@ -9,10 +9,10 @@ use crate::{
     frame::{ChecksumChange, Route, TranslateFrame},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV6, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK, IPV4_LENGTH,
-        IPV4_MORE_FRAGMENTS, IPV6_FRAGMENT, IPV6_L4_OFFSET, Ipv4, Ipv6, Ipv6Fragment, L4_OFFSET,
-        PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET,
+        IPV4_MORE_FRAGMENTS, IPV6_FRAGMENT, IPV6_L4_OFFSET, Ipv4, Ipv6Fragment, L4_OFFSET, PROTOCOL_ICMP,
+        PROTOCOL_TCP, PROTOCOL_UDP, TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET,
     },
-    ipv4,
+    ipv4, ipv6,
     mapped_tables::MappedTables,
     observe, translated_error,
     verdict::Action,
@@ -78,11 +78,11 @@ fn packet<F: TranslateFrame>(
     }
     let payload = ipv4::length(frame, ETHERNET_LENGTH, ip).saturating_sub(IPV4_LENGTH as u32);
     if !is_fragment {
-        let header = ipv6_header(ip, ip.protocol, payload, own, client);
+        let header = ipv6::of_ipv4(ip, ip.protocol, payload, own, client);
         return Ok(frame.put_ipv6(&header)?);
     }
     let payload = payload + size_of::<Ipv6Fragment>() as u32;
-    let header = ipv6_header(ip, IPV6_FRAGMENT, payload, own, client);
+    let header = ipv6::of_ipv4(ip, IPV6_FRAGMENT, payload, own, client);
     frame.put_ipv6(&header)?;
     frame.insert_extension(size_of::<Ipv6Fragment>())?;
     let more = u16::from(fragment & IPV4_MORE_FRAGMENTS.get() != 0);
@@ -95,25 +95,6 @@ fn packet<F: TranslateFrame>(
         identification: Be32::new(u32::from(ip.identification.get())),
     };
     Ok(())
-}
-
-/// The IPv6 header of what an IPv4 header says, with `payload` bytes behind it.
-#[inline(always)]
-pub fn ipv6_header(
-    ip: &Ipv4,
-    next_header: u8,
-    payload: u32,
-    source: &Ipv6Address,
-    destination: &Ipv6Address,
-) -> Ipv6 {
-    Ipv6 {
-        version_class_label: Be32::new(6 << 28 | u32::from(ip.service_type) << 20),
-        payload_length: ipv4::length_field(payload),
-        next_header,
-        hop_limit: ip.time_to_live,
-        source: source.0,
-        destination: destination.0,
-    }
 }
 
 /// The way to the client: as the routes say, or by the interface that its packets come in by where the kernel

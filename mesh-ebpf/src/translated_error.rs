@@ -11,10 +11,9 @@ use crate::{
         IPV4_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, Icmp, Ipv4, Ipv6, L4_OFFSET, PROTOCOL_ICMP,
         PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
     },
-    ipv6::Header,
+    ipv6::{self, Header},
+    mapped,
     mapped_tables::MappedTables,
-    to_ipv4::{Next, ipv4_header, is_frontend},
-    to_ipv6::ipv6_header,
 };
 
 const UNREACHABLE: u8 = 3;
@@ -56,38 +55,40 @@ const RENEWED_V4: usize = IPV4_LENGTH + ERROR_V4;
 /// Of an IPv4 packet that becomes an IPv6 one with such an error.
 const RENEWED_V6: usize = IPV4_LENGTH + ERROR_V6;
 
-/// An error about what a frontend has sent to an IPv6 client.
+/// An error about what a frontend has sent to an IPv6 client. Returns false, and leaves the packet as it is,
+/// where it is about something else.
 #[inline(always)]
 pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
     frame: &mut F,
     tables: &T,
     ip: &Header,
     own: Be32,
-) -> Result<Next, DropReason> {
+) -> Result<bool, DropReason> {
     let Some(error) = frame.at::<Error<Ipv6>>(IPV6_L4_OFFSET) else {
-        return Ok(Next::Pass);
+        return Ok(false);
     };
     let (icmp, rest) = (error.icmp, error.rest);
     let meaning = Meaning::in_ipv4(&icmp);
     if meaning.is_none() {
-        return Ok(Next::Pass);
+        return Ok(false);
     }
     let Some(quote) = Header::read(frame, QUOTE_V6) else {
-        return Ok(Next::Pass);
+        return Ok(false);
     };
     let protocol = quote.next_header;
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
-        return Ok(Next::Pass);
+        return Ok(false);
     }
     let port = Be16::new((rest[0].get() >> 16) as u16);
-    let is_ours = tables.own_mapped(&quote.source) == Some(own) && is_frontend(tables, protocol, own, port);
+    let is_ours =
+        tables.own_mapped(&quote.source) == Some(own) && mapped::is_frontend(tables, protocol, own, port);
     if !is_ours {
-        return Ok(Next::Pass);
+        return Ok(false);
     }
     let Some(client) = tables.client_mapped(&quote.destination) else {
-        return Ok(Next::Pass);
+        return Ok(false);
     };
-    let quoted = ipv4_header(
+    let quoted = ipv6::to_ipv4(
         &quote,
         protocol,
         u32::from(quote.payload_length.get()),
@@ -97,7 +98,7 @@ pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
     let mut icmp = meaning.header();
     // The quoted header's sum is zero in one's complement, as its checksum is right.
     icmp.checksum = checksum::finish(meaning.sum() + 0xffff + sum_of_rest(rest));
-    let header = ipv4_header(ip, PROTOCOL_ICMP, ERROR_V4 as u32, SOME_ROUTER, own);
+    let header = ipv6::to_ipv4(ip, PROTOCOL_ICMP, ERROR_V4 as u32, SOME_ROUTER, own);
     let ethernet = *frame.at::<Ethernet>(0).ok_or(Refused)?;
     frame.put_ipv4(&header)?;
     frame.renew::<RENEWED_V4>(0)?;
@@ -111,7 +112,7 @@ pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
         quote: quoted,
         rest,
     };
-    Ok(Next::Exceptional)
+    Ok(true)
 }
 
 /// An error about what an IPv6 client has sent. Its Ethernet header is yet to be written.
@@ -140,7 +141,7 @@ pub fn to_ipv6<F: TranslateFrame, T: MappedTables>(
     let dialled = tables.own_ipv6(quote.destination).filter(|_| is_of_client);
     let dialled = dialled.ok_or(DropReason::NotAFrontend)?;
     let payload = u32::from(quote.total_length.get()).saturating_sub(IPV4_LENGTH as u32);
-    let quoted = ipv6_header(&quote, quote.protocol, payload, client, &dialled);
+    let quoted = ipv6::of_ipv4(&quote, quote.protocol, payload, client, &dialled);
     let mut icmp = meaning.header();
     icmp.checksum = checksum::finish(
         meaning.sum()
@@ -156,7 +157,7 @@ pub fn to_ipv6<F: TranslateFrame, T: MappedTables>(
     if frame.renew::<RENEWED_V6>(0).is_err() {
         frame.lengthen(ETHERNET_LENGTH + RENEWED_V6)?;
     }
-    frame.put_ipv6(&ipv6_header(ip, PROTOCOL_ICMPV6, ERROR_V6 as u32, own, client))?;
+    frame.put_ipv6(&ipv6::of_ipv4(ip, PROTOCOL_ICMPV6, ERROR_V6 as u32, own, client))?;
     *frame.at_mut::<Error<Ipv6>>(IPV6_L4_OFFSET).ok_or(Refused)? = Error {
         icmp,
         quote: quoted,

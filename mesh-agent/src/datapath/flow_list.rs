@@ -60,7 +60,8 @@ pub struct ListedFlow {
     pub client: SocketAddr,
     /// What it dialled.
     pub frontend: SocketAddr,
-    /// What the backend sees instead of the client, if anything. Of an IPv6 client, the address that stands for it.
+    /// What the backend sees instead of the client, if anything: of an IPv6 client, the address that stands
+    /// for it.
     pub presented: Option<SocketAddrV4>,
     /// Its backend; `None` once that is gone.
     pub backend: Option<BackendKey>,

@@ -122,8 +122,8 @@ pub trait Datapath: Send {
         ))
     }
 
-    /// The IPv6 clients that it knows, in no order: that with an address, or all. The default is for a data path
-    /// that serves none.
+    /// The IPv6 clients that it knows, in no order: that with an address, or all. The default is for a data
+    /// path that serves none.
     ///
     /// # Errors
     /// When the kernel refuses to read a table.

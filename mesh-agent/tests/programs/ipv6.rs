@@ -8,9 +8,7 @@ use mesh_agent::{
     model::{Desired, Frontend},
 };
 use mesh_agent_testing::{
-    cluster::{
-        WEB, arriving, backend_key, frontend, into_container, out_of_container, target,
-    },
+    cluster::{WEB, arriving, backend_key, frontend, into_container, out_of_container, target},
     frames::{ACK, Packet, SYN, check_frame},
     node::{Node, on_a_node},
     run::{TC_REDIRECT, TC_SHOT, TC_UNSPEC, XDP_PASS},
@@ -122,7 +120,10 @@ fn a_container_gets_ipv4_and_the_client_its_own_version() {
         let known = node.datapath().mapped_clients(Some(client.into())).unwrap();
         assert_eq!(known.len(), 1);
         assert_eq!((known[0].address, known[0].interface.as_str()), (CLIENT, "up0"));
-        assert_eq!(node.datapath().mapped_clients(Some(CLIENT.into())).unwrap(), known);
+        assert_eq!(
+            node.datapath().mapped_clients(Some(CLIENT.into())).unwrap(),
+            known
+        );
         let other = "2001:db8::1234".parse().unwrap();
         assert!(node.datapath().mapped_clients(Some(other)).unwrap().is_empty());
     });

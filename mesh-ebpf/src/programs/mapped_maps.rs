@@ -29,29 +29,28 @@ static CLIENTS_BY_IPV4: LruHashMap<Be32, MappedClient> = LruHashMap::pinned(MAX_
 #[map]
 static NEW_CLIENTS: PerCpuArray<Answered> = PerCpuArray::pinned(1, 0);
 
-// Values are copied at once; an update replaces them whole.
 impl MappedTables for KernelTables {
     #[inline(always)]
     fn own_mapped(&self, address: &Ipv6Address) -> Option<Be32> {
-        // SAFETY: as said above.
+        // SAFETY: the value is copied at once; an update replaces it whole.
         unsafe { OWN_BY_IPV6.get(address) }.copied()
     }
 
     #[inline(always)]
     fn own_ipv6(&self, mapped: Be32) -> Option<Ipv6Address> {
-        // SAFETY: as said above.
+        // SAFETY: the value is copied at once; an update replaces it whole.
         unsafe { OWN_BY_IPV4.get(mapped) }.copied()
     }
 
     #[inline(always)]
     fn client_mapped(&self, address: &Ipv6Address) -> Option<Be32> {
-        // SAFETY: as said above.
+        // SAFETY: the value is copied at once; an update replaces it whole.
         unsafe { CLIENTS_BY_IPV6.get(address) }.copied()
     }
 
     #[inline(always)]
     fn mapped_client(&self, mapped: Be32) -> Option<MappedClient> {
-        // SAFETY: as said above.
+        // SAFETY: the value is copied at once; an update replaces it whole.
         unsafe { CLIENTS_BY_IPV4.get(mapped) }.copied()
     }
 

@@ -40,8 +40,8 @@ pub(crate) fn mesh_sendmsg4(context: SockAddrContext) -> i32 {
     dial4(context.sock_addr)
 }
 
-/// `connect` of IPv6 sockets, which reach IPv4 by mapped addresses (RFC 4291, 2.5.5.2), unless they are for IPv6
-/// only.
+/// `connect` of IPv6 sockets, which reach IPv4 by mapped addresses (RFC 4291, 2.5.5.2), unless they are for
+/// IPv6 only.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn mesh_connect6(context: SockAddrContext) -> i32 {
     dial6(context.sock_addr)

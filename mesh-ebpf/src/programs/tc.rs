@@ -32,7 +32,6 @@ use mesh_ebpf::{
 
 use crate::{
     maps::{CALLED, KernelTables},
-    translate::WAS_IPV6,
     xdp::{distance, has_interface, route},
 };
 
@@ -43,6 +42,9 @@ const PLAIN_HEADERS: usize = L4_OFFSET + TCP_LENGTH;
 const ALL_HEADERS: usize = PLAIN_HEADERS + KEYED_OUTER_LENGTH + 40;
 /// The bits of a VLAN tag that name the VLAN; 0 is none (a tag that only carries a priority).
 const VLAN_ID: u32 = 0x0fff;
+/// In the skb's memory for programs: what says that the packet was IPv6. (What the kernel has left there is
+/// something else.)
+pub(crate) const WAS_IPV6: [u32; 2] = [0x6d65_7368, 0x9219_b5a4];
 /// Bytes removed from the front to discard an unfinished checksum; see [`Skb::renew`].
 const RENEWAL: usize = 40;
 

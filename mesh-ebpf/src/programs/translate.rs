@@ -21,13 +21,9 @@ use mesh_ebpf::{
 
 use crate::{
     maps::KernelTables,
-    tc::{Skb, TC_ACT_UNSPEC, act, call},
+    tc::{Skb, TC_ACT_UNSPEC, WAS_IPV6, act, call},
     xdp::route_ipv6,
 };
-
-/// In the skb's memory for programs: what says that the packet was IPv6. (What the kernel has left there is
-/// something else.)
-pub(crate) const WAS_IPV6: [u32; 2] = [0x6d65_7368, 0x9219_b5a4];
 
 /// An IPv6 packet of an uplink.
 #[classifier]

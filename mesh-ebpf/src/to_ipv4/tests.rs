@@ -3,6 +3,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::*;
 use crate::{
     abi::is_mapped_client,
+    bytes::Be16,
     testing::{
         ACK, Replica, SYN, Segment, TestFrame, TestTables, at_v6, decide, run as run_hook, tcp_v6, udp_v6,
         view,

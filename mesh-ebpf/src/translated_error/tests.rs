@@ -10,7 +10,8 @@ use crate::{
         ACK, CLIENT_ROUTE, Replica, SYN, TestFrame, TestTables, at, at_v6, icmp, icmp_v6, tcp, tcp_v6,
         udp_v6, view_error, view_error_v6,
     },
-    to_ipv4, to_ipv6,
+    to_ipv4::{self, Next},
+    to_ipv6,
     verdict::Action,
 };
 

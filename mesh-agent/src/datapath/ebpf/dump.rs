@@ -1,6 +1,6 @@
 //! Reads the maps back for a dump, from the kernel alone: nothing of what the agent remembers.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 use aya::maps::MapError;
 use mesh_ebpf::{
@@ -16,7 +16,8 @@ use super::{
             DumpedService, DumpedSettings,
         },
     },
-    failed, mapped,
+    failed,
+    mapped::{self, socket},
     maps::Maps,
     tables::{CLOSED, masquerade, policies, service_key},
 };
@@ -222,11 +223,6 @@ fn dumped_flow(
         backend: current.then(|| Ipv4Addr::from(backend.key.address)),
         idle_seconds: config.now.saturating_sub(flow.seen),
     })
-}
-
-/// An endpoint as the agent has it.
-pub(super) fn socket(endpoint: Endpoint) -> SocketAddrV4 {
-    SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
 }
 
 fn role_name(role: Role) -> &'static str {

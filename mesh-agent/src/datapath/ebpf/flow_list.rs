@@ -9,11 +9,9 @@ use super::{
         DatapathError,
         flow_list::{FlowCursor, FlowState, Ingress, ListedFlow},
     },
-    batch,
-    dump::socket,
-    failed,
+    batch, failed,
     flows::BATCH,
-    mapped,
+    mapped::{self, socket},
     maps::Maps,
     tables::service_key,
 };

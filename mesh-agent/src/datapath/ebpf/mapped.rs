@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
 };
 
 use aya::maps::MapError;
@@ -14,9 +14,7 @@ use mesh_ebpf::{
 
 use super::{
     super::{DatapathError, dump::DumpedIpv6, mapped::MappedClient},
-    batch,
-    dump::socket,
-    failed,
+    batch, failed,
     flows::BATCH,
     hooks::interface_name,
     maps::Maps,
@@ -71,6 +69,11 @@ pub(super) fn own(maps: &Maps) -> Result<Vec<DumpedIpv6>, DatapathError> {
         })
     });
     entries.collect()
+}
+
+/// An endpoint as the agent has it.
+pub(super) fn socket(endpoint: Endpoint) -> SocketAddrV4 {
+    SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
 }
 
 /// A client, by its own address where this node knows whom a mapped one stands for.

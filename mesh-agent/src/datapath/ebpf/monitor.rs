@@ -16,8 +16,8 @@ use mesh_ebpf::{
     encapsulation::outer_length,
     frame::ReadFrame as _,
     headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_L4_OFFSET, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP,
-        Ports, Tcp, UDP_LENGTH,
+        ETHERNET_LENGTH, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_L4_OFFSET, Ipv4, PROTOCOL_TCP,
+        PROTOCOL_UDP, Ports, Tcp, UDP_LENGTH,
     },
     ipv6::Header,
     parse::{Unparsed, parse},

@@ -47,7 +47,8 @@ impl TcProgram {
         }
     }
 
-    /// The programs that it calls, and that those call: for exceptional packets, and for those of IPv6 clients.
+    /// The programs that it calls, and that those call: for exceptional packets and for those of IPv6
+    /// clients.
     pub(super) fn calls(self) -> &'static [Called] {
         match self {
             Self::Uplink => &[Called::ExceptionalUplink, Called::ToIpv4Uplink, Called::Uplink],

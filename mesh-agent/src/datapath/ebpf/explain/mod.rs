@@ -24,9 +24,10 @@ use super::{
         flow_list::FlowState,
     },
     clock::kernel_clock,
-    dump::{choice_name, socket},
+    dump::choice_name,
     failed, flow_list,
     frame::StoredFrame,
+    mapped::socket,
     maps::Maps,
     tables::{CLOSED, service_key},
 };
