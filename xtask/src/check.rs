@@ -52,7 +52,15 @@ const DEMANDING: &[Demanding] = &[
         needs: Demand::Root,
     },
     Demanding {
+        tests: "discovery::host_firewall::ipv6::tests::",
+        needs: Demand::Root,
+    },
+    Demanding {
         tests: "mesh0::tests::",
+        needs: Demand::Root,
+    },
+    Demanding {
+        tests: "mesh0::clients::tests::",
         needs: Demand::Root,
     },
     Demanding {
