@@ -190,9 +190,19 @@ async fn changed(socket: Option<&mut TokioSocket>) {
     let Some(socket) = socket else {
         return std::future::pending().await;
     };
+    let received = announced(socket).await;
+    settled(socket, received).await;
+}
+
+/// Waits for a change of nf_tables; false if messages were lost, which is a change as well. Cancel safe.
+async fn announced(socket: &mut TokioSocket) -> bool {
     let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
-    // An error is that messages were lost: a change as well.
-    let mut received = socket.recv(&mut datagram).await.is_ok();
+    socket.recv(&mut datagram).await.is_ok()
+}
+
+/// Waits for the other messages of a change.
+async fn settled(socket: &mut TokioSocket, mut received: bool) {
+    let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
     while received {
         datagram.clear();
         let next = timeout(DEBOUNCE, socket.recv(&mut datagram)).await;

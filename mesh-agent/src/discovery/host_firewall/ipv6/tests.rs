@@ -73,12 +73,16 @@ fn rules_of_nftables_that_may_refuse_are_found() {
     }
 }
 
+fn ip6tables(program: &str, call: &str) {
+    let arguments: Vec<_> = ["-w"].into_iter().chain(call.split_whitespace()).collect();
+    command::output(program, &arguments, "").unwrap();
+}
+
 /// What is found after calls of a program of ip6tables.
 fn with_ip6tables(program: &str, calls: &[&str]) -> String {
     found(|| {
         for call in calls {
-            let arguments: Vec<_> = ["-w"].into_iter().chain(call.split_whitespace()).collect();
-            command::output(program, &arguments, "").unwrap();
+            ip6tables(program, call);
         }
     })
 }
@@ -133,21 +137,25 @@ fn changes_are_followed() {
             .unwrap();
         runtime.block_on(async {
             let (watcher, mut rules) = watch_ipv6_rules();
+            // Sooner than it would look by itself.
+            let announced = POLL_INTERVAL - Duration::from_secs(1);
             let shutdown = CancellationToken::new();
             let watching = tokio::spawn(watcher.run(shutdown.clone()));
-            let mut becomes = async |expected: &Ipv6Rules| {
+            let mut becomes = async |expected: &Ipv6Rules, limit: Duration| {
                 let wait = rules.wait_for(|rules| rules.as_ref() == Some(expected));
-                // Sooner than it would look by itself.
-                let arrived = timeout(POLL_INTERVAL - Duration::from_secs(1), wait).await;
+                let arrived = timeout(limit, wait).await;
                 assert!(arrived.is_ok(), "{expected:?}");
             };
-            becomes(&Ipv6Rules::Open).await;
+            becomes(&Ipv6Rules::Open, announced).await;
             nft("add table ip6 fw
                  add chain ip6 fw in { type filter hook input priority 0; policy drop; }");
             let chain = "the chain in (ip6 fw) has a policy other than accept";
-            becomes(&Ipv6Rules::Restricted(chain.into())).await;
+            becomes(&Ipv6Rules::Restricted(chain.into()), announced).await;
             nft("delete table ip6 fw");
-            becomes(&Ipv6Rules::Open).await;
+            becomes(&Ipv6Rules::Open, announced).await;
+            ip6tables("ip6tables-legacy", "-P INPUT DROP");
+            let chain = "the chain INPUT (ip6tables-legacy filter) has a policy other than accept";
+            becomes(&Ipv6Rules::Restricted(chain.into()), POLL_INTERVAL * 3).await;
             shutdown.cancel();
             watching.await.unwrap();
         });
