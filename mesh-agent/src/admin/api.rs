@@ -307,12 +307,12 @@ impl FlowIngress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExplainQuery {
     /// Where it comes from.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Its source port; any if it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
-    /// Where it goes.
-    pub destination: SocketAddrV4,
+    /// Where it goes; of the same IP version.
+    pub destination: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The interface by which it arrives; follows from its source if it is missing.
@@ -332,11 +332,11 @@ pub struct Explained {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Where the packet comes from.
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// Whether its port was not given.
     pub is_port_assumed: bool,
     /// Where it goes.
-    pub destination: SocketAddrV4,
+    pub destination: SocketAddr,
     /// The decisions about it, in their order.
     pub steps: Vec<Step>,
     /// What becomes of it.

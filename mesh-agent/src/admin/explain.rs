@@ -1,6 +1,6 @@
 //! Puts an operator's question about a packet to the data path, and its answer into sentences. Pure.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::{
     View,
@@ -12,6 +12,7 @@ use crate::{
     datapath::{
         Mode, UNANSWERED_LIMIT,
         explain::{Chosen, Explanation, KnownFlow, Outcome, PacketIngress, Question, Tunnelled},
+        mapped,
     },
     model::{
         BackendKey, Ingress, Location, Prefix, Service, ServiceEntry, ServiceKey, SourcePolicy, SourceVerdict,
@@ -32,20 +33,51 @@ pub(super) fn question(
     index_of: impl Fn(&str) -> Option<u32>,
     route_to: impl Fn(Ipv4Addr) -> Option<u32>,
 ) -> Result<Question, String> {
+    let (source, destination) = addresses(view, query)?;
+    let is_ipv6 = query.source.is_ipv6();
     let ingress = match &query.interface {
         Some(name) => named(view, name, index_of)?,
         None if is_of_node(view, query.source) => PacketIngress::Host,
-        None => match container(view, query.source) {
+        None => match container(view, source) {
             Some(interface) => PacketIngress::Container { interface },
-            None => arriving(view, route_to(query.source))?,
+            None => arriving(view, if is_ipv6 { None } else { route_to(source) })?,
         },
     };
     Ok(Question {
         protocol: query.protocol,
-        source: SocketAddrV4::new(query.source, query.source_port.unwrap_or(ANY_PORT)),
-        destination: query.destination,
+        source: SocketAddrV4::new(source, source_port(query)),
+        destination,
         ingress,
     })
+}
+
+fn source_port(query: &ExplainQuery) -> u16 {
+    query.source_port.unwrap_or(ANY_PORT)
+}
+
+/// The packet's addresses as the pipeline has them.
+fn addresses(view: &View, query: &ExplainQuery) -> Result<(Ipv4Addr, SocketAddrV4), String> {
+    match (query.source, query.destination) {
+        (IpAddr::V4(source), SocketAddr::V4(destination)) => Ok((source, destination)),
+        (IpAddr::V6(source), SocketAddr::V6(destination)) => {
+            let own = view.desired.own_ipv6.get(destination.ip());
+            let is_local = destination.ip().is_loopback();
+            let own = own.copied().or(is_local.then_some(Ipv4Addr::LOCALHOST));
+            let own = own.ok_or_else(|| {
+                format!(
+                    "this node answers at no IPv6 address {}: `meshctl status` says at how many it does, or why at none",
+                    destination.ip()
+                )
+            })?;
+            let node = view.desired.settings.node_address;
+            let source = match node.filter(|_| is_of_node(view, query.source)) {
+                Some(node) => node,
+                None => mapped::preferred(source),
+            };
+            Ok((source, SocketAddrV4::new(own, destination.port())))
+        }
+        _ => Err("the client and what it dials must both be IPv4 or both IPv6 addresses".to_owned()),
+    }
 }
 
 fn named(view: &View, name: &str, index_of: impl Fn(&str) -> Option<u32>) -> Result<PacketIngress, String> {
@@ -63,11 +95,16 @@ fn named(view: &View, name: &str, index_of: impl Fn(&str) -> Option<u32>) -> Res
 }
 
 /// Whether processes of this node have an address.
-fn is_of_node(view: &View, address: Ipv4Addr) -> bool {
+fn is_of_node(view: &View, address: IpAddr) -> bool {
     let mut frontends = view.desired.frontends.iter();
     address.is_loopback()
-        || view.desired.settings.node_address == Some(address)
-        || frontends.any(|frontend| frontend.address == address)
+        || match address {
+            IpAddr::V4(address) => {
+                view.desired.settings.node_address == Some(address)
+                    || frontends.any(|frontend| frontend.address == address)
+            }
+            IpAddr::V6(address) => view.desired.own_ipv6.contains_key(&address),
+        }
 }
 
 /// The veth of the container of this node that has an address.
@@ -126,9 +163,9 @@ pub(super) fn answer(
         node: view.node.clone(),
         hostname: own.map(|node| node.hostname.clone()).unwrap_or_default(),
         protocol: question.protocol,
-        source: question.source,
+        source: SocketAddr::new(query.source, source_port(query)),
         is_port_assumed: query.source_port.is_none(),
-        destination: question.destination,
+        destination: query.destination,
         steps: narrator.steps(),
         outcome,
         reason,
@@ -144,6 +181,19 @@ struct Narrator<'a> {
 }
 
 impl Narrator<'_> {
+    /// What stands for an IPv6 client and what it dials.
+    fn version(&self) -> Option<String> {
+        let (source, destination) = (self.question.source.ip(), self.question.destination.ip());
+        let is_mapped =
+            crate::model::mapped::is_client(*source) && crate::model::mapped::is_own(*destination);
+        is_mapped.then(|| {
+            format!(
+                "IPv6, which becomes IPv4 here: {source} stands for the client (replicas see it), {destination} for the \
+                 address that it dials"
+            )
+        })
+    }
+
     fn steps(&self) -> Vec<Step> {
         let found = self.found;
         let mut steps = Vec::new();
@@ -153,6 +203,7 @@ impl Narrator<'_> {
                 detail,
             }));
         };
+        step("ip version", self.version());
         step("interface", Some(self.ingress()));
         step("hooks", Some(self.hooks()));
         step("port", Some(self.port()));

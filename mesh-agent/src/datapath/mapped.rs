@@ -4,6 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+/// The address by which replicas see an IPv6 client, unless another client of the node has it already.
+#[must_use]
+pub fn preferred(client: Ipv6Addr) -> Ipv4Addr {
+    mesh_ebpf::mapped::preferred(&client.into()).into()
+}
+
 /// An IPv6 client.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MappedClient {

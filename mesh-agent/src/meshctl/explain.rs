@@ -1,7 +1,7 @@
 //! `meshctl explain`.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     process::ExitCode,
 };
 
@@ -22,12 +22,12 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArguments {
-    /// The client: an address, or address:port
+    /// The client: an address, or address:port ([address]:port for IPv6)
     #[arg(value_name = "SRC[:PORT]", value_parser = source)]
     source: Source,
     /// What it dials: address:port
     #[arg(value_name = "DST:PORT")]
-    destination: SocketAddrV4,
+    destination: SocketAddr,
     /// The protocol
     #[arg(value_enum, default_value_t = Transport::Tcp)]
     protocol: Transport,
@@ -43,17 +43,17 @@ pub(super) struct ExplainArguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Source {
-    address: Ipv4Addr,
+    address: IpAddr,
     port: Option<u16>,
 }
 
 fn source(argument: &str) -> Result<Source, String> {
-    let socket = argument.parse::<SocketAddrV4>().map(|socket| Source {
-        address: *socket.ip(),
+    let socket = argument.parse::<SocketAddr>().map(|socket| Source {
+        address: socket.ip(),
         port: Some(socket.port()),
     });
     let source = socket.or_else(|_| argument.parse().map(|address| Source { address, port: None }));
-    source.map_err(|_| "expected an IPv4 address, or address:port".to_owned())
+    source.map_err(|_| "expected an address, address:port, or [IPv6 address]:port".to_owned())
 }
 
 pub(super) async fn run(client: &Client, arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_with_or_without_a_port() {
-        let address = Ipv4Addr::new(192, 0, 2, 7);
+        let address = IpAddr::from([192, 0, 2, 7]);
         assert_eq!(source("192.0.2.7"), Ok(Source { address, port: None }));
         assert_eq!(
             source("192.0.2.7:40000"),
@@ -111,7 +111,10 @@ mod tests {
                 port: Some(40_000)
             })
         );
-        for wrong in ["", "192.0.2", "192.0.2.7:", "192.0.2.7:70000", "2001:db8::1"] {
+        let ipv6 = source("[2001:db8::1]:40000").unwrap();
+        assert_eq!((ipv6.address.is_ipv6(), ipv6.port), (true, Some(40_000)));
+        assert_eq!(source("2001:db8::1").unwrap().port, None);
+        for wrong in ["", "192.0.2", "192.0.2.7:", "192.0.2.7:70000", "2001:db8::1::2"] {
             assert!(source(wrong).is_err(), "{wrong}");
         }
     }

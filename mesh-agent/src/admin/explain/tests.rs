@@ -34,7 +34,7 @@ fn view() -> View {
 
 fn query(source: Ipv4Addr, interface: Option<&str>) -> ExplainQuery {
     ExplainQuery {
-        source,
+        source: source.into(),
         source_port: None,
         destination: "192.168.0.1:9200".parse().unwrap(),
         protocol: Protocol::Tcp,
@@ -305,4 +305,42 @@ fn for_another_nodes_address_that_node_is_to_be_asked() {
         "{}",
         frontend.detail
     );
+}
+
+#[test]
+fn an_ipv6_packet_is_explained_by_what_stands_for_its_addresses() {
+    let own = "2001:db8::1".parse().unwrap();
+    let mut view = view();
+    let mut desired = Desired::clone(&view.desired);
+    desired.own_ipv6.insert(own, Ipv4Addr::new(252, 1, 2, 3));
+    view.desired = Arc::new(desired);
+    let ask = |source: &str, destination: &str| {
+        let query = ExplainQuery {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            ..query(CLIENT, None)
+        };
+        let question = question(&view, &query, |_| None, |_| None)?;
+        let answer = answer(&view, &query, &question, &forwarded());
+        Ok::<_, String>((question, answer))
+    };
+    let (question, answer) = ask("2001:db8::99", "[2001:db8::1]:9200").unwrap();
+    assert_eq!(question.destination, "252.1.2.3:9200".parse().unwrap());
+    assert_eq!(question.source.ip().octets()[0] & 0xfc, 248);
+    assert_eq!(answer.source, "[2001:db8::99]:50000".parse().unwrap());
+    let step = &answer.steps[0];
+    assert!(
+        step.step == "ip version" && step.detail.contains("252.1.2.3"),
+        "{step:?}"
+    );
+    // A process of the node.
+    let (question, _) = ask("2001:db8::1", "[2001:db8::1]:9200").unwrap();
+    assert_eq!(question.ingress, PacketIngress::Host);
+    for (destination, expected) in [
+        ("[2001:db8::2]:9200", "answers at no IPv6 address 2001:db8::2"),
+        ("192.168.0.1:9200", "must both be IPv4 or both IPv6"),
+    ] {
+        let error = ask("2001:db8::99", destination).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }

@@ -2,11 +2,11 @@
 //! one that was.
 
 use mesh_ebpf::{
-    abi::FlowKey,
+    abi::{FlowKey, is_mapped_own},
     bytes::Plain,
     frame::ReadFrame,
     headers::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4_OFFSET, PROTOCOL_TCP, TCP_LENGTH, UDP_LENGTH,
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, Ipv4, L4_OFFSET, PROTOCOL_TCP, TCP_LENGTH, UDP_LENGTH,
     },
 };
 use nix::net::if_::if_indextoname;
@@ -80,6 +80,12 @@ impl ReadFrame for StoredFrame {
         // SAFETY: the slice has as many bytes as a `T`, which needs no alignment (asserted above) and is
         // `Plain`, so that any bytes are one, and is borrowed for as long as the frame.
         Some(unsafe { &*field.as_ptr().cast::<T>() })
+    }
+
+    /// Nothing else has such an address.
+    fn was_ipv6(&self) -> bool {
+        self.at::<Ipv4>(ETHERNET_LENGTH)
+            .is_some_and(|ip| is_mapped_own(ip.destination))
     }
 
     fn interface(&self) -> u32 {

@@ -11,6 +11,7 @@ use mesh_ebpf::{
     bytes::Be16,
     encapsulation::inner_mtu,
     entry,
+    frame::ReadFrame as _,
     headers::{GeneveKind, TCP_ACK, TCP_SYN},
     tables::{FlowEntry, Tables as _},
     verdict::Verdict,
@@ -68,6 +69,12 @@ pub(super) fn explain(
         PacketIngress::Host => (&[Hook::TcMesh0], config.mesh0),
     };
     let frame = StoredFrame::imagined(&key, flags, interface);
+    // XDP leaves IPv6 to tc.
+    let hooks = if frame.was_ipv6() {
+        &[Hook::TcUplink]
+    } else {
+        hooks
+    };
     let mut passed = Vec::new();
     let mut last = Outcome::Passed;
     let mut chosen = None;
