@@ -27,7 +27,7 @@ pub(crate) const STORIES: &[Story] = &[(
 )];
 
 /// The most the agent's image may hold.
-const IMAGE_BYTES: u64 = 30_000_000;
+const IMAGE_BYTES: u64 = 32_000_000;
 
 fn stack(fixture: &Fixture) -> Result<()> {
     let lab = &fixture.lab;
