@@ -117,6 +117,8 @@ const GROUPS: &[Group] = &[
     // A node that gets another address.
     Group {
         name: "renewed",
+        // As the stack's: it gets the lab that the stack leaves.
+        lane: Lane::Variants,
         managers: 2,
         stories: &[networks::RENEWED],
         ..DEFAULT
@@ -261,7 +263,8 @@ fn main() -> ExitCode {
         }
     };
     let mut trials = Vec::new();
-    if lane != Some(Lane::Variants) {
+    // The lane of the variants is the shorter one otherwise.
+    if lane != Some(Lane::Changes) {
         trials.extend(labs::trials());
     }
     for group in GROUPS {

@@ -33,9 +33,8 @@ pub struct Arguments {
 
 /// Of the data paths that every kernel has, these stories: packets of every size and kind, by one of them.
 /// IPVS runs nowhere else, and all of it runs.
-const BRIEF_CONFORMANCE: [(&str, &str); 4] = [
+const BRIEF_CONFORMANCE: [(&str, &str); 3] = [
     ("ipvs", ""),
-    ("ebpf-native-clsact", "requests_rotate"),
     ("ebpf-native-clsact", "bulk_transfers"),
     ("ebpf-native-clsact", "datagrams_of_any_size"),
 ];
