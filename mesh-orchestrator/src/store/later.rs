@@ -47,7 +47,10 @@ where
     };
     let mut fields = Vec::new();
     loop {
-        match serde_path_to_error::deserialize::<_, T>(&rest) {
+        // From text, as the API reads users' input: code for every type to read from values would be large.
+        let text = serde_json::to_vec(&rest)?;
+        let mut reader = serde_json::Deserializer::from_slice(&text);
+        match serde_path_to_error::deserialize::<_, T>(&mut reader) {
             Ok(object) => {
                 // As it will be written: without the fields that are left out where they have their defaults.
                 let known = serde_json::to_value(&object)?;
