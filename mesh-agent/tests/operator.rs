@@ -383,7 +383,8 @@ async fn an_ipv6_client_is_named_by_the_address_that_replicas_see() {
     let (text, code) = with_agent(Idle { broken: false }, &["clients", "248.9.9.9"]).await;
     assert_eq!((code, text.trim()), (Some(0), "no such IPv6 clients"));
     let (text, code) = with_agent(Idle { broken: false }, &["clients", "someone"]).await;
-    assert_eq!(code, Some(125), "{text}");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("invalid IP address"), "{text}");
 }
 
 #[tokio::test]
