@@ -386,7 +386,7 @@ fn is_martian<F: ReadFrame>(frame: &F, key: &FlowKey) -> bool {
 /// know where those are, and on ports of a bridge; the kernel takes them for its own no more than this does.
 /// Asked as a flow opens, so that an open one does not pay for it.
 #[inline(always)]
-fn is_for_this_node<F: ReadFrame, T: Tables>(frame: &F, tables: &T, config: &Config) -> bool {
+pub fn is_for_this_node<F: ReadFrame, T: Tables>(frame: &F, tables: &T, config: &Config) -> bool {
     if config.knows_macs == 0 {
         return true;
     }

@@ -51,6 +51,9 @@ pub fn client<T: MappedTables>(
         }
         return Ok(mapped);
     }
+    if tables.own_mapped(address).is_some() {
+        return Err(DropReason::Martian);
+    }
     if !tables.may_map_client() {
         return Err(DropReason::NoClientAddress);
     }

@@ -4,13 +4,14 @@
 //! packets with extension headers, which the kernel refuses at ports that no process listens on.
 
 use crate::{
-    abi::{DropReason, Hook, Ipv6Address, OwnKey},
+    abi::{DropReason, Event, Hook, Ipv6Address, OwnKey},
     bytes::Be32,
     checksum::Difference,
+    entry::is_for_this_node,
     frame::{ChecksumChange, TranslateFrame},
     headers::{
         ETHERNET_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
-        TCP_CHECKSUM_OFFSET, TCP_LENGTH, UDP_CHECKSUM_OFFSET, UDP_LENGTH,
+        TCP_CHECKSUM_OFFSET, TCP_LENGTH, UDP_CHECKSUM_OFFSET, UDP_LENGTH, Udp,
     },
     ipv6::{self, Header},
     mapped,
@@ -41,7 +42,7 @@ pub fn run<F: TranslateFrame, T: MappedTables>(frame: &mut F, tables: &T, hook: 
         return Next::Pass;
     };
     let done = match ip.next_header {
-        PROTOCOL_TCP | PROTOCOL_UDP => packet(frame, tables, &ip, own),
+        PROTOCOL_TCP | PROTOCOL_UDP => packet(frame, tables, hook, &ip, own),
         PROTOCOL_ICMPV6 => match translated_error::to_ipv4(frame, tables, &ip, own) {
             Ok(true) => Ok(Next::Exceptional),
             Ok(false) => Ok(Next::Pass),
@@ -67,6 +68,7 @@ pub fn run<F: TranslateFrame, T: MappedTables>(frame: &mut F, tables: &T, hook: 
 fn packet<F: TranslateFrame, T: MappedTables>(
     frame: &mut F,
     tables: &T,
+    hook: Hook,
     ip: &Header,
     own: Be32,
 ) -> Result<Next, DropReason> {
@@ -77,8 +79,12 @@ fn packet<F: TranslateFrame, T: MappedTables>(
     if !mapped::is_frontend(tables, ip.next_header, own, ports.destination) || !source.is_global() {
         return Ok(Next::Pass);
     }
+    if matches!(hook, Hook::TcUplink) && is_for_another_machine(frame, tables) {
+        tables.count_event(Event::OtherMachine);
+        return Ok(Next::Pass);
+    }
     let is_udp = ip.next_header == PROTOCOL_UDP;
-    if is_udp && is_answer(tables, source, &ports) {
+    if is_udp && (has_no_checksum(frame) || is_answer(tables, source, &ports)) {
         return Ok(Next::Pass);
     }
     let payload = if frame.segment_size() == 0 {
@@ -109,8 +115,25 @@ fn packet<F: TranslateFrame, T: MappedTables>(
     Ok(Next::Pipeline)
 }
 
-/// Whether it is an answer to a process of this node, which uses a published port itself; or has no checksum,
-/// as no datagram over IPv6 has that a process made, which the kernel drops (RFC 8200, 8.1).
+/// Whether the frame has the MAC address of another machine, and its packet only the IP address of this one.
+/// The pipeline passes those that open no flow; here none may become IPv4.
+#[inline(always)]
+fn is_for_another_machine<F: TranslateFrame, T: MappedTables>(frame: &F, tables: &T) -> bool {
+    tables
+        .config()
+        .is_none_or(|config| !is_for_this_node(frame, tables, config))
+}
+
+/// Whether a datagram has no checksum: the kernel drops it (RFC 8200, 8.1).
+#[inline(always)]
+fn has_no_checksum<F: TranslateFrame>(frame: &F) -> bool {
+    frame.at::<Udp>(IPV6_L4_OFFSET).is_some_and(|udp| {
+        let checksum = udp.checksum;
+        checksum.raw() == 0
+    })
+}
+
+/// Whether it is an answer to a process of this node, which uses a published port itself.
 #[inline(always)]
 fn is_answer<T: MappedTables>(tables: &T, source: &Ipv6Address, ports: &Ports) -> bool {
     tables.is_own(&OwnKey {

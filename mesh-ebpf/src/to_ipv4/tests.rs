@@ -140,6 +140,27 @@ fn an_answer_to_a_process_that_uses_a_published_port_itself_passes() {
 }
 
 #[test]
+fn what_another_machine_is_to_get_and_datagrams_without_a_checksum_are_the_kernels() {
+    let tables = node();
+    let mut elsewhere = syn("[2001:db8::1]:8080");
+    elsewhere.bytes[5] ^= 1;
+    passes(&tables, elsewhere);
+    assert_eq!(tables.events(Event::OtherMachine), 1);
+    let mut without = udp_v6(at_v6("[2001:db8::99]:40000"), at_v6("[2001:db8::1]:5353"), b"x");
+    without.bytes[60..62].fill(0);
+    passes(&tables, without);
+}
+
+#[test]
+fn an_address_of_the_node_is_no_clients() {
+    let tables = node();
+    let mut frame = tcp_v6(at_v6("[2001:db8::1]:40000"), at_v6("[2001:db8::1]:8080"), SYN);
+    assert_eq!(run(&mut frame, &tables, Hook::TcUplink), Next::Drop);
+    assert_eq!(tables.drops(Hook::TcUplink, DropReason::Martian), 1);
+    assert_eq!(tables.mapped_clients(), 0);
+}
+
+#[test]
 fn lengths_that_contradict_each_other_are_dropped() {
     let tables = node();
     for (payload, reason) in [(21_u16, DropReason::BadLength), (19, DropReason::Truncated)] {
