@@ -43,7 +43,8 @@ impl Relayed {
         Self { drains, reads }
     }
 
-    /// Carries out what managers ask of this node, until cancelled.
+    /// Carries out what managers ask of this node, until cancelled: the source that passes it on may end
+    /// before, and says itself how.
     pub async fn serve(self, mut asked: mpsc::Receiver<RelayedRequest>, shutdown: CancellationToken) {
         let mut running = JoinSet::new();
         let serve = async {
@@ -51,11 +52,13 @@ impl Relayed {
                 tokio::select! {
                     request = asked.recv(), if running.len() < RUNNING => match request {
                         Some(request) => drop(running.spawn(self.clone().carry_out(request))),
-                        None => return,
+                        None => break,
                     },
                     Some(_) = running.join_next() => {}
                 }
             }
+            while running.join_next().await.is_some() {}
+            std::future::pending::<()>().await;
         };
         shutdown.run_until_cancelled(serve).await;
     }
@@ -145,6 +148,22 @@ mod tests {
         AdminServer::bind(path, agent, control, relay.clone(), doctor::Options::default())
             .await
             .unwrap()
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_without_a_source_until_it_is_cancelled() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = server(&folder.path().join("socket"), NodeRole::Worker, &Relay::default()).await;
+        let (sender, asked) = mpsc::channel(1);
+        drop(sender);
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(server.relayed().serve(asked, stop.clone()));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!serving.is_finished());
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     /// What an agent answers to a manager that reads a path.
