@@ -33,34 +33,13 @@ impl Difference {
         Self(self.0 + (old & 0xffff) + (old >> 16) + (new & 0xffff) + (new >> 16))
     }
 
-    /// Replaces IPv6 addresses by the IPv4 addresses that stand for them.
+    /// Replaces an IPv6 address. An IPv4 address sums as one with zeros behind it.
     #[inline(always)]
-    pub const fn replace_ipv6(self, ipv6: [&Ipv6Address; 2], ipv4: [Be32; 2]) -> Self {
-        let zero = Be32::new(0);
-        let [source, destination] = ipv6;
-        self.replace32(source.0[0], ipv4[0])
-            .replace32(source.0[1], zero)
-            .replace32(source.0[2], zero)
-            .replace32(source.0[3], zero)
-            .replace32(destination.0[0], ipv4[1])
-            .replace32(destination.0[1], zero)
-            .replace32(destination.0[2], zero)
-            .replace32(destination.0[3], zero)
-    }
-
-    /// The opposite.
-    #[inline(always)]
-    pub const fn replace_ipv4(self, ipv4: [Be32; 2], ipv6: [&Ipv6Address; 2]) -> Self {
-        let zero = Be32::new(0);
-        let [source, destination] = ipv6;
-        self.replace32(ipv4[0], source.0[0])
-            .replace32(zero, source.0[1])
-            .replace32(zero, source.0[2])
-            .replace32(zero, source.0[3])
-            .replace32(ipv4[1], destination.0[0])
-            .replace32(zero, destination.0[1])
-            .replace32(zero, destination.0[2])
-            .replace32(zero, destination.0[3])
+    pub const fn replace128(self, old: &Ipv6Address, new: &Ipv6Address) -> Self {
+        self.replace32(old.0[0], new.0[0])
+            .replace32(old.0[1], new.0[1])
+            .replace32(old.0[2], new.0[2])
+            .replace32(old.0[3], new.0[3])
     }
 
     /// The number that `bpf_l4_csum_replace` takes.

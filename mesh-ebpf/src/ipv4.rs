@@ -14,13 +14,26 @@ const TIME_TO_LIVE: u8 = 64;
 /// `service_type` has DSCP and ECN.
 #[inline(always)]
 pub fn header(source: Be32, destination: Be32, protocol: u8, length: Be16, service_type: u8) -> Ipv4 {
+    header_with(TIME_TO_LIVE, source, destination, protocol, length, service_type)
+}
+
+/// The same with another time to live.
+#[inline(always)]
+pub fn header_with(
+    time_to_live: u8,
+    source: Be32,
+    destination: Be32,
+    protocol: u8,
+    length: Be16,
+    service_type: u8,
+) -> Ipv4 {
     let mut header = Ipv4 {
         version_and_length: 0x45,
         service_type,
         total_length: length,
         identification: Be16::new(0),
         fragment: IPV4_DONT_FRAGMENT,
-        time_to_live: TIME_TO_LIVE,
+        time_to_live,
         protocol,
         checksum: Be16::new(0),
         source,

@@ -3,9 +3,8 @@
 use crate::{
     abi::Ipv6Address,
     bytes::{Be16, Be32},
-    checksum,
     frame::ReadFrame,
-    headers::{IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, Ipv6},
+    headers::{IPV4_LENGTH, Ipv4, Ipv6},
     ipv4,
 };
 
@@ -72,18 +71,7 @@ pub fn of_ipv4(
 /// The IPv4 header of what an IPv6 header says, with `payload` bytes behind it.
 #[inline(always)]
 pub fn to_ipv4(ip: &Header, protocol: u8, payload: u32, source: Be32, destination: Be32) -> Ipv4 {
-    let mut header = Ipv4 {
-        version_and_length: 0x45,
-        service_type: ip.traffic_class(),
-        total_length: ipv4::length_field(payload + IPV4_LENGTH as u32),
-        identification: Be16::new(0),
-        fragment: IPV4_DONT_FRAGMENT,
-        time_to_live: ip.hop_limit,
-        protocol,
-        checksum: Be16::new(0),
-        source,
-        destination,
-    };
-    header.checksum = checksum::ipv4(&header);
-    header
+    let length = ipv4::length_field(payload + IPV4_LENGTH as u32);
+    let (hops, service_type) = (ip.hop_limit, ip.traffic_class());
+    ipv4::header_with(hops, source, destination, protocol, length, service_type)
 }

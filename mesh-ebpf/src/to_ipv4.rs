@@ -107,7 +107,9 @@ fn packet<F: TranslateFrame, T: MappedTables>(
     frame.change_checksum(ChecksumChange {
         offset: IPV6_L4_OFFSET + field,
         udp: is_udp,
-        pseudo: Difference::NONE.replace_ipv6([source, destination], [client, own]),
+        pseudo: Difference::NONE
+            .replace128(source, &Ipv6Address::padded(client))
+            .replace128(destination, &Ipv6Address::padded(own)),
         body: Difference::NONE,
     })?;
     let header = ipv6::to_ipv4(ip, ip.next_header, payload, client, own);

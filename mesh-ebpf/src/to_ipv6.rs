@@ -72,7 +72,9 @@ fn packet<F: TranslateFrame>(
         frame.change_checksum(ChecksumChange {
             offset,
             udp: is_udp,
-            pseudo: Difference::NONE.replace_ipv4([ip.source, ip.destination], [own, client]),
+            pseudo: Difference::NONE
+                .replace128(&Ipv6Address::padded(ip.source), own)
+                .replace128(&Ipv6Address::padded(ip.destination), client),
             body: Difference::NONE,
         })?;
     }

@@ -12,6 +12,13 @@ use crate::bytes::Be32;
 pub struct Ipv6Address(pub [Be32; 4]);
 
 impl Ipv6Address {
+    /// What an IPv4 address counts as in a checksum over IPv6 addresses.
+    #[inline(always)]
+    pub const fn padded(address: Be32) -> Self {
+        let zero = Be32::new(0);
+        Self([address, zero, zero, zero])
+    }
+
     /// Whether a packet from elsewhere can have it as its source: unicast, and not of one link or one host
     /// only (RFC 4291, 2.4).
     #[inline(always)]

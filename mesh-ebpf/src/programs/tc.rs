@@ -59,7 +59,7 @@ pub(crate) fn mesh_uplink(context: TcContext) -> i32 {
         &context,
         Hook::TcUplink,
         Called::ExceptionalUplink,
-        Called::ToIpv4Uplink,
+        Some(Called::ToIpv4Uplink),
     )
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn mesh_container(context: TcContext) -> i32 {
         &context,
         Hook::TcContainer,
         Called::ExceptionalContainer,
-        Called::ToIpv4Container,
+        Some(Called::ToIpv4Container),
     )
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn mesh_local(context: TcContext) -> i32 {
         unsafe { call(&skb, Called::ToIpv6) };
         return TC_ACT_SHOT;
     }
-    run(&context, Hook::TcMesh0, Called::ExceptionalLocal, Called::ToIpv6)
+    run(&context, Hook::TcMesh0, Called::ExceptionalLocal, None)
 }
 
 /// What [`mesh_uplink`] leaves to it.
@@ -135,14 +135,14 @@ pub(crate) fn exceptional_local(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn run(context: &TcContext, hook: Hook, exceptional: Called, to_ipv4: Called) -> i32 {
+fn run(context: &TcContext, hook: Hook, exceptional: Called, to_ipv4: Option<Called>) -> i32 {
     if is_of_a_vlan(context) {
         return TC_ACT_UNSPEC;
     }
     let mut skb = Skb::new(context, hook);
     skb.pull_headers();
     let mut action = pipeline::run(&mut skb, &KernelTables, hook);
-    if matches!(action, Action::Pass) {
+    if let (Action::Pass, Some(to_ipv4)) = (action, to_ipv4) {
         if skb.protocol() == ETHERTYPE_IPV6 {
             // SAFETY: nothing is left to drop. Returns only if there is no such program.
             unsafe { call(&skb, to_ipv4) };

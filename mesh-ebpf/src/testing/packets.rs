@@ -60,7 +60,19 @@ pub(crate) fn tcp<'a>(
     segment: impl Into<Segment<'a>>,
 ) -> TestFrame {
     let segment = segment.into();
-    let mut header = TcpHeader::new(source.port(), destination.port(), segment.sequence, 64_000);
+    let header = tcp_header(source.port(), destination.port(), &segment);
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(SENDER_MAC, RECEIVER_MAC)
+        .ipv4(source.ip().octets(), destination.ip().octets(), 61)
+        .tcp_header(header)
+        .write(&mut bytes, segment.payload)
+        .expect("the payload fits");
+    TestFrame::new(bytes)
+}
+
+/// A segment's header, without its checksum.
+pub(super) fn tcp_header(source: u16, destination: u16, segment: &Segment<'_>) -> TcpHeader {
+    let mut header = TcpHeader::new(source, destination, segment.sequence, 64_000);
     header.acknowledgment_number = segment.acknowledgement;
     header.fin = segment.flags & FIN != 0;
     header.syn = segment.flags & SYN != 0;
@@ -70,13 +82,7 @@ pub(crate) fn tcp<'a>(
     header
         .set_options_raw(segment.options)
         .expect("at most 40 bytes of options");
-    let mut bytes = Vec::new();
-    PacketBuilder::ethernet2(SENDER_MAC, RECEIVER_MAC)
-        .ipv4(source.ip().octets(), destination.ip().octets(), 61)
-        .tcp_header(header)
-        .write(&mut bytes, segment.payload)
-        .expect("the payload fits");
-    TestFrame::new(bytes)
+    header
 }
 
 /// A UDP packet.

@@ -6,7 +6,7 @@ use etherparse::{Icmpv6Slice, IpNumber, Ipv6Header, PacketBuilder, TcpHeader, Ud
 
 use super::{
     Segment, TestFrame,
-    packets::{ACK, FIN, RECEIVER_MAC, RST, SENDER_MAC, SYN},
+    packets::{RECEIVER_MAC, SENDER_MAC, tcp_header},
 };
 use crate::headers::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP};
 
@@ -22,12 +22,7 @@ pub(crate) fn tcp_v6<'a>(
     segment: impl Into<Segment<'a>>,
 ) -> TestFrame {
     let segment = segment.into();
-    let mut header = TcpHeader::new(source.port(), destination.port(), segment.sequence, 64_000);
-    header.acknowledgment_number = segment.acknowledgement;
-    header.fin = segment.flags & FIN != 0;
-    header.syn = segment.flags & SYN != 0;
-    header.rst = segment.flags & RST != 0;
-    header.ack = segment.flags & ACK != 0;
+    let header = tcp_header(source.port(), destination.port(), &segment);
     let mut bytes = Vec::new();
     PacketBuilder::ethernet2(SENDER_MAC, RECEIVER_MAC)
         .ipv6(source.ip().octets(), destination.ip().octets(), 61)
