@@ -44,11 +44,10 @@ pub(super) fn answer(view: &View, query: &ClientsQuery, mut found: Vec<MappedCli
     found.sort();
     let more = found.len().saturating_sub(limit) as u64;
     found.truncate(limit);
-    let own = view.source.cluster.nodes.get(&view.node);
     Clients {
         version: api::VERSION,
         node: view.node.clone(),
-        hostname: own.map(|node| node.hostname.clone()).unwrap_or_default(),
+        hostname: view.hostname(),
         clients: found,
         more,
     }

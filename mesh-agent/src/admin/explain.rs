@@ -15,7 +15,8 @@ use crate::{
         mapped,
     },
     model::{
-        BackendKey, Ingress, Location, Prefix, Service, ServiceEntry, ServiceKey, SourcePolicy, SourceVerdict,
+        self, BackendKey, Ingress, Location, Prefix, Service, ServiceEntry, ServiceKey, SourcePolicy,
+        SourceVerdict,
     },
 };
 
@@ -144,7 +145,6 @@ pub(super) fn answer(
     question: &Question,
     found: &Explanation,
 ) -> Explained {
-    let own = view.source.cluster.nodes.get(&view.node);
     let narrator = Narrator {
         view,
         question,
@@ -161,7 +161,7 @@ pub(super) fn answer(
     Explained {
         version: api::VERSION,
         node: view.node.clone(),
-        hostname: own.map(|node| node.hostname.clone()).unwrap_or_default(),
+        hostname: view.hostname(),
         protocol: question.protocol,
         source: SocketAddr::new(query.source, source_port(query)),
         is_port_assumed: query.source_port.is_none(),
@@ -184,8 +184,7 @@ impl Narrator<'_> {
     /// What stands for an IPv6 client and what it dials.
     fn version(&self) -> Option<String> {
         let (source, destination) = (self.question.source.ip(), self.question.destination.ip());
-        let is_mapped =
-            crate::model::mapped::is_client(*source) && crate::model::mapped::is_own(*destination);
+        let is_mapped = model::mapped::is_client(*source) && model::mapped::is_own(*destination);
         is_mapped.then(|| {
             format!(
                 "IPv6, which becomes IPv4 here: {source} stands for the client (replicas see it), {destination} for the \

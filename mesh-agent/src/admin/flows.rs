@@ -77,11 +77,10 @@ fn backends(view: &View, name: &str) -> Result<BTreeSet<BackendKey>, String> {
 /// The flows with the names of what they are about.
 pub(super) fn answer(view: &View, found: FirstFlows) -> Flows {
     let (flows, more) = found.finish();
-    let own = view.source.cluster.nodes.get(&view.node);
     Flows {
         version: api::VERSION,
         node: view.node.clone(),
-        hostname: own.map(|node| node.hostname.clone()).unwrap_or_default(),
+        hostname: view.hostname(),
         flows: flows.into_iter().map(|found| flow(view, found)).collect(),
         more,
     }

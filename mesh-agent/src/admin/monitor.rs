@@ -68,7 +68,6 @@ impl Filter {
 
 /// The reports with the names of what they are about.
 pub(super) fn answer(view: &View, filter: &Filter, found: Observations) -> Events {
-    let own = view.source.cluster.nodes.get(&view.node);
     let events = found.list.into_iter().filter_map(|observation| {
         let service = service_of(view, &observation);
         filter
@@ -78,7 +77,7 @@ pub(super) fn answer(view: &View, filter: &Filter, found: Observations) -> Event
     Events {
         version: api::VERSION,
         node: view.node.clone(),
-        hostname: own.map(|node| node.hostname.clone()).unwrap_or_default(),
+        hostname: view.hostname(),
         events: events.collect(),
         next: found.next,
         lost: found.lost,

@@ -78,6 +78,13 @@ pub struct View {
 }
 
 impl View {
+    /// This node's host name; empty until the cluster is known.
+    #[must_use]
+    pub fn hostname(&self) -> String {
+        let own = self.source.cluster.nodes.get(&self.node);
+        own.map(|node| node.hostname.clone()).unwrap_or_default()
+    }
+
     /// The checks of all replicas, as this node knows them.
     #[must_use]
     pub fn checks(&self) -> Checks<'_> {

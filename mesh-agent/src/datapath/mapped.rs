@@ -1,4 +1,5 @@
-//! The IPv6 clients of a data path whose replicas see an IPv4 address instead. Imports nothing of ours.
+//! The IPv6 clients of a data path whose replicas see an IPv4 address instead. Imports mesh_ebpf
+//! only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -26,5 +27,25 @@ impl MappedClient {
     #[must_use]
     pub fn is(&self, address: IpAddr) -> bool {
         address == IpAddr::V4(self.mapped) || address == IpAddr::V6(self.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_ebpf::abi::{is_mapped_client, is_mapped_own};
+
+    use super::*;
+    use crate::model::mapped::{is_client, is_own};
+
+    #[test]
+    fn the_model_and_the_programs_mean_the_same_blocks() {
+        for first in 0..=u8::MAX {
+            for rest in [[0; 3], [255; 3]] {
+                let address = Ipv4Addr::new(first, rest[0], rest[1], rest[2]);
+                assert_eq!(is_mapped_client(address.into()), is_client(address), "{address}");
+                assert_eq!(is_mapped_own(address.into()), is_own(address), "{address}");
+            }
+        }
+        assert!(is_client(preferred("2001:db8::1".parse().unwrap())));
     }
 }

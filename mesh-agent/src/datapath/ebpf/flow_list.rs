@@ -63,11 +63,11 @@ fn listed(
     now: u32,
 ) -> Option<ListedFlow> {
     let backend = backends.get(&flow.backend);
-    let (client, presented) = (mapped::client(maps, flow.client), socket(flow.presented));
+    let (client, presented) = (mapped::shown_socket(maps, flow.client), socket(flow.presented));
     Some(ListedFlow {
         protocol: service_key(key.protocol as u16, flow.frontend.port)?.protocol,
         client,
-        frontend: mapped::dialled(maps, flow.frontend),
+        frontend: mapped::shown_socket(maps, flow.frontend),
         presented: (SocketAddr::from(presented) != client).then_some(presented),
         backend: backend.and_then(|(generation, key)| (*generation == flow.generation).then_some(*key)),
         state: state(flow.from_client, flow.from_backend, flow.opening),

@@ -6,10 +6,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
 };
 
-use aya::maps::MapError;
 use mesh_ebpf::{
     abi::{self, Endpoint, Ipv6Address, is_mapped_client, is_mapped_own},
-    bytes::{Be16, Be32},
+    bytes::Be32,
 };
 
 use super::{
@@ -18,6 +17,7 @@ use super::{
     flows::BATCH,
     hooks::interface_name,
     maps::Maps,
+    tables::remove,
 };
 
 /// Makes packets to an IPv6 address of the node ones to the IPv4 address that stands for it.
@@ -36,12 +36,10 @@ pub(super) fn add_own(maps: &mut Maps, address: Ipv6Addr, mapped: Ipv4Addr) -> R
 pub(super) fn remove_own(maps: &mut Maps, address: Ipv6Addr, mapped: Ipv4Addr) -> Result<(), DatapathError> {
     let (ipv6, ipv4) = (Ipv6Address::from(address), Be32::from(mapped));
     if matches!(maps.own_by_ipv6.get(&ipv6, 0), Ok(current) if current == ipv4) {
-        removed(maps.own_by_ipv6.remove(&ipv6))
-            .map_err(|error| failed(format!("remove OWN_BY_IPV6[{address}]"), error))?;
+        remove(&mut maps.own_by_ipv6, &ipv6, "OWN_BY_IPV6")?;
     }
     if matches!(maps.own_by_ipv4.get(&ipv4, 0), Ok(current) if current == ipv6) {
-        removed(maps.own_by_ipv4.remove(&ipv4))
-            .map_err(|error| failed(format!("remove OWN_BY_IPV4[{mapped}]"), error))?;
+        remove(&mut maps.own_by_ipv4, &ipv4, "OWN_BY_IPV4")?;
     }
     Ok(())
 }
@@ -76,36 +74,26 @@ pub(super) fn socket(endpoint: Endpoint) -> SocketAddrV4 {
     SocketAddrV4::new(endpoint.address.into(), endpoint.port.get())
 }
 
-/// A client, by its own address where this node knows whom a mapped one stands for.
-pub(super) fn client(maps: &Maps, client: Endpoint) -> SocketAddr {
-    let known = is_mapped_client(client.address).then(|| maps.clients_by_ipv4.get(&client.address, 0));
-    endpoint(client, known.and_then(Result::ok).map(|known| known.address))
+/// A client or what it dialled, by the IPv6 address that a mapped one stands for, if this node knows that.
+pub(super) fn shown_socket(maps: &Maps, endpoint: Endpoint) -> SocketAddr {
+    let address = Ipv4Addr::from(endpoint.address).into();
+    SocketAddr::new(shown(maps, address), endpoint.port.get())
 }
 
-/// What a client has dialled, by the node's own address that a mapped one stands for.
-pub(super) fn dialled(maps: &Maps, frontend: Endpoint) -> SocketAddr {
-    let known = is_mapped_own(frontend.address).then(|| maps.own_by_ipv4.get(&frontend.address, 0));
-    endpoint(frontend, known.and_then(Result::ok))
-}
-
-/// An address of a packet: the IPv6 address that it stands for, if this node knows that.
+/// The same of an address.
 pub(super) fn shown(maps: &Maps, address: IpAddr) -> IpAddr {
     let IpAddr::V4(mapped) = address else {
         return address;
     };
-    let mapped = Endpoint::new(mapped.into(), Be16::default());
-    match (is_mapped_client(mapped.address), is_mapped_own(mapped.address)) {
-        (true, _) => client(maps, mapped).ip(),
-        (_, true) => dialled(maps, mapped).ip(),
-        _ => address,
-    }
-}
-
-fn endpoint(endpoint: Endpoint, address: Option<Ipv6Address>) -> SocketAddr {
-    match address {
-        Some(address) => (Ipv6Addr::from(address), endpoint.port.get()).into(),
-        None => socket(endpoint).into(),
-    }
+    let mapped = Be32::from(mapped);
+    let known = if is_mapped_client(mapped) {
+        maps.clients_by_ipv4.get(&mapped, 0).map(|client| client.address)
+    } else if is_mapped_own(mapped) {
+        maps.own_by_ipv4.get(&mapped, 0)
+    } else {
+        return address;
+    };
+    known.map_or(address, |known| Ipv6Addr::from(known).into())
 }
 
 /// The IPv6 clients that the programs have given an address: that with an address, or all.
@@ -119,28 +107,23 @@ pub(super) fn clients(maps: &Maps, of: Option<IpAddr>) -> Result<Vec<MappedClien
             .or_insert_with_key(|index| interface_name(*index).unwrap_or_else(|_| index.to_string()))
             .clone(),
     };
-    if let Some(IpAddr::V4(mapped)) = of {
-        let known = maps.clients_by_ipv4.get(&mapped.into(), 0).ok();
-        return Ok(known
-            .map(|client| shown(mapped.into(), &client))
-            .into_iter()
-            .collect());
-    }
-    let mut found = Vec::new();
-    let visit = |mapped: &Be32, client: &abi::MappedClient| {
-        if of.is_none_or(|address| address == IpAddr::V6(client.address.into())) {
-            found.push(shown(*mapped, client));
+    let mapped = match of {
+        Some(IpAddr::V4(mapped)) => Some(mapped.into()),
+        Some(IpAddr::V6(address)) => maps.clients_by_ipv6.get(&address.into(), 0).ok(),
+        None => {
+            let mut all = Vec::new();
+            batch::for_each(&maps.clients_by_ipv4, BATCH, |mapped, client| {
+                all.push(shown(*mapped, client));
+            })
+            .map_err(|error| failed("read CLIENTS_BY_IPV4", error))?;
+            return Ok(all);
         }
     };
-    batch::for_each(&maps.clients_by_ipv4, BATCH, visit)
-        .map_err(|error| failed("read CLIENTS_BY_IPV4", error))?;
-    Ok(found)
-}
-
-/// An entry that is not there counts as removed.
-fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
-    match outcome {
-        Err(MapError::KeyNotFound) => Ok(()),
-        outcome => outcome,
-    }
+    let client = mapped.and_then(|mapped| Some((mapped, maps.clients_by_ipv4.get(&mapped, 0).ok()?)));
+    // One of the maps may have pushed it out, and the other's address may be another client's by now.
+    let client = client.map(|(mapped, client)| shown(mapped, &client));
+    Ok(client
+        .into_iter()
+        .filter(|client| of.is_some_and(|of| client.is(of)))
+        .collect())
 }
