@@ -12,7 +12,6 @@ use super::Check;
 use crate::{
     discovery::{bridges, default_route_interfaces, host_firewall::ipv6::ipv6_rules},
     mesh0,
-    model::Ipv6Rules,
 };
 
 /// Why an agent would not serve IPv6 here, unless its setting says otherwise.
@@ -21,10 +20,7 @@ pub(super) fn ipv6_left(on_ipvs: bool) -> Option<String> {
         return Some("this node's data path would be IPVS".to_owned());
     }
     match ipv6_rules() {
-        Ok(Ipv6Rules::Open) => None,
-        Ok(Ipv6Rules::Restricted(chain)) => Some(format!(
-            "the mesh would open what the host's own rules may close: {chain} (`--ipv6 on` serves it all the same)"
-        )),
+        Ok(rules) => rules.reason_to_leave(),
         Err(trouble) => Some(trouble),
     }
 }

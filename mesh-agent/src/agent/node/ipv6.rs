@@ -24,11 +24,12 @@ fn choose(option: Ipv6, rules: Option<&Ipv6Rules>, addresses: &BTreeSet<Ipv6Addr
         _ if addresses.is_empty() => {
             Ipv6Choice::Left("this node has no global or unique-local IPv6 address".to_owned())
         }
-        (Ipv6::On, _) | (Ipv6::Auto, Some(Ipv6Rules::Open)) => Ipv6Choice::Served(addresses.clone()),
+        (Ipv6::On, _) => Ipv6Choice::Served(addresses.clone()),
         (Ipv6::Auto, None) => Ipv6Choice::Unknown,
-        (Ipv6::Auto, Some(Ipv6Rules::Restricted(why))) => Ipv6Choice::Left(format!(
-            "the mesh would open what the host's own rules may close: {why} (`--ipv6 on` serves it all the same)"
-        )),
+        (Ipv6::Auto, Some(rules)) => match rules.reason_to_leave() {
+            None => Ipv6Choice::Served(addresses.clone()),
+            Some(why) => Ipv6Choice::Left(why),
+        },
     }
 }
 
