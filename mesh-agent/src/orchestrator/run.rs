@@ -174,7 +174,13 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
             };
             serve(listener, router)
         }));
+        // First of all: stopping the rest may take all the time that there is.
+        let announce_leaving = async {
+            stop.cancelled().await;
+            member.announce_leaving(replace.is_cancelled());
+        };
         tokio::join!(
+            announce_leaving,
             leadership,
             worker.run(stop.clone()),
             stop.run_until_cancelled(async {

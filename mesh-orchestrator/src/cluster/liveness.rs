@@ -9,20 +9,23 @@ use crate::objects::{Node, NodeId, NodeStatus, State, Timestamp};
 /// How long a node's engine may not answer until the node is down: its agent cannot know then whether its
 /// containers run. An engine that is upgraded is back before.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long another program of the agent may take to register the node: the kernel checks its programs first,
+/// which takes a busy machine longer than three heartbeats, and one that fails goes back to the last program.
+const REPLACED_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a leader knows about nodes' registrations in its term.
 ///
 /// A registration that ends has missed its heartbeats already, so its node is down. A node that was not seen
-/// in this term, or announced that it will be back, has the time of its heartbeats first. A new leader waits
-/// for all nodes: after an outage of the store, an old registration may end now while its node still waits
-/// for the answer to a request that the store has lost.
+/// in this term, or announced that it will be back, has the time of its heartbeats first, and more if another
+/// program replaces its agent. A new leader waits for all nodes: after an outage of the store, an old
+/// registration may end now while its node still waits for the answer to a request that the store has lost.
 #[derive(Debug)]
 pub(super) struct Liveness {
     time_to_live: Duration,
     /// Until when no node is marked down.
     settled_at: Timestamp,
-    /// Nodes that were seen, and whether they were leaving.
-    seen: BTreeMap<NodeId, bool>,
+    /// Nodes that were seen, and how long to wait for them once their registration has ended.
+    seen: BTreeMap<NodeId, Duration>,
     /// Until when to wait for a silent node.
     waiting: BTreeMap<NodeId, Timestamp>,
 }
@@ -61,7 +64,12 @@ impl Liveness {
         for (id, node) in state.nodes() {
             let status = match registrations.get(id) {
                 Some(registration) => {
-                    self.seen.insert(id.clone(), registration.leaving);
+                    let patience = match (registration.leaving, registration.replaced) {
+                        (false, _) => Duration::ZERO,
+                        (true, false) => self.time_to_live,
+                        (true, true) => self.time_to_live.max(REPLACED_PATIENCE),
+                    };
+                    self.seen.insert(id.clone(), patience);
                     self.waiting.remove(id);
                     if registration.engine {
                         NodeStatus::Ready
@@ -78,9 +86,8 @@ impl Liveness {
                 None if node.status == NodeStatus::Down => NodeStatus::Down,
                 None => {
                     let until = *self.waiting.entry(id.clone()).or_insert_with(|| {
-                        let is_over = self.seen.get(id).is_some_and(|leaving| !leaving);
-                        let until = if is_over { now } else { now + self.time_to_live };
-                        until.max(self.settled_at)
+                        let patience = self.seen.get(id).copied().unwrap_or(self.time_to_live);
+                        (now + patience).max(self.settled_at)
                     });
                     if until <= now {
                         NodeStatus::Down
@@ -261,6 +268,22 @@ mod tests {
             Found::default()
         );
         let found = liveness.check(&ready, &none(), LATER);
+        assert_eq!(found.statuses, [("a".into(), NodeStatus::Down)]);
+    }
+
+    #[test]
+    fn an_agent_that_another_program_replaces_has_the_time_to_load_it() {
+        let mut liveness = settled();
+        let ready = state(NodeStatus::Ready);
+        let mut registered = registrations(true);
+        registered.get_mut("a").unwrap().replaced = true;
+        liveness.check(&ready, &registered, LATER);
+        let until = LATER + Duration::from_secs(60);
+        for now in [LATER, LATER + Duration::from_secs(59)] {
+            let found = liveness.check(&ready, &none(), now);
+            assert_eq!((found.statuses.len(), found.wake_at), (0, Some(until)));
+        }
+        let found = liveness.check(&ready, &none(), until);
         assert_eq!(found.statuses, [("a".into(), NodeStatus::Down)]);
     }
 }

@@ -90,10 +90,17 @@ impl Member {
         self.session.present()
     }
 
-    /// Withdraws the registration of an agent that stops and will be back: the cluster waits for it as long
-    /// as for a silent one.
+    /// Announces that the agent stops and will be back, perhaps as another program. The sooner the better: an
+    /// agent that has no time left for [`leave`](Self::leave) is waited for all the same.
+    pub fn announce_leaving(&self, replaced: bool) {
+        self.update_registration(|registration| {
+            registration.leaving = true;
+            registration.replaced = replaced;
+        });
+    }
+
+    /// Withdraws the registration of an agent that stops and has announced it.
     pub async fn leave(self) {
-        self.update_registration(|registration| registration.leaving = true);
         let mut changes = self.cluster.changes();
         let known = changes.wait_for(|_| {
             self.cluster

@@ -19,6 +19,9 @@ pub struct Registration {
     pub engine: bool,
     /// Whether the agent is stopping and will soon be back: an upgrade or a restart.
     pub leaving: bool,
+    /// Whether another program replaces the agent: it is back once that has checked and loaded the data path.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
     /// The agent's release.
     pub release: String,
     /// The release of the node's container engine when the agent started.

@@ -93,10 +93,10 @@ fn share(fixture: &Fixture) -> Result<()> {
         ensure!(program.contains("/mesh/agent/"), "{program} runs on {node}");
     }
     let after = all_containers(fixture)?;
-    ensure!(
-        after == before,
-        "the containers were {before:?} and are {after:?}"
-    );
+    if after != before {
+        let why = fixture.meshctl("node1", &["service", "ps", "web", "--no-trunc"])?;
+        bail!("the containers were {before:?} and are {after:?}:\n{why}");
+    }
 
     // Drain: the node's tasks move, and nothing is lost.
     let drained = json!({"availability": "drain"});
