@@ -1,5 +1,5 @@
-//! What was IPv6, and what the pipeline passes: the kernel cannot take it, as it is IPv4 by now. It is
-//! refused, as the kernel refuses what no process listens for.
+//! What was IPv6, and what the pipeline passes: the kernel cannot take it, as it is IPv4 by now. A packet is
+//! refused, as the kernel refuses what no process listens for, and an ICMP error is dropped.
 
 use crate::{
     abi::{DropReason, Hook},
@@ -18,4 +18,11 @@ pub fn refuse<F: Frame, T: Tables>(frame: &mut F, tables: &T, hook: Hook) -> Act
         return Action::Drop;
     }
     Action::Answer
+}
+
+/// Drops an ICMP error about a flow that there is not, and counts it.
+#[inline(always)]
+pub fn ignore<F: Frame, T: Tables>(frame: &F, tables: &T, hook: Hook) -> Action {
+    observe::dropped(frame, tables, hook, DropReason::UnknownFlow);
+    Action::Drop
 }

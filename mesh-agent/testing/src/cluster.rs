@@ -1,6 +1,6 @@
 //! The cluster that the tests' frames are from and for: addresses, two services, and the peer's packets.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use mesh_agent::model::{
     Backend, BackendKey, BackendState, Balance, Desired, Frontend, Location, Protocol, ServiceEntry,
@@ -11,6 +11,10 @@ use crate::frames::{Macs, Tunnel};
 
 /// This node's address.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// An IPv6 address of this node's.
+pub const OWN_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// What stands for it in the pipeline.
+pub const OWN_MAPPED: Ipv4Addr = Ipv4Addr::new(252, 7, 8, 9);
 /// The other node's.
 pub const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// Of a machine on the same wire that is no node.
@@ -87,6 +91,13 @@ pub fn serve(state: &mut Desired, key: ServiceKey, backends: &[(u8, Location)]) 
             service: key,
         });
     }
+}
+
+/// Serves a service at the node's IPv6 address, too.
+pub fn serve_ipv6(state: &mut Desired, service: ServiceKey) {
+    state.own_ipv6.insert(OWN_IPV6, OWN_MAPPED);
+    let address = OWN_MAPPED;
+    state.frontends.insert(Frontend { address, service });
 }
 
 /// The key of a replica.

@@ -43,6 +43,7 @@ fn random_and_spoilt_frames_do_no_harm() {
         let tried = check(tried);
         println!("{tried:?}");
         assert!(tried.passed > 0 && tried.dropped > 0 && tried.sent > 0);
+        assert!(tried.sent_from_ipv6 > 0 && tried.sent_to_ipv6 > 0);
     });
 }
 

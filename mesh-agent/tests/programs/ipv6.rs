@@ -3,30 +3,24 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader};
-use mesh_agent::{
-    datapath::Datapath as _,
-    model::{Desired, Frontend},
-};
+use mesh_agent::{datapath::Datapath as _, model::Desired};
 use mesh_agent_testing::{
-    cluster::{WEB, arriving, backend_key, frontend, into_container, out_of_container, target},
+    cluster::{
+        OWN_IPV6 as OWN, OWN_MAPPED as MAPPED, WEB, arriving, backend_key, frontend, into_container,
+        out_of_container, serve_ipv6, target,
+    },
     frames::{ACK, Packet, SYN, check_frame},
     node::{Node, on_a_node},
     run::{TC_REDIRECT, TC_SHOT, TC_UNSPEC, XDP_PASS},
 };
 
-const OWN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-const MAPPED: Ipv4Addr = Ipv4Addr::new(252, 7, 8, 9);
 const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 9, 0, 0, 0, 0x77);
 const CLIENT_PORT: u16 = 40_000;
 
 /// The node serves the port at its IPv6 address, too.
 fn serve(node: &mut Node) -> Desired {
     let mut state = node.serving(node.local());
-    state.own_ipv6.insert(OWN, MAPPED);
-    state.frontends.insert(Frontend {
-        address: MAPPED,
-        service: WEB,
-    });
+    serve_ipv6(&mut state, WEB);
     node.apply(&state);
     state
 }
@@ -138,6 +132,38 @@ fn what_opens_no_flow_is_refused_by_ipv6() {
         assert_eq!(output.verdict, TC_REDIRECT, "to mesh0");
         let output = node.tc_mesh0(&output.frame);
         assert!(to_client(&output.frame).rst);
+    });
+}
+
+#[test]
+fn an_error_about_no_flow_is_dropped_and_counted() {
+    on_a_node(|node| {
+        serve(node);
+        let syn = from_client(WEB.port, &plain(Ipv4Addr::UNSPECIFIED, SYN));
+        assert_eq!(node.tc_uplink(&syn).verdict, TC_REDIRECT, "the client is known");
+        let about = Ipv6Header {
+            payload_length: 20,
+            next_header: IpNumber::TCP,
+            hop_limit: 60,
+            source: OWN.octets(),
+            destination: CLIENT.octets(),
+            ..Ipv6Header::default()
+        };
+        let mut quote = about.to_bytes().to_vec();
+        for port in [WEB.port, CLIENT_PORT + 1] {
+            quote.extend(port.to_be_bytes());
+        }
+        quote.extend([0; 4]);
+        let mut error = Vec::new();
+        let macs = arriving();
+        PacketBuilder::ethernet2(macs.source, macs.destination)
+            .ipv6(CLIENT.octets(), OWN.octets(), 64)
+            .icmpv6_raw(1, 4, [0; 4])
+            .write(&mut error, &quote)
+            .expect("the quote fits");
+        assert_eq!(node.tc_uplink(&error).verdict, TC_SHOT);
+        let reason = ("tc_uplink".to_owned(), "unknown_flow".to_owned());
+        assert_eq!(node.drops(), [(reason, 1)].into());
     });
 }
 

@@ -156,9 +156,9 @@ fn run(context: &TcContext, hook: Hook, exceptional: Called, to_ipv4: Option<Cal
 #[inline(always)]
 fn run_exceptional(context: &TcContext, hook: Hook) -> i32 {
     let mut skb = Skb::new(context, hook);
-    let action = exceptional::run(&mut skb, &KernelTables, hook);
+    let mut action = exceptional::run(&mut skb, &KernelTables, hook);
     if matches!(action, Action::Pass) && skb.was_ipv6() {
-        return TC_ACT_SHOT;
+        action = left_over::ignore(&skb, &KernelTables, hook);
     }
     act(&mut skb, action, None)
 }

@@ -5,13 +5,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use fastrand::Rng;
 
 use super::{
-    Input,
+    Input, ipv6,
     oracle::{ETHERNET, GENEVE, number, sum},
 };
 use crate::{
     cluster::{
-        DNS, MESH0_MAC, NODE, PEER, SERVICE_ADDRESS, STRANGER, WEB, arriving, from_peer, from_peer_about,
-        frontend, out_of_container, target,
+        DNS, MESH0_MAC, NODE, OWN_MAPPED, PEER, SERVICE_ADDRESS, STRANGER, WEB, arriving, from_peer,
+        from_peer_about, frontend, out_of_container, target,
     },
     frames::{
         ACK, FIN, FORWARD, FORWARD_DIRECT, Macs, PROBE, PROBE_ANSWER, Packet, REPLY, RST, SYN, Transport,
@@ -31,6 +31,8 @@ const KINDS: [u8; 6] = [FORWARD, FORWARD_DIRECT, REPLY, UNDELIVERABLE, PROBE, PR
 /// Makes frames; the same ones from the same seed.
 pub struct Generator {
     rng: Rng,
+    /// The addresses that stand for IPv6 clients.
+    mapped: Vec<Ipv4Addr>,
 }
 
 impl Generator {
@@ -39,7 +41,13 @@ impl Generator {
     pub fn new(seed: u64) -> Self {
         Self {
             rng: Rng::with_seed(seed),
+            mapped: Vec::new(),
         }
+    }
+
+    /// From now on, replies go to these addresses, too, which stand for IPv6 clients.
+    pub(super) fn learn(&mut self, mapped: Vec<Ipv4Addr>) {
+        self.mapped = mapped;
     }
 
     /// The next frame.
@@ -52,6 +60,14 @@ impl Generator {
             17..19 => self.sent_by_router(),
             _ => self.noise(),
         };
+        let is_ipv6 = entry == Entry::Uplink && self.rng.bool();
+        if let Some(of_ipv6) = ipv6::frame(&frame).filter(|_| is_ipv6) {
+            frame = of_ipv6;
+            if self.rng.u8(..12) == 0 {
+                let kind = self.one_of(&ipv6::EXTENSIONS);
+                ipv6::extend(&mut frame, kind, std::array::from_fn(|_| self.rng.u8(..4)));
+            }
+        }
         if self.rng.u8(..8) == 0 {
             self.add_options(&mut frame);
         }
@@ -101,6 +117,16 @@ impl Generator {
     fn client(&mut self) -> SocketAddrV4 {
         let address = Ipv4Addr::new(8, 0, 2, self.rng.u8(1..9));
         SocketAddrV4::new(address, 40_000 + self.rng.u16(..8))
+    }
+
+    /// Who gets a reply.
+    fn client_known(&mut self) -> SocketAddrV4 {
+        let client = self.client();
+        if self.mapped.is_empty() || self.rng.u8(..4) != 0 {
+            return client;
+        }
+        let mapped = self.mapped[self.rng.usize(..self.mapped.len())];
+        SocketAddrV4::new(mapped, client.port())
     }
 
     fn destination(&mut self, address: Ipv4Addr) -> SocketAddrV4 {
@@ -159,7 +185,7 @@ impl Generator {
             let destination = self.destination(NODE);
             self.packet(out_of_container(), source, destination)
         } else {
-            let client = self.client();
+            let client = self.client_known();
             self.packet(out_of_container(), target(service), client)
         };
         (Entry::Container, packet.frame())
@@ -170,8 +196,14 @@ impl Generator {
             source: MESH0_MAC,
             destination: MESH0_MAC,
         };
-        let source = SocketAddrV4::new(NODE, 40_000 + self.rng.u16(..16));
-        let destination = self.destination(SERVICE_ADDRESS);
+        let (source, destination) = if self.rng.bool() {
+            // What the pipeline sends to an IPv6 client.
+            let service = self.one_of(&[WEB, DNS]);
+            (SocketAddrV4::new(OWN_MAPPED, service.port), self.client_known())
+        } else {
+            let source = SocketAddrV4::new(NODE, 40_000 + self.rng.u16(..16));
+            (source, self.destination(SERVICE_ADDRESS))
+        };
         (Entry::Local, self.packet(macs, source, destination).frame())
     }
 
@@ -278,6 +310,9 @@ impl Generator {
     }
 
     fn make_fragment(&mut self, frame: &mut [u8]) {
+        if frame.get(12..ETHERNET) != Some(&[8, 0]) {
+            return;
+        }
         let offset = self.one_of(&[0_u16, 0, 1, 185, 8000, 0x1fff]);
         let more = self.one_of(&[0x2000_u16, 0]);
         if let Some(field) = frame.get_mut(ETHERNET + 6..ETHERNET + 8) {
@@ -296,7 +331,7 @@ impl Generator {
                 3 => frame.extend((0..self.rng.usize(1..64)).map(|_| 0)),
                 // A length, a little off or not at all possible.
                 4 => {
-                    let at = self.one_of(&[ETHERNET + 2, ETHERNET + 24, 66, 86]);
+                    let at = self.one_of(&[ETHERNET + 2, ETHERNET + 4, ETHERNET + 24, 66, 86]);
                     if frame.len() >= at + 2 {
                         let near = number(&frame[at..])
                             .wrapping_add(self.rng.u16(..9))
@@ -306,7 +341,7 @@ impl Generator {
                     }
                 }
                 _ => {
-                    let at = self.one_of(&[ETHERNET, ETHERNET + 9, ETHERNET + 32, 42]);
+                    let at = self.one_of(&[ETHERNET, ETHERNET + 6, ETHERNET + 9, ETHERNET + 32, 42]);
                     if let Some(byte) = frame.get_mut(at) {
                         *byte = self.rng.u8(..);
                     }

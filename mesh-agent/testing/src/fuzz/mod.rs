@@ -3,11 +3,13 @@
 //! stays sound, and every drop is counted once.
 
 mod generate;
+mod ipv6;
 mod oracle;
 
 use std::{
     collections::VecDeque,
     fmt::Write as _,
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -17,9 +19,11 @@ use mesh_agent::{
 };
 
 pub use self::generate::Generator;
-use self::oracle::{Fate, fate, has_followers, is_carrier, is_not_ours, is_sound, is_sound_or_fragment};
+use self::oracle::{
+    ETHERNET, Fate, fate, has_followers, is_carrier, is_not_ours, is_sound, is_sound_or_fragment,
+};
 use crate::{
-    cluster::{DNS, PEER, WEB, serve},
+    cluster::{DNS, PEER, WEB, serve, serve_ipv6},
     node::Node,
     run::Entry,
 };
@@ -28,6 +32,8 @@ use crate::{
 const BATCH: usize = 64;
 /// Batches after which the agent's maintenance runs, which gives the programs the time.
 const MAINTENANCE: usize = 256;
+/// Batches after which the generator learns by which addresses replicas see IPv6 clients.
+const LEARNING: usize = 16;
 /// Frames that are kept of what led to a finding.
 const HISTORY: usize = 512;
 
@@ -99,6 +105,10 @@ pub struct Tried {
     pub dropped: u64,
     /// Sent on or answered.
     pub sent: u64,
+    /// Of those, the ones that came as IPv6.
+    pub sent_from_ipv6: u64,
+    /// Of those, the ones that left as IPv6.
+    pub sent_to_ipv6: u64,
 }
 
 /// A node with replicas of its own and of the peer, whose programs are to be tried.
@@ -106,6 +116,7 @@ pub fn prepare(node: &mut Node) {
     let mut state: Desired = node.without_services();
     for key in [WEB, DNS] {
         serve(&mut state, key, &[(5, node.local()), (6, Location::Remote(PEER))]);
+        serve_ipv6(&mut state, key);
     }
     node.apply(&state);
 }
@@ -119,6 +130,9 @@ pub fn run_for(node: &mut Node, generator: &mut Generator, time: Duration) -> Re
     let mut runner = Runner::new(node);
     while Instant::now() < end {
         runner.batch((0..BATCH).map(|_| generator.input()).collect())?;
+        if runner.batches.is_multiple_of(LEARNING) {
+            generator.learn(runner.mapped_clients());
+        }
     }
     Ok(runner.tried)
 }
@@ -207,6 +221,10 @@ impl<'a> Runner<'a> {
         if fate != Fate::Passed && is_not_ours(*entry, frame) {
             return Err("a frame that is not ours was not passed on".to_owned());
         }
+        if fate == Fate::Sent {
+            self.tried.sent_from_ipv6 += u64::from(is_ipv6(frame));
+            self.tried.sent_to_ipv6 += u64::from(is_ipv6(&output.frame));
+        }
         // A test run gives every packet an Ethernet header, which confuses what makes one.
         let has_ethernet = *entry != Entry::Layer3;
         if fate == Fate::Sent && has_ethernet && is_sound(frame) && !is_sound_or_fragment(&output.frame) {
@@ -218,12 +236,22 @@ impl<'a> Runner<'a> {
         Ok(fate)
     }
 
+    fn mapped_clients(&mut self) -> Vec<Ipv4Addr> {
+        let clients = self.node.datapath().mapped_clients(None);
+        let clients = clients.expect("the table of IPv6 clients can be read");
+        clients.into_iter().map(|client| client.mapped).collect()
+    }
+
     fn finding(&self, text: String) -> Finding {
         Finding {
             text,
             inputs: self.history.iter().cloned().collect(),
         }
     }
+}
+
+fn is_ipv6(frame: &[u8]) -> bool {
+    frame.get(12..ETHERNET) == Some(&IPV6)
 }
 
 fn count(node: &mut Node) -> u64 {

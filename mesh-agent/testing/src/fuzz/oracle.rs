@@ -1,20 +1,27 @@
 //! What is known of a frame without the code under test: whether it can be the mesh's, and whether its
 //! lengths and checksums are right.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    cluster::{DNS, NODE, SERVICE_ADDRESS, WEB, target},
+    cluster::{DNS, NODE, OWN_IPV6, SERVICE_ADDRESS, WEB, target},
     run::{Entry, TC_REDIRECT, TC_SHOT, TC_UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
 };
 
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET: usize = 14;
+/// IPv6's EtherType.
+pub(super) const IPV6: [u8; 2] = [0x86, 0xdd];
+/// Bytes of an IPv6 header.
+pub(super) const IPV6_HEADER: usize = 40;
 /// The UDP port between nodes.
 pub(super) const GENEVE: u16 = 6081;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+pub(super) const ICMPV6: u8 = 58;
+/// ICMPv6 messages that are errors (RFC 4443): all others are the kernel's, such as neighbour discovery.
+const ERRORS: std::ops::RangeInclusive<u8> = 1..=4;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,38 +47,85 @@ pub(super) fn fate(entry: Entry, verdict: u32) -> Option<Fate> {
     }
 }
 
-/// An IPv4 packet as far as it can be read.
-struct Ip<'a> {
+/// A packet as far as it can be read. Extension headers of IPv6 are part of the rest.
+pub(super) struct Ip<'a> {
     header: &'a [u8],
-    rest: &'a [u8],
+    pub(super) rest: &'a [u8],
+    protocol: u8,
+    destination: IpAddr,
 }
 
 impl<'a> Ip<'a> {
-    fn of(packet: &'a [u8]) -> Option<Self> {
+    pub(super) fn of(packet: &'a [u8]) -> Option<Self> {
         let first = *packet.first()?;
-        let length = usize::from(first & 15) * 4;
-        let is_header = first >> 4 == 4 && length >= 20 && packet.len() >= length;
+        let is_ipv6 = first >> 4 == 6;
+        let length = if is_ipv6 {
+            IPV6_HEADER
+        } else {
+            usize::from(first & 15) * 4
+        };
+        let is_header = [4, 6].contains(&(first >> 4)) && length >= 20 && packet.len() >= length;
         let (header, rest) = is_header.then(|| packet.split_at(length))?;
-        Some(Self { header, rest })
+        let (protocol, destination) = if is_ipv6 {
+            (header[6], address16(&header[24..]))
+        } else {
+            (header[9], address4(&header[16..]))
+        };
+        Some(Self {
+            header,
+            rest,
+            protocol,
+            destination,
+        })
     }
 
-    fn destination(&self) -> Ipv4Addr {
-        address(&self.header[16..20])
+    fn is_ipv6(&self) -> bool {
+        self.destination.is_ipv6()
     }
 
-    fn protocol(&self) -> u8 {
-        self.header[9]
+    /// The packet's length as its header has it.
+    fn length(&self) -> usize {
+        if self.is_ipv6() {
+            IPV6_HEADER + usize::from(number(&self.header[4..]))
+        } else {
+            usize::from(number(&self.header[2..]))
+        }
     }
 
     fn is_fragment(&self) -> bool {
-        number(&self.header[6..]) & 0x3fff != 0
+        !self.is_ipv6() && number(&self.header[6..]) & 0x3fff != 0
+    }
+
+    fn is_carrier(&self) -> bool {
+        !self.is_ipv6() && number(&self.header[6..]) & 0x3fff == 0x3fff
     }
 
     /// Source and destination port.
     fn ports(&self) -> Option<(u16, u16)> {
-        let has_ports = [TCP, UDP].contains(&self.protocol()) && self.rest.len() >= 4;
+        let has_ports = [TCP, UDP].contains(&self.protocol) && self.rest.len() >= 4;
         has_ports.then(|| (number(self.rest), number(&self.rest[2..])))
     }
+
+    /// Where the rest has its checksum.
+    pub(super) fn checksum_at(&self) -> Option<usize> {
+        match self.protocol {
+            TCP => Some(16),
+            UDP => Some(6),
+            ICMPV6 => Some(2),
+            _ => None,
+        }
+    }
+}
+
+/// The sum over what the checksums of TCP, UDP and ICMPv6 include of the IP header.
+pub(super) fn pseudo_header(ip: &Ip<'_>) -> u32 {
+    let addresses = if ip.is_ipv6() {
+        &ip.header[8..40]
+    } else {
+        &ip.header[12..20]
+    };
+    let fields = u32::from(ip.protocol) + ip.rest.len() as u32;
+    u32::from(sum(addresses, fields))
 }
 
 /// Whether a packet has the fragment field of those in which the programs carry a fragment that they have
@@ -79,7 +133,7 @@ impl<'a> Ip<'a> {
 pub(super) fn is_carrier(entry: Entry, frame: &[u8]) -> bool {
     let start = if entry == Entry::Layer3 { 0 } else { ETHERNET };
     let ip = frame.get(start..).and_then(Ip::of);
-    ip.is_some_and(|ip| number(&ip.header[6..]) & 0x3fff == 0x3fff)
+    ip.is_some_and(|ip| ip.is_carrier())
 }
 
 /// Whether parts of a packet, or fragments that came before it, may arrive after it, at the programs that are
@@ -100,21 +154,28 @@ pub(super) fn is_not_ours(entry: Entry, frame: &[u8]) -> bool {
         // is for a frontend or dropped.
         Entry::Layer3 | Entry::Local => return false,
     }
-    if frame.len() < ETHERNET || frame[12..14] != [8, 0] {
-        return true;
-    }
+    let version = match frame.get(12..ETHERNET) {
+        Some([8, 0]) => 4,
+        Some(protocol) if protocol == IPV6 => 6,
+        _ => return true,
+    };
     let Some(ip) = Ip::of(&frame[ETHERNET..]) else {
         return false;
     };
+    if version == 6 {
+        return entry == Entry::Xdp || !ip.is_ipv6() || !may_be_ours(&ip);
+    }
     // A fragment can belong to a datagram whose first one came in elsewhere.
     if ip.is_fragment() {
         return false;
     }
-    if ![ICMP, TCP, UDP].contains(&ip.protocol()) {
+    if ![ICMP, TCP, UDP].contains(&ip.protocol) {
         return true;
     }
     let published = [WEB.port, DNS.port];
-    let for_us = [NODE, SERVICE_ADDRESS].contains(&ip.destination());
+    let for_us = [NODE, SERVICE_ADDRESS]
+        .map(IpAddr::from)
+        .contains(&ip.destination);
     match entry {
         Entry::Container => ip.ports().is_some_and(|(source, destination)| {
             let is_answer = [target(WEB).port(), target(DNS).port()].contains(&source);
@@ -125,6 +186,18 @@ pub(super) fn is_not_ours(entry: Entry, frame: &[u8]) -> bool {
             .ports()
             .is_some_and(|(_, destination)| !published.contains(&destination) && destination != GENEVE),
     }
+}
+
+/// Of a packet of IPv6.
+fn may_be_ours(ip: &Ip<'_>) -> bool {
+    let is_about_us = match ip.protocol {
+        TCP | UDP => ip
+            .ports()
+            .is_none_or(|(_, destination)| [WEB.port, DNS.port].contains(&destination)),
+        ICMPV6 => ip.rest.first().is_none_or(|kind| ERRORS.contains(kind)),
+        _ => false,
+    };
+    ip.destination == OWN_IPV6 && is_about_us
 }
 
 /// Whether a frame is a whole packet whose lengths and checksums are right, those of an encapsulated packet
@@ -139,28 +212,38 @@ pub(super) fn is_sound_or_fragment(frame: &[u8]) -> bool {
 }
 
 fn has_right_sums(frame: &[u8], or_fragment: bool) -> bool {
-    frame.len() >= ETHERNET && frame[12..14] == [8, 0] && is_sound_packet(&frame[ETHERNET..], or_fragment)
+    let version = match frame.get(12..ETHERNET) {
+        Some([8, 0]) => 4,
+        Some(protocol) if protocol == IPV6 => 6,
+        _ => return false,
+    };
+    let packet = &frame[ETHERNET..];
+    packet.first().is_some_and(|first| first >> 4 == version) && is_sound_packet(packet, or_fragment)
 }
 
 fn is_sound_packet(packet: &[u8], or_fragment: bool) -> bool {
     let Some(ip) = Ip::of(packet) else { return false };
-    if usize::from(number(&packet[2..])) != packet.len() || sum(ip.header, 0) != 0xffff {
+    if ip.length() != packet.len() || !ip.is_ipv6() && sum(ip.header, 0) != 0xffff {
         return false;
     }
     let rest = ip.rest;
     if ip.is_fragment() {
         return or_fragment;
     }
-    let pseudo = u32::from(ip.protocol()) + rest.len() as u32;
-    let pseudo = u32::from(sum(&ip.header[12..20], pseudo));
-    match ip.protocol() {
+    let pseudo = pseudo_header(&ip);
+    match ip.protocol {
         TCP => {
             let header = rest.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
             header >= 20 && header <= rest.len() && sum(rest, pseudo) == 0xffff
         }
         UDP if rest.len() < 8 || usize::from(number(&rest[4..])) != rest.len() => false,
-        UDP => (number(&rest[6..]) == 0 || sum(rest, pseudo) == 0xffff) && is_sound_tunnel(rest, or_fragment),
+        UDP => {
+            let has_none = number(&rest[6..]) == 0;
+            let is_right = sum(rest, pseudo) == 0xffff;
+            (if has_none { !ip.is_ipv6() } else { is_right }) && is_sound_tunnel(rest, or_fragment)
+        }
         ICMP => rest.len() >= 8 && sum(rest, 0) == 0xffff,
+        ICMPV6 => rest.len() >= 8 && sum(rest, pseudo) == 0xffff,
         _ => true,
     }
 }
@@ -197,8 +280,15 @@ pub(super) fn number(bytes: &[u8]) -> u16 {
     u16::from_be_bytes([bytes[0], bytes[1]])
 }
 
-fn address(bytes: &[u8]) -> Ipv4Addr {
-    Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])
+fn address4(bytes: &[u8]) -> IpAddr {
+    Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
+}
+
+/// Of the 16 bytes at the start.
+fn address16(bytes: &[u8]) -> IpAddr {
+    let parts = std::array::from_fn(|part| number(&bytes[part * 2..]));
+    let [a, b, c, d, e, f, g, h] = parts;
+    Ipv6Addr::new(a, b, c, d, e, f, g, h).into()
 }
 
 #[cfg(test)]
