@@ -85,7 +85,7 @@ fn fix_checksum(packet: &mut [u8]) {
     let Some(at) = Ip::of(packet).and_then(|ip| ip.checksum_at()) else {
         return;
     };
-    let Some(field) = packet.get_mut(HEADER + at..IPV6_HEADER + at + 2) else {
+    let Some(field) = packet.get_mut(IPV6_HEADER + at..IPV6_HEADER + at + 2) else {
         return;
     };
     field.fill(0);

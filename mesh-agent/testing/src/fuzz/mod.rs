@@ -20,7 +20,7 @@ use mesh_agent::{
 
 pub use self::generate::Generator;
 use self::oracle::{
-    ETHERNET, Fate, fate, has_followers, is_carrier, is_not_ours, is_sound, is_sound_or_fragment,
+    ETHERNET, Fate, IPV6, fate, has_followers, is_carrier, is_not_ours, is_sound, is_sound_or_fragment,
 };
 use crate::{
     cluster::{DNS, PEER, WEB, serve, serve_ipv6},
